@@ -1,0 +1,41 @@
+"""Deploy Mixture-of-Head attention models: one portable package, proven equal to the original.
+
+Each command of `moh-deploy` is a function of the same name here. They are imported on first use, so
+that importing the package costs nothing and reading a package needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moh_deploy.jobs.inspect import inspect
+    from moh_deploy.jobs.run import run
+    from moh_deploy.jobs.verify import verify
+    from moh_deploy.options import ExportOptions
+    from moh_deploy.package import OnnxPackage
+    from moh_deploy.pipeline import export
+
+__version__ = "0.1.0"
+
+__all__ = ["ExportOptions", "OnnxPackage", "export", "inspect", "run", "verify"]
+
+_HOME = {
+    "ExportOptions": "moh_deploy.options",
+    "OnnxPackage": "moh_deploy.package",
+    "export": "moh_deploy.pipeline",
+    "inspect": "moh_deploy.jobs.inspect",
+    "run": "moh_deploy.jobs.run",
+    "verify": "moh_deploy.jobs.verify",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,230 @@
+"""Write to disk so that a reader sees the whole result or nothing.
+
+Everything is written under a hidden name beside the destination and renamed at the end. Whatever
+ends the work early, a full disk, an exception, Ctrl-C or SIGTERM, the hidden files are removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NoReturn
+
+from moh_deploy.errors import PackageError
+
+
+class StagedDirectory:
+    """A directory filled in `path` that appears at `output` with `commit`, replacing what is there.
+
+    Args:
+        output: Destination. The caller has checked that it may be replaced. Missing parents are
+            made.
+
+    Raises:
+        PackageError: On leaving the block because the disk is full; on entering if nothing can be
+            written there.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output.resolve()
+        self.path = _hidden_sibling(self.output, "partial")
+        self._made_parents: list[Path] = []
+        self._needed_bytes: int | None = None
+        self._committed = False
+        self._signals = ExitStack()
+
+    def __enter__(self) -> StagedDirectory:
+        self._signals.enter_context(_termination_raises())
+        try:
+            self._make_parents()
+            self.path.mkdir()
+        except BaseException as error:
+            self._discard()
+            if isinstance(error, OSError):
+                raise PackageError(f"{self.output} cannot be made: {error.strerror}.") from error
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Measured before the files go: this is what did not fit.
+        full = None if error is None or not _is_disk_full(error) else self._describe_full_disk()
+        if not self._committed:
+            self._discard()
+        self._signals.close()
+        if full is not None:
+            raise PackageError(full, hint="Free some space, or write to another disk.") from error
+
+    def require_free(self, needed_bytes: int) -> None:
+        """Raise a PackageError if less than `needed_bytes` is free."""
+        self._needed_bytes = needed_bytes
+        free_bytes = shutil.disk_usage(self.path).free
+        if free_bytes < needed_bytes:
+            raise PackageError(
+                f"disk full: {self.output} needs {needed_bytes} bytes, {free_bytes} bytes free.",
+                hint="Free some space, or write to another disk.",
+            )
+
+    def commit(self) -> None:
+        """Put the directory at its destination; what was there is removed only after that.
+
+        Raises:
+            PackageError: It cannot be renamed; what was there is still there.
+        """
+        try:
+            self._swap_in()
+        except OSError as error:
+            raise PackageError(f"{self.output} cannot be put in place: {error}.") from error
+
+    def _swap_in(self) -> None:
+        _sync_directory(self.path)
+        replaced = _hidden_sibling(self.output, "replaced") if _is_filled(self.output) else None
+        with _signals_ignored():
+            if replaced is not None:
+                self.output.rename(replaced)
+            try:
+                self.path.rename(self.output)
+            except BaseException:
+                if replaced is not None:
+                    replaced.rename(self.output)
+                raise
+            self._committed = True
+        _sync_directory(self.output.parent)
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
+
+    def _make_parents(self) -> None:
+        missing = [parent for parent in self.output.parents if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
+            self._made_parents.append(parent)
+
+    def _discard(self) -> None:
+        with _signals_ignored():
+            shutil.rmtree(self.path, ignore_errors=True)
+            for parent in reversed(self._made_parents):
+                _remove_if_empty(parent)
+
+    def _describe_full_disk(self) -> str:
+        written_bytes = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        free_bytes = shutil.disk_usage(self.path).free
+        needed = "" if self._needed_bytes is None else f"{self._needed_bytes} bytes needed, "
+        return (
+            f"disk full while writing {self.output}: {needed}{written_bytes} bytes written,"
+            f" {free_bytes} bytes free."
+        )
+
+
+@contextmanager
+def staged_file(output: Path) -> Iterator[Path]:
+    """Yield a path to write to; the file appears at `output` if the block ends without exception.
+
+    Raises:
+        PackageError: It cannot be written, or the disk is full.
+    """
+    target = output.resolve()
+    partial = _hidden_sibling(target, "partial")
+    with _termination_raises():
+        try:
+            yield partial
+            sync_file(partial)
+            partial.replace(target)
+        except OSError as error:
+            problem = "disk full" if _is_disk_full(error) else error.strerror or str(error)
+            raise PackageError(f"{output} cannot be written: {problem}.") from error
+        finally:
+            with _signals_ignored():
+                partial.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Return once the file's content has reached the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hidden_sibling(path: Path, why: str) -> Path:
+    return path.with_name(f".{path.name}.{why}-{secrets.token_hex(4)}")
+
+
+def _is_filled(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
+
+
+def _remove_if_empty(directory: Path) -> None:
+    # Somebody else may have put something there meanwhile: theirs to keep.
+    with suppress(OSError):
+        directory.rmdir()
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+# numpy.ndarray.tofile reports a short write without an errno.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Look through the whole chain: writers wrap the OSError in exceptions of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and (error.errno in _FULL or _SHORT_WRITE.search(str(error))):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def _termination_raises() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, so that clean-up runs, instead of just killing."""
+    ours = [number for number in _terminations() if signal.getsignal(number) == signal.SIG_DFL]
+    with _handlers(ours, _exit_on_signal):
+        yield
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Protect a few file operations from being interrupted halfway."""
+    with _handlers([signal.SIGINT, *_terminations()], signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handlers(numbers: list[signal.Signals], handler: signal._HANDLER) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets only the main thread set handlers, and runs them there.
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            # None stands for a handler that C code installed, which Python can not put back.
+            if previous is not None:
+                signal.signal(number, previous)
+
+
+def _terminations() -> list[signal.Signals]:
+    return [number for number in signal.Signals if number.name in ("SIGTERM", "SIGHUP")]
+
+
+def _exit_on_signal(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -1,0 +1,1 @@
+"""Runtimes that run a package. Each imports its runtime in functions: a missing one harms none."""

@@ -1,0 +1,227 @@
+"""Run a package with ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import onnx
+
+from moh_deploy.backends.input_check import check_inputs
+from moh_deploy.backends.ort_placement import Placement
+from moh_deploy.backends.runner import Kernels, LayerImpl
+from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.npz import BFLOAT16, Array
+from moh_deploy.package import OnnxPackage, TensorInfo
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+T = TypeVar("T")
+
+_FATAL_ONLY = 4
+
+
+@dataclass(frozen=True)
+class OrtRunner:
+    """An ONNX Runtime session that checks its inputs and speaks bfloat16.
+
+    Attributes:
+        inputs: What the session takes.
+        layer_impl: Name of each node of domain `moh` to what runs it, as read from the session.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    layer_impl: Mapping[str, LayerImpl]
+    _session: ort.InferenceSession
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once; see `Runner.run`."""
+        check_inputs(self.inputs, inputs)
+        feeds = {name: _to_ort(array) for name, array in inputs.items()}
+        results = _calling_ort(
+            "running the model", lambda: self._session.run_with_ort_values(None, feeds)
+        )
+        names = [output.name for output in self._session.get_outputs()]
+        return {name: _from_ort(value) for name, value in zip(names, results, strict=True)}
+
+
+def open_session(
+    source: OnnxPackage | Path,
+    *,
+    kernels: Kernels = "auto",
+    threads: int | None = None,
+    extra_outputs: Sequence[str] = (),
+    optimize: bool = True,
+) -> OrtRunner:
+    """Load a model into ONNX Runtime.
+
+    Args:
+        source: A package, or the path of an ONNX model.
+        kernels: `auto` runs MoH nodes on the kernel library where there is one, `off` runs their
+            function bodies, `require` refuses to run without kernels.
+        threads: Threads within one operator; None lets ONNX Runtime choose.
+        extra_outputs: Names of inner values to return besides the outputs.
+        optimize: Let ONNX Runtime rewrite the graph. Without, every node runs as it is written.
+
+    Raises:
+        BackendError: Kernels are required but there are none, a name in `extra_outputs` is unknown,
+            or ONNX Runtime refuses the model.
+        PackageError: The file is missing or not an ONNX model.
+    """
+    _check_kernels(kernels)
+    path = source.model_path if isinstance(source, OnnxPackage) else source
+    model = _load_without_weights(path)
+    _add_outputs(model, extra_outputs)
+    with TemporaryDirectory(prefix="moh-deploy-") as scratch:
+        placement = Placement(_moh_nodes(path, model.graph), Path(scratch))
+        options = _session_options(path.parent, threads, optimize)
+        placement.prepare(options)
+        session = _create(model, options)
+        layer_impl = placement.read(session)
+    return OrtRunner(tuple(_tensor_info(one) for one in session.get_inputs()), layer_impl, session)
+
+
+def runtime_name() -> str:
+    """Return `ONNX Runtime 1.32.0`, the version that runs here."""
+    import onnxruntime as ort
+
+    return f"ONNX Runtime {ort.__version__}"
+
+
+def _check_kernels(kernels: Kernels) -> None:
+    if kernels not in ("auto", "off", "require"):
+        raise ConfigError(f"kernels is '{kernels}', expected auto, off or require.")
+    if kernels == "require":
+        raise BackendError(
+            "kernels are required, but no kernel library is installed: this version of moh-deploy"
+            " comes without one.",
+            hint="Use --kernels auto: it runs function bodies in standard ONNX ops where there"
+            " is no kernel.",
+        )
+
+
+def _load_without_weights(path: Path) -> onnx.ModelProto:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise PackageError(f"{path} does not exist.") from error
+    except (OSError, DecodeError) as error:
+        raise PackageError(f"{path} cannot be read as an ONNX model: {error}.") from error
+
+
+def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    graph = model.graph
+    known = {name for node in graph.node for name in node.output}
+    known |= {value.name for value in (*graph.input, *graph.initializer)}
+    present = {output.name for output in graph.output}
+    for name in dict.fromkeys(names):
+        if name not in known:
+            raise BackendError(
+                f"the model has no value '{name}', which was asked for as an extra output."
+            )
+        if name not in present:
+            # ONNX Runtime infers type and shape.
+            graph.output.append(onnx.ValueInfoProto(name=name))
+
+
+def _moh_nodes(path: Path, graph: onnx.GraphProto) -> list[str]:
+    nodes = [node for node in graph.node if node.domain == "moh"]
+    for node in nodes:
+        if not node.name:
+            raise PackageError(
+                f"{path}: a {node.op_type} node has no name, so what runs it cannot be told;"
+                f" it computes '{node.output[0]}'."
+            )
+    return [node.name for node in nodes]
+
+
+def _session_options(folder: Path, threads: int | None, optimize: bool) -> ort.SessionOptions:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # The model is handed over as bytes, which have no place of their own to look for external data.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder.resolve())
+    )
+    return options
+
+
+def _create(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    import onnxruntime as ort
+
+    content = model.SerializeToString()
+    return _calling_ort(
+        "loading the model",
+        lambda: ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]),
+    )
+
+
+def _calling_ort(doing: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
+        raise BackendError(f"ONNX Runtime failed while {doing}: {_essence(str(error))}") from error
+
+
+def _essence(message: str) -> str:
+    """Cut status codes and source locations from a message: they say nothing about the model."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(message.split()))
+    text = _SOURCE_LOCATION.sub("", text)
+    return text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+
+
+# `/path/reshape.h:45 onnxruntime::Reshape::Reshape(const Shape &, bool) `, or a bare function name.
+_SOURCE_LOCATION = re.compile(
+    r"\S*\.(?:cc|h|cpp):\d+ (?:[\w:&*<>~, ]*[\w:>]\([^()]*\)|[\w:~]+) "
+)
+
+_ORT_DTYPES = {"float": "float32", "double": "float64"}
+
+
+def _tensor_info(argument: ort.NodeArg) -> TensorInfo:
+    element = re.fullmatch(r"tensor\((\w+)\)", argument.type)
+    if element is None:
+        raise BackendError(
+            f"input '{argument.name}' is of type {argument.type}, expected a tensor."
+        )
+    dtype = _ORT_DTYPES.get(element[1], element[1])
+    shape = tuple(
+        f"{argument.name} axis {axis}" if size is None else size
+        for axis, size in enumerate(argument.shape)
+    )
+    return TensorInfo(argument.name, dtype, shape)
+
+
+def _to_ort(array: Array) -> ort.OrtValue:
+    import onnxruntime as ort
+
+    array = np.require(array, requirements="C")
+    if array.dtype == BFLOAT16:
+        raw = array.view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, onnx.TensorProto.BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _from_ort(value: ort.OrtValue) -> Array:
+    if value.data_type() != "tensor(bfloat16)":
+        array: Array = value.numpy()
+        return array
+    # ONNX Runtime's numpy() knows no bfloat16: copy the bytes.
+    count = int(np.prod(value.shape()))
+    raw = ctypes.string_at(value.data_ptr(), 2 * count) if count else b""
+    values: Array = np.frombuffer(bytearray(raw), BFLOAT16).reshape(value.shape())
+    return values

@@ -1,0 +1,26 @@
+"""The `moh-deploy` command: reads options, calls a job, prints its report.
+
+Nothing heavy is imported here or in the commands' files before a command runs: `--help` answers at
+once.
+"""
+
+from moh_deploy.cli.group import CommandGroup, CommandHome
+
+main = CommandGroup(
+    "moh-deploy",
+    "Deploy Mixture-of-Head attention models: one portable package, proven equal to the original.",
+    {
+        "export": CommandHome(
+            "moh_deploy.cli.export", "Turn a PyTorch model into a verified ONNX package."
+        ),
+        "inspect": CommandHome(
+            "moh_deploy.cli.inspect", "Show what is in a package and what runs it."
+        ),
+        "run": CommandHome("moh_deploy.cli.run", "Run a package on inputs from a file."),
+        "verify": CommandHome(
+            "moh_deploy.cli.verify", "Prove that a package computes what it should."
+        ),
+    },
+)
+
+__all__ = ["main"]

@@ -1,0 +1,87 @@
+"""`moh-deploy export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moh_deploy.cli.common_options import json_option
+from moh_deploy.cli.output import carry_out, print_json, print_rich
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("export")
+@click.argument("model", type=_PATH)
+@click.option("--output", "-o", required=True, metavar="DIR", type=_PATH, help="Package to write.")
+@click.option("--config", metavar="FILE.yaml", type=_PATH, help="Settings from a file.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting that wins over the file's: model.kwargs.depth=2. Repeatable.",
+)
+@click.option(
+    "--factory",
+    metavar="MODULE:CALLABLE",
+    help="What builds the model that a state dict belongs to.",
+)
+@click.option(
+    "--code-dir",
+    "code_dirs",
+    multiple=True,
+    metavar="DIR",
+    type=_PATH,
+    help="Import the model's code from here. Repeatable.",
+)
+@click.option(
+    "--state-key", metavar="KEY", help="Where a training checkpoint keeps the weights: model, ema."
+)
+@click.option(
+    "--trust-pickle",
+    is_flag=True,
+    help="Allow unpickling a whole module: it runs code from the file.",
+)
+@click.option(
+    "--inputs",
+    metavar="FILE.npz",
+    type=_PATH,
+    help="Example inputs; its members are the positional arguments, in file order.",
+)
+@click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="NAME:AXIS=DIM,...",
+    help="Dynamic axes of an input: x:0=batch,2=height. Repeatable.",
+)
+@click.option(
+    "--input",
+    "input_specs",
+    multiple=True,
+    metavar="SPEC",
+    help="An example input to make up: 'x:[batch=2,3,224,224]:float32'. NAME=SIZE is a dynamic"
+    " dimension, a number a fixed one. Repeatable.",
+)
+@click.option(
+    "--output-name",
+    "output_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of an output, in order. Repeatable.",
+)
+@click.option("--opset", type=int, metavar="N", help="ONNX operator set.")
+@json_option
+def command(as_json: bool, **options: object) -> None:
+    """Turn the PyTorch MODEL (.pt, .pth, .safetensors, .pt2) into a verified ONNX package."""
+    from moh_deploy.options import ExportOptions
+    from moh_deploy.pipeline import export
+
+    # The options above are named as the fields of ExportOptions.
+    job = ExportOptions(**options)  # type: ignore[arg-type]
+    report = carry_out(lambda progress: export(job, progress=progress), as_json=as_json)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_rich(report)

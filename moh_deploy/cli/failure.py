@@ -1,0 +1,74 @@
+"""How a command ends when it cannot do its job: one line on stderr, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import click
+
+from moh_deploy.errors import MoHDeployError
+from moh_deploy.json_text import to_json_text
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
+EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
+
+
+def exit_code_of(run: Callable[[], object], *, as_json: bool) -> int:
+    """Call `run` and return the exit code; what it returns is one if it is an int.
+
+    Args:
+        run: The whole command line.
+        as_json: Print failures on stdout as a JSON object too.
+    """
+    try:
+        code = run()
+    except MoHDeployError as error:
+        report_failure(error, as_json=as_json)
+        return error.exit_code
+    except click.ClickException as error:
+        _report_usage(error, as_json=as_json)
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def report_failure(error: MoHDeployError, *, as_json: bool) -> None:
+    """Print an error on stderr, and as JSON on stdout if asked for."""
+    print_error(error.message, error.hint)
+    if as_json:
+        click.echo(to_json_text({"error": error_json(error)}))
+
+
+def print_error(message: str, hint: str | None) -> None:
+    """Print `error: ...` and, where there is one, `hint: ...` on stderr."""
+    click.echo(f"error: {message}", err=True)
+    if hint is not None:
+        click.echo(f"hint: {hint}", err=True)
+
+
+def error_json(error: MoHDeployError) -> dict[str, object]:
+    """Return an error in plain JSON types."""
+    return _error_json(type(error).__name__, error.message, error.hint, error.exit_code)
+
+
+def silence_stdout() -> None:
+    """Let nothing more be written to stdout, not even when Python flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_usage(error: click.ClickException, *, as_json: bool) -> None:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"See `{context.command_path} --help`." if context is not None else None
+    print_error(error.format_message(), hint)
+    if as_json:
+        content = _error_json("UsageError", error.format_message(), hint, EXIT_USAGE)
+        click.echo(to_json_text({"error": content}))
+
+
+def _error_json(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, object]:
+    return {"type": kind, "message": message, "hint": hint, "exit_code": exit_code}

@@ -1,0 +1,48 @@
+"""`moh-deploy run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
+from moh_deploy.cli.output import carry_out, print_json, print_rich
+
+if TYPE_CHECKING:
+    from moh_deploy.backends.runner import Kernels
+
+
+@click.command("run")
+@package_argument
+@click.option(
+    "--inputs",
+    required=True,
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="Inputs, named as in the model or in its order.",
+)
+@click.option(
+    "--outputs",
+    required=True,
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="Where to write the outputs, named as in the model.",
+)
+@kernels_option
+@json_option
+def command(package: Path, inputs: Path, outputs: Path, kernels: Kernels, as_json: bool) -> None:
+    """Run the package DIR once with ONNX Runtime."""
+    from moh_deploy.jobs.run import run
+
+    report = carry_out(
+        lambda progress: run(
+            package, inputs=inputs, outputs=outputs, kernels=kernels, progress=progress
+        ),
+        as_json=as_json,
+    )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_rich(report)

@@ -1,0 +1,50 @@
+"""`moh-deploy verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
+from moh_deploy.cli.failure import error_json, print_error
+from moh_deploy.cli.output import carry_out, print_json, print_rich
+
+if TYPE_CHECKING:
+    from moh_deploy.backends.runner import Kernels
+
+
+@click.command("verify")
+@package_argument
+@click.option(
+    "--inputs",
+    multiple=True,
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="Compare on these inputs instead of the recorded ones. Members named like outputs are the"
+    " expected outputs; without them the reference is the package's own function bodies, run"
+    " with optimisations off. Repeatable.",
+)
+@kernels_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context, package: Path, inputs: tuple[Path, ...], kernels: Kernels, as_json: bool
+) -> None:
+    """Compare the package DIR with what the original model computed: exit 0 if equal, 1 if not."""
+    from moh_deploy.jobs.verify import verify
+
+    report = carry_out(
+        lambda progress: verify(package, inputs=inputs, kernels=kernels, progress=progress),
+        as_json=as_json,
+    )
+    failure = report.failure
+    content = {"package": str(package), **report.to_json()}
+    if as_json:
+        print_json(content if failure is None else {**content, "error": error_json(failure)})
+    else:
+        print_rich(report)
+    if failure is not None:
+        print_error(failure.message, failure.hint)
+        ctx.exit(failure.exit_code)

@@ -1,0 +1,21 @@
+"""Torch tensors as numpy arrays, bfloat16 included."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from moh_deploy.npz import Array
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """Return an array of the same dtype and values."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16))
+    return np.asarray(tensor.numpy())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,191 @@
+"""From a loaded model to an ONNX model with its reference vectors: everything that needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch.export import ExportedProgram
+
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend.arrays import dtype_name, to_numpy
+from moh_deploy.frontend.emit import emit
+from moh_deploy.frontend.inputs import example_sizes, parsed_dims
+from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.original import OriginalRun, check_trace, count_flops, run_original
+from moh_deploy.frontend.outputs import output_names
+from moh_deploy.frontend.recognize import recognize
+from moh_deploy.frontend.record import LayerRecord, Recording, record
+from moh_deploy.frontend.rewrite import Rewrite, commit, insert
+from moh_deploy.frontend.sizes import other_runs
+from moh_deploy.frontend.trace import trace
+from moh_deploy.package import LayerInfo, TensorInfo, VectorSet
+from moh_deploy.passes import LayerNames, add_function_bodies, keep_gates, name_interface
+from moh_deploy.progress import Progress
+
+
+@dataclass(frozen=True)
+class Converted:
+    """An ONNX model and what was learned of the original on the way.
+
+    Attributes:
+        model: The model, complete with function bodies.
+        inputs, outputs: Its interface.
+        dims: Dynamic dimension to example size.
+        layers: The MoH layers.
+        vectors: Runs of the original.
+        total_flops: Of the original at the example's sizes.
+    """
+
+    model: ir.Model
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    dims: dict[str, int]
+    layers: tuple[LayerInfo, ...]
+    vectors: tuple[VectorSet, ...]
+    total_flops: int | None
+
+
+def convert(
+    model: LoadedModel,
+    inputs: Sequence[ModelInput],
+    *,
+    names: Sequence[str],
+    opset: int,
+    progress: Progress,
+) -> Converted:
+    """Trace, recognise, rewrite, check against the original, and translate to ONNX.
+
+    Args:
+        names: The user's names for the outputs; empty to derive them.
+
+    Raises:
+        ExportError: If a step fails, or if the traced program is not the original model.
+    """
+    with progress.step("tracing the model"):
+        program = normalize(trace(model, inputs))
+        outputs = output_names(program, names)
+    with progress.step("recognising MoH layers"):
+        rewrites = insert(program, recognize(program))
+    with progress.step("recording the original model"):
+        runs = _original_runs(model, inputs)
+        flops = count_flops(model, [item.value for item in inputs])
+        recordings = [_record(program, rewrites, run, outputs) for run in runs]
+        rewrites = [_checked(r, i, recordings) for i, r in enumerate(rewrites)]
+    with progress.step("translating to ONNX"):
+        committed = commit(program, rewrites)
+        onnx_model = emit(committed, input_names=[item.name for item in inputs], opset=opset)
+        dims = [parsed_dims(item) for item in inputs]
+        gate_names = [f"moh.gates.{index}" for index in range(len(rewrites))]
+        name_interface(onnx_model, dims=dims, outputs=[*outputs, *gate_names])
+        layer_names = keep_gates(
+            onnx_model,
+            paths=[rewrite.layer.path for rewrite in rewrites],
+            replaced=[rewrite.replacement is not None for rewrite in rewrites],
+        )
+        add_function_bodies(onnx_model, opset=opset)
+    vectors = tuple(
+        _vectors(run, recording, outputs) for run, recording in zip(runs, recordings, strict=True)
+    )
+    return Converted(
+        model=onnx_model,
+        inputs=tuple(_input_info(item) for item in inputs),
+        outputs=tuple(_output_info(value) for value in onnx_model.graph.outputs),
+        dims=example_sizes(inputs),
+        layers=tuple(
+            _layer_info(rewrite, found, [recording.layers[index] for recording in recordings])
+            for index, (rewrite, found) in enumerate(zip(rewrites, layer_names, strict=True))
+        ),
+        vectors=vectors,
+        total_flops=flops,
+    )
+
+
+def _original_runs(model: LoadedModel, inputs: Sequence[ModelInput]) -> list[OriginalRun]:
+    def run(arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return run_original(model, arguments)
+
+    example = tuple(inputs)
+    runs = [OriginalRun(example, run([item.value for item in example]))]
+    runs += [OriginalRun(resized, outputs) for resized, outputs in other_runs(example, run)]
+    return runs
+
+
+def _record(
+    program: ExportedProgram, rewrites: Sequence[Rewrite], run: OriginalRun, outputs: Sequence[str]
+) -> Recording:
+    """Run the traced program at the sizes of one run of the original, and check that they agree."""
+    arguments = [item.value.clone() for item in run.inputs]
+    try:
+        recording = record(program, rewrites, arguments)
+    except RuntimeError as error:
+        raise ExportError(
+            f"the traced program does not run where the original model does{run.at}:"
+            f" {str(error).splitlines()[0]}.",
+            hint="The model fixes a size while it is traced, although the dimension was declared dynamic.",
+        ) from error
+    check_trace(run, recording, outputs)
+    return recording
+
+
+def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:
+    """A layer whose new operators differ from the original ones in any run stays as it is."""
+    for recording in recordings:
+        disagreement = recording.layers[index].disagreement
+        if disagreement is not None:
+            return rewrite.kept(disagreement)
+    return rewrite
+
+
+def _layer_info(
+    rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]
+) -> LayerInfo:
+    batch, seq_len, num_heads = records[0].gates.shape
+    open_gates = sum(int((record.gates != 0).sum()) for record in records)
+    return LayerInfo(
+        path=rewrite.layer.path,
+        num_heads=num_heads,
+        num_kv_heads=rewrite.num_kv_heads,
+        head_dim=rewrite.head_dim,
+        num_shared_heads=rewrite.router.num_shared_heads,
+        top_k=rewrite.router.top_k,
+        router=rewrite.router.form,
+        router_replaced=rewrite.routed is not None,
+        replaced=rewrite.replacement is not None,
+        reason=rewrite.reason,
+        node=names.node,
+        gates=names.gates,
+        batch=batch,
+        seq_len=seq_len,
+        kv_len=rewrite.kv_len,
+        active_share=open_gates / max(1, sum(record.gates.numel() for record in records)),
+    )
+
+
+def _vectors(run: OriginalRun, recording: Recording, outputs: Sequence[str]) -> VectorSet:
+    return VectorSet(
+        sizes=run.sizes,
+        inputs={item.name: to_numpy(item.value) for item in run.inputs},
+        outputs={
+            name: to_numpy(tensor) for name, tensor in zip(outputs, run.outputs, strict=True)
+        },
+        gates=tuple(to_numpy(layer.gates) for layer in recording.layers),
+        margins=tuple(to_numpy(layer.margins) for layer in recording.layers),
+    )
+
+
+def _input_info(item: ModelInput) -> TensorInfo:
+    dims = parsed_dims(item)
+    shape = tuple(
+        str(dims[axis]) if axis in dims else size for axis, size in enumerate(item.value.shape)
+    )
+    return TensorInfo(item.name, dtype_name(item.value.dtype), shape)
+
+
+def _output_info(value: ir.Value) -> TensorInfo:
+    assert value.name is not None and value.dtype is not None and value.shape is not None
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorInfo(value.name, str(value.dtype.numpy()), shape)

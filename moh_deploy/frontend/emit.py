@@ -1,0 +1,142 @@
+"""Translate a rewritten program to ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import onnx_ir as ir
+import onnxscript
+import torch
+from torch.export import ExportedProgram
+
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention and moh::router
+from moh_deploy.frontend.unfold import translate_im2col
+from moh_deploy.ops import OPS
+from moh_deploy.ops.onnx_schema import register_schemas
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
+
+DEFAULT_OPSET = 20
+
+Value = onnxscript.tensor.Tensor | ir.Value
+
+
+def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) -> ir.Model:
+    """Return the ONNX model of a program whose outputs are a flat tuple of tensors.
+
+    Args:
+        input_names: Names of the model's inputs, in the order of the program's user inputs.
+        opset: Version of the standard operators.
+
+    Raises:
+        ExportError: If an operator has no translation.
+    """
+    register_schemas()
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                custom_translation_table=_translations(),
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(
+            f"torch.onnx cannot translate the model: {_cause(error)}.",
+            hint=f"Another --opset may have the operator; this was {opset}.",
+        ) from error
+    assert exported is not None
+    model = exported.model
+    model.opset_imports.setdefault("moh", max(spec.version for spec in OPS.values()))
+    for value, name in zip(model.graph.inputs, input_names, strict=True):
+        value.name = name
+    return model
+
+
+def _translations() -> dict[Callable[..., object], Callable[..., object]]:
+    return {
+        torch.ops.moh.attention.default: _attention,
+        torch.ops.moh.router.default: _router,
+        torch.ops.aten.im2col.default: translate_im2col,
+    }
+
+
+_moh = onnxscript.values.Opset("moh", 1)
+
+
+def _attention(
+    query: Value,
+    key: Value,
+    value: Value,
+    gates: Value,
+    attn_mask: Value | None,
+    q_num_heads: int,
+    kv_num_heads: int,
+    scale: float,
+    is_causal: bool,
+) -> Value:
+    mask = () if attn_mask is None else (attn_mask,)
+    result = _moh.MoHAttention(
+        query,
+        key,
+        value,
+        gates,
+        *mask,
+        q_num_heads=q_num_heads,
+        kv_num_heads=kv_num_heads,
+        scale=scale,
+        is_causal=int(is_causal),
+        **PLUGIN_ATTRIBUTES,
+    )
+    return cast(Value, result)
+
+
+def _router(
+    routed_logits: Value | None,
+    shared_logits: Value | None,
+    stage_logits: Value | None,
+    top_k: int,
+    num_shared_heads: int,
+    gate_mode: str,
+) -> Value:
+    logits = [routed_logits, shared_logits, stage_logits]
+    while logits[-1] is None:
+        logits.pop()
+    result = _moh.MoHRouter(
+        *logits,
+        top_k=top_k,
+        num_shared_heads=num_shared_heads,
+        gate_mode=gate_mode,
+        **PLUGIN_ATTRIBUTES,
+    )
+    return cast(Value, result)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and warns about its own internals; failures still reach us as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message: the exporter wraps it in advice for its own developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400].rstrip(".")

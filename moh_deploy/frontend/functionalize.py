@@ -1,0 +1,88 @@
+"""Replace in-place operators by their functional twins, where that is a matter of names."""
+
+from __future__ import annotations
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+
+def functionalize(program: ExportedProgram) -> ExportedProgram:
+    """Return the program without in-place operators.
+
+    An in-place operator whose input is not seen through any other view is renamed, and later readers read its result: that costs
+    nothing. Anything else is left to torch, which traces the program again.
+    """
+    graph = program.graph_module.graph
+    in_place = [node for node in graph.nodes if _is_in_place(node)]
+    if not in_place:
+        return program
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    if not all(_functional(node) and _private(node, order) for node in in_place):
+        return program.run_decompositions({})
+    for node in in_place:
+        _rename(graph, node, order)
+    program.graph_module.recompile()
+    return program
+
+
+def _is_in_place(node: Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def _functional(node: Node) -> torch._ops.OpOverload | None:
+    """The functional twin: same name without the trailing underscore, same overload."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    namespace, name = target._schema.name.split("::")
+    if not name.endswith("_"):
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    if packet is None or target._overloadname not in packet.overloads():
+        return None
+    twin = getattr(packet, target._overloadname)
+    return twin if isinstance(twin, torch._ops.OpOverload) else None
+
+
+def _private(node: Node, order: dict[Node, int]) -> bool:
+    """True where nothing that shares memory with the mutated tensor is read afterwards, but the tensor itself."""
+    mutated = node.args[0]
+    if not isinstance(mutated, Node) or mutated.op != "call_function":
+        return False
+    root = mutated
+    while _is_alias(root) and isinstance(root.args[0], Node):
+        root = root.args[0]
+    if root.op != "call_function":
+        return False
+    aliases, stack = {root}, [root]
+    while stack:
+        for user in stack.pop().users:
+            if _is_alias(user) and user not in aliases:
+                aliases.add(user)
+                stack.append(user)
+    aliases = {alias for alias in aliases if order[alias] < order[node]} - {mutated}
+    return not any(
+        user is not node and order.get(user, len(order)) > order[node]
+        for alias in aliases
+        for user in alias.users
+    )
+
+
+def _is_alias(node: Node) -> bool:
+    """True where the result may share memory with the first argument."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return target is not None and getattr(target, "__name__", "") == "getitem"
+    if target._schema.name in ("aten::reshape", "aten::contiguous", "aten::flatten", "aten::to"):
+        return True
+    return any(result.alias_info is not None for result in target._schema.returns)
+
+
+def _rename(graph: Graph, node: Node, order: dict[Node, int]) -> None:
+    mutated, twin = node.args[0], _functional(node)
+    assert isinstance(mutated, Node) and twin is not None
+    node.target = twin
+    for user in list(mutated.users):
+        if user is not node and order.get(user, len(order)) > order[node]:
+            user.replace_input_with(mutated, node)

@@ -1,0 +1,66 @@
+"""From the user's options to a model and its example inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from moh_deploy.config import ExportConfig
+from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.checkpoint import in_eval_mode, load_model
+from moh_deploy.frontend.inputs import add_dynamic_axes, build_inputs
+from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.program_inputs import inputs_from_program, with_values
+from moh_deploy.options import ExportOptions
+
+
+def load(options: ExportOptions, config: ExportConfig) -> LoadedModel:
+    """Load the model that the options and the configuration name.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
+        ConfigError: The factory is wrong, or the model is neither a path nor a model.
+    """
+    source = options.model
+    if isinstance(source, torch.nn.Module):
+        return LoadedModel(in_eval_mode(source), None, "in_memory", None)
+    if isinstance(source, ExportedProgram):
+        return LoadedModel(None, source, "in_memory", None)
+    if not isinstance(source, (str, Path)):
+        raise ConfigError(
+            f"the model is a {type(source).__name__}; expected a path, a torch.nn.Module or a"
+            " torch.export.ExportedProgram."
+        )
+    return load_model(
+        Path(source),
+        factory=options.factory or config.model.factory,
+        kwargs=config.model.kwargs,
+        code_dirs=(*options.code_dirs, *config.model.code_dirs),
+        state_key=options.state_key or config.model.state_key,
+        trust_pickle=options.trust_pickle,
+    )
+
+
+def example_inputs(
+    options: ExportOptions, config: ExportConfig, model: LoadedModel
+) -> tuple[ModelInput, ...]:
+    """Return the positional arguments to trace the model with.
+
+    Raises:
+        ConfigError: There are none, or they contradict each other or the program.
+    """
+    given = bool(options.inputs or options.input_specs or config.inputs)
+    if model.program is None:
+        return _given_inputs(options, config)
+    own = inputs_from_program(model.program)
+    if given:
+        return with_values(own, _given_inputs(options, config))
+    return add_dynamic_axes(own, options.dynamic)
+
+
+def _given_inputs(options: ExportOptions, config: ExportConfig) -> tuple[ModelInput, ...]:
+    return build_inputs(
+        config, npz=options.inputs, specs=options.input_specs, dynamic=options.dynamic
+    )

@@ -1,0 +1,31 @@
+"""Example values for inputs that are described by shape and dtype only."""
+
+from __future__ import annotations
+
+import torch
+
+
+def made_values(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    value_range: tuple[float, float] | None = None,
+    seed: int,
+) -> torch.Tensor:
+    """Return random but reproducible values.
+
+    Without a range: normal floats, whole numbers 0 and 1 (legal ids of any table), True.
+
+    Args:
+        value_range: First and last value; uniform between them, both included for whole numbers.
+    """
+    if dtype == torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    if not dtype.is_floating_point:
+        low, high = value_range or (0, 1)
+        return torch.randint(int(low), int(high) + 1, shape, generator=generator, dtype=dtype)
+    if value_range is None:
+        return torch.randn(shape, generator=generator).to(dtype)
+    low, high = value_range
+    return (torch.rand(shape, generator=generator) * (high - low) + low).to(dtype)

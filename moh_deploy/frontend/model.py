@@ -1,0 +1,42 @@
+"""What the frontend passes along: a loaded model and its example inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+CheckpointForm = Literal["module", "state_dict", "checkpoint", "safetensors", "pt2", "in_memory"]
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """One positional argument of the model.
+
+    Attributes:
+        name: Name of the ONNX input.
+        value: Example tensor; every dynamic axis has its example size.
+        dims: Axis to dimension expression: `{0: "batch"}`, or derived, `{1: "past+1"}`. Axes that are absent are fixed.
+    """
+
+    name: str
+    value: torch.Tensor
+    dims: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode, ready to be traced. Exactly one of `module` and `program` is set.
+
+    Attributes:
+        module: The user's module with the checkpoint's weights in it.
+        program: The exported program of a `.pt2` file.
+        form: How the checkpoint stored the model.
+        checkpoint_sha256: Digest of the file, or None for a model that was handed over in memory.
+    """
+
+    module: torch.nn.Module | None
+    program: torch.export.ExportedProgram | None
+    form: CheckpointForm
+    checkpoint_sha256: str | None

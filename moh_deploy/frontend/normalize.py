@@ -1,0 +1,49 @@
+"""Bring a traced program into the form that recognition reads: no in-place operators, products of two tensors at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.functionalize import functionalize
+from moh_deploy.frontend.recognize.graph import op
+from moh_deploy.frontend.rewrite.builder import GraphBuilder
+
+
+def normalize(program: ExportedProgram) -> ExportedProgram:
+    """Return an equal program whose graph has no in-place operators and no einsum of more than two tensors."""
+    program = functionalize(program)
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if op(node) == "einsum":
+            _pair_up(GraphBuilder(graph, node), node)
+    program.graph_module.recompile()
+    return program
+
+
+def _pair_up(builder: GraphBuilder, node: Node) -> None:
+    """Multiply the operands of an einsum from left to right, two at a time, as torch itself does."""
+    equation, operands = node.args[0], node.args[1]
+    assert isinstance(equation, str)
+    factors = cast(Sequence[Node], operands)
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(factors) < 3 or not arrow or "..." in equation:
+        return
+    product, letters = factors[0], terms[0]
+    for position in range(1, len(factors) - 1):
+        needed = set(result).union(*terms[position + 1 :])
+        both = dict.fromkeys(letters + terms[position])
+        kept = "".join(letter for letter in both if letter in needed)
+        product = builder.call(
+            torch.ops.aten.einsum.default,
+            f"{letters},{terms[position]}->{kept}",
+            [product, factors[position]],
+        )
+        letters = kept
+    node.args = (f"{letters},{terms[-1]}->{result}", [product, factors[-1]])
+    node.kwargs = {}

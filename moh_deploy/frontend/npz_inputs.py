@@ -1,0 +1,41 @@
+"""Example inputs from an npz file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.model import ModelInput
+from moh_deploy.npz import BFLOAT16, Array, read_npz
+from moh_deploy.suggest import shortened
+
+_SUPPORTED = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def inputs_from_npz(path: Path) -> tuple[ModelInput, ...]:
+    """Return the members of an npz file as inputs, in file order; all their axes are fixed.
+
+    Raises:
+        ConfigError: The file is missing, damaged, not an npz, or holds something that is no tensor.
+    """
+    arrays = read_npz(path, error=ConfigError)
+    return tuple(
+        ModelInput(name, _tensor(array, f"{path}: '{name}'")) for name, array in arrays.items()
+    )
+
+
+def _tensor(array: Array, place: str) -> torch.Tensor:
+    if 0 in array.shape:
+        raise ConfigError(f"{place} has shape {list(array.shape)}; no size may be 0.")
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    if array.dtype.name not in _SUPPORTED:
+        raise ConfigError(
+            f"{place} has dtype {array.dtype}, which is not supported.",
+            hint=f"Supported: {shortened(_SUPPORTED)}, bfloat16.",
+        )
+    native = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(np.ascontiguousarray(native).reshape(array.shape))

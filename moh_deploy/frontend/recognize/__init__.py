@@ -1,0 +1,49 @@
+"""Find MoH layers in an exported program by dataflow.
+
+An MoH layer is an attention whose output, head by head, is multiplied with a gate for each (token, head) before the heads are merged.
+Nothing here looks at the name of a class, a module or a parameter.
+
+    axes, views, contraction   what the dimensions of a tensor mean, through any way of writing views and products
+    cores/                     softmax(query @ key) @ value, one file a way of writing it
+    track, gates               from each softmax forward to the product with the gates
+    routers/                   which router form computes the gates
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.gates import layers_of
+from moh_deploy.frontend.recognize.graph import nodes_that_depend_on
+from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.track import Tracker
+
+__all__ = ["MoHLayer", "recognize"]
+
+
+def recognize(program: ExportedProgram) -> list[MoHLayer]:
+    """Return the MoH layers of a program whose graph has no in-place operations, in execution order."""
+    graph = program.graph_module.graph
+    dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
+    tracker = Tracker(list(graph.nodes), dynamic, _Constants(program))
+    tracked = tracker.run()
+    return layers_of(tracker.products, tracked, dynamic)
+
+
+class _Constants:
+    """Values that are known before the model runs: lifted constants, buffers and parameters."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        signature = program.graph_signature
+        self._names: dict[str, str] = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self._values = {**program.state_dict, **program.constants}
+
+    def __call__(self, node: Node) -> torch.Tensor | None:
+        found = self._values.get(self._names.get(node.name, ""))
+        return found if isinstance(found, torch.Tensor) else None

@@ -1,0 +1,136 @@
+"""Axes with an identity: what a dimension of a tensor means, followed through views.
+
+A dimension of a tensor is an ordered group of axes, `(batch,)` or `(head, head_dim)`. Views only regroup and reorder axes; an axis
+that a reshape cuts in two is split for everyone who holds it. That makes the layout of a tensor a fact that can be carried forwards
+and backwards through any chain of views, whatever operations they are written with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import sympy
+from torch.utils._sympy.functions import FloorDiv
+
+Size = sympy.Expr
+
+
+class Axis:
+    """One axis: identity matters, equality of sizes does not.
+
+    Attributes:
+        size: Number of elements, an integer or a symbolic expression.
+        parts: The axes this one turned out to consist of, major first; None while it is whole.
+    """
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.parts: tuple[Axis, ...] | None = None
+
+    def leaves(self) -> tuple[Axis, ...]:
+        if self.parts is None:
+            return (self,)
+        return tuple(leaf for part in self.parts for leaf in part.leaves())
+
+    def split(self, major: Size, minor: Size) -> tuple[Axis, Axis]:
+        parts = (Axis(major), Axis(minor))
+        self.parts = parts
+        return parts
+
+    def __repr__(self) -> str:
+        return f"Axis({self.size})"
+
+
+Dim = tuple[Axis, ...]
+Layout = tuple[Dim, ...]
+
+
+def size_of(value: object) -> Size:
+    """Size of a dimension as found in a fake tensor's shape: int or SymInt."""
+    node = getattr(value, "node", None)
+    size: Size = sympy.sympify(node.expr if node is not None else value)
+    return size.replace(FloorDiv, _exact_quotient)
+
+
+def _exact_quotient(a: Size, b: Size) -> Size:
+    """Torch leaves `s*s // s` standing."""
+    quotient = _divide(a, b)
+    return FloorDiv(a, b) if quotient is None else quotient
+
+
+def fresh_dim(size: Size) -> Dim:
+    """A dimension of one new axis, or of none where its size is 1."""
+    return () if size == 1 else (Axis(size),)
+
+
+def fresh_layout(shape: Iterable[object]) -> Layout:
+    return tuple(fresh_dim(size_of(extent)) for extent in shape)
+
+
+def resolve(layout: Layout) -> Layout:
+    """The layout in terms of axes that are whole."""
+    return tuple(leaves(dim) for dim in layout)
+
+
+def leaves(axes: Iterable[Axis]) -> Dim:
+    return tuple(leaf for axis in axes for leaf in axis.leaves())
+
+
+def flat(layout: Layout) -> Dim:
+    """All whole axes of a layout in memory order."""
+    return leaves(axis for dim in layout for axis in dim)
+
+
+def same(a: Layout, b: Layout) -> bool:
+    return resolve(a) == resolve(b)
+
+
+def product(axes: Iterable[Axis]) -> Size:
+    result: Size = sympy.Integer(1)
+    for axis in axes:
+        result = result * axis.size
+    return result
+
+
+def regroup(axes: Sequence[Axis], shape: Sequence[Size]) -> Layout | None:
+    """Distribute axes in memory order over the dimensions of a shape; None where the sizes do not tell how."""
+    pending = list(reversed(leaves(axes)))
+    layout: list[Dim] = []
+    for extent in shape:
+        dim = _take(pending, extent)
+        if dim is None:
+            return None
+        layout.append(dim)
+    return None if pending else tuple(layout)
+
+
+def _take(pending: list[Axis], extent: Size) -> Dim | None:
+    """Pop axes whose sizes multiply to `extent`, splitting the last one where it is too large."""
+    taken: list[Axis] = []
+    missing = extent
+    while missing != 1:
+        if not pending:
+            return None
+        axis = pending.pop()
+        rest = _divide(missing, axis.size)
+        if rest is not None:
+            taken.append(axis)
+            missing = rest
+            continue
+        beyond = _divide(axis.size, missing)
+        if beyond is None:
+            return None
+        major, minor = axis.split(missing, beyond)
+        taken.append(major)
+        pending.append(minor)
+        missing = sympy.Integer(1)
+    return tuple(taken)
+
+
+def _divide(a: Size, b: Size) -> Size | None:
+    """The quotient where it is a whole number for every value of the symbols, else None."""
+    quotient = sympy.cancel(a / b)
+    _, denominator = sympy.fraction(quotient)
+    return quotient if denominator == 1 else None

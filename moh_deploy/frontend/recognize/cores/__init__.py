@@ -1,0 +1,1 @@
+"""Attention cores: softmax(query @ key) @ value, and how each way of writing it is read."""

@@ -1,0 +1,79 @@
+"""What an attention core is, however it was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.axes import Dim, Layout
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor of the graph and what its dimensions mean."""
+
+    node: Node
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class MaskTerm:
+    """One term that is applied to the scores before the softmax.
+
+    Attributes:
+        operand: Broadcastable to the scores.
+        kind: `keep`: bool, True may attend. `drop`: bool, True is overwritten with `value`. `add`: added after multiplying by `value`.
+    """
+
+    operand: Operand
+    kind: Literal["keep", "drop", "add"]
+    value: float = 1.0
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A tensor that multiplies (or divides) the scores and does not vary along the keys, so that it may multiply the query."""
+
+    operand: Operand
+    divides: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`scale * factors * (query @ key) + masks`.
+
+    Attributes:
+        key_axes: The axes that the softmax normalises over.
+        is_causal: Query s sees keys 0..s (counted from the first query and key, as torch does).
+    """
+
+    query: Operand
+    key: Operand
+    key_axes: Dim
+    scale: float
+    factors: tuple[Factor, ...] = ()
+    masks: tuple[MaskTerm, ...] = ()
+    is_causal: bool = False
+
+
+@dataclass(frozen=True)
+class Core:
+    """One product of attention weights with values.
+
+    Attributes:
+        anchor: The softmax or fused attention node.
+        scores: How the weights were made; None where MoHAttention cannot express it (then `obstacles` says why).
+        value: The value tensor.
+        output: The result, before any gate.
+        value_axes: Axes that only the values have: the head dimension of the output.
+        obstacles: Why this core cannot become a MoHAttention; empty if it can.
+    """
+
+    anchor: Node
+    scores: Scores | None
+    value: Operand
+    output: Operand
+    value_axes: Dim
+    obstacles: tuple[str, ...] = ()

@@ -1,0 +1,85 @@
+"""`scaled_dot_product_attention` as an attention core."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import sympy
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.axes import Dim, Layout, fresh_dim, regroup
+from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Operand, Scores
+from moh_deploy.frontend.recognize.graph import argument, hint, is_tensor, shape, tensor
+from moh_deploy.frontend.recognize.views import broadcast
+
+
+def read_fused(node: Node) -> Core | None:
+    """Read a `scaled_dot_product_attention` node; None if it has no batch or head dimension at all."""
+    query, key, value = cast(tuple[Node, Node, Node], tuple(node.args[:3]))
+    out = tuple(fresh_dim(extent) for extent in shape(node))
+    if len(out) < 3:
+        return None
+    lead, rows, value_axes = out[:-2], out[-2], out[-1]
+    contracted, key_axes = fresh_dim(shape(query)[-1]), fresh_dim(shape(key)[-2])
+    obstacles: list[str] = []
+    batches = _key_value_batches(node, lead, key, value)
+    if batches is None:
+        batches = (lead, lead)
+        obstacles.append("the heads of query and key do not divide")
+    scores = Scores(
+        query=Operand(query, (*_present(query, lead), rows, contracted)),
+        key=Operand(key, (*batches[0], key_axes, contracted)),
+        key_axes=key_axes,
+        scale=_scale(node, query),
+        masks=_masks(node, (*lead, rows, key_axes)),
+        is_causal=bool(argument(node, "is_causal", False)),
+    )
+    return Core(
+        anchor=node,
+        scores=scores,
+        value=Operand(value, (*batches[1], key_axes, value_axes)),
+        output=Operand(node, out),
+        value_axes=value_axes,
+        obstacles=tuple(obstacles),
+    )
+
+
+def _scale(node: Node, query: Node) -> float:
+    scale = argument(node, "scale")
+    if isinstance(scale, (int, float)):
+        return float(scale)
+    return 1 / math.sqrt(hint(tensor(query).shape[-1]))
+
+
+def _present(node: Node, lead: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Leading dimensions that the operand itself has; those of size 1 are broadcast."""
+    extents = shape(node)[:-2]
+    dims = lead[len(lead) - len(extents) :]
+    return tuple(() if extent == 1 else dim for extent, dim in zip(extents, dims, strict=True))
+
+
+def _key_value_batches(
+    node: Node, lead: tuple[Dim, ...], key: Node, value: Node
+) -> tuple[tuple[Dim, ...], tuple[Dim, ...]] | None:
+    if not argument(node, "enable_gqa", False):
+        return _present(key, lead), _present(value, lead)
+    batches: list[tuple[Dim, ...]] = []
+    for operand in (key, value):
+        heads = shape(operand)[-3]
+        groups = regroup(lead[-1], (heads, sympy.cancel(shape(node)[-3] / heads)))
+        if groups is None:
+            return None
+        batches.append((*_present(operand, lead)[:-1], groups[0]))
+    return batches[0], batches[1]
+
+
+def _masks(node: Node, scores: Layout) -> tuple[MaskTerm, ...]:
+    mask = argument(node, "attn_mask")
+    if not (isinstance(mask, Node) and is_tensor(mask)):
+        return ()
+    aligned = broadcast(mask, scores)
+    assert aligned is not None, "torch checks that the mask broadcasts to the scores"
+    kind = "keep" if tensor(mask).dtype == torch.bool else "add"
+    return (MaskTerm(Operand(mask, aligned), "keep" if kind == "keep" else "add"),)

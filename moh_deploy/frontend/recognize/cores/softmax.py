@@ -1,0 +1,218 @@
+"""Scores of attention that is written out: softmax(q @ k * scale + mask)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.axes import Dim, Layout, leaves
+from moh_deploy.frontend.recognize.contraction import contraction
+from moh_deploy.frontend.recognize.cores.core import Factor, MaskTerm, Operand, Scores
+from moh_deploy.frontend.recognize.graph import argument, is_tensor, op
+from moh_deploy.frontend.recognize.views import backward, broadcast, is_view, lacks
+
+# A fill below this hides a score as well as minus infinity does: exp() of it is 0 in every dtype.
+_HIDING_FILL = -1e4
+
+Constants = Callable[[Node], torch.Tensor | None]
+
+
+@dataclass
+class ScoreReader:
+    """Walks from a softmax back to the product of query and key, collecting what happens on the way.
+
+    Args:
+        dynamic: Nodes whose values depend on the model's inputs.
+        constant: Value of a constant node, or None where it is not a constant.
+    """
+
+    dynamic: set[Node]
+    constant: Constants
+    _scale: float = field(default=1.0, init=False)
+    _factors: list[Factor] = field(default_factory=list, init=False)
+    _masks: list[MaskTerm] = field(default_factory=list, init=False)
+
+    def read(self, scores: Node, layout: Layout, key_axes: Dim) -> Scores | str:
+        """Return the scores, or the reason why they are not query @ key with scale and masks."""
+        self._scale, self._factors, self._masks = 1.0, [], []
+        node: Node | None = scores
+        while node is not None:
+            product = self._product(node, layout, key_axes)
+            if product is not None:
+                query, key = product
+                return Scores(
+                    query, key, key_axes, self._scale, tuple(self._factors), tuple(self._masks)
+                )
+            step = self._step(node, layout, key_axes)
+            if isinstance(step, str):
+                return step
+            node, layout = step
+        return "the softmax is not over products of queries and keys"
+
+    def _product(self, node: Node, layout: Layout, key_axes: Dim) -> tuple[Operand, Operand] | None:
+        found = contraction(node)
+        if found is None or not found.summed or not self._is_score_product(node):
+            return None
+        first, second = (
+            Operand(operand, operand_layout)
+            for operand, operand_layout in zip(
+                found.operands, found.operand_layouts(layout), strict=True
+            )
+        )
+        first_is_key = not lacks(first.layout, key_axes)
+        second_is_key = not lacks(second.layout, key_axes)
+        if first_is_key == second_is_key:
+            return None
+        return (second, first) if first_is_key else (first, second)
+
+    def _is_score_product(self, node: Node) -> bool:
+        found = contraction(node)
+        return (
+            found is not None
+            and bool(found.summed)
+            and all(operand in self.dynamic for operand in found.operands)
+        )
+
+    def _step(self, node: Node, layout: Layout, key_axes: Dim) -> tuple[Node, Layout] | str:
+        """Undo one operation between the product and the softmax."""
+        name = op(node)
+        if is_view(node):
+            return backward(node, layout) or f"{node.target} reshapes the scores"
+        if name in ("add", "sub", "subtract"):
+            return self._undo_add(node, layout)
+        if name in ("mul", "multiply", "div", "divide", "true_divide"):
+            return self._undo_scale(node, layout, key_axes)
+        if name == "masked_fill":
+            mask, fill = cast(Node, node.args[1]), self._number(node.args[2])
+            return self._undo_fill(node, cast(Node, node.args[0]), mask, fill, "drop", layout)
+        if name == "where":
+            return self._undo_where(node, layout)
+        return f"{node.target} between the scores and their softmax"
+
+    def _undo_add(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
+        path, other, position = self._split(node)
+        if path is None:
+            return "the softmax is not over products of queries and keys"
+        alpha = self._number(argument(node, "alpha", 1)) or 1.0
+        sign = -alpha if op(node) in ("sub", "subtract") else alpha
+        if position == 1 and sign != 1:
+            return f"{node.target} subtracts the scores"
+        if isinstance(other, Node) and is_tensor(other):
+            aligned = broadcast(other, layout)
+            if aligned is None:
+                return f"{node.target} broadcasts the scores"
+            weight = sign * self._scale
+            if self._factors:
+                return "a tensor scales the scores after a bias was added"
+            self._masks.append(MaskTerm(Operand(other, aligned), "add", weight))
+        return path, layout  # a number added to all scores changes no softmax
+
+    def _undo_scale(self, node: Node, layout: Layout, key_axes: Dim) -> tuple[Node, Layout] | str:
+        path, other, position = self._split(node)
+        if path is None:
+            return "the softmax is not over products of queries and keys"
+        divides = op(node) not in ("mul", "multiply")
+        if divides and position == 1:
+            return f"{node.target} divides by the scores"
+        number = self._number(other)
+        if number is not None:
+            self._scale *= 1 / number if divides else number
+            return path, layout
+        if not (isinstance(other, Node) and is_tensor(other)):
+            return f"{node.target} scales the scores by a size"
+        aligned = broadcast(other, layout)
+        if aligned is None or not lacks(aligned, key_axes):
+            return f"{node.target} scales the scores differently for each key"
+        self._factors.append(Factor(Operand(other, aligned), divides))
+        return path, layout
+
+    def _undo_where(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
+        condition, chosen, rejected = cast(tuple[Node, object, object], node.args[:3])
+        for kind, path, fill in (("keep", chosen, rejected), ("drop", rejected, chosen)):
+            if isinstance(path, Node) and self._leads_to_product(path):
+                return self._undo_fill(node, path, condition, self._number(fill), kind, layout)
+        return "the softmax is not over products of queries and keys"
+
+    def _undo_fill(
+        self, node: Node, path: Node, mask: Node, fill: float | None, kind: str, layout: Layout
+    ) -> tuple[Node, Layout] | str:
+        if fill is None or fill * self._scale > _HIDING_FILL:
+            return f"{node.target} fills masked scores with {fill}, not with a large negative number"
+        aligned = broadcast(mask, layout)
+        if aligned is None:
+            return f"{node.target} broadcasts the scores"
+        operand = Operand(mask, aligned)
+        self._masks.append(
+            MaskTerm(operand, "keep" if kind == "keep" else "drop", fill * self._scale)
+        )
+        return path, layout
+
+    def _split(self, node: Node) -> tuple[Node | None, object, int]:
+        """The operand that leads to query @ key, the other one, and the position of the first."""
+        for position in (0, 1):
+            candidate = node.args[position]
+            if isinstance(candidate, Node) and self._leads_to_product(candidate):
+                return candidate, node.args[1 - position], position
+        return None, None, 0
+
+    def _leads_to_product(self, node: Node) -> bool:
+        return any(self._is_score_product(source) for source in _elementwise_sources(node))
+
+    def _number(self, value: object) -> float | None:
+        if isinstance(value, (int, float)):
+            return float(value)
+        if isinstance(value, Node) and is_tensor(value):
+            return self._constant_number(value)
+        return None
+
+    def _constant_number(self, node: Node) -> float | None:
+        """A tensor of equal elements that is known before the model runs."""
+        if op(node) in ("full", "full_like", "scalar_tensor", "new_full"):
+            fill = node.args[0] if op(node) == "scalar_tensor" else argument(node, "fill_value")
+            return float(fill) if isinstance(fill, (int, float)) else None
+        if is_view(node) or op(node) in ("expand", "expand_as"):
+            return self._constant_number(cast(Node, node.args[0]))
+        known = self.constant(node)
+        return float(known) if known is not None and known.numel() == 1 else None
+
+
+def _elementwise_sources(node: Node) -> Iterator[Node]:
+    """Nodes that feed `node` through views and element-wise operations, down to and including the first products."""
+    seen, stack = {node}, [node]
+    while stack:
+        current = stack.pop()
+        yield current
+        found = contraction(current)
+        if found is not None and found.summed:
+            continue
+        if not (is_view(current) or op(current) in _ELEMENTWISE):
+            continue
+        for source in current.all_input_nodes:
+            if source not in seen and is_tensor(source):
+                seen.add(source)
+                stack.append(source)
+
+
+_ELEMENTWISE = frozenset(
+    "add sub subtract mul multiply div divide true_divide masked_fill where cat stack tanh clamp neg exp".split()
+)
+
+
+def has_score_product(reader: ScoreReader, node: Node) -> bool:
+    """True where a softmax's input is made of products of two input-dependent tensors: attention, not a classifier or a router."""
+    return reader._leads_to_product(node)
+
+
+def fill_is_infinite(fill: float) -> bool:
+    return math.isinf(fill)
+
+
+def key_axes_of(softmax: Node, layout: Layout) -> Dim:
+    dim = argument(softmax, "dim", -1)
+    assert isinstance(dim, int)
+    return leaves(layout[dim % len(layout)])

@@ -1,0 +1,203 @@
+"""Decide which products with attention apply gates, and describe the layers they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.axes import (
+    Dim,
+    Layout,
+    flat,
+    leaves,
+    product,
+    resolve,
+)
+from moh_deploy.frontend.recognize.contraction import contraction
+from moh_deploy.frontend.recognize.cores.core import Core, Operand
+from moh_deploy.frontend.recognize.graph import is_tensor, module_path, op, tensor_inputs
+from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.track import GatedProduct, Tracked, token_axes
+from moh_deploy.frontend.recognize.views import backward, broadcast, forward, history, is_view, lacks
+
+_ELEMENTWISE = frozenset(
+    "add sub subtract mul multiply div divide true_divide where sigmoid softmax relu exp to_copy clamp".split()
+)
+
+
+def layers_of(
+    products: Sequence[GatedProduct], tracked: Mapping[Node, Tracked], dynamic: set[Node]
+) -> list[MoHLayer]:
+    """Keep the products that apply gates; of several in a row, the last one with all gates so far."""
+    layers = [
+        layer
+        for found in products
+        if (layer := _layer(found, tracked, dynamic)) is not None
+    ]
+    inner = {
+        id(other)
+        for layer in layers
+        for other in layers
+        if other is not layer and _feeds(other.node, layer.node, tracked)
+    }
+    return [layer for layer in layers if id(layer) not in inner]
+
+
+def _layer(
+    found: GatedProduct, tracked: Mapping[Node, Tracked], dynamic: set[Node]
+) -> MoHLayer | None:
+    core = found.attention.core
+    value_axes = leaves(core.value_axes)
+    heads = _head_axes(found.node, found.layout, value_axes, tracked)
+    if heads is None:
+        return None
+    factors = [
+        peeled
+        for factor in (*found.attention.gates, found.gate)
+        if (peeled := without_axes(factor, value_axes)) is not None
+    ]
+    if len(factors) != len(found.attention.gates) + 1:
+        return None
+    tokens = tuple(axis for axis in token_axes(core) if axis not in heads)
+    if not any(_is_gate(factor, heads, tokens, dynamic) for factor in factors):
+        return None
+    batch = tuple(
+        axis for axis in flat(found.layout) if axis not in {*heads, *tokens, *value_axes}
+    )
+    if core.scores is None and not tokens:
+        batch, tokens = batch[:1], batch[1:]
+    return MoHLayer(
+        path=".".join(_common_path(core.anchor, found.node)),
+        node=found.node,
+        layout=resolve(found.layout),
+        core=core,
+        gates=tuple(factors),
+        batch=batch,
+        heads=heads,
+        tokens=tokens,
+        obstacles=(*core.obstacles, *_other_uses(core, found.node, tracked)),
+    )
+
+
+def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bool:
+    """A gate is computed from the input and has a value of its own for each token and each head."""
+    present = set(flat(factor.layout))
+    return (
+        factor.node in dynamic
+        and set(heads) <= present
+        and (not tokens or bool(present & set(tokens)))
+    )
+
+
+def without_axes(operand: Operand, axes: Dim) -> Operand | None:
+    """The operand without axes along which it only repeats itself; None where it varies along them."""
+    for node, layout in history(operand.node, operand.layout):
+        if lacks(layout, axes):
+            return Operand(node, layout)
+    return Operand(operand.node, resolve(operand.layout)) if _constant_along(operand, axes) else None
+
+
+def _constant_along(operand: Operand, axes: Dim) -> bool:
+    """Element-wise operations of tensors that do not vary along the axes."""
+    layout = resolve(operand.layout)
+    if lacks(layout, axes):
+        return True
+    step = backward(operand.node, layout)
+    if step is not None:
+        return _constant_along(Operand(*step), axes)
+    if op(operand.node) not in _ELEMENTWISE or op(operand.node) == "softmax":
+        return False
+    sources = tensor_inputs(operand.node)
+    aligned = [broadcast(source, layout) for source in sources]
+    return bool(sources) and all(
+        found is not None and _constant_along(Operand(source, found), axes)
+        for source, found in zip(sources, aligned, strict=True)
+    )
+
+
+def _head_axes(
+    node: Node, layout: Layout, value_axes: Dim, tracked: Mapping[Node, Tracked]
+) -> Dim | None:
+    """The axes that end up in one dimension with the head dimension: where heads are merged, or projected away together."""
+    queue, seen = [(node, resolve(layout))], {node}
+    while queue:
+        current, known = queue.pop(0)
+        merged = _merged_with(known, value_axes)
+        if merged:
+            return merged
+        for user in current.users:
+            if user in seen or not is_tensor(user):
+                continue
+            seen.add(user)
+            projected = _projected_with(user, current, known, value_axes)
+            if projected:
+                return projected
+            if is_view(user) and (moved := forward(user, known)) is not None:
+                queue.append((user, resolve(moved)))
+            elif user in tracked and tracked[user].stage == "output":
+                queue.append((user, resolve(tracked[user].layout)))
+    return None
+
+
+def _merged_with(layout: Layout, value_axes: Dim) -> Dim | None:
+    for dim in layout:
+        count = len(value_axes)
+        if count and len(dim) > count and dim[-count:] == value_axes:
+            return dim[:-count]
+    return None
+
+
+def _projected_with(user: Node, source: Node, layout: Layout, value_axes: Dim) -> Dim | None:
+    """Axes summed over together with the head dimension by an output projection for each head."""
+    found = contraction(user)
+    if found is None or not found.summed or source not in found.operands:
+        return None
+    side = found.operands.index(source)
+    _, out = found.layouts(layout, side)
+    summed = [axis for axis in flat(layout) if axis not in set(flat(out))]
+    if not set(value_axes) <= set(summed):
+        return None
+    return tuple(axis for axis in summed if axis not in value_axes) or None
+
+
+def _feeds(inner: Node, outer: Node, tracked: Mapping[Node, Tracked]) -> bool:
+    return inner in _chain(outer, tracked)
+
+
+def _chain(node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]:
+    """Tensors that carry attention from the softmax to `node`, both included."""
+    anchor = tracked[node].core.anchor
+    chain, stack = {node}, [node]
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            state = tracked.get(source)
+            if state is not None and state.core.anchor is anchor and source not in chain:
+                chain.add(source)
+                stack.append(source)
+    return chain
+
+
+def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tuple[str, ...]:
+    """Attention that is needed ungated elsewhere has to be computed anyway."""
+    chain = _chain(node, tracked)
+    for member in chain - {node}:
+        for user in member.users:
+            if user.op == "output":
+                return ("the attention before its gates is also an output of the model",)
+            if user not in chain and is_tensor(user) and user.users:
+                return (f"the attention before its gates is also used by '{user.name}'",)
+    return ()
+
+
+def _common_path(first: Node, second: Node) -> tuple[str, ...]:
+    a, b = module_path(first), module_path(second)
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return a[:length]
+
+
+def head_dim(layer: MoHLayer) -> int | None:
+    size = product(leaves(layer.core.value_axes))
+    return int(size) if size.is_Integer else None

@@ -1,0 +1,39 @@
+"""A recognised MoH layer, before anything is rewritten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.axes import Dim, Layout, Size, product
+from moh_deploy.frontend.recognize.cores.core import Core, Operand
+
+
+@dataclass(frozen=True)
+class MoHLayer:
+    """One attention whose heads are gated for each token.
+
+    Attributes:
+        path: Module path of the layer.
+        node: The node whose value is gates * attention.
+        layout: What the dimensions of that value mean.
+        core: The attention.
+        gates: The factors of the gates; their product is the gate of a (token, head).
+        batch, heads, tokens: The axes of the output besides the head dimension; heads major first.
+        obstacles: Why the attention cannot become a MoHAttention; empty if it can.
+    """
+
+    path: str
+    node: Node
+    layout: Layout
+    core: Core
+    gates: tuple[Operand, ...]
+    batch: Dim
+    heads: Dim
+    tokens: Dim
+    obstacles: tuple[str, ...]
+
+    @property
+    def num_heads(self) -> Size:
+        return product(self.heads)

@@ -1,0 +1,103 @@
+"""The selection of a router: which scores it ranks and how many heads it keeps, whatever it does with them afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.contraction import contraction
+from moh_deploy.frontend.recognize.graph import argument, example_shape, is_tensor, op, rank
+
+_STOPS = frozenset(
+    "linear addmm conv1d conv2d conv3d convolution embedding layer_norm rms_norm group_norm batch_norm"
+    " linalg_vector_norm norm scaled_dot_product_attention".split()
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A ranking of candidate heads.
+
+    Attributes:
+        node: The top-k, sort or argmax node.
+        scores: The tensor it ranks.
+        dim: The dimension of the candidates.
+        candidates: How many heads are ranked.
+        top_k: How many are kept.
+    """
+
+    node: Node
+    scores: Node
+    dim: int
+    candidates: int
+    top_k: int
+
+
+def router_cone(gates: Node) -> list[Node]:
+    """What the gates are computed from, back to the router's projections, nearest first."""
+    seen, queue, cone = {gates}, [gates], []
+    while queue:
+        node = queue.pop(0)
+        cone.append(node)
+        if _ends_router(node):
+            continue
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
+    return cone
+
+
+def _ends_router(node: Node) -> bool:
+    found = contraction(node) if op(node) in ("matmul", "bmm", "mm", "einsum") else None
+    return node.op != "call_function" or op(node) in _STOPS or bool(found and found.summed)
+
+
+def find_selection(cone: list[Node], num_heads: int) -> Selection | None:
+    """The selection with the most candidates, at most `num_heads`; None where no head is ever closed by rank."""
+    found = [selection for selection in _selections(cone) if selection.candidates <= num_heads]
+    return max(found, key=lambda selection: selection.candidates, default=None)
+
+
+def _selections(cone: list[Node]) -> Iterator[Selection]:
+    for node in cone:
+        name = op(node)
+        if name not in ("topk", "sort", "argsort", "argmax", "max", "kthvalue"):
+            continue
+        scores = cast(Node, node.args[0])
+        dim = argument(node, "dim", -1)
+        if not is_tensor(scores) or not isinstance(dim, int) or not rank(scores):
+            continue
+        top_k = _kept(node, name, cone)
+        candidates = example_shape(scores)[dim % rank(scores)]
+        if top_k is not None and 0 < top_k <= candidates:
+            yield Selection(node, scores, dim % rank(scores), candidates, top_k)
+
+
+def _kept(node: Node, name: str, cone: list[Node]) -> int | None:
+    if name in ("argmax", "max"):
+        return 1
+    if name == "topk":
+        return cast(int, argument(node, "k"))
+    if name == "kthvalue":  # counts from the smallest
+        scores = cast(Node, node.args[0])
+        dim = cast(int, argument(node, "dim", -1))
+        return example_shape(scores)[dim] - cast(int, argument(node, "k")) + 1
+    return _kept_of_sorted(node, cone)
+
+
+def _kept_of_sorted(node: Node, cone: list[Node]) -> int | None:
+    """A sort keeps the heads that a slice of its result keeps."""
+    members = set(cone)
+    pending = [user for user in node.users if user in members]
+    while pending:
+        user = pending.pop(0)
+        if op(user) in ("slice", "narrow"):
+            dim = cast(int, argument(user, "dim", 0)) % rank(user)
+            return example_shape(user)[dim]
+        if op(user) == "getitem":
+            pending.extend(member for member in user.users if member in members)
+    return None

@@ -1,0 +1,264 @@
+"""Follow attention from its softmax to the gates: one pass over the graph in execution order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.axes import (
+    Axis,
+    Dim,
+    Layout,
+    flat,
+    fresh_dim,
+    fresh_layout,
+    leaves,
+    resolve,
+    same,
+)
+from moh_deploy.frontend.recognize.contraction import Contraction, contraction
+from moh_deploy.frontend.recognize.cores.core import Core, Operand
+from moh_deploy.frontend.recognize.cores.fused import read_fused
+from moh_deploy.frontend.recognize.cores.softmax import (
+    Constants,
+    ScoreReader,
+    has_score_product,
+    key_axes_of,
+)
+from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, shape, tensor_inputs
+from moh_deploy.frontend.recognize.views import broadcast, forward, is_view, lacks
+
+_SPLITS = frozenset("split split_with_sizes chunk tensor_split unbind slice narrow select".split())
+_PER_HEAD_NORMS = frozenset("layer_norm rms_norm".split())
+_ARITHMETIC = frozenset("add sub subtract mul multiply div divide true_divide".split())
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A tensor that carries attention.
+
+    Attributes:
+        layout: What its dimensions mean.
+        stage: `weights` before the product with the values, `output` after it.
+        core: The core it comes from; for weights, the part of a core that is known by then.
+        gates: Gates that were already applied, each with its layout.
+    """
+
+    layout: Layout
+    stage: Literal["weights", "output"]
+    core: Core
+    gates: tuple[Operand, ...] = ()
+
+    def hindered(self, why: str) -> Tracked:
+        obstacles = (*self.core.obstacles, why)
+        return replace(self, core=replace(self.core, obstacles=tuple(dict.fromkeys(obstacles))))
+
+
+@dataclass(frozen=True)
+class GatedProduct:
+    """A node that multiplies attention with a gate for each (token, head)."""
+
+    node: Node
+    attention: Tracked
+    layout: Layout
+    gate: Operand
+
+
+class Tracker:
+    """Finds every product of an attention output (or its weights) with another tensor that may be its gates.
+
+    Args:
+        nodes: The graph's nodes in execution order.
+        dynamic: Nodes whose values depend on the model's inputs.
+        constant: Value of a constant node.
+    """
+
+    def __init__(self, nodes: list[Node], dynamic: set[Node], constant: Constants) -> None:
+        self._nodes = nodes
+        self._dynamic = dynamic
+        self._reader = ScoreReader(dynamic, constant)
+        self._tracked: dict[Node, Tracked] = {}
+        self.products: list[GatedProduct] = []
+
+    def run(self) -> dict[Node, Tracked]:
+        """Return what is known of every tensor that carries attention."""
+        for node in self._nodes:
+            if not is_tensor(node) and op(node) not in _SPLITS:
+                continue
+            found = self._visit(node)
+            if found is not None:
+                self._tracked[node] = found
+        return self._tracked
+
+    def _visit(self, node: Node) -> Tracked | None:
+        name = op(node)
+        if name == "scaled_dot_product_attention":
+            core = read_fused(node)
+            return None if core is None else Tracked(core.output.layout, "output", core)
+        sources = [source for source in node.all_input_nodes if source in self._tracked]
+        if name in ("softmax", "_softmax"):
+            return self._softmax(node)
+        if not sources:
+            return None
+        outputs = [s for s in sources if self._tracked[s].stage == "output"]
+        source = (outputs or sources)[0]
+        state = self._tracked[source]
+        if is_view(node):
+            layout = forward(node, state.layout)
+            return None if layout is None else replace(state, layout=layout)
+        if name in _SPLITS or name == "getitem":
+            return self._split(node, source, state)
+        product = contraction(node)
+        if product is not None:
+            return self._product(node, product, source, state)
+        if name in _ARITHMETIC:
+            return self._arithmetic(node, source, state)
+        if name in _PER_HEAD_NORMS and state.stage == "output":
+            return self._norm(node, state)
+        return None
+
+    def _softmax(self, node: Node) -> Tracked | None:
+        """Attention weights start at a softmax over products of two input-dependent tensors."""
+        scores = cast(Node, node.args[0])
+        if not has_score_product(self._reader, scores):
+            return None
+        layout = fresh_layout(shape(node))
+        key_axes = key_axes_of(node, layout)
+        read = self._reader.read(scores, layout, key_axes)
+        core = Core(
+            anchor=node,
+            scores=None if isinstance(read, str) else read,
+            value=Operand(node, layout),
+            output=Operand(node, layout),
+            value_axes=key_axes,
+            obstacles=(read,) if isinstance(read, str) else (),
+        )
+        return Tracked(resolve(layout), "weights", core)
+
+    def _split(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
+        """Pieces of the attention weights along the keys stay weights; other pieces are not followed."""
+        if state.stage != "weights":
+            return None
+        if not is_tensor(node):
+            return state
+        layout = list(state.layout)
+        before = shape(source) if is_tensor(source) else shape(cast(Node, source.args[0]))
+        if len(shape(node)) != len(before):
+            return None
+        key_axes = set(leaves(state.core.value_axes))
+        for position, (extent, full) in enumerate(zip(shape(node), before, strict=True)):
+            if extent != full:
+                if not set(leaves(layout[position])) <= key_axes:
+                    return None
+                layout[position] = fresh_dim(extent)
+        piece = tuple(axis for dim in layout for axis in dim if axis not in set(flat(state.layout)))
+        if not piece:
+            return state
+        whole = replace(state, layout=tuple(layout), core=replace(state.core, value_axes=piece))
+        return whole.hindered("one softmax serves several products with values")
+
+    def _product(
+        self, node: Node, product: Contraction, source: Node, state: Tracked
+    ) -> Tracked | None:
+        side = product.operands.index(source) if source in product.operands else None
+        if side is None or product.operands[0] is product.operands[1]:
+            return None
+        other, out = product.layouts(state.layout, side)
+        partner = Operand(product.operands[1 - side], other)
+        if state.stage == "weights" and product.summed:
+            return self._values(node, product, side, state, partner, out)
+        if product.summed:
+            return None
+        if not same(out, state.layout) and set(flat(out)) != set(flat(state.layout)):
+            return None
+        return self._elementwise_product(node, state, partner, out)
+
+    def _values(
+        self,
+        node: Node,
+        product: Contraction,
+        side: int,
+        state: Tracked,
+        value: Operand,
+        out: Layout,
+    ) -> Tracked | None:
+        """Weights times values: the keys are summed over, and nothing else."""
+        weights = set(flat(state.layout))
+        summed = weights - set(flat(out))
+        if summed != set(leaves(state.core.value_axes)):
+            return None
+        value_axes = tuple(axis for axis in flat(value.layout) if axis not in weights)
+        core = replace(
+            state.core, value=value, output=Operand(node, out), value_axes=value_axes
+        )
+        result = replace(state, layout=resolve(out), stage="output", core=core)
+        if set(flat(value.layout)) & _query_only(core):
+            result = result.hindered("each query has values of its own")
+        if result.gates:
+            *earlier, last = result.gates
+            inner = replace(result, gates=tuple(earlier))
+            self.products.append(GatedProduct(node, inner, result.layout, last))
+        return result
+
+    def _elementwise_product(
+        self, node: Node, state: Tracked, partner: Operand, out: Layout
+    ) -> Tracked | None:
+        if state.stage == "weights":
+            if lacks(partner.layout, state.core.value_axes) and partner.node in self._dynamic:
+                return replace(state, layout=resolve(out), gates=(*state.gates, partner))
+            return replace(state, layout=resolve(out)).hindered(
+                f"{node.target} changes the attention weights after their softmax"
+            )
+        self.products.append(GatedProduct(node, state, resolve(out), partner))
+        # Whether this is a gate is decided later, with all uses known; what follows may be one, too.
+        return replace(state, layout=resolve(out), gates=(*state.gates, partner))
+
+    def _arithmetic(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
+        """Sums, and products with numbers: followed, but no longer a plain attention output."""
+        partners = [arg for arg in tensor_inputs(node) if arg is not source]
+        if shape(node) != shape(source) or any(
+            broadcast(partner, state.layout) is None for partner in partners
+        ):
+            return None
+        if state.stage == "output" and partners and not all(p in self._tracked for p in partners):
+            return None  # a residual connection ends the attention
+        return state.hindered(_why(node, state.stage, bool(partners)))
+
+    def _norm(self, node: Node, state: Tracked) -> Tracked | None:
+        normalized = cast(list[object], argument(node, "normalized_shape"))
+        if len(normalized) != 1 or leaves(state.layout[-1]) != leaves(state.core.value_axes):
+            return None
+        return state.hindered(f"{node.target} stands between the attention and its gates")
+
+
+def _why(node: Node, stage: str, tensors: bool) -> str:
+    if stage == "weights":
+        return f"{node.target} changes the attention weights after their softmax"
+    what = "another attention output" if tensors else "a number"
+    return f"{node.target} combines the attention output with {what} before the gates"
+
+
+def _query_only(core: Core) -> set[Axis]:
+    """Axes of the query that its keys do not share: the tokens (and grouped heads)."""
+    if core.scores is None:
+        return set()
+    return set(flat(core.scores.query.layout)) - set(flat(core.scores.key.layout))
+
+
+def users_after(node: Node) -> Iterator[Node]:
+    """Users of a node, views of it included, nearest first."""
+    queue = list(node.users)
+    while queue:
+        user = queue.pop(0)
+        yield user
+        if is_view(user):
+            queue.extend(user.users)
+
+
+def token_axes(core: Core) -> Dim:
+    """Axes of the output that only the query has."""
+    query_only = _query_only(core)
+    return tuple(axis for axis in flat(core.output.layout) if axis in query_only)

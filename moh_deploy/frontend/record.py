@@ -1,0 +1,142 @@
+"""Run a program that holds both the original and the inserted operators, and compare them layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Interpreter, Node
+
+from moh_deploy.frontend.rewrite import Rewrite
+
+# How far a rewritten layer may be from the original one, relative to the largest value of the original.
+_LAYER_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+# Scores closer than this may be ranked either way by rounding alone.
+_NEAR_TIE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer did in one run of the original operators.
+
+    Attributes:
+        gates: [B, S, H].
+        margins: [B, S]: last chosen minus first unchosen score of a token; inf where nothing is selected.
+        disagreement: How the inserted operators differ from the original ones, in words; None if they agree.
+    """
+
+    gates: torch.Tensor
+    margins: torch.Tensor
+    disagreement: str | None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of the original operators.
+
+    Attributes:
+        outputs: The tensors of the program's outputs, in order.
+        layers: One record for each rewrite, in order.
+    """
+
+    outputs: list[torch.Tensor]
+    layers: list[LayerRecord]
+
+
+def record(
+    program: ExportedProgram, rewrites: Sequence[Rewrite], arguments: Sequence[torch.Tensor]
+) -> Recording:
+    """Run a program in which new operators stand beside the original ones.
+
+    Args:
+        arguments: The user inputs, in order.
+    """
+    watched = {node for rewrite in rewrites for node in _watched(rewrite)}
+    runner = _WatchingInterpreter(program, watched)
+    with torch.no_grad():
+        outputs = runner.run(*_flat_inputs(program, arguments))
+    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if torch.is_tensor(leaf)]
+    return Recording(tensors, [_layer_record(rewrite, runner.values) for rewrite in rewrites])
+
+
+def _watched(rewrite: Rewrite) -> list[Node]:
+    selection = rewrite.router.selection
+    nodes = [rewrite.gates, rewrite.routed, rewrite.replacement]
+    nodes.append(None if rewrite.replacement is None else rewrite.layer.node)
+    nodes.append(None if selection is None else selection.scores)
+    return [node for node in nodes if node is not None]
+
+
+class _WatchingInterpreter(Interpreter):
+    """Keeps the values of some nodes."""
+
+    def __init__(self, program: ExportedProgram, watched: set[Node]) -> None:
+        super().__init__(program.graph_module)
+        self._watched = watched
+        self.values: dict[Node, torch.Tensor] = {}
+
+    def run_node(self, n: Node) -> object:
+        result = super().run_node(n)
+        if n in self._watched:
+            assert isinstance(result, torch.Tensor)
+            self.values[n] = result
+        return result
+
+
+def _flat_inputs(program: ExportedProgram, arguments: Sequence[torch.Tensor]) -> list[object]:
+    """Values of the graph's placeholders: parameters, buffers and constants first come from the program."""
+    remaining = iter(arguments)
+    values: list[object] = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            values.append(next(remaining))
+            continue
+        assert spec.target is not None
+        stored = program.state_dict if spec.target in program.state_dict else program.constants
+        values.append(stored[spec.target])
+    return values
+
+
+def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRecord:
+    gates = values[rewrite.gates]
+    margins = _margins(rewrite, values, gates)
+    decided = margins > _NEAR_TIE.get(gates.dtype, 1e-5)
+    disagreement = None
+    if rewrite.routed is not None:
+        disagreement = _difference(
+            "MoHRouter", values[rewrite.routed][decided], gates[decided]
+        )
+    if disagreement is None and rewrite.replacement is not None and bool(decided.all()):
+        original = values[rewrite.layer.node]
+        disagreement = _difference("MoHAttention", values[rewrite.replacement], original)
+    return LayerRecord(gates, margins, disagreement)
+
+
+def _margins(rewrite: Rewrite, values: dict[Node, torch.Tensor], gates: torch.Tensor) -> torch.Tensor:
+    nothing_selected = torch.full(gates.shape[:2], float("inf"))
+    selection = rewrite.router.selection
+    if selection is None or selection.top_k >= selection.candidates:
+        return nothing_selected
+    scores = values[selection.scores].float().movedim(selection.dim, -1)
+    if scores.numel() // scores.shape[-1] != nothing_selected.numel():
+        return nothing_selected
+    ranked = scores.sort(dim=-1, descending=True).values
+    return (ranked[..., selection.top_k - 1] - ranked[..., selection.top_k]).reshape(gates.shape[:2])
+
+
+def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> str | None:
+    if got.shape != expected.shape:
+        return f"{what} gives shape {tuple(got.shape)}, the original {tuple(expected.shape)}"
+    both = expected.isfinite()
+    if not bool(got[both].isfinite().all()):
+        return f"{what} is not finite where the original is"
+    if not bool(both.any()):
+        return None
+    error = float((got[both].double() - expected[both].double()).abs().max())
+    scale = max(1.0, float(expected[both].double().abs().max()))
+    if error > _LAYER_TOLERANCE.get(expected.dtype, 1e-4) * scale:
+        return f"{what} differs from the original by {error:.3g} (largest value {scale:.3g})"
+    return None

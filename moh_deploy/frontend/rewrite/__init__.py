@@ -1,0 +1,151 @@
+"""Rewrite recognised layers into the ops of `moh_deploy.ops`.
+
+The new operators are first inserted beside what they replace, so that one run of the program computes both and compares them layer
+by layer; only what agrees is then committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend.recognize import MoHLayer
+from moh_deploy.frontend.recognize.axes import product
+from moh_deploy.frontend.recognize.graph import is_tensor
+from moh_deploy.frontend.recognize.routers.forms import Router, read_router
+from moh_deploy.frontend.rewrite.attention import AttentionRewriter, NotCoveredError, gates_of
+from moh_deploy.frontend.rewrite.router import insert_router
+from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+
+__all__ = ["Rewrite", "commit", "insert"]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What was inserted for one layer.
+
+    Attributes:
+        layer: The layer as recognised.
+        router: How its gates are computed.
+        gates: [B, S, H], from the original operators.
+        routed: [B, S, H], from the inserted MoHRouter; None where the router stays.
+        attention: The inserted MoHAttention; None where the attention stays.
+        replacement: Replaces `layer.node`; None where the attention stays.
+        reason: Why the attention or the router stays; None if both are replaced.
+        num_kv_heads, head_dim, kv_len: None where the attention stays.
+    """
+
+    layer: MoHLayer
+    router: Router
+    gates: Node
+    routed: Node | None = None
+    attention: Node | None = None
+    replacement: Node | None = None
+    reason: str | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    kv_len: int | None = None
+
+    def kept(self, reason: str) -> Rewrite:
+        """The same layer left as it is."""
+        return replace(self, routed=None, attention=None, replacement=None, reason=reason)
+
+
+def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite]:
+    """Insert the new operators beside the original ones."""
+    graph = program.graph_module.graph
+    rewrites = [_insert(graph, layer) for layer in layers]
+    program.graph_module.recompile()
+    return rewrites
+
+
+def _insert(graph: Graph, layer: MoHLayer) -> Rewrite:
+    builder = GraphBuilder(graph, layer.node)
+    gates = gates_of(layer, LayoutBuilder(builder))
+    router = read_router(gates)
+    routed = None
+    if router.reason is None:
+        # As early as the gates it takes over from, for whoever reads them.
+        routed = insert_router(GraphBuilder(graph, gates.next), router, gates)
+    found = Rewrite(layer, router, gates, routed=routed, reason=router.reason)
+    if layer.obstacles:
+        return replace(found, reason=layer.obstacles[0])
+    try:
+        rewriter = AttentionRewriter(layer, builder)
+        attention, replacement = rewriter.build(gates if routed is None else routed)
+    except (NotCoveredError, UnknownSizeError) as error:
+        return replace(found, reason=str(error))
+    return replace(
+        found,
+        attention=attention,
+        replacement=replacement,
+        num_kv_heads=int(product(rewriter.form.kv_heads)),
+        head_dim=int(product(rewriter.form.head_dim)),
+        kv_len=rewriter.kv_len,
+    )
+
+
+def commit(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> ExportedProgram:
+    """Let the inserted operators take over, drop what they replace, and add each layer's gates to the outputs.
+
+    Returns:
+        A program whose outputs are the tensors of the original outputs in order, followed by one [B, S, H] tensor of gates a layer.
+    """
+    graph = program.graph_module.graph
+    for rewrite in rewrites:
+        if rewrite.replacement is not None:
+            rewrite.layer.node.replace_all_uses_with(rewrite.replacement)
+        if rewrite.routed is not None:
+            rewrite.gates.replace_all_uses_with(rewrite.routed)
+    output = next(node for node in graph.nodes if node.op == "output")
+    leaves = [leaf for leaf in tree_leaves(output.args) if is_tensor(leaf)]
+    gates = [rewrite.routed or rewrite.gates for rewrite in rewrites]
+    output.args = ((*leaves, *gates),)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return _with_outputs(program, (*leaves, *gates))
+
+
+def _with_outputs(program: ExportedProgram, outputs: Sequence[Node]) -> ExportedProgram:
+    """The program with a flat tuple of these tensors as its outputs."""
+    signature = program.graph_signature
+    mutations = [spec for spec in signature.output_specs if spec.kind is not OutputKind.USER_OUTPUT]
+    if mutations:
+        raise ExportError(
+            f"the model changes its own state while it runs ('{mutations[0].target}').",
+            hint="Pass state such as a KV cache as inputs and outputs.",
+        )
+    specs = [
+        OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), None) for node in outputs
+    ]
+    call = program.module_call_graph[0]
+    assert call.signature is not None
+    _, out_spec = tree_flatten(tuple(range(len(specs))))
+    root = replace(
+        call,
+        signature=replace(
+            call.signature, outputs=[spec.arg for spec in specs], out_spec=out_spec
+        ),
+    )
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=program.graph_module.graph,
+        graph_signature=ExportGraphSignature(signature.input_specs, specs),
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=[root, *program.module_call_graph[1:]],
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=[program.verifier],
+    )

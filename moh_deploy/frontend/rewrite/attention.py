@@ -1,0 +1,279 @@
+"""Put a MoHAttention beside the attention it computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention
+from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, flat, leaves, product, resolve
+from moh_deploy.frontend.recognize.cores.core import MaskTerm, Operand, Scores
+from moh_deploy.frontend.recognize.graph import example_shape, tensor
+from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.views import casts, history, is_view
+from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+
+aten = torch.ops.aten
+
+
+class NotCoveredError(Exception):
+    """An attention that MoHAttention cannot express; the message is the reason that the user reads."""
+
+
+@dataclass(frozen=True)
+class AttentionForm:
+    """How a layer maps to the axes of MoHAttention: B, Hq, Hkv, S, T, D and Dv."""
+
+    batch: Dim
+    heads: Dim
+    kv_heads: Dim
+    tokens: Dim
+    keys: Dim
+    head_dim: Dim
+    value_dim: Dim
+
+    def query(self, packed: bool) -> Layout:
+        return self._layout(self.heads, self.tokens, self.head_dim, packed)
+
+    def key(self, packed: bool) -> Layout:
+        return self._layout(self.kv_heads, self.keys, self.head_dim, packed)
+
+    def value(self, packed: bool) -> Layout:
+        return self._layout(self.kv_heads, self.keys, self.value_dim, packed)
+
+    def output(self, packed: bool) -> Layout:
+        return self._layout(self.heads, self.tokens, self.value_dim, packed)
+
+    def scores(self) -> Layout:
+        return (self.batch, self.heads, self.tokens, self.keys)
+
+    def gates(self) -> Layout:
+        return (self.batch, self.tokens, self.heads)
+
+    def _layout(self, heads: Dim, rows: Dim, columns: Dim, packed: bool) -> Layout:
+        if packed:
+            return (self.batch, rows, (*heads, *columns))
+        return (self.batch, heads, rows, columns)
+
+
+class AttentionRewriter:
+    """Builds the MoHAttention of one layer, from the tensors of the original graph.
+
+    Args:
+        layer: A layer without obstacles.
+        builder: Inserts in front of the node after the layer's product with the gates.
+    """
+
+    def __init__(self, layer: MoHLayer, builder: GraphBuilder) -> None:
+        assert layer.core.scores is not None
+        self._layer = layer
+        self._scores: Scores = layer.core.scores
+        self._builder = builder
+        operands = (self._scores.query, self._scores.key, layer.core.value)
+        self._trails = [_history(operand) for operand in operands]
+        self._layouts = LayoutBuilder(builder)
+        self.form = self._form()
+
+    def build(self, gates: Node) -> tuple[Node, Node]:
+        """Insert the MoHAttention.
+
+        Args:
+            gates: [B, S, Hq].
+
+        Returns:
+            The MoHAttention, and the node whose value replaces the layer's product with its gates.
+
+        Raises:
+            NotCoveredError: With the reason.
+        """
+        form, dtype = self.form, tensor(self._layer.core.output.node).dtype
+        packed = not self._scores.factors and all(
+            _entry(trail, wanted) is not None
+            for trail, wanted in zip(
+                self._trails, (form.query(True), form.key(True), form.value(True)), strict=True
+            )
+        )
+        query = self._operand(self._trails[0], form.query(packed), dtype)
+        for factor in self._scores.factors:
+            multiplier = self._layouts.arrange(
+                factor.operand, (form.batch, form.heads, form.tokens, ()), expand=False
+            )
+            operator = aten.div.Tensor if factor.divides else aten.mul.Tensor
+            query = self._cast(self._builder.call(operator, query, multiplier), dtype)
+        output = self._builder.call(
+            torch.ops.moh.attention.default,
+            query,
+            self._operand(self._trails[1], form.key(packed), dtype),
+            self._operand(self._trails[2], form.value(packed), dtype),
+            self._cast(gates, dtype),
+            self._mask(),
+            int(product(form.heads)),
+            int(product(form.kv_heads)),
+            self._scores.scale,
+            self._is_causal(),
+        )
+        replaced = self._layouts.arrange(
+            Operand(output, form.output(packed)), self._layer.layout
+        )
+        return output, self._cast(replaced, tensor(self._layer.node).dtype)
+
+    @property
+    def kv_len(self) -> int:
+        """Keys at the example's sizes."""
+        position = self._scores.key.layout.index(self._scores.key_axes)
+        return example_shape(self._scores.key.node)[position]
+
+    def _form(self) -> AttentionForm:
+        key_layout, keys = flat(self._scores.key.layout), leaves(self._scores.key_axes)
+        batch, heads, tokens = (
+            leaves(axes) for axes in (self._layer.batch, self._layer.heads, self._layer.tokens)
+        )
+        query_axes, key_axes = set(flat(self._scores.query.layout)), set(key_layout)
+        outside = {*batch, *heads, *tokens, *keys}
+        head_dim = tuple(axis for axis in key_layout if axis not in outside)
+        if not set(head_dim) <= query_axes or not keys:
+            raise NotCoveredError("query and key share no head dimension")
+        if key_axes & set(tokens):
+            raise NotCoveredError("each query has keys of its own")
+        for axes, what in ((heads, "heads"), (head_dim, "head dimension")):
+            if not product(axes).is_Integer:
+                raise NotCoveredError(f"the {what} have a dynamic size")
+        return AttentionForm(
+            batch=batch,
+            heads=heads,
+            kv_heads=self._kv_heads(heads),
+            tokens=tokens,
+            keys=keys,
+            head_dim=head_dim,
+            value_dim=leaves(self._layer.core.value_axes),
+        )
+
+    def _kv_heads(self, heads: Dim) -> Dim:
+        """The fewest leading head axes that key and value both vary along; the rest are repetitions."""
+        for count in range(len(heads) + 1):
+            if all(
+                any(_head_axes(operand, heads) <= set(heads[:count]) for operand in trail)
+                for trail in self._trails[1:]
+            ):
+                return heads[:count]
+        return heads
+
+    def _operand(self, trail: list[Operand], wanted: Layout, dtype: torch.dtype) -> Node:
+        """The tensor in the wanted layout: one that the model already has, or a rearranged one."""
+        found = _entry(trail, wanted)
+        axes = set(flat(wanted))
+        usable = [operand for operand in trail if set(flat(operand.layout)) <= axes]
+        if not usable:
+            raise NotCoveredError("query, key or value vary along an axis that attention does not have")
+        fewest = min(len(flat(operand.layout)) for operand in usable)
+        nearest = next(operand for operand in usable if len(flat(operand.layout)) == fewest)
+        return self._cast(self._arrange(found or nearest, wanted), dtype)
+
+    def _arrange(self, operand: Operand, wanted: Layout, *, expand: bool = True) -> Node:
+        try:
+            return self._layouts.arrange(operand, wanted, expand=expand)
+        except UnknownSizeError as error:
+            raise NotCoveredError(str(error)) from error
+
+    def _cast(self, node: Node, dtype: torch.dtype) -> Node:
+        if tensor(node).dtype == dtype:
+            return node
+        return self._builder.call(aten.to.dtype, node, dtype)
+
+    def _is_causal(self) -> bool:
+        """True where torch's causal rule (from the first token) and ONNX's (to the last key) agree."""
+        return self._scores.is_causal and self._square()
+
+    def _square(self) -> bool:
+        return bool(product(self.form.tokens) == product(self.form.keys))
+
+    def _mask(self) -> Node | None:
+        terms = [self._mask_term(term) for term in self._scores.masks]
+        if self._scores.is_causal and not self._square():
+            terms.append(self._top_left_causal())
+        if not terms:
+            return None
+        if all(tensor(term).dtype == torch.bool for term in terms):
+            return self._reduce(aten.logical_and.default, terms)
+        return self._reduce(aten.add.Tensor, [self._additive(term) for term in terms])
+
+    def _mask_term(self, term: MaskTerm) -> Node:
+        """One mask as bool (True may attend) or as an addend, broadcastable to [B, Hq, S, T]."""
+        node = self._arrange(term.operand, self.form.scores(), expand=False)
+        if term.kind == "add":
+            return node if term.value == 1 else self._builder.call(aten.mul.Scalar, node, term.value)
+        keep = node if term.kind == "keep" else self._builder.call(aten.logical_not.default, node)
+        return keep if math.isinf(term.value) or term.value == 1 else self._fill(keep, term.value)
+
+    def _additive(self, mask: Node) -> Node:
+        return self._fill(mask, -math.inf) if tensor(mask).dtype == torch.bool else mask
+
+    def _fill(self, keep: Node, value: float) -> Node:
+        dtype = tensor(self._layer.core.output.node).dtype
+        limit = max(value, torch.finfo(dtype).min) if math.isfinite(value) else value
+        return self._builder.call(
+            aten.where.ScalarOther, keep, self._zero(keep, dtype), limit
+        )
+
+    def _zero(self, like: Node, dtype: torch.dtype) -> Node:
+        return self._builder.call(aten.mul.Scalar, self._cast(like, dtype), 0)
+
+    def _top_left_causal(self) -> Node:
+        sizes = (product(self.form.tokens), product(self.form.keys))
+        if not all(size.is_Integer for size in sizes):
+            raise NotCoveredError("is_causal with queries and keys of different dynamic lengths")
+        ones = self._builder.call(aten.ones.default, [int(size) for size in sizes])
+        causal = self._builder.call(aten.tril.default, ones)
+        return self._builder.call(aten.gt.Scalar, causal, 0)
+
+    def _reduce(self, operator: Callable[..., object], terms: list[Node]) -> Node:
+        total = terms[0]
+        for term in terms[1:]:
+            total = self._builder.call(operator, total, term)
+        return total
+
+
+def gates_of(layer: MoHLayer, layouts: LayoutBuilder) -> Node:
+    """Insert the product of a layer's gates as [B, S, H].
+
+    Raises:
+        UnknownSizeError: If the gates cannot be brought into that layout.
+    """
+    wanted: Layout = (layer.batch, layer.tokens, layer.heads)
+    arranged = []
+    for factor in layer.gates:
+        trail = [entry for entry in _history(factor) if _fits(entry, wanted)]
+        exact = _entry(trail, wanted)
+        arranged.append(layouts.arrange(exact or (trail or [factor])[0], wanted))
+    total = arranged[0]
+    for factor_node in arranged[1:]:
+        total = layouts.builder.call(aten.mul.Tensor, total, factor_node)
+    return total
+
+
+def _fits(operand: Operand, wanted: Layout) -> bool:
+    return set(flat(operand.layout)) <= set(flat(wanted))
+
+
+def _history(operand: Operand) -> list[Operand]:
+    """The operand and what it is a view of, up to the nearest cast."""
+    trail: list[Operand] = []
+    for node, layout in history(operand.node, operand.layout):
+        trail.append(Operand(node, layout))
+        if is_view(node) and casts(node):
+            break
+    return trail
+
+
+def _entry(trail: list[Operand], wanted: Layout) -> Operand | None:
+    wanted = resolve(wanted)
+    return next((operand for operand in trail if resolve(operand.layout) == wanted), None)
+
+
+def _head_axes(operand: Operand, heads: Dim) -> set[Axis]:
+    return set(flat(operand.layout)) & set(heads)
+

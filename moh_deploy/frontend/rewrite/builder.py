@@ -1,0 +1,194 @@
+"""Insert operators into an exported graph, and bring tensors into a wanted layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, Node
+from torch.fx.node import Argument, map_arg
+
+from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, Size, product, resolve, size_of
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.graph import shape
+
+aten = torch.ops.aten
+
+
+# A dimension as blocks of neighbouring axes that move together.
+BlockedDim = tuple[Dim, ...]
+
+
+class UnknownSizeError(Exception):
+    """A layout needs a size that no earlier tensor of the graph has."""
+
+
+class GraphBuilder:
+    """Inserts calls in front of one node of a graph; every new node carries its fake value and the module path of that node.
+
+    Args:
+        graph: The graph to insert into.
+        before: New nodes stand directly in front of it.
+    """
+
+    def __init__(self, graph: Graph, before: Node) -> None:
+        self._graph = graph
+        self._before = before
+
+    def call(self, target: Callable[..., object], *args: object) -> Node:
+        """Insert a call and return its node."""
+        with self._graph.inserting_before(self._before):
+            node = self._graph.call_function(target, cast(tuple[Argument, ...], args))
+        mode = self._fake_mode()
+        fakes = map_arg(node.args, lambda arg: arg.meta["val"])
+        with mode:
+            node.meta["val"] = target(*cast(tuple[object, ...], fakes))
+        for key in ("nn_module_stack", "stack_trace"):
+            if key in self._before.meta:
+                node.meta[key] = self._before.meta[key]
+        return node
+
+    def _fake_mode(self) -> FakeTensorMode:
+        return next(
+            found.fake_mode
+            for node in self._graph.nodes
+            if isinstance(found := node.meta.get("val"), FakeTensor)
+        )
+
+    def size(self, extent: Size) -> Node:
+        """Return a node that has this symbolic size; the earliest one, so that nothing late is kept alive for it.
+
+        Raises:
+            UnknownSizeError: If no earlier node has it.
+        """
+        for node in self._graph.nodes:
+            if node is self._before:
+                break
+            found = node.meta.get("val")
+            if isinstance(found, torch.SymInt) and size_of(found) == extent:
+                return node
+            if isinstance(found, torch.Tensor) and extent in shape(node):
+                return self.call(aten.sym_size.int, node, shape(node).index(extent))
+        raise UnknownSizeError(f"no tensor of the model has the size {extent}")
+
+
+class LayoutBuilder:
+    """Brings tensors into a layout with as few views as the layout allows.
+
+    Args:
+        builder: Where to insert.
+    """
+
+    def __init__(self, builder: GraphBuilder) -> None:
+        self.builder = builder
+
+    def arrange(self, operand: Operand, wanted: Layout, *, expand: bool = True) -> Node:
+        """Return `operand` with layout `wanted`.
+
+        Args:
+            operand: A tensor. It must not vary along axes that `wanted` lacks.
+            wanted: One group of axes for each dimension of the result.
+            expand: Give axes that the operand lacks their full size. Otherwise a dimension that lacks all of its axes has size 1, for
+                tensors that are broadcast by who reads them.
+
+        Raises:
+            UnknownSizeError: If the size of an axis cannot be expressed.
+        """
+        node, layout, wanted = operand.node, resolve(operand.layout), resolve(wanted)
+        if layout == wanted:
+            return node
+        source = _blocks(layout, wanted)
+        target = _blocks(wanted, layout)
+        present = {block for dim in source for block in dim}
+        node, order = self._one_block_a_dim(node, source)
+        node, order = self._first_along(node, order, {block for dim in target for block in dim})
+        kept = [
+            [block for block in dim if block in present or expand or present & set(dim)]
+            for dim in target
+        ]
+        blocks = [block for dim in kept for block in dim]
+        node = self._reorder(node, order, [block for block in blocks if block in present])
+        node = self._add_missing(node, blocks, present)
+        return self._group(node, kept)
+
+    def _one_block_a_dim(self, node: Node, layout: Sequence[BlockedDim]) -> tuple[Node, list[Dim]]:
+        for position in reversed(range(len(layout))):
+            blocks = layout[position]
+            if not blocks:
+                node = self.builder.call(aten.squeeze.dim, node, position)
+            elif len(blocks) > 1:
+                node = self.builder.call(aten.unflatten.int, node, position, _extents(blocks))
+        return node, [block for blocks in layout for block in blocks]
+
+    def _first_along(
+        self, node: Node, order: list[Dim], wanted: set[Dim]
+    ) -> tuple[Node, list[Dim]]:
+        """Take the first entry along axes that the operand does not vary along."""
+        for position in reversed(range(len(order))):
+            if order[position] not in wanted:
+                node = self.builder.call(aten.select.int, node, position, 0)
+        return node, [block for block in order if block in wanted]
+
+    def _reorder(self, node: Node, order: list[Dim], wanted: list[Dim]) -> Node:
+        permutation = [order.index(block) for block in wanted]
+        if permutation == sorted(permutation):
+            return node
+        return self.builder.call(aten.permute.default, node, permutation)
+
+    def _add_missing(self, node: Node, blocks: list[Dim], present: set[Dim]) -> Node:
+        missing = [position for position, block in enumerate(blocks) if block not in present]
+        if not missing:
+            return node
+        for position in missing:
+            node = self.builder.call(aten.unsqueeze.default, node, position)
+        extents = [-1 if block in present else self.size(block) for block in blocks]
+        return self.builder.call(aten.expand.default, node, extents)
+
+    def _group(self, node: Node, wanted: Sequence[Sequence[Dim]]) -> Node:
+        for position, blocks in enumerate(wanted):
+            if not blocks:
+                node = self.builder.call(aten.unsqueeze.default, node, position)
+            elif len(blocks) > 1:
+                last = position + len(blocks) - 1
+                node = self.builder.call(aten.flatten.using_ints, node, position, last)
+        return node
+
+    def size(self, block: Dim) -> int | Node:
+        """The size of neighbouring axes: a number, or a node that has it."""
+        extent = product(block)
+        return int(extent) if extent.is_Integer else self.builder.size(extent)
+
+
+def _blocks(layout: Layout, other: Layout) -> list[BlockedDim]:
+    """Each dimension as blocks of axes that stand side by side in one dimension of `other`, too (or not at all)."""
+    place = {
+        axis: (position, offset)
+        for position, dim in enumerate(other)
+        for offset, axis in enumerate(dim)
+    }
+    layout_blocks: list[BlockedDim] = []
+    for dim in layout:
+        blocks: list[list[Axis]] = []
+        for axis in dim:
+            if blocks and _follows(place, blocks[-1][-1], axis):
+                blocks[-1].append(axis)
+            else:
+                blocks.append([axis])
+        layout_blocks.append(tuple(tuple(block) for block in blocks))
+    return layout_blocks
+
+
+def _follows(place: dict[Axis, tuple[int, int]], first: Axis, second: Axis) -> bool:
+    if first not in place or second not in place:
+        return False
+    return place[second] == (place[first][0], place[first][1] + 1)
+
+
+def _extents(blocks: BlockedDim) -> list[int]:
+    """Sizes for `unflatten`; one symbolic size may be left to it."""
+    sizes = [int(size) if (size := product(block)).is_Integer else -1 for block in blocks]
+    if sizes.count(-1) > 1:
+        raise UnknownSizeError("a dimension consists of several axes of dynamic size")
+    return sizes

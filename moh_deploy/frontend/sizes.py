@@ -1,0 +1,83 @@
+"""At which sizes of the dynamic dimensions the model is tried besides the example's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.frontend.inputs import example_sizes, resize_inputs
+from moh_deploy.frontend.model import ModelInput
+
+Run = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+
+
+def other_runs(
+    inputs: Sequence[ModelInput], run: Run
+) -> Iterator[tuple[tuple[ModelInput, ...], list[torch.Tensor]]]:
+    """Run the original model at other sizes: all dimensions changed, then all at 1 where it can run there.
+
+    Not every size is legal (images in whole patches, tables of positions): the original model decides. Where no change of all
+    dimensions together is legal, each one is changed alone.
+
+    Args:
+        run: Runs the original model.
+
+    Raises:
+        ExportError: If a dimension can be changed to no other size.
+    """
+    example = example_sizes(inputs)
+    if not example:
+        return
+    try:
+        yield _first_that_runs(inputs, run, [_changed(example, how) for how in _CHANGES])
+    except ExportError:
+        for name in example:
+            yield _first_that_runs(
+                inputs, run, [{**example, name: how(example[name])} for how in _CHANGES]
+            )
+    ones = _attempt(inputs, run, dict.fromkeys(example, 1))
+    if not isinstance(ones, Exception):
+        yield ones
+
+
+_CHANGES: tuple[Callable[[int], int], ...] = (
+    lambda size: size + 1,
+    lambda size: max(size - 1, 1),
+    lambda size: size * 2,
+    lambda size: max(size // 2, 1),
+    lambda size: size + 2,
+    lambda size: size * 3,
+)
+
+
+def _changed(example: Mapping[str, int], how: Callable[[int], int]) -> dict[str, int]:
+    return {name: how(size) for name, size in example.items()}
+
+
+def _first_that_runs(
+    inputs: Sequence[ModelInput], run: Run, candidates: Sequence[Mapping[str, int]]
+) -> tuple[tuple[ModelInput, ...], list[torch.Tensor]]:
+    failures: list[str] = []
+    for sizes in candidates:
+        result = _attempt(inputs, run, sizes)
+        if not isinstance(result, Exception):
+            return result
+        at = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        failures.append(f"{at}: {str(result).splitlines()[0] if str(result) else type(result).__name__}")
+    raise ExportError(
+        "the model was declared dynamic, but the original runs at no other size than the example's;"
+        f" tried {'; '.join(failures)[:600]}.",
+        hint="Leave the axis out of --dynamic if the model has one size.",
+    )
+
+
+def _attempt(
+    inputs: Sequence[ModelInput], run: Run, sizes: Mapping[str, int]
+) -> tuple[tuple[ModelInput, ...], list[torch.Tensor]] | Exception:
+    try:
+        resized = resize_inputs(inputs, sizes)
+        return resized, run([item.value for item in resized])
+    except (ConfigError, RuntimeError, AssertionError, IndexError, ValueError, TypeError) as error:
+        return error

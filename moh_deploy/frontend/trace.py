@@ -1,0 +1,204 @@
+"""Trace a module with `torch.export`, with named dynamic dimensions, or say which one the model fixes and where."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from moh_deploy.dims import DimExpr
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend.inputs import parsed_dims
+from moh_deploy.frontend.model import LoadedModel, ModelInput
+
+
+def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
+    """Return the program of a model.
+
+    Args:
+        model: A module in eval mode, or a program that was traced elsewhere.
+        inputs: The positional arguments.
+
+    Raises:
+        ExportError: If the model cannot be traced, or if it fixes a dimension that was declared dynamic.
+    """
+    if model.program is not None:
+        return model.program
+    assert model.module is not None
+    program = _trace(model.module, inputs, bounds={})
+    _check_dynamic(program, inputs)
+    return program
+
+
+# Smallest and largest size of a dimension; None where there is no limit.
+_Bounds = tuple[int | None, int | None]
+
+
+def _trace(
+    module: torch.nn.Module, inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
+) -> ExportedProgram:
+    """Trace with dimensions within bounds; where the model sets narrower ones (a table of 64 positions), once more with those."""
+    dims = _torch_dims(inputs, bounds)
+    shapes = _by_parameter(module, [_axes(item, dims) for item in inputs])
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                module,
+                tuple(item.value for item in inputs),
+                dynamic_shapes=shapes if dims else None,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+    except Exception as error:  # torch raises many kinds, some of them private
+        narrower = _suggested_bounds(str(error))
+        if not narrower or narrower.items() <= bounds.items():
+            raise _explain(error, inputs) from error
+    return _trace(module, inputs, {**bounds, **narrower})
+
+
+def _suggested_bounds(text: str) -> dict[str, _Bounds]:
+    """Read `seq = Dim('seq', min=2, max=64)` from torch's advice; nothing if it advises anything else as well."""
+    _, _, advice = text.partition("Suggested fixes:")
+    lines = [line.strip() for line in advice.split("\n\n")[0].splitlines() if line.strip()]
+    bounds: dict[str, _Bounds] = {}
+    for line in lines:
+        match = re.fullmatch(r"(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", line)
+        if match is None:
+            return {}
+        low, high = (None if text is None else int(text) for text in match.group(2, 3))
+        bounds[match[1]] = (low, high)
+    return bounds
+
+
+def _torch_dims(
+    inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
+) -> dict[str, Dim]:
+    names = {expr.name for item in inputs for expr in parsed_dims(item).values()}
+    dims: dict[str, Dim] = {}
+    for name in sorted(names):
+        low, high = bounds.get(name, (None, None))
+        dims[name] = Dim(name, min=low, max=high)
+    return dims
+
+
+def _axes(item: ModelInput, dims: Mapping[str, Dim]) -> dict[int, object]:
+    return {axis: _dim(expr, dims) for axis, expr in parsed_dims(item).items()}
+
+
+def _dim(expr: DimExpr, dims: Mapping[str, Dim]) -> object:
+    dim: object = dims[expr.name]
+    if expr.multiplier != 1:
+        dim = expr.multiplier * dims[expr.name]
+    return dim + expr.offset if expr.offset else dim  # type: ignore[operator]
+
+
+def _by_parameter(module: torch.nn.Module, axes: Sequence[dict[int, object]]) -> dict[str, object]:
+    """Shapes under the name of the parameter that takes each argument; varargs take the rest as a tuple."""
+    shapes: dict[str, object] = {}
+    remaining = list(axes)
+    for name, parameter in inspect.signature(module.forward).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            shapes[name] = tuple(remaining)
+            return shapes
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY or not remaining:
+            break
+        shapes[name] = remaining.pop(0)
+    if remaining:
+        raise ExportError(
+            f"the model takes {len(shapes)} positional arguments, got {len(axes)} inputs.",
+            hint=f"Its forward is {inspect.signature(module.forward)}.",
+        )
+    return shapes
+
+
+def _check_dynamic(program: ExportedProgram, inputs: Sequence[ModelInput]) -> None:
+    """Each axis that was declared dynamic must still be symbolic, and no two names may have become one."""
+    symbols: dict[str, str] = {}
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
+        shape = placeholders[name].meta["val"].shape
+        for axis, expr in parsed_dims(item).items():
+            if isinstance(shape[axis], int):
+                raise ExportError(
+                    f"dimension '{expr}' (axis {axis} of input '{item.name}') was declared dynamic,"
+                    f" but the model fixes it to {shape[axis]}."
+                )
+            if expr.is_plain:
+                symbols.setdefault(expr.name, str(shape[axis].node.expr))
+    _check_distinct(symbols)
+
+
+def _check_distinct(symbols: Mapping[str, str]) -> None:
+    first: dict[str, str] = {}
+    for name, symbol in symbols.items():
+        if symbol in first:
+            raise ExportError(
+                f"dimensions '{first[symbol]}' and '{name}' were declared separately, but the model"
+                " needs them to be equal.",
+                hint=f"Give both the name '{name}'.",
+            )
+        first[symbol] = name
+
+
+def _explain(error: Exception, inputs: Sequence[ModelInput]) -> ExportError:
+    text = str(error)
+    where = _location(text)
+    fixed = _fixed_dimensions(text, inputs)
+    if fixed:
+        return ExportError(
+            f"the model fixes {' and '.join(fixed)}{where}.",
+            hint="Leave the axis out of --dynamic, or change the model so that it does not depend on the size.",
+        )
+    if isinstance(error, TypeError) and "argument" in text:
+        return ExportError(f"the model does not accept these inputs: {text.splitlines()[0]}")
+    return ExportError(
+        f"torch.export cannot trace the model: {_headline(error)}{where}.",
+        hint="The model must run as one graph: no Python branches on tensor values, no .item().",
+    )
+
+
+def _headline(error: Exception) -> str:
+    """The first line that says something, without torch's advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return f"{type(error).__name__}: {first}"[:400].rstrip(".")
+
+
+def _fixed_dimensions(text: str, inputs: Sequence[ModelInput]) -> list[str]:
+    """Names of the dimensions that torch says were specialised, with the size they were fixed to."""
+    exprs = {
+        expr.name: (item.name, axis)
+        for item in inputs
+        for axis, expr in parsed_dims(item).items()
+        if expr.is_plain
+    }
+    found: list[str] = []
+    for name, (input_name, axis) in exprs.items():
+        sizes = re.findall(
+            rf"\b{re.escape(name)} = (\d+)\b"
+            rf"|marked {re.escape(name)} as dynamic[^.]*?\bconstant \((\d+)\)"
+            rf"|{re.escape(name)}[^\n]*specialized[^\n]*?(\d+)",
+            text,
+        )
+        sizes = ["".join(groups) for groups in sizes]
+        if sizes:
+            found.append(f"dimension '{name}' (axis {axis} of input '{input_name}') to {sizes[0]}")
+        elif re.search(rf"\b{re.escape(name)}\b", text) and "Constraints violated" in text:
+            rule = re.search(rf"[^\n]*\b{re.escape(name)}\b[^\n]*", text)
+            reason = "" if rule is None else f" ({rule.group(0).strip(' -*')[:200]})"
+            found.append(f"dimension '{name}' (axis {axis} of input '{input_name}'){reason}")
+    return found
+
+
+def _location(text: str) -> str:
+    """The last line of the user's code that torch names."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
+    frames = [frame for frame in frames if "/torch/" not in frame[0]]
+    if not frames:
+        return ""
+    path, line, function = frames[-1]
+    return f", at {path}:{line} in {function}"

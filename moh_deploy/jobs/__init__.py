@@ -1,0 +1,1 @@
+"""The commands, as functions: each reads a package and returns a report."""

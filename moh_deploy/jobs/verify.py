@@ -1,0 +1,84 @@
+"""Prove that a package computes what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.backends.runner import Kernels, Runner
+from moh_deploy.npz import Array
+from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.progress import Progress, SilentProgress
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.user_vectors import UserVectors, read_user_vectors
+
+
+def verify(
+    package_dir: Path | str,
+    *,
+    inputs: Sequence[Path | str] = (),
+    kernels: Kernels = "auto",
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Compare what ONNX Runtime computes with a reference.
+
+    Without `inputs` the reference is what the original model computed when the package was made.
+    For a file in `inputs` it is the expected outputs that the file holds, or, if it holds none, the
+    package's own function bodies run with all optimisations off: that proves that kernels and graph
+    optimisations change nothing, not that the package equals the original model.
+
+    Args:
+        package_dir: The package.
+        inputs: npz files. Members are named like the model's inputs, or in their order, and like
+            its outputs for expected outputs.
+        kernels: What runs MoH nodes, see `open_session`.
+        progress: What to report steps to.
+
+    Returns:
+        The comparison. Look at `equal`, or call `raise_if_unequal`.
+
+    Raises:
+        PackageError: Not a package, or one that has changed since it was written.
+        ConfigError: An input file does not fit the model.
+        BackendError: ONNX Runtime failed.
+    """
+    progress = progress or SilentProgress()
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+        files = [(Path(path), read_user_vectors(Path(path), package.manifest)) for path in inputs]
+    with progress.step("loading the model"):
+        runner = open_session(package, kernels=kernels, extra_outputs=package.gate_names)
+    with progress.step("comparing"):
+        if not files:
+            return compare(package, runner, package.vectors)
+        return combined([_compare_file(package, runner, path, user) for path, user in files])
+
+
+def _compare_file(
+    package: OnnxPackage, runner: Runner, path: Path, user: UserVectors
+) -> ParityReport:
+    if user.expected:
+        vectors = VectorSet(user.sizes, user.inputs, user.expected, (), ())
+        reference = f"expected outputs in {path}"
+        return compare(package, runner, [vectors], reference=reference, outputs_only=True)
+    vectors = _run_function_bodies(package, user)
+    reference = f"function bodies with optimisations off, on {path} (not the original model)"
+    return compare(package, runner, [vectors], reference=reference)
+
+
+def _run_function_bodies(package: OnnxPackage, user: UserVectors) -> VectorSet:
+    gate_names = package.gate_names
+    runner = open_session(package, kernels="off", optimize=False, extra_outputs=gate_names)
+    results = runner.run(user.inputs)
+    gates = tuple(results[name] for name in gate_names)
+    outputs = {spec.name: results[spec.name] for spec in package.manifest.outputs}
+    return VectorSet(user.sizes, user.inputs, outputs, gates, tuple(map(_no_near_ties, gates)))
+
+
+def _no_near_ties(gates: Array) -> Array:
+    """Return margins that excuse nothing: the scores behind the choice are not known here."""
+    return np.full(gates.shape[:-1], np.inf, np.float32)

@@ -1,0 +1,148 @@
+"""MoHAttention: attention whose heads are weighed, or switched off, token by token.
+
+    Y = gates * softmax(scale * Q K^T + mask) V        for each batch, head and query
+
+Source: Mixture-of-Head attention, arXiv 2410.11842, section 3.2: a head's output enters the sum
+with its routing score, an unchosen head's with 0. Names, ranks, masks and grouped heads follow ONNX
+Attention, opset 23.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moh_deploy.ops.attention_cases import CASES
+from moh_deploy.ops.attention_function import (
+    AttentionVariant,
+    function_body,
+    node_function,
+    variant_of,
+)
+from moh_deploy.ops.attention_shapes import attention_shape_rule
+from moh_deploy.ops.spec import (
+    FLOAT_TYPES,
+    OPS,
+    Arrays,
+    Attributes,
+    AttributeSpec,
+    InputSpec,
+    OpSpec,
+    OutputSpec,
+)
+
+__all__ = ["MOH_ATTENTION", "AttentionVariant", "function_body", "reference", "variant_of"]
+
+
+def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """Compute MoHAttention in float64, one head at a time.
+
+    Args:
+        inputs: Q, K, V, gates and optionally attn_mask, of any supported dtype.
+        attributes: All attributes of the op.
+
+    Returns:
+        Y in float64.
+    """
+    q_num_heads, kv_num_heads = int(attributes["q_num_heads"]), int(attributes["kv_num_heads"])
+    query_BHSD = _with_head_axis(inputs[0], q_num_heads)
+    key_BHTD = _with_head_axis(inputs[1], kv_num_heads)
+    value_BHTD = _with_head_axis(inputs[2], kv_num_heads)
+    gates_BSH = _float64(inputs[3])
+    bias_BHST = _bias(inputs, attributes, query_BHSD.shape, key_BHTD.shape[2])
+
+    output_BHSD = np.empty((*query_BHSD.shape[:3], value_BHTD.shape[3]))
+    for b, h in np.ndindex(query_BHSD.shape[:2]):
+        shared = h // (q_num_heads // kv_num_heads)
+        scores = float(attributes["scale"]) * _dot(query_BHSD[b, h], key_BHTD[b, shared].T)
+        weights = _softmax_or_zero(scores, bias_BHST[b, h])
+        heads = _dot(weights, value_BHTD[b, shared])
+        gate = gates_BSH[b, :, h, None]
+        with np.errstate(invalid="ignore"):
+            output_BHSD[b, h] = np.where(gate == 0, 0, gate * heads)
+
+    if np.ndim(inputs[0]) == 4:  # type: ignore[arg-type]
+        return (output_BHSD,)
+    output_BSHD = output_BHSD.transpose(0, 2, 1, 3)
+    return (output_BSHD.reshape(*output_BSHD.shape[:2], -1),)
+
+
+def _with_head_axis(array: np.ndarray | None, num_heads: int) -> np.ndarray:
+    """[B, S, H*D] or [B, H, S, D] to [B, H, S, D]."""
+    wide = _float64(array)
+    if wide.ndim == 4:
+        return wide
+    batch, length, hidden = wide.shape
+    by_token = wide.reshape(batch, length, num_heads, hidden // num_heads)
+    by_head: np.ndarray = by_token.transpose(0, 2, 1, 3)
+    return by_head
+
+
+def _bias(
+    inputs: Arrays, attributes: Attributes, query_shape: tuple[int, ...], kv_len: int
+) -> np.ndarray:
+    """What is added to the scores [B, H, S, T]: -inf where a key is hidden, else 0 or the mask."""
+    batch, num_heads, seq_len, _ = query_shape
+    bias = np.zeros((batch, num_heads, seq_len, kv_len))
+    mask = inputs[4] if len(inputs) > 4 else None
+    if mask is not None:
+        bias += np.where(mask, 0.0, -np.inf) if mask.dtype == bool else _float64(mask)
+    if attributes["is_causal"]:
+        for s in range(seq_len):
+            position = s + kv_len - seq_len
+            bias[:, :, s, max(position + 1, 0) :] = -np.inf
+    return bias
+
+
+def _softmax_or_zero(scores: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Softmax over the keys [S, T]; a query that sees no key has weight 0 for each."""
+    blind = np.all(np.isneginf(bias), axis=-1, keepdims=True)
+    biased = np.where(np.isneginf(bias), -np.inf, scores + bias)
+    with np.errstate(invalid="ignore"):
+        exponentials = np.exp(biased - biased.max(axis=-1, keepdims=True))
+        weights = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return np.where(blind, 0.0, weights)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        product: np.ndarray = a @ b
+    return product
+
+
+def _float64(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None, "a required input is absent"
+    return array.astype(np.float64)
+
+
+MOH_ATTENTION = OPS.register(
+    OpSpec(
+        name="MoHAttention",
+        doc="Gated attention: gates * softmax(scale * Q K^T + mask) V for each token and head.",
+        inputs=(
+            InputSpec("Q", FLOAT_TYPES, "T", "Queries, [B, S, Hq*D] or [B, Hq, S, D]."),
+            InputSpec("K", FLOAT_TYPES, "T", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
+            InputSpec("V", FLOAT_TYPES, "T", "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]."),
+            InputSpec("gates", FLOAT_TYPES, "T", "[B, S, Hq]; 0: the token skips the head."),
+            InputSpec(
+                "attn_mask",
+                ("bool", *FLOAT_TYPES),
+                "U",
+                "Rank 1 to 4, broadcastable to [B, Hq, S, T]. bool: True where a key is seen. "
+                "Float: added to the scores; -inf hides a key.",
+                optional=True,
+            ),
+        ),
+        outputs=(OutputSpec("Y", "T", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as the inputs."),),
+        attributes=(
+            AttributeSpec("q_num_heads", "int", "Query heads Hq, a multiple of kv_num_heads."),
+            AttributeSpec("kv_num_heads", "int", "Key/value heads Hkv."),
+            AttributeSpec("scale", "float", "Factor of the scores, such as 1/sqrt(D)."),
+            AttributeSpec("is_causal", "int", "1: query s sees keys 0 to s + T - S.", default=0),
+        ),
+        reference=reference,
+        shape_rule=attention_shape_rule,
+        variant=variant_of,
+        function=node_function,
+        cases=CASES,
+    )
+)

@@ -1,0 +1,320 @@
+"""The cases of MoHAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from moh_deploy.ops.cases import Case, in_every_dtype
+from moh_deploy.ops.spec import Arrays
+
+MaskMaker = Callable[[np.random.Generator], np.ndarray]
+Edit = Callable[[dict[str, np.ndarray]], None]
+"""Puts special values into Q, K, V [B, H, S, D], gates [B, S, H] or attn_mask, in place."""
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """Sizes and options of a case; the defaults are small, odd, and fit no vector width."""
+
+    batch: int = 2
+    seq_len: int = 7
+    kv_len: int = 7
+    q_num_heads: int = 3
+    kv_num_heads: int = 3
+    head_dim: int = 5
+    value_dim: int = 5
+    rank: Literal[3, 4] = 3
+    is_causal: bool = False
+    scale: float | None = None
+    open_share: float = 0.6
+    mask: MaskMaker | None = None
+    edit: Edit | None = None
+    score_bound: float = 8.0
+
+    def case(self, name: str, why: str) -> Case:
+        attributes = {
+            "q_num_heads": self.q_num_heads,
+            "kv_num_heads": self.kv_num_heads,
+            "scale": self.head_dim**-0.5 if self.scale is None else self.scale,
+            "is_causal": int(self.is_causal),
+        }
+        return Case(name, "MoHAttention", why, attributes, self.build, score_bound=self.score_bound)
+
+    def build(self, rng: np.random.Generator) -> Arrays:
+        queries = (self.batch, self.q_num_heads, self.seq_len)
+        keys = (self.batch, self.kv_num_heads, self.kv_len)
+        values = {
+            "Q": rng.standard_normal((*queries, self.head_dim)),
+            "K": rng.standard_normal((*keys, self.head_dim)),
+            "V": rng.standard_normal((*keys, self.value_dim)),
+            "gates": self._gates(rng),
+        }
+        if self.mask is not None:
+            values["attn_mask"] = self.mask(rng)
+        if self.edit is not None:
+            self.edit(values)
+        if self.rank == 3:
+            values |= {name: _without_head_axis(values[name]) for name in ("Q", "K", "V")}
+        return tuple(_narrow(array) for array in values.values())
+
+    def _gates(self, rng: np.random.Generator) -> np.ndarray:
+        shape = (self.batch, self.seq_len, self.q_num_heads)
+        gates: np.ndarray = np.where(
+            rng.random(shape) < self.open_share, rng.uniform(0.25, 2.0, shape), 0.0
+        )
+        return gates
+
+
+def _without_head_axis(array: np.ndarray) -> np.ndarray:
+    batch, num_heads, length, head_dim = array.shape
+    merged: np.ndarray = array.transpose(0, 2, 1, 3).reshape(batch, length, num_heads * head_dim)
+    return merged
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype == bool else array.astype(np.float32)
+
+
+def _bool_mask(*shape: int) -> MaskMaker:
+    """A mask that hides a third of the keys, though never the first."""
+
+    def make(rng: np.random.Generator) -> np.ndarray:
+        mask = rng.random(shape) < 0.67
+        mask[..., 0] = True
+        return mask
+
+    return make
+
+
+def _additive_mask(*shape: int) -> MaskMaker:
+    """A bias of order 1, with -inf for a fifth of the keys, though never for the first."""
+
+    def make(rng: np.random.Generator) -> np.ndarray:
+        bias = rng.standard_normal(shape)
+        hidden = rng.random(shape) < 0.2
+        hidden[..., 0] = False
+        return np.where(hidden, -np.inf, bias)
+
+    return make
+
+
+def _blind_rows(*shape: int) -> MaskMaker:
+    """A boolean mask whose first and last query see no key."""
+
+    def make(rng: np.random.Generator) -> np.ndarray:
+        mask = _bool_mask(*shape)(rng)
+        mask[..., (0, -1), :] = False
+        return mask
+
+    return make
+
+
+def _blind_rows_additive(*shape: int) -> MaskMaker:
+    def make(rng: np.random.Generator) -> np.ndarray:
+        return np.where(_blind_rows(*shape)(rng), 0.5, -np.inf)
+
+    return make
+
+
+def _finite_minimum(rng: np.random.Generator) -> np.ndarray:
+    """Padding as many models write it: a large negative number instead of -inf."""
+    return np.where(_bool_mask(2, 1, 1, 7)(rng), 0.0, -30000.0)
+
+
+def _close(values: dict[str, np.ndarray]) -> None:
+    """Close head 1 for every token of batch 0, and head 0 for token 2 of batch 1."""
+    values["gates"][0, :, 1] = 0.0
+    values["gates"][1, 2, 0] = 0.0
+
+
+def _nan_query(values: dict[str, np.ndarray]) -> None:
+    _close(values)
+    values["Q"][0, 1] = np.nan
+    values["Q"][1, 0, 2] = np.nan
+
+
+def _inf_query(values: dict[str, np.ndarray]) -> None:
+    _close(values)
+    values["Q"][0, 1] = np.inf
+    values["Q"][1, 0, 2, :2] = (np.inf, -np.inf)
+
+
+def _nan_key(values: dict[str, np.ndarray]) -> None:
+    _close(values)
+    values["K"][0, 1, 3] = np.nan
+    values["K"][0, 1, 5] = np.inf
+
+
+def _nan_value(values: dict[str, np.ndarray]) -> None:
+    _close(values)
+    values["V"][0, 1, 0] = np.nan
+    values["V"][0, 1, 4] = -np.inf
+
+
+def _nan_query_open(values: dict[str, np.ndarray]) -> None:
+    values["gates"][0, 3, 2] = 1.0
+    values["Q"][0, 2, 3, 1] = np.nan
+
+
+def _nan_gate(values: dict[str, np.ndarray]) -> None:
+    values["gates"][1, 4, 0] = np.nan
+
+
+def _nan_gate_of_blind_query(values: dict[str, np.ndarray]) -> None:
+    values["gates"][:, 0, 0] = np.nan
+
+
+def _negative_gates(values: dict[str, np.ndarray]) -> None:
+    values["gates"] *= -1.0  # closed gates become -0.0
+
+
+def _large_scores(values: dict[str, np.ndarray]) -> None:
+    values["Q"] *= 12.0
+    values["K"] *= 12.0
+
+
+def _equal_keys(values: dict[str, np.ndarray]) -> None:
+    values["K"][:] = values["K"][:, :, :1]
+
+
+_TABLE: Mapping[str, tuple[str, _Setup]] = {
+    "plain_rank3": ("The ordinary case, as a projection yields it.", _Setup()),
+    "plain_rank4": ("Heads in front of tokens.", _Setup(rank=4)),
+    "all_open": ("Gates of all heads are open.", _Setup(open_share=1.1)),
+    "all_closed": ("Every row is exactly 0.", _Setup(open_share=-1.0)),
+    "negative_gates": (
+        "A gate may be negative; -0.0 is closed.",
+        _Setup(edit=_negative_gates),
+    ),
+    "single_everything": (
+        "One batch, token, key, head, channel.",
+        _Setup(
+            open_share=1.1,
+            batch=1, seq_len=1, kv_len=1, q_num_heads=1, kv_num_heads=1, head_dim=1, value_dim=1
+        ),
+    ),
+    "odd_sizes": (
+        "Sizes that no vector width divides.",
+        _Setup(
+            batch=3, seq_len=37, kv_len=37, q_num_heads=7, kv_num_heads=7, head_dim=3, value_dim=3
+        ),
+    ),
+    "many_keys": (
+        "More keys than a tile of any kernel.",
+        _Setup(
+            batch=1, seq_len=3, kv_len=301, q_num_heads=2, kv_num_heads=2, head_dim=24, value_dim=24
+        ),
+    ),
+    "wide_heads": (
+        "Head size beyond 64, and no multiple of 8.",
+        _Setup(batch=1, head_dim=139, value_dim=139, q_num_heads=2, kv_num_heads=2),
+    ),
+    "sparse_routing": (
+        "Some heads are chosen by nobody, some by one token.",
+        _Setup(batch=1, seq_len=37, kv_len=37, q_num_heads=16, kv_num_heads=16, open_share=0.04),
+    ),
+    "one_query": ("Decoding: one query, many keys.", _Setup(seq_len=1, kv_len=37)),
+    "cross_attention": ("Keys of another length.", _Setup(seq_len=7, kv_len=13)),
+    "cross_attention_rank4": ("The same by heads.", _Setup(seq_len=13, kv_len=3, rank=4)),
+    "wide_values": ("V has a head size of its own.", _Setup(value_dim=9)),
+    "narrow_values_rank4": ("The same by heads.", _Setup(value_dim=2, rank=4)),
+    "custom_scale": ("The scale is read from the attribute.", _Setup(scale=0.25)),
+    "equal_keys": ("All scores of a row are equal.", _Setup(edit=_equal_keys)),
+    "large_scores": (
+        "Scores of several hundred: exp overflows unless the row maximum is taken off first.",
+        _Setup(edit=_large_scores, score_bound=1000.0),
+    ),
+    "grouped": (
+        "Query head h reads key/value head h // (Hq / Hkv).",
+        _Setup(q_num_heads=6, kv_num_heads=2),
+    ),
+    "grouped_rank4": ("The same by heads.", _Setup(q_num_heads=6, kv_num_heads=3, rank=4)),
+    "multi_query": (
+        "One key/value head, and values of another size.",
+        _Setup(q_num_heads=3, kv_num_heads=1, value_dim=4, kv_len=11),
+    ),
+    "causal": ("No query sees a later key.", _Setup(is_causal=True)),
+    "causal_rank4": ("The same by heads.", _Setup(is_causal=True, rank=4)),
+    "causal_more_keys": (
+        "With a cache, query s sits at s + T - S.",
+        _Setup(is_causal=True, seq_len=3, kv_len=11),
+    ),
+    "causal_one_query": (
+        "The last query sees every key.",
+        _Setup(is_causal=True, seq_len=1, kv_len=11, rank=4),
+    ),
+    "causal_fewer_keys": (
+        "With T < S the first queries see nothing and give 0.",
+        _Setup(is_causal=True, seq_len=11, kv_len=5),
+    ),
+    "causal_grouped": (
+        "The form of a decoder with grouped heads.",
+        _Setup(is_causal=True, q_num_heads=6, kv_num_heads=2, seq_len=5, kv_len=9),
+    ),
+    "bool_mask_rank1": ("[T].", _Setup(mask=_bool_mask(7))),
+    "bool_mask_rank2": ("[S, T].", _Setup(mask=_bool_mask(7, 7))),
+    "bool_mask_rank3": ("[Hq, S, T].", _Setup(mask=_bool_mask(3, 7, 7))),
+    "bool_mask_rank4": ("[B, 1, 1, T]: key padding.", _Setup(mask=_bool_mask(2, 1, 1, 7))),
+    "bool_mask_by_head": ("[B, Hq, S, T].", _Setup(mask=_bool_mask(2, 3, 7, 7), rank=4)),
+    "bool_mask_grouped": (
+        "A mask by query head with grouped key/value heads.",
+        _Setup(q_num_heads=6, kv_num_heads=2, mask=_bool_mask(2, 6, 7, 7)),
+    ),
+    "bool_mask_causal": (
+        "Both masks hide.",
+        _Setup(is_causal=True, kv_len=9, mask=_bool_mask(2, 1, 7, 9)),
+    ),
+    "additive_mask_rank2": ("[S, T].", _Setup(mask=_additive_mask(7, 7))),
+    "additive_mask_rank3": ("[Hq, 1, T].", _Setup(mask=_additive_mask(3, 1, 7))),
+    "additive_mask_rank4": ("[B, Hq, S, T].", _Setup(mask=_additive_mask(2, 3, 7, 7))),
+    "additive_mask_grouped": (
+        "A bias by query head with grouped key/value heads.",
+        _Setup(q_num_heads=4, kv_num_heads=2, mask=_additive_mask(1, 4, 7, 7), rank=4),
+    ),
+    "additive_mask_causal": (
+        "A bias on what the causal mask leaves.",
+        _Setup(is_causal=True, seq_len=5, kv_len=7, mask=_additive_mask(5, 7)),
+    ),
+    "additive_mask_finite": (
+        "A large negative bias hides a key as -inf does.",
+        _Setup(mask=_finite_minimum, score_bound=64.0),
+    ),
+    "blind_queries": (
+        "A query that sees no key gives 0, not NaN.",
+        _Setup(mask=_blind_rows(2, 1, 7, 7)),
+    ),
+    "blind_queries_additive": ("The same with -inf.", _Setup(mask=_blind_rows_additive(7, 7))),
+    "blind_queries_causal": (
+        "The same where only both masks together hide every key.",
+        _Setup(
+            is_causal=True, mask=lambda rng: np.tri(7, k=-2, dtype=bool) | np.tri(7, dtype=bool).T
+        ),
+    ),
+    "blind_queries_grouped": (
+        "The same with grouped heads.",
+        _Setup(q_num_heads=4, kv_num_heads=2, mask=_blind_rows(2, 4, 7, 7), rank=4),
+    ),
+    "nan_query_closed": ("A closed gate silences a NaN query.", _Setup(edit=_nan_query)),
+    "inf_query_closed": ("A closed gate silences an infinite query.", _Setup(edit=_inf_query)),
+    "nan_key_closed": (
+        "A closed gate silences NaN and Inf in keys.",
+        _Setup(edit=_nan_key),
+    ),
+    "nan_value_closed": ("A closed gate silences NaN and Inf in values.", _Setup(edit=_nan_value)),
+    "nan_query_closed_masked": (
+        "The same in a masked variant.",
+        _Setup(edit=_nan_query, mask=_bool_mask(7, 7), rank=4),
+    ),
+    "nan_query_open": ("An open gate hides nothing.", _Setup(edit=_nan_query_open)),
+    "nan_gate": ("A NaN gate propagates.", _Setup(edit=_nan_gate)),
+    "nan_gate_blind": (
+        "A NaN gate propagates where the query sees no key.",
+        _Setup(edit=_nan_gate_of_blind_query, mask=_blind_rows(7, 7)),
+    ),
+}
+
+CASES = in_every_dtype(tuple(setup.case(name, why) for name, (why, setup) in _TABLE.items()))

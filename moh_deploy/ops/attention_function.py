@@ -1,0 +1,264 @@
+"""MoHAttention as an ONNX function in standard ops: what runs wherever no kernel is installed.
+
+A function cannot branch on the rank of an input, on the presence of one, or on an attribute. Each
+combination is a variant with a body of its own, put together from the fragments below. Only
+variants that need a step contain it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+
+from moh_deploy.ops.function_text import check_opset, parse
+from moh_deploy.ops.spec import Attributes, TensorTypes
+
+MaskKind = Literal["bool", "float"]
+
+
+@dataclass(frozen=True)
+class AttentionVariant:
+    """Selects one body of MoHAttention.
+
+    Attributes:
+        rank: 3 for [B, S, H*D] inputs and output, 4 for [B, H, S, D].
+        mask: Kind of attn_mask, or None where the input is absent.
+        is_causal: Query s sees keys up to s + T - S.
+        grouped: Several query heads share a key/value head.
+    """
+
+    rank: Literal[3, 4]
+    mask: MaskKind | None
+    is_causal: bool
+    grouped: bool
+
+    def key(self) -> str:
+        """Return the variant's name, such as `r3_causal_bool`; `r4` is the plainest."""
+        parts = [f"r{self.rank}"]
+        parts += ["grouped"] if self.grouped else []
+        parts += ["causal"] if self.is_causal else []
+        parts += [self.mask] if self.mask else []
+        return "_".join(parts)
+
+
+def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
+    """Return the variant that a node needs; the node must satisfy the shape rule."""
+    query, mask = inputs[0], inputs[4] if len(inputs) > 4 else None
+    assert query is not None
+    kind: MaskKind | None = None if mask is None else "bool" if mask.dtype == "bool" else "float"
+    return AttentionVariant(
+        rank=3 if len(query.shape) == 3 else 4,
+        mask=kind,
+        is_causal=bool(attributes["is_causal"]),
+        grouped=attributes["q_num_heads"] != attributes["kv_num_heads"],
+    )
+
+
+def function_body(
+    variant: AttentionVariant, *, opset: int, overload: str = ""
+) -> onnx.FunctionProto:
+    """Build the body of MoHAttention for one variant.
+
+    Args:
+        opset: Version of the standard ops that the model imports, 18 or later.
+        overload: Name of the function's overload; needed only where a model holds several variants.
+
+    Raises:
+        ExportError: The opset is older than 18.
+    """
+    check_opset("MoHAttention", opset)
+    inputs = "Q, K, V, gates" + (", attn_mask" if variant.mask else "")
+    steps = [
+        _CONSTANTS,
+        _split_heads(variant),
+        _GATES,
+        _position_mask(variant),
+        _combined_mask(variant),
+        _attend(variant),
+        _gate(variant),
+        _merge_heads(variant),
+    ]
+    text = f"""
+        <domain: "moh", opset_import: ["" : {opset}]>
+        MoHAttention <q_num_heads, kv_num_heads, scale, is_causal> ({inputs}) => (Y)
+        {{ {" ".join(steps)} }}
+    """
+    return parse(text, overload=overload)
+
+
+def node_function(
+    inputs: TensorTypes, attributes: Attributes, *, opset: int, overload: str = ""
+) -> onnx.FunctionProto:
+    """Build the body that fits a node; see `function_body`."""
+    return function_body(variant_of(inputs, attributes), opset=opset, overload=overload)
+
+
+_CONSTANTS = """
+    zero = Constant <value_float = 0.0> ()
+    one_element = Constant <value_ints = [1]> ()
+    first_axis = Constant <value_ints = [0]> ()
+    last_axis = Constant <value_ints = [-1]> ()
+    keep_one = Constant <value_ints = [0]> ()
+    keep_two = Constant <value_ints = [0, 0]> ()
+    rest = Constant <value_ints = [-1]> ()
+    scale = Constant <value_float: float = @scale> ()
+    q_heads_scalar = Constant <value_int: int = @q_num_heads> ()
+    q_heads = Reshape (q_heads_scalar, one_element)
+    kv_heads_scalar = Constant <value_int: int = @kv_num_heads> ()
+    kv_heads = Reshape (kv_heads_scalar, one_element)
+"""
+
+
+def _split_heads(variant: AttentionVariant) -> str:
+    """query_BHSD, key_BHDT and value_BHTD in the inputs' dtype, then the operands in float32."""
+    if variant.rank == 3:
+        split = """
+            q_split_shape = Concat <axis = 0> (keep_two, q_heads, rest)
+            kv_split_shape = Concat <axis = 0> (keep_two, kv_heads, rest)
+            query_BSHD = Reshape (Q, q_split_shape)
+            key_BTHD = Reshape (K, kv_split_shape)
+            value_BTHD = Reshape (V, kv_split_shape)
+            query_BHSD = Transpose <perm = [0, 2, 1, 3]> (query_BSHD)
+            key_BHDT = Transpose <perm = [0, 2, 3, 1]> (key_BTHD)
+            value_BHTD = Transpose <perm = [0, 2, 1, 3]> (value_BTHD)
+        """
+    else:
+        split = """
+            query_BHSD = Identity (Q)
+            key_BHDT = Transpose <perm = [0, 1, 3, 2]> (K)
+            value_BHTD = Identity (V)
+        """
+    # The scale goes onto the smaller operand; ONNX Runtime folds it into the product.
+    return f"""
+        {split}
+        query_unscaled = Cast <to = 1> (query_BHSD)
+        key = Cast <to = 1> (key_BHDT)
+        value = Cast <to = 1> (value_BHTD)
+        query = Mul (query_unscaled, scale)
+    """
+
+
+_GATES = """
+    gates_BHS = Transpose <perm = [0, 2, 1]> (gates)
+    gates_column = Unsqueeze (gates_BHS, last_axis)
+    gate = Cast <to = 1> (gates_column)
+    closed = Equal (gate, zero)
+"""
+
+
+def _position_mask(variant: AttentionVariant) -> str:
+    """seen_ST: key t is not in the future of query s, that is t <= s + T - S."""
+    if not variant.is_causal:
+        return ""
+    return """
+        one = Constant <value_int = 1> ()
+        no_keys = Constant <value_int = 0> ()
+        seq_len_1d = Shape <start = 2, end = 3> (query_BHSD)
+        kv_len_1d = Shape <start = 3, end = 4> (key_BHDT)
+        seq_len = Squeeze (seq_len_1d, first_axis)
+        kv_len = Squeeze (kv_len_1d, first_axis)
+        offset = Sub (kv_len, seq_len)
+        query_position = Range (offset, kv_len, one)
+        key_position = Range (no_keys, kv_len, one)
+        query_position_S1 = Unsqueeze (query_position, last_axis)
+        seen_ST = GreaterOrEqual (query_position_S1, key_position)
+    """
+
+
+def _combined_mask(variant: AttentionVariant) -> str:
+    """`seen` or `bias`, broadcastable to the scores, and `blind`: queries that see no key at all.
+
+    Both have the mask's own shape, which seldom has a head axis: nothing is as large as the scores.
+    """
+    if variant.mask == "float":
+        bias = "bias = Cast <to = 1> (attn_mask)"
+        if variant.is_causal:
+            bias = """
+                bias_given = Cast <to = 1> (attn_mask)
+                bias = Where (seen_ST, bias_given, minus_infinity)
+            """
+        return f"""
+            minus_infinity = Constant <value_float = -inf> ()
+            {bias}
+            best_bias = ReduceMax <keepdims = 1> (bias, last_axis)
+            blind = Equal (best_bias, minus_infinity)
+        """
+    if variant.mask is None and not variant.is_causal:
+        return ""
+    seen = {
+        (True, True): "seen = And (attn_mask, seen_ST)",
+        (True, False): "seen = Identity (attn_mask)",
+        (False, True): "seen = Identity (seen_ST)",
+    }[variant.mask is not None, variant.is_causal]
+    return f"""
+        minus_infinity = Constant <value_float = -inf> ()
+        {seen}
+        seen_number = Cast <to = 1> (seen)
+        seen_any = ReduceMax <keepdims = 1> (seen_number, last_axis)
+        blind = Equal (seen_any, zero)
+    """
+
+
+def _attend(variant: AttentionVariant) -> str:
+    """heads_BHSD = softmax(query @ key + mask) @ value."""
+    masked = {
+        None: "scores = Where (seen, scores_BHST, minus_infinity)" if variant.is_causal else "",
+        "bool": "scores = Where (seen, scores_BHST, minus_infinity)",
+        "float": "scores = Add (scores_BHST, bias)",
+    }[variant.mask]
+    if not variant.grouped:
+        return f"""
+            scores_BHST = MatMul (query, key)
+            {masked or "scores = Identity (scores_BHST)"}
+            weights = Softmax <axis = -1> (scores)
+            heads_BHSD = MatMul (weights, value)
+        """
+    # The query heads of a group are neighbours: their rows stack into one product for each
+    # key/value head, and no key or value is repeated.
+    unstacked = f"""
+        scores_BHST = Reshape (scores_stacked, unstack_shape)
+        {masked}
+        weights_BHST = Softmax <axis = -1> (scores)
+        weights = Reshape (weights_BHST, stack_shape)
+    """
+    return f"""
+        stack_shape = Concat <axis = 0> (keep_one, kv_heads, rest, keep_one)
+        unstack_shape = Concat <axis = 0> (keep_one, q_heads, rest, keep_one)
+        query_stacked = Reshape (query, stack_shape)
+        scores_stacked = MatMul (query_stacked, key)
+        {unstacked if masked else "weights = Softmax <axis = -1> (scores_stacked)"}
+        heads_stacked = MatMul (weights, value)
+        heads_BHSD = Reshape (heads_stacked, unstack_shape)
+    """
+
+
+def _gate(variant: AttentionVariant) -> str:
+    """gated = gate * heads, and 0 where the gate is closed or the query sees no key.
+
+    Where, not Mul alone: a closed gate also silences NaN and Inf, and a blind query is NaN here
+    (softmax over -inf only).
+    """
+    if variant.mask is None and not variant.is_causal:
+        return """
+            product = Mul (heads_BHSD, gate)
+            gated = Where (closed, zero, product)
+        """
+    return """
+        product = Mul (heads_BHSD, gate)
+        silent = Or (closed, blind)
+        gate_times_zero = Mul (gate, zero)
+        gated = Where (silent, gate_times_zero, product)
+    """
+
+
+def _merge_heads(variant: AttentionVariant) -> str:
+    if variant.rank == 4:
+        return "Y = CastLike (gated, Q)"
+    return """
+        gated_typed = CastLike (gated, Q)
+        gated_BSHD = Transpose <perm = [0, 2, 1, 3]> (gated_typed)
+        merge_shape = Concat <axis = 0> (keep_two, rest)
+        Y = Reshape (gated_BSHD, merge_shape)
+    """

@@ -1,0 +1,104 @@
+"""The shape rule of MoHAttention: the output's type, and which inputs do not fit together."""
+
+from __future__ import annotations
+
+from moh_deploy.errors import ExportError
+from moh_deploy.ops.shape_checks import (
+    check_dtype,
+    check_equal,
+    check_rank,
+    known,
+    required,
+    show,
+)
+from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
+
+_OP = "MoHAttention"
+
+
+def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:
+    """Return the type of Y.
+
+    Args:
+        inputs: Types of Q, K, V, gates and optionally attn_mask.
+        attributes: All attributes of the op.
+
+    Raises:
+        ExportError: A dtype, rank, head count or size does not fit the others.
+    """
+    q_num_heads, kv_num_heads = int(attributes["q_num_heads"]), int(attributes["kv_num_heads"])
+    _check_heads(q_num_heads, kv_num_heads)
+    _check_causal(attributes)
+    names = ("Q", "K", "V", "gates")
+    query, key, value, gates = (required(_OP, n, t) for n, t in zip(names, inputs, strict=False))
+    for name, tensor in zip(names, (query, key, value, gates), strict=True):
+        check_dtype(_OP, name, tensor, FLOAT_TYPES if name == "Q" else (query.dtype,))
+        ranks = {"Q": (3, 4), "gates": (3,)}.get(name, (len(query.shape),))
+        check_rank(_OP, name, tensor, ranks)
+
+    batch, seq_len, head_dim = _per_head("Q", query, q_num_heads)
+    key_batch, kv_len, key_dim = _per_head("K", key, kv_num_heads)
+    value_batch, value_len, value_dim = _per_head("V", value, kv_num_heads)
+    check_equal(_OP, "batch size of K", key_batch, batch)
+    check_equal(_OP, "batch size of V", value_batch, batch)
+    check_equal(_OP, "head size of K", key_dim, head_dim)
+    check_equal(_OP, "length of V", value_len, kv_len)
+    check_equal(_OP, "batch size of gates", gates.shape[0], batch)
+    check_equal(_OP, "length of gates", gates.shape[1], seq_len)
+    check_equal(_OP, "number of heads in gates", gates.shape[2], q_num_heads)
+    _check_mask(inputs, (batch, q_num_heads, seq_len, known(kv_len, value_len)))
+
+    batch = known(batch, key_batch, value_batch, gates.shape[0])
+    seq_len = known(seq_len, gates.shape[1])
+    if len(query.shape) == 4:
+        return (TensorType(query.dtype, (batch, q_num_heads, seq_len, value_dim)),)
+    hidden = q_num_heads * value_dim if isinstance(value_dim, int) else None
+    return (TensorType(query.dtype, (batch, seq_len, hidden)),)
+
+
+def _check_heads(q_num_heads: int, kv_num_heads: int) -> None:
+    if q_num_heads < 1 or kv_num_heads < 1:
+        raise ExportError(
+            f"{_OP}: q_num_heads is {q_num_heads} and kv_num_heads is {kv_num_heads}; "
+            "expected at least 1."
+        )
+    if q_num_heads % kv_num_heads:
+        raise ExportError(
+            f"{_OP}: q_num_heads is {q_num_heads}; "
+            f"expected a multiple of kv_num_heads, {kv_num_heads}."
+        )
+
+
+def _check_causal(attributes: Attributes) -> None:
+    if attributes["is_causal"] not in (0, 1):
+        raise ExportError(f"{_OP}: is_causal is {attributes['is_causal']}; expected 0 or 1.")
+
+
+def _per_head(name: str, tensor: TensorType, num_heads: int) -> tuple[Dim, Dim, Dim]:
+    """Return batch size, length and head size of Q, K or V."""
+    if len(tensor.shape) == 4:
+        batch, heads, length, head_dim = tensor.shape
+        check_equal(_OP, f"number of heads in {name}", heads, num_heads)
+        return batch, length, head_dim
+    batch, length, hidden = tensor.shape
+    if not isinstance(hidden, int):
+        return batch, length, None
+    if hidden % num_heads:
+        raise ExportError(
+            f"{_OP}: last size of {name} is {hidden}; expected a multiple of its {num_heads} heads."
+        )
+    return batch, length, hidden // num_heads
+
+
+def _check_mask(inputs: TensorTypes, scores: tuple[Dim, ...]) -> None:
+    mask = inputs[4] if len(inputs) > 4 else None
+    if mask is None:
+        return
+    check_dtype(_OP, "attn_mask", mask, ("bool", *FLOAT_TYPES))
+    check_rank(_OP, "attn_mask", mask, (1, 2, 3, 4))
+    for got, expected in zip(reversed(mask.shape), reversed(scores), strict=False):
+        if isinstance(got, int) and isinstance(expected, int) and got not in (1, expected):
+            raise ExportError(
+                f"{_OP}: attn_mask of shape {show(mask)} does not broadcast to the scores "
+                f"{show(TensorType(mask.dtype, scores))} [B, Hq, S, T]."
+            )

@@ -1,0 +1,83 @@
+"""Named cases: the runs that every implementation of an op must get right.
+
+The table of an op lives beside it (`attention_cases.py`, `router_cases.py`). A case builds its
+inputs from its name alone, so that a function body, a CPU kernel, a CUDA kernel and a TensorRT
+plugin all see the same numbers.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import ml_dtypes
+import numpy as np
+
+from moh_deploy.ops.spec import FLOAT_TYPES, Arrays, Attributes, TensorType
+from moh_deploy.ops.tolerances import Tolerance, tolerance_for
+
+InputBuilder = Callable[[np.random.Generator], Arrays]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One named run of an op.
+
+    Attributes:
+        name: Unique in its table; also the seed of the inputs.
+        op: Name of the op.
+        why: What an implementation that fails it gets wrong.
+        attributes: All attributes of the op.
+        build: Makes the inputs in float32 (or bool) from a generator.
+        dtype: Dtype that the floating-point inputs are rounded to.
+        score_bound: About the largest attention score of the inputs: rounding grows with it.
+    """
+
+    name: str
+    op: str
+    why: str
+    attributes: Attributes
+    build: InputBuilder
+    dtype: str = "float32"
+    score_bound: float = 8.0
+
+    def __str__(self) -> str:
+        return f"{self.op}/{self.name}/{self.dtype}"
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far an output may be from the reference."""
+        return tolerance_for(self.dtype, score_bound=self.score_bound)
+
+    def in_dtype(self, dtype: str) -> Case:
+        """Return the same case with its inputs rounded to another dtype."""
+        return replace(self, dtype=dtype)
+
+    def inputs(self) -> tuple[np.ndarray | None, ...]:
+        """Build the inputs: C-contiguous, the same at each call, None for an absent one."""
+        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+        return tuple(self._rounded(array) for array in self.build(rng))
+
+    def input_types(self) -> tuple[TensorType | None, ...]:
+        """Return dtype and shape of each input."""
+        return tuple(
+            None if array is None else TensorType(array.dtype.name, array.shape)
+            for array in self.inputs()
+        )
+
+    def _rounded(self, array: np.ndarray | None) -> np.ndarray | None:
+        if array is None:
+            return None
+        dtype = array.dtype if array.dtype == bool else numpy_dtype(self.dtype)
+        return array.astype(dtype, order="C")
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """Return the numpy dtype of a float type's name; bfloat16 comes from ml_dtypes."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def in_every_dtype(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """Return each case in float32, float16 and bfloat16."""
+    return tuple(case.in_dtype(dtype) for case in cases for dtype in FLOAT_TYPES)

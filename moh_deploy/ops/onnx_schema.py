@@ -1,0 +1,147 @@
+"""The ops in terms of the onnx package: operator schemas and nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import onnx
+
+from moh_deploy.errors import ExportError
+from moh_deploy.ops.element_types import from_type_proto, to_type_proto
+from moh_deploy.ops.spec import OPS, PLUGIN_ATTRIBUTES, Attributes, AttributeValue, OpSpec
+
+_ONNX_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
+    "bool": "tensor(bool)",
+}
+_ATTRIBUTE_TYPES = {
+    "int": onnx.defs.OpSchema.AttrType.INT,
+    "float": onnx.defs.OpSchema.AttrType.FLOAT,
+    "string": onnx.defs.OpSchema.AttrType.STRING,
+}
+
+
+def register_schemas() -> None:
+    """Register the schema of every op with onnx, once a process; a second call changes nothing.
+
+    Tools that look up the schema of a node, such as the PyTorch exporter, refuse an unknown op.
+    """
+    for spec in OPS.values():
+        if not onnx.defs.has(spec.name, domain=spec.domain):
+            schema = _schema(spec)
+            # Without it, a registered schema would hide the shapes that the function body implies.
+            schema.set_type_and_shape_inference_function(partial(_infer, spec))
+            onnx.defs.register_schema(schema)
+
+
+def make_node(
+    op_name: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    **attributes: AttributeValue,
+) -> onnx.NodeProto:
+    """Make a node with every attribute of its op, and those by which TensorRT finds the plugin.
+
+    Args:
+        inputs: Names of the inputs; "" stands for an absent one.
+
+    Raises:
+        ExportError: The op is unknown, or an attribute is unknown, missing or of the wrong type.
+    """
+    if op_name not in OPS:
+        raise ExportError(f"unknown op '{op_name}'; expected one of {', '.join(OPS)}.")
+    spec = OPS[op_name]
+    if len(outputs) != len(spec.outputs):
+        raise ExportError(f"{op_name}: {len(outputs)} outputs; expected {len(spec.outputs)}.")
+    node = onnx.helper.make_node(
+        op_name, _without_trailing_absent(inputs), outputs, domain=spec.domain
+    )
+    values = {**spec.complete(attributes), **PLUGIN_ATTRIBUTES}
+    node.attribute.extend(onnx.helper.make_attribute(name, v) for name, v in values.items())
+    return node
+
+
+def _without_trailing_absent(inputs: Sequence[str]) -> list[str]:
+    """Drop absent inputs at the end: a function has parameters up to its last present one only."""
+    last = max((index for index, name in enumerate(inputs) if name), default=-1)
+    return list(inputs[: last + 1])
+
+
+def _infer(spec: OpSpec, context: onnx.shape_inference.InferenceContext) -> None:
+    """Set the output types of a node from the shape rule, once the rank of each input is known."""
+    count = context.get_num_inputs()
+    present = [context.has_input(index) for index in range(count)]
+    inputs = [
+        from_type_proto(context.get_input_type(index)) if present[index] else None
+        for index in range(count)
+    ]
+    if any(there and type_ is None for there, type_ in zip(present, inputs, strict=True)):
+        return
+    outputs = spec.shape_rule(inputs, _attributes_of(spec, context))
+    for index, type_ in enumerate(outputs):
+        context.set_output_type(index, to_type_proto(type_))
+
+
+def _attributes_of(spec: OpSpec, context: onnx.shape_inference.InferenceContext) -> Attributes:
+    protos = {a.name: context.get_attribute(a.name) for a in spec.attributes}
+    values = {
+        name: onnx.helper.get_attribute_value(proto)
+        for name, proto in protos.items()
+        if proto is not None
+    }
+    return spec.complete(
+        {name: v.decode() if isinstance(v, bytes) else v for name, v in values.items()}
+    )
+
+
+def _schema(spec: OpSpec) -> onnx.defs.OpSchema:
+    return onnx.defs.OpSchema(
+        spec.name,
+        spec.domain,
+        spec.version,
+        doc=spec.doc,
+        inputs=[_formal_input(spec, index) for index in range(len(spec.inputs))],
+        outputs=[
+            onnx.defs.OpSchema.FormalParameter(output.name, output.constraint, output.doc)
+            for output in spec.outputs
+        ],
+        type_constraints=_type_constraints(spec),
+        attributes=_formal_attributes(spec),
+    )
+
+
+def _formal_input(spec: OpSpec, index: int) -> onnx.defs.OpSchema.FormalParameter:
+    option = onnx.defs.OpSchema.FormalParameterOption
+    given = spec.inputs[index]
+    return onnx.defs.OpSchema.FormalParameter(
+        given.name,
+        given.constraint,
+        given.doc,
+        param_option=option.Optional if given.optional else option.Single,
+    )
+
+
+def _type_constraints(spec: OpSpec) -> list[tuple[str, list[str], str]]:
+    types = {given.constraint: given.types for given in spec.inputs}
+    return [(name, [_ONNX_TYPES[t] for t in allowed], "") for name, allowed in types.items()]
+
+
+def _formal_attributes(spec: OpSpec) -> list[onnx.defs.OpSchema.Attribute]:
+    own = [
+        onnx.defs.OpSchema.Attribute(a.name, _ATTRIBUTE_TYPES[a.type], a.doc, required=True)
+        if a.default is None
+        else onnx.defs.OpSchema.Attribute(
+            a.name, onnx.helper.make_attribute(a.name, a.default), a.doc
+        )
+        for a in spec.attributes
+    ]
+    plugin = [
+        onnx.defs.OpSchema.Attribute(
+            name, onnx.helper.make_attribute(name, value), "Read by TensorRT's parser."
+        )
+        for name, value in PLUGIN_ATTRIBUTES.items()
+    ]
+    return own + plugin

@@ -1,0 +1,129 @@
+"""MoHRouter: from router logits to one gate for each token and head.
+
+    shared gates = stage[0] * Sh * softmax(shared_logits)
+    routed gates = stage[1] * k * p / max(sum of the chosen p, eps)   for the k largest p, else 0
+    with  p = softmax(routed_logits)  and  stage = 2 * softmax(stage_logits)
+
+Source: Mixture-of-Head attention, arXiv 2410.11842, section 3.2: routing scores of shared and
+routed heads, two-stage routing. The factors Sh, k and 2 keep the mean gate near 1, as in trained
+models.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moh_deploy.ops.router_cases import CASES
+from moh_deploy.ops.router_function import (
+    RouterVariant,
+    function_body,
+    node_function,
+    variant_of,
+)
+from moh_deploy.ops.router_shapes import router_shape_rule
+from moh_deploy.ops.spec import (
+    FLOAT_TYPES,
+    OPS,
+    Arrays,
+    Attributes,
+    AttributeSpec,
+    InputSpec,
+    OpSpec,
+    OutputSpec,
+)
+
+__all__ = ["MOH_ROUTER", "RouterVariant", "function_body", "reference", "variant_of"]
+
+
+def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """Compute MoHRouter in float64, one token at a time.
+
+    Args:
+        inputs: routed_logits [B, S, R], shared_logits [B, S, Sh], stage_logits [B, S, 2]; None for
+            each absent one.
+        attributes: All attributes of the op.
+
+    Returns:
+        gates [B, S, Sh + R] in float64, shared heads first.
+    """
+    routed, shared, stage = (*inputs, None, None, None)[:3]
+    batch, seq_len = next(array.shape[:2] for array in inputs if array is not None)
+    top_k, num_shared_heads = int(attributes["top_k"]), int(attributes["num_shared_heads"])
+    num_routed = 0 if routed is None else routed.shape[2]
+
+    gates = np.ones((batch, seq_len, num_shared_heads + num_routed))
+    for b, s in np.ndindex(batch, seq_len):
+        shared_gates, routed_gates = np.split(gates[b, s], [num_shared_heads])
+        if shared is not None:
+            shared_gates[:] = num_shared_heads * _softmax(shared[b, s])
+        if routed is not None:
+            weighted = attributes["gate_mode"] == "weighted"
+            routed_gates[:] = _routed_gates(_softmax(routed[b, s]), top_k, weighted=weighted)
+        if stage is not None:
+            shared_weight, routed_weight = 2 * _softmax(stage[b, s])
+            shared_gates *= shared_weight
+            routed_gates *= routed_weight
+    return (gates,)
+
+
+def _routed_gates(probabilities: np.ndarray, top_k: int, *, weighted: bool) -> np.ndarray:
+    """The k largest of the probabilities [R] as gates, 0 elsewhere."""
+    # The choice is defined on float32 probabilities: where they are equal, the lowest index wins.
+    order = np.argsort(-probabilities.astype(np.float32), kind="stable")
+    chosen = np.zeros(probabilities.shape, dtype=bool)
+    chosen[order[:top_k]] = True
+    if not weighted:
+        return chosen.astype(np.float64)
+    kept = np.where(chosen, probabilities, 0)
+    gates: np.ndarray = top_k * kept / max(kept.sum(), np.finfo(np.float32).eps)
+    return gates
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    exponentials = np.exp(wide - wide.max())
+    probabilities: np.ndarray = exponentials / exponentials.sum()
+    return probabilities
+
+
+MOH_ROUTER = OPS.register(
+    OpSpec(
+        name="MoHRouter",
+        doc="Gates of every head from router logits: shared heads, then routed heads.",
+        inputs=(
+            InputSpec("routed_logits", FLOAT_TYPES, "T", "[B, S, R].", optional=True),
+            InputSpec(
+                "shared_logits",
+                FLOAT_TYPES,
+                "T",
+                "[B, S, Sh]. Absent: each shared gate is 1.",
+                optional=True,
+            ),
+            InputSpec(
+                "stage_logits",
+                FLOAT_TYPES,
+                "T",
+                "[B, S, 2]: weight of the shared, of the routed heads. Absent: no weighing.",
+                optional=True,
+            ),
+        ),
+        outputs=(OutputSpec("gates", "T", "[B, S, Sh + R], shared heads first."),),
+        attributes=(
+            AttributeSpec(
+                "top_k", "int", "Routed heads k that each token chooses; 0 without routed heads."
+            ),
+            AttributeSpec("num_shared_heads", "int", "Shared heads Sh.", default=0),
+            AttributeSpec(
+                "gate_mode",
+                "string",
+                "weighted: by probability. mask: every open gate is 1.",
+                default="weighted",
+            ),
+        ),
+        reference=reference,
+        shape_rule=router_shape_rule,
+        variant=variant_of,
+        function=node_function,
+        cases=CASES,
+    )
+)

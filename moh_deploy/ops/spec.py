@@ -1,0 +1,190 @@
+"""What a custom op is: signature, meaning, shape rule, ONNX function and cases, in one value.
+
+Each op fills one `OpSpec` and registers it when `moh_deploy.ops` is imported. Everything that
+implements, exports, checks or documents an op reads it from `OPS`: its meaning is written once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import onnx
+
+from moh_deploy.errors import ExportError
+
+if TYPE_CHECKING:
+    from moh_deploy.ops.cases import Case
+
+DOMAIN = "moh"
+VERSION = 1
+FLOAT_TYPES = ("float32", "float16", "bfloat16")
+
+Dim = int | str | None
+"""A fixed size, a named dynamic size, or an unknown one."""
+
+AttributeValue = int | float | str
+Attributes = Mapping[str, AttributeValue]
+Arrays = Sequence[np.ndarray | None]
+"""Inputs or outputs of one run, in the op's order; None stands for an absent optional input."""
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Dtype (`float32`, `bfloat16`, `bool`, ...) and shape of a value."""
+
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+TensorTypes = Sequence[TensorType | None]
+"""Types of a node's inputs, in the op's order; None stands for an absent optional input."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of an op.
+
+    Attributes:
+        types: The dtypes it may have.
+        constraint: Name of the type constraint: inputs that share it have the same dtype.
+        doc: Shape and meaning.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    constraint: str
+    doc: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One output of an op; its dtype is that of the inputs with the same constraint."""
+
+    name: str
+    constraint: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class AttributeSpec:
+    """One attribute of an op.
+
+    Attributes:
+        default: Value where the caller gives none; None makes the attribute required.
+    """
+
+    name: str
+    type: Literal["int", "float", "string"]
+    doc: str
+    default: AttributeValue | None = None
+
+
+class Variant(Protocol):
+    """Selects one ONNX function body: whatever a function cannot branch on."""
+
+    def key(self) -> str:
+        """Return a short stable name, usable as the overload name of a function."""
+        ...
+
+
+class FunctionBuilder(Protocol):
+    """Builds the function body that fits a node."""
+
+    def __call__(
+        self, inputs: TensorTypes, attributes: Attributes, *, opset: int, overload: str = ""
+    ) -> onnx.FunctionProto: ...
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One definition of a custom op, shared by every implementation.
+
+    Attributes:
+        reference: float64 outputs of one run; written for reading, not for speed.
+        shape_rule: Types of the outputs; raises ExportError on what the op does not define.
+        variant: Which function body a node needs.
+        function: The function body for a node, in standard ONNX ops.
+        cases: Named runs that every implementation must get right.
+    """
+
+    name: str
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    attributes: tuple[AttributeSpec, ...]
+    reference: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]]
+    shape_rule: Callable[[TensorTypes, Attributes], tuple[TensorType, ...]]
+    variant: Callable[[TensorTypes, Attributes], Variant]
+    function: FunctionBuilder
+    cases: tuple[Case, ...] = field(repr=False)
+    doc: str
+    domain: str = DOMAIN
+    version: int = VERSION
+
+    def complete(self, given: Attributes) -> Attributes:
+        """Return every attribute of the op: the given value, else the default.
+
+        Raises:
+            ExportError: An attribute is unknown, missing or of the wrong type.
+        """
+        known = {spec.name: spec for spec in self.attributes}
+        for name in given:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                raise ExportError(
+                    f"{self.name} has no attribute '{name}'; it has: {', '.join(known)}.",
+                    hint=f"Did you mean '{close[0]}'?" if close else None,
+                )
+        return {name: self._value(spec, given) for name, spec in known.items()}
+
+    def _value(self, spec: AttributeSpec, given: Attributes) -> AttributeValue:
+        value = given.get(spec.name, spec.default)
+        if value is None:
+            raise ExportError(f"{self.name} needs the attribute '{spec.name}' ({spec.type}).")
+        accepted = {"int": (int,), "float": (int, float), "string": (str,)}[spec.type]
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            raise ExportError(
+                f"{self.name} attribute '{spec.name}' has type {type(value).__name__}; "
+                f"expected {spec.type}."
+            )
+        return float(value) if spec.type == "float" else value
+
+
+class Registry(Mapping[str, OpSpec]):
+    """Op name to its spec. Filled at import, each name once."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, OpSpec] = {}
+
+    def register(self, spec: OpSpec) -> OpSpec:
+        """Add a spec.
+
+        Raises:
+            ValueError: An op of that name is registered already.
+        """
+        if spec.name in self._specs:
+            raise ValueError(f"op '{spec.name}' is registered already; op names must be unique.")
+        self._specs[spec.name] = spec
+        return spec
+
+    def __getitem__(self, name: str) -> OpSpec:
+        return self._specs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+
+OPS = Registry()
+
+PLUGIN_ATTRIBUTES: Mapping[str, str] = MappingProxyType(
+    {"plugin_version": str(VERSION), "plugin_namespace": DOMAIN}
+)
+"""On every node besides the op's own attributes: TensorRT's parser picks the plugin by them."""

@@ -1,0 +1,42 @@
+"""What `export` is asked to do. No torch types: the command line builds it before torch loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `moh-deploy export`; those given here win over the configuration file.
+
+    Attributes:
+        model: Path of the checkpoint, or a `torch.nn.Module` or `torch.export.ExportedProgram` in
+            memory.
+        output: Package directory to write.
+        config: YAML file with the same settings.
+        overrides: `key=value` settings that win over the file's.
+        factory: `module:callable` that builds the model a state dict belongs to.
+        code_dirs: Directories to import the model's code from.
+        state_key: Key under which a training checkpoint holds the weights.
+        trust_pickle: Allow unpickling, which runs code from the file.
+        inputs: npz file whose members are the model's positional arguments, in file order.
+        dynamic: Dynamic axes: `x:0=batch,2=height`.
+        input_specs: Inputs to make up: `x:[batch=2,3,224,224]:float32`.
+        output_names: Names of the outputs, in order; empty lets the exporter name them.
+        opset: ONNX operator set; None picks the default.
+    """
+
+    model: Path | object
+    output: Path
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    factory: str | None = None
+    code_dirs: tuple[Path, ...] = ()
+    state_key: str | None = None
+    trust_pickle: bool = False
+    inputs: Path | None = None
+    dynamic: tuple[str, ...] = ()
+    input_specs: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    opset: int | None = None

@@ -1,0 +1,24 @@
+"""The package: the waist between PyTorch (which makes it) and the runtimes (which read it).
+
+A package is a directory: `model.onnx` (and `model.onnx.data` above 1 GB), `manifest.json`,
+`vectors.npz`. `docs/package-format.md` describes it.
+"""
+
+from moh_deploy.package.manifest import FORMAT_VERSION, LayerInfo, Manifest, Proof, TensorInfo
+from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.package.vectors import VectorSet
+from moh_deploy.package.writer import PackageWriter, check_output
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MODEL_DATA_NAME",
+    "MODEL_NAME",
+    "LayerInfo",
+    "Manifest",
+    "OnnxPackage",
+    "PackageWriter",
+    "Proof",
+    "TensorInfo",
+    "VectorSet",
+    "check_output",
+]

@@ -1,0 +1,130 @@
+"""What a package says about itself: the types behind `manifest.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FORMAT_VERSION = 1
+
+# Read by pydantic when manifest.json is decoded: no key too many, no number hidden in a string.
+_STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}
+# A measured error may be NaN, which JSON can only spell as a string.
+_NON_FINITE_ALLOWED = {"extra": "forbid", "ser_json_inf_nan": "strings"}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, dtype (`float32`, `bfloat16`, `int64`, `bool`, ...) and shape of an input or output.
+
+    A shape entry is an int (fixed) or a dimension expression: `"batch"`, `"past + 1"`.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One MoH layer of the exported model.
+
+    Attributes:
+        path: Module path in the original model, such as `blocks.3.attn`.
+        num_heads: Query heads of the attention, shared ones included.
+        num_kv_heads: Key and value heads; None where the attention is of a form that MoHAttention
+            does not cover.
+        head_dim: Size of one head; None under the same condition.
+        num_shared_heads: Heads that run for every token; None where the router's form does not
+            tell.
+        top_k: Routed heads that a token chooses; 0 where nothing is selected; None where the
+            router's form does not tell.
+        router: `two_stage`, `top_k`, `shared`, `query_norm`, `mask` (MoHRouter forms), or `custom`.
+        router_replaced: The router became a MoHRouter node (else it stays as plain ops in front).
+        replaced: The attention became a MoHAttention node.
+        reason: Why it (or its router) was not replaced; None if both were.
+        node: Name of the MoHAttention node in model.onnx; None if not replaced.
+        gates: Name of the value in model.onnx that holds the gates [B, S, num_heads]. Readers fetch
+            it as an extra output.
+        batch: Batch size at the example's sizes (product of all batch axes).
+        seq_len: Query length at the example's sizes; None where unknown.
+        kv_len: Key length at the example's sizes; None where unknown.
+        active_share: Share of (token, head) pairs with a non-zero gate, measured on the recorded
+            vectors.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    path: str
+    num_heads: int
+    num_kv_heads: int | None
+    head_dim: int | None
+    num_shared_heads: int | None
+    top_k: int | None
+    router: str
+    router_replaced: bool
+    replaced: bool
+    reason: str | None
+    node: str | None
+    gates: str
+    batch: int
+    seq_len: int | None
+    kv_len: int | None
+    active_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the export measured when it compared the package with the original.
+
+    Attributes:
+        max_abs_error: Largest absolute difference of any output element over all vectors.
+        routing_agreement: Share of (token, head) decisions that are equal, tokens with a near-tie
+            left out; 1.0 without layers.
+        sizes: The dimension sizes of each vector set, such as `({"batch": 2}, {"batch": 3})`.
+    """
+
+    __pydantic_config__ = _NON_FINITE_ALLOWED
+
+    max_abs_error: float
+    routing_agreement: float
+    sizes: tuple[dict[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`.
+
+    Attributes:
+        inputs: The model's inputs, in the order of model.onnx.
+        outputs: The model's outputs, in the order of model.onnx.
+        dims: Dynamic dimension name to example size.
+        layers: Every MoH layer, in the order it runs.
+        ops: Custom op name (`moh::MoHAttention`) to op version.
+        opset: Version of the standard ONNX operator set.
+        total_flops: Multiply-adds times two of the original model at the example's sizes, dense;
+            None if unknown.
+        precision: Dtype of the model's floating-point outputs: picks the tolerance.
+        checkpoint_sha256: Digest of the checkpoint the package was made from, or None.
+        made_with: Versions: moh-deploy, torch, onnx, python.
+        proof: What the export measured; None if nothing was compared.
+        files: File name to sha256, for each file of the package but the manifest.
+        format_version: Version of the package format.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    dims: dict[str, int]
+    layers: tuple[LayerInfo, ...]
+    ops: dict[str, int]
+    opset: int
+    total_flops: int | None
+    precision: str
+    checkpoint_sha256: str | None
+    made_with: dict[str, str]
+    proof: Proof | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION

@@ -1,0 +1,89 @@
+"""Read and write `manifest.json`. What this version does not understand it refuses to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from moh_deploy.errors import PackageError
+from moh_deploy.package.manifest import FORMAT_VERSION, Manifest
+
+MANIFEST_NAME = "manifest.json"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Decode a manifest.
+
+    Raises:
+        PackageError: Unreadable file, unknown format version, or keys missing, unexpected or of a
+            wrong type.
+    """
+    text = _read(path)
+    _check_format_version(path, text)
+    try:
+        return TypeAdapter(Manifest).validate_json(text)
+    except ValidationError as error:
+        raise PackageError(f"{path}: {_first_problem(error)}.") from error
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Encode a manifest; `read_manifest` gives an equal one back."""
+    return TypeAdapter(Manifest).dump_json(manifest, indent=2).decode() + "\n"
+
+
+def looks_like_manifest(path: Path) -> bool:
+    """Tell whether a file is the manifest of a package, of whatever format version."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"format_version", "files"} <= content.keys()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise PackageError(
+            f"{path.parent} is not a package: it has no {MANIFEST_NAME}.",
+            hint="Make one with `moh-deploy export MODEL --output DIR`.",
+        ) from error
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def _check_format_version(path: Path, text: bytes) -> None:
+    """Look at the version before anything else: another version may have other keys."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise PackageError(f"{path}: not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise PackageError(f"{path}: got a JSON {type(content).__name__}, expected an object.")
+    found = content.get("format_version")
+    if found != FORMAT_VERSION:
+        raise PackageError(
+            f"{path}: format_version is {found!r}, this version of moh-deploy supports"
+            f" {FORMAT_VERSION}.",
+            hint="Export the model again, or use the moh-deploy that made the package.",
+        )
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    key = _key_path(problem["loc"])
+    kind = problem["type"]
+    if kind == "missing":
+        return f"key '{key}' is missing"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unexpected key '{key}'"
+    return f"key '{key}': {problem['msg']}, got {problem['input']!r}"
+
+
+def _key_path(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.removeprefix(".")

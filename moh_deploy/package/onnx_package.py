@@ -1,0 +1,80 @@
+"""An opened package, and the checks that opening it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy.digest import sha256_of
+from moh_deploy.errors import PackageError
+from moh_deploy.package.manifest import Manifest
+from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
+from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
+
+MODEL_NAME = "model.onnx"
+MODEL_DATA_NAME = "model.onnx.data"
+
+
+@dataclass(frozen=True)
+class OnnxPackage:
+    """An opened package: its directory, manifest and recorded vectors."""
+
+    root: Path
+    manifest: Manifest
+    vectors: tuple[VectorSet, ...]
+
+    @property
+    def model_path(self) -> Path:
+        return self.root / MODEL_NAME
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """Names of the values that hold the gates, one a layer, in the manifest's order."""
+        return tuple(layer.gates for layer in self.manifest.layers)
+
+    @classmethod
+    def open(cls, root: Path | str, *, check_digests: bool = True) -> OnnxPackage:
+        """Open a package directory.
+
+        Args:
+            root: The directory.
+            check_digests: Read every file and compare its sha256 with the manifest's.
+
+        Raises:
+            PackageError: Not a package, another format version, a file missing or changed.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            what = "is a file" if root.exists() else "does not exist"
+            raise PackageError(f"{root} {what}, expected a package directory.")
+        manifest = read_manifest(root / MANIFEST_NAME)
+        for name, digest in _listed_files(root, manifest).items():
+            _check_file(root / name, digest if check_digests else None)
+        return cls(root, manifest, read_vectors(root / VECTORS_NAME, manifest))
+
+
+def _listed_files(root: Path, manifest: Manifest) -> dict[str, str]:
+    for name in (MODEL_NAME, VECTORS_NAME):
+        if name not in manifest.files:
+            raise PackageError(f"{root / MANIFEST_NAME}: files has no entry for {name}.")
+    for name in manifest.files:
+        # A manifest must not make a reader open anything outside of the package.
+        if Path(name).name != name:
+            raise PackageError(
+                f"{root / MANIFEST_NAME}: files names '{name}', expected a plain file name."
+            )
+    return manifest.files
+
+
+def _check_file(path: Path, digest: str | None) -> None:
+    if not path.is_file():
+        raise PackageError(f"{path} is missing, but the manifest lists it.")
+    if digest is None:
+        return
+    found = sha256_of(path)
+    if found != digest:
+        raise PackageError(
+            f"{path} has changed since the package was written: sha256 is {found}, the manifest"
+            f" says {digest}.",
+            hint="Copy the package again, or export the model again.",
+        )

@@ -1,0 +1,121 @@
+"""Reference vectors recorded from the original model, and their file `vectors.npz`.
+
+Members are named `SET/KIND/NAME`: `0/inputs/x`, `0/outputs/logits`, `0/gates/3` (layer 3 of the
+manifest), `0/margins/3`, `0/sizes/batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from moh_deploy.errors import PackageError
+from moh_deploy.npz import Array, read_npz, write_npz
+from moh_deploy.package.manifest import Manifest
+
+VECTORS_NAME = "vectors.npz"
+
+
+@dataclass(frozen=True)
+class VectorSet:
+    """One recorded run of the original model.
+
+    Attributes:
+        sizes: Dimension sizes of this run.
+        inputs: Input name to array.
+        outputs: Output name to array.
+        gates: One array [B, S, num_heads] for each layer, in the manifest's order.
+        margins: One array [B, S] a layer: the gap between the last chosen and the first unchosen
+            routed score of a token, relative to the router's own scale; inf where nothing is
+            selected. Small values are near-ties.
+    """
+
+    sizes: dict[str, int]
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    gates: tuple[Array, ...]
+    margins: tuple[Array, ...]
+
+
+def write_vectors(path: Path, vectors: Sequence[VectorSet]) -> None:
+    """Write all sets, loss-free for every dtype, NaN payloads and bfloat16 included."""
+    members = (
+        (f"{i}/{name}", array) for i, one in enumerate(vectors) for name, array in _members(one)
+    )
+    write_npz(path, dict(members))
+
+
+def read_vectors(path: Path, manifest: Manifest) -> tuple[VectorSet, ...]:
+    """Read all sets back.
+
+    Raises:
+        PackageError: Unreadable file, or members that do not fit the manifest.
+    """
+    sets: dict[int, _Parts] = {}
+    for member, array in read_npz(path, error=PackageError).items():
+        index, kind, name = _split(path, member)
+        sets.setdefault(index, _Parts()).put(kind, name, array)
+    if sorted(sets) != list(range(len(sets))):
+        raise PackageError(
+            f"{path}: vector sets are numbered {sorted(sets)}, expected 0, 1, ... without gaps."
+        )
+    return tuple(sets[i].to_set(f"{path}: set {i}", manifest) for i in range(len(sets)))
+
+
+_KINDS = ("sizes", "inputs", "outputs", "gates", "margins")
+
+
+@dataclass
+class _Parts:
+    """The members of one set while the file is being read, by kind and name."""
+
+    by_kind: dict[str, dict[str, Array]] = field(
+        default_factory=lambda: {kind: {} for kind in _KINDS}
+    )
+
+    def put(self, kind: str, name: str, array: Array) -> None:
+        self.by_kind[kind][name] = array
+
+    def to_set(self, where: str, manifest: Manifest) -> VectorSet:
+        layers = [str(i) for i in range(len(manifest.layers))]
+        return VectorSet(
+            sizes={name: int(size) for name, size in self.by_kind["sizes"].items()},
+            inputs=self._take(where, "inputs", [spec.name for spec in manifest.inputs]),
+            outputs=self._take(where, "outputs", [spec.name for spec in manifest.outputs]),
+            gates=tuple(self._take(where, "gates", layers).values()),
+            margins=tuple(self._take(where, "margins", layers).values()),
+        )
+
+    def _take(self, where: str, kind: str, expected: list[str]) -> dict[str, Array]:
+        found = self.by_kind[kind]
+        if found.keys() != set(expected):
+            raise PackageError(
+                f"{where} has {kind} {sorted(found)}, the manifest has {sorted(expected)}."
+            )
+        return {name: found[name] for name in expected}
+
+
+def _members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:
+    for name, size in vectors.sizes.items():
+        yield f"sizes/{name}", np.asarray(size, np.int64)
+    for name, array in vectors.inputs.items():
+        yield f"inputs/{name}", array
+    for name, array in vectors.outputs.items():
+        yield f"outputs/{name}", array
+    for layer, (gates, margins) in enumerate(zip(vectors.gates, vectors.margins, strict=True)):
+        yield f"gates/{layer}", gates
+        yield f"margins/{layer}", margins
+
+
+def _split(path: Path, member: str) -> tuple[int, str, str]:
+    index, _, rest = member.partition("/")
+    kind, _, name = rest.partition("/")
+    if not index.isdecimal() or kind not in _KINDS:
+        raise PackageError(
+            f"{path}: member '{member}' is not named SET/KIND/NAME, with KIND one of"
+            f" {', '.join(_KINDS)}."
+        )
+    return int(index), kind, name

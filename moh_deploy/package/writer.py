@@ -1,0 +1,142 @@
+"""Write a package so that it is there completely or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from moh_deploy.atomic import StagedDirectory, sync_file
+from moh_deploy.digest import sha256_of
+from moh_deploy.errors import PackageError
+from moh_deploy.package.manifest import Manifest
+from moh_deploy.package.manifest_json import MANIFEST_NAME, looks_like_manifest, manifest_text
+from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, write_vectors
+
+
+class PackageWriter:
+    """Collect the files of a package beside its destination; `finish` puts it there in one step.
+
+    Leaving the `with` block without `finish`, by whatever exception or by SIGTERM, removes all that
+    was written.
+
+        with PackageWriter(Path("out")) as writer:
+            save(model, writer.path("model.onnx"))
+            package = writer.finish(manifest, vectors)
+
+    Args:
+        output: The package directory. It may not exist yet, be empty, or hold a package, which is
+            replaced.
+
+    Raises:
+        PackageError: The output cannot be written or must not be replaced; the disk is full.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._staged = StagedDirectory(output)
+
+    def __enter__(self) -> PackageWriter:
+        check_output(self._output)
+        self._staged.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._staged.__exit__(kind, error, trace)
+
+    @property
+    def root(self) -> Path:
+        """The directory the files are collected in until `finish`."""
+        return self._staged.path
+
+    def path(self, name: str) -> Path:
+        """Return where to write the package's file of this name."""
+        return self.root / name
+
+    def require_free(self, needed_bytes: int) -> None:
+        """Fail now rather than in the middle of writing if the disk has no room for so many bytes.
+
+        Raises:
+            PackageError: Less than that is free.
+        """
+        self._staged.require_free(needed_bytes)
+
+    def finish(self, manifest: Manifest, vectors: Sequence[VectorSet]) -> OnnxPackage:
+        """Write vectors and manifest, read everything back, move the package to its destination.
+
+        Args:
+            manifest: What to record; its `files` are filled in here.
+            vectors: The recorded runs.
+
+        Returns:
+            The package at its destination.
+
+        Raises:
+            PackageError: model.onnx was not written, or a file reads back differently from what was
+                written.
+        """
+        if not self.path(MODEL_NAME).is_file():
+            raise PackageError(f"{self._output}: nothing was written to {MODEL_NAME}.")
+        write_vectors(self.path(VECTORS_NAME), vectors)
+        digests = {path.name: sha256_of(path) for path in sorted(self.root.iterdir())}
+        for name in digests:
+            sync_file(self.path(name))
+        # Last of all: a directory without a manifest is not a package, whatever stopped the
+        # writing.
+        self.path(MANIFEST_NAME).write_text(manifest_text(replace(manifest, files=digests)))
+        sync_file(self.path(MANIFEST_NAME))
+        written = OnnxPackage.open(self.root)
+        self._staged.commit()
+        return replace(written, root=self._output)
+
+
+def check_output(output: Path) -> None:
+    """Check that a package may be written here, before any long work.
+
+    Raises:
+        PackageError: It is a file, a directory that is not a package, or a place that cannot be
+            written or replaced.
+    """
+    if output.is_dir():
+        _check_replaceable(output)
+    elif output.exists():
+        raise PackageError(f"{output} is a file, expected a directory to write the package to.")
+    parent = _nearest_existing(output.resolve().parent)
+    if not parent.is_dir():
+        raise PackageError(f"{output} cannot be made: {parent} is not a directory.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PackageError(f"{output} cannot be made: no permission to write to {parent}.")
+
+
+def _check_replaceable(output: Path) -> None:
+    found = {entry.name for entry in output.iterdir()}
+    if found and not looks_like_manifest(output / MANIFEST_NAME):
+        raise PackageError(
+            f"{output} exists and is not a package: it will not be overwritten.",
+            hint="Name a new or empty directory, or an earlier package, with --output.",
+        )
+    foreign = sorted(found - {MANIFEST_NAME, MODEL_NAME, MODEL_DATA_NAME, VECTORS_NAME})
+    if foreign:
+        raise PackageError(
+            f"{output} holds '{foreign[0]}', which is not part of a package: it will not be"
+            " replaced.",
+            hint="Move it elsewhere, or name another --output.",
+        )
+    if os.path.ismount(output) or output.samefile(Path.cwd()):
+        raise PackageError(
+            f"{output} is the current directory or a mount point, which cannot be replaced in one"
+            " step.",
+            hint=f"Write to a directory inside it: --output {output / 'package'}.",
+        )
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())

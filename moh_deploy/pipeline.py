@@ -1,0 +1,156 @@
+"""The main job: from a PyTorch checkpoint to a package that is proven equal to it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from moh_deploy import __version__
+from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.config import load_config
+from moh_deploy.errors import PackageError
+from moh_deploy.frontend.convert import Converted, convert
+from moh_deploy.frontend.emit import DEFAULT_OPSET
+from moh_deploy.frontend.load import example_inputs, load
+from moh_deploy.ops import OPS
+from moh_deploy.options import ExportOptions
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    Manifest,
+    OnnxPackage,
+    PackageWriter,
+    Proof,
+    check_output,
+)
+from moh_deploy.progress import SilentProgress
+from moh_deploy.report.export import ExportReport
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport
+
+# protobuf cannot hold more than 2 GB in one message; beyond this size weights go into a file of their own.
+EXTERNAL_DATA_BYTES = 1 << 30
+
+
+def export(options: ExportOptions, *, progress: SilentProgress | None = None) -> ExportReport:
+    """Export a model: load, trace, recognise, rewrite, translate, prove, write.
+
+    Args:
+        options: What to export, and where to.
+        progress: What to report the steps to.
+
+    Returns:
+        What was written and how well it agrees with the original.
+
+    Raises:
+        MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
+    """
+    progress = progress or SilentProgress()
+    check_output(options.output)
+    converted, checkpoint_sha256 = _convert(options, progress)
+    with PackageWriter(options.output) as writer:
+        with progress.step("writing the package"):
+            manifest = _manifest(converted, checkpoint_sha256, options.opset or DEFAULT_OPSET)
+            writer.require_free(_weight_bytes(converted.model))
+            _save(converted.model, writer.root)
+            vectors = converted.vectors
+            del converted
+            gc.collect()
+        with progress.step("comparing the package with the original model"):
+            parity = _prove(OnnxPackage(writer.root, manifest, vectors))
+            parity.raise_if_unequal()
+        with progress.step("writing the package"):
+            proof = Proof(
+                max_abs_error=parity.max_abs_error,
+                routing_agreement=parity.routing_agreement or 0.0,
+                sizes=tuple(one.sizes for one in vectors),
+            )
+            package = writer.finish(replace(manifest, proof=proof), vectors)
+    return ExportReport(
+        package=package.root,
+        layers=manifest.layers,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        max_abs_error=proof.max_abs_error,
+        routing_agreement=proof.routing_agreement,
+        vector_sets=len(vectors),
+        seconds=progress.seconds,
+    )
+
+
+def _convert(options: ExportOptions, progress: SilentProgress) -> tuple[Converted, str | None]:
+    config = load_config(options.config, options.overrides)
+    with progress.step("loading the model"):
+        model = load(options, config)
+        inputs = example_inputs(options, config, model)
+    converted = convert(
+        model,
+        inputs,
+        names=options.output_names or tuple(config.outputs),
+        opset=options.opset or DEFAULT_OPSET,
+        progress=progress,
+    )
+    return converted, model.checkpoint_sha256
+
+
+def _manifest(converted: Converted, checkpoint_sha256: str | None, opset: int) -> Manifest:
+    used = {identifier[:2] for identifier in converted.model.functions}
+    return Manifest(
+        inputs=converted.inputs,
+        outputs=converted.outputs,
+        dims=converted.dims,
+        layers=converted.layers,
+        ops={
+            f"{spec.domain}::{spec.name}": spec.version
+            for spec in OPS.values()
+            if (spec.domain, spec.name) in used
+        },
+        opset=opset,
+        total_flops=converted.total_flops,
+        precision=_precision(converted),
+        checkpoint_sha256=checkpoint_sha256,
+        made_with={
+            "moh-deploy": __version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _precision(converted: Converted) -> str:
+    floats = [info.dtype for info in converted.outputs if "float" in info.dtype]
+    return floats[0] if floats else "float32"
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    values = model.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
+
+def _save(model: ir.Model, root: Path) -> None:
+    external = _weight_bytes(model) > EXTERNAL_DATA_BYTES
+    with _disk_errors(root):
+        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME if external else None)
+
+
+@contextlib.contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # protobuf's own limit
+        raise PackageError(f"{root}: the model cannot be written: {error}.") from error
+
+
+def _prove(package: OnnxPackage) -> ParityReport:
+    """Compare the function bodies in ONNX Runtime with the vectors of the original model."""
+    runner = open_session(package, kernels="off", extra_outputs=package.gate_names)
+    return compare(package, runner, package.vectors)

@@ -1,0 +1,55 @@
+"""Tell the user what a long job is doing, and the caller how long each step took."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What a job reports its steps to."""
+
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """Enclose one step, named by what is being done: `tracing the model`."""
+
+
+class SilentProgress:
+    """Show nothing; keep the seconds of each step.
+
+    Attributes:
+        seconds: Step name to wall time, in the order the steps began. Steps of equal name add up.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time one step and show it while it runs."""
+        self.seconds.setdefault(name, 0.0)
+        start = time.perf_counter()
+        try:
+            with self._shown(name):
+                yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def _shown(self, name: str) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+class TerminalProgress(SilentProgress):
+    """Show the running step with a spinner on stderr."""
+
+    def _shown(self, name: str) -> AbstractContextManager[object]:
+        from rich.console import Console
+
+        return Console(stderr=True).status(f"{name} ...")
+
+
+def progress_for_terminal(*, quiet: bool) -> SilentProgress:
+    """Return a progress that shows its steps if stderr is a terminal and `quiet` is False."""
+    return SilentProgress() if quiet or not sys.stderr.isatty() else TerminalProgress()

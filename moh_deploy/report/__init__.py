@@ -1,0 +1,1 @@
+"""What a job has to say, for machines (`to_json`) and for people (`__rich__`)."""

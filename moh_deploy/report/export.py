@@ -1,0 +1,77 @@
+"""What an export made, and how well it agrees with the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.package import LayerInfo, TensorInfo
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """One export.
+
+    Attributes:
+        package: The directory that was written.
+        layers: Every MoH layer that was recognised.
+        inputs: The package's inputs.
+        outputs: The package's outputs.
+        max_abs_error: Largest absolute difference of any output element from the original model.
+        routing_agreement: Share of (token, head) decisions equal to the original's, near-ties left
+            out; 1.0 without layers.
+        vector_sets: How many runs of the original were compared.
+        seconds: Wall time of each step.
+    """
+
+    package: Path
+    layers: tuple[LayerInfo, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    max_abs_error: float
+    routing_agreement: float
+    vector_sets: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            "package": str(self.package),
+            "moh_layers": len(self.layers),
+            "replaced_layers": sum(layer.replaced for layer in self.layers),
+            "layers": [asdict(layer) for layer in self.layers],
+            "inputs": [asdict(info) for info in self.inputs],
+            "outputs": [asdict(info) for info in self.outputs],
+            "max_abs_error": self.max_abs_error,
+            "routing_agreement": self.routing_agreement,
+            "vector_sets": self.vector_sets,
+            "seconds": dict(self.seconds),
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.layers import layer_table, reasons
+        from moh_deploy.report.tables import count, line, verdict
+
+        if self.layers:
+            replaced = [layer.replaced for layer in self.layers]
+            title = count(len(self.layers), "MoH layer")
+            yield layer_table(title, self.layers, "replaced", replaced)
+        else:
+            yield line("This model has no MoH layer: it is exported as an ordinary ONNX model.")
+        yield from map(line, reasons(self.layers))
+        yield verdict(
+            True,
+            f"EQUAL to the original on {count(self.vector_sets, 'run')}: max abs error"
+            f" {self.max_abs_error:.3g}, routing agreement {self.routing_agreement:.6g}",
+        )
+        yield line(f"written to {self.package} in {sum(self.seconds.values()):.1f} s")

@@ -1,0 +1,143 @@
+"""What is in a package."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.backends.runner import LayerImpl
+from moh_deploy.package import LayerInfo, Manifest, TensorInfo
+from moh_deploy.report.flops import attention_flops, skippable_flops
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """One MoH layer and what runs it.
+
+    Attributes:
+        info: What the manifest says.
+        runs_as: `kernel` or `function`, read from the runtime; None if the layer was not replaced.
+    """
+
+    info: LayerInfo
+    runs_as: LayerImpl | None
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What is in a package, and what a runtime does with it."""
+
+    package: Path
+    manifest: Manifest
+    layers: tuple[InspectedLayer, ...]
+    runtime: str
+
+    @property
+    def skippable_flops(self) -> int | None:
+        """Attention-core FLOPs of replaced layers that no token asks for; None if unknown."""
+        parts = [skippable_flops(layer.info) for layer in self.layers]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+    @property
+    def skippable_share(self) -> float | None:
+        """The same as a share of all FLOPs of the model; None if unknown."""
+        total, skippable = self.manifest.total_flops, self.skippable_flops
+        return skippable / total if total and skippable is not None else None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        manifest = asdict(self.manifest)
+        return {
+            "package": str(self.package),
+            "moh_layers": len(self.layers),
+            "replaced_layers": sum(layer.info.replaced for layer in self.layers),
+            "runtime": self.runtime,
+            "skippable_flops": self.skippable_flops,
+            "skippable_share": self.skippable_share,
+            **manifest,
+            "layers": [_layer_json(layer) for layer in self.layers],
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.layers import layer_table
+        from moh_deploy.report.tables import count, line
+
+        yield _tensor_table(self.manifest)
+        if self.layers:
+            runs_as = [layer.runs_as or "not replaced" for layer in self.layers]
+            counts = ", ".join(f"{number} {kind}" for kind, number in Counter(runs_as).items())
+            title = (
+                f"{count(len(self.layers), 'MoH layer')}: {counts} (as read from {self.runtime})"
+            )
+            yield layer_table(title, self.manifest.layers, "runs as", runs_as)
+        yield from map(line, self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        from moh_deploy.report.layers import reasons
+
+        manifest = self.manifest
+        if self.layers:
+            yield from reasons(manifest.layers)
+            yield f"skippable: {self._skippable_text()}"
+        else:
+            yield "This model has no MoH layer: it is an ordinary ONNX model."
+        dims = ", ".join(f"{name} (example {size})" for name, size in manifest.dims.items())
+        yield f"dynamic dimensions: {dims or 'none'}"
+        ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
+        yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
+        yield f"precision: {manifest.precision}"
+        yield self._proof_text()
+
+    def _skippable_text(self) -> str:
+        from moh_deploy.report.tables import percent, si
+
+        if self.skippable_flops is None:
+            return "unknown, because a layer's sizes or active share are"
+        share = percent(self.skippable_share) or "an unknown share"
+        return (
+            f"{si(self.skippable_flops)}FLOP, {share} of the whole model (counted: both matrix"
+            " products of the attention cores of replaced layers, for the (token, head) pairs with"
+            " a zero gate, at the example's sizes)"
+        )
+
+    def _proof_text(self) -> str:
+        proof = self.manifest.proof
+        if proof is None:
+            return "proof: none recorded"
+        return (
+            f"proof: max abs error {proof.max_abs_error:.3g}, routing agreement"
+            f" {proof.routing_agreement:.6g} over {len(proof.sizes)} runs of the original model"
+        )
+
+
+def _layer_json(layer: InspectedLayer) -> dict[str, object]:
+    return {
+        **asdict(layer.info),
+        "runs_as": layer.runs_as,
+        "attention_flops": attention_flops(layer.info),
+        "skippable_flops": skippable_flops(layer.info),
+    }
+
+
+def _tensor_table(manifest: Manifest) -> Table:
+    from moh_deploy.report.tables import table
+
+    def row(kind: str, info: TensorInfo) -> tuple[object, ...]:
+        return kind, info.name, info.dtype, "[" + ", ".join(map(str, info.shape)) + "]"
+
+    rows = [row("input", info) for info in manifest.inputs]
+    rows += [row("output", info) for info in manifest.outputs]
+    return table("inputs and outputs", ["role", "name", "dtype", "shape"], rows)

@@ -1,0 +1,98 @@
+"""How a parity report looks to people: the worst of each output and layer, then the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.console import Group, RenderableType
+
+from moh_deploy.report.tables import count, figure, percent, table, verdict
+
+if TYPE_CHECKING:
+    from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+
+Entry = TypeVar("Entry")
+
+_MOST_REASONS = 10
+
+
+def parity_tables(report: ParityReport) -> RenderableType:
+    """Return tables of outputs and layers, and the verdict."""
+    return Group(*_parts(report))
+
+
+def _parts(report: ParityReport) -> Iterator[RenderableType]:
+    outputs = _worst_by((entry.name, _output_badness(entry), entry) for entry in report.outputs)
+    yield table(
+        "outputs, worst vector set of each",
+        ["output", "vectors", "#max abs error", "#tolerance", "equal"],
+        (
+            (o.name, o.vectors, figure(o.max_abs_error), figure(o.tolerance), o.reason is None)
+            for o in outputs
+        ),
+    )
+    if report.layers:
+        layers = _worst_by((entry.path, _layer_badness(entry), entry) for entry in report.layers)
+        yield table(
+            "MoH layers, worst vector set of each",
+            ["layer", "vectors", "#same choice", "#flips", "#near-ties", "#gate error", "equal"],
+            (_layer_row(entry) for entry in layers),
+        )
+    for reason in report.reasons[:_MOST_REASONS]:
+        yield verdict(False, reason)
+    if len(report.reasons) > _MOST_REASONS:
+        yield verdict(False, f"... and {len(report.reasons) - _MOST_REASONS} more")
+    yield verdict(report.equal, _summary(report))
+
+
+def _summary(report: ParityReport) -> str:
+    agreement = report.routing_agreement
+    routing = "routing not compared" if agreement is None else f"routing agreement {agreement:.6g}"
+    nodes = (
+        f"{count(report.kernel_nodes, 'MoH node')} on a kernel,"
+        f" {report.function_nodes} as function body"
+    )
+    answer = "EQUAL" if report.equal else "NOT EQUAL"
+    return (
+        f"{answer}: max abs error {report.max_abs_error:.3g}, {routing}\n"
+        f"{count(report.vector_sets, 'vector set')}; reference: {report.reference}; {nodes}"
+    )
+
+
+def _layer_row(entry: LayerParity) -> tuple[object, ...]:
+    share = entry.equal_decisions / entry.decisions if entry.decisions else None
+    return (
+        entry.path,
+        entry.vectors,
+        percent(share),
+        entry.flipped_tokens,
+        entry.excused_tokens,
+        figure(entry.gate_error),
+        entry.reason is None,
+    )
+
+
+def _worst_by(entries: Iterable[tuple[str, float, Entry]]) -> list[Entry]:
+    """Return the worst entry of each name, names in order of appearance."""
+    worst: dict[str, tuple[float, Entry]] = {}
+    for name, badness, entry in entries:
+        if name not in worst or badness > worst[name][0]:
+            worst[name] = badness, entry
+    return [entry for _, entry in worst.values()]
+
+
+def _output_badness(entry: OutputParity) -> float:
+    return _badness(entry.reason, entry.max_abs_error, entry.tolerance)
+
+
+def _layer_badness(entry: LayerParity) -> float:
+    return _badness(entry.reason, entry.gate_error, entry.gate_tolerance)
+
+
+def _badness(reason: str | None, error: float, tolerance: float) -> float:
+    """Return how far an entry is from being equal; one that is not comes before all that are."""
+    if reason is not None:
+        return math.inf
+    return error / tolerance if tolerance else 0.0

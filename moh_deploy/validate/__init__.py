@@ -1,0 +1,1 @@
+"""Comparing what a runtime computes with the reference."""

@@ -1,0 +1,74 @@
+"""Differences of two arrays, where NaN equals nothing and infinity equals itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moh_deploy.npz import Array
+
+Float64Array = NDArray[np.float64]
+
+
+def abs_error(got: Array, reference: Array) -> Float64Array:
+    """Return |got - reference| by element: NaN where either is, 0 where both are one infinity."""
+    got_64, reference_64 = got.astype(np.float64), reference.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(got_64 - reference_64)
+    # In the arrays' own dtype: float64 cannot tell neighbouring large integers apart.
+    error[np.asarray(got == reference)] = 0.0
+    error[np.asarray(got != reference) & (error == 0.0)] = 1.0
+    return cast(Float64Array, error)
+
+
+def largest(error: Float64Array) -> float:
+    """Return the largest element; NaN if there is one; 0 for no elements."""
+    return float(error.max()) if error.size else 0.0
+
+
+def worst(errors: Iterable[float]) -> float:
+    """Return the largest of some errors; NaN if there is one; 0 for none."""
+    errors = list(errors)
+    return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
+
+
+def worst_index(error: Float64Array) -> tuple[int, ...]:
+    """Return where the first NaN stands, or else the first of the largest elements."""
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(error)), error.shape))
+
+
+def largest_finite(reference: Array) -> float:
+    """Return the largest absolute finite value; 0 if there is none."""
+    values = np.abs(reference.astype(np.float64))
+    finite = values[np.isfinite(values)]
+    return float(finite.max()) if finite.size else 0.0
+
+
+def structural_mismatch(what: str, got: Array | None, reference: Array) -> str | None:
+    """Return a sentence on why the two cannot be compared element by element; None if they can."""
+    if got is None:
+        return f"{what}: the runtime returned nothing."
+    if got.shape != reference.shape:
+        return f"{what} is of shape {list(got.shape)}, the reference {list(reference.shape)}."
+    if got.dtype != reference.dtype:
+        return f"{what} is of dtype {got.dtype}, the reference {reference.dtype}."
+    return None
+
+
+def describe_worst(
+    what: str, got: Array, reference: Array, error: Float64Array, limit: float
+) -> str:
+    """Return a sentence that shows where two arrays differ most, and by how much."""
+    at = worst_index(error)
+    return (
+        f"{what} differs by {error[at]:.3g} at {list(at)}:"
+        f" got {_shown(got[at])}, reference {_shown(reference[at])}, tolerance {limit:.3g}."
+    )
+
+
+def _shown(value: np.generic) -> str:
+    return str(value) if value.dtype.kind in "biu" else f"{float(value):.6g}"

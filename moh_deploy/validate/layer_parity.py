@@ -1,0 +1,100 @@
+"""Compare one layer's routing with its reference: the heads each token chose, and their gates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moh_deploy.npz import Array
+from moh_deploy.validate.differences import (
+    abs_error,
+    describe_worst,
+    largest,
+    largest_finite,
+    structural_mismatch,
+)
+from moh_deploy.validate.parity_report import LayerParity
+from moh_deploy.validate.tolerances import Tolerance
+
+BoolArray = NDArray[np.bool_]
+
+
+def compare_layer(
+    path: str,
+    vectors: str,
+    got: Array | None,
+    reference: Array,
+    margins: Array,
+    tolerance: Tolerance,
+) -> LayerParity:
+    """Compare the gates of a layer. A head is chosen where its gate is not 0.
+
+    Args:
+        path: The layer.
+        vectors: Label of the vector set.
+        got: Gates [B, S, H] from the runtime; None if it returned none.
+        reference: Gates [B, S, H] that are expected.
+        margins: How clear each token's choice is, [B, S].
+        tolerance: The rule for the model's precision.
+    """
+    what = f"gates of layer '{path}' in vectors {vectors}"
+    mismatch = structural_mismatch(what, got, reference) or _margins_mismatch(
+        what, reference, margins
+    )
+    if got is None or mismatch is not None:
+        return incomparable_layer(path, vectors, mismatch)
+    chosen, expected = got != 0, reference != 0  # [B, S, H]; NaN counts as chosen
+    same = np.asarray(chosen == expected)
+    clear = ~(
+        margins.astype(np.float64) < tolerance.near_tie
+    )  # [B, S]; a NaN margin excuses nothing
+    flipped = ~same.all(axis=-1)  # [B, S]
+    error = np.where(chosen & expected, abs_error(got, reference), 0.0)
+    gate_tolerance = tolerance.limit(largest_finite(reference))
+    reason = None
+    if (flipped & clear).any():
+        reason = _describe_flip(what, chosen, expected, margins, flipped & clear, tolerance)
+    elif not largest(error) <= gate_tolerance:
+        reason = describe_worst(what, got, reference, error, gate_tolerance)
+    return LayerParity(
+        path=path,
+        vectors=vectors,
+        decisions=int(same[clear].size),
+        equal_decisions=int(same[clear].sum()),
+        flipped_tokens=int((flipped & clear).sum()),
+        excused_tokens=int((flipped & ~clear).sum()),
+        gate_error=largest(error),
+        gate_tolerance=gate_tolerance,
+        reason=reason,
+    )
+
+
+def incomparable_layer(path: str, vectors: str, reason: str | None) -> LayerParity:
+    """Return the entry of a layer that has no decisions to count."""
+    return LayerParity(path, vectors, 0, 0, 0, 0, math.nan, 0.0, reason)
+
+
+def _margins_mismatch(what: str, reference: Array, margins: Array) -> str | None:
+    if margins.shape == reference.shape[:-1]:
+        return None
+    expected = list(reference.shape[:-1])
+    return f"{what}: margins are of shape {list(margins.shape)}, expected {expected}."
+
+
+def _describe_flip(
+    what: str,
+    chosen: BoolArray,
+    expected: BoolArray,
+    margins: Array,
+    flipped: BoolArray,
+    tolerance: Tolerance,
+) -> str:
+    token = tuple(int(i) for i in np.argwhere(flipped)[0])
+    return (
+        f"{what}: {int(flipped.sum())} of {flipped.size} tokens choose other heads; token"
+        f" {list(token)} chose {np.flatnonzero(chosen[token]).tolist()}, the reference"
+        f" {np.flatnonzero(expected[token]).tolist()}, with margin {margins[token]:.3g}"
+        f" (near-tie below {tolerance.near_tie:g})."
+    )

@@ -1,0 +1,167 @@
+"""The outcome of a comparison, down to each output and layer of each vector set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from moh_deploy.errors import ValidationError
+from moh_deploy.validate.differences import worst
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output in one vector set.
+
+    Attributes:
+        vectors: Which vector set: its number and sizes, or the user's file.
+        max_abs_error: Largest |got - reference|; NaN if either holds one.
+        max_rel_error: The same, as a share of the largest |reference|.
+        tolerance: The largest `max_abs_error` that counts as equal.
+        reason: A sentence on why it is not equal; None if it is.
+    """
+
+    name: str
+    vectors: str
+    max_abs_error: float
+    max_rel_error: float
+    tolerance: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """One layer's routing in one vector set.
+
+    Attributes:
+        path: The layer.
+        vectors: Which vector set.
+        decisions: (token, head) pairs compared, tokens with a near-tie left out.
+        equal_decisions: Those of them where both select the head, or both do not.
+        flipped_tokens: Tokens without a near-tie that chose other heads.
+        excused_tokens: Tokens with a near-tie that chose other heads.
+        gate_error: Largest |got - reference| among the gates that both select.
+        gate_tolerance: The largest `gate_error` that counts as equal.
+        reason: A sentence on why it is not equal; None if it is.
+    """
+
+    path: str
+    vectors: str
+    decisions: int
+    equal_decisions: int
+    flipped_tokens: int
+    excused_tokens: int
+    gate_error: float
+    gate_tolerance: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Whether a runtime computes what the reference computed.
+
+    Attributes:
+        reference: Where the expected values come from.
+        vector_sets: How many runs were compared.
+        outputs: One entry for each output of each run.
+        layers: One entry for each MoH layer of each run whose gates are known.
+        has_routing: Gates were compared. False where the reference holds outputs only.
+        kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
+        function_nodes: How many ran as their function body.
+    """
+
+    reference: str
+    vector_sets: int
+    outputs: tuple[OutputParity, ...]
+    layers: tuple[LayerParity, ...]
+    has_routing: bool
+    kernel_nodes: int
+    function_nodes: int
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Every sentence on what is not equal; empty if all is."""
+        if not self.vector_sets:
+            return ("there are no vectors to compare with, so nothing is proven.",)
+        entries: tuple[OutputParity | LayerParity, ...] = (*self.outputs, *self.layers)
+        return tuple(entry.reason for entry in entries if entry.reason is not None)
+
+    @property
+    def equal(self) -> bool:
+        return not self.reasons
+
+    @property
+    def max_abs_error(self) -> float:
+        """Largest error of any output; NaN if anything is NaN."""
+        return worst(output.max_abs_error for output in self.outputs)
+
+    @property
+    def routing_agreement(self) -> float | None:
+        """Share of equal (token, head) decisions, near-ties left out; 1.0 without layers.
+
+        None if gates were not compared.
+        """
+        if not self.has_routing:
+            return None
+        decisions = sum(layer.decisions for layer in self.layers)
+        equal = sum(layer.equal_decisions for layer in self.layers)
+        return (
+            equal / decisions
+            if decisions
+            else float(not any(layer.reason for layer in self.layers))
+        )
+
+    @property
+    def failure(self) -> ValidationError | None:
+        """The error that says the answer is no; None if all is equal."""
+        if self.equal:
+            return None
+        first, *others = self.reasons
+        more = f" ({len(others)} more)" if others else ""
+        return ValidationError(f"not equal to the reference: {first}{more}")
+
+    def raise_if_unequal(self) -> None:
+        """Raise the failure, if there is one.
+
+        Raises:
+            ValidationError: Something is not equal.
+        """
+        if self.failure is not None:
+            raise self.failure
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            "equal": self.equal,
+            "max_abs_error": self.max_abs_error,
+            "routing_agreement": self.routing_agreement,
+            "reference": self.reference,
+            "vector_sets": self.vector_sets,
+            "kernel_nodes": self.kernel_nodes,
+            "function_nodes": self.function_nodes,
+            "reasons": list(self.reasons),
+            "outputs": [asdict(output) for output in self.outputs],
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def __rich__(self) -> RenderableType:
+        from moh_deploy.report.parity import parity_tables
+
+        return parity_tables(self)
+
+
+def combined(reports: Sequence[ParityReport]) -> ParityReport:
+    """Join the reports, at least one, of several comparisons by one runner."""
+    return ParityReport(
+        reference="; ".join(dict.fromkeys(report.reference for report in reports)),
+        vector_sets=sum(report.vector_sets for report in reports),
+        outputs=tuple(output for report in reports for output in report.outputs),
+        layers=tuple(layer for report in reports for layer in report.layers),
+        has_routing=any(report.has_routing for report in reports),
+        kernel_nodes=reports[0].kernel_nodes,
+        function_nodes=reports[0].function_nodes,
+    )

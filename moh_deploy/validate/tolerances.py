@@ -1,0 +1,69 @@
+"""How much a runtime may differ from the reference: one table, each rule with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moh_deploy.errors import ValidationError
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What counts as equal for one dtype.
+
+    Attributes:
+        relative: A tensor agrees if its largest absolute error is at most `relative * max(1,
+            largest absolute reference value)`.
+        near_tie: A token whose margin is below this may choose other heads: rounding alone decides
+            there.
+        reason: Why these figures.
+    """
+
+    relative: float
+    near_tie: float
+    reason: str
+
+    def limit(self, reference_max: float) -> float:
+        """Return the largest absolute error allowed where this is the largest |reference|."""
+        return self.relative * max(1.0, reference_max)
+
+
+_EXACT = Tolerance(0.0, 0.0, "integers and booleans have no rounding")
+_FLOAT32 = Tolerance(
+    1e-4,
+    1e-5,
+    "sums in another order: measured up to 8e-6 over whole models; ten times that plus headroom for"
+    " depth. A router's scores carry the same rounding, so margins below 1e-5 are undecided",
+)
+
+TOLERANCES = {
+    "float64": Tolerance(
+        _FLOAT32.relative, _FLOAT32.near_tie, "as float32: the MoH ops compute in float32"
+    ),
+    "float32": _FLOAT32,
+    # Provisional: an element-wise gate is the wrong one for half precision, where single flipped
+    # heads move outputs by far more than rounding does. These figures catch gross errors until
+    # tokens with flips are judged apart.
+    "float16": Tolerance(
+        2e-2, 1e-2, "provisional: 10 bits of mantissa (1e-3 a step), some 20 steps deep"
+    ),
+    "bfloat16": Tolerance(
+        1e-1, 6e-2, "provisional: 7 bits of mantissa (8e-3 a step), some 12 steps deep"
+    ),
+    **dict.fromkeys(
+        ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"], _EXACT
+    ),
+}
+
+
+def tolerance_for(dtype: str) -> Tolerance:
+    """Return the rule for a dtype.
+
+    Raises:
+        ValidationError: There is none, so nothing could be called equal.
+    """
+    if dtype not in TOLERANCES:
+        raise ValidationError(
+            f"there is no tolerance for dtype {dtype}, only for {', '.join(TOLERANCES)}."
+        )
+    return TOLERANCES[dtype]

@@ -1,0 +1,88 @@
+"""The demo as a user runs it, with a shorter training, and its verdict when something is wrong."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from moh_deploy.validate.parity_report import OutputParity, ParityReport
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    work_dir = str(tmp_path_factory.mktemp("digits"))
+    options = ["--work-dir", work_dir, "--epochs", "6", "--min-accuracy", "0.5"]
+    command = [sys.executable, str(DIGITS / "demo.py"), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The demo's module, which like any script imports its neighbours by their bare names."""
+    monkeypatch.syspath_prepend(str(DIGITS))
+    yield import_module("demo")
+    for name in ("demo", "model", "record", "train"):
+        sys.modules.pop(name, None)
+
+
+def test_demo_succeeds(finished: subprocess.CompletedProcess[str]) -> None:
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        r"same prediction\W+360/360\W",
+        r"same heads chosen\W+100\.0000%",
+        r"MoH layers, replaced\W+3, 3\W",
+        r"heads active\W+62\.5%",  # Two shared and three chosen of eight.
+    ],
+)
+def test_demo_ends_with_a_table(finished: subprocess.CompletedProcess[str], row: str) -> None:
+    assert re.search(row, finished.stdout), finished.stdout + finished.stderr
+
+
+def comparison(
+    demo: ModuleType, *, torch: list[int], package: list[int], reason: str | None = None
+) -> object:
+    """Four images of the digits 0 to 3, and what each side says they are."""
+    output = OutputParity("logits", "0", 0.5, 0.1, 1e-4, reason)
+    parity = ParityReport("the model in PyTorch", 1, (output,), (), True, 0, 3)
+    return demo.Comparison(np.arange(4), np.array(torch), np.array(package), parity, 0.625)
+
+
+def test_verdict_is_good_if_all_is_equal(demo: ModuleType) -> None:
+    good = comparison(demo, torch=[0, 1, 2, 9], package=[0, 1, 2, 9])
+    assert demo.verdict(good, min_accuracy=0.75) == 0
+
+
+@pytest.mark.parametrize(
+    ("torch", "package", "reason", "message"),
+    [
+        ([0, 1, 2, 9], [0, 1, 2, 8], None, "1 of 4 predictions differ"),
+        ([0, 1, 9, 9], [0, 1, 9, 9], None, "accuracy is 50.00%, expected at least 75.00%"),
+        ([0, 1, 2, 3], [0, 1, 2, 3], "logits differs by 0.5", "logits differs by 0.5"),
+    ],
+    ids=["prediction", "accuracy", "parity"],
+)
+def test_verdict_is_bad_if_anything_differs(
+    demo: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    torch: list[int],
+    package: list[int],
+    reason: str | None,
+    message: str,
+) -> None:
+    bad = comparison(demo, torch=torch, package=package, reason=reason)
+    assert demo.verdict(bad, min_accuracy=0.75) == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,140 @@
+"""A package made by hand, without torch: one tiny MoH layer, its reference computed in numpy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from moh_deploy.npz import Array
+from moh_deploy.package import (
+    LayerInfo,
+    Manifest,
+    OnnxPackage,
+    PackageWriter,
+    Proof,
+    TensorInfo,
+    VectorSet,
+)
+
+NUM_HEADS, HEAD_DIM = 4, 2
+WIDTH = NUM_HEADS * HEAD_DIM
+
+LAYER = LayerInfo(
+    path="blocks.0.attn",
+    num_heads=NUM_HEADS,
+    num_kv_heads=NUM_HEADS,
+    head_dim=HEAD_DIM,
+    num_shared_heads=None,
+    top_k=None,
+    router="custom",
+    router_replaced=False,
+    replaced=True,
+    reason="router: no known form",
+    node="blocks.0.attn/moh",
+    gates="gates_0",
+    batch=2,
+    seq_len=3,
+    kv_len=3,
+    active_share=0.5,
+)
+
+MANIFEST = Manifest(
+    inputs=(TensorInfo("x", "float32", ("batch", "seq", WIDTH)),),
+    outputs=(TensorInfo("y", "float32", ("batch", "seq", WIDTH)),),
+    dims={"batch": 2, "seq": 3},
+    layers=(LAYER,),
+    ops={"moh::MoHAttention": 1},
+    opset=20,
+    total_flops=10_000,
+    precision="float32",
+    checkpoint_sha256=None,
+    made_with={"moh-deploy": "0.1.0"},
+    proof=Proof(1e-7, 1.0, ({"batch": 2, "seq": 3},)),
+)
+
+
+def gate_weight() -> Array:
+    """Return the router's weight [WIDTH, NUM_HEADS]."""
+    return np.random.default_rng(7).standard_normal((WIDTH, NUM_HEADS)).astype(np.float32)
+
+
+def model(*, with_layer: bool = True, scale: float = 1.0) -> onnx.ModelProto:
+    """Return y = scale * gates * x per head, with gates = relu(x @ weight)."""
+    layer = [
+        helper.make_node("MatMul", ["x", "weight"], ["scores"], name="router"),
+        helper.make_node("Relu", ["scores"], ["gates_0"], name="relu"),
+        helper.make_node(
+            "MoHAttention", ["x", "gates_0"], ["heads"], name="blocks.0.attn/moh", domain="moh"
+        ),
+        helper.make_node("Mul", ["heads", "scale"], ["y"], name="scaled"),
+    ]
+    shape = ["batch", "seq", WIDTH]
+    graph = helper.make_graph(
+        layer if with_layer else [helper.make_node("Mul", ["x", "scale"], ["y"])],
+        "handmade",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [
+            numpy_helper.from_array(gate_weight(), "weight"),
+            numpy_helper.from_array(np.float32(scale).reshape(1), "scale"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("moh", 1)]
+    return helper.make_model(
+        graph, opset_imports=opsets, functions=[_function_body()], ir_version=10
+    )
+
+
+def vectors(*, batch: int = 2, seq: int = 3, seed: int = 0, with_layer: bool = True) -> VectorSet:
+    """Return what the original computes: the same mathematics in numpy."""
+    x = np.random.default_rng(seed).standard_normal((batch, seq, WIDTH)).astype(np.float32)
+    gates = np.maximum(x @ gate_weight(), 0)  # [B, S, H]
+    y = x * np.repeat(gates, HEAD_DIM, axis=-1) if with_layer else x
+    margins = np.full(gates.shape[:-1], np.inf, np.float32)
+    recorded = ((gates,), (margins,)) if with_layer else ((), ())
+    return VectorSet({"batch": batch, "seq": seq}, {"x": x}, {"y": y}, *recorded)
+
+
+def write_package(
+    output: Path,
+    *,
+    with_layer: bool = True,
+    scale: float = 1.0,
+    external_data: bool = False,
+    sets: tuple[VectorSet, ...] | None = None,
+) -> OnnxPackage:
+    """Write the package; `scale` other than 1 plants a wrong export."""
+    recorded = sets if sets is not None else (vectors(with_layer=with_layer),)
+    with PackageWriter(output) as writer:
+        onnx.save(
+            model(with_layer=with_layer, scale=scale),
+            writer.path("model.onnx"),
+            save_as_external_data=external_data,
+            location="model.onnx.data",
+            size_threshold=0,
+        )
+        return writer.finish(MANIFEST if with_layer else without_layers(), recorded)
+
+
+def without_layers() -> Manifest:
+    """Return the manifest of a model without MoH layers."""
+    return replace(MANIFEST, layers=(), ops={})
+
+
+def _function_body() -> onnx.FunctionProto:
+    nodes = [
+        helper.make_node("Constant", [], ["per_head"], value_ints=[0, 0, NUM_HEADS, HEAD_DIM]),
+        helper.make_node("Constant", [], ["merged"], value_ints=[0, 0, WIDTH]),
+        helper.make_node("Constant", [], ["last"], value_ints=[-1]),
+        helper.make_node("Reshape", ["x", "per_head"], ["x_BSHD"]),
+        helper.make_node("Unsqueeze", ["gates", "last"], ["gates_BSH1"]),
+        helper.make_node("Mul", ["x_BSHD", "gates_BSH1"], ["y_BSHD"]),
+        helper.make_node("Reshape", ["y_BSHD", "merged"], ["y"]),
+    ]
+    return helper.make_function(
+        "moh", "MoHAttention", ["x", "gates"], ["y"], nodes, [helper.make_opsetid("", 20)]
+    )

@@ -1,0 +1,70 @@
+"""The ops once more, in torch float64, sharing nothing with the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from moh_deploy.ops.cases import Case, numpy_dtype
+
+
+def run(case: Case) -> list[np.ndarray]:
+    inputs = [None if a is None else _tensor(a) for a in case.inputs()]
+    compute = {"MoHAttention": _attention, "MoHRouter": _router}[case.op]
+    with np.errstate(over="ignore"):
+        return [compute(inputs, dict(case.attributes)).numpy().astype(numpy_dtype(case.dtype))]
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array if array.dtype == bool else array.astype(np.float64))
+
+
+def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
+    query, key, value, gates, mask = (*inputs, None)[:5]
+    heads, kv_heads = attributes["q_num_heads"], attributes["kv_num_heads"]
+    merged = query.dim() == 3
+    if merged:
+        query = query.unflatten(-1, (heads, -1)).transpose(1, 2)
+        key = key.unflatten(-1, (kv_heads, -1)).transpose(1, 2)
+        value = value.unflatten(-1, (kv_heads, -1)).transpose(1, 2)
+    key = key.repeat_interleave(heads // kv_heads, dim=1)
+    value = value.repeat_interleave(heads // kv_heads, dim=1)
+
+    scores = torch.einsum("bhsd,bhtd->bhst", query, key) * attributes["scale"]
+    hidden = torch.zeros_like(scores, dtype=torch.bool)
+    if attributes["is_causal"]:
+        seq_len, kv_len = scores.shape[-2:]
+        hidden |= torch.ones(seq_len, kv_len).tril(kv_len - seq_len) == 0
+    if mask is not None:
+        hidden |= ~mask if mask.dtype == torch.bool else mask == -torch.inf
+        scores = scores if mask.dtype == torch.bool else scores + mask
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    weights = weights.masked_fill(hidden.all(-1, keepdim=True), 0.0)
+    output = torch.einsum("bhst,bhtd,bsh->bshd", weights, value, gates)
+    output = output.masked_fill((gates == 0).unsqueeze(-1), 0.0)
+    return output.flatten(2) if merged else output.transpose(1, 2)
+
+
+def _router(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
+    routed, shared, stage = (*inputs, None, None)[:3]
+    num_shared, top_k = attributes["num_shared_heads"], attributes["top_k"]
+    tokens = next(given for given in inputs if given is not None).shape[:2]
+    if shared is None:
+        shared_gates = torch.ones(*tokens, num_shared, dtype=torch.float64)
+    else:
+        shared_gates = shared.softmax(-1) * num_shared
+    routed_gates = torch.zeros(*tokens, 0, dtype=torch.float64)
+    if routed is not None:
+        probabilities = routed.softmax(-1)
+        ranked = probabilities.float().sort(dim=-1, descending=True, stable=True).indices
+        chosen = torch.zeros_like(routed).scatter(-1, ranked[..., :top_k], 1.0)
+        routed_gates = chosen
+        if attributes["gate_mode"] == "weighted":
+            kept = probabilities * chosen
+            smallest = torch.finfo(torch.float32).eps
+            routed_gates = kept / kept.sum(-1, keepdim=True).clamp(min=smallest) * top_k
+    if stage is not None:
+        weights = stage.softmax(-1) * 2
+        shared_gates = shared_gates * weights[..., :1]
+        routed_gates = routed_gates * weights[..., 1:]
+    return torch.cat([shared_gates, routed_gates], dim=-1)

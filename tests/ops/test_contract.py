@@ -1,0 +1,48 @@
+"""Every named case, through every implementation, judged by one function."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.contract import find_mismatch
+from tests.ops.implementations import (
+    IMPLEMENTATIONS,
+    Implementation,
+    case_model,
+    run_onnxruntime,
+)
+
+CASES = [case for spec in OPS.values() for case in spec.cases]
+OPSETS = (18, 19, 20, 21, 22, 23)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=str)
+def test_implementation_agrees_with_the_reference(implementation: Implementation, case: Case):
+    assert find_mismatch(case, implementation.run(case)) is None
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_model_of_one_node_is_valid_onnx(case: Case):
+    onnx.checker.check_model(case_model(case), full_check=True)
+
+
+def _one_case_a_variant() -> list[Case]:
+    """The first float16 case of each function body: half precision exercises the casts too."""
+    cases = {
+        (case.op, OPS[case.op].variant(case.input_types(), case.attributes).key()): case
+        for case in reversed(CASES)
+        if case.dtype == "float16"
+    }
+    return list(cases.values())
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("case", _one_case_a_variant(), ids=str)
+def test_every_function_body_works_at_every_opset(case: Case, opset: int):
+    model = case_model(case, opset=opset)
+    onnx.checker.check_model(model, full_check=True)
+    assert find_mismatch(case, run_onnxruntime(case, model)) is None

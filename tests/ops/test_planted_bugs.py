@@ -1,0 +1,225 @@
+"""Bugs that the contract must catch.
+
+Each is planted into the function bodies and has to fail at least one case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.contract import find_mismatch
+from tests.ops.implementations import case_model, run_onnx_reference
+
+Bug = Callable[[onnx.FunctionProto], None]
+
+
+def _node(function: onnx.FunctionProto, output: str) -> onnx.NodeProto | None:
+    return next((node for node in function.node if output in node.output), None)
+
+
+def _knows(function: onnx.FunctionProto, values: tuple[str, ...]) -> bool:
+    outputs = [name for node in function.node for name in node.output]
+    return set(values) <= {*function.input, *outputs}
+
+
+def _becomes(output: str, op_type: str, *inputs: str, **attributes: int) -> Bug:
+    """The node that makes `output` turns into another one, in every body with these values."""
+
+    def plant(function: onnx.FunctionProto) -> None:
+        node = _node(function, output)
+        if node is not None and _knows(function, inputs):
+            node.CopyFrom(onnx.helper.make_node(op_type, inputs, [output], **attributes))
+
+    return plant
+
+
+def _reads(output: str, *inputs: str) -> Bug:
+    """The node that makes `output` reads other values."""
+
+    def plant(function: onnx.FunctionProto) -> None:
+        node = _node(function, output)
+        if node is not None and _knows(function, inputs):
+            node.input[:] = inputs
+
+    return plant
+
+
+def _in_half_precision(value: str) -> Bug:
+    """`value` loses the bits that float16 does not have."""
+
+    def plant(function: onnx.FunctionProto) -> None:
+        index = next((i for i, n in enumerate(function.node) if value in n.output), None)
+        if index is None:
+            return
+        function.node[index].output[:] = [f"{value}_exact"]
+        make = onnx.helper.make_node
+        function.node.insert(index + 1, make("Cast", [f"{value}_exact"], [f"{value}_half"], to=10))
+        function.node.insert(index + 2, make("Cast", [f"{value}_half"], [value], to=1))
+
+    return plant
+
+
+def _softmax_over_masked_logits(function: onnx.FunctionProto) -> None:
+    """Unchosen logits become 0 and softmax runs last: 0 is not the neutral element of softmax."""
+    if _node(function, "divisor") is None:
+        return
+    _becomes("probabilities", "Identity", "logits")(function)
+    _reads("routed_gates", "all_closed", "chosen_heads", "chosen")(function)
+    _node(function, "routed_gates").output[:] = ["kept_logits"]
+    index = next(i for i, n in enumerate(function.node) if "kept_logits" in n.output)
+    softmax = onnx.helper.make_node("Softmax", ["kept_logits"], ["routed_gates"], axis=-1)
+    function.node.insert(index + 1, softmax)
+
+
+def _choose_by_logit(function: onnx.FunctionProto) -> None:
+    """Logits differ where float32 probabilities tie; mask mode shows it: a chosen gate is 1."""
+    if _node(function, "divisor") is None:
+        _reads("chosen", "logits", "top_k")(function)
+
+
+def _swap_stage_weights(function: onnx.FunctionProto) -> None:
+    node = _node(function, "shared_weight")
+    if node is not None:
+        node.output[:] = list(node.output)[::-1]
+
+
+def _swap_shared_and_routed(function: onnx.FunctionProto) -> None:
+    node = _node(function, "gates_float")
+    node.input[:] = list(node.input)[::-1]
+
+
+def _set_attribute(output: str, name: str, value: object) -> Bug:
+    def plant(function: onnx.FunctionProto) -> None:
+        node = _node(function, output)
+        if node is not None:
+            kept = [a for a in node.attribute if a.name != name]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+
+    return plant
+
+
+BUGS: dict[str, tuple[str, Bug]] = {
+    "mul_instead_of_where": ("MoHAttention", _becomes("gated", "Identity", "product")),
+    "blind_queries_not_silenced": ("MoHAttention", _becomes("silent", "Identity", "closed")),
+    "nan_gate_of_blind_query_lost": ("MoHAttention", _reads("gated", "silent", "zero", "product")),
+    "gate_closed_unless_positive": (
+        "MoHAttention",
+        _becomes("closed", "LessOrEqual", "gate", "zero"),
+    ),
+    "gates_not_applied": ("MoHAttention", _becomes("product", "Identity", "heads_BHSD")),
+    "scale_ignored": ("MoHAttention", _becomes("query", "Identity", "query_unscaled")),
+    "causal_without_offset": (
+        "MoHAttention",
+        _reads("query_position", "no_keys", "seq_len", "one"),
+    ),
+    "causal_hides_the_diagonal": (
+        "MoHAttention",
+        _becomes("seen_ST", "Greater", "query_position_S1", "key_position"),
+    ),
+    "causal_ignored_beside_a_mask": ("MoHAttention", _becomes("seen", "Identity", "attn_mask")),
+    "bool_mask_inverted": (
+        "MoHAttention",
+        _reads("scores", "seen", "minus_infinity", "scores_BHST"),
+    ),
+    "additive_mask_ignored": ("MoHAttention", _becomes("scores", "Identity", "scores_BHST")),
+    "softmax_over_queries": ("MoHAttention", _set_attribute("weights", "axis", -2)),
+    "scores_in_half_precision": ("MoHAttention", _in_half_precision("scores_BHST")),
+    "merged_without_transpose": (
+        "MoHAttention",
+        _becomes("gated_BSHD", "Identity", "gated_typed"),
+    ),
+    "chosen_by_logit": ("MoHRouter", _choose_by_logit),
+    "softmax_over_masked_logits": ("MoHRouter", _softmax_over_masked_logits),
+    "not_renormalised": ("MoHRouter", _becomes("shares", "Identity", "chosen")),
+    "not_times_top_k": ("MoHRouter", _becomes("unweighed", "Identity", "shares")),
+    "not_times_num_shared": (
+        "MoHRouter",
+        _becomes("shared_unweighed", "Identity", "shared_probabilities"),
+    ),
+    "shared_and_routed_swapped": ("MoHRouter", _swap_shared_and_routed),
+    "stage_weights_swapped": ("MoHRouter", _swap_stage_weights),
+    "stage_not_times_two": (
+        "MoHRouter",
+        _becomes("stage_weights", "Identity", "stage_probabilities"),
+    ),
+    "smallest_heads_chosen": ("MoHRouter", _set_attribute("chosen", "largest", 0)),
+    "gates_are_probabilities": (
+        "MoHRouter",
+        _becomes("chosen_gates", "Identity", "chosen"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_contract_rejects_the_planted_bug(name: str):
+    op, plant = BUGS[name]
+    cases = [case for case in OPS[op].cases if case.dtype == "float32"]
+    assert any(_fails(case, plant) for case in cases), f"no case of {op} notices '{name}'"
+
+
+def _fails(case: Case, plant: Bug) -> bool:
+    model = case_model(case)
+    plant(model.functions[0])
+    return find_mismatch(case, run_onnx_reference(case, model)) is not None
+
+
+def test_contract_rejects_interleaved_groups():
+    case = _case("MoHAttention", "grouped_rank4")
+    query, key, value, gates = case.inputs()
+    heads, kv_heads = case.attributes["q_num_heads"], case.attributes["kv_num_heads"]
+    interleaved = [np.tile(array, (1, heads // kv_heads, 1, 1)) for array in (key, value)]
+    outputs = OPS[case.op].reference(
+        (query, *interleaved, gates), {**case.attributes, "kv_num_heads": heads}
+    )
+    assert "out of tolerance" in find_mismatch(case, [outputs[0].astype(np.float32)])
+
+
+@pytest.mark.parametrize(
+    "name", ["tied_logits", "flat_logits", "mask_mode_ties", "mask_mode_underflowing"]
+)
+def test_contract_rejects_ties_toward_the_highest_head(name: str):
+    case = _case("MoHRouter", name)
+    routed, shared, stage = case.inputs()
+    gates = OPS[case.op].reference((routed[..., ::-1], shared, stage), case.attributes)[0]
+    num_shared = int(case.attributes["num_shared_heads"])
+    flipped = np.concatenate([gates[..., :num_shared], gates[..., num_shared:][..., ::-1]], axis=-1)
+    assert find_mismatch(case, [flipped.astype(np.float32)]) is not None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda gates: gates.astype(np.float64), "expected float32"),
+        (lambda gates: gates[:, :-1], r"expected float32\(2, 7, 9\)"),
+        (lambda gates: np.where(gates == 0, 1e-30, gates).astype(np.float32), "not exactly 0"),
+        (lambda gates: np.where(gates == 0, 0, np.nan).astype(np.float32), "out of tolerance"),
+        (lambda gates: np.where(gates > 0, np.inf, 0).astype(np.float32), "out of tolerance"),
+    ],
+)
+def test_contract_names_what_is_wrong(spoil, message: str):
+    case = _case("MoHRouter", "two_stage")
+    right = OPS[case.op].reference(case.inputs(), case.attributes)[0].astype(np.float32)
+    assert find_mismatch(case, [right]) is None
+    with pytest.raises(AssertionError, match=message):
+        _assert_right(case, spoil(right))
+
+
+def test_contract_counts_outputs():
+    case = _case("MoHRouter", "two_stage")
+    assert "0 outputs; expected 1" in find_mismatch(case, [])
+
+
+def _assert_right(case: Case, output: np.ndarray) -> None:
+    problem = find_mismatch(case, [output])
+    assert problem is None, problem
+
+
+def _case(op: str, name: str) -> Case:
+    return next(c for c in OPS[op].cases if c.name == name and c.dtype == "float32")

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from moh_deploy.errors import ExportError
+from moh_deploy.ops import MOH_ATTENTION, MOH_ROUTER, OPS
+from moh_deploy.ops.spec import Registry
+
+
+def test_registry_holds_every_op_under_its_name():
+    assert dict(OPS) == {"MoHAttention": MOH_ATTENTION, "MoHRouter": MOH_ROUTER}
+    assert len(OPS) == 2
+
+
+def test_registry_refuses_a_second_op_of_one_name():
+    registry = Registry()
+    registry.register(MOH_ROUTER)
+    with pytest.raises(ValueError, match="op 'MoHRouter' is registered already"):
+        registry.register(MOH_ROUTER)
+
+
+def test_complete_fills_in_defaults():
+    completed = MOH_ROUTER.complete({"top_k": 2})
+    assert completed == {"top_k": 2, "num_shared_heads": 0, "gate_mode": "weighted"}
+
+
+def test_complete_turns_a_whole_number_into_a_float():
+    given = {"q_num_heads": 2, "kv_num_heads": 2, "scale": 1}
+    assert isinstance(MOH_ATTENTION.complete(given)["scale"], float)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "needs the attribute 'top_k'"),
+        ({"top_k": 2.0}, "'top_k' has type float; expected int"),
+        ({"top_k": True}, "'top_k' has type bool; expected int"),
+        ({"top_k": 2, "gate_mode": 1}, "'gate_mode' has type int; expected string"),
+        ({"top_k": 2, "num_shared": 1}, "no attribute 'num_shared'.*\n.*'num_shared_heads'"),
+    ],
+)
+def test_complete_refuses_what_the_op_does_not_take(given, message: str):
+    with pytest.raises(ExportError, match=message):
+        MOH_ROUTER.complete(given)

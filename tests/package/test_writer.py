@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.errors import PackageError
+from moh_deploy.package import OnnxPackage, PackageWriter, check_output
+from tests.handmade_package import MANIFEST, model, vectors, write_package
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+def test_package_appears_with_its_parents(tmp_path: Path):
+    write_package(tmp_path / "a" / "b")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["b"]
+    OnnxPackage.open(tmp_path / "a" / "b")
+
+
+def test_package_appears_only_when_it_is_finished(tmp_path: Path):
+    output = tmp_path / "package"
+    with PackageWriter(output) as writer:
+        writer.path("model.onnx").write_bytes(model().SerializeToString())
+        assert not output.exists()
+        assert all(name.startswith(".") for name in names(tmp_path))
+        package = writer.finish(MANIFEST, [vectors()])
+        assert package.root == output
+    assert names(tmp_path) == ["package"]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        root = write_package(tmp_path / "package").root
+    finally:
+        os.umask(before)
+    assert root.stat().st_mode & 0o777 == 0o750
+
+
+def test_earlier_package_and_empty_directory_are_replaced(tmp_path: Path):
+    output = tmp_path / "package"
+    output.mkdir()
+    write_package(output, external_data=True)
+    write_package(output, with_layer=False)
+    assert OnnxPackage.open(output).manifest.layers == ()
+    assert names(output) == ["manifest.json", "model.onnx", "vectors.npz"]
+    assert names(tmp_path) == ["package"]
+
+
+def test_package_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path):
+    write_package(tmp_path / "v1")
+    (tmp_path / "current").symlink_to("v1")
+    write_package(tmp_path / "current", with_layer=False)
+    assert (tmp_path / "current").is_symlink()
+    assert OnnxPackage.open(tmp_path / "v1").manifest.layers == ()
+    assert names(tmp_path) == ["current", "v1"]
+
+
+def fail_halfway(output: Path) -> None:
+    with PackageWriter(output) as writer:
+        writer.path("model.onnx").write_bytes(b"x")
+        raise ZeroDivisionError
+
+
+def test_failure_leaves_nothing_and_keeps_the_earlier_package(tmp_path: Path):
+    write_package(tmp_path / "old")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "old").iterdir()}
+    for output in (tmp_path / "old", tmp_path / "new" / "deep"):
+        with pytest.raises(ZeroDivisionError):
+            fail_halfway(output)
+    assert names(tmp_path) == ["old"]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "old").iterdir()} == before
+
+
+def test_package_without_model_is_refused(tmp_path: Path):
+    with (
+        pytest.raises(PackageError, match=r"nothing was written to model\.onnx"),
+        PackageWriter(tmp_path / "package") as writer,
+    ):
+        writer.finish(MANIFEST, [vectors()])
+    assert names(tmp_path) == []
+
+
+def test_earlier_package_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_package(tmp_path / "package")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if "partial" in self.name:
+            raise OSError("planted")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(PackageError, match="package cannot be put in place: planted"):
+        write_package(tmp_path / "package", with_layer=False)
+    assert names(tmp_path) == ["package"]
+    assert len(OnnxPackage.open(tmp_path / "package").manifest.layers) == 1
+
+
+def test_output_that_is_a_file_or_below_one_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(PackageError, match="file is a file, expected a directory"):
+        check_output(tmp_path / "file")
+    with pytest.raises(PackageError, match="file is not a directory"):
+        check_output(tmp_path / "file" / "package")
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "manifest.json"])
+def test_directory_that_is_no_package_is_refused_and_kept(tmp_path: Path, content: str):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / content).write_text('{"name": "something else"}')
+    with (
+        pytest.raises(PackageError, match="mine exists and is not a package"),
+        PackageWriter(tmp_path / "mine"),
+    ):
+        pytest.fail("entered")
+    assert names(tmp_path / "mine") == [content]
+
+
+def test_package_with_a_file_of_the_users_is_refused(tmp_path: Path):
+    root = write_package(tmp_path / "package").root
+    (root / "notes.txt").touch()
+    with pytest.raises(PackageError, match=r"holds 'notes\.txt', which is not part of a package"):
+        check_output(root)
+
+
+def test_current_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PackageError, match="current directory"):
+        check_output(Path())
+    check_output(Path("package"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_directory_without_write_permission_is_refused(tmp_path: Path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(PackageError, match="no permission to write"):
+        check_output(tmp_path / "locked" / "package")
+
+
+def test_missing_room_is_found_before_writing(tmp_path: Path):
+    with (
+        pytest.raises(PackageError, match=rf"disk full: .* needs {2**62} bytes, \d+ bytes free"),
+        PackageWriter(tmp_path / "package") as writer,
+    ):
+        writer.require_free(2**62)
+    assert names(tmp_path) == []
+
+
+def in_subprocess(code: str, *arguments: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "open(path, 'wb').write(bytes(1 << 20))",
+        "np.zeros(1 << 20, np.uint8).tofile(open(path, 'wb', buffering=0))",
+    ],
+    ids=["write", "tofile"],
+)
+def test_full_disk_is_an_error_with_bytes_and_leaves_nothing(tmp_path: Path, write: str):
+    code = f"""
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        from moh_deploy.errors import PackageError
+        from moh_deploy.package import PackageWriter
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({1 << 16}, {1 << 16}))
+        try:
+            with PackageWriter(Path(sys.argv[1])) as writer:
+                writer.require_free(1 << 20)
+                path = writer.path("model.onnx")
+                {write}
+        except PackageError as error:
+            print(error.message)
+    """
+    out, err = in_subprocess(code, tmp_path / "package").communicate(timeout=60)
+    assert err == ""
+    assert "disk full while writing" in out
+    assert f"{1 << 20} bytes needed, {1 << 16} bytes written" in out
+    assert names(tmp_path) == []
+
+
+WAITING_WRITER = """
+    import sys, time
+    from pathlib import Path
+    from moh_deploy.package import PackageWriter
+    with PackageWriter(Path(sys.argv[1])) as writer:
+        writer.path("model.onnx").write_bytes(b"x" * 1000)
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_leaves_nothing(tmp_path: Path, number: signal.Signals):
+    process = in_subprocess(WAITING_WRITER, tmp_path / "new" / "package")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode in (128 + number, -number)
+    assert names(tmp_path) == []
+
+
+def test_handlers_of_the_caller_are_left_alone(tmp_path: Path):
+    def mine(number: int, frame: object) -> None:
+        pass
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with PackageWriter(tmp_path / "package"):
+            assert signal.getsignal(signal.SIGTERM) is mine
+        assert signal.getsignal(signal.SIGTERM) is mine
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.atomic import staged_file
+from moh_deploy.errors import PackageError
+
+
+def test_file_appears_when_the_block_ends(tmp_path: Path):
+    (tmp_path / "out").write_text("old")
+    with staged_file(tmp_path / "out") as path:
+        path.write_text("new")
+        assert (tmp_path / "out").read_text() == "old"
+    assert (tmp_path / "out").read_text() == "new"
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def interrupt_halfway(output: Path) -> None:
+    with staged_file(output) as path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_file_that_was_there_survives_a_failure(tmp_path: Path):
+    (tmp_path / "out").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_halfway(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "disk full"),
+        (errno.EDQUOT, "disk full"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+def test_what_stops_the_writing_is_named(tmp_path: Path, number: int, message: str):
+    with (
+        pytest.raises(PackageError, match=f"out cannot be written: {message}"),
+        staged_file(tmp_path / "out"),
+    ):
+        raise OSError(number, "Permission denied")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,6 @@
+"""A zoo of small models written as strangers would write them: what recognition is measured on."""
+
+from tests.zoo.collection import ZOO
+from tests.zoo.model import Expected, ExpectedLayer, ZooModel
+
+__all__ = ["ZOO", "Expected", "ExpectedLayer", "ZooModel"]

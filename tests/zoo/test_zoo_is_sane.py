@@ -1,0 +1,87 @@
+"""The zoo must be worth measuring on: its models run, repeat themselves and route."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from moh_deploy.frontend.model import ModelInput
+from tests.zoo import ZOO, ZooModel
+
+each_model = pytest.mark.parametrize("animal", ZOO, ids=lambda animal: animal.name)
+
+
+class Choices(TorchDispatchMode):
+    """Records the indices that every top-k and argmax over the last axis returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.indices: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.topk.default:
+            self.indices.append(out[1])
+        elif func is torch.ops.aten.argmax.default:
+            self.indices.append(out[..., None])
+        return out
+
+
+def run(animal: ZooModel, inputs: tuple[ModelInput, ...]) -> list[Tensor]:
+    with torch.no_grad():
+        return tree_leaves(animal.build().eval()(*(each.value for each in inputs)))
+
+
+def test_names_are_unique():
+    names = [animal.name for animal in ZOO]
+    assert len(set(names)) == len(names)
+
+
+@each_model
+def test_runs_and_repeats_itself(animal: ZooModel):
+    first, second = run(animal, animal.inputs()), run(animal, animal.inputs())
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.isfinite(out).all() for out in first)
+
+
+@each_model
+def test_runs_at_another_size_of_every_dynamic_dimension(animal: ZooModel):
+    assert animal.dims
+    for dim, size in animal.dims.items():
+        outputs = run(animal, animal.inputs(**{dim: size + 3}))
+        assert all(torch.isfinite(out).all() for out in outputs), dim
+
+
+@each_model
+def test_every_layer_that_chooses_chooses_differently_between_tokens(animal: ZooModel):
+    choosing = [
+        layer
+        for layer in animal.expected.layers
+        if 0 < layer.top_k < layer.num_heads - layer.num_shared_heads
+    ]
+    with Choices() as seen:
+        run(animal, animal.inputs(batch=8))
+    varied = [
+        indices
+        for indices in seen.indices
+        if indices.sort(-1).values.flatten(0, -2).unique(dim=0).shape[0] > 1
+    ]
+    assert len(varied) >= len(choosing)
+
+
+@each_model
+def test_outputs_vary(animal: ZooModel):
+    outputs = [out for out in run(animal, animal.inputs()) if out.is_floating_point()]
+    assert outputs
+    assert all(out.std() > 1e-3 for out in outputs)
+
+
+def test_model_left_in_training_is_random_until_eval():
+    (animal,) = (each for each in ZOO if each.name == "left_in_training")
+    module = animal.build()
+    x = animal.inputs()[0].value
+    assert module.training
+    assert not torch.equal(module(x), module(x))
