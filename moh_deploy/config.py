@@ -137,7 +137,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = [key for index, key in enumerate(keys) if key in keys[:index]]
-        if False:
+        if twice:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key '{twice[0]}' stands twice", node.start_mark
             )

@@ -7,11 +7,11 @@ import gc
 import platform
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import torch
 
 from moh_deploy import __version__
 from moh_deploy.backends.onnxruntime import open_session
@@ -19,7 +19,8 @@ from moh_deploy.config import load_config
 from moh_deploy.errors import PackageError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
-from moh_deploy.frontend.load import example_inputs, load
+from moh_deploy.frontend.factory import user_code
+from moh_deploy.frontend.load import code_dirs, example_inputs, load
 from moh_deploy.ops import OPS
 from moh_deploy.options import ExportOptions
 from moh_deploy.package import (
@@ -91,13 +92,14 @@ def _convert(options: ExportOptions, progress: SilentProgress) -> tuple[Converte
     with progress.step("loading the model"):
         model = load(options, config)
         inputs = example_inputs(options, config, model)
-    converted = convert(
-        model,
-        inputs,
-        names=options.output_names or tuple(config.outputs),
-        opset=options.opset or DEFAULT_OPSET,
-        progress=progress,
-    )
+    with user_code(code_dirs(options, config)):
+        converted = convert(
+            model,
+            inputs,
+            names=options.output_names or tuple(config.outputs),
+            opset=options.opset or DEFAULT_OPSET,
+            progress=progress,
+        )
     return converted, model.checkpoint_sha256
 
 
@@ -119,8 +121,8 @@ def _manifest(converted: Converted, checkpoint_sha256: str | None, opset: int) -
         checkpoint_sha256=checkpoint_sha256,
         made_with={
             "moh-deploy": __version__,
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
+            "torch": version("torch"),
+            "onnx": version("onnx"),
             "python": platform.python_version(),
         },
     )

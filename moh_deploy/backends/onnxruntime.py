@@ -77,13 +77,12 @@ def open_session(
     """
     _check_kernels(kernels)
     path = source.model_path if isinstance(source, OnnxPackage) else source
-    model = _load_without_weights(path)
-    _add_outputs(model, extra_outputs)
+    content, moh_nodes = _prepare(path, extra_outputs)
     with TemporaryDirectory(prefix="moh-deploy-") as scratch:
-        placement = Placement(_moh_nodes(path, model.graph), Path(scratch))
+        placement = Placement(moh_nodes, Path(scratch))
         options = _session_options(path.parent, threads, optimize)
         placement.prepare(options)
-        session = _create(model, options)
+        session = _create(content, options)
         layer_impl = placement.read(session)
     return OrtRunner(tuple(_tensor_info(one) for one in session.get_inputs()), layer_impl, session)
 
@@ -105,6 +104,19 @@ def _check_kernels(kernels: Kernels) -> None:
             hint="Use --kernels auto: it runs function bodies in standard ONNX ops where there"
             " is no kernel.",
         )
+
+
+def _prepare(path: Path, extra_outputs: Sequence[str]) -> tuple[str | bytes, list[str]]:
+    """Return what to give to ONNX Runtime, and the names of the MoH nodes in it.
+
+    The parsed model is dropped here: together with the session it would hold all weights twice.
+    """
+    model = _load_without_weights(path)
+    moh_nodes = _moh_nodes(path, model.graph)
+    if not extra_outputs:
+        return str(path), moh_nodes
+    _add_outputs(model, extra_outputs)
+    return model.SerializeToString(), moh_nodes
 
 
 def _load_without_weights(path: Path) -> onnx.ModelProto:
@@ -153,17 +165,16 @@ def _session_options(folder: Path, threads: int | None, optimize: bool) -> ort.S
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
-    # The model is handed over as bytes, which have no place of their own to look for external data.
+    # A model handed over as bytes has no place of its own to look for external data.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder.resolve())
     )
     return options
 
 
-def _create(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def _create(content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     import onnxruntime as ort
 
-    content = model.SerializeToString()
     return _calling_ort(
         "loading the model",
         lambda: ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]),
@@ -185,9 +196,7 @@ def _essence(message: str) -> str:
 
 
 # `/path/reshape.h:45 onnxruntime::Reshape::Reshape(const Shape &, bool) `, or a bare function name.
-_SOURCE_LOCATION = re.compile(
-    r"\S*\.(?:cc|h|cpp):\d+ (?:[\w:&*<>~, ]*[\w:>]\([^()]*\)|[\w:~]+) "
-)
+_SOURCE_LOCATION = re.compile(r"\S*\.(?:cc|h|cpp):\d+ (?:[\w:&*<>~, ]*[\w:>]\([^()]*\)|[\w:~]+) ")
 
 _ORT_DTYPES = {"float": "float32", "double": "float64"}
 

@@ -14,14 +14,14 @@ from moh_deploy.json_text import to_json_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from moh_deploy.progress import Progress
+    from moh_deploy.progress import SilentProgress
 
 Report = TypeVar("Report")
 
 _FILE_WIDTH = 160
 
 
-def carry_out(job: Callable[[Progress], Report], *, as_json: bool) -> Report:
+def carry_out(job: Callable[[SilentProgress], Report], *, as_json: bool) -> Report:
     """Do a job with progress on stderr. What code of the user's prints meanwhile goes there too."""
     from moh_deploy.progress import progress_for_terminal
 

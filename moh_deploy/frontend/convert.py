@@ -140,9 +140,7 @@ def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> R
     return rewrite
 
 
-def _layer_info(
-    rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]
-) -> LayerInfo:
+def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]) -> LayerInfo:
     batch, seq_len, num_heads = records[0].gates.shape
     open_gates = sum(int((record.gates != 0).sum()) for record in records)
     return LayerInfo(
@@ -169,9 +167,7 @@ def _vectors(run: OriginalRun, recording: Recording, outputs: Sequence[str]) -> 
     return VectorSet(
         sizes=run.sizes,
         inputs={item.name: to_numpy(item.value) for item in run.inputs},
-        outputs={
-            name: to_numpy(tensor) for name, tensor in zip(outputs, run.outputs, strict=True)
-        },
+        outputs={name: to_numpy(tensor) for name, tensor in zip(outputs, run.outputs, strict=True)},
         gates=tuple(to_numpy(layer.gates) for layer in recording.layers),
         margins=tuple(to_numpy(layer.margins) for layer in recording.layers),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -10,9 +11,9 @@ from torch.export import ExportedProgram
 from moh_deploy.config import ExportConfig
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.checkpoint import in_eval_mode, load_model
-from moh_deploy.frontend.inputs import add_dynamic_axes, build_inputs
+from moh_deploy.frontend.inputs import build_inputs
 from moh_deploy.frontend.model import LoadedModel, ModelInput
-from moh_deploy.frontend.program_inputs import inputs_from_program, with_values
+from moh_deploy.frontend.program_inputs import build_program_inputs
 from moh_deploy.options import ExportOptions
 
 
@@ -25,7 +26,7 @@ def load(options: ExportOptions, config: ExportConfig) -> LoadedModel:
     """
     source = options.model
     if isinstance(source, torch.nn.Module):
-        return LoadedModel(in_eval_mode(source), None, "in_memory", None)
+        return LoadedModel(in_eval_mode(copy.deepcopy(source)), None, "in_memory", None)
     if isinstance(source, ExportedProgram):
         return LoadedModel(None, source, "in_memory", None)
     if not isinstance(source, (str, Path)):
@@ -37,10 +38,15 @@ def load(options: ExportOptions, config: ExportConfig) -> LoadedModel:
         Path(source),
         factory=options.factory or config.model.factory,
         kwargs=config.model.kwargs,
-        code_dirs=(*options.code_dirs, *config.model.code_dirs),
+        code_dirs=code_dirs(options, config),
         state_key=options.state_key or config.model.state_key,
         trust_pickle=options.trust_pickle,
     )
+
+
+def code_dirs(options: ExportOptions, config: ExportConfig) -> tuple[Path, ...]:
+    """Directories of the user's code, those of the options first."""
+    return (*options.code_dirs, *config.model.code_dirs)
 
 
 def example_inputs(
@@ -51,16 +57,14 @@ def example_inputs(
     Raises:
         ConfigError: There are none, or they contradict each other or the program.
     """
-    given = bool(options.inputs or options.input_specs or config.inputs)
-    if model.program is None:
-        return _given_inputs(options, config)
-    own = inputs_from_program(model.program)
-    if given:
-        return with_values(own, _given_inputs(options, config))
-    return add_dynamic_axes(own, options.dynamic)
-
-
-def _given_inputs(options: ExportOptions, config: ExportConfig) -> tuple[ModelInput, ...]:
+    if model.program is not None:
+        return build_program_inputs(
+            model.program,
+            config,
+            npz=options.inputs,
+            specs=options.input_specs,
+            dynamic=options.dynamic,
+        )
     return build_inputs(
         config, npz=options.inputs, specs=options.input_specs, dynamic=options.dynamic
     )

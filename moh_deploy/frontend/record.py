@@ -13,7 +13,12 @@ from torch.fx import Interpreter, Node
 from moh_deploy.frontend.rewrite import Rewrite
 
 # How far a rewritten layer may be from the original one, relative to the largest value of the original.
-_LAYER_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+_LAYER_TOLERANCE = {
+    torch.float64: 1e-4,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 8e-2,
+}
 # Scores closer than this may be ranked either way by rounding alone.
 _NEAR_TIE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
@@ -106,16 +111,16 @@ def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRe
     decided = margins > _NEAR_TIE.get(gates.dtype, 1e-5)
     disagreement = None
     if rewrite.routed is not None:
-        disagreement = _difference(
-            "MoHRouter", values[rewrite.routed][decided], gates[decided]
-        )
+        disagreement = _difference("MoHRouter", values[rewrite.routed][decided], gates[decided])
     if disagreement is None and rewrite.replacement is not None and bool(decided.all()):
         original = values[rewrite.layer.node]
         disagreement = _difference("MoHAttention", values[rewrite.replacement], original)
     return LayerRecord(gates, margins, disagreement)
 
 
-def _margins(rewrite: Rewrite, values: dict[Node, torch.Tensor], gates: torch.Tensor) -> torch.Tensor:
+def _margins(
+    rewrite: Rewrite, values: dict[Node, torch.Tensor], gates: torch.Tensor
+) -> torch.Tensor:
     nothing_selected = torch.full(gates.shape[:2], float("inf"))
     selection = rewrite.router.selection
     if selection is None or selection.top_k >= selection.candidates:
@@ -124,7 +129,9 @@ def _margins(rewrite: Rewrite, values: dict[Node, torch.Tensor], gates: torch.Te
     if scores.numel() // scores.shape[-1] != nothing_selected.numel():
         return nothing_selected
     ranked = scores.sort(dim=-1, descending=True).values
-    return (ranked[..., selection.top_k - 1] - ranked[..., selection.top_k]).reshape(gates.shape[:2])
+    return (ranked[..., selection.top_k - 1] - ranked[..., selection.top_k]).reshape(
+        gates.shape[:2]
+    )
 
 
 def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> str | None:

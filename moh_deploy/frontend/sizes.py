@@ -65,7 +65,9 @@ def _first_that_runs(
         if not isinstance(result, Exception):
             return result
         at = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        failures.append(f"{at}: {str(result).splitlines()[0] if str(result) else type(result).__name__}")
+        failures.append(
+            f"{at}: {str(result).splitlines()[0] if str(result) else type(result).__name__}"
+        )
     raise ExportError(
         "the model was declared dynamic, but the original runs at no other size than the example's;"
         f" tried {'; '.join(failures)[:600]}.",

@@ -74,9 +74,7 @@ def _suggested_bounds(text: str) -> dict[str, _Bounds]:
     return bounds
 
 
-def _torch_dims(
-    inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
-) -> dict[str, Dim]:
+def _torch_dims(inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]) -> dict[str, Dim]:
     names = {expr.name for item in inputs for expr in parsed_dims(item).values()}
     dims: dict[str, Dim] = {}
     for name in sorted(names):

@@ -194,7 +194,13 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         "One batch, token, key, head, channel.",
         _Setup(
             open_share=1.1,
-            batch=1, seq_len=1, kv_len=1, q_num_heads=1, kv_num_heads=1, head_dim=1, value_dim=1
+            batch=1,
+            seq_len=1,
+            kv_len=1,
+            q_num_heads=1,
+            kv_num_heads=1,
+            head_dim=1,
+            value_dim=1,
         ),
     ),
     "odd_sizes": (

@@ -79,7 +79,7 @@ def test_unknown_kernels_choice_is_refused(tmp_path: Path):
 def test_moh_node_without_name_is_refused(tmp_path: Path):
     content = model()
     content.graph.node[2].name = ""
-    with pytest.raises(PackageError, match="a MoHAttention node has no name.* computes 'heads'"):
+    with pytest.raises(PackageError, match=r"a MoHAttention node has no name.* computes 'heads'"):
         open_session(saved(tmp_path, content))
 
 
@@ -164,7 +164,7 @@ def test_failure_to_run_names_the_node(tmp_path: Path, capfd: pytest.CaptureFixt
         helper.make_node("Reshape", ["x", "five"], ["y"], name="to_five")
     )
     runner = open_session(saved(tmp_path, content))
-    with pytest.raises(BackendError, match="failed while running the model: .*'to_five'"):
+    with pytest.raises(BackendError, match=r"failed while running the model: .*'to_five'"):
         runner.run({"x": np.zeros(4, np.float32)})
     assert capfd.readouterr().err == ""
 

@@ -21,7 +21,7 @@ DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
     work_dir = str(tmp_path_factory.mktemp("digits"))
-    options = ["--work-dir", work_dir, "--epochs", "6", "--min-accuracy", "0.5"]
+    options = ["--work-dir", work_dir, "--epochs", "3", "--min-accuracy", "0.2"]
     command = [sys.executable, str(DIGITS / "demo.py"), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

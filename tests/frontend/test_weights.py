@@ -198,3 +198,16 @@ def test_keys_that_the_module_renames_itself_are_accepted() -> None:
         net, {k.replace("first.bias", "old_bias"): v for k, v in state.items()}, source="f"
     )
     assert_loaded(net, state)
+
+
+def test_moments_of_an_optimizer_are_not_taken_for_weights() -> None:
+    state = state_of(Net())
+    moments = {name: {"exp_avg": torch.ones(1), "step": torch.ones(())} for name in state}
+    loaded = {"net": state, "opt": {"state": moments, "param_groups": [{"lr": 0.1}]}}
+    assert select_weights(loaded, state_key=None, source="f") is state
+
+
+def test_longest_entry_that_a_state_key_names_wins() -> None:
+    state = state_of(Net())
+    loaded = {"net": {"ema": state_of(Net())}, "net.ema": state}
+    assert select_weights(loaded, state_key="net.ema", source="f") is state

@@ -44,9 +44,7 @@ class Contraction:
 
         Labels that only the other operand has get new axes.
         """
-        axes = {
-            label: dim for label, dim in zip(self.labels[side], known, strict=True) if label
-        }
+        axes = {label: dim for label, dim in zip(self.labels[side], known, strict=True) if label}
         other = 1 - side
         for label, extent in zip(self.labels[other], shape(self.operands[other]), strict=True):
             if label and label not in axes:
@@ -115,7 +113,11 @@ def _aligned(batch: Sequence[str], node: Node, trailing: int, other: Node) -> La
 
 def _einsum(node: Node) -> Contraction | None:
     equation, operands = node.args[0], node.args[1]
-    if not isinstance(equation, str) or not isinstance(operands, (list, tuple)) or len(operands) != 2:
+    if (
+        not isinstance(equation, str)
+        or not isinstance(operands, (list, tuple))
+        or len(operands) != 2
+    ):
         return None
     a, b = cast(tuple[Node, Node], tuple(operands))
     inputs, arrow, result = equation.replace(" ", "").partition("->")
@@ -143,7 +145,10 @@ def _expand(term: str, dims: int) -> tuple[str, ...] | None:
 def _implicit(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
     letters = (*first, *second)
     dots = sorted({letter for letter in letters if letter.startswith(".")}, reverse=True)
-    return (*dots, *sorted(c for c in set(letters) if letters.count(c) == 1 and not c.startswith(".")))
+    return (
+        *dots,
+        *sorted(c for c in set(letters) if letters.count(c) == 1 and not c.startswith(".")),
+    )
 
 
 def _squeeze(term: tuple[str, ...], node: Node, other: Node, other_term: tuple[str, ...]) -> Labels:

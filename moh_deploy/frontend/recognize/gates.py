@@ -19,7 +19,14 @@ from moh_deploy.frontend.recognize.cores.core import Core, Operand
 from moh_deploy.frontend.recognize.graph import is_tensor, module_path, op, tensor_inputs
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.track import GatedProduct, Tracked, token_axes
-from moh_deploy.frontend.recognize.views import backward, broadcast, forward, history, is_view, lacks
+from moh_deploy.frontend.recognize.views import (
+    backward,
+    broadcast,
+    forward,
+    history,
+    is_view,
+    lacks,
+)
 
 _ELEMENTWISE = frozenset(
     "add sub subtract mul multiply div divide true_divide where sigmoid softmax relu exp to_copy clamp".split()
@@ -30,11 +37,7 @@ def layers_of(
     products: Sequence[GatedProduct], tracked: Mapping[Node, Tracked], dynamic: set[Node]
 ) -> list[MoHLayer]:
     """Keep the products that apply gates; of several in a row, the last one with all gates so far."""
-    layers = [
-        layer
-        for found in products
-        if (layer := _layer(found, tracked, dynamic)) is not None
-    ]
+    layers = [layer for found in products if (layer := _layer(found, tracked, dynamic)) is not None]
     inner = {
         id(other)
         for layer in layers
@@ -62,9 +65,7 @@ def _layer(
     tokens = tuple(axis for axis in token_axes(core) if axis not in heads)
     if not any(_is_gate(factor, heads, tokens, dynamic) for factor in factors):
         return None
-    batch = tuple(
-        axis for axis in flat(found.layout) if axis not in {*heads, *tokens, *value_axes}
-    )
+    batch = tuple(axis for axis in flat(found.layout) if axis not in {*heads, *tokens, *value_axes})
     if core.scores is None and not tokens:
         batch, tokens = batch[:1], batch[1:]
     return MoHLayer(
@@ -95,7 +96,9 @@ def without_axes(operand: Operand, axes: Dim) -> Operand | None:
     for node, layout in history(operand.node, operand.layout):
         if lacks(layout, axes):
             return Operand(node, layout)
-    return Operand(operand.node, resolve(operand.layout)) if _constant_along(operand, axes) else None
+    return (
+        Operand(operand.node, resolve(operand.layout)) if _constant_along(operand, axes) else None
+    )
 
 
 def _constant_along(operand: Operand, axes: Dim) -> bool:

@@ -34,7 +34,9 @@ def argument(node: Node, name: str, default: object = None) -> object:
             continue
         if position < len(node.args):
             return node.args[position]
-        return node.kwargs.get(name, formal.default_value if formal.has_default_value() else default)
+        return node.kwargs.get(
+            name, formal.default_value if formal.has_default_value() else default
+        )
     return default
 
 

@@ -191,9 +191,7 @@ class Tracker:
         if summed != set(leaves(state.core.value_axes)):
             return None
         value_axes = tuple(axis for axis in flat(value.layout) if axis not in weights)
-        core = replace(
-            state.core, value=value, output=Operand(node, out), value_axes=value_axes
-        )
+        core = replace(state.core, value=value, output=Operand(node, out), value_axes=value_axes)
         result = replace(state, layout=resolve(out), stage="output", core=core)
         if set(flat(value.layout)) & _query_only(core):
             result = result.hindered("each query has values of its own")

@@ -134,9 +134,7 @@ def _with_outputs(program: ExportedProgram, outputs: Sequence[Node]) -> Exported
     _, out_spec = tree_flatten(tuple(range(len(specs))))
     root = replace(
         call,
-        signature=replace(
-            call.signature, outputs=[spec.arg for spec in specs], out_spec=out_spec
-        ),
+        signature=replace(call.signature, outputs=[spec.arg for spec in specs], out_spec=out_spec),
     )
     return ExportedProgram(
         root=program.graph_module,

@@ -116,10 +116,10 @@ class AttentionRewriter:
             self._scores.scale,
             self._is_causal(),
         )
-        replaced = self._layouts.arrange(
-            Operand(output, form.output(packed)), self._layer.layout
-        )
-        return output, self._cast(replaced, tensor(self._layer.node).dtype)
+        replaced = self._layouts.arrange(Operand(output, form.output(packed)), self._layer.layout)
+        # Readers may have been traced as views, which need the memory order of what they read.
+        in_order = self._builder.call(aten.contiguous.default, replaced)
+        return output, self._cast(in_order, tensor(self._layer.node).dtype)
 
     @property
     def kv_len(self) -> int:
@@ -168,7 +168,9 @@ class AttentionRewriter:
         axes = set(flat(wanted))
         usable = [operand for operand in trail if set(flat(operand.layout)) <= axes]
         if not usable:
-            raise NotCoveredError("query, key or value vary along an axis that attention does not have")
+            raise NotCoveredError(
+                "query, key or value vary along an axis that attention does not have"
+            )
         fewest = min(len(flat(operand.layout)) for operand in usable)
         nearest = next(operand for operand in usable if len(flat(operand.layout)) == fewest)
         return self._cast(self._arrange(found or nearest, wanted), dtype)
@@ -205,7 +207,9 @@ class AttentionRewriter:
         """One mask as bool (True may attend) or as an addend, broadcastable to [B, Hq, S, T]."""
         node = self._arrange(term.operand, self.form.scores(), expand=False)
         if term.kind == "add":
-            return node if term.value == 1 else self._builder.call(aten.mul.Scalar, node, term.value)
+            return (
+                node if term.value == 1 else self._builder.call(aten.mul.Scalar, node, term.value)
+            )
         keep = node if term.kind == "keep" else self._builder.call(aten.logical_not.default, node)
         return keep if math.isinf(term.value) or term.value == 1 else self._fill(keep, term.value)
 
@@ -215,9 +219,7 @@ class AttentionRewriter:
     def _fill(self, keep: Node, value: float) -> Node:
         dtype = tensor(self._layer.core.output.node).dtype
         limit = max(value, torch.finfo(dtype).min) if math.isfinite(value) else value
-        return self._builder.call(
-            aten.where.ScalarOther, keep, self._zero(keep, dtype), limit
-        )
+        return self._builder.call(aten.where.ScalarOther, keep, self._zero(keep, dtype), limit)
 
     def _zero(self, like: Node, dtype: torch.dtype) -> Node:
         return self._builder.call(aten.mul.Scalar, self._cast(like, dtype), 0)
@@ -276,4 +278,3 @@ def _entry(trail: list[Operand], wanted: Layout) -> Operand | None:
 
 def _head_axes(operand: Operand, heads: Dim) -> set[Axis]:
     return set(flat(operand.layout)) & set(heads)
-

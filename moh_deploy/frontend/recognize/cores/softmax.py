@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
@@ -92,6 +91,8 @@ class ScoreReader:
             return self._undo_fill(node, cast(Node, node.args[0]), mask, fill, "drop", layout)
         if name == "where":
             return self._undo_where(node, layout)
+        if name in ("cat", "stack"):
+            return "one softmax spans several products of queries and keys"
         return f"{node.target} between the scores and their softmax"
 
     def _undo_add(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
@@ -134,7 +135,7 @@ class ScoreReader:
     def _undo_where(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
         condition, chosen, rejected = cast(tuple[Node, object, object], node.args[:3])
         for kind, path, fill in (("keep", chosen, rejected), ("drop", rejected, chosen)):
-            if isinstance(path, Node) and self._leads_to_product(path):
+            if isinstance(path, Node) and self.leads_to_product(path):
                 return self._undo_fill(node, path, condition, self._number(fill), kind, layout)
         return "the softmax is not over products of queries and keys"
 
@@ -142,7 +143,9 @@ class ScoreReader:
         self, node: Node, path: Node, mask: Node, fill: float | None, kind: str, layout: Layout
     ) -> tuple[Node, Layout] | str:
         if fill is None or fill * self._scale > _HIDING_FILL:
-            return f"{node.target} fills masked scores with {fill}, not with a large negative number"
+            return (
+                f"{node.target} fills masked scores with {fill}, not with a large negative number"
+            )
         aligned = broadcast(mask, layout)
         if aligned is None:
             return f"{node.target} broadcasts the scores"
@@ -156,11 +159,11 @@ class ScoreReader:
         """The operand that leads to query @ key, the other one, and the position of the first."""
         for position in (0, 1):
             candidate = node.args[position]
-            if isinstance(candidate, Node) and self._leads_to_product(candidate):
+            if isinstance(candidate, Node) and self.leads_to_product(candidate):
                 return candidate, node.args[1 - position], position
         return None, None, 0
 
-    def _leads_to_product(self, node: Node) -> bool:
+    def leads_to_product(self, node: Node) -> bool:
         return any(self._is_score_product(source) for source in _elementwise_sources(node))
 
     def _number(self, value: object) -> float | None:
@@ -205,11 +208,7 @@ _ELEMENTWISE = frozenset(
 
 def has_score_product(reader: ScoreReader, node: Node) -> bool:
     """True where a softmax's input is made of products of two input-dependent tensors: attention, not a classifier or a router."""
-    return reader._leads_to_product(node)
-
-
-def fill_is_infinite(fill: float) -> bool:
-    return math.isinf(fill)
+    return reader.leads_to_product(node)
 
 
 def key_axes_of(softmax: Node, layout: Layout) -> Dim:

@@ -164,7 +164,7 @@ def _between(gates: Node, inputs: set[Node], cone: set[Node]) -> list[Node] | No
         for source in node.all_input_nodes:
             if source in found or not (is_tensor(source) or _makes_tuple(source)):
                 continue
-            if source not in inputs and source.op != "call_function" :
+            if source not in inputs and source.op != "call_function":
                 return None
             found.add(source)
             stack.append(source)

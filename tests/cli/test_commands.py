@@ -1,0 +1,111 @@
+"""inspect, run and verify as a user calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.npz import write_npz
+from tests.cli.run_cli import Cli
+from tests.handmade_package import vectors, write_package
+
+
+def test_inspect_shows_layers_and_what_runs_them(cli: Cli, package: Path):
+    shown = cli("inspect", package)
+    assert shown.exit_code == 0
+    assert shown.err == ""
+    assert "1 MoH layer: 1 function" in shown.out
+    assert "blocks.0.attn" in shown.out
+    assert "2.9 % of the whole model" in shown.out
+
+
+def test_inspect_json(cli: Cli, package: Path):
+    content = cli("inspect", package, "--json").json
+    assert (content["moh_layers"], content["replaced_layers"]) == (1, 1)
+    assert content["layers"][0]["runs_as"] == "function"
+    assert content["skippable_flops"] == 288
+    assert content["inputs"] == [
+        {"name": "x", "dtype": "float32", "shape": ["batch", "seq", 8]},
+    ]
+
+
+def test_inspect_says_that_there_is_no_layer(cli: Cli, tmp_path: Path):
+    package = write_package(tmp_path / "package", with_layer=False).root
+    assert "This model has no MoH layer" in cli("inspect", package).out
+    assert cli("inspect", package, "--json").json["moh_layers"] == 0
+
+
+def test_verify_exits_with_0_if_equal(cli: Cli, package: Path):
+    shown = cli("verify", package)
+    assert (shown.exit_code, shown.err) == (0, "")
+    assert "EQUAL: max abs error" in shown.out
+    content = cli("verify", package, "--json").json
+    assert content["equal"] is True
+    assert content["routing_agreement"] == 1.0
+    assert content["package"] == str(package)
+    assert "error" not in content
+
+
+def test_verify_exits_with_1_if_not_equal(cli: Cli, tmp_path: Path):
+    package = write_package(tmp_path / "package", scale=2.0).root
+    shown = cli("verify", package)
+    assert shown.exit_code == 1
+    assert "NOT EQUAL" in shown.out
+    assert shown.err.startswith("error: not equal to the reference: output 'y'")
+    failed = cli("verify", package, "--json")
+    assert failed.exit_code == 1
+    assert failed.json["equal"] is False
+    assert failed.json["error"]["type"] == "ValidationError"
+    assert failed.json["error"]["exit_code"] == 1
+
+
+def test_verify_of_nan_is_valid_json(cli: Cli, tmp_path: Path):
+    package = write_package(tmp_path / "package", scale=float("nan")).root
+    failed = cli("verify", package, "--json")
+    assert failed.exit_code == 1
+    assert failed.json["max_abs_error"] == "NaN"
+
+
+def test_verify_takes_several_input_files(cli: Cli, package: Path, tmp_path: Path):
+    for seed in (1, 2):
+        write_npz(tmp_path / f"{seed}.npz", vectors(seed=seed).inputs)
+    files = ["--inputs", tmp_path / "1.npz", "--inputs", tmp_path / "2.npz"]
+    content = cli("verify", package, *files, "--json").json
+    assert content["vector_sets"] == 2
+    assert "2.npz" in content["reference"]
+
+
+def test_run_writes_outputs(cli: Cli, package: Path, tmp_path: Path):
+    expected = vectors(batch=4)
+    write_npz(tmp_path / "in.npz", expected.inputs)
+    files = ["--inputs", tmp_path / "in.npz", "--outputs", tmp_path / "out.npz"]
+    shown = cli("run", package, *files)
+    assert shown.exit_code == 0
+    assert "[4, 3, 8]" in shown.out
+    with np.load(tmp_path / "out.npz") as results:
+        np.testing.assert_allclose(results["y"], expected.outputs["y"], atol=1e-5)
+    content = cli("run", package, *files, "--json").json
+    assert content["outputs"] == [{"name": "y", "dtype": "float32", "shape": [4, 3, 8]}]
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_required_kernels_end_with_6(cli: Cli, package: Path, tmp_path: Path, command: str):
+    write_npz(tmp_path / "in.npz", vectors().inputs)
+    files = ["--inputs", tmp_path / "in.npz"]
+    files += ["--outputs", tmp_path / "out.npz"] if command == "run" else []
+    failed = cli(command, package, *files, "--kernels", "require")
+    assert failed.exit_code == 6
+    assert "no kernel library is installed" in failed.err
+    assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_changed_package_ends_with_5(cli: Cli, package: Path, command: str):
+    with (package / "model.onnx").open("ab") as file:
+        file.write(b" ")
+    failed = cli(command, package)
+    assert failed.exit_code == 5
+    assert failed.out == ""
+    assert "model.onnx has changed" in failed.err

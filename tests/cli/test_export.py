@@ -1,0 +1,130 @@
+"""The export command hands its options on, unread. A stand-in for the pipeline spares torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from moh_deploy.errors import CheckpointError
+from moh_deploy.options import ExportOptions
+from moh_deploy.progress import Progress
+from moh_deploy.report.export import ExportReport
+from tests.cli.run_cli import Cli
+from tests.handmade_package import LAYER, MANIFEST
+
+
+@dataclass
+class Pipeline:
+    """Records what `export` is called with; `act` runs inside of it."""
+
+    calls: list[ExportOptions] = field(default_factory=list)
+    act: Callable[[], object] = lambda: None
+
+    def export(self, options: ExportOptions, *, progress: Progress) -> ExportReport:
+        self.calls.append(options)
+        with progress.step("tracing"):
+            self.act()
+        return ExportReport(
+            package=options.output,
+            layers=(LAYER,),
+            inputs=MANIFEST.inputs,
+            outputs=MANIFEST.outputs,
+            max_abs_error=1e-6,
+            routing_agreement=1.0,
+            vector_sets=2,
+        )
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    pipeline = Pipeline()
+    module = ModuleType("moh_deploy.pipeline")
+    module.export = pipeline.export  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "moh_deploy.pipeline", module)
+    return pipeline
+
+
+def test_every_option_reaches_the_pipeline(cli: Cli, pipeline: Pipeline):
+    arguments = (
+        "model.pt -o out --config c.yaml --set dims.batch=3 --set model.state_key=ema"
+        " --factory net:build --code-dir a --code-dir b --state-key model --trust-pickle"
+        " --inputs in.npz --dynamic x:0=batch,2=h --dynamic y:0=batch"
+        " --input x:[batch=2,3]:float32 --output-name logits --output-name aux --opset 21"
+    )
+    assert cli("export", *arguments.split()).exit_code == 0
+    assert pipeline.calls == [
+        ExportOptions(
+            model=Path("model.pt"),
+            output=Path("out"),
+            config=Path("c.yaml"),
+            overrides=("dims.batch=3", "model.state_key=ema"),
+            factory="net:build",
+            code_dirs=(Path("a"), Path("b")),
+            state_key="model",
+            trust_pickle=True,
+            inputs=Path("in.npz"),
+            dynamic=("x:0=batch,2=h", "y:0=batch"),
+            input_specs=("x:[batch=2,3]:float32",),
+            output_names=("logits", "aux"),
+            opset=21,
+        )
+    ]
+
+
+def test_options_left_out_have_the_defaults_of_the_function(cli: Cli, pipeline: Pipeline):
+    cli("export", "model.pt", "--output", "out")
+    assert pipeline.calls == [ExportOptions(Path("model.pt"), Path("out"))]
+
+
+def test_report_is_shown(cli: Cli, pipeline: Pipeline):
+    shown = cli("export", "model.pt", "-o", "out")
+    assert "1 MoH layer" in shown.out
+    assert "EQUAL to the original on 2 runs: max abs error 1e-06" in shown.out
+
+
+def test_what_the_users_code_prints_does_not_disturb_the_json(cli: Cli, pipeline: Pipeline):
+    pipeline.act = lambda: print("building the network")
+    shown = cli("export", "model.pt", "-o", "out", "--json")
+    assert shown.json["moh_layers"] == 1
+    assert shown.err == "building the network\n"
+
+
+def test_error_of_the_pipeline_is_one_line_and_its_exit_code(cli: Cli, pipeline: Pipeline):
+    def fail() -> None:
+        raise CheckpointError("model.pt does not exist.", hint="Look for it.")
+
+    pipeline.act = fail
+    failed = cli("export", "model.pt", "-o", "out", "--json")
+    assert failed.exit_code == 3
+    assert failed.err == "error: model.pt does not exist.\nhint: Look for it.\n"
+    assert failed.json == {
+        "error": {
+            "type": "CheckpointError",
+            "message": "model.pt does not exist.",
+            "hint": "Look for it.",
+            "exit_code": 3,
+        }
+    }
+
+
+def test_interrupt_ends_with_130(cli: Cli, pipeline: Pipeline):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    pipeline.act = interrupt
+    stopped = cli("export", "model.pt", "-o", "out")
+    assert stopped.exit_code == 130
+    assert stopped.err.strip() == "interrupted"
+
+
+def test_bug_keeps_its_traceback(pipeline: Pipeline):
+    from moh_deploy.cli import main
+
+    pipeline.act = lambda: [][0]
+    with pytest.raises(IndexError):
+        main(["export", "model.pt", "-o", "out"])

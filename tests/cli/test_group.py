@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.run_cli import Cli, run_python, start_python
+
+COMMANDS = ["export", "inspect", "run", "verify"]
+HEAVY = {"numpy", "pydantic", "rich", "onnx", "onnxruntime", "torch", "yaml", "ml_dtypes"}
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=str)
+def test_help_imports_nothing_heavy(arguments: list[str]):
+    code = "import sys; from moh_deploy.cli import main; main(sys.argv[1:], standalone_mode=False)"
+    code += "; print('IMPORTED', *sys.modules)"
+    shown = run_python("-c", code, *arguments, "--help")
+    usage, _, imported = shown.out.partition("IMPORTED")
+    assert "Usage: moh-deploy" in usage
+    assert not HEAVY & set(imported.split())
+
+
+@pytest.mark.parametrize("module", ["jobs.verify", "jobs.run", "jobs.inspect", "package"])
+def test_what_reads_packages_never_imports_torch(module: str):
+    code = f"import sys, moh_deploy.{module}; print('torch' in sys.modules)"
+    assert run_python("-c", code).out == "False\n"
+
+
+def test_help_lists_commands(cli: Cli):
+    shown = cli("--help")
+    assert shown.exit_code == 0
+    assert all(f"  {name} " in shown.out for name in COMMANDS)
+
+
+def test_version(cli: Cli):
+    shown = cli("--version")
+    assert (shown.exit_code, shown.out) == (0, "moh-deploy 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
+        (["zzz"], "No such command 'zzz'. There are export, inspect, run, verify."),
+        (["inspect"], "Missing argument 'DIR'"),
+        (["run", "p", "--input", "x"], "--inputs"),
+        (["verify", "p", "--kernels", "fast"], "'fast' is not one of"),
+        (["export", "m.pt"], "Missing option '--output'"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_what_is_meant(
+    cli: Cli, arguments: list[str], message: str
+):
+    failed = cli(*arguments)
+    assert failed.exit_code == 2
+    assert failed.out == ""
+    assert failed.err.startswith("error: ")
+    assert message in failed.err
+
+
+def test_wrong_usage_is_json_too_where_asked_for(cli: Cli):
+    error = cli("inspect", "--json").json["error"]
+    assert (error["type"], error["exit_code"]) == ("UsageError", 2)
+    assert error["hint"] == "See `moh-deploy inspect --help`."
+
+
+def test_error_on_stderr_has_no_traceback(cli: Cli, tmp_path: Path):
+    failed = cli("inspect", tmp_path)
+    assert failed.exit_code == 5
+    assert failed.err.splitlines() == [
+        f"error: {tmp_path} is not a package: it has no manifest.json.",
+        "hint: Make one with `moh-deploy export MODEL --output DIR`.",
+    ]
+    assert failed.out == ""
+
+
+def test_reader_that_goes_away_is_no_error(package: Path):
+    with start_python("-m", "moh_deploy", "inspect", str(package)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_interrupted_process_ends_with_130_and_no_traceback():
+    code = "import time, moh_deploy.jobs.inspect as job; from moh_deploy.cli import main\n"
+    code += "def wait(*_, **__): print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"
+    code += "import sys; job.inspect = wait; main(['inspect', 'package'])"
+    process = start_python("-c", code)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "interrupted")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import PackageError
+from moh_deploy.package import LayerInfo, PackageWriter
+from tests.handmade_package import LAYER, MANIFEST, model, vectors, write_package
+
+
+def test_layer_is_reported_with_what_runs_it_and_what_it_can_skip(tmp_path: Path):
+    report = moh_deploy.inspect(write_package(tmp_path / "package").root)
+    assert [layer.runs_as for layer in report.layers] == ["function"]
+    # 4 * B2 * H4 * S3 * T3 * D2 = 576, half of it active; 10000 in the whole model.
+    assert report.skippable_flops == 288
+    assert report.skippable_share == 0.0288
+    assert report.runtime.startswith("ONNX Runtime ")
+
+
+def test_package_without_layers_has_nothing_to_skip(tmp_path: Path):
+    report = moh_deploy.inspect(write_package(tmp_path / "package", with_layer=False).root)
+    assert report.layers == ()
+    assert report.skippable_flops == 0
+
+
+@pytest.mark.parametrize("unknown", ["active_share", "seq_len", "kv_len", "head_dim"])
+def test_skippable_work_is_unknown_where_a_size_is(tmp_path: Path, unknown: str):
+    layer = replace(LAYER, **{unknown: None})
+    report = moh_deploy.inspect(write_with_layer(tmp_path / "package", layer))
+    assert report.skippable_flops is None
+    assert report.skippable_share is None
+
+
+def test_layer_that_was_not_replaced_runs_as_nothing_and_skips_nothing(tmp_path: Path):
+    layer = replace(LAYER, replaced=False, node=None, seq_len=None)
+    report = moh_deploy.inspect(write_with_layer(tmp_path / "package", layer))
+    assert [one.runs_as for one in report.layers] == [None]
+    assert report.skippable_flops == 0
+
+
+def test_node_that_the_model_lacks_is_refused(tmp_path: Path):
+    root = write_with_layer(tmp_path / "package", replace(LAYER, node="elsewhere"))
+    with pytest.raises(PackageError, match=r"is node 'elsewhere' in the manifest, but model\.onnx"):
+        moh_deploy.inspect(root)
+
+
+def write_with_layer(output: Path, layer: LayerInfo) -> Path:
+    with PackageWriter(output) as writer:
+        onnx.save(model(), writer.path("model.onnx"))
+        return writer.finish(replace(MANIFEST, layers=(layer,)), [vectors()]).root

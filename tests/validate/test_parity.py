@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.backends.runner import LayerImpl
+from moh_deploy.errors import ValidationError
+from moh_deploy.npz import Array
+from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport, combined
+from tests.handmade_package import MANIFEST, vectors, without_layers
+
+PACKAGE = OnnxPackage(Path("package"), MANIFEST, ())
+
+
+@dataclass
+class Replay:
+    """A runner that returns what it is told to."""
+
+    results: dict[str, Array]
+    layer_impl: Mapping[str, LayerImpl] = field(default_factory=lambda: {"node": "function"})
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self.results
+
+
+def results_of(expected: VectorSet) -> dict[str, Array]:
+    return {"y": expected.outputs["y"].copy(), "gates_0": expected.gates[0].copy()}
+
+
+def report_on(
+    change: Callable[[dict[str, Array]], object], expected: VectorSet | None = None
+) -> ParityReport:
+    expected = expected or vectors()
+    results = results_of(expected)
+    change(results)
+    return compare(PACKAGE, Replay(results), [expected])
+
+
+def nothing(results: dict[str, Array]) -> None:
+    pass
+
+
+def flip_first_token(results: dict[str, Array]) -> None:
+    """Let token [0, 0] choose exactly the heads it had not chosen."""
+    gates = results["gates_0"]
+    gates[0, 0] = np.where(gates[0, 0] == 0, 0.5, 0)
+
+
+def test_equal_results_are_equal():
+    report = report_on(nothing)
+    assert report.equal
+    assert report.failure is None
+    assert (report.max_abs_error, report.routing_agreement) == (0.0, 1.0)
+    assert report.function_nodes == 1
+    report.raise_if_unequal()
+
+
+def test_error_within_the_tolerance_is_equal_and_above_is_not():
+    expected = replace(vectors(), outputs={"y": np.full((2, 3, 8), 20.0, np.float32)})
+
+    def off_by(error: float) -> Callable[[dict[str, Array]], object]:
+        return lambda results: results["y"].__setitem__((1, 2, 3), 20.0 + error)
+
+    assert report_on(off_by(1.9e-3), expected).equal
+    report = report_on(off_by(2.1e-3), expected)
+    assert not report.equal
+    assert "output 'y' of vectors 0 (batch=2, seq=3) differs by 0.0021 at [1, 2, 3]" in str(
+        report.failure
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_output_that_is_not_finite_differs(value: float):
+    report = report_on(lambda results: results["y"].__setitem__((0, 0, 0), value))
+    assert not report.equal
+    assert "output 'y'" in report.reasons[0]
+
+
+def test_nan_does_not_equal_nan():
+    expected = replace(vectors(), outputs={"y": np.full((2, 3, 8), np.nan, np.float32)})
+    report = report_on(nothing, expected)
+    assert not report.equal
+    assert math.isnan(report.max_abs_error)
+
+
+def test_infinity_equals_infinity():
+    expected = replace(vectors(), outputs={"y": np.full((2, 3, 8), np.inf, np.float32)})
+    assert report_on(nothing, expected).equal
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda r: r.update(y=r["y"][:, :2]),
+            r"output 'y' .* is of shape \[2, 2, 8\], the reference \[2, 3, 8\]",
+        ),
+        (lambda r: r.update(y=r["y"].astype(np.float64)), "is of dtype float64, the reference fl"),
+        (lambda r: r.pop("y"), "output 'y' .*: the runtime returned nothing"),
+        (lambda r: r.pop("gates_0"), r"gates of layer 'blocks\.0\.attn' .*returned nothing"),
+        (
+            lambda r: r.update(gates_0=r["gates_0"][..., :3]),
+            r"gates of layer 'blocks\.0\.attn' .* is of shape \[2, 3, 3\]",
+        ),
+    ],
+)
+def test_results_that_do_not_fit_differ(change: Callable[[dict[str, Array]], object], reason: str):
+    report = report_on(change)
+    with pytest.raises(ValidationError, match=reason):
+        report.raise_if_unequal()
+
+
+def test_flipped_token_differs_and_is_described():
+    report = report_on(flip_first_token)
+    layer = report.layers[0]
+    assert (layer.flipped_tokens, layer.excused_tokens) == (1, 0)
+    assert report.routing_agreement == pytest.approx(1 - 4 / 24)
+    assert "1 of 6 tokens choose other heads; token [0, 0] chose" in report.reasons[0]
+    assert "margin inf" in report.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("margin", "excused"), [(0.0, True), (9e-6, True), (2e-5, False), (math.nan, False)]
+)
+def test_only_a_near_tie_excuses_a_flip(margin: float, excused: bool):
+    margins = np.full((2, 3), np.inf, np.float32)
+    margins[0, 0] = margin
+    report = report_on(flip_first_token, replace(vectors(), margins=(margins,)))
+    assert report.equal is excused
+    assert report.layers[0].excused_tokens == int(excused)
+    assert report.layers[0].decisions == (20 if margin < 1e-5 else 24)
+    assert report.routing_agreement == (1.0 if excused else pytest.approx(20 / 24))
+
+
+def test_gates_of_chosen_heads_are_compared():
+    def scaled(results: dict[str, Array]) -> None:
+        results["gates_0"] *= 1.01
+
+    report = report_on(scaled)
+    assert report.routing_agreement == 1.0
+    assert report.layers[0].gate_error > report.layers[0].gate_tolerance
+    assert "gates of layer 'blocks.0.attn' in vectors 0" in report.reasons[0]
+
+
+def test_nan_gate_differs_even_if_both_have_it():
+    gates = vectors().gates[0].copy()
+    gates[0, 0, 0] = np.nan
+    report = report_on(nothing, replace(vectors(), gates=(gates,)))
+    assert not report.equal
+    assert math.isnan(report.layers[0].gate_error)
+
+
+def test_margins_of_another_shape_are_no_excuse():
+    report = report_on(nothing, replace(vectors(), margins=(np.zeros((2, 1)),)))
+    assert "margins are of shape [2, 1], expected [2, 3]" in report.reasons[0]
+
+
+def test_no_vectors_prove_nothing():
+    report = compare(PACKAGE, Replay({}), [])
+    assert not report.equal
+    assert "no vectors" in report.reasons[0]
+
+
+def test_vectors_without_gates_or_outputs_prove_nothing():
+    bare = replace(vectors(), outputs={}, gates=(), margins=())
+    report = compare(PACKAGE, Replay(results_of(vectors())), [bare])
+    assert report.reasons == (
+        "output 'y' is not in vectors 0 (batch=2, seq=3).",
+        "gates of layer 'blocks.0.attn' are not in vectors 0 (batch=2, seq=3).",
+    )
+    assert report.routing_agreement == 0.0
+
+
+def test_outputs_alone_can_be_compared_and_routing_is_then_unknown():
+    bare = replace(vectors(), gates=(), margins=())
+    report = compare(PACKAGE, Replay(results_of(vectors())), [bare], outputs_only=True)
+    assert report.equal
+    assert report.routing_agreement is None
+
+
+def test_model_without_layers_agrees_in_routing():
+    package = OnnxPackage(Path("package"), without_layers(), ())
+    expected = vectors(with_layer=False)
+    report = compare(package, Replay({"y": expected.outputs["y"]}), [expected])
+    assert report.equal
+    assert report.routing_agreement == 1.0
+
+
+def test_combined_reports_keep_every_difference():
+    good, bad = report_on(nothing), report_on(flip_first_token)
+    both = combined([good, bad])
+    assert both.vector_sets == 2
+    assert both.reasons == bad.reasons
+    assert both.reference == good.reference

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from moh_deploy.errors import ValidationError
+from moh_deploy.validate.tolerances import TOLERANCES, tolerance_for
+
+
+def test_float32_limit_grows_with_the_reference_but_not_below_one():
+    rule = tolerance_for("float32")
+    assert rule.limit(0.0) == rule.limit(1.0) == 1e-4
+    assert rule.limit(50.0) == pytest.approx(5e-3)
+    assert rule.near_tie == 1e-5
+
+
+def test_integers_must_be_equal():
+    assert tolerance_for("int64").limit(1e9) == 0.0
+
+
+def test_every_rule_has_a_reason():
+    assert all(rule.reason for rule in TOLERANCES.values())
+
+
+def test_dtype_without_rule_is_refused():
+    with pytest.raises(ValidationError, match="no tolerance for dtype complex64, only for float"):
+        tolerance_for("complex64")

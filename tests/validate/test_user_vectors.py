@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array, write_npz
+from moh_deploy.validate.user_vectors import UserVectors, read_user_vectors
+from tests.handmade_package import MANIFEST
+
+X = np.zeros((2, 3, 8), np.float32)
+
+
+def read(tmp_path: Path, **members: Array) -> UserVectors:
+    write_npz(tmp_path / "user.npz", members)
+    return read_user_vectors(tmp_path / "user.npz", MANIFEST)
+
+
+def test_members_named_like_inputs_and_outputs_are_told_apart(tmp_path: Path):
+    user = read(tmp_path, y=X + 1, x=X)
+    assert list(user.inputs) == ["x"]
+    assert list(user.expected) == ["y"]
+    assert user.sizes == {"batch": 2, "seq": 3}
+
+
+def test_members_of_other_names_are_taken_by_position(tmp_path: Path):
+    user = read(tmp_path, arr_0=X, y=X)
+    assert list(user.inputs) == ["x"]
+    assert list(user.expected) == ["y"]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({}, r"user\.npz: input 'x' is missing: got none, expected 'x'"),
+        ({"a": X, "b": X}, "members 'a', 'b' are none of the model's inputs"),
+        ({"x": X, "z": X}, "there is no input 'z'"),
+        ({"x": X[..., :7]}, r"user\.npz: input 'x' .* axis 2 is fixed at 8, got 7"),
+    ],
+)
+def test_file_that_does_not_fit_is_refused(tmp_path: Path, members: dict[str, Array], message: str):
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, **members)
