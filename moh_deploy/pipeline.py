@@ -10,7 +10,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from moh_deploy import __version__
@@ -37,7 +36,7 @@ from moh_deploy.report.export import ExportReport
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
 
-# protobuf cannot hold more than 2 GB in one message; beyond this size weights go into a file of their own.
+# A protobuf message holds 2 GB at most: larger weights go into a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
 
 

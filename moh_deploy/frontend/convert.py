@@ -125,7 +125,7 @@ def _record(
         raise ExportError(
             f"the traced program does not run where the original model does{run.at}:"
             f" {str(error).splitlines()[0]}.",
-            hint="The model fixes a size while it is traced, although the dimension was declared dynamic.",
+            hint="The model fixes a size while it is traced, although the dimension is dynamic.",
         ) from error
     check_trace(run, recording, outputs)
     return recording
@@ -182,6 +182,8 @@ def _input_info(item: ModelInput) -> TensorInfo:
 
 
 def _output_info(value: ir.Value) -> TensorInfo:
-    assert value.name is not None and value.dtype is not None and value.shape is not None
+    assert value.name is not None
+    assert value.dtype is not None
+    assert value.shape is not None
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
     return TensorInfo(value.name, str(value.dtype.numpy()), shape)

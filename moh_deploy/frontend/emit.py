@@ -16,7 +16,6 @@ from torch.export import ExportedProgram
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention and moh::router
-from moh_deploy.frontend.unfold import translate_im2col
 from moh_deploy.ops import OPS
 from moh_deploy.ops.onnx_schema import register_schemas
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
@@ -63,7 +62,6 @@ def _translations() -> dict[Callable[..., object], Callable[..., object]]:
     return {
         torch.ops.moh.attention.default: _attention,
         torch.ops.moh.router.default: _router,
-        torch.ops.aten.im2col.default: translate_im2col,
     }
 
 
@@ -120,7 +118,7 @@ def _router(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints and warns about its own internals; failures still reach us as exceptions."""
+    """Mute the exporter's prints and warnings about itself; failures still reach us."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

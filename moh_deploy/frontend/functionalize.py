@@ -10,8 +10,9 @@ from torch.fx import Graph, Node
 def functionalize(program: ExportedProgram) -> ExportedProgram:
     """Return the program without in-place operators.
 
-    An in-place operator whose input is not seen through any other view is renamed, and later readers read its result: that costs
-    nothing. Anything else is left to torch, which traces the program again.
+    An in-place operator whose input is not seen through any other view is renamed, and later
+    readers read its result: that costs nothing. Anything else is left to torch, which traces the
+    program again.
     """
     graph = program.graph_module.graph
     in_place = [node for node in graph.nodes if _is_in_place(node)]
@@ -19,7 +20,8 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
         return program
     order = {node: position for position, node in enumerate(graph.nodes)}
     if not all(_functional(node) and _private(node, order) for node in in_place):
-        return program.run_decompositions({})
+        traced_again: ExportedProgram = program.run_decompositions({})
+        return traced_again
     for node in in_place:
         _rename(graph, node, order)
     program.graph_module.recompile()
@@ -46,7 +48,7 @@ def _functional(node: Node) -> torch._ops.OpOverload | None:
 
 
 def _private(node: Node, order: dict[Node, int]) -> bool:
-    """True where nothing that shares memory with the mutated tensor is read afterwards, but the tensor itself."""
+    """True where nothing else that shares the mutated tensor's memory is read afterwards."""
     mutated = node.args[0]
     if not isinstance(mutated, Node) or mutated.op != "call_function":
         return False
@@ -81,7 +83,8 @@ def _is_alias(node: Node) -> bool:
 
 def _rename(graph: Graph, node: Node, order: dict[Node, int]) -> None:
     mutated, twin = node.args[0], _functional(node)
-    assert isinstance(mutated, Node) and twin is not None
+    assert isinstance(mutated, Node)
+    assert twin is not None
     node.target = twin
     for user in list(mutated.users):
         if user is not node and order.get(user, len(order)) > order[node]:

@@ -17,7 +17,8 @@ class ModelInput:
     Attributes:
         name: Name of the ONNX input.
         value: Example tensor; every dynamic axis has its example size.
-        dims: Axis to dimension expression: `{0: "batch"}`, or derived, `{1: "past+1"}`. Axes that are absent are fixed.
+        dims: Axis to dimension expression: `{0: "batch"}`, or derived, `{1: "past+1"}`. Axes that
+            are absent are fixed.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Bring a traced program into the form that recognition reads: no in-place operators, products of two tensors at a time."""
+"""Bring a traced program into the form that recognition and runtimes read well."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from torch.fx import Node
 from moh_deploy.frontend.functionalize import functionalize
 from moh_deploy.frontend.recognize.graph import op
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.unfold import replace_unfold
 
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
-    """Return an equal program whose graph has no in-place operators and no einsum of more than two tensors."""
+    """Return an equal program without in-place operators, im2col, and einsum of many tensors."""
     program = functionalize(program)
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if op(node) == "einsum":
             _pair_up(GraphBuilder(graph, node), node)
+        elif op(node) == "im2col":
+            replace_unfold(GraphBuilder(graph, node), node)
+    graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
 
 
 def _pair_up(builder: GraphBuilder, node: Node) -> None:
-    """Multiply the operands of an einsum from left to right, two at a time, as torch itself does."""
+    """Multiply the operands of an einsum two at a time, from left to right as torch does."""
     equation, operands = node.args[0], node.args[1]
     assert isinstance(equation, str)
     factors = cast(Sequence[Node], operands)

@@ -58,7 +58,7 @@ def run_original(model: LoadedModel, arguments: Sequence[torch.Tensor]) -> list[
 
 
 def count_flops(model: LoadedModel, arguments: Sequence[torch.Tensor]) -> int:
-    """Return the multiply-adds, times two, of one run: matrix products, convolutions and attention."""
+    """Return twice the multiply-adds of one run's products, convolutions and attention."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -74,15 +74,17 @@ def check_trace(original: OriginalRun, recording: Recording, names: Sequence[str
     """
     if len(original.outputs) != len(recording.outputs):
         raise ExportError(
-            f"the traced program has {len(recording.outputs)} outputs{original.at}, the original model"
-            f" {len(original.outputs)}."
+            f"the traced program has {len(recording.outputs)} outputs{original.at},"
+            f" the original model {len(original.outputs)}."
         )
     for name, expected, got in zip(names, original.outputs, recording.outputs, strict=True):
         problem = _difference(expected, got)
         if problem:
             raise ExportError(
-                f"the traced program differs from the original model{original.at}: output '{name}' {problem}.",
-                hint="The model may draw random numbers, keep state between runs, or branch in Python on a size.",
+                f"the traced program differs from the original model{original.at}:"
+                f" output '{name}' {problem}.",
+                hint="The model may draw random numbers, keep state between runs, or branch in"
+                " Python on a size.",
             )
 
 

@@ -21,10 +21,12 @@ def output_names(program: ExportedProgram, given: Sequence[str]) -> list[str]:
     """Return a name for each output tensor of a program.
 
     Args:
-        given: The user's names, in order; empty to name outputs after their place in the return value: `logits`, `cache_0_1`.
+        given: The user's names, in order; empty to name outputs after their place in the return
+            value: `logits`, `cache_0_1`.
 
     Raises:
-        ConfigError: If `given` has another number of names than the model has outputs, or a name twice.
+        ConfigError: If `given` has another number of names than the model has outputs, or a name
+            twice.
     """
     natural = _natural_names(program)
     if not given:

@@ -1,4 +1,4 @@
-"""Run a program that holds both the original and the inserted operators, and compare them layer by layer."""
+"""Run a program that holds original and inserted operators, and compare layer by layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.fx import Interpreter, Node
 
 from moh_deploy.frontend.rewrite import Rewrite
 
-# How far a rewritten layer may be from the original one, relative to the largest value of the original.
+# How far a rewritten layer may be from the original one, relative to the largest value of the
+# original.
 _LAYER_TOLERANCE = {
     torch.float64: 1e-4,
     torch.float32: 1e-4,
@@ -29,8 +30,10 @@ class LayerRecord:
 
     Attributes:
         gates: [B, S, H].
-        margins: [B, S]: last chosen minus first unchosen score of a token; inf where nothing is selected.
-        disagreement: How the inserted operators differ from the original ones, in words; None if they agree.
+        margins: [B, S]: last chosen minus first unchosen score of a token; inf where nothing is
+            selected.
+        disagreement: How the inserted operators differ from the original ones, in words; None if
+            they agree.
     """
 
     gates: torch.Tensor
@@ -92,7 +95,7 @@ class _WatchingInterpreter(Interpreter):
 
 
 def _flat_inputs(program: ExportedProgram, arguments: Sequence[torch.Tensor]) -> list[object]:
-    """Values of the graph's placeholders: parameters, buffers and constants first come from the program."""
+    """Values of the graph's placeholders; parameters and constants come from the program."""
     remaining = iter(arguments)
     values: list[object] = []
     for spec in program.graph_signature.input_specs:

@@ -16,10 +16,11 @@ Run = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 def other_runs(
     inputs: Sequence[ModelInput], run: Run
 ) -> Iterator[tuple[tuple[ModelInput, ...], list[torch.Tensor]]]:
-    """Run the original model at other sizes: all dimensions changed, then all at 1 where it can run there.
+    """Run the original model at other sizes: all dimensions changed, then all at 1 where it can
+    run there.
 
-    Not every size is legal (images in whole patches, tables of positions): the original model decides. Where no change of all
-    dimensions together is legal, each one is changed alone.
+    Not every size is legal (images in whole patches, tables of positions): the original model
+    decides. Where no change of all dimensions together is legal, each one is changed alone.
 
     Args:
         run: Runs the original model.

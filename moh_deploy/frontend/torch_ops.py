@@ -1,6 +1,8 @@
-"""The ops of `moh_deploy.ops` as torch operators, so that a rewritten program can be run, checked and exported.
+"""The ops of `moh_deploy.ops` as torch operators, so that a rewritten program can be run, checked
+and exported.
 
-They are dense and written for clarity: in torch they only have to be right. Importing this module registers `moh::attention` and
+They are dense and written for clarity: in torch they only have to be right. Importing this module
+    registers `moh::attention` and
 `moh::router`.
 """
 
@@ -44,11 +46,8 @@ def attention(
     """
     packed = query.dim() == 3
     if packed:
-        query, key, value = (
-            query.unflatten(-1, (q_num_heads, -1)).transpose(1, 2),
-            key.unflatten(-1, (kv_num_heads, -1)).transpose(1, 2),
-            value.unflatten(-1, (kv_num_heads, -1)).transpose(1, 2),
-        )
+        query = _split_heads(query, q_num_heads)
+        key, value = _split_heads(key, kv_num_heads), _split_heads(value, kv_num_heads)
     groups = q_num_heads // kv_num_heads
     precise = torch.promote_types(query.dtype, torch.float32)
     wide_key = key.to(precise).repeat_interleave(groups, dim=1)
@@ -58,6 +57,11 @@ def attention(
     gate = gates.to(precise).transpose(1, 2).unsqueeze(-1)  # [B, Hq, S, 1]
     gated = torch.where(gate == 0, 0.0, weights @ wide_value * gate).to(query.dtype)
     return gated.transpose(1, 2).flatten(2) if packed else gated
+
+
+def _split_heads(packed: Tensor, num_heads: int) -> Tensor:
+    """[B, S, H*D] to [B, H, S, D]."""
+    return packed.reshape(*packed.shape[:2], num_heads, -1).transpose(1, 2)
 
 
 def _masked_softmax(scores: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -107,7 +111,8 @@ def router(
     Args:
         routed_logits: [B, S, R], or None where all heads are shared.
         shared_logits: [B, S, Sh], or None for at most one shared head or mask gates.
-        stage_logits: [B, S, 2]: the first stage's weight of shared and of routed heads; None for no first stage.
+        stage_logits: [B, S, 2]: the first stage's weight of shared and of routed heads; None for
+            no first stage.
 
     Returns:
         Gates [B, S, Sh + R], shared heads first.
@@ -149,14 +154,3 @@ def _(
     present = next(x for x in (routed_logits, shared_logits, stage_logits) if x is not None)
     candidates = 0 if routed_logits is None else routed_logits.shape[-1]
     return present.new_empty(*present.shape[:-1], num_shared_heads + candidates)
-
-
-@torch.library.custom_op("moh::keep_gates", mutates_args=(), schema="(Tensor gates) -> Tensor")
-def keep_gates(gates: Tensor) -> Tensor:
-    """Mark the gates [B, S, H] of a layer whose attention stays as it is, so that they can be read from the exported model."""
-    return gates.clone()
-
-
-@keep_gates.register_fake
-def _(gates: Tensor) -> Tensor:
-    return torch.empty_like(gates)

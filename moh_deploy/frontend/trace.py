@@ -1,4 +1,4 @@
-"""Trace a module with `torch.export`, with named dynamic dimensions, or say which one the model fixes and where."""
+"""Trace a module with named dynamic dimensions, or say which one it fixes and where."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
         inputs: The positional arguments.
 
     Raises:
-        ExportError: If the model cannot be traced, or if it fixes a dimension that was declared dynamic.
+        ExportError: If the model cannot be traced, or if it fixes a dimension that was declared
+            dynamic.
     """
     if model.program is not None:
         return model.program
@@ -41,7 +42,7 @@ _Bounds = tuple[int | None, int | None]
 def _trace(
     module: torch.nn.Module, inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
 ) -> ExportedProgram:
-    """Trace with dimensions within bounds; where the model sets narrower ones (a table of 64 positions), once more with those."""
+    """Trace within bounds; where the model sets narrower ones (64 positions), once more."""
     dims = _torch_dims(inputs, bounds)
     shapes = _by_parameter(module, [_axes(item, dims) for item in inputs])
     try:
@@ -61,7 +62,7 @@ def _trace(
 
 
 def _suggested_bounds(text: str) -> dict[str, _Bounds]:
-    """Read `seq = Dim('seq', min=2, max=64)` from torch's advice; nothing if it advises anything else as well."""
+    """Read `seq = Dim('seq', min=2, max=64)` from torch's advice, if that is all of it."""
     _, _, advice = text.partition("Suggested fixes:")
     lines = [line.strip() for line in advice.split("\n\n")[0].splitlines() if line.strip()]
     bounds: dict[str, _Bounds] = {}
@@ -95,7 +96,7 @@ def _dim(expr: DimExpr, dims: Mapping[str, Dim]) -> object:
 
 
 def _by_parameter(module: torch.nn.Module, axes: Sequence[dict[int, object]]) -> dict[str, object]:
-    """Shapes under the name of the parameter that takes each argument; varargs take the rest as a tuple."""
+    """Shapes by the parameter that takes each argument; varargs take the rest as a tuple."""
     shapes: dict[str, object] = {}
     remaining = list(axes)
     for name, parameter in inspect.signature(module.forward).parameters.items():
@@ -114,7 +115,7 @@ def _by_parameter(module: torch.nn.Module, axes: Sequence[dict[int, object]]) ->
 
 
 def _check_dynamic(program: ExportedProgram, inputs: Sequence[ModelInput]) -> None:
-    """Each axis that was declared dynamic must still be symbolic, and no two names may have become one."""
+    """Check that declared axes are still symbolic, and that no two names have become one."""
     symbols: dict[str, str] = {}
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
@@ -149,7 +150,7 @@ def _explain(error: Exception, inputs: Sequence[ModelInput]) -> ExportError:
     if fixed:
         return ExportError(
             f"the model fixes {' and '.join(fixed)}{where}.",
-            hint="Leave the axis out of --dynamic, or change the model so that it does not depend on the size.",
+            hint="Leave the axis out of --dynamic, or make the model independent of its size.",
         )
     if isinstance(error, TypeError) and "argument" in text:
         return ExportError(f"the model does not accept these inputs: {text.splitlines()[0]}")
@@ -167,7 +168,7 @@ def _headline(error: Exception) -> str:
 
 
 def _fixed_dimensions(text: str, inputs: Sequence[ModelInput]) -> list[str]:
-    """Names of the dimensions that torch says were specialised, with the size they were fixed to."""
+    """The dimensions that torch says were specialised, and to what."""
     exprs = {
         expr.name: (item.name, axis)
         for item in inputs

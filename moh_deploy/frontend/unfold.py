@@ -1,7 +1,7 @@
 """Sliding windows (`unfold`, im2col) as slices of the padded image.
 
-The exporter's own translation gathers every window element by index, which is the slowest operator of such a model. The window's taps
-are strided slices of one padded image; nothing is gathered.
+Exporters gather every window element by index, which is the slowest operator of such a model. The
+taps of a window are strided slices of one padded image; nothing is gathered.
 """
 
 from __future__ import annotations
@@ -9,62 +9,56 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from onnxscript import opset18 as ops
-from onnxscript.tensor import Tensor as Value
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.graph import argument, rank
+from moh_deploy.frontend.rewrite.builder import GraphBuilder
+
+aten = torch.ops.aten
 
 _TO_THE_END = 2**63 - 1
 
 
-def translate_im2col(
-    image: Value,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    padding: Sequence[int],
-    stride: Sequence[int],
-) -> Value:
-    """Translate `aten::im2col`.
+def replace_unfold(builder: GraphBuilder, node: Node) -> None:
+    """Let slices of the padded image take over from an `im2col` node on a batch of images.
 
     Args:
-        image: [B, C, H, W].
-
-    Returns:
-        [B, C*kh*kw, L], L windows in row-major order.
+        builder: Inserts in front of `node`.
+        node: `im2col` of an image [B, C, H, W]; an image without a batch stays as it is.
     """
-    top, left = padding
-    padded = ops.Pad(image, _vector([0, 0, top, left, 0, 0, top, left])) if any(padding) else image
-    taps = [
-        _tap(padded, (row, column), kernel_size, dilation, stride)
-        for row in range(kernel_size[0])
-        for column in range(kernel_size[1])
-    ]
-    stacked = ops.Concat(*taps, axis=2)  # [B, C, kh*kw, L]
-    shape = ops.Concat(
-        ops.Shape(stacked, start=0, end=1),
-        _vector([-1]),
-        ops.Shape(stacked, start=3, end=4),
-        axis=0,
+    image = cast(Node, node.args[0])
+    if rank(image) != 4:
+        return
+    kernel, dilation, padding, stride = (
+        cast(Sequence[int], argument(node, name))
+        for name in ("kernel_size", "dilation", "padding", "stride")
     )
-    return cast(Value, ops.Reshape(stacked, shape))
+    if any(padding):
+        top, left = padding
+        image = builder.call(aten.constant_pad_nd.default, image, [left, left, top, top], 0.0)
+    taps = [
+        _tap(builder, image, (row, column), kernel, dilation, stride)
+        for row in range(kernel[0])
+        for column in range(kernel[1])
+    ]
+    stacked = builder.call(aten.stack.default, taps, 2)  # [B, C, kh*kw, Ho, Wo]
+    windows = builder.call(aten.flatten.using_ints, stacked, 3, 4)
+    node.replace_all_uses_with(builder.call(aten.flatten.using_ints, windows, 1, 2))
 
 
 def _tap(
-    padded: Value,
+    builder: GraphBuilder,
+    image: Node,
     at: tuple[int, int],
-    kernel_size: Sequence[int],
+    kernel: Sequence[int],
     dilation: Sequence[int],
     stride: Sequence[int],
-) -> Value:
-    """One element of every window, [B, C, 1, L]: ends count from the far side, so that the image may have any size."""
-    starts = [index * step for index, step in zip(at, dilation, strict=True)]
-    beyond = [
-        (extent - 1 - index) * step
-        for index, extent, step in zip(at, kernel_size, dilation, strict=True)
-    ]
-    ends = [-missing if missing else _TO_THE_END for missing in beyond]
-    tap = ops.Slice(padded, _vector(starts), _vector(ends), _vector([2, 3]), _vector(stride))
-    # [B, C, Ho, Wo] -> [B, C, 1, Ho*Wo]
-    return cast(Value, ops.Unsqueeze(ops.Reshape(tap, _vector([0, 0, -1])), _vector([2])))
-
-
-def _vector(numbers: Sequence[int]) -> Value:
-    return cast(Value, ops.Constant(value_ints=list(numbers)))
+) -> Node:
+    """One element of every window, [B, C, Ho, Wo]; ends count from the far side, for any size."""
+    for axis in (0, 1):
+        start = at[axis] * dilation[axis]
+        missing = (kernel[axis] - 1 - at[axis]) * dilation[axis]
+        end = -missing if missing else _TO_THE_END
+        image = builder.call(aten.slice.Tensor, image, axis + 2, start, end, stride[axis])
+    return image

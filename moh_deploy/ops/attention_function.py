@@ -75,7 +75,7 @@ def function_body(
         _split_heads(variant),
         _GATES,
         _position_mask(variant),
-        _combined_mask(variant),
+        _bias(variant),
         _attend(variant),
         _gate(variant),
         _merge_heads(variant),
@@ -167,59 +167,46 @@ def _position_mask(variant: AttentionVariant) -> str:
     """
 
 
-def _combined_mask(variant: AttentionVariant) -> str:
-    """`seen` or `bias`, broadcastable to the scores, and `blind`: queries that see no key at all.
+def _bias(variant: AttentionVariant) -> str:
+    """`bias`, added to the scores: -inf where a key is hidden; and `blind`: queries that see none.
 
     Both have the mask's own shape, which seldom has a head axis: nothing is as large as the scores.
     """
-    if variant.mask == "float":
-        bias = "bias = Cast <to = 1> (attn_mask)"
-        if variant.is_causal:
-            bias = """
-                bias_given = Cast <to = 1> (attn_mask)
-                bias = Where (seen_ST, bias_given, minus_infinity)
-            """
-        return f"""
-            minus_infinity = Constant <value_float = -inf> ()
-            {bias}
-            best_bias = ReduceMax <keepdims = 1> (bias, last_axis)
-            blind = Equal (best_bias, minus_infinity)
-        """
-    if variant.mask is None and not variant.is_causal:
+    seen, seen_bias = {
+        (None, False): ("", ""),
+        (None, True): ("seen = Identity (seen_ST)", "zero"),
+        ("bool", False): ("seen = Identity (attn_mask)", "zero"),
+        ("bool", True): ("seen = And (attn_mask, seen_ST)", "zero"),
+        ("float", False): ("", "mask"),
+        ("float", True): ("seen = Identity (seen_ST)", "mask"),
+    }[variant.mask, variant.is_causal]
+    if not seen_bias:
         return ""
-    seen = {
-        (True, True): "seen = And (attn_mask, seen_ST)",
-        (True, False): "seen = Identity (attn_mask)",
-        (False, True): "seen = Identity (seen_ST)",
-    }[variant.mask is not None, variant.is_causal]
     return f"""
         minus_infinity = Constant <value_float = -inf> ()
+        {"mask = Cast <to = 1> (attn_mask)" if variant.mask == "float" else ""}
         {seen}
-        seen_number = Cast <to = 1> (seen)
-        seen_any = ReduceMax <keepdims = 1> (seen_number, last_axis)
-        blind = Equal (seen_any, zero)
+        bias = {f"Where (seen, {seen_bias}, minus_infinity)" if seen else "Identity (mask)"}
+        best_bias = ReduceMax <keepdims = 1> (bias, last_axis)
+        blind = Equal (best_bias, minus_infinity)
     """
 
 
 def _attend(variant: AttentionVariant) -> str:
-    """heads_BHSD = softmax(query @ key + mask) @ value."""
-    masked = {
-        None: "scores = Where (seen, scores_BHST, minus_infinity)" if variant.is_causal else "",
-        "bool": "scores = Where (seen, scores_BHST, minus_infinity)",
-        "float": "scores = Add (scores_BHST, bias)",
-    }[variant.mask]
+    """heads_BHSD = softmax(query @ key + bias) @ value."""
+    masked = variant.mask is not None or variant.is_causal
     if not variant.grouped:
         return f"""
             scores_BHST = MatMul (query, key)
-            {masked or "scores = Identity (scores_BHST)"}
+            scores = {"Add (scores_BHST, bias)" if masked else "Identity (scores_BHST)"}
             weights = Softmax <axis = -1> (scores)
             heads_BHSD = MatMul (weights, value)
         """
     # The query heads of a group are neighbours: their rows stack into one product for each
     # key/value head, and no key or value is repeated.
-    unstacked = f"""
+    masked_weights = """
         scores_BHST = Reshape (scores_stacked, unstack_shape)
-        {masked}
+        scores = Add (scores_BHST, bias)
         weights_BHST = Softmax <axis = -1> (scores)
         weights = Reshape (weights_BHST, stack_shape)
     """
@@ -228,7 +215,7 @@ def _attend(variant: AttentionVariant) -> str:
         unstack_shape = Concat <axis = 0> (keep_one, q_heads, rest, keep_one)
         query_stacked = Reshape (query, stack_shape)
         scores_stacked = MatMul (query_stacked, key)
-        {unstacked if masked else "weights = Softmax <axis = -1> (scores_stacked)"}
+        {masked_weights if masked else "weights = Softmax <axis = -1> (scores_stacked)"}
         heads_stacked = MatMul (weights, value)
         heads_BHSD = Reshape (heads_stacked, unstack_shape)
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from functools import partial
 
@@ -35,6 +36,7 @@ def register_schemas() -> None:
             # Without it, a registered schema would hide the shapes that the function body implies.
             schema.set_type_and_shape_inference_function(partial(_infer, spec))
             onnx.defs.register_schema(schema)
+            atexit.register(_deregister_schema, spec)
 
 
 def make_node(
@@ -68,6 +70,12 @@ def _without_trailing_absent(inputs: Sequence[str]) -> list[str]:
     """Drop absent inputs at the end: a function has parameters up to its last present one only."""
     last = max((index for index, name in enumerate(inputs) if name), default=-1)
     return list(inputs[: last + 1])
+
+
+def _deregister_schema(spec: OpSpec) -> None:
+    """Take a schema back: some versions of onnx hang at exit where one still holds a callback."""
+    if onnx.defs.has(spec.name, domain=spec.domain):
+        onnx.defs.deregister_schema(spec.name, spec.version, spec.domain)
 
 
 def _infer(spec: OpSpec, context: onnx.shape_inference.InferenceContext) -> None:

@@ -1,4 +1,4 @@
-"""Give every custom op of the model a body in standard operators, so that the model runs where there is no kernel."""
+"""Give every custom op a body in standard operators, for runtimes without the kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from moh_deploy.ops.spec import (
 
 
 def add_function_bodies(model: ir.Model, *, opset: int) -> None:
-    """Add one function for each op, or, where its nodes need different bodies, one overload for each.
+    """Add one function for each op, or, where its nodes need different bodies, one overload for
+    each.
 
     Overloads are a last resort: some readers look functions up by name only.
     """
@@ -46,7 +47,8 @@ def _types(node: ir.Node) -> TensorTypes:
 
 
 def _type(value: ir.Value) -> TensorType:
-    assert value.shape is not None and value.dtype is not None, f"{value.name} has no shape"
+    assert value.shape is not None, f"{value.name} has no shape"
+    assert value.dtype is not None, f"{value.name} has no dtype"
     dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
     return TensorType(str(value.dtype.numpy()), tuple(dims))
 

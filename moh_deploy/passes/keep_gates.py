@@ -23,7 +23,8 @@ class LayerNames:
 def keep_gates(
     model: ir.Model, *, paths: list[str], replaced: list[bool]
 ) -> tuple[LayerNames, ...]:
-    """Take the gates off the end of the model's outputs, and name them and the MoHAttention nodes after their layers.
+    """Take the gates off the end of the model's outputs, and name them and the MoHAttention nodes
+    after their layers.
 
     Args:
         paths: Module path of each layer, in the order in which the layers run.

@@ -71,7 +71,7 @@ def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
 
 
 def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """An output needs a value of its own: two outputs, or an input and an output, cannot share one."""
+    """An output needs a value of its own: it cannot be an input or another output as well."""
     node = ir.Node("", "Identity", [value])
     graph.append(node)
     (copy,) = node.outputs

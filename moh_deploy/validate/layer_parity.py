@@ -47,9 +47,8 @@ def compare_layer(
         return incomparable_layer(path, vectors, mismatch)
     chosen, expected = got != 0, reference != 0  # [B, S, H]; NaN counts as chosen
     same = np.asarray(chosen == expected)
-    clear = ~(
-        margins.astype(np.float64) < tolerance.near_tie
-    )  # [B, S]; a NaN margin excuses nothing
+    near_tie = margins.astype(np.float64) < tolerance.near_tie
+    clear = ~near_tie  # [B, S]; a NaN margin excuses nothing
     flipped = ~same.all(axis=-1)  # [B, S]
     error = np.where(chosen & expected, abs_error(got, reference), 0.0)
     gate_tolerance = tolerance.limit(largest_finite(reference))

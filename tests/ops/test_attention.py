@@ -117,9 +117,8 @@ def test_only_masked_variants_pay_for_masks(variant: AttentionVariant):
     hides = variant.is_causal or variant.mask is not None
     assert ("ReduceMax" in ops) == hides
     assert ("Range" in ops) == variant.is_causal
-    over_scores = (variant.mask == "bool") or (variant.is_causal and variant.mask is None)
-    combines = variant.is_causal and variant.mask == "float"
-    assert ops.count("Where") == 1 + over_scores + combines
+    assert ("Add" in ops) == hides
+    assert ops.count("Where") == 1 + (variant.is_causal or variant.mask == "bool")
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=AttentionVariant.key)

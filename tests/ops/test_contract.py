@@ -40,6 +40,12 @@ def _one_case_a_variant() -> list[Case]:
     return list(cases.values())
 
 
+@pytest.mark.parametrize("case", _one_case_a_variant(), ids=str)
+def test_onnxruntime_has_nothing_to_warn_of(case: Case, capfd: pytest.CaptureFixture[str]):
+    run_onnxruntime(case)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("case", _one_case_a_variant(), ids=str)
 def test_every_function_body_works_at_every_opset(case: Case, opset: int):

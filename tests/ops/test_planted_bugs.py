@@ -126,7 +126,7 @@ BUGS: dict[str, tuple[str, Bug]] = {
     "causal_ignored_beside_a_mask": ("MoHAttention", _becomes("seen", "Identity", "attn_mask")),
     "bool_mask_inverted": (
         "MoHAttention",
-        _reads("scores", "seen", "minus_infinity", "scores_BHST"),
+        _reads("bias", "seen", "minus_infinity", "zero"),
     ),
     "additive_mask_ignored": ("MoHAttention", _becomes("scores", "Identity", "scores_BHST")),
     "softmax_over_queries": ("MoHAttention", _set_attribute("weights", "axis", -2)),

@@ -1,11 +1,12 @@
 """Find MoH layers in an exported program by dataflow.
 
-An MoH layer is an attention whose output, head by head, is multiplied with a gate for each (token, head) before the heads are merged.
-Nothing here looks at the name of a class, a module or a parameter.
+An MoH layer is an attention whose output, head by head, is multiplied with a gate for each (token,
+head) before the heads are merged. Nothing here looks at the name of a class, a module or a
+parameter.
 
-    axes, views, contraction   what the dimensions of a tensor mean, through any way of writing views and products
-    cores/                     softmax(query @ key) @ value, one file a way of writing it
-    track, gates               from each softmax forward to the product with the gates
+    axes, views, contraction   what the dimensions of a tensor mean, through any way of writing
+    views and products cores/                     softmax(query @ key) @ value, one file a way of
+    writing it track, gates               from each softmax forward to the product with the gates
     routers/                   which router form computes the gates
 """
 
@@ -24,7 +25,7 @@ __all__ = ["MoHLayer", "recognize"]
 
 
 def recognize(program: ExportedProgram) -> list[MoHLayer]:
-    """Return the MoH layers of a program whose graph has no in-place operations, in execution order."""
+    """Return the MoH layers of a normalized program, in execution order."""
     graph = program.graph_module.graph
     dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
     tracker = Tracker(list(graph.nodes), dynamic, _Constants(program))

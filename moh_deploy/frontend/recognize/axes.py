@@ -1,18 +1,20 @@
 """Axes with an identity: what a dimension of a tensor means, followed through views.
 
-A dimension of a tensor is an ordered group of axes, `(batch,)` or `(head, head_dim)`. Views only regroup and reorder axes; an axis
-that a reshape cuts in two is split for everyone who holds it. That makes the layout of a tensor a fact that can be carried forwards
-and backwards through any chain of views, whatever operations they are written with.
+A dimension of a tensor is an ordered group of axes, `(batch,)` or `(head, head_dim)`. Views only
+regroup and reorder axes; an axis that a reshape cuts in two is split for everyone who holds it.
+That makes the layout of a tensor a fact that can be carried forwards and backwards through any
+chain of views, whatever operations they are written with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
-import sympy
+import sympy  # type: ignore[import-untyped, unused-ignore]
 from torch.utils._sympy.functions import FloorDiv
 
-Size = sympy.Expr
+Size: TypeAlias = sympy.Expr
 
 
 class Axis:
@@ -95,7 +97,7 @@ def product(axes: Iterable[Axis]) -> Size:
 
 
 def regroup(axes: Sequence[Axis], shape: Sequence[Size]) -> Layout | None:
-    """Distribute axes in memory order over the dimensions of a shape; None where the sizes do not tell how."""
+    """Distribute axes in memory order over a shape; None where the sizes do not tell how."""
     pending = list(reversed(leaves(axes)))
     layout: list[Dim] = []
     for extent in shape:

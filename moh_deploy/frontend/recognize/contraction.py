@@ -1,7 +1,7 @@
 """Products of two tensors, whatever they are written with, as labelled dimensions.
 
-`matmul`, `bmm`, `mm`, two-operand `einsum` and broadcast `mul` all become one thing: a label for each dimension of both operands and
-of the result. A label that the result lacks is summed over.
+`matmul`, `bmm`, `mm`, two-operand `einsum` and broadcast `mul` all become one thing: a label for
+each dimension of both operands and of the result. A label that the result lacks is summed over.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Contraction:
 
     Attributes:
         operands: The two factors.
-        labels: For each operand one label a dimension; None where a dimension of size 1 is broadcast.
+        labels: For each operand one label a dimension; None where a dimension of size 1 is
+            broadcast.
         out: Labels of the result.
     """
 
@@ -101,7 +102,7 @@ def _broadcast_product(a: Node, b: Node, out_rank: int) -> Contraction:
 
 
 def _aligned(batch: Sequence[str], node: Node, trailing: int, other: Node) -> Labels:
-    """Labels of the leading dimensions, right-aligned; None where a size of 1 is broadcast against a larger one."""
+    """Labels of the leading dimensions, right-aligned; None where a size of 1 is broadcast."""
     extents = shape(node)[: rank(node) - trailing]
     partner = shape(other)[: rank(other) - trailing]
     labels: list[str | None] = list(batch[len(batch) - len(extents) :])
@@ -134,7 +135,7 @@ def _einsum(node: Node) -> Contraction | None:
 
 
 def _expand(term: str, dims: int) -> tuple[str, ...] | None:
-    """Letters of one einsum term, with an ellipsis written out as `.0 .1 ...`, counted from the right."""
+    """Letters of one einsum term; an ellipsis becomes `.1 .0`, counted from the right."""
     head, dots, tail = term.partition("...")
     covered = dims - len(head) - len(tail)
     if covered < 0 or (covered and not dots):

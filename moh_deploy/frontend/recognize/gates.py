@@ -29,14 +29,30 @@ from moh_deploy.frontend.recognize.views import (
 )
 
 _ELEMENTWISE = frozenset(
-    "add sub subtract mul multiply div divide true_divide where sigmoid softmax relu exp to_copy clamp".split()
+    [
+        "add",
+        "sub",
+        "subtract",
+        "mul",
+        "multiply",
+        "div",
+        "divide",
+        "true_divide",
+        "where",
+        "sigmoid",
+        "softmax",
+        "relu",
+        "exp",
+        "to_copy",
+        "clamp",
+    ]
 )
 
 
 def layers_of(
     products: Sequence[GatedProduct], tracked: Mapping[Node, Tracked], dynamic: set[Node]
 ) -> list[MoHLayer]:
-    """Keep the products that apply gates; of several in a row, the last one with all gates so far."""
+    """Keep the products that apply gates; of several in a row, the last, with all their gates."""
     layers = [layer for found in products if (layer := _layer(found, tracked, dynamic)) is not None]
     inner = {
         id(other)
@@ -92,7 +108,7 @@ def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bo
 
 
 def without_axes(operand: Operand, axes: Dim) -> Operand | None:
-    """The operand without axes along which it only repeats itself; None where it varies along them."""
+    """The operand without axes it is constant along; None where it varies along them."""
     for node, layout in history(operand.node, operand.layout):
         if lacks(layout, axes):
             return Operand(node, layout)
@@ -122,7 +138,7 @@ def _constant_along(operand: Operand, axes: Dim) -> bool:
 def _head_axes(
     node: Node, layout: Layout, value_axes: Dim, tracked: Mapping[Node, Tracked]
 ) -> Dim | None:
-    """The axes that end up in one dimension with the head dimension: where heads are merged, or projected away together."""
+    """The axes that are merged, or projected away, together with the head dimension."""
     queue, seen = [(node, resolve(layout))], {node}
     while queue:
         current, known = queue.pop(0)

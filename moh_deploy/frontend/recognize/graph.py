@@ -11,13 +11,30 @@ from torch.fx import Graph, Node
 from moh_deploy.frontend.recognize.axes import Size, size_of
 
 _SHAPE_ONLY = frozenset(
-    "sym_size sym_numel sym_stride ones_like zeros_like full_like empty_like rand_like new_ones new_zeros new_full new_empty"
-    " arange ones zeros full empty".split()
+    [
+        "sym_size",
+        "sym_numel",
+        "sym_stride",
+        "ones_like",
+        "zeros_like",
+        "full_like",
+        "empty_like",
+        "rand_like",
+        "new_ones",
+        "new_zeros",
+        "new_full",
+        "new_empty",
+        "arange",
+        "ones",
+        "zeros",
+        "full",
+        "empty",
+    ]
 )
 
 
 def op(node: Node) -> str:
-    """Name of the ATen operator without overload or in-place mark: `softmax`, `matmul`, `getitem`; empty for other nodes."""
+    """Name of a node's operator without overload or in-place mark: `softmax`; else empty."""
     if node.op != "call_function":
         return ""
     target = node.target
@@ -78,7 +95,7 @@ def tensor_inputs(node: Node) -> tuple[Node, ...]:
 
 
 def module_path(node: Node) -> tuple[str, ...]:
-    """Path of the innermost module that the node was traced in, such as `("blocks", "0", "attn")`."""
+    """Path of the innermost module a node was traced in: `("blocks", "0", "attn")`."""
     stack = node.meta.get("nn_module_stack") or {}
     path = ""
     for entry in stack.values():

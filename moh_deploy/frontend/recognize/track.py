@@ -31,9 +31,13 @@ from moh_deploy.frontend.recognize.cores.softmax import (
 from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, shape, tensor_inputs
 from moh_deploy.frontend.recognize.views import broadcast, forward, is_view, lacks
 
-_SPLITS = frozenset("split split_with_sizes chunk tensor_split unbind slice narrow select".split())
-_PER_HEAD_NORMS = frozenset("layer_norm rms_norm".split())
-_ARITHMETIC = frozenset("add sub subtract mul multiply div divide true_divide".split())
+_SPLITS = frozenset(
+    ["split", "split_with_sizes", "chunk", "tensor_split", "unbind", "slice", "narrow", "select"]
+)
+_PER_HEAD_NORMS = frozenset(["layer_norm", "rms_norm"])
+_ARITHMETIC = frozenset(
+    ["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"]
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class GatedProduct:
 
 
 class Tracker:
-    """Finds every product of an attention output (or its weights) with another tensor that may be its gates.
+    """Finds every product of an attention output (or its weights) with another tensor that may be
+    its gates.
 
     Args:
         nodes: The graph's nodes in execution order.
@@ -139,7 +144,7 @@ class Tracker:
         return Tracked(resolve(layout), "weights", core)
 
     def _split(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
-        """Pieces of the attention weights along the keys stay weights; other pieces are not followed."""
+        """Pieces of the weights along the keys stay weights; other pieces are not followed."""
         if state.stage != "weights":
             return None
         if not is_tensor(node):
@@ -211,7 +216,8 @@ class Tracker:
                 f"{node.target} changes the attention weights after their softmax"
             )
         self.products.append(GatedProduct(node, state, resolve(out), partner))
-        # Whether this is a gate is decided later, with all uses known; what follows may be one, too.
+        # Whether this is a gate is decided later, with all uses known; what follows may
+        # be one, too.
         return replace(state, layout=resolve(out), gates=(*state.gates, partner))
 
     def _arithmetic(self, node: Node, source: Node, state: Tracked) -> Tracked | None:

@@ -17,18 +17,59 @@ from moh_deploy.frontend.recognize.axes import (
     product,
     regroup,
     resolve,
+    size_of,
 )
 from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, rank, shape, tensor
 
 _SAME_ORDER = frozenset(
-    "view reshape unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as ravel atleast_2d atleast_3d"
-    " contiguous clone alias detach lift_fresh_copy dropout feature_dropout alpha_dropout native_dropout identity"
-    " to to_copy type_as float double half bfloat16".split()
+    [
+        "view",
+        "reshape",
+        "unsafe_view",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "view_as",
+        "reshape_as",
+        "ravel",
+        "atleast_2d",
+        "atleast_3d",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "lift_fresh_copy",
+        "dropout",
+        "feature_dropout",
+        "alpha_dropout",
+        "native_dropout",
+        "identity",
+        "to",
+        "to_copy",
+        "type_as",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+    ]
 )
 _REORDER = frozenset(
-    "transpose permute t numpy_T mT adjoint movedim moveaxis swapaxes swapdims matrix_H".split()
+    [
+        "transpose",
+        "permute",
+        "t",
+        "numpy_T",
+        "mT",
+        "adjoint",
+        "movedim",
+        "moveaxis",
+        "swapaxes",
+        "swapdims",
+        "matrix_H",
+    ]
 )
-_EXPAND = frozenset("expand expand_as broadcast_to".split())
+_EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 
 
@@ -92,16 +133,10 @@ def _undo_repeat_interleave(node: Node, layout: Layout) -> Layout | None:
         return None
     source = shape(cast(Node, node.args[0]))
     position = dim % len(layout)
-    split = regroup(layout[position], (source[position], _integer(repeats)))
+    split = regroup(layout[position], (source[position], size_of(repeats)))
     if split is None:
         return None
     return (*layout[:position], split[0], *layout[position + 1 :])
-
-
-def _integer(number: int) -> Size:
-    import sympy
-
-    return sympy.Integer(number)
 
 
 def history(node: Node, layout: Layout) -> list[tuple[Node, Layout]]:
@@ -114,7 +149,7 @@ def history(node: Node, layout: Layout) -> list[tuple[Node, Layout]]:
 
 
 def broadcast(node: Node, onto: Layout) -> Layout | None:
-    """Layout of a tensor that is broadcast against one of layout `onto` by the usual right-aligned rule."""
+    """Layout of a tensor that is broadcast, right-aligned, against one of layout `onto`."""
     extents = shape(node)
     if len(extents) > len(onto):
         return None

@@ -1,7 +1,7 @@
 """Rewrite recognised layers into the ops of `moh_deploy.ops`.
 
-The new operators are first inserted beside what they replace, so that one run of the program computes both and compares them layer
-by layer; only what agrees is then committed.
+The new operators are first inserted beside what they replace, so that one run of the program
+computes both and compares them layer by layer; only what agrees is then committed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from moh_deploy.frontend.recognize.axes import product
 from moh_deploy.frontend.recognize.graph import is_tensor
 from moh_deploy.frontend.recognize.routers.forms import Router, read_router
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter, NotCoveredError, gates_of
-from moh_deploy.frontend.rewrite.router import insert_router
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.rewrite.router import insert_router
 
 __all__ = ["Rewrite", "commit", "insert"]
 
@@ -97,10 +97,12 @@ def _insert(graph: Graph, layer: MoHLayer) -> Rewrite:
 
 
 def commit(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> ExportedProgram:
-    """Let the inserted operators take over, drop what they replace, and add each layer's gates to the outputs.
+    """Let the inserted operators take over, drop what they replace, and add each layer's gates to
+    the outputs.
 
     Returns:
-        A program whose outputs are the tensors of the original outputs in order, followed by one [B, S, H] tensor of gates a layer.
+        A program whose outputs are the tensors of the original outputs in order, followed by one
+        [B, S, H] tensor of gates a layer.
     """
     graph = program.graph_module.graph
     for rewrite in rewrites:

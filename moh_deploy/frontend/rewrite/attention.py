@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 class NotCoveredError(Exception):
-    """An attention that MoHAttention cannot express; the message is the reason that the user reads."""
+    """An attention that MoHAttention cannot express; the message is what the user reads."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class AttentionRewriter:
         )
 
     def _kv_heads(self, heads: Dim) -> Dim:
-        """The fewest leading head axes that key and value both vary along; the rest are repetitions."""
+        """The fewest leading head axes that cover what key and value vary along."""
         for count in range(len(heads) + 1):
             if all(
                 any(_head_axes(operand, heads) <= set(heads[:count]) for operand in trail)
@@ -187,7 +187,7 @@ class AttentionRewriter:
         return self._builder.call(aten.to.dtype, node, dtype)
 
     def _is_causal(self) -> bool:
-        """True where torch's causal rule (from the first token) and ONNX's (to the last key) agree."""
+        """True where torch's causal rule (first token, first key) and ONNX's (last, last) agree."""
         return self._scores.is_causal and self._square()
 
     def _square(self) -> bool:

@@ -26,7 +26,8 @@ class UnknownSizeError(Exception):
 
 
 class GraphBuilder:
-    """Inserts calls in front of one node of a graph; every new node carries its fake value and the module path of that node.
+    """Inserts calls in front of one node of a graph; every new node carries its fake value and the
+    module path of that node.
 
     Args:
         graph: The graph to insert into.
@@ -40,7 +41,7 @@ class GraphBuilder:
     def call(self, target: Callable[..., object], *args: object) -> Node:
         """Insert a call and return its node."""
         with self._graph.inserting_before(self._before):
-            node = self._graph.call_function(target, cast(tuple[Argument, ...], args))
+            node: Node = self._graph.call_function(target, cast(tuple[Argument, ...], args))
         mode = self._fake_mode()
         fakes = map_arg(node.args, lambda arg: arg.meta["val"])
         with mode:
@@ -51,14 +52,12 @@ class GraphBuilder:
         return node
 
     def _fake_mode(self) -> FakeTensorMode:
-        return next(
-            found.fake_mode
-            for node in self._graph.nodes
-            if isinstance(found := node.meta.get("val"), FakeTensor)
-        )
+        values = (node.meta.get("val") for node in self._graph.nodes)
+        return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
 
     def size(self, extent: Size) -> Node:
-        """Return a node that has this symbolic size; the earliest one, so that nothing late is kept alive for it.
+        """Return a node that has this symbolic size; the earliest one, so that nothing late is
+        kept alive for it.
 
         Raises:
             UnknownSizeError: If no earlier node has it.
@@ -90,8 +89,8 @@ class LayoutBuilder:
         Args:
             operand: A tensor. It must not vary along axes that `wanted` lacks.
             wanted: One group of axes for each dimension of the result.
-            expand: Give axes that the operand lacks their full size. Otherwise a dimension that lacks all of its axes has size 1, for
-                tensors that are broadcast by who reads them.
+            expand: Give axes that the operand lacks their full size. Otherwise a dimension that
+                lacks all of its axes has size 1, for tensors that are broadcast by who reads them.
 
         Raises:
             UnknownSizeError: If the size of an axis cannot be expressed.
@@ -162,7 +161,7 @@ class LayoutBuilder:
 
 
 def _blocks(layout: Layout, other: Layout) -> list[BlockedDim]:
-    """Each dimension as blocks of axes that stand side by side in one dimension of `other`, too (or not at all)."""
+    """Each dimension as blocks of axes that are neighbours in `other`, too."""
     place = {
         axis: (position, offset)
         for position, dim in enumerate(other)

@@ -24,7 +24,8 @@ class MaskTerm:
 
     Attributes:
         operand: Broadcastable to the scores.
-        kind: `keep`: bool, True may attend. `drop`: bool, True is overwritten with `value`. `add`: added after multiplying by `value`.
+        kind: `keep`: bool, True may attend. `drop`: bool, True is overwritten with `value`. `add`:
+            added after multiplying by `value`.
     """
 
     operand: Operand
@@ -34,7 +35,7 @@ class MaskTerm:
 
 @dataclass(frozen=True)
 class Factor:
-    """A tensor that multiplies (or divides) the scores and does not vary along the keys, so that it may multiply the query."""
+    """A tensor that scales the scores equally for all keys, so that it may scale the query."""
 
     operand: Operand
     divides: bool
@@ -64,7 +65,8 @@ class Core:
 
     Attributes:
         anchor: The softmax or fused attention node.
-        scores: How the weights were made; None where MoHAttention cannot express it (then `obstacles` says why).
+        scores: How the weights were made; None where MoHAttention cannot express it (then
+            `obstacles` says why).
         value: The value tensor.
         output: The result, before any gate.
         value_axes: Axes that only the values have: the head dimension of the output.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import cast
 
-import sympy
+import sympy  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch.fx import Node
 
@@ -16,7 +16,7 @@ from moh_deploy.frontend.recognize.views import broadcast
 
 
 def read_fused(node: Node) -> Core | None:
-    """Read a `scaled_dot_product_attention` node; None if it has no batch or head dimension at all."""
+    """Read a `scaled_dot_product_attention` node; None if it has no dimension of heads."""
     query, key, value = cast(tuple[Node, Node, Node], tuple(node.args[:3]))
     out = tuple(fresh_dim(extent) for extent in shape(node))
     if len(out) < 3:

@@ -23,7 +23,8 @@ Constants = Callable[[Node], torch.Tensor | None]
 
 @dataclass
 class ScoreReader:
-    """Walks from a softmax back to the product of query and key, collecting what happens on the way.
+    """Walks from a softmax back to the product of query and key, collecting what happens on the
+    way.
 
     Args:
         dynamic: Nodes whose values depend on the model's inputs.
@@ -185,7 +186,7 @@ class ScoreReader:
 
 
 def _elementwise_sources(node: Node) -> Iterator[Node]:
-    """Nodes that feed `node` through views and element-wise operations, down to and including the first products."""
+    """What feeds `node` through views and element-wise operators, down to the first products."""
     seen, stack = {node}, [node]
     while stack:
         current = stack.pop()
@@ -202,12 +203,29 @@ def _elementwise_sources(node: Node) -> Iterator[Node]:
 
 
 _ELEMENTWISE = frozenset(
-    "add sub subtract mul multiply div divide true_divide masked_fill where cat stack tanh clamp neg exp".split()
+    [
+        "add",
+        "sub",
+        "subtract",
+        "mul",
+        "multiply",
+        "div",
+        "divide",
+        "true_divide",
+        "masked_fill",
+        "where",
+        "cat",
+        "stack",
+        "tanh",
+        "clamp",
+        "neg",
+        "exp",
+    ]
 )
 
 
 def has_score_product(reader: ScoreReader, node: Node) -> bool:
-    """True where a softmax's input is made of products of two input-dependent tensors: attention, not a classifier or a router."""
+    """True where a softmax is over products of two activations: attention, not a router."""
     return reader.leads_to_product(node)
 
 

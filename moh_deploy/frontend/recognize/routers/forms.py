@@ -1,6 +1,7 @@
 """Propose a MoHRouter for a layer's gates and prove it by running both on the same logits.
 
-Source of the forms: arXiv 2410.11842, equations 3 to 6 (two-stage routing), and the query-norm routing of its language models.
+Source of the forms: arXiv 2410.11842, equations 3 to 6 (two-stage routing), and the query-norm
+    routing of its language models.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Router:
     """How a layer's gates are computed.
 
     Attributes:
-        form: `two_stage`, `top_k`, `shared`, `query_norm`, `mask`, or `custom` for a router that MoHRouter does not express.
+        form: `two_stage`, `top_k`, `shared`, `query_norm`, `mask`, or `custom` for a router that
+            MoHRouter does not express.
         num_shared_heads, top_k: None where the router's form does not tell.
         routed_logits, shared_logits, stage_logits: Inputs of the MoHRouter; all None for `custom`.
         gate_mode: Attribute of the MoHRouter.
@@ -153,7 +155,7 @@ def _computes(proposal: Router, gates: Node, cone: list[Node]) -> bool:
 
 
 def _between(gates: Node, inputs: set[Node], cone: set[Node]) -> list[Node] | None:
-    """Nodes from the logits to the gates in execution order; None if the gates depend on anything else."""
+    """Nodes from the logits to the gates, in order; None if the gates depend on more."""
     found, stack = {gates}, [gates]
     while stack:
         node = stack.pop()

@@ -1,4 +1,4 @@
-"""The selection of a router: which scores it ranks and how many heads it keeps, whatever it does with them afterwards."""
+"""The selection of a router: which scores it ranks, and how many heads it keeps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,22 @@ from moh_deploy.frontend.recognize.contraction import contraction
 from moh_deploy.frontend.recognize.graph import argument, example_shape, is_tensor, op, rank
 
 _STOPS = frozenset(
-    "linear addmm conv1d conv2d conv3d convolution embedding layer_norm rms_norm group_norm batch_norm"
-    " linalg_vector_norm norm scaled_dot_product_attention".split()
+    [
+        "linear",
+        "addmm",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "convolution",
+        "embedding",
+        "layer_norm",
+        "rms_norm",
+        "group_norm",
+        "batch_norm",
+        "linalg_vector_norm",
+        "norm",
+        "scaled_dot_product_attention",
+    ]
 )
 
 
@@ -57,7 +71,7 @@ def _ends_router(node: Node) -> bool:
 
 
 def find_selection(cone: list[Node], num_heads: int) -> Selection | None:
-    """The selection with the most candidates, at most `num_heads`; None where no head is ever closed by rank."""
+    """The selection with the most candidates; None where no head is closed by rank."""
     found = [selection for selection in _selections(cone) if selection.candidates <= num_heads]
     return max(found, key=lambda selection: selection.candidates, default=None)
 
