@@ -11,15 +11,13 @@ import os
 import re
 import secrets
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NoReturn
+from types import TracebackType
 
 from moh_deploy.errors import PackageError
+from moh_deploy.termination import cleaned_up_on_termination, signals_held
 
 
 class StagedDirectory:
@@ -43,12 +41,12 @@ class StagedDirectory:
         self._signals = ExitStack()
 
     def __enter__(self) -> StagedDirectory:
-        self._signals.enter_context(_termination_raises())
+        self._signals.enter_context(cleaned_up_on_termination(self._discard))
         try:
             self._make_parents()
             self.path.mkdir()
         except BaseException as error:
-            self._discard()
+            self._leave()
             if isinstance(error, OSError):
                 raise PackageError(f"{self.output} cannot be made: {error.strerror}.") from error
             raise
@@ -62,9 +60,7 @@ class StagedDirectory:
     ) -> None:
         # Measured before the files go: this is what did not fit.
         full = None if error is None or not _is_disk_full(error) else self._describe_full_disk()
-        if not self._committed:
-            self._discard()
-        self._signals.close()
+        self._leave()
         if full is not None:
             raise PackageError(full, hint="Free some space, or write to another disk.") from error
 
@@ -92,19 +88,19 @@ class StagedDirectory:
     def _swap_in(self) -> None:
         _sync_directory(self.path)
         replaced = _hidden_sibling(self.output, "replaced") if _is_filled(self.output) else None
-        with _signals_ignored():
+        with signals_held():
             if replaced is not None:
                 self.output.rename(replaced)
             try:
                 self.path.rename(self.output)
-            except BaseException:
+            except OSError:
                 if replaced is not None:
                     replaced.rename(self.output)
                 raise
             self._committed = True
-        _sync_directory(self.output.parent)
-        if replaced is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
+            _sync_directory(self.output.parent)
+            if replaced is not None:
+                shutil.rmtree(replaced, ignore_errors=True)
 
     def _make_parents(self) -> None:
         missing = [parent for parent in self.output.parents if not parent.exists()]
@@ -112,8 +108,14 @@ class StagedDirectory:
             parent.mkdir(exist_ok=True)
             self._made_parents.append(parent)
 
+    def _leave(self) -> None:
+        self._discard()
+        self._signals.close()
+
     def _discard(self) -> None:
-        with _signals_ignored():
+        if self._committed:
+            return
+        with signals_held():
             shutil.rmtree(self.path, ignore_errors=True)
             for parent in reversed(self._made_parents):
                 _remove_if_empty(parent)
@@ -137,7 +139,7 @@ def staged_file(output: Path) -> Iterator[Path]:
     """
     target = output.resolve()
     partial = _hidden_sibling(target, "partial")
-    with _termination_raises():
+    with cleaned_up_on_termination(lambda: partial.unlink(missing_ok=True)):
         try:
             yield partial
             sync_file(partial)
@@ -146,7 +148,7 @@ def staged_file(output: Path) -> Iterator[Path]:
             problem = "disk full" if _is_disk_full(error) else error.strerror or str(error)
             raise PackageError(f"{output} cannot be written: {problem}.") from error
         finally:
-            with _signals_ignored():
+            with signals_held():
                 partial.unlink(missing_ok=True)
 
 
@@ -190,41 +192,3 @@ def _is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-@contextmanager
-def _termination_raises() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack, so that clean-up runs, instead of just killing."""
-    ours = [number for number in _terminations() if signal.getsignal(number) == signal.SIG_DFL]
-    with _handlers(ours, _exit_on_signal):
-        yield
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Protect a few file operations from being interrupted halfway."""
-    with _handlers([signal.SIGINT, *_terminations()], signal.SIG_IGN):
-        yield
-
-
-@contextmanager
-def _handlers(numbers: list[signal.Signals], handler: signal._HANDLER) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets only the main thread set handlers, and runs them there.
-        return
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            # None stands for a handler that C code installed, which Python can not put back.
-            if previous is not None:
-                signal.signal(number, previous)
-
-
-def _terminations() -> list[signal.Signals]:
-    return [number for number in signal.Signals if number.name in ("SIGTERM", "SIGHUP")]
-
-
-def _exit_on_signal(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)

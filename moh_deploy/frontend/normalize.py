@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from moh_deploy.frontend.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.functionalize import functionalize
 from moh_deploy.frontend.recognize.graph import op
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
@@ -24,6 +25,8 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
             _pair_up(GraphBuilder(graph, node), node)
         elif op(node) == "im2col":
             replace_unfold(GraphBuilder(graph, node), node)
+        elif is_joined(node):
+            factor_out_slices(GraphBuilder(graph, node), node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program

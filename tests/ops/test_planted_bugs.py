@@ -65,6 +65,15 @@ def _in_half_precision(value: str) -> Bug:
     return plant
 
 
+def _softmax_without_the_row_maximum(function: onnx.FunctionProto) -> None:
+    index = next(i for i, node in enumerate(function.node) if node.op_type == "Softmax")
+    (scores,), (weights,) = function.node[index].input, function.node[index].output
+    make = onnx.helper.make_node
+    function.node[index].CopyFrom(make("Div", ["exponentials", "total"], [weights]))
+    function.node.insert(index, make("ReduceSum", ["exponentials", "last_axis"], ["total"]))
+    function.node.insert(index, make("Exp", [scores], ["exponentials"]))
+
+
 def _softmax_over_masked_logits(function: onnx.FunctionProto) -> None:
     """Unchosen logits become 0 and softmax runs last: 0 is not the neutral element of softmax."""
     if _node(function, "divisor") is None:
@@ -130,6 +139,7 @@ BUGS: dict[str, tuple[str, Bug]] = {
     ),
     "additive_mask_ignored": ("MoHAttention", _becomes("scores", "Identity", "scores_BHST")),
     "softmax_over_queries": ("MoHAttention", _set_attribute("weights", "axis", -2)),
+    "softmax_without_the_row_maximum": ("MoHAttention", _softmax_without_the_row_maximum),
     "scores_in_half_precision": ("MoHAttention", _in_half_precision("scores_BHST")),
     "merged_without_transpose": (
         "MoHAttention",

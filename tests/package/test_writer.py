@@ -210,15 +210,40 @@ WAITING_WRITER = """
         time.sleep(60)
 """
 
+# Python swallows exceptions in a finaliser: one raised by a signal handler would get lost here.
+WRITER_IN_FINALISER = """
+    import sys, time
+    from pathlib import Path
+    from moh_deploy.package import PackageWriter
+    class Slow:
+        def __del__(self):
+            print("ready", flush=True)
+            time.sleep(5)
+    with PackageWriter(Path(sys.argv[1])) as writer:
+        writer.path("model.onnx").write_bytes(b"x" * 1000)
+        Slow()
+        time.sleep(60)
+"""
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signal_leaves_nothing(tmp_path: Path, number: signal.Signals):
-    process = in_subprocess(WAITING_WRITER, tmp_path / "new" / "package")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode in (128 + number, -number)
+
+@pytest.mark.parametrize(
+    ("code", "number"),
+    [
+        (WAITING_WRITER, signal.SIGTERM),
+        (WAITING_WRITER, signal.SIGHUP),
+        (WAITING_WRITER, signal.SIGINT),
+        (WRITER_IN_FINALISER, signal.SIGTERM),
+    ],
+    ids=["SIGTERM", "SIGHUP", "SIGINT", "SIGTERM in a finaliser"],
+)
+def test_signal_ends_the_process_and_leaves_nothing(
+    tmp_path: Path, code: str, number: signal.Signals
+):
+    with in_subprocess(code, tmp_path / "new" / "package") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+    assert process.returncode == -number
     assert names(tmp_path) == []
 
 

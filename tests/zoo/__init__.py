@@ -2,5 +2,6 @@
 
 from tests.zoo.collection import ZOO
 from tests.zoo.model import Expected, ExpectedLayer, ZooModel
+from tests.zoo.rarities import MISSED
 
-__all__ = ["ZOO", "Expected", "ExpectedLayer", "ZooModel"]
+__all__ = ["MISSED", "ZOO", "Expected", "ExpectedLayer", "ZooModel"]

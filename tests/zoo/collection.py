@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.zoo import composed, gating, handmade, language, ordinary, published, sdpa, windowed
 from tests.zoo.model import Expected, ExpectedLayer, ZooModel, seeded, tokens_in
+from tests.zoo.rarities import RARE
 
 
 def top_k(heads: int, k: int, *, kv: int | None = None) -> Expected:
@@ -221,7 +222,6 @@ GATES = tuple(
         ("gate_in_output_einsum", gating.InOutputEinsum),
         ("gate_per_head_projection", gating.PerHeadProjection),
         ("gate_in_place", gating.InPlace),
-        ("gate_head_by_head", gating.LoopOverHeads),
     )
 )
 
@@ -334,4 +334,5 @@ ZOO: tuple[ZooModel, ...] = (
     *ORDINARY,
     *AGGREGATED,
     *COMPOSED,
+    *RARE,
 )

@@ -27,8 +27,8 @@ class ExpectedLayer:
 
     num_heads: int
     num_kv_heads: int | None
-    top_k: int
-    num_shared_heads: int
+    top_k: int | None
+    num_shared_heads: int | None
     router: str
     replaced: bool = True
 

@@ -78,6 +78,8 @@ def is_view(node: Node) -> bool:
     name = op(node)
     if name in ("dropout", "feature_dropout", "alpha_dropout"):
         return not argument(node, "train", False)
+    if name in ("slice", "expand"):  # written out of habit: `x[:, :]`, `x.expand(x.shape)`
+        return is_tensor(node.args[0]) and shape(cast(Node, node.args[0])) == shape(node)
     return name in _SAME_ORDER or name in _REORDER
 
 

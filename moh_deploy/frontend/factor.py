@@ -1,0 +1,201 @@
+"""Products of slices, put together again, as one product.
+
+Some models weigh shared and routed heads apart, or each head on its own, and concatenate: `cat([y[:, :4] * a, y[:, 4:] * b])`. That is
+`y * cat([a, b])`, whatever `y` is; in that form the gates of a layer are one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.contraction import Labels, contraction
+from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, rank, shape
+from moh_deploy.frontend.rewrite.builder import GraphBuilder
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Entries `start` to `stop` of one dimension of a tensor; a single entry may have lost the dimension."""
+
+    source: Node
+    dim: int
+    start: int
+    stop: int
+    keeps_dim: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One operand of the concatenation: a slice, times a factor; a factor of None is 1."""
+
+    slice: _Slice
+    factor: Node | None
+    factor_labels: Labels
+    labels: Labels
+
+
+def factor_out_slices(builder: GraphBuilder, node: Node) -> None:
+    """Let one product take over from a `cat` or `stack` of products of slices, if it is that.
+
+    Args:
+        builder: Inserts in front of `node`.
+    """
+    operands = cast(Sequence[Node], node.args[0])
+    parts = [_part(operand) for operand in operands]
+    if any(part is None for part in parts):
+        return
+    known = cast(list[_Part], parts)
+    if all(part.factor is None for part in known) or not _cover_in_order(known):
+        return
+    slices, joined = [part.slice for part in known], argument(node, "dim", 0)
+    assert isinstance(joined, int)
+    position = joined % rank(node)
+    if all(one.keeps_dim for one in slices) and op(node) == "cat" and slices[0].dim == position:
+        factors = _factors(builder, known, position)
+        if factors is not None:
+            gates = builder.call(aten.cat.default, factors, position)
+            _take_over(node, builder.call(aten.mul.Tensor, slices[0].source, gates))
+    elif not any(one.keeps_dim for one in slices):
+        _factor_out_entries(builder, node, known, position)
+
+
+def _factor_out_entries(
+    builder: GraphBuilder, node: Node, parts: Sequence[_Part], position: int
+) -> None:
+    """Single entries: stacked, or concatenated along the dimension that follows theirs."""
+    first = parts[0].slice
+    factors = _factors(builder, parts, None)
+    if factors is None:
+        return
+    order = [axis for axis in range(rank(first.source)) if axis != first.dim]
+    order.insert(position, first.dim)
+    whole = builder.call(aten.permute.default, first.source, order)
+    gates = builder.call(aten.stack.default, factors, position)
+    product = builder.call(aten.mul.Tensor, whole, gates)
+    if op(node) == "cat":
+        product = builder.call(aten.flatten.using_ints, product, position, position + 1)
+    _take_over(node, product)
+
+
+def _take_over(node: Node, product: Node) -> None:
+    node.replace_all_uses_with(product)
+
+
+def _part(node: Node) -> _Part | None:
+    alone = _slice(node)
+    if alone is not None:
+        return _Part(alone, None, (), ())
+    product = contraction(node)
+    if product is None or product.summed:
+        return None
+    for side in (0, 1):
+        found = _slice(product.operands[side])
+        if found is not None and product.labels[side] == product.out:
+            other = 1 - side
+            return _Part(found, product.operands[other], product.labels[other], product.out)
+    return None
+
+
+def _slice(node: Node) -> _Slice | None:
+    """Read a node as a slice of another tensor; slices of everything are looked through."""
+    name = op(node)
+    if name == "getitem":
+        return _piece_of_split(node)
+    if name not in ("slice", "narrow", "select"):
+        return None
+    source = _through_whole_slices(cast(Node, node.args[0]))
+    dim = cast(int, argument(node, "dim", 0)) % rank(source)
+    start = argument(node, "index" if name == "select" else "start", 0) or 0
+    extent = shape(source)[dim]
+    if not extent.is_Integer or not isinstance(start, int):
+        return None
+    start %= int(extent)
+    length = 1 if name == "select" else shape(node)[dim]
+    if argument(node, "step", 1) != 1 and name == "slice":
+        return None
+    return _Slice(source, dim, start, start + int(length), keeps_dim=name != "select")
+
+
+def _piece_of_split(node: Node) -> _Slice | None:
+    split, index = cast(tuple[Node, int], node.args[:2])
+    name = op(split)
+    if name not in ("split", "split_with_sizes", "chunk", "tensor_split", "unbind"):
+        return None
+    source = _through_whole_slices(cast(Node, split.args[0]))
+    dim = cast(int, argument(split, "dim", 0)) % rank(source)
+    if not shape(source)[dim].is_Integer:
+        return None
+    if name == "unbind":
+        return _Slice(source, dim, index, index + 1, keeps_dim=False)
+    lengths = [int(piece.shape[dim]) for piece in split.meta["val"]]
+    start = sum(lengths[:index])
+    return _Slice(source, dim, start, start + lengths[index], keeps_dim=True)
+
+
+def _through_whole_slices(node: Node) -> Node:
+    while op(node) == "slice" and shape(cast(Node, node.args[0])) == shape(node):
+        node = cast(Node, node.args[0])
+    return node
+
+
+def _cover_in_order(parts: Sequence[_Part]) -> bool:
+    """True where the slices are all of one dimension of one tensor, in order."""
+    first = parts[0].slice
+    expected = 0
+    for part in parts:
+        same = (part.slice.source, part.slice.dim) == (first.source, first.dim)
+        if not same or part.slice.start != expected:
+            return False
+        expected = part.slice.stop
+    return bool(shape(first.source)[first.dim] == expected)
+
+
+def _factors(
+    builder: GraphBuilder, parts: Sequence[_Part], sliced: int | None
+) -> list[Node] | None:
+    """The factors with all dimensions of the product, those of size 1 spread along the sliced one."""
+    aligned = [
+        None if part.factor is None else _aligned(builder, part.factor, part) for part in parts
+    ]
+    like = next(factor for factor in aligned if factor is not None)
+    spread: list[Node] = []
+    for part, factor in zip(parts, aligned, strict=True):
+        length = part.slice.stop - part.slice.start
+        node = builder.call(aten.ones_like.default, like) if factor is None else factor
+        if sliced is not None and shape(node)[sliced] != length:
+            node = builder.call(aten.slice.Tensor, node, sliced, 0, 1)
+            extents = [length if axis == sliced else -1 for axis in range(rank(node))]
+            node = builder.call(aten.expand.default, node, extents)
+        spread.append(node)
+    others = {tuple(e for axis, e in enumerate(shape(n)) if axis != sliced) for n in spread}
+    return spread if len(others) == 1 else None
+
+
+def _aligned(builder: GraphBuilder, factor: Node, part: _Part) -> Node:
+    """The factor with its dimensions in the order of the product, size 1 where it has none."""
+    for position in reversed(range(rank(factor))):
+        if part.factor_labels[position] is None:
+            factor = builder.call(aten.squeeze.dim, factor, position)
+    labels = [label for label in part.factor_labels if label is not None]
+    order = sorted(range(len(labels)), key=lambda position: part.labels.index(labels[position]))
+    if order != sorted(order):
+        factor = builder.call(aten.permute.default, factor, order)
+    for position, label in enumerate(part.labels):
+        if label not in labels:
+            factor = builder.call(aten.unsqueeze.default, factor, position)
+    return factor
+
+
+def is_joined(node: Node) -> bool:
+    """True for a node that `factor_out_slices` may apply to."""
+    if op(node) not in ("cat", "stack"):
+        return False
+    operands = node.args[0]
+    return isinstance(operands, (list, tuple)) and all(is_tensor(one) for one in operands)

@@ -1,0 +1,59 @@
+"""The rarer ways of writing as two tables: what recognition must get right, and what it misses."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tests.zoo import gating, unusual
+from tests.zoo.model import Expected, ExpectedLayer, InputBuilder, ZooModel, seeded, tokens_in
+
+TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
+CUSTOM = ExpectedLayer(4, 4, 2, 0, "custom")
+UNREPLACED = ExpectedLayer(4, None, 2, 0, "top_k", replaced=False)
+
+
+def rare(
+    name: str,
+    make: type[nn.Module],
+    *layers: ExpectedLayer,
+    inputs: InputBuilder = tokens_in,
+) -> ZooModel:
+    return ZooModel(name, seeded(make), inputs, Expected(layers), (make.__doc__ or "").strip())
+
+
+RARE = (
+    rare("flat_tokens", unusual.FlatTokens, TOP_2),
+    rare("mask_then_weight", unusual.MaskThenWeight, CUSTOM),
+    rare("straight_through", unusual.StraightThrough, CUSTOM),
+    rare("select_argsort", unusual.ArgsortChoice, ExpectedLayer(4, 4, None, None, "custom")),
+    rare("prefix_tokens", unusual.PrefixTokens, TOP_2),
+    rare("latent_keys", unusual.Latent, TOP_2),
+    rare("soft_capped", unusual.SoftCapped, UNREPLACED),
+    rare("attention_sink", unusual.Sinks, UNREPLACED),
+    rare("differential", unusual.Differential, UNREPLACED),
+    rare("shows_attention", unusual.ShowsAttention, UNREPLACED),
+    rare("unbatched", unusual.Unbatched, TOP_2, inputs=unusual.unbatched_in),
+    rare("feature_map", unusual.FeatureMap, TOP_2, inputs=unusual.feature_in),
+    rare("two_batch_axes", unusual.Frames, TOP_2, inputs=unusual.frames_in),
+    rare("one_choice_for_all", unusual.OneChoiceForAll, TOP_2, TOP_2),
+    rare("careful_router", unusual.CarefulRouter, TOP_2),
+    rare("router_reads_residual", unusual.ReadsResidual, TOP_2),
+    rare("optional_outputs", unusual.FromTheirNames, TOP_2, inputs=unusual.int_mask_in),
+)
+
+# Exported correctly, but not recognised as they should be: the layer is not counted, its attention
+# is not replaced, or its router is called custom. `expected` is what would be right.
+MISSED = (
+    rare("gate_head_by_head", gating.LoopOverHeads, TOP_2),
+    rare("sliced_gates", unusual.SlicedGates, TOP_2),
+    rare("shared_untouched", unusual.SharedUntouched, ExpectedLayer(4, 4, 1, 2, "custom")),
+    rare("filled_afterwards", unusual.FilledAfterwards, CUSTOM),
+    rare("projected_first", unusual.ProjectedFirst, TOP_2),
+    rare("baddbmm_alibi", unusual.Baddbmm, TOP_2),
+    rare("mask_by_product", unusual.OldMasking, TOP_2),
+    rare("talking_heads", unusual.TalkingHeads, UNREPLACED),
+    rare("linear_attention", unusual.Linearized, UNREPLACED),
+    rare("time_first", unusual.TimeFirst, TOP_2, inputs=unusual.time_first_in),
+    rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
+    rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
+)
