@@ -1,7 +1,8 @@
 """Products of slices, put together again, as one product.
 
-Some models weigh shared and routed heads apart, or each head on its own, and concatenate: `cat([y[:, :4] * a, y[:, 4:] * b])`. That is
-`y * cat([a, b])`, whatever `y` is; in that form the gates of a layer are one tensor.
+Some models weigh shared and routed heads apart, or each head on its own, and concatenate:
+`cat([y[:, :4] * a, y[:, 4:] * b])`. That is `y * cat([a, b])`, whatever `y` is; in that form the
+gates of a layer are one tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Slice:
-    """Entries `start` to `stop` of one dimension of a tensor; a single entry may have lost the dimension."""
+    """Entries `start` to `stop` of one dimension; a single entry may have lost the dimension."""
 
     source: Node
     dim: int
@@ -160,7 +161,7 @@ def _cover_in_order(parts: Sequence[_Part]) -> bool:
 def _factors(
     builder: GraphBuilder, parts: Sequence[_Part], sliced: int | None
 ) -> list[Node] | None:
-    """The factors with all dimensions of the product, those of size 1 spread along the sliced one."""
+    """The factors with all dimensions of the product, spread along the sliced one."""
     aligned = [
         None if part.factor is None else _aligned(builder, part.factor, part) for part in parts
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tests.zoo import gating, unusual
+from tests.zoo import gating, unusual, unusual_cores
 from tests.zoo.model import Expected, ExpectedLayer, InputBuilder, ZooModel, seeded, tokens_in
 
 TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
@@ -23,15 +23,18 @@ def rare(
 
 RARE = (
     rare("flat_tokens", unusual.FlatTokens, TOP_2),
+    rare("gate_head_by_head", gating.LoopOverHeads, TOP_2),
+    rare("sliced_gates", unusual.SlicedGates, TOP_2),
+    rare("shared_untouched", unusual.SharedUntouched, ExpectedLayer(4, 4, 1, 2, "top_k")),
     rare("mask_then_weight", unusual.MaskThenWeight, CUSTOM),
     rare("straight_through", unusual.StraightThrough, CUSTOM),
     rare("select_argsort", unusual.ArgsortChoice, ExpectedLayer(4, 4, None, None, "custom")),
-    rare("prefix_tokens", unusual.PrefixTokens, TOP_2),
-    rare("latent_keys", unusual.Latent, TOP_2),
-    rare("soft_capped", unusual.SoftCapped, UNREPLACED),
-    rare("attention_sink", unusual.Sinks, UNREPLACED),
-    rare("differential", unusual.Differential, UNREPLACED),
-    rare("shows_attention", unusual.ShowsAttention, UNREPLACED),
+    rare("prefix_tokens", unusual_cores.PrefixTokens, TOP_2),
+    rare("latent_keys", unusual_cores.Latent, TOP_2),
+    rare("soft_capped", unusual_cores.SoftCapped, UNREPLACED),
+    rare("attention_sink", unusual_cores.Sinks, UNREPLACED),
+    rare("differential", unusual_cores.Differential, UNREPLACED),
+    rare("shows_attention", unusual_cores.ShowsAttention, UNREPLACED),
     rare("unbatched", unusual.Unbatched, TOP_2, inputs=unusual.unbatched_in),
     rare("feature_map", unusual.FeatureMap, TOP_2, inputs=unusual.feature_in),
     rare("two_batch_axes", unusual.Frames, TOP_2, inputs=unusual.frames_in),
@@ -44,15 +47,12 @@ RARE = (
 # Exported correctly, but not recognised as they should be: the layer is not counted, its attention
 # is not replaced, or its router is called custom. `expected` is what would be right.
 MISSED = (
-    rare("gate_head_by_head", gating.LoopOverHeads, TOP_2),
-    rare("sliced_gates", unusual.SlicedGates, TOP_2),
-    rare("shared_untouched", unusual.SharedUntouched, ExpectedLayer(4, 4, 1, 2, "custom")),
     rare("filled_afterwards", unusual.FilledAfterwards, CUSTOM),
     rare("projected_first", unusual.ProjectedFirst, TOP_2),
-    rare("baddbmm_alibi", unusual.Baddbmm, TOP_2),
-    rare("mask_by_product", unusual.OldMasking, TOP_2),
-    rare("talking_heads", unusual.TalkingHeads, UNREPLACED),
-    rare("linear_attention", unusual.Linearized, UNREPLACED),
+    rare("baddbmm_alibi", unusual_cores.Baddbmm, TOP_2),
+    rare("mask_by_product", unusual_cores.OldMasking, TOP_2),
+    rare("talking_heads", unusual_cores.TalkingHeads, UNREPLACED),
+    rare("linear_attention", unusual_cores.Linearized, UNREPLACED),
     rare("time_first", unusual.TimeFirst, TOP_2, inputs=unusual.time_first_in),
     rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
     rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),

@@ -67,7 +67,7 @@ class GraphBuilder:
                 break
             found = node.meta.get("val")
             if isinstance(found, torch.SymInt) and size_of(found) == extent:
-                return node
+                return cast(Node, node)
             if isinstance(found, torch.Tensor) and extent in shape(node):
                 return self.call(aten.sym_size.int, node, shape(node).index(extent))
         raise UnknownSizeError(f"no tensor of the model has the size {extent}")

@@ -1,7 +1,7 @@
 """Propose a MoHRouter for a layer's gates and prove it by running both on the same logits.
 
-Source of the forms: arXiv 2410.11842, equations 3 to 6 (two-stage routing), and the query-norm
-    routing of its language models.
+Source of the forms: arXiv 2410.11842, section 3.2 (two-stage routing), and the query-norm routing
+of the language models that were published with it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,72 @@
+"""Modules and functions as programs and graphs, for tests of what reads and changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from moh_deploy.frontend.checkpoint import in_eval_mode
+from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.recognize.graph import op
+from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.trace import trace
+
+
+def loaded(module: nn.Module) -> LoadedModel:
+    """The module as loading would hand it over."""
+    return LoadedModel(in_eval_mode(module), None, "in_memory", None)
+
+
+def traced(module: nn.Module, inputs: Sequence[ModelInput]) -> ExportedProgram:
+    """The normalized program of a module: what recognition reads."""
+    return normalize(trace(loaded(module), inputs))
+
+
+def plain_trace(module: nn.Module, *arguments: Tensor) -> ExportedProgram:
+    """The program of a module at fixed sizes, as torch leaves it."""
+    with torch.no_grad():
+        return torch.export.export(module.eval(), arguments)
+
+
+def nodes(program: ExportedProgram, name: str) -> list[Node]:
+    """All nodes of an operator."""
+    return [node for node in program.graph.nodes if op(node) == name]
+
+
+class Sheet:
+    """A graph to write on by hand: placeholders with fake values, and calls.
+
+    Args:
+        values: The real inputs that `run` feeds.
+        dynamic: Sizes that are symbolic, wherever they occur.
+    """
+
+    def __init__(self, *values: Tensor, dynamic: Sequence[int] = ()) -> None:
+        self.graph = Graph()
+        self.values = values
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        self.inputs = []
+        for position, value in enumerate(values):
+            node = self.graph.placeholder(f"x{position}")
+            kinds = [DimDynamic.DUCK if size in dynamic else DimDynamic.STATIC for size in value.shape]
+            node.meta["val"] = mode.from_tensor(
+                value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds)
+            )
+            self.inputs.append(node)
+        self._end = self.graph.output(())
+        self.builder = GraphBuilder(self.graph, self._end)
+
+    def call(self, target: Callable[..., object], *args: object) -> Node:
+        return self.builder.call(target, *args)
+
+    def run(self, node: Node, *values: Tensor) -> Tensor:
+        """The node's value for other inputs, or for those of the sheet."""
+        self._end.args = (node,)
+        return GraphModule(nn.Module(), self.graph)(*(values or self.values))
