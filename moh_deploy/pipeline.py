@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import platform
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from moh_deploy import __version__
-from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.config import load_config
-from moh_deploy.errors import PackageError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
 from moh_deploy.frontend.factory import user_code
@@ -26,15 +21,13 @@ from moh_deploy.package import (
     MODEL_DATA_NAME,
     MODEL_NAME,
     Manifest,
-    OnnxPackage,
     PackageWriter,
-    Proof,
     check_output,
 )
+from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.progress import SilentProgress
 from moh_deploy.report.export import ExportReport
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.fresh_process import prove
 
 # A protobuf message holds 2 GB at most: larger weights go into a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
@@ -61,19 +54,12 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
             manifest = _manifest(converted, checkpoint_sha256, options.opset or DEFAULT_OPSET)
             writer.require_free(_weight_bytes(converted.model))
             _save(converted.model, writer.root)
-            vectors = converted.vectors
-            del converted
-            gc.collect()
+            manifest = writer.stage(manifest, converted.vectors)
+        sizes = tuple(one.sizes for one in converted.vectors)
+        del converted
         with progress.step("comparing the package with the original model"):
-            parity = _prove(OnnxPackage(writer.root, manifest, vectors))
-            parity.raise_if_unequal()
-        with progress.step("writing the package"):
-            proof = Proof(
-                max_abs_error=parity.max_abs_error,
-                routing_agreement=parity.routing_agreement or 0.0,
-                sizes=tuple(one.sizes for one in vectors),
-            )
-            package = writer.finish(replace(manifest, proof=proof), vectors)
+            proof = prove(writer.root, sizes)
+        package = writer.publish(replace(manifest, proof=proof))
     return ExportReport(
         package=package.root,
         layers=manifest.layers,
@@ -81,7 +67,7 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
         outputs=manifest.outputs,
         max_abs_error=proof.max_abs_error,
         routing_agreement=proof.routing_agreement,
-        vector_sets=len(vectors),
+        vector_sets=len(proof.sizes),
         seconds=progress.seconds,
     )
 
@@ -138,20 +124,7 @@ def _weight_bytes(model: ir.Model) -> int:
 
 
 def _save(model: ir.Model, root: Path) -> None:
-    external = _weight_bytes(model) > EXTERNAL_DATA_BYTES
-    with _disk_errors(root):
-        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME if external else None)
-
-
-@contextlib.contextmanager
-def _disk_errors(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:  # protobuf's own limit
-        raise PackageError(f"{root}: the model cannot be written: {error}.") from error
-
-
-def _prove(package: OnnxPackage) -> ParityReport:
-    """Compare the function bodies in ONNX Runtime with the vectors of the original model."""
-    runner = open_session(package, kernels="off", extra_outputs=package.gate_names)
-    return compare(package, runner, package.vectors)
+    if _weight_bytes(model) > EXTERNAL_DATA_BYTES:
+        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME)
+    else:
+        save_with_weights(model, root / MODEL_NAME)

@@ -15,7 +15,13 @@ from moh_deploy.frontend.emit import emit
 from moh_deploy.frontend.inputs import example_sizes, parsed_dims
 from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.original import OriginalRun, check_trace, count_flops, run_original
+from moh_deploy.frontend.original import (
+    OriginalRun,
+    check_trace,
+    one_thread_if_small,
+    run_example,
+    run_original,
+)
 from moh_deploy.frontend.outputs import output_names
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.record import LayerRecord, Recording, record
@@ -70,9 +76,9 @@ def convert(
         outputs = output_names(program, names)
     with progress.step("recognising MoH layers"):
         rewrites = insert(program, recognize(program))
-    with progress.step("recording the original model"):
-        runs = _original_runs(model, inputs)
-        flops = count_flops(model, [item.value for item in inputs])
+    with progress.step("recording the original model"), one_thread_if_small(model):
+        example, flops = run_example(model, inputs)
+        runs = [example, *_runs_at_other_sizes(model, inputs)]
         recordings = [_record(program, rewrites, run, outputs) for run in runs]
         rewrites = [_checked(r, i, recordings) for i, r in enumerate(rewrites)]
     with progress.step("translating to ONNX"):
@@ -104,14 +110,11 @@ def convert(
     )
 
 
-def _original_runs(model: LoadedModel, inputs: Sequence[ModelInput]) -> list[OriginalRun]:
+def _runs_at_other_sizes(model: LoadedModel, inputs: Sequence[ModelInput]) -> list[OriginalRun]:
     def run(arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return run_original(model, arguments)
 
-    example = tuple(inputs)
-    runs = [OriginalRun(example, run([item.value for item in example]))]
-    runs += [OriginalRun(resized, outputs) for resized, outputs in other_runs(example, run)]
-    return runs
+    return [OriginalRun(resized, outputs) for resized, outputs in other_runs(inputs, run)]
 
 
 def _record(

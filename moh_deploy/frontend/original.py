@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.arrays import dtype_name
@@ -16,6 +16,8 @@ from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.outputs import tensors_of
 from moh_deploy.frontend.record import Recording
 from moh_deploy.validate.tolerances import tolerance_for
+
+_SMALL_MODEL_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,39 @@ class OriginalRun:
 def run_original(model: LoadedModel, arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Run the user's own module (or program) and return its output tensors, in order."""
     call = model.module if model.module is not None else _program_module(model)
-    # Copies, since a model may write into its arguments; user code may print.
+    # Copies, since a model may write into its arguments.
     copies = [argument.clone() for argument in arguments]
-    with torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
+    with torch.no_grad():
         return [tensor.clone() for tensor in tensors_of(call(*copies))]
 
 
-def count_flops(model: LoadedModel, arguments: Sequence[torch.Tensor]) -> int:
-    """Return twice the multiply-adds of one run's products, convolutions and attention."""
-    from torch.utils.flop_counter import FlopCounterMode
+def run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[OriginalRun, int]:
+    """Run the original on the example.
 
+    Returns:
+        The run, and twice the multiply-adds of its products, convolutions and attention.
+    """
     with FlopCounterMode(display=False) as counter:
-        run_original(model, arguments)
-    return int(counter.get_total_flops())
+        outputs = run_original(model, [item.value for item in inputs])
+    return OriginalRun(tuple(inputs), outputs), int(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def one_thread_if_small(model: LoadedModel) -> Iterator[None]:
+    """Run small models on one thread: there, handing work to others costs more than it saves."""
+    tensors = model.module.parameters() if model.module is not None else _weights(model)
+    threads = torch.get_num_threads()
+    small = sum(tensor.nbytes for tensor in tensors) < _SMALL_MODEL_BYTES
+    torch.set_num_threads(1 if small else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _weights(model: LoadedModel) -> list[torch.Tensor]:
+    assert model.program is not None
+    return [value for value in model.program.state_dict.values() if torch.is_tensor(value)]
 
 
 def check_trace(original: OriginalRun, recording: Recording, names: Sequence[str]) -> None:

@@ -70,18 +70,28 @@ class PackageWriter:
         self._staged.require_free(needed_bytes)
 
     def finish(self, manifest: Manifest, vectors: Sequence[VectorSet]) -> OnnxPackage:
-        """Write vectors and manifest, read everything back, move the package to its destination.
+        """Stage vectors and manifest, read everything back, and publish the package.
+
+        Raises:
+            PackageError: model.onnx was not written, or a file reads back differently from what was
+                written.
+        """
+        staged = self.stage(manifest, vectors)
+        OnnxPackage.open(self.root)
+        return self.publish(staged)
+
+    def stage(self, manifest: Manifest, vectors: Sequence[VectorSet]) -> Manifest:
+        """Write vectors and manifest, so that `root` can be opened as a package and tried.
 
         Args:
             manifest: What to record; its `files` are filled in here.
             vectors: The recorded runs.
 
         Returns:
-            The package at its destination.
+            The manifest as written.
 
         Raises:
-            PackageError: model.onnx was not written, or a file reads back differently from what was
-                written.
+            PackageError: model.onnx was not written.
         """
         if not self.path(MODEL_NAME).is_file():
             raise PackageError(f"{self._output}: nothing was written to {MODEL_NAME}.")
@@ -91,11 +101,24 @@ class PackageWriter:
             sync_file(self.path(name))
         # Last of all: a directory without a manifest is not a package, whatever stopped the
         # writing.
-        self.path(MANIFEST_NAME).write_text(manifest_text(replace(manifest, files=digests)))
-        sync_file(self.path(MANIFEST_NAME))
-        written = OnnxPackage.open(self.root)
+        staged = replace(manifest, files=digests)
+        self._write_manifest(staged)
+        return staged
+
+    def publish(self, manifest: Manifest) -> OnnxPackage:
+        """Move the staged package to its destination in one step.
+
+        Args:
+            manifest: The staged manifest, or the same with what was learned since.
+        """
+        self._write_manifest(manifest)
+        written = OnnxPackage.open(self.root, check_digests=False)
         self._staged.commit()
         return replace(written, root=self._output)
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        self.path(MANIFEST_NAME).write_text(manifest_text(manifest))
+        sync_file(self.path(MANIFEST_NAME))
 
 
 def check_output(output: Path) -> None:

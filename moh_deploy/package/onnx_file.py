@@ -1,0 +1,101 @@
+"""Write an ONNX model with its weights inside, without ever holding the file in memory.
+
+The protobuf library builds a second copy of all weights, and a third one to write it. Here each weight goes from where it is straight
+to the file. Source of the encoding: the Protocol Buffers encoding specification, length-delimited fields; of the field numbers:
+onnx.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_ir as ir
+
+_LENGTH_DELIMITED = 2
+_GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
+_INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
+_RAW_DATA = onnx.TensorProto.RAW_DATA_FIELD_NUMBER
+
+# Smaller weights gain nothing from being written apart.
+_LARGE_BYTES = 1 << 16
+
+
+def save_with_weights(model: ir.Model, path: Path) -> None:
+    """Write a model and its weights to one file.
+
+    Args:
+        model: Its large weights are taken out while the rest is encoded, and put back.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    weights = _take_out(model)
+    try:
+        proto = ir.to_proto(model)
+    finally:
+        model.graph.initializers.update(weights)
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    entries = [_Entry.of(value) for value in weights.values()]
+    size = len(graph) + sum(entry.encoded_bytes for entry in entries)
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString())
+        file.write(_header(_GRAPH, size))
+        file.write(graph)
+        for entry in entries:
+            entry.write(file)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One initializer of the graph: what comes before its data, and the data."""
+
+    prefix: bytes
+    tensor: ir.TensorProtocol
+
+    @classmethod
+    def of(cls, value: ir.Value) -> _Entry:
+        tensor = value.const_value
+        assert tensor is not None
+        described = onnx.TensorProto(
+            name=value.name, dims=tensor.shape.numpy(), data_type=tensor.dtype.value
+        ).SerializeToString() + _header(_RAW_DATA, tensor.nbytes)
+        return cls(_header(_INITIALIZER, len(described) + tensor.nbytes) + described, tensor)
+
+    @property
+    def encoded_bytes(self) -> int:
+        return len(self.prefix) + self.tensor.nbytes
+
+    def write(self, file: BinaryIO) -> None:
+        file.write(self.prefix)
+        file.write(self.tensor.tobytes())
+
+
+def _take_out(model: ir.Model) -> dict[str, ir.Value]:
+    initializers = model.graph.initializers
+    large = {name: value for name, value in initializers.items() if _is_large(value)}
+    for name in large:
+        initializers.pop(name)
+    return large
+
+
+def _is_large(value: ir.Value) -> bool:
+    tensor = value.const_value
+    # Types of less than a byte are packed in ways of their own.
+    return tensor is not None and tensor.dtype.itemsize >= 1 and tensor.nbytes >= _LARGE_BYTES
+
+
+def _header(field: int, length: int) -> bytes:
+    """Tag and length of a length-delimited field."""
+    return bytes((*_varint(field << 3 | _LENGTH_DELIMITED), *_varint(length)))
+
+
+def _varint(number: int) -> Iterator[int]:
+    while number > 0x7F:
+        yield number & 0x7F | 0x80
+        number >>= 7
+    yield number
