@@ -11,9 +11,11 @@ from torch.fx import Node
 
 from moh_deploy.frontend.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.functionalize import functionalize
-from moh_deploy.frontend.recognize.graph import op
+from moh_deploy.frontend.recognize.graph import argument, op
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.unfold import replace_unfold
+
+aten = torch.ops.aten
 
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
@@ -23,6 +25,8 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     for node in list(graph.nodes):
         if op(node) == "einsum":
             _pair_up(GraphBuilder(graph, node), node)
+        elif op(node) == "baddbmm":
+            _write_out(GraphBuilder(graph, node), node)
         elif op(node) == "im2col":
             replace_unfold(GraphBuilder(graph, node), node)
         elif is_joined(node):
@@ -47,10 +51,23 @@ def _pair_up(builder: GraphBuilder, node: Node) -> None:
         both = dict.fromkeys(letters + terms[position])
         kept = "".join(letter for letter in both if letter in needed)
         product = builder.call(
-            torch.ops.aten.einsum.default,
+            aten.einsum.default,
             f"{letters},{terms[position]}->{kept}",
             [product, factors[position]],
         )
         letters = kept
     node.args = (f"{letters},{terms[-1]}->{result}", [product, factors[-1]])
     node.kwargs = {}
+
+
+def _write_out(builder: GraphBuilder, node: Node) -> None:
+    """`baddbmm(bias, a, b)` is `beta * bias + alpha * (a @ b)`."""
+    bias, first, second = cast(tuple[Node, Node, Node], node.args[:3])
+    product = builder.call(aten.bmm.default, first, second)
+    product = _scaled(builder, product, argument(node, "alpha", 1))
+    bias = _scaled(builder, bias, argument(node, "beta", 1))
+    node.replace_all_uses_with(builder.call(aten.add.Tensor, product, bias))
+
+
+def _scaled(builder: GraphBuilder, node: Node, factor: object) -> Node:
+    return node if factor == 1 else builder.call(aten.mul.Tensor, node, factor)

@@ -71,10 +71,12 @@ def record(
 
 
 def _watched(rewrite: Rewrite) -> list[Node]:
-    selection = rewrite.router.selection
-    nodes = [rewrite.gates, rewrite.routed, rewrite.replacement]
-    nodes.append(None if rewrite.replacement is None else rewrite.layer.node)
-    nodes.append(None if selection is None else selection.scores)
+    nodes = [rewrite.gates, rewrite.scores, rewrite.replacement]
+    if rewrite.routed is not None:
+        nodes += [rewrite.computed_gates, rewrite.routed]
+        nodes += [None if rewrite.router.selection is None else rewrite.router.selection.scores]
+    if rewrite.replacement is not None:
+        nodes.append(rewrite.layer.node)
     return [node for node in nodes if node is not None]
 
 
@@ -110,31 +112,46 @@ def _flat_inputs(program: ExportedProgram, arguments: Sequence[torch.Tensor]) ->
 
 def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRecord:
     gates = values[rewrite.gates]
-    margins = _margins(rewrite, values, gates)
-    decided = margins > _NEAR_TIE.get(gates.dtype, 1e-5)
-    disagreement = None
+    selection = rewrite.router.selection
+    if selection is None or rewrite.scores is None:
+        margins = torch.full(gates.shape[:2], float("inf"))
+    else:
+        margins = _margins(values[rewrite.scores], selection.top_k)
+    return LayerRecord(gates, margins, _disagreement(rewrite, values))
+
+
+def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> str | None:
+    """Compare the new operators with the original ones, tokens with a near-tie left out."""
+    everything_decided = True
     if rewrite.routed is not None:
-        disagreement = _difference("MoHRouter", values[rewrite.routed][decided], gates[decided])
-    if disagreement is None and rewrite.replacement is not None and bool(decided.all()):
-        original = values[rewrite.layer.node]
-        disagreement = _difference("MoHAttention", values[rewrite.replacement], original)
-    return LayerRecord(gates, margins, disagreement)
+        original = values[rewrite.computed_gates]
+        decided = _decided(rewrite, values, original)
+        everything_decided = bool(decided.all())
+        found = _difference("MoHRouter", values[rewrite.routed][decided], original[decided])
+        if found is not None:
+            return found
+    if rewrite.replacement is None or not everything_decided:
+        return None
+    return _difference("MoHAttention", values[rewrite.replacement], values[rewrite.layer.node])
 
 
-def _margins(
+def _decided(
     rewrite: Rewrite, values: dict[Node, torch.Tensor], gates: torch.Tensor
 ) -> torch.Tensor:
-    nothing_selected = torch.full(gates.shape[:2], float("inf"))
+    """Bool [...]: tokens of `gates` [..., H] whose choice does not hang on rounding."""
     selection = rewrite.router.selection
-    if selection is None or selection.top_k >= selection.candidates:
-        return nothing_selected
-    scores = values[selection.scores].float().movedim(selection.dim, -1)
-    if scores.numel() // scores.shape[-1] != nothing_selected.numel():
-        return nothing_selected
-    ranked = scores.sort(dim=-1, descending=True).values
-    return (ranked[..., selection.top_k - 1] - ranked[..., selection.top_k]).reshape(
-        gates.shape[:2]
-    )
+    if selection is None:
+        return torch.ones(gates.shape[:-1], dtype=torch.bool)
+    margins = _margins(values[selection.scores], selection.top_k)
+    return margins.reshape(gates.shape[:-1]) > _NEAR_TIE.get(gates.dtype, 1e-5)
+
+
+def _margins(scores: torch.Tensor, top_k: int) -> torch.Tensor:
+    """[...]: last chosen minus first unchosen of scores [..., candidates]; 0 where that is NaN."""
+    if top_k >= scores.shape[-1]:
+        return torch.full(scores.shape[:-1], float("inf"))
+    ranked = scores.float().sort(dim=-1, descending=True).values
+    return (ranked[..., top_k - 1] - ranked[..., top_k]).nan_to_num(0.0)
 
 
 def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> str | None:

@@ -1,8 +1,10 @@
 """Write an ONNX model with its weights inside, without ever holding the file in memory.
 
-The protobuf library builds a second copy of all weights, and a third one to write it. Here each weight goes from where it is straight
-to the file. Source of the encoding: the Protocol Buffers encoding specification, length-delimited fields; of the field numbers:
-onnx.proto.
+The protobuf library builds a second copy of all weights, and a third one to write it. Here each
+weight goes from where it is straight to the file.
+
+Source: the Protocol Buffers encoding specification, length-delimited fields; onnx.proto for the
+numbers of the fields.
 """
 
 from __future__ import annotations

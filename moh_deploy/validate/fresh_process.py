@@ -1,6 +1,7 @@
 """Compare a package with its vectors in a process that knows neither torch nor the user's code.
 
-What is proven there is what a user of the package will see, and the memory of the two worlds does not add up.
+What is proven there is what a user of the package will see, and the memory of the two worlds does
+not add up.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from moh_deploy.frontend.recognize.contraction import contraction
 from moh_deploy.frontend.recognize.cores.core import Core, Operand
 from moh_deploy.frontend.recognize.graph import is_tensor, module_path, op, tensor_inputs
 from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
 from moh_deploy.frontend.recognize.track import GatedProduct, Tracked, token_axes
 from moh_deploy.frontend.recognize.views import (
     backward,
@@ -98,13 +99,16 @@ def _layer(
 
 
 def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bool:
-    """A gate is computed from the input and has a value of its own for each token and each head."""
+    """A gate is computed from the input and has a value of its own for each token and each head.
+
+    One for all tokens of a sequence counts where it selects heads; a mere weight does not.
+    """
     present = set(flat(factor.layout))
-    return (
-        factor.node in dynamic
-        and set(heads) <= present
-        and (not tokens or bool(present & set(tokens)))
-    )
+    if factor.node not in dynamic or not set(heads) <= present:
+        return False
+    if not tokens or present & set(tokens):
+        return True
+    return find_selection(router_cone(factor.node), int(product(heads))) is not None
 
 
 def without_axes(operand: Operand, axes: Dim) -> Operand | None:

@@ -21,9 +21,19 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.recognize import MoHLayer
-from moh_deploy.frontend.recognize.axes import product
-from moh_deploy.frontend.recognize.graph import is_tensor
+from moh_deploy.frontend.recognize.axes import (
+    Layout,
+    flat,
+    fresh_dim,
+    leaves,
+    product,
+    regroup,
+)
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.graph import is_tensor, rank, shape
 from moh_deploy.frontend.recognize.routers.forms import Router, read_router
+from moh_deploy.frontend.recognize.routers.selection import Selection
+from moh_deploy.frontend.recognize.views import history
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter, NotCoveredError, gates_of
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.router import insert_router
@@ -39,7 +49,9 @@ class Rewrite:
         layer: The layer as recognised.
         router: How its gates are computed.
         gates: [B, S, H], from the original operators.
-        routed: [B, S, H], from the inserted MoHRouter; None where the router stays.
+        scores: [B, S, candidates], what the router ranks; None where it ranks nothing.
+        computed_gates: What the gates are views of: the router's own result, [..., H].
+        routed: Replaces `computed_gates`; None where the router stays.
         attention: The inserted MoHAttention; None where the attention stays.
         replacement: Replaces `layer.node`; None where the attention stays.
         reason: Why the attention or the router stays; None if both are replaced.
@@ -49,6 +61,8 @@ class Rewrite:
     layer: MoHLayer
     router: Router
     gates: Node
+    computed_gates: Node
+    scores: Node | None = None
     routed: Node | None = None
     attention: Node | None = None
     replacement: Node | None = None
@@ -72,18 +86,25 @@ def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite
 
 def _insert(graph: Graph, layer: MoHLayer) -> Rewrite:
     builder = GraphBuilder(graph, layer.node)
-    gates = gates_of(layer, LayoutBuilder(builder))
-    router = read_router(gates)
-    routed = None
+    layouts = LayoutBuilder(builder)
+    wanted: Layout = (layer.batch, layer.tokens, layer.heads)
+    gates = gates_of(layer, layouts)
+    computed = _computed_gates(Operand(gates, wanted), layer)
+    router = read_router(computed.node)
+    found = Rewrite(layer, router, gates, computed.node, reason=router.reason)
+    if router.selection is not None:
+        found = replace(found, scores=_scores(layouts, computed, router.selection, wanted))
     if router.reason is None:
         # As early as the gates it takes over from, for whoever reads them.
-        routed = insert_router(GraphBuilder(graph, gates.next), router, gates)
-    found = Rewrite(layer, router, gates, routed=routed, reason=router.reason)
+        early = GraphBuilder(graph, computed.node.next)
+        routed = insert_router(early, router, computed.node)
+        found = replace(found, routed=routed)
+        gates = layouts.arrange(Operand(routed, computed.layout), wanted)
     if layer.obstacles:
         return replace(found, reason=layer.obstacles[0])
     try:
         rewriter = AttentionRewriter(layer, builder)
-        attention, replacement = rewriter.build(gates if routed is None else routed)
+        attention, replacement = rewriter.build(gates)
     except (NotCoveredError, UnknownSizeError) as error:
         return replace(found, reason=str(error))
     return replace(
@@ -94,6 +115,32 @@ def _insert(graph: Graph, layer: MoHLayer) -> Rewrite:
         head_dim=int(product(rewriter.form.head_dim)),
         kv_len=rewriter.kv_len,
     )
+
+
+def _computed_gates(gates: Operand, layer: MoHLayer) -> Operand:
+    """What the gates are views of, back to where they are computed, heads last."""
+    heads = leaves(layer.heads)
+    candidates = [
+        Operand(node, layout)
+        for node, layout in history(gates.node, gates.layout)
+        if layout and layout[-1] == heads
+    ]
+    return candidates[-1]
+
+
+def _scores(
+    layouts: LayoutBuilder, computed: Operand, selection: Selection, wanted: Layout
+) -> Node | None:
+    """The ranked scores, with the tokens in the order of the gates."""
+    if selection.dim != rank(selection.scores) - 1:
+        return None
+    extents = shape(selection.scores)
+    rows = regroup(flat(computed.layout[:-1]), extents[:-1])
+    if rows is None:
+        return None
+    candidates = fresh_dim(extents[-1])
+    scores = Operand(selection.scores, (*rows, candidates))
+    return layouts.arrange(scores, (*wanted[:-1], candidates))
 
 
 def commit(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> ExportedProgram:
@@ -109,10 +156,15 @@ def commit(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> ExportedPro
         if rewrite.replacement is not None:
             rewrite.layer.node.replace_all_uses_with(rewrite.replacement)
         if rewrite.routed is not None:
-            rewrite.gates.replace_all_uses_with(rewrite.routed)
+            rewrite.computed_gates.replace_all_uses_with(rewrite.routed)
     output = next(node for node in graph.nodes if node.op == "output")
     leaves = [leaf for leaf in tree_leaves(output.args) if is_tensor(leaf)]
-    gates = [rewrite.routed or rewrite.gates for rewrite in rewrites]
+    gates = [
+        rewrite.routed
+        if rewrite.routed is not None and rewrite.gates is rewrite.computed_gates
+        else rewrite.gates
+        for rewrite in rewrites
+    ]
     output.args = ((*leaves, *gates),)
     graph.eliminate_dead_code()
     program.graph_module.recompile()

@@ -118,8 +118,13 @@ class LayoutBuilder:
             if not blocks:
                 node = self.builder.call(aten.squeeze.dim, node, position)
             elif len(blocks) > 1:
-                node = self.builder.call(aten.unflatten.int, node, position, _extents(blocks))
+                node = self.builder.call(aten.unflatten.int, node, position, self._extents(blocks))
         return node, [block for blocks in layout for block in blocks]
+
+    def _extents(self, blocks: BlockedDim) -> list[int | Node]:
+        """Sizes to split a dimension into; the last one that is not a number follows by itself."""
+        unknown = [block for block in blocks if not product(block).is_Integer]
+        return [-1 if block in unknown[-1:] else self.size(block) for block in blocks]
 
     def _first_along(
         self, node: Node, order: list[Dim], wanted: set[Dim]
@@ -183,11 +188,3 @@ def _follows(place: dict[Axis, tuple[int, int]], first: Axis, second: Axis) -> b
     if first not in place or second not in place:
         return False
     return place[second] == (place[first][0], place[first][1] + 1)
-
-
-def _extents(blocks: BlockedDim) -> list[int]:
-    """Sizes for `unflatten`; one symbolic size may be left to it."""
-    sizes = [int(size) if (size := product(block)).is_Integer else -1 for block in blocks]
-    if sizes.count(-1) > 1:
-        raise UnknownSizeError("a dimension consists of several axes of dynamic size")
-    return sizes

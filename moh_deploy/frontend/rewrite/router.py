@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::router
-from moh_deploy.frontend.recognize.graph import rank, shape
+from moh_deploy.frontend.recognize.axes import Size, size_of
+from moh_deploy.frontend.recognize.graph import rank, shape, tensor
 from moh_deploy.frontend.recognize.routers.forms import Router
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 
@@ -17,32 +21,46 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
     """Insert the MoHRouter for a router of a published form.
 
     Args:
-        gates: [B, S, H], what the model's own router computes.
+        gates: [..., H], what the model's own router computes.
 
     Returns:
-        The MoHRouter, [B, S, H].
+        A tensor of the shape of `gates`, from the MoHRouter.
     """
     logits = [
         None if node is None else _per_token(builder, node, gates)
         for node in (router.routed_logits, router.shared_logits, router.stage_logits)
     ]
-    return builder.call(
+    routed = builder.call(
         torch.ops.moh.router.default,
         *logits,
         router.top_k,
         router.num_shared_heads,
         router.gate_mode,
     )
+    if tensor(routed).dtype != tensor(gates).dtype:  # a mask of whole numbers, say
+        routed = builder.call(aten.to.dtype, routed, tensor(gates).dtype)
+    if rank(gates) == 3:
+        return routed
+    return builder.call(aten.reshape.default, routed, _sizes(builder, shape(gates)))
 
 
 def _per_token(builder: GraphBuilder, logits: Node, gates: Node) -> Node:
-    """Logits as [B, S, R]; routers often work on flattened tokens."""
-    if rank(logits) == 3 and shape(logits)[:2] == shape(gates)[:2]:
+    """Logits as [B, S, R], the rows in the order of the gates' rows."""
+    rows = shape(gates)[:-1]
+    if rank(gates) != 3:
+        rows = (size_of(1), math.prod(rows, start=size_of(1)))
+    if rank(logits) == 3 and shape(logits)[:2] == rows:
         return logits
-    batch, tokens = shape(gates)[:2]
-    if batch.is_Integer and not tokens.is_Integer:
-        leading: list[object] = [int(batch), -1]
-    else:
-        leading = [-1, int(tokens) if tokens.is_Integer else builder.size(tokens)]
-    candidates = int(shape(logits)[-1])
-    return builder.call(aten.reshape.default, logits, [*leading, candidates])
+    wanted = (*rows, shape(logits)[-1])
+    return builder.call(aten.reshape.default, logits, _sizes(builder, wanted))
+
+
+def _sizes(builder: GraphBuilder, extents: Sequence[Size]) -> list[int | Node]:
+    """Numbers, nodes, and -1 for the first size that is not a number."""
+    sizes: list[int | Node] = []
+    for extent in extents:
+        if extent.is_Integer:
+            sizes.append(int(extent))
+        else:
+            sizes.append(-1 if -1 not in sizes else builder.size(extent))
+    return sizes

@@ -60,7 +60,7 @@ class Router:
 
 
 def read_router(gates: Node) -> Router:
-    """Read the router of gates [B, S, H]."""
+    """Read the router whose result are the gates [..., H]."""
     num_heads = example_shape(gates)[-1]
     cone = router_cone(gates)
     selection = find_selection(cone, num_heads)
@@ -149,7 +149,9 @@ def _computes(proposal: Router, gates: Node, cone: list[Node]) -> bool:
             for node in inputs
         }
         expected = _run(between, values, gates)
-        if expected is None or not _equal(expected, _propose(proposal, values, expected)):
+        if expected is None or any(_rows(value) != _rows(expected) for value in values.values()):
+            return False
+        if not _equal(expected, _propose(proposal, values, expected)):
             return False
     return True
 
@@ -200,7 +202,7 @@ def _propose(
     def logits(node: Node | None) -> torch.Tensor | None:
         if node is None:
             return None
-        return values[node].reshape(*expected.shape[:2], -1)
+        return values[node].reshape(*expected.shape[:-1], -1)
 
     computed: torch.Tensor = torch.ops.moh.router.default(
         logits(router.routed_logits),
@@ -211,6 +213,10 @@ def _propose(
         router.gate_mode,
     )
     return computed
+
+
+def _rows(tensor: torch.Tensor) -> int:
+    return tensor.numel() // tensor.shape[-1]
 
 
 def _equal(expected: torch.Tensor, computed: torch.Tensor) -> bool:
