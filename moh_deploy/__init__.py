@@ -10,21 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from moh_deploy.api import export
     from moh_deploy.jobs.inspect import inspect
     from moh_deploy.jobs.run import run
     from moh_deploy.jobs.verify import verify
-    from moh_deploy.options import ExportOptions
     from moh_deploy.package import OnnxPackage
-    from moh_deploy.pipeline import export
 
 __version__ = "0.1.0"
 
-__all__ = ["ExportOptions", "OnnxPackage", "export", "inspect", "run", "verify"]
+__all__ = ["OnnxPackage", "export", "inspect", "run", "verify"]
 
 _HOME = {
-    "ExportOptions": "moh_deploy.options",
     "OnnxPackage": "moh_deploy.package",
-    "export": "moh_deploy.pipeline",
+    "export": "moh_deploy.api",
     "inspect": "moh_deploy.jobs.inspect",
     "run": "moh_deploy.jobs.run",
     "verify": "moh_deploy.jobs.verify",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moh_deploy.npz import Array
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class ExportOptions:
         code_dirs: Directories to import the model's code from.
         state_key: Key under which a training checkpoint holds the weights.
         trust_pickle: Allow unpickling, which runs code from the file.
-        inputs: npz file whose members are the model's positional arguments, in file order.
+        inputs: npz file whose members are the model's positional arguments, in file order, or a
+            mapping of their names to arrays.
         dynamic: Dynamic axes: `x:0=batch,2=height`.
         input_specs: Inputs to make up: `x:[batch=2,3,224,224]:float32`.
         output_names: Names of the outputs, in order; empty lets the exporter name them.
@@ -35,7 +41,7 @@ class ExportOptions:
     code_dirs: tuple[Path, ...] = ()
     state_key: str | None = None
     trust_pickle: bool = False
-    inputs: Path | None = None
+    inputs: Path | Mapping[str, Array] | None = None
     dynamic: tuple[str, ...] = ()
     input_specs: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()

@@ -19,7 +19,8 @@ from moh_deploy.frontend.input_specs import (
 )
 from moh_deploy.frontend.made_values import made_values
 from moh_deploy.frontend.model import ModelInput
-from moh_deploy.frontend.npz_inputs import inputs_from_npz
+from moh_deploy.frontend.npz_inputs import inputs_from_arrays, inputs_from_npz
+from moh_deploy.npz import Array
 
 _FRESH_ARRAY = "arr_"
 
@@ -27,7 +28,7 @@ _FRESH_ARRAY = "arr_"
 def build_inputs(
     config: ExportConfig,
     *,
-    npz: Path | None = None,
+    npz: Path | Mapping[str, Array] | None = None,
     specs: Sequence[str] = (),
     dynamic: Sequence[str] = (),
     seed: int = 0,
@@ -39,7 +40,7 @@ def build_inputs(
     dynamic. `--dynamic` adds dynamic axes to any source.
 
     Args:
-        npz: File whose members are the arguments, in file order.
+        npz: File whose members are the arguments, in file order, or their names and values.
         specs: `--input` options.
         dynamic: `--dynamic` options.
         seed: Of the made values.
@@ -51,7 +52,9 @@ def build_inputs(
     if npz is not None and specs:
         raise ConfigError("--inputs and --input are both given; they exclude each other.")
     if npz is not None:
-        inputs = _described_by(config, inputs_from_npz(npz), str(npz))
+        given = inputs_from_npz(npz) if isinstance(npz, Path) else inputs_from_arrays(npz)
+        source = str(npz) if isinstance(npz, Path) else "inputs"
+        inputs = _described_by(config, given, source)
     else:
         described = parse_input_options(specs) if specs else specs_from_config(config)
         inputs = tuple(_synthesize(spec, seed + index) for index, spec in enumerate(described))

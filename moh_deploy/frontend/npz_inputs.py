@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,22 @@ def inputs_from_npz(path: Path) -> tuple[ModelInput, ...]:
     Raises:
         ConfigError: The file is missing, damaged, not an npz, or holds something that is no tensor.
     """
-    arrays = read_npz(path, error=ConfigError)
+    return inputs_from_arrays(read_npz(path, error=ConfigError), source=str(path))
+
+
+def inputs_from_arrays(
+    arrays: Mapping[str, Array], *, source: str = "inputs"
+) -> tuple[ModelInput, ...]:
+    """Return named arrays as inputs, in their order; all their axes are fixed.
+
+    Args:
+        source: Where they come from, for messages.
+
+    Raises:
+        ConfigError: An array is empty or of a dtype that no tensor has.
+    """
     return tuple(
-        ModelInput(name, _tensor(array, f"{path}: '{name}'")) for name, array in arrays.items()
+        ModelInput(name, _tensor(array, f"{source}: '{name}'")) for name, array in arrays.items()
     )
 
 

@@ -21,6 +21,7 @@ from moh_deploy.frontend.inputs import (
 )
 from moh_deploy.frontend.made_values import made_values
 from moh_deploy.frontend.model import ModelInput
+from moh_deploy.npz import Array
 from moh_deploy.suggest import shortened
 
 _MADE_SIZE = 2
@@ -57,7 +58,7 @@ def build_program_inputs(
     program: torch.export.ExportedProgram,
     config: ExportConfig,
     *,
-    npz: Path | None = None,
+    npz: Path | Mapping[str, Array] | None = None,
     specs: Sequence[str] = (),
     dynamic: Sequence[str] = (),
 ) -> tuple[ModelInput, ...]:

@@ -1,0 +1,90 @@
+"""`moh_deploy.export`, the command of the same name as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias, TypedDict
+
+import torch
+from typing_extensions import Unpack
+
+from moh_deploy.frontend.arrays import to_numpy
+from moh_deploy.npz import Array
+from moh_deploy.options import ExportOptions
+from moh_deploy.pipeline import export as _export
+from moh_deploy.progress import SilentProgress
+from moh_deploy.report.export import ExportReport
+
+Inputs: TypeAlias = Path | str | Mapping[str, torch.Tensor | Array]
+
+
+class ExportSettings(TypedDict, total=False):
+    """The options of `moh-deploy export`; see `ExportOptions` for what each one means."""
+
+    config: Path | str | None
+    overrides: Sequence[str]
+    factory: str | None
+    code_dirs: Sequence[Path | str]
+    state_key: str | None
+    trust_pickle: bool
+    inputs: Inputs | None
+    dynamic: Sequence[str]
+    input_specs: Sequence[str]
+    output_names: Sequence[str]
+    opset: int | None
+
+
+def export(
+    model: Path | str | torch.nn.Module | torch.export.ExportedProgram,
+    output: Path | str,
+    *,
+    progress: SilentProgress | None = None,
+    **settings: Unpack[ExportSettings],
+) -> ExportReport:
+    """Turn a PyTorch model into a verified ONNX package.
+
+        moh_deploy.export(model, "build/model", inputs={"x": images}, dynamic=["x:0=batch"])
+
+    Args:
+        model: A checkpoint's path, or a module or exported program in memory, which stays as it is.
+        output: The package directory to write.
+        progress: What to report the steps to.
+        settings: As on the command line. `inputs` may also be a mapping of names to tensors: the
+            positional arguments, in order.
+
+    Returns:
+        What was written and how well it agrees with the original.
+
+    Raises:
+        MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
+    """
+    options = ExportOptions(
+        model=Path(model) if isinstance(model, str) else model,
+        output=Path(output),
+        config=_path(settings.get("config")),
+        overrides=tuple(settings.get("overrides", ())),
+        factory=settings.get("factory"),
+        code_dirs=tuple(Path(folder) for folder in settings.get("code_dirs", ())),
+        state_key=settings.get("state_key"),
+        trust_pickle=settings.get("trust_pickle", False),
+        inputs=_inputs(settings.get("inputs")),
+        dynamic=tuple(settings.get("dynamic", ())),
+        input_specs=tuple(settings.get("input_specs", ())),
+        output_names=tuple(settings.get("output_names", ())),
+        opset=settings.get("opset"),
+    )
+    return _export(options, progress=progress)
+
+
+def _path(value: Path | str | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _inputs(given: Inputs | None) -> Path | Mapping[str, Array] | None:
+    if given is None or isinstance(given, (Path, str)):
+        return _path(given)
+    return {
+        name: to_numpy(value) if isinstance(value, torch.Tensor) else value
+        for name, value in given.items()
+    }
