@@ -16,27 +16,17 @@ from torch.fx import Node
 
 from moh_deploy.frontend.recognize.contraction import Labels, contraction
 from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, rank, shape
+from moh_deploy.frontend.recognize.slices import Slice, read_slice
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """Entries `start` to `stop` of one dimension; a single entry may have lost the dimension."""
-
-    source: Node
-    dim: int
-    start: int
-    stop: int
-    keeps_dim: bool
-
-
-@dataclass(frozen=True)
 class _Part:
     """One operand of the concatenation: a slice, times a factor; a factor of None is 1."""
 
-    slice: _Slice
+    slice: Slice
     factor: Node | None
     factor_labels: Labels
     labels: Labels
@@ -90,60 +80,18 @@ def _take_over(node: Node, product: Node) -> None:
 
 
 def _part(node: Node) -> _Part | None:
-    alone = _slice(node)
+    alone = read_slice(node)
     if alone is not None:
         return _Part(alone, None, (), ())
     product = contraction(node)
     if product is None or product.summed:
         return None
     for side in (0, 1):
-        found = _slice(product.operands[side])
+        found = read_slice(product.operands[side])
         if found is not None and product.labels[side] == product.out:
             other = 1 - side
             return _Part(found, product.operands[other], product.labels[other], product.out)
     return None
-
-
-def _slice(node: Node) -> _Slice | None:
-    """Read a node as a slice of another tensor; slices of everything are looked through."""
-    name = op(node)
-    if name == "getitem":
-        return _piece_of_split(node)
-    if name not in ("slice", "narrow", "select"):
-        return None
-    source = _through_whole_slices(cast(Node, node.args[0]))
-    dim = cast(int, argument(node, "dim", 0)) % rank(source)
-    start = argument(node, "index" if name == "select" else "start", 0) or 0
-    extent = shape(source)[dim]
-    if not extent.is_Integer or not isinstance(start, int):
-        return None
-    start %= int(extent)
-    length = 1 if name == "select" else shape(node)[dim]
-    if argument(node, "step", 1) != 1 and name == "slice":
-        return None
-    return _Slice(source, dim, start, start + int(length), keeps_dim=name != "select")
-
-
-def _piece_of_split(node: Node) -> _Slice | None:
-    split, index = cast(tuple[Node, int], node.args[:2])
-    name = op(split)
-    if name not in ("split", "split_with_sizes", "chunk", "tensor_split", "unbind"):
-        return None
-    source = _through_whole_slices(cast(Node, split.args[0]))
-    dim = cast(int, argument(split, "dim", 0)) % rank(source)
-    if not shape(source)[dim].is_Integer:
-        return None
-    if name == "unbind":
-        return _Slice(source, dim, index, index + 1, keeps_dim=False)
-    lengths = [int(piece.shape[dim]) for piece in split.meta["val"]]
-    start = sum(lengths[:index])
-    return _Slice(source, dim, start, start + lengths[index], keeps_dim=True)
-
-
-def _through_whole_slices(node: Node) -> Node:
-    while op(node) == "slice" and shape(cast(Node, node.args[0])) == shape(node):
-        node = cast(Node, node.args[0])
-    return node
 
 
 def _cover_in_order(parts: Sequence[_Part]) -> bool:

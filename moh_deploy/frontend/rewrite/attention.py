@@ -14,7 +14,8 @@ from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, flat, leaves, 
 from moh_deploy.frontend.recognize.cores.core import MaskTerm, Operand, Scores
 from moh_deploy.frontend.recognize.graph import example_shape, tensor
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.views import casts, history, is_view
+from moh_deploy.frontend.recognize.slices import Piece, pieces
+from moh_deploy.frontend.recognize.views import casts, is_view
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 
 aten = torch.ops.aten
@@ -74,7 +75,7 @@ class AttentionRewriter:
         self._scores: Scores = layer.core.scores
         self._builder = builder
         operands = (self._scores.query, self._scores.key, layer.core.value)
-        self._trails = [_history(operand) for operand in operands]
+        self._trails = [_pieces(operand) for operand in operands]
         self._layouts = LayoutBuilder(builder)
         self.form = self._form()
 
@@ -156,24 +157,27 @@ class AttentionRewriter:
         """The fewest leading head axes that cover what key and value vary along."""
         for count in range(len(heads) + 1):
             if all(
-                any(_head_axes(operand, heads) <= set(heads[:count]) for operand in trail)
+                any(_head_axes(piece, heads) <= set(heads[:count]) for piece in trail)
                 for trail in self._trails[1:]
             ):
                 return heads[:count]
         return heads
 
-    def _operand(self, trail: list[Operand], wanted: Layout, dtype: torch.dtype) -> Node:
+    def _operand(self, trail: list[Piece], wanted: Layout, dtype: torch.dtype) -> Node:
         """The tensor in the wanted layout: one that the model already has, or a rearranged one."""
         found = _entry(trail, wanted)
         axes = set(flat(wanted))
-        usable = [operand for operand in trail if set(flat(operand.layout)) <= axes]
+        usable = [p for p in trail if set(flat(p.layout)) <= axes and not p.cuts]
         if not usable:
             raise NotCoveredError(
                 "query, key or value vary along an axis that attention does not have"
             )
-        fewest = min(len(flat(operand.layout)) for operand in usable)
-        nearest = next(operand for operand in usable if len(flat(operand.layout)) == fewest)
-        return self._cast(self._arrange(found or nearest, wanted), dtype)
+        fewest = min(len(flat(piece.layout)) for piece in usable)
+        nearest = next(piece for piece in usable if len(flat(piece.layout)) == fewest)
+        piece, node = found or nearest, (found or nearest).node
+        for dim, start, stop in piece.cuts:
+            node = self._builder.call(aten.slice.Tensor, node, dim, start, stop)
+        return self._cast(self._arrange(Operand(node, piece.layout), wanted), dtype)
 
     def _arrange(self, operand: Operand, wanted: Layout, *, expand: bool = True) -> Node:
         try:
@@ -248,33 +252,33 @@ def gates_of(layer: MoHLayer, layouts: LayoutBuilder) -> Node:
     wanted: Layout = (layer.batch, layer.tokens, layer.heads)
     arranged = []
     for factor in layer.gates:
-        trail = [entry for entry in _history(factor) if _fits(entry, wanted)]
-        exact = _entry(trail, wanted)
-        arranged.append(layouts.arrange(exact or (trail or [factor])[0], wanted))
+        trail = [piece for piece in _pieces(factor) if not piece.cuts and _fits(piece, wanted)]
+        best = _entry(trail, wanted) or (trail[0] if trail else factor)
+        arranged.append(layouts.arrange(Operand(best.node, best.layout), wanted))
     total = arranged[0]
     for factor_node in arranged[1:]:
         total = layouts.builder.call(aten.mul.Tensor, total, factor_node)
     return total
 
 
-def _fits(operand: Operand, wanted: Layout) -> bool:
-    return set(flat(operand.layout)) <= set(flat(wanted))
+def _fits(piece: Piece, wanted: Layout) -> bool:
+    return set(flat(piece.layout)) <= set(flat(wanted))
 
 
-def _history(operand: Operand) -> list[Operand]:
-    """The operand and what it is a view of, up to the nearest cast."""
-    trail: list[Operand] = []
-    for node, layout in history(operand.node, operand.layout):
-        trail.append(Operand(node, layout))
-        if is_view(node) and casts(node):
+def _pieces(operand: Operand) -> list[Piece]:
+    """The operand and what it is a view or a part of, up to the nearest cast."""
+    trail: list[Piece] = []
+    for piece in pieces(operand.node, operand.layout):
+        trail.append(piece)
+        if is_view(piece.node) and casts(piece.node):
             break
     return trail
 
 
-def _entry(trail: list[Operand], wanted: Layout) -> Operand | None:
+def _entry(trail: list[Piece], wanted: Layout) -> Piece | None:
     wanted = resolve(wanted)
-    return next((operand for operand in trail if resolve(operand.layout) == wanted), None)
+    return next((piece for piece in trail if resolve(piece.layout) == wanted), None)
 
 
-def _head_axes(operand: Operand, heads: Dim) -> set[Axis]:
-    return set(flat(operand.layout)) & set(heads)
+def _head_axes(piece: Piece, heads: Dim) -> set[Axis]:
+    return set(flat(piece.layout)) & set(heads)
