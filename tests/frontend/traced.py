@@ -55,7 +55,9 @@ class Sheet:
         self.inputs = []
         for position, value in enumerate(values):
             node = self.graph.placeholder(f"x{position}")
-            kinds = [DimDynamic.DUCK if size in dynamic else DimDynamic.STATIC for size in value.shape]
+            kinds = [
+                DimDynamic.DUCK if size in dynamic else DimDynamic.STATIC for size in value.shape
+            ]
             node.meta["val"] = mode.from_tensor(
                 value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds)
             )

@@ -42,6 +42,10 @@ RARE = (
     rare("careful_router", unusual.CarefulRouter, TOP_2),
     rare("router_reads_residual", unusual.ReadsResidual, TOP_2),
     rare("optional_outputs", unusual.FromTheirNames, TOP_2, inputs=unusual.int_mask_in),
+    rare("baddbmm_alibi", unusual_cores.Baddbmm, TOP_2),
+    rare("time_first", unusual.TimeFirst, TOP_2, inputs=unusual.time_first_in),
+    rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
+    rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
 )
 
 # Exported correctly, but not recognised as they should be: the layer is not counted, its attention
@@ -49,11 +53,7 @@ RARE = (
 MISSED = (
     rare("filled_afterwards", unusual.FilledAfterwards, CUSTOM),
     rare("projected_first", unusual.ProjectedFirst, TOP_2),
-    rare("baddbmm_alibi", unusual_cores.Baddbmm, TOP_2),
     rare("mask_by_product", unusual_cores.OldMasking, TOP_2),
     rare("talking_heads", unusual_cores.TalkingHeads, UNREPLACED),
     rare("linear_attention", unusual_cores.Linearized, UNREPLACED),
-    rare("time_first", unusual.TimeFirst, TOP_2, inputs=unusual.time_first_in),
-    rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
-    rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
 )
