@@ -58,7 +58,7 @@ class TwoStageRouter(nn.Module):
         return torch.cat([stage[..., :1] * shared, stage[..., 1:] * self._chosen(x)], dim=-1)
 
     def _chosen(self, x: Tensor) -> Tensor:
-        scores = self.routed(x).softmax(dim=-1)  # [B, S, R]
+        scores: Tensor = self.routed(x).softmax(dim=-1)  # [B, S, R]
         chosen = scores.topk(self.top_k, dim=-1).indices
         kept = scores * F.one_hot(chosen, self.num_routed_heads).sum(dim=-2)
         total = kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(kept.dtype).eps)
@@ -80,7 +80,8 @@ class TwoStageAttention(nn.Module):
         qkv = self.qkv(x).view(batch, seq_len, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, S, D]
         heads = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # [B, S, H, D]
-        return self.proj((self.router(x).unsqueeze(-1) * heads).flatten(2))
+        output: Tensor = self.proj((self.router(x).unsqueeze(-1) * heads).flatten(2))
+        return output
 
 
 def perceptron(dim: int) -> nn.Sequential:
@@ -103,7 +104,8 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images).flatten(2).transpose(1, 2) + self.position  # [B, 196, C]
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x).mean(dim=1))
+        logits: Tensor = self.head(self.norm(x).mean(dim=1))
+        return logits
 
 
 class VisionBlock(nn.Module):
@@ -117,7 +119,8 @@ class VisionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        transformed: Tensor = self.mlp(self.norm2(x))
+        return x + transformed
 
 
 class DiffusionTransformer(nn.Module):
@@ -146,13 +149,14 @@ class DiffusionTransformer(nn.Module):
         for block in self.blocks:
             x = block(x, condition)
         shift, scale = self.final_condition(condition).unsqueeze(1).chunk(2, dim=-1)
-        patches = self.final(self.norm(x) * (1 + scale) + shift)  # [B, 256, 2*2*8]
+        patches: Tensor = self.final(self.norm(x) * (1 + scale) + shift)  # [B, 256, 2*2*8]
         grid = patches.view(-1, 16, 16, 2, 2, 8).permute(0, 5, 1, 3, 2, 4)  # [B, 8, 16, 2, 16, 2]
         return grid.reshape(-1, 8, 32, 32)
 
     def _time(self, timesteps: Tensor) -> Tensor:
         angles = timesteps.unsqueeze(1).float() * self.frequencies
-        return self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        embedded: Tensor = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        return embedded
 
 
 class DiffusionBlock(nn.Module):
@@ -166,10 +170,13 @@ class DiffusionBlock(nn.Module):
         self.condition = nn.Linear(dim, 6 * dim)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        parts = self.condition(condition).unsqueeze(1).chunk(6, dim=-1)  # each [B, 1, C]
+        parts: tuple[Tensor, ...] = (
+            self.condition(condition).unsqueeze(1).chunk(6, dim=-1)
+        )  # each [B, 1, C]
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
         x = x + gate1 * self.attention(self.norm(x) * (1 + scale1) + shift1)
-        return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
+        transformed: Tensor = self.mlp(self.norm(x) * (1 + scale2) + shift2)
+        return x + gate2 * transformed
 
 
 class Decoder(nn.Module):
@@ -195,7 +202,8 @@ class Decoder(nn.Module):
         x = self.embed(token_ids)
         for layer in self.layers:
             x = layer(x, visible)
-        return self.head(self.norm(x))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
 
 class DecoderLayer(nn.Module):
@@ -212,7 +220,8 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x), visible)
         y = self.norm2(x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+        transformed: Tensor = self.down(F.silu(self.gate(y)) * self.up(y))
+        return x + transformed
 
 
 class QueryNormAttention(nn.Module):
@@ -240,7 +249,8 @@ class QueryNormAttention(nn.Module):
             value.transpose(1, 2).repeat_interleave(self.groups, dim=1),
             attn_mask=visible,
         ).transpose(1, 2)  # [B, S, H, D]
-        return self.proj((self._gates(query).unsqueeze(-1) * heads).flatten(2))
+        output: Tensor = self.proj((self._gates(query).unsqueeze(-1) * heads).flatten(2))
+        return output
 
     def _gates(self, query: Tensor) -> Tensor:
         """Return 0 or 1 for each head [B, S, H] from the queries before they are rotated."""

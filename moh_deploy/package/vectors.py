@@ -29,8 +29,8 @@ class VectorSet:
         outputs: Output name to array.
         gates: One array [B, S, num_heads] for each layer, in the manifest's order.
         margins: One array [B, S] a layer: the gap between the last chosen and the first unchosen
-            routed score of a token, relative to the router's own scale; inf where nothing is
-            selected. Small values are near-ties.
+            routed score of a token, in the units of the scores; inf where nothing is selected, 0
+            where a score is NaN. Small values are near-ties.
     """
 
     sizes: dict[str, int]

@@ -1,0 +1,106 @@
+"""The export benchmark: what it counts, how it compares, and one run of it on a small model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+NEIGHBOURS = ("export_cost", "process_cost")
+
+BURN_CPU = "import time\nwhile time.process_time() < 0.4: pass"
+HOLD_MEMORY = "import time; held = bytearray(200 << 20); time.sleep(0.5)"
+IN_A_CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+SMALL_MODEL = """
+from models import DiffusionTransformer
+
+def small():
+    return DiffusionTransformer(dim=24, depth=1, num_heads=6, num_shared_heads=2, top_k=3)
+"""
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The benchmark's module, which like any script imports its neighbours by their bare names."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield import_module("export_cost")
+    for name in NEIGHBOURS:
+        sys.modules.pop(name, None)
+
+
+def cost(benchmark: ModuleType, wall_s: float, *, largest_child_mib: float = 0.0) -> object:
+    return benchmark.Cost(wall_s, 2 * wall_s, 100.0, largest_child_mib, 100.0)
+
+
+def test_cpu_time_of_children_is_counted(benchmark: ModuleType) -> None:
+    assert benchmark.measure([sys.executable, "-c", IN_A_CHILD, BURN_CPU]).cpu_s >= 0.4
+
+
+def test_memory_of_the_largest_child_is_told_apart(benchmark: ModuleType) -> None:
+    alone = benchmark.measure([sys.executable, "-c", HOLD_MEMORY])
+    below = benchmark.measure([sys.executable, "-c", IN_A_CHILD, HOLD_MEMORY])
+    assert alone.peak_mib > 200
+    assert below.peak_mib > 200
+    assert alone.largest_child_mib == 0
+    assert below.largest_child_mib > 200
+    assert below.sum_mib > below.largest_child_mib
+
+
+def test_failing_command_is_no_measurement(benchmark: ModuleType) -> None:
+    with pytest.raises(benchmark.CommandFailed, match=r"ended with 3:\nno such layer"):
+        benchmark.measure([sys.executable, "-c", "import sys; print('no such layer'); sys.exit(3)"])
+
+
+def test_medians_and_pairs_are_compared(benchmark: ModuleType) -> None:
+    comparison = benchmark.Comparison(
+        ours=tuple(cost(benchmark, wall_s) for wall_s in (2.0, 9.0, 3.0)),
+        plain=tuple(cost(benchmark, wall_s) for wall_s in (1.0, 3.0, 2.0)),
+    )
+    figures = comparison.figures(lambda one: one.wall_s)
+    assert (figures.ours, figures.plain, figures.ratio) == (3.0, 2.0, 1.5)
+    assert figures.pair_ratios == (2.0, 3.0, 1.5)
+
+
+def test_ratio_to_nothing_is_left_out(benchmark: ModuleType) -> None:
+    ours, plain = cost(benchmark, 1.0, largest_child_mib=50.0), cost(benchmark, 1.0)
+    comparison = benchmark.Comparison((ours,), (plain,))
+    assert comparison.figures(lambda one: one.largest_child_mib).ratio is None
+
+
+def test_model_of_the_users_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SMALL_MODEL)
+    done = run_benchmark(
+        *("--factory", "mine:small", "--code-dir", str(tmp_path), "--code-dir", str(BENCHMARKS)),
+        *("--input", "latents:[batch=2,4,32,32]:float32", "--input", "timesteps:[batch=2]:int64"),
+        *("--input", "labels:[batch=2]:int64", "--runs", "1", "--warm-ups", "0", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["about"]["model"] == "mine:small"
+    assert answer["costs"]["cpu"]["plain"] > 0
+    # The proof runs in a process of its own; the plain export proves nothing.
+    assert answer["costs"]["largest child"]["ours"] > 0
+    assert answer["costs"]["largest child"]["plain"] == 0
+
+
+def test_export_that_fails_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import torch\n\ndef small(): return torch.nn.Linear(3, 3)\n")
+    done = run_benchmark(
+        *("--factory", "mine:small", "--code-dir", str(tmp_path), "--input", "x:[batch=2,4]"),
+        *("--runs", "1", "--warm-ups", "0"),
+    )
+    assert done.returncode == 1
+    assert "mat1 and mat2 shapes cannot be multiplied" in done.stderr
+
+
+def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / "export_cost.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,406 @@
+"""Equal mathematics, however it is written, is the published form; anything else is custom."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.routers.forms import Router, read_router
+from tests.frontend.traced import nodes, plain_trace
+
+EPS = torch.finfo(torch.float32).eps
+
+
+class TwoStage(nn.Module):
+    """Two shared heads and the best two of four routed ones, as published; parts may be changed."""
+
+    shared, routed, k = 2, 4, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_routed = nn.Linear(8, self.routed, bias=False)
+        self.to_shared = nn.Linear(8, self.shared, bias=False)
+        self.to_stage = nn.Linear(8, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stage = self.stage_weights(self.to_stage(x))
+        shared = self.shared_gates(self.to_shared(x)) * stage[..., :1]
+        routed = self.routed_gates(self.to_routed(x)) * stage[..., 1:]
+        return self.put_together(shared, routed)
+
+    def stage_weights(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1) * 2
+
+    def shared_gates(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1) * self.shared
+
+    def routed_gates(self, logits: Tensor) -> Tensor:
+        scores = logits.softmax(-1)
+        return self.renormalised(scores * self.chosen(scores)) * self.k
+
+    def chosen(self, scores: Tensor) -> Tensor:
+        best = scores.topk(self.k, dim=-1).indices
+        return F.one_hot(best, self.routed).sum(-2)
+
+    def renormalised(self, kept: Tensor) -> Tensor:
+        return kept / kept.sum(-1, keepdim=True).clamp(min=EPS)
+
+    def put_together(self, shared: Tensor, routed: Tensor) -> Tensor:
+        return torch.cat([shared, routed], dim=-1)
+
+
+# The same, in other words.
+
+
+class FlatTokens(TwoStage):
+    def forward(self, x):
+        return super().forward(x.reshape(-1, 8)).reshape(*x.shape[:2], -1)
+
+
+class ScatteredMask(TwoStage):
+    def chosen(self, scores):
+        best = torch.topk(scores, self.k, dim=-1)[1]
+        return torch.zeros_like(scores).scatter_(-1, best, 1.0)
+
+
+class ThresholdMask(TwoStage):
+    def chosen(self, scores):
+        return (scores >= scores.topk(self.k, dim=-1).values[..., -1:]).to(scores)
+
+
+class SortedChoice(TwoStage):
+    def chosen(self, scores):
+        best = scores.sort(dim=-1, descending=True).indices[..., : self.k]
+        return F.one_hot(best, self.routed).sum(-2)
+
+
+class ScatteredValues(TwoStage):
+    def routed_gates(self, logits):
+        value, best = F.softmax(logits, dim=-1).topk(self.k, dim=-1)
+        value = value / value.sum(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter(-1, best, value * self.k)
+
+
+class SoftmaxByHand(TwoStage):
+    """Softmax of the chosen logits is the renormalised softmax of all."""
+
+    def routed_gates(self, logits):
+        scores = logits.softmax(-1)
+        kept = scores.masked_fill(self.chosen(scores) == 0, 0.0)
+        return self.k * (kept / kept.sum(-1).unsqueeze(-1))
+
+
+class StageByEinsum(TwoStage):
+    def forward(self, x):
+        first, second = self.stage_weights(self.to_stage(x)).unbind(-1)
+        shared = torch.einsum("bs,bsh->bsh", first, self.shared_gates(self.to_shared(x)))
+        routed = torch.einsum("bs,bsh->bsh", second, self.routed_gates(self.to_routed(x)))
+        return self.put_together(shared, routed)
+
+
+class PaddedAndAdded(TwoStage):
+    def put_together(self, shared, routed):
+        return F.pad(shared, (0, self.routed)) + F.pad(routed, (self.shared, 0))
+
+
+class WrittenIntoOnes(TwoStage):
+    def put_together(self, shared, routed):
+        return torch.hstack([shared.flatten(0, 1), routed.flatten(0, 1)]).unflatten(0, (2, 5))
+
+
+class TinyEpsilon(TwoStage):
+    """Added, not clamped, but far below what a float can show."""
+
+    def renormalised(self, kept):
+        return kept / (kept.sum(-1, keepdim=True) + 1e-20)
+
+
+SAME = (
+    TwoStage,
+    FlatTokens,
+    ScatteredMask,
+    ThresholdMask,
+    SortedChoice,
+    ScatteredValues,
+    SoftmaxByHand,
+    StageByEinsum,
+    PaddedAndAdded,
+    WrittenIntoOnes,
+    TinyEpsilon,
+)
+
+
+# One thing is different.
+
+
+class WithoutTimesK(TwoStage):
+    def routed_gates(self, logits):
+        scores = logits.softmax(-1)
+        return self.renormalised(scores * self.chosen(scores))
+
+
+class NotRenormalised(TwoStage):
+    def renormalised(self, kept):
+        return kept
+
+
+class LargeEpsilon(TwoStage):
+    def renormalised(self, kept):
+        return kept / (kept.sum(-1, keepdim=True) + 1e-6)
+
+
+class SoftmaxAfterChoice(TwoStage):
+    def routed_gates(self, logits):
+        kept = logits.masked_fill(self.chosen(logits) == 0, float("-inf"))
+        return kept.softmax(-1) * self.k
+
+
+class SoftmaxOfMaskedZeros(TwoStage):
+    def routed_gates(self, logits):
+        return (logits * self.chosen(logits.softmax(-1))).softmax(-1) * self.k
+
+
+class Temperature(TwoStage):
+    """The choice is made at another temperature than the gates."""
+
+    def routed_gates(self, logits):
+        chosen = self.chosen(logits.softmax(-1))
+        return self.renormalised((logits / 0.5).softmax(-1) * chosen) * self.k
+
+
+class SigmoidScores(TwoStage):
+    def routed_gates(self, logits):
+        scores = logits.sigmoid()
+        return self.renormalised(scores * self.chosen(scores)) * self.k
+
+
+class SmallestHeads(TwoStage):
+    def chosen(self, scores):
+        best = scores.topk(self.k, dim=-1, largest=False).indices
+        return F.one_hot(best, self.routed).sum(-2)
+
+
+class SharedNotScaled(TwoStage):
+    def shared_gates(self, logits):
+        return logits.softmax(-1)
+
+
+class SharedBySigmoid(TwoStage):
+    def shared_gates(self, logits):
+        return logits.sigmoid() * self.shared
+
+
+class StageNotScaled(TwoStage):
+    def stage_weights(self, logits):
+        return logits.softmax(-1)
+
+
+class StagesSwapped(TwoStage):
+    def stage_weights(self, logits):
+        return logits.softmax(-1).flip(-1) * 2
+
+
+class RoutedFirst(TwoStage):
+    def put_together(self, shared, routed):
+        return torch.cat([routed, shared], dim=-1)
+
+
+class HeadsReordered(TwoStage):
+    def routed_gates(self, logits):
+        return super().routed_gates(logits).flip(-1)
+
+
+class BiasOnGates(TwoStage):
+    def put_together(self, shared, routed):
+        return super().put_together(shared, routed) + 1e-4
+
+
+class InputDependentScale(TwoStage):
+    """More than the logits decides."""
+
+    def forward(self, x):
+        return super().forward(x) * x.sum(-1, keepdim=True).tanh()
+
+
+class ChosenFromAnother(TwoStage):
+    """Heads are ranked by the gates of the token before."""
+
+    def chosen(self, scores):
+        return super().chosen(scores.roll(1, dims=1))
+
+
+class SharedAcrossTokens(TwoStage):
+    """A softmax over the tokens, not over the heads."""
+
+    def shared_gates(self, logits):
+        return logits.softmax(1) * self.shared
+
+
+DIFFERENT = (
+    WithoutTimesK,
+    NotRenormalised,
+    LargeEpsilon,
+    SoftmaxAfterChoice,
+    SoftmaxOfMaskedZeros,
+    Temperature,
+    SigmoidScores,
+    SmallestHeads,
+    SharedNotScaled,
+    SharedBySigmoid,
+    StageNotScaled,
+    StagesSwapped,
+    RoutedFirst,
+    HeadsReordered,
+    BiasOnGates,
+    InputDependentScale,
+    ChosenFromAnother,
+    SharedAcrossTokens,
+)
+
+
+# The other published forms.
+
+
+class SingleStage(TwoStage):
+    shared = 0
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.to_routed = nn.Linear(8, self.routed, bias=False)
+
+    def forward(self, x):
+        return self.routed_gates(self.to_routed(x))
+
+
+class OneSharedHead(TwoStage):
+    shared = 1
+
+    def shared_gates(self, logits):
+        return torch.ones_like(logits)
+
+
+class OneSharedHeadWithItsSoftmax(TwoStage):
+    shared = 1
+
+
+class OneSharedHeadTimesTwo(OneSharedHead):
+    def shared_gates(self, logits):
+        return torch.full_like(logits, 2.0)
+
+
+class AllShared(TwoStage):
+    def forward(self, x):
+        return self.to_routed(x).softmax(-1) * self.routed
+
+
+class AllSharedBySigmoid(TwoStage):
+    def forward(self, x):
+        return self.to_routed(x).sigmoid() * self.routed
+
+
+class Mask(SingleStage):
+    def forward(self, x):
+        return self.chosen(self.to_routed(x).softmax(-1)).float()
+
+
+class MaskOfSigmoid(Mask):
+    def forward(self, x):
+        return self.chosen(self.to_routed(x).sigmoid()).float()
+
+
+class MaskTimesK(Mask):
+    def forward(self, x):
+        return super().forward(x) * self.k
+
+
+class QueryNorm(TwoStage):
+    """Two heads always run; of four, those with the longest queries, in units of their spread."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.query = nn.Linear(8, 6 * 3)
+
+    def forward(self, x):
+        queries = self.query(x).unflatten(-1, (6, 3))
+        loud = torch.norm(queries[:, :, 2:], dim=-1)
+        chosen = self.chosen((loud / loud.std(-1, keepdim=True)).softmax(-1))
+        return torch.cat([torch.ones(*x.shape[:2], 2), chosen], dim=-1)
+
+
+class QueryNormLast(QueryNorm):
+    """The heads that always run are the last ones."""
+
+    def forward(self, x):
+        return super().forward(x).flip(-1)
+
+
+FORMS = {
+    SingleStage: ("top_k", 0, 2),
+    OneSharedHead: ("two_stage", 1, 2),
+    OneSharedHeadWithItsSoftmax: ("two_stage", 1, 2),
+    OneSharedHeadTimesTwo: ("custom", 1, 2),
+    AllShared: ("shared", 4, 0),
+    AllSharedBySigmoid: ("custom", None, None),
+    Mask: ("mask", 0, 2),
+    MaskOfSigmoid: ("custom", 0, 2),
+    MaskTimesK: ("custom", 0, 2),
+    QueryNorm: ("query_norm", 2, 2),
+    QueryNormLast: ("custom", 2, 2),
+}
+
+
+def read(make: type[nn.Module]) -> Router:
+    return read_router(gates_node(make))
+
+
+def gates_node(make: type[nn.Module]) -> Node:
+    """The gates of a router of its own for two sequences of five tokens."""
+    program = plain_trace(make(), torch.zeros(2, 5, 8))
+    (gates,) = program.graph.output_node().args[0]
+    return gates
+
+
+@pytest.mark.parametrize("make", SAME)
+def test_router_in_other_words_is_the_published_form(make: type[nn.Module]):
+    router = read(make)
+    assert (router.form, router.num_shared_heads, router.top_k) == ("two_stage", 2, 2)
+    assert router.reason is None
+
+
+@pytest.mark.parametrize("make", DIFFERENT)
+def test_router_that_deviates_is_custom(make: type[nn.Module]):
+    router = read(make)
+    assert router.form == "custom"
+    assert "no published form" in router.reason
+    assert (router.routed_logits, router.shared_logits, router.stage_logits) == (None, None, None)
+
+
+@pytest.mark.parametrize("make", FORMS)
+def test_other_forms(make: type[nn.Module]):
+    router = read(make)
+    assert (router.form, router.num_shared_heads, router.top_k) == FORMS[make]
+    assert (router.reason is None) == (router.form != "custom")
+
+
+def test_logits_are_those_of_each_stage():
+    program = plain_trace(TwoStage(), torch.zeros(2, 5, 8))
+    (gates,) = program.graph.output_node().args[0]
+    router = read_router(gates)
+    stage, shared, routed = nodes(program, "linear")
+    assert (router.routed_logits, router.shared_logits, router.stage_logits) == (
+        routed,
+        shared,
+        stage,
+    )
+
+
+def test_stages_are_told_apart_where_there_are_two_shared_heads():
+    """Shared and stage logits have the same size; only the mathematics tells which is which."""
+    program = plain_trace(TwoStage(), torch.zeros(2, 5, 8))
+    (gates,) = program.graph.output_node().args[0]
+    router = read_router(gates)
+    assert router.shared_logits.meta["val"].shape == router.stage_logits.meta["val"].shape
+    assert router.shared_logits is not router.stage_logits

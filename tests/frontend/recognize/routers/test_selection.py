@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moh_deploy.frontend.recognize.graph import op
+from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
+from tests.frontend.traced import plain_trace
+
+HEADS = 5
+
+
+class Router(nn.Module):
+    def __init__(self, choose: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, HEADS)
+        self.choose = choose
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.choose(self.project(x.cumsum(1)))
+
+
+def cone_of(choose: Callable[[Tensor], Tensor]):
+    program = plain_trace(Router(choose), torch.zeros(2, 3, 8))
+    (gates,) = program.graph.output_node().args[0]
+    return router_cone(gates)
+
+
+def one_hot(indices: Tensor) -> Tensor:
+    return F.one_hot(indices, HEADS).sum(-2).float()
+
+
+KEEPS_TWO = {
+    "topk": lambda s: one_hot(s.topk(2, dim=-1).indices),
+    "topk_of_transposed": lambda s: one_hot(s.mT.topk(2, dim=1).indices.mT),
+    "sort": lambda s: one_hot(s.sort(dim=-1, descending=True).indices[..., :2]),
+    "argsort": lambda s: one_hot(s.argsort(dim=-1, descending=True)[..., :2]),
+    "sort_narrow": lambda s: one_hot(s.sort(-1, descending=True)[1].narrow(-1, 0, 2)),
+    "kthvalue": lambda s: (s >= s.kthvalue(HEADS - 1, dim=-1, keepdim=True).values).float(),
+}
+
+
+@pytest.mark.parametrize("name", KEEPS_TWO)
+def test_two_of_five_are_kept(name: str):
+    found = find_selection(cone_of(KEEPS_TWO[name]), HEADS)
+    assert (found.candidates, found.top_k) == (HEADS, 2)
+
+
+@pytest.mark.parametrize(
+    "choose", [lambda s: F.one_hot(s.argmax(-1), HEADS).float(), lambda s: (s == s.amax(-1, True)) * s]
+)
+def test_best_head_alone(choose):
+    found = find_selection(cone_of(choose), HEADS)
+    if found is not None:  # an amax is no ranking
+        assert (found.candidates, found.top_k) == (HEADS, 1)
+
+
+def test_argmax_keeps_one():
+    found = find_selection(cone_of(lambda s: F.one_hot(s.argmax(-1), HEADS).float()), HEADS)
+    assert (found.candidates, found.top_k) == (HEADS, 1)
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda s: s.softmax(-1),
+        lambda s: s.sigmoid() * (s > 0),
+        lambda s: s.sort(dim=-1).values,
+    ],
+    ids=["softmax", "threshold", "sort_of_all"],
+)
+def test_nothing_is_selected(choose):
+    assert find_selection(cone_of(choose), HEADS) is None
+
+
+def test_selection_among_more_than_the_heads_is_another_one():
+    """A top-k of other things, such as tokens, does not choose heads."""
+    cone = cone_of(lambda s: one_hot(s.topk(2, dim=-1).indices))
+    assert find_selection(cone, HEADS - 1) is None
+
+
+def test_of_two_selections_the_one_with_more_candidates_chooses():
+    def twice(scores: Tensor) -> Tensor:
+        best = one_hot(scores.topk(3, dim=-1).indices)
+        return best * F.pad(F.one_hot(scores[..., :3].argmax(-1), 3), (0, 2))
+
+    assert find_selection(cone_of(twice), HEADS).top_k == 3
+
+
+def test_cone_ends_at_the_projection():
+    names = [op(node) for node in cone_of(lambda s: s.softmax(-1))]
+    assert "linear" in names
+    assert "cumsum" not in names
