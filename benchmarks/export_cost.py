@@ -188,7 +188,7 @@ def show(comparison: Comparison, about: dict[str, str]) -> None:
     for name, unit, goal, of in COSTS:
         figures = comparison.figures(of)
         table.add_row(
-            f"{name} [{unit}]".replace("[", r"\["),
+            f"{name}, {unit}",
             f"{figures.ours:.4g}",
             f"{figures.plain:.4g}",
             _times(figures.ratio),

@@ -18,7 +18,7 @@ RUNS = 10
 
 def main() -> None:
     title = f"Medians of {RUNS} runs; load average {load_average()}"
-    table = Table("command", "wall [ms]", "cpu [ms]", title=title, title_justify="left")
+    table = Table("command", "wall, ms", "cpu, ms", title=title, title_justify="left")
     for words in command_lines():
         command = [sys.executable, "-m", "moh_deploy", *words]
         measure(command)  # the first run reads the files from disk
