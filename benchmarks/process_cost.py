@@ -106,10 +106,21 @@ class _MemorySampler:
 
 
 def _descendants(pid: int) -> Iterator[int]:
+    """Find the programs below a process.
+
+    A child with its parent's command line has not started its own program yet: until then it lives
+    in its parent's memory, which would be counted twice.
+    """
+    command_line = _command_line(pid)
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, _read(listing).split()):
-            yield child
+            if _command_line(child) != command_line:
+                yield child
             yield from _descendants(child)
+
+
+def _command_line(pid: int) -> str:
+    return _read(Path(f"/proc/{pid}/cmdline"))
 
 
 def _memory_kib(pid: int, field: str) -> int:

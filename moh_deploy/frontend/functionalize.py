@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
@@ -20,7 +22,9 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
         return program
     order = {node: position for position, node in enumerate(graph.nodes)}
     if not all(_functional(node) and _private(node, order) for node in in_place):
-        traced_again: ExportedProgram = program.run_decompositions({})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about its own code
+            traced_again: ExportedProgram = program.run_decompositions({})
         return traced_again
     for node in in_place:
         _rename(graph, node, order)

@@ -54,6 +54,11 @@ def test_memory_of_the_largest_child_is_told_apart(benchmark: ModuleType) -> Non
     assert below.sum_mib > below.largest_child_mib
 
 
+def test_fork_of_a_process_is_no_child_with_memory_of_its_own(benchmark: ModuleType) -> None:
+    cost = benchmark.measure([sys.executable, "-c", f"import os; os.fork(); {HOLD_MEMORY}"])
+    assert cost.largest_child_mib == 0
+
+
 def test_failing_command_is_no_measurement(benchmark: ModuleType) -> None:
     with pytest.raises(benchmark.CommandFailed, match=r"ended with 3:\nno such layer"):
         benchmark.measure([sys.executable, "-c", "import sys; print('no such layer'); sys.exit(3)"])
@@ -94,11 +99,12 @@ def test_model_of_the_users_is_measured(tmp_path: Path) -> None:
 def test_export_that_fails_is_reported(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\n\ndef small(): return torch.nn.Linear(3, 3)\n")
     done = run_benchmark(
-        *("--factory", "mine:small", "--code-dir", str(tmp_path), "--input", "x:[batch=2,4]"),
-        *("--runs", "1", "--warm-ups", "0"),
+        *("--factory", "mine:small", "--code-dir", str(tmp_path)),
+        *("--input", "x:[batch=2,3]:float31"),
     )
     assert done.returncode == 1
-    assert "mat1 and mat2 shapes cannot be multiplied" in done.stderr
+    assert "dtype 'float31' is not supported" in done.stderr
+    assert done.stdout == ""
 
 
 def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from moh_deploy.frontend.checkpoint import in_eval_mode
 from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize.graph import op
+from moh_deploy.frontend.record import _flat_inputs
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.trace import trace
 
@@ -29,10 +30,34 @@ def traced(module: nn.Module, inputs: Sequence[ModelInput]) -> ExportedProgram:
     return normalize(trace(loaded(module), inputs))
 
 
-def plain_trace(module: nn.Module, *arguments: Tensor) -> ExportedProgram:
-    """The program of a module at fixed sizes, as torch leaves it."""
+def plain_trace(model: nn.Module | Callable[..., object], *arguments: Tensor) -> ExportedProgram:
+    """The program of a module or function at fixed sizes, as torch leaves it: that is quick."""
+    module = model if isinstance(model, nn.Module) else _Function(model)
     with torch.no_grad():
         return torch.export.export(module.eval(), arguments)
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *arguments: Tensor) -> object:
+        return self.function(*arguments)
+
+
+class Values(Interpreter):
+    """Runs a program and keeps the value of every node."""
+
+    def __init__(self, program: ExportedProgram, *arguments: Tensor) -> None:
+        super().__init__(program.graph_module)
+        self.of: dict[Node, object] = {}
+        with torch.no_grad():
+            self.run(*_flat_inputs(program, arguments))
+
+    def run_node(self, n: Node) -> object:
+        self.of[n] = super().run_node(n)
+        return self.of[n]
 
 
 def nodes(program: ExportedProgram, name: str) -> list[Node]:

@@ -50,15 +50,6 @@ def test_two_of_five_are_kept(name: str):
     assert (found.candidates, found.top_k) == (HEADS, 2)
 
 
-@pytest.mark.parametrize(
-    "choose", [lambda s: F.one_hot(s.argmax(-1), HEADS).float(), lambda s: (s == s.amax(-1, True)) * s]
-)
-def test_best_head_alone(choose):
-    found = find_selection(cone_of(choose), HEADS)
-    if found is not None:  # an amax is no ranking
-        assert (found.candidates, found.top_k) == (HEADS, 1)
-
-
 def test_argmax_keeps_one():
     found = find_selection(cone_of(lambda s: F.one_hot(s.argmax(-1), HEADS).float()), HEADS)
     assert (found.candidates, found.top_k) == (HEADS, 1)
@@ -70,8 +61,9 @@ def test_argmax_keeps_one():
         lambda s: s.softmax(-1),
         lambda s: s.sigmoid() * (s > 0),
         lambda s: s.sort(dim=-1).values,
+        lambda s: (s == s.amax(-1, True)) * s,
     ],
-    ids=["softmax", "threshold", "sort_of_all"],
+    ids=["softmax", "threshold", "sort_of_all", "maximum"],
 )
 def test_nothing_is_selected(choose):
     assert find_selection(cone_of(choose), HEADS) is None

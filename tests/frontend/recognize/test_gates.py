@@ -1,0 +1,202 @@
+"""Which products with attention are gates, and why a layer that has gates is left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moh_deploy.frontend.recognize import MoHLayer, recognize
+from moh_deploy.frontend.recognize.axes import product
+from tests.frontend.traced import plain_trace
+
+B, H, S, D = 2, 4, 5, 3
+Q, K, V = (
+    torch.randn(B, H, S, D, generator=torch.Generator().manual_seed(seed)) for seed in range(3)
+)
+GATES = torch.rand(B, S, H, generator=torch.Generator().manual_seed(3))
+OUT = torch.ones(H * D, 7)
+
+sdpa = F.scaled_dot_product_attention
+Model = Callable[[Tensor, Tensor, Tensor, Tensor], object]
+
+
+def layers(model: Model, gates: Tensor = GATES) -> list[MoHLayer]:
+    return recognize(plain_trace(model, Q, K, V, gates))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[B, S, H, D]."""
+    return sdpa(q, k, v).transpose(1, 2)
+
+
+def merge(y: Tensor) -> Tensor:
+    return y.flatten(2) @ OUT
+
+
+GATED: dict[str, Model] = {
+    "per_head": lambda q, k, v, g: merge(attention(q, k, v) * g[..., None]),
+    "heads_first": lambda q, k, v, g: merge((sdpa(q, k, v) * g.mT[..., None]).transpose(1, 2)),
+    "einsum": lambda q, k, v, g: merge(torch.einsum("bsh,bhsd->bshd", g, sdpa(q, k, v))),
+    "merged_first": lambda q, k, v, g: (
+        (attention(q, k, v).flatten(2) * g.repeat_interleave(D, -1)) @ OUT
+    ),
+    "on_weights": lambda q, k, v, g: merge(
+        (((q @ k.mT).softmax(-1) * g.mT[..., None]) @ v).transpose(1, 2)
+    ),
+    "projected_by_einsum": lambda q, k, v, g: torch.einsum(
+        "bshd,hdc->bsc", attention(q, k, v) * g[..., None], OUT.view(H, D, 7)
+    ),
+    "spread_over_channels": lambda q, k, v, g: merge(
+        attention(q, k, v) * g[..., None].expand(B, S, H, D)
+    ),
+    "made_of_spread_parts": lambda q, k, v, g: merge(
+        attention(q, k, v) * (g[..., None] * (g[..., None].expand(B, S, H, D) + 1))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_gates_are_recognised_wherever_they_are_applied(name: str):
+    (layer,) = layers(GATED[name])
+    assert [product(axes) for axes in (layer.batch, layer.heads, layer.tokens)] == [B, H, S]
+    assert layer.obstacles == ()
+
+
+def scale_of_heads(q, k, v, g):
+    return merge(attention(q, k, v) * torch.linspace(1, 2, H)[:, None])
+
+
+NOT_GATED: dict[str, Model] = {
+    "ungated": lambda q, k, v, g: merge(attention(q, k, v)),
+    "a_constant_for_each_head": scale_of_heads,
+    "a_weight_for_each_head_of_a_sequence": lambda q, k, v, g: merge(
+        attention(q, k, v) * g.mean(1)[:, None, :, None]
+    ),
+    "a_gate_for_each_channel": lambda q, k, v, g: merge(
+        attention(q, k, v) * torch.cat([g] * D, -1).unflatten(-1, (H, D))
+    ),
+    "a_gate_for_each_token": lambda q, k, v, g: merge(attention(q, k, v) * g[..., :1, None]),
+    "after_the_projection": lambda q, k, v, g: merge(attention(q, k, v)) * g[..., :1],
+    "queries_gated": lambda q, k, v, g: merge(attention(q * g.mT[..., None], k, v)),
+    "values_gated": lambda q, k, v, g: merge(attention(q, k, v * g.mT[..., None])),
+    "heads_are_never_merged": lambda q, k, v, g: attention(q, k, v) * g[..., None],
+    "times_itself": lambda q, k, v, g: merge(attention(q, k, v) * attention(q, k, v)),
+    "after_the_residual": lambda q, k, v, g: merge(
+        (attention(q, k, v) + q.transpose(1, 2)) * g[..., None]
+    ),
+    "two_attentions_multiplied": lambda q, k, v, g: merge(attention(q, k, v) * attention(k, q, v)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_GATED)
+def test_other_products_are_no_gates(name: str):
+    assert layers(NOT_GATED[name]) == []
+
+
+def test_one_choice_for_all_tokens_is_a_gate():
+    def model(q, k, v, g):
+        scores = g.mean(1).softmax(-1)
+        chosen = F.one_hot(scores.topk(2).indices, H).sum(-2) * scores
+        return merge(attention(q, k, v) * chosen[:, None, :, None])
+
+    (layer,) = layers(model)
+    assert product(layer.heads) == H
+
+
+def test_products_in_a_row_are_one_layer_with_all_their_gates():
+    def model(q, k, v, g):
+        return merge(attention(q, k, v) * g[..., None] * g.sigmoid()[..., None])
+
+    (layer,) = layers(model)
+    assert len(layer.gates) == 2
+
+
+def test_a_constant_among_the_gates_is_kept():
+    def model(q, k, v, g):
+        return merge(attention(q, k, v) * g[..., None] * torch.linspace(1, 2, H)[:, None])
+
+    (layer,) = layers(model)
+    assert len(layer.gates) == 2
+
+
+def test_layers_come_in_the_order_in_which_they_run():
+    def model(q, k, v, g):
+        first = (attention(q, k, v) * g[..., None]).flatten(2)
+        again = sdpa(first.unflatten(-1, (4, D))[:, :, :2].transpose(1, 2), k[:, :2], v[:, :2])
+        return (again.transpose(1, 2) * g[..., :2, None]).flatten(2) @ OUT[: 2 * D]
+
+    first, second = layers(model)
+    assert [product(layer.heads) for layer in (first, second)] == [4, 2]
+
+
+OBSTACLES: dict[str, tuple[str, Model]] = {
+    "ungated_attention_is_an_output": (
+        "also an output of the model",
+        lambda q, k, v, g: ((y := attention(q, k, v)), merge(y * g[..., None])),
+    ),
+    "ungated_attention_is_used": (
+        "also used by 'exp'",
+        lambda q, k, v, g: merge((y := attention(q, k, v)) * g[..., None]) + merge(y.exp()),
+    ),
+    "weights_are_an_output": (
+        "also an output of the model",
+        lambda q, k, v, g: (
+            (w := (q @ k.mT).softmax(-1)),
+            merge((w @ v).transpose(1, 2) * g[..., None]),
+        ),
+    ),
+    "number_before_the_gates": (
+        "with a number before the gates",
+        lambda q, k, v, g: merge((attention(q, k, v) / 0.8) * g[..., None]),
+    ),
+    "two_attentions_added": (
+        "with another attention output before the gates",
+        lambda q, k, v, g: merge((attention(q, k, v) + attention(k, q, v)) * g[..., None]),
+    ),
+    "norm_before_the_gates": (
+        "stands between the attention and its gates",
+        lambda q, k, v, g: merge(F.layer_norm(attention(q, k, v), (D,)) * g[..., None]),
+    ),
+    "soft_cap": (
+        "tanh",
+        lambda q, k, v, g: merge(
+            ((q @ k.mT).tanh().softmax(-1) @ v).transpose(1, 2) * g[..., None]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_layer_that_cannot_be_replaced_says_why(name: str):
+    reason, model = OBSTACLES[name]
+    (layer,) = layers(model)
+    assert reason in layer.obstacles[0]
+
+
+def test_path_is_where_attention_and_gates_have_in_common():
+    class Core(torch.nn.Module):
+        def forward(self, q, k, v):
+            return attention(q, k, v)
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core = Core()
+
+        def forward(self, q, k, v, g):
+            return merge(self.core(q, k, v) * g[..., None])
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([torch.nn.Identity(), Layer()])
+
+        def forward(self, q, k, v, g):
+            return self.blocks[1](q, k, v, g)
+
+    (layer,) = recognize(plain_trace(Model(), Q, K, V, GATES))
+    assert layer.path == "blocks.1"

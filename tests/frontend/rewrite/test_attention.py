@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize import recognize
+from moh_deploy.frontend.recognize.graph import op, rank, tensor
+from moh_deploy.frontend.rewrite import Rewrite, insert
+from tests.frontend.traced import Values, plain_trace
+
+B, H, S, T, D = 2, 4, 5, 7, 3
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+X, MEMORY = random(B, S, H * D), random(B, T, H * D, seed=1)
+GATES = random(B, S, H, seed=2).relu()
+KEEP = random(B, 1, S, T, seed=3) > -0.5
+BIAS = random(H, 1, T, seed=4)
+
+sdpa = F.scaled_dot_product_attention
+
+
+def heads(x: Tensor, count: int = H) -> Tensor:
+    """[B, S, H*D] to [B, H, S, D]."""
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def gated(y: Tensor, gates: Tensor) -> Tensor:
+    """Gate and merge an attention output [B, H, S, D]."""
+    return (y.transpose(1, 2) * gates[..., None]).flatten(2) * 1.0
+
+
+def rewrite(model: Callable[..., Tensor], *arguments: Tensor) -> tuple[Rewrite, Values]:
+    program = plain_trace(model, *arguments)
+    (found,) = insert(program, recognize(program))
+    return found, Values(program, *arguments)
+
+
+def attention(model: Callable[..., Tensor], *arguments: Tensor) -> dict[str, object]:
+    """The arguments of the MoHAttention, which must compute what the model does."""
+    found, values = rewrite(model, *arguments)
+    assert found.reason is None or "router" in found.reason
+    assert found.replacement is not None
+    torch.testing.assert_close(values.of[found.replacement], values.of[found.layer.node])
+    names = [argument.name for argument in found.attention.target._schema.arguments]
+    return dict(zip(names, found.attention.args, strict=True))
+
+
+def test_plain_attention_reads_the_projections_as_they_are():
+    node = attention(lambda x, m, g: gated(sdpa(heads(x), heads(m), heads(m)), g), X, MEMORY, GATES)
+    query, key = node["query"], node["key"]
+    assert (query.op, key.op) == ("placeholder", "placeholder")
+    assert node["attn_mask"] is None
+    assert (node["q_num_heads"], node["kv_num_heads"], node["is_causal"]) == (H, H, False)
+    assert node["scale"] == pytest.approx(D**-0.5)
+
+
+def test_packed_output_is_not_rearranged():
+    found, _ = rewrite(
+        lambda x, m, g: gated(sdpa(heads(x), heads(m), heads(m)), g), X, MEMORY, GATES
+    )
+    assert rank(found.attention) == 3
+    between, node = [], found.replacement
+    while node is not found.attention:
+        between.append(op(node))
+        node = node.args[0]
+    assert "permute" not in between
+    assert "transpose" not in between
+
+
+def test_one_projection_is_cut_without_rearranging():
+    def model(x, g):
+        q, k, v = x.unflatten(-1, (3, H, -1)).permute(2, 0, 3, 1, 4)
+        return gated(sdpa(q, k, v), g)
+
+    node = attention(model, random(B, S, 3 * H * D), GATES)
+    cuts = [node[name] for name in ("query", "key", "value")]
+    assert [op(cut) for cut in cuts] == ["slice"] * 3
+    assert [cut.args[1:] for cut in cuts] == [(2, 0, 12), (2, 12, 24), (2, 24, 36)]
+
+
+def test_queries_that_are_computed_per_head_stay_per_head():
+    def model(x, m, g):
+        return gated(sdpa(F.normalize(heads(x), dim=-1), heads(m), heads(m)), g)
+
+    node = attention(model, X, MEMORY, GATES)
+    assert [rank(node[name]) for name in ("query", "key", "value")] == [4, 4, 4]
+
+
+def test_scale_is_the_product_of_all_scales():
+    def model(x, m, g):
+        return gated((heads(x) @ heads(m).mT / 4 * 0.5).softmax(-1) @ heads(m), g)
+
+    assert attention(model, X, MEMORY, GATES)["scale"] == pytest.approx(0.125)
+
+
+def test_temperature_of_each_head_scales_the_query():
+    def model(x, m, g, t):
+        return gated((heads(x) @ heads(m).mT / t.exp()).softmax(-1) @ heads(m), g)
+
+    node = attention(model, X, MEMORY, GATES, random(H, 1, 1))
+    assert op(node["query"]) == "div"
+
+
+def test_grouped_heads_are_counted_not_copied():
+    def model(x, m, g):
+        return gated(sdpa(heads(x), heads(m, 2), heads(m, 2), enable_gqa=True), g)
+
+    node = attention(model, X, random(B, T, 2 * D), GATES)
+    assert node["kv_num_heads"] == 2
+    assert node["key"].op == "placeholder"
+
+
+def test_repeated_heads_are_counted_not_copied():
+    def model(x, m, g):
+        wide = heads(m, 2).repeat_interleave(2, dim=1)
+        return gated((heads(x) @ wide.mT).softmax(-1) @ wide, g)
+
+    assert attention(model, X, random(B, T, 2 * D), GATES)["kv_num_heads"] == 2
+
+
+def test_interleaved_heads_are_not_taken_for_groups():
+    """`repeat` copies the heads in another order than groups have."""
+
+    def model(x, m, g):
+        wide = heads(m, 2).repeat(1, 2, 1, 1)
+        return gated((heads(x) @ wide.mT).softmax(-1) @ wide, g)
+
+    assert attention(model, X, random(B, T, 2 * D), GATES)["kv_num_heads"] == H
+
+
+def test_values_may_be_wider_than_keys():
+    def model(x, m, v, g):
+        return gated(sdpa(heads(x), heads(m), heads(v)), g)
+
+    found, _ = rewrite(model, X, MEMORY, random(B, T, H * 5, seed=8), GATES)
+    assert tensor(found.attention).shape[-1] == H * 5
+
+
+def mask_of(model: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """The mask of a MoHAttention, which must compute what the model does."""
+    node = attention(model, *arguments)["attn_mask"]
+    assert isinstance(node, Node)
+    return tensor(node)
+
+
+def test_bool_mask_stays_bool():
+    def model(x, m, g, keep):
+        return gated(sdpa(heads(x), heads(m), heads(m), attn_mask=keep), g)
+
+    assert mask_of(model, X, MEMORY, GATES, KEEP).dtype == torch.bool
+
+
+def test_filled_mask_becomes_bool():
+    def model(x, m, g, keep):
+        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, -torch.inf)
+        return gated(scores.softmax(-1) @ heads(m), g)
+
+    assert mask_of(model, X, MEMORY, GATES, KEEP).dtype == torch.bool
+
+
+def test_finite_fill_is_added_so_that_rows_without_keys_stay_finite():
+    def model(x, m, g, keep):
+        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, -1e9)
+        return gated(scores.softmax(-1) @ heads(m), g)
+
+    blind = KEEP.clone()
+    blind[0, 0, 1] = False
+    assert mask_of(model, X, MEMORY, GATES, blind).dtype == torch.float32
+
+
+def test_bias_after_a_scale_is_scaled_with_it():
+    def model(x, m, g, bias):
+        return gated(((heads(x) @ heads(m).mT + bias) * 0.5).softmax(-1) @ heads(m), g)
+
+    assert mask_of(model, X, MEMORY, GATES, BIAS).shape == (1, H, 1, T)
+
+
+def test_mask_and_bias_become_one():
+    def model(x, m, g, keep, bias):
+        scores = (heads(x) @ heads(m).mT + bias).masked_fill(~keep, -torch.inf)
+        return gated(scores.softmax(-1) @ heads(m), g)
+
+    assert mask_of(model, X, MEMORY, GATES, KEEP, BIAS).dtype == torch.float32
+
+
+def test_two_bool_masks_stay_bool():
+    def model(x, m, g, keep):
+        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, -torch.inf)
+        scores = torch.where(torch.ones(S, T, dtype=torch.bool).tril(2), scores, -torch.inf)
+        return gated(scores.softmax(-1) @ heads(m), g)
+
+    assert mask_of(model, X, MEMORY, GATES, KEEP).dtype == torch.bool
+
+
+def test_causal_square_is_an_attribute():
+    node = attention(
+        lambda x, g: gated(sdpa(heads(x), heads(x), heads(x), is_causal=True), g), X, GATES
+    )
+    assert node["is_causal"] is True
+    assert node["attn_mask"] is None
+
+
+def test_causal_rectangle_is_a_mask_since_torch_counts_from_the_first_key():
+    def model(x, m, g):
+        return gated(sdpa(heads(x), heads(m), heads(m), is_causal=True), g)
+
+    node = attention(model, X, MEMORY, GATES)
+    assert node["is_causal"] is False
+    assert tensor(node["attn_mask"]).shape == (S, T)
+
+
+def test_gates_of_another_dtype_are_cast():
+    found, values = rewrite(
+        lambda x, g: gated(sdpa(heads(x), heads(x), heads(x)), g.to(torch.float32)),
+        X,
+        (GATES > 0).to(torch.int64),
+    )
+    assert tensor(found.attention.args[3]).dtype == torch.float32
+    torch.testing.assert_close(values.of[found.replacement], values.of[found.layer.node])
+
+
+def test_queries_with_keys_of_their_own_are_attentions_of_one_query_each():
+    def model(x, k, v, g):
+        scores = torch.einsum("bhsd,bhstd->bhst", heads(x), k)
+        return gated(torch.einsum("bhst,bhtd->bhsd", scores.softmax(-1), v), g)
+
+    node = attention(model, X, random(B, H, S, T, D), random(B, H, T, D), GATES)
+    assert tensor(node["query"]).shape == (B * S, H, 1, D)
+
+
+def test_refused_layer_still_has_its_gates():
+    def model(x, g):
+        y = (heads(x) @ heads(x).mT).tanh().softmax(-1) @ heads(x)
+        return gated(y, g)
+
+    found, values = rewrite(model, X, GATES)
+    assert found.attention is None
+    assert "tanh" in found.reason
+    assert torch.equal(values.of[found.gates], GATES)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moh_deploy.frontend.recognize.graph import op
+from moh_deploy.frontend.recognize.routers.forms import read_router
+from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.rewrite.router import insert_router
+from tests.frontend.traced import Values, plain_trace
+
+
+class Router(nn.Module):
+    """The best of two routed heads behind two shared ones, after an optional change of layout."""
+
+    def __init__(self, before=lambda x: x, after=lambda g: g) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+        self.routed, self.shared = nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.before(x)
+        p = self.routed(x).softmax(-1)
+        kept = p * F.one_hot(p.topk(1, -1).indices, 2).sum(-2)
+        kept = kept / kept.sum(-1, keepdim=True)
+        return self.after(torch.cat([self.shared(x).softmax(-1) * 2, kept], dim=-1))
+
+
+class Mask(Router):
+    """A mask of whole numbers."""
+
+    def forward(self, x):
+        return F.one_hot(self.routed(x).softmax(-1).topk(1, -1).indices, 2).sum(-2)
+
+
+ROUTERS = {
+    "batched": Router(),
+    "flat_tokens": Router(lambda x: x.reshape(-1, 8)),
+    "unflattened_after": Router(lambda x: x.reshape(-1, 8), lambda g: g.unflatten(0, (2, 5))),
+    "map_of_tokens": Router(lambda x: x.reshape(2, 1, 5, 8)),
+    "one_token": Router(lambda x: x[:, :1]),
+    "whole_numbers": Mask(),
+}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_router_takes_the_place_of_its_gates(name: str):
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    program = plain_trace(ROUTERS[name], x)
+    (gates,) = program.graph.output_node().args[0]
+    router = read_router(gates)
+    assert router.reason is None
+    routed = insert_router(GraphBuilder(program.graph, gates.next), router, gates)
+    program.graph_module.recompile()
+    values = Values(program, x).of
+    torch.testing.assert_close(values[routed], values[gates])
+
+
+def test_logits_of_each_token_are_read_as_they_are():
+    program = plain_trace(Router(), torch.zeros(2, 5, 8))
+    (gates,) = program.graph.output_node().args[0]
+    node = insert_router(GraphBuilder(program.graph, gates.next), read_router(gates), gates)
+    assert op(node) == "router"
+    assert [op(logits) for logits in node.args[:2]] == ["linear", "linear"]
+    assert node.args[2:] == (None, 1, 2, "weighted")

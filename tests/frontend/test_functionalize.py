@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from moh_deploy.frontend.functionalize import functionalize
+from tests.frontend.traced import plain_trace
+
+X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+
+def in_place(program: torch.export.ExportedProgram) -> list[str]:
+    return [
+        node.name
+        for node in program.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    ]
+
+
+def renamed(x: Tensor) -> Tensor:
+    return torch.sin(x).mul_(2).add_(1)
+
+
+def through_a_view(x: Tensor) -> Tensor:
+    y = torch.sin(x)
+    y.transpose(1, 2).mul_(2)
+    return y
+
+
+def through_the_source_of_a_view(x: Tensor) -> Tensor:
+    y = torch.sin(x)
+    view = y.reshape(-1)
+    y.mul_(2)
+    return view + 1
+
+
+def read_before_and_after(x: Tensor) -> Tensor:
+    y = torch.sin(x)
+    before = y * 3
+    y.add_(1)
+    return before + y
+
+
+def into_a_slice(x: Tensor) -> Tensor:
+    y = torch.sin(x)
+    y[:, 0] = 7
+    return y
+
+
+def scattered(x: Tensor) -> Tensor:
+    return torch.zeros_like(x).scatter_(-1, x.topk(2, -1).indices, 1.0)
+
+
+def slice_twice(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[..., :2].add_(x[..., :2])
+    y[..., 1:].mul_(x[..., 1:])
+    return y
+
+
+def filled_after_copy(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.masked_fill_(y > 0, -1.0)
+    return y
+
+
+FUNCTIONS = (
+    renamed,
+    through_a_view,
+    through_the_source_of_a_view,
+    read_before_and_after,
+    into_a_slice,
+    scattered,
+    slice_twice,
+    filled_after_copy,
+)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_program_without_in_place_operators_computes_the_same(function: Callable[[Tensor], Tensor]):
+    program = plain_trace(function, X)
+    assert in_place(program)
+    functional = functionalize(program)
+    assert in_place(functional) == []
+    torch.testing.assert_close(functional.module()(X.clone()), function(X.clone()))
+
+
+@pytest.mark.parametrize("function", [renamed, scattered], ids=lambda function: function.__name__)
+def test_renaming_keeps_the_program(function: Callable[[Tensor], Tensor]):
+    program = plain_trace(function, X)
+    count = len(program.graph.nodes)
+    assert functionalize(program) is program
+    assert len(program.graph.nodes) == count
+
+
+def test_program_without_in_place_operators_is_left_alone():
+    program = plain_trace(torch.sin, X)
+    assert functionalize(program) is program
+
+
+def test_change_of_an_input_is_not_renamed_away():
+    """The caller sees it: renaming would lose it."""
+
+    def changes_its_input(x: Tensor) -> Tensor:
+        x.mul_(2)
+        return x + 1
+
+    functional = functionalize(plain_trace(changes_its_input, X))
+    assert in_place(functional) == []
+    torch.testing.assert_close(functional.module()(X.clone()), X * 2 + 1)

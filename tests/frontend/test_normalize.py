@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moh_deploy.frontend.normalize import normalize
+from tests.frontend.traced import nodes, plain_trace
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+EINSUMS = {
+    "gates_heads_and_projection": ("bsh,bhsd,chd->bsc", [(2, 5, 4), (2, 4, 5, 3), (6, 4, 3)]),
+    "four_operands": ("ab,bc,cd,de->ae", [(2, 3), (3, 4), (4, 5), (5, 6)]),
+    "letter_in_all": ("bi,bi,bi->b", [(2, 3), (2, 3), (2, 3)]),
+    "outer": ("a,b,c->cab", [(2,), (3,), (4,)]),
+    "spaces": ("ab , bc , cd -> ad", [(2, 3), (3, 4), (4, 5)]),
+}
+
+
+@pytest.mark.parametrize("name", EINSUMS)
+def test_einsum_of_many_becomes_products_of_two(name: str):
+    equation, shapes = EINSUMS[name]
+    operands = [random(*shape) for shape in shapes]
+    program = normalize(plain_trace(lambda *x: torch.einsum(equation, *x), *operands))
+    assert [len(node.args[1]) for node in nodes(program, "einsum")] == [2] * (len(shapes) - 1)
+    torch.testing.assert_close(program.module()(*operands), torch.einsum(equation, *operands))
+
+
+@pytest.mark.parametrize("equation", ["...ab,...bc,...cd->...ad", "ab,bc,cd"])
+def test_einsum_that_does_not_say_all_letters_stays(equation: str):
+    operands = [random(2, 2)] * 3
+    program = normalize(plain_trace(lambda *x: torch.einsum(equation, *x), *operands))
+    assert [len(node.args[1]) for node in nodes(program, "einsum")] == [3]
+    torch.testing.assert_close(program.module()(*operands), torch.einsum(equation, *operands))
+
+
+@pytest.mark.parametrize("factors", [{}, {"alpha": 0.5}, {"beta": 2.0}, {"alpha": 3, "beta": 0.1}])
+def test_baddbmm_is_written_out(factors: dict[str, float]):
+    operands = [random(2, 3, 5), random(2, 3, 4), random(2, 4, 5)]
+    program = normalize(plain_trace(lambda *x: torch.baddbmm(*x, **factors), *operands))
+    assert nodes(program, "baddbmm") == []
+    torch.testing.assert_close(program.module()(*operands), torch.baddbmm(*operands, **factors))
+
+
+def test_what_nobody_reads_is_gone():
+    program = normalize(plain_trace(lambda x: (x.exp(), x + 1)[1], random(2)))
+    assert nodes(program, "exp") == []

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.trace import trace
+from tests.frontend.traced import loaded, plain_trace
+
+
+class Model(nn.Module):
+    """Calls a function; for the ways in which functions use sizes."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+        self.linear = nn.Linear(4, 4)
+        self.positions = nn.Parameter(torch.randn(64, 4))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> object:
+        return self.function(self, x) if y is None else self.function(self, x, y)
+
+
+def x(dims: dict[int, str], *shape: int, name: str = "x") -> ModelInput:
+    return ModelInput(name, torch.randn(*(shape or (2, 5, 4))), dims)
+
+
+BATCH_SEQ = x({0: "batch", 1: "seq"})
+
+
+def at_another_size(function: Callable[..., Tensor], given: ModelInput, *shape: int) -> None:
+    """The traced program computes what the function does."""
+    model = Model(function).eval()
+    program = trace(loaded(model), [given])
+    other = torch.randn(*shape)
+    torch.testing.assert_close(program.module()(other), model(other))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4), (3, 9, 4), (1, 1, 4)])
+def test_declared_dimensions_take_any_size(shape: tuple[int, ...]):
+    at_another_size(lambda m, x: m.linear(x).softmax(1), BATCH_SEQ, *shape)
+
+
+def test_undeclared_dimension_is_fixed():
+    program = trace(loaded(Model(lambda m, x: m.linear(x))), [x({0: "batch"})])
+    with pytest.raises(RuntimeError, match="5"):
+        program.module()(torch.randn(2, 6, 4))
+
+
+def test_table_of_positions_bounds_a_dimension_but_does_not_fix_it():
+    function = lambda m, x: x + m.positions[: x.shape[1]]  # noqa: E731
+    at_another_size(function, BATCH_SEQ, 3, 64, 4)
+    program = trace(loaded(Model(function)), [BATCH_SEQ])
+    assert 64 in [bounds.upper for bounds in program.range_constraints.values()]
+
+
+def test_derived_dimension_is_kept():
+    model = Model(lambda m, x, y: torch.cat([x, y], 1))
+    inputs = [x({1: "past"}), x({1: "past+1"}, 2, 6, 4, name="y")]
+    program = trace(loaded(model), inputs)
+    assert program.module()(torch.ones(2, 3, 4), torch.ones(2, 4, 4)).shape == (2, 7, 4)
+    with pytest.raises((RuntimeError, AssertionError)):
+        program.module()(torch.ones(2, 3, 4), torch.ones(2, 3, 4))
+
+
+def test_multiple_of_a_dimension_is_kept():
+    model = Model(lambda m, x: x.unflatten(1, (-1, 2)).sum(2))
+    program = trace(loaded(model), [x({1: "2*half"}, 2, 6, 4)])
+    assert program.module()(torch.ones(2, 10, 4)).shape == (2, 5, 4)
+
+
+def test_varargs_are_traced():
+    class Cached(nn.Module):
+        def forward(self, x, *past):
+            return torch.cat([*past, x], dim=1)
+
+    inputs = [x({}), x({1: "past"}, name="a"), x({1: "past"}, name="b")]
+    program = trace(loaded(Cached()), inputs)
+    ones = torch.ones(2, 7, 4)
+    assert program.module()(ones[:, :5], ones, ones).shape == (2, 19, 4)
+
+
+def test_optional_arguments_may_be_left_out():
+    program = trace(loaded(Model(lambda m, x: m.linear(x))), [BATCH_SEQ])
+    assert len(program.graph_signature.user_inputs) == 1
+
+
+def test_program_of_a_file_is_not_traced_again():
+    program = plain_trace(nn.Linear(4, 4), torch.zeros(2, 4))
+    assert trace(LoadedModel(None, program, "pt2", None), [x({}, 2, 4)]) is program
+
+
+# A dimension that the model fixes is named, with the place.
+
+
+def reshaped_to_the_example(m, x):
+    return x.reshape(2, -1)
+
+
+def added_to_a_constant(m, x):
+    return x + torch.ones(5, 4)
+
+
+def converted_to_a_number(m, x):
+    return x.reshape(-1, int(x.shape[1]) * 4) * (1 if x.shape[1] == 5 else 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "dimension", "size"),
+    [(reshaped_to_the_example, "batch", 2), (added_to_a_constant, "seq", 5)],
+)
+def test_fixed_dimension_is_named(function, dimension: str, size: int):
+    axis = {"batch": 0, "seq": 1}[dimension]
+    with pytest.raises(ExportError) as caught:
+        trace(loaded(Model(function)), [BATCH_SEQ])
+    message = f"dimension '{dimension}' (axis {axis} of input 'x')"
+    assert message in caught.value.message
+    assert str(size) in caught.value.message.partition(message)[2]
+
+
+def test_python_branch_on_a_size_is_refused_or_narrows_the_range():
+    """Tracing follows one side of the branch: the other sizes must not be promised."""
+    try:
+        program = trace(loaded(Model(converted_to_a_number)), [BATCH_SEQ])
+    except ExportError as error:
+        assert "'seq'" in error.message
+    else:
+        with pytest.raises((RuntimeError, AssertionError)):
+            program.module()(torch.randn(2, 6, 4))
+
+
+def test_dimensions_that_must_be_equal_are_refused():
+    model = Model(lambda m, x, y: x + y)
+    inputs = [x({1: "left"}), x({1: "right"}, name="y")]
+    with pytest.raises(ExportError) as caught:
+        trace(loaded(model), inputs)
+    assert "left" in str(caught.value)
+    assert "right" in str(caught.value)
+
+
+def test_same_dimension_twice_is_fine():
+    model = Model(lambda m, x, y: x + y)
+    program = trace(loaded(model), [x({1: "seq"}), x({1: "seq"}, name="y")])
+    ones = torch.ones(2, 8, 4)
+    assert torch.equal(program.module()(ones, ones), ones * 2)
+
+
+def test_branch_on_a_value_cannot_be_traced():
+    def branches(m, x):
+        return x if x.sum() > 0 else -x
+
+    with pytest.raises(ExportError, match=r"cannot trace the model: .*at .*test_trace\.py:\d+ in"):
+        trace(loaded(Model(branches)), [BATCH_SEQ])
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_wrong_number_of_inputs_is_refused(count: int):
+    with pytest.raises(ExportError, match="argument"):
+        trace(loaded(Model(lambda m, x: x)), [BATCH_SEQ] * count)
+
+
+def test_error_of_the_model_itself_is_told():
+    def fails(m, x):
+        raise NotImplementedError("only for images")
+
+    with pytest.raises(ExportError, match="only for images"):
+        trace(loaded(Model(fails)), [BATCH_SEQ])

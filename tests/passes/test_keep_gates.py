@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from moh_deploy.passes import LayerNames, keep_gates
+from tests.passes.models import attention, model, node, value
+
+
+def layers(count: int) -> ir.Model:
+    """Layers of one MoHAttention each, whose gates end the outputs."""
+    x = value("x", ["b", "s", 8])
+    outputs = [value(f"y{i}", ["b", "s", 8]) for i in range(count)]
+    gates = [value(f"g{i}", ["b", "s", 4]) for i in range(count)]
+    logits = value("logits", ["b", "s", 4])
+    nodes = [
+        one
+        for y, g in zip(outputs, gates, strict=True)
+        for one in (node("Relu", [logits], g), attention(x, x, g, y))
+    ]
+    return model([x, logits], [*outputs, *gates], nodes)
+
+
+def test_gates_leave_the_outputs_and_keep_a_name():
+    built = layers(2)
+    names = keep_gates(built, paths=["blocks.0", "blocks.1"], replaced=[True, True])
+    assert names == (
+        LayerNames("blocks.0.gates", "blocks.0.MoHAttention"),
+        LayerNames("blocks.1.gates", "blocks.1.MoHAttention"),
+    )
+    assert [output.name for output in built.graph.outputs] == ["y0", "y1"]
+    assert [n.outputs[0].name for n in built.graph if n.op_type == "Relu"] == [
+        "blocks.0.gates",
+        "blocks.1.gates",
+    ]
+    assert [n.name for n in built.graph if n.op_type == "MoHAttention"] == [
+        "blocks.0.MoHAttention",
+        "blocks.1.MoHAttention",
+    ]
+
+
+def test_layer_without_a_node_takes_none_from_the_next_one():
+    x, y, g0, g1 = (value(n, ["b", "s", 8]) for n in ("x", "y", "g0", "g1"))
+    logits = value("logits", ["b", "s", 4])
+    nodes = [node("Relu", [logits], g0), node("Tanh", [logits], g1), attention(x, x, g1, y)]
+    built = model([x, logits], [y, g0, g1], nodes)
+    names = keep_gates(built, paths=["a", "b"], replaced=[False, True])
+    assert names == (LayerNames("a.gates", None), LayerNames("b.gates", "b.MoHAttention"))
+
+
+def test_layer_that_runs_twice_has_two_names():
+    names = keep_gates(layers(3), paths=["attn", "attn", ""], replaced=[True] * 3)
+    assert [name.gates for name in names] == ["attn.gates", "attn#2.gates", "model.gates"]
+
+
+def test_model_without_layers_is_not_changed():
+    built = layers(1)
+    del built.graph.outputs[1:]
+    assert keep_gates(built, paths=[], replaced=[]) == ()
+    assert [output.name for output in built.graph.outputs] == ["y0"]
+
+
+def test_layer_without_gates_at_the_end_of_the_outputs_is_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        keep_gates(layers(1), paths=["a", "b"], replaced=[True])
