@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import Literal, TypeAlias, TypedDict
 
 import torch
 from typing_extensions import Unpack
@@ -33,6 +33,7 @@ class ExportSettings(TypedDict, total=False):
     input_specs: Sequence[str]
     output_names: Sequence[str]
     opset: int | None
+    dtype: Literal["float32", "float16", "bfloat16"] | None
 
 
 def export(
@@ -73,6 +74,7 @@ def export(
         input_specs=tuple(settings.get("input_specs", ())),
         output_names=tuple(settings.get("output_names", ())),
         opset=settings.get("opset"),
+        dtype=settings.get("dtype"),
     )
     return _export(options, progress=progress)
 

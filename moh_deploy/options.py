@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from moh_deploy.npz import Array
@@ -31,6 +31,7 @@ class ExportOptions:
         input_specs: Inputs to make up: `x:[batch=2,3,224,224]:float32`.
         output_names: Names of the outputs, in order; empty lets the exporter name them.
         opset: ONNX operator set; None picks the default.
+        dtype: Floating-point dtype to bring the model and its inputs to; None keeps the checkpoint's.
     """
 
     model: Path | object
@@ -46,3 +47,4 @@ class ExportOptions:
     input_specs: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
     opset: int | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None

@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from moh_deploy import __version__
 from moh_deploy.config import load_config
+from moh_deploy.errors import BackendError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
 from moh_deploy.frontend.factory import user_code
-from moh_deploy.frontend.load import code_dirs, example_inputs, load
+from moh_deploy.frontend.load import code_dirs, example_inputs, in_dtype, load
 from moh_deploy.ops import OPS
 from moh_deploy.options import ExportOptions
 from moh_deploy.package import (
@@ -22,6 +23,7 @@ from moh_deploy.package import (
     MODEL_NAME,
     Manifest,
     PackageWriter,
+    Proof,
     check_output,
 )
 from moh_deploy.package.onnx_file import save_with_weights
@@ -58,7 +60,7 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
         sizes = tuple(one.sizes for one in converted.vectors)
         del converted
         with progress.step("comparing the package with the original model"):
-            proof = prove(writer.root, sizes)
+            proof = _prove(writer.root, sizes, manifest.precision)
         package = writer.publish(replace(manifest, proof=proof))
     return ExportReport(
         package=package.root,
@@ -72,11 +74,23 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
     )
 
 
+def _prove(root: Path, sizes: tuple[dict[str, int], ...], precision: str) -> Proof:
+    try:
+        return prove(root, sizes)
+    except BackendError as error:
+        if precision != "bfloat16":
+            raise
+        raise BackendError(
+            f"the model is in bfloat16, which ONNX Runtime on the CPU cannot run: {error.message}",
+            hint="Export it in another dtype: --dtype float32 or --dtype float16.",
+        ) from error
+
+
 def _convert(options: ExportOptions, progress: SilentProgress) -> tuple[Converted, str | None]:
     config = load_config(options.config, options.overrides)
     with progress.step("loading the model"):
         model = load(options, config)
-        inputs = example_inputs(options, config, model)
+        model, inputs = in_dtype(options, model, example_inputs(options, config, model))
     with user_code(code_dirs(options, config)):
         converted = convert(
             model,

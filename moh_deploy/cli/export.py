@@ -72,6 +72,11 @@ _PATH = click.Path(path_type=Path)
     help="Name of an output, in order. Repeatable.",
 )
 @click.option("--opset", type=int, metavar="N", help="ONNX operator set.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Bring the model and its inputs to this dtype first. Without: as in the checkpoint.",
+)
 @json_option
 def command(as_json: bool, **options: object) -> None:
     """Turn the PyTorch MODEL (.pt, .pth, .safetensors, .pt2) into a verified ONNX package."""

@@ -23,6 +23,7 @@ from moh_deploy.frontend.original import (
     run_original,
 )
 from moh_deploy.frontend.outputs import output_names
+from moh_deploy.frontend.plain_attention import prepare_plain_attention
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.record import LayerRecord, Recording, record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
@@ -76,6 +77,7 @@ def convert(
         outputs = output_names(program, names)
     with progress.step("recognising MoH layers"):
         rewrites = insert(program, recognize(program))
+        prepare_plain_attention(program)
     with progress.step("recording the original model"), one_thread_if_small(model):
         example, flops = run_example(model, inputs)
         runs = [example, *_runs_at_other_sizes(model, inputs)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,6 +43,31 @@ def load(options: ExportOptions, config: ExportConfig) -> LoadedModel:
         code_dirs=code_dirs(options, config),
         state_key=options.state_key or config.model.state_key,
         trust_pickle=options.trust_pickle,
+    )
+
+
+def in_dtype(
+    options: ExportOptions, model: LoadedModel, inputs: Sequence[ModelInput]
+) -> tuple[LoadedModel, tuple[ModelInput, ...]]:
+    """Bring the model, and the inputs that have its floating-point dtype, to the dtype asked for.
+
+    Raises:
+        ConfigError: The model is an exported program, whose dtypes are part of it.
+    """
+    if options.dtype is None:
+        return model, tuple(inputs)
+    if model.module is None:
+        raise ConfigError(
+            f"--dtype {options.dtype} was given, but the model is an exported program, whose dtypes"
+            " are fixed.",
+            hint="Change the dtype of the module before torch.export.",
+        )
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    floats = {tensor.dtype for tensor in model.module.parameters() if tensor.is_floating_point()}
+    model.module.to(dtype)
+    return model, tuple(
+        replace(item, value=item.value.to(dtype)) if item.value.dtype in floats else item
+        for item in inputs
     )
 
 

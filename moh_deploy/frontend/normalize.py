@@ -25,6 +25,8 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     for node in list(graph.nodes):
         if op(node) == "einsum":
             _pair_up(GraphBuilder(graph, node), node)
+        elif op(node) == "masked_fill" and node.args[2] == 0:
+            _keep_instead(GraphBuilder(graph, node), node)
         elif op(node) == "baddbmm":
             _write_out(GraphBuilder(graph, node), node)
         elif op(node) == "im2col":
@@ -71,3 +73,10 @@ def _write_out(builder: GraphBuilder, node: Node) -> None:
 
 def _scaled(builder: GraphBuilder, node: Node, factor: object) -> Node:
     return node if factor == 1 else builder.call(aten.mul.Tensor, node, factor)
+
+
+def _keep_instead(builder: GraphBuilder, node: Node) -> None:
+    """`masked_fill(x, dropped, 0)` is `where(not dropped, x, 0)`."""
+    tensor, dropped = cast(tuple[Node, Node], node.args[:2])
+    kept = builder.call(aten.logical_not.default, dropped)
+    node.replace_all_uses_with(builder.call(aten.where.ScalarOther, kept, tensor, 0))

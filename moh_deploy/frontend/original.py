@@ -115,9 +115,11 @@ def _difference(expected: torch.Tensor, got: torch.Tensor) -> str | None:
         return f"has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
     if expected.dtype != got.dtype:
         return f"has dtype {got.dtype}, expected {expected.dtype}"
-    finite = expected.isfinite() & got.isfinite()
+    finite = expected.isfinite()
     if not bool(finite.any()):
         return None
+    if not bool(got[finite].isfinite().all()):
+        return "is not finite where the original is"
     error = float((expected[finite].double() - got[finite].double()).abs().max())
     limit = tolerance_for(dtype_name(expected.dtype)).limit(
         float(expected[finite].double().abs().max())

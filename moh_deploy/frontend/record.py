@@ -142,7 +142,8 @@ def _decided(
     selection = rewrite.router.selection
     if selection is None:
         return torch.ones(gates.shape[:-1], dtype=torch.bool)
-    margins = _margins(values[selection.scores], selection.top_k)
+    scores = values[selection.scores].movedim(selection.dim, -1)
+    margins = _margins(scores, selection.top_k)
     return margins.reshape(gates.shape[:-1]) > _NEAR_TIE.get(gates.dtype, 1e-5)
 
 

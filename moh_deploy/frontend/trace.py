@@ -100,11 +100,11 @@ def _by_parameter(module: torch.nn.Module, axes: Sequence[dict[int, object]]) ->
     shapes: dict[str, object] = {}
     remaining = list(axes)
     for name, parameter in inspect.signature(module.forward).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY or not remaining:
+            break
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             shapes[name] = tuple(remaining)
             return shapes
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY or not remaining:
-            break
         shapes[name] = remaining.pop(0)
     if remaining:
         raise ExportError(

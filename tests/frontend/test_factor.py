@@ -34,10 +34,15 @@ JOINED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "entries_stacked_elsewhere": lambda y, g: torch.stack(entries(y, g), 1),
     "entries_side_by_side": lambda y, g: cat(entries(y, g), -1),
     "split": lambda y, g: cat(
-        [part * gate for part, gate in zip(y.split([1, 3], 2), g[..., None].split([1, 3], 2), strict=True)], 2
+        [
+            part * gate
+            for part, gate in zip(y.split([1, 3], 2), g[..., None].split([1, 3], 2), strict=True)
+        ],
+        2,
     ),
     "chunk": lambda y, g: cat(
-        [part * gate[..., None] for part, gate in zip(y.chunk(2, 2), g.chunk(2, -1), strict=True)], 2
+        [part * gate[..., None] for part, gate in zip(y.chunk(2, 2), g.chunk(2, -1), strict=True)],
+        2,
     ),
     "unbind": lambda y, g: torch.stack(
         [part * gate[..., None] for part, gate in zip(y.unbind(2), g.unbind(-1), strict=True)], 2

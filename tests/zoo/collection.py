@@ -229,7 +229,7 @@ SELECTION = tuple(
     ZooModel(name, seeded(make), tokens_in, expected, (make.__doc__ or "").strip())
     for name, make, expected in (
         ("select_scatter_ones", gating.ScatterOnes, custom(2)),
-        ("select_scatter_values", gating.ScatterValues, custom(2)),
+        ("select_scatter_values", gating.ScatterValues, top_k(gating.H, 2)),
         ("select_threshold", gating.Threshold, custom(2)),
         ("select_masked_softmax", gating.MaskedSoftmax, custom(2)),
         ("select_sigmoid", gating.SigmoidChoice, custom(2)),

@@ -27,7 +27,7 @@ RARE = (
     rare("sliced_gates", unusual.SlicedGates, TOP_2),
     rare("shared_untouched", unusual.SharedUntouched, ExpectedLayer(4, 4, 1, 2, "top_k")),
     rare("mask_then_weight", unusual.MaskThenWeight, CUSTOM),
-    rare("straight_through", unusual.StraightThrough, CUSTOM),
+    rare("straight_through", unusual.StraightThrough, ExpectedLayer(4, 4, 2, 0, "mask")),
     rare("select_argsort", unusual.ArgsortChoice, ExpectedLayer(4, 4, None, None, "custom")),
     rare("prefix_tokens", unusual_cores.PrefixTokens, TOP_2),
     rare("latent_keys", unusual_cores.Latent, TOP_2),
@@ -46,12 +46,12 @@ RARE = (
     rare("time_first", unusual.TimeFirst, TOP_2, inputs=unusual.time_first_in),
     rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
     rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
+    rare("filled_afterwards", unusual.FilledAfterwards, CUSTOM),
 )
 
 # Exported correctly, but not recognised as they should be: the layer is not counted, its attention
 # is not replaced, or its router is called custom. `expected` is what would be right.
 MISSED = (
-    rare("filled_afterwards", unusual.FilledAfterwards, CUSTOM),
     rare("projected_first", unusual.ProjectedFirst, TOP_2),
     rare("mask_by_product", unusual_cores.OldMasking, TOP_2),
     rare("talking_heads", unusual_cores.TalkingHeads, UNREPLACED),

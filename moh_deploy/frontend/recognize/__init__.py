@@ -12,10 +12,9 @@ parameter.
 
 from __future__ import annotations
 
-import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
 
+from moh_deploy.frontend.recognize.constants import Constants
 from moh_deploy.frontend.recognize.gates import layers_of
 from moh_deploy.frontend.recognize.graph import nodes_that_depend_on
 from moh_deploy.frontend.recognize.layer import MoHLayer
@@ -28,23 +27,6 @@ def recognize(program: ExportedProgram) -> list[MoHLayer]:
     """Return the MoH layers of a normalized program, in execution order."""
     graph = program.graph_module.graph
     dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
-    tracker = Tracker(list(graph.nodes), dynamic, _Constants(program))
+    tracker = Tracker(list(graph.nodes), dynamic, Constants(program))
     tracked = tracker.run()
     return layers_of(tracker.products, tracked, dynamic)
-
-
-class _Constants:
-    """Values that are known before the model runs: lifted constants, buffers and parameters."""
-
-    def __init__(self, program: ExportedProgram) -> None:
-        signature = program.graph_signature
-        self._names: dict[str, str] = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        self._values = {**program.state_dict, **program.constants}
-
-    def __call__(self, node: Node) -> torch.Tensor | None:
-        found = self._values.get(self._names.get(node.name, ""))
-        return found if isinstance(found, torch.Tensor) else None

@@ -16,7 +16,13 @@ from moh_deploy.frontend.recognize.axes import (
 )
 from moh_deploy.frontend.recognize.contraction import contraction
 from moh_deploy.frontend.recognize.cores.core import Core, Operand
-from moh_deploy.frontend.recognize.graph import is_tensor, module_path, op, tensor_inputs
+from moh_deploy.frontend.recognize.graph import (
+    is_tensor,
+    module_path,
+    op,
+    reads_shape_only,
+    tensor_inputs,
+)
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
 from moh_deploy.frontend.recognize.track import GatedProduct, Tracked, token_axes
@@ -72,13 +78,11 @@ def _layer(
     heads = _head_axes(found.node, found.layout, value_axes, tracked)
     if heads is None:
         return None
-    factors = [
-        peeled
-        for factor in (*found.attention.gates, found.gate)
-        if (peeled := without_axes(factor, value_axes)) is not None
-    ]
-    if len(factors) != len(found.attention.gates) + 1:
+    peeled = [without_axes(factor, value_axes) for factor in found.attention.gates]
+    gate = without_axes(found.gate, value_axes)
+    if gate is None:
         return None
+    factors = [factor for factor in (*peeled, gate) if factor is not None]
     tokens = tuple(axis for axis in token_axes(core) if axis not in heads)
     if not any(_is_gate(factor, heads, tokens, dynamic) for factor in factors):
         return None
@@ -94,7 +98,15 @@ def _layer(
         batch=batch,
         heads=heads,
         tokens=tokens,
-        obstacles=(*core.obstacles, *_other_uses(core, found.node, tracked)),
+        obstacles=(
+            *core.obstacles,
+            *(
+                []
+                if None not in peeled
+                else ["channels of the attention are scaled before its gates"]
+            ),
+            *_other_uses(core, found.node, tracked),
+        ),
     )
 
 
@@ -208,7 +220,9 @@ def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tupl
         for user in member.users:
             if user.op == "output":
                 return ("the attention before its gates is also an output of the model",)
-            if user not in chain and is_tensor(user) and user.users:
+            if reads_shape_only(user) or not is_tensor(user) or not user.users:
+                continue
+            if user not in chain:
                 return (f"the attention before its gates is also used by '{user.name}'",)
     return ()
 

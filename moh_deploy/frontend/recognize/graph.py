@@ -57,6 +57,11 @@ def argument(node: Node, name: str, default: object = None) -> object:
     return default
 
 
+def reads_shape_only(node: Node) -> bool:
+    """True for a node that does not look at the values of its arguments."""
+    return op(node) in _SHAPE_ONLY
+
+
 def value(node: Node) -> object:
     return node.meta.get("val")
 
@@ -110,7 +115,7 @@ def nodes_that_depend_on(graph: Graph, sources: Sequence[str]) -> set[Node]:
         if node.op == "placeholder":
             if node.name in wanted:
                 dependent.add(node)
-        elif op(node) not in _SHAPE_ONLY and any(arg in dependent for arg in node.all_input_nodes):
+        elif not reads_shape_only(node) and any(arg in dependent for arg in node.all_input_nodes):
             dependent.add(node)
     return dependent
 

@@ -116,6 +116,8 @@ class Tracker:
             return None if layout is None else replace(state, layout=layout)
         if name in _SPLITS or name == "getitem":
             return self._split(node, source, state)
+        if name == "where":
+            return self._choice(node, source, state)
         product = contraction(node)
         if product is not None:
             return self._product(node, product, source, state)
@@ -219,6 +221,16 @@ class Tracker:
         # Whether this is a gate is decided later, with all uses known; what follows may
         # be one, too.
         return replace(state, layout=resolve(out), gates=(*state.gates, partner))
+
+    def _choice(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
+        """`where(chosen, attention, 0)` is attention times a gate of 1 or 0."""
+        condition, kept, otherwise = node.args[:3]
+        if kept is not source or not isinstance(condition, Node) or state.stage != "output":
+            return None
+        layout = broadcast(condition, state.layout)
+        if layout is None or self._reader.number(otherwise) != 0 or shape(node) != shape(source):
+            return None
+        return self._elementwise_product(node, state, Operand(condition, layout), state.layout)
 
     def _arithmetic(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
         """Sums, and products with numbers: followed, but no longer a plain attention output."""

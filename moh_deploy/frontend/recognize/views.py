@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from sympy import cancel  # type: ignore[import-untyped, unused-ignore]
 from torch.fx import Node
 
 from moh_deploy.frontend.recognize.axes import (
@@ -103,6 +104,8 @@ def backward(node: Node, layout: Layout) -> tuple[Node, Layout] | None:
         found: Layout | None = _contract(layout, shape(source))
     elif name == "repeat_interleave":
         found = _undo_repeat_interleave(node, layout)
+    elif name in ("repeat", "tile"):
+        found = _undo_repeat(node, layout)
     elif not is_view(node):
         return None
     elif name in _REORDER:
@@ -139,6 +142,22 @@ def _undo_repeat_interleave(node: Node, layout: Layout) -> Layout | None:
     if split is None:
         return None
     return (*layout[:position], split[0], *layout[position + 1 :])
+
+
+def _undo_repeat(node: Node, layout: Layout) -> Layout | None:
+    """`repeat(x, n)` adds a major axis of size n to a dimension, and dimensions in front."""
+    repeats, source = node.args[1], shape(cast(Node, node.args[0]))
+    if not isinstance(repeats, (list, tuple)) or not all(isinstance(n, int) for n in repeats):
+        return None
+    if len(layout) < len(source) or len(repeats) > len(layout):
+        return None
+    kept: list[Dim] = []
+    for dim, extent in zip(layout[len(layout) - len(source) :], source, strict=True):
+        split = regroup(dim, (cancel(product(leaves(dim)) / extent), extent))
+        if split is None:
+            return None
+        kept.append(split[1])
+    return tuple(kept)
 
 
 def history(node: Node, layout: Layout) -> list[tuple[Node, Layout]]:

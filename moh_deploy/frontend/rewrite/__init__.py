@@ -29,8 +29,9 @@ from moh_deploy.frontend.recognize.axes import (
     product,
     regroup,
 )
+from moh_deploy.frontend.recognize.constants import Constants
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import is_tensor, rank, shape
+from moh_deploy.frontend.recognize.graph import is_tensor, shape
 from moh_deploy.frontend.recognize.routers.forms import Router, read_router
 from moh_deploy.frontend.recognize.routers.selection import Selection
 from moh_deploy.frontend.recognize.views import history
@@ -79,18 +80,20 @@ class Rewrite:
 def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite]:
     """Insert the new operators beside the original ones."""
     graph = program.graph_module.graph
-    rewrites = [_insert(graph, layer) for layer in layers]
+    constant = Constants(program)
+    rewrites = [_insert(graph, layer, constant) for layer in layers]
     program.graph_module.recompile()
     return rewrites
 
 
-def _insert(graph: Graph, layer: MoHLayer) -> Rewrite:
+def _insert(graph: Graph, layer: MoHLayer, constant: Constants) -> Rewrite:
     builder = GraphBuilder(graph, layer.node)
     layouts = LayoutBuilder(builder)
     wanted: Layout = (layer.batch, layer.tokens, layer.heads)
     gates = gates_of(layer, layouts)
     computed = _computed_gates(Operand(gates, wanted), layer)
-    router = read_router(computed.node)
+    scores = layer.core.scores
+    router = read_router(computed.node, None if scores is None else scores.query.node, constant)
     found = Rewrite(layer, router, gates, computed.node, reason=router.reason)
     if router.selection is not None:
         found = replace(found, scores=_scores(layouts, computed, router.selection, wanted))
@@ -132,14 +135,14 @@ def _scores(
     layouts: LayoutBuilder, computed: Operand, selection: Selection, wanted: Layout
 ) -> Node | None:
     """The ranked scores, with the tokens in the order of the gates."""
-    if selection.dim != rank(selection.scores) - 1:
-        return None
-    extents = shape(selection.scores)
-    rows = regroup(flat(computed.layout[:-1]), extents[:-1])
+    extents = list(shape(selection.scores))
+    candidates = fresh_dim(extents.pop(selection.dim))
+    rows = regroup(flat(computed.layout[:-1]), extents)
     if rows is None:
         return None
-    candidates = fresh_dim(extents[-1])
-    scores = Operand(selection.scores, (*rows, candidates))
+    layout = [*rows]
+    layout.insert(selection.dim, candidates)
+    scores = Operand(selection.scores, tuple(layout))
     return layouts.arrange(scores, (*wanted[:-1], candidates))
 
 

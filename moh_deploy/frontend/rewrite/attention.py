@@ -21,6 +21,9 @@ from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, Unk
 aten = torch.ops.aten
 
 
+_ABSORBING = -1e30
+
+
 class NotCoveredError(Exception):
     """An attention that MoHAttention cannot express; the message is what the user reads."""
 
@@ -221,12 +224,14 @@ class AttentionRewriter:
         return self._fill(mask, -math.inf) if tensor(mask).dtype == torch.bool else mask
 
     def _fill(self, keep: Node, value: float) -> Node:
-        dtype = tensor(self._layer.core.output.node).dtype
-        limit = max(value, torch.finfo(dtype).min) if math.isfinite(value) else value
-        return self._builder.call(aten.where.ScalarOther, keep, self._zero(keep, dtype), limit)
+        """0 where keys are kept, else what hides them.
 
-    def _zero(self, like: Node, dtype: torch.dtype) -> Node:
-        return self._builder.call(aten.mul.Scalar, self._cast(like, dtype), 0)
+        A finite fill overwrites scores, so that a row without any key is uniform. Added in float32,
+        a number that absorbs every score does the same.
+        """
+        zero = self._builder.call(aten.mul.Scalar, self._cast(keep, torch.float32), 0.0)
+        hidden = -math.inf if math.isinf(value) else _ABSORBING
+        return self._builder.call(aten.where.ScalarOther, keep, zero, hidden)
 
     def _top_left_causal(self) -> Node:
         sizes = (product(self.form.tokens), product(self.form.keys))
@@ -254,7 +259,10 @@ def gates_of(layer: MoHLayer, layouts: LayoutBuilder) -> Node:
     for factor in layer.gates:
         trail = [piece for piece in _pieces(factor) if not piece.cuts and _fits(piece, wanted)]
         best = _entry(trail, wanted) or (trail[0] if trail else factor)
-        arranged.append(layouts.arrange(Operand(best.node, best.layout), wanted))
+        node = layouts.arrange(Operand(best.node, best.layout), wanted)
+        if tensor(node).dtype == torch.bool:
+            node = layouts.builder.call(aten.to.dtype, node, tensor(layer.node).dtype)
+        arranged.append(node)
     total = arranged[0]
     for factor_node in arranged[1:]:
         total = layouts.builder.call(aten.mul.Tensor, total, factor_node)

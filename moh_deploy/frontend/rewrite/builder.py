@@ -38,14 +38,16 @@ class GraphBuilder:
         self._graph = graph
         self._before = before
 
-    def call(self, target: Callable[..., object], *args: object) -> Node:
+    def call(self, target: Callable[..., object], *args: object, **kwargs: object) -> Node:
         """Insert a call and return its node."""
         with self._graph.inserting_before(self._before):
-            node: Node = self._graph.call_function(target, cast(tuple[Argument, ...], args))
-        mode = self._fake_mode()
-        fakes = map_arg(node.args, lambda arg: arg.meta["val"])
-        with mode:
-            node.meta["val"] = target(*cast(tuple[object, ...], fakes))
+            node: Node = self._graph.call_function(
+                target, cast(tuple[Argument, ...], args), cast(dict[str, Argument], kwargs)
+            )
+        fakes = map_arg((node.args, dict(node.kwargs)), lambda arg: arg.meta["val"])
+        fake_args, fake_kwargs = cast(tuple[tuple[object, ...], dict[str, object]], fakes)
+        with self._fake_mode():
+            node.meta["val"] = target(*fake_args, **fake_kwargs)
         for key in ("nn_module_stack", "stack_trace"):
             if key in self._before.meta:
                 node.meta[key] = self._before.meta[key]
@@ -71,6 +73,16 @@ class GraphBuilder:
             if isinstance(found, torch.Tensor) and extent in shape(node):
                 return self.call(aten.sym_size.int, node, shape(node).index(extent))
         raise UnknownSizeError(f"no tensor of the model has the size {extent}")
+
+    def sizes(self, extents: Sequence[Size]) -> list[int | Node]:
+        """Sizes to reshape to: numbers, nodes, and -1 for the first one that is not a number."""
+        sizes: list[int | Node] = []
+        for extent in extents:
+            if extent.is_Integer:
+                sizes.append(int(extent))
+            else:
+                sizes.append(-1 if -1 not in sizes else self.size(extent))
+        return sizes
 
 
 class LayoutBuilder:

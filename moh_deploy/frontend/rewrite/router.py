@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::router
-from moh_deploy.frontend.recognize.axes import Size, size_of
+from moh_deploy.frontend.recognize.axes import size_of
 from moh_deploy.frontend.recognize.graph import rank, shape, tensor
-from moh_deploy.frontend.recognize.routers.forms import Router
+from moh_deploy.frontend.recognize.routers.forms import Logits, Router
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 
 aten = torch.ops.aten
@@ -27,8 +26,8 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
         A tensor of the shape of `gates`, from the MoHRouter.
     """
     logits = [
-        None if node is None else _per_token(builder, node, gates)
-        for node in (router.routed_logits, router.shared_logits, router.stage_logits)
+        None if one is None else _per_token(builder, _heads_last(builder, one), gates)
+        for one in (router.routed_logits, router.shared_logits, router.stage_logits)
     ]
     routed = builder.call(
         torch.ops.moh.router.default,
@@ -41,7 +40,15 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
         routed = builder.call(aten.to.dtype, routed, tensor(gates).dtype)
     if rank(gates) == 3:
         return routed
-    return builder.call(aten.reshape.default, routed, _sizes(builder, shape(gates)))
+    return builder.call(aten.reshape.default, routed, builder.sizes(shape(gates)))
+
+
+def _heads_last(builder: GraphBuilder, logits: Logits) -> Node:
+    last = rank(logits.node) - 1
+    if logits.dim == last:
+        return logits.node
+    order = [axis for axis in range(last + 1) if axis != logits.dim]
+    return builder.call(aten.permute.default, logits.node, [*order, logits.dim])
 
 
 def _per_token(builder: GraphBuilder, logits: Node, gates: Node) -> Node:
@@ -52,15 +59,4 @@ def _per_token(builder: GraphBuilder, logits: Node, gates: Node) -> Node:
     if rank(logits) == 3 and shape(logits)[:2] == rows:
         return logits
     wanted = (*rows, shape(logits)[-1])
-    return builder.call(aten.reshape.default, logits, _sizes(builder, wanted))
-
-
-def _sizes(builder: GraphBuilder, extents: Sequence[Size]) -> list[int | Node]:
-    """Numbers, nodes, and -1 for the first size that is not a number."""
-    sizes: list[int | Node] = []
-    for extent in extents:
-        if extent.is_Integer:
-            sizes.append(int(extent))
-        else:
-            sizes.append(-1 if -1 not in sizes else builder.size(extent))
-    return sizes
+    return builder.call(aten.reshape.default, logits, builder.sizes(wanted))

@@ -88,7 +88,7 @@ class ScoreReader:
         if name in ("mul", "multiply", "div", "divide", "true_divide"):
             return self._undo_scale(node, layout, key_axes)
         if name == "masked_fill":
-            mask, fill = cast(Node, node.args[1]), self._number(node.args[2])
+            mask, fill = cast(Node, node.args[1]), self.number(node.args[2])
             return self._undo_fill(node, cast(Node, node.args[0]), mask, fill, "drop", layout)
         if name == "where":
             return self._undo_where(node, layout)
@@ -100,7 +100,7 @@ class ScoreReader:
         path, other, position = self._split(node)
         if path is None:
             return "the softmax is not over products of queries and keys"
-        alpha = self._number(argument(node, "alpha", 1)) or 1.0
+        alpha = self.number(argument(node, "alpha", 1)) or 1.0
         sign = -alpha if op(node) in ("sub", "subtract") else alpha
         if position == 1 and sign != 1:
             return f"{node.target} subtracts the scores"
@@ -121,7 +121,7 @@ class ScoreReader:
         divides = op(node) not in ("mul", "multiply")
         if divides and position == 1:
             return f"{node.target} divides by the scores"
-        number = self._number(other)
+        number = self.number(other)
         if number is not None:
             self._scale *= 1 / number if divides else number
             return path, layout
@@ -137,7 +137,7 @@ class ScoreReader:
         condition, chosen, rejected = cast(tuple[Node, object, object], node.args[:3])
         for kind, path, fill in (("keep", chosen, rejected), ("drop", rejected, chosen)):
             if isinstance(path, Node) and self.leads_to_product(path):
-                return self._undo_fill(node, path, condition, self._number(fill), kind, layout)
+                return self._undo_fill(node, path, condition, self.number(fill), kind, layout)
         return "the softmax is not over products of queries and keys"
 
     def _undo_fill(
@@ -167,7 +167,8 @@ class ScoreReader:
     def leads_to_product(self, node: Node) -> bool:
         return any(self._is_score_product(source) for source in _elementwise_sources(node))
 
-    def _number(self, value: object) -> float | None:
+    def number(self, value: object) -> float | None:
+        """The number that a value stands for, known before the model runs; None if it is none."""
         if isinstance(value, (int, float)):
             return float(value)
         if isinstance(value, Node) and is_tensor(value):
@@ -176,6 +177,8 @@ class ScoreReader:
 
     def _constant_number(self, node: Node) -> float | None:
         """A tensor of equal elements that is known before the model runs."""
+        if op(node) in ("zeros", "zeros_like", "new_zeros"):
+            return 0.0
         if op(node) in ("full", "full_like", "scalar_tensor", "new_full"):
             fill = node.args[0] if op(node) == "scalar_tensor" else argument(node, "fill_value")
             return float(fill) if isinstance(fill, (int, float)) else None

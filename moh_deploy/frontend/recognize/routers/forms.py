@@ -7,6 +7,7 @@ of the language models that were published with it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, cast
@@ -15,7 +16,9 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from moh_deploy.frontend.recognize.constants import Constants
 from moh_deploy.frontend.recognize.graph import (
+    ancestors,
     argument,
     example_shape,
     hint,
@@ -26,12 +29,25 @@ from moh_deploy.frontend.recognize.graph import (
 from moh_deploy.frontend.recognize.routers.selection import (
     Selection,
     find_selection,
+    is_projection,
     router_cone,
 )
 from moh_deploy.frontend.recognize.views import is_view
 
 # Logits of these scales make flat, ordinary and saturated softmaxes.
 _SCALES = (0.05, 1.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """A tensor of logits and its dimension of heads; the other dimensions are tokens."""
+
+    node: Node
+    dim: int
+
+    def of(self, values: dict[Node, torch.Tensor]) -> torch.Tensor:
+        """The values, heads last."""
+        return values[self.node].movedim(self.dim, -1)
 
 
 @dataclass(frozen=True)
@@ -52,22 +68,27 @@ class Router:
     num_shared_heads: int | None
     top_k: int | None
     selection: Selection | None
-    routed_logits: Node | None = None
-    shared_logits: Node | None = None
-    stage_logits: Node | None = None
+    routed_logits: Logits | None = None
+    shared_logits: Logits | None = None
+    stage_logits: Logits | None = None
     gate_mode: Literal["weighted", "mask"] = "weighted"
     reason: str | None = None
 
 
-def read_router(gates: Node) -> Router:
-    """Read the router whose result are the gates [..., H]."""
+def read_router(gates: Node, query: Node | None, constant: Constants) -> Router:
+    """Read the router whose result are the gates [..., H].
+
+    Args:
+        constant: Value of a constant node.
+        query: The attention's query, to tell a router that reads it; None where it is not known.
+    """
     num_heads = example_shape(gates)[-1]
     cone = router_cone(gates)
     selection = find_selection(cone, num_heads)
-    softmaxes = [node for node in cone if op(node) in ("softmax", "_softmax")]
+    softmaxes = [node for node in cone if op(node) == "softmax"]
     for proposal in _proposals(softmaxes, selection, num_heads):
-        if _computes(proposal, gates, cone):
-            return replace(proposal, form=_name(proposal))
+        if _computes(proposal, gates, cone, constant):
+            return replace(proposal, form=_name(proposal, query))
     shared = None if selection is None else num_heads - selection.candidates
     return Router(
         form="custom",
@@ -81,29 +102,38 @@ def read_router(gates: Node) -> Router:
 def _proposals(
     softmaxes: list[Node], selection: Selection | None, num_heads: int
 ) -> Iterator[Router]:
-    """Every assignment of the softmaxes to routed, shared and stage logits that fits by size."""
-    routed, others = None, softmaxes
-    if selection is not None:
-        ranked = _through_views(selection.scores)
-        if ranked not in softmaxes:
-            return
-        routed = cast(Node, ranked.args[0])
-        others = [node for node in softmaxes if node is not ranked]
-    candidates = 0 if selection is None else selection.candidates
-    base = Router(
-        form="",
-        num_shared_heads=num_heads - candidates,
-        top_k=0 if selection is None else selection.top_k,
-        selection=selection,
-        routed_logits=routed,
-    )
-    logits = [cast(Node, node.args[0]) for node in others if _over_last_dim(node)]
-    if len(logits) != len(others) or (routed is not None and not _over_last_dim(ranked)):
+    """Every assignment of logits to routed, shared and stage logits that fits by size."""
+    if selection is None:
+        base = Router("", num_heads, 0, None)
+        yield from _assignments(base, [_logits(node) for node in softmaxes])
         return
-    yield from _assignments(base, logits)
+    for routed in _ranked_logits(selection, softmaxes):
+        base = Router(
+            form="",
+            num_shared_heads=num_heads - selection.candidates,
+            top_k=selection.top_k,
+            selection=selection,
+            routed_logits=routed,
+        )
+        others = [node for node in softmaxes if routed.node not in ancestors(node, stop=set())]
+        yield from _assignments(base, [_logits(node) for node in others])
 
 
-def _assignments(base: Router, logits: list[Node]) -> Iterator[Router]:
+def _logits(softmax: Node) -> Logits:
+    source, dim = cast(Node, softmax.args[0]), argument(softmax, "dim", -1)
+    assert isinstance(dim, int)
+    return Logits(source, dim % rank(source))
+
+
+def _ranked_logits(selection: Selection, softmaxes: list[Node]) -> Iterator[Logits]:
+    """What may be the routed logits: the ranked scores, or what they are a softmax of."""
+    ranked = _through_views(selection.scores)
+    if ranked in softmaxes:
+        yield _logits(ranked)
+    yield Logits(selection.scores, selection.dim)
+
+
+def _assignments(base: Router, logits: list[Logits]) -> Iterator[Router]:
     shared = cast(int, base.num_shared_heads)
     if not logits and base.routed_logits is not None:
         yield base
@@ -119,72 +149,116 @@ def _assignments(base: Router, logits: list[Node]) -> Iterator[Router]:
                 yield replace(base, shared_logits=first, stage_logits=second)
 
 
-def _name(router: Router) -> str:
+def _name(router: Router, query: Node | None) -> str:
     if router.routed_logits is None:
         return "shared"
     if router.gate_mode == "mask":
-        return "query_norm" if _from_norms(router.routed_logits) else "mask"
+        return "query_norm" if _reads_query(router.routed_logits.node, query) else "mask"
     return "two_stage" if router.stage_logits is not None else "top_k"
 
 
-def _from_norms(logits: Node) -> bool:
-    """True where the logits are L2 norms, scaled or not."""
-    return any(op(node) in ("linalg_vector_norm", "norm") for node in router_cone(logits))
+def _reads_query(logits: Node, query: Node | None) -> bool:
+    """True where the logits are made of the projection that the query is made of."""
+    return query is not None and bool(_projections(logits) & _projections(query))
 
 
-def _computes(proposal: Router, gates: Node, cone: list[Node]) -> bool:
-    """Run the model's own router and the proposal on random logits and compare."""
-    inputs = [
-        node
-        for node in (proposal.routed_logits, proposal.shared_logits, proposal.stage_logits)
-        if node is not None
-    ]
-    between = _between(gates, set(inputs), set(cone))
+def _projections(node: Node) -> set[Node]:
+    """The nearest products with weights that a tensor is computed from."""
+    found, seen, stack = set[Node](), {node}, [node]
+    while stack:
+        current = stack.pop()
+        if is_projection(current):
+            found.add(current)
+            continue
+        fresh = [source for source in current.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return found
+
+
+def _computes(proposal: Router, gates: Node, cone: list[Node], constant: Constants) -> bool:
+    """Run the model's own router and the proposal on random logits and compare.
+
+    In float64, to tell small deviations apart; routers that insist on float32 run in that.
+    """
+    logits = (proposal.routed_logits, proposal.shared_logits, proposal.stage_logits)
+    inputs = {one.node for one in logits if one is not None}
+    between = _between(gates, inputs, set(cone), constant)
     if between is None:
         return False
+    for dtype in (torch.float64, torch.float32):
+        exact = dtype == torch.float64 and not any(_rounds(node) for node in between)
+        trials = [_trial(proposal, gates, between, constant, (scale, dtype)) for scale in _SCALES]
+        if None not in trials:
+            return max(cast(list[float], trials)) <= (1e-9 if exact else 1e-5)
+    return False
+
+
+def _trial(
+    proposal: Router,
+    gates: Node,
+    between: list[Node],
+    constant: Constants,
+    logits: tuple[float, torch.dtype],
+) -> float | None:
+    """Largest difference for logits of one scale; None where the router cannot be run."""
+    scale, dtype = logits
     generator = torch.Generator().manual_seed(0)
-    for scale in _SCALES:
-        values = {
-            node: torch.randn(example_shape(node), generator=generator, dtype=torch.float64) * scale
-            for node in inputs
-        }
-        expected = _run(between, values, gates)
-        if expected is None or any(_rows(value) != _rows(expected) for value in values.values()):
-            return False
-        if not _equal(expected, _propose(proposal, values, expected)):
-            return False
-    return True
+    sources = (proposal.routed_logits, proposal.shared_logits, proposal.stage_logits)
+    values = {
+        one.node: torch.randn(example_shape(one.node), generator=generator, dtype=dtype) * scale
+        for one in sources
+        if one is not None
+    }
+    expected = _run(between, values, gates, constant)
+    if expected is None:
+        return None
+    rows = {_rows(one.of(values)) for one in sources if one is not None}
+    if rows != {_rows(expected)}:
+        return math.inf
+    computed = _propose(proposal, values, expected)
+    if expected.shape != computed.shape or not torch.equal(expected != 0, computed != 0):
+        return math.inf
+    return float((expected.double() - computed.double()).abs().max())
 
 
-def _between(gates: Node, inputs: set[Node], cone: set[Node]) -> list[Node] | None:
+def _between(
+    gates: Node, inputs: set[Node], cone: set[Node], constant: Constants
+) -> list[Node] | None:
     """Nodes from the logits to the gates, in order; None if the gates depend on more."""
     found, stack = {gates}, [gates]
     while stack:
         node = stack.pop()
-        if node in inputs:
+        if node in inputs or constant(node) is not None:
             continue
-        if node not in cone or (node.op != "call_function" and is_tensor(node)):
+        if node not in cone or node.op != "call_function":
             return None
         for source in node.all_input_nodes:
-            if source in found or not (is_tensor(source) or _makes_tuple(source)):
-                continue
-            if source not in inputs and source.op != "call_function":
-                return None
-            found.add(source)
-            stack.append(source)
-    return [node for node in gates.graph.nodes if node in found and node not in inputs]
+            if source not in found and (is_tensor(source) or _makes_tuple(source)):
+                found.add(source)
+                stack.append(source)
+    return [
+        node
+        for node in gates.graph.nodes
+        if node in found and node not in inputs and node.op == "call_function"
+    ]
 
 
 def _makes_tuple(node: Node) -> bool:
     return isinstance(node.meta.get("val"), (tuple, list))
 
 
-def _run(nodes: list[Node], values: dict[Node, torch.Tensor], gates: Node) -> torch.Tensor | None:
+def _run(
+    nodes: list[Node], values: dict[Node, torch.Tensor], gates: Node, constant: Constants
+) -> torch.Tensor | None:
     """Interpret the nodes; sizes come from the example."""
     env: dict[Node, object] = dict(values)
 
     def look_up(node: Node) -> object:
-        return env[node] if node in env else hint(node.meta["val"])
+        if node in env:
+            return env[node]
+        stored = constant(node)
+        return hint(node.meta["val"]) if stored is None else stored
 
     for node in nodes:
         arguments = map_arg((node.args, dict(node.kwargs)), look_up)  # type: ignore[arg-type]
@@ -199,10 +273,8 @@ def _run(nodes: list[Node], values: dict[Node, torch.Tensor], gates: Node) -> to
 def _propose(
     router: Router, values: dict[Node, torch.Tensor], expected: torch.Tensor
 ) -> torch.Tensor:
-    def logits(node: Node | None) -> torch.Tensor | None:
-        if node is None:
-            return None
-        return values[node].reshape(*expected.shape[:-1], -1)
+    def logits(one: Logits | None) -> torch.Tensor | None:
+        return None if one is None else one.of(values).reshape(*expected.shape[:-1], -1)
 
     computed: torch.Tensor = torch.ops.moh.router.default(
         logits(router.routed_logits),
@@ -219,11 +291,12 @@ def _rows(tensor: torch.Tensor) -> int:
     return tensor.numel() // tensor.shape[-1]
 
 
-def _equal(expected: torch.Tensor, computed: torch.Tensor) -> bool:
-    if expected.shape != computed.shape or not torch.equal(expected != 0, computed != 0):
-        return False
-    tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-5
-    return torch.allclose(expected.double(), computed, rtol=tolerance, atol=tolerance)
+def _rounds(node: Node) -> bool:
+    """True for a node that brings its result to a dtype of its own, whatever it is given."""
+    name = op(node)
+    return name in ("to", "to_copy", "type_as") or bool(
+        name in ("softmax", "sum", "cumsum", "prod") and argument(node, "dtype")
+    )
 
 
 def _through_views(node: Node) -> Node:
@@ -232,10 +305,5 @@ def _through_views(node: Node) -> Node:
     return node
 
 
-def _over_last_dim(softmax: Node) -> bool:
-    dim = argument(softmax, "dim", -1)
-    return isinstance(dim, int) and dim % rank(softmax) == rank(softmax) - 1
-
-
-def _extent(node: Node) -> int:
-    return example_shape(node)[-1]
+def _extent(logits: Logits) -> int:
+    return example_shape(logits.node)[logits.dim]

@@ -10,15 +10,11 @@ from torch.fx import Node
 
 from moh_deploy.frontend.recognize.contraction import contraction
 from moh_deploy.frontend.recognize.graph import argument, example_shape, is_tensor, op, rank
+from moh_deploy.frontend.recognize.views import is_view
 
+_PROJECTIONS = frozenset(["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"])
 _STOPS = frozenset(
     [
-        "linear",
-        "addmm",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "convolution",
         "embedding",
         "layer_norm",
         "rms_norm",
@@ -66,8 +62,21 @@ def router_cone(gates: Node) -> list[Node]:
 
 
 def _ends_router(node: Node) -> bool:
+    return node.op != "call_function" or op(node) in _STOPS or is_projection(node)
+
+
+def is_projection(node: Node) -> bool:
+    """True for a product with weights: a linear layer, a convolution, or with a parameter."""
+    if op(node) in _PROJECTIONS:
+        return True
     found = contraction(node) if op(node) in ("matmul", "bmm", "mm", "einsum") else None
-    return node.op != "call_function" or op(node) in _STOPS or bool(found and found.summed)
+    return found is not None and bool(found.summed) and any(map(_is_stored, found.operands))
+
+
+def _is_stored(node: Node) -> bool:
+    while is_view(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node.op == "placeholder"
 
 
 def find_selection(cone: list[Node], num_heads: int) -> Selection | None:
@@ -85,8 +94,10 @@ def _selections(cone: list[Node]) -> Iterator[Selection]:
         dim = argument(node, "dim", -1)
         if not is_tensor(scores) or not isinstance(dim, int) or not rank(scores):
             continue
-        top_k = _kept(node, name, cone)
         candidates = example_shape(scores)[dim % rank(scores)]
+        top_k = _kept(node, name, cone)
+        if top_k is not None and name == "topk" and not argument(node, "largest", True):
+            top_k = candidates - top_k  # the lowest are dropped
         if top_k is not None and 0 < top_k <= candidates:
             yield Selection(node, scores, dim % rank(scores), candidates, top_k)
 
