@@ -31,7 +31,7 @@ class ExportOptions:
         input_specs: Inputs to make up: `x:[batch=2,3,224,224]:float32`.
         output_names: Names of the outputs, in order; empty lets the exporter name them.
         opset: ONNX operator set; None picks the default.
-        dtype: Floating-point dtype to bring the model and its inputs to; None keeps the checkpoint's.
+        dtype: Floating-point dtype for the model and its inputs; None keeps the checkpoint's.
     """
 
     model: Path | object

@@ -33,6 +33,9 @@ from moh_deploy.package import LayerInfo, TensorInfo, VectorSet
 from moh_deploy.passes import LayerNames, add_function_bodies, keep_gates, name_interface
 from moh_deploy.progress import Progress
 
+# A run of up to about a second on one core.
+_QUICK_FLOPS = 50_000_000_000
+
 
 @dataclass(frozen=True)
 class Converted:
@@ -80,7 +83,8 @@ def convert(
         prepare_plain_attention(program)
     with progress.step("recording the original model"), one_thread_if_small(model):
         example, flops = run_example(model, inputs)
-        runs = [example, *_runs_at_other_sizes(model, inputs)]
+        thorough = flops <= _QUICK_FLOPS
+        runs = [example, *_runs_at_other_sizes(model, inputs, thorough=thorough)]
         recordings = [_record(program, rewrites, run, outputs) for run in runs]
         rewrites = [_checked(r, i, recordings) for i, r in enumerate(rewrites)]
     with progress.step("translating to ONNX"):
@@ -112,11 +116,14 @@ def convert(
     )
 
 
-def _runs_at_other_sizes(model: LoadedModel, inputs: Sequence[ModelInput]) -> list[OriginalRun]:
+def _runs_at_other_sizes(
+    model: LoadedModel, inputs: Sequence[ModelInput], *, thorough: bool
+) -> list[OriginalRun]:
     def run(arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return run_original(model, arguments)
 
-    return [OriginalRun(resized, outputs) for resized, outputs in other_runs(inputs, run)]
+    others = other_runs(inputs, run, thorough=thorough)
+    return [OriginalRun(resized, outputs) for resized, outputs in others]
 
 
 def _record(

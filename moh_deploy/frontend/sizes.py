@@ -14,16 +14,16 @@ Run = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
 def other_runs(
-    inputs: Sequence[ModelInput], run: Run
+    inputs: Sequence[ModelInput], run: Run, *, thorough: bool = True
 ) -> Iterator[tuple[tuple[ModelInput, ...], list[torch.Tensor]]]:
-    """Run the original model at other sizes: all dimensions changed, then all at 1 where it can
-    run there.
+    """Run the original model at other sizes of all dimensions: changed ones, and 1 where it can.
 
     Not every size is legal (images in whole patches, tables of positions): the original model
     decides. Where no change of all dimensions together is legal, each one is changed alone.
 
     Args:
         run: Runs the original model.
+        thorough: Try both. For a model that takes long, size 1 alone says that sizes are dynamic.
 
     Raises:
         ExportError: If a dimension can be changed to no other size.
@@ -31,16 +31,25 @@ def other_runs(
     example = example_sizes(inputs)
     if not example:
         return
-    try:
-        yield _first_that_runs(inputs, run, [_changed(example, how) for how in _CHANGES])
-    except ExportError:
-        for name in example:
-            yield _first_that_runs(
-                inputs, run, [{**example, name: how(example[name])} for how in _CHANGES]
-            )
+    if thorough:
+        yield from _changed_runs(inputs, run, example)
     ones = _attempt(inputs, run, dict.fromkeys(example, 1))
     if not isinstance(ones, Exception):
         yield ones
+    elif not thorough:
+        yield from _changed_runs(inputs, run, example)
+
+
+def _changed_runs(
+    inputs: Sequence[ModelInput], run: Run, example: Mapping[str, int]
+) -> Iterator[tuple[tuple[ModelInput, ...], list[torch.Tensor]]]:
+    together = [{name: how(size) for name, size in example.items()} for how in _CHANGES]
+    try:
+        yield _first_that_runs(inputs, run, together)
+    except ExportError:
+        for name, size in example.items():
+            alone = [{**example, name: how(size)} for how in _CHANGES]
+            yield _first_that_runs(inputs, run, alone)
 
 
 _CHANGES: tuple[Callable[[int], int], ...] = (
@@ -51,10 +60,6 @@ _CHANGES: tuple[Callable[[int], int], ...] = (
     lambda size: size + 2,
     lambda size: size * 3,
 )
-
-
-def _changed(example: Mapping[str, int], how: Callable[[int], int]) -> dict[str, int]:
-    return {name: how(size) for name, size in example.items()}
 
 
 def _first_that_runs(

@@ -63,3 +63,19 @@ def test_bug_of_the_model_is_not_taken_for_a_size_it_refuses():
 
     with pytest.raises(KeyboardInterrupt):
         list(other_runs([X], interrupted))
+
+
+def test_expensive_model_is_tried_at_size_one_alone():
+    seen = []
+    list(other_runs([X], lambda arguments: seen.append(arguments[0].shape) or [], thorough=False))
+    assert [tuple(shape[:2]) for shape in seen] == [(1, 1)]
+
+
+def test_expensive_model_that_does_not_take_size_one_is_tried_at_another():
+    def run(arguments: Sequence[Tensor]) -> list[Tensor]:
+        if arguments[0].shape[1] == 1:
+            raise RuntimeError("too short")
+        return list(arguments)
+
+    made = list(other_runs([X], run, thorough=False))
+    assert [tuple(inputs[0].value.shape[:2]) for inputs, _ in made] == [(3, 5)]

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moh_deploy.frontend.recognize.constants import Constants
 from moh_deploy.frontend.recognize.graph import op
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
@@ -28,6 +29,17 @@ class Router(nn.Module):
         return self.after(torch.cat([self.shared(x).softmax(-1) * 2, kept], dim=-1))
 
 
+class HeadsFirst(Router):
+    """Scores are [H, B, S]."""
+
+    def forward(self, x):
+        p = self.routed(x).permute(2, 0, 1).softmax(0)
+        chosen = F.one_hot(p.topk(1, 0).indices[0], 2).permute(2, 0, 1)
+        kept = p * chosen
+        shared = self.shared(x).permute(2, 0, 1).softmax(0) * 2
+        return torch.cat([shared, kept / kept.sum(0, keepdim=True)]).permute(1, 2, 0)
+
+
 class Mask(Router):
     """A mask of whole numbers."""
 
@@ -42,6 +54,7 @@ ROUTERS = {
     "map_of_tokens": Router(lambda x: x.reshape(2, 1, 5, 8)),
     "one_token": Router(lambda x: x[:, :1]),
     "whole_numbers": Mask(),
+    "heads_first": HeadsFirst(),
 }
 
 
@@ -50,7 +63,7 @@ def test_router_takes_the_place_of_its_gates(name: str):
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     program = plain_trace(ROUTERS[name], x)
     (gates,) = program.graph.output_node().args[0]
-    router = read_router(gates)
+    router = read_router(gates, None, Constants(program))
     assert router.reason is None
     routed = insert_router(GraphBuilder(program.graph, gates.next), router, gates)
     program.graph_module.recompile()
@@ -61,7 +74,8 @@ def test_router_takes_the_place_of_its_gates(name: str):
 def test_logits_of_each_token_are_read_as_they_are():
     program = plain_trace(Router(), torch.zeros(2, 5, 8))
     (gates,) = program.graph.output_node().args[0]
-    node = insert_router(GraphBuilder(program.graph, gates.next), read_router(gates), gates)
+    router = read_router(gates, None, Constants(program))
+    node = insert_router(GraphBuilder(program.graph, gates.next), router, gates)
     assert op(node) == "router"
     assert [op(logits) for logits in node.args[:2]] == ["linear", "linear"]
     assert node.args[2:] == (None, 1, 2, "weighted")

@@ -25,6 +25,8 @@ from moh_deploy.frontend.recognize.graph import (
     is_tensor,
     op,
     rank,
+    reads_shape_only,
+    tensor,
 )
 from moh_deploy.frontend.recognize.routers.selection import (
     Selection,
@@ -233,7 +235,7 @@ def _between(
             continue
         if node not in cone or node.op != "call_function":
             return None
-        for source in node.all_input_nodes:
+        for source in () if reads_shape_only(node) else node.all_input_nodes:
             if source not in found and (is_tensor(source) or _makes_tuple(source)):
                 found.add(source)
                 stack.append(source)
@@ -258,7 +260,9 @@ def _run(
         if node in env:
             return env[node]
         stored = constant(node)
-        return hint(node.meta["val"]) if stored is None else stored
+        if stored is not None:
+            return stored
+        return _of_its_shape(node) if is_tensor(node) else hint(node.meta["val"])
 
     for node in nodes:
         arguments = map_arg((node.args, dict(node.kwargs)), look_up)  # type: ignore[arg-type]
@@ -268,6 +272,11 @@ def _run(
         except (RuntimeError, IndexError, TypeError, ValueError):
             return None  # cannot be run on its own, so cannot be proven
     return cast(torch.Tensor, env[gates])
+
+
+def _of_its_shape(node: Node) -> torch.Tensor:
+    """Stands for a tensor that is read for its shape only."""
+    return torch.empty(example_shape(node), dtype=tensor(node).dtype)
 
 
 def _propose(

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Node
 
+from moh_deploy.frontend.recognize.constants import Constants
+from moh_deploy.frontend.recognize.graph import op
 from moh_deploy.frontend.recognize.routers.forms import Router, read_router
 from tests.frontend.traced import nodes, plain_trace
 
@@ -84,13 +85,19 @@ class ScatteredValues(TwoStage):
         return torch.zeros_like(logits).scatter(-1, best, value * self.k)
 
 
-class SoftmaxByHand(TwoStage):
-    """Softmax of the chosen logits is the renormalised softmax of all."""
-
+class FilledWithZeros(TwoStage):
     def routed_gates(self, logits):
         scores = logits.softmax(-1)
         kept = scores.masked_fill(self.chosen(scores) == 0, 0.0)
         return self.k * (kept / kept.sum(-1).unsqueeze(-1))
+
+
+class SoftmaxAfterChoice(TwoStage):
+    """Softmax of the chosen logits is the renormalised softmax of all."""
+
+    def routed_gates(self, logits):
+        kept = logits.masked_fill(self.chosen(logits) == 0, float("-inf"))
+        return kept.softmax(-1) * self.k
 
 
 class StageByEinsum(TwoStage):
@@ -125,7 +132,8 @@ SAME = (
     ThresholdMask,
     SortedChoice,
     ScatteredValues,
-    SoftmaxByHand,
+    FilledWithZeros,
+    SoftmaxAfterChoice,
     StageByEinsum,
     PaddedAndAdded,
     WrittenIntoOnes,
@@ -152,10 +160,17 @@ class LargeEpsilon(TwoStage):
         return kept / (kept.sum(-1, keepdim=True) + 1e-6)
 
 
-class SoftmaxAfterChoice(TwoStage):
+class SoftmaxAfterChoiceWithoutTimesK(TwoStage):
     def routed_gates(self, logits):
         kept = logits.masked_fill(self.chosen(logits) == 0, float("-inf"))
-        return kept.softmax(-1) * self.k
+        return kept.softmax(-1)
+
+
+class SoftmaxOfAllAfterChoice(TwoStage):
+    """The choice is taken back: every head is weighed."""
+
+    def routed_gates(self, logits):
+        return (logits + self.chosen(logits)).softmax(-1) * self.k
 
 
 class SoftmaxOfMaskedZeros(TwoStage):
@@ -243,7 +258,8 @@ DIFFERENT = (
     WithoutTimesK,
     NotRenormalised,
     LargeEpsilon,
-    SoftmaxAfterChoice,
+    SoftmaxAfterChoiceWithoutTimesK,
+    SoftmaxOfAllAfterChoice,
     SoftmaxOfMaskedZeros,
     Temperature,
     SigmoidScores,
@@ -314,6 +330,8 @@ class Mask(SingleStage):
 
 
 class MaskOfSigmoid(Mask):
+    """Another score, but the same heads."""
+
     def forward(self, x):
         return self.chosen(self.to_routed(x).sigmoid()).float()
 
@@ -353,22 +371,19 @@ FORMS = {
     AllShared: ("shared", 4, 0),
     AllSharedBySigmoid: ("custom", None, None),
     Mask: ("mask", 0, 2),
-    MaskOfSigmoid: ("custom", 0, 2),
+    MaskOfSigmoid: ("mask", 0, 2),
     MaskTimesK: ("custom", 0, 2),
     QueryNorm: ("query_norm", 2, 2),
     QueryNormLast: ("custom", 2, 2),
 }
 
 
-def read(make: type[nn.Module]) -> Router:
-    return read_router(gates_node(make))
-
-
-def gates_node(make: type[nn.Module]) -> Node:
-    """The gates of a router of its own for two sequences of five tokens."""
+def read(make: type[nn.Module], *, query: bool = False) -> Router:
+    """Read a router for two sequences of five tokens; its projection may be that of the query."""
     program = plain_trace(make(), torch.zeros(2, 5, 8))
     (gates,) = program.graph.output_node().args[0]
-    return gates
+    projections = nodes(program, "linear")
+    return read_router(gates, projections[-1] if query else None, Constants(program))
 
 
 @pytest.mark.parametrize("make", SAME)
@@ -386,36 +401,20 @@ def test_router_that_deviates_is_custom(make: type[nn.Module]):
     assert (router.routed_logits, router.shared_logits, router.stage_logits) == (None, None, None)
 
 
-def _form(make: type[nn.Module]) -> object:
-    missed = pytest.mark.xfail(
-        reason="a tensor that is read for its shape only ends the proof", strict=True
-    )
-    return pytest.param(make, marks=missed if make is OneSharedHeadFromAnotherTensor else ())
-
-
-@pytest.mark.parametrize("make", [_form(make) for make in FORMS])
+@pytest.mark.parametrize("make", FORMS)
 def test_other_forms(make: type[nn.Module]):
-    router = read(make)
+    router = read(make, query=issubclass(make, QueryNorm))
     assert (router.form, router.num_shared_heads, router.top_k) == FORMS[make]
     assert (router.reason is None) == (router.form != "custom")
 
 
 def test_logits_are_those_of_each_stage():
-    program = plain_trace(TwoStage(), torch.zeros(2, 5, 8))
-    (gates,) = program.graph.output_node().args[0]
-    router = read_router(gates)
-    stage, shared, routed = nodes(program, "linear")
-    assert (router.routed_logits, router.shared_logits, router.stage_logits) == (
-        routed,
-        shared,
-        stage,
-    )
+    router = read(TwoStage)
+    inputs = (router.stage_logits, router.shared_logits, router.routed_logits)
+    assert [one.node.name for one in inputs] == ["linear", "linear_1", "linear_2"]
+    assert [one.dim for one in inputs] == [2, 2, 2]
 
 
-def test_stages_are_told_apart_where_there_are_two_shared_heads():
-    """Shared and stage logits have the same size; only the mathematics tells which is which."""
-    program = plain_trace(TwoStage(), torch.zeros(2, 5, 8))
-    (gates,) = program.graph.output_node().args[0]
-    router = read_router(gates)
-    assert router.shared_logits.meta["val"].shape == router.stage_logits.meta["val"].shape
-    assert router.shared_logits is not router.stage_logits
+def test_mask_of_norms_is_query_norm_only_where_the_query_makes_them():
+    assert read(QueryNorm, query=True).form == "query_norm"
+    assert read(QueryNorm).form == "mask"
