@@ -6,6 +6,7 @@ ends the work early, a full disk, an exception, Ctrl-C or SIGTERM, the hidden fi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -148,7 +149,8 @@ def staged_file(output: Path) -> Iterator[Path]:
             problem = "disk full" if _is_disk_full(error) else error.strerror or str(error)
             raise PackageError(f"{output} cannot be written: {problem}.") from error
         finally:
-            with signals_held():
+            # Where nothing could be written there is nothing to remove.
+            with signals_held(), contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
 
 

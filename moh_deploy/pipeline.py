@@ -116,7 +116,7 @@ def _manifest(converted: Converted, checkpoint_sha256: str | None, opset: int) -
         },
         opset=opset,
         total_flops=converted.total_flops,
-        precision=_precision(converted),
+        precision=converted.precision,
         checkpoint_sha256=checkpoint_sha256,
         made_with={
             "moh-deploy": __version__,
@@ -125,11 +125,6 @@ def _manifest(converted: Converted, checkpoint_sha256: str | None, opset: int) -
             "python": platform.python_version(),
         },
     )
-
-
-def _precision(converted: Converted) -> str:
-    floats = [info.dtype for info in converted.outputs if "float" in info.dtype]
-    return floats[0] if floats else "float32"
 
 
 def _weight_bytes(model: ir.Model) -> int:

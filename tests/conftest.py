@@ -10,24 +10,25 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _imported_modules_are_not_searched_for_garbage() -> Iterator[None]:
-    """Tracing sets off hundreds of collections; each would walk all of torch for nothing."""
+def _garbage_is_collected_rarely() -> Iterator[None]:
+    """Tracing sets off thousands of collections, and each would walk all of torch for nothing."""
+    thresholds = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     yield
+    gc.set_threshold(*thresholds)
     gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _torch_expects_small_models() -> Iterator[None]:
-    """One thread, and no cache of fake tensors: filling it pays in deep models only."""
+    """Models this small lose more time to handing work over to threads than they gain."""
     if "torch" not in sys.modules:  # no test of this run needs it
         yield
         return
     import torch
-    import torch._dynamo.config
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
-        yield
+    yield
     torch.set_num_threads(threads)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.arrays import dtype_name, to_numpy
 from moh_deploy.frontend.emit import emit
+from moh_deploy.frontend.factory import describe_error
 from moh_deploy.frontend.inputs import example_sizes, parsed_dims
 from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
@@ -48,6 +50,7 @@ class Converted:
         layers: The MoH layers.
         vectors: Runs of the original.
         total_flops: Of the original at the example's sizes.
+        precision: The shortest floating-point dtype among weights and outputs.
     """
 
     model: ir.Model
@@ -57,6 +60,7 @@ class Converted:
     layers: tuple[LayerInfo, ...]
     vectors: tuple[VectorSet, ...]
     total_flops: int | None
+    precision: str
 
 
 def convert(
@@ -77,12 +81,13 @@ def convert(
     """
     with progress.step("tracing the model"):
         program = normalize(trace(model, inputs))
-        outputs = output_names(program, names)
+        _check_stateless(program)
+        outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         rewrites = insert(program, recognize(program))
         prepare_plain_attention(program)
     with progress.step("recording the original model"), one_thread_if_small(model):
-        example, flops = run_example(model, inputs)
+        example, flops = _run_example(model, inputs)
         thorough = flops <= _QUICK_FLOPS
         runs = [example, *_runs_at_other_sizes(model, inputs, thorough=thorough)]
         recordings = [_record(program, rewrites, run, outputs) for run in runs]
@@ -113,7 +118,44 @@ def convert(
         ),
         vectors=vectors,
         total_flops=flops,
+        precision=_precision(program, example.outputs),
     )
+
+
+def _run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[OriginalRun, int]:
+    """Run the user's own code, which may fail in any way."""
+    try:
+        return run_example(model, inputs)
+    except Exception as error:
+        given = ", ".join(
+            f"{item.name} {dtype_name(item.value.dtype)}{list(item.value.shape)}" for item in inputs
+        )
+        raise ExportError(
+            f"the model itself fails on these inputs ({given}): {describe_error(error)}.",
+            hint="Check names, shapes and dtypes; --dtype brings model and inputs to one dtype.",
+        ) from error
+
+
+def _check_stateless(program: ExportedProgram) -> None:
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is OutputKind.USER_INPUT_MUTATION:
+            raise ExportError(
+                f"the model writes into its input '{spec.target}'.",
+                hint="Let it work on a copy: x = x * 2 instead of x *= 2.",
+            )
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise ExportError(
+                f"the model changes its own state while it runs ('{spec.target}').",
+                hint="Pass state such as a KV cache as inputs and outputs.",
+            )
+
+
+def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str:
+    """What rounding to expect: outputs may be cast up after a model has computed in half."""
+    tensors = [*program.state_dict.values(), *outputs]
+    floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    coarsest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+    return dtype_name(coarsest)
 
 
 def _runs_at_other_sizes(
@@ -156,7 +198,7 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
     batch, seq_len, num_heads = records[0].gates.shape
     open_gates = sum(int((record.gates != 0).sum()) for record in records)
     return LayerInfo(
-        path=rewrite.layer.path,
+        path=rewrite.layer.path or "(model)",
         num_heads=num_heads,
         num_kv_heads=rewrite.num_kv_heads,
         head_dim=rewrite.head_dim,

@@ -17,18 +17,22 @@ def tensors_of(outputs: object) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
-def output_names(program: ExportedProgram, given: Sequence[str]) -> list[str]:
+def output_names(
+    program: ExportedProgram, given: Sequence[str], inputs: Sequence[str] = ()
+) -> list[str]:
     """Return a name for each output tensor of a program.
 
     Args:
         given: The user's names, in order; empty to name outputs after their place in the return
             value: `logits`, `cache_0_1`.
+        inputs: Names of the model's inputs, which no output may have. A place of that name is
+            called `NAME_out`.
 
     Raises:
-        ConfigError: If `given` has another number of names than the model has outputs, or a name
-            twice.
+        ConfigError: If `given` has another number of names than the model has outputs, a name
+            twice, or that of an input.
     """
-    natural = _natural_names(program)
+    natural = [f"{name}_out" if name in inputs else name for name in _natural_names(program)]
     if not given:
         return natural
     if len(given) != len(natural):
@@ -36,8 +40,13 @@ def output_names(program: ExportedProgram, given: Sequence[str]) -> list[str]:
             f"{len(given)} output names are given ({', '.join(given)}), but the model has"
             f" {len(natural)} output tensors ({', '.join(natural)})."
         )
-    if len(set(given)) != len(given):
-        raise ConfigError(f"output names must be distinct, got {', '.join(given)}.")
+    names = [*inputs, *given]
+    for name in given:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"output name '{name}' is given twice, or is the name of an input.",
+                hint=f"The inputs are {', '.join(inputs)}.",
+            )
     return list(given)
 
 
@@ -46,8 +55,8 @@ def _natural_names(program: ExportedProgram) -> list[str]:
     flat = pytree.tree_leaves(output.args, is_leaf=lambda leaf: leaf is None)
     paths = _paths(program, len(flat))
     names = ["_".join(path) for path, leaf in zip(paths, flat, strict=True) if is_tensor(leaf)]
-    if len(names) == 1:
-        return [names[0] or "output"]
+    if len(names) == 1 and not names[0]:
+        return ["output"]
     return [name if name and not name[0].isdigit() else f"output_{name}" for name in names]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -46,7 +48,7 @@ def _trace(
     dims = _torch_dims(inputs, bounds)
     shapes = _by_parameter(module, [_axes(item, dims) for item in inputs])
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _muted("torch._subclasses.fake_tensor"):
             warnings.simplefilter("ignore")
             return torch.export.export(
                 module,
@@ -59,6 +61,18 @@ def _trace(
         if not narrower or narrower.items() <= bounds.items():
             raise _explain(error, inputs) from error
     return _trace(module, inputs, {**bounds, **narrower})
+
+
+@contextlib.contextmanager
+def _muted(name: str) -> Iterator[None]:
+    """Keep a logger from printing tracebacks of errors that are raised as well."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _suggested_bounds(text: str) -> dict[str, _Bounds]:
@@ -135,17 +149,16 @@ def _check_distinct(symbols: Mapping[str, str]) -> None:
     first: dict[str, str] = {}
     for name, symbol in symbols.items():
         if symbol in first:
-            raise ExportError(
-                f"dimensions '{first[symbol]}' and '{name}' were declared separately, but the model"
-                " needs them to be equal.",
-                hint=f"Give both the name '{name}'.",
-            )
+            raise _must_be_equal(first[symbol], name)
         first[symbol] = name
 
 
 def _explain(error: Exception, inputs: Sequence[ModelInput]) -> ExportError:
     text = str(error)
     where = _location(text)
+    structured = _equal_or_multiple(text)
+    if structured is not None:
+        return structured
     fixed = _fixed_dimensions(text, inputs)
     if fixed:
         return ExportError(
@@ -157,6 +170,30 @@ def _explain(error: Exception, inputs: Sequence[ModelInput]) -> ExportError:
     return ExportError(
         f"torch.export cannot trace the model: {_headline(error)}{where}.",
         hint="The model must run as one graph: no Python branches on tensor values, no .item().",
+    )
+
+
+def _equal_or_multiple(text: str) -> ExportError | None:
+    """Read torch's advice that two dimensions are one, or that one is a multiple."""
+    _, _, advice = text.partition("Suggested fixes:")
+    multiple = re.search(r"^\s*(\w+) = (\d+)\*_\1\s*$", advice, re.MULTILINE)
+    if multiple:
+        name, factor = multiple.groups()
+        return ExportError(
+            f"dimension '{name}' must be a multiple of {factor}: the model divides it.",
+            hint=f"Declare the axis as {factor}*{name}; give an example of {2 * int(factor)} or more.",
+        )
+    equal = re.search(r"^\s*(\w+) = ([A-Za-z]\w*)\s*$", advice, re.MULTILINE)
+    if equal:
+        return _must_be_equal(*equal.groups())
+    return None
+
+
+def _must_be_equal(first: str, second: str) -> ExportError:
+    return ExportError(
+        f"dimensions '{first}' and '{second}' were declared separately, but the model needs them"
+        " to be equal.",
+        hint=f"Give both the name '{first}'.",
     )
 
 

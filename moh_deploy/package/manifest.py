@@ -105,7 +105,7 @@ class Manifest:
         opset: Version of the standard ONNX operator set.
         total_flops: Multiply-adds times two of the original model at the example's sizes, dense;
             None if unknown.
-        precision: Dtype of the model's floating-point outputs: picks the tolerance.
+        precision: The shortest floating-point dtype of weights and outputs: picks the tolerance.
         checkpoint_sha256: Digest of the checkpoint the package was made from, or None.
         made_with: Versions: moh-deploy, torch, onnx, python.
         proof: What the export measured; None if nothing was compared.

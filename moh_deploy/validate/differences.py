@@ -18,7 +18,7 @@ def abs_error(got: Array, reference: Array) -> Float64Array:
     """Return |got - reference| by element: NaN where either is, 0 where both are one infinity."""
     got_64, reference_64 = got.astype(np.float64), reference.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        error = np.abs(got_64 - reference_64)
+        error = np.asarray(np.abs(got_64 - reference_64))  # numpy makes scalars of 0-d arrays
     # In the arrays' own dtype: float64 cannot tell neighbouring large integers apart.
     error[np.asarray(got == reference)] = 0.0
     error[np.asarray(got != reference) & (error == 0.0)] = 1.0

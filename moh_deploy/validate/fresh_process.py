@@ -7,11 +7,13 @@ not add up.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import cast
 
+import moh_deploy
 from moh_deploy import errors
 from moh_deploy.package import Proof
 
@@ -40,7 +42,11 @@ def prove(root: Path, sizes: tuple[dict[str, int], ...]) -> Proof:
         "off",
         "--json",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The package may be on this process's path without being installed.
+    home = str(Path(moh_deploy.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     try:
         answer = cast(dict[str, object], json.loads(done.stdout))
     except json.JSONDecodeError as error:

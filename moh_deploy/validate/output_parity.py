@@ -16,14 +16,20 @@ from moh_deploy.validate.parity_report import OutputParity
 from moh_deploy.validate.tolerances import tolerance_for
 
 
-def compare_output(name: str, vectors: str, got: Array | None, reference: Array) -> OutputParity:
-    """Compare an output element by element; the reference's dtype picks the tolerance.
+def compare_output(
+    name: str, vectors: str, got: Array | None, reference: Array, *, precision: str | None = None
+) -> OutputParity:
+    """Compare an output element by element.
+
+    The tolerance is that of the reference's dtype, or of the model's precision where that is
+    coarser: logits that are cast to float32 still carry the rounding of half precision.
 
     Args:
         name: The output.
         vectors: Label of the vector set.
         got: What the runtime returned; None if it returned no such output.
         reference: What is expected.
+        precision: Of the model; None where only the dtype is known.
     """
     what = f"output '{name}' of vectors {vectors}"
     mismatch = structural_mismatch(what, got, reference)
@@ -31,7 +37,10 @@ def compare_output(name: str, vectors: str, got: Array | None, reference: Array)
         return incomparable_output(name, vectors, mismatch)
     error = abs_error(got, reference)
     max_error, reference_max = largest(error), largest_finite(reference)
-    limit = tolerance_for(reference.dtype.name).limit(reference_max)
+    rules = [tolerance_for(reference.dtype.name)]
+    if precision is not None and "float" in reference.dtype.name:
+        rules.append(tolerance_for(precision))
+    limit = max(rule.limit(reference_max) for rule in rules)
     # Not `>`: a NaN must fail.
     equal = max_error <= limit
     return OutputParity(

@@ -71,7 +71,13 @@ def _compare_outputs(
 ) -> Iterator[OutputParity]:
     for name in (spec.name for spec in package.manifest.outputs):
         if name in expected.outputs:
-            yield compare_output(name, label, got.get(name), expected.outputs[name])
+            yield compare_output(
+                name,
+                label,
+                got.get(name),
+                expected.outputs[name],
+                precision=package.manifest.precision,
+            )
         elif not skip_absent:
             yield incomparable_output(name, label, f"output '{name}' is not in vectors {label}.")
 

@@ -40,15 +40,35 @@ def test_given_names_are_used():
     [
         (("a",), r"1 output names are given \(a\), but the model has 2 .*\(output_0, output_1\)"),
         (("a", "b", "c"), "3 output names"),
-        (("a", "a"), "distinct, got a, a"),
+        (("a", "a"), "output name 'a' is given twice"),
+        (("a", "x"), "output name 'x' .* is the name of an input"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(given: tuple[str, ...], message: str):
     with pytest.raises(ConfigError, match=message):
-        output_names(plain_trace(lambda x: (x + 1, x + 2), X), given)
+        output_names(plain_trace(lambda x: (x + 1, x + 2), X), given, ["x"])
+
+
+def test_place_with_the_name_of_an_input_is_told_apart():
+    program = plain_trace(lambda x: {"x": x + 1, "y": x + 2}, X)
+    assert output_names(program, (), ["x"]) == ["x_out", "y"]
 
 
 def test_tensors_of_a_nested_value_come_in_order():
     one, two, three = torch.zeros(1), torch.zeros(2), torch.zeros(3)
     assert tensors_of({"a": (one, None), "b": [two, 5, {"c": three}]}) == [one, two, three]
     assert tensors_of(Pair(one, two)) == [one, two]
+
+
+def test_output_of_an_inputs_name_is_told_apart():
+    program = plain_trace(lambda x: {"x": x + 1}, X)
+    assert output_names(program, (), ["x"]) == ["x_out"]
+
+
+def test_name_of_an_input_is_refused():
+    with pytest.raises(ConfigError, match="'x' is given twice, or is the name of an input"):
+        output_names(plain_trace(lambda x: x + 1, X), ("x",), ["x"])
+
+
+def test_single_tensor_beside_a_number_has_a_name():
+    assert output_names(plain_trace(lambda x: (x + 1, 2), X), ()) == ["output_0"]

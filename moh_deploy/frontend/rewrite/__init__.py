@@ -19,7 +19,6 @@ from torch.export.graph_signature import (
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from moh_deploy.errors import ExportError
 from moh_deploy.frontend.recognize import MoHLayer
 from moh_deploy.frontend.recognize.axes import (
     Layout,
@@ -177,12 +176,6 @@ def commit(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> ExportedPro
 def _with_outputs(program: ExportedProgram, outputs: Sequence[Node]) -> ExportedProgram:
     """The program with a flat tuple of these tensors as its outputs."""
     signature = program.graph_signature
-    mutations = [spec for spec in signature.output_specs if spec.kind is not OutputKind.USER_OUTPUT]
-    if mutations:
-        raise ExportError(
-            f"the model changes its own state while it runs ('{mutations[0].target}').",
-            hint="Pass state such as a KV cache as inputs and outputs.",
-        )
     specs = [
         OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), None) for node in outputs
     ]

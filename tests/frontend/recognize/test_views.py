@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import sympy
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import Node
@@ -149,6 +149,7 @@ def test_repeat_interleave_of_everything_is_not_followed():
     assert backward(node, fresh_layout((24,))) is None
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(1, 3), min_size=1, max_size=4),
     st.lists(st.sampled_from(["permute", "merge", "split", "unsqueeze"]), max_size=5),

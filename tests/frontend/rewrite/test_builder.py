@@ -68,7 +68,7 @@ def layouts(draw: st.DrawFn, pool: Sequence[Axis]) -> Layout:
     return tuple(dims)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_any_layout_is_brought_into_any_other(data: st.DataObject):
     pool = axes(*data.draw(st.lists(st.integers(2, 4), min_size=1, max_size=4)))
@@ -76,7 +76,7 @@ def test_any_layout_is_brought_into_any_other(data: st.DataObject):
     assert torch.equal(arranged(source, wanted), expected(numbered(source), source, wanted))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_without_expansion_the_result_broadcasts_to_the_same(data: st.DataObject):
     pool = axes(*data.draw(st.lists(st.integers(2, 3), min_size=1, max_size=4)))

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moh_deploy.frontend.recognize.constants import Constants
-from moh_deploy.frontend.recognize.graph import op
 from moh_deploy.frontend.recognize.routers.forms import Router, read_router
 from tests.frontend.traced import nodes, plain_trace
 
