@@ -181,7 +181,7 @@ def _equal_or_multiple(text: str) -> ExportError | None:
         name, factor = multiple.groups()
         return ExportError(
             f"dimension '{name}' must be a multiple of {factor}: the model divides it.",
-            hint=f"Declare the axis as {factor}*{name}; give an example of {2 * int(factor)} or more.",
+            hint=f"Declare the axis as {factor}*{name}; its example {2 * int(factor)} or more.",
         )
     equal = re.search(r"^\s*(\w+) = ([A-Za-z]\w*)\s*$", advice, re.MULTILINE)
     if equal:
