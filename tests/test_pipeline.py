@@ -21,8 +21,9 @@ from moh_deploy.frontend.arrays import to_numpy
 from moh_deploy.frontend.model import ModelInput
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite import insert as insert_as_it_is
+from moh_deploy.jobs.verify import verify
 from moh_deploy.options import ExportOptions
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import OnnxPackage, Proof
 from moh_deploy.report.export import ExportReport
 from moh_deploy.validate.tolerances import tolerance_for
 from tests import small_moh
@@ -30,6 +31,18 @@ from tests.zoo import ZOO, Expected, ZooModel, language
 from tests.zoo.model import noise, seeded
 
 INPUT = "x:[batch=2,seq=5,8]:float32"
+
+
+@pytest.fixture(autouse=True)
+def _proof_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each proof would take longer than the rest; the command's tests do start them."""
+    monkeypatch.setattr(pipeline, "prove", prove)
+
+
+def prove(root: Path, sizes: tuple[dict[str, int], ...]) -> Proof:
+    report = verify(root, kernels="off")
+    report.raise_if_unequal()
+    return Proof(report.max_abs_error, report.routing_agreement or 0.0, sizes)
 
 
 def export(model: nn.Module, output: Path, **options: object) -> ExportReport:

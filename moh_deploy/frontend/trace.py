@@ -16,6 +16,7 @@ from moh_deploy.dims import DimExpr
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs import parsed_dims
 from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.specialisation import watch_specialisations
 
 
 def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
@@ -48,8 +49,7 @@ def _trace(
     dims = _torch_dims(inputs, bounds)
     shapes = _by_parameter(module, [_axes(item, dims) for item in inputs])
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _muted("torch._subclasses.fake_tensor"):
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), _quiet(), watch_specialisations() as places:
             return torch.export.export(
                 module,
                 tuple(item.value for item in inputs),
@@ -59,18 +59,20 @@ def _trace(
     except Exception as error:  # torch raises many kinds, some of them private
         narrower = _suggested_bounds(str(error))
         if not narrower or narrower.items() <= bounds.items():
-            raise _explain(error, inputs) from error
+            raise _explain(error, inputs, places) from error
     return _trace(module, inputs, {**bounds, **narrower})
 
 
 @contextlib.contextmanager
-def _muted(name: str) -> Iterator[None]:
-    """Keep a logger from printing tracebacks of errors that are raised as well."""
-    logger = logging.getLogger(name)
+def _quiet() -> Iterator[None]:
+    """Mute warnings, and a logger that prints the tracebacks of errors that are raised as well."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)
 
@@ -153,13 +155,15 @@ def _check_distinct(symbols: Mapping[str, str]) -> None:
         first[symbol] = name
 
 
-def _explain(error: Exception, inputs: Sequence[ModelInput]) -> ExportError:
+def _explain(
+    error: Exception, inputs: Sequence[ModelInput], places: Mapping[str, str]
+) -> ExportError:
     text = str(error)
     where = _location(text)
     structured = _equal_or_multiple(text)
     if structured is not None:
         return structured
-    fixed = _fixed_dimensions(text, inputs)
+    fixed = _fixed_dimensions(text, inputs, places)
     if fixed:
         return ExportError(
             f"the model fixes {' and '.join(fixed)}{where}.",
@@ -204,7 +208,9 @@ def _headline(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:400].rstrip(".")
 
 
-def _fixed_dimensions(text: str, inputs: Sequence[ModelInput]) -> list[str]:
+def _fixed_dimensions(
+    text: str, inputs: Sequence[ModelInput], places: Mapping[str, str]
+) -> list[str]:
     """The dimensions that torch says were specialised, and to what."""
     exprs = {
         expr.name: (item.name, axis)
@@ -222,7 +228,10 @@ def _fixed_dimensions(text: str, inputs: Sequence[ModelInput]) -> list[str]:
         )
         sizes = ["".join(groups) for groups in sizes]
         if sizes:
-            found.append(f"dimension '{name}' (axis {axis} of input '{input_name}') to {sizes[0]}")
+            at = f", at {places[sizes[0]]}" if places.get(sizes[0]) else ""
+            found.append(
+                f"dimension '{name}' (axis {axis} of input '{input_name}') to {sizes[0]}{at}"
+            )
         elif re.search(rf"\b{re.escape(name)}\b", text) and "Constraints violated" in text:
             rule = re.search(rf"[^\n]*\b{re.escape(name)}\b[^\n]*", text)
             reason = "" if rule is None else f" ({rule.group(0).strip(' -*')[:200]})"

@@ -47,7 +47,8 @@ def test_nodes_carry_every_attribute():
     assert model.opset_imports[""] == 20
 
 
-@pytest.mark.parametrize("opset", [18, 19, 20, 21, 22, 23])
+# 20 and 21 are those of whole exports, see tests/test_pipeline.py.
+@pytest.mark.parametrize("opset", [18, 19, 22, 23])
 def test_every_opset_gives_an_equal_model(opset: int):
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     model = emit(committed(build(), x), input_names=["x"], opset=opset)

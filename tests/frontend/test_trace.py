@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.model import LoadedModel, ModelInput
-from moh_deploy.frontend.trace import trace
+from moh_deploy.frontend.trace import _explain, trace
 from tests.frontend.traced import loaded, plain_trace
 
 
@@ -169,3 +169,26 @@ def test_error_of_the_model_itself_is_told():
 
     with pytest.raises(ExportError, match="only for images"):
         trace(loaded(Model(fails)), [BATCH_SEQ])
+
+
+class AddsATableOfEight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(1, 8, 4))
+
+    def forward(self, x):
+        doubled = x * 2
+        return doubled + self.table
+
+
+def test_line_of_code_that_fixes_a_dimension_is_named():
+    x = ModelInput("x", torch.zeros(2, 8, 4), {0: "batch", 1: "seq"})
+    with pytest.raises(ExportError, match=r"'seq' .* to 8, at .*test_trace\.py:\d+ in forward"):
+        trace(loaded(AddsATableOfEight()), [x])
+
+
+def test_dimension_that_must_be_a_multiple_is_told_so():
+    advice = RuntimeError("Constraints violated (h)!\nSuggested fixes:\n  h = 8*_h\n")
+    error = _explain(advice, [], {})
+    assert "'h' must be a multiple of 8" in error.message
+    assert "8*h" in str(error.hint)
