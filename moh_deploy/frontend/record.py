@@ -10,18 +10,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
+from moh_deploy.frontend.arrays import dtype_name
 from moh_deploy.frontend.rewrite import Rewrite
-
-# How far a rewritten layer may be from the original one, relative to the largest value of the
-# original.
-_LAYER_TOLERANCE = {
-    torch.float64: 1e-4,
-    torch.float32: 1e-4,
-    torch.float16: 1e-2,
-    torch.bfloat16: 8e-2,
-}
-# Scores closer than this may be ranked either way by rounding alone.
-_NEAR_TIE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+from moh_deploy.validate.tolerances import tolerance_for
 
 
 @dataclass(frozen=True)
@@ -144,7 +135,7 @@ def _decided(
         return torch.ones(gates.shape[:-1], dtype=torch.bool)
     scores = values[selection.scores].movedim(selection.dim, -1)
     margins = _margins(scores, selection.top_k)
-    return margins.reshape(gates.shape[:-1]) > _NEAR_TIE.get(gates.dtype, 1e-5)
+    return margins.reshape(gates.shape[:-1]) > tolerance_for(dtype_name(scores.dtype)).near_tie
 
 
 def _margins(scores: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -164,7 +155,7 @@ def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> str | N
     if not bool(both.any()):
         return None
     error = float((got[both].double() - expected[both].double()).abs().max())
-    scale = max(1.0, float(expected[both].double().abs().max()))
-    if error > _LAYER_TOLERANCE.get(expected.dtype, 1e-4) * scale:
-        return f"{what} differs from the original by {error:.3g} (largest value {scale:.3g})"
+    largest = float(expected[both].double().abs().max())
+    if error > tolerance_for(dtype_name(expected.dtype)).limit(largest):
+        return f"{what} differs from the original by {error:.3g} (largest value {largest:.3g})"
     return None

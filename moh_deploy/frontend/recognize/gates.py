@@ -233,8 +233,3 @@ def _common_path(first: Node, second: Node) -> tuple[str, ...]:
     while length < min(len(a), len(b)) and a[length] == b[length]:
         length += 1
     return a[:length]
-
-
-def head_dim(layer: MoHLayer) -> int | None:
-    size = product(leaves(layer.core.value_axes))
-    return int(size) if size.is_Integer else None

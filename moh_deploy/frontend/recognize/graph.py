@@ -62,10 +62,6 @@ def reads_shape_only(node: Node) -> bool:
     return op(node) in _SHAPE_ONLY
 
 
-def value(node: Node) -> object:
-    return node.meta.get("val")
-
-
 def is_tensor(node: object) -> bool:
     return isinstance(node, Node) and isinstance(node.meta.get("val"), torch.Tensor)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -262,16 +261,6 @@ def _query_only(core: Core) -> set[Axis]:
     if core.scores is None:
         return set()
     return set(flat(core.scores.query.layout)) - set(flat(core.scores.key.layout))
-
-
-def users_after(node: Node) -> Iterator[Node]:
-    """Users of a node, views of it included, nearest first."""
-    queue = list(node.users)
-    while queue:
-        user = queue.pop(0)
-        yield user
-        if is_view(user):
-            queue.extend(user.users)
 
 
 def token_axes(core: Core) -> Dim:
