@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moh_deploy.frontend.functionalize import functionalize
-from tests.frontend.traced import plain_trace
+from tests.frontend.traced import nodes, plain_trace
 
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -86,6 +86,17 @@ def test_program_without_in_place_operators_computes_the_same(function: Callable
     functional = functionalize(program)
     assert in_place(functional) == []
     torch.testing.assert_close(functional.module()(X.clone()), function(X.clone()))
+
+
+def test_later_readers_of_the_changed_tensor_read_the_result():
+    """Tracing lets them read the in-place operator; a program may name the tensor itself."""
+    program = plain_trace(read_before_and_after, X)
+    (sine,), (addition,) = nodes(program, "sin"), nodes(program, "add")[:1]
+    addition.replace_all_uses_with(sine)
+    program.graph_module.recompile()
+    functional = functionalize(program)
+    assert addition in sum((user.args for user in addition.users), ())
+    torch.testing.assert_close(functional.module()(X), read_before_and_after(X))
 
 
 @pytest.mark.parametrize("function", [renamed, scattered], ids=lambda function: function.__name__)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from moh_deploy.frontend.normalize import normalize
@@ -10,12 +11,12 @@ from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.record import LayerRecord, record
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from tests.frontend.traced import plain_trace
-from tests.small_moh import build
+from tests.small_moh import SmallMoH, build
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
-def inserted(model: torch.nn.Module) -> tuple[ExportedProgram, Rewrite]:
+def inserted(model: nn.Module) -> tuple[ExportedProgram, Rewrite]:
     program = normalize(plain_trace(model, X))
     (rewrite,) = insert(program, recognize(program))
     assert rewrite.reason is None
@@ -44,8 +45,25 @@ def test_margin_is_last_chosen_minus_first_unchosen():
     torch.testing.assert_close(layer_of(*inserted(model)).margins, expected)
 
 
+def test_margin_of_two_chosen_heads_is_that_of_the_second():
+    class TopTwo(SmallMoH):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(8, 4)
+
+        def gates(self, x):
+            p = self.router(x).softmax(-1)
+            p = p * F.one_hot(p.topk(2, dim=-1).indices, 4).sum(-2)
+            return p / p.sum(-1, keepdim=True) * 2
+
+    model = TopTwo().eval()
+    best = model.router(X).softmax(-1).sort(-1, descending=True).values
+    layer = layer_of(*inserted(model))
+    torch.testing.assert_close(layer.margins, best[..., 1] - best[..., 2])
+
+
 def test_margin_is_infinite_where_nothing_is_chosen():
-    class WeightedHeads(type(build())):
+    class WeightedHeads(SmallMoH):
         def gates(self, x):
             return torch.cat([self.shared(x), self.routed(x)], dim=-1).softmax(-1) * 4
 
@@ -123,12 +141,24 @@ def test_fault_in_the_rewriting_is_a_disagreement(fault):
     assert FAULTS[fault] in layer_of(program, rewrite).disagreement
 
 
-def test_tokens_with_a_tie_may_choose_either_head():
-    model = build()
-    torch.nn.init.zeros_(model.routed.weight)
+class EveryBestHead(SmallMoH):
+    """Chooses as the published router does, but both heads where they tie."""
+
+    def gates(self, x):
+        p = self.routed(x).softmax(-1)
+        p = p * (p >= p.topk(1, dim=-1).values)
+        p = p / p.sum(-1, keepdim=True)
+        first, second = (self.stage(x).softmax(-1) * 2).chunk(2, dim=-1)
+        return torch.cat([self.shared(x).softmax(-1) * 2 * first, p * second], dim=-1)
+
+
+def test_tokens_with_a_tie_may_choose_other_heads():
+    model = EveryBestHead()
+    nn.init.zeros_(model.routed.weight)
     program, rewrite = inserted(model)
     layer = layer_of(program, rewrite)
     assert torch.equal(layer.margins, torch.zeros(2, 5))
+    assert bool((layer.gates[..., 2:] > 0).all())
     assert layer.disagreement is None
 
 

@@ -73,6 +73,9 @@ def scale_of_heads(q, k, v, g):
 NOT_GATED: dict[str, Model] = {
     "ungated": lambda q, k, v, g: merge(attention(q, k, v)),
     "a_constant_for_each_head": scale_of_heads,
+    "a_constant_for_each_head_and_position": lambda q, k, v, g: merge(
+        attention(q, k, v) * torch.linspace(1, 2, S * H).view(S, H, 1)
+    ),
     "a_weight_for_each_head_of_a_sequence": lambda q, k, v, g: merge(
         attention(q, k, v) * g.mean(1)[:, None, :, None]
     ),

@@ -156,6 +156,14 @@ def test_a_cut_of_the_projection_is_among_the_pieces(name: str):
     assert (last.node, last.cuts) == (page.inputs[0], ((2, 8, 16),))
 
 
+def test_a_part_of_a_part_is_one_cut():
+    page = Sheet(torch.arange(2.0 * 24).reshape(2, 24))
+    third = _item(page, page.call(aten.chunk.default, page.inputs[0], 3, 1), 1)
+    half = _item(page, page.call(aten.chunk.default, third, 2, 1), 1)
+    last = pieces(half, fresh_layout((2, 4)))[-1]
+    assert (last.node, last.cuts) == (page.inputs[0], ((1, 12, 16),))
+
+
 def test_a_part_that_is_not_contiguous_is_no_cut():
     page = Sheet(torch.zeros(2, 5, 24))
     found = pieces(heads_major(page, page.inputs[0]), fresh_layout((2, 4, 5, 2)))

@@ -107,6 +107,13 @@ class StageByEinsum(TwoStage):
         return self.put_together(shared, routed)
 
 
+class SharedFromAfar(TwoStage):
+    """The stage is met before the shared logits, which have the same size."""
+
+    def shared_gates(self, logits):
+        return super().shared_gates(logits).mT.contiguous().mT.clone()
+
+
 class PaddedAndAdded(TwoStage):
     def put_together(self, shared, routed):
         return F.pad(shared, (0, self.routed)) + F.pad(routed, (self.shared, 0))
@@ -134,6 +141,7 @@ SAME = (
     FilledWithZeros,
     SoftmaxAfterChoice,
     StageByEinsum,
+    SharedFromAfar,
     PaddedAndAdded,
     WrittenIntoOnes,
     TinyEpsilon,
