@@ -117,6 +117,7 @@ def _manifest(converted: Converted, checkpoint_sha256: str | None, opset: int) -
         opset=opset,
         total_flops=converted.total_flops,
         precision=converted.precision,
+        dim_ranges=converted.dim_ranges,
         checkpoint_sha256=checkpoint_sha256,
         made_with={
             "moh-deploy": __version__,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+import moh_deploy
 from moh_deploy import pipeline
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.errors import BackendError, ConfigError, ExportError, ValidationError
@@ -250,12 +251,14 @@ def test_python_branch_on_a_size_is_refused(tmp_path: Path, branch: Callable[[in
     assert_nothing_is_left(tmp_path / "package")
 
 
-@pytest.mark.xfail(reason="the range that the trace is good for is not kept", strict=True)
 def test_size_on_the_other_side_of_a_branch_is_refused(tmp_path: Path):
     """Too far from the example for the export to try it, so the package has to know the range."""
     export(BranchesOnASize(lambda size: size < 100), tmp_path / "package")
-    with pytest.raises(ConfigError, match="seq"):
-        run(tmp_path / "package", x=noise(1, 150, 8).numpy())
+    np.savez(tmp_path / "in.npz", x=noise(1, 150, 8).numpy())
+    with pytest.raises(ConfigError, match="'seq' is 150; the model was traced for 1 to 99"):
+        moh_deploy.run(
+            tmp_path / "package", inputs=tmp_path / "in.npz", outputs=tmp_path / "out.npz"
+        )
 
 
 # Names.

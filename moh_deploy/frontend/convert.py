@@ -30,7 +30,7 @@ from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.record import LayerRecord, Recording, record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.sizes import other_runs
-from moh_deploy.frontend.trace import trace
+from moh_deploy.frontend.trace import dim_ranges, trace
 from moh_deploy.package import LayerInfo, TensorInfo, VectorSet
 from moh_deploy.passes import LayerNames, add_function_bodies, keep_gates, name_interface
 from moh_deploy.progress import Progress
@@ -51,6 +51,7 @@ class Converted:
         vectors: Runs of the original.
         total_flops: Of the original at the example's sizes.
         precision: The shortest floating-point dtype among weights and outputs.
+        dim_ranges: Dimension to the sizes that the trace is good for, where it limits them.
     """
 
     model: ir.Model
@@ -61,6 +62,7 @@ class Converted:
     vectors: tuple[VectorSet, ...]
     total_flops: int | None
     precision: str
+    dim_ranges: dict[str, tuple[int, int | None]]
 
 
 def convert(
@@ -82,6 +84,7 @@ def convert(
     with progress.step("tracing the model"):
         program = normalize(trace(model, inputs))
         _check_stateless(program)
+        ranges = dim_ranges(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         rewrites = insert(program, recognize(program))
@@ -119,6 +122,7 @@ def convert(
         vectors=vectors,
         total_flops=flops,
         precision=_precision(program, example.outputs),
+        dim_ranges=ranges,
     )
 
 

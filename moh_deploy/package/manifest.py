@@ -109,6 +109,8 @@ class Manifest:
         checkpoint_sha256: Digest of the checkpoint the package was made from, or None.
         made_with: Versions: moh-deploy, torch, onnx, python.
         proof: What the export measured; None if nothing was compared.
+        dim_ranges: Dynamic dimension to the smallest and largest size that the trace is good for;
+            None for no largest. Dimensions that take every size are left out.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -126,5 +128,6 @@ class Manifest:
     checkpoint_sha256: str | None
     made_with: dict[str, str]
     proof: Proof | None = None
+    dim_ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

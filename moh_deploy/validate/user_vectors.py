@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +44,22 @@ def read_user_vectors(path: Path, manifest: Manifest) -> UserVectors:
         if inputs and not inputs.keys() & set(input_names):
             inputs = _by_position(inputs, input_names)
         sizes = check_inputs(manifest.inputs, inputs)
+        _check_ranges(sizes, manifest)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
     return UserVectors(sizes, inputs, expected)
+
+
+def _check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
+    """Refuse sizes for which the traced model is not the original one."""
+    for name, (smallest, largest) in manifest.dim_ranges.items():
+        size = sizes.get(name, smallest)
+        if size < smallest or (largest is not None and size > largest):
+            limits = f"{smallest} to {'any size' if largest is None else largest}"
+            raise ConfigError(
+                f"dimension '{name}' is {size}; the model was traced for {limits}.",
+                hint="Export the model again with an example of a size on that side of the limit.",
+            )
 
 
 def _by_position(members: dict[str, Array], names: list[str]) -> dict[str, Array]:
