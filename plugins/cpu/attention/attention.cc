@@ -1,0 +1,89 @@
+// MoHAttention: plans the rows that have to be computed, and computes them task by task.
+#include "cpu/simd/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/attention/attention.cc"
+#include "hwy/foreach_target.h"  // compiles this file once more for each instruction set
+
+#include <atomic>
+#include <cstring>
+#include <new>
+
+#include "cpu/attention/addressing.h"
+#include "cpu/attention/few_rows-inl.h"
+#include "cpu/attention/plan.h"
+#include "cpu/attention/tiles-inl.h"
+#include "cpu/kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace moh::cpu {
+namespace HWY_NAMESPACE {
+
+constexpr auto kTileRows = static_cast<int32_t>(kMaxVectors * kLanes);
+constexpr TaskSizes kTaskSizes{static_cast<int32_t>(kLanes), kTileRows, static_cast<int32_t>(kTilesPerTask) * kTileRows};
+
+template <typename T>
+void ZeroOtherRows(const TaskView& view) {
+  const int32_t* next = view.task.rows;
+  const int32_t* const end = next + view.task.row_count;
+  for (int64_t place = view.task.zero_begin; place < view.task.zero_end; ++place) {
+    if (next != end && *next == place) {
+      ++next;
+    } else {
+      std::memset(view.template Output<T>(view.RowAt(place)), 0, static_cast<size_t>(view.args.value_dim) * sizeof(T));
+    }
+  }
+}
+
+template <typename T>
+void RunTask(const AttentionArgs& args, Compute compute, const Task& task) {
+  thread_local Scratch scratch;
+  ZeroOtherRows<T>({args, task});
+  if (task.row_count == 0) return;
+  if (static_cast<size_t>(task.row_count) <= kFewRows) return FewRowsTask<T>(args, task, scratch).Run();
+#if HWY_NATIVE_DOT_BF16
+  if (compute == Compute::kBFloat16) return TileTask<BFloat16Products, T>(args, task, scratch).Run();
+#endif
+  (void)compute;
+  TileTask<Float32Products, T>(args, task, scratch).Run();
+}
+
+// One call, as the threads see it.
+struct Call {
+  const AttentionArgs& args;
+  Compute compute;
+  const Plan& plan;
+  std::atomic<bool> out_of_memory{false};
+
+  static void RunOne(void* call, size_t i) {
+    auto& self = *static_cast<Call*>(call);
+    const Task& task = self.plan.tasks()[i];
+    try {
+      switch (self.args.dtype) {
+        case DType::kFloat32:
+          return RunTask<float>(self.args, self.compute, task);
+        case DType::kFloat16:
+          return RunTask<hwy::float16_t>(self.args, self.compute, task);
+        default:
+          return RunTask<hwy::bfloat16_t>(self.args, self.compute, task);
+      }
+    } catch (const std::bad_alloc&) {
+      self.out_of_memory = true;
+    }
+  }
+};
+
+void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel) {
+  thread_local Plan plan;
+  plan.Make(args, kTaskSizes);
+  Call call{args, compute, plan};
+  parallel(plan.tasks().size(), &Call::RunOne, &call);
+  if (call.out_of_memory) throw std::bad_alloc();
+}
+
+extern const bool kHasBFloat16;
+const bool kHasBFloat16 = HWY_NATIVE_DOT_BF16;
+
+}  // namespace HWY_NAMESPACE
+}  // namespace moh::cpu
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,256 @@
+// A task with few rows, such as decoding: features in lanes, so that a single row fills a vector. Each row of keys and values
+// is read once, where it is, for all rows of the task.
+#if defined(MOH_CPU_ATTENTION_FEW_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef MOH_CPU_ATTENTION_FEW_ROWS_INL_H_
+#undef MOH_CPU_ATTENTION_FEW_ROWS_INL_H_
+#else
+#define MOH_CPU_ATTENTION_FEW_ROWS_INL_H_
+#endif
+
+#include "cpu/attention/addressing.h"
+#include "cpu/attention/mask-inl.h"
+#include "cpu/attention/operands-inl.h"
+#include "cpu/attention/scratch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace moh::cpu {
+namespace HWY_NAMESPACE {
+
+// Above this many rows, rows in lanes are faster: measured for head sizes 64 and 128.
+constexpr size_t kFewRows = 4;
+constexpr size_t kKeysAtOnce = kManyRegisters ? 4 : 2;
+constexpr size_t kFeatureVectorsAtOnce = kManyRegisters ? 4 : 2;
+
+template <typename T>
+struct TensorRows {
+  const T* data;
+  ptrdiff_t stride;
+  HWY_INLINE const T* At(size_t row) const { return data + static_cast<ptrdiff_t>(row) * stride; }
+};
+
+// scores[row][key] = keys . queries for kKeys keys; queries [row][feature] are padded with zeros to whole vectors.
+template <typename T, size_t kRows, size_t kKeys>
+HWY_INLINE void DotKeys(TensorRows<T> keys, size_t first_key, size_t size, const float* HWY_RESTRICT queries,
+                        size_t query_stride, float* HWY_RESTRICT scores, size_t score_stride) {
+  const DF df;
+  VF sums[kKeys][kRows];
+#pragma GCC unroll 4
+  for (size_t key = 0; key < kKeys; ++key) {
+#pragma GCC unroll 4
+    for (size_t row = 0; row < kRows; ++row) sums[key][row] = hn::Zero(df);
+  }
+  for (size_t d = 0; d < size; d += kLanes) {
+    VF query[kRows];
+#pragma GCC unroll 4
+    for (size_t row = 0; row < kRows; ++row) query[row] = hn::Load(df, queries + row * query_stride + d);
+#pragma GCC unroll 4
+    for (size_t key = 0; key < kKeys; ++key) {
+      const VF part = LoadPart(keys.At(first_key + key), d, size);
+#pragma GCC unroll 4
+      for (size_t row = 0; row < kRows; ++row) sums[key][row] = hn::MulAdd(part, query[row], sums[key][row]);
+    }
+  }
+#pragma GCC unroll 4
+  for (size_t key = 0; key < kKeys; ++key) {
+#pragma GCC unroll 4
+    for (size_t row = 0; row < kRows; ++row) {
+      scores[row * score_stride + first_key + key] = hn::ReduceSum(df, sums[key][row]);
+    }
+  }
+}
+
+// outputs[row][feature] = outputs * decay + values . weights, for kVectors vectors of features from `d` on.
+template <typename T, size_t kRows, size_t kVectors>
+HWY_INLINE void AddValues(TensorRows<T> values, size_t count, size_t d, size_t size, const float* HWY_RESTRICT weights,
+                          size_t weight_stride, const float* decay, float* HWY_RESTRICT outputs, size_t output_stride) {
+  const DF df;
+  VF sums[kRows][kVectors];
+#pragma GCC unroll 4
+  for (size_t row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kVectors; ++v) {
+      sums[row][v] = hn::Mul(hn::Load(df, outputs + row * output_stride + d + v * kLanes), hn::Set(df, decay[row]));
+    }
+  }
+  for (size_t key = 0; key < count; ++key) {
+    VF part[kVectors];
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kVectors; ++v) part[v] = LoadPart(values.At(key), d + v * kLanes, size);
+#pragma GCC unroll 4
+    for (size_t row = 0; row < kRows; ++row) {
+      const VF weight = hn::Set(df, weights[row * weight_stride + key]);
+#pragma GCC unroll 4
+      for (size_t v = 0; v < kVectors; ++v) sums[row][v] = hn::MulAdd(part[v], weight, sums[row][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (size_t row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kVectors; ++v) hn::Store(sums[row][v], df, outputs + row * output_stride + d + v * kLanes);
+  }
+}
+
+template <typename T>
+class FewRowsTask {
+ public:
+  FewRowsTask(const AttentionArgs& args, const Task& task, Scratch& scratch) : view_{args, task}, scratch_(scratch) {}
+
+  void Run() {
+    TakeScratch();
+    for (size_t row = 0; row < row_count_; ++row) PackQuery(row);
+    const size_t keys = static_cast<size_t>(view_.VisibleKeys(rows_[row_count_ - 1]));
+    const size_t step = KeysPerBlock(static_cast<size_t>(args().keys));
+    for (size_t begin = 0; begin < keys; begin += step) WithRows(begin, HWY_MIN(step, keys - begin));
+    for (size_t row = 0; row < row_count_; ++row) Finish(row);
+  }
+
+ private:
+  const AttentionArgs& args() const { return view_.args; }
+
+  void TakeScratch() {
+    row_count_ = static_cast<size_t>(view_.task.row_count);
+    block_ = RoundUp(KeysPerBlock(static_cast<size_t>(args().keys)), kLanes);
+    query_stride_ = RoundUp(static_cast<size_t>(args().head_dim), kLanes);
+    output_stride_ = RoundUp(static_cast<size_t>(args().value_dim), kLanes);
+    scratch_.Reset(Scratch::Bytes<float>(row_count_ * query_stride_) + Scratch::Bytes<float>(row_count_ * output_stride_) +
+                   Scratch::Bytes<float>(row_count_ * block_));
+    queries_ = scratch_.Take<float>(row_count_ * query_stride_);
+    outputs_ = scratch_.Take<float>(row_count_ * output_stride_);
+    scores_ = scratch_.Take<float>(row_count_ * block_);
+  }
+
+  void PackQuery(size_t row) {
+    const DF df;
+    rows_[row] = view_.RowAt(view_.task.rows[row]);
+    const T* from = view_.template Query<T>(rows_[row]);
+    const VF factor = hn::Set(df, args().scale * kLog2E);
+    const auto size = static_cast<size_t>(args().head_dim);
+    for (size_t d = 0; d < size; d += kLanes) {
+      hn::Store(hn::Mul(LoadPart(from, d, size), factor), df, queries_ + row * query_stride_ + d);
+    }
+    for (size_t d = 0; d < output_stride_; d += kLanes) hn::Store(hn::Zero(df), df, outputs_ + row * output_stride_ + d);
+    largest_[row] = kLowest;
+    sum_[row] = 0.0f;
+  }
+
+  void WithRows(size_t begin, size_t count) {
+    switch (row_count_) {
+      case 1:
+        return Attend<1>(begin, count);
+      case 2:
+        return Attend<2>(begin, count);
+      case 3:
+        return Attend<3>(begin, count);
+      default:
+        return Attend<kFewRows>(begin, count);
+    }
+  }
+
+  template <size_t kRows>
+  void Attend(size_t begin, size_t count) {
+    const auto first = static_cast<int64_t>(begin);
+    const TensorRows<T> keys{view_.template Key<T>(first), args().key_strides.token};
+    const TensorRows<T> values{view_.template Value<T>(first), args().value_strides.token};
+    Score<kRows>(keys, count);
+    float decay[kRows];
+    for (size_t row = 0; row < kRows; ++row) decay[row] = Exponentiate(row, begin, count);
+    Weigh<kRows>(values, count, decay);
+  }
+
+  template <size_t kRows>
+  void Score(TensorRows<T> keys, size_t count) {
+    const auto size = static_cast<size_t>(args().head_dim);
+    size_t key = 0;
+    for (; key + kKeysAtOnce <= count; key += kKeysAtOnce) {
+      DotKeys<T, kRows, kKeysAtOnce>(keys, key, size, queries_, query_stride_, scores_, block_);
+    }
+    for (; key < count; ++key) DotKeys<T, kRows, 1>(keys, key, size, queries_, query_stride_, scores_, block_);
+  }
+
+  // Scores of a row -> weights 2^(score - largest). Returns what the outputs so far have to be multiplied by.
+  float Exponentiate(size_t row, size_t begin, size_t count) {
+    const DF df;
+    float* const scores = scores_ + row * block_;
+    VF largest = hn::Set(df, largest_[row]);
+    for (size_t key = 0; key < count; key += kLanes) {
+      const VF score = Biased(hn::Load(df, scores + key), row, begin + key, HWY_MIN(kLanes, count - key));
+      largest = hn::Max(largest, score);
+      hn::Store(score, df, scores + key);
+    }
+    largest = hn::MaxOfLanes(df, largest);
+    VF sums = hn::Zero(df);
+    for (size_t key = 0; key < count; key += kLanes) {
+      const VF weight = Exp2(hn::Sub(hn::Load(df, scores + key), largest));
+      sums = hn::Add(sums, weight);
+      hn::Store(weight, df, scores + key);
+    }
+    const float decay = hn::GetLane(Exp2(hn::Sub(hn::Set(df, largest_[row]), largest)));
+    largest_[row] = hn::GetLane(largest);
+    sum_[row] = sum_[row] * decay + hn::ReduceSum(df, sums);
+    return decay;
+  }
+
+  // Adds the mask, and hides the lanes from `count` on and the keys that the row does not see.
+  VF Biased(VF score, size_t row, size_t key, size_t count) const {
+    const DF df;
+    if (args().mask.data != nullptr) score = hn::Add(score, MaskBias(row, key, count));
+    const auto visible = static_cast<size_t>(view_.VisibleKeys(rows_[row]));
+    const size_t seen = visible <= key ? 0 : HWY_MIN(count, visible - key);
+    return hn::IfThenElse(hn::FirstN(df, seen), score, hn::Set(df, -kInfinity));
+  }
+
+  VF MaskBias(size_t row, size_t key, size_t count) const {
+    switch (args().mask.dtype) {
+      case DType::kBool:
+        return MaskBias<uint8_t>(row, key, count);
+      case DType::kFloat32:
+        return MaskBias<float>(row, key, count);
+      case DType::kFloat16:
+        return MaskBias<hwy::float16_t>(row, key, count);
+      default:
+        return MaskBias<hwy::bfloat16_t>(row, key, count);
+    }
+  }
+  template <typename M>
+  VF MaskBias(size_t row, size_t key, size_t count) const {
+    const auto* data = static_cast<const M*>(args().mask.data) + view_.MaskOffset(rows_[row]);
+    return RowBias(args().mask, data, key, count);
+  }
+
+  template <size_t kRows>
+  void Weigh(TensorRows<T> values, size_t count, const float* decay) {
+    const auto size = static_cast<size_t>(args().value_dim);
+    size_t d = 0;
+    for (; d + kFeatureVectorsAtOnce * kLanes <= size; d += kFeatureVectorsAtOnce * kLanes) {
+      AddValues<T, kRows, kFeatureVectorsAtOnce>(values, count, d, size, scores_, block_, decay, outputs_, output_stride_);
+    }
+    for (; d < size; d += kLanes) {
+      AddValues<T, kRows, 1>(values, count, d, size, scores_, block_, decay, outputs_, output_stride_);
+    }
+  }
+
+  void Finish(size_t row) {
+    const float gate = ScalarOf(view_.template Gate<T>(rows_[row]));
+    // A row that sees no key has attention 0, and a NaN gate makes it NaN.
+    const VF factor = hn::Set(DF(), sum_[row] == 0.0f ? gate * 0.0f : gate / sum_[row]);
+    const auto size = static_cast<size_t>(args().value_dim);
+    T* to = view_.template Output<T>(rows_[row]);
+    for (size_t d = 0; d < size; d += kLanes) {
+      StorePart(hn::Mul(hn::Load(DF(), outputs_ + row * output_stride_ + d), factor), to, d, size);
+    }
+  }
+
+  TaskView view_;
+  Scratch& scratch_;
+  size_t row_count_, block_, query_stride_, output_stride_;
+  float* queries_;  // [row][feature], times scale * log2(e)
+  float* outputs_;  // [row][feature], to be divided by `sum_`
+  float* scores_;   // [row][key of the block]
+  Row rows_[kFewRows];
+  float largest_[kFewRows], sum_[kFewRows];
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace moh::cpu
+HWY_AFTER_NAMESPACE();
+#endif

@@ -1,0 +1,130 @@
+// attn_mask as biases of the scores: log2(e) * mask, or 0 and -inf for a boolean one.
+#if defined(MOH_CPU_ATTENTION_MASK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef MOH_CPU_ATTENTION_MASK_INL_H_
+#undef MOH_CPU_ATTENTION_MASK_INL_H_
+#else
+#define MOH_CPU_ATTENTION_MASK_INL_H_
+#endif
+
+#include "cpu/attention/addressing.h"
+#include "cpu/simd/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace moh::cpu {
+namespace HWY_NAMESPACE {
+
+HWY_INLINE VF BiasOf(VF mask) {
+  const DF df;
+  const VF scaled = hn::Mul(mask, hn::Set(df, kLog2E));
+  // A large finite bias, often the lowest number, stays finite: a row of nothing else is an ordinary softmax.
+  const auto overflowed = hn::AndNot(hn::IsInf(mask), hn::IsInf(scaled));
+  return hn::IfThenElse(overflowed, hn::CopySign(hn::Set(df, -kLowest), mask), scaled);
+}
+
+// Biases of up to kLanes keys in a row: `count` of them from `row` on, the others unspecified.
+template <typename M>
+HWY_INLINE VF LoadBias(const M* row, size_t count) {
+  return BiasOf(count == kLanes ? LoadFloats(row) : LoadFirst(row, count));
+}
+HWY_INLINE VF LoadBias(const uint8_t* row, size_t count) {
+  const DF df;
+  const hn::Rebind<uint8_t, DF> du8;
+  const hn::RebindToUnsigned<DF> du32;
+  const auto bytes = count == kLanes ? hn::LoadU(du8, row) : hn::LoadN(du8, row, count);
+  const auto seen = hn::Ne(hn::PromoteTo(du32, bytes), hn::Zero(du32));
+  return hn::IfThenElseZero(hn::Not(hn::RebindMask(df, seen)), hn::Set(df, -kInfinity));
+}
+
+HWY_INLINE float ScalarOf(float x) { return x; }
+HWY_INLINE float ScalarOf(hwy::float16_t x) { return hwy::F32FromF16(x); }
+HWY_INLINE float ScalarOf(hwy::bfloat16_t x) { return hwy::F32FromBF16(x); }
+
+// One bias for every key: the mask has no key axis.
+template <typename M>
+HWY_INLINE VF BroadcastBias(const M* row) {
+  return BiasOf(hn::Set(DF(), ScalarOf(*row)));
+}
+HWY_INLINE VF BroadcastBias(const uint8_t* row) { return hn::Set(DF(), *row != 0 ? 0.0f : -kInfinity); }
+
+// The biases of `count` <= kLanes keys from `key` on, of a row that begins at `row`.
+template <typename M>
+HWY_INLINE VF RowBias(const AttentionMask& mask, const M* row, size_t key, size_t count) {
+  return mask.key == 0 ? BroadcastBias(row) : LoadBias(row + key, count);
+}
+
+// What a block of biases does to its scores. Decided for kLanes keys at a time.
+struct MaskEffect {
+  size_t first_seen, last_seen;  // no row sees a key outside [first_seen, last_seen)
+  bool neutral;                  // every bias is 0
+};
+
+class MaskObserver {
+ public:
+  HWY_INLINE MaskObserver() : seen_(hn::MaskFalse(DF())), changed_(hn::MaskFalse(DF())) {}
+  HWY_INLINE void Observe(VF biases) {
+    const DF df;
+    seen_ = hn::Or(seen_, hn::Ne(biases, hn::Set(df, -kInfinity)));
+    changed_ = hn::Or(changed_, hn::Ne(biases, hn::Zero(df)));
+  }
+  HWY_INLINE bool Seen() const { return !hn::AllFalse(DF(), seen_); }
+  HWY_INLINE bool Changed() const { return !hn::AllFalse(DF(), changed_); }
+
+ private:
+  hn::Mask<DF> seen_, changed_;
+};
+
+// biases[key][vector] of keys [key_begin, key_begin + key_count), for the rows that begin at `rows` in the mask.
+template <typename M, size_t kWidth>
+MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin, size_t key_count, float* biases) {
+  const DF df;
+  const auto* data = static_cast<const M*>(mask.data);
+  const bool same_for_all_rows = mask.query == 0 && mask.head == 0;
+  MaskEffect effect{key_count, 0, true};
+  for (size_t key = 0; key < key_count; key += kLanes) {
+    const size_t count = HWY_MIN(kLanes, key_count - key);
+    MaskObserver observer;
+    for (size_t v = 0; v < kWidth; ++v) {
+      VF block[kLanes];
+      if (same_for_all_rows) {
+        HWY_ALIGN float row[kLanes];
+        const VF bias = RowBias(mask, data + rows[0], key_begin + key, count);
+        hn::Store(bias, df, row);
+        for (size_t i = 0; i < kLanes; ++i) block[i] = hn::Set(df, row[i]);
+      } else {
+        for (size_t lane = 0; lane < kLanes; ++lane) {
+          block[lane] = RowBias(mask, data + rows[v * kLanes + lane], key_begin + key, count);
+        }
+        Transpose(block);
+      }
+      for (size_t i = 0; i < count; ++i) {
+        observer.Observe(block[i]);
+        hn::Store(block[i], df, biases + ((key + i) * kWidth + v) * kLanes);
+      }
+    }
+    effect.neutral &= !observer.Changed();
+    if (observer.Seen()) {
+      effect.first_seen = HWY_MIN(effect.first_seen, key);
+      effect.last_seen = key + count;
+    }
+  }
+  return effect;
+}
+
+template <size_t kWidth>
+MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin, size_t key_count, float* biases) {
+  switch (mask.dtype) {
+    case DType::kBool:
+      return WriteBiases<uint8_t, kWidth>(mask, rows, key_begin, key_count, biases);
+    case DType::kFloat32:
+      return WriteBiases<float, kWidth>(mask, rows, key_begin, key_count, biases);
+    case DType::kFloat16:
+      return WriteBiases<hwy::float16_t, kWidth>(mask, rows, key_begin, key_count, biases);
+    default:
+      return WriteBiases<hwy::bfloat16_t, kWidth>(mask, rows, key_begin, key_count, biases);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace moh::cpu
+HWY_AFTER_NAMESPACE();
+#endif

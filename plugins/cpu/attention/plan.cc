@@ -1,0 +1,86 @@
+#include "cpu/attention/plan.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <numeric>
+
+namespace moh::cpu {
+namespace {
+
+// Tasks that keep this many threads about equally busy.
+constexpr int64_t kEnoughTasks = 32;
+
+bool IsOpen(float gate) { return gate != 0.0f; }                     // NaN is open
+bool IsOpen(uint16_t gate) { return (gate & 0x7fff) != 0; }          // float16 or bfloat16
+
+// Without a branch on the gate, which nothing could predict: an entry is always written and counts only if it is open.
+template <typename Gate>
+void ListOpen(const AttentionArgs& args, const Gate* gates, int32_t* rows, int32_t* counts) {
+  const int32_t group = args.q_heads / args.kv_heads;
+  const size_t capacity = static_cast<size_t>(args.queries) * group;
+  for (int32_t query = 0; query < args.queries; ++query) {
+    for (int32_t kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
+      int32_t* list = rows + kv_head * capacity;
+      int32_t count = counts[kv_head];
+      for (int32_t member = 0; member < group; ++member) {
+        list[count] = query * group + member;
+        count += IsOpen(*gates++);
+      }
+      counts[kv_head] = count;
+    }
+  }
+}
+
+int32_t CeilDiv(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+void Plan::Make(const AttentionArgs& args, const TaskSizes& sizes) {
+  ListRows(args);
+  Divide(args, sizes);
+}
+
+void Plan::ListRows(const AttentionArgs& args) {
+  const size_t tokens = static_cast<size_t>(args.queries) * args.q_heads;
+  rows_.resize(args.batch * tokens);
+  counts_.assign(static_cast<size_t>(args.batch) * args.kv_heads, 0);
+  for (int32_t batch = 0; batch < args.batch; ++batch) {
+    int32_t* rows = rows_.data() + batch * tokens;
+    int32_t* counts = counts_.data() + static_cast<size_t>(batch) * args.kv_heads;
+    if (args.dtype == DType::kFloat32) {
+      ListOpen(args, static_cast<const float*>(args.gates) + batch * tokens, rows, counts);
+    } else {
+      ListOpen(args, static_cast<const uint16_t*>(args.gates) + batch * tokens, rows, counts);
+    }
+  }
+}
+
+void Plan::Divide(const AttentionArgs& args, const TaskSizes& sizes) {
+  const int32_t group = args.q_heads / args.kv_heads;
+  const size_t capacity = static_cast<size_t>(args.queries) * group;
+  const int64_t total = std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
+  const int32_t wanted = static_cast<int32_t>(std::min<int64_t>(total / kEnoughTasks, sizes.most));
+  const int32_t most = std::max(sizes.tile, wanted / sizes.tile * sizes.tile);
+  tasks_.clear();
+  for (size_t list = 0; list < counts_.size(); ++list) {
+    const int32_t* rows = rows_.data() + list * capacity;
+    const int32_t granules = CeilDiv(counts_[list], sizes.granule);
+    const int32_t parts = std::max(1, CeilDiv(granules * sizes.granule, most));
+    int32_t begin = 0;
+    for (int32_t part = 0; part < parts; ++part) {
+      const int32_t end_granule = static_cast<int32_t>(int64_t{granules} * (part + 1) / parts);
+      const bool last = part + 1 == parts;
+      const int32_t end = last ? counts_[list] : end_granule * sizes.granule;
+      tasks_.push_back({static_cast<int32_t>(list / args.kv_heads), static_cast<int32_t>(list % args.kv_heads), rows + begin,
+                        end - begin, begin == 0 ? 0 : int64_t{rows[begin - 1]} + 1,
+                        last ? static_cast<int64_t>(capacity) : int64_t{rows[end - 1]} + 1});
+      begin = end;
+    }
+  }
+  const auto cost = [&args](const Task& task) {  // a causal row sees about as many keys as its place says
+    return args.causal ? task.row_count * task.zero_end : task.row_count;
+  };
+  std::stable_sort(tasks_.begin(), tasks_.end(), [&cost](const Task& a, const Task& b) { return cost(a) > cost(b); });
+}
+
+}  // namespace moh::cpu

@@ -1,0 +1,29 @@
+// The kernels, one set for each instruction set.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "moh/attention.h"
+#include "moh/router.h"
+
+namespace moh::cpu {
+
+enum class Compute : uint8_t { kFloat32, kBFloat16 };
+
+// Each function throws std::bad_alloc if there is no memory for its scratch, and nothing else.
+struct Kernels {
+  const char* instruction_set;
+  bool has_bfloat16;  // else Compute::kBFloat16 is computed in float32
+  void (*attention)(const AttentionArgs& args, Compute compute, const Parallel& parallel);
+  void (*router)(const RouterArgs& args, const Parallel& parallel);
+};
+
+// The sets that this machine can run, best first; the last one is "baseline", which every machine can.
+const std::vector<Kernels>& UsableKernels();
+
+// The set of that name, or null if this library or this machine does not have it. An empty name means the best.
+const Kernels* FindKernels(const std::string& instruction_set);
+
+}  // namespace moh::cpu

@@ -1,0 +1,153 @@
+#include "cpu/ort/attention_op.h"
+
+namespace moh::ort {
+namespace {
+
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+
+// [batch, tokens, heads * dim] or [batch, heads, tokens, dim].
+struct HeadsShape {
+  int64_t batch, heads, tokens, dim;
+};
+
+bool ReadHeads(const Shape& shape, int64_t heads, HeadsShape& out) {
+  if (shape.size() == 4) {
+    out = {shape[0], shape[1], shape[2], shape[3]};
+    return shape[1] == heads;
+  }
+  if (shape.size() != 3 || shape[2] % heads != 0) return false;
+  out = {shape[0], heads, shape[1], shape[2] / heads};
+  return true;
+}
+
+HeadStrides Strides(size_t rank, int64_t heads, int64_t tokens, int64_t dim) {
+  const ptrdiff_t batch = heads * tokens * dim;
+  return rank == 4 ? HeadStrides{batch, tokens * dim, dim} : HeadStrides{batch, dim, heads * dim};
+}
+
+Ort::Status WrongHeads(const char* name, const Shape& shape, int64_t heads) {
+  return InvalidArgument("MoHAttention: ", name, " is ", Text(shape), "; expected [batch, tokens, heads * dim] or ",
+                         "[batch, heads, tokens, dim] with ", heads, " heads.");
+}
+
+}  // namespace
+
+AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels, cpu::Compute compute)
+    : dtype_(dtype), kernels_(kernels), compute_(compute) {
+  const Ort::ConstKernelInfo attributes(info);
+  q_heads_ = attributes.GetAttribute<int64_t>("q_num_heads");
+  kv_heads_ = attributes.GetAttribute<int64_t>("kv_num_heads");
+  causal_ = attributes.GetAttribute<int64_t>("is_causal") != 0;
+  scale_ = attributes.GetAttribute<float>("scale");
+  if (q_heads_ < 1 || kv_heads_ < 1 || q_heads_ % kv_heads_ != 0 || q_heads_ > kMost) {
+    throw std::invalid_argument("q_num_heads is " + std::to_string(q_heads_) + " and kv_num_heads " +
+                                std::to_string(kv_heads_) + "; expected the first to be a multiple of the second.");
+  }
+}
+
+OrtStatusPtr AttentionKernel::ComputeV2(OrtKernelContext* context) const {
+  return AsStatus("MoHAttention", [&] {
+    Ort::KernelContext wrapped(context);
+    return Compute(wrapped);
+  });
+}
+
+Ort::Status AttentionKernel::Compute(Ort::KernelContext& context) const {
+  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2), ReadInput(context, 3),
+                   ReadInput(context, 4)};
+  AttentionArgs args{};
+  args.dtype = dtype_;
+  if (auto status = ReadSizes(in, args); !status.IsOK()) return status;
+  if (auto status = CheckGates(in, args); !status.IsOK()) return status;
+  if (in.mask.present) {
+    if (auto status = ReadMask(in.mask, args); !status.IsOK()) return status;
+  }
+
+  Shape shape = in.query.shape;
+  shape.back() = (shape.size() == 3 ? q_heads_ : 1) * args.value_dim;
+  args.output = context.GetOutput(0, shape).GetTensorMutableRawData();
+  kernels_.attention(args, compute_, SessionThreads(context));
+  return Ort::Status();
+}
+
+Ort::Status AttentionKernel::ReadSizes(const Tensors& in, AttentionArgs& args) const {
+  HeadsShape query, key, value;
+  if (!ReadHeads(in.query.shape, q_heads_, query)) return WrongHeads("Q", in.query.shape, q_heads_);
+  if (!ReadHeads(in.key.shape, kv_heads_, key)) return WrongHeads("K", in.key.shape, kv_heads_);
+  if (!ReadHeads(in.value.shape, kv_heads_, value)) return WrongHeads("V", in.value.shape, kv_heads_);
+  const size_t rank = in.query.shape.size();
+  if (in.key.shape.size() != rank || in.value.shape.size() != rank || key.batch != query.batch ||
+      value.batch != query.batch || value.tokens != key.tokens || key.dim != query.dim) {
+    return InvalidArgument("MoHAttention: Q is ", Text(in.query.shape), ", K ", Text(in.key.shape), " and V ",
+                           Text(in.value.shape), "; expected one rank and batch size, K and V of one length, and Q and K of ",
+                           "one head size.");
+  }
+  // Kernels count places and keys in 32 bits; offsets have 64.
+  if (query.batch > kMost || query.tokens * q_heads_ > kMost || key.tokens > kMost || query.dim > kMost || value.dim > kMost) {
+    return InvalidArgument("MoHAttention: Q is ", Text(in.query.shape), " and V ", Text(in.value.shape),
+                           "; expected sizes, and queries times heads, below 2^31.");
+  }
+  args.query = in.query.data;
+  args.key = in.key.data;
+  args.value = in.value.data;
+  args.gates = in.gates.data;
+  args.query_strides = Strides(rank, q_heads_, query.tokens, query.dim);
+  args.key_strides = Strides(rank, kv_heads_, key.tokens, key.dim);
+  args.value_strides = Strides(rank, kv_heads_, key.tokens, value.dim);
+  args.output_strides = Strides(rank, q_heads_, query.tokens, value.dim);
+  args.batch = static_cast<int32_t>(query.batch);
+  args.q_heads = static_cast<int32_t>(q_heads_);
+  args.kv_heads = static_cast<int32_t>(kv_heads_);
+  args.queries = static_cast<int32_t>(query.tokens);
+  args.keys = static_cast<int32_t>(key.tokens);
+  args.head_dim = static_cast<int32_t>(query.dim);
+  args.value_dim = static_cast<int32_t>(value.dim);
+  args.scale = scale_;
+  args.causal = causal_;
+  return Ort::Status();
+}
+
+Ort::Status AttentionKernel::CheckGates(const Tensors& in, const AttentionArgs& args) {
+  const Shape expected{args.batch, args.queries, args.q_heads};
+  if (in.gates.shape == expected) return Ort::Status();
+  return InvalidArgument("MoHAttention: gates is ", Text(in.gates.shape), "; expected ", Text(expected), ".");
+}
+
+Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
+  switch (mask.type) {
+    case ElementType(DType::kBool):
+      args.mask.dtype = DType::kBool;
+      break;
+    case ElementType(DType::kFloat32):
+      args.mask.dtype = DType::kFloat32;
+      break;
+    case ElementType(DType::kFloat16):
+      args.mask.dtype = DType::kFloat16;
+      break;
+    case ElementType(DType::kBFloat16):
+      args.mask.dtype = DType::kBFloat16;
+      break;
+    default:
+      return InvalidArgument("MoHAttention: attn_mask has ONNX element type ", static_cast<int>(mask.type),
+                             "; expected bool, float32, float16 or bfloat16.");
+  }
+  const Shape target{args.batch, args.q_heads, args.queries, args.keys};
+  const size_t rank = mask.shape.size();
+  ptrdiff_t* const strides[] = {&args.mask.batch, &args.mask.head, &args.mask.query, &args.mask.key};
+  bool fits = rank >= 1 && rank <= target.size();
+  ptrdiff_t stride = 1;
+  for (size_t from_end = 1; fits && from_end <= rank; ++from_end) {
+    const int64_t size = mask.shape[rank - from_end], wanted = target[target.size() - from_end];
+    fits = size == wanted || size == 1;
+    *strides[target.size() - from_end] = size == 1 ? 0 : stride;
+    stride *= size;
+  }
+  if (!fits) {
+    return InvalidArgument("MoHAttention: attn_mask is ", Text(mask.shape), "; expected rank 1 to 4, broadcastable to ",
+                           Text(target), ".");
+  }
+  args.mask.data = mask.data;
+  return Ort::Status();
+}
+
+}  // namespace moh::ort

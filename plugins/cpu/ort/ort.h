@@ -1,0 +1,91 @@
+// ONNX Runtime's C++ API, used through the function table that the runtime hands over at registration.
+#pragma once
+
+#define ORT_API_MANUAL_INIT
+#include <onnxruntime_cxx_api.h>
+#undef ORT_API_MANUAL_INIT
+
+#include <new>
+#include <sstream>
+#include <string>
+
+#include "cpu/parallel.h"
+#include "moh/tensor.h"
+
+namespace moh::ort {
+
+// The oldest version that has all that is used here (KernelContext_ParallelFor is the youngest part). A runtime gives a
+// library the table of any version up to its own.
+constexpr uint32_t kApiVersion = 17;
+
+constexpr ONNXTensorElementDataType ElementType(DType dtype) {
+  switch (dtype) {
+    case DType::kBool:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+    case DType::kFloat32:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    case DType::kFloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    default:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+  }
+}
+
+template <typename... Parts>
+Ort::Status InvalidArgument(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return Ort::Status(text.str().c_str(), ORT_INVALID_ARGUMENT);
+}
+
+// Runs `call`, which returns an Ort::Status, and makes a status of what it throws: no exception may cross the C interface.
+template <typename Call>
+OrtStatusPtr AsStatus(const char* op, const Call& call) {
+  try {
+    return call().release();
+  } catch (const std::bad_alloc&) {
+    return Ort::Status((std::string(op) + ": out of memory.").c_str(), ORT_FAIL).release();
+  } catch (const std::exception& error) {
+    return Ort::Status((std::string(op) + ": " + error.what()).c_str(), ORT_FAIL).release();
+  }
+}
+
+using Shape = std::vector<int64_t>;
+
+inline std::string Text(const Shape& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+// An input that may be absent.
+struct Input {
+  const void* data = nullptr;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  Shape shape;
+  bool present = false;
+};
+
+inline Input ReadInput(const Ort::KernelContext& context, size_t index) {
+  Input input;
+  if (index >= context.GetInputCount()) return input;
+  const Ort::ConstValue value = context.GetInput(index);
+  if (static_cast<const OrtValue*>(value) == nullptr) return input;
+  const auto info = value.GetTensorTypeAndShapeInfo();
+  input.data = value.GetTensorRawData();
+  input.type = info.GetElementType();
+  input.shape = info.GetShape();
+  input.present = true;
+  return input;
+}
+
+// The session's own threads, each index handed to whichever is free.
+inline cpu::Parallel SessionThreads(Ort::KernelContext& context) {
+  const auto run = [](void* pool, cpu::Parallel::Body body, size_t count, void* argument) {
+    if (count == 1) return body(argument, 0);
+    if (count != 0) static_cast<Ort::KernelContext*>(pool)->ParallelFor(body, count, /*num_batch=*/count, argument);
+  };
+  return {run, &context};
+}
+
+}  // namespace moh::ort

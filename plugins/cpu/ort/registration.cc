@@ -1,0 +1,103 @@
+// The entry point that ONNX Runtime looks for in a custom-op library, and what the library says of itself.
+//
+// Session config entries, read when the library is registered:
+//   moh.instruction_set   one of moh_cpu_instruction_sets(); default: the best
+//   moh.compute_type      float32 (default), or bfloat16: products of bfloat16 operands where the CPU has them
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "cpu/ort/attention_op.h"
+#include "cpu/ort/router_op.h"
+
+#define MOH_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace moh::ort {
+namespace {
+
+// The ops of one choice of kernels. Sessions point into it, and nothing tells when the last one is gone: kept for good.
+struct Ops {
+  Ops(const cpu::Kernels& kernels, cpu::Compute compute)
+      : attention32(kernels, compute),
+        attention16(kernels, compute),
+        attention_bf16(kernels, compute),
+        router32(kernels),
+        router16(kernels),
+        router_bf16(kernels) {
+    domain.Add(&attention32);
+    domain.Add(&attention16);
+    domain.Add(&attention_bf16);
+    domain.Add(&router32);
+    domain.Add(&router16);
+    domain.Add(&router_bf16);
+  }
+
+  AttentionOp<DType::kFloat32> attention32;
+  AttentionOp<DType::kFloat16> attention16;
+  AttentionOp<DType::kBFloat16> attention_bf16;
+  RouterOp<DType::kFloat32> router32;
+  RouterOp<DType::kFloat16> router16;
+  RouterOp<DType::kBFloat16> router_bf16;
+  Ort::CustomOpDomain domain{"moh"};
+};
+
+const Ops& OpsFor(const cpu::Kernels& kernels, cpu::Compute compute) {
+  using Key = std::pair<const cpu::Kernels*, cpu::Compute>;
+  static std::mutex mutex;
+  static auto& made = *new std::map<Key, std::unique_ptr<Ops>>();
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::unique_ptr<Ops>& ops = made[{&kernels, compute}];
+  if (ops == nullptr) ops = std::make_unique<Ops>(kernels, compute);
+  return *ops;
+}
+
+const char* InstructionSets() {
+  static const std::string names = [] {
+    std::string joined;
+    for (const cpu::Kernels& kernels : cpu::UsableKernels()) {
+      joined += (joined.empty() ? "" : ",") + std::string(kernels.instruction_set);
+    }
+    return joined;
+  }();
+  return names.c_str();
+}
+
+Ort::Status Register(OrtSessionOptions* options) {
+  Ort::UnownedSessionOptions session(options);
+  const std::string set = session.GetConfigEntryOrDefault("moh.instruction_set", "");
+  const std::string type = session.GetConfigEntryOrDefault("moh.compute_type", "float32");
+  const cpu::Kernels* kernels = cpu::FindKernels(set);
+  if (kernels == nullptr) {
+    return InvalidArgument("moh.instruction_set is '", set, "'; expected one that this machine has: ", InstructionSets(), ".");
+  }
+  if (type != "float32" && type != "bfloat16") {
+    return InvalidArgument("moh.compute_type is '", type, "'; expected float32 or bfloat16.");
+  }
+  const auto compute = type == "bfloat16" ? cpu::Compute::kBFloat16 : cpu::Compute::kFloat32;
+  session.Add(OpsFor(*kernels, compute).domain);
+  return Ort::Status();
+}
+
+// A runtime without our version of the table: said in its own terms, since success would mean that it silently goes on
+// without these kernels.
+OrtStatus* TooOld(const OrtApiBase* base) {
+  const std::string text = "moh-deploy's CPU kernels need ONNX Runtime 1." + std::to_string(kApiVersion) +
+                           " or newer; this is ONNX Runtime " + base->GetVersionString() + ".";
+  return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, text.c_str());
+}
+
+}  // namespace
+}  // namespace moh::ort
+
+MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(moh::ort::kApiVersion);
+  if (api == nullptr) return moh::ort::TooOld(base);
+  Ort::InitApi(api);
+  return moh::ort::AsStatus("moh-deploy's CPU kernels", [&] { return moh::ort::Register(options); });
+}
+
+// Names of the instruction sets that this machine has kernels for, best first, separated by commas.
+MOH_EXPORT const char* moh_cpu_instruction_sets() { return moh::ort::InstructionSets(); }
+
+// The version of moh-deploy that this library belongs to.
+MOH_EXPORT const char* moh_cpu_version() { return MOH_VERSION; }

@@ -1,0 +1,30 @@
+// What an implementation of MoHAttention is called with. docs/ops.md says what it has to compute.
+#pragma once
+
+#include "moh/tensor.h"
+
+namespace moh {
+
+// attn_mask, broadcast to [batch, q_head, query, key]: a stride is 0 along an axis that the mask does not have.
+struct AttentionMask {
+  const void* data = nullptr;  // null: no mask
+  DType dtype = DType::kBool;
+  ptrdiff_t batch = 0, head = 0, query = 0, key = 0;
+};
+
+// Y = gates * softmax(scale * Q Kᵀ + mask) V, with rows of closed gates exactly 0.
+struct AttentionArgs {
+  DType dtype;  // of query, key, value, gates and output
+  const void* query;
+  const void* key;
+  const void* value;
+  const void* gates;  // [batch, query, q_head], contiguous
+  void* output;
+  HeadStrides query_strides, key_strides, value_strides, output_strides;
+  AttentionMask mask;
+  int32_t batch, q_heads, kv_heads, queries, keys, head_dim, value_dim;
+  float scale;
+  bool causal;  // query s sees the keys up to s + keys - queries
+};
+
+}  // namespace moh
