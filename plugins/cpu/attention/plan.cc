@@ -7,8 +7,9 @@
 namespace moh::cpu {
 namespace {
 
-// Tasks that keep this many threads about equally busy.
-constexpr int64_t kEnoughTasks = 32;
+// So many tasks keep the threads of a usual machine about equally busy. Lists are divided further only if they are fewer:
+// each task reads its keys and values again.
+constexpr size_t kEnoughTasks = 16;
 
 bool IsOpen(float gate) { return gate != 0.0f; }                     // NaN is open
 bool IsOpen(uint16_t gate) { return (gate & 0x7fff) != 0; }          // float16 or bfloat16
@@ -55,12 +56,17 @@ void Plan::ListRows(const AttentionArgs& args) {
   }
 }
 
+int32_t Plan::MostRows(const TaskSizes& sizes) const {
+  if (counts_.size() >= kEnoughTasks) return sizes.most;
+  const int64_t total = std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
+  const int64_t wanted = total / static_cast<int64_t>(kEnoughTasks) / sizes.tile * sizes.tile;
+  return static_cast<int32_t>(std::clamp<int64_t>(wanted, sizes.tile, sizes.most));
+}
+
 void Plan::Divide(const AttentionArgs& args, const TaskSizes& sizes) {
   const int32_t group = args.q_heads / args.kv_heads;
   const size_t capacity = static_cast<size_t>(args.queries) * group;
-  const int64_t total = std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
-  const int32_t wanted = static_cast<int32_t>(std::min<int64_t>(total / kEnoughTasks, sizes.most));
-  const int32_t most = std::max(sizes.tile, wanted / sizes.tile * sizes.tile);
+  const int32_t most = MostRows(sizes);
   tasks_.clear();
   for (size_t list = 0; list < counts_.size(); ++list) {
     const int32_t* rows = rows_.data() + list * capacity;
@@ -77,9 +83,9 @@ void Plan::Divide(const AttentionArgs& args, const TaskSizes& sizes) {
       begin = end;
     }
   }
-  const auto cost = [&args](const Task& task) {  // a causal row sees about as many keys as its place says
-    return args.causal ? task.row_count * task.zero_end : task.row_count;
-  };
+  // Tasks of one cost stay in the order of heads, whose data lie side by side. A causal task costs about what its place says.
+  if (!args.causal) return;
+  const auto cost = [](const Task& task) { return task.row_count * task.zero_end; };
   std::stable_sort(tasks_.begin(), tasks_.end(), [&cost](const Task& a, const Task& b) { return cost(a) > cost(b); });
 }
 

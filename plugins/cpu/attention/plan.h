@@ -22,7 +22,7 @@ struct Task {
 struct TaskSizes {
   int32_t granule;    // rows that cost as much as one: the lanes of a vector
   int32_t tile;       // below this a task is not worth while
-  int32_t most;       // above this the scratch of a task would leave the cache
+  int32_t most;       // above this a task needs too much scratch
 };
 
 class Plan {
@@ -35,6 +35,7 @@ class Plan {
 
  private:
   void ListRows(const AttentionArgs& args);
+  int32_t MostRows(const TaskSizes& sizes) const;
   void Divide(const AttentionArgs& args, const TaskSizes& sizes);
 
   std::vector<int32_t> rows_;    // [batch, kv_head, queries * group], each list followed by unused entries

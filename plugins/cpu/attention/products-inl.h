@@ -52,8 +52,9 @@ struct OperandRows {
 
 // scores[key][vector] (+)= keys . queries for kKeys keys and vectors [kFirst, kWidth) of the tile; largest = max over keys.
 // With kAdd, the scores in memory (a bias) are added.
+// Not inlined: the accumulators need the registers to themselves.
 template <class Products, size_t kKeys, size_t kWidth, size_t kFirst, bool kAdd>
-HWY_INLINE void ScoreKeys(OperandRows<typename Products::Operand> keys, const float* HWY_RESTRICT queries, size_t depth,
+HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys, const float* HWY_RESTRICT queries, size_t depth,
                           float* HWY_RESTRICT scores, VF (&largest)[kWidth]) {
   const DF df;
   VF sums[kKeys][kWidth];
@@ -77,11 +78,13 @@ HWY_INLINE void ScoreKeys(OperandRows<typename Products::Operand> keys, const fl
   }
 #pragma GCC unroll 3
   for (size_t v = kFirst; v < kWidth; ++v) {
+    VF max = largest[v];
 #pragma GCC unroll 8
     for (size_t key = 0; key < kKeys; ++key) {
-      largest[v] = hn::Max(largest[v], sums[key][v]);
+      max = hn::Max(max, sums[key][v]);
       hn::Store(sums[key][v], df, scores + (key * kWidth + v) * kLanes);
     }
+    largest[v] = max;
   }
 }
 
@@ -158,7 +161,7 @@ HWY_INLINE void WeighRange(OperandRows<typename Products::Operand> values, const
 // outputs[feature][vector] = outputs * decay + values * weights for kFeatures features. Vector v weighs the keys before
 // ends[v], which do not decrease with v.
 template <class Products, size_t kFeatures, size_t kWidth>
-HWY_INLINE void WeighFeatures(OperandRows<typename Products::Operand> values, const float* weights,
+HWY_NOINLINE void WeighFeatures(OperandRows<typename Products::Operand> values, const float* weights,
                               const size_t (&ends)[kWidth], const VF (&decay)[kWidth], bool first_block, float* outputs) {
   const DF df;
   VF sums[kFeatures][kWidth];

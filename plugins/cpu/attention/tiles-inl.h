@@ -16,7 +16,7 @@ HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
-constexpr size_t kTilesPerTask = 8;
+constexpr size_t kTilesPerTask = 32;
 // Up to kMaxVectors vectors of rows; the lanes behind the last row repeat it.
 struct Tile {
   size_t vectors, row_count;
