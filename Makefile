@@ -1,4 +1,5 @@
-# make demo, make test and make check each set up what they need, in a virtual environment of their own.
+# make demo, make test and make check each set up what they need, in a virtual environment of their own;
+# demo and test also build the CPU kernels, after installing what that takes on Debian and Ubuntu.
 #
 #   PYTHON=python3.12   interpreter to build the environment with
 #   VENV=.venv          where to build it
@@ -8,7 +9,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format clean build-dependencies
+# Installing the package and building the kernels use the same folder.
+.NOTPARALLEL:
 
 help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
@@ -17,10 +20,10 @@ help:
 	@echo "make format  rewrite the files in the project's format"
 	@echo "make clean   remove what these commands made"
 
-demo: $(VENV)/.installed-examples
+demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
 	$(BIN)/python examples/digits/demo.py
 
-test: $(VENV)/.installed-test
+test: build-dependencies $(VENV)/.installed-test $(VENV)/.kernels
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
@@ -34,12 +37,22 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
+	rm -rf moh_deploy/native/*.so moh_deploy/native/build.*
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # A stamp for each set of extras: installed once, and again when the requirements change.
-$(VENV)/.installed-%: pyproject.toml | $(VENV)/.created
+$(VENV)/.installed-%: pyproject.toml setup.py | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
+
+build-dependencies:
+	@tools/install-build-dependencies
+
+# Without the library this is tried again the next time.
+KERNEL_SOURCES := $(shell find plugins -type f) tools/build_kernels.py moh_deploy/__init__.py
+$(VENV)/.kernels: $(KERNEL_SOURCES) | $(VENV)/.created
+	$(BIN)/python tools/build_kernels.py
+	@if test -e moh_deploy/native/libmoh_ort_cpu.so; then touch $@; fi
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { \

@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     from moh_deploy.jobs.inspect import inspect
     from moh_deploy.jobs.run import run
     from moh_deploy.jobs.verify import verify
+    from moh_deploy.native import kernel_library
     from moh_deploy.package import OnnxPackage
 
 __version__ = "0.1.0"
 
-__all__ = ["OnnxPackage", "export", "inspect", "run", "verify"]
+__all__ = ["OnnxPackage", "export", "inspect", "kernel_library", "run", "verify"]
 
 _HOME = {
     "OnnxPackage": "moh_deploy.package",
     "export": "moh_deploy.api",
     "inspect": "moh_deploy.jobs.inspect",
+    "kernel_library": "moh_deploy.native",
     "run": "moh_deploy.jobs.run",
     "verify": "moh_deploy.jobs.verify",
 }

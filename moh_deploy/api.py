@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from moh_deploy.frontend.arrays import to_numpy
 from moh_deploy.npz import Array
 from moh_deploy.options import ExportOptions
+from moh_deploy.package import ComputeType
 from moh_deploy.pipeline import export as _export
 from moh_deploy.progress import SilentProgress
 from moh_deploy.report.export import ExportReport
@@ -34,6 +35,7 @@ class ExportSettings(TypedDict, total=False):
     output_names: Sequence[str]
     opset: int | None
     dtype: Literal["float32", "float16", "bfloat16"] | None
+    compute_type: ComputeType | None
 
 
 def export(
@@ -75,6 +77,7 @@ def export(
         output_names=tuple(settings.get("output_names", ())),
         opset=settings.get("opset"),
         dtype=settings.get("dtype"),
+        compute_type=settings.get("compute_type"),
     )
     return _export(options, progress=progress)
 

@@ -70,12 +70,14 @@ class ExportConfig(_Section):
     Attributes:
         dims: Dimension name to its size in the example.
         outputs: Names of the model's outputs, in order; empty to choose names.
+        compute_type: What kernels may round the operands of attention's matrix products to.
     """
 
     model: ModelSection = ModelSection()
     inputs: Annotated[tuple[InputSection, ...], Field(strict=False)] = ()
     dims: dict[str, int] = {}
     outputs: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    compute_type: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> ExportConfig:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from moh_deploy.npz import Array
+    from moh_deploy.package import ComputeType
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ExportOptions:
         output_names: Names of the outputs, in order; empty lets the exporter name them.
         opset: ONNX operator set; None picks the default.
         dtype: Floating-point dtype for the model and its inputs; None keeps the checkpoint's.
+        compute_type: What kernels may round the operands of attention's matrix products to; None
+            takes the configuration's, or else float32.
     """
 
     model: Path | object
@@ -48,3 +51,4 @@ class ExportOptions:
     output_names: tuple[str, ...] = ()
     opset: int | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    compute_type: ComputeType | None = None

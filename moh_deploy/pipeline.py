@@ -10,12 +10,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from moh_deploy import __version__
-from moh_deploy.config import load_config
+from moh_deploy.backends.runner import Kernels
+from moh_deploy.config import ExportConfig, load_config
 from moh_deploy.errors import BackendError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
 from moh_deploy.frontend.factory import user_code
 from moh_deploy.frontend.load import code_dirs, example_inputs, in_dtype, load
+from moh_deploy.native import kernel_library
 from moh_deploy.ops import OPS
 from moh_deploy.options import ExportOptions
 from moh_deploy.package import (
@@ -29,7 +31,7 @@ from moh_deploy.package import (
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.progress import SilentProgress
 from moh_deploy.report.export import ExportReport
-from moh_deploy.validate.fresh_process import prove
+from moh_deploy.validate.fresh_process import ProvenRun, prove
 
 # A protobuf message holds 2 GB at most: larger weights go into a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
@@ -50,17 +52,20 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
     """
     progress = progress or SilentProgress()
     check_output(options.output)
-    converted, checkpoint_sha256 = _convert(options, progress)
+    config = load_config(options.config, options.overrides)
+    converted, checkpoint_sha256 = _convert(options, config, progress)
     with PackageWriter(options.output) as writer:
         with progress.step("writing the package"):
-            manifest = _manifest(converted, checkpoint_sha256, options.opset or DEFAULT_OPSET)
+            manifest = _manifest(converted, checkpoint_sha256, options, config)
             writer.require_free(_weight_bytes(converted.model))
             _save(converted.model, writer.root)
             manifest = writer.stage(manifest, converted.vectors)
         sizes = tuple(one.sizes for one in converted.vectors)
         del converted
         with progress.step("comparing the package with the original model"):
-            proof = _prove(writer.root, sizes, manifest.precision)
+            runs = _prove(writer.root, manifest)
+        # What any runtime computes, with kernels or without, is the function bodies' result.
+        proof = Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
         package = writer.publish(replace(manifest, proof=proof))
     return ExportReport(
         package=package.root,
@@ -70,15 +75,19 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
         max_abs_error=proof.max_abs_error,
         routing_agreement=proof.routing_agreement,
         vector_sets=len(proof.sizes),
+        runs=runs,
         seconds=progress.seconds,
     )
 
 
-def _prove(root: Path, sizes: tuple[dict[str, int], ...], precision: str) -> Proof:
+def _prove(root: Path, manifest: Manifest) -> tuple[ProvenRun, ...]:
+    """Compare function bodies with the original model, and kernels too where there are any."""
+    has_kernels = bool(manifest.ops) and kernel_library() is not None
+    modes: tuple[Kernels, ...] = ("off", "auto") if has_kernels else ("auto",)
     try:
-        return prove(root, sizes)
+        return tuple(prove(root, kernels) for kernels in modes)
     except BackendError as error:
-        if precision != "bfloat16":
+        if manifest.precision != "bfloat16":
             raise
         raise BackendError(
             f"the model is in bfloat16, which ONNX Runtime on the CPU cannot run: {error.message}",
@@ -86,8 +95,9 @@ def _prove(root: Path, sizes: tuple[dict[str, int], ...], precision: str) -> Pro
         ) from error
 
 
-def _convert(options: ExportOptions, progress: SilentProgress) -> tuple[Converted, str | None]:
-    config = load_config(options.config, options.overrides)
+def _convert(
+    options: ExportOptions, config: ExportConfig, progress: SilentProgress
+) -> tuple[Converted, str | None]:
     with progress.step("loading the model"):
         model = load(options, config)
         model, inputs = in_dtype(options, model, example_inputs(options, config, model))
@@ -102,7 +112,12 @@ def _convert(options: ExportOptions, progress: SilentProgress) -> tuple[Converte
     return converted, model.checkpoint_sha256
 
 
-def _manifest(converted: Converted, checkpoint_sha256: str | None, opset: int) -> Manifest:
+def _manifest(
+    converted: Converted,
+    checkpoint_sha256: str | None,
+    options: ExportOptions,
+    config: ExportConfig,
+) -> Manifest:
     used = {identifier[:2] for identifier in converted.model.functions}
     return Manifest(
         inputs=converted.inputs,
@@ -114,10 +129,11 @@ def _manifest(converted: Converted, checkpoint_sha256: str | None, opset: int) -
             for spec in OPS.values()
             if (spec.domain, spec.name) in used
         },
-        opset=opset,
+        opset=options.opset or DEFAULT_OPSET,
         total_flops=converted.total_flops,
         precision=converted.precision,
         dim_ranges=converted.dim_ranges,
+        compute_type=options.compute_type or config.compute_type,
         checkpoint_sha256=checkpoint_sha256,
         made_with={
             "moh-deploy": __version__,

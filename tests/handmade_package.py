@@ -1,4 +1,4 @@
-"""A package made by hand, without torch: one tiny MoH layer, its reference computed in numpy."""
+"""A package made by hand, without torch: one tiny MoH layer, its reference computed in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.npz import Array
+from moh_deploy.ops import OPS
+from moh_deploy.ops.attention_function import AttentionVariant, function_body
+from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.package import (
+    ComputeType,
     LayerInfo,
     Manifest,
     OnnxPackage,
@@ -42,6 +46,9 @@ LAYER = LayerInfo(
     active_share=0.5,
 )
 
+ATTRIBUTES = {"q_num_heads": NUM_HEADS, "kv_num_heads": NUM_HEADS, "scale": 0.5, "is_causal": 0}
+BODY = function_body(AttentionVariant(3, None, is_causal=False, grouped=False), opset=20)
+
 MANIFEST = Manifest(
     inputs=(TensorInfo("x", "float32", ("batch", "seq", WIDTH)),),
     outputs=(TensorInfo("y", "float32", ("batch", "seq", WIDTH)),),
@@ -63,15 +70,14 @@ def gate_weight() -> Array:
 
 
 def model(*, with_layer: bool = True, scale: float = 1.0) -> onnx.ModelProto:
-    """Return y = scale * gates * x per head, with gates = relu(x @ weight)."""
+    """Return y = scale * MoHAttention(x, x, x, gates), with gates = relu(x @ weight)."""
     layer = [
         helper.make_node("MatMul", ["x", "weight"], ["scores"], name="router"),
         helper.make_node("Relu", ["scores"], ["gates_0"], name="relu"),
-        helper.make_node(
-            "MoHAttention", ["x", "gates_0"], ["heads"], name="blocks.0.attn/moh", domain="moh"
-        ),
+        make_node("MoHAttention", ["x", "x", "x", "gates_0"], ["heads"], **ATTRIBUTES),
         helper.make_node("Mul", ["heads", "scale"], ["y"], name="scaled"),
     ]
+    layer[2].name = "blocks.0.attn/moh"
     shape = ["batch", "seq", WIDTH]
     graph = helper.make_graph(
         layer if with_layer else [helper.make_node("Mul", ["x", "scale"], ["y"])],
@@ -84,16 +90,14 @@ def model(*, with_layer: bool = True, scale: float = 1.0) -> onnx.ModelProto:
         ],
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("moh", 1)]
-    return helper.make_model(
-        graph, opset_imports=opsets, functions=[_function_body()], ir_version=10
-    )
+    return helper.make_model(graph, opset_imports=opsets, functions=[BODY], ir_version=10)
 
 
 def vectors(*, batch: int = 2, seq: int = 3, seed: int = 0, with_layer: bool = True) -> VectorSet:
-    """Return what the original computes: the same mathematics in numpy."""
+    """Return what the original computes."""
     x = np.random.default_rng(seed).standard_normal((batch, seq, WIDTH)).astype(np.float32)
     gates = np.maximum(x @ gate_weight(), 0)  # [B, S, H]
-    y = x * np.repeat(gates, HEAD_DIM, axis=-1) if with_layer else x
+    y = _attention(x, gates) if with_layer else x
     margins = np.full(gates.shape[:-1], np.inf, np.float32)
     recorded = ((gates,), (margins,)) if with_layer else ((), ())
     return VectorSet({"batch": batch, "seq": seq}, {"x": x}, {"y": y}, *recorded)
@@ -105,6 +109,7 @@ def write_package(
     with_layer: bool = True,
     scale: float = 1.0,
     external_data: bool = False,
+    compute_type: ComputeType = "float32",
     sets: tuple[VectorSet, ...] | None = None,
 ) -> OnnxPackage:
     """Write the package; `scale` other than 1 plants a wrong export."""
@@ -117,7 +122,8 @@ def write_package(
             location="model.onnx.data",
             size_threshold=0,
         )
-        return writer.finish(MANIFEST if with_layer else without_layers(), recorded)
+        manifest = MANIFEST if with_layer else without_layers()
+        return writer.finish(replace(manifest, compute_type=compute_type), recorded)
 
 
 def without_layers() -> Manifest:
@@ -125,16 +131,6 @@ def without_layers() -> Manifest:
     return replace(MANIFEST, layers=(), ops={})
 
 
-def _function_body() -> onnx.FunctionProto:
-    nodes = [
-        helper.make_node("Constant", [], ["per_head"], value_ints=[0, 0, NUM_HEADS, HEAD_DIM]),
-        helper.make_node("Constant", [], ["merged"], value_ints=[0, 0, WIDTH]),
-        helper.make_node("Constant", [], ["last"], value_ints=[-1]),
-        helper.make_node("Reshape", ["x", "per_head"], ["x_BSHD"]),
-        helper.make_node("Unsqueeze", ["gates", "last"], ["gates_BSH1"]),
-        helper.make_node("Mul", ["x_BSHD", "gates_BSH1"], ["y_BSHD"]),
-        helper.make_node("Reshape", ["y_BSHD", "merged"], ["y"]),
-    ]
-    return helper.make_function(
-        "moh", "MoHAttention", ["x", "gates"], ["y"], nodes, [helper.make_opsetid("", 20)]
-    )
+def _attention(x: Array, gates: Array) -> Array:
+    (y,) = OPS["MoHAttention"].reference((x, x, x, gates, None), ATTRIBUTES)
+    return y.astype(np.float32)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 import moh_deploy
 from moh_deploy import pipeline
 from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import BackendError, ConfigError, ExportError, ValidationError
 from moh_deploy.frontend import convert
 from moh_deploy.frontend.arrays import to_numpy
@@ -24,8 +25,9 @@ from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite import insert as insert_as_it_is
 from moh_deploy.jobs.verify import verify
 from moh_deploy.options import ExportOptions
-from moh_deploy.package import OnnxPackage, Proof
+from moh_deploy.package import OnnxPackage
 from moh_deploy.report.export import ExportReport
+from moh_deploy.validate.fresh_process import ProvenRun
 from moh_deploy.validate.tolerances import tolerance_for
 from tests import small_moh
 from tests.zoo import ZOO, Expected, ZooModel, language
@@ -40,10 +42,16 @@ def _proof_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "prove", prove)
 
 
-def prove(root: Path, sizes: tuple[dict[str, int], ...]) -> Proof:
-    report = verify(root, kernels="off")
+def prove(root: Path, kernels: Kernels) -> ProvenRun:
+    report = verify(root, kernels=kernels)
     report.raise_if_unequal()
-    return Proof(report.max_abs_error, report.routing_agreement or 0.0, sizes)
+    return ProvenRun(
+        report.max_abs_error,
+        report.routing_agreement or 0.0,
+        report.kernel_nodes,
+        report.function_nodes,
+        report.kernels,
+    )
 
 
 def export(model: nn.Module, output: Path, **options: object) -> ExportReport:
@@ -146,6 +154,24 @@ def test_package_says_what_was_exported(tmp_path: Path):
     model = onnx.load(tmp_path / "package" / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert {node.name for node in model.graph.node if node.domain == "moh"} >= {layer.node}
+
+
+@pytest.mark.parametrize(
+    ("options", "recorded"),
+    [
+        ({}, "float32"),
+        ({"compute_type": "bfloat16"}, "bfloat16"),
+        ({"overrides": ("compute_type=bfloat16",)}, "bfloat16"),
+        ({"overrides": ("compute_type=bfloat16",), "compute_type": "float32"}, "float32"),
+    ],
+    ids=str,
+)
+def test_compute_type_is_recorded_and_the_option_wins_over_the_configuration(
+    tmp_path: Path, options: dict[str, object], recorded: str
+):
+    report = export(small_moh.build(), tmp_path / "package", **options)
+    assert OnnxPackage.open(tmp_path / "package").manifest.compute_type == recorded
+    assert report.runs[-1].kernels.asked_compute_type == recorded
 
 
 def test_model_without_moh_layers_is_exported_and_says_so(tmp_path: Path):

@@ -7,7 +7,14 @@ from moh_deploy import _HOME
 
 
 def test_public_names_are_these():
-    assert dir(moh_deploy) == ["OnnxPackage", "export", "inspect", "run", "verify"]
+    assert dir(moh_deploy) == [
+        "OnnxPackage",
+        "export",
+        "inspect",
+        "kernel_library",
+        "run",
+        "verify",
+    ]
     assert set(moh_deploy.__all__) == set(_HOME)
 
 

@@ -1,6 +1,8 @@
 """Train a small MoH-ViT on real digits, export it, and compare every held-out image.
 
-Ends with a table, and with exit code 1 if the package differs from the model in any way.
+The package runs on the CPU kernels where they are installed, and in any case as function bodies.
+Ends with a table, and with exit code 1 if the package differs from the model in any way, or if the
+kernels are there but not used.
 """
 
 from __future__ import annotations
@@ -8,17 +10,19 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from model import DigitsViT
 from record import record
 from rich.console import Console
 from rich.table import Table
-from train import EPOCHS, Split, load_splits, save_checkpoint, train
+from train import EPOCHS, load_splits, save_checkpoint, train
 
 from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.backends.runner import Kernels
+from moh_deploy.native import kernel_library
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
@@ -28,13 +32,13 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Comparison:
-    """What PyTorch and the package say about the held-out images.
+    """What PyTorch and the package say about the held-out images, the package run in one way.
 
     Attributes:
         labels: The true classes [N].
         torch_classes: What the model predicts [N].
         package_classes: What the package predicts [N], image by image.
-        parity: Outputs, gates and chosen heads of all images, compared.
+        parity: Outputs, gates and chosen heads of all images, compared; and what ran them.
         active_share: Share of (token, head) pairs that the router left on.
     """
 
@@ -45,8 +49,26 @@ class Comparison:
     active_share: float
 
     @property
+    def torch_accuracy(self) -> float:
+        return float(np.mean(self.torch_classes == self.labels))
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.package_classes == self.labels))
+
+    @property
     def same_predictions(self) -> int:
         return int((self.torch_classes == self.package_classes).sum())
+
+    @property
+    def run_by(self) -> str:
+        """What ran the MoH layers, as read from the session."""
+        kernel = f"kernel ({self.parity.kernels.instruction_set})"
+        if not self.parity.function_nodes:
+            return kernel
+        if not self.parity.kernel_nodes:
+            return "function body"
+        return f"{kernel}: {self.parity.kernel_nodes}, function body: {self.parity.function_nodes}"
 
 
 def main() -> None:
@@ -65,9 +87,12 @@ def main() -> None:
     moh_deploy("verify", package_dir)
     package = OnnxPackage.open(package_dir)
     step(f"Running {len(held_out.labels)} held-out images through PyTorch and through the package")
-    comparison = compare_images(model, package, held_out)
-    show(comparison, package)
-    sys.exit(verdict(comparison, options.min_accuracy))
+    expected = record(model, held_out.images)
+    labels = held_out.labels.numpy()
+    ways: tuple[Kernels, ...] = ("auto", "off") if kernel_library() else ("auto",)
+    comparisons = [compare_images(package, expected, labels, kernels=way) for way in ways]
+    show(comparisons, package)
+    sys.exit(max(verdict(comparison, options.min_accuracy) for comparison in comparisons))
 
 
 def moh_deploy(*arguments: str | Path) -> None:
@@ -79,15 +104,16 @@ def moh_deploy(*arguments: str | Path) -> None:
         sys.exit(finished.returncode)
 
 
-def compare_images(model: DigitsViT, package: OnnxPackage, images: Split) -> Comparison:
-    """Run every image through both: all at once for the numbers, one by one for the classes."""
-    expected = record(model, images.images)
-    runner = open_session(package, extra_outputs=package.gate_names)
+def compare_images(
+    package: OnnxPackage, expected: VectorSet, labels: np.ndarray, *, kernels: Kernels
+) -> Comparison:
+    """Run every image: all at once for the numbers, one by one for the classes."""
+    runner = open_session(package, kernels=kernels, extra_outputs=package.gate_names)
     alone = [
         runner.run({"images": image[None]})["logits"][0] for image in expected.inputs["images"]
     ]
     return Comparison(
-        labels=images.labels.numpy(),
+        labels=labels,
         torch_classes=expected.outputs["logits"].argmax(axis=1),
         package_classes=np.argmax(alone, axis=1),
         parity=compare(package, runner, [expected], reference="the model in PyTorch"),
@@ -100,38 +126,40 @@ def active_share(vectors: VectorSet) -> float:
     return float(np.mean([gates != 0 for gates in vectors.gates]))
 
 
-def show(comparison: Comparison, package: OnnxPackage) -> None:
-    """Print the table that the demo ends with."""
-    total = len(comparison.labels)
+def show(comparisons: Sequence[Comparison], package: OnnxPackage) -> None:
+    """Print the table that the demo ends with: the package as it runs, then without kernels."""
+    first = comparisons[0]
     layers = package.manifest.layers
-    table = Table(
-        "Held-out images", "PyTorch", "Package", title="Digits: the model and its package"
-    )
-    for name, torch_side, package_side in (
-        (
-            "accuracy",
-            f"{np.mean(comparison.torch_classes == comparison.labels):.2%}",
-            f"{np.mean(comparison.package_classes == comparison.labels):.2%}",
-        ),
-        ("same prediction", "", f"{comparison.same_predictions}/{total}"),
-        ("largest error of a logit", "", f"{comparison.parity.max_abs_error:.1e}"),
-        ("same heads chosen", "", f"{comparison.parity.routing_agreement:.4%}"),
-        ("MoH layers, replaced", "", f"{len(layers)}, {sum(one.replaced for one in layers)}"),
-        ("heads active", f"{comparison.active_share:.1%}", ""),
+    sides = ["Package", "Package, kernels off"][: len(comparisons)]
+    table = Table("Held-out images", "PyTorch", *sides, title="Digits: the model and its package")
+    replaced = f"{len(layers)}, {sum(one.replaced for one in layers)}"
+    for name, torch_side, *package_sides in (
+        ("accuracy", f"{first.torch_accuracy:.2%}", *(f"{c.accuracy:.2%}" for c in comparisons)),
+        ("same prediction", "", *(f"{c.same_predictions}/{len(c.labels)}" for c in comparisons)),
+        ("largest logit error", "", *(f"{c.parity.max_abs_error:.1e}" for c in comparisons)),
+        ("same heads chosen", "", *(f"{c.parity.routing_agreement:.4%}" for c in comparisons)),
+        ("MoH layers run by", "", *(c.run_by for c in comparisons)),
+        ("MoH layers, replaced", "", *(replaced for _ in comparisons)),
+        ("heads active", f"{first.active_share:.1%}"),
     ):
-        table.add_row(name, torch_side, package_side)
+        table.add_row(name, torch_side, *package_sides)
     Console().print(table)
+    print(f"MoH layers run by: {first.run_by}")
+    print(first.parity.kernels.describe())
 
 
 def verdict(comparison: Comparison, min_accuracy: float) -> int:
     """Say what is wrong, if anything is, and return the exit code."""
     total = len(comparison.labels)
-    accuracy = float(np.mean(comparison.package_classes == comparison.labels))
     problems = list(comparison.parity.reasons)
+    if comparison.parity.kernels.library is not None and comparison.parity.function_nodes:
+        problems.append(f"the kernels are there but not used: {comparison.run_by}.")
     if comparison.same_predictions != total:
         problems.append(f"{total - comparison.same_predictions} of {total} predictions differ.")
-    if accuracy < min_accuracy:
-        problems.append(f"the accuracy is {accuracy:.2%}, expected at least {min_accuracy:.2%}.")
+    if comparison.accuracy < min_accuracy:
+        problems.append(
+            f"the accuracy is {comparison.accuracy:.2%}, expected at least {min_accuracy:.2%}."
+        )
     for problem in problems:
         print(f"FAILED: {problem}", file=sys.stderr)
     return 1 if problems else 0

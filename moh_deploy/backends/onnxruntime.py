@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import onnx
 
 from moh_deploy.backends.input_check import check_inputs
+from moh_deploy.backends.ort_kernels import choose_kernels, register, require_kernels
 from moh_deploy.backends.ort_placement import Placement
-from moh_deploy.backends.runner import Kernels, LayerImpl
-from moh_deploy.errors import BackendError, ConfigError, PackageError
-from moh_deploy.npz import BFLOAT16, Array
-from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.backends.ort_values import from_ort, tensor_info, to_ort
+from moh_deploy.backends.runner import Kernels, KernelUse, LayerImpl
+from moh_deploy.errors import BackendError, PackageError
+from moh_deploy.npz import Array
+from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -35,27 +35,32 @@ class OrtRunner:
     Attributes:
         inputs: What the session takes.
         layer_impl: Name of each node of domain `moh` to what runs it, as read from the session.
+        kernels: The kernel library that was registered, or why none was.
     """
 
     inputs: tuple[TensorInfo, ...]
     layer_impl: Mapping[str, LayerImpl]
+    kernels: KernelUse
     _session: ort.InferenceSession
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""
         check_inputs(self.inputs, inputs)
-        feeds = {name: _to_ort(array) for name, array in inputs.items()}
+        feeds = {name: to_ort(array) for name, array in inputs.items()}
         results = _calling_ort(
             "running the model", lambda: self._session.run_with_ort_values(None, feeds)
         )
         names = [output.name for output in self._session.get_outputs()]
-        return {name: _from_ort(value) for name, value in zip(names, results, strict=True)}
+        return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
 
 
 def open_session(
     source: OnnxPackage | Path,
     *,
     kernels: Kernels = "auto",
+    library: Path | None = None,
+    instruction_set: str | None = None,
+    compute_type: ComputeType | None = None,
     threads: int | None = None,
     extra_outputs: Sequence[str] = (),
     optimize: bool = True,
@@ -65,26 +70,42 @@ def open_session(
     Args:
         source: A package, or the path of an ONNX model.
         kernels: `auto` runs MoH nodes on the kernel library where there is one, `off` runs their
-            function bodies, `require` refuses to run without kernels.
+            function bodies, `require` refuses to run if the session does not report a kernel for
+            every MoH node.
+        library: A kernel library other than the installation's.
+        instruction_set: One of those that the library has here (`avx512_bf16`, `avx512`, `avx2`,
+            `baseline`); None for the best.
+        compute_type: What kernels may round the operands of attention's products to; None takes
+            what the package says, which is float32 for a model that is in none.
         threads: Threads within one operator; None lets ONNX Runtime choose.
         extra_outputs: Names of inner values to return besides the outputs.
         optimize: Let ONNX Runtime rewrite the graph. Without, every node runs as it is written.
 
     Raises:
-        BackendError: Kernels are required but there are none, a name in `extra_outputs` is unknown,
-            or ONNX Runtime refuses the model.
+        BackendError: Kernels are required but not used, the library is there but cannot be used, a
+            name in `extra_outputs` is unknown, or ONNX Runtime refuses the model.
+        ConfigError: An option is none of those listed.
         PackageError: The file is missing or not an ONNX model.
     """
-    _check_kernels(kernels)
+    use = choose_kernels(
+        kernels,
+        library=library,
+        instruction_set=instruction_set,
+        compute_type=compute_type or _compute_type(source),
+    )
     path = source.model_path if isinstance(source, OnnxPackage) else source
     content, moh_nodes = _prepare(path, extra_outputs)
     with TemporaryDirectory(prefix="moh-deploy-") as scratch:
         placement = Placement(moh_nodes, Path(scratch))
         options = _session_options(path.parent, threads, optimize)
         placement.prepare(options)
+        register(use, options)
         session = _create(content, options)
         layer_impl = placement.read(session)
-    return OrtRunner(tuple(_tensor_info(one) for one in session.get_inputs()), layer_impl, session)
+    if kernels == "require":
+        require_kernels(use, layer_impl)
+    inputs = tuple(tensor_info(one) for one in session.get_inputs())
+    return OrtRunner(inputs, layer_impl, use, session)
 
 
 def runtime_name() -> str:
@@ -94,16 +115,8 @@ def runtime_name() -> str:
     return f"ONNX Runtime {ort.__version__}"
 
 
-def _check_kernels(kernels: Kernels) -> None:
-    if kernels not in ("auto", "off", "require"):
-        raise ConfigError(f"kernels is '{kernels}', expected auto, off or require.")
-    if kernels == "require":
-        raise BackendError(
-            "kernels are required, but no kernel library is installed: this version of moh-deploy"
-            " comes without one.",
-            hint="Use --kernels auto: it runs function bodies in standard ONNX ops where there"
-            " is no kernel.",
-        )
+def _compute_type(source: OnnxPackage | Path) -> ComputeType:
+    return source.manifest.compute_type if isinstance(source, OnnxPackage) else "float32"
 
 
 def _prepare(path: Path, extra_outputs: Sequence[str]) -> tuple[str | bytes, list[str]]:
@@ -197,40 +210,3 @@ def _essence(message: str) -> str:
 
 # `/path/reshape.h:45 onnxruntime::Reshape::Reshape(const Shape &, bool) `, or a bare function name.
 _SOURCE_LOCATION = re.compile(r"\S*\.(?:cc|h|cpp):\d+ (?:[\w:&*<>~, ]*[\w:>]\([^()]*\)|[\w:~]+) ")
-
-_ORT_DTYPES = {"float": "float32", "double": "float64"}
-
-
-def _tensor_info(argument: ort.NodeArg) -> TensorInfo:
-    element = re.fullmatch(r"tensor\((\w+)\)", argument.type)
-    if element is None:
-        raise BackendError(
-            f"input '{argument.name}' is of type {argument.type}, expected a tensor."
-        )
-    dtype = _ORT_DTYPES.get(element[1], element[1])
-    shape = tuple(
-        f"{argument.name} axis {axis}" if size is None else size
-        for axis, size in enumerate(argument.shape)
-    )
-    return TensorInfo(argument.name, dtype, shape)
-
-
-def _to_ort(array: Array) -> ort.OrtValue:
-    import onnxruntime as ort
-
-    array = np.require(array, requirements="C")
-    if array.dtype == BFLOAT16:
-        raw = array.view(np.uint16)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, onnx.TensorProto.BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def _from_ort(value: ort.OrtValue) -> Array:
-    if value.data_type() != "tensor(bfloat16)":
-        array: Array = value.numpy()
-        return array
-    # ONNX Runtime's numpy() knows no bfloat16: copy the bytes.
-    count = int(np.prod(value.shape()))
-    raw = ctypes.string_at(value.data_ptr(), 2 * count) if count else b""
-    values: Array = np.frombuffer(bytearray(raw), BFLOAT16).reshape(value.shape())
-    return values

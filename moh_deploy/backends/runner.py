@@ -3,12 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, cast
 
 from moh_deploy.npz import Array
+from moh_deploy.package import ComputeType
 
 Kernels = Literal["auto", "off", "require"]
 LayerImpl = Literal["kernel", "function"]
+
+# The one instruction set with a matrix product of bfloat16 operands.
+BFLOAT16_SET = "avx512_bf16"
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """The kernel library that a session was given. Which nodes run on it, `layer_impl` says.
+
+    Attributes:
+        library: Path of the library; None if the session has none.
+        reason: Why it has none; None if it has one.
+        instruction_set: What the kernels run on, such as `avx2`; None without a library.
+        asked_compute_type: Operands of the matrix products that the package allows.
+    """
+
+    library: Path | None
+    reason: str | None
+    instruction_set: str | None
+    asked_compute_type: ComputeType = "float32"
+
+    @property
+    def compute_type(self) -> ComputeType:
+        """The operands that the matrix products of attention take, accumulated in float32."""
+        return self.asked_compute_type if self.instruction_set == BFLOAT16_SET else "float32"
+
+    def describe(self) -> str:
+        """Return the line that reports show."""
+        if self.library is None:
+            return f"kernels: none ({self.reason})"
+        text = f"kernels: {self.library}, {self.instruction_set}, products of {self.compute_type}"
+        if self.compute_type == self.asked_compute_type:
+            return text
+        asked = self.asked_compute_type
+        return f"{text} (the package allows {asked}, which {BFLOAT16_SET} alone has)"
+
+    def to_json(self) -> dict[str, str | None]:
+        """Return the facts in plain JSON types."""
+        return {
+            "library": None if self.library is None else str(self.library),
+            "reason": self.reason,
+            "instruction_set": self.instruction_set,
+            "compute_type": self.compute_type,
+            "asked_compute_type": self.asked_compute_type,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, str | None]) -> KernelUse:
+        """Return what `to_json` was made from."""
+        library = content["library"]
+        return cls(
+            None if library is None else Path(library),
+            content["reason"],
+            content["instruction_set"],
+            cast(ComputeType, content["asked_compute_type"]),
+        )
 
 
 class Runner(Protocol):
@@ -17,6 +76,10 @@ class Runner(Protocol):
     @property
     def layer_impl(self) -> Mapping[str, LayerImpl]:
         """Name of each MoH node to what runs it, as the runtime itself reports it."""
+
+    @property
+    def kernels(self) -> KernelUse:
+        """The kernel library that was registered, or why none was."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once.

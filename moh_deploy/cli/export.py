@@ -77,6 +77,12 @@ _PATH = click.Path(path_type=Path)
     type=click.Choice(["float32", "float16", "bfloat16"]),
     help="Bring the model and its inputs to this dtype first. Without: as in the checkpoint.",
 )
+@click.option(
+    "--compute-type",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="What CPU kernels may round the operands of attention's matrix products to. bfloat16 is"
+    " faster where the processor has it (avx512_bf16), and less exact.  [default: float32]",
+)
 @json_option
 def command(as_json: bool, **options: object) -> None:
     """Turn the PyTorch MODEL (.pt, .pth, .safetensors, .pt2) into a verified ONNX package."""

@@ -4,8 +4,16 @@ A package is a directory: `model.onnx` (and `model.onnx.data` above 1 GB), `mani
 `vectors.npz`. `docs/package-format.md` describes it.
 """
 
-from moh_deploy.package.manifest import FORMAT_VERSION, LayerInfo, Manifest, Proof, TensorInfo
+from moh_deploy.package.manifest import (
+    FORMAT_VERSION,
+    ComputeType,
+    LayerInfo,
+    Manifest,
+    Proof,
+    TensorInfo,
+)
 from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.package.router_nodes import router_nodes
 from moh_deploy.package.vectors import VectorSet
 from moh_deploy.package.writer import PackageWriter, check_output
 
@@ -13,6 +21,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MODEL_DATA_NAME",
     "MODEL_NAME",
+    "ComputeType",
     "LayerInfo",
     "Manifest",
     "OnnxPackage",
@@ -21,4 +30,5 @@ __all__ = [
     "TensorInfo",
     "VectorSet",
     "check_output",
+    "router_nodes",
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 FORMAT_VERSION = 1
+
+ComputeType = Literal["float32", "bfloat16"]
 
 # Read by pydantic when manifest.json is decoded: no key too many, no number hidden in a string.
 _STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}
@@ -111,6 +114,8 @@ class Manifest:
         proof: What the export measured; None if nothing was compared.
         dim_ranges: Dynamic dimension to the smallest and largest size that the trace is good for;
             None for no largest. Dimensions that take every size are left out.
+        compute_type: What kernels may round the operands of attention's matrix products to;
+            float32 allows no rounding. Sums are in float32 in any case.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -129,5 +134,6 @@ class Manifest:
     made_with: dict[str, str]
     proof: Proof | None = None
     dim_ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    compute_type: ComputeType = "float32"
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moh_deploy.package import LayerInfo, TensorInfo
+from moh_deploy.validate.fresh_process import ProvenRun
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +27,8 @@ class ExportReport:
         routing_agreement: Share of (token, head) decisions equal to the original's, near-ties left
             out; 1.0 without layers.
         vector_sets: How many runs of the original were compared.
+        runs: How the package was run to compare it: as function bodies, and where there is a kernel
+            library, with that too. The errors above are those of the function bodies.
         seconds: Wall time of each step.
     """
 
@@ -36,6 +39,7 @@ class ExportReport:
     max_abs_error: float
     routing_agreement: float
     vector_sets: int
+    runs: tuple[ProvenRun, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
@@ -50,6 +54,8 @@ class ExportReport:
             "max_abs_error": self.max_abs_error,
             "routing_agreement": self.routing_agreement,
             "vector_sets": self.vector_sets,
+            "runs": [run.to_json() for run in self.runs],
+            "kernels": self.runs[-1].kernels.to_json(),
             "seconds": dict(self.seconds),
         }
 
@@ -69,9 +75,16 @@ class ExportReport:
         else:
             yield line("This model has no MoH layer: it is exported as an ordinary ONNX model.")
         yield from map(line, reasons(self.layers))
-        yield verdict(
-            True,
-            f"EQUAL to the original on {count(self.vector_sets, 'run')}: max abs error"
-            f" {self.max_abs_error:.3g}, routing agreement {self.routing_agreement:.6g}",
-        )
+        for run in self.runs:
+            yield verdict(True, f"EQUAL to the original {self._run_text(run)}")
+        yield line(self.runs[-1].kernels.describe())
         yield line(f"written to {self.package} in {sum(self.seconds.values()):.1f} s")
+
+    def _run_text(self, run: ProvenRun) -> str:
+        from moh_deploy.report.tables import count
+
+        return (
+            f"on {count(self.vector_sets, 'run')}: max abs error {run.max_abs_error:.3g}, routing"
+            f" agreement {run.routing_agreement:.6g}; MoH nodes: {run.kernel_nodes} on a kernel,"
+            f" {run.function_nodes} as function body"
+        )

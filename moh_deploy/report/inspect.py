@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moh_deploy.backends.runner import LayerImpl
+from moh_deploy.backends.runner import KernelUse, LayerImpl
 from moh_deploy.package import LayerInfo, Manifest, TensorInfo
 from moh_deploy.report.flops import attention_flops, skippable_flops
 
@@ -24,10 +24,12 @@ class InspectedLayer:
     Attributes:
         info: What the manifest says.
         runs_as: `kernel` or `function`, read from the runtime; None if the layer was not replaced.
+        router_runs_as: The same of its MoHRouter node; None if the router is of plain operators.
     """
 
     info: LayerInfo
     runs_as: LayerImpl | None
+    router_runs_as: LayerImpl | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class InspectReport:
     manifest: Manifest
     layers: tuple[InspectedLayer, ...]
     runtime: str
+    kernels: KernelUse
 
     @property
     def skippable_flops(self) -> int | None:
@@ -60,6 +63,7 @@ class InspectReport:
             "moh_layers": len(self.layers),
             "replaced_layers": sum(layer.info.replaced for layer in self.layers),
             "runtime": self.runtime,
+            "kernels": self.kernels.to_json(),
             "skippable_flops": self.skippable_flops,
             "skippable_share": self.skippable_share,
             **manifest,
@@ -77,8 +81,9 @@ class InspectReport:
 
         yield _tensor_table(self.manifest)
         if self.layers:
-            runs_as = [layer.runs_as or "not replaced" for layer in self.layers]
-            counts = ", ".join(f"{number} {kind}" for kind, number in Counter(runs_as).items())
+            runs_as = [_runs_as_text(layer) for layer in self.layers]
+            cores = Counter(layer.runs_as or "not replaced" for layer in self.layers)
+            counts = ", ".join(f"{number} {kind}" for kind, number in cores.items())
             title = (
                 f"{count(len(self.layers), 'MoH layer')}: {counts} (as read from {self.runtime})"
             )
@@ -98,7 +103,8 @@ class InspectReport:
         yield f"dynamic dimensions: {dims or 'none'}"
         ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
         yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
-        yield f"precision: {manifest.precision}"
+        yield f"precision: {manifest.precision}; compute type: {manifest.compute_type}"
+        yield self.kernels.describe()
         yield self._proof_text()
 
     def _skippable_text(self) -> str:
@@ -123,10 +129,19 @@ class InspectReport:
         )
 
 
+def _runs_as_text(layer: InspectedLayer) -> str:
+    if layer.runs_as is None:
+        return "not replaced"
+    if layer.router_runs_as in (None, layer.runs_as):
+        return layer.runs_as
+    return f"{layer.runs_as} (router: {layer.router_runs_as})"
+
+
 def _layer_json(layer: InspectedLayer) -> dict[str, object]:
     return {
         **asdict(layer.info),
         "runs_as": layer.runs_as,
+        "router_runs_as": layer.router_runs_as,
         "attention_flops": attention_flops(layer.info),
         "skippable_flops": skippable_flops(layer.info),
     }

@@ -57,7 +57,8 @@ def _summary(report: ParityReport) -> str:
     answer = "EQUAL" if report.equal else "NOT EQUAL"
     return (
         f"{answer}: max abs error {report.max_abs_error:.3g}, {routing}\n"
-        f"{count(report.vector_sets, 'vector set')}; reference: {report.reference}; {nodes}"
+        f"{count(report.vector_sets, 'vector set')}; reference: {report.reference}; {nodes}\n"
+        f"{report.kernels.describe()}"
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moh_deploy.backends.runner import KernelUse
 from moh_deploy.package import TensorInfo
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class RunReport:
         outputs: Name, dtype and shape of each.
         kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
         function_nodes: How many ran as their function body.
+        kernels: The kernel library that was registered, or why none was.
         seconds: Wall time of the run itself, loading left out.
     """
 
@@ -30,6 +32,7 @@ class RunReport:
     outputs: tuple[TensorInfo, ...]
     kernel_nodes: int
     function_nodes: int
+    kernels: KernelUse
     seconds: float
 
     def to_json(self) -> dict[str, object]:
@@ -38,6 +41,7 @@ class RunReport:
             **asdict(self),
             "package": str(self.package),
             "outputs_file": str(self.outputs_file),
+            "kernels": self.kernels.to_json(),
         }
 
     def __rich__(self) -> RenderableType:
@@ -52,4 +56,5 @@ class RunReport:
                 f"ran in {self.seconds:.3g} s; MoH nodes: {self.kernel_nodes} on a kernel,"
                 f" {self.function_nodes} as function body"
             ),
+            line(self.kernels.describe()),
         )

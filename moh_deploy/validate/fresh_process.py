@@ -10,20 +10,44 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import moh_deploy
 from moh_deploy import errors
-from moh_deploy.package import Proof
+from moh_deploy.backends.runner import Kernels, KernelUse
 
 
-def prove(root: Path, sizes: tuple[dict[str, int], ...]) -> Proof:
+@dataclass(frozen=True)
+class ProvenRun:
+    """How well a package agrees with the original model, run in one way.
+
+    Attributes:
+        max_abs_error: Largest absolute difference of any output element over all vectors.
+        routing_agreement: Share of equal (token, head) decisions, near-ties left out.
+        kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
+        function_nodes: How many ran as their function body.
+        kernels: The kernel library that was registered, or why none was.
+    """
+
+    max_abs_error: float
+    routing_agreement: float
+    kernel_nodes: int
+    function_nodes: int
+    kernels: KernelUse
+
+    def to_json(self) -> dict[str, object]:
+        """Return the run in plain JSON types."""
+        return {**asdict(self), "kernels": self.kernels.to_json()}
+
+
+def prove(root: Path, kernels: Kernels) -> ProvenRun:
     """Run `moh-deploy verify` on a package.
 
     Args:
         root: The package.
-        sizes: Dimension sizes of its vector sets.
+        kernels: What runs MoH nodes, see `open_session`.
 
     Returns:
         How well it agrees.
@@ -32,16 +56,8 @@ def prove(root: Path, sizes: tuple[dict[str, int], ...]) -> Proof:
         ValidationError: It does not agree.
         MoHDeployError: The comparison failed, with the error of that process.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "moh_deploy",
-        "verify",
-        str(root),
-        "--kernels",
-        "off",
-        "--json",
-    ]
+    command = [sys.executable, "-m", "moh_deploy", "verify", str(root)]
+    command += ["--kernels", kernels, "--json"]
     # The package may be on this process's path without being installed.
     home = str(Path(moh_deploy.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
@@ -56,10 +72,16 @@ def prove(root: Path, sizes: tuple[dict[str, int], ...]) -> Proof:
         ) from error
     if "error" in answer:
         raise _error(cast(dict[str, str | None], answer["error"]))
-    return Proof(
+    return _run(answer)
+
+
+def _run(answer: dict[str, object]) -> ProvenRun:
+    return ProvenRun(
         max_abs_error=float(cast(float, answer["max_abs_error"])),
         routing_agreement=float(cast(float, answer["routing_agreement"])),
-        sizes=sizes,
+        kernel_nodes=cast(int, answer["kernel_nodes"]),
+        function_nodes=cast(int, answer["function_nodes"]),
+        kernels=KernelUse.from_json(cast("dict[str, str | None]", answer["kernels"])),
     )
 
 

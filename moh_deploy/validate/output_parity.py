@@ -13,23 +13,20 @@ from moh_deploy.validate.differences import (
     structural_mismatch,
 )
 from moh_deploy.validate.parity_report import OutputParity
-from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.tolerances import Tolerance
 
 
 def compare_output(
-    name: str, vectors: str, got: Array | None, reference: Array, *, precision: str | None = None
+    name: str, vectors: str, got: Array | None, reference: Array, tolerance: Tolerance
 ) -> OutputParity:
     """Compare an output element by element.
-
-    The tolerance is that of the reference's dtype, or of the model's precision where that is
-    coarser: logits that are cast to float32 still carry the rounding of half precision.
 
     Args:
         name: The output.
         vectors: Label of the vector set.
         got: What the runtime returned; None if it returned no such output.
         reference: What is expected.
-        precision: Of the model; None where only the dtype is known.
+        tolerance: The rule for this output.
     """
     what = f"output '{name}' of vectors {vectors}"
     mismatch = structural_mismatch(what, got, reference)
@@ -37,10 +34,7 @@ def compare_output(
         return incomparable_output(name, vectors, mismatch)
     error = abs_error(got, reference)
     max_error, reference_max = largest(error), largest_finite(reference)
-    rules = [tolerance_for(reference.dtype.name)]
-    if precision is not None and "float" in reference.dtype.name:
-        rules.append(tolerance_for(precision))
-    limit = max(rule.limit(reference_max) for rule in rules)
+    limit = tolerance.limit(reference_max)
     # Not `>`: a NaN must fail.
     equal = max_error <= limit
     return OutputParity(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
 from moh_deploy.validate.differences import worst
 
@@ -72,6 +73,7 @@ class ParityReport:
         has_routing: Gates were compared. False where the reference holds outputs only.
         kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
         function_nodes: How many ran as their function body.
+        kernels: The kernel library that was registered, or why none was.
     """
 
     reference: str
@@ -81,6 +83,7 @@ class ParityReport:
     has_routing: bool
     kernel_nodes: int
     function_nodes: int
+    kernels: KernelUse
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -143,6 +146,7 @@ class ParityReport:
             "vector_sets": self.vector_sets,
             "kernel_nodes": self.kernel_nodes,
             "function_nodes": self.function_nodes,
+            "kernels": self.kernels.to_json(),
             "reasons": list(self.reasons),
             "outputs": [asdict(output) for output in self.outputs],
             "layers": [asdict(layer) for layer in self.layers],
@@ -164,4 +168,5 @@ def combined(reports: Sequence[ParityReport]) -> ParityReport:
         has_routing=any(report.has_routing for report in reports),
         kernel_nodes=reports[0].kernel_nodes,
         function_nodes=reports[0].function_nodes,
+        kernels=reports[0].kernels,
     )

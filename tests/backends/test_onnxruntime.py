@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from onnx import TensorProto, helper
 
 from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from tests.handmade_package import model, vectors, write_package
 
@@ -56,24 +54,6 @@ def test_extra_output_that_is_an_output_already_comes_once(tmp_path: Path):
 def test_unknown_extra_output_is_refused(tmp_path: Path):
     with pytest.raises(BackendError, match="no value 'gates_1'"):
         open_session(write_package(tmp_path / "package"), extra_outputs=["gates_1"])
-
-
-@pytest.mark.parametrize("kernels", ["auto", "off"])
-def test_without_kernels_every_moh_node_runs_as_function(tmp_path: Path, kernels: Kernels):
-    runner = open_session(write_package(tmp_path / "package"), kernels=kernels)
-    assert runner.layer_impl == {"blocks.0.attn/moh": "function"}
-
-
-def test_required_kernels_are_refused_since_there_are_none(tmp_path: Path):
-    with pytest.raises(BackendError, match="no kernel library is installed") as error:
-        open_session(write_package(tmp_path / "package"), kernels="require")
-    assert error.value.exit_code == 6
-    assert "--kernels auto" in str(error.value.hint)
-
-
-def test_unknown_kernels_choice_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="kernels is 'fast', expected auto, off or require"):
-        open_session(tmp_path / "model.onnx", kernels=cast(Kernels, "fast"))
 
 
 def test_moh_node_without_name_is_refused(tmp_path: Path):

@@ -12,6 +12,8 @@ from onnx import helper
 from moh_deploy.backends import ort_placement
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_placement import Placement
+from moh_deploy.backends.runner import Kernels, LayerImpl
+from moh_deploy.native import kernel_library
 from tests.handmade_package import write_package
 
 
@@ -66,5 +68,11 @@ def test_older_runtime_that_writes_its_model_out_gives_the_same_answer(
 ):
     monkeypatch.setattr(ort_placement, "_reports_assignment", lambda: False)
     package = write_package(tmp_path / "package", external_data=external_data)
-    runner = open_session(package, optimize=optimize, extra_outputs=package.gate_names)
-    assert runner.layer_impl == {"blocks.0.attn/moh": "function"}
+    told: dict[str, LayerImpl] = {}
+    choices: tuple[Kernels, ...] = ("off", "auto")
+    for kernels in choices:
+        runner = open_session(
+            package, kernels=kernels, optimize=optimize, extra_outputs=package.gate_names
+        )
+        told[kernels] = runner.layer_impl["blocks.0.attn/moh"]
+    assert told == {"off": "function", "auto": "kernel" if kernel_library() else "function"}

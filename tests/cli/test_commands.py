@@ -10,20 +10,24 @@ import pytest
 from moh_deploy.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
+from tests.kernel_library import without_library
 
 
 def test_inspect_shows_layers_and_what_runs_them(cli: Cli, package: Path):
-    shown = cli("inspect", package)
+    shown = cli("inspect", package, "--kernels", "off")
     assert shown.exit_code == 0
     assert shown.err == ""
     assert "1 MoH layer: 1 function" in shown.out
     assert "blocks.0.attn" in shown.out
+    assert "kernels: none (switched off)" in shown.out
     assert "2.9 % of the whole model" in shown.out
 
 
 def test_inspect_json(cli: Cli, package: Path):
-    content = cli("inspect", package, "--json").json
+    content = cli("inspect", package, "--kernels", "off", "--json").json
     assert (content["moh_layers"], content["replaced_layers"]) == (1, 1)
+    assert content["kernels"]["reason"] == "switched off"
+    assert content["compute_type"] == "float32"
     assert content["layers"][0]["runs_as"] == "function"
     assert content["skippable_flops"] == 288
     assert content["inputs"] == [
@@ -90,14 +94,17 @@ def test_run_writes_outputs(cli: Cli, package: Path, tmp_path: Path):
     assert content["outputs"] == [{"name": "y", "dtype": "float32", "shape": [4, 3, 8]}]
 
 
-@pytest.mark.parametrize("command", ["run", "verify"])
-def test_required_kernels_end_with_6(cli: Cli, package: Path, tmp_path: Path, command: str):
+@pytest.mark.parametrize("command", ["inspect", "run", "verify"])
+def test_required_kernels_that_are_not_there_end_with_6(
+    cli: Cli, package: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+):
+    without_library(tmp_path / "none", monkeypatch)
     write_npz(tmp_path / "in.npz", vectors().inputs)
-    files = ["--inputs", tmp_path / "in.npz"]
+    files = [] if command == "inspect" else ["--inputs", tmp_path / "in.npz"]
     files += ["--outputs", tmp_path / "out.npz"] if command == "run" else []
     failed = cli(command, package, *files, "--kernels", "require")
     assert failed.exit_code == 6
-    assert "no kernel library is installed" in failed.err
+    assert "there is no kernel library: moh-deploy was built without CPU kernels" in failed.err
     assert not (tmp_path / "out.npz").exists()
 
 

@@ -14,8 +14,10 @@ from moh_deploy.errors import CheckpointError
 from moh_deploy.options import ExportOptions
 from moh_deploy.progress import Progress
 from moh_deploy.report.export import ExportReport
+from moh_deploy.validate.fresh_process import ProvenRun
 from tests.cli.run_cli import Cli
 from tests.handmade_package import LAYER, MANIFEST
+from tests.kernel_library import NO_KERNELS
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Pipeline:
             max_abs_error=1e-6,
             routing_agreement=1.0,
             vector_sets=2,
+            runs=(ProvenRun(1e-6, 1.0, 0, 1, NO_KERNELS),),
         )
 
 
@@ -55,6 +58,7 @@ def test_every_option_reaches_the_pipeline(cli: Cli, pipeline: Pipeline):
         " --factory net:build --code-dir a --code-dir b --state-key model --trust-pickle"
         " --inputs in.npz --dynamic x:0=batch,2=h --dynamic y:0=batch"
         " --input x:[batch=2,3]:float32 --output-name logits --output-name aux --opset 21"
+        " --compute-type bfloat16"
     )
     assert cli("export", *arguments.split()).exit_code == 0
     assert pipeline.calls == [
@@ -72,6 +76,7 @@ def test_every_option_reaches_the_pipeline(cli: Cli, pipeline: Pipeline):
             input_specs=("x:[batch=2,3]:float32",),
             output_names=("logits", "aux"),
             opset=21,
+            compute_type="bfloat16",
         )
     ]
 

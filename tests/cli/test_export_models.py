@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from moh_deploy.native import kernel_library
 from moh_deploy.npz import read_npz, write_npz
 from tests import small_moh
 from tests.cli.run_cli import Cli
@@ -96,6 +97,11 @@ def test_checkpoint_of_every_form_becomes_an_equal_package(
     (layer,) = exported.json["layers"]
     assert (layer["router"], layer["replaced"], layer["num_heads"]) == ("two_stage", True, 4)
     assert exported.json["routing_agreement"] == 1.0
+    nodes = [(run["kernel_nodes"], run["function_nodes"]) for run in exported.json["runs"]]
+    assert nodes == ([(0, 2), (2, 0)] if kernel_library() else [(0, 2)])
+    inspected = cli("inspect", package, "--json").json["layers"][0]
+    impl = "kernel" if kernel_library() else "function"
+    assert (inspected["runs_as"], inspected["router_runs_as"]) == (impl, impl)
 
     x = torch.randn(4, 7, 8, generator=torch.Generator().manual_seed(0))
     write_npz(tmp_path / "in.npz", {"x": x.numpy()})

@@ -13,7 +13,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from moh_deploy.backends.runner import KernelUse
+from moh_deploy.native import kernel_library
 from moh_deploy.validate.parity_report import OutputParity, ParityReport
+from tests.kernel_library import NO_KERNELS, required_library
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
@@ -52,18 +55,46 @@ def test_demo_ends_with_a_table(finished: subprocess.CompletedProcess[str], row:
     assert re.search(row, finished.stdout), finished.stdout + finished.stderr
 
 
+def test_demo_says_what_ran_the_layers(finished: subprocess.CompletedProcess[str]) -> None:
+    impl = r"kernel \(\w+\)" if kernel_library() else "function body"
+    assert re.search(f"^MoH layers run by: {impl}$", finished.stdout, re.MULTILINE)
+
+
+def test_demo_compares_the_same_package_without_kernels(
+    finished: subprocess.CompletedProcess[str],
+) -> None:
+    required_library()
+    row = r"MoH layers run by\W+kernel \(\w+\)\W+function body\W"
+    assert re.search(row, finished.stdout), finished.stdout
+    assert re.search(r"same prediction\W+360/360\W+360/360\W", finished.stdout)
+
+
 def comparison(
-    demo: ModuleType, *, torch: list[int], package: list[int], reason: str | None = None
+    demo: ModuleType,
+    *,
+    torch: list[int],
+    package: list[int],
+    reason: str | None = None,
+    kernels: KernelUse = NO_KERNELS,
 ) -> object:
     """Four images of the digits 0 to 3, and what each side says they are."""
     output = OutputParity("logits", "0", 0.5, 0.1, 1e-4, reason)
-    parity = ParityReport("the model in PyTorch", 1, (output,), (), True, 0, 3)
+    parity = ParityReport("the model in PyTorch", 1, (output,), (), True, 0, 3, kernels)
     return demo.Comparison(np.arange(4), np.array(torch), np.array(package), parity, 0.625)
 
 
 def test_verdict_is_good_if_all_is_equal(demo: ModuleType) -> None:
     good = comparison(demo, torch=[0, 1, 2, 9], package=[0, 1, 2, 9])
     assert demo.verdict(good, min_accuracy=0.75) == 0
+
+
+def test_verdict_is_bad_if_kernels_are_there_but_not_used(
+    demo: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels = KernelUse(Path("lib.so"), None, "avx2")
+    unused = comparison(demo, torch=[0, 1, 2, 3], package=[0, 1, 2, 3], kernels=kernels)
+    assert demo.verdict(unused, min_accuracy=0.75) == 1
+    assert "kernels are there but not used: function body" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

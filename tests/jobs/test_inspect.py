@@ -10,15 +10,24 @@ import moh_deploy
 from moh_deploy.errors import PackageError
 from moh_deploy.package import LayerInfo, PackageWriter
 from tests.handmade_package import LAYER, MANIFEST, model, vectors, write_package
+from tests.kernel_library import required_library
 
 
 def test_layer_is_reported_with_what_runs_it_and_what_it_can_skip(tmp_path: Path):
-    report = moh_deploy.inspect(write_package(tmp_path / "package").root)
+    report = moh_deploy.inspect(write_package(tmp_path / "package").root, kernels="off")
     assert [layer.runs_as for layer in report.layers] == ["function"]
+    assert [layer.router_runs_as for layer in report.layers] == [None]
     # 4 * B2 * H4 * S3 * T3 * D2 = 576, half of it active; 10000 in the whole model.
     assert report.skippable_flops == 288
     assert report.skippable_share == 0.0288
     assert report.runtime.startswith("ONNX Runtime ")
+
+
+def test_layer_that_the_session_gives_to_a_kernel_runs_as_one(tmp_path: Path):
+    library = required_library()
+    report = moh_deploy.inspect(write_package(tmp_path / "package").root)
+    assert [layer.runs_as for layer in report.layers] == ["kernel"]
+    assert report.kernels.library == library
 
 
 def test_package_without_layers_has_nothing_to_skip(tmp_path: Path):

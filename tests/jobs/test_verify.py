@@ -9,6 +9,7 @@ import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.npz import write_npz
 from tests.handmade_package import vectors, write_package
+from tests.kernel_library import required_library, without_library
 
 
 def test_good_package_is_equal_on_every_recorded_size(tmp_path: Path):
@@ -66,7 +67,34 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path: Path):
         moh_deploy.verify(tmp_path / "package", inputs=[tmp_path / "user.npz"])
 
 
-def test_required_kernels_are_refused(tmp_path: Path):
+def test_required_kernels_that_are_not_there_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     write_package(tmp_path / "package")
+    without_library(tmp_path / "none", monkeypatch)
     with pytest.raises(BackendError, match="no kernel library"):
         moh_deploy.verify(tmp_path / "package", kernels="require")
+    report = moh_deploy.verify(tmp_path / "package")
+    assert report.equal
+    assert (report.kernel_nodes, report.function_nodes) == (0, 1)
+    assert "cmake was not found" in str(report.kernels.reason)
+
+
+def test_kernels_are_compared_with_the_original_and_with_function_bodies(tmp_path: Path):
+    required_library()
+    write_package(tmp_path / "package")
+    write_npz(tmp_path / "user.npz", vectors(batch=5, seed=9).inputs)
+    for inputs in ([], [tmp_path / "user.npz"]):
+        report = moh_deploy.verify(tmp_path / "package", inputs=inputs, kernels="require")
+        assert report.equal
+        assert (report.kernel_nodes, report.function_nodes) == (1, 0)
+
+
+def test_products_of_bfloat16_are_equal_within_their_own_tolerance(tmp_path: Path):
+    required_library()
+    sets = (vectors(batch=3, seq=37),)
+    write_package(tmp_path / "package", compute_type="bfloat16", sets=sets)
+    report = moh_deploy.verify(tmp_path / "package", kernels="require")
+    assert report.equal
+    rounds = report.kernels.compute_type == "bfloat16"
+    assert (report.max_abs_error > 1e-5) is rounds

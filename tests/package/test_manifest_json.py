@@ -27,6 +27,11 @@ def test_manifest_comes_back_equal(tmp_path: Path):
     assert read_manifest(edited(tmp_path, lambda content: None)) == MANIFEST
 
 
+def test_manifest_without_compute_type_means_float32(tmp_path: Path):
+    older = edited(tmp_path, lambda content: content.pop("compute_type"))
+    assert read_manifest(older).compute_type == "float32"
+
+
 @pytest.mark.parametrize("error", [math.nan, math.inf])
 def test_error_that_is_no_number_comes_back_and_the_file_is_valid_json(
     tmp_path: Path, error: float
@@ -63,6 +68,7 @@ def _drop_head_dim(content: dict[str, Any]) -> None:
         (lambda c: c.update(opset="20"), "key 'opset': .*, got '20'"),
         (lambda c: c["dims"].update(batch=True), r"key 'dims\.batch': .*, got True"),
         (lambda c: c.update(layers={}), "key 'layers': "),
+        (lambda c: c.update(compute_type="int8"), "key 'compute_type': .*, got 'int8'"),
     ],
 )
 def test_manifest_that_does_not_fit_is_refused_naming_the_key(

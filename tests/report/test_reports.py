@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
+from moh_deploy.backends.runner import KernelUse, LayerImpl
 from moh_deploy.package import TensorInfo
 from moh_deploy.report.export import ExportReport
 from moh_deploy.report.inspect import InspectedLayer, InspectReport
+from moh_deploy.report.run import RunReport
 from moh_deploy.report.tables import si
+from moh_deploy.validate.fresh_process import ProvenRun
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from tests.handmade_package import LAYER, MANIFEST, without_layers
+from tests.kernel_library import NO_KERNELS
+
+KERNELS = KernelUse(Path("/there/lib.so"), None, "avx2", "bfloat16")
 
 
 def text_of(content: RenderableType) -> str:
@@ -23,7 +29,7 @@ def text_of(content: RenderableType) -> str:
 
 
 def parity(*outputs: OutputParity, layers: tuple[LayerParity, ...] = ()) -> ParityReport:
-    return ParityReport("somewhere", 2, outputs, layers, True, 0, len(layers))
+    return ParityReport("somewhere", 2, outputs, layers, True, 0, len(layers), NO_KERNELS)
 
 
 def output(name: str, vectors: str, error: float, reason: str | None = None) -> OutputParity:
@@ -39,8 +45,63 @@ def export_report(*, with_layer: bool = True) -> ExportReport:
         max_abs_error=1.25e-6,
         routing_agreement=1.0,
         vector_sets=3,
+        runs=(ProvenRun(1.25e-6, 1.0, 0, 2, NO_KERNELS), ProvenRun(2e-3, 1.0, 2, 0, KERNELS)),
         seconds={"tracing": 1.5, "writing": 2.0},
     )
+
+
+def inspect_report(*layers: InspectedLayer) -> InspectReport:
+    return InspectReport(Path("p"), MANIFEST, layers, "ORT", KERNELS)
+
+
+def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
+    none = "kernels: none (switched off)"
+    named = (
+        "kernels: /there/lib.so, avx2, products of float32"
+        " (the package allows bfloat16, which avx512_bf16 alone has)"
+    )
+    assert none in text_of(parity(output("y", "0", 0.0)))
+    assert parity().to_json()["kernels"] == NO_KERNELS.to_json()
+    run = RunReport(Path("p"), Path("out.npz"), (), 1, 0, KERNELS, 0.5)
+    for report in (export_report(), inspect_report(), run):
+        assert named in text_of(report)
+        assert report.to_json()["kernels"] == {
+            "library": "/there/lib.so",
+            "reason": None,
+            "instruction_set": "avx2",
+            "compute_type": "float32",
+            "asked_compute_type": "bfloat16",
+        }
+
+
+def test_kernels_come_back_from_json():
+    for use in (KERNELS, NO_KERNELS):
+        assert KernelUse.from_json(use.to_json()) == use
+
+
+@pytest.mark.parametrize(
+    ("runs_as", "router_runs_as", "shown"),
+    [
+        ("kernel", "kernel", "│ kernel "),
+        ("kernel", None, "│ kernel "),
+        ("kernel", "function", "kernel (router: function)"),
+        (None, None, "not replaced"),
+    ],
+)
+def test_inspect_says_what_runs_attention_and_router(
+    runs_as: LayerImpl | None, router_runs_as: LayerImpl | None, shown: str
+):
+    report = inspect_report(InspectedLayer(LAYER, runs_as, router_runs_as))
+    assert shown in text_of(report)
+    layers = report.to_json()["layers"]
+    assert isinstance(layers, list)
+    assert (layers[0]["runs_as"], layers[0]["router_runs_as"]) == (runs_as, router_runs_as)
+
+
+def test_export_shows_how_each_way_of_running_agrees():
+    shown = text_of(export_report())
+    assert "max abs error 1.25e-06, routing agreement 1; MoH nodes: 0 on a kernel, 2 as" in shown
+    assert "max abs error 0.002, routing agreement 1; MoH nodes: 2 on a kernel, 0 as" in shown
 
 
 def test_parity_shows_the_worst_vector_set_of_each_output():
@@ -67,8 +128,7 @@ def test_parity_cuts_a_long_list_of_reasons():
 def test_brackets_in_names_and_shapes_are_shown_as_they_are():
     report = replace(export_report(), package=Path("[bold]out[/]"))
     assert "written to [bold]out[/]" in text_of(report)
-    shown = text_of(InspectReport(Path("p"), MANIFEST, (InspectedLayer(LAYER, "function"),), "ORT"))
-    assert "[batch, seq, 8]" in shown
+    assert "[batch, seq, 8]" in text_of(inspect_report(InspectedLayer(LAYER, "function", None)))
 
 
 def test_export_report_has_the_promised_keys():
@@ -86,7 +146,8 @@ def test_export_report_has_the_promised_keys():
 def test_model_without_layers_is_said_to_have_none():
     assert "no MoH layer" in text_of(export_report(with_layer=False))
     assert export_report(with_layer=False).to_json()["moh_layers"] == 0
-    assert "no MoH layer" in text_of(InspectReport(Path("p"), without_layers(), (), "ORT"))
+    ordinary = InspectReport(Path("p"), without_layers(), (), "ORT", NO_KERNELS)
+    assert "no MoH layer" in text_of(ordinary)
 
 
 def test_reason_that_layers_share_is_shown_once():

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.backends.runner import LayerImpl
+from moh_deploy.backends.runner import KernelUse, LayerImpl
 from moh_deploy.errors import ValidationError
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, tolerance_for
 from tests.handmade_package import MANIFEST, vectors, without_layers
+from tests.kernel_library import NO_KERNELS
 
 PACKAGE = OnnxPackage(Path("package"), MANIFEST, ())
 
@@ -25,6 +27,7 @@ class Replay:
 
     results: dict[str, Array]
     layer_impl: Mapping[str, LayerImpl] = field(default_factory=lambda: {"node": "function"})
+    kernels: KernelUse = NO_KERNELS
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self.results
@@ -75,6 +78,44 @@ def test_error_within_the_tolerance_is_equal_and_above_is_not():
     assert "output 'y' of vectors 0 (batch=2, seq=3) differs by 0.0021 at [1, 2, 3]" in str(
         report.failure
     )
+
+
+@pytest.mark.parametrize(
+    ("impl", "instruction_set", "coarse"),
+    [
+        ("kernel", "avx512_bf16", True),
+        ("kernel", "avx2", False),  # computes in float32 all the same
+        ("function", "avx512_bf16", False),  # was registered, but nothing runs on it
+    ],
+)
+def test_products_of_bfloat16_are_judged_by_a_rule_of_their_own(
+    impl: LayerImpl, instruction_set: str, coarse: bool
+):
+    expected = vectors()
+    off = results_of(expected)
+    off["y"] += np.float32(0.9 * tolerance_for(BFLOAT16_PRODUCTS).relative)
+    use = KernelUse(Path("lib.so"), None, instruction_set, "bfloat16")
+    report = compare(PACKAGE, Replay(off, {"node": impl}, use), [expected])
+    assert report.equal is coarse
+    near = replace(expected, margins=(np.full((2, 3), 5e-3, np.float32),))
+    flipped = results_of(expected)
+    flip_a_token(flipped)
+    report = compare(PACKAGE, Replay(flipped, {"node": impl}, use), [near])
+    assert report.equal is coarse
+
+
+def test_behind_an_excused_flip_products_of_bfloat16_may_differ_more():
+    expected = replace(vectors(), margins=(np.full((2, 3), 5e-3, np.float32),))
+    use = KernelUse(Path("lib.so"), None, "avx512_bf16", "bfloat16")
+    results = results_of(expected)
+    results["y"] += np.float32(
+        2 * tolerance_for(BFLOAT16_PRODUCTS).limit(np.abs(results["y"]).max())
+    )
+    runner = Replay(results, {"node": "kernel"}, use)
+    assert not compare(PACKAGE, runner, [expected]).equal
+    assert compare(PACKAGE, runner, [expected], outputs_only=True).equal
+    flip_a_token(results)
+    assert compare(PACKAGE, runner, [expected]).equal
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

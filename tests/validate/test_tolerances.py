@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.validate.tolerances import TOLERANCES, tolerance_for
+from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, TOLERANCES, coarsest, tolerance_for
 
 
 def test_float32_limit_grows_with_the_reference_but_not_below_one():
@@ -19,6 +19,18 @@ def test_integers_must_be_equal():
 
 def test_every_rule_has_a_reason():
     assert all(rule.reason for rule in TOLERANCES.values())
+
+
+def test_coarsest_rule_is_the_one_that_allows_most():
+    fine, coarse = tolerance_for("float32"), tolerance_for("float16")
+    assert coarsest(fine, coarse) is coarsest(coarse, fine) is coarse
+
+
+def test_only_products_of_bfloat16_allow_more_behind_a_flip():
+    loose = {name for name, rule in TOLERANCES.items() if rule.after_flip() != rule}
+    assert loose == {BFLOAT16_PRODUCTS}
+    half, products = tolerance_for("float16"), tolerance_for(BFLOAT16_PRODUCTS)
+    assert coarsest(half, products) is products
 
 
 def test_dtype_without_rule_is_refused():

@@ -1,0 +1,38 @@
+"""The CPU kernels that the installation built: a library, or the reason why there is none.
+
+Light to import: a program that registers the library in a session of its own needs nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+LIBRARY_NAME = "libmoh_ort_cpu.so"
+# Written by tools/build_kernels.py.
+RECORD_NAME = "build.json"
+LOG_NAME = "build.log"
+
+
+def kernel_library() -> Path | None:
+    """Return the ONNX Runtime custom-op library with the kernels for the CPU, or None.
+
+    options.register_custom_ops_library(str(moh_deploy.kernel_library()))
+    """
+    path = FOLDER / LIBRARY_NAME
+    return path if path.is_file() else None
+
+
+def why_no_library() -> str:
+    """Return why `kernel_library` gives None, as the installation recorded it."""
+    try:
+        record = json.loads((FOLDER / RECORD_NAME).read_text(encoding="utf-8"))
+        reason = record["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "moh-deploy runs from files that were not installed"
+    if reason is None:
+        return f"{LIBRARY_NAME} was built, but is no longer in {FOLDER}"
+    log = FOLDER / LOG_NAME
+    more = f" (log: {log})" if log.is_file() else ""
+    return f"moh-deploy was built without CPU kernels: {reason}{more}"

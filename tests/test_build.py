@@ -1,0 +1,310 @@
+"""Installing with and without what the kernels need, on a small stand-in for the native sources."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+from types import ModuleType
+from zipfile import ZipFile
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+NATIVE = Path("moh_deploy", "native")
+LIBRARY = NATIVE / "libmoh_ort_cpu.so"
+RECORD = NATIVE / "build.json"
+PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
+CMAKE = """\
+cmake_minimum_required(VERSION 3.22)
+project(stand_in LANGUAGES CXX)
+add_library(moh_ort_cpu MODULE library.cc)
+"""
+MISSING = """\
+cmake_minimum_required(VERSION 3.22)
+project(stand_in LANGUAGES NONE)
+message(FATAL_ERROR "moh-deploy: the headers of ONNX Runtime were not found in any of the places"
+  " where they are expected; CMake breaks a line as long as this one.")
+"""
+SOURCE = 'extern "C" const char* stand_in() { return "VERSION"; }\n'
+
+needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_says_what_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOH_DEPLOY_BUILD_KERNELS", raising=False)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The parts of the repository that an installation reads, with small native sources."""
+    tree = tmp_path / "tree"
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        copy(name, tree)
+    for path in ("tools/build_kernels.py", "moh_deploy/__init__.py", "moh_deploy/py.typed"):
+        copy(path, tree)
+    copy("moh_deploy/native/__init__.py", tree)
+    (tree / "plugins").mkdir()
+    (tree / "plugins" / "CMakeLists.txt").write_text(CMAKE)
+    (tree / "plugins" / "library.cc").write_text(SOURCE)
+    return tree
+
+
+def copy(path: str, tree: Path) -> None:
+    (tree / path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(REPOSITORY / path, tree / path)
+
+
+@pytest.fixture
+def builder(tree: Path) -> ModuleType:
+    """`tools/build_kernels.py` of the tree."""
+    spec = importlib.util.spec_from_file_location("builder", tree / "tools" / "build_kernels.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def stale(tree: Path) -> Path:
+    """A library of an earlier build."""
+    (tree / LIBRARY).write_bytes(b"stale")
+    return tree / LIBRARY
+
+
+def reason(folder: Path) -> str | None:
+    recorded: str | None = json.loads((folder / "build.json").read_text())["reason"]
+    return recorded
+
+
+# The build itself.
+
+
+@needs_cmake
+def test_library_is_built_and_replaces_an_older_one(
+    tree: Path, builder: ModuleType, stale: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert builder.build_kernels(tree / NATIVE)
+    assert b"VERSION" in stale.read_bytes()
+    assert reason(tree / NATIVE) is None
+    (tree / "plugins" / "library.cc").write_text(SOURCE.replace("VERSION", "CHANGED"))
+    assert builder.build_kernels(tree / NATIVE)
+    assert b"CHANGED" in stale.read_bytes()
+    assert capsys.readouterr().err == ""
+
+
+@needs_cmake
+def test_build_folder_of_another_place_is_not_used(tree: Path, builder: ModuleType, tmp_path: Path):
+    assert builder.build_kernels(tree / NATIVE)
+    moved = tree.rename(tmp_path / "moved")
+    builder.ROOT = moved
+    assert builder.build_kernels(moved / NATIVE)
+
+
+@needs_cmake
+def test_headers_that_are_missing_are_named_in_one_line_and_on_record(
+    tree: Path, builder: ModuleType, stale: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tree / "plugins" / "CMakeLists.txt").write_text(MISSING)
+    assert not builder.build_kernels(tree / NATIVE)
+    assert not stale.exists()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(
+        "moh-deploy: built without CPU kernels: the headers of ONNX Runtime were"
+    )
+    assert "apt install cmake make g++ libonnxruntime-dev libhwy-dev" in said
+    assert str(reason(tree / NATIVE)).endswith("CMake breaks a line as long as this one")
+
+
+@needs_cmake
+def test_compiler_that_fails_is_said_to_have_failed_and_its_log_is_kept(
+    tree: Path, builder: ModuleType, stale: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tree / "plugins" / "library.cc").write_text("int wrong() { return undeclared; }\n")
+    assert not builder.build_kernels(tree / NATIVE)
+    assert not stale.exists()
+    assert "the compiler failed: " in str(reason(tree / NATIVE))
+    assert "undeclared" in capsys.readouterr().err
+    assert "library.cc" in (tree / NATIVE / "build.log").read_text()
+
+
+def test_missing_cmake_is_named(
+    tree: Path, builder: ModuleType, stale: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PATH", str(tree))
+    assert not builder.build_kernels(tree / NATIVE)
+    assert not stale.exists()
+    assert reason(tree / NATIVE) == "cmake was not found"
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("  No CMAKE_CXX_COMPILER could be found.\n", "no C++ compiler was found"),
+        ("  Could not find compiler set in environment variable CXX:\n", "no C++ compiler"),
+        ("CMake was unable to find a build program corresponding to\n", "make was not found"),
+        ("ok\nCMake Error: out of luck\nmore\n", "CMake failed: CMake Error: out of luck"),
+        ("", "CMake failed: "),
+    ],
+)
+def test_words_of_cmake_are_understood(builder: ModuleType, said: str, found: str):
+    assert builder._missing(said).startswith(found)
+
+
+def test_kernels_can_be_switched_off(
+    tree: Path,
+    builder: ModuleType,
+    stale: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("MOH_DEPLOY_BUILD_KERNELS", "off")
+    assert not builder.build_kernels(tree / NATIVE)
+    assert not stale.exists()
+    assert "BUILD_KERNELS=off" in str(reason(tree / NATIVE))
+    assert "apt install" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [("require", "cmake was not found"), ("yes", "is 'yes', expected auto, off")],
+)
+def test_required_kernels_that_cannot_be_built_are_an_error(
+    tree: Path, builder: ModuleType, monkeypatch: pytest.MonkeyPatch, mode: str, message: str
+):
+    monkeypatch.setenv("MOH_DEPLOY_BUILD_KERNELS", mode)
+    monkeypatch.setenv("PATH", str(tree))
+    with pytest.raises(builder.NoKernels, match=message):
+        builder.build_kernels(tree / NATIVE)
+
+
+# The installation. These are the functions that pip calls.
+
+
+def call_setuptools(tree: Path, hook: str, output: Path, **environment: str) -> Path:
+    """Call a PEP 517 hook, and return the file that it made."""
+    code = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
+    output.mkdir()
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(output)],
+        cwd=tree,
+        env=environment or None,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (made,) = output.iterdir()
+    return made
+
+
+def content(wheel: Path) -> dict[str, bytes]:
+    with ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@needs_cmake
+def test_wheel_with_the_library_is_for_this_platform(tree: Path, tmp_path: Path):
+    wheel = call_setuptools(tree, "build_wheel", tmp_path / "out")
+    assert wheel.name.endswith(f"-py3-none-{PLATFORM}.whl")
+    files = content(wheel)
+    assert b"VERSION" in files[LIBRARY.as_posix()]
+    assert json.loads(files[RECORD.as_posix()]) == {"reason": None}
+    assert not (tree / LIBRARY).exists()
+
+
+def test_wheel_without_the_library_is_for_any_platform_and_says_why(
+    tree: Path, stale: Path, tmp_path: Path
+):
+    leftover = tree / "build" / "lib" / LIBRARY
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"stale")
+    wheel = call_setuptools(tree, "build_wheel", tmp_path / "out", PATH=str(tree))
+    assert wheel.name.endswith("-py3-none-any.whl")
+    files = content(wheel)
+    assert not [name for name in files if name.endswith(".so")]
+    assert json.loads(files[RECORD.as_posix()]) == {"reason": "cmake was not found"}
+
+
+@needs_cmake
+def test_editable_installation_puts_the_library_among_the_sources(tree: Path, tmp_path: Path):
+    wheel = call_setuptools(tree, "build_editable", tmp_path / "out")
+    assert b"VERSION" in (tree / LIBRARY).read_bytes()
+    assert LIBRARY.as_posix() not in content(wheel)
+
+
+def test_source_distribution_holds_the_native_sources_and_no_library(
+    tree: Path, stale: Path, tmp_path: Path
+):
+    (tree / RECORD).write_text("{}")
+    archive = call_setuptools(tree, "build_sdist", tmp_path / "out")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    assert {"plugins/CMakeLists.txt", "plugins/library.cc", "tools/build_kernels.py"} <= names
+    assert not names & {LIBRARY.as_posix(), RECORD.as_posix()}
+
+
+# What make does first.
+
+
+def install_dependencies(tmp_path: Path, **programs: str) -> tuple[str, str]:
+    """Run the script where only these programs are; return what it says and what it called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, body in programs.items():
+        program = folder / name.replace("_", "-")
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    done = subprocess.run(
+        ["/bin/sh", str(REPOSITORY / "tools" / "install-build-dependencies")],
+        env={"PATH": str(folder), "CALLS": str(calls)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stderr, calls.read_text()
+
+
+APT_GET = 'echo "apt-get $*" >> "$CALLS"'
+
+
+def test_root_gets_what_is_missing(tmp_path: Path):
+    said, called = install_dependencies(tmp_path, apt_get=APT_GET, id="echo 0")
+    update, install = called.splitlines()
+    assert update.startswith("apt-get update")
+    assert " cmake make g++" in install
+    assert "installing cmake make g++" in said
+
+
+def test_user_with_sudo_that_asks_nothing_gets_it_too(tmp_path: Path):
+    sudo = 'shift; "$@"'
+    _, called = install_dependencies(
+        tmp_path, apt_get=APT_GET, id="echo 1000", sudo=sudo, true="exit 0"
+    )
+    assert called.count("apt-get") == 2
+
+
+def test_other_users_are_told_what_to_run(tmp_path: Path):
+    said, called = install_dependencies(tmp_path, apt_get=APT_GET, id="echo 1000", sudo="exit 1")
+    assert "run: sudo apt-get install cmake make g++" in said
+    assert called == ""
+
+
+def test_other_systems_are_told_what_is_needed(tmp_path: Path):
+    said, _ = install_dependencies(tmp_path, id="echo 0")
+    assert "CPU kernels need cmake, make, a C++17 compiler" in said
+
+
+def test_package_that_apt_does_not_have_is_no_failure(tmp_path: Path):
+    said, _ = install_dependencies(tmp_path, apt_get="exit 100", id="echo 0")
+    assert "apt-get failed" in said
