@@ -1,0 +1,225 @@
+"""MoHAttention on the CPU kernel against what computes every head: ONNX Runtime's decomposed graph,
+its fused operators MultiHeadAttention, Attention and GroupQueryAttention, and torch SDPA.
+
+All take turns in one process, on the same inputs, and every output is compared with float64. On one
+thread CPU time counts, which neighbours on the machine disturb little; on several, wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+
+import torch
+from fma_peak import NoPeak, Peak, compile_peak
+from op_candidates import Bench, Candidate, Unusable
+from op_inputs import DECODE, PREFILL, InputSet, Shape, draw_inputs, parse_shape
+from op_rows import Ours, Result, rows_of, table_of
+from op_timing import BOUNDS, WrongOutput, measure
+from process_cost import load_average, machine
+from rich.console import Console
+
+from moh_deploy import native
+from moh_deploy.backends.ort_kernels import choose_kernels
+from moh_deploy.backends.runner import KernelUse
+from moh_deploy.errors import MoHDeployError
+
+BUILT = Path(__file__).parents[1] / "build" / "plugins" / native.LIBRARY_NAME
+PACKAGES = ("moh-deploy", "onnxruntime", "torch")
+SHARES = {"prefill": [1.0, 0.9, 0.75, 0.5], "decode": [1.0, 0.75, 0.5, 0.0]}
+
+# A decoding step runs all of its sets, as layers; three are enough to be no fixed input.
+_LAYERS, _SETS = 4, 3
+_FEWEST_ROUNDS, _MOST_ROUNDS, _GFLOP_IN_ALL = 7, 41, 60
+_WALL_FACTOR = 3  # The minimum of wall times needs more of them than a median.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    torch.set_num_threads(1)
+    start_load = load_average()
+    peak = _Peak.of(options.peak)
+    try:
+        results = _measure_all(options, peak)
+    except (WrongOutput, Unusable) as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    about = {
+        **machine(),
+        "load at start": start_load,
+        "load at end": load_average(),
+        "peak of a core": str(peak),
+        "library": str(options.kernels[0].library),
+        **{name: version(name) for name in PACKAGES},
+    }
+    rows = rows_of(results, peak.gflops)
+    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 190)
+    for name, value in about.items():
+        console.print(f"{name:14} {value}", markup=False, highlight=False)
+    if options.json:
+        print(json.dumps([row.to_json() for row in rows], indent=2))
+    else:
+        for threads in options.threads:
+            console.print(table_of(rows, threads))
+    return 0
+
+
+class _Peak:
+    """The largest peak that was measured so far, or the one that was given."""
+
+    def __init__(self, given: float | None, measure_peak: Peak | None, source: str) -> None:
+        self.gflops = given
+        self._measure = measure_peak
+        self._source = source
+
+    @staticmethod
+    def of(given: float | None) -> _Peak:
+        if given is not None:
+            return _Peak(given, None, "as given")
+        try:
+            return _Peak(None, compile_peak(), "float32 multiply-adds, measured in this run")
+        except NoPeak as reason:
+            return _Peak(None, None, f"{reason}: give --peak")
+
+    def sample(self) -> None:
+        if self._measure is not None:
+            self.gflops = max(self._measure(), self.gflops or 0.0)
+
+    def __str__(self) -> str:
+        figure = "unknown" if self.gflops is None else f"{self.gflops:.1f} GFLOP/s"
+        return f"{figure} ({self._source})"
+
+
+def _measure_all(options: argparse.Namespace, peak: _Peak) -> list[Result]:
+    results = []
+    for shape in options.shape:
+        shares = options.active or SHARES["decode" if shape.is_decode else "prefill"]
+        count = _LAYERS if shape.is_decode else _SETS
+        sets = [draw_inputs(shape, shares, options.dtype, seed=seed) for seed in range(count)]
+        for threads in options.threads:
+            print(f"{shape.name}, threads: {threads}", file=sys.stderr)
+            peak.sample()
+            results.append(_measure_shape(options, shape, threads, sets))
+    peak.sample()
+    return results
+
+
+def _measure_shape(
+    options: argparse.Namespace, shape: Shape, threads: int, sets: Sequence[InputSet]
+) -> Result:
+    """Time every contestant at one shape.
+
+    Raises:
+        WrongOutput: A contestant computed something else.
+        Unusable: The kernel cannot run.
+    """
+    torch.set_num_threads(threads)
+    shares = list(sets[0].gates)
+    bench = Bench(shape, options.dtype, threads, sets)
+    moh = [(use, one) for use in options.kernels for one in bench.moh(use, shares)]
+    dense = list(_dense(bench, shares[0]))
+    candidates = [*(one for _, one in moh), *dense]
+    timings = measure(bench, candidates, options.rounds or _rounds(shape, threads))
+    ours = [
+        Ours(use, one.active, _flops(bench, one.active), timing)
+        for (use, one), timing in zip(moh, timings, strict=False)
+    ]
+    dense_timings = zip(dense, timings[len(ours) :], strict=True)
+    return Result(
+        shape, options.dtype, threads, ours, {one.name: timing for one, timing in dense_timings}
+    )
+
+
+def _dense(bench: Bench, active: float) -> list[Candidate]:
+    tried = (_dense_or_none(bench, name, active) for name in bench.dense_names())
+    return [one for one in tried if one is not None]
+
+
+def _dense_or_none(bench: Bench, name: str, active: float) -> Candidate | None:
+    try:
+        return bench.dense(name, active)
+    except Unusable as reason:
+        print(f"  without {name}: {reason}", file=sys.stderr)
+        return None
+
+
+def _flops(bench: Bench, active: float) -> float:
+    return mean(bench.shape.flops(one.gates[active]) for one in bench.sets)
+
+
+def _rounds(shape: Shape, threads: int) -> int:
+    """More rounds for what takes less time."""
+    gflop = 4e-9 * shape.batch * shape.num_heads * shape.head_dim * shape.visible_keys().sum()
+    factor = 1 if threads == 1 else _WALL_FACTOR
+    most = factor * _MOST_ROUNDS
+    return int(min(max(factor * _GFLOP_IN_ALL / gflop, _FEWEST_ROUNDS), most))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; `shape` and `kernels` of the result are what is to be measured."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        named = [parse_shape(text) for text in options.shape or []]
+        options.kernels = _kernels(options)
+    except (ValueError, MoHDeployError) as error:
+        parser.error(str(error))
+    options.shape = named or list(DECODE if options.decode else PREFILL)
+    return options
+
+
+def _kernels(options: argparse.Namespace) -> list[KernelUse]:
+    """Return what to measure of the library that was given, built here or installed.
+
+    Raises:
+        MoHDeployError: There is none, or it cannot do what was asked for.
+    """
+    built = None if native.kernel_library() or not BUILT.is_file() else BUILT
+    library = options.library or built
+    both = itertools.product(options.instruction_set or [None], options.compute_type)
+    return [
+        choose_kernels("require", library=library, instruction_set=name, compute_type=compute_type)
+        for name, compute_type in both
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    names = ", ".join(shape.name for shape in (*PREFILL, *DECODE))
+    add("--shape", nargs="+", metavar="NAME", help=f"{names}, or B,H,Hkv,N,D[,causal]")
+    add("--decode", action="store_true", help="one query on a cache instead of the six prefills")
+    add("--active", nargs="+", type=_share, metavar="F", help="shares of active heads")
+    add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N")
+    add("--rounds", type=_positive, metavar="N", help="default: 7 to 123, by size")
+    add("--dtype", choices=BOUNDS, default="float32", help="of inputs and output")
+    add("--instruction-set", nargs="+", metavar="NAME", help="default: the best of this machine")
+    add("--compute-type", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    add("--library", type=Path, metavar="FILE", help="default: the installed one, or the built one")
+    add("--peak", type=float, metavar="GFLOPS", help="of a core; measured with cc if not given")
+    add("--json", action="store_true", help="print a list of rows")
+    return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; expected 0 to 1")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
