@@ -11,81 +11,84 @@
 #include "cpu/attention/mask-inl.h"
 #include "cpu/attention/operands-inl.h"
 #include "cpu/attention/scratch.h"
+#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
-// Above this many rows, rows in lanes are faster: measured for head sizes 64 and 128.
-constexpr size_t kFewRows = 4;
-constexpr size_t kKeysAtOnce = kManyRegisters ? 4 : 2;
-constexpr size_t kFeatureVectorsAtOnce = kManyRegisters ? 4 : 2;
+// Above this many rows, rows in lanes are faster, although lanes are empty then.
+constexpr size_t kFewRows = kLanes / 2;
+// Rows that a key or value in registers is used for.
+constexpr size_t kRowsAtOnce = HWY_MIN(kFewRows, size_t{4});
+
+// As many features as there are registers for their sums: each value is then read once, in the order of memory.
+template <size_t kRows>
+constexpr size_t kFeatureVectorsAtOnce = (kManyRegisters ? 16 : 8) / (kRows <= 2 ? 2 : 4);
 
 template <typename T>
 struct TensorRows {
   const T* data;
   ptrdiff_t stride;
   HWY_INLINE const T* At(size_t row) const { return data + static_cast<ptrdiff_t>(row) * stride; }
+  // Rows that lie apart are not foreseen by the processor; it does better alone where they are adjacent.
+  HWY_INLINE void PrefetchAfter(size_t row, size_t size) const {
+    if (stride == static_cast<ptrdiff_t>(size)) return;
+    constexpr size_t kRowsAhead = 4;
+    for (size_t d = 0; d < size; d += kCacheLine / sizeof(T)) hwy::Prefetch(At(row + kRowsAhead) + d);
+  }
 };
 
-// scores[row][key] = keys . queries for kKeys keys; queries [row][feature] are padded with zeros to whole vectors.
-template <typename T, size_t kRows, size_t kKeys>
-HWY_INLINE void DotKeys(TensorRows<T> keys, size_t first_key, size_t size, const float* HWY_RESTRICT queries,
-                        size_t query_stride, float* HWY_RESTRICT scores, size_t score_stride) {
+// scores[row][key] = keys . queries; queries [row][feature] are padded with zeros to whole vectors.
+template <typename T, size_t kRows>
+HWY_NOINLINE void DotKeys(TensorRows<T> keys, size_t count, size_t size, const float* HWY_RESTRICT queries,
+                          size_t query_stride, float* HWY_RESTRICT scores, size_t score_stride) {
   const DF df;
-  VF sums[kKeys][kRows];
+  for (size_t key = 0; key < count; ++key) {
+    keys.PrefetchAfter(key, size);
+    VF sums[kRows];
 #pragma GCC unroll 4
-  for (size_t key = 0; key < kKeys; ++key) {
+    for (size_t row = 0; row < kRows; ++row) sums[row] = hn::Zero(df);
+    for (size_t d = 0; d < size; d += kLanes) {
+      const VF part = LoadPart(keys.At(key), d, size);
 #pragma GCC unroll 4
-    for (size_t row = 0; row < kRows; ++row) sums[key][row] = hn::Zero(df);
-  }
-  for (size_t d = 0; d < size; d += kLanes) {
-    VF query[kRows];
-#pragma GCC unroll 4
-    for (size_t row = 0; row < kRows; ++row) query[row] = hn::Load(df, queries + row * query_stride + d);
-#pragma GCC unroll 4
-    for (size_t key = 0; key < kKeys; ++key) {
-      const VF part = LoadPart(keys.At(first_key + key), d, size);
-#pragma GCC unroll 4
-      for (size_t row = 0; row < kRows; ++row) sums[key][row] = hn::MulAdd(part, query[row], sums[key][row]);
+      for (size_t row = 0; row < kRows; ++row) {
+        sums[row] = hn::MulAdd(part, hn::Load(df, queries + row * query_stride + d), sums[row]);
+      }
     }
-  }
 #pragma GCC unroll 4
-  for (size_t key = 0; key < kKeys; ++key) {
-#pragma GCC unroll 4
-    for (size_t row = 0; row < kRows; ++row) {
-      scores[row * score_stride + first_key + key] = hn::ReduceSum(df, sums[key][row]);
-    }
+    for (size_t row = 0; row < kRows; ++row) scores[row * score_stride + key] = hn::ReduceSum(df, sums[row]);
   }
 }
 
 // outputs[row][feature] = outputs * decay + values . weights, for kVectors vectors of features from `d` on.
 template <typename T, size_t kRows, size_t kVectors>
-HWY_INLINE void AddValues(TensorRows<T> values, size_t count, size_t d, size_t size, const float* HWY_RESTRICT weights,
+HWY_NOINLINE void AddValues(TensorRows<T> values, size_t count, size_t d, size_t size, const float* HWY_RESTRICT weights,
                           size_t weight_stride, const float* decay, float* HWY_RESTRICT outputs, size_t output_stride) {
   const DF df;
   VF sums[kRows][kVectors];
 #pragma GCC unroll 4
   for (size_t row = 0; row < kRows; ++row) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) {
       sums[row][v] = hn::Mul(hn::Load(df, outputs + row * output_stride + d + v * kLanes), hn::Set(df, decay[row]));
     }
   }
   for (size_t key = 0; key < count; ++key) {
+    if (d == 0) values.PrefetchAfter(key, size);
     VF part[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) part[v] = LoadPart(values.At(key), d + v * kLanes, size);
 #pragma GCC unroll 4
     for (size_t row = 0; row < kRows; ++row) {
       const VF weight = hn::Set(df, weights[row * weight_stride + key]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (size_t v = 0; v < kVectors; ++v) sums[row][v] = hn::MulAdd(part[v], weight, sums[row][v]);
     }
   }
 #pragma GCC unroll 4
   for (size_t row = 0; row < kRows; ++row) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) hn::Store(sums[row][v], df, outputs + row * output_stride + d + v * kLanes);
   }
 }
@@ -100,7 +103,9 @@ class FewRowsTask {
     for (size_t row = 0; row < row_count_; ++row) PackQuery(row);
     const size_t keys = static_cast<size_t>(view_.VisibleKeys(rows_[row_count_ - 1]));
     const size_t step = KeysPerBlock(static_cast<size_t>(args().keys));
-    for (size_t begin = 0; begin < keys; begin += step) WithRows(begin, HWY_MIN(step, keys - begin));
+    for (size_t begin = 0; begin < keys; begin += step) {
+      for (size_t row = 0; row < row_count_; row += kRowsAtOnce) WithRows(row, begin, HWY_MIN(step, keys - begin));
+    }
     for (size_t row = 0; row < row_count_; ++row) Finish(row);
   }
 
@@ -133,38 +138,30 @@ class FewRowsTask {
     sum_[row] = 0.0f;
   }
 
-  void WithRows(size_t begin, size_t count) {
-    switch (row_count_) {
+  void WithRows(size_t row, size_t begin, size_t count) {
+    switch (row_count_ - row) {
       case 1:
-        return Attend<1>(begin, count);
+        return Attend<1>(row, begin, count);
       case 2:
-        return Attend<2>(begin, count);
+        return Attend<2>(row, begin, count);
       case 3:
-        return Attend<3>(begin, count);
+        return Attend<HWY_MIN(kRowsAtOnce, size_t{3})>(row, begin, count);
       default:
-        return Attend<kFewRows>(begin, count);
+        return Attend<kRowsAtOnce>(row, begin, count);
     }
   }
 
+  // Rows [first, first + kRows) and keys [begin, begin + count).
   template <size_t kRows>
-  void Attend(size_t begin, size_t count) {
-    const auto first = static_cast<int64_t>(begin);
-    const TensorRows<T> keys{view_.template Key<T>(first), args().key_strides.token};
-    const TensorRows<T> values{view_.template Value<T>(first), args().value_strides.token};
-    Score<kRows>(keys, count);
+  void Attend(size_t first, size_t begin, size_t count) {
+    const auto key = static_cast<int64_t>(begin);
+    const TensorRows<T> keys{view_.template Key<T>(key), args().key_strides.token};
+    const TensorRows<T> values{view_.template Value<T>(key), args().value_strides.token};
+    DotKeys<T, kRows>(keys, count, static_cast<size_t>(args().head_dim), queries_ + first * query_stride_, query_stride_,
+                      scores_ + first * block_, block_);
     float decay[kRows];
-    for (size_t row = 0; row < kRows; ++row) decay[row] = Exponentiate(row, begin, count);
-    Weigh<kRows>(values, count, decay);
-  }
-
-  template <size_t kRows>
-  void Score(TensorRows<T> keys, size_t count) {
-    const auto size = static_cast<size_t>(args().head_dim);
-    size_t key = 0;
-    for (; key + kKeysAtOnce <= count; key += kKeysAtOnce) {
-      DotKeys<T, kRows, kKeysAtOnce>(keys, key, size, queries_, query_stride_, scores_, block_);
-    }
-    for (; key < count; ++key) DotKeys<T, kRows, 1>(keys, key, size, queries_, query_stride_, scores_, block_);
+    for (size_t row = 0; row < kRows; ++row) decay[row] = Exponentiate(first + row, begin, count);
+    Weigh<kRows>(first, values, count, decay);
   }
 
   // Scores of a row -> weights 2^(score - largest). Returns what the outputs so far have to be multiplied by.
@@ -218,14 +215,17 @@ class FewRowsTask {
   }
 
   template <size_t kRows>
-  void Weigh(TensorRows<T> values, size_t count, const float* decay) {
+  void Weigh(size_t first, TensorRows<T> values, size_t count, const float* decay) {
     const auto size = static_cast<size_t>(args().value_dim);
+    const float* weights = scores_ + first * block_;
+    float* outputs = outputs_ + first * output_stride_;
+    constexpr size_t kVectors = kFeatureVectorsAtOnce<kRows>;
     size_t d = 0;
-    for (; d + kFeatureVectorsAtOnce * kLanes <= size; d += kFeatureVectorsAtOnce * kLanes) {
-      AddValues<T, kRows, kFeatureVectorsAtOnce>(values, count, d, size, scores_, block_, decay, outputs_, output_stride_);
+    for (; d + kVectors * kLanes <= size; d += kVectors * kLanes) {
+      AddValues<T, kRows, kVectors>(values, count, d, size, weights, block_, decay, outputs, output_stride_);
     }
     for (; d < size; d += kLanes) {
-      AddValues<T, kRows, 1>(values, count, d, size, scores_, block_, decay, outputs_, output_stride_);
+      AddValues<T, kRows, 1>(values, count, d, size, weights, block_, decay, outputs, output_stride_);
     }
   }
 
