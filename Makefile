@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format clean build-dependencies
+CPP_SOURCES := $(shell find plugins -name '*.h' -o -name '*.cc')
 # Installing the package and building the kernels use the same folder.
 .NOTPARALLEL:
 
@@ -31,10 +32,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 clean:
 	rm -rf moh_deploy/native/*.so moh_deploy/native/build.*

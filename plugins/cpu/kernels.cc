@@ -5,11 +5,11 @@
 
 namespace moh::cpu {
 
-#define MOH_DECLARE_KERNELS(NAMESPACE)                                                    \
-  namespace NAMESPACE {                                                                   \
-  extern const bool kHasBFloat16;                                                         \
-  void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel);   \
-  void Router(const RouterArgs& args, const Parallel& parallel);                          \
+#define MOH_DECLARE_KERNELS(NAMESPACE)                                                  \
+  namespace NAMESPACE {                                                                 \
+  extern const bool kHasBFloat16;                                                       \
+  void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel); \
+  void Router(const RouterArgs& args, const Parallel& parallel);                        \
   }
 #define MOH_KERNELS(NAME, NAMESPACE) \
   Kernels { NAME, NAMESPACE::kHasBFloat16, NAMESPACE::Attention, NAMESPACE::Router }
@@ -23,32 +23,41 @@ MOH_DECLARE_KERNELS(N_AVX3_ZEN4)
 
 namespace {
 
-// Each asks for all that the compiler was allowed to use; see HWY_TARGET_STR_* in Highway. The compiler's function also asks
-// whether the operating system saves the registers.
+// Each asks for all that the compiler was allowed to use; see HWY_TARGET_STR_* in Highway. The
+// compiler's function also asks whether the operating system saves the registers.
 
 bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("pclmul") &&
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("pclmul") &&
          __builtin_cpu_supports("aes");
 }
 
 bool HasAvx512() {
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw");
 }
 
 bool HasAvx512BFloat16() {
-  return HasAvx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
-         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") &&
-         __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("avx512vpopcntdq") &&
-         __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("vaes") && __builtin_cpu_supports("gfni");
+  return HasAvx512() && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bitalg") &&
+         __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("vpclmulqdq") &&
+         __builtin_cpu_supports("vaes") && __builtin_cpu_supports("gfni");
 }
 
 std::vector<Kernels> FindUsable() {
   std::vector<Kernels> usable;
-  if (HasAvx512BFloat16()) usable.push_back(MOH_KERNELS("avx512_bf16", N_AVX3_ZEN4));
-  if (HasAvx512()) usable.push_back(MOH_KERNELS("avx512", N_AVX3));
-  if (HasAvx2()) usable.push_back(MOH_KERNELS("avx2", N_AVX2));
+  if (HasAvx512BFloat16()) {
+    usable.push_back(MOH_KERNELS("avx512_bf16", N_AVX3_ZEN4));
+  }
+  if (HasAvx512()) {
+    usable.push_back(MOH_KERNELS("avx512", N_AVX3));
+  }
+  if (HasAvx2()) {
+    usable.push_back(MOH_KERNELS("avx2", N_AVX2));
+  }
   usable.push_back(MOH_KERNELS("baseline", N_SSE2));
   return usable;
 }
@@ -74,7 +83,9 @@ const std::vector<Kernels>& UsableKernels() {
 
 const Kernels* FindKernels(const std::string& instruction_set) {
   for (const Kernels& kernels : UsableKernels()) {
-    if (instruction_set.empty() || instruction_set == kernels.instruction_set) return &kernels;
+    if (instruction_set.empty() || instruction_set == kernels.instruction_set) {
+      return &kernels;
+    }
   }
   return nullptr;
 }

@@ -20,10 +20,12 @@ struct Kernels {
   void (*router)(const RouterArgs& args, const Parallel& parallel);
 };
 
-// The sets that this machine can run, best first; the last one is "baseline", which every machine can.
+// The sets that this machine can run, best first; the last one is "baseline", which every machine
+// can.
 const std::vector<Kernels>& UsableKernels();
 
-// The set of that name, or null if this library or this machine does not have it. An empty name means the best.
+// The set of that name, or null if this library or this machine does not have it. An empty name
+// means the best.
 const Kernels* FindKernels(const std::string& instruction_set);
 
 }  // namespace moh::cpu

@@ -8,8 +8,10 @@
 namespace moh::cpu {
 
 template <typename T>
-const T* At(const void* tensor, const HeadStrides& strides, int64_t batch, int64_t head, int64_t token) {
-  return static_cast<const T*>(tensor) + batch * strides.batch + head * strides.head + token * strides.token;
+const T* At(const void* tensor, const HeadStrides& strides, int64_t batch, int64_t head,
+            int64_t token) {
+  return static_cast<const T*>(tensor) + batch * strides.batch + head * strides.head +
+         token * strides.token;
 }
 
 template <typename T>
@@ -51,7 +53,8 @@ struct TaskView {
   }
   template <typename T>
   T Gate(Row row) const {
-    return static_cast<const T*>(args.gates)[(int64_t{task.batch} * args.queries + row.query) * args.q_heads + row.head];
+    return static_cast<const T*>(
+        args.gates)[(int64_t{task.batch} * args.queries + row.query) * args.q_heads + row.head];
   }
   // In elements of the mask.
   ptrdiff_t MaskOffset(Row row) const {
@@ -60,7 +63,9 @@ struct TaskView {
 
   // How many keys a query sees: all, or those up to its position.
   int32_t VisibleKeys(Row row) const {
-    if (!args.causal) return args.keys;
+    if (!args.causal) {
+      return args.keys;
+    }
     return std::clamp(row.query + args.keys - args.queries + 1, 0, args.keys);
   }
 };

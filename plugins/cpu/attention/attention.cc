@@ -20,7 +20,8 @@ namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
 constexpr auto kTileRows = static_cast<int32_t>(kMaxVectors * kLanes);
-constexpr TaskSizes kTaskSizes{static_cast<int32_t>(kLanes), kTileRows, static_cast<int32_t>(kTilesPerTask) * kTileRows};
+constexpr TaskSizes kTaskSizes{static_cast<int32_t>(kLanes), kTileRows,
+                               static_cast<int32_t>(kTilesPerTask) * kTileRows};
 
 template <typename T>
 void ZeroOtherRows(const TaskView& view) {
@@ -30,7 +31,8 @@ void ZeroOtherRows(const TaskView& view) {
     if (next != end && *next == place) {
       ++next;
     } else {
-      std::memset(view.template Output<T>(view.RowAt(place)), 0, static_cast<size_t>(view.args.value_dim) * sizeof(T));
+      std::memset(view.template Output<T>(view.RowAt(place)), 0,
+                  static_cast<size_t>(view.args.value_dim) * sizeof(T));
     }
   }
 }
@@ -39,10 +41,16 @@ template <typename T>
 void RunTask(const AttentionArgs& args, Compute compute, const Task& task) {
   thread_local Scratch scratch;
   ZeroOtherRows<T>({args, task});
-  if (task.row_count == 0) return;
-  if (static_cast<size_t>(task.row_count) <= kFewRows) return FewRowsTask<T>(args, task, scratch).Run();
+  if (task.row_count == 0) {
+    return;
+  }
+  if (static_cast<size_t>(task.row_count) <= kFewRows) {
+    return FewRowsTask<T>(args, task, scratch).Run();
+  }
 #if HWY_NATIVE_DOT_BF16
-  if (compute == Compute::kBFloat16) return TileTask<BFloat16Products, T>(args, task, scratch).Run();
+  if (compute == Compute::kBFloat16) {
+    return TileTask<BFloat16Products, T>(args, task, scratch).Run();
+  }
 #endif
   (void)compute;
   TileTask<Float32Products, T>(args, task, scratch).Run();
@@ -78,7 +86,9 @@ void Attention(const AttentionArgs& args, Compute compute, const Parallel& paral
   plan.Make(args, kTaskSizes);
   Call call{args, compute, plan};
   parallel(plan.tasks().size(), &Call::RunOne, &call);
-  if (call.out_of_memory) throw std::bad_alloc();
+  if (call.out_of_memory) {
+    throw std::bad_alloc();
+  }
 }
 
 extern const bool kHasBFloat16;

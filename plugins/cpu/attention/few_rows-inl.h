@@ -1,5 +1,5 @@
-// A task with few rows, such as decoding: features in lanes, so that a single row fills a vector. Each row of keys and values
-// is read once, where it is, for all rows of the task.
+// A task with few rows, such as decoding: features in lanes, so that a single row fills a vector.
+// Each row of keys and values is read once, where it is, for all rows of the task.
 #if defined(MOH_CPU_ATTENTION_FEW_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MOH_CPU_ATTENTION_FEW_ROWS_INL_H_
 #undef MOH_CPU_ATTENTION_FEW_ROWS_INL_H_
@@ -22,7 +22,8 @@ constexpr size_t kFewRows = kLanes / 2;
 // Rows that a key or value in registers is used for.
 constexpr size_t kRowsAtOnce = HWY_MIN(kFewRows, size_t{4});
 
-// As many features as there are registers for their sums: each value is then read once, in the order of memory.
+// As many features as there are registers for their sums: each value is then read once, in the
+// order of memory.
 template <size_t kRows>
 constexpr size_t kFeatureVectorsAtOnce = (kManyRegisters ? 16 : 8) / (kRows <= 2 ? 2 : 4);
 
@@ -31,24 +32,32 @@ struct TensorRows {
   const T* data;
   ptrdiff_t stride;
   HWY_INLINE const T* At(size_t row) const { return data + static_cast<ptrdiff_t>(row) * stride; }
-  // Rows that lie apart are not foreseen by the processor; it does better alone where they are adjacent.
+  // Rows that lie apart are not foreseen by the processor; it does better alone where they are
+  // adjacent.
   HWY_INLINE void PrefetchAfter(size_t row, size_t size) const {
-    if (stride == static_cast<ptrdiff_t>(size)) return;
+    if (stride == static_cast<ptrdiff_t>(size)) {
+      return;
+    }
     constexpr size_t kRowsAhead = 4;
-    for (size_t d = 0; d < size; d += kCacheLine / sizeof(T)) hwy::Prefetch(At(row + kRowsAhead) + d);
+    for (size_t d = 0; d < size; d += kCacheLine / sizeof(T)) {
+      hwy::Prefetch(At(row + kRowsAhead) + d);
+    }
   }
 };
 
 // scores[row][key] = keys . queries; queries [row][feature] are padded with zeros to whole vectors.
 template <typename T, size_t kRows>
-HWY_NOINLINE void DotKeys(TensorRows<T> keys, size_t count, size_t size, const float* HWY_RESTRICT queries,
-                          size_t query_stride, float* HWY_RESTRICT scores, size_t score_stride) {
+HWY_NOINLINE void DotKeys(TensorRows<T> keys, size_t count, size_t size,
+                          const float* HWY_RESTRICT queries, size_t query_stride,
+                          float* HWY_RESTRICT scores, size_t score_stride) {
   const DF df;
   for (size_t key = 0; key < count; ++key) {
     keys.PrefetchAfter(key, size);
     VF sums[kRows];
 #pragma GCC unroll 4
-    for (size_t row = 0; row < kRows; ++row) sums[row] = hn::Zero(df);
+    for (size_t row = 0; row < kRows; ++row) {
+      sums[row] = hn::Zero(df);
+    }
     for (size_t d = 0; d < size; d += kLanes) {
       const VF part = LoadPart(keys.At(key), d, size);
 #pragma GCC unroll 4
@@ -57,56 +66,76 @@ HWY_NOINLINE void DotKeys(TensorRows<T> keys, size_t count, size_t size, const f
       }
     }
 #pragma GCC unroll 4
-    for (size_t row = 0; row < kRows; ++row) scores[row * score_stride + key] = hn::ReduceSum(df, sums[row]);
+    for (size_t row = 0; row < kRows; ++row) {
+      scores[row * score_stride + key] = hn::ReduceSum(df, sums[row]);
+    }
   }
 }
 
-// outputs[row][feature] = outputs * decay + values . weights, for kVectors vectors of features from `d` on.
+// outputs[row][feature] = outputs * decay + values . weights, for kVectors vectors of features from
+// `d` on.
 template <typename T, size_t kRows, size_t kVectors>
-HWY_NOINLINE void AddValues(TensorRows<T> values, size_t count, size_t d, size_t size, const float* HWY_RESTRICT weights,
-                          size_t weight_stride, const float* decay, float* HWY_RESTRICT outputs, size_t output_stride) {
+HWY_NOINLINE void AddValues(TensorRows<T> values, size_t count, size_t d, size_t size,
+                            const float* HWY_RESTRICT weights, size_t weight_stride,
+                            const float* decay, float* HWY_RESTRICT outputs, size_t output_stride) {
   const DF df;
   VF sums[kRows][kVectors];
 #pragma GCC unroll 4
   for (size_t row = 0; row < kRows; ++row) {
 #pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) {
-      sums[row][v] = hn::Mul(hn::Load(df, outputs + row * output_stride + d + v * kLanes), hn::Set(df, decay[row]));
+      sums[row][v] = hn::Mul(hn::Load(df, outputs + row * output_stride + d + v * kLanes),
+                             hn::Set(df, decay[row]));
     }
   }
   for (size_t key = 0; key < count; ++key) {
-    if (d == 0) values.PrefetchAfter(key, size);
+    if (d == 0) {
+      values.PrefetchAfter(key, size);
+    }
     VF part[kVectors];
 #pragma GCC unroll 8
-    for (size_t v = 0; v < kVectors; ++v) part[v] = LoadPart(values.At(key), d + v * kLanes, size);
+    for (size_t v = 0; v < kVectors; ++v) {
+      part[v] = LoadPart(values.At(key), d + v * kLanes, size);
+    }
 #pragma GCC unroll 4
     for (size_t row = 0; row < kRows; ++row) {
       const VF weight = hn::Set(df, weights[row * weight_stride + key]);
 #pragma GCC unroll 8
-      for (size_t v = 0; v < kVectors; ++v) sums[row][v] = hn::MulAdd(part[v], weight, sums[row][v]);
+      for (size_t v = 0; v < kVectors; ++v) {
+        sums[row][v] = hn::MulAdd(part[v], weight, sums[row][v]);
+      }
     }
   }
 #pragma GCC unroll 4
   for (size_t row = 0; row < kRows; ++row) {
 #pragma GCC unroll 8
-    for (size_t v = 0; v < kVectors; ++v) hn::Store(sums[row][v], df, outputs + row * output_stride + d + v * kLanes);
+    for (size_t v = 0; v < kVectors; ++v) {
+      hn::Store(sums[row][v], df, outputs + row * output_stride + d + v * kLanes);
+    }
   }
 }
 
 template <typename T>
 class FewRowsTask {
  public:
-  FewRowsTask(const AttentionArgs& args, const Task& task, Scratch& scratch) : view_{args, task}, scratch_(scratch) {}
+  FewRowsTask(const AttentionArgs& args, const Task& task, Scratch& scratch)
+      : view_{args, task}, scratch_(scratch) {}
 
   void Run() {
     TakeScratch();
-    for (size_t row = 0; row < row_count_; ++row) PackQuery(row);
+    for (size_t row = 0; row < row_count_; ++row) {
+      PackQuery(row);
+    }
     const size_t keys = static_cast<size_t>(view_.VisibleKeys(rows_[row_count_ - 1]));
     const size_t step = KeysPerBlock(static_cast<size_t>(args().keys));
     for (size_t begin = 0; begin < keys; begin += step) {
-      for (size_t row = 0; row < row_count_; row += kRowsAtOnce) WithRows(row, begin, HWY_MIN(step, keys - begin));
+      for (size_t row = 0; row < row_count_; row += kRowsAtOnce) {
+        WithRows(row, begin, HWY_MIN(step, keys - begin));
+      }
     }
-    for (size_t row = 0; row < row_count_; ++row) Finish(row);
+    for (size_t row = 0; row < row_count_; ++row) {
+      Finish(row);
+    }
   }
 
  private:
@@ -117,7 +146,8 @@ class FewRowsTask {
     block_ = RoundUp(KeysPerBlock(static_cast<size_t>(args().keys)), kLanes);
     query_stride_ = RoundUp(static_cast<size_t>(args().head_dim), kLanes);
     output_stride_ = RoundUp(static_cast<size_t>(args().value_dim), kLanes);
-    scratch_.Reset(Scratch::Bytes<float>(row_count_ * query_stride_) + Scratch::Bytes<float>(row_count_ * output_stride_) +
+    scratch_.Reset(Scratch::Bytes<float>(row_count_ * query_stride_) +
+                   Scratch::Bytes<float>(row_count_ * output_stride_) +
                    Scratch::Bytes<float>(row_count_ * block_));
     queries_ = scratch_.Take<float>(row_count_ * query_stride_);
     outputs_ = scratch_.Take<float>(row_count_ * output_stride_);
@@ -133,7 +163,9 @@ class FewRowsTask {
     for (size_t d = 0; d < size; d += kLanes) {
       hn::Store(hn::Mul(LoadPart(from, d, size), factor), df, queries_ + row * query_stride_ + d);
     }
-    for (size_t d = 0; d < output_stride_; d += kLanes) hn::Store(hn::Zero(df), df, outputs_ + row * output_stride_ + d);
+    for (size_t d = 0; d < output_stride_; d += kLanes) {
+      hn::Store(hn::Zero(df), df, outputs_ + row * output_stride_ + d);
+    }
     largest_[row] = kLowest;
     sum_[row] = 0.0f;
   }
@@ -157,20 +189,25 @@ class FewRowsTask {
     const auto key = static_cast<int64_t>(begin);
     const TensorRows<T> keys{view_.template Key<T>(key), args().key_strides.token};
     const TensorRows<T> values{view_.template Value<T>(key), args().value_strides.token};
-    DotKeys<T, kRows>(keys, count, static_cast<size_t>(args().head_dim), queries_ + first * query_stride_, query_stride_,
-                      scores_ + first * block_, block_);
+    DotKeys<T, kRows>(keys, count, static_cast<size_t>(args().head_dim),
+                      queries_ + first * query_stride_, query_stride_, scores_ + first * block_,
+                      block_);
     float decay[kRows];
-    for (size_t row = 0; row < kRows; ++row) decay[row] = Exponentiate(first + row, begin, count);
+    for (size_t row = 0; row < kRows; ++row) {
+      decay[row] = Exponentiate(first + row, begin, count);
+    }
     Weigh<kRows>(first, values, count, decay);
   }
 
-  // Scores of a row -> weights 2^(score - largest). Returns what the outputs so far have to be multiplied by.
+  // Scores of a row -> weights 2^(score - largest). Returns what the outputs so far have to be
+  // multiplied by.
   float Exponentiate(size_t row, size_t begin, size_t count) {
     const DF df;
     float* const scores = scores_ + row * block_;
     VF largest = hn::Set(df, largest_[row]);
     for (size_t key = 0; key < count; key += kLanes) {
-      const VF score = Biased(hn::Load(df, scores + key), row, begin + key, HWY_MIN(kLanes, count - key));
+      const VF score =
+          Biased(hn::Load(df, scores + key), row, begin + key, HWY_MIN(kLanes, count - key));
       largest = hn::Max(largest, score);
       hn::Store(score, df, scores + key);
     }
@@ -190,7 +227,9 @@ class FewRowsTask {
   // Adds the mask, and hides the lanes from `count` on and the keys that the row does not see.
   VF Biased(VF score, size_t row, size_t key, size_t count) const {
     const DF df;
-    if (args().mask.data != nullptr) score = hn::Add(score, MaskBias(row, key, count));
+    if (args().mask.data != nullptr) {
+      score = hn::Add(score, MaskBias(row, key, count));
+    }
     const auto visible = static_cast<size_t>(view_.VisibleKeys(rows_[row]));
     const size_t seen = visible <= key ? 0 : HWY_MIN(count, visible - key);
     return hn::IfThenElse(hn::FirstN(df, seen), score, hn::Set(df, -kInfinity));
@@ -222,10 +261,12 @@ class FewRowsTask {
     constexpr size_t kVectors = kFeatureVectorsAtOnce<kRows>;
     size_t d = 0;
     for (; d + kVectors * kLanes <= size; d += kVectors * kLanes) {
-      AddValues<T, kRows, kVectors>(values, count, d, size, weights, block_, decay, outputs, output_stride_);
+      AddValues<T, kRows, kVectors>(values, count, d, size, weights, block_, decay, outputs,
+                                    output_stride_);
     }
     for (; d < size; d += kLanes) {
-      AddValues<T, kRows, 1>(values, count, d, size, weights, block_, decay, outputs, output_stride_);
+      AddValues<T, kRows, 1>(values, count, d, size, weights, block_, decay, outputs,
+                             output_stride_);
     }
   }
 

@@ -16,7 +16,8 @@ namespace HWY_NAMESPACE {
 HWY_INLINE VF BiasOf(VF mask) {
   const DF df;
   const VF scaled = hn::Mul(mask, hn::Set(df, kLog2E));
-  // A large finite bias, often the lowest number, stays finite: a row of nothing else is an ordinary softmax.
+  // A large finite bias, often the lowest number, stays finite: a row of nothing else is an
+  // ordinary softmax.
   const auto overflowed = hn::AndNot(hn::IsInf(mask), hn::IsInf(scaled));
   return hn::IfThenElse(overflowed, hn::CopySign(hn::Set(df, -kLowest), mask), scaled);
 }
@@ -35,16 +36,14 @@ HWY_INLINE VF LoadBias(const uint8_t* row, size_t count) {
   return hn::IfThenElseZero(hn::Not(hn::RebindMask(df, seen)), hn::Set(df, -kInfinity));
 }
 
-HWY_INLINE float ScalarOf(float x) { return x; }
-HWY_INLINE float ScalarOf(hwy::float16_t x) { return hwy::F32FromF16(x); }
-HWY_INLINE float ScalarOf(hwy::bfloat16_t x) { return hwy::F32FromBF16(x); }
-
 // One bias for every key: the mask has no key axis.
 template <typename M>
 HWY_INLINE VF BroadcastBias(const M* row) {
   return BiasOf(hn::Set(DF(), ScalarOf(*row)));
 }
-HWY_INLINE VF BroadcastBias(const uint8_t* row) { return hn::Set(DF(), *row != 0 ? 0.0f : -kInfinity); }
+HWY_INLINE VF BroadcastBias(const uint8_t* row) {
+  return hn::Set(DF(), *row != 0 ? 0.0f : -kInfinity);
+}
 
 // The biases of `count` <= kLanes keys from `key` on, of a row that begins at `row`.
 template <typename M>
@@ -73,9 +72,11 @@ class MaskObserver {
   hn::Mask<DF> seen_, changed_;
 };
 
-// biases[key][vector] of keys [key_begin, key_begin + key_count), for the rows that begin at `rows` in the mask.
+// biases[key][vector] of keys [key_begin, key_begin + key_count), for the rows that begin at `rows`
+// in the mask.
 template <typename M, size_t kWidth>
-MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin, size_t key_count, float* biases) {
+MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin,
+                       size_t key_count, float* biases) {
   const DF df;
   const auto* data = static_cast<const M*>(mask.data);
   const bool same_for_all_rows = mask.query == 0 && mask.head == 0;
@@ -89,7 +90,9 @@ MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t 
         HWY_ALIGN float row[kLanes];
         const VF bias = RowBias(mask, data + rows[0], key_begin + key, count);
         hn::Store(bias, df, row);
-        for (size_t i = 0; i < kLanes; ++i) block[i] = hn::Set(df, row[i]);
+        for (size_t i = 0; i < kLanes; ++i) {
+          block[i] = hn::Set(df, row[i]);
+        }
       } else {
         for (size_t lane = 0; lane < kLanes; ++lane) {
           block[lane] = RowBias(mask, data + rows[v * kLanes + lane], key_begin + key, count);
@@ -111,7 +114,8 @@ MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t 
 }
 
 template <size_t kWidth>
-MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin, size_t key_count, float* biases) {
+MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin,
+                       size_t key_count, float* biases) {
   switch (mask.dtype) {
     case DType::kBool:
       return WriteBiases<uint8_t, kWidth>(mask, rows, key_begin, key_count, biases);

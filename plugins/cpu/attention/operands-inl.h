@@ -1,4 +1,5 @@
-// Brings queries, keys, values and outputs between the tensors' layout and the one that products-inl.h computes in.
+// Brings queries, keys, values and outputs between the tensors' layout and the one that
+// products-inl.h computes in.
 #if defined(MOH_CPU_ATTENTION_OPERANDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MOH_CPU_ATTENTION_OPERANDS_INL_H_
 #undef MOH_CPU_ATTENTION_OPERANDS_INL_H_
@@ -15,12 +16,14 @@ HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
-constexpr size_t RoundUp(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr size_t RoundUp(size_t n, size_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 constexpr size_t kMostKeysPerBlock = 256;
 
-// Keys per block: about equal blocks of at most kMostKeysPerBlock. A row's result depends on where blocks end, so this
-// depends on the number of keys alone.
+// Keys per block: about equal blocks of at most kMostKeysPerBlock. A row's result depends on where
+// blocks end, so this depends on the number of keys alone.
 inline size_t KeysPerBlock(size_t keys) {
   const size_t blocks = HWY_MAX(size_t{1}, (keys + kMostKeysPerBlock - 1) / kMostKeysPerBlock);
   return RoundUp((keys + blocks - 1) / blocks, 2 * kStep);
@@ -41,49 +44,49 @@ HWY_INLINE void StorePart(VF part, T* row, size_t at, size_t size) {
   }
 }
 
-// bfloat16 pairs: `low` in the low half of each lane.
-HWY_INLINE VF Pairs(VF low, VF high) {
-  const hn::Rebind<hwy::bfloat16_t, DF> db;
-  const hn::RebindToUnsigned<decltype(db)> du16;
-  const hn::RebindToUnsigned<DF> du32;
-  const auto low_bits = hn::PromoteTo(du32, hn::BitCast(du16, hn::DemoteTo(db, low)));
-  const auto high_bits = hn::PromoteTo(du32, hn::BitCast(du16, hn::DemoteTo(db, high)));
-  return hn::BitCast(DF(), hn::Or(low_bits, hn::ShiftLeft<16>(high_bits)));
-}
-
-// kLanes rows of `size` elements, times `factor`, to panel[feature][vector]; `panel` points to the vector of feature 0.
+// kLanes rows of `size` elements, times `factor`, to panel[feature][vector]; `panel` points to the
+// vector of feature 0.
 template <class Products, typename T>
-HWY_INLINE void PackRows(const T* const (&rows)[kLanes], size_t size, float factor, size_t width, float* panel) {
+HWY_INLINE void PackRows(const T* const (&rows)[kLanes], size_t size, float factor, size_t width,
+                         float* panel) {
   const DF df;
   for (size_t d = 0; d < size; d += kLanes) {
     VF block[kLanes];
 #pragma GCC unroll 16
-    for (size_t i = 0; i < kLanes; ++i) block[i] = hn::Mul(LoadPart(rows[i], d, size), hn::Set(df, factor));
+    for (size_t i = 0; i < kLanes; ++i) {
+      block[i] = hn::Mul(LoadPart(rows[i], d, size), hn::Set(df, factor));
+    }
     Transpose(block);
     constexpr size_t kDepth = Products::kDepth;
 #pragma GCC unroll 16
     for (size_t i = 0; i < kLanes; i += kDepth) {
-      const VF packed = kDepth == 1 ? block[i] : Pairs(block[i], block[i + kDepth - 1]);
-      hn::Store(packed, df, panel + (d + i) / kDepth * width * kLanes);
+      hn::Store(Products::Pack(block[i], block[i + kDepth - 1]), df,
+                panel + (d + i) / kDepth * width * kLanes);
     }
   }
 }
 
 // The reverse: panel[feature][vector] * factor[lane] to the first `count` of kLanes rows.
 template <typename T>
-HWY_INLINE void UnpackRows(const float* panel, size_t width, VF factor, size_t size, size_t count, T* const (&rows)[kLanes]) {
+HWY_INLINE void UnpackRows(const float* panel, size_t width, VF factor, size_t size, size_t count,
+                           T* const (&rows)[kLanes]) {
   for (size_t d = 0; d < size; d += kLanes) {
     VF block[kLanes];
 #pragma GCC unroll 16
-    for (size_t i = 0; i < kLanes; ++i) {  // behind the last feature the panel has room, and what is there is not stored
+    for (size_t i = 0; i < kLanes;
+         ++i) {  // behind the last feature the panel has room, and what is there is not stored
       block[i] = hn::Mul(hn::Load(DF(), panel + (d + i) * width * kLanes), factor);
     }
     Transpose(block);
     if (count == kLanes) {
 #pragma GCC unroll 16
-      for (size_t i = 0; i < kLanes; ++i) StorePart(block[i], rows[i], d, size);
+      for (size_t i = 0; i < kLanes; ++i) {
+        StorePart(block[i], rows[i], d, size);
+      }
     } else {
-      for (size_t i = 0; i < count; ++i) StorePart(block[i], rows[i], d, size);
+      for (size_t i = 0; i < count; ++i) {
+        StorePart(block[i], rows[i], d, size);
+      }
     }
   }
 }
@@ -106,20 +109,27 @@ constexpr size_t RowOperands(size_t size) {
 
 // `count` rows as operands whose depth is the feature: in place, or copied to `copy`.
 template <class Products, typename T>
-HWY_INLINE OperandRows<typename Products::Operand> KeyOperands(const T* rows, ptrdiff_t stride, size_t count, size_t size,
+HWY_INLINE OperandRows<typename Products::Operand> KeyOperands(const T* rows, ptrdiff_t stride,
+                                                               size_t count, size_t size,
                                                                typename Products::Operand* copy) {
   using Operand = typename Products::Operand;
   if constexpr (std::is_same<T, Operand>::value) {
-    if (ReadInPlace<Products, T>(stride)) return {rows, stride};
+    if (ReadInPlace<Products, T>(stride)) {
+      return {rows, stride};
+    }
   }
   const size_t length = RowOperands<Products>(size);
   for (size_t row = 0; row < count; ++row) {
     const T* from = rows + static_cast<ptrdiff_t>(row) * stride;
     if constexpr (Products::kDepth == 1) {
-      for (size_t d = 0; d < size; d += kLanes) StorePart(LoadPart(from, d, size), copy + row * length, d, size);
+      for (size_t d = 0; d < size; d += kLanes) {
+        StorePart(LoadPart(from, d, size), copy + row * length, d, size);
+      }
     } else {
       auto* to = reinterpret_cast<hwy::bfloat16_t*>(copy + row * length);
-      for (size_t d = 0; d < size; d += kLanes) StorePart(LoadPart(from, d, size), to, d, length * Products::kDepth);
+      for (size_t d = 0; d < size; d += kLanes) {
+        StorePart(LoadPart(from, d, size), to, d, length * Products::kDepth);
+      }
     }
   }
   return {copy, static_cast<ptrdiff_t>(length)};
@@ -127,7 +137,8 @@ HWY_INLINE OperandRows<typename Products::Operand> KeyOperands(const T* rows, pt
 
 // The same with the key as depth: operand [key / kDepth][feature] holds kDepth keys.
 template <class Products, typename T>
-HWY_INLINE OperandRows<typename Products::Operand> ValueOperands(const T* rows, ptrdiff_t stride, size_t count, size_t size,
+HWY_INLINE OperandRows<typename Products::Operand> ValueOperands(const T* rows, ptrdiff_t stride,
+                                                                 size_t count, size_t size,
                                                                  typename Products::Operand* copy) {
   if constexpr (Products::kDepth == 1) {
     return KeyOperands<Products>(rows, stride, count, size, copy);
@@ -137,8 +148,10 @@ HWY_INLINE OperandRows<typename Products::Operand> ValueOperands(const T* rows, 
       const T* low = rows + static_cast<ptrdiff_t>(row) * stride;
       const T* high = row + 1 < count ? low + stride : nullptr;
       for (size_t d = 0; d < size; d += kLanes) {
-        const VF pairs = Pairs(LoadPart(low, d, size), high ? LoadPart(high, d, size) : hn::Zero(DF()));
-        hn::StoreN(hn::BitCast(du32, pairs), du32, copy + row / 2 * size + d, HWY_MIN(kLanes, size - d));
+        const VF pairs =
+            Products::Pack(LoadPart(low, d, size), high ? LoadPart(high, d, size) : hn::Zero(DF()));
+        hn::StoreN(hn::BitCast(du32, pairs), du32, copy + row / 2 * size + d,
+                   HWY_MIN(kLanes, size - d));
       }
     }
     return {copy, static_cast<ptrdiff_t>(size)};

@@ -7,14 +7,15 @@
 namespace moh::cpu {
 namespace {
 
-// So many tasks keep the threads of a usual machine about equally busy. Lists are divided further only if they are fewer:
-// each task reads its keys and values again.
+// So many tasks keep the threads of a usual machine about equally busy. Lists are divided further
+// only if they are fewer: each task reads its keys and values again.
 constexpr size_t kEnoughTasks = 16;
 
-bool IsOpen(float gate) { return gate != 0.0f; }                     // NaN is open
-bool IsOpen(uint16_t gate) { return (gate & 0x7fff) != 0; }          // float16 or bfloat16
+bool IsOpen(float gate) { return gate != 0.0f; }             // NaN is open
+bool IsOpen(uint16_t gate) { return (gate & 0x7fff) != 0; }  // float16 or bfloat16
 
-// Without a branch on the gate, which nothing could predict: an entry is always written and counts only if it is open.
+// Without a branch on the gate, which nothing could predict: an entry is always written and counts
+// only if it is open.
 template <typename Gate>
 void ListOpen(const AttentionArgs& args, const Gate* gates, int32_t* rows, int32_t* counts) {
   const int32_t group = args.q_heads / args.kv_heads;
@@ -57,7 +58,9 @@ void Plan::ListRows(const AttentionArgs& args) {
 }
 
 int32_t Plan::MostRows(const TaskSizes& sizes) const {
-  if (counts_.size() >= kEnoughTasks) return sizes.most;
+  if (counts_.size() >= kEnoughTasks) {
+    return sizes.most;
+  }
   const int64_t total = std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
   const int64_t wanted = total / static_cast<int64_t>(kEnoughTasks) / sizes.tile * sizes.tile;
   return static_cast<int32_t>(std::clamp<int64_t>(wanted, sizes.tile, sizes.most));
@@ -77,16 +80,21 @@ void Plan::Divide(const AttentionArgs& args, const TaskSizes& sizes) {
       const int32_t end_granule = static_cast<int32_t>(int64_t{granules} * (part + 1) / parts);
       const bool last = part + 1 == parts;
       const int32_t end = last ? counts_[list] : end_granule * sizes.granule;
-      tasks_.push_back({static_cast<int32_t>(list / args.kv_heads), static_cast<int32_t>(list % args.kv_heads), rows + begin,
-                        end - begin, begin == 0 ? 0 : int64_t{rows[begin - 1]} + 1,
+      tasks_.push_back({static_cast<int32_t>(list / args.kv_heads),
+                        static_cast<int32_t>(list % args.kv_heads), rows + begin, end - begin,
+                        begin == 0 ? 0 : int64_t{rows[begin - 1]} + 1,
                         last ? static_cast<int64_t>(capacity) : int64_t{rows[end - 1]} + 1});
       begin = end;
     }
   }
-  // Tasks of one cost stay in the order of heads, whose data lie side by side. A causal task costs about what its place says.
-  if (!args.causal) return;
+  // Tasks of one cost stay in the order of heads, whose data lie side by side. A causal task costs
+  // about what its place says.
+  if (!args.causal) {
+    return;
+  }
   const auto cost = [](const Task& task) { return task.row_count * task.zero_end; };
-  std::stable_sort(tasks_.begin(), tasks_.end(), [&cost](const Task& a, const Task& b) { return cost(a) > cost(b); });
+  std::stable_sort(tasks_.begin(), tasks_.end(),
+                   [&cost](const Task& a, const Task& b) { return cost(a) > cost(b); });
 }
 
 }  // namespace moh::cpu

@@ -8,26 +8,28 @@
 
 namespace moh::cpu {
 
-// A row is one (query, q_head) pair with an open gate. Rows that read the same keys and values are listed together: those
-// of the `group` query heads that share a key/value head. A row's place is query * group + (head within its group), so
-// that lists are in the order of queries, and causal rows next to each other see about as many keys.
+// A row is one (query, q_head) pair with an open gate. Rows that read the same keys and values are
+// listed together: those of the `group` query heads that share a key/value head. A row's place is
+// query * group + (head within its group), so that lists are in the order of queries, and causal
+// rows next to each other see about as many keys.
 struct Task {
   int32_t batch, kv_head;
-  const int32_t* rows;        // places, ascending
-  int32_t row_count;          // 0: nobody chose these heads
+  const int32_t* rows;           // places, ascending
+  int32_t row_count;             // 0: nobody chose these heads
   int64_t zero_begin, zero_end;  // places in this range that are not in `rows` are to be zeroed
 };
 
 // How large tasks should be, in rows.
 struct TaskSizes {
-  int32_t granule;    // rows that cost as much as one: the lanes of a vector
-  int32_t tile;       // below this a task is not worth while
-  int32_t most;       // above this a task needs too much scratch
+  int32_t granule;  // rows that cost as much as one: the lanes of a vector
+  int32_t tile;     // below this a task is not worth while
+  int32_t most;     // above this a task needs too much scratch
 };
 
 class Plan {
  public:
-  // Reads the gates. Depends on the arguments only, never on the number of threads. Throws std::bad_alloc.
+  // Reads the gates. Depends on the arguments only, never on the number of threads. Throws
+  // std::bad_alloc.
   void Make(const AttentionArgs& args, const TaskSizes& sizes);
 
   // The longest first, so that threads finish together.
@@ -38,7 +40,8 @@ class Plan {
   int32_t MostRows(const TaskSizes& sizes) const;
   void Divide(const AttentionArgs& args, const TaskSizes& sizes);
 
-  std::vector<int32_t> rows_;    // [batch, kv_head, queries * group], each list followed by unused entries
+  std::vector<int32_t>
+      rows_;  // [batch, kv_head, queries * group], each list followed by unused entries
   std::vector<int32_t> counts_;  // [batch, kv_head]
   std::vector<Task> tasks_;
 };

@@ -1,8 +1,9 @@
-// The two matrix products of a tile, and the softmax between them, with queries in lanes: Sᵀ = K Qᵀ and Oᵀ = Vᵀ Pᵀ.
+// The two matrix products of a tile, and the softmax between them, with queries in lanes: Sᵀ = K Qᵀ
+// and Oᵀ = Vᵀ Pᵀ.
 //
-// A tile is up to kMaxVectors vectors of rows. Keys and values are read where they lie, one scalar at a time, and broadcast:
-// nothing of them is transposed or packed, a head of any size fits without padding, and the softmax needs no horizontal
-// operation.
+// A tile is up to kMaxVectors vectors of rows. Keys and values are read where they lie, one scalar
+// at a time, and broadcast: nothing of them is transposed or packed, a head of any size fits
+// without padding, and the softmax needs no horizontal operation.
 #if defined(MOH_CPU_ATTENTION_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MOH_CPU_ATTENTION_PRODUCTS_INL_H_
 #undef MOH_CPU_ATTENTION_PRODUCTS_INL_H_
@@ -18,26 +19,41 @@ HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
-// Accumulators fill the registers: kStep x kMaxVectors of them, one for each vector of rows, one for a broadcast.
+// Accumulators fill the registers: kStep x kMaxVectors of them, one for each vector of rows, one
+// for a broadcast.
 constexpr size_t kMaxVectors = kManyRegisters ? 3 : 2;
 constexpr size_t kStep = kManyRegisters ? 8 : 6;
 
-// How operands are multiplied. An `Operand` holds kDepth consecutive elements of the summed axis.
+// How operands are multiplied. An `Operand` holds kDepth consecutive elements of the summed axis;
+// Pack makes vectors of them.
 struct Float32Products {
   using Operand = float;
   static constexpr size_t kDepth = 1;
-  static HWY_INLINE VF MulAdd(VF x, Operand broadcast, VF sum) { return hn::MulAdd(x, hn::Set(DF(), broadcast), sum); }
+  static HWY_INLINE VF Pack(VF first, VF /*none*/) { return first; }
+  static HWY_INLINE VF MulAdd(VF x, Operand broadcast, VF sum) {
+    return hn::MulAdd(x, hn::Set(DF(), broadcast), sum);
+  }
 };
 
 #if HWY_NATIVE_DOT_BF16
 struct BFloat16Products {
   using Operand = uint32_t;  // two bfloat16, the first in the low half
   static constexpr size_t kDepth = 2;
+  static HWY_INLINE VF Pack(VF first, VF second) {
+    const hn::Repartition<hwy::bfloat16_t, DF> db;
+    const hn::RebindToUnsigned<decltype(db)> du16;
+    HWY_ALIGN static constexpr uint16_t kAlternate[2 * kLanes] = {
+        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto both = hn::BitCast(du16, hn::OrderedDemote2To(db, first, second));
+    return hn::BitCast(DF(), hn::TableLookupLanes(both, hn::SetTableIndices(du16, kAlternate)));
+  }
   static HWY_INLINE VF MulAdd(VF x, Operand broadcast, VF sum) {
     const hn::Repartition<hwy::bfloat16_t, DF> db;
     const hn::RebindToUnsigned<DF> du;
     VF unused = hn::Zero(DF());
-    return hn::ReorderWidenMulAccumulate(DF(), hn::BitCast(db, x), hn::BitCast(db, hn::Set(du, broadcast)), sum, unused);
+    return hn::ReorderWidenMulAccumulate(DF(), hn::BitCast(db, x),
+                                         hn::BitCast(db, hn::Set(du, broadcast)), sum, unused);
   }
 };
 #endif
@@ -47,15 +63,18 @@ template <typename Operand>
 struct OperandRows {
   const Operand* data;
   ptrdiff_t stride;
-  HWY_INLINE OperandRows From(size_t row) const { return {data + static_cast<ptrdiff_t>(row) * stride, stride}; }
+  HWY_INLINE OperandRows From(size_t row) const {
+    return {data + static_cast<ptrdiff_t>(row) * stride, stride};
+  }
 };
 
-// scores[key][vector] (+)= keys . queries for kKeys keys and vectors [kFirst, kWidth) of the tile; largest = max over keys.
-// With kAdd, the scores in memory (a bias) are added.
-// Not inlined: the accumulators need the registers to themselves.
+// scores[key][vector] (+)= keys . queries for kKeys keys and vectors [kFirst, kWidth) of the tile;
+// largest = max over keys. With kAdd, the scores in memory (a bias) are added. Not inlined: the
+// accumulators need the registers to themselves.
 template <class Products, size_t kKeys, size_t kWidth, size_t kFirst, bool kAdd>
-HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys, const float* HWY_RESTRICT queries, size_t depth,
-                          float* HWY_RESTRICT scores, VF (&largest)[kWidth]) {
+HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys,
+                            const float* HWY_RESTRICT queries, size_t depth,
+                            float* HWY_RESTRICT scores, VF (&largest)[kWidth]) {
   const DF df;
   VF sums[kKeys][kWidth];
 #pragma GCC unroll 8
@@ -68,12 +87,17 @@ HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys, const 
   for (size_t d = 0; d < depth; ++d) {
     VF query[kWidth];
 #pragma GCC unroll 3
-    for (size_t v = kFirst; v < kWidth; ++v) query[v] = hn::Load(df, queries + (d * kWidth + v) * kLanes);
+    for (size_t v = kFirst; v < kWidth; ++v) {
+      query[v] = hn::Load(df, queries + (d * kWidth + v) * kLanes);
+    }
 #pragma GCC unroll 8
     for (size_t key = 0; key < kKeys; ++key) {
-      const auto broadcast = keys.data[static_cast<ptrdiff_t>(key) * keys.stride + static_cast<ptrdiff_t>(d)];
+      const auto broadcast =
+          keys.data[static_cast<ptrdiff_t>(key) * keys.stride + static_cast<ptrdiff_t>(d)];
 #pragma GCC unroll 3
-      for (size_t v = kFirst; v < kWidth; ++v) sums[key][v] = Products::MulAdd(query[v], broadcast, sums[key][v]);
+      for (size_t v = kFirst; v < kWidth; ++v) {
+        sums[key][v] = Products::MulAdd(query[v], broadcast, sums[key][v]);
+      }
     }
   }
 #pragma GCC unroll 3
@@ -90,14 +114,16 @@ HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys, const 
 
 // The same for keys [begin, end).
 template <class Products, size_t kWidth, size_t kFirst, bool kAdd>
-HWY_INLINE void ScoreRange(OperandRows<typename Products::Operand> keys, const float* queries, size_t depth, size_t begin,
-                           size_t end, float* scores, VF (&largest)[kWidth]) {
+HWY_INLINE void ScoreRange(OperandRows<typename Products::Operand> keys, const float* queries,
+                           size_t depth, size_t begin, size_t end, float* scores,
+                           VF (&largest)[kWidth]) {
   constexpr size_t kHalf = kStep / 2;
   size_t key = begin;
   const auto step = [&](auto keys_at_once) HWY_ATTR {
     constexpr size_t kKeys = decltype(keys_at_once)::value;
     for (; key + kKeys <= end; key += kKeys) {
-      ScoreKeys<Products, kKeys, kWidth, kFirst, kAdd>(keys.From(key), queries, depth, scores + key * kWidth * kLanes, largest);
+      ScoreKeys<Products, kKeys, kWidth, kFirst, kAdd>(keys.From(key), queries, depth,
+                                                       scores + key * kWidth * kLanes, largest);
     }
   };
   step(std::integral_constant<size_t, kStep>());
@@ -105,11 +131,11 @@ HWY_INLINE void ScoreRange(OperandRows<typename Products::Operand> keys, const f
   step(std::integral_constant<size_t, 1>());
 }
 
-// scores -> 2^(scores - largest) for keys [begin, end), added up in `sums`. bfloat16 weights are packed in pairs of keys, in
-// place: row key / 2 takes keys `key` and `key + 1`; `begin` is even.
+// scores -> 2^(scores - largest) for keys [begin, end), added up in `sums`. bfloat16 weights are
+// packed in pairs of keys, in place: row key / 2 takes keys `key` and `key + 1`; `begin` is even.
 template <class Products, size_t kWidth, size_t kFirst>
-HWY_INLINE void ExponentiateRange(size_t begin, size_t end, float* HWY_RESTRICT scores, const VF (&largest)[kWidth],
-                                  VF (&sums)[kWidth]) {
+HWY_INLINE void ExponentiateRange(size_t begin, size_t end, float* HWY_RESTRICT scores,
+                                  const VF (&largest)[kWidth], VF (&sums)[kWidth]) {
   const DF df;
   const auto weigh = [&](size_t key, size_t v) HWY_ATTR {
     const VF weight = Exp2(hn::Sub(hn::Load(df, scores + (key * kWidth + v) * kLanes), largest[v]));
@@ -119,21 +145,17 @@ HWY_INLINE void ExponentiateRange(size_t begin, size_t end, float* HWY_RESTRICT 
   if constexpr (Products::kDepth == 1) {
     for (size_t key = begin; key < end; ++key) {
 #pragma GCC unroll 3
-      for (size_t v = kFirst; v < kWidth; ++v) hn::Store(weigh(key, v), df, scores + (key * kWidth + v) * kLanes);
+      for (size_t v = kFirst; v < kWidth; ++v) {
+        hn::Store(weigh(key, v), df, scores + (key * kWidth + v) * kLanes);
+      }
     }
   } else {
-    const hn::Rebind<hwy::bfloat16_t, DF> db;
-    const hn::RebindToUnsigned<decltype(db)> du16;
-    const hn::RebindToUnsigned<DF> du32;
     for (size_t key = begin; key < end; key += 2) {
 #pragma GCC unroll 3
       for (size_t v = kFirst; v < kWidth; ++v) {
         const VF first = weigh(key, v);
         const VF second = key + 1 < end ? weigh(key + 1, v) : hn::Zero(df);
-        const auto low = hn::PromoteTo(du32, hn::BitCast(du16, hn::DemoteTo(db, first)));
-        const auto high = hn::PromoteTo(du32, hn::BitCast(du16, hn::DemoteTo(db, second)));
-        const auto pair = hn::Or(low, hn::ShiftLeft<16>(high));
-        hn::Store(hn::BitCast(df, pair), df, scores + (key / 2 * kWidth + v) * kLanes);
+        hn::Store(Products::Pack(first, second), df, scores + (key / 2 * kWidth + v) * kLanes);
       }
     }
   }
@@ -141,35 +163,43 @@ HWY_INLINE void ExponentiateRange(size_t begin, size_t end, float* HWY_RESTRICT 
 
 // Adds values * weights over rows [begin, end) of operands to kFeatures x [kFirst, kWidth) sums.
 template <class Products, size_t kFeatures, size_t kWidth, size_t kFirst>
-HWY_INLINE void WeighRange(OperandRows<typename Products::Operand> values, const float* HWY_RESTRICT weights, size_t begin,
-                           size_t end, VF (&sums)[kFeatures][kWidth]) {
+HWY_INLINE void WeighRange(OperandRows<typename Products::Operand> values,
+                           const float* HWY_RESTRICT weights, size_t begin, size_t end,
+                           VF (&sums)[kFeatures][kWidth]) {
   const DF df;
   for (size_t row = begin; row < end; ++row) {
     VF weight[kWidth];
 #pragma GCC unroll 3
-    for (size_t v = kFirst; v < kWidth; ++v) weight[v] = hn::Load(df, weights + (row * kWidth + v) * kLanes);
+    for (size_t v = kFirst; v < kWidth; ++v) {
+      weight[v] = hn::Load(df, weights + (row * kWidth + v) * kLanes);
+    }
     const auto* HWY_RESTRICT value = values.data + static_cast<ptrdiff_t>(row) * values.stride;
 #pragma GCC unroll 8
     for (size_t d = 0; d < kFeatures; ++d) {
       const auto broadcast = value[d];
 #pragma GCC unroll 3
-      for (size_t v = kFirst; v < kWidth; ++v) sums[d][v] = Products::MulAdd(weight[v], broadcast, sums[d][v]);
+      for (size_t v = kFirst; v < kWidth; ++v) {
+        sums[d][v] = Products::MulAdd(weight[v], broadcast, sums[d][v]);
+      }
     }
   }
 }
 
-// outputs[feature][vector] = outputs * decay + values * weights for kFeatures features. Vector v weighs the keys before
-// ends[v], which do not decrease with v.
+// outputs[feature][vector] = outputs * decay + values * weights for kFeatures features. Vector v
+// weighs the keys before ends[v], which do not decrease with v.
 template <class Products, size_t kFeatures, size_t kWidth>
-HWY_NOINLINE void WeighFeatures(OperandRows<typename Products::Operand> values, const float* weights,
-                              const size_t (&ends)[kWidth], const VF (&decay)[kWidth], bool first_block, float* outputs) {
+HWY_NOINLINE void WeighFeatures(OperandRows<typename Products::Operand> values,
+                                const float* weights, const size_t (&ends)[kWidth],
+                                const VF (&decay)[kWidth], bool first_block, float* outputs) {
   const DF df;
   VF sums[kFeatures][kWidth];
 #pragma GCC unroll 8
   for (size_t d = 0; d < kFeatures; ++d) {
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
-      sums[d][v] = first_block ? hn::Zero(df) : hn::Mul(hn::Load(df, outputs + (d * kWidth + v) * kLanes), decay[v]);
+      sums[d][v] = first_block
+                       ? hn::Zero(df)
+                       : hn::Mul(hn::Load(df, outputs + (d * kWidth + v) * kLanes), decay[v]);
     }
   }
   const auto rows = [](size_t keys) { return (keys + Products::kDepth - 1) / Products::kDepth; };
@@ -183,7 +213,9 @@ HWY_NOINLINE void WeighFeatures(OperandRows<typename Products::Operand> values, 
 #pragma GCC unroll 8
   for (size_t d = 0; d < kFeatures; ++d) {
 #pragma GCC unroll 3
-    for (size_t v = 0; v < kWidth; ++v) hn::Store(sums[d][v], df, outputs + (d * kWidth + v) * kLanes);
+    for (size_t v = 0; v < kWidth; ++v) {
+      hn::Store(sums[d][v], df, outputs + (d * kWidth + v) * kLanes);
+    }
   }
 }
 

@@ -21,11 +21,15 @@ class Scratch {
   // Starts a new layout of `bytes` in all. Throws std::bad_alloc.
   void Reset(size_t bytes) {
     used_ = 0;
-    if (bytes <= size_) return;
+    if (bytes <= size_) {
+      return;
+    }
     std::free(std::exchange(data_, nullptr));
     size_ = 0;
     data_ = static_cast<char*>(std::aligned_alloc(kCacheLine, Rounded(bytes)));
-    if (data_ == nullptr) throw std::bad_alloc();
+    if (data_ == nullptr) {
+      throw std::bad_alloc();
+    }
     size_ = Rounded(bytes);
   }
 

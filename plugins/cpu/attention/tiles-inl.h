@@ -1,4 +1,5 @@
-// A task with many rows: tiles of rows in lanes, blocks of keys, softmax block by block (online softmax, arXiv 1805.02867).
+// A task with many rows: tiles of rows in lanes, blocks of keys, softmax block by block (online
+// softmax, arXiv 1805.02867).
 #if defined(MOH_CPU_ATTENTION_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MOH_CPU_ATTENTION_TILES_INL_H_
 #undef MOH_CPU_ATTENTION_TILES_INL_H_
@@ -26,8 +27,8 @@ struct Tile {
   bool fresh;      // nothing is in `outputs` yet
   VF largest[kMaxVectors];
   VF sum[kMaxVectors];
-  int32_t visible[kMaxVectors][kLanes];         // keys that the row sees
-  ptrdiff_t mask_rows[kMaxVectors * kLanes];    // where the row begins in attn_mask
+  int32_t visible[kMaxVectors][kLanes];       // keys that the row sees
+  ptrdiff_t mask_rows[kMaxVectors * kLanes];  // where the row begins in attn_mask
 
   int32_t FewestVisible() const { return visible[0][0]; }
   int32_t MostVisible(size_t v) const { return visible[v][kLanes - 1]; }
@@ -44,7 +45,8 @@ struct Block {
 template <class Products, typename T>
 class TileTask {
  public:
-  TileTask(const AttentionArgs& args, const Task& task, Scratch& scratch) : view_{args, task}, scratch_(scratch) {}
+  TileTask(const AttentionArgs& args, const Task& task, Scratch& scratch)
+      : view_{args, task}, scratch_(scratch) {}
 
   void Run() {
     TakeScratch();
@@ -54,9 +56,13 @@ class TileTask {
     const size_t step = KeysPerBlock(static_cast<size_t>(args().keys));
     for (size_t begin = 0; begin < keys; begin += step) {
       const Block<Products> block = ReadBlock(begin, HWY_MIN(step, keys - begin));
-      for (size_t t = 0; t < tile_count_; ++t) WithWidth(tiles_[t], block);
+      for (size_t t = 0; t < tile_count_; ++t) {
+        WithWidth(tiles_[t], block);
+      }
     }
-    for (size_t t = 0; t < tile_count_; ++t) Finish(tiles_[t]);
+    for (size_t t = 0; t < tile_count_; ++t) {
+      Finish(tiles_[t]);
+    }
   }
 
  private:
@@ -66,14 +72,17 @@ class TileTask {
 
   void TakeScratch() {
     const size_t block = KeysPerBlock(static_cast<size_t>(args().keys));
-    const auto head_dim = static_cast<size_t>(args().head_dim), value_dim = static_cast<size_t>(args().value_dim);
+    const auto head_dim = static_cast<size_t>(args().head_dim),
+               value_dim = static_cast<size_t>(args().value_dim);
     const size_t vectors = (static_cast<size_t>(view_.task.row_count) + kLanes - 1) / kLanes;
     tile_count_ = (vectors + kMaxVectors - 1) / kMaxVectors;
-    const size_t keys = block * RowOperands<Products>(head_dim), values = RowOperands<Products>(block) * value_dim;
+    const size_t keys = block * RowOperands<Products>(head_dim),
+                 values = RowOperands<Products>(block) * value_dim;
     const size_t scores = block * kMaxVectors * kLanes;
     const size_t queries = RoundUp(head_dim, kLanes) * kMaxVectors * kLanes;
     const size_t outputs = RoundUp(value_dim, kLanes) * kMaxVectors * kLanes;
-    scratch_.Reset(Scratch::Bytes<Operand>(keys) + Scratch::Bytes<Operand>(values) + Scratch::Bytes<float>(scores) +
+    scratch_.Reset(Scratch::Bytes<Operand>(keys) + Scratch::Bytes<Operand>(values) +
+                   Scratch::Bytes<float>(scores) +
                    tile_count_ * (Scratch::Bytes<float>(queries) + Scratch::Bytes<float>(outputs)));
     keys_ = scratch_.Take<Operand>(keys);
     values_ = scratch_.Take<Operand>(values);
@@ -97,7 +106,9 @@ class TileTask {
       tile.fresh = true;
       places += tile.row_count;
       rows_left -= tile.row_count;
-      for (size_t v = 0; v < tile.vectors; ++v) PackVector(tile, v);
+      for (size_t v = 0; v < tile.vectors; ++v) {
+        PackVector(tile, v);
+      }
     }
   }
 
@@ -109,17 +120,20 @@ class TileTask {
       tile.visible[v][lane] = view_.VisibleKeys(row);
       tile.mask_rows[v * kLanes + lane] = view_.MaskOffset(row);
     }
-    PackRows<Products>(queries, static_cast<size_t>(args().head_dim), args().scale * kLog2E, tile.vectors,
-                       tile.queries + v * kLanes);
+    PackRows<Products>(queries, static_cast<size_t>(args().head_dim), args().scale * kLog2E,
+                       tile.vectors, tile.queries + v * kLanes);
     tile.largest[v] = hn::Set(DF(), kLowest);
     tile.sum[v] = hn::Zero(DF());
   }
 
   Block<Products> ReadBlock(size_t begin, size_t count) {
     const auto key = static_cast<int64_t>(begin);
-    const auto head_dim = static_cast<size_t>(args().head_dim), value_dim = static_cast<size_t>(args().value_dim);
-    return {KeyOperands<Products>(view_.template Key<T>(key), args().key_strides.token, count, head_dim, keys_),
-            ValueOperands<Products>(view_.template Value<T>(key), args().value_strides.token, count, value_dim, values_),
+    const auto head_dim = static_cast<size_t>(args().head_dim),
+               value_dim = static_cast<size_t>(args().value_dim);
+    return {KeyOperands<Products>(view_.template Key<T>(key), args().key_strides.token, count,
+                                  head_dim, keys_),
+            ValueOperands<Products>(view_.template Value<T>(key), args().value_strides.token, count,
+                                    value_dim, values_),
             begin, count, scores_};
   }
 
@@ -137,10 +151,17 @@ class TileTask {
   // Leaves out what the mask hides from every row of the tile.
   template <size_t kWidth>
   void Mask(Tile& tile, Block<Products> block) {
-    if (tile.MostVisible(kWidth - 1) <= static_cast<int64_t>(block.begin)) return;
-    if (args().mask.data == nullptr) return Attend<kWidth>(tile, block, false);
-    const MaskEffect effect = WriteBiases<kWidth>(args().mask, tile.mask_rows, block.begin, block.count, block.scores);
-    if (effect.last_seen == 0) return;
+    if (tile.MostVisible(kWidth - 1) <= static_cast<int64_t>(block.begin)) {
+      return;
+    }
+    if (args().mask.data == nullptr) {
+      return Attend<kWidth>(tile, block, false);
+    }
+    const MaskEffect effect =
+        WriteBiases<kWidth>(args().mask, tile.mask_rows, block.begin, block.count, block.scores);
+    if (effect.last_seen == 0) {
+      return;
+    }
     block.keys = block.keys.From(effect.first_seen);
     block.values = block.values.From(effect.first_seen / Products::kDepth);
     block.scores += effect.first_seen * kWidth * kLanes;
@@ -152,25 +173,41 @@ class TileTask {
   template <size_t kWidth>
   void Attend(Tile& tile, const Block<Products>& block, bool biased) {
     size_t ends[kWidth];  // of the keys that vector v looks at
-    for (size_t v = 0; v < kWidth; ++v) ends[v] = KeysToCompute(tile.MostVisible(v), block);
-    if (ends[kWidth - 1] == 0) return;
+    for (size_t v = 0; v < kWidth; ++v) {
+      ends[v] = KeysToCompute(tile.MostVisible(v), block);
+    }
+    if (ends[kWidth - 1] == 0) {
+      return;
+    }
     const size_t plain = biased ? 0 : HWY_MIN(ends[0], SeenByAll(tile, block));
-    if (args().causal) HideLaterKeys<kWidth>(tile, block, plain, ends[kWidth - 1], biased);
+    if (args().causal) {
+      HideLaterKeys<kWidth>(tile, block, plain, ends[kWidth - 1], biased);
+    }
 
     VF largest[kWidth], decay[kWidth], sum[kWidth];
-    for (size_t v = 0; v < kWidth; ++v) largest[v] = tile.largest[v];
+    for (size_t v = 0; v < kWidth; ++v) {
+      largest[v] = tile.largest[v];
+    }
     Score<kWidth, 0, false>(tile, block, 0, plain, largest);
     Score<kWidth, 0, true>(tile, block, plain, ends[0], largest);
-    if constexpr (kWidth > 1) Score<kWidth, 1, true>(tile, block, ends[0], ends[1], largest);
-    if constexpr (kWidth > 2) Score<kWidth, 2, true>(tile, block, ends[1], ends[2], largest);
+    if constexpr (kWidth > 1) {
+      Score<kWidth, 1, true>(tile, block, ends[0], ends[1], largest);
+    }
+    if constexpr (kWidth > 2) {
+      Score<kWidth, 2, true>(tile, block, ends[1], ends[2], largest);
+    }
 
     for (size_t v = 0; v < kWidth; ++v) {
       decay[v] = Exp2(hn::Sub(tile.largest[v], largest[v]));
       sum[v] = hn::Mul(tile.sum[v], decay[v]);
     }
     ExponentiateRange<Products, kWidth, 0>(0, ends[0], block.scores, largest, sum);
-    if constexpr (kWidth > 1) ExponentiateRange<Products, kWidth, 1>(ends[0], ends[1], block.scores, largest, sum);
-    if constexpr (kWidth > 2) ExponentiateRange<Products, kWidth, 2>(ends[1], ends[2], block.scores, largest, sum);
+    if constexpr (kWidth > 1) {
+      ExponentiateRange<Products, kWidth, 1>(ends[0], ends[1], block.scores, largest, sum);
+    }
+    if constexpr (kWidth > 2) {
+      ExponentiateRange<Products, kWidth, 2>(ends[1], ends[2], block.scores, largest, sum);
+    }
     for (size_t v = 0; v < kWidth; ++v) {
       tile.largest[v] = largest[v];
       tile.sum[v] = sum[v];
@@ -181,20 +218,26 @@ class TileTask {
 
   // Up to the last key that a row of the vector sees, in whole steps where the block has them.
   static size_t KeysToCompute(int32_t visible, const Block<Products>& block) {
-    if (visible <= static_cast<int64_t>(block.begin)) return 0;
+    if (visible <= static_cast<int64_t>(block.begin)) {
+      return 0;
+    }
     return HWY_MIN(block.count, RoundUp(static_cast<size_t>(visible) - block.begin, kStep));
   }
 
   // Up to the first key that a row of the tile does not see, in whole steps.
   static size_t SeenByAll(const Tile& tile, const Block<Products>& block) {
-    if (tile.FewestVisible() <= static_cast<int64_t>(block.begin)) return 0;
+    if (tile.FewestVisible() <= static_cast<int64_t>(block.begin)) {
+      return 0;
+    }
     const size_t seen = static_cast<size_t>(tile.FewestVisible()) - block.begin;
     return seen >= block.count ? block.count : seen / kStep * kStep;
   }
 
-  // Biases of keys [begin, end): -inf in the lanes that do not see the key; else what is there if `biased`, else 0.
+  // Biases of keys [begin, end): -inf in the lanes that do not see the key; else what is there if
+  // `biased`, else 0.
   template <size_t kWidth>
-  static void HideLaterKeys(const Tile& tile, const Block<Products>& block, size_t begin, size_t end, bool biased) {
+  static void HideLaterKeys(const Tile& tile, const Block<Products>& block, size_t begin,
+                            size_t end, bool biased) {
     const DF df;
     const hn::RebindToSigned<DF> di;
     for (size_t key = begin; key < end; ++key) {
@@ -202,20 +245,24 @@ class TileTask {
       for (size_t v = 0; v < kWidth; ++v) {
         float* bias = block.scores + (key * kWidth + v) * kLanes;
         const auto hidden = hn::RebindMask(df, hn::Ge(position, hn::LoadU(di, tile.visible[v])));
-        hn::Store(hn::IfThenElse(hidden, hn::Set(df, -kInfinity), biased ? hn::Load(df, bias) : hn::Zero(df)), df, bias);
+        hn::Store(hn::IfThenElse(hidden, hn::Set(df, -kInfinity),
+                                 biased ? hn::Load(df, bias) : hn::Zero(df)),
+                  df, bias);
       }
     }
   }
 
   template <size_t kWidth, size_t kFirst, bool kAdd>
-  void Score(const Tile& tile, const Block<Products>& block, size_t begin, size_t end, VF (&largest)[kWidth]) {
-    ScoreRange<Products, kWidth, kFirst, kAdd>(block.keys, tile.queries,
-                                               RowOperands<Products>(static_cast<size_t>(args().head_dim)), begin, end,
-                                               block.scores, largest);
+  void Score(const Tile& tile, const Block<Products>& block, size_t begin, size_t end,
+             VF (&largest)[kWidth]) {
+    ScoreRange<Products, kWidth, kFirst, kAdd>(
+        block.keys, tile.queries, RowOperands<Products>(static_cast<size_t>(args().head_dim)),
+        begin, end, block.scores, largest);
   }
 
   template <size_t kWidth>
-  void Weigh(Tile& tile, const Block<Products>& block, const size_t (&ends)[kWidth], const VF (&decay)[kWidth]) {
+  void Weigh(Tile& tile, const Block<Products>& block, const size_t (&ends)[kWidth],
+             const VF (&decay)[kWidth]) {
     const auto value_dim = static_cast<size_t>(args().value_dim);
     size_t d = 0;
     const auto step = [&](auto features_at_once) HWY_ATTR {
@@ -244,9 +291,13 @@ class TileTask {
       }
       const VF gate = hn::Load(df, gates), zero = hn::Zero(df);
       // A row that sees no key has attention 0, and a NaN gate makes it NaN.
-      const VF factor = hn::IfThenElse(hn::Eq(tile.sum[v], zero), hn::Mul(gate, zero), hn::Div(gate, tile.sum[v]));
-      if (tile.fresh) ClearOutputs(tile, v);
-      UnpackRows(tile.outputs + v * kLanes, tile.vectors, factor, static_cast<size_t>(args().value_dim), count, outputs);
+      const VF factor = hn::IfThenElse(hn::Eq(tile.sum[v], zero), hn::Mul(gate, zero),
+                                       hn::Div(gate, tile.sum[v]));
+      if (tile.fresh) {
+        ClearOutputs(tile, v);
+      }
+      UnpackRows(tile.outputs + v * kLanes, tile.vectors, factor,
+                 static_cast<size_t>(args().value_dim), count, outputs);
     }
   }
 

@@ -15,7 +15,9 @@ bool ReadHeads(const Shape& shape, int64_t heads, HeadsShape& out) {
     out = {shape[0], shape[1], shape[2], shape[3]};
     return shape[1] == heads;
   }
-  if (shape.size() != 3 || shape[2] % heads != 0) return false;
+  if (shape.size() != 3 || shape[2] % heads != 0) {
+    return false;
+  }
   out = {shape[0], heads, shape[1], shape[2] / heads};
   return true;
 }
@@ -26,13 +28,15 @@ HeadStrides Strides(size_t rank, int64_t heads, int64_t tokens, int64_t dim) {
 }
 
 Ort::Status WrongHeads(const char* name, const Shape& shape, int64_t heads) {
-  return InvalidArgument("MoHAttention: ", name, " is ", Text(shape), "; expected [batch, tokens, heads * dim] or ",
+  return InvalidArgument("MoHAttention: ", name, " is ", Text(shape),
+                         "; expected [batch, tokens, heads * dim] or ",
                          "[batch, heads, tokens, dim] with ", heads, " heads.");
 }
 
 }  // namespace
 
-AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels, cpu::Compute compute)
+AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype,
+                                 const cpu::Kernels& kernels, cpu::Compute compute)
     : dtype_(dtype), kernels_(kernels), compute_(compute) {
   const Ort::ConstKernelInfo attributes(info);
   q_heads_ = attributes.GetAttribute<int64_t>("q_num_heads");
@@ -40,8 +44,9 @@ AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype, const c
   causal_ = attributes.GetAttribute<int64_t>("is_causal") != 0;
   scale_ = attributes.GetAttribute<float>("scale");
   if (q_heads_ < 1 || kv_heads_ < 1 || q_heads_ % kv_heads_ != 0 || q_heads_ > kMost) {
-    throw std::invalid_argument("q_num_heads is " + std::to_string(q_heads_) + " and kv_num_heads " +
-                                std::to_string(kv_heads_) + "; expected the first to be a multiple of the second.");
+    throw std::invalid_argument("q_num_heads is " + std::to_string(q_heads_) +
+                                " and kv_num_heads " + std::to_string(kv_heads_) +
+                                "; expected the first to be a multiple of the second.");
   }
 }
 
@@ -53,14 +58,20 @@ OrtStatusPtr AttentionKernel::ComputeV2(OrtKernelContext* context) const {
 }
 
 Ort::Status AttentionKernel::Compute(Ort::KernelContext& context) const {
-  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2), ReadInput(context, 3),
-                   ReadInput(context, 4)};
+  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2),
+                   ReadInput(context, 3), ReadInput(context, 4)};
   AttentionArgs args{};
   args.dtype = dtype_;
-  if (auto status = ReadSizes(in, args); !status.IsOK()) return status;
-  if (auto status = CheckGates(in, args); !status.IsOK()) return status;
+  if (auto status = ReadSizes(in, args); !status.IsOK()) {
+    return status;
+  }
+  if (auto status = CheckGates(in, args); !status.IsOK()) {
+    return status;
+  }
   if (in.mask.present) {
-    if (auto status = ReadMask(in.mask, args); !status.IsOK()) return status;
+    if (auto status = ReadMask(in.mask, args); !status.IsOK()) {
+      return status;
+    }
   }
 
   Shape shape = in.query.shape;
@@ -72,19 +83,29 @@ Ort::Status AttentionKernel::Compute(Ort::KernelContext& context) const {
 
 Ort::Status AttentionKernel::ReadSizes(const Tensors& in, AttentionArgs& args) const {
   HeadsShape query, key, value;
-  if (!ReadHeads(in.query.shape, q_heads_, query)) return WrongHeads("Q", in.query.shape, q_heads_);
-  if (!ReadHeads(in.key.shape, kv_heads_, key)) return WrongHeads("K", in.key.shape, kv_heads_);
-  if (!ReadHeads(in.value.shape, kv_heads_, value)) return WrongHeads("V", in.value.shape, kv_heads_);
+  if (!ReadHeads(in.query.shape, q_heads_, query)) {
+    return WrongHeads("Q", in.query.shape, q_heads_);
+  }
+  if (!ReadHeads(in.key.shape, kv_heads_, key)) {
+    return WrongHeads("K", in.key.shape, kv_heads_);
+  }
+  if (!ReadHeads(in.value.shape, kv_heads_, value)) {
+    return WrongHeads("V", in.value.shape, kv_heads_);
+  }
   const size_t rank = in.query.shape.size();
   if (in.key.shape.size() != rank || in.value.shape.size() != rank || key.batch != query.batch ||
       value.batch != query.batch || value.tokens != key.tokens || key.dim != query.dim) {
-    return InvalidArgument("MoHAttention: Q is ", Text(in.query.shape), ", K ", Text(in.key.shape), " and V ",
-                           Text(in.value.shape), "; expected one rank and batch size, K and V of one length, and Q and K of ",
-                           "one head size.");
+    return InvalidArgument(
+        "MoHAttention: Q is ", Text(in.query.shape), ", K ", Text(in.key.shape), " and V ",
+        Text(in.value.shape),
+        "; expected one rank and batch size, K and V of one length, and Q and K of ",
+        "one head size.");
   }
   // Kernels count places and keys in 32 bits; offsets have 64.
-  if (query.batch > kMost || query.tokens * q_heads_ > kMost || key.tokens > kMost || query.dim > kMost || value.dim > kMost) {
-    return InvalidArgument("MoHAttention: Q is ", Text(in.query.shape), " and V ", Text(in.value.shape),
+  if (query.batch > kMost || query.tokens * q_heads_ > kMost || key.tokens > kMost ||
+      query.dim > kMost || value.dim > kMost) {
+    return InvalidArgument("MoHAttention: Q is ", Text(in.query.shape), " and V ",
+                           Text(in.value.shape),
                            "; expected sizes, and queries times heads, below 2^31.");
   }
   args.query = in.query.data;
@@ -109,8 +130,11 @@ Ort::Status AttentionKernel::ReadSizes(const Tensors& in, AttentionArgs& args) c
 
 Ort::Status AttentionKernel::CheckGates(const Tensors& in, const AttentionArgs& args) {
   const Shape expected{args.batch, args.queries, args.q_heads};
-  if (in.gates.shape == expected) return Ort::Status();
-  return InvalidArgument("MoHAttention: gates is ", Text(in.gates.shape), "; expected ", Text(expected), ".");
+  if (in.gates.shape == expected) {
+    return Ort::Status();
+  }
+  return InvalidArgument("MoHAttention: gates is ", Text(in.gates.shape), "; expected ",
+                         Text(expected), ".");
 }
 
 Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
@@ -128,12 +152,14 @@ Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
       args.mask.dtype = DType::kBFloat16;
       break;
     default:
-      return InvalidArgument("MoHAttention: attn_mask has ONNX element type ", static_cast<int>(mask.type),
+      return InvalidArgument("MoHAttention: attn_mask has ONNX element type ",
+                             static_cast<int>(mask.type),
                              "; expected bool, float32, float16 or bfloat16.");
   }
   const Shape target{args.batch, args.q_heads, args.queries, args.keys};
   const size_t rank = mask.shape.size();
-  ptrdiff_t* const strides[] = {&args.mask.batch, &args.mask.head, &args.mask.query, &args.mask.key};
+  ptrdiff_t* const strides[] = {&args.mask.batch, &args.mask.head, &args.mask.query,
+                                &args.mask.key};
   bool fits = rank >= 1 && rank <= target.size();
   ptrdiff_t stride = 1;
   for (size_t from_end = 1; fits && from_end <= rank; ++from_end) {
@@ -143,8 +169,8 @@ Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
     stride *= size;
   }
   if (!fits) {
-    return InvalidArgument("MoHAttention: attn_mask is ", Text(mask.shape), "; expected rank 1 to 4, broadcastable to ",
-                           Text(target), ".");
+    return InvalidArgument("MoHAttention: attn_mask is ", Text(mask.shape),
+                           "; expected rank 1 to 4, broadcastable to ", Text(target), ".");
   }
   args.mask.data = mask.data;
   return Ort::Status();

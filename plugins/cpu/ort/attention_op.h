@@ -1,4 +1,5 @@
-// moh::MoHAttention as a custom op: reads attributes and tensors, checks them, and calls the kernel.
+// moh::MoHAttention as a custom op: reads attributes and tensors, checks them, and calls the
+// kernel.
 #pragma once
 
 #include <limits>
@@ -11,7 +12,8 @@ namespace moh::ort {
 
 class AttentionKernel {
  public:
-  AttentionKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels, cpu::Compute compute);
+  AttentionKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels,
+                  cpu::Compute compute);
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) const;
 
@@ -35,7 +37,8 @@ class AttentionKernel {
 
 template <DType kType>
 struct AttentionOp : Ort::CustomOpBase<AttentionOp<kType>, AttentionKernel, /*WithStatus=*/true> {
-  AttentionOp(const cpu::Kernels& kernels, cpu::Compute compute) : kernels(kernels), compute(compute) {
+  AttentionOp(const cpu::Kernels& kernels, cpu::Compute compute)
+      : kernels(kernels), compute(compute) {
     OrtCustomOp::version = kApiVersion;
   }
 

@@ -1,4 +1,5 @@
-// ONNX Runtime's C++ API, used through the function table that the runtime hands over at registration.
+// ONNX Runtime's C++ API, used through the function table that the runtime hands over at
+// registration.
 #pragma once
 
 #define ORT_API_MANUAL_INIT
@@ -14,8 +15,8 @@
 
 namespace moh::ort {
 
-// The oldest version that has all that is used here (KernelContext_ParallelFor is the youngest part). A runtime gives a
-// library the table of any version up to its own.
+// The oldest version that has all that is used here (KernelContext_ParallelFor is the youngest
+// part). A runtime gives a library the table of any version up to its own.
 constexpr uint32_t kApiVersion = 17;
 
 constexpr ONNXTensorElementDataType ElementType(DType dtype) {
@@ -38,7 +39,8 @@ Ort::Status InvalidArgument(const Parts&... parts) {
   return Ort::Status(text.str().c_str(), ORT_INVALID_ARGUMENT);
 }
 
-// Runs `call`, which returns an Ort::Status, and makes a status of what it throws: no exception may cross the C interface.
+// Runs `call`, which returns an Ort::Status, and makes a status of what it throws: no exception may
+// cross the C interface.
 template <typename Call>
 OrtStatusPtr AsStatus(const char* op, const Call& call) {
   try {
@@ -54,7 +56,9 @@ using Shape = std::vector<int64_t>;
 
 inline std::string Text(const Shape& shape) {
   std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  }
   return text + "]";
 }
 
@@ -68,9 +72,13 @@ struct Input {
 
 inline Input ReadInput(const Ort::KernelContext& context, size_t index) {
   Input input;
-  if (index >= context.GetInputCount()) return input;
+  if (index >= context.GetInputCount()) {
+    return input;
+  }
   const Ort::ConstValue value = context.GetInput(index);
-  if (static_cast<const OrtValue*>(value) == nullptr) return input;
+  if (static_cast<const OrtValue*>(value) == nullptr) {
+    return input;
+  }
   const auto info = value.GetTensorTypeAndShapeInfo();
   input.data = value.GetTensorRawData();
   input.type = info.GetElementType();
@@ -82,8 +90,13 @@ inline Input ReadInput(const Ort::KernelContext& context, size_t index) {
 // The session's own threads, each index handed to whichever is free.
 inline cpu::Parallel SessionThreads(Ort::KernelContext& context) {
   const auto run = [](void* pool, cpu::Parallel::Body body, size_t count, void* argument) {
-    if (count == 1) return body(argument, 0);
-    if (count != 0) static_cast<Ort::KernelContext*>(pool)->ParallelFor(body, count, /*num_batch=*/count, argument);
+    if (count == 1) {
+      return body(argument, 0);
+    }
+    if (count != 0) {
+      static_cast<Ort::KernelContext*>(pool)->ParallelFor(body, count, /*num_batch=*/count,
+                                                          argument);
+    }
   };
   return {run, &context};
 }

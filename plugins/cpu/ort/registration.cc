@@ -1,8 +1,10 @@
-// The entry point that ONNX Runtime looks for in a custom-op library, and what the library says of itself.
+// The entry point that ONNX Runtime looks for in a custom-op library, and what the library says of
+// itself.
 //
 // Session config entries, read when the library is registered:
 //   moh.instruction_set   one of moh_cpu_instruction_sets(); default: the best
-//   moh.compute_type      float32 (default), or bfloat16: products of bfloat16 operands where the CPU has them
+//   moh.compute_type      float32 (default), or bfloat16: products of bfloat16 operands where the
+//   CPU has them
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,7 +17,8 @@
 namespace moh::ort {
 namespace {
 
-// The ops of one choice of kernels. Sessions point into it, and nothing tells when the last one is gone: kept for good.
+// The ops of one choice of kernels. Sessions point into it, and nothing tells when the last one is
+// gone: kept for good.
 struct Ops {
   Ops(const cpu::Kernels& kernels, cpu::Compute compute)
       : attention32(kernels, compute),
@@ -47,7 +50,9 @@ const Ops& OpsFor(const cpu::Kernels& kernels, cpu::Compute compute) {
   static auto& made = *new std::map<Key, std::unique_ptr<Ops>>();
   const std::lock_guard<std::mutex> lock(mutex);
   std::unique_ptr<Ops>& ops = made[{&kernels, compute}];
-  if (ops == nullptr) ops = std::make_unique<Ops>(kernels, compute);
+  if (ops == nullptr) {
+    ops = std::make_unique<Ops>(kernels, compute);
+  }
   return *ops;
 }
 
@@ -68,7 +73,8 @@ Ort::Status Register(OrtSessionOptions* options) {
   const std::string type = session.GetConfigEntryOrDefault("moh.compute_type", "float32");
   const cpu::Kernels* kernels = cpu::FindKernels(set);
   if (kernels == nullptr) {
-    return InvalidArgument("moh.instruction_set is '", set, "'; expected one that this machine has: ", InstructionSets(), ".");
+    return InvalidArgument("moh.instruction_set is '", set,
+                           "'; expected one that this machine has: ", InstructionSets(), ".");
   }
   if (type != "float32" && type != "bfloat16") {
     return InvalidArgument("moh.compute_type is '", type, "'; expected float32 or bfloat16.");
@@ -78,11 +84,12 @@ Ort::Status Register(OrtSessionOptions* options) {
   return Ort::Status();
 }
 
-// A runtime without our version of the table: said in its own terms, since success would mean that it silently goes on
-// without these kernels.
+// A runtime without our version of the table: said in its own terms, since success would mean that
+// it silently goes on without these kernels.
 OrtStatus* TooOld(const OrtApiBase* base) {
-  const std::string text = "moh-deploy's CPU kernels need ONNX Runtime 1." + std::to_string(kApiVersion) +
-                           " or newer; this is ONNX Runtime " + base->GetVersionString() + ".";
+  const std::string text = "moh-deploy's CPU kernels need ONNX Runtime 1." +
+                           std::to_string(kApiVersion) + " or newer; this is ONNX Runtime " +
+                           base->GetVersionString() + ".";
   return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, text.c_str());
 }
 
@@ -91,9 +98,12 @@ OrtStatus* TooOld(const OrtApiBase* base) {
 
 MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(moh::ort::kApiVersion);
-  if (api == nullptr) return moh::ort::TooOld(base);
+  if (api == nullptr) {
+    return moh::ort::TooOld(base);
+  }
   Ort::InitApi(api);
-  return moh::ort::AsStatus("moh-deploy's CPU kernels", [&] { return moh::ort::Register(options); });
+  return moh::ort::AsStatus("moh-deploy's CPU kernels",
+                            [&] { return moh::ort::Register(options); });
 }
 
 // Names of the instruction sets that this machine has kernels for, best first, separated by commas.

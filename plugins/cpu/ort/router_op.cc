@@ -27,7 +27,9 @@ Ort::Status RouterKernel::Compute(Ort::KernelContext& context) const {
   const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2)};
   RouterArgs args{};
   Shape shape;  // [batch, tokens, heads]
-  if (auto status = ReadSizes(in, args, shape); !status.IsOK()) return status;
+  if (auto status = ReadSizes(in, args, shape); !status.IsOK()) {
+    return status;
+  }
   args.gates = context.GetOutput(0, shape).GetTensorMutableRawData();
   kernels_.router(args, SessionThreads(context));
   return Ort::Status();
@@ -38,26 +40,38 @@ Ort::Status RouterKernel::ReadSizes(const Tensors& in, RouterArgs& args, Shape& 
       {"routed_logits", &in.routed}, {"shared_logits", &in.shared}, {"stage_logits", &in.stage}};
   const Input* first = nullptr;
   for (const auto& [name, input] : inputs) {
-    if (!input->present) continue;
-    if (first == nullptr) first = input;
-    if (input->shape.size() != 3 || input->shape[0] != first->shape[0] || input->shape[1] != first->shape[1]) {
-      return InvalidArgument("MoHRouter: ", name, " is ", Text(input->shape),
-                             "; expected [batch, tokens, heads], with one batch and tokens for all logits.");
+    if (!input->present) {
+      continue;
+    }
+    if (first == nullptr) {
+      first = input;
+    }
+    if (input->shape.size() != 3 || input->shape[0] != first->shape[0] ||
+        input->shape[1] != first->shape[1]) {
+      return InvalidArgument(
+          "MoHRouter: ", name, " is ", Text(input->shape),
+          "; expected [batch, tokens, heads], with one batch and tokens for all logits.");
     }
   }
-  if (first == nullptr) return InvalidArgument("MoHRouter: no logits are given; expected at least one of three.");
+  if (first == nullptr) {
+    return InvalidArgument("MoHRouter: no logits are given; expected at least one of three.");
+  }
   const int64_t routed = in.routed.present ? in.routed.shape[2] : 0;
   if (top_k_ < (in.routed.present ? 1 : 0) || top_k_ > routed) {
-    return InvalidArgument("MoHRouter: top_k is ", top_k_, "; expected 1 to ", routed, ", the number of routed heads.");
+    return InvalidArgument("MoHRouter: top_k is ", top_k_, "; expected 1 to ", routed,
+                           ", the number of routed heads.");
   }
   if (shared_ < 0 || (in.shared.present && in.shared.shape[2] != shared_)) {
-    return InvalidArgument("MoHRouter: shared_logits is ", Text(in.shared.shape), "; expected num_shared_heads, ", shared_,
-                           ", as its last size.");
+    return InvalidArgument("MoHRouter: shared_logits is ", Text(in.shared.shape),
+                           "; expected num_shared_heads, ", shared_, ", as its last size.");
   }
   if (in.stage.present && in.stage.shape[2] != 2) {
-    return InvalidArgument("MoHRouter: stage_logits is ", Text(in.stage.shape), "; expected 2 as its last size.");
+    return InvalidArgument("MoHRouter: stage_logits is ", Text(in.stage.shape),
+                           "; expected 2 as its last size.");
   }
-  if (routed + shared_ > std::numeric_limits<int32_t>::max()) return InvalidArgument("MoHRouter: too many heads.");
+  if (routed + shared_ > std::numeric_limits<int32_t>::max()) {
+    return InvalidArgument("MoHRouter: too many heads.");
+  }
   gates = {first->shape[0], first->shape[1], shared_ + routed};
   args.dtype = dtype_;
   args.routed_logits = in.routed.data;

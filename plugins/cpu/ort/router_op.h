@@ -30,7 +30,9 @@ class RouterKernel {
 
 template <DType kType>
 struct RouterOp : Ort::CustomOpBase<RouterOp<kType>, RouterKernel, /*WithStatus=*/true> {
-  explicit RouterOp(const cpu::Kernels& kernels) : kernels(kernels) { OrtCustomOp::version = kApiVersion; }
+  explicit RouterOp(const cpu::Kernels& kernels) : kernels(kernels) {
+    OrtCustomOp::version = kApiVersion;
+  }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
     return AsStatus(GetName(), [&] {
@@ -42,7 +44,9 @@ struct RouterOp : Ort::CustomOpBase<RouterOp<kType>, RouterKernel, /*WithStatus=
   const char* GetName() const { return "MoHRouter"; }
   size_t GetInputTypeCount() const { return 3; }
   ONNXTensorElementDataType GetInputType(size_t) const { return ElementType(kType); }
-  OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t) const { return INPUT_OUTPUT_OPTIONAL; }
+  OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t) const {
+    return INPUT_OUTPUT_OPTIONAL;
+  }
   size_t GetOutputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetOutputType(size_t) const { return ElementType(kType); }
 

@@ -29,7 +29,8 @@ void Softmax(const T* logits, size_t size, float* probabilities) {
   VF largest = hn::Set(df, -kInfinity);
   for (size_t i = 0; i < size; i += kLanes) {
     const size_t count = HWY_MIN(kLanes, size - i);
-    const VF x = hn::IfThenElse(hn::FirstN(df, count), LoadFirst(logits + i, count), hn::Set(df, -kInfinity));
+    const VF x = hn::IfThenElse(hn::FirstN(df, count), LoadFirst(logits + i, count),
+                                hn::Set(df, -kInfinity));
     largest = hn::Max(largest, x);
     hn::StoreU(x, df, probabilities + i);
   }
@@ -37,7 +38,8 @@ void Softmax(const T* logits, size_t size, float* probabilities) {
   VF sums = hn::Zero(df);
   for (size_t i = 0; i < size; i += kLanes) {
     const VF x = hn::Sub(hn::LoadU(df, probabilities + i), max);
-    const VF e = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(df, x));  // Exp takes NaN for a small number
+    const VF e =
+        hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(df, x));  // Exp takes NaN for a small number
     sums = hn::Add(sums, e);
     hn::StoreU(e, df, probabilities + i);
   }
@@ -47,7 +49,8 @@ void Softmax(const T* logits, size_t size, float* probabilities) {
   }
 }
 
-// How many of the probabilities come before number i: the larger ones, and equal ones with a lower index.
+// How many of the probabilities come before number i: the larger ones, and equal ones with a lower
+// index.
 inline size_t RankOf(size_t i, const float* probabilities, size_t size) {
   const DF df;
   const VF own = hn::Set(df, probabilities[i]), own_index = hn::Set(df, static_cast<float>(i));
@@ -55,23 +58,30 @@ inline size_t RankOf(size_t i, const float* probabilities, size_t size) {
   for (size_t j = 0; j < size; j += kLanes) {  // behind the end are zeros with higher indices
     const VF other = hn::LoadU(df, probabilities + j);
     const auto earlier = hn::Lt(hn::Iota(df, static_cast<float>(j)), own_index);
-    const auto not_smaller = hn::Not(hn::Gt(own, other));  // also of NaN: then the first k are chosen
+    const auto not_smaller =
+        hn::Not(hn::Gt(own, other));  // also of NaN: then the first k are chosen
     rank += hn::CountTrue(df, hn::Or(hn::Gt(other, own), hn::And(earlier, not_smaller)));
   }
   return rank;
 }
 
-// gates = k * p / max(sum of the k largest p, eps) for the k largest, else 0; or 1 and 0 if `mask_only`.
-inline void RoutedGates(const float* probabilities, size_t size, size_t top_k, bool mask_only, float* gates) {
+// gates = k * p / max(sum of the k largest p, eps) for the k largest, else 0; or 1 and 0 if
+// `mask_only`.
+inline void RoutedGates(const float* probabilities, size_t size, size_t top_k, bool mask_only,
+                        float* gates) {
   float sum = 0.0f;
   for (size_t i = 0; i < size; ++i) {
     const bool chosen = RankOf(i, probabilities, size) < top_k;
     gates[i] = !chosen ? 0.0f : mask_only ? 1.0f : probabilities[i];
     sum += gates[i];
   }
-  if (mask_only) return;
+  if (mask_only) {
+    return;
+  }
   const float divisor = sum < kEpsilon ? kEpsilon : sum;  // NaN stays NaN
-  for (size_t i = 0; i < size; ++i) gates[i] = static_cast<float>(top_k) * (gates[i] / divisor);
+  for (size_t i = 0; i < size; ++i) {
+    gates[i] = static_cast<float>(top_k) * (gates[i] / divisor);
+  }
 }
 
 // The gates of one token after the other, through float32 scratch of a thread.
@@ -92,17 +102,24 @@ class TokenRouter {
     std::fill(shared_gates, routed_gates, 1.0f);
     if (args_.shared_logits != nullptr) {
       Softmax(Logits(args_.shared_logits, token, shared_), shared_, probabilities);
-      for (size_t i = 0; i < shared_; ++i) shared_gates[i] = static_cast<float>(shared_) * probabilities[i];
+      for (size_t i = 0; i < shared_; ++i) {
+        shared_gates[i] = static_cast<float>(shared_) * probabilities[i];
+      }
     }
     if (routed_ != 0) {
       Softmax(Logits(args_.routed_logits, token, routed_), routed_, probabilities);
-      RoutedGates(probabilities, routed_, static_cast<size_t>(args_.top_k), args_.mask_only, routed_gates);
+      RoutedGates(probabilities, routed_, static_cast<size_t>(args_.top_k), args_.mask_only,
+                  routed_gates);
     }
     if (args_.stage_logits != nullptr) {
       Softmax(Logits(args_.stage_logits, token, 2), 2, probabilities);
-      for (size_t i = 0; i < shared_; ++i) shared_gates[i] *= 2.0f * probabilities[0];
+      for (size_t i = 0; i < shared_; ++i) {
+        shared_gates[i] *= 2.0f * probabilities[0];
+      }
       for (size_t i = 0; i < routed_; ++i) {  // a closed gate stays closed, whatever the weight is
-        if (routed_gates[i] != 0.0f) routed_gates[i] *= 2.0f * probabilities[1];
+        if (routed_gates[i] != 0.0f) {
+          routed_gates[i] *= 2.0f * probabilities[1];
+        }
       }
     }
     Write(token);
@@ -131,7 +148,9 @@ class TokenRouter {
 template <typename T>
 void RouteTokens(const RouterArgs& args, int64_t begin, int64_t end) {
   TokenRouter<T> router(args);
-  for (int64_t token = begin; token < end; ++token) router.Route(token);
+  for (int64_t token = begin; token < end; ++token) {
+    router.Route(token);
+  }
 }
 
 // One call, as the threads see it.
@@ -160,8 +179,11 @@ struct RouterCall {
 
 void Router(const RouterArgs& args, const Parallel& parallel) {
   RouterCall call{args};
-  parallel(static_cast<size_t>((args.tokens + kTokensPerTask - 1) / kTokensPerTask), &RouterCall::RunOne, &call);
-  if (call.out_of_memory) throw std::bad_alloc();
+  parallel(static_cast<size_t>((args.tokens + kTokensPerTask - 1) / kTokensPerTask),
+           &RouterCall::RunOne, &call);
+  if (call.out_of_memory) {
+    throw std::bad_alloc();
+  }
 }
 
 }  // namespace HWY_NAMESPACE

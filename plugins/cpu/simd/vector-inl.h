@@ -56,26 +56,58 @@ HWY_INLINE VF Exp2(VF x) {
 // Transposes a square block: lane j of rows[i] goes to lane i of rows[j].
 HWY_INLINE void Transpose(VF (&rows)[kLanes]) {
   const DF df;
+  const hn::Repartition<double, DF> dd;
+  const auto pairs = [&](VF x) HWY_ATTR { return hn::BitCast(dd, x); };
+  static_assert(kLanes == 4 || kLanes == 8 || kLanes == 16,
+                "a block of 4 lanes is a quarter, a half or all of a vector");
+  // In blocks of 4 lanes: afterwards block b of rows[4 * i + j] is column 4 * b + j of rows 4 * i
+  // to 4 * i + 3.
 #pragma GCC unroll 4
-  for (size_t round = 1; round < kLanes; round *= 2) {
-    VF mixed[kLanes];
-#pragma GCC unroll 8
-    for (size_t i = 0; i < kLanes / 2; ++i) {
-      mixed[2 * i] = hn::InterleaveWholeLower(df, rows[i], rows[i + kLanes / 2]);
-      mixed[2 * i + 1] = hn::InterleaveWholeUpper(df, rows[i], rows[i + kLanes / 2]);
-    }
-#pragma GCC unroll 16
-    for (size_t i = 0; i < kLanes; ++i) rows[i] = mixed[i];
+  for (size_t i = 0; i < kLanes; i += 4) {
+    const VF low01 = hn::InterleaveLower(df, rows[i], rows[i + 1]),
+             high01 = hn::InterleaveUpper(df, rows[i], rows[i + 1]);
+    const VF low23 = hn::InterleaveLower(df, rows[i + 2], rows[i + 3]);
+    const VF high23 = hn::InterleaveUpper(df, rows[i + 2], rows[i + 3]);
+    rows[i] = hn::BitCast(df, hn::InterleaveLower(dd, pairs(low01), pairs(low23)));
+    rows[i + 1] = hn::BitCast(df, hn::InterleaveUpper(dd, pairs(low01), pairs(low23)));
+    rows[i + 2] = hn::BitCast(df, hn::InterleaveLower(dd, pairs(high01), pairs(high23)));
+    rows[i + 3] = hn::BitCast(df, hn::InterleaveUpper(dd, pairs(high01), pairs(high23)));
   }
+  // Then the blocks.
+#if HWY_TARGET <= HWY_AVX3
+  constexpr int kEven = 0x88, kOdd = 0xDD;
+#pragma GCC unroll 4
+  for (size_t j = 0; j < 4; ++j) {
+    const __m512 even01 = _mm512_shuffle_f32x4(rows[j].raw, rows[4 + j].raw, kEven);
+    const __m512 odd01 = _mm512_shuffle_f32x4(rows[j].raw, rows[4 + j].raw, kOdd);
+    const __m512 even23 = _mm512_shuffle_f32x4(rows[8 + j].raw, rows[12 + j].raw, kEven);
+    const __m512 odd23 = _mm512_shuffle_f32x4(rows[8 + j].raw, rows[12 + j].raw, kOdd);
+    rows[j] = VF{_mm512_shuffle_f32x4(even01, even23, kEven)};
+    rows[4 + j] = VF{_mm512_shuffle_f32x4(odd01, odd23, kEven)};
+    rows[8 + j] = VF{_mm512_shuffle_f32x4(even01, even23, kOdd)};
+    rows[12 + j] = VF{_mm512_shuffle_f32x4(odd01, odd23, kOdd)};
+  }
+#else
+  if constexpr (kLanes == 8) {
+#pragma GCC unroll 4
+    for (size_t j = 0; j < 4; ++j) {
+      const VF first = rows[j], second = rows[kLanes / 2 + j];
+      rows[j] = hn::ConcatLowerLower(df, second, first);
+      rows[kLanes / 2 + j] = hn::ConcatUpperUpper(df, second, first);
+    }
+  }
+#endif
 }
 
 template <typename T>
 HWY_INLINE VF Widen(hn::Vec<hn::Rebind<T, DF>> narrow) {
   const VF wide = hn::PromoteTo(DF(), narrow);
 #if HWY_TARGET == HWY_SSE2
-  if constexpr (std::is_same<T, hwy::float16_t>::value) {  // Highway 1.2 makes large numbers of Inf and NaN here
+  if constexpr (std::is_same<T, hwy::float16_t>::value) {  // Highway 1.2 makes large numbers of Inf
+                                                           // and NaN here
     const hn::RebindToUnsigned<DF> du32;
-    const auto largest_exponent = hn::Set(du32, 0x0F800000u + 0x38000000u);  // of float16, in float32
+    const auto largest_exponent =
+        hn::Set(du32, 0x0F800000u + 0x38000000u);  // of float16, in float32
     const auto bits = hn::BitCast(du32, wide), infinity = hn::Set(du32, 0x7F800000u);
     const auto special = hn::Eq(hn::And(bits, infinity), largest_exponent);
     return hn::BitCast(DF(), hn::Or(bits, hn::IfThenElseZero(special, infinity)));
@@ -105,12 +137,18 @@ HWY_INLINE void StoreFloats(VF value, T* to) {
   hn::StoreU(hn::DemoteTo(dt, value), dt, to);
 }
 
-HWY_INLINE void StoreFirst(VF value, float* to, size_t count) { hn::StoreN(value, DF(), to, count); }
+HWY_INLINE void StoreFirst(VF value, float* to, size_t count) {
+  hn::StoreN(value, DF(), to, count);
+}
 template <typename T>
 HWY_INLINE void StoreFirst(VF value, T* to, size_t count) {
   const hn::Rebind<T, DF> dt;
   hn::StoreN(hn::DemoteTo(dt, value), dt, to, count);
 }
+
+HWY_INLINE float ScalarOf(float x) { return x; }
+HWY_INLINE float ScalarOf(hwy::float16_t x) { return hwy::F32FromF16(x); }
+HWY_INLINE float ScalarOf(hwy::bfloat16_t x) { return hwy::F32FromBF16(x); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace moh::cpu

@@ -5,7 +5,8 @@
 
 namespace moh {
 
-// attn_mask, broadcast to [batch, q_head, query, key]: a stride is 0 along an axis that the mask does not have.
+// attn_mask, broadcast to [batch, q_head, query, key]: a stride is 0 along an axis that the mask
+// does not have.
 struct AttentionMask {
   const void* data = nullptr;  // null: no mask
   DType dtype = DType::kBool;

@@ -8,8 +8,8 @@ namespace moh {
 
 enum class DType : uint8_t { kBool, kFloat32, kFloat16, kBFloat16 };
 
-// Where an element of a tensor [batch, head, token, feature] is: features are contiguous, the other strides count
-// elements. A rank-3 tensor [batch, token, head * feature] is such a view, too.
+// Where an element of a tensor [batch, head, token, feature] is: features are contiguous, the other
+// strides count elements. A rank-3 tensor [batch, token, head * feature] is such a view, too.
 struct HeadStrides {
   ptrdiff_t batch;
   ptrdiff_t head;
