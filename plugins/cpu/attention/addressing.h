@@ -66,7 +66,8 @@ struct TaskView {
     if (!args.causal) {
       return args.keys;
     }
-    return std::clamp(row.query + args.keys - args.queries + 1, 0, args.keys);
+    const int64_t position = int64_t{row.query} + args.keys - args.queries;
+    return static_cast<int32_t>(std::clamp<int64_t>(position + 1, 0, args.keys));
   }
 };
 

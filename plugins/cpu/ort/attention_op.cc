@@ -3,7 +3,8 @@
 namespace moh::ort {
 namespace {
 
-constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+// Kernels count rows and keys in 32 bits, with room to round up; offsets have 64.
+constexpr int64_t kMost = int64_t{1} << 30;
 
 // [batch, tokens, heads * dim] or [batch, heads, tokens, dim].
 struct HeadsShape {
@@ -101,12 +102,11 @@ Ort::Status AttentionKernel::ReadSizes(const Tensors& in, AttentionArgs& args) c
         "; expected one rank and batch size, K and V of one length, and Q and K of ",
         "one head size.");
   }
-  // Kernels count places and keys in 32 bits; offsets have 64.
   if (query.batch > kMost || query.tokens * q_heads_ > kMost || key.tokens > kMost ||
       query.dim > kMost || value.dim > kMost) {
     return InvalidArgument("MoHAttention: Q is ", Text(in.query.shape), " and V ",
                            Text(in.value.shape),
-                           "; expected sizes, and queries times heads, below 2^31.");
+                           "; expected sizes, and queries times heads, up to 2^30.");
   }
   args.query = in.query.data;
   args.key = in.key.data;

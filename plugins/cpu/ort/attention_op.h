@@ -2,7 +2,6 @@
 // kernel.
 #pragma once
 
-#include <limits>
 #include <memory>
 
 #include "cpu/kernels.h"
