@@ -50,6 +50,7 @@ def prove(root: Path, kernels: Kernels) -> ProvenRun:
         report.routing_agreement or 0.0,
         report.kernel_nodes,
         report.function_nodes,
+        report.layer_runs,
         report.kernels,
     )
 

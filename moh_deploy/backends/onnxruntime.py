@@ -7,18 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import onnx
 
 from moh_deploy.backends.input_check import check_inputs
+from moh_deploy.backends.layer_runs import LayerImpl, LayerRun, layer_runs
 from moh_deploy.backends.ort_kernels import choose_kernels, register, require_kernels
 from moh_deploy.backends.ort_placement import Placement
 from moh_deploy.backends.ort_values import from_ort, tensor_info, to_ort
-from moh_deploy.backends.runner import Kernels, KernelUse, LayerImpl
+from moh_deploy.backends.runner import Kernels, KernelUse
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.npz import Array
-from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
+from moh_deploy.package import ComputeType, LayerInfo, OnnxPackage, TensorInfo, router_nodes
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -35,11 +36,13 @@ class OrtRunner:
     Attributes:
         inputs: What the session takes.
         layer_impl: Name of each node of domain `moh` to what runs it, as read from the session.
+        layer_runs: The same by layer, in the manifest's order; empty for a model without manifest.
         kernels: The kernel library that was registered, or why none was.
     """
 
     inputs: tuple[TensorInfo, ...]
     layer_impl: Mapping[str, LayerImpl]
+    layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
     _session: ort.InferenceSession
 
@@ -85,7 +88,7 @@ def open_session(
         BackendError: Kernels are required but not used, the library is there but cannot be used, a
             name in `extra_outputs` is unknown, or ONNX Runtime refuses the model.
         ConfigError: An option is none of those listed.
-        PackageError: The file is missing or not an ONNX model.
+        PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
     use = choose_kernels(
         kernels,
@@ -94,18 +97,20 @@ def open_session(
         compute_type=compute_type or _compute_type(source),
     )
     path = source.model_path if isinstance(source, OnnxPackage) else source
-    content, moh_nodes = _prepare(path, extra_outputs)
+    layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
+    model = _prepare(path, layers, extra_outputs)
     with TemporaryDirectory(prefix="moh-deploy-") as scratch:
-        placement = Placement(moh_nodes, Path(scratch))
+        placement = Placement(model.moh_nodes, Path(scratch))
         options = _session_options(path.parent, threads, optimize)
         placement.prepare(options)
         register(use, options)
-        session = _create(content, options)
+        session = _create(model.content, options)
         layer_impl = placement.read(session)
     if kernels == "require":
         require_kernels(use, layer_impl)
+    runs = layer_runs(layers, layer_impl, routers=model.routers, model_path=path)
     inputs = tuple(tensor_info(one) for one in session.get_inputs())
-    return OrtRunner(inputs, layer_impl, use, session)
+    return OrtRunner(inputs, layer_impl, runs, use, session)
 
 
 def runtime_name() -> str:
@@ -119,17 +124,26 @@ def _compute_type(source: OnnxPackage | Path) -> ComputeType:
     return source.manifest.compute_type if isinstance(source, OnnxPackage) else "float32"
 
 
-def _prepare(path: Path, extra_outputs: Sequence[str]) -> tuple[str | bytes, list[str]]:
-    """Return what to give to ONNX Runtime, and the names of the MoH nodes in it.
+class _Prepared(NamedTuple):
+    """What to give to ONNX Runtime, the MoH nodes in it, and which of them routes each layer."""
+
+    content: str | bytes
+    moh_nodes: list[str]
+    routers: tuple[str | None, ...]
+
+
+def _prepare(path: Path, layers: tuple[LayerInfo, ...], extra_outputs: Sequence[str]) -> _Prepared:
+    """Read from the model all that is needed of it.
 
     The parsed model is dropped here: together with the session it would hold all weights twice.
     """
     model = _load_without_weights(path)
     moh_nodes = _moh_nodes(path, model.graph)
+    routers = router_nodes(model.graph, layers)
     if not extra_outputs:
-        return str(path), moh_nodes
+        return _Prepared(str(path), moh_nodes, routers)
     _add_outputs(model, extra_outputs)
-    return model.SerializeToString(), moh_nodes
+    return _Prepared(model.SerializeToString(), moh_nodes, routers)
 
 
 def _load_without_weights(path: Path) -> onnx.ModelProto:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moh_deploy import __version__, native
-from moh_deploy.backends.runner import Kernels, KernelUse, LayerImpl
+from moh_deploy.backends.layer_runs import LayerImpl
+from moh_deploy.backends.runner import Kernels, KernelUse
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import ComputeType
 from moh_deploy.suggest import did_you_mean

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from moh_deploy.backends.runner import LayerImpl
+from moh_deploy.backends.layer_runs import LayerImpl
 
 if TYPE_CHECKING:
     import onnxruntime as ort

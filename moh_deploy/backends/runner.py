@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
+from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.npz import Array
 from moh_deploy.package import ComputeType
 
 Kernels = Literal["auto", "off", "require"]
-LayerImpl = Literal["kernel", "function"]
 
 # The one instruction set with a matrix product of bfloat16 operands.
 BFLOAT16_SET = "avx512_bf16"
@@ -76,6 +76,10 @@ class Runner(Protocol):
     @property
     def layer_impl(self) -> Mapping[str, LayerImpl]:
         """Name of each MoH node to what runs it, as the runtime itself reports it."""
+
+    @property
+    def layer_runs(self) -> tuple[LayerRun, ...]:
+        """The same by layer of the package, in the manifest's order."""
 
     @property
     def kernels(self) -> KernelUse:

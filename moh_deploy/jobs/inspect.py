@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from moh_deploy.backends.onnxruntime import open_session, runtime_name
-from moh_deploy.backends.runner import Kernels, LayerImpl
-from moh_deploy.errors import PackageError
-from moh_deploy.package import OnnxPackage, router_nodes
+from moh_deploy.backends.runner import Kernels
+from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import Progress, SilentProgress
-from moh_deploy.report.inspect import InspectedLayer, InspectReport
+from moh_deploy.report.inspect import InspectReport
 
 
 def inspect(
@@ -30,29 +28,8 @@ def inspect(
     progress = progress or SilentProgress()
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
-    layers = package.manifest.layers
     with progress.step("loading the model"):
-        routers = router_nodes(package.model_path, layers)
         session = open_session(package, kernels=kernels)
-    inspected = tuple(
-        InspectedLayer(
-            info,
-            _runs_as(package, info.path, info.node, session.layer_impl),
-            _runs_as(package, info.path, router, session.layer_impl),
-        )
-        for info, router in zip(layers, routers, strict=True)
+    return InspectReport(
+        package.root, package.manifest, session.layer_runs, runtime_name(), session.kernels
     )
-    return InspectReport(package.root, package.manifest, inspected, runtime_name(), session.kernels)
-
-
-def _runs_as(
-    package: OnnxPackage, layer: str, node: str | None, layer_impl: Mapping[str, LayerImpl]
-) -> LayerImpl | None:
-    if node is None:
-        return None
-    if node not in layer_impl:
-        raise PackageError(
-            f"{package.root}: layer '{layer}' is node '{node}' in the manifest, but"
-            f" {package.model_path.name} has no such node of domain moh."
-        )
-    return layer_impl[node]

@@ -59,6 +59,7 @@ def run(
         outputs=_infos(results),
         kernel_nodes=impls.count("kernel"),
         function_nodes=impls.count("function"),
+        layer_runs=session.layer_runs,
         kernels=session.kernels,
         seconds=seconds,
     )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import onnx
 
 from moh_deploy.package.manifest import LayerInfo
 
 
-def router_nodes(model_path: Path, layers: tuple[LayerInfo, ...]) -> tuple[str | None, ...]:
+def router_nodes(graph: onnx.GraphProto, layers: tuple[LayerInfo, ...]) -> tuple[str | None, ...]:
     """Return the name of each layer's MoHRouter node; None for a router of plain operators."""
-    graph = onnx.load(model_path, load_external_data=False).graph
     makers = {name: node for node in graph.node for name in node.output}
     return tuple(
         _router_of(layer.gates, makers) if layer.router_replaced else None for layer in layers

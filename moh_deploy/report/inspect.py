@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moh_deploy.backends.runner import KernelUse, LayerImpl
+from moh_deploy.backends.layer_runs import LayerRun
+from moh_deploy.backends.runner import KernelUse
 from moh_deploy.package import LayerInfo, Manifest, TensorInfo
 from moh_deploy.report.flops import attention_flops, skippable_flops
 
@@ -18,34 +19,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class InspectedLayer:
-    """One MoH layer and what runs it.
+class InspectReport:
+    """What is in a package, and what a runtime does with it.
 
     Attributes:
-        info: What the manifest says.
-        runs_as: `kernel` or `function`, read from the runtime; None if the layer was not replaced.
-        router_runs_as: The same of its MoHRouter node; None if the router is of plain operators.
+        package: The package.
+        manifest: What the package says of itself.
+        layer_runs: What runs each layer of the manifest, read from the runtime.
+        runtime: Name and version of the runtime that was asked.
+        kernels: The kernel library that was registered, or why none was.
     """
-
-    info: LayerInfo
-    runs_as: LayerImpl | None
-    router_runs_as: LayerImpl | None
-
-
-@dataclass(frozen=True)
-class InspectReport:
-    """What is in a package, and what a runtime does with it."""
 
     package: Path
     manifest: Manifest
-    layers: tuple[InspectedLayer, ...]
+    layer_runs: tuple[LayerRun, ...]
     runtime: str
     kernels: KernelUse
 
     @property
     def skippable_flops(self) -> int | None:
         """Attention-core FLOPs of replaced layers that no token asks for; None if unknown."""
-        parts = [skippable_flops(layer.info) for layer in self.layers]
+        parts = [skippable_flops(layer) for layer in self.manifest.layers]
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
 
@@ -57,17 +51,18 @@ class InspectReport:
 
     def to_json(self) -> dict[str, object]:
         """Return the report in plain JSON types."""
-        manifest = asdict(self.manifest)
+        layers = self.manifest.layers
+        by_layer = zip(layers, self.layer_runs, strict=True)
         return {
             "package": str(self.package),
-            "moh_layers": len(self.layers),
-            "replaced_layers": sum(layer.info.replaced for layer in self.layers),
+            "moh_layers": len(layers),
+            "replaced_layers": sum(layer.replaced for layer in layers),
             "runtime": self.runtime,
             "kernels": self.kernels.to_json(),
             "skippable_flops": self.skippable_flops,
             "skippable_share": self.skippable_share,
-            **manifest,
-            "layers": [_layer_json(layer) for layer in self.layers],
+            **asdict(self.manifest),
+            "layers": [_layer_json(layer, run) for layer, run in by_layer],
         }
 
     def __rich__(self) -> RenderableType:
@@ -76,25 +71,24 @@ class InspectReport:
         return Group(*self._parts())
 
     def _parts(self) -> Iterator[RenderableType]:
-        from moh_deploy.report.layers import layer_table
+        from moh_deploy.report.layers import layer_table, runs_as
         from moh_deploy.report.tables import count, line
 
         yield _tensor_table(self.manifest)
-        if self.layers:
-            runs_as = [_runs_as_text(layer) for layer in self.layers]
-            cores = Counter(layer.runs_as or "not replaced" for layer in self.layers)
+        if self.layer_runs:
+            cores = Counter(run.runs_as or "not replaced" for run in self.layer_runs)
             counts = ", ".join(f"{number} {kind}" for kind, number in cores.items())
-            title = (
-                f"{count(len(self.layers), 'MoH layer')}: {counts} (as read from {self.runtime})"
-            )
-            yield layer_table(title, self.manifest.layers, "runs as", runs_as)
+            number = count(len(self.layer_runs), "MoH layer")
+            title = f"{number}: {counts} (as read from {self.runtime})"
+            cells = list(map(runs_as, self.layer_runs))
+            yield layer_table(title, self.manifest.layers, "runs as", cells)
         yield from map(line, self._lines())
 
     def _lines(self) -> Iterator[str]:
         from moh_deploy.report.layers import reasons
 
         manifest = self.manifest
-        if self.layers:
+        if manifest.layers:
             yield from reasons(manifest.layers)
             yield f"skippable: {self._skippable_text()}"
         else:
@@ -129,21 +123,13 @@ class InspectReport:
         )
 
 
-def _runs_as_text(layer: InspectedLayer) -> str:
-    if layer.runs_as is None:
-        return "not replaced"
-    if layer.router_runs_as in (None, layer.runs_as):
-        return layer.runs_as
-    return f"{layer.runs_as} (router: {layer.router_runs_as})"
-
-
-def _layer_json(layer: InspectedLayer) -> dict[str, object]:
+def _layer_json(layer: LayerInfo, run: LayerRun) -> dict[str, object]:
     return {
-        **asdict(layer.info),
-        "runs_as": layer.runs_as,
-        "router_runs_as": layer.router_runs_as,
-        "attention_flops": attention_flops(layer.info),
-        "skippable_flops": skippable_flops(layer.info),
+        **asdict(layer),
+        "runs_as": run.runs_as,
+        "router_runs_as": run.router_runs_as,
+        "attention_flops": attention_flops(layer),
+        "skippable_flops": skippable_flops(layer),
     }
 
 

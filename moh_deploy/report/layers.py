@@ -6,8 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
+from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.package import LayerInfo
-from moh_deploy.report.tables import percent, table
+from moh_deploy.report.tables import count, percent, table
+
+_WORDS: dict[LayerImpl | None, str] = {
+    "kernel": "on a kernel",
+    "function": "as function body",
+    None: "in plain operators",
+}
 
 
 def layer_table(
@@ -33,6 +40,30 @@ def reasons(layers: Iterable[LayerInfo]) -> list[str]:
         if layer.reason is not None:
             paths.setdefault(layer.reason, []).append(layer.path)
     return [f"{', '.join(names)}: {reason}" for reason, names in paths.items()]
+
+
+def runs_as(run: LayerRun) -> str:
+    """Return a table's cell on what runs a layer, such as `kernel (router: function)`."""
+    attention = run.runs_as or "not replaced"
+    if run.router_runs_as in (None, run.runs_as):
+        return attention
+    return f"{attention} (router: {run.router_runs_as})"
+
+
+def runs_text(runs: Sequence[LayerRun]) -> str:
+    """Return a sentence on what runs all layers; those unlike most are named."""
+    if not runs:
+        return "no MoH layer"
+    paths: dict[str, list[str]] = {}
+    for run in runs:
+        paths.setdefault(_both(run), []).append(run.path)
+    most = max(paths, key=lambda way: len(paths[way]))
+    others = [f"{', '.join(names)}: {way}" for way, names in paths.items() if way != most]
+    return "; except ".join([f"{count(len(runs), 'MoH layer')}: {most}", *others])
+
+
+def _both(run: LayerRun) -> str:
+    return f"attention {_WORDS[run.runs_as]}, router {_WORDS[run.router_runs_as]}"
 
 
 def _cells(layer: LayerInfo) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Group, RenderableType
 
+from moh_deploy.report.layers import runs_as, runs_text
 from moh_deploy.report.tables import count, figure, percent, table, verdict
 
 if TYPE_CHECKING:
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 Entry = TypeVar("Entry")
 
 _MOST_REASONS = 10
+_LAYER_COLUMNS = [
+    "layer",
+    "runs as",
+    "vectors",
+    "#same choice",
+    "#flips",
+    "#near-ties",
+    "#gate error",
+    "equal",
+]
 
 
 def parity_tables(report: ParityReport) -> RenderableType:
@@ -37,8 +48,8 @@ def _parts(report: ParityReport) -> Iterator[RenderableType]:
         layers = _worst_by((entry.path, _layer_badness(entry), entry) for entry in report.layers)
         yield table(
             "MoH layers, worst vector set of each",
-            ["layer", "vectors", "#same choice", "#flips", "#near-ties", "#gate error", "equal"],
-            (_layer_row(entry) for entry in layers),
+            _LAYER_COLUMNS,
+            (_layer_row(entry, report) for entry in layers),
         )
     for reason in report.reasons[:_MOST_REASONS]:
         yield verdict(False, reason)
@@ -50,22 +61,22 @@ def _parts(report: ParityReport) -> Iterator[RenderableType]:
 def _summary(report: ParityReport) -> str:
     agreement = report.routing_agreement
     routing = "routing not compared" if agreement is None else f"routing agreement {agreement:.6g}"
-    nodes = (
-        f"{count(report.kernel_nodes, 'MoH node')} on a kernel,"
-        f" {report.function_nodes} as function body"
-    )
     answer = "EQUAL" if report.equal else "NOT EQUAL"
     return (
         f"{answer}: max abs error {report.max_abs_error:.3g}, {routing}\n"
-        f"{count(report.vector_sets, 'vector set')}; reference: {report.reference}; {nodes}\n"
+        f"{count(report.vector_sets, 'vector set')}; reference: {report.reference}\n"
+        f"{runs_text(report.layer_runs)}\n"
         f"{report.kernels.describe()}"
     )
 
 
-def _layer_row(entry: LayerParity) -> tuple[object, ...]:
+def _layer_row(entry: LayerParity, report: ParityReport) -> tuple[object, ...]:
     share = entry.equal_decisions / entry.decisions if entry.decisions else None
+    # A module that holds several layers gives them one path.
+    ways = dict.fromkeys(runs_as(run) for run in report.layer_runs if run.path == entry.path)
     return (
         entry.path,
+        ", ".join(ways),
         entry.vectors,
         percent(share),
         entry.flipped_tokens,

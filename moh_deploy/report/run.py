@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.package import TensorInfo
 
@@ -23,6 +24,7 @@ class RunReport:
         outputs: Name, dtype and shape of each.
         kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
         function_nodes: How many ran as their function body.
+        layer_runs: What ran each MoH layer, read from the runtime.
         kernels: The kernel library that was registered, or why none was.
         seconds: Wall time of the run itself, loading left out.
     """
@@ -32,6 +34,7 @@ class RunReport:
     outputs: tuple[TensorInfo, ...]
     kernel_nodes: int
     function_nodes: int
+    layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
     seconds: float
 
@@ -41,20 +44,19 @@ class RunReport:
             **asdict(self),
             "package": str(self.package),
             "outputs_file": str(self.outputs_file),
+            "layer_runs": [asdict(run) for run in self.layer_runs],
             "kernels": self.kernels.to_json(),
         }
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
 
+        from moh_deploy.report.layers import runs_text
         from moh_deploy.report.tables import line, table
 
         rows = [(one.name, one.dtype, str(list(one.shape))) for one in self.outputs]
         return Group(
             table(f"outputs, written to {self.outputs_file}", ["name", "dtype", "shape"], rows),
-            line(
-                f"ran in {self.seconds:.3g} s; MoH nodes: {self.kernel_nodes} on a kernel,"
-                f" {self.function_nodes} as function body"
-            ),
+            line(f"ran in {self.seconds:.3g} s; {runs_text(self.layer_runs)}"),
             line(self.kernels.describe()),
         )

@@ -16,6 +16,7 @@ from typing import cast
 
 import moh_deploy
 from moh_deploy import errors
+from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import Kernels, KernelUse
 
 
@@ -28,6 +29,7 @@ class ProvenRun:
         routing_agreement: Share of equal (token, head) decisions, near-ties left out.
         kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
         function_nodes: How many ran as their function body.
+        layer_runs: What ran each MoH layer, read from the runtime.
         kernels: The kernel library that was registered, or why none was.
     """
 
@@ -35,11 +37,16 @@ class ProvenRun:
     routing_agreement: float
     kernel_nodes: int
     function_nodes: int
+    layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
 
     def to_json(self) -> dict[str, object]:
         """Return the run in plain JSON types."""
-        return {**asdict(self), "kernels": self.kernels.to_json()}
+        return {
+            **asdict(self),
+            "layer_runs": [asdict(run) for run in self.layer_runs],
+            "kernels": self.kernels.to_json(),
+        }
 
 
 def prove(root: Path, kernels: Kernels) -> ProvenRun:
@@ -76,11 +83,13 @@ def prove(root: Path, kernels: Kernels) -> ProvenRun:
 
 
 def _run(answer: dict[str, object]) -> ProvenRun:
+    layer_runs = cast("list[dict[str, str | None]]", answer["layer_runs"])
     return ProvenRun(
         max_abs_error=float(cast(float, answer["max_abs_error"])),
         routing_agreement=float(cast(float, answer["routing_agreement"])),
         kernel_nodes=cast(int, answer["kernel_nodes"]),
         function_nodes=cast(int, answer["function_nodes"]),
+        layer_runs=tuple(map(LayerRun.from_json, layer_runs)),
         kernels=KernelUse.from_json(cast("dict[str, str | None]", answer["kernels"])),
     )
 

@@ -59,6 +59,7 @@ def compare(
         has_routing=not outputs_only,
         kernel_nodes=impls.count("kernel"),
         function_nodes=impls.count("function"),
+        layer_runs=runner.layer_runs,
         kernels=runner.kernels,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
 from moh_deploy.validate.differences import worst
@@ -73,6 +74,7 @@ class ParityReport:
         has_routing: Gates were compared. False where the reference holds outputs only.
         kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
         function_nodes: How many ran as their function body.
+        layer_runs: What ran each MoH layer, read from the runtime.
         kernels: The kernel library that was registered, or why none was.
     """
 
@@ -83,6 +85,7 @@ class ParityReport:
     has_routing: bool
     kernel_nodes: int
     function_nodes: int
+    layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
 
     @property
@@ -146,6 +149,7 @@ class ParityReport:
             "vector_sets": self.vector_sets,
             "kernel_nodes": self.kernel_nodes,
             "function_nodes": self.function_nodes,
+            "layer_runs": [asdict(run) for run in self.layer_runs],
             "kernels": self.kernels.to_json(),
             "reasons": list(self.reasons),
             "outputs": [asdict(output) for output in self.outputs],
@@ -168,5 +172,6 @@ def combined(reports: Sequence[ParityReport]) -> ParityReport:
         has_routing=any(report.has_routing for report in reports),
         kernel_nodes=reports[0].kernel_nodes,
         function_nodes=reports[0].function_nodes,
+        layer_runs=reports[0].layer_runs,
         kernels=reports[0].kernels,
     )

@@ -10,9 +10,10 @@ import pytest
 from onnx import helper
 
 from moh_deploy.backends import ort_placement
+from moh_deploy.backends.layer_runs import LayerImpl
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_placement import Placement
-from moh_deploy.backends.runner import Kernels, LayerImpl
+from moh_deploy.backends.runner import Kernels
 from moh_deploy.native import kernel_library
 from tests.handmade_package import write_package
 

@@ -48,6 +48,7 @@ def test_verify_exits_with_0_if_equal(cli: Cli, package: Path):
     content = cli("verify", package, "--json").json
     assert content["equal"] is True
     assert content["routing_agreement"] == 1.0
+    assert content["layer_runs"][0]["path"] == "blocks.0.attn"
     assert content["package"] == str(package)
     assert "error" not in content
 
@@ -85,12 +86,17 @@ def test_run_writes_outputs(cli: Cli, package: Path, tmp_path: Path):
     expected = vectors(batch=4)
     write_npz(tmp_path / "in.npz", expected.inputs)
     files = ["--inputs", tmp_path / "in.npz", "--outputs", tmp_path / "out.npz"]
+    files += ["--kernels", "off"]
     shown = cli("run", package, *files)
     assert shown.exit_code == 0
     assert "[4, 3, 8]" in shown.out
+    assert "1 MoH layer: attention as function body, router in plain operators" in shown.out
     with np.load(tmp_path / "out.npz") as results:
         np.testing.assert_allclose(results["y"], expected.outputs["y"], atol=1e-5)
     content = cli("run", package, *files, "--json").json
+    assert content["layer_runs"] == [
+        {"path": "blocks.0.attn", "runs_as": "function", "router_runs_as": None}
+    ]
     assert content["outputs"] == [{"name": "y", "dtype": "float32", "shape": [4, 3, 8]}]
 
 

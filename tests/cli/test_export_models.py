@@ -99,8 +99,12 @@ def test_checkpoint_of_every_form_becomes_an_equal_package(
     assert exported.json["routing_agreement"] == 1.0
     nodes = [(run["kernel_nodes"], run["function_nodes"]) for run in exported.json["runs"]]
     assert nodes == ([(0, 2), (2, 0)] if kernel_library() else [(0, 2)])
+    ways = ["function", "kernel"] if kernel_library() else ["function"]
+    assert [run["layer_runs"] for run in exported.json["runs"]] == [
+        [{"path": layer["path"], "runs_as": way, "router_runs_as": way}] for way in ways
+    ]
     inspected = cli("inspect", package, "--json").json["layers"][0]
-    impl = "kernel" if kernel_library() else "function"
+    impl = ways[-1]
     assert (inspected["runs_as"], inspected["router_runs_as"]) == (impl, impl)
 
     x = torch.randn(4, 7, 8, generator=torch.Generator().manual_seed(0))

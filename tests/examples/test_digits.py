@@ -79,7 +79,7 @@ def comparison(
 ) -> object:
     """Four images of the digits 0 to 3, and what each side says they are."""
     output = OutputParity("logits", "0", 0.5, 0.1, 1e-4, reason)
-    parity = ParityReport("the model in PyTorch", 1, (output,), (), True, 0, 3, kernels)
+    parity = ParityReport("the model in PyTorch", 1, (output,), (), True, 0, 3, (), kernels)
     return demo.Comparison(np.arange(4), np.array(torch), np.array(package), parity, 0.625)
 
 

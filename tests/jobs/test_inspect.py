@@ -15,8 +15,8 @@ from tests.kernel_library import required_library
 
 def test_layer_is_reported_with_what_runs_it_and_what_it_can_skip(tmp_path: Path):
     report = moh_deploy.inspect(write_package(tmp_path / "package").root, kernels="off")
-    assert [layer.runs_as for layer in report.layers] == ["function"]
-    assert [layer.router_runs_as for layer in report.layers] == [None]
+    assert [run.runs_as for run in report.layer_runs] == ["function"]
+    assert [run.router_runs_as for run in report.layer_runs] == [None]
     # 4 * B2 * H4 * S3 * T3 * D2 = 576, half of it active; 10000 in the whole model.
     assert report.skippable_flops == 288
     assert report.skippable_share == 0.0288
@@ -26,13 +26,13 @@ def test_layer_is_reported_with_what_runs_it_and_what_it_can_skip(tmp_path: Path
 def test_layer_that_the_session_gives_to_a_kernel_runs_as_one(tmp_path: Path):
     library = required_library()
     report = moh_deploy.inspect(write_package(tmp_path / "package").root)
-    assert [layer.runs_as for layer in report.layers] == ["kernel"]
+    assert [run.runs_as for run in report.layer_runs] == ["kernel"]
     assert report.kernels.library == library
 
 
 def test_package_without_layers_has_nothing_to_skip(tmp_path: Path):
     report = moh_deploy.inspect(write_package(tmp_path / "package", with_layer=False).root)
-    assert report.layers == ()
+    assert report.layer_runs == ()
     assert report.skippable_flops == 0
 
 
@@ -47,7 +47,7 @@ def test_skippable_work_is_unknown_where_a_size_is(tmp_path: Path, unknown: str)
 def test_layer_that_was_not_replaced_runs_as_nothing_and_skips_nothing(tmp_path: Path):
     layer = replace(LAYER, replaced=False, node=None, seq_len=None)
     report = moh_deploy.inspect(write_with_layer(tmp_path / "package", layer))
-    assert [one.runs_as for one in report.layers] == [None]
+    assert [run.runs_as for run in report.layer_runs] == [None]
     assert report.skippable_flops == 0
 
 

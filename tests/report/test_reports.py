@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
 
-from moh_deploy.backends.runner import KernelUse, LayerImpl
+from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
+from moh_deploy.backends.runner import KernelUse
 from moh_deploy.package import TensorInfo
 from moh_deploy.report.export import ExportReport
-from moh_deploy.report.inspect import InspectedLayer, InspectReport
+from moh_deploy.report.inspect import InspectReport
+from moh_deploy.report.layers import runs_text
 from moh_deploy.report.run import RunReport
 from moh_deploy.report.tables import si
 from moh_deploy.validate.fresh_process import ProvenRun
@@ -21,6 +24,13 @@ from tests.kernel_library import NO_KERNELS
 KERNELS = KernelUse(Path("/there/lib.so"), None, "avx2", "bfloat16")
 
 
+def run_of(runs_as: LayerImpl | None, router_runs_as: LayerImpl | None, index: int = 0) -> LayerRun:
+    return LayerRun(f"blocks.{index}.attn", runs_as, router_runs_as)
+
+
+FUNCTION = run_of("function", None)
+
+
 def text_of(content: RenderableType) -> str:
     console = Console(width=200)
     with console.capture() as capture:
@@ -28,8 +38,12 @@ def text_of(content: RenderableType) -> str:
     return capture.get()
 
 
-def parity(*outputs: OutputParity, layers: tuple[LayerParity, ...] = ()) -> ParityReport:
-    return ParityReport("somewhere", 2, outputs, layers, True, 0, len(layers), NO_KERNELS)
+def parity(
+    *outputs: OutputParity,
+    layers: tuple[LayerParity, ...] = (),
+    runs: tuple[LayerRun, ...] = (),
+) -> ParityReport:
+    return ParityReport("somewhere", 2, outputs, layers, True, 0, len(layers), runs, NO_KERNELS)
 
 
 def output(name: str, vectors: str, error: float, reason: str | None = None) -> OutputParity:
@@ -45,13 +59,20 @@ def export_report(*, with_layer: bool = True) -> ExportReport:
         max_abs_error=1.25e-6,
         routing_agreement=1.0,
         vector_sets=3,
-        runs=(ProvenRun(1.25e-6, 1.0, 0, 2, NO_KERNELS), ProvenRun(2e-3, 1.0, 2, 0, KERNELS)),
+        runs=(
+            ProvenRun(1.25e-6, 1.0, 0, 2, (run_of("function", "function"),), NO_KERNELS),
+            ProvenRun(2e-3, 1.0, 2, 0, (run_of("kernel", "kernel"),), KERNELS),
+        ),
         seconds={"tracing": 1.5, "writing": 2.0},
     )
 
 
-def inspect_report(*layers: InspectedLayer) -> InspectReport:
-    return InspectReport(Path("p"), MANIFEST, layers, "ORT", KERNELS)
+def inspect_report(run: LayerRun = FUNCTION) -> InspectReport:
+    return InspectReport(Path("p"), MANIFEST, (run,), "ORT", KERNELS)
+
+
+def run_report(*runs: LayerRun) -> RunReport:
+    return RunReport(Path("p"), Path("out.npz"), (), 1, 0, runs, KERNELS, 0.5)
 
 
 def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
@@ -62,8 +83,7 @@ def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
     )
     assert none in text_of(parity(output("y", "0", 0.0)))
     assert parity().to_json()["kernels"] == NO_KERNELS.to_json()
-    run = RunReport(Path("p"), Path("out.npz"), (), 1, 0, KERNELS, 0.5)
-    for report in (export_report(), inspect_report(), run):
+    for report in (export_report(), inspect_report(), run_report()):
         assert named in text_of(report)
         assert report.to_json()["kernels"] == {
             "library": "/there/lib.so",
@@ -85,13 +105,14 @@ def test_kernels_come_back_from_json():
         ("kernel", "kernel", "│ kernel "),
         ("kernel", None, "│ kernel "),
         ("kernel", "function", "kernel (router: function)"),
+        (None, "kernel", "not replaced (router: kernel)"),
         (None, None, "not replaced"),
     ],
 )
 def test_inspect_says_what_runs_attention_and_router(
     runs_as: LayerImpl | None, router_runs_as: LayerImpl | None, shown: str
 ):
-    report = inspect_report(InspectedLayer(LAYER, runs_as, router_runs_as))
+    report = inspect_report(run_of(runs_as, router_runs_as))
     assert shown in text_of(report)
     layers = report.to_json()["layers"]
     assert isinstance(layers, list)
@@ -100,8 +121,66 @@ def test_inspect_says_what_runs_attention_and_router(
 
 def test_export_shows_how_each_way_of_running_agrees():
     shown = text_of(export_report())
-    assert "max abs error 1.25e-06, routing agreement 1; MoH nodes: 0 on a kernel, 2 as" in shown
-    assert "max abs error 0.002, routing agreement 1; MoH nodes: 2 on a kernel, 0 as" in shown
+    assert (
+        "max abs error 1.25e-06, routing agreement 1; 1 MoH layer: attention as function body,"
+        " router as function body\n"
+    ) in shown
+    assert (
+        "max abs error 0.002, routing agreement 1; 1 MoH layer: attention on a kernel, router on a"
+        " kernel\n"
+    ) in shown
+
+
+def test_layers_that_all_run_alike_take_one_line():
+    runs = [run_of("kernel", "kernel", index) for index in range(12)]
+    assert runs_text(runs) == "12 MoH layers: attention on a kernel, router on a kernel"
+    assert runs_text([FUNCTION]) == (
+        "1 MoH layer: attention as function body, router in plain operators"
+    )
+    assert runs_text([]) == "no MoH layer"
+
+
+def test_layers_that_run_unlike_most_are_named():
+    most = [run_of("kernel", "kernel", index) for index in (1, 2, 4)]
+    others = [run_of("function", None, 0), run_of("kernel", "function", 3)]
+    others += [run_of("function", None, 5)]
+    runs = sorted([*most, *others], key=lambda run: run.path)
+    assert runs_text(runs) == (
+        "6 MoH layers: attention on a kernel, router on a kernel;"
+        " except blocks.0.attn, blocks.5.attn: attention as function body, router in plain"
+        " operators; except blocks.3.attn: attention on a kernel, router as function body"
+    )
+
+
+def test_run_shows_what_ran_the_layers():
+    shown = text_of(run_report(run_of("kernel", None)))
+    assert "ran in 0.5 s; 1 MoH layer: attention on a kernel, router in plain operators\n" in shown
+
+
+def test_parity_shows_what_ran_each_layer():
+    layers = tuple(
+        LayerParity(f"blocks.{index}.attn", vectors, 24, 24, 0, 0, 1e-6, 1e-4)
+        for vectors in ("0", "1")
+        for index in range(2)
+    )
+    runs = (run_of("kernel", "kernel", 0), run_of("function", "kernel", 1))
+    shown = text_of(parity(output("y", "0", 1e-6), layers=layers, runs=runs))
+    assert re.search(r"│ blocks\.0\.attn │ kernel +│ 0 ", shown)
+    assert "│ blocks.1.attn │ function (router: kernel) │ 0 " in shown
+    assert "2 MoH layers: attention on a kernel, router on a kernel; except blocks.1.attn" in shown
+
+
+def test_parity_shows_all_that_ran_layers_of_one_path():
+    """A module that is called twice gives two layers, and they are one row of the table."""
+    layer = LayerParity("blocks.0.attn", "0", 24, 24, 0, 0, 1e-6, 1e-4)
+    runs = (run_of("kernel", None), run_of("function", None))
+    shown = text_of(parity(layers=(layer, layer), runs=runs))
+    assert "│ blocks.0.attn │ kernel, function │ 0 " in shown
+
+
+def test_parity_without_gates_still_says_what_ran_the_layers():
+    shown = text_of(parity(output("y", "0", 1e-6), runs=(FUNCTION,)))
+    assert "1 MoH layer: attention as function body, router in plain operators" in shown
 
 
 def test_parity_shows_the_worst_vector_set_of_each_output():
@@ -128,7 +207,7 @@ def test_parity_cuts_a_long_list_of_reasons():
 def test_brackets_in_names_and_shapes_are_shown_as_they_are():
     report = replace(export_report(), package=Path("[bold]out[/]"))
     assert "written to [bold]out[/]" in text_of(report)
-    assert "[batch, seq, 8]" in text_of(inspect_report(InspectedLayer(LAYER, "function", None)))
+    assert "[batch, seq, 8]" in text_of(inspect_report())
 
 
 def test_export_report_has_the_promised_keys():

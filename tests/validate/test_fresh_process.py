@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.errors import BackendError, PackageError, ValidationError
 from moh_deploy.validate import fresh_process
 from moh_deploy.validate.fresh_process import prove
@@ -16,6 +17,7 @@ def test_equal_package_is_proven(tmp_path: Path):
     assert run.max_abs_error < 5e-6
     assert run.routing_agreement == 1.0
     assert (run.kernel_nodes, run.function_nodes) == (0, 1)
+    assert run.layer_runs == (LayerRun("blocks.0.attn", "function", None),)
     assert run.kernels.reason == "switched off"
 
 
@@ -23,6 +25,7 @@ def test_kernels_are_proven_too(tmp_path: Path):
     library = required_library()
     run = prove(write_package(tmp_path / "package", compute_type="bfloat16").root, "require")
     assert (run.kernel_nodes, run.function_nodes) == (1, 0)
+    assert run.layer_runs == (LayerRun("blocks.0.attn", "kernel", None),)
     assert run.kernels.library == library
     assert run.kernels.asked_compute_type == "bfloat16"
 

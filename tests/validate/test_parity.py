@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.backends.runner import KernelUse, LayerImpl
+from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
+from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, VectorSet
@@ -19,6 +20,7 @@ from tests.handmade_package import MANIFEST, vectors, without_layers
 from tests.kernel_library import NO_KERNELS
 
 PACKAGE = OnnxPackage(Path("package"), MANIFEST, ())
+RUNS = (LayerRun("blocks.0.attn", "function", None),)
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Replay:
     results: dict[str, Array]
     layer_impl: Mapping[str, LayerImpl] = field(default_factory=lambda: {"node": "function"})
     kernels: KernelUse = NO_KERNELS
+    layer_runs: tuple[LayerRun, ...] = RUNS
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self.results
@@ -63,6 +66,7 @@ def test_equal_results_are_equal():
     assert report.failure is None
     assert (report.max_abs_error, report.routing_agreement) == (0.0, 1.0)
     assert report.function_nodes == 1
+    assert report.layer_runs == RUNS
     report.raise_if_unequal()
 
 
@@ -241,3 +245,4 @@ def test_combined_reports_keep_every_difference():
     assert both.vector_sets == 2
     assert both.reasons == bad.reasons
     assert both.reference == good.reference
+    assert both.layer_runs == RUNS

@@ -1,0 +1,72 @@
+"""What runs each MoH layer: a session's answer for nodes, in terms of a package's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from moh_deploy.errors import PackageError
+from moh_deploy.package import LayerInfo
+
+LayerImpl = Literal["kernel", "function"]
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """What runs one MoH layer, read from the runtime.
+
+    Attributes:
+        path: The layer.
+        runs_as: `kernel` or `function` (its function body); None if the layer was not replaced.
+        router_runs_as: The same of its MoHRouter node; None if the router is of plain operators.
+    """
+
+    path: str
+    runs_as: LayerImpl | None
+    router_runs_as: LayerImpl | None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, str | None]) -> LayerRun:
+        """Return what `dataclasses.asdict` made this of."""
+        return cls(
+            str(content["path"]),
+            cast("LayerImpl | None", content["runs_as"]),
+            cast("LayerImpl | None", content["router_runs_as"]),
+        )
+
+
+def layer_runs(
+    layers: Sequence[LayerInfo],
+    layer_impl: Mapping[str, LayerImpl],
+    *,
+    routers: Sequence[str | None],
+    model_path: Path,
+) -> tuple[LayerRun, ...]:
+    """Tell what runs each layer.
+
+    Args:
+        layers: The package's layers.
+        layer_impl: Name of each MoH node to what runs it, as read from a session.
+        routers: Name of each layer's MoHRouter node, see `router_nodes`.
+        model_path: The model, for the error.
+
+    Raises:
+        PackageError: The model lacks the node of a layer.
+    """
+
+    def impl(layer: LayerInfo, node: str | None) -> LayerImpl | None:
+        if node is None:
+            return None
+        if node not in layer_impl:
+            raise PackageError(
+                f"{model_path.parent}: layer '{layer.path}' is node '{node}' in the manifest, but"
+                f" {model_path.name} has no such node of domain moh."
+            )
+        return layer_impl[node]
+
+    return tuple(
+        LayerRun(layer.path, impl(layer, layer.node), impl(layer, router))
+        for layer, router in zip(layers, routers, strict=True)
+    )

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.backends.layer_runs import LayerImpl, LayerRun, layer_runs
+from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.backends.ort_placement import Placement
+from moh_deploy.errors import PackageError
+from moh_deploy.package import LayerInfo
+from tests.handmade_package import LAYER, write_package
+from tests.kernel_library import required_library
+from tests.two_layers import FIRST, LAYERS, ROUTER, SECOND, write_two_layers
+
+MIXED: dict[str, LayerImpl] = {FIRST: "kernel", SECOND: "function", ROUTER: "kernel"}
+
+
+def runs_of(
+    layers: tuple[LayerInfo, ...], impl: dict[str, LayerImpl], *routers: str | None
+) -> tuple[LayerRun, ...]:
+    return layer_runs(layers, impl, routers=routers, model_path=Path("there/model.onnx"))
+
+
+def test_each_layer_has_what_runs_its_own_nodes():
+    assert runs_of(LAYERS, MIXED, None, ROUTER) == (
+        LayerRun("blocks.0.attn", "kernel", None),
+        LayerRun("blocks.1.attn", "function", "kernel"),
+    )
+
+
+def test_layer_that_was_not_replaced_may_have_a_router_that_was():
+    layer = replace(LAYER, replaced=False, node=None)
+    assert runs_of((layer,), MIXED, ROUTER) == (LayerRun("blocks.0.attn", None, "kernel"),)
+
+
+def test_package_without_layers_has_no_runs():
+    assert runs_of((), {}) == ()
+
+
+def test_layer_whose_node_the_model_lacks_is_refused():
+    with pytest.raises(PackageError, match=r"there: layer 'blocks\.0\.attn' is node 'gone' in"):
+        runs_of((replace(LAYER, node="gone"),), MIXED, None)
+
+
+@pytest.mark.parametrize("run", [LayerRun("a", "kernel", "function"), LayerRun("", None, None)])
+def test_run_comes_back_from_json(run: LayerRun):
+    assert LayerRun.from_json(asdict(run)) == run
+
+
+# Of a session.
+
+
+def test_session_of_function_bodies(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    assert open_session(package, kernels="off").layer_runs == (
+        LayerRun("blocks.0.attn", "function", None),
+        LayerRun("blocks.1.attn", "function", "function"),
+    )
+
+
+def test_session_on_kernels(tmp_path: Path):
+    required_library()
+    package = write_two_layers(tmp_path / "package")
+    runner = open_session(package, kernels="require", extra_outputs=package.gate_names)
+    assert runner.layer_runs == (
+        LayerRun("blocks.0.attn", "kernel", None),
+        LayerRun("blocks.1.attn", "kernel", "kernel"),
+    )
+
+
+def test_session_says_it_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No session of today mixes them; one that does must be believed."""
+    monkeypatch.setattr(Placement, "read", lambda self, session: MIXED)
+    assert open_session(write_two_layers(tmp_path / "package")).layer_runs == (
+        LayerRun("blocks.0.attn", "kernel", None),
+        LayerRun("blocks.1.attn", "function", "kernel"),
+    )
+
+
+def test_model_without_layers_or_without_manifest_has_no_layer_runs(tmp_path: Path):
+    package = write_package(tmp_path / "package", with_layer=False)
+    assert open_session(package).layer_runs == ()
+    other = write_package(tmp_path / "other")
+    assert open_session(other.model_path).layer_runs == ()
