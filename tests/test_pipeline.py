@@ -42,10 +42,11 @@ def _proof_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "prove", prove)
 
 
-def prove(root: Path, kernels: Kernels) -> ProvenRun:
-    report = verify(root, kernels=kernels)
+def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
+    report = verify(root, kernels=kernels, vectors=vectors)
     report.raise_if_unequal()
     return ProvenRun(
+        report.vector_sets,
         report.max_abs_error,
         report.routing_agreement or 0.0,
         report.kernel_nodes,

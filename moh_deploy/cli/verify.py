@@ -26,17 +26,30 @@ if TYPE_CHECKING:
     " expected outputs; without them the reference is the package's own function bodies, run"
     " with optimisations off. Repeatable.",
 )
+@click.option(
+    "--vectors",
+    metavar="N",
+    type=int,
+    help="Compare with the first N recorded runs only; the first is at the example's sizes.",
+)
 @kernels_option
 @json_option
 @click.pass_context
 def command(
-    ctx: click.Context, package: Path, inputs: tuple[Path, ...], kernels: Kernels, as_json: bool
+    ctx: click.Context,
+    package: Path,
+    inputs: tuple[Path, ...],
+    vectors: int | None,
+    kernels: Kernels,
+    as_json: bool,
 ) -> None:
     """Compare the package DIR with what the original model computed: exit 0 if equal, 1 if not."""
     from moh_deploy.jobs.verify import verify
 
     report = carry_out(
-        lambda progress: verify(package, inputs=inputs, kernels=kernels, progress=progress),
+        lambda progress: verify(
+            package, inputs=inputs, vectors=vectors, kernels=kernels, progress=progress
+        ),
         as_json=as_json,
     )
     failure = report.failure

@@ -9,6 +9,7 @@ import numpy as np
 
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Kernels, Runner
+from moh_deploy.errors import ConfigError
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.progress import Progress, SilentProgress
@@ -22,6 +23,7 @@ def verify(
     *,
     inputs: Sequence[Path | str] = (),
     kernels: Kernels = "auto",
+    vectors: int | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare what ONNX Runtime computes with a reference.
@@ -36,6 +38,8 @@ def verify(
         inputs: npz files. Members are named like the model's inputs, or in their order, and like
             its outputs for expected outputs.
         kernels: What runs MoH nodes, see `open_session`.
+        vectors: Compare with the first so many recorded runs only; None takes all. The first is the
+            one at the example's sizes.
         progress: What to report steps to.
 
     Returns:
@@ -43,10 +47,12 @@ def verify(
 
     Raises:
         PackageError: Not a package, or one that has changed since it was written.
-        ConfigError: An input file does not fit the model.
+        ConfigError: An input file does not fit the model, or `vectors` is below 1 or given
+            together with `inputs`.
         BackendError: ONNX Runtime failed.
     """
     progress = progress or SilentProgress()
+    _check_vectors(vectors, inputs)
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         files = [(Path(path), read_user_vectors(Path(path), package.manifest)) for path in inputs]
@@ -54,8 +60,17 @@ def verify(
         runner = open_session(package, kernels=kernels, extra_outputs=package.gate_names)
     with progress.step("comparing"):
         if not files:
-            return compare(package, runner, package.vectors)
+            return compare(package, runner, package.vectors[:vectors])
         return combined([_compare_file(package, runner, path, user) for path, user in files])
+
+
+def _check_vectors(vectors: int | None, inputs: Sequence[Path | str]) -> None:
+    if vectors is not None and vectors < 1:
+        raise ConfigError(f"vectors is {vectors}, expected at least 1: nothing would be compared.")
+    if vectors is not None and inputs:
+        raise ConfigError(
+            "vectors chooses among recorded runs, and inputs replaces them: give one."
+        )
 
 
 def _compare_file(

@@ -85,6 +85,6 @@ class ExportReport:
         from moh_deploy.report.tables import count
 
         return (
-            f"on {count(self.vector_sets, 'run')}: max abs error {run.max_abs_error:.3g}, routing"
+            f"on {count(run.vector_sets, 'run')}: max abs error {run.max_abs_error:.3g}, routing"
             f" agreement {run.routing_agreement:.6g}; {runs_text(run.layer_runs)}"
         )

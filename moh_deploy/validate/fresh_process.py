@@ -25,6 +25,7 @@ class ProvenRun:
     """How well a package agrees with the original model, run in one way.
 
     Attributes:
+        vector_sets: How many runs of the original were compared.
         max_abs_error: Largest absolute difference of any output element over all vectors.
         routing_agreement: Share of equal (token, head) decisions, near-ties left out.
         kernel_nodes: How many MoH nodes ran on a kernel, read from the runtime.
@@ -33,6 +34,7 @@ class ProvenRun:
         kernels: The kernel library that was registered, or why none was.
     """
 
+    vector_sets: int
     max_abs_error: float
     routing_agreement: float
     kernel_nodes: int
@@ -49,12 +51,13 @@ class ProvenRun:
         }
 
 
-def prove(root: Path, kernels: Kernels) -> ProvenRun:
+def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
     """Run `moh-deploy verify` on a package.
 
     Args:
         root: The package.
         kernels: What runs MoH nodes, see `open_session`.
+        vectors: Compare with the first so many runs of the original only; None takes all.
 
     Returns:
         How well it agrees.
@@ -65,6 +68,7 @@ def prove(root: Path, kernels: Kernels) -> ProvenRun:
     """
     command = [sys.executable, "-m", "moh_deploy", "verify", str(root)]
     command += ["--kernels", kernels, "--json"]
+    command += [] if vectors is None else ["--vectors", str(vectors)]
     # The package may be on this process's path without being installed.
     home = str(Path(moh_deploy.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
@@ -85,6 +89,7 @@ def prove(root: Path, kernels: Kernels) -> ProvenRun:
 def _run(answer: dict[str, object]) -> ProvenRun:
     layer_runs = cast("list[dict[str, str | None]]", answer["layer_runs"])
     return ProvenRun(
+        vector_sets=cast(int, answer["vector_sets"]),
         max_abs_error=float(cast(float, answer["max_abs_error"])),
         routing_agreement=float(cast(float, answer["routing_agreement"])),
         kernel_nodes=cast(int, answer["kernel_nodes"]),

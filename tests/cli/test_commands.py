@@ -82,6 +82,17 @@ def test_verify_takes_several_input_files(cli: Cli, package: Path, tmp_path: Pat
     assert "2.npz" in content["reference"]
 
 
+def test_verify_takes_the_first_recorded_runs_only(cli: Cli, tmp_path: Path):
+    sets = (vectors(batch=2), vectors(batch=3))
+    package = write_package(tmp_path / "package", sets=sets).root
+    assert cli("verify", package, "--json").json["vector_sets"] == 2
+    assert cli("verify", package, "--vectors", "1", "--json").json["vector_sets"] == 1
+    none = cli("verify", package, "--vectors", "0")
+    assert (none.exit_code, none.err.count("vectors is 0")) == (2, 1)
+    both = cli("verify", package, "--vectors", "1", "--inputs", tmp_path / "in.npz")
+    assert (both.exit_code, both.err.count("give one")) == (2, 1)
+
+
 def test_run_writes_outputs(cli: Cli, package: Path, tmp_path: Path):
     expected = vectors(batch=4)
     write_npz(tmp_path / "in.npz", expected.inputs)
