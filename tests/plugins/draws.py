@@ -1,0 +1,81 @@
+"""Hypothesis strategies for setups: sizes near those where a kernel takes another way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.plugins.attention_setups import GATE_PATTERNS, PATTERNS, AttentionSetup, MaskSetup
+from tests.plugins.router_setups import LOGITS, RouterSetup
+
+# Vectors have 4, 8 or 16 lanes, tiles 2 or 3 vectors, tasks 8 tiles; blocks end at 256 keys.
+LENGTHS = st.one_of(
+    st.integers(1, 20),
+    st.integers(1, 300),
+    st.sampled_from([15, 16, 17, 32, 47, 48, 49, 96, 97, 255, 256, 257, 385, 512, 513, 600]),
+)
+HEAD_DIMS = st.one_of(st.integers(1, 140), st.sampled_from([16, 24, 32, 64, 72, 128]))
+MOST_PRODUCTS = 20_000_000
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> MaskSetup:
+    rank = draw(st.integers(1, 4))
+    pattern = draw(st.sampled_from(sorted(PATTERNS)))
+    axes = tuple(axis >= 4 - rank and draw(st.booleans()) for axis in range(3))
+    has_keys = pattern == "lowest" or draw(st.sampled_from([True, True, True, False]))
+    dtype = draw(st.sampled_from(["bool", *FLOAT_TYPES]))
+    return MaskSetup(dtype, (*axes, has_keys), rank, pattern)
+
+
+@st.composite
+def attention_setups(draw: st.DrawFn, most_products: int = MOST_PRODUCTS) -> AttentionSetup:
+    head_dim = draw(HEAD_DIMS)
+    setup = AttentionSetup(
+        batch=draw(st.integers(1, 2)),
+        seq_len=draw(LENGTHS),
+        kv_len=draw(LENGTHS),
+        kv_num_heads=draw(st.integers(1, 3)),
+        group=draw(st.sampled_from([1, 1, 2, 3, 4])),
+        head_dim=head_dim,
+        value_dim=draw(st.one_of(st.just(head_dim), HEAD_DIMS)),
+        rank=draw(st.sampled_from([3, 4])),
+        is_causal=draw(st.booleans()),
+        scale=draw(st.sampled_from([1.0, 1.0, 0.1, 4.0, -1.0])),
+        dtype=draw(st.sampled_from(FLOAT_TYPES)),
+        gates=draw(st.sampled_from(GATE_PATTERNS)),
+        mask=draw(st.none() | masks()),
+    )
+    return _affordable(setup, most_products)
+
+
+def _affordable(setup: AttentionSetup, most_products: int) -> AttentionSetup:
+    """The same with fewer heads, then fewer queries: the reference is slow."""
+    if setup.products > most_products:
+        setup = replace(setup, batch=1, kv_num_heads=1, group=min(setup.group, 2))
+    if setup.products > most_products:
+        setup = replace(setup, seq_len=max(1, setup.seq_len * most_products // setup.products))
+    return setup
+
+
+@st.composite
+def router_setups(draw: st.DrawFn) -> RouterSetup:
+    num_routed = draw(st.one_of(st.integers(0, 70), st.integers(1, 9)))
+    num_shared = draw(st.integers(0 if num_routed else 1, 5))
+    mask = num_routed > 0 and draw(st.booleans())
+    staged = not mask and draw(st.booleans())
+    shared_logits = num_shared > 0 and not mask and (draw(st.booleans()) or not num_routed)
+    return RouterSetup(
+        batch=draw(st.integers(1, 3)),
+        seq_len=draw(st.one_of(st.integers(1, 10), st.sampled_from([63, 64, 65, 130]))),
+        num_routed=num_routed,
+        top_k=draw(st.integers(1, num_routed)) if num_routed else 0,
+        num_shared=num_shared,
+        shared_logits=shared_logits,
+        staged=staged,
+        gate_mode="mask" if mask else "weighted",
+        dtype=draw(st.sampled_from(FLOAT_TYPES)),
+        logits=draw(st.sampled_from(sorted(LOGITS))),
+    )

@@ -1,0 +1,105 @@
+"""Runs a case on the kernels of a library, and nowhere else."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from moh_deploy.backends import ort_kernels
+from moh_deploy.backends.ort_placement import Placement
+from moh_deploy.backends.ort_values import from_ort, to_ort
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case, numpy_dtype
+from moh_deploy.ops.contract import find_mismatch
+from tests.kernel_library import required_library
+from tests.ops.case_models import case_model, named_inputs
+
+INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "baseline")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A library, and what a session asks of it.
+
+    Attributes:
+        instruction_set: One of those that the machine has.
+        threads: Of the session.
+        arena: Whether ONNX Runtime cuts tensors from large blocks of its own.
+    """
+
+    library: Path
+    instruction_set: str
+    compute_type: str = "float32"
+    threads: int = 1
+    arena: bool = True
+
+    def options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.enable_cpu_mem_arena = self.arena
+        options.log_severity_level = 4  # an error is raised, and need not be logged as well
+        options.add_session_config_entry("moh.instruction_set", self.instruction_set)
+        options.add_session_config_entry("moh.compute_type", self.compute_type)
+        options.register_custom_ops_library(str(self.library))
+        return options
+
+    def session(self, model: onnx.ModelProto) -> ort.InferenceSession:
+        """Return a session that runs every node of domain `moh` on a kernel, by its own account."""
+        names = [node.name for node in model.graph.node if node.domain == "moh"]
+        options = self.options()
+        with tempfile.TemporaryDirectory() as scratch:
+            placement = Placement(names, Path(scratch))
+            placement.prepare(options)
+            session = ort.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            assert placement.read(session) == dict.fromkeys(names, "kernel")
+        return session
+
+    def run(self, case: Case) -> list[np.ndarray]:
+        return run_session(self.session(case_model(case)), case)
+
+
+def kernels_of(instruction_set: str) -> Kernels:
+    """Return the installation's kernels, or skip where there are none or not for this machine."""
+    library = required_library()
+    if instruction_set not in ort_kernels.instruction_sets(library):
+        pytest.skip(f"this machine has no {instruction_set}")
+    return Kernels(library, instruction_set)
+
+
+def run_session(session: ort.InferenceSession, case: Case) -> list[np.ndarray]:
+    arrays = named_inputs(case)  # An OrtValue does not own the array that it was made from.
+    values = {name: to_ort(array) for name, array in arrays.items()}
+    return [from_ort(value) for value in session.run_with_ort_values(None, values)]
+
+
+def memory_for(case: Case, value: float) -> np.ndarray:
+    """Return memory of exactly the size of the output of `case`, filled with `value`."""
+    output = OPS[case.op].shape_rule(case.input_types(), case.attributes)[0]
+    return np.full(output.shape, value, numpy_dtype(case.dtype))
+
+
+def run_into(memory: np.ndarray, session: ort.InferenceSession, case: Case) -> np.ndarray:
+    """Let the session write its output to `memory`, and return that."""
+    arrays = named_inputs(case)
+    values = {name: to_ort(array) for name, array in arrays.items()}
+    target = to_ort(memory)
+    binding = session.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_ortvalue_output(session.get_outputs()[0].name, target)
+    session.run_with_iobinding(binding)
+    assert binding.get_outputs()[0].data_ptr() == memory.ctypes.data
+    return memory
+
+
+def assert_right(case: Case, outputs: list[np.ndarray]) -> None:
+    problem = find_mismatch(case, outputs)
+    assert problem is None, problem

@@ -1,0 +1,83 @@
+"""Matrix products of bfloat16 operands: `moh.compute_type` is `bfloat16`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from moh_deploy.ops import MOH_ATTENTION, OPS
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.plugins.attention_setups import AttentionSetup, MaskSetup
+from tests.plugins.draws import attention_setups
+from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, kernels_of
+
+BOUND = 2e-2  # of the largest value, at least 1: bfloat16 has 8 bits
+TILES = AttentionSetup(batch=2, seq_len=130, kv_len=300, head_dim=37, value_dim=21)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return replace(kernels_of("avx512_bf16"), compute_type="bfloat16")
+
+
+def _assert_close(kernels: Kernels, case: Case, *, bound: float = BOUND) -> None:
+    """Zeros and special values as in the reference, all else within `bound`."""
+    (output,) = kernels.run(case)
+    got = output.astype(np.float64)
+    (reference,) = MOH_ATTENTION.reference(case.inputs(), case.attributes)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(reference))
+    assert np.all(got[reference == 0] == 0)
+    largest = np.abs(np.nan_to_num(reference)).max(initial=1.0)
+    np.testing.assert_allclose(got, reference, atol=bound * largest, rtol=0)
+
+
+# Its scores are so large that eight bits of a query change the softmax.
+_NAMED = [c for c in OPS["MoHAttention"].cases if c.name != "large_scores"]
+
+
+@pytest.mark.parametrize("case", _NAMED, ids=str)
+def test_named_cases_are_close(kernels: Kernels, case: Case):
+    _assert_close(kernels, case)
+
+
+@given(setup=attention_setups())
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+def test_any_attention_is_close(kernels: Kernels, setup: AttentionSetup):
+    _assert_close(kernels, replace(setup, scale=min(setup.scale, 1.0)).case())
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+@pytest.mark.parametrize(
+    "setup",
+    [
+        TILES,
+        replace(TILES, is_causal=True),
+        replace(TILES, rank=4, mask=MaskSetup("bool", pattern="blocks")),
+        replace(TILES, mask=MaskSetup("float32", pattern="blind")),
+        replace(TILES, kv_len=301, head_dim=1, value_dim=1),
+    ],
+    ids=str,
+)
+def test_tiles_are_close(kernels: Kernels, setup: AttentionSetup, dtype: str):
+    _assert_close(kernels, replace(setup, dtype=dtype).case())
+
+
+def test_products_are_really_of_bfloat16(kernels: Kernels):
+    case = TILES.case()
+    exact = replace(kernels, compute_type="float32").run(case)[0]
+    assert np.abs(kernels.run(case)[0] - exact).max() > 1e-4
+
+
+@pytest.mark.parametrize("instruction_set", [n for n in INSTRUCTION_SETS if n != "avx512_bf16"])
+def test_other_instruction_sets_compute_in_float32(instruction_set: str):
+    exact = kernels_of(instruction_set)
+    for setup in (TILES, replace(TILES, dtype="bfloat16"), replace(TILES, seq_len=1)):
+        case = setup.case()
+        asked = replace(exact, compute_type="bfloat16").run(case)[0]
+        assert asked.tobytes() == exact.run(case)[0].tobytes()

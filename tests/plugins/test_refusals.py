@@ -1,0 +1,198 @@
+"""What the kernels refuse, in a model that no shape rule has seen: what, got, expected."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+
+from moh_deploy.ops import OPS
+from tests.kernel_library import required_library
+from tests.plugins.kernels import Kernels
+
+Attributes = dict[str, int | float | str]
+Shapes = dict[str, tuple[int, ...]]
+
+ATTENTION: Attributes = {"q_num_heads": 6, "kv_num_heads": 2, "scale": 0.5, "is_causal": 0}
+MERGED: Shapes = {"Q": (2, 5, 24), "K": (2, 9, 8), "V": (2, 9, 6), "gates": (2, 5, 6)}
+SEPARATE: Shapes = {
+    "Q": (2, 6, 5, 4),
+    "K": (2, 2, 9, 4),
+    "V": (2, 2, 9, 3),
+    "gates": (2, 5, 6),
+}
+ROUTER: Attributes = {"top_k": 3, "num_shared_heads": 2, "gate_mode": "weighted"}
+LOGITS: Shapes = {
+    "routed_logits": (2, 5, 7),
+    "shared_logits": (2, 5, 2),
+    "stage_logits": (2, 5, 2),
+}
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def _session(
+    op: str, attributes: Attributes, ranks: dict[str, int], types: dict[str, int]
+) -> ort.InferenceSession:
+    """A node without function body, of inputs whose sizes are unknown."""
+    names = [given.name if given.name in ranks else "" for given in OPS[op].inputs]
+    node = make_node(op, names, ["out"], domain="moh", name="node", **attributes)
+    inputs = [
+        make_tensor_value_info(name, types.get(name, FLOAT), [None] * rank)
+        for name, rank in ranks.items()
+    ]
+    output = make_tensor_value_info("out", FLOAT, None)
+    opsets = [make_opsetid("", 18), make_opsetid("moh", 1)]
+    model = make_model(
+        make_graph([node], op, inputs, [output]), opset_imports=opsets, ir_version=10
+    )
+    return Kernels(required_library(), "baseline").session(model)
+
+
+def _run(
+    op: str, attributes: Attributes, shapes: Shapes, types: dict[str, int] | None = None
+) -> np.ndarray:
+    types = types or {}
+    ranks = {name: len(shape) for name, shape in shapes.items()}
+    arrays = {
+        name: np.ones(shape, onnx.helper.tensor_dtype_to_np_dtype(types.get(name, FLOAT)))
+        for name, shape in shapes.items()
+    }
+    return _session(op, attributes, ranks, types).run(None, arrays)[0]
+
+
+def test_sizes_that_fit_are_accepted():
+    assert _run("MoHAttention", ATTENTION, MERGED).shape == (2, 5, 18)
+    assert _run("MoHAttention", ATTENTION, SEPARATE).shape == (2, 6, 5, 3)
+    assert _run("MoHRouter", ROUTER, LOGITS).shape == (2, 5, 9)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "change", "message"),
+    [
+        (MERGED, {"gates": (2, 5, 5)}, r"gates is \[2, 5, 5\]; expected \[2, 5, 6\]"),
+        (MERGED, {"gates": (2, 6, 5)}, r"gates is \[2, 6, 5\]; expected \[2, 5, 6\]"),
+        (MERGED, {"gates": (1, 5, 6)}, r"gates is \[1, 5, 6\]; expected \[2, 5, 6\]"),
+        (MERGED, {"gates": (60,)}, r"gates is \[60\]; expected \[2, 5, 6\]"),
+        (MERGED, {"Q": (2, 5, 25)}, r"Q is \[2, 5, 25\]; expected .* with 6 heads"),
+        (MERGED, {"Q": (5, 24)}, r"Q is \[5, 24\]; expected \[batch, tokens, heads \* dim\]"),
+        (MERGED, {"K": (2, 9, 9)}, r"K is \[2, 9, 9\]; expected .* with 2 heads"),
+        (MERGED, {"K": (2, 9, 10)}, r"K \[2, 9, 10\] .*; expected .* one head size"),
+        (MERGED, {"V": (2, 9, 7)}, r"V is \[2, 9, 7\]; expected .* with 2 heads"),
+        (MERGED, {"V": (2, 8, 6)}, r"V \[2, 8, 6\]; expected .* K and V of one length"),
+        (MERGED, {"V": (3, 9, 6)}, r"V \[3, 9, 6\]; expected one rank and batch size"),
+        (MERGED, {"K": (2, 2, 9, 4)}, r"K \[2, 2, 9, 4\] .*; expected one rank"),
+        (SEPARATE, {"Q": (2, 5, 6, 4)}, r"Q is \[2, 5, 6, 4\]; expected .* with 6 heads"),
+        (SEPARATE, {"K": (2, 6, 9, 4)}, r"K is \[2, 6, 9, 4\]; expected .* with 2 heads"),
+        (SEPARATE, {"K": (2, 2, 9, 5)}, r"K \[2, 2, 9, 5\] .*; expected .* one head size"),
+        (SEPARATE, {"V": (1, 2, 9, 3)}, r"V \[1, 2, 9, 3\]; expected one rank and batch size"),
+        (MERGED, {"attn_mask": (5, 8)}, r"attn_mask is \[5, 8\]; .* to \[2, 6, 5, 9\]"),
+        (MERGED, {"attn_mask": (2, 1, 9)}, r"attn_mask is \[2, 1, 9\]; .* to \[2, 6, 5, 9\]"),
+        (MERGED, {"attn_mask": (1, 2, 6, 5, 9)}, r"attn_mask is \[1, 2, .*; expected rank 1 to 4"),
+        (MERGED, {"attn_mask": ()}, r"attn_mask is \[\]; expected rank 1 to 4"),
+        (MERGED, {"attn_mask": (0,)}, r"attn_mask is \[0\]; expected rank 1 to 4"),
+    ],
+)
+def test_attention_refuses_sizes_that_do_not_fit(sizes: Shapes, change: Shapes, message: str):
+    with pytest.raises(Exception, match=f"MoHAttention: .*{message}"):
+        _run("MoHAttention", ATTENTION, sizes | change)
+
+
+@pytest.mark.parametrize("name", ["INT8", "INT32", "INT64", "DOUBLE"])
+def test_attention_refuses_masks_of_other_types(name: str):
+    element = getattr(onnx.TensorProto, name)
+    message = f"attn_mask has ONNX element type {element}; expected bool, float32, float16 or bf"
+    with pytest.raises(Exception, match=message):
+        _run("MoHAttention", ATTENTION, MERGED | {"attn_mask": (5, 9)}, {"attn_mask": element})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv_num_heads": 4}, "q_num_heads is 6 and kv_num_heads 4; expected the first to be a"),
+        ({"kv_num_heads": 0}, "q_num_heads is 6 and kv_num_heads 0; expected"),
+        ({"q_num_heads": -6}, "q_num_heads is -6 and kv_num_heads 2; expected"),
+    ],
+)
+def test_attention_refuses_heads_that_do_not_divide(change: Attributes, message: str):
+    with pytest.raises(Exception, match=message):
+        _run("MoHAttention", ATTENTION | change, MERGED)
+
+
+@pytest.mark.parametrize("name", ["q_num_heads", "kv_num_heads", "scale"])
+def test_attention_refuses_a_node_without_a_required_attribute(name: str):
+    attributes = {key: value for key, value in ATTENTION.items() if key != name}
+    with pytest.raises(Exception, match=name):
+        _run("MoHAttention", attributes, MERGED)
+
+
+@pytest.mark.parametrize("name", ["Q", "K", "V", "gates"])
+def test_attention_refuses_inputs_of_different_types(name: str):
+    # ONNX Runtime finds no kernel for them.
+    with pytest.raises(Exception, match="MoHAttention"):
+        _run("MoHAttention", ATTENTION, MERGED, {name: onnx.TensorProto.FLOAT16})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"routed_logits": (5, 7)}, r"routed_logits is \[5, 7\]; expected \[batch, tokens, heads"),
+        ({"shared_logits": (2, 4, 2)}, r"shared_logits is \[2, 4, 2\]; expected .* one batch"),
+        ({"stage_logits": (1, 5, 2)}, r"stage_logits is \[1, 5, 2\]; expected .* one batch"),
+        ({"shared_logits": (2, 5, 3)}, r"shared_logits is \[2, 5, 3\]; expected num_shared_heads"),
+        ({"stage_logits": (2, 5, 3)}, r"stage_logits is \[2, 5, 3\]; expected 2 as its last"),
+        ({"routed_logits": (2, 5, 2)}, "top_k is 3; expected 1 to 2"),
+    ],
+)
+def test_router_refuses_sizes_that_do_not_fit(change: Shapes, message: str):
+    with pytest.raises(Exception, match=f"MoHRouter: {message}"):
+        _run("MoHRouter", ROUTER, LOGITS | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"top_k": 8}, "top_k is 8; expected 1 to 7"),
+        ({"top_k": 0}, "top_k is 0; expected 1 to 7"),
+        ({"top_k": -1}, "top_k is -1; expected 1 to 7"),
+        ({"gate_mode": "softmax"}, "gate_mode is 'softmax'; expected weighted or mask"),
+        ({"num_shared_heads": -1}, r"num_shared_heads"),
+        ({"num_shared_heads": 3}, r"shared_logits is \[2, 5, 2\]; expected num_shared_heads, 3"),
+    ],
+)
+def test_router_refuses_attributes_that_do_not_fit(change: Attributes, message: str):
+    with pytest.raises(Exception, match=message):
+        _run("MoHRouter", ROUTER | change, LOGITS)
+
+
+def test_router_without_routed_logits_refuses_a_choice():
+    shapes = {name: shape for name, shape in LOGITS.items() if name != "routed_logits"}
+    assert _run("MoHRouter", ROUTER | {"top_k": 0}, shapes).shape == (2, 5, 2)
+    with pytest.raises(Exception, match="top_k is 3"):
+        _run("MoHRouter", ROUTER, shapes)
+
+
+# Nothing to compute is no error.
+
+
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [
+        ({"Q": (2, 0, 24), "gates": (2, 0, 6)}, (2, 0, 18)),
+        ({"Q": (0, 5, 24), "K": (0, 9, 8), "V": (0, 9, 6), "gates": (0, 5, 6)}, (0, 5, 18)),
+        ({"V": (2, 9, 0)}, (2, 5, 0)),
+    ],
+)
+def test_attention_of_nothing_is_empty(change: Shapes, shape: tuple[int, ...]):
+    assert _run("MoHAttention", ATTENTION, MERGED | change).shape == shape
+
+
+def test_attention_to_no_key_is_0():
+    output = _run("MoHAttention", ATTENTION, MERGED | {"K": (2, 0, 8), "V": (2, 0, 6)})
+    np.testing.assert_array_equal(output, np.zeros((2, 5, 18)))
+
+
+def test_router_of_no_token_is_empty():
+    shapes = {name: (2, 0, shape[2]) for name, shape in LOGITS.items()}
+    assert _run("MoHRouter", ROUTER, shapes).shape == (2, 0, 9)

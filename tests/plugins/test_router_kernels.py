@@ -1,0 +1,59 @@
+"""MoHRouter on the CPU kernels, for sizes, options and logits that no table lists."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.plugins.draws import router_setups
+from tests.plugins.kernels import Kernels, assert_right
+from tests.plugins.router_setups import RouterSetup
+
+
+@given(setup=router_setups())
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_router_agrees_with_the_reference(kernels: Kernels, setup: RouterSetup):
+    case = setup.case()
+    assert_right(case, kernels.run(case))
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+@pytest.mark.parametrize("num_routed", [1, 4, 5, 16, 17, 70])
+def test_ties_go_to_the_lowest_heads(kernels: Kernels, num_routed: int, dtype: str):
+    top_k = (num_routed + 1) // 2
+    setup = RouterSetup(num_routed=num_routed, top_k=top_k, num_shared=0, dtype=dtype)
+    case = replace(setup, shared_logits=False, staged=False, logits="equal").case()
+    (gates,) = kernels.run(case)
+    np.testing.assert_allclose(gates[..., :top_k].astype(np.float32), 1, rtol=1e-6)
+    assert np.all(gates[..., top_k:] == 0)
+
+
+def _with_nan(case: Case, tokens: slice) -> Case:
+    def build(rng: np.random.Generator):
+        arrays = case.build(rng)
+        for array in arrays:
+            array[:, tokens, ::2] = np.nan
+        return arrays
+
+    return replace(case, build=build)
+
+
+def test_nan_logits_of_a_token_do_not_reach_another_token(kernels: Kernels):
+    case = RouterSetup(seq_len=9, num_routed=37, top_k=5).case()
+    clean = kernels.run(case)[0]
+    gates = kernels.run(_with_nan(case, slice(3, 5)))[0]
+    others = np.r_[0:3, 5:9]
+    np.testing.assert_array_equal(gates[:, others], clean[:, others])
+
+
+def test_nan_logits_give_nan_gates(kernels: Kernels):
+    """Which heads are chosen is not defined, that some are is."""
+    case = RouterSetup(num_routed=37, top_k=5).case()
+    gates = kernels.run(_with_nan(case, slice(None)))[0]
+    assert np.all(np.isnan(gates[..., :2]))
+    assert np.all(np.isnan(gates[..., 2:]).sum(-1) >= 5)

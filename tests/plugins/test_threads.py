@@ -1,0 +1,73 @@
+"""Results do not depend on how many threads there are, or on which of them computes what."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.ops.case_models import case_model
+from tests.plugins.attention_setups import AttentionSetup, MaskSetup
+from tests.plugins.kernels import Kernels, assert_right, kernels_of, run_session
+from tests.plugins.router_setups import RouterSetup
+
+_MANY_TASKS = AttentionSetup(
+    batch=2, seq_len=333, kv_len=333, kv_num_heads=3, head_dim=24, value_dim=24
+)
+SETUPS = {
+    "many_tasks": _MANY_TASKS,
+    "causal": replace(_MANY_TASKS, is_causal=True),
+    "causal_grouped": replace(_MANY_TASKS, is_causal=True, group=4, batch=1),
+    "masked": replace(_MANY_TASKS, rank=4, mask=MaskSetup("float32", pattern="blocks")),
+    "uneven_heads": replace(_MANY_TASKS, gates="no_head_0"),
+    "decode": replace(_MANY_TASKS, seq_len=1, kv_len=1500, kv_num_heads=8),
+    "router": RouterSetup(batch=2, seq_len=333, num_routed=37, top_k=9, num_shared=3),
+}
+
+
+def _bits(kernels: Kernels, case: Case) -> list[bytes]:
+    return [output.tobytes() for output in kernels.run(case)]
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+@pytest.mark.parametrize("name", SETUPS)
+def test_one_two_and_eight_threads_give_the_same_bits(kernels: Kernels, name: str, dtype: str):
+    case = replace(SETUPS[name], dtype=dtype).case()
+    one, two, eight = (_bits(replace(kernels, threads=n), case) for n in (1, 2, 8))
+    assert one == two
+    assert one == eight
+
+
+def test_one_two_and_eight_threads_give_the_same_bits_of_bfloat16_products():
+    kernels = replace(kernels_of("avx512_bf16"), compute_type="bfloat16")
+    case = replace(_MANY_TASKS, is_causal=True).case()
+    one, two, eight = (_bits(replace(kernels, threads=n), case) for n in (1, 2, 8))
+    assert one == two
+    assert one == eight
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_every_run_of_a_session_gives_the_same_bits(kernels: Kernels, name: str):
+    case = SETUPS[name].case()
+    session = replace(kernels, threads=8).session(case_model(case))
+    runs = {run_session(session, case)[0].tobytes() for _ in range(10)}
+    assert len(runs) == 1
+
+
+def test_sessions_of_several_sizes_run_at_the_same_time(kernels: Kernels):
+    """Scratch belongs to a thread, whichever session and sizes it works for."""
+    cases = [replace(SETUPS["causal"], seq_len=n, kv_len=300, batch=1).case() for n in (1, 40, 290)]
+    sessions = [replace(kernels, threads=2).session(case_model(case)) for case in cases]
+
+    def run(i: int) -> np.ndarray:
+        return run_session(sessions[i % 3], cases[i % 3])[0]
+
+    with ThreadPoolExecutor(6) as pool:
+        outputs = list(pool.map(run, range(60)))
+    for i, case in enumerate(cases):
+        assert_right(case, [outputs[i]])
+        assert len({output.tobytes() for output in outputs[i::3]}) == 1

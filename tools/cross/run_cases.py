@@ -1,0 +1,130 @@
+"""Run the contract on kernels in a process of another architecture.
+
+    python tools/cross/run_cases.py COMMAND...
+
+`COMMAND` starts kernel_driver. Every named case and some drawn ones go through it; the outputs are
+judged as everywhere.
+"""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case, numpy_dtype
+from moh_deploy.ops.contract import find_mismatch
+from tests.plugins.draws import attention_setups, router_setups
+
+DTYPES = ("bool", "float32", "float16", "bfloat16")  # in the order of moh::DType
+DRAWS = 150
+MOST_PRODUCTS = 1_000_000
+
+
+def main(command: list[str]) -> None:
+    cases = [case for spec in OPS.values() for case in spec.cases]
+    cases += [*_drawn(attention_setups(most_products=MOST_PRODUCTS)), *_drawn(router_setups())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        problems = [find_mismatch(case, [_run(driver, case)]) for case in cases]
+        driver.stdin.write(_numbers(0))
+    found = [problem for problem in problems if problem is not None]
+    print(f"{len(cases)} cases, {len(found)} wrong", *found[:10], sep="\n")
+    sys.exit(bool(found) or driver.returncode)
+
+
+def _drawn(strategy) -> Iterator[Case]:
+    drawn: list[Case] = []
+
+    @settings(
+        max_examples=DRAWS, derandomize=True, database=None, suppress_health_check=HealthCheck
+    )
+    @given(strategy)
+    def draw(setup) -> None:
+        drawn.append(setup.case())
+
+    draw()
+    return iter(drawn)
+
+
+def _run(driver: subprocess.Popen[bytes], case: Case) -> np.ndarray:
+    send = {"MoHAttention": _attention, "MoHRouter": _router}[case.op]
+    driver.stdin.write(send(case))
+    driver.stdin.flush()
+    (output,) = OPS[case.op].shape_rule(case.input_types(), case.attributes)
+    return _read(driver.stdout, output.shape, numpy_dtype(case.dtype))
+
+
+def _read(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    data = stream.read(size)
+    if len(data) != size:
+        sys.exit(f"the driver ended after {len(data)} of {size} bytes")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _attention(case: Case) -> bytes:
+    query, key, value, gates, mask = (*case.inputs(), None)[:5]
+    heads, kv_heads = case.attributes["q_num_heads"], case.attributes["kv_num_heads"]
+    length = 1 if query.ndim == 3 else 2
+    width = [heads, kv_heads, kv_heads] if query.ndim == 3 else [1, 1, 1]
+    sizes = [
+        query.shape[0],
+        heads,
+        kv_heads,
+        query.shape[length],
+        key.shape[length],
+        key.shape[-1] // width[1],
+        value.shape[-1] // width[2],
+    ]
+    scale = struct.unpack("<I", struct.pack("<f", case.attributes["scale"]))[0]
+    mask_dtype = 0 if mask is None else DTYPES.index(mask.dtype.name)
+    header = [DTYPES.index(case.dtype), query.ndim, *sizes, case.attributes["is_causal"], scale]
+    tensors = (query, key, value, gates, mask)
+    return _numbers(1, *header, mask_dtype, *_mask_strides(mask)) + _tensors(*tensors)
+
+
+def _mask_strides(mask: np.ndarray | None) -> list[int]:
+    """Elements from one batch, head, query and key to the next; 0 where the mask is broadcast."""
+    if mask is None:
+        return [0, 0, 0, 0]
+    strides = [
+        0 if size == 1 else stride // mask.itemsize
+        for size, stride in zip(mask.shape, mask.strides, strict=True)
+    ]
+    return [0] * (4 - mask.ndim) + strides
+
+
+def _router(case: Case) -> bytes:
+    routed, shared, stage = (*case.inputs(), None, None)[:3]
+    batch, seq_len = next(a.shape[:2] for a in (routed, shared, stage) if a is not None)
+    attributes = case.attributes
+    header = [
+        DTYPES.index(case.dtype),
+        batch * seq_len,
+        0 if routed is None else routed.shape[2],
+        attributes["num_shared_heads"],
+        attributes["top_k"],
+        attributes["gate_mode"] == "mask",
+    ]
+    return _numbers(2, *header) + _tensors(routed, shared, stage)
+
+
+def _numbers(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}q", *numbers)
+
+
+def _tensors(*tensors: np.ndarray | None) -> bytes:
+    parts = [b"" if tensor is None else tensor.tobytes() for tensor in tensors]
+    return b"".join(_numbers(len(part)) + part for part in parts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
