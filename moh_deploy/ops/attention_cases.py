@@ -160,6 +160,18 @@ def _nan_query_open(values: dict[str, np.ndarray]) -> None:
     values["Q"][0, 2, 3, 1] = np.nan
 
 
+def _inf_query_open(values: dict[str, np.ndarray]) -> None:
+    """Every score of the query is -inf, though it sees every key."""
+    values["gates"][0, 3, 2] = 1.0
+    values["Q"][0, 2, 3, 1] = np.inf
+    values["K"][0, 2, :, 1] = -1.0 - values["K"][0, 2, :, 1] ** 2
+
+
+def _nan_query_blind(values: dict[str, np.ndarray]) -> None:
+    values["gates"][:, 0] = 1.0
+    values["Q"][:, :, 0, 1] = np.nan
+
+
 def _nan_gate(values: dict[str, np.ndarray]) -> None:
     values["gates"][1, 4, 0] = np.nan
 
@@ -316,6 +328,14 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         _Setup(edit=_nan_query, mask=_bool_mask(7, 7), rank=4),
     ),
     "nan_query_open": ("An open gate hides nothing.", _Setup(edit=_nan_query_open)),
+    "inf_query_open": (
+        "A query whose scores are all -inf is not one that sees no key: NaN.",
+        _Setup(edit=_inf_query_open),
+    ),
+    "nan_query_blind": (
+        "A NaN query that sees no key gives 0.",
+        _Setup(edit=_nan_query_blind, mask=_blind_rows(7, 7)),
+    ),
     "nan_gate": ("A NaN gate propagates.", _Setup(edit=_nan_gate)),
     "nan_gate_blind": (
         "A NaN gate propagates where the query sees no key.",

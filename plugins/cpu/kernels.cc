@@ -1,7 +1,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/simd/targets.h"
-#include "hwy/detect_targets.h"
+#include "hwy/highway.h"
 
 namespace moh::cpu {
 

@@ -196,3 +196,15 @@ def test_attention_to_no_key_is_0():
 def test_router_of_no_token_is_empty():
     shapes = {name: (2, 0, shape[2]) for name, shape in LOGITS.items()}
     assert _run("MoHRouter", ROUTER, shapes).shape == (2, 0, 9)
+
+
+def test_attributes_with_a_default_may_be_absent():
+    required = {name: ATTENTION[name] for name in ("q_num_heads", "kv_num_heads", "scale")}
+    np.testing.assert_array_equal(
+        _run("MoHAttention", required, MERGED), _run("MoHAttention", ATTENTION, MERGED)
+    )
+    only_routed = {"routed_logits": LOGITS["routed_logits"]}
+    np.testing.assert_array_equal(
+        _run("MoHRouter", {"top_k": 3}, only_routed),
+        _run("MoHRouter", {**ROUTER, "num_shared_heads": 0}, only_routed),
+    )

@@ -228,29 +228,12 @@ class FewRowsTask {
   VF Biased(VF score, size_t row, size_t key, size_t count) const {
     const DF df;
     if (args().mask.data != nullptr) {
-      score = hn::Add(score, MaskBias(row, key, count));
+      const ptrdiff_t mask_row = view_.MaskOffset(rows_[row]);
+      score = AddBias(score, RowBias(args().mask, mask_row, key, count));
     }
     const auto visible = static_cast<size_t>(view_.VisibleKeys(rows_[row]));
     const size_t seen = visible <= key ? 0 : HWY_MIN(count, visible - key);
     return hn::IfThenElse(hn::FirstN(df, seen), score, hn::Set(df, -kInfinity));
-  }
-
-  VF MaskBias(size_t row, size_t key, size_t count) const {
-    switch (args().mask.dtype) {
-      case DType::kBool:
-        return MaskBias<uint8_t>(row, key, count);
-      case DType::kFloat32:
-        return MaskBias<float>(row, key, count);
-      case DType::kFloat16:
-        return MaskBias<hwy::float16_t>(row, key, count);
-      default:
-        return MaskBias<hwy::bfloat16_t>(row, key, count);
-    }
-  }
-  template <typename M>
-  VF MaskBias(size_t row, size_t key, size_t count) const {
-    const auto* data = static_cast<const M*>(args().mask.data) + view_.MaskOffset(rows_[row]);
-    return RowBias(args().mask, data, key, count);
   }
 
   template <size_t kRows>
@@ -272,8 +255,8 @@ class FewRowsTask {
 
   void Finish(size_t row) {
     const float gate = ScalarOf(view_.template Gate<T>(rows_[row]));
-    // A row that sees no key has attention 0, and a NaN gate makes it NaN.
-    const VF factor = hn::Set(DF(), sum_[row] == 0.0f ? gate * 0.0f : gate / sum_[row]);
+    const bool blind = sum_[row] == 0.0f && SeesNoKey(view_, rows_[row]);
+    const VF factor = hn::Set(DF(), blind ? gate * 0.0f : gate / sum_[row]);
     const auto size = static_cast<size_t>(args().value_dim);
     T* to = view_.template Output<T>(rows_[row]);
     for (size_t d = 0; d < size; d += kLanes) {

@@ -51,6 +51,38 @@ HWY_INLINE VF RowBias(const AttentionMask& mask, const M* row, size_t key, size_
   return mask.key == 0 ? BroadcastBias(row) : LoadBias(row + key, count);
 }
 
+// The same of a row that begins `row` elements into the mask.
+HWY_INLINE VF RowBias(const AttentionMask& mask, ptrdiff_t row, size_t key, size_t count) {
+  switch (mask.dtype) {
+    case DType::kBool:
+      return RowBias(mask, static_cast<const uint8_t*>(mask.data) + row, key, count);
+    case DType::kFloat32:
+      return RowBias(mask, static_cast<const float*>(mask.data) + row, key, count);
+    case DType::kFloat16:
+      return RowBias(mask, static_cast<const hwy::float16_t*>(mask.data) + row, key, count);
+    default:
+      return RowBias(mask, static_cast<const hwy::bfloat16_t*>(mask.data) + row, key, count);
+  }
+}
+
+// Whether every key is hidden from a row, by its position or by the mask.
+inline bool SeesNoKey(const TaskView& view, Row row) {
+  const DF df;
+  const auto visible = static_cast<size_t>(view.VisibleKeys(row));
+  if (visible != 0 && view.args.mask.data == nullptr) {
+    return false;
+  }
+  for (size_t key = 0; key < visible; key += kLanes) {
+    const size_t count = HWY_MIN(kLanes, visible - key);
+    const VF bias = RowBias(view.args.mask, view.MaskOffset(row), key, count);
+    const auto seen = hn::And(hn::FirstN(df, count), hn::Ne(bias, hn::Set(df, -kInfinity)));
+    if (!hn::AllFalse(df, seen)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // What a block of biases does to its scores. Decided for kLanes keys at a time.
 struct MaskEffect {
   size_t first_seen, last_seen;  // no row sees a key outside [first_seen, last_seen)

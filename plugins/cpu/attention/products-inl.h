@@ -81,7 +81,7 @@ HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys,
   for (size_t key = 0; key < kKeys; ++key) {
 #pragma GCC unroll 3
     for (size_t v = kFirst; v < kWidth; ++v) {
-      sums[key][v] = kAdd ? hn::Load(df, scores + (key * kWidth + v) * kLanes) : hn::Zero(df);
+      sums[key][v] = hn::Zero(df);
     }
   }
   for (size_t d = 0; d < depth; ++d) {
@@ -105,8 +105,10 @@ HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys,
     VF max = largest[v];
 #pragma GCC unroll 8
     for (size_t key = 0; key < kKeys; ++key) {
-      max = hn::Max(max, sums[key][v]);
-      hn::Store(sums[key][v], df, scores + (key * kWidth + v) * kLanes);
+      float* const to = scores + (key * kWidth + v) * kLanes;
+      const VF score = kAdd ? AddBias(sums[key][v], hn::Load(df, to)) : sums[key][v];
+      max = hn::Max(max, score);
+      hn::Store(score, df, to);
     }
     largest[v] = max;
   }

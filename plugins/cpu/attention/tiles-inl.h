@@ -289,9 +289,8 @@ class TileTask {
         outputs[lane] = view_.template Output<T>(row);
         gates[lane] = ScalarOf(view_.template Gate<T>(row));
       }
-      const VF gate = hn::Load(df, gates), zero = hn::Zero(df);
-      // A row that sees no key has attention 0, and a NaN gate makes it NaN.
-      const VF factor = hn::IfThenElse(hn::Eq(tile.sum[v], zero), hn::Mul(gate, zero),
+      const VF gate = hn::Load(df, gates);
+      const VF factor = hn::IfThenElse(BlindRows(tile, v), hn::Mul(gate, hn::Zero(df)),
                                        hn::Div(gate, tile.sum[v]));
       if (tile.fresh) {
         ClearOutputs(tile, v);
@@ -299,6 +298,22 @@ class TileTask {
       UnpackRows(tile.outputs + v * kLanes, tile.vectors, factor,
                  static_cast<size_t>(args().value_dim), count, outputs);
     }
+  }
+
+  // The lanes whose row sees no key: their attention is 0. Where a row sees keys, its sum is at
+  // least 1, or its scores are all -inf and it becomes NaN.
+  hn::Mask<DF> BlindRows(const Tile& tile, size_t v) const {
+    const DF df;
+    const auto without_weight = hn::Eq(tile.sum[v], hn::Zero(df));
+    if (hn::AllFalse(df, without_weight)) {
+      return without_weight;
+    }
+    HWY_ALIGN float blind[kLanes];
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const size_t row = HWY_MIN(v * kLanes + lane, tile.row_count - 1);
+      blind[lane] = SeesNoKey(view_, view_.RowAt(tile.places[row])) ? 1.0f : 0.0f;
+    }
+    return hn::And(without_weight, hn::Ne(hn::Load(df, blind), hn::Zero(df)));
   }
 
   void ClearOutputs(const Tile& tile, size_t v) {

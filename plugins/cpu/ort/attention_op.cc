@@ -42,7 +42,7 @@ AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype,
   const Ort::ConstKernelInfo attributes(info);
   q_heads_ = attributes.GetAttribute<int64_t>("q_num_heads");
   kv_heads_ = attributes.GetAttribute<int64_t>("kv_num_heads");
-  causal_ = attributes.GetAttribute<int64_t>("is_causal") != 0;
+  causal_ = AttributeOr<int64_t>(attributes, "is_causal", 0) != 0;
   scale_ = attributes.GetAttribute<float>("scale");
   if (q_heads_ < 1 || kv_heads_ < 1 || q_heads_ % kv_heads_ != 0 || q_heads_ > kMost) {
     throw std::invalid_argument("q_num_heads is " + std::to_string(q_heads_) +

@@ -52,6 +52,16 @@ OrtStatusPtr AsStatus(const char* op, const Call& call) {
   }
 }
 
+// An attribute, or what the op's definition says where a node does not have it.
+template <typename T>
+T AttributeOr(const Ort::ConstKernelInfo& node, const char* name, T missing) {
+  try {
+    return node.GetAttribute<T>(name);
+  } catch (const Ort::Exception&) {
+    return missing;
+  }
+}
+
 using Shape = std::vector<int64_t>;
 
 inline std::string Text(const Shape& shape) {

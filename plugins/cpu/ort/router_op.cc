@@ -8,8 +8,8 @@ RouterKernel::RouterKernel(const OrtKernelInfo* info, DType dtype, const cpu::Ke
     : dtype_(dtype), kernels_(kernels) {
   const Ort::ConstKernelInfo attributes(info);
   top_k_ = attributes.GetAttribute<int64_t>("top_k");
-  shared_ = attributes.GetAttribute<int64_t>("num_shared_heads");
-  const auto mode = attributes.GetAttribute<std::string>("gate_mode");
+  shared_ = AttributeOr<int64_t>(attributes, "num_shared_heads", 0);
+  const auto mode = AttributeOr<std::string>(attributes, "gate_mode", "weighted");
   if (mode != "weighted" && mode != "mask") {
     throw std::invalid_argument("gate_mode is '" + mode + "'; expected weighted or mask.");
   }

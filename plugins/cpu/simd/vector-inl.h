@@ -53,6 +53,12 @@ HWY_INLINE VF Exp2(VF x) {
 #endif
 }
 
+// A score with its bias: -inf where the bias is, whatever the score is.
+HWY_INLINE VF AddBias(VF score, VF bias) {
+  const VF hidden = hn::Set(DF(), -kInfinity);
+  return hn::IfThenElse(hn::Eq(bias, hidden), hidden, hn::Add(score, bias));
+}
+
 // Transposes a square block: lane j of rows[i] goes to lane i of rows[j].
 HWY_INLINE void Transpose(VF (&rows)[kLanes]) {
   const DF df;
