@@ -125,6 +125,14 @@ def _finite_minimum(rng: np.random.Generator) -> np.ndarray:
     return np.where(_bool_mask(2, 1, 1, 7)(rng), 0.0, -30000.0)
 
 
+def _nan_bias(rng: np.random.Generator) -> np.ndarray:
+    """NaN among zeros, and as all that a run of hidden keys has to show."""
+    bias = np.zeros((37, 37))
+    bias[:, 16:32] = -np.inf
+    bias[5, 20] = bias[9, 3] = np.nan
+    return bias
+
+
 def _close(values: dict[str, np.ndarray]) -> None:
     """Close head 1 for every token of batch 0, and head 0 for token 2 of batch 1."""
     values["gates"][0, :, 1] = 0.0
@@ -300,6 +308,10 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "additive_mask_finite": (
         "A large negative bias hides a key as -inf does.",
         _Setup(mask=_finite_minimum, score_bound=64.0),
+    ),
+    "nan_bias": (
+        "A NaN bias gives NaN, wherever it stands.",
+        _Setup(batch=1, seq_len=37, kv_len=37, open_share=1.1, mask=_nan_bias),
     ),
     "blind_queries": (
         "A query that sees no key gives 0, not NaN.",

@@ -77,7 +77,8 @@ std::vector<Kernels> FindUsable() { return {MOH_KERNELS("baseline", HWY_NAMESPAC
 #endif
 
 const std::vector<Kernels>& UsableKernels() {
-  static const std::vector<Kernels> usable = FindUsable();
+  // Never destroyed: threads may still compute when the process ends.
+  static const auto& usable = *new std::vector<Kernels>(FindUsable());
   return usable;
 }
 

@@ -10,7 +10,7 @@ from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.plugins.attention_setups import GATE_PATTERNS, PATTERNS, AttentionSetup, MaskSetup
 from tests.plugins.router_setups import LOGITS, RouterSetup
 
-# Vectors have 4, 8 or 16 lanes, tiles 2 or 3 vectors, tasks 8 tiles; blocks end at 256 keys.
+# Vectors have 4, 8 or 16 lanes, tiles 2 or 3 vectors, tasks 32 tiles; blocks end at 256 keys.
 LENGTHS = st.one_of(
     st.integers(1, 20),
     st.integers(1, 300),

@@ -198,6 +198,11 @@ def test_router_of_no_token_is_empty():
     assert _run("MoHRouter", ROUTER, shapes).shape == (2, 0, 9)
 
 
+def test_attribute_of_another_type_is_not_an_absent_one():
+    with pytest.raises(Exception, match="is_causal"):
+        _run("MoHAttention", {**ATTENTION, "is_causal": 1.0}, MERGED)
+
+
 def test_attributes_with_a_default_may_be_absent():
     required = {name: ATTENTION[name] for name in ("q_num_heads", "kv_num_heads", "scale")}
     np.testing.assert_array_equal(

@@ -47,7 +47,7 @@ void RunTask(const AttentionArgs& args, Compute compute, const Task& task) {
   if (static_cast<size_t>(task.row_count) <= kFewRows) {
     return FewRowsTask<T>(args, task, scratch).Run();
   }
-#if HWY_NATIVE_DOT_BF16
+#if MOH_BFLOAT16_PRODUCTS
   if (compute == Compute::kBFloat16) {
     return TileTask<BFloat16Products, T>(args, task, scratch).Run();
   }
@@ -92,7 +92,7 @@ void Attention(const AttentionArgs& args, Compute compute, const Parallel& paral
 }
 
 extern const bool kHasBFloat16;
-const bool kHasBFloat16 = HWY_NATIVE_DOT_BF16;
+const bool kHasBFloat16 = MOH_BFLOAT16_PRODUCTS;
 
 }  // namespace HWY_NAMESPACE
 }  // namespace moh::cpu

@@ -176,7 +176,7 @@ class FewRowsTask {
         return Attend<1>(row, begin, count);
       case 2:
         return Attend<2>(row, begin, count);
-      case 3:
+      case 3:  // with rows two at a time there is no such rest
         return Attend<HWY_MIN(kRowsAtOnce, size_t{3})>(row, begin, count);
       default:
         return Attend<kRowsAtOnce>(row, begin, count);

@@ -17,12 +17,12 @@ HWY_INLINE VF BiasOf(VF mask) {
   const DF df;
   const VF scaled = hn::Mul(mask, hn::Set(df, kLog2E));
   // A large finite bias, often the lowest number, stays finite: a row of nothing else is an
-  // ordinary softmax.
+  // ordinary softmax. Biases beyond 2.3e38 become equal by that.
   const auto overflowed = hn::AndNot(hn::IsInf(mask), hn::IsInf(scaled));
   return hn::IfThenElse(overflowed, hn::CopySign(hn::Set(df, -kLowest), mask), scaled);
 }
 
-// Biases of up to kLanes keys in a row: `count` of them from `row` on, the others unspecified.
+// Biases of up to kLanes keys in a row: `count` of them from `row` on.
 template <typename M>
 HWY_INLINE VF LoadBias(const M* row, size_t count) {
   return BiasOf(count == kLanes ? LoadFloats(row) : LoadFirst(row, count));
@@ -75,7 +75,8 @@ inline bool SeesNoKey(const TaskView& view, Row row) {
   for (size_t key = 0; key < visible; key += kLanes) {
     const size_t count = HWY_MIN(kLanes, visible - key);
     const VF bias = RowBias(view.args.mask, view.MaskOffset(row), key, count);
-    const auto seen = hn::And(hn::FirstN(df, count), hn::Ne(bias, hn::Set(df, -kInfinity)));
+    const auto seen =
+        hn::And(hn::FirstN(df, count), hn::Not(hn::Eq(bias, hn::Set(df, -kInfinity))));
     if (!hn::AllFalse(df, seen)) {
       return false;
     }
@@ -89,13 +90,14 @@ struct MaskEffect {
   bool neutral;                  // every bias is 0
 };
 
+// NaN counts as seen and as a change. (Hence no Ne, which is false for NaN on some targets.)
 class MaskObserver {
  public:
   HWY_INLINE MaskObserver() : seen_(hn::MaskFalse(DF())), changed_(hn::MaskFalse(DF())) {}
   HWY_INLINE void Observe(VF biases) {
     const DF df;
-    seen_ = hn::Or(seen_, hn::Ne(biases, hn::Set(df, -kInfinity)));
-    changed_ = hn::Or(changed_, hn::Ne(biases, hn::Zero(df)));
+    seen_ = hn::Or(seen_, hn::Not(hn::Eq(biases, hn::Set(df, -kInfinity))));
+    changed_ = hn::Or(changed_, hn::Not(hn::Eq(biases, hn::Zero(df))));
   }
   HWY_INLINE bool Seen() const { return !hn::AllFalse(DF(), seen_); }
   HWY_INLINE bool Changed() const { return !hn::AllFalse(DF(), changed_); }
@@ -116,16 +118,16 @@ MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t 
   for (size_t key = 0; key < key_count; key += kLanes) {
     const size_t count = HWY_MIN(kLanes, key_count - key);
     MaskObserver observer;
+    VF block[kLanes];  // [key], a row in each lane
+    if (same_for_all_rows) {
+      HWY_ALIGN float row[kLanes];
+      hn::Store(RowBias(mask, data + rows[0], key_begin + key, count), df, row);
+      for (size_t i = 0; i < kLanes; ++i) {
+        block[i] = hn::Set(df, row[i]);
+      }
+    }
     for (size_t v = 0; v < kWidth; ++v) {
-      VF block[kLanes];
-      if (same_for_all_rows) {
-        HWY_ALIGN float row[kLanes];
-        const VF bias = RowBias(mask, data + rows[0], key_begin + key, count);
-        hn::Store(bias, df, row);
-        for (size_t i = 0; i < kLanes; ++i) {
-          block[i] = hn::Set(df, row[i]);
-        }
-      } else {
+      if (!same_for_all_rows) {
         for (size_t lane = 0; lane < kLanes; ++lane) {
           block[lane] = RowBias(mask, data + rows[v * kLanes + lane], key_begin + key, count);
         }

@@ -71,10 +71,9 @@ template <typename T>
 HWY_INLINE void UnpackRows(const float* panel, size_t width, VF factor, size_t size, size_t count,
                            T* const (&rows)[kLanes]) {
   for (size_t d = 0; d < size; d += kLanes) {
-    VF block[kLanes];
+    VF block[kLanes];  // behind the last feature the panel has room; what is there is not stored
 #pragma GCC unroll 16
-    for (size_t i = 0; i < kLanes;
-         ++i) {  // behind the last feature the panel has room, and what is there is not stored
+    for (size_t i = 0; i < kLanes; ++i) {
       block[i] = hn::Mul(hn::Load(DF(), panel + (d + i) * width * kLanes), factor);
     }
     Transpose(block);
@@ -94,13 +93,6 @@ HWY_INLINE void UnpackRows(const float* panel, size_t width, VF factor, size_t s
 // Rows whose distance is a multiple of a page fall into few cache sets and push each other out.
 constexpr ptrdiff_t kAliasingBytes = 4096;
 
-// Whether rows can be read where they are.
-template <class Products, typename T>
-HWY_INLINE bool ReadInPlace(ptrdiff_t stride) {
-  constexpr bool kSameType = std::is_same<T, typename Products::Operand>::value;
-  return kSameType && stride * static_cast<ptrdiff_t>(sizeof(T)) % kAliasingBytes != 0;
-}
-
 // Operands of a row in scratch memory.
 template <class Products>
 constexpr size_t RowOperands(size_t size) {
@@ -114,7 +106,7 @@ HWY_INLINE OperandRows<typename Products::Operand> KeyOperands(const T* rows, pt
                                                                typename Products::Operand* copy) {
   using Operand = typename Products::Operand;
   if constexpr (std::is_same<T, Operand>::value) {
-    if (ReadInPlace<Products, T>(stride)) {
+    if (stride * static_cast<ptrdiff_t>(sizeof(T)) % kAliasingBytes != 0) {
       return {rows, stride};
     }
   }

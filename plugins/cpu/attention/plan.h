@@ -26,13 +26,15 @@ struct TaskSizes {
   int32_t most;     // above this a task needs too much scratch
 };
 
+// Keeps its memory from one call to the next: four bytes for each (query, head) pair of the
+// largest.
 class Plan {
  public:
   // Reads the gates. Depends on the arguments only, never on the number of threads. Throws
   // std::bad_alloc.
   void Make(const AttentionArgs& args, const TaskSizes& sizes);
 
-  // The longest first, so that threads finish together.
+  // In the order of heads; if causal, the longest first, so that threads finish together.
   const std::vector<Task>& tasks() const { return tasks_; }
 
  private:
@@ -40,8 +42,7 @@ class Plan {
   int32_t MostRows(const TaskSizes& sizes) const;
   void Divide(const AttentionArgs& args, const TaskSizes& sizes);
 
-  std::vector<int32_t>
-      rows_;  // [batch, kv_head, queries * group], each list followed by unused entries
+  std::vector<int32_t> rows_;    // [batch, kv_head, queries * group], with unused ends
   std::vector<int32_t> counts_;  // [batch, kv_head]
   std::vector<Task> tasks_;
 };

@@ -35,7 +35,11 @@ struct Float32Products {
   }
 };
 
-#if HWY_NATIVE_DOT_BF16
+// Only there is a product of bfloat16 pairs, and are vectors as wide as Pack takes them to be.
+#undef MOH_BFLOAT16_PRODUCTS
+#define MOH_BFLOAT16_PRODUCTS (HWY_NATIVE_DOT_BF16 && HWY_TARGET <= HWY_AVX3)
+
+#if MOH_BFLOAT16_PRODUCTS
 struct BFloat16Products {
   using Operand = uint32_t;  // two bfloat16, the first in the low half
   static constexpr size_t kDepth = 2;

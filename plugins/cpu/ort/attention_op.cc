@@ -39,11 +39,11 @@ Ort::Status WrongHeads(const char* name, const Shape& shape, int64_t heads) {
 AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype,
                                  const cpu::Kernels& kernels, cpu::Compute compute)
     : dtype_(dtype), kernels_(kernels), compute_(compute) {
-  const Ort::ConstKernelInfo attributes(info);
-  q_heads_ = attributes.GetAttribute<int64_t>("q_num_heads");
-  kv_heads_ = attributes.GetAttribute<int64_t>("kv_num_heads");
-  causal_ = AttributeOr<int64_t>(attributes, "is_causal", 0) != 0;
-  scale_ = attributes.GetAttribute<float>("scale");
+  const Ort::ConstKernelInfo node(info);
+  q_heads_ = Attribute<int64_t>(node, "q_num_heads");
+  kv_heads_ = Attribute<int64_t>(node, "kv_num_heads");
+  causal_ = Attribute<int64_t>(node, "is_causal", 0) != 0;
+  scale_ = Attribute<float>(node, "scale");
   if (q_heads_ < 1 || kv_heads_ < 1 || q_heads_ % kv_heads_ != 0 || q_heads_ > kMost) {
     throw std::invalid_argument("q_num_heads is " + std::to_string(q_heads_) +
                                 " and kv_num_heads " + std::to_string(kv_heads_) +

@@ -7,7 +7,9 @@
 #undef ORT_API_MANUAL_INIT
 
 #include <new>
+#include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 
 #include "cpu/parallel.h"
@@ -52,13 +54,18 @@ OrtStatusPtr AsStatus(const char* op, const Call& call) {
   }
 }
 
-// An attribute, or what the op's definition says where a node does not have it.
+// An attribute. Throws with its name if it is absent and has no default, or is of another type.
 template <typename T>
-T AttributeOr(const Ort::ConstKernelInfo& node, const char* name, T missing) {
+T Attribute(const Ort::ConstKernelInfo& node, const char* name, std::optional<T> absent = {}) {
   try {
     return node.GetAttribute<T>(name);
-  } catch (const Ort::Exception&) {
-    return missing;
+  } catch (const Ort::Exception& error) {
+    // One code for every reason: an absent attribute is told from one of another type by the text.
+    const std::string text = error.what();
+    if (absent && text.find("No attribute with name") != std::string::npos) {
+      return *absent;
+    }
+    throw std::invalid_argument("attribute " + std::string(name) + ": " + text);
   }
 }
 

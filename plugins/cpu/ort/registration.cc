@@ -57,13 +57,13 @@ const Ops& OpsFor(const cpu::Kernels& kernels, cpu::Compute compute) {
 }
 
 const char* InstructionSets() {
-  static const std::string names = [] {
+  static const auto& names = *new std::string([] {
     std::string joined;
     for (const cpu::Kernels& kernels : cpu::UsableKernels()) {
       joined += (joined.empty() ? "" : ",") + std::string(kernels.instruction_set);
     }
     return joined;
-  }();
+  }());
   return names.c_str();
 }
 
@@ -101,7 +101,9 @@ MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApi
   if (api == nullptr) {
     return moh::ort::TooOld(base);
   }
-  Ort::InitApi(api);
+  if (Ort::Global<void>::api_ != api) {  // other sessions may be reading it
+    Ort::InitApi(api);
+  }
   return moh::ort::AsStatus("moh-deploy's CPU kernels",
                             [&] { return moh::ort::Register(options); });
 }

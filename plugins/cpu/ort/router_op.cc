@@ -6,14 +6,18 @@ namespace moh::ort {
 
 RouterKernel::RouterKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels)
     : dtype_(dtype), kernels_(kernels) {
-  const Ort::ConstKernelInfo attributes(info);
-  top_k_ = attributes.GetAttribute<int64_t>("top_k");
-  shared_ = AttributeOr<int64_t>(attributes, "num_shared_heads", 0);
-  const auto mode = AttributeOr<std::string>(attributes, "gate_mode", "weighted");
+  const Ort::ConstKernelInfo node(info);
+  top_k_ = Attribute<int64_t>(node, "top_k");
+  shared_ = Attribute<int64_t>(node, "num_shared_heads", 0);
+  const auto mode = Attribute<std::string>(node, "gate_mode", "weighted");
   if (mode != "weighted" && mode != "mask") {
     throw std::invalid_argument("gate_mode is '" + mode + "'; expected weighted or mask.");
   }
   mask_only_ = mode == "mask";
+  if (shared_ < 0) {
+    throw std::invalid_argument("num_shared_heads is " + std::to_string(shared_) +
+                                "; expected 0 or more.");
+  }
 }
 
 OrtStatusPtr RouterKernel::ComputeV2(OrtKernelContext* context) const {
@@ -36,43 +40,15 @@ Ort::Status RouterKernel::Compute(Ort::KernelContext& context) const {
 }
 
 Ort::Status RouterKernel::ReadSizes(const Tensors& in, RouterArgs& args, Shape& gates) const {
-  const std::pair<const char*, const Input*> inputs[] = {
-      {"routed_logits", &in.routed}, {"shared_logits", &in.shared}, {"stage_logits", &in.stage}};
-  const Input* first = nullptr;
-  for (const auto& [name, input] : inputs) {
-    if (!input->present) {
-      continue;
-    }
-    if (first == nullptr) {
-      first = input;
-    }
-    if (input->shape.size() != 3 || input->shape[0] != first->shape[0] ||
-        input->shape[1] != first->shape[1]) {
-      return InvalidArgument(
-          "MoHRouter: ", name, " is ", Text(input->shape),
-          "; expected [batch, tokens, heads], with one batch and tokens for all logits.");
-    }
+  Shape tokens;  // [batch, tokens]
+  if (auto status = ReadTokens(in, tokens); !status.IsOK()) {
+    return status;
   }
-  if (first == nullptr) {
-    return InvalidArgument("MoHRouter: no logits are given; expected at least one of three.");
+  if (auto status = CheckHeads(in); !status.IsOK()) {
+    return status;
   }
   const int64_t routed = in.routed.present ? in.routed.shape[2] : 0;
-  if (top_k_ < (in.routed.present ? 1 : 0) || top_k_ > routed) {
-    return InvalidArgument("MoHRouter: top_k is ", top_k_, "; expected 1 to ", routed,
-                           ", the number of routed heads.");
-  }
-  if (shared_ < 0 || (in.shared.present && in.shared.shape[2] != shared_)) {
-    return InvalidArgument("MoHRouter: shared_logits is ", Text(in.shared.shape),
-                           "; expected num_shared_heads, ", shared_, ", as its last size.");
-  }
-  if (in.stage.present && in.stage.shape[2] != 2) {
-    return InvalidArgument("MoHRouter: stage_logits is ", Text(in.stage.shape),
-                           "; expected 2 as its last size.");
-  }
-  if (routed + shared_ > std::numeric_limits<int32_t>::max()) {
-    return InvalidArgument("MoHRouter: too many heads.");
-  }
-  gates = {first->shape[0], first->shape[1], shared_ + routed};
+  gates = {tokens[0], tokens[1], shared_ + routed};
   args.dtype = dtype_;
   args.routed_logits = in.routed.data;
   args.shared_logits = in.shared.data;
@@ -82,6 +58,59 @@ Ort::Status RouterKernel::ReadSizes(const Tensors& in, RouterArgs& args, Shape& 
   args.shared = static_cast<int32_t>(shared_);
   args.top_k = static_cast<int32_t>(top_k_);
   args.mask_only = mask_only_;
+  return Ort::Status();
+}
+
+Ort::Status RouterKernel::ReadTokens(const Tensors& in, Shape& tokens) {
+  const std::pair<const char*, const Input*> inputs[] = {
+      {"routed_logits", &in.routed}, {"shared_logits", &in.shared}, {"stage_logits", &in.stage}};
+  for (const auto& [name, input] : inputs) {
+    if (!input->present) {
+      continue;
+    }
+    const Shape& shape = input->shape;
+    if (tokens.empty() && shape.size() == 3) {
+      tokens = {shape[0], shape[1]};
+    }
+    if (shape.size() != 3 || shape[0] != tokens[0] || shape[1] != tokens[1]) {
+      return InvalidArgument(
+          "MoHRouter: ", name, " is ", Text(shape),
+          "; expected [batch, tokens, heads], with one batch and tokens for all logits.");
+    }
+  }
+  if (tokens.empty()) {
+    return InvalidArgument("MoHRouter: no logits are given; expected at least one of three.");
+  }
+  return Ort::Status();
+}
+
+Ort::Status RouterKernel::CheckHeads(const Tensors& in) const {
+  const int64_t routed = in.routed.present ? in.routed.shape[2] : 0;
+  if (!in.routed.present && top_k_ != 0) {
+    return InvalidArgument("MoHRouter: top_k is ", top_k_, "; expected 0 without routed_logits.");
+  }
+  if (in.routed.present && (top_k_ < 1 || top_k_ > routed)) {
+    return InvalidArgument("MoHRouter: top_k is ", top_k_, "; expected 1 to ", routed,
+                           ", the number of routed heads.");
+  }
+  if (in.shared.present && (shared_ < 1 || in.shared.shape[2] != shared_)) {
+    return InvalidArgument("MoHRouter: shared_logits is ", Text(in.shared.shape),
+                           "; expected num_shared_heads, ", shared_,
+                           ", as its last size, and at least 1.");
+  }
+  if (in.stage.present && in.stage.shape[2] != 2) {
+    return InvalidArgument("MoHRouter: stage_logits is ", Text(in.stage.shape),
+                           "; expected 2 as its last size.");
+  }
+  if (mask_only_ && (in.shared.present || in.stage.present)) {
+    return InvalidArgument("MoHRouter: gate_mode is 'mask'; expected neither shared_logits nor ",
+                           "stage_logits, since every open gate is 1.");
+  }
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (shared_ + routed < 1 || shared_ + routed > kMost) {
+    return InvalidArgument("MoHRouter: there are ", shared_, " shared and ", routed,
+                           " routed heads; expected at least one, and fewer than 2^31.");
+  }
   return Ort::Status();
 }
 

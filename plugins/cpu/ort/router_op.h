@@ -20,7 +20,9 @@ class RouterKernel {
   };
 
   Ort::Status Compute(Ort::KernelContext& context) const;
-  Ort::Status ReadSizes(const Tensors& in, RouterArgs& args, Shape& tokens) const;
+  Ort::Status ReadSizes(const Tensors& in, RouterArgs& args, Shape& gates) const;
+  static Ort::Status ReadTokens(const Tensors& in, Shape& tokens);
+  Ort::Status CheckHeads(const Tensors& in) const;
 
   const DType dtype_;
   const cpu::Kernels& kernels_;
