@@ -6,23 +6,18 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
-import onnxscript
 import torch
 from torch.export import ExportedProgram
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention and moh::router
+from moh_deploy.frontend.torch_ops import TRANSLATIONS
 from moh_deploy.ops import OPS
 from moh_deploy.ops.onnx_schema import register_schemas
-from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 
 DEFAULT_OPSET = 20
-
-Value = onnxscript.tensor.Tensor | ir.Value
 
 
 def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) -> ir.Model:
@@ -42,7 +37,7 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
                 program,
                 dynamo=True,
                 opset_version=opset,
-                custom_translation_table=_translations(),
+                custom_translation_table=TRANSLATIONS,
                 verbose=False,
             )
     except Exception as error:
@@ -56,64 +51,6 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
     for value, name in zip(model.graph.inputs, input_names, strict=True):
         value.name = name
     return model
-
-
-def _translations() -> dict[Callable[..., object], Callable[..., object]]:
-    return {
-        torch.ops.moh.attention.default: _attention,
-        torch.ops.moh.router.default: _router,
-    }
-
-
-_moh = onnxscript.values.Opset("moh", 1)
-
-
-def _attention(
-    query: Value,
-    key: Value,
-    value: Value,
-    gates: Value,
-    attn_mask: Value | None,
-    q_num_heads: int,
-    kv_num_heads: int,
-    scale: float,
-    is_causal: bool,
-) -> Value:
-    mask = () if attn_mask is None else (attn_mask,)
-    result = _moh.MoHAttention(
-        query,
-        key,
-        value,
-        gates,
-        *mask,
-        q_num_heads=q_num_heads,
-        kv_num_heads=kv_num_heads,
-        scale=scale,
-        is_causal=int(is_causal),
-        **PLUGIN_ATTRIBUTES,
-    )
-    return cast(Value, result)
-
-
-def _router(
-    routed_logits: Value | None,
-    shared_logits: Value | None,
-    stage_logits: Value | None,
-    top_k: int,
-    num_shared_heads: int,
-    gate_mode: str,
-) -> Value:
-    logits = [routed_logits, shared_logits, stage_logits]
-    while logits[-1] is None:
-        logits.pop()
-    result = _moh.MoHRouter(
-        *logits,
-        top_k=top_k,
-        num_shared_heads=num_shared_heads,
-        gate_mode=gate_mode,
-        **PLUGIN_ATTRIBUTES,
-    )
-    return cast(Value, result)
 
 
 @contextlib.contextmanager

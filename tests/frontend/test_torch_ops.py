@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moh_deploy.frontend import torch_ops
 from moh_deploy.frontend.arrays import to_numpy
+from moh_deploy.frontend.torch_ops import attention, router
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
@@ -80,19 +80,19 @@ def _last_head_first(scores, top_k, gate_mode):
     return flipped.flip(-1)
 
 
-_routed = torch_ops._routed_gates
+_routed = router._routed_gates
 
 
 @pytest.mark.parametrize(
-    ("op", "name", "bug"),
+    ("op", "module", "name", "bug"),
     [
-        ("MoHAttention", "_masked_softmax", _softmax_without_mask),
-        ("MoHRouter", "_routed_gates", _mask_only),
-        ("MoHRouter", "_routed_gates", _last_head_first),
+        ("MoHAttention", attention, "_masked_softmax", _softmax_without_mask),
+        ("MoHRouter", router, "_routed_gates", _mask_only),
+        ("MoHRouter", router, "_routed_gates", _last_head_first),
     ],
 )
-def test_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, op: str, name: str, bug):
-    monkeypatch.setattr(torch_ops, name, bug)
+def test_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, op: str, module, name: str, bug):
+    monkeypatch.setattr(module, name, bug)
     cases = [case for case in OPS[op].cases if case.dtype == "float32"]
     assert any(find_mismatch(case, [run(case)]) for case in cases)
 

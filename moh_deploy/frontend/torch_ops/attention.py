@@ -1,27 +1,22 @@
-"""The ops of `moh_deploy.ops` as torch operators, so that a rewritten program can be run, checked
-and exported.
-
-They are dense and written for clarity: in torch they only have to be right. Importing this module
-    registers `moh::attention` and
-`moh::router`.
-"""
+"""MoHAttention as a torch operator, and its translation to ONNX."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor
 
-_ATTENTION_SCHEMA = (
+from moh_deploy.frontend.torch_ops.onnx_ops import Value, moh_opset
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
+
+_SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor gates, Tensor? attn_mask, "
     "int q_num_heads, int kv_num_heads, float scale, bool is_causal) -> Tensor"
 )
-_ROUTER_SCHEMA = (
-    "(Tensor? routed_logits, Tensor? shared_logits, Tensor? stage_logits, "
-    "int top_k, int num_shared_heads, str gate_mode) -> Tensor"
-)
 
 
-@torch.library.custom_op("moh::attention", mutates_args=(), schema=_ATTENTION_SCHEMA)
+@torch.library.custom_op("moh::attention", mutates_args=(), schema=_SCHEMA)
 def attention(
     query: Tensor,
     key: Tensor,
@@ -97,60 +92,28 @@ def _(
     return query.new_empty(query.shape[0], q_num_heads, query.shape[2], value.shape[3])
 
 
-@torch.library.custom_op("moh::router", mutates_args=(), schema=_ROUTER_SCHEMA)
-def router(
-    routed_logits: Tensor | None,
-    shared_logits: Tensor | None,
-    stage_logits: Tensor | None,
-    top_k: int,
-    num_shared_heads: int,
-    gate_mode: str,
-) -> Tensor:
-    """MoHRouter, see `docs/ops.md`.
-
-    Args:
-        routed_logits: [B, S, R], or None where all heads are shared.
-        shared_logits: [B, S, Sh], or None for at most one shared head or mask gates.
-        stage_logits: [B, S, 2]: the first stage's weight of shared and of routed heads; None for
-            no first stage.
-
-    Returns:
-        Gates [B, S, Sh + R], shared heads first.
-    """
-    present = next(x for x in (routed_logits, shared_logits, stage_logits) if x is not None)
-    precise = torch.promote_types(present.dtype, torch.float32)
-    gates: list[Tensor] = []
-    if num_shared_heads and shared_logits is not None:
-        gates.append(shared_logits.to(precise).softmax(dim=-1) * num_shared_heads)
-    elif num_shared_heads:
-        gates.append(torch.ones(*present.shape[:-1], num_shared_heads, dtype=precise))
-    if routed_logits is not None:
-        gates.append(_routed_gates(routed_logits.to(precise).softmax(dim=-1), top_k, gate_mode))
-    if stage_logits is not None:
-        stages = stage_logits.to(precise).softmax(dim=-1) * 2
-        gates = [gate * stages[..., i : i + 1] for i, gate in enumerate(gates)]
-    return torch.cat(gates, dim=-1).to(present.dtype)
-
-
-def _routed_gates(scores: Tensor, top_k: int, gate_mode: str) -> Tensor:
-    order = scores.sort(dim=-1, descending=True, stable=True).indices  # ties: lowest head first
-    chosen = torch.zeros_like(scores).scatter(-1, order[..., :top_k], 1.0)
-    if gate_mode == "mask":
-        return chosen
-    kept = scores * chosen
-    eps = torch.finfo(torch.float32).eps
-    return kept / kept.sum(dim=-1, keepdim=True).clamp(min=eps) * top_k
-
-
-@router.register_fake
-def _(
-    routed_logits: Tensor | None,
-    shared_logits: Tensor | None,
-    stage_logits: Tensor | None,
-    top_k: int,
-    num_shared_heads: int,
-    gate_mode: str,
-) -> Tensor:
-    present = next(x for x in (routed_logits, shared_logits, stage_logits) if x is not None)
-    candidates = 0 if routed_logits is None else routed_logits.shape[-1]
-    return present.new_empty(*present.shape[:-1], num_shared_heads + candidates)
+def translate(
+    query: Value,
+    key: Value,
+    value: Value,
+    gates: Value,
+    attn_mask: Value | None,
+    q_num_heads: int,
+    kv_num_heads: int,
+    scale: float,
+    is_causal: bool,
+) -> Value:
+    mask = () if attn_mask is None else (attn_mask,)
+    result = moh_opset.MoHAttention(
+        query,
+        key,
+        value,
+        gates,
+        *mask,
+        q_num_heads=q_num_heads,
+        kv_num_heads=kv_num_heads,
+        scale=scale,
+        is_causal=int(is_causal),
+        **PLUGIN_ATTRIBUTES,
+    )
+    return cast(Value, result)

@@ -1,0 +1,19 @@
+"""The ops of `moh_deploy.ops` as torch operators, so that a rewritten program can be run, checked
+and exported.
+
+They are dense and written for clarity: in torch they only have to be right. Importing this package
+registers them. One file an op, which also holds the op's translation to an ONNX node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from moh_deploy.frontend.torch_ops import attention, router
+
+TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
+    torch.ops.moh.attention.default: attention.translate,
+    torch.ops.moh.router.default: router.translate,
+}

@@ -1,0 +1,31 @@
+// What implementations of MoHQueryProjection and MoHOutputProjection are called with. docs/ops.md
+// says what they have to compute.
+#pragma once
+
+#include "moh/tensor.h"
+
+namespace moh {
+
+// [tokens, in_features] -> [tokens, heads * head_dim], for the heads that a token chose.
+struct QueryProjectionArgs {
+  DType dtype;        // of every tensor
+  const void* input;  // [tokens, in_features]
+  const void* gates;  // [tokens, heads]
+  const void* bias;   // [heads * head_dim] or null
+  void* output;       // [tokens, heads * head_dim]
+  int64_t tokens;
+  int32_t in_features, heads, head_dim;
+};
+
+// [tokens, heads * head_dim] -> [tokens, out_features], from the heads that a token chose.
+struct OutputProjectionArgs {
+  DType dtype;        // of every tensor
+  const void* input;  // [tokens, heads * head_dim]
+  const void* gates;  // [tokens, heads]
+  const void* bias;   // [out_features] or null
+  void* output;       // [tokens, out_features]
+  int64_t tokens;
+  int32_t out_features, heads, head_dim;
+};
+
+}  // namespace moh
