@@ -17,30 +17,35 @@
 namespace moh::ort {
 namespace {
 
+// An op for tensors of each dtype.
+template <template <DType> class Op>
+struct InEveryDType {
+  template <typename... Arguments>
+  explicit InEveryDType(const Arguments&... arguments)
+      : float32(arguments...), float16(arguments...), bfloat16(arguments...) {}
+
+  void AddTo(Ort::CustomOpDomain& domain) {
+    domain.Add(&float32);
+    domain.Add(&float16);
+    domain.Add(&bfloat16);
+  }
+
+  Op<DType::kFloat32> float32;
+  Op<DType::kFloat16> float16;
+  Op<DType::kBFloat16> bfloat16;
+};
+
 // The ops of one choice of kernels. Sessions point into it, and nothing tells when the last one is
 // gone: kept for good.
 struct Ops {
   Ops(const cpu::Kernels& kernels, cpu::Compute compute)
-      : attention32(kernels, compute),
-        attention16(kernels, compute),
-        attention_bf16(kernels, compute),
-        router32(kernels),
-        router16(kernels),
-        router_bf16(kernels) {
-    domain.Add(&attention32);
-    domain.Add(&attention16);
-    domain.Add(&attention_bf16);
-    domain.Add(&router32);
-    domain.Add(&router16);
-    domain.Add(&router_bf16);
+      : attention(kernels, compute), router(kernels) {
+    attention.AddTo(domain);
+    router.AddTo(domain);
   }
 
-  AttentionOp<DType::kFloat32> attention32;
-  AttentionOp<DType::kFloat16> attention16;
-  AttentionOp<DType::kBFloat16> attention_bf16;
-  RouterOp<DType::kFloat32> router32;
-  RouterOp<DType::kFloat16> router16;
-  RouterOp<DType::kBFloat16> router_bf16;
+  InEveryDType<AttentionOp> attention;
+  InEveryDType<RouterOp> router;
   Ort::CustomOpDomain domain{"moh"};
 };
 
