@@ -12,6 +12,9 @@ from moh_deploy.backends.runner import KernelUse
 
 NO_KERNELS = KernelUse(None, "switched off", None)
 
+WITHOUT_CPU_KERNEL = frozenset({"MoHOutputProjection", "MoHQueryProjection"})
+"""Ops that run as their function body everywhere so far."""
+
 
 def required_library() -> Path:
     """Return the installation's library, or skip the test where there is none."""

@@ -4,17 +4,25 @@
 """
 
 from moh_deploy.ops.attention import MOH_ATTENTION, AttentionVariant
+from moh_deploy.ops.projection import (
+    MOH_OUTPUT_PROJECTION,
+    MOH_QUERY_PROJECTION,
+    ProjectionVariant,
+)
 from moh_deploy.ops.router import MOH_ROUTER, RouterVariant
 from moh_deploy.ops.spec import DOMAIN, OPS, VERSION, OpSpec, TensorType
 
 __all__ = [
     "DOMAIN",
     "MOH_ATTENTION",
+    "MOH_OUTPUT_PROJECTION",
+    "MOH_QUERY_PROJECTION",
     "MOH_ROUTER",
     "OPS",
     "VERSION",
     "AttentionVariant",
     "OpSpec",
+    "ProjectionVariant",
     "RouterVariant",
     "TensorType",
 ]

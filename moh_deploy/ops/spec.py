@@ -111,6 +111,8 @@ class OpSpec:
         variant: Which function body a node needs.
         function: The function body for a node, in standard ONNX ops.
         cases: Named runs that every implementation must get right.
+        specified: Which elements of the outputs of one run mean something, as one boolean array
+            for each output; None: all do. Nobody may depend on the others.
     """
 
     name: str
@@ -123,6 +125,7 @@ class OpSpec:
     function: FunctionBuilder
     cases: tuple[Case, ...] = field(repr=False)
     doc: str
+    specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None
     domain: str = DOMAIN
     version: int = VERSION
 

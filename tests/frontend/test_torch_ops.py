@@ -9,13 +9,18 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moh_deploy.frontend.arrays import to_numpy
-from moh_deploy.frontend.torch_ops import attention, router
+from moh_deploy.frontend.torch_ops import attention, projection, router
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 
 CASES = [case for spec in OPS.values() for case in spec.cases]
-OPERATORS = {"MoHAttention": torch.ops.moh.attention, "MoHRouter": torch.ops.moh.router}
+OPERATORS = {
+    "MoHAttention": torch.ops.moh.attention,
+    "MoHOutputProjection": torch.ops.moh.output_projection,
+    "MoHQueryProjection": torch.ops.moh.query_projection,
+    "MoHRouter": torch.ops.moh.router,
+}
 
 
 def arguments(case: Case) -> list[object]:
@@ -80,13 +85,24 @@ def _last_head_first(scores, top_k, gate_mode):
     return flipped.flip(-1)
 
 
+def _transposed_weight(x, weight, bias):
+    return _linear(x, weight.flatten().reshape(weight.shape[::-1]).T, bias)
+
+
+def _bias_for_each_row(x, weight, bias):
+    return _linear(x, weight, None if bias is None else bias * x.shape[-1])
+
+
 _routed = router._routed_gates
+_linear = projection._linear
 
 
 @pytest.mark.parametrize(
     ("op", "module", "name", "bug"),
     [
         ("MoHAttention", attention, "_masked_softmax", _softmax_without_mask),
+        ("MoHQueryProjection", projection, "_linear", _transposed_weight),
+        ("MoHOutputProjection", projection, "_linear", _bias_for_each_row),
         ("MoHRouter", router, "_routed_gates", _mask_only),
         ("MoHRouter", router, "_routed_gates", _last_head_first),
     ],

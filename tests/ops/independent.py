@@ -10,7 +10,12 @@ from moh_deploy.ops.cases import Case, numpy_dtype
 
 def run(case: Case) -> list[np.ndarray]:
     inputs = [None if a is None else _tensor(a) for a in case.inputs()]
-    compute = {"MoHAttention": _attention, "MoHRouter": _router}[case.op]
+    compute = {
+        "MoHAttention": _attention,
+        "MoHOutputProjection": _projection,
+        "MoHQueryProjection": _projection,
+        "MoHRouter": _router,
+    }[case.op]
     with np.errstate(over="ignore"):
         return [compute(inputs, dict(case.attributes)).numpy().astype(numpy_dtype(case.dtype))]
 
@@ -43,6 +48,11 @@ def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Ten
     output = torch.einsum("bhst,bhtd,bsh->bshd", weights, value, gates)
     output = output.masked_fill((gates == 0).unsqueeze(-1), 0.0)
     return output.flatten(2) if merged else output.transpose(1, 2)
+
+
+def _projection(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
+    x, weight, _, bias = (*inputs, None)[:4]
+    return torch.nn.functional.linear(x, weight.T, bias)
 
 
 def _router(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:

@@ -32,7 +32,9 @@ def test_inputs_are_the_same_at_each_call_and_contiguous(case: Case):
 
 def test_cases_differ_in_their_inputs():
     plain, closed = (
-        c for c in CASES if c.name in ("plain_rank3", "all_open") and c.dtype == "float32"
+        c
+        for c in MOH_ATTENTION.cases
+        if c.name in ("plain_rank3", "all_open") and c.dtype == "float32"
     )
     assert not np.array_equal(plain.inputs()[0], closed.inputs()[0])
 
@@ -51,7 +53,7 @@ def test_no_case_depends_on_a_near_tie(case: Case):
     assert np.all(tied | (last > following * (1 + 1e-5)))
 
 
-@pytest.mark.parametrize("spec", [MOH_ATTENTION, MOH_ROUTER], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", OPS.values(), ids=lambda spec: spec.name)
 def test_cases_reach_every_input_dtype_and_optional_input(spec):
     for index, given in enumerate(spec.inputs):
         types = [(*case.input_types(), None, None)[index] for case in spec.cases]

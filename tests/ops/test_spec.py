@@ -3,13 +3,20 @@ from __future__ import annotations
 import pytest
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import MOH_ATTENTION, MOH_ROUTER, OPS
+from moh_deploy.ops import (
+    MOH_ATTENTION,
+    MOH_OUTPUT_PROJECTION,
+    MOH_QUERY_PROJECTION,
+    MOH_ROUTER,
+    OPS,
+)
 from moh_deploy.ops.spec import Registry
 
 
 def test_registry_holds_every_op_under_its_name():
-    assert dict(OPS) == {"MoHAttention": MOH_ATTENTION, "MoHRouter": MOH_ROUTER}
-    assert len(OPS) == 2
+    specs = (MOH_ATTENTION, MOH_OUTPUT_PROJECTION, MOH_QUERY_PROJECTION, MOH_ROUTER)
+    assert dict(OPS) == {spec.name: spec for spec in specs}
+    assert len(OPS) == len(specs)
 
 
 def test_registry_refuses_a_second_op_of_one_name():

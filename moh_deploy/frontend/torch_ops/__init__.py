@@ -2,7 +2,7 @@
 and exported.
 
 They are dense and written for clarity: in torch they only have to be right. Importing this package
-registers them. One file an op, which also holds the op's translation to an ONNX node.
+registers them. One file an op or a kind of op, which also holds the translation to an ONNX node.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections.abc import Callable
 
 import torch
 
-from moh_deploy.frontend.torch_ops import attention, router
+from moh_deploy.frontend.torch_ops import attention, projection, router
 
 TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
     torch.ops.moh.attention.default: attention.translate,
+    torch.ops.moh.output_projection.default: projection.translate_output,
+    torch.ops.moh.query_projection.default: projection.translate_query,
     torch.ops.moh.router.default: router.translate,
 }

@@ -1,0 +1,105 @@
+"""MoHQueryProjection and MoHOutputProjection: the linear maps around MoHAttention.
+
+    Q = X W + bias    what is computed for a head that a token did not choose need not be: nobody
+                      reads it
+    Y = X W + bias    rows of X that MoHAttention made 0 need not be multiplied
+
+Source: Mixture-of-Head attention, arXiv 2410.11842, section 3: a token that does not choose a head
+needs neither its query nor its part of the output projection (equation 4: the sum over heads).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from moh_deploy.ops.projection_cases import OUTPUT_CASES, QUERY_CASES
+from moh_deploy.ops.projection_function import ProjectionVariant, node_function, variant_of
+from moh_deploy.ops.projection_shapes import output_shape_rule, query_shape_rule
+from moh_deploy.ops.spec import (
+    FLOAT_TYPES,
+    OPS,
+    Arrays,
+    Attributes,
+    AttributeSpec,
+    InputSpec,
+    OpSpec,
+    OutputSpec,
+)
+
+__all__ = ["MOH_OUTPUT_PROJECTION", "MOH_QUERY_PROJECTION", "ProjectionVariant", "reference"]
+
+
+def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """Compute either projection in float64.
+
+    Args:
+        inputs: X [B, S, K], W [K, N], gates [B, S, H] and optionally bias [N].
+        attributes: All attributes of the op.
+
+    Returns:
+        X W + bias, [B, S, N], in float64: also where a gate is closed.
+    """
+    x, weight = (_float64(array) for array in inputs[:2])
+    bias = inputs[3] if len(inputs) > 3 else None
+    with np.errstate(invalid="ignore"):
+        product = x @ weight
+    return (product if bias is None else product + _float64(bias),)
+
+
+def _float64(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None, "a required input is absent"
+    return array.astype(np.float64)
+
+
+def open_rows(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """Return which elements of Q [B, S, H*D] are specified: those of open heads."""
+    weight, gates = inputs[1], inputs[2]
+    assert weight is not None, "a required input is absent"
+    assert gates is not None, "a required input is absent"
+    head_dim = weight.shape[1] // int(attributes["num_heads"])
+    return (np.repeat(gates != 0, head_dim, axis=-1),)
+
+
+def _inputs(x: str, weight: str, bias: str) -> tuple[InputSpec, ...]:
+    return (
+        InputSpec("X", FLOAT_TYPES, "T", x),
+        InputSpec("W", FLOAT_TYPES, "T", weight),
+        InputSpec("gates", FLOAT_TYPES, "T", "[B, S, H]; 0: the token skips the head."),
+        InputSpec("bias", FLOAT_TYPES, "T", bias, optional=True),
+    )
+
+
+_ATTRIBUTES = (AttributeSpec("num_heads", "int", "Heads H."),)
+
+MOH_QUERY_PROJECTION = OPS.register(
+    OpSpec(
+        name="MoHQueryProjection",
+        doc="Queries of the heads that each token chose: X W + bias; other rows are unspecified.",
+        inputs=_inputs("[B, S, C].", "[C, H*D].", "[H*D]."),
+        outputs=(OutputSpec("Q", "T", "[B, S, H*D]; unspecified where the gate is 0."),),
+        attributes=_ATTRIBUTES,
+        reference=reference,
+        specified=open_rows,
+        shape_rule=query_shape_rule,
+        variant=variant_of,
+        function=partial(node_function, "MoHQueryProjection"),
+        cases=QUERY_CASES,
+    )
+)
+
+MOH_OUTPUT_PROJECTION = OPS.register(
+    OpSpec(
+        name="MoHOutputProjection",
+        doc="X W + bias for an X whose rows are 0 where the gate is 0, as MoHAttention writes it.",
+        inputs=_inputs("[B, S, H*D], 0 where the gate is 0.", "[H*D, C].", "[C]."),
+        outputs=(OutputSpec("Y", "T", "[B, S, C]."),),
+        attributes=_ATTRIBUTES,
+        reference=reference,
+        shape_rule=output_shape_rule,
+        variant=variant_of,
+        function=partial(node_function, "MoHOutputProjection"),
+        cases=OUTPUT_CASES,
+    )
+)

@@ -1,0 +1,94 @@
+"""The projections as ONNX functions in standard ops: every row, open or not, in one product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from moh_deploy.ops.function_text import check_opset, parse
+from moh_deploy.ops.spec import Attributes, TensorTypes
+
+_OUTPUTS = {"MoHQueryProjection": "Q", "MoHOutputProjection": "Y"}
+
+
+@dataclass(frozen=True)
+class ProjectionVariant:
+    """Selects one body of a projection.
+
+    Attributes:
+        half: Inputs are float16 or bfloat16: products and sums are in float32 all the same.
+        biased: A bias is added.
+    """
+
+    half: bool
+    biased: bool
+
+    def key(self) -> str:
+        """Return the variant's name, such as `half_bias`."""
+        return ("half" if self.half else "full") + ("_bias" if self.biased else "")
+
+
+def variant_of(inputs: TensorTypes, attributes: Attributes) -> ProjectionVariant:
+    """Return the variant that a node needs; the node must satisfy the shape rule."""
+    x, _, _, bias = (*inputs, None)[:4]
+    assert x is not None, "a required input is absent"
+    return ProjectionVariant(half=x.dtype != "float32", biased=bias is not None)
+
+
+def function_body(
+    op_name: str, variant: ProjectionVariant, *, opset: int, overload: str = ""
+) -> onnx.FunctionProto:
+    """Build the body of a projection for one variant.
+
+    Args:
+        op_name: MoHQueryProjection or MoHOutputProjection.
+        opset: Version of the standard ops that the model imports, 18 or later.
+        overload: Name of the function's overload; needed only where a model holds several variants.
+
+    Raises:
+        ExportError: The opset is older than 18.
+    """
+    check_opset(op_name, opset)
+    output = _OUTPUTS[op_name]
+    inputs = "X, W, gates" + (", bias" if variant.biased else "")
+    steps = _half(variant, output) if variant.half else _full(variant, output)
+    text = f"""
+        <domain: "moh", opset_import: ["" : {opset}]>
+        {op_name} <num_heads> ({inputs}) => ({output}) {{ {steps} }}
+    """
+    return parse(text, overload=overload)
+
+
+def node_function(
+    op_name: str,
+    inputs: TensorTypes,
+    attributes: Attributes,
+    *,
+    opset: int,
+    overload: str = "",
+) -> onnx.FunctionProto:
+    """Build the body that fits a node; see `function_body`."""
+    return function_body(op_name, variant_of(inputs, attributes), opset=opset, overload=overload)
+
+
+def _full(variant: ProjectionVariant, output: str) -> str:
+    """No casts: a runtime sees the MatMul and Add that it fuses and prepares best."""
+    if not variant.biased:
+        return f"{output} = MatMul (X, W)"
+    return f"product = MatMul (X, W) {output} = Add (product, bias)"
+
+
+def _half(variant: ProjectionVariant, output: str) -> str:
+    sum_ = (
+        "wide_bias = Cast <to = 1> (bias) sum = Add (product, wide_bias)"
+        if variant.biased
+        else "sum = Identity (product)"
+    )
+    return f"""
+        wide_X = Cast <to = 1> (X)
+        wide_W = Cast <to = 1> (W)
+        product = MatMul (wide_X, wide_W)
+        {sum_}
+        {output} = CastLike (sum, X)
+    """
