@@ -17,7 +17,6 @@ from moh_deploy.frontend.emit import DEFAULT_OPSET
 from moh_deploy.frontend.factory import user_code
 from moh_deploy.frontend.load import code_dirs, example_inputs, in_dtype, load
 from moh_deploy.native import kernel_library
-from moh_deploy.ops import OPS
 from moh_deploy.options import ExportOptions
 from moh_deploy.package import (
     MODEL_DATA_NAME,
@@ -28,6 +27,7 @@ from moh_deploy.package import (
     check_output,
 )
 from moh_deploy.package.onnx_file import save_with_weights
+from moh_deploy.passes import ops_of
 from moh_deploy.progress import SilentProgress
 from moh_deploy.report.export import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun, prove
@@ -121,17 +121,12 @@ def _manifest(
     options: ExportOptions,
     config: ExportConfig,
 ) -> Manifest:
-    used = {identifier[:2] for identifier in converted.model.functions}
     return Manifest(
         inputs=converted.inputs,
         outputs=converted.outputs,
         dims=converted.dims,
         layers=converted.layers,
-        ops={
-            f"{spec.domain}::{spec.name}": spec.version
-            for spec in OPS.values()
-            if (spec.domain, spec.name) in used
-        },
+        ops=ops_of(converted.model),
         opset=options.opset or DEFAULT_OPSET,
         total_flops=converted.total_flops,
         precision=converted.precision,

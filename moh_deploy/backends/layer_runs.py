@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, cast
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package import LayerInfo
+from moh_deploy.package import DENSE_DOMAIN, LayerInfo, node_domains, projections
 
-LayerImpl = Literal["kernel", "function"]
+LayerImpl = Literal["kernel", "function", "dense"]
+"""A node runs on a kernel, as its function body for want of one, or as that on purpose."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,16 @@ class LayerRun:
 
     Attributes:
         path: The layer.
-        runs_as: `kernel` or `function` (its function body); None if the layer was not replaced.
+        runs_as: `kernel`, `function` (its function body) or `dense` (the same by choice); None if
+            the layer was not replaced.
         router_runs_as: The same of its MoHRouter node; None if the router is of plain operators.
+        projections_run_as: The same of its projection nodes; None if there are none.
     """
 
     path: str
     runs_as: LayerImpl | None
     router_runs_as: LayerImpl | None
+    projections_run_as: LayerImpl | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, str | None]) -> LayerRun:
@@ -34,6 +38,7 @@ class LayerRun:
             str(content["path"]),
             cast("LayerImpl | None", content["runs_as"]),
             cast("LayerImpl | None", content["router_runs_as"]),
+            cast("LayerImpl | None", content["projections_run_as"]),
         )
 
 
@@ -53,8 +58,9 @@ def layer_runs(
         model_path: The model, for the error.
 
     Raises:
-        PackageError: The model lacks the node of a layer.
+        PackageError: The model lacks the node of a layer, or it is not where the choice has it.
     """
+    domains = node_domains(layers)
 
     def impl(layer: LayerInfo, node: str | None) -> LayerImpl | None:
         if node is None:
@@ -64,9 +70,22 @@ def layer_runs(
                 f"{model_path.parent}: layer '{layer.path}' is node '{node}' in the manifest, but"
                 f" {model_path.name} has no such node of domain moh."
             )
+        is_dense, chosen = layer_impl[node] == "dense", domains.get(node) == DENSE_DOMAIN
+        if is_dense != chosen:
+            raise PackageError(
+                f"{model_path.parent}: layer '{layer.path}' is {layer.choice or 'not chosen'} in"
+                f" the manifest, but its node '{node}' is {'' if is_dense else 'not '}of domain"
+                f" {DENSE_DOMAIN} in {model_path.name}.",
+                hint="Export the model again.",
+            )
         return layer_impl[node]
 
+    def of_projections(layer: LayerInfo) -> LayerImpl | None:
+        impls = {impl(layer, node) for node in projections(layer)}
+        # A layer counts as running on kernels only if both projections do.
+        return next((one for one in ("dense", "function", "kernel") if one in impls), None)
+
     return tuple(
-        LayerRun(layer.path, impl(layer, layer.node), impl(layer, router))
+        LayerRun(layer.path, impl(layer, layer.node), impl(layer, router), of_projections(layer))
         for layer, router in zip(layers, routers, strict=True)
     )

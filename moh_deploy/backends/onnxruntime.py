@@ -19,7 +19,14 @@ from moh_deploy.backends.ort_values import from_ort, tensor_info, to_ort
 from moh_deploy.backends.runner import Kernels, KernelUse
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.npz import Array
-from moh_deploy.package import ComputeType, LayerInfo, OnnxPackage, TensorInfo, router_nodes
+from moh_deploy.package import (
+    DENSE_DOMAIN,
+    ComputeType,
+    LayerInfo,
+    OnnxPackage,
+    TensorInfo,
+    router_nodes,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -35,7 +42,8 @@ class OrtRunner:
 
     Attributes:
         inputs: What the session takes.
-        layer_impl: Name of each node of domain `moh` to what runs it, as read from the session.
+        layer_impl: Name of each node of domain `moh` to what runs it, as read from the session, and
+            of domain `moh.dense` to `dense`.
         layer_runs: The same by layer, in the manifest's order; empty for a model without manifest.
         kernels: The kernel library that was registered, or why none was.
     """
@@ -74,7 +82,7 @@ def open_session(
         source: A package, or the path of an ONNX model.
         kernels: `auto` runs MoH nodes on the kernel library where there is one, `off` runs their
             function bodies, `require` refuses to run if the session does not report a kernel for
-            every MoH node.
+            every MoH node but those that were chosen to be dense.
         library: A kernel library other than the installation's.
         instruction_set: One of those that the library has here (`avx512_bf16`, `avx512`, `avx2`,
             `baseline`); None for the best.
@@ -105,7 +113,7 @@ def open_session(
         placement.prepare(options)
         register(use, options)
         session = _create(model.content, options)
-        layer_impl = placement.read(session)
+        layer_impl = placement.read(session) | model.dense_nodes
     if kernels == "require":
         require_kernels(use, layer_impl)
     runs = layer_runs(layers, layer_impl, routers=model.routers, model_path=path)
@@ -125,10 +133,14 @@ def _compute_type(source: OnnxPackage | Path) -> ComputeType:
 
 
 class _Prepared(NamedTuple):
-    """What to give to ONNX Runtime, the MoH nodes in it, and which of them routes each layer."""
+    """What to give to ONNX Runtime, the MoH nodes in it, and which of them routes each layer.
+
+    Nodes of domain `moh.dense` are not asked after: no kernel is registered for it.
+    """
 
     content: str | bytes
     moh_nodes: list[str]
+    dense_nodes: dict[str, LayerImpl]
     routers: tuple[str | None, ...]
 
 
@@ -138,12 +150,15 @@ def _prepare(path: Path, layers: tuple[LayerInfo, ...], extra_outputs: Sequence[
     The parsed model is dropped here: together with the session it would hold all weights twice.
     """
     model = _load_without_weights(path)
-    moh_nodes = _moh_nodes(path, model.graph)
+    moh_nodes = _nodes_of("moh", path, model.graph)
+    dense_nodes: dict[str, LayerImpl] = dict.fromkeys(
+        _nodes_of(DENSE_DOMAIN, path, model.graph), "dense"
+    )
     routers = router_nodes(model.graph, layers)
     if not extra_outputs:
-        return _Prepared(str(path), moh_nodes, routers)
+        return _Prepared(str(path), moh_nodes, dense_nodes, routers)
     _add_outputs(model, extra_outputs)
-    return _Prepared(model.SerializeToString(), moh_nodes, routers)
+    return _Prepared(model.SerializeToString(), moh_nodes, dense_nodes, routers)
 
 
 def _load_without_weights(path: Path) -> onnx.ModelProto:
@@ -172,8 +187,8 @@ def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
             graph.output.append(onnx.ValueInfoProto(name=name))
 
 
-def _moh_nodes(path: Path, graph: onnx.GraphProto) -> list[str]:
-    nodes = [node for node in graph.node if node.domain == "moh"]
+def _nodes_of(domain: str, path: Path, graph: onnx.GraphProto) -> list[str]:
+    nodes = [node for node in graph.node if node.domain == domain]
     for node in nodes:
         if not node.name:
             raise PackageError(

@@ -90,7 +90,7 @@ def require_kernels(use: KernelUse, layer_impl: Mapping[str, LayerImpl]) -> None
     Raises:
         BackendError: Naming the nodes.
     """
-    bodies = [node for node, impl in layer_impl.items() if impl != "kernel"]
+    bodies = [node for node, impl in layer_impl.items() if impl == "function"]
     if bodies:
         raise BackendError(
             f"kernels are required, but {len(bodies)} of {len(layer_impl)} MoH nodes run as their"

@@ -75,7 +75,7 @@ class Runner(Protocol):
 
     @property
     def layer_impl(self) -> Mapping[str, LayerImpl]:
-        """Name of each MoH node to what runs it, as the runtime itself reports it."""
+        """Name of each MoH node to what runs it, as the runtime reports it or the choice says."""
 
     @property
     def layer_runs(self) -> tuple[LayerRun, ...]:

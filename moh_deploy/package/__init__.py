@@ -4,8 +4,18 @@ A package is a directory: `model.onnx` (and `model.onnx.data` above 1 GB), `mani
 `vectors.npz`. `docs/package-format.md` describes it.
 """
 
+from moh_deploy.package.choices import (
+    CHOICES,
+    DENSE_DOMAIN,
+    choices_for,
+    current_choice,
+    node_domains,
+    projections,
+    with_choices,
+)
 from moh_deploy.package.manifest import (
     FORMAT_VERSION,
+    Choice,
     ComputeType,
     LayerInfo,
     Manifest,
@@ -18,9 +28,12 @@ from moh_deploy.package.vectors import VectorSet
 from moh_deploy.package.writer import PackageWriter, check_output
 
 __all__ = [
+    "CHOICES",
+    "DENSE_DOMAIN",
     "FORMAT_VERSION",
     "MODEL_DATA_NAME",
     "MODEL_NAME",
+    "Choice",
     "ComputeType",
     "LayerInfo",
     "Manifest",
@@ -30,5 +43,10 @@ __all__ = [
     "TensorInfo",
     "VectorSet",
     "check_output",
+    "choices_for",
+    "current_choice",
+    "node_domains",
+    "projections",
     "router_nodes",
+    "with_choices",
 ]

@@ -9,6 +9,10 @@ FORMAT_VERSION = 1
 
 ComputeType = Literal["float32", "bfloat16"]
 
+Choice = Literal["dense", "sparse", "projected"]
+"""How a replaced layer is run: every head by its function bodies; the chosen heads by a kernel; the
+chosen heads with their projections by kernels."""
+
 # Read by pydantic when manifest.json is decoded: no key too many, no number hidden in a string.
 _STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}
 # A measured error may be NaN, which JSON can only spell as a string.
@@ -55,6 +59,11 @@ class LayerInfo:
         kv_len: Key length at the example's sizes; None where unknown.
         active_share: Share of (token, head) pairs with a non-zero gate, measured on the recorded
             vectors.
+        query_projection: Name of the MoHQueryProjection node that makes the queries; None if they
+            are made by plain operators.
+        output_projection: Name of the MoHOutputProjection node that reads the heads; None likewise.
+        choice: How the layer is run; None if it was not replaced, or nobody chose: then every node
+            of it is of domain `moh`.
     """
 
     __pydantic_config__ = _STRICT
@@ -75,6 +84,9 @@ class LayerInfo:
     seq_len: int | None
     kv_len: int | None
     active_share: float | None = None
+    query_projection: str | None = None
+    output_projection: str | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

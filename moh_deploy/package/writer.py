@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,14 @@ class PackageWriter:
     def path(self, name: str) -> Path:
         """Return where to write the package's file of this name."""
         return self.root / name
+
+    def bring_along(self, earlier: OnnxPackage, name: str) -> None:
+        """Put a file of an earlier package into this one, without a copy where the disk can."""
+        source, target = earlier.root.resolve() / name, self.path(name)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
 
     def require_free(self, needed_bytes: int) -> None:
         """Fail now rather than in the middle of writing if the disk has no room for so many bytes.

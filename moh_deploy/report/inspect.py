@@ -128,6 +128,7 @@ def _layer_json(layer: LayerInfo, run: LayerRun) -> dict[str, object]:
         **asdict(layer),
         "runs_as": run.runs_as,
         "router_runs_as": run.router_runs_as,
+        "projections_run_as": run.projections_run_as,
         "attention_flops": attention_flops(layer),
         "skippable_flops": skippable_flops(layer),
     }

@@ -13,6 +13,7 @@ from moh_deploy.report.tables import count, percent, table
 _WORDS: dict[LayerImpl | None, str] = {
     "kernel": "on a kernel",
     "function": "as function body",
+    "dense": "dense by choice",
     None: "in plain operators",
 }
 
@@ -45,9 +46,9 @@ def reasons(layers: Iterable[LayerInfo]) -> list[str]:
 def runs_as(run: LayerRun) -> str:
     """Return a table's cell on what runs a layer, such as `kernel (router: function)`."""
     attention = run.runs_as or "not replaced"
-    if run.router_runs_as in (None, run.runs_as):
-        return attention
-    return f"{attention} (router: {run.router_runs_as})"
+    others = {"router": run.router_runs_as, "projections": run.projections_run_as}
+    unlike = [f"{what}: {way}" for what, way in others.items() if way not in (None, run.runs_as)]
+    return f"{attention} ({', '.join(unlike)})" if unlike else attention
 
 
 def runs_text(runs: Sequence[LayerRun]) -> str:
@@ -56,14 +57,17 @@ def runs_text(runs: Sequence[LayerRun]) -> str:
         return "no MoH layer"
     paths: dict[str, list[str]] = {}
     for run in runs:
-        paths.setdefault(_both(run), []).append(run.path)
+        paths.setdefault(_ways(run), []).append(run.path)
     most = max(paths, key=lambda way: len(paths[way]))
     others = [f"{', '.join(names)}: {way}" for way, names in paths.items() if way != most]
     return "; except ".join([f"{count(len(runs), 'MoH layer')}: {most}", *others])
 
 
-def _both(run: LayerRun) -> str:
-    return f"attention {_WORDS[run.runs_as]}, router {_WORDS[run.router_runs_as]}"
+def _ways(run: LayerRun) -> str:
+    text = f"attention {_WORDS[run.runs_as]}, router {_WORDS[run.router_runs_as]}"
+    if run.projections_run_as is None:
+        return text
+    return f"{text}, projections {_WORDS[run.projections_run_as]}"
 
 
 def _cells(layer: LayerInfo) -> tuple[object, ...]:

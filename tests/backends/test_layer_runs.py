@@ -44,6 +44,38 @@ def test_layer_whose_node_the_model_lacks_is_refused():
         runs_of((replace(LAYER, node="gone"),), MIXED, None)
 
 
+PROJECTED = replace(LAYER, query_projection="q", output_projection="o")
+NODES: dict[str, LayerImpl] = {FIRST: "kernel", "q": "kernel", "o": "kernel"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "impl", "expected"),
+    [
+        ("projected", {}, ("kernel", "kernel")),
+        (None, {}, ("kernel", "kernel")),
+        ("sparse", {"q": "dense", "o": "dense"}, ("kernel", "dense")),
+        ("dense", {FIRST: "dense", "q": "dense", "o": "dense"}, ("dense", "dense")),
+        # One of the two without a kernel: the pair does not count as running on kernels.
+        ("projected", {"q": "function"}, ("kernel", "function")),
+        ("projected", {"o": "function"}, ("kernel", "function")),
+    ],
+)
+def test_projections_are_told_apart_from_attention(
+    choice: str, impl: dict[str, LayerImpl], expected: tuple[str, str]
+):
+    (run,) = runs_of((replace(PROJECTED, choice=choice),), NODES | impl, None)
+    assert (run.runs_as, run.projections_run_as) == expected
+
+
+@pytest.mark.parametrize("wrong", [FIRST, "q", "o"])
+def test_node_that_is_not_where_its_layer_was_chosen_to_be_is_refused(wrong: str):
+    for choice, there in (("dense", "kernel"), ("projected", "dense")):
+        rest = "dense" if choice == "dense" else "kernel"
+        impl = {**dict.fromkeys(NODES, rest), wrong: there}
+        with pytest.raises(PackageError, match=f"is {choice} in the manifest, .*'{wrong}'"):
+            runs_of((replace(PROJECTED, choice=choice),), impl, None)
+
+
 @pytest.mark.parametrize("run", [LayerRun("a", "kernel", "function"), LayerRun("", None, None)])
 def test_run_comes_back_from_json(run: LayerRun):
     assert LayerRun.from_json(asdict(run)) == run

@@ -106,7 +106,12 @@ def test_run_writes_outputs(cli: Cli, package: Path, tmp_path: Path):
         np.testing.assert_allclose(results["y"], expected.outputs["y"], atol=1e-5)
     content = cli("run", package, *files, "--json").json
     assert content["layer_runs"] == [
-        {"path": "blocks.0.attn", "runs_as": "function", "router_runs_as": None}
+        {
+            "path": "blocks.0.attn",
+            "runs_as": "function",
+            "router_runs_as": None,
+            "projections_run_as": None,
+        }
     ]
     assert content["outputs"] == [{"name": "y", "dtype": "float32", "shape": [4, 3, 8]}]
 

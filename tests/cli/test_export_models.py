@@ -101,7 +101,15 @@ def test_checkpoint_of_every_form_becomes_an_equal_package(
     assert nodes == ([(0, 2), (2, 0)] if kernel_library() else [(0, 2)])
     ways = ["function", "kernel"] if kernel_library() else ["function"]
     assert [run["layer_runs"] for run in exported.json["runs"]] == [
-        [{"path": layer["path"], "runs_as": way, "router_runs_as": way}] for way in ways
+        [
+            {
+                "path": layer["path"],
+                "runs_as": way,
+                "router_runs_as": way,
+                "projections_run_as": None,
+            }
+        ]
+        for way in ways
     ]
     inspected = cli("inspect", package, "--json").json["layers"][0]
     impl = ways[-1]

@@ -107,6 +107,7 @@ def test_kernels_come_back_from_json():
         ("kernel", "function", "kernel (router: function)"),
         (None, "kernel", "not replaced (router: kernel)"),
         (None, None, "not replaced"),
+        ("dense", "kernel", "dense (router: kernel)"),
     ],
 )
 def test_inspect_says_what_runs_attention_and_router(
@@ -138,6 +139,14 @@ def test_layers_that_all_run_alike_take_one_line():
         "1 MoH layer: attention as function body, router in plain operators"
     )
     assert runs_text([]) == "no MoH layer"
+
+
+def test_projections_are_named_where_there_are_some():
+    run = LayerRun("a", "kernel", "kernel", "dense")
+    assert runs_text([run]) == (
+        "1 MoH layer: attention on a kernel, router on a kernel, projections dense by choice"
+    )
+    assert "kernel (projections: dense)" in text_of(inspect_report(run))
 
 
 def test_layers_that_run_unlike_most_are_named():
