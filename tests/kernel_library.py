@@ -12,7 +12,13 @@ from moh_deploy.backends.runner import KernelUse
 
 NO_KERNELS = KernelUse(None, "switched off", None)
 
-WITHOUT_CPU_KERNEL = frozenset({"MoHOutputProjection", "MoHQueryProjection"})
+WITHOUT_CPU_KERNEL = frozenset(
+    {
+        "MoHAggregatedAttention",
+        "MoHOutputProjection",
+        "MoHQueryProjection",
+    }
+)
 """Ops that run as their function body everywhere so far."""
 
 

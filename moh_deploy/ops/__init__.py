@@ -3,6 +3,10 @@
 `docs/ops.md` is the specification for readers.
 """
 
+from moh_deploy.ops.aggregated_attention import (
+    MOH_AGGREGATED_ATTENTION,
+    AggregatedAttentionVariant,
+)
 from moh_deploy.ops.attention import MOH_ATTENTION, AttentionVariant
 from moh_deploy.ops.projection import (
     MOH_OUTPUT_PROJECTION,
@@ -14,12 +18,14 @@ from moh_deploy.ops.spec import DOMAIN, OPS, VERSION, OpSpec, TensorType
 
 __all__ = [
     "DOMAIN",
+    "MOH_AGGREGATED_ATTENTION",
     "MOH_ATTENTION",
     "MOH_OUTPUT_PROJECTION",
     "MOH_QUERY_PROJECTION",
     "MOH_ROUTER",
     "OPS",
     "VERSION",
+    "AggregatedAttentionVariant",
     "AttentionVariant",
     "OpSpec",
     "ProjectionVariant",

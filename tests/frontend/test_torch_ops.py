@@ -16,6 +16,7 @@ from moh_deploy.ops.contract import find_mismatch
 
 CASES = [case for spec in OPS.values() for case in spec.cases]
 OPERATORS = {
+    "MoHAggregatedAttention": torch.ops.moh.aggregated_attention,
     "MoHAttention": torch.ops.moh.attention,
     "MoHOutputProjection": torch.ops.moh.output_projection,
     "MoHQueryProjection": torch.ops.moh.query_projection,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from moh_deploy.ops.cases import Case, numpy_dtype
 
@@ -11,6 +12,7 @@ from moh_deploy.ops.cases import Case, numpy_dtype
 def run(case: Case) -> list[np.ndarray]:
     inputs = [None if a is None else _tensor(a) for a in case.inputs()]
     compute = {
+        "MoHAggregatedAttention": _aggregated_attention,
         "MoHAttention": _attention,
         "MoHOutputProjection": _projection,
         "MoHQueryProjection": _projection,
@@ -78,3 +80,44 @@ def _router(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor
         shared_gates = shared_gates * weights[..., :1]
         routed_gates = routed_gates * weights[..., 1:]
     return torch.cat([shared_gates, routed_gates], dim=-1)
+
+
+def _aggregated_attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
+    """With torch's own unfold and normalize."""
+    inputs = [*inputs, *[None] * (12 - len(inputs))]
+    query, key, value, pooled_key, pooled_value, gates = inputs[:6]
+    embedding, scale, window_bias, pooled_bias, tokens, offset = inputs[6:]
+    heads = attributes["num_heads"]
+    query, key, pooled_key = (x.unflatten(-1, (heads, -1)) for x in (query, key, pooled_key))
+    if attributes["normalize"]:
+        query, key, pooled_key = (
+            F.normalize(x, dim=-1, eps=attributes["epsilon"]) for x in (query, key, pooled_key)
+        )
+    window_key, window_value = (_unfold(x, attributes) for x in (key.flatten(2), value))
+    outside = _unfold(torch.ones_like(value), attributes)[:1, :, :, 0] == 0  # [1, N, H, L]
+
+    scaled = query if embedding is None else query + embedding
+    scaled = scaled if scale is None else scaled * scale.T[None, :, :, None]
+    local = torch.einsum("bnhd,bnhdl->bnhl", scaled, window_key)
+    local = (local if window_bias is None else local + window_bias).masked_fill(outside, -torch.inf)
+    pool = torch.einsum("bnhd,bphd->bnhp", scaled, pooled_key)
+    pool = pool if pooled_bias is None else pool + pooled_bias.transpose(0, 1)
+    weights = torch.cat([local, pool], dim=-1).softmax(-1)
+    local, pool = weights.split([local.shape[-1], pool.shape[-1]], dim=-1)
+
+    local = local if tokens is None else local + torch.einsum("bnhd,hdl->bnhl", query, tokens)
+    local = local if offset is None else local + offset
+    output = (local.unsqueeze(-2) * window_value).masked_fill(outside.unsqueeze(-2), 0.0).sum(-1)
+    pooled_value = pooled_value.unflatten(-1, (heads, -1))
+    output = output + torch.einsum("bnhp,bphd->bnhd", pool, pooled_value)
+    output = (output * gates.unsqueeze(-1)).masked_fill((gates == 0).unsqueeze(-1), 0.0)
+    return output.flatten(2)
+
+
+def _unfold(tokens: torch.Tensor, attributes: dict) -> torch.Tensor:
+    """[B, N, H*D] to what the window of each token holds, [B, N, H, D, L]; 0 outside."""
+    kernel = (attributes["kernel_height"], attributes["kernel_width"])
+    image = tokens.transpose(1, 2).unflatten(-1, (attributes["height"], attributes["width"]))
+    columns = F.unfold(image, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
+    by_head = columns.unflatten(1, (attributes["num_heads"], -1, kernel[0] * kernel[1]))
+    return by_head.permute(0, 4, 1, 2, 3)

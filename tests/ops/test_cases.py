@@ -56,7 +56,8 @@ def test_no_case_depends_on_a_near_tie(case: Case):
 @pytest.mark.parametrize("spec", OPS.values(), ids=lambda spec: spec.name)
 def test_cases_reach_every_input_dtype_and_optional_input(spec):
     for index, given in enumerate(spec.inputs):
-        types = [(*case.input_types(), None, None)[index] for case in spec.cases]
+        padding = [None] * len(spec.inputs)
+        types = [(*case.input_types(), *padding)[index] for case in spec.cases]
         assert {t.dtype for t in types if t is not None} == set(given.types)
         assert (None in types) == given.optional
 

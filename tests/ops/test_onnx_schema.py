@@ -99,7 +99,7 @@ def test_node_keeps_absent_inputs_before_a_present_one_only():
 @pytest.mark.parametrize(
     ("op_name", "outputs", "attributes", "message"),
     [
-        ("MoHRoute", ["g"], {}, "unknown op 'MoHRoute'; expected one of MoHAttention, MoH"),
+        ("MoHRoute", ["g"], {}, "unknown op 'MoHRoute'; expected one of MoHAggregatedAttention, M"),
         ("MoHRouter", ["g", "h"], {"top_k": 1}, "2 outputs; expected 1"),
         ("MoHRouter", ["g"], {}, "needs the attribute 'top_k'"),
         ("MoHRouter", ["g"], {"top_k": 1, "topk": 1}, "no attribute 'topk'"),

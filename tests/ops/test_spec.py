@@ -4,6 +4,7 @@ import pytest
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import (
+    MOH_AGGREGATED_ATTENTION,
     MOH_ATTENTION,
     MOH_OUTPUT_PROJECTION,
     MOH_QUERY_PROJECTION,
@@ -14,7 +15,13 @@ from moh_deploy.ops.spec import Registry
 
 
 def test_registry_holds_every_op_under_its_name():
-    specs = (MOH_ATTENTION, MOH_OUTPUT_PROJECTION, MOH_QUERY_PROJECTION, MOH_ROUTER)
+    specs = (
+        MOH_AGGREGATED_ATTENTION,
+        MOH_ATTENTION,
+        MOH_OUTPUT_PROJECTION,
+        MOH_QUERY_PROJECTION,
+        MOH_ROUTER,
+    )
     assert dict(OPS) == {spec.name: spec for spec in specs}
     assert len(OPS) == len(specs)
 

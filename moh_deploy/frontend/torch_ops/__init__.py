@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import torch
 
-from moh_deploy.frontend.torch_ops import attention, projection, router
+from moh_deploy.frontend.torch_ops import aggregated_attention, attention, projection, router
 
 TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
+    torch.ops.moh.aggregated_attention.default: aggregated_attention.translate,
     torch.ops.moh.attention.default: attention.translate,
     torch.ops.moh.output_projection.default: projection.translate_output,
     torch.ops.moh.query_projection.default: projection.translate_query,

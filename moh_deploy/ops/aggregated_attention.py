@@ -1,0 +1,179 @@
+"""MoHAggregatedAttention: each pixel attends to its window and to a pooled image, in one softmax.
+
+    q'  = q / max(|q|, epsilon)  if normalize, else q; k' and pooled k' likewise
+    s   = (q' + query_embedding) * query_scale
+    w   = softmax over [ s k'[window] + window_bias,  s pooled k' + pooled_bias ]
+    Y   = gate * ( (w[window] + q' window_tokens + window_offset) v[window]  +  w[pooled] pooled v )
+
+Source: aggregated attention, TransNeXt, arXiv 2311.17132, section 3.1 to 3.4, with the gates of
+Mixture-of-Head attention, arXiv 2410.11842, section 3.2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moh_deploy.ops.aggregated_attention_cases import CASES
+from moh_deploy.ops.aggregated_attention_function import (
+    AggregatedAttentionVariant,
+    function_body,
+    node_function,
+    variant_of,
+)
+from moh_deploy.ops.aggregated_attention_shapes import aggregated_attention_shape_rule
+from moh_deploy.ops.spec import (
+    FLOAT_TYPES,
+    OPS,
+    Arrays,
+    Attributes,
+    AttributeSpec,
+    InputSpec,
+    OpSpec,
+    OutputSpec,
+)
+
+__all__ = [
+    "MOH_AGGREGATED_ATTENTION",
+    "AggregatedAttentionVariant",
+    "function_body",
+    "reference",
+    "variant_of",
+]
+
+_NUM_INPUTS = 12
+
+
+def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """Compute MoHAggregatedAttention in float64, one head at a time.
+
+    Args:
+        inputs: In the order of the op, of any supported dtype; None for an absent one.
+        attributes: All attributes of the op.
+
+    Returns:
+        Y in float64.
+    """
+    arrays = [None if a is None else a.astype(np.float64) for a in inputs]
+    arrays += [None] * (_NUM_INPUTS - len(arrays))
+    heads = int(attributes["num_heads"])
+    query, key, value, pooled_key, pooled_value = (_split(a, heads) for a in arrays[:5])
+    if attributes["normalize"]:
+        epsilon = float(attributes["epsilon"])
+        query, key, pooled_key = (_unit(a, epsilon) for a in (query, key, pooled_key))
+    gates_BNH = _present(arrays[5])
+    embedding_HD, scale_HN, window_bias_HL, pooled_bias_HNP, tokens_HDL, offset_HL = arrays[6:]
+    neighbour_NL = _neighbours(attributes)
+    inside_NL = neighbour_NL >= 0
+
+    output_BNHD = np.empty((query.shape[0], query.shape[2], heads, query.shape[3]))
+    for b, h in np.ndindex(query.shape[:2]):
+        q, k, v = query[b, h], key[b, h], value[b, h]
+        with np.errstate(all="ignore"):
+            s = (q + _of(embedding_HD, h, 0.0)) * np.reshape(_of(scale_HN, h, 1.0), (-1, 1))
+            window_NL = np.einsum("nd,nld->nl", s, k[neighbour_NL]) + _of(window_bias_HL, h, 0.0)
+            window_NL = np.where(inside_NL, window_NL, -np.inf)
+            pooled_NP = s @ pooled_key[b, h].T + _of(pooled_bias_HNP, h, 0.0)
+            weights = _softmax(np.concatenate([window_NL, pooled_NP], axis=1))
+            window_weights, pooled_weights = np.split(weights, [neighbour_NL.shape[1]], axis=1)
+
+            if tokens_HDL is not None:
+                window_weights = window_weights + q @ tokens_HDL[h]
+            window_weights = window_weights + _of(offset_HL, h, 0.0)
+            products_NLD = window_weights[:, :, None] * v[neighbour_NL]
+            window_ND = np.where(inside_NL[:, :, None], products_NLD, 0.0).sum(axis=1)
+            gate = gates_BNH[b, :, h, None]
+            attended = window_ND + pooled_weights @ pooled_value[b, h]
+            output_BNHD[b, :, h] = np.where(gate == 0, 0, gate * attended)
+    return (output_BNHD.reshape(*output_BNHD.shape[:2], -1),)
+
+
+def _neighbours(attributes: Attributes) -> np.ndarray:
+    """The token at each place of each token's window [N, L]; -1 outside the image."""
+    height, width = int(attributes["height"]), int(attributes["width"])
+    kernel_height, kernel_width = int(attributes["kernel_height"]), int(attributes["kernel_width"])
+    neighbours = np.full((height * width, kernel_height * kernel_width), -1)
+    for y, x, i, j in np.ndindex(height, width, kernel_height, kernel_width):
+        row, column = y + i - kernel_height // 2, x + j - kernel_width // 2
+        if 0 <= row < height and 0 <= column < width:
+            neighbours[y * width + x, i * kernel_width + j] = row * width + column
+    return neighbours
+
+
+def _split(array: np.ndarray | None, num_heads: int) -> np.ndarray:
+    """[B, N, H*D] to [B, H, N, D]."""
+    given = _present(array)
+    by_token = given.reshape(*given.shape[:2], num_heads, given.shape[2] // num_heads)
+    by_head: np.ndarray = by_token.transpose(0, 2, 1, 3)
+    return by_head
+
+
+def _unit(array: np.ndarray, epsilon: float) -> np.ndarray:
+    """Vectors of length 1; those that are shorter than epsilon are divided by it."""
+    with np.errstate(all="ignore"):
+        length = np.sqrt((array**2).sum(axis=-1, keepdims=True))
+        unit: np.ndarray = array / np.maximum(length, epsilon)
+    return unit
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights: np.ndarray = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _of(array: np.ndarray | None, head: int, neutral: float) -> np.ndarray | float:
+    """What an optional input holds for a head, or what leaves the result as it is."""
+    if array is None:
+        return neutral
+    part: np.ndarray = array[head]
+    return part
+
+
+def _present(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None, "a required input is absent"
+    return array
+
+
+def _input(name: str, doc: str, *, optional: bool = False) -> InputSpec:
+    return InputSpec(name, FLOAT_TYPES, "T", doc, optional=optional)
+
+
+MOH_AGGREGATED_ATTENTION = OPS.register(
+    OpSpec(
+        name="MoHAggregatedAttention",
+        doc="Gated attention of each pixel to its window and to a pooled image, in one softmax.",
+        inputs=(
+            _input("Q", "Queries, [B, N, H*D]: N = height * width pixels, row by row."),
+            _input("K", "Keys, [B, N, H*D]."),
+            _input("V", "Values, [B, N, H*D]."),
+            _input("pooled_K", "Keys of the pooled image, [B, P, H*D]."),
+            _input("pooled_V", "Values of the pooled image, [B, P, H*D]."),
+            _input("gates", "[B, N, H]; 0: the token skips the head."),
+            _input("query_embedding", "[H, D], added to the query of the scores.", optional=True),
+            _input("query_scale", "[H, N], factor of the scores.", optional=True),
+            _input("window_bias", "[H, L], added to the window's scores.", optional=True),
+            _input("pooled_bias", "[H, N, P], added to the pooled scores.", optional=True),
+            _input(
+                "window_tokens",
+                "[H, D, L], whose product with the query is added to the window's weights.",
+                optional=True,
+            ),
+            _input("window_offset", "[H, L], added to the window's weights.", optional=True),
+        ),
+        outputs=(OutputSpec("Y", "T", "[B, N, H*D]."),),
+        attributes=(
+            AttributeSpec("num_heads", "int", "Heads H."),
+            AttributeSpec("height", "int", "Rows of the image."),
+            AttributeSpec("width", "int", "Columns of the image."),
+            AttributeSpec("kernel_height", "int", "Rows of the window, odd."),
+            AttributeSpec("kernel_width", "int", "Columns of the window, odd."),
+            AttributeSpec("normalize", "int", "1: queries and keys of length 1.", default=0),
+            AttributeSpec("epsilon", "float", "Least length to divide by.", default=1e-12),
+        ),
+        reference=reference,
+        shape_rule=aggregated_attention_shape_rule,
+        variant=variant_of,
+        function=node_function,
+        cases=CASES,
+    )
+)

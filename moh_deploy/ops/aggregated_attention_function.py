@@ -1,0 +1,343 @@
+"""MoHAggregatedAttention as an ONNX function in standard ops: what runs wherever no kernel is
+installed.
+
+The window is never unfolded. Each of its L places is the padded image, moved: a Slice. Scores and
+sums over the window take one place at a time, so nothing is larger than the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx
+
+from moh_deploy.ops.function_text import check_opset, parse
+from moh_deploy.ops.spec import Attributes, TensorTypes
+
+_REQUIRED = ("Q", "K", "V", "pooled_K", "pooled_V", "gates")
+_OPTIONAL = (
+    "query_embedding",
+    "query_scale",
+    "window_bias",
+    "pooled_bias",
+    "window_tokens",
+    "window_offset",
+)
+
+
+@dataclass(frozen=True)
+class AggregatedAttentionVariant:
+    """Selects one body of MoHAggregatedAttention.
+
+    Attributes:
+        kernel: Rows and columns of the window.
+        normalize: Queries and keys are brought to length 1.
+        optional: Names of the optional inputs that are present, in the op's order.
+    """
+
+    kernel: tuple[int, int]
+    normalize: bool
+    optional: tuple[str, ...]
+
+    def key(self) -> str:
+        """Return the variant's name, such as `k3x3_normalize_window_bias`."""
+        height, width = self.kernel
+        parts = [f"k{height}x{width}", *(["normalize"] if self.normalize else []), *self.optional]
+        return "_".join(parts)
+
+    def parameters(self) -> tuple[str, ...]:
+        """Return the names of all inputs up to the last present one."""
+        last = max((_OPTIONAL.index(name) for name in self.optional), default=-1)
+        return (*_REQUIRED, *_OPTIONAL[: last + 1])
+
+    def places(self) -> list[tuple[int, int]]:
+        """Return row and column of each place of the window, row by row."""
+        height, width = self.kernel
+        return [(row, column) for row in range(height) for column in range(width)]
+
+    def indices(self) -> range:
+        """Return the number of each place of the window."""
+        return range(self.kernel[0] * self.kernel[1])
+
+
+def variant_of(inputs: TensorTypes, attributes: Attributes) -> AggregatedAttentionVariant:
+    """Return the variant that a node needs; the node must satisfy the shape rule."""
+    optional = zip(_OPTIONAL, inputs[len(_REQUIRED) :], strict=False)
+    return AggregatedAttentionVariant(
+        kernel=(int(attributes["kernel_height"]), int(attributes["kernel_width"])),
+        normalize=bool(attributes["normalize"]),
+        optional=tuple(name for name, type_ in optional if type_ is not None),
+    )
+
+
+def function_body(
+    variant: AggregatedAttentionVariant, *, opset: int, overload: str = ""
+) -> onnx.FunctionProto:
+    """Build the body of MoHAggregatedAttention for one variant.
+
+    Args:
+        opset: Version of the standard ops that the model imports, 18 or later.
+        overload: Name of the function's overload; needed only where a model holds several variants.
+
+    Raises:
+        ExportError: The opset is older than 18.
+    """
+    check_opset("MoHAggregatedAttention", opset)
+    steps = [
+        _CONSTANTS,
+        _operands(variant),
+        _score_query(variant),
+        _corners(variant),
+        _inside(variant),
+        _window_scores(variant),
+        _weights(variant),
+        _window_weights(variant),
+        _attended(variant),
+        _GATED,
+    ]
+    text = f"""
+        <domain: "moh", opset_import: ["" : {opset}]>
+        MoHAggregatedAttention <num_heads, height, width, kernel_height, kernel_width, normalize,
+        epsilon> ({", ".join(variant.parameters())}) => (Y)
+        {{ {" ".join(steps)} }}
+    """
+    return parse(text, overload=overload)
+
+
+def node_function(
+    inputs: TensorTypes, attributes: Attributes, *, opset: int, overload: str = ""
+) -> onnx.FunctionProto:
+    """Build the body that fits a node; see `function_body`."""
+    return function_body(variant_of(inputs, attributes), opset=opset, overload=overload)
+
+
+_CONSTANTS = """
+    zero = Constant <value_float = 0.0> ()
+    minus_infinity = Constant <value_float = -inf> ()
+    one_element = Constant <value_ints = [1]> ()
+    last_axis = Constant <value_ints = [-1]> ()
+    keep_one = Constant <value_ints = [0]> ()
+    keep_two = Constant <value_ints = [0, 0]> ()
+    rest = Constant <value_ints = [-1]> ()
+    image_axes = Constant <value_ints = [1, 2]> ()
+    num_heads_scalar = Constant <value_int: int = @num_heads> ()
+    num_heads = Reshape (num_heads_scalar, one_element)
+    height_scalar = Constant <value_int: int = @height> ()
+    height = Reshape (height_scalar, one_element)
+    width_scalar = Constant <value_int: int = @width> ()
+    width = Reshape (width_scalar, one_element)
+    num_tokens = Mul (height, width)
+    image_size = Concat <axis = 0> (height, width)
+    image_shape = Concat <axis = 0> (keep_one, image_size, rest)
+    tokens_shape = Concat <axis = 0> (keep_one, num_tokens, num_heads, rest)
+    split_shape = Concat <axis = 0> (keep_two, num_heads, rest)
+    merge_shape = Concat <axis = 0> (keep_two, rest)
+"""
+
+
+def _operands(variant: AggregatedAttentionVariant) -> str:
+    """Operands in float32, with a head axis where it counts: [B, N, H, D] or [B, P, H, D]."""
+    vectors = {"Q": "query", "K": "key", "pooled_K": "pooled_key"}
+    epsilon = "epsilon = Constant <value_float: float = @epsilon> ()" if variant.normalize else ""
+    return f"""
+        {epsilon}
+        {_each(_vectors(given, name, variant.normalize) for given, name in vectors.items())}
+        value_float = Cast <to = 1> (V)
+        value_image = Reshape (value_float, image_shape)
+        pooled_value_float = Cast <to = 1> (pooled_V)
+        pooled_value = Reshape (pooled_value_float, split_shape)
+    """
+
+
+def _vectors(given: str, name: str, normalize: bool) -> str:
+    raw = f"""
+        {name}_float = Cast <to = 1> ({given})
+        {name}_raw = Reshape ({name}_float, split_shape)
+    """
+    if not normalize:
+        return f"{raw} {name} = Identity ({name}_raw)"
+    return f"""
+        {raw}
+        {name}_length = ReduceL2 <keepdims = 1> ({name}_raw, last_axis)
+        {name}_divisor = Max ({name}_length, epsilon)
+        {name} = Div ({name}_raw, {name}_divisor)
+    """
+
+
+def _score_query(variant: AggregatedAttentionVariant) -> str:
+    """score_query [B, N, H, D] = (query + embedding) * scale."""
+    embedding = scale = ""
+    embedded, scaled = "Identity (query)", "Identity (embedded_query)"
+    if "query_embedding" in variant.optional:
+        embedding = "embedding = Cast <to = 1> (query_embedding)"
+        embedded = "Add (query, embedding)"
+    if "query_scale" in variant.optional:
+        scale = """
+            scale_HN = Cast <to = 1> (query_scale)
+            scale_NH = Transpose <perm = [1, 0]> (scale_HN)
+            scale = Unsqueeze (scale_NH, last_axis)
+        """
+        scaled = "Mul (embedded_query, scale)"
+    return f"{embedding} embedded_query = {embedded} {scale} score_query = {scaled}"
+
+
+def _corners(variant: AggregatedAttentionVariant) -> str:
+    """Where the image lies that a place of the window sees, in the padded one."""
+    return _each(
+        f"""
+        start_{place} = Constant <value_ints = [{row}, {column}]> ()
+        end_{place} = Add (start_{place}, image_size)
+        """
+        for place, (row, column) in enumerate(variant.places())
+    )
+
+
+def _moved(name: str, variant: AggregatedAttentionVariant) -> str:
+    """{name}_0, {name}_1, ...: what of {name}_image [B, height, width, C] each place sees.
+
+    Outside of the image it is 0.
+    """
+    rows, columns = (size // 2 for size in variant.kernel)
+    return f"""
+        {name}_pads = Constant <value_ints = [0, {rows}, {columns}, 0, 0, {rows}, {columns}, 0]> ()
+        {name}_padded = Pad <mode = "constant"> ({name}_image, {name}_pads, zero)
+        {
+        _each(
+            f"{name}_{place} = Slice ({name}_padded, start_{place}, end_{place}, image_axes)"
+            for place in variant.indices()
+        )
+    }
+    """
+
+
+def _inside(variant: AggregatedAttentionVariant) -> str:
+    """inside [1, N, 1, L]: the place is in the image.
+
+    It depends on attributes only: a runtime that folds constants computes it once.
+    """
+    return f"""
+        inside_shape = Concat <axis = 0> (one_element, image_size, one_element)
+        inside_image = ConstantOfShape <value = float[1] {{1.0}}> (inside_shape)
+        {_moved("inside", variant)}
+        inside_places = Concat <axis = -1> ({_all("inside", variant)})
+        inside_tokens_shape = Concat <axis = 0> (one_element, num_tokens, one_element, rest)
+        inside_tokens = Reshape (inside_places, inside_tokens_shape)
+        inside = Greater (inside_tokens, zero)
+    """
+
+
+def _window_scores(variant: AggregatedAttentionVariant) -> str:
+    """window_scores [B, N, H, L]; -inf outside of the image."""
+    place_scores = _each(
+        f"""
+        product_{place} = Mul (query_image, key_{place})
+        vectors_{place} = Reshape (product_{place}, tokens_shape)
+        score_{place} = ReduceSum <keepdims = 1> (vectors_{place}, last_axis)
+        """
+        for place in variant.indices()
+    )
+    biased = "window_bias" in variant.optional
+    return f"""
+        query_image = Reshape (score_query, image_shape)
+        key_image = Reshape (key, image_shape)
+        {_moved("key", variant)}
+        {place_scores}
+        place_scores = Concat <axis = -1> ({_all("score", variant)})
+        {"bias_HL = Cast <to = 1> (window_bias)" if biased else "bias_HL = Identity (zero)"}
+        place_bias = Where (inside, bias_HL, minus_infinity)
+        window_scores = Add (place_scores, place_bias)
+    """
+
+
+def _weights(variant: AggregatedAttentionVariant) -> str:
+    """softmax_window [B, H, N, L] and pooled_weights [B, H, N, P]: one softmax over both."""
+    pooled_scores = "Identity (pooled_products)"
+    pooled_bias = ""
+    if "pooled_bias" in variant.optional:
+        pooled_bias = "bias_HNP = Cast <to = 1> (pooled_bias)"
+        pooled_scores = "Add (pooled_products, bias_HNP)"
+    return f"""
+        window_scores_BHNL = Transpose <perm = [0, 2, 1, 3]> (window_scores)
+        score_query_BHND = Transpose <perm = [0, 2, 1, 3]> (score_query)
+        pooled_key_BHDP = Transpose <perm = [0, 2, 3, 1]> (pooled_key)
+        pooled_products = MatMul (score_query_BHND, pooled_key_BHDP)
+        {pooled_bias}
+        pooled_scores = {pooled_scores}
+        scores = Concat <axis = -1> (window_scores_BHNL, pooled_scores)
+        weights = Softmax <axis = -1> (scores)
+        num_places = Constant <value_ints = [{len(variant.places())}]> ()
+        no_place = Constant <value_ints = [0]> ()
+        all_weights = Constant <value_ints = [9223372036854775807]> ()
+        softmax_window = Slice (weights, no_place, num_places, last_axis)
+        pooled_weights = Slice (weights, num_places, all_weights, last_axis)
+    """
+
+
+def _window_weights(variant: AggregatedAttentionVariant) -> str:
+    """window_weights [B, N, H, L] = softmax_window + query @ window_tokens + window_offset."""
+    tokens, offset = "", ""
+    steered, shifted = "Identity (softmax_window)", "Identity (steered_window)"
+    if "window_tokens" in variant.optional:
+        tokens = """
+            query_BHND = Transpose <perm = [0, 2, 1, 3]> (query)
+            tokens_HDL = Cast <to = 1> (window_tokens)
+            token_weights = MatMul (query_BHND, tokens_HDL)
+        """
+        steered = "Add (softmax_window, token_weights)"
+    if "window_offset" in variant.optional:
+        offset = """
+            offset_HL = Cast <to = 1> (window_offset)
+            second_axis = Constant <value_ints = [1]> ()
+            offset_H1L = Unsqueeze (offset_HL, second_axis)
+        """
+        shifted = "Add (steered_window, offset_H1L)"
+    return f"""
+        {tokens}
+        steered_window = {steered}
+        {offset}
+        shifted_window = {shifted}
+        window_weights = Transpose <perm = [0, 2, 1, 3]> (shifted_window)
+    """
+
+
+def _attended(variant: AggregatedAttentionVariant) -> str:
+    """heads [B, N, H, D]: weighed values of the window and of the pooled image."""
+    weighed = _each(
+        f"""
+        beside_{place} = Reshape (value_{place}, tokens_shape)
+        weighed_{place} = Mul (beside_{place}, weight_{place})
+        """
+        for place in variant.indices()
+    )
+    count = len(variant.places())
+    return f"""
+        {_all("weight", variant)} = Split <axis = -1, num_outputs = {count}> (window_weights)
+        {_moved("value", variant)}
+        {weighed}
+        pooled_value_BHPD = Transpose <perm = [0, 2, 1, 3]> (pooled_value)
+        pooled_heads_BHND = MatMul (pooled_weights, pooled_value_BHPD)
+        pooled_heads = Transpose <perm = [0, 2, 1, 3]> (pooled_heads_BHND)
+        heads = Sum ({_all("weighed", variant)}, pooled_heads)
+    """
+
+
+# Where, not Mul alone: a closed gate also silences NaN and Inf.
+_GATED = """
+    gates_column = Unsqueeze (gates, last_axis)
+    gate = Cast <to = 1> (gates_column)
+    closed = Equal (gate, zero)
+    product = Mul (heads, gate)
+    gated = Where (closed, zero, product)
+    merged = Reshape (gated, merge_shape)
+    Y = CastLike (merged, Q)
+"""
+
+
+def _each(steps: Iterable[str]) -> str:
+    return " ".join(steps)
+
+
+def _all(name: str, variant: AggregatedAttentionVariant) -> str:
+    """{name}_0, {name}_1, ..., one for each place of the window."""
+    return ", ".join(f"{name}_{place}" for place in variant.indices())

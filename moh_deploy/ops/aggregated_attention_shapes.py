@@ -1,0 +1,112 @@
+"""The shape rule of MoHAggregatedAttention: the output's type, and what does not fit together."""
+
+from __future__ import annotations
+
+from moh_deploy.errors import ExportError
+from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
+from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
+
+_OP = "MoHAggregatedAttention"
+_SHAPES: dict[str, tuple[str, ...]] = {
+    "Q": ("B", "N", "H*D"),
+    "K": ("B", "N", "H*D"),
+    "V": ("B", "N", "H*D"),
+    "pooled_K": ("B", "P", "H*D"),
+    "pooled_V": ("B", "P", "H*D"),
+    "gates": ("B", "N", "H"),
+    "query_embedding": ("H", "D"),
+    "query_scale": ("H", "N"),
+    "window_bias": ("H", "L"),
+    "pooled_bias": ("H", "N", "P"),
+    "window_tokens": ("H", "D", "L"),
+    "window_offset": ("H", "L"),
+}
+_NUM_REQUIRED = 6
+_AXES = {
+    "B": "batch size",
+    "N": "number of tokens",
+    "P": "number of pooled tokens",
+    "H": "number of heads",
+    "D": "head size",
+    "L": "number of window places",
+    "H*D": "last size",
+}
+
+
+def aggregated_attention_shape_rule(
+    inputs: TensorTypes, attributes: Attributes
+) -> tuple[TensorType, ...]:
+    """Return the type of Y.
+
+    Args:
+        inputs: Types of the inputs, in the order of the op; None for an absent optional one.
+        attributes: All attributes of the op.
+
+    Raises:
+        ExportError: An attribute, dtype, rank or size does not fit the others.
+    """
+    _check_attributes(attributes)
+    tensors = _tensors(inputs)
+    for name, tensor in tensors.items():
+        check_dtype(_OP, name, tensor, FLOAT_TYPES if name == "Q" else (tensors["Q"].dtype,))
+        check_rank(_OP, name, tensor, (len(_SHAPES[name]),))
+    sizes = _sizes(tensors, attributes)
+    for name, tensor in tensors.items():
+        for axis, got in zip(_SHAPES[name], tensor.shape, strict=True):
+            check_equal(_OP, f"{_AXES[axis]} of {name}", got, sizes[axis])
+    return (TensorType(tensors["Q"].dtype, (sizes["B"], sizes["N"], sizes["H*D"])),)
+
+
+def _check_attributes(attributes: Attributes) -> None:
+    for name in ("num_heads", "height", "width", "kernel_height", "kernel_width"):
+        if int(attributes[name]) < 1:
+            raise ExportError(f"{_OP}: {name} is {attributes[name]}; expected at least 1.")
+    for name in ("kernel_height", "kernel_width"):
+        if int(attributes[name]) % 2 == 0:
+            raise ExportError(
+                f"{_OP}: {name} is {attributes[name]}; "
+                "expected an odd number, so that the window has a centre."
+            )
+    if attributes["normalize"] not in (0, 1):
+        raise ExportError(f"{_OP}: normalize is {attributes['normalize']}; expected 0 or 1.")
+    if not float(attributes["epsilon"]) > 0:
+        raise ExportError(f"{_OP}: epsilon is {attributes['epsilon']}; expected more than 0.")
+
+
+def _tensors(inputs: TensorTypes) -> dict[str, TensorType]:
+    """Return the inputs that are present, by name."""
+    given = dict(zip(_SHAPES, inputs, strict=False))
+    for name in list(_SHAPES)[:_NUM_REQUIRED]:
+        required(_OP, name, given.get(name))
+    return {name: tensor for name, tensor in given.items() if tensor is not None}
+
+
+def _sizes(tensors: dict[str, TensorType], attributes: Attributes) -> dict[str, Dim]:
+    """Return the size of each axis: from the attributes, else from wherever it is known."""
+    num_heads = int(attributes["num_heads"])
+    sizes: dict[str, Dim] = {axis: _known(tensors, axis) for axis in ("B", "P", "H*D", "D")}
+    hidden = sizes["H*D"]
+    if isinstance(hidden, int) and hidden % num_heads:
+        raise ExportError(
+            f"{_OP}: last size of Q is {hidden}; expected a multiple of its {num_heads} heads."
+        )
+    if isinstance(hidden, int):
+        sizes["D"] = hidden // num_heads
+    elif isinstance(sizes["D"], int):
+        sizes["H*D"] = num_heads * sizes["D"]
+    if sizes["P"] == 0:
+        raise ExportError(f"{_OP}: pooled_K has no tokens; expected at least 1.")
+    window = int(attributes["kernel_height"]) * int(attributes["kernel_width"])
+    tokens = int(attributes["height"]) * int(attributes["width"])
+    return sizes | {"H": num_heads, "N": tokens, "L": window}
+
+
+def _known(tensors: dict[str, TensorType], axis: str) -> Dim:
+    """Return the size of an axis from the first input that knows it."""
+    found = [
+        size
+        for name, tensor in tensors.items()
+        for label, size in zip(_SHAPES[name], tensor.shape, strict=True)
+        if label == axis
+    ]
+    return known(*found) if found else None
