@@ -96,11 +96,12 @@ def _narrow(array: np.ndarray | None) -> np.ndarray | None:
 
 
 def _without(name: str) -> _Setup:
-    return replace(_Setup(), optional=tuple(given for given in _EVERY if given != name))
+    return _Setup(optional=tuple(given for given in _EVERY if given != name))
 
 
-def _only(*names: str) -> _Setup:
-    return _Setup(normalize=False, optional=names)
+def _only(*names: str, normalize: bool = False) -> _Setup:
+    bound = 8.0 if normalize else 32.0
+    return _Setup(normalize=normalize, optional=names, score_bound=bound)
 
 
 def _close(values: dict[str, np.ndarray]) -> None:
@@ -109,26 +110,218 @@ def _close(values: dict[str, np.ndarray]) -> None:
     values["gates"][1, 2, 0] = 0.0
 
 
-def _nan_closed(values: dict[str, np.ndarray]) -> None:
+def _nan_query_closed(values: dict[str, np.ndarray]) -> None:
     _close(values)
-    for name in _REQUIRED[:5]:
-        values[name][0, ::2, 1] = np.nan
-        values[name][0, 1, 1] = np.inf
-    values["Q"][1, 2, 0] = np.nan
+    values["Q"][0, :, 1] = np.nan
+    values["Q"][1, 2, 0, :2] = (np.inf, -np.inf)
+
+
+def _nan_key_closed(values: dict[str, np.ndarray]) -> None:
+    _close(values)
+    values["K"][0, ::2, 1] = np.nan
+    values["pooled_K"][0, 1, 1] = np.inf
+
+
+def _nan_value_closed(values: dict[str, np.ndarray]) -> None:
+    _close(values)
+    values["V"][0, ::2, 1] = np.nan
+    values["pooled_V"][0, 1, 1] = -np.inf
+
+
+def _nan_query(values: dict[str, np.ndarray]) -> None:
+    values["Q"][0, 8, 2, 1] = np.nan
+
+
+def _nan_key(values: dict[str, np.ndarray]) -> None:
+    """Seen by the windows around token 9, which is at row 1, column 2."""
+    values["K"][1, 9, 0, 3] = np.nan
+
+
+def _nan_key_at_the_edge(values: dict[str, np.ndarray]) -> None:
+    """Token 6 ends the first row: the tokens that begin a row do not see it."""
+    values["K"][:, 6, :, 0] = np.nan
+
+
+def _nan_value_at_the_edge(values: dict[str, np.ndarray]) -> None:
+    values["V"][:, 6, :, 0] = np.nan
+    values["V"][:, 28, :, 1] = np.nan
+
+
+def _infinite_value(values: dict[str, np.ndarray]) -> None:
+    values["V"][0, 17, 1, 2] = np.inf
+    values["pooled_V"][1, 2, 0, 4] = -np.inf
+
+
+def _nan_pooled_key(values: dict[str, np.ndarray]) -> None:
+    values["pooled_K"][0, 3, 2, 0] = np.nan
+
+
+def _nan_pooled_value(values: dict[str, np.ndarray]) -> None:
+    values["pooled_V"][0, 3, 2, 0] = np.nan
+
+
+def _nan_bias(values: dict[str, np.ndarray]) -> None:
+    """The first place lies outside for the first row and column: their scores have no bias."""
+    values["window_bias"][2, 0] = np.nan
+    values["pooled_bias"][0, 17, 1] = np.nan
+
+
+def _infinite_bias(values: dict[str, np.ndarray]) -> None:
+    """Hides places of the window, its centre too, and pooled tokens, though never the last."""
+    values["window_bias"][0, :] = -np.inf
+    values["window_bias"][1, (1, 4)] = -np.inf
+    values["pooled_bias"][:, :, :-1][values["pooled_bias"][:, :, :-1] > 0.5] = -np.inf
 
 
 def _nan_gate(values: dict[str, np.ndarray]) -> None:
     values["gates"][1, 4, 0] = np.nan
 
 
+def _negative_gates(values: dict[str, np.ndarray]) -> None:
+    values["gates"] *= -1.0  # closed gates become -0.0
+
+
+def _large_scale(values: dict[str, np.ndarray]) -> None:
+    values["query_scale"] *= 100.0
+
+
+def _large_vectors(values: dict[str, np.ndarray]) -> None:
+    values["Q"] *= 6.0
+    values["K"] *= 6.0
+    values["pooled_K"] *= 6.0
+
+
+def _far_better_pool(values: dict[str, np.ndarray]) -> None:
+    """The row maximum is a pooled score, hundreds above the window's."""
+    values["pooled_bias"] += 300.0
+
+
+def _far_better_window(values: dict[str, np.ndarray]) -> None:
+    values["window_bias"] += 300.0
+
+
+def _zero_vectors(values: dict[str, np.ndarray]) -> None:
+    values["Q"][:, ::3] = 0.0
+    values["K"][:, ::2] = 0.0
+    values["pooled_K"][:, 1] = 0.0
+
+
+def _equal_keys(values: dict[str, np.ndarray]) -> None:
+    values["K"][:] = values["K"][:, :1]
+    values["pooled_K"][:] = values["K"][:, :1]
+
+
 _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "plain": ("Every input, as the published models have it.", _Setup()),
+    "not_normalized": (
+        "Queries and keys of any length.",
+        _Setup(normalize=False, score_bound=48.0),
+    ),
     "nothing_optional": ("None of the optional inputs.", _only()),
+    "nothing_optional_normalized": ("Cosine scores alone.", _only(normalize=True)),
+    **{f"without_{name}": ("The other optional inputs.", _without(name)) for name in _EVERY},
+    **{f"{name}_only": ("Absent inputs before and after it.", _only(name)) for name in _EVERY},
+    "window_weights_only": (
+        "Weights beside the softmax, from queries that are not normalized.",
+        _only("window_tokens", "window_offset"),
+    ),
     "all_open": ("Gates of all heads are open.", _Setup(open_share=1.1)),
     "all_closed": ("Every row is exactly 0.", _Setup(open_share=-1.0)),
-    "window_offset_only": ("Absent inputs before a present one.", _only("window_offset")),
-    "wide_kernel": ("A window of 5 rows and 3 columns.", _Setup(kernel=(5, 3))),
-    "nan_closed": ("A closed gate silences NaN and Inf.", _Setup(edit=_nan_closed)),
+    "negative_gates": (
+        "A gate may be negative; -0.0 is closed.",
+        _Setup(edit=_negative_gates),
+    ),
+    "sparse_routing": (
+        "Some heads are chosen by nobody, some by one token.",
+        _Setup(batch=1, heads=16, head_dim=3, open_share=0.03),
+    ),
+    "single_everything": (
+        "One batch, head, channel, pixel, place, pooled token.",
+        _Setup(1, 1, 1, image=(1, 1), kernel=(1, 1), pooled=1, open_share=1.1),
+    ),
+    "one_pixel": (
+        "All of the window but its centre is outside.",
+        _Setup(image=(1, 1), open_share=1.1),
+    ),
+    "one_row": ("Rows above and below are outside.", _Setup(image=(1, 9))),
+    "one_column": ("Columns left and right are outside.", _Setup(image=(9, 1))),
+    "window_larger_than_image": (
+        "No place is inside for every pixel.",
+        _Setup(image=(2, 3), kernel=(5, 7)),
+    ),
+    "large_image": (
+        "More pixels than a tile of any kernel.",
+        _Setup(batch=1, heads=2, image=(19, 37), pooled=9),
+    ),
+    "long_rows": ("Rows longer than any vector.", _Setup(batch=1, heads=1, image=(3, 131))),
+    "square_image": ("Height and width are the same.", _Setup(image=(6, 6))),
+    "tall_image": ("Height is more than width.", _Setup(image=(11, 4))),
+    "kernel_1x1": ("The window is the pixel itself.", _Setup(kernel=(1, 1))),
+    "kernel_1x3": ("A window of one row.", _Setup(kernel=(1, 3))),
+    "kernel_3x1": ("A window of one column.", _Setup(kernel=(3, 1))),
+    "kernel_5x3": ("More rows than columns.", _Setup(kernel=(5, 3))),
+    "kernel_3x5": ("More columns than rows.", _Setup(kernel=(3, 5))),
+    "kernel_7x7": ("A window of 49 places.", _Setup(kernel=(7, 7), heads=2)),
+    "one_head": ("One head.", _Setup(heads=1)),
+    "head_dim_1": ("One channel a head: normalized vectors are signs.", _Setup(head_dim=1)),
+    "head_dim_3": ("Narrower than any vector.", _Setup(heads=7, head_dim=3)),
+    "head_dim_24": ("The published head size.", _Setup(head_dim=24, pooled=49)),
+    "head_dim_37": ("Wider than a vector, and odd.", _Setup(head_dim=37, heads=2)),
+    "head_dim_139": ("Beyond 64, and no multiple of 8.", _Setup(batch=1, heads=2, head_dim=139)),
+    "one_pooled": ("A pooled image of one pixel.", _Setup(pooled=1)),
+    "many_pooled": ("More pooled tokens than a tile of any kernel.", _Setup(batch=1, pooled=301)),
+    "large_scale": (
+        "Scores of several hundred: exp overflows unless the row maximum is taken off first.",
+        _Setup(edit=_large_scale, score_bound=700.0),
+    ),
+    "large_vectors": (
+        "The same from vectors that are not normalized.",
+        _Setup(normalize=False, edit=_large_vectors, score_bound=1600.0),
+    ),
+    "far_better_pool": (
+        "The row maximum is that of window and pooled scores together.",
+        _Setup(edit=_far_better_pool, score_bound=300.0),
+    ),
+    "far_better_window": (
+        "The same the other way.",
+        _Setup(edit=_far_better_window, score_bound=300.0),
+    ),
+    "equal_keys": ("All keys are equal.", _Setup(edit=_equal_keys)),
+    "zero_vectors": (
+        "A vector of length 0 stays 0: it is divided by epsilon.",
+        _Setup(edit=_zero_vectors),
+    ),
+    "large_epsilon": (
+        "Vectors shorter than epsilon are divided by it, not by the sum of both.",
+        _Setup(epsilon=2.0),
+    ),
+    "infinite_bias": (
+        "A bias of -inf hides a place or a pooled token.",
+        _Setup(edit=_infinite_bias),
+    ),
+    "nan_query_closed": (
+        "A closed gate silences NaN and Inf in queries.",
+        _Setup(edit=_nan_query_closed),
+    ),
+    "nan_key_closed": ("A closed gate silences them in keys.", _Setup(edit=_nan_key_closed)),
+    "nan_value_closed": ("A closed gate silences them in values.", _Setup(edit=_nan_value_closed)),
+    "nan_query": ("An open gate hides nothing: a query.", _Setup(edit=_nan_query, open_share=1.1)),
+    "nan_key": ("A NaN key reaches the windows that hold it, no others.", _Setup(edit=_nan_key)),
+    "nan_key_at_the_edge": (
+        "The window does not run on into the next row.",
+        _Setup(edit=_nan_key_at_the_edge),
+    ),
+    "nan_value_at_the_edge": (
+        "Nor do the values.",
+        _Setup(edit=_nan_value_at_the_edge),
+    ),
+    "infinite_value": (
+        "An infinite value reaches its channel only.",
+        replace(_only(), edit=_infinite_value, open_share=1.1),
+    ),
+    "nan_pooled_key": ("A NaN pooled key reaches every token.", _Setup(edit=_nan_pooled_key)),
+    "nan_pooled_value": ("A NaN pooled value reaches its channel.", _Setup(edit=_nan_pooled_value)),
+    "nan_bias": ("A NaN bias reaches the scores that it is added to.", _Setup(edit=_nan_bias)),
     "nan_gate": ("A NaN gate propagates.", _Setup(edit=_nan_gate)),
 }
 
