@@ -14,7 +14,6 @@ NO_KERNELS = KernelUse(None, "switched off", None)
 
 WITHOUT_CPU_KERNEL = frozenset(
     {
-        "MoHAggregatedAttention",
         "MoHOutputProjection",
         "MoHQueryProjection",
     }

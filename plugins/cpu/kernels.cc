@@ -5,14 +5,18 @@
 
 namespace moh::cpu {
 
-#define MOH_DECLARE_KERNELS(NAMESPACE)                                                  \
-  namespace NAMESPACE {                                                                 \
-  extern const bool kHasBFloat16;                                                       \
-  void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel); \
-  void Router(const RouterArgs& args, const Parallel& parallel);                        \
+#define MOH_DECLARE_KERNELS(NAMESPACE)                                                     \
+  namespace NAMESPACE {                                                                    \
+  extern const bool kHasBFloat16;                                                          \
+  void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel);    \
+  void AggregatedAttention(const AggregatedAttentionArgs& args, const Parallel& parallel); \
+  void Router(const RouterArgs& args, const Parallel& parallel);                           \
   }
-#define MOH_KERNELS(NAME, NAMESPACE) \
-  Kernels { NAME, NAMESPACE::kHasBFloat16, NAMESPACE::Attention, NAMESPACE::Router }
+#define MOH_KERNELS(NAME, NAMESPACE)                                                     \
+  Kernels {                                                                              \
+    NAME, NAMESPACE::kHasBFloat16, NAMESPACE::Attention, NAMESPACE::AggregatedAttention, \
+        NAMESPACE::Router                                                                \
+  }
 
 #if HWY_ARCH_X86
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "moh/aggregated_attention.h"
 #include "moh/attention.h"
 #include "moh/router.h"
 
@@ -17,6 +18,7 @@ struct Kernels {
   const char* instruction_set;
   bool has_bfloat16;  // else Compute::kBFloat16 is computed in float32
   void (*attention)(const AttentionArgs& args, Compute compute, const Parallel& parallel);
+  void (*aggregated_attention)(const AggregatedAttentionArgs& args, const Parallel& parallel);
   void (*router)(const RouterArgs& args, const Parallel& parallel);
 };
 

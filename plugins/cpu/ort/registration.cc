@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 
+#include "cpu/ort/aggregated_attention_op.h"
 #include "cpu/ort/attention_op.h"
 #include "cpu/ort/router_op.h"
 
@@ -39,12 +40,14 @@ struct InEveryDType {
 // gone: kept for good.
 struct Ops {
   Ops(const cpu::Kernels& kernels, cpu::Compute compute)
-      : attention(kernels, compute), router(kernels) {
+      : attention(kernels, compute), aggregated_attention(kernels), router(kernels) {
     attention.AddTo(domain);
+    aggregated_attention.AddTo(domain);
     router.AddTo(domain);
   }
 
   InEveryDType<AttentionOp> attention;
+  InEveryDType<AggregatedAttentionOp> aggregated_attention;
   InEveryDType<RouterOp> router;
   Ort::CustomOpDomain domain{"moh"};
 };

@@ -1,0 +1,61 @@
+// MoHAggregatedAttention: attention of image tokens to those around them and to a pooled image.
+#include "cpu/simd/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/aggregated_attention/aggregated_attention.cc"
+#include "hwy/foreach_target.h"  // compiles this file once more for each instruction set
+
+#include <atomic>
+#include <new>
+
+#include "cpu/aggregated_attention/band-inl.h"
+#include "cpu/aggregated_attention/bands.h"
+#include "cpu/kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace moh::cpu {
+namespace HWY_NAMESPACE {
+
+// One call, as the threads see it.
+struct AggregatedAttentionCall {
+  const AggregatedAttentionArgs& args;
+  const Bands bands{args, kGroupTokens};
+  std::atomic<bool> out_of_memory{false};
+
+  static void RunOne(void* call, size_t i) {
+    auto& self = *static_cast<AggregatedAttentionCall*>(call);
+    try {
+      switch (self.args.dtype) {
+        case DType::kFloat32:
+          return self.Run<float>(i);
+        case DType::kFloat16:
+          return self.Run<hwy::float16_t>(i);
+        default:
+          return self.Run<hwy::bfloat16_t>(i);
+      }
+    } catch (const std::bad_alloc&) {
+      self.out_of_memory = true;
+    }
+  }
+
+  template <typename T>
+  void Run(size_t i) const {
+    thread_local Scratch scratch;
+    const Band band = bands[i];
+    if (band.tokens() != 0) {
+      BandTask<T>(args, band, scratch).Run();
+    }
+  }
+};
+
+void AggregatedAttention(const AggregatedAttentionArgs& args, const Parallel& parallel) {
+  AggregatedAttentionCall call{args};
+  parallel(call.bands.count(), &AggregatedAttentionCall::RunOne, &call);
+  if (call.out_of_memory) {
+    throw std::bad_alloc();
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace moh::cpu
+HWY_AFTER_NAMESPACE();
