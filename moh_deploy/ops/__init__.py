@@ -15,6 +15,7 @@ from moh_deploy.ops.projection import (
 )
 from moh_deploy.ops.router import MOH_ROUTER, RouterVariant
 from moh_deploy.ops.spec import DOMAIN, OPS, VERSION, OpSpec, TensorType
+from moh_deploy.ops.token_conv import MOH_TOKEN_CONV, TokenConvVariant
 
 __all__ = [
     "DOMAIN",
@@ -23,6 +24,7 @@ __all__ = [
     "MOH_OUTPUT_PROJECTION",
     "MOH_QUERY_PROJECTION",
     "MOH_ROUTER",
+    "MOH_TOKEN_CONV",
     "OPS",
     "VERSION",
     "AggregatedAttentionVariant",
@@ -31,4 +33,5 @@ __all__ = [
     "ProjectionVariant",
     "RouterVariant",
     "TensorType",
+    "TokenConvVariant",
 ]

@@ -31,7 +31,8 @@ class Case:
         attributes: All attributes of the op.
         build: Makes the inputs in float32 (or bool) from a generator.
         dtype: Dtype that the floating-point inputs are rounded to.
-        score_bound: About the largest attention score of the inputs: rounding grows with it.
+        score_bound: About the largest attention score (or other inner value) of the inputs:
+            rounding grows with it.
     """
 
     name: str

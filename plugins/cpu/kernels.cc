@@ -11,11 +11,12 @@ namespace moh::cpu {
   void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel);    \
   void AggregatedAttention(const AggregatedAttentionArgs& args, const Parallel& parallel); \
   void Router(const RouterArgs& args, const Parallel& parallel);                           \
+  void TokenConv(const TokenConvArgs& args, const Parallel& parallel);                     \
   }
 #define MOH_KERNELS(NAME, NAMESPACE)                                                     \
   Kernels {                                                                              \
     NAME, NAMESPACE::kHasBFloat16, NAMESPACE::Attention, NAMESPACE::AggregatedAttention, \
-        NAMESPACE::Router                                                                \
+        NAMESPACE::Router, NAMESPACE::TokenConv                                          \
   }
 
 #if HWY_ARCH_X86

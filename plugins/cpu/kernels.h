@@ -8,6 +8,7 @@
 #include "moh/aggregated_attention.h"
 #include "moh/attention.h"
 #include "moh/router.h"
+#include "moh/token_conv.h"
 
 namespace moh::cpu {
 
@@ -20,6 +21,7 @@ struct Kernels {
   void (*attention)(const AttentionArgs& args, Compute compute, const Parallel& parallel);
   void (*aggregated_attention)(const AggregatedAttentionArgs& args, const Parallel& parallel);
   void (*router)(const RouterArgs& args, const Parallel& parallel);
+  void (*token_conv)(const TokenConvArgs& args, const Parallel& parallel);
 };
 
 // The sets that this machine can run, best first; the last one is "baseline", which every machine

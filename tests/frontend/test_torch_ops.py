@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moh_deploy.frontend.arrays import to_numpy
-from moh_deploy.frontend.torch_ops import attention, projection, router
+from moh_deploy.frontend.torch_ops import attention, projection, router, token_conv
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
@@ -21,6 +21,7 @@ OPERATORS = {
     "MoHOutputProjection": torch.ops.moh.output_projection,
     "MoHQueryProjection": torch.ops.moh.query_projection,
     "MoHRouter": torch.ops.moh.router,
+    "MoHTokenConv": torch.ops.moh.token_conv,
 }
 
 
@@ -94,6 +95,16 @@ def _bias_for_each_row(x, weight, bias):
     return _linear(x, weight, None if bias is None else bias * x.shape[-1])
 
 
+class _TanhGelu:
+    """In place of `torch.nn.functional`."""
+
+    conv2d = staticmethod(torch.nn.functional.conv2d)
+
+    @staticmethod
+    def gelu(x):
+        return torch.nn.functional.gelu(x, approximate="tanh")
+
+
 _routed = router._routed_gates
 _linear = projection._linear
 
@@ -106,6 +117,7 @@ _linear = projection._linear
         ("MoHOutputProjection", projection, "_linear", _bias_for_each_row),
         ("MoHRouter", router, "_routed_gates", _mask_only),
         ("MoHRouter", router, "_routed_gates", _last_head_first),
+        ("MoHTokenConv", token_conv, "functional", _TanhGelu),
     ],
 )
 def test_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, op: str, module, name: str, bug):

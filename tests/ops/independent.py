@@ -17,6 +17,7 @@ def run(case: Case) -> list[np.ndarray]:
         "MoHOutputProjection": _projection,
         "MoHQueryProjection": _projection,
         "MoHRouter": _router,
+        "MoHTokenConv": _token_conv,
     }[case.op]
     with np.errstate(over="ignore"):
         return [compute(inputs, dict(case.attributes)).numpy().astype(numpy_dtype(case.dtype))]
@@ -121,3 +122,17 @@ def _unfold(tokens: torch.Tensor, attributes: dict) -> torch.Tensor:
     columns = F.unfold(image, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
     by_head = columns.unflatten(1, (attributes["num_heads"], -1, kernel[0] * kernel[1]))
     return by_head.permute(0, 4, 1, 2, 3)
+
+
+def _token_conv(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
+    tokens, weight, bias = (*inputs, None)[:3]
+    channels, size = weight.shape[0], (attributes["height"], attributes["width"])
+    kernel = tuple(weight.shape[2:])
+    image = tokens[..., :channels].mT.reshape(len(tokens), channels, *size)
+    patches = F.unfold(image, kernel, padding=tuple(k // 2 for k in kernel))
+    taps = patches.unflatten(1, (channels, -1))  # [B, C, kh * kw, N]
+    result = (taps * weight.flatten(1)[None, :, :, None]).sum(2).mT
+    result = result if bias is None else result + bias
+    if attributes["activation"] == "gelu":
+        result = result * torch.special.ndtr(result)
+    return result * tokens[..., channels:] if attributes["gated"] else result

@@ -114,6 +114,59 @@ def _set_attribute(output: str, name: str, value: object) -> Bug:
     return plant
 
 
+def _padded_on_the_right(function: onnx.FunctionProto) -> None:
+    """Two zeros behind each row and column instead of one on each side: for kernels of 3."""
+    _set_attribute("convolved_image", "auto_pad", "NOTSET")(function)
+    _set_attribute("convolved_image", "pads", [0, 0, 2, 2])(function)
+
+
+def _reshape_instead_of_transpose(function: onnx.FunctionProto) -> None:
+    index = next(i for i, node in enumerate(function.node) if "tokens_BCN" in node.output)
+    make = onnx.helper.make_node
+    function.node[index].CopyFrom(make("Reshape", ["tokens", "swapped"], ["tokens_BCN"]))
+    function.node.insert(index, make("Gather", ["shape", "order"], ["swapped"]))
+    function.node.insert(index, make("Constant", [], ["order"], value_ints=[0, 2, 1]))
+    function.node.insert(index, make("Shape", ["tokens"], ["shape"]))
+
+
+def _dilated(function: onnx.FunctionProto) -> None:
+    _set_attribute("convolved_image", "dilations", [2, 2])(function)
+
+
+def _gelu_by_sigmoid(function: onnx.FunctionProto) -> None:
+    """gelu is about x * sigmoid(1.702 x)."""
+    constant = _node(function, "sqrt_half")
+    if constant is not None:
+        constant.attribute[0].f = 1.702
+        _becomes("share", "Sigmoid", "scaled")(function)
+
+
+def _gelu_by_tanh(function: onnx.FunctionProto) -> None:
+    """gelu is about x * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
+    index = next((i for i, node in enumerate(function.node) if "erf" in node.output), None)
+    if index is None:
+        return
+    make = onnx.helper.make_node
+    function.node[index].CopyFrom(make("Tanh", ["tanh_argument"], ["erf"]))
+    cubic = [
+        make("Constant", [], ["cubic"], value_float=0.044715),
+        make("Constant", [], ["factor"], value_float=(2 / np.pi) ** 0.5),
+        make("Mul", ["convolved", "convolved"], ["square"]),
+        make("Mul", ["square", "cubic"], ["share_of_cube"]),
+        make("Mul", ["share_of_cube", "convolved"], ["cube"]),
+        make("Add", ["convolved", "cube"], ["sum"]),
+        make("Mul", ["sum", "factor"], ["tanh_argument"]),
+    ]
+    for node in reversed(cubic):
+        function.node.insert(index, node)
+
+
+def _swap_halves(function: onnx.FunctionProto) -> None:
+    node = _node(function, "gate")
+    if node is not None:
+        node.output[:] = list(node.output)[::-1]
+
+
 BUGS: dict[str, tuple[str, Bug]] = {
     "mul_instead_of_where": ("MoHAttention", _becomes("gated", "Identity", "product")),
     "blind_queries_not_silenced": ("MoHAttention", _becomes("silent", "Identity", "closed")),
@@ -165,6 +218,25 @@ BUGS: dict[str, tuple[str, Bug]] = {
         _becomes("stage_weights", "Identity", "stage_probabilities"),
     ),
     "smallest_heads_chosen": ("MoHRouter", _set_attribute("chosen", "largest", 0)),
+    "conv_without_padding_on_the_left": (
+        "MoHTokenConv",
+        _padded_on_the_right,
+    ),
+    "conv_dilated": ("MoHTokenConv", _dilated),
+    "conv_rows_are_columns": ("MoHTokenConv", _reads("image_shape", "same", "columns", "rows")),
+    "conv_image_not_transposed": ("MoHTokenConv", _reshape_instead_of_transpose),
+    "conv_bias_ignored": ("MoHTokenConv", _reads("convolved_image", "image", "weight")),
+    "conv_gelu_ignored": ("MoHTokenConv", _becomes("activated", "Identity", "convolved")),
+    "conv_gelu_without_half": ("MoHTokenConv", _becomes("share", "Identity", "twice_share")),
+    "conv_gelu_by_sigmoid": ("MoHTokenConv", _gelu_by_sigmoid),
+    "conv_gelu_by_tanh": ("MoHTokenConv", _gelu_by_tanh),
+    "conv_gate_ignored": ("MoHTokenConv", _becomes("gated_float", "Identity", "activated")),
+    "conv_gate_before_activation": (
+        "MoHTokenConv",
+        _becomes("scaled", "Mul", "convolved", "gate"),
+    ),
+    "conv_halves_swapped": ("MoHTokenConv", _swap_halves),
+    "conv_in_half_precision": ("MoHTokenConv", _in_half_precision("convolved")),
     "gates_are_probabilities": (
         "MoHRouter",
         _becomes("chosen_gates", "Identity", "chosen"),

@@ -9,6 +9,7 @@ from moh_deploy.ops import (
     MOH_OUTPUT_PROJECTION,
     MOH_QUERY_PROJECTION,
     MOH_ROUTER,
+    MOH_TOKEN_CONV,
     OPS,
 )
 from moh_deploy.ops.spec import Registry
@@ -21,6 +22,7 @@ def test_registry_holds_every_op_under_its_name():
         MOH_OUTPUT_PROJECTION,
         MOH_QUERY_PROJECTION,
         MOH_ROUTER,
+        MOH_TOKEN_CONV,
     )
     assert dict(OPS) == {spec.name: spec for spec in specs}
     assert len(OPS) == len(specs)

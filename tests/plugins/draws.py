@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.plugins.attention_setups import GATE_PATTERNS, PATTERNS, AttentionSetup, MaskSetup
 from tests.plugins.router_setups import LOGITS, RouterSetup
+from tests.plugins.token_conv_setups import TokenConvSetup
 
 # Vectors have 4, 8 or 16 lanes, tiles 2 or 3 vectors, tasks 32 tiles; blocks end at 256 keys.
 LENGTHS = st.one_of(
@@ -79,3 +80,23 @@ def router_setups(draw: st.DrawFn) -> RouterSetup:
         dtype=draw(st.sampled_from(FLOAT_TYPES)),
         logits=draw(st.sampled_from(sorted(LOGITS))),
     )
+
+
+@st.composite
+def token_conv_setups(draw: st.DrawFn, most_products: int = 20_000) -> TokenConvSetup:
+    kernels = st.one_of(st.just(3), st.sampled_from([1, 3, 5, 7]))
+    # Kernels take four pixels at once, and rows four a task.
+    setup = TokenConvSetup(
+        batch=draw(st.integers(1, 3)),
+        height=draw(st.integers(1, 14)),
+        width=draw(st.integers(1, 14)),
+        channels=draw(st.one_of(st.integers(1, 70), st.sampled_from([16, 32, 64, 128]))),
+        kernel_height=draw(kernels),
+        kernel_width=draw(kernels),
+        bias=draw(st.booleans()),
+        activation=draw(st.sampled_from(["none", "gelu"])),
+        gated=draw(st.booleans()),
+        dtype=draw(st.sampled_from(FLOAT_TYPES)),
+        size=draw(st.sampled_from([1.0, 1.0, 20.0])),
+    )
+    return replace(setup, batch=1) if setup.products > most_products else setup

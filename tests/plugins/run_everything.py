@@ -23,7 +23,7 @@ from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.kernel_library import WITHOUT_CPU_KERNEL
 from tests.ops.case_models import case_model
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
-from tests.plugins.draws import attention_setups, router_setups
+from tests.plugins.draws import attention_setups, router_setups, token_conv_setups
 from tests.plugins.kernels import Kernels, assert_right, memory_for, run_into
 
 DRAWS = 60
@@ -76,8 +76,14 @@ def _drawn() -> list[Case]:
     def draw_router(setup) -> None:
         cases.append(setup.case())
 
+    @options
+    @given(token_conv_setups())
+    def draw_token_conv(setup) -> None:
+        cases.append(setup.case())
+
     draw_attention()
     draw_router()
+    draw_token_conv()
     return cases
 
 

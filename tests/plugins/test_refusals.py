@@ -29,6 +29,14 @@ LOGITS: Shapes = {
     "shared_logits": (2, 5, 2),
     "stage_logits": (2, 5, 2),
 }
+TOKEN_CONV: Attributes = {
+    "channels": 6,
+    "height": 3,
+    "width": 4,
+    "activation": "none",
+    "gated": 0,
+}
+IMAGE: Shapes = {"X": (2, 12, 6), "W": (6, 1, 3, 5), "bias": (6,)}
 FLOAT = onnx.TensorProto.FLOAT
 
 
@@ -66,6 +74,7 @@ def test_sizes_that_fit_are_accepted():
     assert _run("MoHAttention", ATTENTION, MERGED).shape == (2, 5, 18)
     assert _run("MoHAttention", ATTENTION, SEPARATE).shape == (2, 6, 5, 3)
     assert _run("MoHRouter", ROUTER, LOGITS).shape == (2, 5, 9)
+    assert _run("MoHTokenConv", TOKEN_CONV, IMAGE).shape == (2, 12, 6)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +182,48 @@ def test_router_without_routed_logits_refuses_a_choice():
         _run("MoHRouter", ROUTER, shapes)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"X": (2, 11, 6)}, r"X is \[2, 11, 6\]; expected \[batch, 12, 6\]: height 3, width 4"),
+        ({"X": (2, 12, 12)}, r"X is \[2, 12, 12\]; expected \[batch, 12, 6\]"),
+        ({"X": (12, 6)}, r"X is \[12, 6\]; expected \[batch, 12, 6\]"),
+        ({"W": (5, 1, 3, 3)}, r"W is \[5, 1, 3, 3\]; expected \[6, 1, kernel height"),
+        ({"W": (6, 6, 3, 3)}, r"W is \[6, 6, 3, 3\]; expected \[6, 1, kernel height"),
+        ({"W": (6, 3, 3)}, r"W is \[6, 3, 3\]; expected \[6, 1, kernel height"),
+        ({"W": (6, 1, 3, 2)}, r"W is \[6, 1, 3, 2\]; expected a kernel of odd height"),
+        ({"W": (6, 1, 0, 3)}, r"W is \[6, 1, 0, 3\]; expected a kernel of odd height"),
+        ({"bias": (5,)}, r"bias is \[5\]; expected \[6\]"),
+    ],
+)
+def test_token_conv_refuses_sizes_that_do_not_fit(change: Shapes, message: str):
+    with pytest.raises(Exception, match=f"MoHTokenConv: {message}"):
+        _run("MoHTokenConv", TOKEN_CONV, IMAGE | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 0}, "height is 0; expected 1 or more"),
+        ({"width": -4}, "width is -4; expected 1 or more"),
+        ({"channels": 2**31}, "channels is 2147483648; expected 1 or more, and less than"),
+        ({"activation": "relu"}, "activation is 'relu'; expected none or gelu"),
+        ({"gated": 2}, "gated is 2; expected 0 or 1"),
+        ({"gated": 1}, r"expected \[batch, 12, 12\]: .* channels 6 and their gates"),
+    ],
+)
+def test_token_conv_refuses_attributes_that_do_not_fit(change: Attributes, message: str):
+    with pytest.raises(Exception, match=message):
+        _run("MoHTokenConv", TOKEN_CONV | change, IMAGE)
+
+
+@pytest.mark.parametrize("name", ["channels", "height", "width"])
+def test_token_conv_refuses_a_node_without_a_required_attribute(name: str):
+    attributes = {key: value for key, value in TOKEN_CONV.items() if key != name}
+    with pytest.raises(Exception, match=name):
+        _run("MoHTokenConv", attributes, IMAGE)
+
+
 # Nothing to compute is no error.
 
 
@@ -196,6 +247,10 @@ def test_attention_to_no_key_is_0():
 def test_router_of_no_token_is_empty():
     shapes = {name: (2, 0, shape[2]) for name, shape in LOGITS.items()}
     assert _run("MoHRouter", ROUTER, shapes).shape == (2, 0, 9)
+
+
+def test_token_conv_of_no_image_is_empty():
+    assert _run("MoHTokenConv", TOKEN_CONV, IMAGE | {"X": (0, 12, 6)}).shape == (0, 12, 6)
 
 
 def test_attribute_of_another_type_is_not_an_absent_one():

@@ -14,6 +14,7 @@ from tests.ops.case_models import case_model
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.kernels import Kernels, assert_right, kernels_of, run_session
 from tests.plugins.router_setups import RouterSetup
+from tests.plugins.token_conv_setups import TokenConvSetup
 
 _MANY_TASKS = AttentionSetup(
     batch=2, seq_len=333, kv_len=333, kv_num_heads=3, head_dim=24, value_dim=24
@@ -26,6 +27,9 @@ SETUPS = {
     "uneven_heads": replace(_MANY_TASKS, gates="no_head_0"),
     "decode": replace(_MANY_TASKS, seq_len=1, kv_len=1500, kv_num_heads=8),
     "router": RouterSetup(batch=2, seq_len=333, num_routed=37, top_k=9, num_shared=3),
+    "token_conv": TokenConvSetup(
+        batch=2, height=23, width=19, channels=83, activation="gelu", gated=True
+    ),
 }
 
 

@@ -118,16 +118,46 @@ void RunRouter(const moh::cpu::Kernels& kernels) {
   WriteOutput(gates, bytes);
 }
 
+void RunTokenConv(const moh::cpu::Kernels& kernels) {
+  moh::TokenConvArgs args{};
+  args.dtype = static_cast<DType>(ReadNumber());
+  for (int32_t* size : {&args.batch, &args.height, &args.width, &args.channels, &args.kernel_height,
+                        &args.kernel_width}) {
+    *size = ReadSize();
+  }
+  args.activation = ReadNumber() != 0 ? moh::Activation::kGelu : moh::Activation::kNone;
+  args.gated = ReadNumber() != 0;
+  const Bytes tokens = ReadTensor(), weight = ReadTensor(), bias = ReadTensor();
+  args.input = tokens.get();
+  args.weight = weight.get();
+  args.bias = bias.get();
+  const auto elements = static_cast<size_t>(args.batch) * static_cast<size_t>(args.height) *
+                        static_cast<size_t>(args.width) * static_cast<size_t>(args.channels);
+  const Bytes output = MakeOutput(elements * ElementSize(args.dtype));
+  args.output = output.get();
+  kernels.token_conv(args, kBackwards);
+  WriteOutput(output, elements * ElementSize(args.dtype));
+}
+
 }  // namespace
 
-// Each case begins with 1 for attention, 2 for a router; 0 is the end.
+// Each case begins with 1 for attention, 2 for a router, 3 for a token convolution; 0 is the end.
 int main(int, char** argv) {
   const moh::cpu::Kernels* kernels = moh::cpu::FindKernels(argv[1] == nullptr ? "" : argv[1]);
   if (kernels == nullptr) {
     return 3;
   }
   while (const int64_t op = ReadNumber()) {
-    op == 1 ? RunAttention(*kernels) : RunRouter(*kernels);
+    switch (op) {
+      case 1:
+        RunAttention(*kernels);
+        break;
+      case 2:
+        RunRouter(*kernels);
+        break;
+      default:
+        RunTokenConv(*kernels);
+    }
   }
   return 0;
 }

@@ -21,7 +21,7 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case, numpy_dtype
 from moh_deploy.ops.contract import find_mismatch
 from tests.kernel_library import WITHOUT_CPU_KERNEL
-from tests.plugins.draws import attention_setups, router_setups
+from tests.plugins.draws import attention_setups, router_setups, token_conv_setups
 
 DTYPES = ("bool", "float32", "float16", "bfloat16")  # in the order of moh::DType
 DRAWS = 150
@@ -31,6 +31,7 @@ MOST_PRODUCTS = 1_000_000
 def main(command: list[str]) -> None:
     cases = [case for op in OPS.keys() - WITHOUT_CPU_KERNEL for case in OPS[op].cases]
     cases += [*_drawn(attention_setups(most_products=MOST_PRODUCTS)), *_drawn(router_setups())]
+    cases += _drawn(token_conv_setups())
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
         assert driver.stdin is not None
         assert driver.stdout is not None
@@ -56,7 +57,7 @@ def _drawn(strategy) -> Iterator[Case]:
 
 
 def _run(driver: subprocess.Popen[bytes], case: Case) -> np.ndarray:
-    send = {"MoHAttention": _attention, "MoHRouter": _router}[case.op]
+    send = SENDERS[case.op]
     driver.stdin.write(send(case))
     driver.stdin.flush()
     (output,) = OPS[case.op].shape_rule(case.input_types(), case.attributes)
@@ -116,6 +117,23 @@ def _router(case: Case) -> bytes:
         attributes["gate_mode"] == "mask",
     ]
     return _numbers(2, *header) + _tensors(routed, shared, stage)
+
+
+def _token_conv(case: Case) -> bytes:
+    tokens, weight, bias = (*case.inputs(), None)[:3]
+    attributes = case.attributes
+    sizes = [tokens.shape[0], attributes["height"], attributes["width"], *weight.shape[::2]]
+    header = [
+        DTYPES.index(case.dtype),
+        *sizes,
+        weight.shape[3],
+        attributes["activation"] == "gelu",
+        attributes["gated"],
+    ]
+    return _numbers(3, *header) + _tensors(tokens, weight, bias)
+
+
+SENDERS = {"MoHAttention": _attention, "MoHRouter": _router, "MoHTokenConv": _token_conv}
 
 
 def _numbers(*numbers: int) -> bytes:

@@ -11,7 +11,13 @@ from collections.abc import Callable
 
 import torch
 
-from moh_deploy.frontend.torch_ops import aggregated_attention, attention, projection, router
+from moh_deploy.frontend.torch_ops import (
+    aggregated_attention,
+    attention,
+    projection,
+    router,
+    token_conv,
+)
 
 TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
     torch.ops.moh.aggregated_attention.default: aggregated_attention.translate,
@@ -19,4 +25,5 @@ TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
     torch.ops.moh.output_projection.default: projection.translate_output,
     torch.ops.moh.query_projection.default: projection.translate_query,
     torch.ops.moh.router.default: router.translate,
+    torch.ops.moh.token_conv.default: token_conv.translate,
 }

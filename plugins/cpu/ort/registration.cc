@@ -12,6 +12,7 @@
 #include "cpu/ort/aggregated_attention_op.h"
 #include "cpu/ort/attention_op.h"
 #include "cpu/ort/router_op.h"
+#include "cpu/ort/token_conv_op.h"
 
 #define MOH_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -40,15 +41,20 @@ struct InEveryDType {
 // gone: kept for good.
 struct Ops {
   Ops(const cpu::Kernels& kernels, cpu::Compute compute)
-      : attention(kernels, compute), aggregated_attention(kernels), router(kernels) {
+      : attention(kernels, compute),
+        aggregated_attention(kernels),
+        router(kernels),
+        token_conv(kernels) {
     attention.AddTo(domain);
     aggregated_attention.AddTo(domain);
     router.AddTo(domain);
+    token_conv.AddTo(domain);
   }
 
   InEveryDType<AttentionOp> attention;
   InEveryDType<AggregatedAttentionOp> aggregated_attention;
   InEveryDType<RouterOp> router;
+  InEveryDType<TokenConvOp> token_conv;
   Ort::CustomOpDomain domain{"moh"};
 };
 

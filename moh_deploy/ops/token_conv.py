@@ -1,0 +1,117 @@
+"""MoHTokenConv: a depthwise convolution over tokens that are the pixels of an image.
+
+    Y[y, x, c] = act(bias[c] + sum over i, j of W[c, i, j] * X[y + i - kh//2, x + j - kw//2, c])
+
+with X = 0 outside the image, act(v) = v or v * (1 + erf(v / sqrt(2))) / 2, and Y times the second
+half of the channels of X if gated.
+
+Source: the convolution in the feed-forward layers of PVT v2 (arXiv 2106.13797) and, gated, of
+TransNeXt (arXiv 2311.17132, section 3.3, convolutional GLU).
+"""
+
+from __future__ import annotations
+
+from math import erf
+
+import numpy as np
+
+from moh_deploy.ops.spec import (
+    FLOAT_TYPES,
+    OPS,
+    Arrays,
+    Attributes,
+    AttributeSpec,
+    InputSpec,
+    OpSpec,
+    OutputSpec,
+)
+from moh_deploy.ops.token_conv_cases import CASES
+from moh_deploy.ops.token_conv_function import (
+    TokenConvVariant,
+    function_body,
+    node_function,
+    variant_of,
+)
+from moh_deploy.ops.token_conv_shapes import token_conv_shape_rule
+
+__all__ = ["MOH_TOKEN_CONV", "TokenConvVariant", "function_body", "reference", "variant_of"]
+
+
+def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """Compute MoHTokenConv in float64, one pixel at a time.
+
+    Args:
+        inputs: X [B, height*width, C], twice the channels if gated; W [C, 1, kh, kw]; bias [C] or
+            None.
+        attributes: All attributes of the op.
+
+    Returns:
+        Y [B, height*width, C] in float64.
+    """
+    tokens, weight, bias = (*(None if a is None else a.astype(np.float64) for a in inputs), None)[
+        :3
+    ]
+    assert tokens is not None
+    assert weight is not None
+    height, width = int(attributes["height"]), int(attributes["width"])
+    channels = int(attributes["channels"])
+    image = tokens.reshape(-1, height, width, tokens.shape[2])
+    result = np.empty((len(image), height, width, channels))
+    for b, y, x in np.ndindex(result.shape[:3]):
+        result[b, y, x] = _pixel(image[b, ..., :channels], weight[:, 0], y, x)
+    if bias is not None:
+        result += bias
+    if attributes["activation"] == "gelu":
+        result *= (1 + _erf(result / np.sqrt(2))) / 2
+    if attributes["gated"]:
+        result *= image[..., channels:]
+    return (result.reshape(len(image), height * width, channels),)
+
+
+_erf = np.vectorize(erf, otypes=[np.float64])
+
+
+def _pixel(image: np.ndarray, weight: np.ndarray, y: int, x: int) -> np.ndarray:
+    """The sum over the neighbours [C] of one pixel of an image [H, W, C]."""
+    height, width, channels = image.shape
+    total = np.zeros(channels)
+    for i, j in np.ndindex(weight.shape[1:]):
+        row, column = y + i - weight.shape[1] // 2, x + j - weight.shape[2] // 2
+        if 0 <= row < height and 0 <= column < width:
+            total += weight[:, i, j] * image[row, column]
+    return total
+
+
+MOH_TOKEN_CONV = OPS.register(
+    OpSpec(
+        name="MoHTokenConv",
+        doc="Depthwise convolution of tokens that are the pixels of an image, row by row.",
+        inputs=(
+            InputSpec(
+                "X", FLOAT_TYPES, "T", "[B, height * width, C]; twice the channels if gated."
+            ),
+            InputSpec("W", FLOAT_TYPES, "T", "[C, 1, kernel height, kernel width], both odd."),
+            InputSpec("bias", FLOAT_TYPES, "T", "[C]. Absent: 0.", optional=True),
+        ),
+        outputs=(OutputSpec("Y", "T", "[B, height * width, C]."),),
+        attributes=(
+            AttributeSpec("channels", "int", "C."),
+            AttributeSpec("height", "int", "Rows of the image."),
+            AttributeSpec("width", "int", "Pixels of a row."),
+            AttributeSpec(
+                "activation", "string", "none or gelu (by erf), after the bias.", default="none"
+            ),
+            AttributeSpec(
+                "gated",
+                "int",
+                "1: the result is multiplied by the second half of the channels of X.",
+                default=0,
+            ),
+        ),
+        reference=reference,
+        shape_rule=token_conv_shape_rule,
+        variant=variant_of,
+        function=node_function,
+        cases=CASES,
+    )
+)

@@ -1,0 +1,126 @@
+"""MoHTokenConv as an ONNX function in standard ops: what runs wherever no kernel is installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from moh_deploy.ops.function_text import check_opset, parse
+from moh_deploy.ops.spec import Attributes, TensorTypes
+
+
+@dataclass(frozen=True)
+class TokenConvVariant:
+    """Selects one body of MoHTokenConv.
+
+    Attributes:
+        bias: There is a bias.
+        gelu: The activation is gelu; else there is none.
+        gated: The result is multiplied by the second half of the channels.
+    """
+
+    bias: bool
+    gelu: bool
+    gated: bool
+
+    def key(self) -> str:
+        """Return the variant's name, such as `bias_gelu_gated`."""
+        parts = [name for name in ("bias", "gelu", "gated") if getattr(self, name)]
+        return "_".join(parts) or "plain"
+
+
+def variant_of(inputs: TensorTypes, attributes: Attributes) -> TokenConvVariant:
+    """Return the variant that a node needs; the node must satisfy the shape rule."""
+    return TokenConvVariant(
+        bias=len(inputs) > 2 and inputs[2] is not None,
+        gelu=attributes["activation"] == "gelu",
+        gated=bool(attributes["gated"]),
+    )
+
+
+def function_body(
+    variant: TokenConvVariant, *, opset: int, overload: str = ""
+) -> onnx.FunctionProto:
+    """Build the body of MoHTokenConv for one variant.
+
+    Args:
+        opset: Version of the standard ops that the model imports, 18 or later.
+        overload: Name of the function's overload; needed only where a model holds several variants.
+
+    Raises:
+        ExportError: The opset is older than 18.
+    """
+    check_opset("MoHTokenConv", opset)
+    parameters = "X, W, bias" if variant.bias else "X, W"
+    text = f"""
+        <domain: "moh", opset_import: ["" : {opset}]>
+        MoHTokenConv <channels, height, width, activation, gated> ({parameters}) => (Y)
+        {{ {_tokens(variant)} {_convolved(variant)} {_activated(variant)} {_gated(variant)} }}
+    """
+    return parse(text, overload=overload)
+
+
+def node_function(
+    inputs: TensorTypes, attributes: Attributes, *, opset: int, overload: str = ""
+) -> onnx.FunctionProto:
+    """Build the body that fits a node; see `function_body`."""
+    return function_body(variant_of(inputs, attributes), opset=opset, overload=overload)
+
+
+def _tokens(variant: TokenConvVariant) -> str:
+    """tokens [B, N, C], and gate [B, N, C] if gated, in float32."""
+    if not variant.gated:
+        return "tokens = Cast <to = 1> (X)"
+    return """
+        both = Cast <to = 1> (X)
+        tokens, gate = Split <axis = -1, num_outputs = 2> (both)
+    """
+
+
+def _convolved(variant: TokenConvVariant) -> str:
+    """convolved [B, N, C]."""
+    bias, argument = (
+        ("bias_float = Cast <to = 1> (bias)", ", bias_float") if variant.bias else ("", "")
+    )
+    return f"""
+        height_value = Constant <value_int: int = @height> ()
+        width_value = Constant <value_int: int = @width> ()
+        one_element = Constant <value_ints = [1]> ()
+        same = Constant <value_ints = [0, 0]> ()
+        rows = Reshape (height_value, one_element)
+        columns = Reshape (width_value, one_element)
+        pixels = Mul (rows, columns)
+        image_shape = Concat <axis = 0> (same, rows, columns)
+        flat_shape = Concat <axis = 0> (same, pixels)
+        weight = Cast <to = 1> (W)
+        {bias}
+        tokens_BCN = Transpose <perm = [0, 2, 1]> (tokens)
+        image = Reshape (tokens_BCN, image_shape)
+        convolved_image = Conv <auto_pad = "SAME_UPPER", group: int = @channels>
+            (image, weight{argument})
+        convolved_BCN = Reshape (convolved_image, flat_shape)
+        convolved = Transpose <perm = [0, 2, 1]> (convolved_BCN)
+    """
+
+
+def _activated(variant: TokenConvVariant) -> str:
+    """activated [B, N, C]."""
+    if not variant.gelu:
+        return "activated = Identity (convolved)"
+    return """
+        one = Constant <value_float = 1.0> ()
+        half = Constant <value_float = 0.5> ()
+        sqrt_half = Constant <value_float = 0.70710678118654752> ()
+        scaled = Mul (convolved, sqrt_half)
+        erf = Erf (scaled)
+        twice_share = Add (erf, one)
+        share = Mul (twice_share, half)
+        activated = Mul (convolved, share)
+    """
+
+
+def _gated(variant: TokenConvVariant) -> str:
+    """Y [B, N, C] in the dtype of X."""
+    gated = "Mul (activated, gate)" if variant.gated else "Identity (activated)"
+    return f"gated_float = {gated} Y = CastLike (gated_float, X)"

@@ -1,0 +1,68 @@
+"""The shape rule of MoHTokenConv: the type of the output, and what does not fit together."""
+
+from __future__ import annotations
+
+from moh_deploy.errors import ExportError
+from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
+from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, TensorType, TensorTypes
+
+_OP = "MoHTokenConv"
+ACTIVATIONS = ("none", "gelu")
+
+
+def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:
+    """Return the type of Y.
+
+    Args:
+        inputs: Types of X, W and bias, None for an absent bias.
+        attributes: All attributes of the op.
+
+    Raises:
+        ExportError: An input, size or attribute does not fit the others.
+    """
+    tokens, weight, bias = (*inputs, None, None, None)[:3]
+    tokens, weight = required(_OP, "X", tokens), required(_OP, "W", weight)
+    _check_attributes(attributes)
+    _check_types(tokens, weight, bias)
+
+    channels = int(attributes["channels"])
+    num_tokens = int(attributes["height"]) * int(attributes["width"])
+    halves = 2 if attributes["gated"] else 1
+    check_equal(_OP, "number of tokens of X", tokens.shape[1], num_tokens)
+    check_equal(_OP, "last size of X", tokens.shape[2], halves * channels)
+    _check_weight(weight, channels)
+    if bias is not None:
+        check_equal(_OP, "size of bias", bias.shape[0], channels)
+    shape = (tokens.shape[0], known(tokens.shape[1], num_tokens), channels)
+    return (TensorType(tokens.dtype, shape),)
+
+
+def _check_attributes(attributes: Attributes) -> None:
+    for name in ("channels", "height", "width"):
+        if int(attributes[name]) < 1:
+            raise ExportError(f"{_OP}: {name} is {attributes[name]}; expected 1 or more.")
+    if attributes["activation"] not in ACTIVATIONS:
+        raise ExportError(
+            f"{_OP}: activation is '{attributes['activation']}'; "
+            f"expected {' or '.join(ACTIVATIONS)}."
+        )
+    if attributes["gated"] not in (0, 1):
+        raise ExportError(f"{_OP}: gated is {attributes['gated']}; expected 0 or 1.")
+
+
+def _check_types(tokens: TensorType, weight: TensorType, bias: TensorType | None) -> None:
+    check_dtype(_OP, "X", tokens, FLOAT_TYPES)
+    check_rank(_OP, "X", tokens, (3,))
+    check_dtype(_OP, "W", weight, (tokens.dtype,))
+    check_rank(_OP, "W", weight, (4,))
+    if bias is not None:
+        check_dtype(_OP, "bias", bias, (tokens.dtype,))
+        check_rank(_OP, "bias", bias, (1,))
+
+
+def _check_weight(weight: TensorType, channels: int) -> None:
+    check_equal(_OP, "first size of W", weight.shape[0], channels)
+    check_equal(_OP, "second size of W", weight.shape[1], 1)
+    for side, extent in zip(("height", "width"), weight.shape[2:], strict=True):
+        if isinstance(extent, int) and extent % 2 == 0:
+            raise ExportError(f"{_OP}: kernel {side} is {extent}; expected an odd number.")

@@ -1,0 +1,100 @@
+#include "cpu/ort/token_conv_op.h"
+
+#include <limits>
+
+namespace moh::ort {
+namespace {
+
+// A size that a kernel can count with.
+int64_t Size(const Ort::ConstKernelInfo& node, const char* name) {
+  const auto size = Attribute<int64_t>(node, name);
+  if (size < 1 || size > std::numeric_limits<int32_t>::max()) {
+    throw std::invalid_argument(std::string(name) + " is " + std::to_string(size) +
+                                "; expected 1 or more, and less than 2^31.");
+  }
+  return size;
+}
+
+}  // namespace
+
+TokenConvKernel::TokenConvKernel(const OrtKernelInfo* info, DType dtype,
+                                 const cpu::Kernels& kernels)
+    : dtype_(dtype), kernels_(kernels) {
+  const Ort::ConstKernelInfo node(info);
+  channels_ = Size(node, "channels");
+  height_ = Size(node, "height");
+  width_ = Size(node, "width");
+  const auto activation = Attribute<std::string>(node, "activation", "none");
+  if (activation != "none" && activation != "gelu") {
+    throw std::invalid_argument("activation is '" + activation + "'; expected none or gelu.");
+  }
+  activation_ = activation == "gelu" ? Activation::kGelu : Activation::kNone;
+  const auto gated = Attribute<int64_t>(node, "gated", 0);
+  if (gated != 0 && gated != 1) {
+    throw std::invalid_argument("gated is " + std::to_string(gated) + "; expected 0 or 1.");
+  }
+  gated_ = gated == 1;
+}
+
+OrtStatusPtr TokenConvKernel::ComputeV2(OrtKernelContext* context) const {
+  return AsStatus("MoHTokenConv", [&] {
+    Ort::KernelContext wrapped(context);
+    return Compute(wrapped);
+  });
+}
+
+Ort::Status TokenConvKernel::Compute(Ort::KernelContext& context) const {
+  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2)};
+  if (auto status = CheckSizes(in); !status.IsOK()) {
+    return status;
+  }
+  TokenConvArgs args = ReadArgs(in);
+  const Shape shape{in.tokens.shape[0], in.tokens.shape[1], channels_};
+  args.output = context.GetOutput(0, shape).GetTensorMutableRawData();
+  kernels_.token_conv(args, SessionThreads(context));
+  return Ort::Status();
+}
+
+Ort::Status TokenConvKernel::CheckSizes(const Tensors& in) const {
+  const int64_t features = channels_ * (gated_ ? 2 : 1);
+  const Shape& tokens = in.tokens.shape;
+  if (tokens.size() != 3 || tokens[1] != height_ * width_ || tokens[2] != features) {
+    return InvalidArgument("MoHTokenConv: X is ", Text(tokens), "; expected [batch, ",
+                           height_ * width_, ", ", features, "]: height ", height_, ", width ",
+                           width_, ", channels ", channels_, gated_ ? " and their gates." : ".");
+  }
+  const Shape& weight = in.weight.shape;
+  if (weight.size() != 4 || weight[0] != channels_ || weight[1] != 1) {
+    return InvalidArgument("MoHTokenConv: W is ", Text(weight), "; expected [", channels_,
+                           ", 1, kernel height, kernel width].");
+  }
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (weight[2] % 2 != 1 || weight[3] % 2 != 1 || weight[2] * weight[3] > kMost) {
+    return InvalidArgument("MoHTokenConv: W is ", Text(weight),
+                           "; expected a kernel of odd height and width.");
+  }
+  if (in.bias.present && in.bias.shape != Shape{channels_}) {
+    return InvalidArgument("MoHTokenConv: bias is ", Text(in.bias.shape), "; expected [", channels_,
+                           "].");
+  }
+  return Ort::Status();
+}
+
+TokenConvArgs TokenConvKernel::ReadArgs(const Tensors& in) const {
+  TokenConvArgs args{};
+  args.dtype = dtype_;
+  args.input = in.tokens.data;
+  args.weight = in.weight.data;
+  args.bias = in.bias.data;
+  args.batch = static_cast<int32_t>(in.tokens.shape[0]);
+  args.height = static_cast<int32_t>(height_);
+  args.width = static_cast<int32_t>(width_);
+  args.channels = static_cast<int32_t>(channels_);
+  args.kernel_height = static_cast<int32_t>(in.weight.shape[2]);
+  args.kernel_width = static_cast<int32_t>(in.weight.shape[3]);
+  args.activation = activation_;
+  args.gated = gated_;
+  return args;
+}
+
+}  // namespace moh::ort

@@ -1,0 +1,257 @@
+// MoHTokenConv: a depthwise convolution over tokens, channels in lanes, read and written in place.
+#include "cpu/simd/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/token_conv/token_conv.cc"
+#include "hwy/foreach_target.h"  // compiles this file once more for each instruction set
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/simd/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace moh::cpu {
+namespace HWY_NAMESPACE {
+
+// Rows of the image that one call of the loop's body computes: each task reads the rows of the
+// kernel beyond them once more.
+constexpr int32_t kRowsPerTask = 4;
+// Neighbouring pixels that share each weight they load.
+constexpr int32_t kPixels = 4;
+
+// x times the share of a normal distribution below x, within 2e-7: gelu by erf. Below zero the
+// share is 2^p(|x|), with a polynomial of degree 6 fitted for the least absolute error of the
+// result; from 6 on it is 0.
+HWY_INLINE VF Gelu(VF x) {
+  const DF df;
+  const VF a = hn::Abs(x), end = hn::Set(df, 6.0f);
+  VF p = hn::Set(df, 2.992414010805078e-05f);
+  p = hn::MulAdd(p, a, hn::Set(df, -0.0007398738525807858f));
+  p = hn::MulAdd(p, a, hn::Set(df, 0.007977461442351341f));
+  p = hn::MulAdd(p, a, hn::Set(df, -0.05323818325996399f));
+  p = hn::MulAdd(p, a, hn::Set(df, -0.45891568064689636f));
+  p = hn::MulAdd(p, a, hn::Set(df, -1.1511471271514893f));
+  p = hn::MulAdd(p, a, hn::Set(df, -1.0f));
+  const VF tail = hn::IfThenElseZero(hn::Lt(a, end), hn::Mul(a, Exp2(p)));
+  const VF positive = hn::IfThenZeroElse(hn::Lt(x, hn::Zero(df)), x);  // NaN stays NaN
+  return hn::Sub(positive, tail);
+}
+
+// Weights and bias as the loops read them: in float32, channels last, padded to whole vectors.
+class Taps {
+ public:
+  template <typename T>
+  static Taps Pack(const TokenConvArgs& args) {
+    const auto channels = static_cast<size_t>(args.channels);
+    const size_t count =
+        static_cast<size_t>(args.kernel_height) * static_cast<size_t>(args.kernel_width);
+    Taps taps((channels + kLanes - 1) / kLanes * kLanes, count);
+    const T* weight = static_cast<const T*>(args.weight);
+    for (size_t c = 0; c < channels; ++c) {
+      for (size_t tap = 0; tap < count; ++tap) {
+        taps.values_[(tap + 1) * taps.padded_ + c] = ScalarOf(*weight++);
+      }
+    }
+    const T* const bias = static_cast<const T*>(args.bias);
+    for (size_t c = 0; bias != nullptr && c < channels; ++c) {
+      taps.values_[c] = ScalarOf(bias[c]);
+    }
+    return taps;
+  }
+
+  // From one tap to the next.
+  size_t Stride() const { return padded_; }
+  const float* Bias() const { return values_.data(); }
+  const float* Weight(int32_t tap) const {
+    return Bias() + (static_cast<size_t>(tap) + 1) * padded_;
+  }
+
+ private:
+  Taps(size_t padded, size_t count) : padded_(padded), values_((count + 1) * padded) {}
+
+  size_t padded_;
+  std::vector<float> values_;
+};
+
+// Which taps of a pixel lie in the image, along one side of it.
+struct TapRange {
+  TapRange(int32_t position, int32_t kernel, int32_t size)
+      : begin(std::max(kernel / 2 - position, 0)),
+        end(std::min(kernel, size + kernel / 2 - position)) {}
+
+  int32_t begin, end;
+};
+
+template <bool kWhole, typename T>
+HWY_INLINE VF LoadChannels(const T* from, size_t count) {
+  return kWhole ? LoadFloats(from) : LoadFirst(from, count);
+}
+
+// One row of pixels after the other. kWidth is the width of the kernel, or 0 for any.
+template <typename T, int32_t kWidth>
+class RowConv {
+ public:
+  RowConv(const TokenConvArgs& args, const Taps& taps)
+      : args_(args),
+        taps_(taps),
+        kernel_width_(kWidth == 0 ? args.kernel_width : kWidth),
+        channels_(args.channels),
+        stride_(channels_ * (args.gated ? 2 : 1)) {}
+
+  void Run(int32_t batch, int32_t y) const {
+    const int32_t pad = kernel_width_ / 2, inner_end = args_.width - pad;
+    int32_t x = 0;
+    for (; x < std::min(pad, args_.width); ++x) {
+      Pixels<1, /*kInner=*/false>(batch, y, x);
+    }
+    for (; x + kPixels <= inner_end; x += kPixels) {
+      Pixels<kPixels, /*kInner=*/true>(batch, y, x);
+    }
+    for (; x < inner_end; ++x) {
+      Pixels<1, /*kInner=*/true>(batch, y, x);
+    }
+    for (; x < args_.width; ++x) {
+      Pixels<1, /*kInner=*/false>(batch, y, x);
+    }
+  }
+
+ private:
+  // Neighbouring pixels, and their taps that lie in the image.
+  struct Place {
+    const T* input;  // the first pixel, and the row of its first tap
+    const T* gates;
+    T* output;
+    TapRange rows, columns;
+  };
+
+  // kCount pixels from (y, x) on. Of inner ones every column of taps lies in the image.
+  template <int32_t kCount, bool kInner>
+  void Pixels(int32_t batch, int32_t y, int32_t x) const {
+    const TapRange rows(y, args_.kernel_height, args_.height);
+    const ptrdiff_t token = Token(batch, y, x);
+    const ptrdiff_t first = Token(batch, y - args_.kernel_height / 2 + rows.begin, x);
+    const T* const input = static_cast<const T*>(args_.input);
+    const Place place{input + first * stride_, input + token * stride_ + channels_,
+                      static_cast<T*>(args_.output) + token * channels_, rows,
+                      TapRange(x, kernel_width_, args_.width)};
+    const ptrdiff_t lanes = kLanes, whole = channels_ / lanes * lanes;
+    for (ptrdiff_t c = 0; c < whole; c += lanes) {
+      Channels<kCount, kInner, /*kWhole=*/true>(place, c, kLanes);
+    }
+    if (whole != channels_) {
+      Channels<kCount, kInner, /*kWhole=*/false>(place, whole,
+                                                 static_cast<size_t>(channels_ - whole));
+    }
+  }
+
+  ptrdiff_t Token(int32_t batch, int32_t y, int32_t x) const {
+    return (static_cast<ptrdiff_t>(batch) * args_.height + y) * args_.width + x;
+  }
+
+  // One vector of channels from c on, of which `count` are there.
+  template <int32_t kCount, bool kInner, bool kWhole>
+  HWY_INLINE void Channels(const Place& place, ptrdiff_t c, size_t count) const {
+    const DF df;
+    VF sums[kCount];
+    for (VF& sum : sums) {
+      sum = hn::LoadU(df, taps_.Bias() + c);
+    }
+    const T* row = place.input + c;
+    const int32_t begin = kInner ? 0 : place.columns.begin;
+    const int32_t end = kInner ? kernel_width_ : place.columns.end;
+    for (int32_t i = place.rows.begin; i < place.rows.end; ++i, row += args_.width * stride_) {
+      const float* weight = taps_.Weight(i * kernel_width_ + begin) + c;
+#pragma GCC unroll 4
+      for (int32_t j = begin; j < end; ++j, weight += taps_.Stride()) {
+        const VF factor = hn::LoadU(df, weight);
+#pragma GCC unroll 4
+        for (int32_t p = 0; p < kCount; ++p) {
+          const T* const from = row + (p + j - kernel_width_ / 2) * stride_;
+          sums[p] = hn::MulAdd(LoadChannels<kWhole>(from, count), factor, sums[p]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int32_t p = 0; p < kCount; ++p) {
+      Finish<kWhole>(sums[p], place.gates + p * stride_ + c, place.output + p * channels_ + c,
+                     count);
+    }
+  }
+
+  template <bool kWhole>
+  HWY_INLINE void Finish(VF sum, const T* gates, T* to, size_t count) const {
+    if (args_.activation == Activation::kGelu) {
+      sum = Gelu(sum);
+    }
+    if (args_.gated) {
+      sum = hn::Mul(sum, LoadChannels<kWhole>(gates, count));
+    }
+    if (kWhole) {
+      StoreFloats(sum, to);
+    } else {
+      StoreFirst(sum, to, count);
+    }
+  }
+
+  const TokenConvArgs& args_;
+  const Taps& taps_;
+  const int32_t kernel_width_;
+  const ptrdiff_t channels_, stride_;
+};
+
+// One call, as the threads see it.
+struct ConvCall {
+  const TokenConvArgs& args;
+  const Taps taps;
+
+  template <typename T, int32_t kWidth>
+  void RunRows(int32_t batch, int32_t begin, int32_t end) const {
+    const RowConv<T, kWidth> conv(args, taps);
+    for (int32_t y = begin; y < end; ++y) {
+      conv.Run(batch, y);
+    }
+  }
+
+  template <typename T>
+  static void RunOne(void* call, size_t i) {
+    const auto& self = *static_cast<const ConvCall*>(call);
+    const auto tiles = static_cast<size_t>(RowTiles(self.args));
+    const auto batch = static_cast<int32_t>(i / tiles);
+    const int32_t begin = static_cast<int32_t>(i % tiles) * kRowsPerTask;
+    const int32_t end = std::min(begin + kRowsPerTask, self.args.height);
+    if (self.args.kernel_width == 3) {
+      self.RunRows<T, 3>(batch, begin, end);
+    } else {
+      self.RunRows<T, 0>(batch, begin, end);
+    }
+  }
+
+  static int32_t RowTiles(const TokenConvArgs& args) {
+    return (args.height + kRowsPerTask - 1) / kRowsPerTask;
+  }
+};
+
+template <typename T>
+void RunInParallel(const TokenConvArgs& args, const Parallel& parallel) {
+  ConvCall call{args, Taps::Pack<T>(args)};
+  const size_t tasks =
+      static_cast<size_t>(args.batch) * static_cast<size_t>(ConvCall::RowTiles(args));
+  parallel(tasks, &ConvCall::RunOne<T>, &call);
+}
+
+void TokenConv(const TokenConvArgs& args, const Parallel& parallel) {
+  switch (args.dtype) {
+    case DType::kFloat32:
+      return RunInParallel<float>(args, parallel);
+    case DType::kFloat16:
+      return RunInParallel<hwy::float16_t>(args, parallel);
+    default:
+      return RunInParallel<hwy::bfloat16_t>(args, parallel);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace moh::cpu
+HWY_AFTER_NAMESPACE();
