@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from moh_deploy.api import export
     from moh_deploy.jobs.inspect import inspect
     from moh_deploy.jobs.run import run
+    from moh_deploy.jobs.tune import tune
     from moh_deploy.jobs.verify import verify
     from moh_deploy.native import kernel_library
     from moh_deploy.package import OnnxPackage
 
 __version__ = "0.1.0"
 
-__all__ = ["OnnxPackage", "export", "inspect", "kernel_library", "run", "verify"]
+__all__ = ["OnnxPackage", "export", "inspect", "kernel_library", "run", "tune", "verify"]
 
 _HOME = {
     "OnnxPackage": "moh_deploy.package",
@@ -27,6 +28,7 @@ _HOME = {
     "inspect": "moh_deploy.jobs.inspect",
     "kernel_library": "moh_deploy.native",
     "run": "moh_deploy.jobs.run",
+    "tune": "moh_deploy.jobs.tune",
     "verify": "moh_deploy.jobs.verify",
 }
 

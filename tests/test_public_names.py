@@ -13,6 +13,7 @@ def test_public_names_are_these():
         "inspect",
         "kernel_library",
         "run",
+        "tune",
         "verify",
     ]
     assert set(moh_deploy.__all__) == set(_HOME)

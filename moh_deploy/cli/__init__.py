@@ -17,6 +17,9 @@ main = CommandGroup(
             "moh_deploy.cli.inspect", "Show what is in a package and what runs it."
         ),
         "run": CommandHome("moh_deploy.cli.run", "Run a package on inputs from a file."),
+        "tune": CommandHome(
+            "moh_deploy.cli.tune", "Measure how each layer runs fastest, and write it down."
+        ),
         "verify": CommandHome(
             "moh_deploy.cli.verify", "Prove that a package computes what it should."
         ),

@@ -8,18 +8,32 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, LayerInfo, OnnxPackage, PackageWriter
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    LayerInfo,
+    OnnxPackage,
+    PackageWriter,
+    Tuning,
+)
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.passes import choose_layers, ops_of
 
 
-def write_choices(package: OnnxPackage, layers: Sequence[LayerInfo], output: Path) -> OnnxPackage:
+def write_choices(
+    package: OnnxPackage,
+    layers: Sequence[LayerInfo],
+    output: Path,
+    *,
+    tuning: Tuning | None = None,
+) -> OnnxPackage:
     """Write the package with these layers in place of its own.
 
     Args:
         package: Where everything else comes from.
         layers: The package's layers, with other choices.
         output: The directory to write; the package's own, to replace it in one step.
+        tuning: What the choices rest on.
 
     Raises:
         PackageError: It cannot be written, the disk is full, or the model lacks a layer's node.
@@ -33,5 +47,5 @@ def write_choices(package: OnnxPackage, layers: Sequence[LayerInfo], output: Pat
             ir.save(model, writer.path(MODEL_NAME))
         else:
             save_with_weights(model, writer.path(MODEL_NAME))
-        manifest = replace(package.manifest, layers=tuple(layers), ops=ops_of(model))
+        manifest = replace(package.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning)
         return writer.finish(manifest, package.vectors)

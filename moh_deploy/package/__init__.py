@@ -21,6 +21,7 @@ from moh_deploy.package.manifest import (
     Manifest,
     Proof,
     TensorInfo,
+    Tuning,
 )
 from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
 from moh_deploy.package.router_nodes import router_nodes
@@ -41,6 +42,7 @@ __all__ = [
     "PackageWriter",
     "Proof",
     "TensorInfo",
+    "Tuning",
     "VectorSet",
     "check_output",
     "choices_for",

@@ -108,6 +108,38 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What the choices of the layers rest on.
+
+    Attributes:
+        source: `measured` on a machine, or `given` by somebody.
+        machine: Processor, cores and instruction set of that machine.
+        runtime: Name and version of the runtime; None if nothing was measured.
+        threads: Threads within an operator; None for the runtime's own choice.
+        clock: `CPU` or `wall`: what the times are of; None if nothing was measured.
+        sizes: The dimension sizes that it was measured at, one a set of inputs. Nothing is known of
+            others.
+        weights: How often each set of inputs counts.
+        layer_ms: For each layer of the manifest and each set of inputs, choice to milliseconds;
+            nothing for a layer without a choice.
+        model_ms: For each set of inputs, `dense` (every layer) and `chosen` to milliseconds of the
+            whole model; nothing where all layers were chosen to be dense before that was asked.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    source: Literal["measured", "given"]
+    machine: str
+    runtime: str | None = None
+    threads: int | None = None
+    clock: str | None = None
+    sizes: tuple[dict[str, int], ...] = ()
+    weights: tuple[float, ...] = ()
+    layer_ms: tuple[tuple[dict[str, float], ...], ...] = ()
+    model_ms: tuple[dict[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`manifest.json`.
 
@@ -128,6 +160,8 @@ class Manifest:
             None for no largest. Dimensions that take every size are left out.
         compute_type: What kernels may round the operands of attention's matrix products to;
             float32 allows no rounding. Sums are in float32 in any case.
+        tuning: What the choices of the layers rest on; None if they rest on a prediction, or nobody
+            chose.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -147,5 +181,6 @@ class Manifest:
     proof: Proof | None = None
     dim_ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     compute_type: ComputeType = "float32"
+    tuning: Tuning | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

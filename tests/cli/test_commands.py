@@ -10,7 +10,7 @@ import pytest
 from moh_deploy.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
-from tests.kernel_library import without_library
+from tests.kernel_library import required_library, without_library
 
 
 def test_inspect_shows_layers_and_what_runs_them(cli: Cli, package: Path):
@@ -138,3 +138,39 @@ def test_changed_package_ends_with_5(cli: Cli, package: Path, command: str):
     assert failed.exit_code == 5
     assert failed.out == ""
     assert "model.onnx has changed" in failed.err
+
+
+def test_tune_measures_and_writes(cli: Cli, package: Path):
+    required_library()
+    shown = cli("tune", package, "--threads", "1", "--min-time", "0")
+    assert (shown.exit_code, shown.err) == (0, "")
+    assert "layers, CPU time, 1 thread, at batch=2, seq=3" in shown.out
+    assert f"written to {package}" in shown.out
+    content = cli("inspect", package, "--json").json
+    assert content["layers"][0]["choice"] in ("dense", "sparse")
+    assert content["tuning"]["sizes"] == [{"batch": 2, "seq": 3}]
+
+
+def test_tune_json(cli: Cli, package: Path):
+    required_library()
+    content = cli("tune", package, "--min-time", "0", "--dry-run", "--json").json
+    assert content["written"] is False
+    assert content["layers"][0]["measured_ms"].keys() == {"dense", "sparse"}
+    assert content["tuning"]["clock"] == "wall"
+
+
+def test_tune_takes_choices(cli: Cli, package: Path):
+    shown = cli("tune", package, "--choose", "blocks.0.attn=dense")
+    assert shown.exit_code == 0
+    assert cli("inspect", package, "--json").json["layers"][0]["runs_as"] == "dense"
+    assert "1 MoH layer: 1 dense" in cli("inspect", package).out
+    refused = cli("tune", package, "--choose", "blocks.0.attn=fast", "--json")
+    assert (refused.exit_code, refused.json["error"]["type"]) == (2, "ConfigError")
+
+
+def test_tune_refuses_inputs_as_run_does(cli: Cli, package: Path, tmp_path: Path):
+    write_npz(tmp_path / "in.npz", {"x": np.zeros((2, 3, 9), np.float32)})
+    files = ["--inputs", tmp_path / "in.npz"]
+    refused = cli("tune", package, *files)
+    assert refused.exit_code == 2
+    assert refused.err == cli("run", package, *files, "--outputs", tmp_path / "out.npz").err

@@ -7,7 +7,7 @@ import pytest
 
 from tests.cli.run_cli import Cli, run_python, start_python
 
-COMMANDS = ["export", "inspect", "run", "verify"]
+COMMANDS = ["export", "inspect", "run", "tune", "verify"]
 HEAVY = {"numpy", "pydantic", "rich", "onnx", "onnxruntime", "torch", "yaml", "ml_dtypes"}
 
 
@@ -21,7 +21,9 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
     assert not HEAVY & set(imported.split())
 
 
-@pytest.mark.parametrize("module", ["jobs.verify", "jobs.run", "jobs.inspect", "package"])
+@pytest.mark.parametrize(
+    "module", ["jobs.verify", "jobs.run", "jobs.inspect", "jobs.tune", "package"]
+)
 def test_what_reads_packages_never_imports_torch(module: str):
     code = f"import sys, moh_deploy.{module}; print('torch' in sys.modules)"
     assert run_python("-c", code).out == "False\n"
@@ -42,7 +44,7 @@ def test_version(cli: Cli):
     ("arguments", "message"),
     [
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
-        (["zzz"], "No such command 'zzz'. There are export, inspect, run, verify."),
+        (["zzz"], "No such command 'zzz'. There are export, inspect, run, tune, verify."),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),
         (["verify", "p", "--kernels", "fast"], "'fast' is not one of"),

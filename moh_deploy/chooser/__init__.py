@@ -1,0 +1,1 @@
+"""Predict how long a layer takes densely, sparsely, or sparsely with its projections."""

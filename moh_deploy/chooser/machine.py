@@ -1,0 +1,42 @@
+"""What there is to know of a machine before anything is measured on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a layer runs.
+
+    Attributes:
+        processor: Its name.
+        num_cores: Cores that this process may use.
+        instruction_set: What kernels run on, such as `avx2`; None without kernels.
+    """
+
+    processor: str
+    num_cores: int
+    instruction_set: str | None
+
+    @classmethod
+    def this(cls, instruction_set: str | None) -> Machine:
+        """Return the machine that this process runs on."""
+        return cls(_processor(), len(os.sched_getaffinity(0)), instruction_set)
+
+    def describe(self) -> str:
+        """Return `AMD EPYC 9R14, 2 cores, avx512`."""
+        cores = "1 core" if self.num_cores == 1 else f"{self.num_cores} cores"
+        return f"{self.processor}, {cores}, {self.instruction_set or 'no kernels'}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,75 @@
+"""`moh-deploy tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moh_deploy.cli.common_options import json_option, package_argument
+from moh_deploy.cli.output import carry_out, print_json, print_rich
+
+
+@click.command("tune")
+@package_argument
+@click.option(
+    "--inputs",
+    multiple=True,
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="Measure on these inputs instead of the recorded ones; what is chosen is good for their"
+    " sizes. Repeatable.",
+)
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    metavar="N",
+    type=float,
+    help="How often a file of --inputs counts, in their order: 1 for a prefill, 200 for a decoding"
+    " step. Repeatable.  [default: 1 each]",
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=int,
+    help="Threads within an operator. One thread is measured by CPU time, several by wall time."
+    "  [default: as ONNX Runtime chooses]",
+)
+@click.option(
+    "--min-time",
+    metavar="SECONDS",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="How long each comparison takes at least.",
+)
+@click.option(
+    "--choose",
+    multiple=True,
+    metavar="LAYER=CHOICE",
+    help="Do not measure: let this layer, or all, be dense, sparse or projected. Repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Measure and report, but write nothing.")
+@json_option
+def command(choose: tuple[str, ...], as_json: bool, **options: object) -> None:
+    """Measure on this machine how each MoH layer of the package DIR runs fastest, and write that
+    into the package: dense where skipping heads does not pay."""
+    from moh_deploy.jobs.tune import parse_choices, tune
+
+    # The options above are named as the parameters of tune.
+    package_dir = options.pop("package")
+    choices = parse_choices(choose)
+    report = carry_out(
+        lambda progress: tune(
+            package_dir,  # type: ignore[arg-type]
+            choose=choices,
+            progress=progress,
+            **options,  # type: ignore[arg-type]
+        ),
+        as_json=as_json,
+    )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_rich(report)

@@ -1,0 +1,255 @@
+"""Choose for each layer of a package how it is run, by measuring, and write that into it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from moh_deploy.atomic import StagedDirectory
+from moh_deploy.backends.onnxruntime import open_session, runtime_name
+from moh_deploy.backends.ort_kernels import choose_kernels
+from moh_deploy.backends.runner import KernelUse
+from moh_deploy.chooser.machine import Machine
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.jobs.choices import write_choices
+from moh_deploy.npz import Array
+from moh_deploy.package import (
+    LayerInfo,
+    OnnxPackage,
+    Tuning,
+    check_output,
+    choices_for,
+    with_choices,
+)
+from moh_deploy.progress import Progress, SilentProgress
+from moh_deploy.report.tune import TuneReport
+from moh_deploy.tuning.decide import fastest
+from moh_deploy.tuning.inputs import InputSet, input_sets
+from moh_deploy.tuning.layers import LayerBench, LayerSamples
+from moh_deploy.tuning.timing import Measure, Ratio, Samples, Stopwatch, weighted_sum
+from moh_deploy.tuning.whole_model import chosen_over_dense, time_model
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport
+
+DEFAULT_SECONDS, _MOST_SECONDS = 0.5, 3600
+
+
+def tune(
+    package_dir: Path | str,
+    *,
+    inputs: Sequence[Path | str] = (),
+    weights: Sequence[float] = (),
+    threads: int | None = None,
+    min_time: float = DEFAULT_SECONDS,
+    choose: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    measure: Measure | None = None,
+    progress: Progress | None = None,
+) -> TuneReport:
+    """Time each layer densely and sparsely on this machine, and write the fastest into the package.
+
+    A layer is sparse only if that is faster beyond noise. The whole model with all choices is timed
+    against the dense one, and is dense if it would be slower. What it computes is compared with
+    what the original model computed before anything is written.
+
+    Args:
+        package_dir: The package. It is replaced in one step, or left as it is.
+        inputs: npz files to measure on, as `run` takes them; without any, the recorded run at the
+            example's sizes. Choices are good for the sizes that were measured.
+        weights: How often each file counts; 1 each without.
+        threads: Threads within an operator; None for ONNX Runtime's own choice.
+        min_time: Seconds that each comparison takes at least.
+        choose: Path of a layer, or `all`, to `dense`, `sparse` or `projected`: nothing is measured.
+        dry_run: Write nothing.
+        measure: What times contestants; a clock of its own without.
+        progress: What to report steps to.
+
+    Raises:
+        PackageError: Not a package, or it cannot be written, or the disk is full.
+        ConfigError: An option or a file of inputs does not fit.
+        BackendError: There are no kernels, so there is nothing to choose; or ONNX Runtime failed.
+        ValidationError: The package as chosen computes something else.
+    """
+    progress, stopwatch = progress or SilentProgress(), Stopwatch.for_threads(threads, min_time)
+    _check_options(threads, min_time)
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+        if not dry_run:
+            check_output(package.root)
+        sets = input_sets(package, [Path(one) for one in inputs], weights)
+        use = choose_kernels("auto", compute_type=package.manifest.compute_type)
+    with StagedDirectory(_place(package, dry_run)) as scratch:
+        job = _Job(package, use, threads, scratch.path, progress)
+        if choose is not None:
+            outcome = job.given(with_choices(package.manifest.layers, choose))
+        else:
+            outcome = job.measured(sets, measure or stopwatch, stopwatch.name)
+        parity = job.prove(outcome)
+        if not dry_run:
+            with progress.step("writing the package"):
+                write_choices(package, outcome.layers, package.root, tuning=outcome.tuning)
+    return TuneReport(
+        package=package.root,
+        before=package.manifest.layers,
+        layers=outcome.layers,
+        tuning=outcome.tuning,
+        model_ratio=outcome.model_ratio,
+        dense_was_faster=outcome.dense_was_faster,
+        max_abs_error=parity.max_abs_error,
+        kernels=use,
+        written=not dry_run,
+    )
+
+
+def parse_choices(texts: Sequence[str]) -> dict[str, str] | None:
+    """Read `LAYER=CHOICE`; None where there is nothing to read.
+
+    Raises:
+        ConfigError: A text is of another form, or a layer is named twice.
+    """
+    choices: dict[str, str] = {}
+    for text in texts:
+        path, equals, choice = text.rpartition("=")
+        if not equals or not path:
+            raise ConfigError(f"'{text}' is no choice, expected LAYER=CHOICE, such as all=dense.")
+        if path in choices:
+            raise ConfigError(f"layer '{path}' is chosen twice: {choices[path]} and {choice}.")
+        choices[path] = choice
+    return choices or None
+
+
+def _check_options(threads: int | None, min_time: float) -> None:
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}, expected at least 1.")
+    if not 0 <= min_time <= _MOST_SECONDS:
+        raise ConfigError(f"min_time is {min_time:g} s, expected 0 to {_MOST_SECONDS}.")
+
+
+def _place(package: OnnxPackage, dry_run: bool) -> Path:
+    """Return what to put scratch files beside: a dry run needs no permission to write there."""
+    return Path(tempfile.gettempdir(), "moh-deploy-tune") if dry_run else package.root
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What was chosen, and on what grounds.
+
+    Attributes:
+        model_ratio: Time of the whole model with the layers' own choices over that with all layers
+            dense; None if it was not measured.
+        dense_was_faster: The whole model was slower with the layers' own choices: all are dense.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    tuning: Tuning
+    model_ratio: Ratio | None = None
+    dense_was_faster: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One tuning: the package as it was, and how models of it are run."""
+
+    package: OnnxPackage
+    kernels: KernelUse
+    threads: int | None
+    scratch: Path
+    progress: Progress
+
+    def given(self, layers: tuple[LayerInfo, ...]) -> _Outcome:
+        """Take somebody's word for the choices."""
+        return _Outcome(layers, Tuning("given", self._machine()))
+
+    def measured(self, sets: Sequence[InputSet], measure: Measure, clock: str) -> _Outcome:
+        """Choose by measuring: layer by layer, then the whole."""
+        self._check_anything_to_choose()
+        feeds, weights = [one.inputs for one in sets], [one.weight for one in sets]
+        with self.progress.step("timing the layers"):
+            bench = LayerBench(self.package, feeds, "require", self.threads, self.scratch)
+            samples = bench.measure(measure)
+        tuning = Tuning(
+            source="measured",
+            machine=self._machine(),
+            runtime=runtime_name(),
+            threads=self.threads,
+            clock=clock,
+            sizes=tuple(one.sizes for one in sets),
+            weights=tuple(weights),
+            layer_ms=tuple(tuple(map(_medians, of_layer)) for of_layer in samples),
+        )
+        by_layer = zip(self.package.manifest.layers, samples, strict=True)
+        layers = tuple(_with_fastest(layer, times, weights) for layer, times in by_layer)
+        if all(layer.choice in ("dense", None) for layer in layers):
+            return _Outcome(layers, tuning)
+        return self._checked_as_a_whole(_Outcome(layers, tuning), feeds, measure)
+
+    def prove(self, outcome: _Outcome) -> ParityReport:
+        """Compare what the package computes as chosen with what the original model computed.
+
+        Raises:
+            ValidationError: It is not equal.
+        """
+        with self.progress.step("comparing the outputs"):
+            package = self._variant("proof", outcome.layers)
+            runner = open_session(package, threads=self.threads, extra_outputs=package.gate_names)
+            report = compare(package, runner, package.vectors)
+        report.raise_if_unequal()
+        return report
+
+    def _checked_as_a_whole(
+        self, outcome: _Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
+    ) -> _Outcome:
+        """Layers are timed apart from each other; what counts is the whole model."""
+        dense = with_choices(outcome.layers, {"all": "dense"})
+        with self.progress.step("timing the whole model"):
+            samples = time_model(
+                self._variant("dense", dense),
+                self._variant("chosen", outcome.layers),
+                feeds,
+                measure=measure,
+                threads=self.threads,
+            )
+        tuning = replace(outcome.tuning, model_ms=tuple(map(_medians, samples)))
+        model_ratio = chosen_over_dense(samples, tuning.weights)
+        if model_ratio.is_slower:
+            return _Outcome(dense, tuning, model_ratio, dense_was_faster=True)
+        return _Outcome(outcome.layers, tuning, model_ratio)
+
+    def _variant(self, name: str, layers: Sequence[LayerInfo]) -> OnnxPackage:
+        return write_choices(self.package, layers, self.scratch / name)
+
+    def _machine(self) -> str:
+        return Machine.this(self.kernels.instruction_set).describe()
+
+    def _check_anything_to_choose(self) -> None:
+        if not any(map(choices_for, self.package.manifest.layers)):
+            raise ConfigError(
+                f"{self.package.root} has no layer with anything to choose.",
+                hint="`moh-deploy inspect` says why layers were not replaced.",
+            )
+        if self.kernels.library is None:
+            raise BackendError(
+                "there is nothing to measure without kernels, every choice runs the same function"
+                f" bodies; there are none here: {self.kernels.reason}.",
+                hint="docs/cpu-kernels.md says what to install. --choose sets choices without"
+                " measuring.",
+            )
+
+
+def _with_fastest(
+    layer: LayerInfo, samples: Sequence[LayerSamples], weights: Sequence[float]
+) -> LayerInfo:
+    if not samples:
+        return layer
+    totals = {
+        choice: weighted_sum([one[choice] for one in samples], weights) for choice in samples[0]
+    }
+    return replace(layer, choice=fastest(totals))
+
+
+def _medians(samples: Mapping[Any, Samples]) -> dict[str, float]:
+    return {str(name): median(ms) for name, ms in samples.items()}

@@ -1,0 +1,125 @@
+"""What was measured, and what was chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.backends.runner import KernelUse
+from moh_deploy.package import CHOICES, LayerInfo, Tuning, current_choice
+from moh_deploy.report.choices import (
+    at_sizes,
+    gain,
+    measured_ms,
+    ms_cells,
+    other_winners,
+    times_text,
+)
+from moh_deploy.tuning.timing import Ratio
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """One tuning.
+
+    Attributes:
+        package: The package.
+        before: Its layers as they were.
+        layers: Its layers as chosen.
+        tuning: What the choices rest on.
+        model_ratio: Time of the whole model with the layers' own choices over that with all layers
+            dense; None if it was not measured.
+        dense_was_faster: The whole model was slower with the layers' own choices: all are dense.
+        max_abs_error: Largest difference of an output from the original model's, as chosen.
+        kernels: The kernel library that was measured.
+        written: The choices were written into the package.
+    """
+
+    package: Path
+    before: tuple[LayerInfo, ...]
+    layers: tuple[LayerInfo, ...]
+    tuning: Tuning
+    model_ratio: Ratio | None
+    dense_was_faster: bool
+    max_abs_error: float
+    kernels: KernelUse
+    written: bool
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            "package": str(self.package),
+            "written": self.written,
+            "layers": [self._layer_json(index) for index in range(len(self.layers))],
+            "tuning": asdict(self.tuning),
+            "model_gain": self._gain(),
+            "model_ratio": None if self.model_ratio is None else asdict(self.model_ratio),
+            "dense_was_faster": self.dense_was_faster,
+            "max_abs_error": self.max_abs_error,
+            "kernels": self.kernels.to_json(),
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _gain(self) -> float | None:
+        return None if self.model_ratio is None else 1 / self.model_ratio.value
+
+    def _layer_json(self, index: int) -> dict[str, object]:
+        layer, ms = self.layers[index], measured_ms(self.tuning, index)
+        return {
+            "path": layer.path,
+            "before": current_choice(self.before[index]),
+            "choice": layer.choice,
+            "measured_ms": ms,
+            "measured_gain": gain(layer, ms),
+        }
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.tables import line, table
+
+        columns = ["layer", "was", "is", *(f"#{choice}, ms" for choice in CHOICES), "#gain"]
+        title = "layers" if self.tuning.source == "given" else f"layers, {self._measured_how()}"
+        yield table(title, columns, map(self._row, range(len(self.layers))))
+        yield from map(line, self._lines())
+
+    def _row(self, index: int) -> tuple[object, ...]:
+        layer, ms = self.layers[index], measured_ms(self.tuning, index)
+        before = current_choice(self.before[index])
+        return layer.path, before, layer.choice, *ms_cells(ms), times_text(gain(layer, ms))
+
+    def _measured_how(self) -> str:
+        from moh_deploy.report.tables import count
+
+        threads = self.tuning.threads
+        which = "ONNX Runtime's threads" if threads is None else count(threads, "thread")
+        sizes = "; ".join(map(at_sizes, self.tuning.sizes))
+        return f"{self.tuning.clock} time, {which}, at {sizes}"
+
+    def _lines(self) -> Iterator[str]:
+        if self.tuning.source == "measured":
+            for index, layer in enumerate(self.layers):
+                yield from other_winners(layer, self.tuning, index)
+            yield f"whole model: {self._model_text()}"
+        yield f"compared with the original model: max abs error {self.max_abs_error:.3g}"
+        yield self.kernels.describe()
+        yield f"written to {self.package}" if self.written else "dry run: nothing was written"
+
+    def _model_text(self) -> str:
+        if self.model_ratio is None:
+            return "every layer is fastest densely; nothing to compare"
+        low, high = 1 / self.model_ratio.high, 1 / self.model_ratio.low
+        text = (
+            f"{self._gain():.3f}x as fast as with every layer dense (95 %: {low:.3f}x to"
+            f" {high:.3f}x)"
+        )
+        if self.dense_was_faster:
+            return f"{text} with these layers sparse; so every layer stays dense"
+        return text

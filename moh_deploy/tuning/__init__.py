@@ -1,0 +1,1 @@
+"""Measure on this machine how each layer is best run."""

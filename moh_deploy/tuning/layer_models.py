@@ -1,0 +1,104 @@
+"""The nodes of one layer as a model of their own, to be timed on what the whole model feeds them.
+
+Attention and projections stand side by side: between them a model may do anything else (norms,
+positions), which is not the layer's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from moh_deploy.npz import Array
+from moh_deploy.package import LayerInfo, projections
+
+
+def fed_names(model: ir.Model, layer: LayerInfo) -> tuple[str, ...]:
+    """Return the names of what a layer's nodes read and what depends on the model's inputs."""
+    nodes = _nodes(model, layer)
+    made = (value for node in nodes for value in node.inputs if value is not None)
+    return tuple(dict.fromkeys(_name(value) for value in made if not _is_constant(value)))
+
+
+def layer_model(
+    model: ir.Model, layer: LayerInfo, feeds: Sequence[Mapping[str, Array]]
+) -> onnx.ModelProto:
+    """Return a model of a layer's nodes only, in the domains that they have now.
+
+    Args:
+        model: The whole model.
+        layer: One that was replaced.
+        feeds: The arrays of `fed_names`, one set or more: the model's inputs get their types.
+    """
+    nodes = _nodes(model, layer)
+    constants = list(_constants(nodes))
+    outputs = [_name(value) for node in nodes for value in node.outputs]
+    graph = onnx.GraphProto(name=layer.path)
+    graph.input.extend(_input_info(name, [arrays[name] for arrays in feeds]) for name in feeds[0])
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    graph.node.extend(ir.serde.serialize_node(node) for node in (*_makers(nodes), *nodes))
+    graph.initializer.extend(_tensor(value) for value in constants)
+    used = {node.op_identifier() for node in nodes}
+    functions = [function for key, function in model.functions.items() if key in used]
+    opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
+    return onnx.helper.make_model(
+        graph,
+        functions=[ir.serde.serialize_function(function) for function in functions],
+        opset_imports=opsets,
+        ir_version=model.ir_version,
+    )
+
+
+def _nodes(model: ir.Model, layer: LayerInfo) -> list[ir.Node]:
+    names = {layer.node, *projections(layer)}
+    return [node for node in model.graph if node.name in names]
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Weights may reach a node by way of others: a Transpose of an initializer, say."""
+    node = value.producer()
+    if node is None:
+        return value.is_initializer()
+    return all(one is None or _is_constant(one) for one in node.inputs)
+
+
+def _constant_inputs(nodes: list[ir.Node]) -> Iterator[ir.Value]:
+    for node in nodes:
+        yield from (one for one in node.inputs if one is not None and _is_constant(one))
+
+
+def _makers(nodes: list[ir.Node]) -> list[ir.Node]:
+    """Return the nodes that make constants of others, in the order in which they run."""
+    makers: dict[ir.Node, None] = {}
+    for value in _constant_inputs(nodes):
+        node = value.producer()
+        if node is not None:
+            makers |= dict.fromkeys([*_makers([node]), node])
+    return list(makers)
+
+
+def _constants(nodes: list[ir.Node]) -> Iterator[ir.Value]:
+    values = _constant_inputs([*_makers(nodes), *nodes])
+    yield from dict.fromkeys(value for value in values if value.producer() is None)
+
+
+def _tensor(value: ir.Value) -> onnx.TensorProto:
+    assert value.const_value is not None
+    # External data, too, moves into the small model.
+    copy = ir.Tensor(value.const_value.numpy(), name=value.name)
+    return ir.serde.serialize_tensor(copy)
+
+
+def _input_info(name: str, arrays: Sequence[Array]) -> onnx.ValueInfoProto:
+    """A size that is the same in all sets is fixed."""
+    element = ir.DataType.from_numpy(arrays[0].dtype).value
+    sizes = [set(axis) for axis in zip(*(array.shape for array in arrays), strict=True)]
+    shape = [axis.pop() if len(axis) == 1 else None for axis in sizes]
+    return onnx.helper.make_tensor_value_info(name, element, shape)
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None
+    return value.name

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from moh_deploy.tuning.timing import Stopwatch, ratio, weighted_sum
+
+
+class Hands:
+    """A clock that goes only when somebody works."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.worked: list[float] = []
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def work(self, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            self.seconds += seconds
+            self.worked.append(seconds)
+
+        return call
+
+
+def test_contestants_take_turns_and_each_round_begins_with_another():
+    hands = Hands()
+    stopwatch = Stopwatch(hands, "CPU", 0.0)
+    times = stopwatch("a layer", {"dense": hands.work(0.02), "sparse": hands.work(0.01)})
+    assert times["dense"] == pytest.approx([20.0] * 7)
+    assert times["sparse"] == pytest.approx([10.0] * 7)
+    rounds = hands.worked[-14:]
+    assert rounds[:4] == [0.02, 0.01, 0.01, 0.02]
+
+
+def test_short_work_is_repeated_within_a_sample():
+    hands = Hands()
+    times = Stopwatch(hands, "CPU", 0.0)("a layer", {"dense": hands.work(1e-5)})
+    assert times["dense"] == pytest.approx([0.01] * 7)
+    assert len(hands.worked) >= 7 * 100
+
+
+def test_comparison_goes_on_until_its_time_is_up_but_not_for_ever():
+    start = time.perf_counter()
+    times = Stopwatch(time.perf_counter, "wall", 0.05)(
+        "a layer", {"dense": lambda: time.sleep(1e-3)}
+    )
+    assert time.perf_counter() - start >= 0.05
+    assert len(times["dense"]) > 7
+    hands = Hands()
+    times = Stopwatch(hands, "CPU", 3600.0)("a layer", {"dense": hands.work(0.01)})
+    assert len(times["dense"]) == 501
+
+
+def test_one_thread_is_timed_by_what_it_does_and_several_by_the_wall():
+    assert Stopwatch.for_threads(1, 1.0).clock is time.process_time
+    assert Stopwatch.for_threads(2, 1.0).clock is time.perf_counter
+    assert Stopwatch.for_threads(None, 1.0).name == "wall"
+
+
+def test_clear_difference_is_one_and_noise_is_none():
+    rng = np.random.default_rng(0)
+    noise = 1 + 0.1 * rng.standard_normal((2, 51))
+    assert ratio(8 * noise[0], 10 * noise[1]).is_faster
+    assert ratio(10 * noise[0], 8 * noise[1]).is_slower
+    same = ratio(10 * noise[0], 10 * noise[1])
+    assert not same.is_faster
+    assert not same.is_slower
+    assert same.low < same.value < same.high
+
+
+def test_disturbance_of_both_in_a_round_does_not_count():
+    disturbed = [1.0, 1.0, 9.0, 1.0, 1.0, 30.0, 1.0]
+    compared = ratio([0.9 * ms for ms in disturbed], disturbed)
+    assert compared.is_faster
+    assert compared.value == pytest.approx(0.9)
+
+
+def test_one_outlier_decides_nothing():
+    assert not ratio([1.0] * 6 + [0.01], [1.0] * 7).is_faster
+
+
+@pytest.mark.parametrize("count", [7, 20, 101])
+def test_median_is_outside_its_interval_no_more_often_than_said(count: int):
+    rng = np.random.default_rng(count)
+    wrong = 0
+    for _ in range(2000):
+        compared = ratio(list(np.exp(0.1 * rng.standard_normal(count))), [1.0] * count)
+        wrong += compared.is_faster or compared.is_slower
+    assert wrong / 2000 < 0.065
+
+
+def test_inputs_count_as_often_as_they_weigh():
+    assert weighted_sum([(1.0, 2.0, 3.0), (10.0, 20.0)], [1.0, 0.5]) == (6.0, 12.0)
