@@ -20,7 +20,11 @@ from moh_deploy.ops.aggregated_attention_function import (
     node_function,
     variant_of,
 )
-from moh_deploy.ops.aggregated_attention_shapes import aggregated_attention_shape_rule
+from moh_deploy.ops.aggregated_attention_shapes import (
+    OPTIONAL,
+    REQUIRED,
+    aggregated_attention_shape_rule,
+)
 from moh_deploy.ops.spec import (
     FLOAT_TYPES,
     OPS,
@@ -40,8 +44,6 @@ __all__ = [
     "variant_of",
 ]
 
-_NUM_INPUTS = 12
-
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     """Compute MoHAggregatedAttention in float64, one head at a time.
@@ -54,7 +56,7 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
         Y in float64.
     """
     arrays = [None if a is None else a.astype(np.float64) for a in inputs]
-    arrays += [None] * (_NUM_INPUTS - len(arrays))
+    arrays += [None] * (len(REQUIRED) + len(OPTIONAL) - len(arrays))
     heads = int(attributes["num_heads"])
     query, key, value, pooled_key, pooled_value = (_split(a, heads) for a in arrays[:5])
     if attributes["normalize"]:

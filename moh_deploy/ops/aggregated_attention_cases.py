@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
 from moh_deploy.ops.cases import Case, in_every_dtype
 from moh_deploy.ops.spec import Arrays
 
@@ -14,15 +15,7 @@ Edit = Callable[[dict[str, np.ndarray]], None]
 """Puts special values into the inputs, in place. Q, K, V and the pooled ones are
 [B, N or P, H, D]."""
 
-_REQUIRED = ("Q", "K", "V", "pooled_K", "pooled_V", "gates")
-_EVERY = (
-    "query_embedding",
-    "query_scale",
-    "window_bias",
-    "pooled_bias",
-    "window_tokens",
-    "window_offset",
-)
+_VECTORS = REQUIRED[:5]
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class _Setup:
     pooled: int = 4
     normalize: bool = True
     epsilon: float = 1e-12
-    optional: tuple[str, ...] = _EVERY
+    optional: tuple[str, ...] = OPTIONAL
     open_share: float = 0.6
     edit: Edit | None = None
     score_bound: float = 8.0
@@ -65,15 +58,15 @@ class _Setup:
         values = self._required(rng) | self._optional(rng)
         if self.edit is not None:
             self.edit(values)
-        for name in _REQUIRED[:5]:
+        for name in _VECTORS:
             values[name] = values[name].reshape(*values[name].shape[:2], -1)
-        names = (*_REQUIRED, *_EVERY)
+        names = (*REQUIRED, *OPTIONAL)
         return tuple(_narrow(values.get(name)) for name in names)
 
     def _required(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         tokens = (self.batch, self.image[0] * self.image[1], self.heads)
         pooled = (self.batch, self.pooled, self.heads)
-        sizes = dict(zip(_REQUIRED, (*[tokens] * 3, *[pooled] * 2), strict=False))
+        sizes = dict(zip(_VECTORS, (*[tokens] * 3, *[pooled] * 2), strict=True))
         values = {name: rng.standard_normal((*size, self.head_dim)) for name, size in sizes.items()}
         is_open = rng.random(tokens) < self.open_share
         return values | {"gates": np.where(is_open, rng.uniform(0.25, 2.0, tokens), 0.0)}
@@ -96,7 +89,7 @@ def _narrow(array: np.ndarray | None) -> np.ndarray | None:
 
 
 def _without(name: str) -> _Setup:
-    return _Setup(optional=tuple(given for given in _EVERY if given != name))
+    return _Setup(optional=tuple(given for given in OPTIONAL if given != name))
 
 
 def _only(*names: str, normalize: bool = False) -> _Setup:
@@ -219,8 +212,8 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     ),
     "nothing_optional": ("None of the optional inputs.", _only()),
     "nothing_optional_normalized": ("Cosine scores alone.", _only(normalize=True)),
-    **{f"without_{name}": ("The other optional inputs.", _without(name)) for name in _EVERY},
-    **{f"{name}_only": ("Absent inputs before and after it.", _only(name)) for name in _EVERY},
+    **{f"without_{name}": ("The other optional inputs.", _without(name)) for name in OPTIONAL},
+    **{f"{name}_only": ("Absent inputs before and after it.", _only(name)) for name in OPTIONAL},
     "window_weights_only": (
         "Weights beside the softmax, from queries that are not normalized.",
         _only("window_tokens", "window_offset"),

@@ -12,18 +12,9 @@ from dataclasses import dataclass
 
 import onnx
 
+from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
 from moh_deploy.ops.function_text import check_opset, parse
 from moh_deploy.ops.spec import Attributes, TensorTypes
-
-_REQUIRED = ("Q", "K", "V", "pooled_K", "pooled_V", "gates")
-_OPTIONAL = (
-    "query_embedding",
-    "query_scale",
-    "window_bias",
-    "pooled_bias",
-    "window_tokens",
-    "window_offset",
-)
 
 
 @dataclass(frozen=True)
@@ -48,8 +39,8 @@ class AggregatedAttentionVariant:
 
     def parameters(self) -> tuple[str, ...]:
         """Return the names of all inputs up to the last present one."""
-        last = max((_OPTIONAL.index(name) for name in self.optional), default=-1)
-        return (*_REQUIRED, *_OPTIONAL[: last + 1])
+        last = max((OPTIONAL.index(name) for name in self.optional), default=-1)
+        return (*REQUIRED, *OPTIONAL[: last + 1])
 
     def places(self) -> list[tuple[int, int]]:
         """Return row and column of each place of the window, row by row."""
@@ -63,7 +54,7 @@ class AggregatedAttentionVariant:
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> AggregatedAttentionVariant:
     """Return the variant that a node needs; the node must satisfy the shape rule."""
-    optional = zip(_OPTIONAL, inputs[len(_REQUIRED) :], strict=False)
+    optional = zip(OPTIONAL, inputs[len(REQUIRED) :], strict=False)
     return AggregatedAttentionVariant(
         kernel=(int(attributes["kernel_height"]), int(attributes["kernel_width"])),
         normalize=bool(attributes["normalize"]),

@@ -21,10 +21,11 @@ _SHAPES: dict[str, tuple[str, ...]] = {
     "window_tokens": ("H", "D", "L"),
     "window_offset": ("H", "L"),
 }
-_NUM_REQUIRED = 6
+REQUIRED = tuple(_SHAPES)[:6]
+OPTIONAL = tuple(_SHAPES)[6:]
 _AXES = {
     "B": "batch size",
-    "N": "number of tokens",
+    "N": "number of tokens (height * width)",
     "P": "number of pooled tokens",
     "H": "number of heads",
     "D": "head size",
@@ -76,7 +77,7 @@ def _check_attributes(attributes: Attributes) -> None:
 def _tensors(inputs: TensorTypes) -> dict[str, TensorType]:
     """Return the inputs that are present, by name."""
     given = dict(zip(_SHAPES, inputs, strict=False))
-    for name in list(_SHAPES)[:_NUM_REQUIRED]:
+    for name in REQUIRED:
         required(_OP, name, given.get(name))
     return {name: tensor for name, tensor in given.items() if tensor is not None}
 
@@ -88,7 +89,8 @@ def _sizes(tensors: dict[str, TensorType], attributes: Attributes) -> dict[str, 
     hidden = sizes["H*D"]
     if isinstance(hidden, int) and hidden % num_heads:
         raise ExportError(
-            f"{_OP}: last size of Q is {hidden}; expected a multiple of its {num_heads} heads."
+            f"{_OP}: last size of Q, K and V is {hidden}; "
+            f"expected a multiple of the {num_heads} heads."
         )
     if isinstance(hidden, int):
         sizes["D"] = hidden // num_heads

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moh_deploy.frontend.arrays import to_numpy
-from moh_deploy.frontend.torch_ops import attention, projection, router, token_conv
+from moh_deploy.frontend.torch_ops import (
+    aggregated_attention,
+    attention,
+    projection,
+    router,
+    token_conv,
+)
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
@@ -105,13 +111,34 @@ class _TanhGelu:
         return torch.nn.functional.gelu(x, approximate="tanh")
 
 
+def _running_on(height, width, kernel_height, kernel_width):
+    """Beyond the end of a row the window runs on into the next one."""
+    offsets = torch.arange(kernel_height)[:, None] - kernel_height // 2
+    offsets = offsets * width + torch.arange(kernel_width) - kernel_width // 2
+    tokens = torch.arange(height * width)[:, None] + offsets.flatten()
+    inside = (tokens >= 0) & (tokens < height * width)
+    return tokens.where(inside, 0), inside
+
+
+def _sides_swapped(height, width, kernel_height, kernel_width):
+    return _window(width, height, kernel_height, kernel_width)
+
+
+def _kernel_swapped(height, width, kernel_height, kernel_width):
+    return _window(height, width, kernel_width, kernel_height)
+
+
 _routed = router._routed_gates
+_window = aggregated_attention._neighbours
 _linear = projection._linear
 
 
 @pytest.mark.parametrize(
     ("op", "module", "name", "bug"),
     [
+        ("MoHAggregatedAttention", aggregated_attention, "_neighbours", _running_on),
+        ("MoHAggregatedAttention", aggregated_attention, "_neighbours", _sides_swapped),
+        ("MoHAggregatedAttention", aggregated_attention, "_neighbours", _kernel_swapped),
         ("MoHAttention", attention, "_masked_softmax", _softmax_without_mask),
         ("MoHQueryProjection", projection, "_linear", _transposed_weight),
         ("MoHOutputProjection", projection, "_linear", _bias_for_each_row),

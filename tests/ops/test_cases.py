@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moh_deploy.ops import MOH_ATTENTION, MOH_ROUTER, OPS
+from moh_deploy.ops import MOH_AGGREGATED_ATTENTION, MOH_ATTENTION, MOH_ROUTER, OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.ops.tolerances import TOLERANCES, tolerance_for
@@ -70,6 +70,35 @@ def test_score_bound_holds():
         finite = [np.max(np.abs(a[np.isfinite(a)])) for a in (query, key)]
         typical = case.attributes["scale"] * finite[0] * finite[1] * np.sqrt(head_dim)
         assert typical <= 2 * case.score_bound, case
+
+
+@pytest.mark.parametrize("case", MOH_AGGREGATED_ATTENTION.cases[::3], ids=str)
+def test_score_bound_of_aggregated_attention_holds(case: Case):
+    """The same for the scores of every query with every key, in its window or not."""
+    heads, every = case.attributes["num_heads"], len(MOH_AGGREGATED_ATTENTION.inputs)
+    inputs = (*case.inputs(), *[None] * every)[:every]
+    query, key, pooled = (_by_head(inputs[i], heads) for i in (0, 1, 3))
+    if case.attributes["normalize"]:
+        query, key, pooled = (_unit(array) for array in (query, key, pooled))
+    embedding, scale = (
+        np.float64(x) if a is None else a for a, x in zip(inputs[6:8], (0, 1), strict=True)
+    )
+    query = (query + embedding) * (scale if np.ndim(scale) == 0 else scale.T[:, :, None])
+    keys = np.concatenate([key, pooled], axis=1)
+    scores = np.einsum("bnhd,bmhd->bhnm", query, keys)
+    biases = [np.max(np.abs(a[np.isfinite(a)]), initial=0) for a in inputs[8:10] if a is not None]
+    assert np.max(np.abs(scores)) + max(biases, default=0) <= 2 * case.score_bound
+
+
+def _by_head(array: np.ndarray, heads: int) -> np.ndarray:
+    """[B, N, H, D], with 0 for what is not finite."""
+    finite = np.nan_to_num(array.astype(np.float64), posinf=0.0, neginf=0.0)
+    return finite.reshape(*array.shape[:2], heads, -1)
+
+
+def _unit(array: np.ndarray) -> np.ndarray:
+    length = np.sqrt((array**2).sum(axis=-1, keepdims=True))
+    return array / np.maximum(length, 1e-12)
 
 
 def test_tolerance_grows_with_the_scores_and_gives_its_reason():

@@ -167,7 +167,77 @@ def _swap_halves(function: onnx.FunctionProto) -> None:
         node.output[:] = list(node.output)[::-1]
 
 
+def _embedding_after_the_scale(function: onnx.FunctionProto) -> None:
+    index = next(i for i, n in enumerate(function.node) if "score_query" in n.output)
+    if _knows(function, ("embedding", "scale")):
+        make = onnx.helper.make_node
+        function.node[index].CopyFrom(make("Add", ["scaled", "embedding"], ["score_query"]))
+        function.node.insert(index, make("Mul", ["query", "scale"], ["scaled"]))
+
+
+def _softmax_apart(function: onnx.FunctionProto) -> None:
+    """Window and pooled scores have a softmax each."""
+    _becomes("softmax_window", "Softmax", "window_scores_BHNL", axis=-1)(function)
+    _becomes("pooled_weights", "Softmax", "pooled_scores", axis=-1)(function)
+
+
+def _reversed(output: str) -> Bug:
+    def plant(function: onnx.FunctionProto) -> None:
+        node = _node(function, output)
+        node.input[:] = list(node.input)[::-1]
+
+    return plant
+
+
+def _places_by_column(function: onnx.FunctionProto) -> None:
+    """Places of a square window are counted column by column."""
+    starts = [n for n in function.node if n.output[0].startswith("start_")]
+    corners = [tuple(n.attribute[0].ints) for n in starts]
+    if max(corners) == max((column, row) for row, column in corners):
+        for node, (row, column) in zip(starts, corners, strict=True):
+            node.attribute[0].ints[:] = (column, row)
+
+
+def _pooled_values_lost(function: onnx.FunctionProto) -> None:
+    del _node(function, "heads").input[-1]
+
+
+AGGREGATED_ATTENTION_BUGS: dict[str, Bug] = {
+    "mul_instead_of_where": _becomes("gated", "Identity", "product"),
+    "gate_closed_unless_positive": _becomes("closed", "LessOrEqual", "gate", "zero"),
+    "gates_not_applied": _becomes("product", "Identity", "heads"),
+    "query_not_normalized": _becomes("query", "Identity", "query_raw"),
+    "key_not_normalized": _becomes("key", "Identity", "key_raw"),
+    "pooled_key_not_normalized": _becomes("pooled_key", "Identity", "pooled_key_raw"),
+    "query_divided_by_zero": _becomes("query_divisor", "Identity", "query_length"),
+    "key_divided_by_zero": _becomes("key_divisor", "Identity", "key_length"),
+    "pooled_key_divided_by_zero": _becomes("pooled_key_divisor", "Identity", "pooled_key_length"),
+    "epsilon_added": _becomes("key_divisor", "Add", "key_length", "epsilon"),
+    "embedding_ignored": _becomes("embedded_query", "Identity", "query"),
+    "embedding_after_the_scale": _embedding_after_the_scale,
+    "scale_ignored": _becomes("score_query", "Identity", "embedded_query"),
+    "window_bias_ignored": _reads("place_bias", "inside", "zero", "minus_infinity"),
+    "outside_takes_part": _becomes("place_bias", "Identity", "bias_HL"),
+    "pooled_bias_ignored": _becomes("pooled_scores", "Identity", "pooled_products"),
+    "softmax_apart": _softmax_apart,
+    "softmax_without_the_row_maximum": _softmax_without_the_row_maximum,
+    "window_scores_in_half_precision": _in_half_precision("place_scores"),
+    "pooled_scores_in_half_precision": _in_half_precision("pooled_products"),
+    "window_tokens_ignored": _becomes("steered_window", "Identity", "softmax_window"),
+    "window_tokens_of_embedded_query": _reads("query_BHND", "embedded_query"),
+    "window_tokens_of_raw_query": _reads("query_BHND", "query_raw"),
+    "window_offset_ignored": _becomes("shifted_window", "Identity", "steered_window"),
+    "scores_mirrored": _reversed("place_scores"),
+    "places_by_column": _places_by_column,
+    "values_beyond_the_edge": _set_attribute("value_padded", "mode", "edge"),
+    "pooled_values_lost": _pooled_values_lost,
+}
+
 BUGS: dict[str, tuple[str, Bug]] = {
+    **{
+        f"aggregated_{name}": ("MoHAggregatedAttention", bug)
+        for name, bug in AGGREGATED_ATTENTION_BUGS.items()
+    },
     "mul_instead_of_where": ("MoHAttention", _becomes("gated", "Identity", "product")),
     "blind_queries_not_silenced": ("MoHAttention", _becomes("silent", "Identity", "closed")),
     "nan_gate_of_blind_query_lost": ("MoHAttention", _reads("gated", "silent", "zero", "product")),
