@@ -12,12 +12,7 @@ from moh_deploy.backends.runner import KernelUse
 
 NO_KERNELS = KernelUse(None, "switched off", None)
 
-WITHOUT_CPU_KERNEL = frozenset(
-    {
-        "MoHOutputProjection",
-        "MoHQueryProjection",
-    }
-)
+WITHOUT_CPU_KERNEL: frozenset[str] = frozenset()
 """Ops that run as their function body everywhere so far."""
 
 

@@ -12,11 +12,18 @@ namespace moh::cpu {
   void AggregatedAttention(const AggregatedAttentionArgs& args, const Parallel& parallel); \
   void Router(const RouterArgs& args, const Parallel& parallel);                           \
   void TokenConv(const TokenConvArgs& args, const Parallel& parallel);                     \
+  size_t PackedWeightSize(int32_t depth, int32_t columns);                                 \
+  void PackWeight(const WeightArgs& args, float* packed, const Parallel& parallel);        \
+  void QueryProjection(const QueryProjectionArgs& args, const float* packed,               \
+                       const Parallel& parallel);                                          \
+  void OutputProjection(const OutputProjectionArgs& args, const float* packed,             \
+                        const Parallel& parallel);                                         \
   }
 #define MOH_KERNELS(NAME, NAMESPACE)                                                     \
   Kernels {                                                                              \
     NAME, NAMESPACE::kHasBFloat16, NAMESPACE::Attention, NAMESPACE::AggregatedAttention, \
-        NAMESPACE::Router, NAMESPACE::TokenConv                                          \
+        NAMESPACE::Router, NAMESPACE::TokenConv, NAMESPACE::PackedWeightSize,            \
+        NAMESPACE::PackWeight, NAMESPACE::QueryProjection, NAMESPACE::OutputProjection   \
   }
 
 #if HWY_ARCH_X86

@@ -7,12 +7,15 @@
 #include "cpu/parallel.h"
 #include "moh/aggregated_attention.h"
 #include "moh/attention.h"
+#include "moh/projection.h"
 #include "moh/router.h"
 #include "moh/token_conv.h"
 
 namespace moh::cpu {
 
 enum class Compute : uint8_t { kFloat32, kBFloat16 };
+
+constexpr size_t kWeightAlignment = 64;
 
 // Each function throws std::bad_alloc if there is no memory for its scratch, and nothing else.
 struct Kernels {
@@ -22,6 +25,14 @@ struct Kernels {
   void (*aggregated_attention)(const AggregatedAttentionArgs& args, const Parallel& parallel);
   void (*router)(const RouterArgs& args, const Parallel& parallel);
   void (*token_conv)(const TokenConvArgs& args, const Parallel& parallel);
+  // A weight is packed first, in float32: into packed_weight_size(depth, columns) numbers at an
+  // address that vectors are loaded from (kWeightAlignment).
+  size_t (*packed_weight_size)(int32_t depth, int32_t columns);
+  void (*pack_weight)(const WeightArgs& args, float* packed, const Parallel& parallel);
+  void (*query_projection)(const QueryProjectionArgs& args, const float* packed,
+                           const Parallel& parallel);
+  void (*output_projection)(const OutputProjectionArgs& args, const float* packed,
+                            const Parallel& parallel);
 };
 
 // The sets that this machine can run, best first; the last one is "baseline", which every machine

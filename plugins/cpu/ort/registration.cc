@@ -11,6 +11,7 @@
 
 #include "cpu/ort/aggregated_attention_op.h"
 #include "cpu/ort/attention_op.h"
+#include "cpu/ort/projection_op.h"
 #include "cpu/ort/router_op.h"
 #include "cpu/ort/token_conv_op.h"
 
@@ -43,16 +44,22 @@ struct Ops {
   Ops(const cpu::Kernels& kernels, cpu::Compute compute)
       : attention(kernels, compute),
         aggregated_attention(kernels),
+        query_projection(kernels),
+        output_projection(kernels),
         router(kernels),
         token_conv(kernels) {
     attention.AddTo(domain);
     aggregated_attention.AddTo(domain);
+    query_projection.AddTo(domain);
+    output_projection.AddTo(domain);
     router.AddTo(domain);
     token_conv.AddTo(domain);
   }
 
   InEveryDType<AttentionOp> attention;
   InEveryDType<AggregatedAttentionOp> aggregated_attention;
+  InEveryDType<QueryProjectionOp> query_projection;
+  InEveryDType<OutputProjectionOp> output_projection;
   InEveryDType<RouterOp> router;
   InEveryDType<TokenConvOp> token_conv;
   Ort::CustomOpDomain domain{"moh"};

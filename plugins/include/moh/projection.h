@@ -28,4 +28,11 @@ struct OutputProjectionArgs {
   int32_t out_features, heads, head_dim;
 };
 
+// The weight of either, [depth, columns].
+struct WeightArgs {
+  DType dtype;
+  const void* weight;
+  int32_t depth, columns;
+};
+
 }  // namespace moh

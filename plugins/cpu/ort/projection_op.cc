@@ -1,0 +1,127 @@
+#include "cpu/ort/projection_op.h"
+
+namespace moh::ort {
+namespace {
+
+// Larger ones would not fit the kernel's indices.
+constexpr int64_t kMost = int64_t{1} << 30;
+
+// For what has no threads of a session.
+const cpu::Parallel kAlone{[](void*, cpu::Parallel::Body body, size_t count, void* argument) {
+                             for (size_t i = 0; i < count; ++i) {
+                               body(argument, i);
+                             }
+                           },
+                           nullptr};
+
+}  // namespace
+
+ProjectionKernel::ProjectionKernel(const OrtKernelInfo* info, Projection projection, DType dtype,
+                                   const cpu::Kernels& kernels)
+    : projection_(projection), dtype_(dtype), kernels_(kernels) {
+  const Ort::ConstKernelInfo node(info);
+  heads_ = Attribute<int64_t>(node, "num_heads");
+  if (heads_ < 1 || heads_ > kMost) {
+    throw std::invalid_argument("num_heads is " + std::to_string(heads_) +
+                                "; expected at least 1.");
+  }
+  int is_constant = 0;
+  const Ort::ConstValue weight = node.GetTensorConstantInput(1, &is_constant);
+  if (is_constant != 0) {
+    const Shape shape = weight.GetTensorTypeAndShapeInfo().GetShape();
+    if (shape.size() == 2 && shape[0] <= kMost && shape[1] <= kMost) {  // others are refused later
+      constant_ = Pack(weight.GetTensorRawData(), shape, kAlone);
+    }
+  }
+}
+
+OrtStatusPtr ProjectionKernel::ComputeV2(OrtKernelContext* context) const {
+  return AsStatus(Name(), [&] {
+    Ort::KernelContext wrapped(context);
+    return Compute(wrapped);
+  });
+}
+
+ProjectionKernel::Packed ProjectionKernel::Pack(const void* weight, const Shape& shape,
+                                                const cpu::Parallel& parallel) const {
+  const WeightArgs args{dtype_, weight, static_cast<int32_t>(shape[0]),
+                        static_cast<int32_t>(shape[1])};
+  const size_t bytes = kernels_.packed_weight_size(args.depth, args.columns) * sizeof(float);
+  constexpr size_t kUnit = cpu::kWeightAlignment;
+  Packed packed(static_cast<float*>(std::aligned_alloc(kUnit, (bytes / kUnit + 1) * kUnit)));
+  if (packed == nullptr) {
+    throw std::bad_alloc();
+  }
+  kernels_.pack_weight(args, packed.get(), parallel);
+  return packed;
+}
+
+Ort::Status ProjectionKernel::Compute(Ort::KernelContext& context) const {
+  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2),
+                   ReadInput(context, 3)};
+  if (auto status = CheckShapes(in); !status.IsOK()) {
+    return status;
+  }
+  Shape shape = in.input.shape;
+  shape[2] = in.weight.shape[1];
+  void* const output = context.GetOutput(0, shape).GetTensorMutableRawData();
+  const cpu::Parallel threads = SessionThreads(context);
+  if (constant_ != nullptr) {
+    Run(in, constant_.get(), output, threads);
+  } else {
+    Run(in, Pack(in.weight.data, in.weight.shape, threads).get(), output, threads);
+  }
+  return Ort::Status();
+}
+
+Ort::Status ProjectionKernel::CheckShapes(const Tensors& in) const {
+  const Shape &x = in.input.shape, &weight = in.weight.shape;
+  if (x.size() != 3 || weight.size() != 2 || weight[0] != x[2]) {
+    return InvalidArgument(Name(), ": X is ", Text(x), " and W ", Text(weight),
+                           "; expected [batch, tokens, K] and [K, N].");
+  }
+  const bool query = projection_ == Projection::kQuery;
+  const int64_t by_head = weight[query ? 1 : 0];
+  if (by_head % heads_ != 0) {
+    return InvalidArgument(Name(), ": W is ", Text(weight), "; expected a multiple of its ", heads_,
+                           " heads as number of ", query ? "columns." : "rows.");
+  }
+  const Shape gates{x[0], x[1], heads_};
+  if (in.gates.shape != gates) {
+    return InvalidArgument(Name(), ": gates is ", Text(in.gates.shape), "; expected ", Text(gates),
+                           ".");
+  }
+  const Shape bias{weight[1]};
+  if (in.bias.present && in.bias.shape != bias) {
+    return InvalidArgument(Name(), ": bias is ", Text(in.bias.shape), "; expected ", Text(bias),
+                           ".");
+  }
+  if (x[0] * x[1] > kMost || weight[0] > kMost || weight[1] > kMost) {
+    return InvalidArgument(Name(), ": X is ", Text(x), " and W ", Text(weight),
+                           "; expected tokens, rows and columns up to 2^30.");
+  }
+  return Ort::Status();
+}
+
+void ProjectionKernel::Run(const Tensors& in, const float* packed, void* output,
+                           const cpu::Parallel& parallel) const {
+  const Shape &x = in.input.shape, &weight = in.weight.shape;
+  const int64_t tokens = x[0] * x[1];
+  const auto rows = static_cast<int32_t>(weight[0]), columns = static_cast<int32_t>(weight[1]);
+  const auto heads = static_cast<int32_t>(heads_);
+  if (projection_ == Projection::kQuery) {
+    const QueryProjectionArgs args{dtype_, in.input.data, in.gates.data, in.bias.data,   output,
+                                   tokens, rows,          heads,         columns / heads};
+    kernels_.query_projection(args, packed, parallel);
+  } else {
+    const OutputProjectionArgs args{dtype_, in.input.data, in.gates.data, in.bias.data, output,
+                                    tokens, columns,       heads,         rows / heads};
+    kernels_.output_projection(args, packed, parallel);
+  }
+}
+
+const char* ProjectionKernel::Name() const {
+  return projection_ == Projection::kQuery ? "MoHQueryProjection" : "MoHOutputProjection";
+}
+
+}  // namespace moh::ort

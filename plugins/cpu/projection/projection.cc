@@ -1,0 +1,319 @@
+// MoHQueryProjection and MoHOutputProjection: rows of open heads times packed weights.
+#include "cpu/simd/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/projection/projection.cc"
+#include "hwy/foreach_target.h"  // compiles this file once more for each instruction set
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+
+#include "cpu/attention/scratch.h"
+#include "cpu/kernels.h"
+#include "cpu/projection/open_rows.h"
+#include "cpu/projection/panels-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace moh::cpu {
+namespace HWY_NAMESPACE {
+
+// Runs body(i) for each i in [0, count) on the caller's threads.
+template <typename Body>
+void ForEach(size_t count, const Parallel& parallel, const Body& body) {
+  struct Loop {
+    const Body& body;
+    std::atomic<bool> out_of_memory{false};
+    static void RunOne(void* loop, size_t i) {
+      auto& self = *static_cast<Loop*>(loop);
+      try {
+        self.body(i);
+      } catch (const std::bad_alloc&) {
+        self.out_of_memory = true;
+      }
+    }
+  };
+  Loop loop{body};
+  parallel(count, &Loop::RunOne, &loop);
+  if (loop.out_of_memory) {
+    throw std::bad_alloc();
+  }
+}
+
+// A range of `size` things cut into parts of at most `most`, about equal.
+struct Cut {
+  size_t size, parts;
+  Cut(size_t size, size_t most) : size(size), parts((size + most - 1) / most) {}
+  size_t Begin(size_t part) const { return part * size / parts; }
+};
+
+// [rows, size] in float32: in place, or copied to `copy`.
+template <typename T>
+const float* InFloat32(const void* data, size_t rows, size_t size, const Parallel& parallel,
+                       Scratch& copy) {
+  if constexpr (std::is_same<T, float>::value) {
+    return static_cast<const float*>(data);
+  } else {
+    constexpr size_t kRowsPerTask = 32;
+    copy.Reset(Scratch::Bytes<float>(rows * size));
+    float* const wide = copy.Take<float>(rows * size);
+    ForEach((rows + kRowsPerTask - 1) / kRowsPerTask, parallel, [&](size_t i) {
+      const size_t begin = i * kRowsPerTask * size;
+      const size_t end = HWY_MIN(begin + kRowsPerTask * size, rows * size);
+      const T* const narrow = static_cast<const T*>(data);
+      for (size_t at = begin; at < end; at += kLanes) {
+        const size_t count = HWY_MIN(kLanes, end - at);
+        StoreFirst(LoadFirst(narrow + at, count), wide + at, count);
+      }
+    });
+    return wide;
+  }
+}
+
+// The bias of some panels, with zeros behind the last column and where there is no bias.
+template <typename T>
+struct PanelBias {
+  HWY_ALIGN float values[kTileColumns];
+
+  PanelBias(const void* bias, size_t columns, size_t first_panel, size_t panels) {
+    for (size_t v = 0; v < panels; ++v) {
+      const size_t at = (first_panel + v) * kLanes;
+      hn::Store(bias == nullptr
+                    ? hn::Zero(DF())
+                    : LoadFirst(static_cast<const T*>(bias) + at, HWY_MIN(kLanes, columns - at)),
+                DF(), values + v * kLanes);
+    }
+  }
+
+  void CopyTo(float* sums, size_t panels) const {
+    for (size_t v = 0; v < panels; ++v) {
+      hn::Store(hn::Load(DF(), values + v * kLanes), DF(), sums + v * kLanes);
+    }
+  }
+};
+
+template <typename T>
+void StoreRow(const float* sums, T* row, size_t count) {
+  for (size_t i = 0; i < count; i += kLanes) {
+    const VF part = hn::LoadU(DF(), sums + i);
+    if (count - i >= kLanes) {
+      StoreFloats(part, row + i);
+    } else {
+      StoreFirst(part, row + i, count - i);
+    }
+  }
+}
+
+// Two heads that a token chose share a pass where one head alone does not fill whole vectors.
+inline int32_t QueryHeadsPerGroup(int32_t head_dim) {
+  const auto size = static_cast<size_t>(head_dim);
+  return size % kLanes != 0 && 2 * size % kLanes == 0 && 2 * size <= kTileColumns ? 2 : 1;
+}
+
+// What the tasks of a query projection share.
+template <typename T>
+struct QueryCall {
+  const QueryProjectionArgs& args;
+  const float* input;
+  const float* packed;
+  const OpenRows& open;
+  size_t depth = static_cast<size_t>(args.in_features);
+  size_t head_dim = static_cast<size_t>(args.head_dim);
+  size_t columns = static_cast<size_t>(args.heads) * head_dim;
+
+  T* Output(int64_t token) const {
+    return static_cast<T*>(args.output) + static_cast<size_t>(token) * columns;
+  }
+
+  // Consecutive tasks read the same weights.
+  void RunTask(size_t i) const {
+    thread_local Scratch scratch;
+    const size_t block = i % open.blocks(), group = i / open.blocks();
+    const TokenBlock tokens = open.Block(block);
+    const size_t size = static_cast<size_t>(tokens.count) * kTileColumns;
+    // Sums are read as vectors that may begin anywhere in a row.
+    scratch.Reset(Scratch::Bytes<float>(size + kLanes));
+    float* const sums = scratch.Take<float>(size + kLanes);
+    ZeroClosedHeads(tokens, group);
+    for (size_t list = 0; list < open.lists_per_group(); ++list) {
+      Project(tokens, open.List(block, group, list), sums);
+    }
+  }
+
+  void ZeroClosedHeads(TokenBlock tokens, size_t group) const {
+    const auto per_group = QueryHeadsPerGroup(args.head_dim);
+    const int32_t begin = static_cast<int32_t>(group) * per_group;
+    const int32_t end = std::min(begin + per_group, args.heads);
+    for (int32_t head = begin; head < end; ++head) {
+      for (int64_t token = tokens.begin; token < tokens.begin + tokens.count; ++token) {
+        if (!IsOpen(args.dtype, args.gates, token * args.heads + head)) {
+          std::memset(Output(token) + static_cast<size_t>(head) * head_dim, 0,
+                      head_dim * sizeof(T));
+        }
+      }
+    }
+  }
+
+  void Project(TokenBlock tokens, const RowList& list, float* sums) const {
+    if (list.count == 0) {
+      return;
+    }
+    const size_t begin = static_cast<size_t>(list.first_head) * head_dim;
+    const size_t end = begin + static_cast<size_t>(list.heads) * head_dim;
+    const size_t first_panel = begin / kLanes;
+    const Cut cut(Panels(end) - first_panel, kMostVectors);
+    for (size_t part = 0; part < cut.parts; ++part) {
+      const size_t panel = first_panel + cut.Begin(part);
+      const size_t vectors = first_panel + cut.Begin(part + 1) - panel;
+      MultiplyPanels(tokens, list, panel, vectors, sums);
+      const size_t from = HWY_MAX(begin, panel * kLanes);
+      const size_t to = HWY_MIN(end, (panel + vectors) * kLanes);
+      for (int32_t i = 0; i < list.count; ++i) {
+        const float* const row = sums + static_cast<size_t>(list.rows[i]) * kTileColumns;
+        StoreRow(row + from - panel * kLanes, Output(tokens.begin + list.rows[i]) + from,
+                 to - from);
+      }
+    }
+  }
+
+  void MultiplyPanels(TokenBlock tokens, const RowList& list, size_t panel, size_t vectors,
+                      float* sums) const {
+    const PanelBias<T> bias(args.bias, columns, panel, vectors);
+    for (int32_t i = 0; i < list.count; ++i) {
+      bias.CopyTo(sums + static_cast<size_t>(list.rows[i]) * kTileColumns, vectors);
+    }
+    const size_t stride = depth * kLanes;
+    Multiply({input + static_cast<size_t>(tokens.begin) * depth, depth, packed + panel * stride,
+              stride, depth, sums},
+             vectors, list.rows, static_cast<size_t>(list.count));
+  }
+};
+
+// What the tasks of an output projection share.
+template <typename T>
+struct OutputCall {
+  const OutputProjectionArgs& args;
+  const float* input;
+  const float* packed;
+  const OpenRows& open;
+  size_t head_dim = static_cast<size_t>(args.head_dim);
+  size_t depth = static_cast<size_t>(args.heads) * head_dim;
+  size_t columns = static_cast<size_t>(args.out_features);
+  Cut cut{Panels(columns), kMostVectors};
+
+  size_t tasks() const { return cut.parts * open.blocks(); }
+
+  // Consecutive tasks read the same weights.
+  void RunTask(size_t i) const {
+    thread_local Scratch scratch;
+    const TokenBlock tokens = open.Block(i % open.blocks());
+    const size_t part = i / open.blocks(), panel = cut.Begin(part);
+    const size_t vectors = cut.Begin(part + 1) - panel;
+    const auto rows = static_cast<size_t>(tokens.count);
+    scratch.Reset(Scratch::Bytes<float>(rows * kTileColumns));
+    float* const sums = scratch.Take<float>(rows * kTileColumns);
+    const PanelBias<T> bias(args.bias, columns, panel, vectors);
+    for (size_t row = 0; row < rows; ++row) {
+      bias.CopyTo(sums + row * kTileColumns, vectors);
+    }
+    AddOpenHeads(i % open.blocks(), panel, vectors, sums);
+    const size_t from = panel * kLanes, to = HWY_MIN(columns, (panel + vectors) * kLanes);
+    for (size_t row = 0; row < rows; ++row) {
+      T* const output =
+          static_cast<T*>(args.output) + (static_cast<size_t>(tokens.begin) + row) * columns;
+      StoreRow(sums + row * kTileColumns, output + from, to - from);
+    }
+  }
+
+  void AddOpenHeads(size_t block, size_t panel, size_t vectors, float* sums) const {
+    const size_t stride = depth * kLanes;
+    const float* const rows = input + static_cast<size_t>(open.Block(block).begin) * depth;
+    for (size_t group = 0; group < open.groups(); ++group) {
+      for (size_t list = 0; list < open.lists_per_group(); ++list) {
+        const RowList chosen = open.List(block, group, list);
+        const size_t begin = static_cast<size_t>(chosen.first_head) * head_dim;
+        Multiply({rows + begin, depth, packed + panel * stride + begin * kLanes, stride,
+                  static_cast<size_t>(chosen.heads) * head_dim, sums},
+                 vectors, chosen.rows, static_cast<size_t>(chosen.count));
+      }
+    }
+  }
+};
+
+// A head so small that reading and writing the sums counts: two heads in one pass.
+inline int32_t OutputHeadsPerGroup(int32_t head_dim) {
+  return static_cast<size_t>(head_dim) <= kMostDepth / 2 ? 2 : 1;
+}
+
+template <typename T>
+void ProjectQueries(const QueryProjectionArgs& args, const float* packed,
+                    const Parallel& parallel) {
+  thread_local Scratch wide;
+  thread_local OpenRows open;
+  open.Make(args.dtype, args.gates, {args.tokens, args.heads, QueryHeadsPerGroup(args.head_dim)});
+  const float* const input = InFloat32<T>(args.input, static_cast<size_t>(args.tokens),
+                                          static_cast<size_t>(args.in_features), parallel, wide);
+  const QueryCall<T> call{args, input, packed, open};
+  ForEach(open.groups() * open.blocks(), parallel, [&](size_t i) { call.RunTask(i); });
+}
+
+template <typename T>
+void ProjectOutputs(const OutputProjectionArgs& args, const float* packed,
+                    const Parallel& parallel) {
+  thread_local Scratch wide;
+  thread_local OpenRows open;
+  open.Make(args.dtype, args.gates, {args.tokens, args.heads, OutputHeadsPerGroup(args.head_dim)});
+  const float* const input = InFloat32<T>(
+      args.input, static_cast<size_t>(args.tokens),
+      static_cast<size_t>(args.heads) * static_cast<size_t>(args.head_dim), parallel, wide);
+  const OutputCall<T> call{args, input, packed, open};
+  ForEach(call.tasks(), parallel, [&](size_t i) { call.RunTask(i); });
+}
+
+template <typename T>
+void PackPanels(const T* weight, size_t depth, size_t columns, float* packed,
+                const Parallel& parallel) {
+  ForEach(Panels(columns), parallel, [&](size_t panel) {
+    PackPanel(weight, depth, columns, panel, packed + panel * depth * kLanes);
+  });
+}
+
+// Calls call(T()) for the type of the tensors.
+template <typename Call>
+void WithType(DType dtype, const Call& call) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return call(float());
+    case DType::kFloat16:
+      return call(hwy::float16_t());
+    default:
+      return call(hwy::bfloat16_t());
+  }
+}
+
+size_t PackedWeightSize(int32_t depth, int32_t columns) {
+  return Panels(static_cast<size_t>(columns)) * kLanes * static_cast<size_t>(depth);
+}
+
+void PackWeight(const WeightArgs& args, float* packed, const Parallel& parallel) {
+  WithType(args.dtype, [&](auto type) {
+    using T = decltype(type);
+    PackPanels(static_cast<const T*>(args.weight), static_cast<size_t>(args.depth),
+               static_cast<size_t>(args.columns), packed, parallel);
+  });
+}
+
+void QueryProjection(const QueryProjectionArgs& args, const float* packed,
+                     const Parallel& parallel) {
+  WithType(args.dtype, [&](auto type) { ProjectQueries<decltype(type)>(args, packed, parallel); });
+}
+
+void OutputProjection(const OutputProjectionArgs& args, const float* packed,
+                      const Parallel& parallel) {
+  WithType(args.dtype, [&](auto type) { ProjectOutputs<decltype(type)>(args, packed, parallel); });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace moh::cpu
+HWY_AFTER_NAMESPACE();
