@@ -262,11 +262,12 @@ class QueryNormAttention(nn.Module):
         return torch.cat([shared, mask], dim=-1)
 
 
-def rotate(x: Tensor) -> Tensor:
+def rotate(x: Tensor, first_position: int = 0) -> Tensor:
     """Return x [B, S, H, D] with rotary position embeddings."""
     half = x.shape[-1] // 2
     frequencies = 10000.0 ** (-torch.arange(half) / half)
-    angles = torch.arange(x.shape[1])[:, None, None] * frequencies  # [S, 1, D/2]
+    positions = torch.arange(first_position, first_position + x.shape[1])
+    angles = positions[:, None, None] * frequencies  # [S, 1, D/2]
     first, second = x[..., :half], x[..., half:]
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

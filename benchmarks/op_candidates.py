@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,20 +11,15 @@ import onnxruntime as ort
 import torch
 from op_inputs import InputSet, Shape
 from op_models import fused_models, moh_model
+from ort_session import Unusable, kernel_session, plain_session
 
-from moh_deploy.backends.ort_kernels import register, require_kernels
-from moh_deploy.backends.ort_placement import Placement
+from moh_deploy.backends.ort_kernels import require_kernels
 from moh_deploy.backends.ort_values import to_ort
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import MoHDeployError
 
 DECOMPOSED = "decomposed"
 SDPA = "torch SDPA"
-_ERRORS_ONLY = 3
-
-
-class Unusable(Exception):
-    """A contestant cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -109,31 +102,16 @@ def _session(
     model: onnx.ModelProto, threads: int, kernel: KernelUse | None = None
 ) -> ort.InferenceSession:
     """Load a model; with a kernel it must run on it, as read from the session."""
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads
-    # A thread that spins while it waits would count as work, and get in the way of the next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if kernel is None:
-        return _create(model, options)
-    with tempfile.TemporaryDirectory() as scratch:
-        placement = Placement([node.name for node in model.graph.node], Path(scratch))
-        placement.prepare(options)
-        try:
-            register(kernel, options)
-            session = _create(model, options)
-            require_kernels(kernel, placement.read(session))
-        except MoHDeployError as error:
-            raise Unusable(str(error)) from error
-    return session
-
-
-def _create(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
     content = model.SerializeToString()
+    if kernel is None:
+        return plain_session(content, threads=threads)
+    nodes = [node.name for node in model.graph.node]
+    session, impl = kernel_session(content, nodes, kernel, threads=threads)
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
-        raise Unusable(" ".join(str(error).split())) from error
+        require_kernels(kernel, impl)
+    except MoHDeployError as error:
+        raise Unusable(str(error)) from error
+    return session
 
 
 def _feeds(shape: Shape, inputs: InputSet, active: float) -> dict[str, np.ndarray]:

@@ -18,10 +18,11 @@ from statistics import mean
 
 import torch
 from fma_peak import NoPeak, Peak, compile_peak
-from op_candidates import Bench, Candidate, Unusable
+from op_candidates import Bench, Candidate
 from op_inputs import DECODE, PREFILL, InputSet, Shape, draw_inputs, parse_shape
 from op_rows import Ours, Result, rows_of, table_of
 from op_timing import BOUNDS, WrongOutput, measure
+from ort_session import Unusable
 from process_cost import load_average, machine
 from rich.console import Console
 

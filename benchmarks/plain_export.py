@@ -59,7 +59,8 @@ def dynamic_shapes(
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return tuple(shapes)
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*shapes[:named], tuple(shapes[named:]))
+    variadic = tuple(shapes[named:])
+    return (*shapes[:named], variadic) if variadic else tuple(shapes)
 
 
 def _expressions(item: ModelInput) -> Sequence[DimExpr]:

@@ -23,7 +23,7 @@ BENCHMARKS = ROOT / "benchmarks"
 BUILT = ROOT / "build" / "plugins" / native.LIBRARY_NAME
 NEIGHBOURS = (
     *("op_cpu", "op_rows", "op_timing", "op_candidates", "op_models", "op_inputs"),
-    *("fma_peak", "process_cost"),
+    *("ort_session", "fma_peak", "process_cost"),
 )
 KERNEL = KernelUse(Path("kernels.so"), None, "avx2")
 TINY = ("2,4,4,9,8", "2,4,2,9,8", "2,4,2,9,8,causal", "decode")

@@ -1,0 +1,189 @@
+"""What can run a whole model: our package, and what a user would pick instead."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from model_subjects import Prepared
+from ort_session import Unusable, kernel_session, plain_session
+
+from moh_deploy.backends.ort_values import from_ort, to_ort
+from moh_deploy.backends.runner import KernelUse
+from moh_deploy.frontend.outputs import tensors_of
+from moh_deploy.npz import Array
+
+MOH, EAGER, PLAIN_ONNX, COMPILE, OPENVINO = "moh", "eager", "plain_onnx", "compile", "openvino"
+PEERS = (EAGER, PLAIN_ONNX, COMPILE, OPENVINO)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A loaded model with its inputs.
+
+    Attributes:
+        run: Computes the outputs, and nothing else.
+        read: What `run` returned as arrays, in the order of the model's outputs.
+    """
+
+    name: str
+    run: Callable[[], object]
+    read: Callable[[object], list[Array]]
+
+
+@dataclass(frozen=True)
+class Field:
+    """Who takes part.
+
+    Attributes:
+        contestants: Ours first.
+        absent: Name of each peer that cannot run here to the reason.
+    """
+
+    contestants: list[Contestant]
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+def line_up(
+    prepared: Prepared,
+    inputs: Mapping[str, Array],
+    kernel: KernelUse,
+    peers: Collection[str],
+    threads: int,
+) -> Field:
+    """Load a model into everything that can run it.
+
+    Args:
+        inputs: The package's inputs, in the order of the original's arguments.
+        peers: Which of `PEERS` are asked for.
+
+    Raises:
+        Unusable: Our own package cannot run.
+    """
+    torch.set_num_threads(threads)
+    contestants = [moh(prepared, inputs, kernel, threads)]
+    absent = {}
+    for name in PEERS:
+        if name not in peers:
+            absent[name] = "not asked for"
+            continue
+        try:
+            contestants.append(_BUILDERS[name](prepared, inputs, threads))
+        except Unusable as reason:
+            absent[name] = str(reason)
+    return Field(contestants, absent)
+
+
+def moh(
+    prepared: Prepared, inputs: Mapping[str, Array], kernel: KernelUse, threads: int
+) -> Contestant:
+    """Return our package on the kernels, if there are any."""
+    path = prepared.package.model_path
+    session, _ = kernel_session(path, moh_nodes(path), kernel, threads=threads)
+    return _on_ort(MOH, session, inputs)
+
+
+def moh_nodes(path: Path) -> list[str]:
+    graph = onnx.load(path, load_external_data=False).graph
+    return [node.name for node in graph.node if node.domain == "moh"]
+
+
+def _plain(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:
+    return _on_ort(PLAIN_ONNX, plain_session(prepared.plain, threads=threads), inputs)
+
+
+def _on_ort(name: str, session: object, inputs: Mapping[str, Array]) -> Contestant:
+    feeds = _by_position(name, [one.name for one in session.get_inputs()], inputs)
+    values = {key: to_ort(array) for key, array in feeds.items()}
+    return Contestant(
+        name,
+        lambda: session.run_with_ort_values(None, values),
+        lambda results: [from_ort(value) for value in results],
+    )
+
+
+def original(prepared: Prepared, inputs: Mapping[str, Array]) -> Contestant:
+    """Return the original model as it is."""
+    return _in_torch(EAGER, prepared.module, inputs)
+
+
+def _eager(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:
+    return original(prepared, inputs)
+
+
+def _compiled(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:
+    """Compile for these sizes and this number of threads, which end up in the code."""
+    torch.compiler.reset()
+    contestant = _in_torch(COMPILE, torch.compile(prepared.module), inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            contestant.run()
+    except Exception as error:  # Whatever a compiler may raise, the others can still run.
+        raise Unusable(_first_lines(error)) from error
+    return contestant
+
+
+def _in_torch(name: str, call: Callable[..., object], inputs: Mapping[str, Array]) -> Contestant:
+    arguments = [torch.from_numpy(array.copy()) for array in inputs.values()]
+
+    def run() -> object:
+        with torch.no_grad():
+            return call(*arguments)
+
+    return Contestant(name, run, lambda result: [one.numpy().copy() for one in tensors_of(result)])
+
+
+def _openvino(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:
+    """Load the plain export, its shapes fixed to the inputs': the fastest that it offers."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise Unusable(f"{error}; pip install 'moh-deploy[bench]'") from error
+    try:
+        core = openvino.Core()
+        model = core.read_model(prepared.plain)
+        feeds = _by_position(OPENVINO, [one.any_name for one in model.inputs], inputs)
+        model.reshape({name: list(array.shape) for name, array in feeds.items()})
+        compiled = core.compile_model(model, "CPU", _openvino_settings(threads))
+    except RuntimeError as error:
+        raise Unusable(_first_lines(error)) from error
+    request = compiled.create_infer_request()
+    return Contestant(
+        OPENVINO,
+        lambda: request.infer(feeds, share_inputs=True, share_outputs=True),
+        lambda results: [np.array(results[one]) for one in compiled.outputs],
+    )
+
+
+def _openvino_settings(threads: int) -> dict[str, object]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_HYPER_THREADING": True,
+        # By itself it would take bfloat16 where the machine has it: nobody else does.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+
+
+def _by_position(name: str, names: list[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    if len(names) != len(inputs):
+        raise Unusable(f"{name} takes {len(names)} inputs ({', '.join(names)}), not {len(inputs)}")
+    return dict(zip(names, inputs.values(), strict=True))
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+_BUILDERS: dict[str, Callable[[Prepared, Mapping[str, Array], int], Contestant]] = {
+    EAGER: _eager,
+    PLAIN_ONNX: _plain,
+    COMPILE: _compiled,
+    OPENVINO: _openvino,
+}

@@ -1,0 +1,171 @@
+"""Whole models on the CPU: a package of moh-deploy against eager PyTorch, torch.compile, and a
+plain torch.onnx.export in ONNX Runtime and in OpenVINO.
+
+All take turns in one process, on the same inputs, and every output is compared with the original's.
+On one thread CPU time counts, which neighbours on the machine disturb little; on several, wall
+time. Models of the original code need a clone of it (--original); without --checkpoint weights are
+random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from model_contestants import PEERS, Field, line_up, original
+from model_rows import Row, row_of, table_of
+from model_subjects import SUBJECTS, NoOriginal, Prepared, Request, Subject, prepare
+from model_timing import Parity, figure, measure, reference_of
+from op_timing import WrongOutput
+from ort_session import Unusable
+from process_cost import load_average, machine
+from rich.console import Console
+
+from moh_deploy.backends.ort_kernels import choose_kernels
+from moh_deploy.backends.runner import KernelUse
+from moh_deploy.errors import MoHDeployError
+
+PACKAGES = ("moh-deploy", "onnxruntime", "openvino", "torch")
+PUBLISHED = [name for name in SUBJECTS if not name.endswith("-form")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    start_load = load_average()
+    try:
+        rows = _measure_all(options)
+    except (MoHDeployError, NoOriginal, Unusable, WrongOutput) as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    about = {
+        **machine(),
+        "load at start": start_load,
+        "load at end": load_average(),
+        "kernels": options.kernels.describe(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 160)
+    for name, value in about.items():
+        console.print(f"{name:14} {value}", markup=False, highlight=False)
+    if options.json:
+        print(json.dumps([row.to_json() for row in rows], indent=2))
+    else:
+        console.print(table_of(rows))
+    return 0
+
+
+def _measure_all(options: argparse.Namespace) -> list[Row]:
+    return [row for name in options.models for row in _measure_model(options, SUBJECTS[name])]
+
+
+def _measure_model(options: argparse.Namespace, subject: Subject) -> list[Row]:
+    with _folder(options, subject) as folder:
+        prepared = prepare(subject, options.request, Path(folder))
+        return [
+            _measure(options, subject, prepared, batch, threads)
+            for batch in options.batch or [subject.batch]
+            for threads in options.threads
+        ]
+
+
+def _measure(
+    options: argparse.Namespace, subject: Subject, prepared: Prepared, batch: int, threads: int
+) -> Row:
+    """Time everything that can run a model.
+
+    Raises:
+        Unusable: Our package cannot run.
+        WrongOutput: Something does not compute the original.
+    """
+    where = f"{subject.name}, batch: {batch}, threads: {threads}"
+    print(where, file=sys.stderr)
+    inputs = prepared.inputs(batch)
+    field = line_up(prepared, inputs, options.kernels, options.peers, threads)
+    names = [one.name for one in prepared.package.manifest.outputs]
+    reference = reference_of(original(prepared, inputs), names, prepared.example)
+    runs_ms, parity = measure(
+        field.contestants, reference, threads=threads, repeats=options.repeats
+    )
+    _report(field, parity, reference.undecided)
+    ms = {name: figure(runs, threads) for name, runs in runs_ms.items()}
+    return row_of(subject.name, batch, threads, ms)
+
+
+def _report(field: Field, parity: dict[str, Parity], undecided: int) -> None:
+    for name, reason in field.absent.items():
+        print(f"  without {name}: {reason}", file=sys.stderr)
+    for name, one in parity.items():
+        excuse = f"; another choice of heads ({undecided} tokens are undecided)" * one.excused
+        print(f"  {name}: largest error {one.max_abs_error:.2g}{excuse}", file=sys.stderr)
+
+
+def _folder(options: argparse.Namespace, subject: Subject) -> AbstractContextManager[str | Path]:
+    if options.keep is None:
+        return tempfile.TemporaryDirectory(prefix="moh-deploy-")
+    return nullcontext(options.keep / subject.name)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; `request` and `kernels` of the result say how to make models."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    options.models = options.models or PUBLISHED
+    options.request = Request(
+        options.original, tuple(options.set), options.checkpoint, options.package
+    )
+    if len(options.models) > 1 and options.request != replace(
+        options.request, checkpoint=None, package=None, overrides=()
+    ):
+        parser.error("--checkpoint, --package and --set are of one model; name it with --models.")
+    try:
+        options.kernels = _kernels(options.library)
+    except MoHDeployError as error:
+        parser.error(str(error))
+    return options
+
+
+def _kernels(library: Path | None) -> KernelUse:
+    return choose_kernels("auto", library=library)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--models", nargs="+", choices=SUBJECTS, metavar="NAME", help=", ".join(SUBJECTS))
+    add("--original", type=Path, metavar="DIR", help="a clone of the original repository")
+    add("--checkpoint", type=Path, metavar="FILE", help="weights of the model; default: random")
+    add("--package", type=Path, metavar="DIR", help="an exported package, instead of a new one")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as moh-deploy export")
+    add("--keep", type=Path, metavar="DIR", help="keep what is exported, reuse the plain export")
+    add("--batch", nargs="+", type=_positive, metavar="N", help="default: 2, for llama 1")
+    add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N")
+    add("--repeats", type=_positive, default=7, metavar="N", help="rounds; default: 7")
+    add("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="NAME", help=", ".join(PEERS))
+    add("--library", type=Path, metavar="FILE", help="kernels other than the installation's")
+    add("--json", action="store_true", help="print a list of rows")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

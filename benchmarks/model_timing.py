@@ -1,0 +1,145 @@
+"""Interleaved timing of whole models, and the check that all of them compute the original."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from model_contestants import Contestant
+from op_timing import WrongOutput
+
+from moh_deploy.npz import Array
+from moh_deploy.package import VectorSet
+from moh_deploy.validate.output_parity import compare_output
+from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, TOLERANCES, tolerance_for
+
+# Short runs are repeated within one measurement until it takes about this long.
+_SLICE_SECONDS = 0.02
+_SETTLE_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the original computes.
+
+    Attributes:
+        outputs: By name, in order.
+        undecided: (layer, token) pairs in which rounding decides which heads are chosen.
+    """
+
+    outputs: Mapping[str, Array]
+    undecided: int
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a contestant is from the original.
+
+    Attributes:
+        max_abs_error: Over all outputs.
+        excused: The error is beyond rounding, and may come from an undecided choice of heads.
+    """
+
+    max_abs_error: float
+    excused: bool
+
+
+def reference_of(original: Contestant, names: Sequence[str], vectors: VectorSet) -> Reference:
+    """Run the original.
+
+    Args:
+        names: Of the outputs.
+        vectors: The recorded run with the same inputs; says how clear each choice of heads is.
+    """
+    outputs = dict(zip(names, original.read(original.run()), strict=True))
+    rule = tolerance_for("float32")
+    undecided = sum(int(np.count_nonzero(one < rule.near_tie)) for one in vectors.margins)
+    return Reference(outputs, undecided)
+
+
+def check(contestant: Contestant, results: object, reference: Reference) -> Parity:
+    """Compare outputs with the original's.
+
+    Raises:
+        WrongOutput: They differ by more than rounding, and every choice of heads is clear; or by
+            more than another choice of heads explains.
+    """
+    got = contestant.read(results)
+    if len(got) != len(reference.outputs):
+        raise WrongOutput(
+            f"{contestant.name} gives {len(got)} outputs, expected {len(reference.outputs)}."
+        )
+    checked = [
+        _check_output(contestant.name, name, array, reference)
+        for (name, expected), array in zip(reference.outputs.items(), got, strict=True)
+    ]
+    return Parity(max(one.max_abs_error for one in checked), any(one.excused for one in checked))
+
+
+def _check_output(who: str, name: str, got: Array, reference: Reference) -> Parity:
+    expected = reference.outputs[name]
+    rule = tolerance_for(expected.dtype.name)
+    found = compare_output(name, who, got, expected, rule)
+    if found.reason is None:
+        return Parity(found.max_abs_error, excused=False)
+    after_flip = TOLERANCES[BFLOAT16_PRODUCTS].after_flip()
+    allowed = after_flip.limit(float(np.abs(expected).max()))
+    if reference.undecided and found.max_abs_error <= allowed:
+        return Parity(found.max_abs_error, excused=True)
+    raise WrongOutput(
+        f"{found.reason} The choice of heads is unclear for {reference.undecided} tokens."
+    )
+
+
+def measure(
+    contestants: Sequence[Contestant], reference: Reference, *, threads: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Parity]]:
+    """Time the contestants in turn, in another order each round, and check each first and last run.
+
+    Returns:
+        Milliseconds of one run in each round: of CPU time on one thread, by the clock on the wall
+        on several; and how far each contestant is from the original.
+
+    Raises:
+        WrongOutput: One of them does not compute the original.
+    """
+    clock = time.process_time if threads == 1 else time.perf_counter
+    parity = {one.name: check(one, one.run(), reference) for one in contestants}
+    calls = {one.name: _calls(one) for one in contestants}
+    runs_ms: dict[str, list[float]] = {one.name: [] for one in contestants}
+    for number in range(repeats):
+        for offset in range(len(contestants)):
+            one = contestants[(number + offset) % len(contestants)]
+            runs_ms[one.name].append(_time(one, calls[one.name], clock))
+    for one in contestants:
+        check(one, one.run(), reference)
+    return runs_ms, parity
+
+
+def figure(runs_ms: Sequence[float], threads: int) -> float:
+    """CPU time by its median; wall time, which others only lengthen, by its minimum."""
+    return median(runs_ms) if threads == 1 else min(runs_ms)
+
+
+def _calls(contestant: Contestant) -> int:
+    contestant.run()
+    start = time.perf_counter()
+    contestant.run()
+    return max(1, math.ceil(_SLICE_SECONDS / (time.perf_counter() - start)))
+
+
+def _time(contestant: Contestant, calls: int, clock: Callable[[], float]) -> float:
+    time.sleep(_SETTLE_SECONDS)  # Threads of the last contestant may still look for work.
+    gc.disable()
+    try:
+        start = clock()
+        for _ in range(calls):
+            contestant.run()
+        return (clock() - start) / calls * 1e3
+    finally:
+        gc.enable()

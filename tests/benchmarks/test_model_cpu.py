@@ -1,0 +1,251 @@
+"""The model benchmark: its models, its contestants, how it compares, and one run of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from moh_deploy.backends.ort_kernels import choose_kernels
+from moh_deploy.config import load_config
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+NEIGHBOURS = (
+    *("model_cpu", "model_rows", "model_timing", "model_contestants", "model_subjects"),
+    *("plain_export", "op_timing", "op_candidates", "op_models", "op_inputs", "ort_session"),
+    *("process_cost", "models", "cached_decoder", "pyramid_model"),
+)
+COLUMNS = [
+    *("model", "batch", "threads", "moh_ms", "eager_ms", "plain_onnx_ms", "compile_ms"),
+    *("openvino_ms", "vs_eager", "vs_plain_onnx", "best_peer", "vs_best_peer"),
+]
+BATCHES = (2, 1)
+HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The benchmark's module, which like any script imports its neighbours by their bare names."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield import_module("model_cpu")
+    for name in NEIGHBOURS:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one run of the benchmark has left weights, packages, plain exports and its rows."""
+    folder = tmp_path_factory.mktemp("models")
+    done = run_benchmark(
+        *("--models", "vit-form", "--keep", str(folder), "--batch", "2", "1", "--threads", "1"),
+        *("--repeats", "2", "--peers", "eager", "plain_onnx", "openvino", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "rows.json").write_text(done.stdout)
+    (folder / "log").write_text(done.stderr)
+    return folder
+
+
+@pytest.fixture
+def prepared(bench: ModuleType, folder: Path) -> object:
+    """The model, ready to be measured, from the files of that run."""
+    request = bench.Request(package=folder / "vit-form" / "package")
+    return bench.prepare(bench.SUBJECTS["vit-form"], request, folder / "vit-form")
+
+
+def test_rows_have_what_was_measured(folder: Path) -> None:
+    rows = json.loads((folder / "rows.json").read_text())
+    assert [(row["model"], row["batch"], row["threads"]) for row in rows] == [
+        ("vit-form", batch, 1) for batch in BATCHES
+    ]
+    for row in rows:
+        assert list(row) == COLUMNS
+        assert row["vs_eager"] == row["eager_ms"] / row["moh_ms"] > 0
+        assert row["vs_best_peer"] == row[f"{row['best_peer']}_ms"] / row["moh_ms"]
+        assert row["compile_ms"] is None
+        assert (row["openvino_ms"] is not None) == HAS_OPENVINO
+
+
+def test_peer_that_takes_no_part_is_reported(folder: Path) -> None:
+    log = (folder / "log").read_text()
+    assert log.count("without compile: not asked for") == len(BATCHES)
+    assert ("without openvino: No module named 'openvino'" in log) == (not HAS_OPENVINO)
+
+
+@pytest.mark.parametrize("name", ["llama-form", "vit-form", "dit-form", "llama-decode"])
+def test_models_of_ours_run_and_choose_heads(bench: ModuleType, name: str) -> None:
+    import torch
+
+    config = load_config(bench.SUBJECTS[name].config, ["dims.past=8"] * (name == "llama-decode"))
+    subjects = sys.modules["model_subjects"]
+    module = subjects.build_module(
+        config.model.factory, config.model.kwargs, code_dirs=config.model.code_dirs
+    )
+    inputs = subjects.build_inputs(config)
+    gates: list[torch.Tensor] = []
+    for part in module.modules():
+        if hasattr(part, "_gates"):
+            part._gates = keeping(part._gates, gates)
+        elif type(part).__name__ == "TwoStageRouter":
+            part.register_forward_hook(lambda _, __, output: gates.append(output))
+    with torch.no_grad():
+        module(*(item.value for item in inputs))
+    assert gates
+    for one in gates:
+        chosen = (one != 0).sum(dim=-1)
+        assert chosen.min() == chosen.max() < one.shape[-1]
+
+
+def keeping(call: Callable[..., object], results: list[object]) -> Callable[..., object]:
+    def kept(*arguments: object) -> object:
+        results.append(call(*arguments))
+        return results[-1]
+
+    return kept
+
+
+def test_decoding_with_a_cache_continues_the_prompt(bench: ModuleType) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    sizes = {"num_heads": 4, "num_kv_heads": 2, "num_shared_heads": 2, "top_k": 1}
+    decoder = import_module("cached_decoder").cached_decoder(
+        dim=32, depth=2, vocab_size=16, **sizes
+    )
+    tokens, mask = torch.arange(10).view(2, 5), torch.ones(2, 5, dtype=torch.bool)
+    with torch.no_grad():
+        whole, *cache = decoder(tokens, mask)
+        _, *past = decoder(tokens[:, :4], mask[:, :4])
+        last, *grown = decoder(tokens[:, 4:], mask, *past)
+    torch.testing.assert_close(last, whole[:, 4:])
+    torch.testing.assert_close(grown, cache)
+
+
+def test_row_compares_with_the_best_peer(bench: ModuleType) -> None:
+    ms = {"moh": 2.0, "eager": 9.0, "plain_onnx": 5.0, "openvino": 3.0}
+    row = bench.row_of("m", 2, 1, ms)
+    assert (row.vs_eager, row.vs_plain_onnx, row.best_peer, row.vs_best_peer) == (
+        *(4.5, 2.5, "openvino", 1.5),
+    )
+    assert (row.compile_ms, list(row.to_json())) == (None, COLUMNS)
+
+
+def test_row_without_peers_has_no_ratio(bench: ModuleType) -> None:
+    row = bench.row_of("m", 2, 1, {"moh": 2.0})
+    assert (row.vs_eager, row.best_peer, row.vs_best_peer) == (None, None, None)
+
+
+def test_threads_are_compared_by_the_least_wall_time(bench: ModuleType) -> None:
+    assert bench.figure([5.0, 1.0, 2.0], 1) == 2.0
+    assert bench.figure([5.0, 1.0, 2.0], 2) == 1.0
+
+
+def contestant(bench: ModuleType, value: float) -> object:
+    contestants = sys.modules["model_contestants"]
+    return contestants.Contestant(
+        "peer", lambda: value, lambda result: [np.full((2, 3), result, np.float32)]
+    )
+
+
+def reference(bench: ModuleType, undecided: int) -> object:
+    outputs = {"logits": np.ones((2, 3), np.float32)}
+    return sys.modules["model_timing"].Reference(outputs, undecided)
+
+
+def test_wrong_output_is_no_measurement(bench: ModuleType) -> None:
+    with pytest.raises(bench.WrongOutput, match=r"'logits' of vectors peer differs by 0\.001"):
+        bench.measure(
+            [contestant(bench, 1.001)], reference(bench, undecided=0), threads=1, repeats=1
+        )
+
+
+def test_another_choice_of_heads_is_excused_where_rounding_decides(bench: ModuleType) -> None:
+    check = sys.modules["model_timing"].check
+    assert not check(contestant(bench, 1), 1.00001, reference(bench, 3)).excused
+    assert check(contestant(bench, 1), 1.001, reference(bench, 3)).excused
+    with pytest.raises(bench.WrongOutput, match="unclear for 3 tokens"):
+        check(contestant(bench, 1), 1.2, reference(bench, 3))
+    with pytest.raises(bench.WrongOutput):
+        check(contestant(bench, 1), np.nan, reference(bench, 3))
+
+
+def test_contestants_take_turns_and_change_their_order(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = sys.modules["model_timing"]
+    order: list[str] = []
+    monkeypatch.setattr(timing, "_calls", lambda one: 1)
+    monkeypatch.setattr(timing, "_time", lambda one, calls, clock: order.append(one.name) or 1.0)
+    three = [
+        sys.modules["model_contestants"].Contestant(
+            name, lambda: 1, lambda _: [np.ones((2, 3), np.float32)]
+        )
+        for name in "abc"
+    ]
+    runs_ms, _ = bench.measure(three, reference(bench, 0), threads=1, repeats=3)
+    assert "".join(order) == "abcbcacab"
+    assert runs_ms == {name: [1.0] * 3 for name in "abc"}
+
+
+def test_rows_of_inputs_repeat_for_larger_batches(prepared: object) -> None:
+    two, five = prepared.inputs(2), prepared.inputs(5)
+    for name, array in two.items():
+        np.testing.assert_array_equal(five[name], array[[0, 1, 0, 1, 0]])
+        np.testing.assert_array_equal(array, prepared.example.inputs[name])
+
+
+def test_missing_runtime_or_compiler_is_no_failure(
+    bench: ModuleType, prepared: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(module: object) -> object:
+        def call(*arguments: object) -> object:
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+        return call
+
+    monkeypatch.setattr("torch.compile", no_compiler)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    kernel = choose_kernels("off")
+    field = bench.line_up(prepared, prepared.inputs(1), kernel, bench.PEERS, 1)
+    assert [one.name for one in field.contestants] == ["moh", "eager", "plain_onnx"]
+    assert "No working C++ compiler" in field.absent["compile"]
+    assert "pip install 'moh-deploy[bench]'" in field.absent["openvino"]
+
+
+def test_random_weights_have_no_zeros_left(bench: ModuleType, folder: Path) -> None:
+    import torch
+
+    weights = torch.load(folder / "vit-form" / "random_weights.pt", weights_only=True)
+    module = import_module("pyramid_model").pyramid(
+        **load_config(bench.SUBJECTS["vit-form"].config).model.kwargs
+    )
+    assert all(bool(weights[name].any()) for name, _ in module.named_parameters())
+
+
+def test_model_whose_code_is_missing_is_refused(bench: ModuleType, tmp_path: Path) -> None:
+    subject = bench.SUBJECTS["vit-small-75"]
+    with pytest.raises(bench.NoOriginal, match=r"clone https://\S+ and give its folder with --ori"):
+        bench.prepare(subject, bench.Request(), tmp_path)
+    with pytest.raises(bench.NoOriginal, match="has no folder MoH-ViT"):
+        bench.prepare(subject, bench.Request(original=tmp_path), tmp_path)
+
+
+def test_options_of_one_model_need_one_model(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--models", "vit-form", "dit-form", "--set", "dims.seq=8"])
+    assert "are of one model" in capsys.readouterr().err
+
+
+def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / "model_cpu.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
