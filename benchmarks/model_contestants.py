@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import torch
 from model_subjects import Prepared
 from ort_session import Unusable, kernel_session, plain_session
@@ -85,7 +86,7 @@ def moh(
     """Return our package on the kernels, if there are any."""
     path = prepared.package.model_path
     session, _ = kernel_session(path, moh_nodes(path), kernel, threads=threads)
-    return _on_ort(MOH, session, inputs)
+    return on_ort(MOH, session, inputs)
 
 
 def moh_nodes(path: Path) -> list[str]:
@@ -94,10 +95,11 @@ def moh_nodes(path: Path) -> list[str]:
 
 
 def _plain(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:
-    return _on_ort(PLAIN_ONNX, plain_session(prepared.plain, threads=threads), inputs)
+    return on_ort(PLAIN_ONNX, plain_session(prepared.plain, threads=threads), inputs)
 
 
-def _on_ort(name: str, session: object, inputs: Mapping[str, Array]) -> Contestant:
+def on_ort(name: str, session: ort.InferenceSession, inputs: Mapping[str, Array]) -> Contestant:
+    """Return a session with its inputs as a contestant."""
     feeds = _by_position(name, [one.name for one in session.get_inputs()], inputs)
     values = {key: to_ort(array) for key, array in feeds.items()}
     return Contestant(

@@ -10,6 +10,7 @@ random.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -18,15 +19,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol
 
 from model_contestants import PEERS, Field, line_up, original
+from model_profile import Profile, profile_both
 from model_rows import Row, row_of, table_of
+from model_skipped import SkippedWork, skipped_work
 from model_subjects import SUBJECTS, NoOriginal, Prepared, Request, Subject, prepare
 from model_timing import Parity, figure, measure, reference_of
 from op_timing import WrongOutput
 from ort_session import Unusable
 from process_cost import load_average, machine
 from rich.console import Console
+from rich.table import Table
 
 from moh_deploy.backends.ort_kernels import choose_kernels
 from moh_deploy.backends.runner import KernelUse
@@ -36,11 +41,18 @@ PACKAGES = ("moh-deploy", "onnxruntime", "openvino", "torch")
 PUBLISHED = [name for name in SUBJECTS if not name.endswith("-form")]
 
 
+class Result(Protocol):
+    """What one of the three questions is answered with."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return the answer in plain JSON types."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     start_load = load_average()
     try:
-        rows = _measure_all(options)
+        results = [one for name in options.models for one in _answer(options, SUBJECTS[name])]
     except (MoHDeployError, NoOriginal, Unusable, WrongOutput) as failure:
         print(failure, file=sys.stderr)
         return 1
@@ -55,24 +67,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in about.items():
         console.print(f"{name:14} {value}", markup=False, highlight=False)
     if options.json:
-        print(json.dumps([row.to_json() for row in rows], indent=2))
+        print(json.dumps([one.to_json() for one in results], indent=2))
     else:
-        console.print(table_of(rows))
+        console.print(*_tables(results))
     return 0
 
 
-def _measure_all(options: argparse.Namespace) -> list[Row]:
-    return [row for name in options.models for row in _measure_model(options, SUBJECTS[name])]
+def _tables(results: Sequence[Result]) -> list[Table]:
+    rows = [one for one in results if isinstance(one, Row)]
+    others = [one.table() for one in results if isinstance(one, (Profile, SkippedWork))]
+    return [*([table_of(rows)] if rows else []), *others]
 
 
-def _measure_model(options: argparse.Namespace, subject: Subject) -> list[Row]:
+def _answer(options: argparse.Namespace, subject: Subject) -> list[Result]:
+    """Make a model and answer what is asked about it."""
     with _folder(options, subject) as folder:
         prepared = prepare(subject, options.request, Path(folder))
-        return [
-            _measure(options, subject, prepared, batch, threads)
-            for batch in options.batch or [subject.batch]
-            for threads in options.threads
-        ]
+        batches = options.batch or [subject.batch]
+        if options.profile:
+            return [_profile(options, subject, prepared, batch) for batch in batches]
+        if options.skipped:
+            return [_skipped(options, subject, prepared, batch) for batch in batches]
+        both = itertools.product(batches, options.threads)
+        return [_measure(options, subject, prepared, *one) for one in both]
+
+
+def _profile(
+    options: argparse.Namespace, subject: Subject, prepared: Prepared, batch: int
+) -> Profile:
+    with tempfile.TemporaryDirectory() as scratch:
+        lines = profile_both(
+            prepared,
+            prepared.inputs(batch),
+            options.kernels,
+            repeats=options.repeats,
+            scratch=Path(scratch),
+        )
+    return Profile(subject.name, batch, lines)
+
+
+def _skipped(
+    options: argparse.Namespace, subject: Subject, prepared: Prepared, batch: int
+) -> SkippedWork:
+    inputs = prepared.inputs(batch)
+    work = skipped_work(prepared.package, inputs, options.kernels, repeats=options.repeats)
+    return SkippedWork(subject.name, batch, work)
 
 
 def _measure(
@@ -156,7 +195,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=_positive, default=7, metavar="N", help="rounds; default: 7")
     add("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="NAME", help=", ".join(PEERS))
     add("--library", type=Path, metavar="FILE", help="kernels other than the installation's")
-    add("--json", action="store_true", help="print a list of rows")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--profile", action="store_true", help="time by operator, plain and ours")
+    what.add_argument("--skipped", action="store_true", help="rows and time skipped by each layer")
+    add("--json", action="store_true", help="print a list of rows instead of tables")
     return parser
 
 

@@ -22,6 +22,7 @@ NEIGHBOURS = (
     *("model_cpu", "model_rows", "model_timing", "model_contestants", "model_subjects"),
     *("plain_export", "op_timing", "op_candidates", "op_models", "op_inputs", "ort_session"),
     *("process_cost", "models", "cached_decoder", "pyramid_model"),
+    *("model_profile", "model_skipped", "model_nodes"),
 )
 COLUMNS = [
     *("model", "batch", "threads", "moh_ms", "eager_ms", "plain_onnx_ms", "compile_ms"),
@@ -218,6 +219,69 @@ def test_missing_runtime_or_compiler_is_no_failure(
     assert [one.name for one in field.contestants] == ["moh", "eager", "plain_onnx"]
     assert "No working C++ compiler" in field.absent["compile"]
     assert "pip install 'moh-deploy[bench]'" in field.absent["openvino"]
+
+
+@pytest.mark.parametrize("kernels", ["off", "auto"])
+def test_rows_are_skipped_by_kernels_only(
+    bench: ModuleType, prepared: object, kernels: str
+) -> None:
+    use = choose_kernels(kernels)
+    inputs = prepared.inputs(1)
+    work = bench.skipped_work(prepared.package, inputs, use, repeats=1)
+    assert [one.path for one in work] == [one.path for one in prepared.package.manifest.layers]
+    for one in work:
+        layer = next(x for x in prepared.package.manifest.layers if x.path == one.path)
+        assert one.attention.dense == layer.seq_len * layer.num_heads
+        assert (one.time is None) == (layer.node is None)
+        skips = use.library is not None and layer.node is not None
+        assert (one.attention.computed < one.attention.dense) == skips
+    answer = bench.SkippedWork("m", 1, work).to_json()
+    assert json.loads(json.dumps(answer))["layers"][-1]["attention"] == {
+        "computed": work[-1].attention.computed,
+        "dense": work[-1].attention.dense,
+    }
+
+
+def test_dense_layer_and_open_gates_are_measured_beside_ours(
+    bench: ModuleType, prepared: object
+) -> None:
+    work = bench.skipped_work(
+        prepared.package, prepared.inputs(2), choose_kernels("auto"), repeats=1
+    )
+    replaced = [one.time for one in work if one.time is not None]
+    assert replaced
+    for time in replaced:
+        assert min(time.moh, time.every_head, time.dense) > 0
+        assert time.gain == time.dense / time.moh
+
+
+def test_profile_has_the_operators_of_both_sides(
+    bench: ModuleType, prepared: object, tmp_path: Path
+) -> None:
+    lines = bench.profile_both(
+        prepared, prepared.inputs(2), choose_kernels("off"), repeats=2, scratch=tmp_path
+    )
+    (softmax,) = (line for line in lines if line.op == "Softmax")
+    assert softmax.plain.nodes > 0
+    assert softmax.plain.ms > 0
+    answer = bench.Profile("m", 2, lines).to_json()
+    assert answer["ops"][0]["plain"].keys() == {"nodes", "ms"}
+
+
+def test_profile_leaves_the_first_run_out_and_adds_medians(
+    bench: ModuleType, tmp_path: Path
+) -> None:
+    def event(node: str, op: str, microseconds: int, kind: str = "_kernel_time") -> object:
+        name = {"name": node + kind, "cat": "Node", "dur": microseconds}
+        return {**name, "args": {"op_name": op}}
+
+    file = tmp_path / "profile.json"
+    events = [event("a", "MatMul", us) for us in (9000, 1000, 3000, 2000)]
+    events += [event("b", "MatMul", us) for us in (9000, 500, 500, 500)]
+    events += [event("a", "MatMul", 7, "_fence_before"), {"cat": "Session", "name": "run"}]
+    file.write_text(json.dumps(events))
+    share = sys.modules["model_profile"].Share
+    assert sys.modules["model_profile"].read_profile(file) == {"MatMul": share(2, 2.5)}
 
 
 def test_random_weights_have_no_zeros_left(bench: ModuleType, folder: Path) -> None:
