@@ -5,7 +5,7 @@
     w   = softmax over [ s k'[window] + window_bias,  s pooled k' + pooled_bias ]
     Y   = gate * ( (w[window] + q' window_tokens + window_offset) v[window]  +  w[pooled] pooled v )
 
-Source: aggregated attention, TransNeXt, arXiv 2311.17132, section 3.1 to 3.4, with the gates of
+Source: aggregated attention, TransNeXt, arXiv 2311.17132, section 3.1, with the gates of
 Mixture-of-Head attention, arXiv 2410.11842, section 3.2.
 """
 

@@ -65,35 +65,23 @@ def aggregated_attention(
     )
     if normalize:
         q, k, pk = (unit_length(x, dim=-1, eps=epsilon) for x in (q, k, pk))
-    embedding, scale, window_bias, pooled_bias, tokens, offset = (
-        None if x is None else x.to(precise)
-        for x in (
-            query_embedding,
-            query_scale,
-            window_bias,
-            pooled_bias,
-            window_tokens,
-            window_offset,
-        )
-    )
     neighbours, inside = _neighbours(height, width, kernel_height, kernel_width)  # [N, L]
     neighbours, inside = neighbours.to(q.device), inside.to(q.device)
 
-    s = q if embedding is None else q + embedding.unsqueeze(1)
-    s = s if scale is None else s * scale.unsqueeze(-1)
-    window = (k[:, :, neighbours] @ s.unsqueeze(-1)).squeeze(-1)  # [B, H, N, L]
-    window = window if window_bias is None else window + window_bias.unsqueeze(1)
+    s = _plus(q, query_embedding)
+    s = s if query_scale is None else s * query_scale.to(precise).unsqueeze(-1)
+    window = _plus((k[:, :, neighbours] @ s.unsqueeze(-1)).squeeze(-1), window_bias)
+    window = window.masked_fill(~inside, float("-inf"))  # [B, H, N, L]
     pooled = s @ pk.transpose(-2, -1)  # [B, H, N, P]
-    pooled = pooled if pooled_bias is None else pooled + pooled_bias
-    scores = torch.cat([window.masked_fill(~inside, float("-inf")), pooled], dim=-1)
-    weights = scores.softmax(dim=-1)
+    pooled = pooled if pooled_bias is None else pooled + pooled_bias.to(precise)
+    weights = torch.cat([window, pooled], dim=-1).softmax(dim=-1)
 
     num_places = kernel_height * kernel_width
-    seen, rest = weights[..., :num_places], weights[..., num_places:]
-    seen = seen if tokens is None else seen + q @ tokens
-    seen = seen if offset is None else seen + offset.unsqueeze(1)
+    window, pooled = weights[..., :num_places], weights[..., num_places:]
+    window = window if window_tokens is None else window + q @ window_tokens.to(precise)
+    window = _plus(window, window_offset)
     beside = v[:, :, neighbours].masked_fill(~inside.unsqueeze(-1), 0.0)  # [B, H, N, L, D]
-    heads = (seen.unsqueeze(-2) @ beside).squeeze(-2) + rest @ pv
+    heads = (window.unsqueeze(-2) @ beside).squeeze(-2) + pooled @ pv
     gate = gates.to(precise).transpose(1, 2).unsqueeze(-1)  # [B, H, N, 1]
     gated = torch.where(gate == 0, 0.0, heads * gate)
     return gated.transpose(1, 2).flatten(2).to(query.dtype)
@@ -102,6 +90,11 @@ def aggregated_attention(
 def _split_heads(packed: Tensor, num_heads: int) -> Tensor:
     """[B, N, H*D] to [B, H, N, D]."""
     return packed.reshape(*packed.shape[:2], num_heads, -1).transpose(1, 2)
+
+
+def _plus(tokens: Tensor, term: Tensor | None) -> Tensor:
+    """Add what a head adds to each of its tokens: [H, X] to [B, H, N, X]."""
+    return tokens if term is None else tokens + term.to(tokens.dtype).unsqueeze(1)
 
 
 def _neighbours(
