@@ -212,6 +212,7 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
         router_replaced=rewrite.routed is not None,
         replaced=rewrite.replacement is not None,
         reason=rewrite.reason,
+        op=rewrite.op,
         node=names.node,
         gates=names.gates,
         batch=batch,

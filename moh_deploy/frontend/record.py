@@ -121,9 +121,9 @@ def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> str | N
         found = _difference("MoHRouter", values[rewrite.routed][decided], original[decided])
         if found is not None:
             return found
-    if rewrite.replacement is None or not everything_decided:
+    if rewrite.replacement is None or rewrite.op is None or not everything_decided:
         return None
-    return _difference("MoHAttention", values[rewrite.replacement], values[rewrite.layer.node])
+    return _difference(rewrite.op, values[rewrite.replacement], values[rewrite.layer.node])
 
 
 def _decided(

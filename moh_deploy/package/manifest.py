@@ -13,6 +13,8 @@ Choice = Literal["dense", "sparse", "projected"]
 """How a replaced layer is run: every head by its function bodies; the chosen heads by a kernel; the
 chosen heads with their projections by kernels."""
 
+AttentionOp = Literal["MoHAttention", "MoHAggregatedAttention"]
+
 # Read by pydantic when manifest.json is decoded: no key too many, no number hidden in a string.
 _STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}
 # A measured error may be NaN, which JSON can only spell as a string.
@@ -40,8 +42,7 @@ class LayerInfo:
     Attributes:
         path: Module path in the original model, such as `blocks.3.attn`.
         num_heads: Query heads of the attention, shared ones included.
-        num_kv_heads: Key and value heads; None where the attention is of a form that MoHAttention
-            does not cover.
+        num_kv_heads: Key and value heads; None where the attention is of a form that no op covers.
         head_dim: Size of one head; None under the same condition.
         num_shared_heads: Heads that run for every token; None where the router's form does not
             tell.
@@ -49,19 +50,21 @@ class LayerInfo:
             router's form does not tell.
         router: `two_stage`, `top_k`, `shared`, `query_norm`, `mask` (MoHRouter forms), or `custom`.
         router_replaced: The router became a MoHRouter node (else it stays as plain ops in front).
-        replaced: The attention became a MoHAttention node.
+        replaced: The attention became a node of `op`.
         reason: Why it (or its router) was not replaced; None if both were.
-        node: Name of the MoHAttention node in model.onnx; None if not replaced.
+        node: Name of the node of `op` in model.onnx; None if not replaced.
         gates: Name of the value in model.onnx that holds the gates [B, S, num_heads]. Readers fetch
             it as an extra output.
         batch: Batch size at the example's sizes (product of all batch axes).
         seq_len: Query length at the example's sizes; None where unknown.
-        kv_len: Key length at the example's sizes; None where unknown.
+        kv_len: Keys that a token may see, at the example's sizes: all of its window and all pooled
+            ones for MoHAggregatedAttention; None where unknown.
         active_share: Share of (token, head) pairs with a non-zero gate, measured on the recorded
             vectors.
         query_projection: Name of the MoHQueryProjection node that makes the queries; None if they
             are made by plain operators.
         output_projection: Name of the MoHOutputProjection node that reads the heads; None likewise.
+        op: `MoHAttention` or `MoHAggregatedAttention`; None if not replaced.
         choice: How the layer is run; None if it was not replaced, or nobody chose: then every node
             of it is of domain `moh`.
     """
@@ -86,6 +89,7 @@ class LayerInfo:
     active_share: float | None = None
     query_projection: str | None = None
     output_projection: str | None = None
+    op: AttentionOp | None = None
     choice: Choice | None = None
 
 

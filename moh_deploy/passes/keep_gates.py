@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import onnx_ir as ir
+
+from moh_deploy.package.manifest import AttentionOp
+
+ATTENTION_OPS = get_args(AttentionOp)
 
 
 @dataclass(frozen=True)
@@ -13,7 +18,7 @@ class LayerNames:
 
     Attributes:
         gates: Value that holds the gates [B, S, H].
-        node: The MoHAttention node; None where the attention stays as ordinary operators.
+        node: The node of the layer's attention; None where it stays ordinary operators.
     """
 
     gates: str
@@ -23,25 +28,25 @@ class LayerNames:
 def keep_gates(
     model: ir.Model, *, paths: list[str], replaced: list[bool]
 ) -> tuple[LayerNames, ...]:
-    """Take the gates off the end of the model's outputs, and name them and the MoHAttention nodes
-    after their layers.
+    """Take the gates off the end of the model's outputs, and name them and the nodes of the
+    attention after their layers.
 
     Args:
         paths: Module path of each layer, in the order in which the layers run.
-        replaced: Whether the layer has a MoHAttention node.
+        replaced: Whether the layer has a node of ATTENTION_OPS.
     """
     graph = model.graph
     first = len(graph.outputs) - len(paths)
     gates = list(graph.outputs[first:])
     names = _unique(paths)
-    attention = iter([node for node in graph if node.op_type == "MoHAttention"])
+    attention = iter([node for node in graph if node.op_type in ATTENTION_OPS])
     layers: list[LayerNames] = []
     for name, value, has_node in zip(names, gates, replaced, strict=True):
         value.name = f"{name}.gates"
         node = None
         if has_node:
             node = next(attention)
-            node.name = f"{name}.MoHAttention"
+            node.name = f"{name}.{node.op_type}"
         layers.append(LayerNames(value.name, None if node is None else node.name))
     del graph.outputs[first:]
     return tuple(layers)

@@ -26,7 +26,7 @@ def query_norm(shared: int, k: int) -> ExpectedLayer:
 
 
 def aggregated() -> ExpectedLayer:
-    return ExpectedLayer(4, None, 1, 2, "two_stage", replaced=False)
+    return ExpectedLayer(4, 4, 1, 2, "two_stage")
 
 
 MIXER = two_stage(4, 2, 1)

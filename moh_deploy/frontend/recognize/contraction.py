@@ -1,7 +1,8 @@
 """Products of two tensors, whatever they are written with, as labelled dimensions.
 
-`matmul`, `bmm`, `mm`, two-operand `einsum` and broadcast `mul` all become one thing: a label for
-each dimension of both operands and of the result. A label that the result lacks is summed over.
+`matmul`, `bmm`, `mm`, two-operand `einsum`, broadcast `mul` and its `sum` all become one thing: a
+label for each dimension of both operands and of the result. A label that the result lacks is summed
+over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import cast
 from torch.fx import Node
 
 from moh_deploy.frontend.recognize.axes import Dim, Layout, fresh_dim
-from moh_deploy.frontend.recognize.graph import is_tensor, op, rank, shape
+from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, rank, shape
 
 Labels = tuple[str | None, ...]
 
@@ -72,6 +73,8 @@ def contraction(node: Node) -> Contraction | None:
     name = op(node)
     if name == "einsum":
         return _einsum(node)
+    if name == "sum":
+        return _summed_product(node)
     operands = node.args[:2]
     if len(operands) < 2 or not all(is_tensor(operand) for operand in operands):
         return None
@@ -99,6 +102,26 @@ def _matmul(a: Node, b: Node, out_rank: int) -> Contraction:
 def _broadcast_product(a: Node, b: Node, out_rank: int) -> Contraction:
     out = [f"b{position}" for position in range(out_rank)]
     return Contraction((a, b), (_aligned(out, a, 0, b), _aligned(out, b, 0, a)), tuple(out))
+
+
+def _summed_product(node: Node) -> Contraction | None:
+    """`sum(a * b)` over dimensions that both have."""
+    product, dims = cast(Node, node.args[0]), argument(node, "dim")
+    if op(product) not in ("mul", "multiply") or not isinstance(dims, (list, tuple)):
+        return None
+    found = contraction(product)
+    if found is None or found.operands[0] is found.operands[1]:
+        return None
+    positions = {cast(int, dim) % rank(product) for dim in dims}
+    summed = {found.out[position] for position in positions}
+    if not all(summed <= set(labels) for labels in found.labels):
+        return None
+    kept = (None if label in summed else label for label in found.out)
+    if argument(node, "keepdim", False):
+        return Contraction(found.operands, found.labels, tuple(kept))
+    return Contraction(
+        found.operands, found.labels, tuple(label for label in kept if label is not None)
+    )
 
 
 def _aligned(batch: Sequence[str], node: Node, trailing: int, other: Node) -> Labels:

@@ -37,3 +37,8 @@ class MoHLayer:
     @property
     def num_heads(self) -> Size:
         return product(self.heads)
+
+    @property
+    def outer_obstacles(self) -> tuple[str, ...]:
+        """Those obstacles that any op would meet: they lie outside the attention itself."""
+        return tuple(why for why in self.obstacles if why not in self.core.obstacles)

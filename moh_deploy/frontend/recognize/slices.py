@@ -97,7 +97,7 @@ def pieces(node: Node, layout: Layout) -> list[Piece]:
             break
         source, source_layout, axis, index = whole
         trail.append((source, source_layout, {**fixed, axis: index}))
-    found = [_cut(source, resolve(known), fixed) for source, known, fixed in trail]
+    found = [cut_out(source, resolve(known), fixed) for source, known, fixed in trail]
     return [piece for piece in found if piece is not None]
 
 
@@ -118,7 +118,7 @@ def _whole(node: Node, layout: Layout) -> tuple[Node, Layout, Axis, int] | None:
     return part.source, tuple(dims), axis, part.start // length
 
 
-def _cut(node: Node, layout: Layout, fixed: dict[Axis, int]) -> Piece | None:
+def cut_out(node: Node, layout: Layout, fixed: dict[Axis, int]) -> Piece | None:
     """The part as cuts of whole dimensions; None where it is not contiguous in them."""
     index_of = {leaf: index for axis, index in fixed.items() for leaf in axis.leaves()}
     if len(index_of) != len(fixed):

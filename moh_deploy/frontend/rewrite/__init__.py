@@ -16,10 +16,11 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
-from torch.fx import Graph, Node
+from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from moh_deploy.frontend.recognize import MoHLayer
+from moh_deploy.frontend.recognize.aggregated import read_aggregated
 from moh_deploy.frontend.recognize.axes import (
     Layout,
     flat,
@@ -30,13 +31,19 @@ from moh_deploy.frontend.recognize.axes import (
 )
 from moh_deploy.frontend.recognize.constants import Constants
 from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.graph import is_tensor, shape
+from moh_deploy.frontend.recognize.known_values import KnownValues
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from moh_deploy.frontend.recognize.routers.forms import Router, read_router
 from moh_deploy.frontend.recognize.routers.selection import Selection
 from moh_deploy.frontend.recognize.views import history
-from moh_deploy.frontend.rewrite.attention import AttentionRewriter, NotCoveredError, gates_of
+from moh_deploy.frontend.rewrite.aggregated import AggregatedRewriter
+from moh_deploy.frontend.rewrite.attention import AttentionRewriter
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.rewrite.operands import gates_of
 from moh_deploy.frontend.rewrite.router import insert_router
+from moh_deploy.package.manifest import AttentionOp
 
 __all__ = ["Rewrite", "commit", "insert"]
 
@@ -52,7 +59,8 @@ class Rewrite:
         scores: [B, S, candidates], what the router ranks; None where it ranks nothing.
         computed_gates: What the gates are views of: the router's own result, [..., H].
         routed: Replaces `computed_gates`; None where the router stays.
-        attention: The inserted MoHAttention; None where the attention stays.
+        op: `MoHAttention` or `MoHAggregatedAttention`; None where the attention stays.
+        attention: The inserted node of that op.
         replacement: Replaces `layer.node`; None where the attention stays.
         reason: Why the attention or the router stays; None if both are replaced.
         num_kv_heads, head_dim, kv_len: None where the attention stays.
@@ -64,6 +72,7 @@ class Rewrite:
     computed_gates: Node
     scores: Node | None = None
     routed: Node | None = None
+    op: AttentionOp | None = None
     attention: Node | None = None
     replacement: Node | None = None
     reason: str | None = None
@@ -73,19 +82,19 @@ class Rewrite:
 
     def kept(self, reason: str) -> Rewrite:
         """The same layer left as it is."""
-        return replace(self, routed=None, attention=None, replacement=None, reason=reason)
+        return replace(self, routed=None, op=None, attention=None, replacement=None, reason=reason)
 
 
 def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite]:
     """Insert the new operators beside the original ones."""
-    graph = program.graph_module.graph
-    constant = Constants(program)
-    rewrites = [_insert(graph, layer, constant) for layer in layers]
+    known = KnownValues(program)
+    rewrites = [_insert(program, layer, known) for layer in layers]
     program.graph_module.recompile()
     return rewrites
 
 
-def _insert(graph: Graph, layer: MoHLayer, constant: Constants) -> Rewrite:
+def _insert(program: ExportedProgram, layer: MoHLayer, known: KnownValues) -> Rewrite:
+    graph, constant = program.graph_module.graph, Constants(program)
     builder = GraphBuilder(graph, layer.node)
     layouts = LayoutBuilder(builder)
     wanted: Layout = (layer.batch, layer.tokens, layer.heads)
@@ -102,15 +111,47 @@ def _insert(graph: Graph, layer: MoHLayer, constant: Constants) -> Rewrite:
         routed = insert_router(early, router, computed.node)
         found = replace(found, routed=routed)
         gates = layouts.arrange(Operand(routed, computed.layout), wanted)
-    if layer.obstacles:
-        return replace(found, reason=layer.obstacles[0])
     try:
-        rewriter = AttentionRewriter(layer, builder)
-        attention, replacement = rewriter.build(gates)
+        return _insert_attention(found, program, gates, builder, known)
     except (NotCoveredError, UnknownSizeError) as error:
         return replace(found, reason=str(error))
+
+
+def _insert_attention(
+    found: Rewrite,
+    program: ExportedProgram,
+    gates: Node,
+    builder: GraphBuilder,
+    known: KnownValues,
+) -> Rewrite:
+    """Insert the op that can express the layer's attention.
+
+    Raises:
+        NotCoveredError, UnknownSizeError: If none can.
+    """
+    layer = found.layer
+    if layer.outer_obstacles:
+        raise NotCoveredError(layer.outer_obstacles[0])
+    if JOINT_SOFTMAX in layer.core.obstacles:
+        form = read_aggregated(layer, known)
+        aggregated = AggregatedRewriter(program, layer, form, builder)
+        attention, replacement = aggregated.build(gates)
+        return replace(
+            found,
+            op="MoHAggregatedAttention",
+            attention=attention,
+            replacement=replacement,
+            num_kv_heads=aggregated.num_heads,
+            head_dim=aggregated.head_dim,
+            kv_len=aggregated.kv_len,
+        )
+    if layer.obstacles:
+        raise NotCoveredError(layer.obstacles[0])
+    rewriter = AttentionRewriter(layer, builder)
+    attention, replacement = rewriter.build(gates)
     return replace(
         found,
+        op="MoHAttention",
         attention=attention,
         replacement=replacement,
         num_kv_heads=int(product(rewriter.form.kv_heads)),

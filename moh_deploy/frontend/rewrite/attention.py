@@ -10,22 +10,19 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention
-from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, flat, leaves, product, resolve
-from moh_deploy.frontend.recognize.cores.core import MaskTerm, Operand, Scores
+from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, flat, leaves, product
+from moh_deploy.frontend.recognize.cores.core import MaskTerm, Scores
 from moh_deploy.frontend.recognize.graph import example_shape, tensor
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.slices import Piece, pieces
-from moh_deploy.frontend.recognize.views import casts, is_view
-from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
+from moh_deploy.frontend.recognize.slices import Piece
+from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of
 
 aten = torch.ops.aten
 
 
 _ABSORBING = -1e30
-
-
-class NotCoveredError(Exception):
-    """An attention that MoHAttention cannot express; the message is what the user reads."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,8 @@ class AttentionRewriter:
         self._scores: Scores = layer.core.scores
         self._builder = builder
         operands = (self._scores.query, self._scores.key, layer.core.value)
-        self._trails = [_pieces(operand) for operand in operands]
-        self._layouts = LayoutBuilder(builder)
+        self._trails = [trail_of(operand) for operand in operands]
+        self._operands = OperandBuilder(builder, tensor(layer.core.output.node).dtype)
         self.form = self._form()
 
     def build(self, gates: Node) -> tuple[Node, Node]:
@@ -94,36 +91,33 @@ class AttentionRewriter:
         Raises:
             NotCoveredError: With the reason.
         """
-        form, dtype = self.form, tensor(self._layer.core.output.node).dtype
+        form, operands = self.form, self._operands
         packed = not self._scores.factors and all(
-            _entry(trail, wanted) is not None
+            entry(trail, wanted) is not None
             for trail, wanted in zip(
                 self._trails, (form.query(True), form.key(True), form.value(True)), strict=True
             )
         )
-        query = self._operand(self._trails[0], form.query(packed), dtype)
+        query = operands.operand(self._trails[0], form.query(packed))
         for factor in self._scores.factors:
-            multiplier = self._layouts.arrange(
+            multiplier = operands.arrange(
                 factor.operand, (form.batch, form.heads, form.tokens, ()), expand=False
             )
             operator = aten.div.Tensor if factor.divides else aten.mul.Tensor
-            query = self._cast(self._builder.call(operator, query, multiplier), dtype)
+            query = operands.cast(self._builder.call(operator, query, multiplier))
         output = self._builder.call(
             torch.ops.moh.attention.default,
             query,
-            self._operand(self._trails[1], form.key(packed), dtype),
-            self._operand(self._trails[2], form.value(packed), dtype),
-            self._cast(gates, dtype),
+            operands.operand(self._trails[1], form.key(packed)),
+            operands.operand(self._trails[2], form.value(packed)),
+            operands.cast(gates),
             self._mask(),
             int(product(form.heads)),
             int(product(form.kv_heads)),
             self._scores.scale,
             self._is_causal(),
         )
-        replaced = self._layouts.arrange(Operand(output, form.output(packed)), self._layer.layout)
-        # Readers may have been traced as views, which need the memory order of what they read.
-        in_order = self._builder.call(aten.contiguous.default, replaced)
-        return output, self._cast(in_order, tensor(self._layer.node).dtype)
+        return output, operands.replacement(output, form.output(packed), self._layer)
 
     @property
     def kv_len(self) -> int:
@@ -166,33 +160,6 @@ class AttentionRewriter:
                 return heads[:count]
         return heads
 
-    def _operand(self, trail: list[Piece], wanted: Layout, dtype: torch.dtype) -> Node:
-        """The tensor in the wanted layout: one that the model already has, or a rearranged one."""
-        found = _entry(trail, wanted)
-        axes = set(flat(wanted))
-        usable = [p for p in trail if set(flat(p.layout)) <= axes and not p.cuts]
-        if not usable:
-            raise NotCoveredError(
-                "query, key or value vary along an axis that attention does not have"
-            )
-        fewest = min(len(flat(piece.layout)) for piece in usable)
-        nearest = next(piece for piece in usable if len(flat(piece.layout)) == fewest)
-        piece, node = found or nearest, (found or nearest).node
-        for dim, start, stop in piece.cuts:
-            node = self._builder.call(aten.slice.Tensor, node, dim, start, stop)
-        return self._cast(self._arrange(Operand(node, piece.layout), wanted), dtype)
-
-    def _arrange(self, operand: Operand, wanted: Layout, *, expand: bool = True) -> Node:
-        try:
-            return self._layouts.arrange(operand, wanted, expand=expand)
-        except UnknownSizeError as error:
-            raise NotCoveredError(str(error)) from error
-
-    def _cast(self, node: Node, dtype: torch.dtype) -> Node:
-        if tensor(node).dtype == dtype:
-            return node
-        return self._builder.call(aten.to.dtype, node, dtype)
-
     def _is_causal(self) -> bool:
         """True where torch's causal rule (first token, first key) and ONNX's (last, last) agree."""
         return self._scores.is_causal and self._square()
@@ -212,7 +179,7 @@ class AttentionRewriter:
 
     def _mask_term(self, term: MaskTerm) -> Node:
         """One mask as bool (True may attend) or as an addend, broadcastable to [B, Hq, S, T]."""
-        node = self._arrange(term.operand, self.form.scores(), expand=False)
+        node = self._operands.arrange(term.operand, self.form.scores(), expand=False)
         if term.kind == "add":
             return (
                 node if term.value == 1 else self._builder.call(aten.mul.Scalar, node, term.value)
@@ -229,7 +196,7 @@ class AttentionRewriter:
         A finite fill overwrites scores, so that a row without any key is uniform. Added in float32,
         a number that absorbs every score does the same.
         """
-        zero = self._builder.call(aten.mul.Scalar, self._cast(keep, torch.float32), 0.0)
+        zero = self._builder.call(aten.mul.Scalar, self._operands.cast(keep, torch.float32), 0.0)
         hidden = -math.inf if math.isinf(value) else _ABSORBING
         return self._builder.call(aten.where.ScalarOther, keep, zero, hidden)
 
@@ -246,46 +213,6 @@ class AttentionRewriter:
         for term in terms[1:]:
             total = self._builder.call(operator, total, term)
         return total
-
-
-def gates_of(layer: MoHLayer, layouts: LayoutBuilder) -> Node:
-    """Insert the product of a layer's gates as [B, S, H].
-
-    Raises:
-        UnknownSizeError: If the gates cannot be brought into that layout.
-    """
-    wanted: Layout = (layer.batch, layer.tokens, layer.heads)
-    arranged = []
-    for factor in layer.gates:
-        trail = [piece for piece in _pieces(factor) if not piece.cuts and _fits(piece, wanted)]
-        best = _entry(trail, wanted) or (trail[0] if trail else factor)
-        node = layouts.arrange(Operand(best.node, best.layout), wanted)
-        if tensor(node).dtype == torch.bool:
-            node = layouts.builder.call(aten.to.dtype, node, tensor(layer.node).dtype)
-        arranged.append(node)
-    total = arranged[0]
-    for factor_node in arranged[1:]:
-        total = layouts.builder.call(aten.mul.Tensor, total, factor_node)
-    return total
-
-
-def _fits(piece: Piece, wanted: Layout) -> bool:
-    return set(flat(piece.layout)) <= set(flat(wanted))
-
-
-def _pieces(operand: Operand) -> list[Piece]:
-    """The operand and what it is a view or a part of, up to the nearest cast."""
-    trail: list[Piece] = []
-    for piece in pieces(operand.node, operand.layout):
-        trail.append(piece)
-        if is_view(piece.node) and casts(piece.node):
-            break
-    return trail
-
-
-def _entry(trail: list[Piece], wanted: Layout) -> Piece | None:
-    wanted = resolve(wanted)
-    return next((piece for piece in trail if resolve(piece.layout) == wanted), None)
 
 
 def _head_axes(piece: Piece, heads: Dim) -> set[Axis]:

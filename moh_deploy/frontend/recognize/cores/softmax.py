@@ -16,7 +16,8 @@ from moh_deploy.frontend.recognize.graph import argument, is_tensor, op
 from moh_deploy.frontend.recognize.views import backward, broadcast, is_view, lacks
 
 # A fill below this hides a score as well as minus infinity does: exp() of it is 0 in every dtype.
-_HIDING_FILL = -1e4
+HIDING_FILL = -1e4
+JOINT_SOFTMAX = "one softmax spans several products of queries and keys"
 
 Constants = Callable[[Node], torch.Tensor | None]
 
@@ -93,7 +94,7 @@ class ScoreReader:
         if name == "where":
             return self._undo_where(node, layout)
         if name in ("cat", "stack"):
-            return "one softmax spans several products of queries and keys"
+            return JOINT_SOFTMAX
         return f"{node.target} between the scores and their softmax"
 
     def _undo_add(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
@@ -143,7 +144,7 @@ class ScoreReader:
     def _undo_fill(
         self, node: Node, path: Node, mask: Node, fill: float | None, kind: str, layout: Layout
     ) -> tuple[Node, Layout] | str:
-        if fill is None or fill * self._scale > _HIDING_FILL:
+        if fill is None or fill * self._scale > HIDING_FILL:
             return (
                 f"{node.target} fills masked scores with {fill}, not with a large negative number"
             )

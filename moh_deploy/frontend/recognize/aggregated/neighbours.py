@@ -1,0 +1,79 @@
+"""What the windows of an image are, told by which pixel each of their elements is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """Windows of odd extents around each pixel of an image; pixels and taps are row by row."""
+
+    height: int
+    width: int
+    kernel_height: int
+    kernel_width: int
+
+    def neighbours(self) -> Tensor:
+        """[N, L]: the pixel at each tap of each window; -1 outside the image."""
+        rows = _near(self.height, self.kernel_height)  # [Y, kh]
+        columns = _near(self.width, self.kernel_width)  # [X, kw]
+        pixel = rows[:, None, :, None] * self.width + columns[None, :, None, :]
+        outside = (rows < 0)[:, None, :, None] | (columns < 0)[None, :, None, :]
+        return pixel.masked_fill(outside, -1).flatten(2).flatten(0, 1)
+
+    def count_inside(self) -> int:
+        return int((self.neighbours() >= 0).sum())
+
+
+def _near(size: int, kernel: int) -> Tensor:
+    place = torch.arange(size)[:, None] + torch.arange(kernel) - kernel // 2
+    return place.masked_fill((place < 0) | (place >= size), -1)
+
+
+def windows_like(neighbours: Tensor) -> list[tuple[Window, Tensor]]:
+    """All windows that `neighbours` can be, each with the order of their taps.
+
+    Args:
+        neighbours: [N, L], the pixel at each tap; -1 where it is 0. What it holds outside the image
+            does not matter.
+
+    Returns:
+        Windows, each with [L]: the window's own number of each given tap. The first has the most
+        neighbours inside its image.
+    """
+    pixels, taps = neighbours.shape
+    found = []
+    for height in _divisors(pixels):
+        for kernel_height in _divisors(taps):
+            window = Window(height, pixels // height, kernel_height, taps // kernel_height)
+            if kernel_height % 2 and window.kernel_width % 2:
+                order = _order_of(neighbours, window.neighbours())
+                if order is not None:
+                    found.append((window, order))
+    return sorted(found, key=lambda each: -each[0].count_inside())
+
+
+def _order_of(given: Tensor, expected: Tensor) -> Tensor | None:
+    """Of taps that are all outside, any one does: those with most pixels inside choose first."""
+    inside = (expected >= 0).sum(0)
+    free = sorted(range(expected.shape[1]), key=lambda number: -int(inside[number]))
+    order: list[int] = []
+    for tap in given.unbind(1):
+        match = next((number for number in free if _agree(tap, expected[:, number])), None)
+        if match is None:
+            return None
+        free.remove(match)
+        order.append(match)
+    return torch.tensor(order)
+
+
+def _agree(tap: Tensor, expected: Tensor) -> bool:
+    return bool(((tap == expected) | (expected < 0)).all())
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -1,0 +1,224 @@
+"""What a query or key is made of: unit length, a shift and a scale that are known beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, flat, leaves, resolve
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.graph import argument, is_tensor, op
+from moh_deploy.frontend.recognize.known_values import KnownValues
+from moh_deploy.frontend.recognize.views import backward, broadcast, casts, is_view
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Axes of a query or key: heads, rows (tokens, or tokens and taps), the head dimension."""
+
+    heads: Dim
+    rows: Dim
+    head_dim: Dim
+
+    @property
+    def groups(self) -> tuple[Dim, Dim, Dim]:
+        return (self.heads, self.rows, self.head_dim)
+
+
+@dataclass(frozen=True)
+class Peeled:
+    """`scale * (unit(source) + shift)`, or without the unit length.
+
+    Attributes:
+        source: What remains.
+        scale: [H, R, 1]; a size may be 1.
+        shift: [H, R, D]; a size may be 1.
+        epsilon: The smallest norm that `unit` divides by; None where nothing is normalised.
+        unit: The normalised tensor; `source` where nothing is normalised.
+    """
+
+    source: Operand
+    scale: Tensor
+    shift: Tensor
+    epsilon: float | None
+    unit: Operand
+
+
+def peel(operand: Operand, rows: Rows, known: KnownValues, *, is_query: bool) -> Peeled:
+    """Read what was done to a query or key, back to where it depends on the input otherwise.
+
+    Args:
+        is_query: Shifts and scales for each row are read as well.
+    """
+    node, layout = operand.node, resolve(operand.layout)
+    scale = torch.ones(1, 1, 1, dtype=torch.float64)
+    shift = torch.zeros(1, 1, 1, dtype=torch.float64)  # of the whole: scale * source + shift
+    while True:
+        length = read_unit_length(node, layout, rows.head_dim)
+        if length is not None:
+            source, epsilon = length
+            unit = Operand(node, layout)
+            return Peeled(Operand(source, layout), scale, shift / scale, epsilon, unit)
+        if is_view(node) and not casts(node) and (step := backward(node, layout)) is not None:
+            node, layout = step[0], resolve(step[1])
+            continue
+        change = _change(node, layout, rows, known)
+        if change is None or not (is_query or change.suits_keys):
+            break
+        shift = shift + scale * change.addend
+        scale = scale * change.factor
+        node = change.node
+        layout = resolve(layout)
+    if bool((scale == 0).any()):
+        return Peeled(
+            operand, torch.ones_like(scale[:1, :1]), torch.zeros_like(shift), None, operand
+        )
+    rest = Operand(node, layout)
+    return Peeled(rest, scale, shift / scale, None, rest)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """`factor * node + addend`."""
+
+    node: Node
+    factor: Tensor
+    addend: Tensor
+
+    @property
+    def suits_keys(self) -> bool:
+        return self.factor.shape[1] == 1 and not bool(self.addend.any())
+
+
+def _change(node: Node, layout: Layout, rows: Rows, known: KnownValues) -> _Change | None:
+    name = op(node)
+    if name in ("mul", "multiply", "div", "divide", "true_divide"):
+        return _scaled(node, layout, rows, known)
+    if name in ("add", "sub", "subtract"):
+        return _shifted(node, layout, rows, known)
+    return None
+
+
+def _scaled(node: Node, layout: Layout, rows: Rows, known: KnownValues) -> _Change | None:
+    found = operand_and_known(node, layout, rows.groups, known)
+    if found is None:
+        return None
+    source, value, position = found
+    divides = op(node) not in ("mul", "multiply")
+    if value.shape[2] != 1 or (divides and position == 1):
+        return None
+    return _Change(source, 1 / value if divides else value, torch.zeros_like(value))
+
+
+def _shifted(node: Node, layout: Layout, rows: Rows, known: KnownValues) -> _Change | None:
+    found = operand_and_known(node, layout, rows.groups, known)
+    alpha = argument(node, "alpha", 1)
+    if found is None or not isinstance(alpha, (int, float)):
+        return None
+    source, value, position = found
+    weight = -alpha if op(node) in ("sub", "subtract") else alpha
+    if position == 1 and weight != 1:
+        return None
+    return _Change(source, torch.ones(1, 1, 1, dtype=torch.float64), weight * value)
+
+
+def operand_and_known(
+    node: Node, layout: Layout, groups: tuple[Dim, ...], known: KnownValues
+) -> tuple[Node, Tensor, int] | None:
+    """The operand of full shape that depends on the input, the other one's value, and the position
+    of the first.
+
+    Returns:
+        The value has one dimension for each group of axes; None where the node has no such
+        operands.
+    """
+    for position in (0, 1):
+        source, other = node.args[position], node.args[1 - position]
+        if not isinstance(source, Node) or not known.varies(source):
+            continue
+        aligned = broadcast(source, layout)
+        if aligned is None or set(flat(aligned)) != set(flat(layout)):
+            continue
+        value = value_over(other, layout, groups, known)
+        if value is not None:
+            return source, value, position
+    return None
+
+
+def value_over(
+    value: object, layout: Layout, groups: tuple[Dim, ...], known: KnownValues
+) -> Tensor | None:
+    """A number or a known tensor that is broadcast to `layout`, as a tensor over groups of axes."""
+    if isinstance(value, (int, float)):
+        return torch.full([1] * len(groups), float(value), dtype=torch.float64)
+    if not isinstance(value, Node) or not is_tensor(value) or known.varies(value):
+        return None
+    aligned = broadcast(value, layout)
+    return None if aligned is None else known.over(Operand(value, aligned), groups)
+
+
+def read_unit_length(node: Node, layout: Layout, head_dim: Dim) -> tuple[Node, float] | None:
+    """Read `x / max(|x|, epsilon)` along the head dimension: x and epsilon."""
+    if op(node) not in ("div", "divide", "true_divide"):
+        return None
+    source, divisor = node.args[:2]
+    if not isinstance(source, Node) or not isinstance(divisor, Node):
+        return None
+    norm = divisor
+    while op(norm) in ("expand", "expand_as", "broadcast_to", "contiguous", "clone"):
+        norm = cast(Node, norm.args[0])
+    if op(norm) not in ("clamp", "clamp_min") or argument(norm, "max") is not None:
+        return None
+    epsilon, norm = argument(norm, "min"), cast(Node, norm.args[0])
+    if not isinstance(epsilon, (int, float)) or epsilon <= 0:
+        return None
+    dims = _norm_dims(norm, source)
+    if dims is None or {axis for dim in dims for axis in leaves(layout[dim])} != set(
+        leaves(head_dim)
+    ):
+        return None
+    return source, float(epsilon)
+
+
+def _norm_dims(node: Node, source: Node) -> list[int] | None:
+    """Dimensions that a Euclidean norm of `source` that keeps them is over."""
+    if op(node) == "sqrt":
+        return _root_dims(cast(Node, node.args[0]), source)
+    if op(node) not in ("linalg_vector_norm", "norm") or node.args[0] is not source:
+        return None
+    order = argument(node, "ord" if op(node) == "linalg_vector_norm" else "p", 2)
+    return _kept_dims(node) if order in (2, None) else None
+
+
+def _root_dims(total: Node, source: Node) -> list[int] | None:
+    """The same, written as the root of a sum of squares."""
+    if op(total) != "sum":
+        return None
+    squares = cast(Node, total.args[0])
+    is_square = (
+        (op(squares) == "pow" and squares.args[1] == 2)
+        or (op(squares) in ("mul", "multiply") and squares.args[1] is squares.args[0])
+        or op(squares) == "square"
+    )
+    return _kept_dims(total) if is_square and squares.args[0] is source else None
+
+
+def _kept_dims(node: Node) -> list[int] | None:
+    dims = argument(node, "dim")
+    if not isinstance(dims, (list, tuple)) or not argument(node, "keepdim", False):
+        return None
+    return [cast(int, dim) for dim in dims]
+
+
+def same_rows(first: Operand, second: Operand, dims: tuple[Dim, Dim]) -> bool:
+    """True for one tensor with one meaning, whose head dimension has a name in each."""
+    return first.node is second.node and _marked(first, dims[0]) == _marked(second, dims[1])
+
+
+def _marked(operand: Operand, head_dim: Dim) -> list[list[Axis | int]]:
+    marks: dict[Axis, int] = {axis: index for index, axis in enumerate(leaves(head_dim))}
+    return [[marks.get(axis, axis) for axis in dim] for dim in resolve(operand.layout)]

@@ -1,0 +1,280 @@
+"""Read one layer as windowed-and-pooled attention."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from moh_deploy.frontend.recognize.aggregated.form import Aggregated, Source
+from moh_deploy.frontend.recognize.aggregated.keys import KeyReader, Keys
+from moh_deploy.frontend.recognize.aggregated.neighbours import Window
+from moh_deploy.frontend.recognize.aggregated.outputs import WeightedValues, weighted_values
+from moh_deploy.frontend.recognize.aggregated.peel import Peeled, same_rows
+from moh_deploy.frontend.recognize.aggregated.scores import JointScoreReader, JointScores
+from moh_deploy.frontend.recognize.aggregated.weights import SoftmaxPart, WeightReader, Weights
+from moh_deploy.frontend.recognize.aggregated.windows import CutWindows, WindowAxes, read_windows
+from moh_deploy.frontend.recognize.axes import Dim, flat, fresh_dim, leaves, product, resolve
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
+from moh_deploy.frontend.recognize.graph import argument, rank, shape
+from moh_deploy.frontend.recognize.known_values import KnownValues
+from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
+from moh_deploy.frontend.recognize.slices import Piece
+
+
+def read_aggregated(layer: MoHLayer, known: KnownValues) -> Aggregated:
+    """Read a layer whose softmax spans window scores and pooled scores.
+
+    Raises:
+        NotCoveredError: With the reason why MoHAggregatedAttention cannot express it.
+    """
+    _check_sizes(layer)
+    values = _one_of_each(layer, weighted_values(layer))
+    reader = WeightReader(layer, known)
+    near, far = (reader.read(each.weights, each.columns) for each in values)
+    scores = _scores(layer, near.softmax, far.softmax, known)
+    windowed, pooled = KeyReader(layer, known).read(scores.parts)
+    if not windowed or len(pooled) != 1:
+        raise NotCoveredError(
+            f"the softmax spans scores of {len(windowed)} windows and of {len(pooled)} other keys,"
+            " expected one of each"
+        )
+    axes = WindowAxes(
+        layer.batch, layer.heads, layer.tokens, values[0].columns, leaves(layer.core.value_axes)
+    )
+    cut_values = read_windows(values[0].value, axes, known, "values")
+    return _Assembly(layer, values, (near, far), scores, windowed, pooled[0], cut_values).build()
+
+
+def _check_sizes(layer: MoHLayer) -> None:
+    for group, what in ((layer.tokens, "image"), (layer.heads, "number of heads")):
+        if not product(leaves(group)).is_Integer:
+            raise NotCoveredError(f"the {what} has a dynamic size")
+
+
+def _one_of_each(
+    layer: MoHLayer, products: list[WeightedValues]
+) -> tuple[WeightedValues, WeightedValues]:
+    """The products with the values of windows and with pooled values."""
+    tokens = set(leaves(layer.tokens))
+    near = [each for each in products if tokens & set(flat(each.value.layout))]
+    far = [each for each in products if not tokens & set(flat(each.value.layout))]
+    if not near:
+        raise NotCoveredError(JOINT_SOFTMAX)
+    if len(near) != 1 or len(far) != 1:
+        raise NotCoveredError(
+            f"the attention adds up {len(near)} products with values of a window and {len(far)}"
+            " with values for all pixels, expected one of each"
+        )
+    return near[0], far[0]
+
+
+def _scores(
+    layer: MoHLayer, near: SoftmaxPart, far: SoftmaxPart, known: KnownValues
+) -> JointScores:
+    softmax = layer.core.anchor
+    dim = cast(int, argument(softmax, "dim", -1)) % rank(softmax)
+    extent = shape(softmax)[dim]
+    places = torch.cat([near.positions, far.positions]).sort().values
+    if resolve(near.layout) != resolve(far.layout):
+        raise NotCoveredError("window and pooled scores are of different heads or tokens")
+    if not extent.is_Integer or not torch.equal(places, torch.arange(int(extent))):
+        raise NotCoveredError("some weights of the softmax are not used, or are used twice")
+    columns = fresh_dim(extent)
+    layout = (*near.layout[:dim], columns, *near.layout[dim:])
+    return JointScoreReader(layer.heads, layer.tokens, known).read(softmax, layout, columns)
+
+
+class _Assembly:
+    """Checks that the parts make one MoHAggregatedAttention, and brings its operands together."""
+
+    def __init__(
+        self,
+        layer: MoHLayer,
+        values: tuple[WeightedValues, WeightedValues],
+        weights: tuple[Weights, Weights],
+        scores: JointScores,
+        windowed: list[Keys],
+        pooled: Keys,
+        cut_values: CutWindows,
+    ) -> None:
+        self._layer, self._scores = layer, scores
+        self._values, (self._near, self._far) = values, weights
+        self._windowed, self._pooled, self._cut_values = windowed, pooled, cut_values
+        self._columns = torch.cat([torch.arange(k.part.start, k.part.stop) for k in windowed])
+
+    def build(self) -> Aggregated:
+        self._check_pooled()
+        self._check_queries()
+        window, key_taps, value_taps = self._window()
+        tokens, offset = self._added_weights(value_taps)
+        if not self._cut_values.is_zero_outside(window, value_taps) and not (
+            tokens is None and offset is None
+        ):
+            raise NotCoveredError("values outside the image are not 0")
+        query, keys, pooled_keys, epsilon = self._units()
+        tokens_axes, head_dim = self._layer.tokens, leaves(self._layer.core.value_axes)
+        far = self._values[1]
+        form = Aggregated(
+            query=query,
+            key=keys,
+            value=Source(self._cut_values.image, tokens_axes, head_dim),
+            pooled_key=pooled_keys,
+            pooled_value=Source(
+                Piece(far.value.node, resolve(far.value.layout)), far.columns, head_dim
+            ),
+            window=window,
+            query_embedding=self._embedding(),
+            query_scale=_unless(self._scale(), 1.0),
+            window_bias=_unless(self._window_bias(window, key_taps), 0.0),
+            pooled_bias=_unless(self._pooled_bias(), 0.0),
+            window_tokens=tokens,
+            window_offset=offset,
+            epsilon=epsilon,
+        )
+        _check_head_dims(form)
+        return form
+
+    def _check_pooled(self) -> None:
+        part = self._pooled.part
+        if not torch.equal(self._far.softmax.positions, torch.arange(part.start, part.stop)):
+            raise NotCoveredError("pooled keys and pooled values are not in the same order")
+        if self._far.tokens or bool(self._far.offset.any()):
+            raise NotCoveredError("something is added to the weights of pooled values")
+
+    def _check_queries(self) -> None:
+        """All products read one query, with one scale."""
+        query, scale, head_dim = self._pooled.query, self._pooled.scale, self._pooled.part.summed
+        for keys in self._windowed:
+            if not _same_query(keys.query, keys.part.summed, query, head_dim):
+                raise NotCoveredError("window scores and pooled scores are of different queries")
+            if not (_close(keys.scale, scale) and _close(keys.query.shift, query.shift)):
+                raise NotCoveredError("window scores and pooled scores are scaled differently")
+
+    def _window(self) -> tuple[Window, Tensor, Tensor]:
+        """Sizes of image and window; the window's number of each key's and of each value's tap."""
+        cuts = [cast(CutWindows, keys.windows) for keys in self._windowed]
+        taps = torch.cat([cut.neighbours for cut in cuts], dim=1)
+        of_keys = CutWindows(cuts[0].image, taps).orders()
+        of_values = self._cut_values.orders()
+        for window, value_taps in of_values.items():
+            if window in of_keys and self._paired(window, of_keys[window], value_taps):
+                return window, of_keys[window], value_taps
+        raise NotCoveredError(
+            "keys and values are not those of a window around each pixel, of odd height and width,"
+            " with the weights in the order of the keys"
+        )
+
+    def _paired(self, window: Window, key_taps: Tensor, value_taps: Tensor) -> bool:
+        """True where each value is weighted by the score of the key at the same place."""
+        place = {int(column): int(tap) for column, tap in zip(self._columns, key_taps, strict=True)}
+        weighted = [place.get(int(column), -1) for column in self._near.softmax.positions]
+        inside = (window.neighbours() >= 0).any(0)
+        return all(
+            given == own or not (bool(inside[own]) or bool(inside[given]))
+            for given, own in zip(weighted, value_taps.tolist(), strict=True)
+        )
+
+    def _units(self) -> tuple[Source, Source, Source, float | None]:
+        """Query, keys and pooled keys: before they get unit length where all of them do."""
+        pooled, query, tokens = self._pooled, self._pooled.query, self._layer.tokens
+        keys = self._one_image()
+        epsilons = {query.epsilon, keys.epsilon, pooled.epsilon}
+        together = len(epsilons) == 1 and None not in epsilons
+        operand = query.source if together else query.unit
+        read = Source(Piece(operand.node, operand.layout), tokens, pooled.part.summed)
+        if together:
+            return read, keys.source, pooled.source, query.epsilon
+        if keys.unit is None or pooled.unit is None:
+            raise NotCoveredError("keys get unit length after the windows are cut, queries do not")
+        return read, keys.unit, pooled.unit, None
+
+    def _one_image(self) -> Keys:
+        first = self._windowed[0]
+        for other in self._windowed[1:]:
+            a, b = first.source, other.source
+            images = (Operand(a.piece.node, a.piece.layout), Operand(b.piece.node, b.piece.layout))
+            same = same_rows(*images, (a.head_dim, b.head_dim)) and a.piece.cuts == b.piece.cuts
+            if not same or first.epsilon != other.epsilon:
+                raise NotCoveredError("the keys of a window are not parts of one image")
+        return first
+
+    def _embedding(self) -> Tensor | None:
+        """[H, D]."""
+        shift = self._pooled.query.shift  # [H, N, D]
+        if not _close(shift, shift[:, :1]):
+            raise NotCoveredError("what is added to the query differs from pixel to pixel")
+        heads, head_dim = self._layer.heads, self._pooled.part.summed
+        return _unless(shift[:, 0].expand(_count(heads), _count(head_dim)), 0.0)
+
+    def _scale(self) -> Tensor:
+        """[H, N]."""
+        return self._pooled.scale.expand(_count(self._layer.heads), _count(self._layer.tokens))
+
+    def _window_bias(self, window: Window, taps: Tensor) -> Tensor:
+        """[H, L]. The mask has to hide what is outside the image, and nothing else."""
+        inside = window.neighbours()[:, taps] >= 0  # [N, L], in the order of the keys
+        hidden = self._scores.hidden[..., self._columns]
+        if not bool(hidden.any()) and not bool(inside.all()):
+            raise NotCoveredError("keys outside the image take part in the softmax")
+        if not torch.equal(hidden, (~inside).expand_as(hidden)):
+            raise NotCoveredError("the mask of a window hides other keys than those outside")
+        bias = self._scores.bias[..., self._columns].masked_fill(~inside, 0.0)
+        mean = bias.sum(1) / inside.sum(0).clamp(min=1)  # [H, L]
+        if not _close(bias, mean[:, None].masked_fill(~inside, 0.0)):
+            raise NotCoveredError("the bias of a window differs from pixel to pixel")
+        return torch.zeros_like(mean).index_copy(1, taps, mean)
+
+    def _pooled_bias(self) -> Tensor:
+        """[H, N, P]."""
+        part = self._pooled.part
+        hidden = self._scores.hidden[..., part.start : part.stop]
+        bias = self._scores.bias[..., part.start : part.stop]
+        return bias.masked_fill(hidden, float("-inf"))
+
+    def _added_weights(self, taps: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """[H, D, L] and [H, L], in the window's own order of taps."""
+        heads, head_dim = _count(self._layer.heads), _count(self._pooled.part.summed)
+        tokens = torch.zeros(heads, head_dim, len(taps), dtype=torch.float64)
+        offset = self._near.offset.expand(heads, len(taps))
+        for added in self._near.tokens:
+            query = added.query
+            if not _same_query(query, added.head_dim, self._pooled.query, self._pooled.part.summed):
+                raise NotCoveredError("scores and weights are of different queries")
+            scale = query.scale[:, :1, :]  # [H, 1, 1]
+            shift = query.shift[:, :1, :] * scale  # [H, 1, D]
+            if not (_close(query.scale, scale) and _close(query.shift * query.scale, shift)):
+                raise NotCoveredError("the query of the weights is scaled for each pixel")
+            full = added.tokens.expand(heads, head_dim, len(taps))
+            tokens = tokens + scale * full
+            offset = offset + (shift.expand(heads, 1, head_dim) @ full)[:, 0]
+        return (
+            _unless(torch.zeros_like(tokens).index_copy(2, taps, tokens), 0.0),
+            _unless(torch.zeros_like(offset).index_copy(1, taps, offset), 0.0),
+        )
+
+
+def _same_query(a: Peeled, a_head_dim: Dim, b: Peeled, b_head_dim: Dim) -> bool:
+    return a.epsilon == b.epsilon and same_rows(a.source, b.source, (a_head_dim, b_head_dim))
+
+
+def _check_head_dims(form: Aggregated) -> None:
+    sources = (form.query, form.key, form.value, form.pooled_key, form.pooled_value)
+    sizes = {product(leaves(source.head_dim)) for source in sources}
+    if len(sizes) != 1 or not next(iter(sizes)).is_Integer:
+        raise NotCoveredError("queries, keys and values have heads of different sizes")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.isclose(a, b, rtol=1e-5, atol=1e-7).all())
+
+
+def _unless(value: Tensor, neutral: float) -> Tensor | None:
+    return None if bool((value == neutral).all()) else value
+
+
+def _count(axes: Dim) -> int:
+    return int(product(leaves(axes)))

@@ -1,0 +1,153 @@
+"""The weights that a product with values reads: a part of the softmax, and what was added to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.aggregated.outputs import is_complete, terms_of
+from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, peel
+from moh_deploy.frontend.recognize.aggregated.strides import read_layout
+from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, resolve
+from moh_deploy.frontend.recognize.contraction import Contraction, contraction
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.elements import elements_of
+from moh_deploy.frontend.recognize.graph import argument, example_shape, rank, shape
+from moh_deploy.frontend.recognize.known_values import KnownValues, arranged, one_axis_a_dim
+from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
+from moh_deploy.frontend.recognize.views import casts, is_view
+
+
+@dataclass(frozen=True)
+class SoftmaxPart:
+    """The part of a softmax that weighs some values.
+
+    Attributes:
+        positions: [L], place in the softmax of each column.
+        layout: Of the softmax, without the dimension that it normalises over.
+    """
+
+    positions: Tensor
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A product of queries and learned tokens.
+
+    Attributes:
+        query: The query, whose head dimension is `head_dim`.
+        tokens: [H, D, L].
+    """
+
+    query: Peeled
+    head_dim: Dim
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """`softmax[positions] + query @ tokens + offset`.
+
+    Attributes:
+        offset: [H, L]; a size may be 1.
+    """
+
+    softmax: SoftmaxPart
+    tokens: tuple[Tokens, ...]
+    offset: Tensor
+
+
+class WeightReader:
+    """Reads the weights of one layer.
+
+    Args:
+        known: Values that do not depend on the input.
+    """
+
+    def __init__(self, layer: MoHLayer, known: KnownValues) -> None:
+        self._layer, self._known = layer, known
+
+    def read(self, weights: Operand, columns: Dim) -> Weights:
+        """Read the weights of one product with values.
+
+        Args:
+            columns: The axes that the product sums over.
+
+        Raises:
+            NotCoveredError: With the reason.
+        """
+        parts: list[SoftmaxPart] = []
+        tokens: list[Tokens] = []
+        offset = torch.zeros(1, 1, dtype=torch.float64)
+        for term in terms_of(weights):
+            found = contraction(term.node)
+            if not self._known.varies(term.node):
+                offset = offset + self._offset(term, columns)
+            elif found is not None and found.summed:
+                tokens.append(self._tokens(term, found, columns))
+            else:
+                parts.append(self._softmax_part(term, columns))
+        if len(parts) != 1:
+            raise NotCoveredError(f"the weights of a value add {len(parts)} softmax outputs up")
+        return Weights(parts[0], tuple(tokens), offset)
+
+    def _offset(self, term: Operand, columns: Dim) -> Tensor:
+        value = self._known.over(term, (self._layer.heads, columns))
+        if value is None:
+            raise NotCoveredError("what is added to the weights differs from pixel to pixel")
+        return value
+
+    def _tokens(self, term: Operand, found: Contraction, columns: Dim) -> Tokens:
+        operands = [
+            Operand(node, resolve(layout))
+            for node, layout in zip(found.operands, found.operand_layouts(term.layout), strict=True)
+        ]
+        varying = [operand for operand in operands if self._known.varies(operand.node)]
+        learned = [operand for operand in operands if not self._known.varies(operand.node)]
+        if len(varying) != 1 or len(learned) != 1:
+            raise NotCoveredError("the weights add a product that depends on the input twice")
+        outside = set(flat(term.layout))
+        head_dim = tuple(axis for axis in flat(learned[0].layout) if axis not in outside)
+        heads, tokens = self._layer.heads, self._layer.tokens
+        value = self._known.over(learned[0], (heads, head_dim, columns))
+        if value is None:
+            raise NotCoveredError("the tokens of the weights differ from pixel to pixel")
+        query = peel(varying[0], Rows(heads, tokens, head_dim), self._known, is_query=True)
+        return Tokens(query, head_dim, value)
+
+    def _softmax_part(self, term: Operand, columns: Dim) -> SoftmaxPart:
+        softmax = self._layer.core.anchor
+        elements = elements_of(term.node, self._known)
+        from_softmax = elements is not None and _before_casts(elements.source) is softmax
+        if elements is None or not from_softmax or not is_complete(term, self._layer):
+            raise NotCoveredError(f"{term.node.target} changes the attention weights")
+        groups = (self._layer.batch, self._layer.heads, self._layer.tokens)
+        index = arranged(elements.index, term.layout, (*groups, columns))  # [B, H, N, L]
+        dim = cast(int, argument(softmax, "dim", -1)) % rank(softmax)
+        extents = example_shape(softmax)
+        step = torch.Size(extents[dim + 1 :]).numel()
+        place = index // step % extents[dim]
+        rows = index // (step * extents[dim]) * step + index % step
+        by_axis, axes = one_axis_a_dim(rows[..., 0], groups)
+        others = [extent for other, extent in enumerate(shape(softmax)) if other != dim]
+        count = torch.Size(extents).numel() // extents[dim]
+        found = read_layout(by_axis, axes, others, count)
+        positions = place[0, 0, 0]
+        regular = torch.equal(rows, rows[..., :1].expand_as(rows)) and torch.equal(
+            place, positions.expand_as(place)
+        )
+        if found is None or found[1] or not regular or bool((index < 0).any()):
+            raise NotCoveredError("the attention weights are in an order of their own")
+        return SoftmaxPart(positions, found[0])
+
+
+def _before_casts(node: Node) -> Node:
+    while is_view(node) and casts(node):
+        node = cast(Node, node.args[0])
+    return node

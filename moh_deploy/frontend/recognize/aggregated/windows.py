@@ -1,0 +1,112 @@
+"""Windows that were cut out of an image, whatever cut them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.aggregated.neighbours import Window, windows_like
+from moh_deploy.frontend.recognize.aggregated.strides import read_layout
+from moh_deploy.frontend.recognize.axes import Dim, leaves
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.elements import elements_of
+from moh_deploy.frontend.recognize.graph import example_shape, shape
+from moh_deploy.frontend.recognize.known_values import KnownValues, arranged, one_axis_a_dim
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
+from moh_deploy.frontend.recognize.slices import Piece, cut_out
+
+
+@dataclass(frozen=True)
+class WindowAxes:
+    """Axes of a tensor of windows."""
+
+    batch: Dim
+    heads: Dim
+    tokens: Dim
+    taps: Dim
+    head_dim: Dim
+
+
+@dataclass(frozen=True)
+class CutWindows:
+    """A tensor of windows, read.
+
+    Attributes:
+        image: What they are cut out of.
+        neighbours: [N, L], the pixel at each tap; -1 where it is 0.
+    """
+
+    image: Piece
+    neighbours: Tensor
+
+    def orders(self) -> dict[Window, Tensor]:
+        """Windows that these can be, each with [L]: the window's own number of each tap."""
+        return dict(windows_like(self.neighbours))
+
+    def is_zero_outside(self, window: Window, order: Tensor) -> bool:
+        outside = window.neighbours()[:, order] < 0
+        return bool((self.neighbours[outside] < 0).all())
+
+
+def read_windows(operand: Operand, axes: WindowAxes, known: KnownValues, what: str) -> CutWindows:
+    """Tell which pixel of which image each element of a tensor of windows is.
+
+    Args:
+        what: `keys` or `values`, for the reason.
+
+    Raises:
+        NotCoveredError: With the reason.
+    """
+    elements = elements_of(operand.node, known)
+    if elements is None:
+        raise NotCoveredError(f"the {what} of a window are not parts of one image")
+    groups = (axes.batch, axes.heads, axes.tokens, axes.taps, axes.head_dim)
+    index = arranged(elements.index, operand.layout, groups)
+    index = index.expand(-1, *(_count(group) for group in groups[1:]))  # [B, H, N, L, D]
+    always_inside = (index >= 0).all(0).all(0).all(0).all(-1).nonzero().flatten()
+    for centre in always_inside.tolist():
+        found = _cut_around(index, centre, axes, elements.source)
+        if found is not None:
+            return found
+    raise NotCoveredError(f"the {what} of a window are not its pixels' neighbours")
+
+
+def _count(group: Dim) -> int:
+    return torch.Size([int(axis.size) for axis in leaves(group)]).numel()
+
+
+def _cut_around(index: Tensor, centre: int, axes: WindowAxes, source: Node) -> CutWindows | None:
+    """Read windows, given which of their taps is the pixel itself."""
+    pixels = index[:, :, :, centre, :]  # [B, H, N, D]
+    image = _image(pixels, axes, source)
+    if image is None:
+        return None
+    neighbours = _lookup(index[0, 0, :, :, 0], pixels[0, 0, :, 0])
+    if neighbours is None:
+        return None
+    expected = pixels[:, :, neighbours.clamp(min=0), :].masked_fill(
+        (neighbours < 0)[None, None, :, :, None], -1
+    )
+    return CutWindows(image, neighbours) if torch.equal(expected, index) else None
+
+
+def _image(pixels: Tensor, axes: WindowAxes, source: Node) -> Piece | None:
+    """[B, H, N, D], the elements of the pixels themselves, as a part of `source`."""
+    groups = (axes.batch, axes.heads, axes.tokens, axes.head_dim)
+    index, flat_axes = one_axis_a_dim(pixels, groups)
+    count = torch.Size(example_shape(source)).numel()
+    found = read_layout(index, flat_axes, shape(source), count)
+    return None if found is None else cut_out(source, *found)
+
+
+def _lookup(index: Tensor, pixels: Tensor) -> Tensor | None:
+    """[N, L]: the position in `pixels` [N] of each index; -1 stays."""
+    ordered, places = pixels.sort()
+    position = torch.searchsorted(ordered, index.contiguous()).clamp(max=len(pixels) - 1)
+    outside = index < 0
+    if not bool(((ordered[position] == index) | outside).all()):
+        return None
+    return places[position].masked_fill(outside, -1)

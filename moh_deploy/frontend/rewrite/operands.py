@@ -1,0 +1,124 @@
+"""Queries, keys, values and gates in the layouts that the ops want."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.axes import Layout, flat, resolve
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.graph import tensor
+from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
+from moh_deploy.frontend.recognize.slices import Piece, pieces
+from moh_deploy.frontend.recognize.views import casts, is_view
+from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+
+aten = torch.ops.aten
+
+
+class OperandBuilder:
+    """Brings the tensors of a layer into the layouts of an op.
+
+    Args:
+        builder: Where to insert.
+        dtype: Of the op's operands.
+    """
+
+    def __init__(self, builder: GraphBuilder, dtype: torch.dtype) -> None:
+        self._builder, self._dtype = builder, dtype
+        self._layouts = LayoutBuilder(builder)
+
+    def operand(self, trail: Sequence[Piece], wanted: Layout) -> Node:
+        """The tensor in the wanted layout: one that the model already has, or a rearranged one.
+
+        Args:
+            trail: The tensor and what it is a view or a part of, nearest first.
+
+        Raises:
+            NotCoveredError: With the reason.
+        """
+        found = entry(trail, wanted)
+        axes = set(flat(wanted))
+        usable = [p for p in trail if set(flat(p.layout)) <= axes and not p.cuts]
+        if not usable and found is None:
+            usable = [piece for piece in trail if set(flat(piece.layout)) <= axes]
+        if not usable and found is None:
+            raise NotCoveredError(
+                "query, key or value vary along an axis that attention does not have"
+            )
+        fewest = min((len(flat(piece.layout)) for piece in usable), default=0)
+        nearest = [piece for piece in usable if len(flat(piece.layout)) == fewest]
+        piece = found or nearest[0]
+        node = piece.node
+        for dim, start, stop in piece.cuts:
+            node = self._builder.call(aten.slice.Tensor, node, dim, start, stop)
+        return self.cast(self.arrange(Operand(node, piece.layout), wanted))
+
+    def arrange(self, operand: Operand, wanted: Layout, *, expand: bool = True) -> Node:
+        """As `LayoutBuilder.arrange`.
+
+        Raises:
+            NotCoveredError: If the size of an axis cannot be expressed.
+        """
+        try:
+            return self._layouts.arrange(operand, wanted, expand=expand)
+        except UnknownSizeError as error:
+            raise NotCoveredError(str(error)) from error
+
+    def cast(self, node: Node, dtype: torch.dtype | None = None) -> Node:
+        """The node in this dtype, or in that of the op's operands."""
+        dtype = dtype or self._dtype
+        if tensor(node).dtype == dtype:
+            return node
+        return self._builder.call(aten.to.dtype, node, dtype)
+
+    def replacement(self, output: Node, layout: Layout, layer: MoHLayer) -> Node:
+        """An op's output in the layout, memory order and dtype of the layer's gated attention."""
+        replaced = self._layouts.arrange(Operand(output, layout), layer.layout)
+        # Readers may have been traced as views, which need the memory order of what they read.
+        in_order = self._builder.call(aten.contiguous.default, replaced)
+        return self.cast(in_order, tensor(layer.node).dtype)
+
+
+def gates_of(layer: MoHLayer, layouts: LayoutBuilder) -> Node:
+    """Insert the product of a layer's gates as [B, S, H].
+
+    Raises:
+        UnknownSizeError: If the gates cannot be brought into that layout.
+    """
+    wanted: Layout = (layer.batch, layer.tokens, layer.heads)
+    arranged = []
+    for factor in layer.gates:
+        trail = [piece for piece in trail_of(factor) if not piece.cuts and _fits(piece, wanted)]
+        best = entry(trail, wanted) or (trail[0] if trail else factor)
+        node = layouts.arrange(Operand(best.node, best.layout), wanted)
+        if tensor(node).dtype == torch.bool:
+            node = layouts.builder.call(aten.to.dtype, node, tensor(layer.node).dtype)
+        arranged.append(node)
+    total = arranged[0]
+    for factor_node in arranged[1:]:
+        total = layouts.builder.call(aten.mul.Tensor, total, factor_node)
+    return total
+
+
+def _fits(piece: Piece, wanted: Layout) -> bool:
+    return set(flat(piece.layout)) <= set(flat(wanted))
+
+
+def trail_of(operand: Operand) -> list[Piece]:
+    """The operand and what it is a view or a part of, up to the nearest cast."""
+    trail: list[Piece] = []
+    for piece in pieces(operand.node, operand.layout):
+        trail.append(piece)
+        if is_view(piece.node) and casts(piece.node):
+            break
+    return trail
+
+
+def entry(trail: Sequence[Piece], wanted: Layout) -> Piece | None:
+    """The nearest tensor of a trail that has this very layout."""
+    wanted = resolve(wanted)
+    return next((piece for piece in trail if resolve(piece.layout) == wanted), None)
