@@ -29,6 +29,13 @@ constexpr size_t kTileRows =
 // 32 KiB.
 constexpr size_t kMostDepth = 96;
 
+// A range of `size` things cut into parts of at most `most`, about equal.
+struct Cut {
+  size_t size, parts;
+  Cut(size_t size, size_t most) : size(size), parts((size + most - 1) / most) {}
+  size_t Begin(size_t part) const { return part * size / parts; }
+};
+
 constexpr size_t Panels(size_t columns) { return (columns + kLanes - 1) / kLanes; }
 
 // One panel of a weight [depth, columns]; behind the last column are zeros.
@@ -49,24 +56,31 @@ struct Product {
   const float* panels;  // from the first column and depth on
   size_t panel_stride;  // from panel to panel
   size_t depth;
-  float* sums;  // [row][kTileColumns]
 };
 
-// sums[row] += product, for kRows rows.
+// Where sums are: `to` of a row becomes `from` of that row plus the product. They may be the same,
+// and a stride of 0 gives every row the same start.
+struct Sums {
+  const float* from;
+  size_t from_stride;
+  float* to;
+  size_t to_stride;
+};
+
+// kRows rows by kVectors panels.
 template <size_t kRows, size_t kVectors>
-HWY_NOINLINE void MultiplyTile(const Product& product, const int32_t* rows) {
+HWY_NOINLINE void MultiplyTile(const Product& product, const Sums& sums, const int32_t* rows) {
   const DF df;
-  const auto sums_of = [&](size_t r) {
-    return product.sums + static_cast<size_t>(rows[r]) * kTileColumns;
-  };
-  VF sums[kRows][kVectors];
+  VF tile[kRows][kVectors];
   const float* input[kRows];
 #pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
-    input[r] = product.input + static_cast<size_t>(rows[r]) * product.input_stride;
+    const auto row = static_cast<size_t>(rows[r]);
+    input[r] = product.input + row * product.input_stride;
+    const float* const from = sums.from + row * sums.from_stride;
 #pragma GCC unroll 4
     for (size_t v = 0; v < kVectors; ++v) {
-      sums[r][v] = hn::Load(df, sums_of(r) + v * kLanes);
+      tile[r][v] = hn::LoadU(df, from + v * kLanes);
     }
   }
   const float* const HWY_RESTRICT panels = product.panels;
@@ -82,61 +96,66 @@ HWY_NOINLINE void MultiplyTile(const Product& product, const int32_t* rows) {
       const VF broadcast = hn::Set(df, input[r][k]);
 #pragma GCC unroll 4
       for (size_t v = 0; v < kVectors; ++v) {
-        sums[r][v] = hn::MulAdd(broadcast, weight[v], sums[r][v]);
+        tile[r][v] = hn::MulAdd(broadcast, weight[v], tile[r][v]);
       }
     }
   }
+  float* const first = sums.to;
+  const size_t to_stride = sums.to_stride;
 #pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
+    float* const to = first + static_cast<size_t>(rows[r]) * to_stride;
 #pragma GCC unroll 4
     for (size_t v = 0; v < kVectors; ++v) {
-      hn::Store(sums[r][v], df, sums_of(r) + v * kLanes);
+      hn::StoreU(tile[r][v], df, to + v * kLanes);
     }
   }
 }
 
-// The same for `count` < kRows + 1 rows.
+// The same for `count` <= kRows rows.
 template <size_t kRows, size_t kVectors>
-HWY_INLINE void MultiplyLastTile(const Product& product, const int32_t* rows, size_t count) {
+HWY_INLINE void MultiplyLastTile(const Product& product, const Sums& sums, const int32_t* rows,
+                                 size_t count) {
   if constexpr (kRows > 0) {
     if (count == kRows) {
-      MultiplyTile<kRows, kVectors>(product, rows);
+      MultiplyTile<kRows, kVectors>(product, sums, rows);
     } else {
-      MultiplyLastTile<kRows - 1, kVectors>(product, rows, count);
+      MultiplyLastTile<kRows - 1, kVectors>(product, sums, rows, count);
     }
   }
 }
 
 template <size_t kVectors>
-void MultiplyVectors(Product product, const int32_t* rows, size_t count) {
+void MultiplyVectors(const Product& product, Sums sums, const int32_t* rows, size_t count) {
   constexpr size_t kRows = kTileRows<kVectors>;
-  const size_t depth = product.depth, parts = (depth + kMostDepth - 1) / kMostDepth;
-  for (size_t part = 0; part < parts; ++part) {
-    const size_t begin = part * depth / parts;
+  const Cut cut(product.depth, kMostDepth);
+  for (size_t part = 0; part < cut.parts; ++part) {
     Product now = product;
-    now.input += begin;
-    now.panels += begin * kLanes;
-    now.depth = (part + 1) * depth / parts - begin;
+    now.input += cut.Begin(part);
+    now.panels += cut.Begin(part) * kLanes;
+    now.depth = cut.Begin(part + 1) - cut.Begin(part);
     size_t row = 0;
     for (; row + kRows <= count; row += kRows) {
-      MultiplyTile<kRows, kVectors>(now, rows + row);
+      MultiplyTile<kRows, kVectors>(now, sums, rows + row);
     }
-    MultiplyLastTile<kRows - 1, kVectors>(now, rows + row, count - row);
+    MultiplyLastTile<kRows - 1, kVectors>(now, sums, rows + row, count - row);
+    sums.from = sums.to;
+    sums.from_stride = sums.to_stride;
   }
 }
 
-// sums[row] += product, for `count` rows and `vectors` panels.
-HWY_INLINE void Multiply(const Product& product, size_t vectors, const int32_t* rows,
-                         size_t count) {
+// `count` rows by `vectors` panels.
+HWY_INLINE void Multiply(const Product& product, size_t vectors, const Sums& sums,
+                         const int32_t* rows, size_t count) {
   switch (vectors) {
     case 1:
-      return MultiplyVectors<1>(product, rows, count);
+      return MultiplyVectors<1>(product, sums, rows, count);
     case 2:
-      return MultiplyVectors<2>(product, rows, count);
+      return MultiplyVectors<2>(product, sums, rows, count);
     case 3:
-      return MultiplyVectors<3>(product, rows, count);
+      return MultiplyVectors<3>(product, sums, rows, count);
     default:
-      return MultiplyVectors<kMostVectors>(product, rows, count);
+      return MultiplyVectors<kMostVectors>(product, sums, rows, count);
   }
 }
 

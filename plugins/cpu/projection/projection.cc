@@ -41,13 +41,6 @@ void ForEach(size_t count, const Parallel& parallel, const Body& body) {
   }
 }
 
-// A range of `size` things cut into parts of at most `most`, about equal.
-struct Cut {
-  size_t size, parts;
-  Cut(size_t size, size_t most) : size(size), parts((size + most - 1) / most) {}
-  size_t Begin(size_t part) const { return part * size / parts; }
-};
-
 // [rows, size] in float32: in place, or copied to `copy`.
 template <typename T>
 const float* InFloat32(const void* data, size_t rows, size_t size, const Parallel& parallel,
@@ -86,9 +79,11 @@ struct PanelBias {
     }
   }
 
-  void CopyTo(float* sums, size_t panels) const {
-    for (size_t v = 0; v < panels; ++v) {
-      hn::Store(hn::Load(DF(), values + v * kLanes), DF(), sums + v * kLanes);
+  void CopyTo(float* sums, size_t stride, size_t rows, size_t panels) const {
+    for (size_t row = 0; row < rows; ++row) {
+      for (size_t v = 0; v < panels; ++v) {
+        hn::StoreU(hn::Load(DF(), values + v * kLanes), DF(), sums + row * stride + v * kLanes);
+      }
     }
   }
 };
@@ -128,37 +123,29 @@ struct QueryCall {
 
   // Consecutive tasks read the same weights.
   void RunTask(size_t i) const {
-    thread_local Scratch scratch;
     const size_t block = i % open.blocks(), group = i / open.blocks();
     const TokenBlock tokens = open.Block(block);
-    const size_t size = static_cast<size_t>(tokens.count) * kTileColumns;
-    // Sums are read as vectors that may begin anywhere in a row.
-    scratch.Reset(Scratch::Bytes<float>(size + kLanes));
-    float* const sums = scratch.Take<float>(size + kLanes);
-    ZeroClosedHeads(tokens, group);
     for (size_t list = 0; list < open.lists_per_group(); ++list) {
-      Project(tokens, open.List(block, group, list), sums);
-    }
-  }
-
-  void ZeroClosedHeads(TokenBlock tokens, size_t group) const {
-    const auto per_group = QueryHeadsPerGroup(args.head_dim);
-    const int32_t begin = static_cast<int32_t>(group) * per_group;
-    const int32_t end = std::min(begin + per_group, args.heads);
-    for (int32_t head = begin; head < end; ++head) {
-      for (int64_t token = tokens.begin; token < tokens.begin + tokens.count; ++token) {
-        if (!IsOpen(args.dtype, args.gates, token * args.heads + head)) {
-          std::memset(Output(token) + static_cast<size_t>(head) * head_dim, 0,
-                      head_dim * sizeof(T));
-        }
+      const RowList chosen = open.List(block, group, list);
+      if (chosen.count != 0) {
+        Project(tokens, chosen, ColumnsOf(group));
       }
     }
+    ZeroClosedHeads(tokens, group);
   }
 
-  void Project(TokenBlock tokens, const RowList& list, float* sums) const {
-    if (list.count == 0) {
-      return;
-    }
+  // Columns [begin, end) of some heads.
+  struct Range {
+    size_t begin, end;
+  };
+
+  Range ColumnsOf(size_t group) const {
+    const auto size = static_cast<size_t>(QueryHeadsPerGroup(args.head_dim)) * head_dim;
+    return {group * size, HWY_MIN((group + 1) * size, columns)};
+  }
+
+  // `own` are the columns of the group, of which nobody else writes any.
+  void Project(TokenBlock tokens, const RowList& list, Range own) const {
     const size_t begin = static_cast<size_t>(list.first_head) * head_dim;
     const size_t end = begin + static_cast<size_t>(list.heads) * head_dim;
     const size_t first_panel = begin / kLanes;
@@ -166,27 +153,54 @@ struct QueryCall {
     for (size_t part = 0; part < cut.parts; ++part) {
       const size_t panel = first_panel + cut.Begin(part);
       const size_t vectors = first_panel + cut.Begin(part + 1) - panel;
-      MultiplyPanels(tokens, list, panel, vectors, sums);
-      const size_t from = HWY_MAX(begin, panel * kLanes);
-      const size_t to = HWY_MIN(end, (panel + vectors) * kLanes);
-      for (int32_t i = 0; i < list.count; ++i) {
-        const float* const row = sums + static_cast<size_t>(list.rows[i]) * kTileColumns;
-        StoreRow(row + from - panel * kLanes, Output(tokens.begin + list.rows[i]) + from,
-                 to - from);
+      const Range whole{panel * kLanes, (panel + vectors) * kLanes};
+      if constexpr (std::is_same<T, float>::value) {
+        // What is written beyond the list's heads is of a closed head, and becomes 0 afterwards.
+        if (own.begin <= whole.begin && whole.end <= own.end) {
+          MultiplyPanels(tokens, list, panel, vectors, Output(tokens.begin) + whole.begin, columns);
+          continue;
+        }
       }
+      const Range kept{HWY_MAX(begin, whole.begin), HWY_MIN(end, whole.end)};
+      ProjectThroughScratch(tokens, list, panel, vectors, kept);
+    }
+  }
+
+  void ProjectThroughScratch(TokenBlock tokens, const RowList& list, size_t panel, size_t vectors,
+                             Range kept) const {
+    thread_local Scratch scratch;
+    // Rows are read as vectors that may begin at any column.
+    const size_t size = static_cast<size_t>(tokens.count) * kTileColumns + kLanes;
+    scratch.Reset(Scratch::Bytes<float>(size));
+    float* const sums = scratch.Take<float>(size);
+    MultiplyPanels(tokens, list, panel, vectors, sums, kTileColumns);
+    for (int32_t i = 0; i < list.count; ++i) {
+      const float* const row = sums + static_cast<size_t>(list.rows[i]) * kTileColumns;
+      StoreRow(row + (kept.begin - panel * kLanes),
+               Output(tokens.begin + list.rows[i]) + kept.begin, kept.end - kept.begin);
     }
   }
 
   void MultiplyPanels(TokenBlock tokens, const RowList& list, size_t panel, size_t vectors,
-                      float* sums) const {
+                      float* sums, size_t sums_stride) const {
     const PanelBias<T> bias(args.bias, columns, panel, vectors);
-    for (int32_t i = 0; i < list.count; ++i) {
-      bias.CopyTo(sums + static_cast<size_t>(list.rows[i]) * kTileColumns, vectors);
-    }
     const size_t stride = depth * kLanes;
     Multiply({input + static_cast<size_t>(tokens.begin) * depth, depth, packed + panel * stride,
-              stride, depth, sums},
-             vectors, list.rows, static_cast<size_t>(list.count));
+              stride, depth},
+             vectors, {bias.values, 0, sums, sums_stride}, list.rows,
+             static_cast<size_t>(list.count));
+  }
+
+  void ZeroClosedHeads(TokenBlock tokens, size_t group) const {
+    const Range own = ColumnsOf(group);
+    for (size_t begin = own.begin; begin < own.end; begin += head_dim) {
+      const auto head = static_cast<int64_t>(begin / head_dim);
+      for (int64_t token = tokens.begin; token < tokens.begin + tokens.count; ++token) {
+        if (!IsOpen(args.dtype, args.gates, token * args.heads + head)) {
+          std::memset(Output(token) + begin, 0, head_dim * sizeof(T));
+        }
+      }
+    }
   }
 };
 
@@ -206,37 +220,55 @@ struct OutputCall {
 
   // Consecutive tasks read the same weights.
   void RunTask(size_t i) const {
+    const size_t block = i % open.blocks(), part = i / open.blocks();
+    const size_t panel = cut.Begin(part), vectors = cut.Begin(part + 1) - panel;
+    const size_t begin = panel * kLanes, end = HWY_MIN(begin + vectors * kLanes, columns);
+    const TokenBlock tokens = open.Block(block);
+    T* const output =
+        static_cast<T*>(args.output) + static_cast<size_t>(tokens.begin) * columns + begin;
+    if constexpr (std::is_same<T, float>::value) {
+      if (end == begin + vectors * kLanes) {
+        return AddOpenHeads(block, panel, vectors, output, columns);
+      }
+    }
     thread_local Scratch scratch;
-    const TokenBlock tokens = open.Block(i % open.blocks());
-    const size_t part = i / open.blocks(), panel = cut.Begin(part);
-    const size_t vectors = cut.Begin(part + 1) - panel;
     const auto rows = static_cast<size_t>(tokens.count);
     scratch.Reset(Scratch::Bytes<float>(rows * kTileColumns));
     float* const sums = scratch.Take<float>(rows * kTileColumns);
-    const PanelBias<T> bias(args.bias, columns, panel, vectors);
+    AddOpenHeads(block, panel, vectors, sums, kTileColumns);
     for (size_t row = 0; row < rows; ++row) {
-      bias.CopyTo(sums + row * kTileColumns, vectors);
-    }
-    AddOpenHeads(i % open.blocks(), panel, vectors, sums);
-    const size_t from = panel * kLanes, to = HWY_MIN(columns, (panel + vectors) * kLanes);
-    for (size_t row = 0; row < rows; ++row) {
-      T* const output =
-          static_cast<T*>(args.output) + (static_cast<size_t>(tokens.begin) + row) * columns;
-      StoreRow(sums + row * kTileColumns, output + from, to - from);
+      StoreRow(sums + row * kTileColumns, output + row * columns, end - begin);
     }
   }
 
-  void AddOpenHeads(size_t block, size_t panel, size_t vectors, float* sums) const {
+  void AddOpenHeads(size_t block, size_t panel, size_t vectors, float* sums,
+                    size_t sums_stride) const {
+    const PanelBias<T> bias(args.bias, columns, panel, vectors);
+    const TokenBlock tokens = open.Block(block);
     const size_t stride = depth * kLanes;
-    const float* const rows = input + static_cast<size_t>(open.Block(block).begin) * depth;
+    const float* const rows = input + static_cast<size_t>(tokens.begin) * depth;
+    bool started = false;
     for (size_t group = 0; group < open.groups(); ++group) {
       for (size_t list = 0; list < open.lists_per_group(); ++list) {
         const RowList chosen = open.List(block, group, list);
+        if (chosen.count == 0) {
+          continue;
+        }
+        Sums where{sums, sums_stride, sums, sums_stride};
+        if (!started && chosen.count == tokens.count) {
+          where = {bias.values, 0, sums, sums_stride};
+        } else if (!started) {
+          bias.CopyTo(sums, sums_stride, static_cast<size_t>(tokens.count), vectors);
+        }
+        started = true;
         const size_t begin = static_cast<size_t>(chosen.first_head) * head_dim;
         Multiply({rows + begin, depth, packed + panel * stride + begin * kLanes, stride,
-                  static_cast<size_t>(chosen.heads) * head_dim, sums},
-                 vectors, chosen.rows, static_cast<size_t>(chosen.count));
+                  static_cast<size_t>(chosen.heads) * head_dim},
+                 vectors, where, chosen.rows, static_cast<size_t>(chosen.count));
       }
+    }
+    if (!started) {
+      bias.CopyTo(sums, sums_stride, static_cast<size_t>(tokens.count), vectors);
     }
   }
 };
