@@ -151,27 +151,29 @@ class AttentionSetup:
         tensors = [query, key, value]
         if self.rank == 3:
             tensors = [_without_head_axis(tensor) for tensor in tensors]
-        tensors.append(self._gates(rng))
+        gates = (self.batch, self.seq_len, self.q_num_heads)
+        tensors.append(make_gates(self.gates, rng, gates))
         if self.mask is not None:
             sizes = (self.batch, self.q_num_heads, self.seq_len, self.kv_len)
             tensors.append(self.mask.make(rng, sizes))
         return tuple(tensors)
 
-    def _gates(self, rng: np.random.Generator) -> np.ndarray:
-        shape = (self.batch, self.seq_len, self.q_num_heads)
-        gates = rng.uniform(0.25, 2.0, shape)
-        share = {"few": 0.1, "all": 1.1, "no_head_0": 1.1, "none": -1.0}.get(self.gates, 0.6)
-        gates[rng.random(shape) >= share] = 0.0
-        if self.gates == "one_row":
-            row = tuple(rng.integers(0, shape))
-            gates[:], gates[row] = 0.0, 1.5
-        elif self.gates == "no_head_0":
-            gates[..., 0] = 0.0
-        elif self.gates == "negative":
-            gates *= -1.0  # a closed gate becomes -0.0
-        elif self.gates == "nan":
-            gates[rng.random(shape) < 0.1] = np.nan
-        return gates
+
+def make_gates(pattern: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
+    """Gates [B, S, H] of a pattern in GATE_PATTERNS."""
+    gates = rng.uniform(0.25, 2.0, shape)
+    share = {"few": 0.1, "all": 1.1, "no_head_0": 1.1, "none": -1.0}.get(pattern, 0.6)
+    gates[rng.random(shape) >= share] = 0.0
+    if pattern == "one_row":
+        row = tuple(rng.integers(0, shape))
+        gates[:], gates[row] = 0.0, 1.5
+    elif pattern == "no_head_0":
+        gates[..., 0] = 0.0
+    elif pattern == "negative":
+        gates *= -1.0  # a closed gate becomes -0.0
+    elif pattern == "nan":
+        gates[rng.random(shape) < 0.1] = np.nan
+    return gates
 
 
 @dataclass(frozen=True)

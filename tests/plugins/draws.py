@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL
 from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import GATE_PATTERNS, PATTERNS, AttentionSetup, MaskSetup
 from tests.plugins.router_setups import LOGITS, RouterSetup
 from tests.plugins.token_conv_setups import TokenConvSetup
@@ -59,6 +61,32 @@ def _affordable(setup: AttentionSetup, most_products: int) -> AttentionSetup:
     if setup.products > most_products:
         setup = replace(setup, seq_len=max(1, setup.seq_len * most_products // setup.products))
     return setup
+
+
+@st.composite
+def aggregated_attention_setups(
+    draw: st.DrawFn, most_products: int = 2_000_000
+) -> AggregatedAttentionSetup:
+    kernels = st.one_of(st.just(3), st.sampled_from([1, 3, 5, 7]))
+    optional = draw(st.sampled_from([OPTIONAL, ()]) | st.sets(st.sampled_from(OPTIONAL)))
+    setup = AggregatedAttentionSetup(
+        batch=draw(st.integers(1, 2)),
+        num_heads=draw(st.integers(1, 4)),
+        head_dim=draw(st.one_of(st.integers(1, 70), st.sampled_from([16, 24, 32, 48]))),
+        height=draw(st.one_of(st.integers(1, 9), st.integers(1, 40))),
+        width=draw(st.one_of(st.integers(1, 9), st.integers(1, 70))),
+        kernel_height=draw(kernels),
+        kernel_width=draw(kernels),
+        pooled=draw(st.one_of(st.integers(1, 10), st.sampled_from([16, 49, 64, 100]))),
+        normalize=draw(st.booleans()),
+        optional=tuple(name for name in OPTIONAL if name in optional),
+        gates=draw(st.sampled_from(GATE_PATTERNS)),
+        dtype=draw(st.sampled_from(FLOAT_TYPES)),
+    )
+    if setup.products > most_products:
+        setup = replace(setup, batch=1, num_heads=1)
+    rows = max(1, setup.height * most_products // setup.products)
+    return replace(setup, height=min(setup.height, rows))
 
 
 @st.composite

@@ -23,7 +23,12 @@ from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.kernel_library import WITHOUT_CPU_KERNEL
 from tests.ops.case_models import case_model
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
-from tests.plugins.draws import attention_setups, router_setups, token_conv_setups
+from tests.plugins.draws import (
+    aggregated_attention_setups,
+    attention_setups,
+    router_setups,
+    token_conv_setups,
+)
 from tests.plugins.kernels import Kernels, assert_right, memory_for, run_into
 
 DRAWS = 60
@@ -72,6 +77,11 @@ def _drawn() -> list[Case]:
         cases.append(setup.case())
 
     @options
+    @given(aggregated_attention_setups(most_products=MOST_PRODUCTS))
+    def draw_aggregated_attention(setup) -> None:
+        cases.append(setup.case())
+
+    @options
     @given(router_setups())
     def draw_router(setup) -> None:
         cases.append(setup.case())
@@ -82,6 +92,7 @@ def _drawn() -> list[Case]:
         cases.append(setup.case())
 
     draw_attention()
+    draw_aggregated_attention()
     draw_router()
     draw_token_conv()
     return cases

@@ -11,6 +11,7 @@ import pytest
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.ops.case_models import case_model
+from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.kernels import Kernels, assert_right, kernels_of, run_session
 from tests.plugins.router_setups import RouterSetup
@@ -26,6 +27,9 @@ SETUPS = {
     "masked": replace(_MANY_TASKS, rank=4, mask=MaskSetup("float32", pattern="blocks")),
     "uneven_heads": replace(_MANY_TASKS, gates="no_head_0"),
     "decode": replace(_MANY_TASKS, seq_len=1, kv_len=1500, kv_num_heads=8),
+    "aggregated": AggregatedAttentionSetup(
+        batch=2, num_heads=3, height=31, width=29, head_dim=24, pooled=49
+    ),
     "router": RouterSetup(batch=2, seq_len=333, num_routed=37, top_k=9, num_shared=3),
     "token_conv": TokenConvSetup(
         batch=2, height=23, width=19, channels=83, activation="gelu", gated=True

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "cpu/kernels.h"
 
@@ -21,6 +22,13 @@ int64_t ReadNumber() {
 }
 
 int32_t ReadSize() { return static_cast<int32_t>(ReadNumber()); }
+
+float ReadFloat() {
+  const auto bits = static_cast<uint32_t>(ReadNumber());
+  float number;
+  std::memcpy(&number, &bits, sizeof(number));
+  return number;
+}
 
 // A tensor is its size in bytes and its bytes. An absent one has size 0.
 using Bytes = std::unique_ptr<char[]>;
@@ -74,8 +82,7 @@ void RunAttention(const moh::cpu::Kernels& kernels) {
     *size = ReadSize();
   }
   args.causal = ReadNumber() != 0;
-  const auto scale_bits = static_cast<uint32_t>(ReadNumber());
-  std::memcpy(&args.scale, &scale_bits, sizeof(args.scale));
+  args.scale = ReadFloat();
   args.mask.dtype = static_cast<DType>(ReadNumber());
   for (ptrdiff_t* stride : {&args.mask.batch, &args.mask.head, &args.mask.query, &args.mask.key}) {
     *stride = static_cast<ptrdiff_t>(ReadNumber());
@@ -96,6 +103,33 @@ void RunAttention(const moh::cpu::Kernels& kernels) {
   args.output = output.get();
   kernels.attention(args, moh::cpu::Compute::kFloat32, kBackwards);
   WriteOutput(output, size * ElementSize(args.dtype));
+}
+
+void RunAggregatedAttention(const moh::cpu::Kernels& kernels) {
+  moh::AggregatedAttentionArgs args{};
+  args.dtype = static_cast<DType>(ReadNumber());
+  for (int32_t* size : {&args.batch, &args.heads, &args.head_dim, &args.height, &args.width,
+                        &args.kernel_height, &args.kernel_width, &args.pooled}) {
+    *size = ReadSize();
+  }
+  args.normalize = ReadNumber() != 0;
+  args.epsilon = ReadFloat();
+  const void** const tensors[] = {&args.query,           &args.key,           &args.value,
+                                  &args.pooled_key,      &args.pooled_value,  &args.gates,
+                                  &args.query_embedding, &args.query_scale,   &args.window_bias,
+                                  &args.pooled_bias,     &args.window_tokens, &args.window_offset};
+  std::vector<Bytes> owned;
+  for (const void** tensor : tensors) {
+    owned.push_back(ReadTensor());
+    *tensor = owned.back().get();
+  }
+  const auto elements = static_cast<size_t>(args.batch) * static_cast<size_t>(args.height) *
+                        static_cast<size_t>(args.width) * static_cast<size_t>(args.heads) *
+                        static_cast<size_t>(args.head_dim);
+  const Bytes output = MakeOutput(elements * ElementSize(args.dtype));
+  args.output = output.get();
+  kernels.aggregated_attention(args, kBackwards);
+  WriteOutput(output, elements * ElementSize(args.dtype));
 }
 
 void RunRouter(const moh::cpu::Kernels& kernels) {
@@ -139,25 +173,66 @@ void RunTokenConv(const moh::cpu::Kernels& kernels) {
   WriteOutput(output, elements * ElementSize(args.dtype));
 }
 
+using Packed = std::unique_ptr<float, void (*)(void*)>;
+
+Packed PackWeight(const moh::cpu::Kernels& kernels, const moh::WeightArgs& args) {
+  constexpr size_t kUnit = moh::cpu::kWeightAlignment;
+  const size_t bytes = kernels.packed_weight_size(args.depth, args.columns) * sizeof(float);
+  Packed packed(static_cast<float*>(std::aligned_alloc(kUnit, (bytes / kUnit + 1) * kUnit)),
+                std::free);
+  kernels.pack_weight(args, packed.get(), kBackwards);
+  return packed;
+}
+
+// Of either projection: `features` are those of the axis without heads.
+template <class Args>
+void RunProjection(const moh::cpu::Kernels& kernels, int32_t Args::* features, bool of_queries,
+                   void (*run)(const Args&, const float*, const moh::cpu::Parallel&)) {
+  Args args{};
+  args.dtype = static_cast<DType>(ReadNumber());
+  args.tokens = ReadNumber();
+  for (int32_t* size : {&(args.*features), &args.heads, &args.head_dim}) {
+    *size = ReadSize();
+  }
+  const Bytes input = ReadTensor(), weight = ReadTensor(), gates = ReadTensor(),
+              bias = ReadTensor();
+  args.input = input.get();
+  args.gates = gates.get();
+  args.bias = bias.get();
+  const int32_t rows = args.*features, hidden = args.heads * args.head_dim;
+  const int32_t depth = of_queries ? rows : hidden, columns = of_queries ? hidden : rows;
+  const Packed packed = PackWeight(kernels, {args.dtype, weight.get(), depth, columns});
+  const size_t bytes =
+      static_cast<size_t>(args.tokens) * static_cast<size_t>(columns) * ElementSize(args.dtype);
+  const Bytes output = MakeOutput(bytes);
+  args.output = output.get();
+  run(args, packed.get(), kBackwards);
+  WriteOutput(output, bytes);
+}
+
+void RunQueryProjection(const moh::cpu::Kernels& kernels) {
+  RunProjection(kernels, &moh::QueryProjectionArgs::in_features, true, kernels.query_projection);
+}
+
+void RunOutputProjection(const moh::cpu::Kernels& kernels) {
+  RunProjection(kernels, &moh::OutputProjectionArgs::out_features, false,
+                kernels.output_projection);
+}
+
+using Run = void (*)(const moh::cpu::Kernels& kernels);
+constexpr Run kRuns[] = {RunAttention,           RunRouter,          RunTokenConv,
+                         RunAggregatedAttention, RunQueryProjection, RunOutputProjection};
+
 }  // namespace
 
-// Each case begins with 1 for attention, 2 for a router, 3 for a token convolution; 0 is the end.
+// Each case begins with the number of its op, counted from 1 in kRuns; 0 is the end.
 int main(int, char** argv) {
   const moh::cpu::Kernels* kernels = moh::cpu::FindKernels(argv[1] == nullptr ? "" : argv[1]);
   if (kernels == nullptr) {
     return 3;
   }
   while (const int64_t op = ReadNumber()) {
-    switch (op) {
-      case 1:
-        RunAttention(*kernels);
-        break;
-      case 2:
-        RunRouter(*kernels);
-        break;
-      default:
-        RunTokenConv(*kernels);
-    }
+    kRuns[op - 1](*kernels);
   }
   return 0;
 }

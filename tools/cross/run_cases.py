@@ -21,7 +21,12 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case, numpy_dtype
 from moh_deploy.ops.contract import find_mismatch
 from tests.kernel_library import WITHOUT_CPU_KERNEL
-from tests.plugins.draws import attention_setups, router_setups, token_conv_setups
+from tests.plugins.draws import (
+    aggregated_attention_setups,
+    attention_setups,
+    router_setups,
+    token_conv_setups,
+)
 
 DTYPES = ("bool", "float32", "float16", "bfloat16")  # in the order of moh::DType
 DRAWS = 150
@@ -31,7 +36,7 @@ MOST_PRODUCTS = 1_000_000
 def main(command: list[str]) -> None:
     cases = [case for op in OPS.keys() - WITHOUT_CPU_KERNEL for case in OPS[op].cases]
     cases += [*_drawn(attention_setups(most_products=MOST_PRODUCTS)), *_drawn(router_setups())]
-    cases += _drawn(token_conv_setups())
+    cases += [*_drawn(aggregated_attention_setups()), *_drawn(token_conv_setups())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
         assert driver.stdin is not None
         assert driver.stdout is not None
@@ -86,7 +91,7 @@ def _attention(case: Case) -> bytes:
         key.shape[-1] // width[1],
         value.shape[-1] // width[2],
     ]
-    scale = struct.unpack("<I", struct.pack("<f", case.attributes["scale"]))[0]
+    scale = _bits(case.attributes["scale"])
     mask_dtype = 0 if mask is None else DTYPES.index(mask.dtype.name)
     header = [DTYPES.index(case.dtype), query.ndim, *sizes, case.attributes["is_causal"], scale]
     tensors = (query, key, value, gates, mask)
@@ -133,7 +138,55 @@ def _token_conv(case: Case) -> bytes:
     return _numbers(3, *header) + _tensors(tokens, weight, bias)
 
 
-SENDERS = {"MoHAttention": _attention, "MoHRouter": _router, "MoHTokenConv": _token_conv}
+def _aggregated_attention(case: Case) -> bytes:
+    every = len(OPS[case.op].inputs)
+    tensors = (*case.inputs(), *[None] * every)[:every]
+    attributes = case.attributes
+    batch, _, hidden = tensors[0].shape
+    header = [
+        DTYPES.index(case.dtype),
+        batch,
+        attributes["num_heads"],
+        hidden // attributes["num_heads"],
+        *(attributes[n] for n in ("height", "width", "kernel_height", "kernel_width")),
+        tensors[3].shape[1],
+        attributes["normalize"],
+        _bits(attributes["epsilon"]),
+    ]
+    return _numbers(4, *header) + _tensors(*tensors)
+
+
+def _query_projection(case: Case) -> bytes:
+    x, weight = case.inputs()[:2]
+    return _projection(5, case, features=x.shape[2], hidden=weight.shape[1])
+
+
+def _output_projection(case: Case) -> bytes:
+    x, weight = case.inputs()[:2]
+    return _projection(6, case, features=weight.shape[1], hidden=x.shape[2])
+
+
+def _projection(number: int, case: Case, *, features: int, hidden: int) -> bytes:
+    tensors = (*case.inputs(), None)[:4]
+    heads = case.attributes["num_heads"]
+    tokens = tensors[0].shape[0] * tensors[0].shape[1]
+    header = [DTYPES.index(case.dtype), tokens, features, heads, hidden // heads]
+    return _numbers(number, *header) + _tensors(*tensors)
+
+
+SENDERS = {
+    "MoHAggregatedAttention": _aggregated_attention,
+    "MoHAttention": _attention,
+    "MoHOutputProjection": _output_projection,
+    "MoHQueryProjection": _query_projection,
+    "MoHRouter": _router,
+    "MoHTokenConv": _token_conv,
+}
+
+
+def _bits(number: float) -> int:
+    bits: int = struct.unpack("<I", struct.pack("<f", number))[0]
+    return bits
 
 
 def _numbers(*numbers: int) -> bytes:
