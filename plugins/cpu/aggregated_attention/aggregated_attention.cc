@@ -20,6 +20,7 @@ namespace HWY_NAMESPACE {
 struct AggregatedAttentionCall {
   const AggregatedAttentionArgs& args;
   const Bands bands{args, kGroupTokens};
+  const Window window{args};
   std::atomic<bool> out_of_memory{false};
 
   static void RunOne(void* call, size_t i) {
@@ -43,12 +44,15 @@ struct AggregatedAttentionCall {
     thread_local Scratch scratch;
     const Band band = bands[i];
     if (band.tokens() != 0) {
-      BandTask<T>(args, band, scratch).Run();
+      BandTask<T>(args, window, band, scratch).Run();
     }
   }
 };
 
 void AggregatedAttention(const AggregatedAttentionArgs& args, const Parallel& parallel) {
+  if (args.head_dim == 0) {
+    return;
+  }
   AggregatedAttentionCall call{args};
   parallel(call.bands.count(), &AggregatedAttentionCall::RunOne, &call);
   if (call.out_of_memory) {

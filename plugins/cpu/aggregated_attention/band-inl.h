@@ -28,24 +28,26 @@ constexpr size_t kGroupTokens = kMaxVectors * kLanes;
 // Tokens are put together where that saves this share of the vectors, which is what it costs.
 constexpr size_t kWorthPacking = 8;
 
-// Panels of the tokens that are computed: those of the image's order, or the open ones put
-// together.
+// Panels of tokens: in the order of the image, or the open ones put together.
 struct TokenPanels {
   Panel queries;  // [head_dim], ready for the products with keys
   Panel window;   // [offsets], scores and then weights
+  Panel terms;    // [offsets], what is added to those weights
   Panel outputs;  // [head_dim]
-  int32_t* tokens;
 
   HWY_INLINE TokenPanels From(size_t column) const {
-    return {queries.From(column), window.From(column), outputs.From(column), tokens + column};
+    return {queries.From(0, column), window.From(0, column), terms.From(0, column),
+            outputs.From(0, column)};
   }
 };
 
 template <typename T>
 class BandTask {
  public:
-  BandTask(const AggregatedAttentionArgs& args, const Band& band, Scratch& scratch)
+  BandTask(const AggregatedAttentionArgs& args, const Window& window, const Band& band,
+           Scratch& scratch)
       : args_(args),
+        window_(window),
         band_(band),
         head_dim_(static_cast<size_t>(args.head_dim)),
         heads_(static_cast<size_t>(args.heads)),
@@ -66,35 +68,50 @@ class BandTask {
       return ClearOutputs();
     }
     ReadHead();
-    ReadNeighbours();
+    next_surrounded_ = band_.begin - HWY_MIN(halo_, band_.begin);
     const size_t all_vectors = (band_.tokens() + kLanes - 1) / kLanes;
     const size_t open_vectors = (open + kLanes - 1) / kLanes;
     if ((all_vectors - open_vectors) * kWorthPacking < all_vectors) {
-      return ForEachGroup(band_.tokens(), [&](size_t column, auto width) HWY_ATTR {
-        constexpr size_t kWidth = decltype(width)::value;
-        if (AnyOpen(column, kWidth)) {
-          ScoreWindow<kWidth>(column);
-          Attend<kWidth>(all_.From(column), HWY_MIN(kWidth * kLanes, band_.tokens() - column));
-        }
-        Finish<kWidth>(column);
-      });
+      AttendInOrder();
+    } else {
+      AttendPutTogether(open);
     }
+  }
+
+ private:
+  // Group by group, each in the same memory.
+  void AttendInOrder() {
+    ForEachGroup(band_.tokens(), [&](size_t column, auto width) HWY_ATTR {
+      constexpr size_t kWidth = decltype(width)::value;
+      if (AnyOpen(column, kWidth)) {
+        ScoreWindow<kWidth>(all_, column);
+        const size_t count = HWY_MIN(kWidth * kLanes, band_.tokens() - column);
+        const auto first = static_cast<ptrdiff_t>(band_.begin + column);
+        Attend<kWidth>(all_, count, [&](size_t i) { return first + static_cast<ptrdiff_t>(i); });
+      }
+      Finish<kWidth>(all_, column);
+    });
+  }
+
+  void AttendPutTogether(size_t open) {
     ForEachGroup(band_.tokens(), [&](size_t column, auto width) HWY_ATTR {
       if (AnyOpen(column, width)) {
-        ScoreWindow<decltype(width)::value>(column);
+        ScoreWindow<decltype(width)::value>(all_.From(column), column);
       }
     });
     PutTogether();
     ForEachGroup(open, [&](size_t column, auto width) HWY_ATTR {
       constexpr size_t kWidth = decltype(width)::value;
-      Attend<kWidth>(packed_.From(column), HWY_MIN(kWidth * kLanes, open - column));
+      const size_t count = HWY_MIN(kWidth * kLanes, open - column);
+      const int32_t* const tokens = open_tokens_ + column;
+      Attend<kWidth>(packed_.From(column), count, [&](size_t i) { return ptrdiff_t{tokens[i]}; });
     });
     PutBack();
-    ForEachGroup(band_.tokens(), [&](size_t column, auto width)
-                                     HWY_ATTR { Finish<decltype(width)::value>(column); });
+    ForEachGroup(band_.tokens(), [&](size_t column, auto width) HWY_ATTR {
+      Finish<decltype(width)::value>(all_.From(column), column);
+    });
   }
 
- private:
   // Calls step(column, width) for groups of up to kMaxVectors vectors; `width` is an
   // integral_constant.
   template <class Step>
@@ -124,31 +141,26 @@ class BandTask {
       const size_t pitch = PanelPitch(columns);
       return Panel{floats(rows * pitch), pitch};
     };
-    const auto bytes = [&](size_t count) {
-      used_ += Scratch::Bytes<uint8_t>(count);
-      return take ? scratch.Take<uint8_t>(count) : nullptr;
-    };
     const size_t columns = RoundUp(band_.tokens(), kLanes);
     const size_t surrounded = lead_ + columns + lead_;
     keys_ = panel(PanelRows(head_dim_), surrounded);
+    key_factors_ = floats(keys_.pitch);
     values_ = panel(PanelRows(head_dim_), surrounded);
     for (TokenPanels* panels : {&all_, &packed_}) {
       panels->queries = panel(PanelRows(head_dim_), columns);
       panels->window = panel(offsets_, columns);
+      panels->terms = panel(has_terms_ && panels == &all_ ? offsets_ : 0, columns);
       panels->outputs = panel(PanelRows(head_dim_), columns);
-      panels->tokens = reinterpret_cast<int32_t*>(floats(columns));
     }
-    terms_ = panel(has_terms_ ? offsets_ : 0, columns);
+    open_tokens_ = reinterpret_cast<int32_t*>(floats(columns + 1));
     scores_ = {floats(PanelRows(pooled_) * kGroupTokens), kGroupTokens};
     gates_ = floats(columns);
-    pooled_keys_ = floats(pooled_ * head_dim_);
-    pooled_values_ = floats(pooled_ * head_dim_);
+    pooled_keys_ = panel(PanelRows(head_dim_), pooled_);
+    value_copies_ = floats(kInPlace ? 0 : pooled_ * head_dim_);
     embedding_ = floats(head_dim_);
     window_bias_ = floats(offsets_);
     window_tokens_ = floats(head_dim_ * offsets_);
     window_offset_ = floats(offsets_);
-    shifts_ = reinterpret_cast<ptrdiff_t*>(bytes(offsets_ * sizeof(ptrdiff_t)));
-    inside_ = bytes(columns / kLanes * offsets_ * kMaskBytes + kMaskSlack);
   }
 
   // The first of this head's features of a token in [batch, tokens, heads * head_dim].
@@ -202,17 +214,34 @@ class BandTask {
 
   // What all tokens of the head share, in float32. Scores are powers of 2, so biases are too.
   void ReadHead() {
-    const T* const keys = Features(static_cast<const T*>(args_.pooled_key), pooled_, 0);
-    const T* const values = Features(static_cast<const T*>(args_.pooled_value), pooled_, 0);
-    for (size_t p = 0; p < pooled_; ++p) {
-      const size_t from = p * heads_ * head_dim_, to = p * head_dim_;
-      CopyToken(keys + from, head_dim_, args_.normalize, args_.epsilon, pooled_keys_ + to);
-      CopyFloats(values + from, head_dim_, 1.0f, pooled_values_ + to);
+    const auto stride = static_cast<ptrdiff_t>(heads_ * head_dim_);
+    const TokenRows<const T> keys{Features(static_cast<const T*>(args_.pooled_key), pooled_, 0),
+                                  stride};
+    for (size_t p = 0; p < pooled_; p += kLanes) {
+      const Panel to = pooled_keys_.From(0, p);
+      PackTokens(TokenRows<const T>{keys.Row(p), stride}, pooled_ - p, head_dim_, to);
+      if (args_.normalize) {
+        ScaleColumn(to, head_dim_, InverseLengths(to, head_dim_, args_.epsilon));
+      }
     }
+    ReadPooledValues({Features(static_cast<const T*>(args_.pooled_value), pooled_, 0), stride});
     ReadOfHead(args_.query_embedding, head_dim_, 1.0f, embedding_);
     ReadOfHead(args_.window_bias, offsets_, kLog2E, window_bias_);
-    ReadOfHead(args_.window_tokens, head_dim_ * offsets_, 1.0f, window_tokens_);
-    ReadOfHead(args_.window_offset, offsets_, 1.0f, window_offset_);
+    if (has_terms_) {
+      ReadOfHead(args_.window_tokens, head_dim_ * offsets_, 1.0f, window_tokens_);
+      ReadOfHead(args_.window_offset, offsets_, 1.0f, window_offset_);
+    }
+  }
+
+  void ReadPooledValues(TokenRows<const T> values) {
+    if constexpr (kInPlace) {
+      pooled_values_ = {values.data, static_cast<size_t>(values.stride), 1};
+    } else {
+      for (size_t p = 0; p < pooled_; ++p) {
+        CopyFloats(values.Row(p), head_dim_, 1.0f, value_copies_ + p * head_dim_);
+      }
+      pooled_values_ = {value_copies_, head_dim_, 1};
+    }
   }
 
   // This head's `count` elements of a tensor, 0 if it is absent, times `factor`.
@@ -224,85 +253,70 @@ class BandTask {
     }
   }
 
-  void ReadNeighbours() {
-    const int32_t half_height = args_.kernel_height / 2, half_width = args_.kernel_width / 2;
-    Pixels pixels(band_.begin, args_.height, args_.width);
-    uint8_t* inside = inside_;
-    for (size_t column = 0; column < band_.tokens(); column += kLanes, pixels.Next()) {
-      for (int32_t y = -half_height; y <= half_height; ++y) {
-        for (int32_t x = -half_width; x <= half_width; ++x, inside += kMaskBytes) {
-          hn::StoreMaskBits(DF(), pixels.Inside(y, x), inside);
-        }
-      }
-    }
-    ptrdiff_t* shift = shifts_;
-    for (int32_t y = -half_height; y <= half_height; ++y) {
-      for (int32_t x = -half_width; x <= half_width; ++x) {
-        *shift++ = static_cast<ptrdiff_t>(y) * args_.width + x;
-      }
-    }
-    ReadSurrounded(args_.key, args_.normalize, keys_);
-    ReadSurrounded(args_.value, false, values_);
-  }
-
-  // The band's tokens and those around it: the band's first one is at column `lead_`.
-  void ReadSurrounded(const void* tensor, bool normalize, Panel panel) const {
-    const size_t begin = band_.begin - HWY_MIN(halo_, band_.begin);
-    const size_t end = HWY_MIN(image_, band_.end + halo_);
-    for (size_t token = begin; token < end; token += kLanes) {
-      const Panel to = panel.From(token + lead_ - band_.begin);
-      const VF squares =
-          PackTokens(Tokens(tensor, token), HWY_MIN(kLanes, end - token), head_dim_, to);
-      if (normalize) {
-        ScaleColumn(to, head_dim_, InverseLength(squares, args_.epsilon));
-      }
+  // Keys and values of the band's tokens before `column` and of those around them, as far as they
+  // have not been read yet: the band's first token is at column `lead_`.
+  void ReadSurrounded(size_t column) {
+    const DF df;
+    const size_t all = HWY_MIN(image_, band_.end + halo_);
+    const size_t end = HWY_MIN(all, band_.begin + column + halo_);
+    for (size_t& token = next_surrounded_; token < end; token += kLanes) {
+      const size_t to = token + lead_ - band_.begin;
+      const Panel keys = keys_.From(0, to);
+      PackTokens(Tokens(args_.key, token), all - token, head_dim_, keys);
+      PackTokens(Tokens(args_.value, token), all - token, head_dim_, values_.From(0, to));
+      PrefetchTokens(args_.key, token + kGroupTokens, kLanes);
+      PrefetchTokens(args_.value, token + kGroupTokens, kLanes);
+      const VF factor =
+          args_.normalize ? InverseLengths(keys, head_dim_, args_.epsilon) : hn::Set(df, 1.0f);
+      hn::StoreU(factor, df, key_factors_ + to);
     }
   }
 
-  Neighbours NeighboursOf(size_t column) const {
-    return {shifts_, inside_ + column / kLanes * offsets_ * kMaskBytes, offsets_};
+  void PrefetchTokens(const void* tensor, size_t token, size_t count) const {
+    if (token < image_) {
+      Prefetch(Tokens(tensor, token), HWY_MIN(count, image_ - token), head_dim_);
+    }
   }
 
+  // `group` begins at `column` of the band.
   template <size_t kWidth>
-  void ScoreWindow(size_t column) {
-    ReadQueries<kWidth>(column);
-    const TokenPanels group = all_.From(column);
+  void ScoreWindow(const TokenPanels& group, size_t column) {
+    ReadSurrounded(column + kWidth * kLanes);
+    ReadQueries<kWidth>(group, column);
+    PrefetchTokens(args_.query, band_.begin + column + kGroupTokens, kGroupTokens);
+    PrefetchTokens(args_.output, band_.begin + column, kGroupTokens);
+    const ScaledKeys keys{keys_.From(0, lead_ + column), key_factors_ + lead_ + column};
     InEqualSteps(offsets_, [&](size_t first, auto count) HWY_ATTR {
-      ScoreNeighbours<decltype(count)::value, kWidth>(group.queries, keys_.From(lead_ + column),
-                                                      head_dim_, NeighboursOf(column), first,
+      ScoreNeighbours<decltype(count)::value, kWidth>(group.queries, keys, head_dim_,
+                                                      window_.Of(band_.begin + column), first,
                                                       window_bias_, group.window);
     });
   }
 
   // Queries as the products want them, and what they add to the weights of the window.
   template <size_t kWidth>
-  void ReadQueries(size_t column) {
+  void ReadQueries(const TokenPanels& group, size_t column) {
     const DF df;
-    const Panel queries = all_.queries.From(column);
     VF factor[kWidth];
     for (size_t v = 0; v < kWidth; ++v) {
       const size_t at = column + v * kLanes;
-      const size_t count = HWY_MIN(kLanes, band_.tokens() - at);
-      const VF squares = PackTokens(Tokens(args_.query, band_.begin + at), count, head_dim_,
-                                    queries.From(v * kLanes));
-      factor[v] = args_.normalize ? InverseLength(squares, args_.epsilon) : hn::Set(df, 1.0f);
-      for (size_t lane = 0; lane < kLanes; ++lane) {
-        all_.tokens[at + lane] = static_cast<int32_t>(band_.begin + at + HWY_MIN(lane, count - 1));
-      }
+      const Panel queries = group.queries.From(0, v * kLanes);
+      PackTokens(Tokens(args_.query, band_.begin + at), band_.tokens() - at, head_dim_, queries);
+      factor[v] =
+          args_.normalize ? InverseLengths(queries, head_dim_, args_.epsilon) : hn::Set(df, 1.0f);
     }
     if (has_terms_) {
-      const Panel terms = terms_.From(column);
       InEqualSteps(offsets_, [&](size_t first, auto count) HWY_ATTR {
         const Matrix tokens{window_tokens_ + first, 1, offsets_};
-        WriteTerms<decltype(count)::value, kWidth>(tokens, queries, head_dim_, factor,
+        WriteTerms<decltype(count)::value, kWidth>(tokens, group.queries, head_dim_, factor,
                                                    window_offset_ + first,
-                                                   {terms.Row(first), terms.pitch});
+                                                   group.terms.From(first, 0));
       });
     }
     for (size_t v = 0; v < kWidth; ++v) {
       const VF scale = Scale(column + v * kLanes);
       for (size_t d = 0; d < head_dim_; ++d) {
-        float* const query = queries.Row(d) + v * kLanes;
+        float* const query = group.queries.Row(d) + v * kLanes;
         const VF embedded = hn::MulAdd(hn::Load(df, query), factor[v], hn::Set(df, embedding_[d]));
         hn::Store(hn::Mul(embedded, scale), df, query);
       }
@@ -321,9 +335,9 @@ class BandTask {
   }
 
   // Softmax over window and pooled keys: leaves the weights of the window, and writes the sum of
-  // pooled values.
-  template <size_t kWidth>
-  void Attend(const TokenPanels& group, size_t count) {
+  // pooled values. token(i) is the i-th of `count` tokens.
+  template <size_t kWidth, class Token>
+  void Attend(const TokenPanels& group, size_t count, const Token& token) {
     const DF df;
     VF largest[kWidth], sum[kWidth];
     for (size_t v = 0; v < kWidth; ++v) {
@@ -332,46 +346,44 @@ class BandTask {
       for (size_t l = 0; l < offsets_; ++l) {
         largest[v] = hn::Max(largest[v], hn::Load(df, group.window.Row(l) + v * kLanes));
       }
+      if (args_.pooled_bias != nullptr) {
+        ReadPooledBias(v * kLanes, count, token);
+      }
     }
-    const bool biased = args_.pooled_bias != nullptr;
-    if (biased) {
-      ReadPooledBias<kWidth>(group.tokens, count);
-    }
-    const Matrix keys{pooled_keys_, head_dim_, 1}, values{pooled_values_, head_dim_, 1};
     InEqualSteps(pooled_, [&](size_t first, auto step) HWY_ATTR {
-      ScoreShared<decltype(step)::value, kWidth>(keys.From(first), group.queries, head_dim_, biased,
-                                                 {scores_.Row(first), scores_.pitch}, largest);
+      const Matrix keys{pooled_keys_.data + first, 1, pooled_keys_.pitch};
+      ScoreShared<decltype(step)::value, kWidth>(keys, group.queries, head_dim_,
+                                                 args_.pooled_bias != nullptr,
+                                                 scores_.From(first, 0), largest);
     });
     Exponentiate<kWidth>(group.window, offsets_, largest, sum);
     Exponentiate<kWidth>(scores_, pooled_, largest, sum);
     for (size_t v = 0; v < kWidth; ++v) {
       sum[v] = hn::Div(hn::Set(df, 1.0f), sum[v]);
-      ScaleColumn(group.window.From(v * kLanes), offsets_, sum[v]);
+      ScaleColumn(group.window.From(0, v * kLanes), offsets_, sum[v]);
     }
     InEqualSteps(head_dim_, [&](size_t first, auto step) HWY_ATTR {
-      const Matrix features{values.data + first, values.row, values.column};
-      WeighShared<decltype(step)::value, kWidth>(features, scores_, pooled_, sum,
-                                                 {group.outputs.Row(first), group.outputs.pitch});
+      const Matrix values{pooled_values_.data + first, pooled_values_.row, pooled_values_.column};
+      WeighShared<decltype(step)::value, kWidth>(values, scores_, pooled_, sum,
+                                                 group.outputs.From(first, 0));
     });
   }
 
-  // scores[pooled][token]
-  template <size_t kWidth>
-  void ReadPooledBias(const int32_t* tokens, size_t count) {
-    const auto* biases = static_cast<const T*>(args_.pooled_bias) + band_.head * image_ * pooled_;
-    for (size_t v = 0; v < kWidth; ++v) {
-      for (size_t p = 0; p < pooled_; p += kLanes) {
-        VF block[kLanes];
-        for (size_t lane = 0; lane < kLanes; ++lane) {
-          const int32_t token = tokens[HWY_MIN(v * kLanes + lane, count - 1)];
-          block[lane] = LoadPart(biases + static_cast<size_t>(token) * pooled_, p, pooled_);
-        }
-        Transpose(block);
-        for (size_t i = 0; i < kLanes; ++i) {
-          hn::Store(hn::Mul(block[i], hn::Set(DF(), kLog2E)), DF(),
-                    scores_.Row(p + i) + v * kLanes);
-        }
-      }
+  // scores[pooled][token] of kLanes tokens
+  template <class Token>
+  void ReadPooledBias(size_t at, size_t count, const Token& token) {
+    const auto pooled = static_cast<ptrdiff_t>(pooled_);
+    const auto* const biases = static_cast<const T*>(args_.pooled_bias) +
+                               static_cast<ptrdiff_t>(band_.head * image_) * pooled;
+    const auto row = [&](size_t i) HWY_ATTR { return biases + token(at + i) * pooled; };
+    const auto store = [&](size_t p, VF bias) HWY_ATTR {
+      hn::Store(hn::Mul(bias, hn::Set(DF(), kLog2E)), DF(), scores_.Row(p) + at);
+    };
+    if (count - at >= kLanes) {
+      PackRowsOf(row, pooled_, store);
+    } else {
+      PackRowsOf([&](size_t i) HWY_ATTR { return row(HWY_MIN(i, count - at - 1)); }, pooled_,
+                 store);
     }
   }
 
@@ -390,7 +402,7 @@ class BandTask {
       move(all_.queries, packed_.queries, head_dim_);
       move(all_.window, packed_.window, offsets_);
       for (size_t lane = 0; lane < kLanes; ++lane) {
-        packed_.tokens[to] = static_cast<int32_t>(band_.begin + column + lane);
+        open_tokens_[to] = static_cast<int32_t>(band_.begin + column + lane);
         to += gates_[column + lane] == 0.0f ? 0 : 1;
       }
     }
@@ -414,53 +426,57 @@ class BandTask {
     }
   }
 
-  // Adds the values of the window, and writes the outputs; 0 for closed gates.
+  // Adds the values of the window, and writes the outputs; 0 for closed gates. `group` begins at
+  // `column` of the band.
   template <size_t kWidth>
-  void Finish(size_t column) {
-    const TokenPanels group = all_.From(column);
+  void Finish(const TokenPanels& group, size_t column) {
     if (AnyOpen(column, kWidth)) {
       if (has_terms_) {
-        AddTerms(column, kWidth);
+        AddTerms(group, kWidth);
       }
       InEqualSteps(head_dim_, [&](size_t first, auto step) HWY_ATTR {
-        const Panel values{values_.Row(first) + lead_ + column, values_.pitch};
-        WeighNeighbours<decltype(step)::value, kWidth>(
-            values, NeighboursOf(column), group.window,
-            {group.outputs.Row(first), group.outputs.pitch});
+        WeighNeighbours<decltype(step)::value, kWidth>(values_.From(first, lead_ + column),
+                                                       window_.Of(band_.begin + column),
+                                                       group.window, group.outputs.From(first, 0));
       });
     }
     for (size_t v = 0; v < kWidth; ++v) {
       const size_t at = column + v * kLanes;
-      UnpackTokens(group.outputs.From(v * kLanes), hn::Load(DF(), gates_ + at), Open(at),
+      UnpackTokens(group.outputs.From(0, v * kLanes), hn::Load(DF(), gates_ + at), Open(at),
                    HWY_MIN(kLanes, band_.tokens() - at), head_dim_, Outputs(band_.begin + at));
     }
   }
 
-  void AddTerms(size_t column, size_t vectors) {
+  void AddTerms(const TokenPanels& group, size_t vectors) {
     const DF df;
     for (size_t l = 0; l < offsets_; ++l) {
-      for (size_t v = 0; v < vectors; ++v) {
-        float* const weight = all_.window.Row(l) + column + v * kLanes;
-        const VF term = hn::Load(df, terms_.Row(l) + column + v * kLanes);
-        hn::Store(hn::Add(hn::Load(df, weight), term), df, weight);
+      for (size_t at = 0; at < vectors * kLanes; at += kLanes) {
+        float* const weight = group.window.Row(l) + at;
+        hn::Store(hn::Add(hn::Load(df, weight), hn::Load(df, group.terms.Row(l) + at)), df, weight);
       }
     }
   }
 
+  // Whether pooled values are read where they lie.
+  static constexpr bool kInPlace = std::is_same<T, float>::value;
+
   const AggregatedAttentionArgs& args_;
+  const Window& window_;
   const Band band_;
   const size_t head_dim_, heads_, image_, offsets_, pooled_;
   const size_t halo_, lead_;
   const bool has_terms_;
   size_t used_;
-  Panel keys_, values_;  // of the band and around it
+  size_t next_surrounded_;
+  Panel keys_, values_;  // [head_dim], of the band and around it
+  float* key_factors_;   // of those keys
   TokenPanels all_, packed_;
-  Panel terms_;   // [offsets], of all tokens
-  Panel scores_;  // [pooled], of a group
-  float *gates_, *pooled_keys_, *pooled_values_;
-  float *embedding_, *window_bias_, *window_tokens_, *window_offset_;
-  ptrdiff_t* shifts_;
-  uint8_t* inside_;
+  int32_t* open_tokens_;  // of `packed_`
+  Panel scores_;          // [pooled], of a group
+  float* gates_;
+  Panel pooled_keys_;     // [head_dim], a pooled key in each lane
+  Matrix pooled_values_;  // [pooled][head_dim]
+  float *value_copies_, *embedding_, *window_bias_, *window_tokens_, *window_offset_;
 };
 
 }  // namespace HWY_NAMESPACE

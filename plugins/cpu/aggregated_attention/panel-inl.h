@@ -6,8 +6,12 @@
 #define MOH_CPU_AGGREGATED_ATTENTION_PANEL_INL_H_
 #endif
 
+#include <type_traits>
+
 #include "cpu/attention/operands-inl.h"
+#include "cpu/simd/quads-inl.h"
 #include "cpu/simd/vector-inl.h"
+#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
@@ -19,7 +23,7 @@ struct Panel {
   size_t pitch;
 
   HWY_INLINE float* Row(size_t row) const { return data + row * pitch; }
-  HWY_INLINE Panel From(size_t column) const { return {data + column, pitch}; }
+  HWY_INLINE Panel From(size_t row, size_t column) const { return {Row(row) + column, pitch}; }
 };
 
 // The pitch of a panel with room for `columns`, and for a vector that starts at any of them. Odd
@@ -28,8 +32,8 @@ constexpr size_t PanelPitch(size_t columns) {
   return (RoundUp(columns, kLanes) / kLanes + 1) / 2 * 2 * kLanes + kLanes;
 }
 
-// Rows of a panel of `size` features: what comes in and goes out is in squares of kLanes.
-constexpr size_t PanelRows(size_t size) { return RoundUp(size, kLanes); }
+// Rows of a panel of `size` features: they come and go in fours.
+constexpr size_t PanelRows(size_t size) { return RoundUp(size, kQuad); }
 
 // Rows of a tensor, `stride` elements apart.
 template <typename T>
@@ -40,47 +44,121 @@ struct TokenRows {
   HWY_INLINE T* Row(size_t row) const { return data + static_cast<ptrdiff_t>(row) * stride; }
 };
 
-// kLanes tokens of `size` features, the last of `count` repeated, to the panel's first column.
-// Returns the sum of squares of each token.
+// Asks for `count` rows of `size` elements: they are apart from each other, so the processor does
+// not foresee them.
 template <typename T>
-HWY_INLINE VF PackTokens(TokenRows<const T> tokens, size_t count, size_t size, Panel panel) {
-  VF squares = hn::Zero(DF());
-  for (size_t d = 0; d < size; d += kLanes) {
-    VF block[kLanes];
-#pragma GCC unroll 16
-    for (size_t i = 0; i < kLanes; ++i) {
-      block[i] = LoadPart(tokens.Row(HWY_MIN(i, count - 1)), d, size);
+HWY_INLINE void Prefetch(TokenRows<T> rows, size_t count, size_t size) {
+  constexpr size_t kLine = 64 / sizeof(T);
+  for (size_t row = 0; row < count; ++row) {
+    for (size_t d = 0; d < size; d += kLine) {
+      hwy::Prefetch(rows.Row(row) + d);
     }
-    Transpose(block);
-#pragma GCC unroll 16
-    for (size_t i = 0; i < kLanes; ++i) {
-      squares = hn::MulAdd(block[i], block[i], squares);
-      hn::StoreU(block[i], DF(), panel.Row(d + i));
-    }
+    hwy::Prefetch(rows.Row(row) + size - 1);
   }
-  return squares;
+}
+
+// Calls step(d, count) for features [d, d + count) of `size`, in fours. Where fours do not fit, the
+// last one begins earlier; only of fewer than four features it is a smaller one.
+template <class Step>
+HWY_INLINE void InQuads(size_t size, const Step& step) {
+  if (size < kQuad) {
+    return step(0, size);
+  }
+  for (size_t d = 0; d + kQuad <= size; d += kQuad) {
+    step(d, std::integral_constant<size_t, kQuad>());
+  }
+  if (size % kQuad != 0) {
+    step(size - kQuad, std::integral_constant<size_t, kQuad>());
+  }
+}
+
+// Up to 4 features; the others are 0.
+template <typename T>
+HWY_INLINE VQuad LoadQuadPart(const T* from, size_t count) {
+  HWY_ALIGN float floats[kQuad] = {};
+  for (size_t d = 0; d < count; ++d) {
+    floats[d] = ScalarOf(from[d]);
+  }
+  return hn::Load(DQuad(), floats);
+}
+
+template <typename T>
+HWY_INLINE void StoreQuadPart(VQuad quad, T* to, size_t count) {
+  T elements[kQuad];
+  StoreQuad(quad, elements);
+  for (size_t d = 0; d < count; ++d) {
+    to[d] = elements[d];
+  }
+}
+
+// Calls store(d, features) for each of `size` features of kLanes tokens, for some of them twice.
+// row(i) is where token i begins.
+template <class Row, class Store>
+HWY_INLINE void PackRowsOf(const Row& row, size_t size, const Store& store) {
+  InQuads(size, [&](size_t d, auto count) HWY_ATTR {
+    VF features[kQuad];
+    PackQuads(
+        [&](size_t i) HWY_ATTR {
+          if constexpr (std::is_same<decltype(count), size_t>::value) {
+            return LoadQuadPart(row(i) + d, count);
+          } else {
+            return LoadQuad(row(i) + d);
+          }
+        },
+        features);
+#pragma GCC unroll 4
+    for (size_t j = 0; j < kQuad; ++j) {
+      store(d + j, features[j]);
+    }
+  });
+}
+
+// kLanes tokens of `size` features, the last of `count` repeated, to the panel's first column.
+template <typename T>
+HWY_INLINE void PackTokens(TokenRows<const T> tokens, size_t count, size_t size, Panel panel) {
+  const auto store = [&](size_t d, VF features)
+                         HWY_ATTR { hn::StoreU(features, DF(), panel.Row(d)); };
+  if (count >= kLanes) {
+    PackRowsOf([&](size_t i) HWY_ATTR { return tokens.Row(i); }, size, store);
+  } else {
+    PackRowsOf([&](size_t i) HWY_ATTR { return tokens.Row(HWY_MIN(i, count - 1)); }, size, store);
+  }
 }
 
 // The reverse, times `factor`, for the first `count` tokens; 0 for tokens that are not `open`.
 template <typename T>
 HWY_INLINE void UnpackTokens(Panel panel, VF factor, hn::Mask<DF> open, size_t count, size_t size,
                              TokenRows<T> tokens) {
-  for (size_t d = 0; d < size; d += kLanes) {
-    VF block[kLanes];
-#pragma GCC unroll 16
-    for (size_t i = 0; i < kLanes; ++i) {
-      block[i] = hn::IfThenElseZero(open, hn::Mul(hn::LoadU(DF(), panel.Row(d + i)), factor));
+  const auto unpack = [&](size_t d, const auto& store) HWY_ATTR {
+    VF features[kQuad];
+#pragma GCC unroll 4
+    for (size_t j = 0; j < kQuad; ++j) {
+      features[j] = hn::IfThenElseZero(open, hn::Mul(hn::LoadU(DF(), panel.Row(d + j)), factor));
     }
-    Transpose(block);
-    for (size_t i = 0; i < count; ++i) {
-      StorePart(block[i], tokens.Row(i), d, size);
-    }
+    UnpackQuads(features, store);
+  };
+  if (size >= kQuad && count == kLanes) {
+    return InQuads(size, [&](size_t d, size_t) HWY_ATTR {
+      unpack(d, [&](size_t i, VQuad quad) HWY_ATTR { StoreQuad(quad, tokens.Row(i) + d); });
+    });
   }
+  InQuads(size, [&](size_t d, size_t features) HWY_ATTR {
+    unpack(d, [&](size_t i, VQuad quad) HWY_ATTR {
+      if (i < count) {
+        StoreQuadPart(quad, tokens.Row(i) + d, features);
+      }
+    });
+  });
 }
 
-// What a vector of this sum of squares is multiplied by to have length 1.
-HWY_INLINE VF InverseLength(VF squares, float epsilon) {
+// What each token's features are multiplied by to have length 1.
+HWY_INLINE VF InverseLengths(Panel panel, size_t size, float epsilon) {
   const DF df;
+  VF squares = hn::Zero(df);
+  for (size_t d = 0; d < size; ++d) {
+    const VF features = hn::LoadU(df, panel.Row(d));
+    squares = hn::MulAdd(features, features, squares);
+  }
   return hn::Div(hn::Set(df, 1.0f), hn::Max(hn::Sqrt(squares), hn::Set(df, epsilon)));
 }
 
@@ -95,25 +173,6 @@ template <typename T>
 HWY_INLINE void CopyFloats(const T* from, size_t count, float factor, float* to) {
   for (size_t i = 0; i < count; i += kLanes) {
     StorePart(hn::Mul(LoadPart(from, i, count), hn::Set(DF(), factor)), to, i, count);
-  }
-}
-
-// A token's features as float32; to length 1 if `normalize`.
-template <typename T>
-HWY_INLINE void CopyToken(const T* from, size_t size, bool normalize, float epsilon, float* to) {
-  CopyFloats(from, size, 1.0f, to);
-  if (!normalize) {
-    return;
-  }
-  const DF df;
-  VF squares = hn::Zero(df);
-  for (size_t d = 0; d < size; d += kLanes) {
-    const VF part = LoadPart(to, d, size);
-    squares = hn::MulAdd(part, part, squares);
-  }
-  const VF factor = InverseLength(hn::Set(df, hn::ReduceSum(df, squares)), epsilon);
-  for (size_t d = 0; d < size; d += kLanes) {
-    StorePart(hn::Mul(LoadPart(to, d, size), factor), to, d, size);
   }
 }
 

@@ -64,29 +64,24 @@ struct Matrix {
   HWY_INLINE Matrix From(size_t i) const { return {data + i * row, row, column}; }
 };
 
-// The neighbours of tokens: those of column c and offset l are at column c + shifts[l] of a panel.
-// Bit `lane` of inside[vector][l] says whether there is one.
-struct Neighbours {
-  const ptrdiff_t* shifts;
-  const uint8_t* inside;
-  size_t count;
-
-  HWY_INLINE hn::Mask<DF> Inside(size_t vector, size_t l) const {
-    return hn::LoadMaskBits(DF(), inside + (vector * count + l) * kMaskBytes);
-  }
+// Keys in a panel, each to be multiplied by its factor.
+struct ScaledKeys {
+  Panel keys;
+  const float* factors;
 };
 
 // scores[l] = queries . keys[l] + biases[l] for kKeys offsets from `first` on, -inf where there is
 // no neighbour.
 template <size_t kKeys, size_t kWidth>
-HWY_NOINLINE void ScoreNeighbours(Panel queries, Panel keys, size_t depth, Neighbours neighbours,
-                                  size_t first, const float* biases, Panel scores) {
+HWY_NOINLINE void ScoreNeighbours(Panel queries, ScaledKeys keys, size_t depth,
+                                  Neighbours neighbours, size_t first, const float* biases,
+                                  Panel scores) {
   const DF df;
   VF sums[kKeys][kWidth];
   const float* at[kKeys];
 #pragma GCC unroll 8
   for (size_t k = 0; k < kKeys; ++k) {
-    at[k] = keys.data + neighbours.shifts[first + k];
+    at[k] = keys.keys.data + neighbours.shifts[first + k];
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
       sums[k][v] = hn::Zero(df);
@@ -102,7 +97,7 @@ HWY_NOINLINE void ScoreNeighbours(Panel queries, Panel keys, size_t depth, Neigh
     for (size_t k = 0; k < kKeys; ++k) {
 #pragma GCC unroll 3
       for (size_t v = 0; v < kWidth; ++v) {
-        const VF key = hn::LoadU(df, at[k] + d * keys.pitch + v * kLanes);
+        const VF key = hn::LoadU(df, at[k] + d * keys.keys.pitch + v * kLanes);
         sums[k][v] = hn::MulAdd(query[v], key, sums[k][v]);
       }
     }
@@ -110,10 +105,13 @@ HWY_NOINLINE void ScoreNeighbours(Panel queries, Panel keys, size_t depth, Neigh
 #pragma GCC unroll 8
   for (size_t k = 0; k < kKeys; ++k) {
     const VF bias = hn::Set(df, biases[first + k]);
+    const float* const factors = keys.factors + neighbours.shifts[first + k];
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
-      const VF score = hn::IfThenElse(neighbours.Inside(v, first + k), hn::Add(sums[k][v], bias),
-                                      hn::Set(df, -kInfinity));
+      const VF factor = hn::LoadU(df, factors + v * kLanes);
+      const VF score =
+          hn::IfThenElse(neighbours.Inside(v, first + k), hn::MulAdd(sums[k][v], factor, bias),
+                         hn::Set(df, -kInfinity));
       hn::Store(score, df, scores.Row(first + k) + v * kLanes);
     }
   }

@@ -98,9 +98,9 @@ Ort::Status AggregatedAttentionKernel::ReadSizes(const Inputs& in,
                            tokens, ", heads * dim] with ", heads_, " heads, for an image of ",
                            height_, " x ", width_, ".");
   }
-  if (pooled.size() != 3) {
+  if (pooled.size() != 3 || pooled[1] == 0) {
     return InvalidArgument("MoHAggregatedAttention: pooled_K is ", Text(pooled),
-                           "; expected [batch, pooled, heads * dim].");
+                           "; expected [batch, pooled, heads * dim] with at least one token.");
   }
   if (query[0] > kMost || query[2] > kMost || pooled[1] > kMost) {
     return InvalidArgument("MoHAggregatedAttention: Q is ", Text(query), " and pooled_K ",
