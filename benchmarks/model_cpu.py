@@ -21,12 +21,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
+from interleaving import figure
 from model_contestants import PEERS, Field, line_up, original
 from model_profile import Profile, profile_both
 from model_rows import Row, row_of, table_of
 from model_skipped import SkippedWork, skipped_work
 from model_subjects import SUBJECTS, NoOriginal, Prepared, Request, Subject, prepare
-from model_timing import Parity, figure, measure, reference_of
+from model_timing import Parity, measure, reference_of
 from op_timing import WrongOutput
 from ort_session import Unusable
 from process_cost import load_average, machine

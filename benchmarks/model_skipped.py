@@ -7,13 +7,12 @@ it; the same with every gate open; and as its function body in ordinary operator
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from statistics import median
 
 import numpy as np
 import onnxruntime as ort
+from interleaving import figure, interleaved_ms
 from model_nodes import NodeModel, layer_nodes, split_layers
 from ort_session import kernel_session, plain_session
 from rich.table import Table
@@ -22,8 +21,6 @@ from moh_deploy.backends.ort_values import to_ort
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.npz import Array
 from moh_deploy.package import LayerInfo, OnnxPackage
-
-_SLICE_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -163,29 +160,13 @@ def _measure(node: NodeModel, gates: str, kernel: KernelUse, repeats: int) -> La
         _call(ours, {**node.feeds, gates: every_head}),
         _call(dense, node.feeds),
     ]
-    counts = [_count(call) for call in calls]
-    runs_ms: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for index, call in enumerate(calls):
-            runs_ms[index].append(_time(call, counts[index]))
-    return LayerTime(*(median(ms) for ms in runs_ms))
+    runs_ms = interleaved_ms(calls, threads=1, rounds=repeats)
+    return LayerTime(*(figure(ms, 1) for ms in runs_ms))
 
 
 def _call(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> Callable[[], object]:
     values = {name: to_ort(array) for name, array in feeds.items()}
     return lambda: session.run_with_ort_values(None, values)
-
-
-def _count(call: Callable[[], object]) -> int:
-    call()
-    return max(1, round(_SLICE_SECONDS * 1e3 / _time(call, 1)))
-
-
-def _time(call: Callable[[], object], count: int) -> float:
-    start = time.process_time()
-    for _ in range(count):
-        call()
-    return (time.process_time() - start) / count * 1e3
 
 
 def _json(work: LayerWork) -> dict[str, object]:

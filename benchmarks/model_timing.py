@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
+from interleaving import interleaved_ms
 from model_contestants import Contestant
 from op_timing import WrongOutput
 
@@ -17,10 +14,6 @@ from moh_deploy.npz import Array
 from moh_deploy.package import VectorSet
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, TOLERANCES, tolerance_for
-
-# Short runs are repeated within one measurement until it takes about this long.
-_SLICE_SECONDS = 0.02
-_SETTLE_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -108,38 +101,8 @@ def measure(
     Raises:
         WrongOutput: One of them does not compute the original.
     """
-    clock = time.process_time if threads == 1 else time.perf_counter
     parity = {one.name: check(one, one.run(), reference) for one in contestants}
-    calls = {one.name: _calls(one) for one in contestants}
-    runs_ms: dict[str, list[float]] = {one.name: [] for one in contestants}
-    for number in range(repeats):
-        for offset in range(len(contestants)):
-            one = contestants[(number + offset) % len(contestants)]
-            runs_ms[one.name].append(_time(one, calls[one.name], clock))
+    runs_ms = interleaved_ms([one.run for one in contestants], threads=threads, rounds=repeats)
     for one in contestants:
         check(one, one.run(), reference)
-    return runs_ms, parity
-
-
-def figure(runs_ms: Sequence[float], threads: int) -> float:
-    """CPU time by its median; wall time, which others only lengthen, by its minimum."""
-    return median(runs_ms) if threads == 1 else min(runs_ms)
-
-
-def _calls(contestant: Contestant) -> int:
-    contestant.run()
-    start = time.perf_counter()
-    contestant.run()
-    return max(1, math.ceil(_SLICE_SECONDS / (time.perf_counter() - start)))
-
-
-def _time(contestant: Contestant, calls: int, clock: Callable[[], float]) -> float:
-    time.sleep(_SETTLE_SECONDS)  # Threads of the last contestant may still look for work.
-    gc.disable()
-    try:
-        start = clock()
-        for _ in range(calls):
-            contestant.run()
-        return (clock() - start) / calls * 1e3
-    finally:
-        gc.enable()
+    return {one.name: ms for one, ms in zip(contestants, runs_ms, strict=True)}, parity

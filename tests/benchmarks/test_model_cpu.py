@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ NEIGHBOURS = (
     *("model_cpu", "model_rows", "model_timing", "model_contestants", "model_subjects"),
     *("plain_export", "op_timing", "op_candidates", "op_models", "op_inputs", "ort_session"),
     *("process_cost", "models", "cached_decoder", "pyramid_model"),
-    *("model_profile", "model_skipped", "model_nodes"),
+    *("model_profile", "model_skipped", "model_nodes", "interleaving"),
 )
 COLUMNS = [
     *("model", "batch", "threads", "moh_ms", "eager_ms", "plain_onnx_ms", "compile_ms"),
@@ -181,19 +182,13 @@ def test_another_choice_of_heads_is_excused_where_rounding_decides(bench: Module
 def test_contestants_take_turns_and_change_their_order(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timing = sys.modules["model_timing"]
+    interleaving = sys.modules["interleaving"]
     order: list[str] = []
-    monkeypatch.setattr(timing, "_calls", lambda one: 1)
-    monkeypatch.setattr(timing, "_time", lambda one, calls, clock: order.append(one.name) or 1.0)
-    three = [
-        sys.modules["model_contestants"].Contestant(
-            name, lambda: 1, lambda _: [np.ones((2, 3), np.float32)]
-        )
-        for name in "abc"
-    ]
-    runs_ms, _ = bench.measure(three, reference(bench, 0), threads=1, repeats=3)
-    assert "".join(order) == "abcbcacab"
-    assert runs_ms == {name: [1.0] * 3 for name in "abc"}
+    monkeypatch.setattr(interleaving, "_count", lambda call: 2)
+    calls = [partial(order.append, name) for name in "abc"]
+    runs_ms = interleaving.interleaved_ms(calls, threads=1, rounds=3)
+    assert "".join(order) == "aabbccbbccaaccaabb"
+    assert [len(ms) for ms in runs_ms] == [3] * 3
 
 
 def test_rows_of_inputs_repeat_for_larger_batches(prepared: object) -> None:

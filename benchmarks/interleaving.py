@@ -1,0 +1,56 @@
+"""Contestants take turns, so that a machine that slows down slows all of them."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+Call = Callable[[], object]
+
+# Short calls are repeated within one measurement until it takes about this long.
+_SLICE_SECONDS = 0.02
+_SETTLE_SECONDS = 0.005
+
+
+def interleaved_ms(calls: Sequence[Call], *, threads: int, rounds: int) -> list[list[float]]:
+    """Time calls in turn, in another order each round, after two runs that are not counted.
+
+    Returns:
+        For each call the milliseconds that it took once, in each round: of CPU time on one thread,
+        by the clock on the wall on several.
+    """
+    clock = time.process_time if threads == 1 else time.perf_counter
+    counts = [_count(call) for call in calls]
+    runs_ms: list[list[float]] = [[] for _ in calls]
+    for number in range(rounds):
+        for offset in range(len(calls)):
+            index = (number + offset) % len(calls)
+            runs_ms[index].append(_time(calls[index], counts[index], clock))
+    return runs_ms
+
+
+def figure(runs_ms: Sequence[float], threads: int) -> float:
+    """CPU time by its median; wall time, which others only lengthen, by its minimum."""
+    return median(runs_ms) if threads == 1 else min(runs_ms)
+
+
+def _count(call: Call) -> int:
+    call()
+    start = time.perf_counter()
+    call()
+    return max(1, math.ceil(_SLICE_SECONDS / (time.perf_counter() - start)))
+
+
+def _time(call: Call, count: int, clock: Callable[[], float]) -> float:
+    time.sleep(_SETTLE_SECONDS)  # Threads of the last contestant may still look for work.
+    gc.disable()
+    try:
+        start = clock()
+        for _ in range(count):
+            call()
+        return (clock() - start) / count * 1e3
+    finally:
+        gc.enable()
