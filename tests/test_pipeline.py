@@ -23,6 +23,7 @@ from moh_deploy.frontend.arrays import to_numpy
 from moh_deploy.frontend.model import ModelInput
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite import insert as insert_as_it_is
+from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.jobs.verify import verify
 from moh_deploy.options import ExportOptions
 from moh_deploy.package import OnnxPackage
@@ -381,13 +382,64 @@ def test_layer_whose_rewriting_is_wrong_stays_as_it_was(
     assert_package_equals(tmp_path / "package", small_moh.build(), sizes_of_x(2, 3, 8))
 
 
+class WithConvolution(nn.Module):
+    """Tokens of a 3x5 image: an MoH layer, and a convolution where the next layer has its MLP."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.conv = layer, nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x):
+        x = x + self.layer(x)
+        image = x.transpose(1, 2).reshape(x.shape[0], 8, 3, 5)
+        return x + nn.functional.gelu(self.conv(image).flatten(2).transpose(1, 2))
+
+
+def _moh_operators(root: Path) -> set[str]:
+    model = onnx.load(OnnxPackage.open(root).model_path)
+    return {node.op_type for node in model.graph.node if node.domain == "moh"}
+
+
+IMAGE_INPUT = {"input_specs": ("x:[batch=2,15,8]:float32",)}
+
+
+def test_convolution_of_tokens_is_one_operator(tmp_path: Path):
+    model = WithConvolution(small_moh.build())
+    report = export(model, tmp_path / "package", **IMAGE_INPUT)
+    assert _moh_operators(tmp_path / "package") == {"MoHAttention", "MoHRouter", "MoHTokenConv"}
+    assert len(report.layers) == 1
+    assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
+
+
+def test_model_without_moh_layers_keeps_its_convolutions(tmp_path: Path):
+    export(WithConvolution(nn.Linear(8, 8)), tmp_path / "package", **IMAGE_INPUT)
+    assert _moh_operators(tmp_path / "package") == set()
+
+
+def test_token_layout_that_is_wrong_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def insert(program):
+        swaps = insert_token_layout(program)
+        for swap in swaps:
+            swap.new.args = (*swap.new.args[:5], "none", *swap.new.args[6:])
+        program.graph_module.recompile()
+        return swaps
+
+    monkeypatch.setattr(convert, "insert_token_layout", insert)
+    model = WithConvolution(small_moh.build())
+    export(model, tmp_path / "package", **IMAGE_INPUT)
+    assert _moh_operators(tmp_path / "package") == {"MoHAttention", "MoHRouter"}
+    assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
+
+
 def test_fault_behind_the_torch_check_is_caught_by_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def commit(program, rewrites):
+    def commit(program, rewrites, swaps):
         for rewrite in rewrites:
             wrong_scale(rewrite)
-        return commit_as_it_is(program, rewrites)
+        return commit_as_it_is(program, rewrites, swaps)
 
     commit_as_it_is = convert.commit
     monkeypatch.setattr(convert, "commit", commit)

@@ -29,6 +29,8 @@ from moh_deploy.frontend.plain_attention import prepare_plain_attention
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.record import LayerRecord, Recording, record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
+from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.frontend.sizes import other_runs
 from moh_deploy.frontend.trace import dim_ranges, trace
 from moh_deploy.package import LayerInfo, TensorInfo, VectorSet
@@ -88,15 +90,17 @@ def convert(
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         rewrites = insert(program, recognize(program))
+        swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
     with progress.step("recording the original model"), one_thread_if_small(model):
         example, flops = _run_example(model, inputs)
         thorough = flops <= _QUICK_FLOPS
         runs = [example, *_runs_at_other_sizes(model, inputs, thorough=thorough)]
-        recordings = [_record(program, rewrites, run, outputs) for run in runs]
+        recordings = [_record(program, rewrites, swaps, run, outputs) for run in runs]
         rewrites = [_checked(r, i, recordings) for i, r in enumerate(rewrites)]
+        swaps = [swap for i, swap in enumerate(swaps) if _agrees(i, recordings)]
     with progress.step("translating to ONNX"):
-        committed = commit(program, rewrites)
+        committed = commit(program, rewrites, swaps)
         onnx_model = emit(committed, input_names=[item.name for item in inputs], opset=opset)
         dims = [parsed_dims(item) for item in inputs]
         gate_names = [f"moh.gates.{index}" for index in range(len(rewrites))]
@@ -173,12 +177,16 @@ def _runs_at_other_sizes(
 
 
 def _record(
-    program: ExportedProgram, rewrites: Sequence[Rewrite], run: OriginalRun, outputs: Sequence[str]
+    program: ExportedProgram,
+    rewrites: Sequence[Rewrite],
+    swaps: Sequence[Swap],
+    run: OriginalRun,
+    outputs: Sequence[str],
 ) -> Recording:
     """Run the traced program at the sizes of one run of the original, and check that they agree."""
     arguments = [item.value.clone() for item in run.inputs]
     try:
-        recording = record(program, rewrites, arguments)
+        recording = record(program, rewrites, arguments, swaps)
     except RuntimeError as error:
         raise ExportError(
             f"the traced program does not run where the original model does{run.at}:"
@@ -196,6 +204,10 @@ def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> R
         if disagreement is not None:
             return rewrite.kept(disagreement)
     return rewrite
+
+
+def _agrees(swap: int, recordings: Sequence[Recording]) -> bool:
+    return all(recording.disagreements[swap] is None for recording in recordings)
 
 
 def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]) -> LayerInfo:

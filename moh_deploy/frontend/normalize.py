@@ -17,9 +17,13 @@ from moh_deploy.frontend.unfold import replace_unfold
 
 aten = torch.ops.aten
 
+_DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"])
+
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
-    """Return an equal program without in-place operators, im2col, and einsum of many tensors."""
+    """Return an equal program without in-place operators, im2col, einsum of many tensors, and
+    dropout that drops nothing.
+    """
     program = functionalize(program)
     graph = program.graph_module.graph
     for node in list(graph.nodes):
@@ -31,11 +35,21 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
             _write_out(GraphBuilder(graph, node), node)
         elif op(node) == "im2col":
             replace_unfold(GraphBuilder(graph, node), node)
+        elif op(node) in _DROPOUTS and not argument(node, "train"):
+            _erase(node)
         elif is_joined(node):
             factor_out_slices(GraphBuilder(graph, node), node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def _erase(dropout: Node) -> None:
+    """Nothing would do it later: torch takes an unused dropout for one that is needed."""
+    if any(user.op == "output" for user in dropout.users):
+        return  # whose name is the program's
+    dropout.replace_all_uses_with(cast(Node, dropout.args[0]))
+    dropout.graph.erase_node(dropout)
 
 
 def _pair_up(builder: GraphBuilder, node: Node) -> None:

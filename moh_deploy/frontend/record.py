@@ -12,6 +12,7 @@ from torch.fx import Interpreter, Node
 
 from moh_deploy.frontend.arrays import dtype_name
 from moh_deploy.frontend.rewrite import Rewrite
+from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.validate.tolerances import tolerance_for
 
 
@@ -39,26 +40,38 @@ class Recording:
     Attributes:
         outputs: The tensors of the program's outputs, in order.
         layers: One record for each rewrite, in order.
+        disagreements: For each swap how its nodes differ, in words; None if they agree.
     """
 
     outputs: list[torch.Tensor]
     layers: list[LayerRecord]
+    disagreements: list[str | None]
 
 
 def record(
-    program: ExportedProgram, rewrites: Sequence[Rewrite], arguments: Sequence[torch.Tensor]
+    program: ExportedProgram,
+    rewrites: Sequence[Rewrite],
+    arguments: Sequence[torch.Tensor],
+    swaps: Sequence[Swap] = (),
 ) -> Recording:
     """Run a program in which new operators stand beside the original ones.
 
     Args:
         arguments: The user inputs, in order.
+        swaps: What was inserted outside of the layers.
     """
     watched = {node for rewrite in rewrites for node in _watched(rewrite)}
+    watched |= {node for swap in swaps for node in (swap.old, swap.new)}
     runner = _WatchingInterpreter(program, watched)
     with torch.no_grad():
         outputs = runner.run(*_flat_inputs(program, arguments))
     tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if torch.is_tensor(leaf)]
-    return Recording(tensors, [_layer_record(rewrite, runner.values) for rewrite in rewrites])
+    values = runner.values
+    return Recording(
+        outputs=tensors,
+        layers=[_layer_record(rewrite, values) for rewrite in rewrites],
+        disagreements=[_difference(s.what, values[s.new], values[s.old]) for s in swaps],
+    )
 
 
 def _watched(rewrite: Rewrite) -> list[Node]:

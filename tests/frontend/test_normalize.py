@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moh_deploy.frontend.normalize import normalize
@@ -49,3 +50,24 @@ def test_baddbmm_is_written_out(factors: dict[str, float]):
 def test_what_nobody_reads_is_gone():
     program = normalize(plain_trace(lambda x: (x.exp(), x + 1)[1], random(2)))
     assert nodes(program, "exp") == []
+
+
+def test_dropout_that_drops_nothing_is_gone():
+    def two(x: Tensor) -> Tensor:
+        return F.dropout(F.dropout2d(x, 0.5, training=False) + 1, 0.5, training=False) * 2
+
+    x = random(2, 3, 4, 4)
+    program = normalize(plain_trace(two, x))
+    assert nodes(program, "dropout") == nodes(program, "feature_dropout") == []
+    torch.testing.assert_close(program.module()(x), (x + 1) * 2)
+
+
+def test_dropout_that_drops_stays():
+    program = normalize(plain_trace(lambda x: F.dropout(x, 0.5, training=True) * 2, random(2, 3)))
+    assert len(nodes(program, "dropout")) == 1
+
+
+def test_dropout_that_is_the_output_keeps_its_name():
+    x = random(2, 3)
+    program = normalize(plain_trace(lambda x: F.dropout(x * 2, 0.5, training=False), x))
+    torch.testing.assert_close(program.module()(x), x * 2)

@@ -43,6 +43,7 @@ from moh_deploy.frontend.rewrite.attention import AttentionRewriter
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.operands import gates_of
 from moh_deploy.frontend.rewrite.router import insert_router
+from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.package.manifest import AttentionOp
 
 __all__ = ["Rewrite", "commit", "insert"]
@@ -186,15 +187,22 @@ def _scores(
     return layouts.arrange(scores, (*wanted[:-1], candidates))
 
 
-def commit(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> ExportedProgram:
+def commit(
+    program: ExportedProgram, rewrites: Sequence[Rewrite], swaps: Sequence[Swap] = ()
+) -> ExportedProgram:
     """Let the inserted operators take over, drop what they replace, and add each layer's gates to
     the outputs.
+
+    Args:
+        swaps: What was inserted outside of the layers.
 
     Returns:
         A program whose outputs are the tensors of the original outputs in order, followed by one
         [B, S, H] tensor of gates a layer.
     """
     graph = program.graph_module.graph
+    for swap in swaps:
+        swap.old.replace_all_uses_with(swap.new)
     for rewrite in rewrites:
         if rewrite.replacement is not None:
             rewrite.layer.node.replace_all_uses_with(rewrite.replacement)

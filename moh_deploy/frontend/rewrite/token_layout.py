@@ -1,0 +1,84 @@
+"""Compute on tokens what a model computes on images that it makes of them.
+
+`tokens [B, N, C] -> image [B, C, H, W] -> convolutions -> tokens` moves every activation twice. A
+depthwise convolution becomes a MoHTokenConv, with the gelu and the gates that follow it; a
+convolution of one pixel a matrix product, the mean of blocks a mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::token_conv
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.graph import module_path, shape
+from moh_deploy.frontend.recognize.image_chains import ImageChain, find_image_chains
+from moh_deploy.frontend.recognize.image_ops import (
+    BlockMean,
+    Depthwise,
+    Elementwise,
+    ImageOp,
+    Pointwise,
+)
+from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder
+from moh_deploy.frontend.rewrite.swap import Swap
+
+aten = torch.ops.aten
+
+
+def insert_token_layout(program: ExportedProgram) -> list[Swap]:
+    """Insert beside each chain of operators on an image the same on tokens."""
+    graph = program.graph_module.graph
+    swaps = [_insert(graph, chain) for chain in find_image_chains(graph)]
+    program.graph_module.recompile()
+    return swaps
+
+
+def _insert(graph: Graph, chain: ImageChain) -> Swap:
+    builder = GraphBuilder(graph, chain.end)
+    layouts = LayoutBuilder(builder)
+    tokens = layouts.arrange(chain.entry, (*chain.image.tokens[:2], chain.features))
+    for step in chain.steps:
+        tokens = _on_tokens(builder, step, tokens)
+    result = layouts.arrange(Operand(tokens, chain.steps[-1].image.tokens), chain.layout)
+    for node in chain.inner:
+        _read_sizes_elsewhere(graph, node)
+    path = ".".join(module_path(chain.end)) or "(model)"
+    return Swap(chain.end, result, f"the token layout of {path}")
+
+
+def _on_tokens(builder: GraphBuilder, step: ImageOp, tokens: Node) -> Node:
+    """Insert one step on tokens [B, N, C]."""
+    if isinstance(step, Depthwise):
+        size, activation = (step.image.height, step.image.width), "gelu" if step.gelu else "none"
+        arguments = (tokens, step.weight, step.bias, *size, activation, step.gated)
+        return builder.call(torch.ops.moh.token_conv.default, *arguments)
+    if isinstance(step, Pointwise):
+        weight = builder.call(aten.flatten.using_ints, step.weight, 1)  # [O, C]
+        return builder.call(aten.linear.default, tokens, weight, step.bias)
+    if isinstance(step, BlockMean):
+        return _block_mean(builder, step, tokens)
+    assert isinstance(step, Elementwise)
+    node = step.node
+    assert callable(node.target)
+    return builder.call(node.target, tokens, *node.args[1:], **node.kwargs)
+
+
+def _block_mean(builder: GraphBuilder, step: BlockMean, tokens: Node) -> Node:
+    """One side of the blocks after the other: a runtime reduces one dimension faster than two."""
+    grid = (step.image.height, step.image.width)
+    extents = [grid[0], step.block[0], grid[1], step.block[1]]
+    blocks = builder.call(aten.unflatten.int, tokens, 1, extents)  # [B, gh, bh, gw, bw, C]
+    rows = builder.call(aten.mean.dim, blocks, [4])  # [B, gh, bh, gw, C]
+    means = builder.call(aten.mean.dim, rows, [2])  # [B, gh, gw, C]
+    return builder.call(aten.flatten.using_ints, means, 1, 2)
+
+
+def _read_sizes_elsewhere(graph: Graph, node: Node) -> None:
+    """Let who asks for a size of a node ask an earlier one, which stays."""
+    for reader in list(node.users):
+        if reader.target is aten.sym_size.int:
+            extent = shape(node)[int(str(reader.args[1]))]
+            reader.replace_all_uses_with(GraphBuilder(graph, reader).size(extent))
