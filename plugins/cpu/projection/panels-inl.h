@@ -27,7 +27,7 @@ constexpr size_t kTileRows =
 
 // A panel's part that is used by all rows before the next part is: four of them fit into a cache of
 // 32 KiB.
-constexpr size_t kMostDepth = 96;
+constexpr size_t kMostDepth = 128;
 
 // A range of `size` things cut into parts of at most `most`, about equal.
 struct Cut {

@@ -241,42 +241,35 @@ struct OutputCall {
     }
   }
 
+  // sums = bias + the product of each token with its open heads, in the order of heads.
   void AddOpenHeads(size_t block, size_t panel, size_t vectors, float* sums,
                     size_t sums_stride) const {
     const PanelBias<T> bias(args.bias, columns, panel, vectors);
     const TokenBlock tokens = open.Block(block);
-    const size_t stride = depth * kLanes;
     const float* const rows = input + static_cast<size_t>(tokens.begin) * depth;
-    bool started = false;
-    for (size_t group = 0; group < open.groups(); ++group) {
-      for (size_t list = 0; list < open.lists_per_group(); ++list) {
-        const RowList chosen = open.List(block, group, list);
-        if (chosen.count == 0) {
-          continue;
-        }
-        Sums where{sums, sums_stride, sums, sums_stride};
-        if (!started && chosen.count == tokens.count) {
-          where = {bias.values, 0, sums, sums_stride};
-        } else if (!started) {
-          bias.CopyTo(sums, sums_stride, static_cast<size_t>(tokens.count), vectors);
-        }
-        started = true;
-        const size_t begin = static_cast<size_t>(chosen.first_head) * head_dim;
-        Multiply({rows + begin, depth, packed + panel * stride + begin * kLanes, stride,
-                  static_cast<size_t>(chosen.heads) * head_dim},
-                 vectors, where, chosen.rows, static_cast<size_t>(chosen.count));
+    const size_t stride = depth * kLanes;
+    Sums where{bias.values, 0, sums, sums_stride};
+    open.ForEachRun(block, [&](const RowList& run) {
+      if (run.count != tokens.count && where.from != sums) {
+        bias.CopyTo(sums, sums_stride, static_cast<size_t>(tokens.count), vectors);
+        where = {sums, sums_stride, sums, sums_stride};
       }
-    }
-    if (!started) {
+      const size_t begin = static_cast<size_t>(run.first_head) * head_dim;
+      Multiply({rows + begin, depth, packed + panel * stride + begin * kLanes, stride,
+                static_cast<size_t>(run.heads) * head_dim},
+               vectors, where, run.rows, static_cast<size_t>(run.count));
+      where = {sums, sums_stride, sums, sums_stride};
+    });
+    if (where.from != sums) {
       bias.CopyTo(sums, sums_stride, static_cast<size_t>(tokens.count), vectors);
     }
   }
 };
 
-// A head so small that reading and writing the sums counts: two heads in one pass.
-inline int32_t OutputHeadsPerGroup(int32_t head_dim) {
-  return static_cast<size_t>(head_dim) <= kMostDepth / 2 ? 2 : 1;
-}
+// Two heads share a pass where one alone is so small that reading and writing the sums counts.
+constexpr int32_t kSmallHead = 48;
+
+inline int32_t OutputHeadsPerGroup(int32_t head_dim) { return head_dim <= kSmallHead ? 2 : 1; }
 
 template <typename T>
 void ProjectQueries(const QueryProjectionArgs& args, const float* packed,
