@@ -20,8 +20,9 @@ def add_constant(program: ExportedProgram, name: str, value: Tensor) -> Node:
     mode = next(fake.fake_mode for fake in fakes if isinstance(fake, FakeTensor))
     with graph.inserting_before(next(iter(graph.nodes))):
         node: Node = graph.placeholder(name)
+    node.target = node.name
     node.meta["val"] = mode.from_tensor(value, static_shapes=True)
     spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), node.name)
     program.graph_signature.input_specs.insert(0, spec)
-    program.constants[node.name] = value.detach().contiguous()
+    program.constants[node.name] = value.detach()
     return node

@@ -14,6 +14,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.frontend.arrays import dtype_name, to_numpy
 from moh_deploy.frontend.emit import emit
 from moh_deploy.frontend.factory import describe_error
+from moh_deploy.frontend.fold import fold_weights
 from moh_deploy.frontend.inputs import example_sizes, parsed_dims
 from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
@@ -101,6 +102,7 @@ def convert(
         swaps = [swap for i, swap in enumerate(swaps) if _agrees(i, recordings)]
     with progress.step("translating to ONNX"):
         committed = commit(program, rewrites, swaps)
+        fold_weights(committed)
         onnx_model = emit(committed, input_names=[item.name for item in inputs], opset=opset)
         dims = [parsed_dims(item) for item in inputs]
         gate_names = [f"moh.gates.{index}" for index in range(len(rewrites))]

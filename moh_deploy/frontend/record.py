@@ -81,6 +81,8 @@ def _watched(rewrite: Rewrite) -> list[Node]:
         nodes += [None if rewrite.router.selection is None else rewrite.router.selection.scores]
     if rewrite.replacement is not None:
         nodes.append(rewrite.layer.node)
+    for swap in rewrite.swaps:
+        nodes += [swap.old, swap.new]
     return [node for node in nodes if node is not None]
 
 
@@ -126,6 +128,10 @@ def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRe
 
 def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> str | None:
     """Compare the new operators with the original ones, tokens with a near-tie left out."""
+    for swap in rewrite.swaps:
+        found = _difference(swap.what, values[swap.new], values[swap.old])
+        if found is not None:
+            return found
     everything_decided = True
     if rewrite.routed is not None:
         original = values[rewrite.computed_gates]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import Graph, Node
+
+from moh_deploy.frontend.recognize.graph import reads_shape_only
 
 
 class Constants:
@@ -22,3 +24,23 @@ class Constants:
     def __call__(self, node: Node) -> torch.Tensor | None:
         found = self._values.get(self._names.get(node.name, ""))
         return found if isinstance(found, torch.Tensor) else None
+
+
+def stored_nodes(graph: Graph, constant: Constants) -> set[Node]:
+    """Nodes whose values follow from parameters, buffers and constant tensors alone."""
+    stored = {node for node in graph.nodes if constant(node) is not None}
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "call_function" and sources and not is_random(node):
+            known = all(source in stored for source in sources)
+            if known and not reads_shape_only(node):
+                stored.add(node)
+    return stored
+
+
+def is_random(node: Node) -> bool:
+    """True for an operator that may draw random numbers, whether it does so here or not."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and (
+        torch.Tag.nondeterministic_seeded in target.tags
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import cast
 
 from torch.fx import Node
@@ -10,6 +12,8 @@ from torch.fx import Node
 from moh_deploy.frontend.recognize.axes import Axis, Layout, product, resolve
 from moh_deploy.frontend.recognize.graph import argument, op, rank, shape
 from moh_deploy.frontend.recognize.views import backward
+
+NO_TWINS: Mapping[Node, Node] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,21 @@ class Piece:
     cuts: tuple[tuple[int, int, int], ...] = ()
 
 
-def pieces(node: Node, layout: Layout) -> list[Piece]:
+def pieces(node: Node, layout: Layout, twins: Mapping[Node, Node] = NO_TWINS) -> list[Piece]:
     """The node and what it is a view or an equal part of, nearest first.
 
     Query, key and value are often parts of one projection: the projection with a cut is the tensor
     that needs no rearranging.
+
+    Args:
+        twins: Nodes of the same value that are to be read instead.
     """
     trail = [(node, layout, dict[Axis, int]())]
     while True:
         current, known, fixed = trail[-1]
+        if current in twins:
+            trail[-1] = (twins[current], known, fixed)
+            continue
         step = backward(current, known)
         if step is not None:
             trail.append((*step, fixed))

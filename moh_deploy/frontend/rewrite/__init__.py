@@ -29,7 +29,7 @@ from moh_deploy.frontend.recognize.axes import (
     product,
     regroup,
 )
-from moh_deploy.frontend.recognize.constants import Constants
+from moh_deploy.frontend.recognize.constants import Constants, is_random, stored_nodes
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.graph import is_tensor, shape
@@ -43,6 +43,7 @@ from moh_deploy.frontend.rewrite.attention import AttentionRewriter
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.operands import gates_of
 from moh_deploy.frontend.rewrite.router import insert_router
+from moh_deploy.frontend.rewrite.split import Splitter
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.package.manifest import AttentionOp
 
@@ -65,6 +66,7 @@ class Rewrite:
         replacement: Replaces `layer.node`; None where the attention stays.
         reason: Why the attention or the router stays; None if both are replaced.
         num_kv_heads, head_dim, kv_len: None where the attention stays.
+        swaps: Other nodes that inserted ones take over from: parts of packed projections.
     """
 
     layer: MoHLayer
@@ -80,21 +82,27 @@ class Rewrite:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     kv_len: int | None = None
+    swaps: tuple[Swap, ...] = ()
 
     def kept(self, reason: str) -> Rewrite:
         """The same layer left as it is."""
-        return replace(self, routed=None, op=None, attention=None, replacement=None, reason=reason)
+        return replace(
+            self, routed=None, op=None, attention=None, replacement=None, swaps=(), reason=reason
+        )
 
 
 def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite]:
     """Insert the new operators beside the original ones."""
-    known = KnownValues(program)
-    rewrites = [_insert(program, layer, known) for layer in layers]
+    known, graph = KnownValues(program), program.graph_module.graph
+    splitter = Splitter(graph, stored_nodes(graph, Constants(program)))
+    rewrites = [_insert(program, layer, known, splitter) for layer in layers]
     program.graph_module.recompile()
     return rewrites
 
 
-def _insert(program: ExportedProgram, layer: MoHLayer, known: KnownValues) -> Rewrite:
+def _insert(
+    program: ExportedProgram, layer: MoHLayer, known: KnownValues, splitter: Splitter
+) -> Rewrite:
     graph, constant = program.graph_module.graph, Constants(program)
     builder = GraphBuilder(graph, layer.node)
     layouts = LayoutBuilder(builder)
@@ -113,7 +121,7 @@ def _insert(program: ExportedProgram, layer: MoHLayer, known: KnownValues) -> Re
         found = replace(found, routed=routed)
         gates = layouts.arrange(Operand(routed, computed.layout), wanted)
     try:
-        return _insert_attention(found, program, gates, builder, known)
+        return _insert_attention(found, program, gates, builder, known, splitter)
     except (NotCoveredError, UnknownSizeError) as error:
         return replace(found, reason=str(error))
 
@@ -124,6 +132,7 @@ def _insert_attention(
     gates: Node,
     builder: GraphBuilder,
     known: KnownValues,
+    splitter: Splitter,
 ) -> Rewrite:
     """Insert the op that can express the layer's attention.
 
@@ -148,7 +157,8 @@ def _insert_attention(
         )
     if layer.obstacles:
         raise NotCoveredError(layer.obstacles[0])
-    rewriter = AttentionRewriter(layer, builder)
+    swaps = splitter.split(layer.core.operands)
+    rewriter = AttentionRewriter(layer, builder, {swap.old: swap.new for swap in swaps})
     attention, replacement = rewriter.build(gates)
     return replace(
         found,
@@ -158,6 +168,7 @@ def _insert_attention(
         num_kv_heads=int(product(rewriter.form.kv_heads)),
         head_dim=int(product(rewriter.form.head_dim)),
         kv_len=rewriter.kv_len,
+        swaps=swaps,
     )
 
 
@@ -204,6 +215,8 @@ def commit(
     for swap in swaps:
         swap.old.replace_all_uses_with(swap.new)
     for rewrite in rewrites:
+        for swap in rewrite.swaps:
+            swap.old.replace_all_uses_with(swap.new)
         if rewrite.replacement is not None:
             rewrite.layer.node.replace_all_uses_with(rewrite.replacement)
         if rewrite.routed is not None:
@@ -217,7 +230,8 @@ def commit(
         for rewrite in rewrites
     ]
     output.args = ((*leaves, *gates),)
-    graph.eliminate_dead_code()
+    # A dropout that is switched off, say, has no effect that anybody could miss.
+    graph.eliminate_dead_code(lambda node: node.is_impure() and not is_random(node))
     program.graph_module.recompile()
     return _with_outputs(program, (*leaves, *gates))
 

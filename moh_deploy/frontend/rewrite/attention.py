@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from moh_deploy.frontend.recognize.cores.core import MaskTerm, Scores
 from moh_deploy.frontend.recognize.graph import example_shape, tensor
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.slices import Piece
+from moh_deploy.frontend.recognize.slices import NO_TWINS, Piece
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of
 
@@ -67,15 +67,18 @@ class AttentionRewriter:
     Args:
         layer: A layer without obstacles.
         builder: Inserts in front of the node after the layer's product with the gates.
+        twins: Nodes of the same value to read instead of others.
     """
 
-    def __init__(self, layer: MoHLayer, builder: GraphBuilder) -> None:
+    def __init__(
+        self, layer: MoHLayer, builder: GraphBuilder, twins: Mapping[Node, Node] = NO_TWINS
+    ) -> None:
         assert layer.core.scores is not None
         self._layer = layer
         self._scores: Scores = layer.core.scores
         self._builder = builder
         operands = (self._scores.query, self._scores.key, layer.core.value)
-        self._trails = [trail_of(operand) for operand in operands]
+        self._trails = [trail_of(operand, twins) for operand in operands]
         self._operands = OperandBuilder(builder, tensor(layer.core.output.node).dtype)
         self.form = self._form()
 

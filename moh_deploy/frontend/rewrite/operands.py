@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.fx import Node
@@ -12,7 +12,7 @@ from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.graph import tensor
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.slices import Piece, pieces
+from moh_deploy.frontend.recognize.slices import NO_TWINS, Piece, pieces
 from moh_deploy.frontend.recognize.views import casts, is_view
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 
@@ -108,10 +108,14 @@ def _fits(piece: Piece, wanted: Layout) -> bool:
     return set(flat(piece.layout)) <= set(flat(wanted))
 
 
-def trail_of(operand: Operand) -> list[Piece]:
-    """The operand and what it is a view or a part of, up to the nearest cast."""
+def trail_of(operand: Operand, twins: Mapping[Node, Node] = NO_TWINS) -> list[Piece]:
+    """The operand and what it is a view or a part of, up to the nearest cast.
+
+    Args:
+        twins: Nodes of the same value to read instead of others.
+    """
     trail: list[Piece] = []
-    for piece in pieces(operand.node, operand.layout):
+    for piece in pieces(operand.node, operand.layout, twins):
         trail.append(piece)
         if is_view(piece.node) and casts(piece.node):
             break
@@ -119,6 +123,9 @@ def trail_of(operand: Operand) -> list[Piece]:
 
 
 def entry(trail: Sequence[Piece], wanted: Layout) -> Piece | None:
-    """The nearest tensor of a trail that has this very layout."""
-    wanted = resolve(wanted)
-    return next((piece for piece in trail if resolve(piece.layout) == wanted), None)
+    """The nearest tensor of a trail that has this very layout, or else the farthest one that has
+    its elements in that order."""
+    wanted, order = resolve(wanted), flat(wanted)
+    exact = [piece for piece in trail if resolve(piece.layout) == wanted]
+    in_order = [piece for piece in trail if flat(piece.layout) == order and not piece.cuts]
+    return next(iter([*exact, *reversed(in_order)]), None)

@@ -79,3 +79,9 @@ class Core:
     output: Operand
     value_axes: Dim
     obstacles: tuple[str, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        """Query, key and value, as far as they are known."""
+        read = () if self.scores is None else (self.scores.query.node, self.scores.key.node)
+        return (*read, self.value.node)

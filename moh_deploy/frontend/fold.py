@@ -1,0 +1,99 @@
+"""Compute what depends on weights alone once, when the model is exported, instead of in every run.
+
+A package holds each weight once: weights are folded only where what is made of them takes their
+place and is no larger. Where a weight is also read as it is (by another layer, say), or would grow
+(integers that are scaled to floating point), the operators stay, and a runtime folds them when it
+loads the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from moh_deploy.frontend.constant_inputs import add_constant
+from moh_deploy.frontend.recognize.constants import Constants, stored_nodes
+from moh_deploy.frontend.recognize.graph import ancestors, is_tensor, tensor
+
+# What is smaller counts as nothing: scalars are shared by unrelated weights.
+_SMALL_BYTES = 1024
+
+
+@dataclass
+class _Group:
+    """Weights, and all that is read of what is made of them."""
+
+    weights: set[Node]
+    results: list[Node]
+
+
+def fold_weights(program: ExportedProgram) -> None:
+    """Put constant tensors in the place of what is made of weights alone."""
+    graph = program.graph_module.graph
+    constant = Constants(program)
+    stored = stored_nodes(graph, constant)
+    results = [node for group in _groups(stored) if _pays(group, stored) for node in group.results]
+    for node, value in list(_evaluate(results, constant)):
+        node.replace_all_uses_with(add_constant(program, _name(node), value))
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+
+
+def _groups(stored: set[Node]) -> list[_Group]:
+    """What is made of the same weights is folded together or not at all."""
+    groups: list[_Group] = []
+    for node in sorted(_read_by_others(stored)):
+        weights = {source for source in ancestors(node, set()) if source.op == "placeholder"}
+        joined = _Group({weight for weight in weights if _bytes(weight) > _SMALL_BYTES}, [node])
+        for group in [group for group in groups if group.weights & joined.weights]:
+            groups.remove(group)
+            joined = _Group(group.weights | joined.weights, [*group.results, *joined.results])
+        groups.append(joined)
+    return groups
+
+
+def _read_by_others(stored: set[Node]) -> Iterator[Node]:
+    for node in stored:
+        outside = any(user not in stored for user in node.users)
+        if outside and node.op == "call_function" and is_tensor(node):
+            yield node
+
+
+def _pays(group: _Group, stored: set[Node]) -> bool:
+    """True where the results take the place of the weights."""
+    spent = all(user in stored for weight in group.weights for user in weight.users)
+    size = sum(map(_bytes, group.results))
+    return spent and size <= max(_SMALL_BYTES, sum(map(_bytes, group.weights)))
+
+
+def _bytes(node: Node) -> int:
+    value = tensor(node)
+    return int(value.numel()) * value.element_size()
+
+
+def _evaluate(results: Iterable[Node], constant: Constants) -> Iterator[tuple[Node, torch.Tensor]]:
+    """The values of nodes; slices and transposes stay views of the weights."""
+    known: dict[Node, object] = {}
+    wanted = list(results)
+    needed = {source for node in wanted for source in ancestors(node, set())}
+    with torch.no_grad():
+        for node in sorted(needed):
+            if node.op == "placeholder":
+                known[node] = constant(node)
+            else:
+                args, kwargs = map_arg((node.args, dict(node.kwargs)), known.__getitem__)  # type: ignore[arg-type]
+                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    for node in wanted:
+        yield node, cast(torch.Tensor, known[node]).detach()
+
+
+def _name(node: Node) -> str:
+    """A name after the weight that it is made of: `attn_qkv_weight_part`."""
+    weights = [source for source in ancestors(node, set()) if source.op == "placeholder"]
+    return f"{max(weights, key=_bytes).name.removeprefix('p_')}_part"

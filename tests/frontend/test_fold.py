@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from moh_deploy.frontend.fold import fold_weights
+from moh_deploy.frontend.recognize.graph import op
+from tests.frontend.traced import plain_trace
+
+X = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Uses(nn.Module):
+    """A function of the input and a weight [32, 32]."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], object], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.function = function
+        value = torch.arange(1024.0).reshape(32, 32).cos() * 5
+        self.weight = nn.Parameter(value.to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x, self.weight)
+
+
+def folded(model: nn.Module) -> ExportedProgram:
+    program = plain_trace(model, X)
+    fold_weights(program)
+    return program
+
+
+def left(function: Callable[[Tensor, Tensor], object], dtype: torch.dtype = torch.float32):
+    """The operators that stay; the result must stay, too."""
+    model = Uses(function, dtype)
+    program = folded(model)
+    torch.testing.assert_close(program.module()(X), model(X))
+    return [op(node) for node in program.graph.nodes if op(node) and node.users]
+
+
+def test_what_is_made_of_a_weight_takes_its_place():
+    assert left(lambda x, w: x @ (w.mT * 2).exp()) == ["matmul"]
+
+
+def test_parts_of_a_weight_take_its_place():
+    assert left(lambda x, w: (x @ w[:, :8], x @ w[:, 8:])) == ["matmul", "matmul"]
+
+
+def test_nothing_in_between_stays():
+    program = folded(Uses(lambda x, w: x @ w.mT, torch.float32))
+    read = [spec.target for spec in program.graph_signature.input_specs if spec.target]
+    assert read == ["weight_part", "weight"]
+    assert [len(n.users) for n in program.graph.nodes if n.op == "placeholder"] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: x @ w[:, :8] @ w[:8] @ w,
+        lambda x, w: (x @ w[:, :8], w),
+    ],
+    ids=["read_whole", "output"],
+)
+def test_weight_that_is_read_as_it_is_is_not_stored_twice(function):
+    assert "slice" in left(function)
+
+
+def test_weight_does_not_grow():
+    assert left(lambda x, w: x @ (w.to(torch.float32) * 0.1), torch.int8) == ["to", "mul", "matmul"]
+    assert "expand" in left(lambda x, w: x @ w.mean(0).expand(4096, 32).mT)
+
+
+def test_overlapping_parts_are_not_stored_twice():
+    assert left(lambda x, w: (x @ w[:, :24], x @ w[:, 8:])).count("slice") == 2
+
+
+def test_random_numbers_are_drawn_in_each_run():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(32, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.bernoulli(self.weight * 0.5)
+
+    program = folded(Noisy())
+    assert "bernoulli" in [op(node) for node in program.graph.nodes]
