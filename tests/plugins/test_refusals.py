@@ -37,6 +37,29 @@ TOKEN_CONV: Attributes = {
     "gated": 0,
 }
 IMAGE: Shapes = {"X": (2, 12, 6), "W": (6, 1, 3, 5), "bias": (6,)}
+AGGREGATED: Attributes = {
+    "num_heads": 3,
+    "height": 3,
+    "width": 4,
+    "kernel_height": 3,
+    "kernel_width": 5,
+    "normalize": 1,
+    "epsilon": 1e-12,
+}
+WINDOWED: Shapes = {
+    "Q": (2, 12, 6),
+    "K": (2, 12, 6),
+    "V": (2, 12, 6),
+    "pooled_K": (2, 5, 6),
+    "pooled_V": (2, 5, 6),
+    "gates": (2, 12, 3),
+    "query_embedding": (3, 2),
+    "query_scale": (3, 12),
+    "window_bias": (3, 15),
+    "pooled_bias": (3, 12, 5),
+    "window_tokens": (3, 2, 15),
+    "window_offset": (3, 15),
+}
 FLOAT = onnx.TensorProto.FLOAT
 
 
@@ -75,6 +98,7 @@ def test_sizes_that_fit_are_accepted():
     assert _run("MoHAttention", ATTENTION, SEPARATE).shape == (2, 6, 5, 3)
     assert _run("MoHRouter", ROUTER, LOGITS).shape == (2, 5, 9)
     assert _run("MoHTokenConv", TOKEN_CONV, IMAGE).shape == (2, 12, 6)
+    assert _run("MoHAggregatedAttention", AGGREGATED, WINDOWED).shape == (2, 12, 6)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +248,58 @@ def test_token_conv_refuses_a_node_without_a_required_attribute(name: str):
         _run("MoHTokenConv", attributes, IMAGE)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Q": (2, 11, 6)}, r"Q is \[2, 11, 6\]; expected .* 12, .* with 3 heads, .* 3 x 4"),
+        ({"Q": (2, 12, 7)}, r"Q is \[2, 12, 7\]; expected .* with 3 heads"),
+        ({"Q": (12, 6)}, r"Q is \[12, 6\]; expected \[batch, 12, heads \* dim\]"),
+        ({"K": (2, 5, 6)}, r"K is \[2, 5, 6\]; expected \[2, 12, 6\]"),
+        ({"V": (2, 12, 3)}, r"V is \[2, 12, 3\]; expected \[2, 12, 6\]"),
+        ({"pooled_K": (2, 0, 6)}, r"pooled_K is \[2, 0, 6\]; expected .* with at least one token"),
+        ({"pooled_K": (5, 6)}, r"pooled_K is \[5, 6\]; expected \[batch, pooled"),
+        ({"pooled_K": (1, 5, 6)}, r"pooled_K is \[1, 5, 6\]; expected \[2, 5, 6\]"),
+        ({"pooled_V": (2, 4, 6)}, r"pooled_V is \[2, 4, 6\]; expected \[2, 5, 6\]"),
+        ({"gates": (2, 3, 12)}, r"gates is \[2, 3, 12\]; expected \[2, 12, 3\]"),
+        ({"query_embedding": (3, 1, 2)}, r"query_embedding is .*; expected \[3, 2\]"),
+        ({"query_scale": (3, 1)}, r"query_scale is \[3, 1\]; expected \[3, 12\]"),
+        ({"window_bias": (3, 9)}, r"window_bias is \[3, 9\]; expected \[3, 15\]"),
+        ({"pooled_bias": (1, 12, 5)}, r"pooled_bias is \[1, 12, 5\]; expected \[3, 12, 5\]"),
+        ({"window_tokens": (3, 15, 2)}, r"window_tokens is .*; expected \[3, 2, 15\]"),
+        ({"window_offset": (45,)}, r"window_offset is \[45\]; expected \[3, 15\]"),
+    ],
+)
+def test_aggregated_attention_refuses_sizes_that_do_not_fit(change: Shapes, message: str):
+    with pytest.raises(Exception, match=f"MoHAggregatedAttention: {message}"):
+        _run("MoHAggregatedAttention", AGGREGATED, WINDOWED | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 0}, "num_heads is 0; expected 1 to"),
+        ({"height": 2**31}, "height is 2147483648; expected 1 to"),
+        ({"height": 2**20, "width": 2**20}, "image is 1048576 x 1048576 .*; expected up to"),
+        ({"kernel_height": 4}, "kernel_height is 4; expected an odd number"),
+        ({"kernel_width": -3}, "kernel_width is -3; expected an odd number"),
+        ({"normalize": 2}, "normalize is 2; expected 0 or 1"),
+        ({"epsilon": 0.0}, "epsilon is 0.0*; expected more than 0"),
+        ({"epsilon": float("nan")}, "epsilon is .*nan; expected more than 0"),
+        ({"kernel_width": 3}, r"window_bias is \[3, 15\]; expected \[3, 9\]"),
+    ],
+)
+def test_aggregated_attention_refuses_attributes_that_do_not_fit(change: Attributes, message: str):
+    with pytest.raises(Exception, match=message):
+        _run("MoHAggregatedAttention", AGGREGATED | change, WINDOWED)
+
+
+@pytest.mark.parametrize("name", ["num_heads", "height", "width", "kernel_height", "kernel_width"])
+def test_aggregated_attention_refuses_a_node_without_a_required_attribute(name: str):
+    attributes = {key: value for key, value in AGGREGATED.items() if key != name}
+    with pytest.raises(Exception, match=name):
+        _run("MoHAggregatedAttention", attributes, WINDOWED)
+
+
 # Nothing to compute is no error.
 
 
@@ -251,6 +327,14 @@ def test_router_of_no_token_is_empty():
 
 def test_token_conv_of_no_image_is_empty():
     assert _run("MoHTokenConv", TOKEN_CONV, IMAGE | {"X": (0, 12, 6)}).shape == (0, 12, 6)
+
+
+def test_aggregated_attention_of_no_image_or_no_channel_is_empty():
+    no_batch = {name: (0, *WINDOWED[name][1:]) for name in list(WINDOWED)[:6]}
+    assert _run("MoHAggregatedAttention", AGGREGATED, WINDOWED | no_batch).shape == (0, 12, 6)
+    hidden = {name: (*WINDOWED[name][:2], 0) for name in list(WINDOWED)[:5]}
+    hidden |= {"query_embedding": (3, 0), "window_tokens": (3, 0, 15)}
+    assert _run("MoHAggregatedAttention", AGGREGATED, WINDOWED | hidden).shape == (2, 12, 0)
 
 
 def test_attribute_of_another_type_is_not_an_absent_one():

@@ -48,8 +48,16 @@ AggregatedAttentionKernel::AggregatedAttentionKernel(const OrtKernelInfo* info, 
   width_ = Positive(node, "width");
   kernel_height_ = Odd(node, "kernel_height");
   kernel_width_ = Odd(node, "kernel_width");
-  normalize_ = Attribute<int64_t>(node, "normalize", 0) != 0;
+  const auto normalize = Attribute<int64_t>(node, "normalize", 0);
+  if (normalize != 0 && normalize != 1) {
+    throw std::invalid_argument("normalize is " + std::to_string(normalize) + "; expected 0 or 1.");
+  }
+  normalize_ = normalize == 1;
   epsilon_ = Attribute<float>(node, "epsilon", 1e-12f);
+  if (!(epsilon_ > 0)) {
+    throw std::invalid_argument("epsilon is " + std::to_string(epsilon_) +
+                                "; expected more than 0.");
+  }
   if (height_ * width_ > kMost || kernel_height_ * kernel_width_ > kMost) {
     throw std::invalid_argument(
         "the image is " + std::to_string(height_) + " x " + std::to_string(width_) +
