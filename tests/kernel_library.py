@@ -12,9 +12,6 @@ from moh_deploy.backends.runner import KernelUse
 
 NO_KERNELS = KernelUse(None, "switched off", None)
 
-WITHOUT_CPU_KERNEL: frozenset[str] = frozenset()
-"""Ops that run as their function body everywhere so far."""
-
 
 def required_library() -> Path:
     """Return the installation's library, or skip the test where there is none."""

@@ -67,7 +67,7 @@ def _ran_a_kernel(session: ort.InferenceSession) -> bool:
     events = json.loads(profile.read_text())
     profile.unlink()
     ran = {event.get("args", {}).get("op_name") for event in events}
-    return bool(ran & {"MoHAttention", "MoHRouter"})
+    return any(str(name).startswith("MoH") for name in ran)
 
 
 if __name__ == "__main__":

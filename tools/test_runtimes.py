@@ -33,6 +33,8 @@ OLDEST = (1, 17)  # whose functions the library needs; models of opset 18 with f
 NUMPY_2_FROM = (1, 19)
 CASES = {
     "MoHAttention": ("plain_rank3", "plain_rank4", "grouped_rank4", "bool_mask_causal"),
+    "MoHOutputProjection": ("plain", "no_bias", "shared_heads"),
+    "MoHQueryProjection": ("all_open", "all_open_no_bias"),
     "MoHRouter": ("two_stage", "two_stage_odd", "tied_logits"),
 }
 

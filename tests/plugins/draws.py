@@ -10,6 +10,8 @@ from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import GATE_PATTERNS, PATTERNS, AttentionSetup, MaskSetup
+from tests.plugins.projection_setups import GATE_PATTERNS as PROJECTION_GATE_PATTERNS
+from tests.plugins.projection_setups import ProjectionSetup
 from tests.plugins.router_setups import LOGITS, RouterSetup
 from tests.plugins.token_conv_setups import TokenConvSetup
 
@@ -87,6 +89,27 @@ def aggregated_attention_setups(
         setup = replace(setup, batch=1, num_heads=1)
     rows = max(1, setup.height * most_products // setup.products)
     return replace(setup, height=min(setup.height, rows))
+
+
+@st.composite
+def projection_setups(draw: st.DrawFn, most_products: int = MOST_PRODUCTS) -> ProjectionSetup:
+    # Blocks of tokens end at 96, parts of a sum at 128.
+    setup = ProjectionSetup(
+        op=draw(st.sampled_from(["MoHQueryProjection", "MoHOutputProjection"])),
+        batch=draw(st.integers(1, 3)),
+        seq_len=draw(st.one_of(st.integers(1, 20), st.integers(1, 200))),
+        num_heads=draw(st.integers(1, 9)),
+        head_dim=draw(st.one_of(HEAD_DIMS, st.sampled_from([4, 8, 12, 24, 48]))),
+        width=draw(st.one_of(st.integers(1, 300), st.sampled_from([64, 128, 192, 257]))),
+        biased=draw(st.booleans()),
+        gates=draw(st.sampled_from(PROJECTION_GATE_PATTERNS)),
+        dtype=draw(st.sampled_from(FLOAT_TYPES)),
+    )
+    if setup.products > most_products:
+        setup = replace(setup, batch=1)
+    if setup.products > most_products:
+        setup = replace(setup, seq_len=max(1, setup.seq_len * most_products // setup.products))
+    return setup
 
 
 @st.composite

@@ -20,12 +20,12 @@ from moh_deploy.backends import ort_kernels
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
-from tests.kernel_library import WITHOUT_CPU_KERNEL
 from tests.ops.case_models import case_model
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import (
     aggregated_attention_setups,
     attention_setups,
+    projection_setups,
     router_setups,
     token_conv_setups,
 )
@@ -58,8 +58,8 @@ def main(library: Path) -> None:
 
 
 def _named() -> Iterator[Case]:
-    for op in OPS.keys() - WITHOUT_CPU_KERNEL:
-        yield from OPS[op].cases
+    for spec in OPS.values():
+        yield from spec.cases
     for setup in _LARGE:
         for dtype in FLOAT_TYPES:
             yield replace(setup, dtype=dtype).case()
@@ -82,6 +82,11 @@ def _drawn() -> list[Case]:
         cases.append(setup.case())
 
     @options
+    @given(projection_setups(most_products=MOST_PRODUCTS))
+    def draw_projection(setup) -> None:
+        cases.append(setup.case())
+
+    @options
     @given(router_setups())
     def draw_router(setup) -> None:
         cases.append(setup.case())
@@ -93,6 +98,7 @@ def _drawn() -> list[Case]:
 
     draw_attention()
     draw_aggregated_attention()
+    draw_projection()
     draw_router()
     draw_token_conv()
     return cases

@@ -60,6 +60,9 @@ WINDOWED: Shapes = {
     "window_tokens": (3, 2, 15),
     "window_offset": (3, 15),
 }
+PROJECTION: Attributes = {"num_heads": 3}
+QUERY: Shapes = {"X": (2, 5, 8), "W": (8, 12), "gates": (2, 5, 3), "bias": (12,)}
+OUTPUT: Shapes = {"X": (2, 5, 12), "W": (12, 8), "gates": (2, 5, 3), "bias": (8,)}
 FLOAT = onnx.TensorProto.FLOAT
 
 
@@ -99,6 +102,8 @@ def test_sizes_that_fit_are_accepted():
     assert _run("MoHRouter", ROUTER, LOGITS).shape == (2, 5, 9)
     assert _run("MoHTokenConv", TOKEN_CONV, IMAGE).shape == (2, 12, 6)
     assert _run("MoHAggregatedAttention", AGGREGATED, WINDOWED).shape == (2, 12, 6)
+    assert _run("MoHQueryProjection", PROJECTION, QUERY).shape == (2, 5, 12)
+    assert _run("MoHOutputProjection", PROJECTION, OUTPUT).shape == (2, 5, 8)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +305,70 @@ def test_aggregated_attention_refuses_a_node_without_a_required_attribute(name: 
         _run("MoHAggregatedAttention", attributes, WINDOWED)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"X": (5, 8)}, r"X is \[5, 8\] and W \[8, 12\]; expected \[batch, tokens, K\] and"),
+        ({"X": (2, 5, 9)}, r"X is \[2, 5, 9\] and W \[8, 12\]; expected"),
+        ({"W": (8, 3, 4)}, r"X is \[2, 5, 8\] and W \[8, 3, 4\]; expected"),
+        ({"W": (8, 13)}, r"W is \[8, 13\]; expected a multiple of its 3 heads as .* columns"),
+        ({"gates": (2, 5, 4)}, r"gates is \[2, 5, 4\]; expected \[2, 5, 3\]"),
+        ({"gates": (1, 5, 3)}, r"gates is \[1, 5, 3\]; expected \[2, 5, 3\]"),
+        ({"bias": (8,)}, r"bias is \[8\]; expected \[12\]"),
+        ({"bias": (1, 12)}, r"bias is \[1, 12\]; expected \[12\]"),
+    ],
+)
+def test_query_projection_refuses_sizes_that_do_not_fit(change: Shapes, message: str):
+    with pytest.raises(Exception, match=f"MoHQueryProjection: {message}"):
+        _run("MoHQueryProjection", PROJECTION, QUERY | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"W": (12, 9), "bias": (8,)}, r"bias is \[8\]; expected \[9\]"),
+        ({"X": (2, 5, 13), "W": (13, 8)}, r"W is \[13, 8\]; expected a multiple .* of rows"),
+        ({"X": (12,)}, r"X is \[12\] and W \[12, 8\]; expected \[batch, tokens, K\]"),
+    ],
+)
+def test_output_projection_refuses_sizes_that_do_not_fit(change: Shapes, message: str):
+    with pytest.raises(Exception, match=f"MoHOutputProjection: {message}"):
+        _run("MoHOutputProjection", PROJECTION, OUTPUT | change)
+
+
+@pytest.mark.parametrize("op", ["MoHQueryProjection", "MoHOutputProjection"])
+def test_projections_refuse_heads_that_cannot_be(op: str):
+    with pytest.raises(Exception, match="num_heads is 0; expected at least 1"):
+        _run(op, {"num_heads": 0}, QUERY)
+    with pytest.raises(Exception, match="num_heads"):
+        _run(op, {}, QUERY)
+
+
 # Nothing to compute is no error.
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "change", "shape"),
+    [
+        ("MoHQueryProjection", QUERY, {"X": (2, 0, 8), "gates": (2, 0, 3)}, (2, 0, 12)),
+        ("MoHOutputProjection", OUTPUT, {"X": (0, 5, 12), "gates": (0, 5, 3)}, (0, 5, 8)),
+        ("MoHQueryProjection", QUERY, {"W": (8, 0), "bias": (0,)}, (2, 5, 0)),
+        ("MoHOutputProjection", OUTPUT, {"W": (12, 0), "bias": (0,)}, (2, 5, 0)),
+    ],
+)
+def test_projection_of_nothing_is_empty(op: str, shapes: Shapes, change: Shapes, shape):
+    assert _run(op, PROJECTION, shapes | change).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        ("MoHQueryProjection", {**QUERY, "X": (2, 5, 0), "W": (0, 12)}),
+        ("MoHOutputProjection", {**OUTPUT, "X": (2, 5, 0), "W": (0, 8)}),
+    ],
+)
+def test_projection_of_no_feature_is_the_bias(op: str, shapes: Shapes):
+    np.testing.assert_array_equal(_run(op, PROJECTION, shapes), 1)
 
 
 @pytest.mark.parametrize(

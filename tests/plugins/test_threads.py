@@ -14,9 +14,11 @@ from tests.ops.case_models import case_model
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.kernels import Kernels, assert_right, kernels_of, run_session
+from tests.plugins.projection_setups import ProjectionSetup
 from tests.plugins.router_setups import RouterSetup
 from tests.plugins.token_conv_setups import TokenConvSetup
 
+_PROJECTION = ProjectionSetup(batch=2, seq_len=333, num_heads=5, head_dim=24, width=140)
 _MANY_TASKS = AttentionSetup(
     batch=2, seq_len=333, kv_len=333, kv_num_heads=3, head_dim=24, value_dim=24
 )
@@ -30,6 +32,8 @@ SETUPS = {
     "aggregated": AggregatedAttentionSetup(
         batch=2, num_heads=3, height=31, width=29, head_dim=24, pooled=49
     ),
+    "query_projection": _PROJECTION,
+    "output_projection": replace(_PROJECTION, op="MoHOutputProjection"),
     "router": RouterSetup(batch=2, seq_len=333, num_routed=37, top_k=9, num_shared=3),
     "token_conv": TokenConvSetup(
         batch=2, height=23, width=19, channels=83, activation="gelu", gated=True

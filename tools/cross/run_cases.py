@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case, numpy_dtype
 from moh_deploy.ops.contract import find_mismatch
-from tests.kernel_library import WITHOUT_CPU_KERNEL
 from tests.plugins.draws import (
     aggregated_attention_setups,
     attention_setups,
+    projection_setups,
     router_setups,
     token_conv_setups,
 )
@@ -34,9 +34,10 @@ MOST_PRODUCTS = 1_000_000
 
 
 def main(command: list[str]) -> None:
-    cases = [case for op in OPS.keys() - WITHOUT_CPU_KERNEL for case in OPS[op].cases]
+    cases = [case for spec in OPS.values() for case in spec.cases]
     cases += [*_drawn(attention_setups(most_products=MOST_PRODUCTS)), *_drawn(router_setups())]
     cases += [*_drawn(aggregated_attention_setups()), *_drawn(token_conv_setups())]
+    cases += _drawn(projection_setups(most_products=MOST_PRODUCTS))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
         assert driver.stdin is not None
         assert driver.stdout is not None

@@ -32,7 +32,8 @@ constexpr size_t kMostDepth = 128;
 // A range of `size` things cut into parts of at most `most`, about equal.
 struct Cut {
   size_t size, parts;
-  Cut(size_t size, size_t most) : size(size), parts((size + most - 1) / most) {}
+  Cut(size_t size, size_t most, size_t fewest = 0)
+      : size(size), parts(HWY_MAX(fewest, (size + most - 1) / most)) {}
   size_t Begin(size_t part) const { return part * size / parts; }
 };
 
@@ -128,7 +129,7 @@ HWY_INLINE void MultiplyLastTile(const Product& product, const Sums& sums, const
 template <size_t kVectors>
 void MultiplyVectors(const Product& product, Sums sums, const int32_t* rows, size_t count) {
   constexpr size_t kRows = kTileRows<kVectors>;
-  const Cut cut(product.depth, kMostDepth);
+  const Cut cut(product.depth, kMostDepth, 1);  // without depth, too, sums begin somewhere
   for (size_t part = 0; part < cut.parts; ++part) {
     Product now = product;
     now.input += cut.Begin(part);
