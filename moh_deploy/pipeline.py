@@ -10,6 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from moh_deploy import __version__
+from moh_deploy.backends.ort_kernels import choose_kernels
+from moh_deploy.chooser.first_choices import first_choices
 from moh_deploy.config import ExportConfig, load_config
 from moh_deploy.errors import BackendError
 from moh_deploy.frontend.convert import Converted, convert
@@ -27,7 +29,7 @@ from moh_deploy.package import (
     check_output,
 )
 from moh_deploy.package.onnx_file import save_with_weights
-from moh_deploy.passes import ops_of
+from moh_deploy.passes import choose_layers, ops_of
 from moh_deploy.progress import SilentProgress
 from moh_deploy.report.export import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun, prove
@@ -53,6 +55,7 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
     check_output(options.output)
     config = load_config(options.config, options.overrides)
     converted, checkpoint_sha256 = _convert(options, config, progress)
+    converted = _with_first_choices(converted)
     with PackageWriter(options.output) as writer:
         with progress.step("writing the package"):
             manifest = _manifest(converted, checkpoint_sha256, options, config)
@@ -113,6 +116,14 @@ def _convert(
             progress=progress,
         )
     return converted, model.checkpoint_sha256
+
+
+def _with_first_choices(converted: Converted) -> Converted:
+    """Let each layer run as is predicted to be the fastest: here, or where there are kernels."""
+    instruction_set = choose_kernels("auto").instruction_set
+    layers = first_choices(converted.model, converted.layers, instruction_set=instruction_set)
+    choose_layers(converted.model, layers)
+    return replace(converted, layers=layers)
 
 
 def _manifest(

@@ -23,8 +23,10 @@ from moh_deploy.package import (
     DENSE_DOMAIN,
     ComputeType,
     LayerInfo,
+    LayerNodes,
     OnnxPackage,
     TensorInfo,
+    layer_nodes,
     router_nodes,
 )
 
@@ -45,12 +47,14 @@ class OrtRunner:
         layer_impl: Name of each node of domain `moh` to what runs it, as read from the session, and
             of domain `moh.dense` to `dense`.
         layer_runs: The same by layer, in the manifest's order; empty for a model without manifest.
+        layer_nodes: The operators of each layer, in the same order.
         kernels: The kernel library that was registered, or why none was.
     """
 
     inputs: tuple[TensorInfo, ...]
     layer_impl: Mapping[str, LayerImpl]
     layer_runs: tuple[LayerRun, ...]
+    layer_nodes: tuple[LayerNodes, ...]
     kernels: KernelUse
     _session: ort.InferenceSession
 
@@ -126,7 +130,7 @@ def open_session(
         require_kernels(use, layer_impl)
     runs = layer_runs(layers, layer_impl, routers=model.routers, model_path=path)
     inputs = tuple(tensor_info(one) for one in session.get_inputs())
-    return OrtRunner(inputs, layer_impl, runs, use, session)
+    return OrtRunner(inputs, layer_impl, runs, model.layer_nodes, use, session)
 
 
 def runtime_name() -> str:
@@ -141,7 +145,7 @@ def _compute_type(source: OnnxPackage | Path) -> ComputeType:
 
 
 class _Prepared(NamedTuple):
-    """What to give to ONNX Runtime, the MoH nodes in it, and which of them routes each layer.
+    """What to give to ONNX Runtime, the MoH nodes in it, and which of them belong to each layer.
 
     Nodes of domain `moh.dense` are not asked after: no kernel is registered for it.
     """
@@ -150,6 +154,7 @@ class _Prepared(NamedTuple):
     moh_nodes: list[str]
     dense_nodes: dict[str, LayerImpl]
     routers: tuple[str | None, ...]
+    layer_nodes: tuple[LayerNodes, ...]
 
 
 def _prepare(path: Path, layers: tuple[LayerInfo, ...], extra_outputs: Sequence[str]) -> _Prepared:
@@ -162,11 +167,12 @@ def _prepare(path: Path, layers: tuple[LayerInfo, ...], extra_outputs: Sequence[
     dense_nodes: dict[str, LayerImpl] = dict.fromkeys(
         _nodes_of(DENSE_DOMAIN, path, model.graph), "dense"
     )
-    routers = router_nodes(model.graph, layers)
-    if not extra_outputs:
-        return _Prepared(str(path), moh_nodes, dense_nodes, routers)
-    _add_outputs(model, extra_outputs)
-    return _Prepared(model.SerializeToString(), moh_nodes, dense_nodes, routers)
+    routers, nodes = router_nodes(model.graph, layers), layer_nodes(model.graph, layers)
+    content: str | bytes = str(path)
+    if extra_outputs:
+        _add_outputs(model, extra_outputs)
+        content = model.SerializeToString()
+    return _Prepared(content, moh_nodes, dense_nodes, routers, nodes)
 
 
 def _load_without_weights(path: Path) -> onnx.ModelProto:

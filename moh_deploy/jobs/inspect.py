@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moh_deploy.backends.onnxruntime import open_session, runtime_name
 from moh_deploy.backends.runner import Kernels
+from moh_deploy.chooser.prediction import predict
 from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.inspect import InspectReport
@@ -30,6 +31,15 @@ def inspect(
         package = OnnxPackage.open(package_dir)
     with progress.step("loading the model"):
         session = open_session(package, kernels=kernels)
+    use = session.kernels
+    by_layer = zip(package.manifest.layers, session.layer_nodes, strict=True)
     return InspectReport(
-        package.root, package.manifest, session.layer_runs, runtime_name(), session.kernels
+        package=package.root,
+        manifest=package.manifest,
+        layer_runs=session.layer_runs,
+        predictions=tuple(
+            predict(layer, nodes, instruction_set=use.instruction_set) for layer, nodes in by_layer
+        ),
+        runtime=runtime_name(),
+        kernels=use,
     )

@@ -14,11 +14,13 @@ from moh_deploy.backends.onnxruntime import open_session, runtime_name
 from moh_deploy.backends.ort_kernels import choose_kernels
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.chooser.machine import Machine
+from moh_deploy.chooser.prediction import predict
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.jobs.choices import write_choices
 from moh_deploy.npz import Array
 from moh_deploy.package import (
     LayerInfo,
+    LayerNodes,
     OnnxPackage,
     Tuning,
     check_output,
@@ -88,7 +90,7 @@ def tune(
             outcome = job.given(with_choices(package.manifest.layers, choose))
         else:
             outcome = job.measured(sets, measure or stopwatch, stopwatch.name)
-        parity = job.prove(outcome)
+        parity, nodes = job.prove(outcome)
         if not dry_run:
             with progress.step("writing the package"):
                 write_choices(package, outcome.layers, package.root, tuning=outcome.tuning)
@@ -97,6 +99,10 @@ def tune(
         before=package.manifest.layers,
         layers=outcome.layers,
         tuning=outcome.tuning,
+        predictions=tuple(
+            predict(layer, one, instruction_set=use.instruction_set, threads=threads or 1)
+            for layer, one in zip(outcome.layers, nodes, strict=True)
+        ),
         model_ratio=outcome.model_ratio,
         dense_was_faster=outcome.dense_was_faster,
         max_abs_error=parity.max_abs_error,
@@ -187,8 +193,11 @@ class _Job:
             return _Outcome(layers, tuning)
         return self._checked_as_a_whole(_Outcome(layers, tuning), feeds, measure)
 
-    def prove(self, outcome: _Outcome) -> ParityReport:
+    def prove(self, outcome: _Outcome) -> tuple[ParityReport, tuple[LayerNodes, ...]]:
         """Compare what the package computes as chosen with what the original model computed.
+
+        Returns:
+            The comparison, and what the model tells of its layers.
 
         Raises:
             ValidationError: It is not equal.
@@ -198,7 +207,7 @@ class _Job:
             runner = open_session(package, threads=self.threads, extra_outputs=package.gate_names)
             report = compare(package, runner, package.vectors)
         report.raise_if_unequal()
-        return report
+        return report, runner.layer_nodes
 
     def _checked_as_a_whole(
         self, outcome: _Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure

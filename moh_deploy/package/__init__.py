@@ -13,6 +13,7 @@ from moh_deploy.package.choices import (
     projections,
     with_choices,
 )
+from moh_deploy.package.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.package.manifest import (
     FORMAT_VERSION,
     Choice,
@@ -37,6 +38,7 @@ __all__ = [
     "Choice",
     "ComputeType",
     "LayerInfo",
+    "LayerNodes",
     "Manifest",
     "OnnxPackage",
     "PackageWriter",
@@ -47,6 +49,7 @@ __all__ = [
     "check_output",
     "choices_for",
     "current_choice",
+    "layer_nodes",
     "node_domains",
     "projections",
     "router_nodes",

@@ -1,10 +1,87 @@
-"""How reports show what was chosen for layers, and what was measured for it."""
+"""How reports show what was chosen for layers, what was measured for it, and what is predicted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from moh_deploy.package import CHOICES, LayerInfo, Tuning, current_choice
+from moh_deploy.backends.runner import KernelUse
+from moh_deploy.chooser.prediction import Prediction
+from moh_deploy.package import CHOICES, LayerInfo, Manifest, Tuning, choices_for, current_choice
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Predictions = Sequence[Prediction | None]
+"""One a layer; None where nothing is known."""
+
+
+def choice_table(manifest: Manifest, predictions: Predictions) -> Table:
+    """Return a table of what each layer was chosen to be and what is predicted for it."""
+    from moh_deploy.report.tables import table
+
+    columns = ["layer", "choice", *(f"#{choice}, ms" for choice in CHOICES), "#gain"]
+    columns += ["#sparse gains up to", "#projected gains up to", "fastest"]
+    measured = measured_text(manifest.tuning)
+    columns += ["#measured gain"] if measured else []
+    title = "choices, with times as predicted for one thread of an AVX-512 processor"
+    rows = [
+        _row(manifest, index, predictions[index], with_measured=measured is not None)
+        for index in range(len(manifest.layers))
+    ]
+    return table(title, columns, rows)
+
+
+def choice_lines(manifest: Manifest, predictions: Predictions, kernels: KernelUse) -> Iterator[str]:
+    """Yield what to know before money is spent: where skipping heads does not pay."""
+    yield from _grouped(manifest, predictions)
+    if kernels.library is None and any(map(choices_for, manifest.layers)):
+        yield (
+            "without kernels, as here, every choice runs the same function bodies: no gain at all"
+        )
+    measured = measured_text(manifest.tuning)
+    if measured is not None:
+        yield f"choices {measured}"
+    elif any(map(choices_for, manifest.layers)):
+        yield "choices rest on predictions; `moh-deploy tune` measures them on your machine"
+    if manifest.tuning is not None and manifest.tuning.source == "measured":
+        for index, layer in enumerate(manifest.layers):
+            yield from other_winners(layer, manifest.tuning, index)
+
+
+def choice_json(manifest: Manifest, prediction: Prediction | None, index: int) -> dict[str, object]:
+    """Return the same of one layer in plain JSON types."""
+    layer = manifest.layers[index]
+    measured = {} if manifest.tuning is None else measured_ms(manifest.tuning, index)
+    predicted = {} if prediction is None else dict(prediction.ms)
+    return {
+        "predicted_ms": predicted,
+        "predicted_fastest": None if prediction is None else prediction.best,
+        "predicted_gain": gain(layer, predicted),
+        "break_even_share": {} if prediction is None else dict(prediction.break_even),
+        "measured_ms": measured,
+        "measured_gain": gain(layer, measured),
+    }
+
+
+def measured_text(tuning: Tuning | None) -> str | None:
+    """Return `measured at batch=2 ...` or `given by hand`; None where choices are predictions."""
+    if tuning is None:
+        return None
+    if tuning.source == "given":
+        return "given by hand"
+    sizes = "; ".join(map(at_sizes, tuning.sizes))
+    return (
+        f"measured at {sizes} ({tuning.clock} time, {threads_text(tuning)}, {tuning.runtime},"
+        f" {tuning.machine})"
+    )
+
+
+def threads_text(tuning: Tuning) -> str:
+    """Return `2 threads`."""
+    from moh_deploy.report.tables import count
+
+    return "ONNX Runtime's threads" if tuning.threads is None else count(tuning.threads, "thread")
 
 
 def measured_ms(tuning: Tuning, index: int) -> dict[str, float]:
@@ -26,7 +103,7 @@ def gain(layer: LayerInfo, ms: Mapping[str, float]) -> float | None:
 
 def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]:
     """Yield a sentence for each set of inputs at which another choice was faster than its own."""
-    for sizes, ms in zip(tuning.sizes, tuning.layer_ms[index], strict=True):
+    for sizes, ms in zip(tuning.sizes, tuning.layer_ms[index], strict=False):
         own = str(current_choice(layer))
         best = min(ms, key=lambda name: ms[name])
         if best != own and own in ms:
@@ -49,3 +126,48 @@ def times_text(gain: float | None) -> str | None:
 def ms_cells(ms: Mapping[str, float]) -> list[str | None]:
     """Return a cell for each choice."""
     return [f"{ms[choice]:.3g}" if choice in ms else None for choice in CHOICES]
+
+
+def _row(
+    manifest: Manifest, index: int, prediction: Prediction | None, *, with_measured: bool
+) -> tuple[object, ...]:
+    layer = manifest.layers[index]
+    predicted = {} if prediction is None else prediction.ms
+    limits = [_limit_text(prediction, choice) for choice in CHOICES[1:]]
+    measured = {} if manifest.tuning is None else measured_ms(manifest.tuning, index)
+    return (
+        layer.path,
+        current_choice(layer),
+        *ms_cells(predicted),
+        times_text(gain(layer, predicted)),
+        *limits,
+        None if prediction is None else prediction.best,
+        *([times_text(gain(layer, measured))] if with_measured else []),
+    )
+
+
+def _limit_text(prediction: Prediction | None, choice: str) -> str | None:
+    """Say up to which share of active heads a choice is faster than the one before it."""
+    from moh_deploy.report.tables import percent
+
+    if prediction is None or choice not in prediction.break_even:
+        return None
+    return percent(prediction.break_even[choice]) or "never"
+
+
+def _grouped(manifest: Manifest, predictions: Predictions) -> Iterator[str]:
+    """Yield a sentence for each group of layers that another choice is predicted to be best for."""
+    dense: list[str] = []
+    others: dict[tuple[str, str], list[str]] = {}
+    for layer, prediction in zip(manifest.layers, predictions, strict=True):
+        if prediction is None:
+            continue
+        own = current_choice(layer)
+        if prediction.best == "dense":
+            dense.append(layer.path)
+        if own is not None and prediction.best != own:
+            others.setdefault((own, prediction.best), []).append(layer.path)
+    if dense:
+        yield f"dense is faster here, as predicted: {', '.join(dense)}"
+    for (chosen, best), paths in others.items():
+        yield f"chosen {chosen}, predicted to be faster {best}: {', '.join(paths)}"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
-from moh_deploy.package import LayerInfo, Manifest, TensorInfo
+from moh_deploy.chooser.prediction import Prediction
+from moh_deploy.package import Manifest, TensorInfo, choices_for
 from moh_deploy.report.flops import attention_flops, skippable_flops
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class InspectReport:
         package: The package.
         manifest: What the package says of itself.
         layer_runs: What runs each layer of the manifest, read from the runtime.
+        predictions: How long each layer is predicted to take; None where nothing can be said.
         runtime: Name and version of the runtime that was asked.
         kernels: The kernel library that was registered, or why none was.
     """
@@ -33,6 +35,7 @@ class InspectReport:
     package: Path
     manifest: Manifest
     layer_runs: tuple[LayerRun, ...]
+    predictions: tuple[Prediction | None, ...]
     runtime: str
     kernels: KernelUse
 
@@ -52,7 +55,6 @@ class InspectReport:
     def to_json(self) -> dict[str, object]:
         """Return the report in plain JSON types."""
         layers = self.manifest.layers
-        by_layer = zip(layers, self.layer_runs, strict=True)
         return {
             "package": str(self.package),
             "moh_layers": len(layers),
@@ -62,7 +64,21 @@ class InspectReport:
             "skippable_flops": self.skippable_flops,
             "skippable_share": self.skippable_share,
             **asdict(self.manifest),
-            "layers": [_layer_json(layer, run) for layer, run in by_layer],
+            "layers": [self._layer_json(index) for index in range(len(layers))],
+        }
+
+    def _layer_json(self, index: int) -> dict[str, object]:
+        from moh_deploy.report.choices import choice_json
+
+        layer, run = self.manifest.layers[index], self.layer_runs[index]
+        return {
+            **asdict(layer),
+            "runs_as": run.runs_as,
+            "router_runs_as": run.router_runs_as,
+            "projections_run_as": run.projections_run_as,
+            "attention_flops": attention_flops(layer),
+            "skippable_flops": skippable_flops(layer),
+            **choice_json(self.manifest, self.predictions[index], index),
         }
 
     def __rich__(self) -> RenderableType:
@@ -71,6 +87,7 @@ class InspectReport:
         return Group(*self._parts())
 
     def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.choices import choice_table
         from moh_deploy.report.layers import layer_table, runs_as
         from moh_deploy.report.tables import count, line
 
@@ -82,14 +99,18 @@ class InspectReport:
             title = f"{number}: {counts} (as read from {self.runtime})"
             cells = list(map(runs_as, self.layer_runs))
             yield layer_table(title, self.manifest.layers, "runs as", cells)
+        if any(map(choices_for, self.manifest.layers)):
+            yield choice_table(self.manifest, self.predictions)
         yield from map(line, self._lines())
 
     def _lines(self) -> Iterator[str]:
+        from moh_deploy.report.choices import choice_lines
         from moh_deploy.report.layers import reasons
 
         manifest = self.manifest
         if manifest.layers:
             yield from reasons(manifest.layers)
+            yield from choice_lines(manifest, self.predictions, self.kernels)
             yield f"skippable: {self._skippable_text()}"
         else:
             yield "This model has no MoH layer: it is an ordinary ONNX model."
@@ -121,17 +142,6 @@ class InspectReport:
             f"proof: max abs error {proof.max_abs_error:.3g}, routing agreement"
             f" {proof.routing_agreement:.6g} over {len(proof.sizes)} runs of the original model"
         )
-
-
-def _layer_json(layer: LayerInfo, run: LayerRun) -> dict[str, object]:
-    return {
-        **asdict(layer),
-        "runs_as": run.runs_as,
-        "router_runs_as": run.router_runs_as,
-        "projections_run_as": run.projections_run_as,
-        "attention_flops": attention_flops(layer),
-        "skippable_flops": skippable_flops(layer),
-    }
 
 
 def _tensor_table(manifest: Manifest) -> Table:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moh_deploy.backends.runner import KernelUse
+from moh_deploy.chooser.prediction import Prediction
 from moh_deploy.package import CHOICES, LayerInfo, Tuning, current_choice
 from moh_deploy.report.choices import (
     at_sizes,
@@ -15,6 +16,7 @@ from moh_deploy.report.choices import (
     measured_ms,
     ms_cells,
     other_winners,
+    threads_text,
     times_text,
 )
 from moh_deploy.tuning.timing import Ratio
@@ -32,6 +34,7 @@ class TuneReport:
         before: Its layers as they were.
         layers: Its layers as chosen.
         tuning: What the choices rest on.
+        predictions: How long each layer is predicted to take at the example's sizes.
         model_ratio: Time of the whole model with the layers' own choices over that with all layers
             dense; None if it was not measured.
         dense_was_faster: The whole model was slower with the layers' own choices: all are dense.
@@ -44,6 +47,7 @@ class TuneReport:
     before: tuple[LayerInfo, ...]
     layers: tuple[LayerInfo, ...]
     tuning: Tuning
+    predictions: tuple[Prediction | None, ...]
     model_ratio: Ratio | None
     dense_was_faster: bool
     max_abs_error: float
@@ -80,12 +84,14 @@ class TuneReport:
             "choice": layer.choice,
             "measured_ms": ms,
             "measured_gain": gain(layer, ms),
+            "predicted_gain": self._predicted_gain(index),
         }
 
     def _parts(self) -> Iterator[RenderableType]:
         from moh_deploy.report.tables import line, table
 
         columns = ["layer", "was", "is", *(f"#{choice}, ms" for choice in CHOICES), "#gain"]
+        columns.append("#predicted gain")
         title = "layers" if self.tuning.source == "given" else f"layers, {self._measured_how()}"
         yield table(title, columns, map(self._row, range(len(self.layers))))
         yield from map(line, self._lines())
@@ -93,15 +99,16 @@ class TuneReport:
     def _row(self, index: int) -> tuple[object, ...]:
         layer, ms = self.layers[index], measured_ms(self.tuning, index)
         before = current_choice(self.before[index])
-        return layer.path, before, layer.choice, *ms_cells(ms), times_text(gain(layer, ms))
+        gains = gain(layer, ms), self._predicted_gain(index)
+        return layer.path, before, layer.choice, *ms_cells(ms), *map(times_text, gains)
+
+    def _predicted_gain(self, index: int) -> float | None:
+        prediction = self.predictions[index]
+        return None if prediction is None else gain(self.layers[index], prediction.ms)
 
     def _measured_how(self) -> str:
-        from moh_deploy.report.tables import count
-
-        threads = self.tuning.threads
-        which = "ONNX Runtime's threads" if threads is None else count(threads, "thread")
         sizes = "; ".join(map(at_sizes, self.tuning.sizes))
-        return f"{self.tuning.clock} time, {which}, at {sizes}"
+        return f"{self.tuning.clock} time, {threads_text(self.tuning)}, at {sizes}"
 
     def _lines(self) -> Iterator[str]:
         if self.tuning.source == "measured":

@@ -96,6 +96,7 @@ def test_checkpoint_of_every_form_becomes_an_equal_package(
     assert exported.exit_code == 0, exported.err
     (layer,) = exported.json["layers"]
     assert (layer["router"], layer["replaced"], layer["num_heads"]) == ("two_stage", True, 4)
+    assert layer["choice"] == "sparse"
     assert exported.json["routing_agreement"] == 1.0
     nodes = [(run["kernel_nodes"], run["function_nodes"]) for run in exported.json["runs"]]
     assert nodes == ([(0, 2), (2, 0)] if kernel_library() else [(0, 2)])

@@ -164,6 +164,8 @@ def test_report_is_json_with_gains(package: OnnxPackage):
     assert (first["before"], first["choice"], first["measured_gain"]) == ("sparse", "dense", 1.0)
     assert (second["choice"], second["measured_gain"]) == ("sparse", 3.0)
     assert second["measured_ms"] == {"dense": 3.0, "sparse": 1.0}
+    assert first["predicted_gain"] == 1.0
+    assert second["predicted_gain"] > 1.0
     assert content["model_gain"] == 1.25
     assert content["written"] is True
 

@@ -68,7 +68,7 @@ def export_report(*, with_layer: bool = True) -> ExportReport:
 
 
 def inspect_report(run: LayerRun = FUNCTION) -> InspectReport:
-    return InspectReport(Path("p"), MANIFEST, (run,), "ORT", KERNELS)
+    return InspectReport(Path("p"), MANIFEST, (run,), (None,), "ORT", KERNELS)
 
 
 def run_report(*runs: LayerRun) -> RunReport:
@@ -234,7 +234,7 @@ def test_export_report_has_the_promised_keys():
 def test_model_without_layers_is_said_to_have_none():
     assert "no MoH layer" in text_of(export_report(with_layer=False))
     assert export_report(with_layer=False).to_json()["moh_layers"] == 0
-    ordinary = InspectReport(Path("p"), without_layers(), (), "ORT", NO_KERNELS)
+    ordinary = InspectReport(Path("p"), without_layers(), (), (), "ORT", NO_KERNELS)
     assert "no MoH layer" in text_of(ordinary)
 
 
