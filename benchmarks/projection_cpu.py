@@ -1,0 +1,289 @@
+"""MoHQueryProjection and MoHOutputProjection on the CPU kernel against the dense product: MatMul
+and Add in ONNX Runtime, with the weight as a constant on both sides.
+
+All take turns in one process, on the same inputs, and every output is compared with float64. On one
+thread CPU time counts, on several wall time. A ratio below 1 is a gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+from interleaving import Call, figure, interleaved_ms
+from onnx import helper, numpy_helper
+from op_inputs import Shape, draw_gates
+from op_timing import WrongOutput
+from ort_session import Unusable, kernel_session, plain_session
+from process_cost import load_average, machine
+from rich.console import Console
+from rich.table import Table
+
+from moh_deploy.backends.ort_kernels import choose_kernels, require_kernels
+from moh_deploy.backends.ort_values import from_ort, to_ort
+from moh_deploy.errors import MoHDeployError
+from moh_deploy.npz import Array
+from moh_deploy.ops.onnx_schema import make_node
+
+PACKAGES = ("moh-deploy", "onnxruntime")
+SHARES = [1.0, 0.9, 0.75, 0.5]
+OPS = {"query": "MoHQueryProjection", "output": "MoHOutputProjection"}
+# Largest |output - float64|, where outputs are of order 1 and sums have up to 4096 terms.
+BOUND = 3e-5
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose projections are measured; `width` is that of its input and output."""
+
+    name: str
+    tokens: int
+    width: int
+    num_heads: int
+    head_dim: int
+
+
+LAYERS = (
+    Layer("dit-s", 512, 384, 6, 64),
+    Layer("dit-b", 512, 768, 12, 64),
+    Layer("vit-stage-3", 392, 288, 12, 24),
+    Layer("vit-stage-4", 98, 576, 24, 24),
+    Layer("llama-small", 512, 512, 8, 64),
+    Layer("llama-8b", 512, 4096, 32, 128),
+    Layer("decode-small", 1, 512, 8, 64),
+    Layer("decode-8b", 1, 4096, 32, 128),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One projection at one share of open gates.
+
+    Attributes:
+        moh_ms, dense_ms: CPU time, median, on one thread; wall time, minimum, on several.
+        ratio: `moh_ms / dense_ms`; below 1 ours is faster.
+        max_abs_error: Of ours, against float64.
+    """
+
+    layer: str
+    op: str
+    threads: int
+    active: float
+    moh_ms: float
+    dense_ms: float
+    ratio: float
+    max_abs_error: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    start_load = load_average()
+    try:
+        rows = [
+            row
+            for layer in options.layers
+            for op in OPS
+            for threads in options.threads
+            for row in _measure(layer, op, threads, options)
+        ]
+    except (MoHDeployError, Unusable, WrongOutput) as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    about = {
+        **machine(),
+        "load at start": start_load,
+        "load at end": load_average(),
+        "kernels": options.kernels.describe(),
+        **{name: version(name) for name in PACKAGES},
+    }
+    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 130)
+    for name, value in about.items():
+        console.print(f"{name:14} {value}", markup=False, highlight=False)
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        console.print(_table(rows, options.active))
+    return 0
+
+
+def _measure(layer: Layer, op: str, threads: int, options: argparse.Namespace) -> list[Row]:
+    print(f"{layer.name}, {op}, threads: {threads}", file=sys.stderr)
+    rng = np.random.default_rng(0)
+    weight, bias = _draw_weights(layer, op, rng)
+    dense = plain_session(_model(layer, op, weight, bias, "dense"), threads=threads)
+    ours, impl = kernel_session(
+        _model(layer, op, weight, bias, "moh"), [OPS[op]], options.kernels, threads=threads
+    )
+    require_kernels(options.kernels, impl)
+    feeds = [_draw_inputs(layer, op, share, rng) for share in options.active]
+    outputs = [to_ort(np.empty((1, layer.tokens, weight.shape[1]), np.float32)) for _ in range(2)]
+    calls = [_call(dense, {"X": feeds[0]["X"]}, outputs[0])]
+    calls += [_call(ours, one, outputs[1]) for one in feeds]
+    errors = []
+    for one, call in zip(feeds, calls[1:], strict=True):
+        call()
+        errors.append(_error(layer, op, from_ort(outputs[1]), one, weight, bias))
+    runs_ms = interleaved_ms(calls, threads=threads, rounds=options.rounds)
+    dense_ms, *moh_ms = (figure(ms, threads) for ms in runs_ms)
+    return [
+        Row(layer.name, op, threads, share, ms, dense_ms, ms / dense_ms, error)
+        for share, ms, error in zip(options.active, moh_ms, errors, strict=True)
+    ]
+
+
+def _draw_weights(layer: Layer, op: str, rng: np.random.Generator) -> tuple[Array, Array]:
+    rows, columns = layer.width, layer.num_heads * layer.head_dim
+    if op == "output":
+        rows, columns = columns, rows
+    weight = rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(rows**-0.5)
+    return weight, rng.standard_normal(columns, dtype=np.float32)
+
+
+def _draw_inputs(layer: Layer, op: str, share: float, rng: np.random.Generator) -> dict[str, Array]:
+    hidden = layer.num_heads * layer.head_dim
+    width = layer.width if op == "query" else hidden
+    x = rng.standard_normal((1, layer.tokens, width), dtype=np.float32)
+    shape = Shape(
+        layer.name, 1, layer.num_heads, layer.num_heads, layer.tokens, layer.tokens, layer.head_dim
+    )
+    gates = draw_gates(shape, share, rng)
+    if op == "output":
+        x *= np.repeat(gates != 0, layer.head_dim, axis=-1)
+    return {"X": x, "gates": gates}
+
+
+def _model(layer: Layer, op: str, weight: Array, bias: Array, side: str) -> bytes:
+    """One projection: X and gates to Y, [1, tokens, columns]."""
+    if side == "moh":
+        nodes = [make_node(OPS[op], ["X", "W", "gates", "b"], ["Y"], num_heads=layer.num_heads)]
+        nodes[0].name = OPS[op]
+        inputs = {"X": weight.shape[0], "gates": layer.num_heads}
+    else:
+        nodes = [
+            helper.make_node("MatMul", ["X", "W"], ["product"]),
+            helper.make_node("Add", ["product", "b"], ["Y"]),
+        ]
+        inputs = {"X": weight.shape[0]}
+    graph = helper.make_graph(
+        nodes,
+        op,
+        [_value(layer, name, size) for name, size in inputs.items()],
+        [_value(layer, "Y", weight.shape[1])],
+        [numpy_helper.from_array(weight, "W"), numpy_helper.from_array(bias, "b")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("moh", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _value(layer: Layer, name: str, size: int) -> onnx.ValueInfoProto:
+    shape = [1, layer.tokens, size]
+    return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+
+def _call(session, feeds: dict[str, Array], output) -> Call:
+    binding = session.io_binding()
+    values = {name: to_ort(array) for name, array in feeds.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_ortvalue_output("Y", output)
+    kept = (values, feeds)  # An OrtValue does not own the array that it was made from.
+
+    def call() -> object:
+        return kept and session.run_with_iobinding(binding)
+
+    return call
+
+
+def _error(
+    layer: Layer, op: str, output: Array, feeds: dict[str, Array], weight: Array, bias: Array
+) -> float:
+    """Return how far what is specified of an output is from float64.
+
+    Raises:
+        WrongOutput: Too far.
+    """
+    expected = feeds["X"].astype(np.float64) @ weight.astype(np.float64) + bias
+    off = np.abs(output - expected)
+    if op == "query":
+        off = off[np.repeat(feeds["gates"] != 0, layer.head_dim, axis=-1)]
+    error = float(off.max())
+    if not error <= BOUND:
+        raise WrongOutput(f"{layer.name}, {op}: off by {error:.3g}, expected at most {BOUND:g}.")
+    return error
+
+
+def _table(rows: Sequence[Row], shares: Sequence[float]) -> Table:
+    table = Table(
+        title="Time over that of MatMul and Add: CPU time on one thread (medians), wall time on"
+        " several (minima)",
+        title_justify="left",
+    )
+    for heading in ("layer", "projection", "threads", "dense, ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for share in shares:
+        table.add_column(f"f = {share:g}", justify="right")
+    table.add_column("error", justify="right")
+    for first in range(0, len(rows), len(shares)):
+        group = rows[first : first + len(shares)]
+        row = group[0]
+        table.add_row(
+            row.layer,
+            row.op,
+            str(row.threads),
+            f"{row.dense_ms:.4g}",
+            *(f"{one.ratio:.2f}" for one in group),
+            f"{max(one.max_abs_error for one in group):.1e}",
+        )
+    return table
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    named = {layer.name: layer for layer in LAYERS}
+    options.layers = [named[name] for name in options.layers]
+    try:
+        options.kernels = choose_kernels("require", library=options.library)
+    except MoHDeployError as error:
+        parser.error(str(error))
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    names = [layer.name for layer in LAYERS]
+    add("--layers", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    add("--active", nargs="+", type=_share, default=SHARES, metavar="F", help="open gates")
+    add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N")
+    add("--rounds", type=_positive, default=11, metavar="N")
+    add("--library", type=Path, metavar="FILE", help="kernels other than the installation's")
+    add("--json", action="store_true", help="print a list of rows")
+    return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; expected 0 to 1")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

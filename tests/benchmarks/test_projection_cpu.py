@@ -1,0 +1,83 @@
+"""The projection benchmark: both sides compute the same, and its rows say what was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from moh_deploy import native
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+NEIGHBOURS = (
+    *("projection_cpu", "interleaving", "op_timing", "op_candidates", "op_models", "op_inputs"),
+    *("ort_session", "process_cost"),
+)
+
+pytestmark = pytest.mark.skipif(
+    native.kernel_library() is None, reason=f"no kernel library: {native.why_no_library()}"
+)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The benchmark's module, with a tiny layer in place of its own."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    bench = import_module("projection_cpu")
+    monkeypatch.setattr(bench, "LAYERS", (bench.Layer("tiny", 9, 20, 4, 8),))
+    yield bench
+    for name in NEIGHBOURS:
+        sys.modules.pop(name, None)
+
+
+def test_a_row_for_each_projection_and_share(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--active", "1", "0.5", "--threads", "1", "2", "--rounds", "2")
+    assert bench.main([*options, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["op"], row["threads"], row["active"]) for row in rows] == [
+        (op, threads, active)
+        for op in ("query", "output")
+        for threads in (1, 2)
+        for active in (1.0, 0.5)
+    ]
+    for row in rows:
+        assert row["ratio"] == row["moh_ms"] / row["dense_ms"] > 0
+        assert 0 < row["max_abs_error"] < 1e-5
+
+
+def test_table_has_a_line_for_each_projection(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(["--threads", "1", "--rounds", "1"]) == 0
+    out = capsys.readouterr().out
+    assert [word in out for word in ("query", "output", "f = 0.75")] == [True] * 3
+
+
+def test_wrong_output_is_no_measurement(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "BOUND", 1e-12)
+    assert bench.main(["--threads", "1", "--rounds", "1"]) == 1
+    assert "tiny, query: off by" in capsys.readouterr().err
+
+
+def test_rows_of_closed_heads_are_0_for_the_output_projection(bench: ModuleType) -> None:
+    feeds = bench._draw_inputs(bench.LAYERS[0], "output", 0.5, np.random.default_rng(0))
+    by_head = feeds["X"].reshape(1, 9, 4, 8)
+    np.testing.assert_array_equal(by_head.any(axis=-1), feeds["gates"] != 0)
+
+
+def test_library_that_is_missing_ends_the_benchmark(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--library", "no/such.so"])
+    assert "no/such.so cannot be loaded" in capsys.readouterr().err
