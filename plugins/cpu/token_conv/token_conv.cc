@@ -62,7 +62,7 @@ class Taps {
   }
 
   // From one tap to the next.
-  size_t Stride() const { return padded_; }
+  ptrdiff_t Stride() const { return static_cast<ptrdiff_t>(padded_); }
   const float* Bias() const { return values_.data(); }
   const float* Weight(int32_t tap) const {
     return Bias() + (static_cast<size_t>(tap) + 1) * padded_;
@@ -89,115 +89,152 @@ HWY_INLINE VF LoadChannels(const T* from, size_t count) {
   return kWhole ? LoadFloats(from) : LoadFirst(from, count);
 }
 
-// One row of pixels after the other. kWidth is the width of the kernel, or 0 for any.
+// Some neighbouring pixels of a row, and what they need. Passed by value: the compiler must know
+// that no store changes it.
+template <typename T>
+struct Pixels {
+  const T* input;  // the first pixel, in the row of its first tap
+  const T* gates;
+  T* output;
+  const float* bias;
+  const float* weight;                                       // of the first row of taps
+  ptrdiff_t channels, pixel_stride, row_stride, tap_stride;  // in elements
+  int32_t kernel_width;
+  int32_t rows;      // of taps that lie in the image
+  TapRange columns;  // of taps that do
+  bool gelu, gated;
+};
+
+// The sums of one row of taps. Of inner pixels every column of taps lies in the image. kWidth is
+// the width of the kernel, or 0 for any.
+template <int32_t kWidth, int32_t kCount, bool kInner, bool kWhole, typename T>
+HWY_INLINE void AddRow(const Pixels<T>& at, const T* row, const float* weight, size_t count,
+                       VF (&sums)[kCount]) {
+  const DF df;
+  if constexpr (kInner && kWidth != 0) {  // each pixel is loaded once
+    VF pixels[kCount + kWidth - 1];
+#pragma GCC unroll 8
+    for (int32_t p = 0; p < kCount + kWidth - 1; ++p) {
+      pixels[p] = LoadChannels<kWhole>(row + (p - kWidth / 2) * at.pixel_stride, count);
+    }
+#pragma GCC unroll 8
+    for (int32_t j = 0; j < kWidth; ++j) {
+      const VF factor = hn::LoadU(df, weight + j * at.tap_stride);
+#pragma GCC unroll 8
+      for (int32_t p = 0; p < kCount; ++p) {
+        sums[p] = hn::MulAdd(pixels[p + j], factor, sums[p]);
+      }
+    }
+  } else {
+    for (int32_t j = at.columns.begin; j < at.columns.end; ++j) {
+      const VF factor = hn::LoadU(df, weight + j * at.tap_stride);
+#pragma GCC unroll 8
+      for (int32_t p = 0; p < kCount; ++p) {
+        const T* const from = row + (p + j - at.kernel_width / 2) * at.pixel_stride;
+        sums[p] = hn::MulAdd(LoadChannels<kWhole>(from, count), factor, sums[p]);
+      }
+    }
+  }
+}
+
+// One vector of channels from c on, of which `count` are there.
+template <int32_t kWidth, int32_t kCount, bool kInner, bool kWhole, typename T>
+HWY_INLINE void ConvolveChannels(const Pixels<T>& at, ptrdiff_t c, size_t count) {
+  const DF df;
+  VF sums[kCount];
+  for (VF& sum : sums) {
+    sum = hn::LoadU(df, at.bias + c);
+  }
+  const T* row = at.input + c;
+  const float* weight = at.weight + c;
+  for (int32_t i = 0; i < at.rows; ++i) {
+    AddRow<kWidth, kCount, kInner, kWhole>(at, row, weight, count, sums);
+    row += at.row_stride;
+    weight += at.kernel_width * at.tap_stride;
+  }
+#pragma GCC unroll 8
+  for (int32_t p = 0; p < kCount; ++p) {
+    VF result = at.gelu ? Gelu(sums[p]) : sums[p];
+    if (at.gated) {
+      const T* const gates = at.gates + p * at.pixel_stride + c;
+      result = hn::Mul(result, LoadChannels<kWhole>(gates, count));
+    }
+    T* const to = at.output + p * at.channels + c;
+    if (kWhole) {
+      StoreFloats(result, to);
+    } else {
+      StoreFirst(result, to, count);
+    }
+  }
+}
+
+template <int32_t kWidth, int32_t kCount, bool kInner, typename T>
+HWY_NOINLINE void Convolve(const Pixels<T> at) {
+  const ptrdiff_t lanes = kLanes, whole = at.channels / lanes * lanes;
+  for (ptrdiff_t c = 0; c < whole; c += lanes) {
+    ConvolveChannels<kWidth, kCount, kInner, /*kWhole=*/true>(at, c, kLanes);
+  }
+  if (whole != at.channels) {
+    const auto count = static_cast<size_t>(at.channels - whole);
+    ConvolveChannels<kWidth, kCount, kInner, /*kWhole=*/false>(at, whole, count);
+  }
+}
+
+// One row of pixels after the other.
 template <typename T, int32_t kWidth>
 class RowConv {
  public:
   RowConv(const TokenConvArgs& args, const Taps& taps)
       : args_(args),
         taps_(taps),
-        kernel_width_(kWidth == 0 ? args.kernel_width : kWidth),
         channels_(args.channels),
         stride_(channels_ * (args.gated ? 2 : 1)) {}
 
   void Run(int32_t batch, int32_t y) const {
-    const int32_t pad = kernel_width_ / 2, inner_end = args_.width - pad;
+    const int32_t pad = args_.kernel_width / 2, inner_end = args_.width - pad;
     int32_t x = 0;
     for (; x < std::min(pad, args_.width); ++x) {
-      Pixels<1, /*kInner=*/false>(batch, y, x);
+      Convolve<kWidth, 1, /*kInner=*/false>(At(batch, y, x));
     }
     for (; x + kPixels <= inner_end; x += kPixels) {
-      Pixels<kPixels, /*kInner=*/true>(batch, y, x);
+      Convolve<kWidth, kPixels, /*kInner=*/true>(At(batch, y, x));
     }
     for (; x < inner_end; ++x) {
-      Pixels<1, /*kInner=*/true>(batch, y, x);
+      Convolve<kWidth, 1, /*kInner=*/true>(At(batch, y, x));
     }
     for (; x < args_.width; ++x) {
-      Pixels<1, /*kInner=*/false>(batch, y, x);
+      Convolve<kWidth, 1, /*kInner=*/false>(At(batch, y, x));
     }
   }
 
  private:
-  // Neighbouring pixels, and their taps that lie in the image.
-  struct Place {
-    const T* input;  // the first pixel, and the row of its first tap
-    const T* gates;
-    T* output;
-    TapRange rows, columns;
-  };
-
-  // kCount pixels from (y, x) on. Of inner ones every column of taps lies in the image.
-  template <int32_t kCount, bool kInner>
-  void Pixels(int32_t batch, int32_t y, int32_t x) const {
+  Pixels<T> At(int32_t batch, int32_t y, int32_t x) const {
     const TapRange rows(y, args_.kernel_height, args_.height);
     const ptrdiff_t token = Token(batch, y, x);
     const ptrdiff_t first = Token(batch, y - args_.kernel_height / 2 + rows.begin, x);
     const T* const input = static_cast<const T*>(args_.input);
-    const Place place{input + first * stride_, input + token * stride_ + channels_,
-                      static_cast<T*>(args_.output) + token * channels_, rows,
-                      TapRange(x, kernel_width_, args_.width)};
-    const ptrdiff_t lanes = kLanes, whole = channels_ / lanes * lanes;
-    for (ptrdiff_t c = 0; c < whole; c += lanes) {
-      Channels<kCount, kInner, /*kWhole=*/true>(place, c, kLanes);
-    }
-    if (whole != channels_) {
-      Channels<kCount, kInner, /*kWhole=*/false>(place, whole,
-                                                 static_cast<size_t>(channels_ - whole));
-    }
+    return {/*input=*/input + first * stride_,
+            /*gates=*/input + token * stride_ + channels_,
+            /*output=*/static_cast<T*>(args_.output) + token * channels_,
+            /*bias=*/taps_.Bias(),
+            /*weight=*/taps_.Weight(rows.begin * args_.kernel_width),
+            channels_,
+            /*pixel_stride=*/stride_,
+            /*row_stride=*/args_.width * stride_,
+            /*tap_stride=*/taps_.Stride(),
+            args_.kernel_width,
+            /*rows=*/rows.end - rows.begin,
+            /*columns=*/TapRange(x, args_.kernel_width, args_.width),
+            /*gelu=*/args_.activation == Activation::kGelu,
+            args_.gated};
   }
 
   ptrdiff_t Token(int32_t batch, int32_t y, int32_t x) const {
     return (static_cast<ptrdiff_t>(batch) * args_.height + y) * args_.width + x;
   }
 
-  // One vector of channels from c on, of which `count` are there.
-  template <int32_t kCount, bool kInner, bool kWhole>
-  HWY_INLINE void Channels(const Place& place, ptrdiff_t c, size_t count) const {
-    const DF df;
-    VF sums[kCount];
-    for (VF& sum : sums) {
-      sum = hn::LoadU(df, taps_.Bias() + c);
-    }
-    const T* row = place.input + c;
-    const int32_t begin = kInner ? 0 : place.columns.begin;
-    const int32_t end = kInner ? kernel_width_ : place.columns.end;
-    for (int32_t i = place.rows.begin; i < place.rows.end; ++i, row += args_.width * stride_) {
-      const float* weight = taps_.Weight(i * kernel_width_ + begin) + c;
-#pragma GCC unroll 4
-      for (int32_t j = begin; j < end; ++j, weight += taps_.Stride()) {
-        const VF factor = hn::LoadU(df, weight);
-#pragma GCC unroll 4
-        for (int32_t p = 0; p < kCount; ++p) {
-          const T* const from = row + (p + j - kernel_width_ / 2) * stride_;
-          sums[p] = hn::MulAdd(LoadChannels<kWhole>(from, count), factor, sums[p]);
-        }
-      }
-    }
-#pragma GCC unroll 4
-    for (int32_t p = 0; p < kCount; ++p) {
-      Finish<kWhole>(sums[p], place.gates + p * stride_ + c, place.output + p * channels_ + c,
-                     count);
-    }
-  }
-
-  template <bool kWhole>
-  HWY_INLINE void Finish(VF sum, const T* gates, T* to, size_t count) const {
-    if (args_.activation == Activation::kGelu) {
-      sum = Gelu(sum);
-    }
-    if (args_.gated) {
-      sum = hn::Mul(sum, LoadChannels<kWhole>(gates, count));
-    }
-    if (kWhole) {
-      StoreFloats(sum, to);
-    } else {
-      StoreFirst(sum, to, count);
-    }
-  }
-
   const TokenConvArgs& args_;
   const Taps& taps_;
-  const int32_t kernel_width_;
   const ptrdiff_t channels_, stride_;
 };
 
