@@ -42,4 +42,5 @@ def inspect(
         ),
         runtime=runtime_name(),
         kernels=use,
+        node_runs=session.layer_impl,
     )

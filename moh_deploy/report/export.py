@@ -81,10 +81,11 @@ class ExportReport:
         yield line(f"written to {self.package} in {sum(self.seconds.values()):.1f} s")
 
     def _run_text(self, run: ProvenRun) -> str:
-        from moh_deploy.report.layers import runs_text
+        from moh_deploy.report.layers import nodes_text, runs_text
         from moh_deploy.report.tables import count
 
         return (
             f"on {count(run.vector_sets, 'run')}: max abs error {run.max_abs_error:.3g}, routing"
-            f" agreement {run.routing_agreement:.6g}; {runs_text(run.layer_runs)}"
+            f" agreement {run.routing_agreement:.6g}; {runs_text(run.layer_runs)};"
+            f" {nodes_text(run.kernel_nodes, run.function_nodes)}"
         )

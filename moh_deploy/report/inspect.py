@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moh_deploy.backends.layer_runs import LayerRun
+from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.chooser.prediction import Prediction
 from moh_deploy.package import Manifest, TensorInfo, choices_for
@@ -30,6 +30,7 @@ class InspectReport:
         predictions: How long each layer is predicted to take; None where nothing can be said.
         runtime: Name and version of the runtime that was asked.
         kernels: The kernel library that was registered, or why none was.
+        node_runs: What runs each node of a custom op, those of no layer included.
     """
 
     package: Path
@@ -38,6 +39,7 @@ class InspectReport:
     predictions: tuple[Prediction | None, ...]
     runtime: str
     kernels: KernelUse
+    node_runs: Mapping[str, LayerImpl] = field(default_factory=dict)
 
     @property
     def skippable_flops(self) -> int | None:
@@ -61,6 +63,7 @@ class InspectReport:
             "replaced_layers": sum(layer.replaced for layer in layers),
             "runtime": self.runtime,
             "kernels": self.kernels.to_json(),
+            "node_runs": dict(self.node_runs),
             "skippable_flops": self.skippable_flops,
             "skippable_share": self.skippable_share,
             **asdict(self.manifest),
@@ -105,7 +108,7 @@ class InspectReport:
 
     def _lines(self) -> Iterator[str]:
         from moh_deploy.report.choices import choice_lines
-        from moh_deploy.report.layers import reasons
+        from moh_deploy.report.layers import nodes_text, reasons
 
         manifest = self.manifest
         if manifest.layers:
@@ -118,6 +121,9 @@ class InspectReport:
         yield f"dynamic dimensions: {dims or 'none'}"
         ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
         yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
+        if self.node_runs:
+            ways = list(self.node_runs.values())
+            yield nodes_text(ways.count("kernel"), ways.count("function"))
         yield f"precision: {manifest.precision}; compute type: {manifest.compute_type}"
         yield self.kernels.describe()
         yield self._proof_text()

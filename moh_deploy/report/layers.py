@@ -63,6 +63,11 @@ def runs_text(runs: Sequence[LayerRun]) -> str:
     return "; except ".join([f"{count(len(runs), 'MoH layer')}: {most}", *others])
 
 
+def nodes_text(kernel_nodes: int, function_nodes: int) -> str:
+    """Return a sentence on what runs all nodes of custom ops, those of no MoH layer included."""
+    return f"custom ops: {kernel_nodes} on a kernel, {function_nodes} as function body"
+
+
 def _ways(run: LayerRun) -> str:
     text = f"attention {_WORDS[run.runs_as]}, router {_WORDS[run.router_runs_as]}"
     if run.projections_run_as is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Group, RenderableType
 
-from moh_deploy.report.layers import runs_as, runs_text
+from moh_deploy.report.layers import nodes_text, runs_as, runs_text
 from moh_deploy.report.tables import count, figure, percent, table, verdict
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def _summary(report: ParityReport) -> str:
         f"{answer}: max abs error {report.max_abs_error:.3g}, {routing}\n"
         f"{count(report.vector_sets, 'vector set')}; reference: {report.reference}\n"
         f"{runs_text(report.layer_runs)}\n"
+        f"{nodes_text(report.kernel_nodes, report.function_nodes)}\n"
         f"{report.kernels.describe()}"
     )
 

@@ -51,12 +51,13 @@ class RunReport:
     def __rich__(self) -> RenderableType:
         from rich.console import Group
 
-        from moh_deploy.report.layers import runs_text
+        from moh_deploy.report.layers import nodes_text, runs_text
         from moh_deploy.report.tables import line, table
 
         rows = [(one.name, one.dtype, str(list(one.shape))) for one in self.outputs]
         return Group(
             table(f"outputs, written to {self.outputs_file}", ["name", "dtype", "shape"], rows),
             line(f"ran in {self.seconds:.3g} s; {runs_text(self.layer_runs)}"),
+            line(nodes_text(self.kernel_nodes, self.function_nodes)),
             line(self.kernels.describe()),
         )

@@ -124,12 +124,19 @@ def test_export_shows_how_each_way_of_running_agrees():
     shown = text_of(export_report())
     assert (
         "max abs error 1.25e-06, routing agreement 1; 1 MoH layer: attention as function body,"
-        " router as function body\n"
+        " router as function body; custom ops: 0 on a kernel, 2 as function body\n"
     ) in shown
     assert (
         "max abs error 0.002, routing agreement 1; 1 MoH layer: attention on a kernel, router on a"
-        " kernel\n"
+        " kernel; custom ops: 2 on a kernel, 0 as function body\n"
     ) in shown
+
+
+def test_nodes_of_no_layer_are_counted():
+    node_runs = {"attention": "kernel", "conv": "function", "conv#2": "kernel"}
+    report = replace(inspect_report(), node_runs=node_runs)
+    assert "custom ops: 2 on a kernel, 1 as function body\n" in text_of(report)
+    assert report.to_json()["node_runs"] == node_runs
 
 
 def test_layers_that_all_run_alike_take_one_line():
