@@ -383,6 +383,14 @@ def test_attention_of_nothing_is_empty(change: Shapes, shape: tuple[int, ...]):
     assert _run("MoHAttention", ATTENTION, MERGED | change).shape == shape
 
 
+@pytest.mark.parametrize(("batch", "dim"), [(0, 6), (2, 0)])
+def test_aggregated_attention_of_nothing_is_empty(batch: int, dim: int):
+    image, pooled = (batch, 12, dim), (batch, 5, dim)
+    shapes = {"Q": image, "K": image, "V": image, "pooled_K": pooled, "pooled_V": pooled}
+    gates = {"gates": (batch, 12, 3)}
+    assert _run("MoHAggregatedAttention", AGGREGATED, shapes | gates).shape == image
+
+
 def test_attention_to_no_key_is_0():
     output = _run("MoHAttention", ATTENTION, MERGED | {"K": (2, 0, 8), "V": (2, 0, 6)})
     np.testing.assert_array_equal(output, np.zeros((2, 5, 18)))

@@ -68,7 +68,7 @@ class BandTask {
       return ClearOutputs();
     }
     ReadHead();
-    next_surrounded_ = band_.begin - HWY_MIN(halo_, band_.begin);
+    next_surrounded_ = band_.begin - HWY_MIN(lead_, band_.begin);
     const size_t all_vectors = (band_.tokens() + kLanes - 1) / kLanes;
     const size_t open_vectors = (open + kLanes - 1) / kLanes;
     if ((all_vectors - open_vectors) * kWorthPacking < all_vectors) {
@@ -278,6 +278,16 @@ class BandTask {
     }
   }
 
+  void PrefetchBias(size_t token) const {
+    if (args_.pooled_bias != nullptr && token < image_) {
+      const size_t count = HWY_MIN(kGroupTokens, image_ - token) * pooled_;
+      Prefetch(TokenRows<const T>{static_cast<const T*>(args_.pooled_bias) +
+                                      (band_.head * image_ + token) * pooled_,
+                                  0},
+               1, count);
+    }
+  }
+
   // `group` begins at `column` of the band.
   template <size_t kWidth>
   void ScoreWindow(const TokenPanels& group, size_t column) {
@@ -285,6 +295,7 @@ class BandTask {
     ReadQueries<kWidth>(group, column);
     PrefetchTokens(args_.query, band_.begin + column + kGroupTokens, kGroupTokens);
     PrefetchTokens(args_.output, band_.begin + column, kGroupTokens);
+    PrefetchBias(band_.begin + column + kGroupTokens);
     const ScaledKeys keys{keys_.From(0, lead_ + column), key_factors_ + lead_ + column};
     InEqualSteps(offsets_, [&](size_t first, auto count) HWY_ATTR {
       ScoreNeighbours<decltype(count)::value, kWidth>(group.queries, keys, head_dim_,

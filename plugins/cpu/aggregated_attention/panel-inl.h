@@ -50,7 +50,7 @@ template <typename T>
 HWY_INLINE void Prefetch(TokenRows<T> rows, size_t count, size_t size) {
   constexpr size_t kLine = 64 / sizeof(T);
   for (size_t row = 0; row < count; ++row) {
-    for (size_t d = 0; d < size; d += kLine) {
+    for (size_t d = 0; d + kLine < size; d += kLine) {
       hwy::Prefetch(rows.Row(row) + d);
     }
     hwy::Prefetch(rows.Row(row) + size - 1);
