@@ -16,13 +16,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 from interleaving import figure
-from model_contestants import PEERS, Field, line_up, original
+from model_contestants import OPENVINO, PEERS, PLAIN_ONNX, Field, line_up, original
 from model_profile import Profile, profile_both
 from model_rows import Row, row_of, table_of
 from model_skipped import SkippedWork, skipped_work
@@ -39,6 +38,7 @@ from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import MoHDeployError
 
 PACKAGES = ("moh-deploy", "onnxruntime", "openvino", "torch")
+PLAIN_PEERS = {PLAIN_ONNX, OPENVINO}
 PUBLISHED = [name for name in SUBJECTS if not name.endswith("-form")]
 
 
@@ -165,11 +165,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.models = options.models or PUBLISHED
     options.request = Request(
-        options.original, tuple(options.set), options.checkpoint, options.package
+        options.original,
+        tuple(options.set),
+        options.checkpoint,
+        options.package,
+        plain=options.profile
+        or (not options.skipped and not PLAIN_PEERS.isdisjoint(options.peers)),
     )
-    if len(options.models) > 1 and options.request != replace(
-        options.request, checkpoint=None, package=None, overrides=()
-    ):
+    if len(options.models) > 1 and (options.checkpoint or options.package or options.set):
         parser.error("--checkpoint, --package and --set are of one model; name it with --models.")
     try:
         options.kernels = _kernels(options.library)

@@ -10,6 +10,7 @@ import onnx
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.npz import Array
+from moh_deploy.ops import OPS
 from moh_deploy.ops.element_types import to_type_proto
 from moh_deploy.ops.spec import TensorType
 from moh_deploy.package import LayerInfo, OnnxPackage
@@ -21,12 +22,14 @@ class NodeModel:
 
     Attributes:
         feeds: Its inputs.
+        gates: Which of them are the gates.
         on_kernel: Whether a kernel runs the node in the package, as read from a session.
     """
 
     name: str
     content: bytes
     feeds: dict[str, Array]
+    gates: str
     on_kernel: bool
 
 
@@ -89,7 +92,8 @@ def _cut(
     cut = onnx.helper.make_model(
         graph, opset_imports=model.opset_import, functions=bodies, ir_version=model.ir_version
     )
-    return NodeModel(node.name, cut.SerializeToString(), feeds, on_kernel)
+    gates = [one.name for one in OPS[node.op_type].inputs].index("gates")
+    return NodeModel(node.name, cut.SerializeToString(), feeds, node.input[gates], on_kernel)
 
 
 def _value_info(name: str, array: Array) -> onnx.ValueInfoProto:

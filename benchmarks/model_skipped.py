@@ -63,6 +63,7 @@ class LayerWork:
     """What one layer skips.
 
     Attributes:
+        choice: How the package has the layer run; None if that was not chosen.
         attention, query_projection, output_projection: Rows; a projection by ordinary operators,
             which is no node of the layer, computes all of them.
         time: Of attention and of the projections that are nodes of the layer; None for a layer
@@ -70,6 +71,7 @@ class LayerWork:
     """
 
     path: str
+    choice: str | None
     attention: Rows
     query_projection: Rows
     output_projection: Rows
@@ -94,7 +96,8 @@ class SkippedWork:
             " layer; CPU ms of each layer's nodes"
         )
         table = Table(title=title, title_justify="left")
-        table.add_column("layer", no_wrap=True)
+        for heading in ("layer", "choice"):
+            table.add_column(heading, no_wrap=True)
         for heading in ("attention", "Q projection", "O projection"):
             table.add_column(heading, justify="right", no_wrap=True)
         for heading in ("moh ms", "every head", "dense", "gain"):
@@ -130,9 +133,10 @@ def _layer_work(
         skips = name is not None and nodes[name].on_kernel
         return Rows(int(np.count_nonzero(gates)) if skips else gates.size, gates.size)
 
-    times = [_measure(nodes[name], layer.gates, kernel, repeats) for name in layer_nodes(layer)]
+    times = [_measure(nodes[name], kernel, repeats) for name in layer_nodes(layer)]
     return LayerWork(
         layer.path,
+        layer.choice,
         rows(layer.node),
         rows(layer.query_projection),
         rows(layer.output_projection),
@@ -148,16 +152,15 @@ def _sum(times: list[LayerTime]) -> LayerTime:
     )
 
 
-def _measure(node: NodeModel, gates: str, kernel: KernelUse, repeats: int) -> LayerTime:
+def _measure(node: NodeModel, kernel: KernelUse, repeats: int) -> LayerTime:
     """Time the three ways in turn."""
     ours, _ = kernel_session(node.content, [node.name], kernel, threads=1)
     dense = plain_session(node.content, threads=1)
-    every_head = np.where(node.feeds[gates] == 0, 1, node.feeds[gates]).astype(
-        node.feeds[gates].dtype
-    )
+    gates = node.feeds[node.gates]
+    all_open = np.where(gates == 0, gates.dtype.type(1), gates)
     calls = [
         _call(ours, node.feeds),
-        _call(ours, {**node.feeds, gates: every_head}),
+        _call(ours, {**node.feeds, node.gates: all_open}),
         _call(dense, node.feeds),
     ]
     runs_ms = interleaved_ms(calls, threads=1, rounds=repeats)
@@ -177,6 +180,7 @@ def _total(work: list[LayerWork]) -> LayerWork:
     times = [one.time for one in work if one.time is not None]
     return LayerWork(
         "all",
+        None,
         _sum_rows([one.attention for one in work]),
         _sum_rows([one.query_projection for one in work]),
         _sum_rows([one.output_projection for one in work]),
@@ -189,12 +193,14 @@ def _sum_rows(rows: list[Rows]) -> Rows:
 
 
 def _cells(work: LayerWork) -> list[str]:
+    choice = work.choice or "-"
     rows = (work.attention, work.query_projection, work.output_projection)
     if work.time is None:
-        return [work.path, *map(str, rows), "not replaced", "", "", ""]
+        return [work.path, choice, *map(str, rows), "not replaced", "", "", ""]
     times = (work.time.moh, work.time.every_head, work.time.dense)
     return [
         work.path,
+        choice,
         *map(str, rows),
         *(f"{ms:.3f}" for ms in times),
         f"{work.time.gain:.2f}",

@@ -71,12 +71,14 @@ class Request:
         overrides: As `moh-deploy export --set`.
         checkpoint: The model's weights; None for random ones.
         package: An exported package to measure instead of a new one.
+        plain: Whether a plain export is wanted, too.
     """
 
     original: Path | None = None
     overrides: tuple[str, ...] = ()
     checkpoint: Path | None = None
     package: Path | None = None
+    plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Prepared:
     Attributes:
         module: The original.
         package: Made from it by `moh-deploy export`, with default options.
-        plain: Made from it by `torch.onnx.export`, with default options.
+        plain: Made from it by `torch.onnx.export`, with default options; there only if wanted.
     """
 
     module: torch.nn.Module
@@ -125,7 +127,8 @@ def prepare(subject: Subject, request: Request, folder: Path) -> Prepared:
     module = load(options, config).module
     assert module is not None
     plain = folder / "plain" / "model.onnx"
-    _export_plain(subject, module, config, options, plain)
+    if request.plain:
+        _export_plain(subject, module, config, options, plain)
     if request.package is None:
         _say(subject, "moh-deploy export")
         export(

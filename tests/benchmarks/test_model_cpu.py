@@ -228,7 +228,8 @@ def test_rows_are_skipped_by_kernels_only(
         layer = next(x for x in prepared.package.manifest.layers if x.path == one.path)
         assert one.attention.dense == layer.seq_len * layer.num_heads
         assert (one.time is None) == (layer.node is None)
-        skips = use.library is not None and layer.node is not None
+        skips = use.library is not None and layer.node is not None and layer.choice != "dense"
+        assert one.choice == layer.choice
         assert (one.attention.computed < one.attention.dense) == skips
     answer = bench.SkippedWork("m", 1, work).to_json()
     assert json.loads(json.dumps(answer))["layers"][-1]["attention"] == {
