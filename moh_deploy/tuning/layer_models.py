@@ -33,13 +33,12 @@ def layer_model(
         feeds: The arrays of `fed_names`, one set or more: the model's inputs get their types.
     """
     nodes = _nodes(model, layer)
-    constants = list(_constants(nodes))
-    outputs = [_name(value) for node in nodes for value in node.outputs]
+    own = [_with_results(ir.serde.serialize_node(node)) for node in nodes]
     graph = onnx.GraphProto(name=layer.path)
     graph.input.extend(_input_info(name, [arrays[name] for arrays in feeds]) for name in feeds[0])
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    graph.node.extend(ir.serde.serialize_node(node) for node in (*_makers(nodes), *nodes))
-    graph.initializer.extend(_tensor(value) for value in constants)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for node in own for name in node.output)
+    graph.node.extend([*map(ir.serde.serialize_node, _makers(nodes)), *own])
+    graph.initializer.extend(map(_tensor, _constants(nodes)))
     used = {node.op_identifier() for node in nodes}
     functions = [function for key, function in model.functions.items() if key in used]
     opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
@@ -54,6 +53,12 @@ def layer_model(
 def _nodes(model: ir.Model, layer: LayerInfo) -> list[ir.Node]:
     names = {layer.node, *projections(layer)}
     return [node for node in model.graph if node.name in names]
+
+
+def _with_results(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Name the outputs anew: what one node of a layer makes, another one may be fed with."""
+    node.output[:] = [f"{name} (result)" if name else "" for name in node.output]
+    return node
 
 
 def _is_constant(value: ir.Value) -> bool:
