@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from moh_deploy.atomic import StagedDirectory
 from moh_deploy.backends.onnxruntime import open_session, runtime_name
@@ -29,9 +29,9 @@ from moh_deploy.package import (
 )
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.tune import TuneReport
-from moh_deploy.tuning.decide import fastest
+from moh_deploy.tuning.decide import contenders, decide
 from moh_deploy.tuning.inputs import InputSet, input_sets
-from moh_deploy.tuning.layers import LayerBench, LayerSamples
+from moh_deploy.tuning.layers import LayerBench, LayerTimes
 from moh_deploy.tuning.timing import Measure, Ratio, Samples, Stopwatch, weighted_sum
 from moh_deploy.tuning.whole_model import chosen_over_dense, time_model
 from moh_deploy.validate.parity import compare
@@ -99,10 +99,8 @@ def tune(
         before=package.manifest.layers,
         layers=outcome.layers,
         tuning=outcome.tuning,
-        predictions=tuple(
-            predict(layer, one, instruction_set=use.instruction_set, threads=threads or 1)
-            for layer, one in zip(outcome.layers, nodes, strict=True)
-        ),
+        predicted_ms=outcome.predicted_ms or job.predicted(outcome.layers, nodes),
+        undecided=outcome.undecided,
         model_ratio=outcome.model_ratio,
         dense_was_faster=outcome.dense_was_faster,
         max_abs_error=parity.max_abs_error,
@@ -145,6 +143,9 @@ class _Outcome:
     """What was chosen, and on what grounds.
 
     Attributes:
+        predicted_ms: For each layer, choice to what is predicted at the measured sizes; nothing at
+            all if nothing was measured.
+        undecided: Paths of layers where measuring could not tell which choice is the fastest.
         model_ratio: Time of the whole model with the layers' own choices over that with all layers
             dense; None if it was not measured.
         dense_was_faster: The whole model was slower with the layers' own choices: all are dense.
@@ -152,6 +153,8 @@ class _Outcome:
 
     layers: tuple[LayerInfo, ...]
     tuning: Tuning
+    predicted_ms: tuple[Mapping[str, float], ...] = ()
+    undecided: tuple[str, ...] = ()
     model_ratio: Ratio | None = None
     dense_was_faster: bool = False
 
@@ -175,8 +178,7 @@ class _Job:
         self._check_anything_to_choose()
         feeds, weights = [one.inputs for one in sets], [one.weight for one in sets]
         with self.progress.step("timing the layers"):
-            bench = LayerBench(self.package, feeds, "require", self.threads, self.scratch)
-            samples = bench.measure(measure)
+            times = LayerBench(self.package, feeds, self.threads, self.scratch).measure(measure)
         tuning = Tuning(
             source="measured",
             machine=self._machine(),
@@ -185,13 +187,36 @@ class _Job:
             clock=clock,
             sizes=tuple(one.sizes for one in sets),
             weights=tuple(weights),
-            layer_ms=tuple(tuple(map(_medians, of_layer)) for of_layer in samples),
+            layer_ms=tuple(tuple(map(_medians, one.samples)) for one in times),
         )
-        by_layer = zip(self.package.manifest.layers, samples, strict=True)
-        layers = tuple(_with_fastest(layer, times, weights) for layer, times in by_layer)
-        if all(layer.choice in ("dense", None) for layer in layers):
-            return _Outcome(layers, tuning)
-        return self._checked_as_a_whole(_Outcome(layers, tuning), feeds, measure)
+        decisions = [
+            _decided(layer, one, weights)
+            for layer, one in zip(self.package.manifest.layers, times, strict=True)
+        ]
+        outcome = _Outcome(
+            layers=tuple(one.layer for one in decisions),
+            tuning=tuning,
+            predicted_ms=tuple(one.predicted_ms for one in decisions),
+            undecided=tuple(one.layer.path for one in decisions if one.is_close),
+        )
+        if all(layer.choice in ("dense", None) for layer in outcome.layers):
+            return outcome
+        return self._checked_as_a_whole(outcome, feeds, measure)
+
+    def predicted(
+        self, layers: Sequence[LayerInfo], nodes: Sequence[LayerNodes]
+    ) -> tuple[Mapping[str, float], ...]:
+        """Predict what layers take at the example's sizes."""
+        found = [
+            predict(
+                layer,
+                one,
+                instruction_set=self.kernels.instruction_set,
+                threads=self.threads or 1,
+            )
+            for layer, one in zip(layers, nodes, strict=True)
+        ]
+        return tuple({} if one is None else one.ms for one in found)
 
     def prove(self, outcome: _Outcome) -> tuple[ParityReport, tuple[LayerNodes, ...]]:
         """Compare what the package computes as chosen with what the original model computed.
@@ -224,9 +249,10 @@ class _Job:
             )
         tuning = replace(outcome.tuning, model_ms=tuple(map(_medians, samples)))
         model_ratio = chosen_over_dense(samples, tuning.weights)
+        outcome = replace(outcome, tuning=tuning, model_ratio=model_ratio)
         if model_ratio.is_slower:
-            return _Outcome(dense, tuning, model_ratio, dense_was_faster=True)
-        return _Outcome(outcome.layers, tuning, model_ratio)
+            return replace(outcome, layers=dense, dense_was_faster=True)
+        return outcome
 
     def _variant(self, name: str, layers: Sequence[LayerInfo]) -> OnnxPackage:
         return write_choices(self.package, layers, self.scratch / name)
@@ -249,15 +275,27 @@ class _Job:
             )
 
 
-def _with_fastest(
-    layer: LayerInfo, samples: Sequence[LayerSamples], weights: Sequence[float]
-) -> LayerInfo:
-    if not samples:
-        return layer
-    totals = {
-        choice: weighted_sum([one[choice] for one in samples], weights) for choice in samples[0]
+class _Decision(NamedTuple):
+    """A layer as chosen, what is predicted for it, and whether measuring could not tell."""
+
+    layer: LayerInfo
+    predicted_ms: Mapping[str, float]
+    is_close: bool
+
+
+def _decided(layer: LayerInfo, times: LayerTimes, weights: Sequence[float]) -> _Decision:
+    predicted = {
+        choice: sum(w * ms[choice] for w, ms in zip(weights, times.predicted_ms, strict=True))
+        for choice in times.predicted_ms[0]
     }
-    return replace(layer, choice=fastest(totals))
+    if not times.samples:
+        return _Decision(layer, predicted, is_close=False)
+    totals = {
+        choice: weighted_sum([one[choice] for one in times.samples], weights)
+        for choice in times.samples[0]
+    }
+    chosen = replace(layer, choice=decide(totals, predicted))
+    return _Decision(chosen, predicted, is_close=len(contenders(totals)) > 1)
 
 
 def _medians(samples: Mapping[Any, Samples]) -> dict[str, float]:

@@ -102,7 +102,9 @@ def gain(layer: LayerInfo, ms: Mapping[str, float]) -> float | None:
 
 
 def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]:
-    """Yield a sentence for each set of inputs at which another choice was faster than its own."""
+    """Yield a sentence for each of several sets of inputs at which another choice was faster."""
+    if len(tuning.sizes) < 2:
+        return
     for sizes, ms in zip(tuning.sizes, tuning.layer_ms[index], strict=False):
         own = str(current_choice(layer))
         best = min(ms, key=lambda name: ms[name])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moh_deploy.backends.runner import KernelUse
-from moh_deploy.chooser.prediction import Prediction
 from moh_deploy.package import CHOICES, LayerInfo, Tuning, current_choice
 from moh_deploy.report.choices import (
     at_sizes,
@@ -34,7 +33,9 @@ class TuneReport:
         before: Its layers as they were.
         layers: Its layers as chosen.
         tuning: What the choices rest on.
-        predictions: How long each layer is predicted to take at the example's sizes.
+        predicted_ms: For each layer, choice to what is predicted, at the sizes that were measured,
+            or else the example's; nothing where nothing is known.
+        undecided: Paths of layers where measuring could not tell which choice is the fastest.
         model_ratio: Time of the whole model with the layers' own choices over that with all layers
             dense; None if it was not measured.
         dense_was_faster: The whole model was slower with the layers' own choices: all are dense.
@@ -47,7 +48,8 @@ class TuneReport:
     before: tuple[LayerInfo, ...]
     layers: tuple[LayerInfo, ...]
     tuning: Tuning
-    predictions: tuple[Prediction | None, ...]
+    predicted_ms: tuple[Mapping[str, float], ...]
+    undecided: tuple[str, ...]
     model_ratio: Ratio | None
     dense_was_faster: bool
     max_abs_error: float
@@ -85,6 +87,7 @@ class TuneReport:
             "measured_ms": ms,
             "measured_gain": gain(layer, ms),
             "predicted_gain": self._predicted_gain(index),
+            "undecided": layer.path in self.undecided,
         }
 
     def _parts(self) -> Iterator[RenderableType]:
@@ -103,8 +106,7 @@ class TuneReport:
         return layer.path, before, layer.choice, *ms_cells(ms), *map(times_text, gains)
 
     def _predicted_gain(self, index: int) -> float | None:
-        prediction = self.predictions[index]
-        return None if prediction is None else gain(self.layers[index], prediction.ms)
+        return gain(self.layers[index], self.predicted_ms[index])
 
     def _measured_how(self) -> str:
         sizes = "; ".join(map(at_sizes, self.tuning.sizes))
@@ -114,6 +116,11 @@ class TuneReport:
         if self.tuning.source == "measured":
             for index, layer in enumerate(self.layers):
                 yield from other_winners(layer, self.tuning, index)
+            if self.undecided:
+                yield (
+                    "too close or too noisy to tell, so as predicted, or else the plainest:"
+                    f" {', '.join(self.undecided)}"
+                )
             yield f"whole model: {self._model_text()}"
         yield f"compared with the original model: max abs error {self.max_abs_error:.3g}"
         yield self.kernels.describe()

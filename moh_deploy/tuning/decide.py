@@ -1,21 +1,35 @@
-"""Choose from measurements. Whoever is not clearly faster than something plainer loses to it."""
+"""Choose from measurements. Where they cannot tell, the prediction does, or else plainness."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 
 from moh_deploy.package import CHOICES, Choice
 from moh_deploy.tuning.timing import Samples, ratio
 
 
-def fastest(samples: Mapping[str, Samples]) -> Choice:
-    """Return the choice that is faster than all plainer ones, beyond noise.
+def contenders(samples: Mapping[str, Samples]) -> tuple[Choice, ...]:
+    """Return the choices that are not slower than the fastest beyond noise, the plainest first."""
+    fastest = min(samples, key=lambda choice: median(samples[choice]))
+    return tuple(
+        choice
+        for choice in CHOICES
+        if choice in samples and not ratio(samples[choice], samples[fastest]).is_slower
+    )
+
+
+def decide(samples: Mapping[str, Samples], predicted_ms: Mapping[str, float]) -> Choice:
+    """Return the fastest choice.
 
     Args:
-        samples: Times of each choice that a layer has; `dense` among them.
+        samples: Times of each choice that a layer has.
+        predicted_ms: What is predicted for each; nothing where nothing is.
+
+    Returns:
+        Of those that are as fast as the fastest, the one that is predicted to be it; without a
+        prediction of them the plainest.
     """
-    best: Choice = "dense"
-    for choice in CHOICES:
-        if choice in samples and ratio(samples[choice], samples[best]).is_faster:
-            best = choice
-    return best
+    able = contenders(samples)
+    known = [choice for choice in able if choice in predicted_ms]
+    return min(known, key=lambda choice: predicted_ms[choice]) if known else able[0]

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from moh_deploy.npz import Array
+from moh_deploy.ops import OPS
 from moh_deploy.package import LayerInfo, projections
 
 
@@ -48,6 +49,31 @@ def layer_model(
         opset_imports=opsets,
         ir_version=model.ir_version,
     )
+
+
+def empty_model(feeds: Sequence[Mapping[str, Array]]) -> onnx.ModelProto:
+    """Return a model that takes the same and does nothing but copy the smallest of it."""
+    smallest = min(feeds[0], key=lambda name: feeds[0][name].size)
+    graph = onnx.GraphProto(name="empty")
+    graph.input.extend(_input_info(name, [arrays[name] for arrays in feeds]) for name in feeds[0])
+    graph.node.append(onnx.helper.make_node("Identity", [smallest], [f"{smallest} (result)"]))
+    graph.output.append(onnx.ValueInfoProto(name=f"{smallest} (result)"))
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+    )
+
+
+def attention_inputs(model: ir.Model, layer: LayerInfo) -> dict[str, str]:
+    """Return `Q`, `gates` and so on to the names of what a layer's attention node reads."""
+    for node in model.graph:
+        if node.name == layer.node and layer.node is not None:
+            formal = OPS[node.op_type].inputs
+            return {
+                one.name: _name(value)
+                for one, value in zip(formal, node.inputs, strict=False)
+                if value is not None
+            }
+    return {}
 
 
 def _nodes(model: ir.Model, layer: LayerInfo) -> list[ir.Node]:

@@ -22,10 +22,7 @@ def time_model(
 ) -> list[dict[str, Samples]]:
     """Return for each set of inputs the times of the two packages."""
     packages = {"dense": dense, "chosen": chosen}
-    runners = {
-        name: open_session(package, kernels="require", threads=threads)
-        for name, package in packages.items()
-    }
+    runners = {name: open_session(package, threads=threads) for name, package in packages.items()}
     return [
         measure(WHOLE_MODEL, {name: one.bound(fed) for name, one in runners.items()})
         for fed in feeds

@@ -46,7 +46,7 @@ class Meter:
         self.seen.append(what)
         for call in contestants.values():
             call()
-        return {name: (ms[name],) * 7 for name in contestants}
+        return {name: (ms.get(name, 0.0),) * 7 for name in contestants}
 
 
 FIRST_IS_DENSE = {
@@ -116,12 +116,22 @@ def test_model_that_is_no_faster_as_a_whole_keeps_its_choices(package: OnnxPacka
 
 
 def test_model_of_dense_layers_is_not_measured_as_a_whole(package: OnnxPackage):
-    meter = Meter({path: {"dense": 1.0, "sparse": 1.0} for path in (FIRST, SECOND)})
+    meter = Meter({path: {"dense": 1.0, "sparse": 2.0} for path in (FIRST, SECOND)})
     required_library()
     report = moh_deploy.tune(package.root, measure=meter)
     assert meter.seen == [FIRST, SECOND]
     assert written_choices(package) == ["dense", "dense"]
     assert report.model_ratio is None
+
+
+def test_layer_that_measuring_cannot_decide_is_as_predicted(package: OnnxPackage):
+    tie = {"dense": 1.0, "sparse": 1.0}
+    report = tuned(package, {**FIRST_IS_DENSE, FIRST: tie})
+    assert report.undecided == (FIRST,)
+    assert [layer.choice for layer in report.layers] == ["sparse", "sparse"]
+    assert f"too close or too noisy to tell, so as predicted, or else the plainest: {FIRST}" in (
+        text_of(report)
+    )
 
 
 def test_inputs_count_as_they_weigh(package: OnnxPackage, tmp_path: Path):

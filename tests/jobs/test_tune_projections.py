@@ -47,8 +47,9 @@ def test_every_choice_can_be_measured_and_run(package: OnnxPackage, choice: str)
         for call in contestants.values():
             call()
         if what == PATH:
-            assert list(contestants) == ["dense", "sparse", "projected"]
-        return {name: (1.0 if name in (choice, "chosen") else 2.0,) * 7 for name in contestants}
+            assert list(contestants) == ["nothing", "dense", "sparse", "projected"]
+        ms = {"nothing": 0.0, choice: 1.0, "chosen": 1.0}
+        return {name: (ms.get(name, 2.0),) * 7 for name in contestants}
 
     report = moh_deploy.tune(package.root, measure=measure)
     assert [layer.choice for layer in report.layers] == [choice]

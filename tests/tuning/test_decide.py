@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.tuning.decide import fastest
+from moh_deploy.tuning.decide import contenders, decide
 
 # A tenth up or down, as no two rounds are alike.
 NOISE = (0.0, 0.05, -0.05, 0.1, -0.1, 0.02, -0.02)
@@ -32,4 +32,23 @@ def samples(**ms: float) -> dict[str, tuple[float, ...]]:
     ],
 )
 def test_choice_is_the_fastest_and_the_plainer_one_wins_a_tie(ms: dict[str, float], choice: str):
-    assert fastest(samples(**ms)) == choice
+    assert decide(samples(**ms), {}) == choice
+
+
+def test_prediction_decides_a_tie_and_nothing_else():
+    tie = samples(dense=1.0, sparse=0.99, projected=2.0)
+    assert contenders(tie) == ("dense", "sparse")
+    assert decide(tie, {"dense": 2.0, "sparse": 1.0, "projected": 0.1}) == "sparse"
+    assert decide(tie, {"dense": 1.0, "sparse": 2.0, "projected": 0.1}) == "dense"
+    clear = samples(dense=1.0, sparse=2.0)
+    assert decide(clear, {"dense": 2.0, "sparse": 1.0}) == "dense"
+
+
+def test_noise_that_hides_everything_leaves_it_to_the_prediction():
+    noisy = {
+        "dense": (2.0, 22.0, 1.0, 30.0, 2.0, 9.0, 3.0),
+        "sparse": (9.0, 3.0, 1.0, 2.0, 30.0, 1.0, 4.0),
+    }
+    assert contenders(noisy) == ("dense", "sparse")
+    assert decide(noisy, {"dense": 2.0, "sparse": 1.0}) == "sparse"
+    assert decide(noisy, {}) == "dense"

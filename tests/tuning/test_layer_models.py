@@ -12,7 +12,7 @@ import pytest
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.passes import choose_layers
 from moh_deploy.tuning.layer_models import fed_names, layer_model
-from moh_deploy.tuning.layers import LayerBench
+from moh_deploy.tuning.layers import LayerBench, at_sizes_of
 from tests.handmade_package import ATTRIBUTES, BODY, LAYER, vectors, write_package
 from tests.kernel_library import required_library
 from tests.two_layers import LAYERS, write_two_layers
@@ -90,7 +90,34 @@ def test_every_choice_of_every_layer_is_timed_on_what_the_model_feeds_it(tmp_pat
         seen.append((what, list(contestants)))
         return dict.fromkeys(contestants, (1.0,))
 
-    sets = [vectors().inputs, vectors(batch=1, seq=7).inputs]
-    samples = LayerBench(package, sets, "require", 1, tmp_path).measure(measure)
-    assert seen == [(layer.path, ["dense", "sparse"]) for layer in LAYERS for _ in sets]
-    assert samples == [[{"dense": (1.0,), "sparse": (1.0,)}] * 2] * 2
+    sets = [vectors().inputs, vectors(batch=1, seq=1).inputs]
+    times = LayerBench(package, sets, 1, tmp_path).measure(measure)
+    contestants = ["nothing", "dense", "sparse"]
+    assert seen == [(layer.path, contestants) for layer in LAYERS for _ in sets]
+    assert [list(one) for layer in times for one in layer.samples] == [["dense", "sparse"]] * 4
+    # Two sequences of three tokens take longer than one of one.
+    for layer in times:
+        large, small = layer.predicted_ms
+        assert all(large[choice] > small[choice] for choice in ("dense", "sparse"))
+
+
+def test_what_a_session_costs_that_does_nothing_is_in_no_time(tmp_path: Path):
+    required_library()
+    package = write_package(tmp_path / "package")
+
+    def measure(what: str, contestants: dict[str, object]) -> dict[str, tuple[float, ...]]:
+        return {"nothing": (4.0, 3.0, 50.0), "dense": (9.0, 9.0, 9.0), "sparse": (4.5, 4.0, 6.0)}
+
+    (times,) = LayerBench(package, [vectors().inputs], 1, tmp_path).measure(measure)
+    # The median of nothing is 4; no time vanishes.
+    assert times.samples == ({"dense": (5.0, 5.0, 5.0), "sparse": (0.5, 0.04, 2.0)},)
+
+
+def test_layer_has_the_sizes_and_gates_of_the_run(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    run = vectors(batch=5, seq=7)
+    gates = np.zeros_like(run.gates[0])
+    gates[..., 0] = 1.0
+    sized = at_sizes_of(ir.load(package.model_path), LAYER, {**run.inputs, "gates_0": gates})
+    assert (sized.batch, sized.seq_len, sized.kv_len, sized.active_share) == (5, 7, 7, 0.25)
+    assert at_sizes_of(ir.load(package.model_path), LAYER, {}) == LAYER
