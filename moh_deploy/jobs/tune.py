@@ -15,7 +15,7 @@ from moh_deploy.backends.ort_kernels import choose_kernels
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.chooser.machine import Machine
 from moh_deploy.chooser.prediction import predict
-from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.jobs.choices import write_choices
 from moh_deploy.npz import Array
 from moh_deploy.package import (
@@ -81,7 +81,7 @@ def tune(
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         if not dry_run:
-            check_output(package.root)
+            _check_replaceable(package.root)
         sets = input_sets(package, [Path(one) for one in inputs], weights)
         use = choose_kernels("auto", compute_type=package.manifest.compute_type)
     with StagedDirectory(_place(package, dry_run)) as scratch:
@@ -131,6 +131,16 @@ def _check_options(threads: int | None, min_time: float) -> None:
         raise ConfigError(f"threads is {threads}, expected at least 1.")
     if not 0 <= min_time <= _MOST_SECONDS:
         raise ConfigError(f"min_time is {min_time:g} s, expected 0 to {_MOST_SECONDS}.")
+
+
+def _check_replaceable(root: Path) -> None:
+    try:
+        check_output(root)
+    except PackageError as error:
+        raise PackageError(
+            f"the choices cannot be written: {error.message}",
+            hint="--dry-run measures without writing.",
+        ) from error
 
 
 def _place(package: OnnxPackage, dry_run: bool) -> Path:

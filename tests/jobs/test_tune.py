@@ -242,8 +242,9 @@ def test_package_that_cannot_be_replaced_is_refused_before_anything_is_measured(
 ):
     (package.root / "notes.txt").write_text("mine")
     meter = Meter(FIRST_IS_DENSE)
-    with pytest.raises(PackageError, match=r"holds 'notes\.txt'"):
+    with pytest.raises(PackageError, match=r"cannot be written: .* holds 'notes\.txt'") as refused:
         moh_deploy.tune(package.root, measure=meter)
+    assert "--dry-run" in (refused.value.hint or "")
     assert meter.seen == []
 
 
