@@ -111,8 +111,7 @@ def prepare(subject: Subject, request: Request, folder: Path) -> Prepared:
     """Load, export and open a model.
 
     Args:
-        folder: Where files are written; weights and plain export are taken from there if they are
-            there and were made of the same.
+        folder: Where files are written; a plain export of the same weights is taken from there.
 
     Raises:
         NoOriginal: The model's code has to be given.
@@ -120,8 +119,7 @@ def prepare(subject: Subject, request: Request, folder: Path) -> Prepared:
     """
     options = _options(subject, request, folder)
     config = load_config(options.config, options.overrides)
-    assert isinstance(options.model, Path)
-    if not options.model.is_file():
+    if request.checkpoint is None:
         _say(subject, "writing random weights")
         _write_random_weights(config, options)
     module = load(options, config).module
@@ -172,7 +170,7 @@ def _code_dirs(subject: Subject, original: Path | None) -> tuple[Path, ...]:
 
 
 def _write_random_weights(config: ExportConfig, options: ExportOptions) -> None:
-    """Write the initial weights, with noise in place of zeros: training would leave none.
+    """Write the same initial weights each time, with noise for zeros: training would leave none.
 
     A model whose last layer is all zeros gives the same output whatever comes before.
     """
