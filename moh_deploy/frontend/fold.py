@@ -3,7 +3,8 @@
 A package holds each weight once: weights are folded only where what is made of them takes their
 place and is no larger. Where a weight is also read as it is (by another layer, say), or would grow
 (integers that are scaled to floating point), the operators stay, and a runtime folds them when it
-loads the model.
+loads the model. What a MoH operator reads (a bias that a small network makes of positions, say) may
+grow: no kernel should wait for it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from torch.fx.node import map_arg
 from moh_deploy.frontend.constant_inputs import add_constant
 from moh_deploy.frontend.recognize.constants import Constants, stored_nodes
 from moh_deploy.frontend.recognize.graph import ancestors, is_tensor, tensor
+from moh_deploy.frontend.recognize.views import casts, is_view
 
 # What is smaller counts as nothing: scalars are shared by unrelated weights.
 _SMALL_BYTES = 1024
+_OPERAND_BYTES = 1 << 23
 
 
 @dataclass
@@ -34,11 +37,16 @@ class _Group:
 
 
 def fold_weights(program: ExportedProgram) -> None:
-    """Put constant tensors in the place of what is made of weights alone."""
+    """Put constant tensors in the place of what is made of weights alone.
+
+    Args:
+        program: MoH operators are those of `moh_deploy.frontend.torch_ops`.
+    """
     graph = program.graph_module.graph
     constant = Constants(program)
     stored = stored_nodes(graph, constant)
     results = [node for group in _groups(stored) if _pays(group, stored) for node in group.results]
+    results += [node for node in _operands(stored) if node not in results]
     for node, value in list(_evaluate(results, constant)):
         node.replace_all_uses_with(add_constant(program, _name(node), value))
     graph.eliminate_dead_code()
@@ -63,6 +71,19 @@ def _read_by_others(stored: set[Node]) -> Iterator[Node]:
         outside = any(user not in stored for user in node.users)
         if outside and node.op == "call_function" and is_tensor(node):
             yield node
+
+
+def _operands(stored: set[Node]) -> Iterator[Node]:
+    """What MoH operators read, computed from weights and not only cut or turned."""
+    for node in sorted(_read_by_others(stored)):
+        cone = [source for source in ancestors(node, set()) if source.op == "call_function"]
+        computed = any(not is_view(source) or casts(source) for source in cone)
+        if computed and _bytes(node) <= _OPERAND_BYTES and any(map(_is_moh, node.users)):
+            yield node
+
+
+def _is_moh(node: Node) -> bool:
+    return getattr(node.target, "namespace", None) == "moh"
 
 
 def _pays(group: _Group, stored: set[Node]) -> bool:

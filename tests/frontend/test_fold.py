@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from moh_deploy.frontend import fold, torch_ops  # noqa: F401  registers moh::attention
 from moh_deploy.frontend.fold import fold_weights
 from moh_deploy.frontend.recognize.graph import op
 from tests.frontend.traced import plain_trace
@@ -88,3 +89,31 @@ def test_random_numbers_are_drawn_in_each_run():
 
     program = folded(Noisy())
     assert "bernoulli" in [op(node) for node in program.graph.nodes]
+
+
+class PositionBias(nn.Module):
+    """Attention with a bias that a network makes of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.register_buffer("places", torch.randn(64, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.net(self.places) - self.net(self.places).mT
+        y = x[:, None].expand(-1, 64, -1)
+        return torch.ops.moh.attention(y, y, y, y[..., :1], bias, 1, 1, 1.0, False)
+
+
+def test_what_a_moh_operator_reads_is_computed_once_although_it_may_grow():
+    model = PositionBias()
+    program = folded(model)
+    torch.testing.assert_close(program.module()(X), model(X))
+    names = [op(node) for node in program.graph.nodes]
+    assert {"linear", "relu"}.isdisjoint(names)
+    assert "attention" in names
+
+
+def test_what_a_moh_operator_reads_is_not_stored_where_it_is_large(monkeypatch):
+    monkeypatch.setattr(fold, "_OPERAND_BYTES", 64 * 64 * 4 - 1)
+    assert "linear" in [op(node) for node in folded(PositionBias()).graph.nodes]

@@ -48,6 +48,17 @@ def test_layer_without_a_node_takes_none_from_the_next_one():
     assert names == (LayerNames("a.gates", None), LayerNames("b.gates", "b.MoHAttention"))
 
 
+def test_node_is_named_after_its_op():
+    x, y, g = (value(n, ["b", "s", 8]) for n in ("x", "y", "g"))
+    logits = value("logits", ["b", "s", 4])
+    other = attention(x, x, g, y)
+    other.op_type = "MoHAggregatedAttention"
+    built = model([x, logits], [y, g], [node("Relu", [logits], g), other])
+    names = keep_gates(built, paths=["a"], replaced=[True])
+    assert names == (LayerNames("a.gates", "a.MoHAggregatedAttention"),)
+    assert other.name == "a.MoHAggregatedAttention"
+
+
 def test_layer_that_runs_twice_has_two_names():
     names = keep_gates(layers(3), paths=["attn", "attn", ""], replaced=[True] * 3)
     assert [name.gates for name in names] == ["attn.gates", "attn#2.gates", "model.gates"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.zoo import composed, gating, handmade, language, ordinary, published, sdpa, windowed
+from tests.zoo import windowed_otherwise as otherwise
 from tests.zoo.model import Expected, ExpectedLayer, ZooModel, seeded, tokens_in
 from tests.zoo.rarities import RARE
 
@@ -278,6 +279,17 @@ AGGREGATED = (
         windowed.pictures_in,
         Expected((aggregated(), ExpectedLayer(6, 6, 4, 0, "top_k"))),
         "a windowed stage, then full cosine attention",
+    ),
+    *(
+        ZooModel(name, seeded(make), inputs, top_k(4, 2), (make.__doc__ or "").strip())
+        for name, make, inputs in (
+            ("window_slices", otherwise.SlicesOfPadded, otherwise.thirty_in),
+            ("window_gathered", otherwise.GatheredByNumber, otherwise.thirty_in),
+            ("window_by_columns", otherwise.TapsColumnByColumn, otherwise.thirty_in),
+            ("window_unit_last", otherwise.NormalisedAsWindows, otherwise.twenty_eight_in),
+            ("window_tap_by_tap", otherwise.TapByTap, otherwise.thirty_in),
+            ("window_maps", otherwise.FeatureMaps, otherwise.thirty_in),
+        )
     ),
 )
 

@@ -5,8 +5,11 @@ head) before the heads are merged. Nothing here looks at the name of a class, a 
 parameter.
 
     axes, views, contraction   what the dimensions of a tensor mean, through any way of writing
-    views and products cores/                     softmax(query @ key) @ value, one file a way of
-    writing it track, gates               from each softmax forward to the product with the gates
+                               views and products
+    cores/                     softmax(query @ key) @ value, one file a way of writing it
+    track, gates               from each softmax forward to the product with the gates
+    aggregated/                one softmax over windows and a pooled image
+    elements, known_values     which elements a tensor is moved from; what no input changes
     routers/                   which router form computes the gates
 """
 
@@ -14,7 +17,9 @@ from __future__ import annotations
 
 from torch.export import ExportedProgram
 
+from moh_deploy.frontend.recognize.aggregated.outputs import with_token_axes
 from moh_deploy.frontend.recognize.constants import Constants
+from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.gates import layers_of
 from moh_deploy.frontend.recognize.graph import nodes_that_depend_on
 from moh_deploy.frontend.recognize.layer import MoHLayer
@@ -29,4 +34,7 @@ def recognize(program: ExportedProgram) -> list[MoHLayer]:
     dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
     tracker = Tracker(list(graph.nodes), dynamic, Constants(program))
     tracked = tracker.run()
-    return layers_of(tracker.products, tracked, dynamic)
+    return [
+        with_token_axes(layer) if JOINT_SOFTMAX in layer.core.obstacles else layer
+        for layer in layers_of(tracker.products, tracked, dynamic)
+    ]

@@ -43,9 +43,6 @@ _MOVES = frozenset(
         "flip",
         "im2col",
         "unfold",
-        "index",
-        "index_select",
-        "gather",
         "slice_scatter",
         "select_scatter",
         "copy",
@@ -55,6 +52,7 @@ _MOVES = frozenset(
         "replication_pad2d",
     ]
 )
+_GATHERS = frozenset(["index", "index_select", "gather"])
 _MOST_ELEMENTS = 1 << 27
 
 
@@ -81,7 +79,7 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
     sources: list[tuple[Node, int, int]] = []
     first = 1  # 0 stands for the number 0
     for current in _cone(node, known):
-        if _moves(current):
+        if _moves(current, known):
             values[current] = _moved(current, values, known)
             continue
         if not is_tensor(current):
@@ -89,8 +87,7 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
             continue
         extents = example_shape(current)
         count = torch.Size(extents).numel()
-        constant = None if known.varies(current) else known(current)
-        if constant is not None and not bool(constant.any()):
+        if _is_zero(current, known):
             values[current] = torch.zeros(extents, dtype=torch.float64)
             continue
         if first + count > _MOST_ELEMENTS:
@@ -122,16 +119,25 @@ def _cone(node: Node, known: KnownValues) -> list[Node]:
             order[current] = None
         elif current not in order:
             stack.append((current, True))
-            if _moves(current):
+            if _moves(current, known):
                 stack.extend((source, False) for source in _moved_inputs(current))
     return list(order)
 
 
-def _moves(node: Node) -> bool:
+def _is_zero(node: Node, known: KnownValues) -> bool:
+    if op(node) in ("zeros", "zeros_like", "new_zeros"):
+        return True
+    constant = None if known.varies(node) else known(node)
+    return constant is not None and not bool(constant.any())
+
+
+def _moves(node: Node, known: KnownValues) -> bool:
     name = op(node)
+    if name in _GATHERS:
+        return all(index in known for index in node.all_input_nodes if index is not node.args[0])
     if name in ("pad", "constant_pad_nd"):
-        zero = argument(node, "value", 0) in (0, None)
-        return zero and (name != "pad" or argument(node, "mode", "constant") == "constant")
+        repeats = name == "pad" and argument(node, "mode", "constant") != "constant"
+        return repeats or argument(node, "value", 0) in (0, None)
     if is_view(node):
         return not casts(node)
     return name in _MOVES
@@ -139,7 +145,7 @@ def _moves(node: Node) -> bool:
 
 def _moved_inputs(node: Node) -> list[Node]:
     """All inputs but the indices of a gather, which have to be known."""
-    if op(node) in ("index", "index_select", "gather"):
+    if op(node) in _GATHERS:
         return [source for source in node.all_input_nodes if source is node.args[0]]
     return list(node.all_input_nodes)
 

@@ -13,9 +13,10 @@ from torch.fx import Node
 from torch.fx.node import Argument, map_arg
 
 from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, leaves
-from moh_deploy.frontend.recognize.constants import Constants
+from moh_deploy.frontend.recognize.constants import Constants, is_random
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.graph import is_tensor, nodes_that_depend_on
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from moh_deploy.frontend.recognize.views import history
 
 
@@ -23,17 +24,27 @@ class KnownValues:
     """Computes nodes that depend on parameters, buffers and constants alone.
 
     Args:
-        program: Its graph may grow later; nodes are looked at when they are asked for.
+        program: Of nodes that are added to it later, nothing is known.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
         graph = program.graph_module.graph
         self._constant = Constants(program)
         self._dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
+        self._known: set[Node] = set()
+        for node in graph.nodes:
+            if self._can_be_known(node):
+                self._known.add(node)
         self._values: dict[Node, object] = {}
 
+    def __contains__(self, node: Node) -> bool:
+        """False for a node that depends on an input, on a dynamic size or on chance."""
+        return node in self._known
+
     def __call__(self, node: Node) -> Tensor | None:
-        """The node's value; None where it depends on an input, on a dynamic size or on chance."""
+        """The node's value; None where it is not known."""
+        if node not in self._known:
+            return None
         for current in _in_order(node, self._values):
             self._values[current] = self._compute(current)
         found = self._values[node]
@@ -43,15 +54,16 @@ class KnownValues:
         """True for a node whose value depends on the model's inputs."""
         return node in self._dynamic
 
+    def _can_be_known(self, node: Node) -> bool:
+        if node in self._dynamic:
+            return False
+        if node.op == "call_function":
+            return _is_repeatable(node) and all(n in self._known for n in node.all_input_nodes)
+        return node.op == "placeholder" and self._constant(node) is not None
+
     def _compute(self, node: Node) -> object:
-        if node in self._dynamic or node.op not in ("placeholder", "get_attr", "call_function"):
-            return None
         if node.op != "call_function":
             return self._constant(node)
-        if not _is_repeatable(node):
-            return None
-        if any(self._values[source] is None for source in node.all_input_nodes):
-            return None
         args, kwargs = map_arg(
             (node.args, dict(node.kwargs)), lambda n: cast(Argument, self._values[n])
         )
@@ -89,7 +101,7 @@ def _is_repeatable(node: Node) -> bool:
     target = node.target
     return (
         isinstance(target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded not in target.tags
+        and not is_random(node)
         and not target._schema.is_mutable
         and (is_tensor(node) or isinstance(node.meta.get("val"), (list, tuple)))
     )
@@ -100,6 +112,9 @@ def arranged(value: Tensor, layout: Layout, axes: Sequence[Dim]) -> Tensor:
 
     Axes that it lacks get their full size where others of their group are present; a group that is
     lacking altogether gets size 1.
+
+    Raises:
+        NotCoveredError: If it varies along other axes.
     """
     held = [leaves(dim) for dim in layout]
     sizes = [
@@ -108,6 +123,8 @@ def arranged(value: Tensor, layout: Layout, axes: Sequence[Dim]) -> Tensor:
     order = [axis for dim in held for axis in dim]
     groups = [leaves(group) for group in axes]
     wanted = [axis for group in groups for axis in group]
+    if not set(order) <= set(wanted):
+        raise NotCoveredError("a tensor varies along an axis that attention does not have")
     value = value.reshape(sizes).permute([order.index(axis) for axis in wanted if axis in order])
     for position, axis in enumerate(wanted):
         if axis not in order:
@@ -145,6 +162,8 @@ def one_axis_a_dim(value: Tensor, groups: Sequence[Dim]) -> tuple[Tensor, Dim]:
 
 def _sizes(dim: Dim, extent: int) -> list[int]:
     """Sizes of a dimension's axes, of which one may be symbolic."""
+    if sum(not axis.size.is_Integer for axis in dim) > 1:
+        raise NotCoveredError("the batch has several dynamic dimensions")
     sizes = [int(axis.size) if axis.size.is_Integer else -1 for axis in dim]
     known = torch.Size([size for size in sizes if size >= 0]).numel()
     return [extent // known if size < 0 else size for size in sizes]

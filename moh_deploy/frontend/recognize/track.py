@@ -45,13 +45,14 @@ class Tracked:
 
     Attributes:
         layout: What its dimensions mean.
-        stage: `weights` before the product with the values, `output` after it.
+        stage: `weights` before the product with the values, `products` where they are not summed
+            up yet, `output` after it.
         core: The core it comes from; for weights, the part of a core that is known by then.
         gates: Gates that were already applied, each with its layout.
     """
 
     layout: Layout
-    stage: Literal["weights", "output"]
+    stage: Literal["weights", "products", "output"]
     core: Core
     gates: tuple[Operand, ...] = ()
 
@@ -117,6 +118,8 @@ class Tracker:
             return self._split(node, source, state)
         if name == "where":
             return self._choice(node, source, state)
+        if name == "sum":
+            return self._sum(node, state)
         product = contraction(node)
         if product is not None:
             return self._product(node, product, source, state)
@@ -175,18 +178,40 @@ class Tracker:
         other, out = product.layouts(state.layout, side)
         partner = Operand(product.operands[1 - side], other)
         if state.stage == "weights" and product.summed:
-            return self._values(node, product, side, state, partner, out)
-        if product.summed:
+            return self._values(node, state, partner, out)
+        if product.summed or state.stage == "products":
             return None
+        widens = set(flat(out)) > set(flat(state.layout))
+        if state.stage == "weights" and widens and not lacks(other, state.core.value_axes):
+            return self._unsummed(node, state, partner, out)
         if not same(out, state.layout) and set(flat(out)) != set(flat(state.layout)):
             return None
         return self._elementwise_product(node, state, partner, out)
 
+    def _unsummed(self, node: Node, state: Tracked, value: Operand, out: Layout) -> Tracked:
+        """Weights times values, before the sum over the keys."""
+        core = replace(state.core, value=value, output=Operand(node, out))
+        return replace(state, layout=resolve(out), stage="products", core=core)
+
+    def _sum(self, node: Node, state: Tracked) -> Tracked | None:
+        """The sum of such products over the keys, written by hand."""
+        if state.stage != "products":
+            return None
+        product, value = contraction(node), state.core.value
+        if product is None or value.node not in product.operands:
+            return None
+        weights = product.operands[1 - product.operands.index(value.node)]
+        if weights not in self._tracked:
+            return None
+        summed = {dim % len(state.layout) for dim in cast(list[int], node.args[1])}
+        empty = ((),) if argument(node, "keepdim", False) else ()
+        dims = [empty if i in summed else (dim,) for i, dim in enumerate(state.layout)]
+        out = tuple(dim for kept in dims for dim in kept)
+        return self._values(node, self._tracked[weights], value, out)
+
     def _values(
         self,
         node: Node,
-        product: Contraction,
-        side: int,
         state: Tracked,
         value: Operand,
         out: Layout,

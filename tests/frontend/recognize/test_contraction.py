@@ -86,6 +86,22 @@ def test_operand_layouts_share_the_axes_of_the_result(name: str):
         assert tuple(map(product, layout)) == shape(operand)
 
 
+def test_sum_of_a_product_is_a_contraction():
+    sheet, product = write([(2, 3, 1, 5), (3, 4, 5)], aten.mul.Tensor)
+    node = sheet.call(aten.sum.dim_IntList, product, [-1])
+    found = contraction(node)
+    torch.testing.assert_close(as_einsum(found, *sheet.values), sheet.run(node))
+    kept = sheet.call(aten.sum.dim_IntList, product, [-1], True)
+    assert contraction(kept).out == (*found.out, None)
+
+
+def test_sum_over_what_one_factor_lacks_or_of_squares_is_no_contraction():
+    sheet, product = write([(2, 3, 1), (3, 4)], aten.mul.Tensor)
+    assert contraction(sheet.call(aten.sum.dim_IntList, product, [-1])) is None
+    square = sheet.call(aten.mul.Tensor, sheet.inputs[0], sheet.inputs[0])
+    assert contraction(sheet.call(aten.sum.dim_IntList, square, [-1])) is None
+
+
 def test_summed_labels_are_those_that_the_result_lacks():
     _, node = write([(2, 3, 4, 5), (2, 6, 4, 5)], aten.einsum.default, "bshd,bthd->bhst")
     assert contraction(node).summed == {"d"}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from moh_deploy.frontend.recognize.aggregated.form import Source
-from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, peel, same_rows
+from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, close, peel, same_query
 from moh_deploy.frontend.recognize.aggregated.scores import Part
 from moh_deploy.frontend.recognize.aggregated.windows import CutWindows, WindowAxes, read_windows
-from moh_deploy.frontend.recognize.axes import flat, leaves
+from moh_deploy.frontend.recognize.axes import Dim, flat, leaves
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.layer import MoHLayer
@@ -20,98 +22,125 @@ from moh_deploy.frontend.recognize.slices import Piece
 
 @dataclass(frozen=True)
 class Keys:
-    """What one product of queries and keys reads.
+    """The keys of a window, or the pooled ones, and how the scores read them.
 
     Attributes:
-        part: The product.
-        query: The query; its head dimension is `part.summed`.
+        columns: Places in the softmax, in the order of the keys.
+        query: The query; its head dimension is `source.head_dim`.
         source: The keys before they get unit length; one row a pixel, or a pooled token.
         unit: The keys of unit length; None where the model has them as windows only.
         epsilon: Smallest norm; None where the keys are taken as they are.
         scale: [H, N]; a size may be 1: of the scores, in total.
-        windows: How the keys were cut; None for pooled keys.
     """
 
-    part: Part
+    columns: Tensor
     query: Peeled
     source: Source
     unit: Source | None
     epsilon: float | None
     scale: Tensor
-    windows: CutWindows | None
 
 
 class KeyReader:
-    """Reads the products of one layer's joint softmax."""
+    """Reads the products of one layer's joint softmax.
+
+    Args:
+        known: Values that do not depend on the input.
+    """
 
     def __init__(self, layer: MoHLayer, known: KnownValues) -> None:
         self._layer, self._known = layer, known
 
-    def read(self, parts: list[Part]) -> tuple[list[Keys], list[Keys]]:
-        """Return the keys of windows and the keys for all pixels.
-
-        Raises:
-            NotCoveredError: With the reason.
-        """
-        pooled = [keys for part in parts if (keys := self._pooled(part)) is not None]
-        read = {id(keys.part) for keys in pooled}
-        windows = [self._windowed(part, pooled) for part in parts if id(part) not in read]
-        return windows, pooled
-
-    def _pooled(self, part: Part) -> Keys | None:
+    def pooled(self, part: Part) -> Keys | None:
+        """Keys that are the same for all pixels; None for other products."""
         for query, key in (part.operands, part.operands[::-1]):
             if self._has_tokens(query) and not self._has_tokens(key):
                 rows = Rows(self._layer.heads, part.columns, part.summed)
                 keys = peel(key, rows, self._known, is_query=False)
-                return self._keys(part, self._query(part, query), keys, keys.scale, None)
+                own = self._query(part, query)
+                return self._keys([part], own, keys, keys.scale, part.columns)
         return None
 
-    def _windowed(self, part: Part, pooled: list[Keys]) -> Keys:
-        query, key = self._told_apart(part, pooled)
-        layer, columns, head_dim = self._layer, part.columns, part.summed
-        rows = Rows(layer.heads, (*layer.tokens, *columns), head_dim)
-        cut = peel(key, rows, self._known, is_query=False)
-        axes = WindowAxes(layer.batch, layer.heads, layer.tokens, columns, head_dim)
-        windows = read_windows(cut.source, axes, self._known, "keys")
+    def windowed(self, parts: Sequence[Part], pooled: Keys) -> tuple[Keys, CutWindows]:
+        """The keys of the windows around each pixel, and how they were cut out.
+
+        Args:
+            parts: Products with keys of all taps, or with a part of them each.
+
+        Raises:
+            NotCoveredError: With the reason.
+        """
+        layer = self._layer
+        cut: list[Peeled] = []
+        queries: list[Peeled] = []
+        axes: list[WindowAxes] = []
+        for part in parts:
+            query, key = self._told_apart(part, pooled)
+            rows = Rows(layer.heads, (*layer.tokens, *part.columns), part.summed)
+            cut.append(peel(key, rows, self._known, is_query=False))
+            queries.append(self._query(part, query))
+            axes.append(
+                WindowAxes(layer.batch, layer.heads, layer.tokens, part.columns, part.summed)
+            )
+        self._check_alike(parts, queries, cut)
+        sources = [each.source for each in cut]
+        windows = read_windows(list(zip(sources, axes, strict=True)), self._known, "keys")
         image = windows.image
-        if cut.epsilon is not None or image.cuts:
-            source = Source(image, layer.tokens, head_dim)
-            unit = None if cut.epsilon is not None else source
-            query_read = self._query(part, query)
-            scale = part.scale * (query_read.scale * cut.scale)[..., 0]
-            return Keys(part, query_read, source, unit, cut.epsilon, scale, windows)
-        pixels = Rows(layer.heads, layer.tokens, head_dim)
-        keys = peel(Operand(image.node, image.layout), pixels, self._known, is_query=False)
-        return self._keys(part, self._query(part, query), keys, cut.scale * keys.scale, windows)
+        if cut[0].epsilon is None and not image.cuts:
+            pixels = Rows(layer.heads, layer.tokens, parts[0].summed)
+            keys = peel(Operand(image.node, image.layout), pixels, self._known, is_query=False)
+            scale = cut[0].scale * keys.scale
+            return self._keys(parts, queries[0], keys, scale, layer.tokens), windows
+        source = Source(image, layer.tokens, parts[0].summed)
+        unit = source if cut[0].epsilon is None else None
+        scale = parts[0].scale * (queries[0].scale * cut[0].scale)[..., 0]
+        read = Keys(_columns(parts), queries[0], source, unit, cut[0].epsilon, scale)
+        return read, windows
+
+    def _check_alike(
+        self, parts: Sequence[Part], queries: Sequence[Peeled], keys: Sequence[Peeled]
+    ) -> None:
+        for part, query, key in zip(parts, queries, keys, strict=True):
+            dims = (part.summed, parts[0].summed)
+            alike = (
+                same_query(query, queries[0], dims)
+                and key.epsilon == keys[0].epsilon
+                and close(
+                    part.scale * query.scale[..., 0], parts[0].scale * queries[0].scale[..., 0]
+                )
+                and close(key.scale, keys[0].scale)
+            )
+            if not alike:
+                raise NotCoveredError("the scores of a window are computed in different ways")
 
     def _keys(
-        self, part: Part, query: Peeled, keys: Peeled, scale: Tensor, windows: CutWindows | None
+        self, parts: Sequence[Part], query: Peeled, keys: Peeled, scale: Tensor, rows: Dim
     ) -> Keys:
-        rows = part.columns if windows is None else self._layer.tokens
         source, unit = (
-            Source(Piece(operand.node, operand.layout), rows, part.summed)
+            Source(Piece(operand.node, operand.layout), rows, parts[0].summed)
             for operand in (keys.source, keys.unit)
         )
-        total = part.scale * (query.scale * scale)[..., 0]
-        return Keys(part, query, source, unit, keys.epsilon, total, windows)
+        total = parts[0].scale * (query.scale * scale)[..., 0]
+        return Keys(_columns(parts), query, source, unit, keys.epsilon, total)
 
     def _query(self, part: Part, query: Operand) -> Peeled:
         rows = Rows(self._layer.heads, self._layer.tokens, part.summed)
         return peel(query, rows, self._known, is_query=True)
 
-    def _told_apart(self, part: Part, pooled: list[Keys]) -> tuple[Operand, Operand]:
+    def _told_apart(self, part: Part, pooled: Keys) -> tuple[Operand, Operand]:
         """Query and keys of a window: of a single tap, both have one row a pixel."""
         columns = set(leaves(part.columns))
         for query, key in (part.operands, part.operands[::-1]):
-            if columns and columns & set(flat(query.layout)):
-                continue
-            read = self._query(part, query)
-            if columns or any(
-                same_rows(read.source, keys.query.source, (part.summed, keys.part.summed))
-                for keys in pooled
-            ):
+            if columns and not columns & set(flat(query.layout)):
+                return query, key
+            dims = (part.summed, pooled.source.head_dim)
+            if not columns and same_query(self._query(part, query), pooled.query, dims):
                 return query, key
         raise NotCoveredError("the softmax is not over products of queries and keys")
 
     def _has_tokens(self, operand: Operand) -> bool:
         return bool(set(leaves(self._layer.tokens)) & set(flat(operand.layout)))
+
+
+def _columns(parts: Sequence[Part]) -> Tensor:
+    return torch.cat([torch.arange(part.start, part.stop) for part in parts])

@@ -26,7 +26,9 @@ class Window:
         return pixel.masked_fill(outside, -1).flatten(2).flatten(0, 1)
 
     def count_inside(self) -> int:
-        return int((self.neighbours() >= 0).sum())
+        """How many neighbours all pixels have."""
+        rows, columns = _near(self.height, self.kernel_height), _near(self.width, self.kernel_width)
+        return int((rows >= 0).sum()) * int((columns >= 0).sum())
 
 
 def _near(size: int, kernel: int) -> Tensor:
@@ -38,32 +40,35 @@ def windows_like(neighbours: Tensor) -> list[tuple[Window, Tensor]]:
     """All windows that `neighbours` can be, each with the order of their taps.
 
     Args:
-        neighbours: [N, L], the pixel at each tap; -1 where it is 0. What it holds outside the image
-            does not matter.
+        neighbours: [N, L], the pixel at each tap; -1 where it is 0. Where nothing is 0, the border
+            was repeated or reflected: then what stands outside the image does not matter.
 
     Returns:
         Windows, each with [L]: the window's own number of each given tap. The first has the most
         neighbours inside its image.
     """
     pixels, taps = neighbours.shape
+    inside = int((neighbours >= 0).sum())
+    repeats = inside == neighbours.numel()
     found = []
     for height in _divisors(pixels):
         for kernel_height in _divisors(taps):
             window = Window(height, pixels // height, kernel_height, taps // kernel_height)
-            if kernel_height % 2 and window.kernel_width % 2:
-                order = _order_of(neighbours, window.neighbours())
+            odd = kernel_height % 2 and window.kernel_width % 2
+            if odd and (repeats or window.count_inside() == inside):
+                order = _order_of(neighbours, window.neighbours(), repeats=repeats)
                 if order is not None:
                     found.append((window, order))
     return sorted(found, key=lambda each: -each[0].count_inside())
 
 
-def _order_of(given: Tensor, expected: Tensor) -> Tensor | None:
+def _order_of(given: Tensor, expected: Tensor, *, repeats: bool) -> Tensor | None:
     """Of taps that are all outside, any one does: those with most pixels inside choose first."""
     inside = (expected >= 0).sum(0)
     free = sorted(range(expected.shape[1]), key=lambda number: -int(inside[number]))
     order: list[int] = []
     for tap in given.unbind(1):
-        match = next((number for number in free if _agree(tap, expected[:, number])), None)
+        match = next((n for n in free if _agree(tap, expected[:, n], repeats=repeats)), None)
         if match is None:
             return None
         free.remove(match)
@@ -71,8 +76,8 @@ def _order_of(given: Tensor, expected: Tensor) -> Tensor | None:
     return torch.tensor(order)
 
 
-def _agree(tap: Tensor, expected: Tensor) -> bool:
-    return bool(((tap == expected) | (expected < 0)).all())
+def _agree(tap: Tensor, expected: Tensor, *, repeats: bool) -> bool:
+    return bool(((tap == expected) | (repeats & (expected < 0))).all())
 
 
 def _divisors(number: int) -> list[int]:

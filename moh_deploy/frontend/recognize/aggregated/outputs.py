@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch.fx import Node
@@ -40,6 +40,22 @@ def weighted_values(layer: MoHLayer) -> list[WeightedValues]:
     carrying = _carriers(layer)
     attention = _before_gates(layer, carrying)
     return [_product(term, layer) for term in terms_of(attention)]
+
+
+def with_token_axes(layer: MoHLayer) -> MoHLayer:
+    """The layer with its batch and tokens told apart by the pooled values: all tokens share them.
+
+    Without scores that MoHAttention can express, recognition takes the first axis for the batch.
+    """
+    try:
+        values = [each.value for each in weighted_values(layer)]
+    except NotCoveredError:
+        return layer
+    outer = (*layer.batch, *layer.tokens)
+    shared = min((set(flat(value.layout)) for value in values), key=len)
+    tokens = tuple(axis for axis in leaves(outer) if axis not in shared)
+    batch = tuple(axis for axis in leaves(outer) if axis in shared)
+    return replace(layer, batch=batch, tokens=tokens) if tokens else layer
 
 
 def terms_of(operand: Operand) -> list[Operand]:

@@ -214,9 +214,17 @@ def _kept_dims(node: Node) -> list[int] | None:
     return [cast(int, dim) for dim in dims]
 
 
-def same_rows(first: Operand, second: Operand, dims: tuple[Dim, Dim]) -> bool:
-    """True for one tensor with one meaning, whose head dimension has a name in each."""
-    return first.node is second.node and _marked(first, dims[0]) == _marked(second, dims[1])
+def same_query(first: Peeled, second: Peeled, dims: tuple[Dim, Dim]) -> bool:
+    """True where both are made of one tensor, whose head dimension has a name in each."""
+    a, b = first.source, second.source
+    if first.epsilon != second.epsilon or a.node is not b.node:
+        return False
+    return _marked(a, dims[0]) == _marked(b, dims[1])
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """True for tensors that are equal but for rounding to float32."""
+    return bool(torch.isclose(a, b, rtol=1e-5, atol=1e-7).all())
 
 
 def _marked(operand: Operand, head_dim: Dim) -> list[list[Axis | int]]:

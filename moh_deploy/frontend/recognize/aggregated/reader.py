@@ -11,12 +11,11 @@ from moh_deploy.frontend.recognize.aggregated.form import Aggregated, Source
 from moh_deploy.frontend.recognize.aggregated.keys import KeyReader, Keys
 from moh_deploy.frontend.recognize.aggregated.neighbours import Window
 from moh_deploy.frontend.recognize.aggregated.outputs import WeightedValues, weighted_values
-from moh_deploy.frontend.recognize.aggregated.peel import Peeled, same_rows
+from moh_deploy.frontend.recognize.aggregated.peel import close, same_query
 from moh_deploy.frontend.recognize.aggregated.scores import JointScoreReader, JointScores
 from moh_deploy.frontend.recognize.aggregated.weights import SoftmaxPart, WeightReader, Weights
 from moh_deploy.frontend.recognize.aggregated.windows import CutWindows, WindowAxes, read_windows
 from moh_deploy.frontend.recognize.axes import Dim, flat, fresh_dim, leaves, product, resolve
-from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.graph import argument, rank, shape
 from moh_deploy.frontend.recognize.known_values import KnownValues
@@ -36,17 +35,30 @@ def read_aggregated(layer: MoHLayer, known: KnownValues) -> Aggregated:
     reader = WeightReader(layer, known)
     near, far = (reader.read(each.weights, each.columns) for each in values)
     scores = _scores(layer, near.softmax, far.softmax, known)
-    windowed, pooled = KeyReader(layer, known).read(scores.parts)
-    if not windowed or len(pooled) != 1:
-        raise NotCoveredError(
-            f"the softmax spans scores of {len(windowed)} windows and of {len(pooled)} other keys,"
-            " expected one of each"
-        )
+    keys, pooled, cut_keys = _keys(layer, scores, known)
     axes = WindowAxes(
         layer.batch, layer.heads, layer.tokens, values[0].columns, leaves(layer.core.value_axes)
     )
-    cut_values = read_windows(values[0].value, axes, known, "values")
-    return _Assembly(layer, values, (near, far), scores, windowed, pooled[0], cut_values).build()
+    cut_values = read_windows([(values[0].value, axes)], known, "values")
+    cuts = (cut_keys, cut_values)
+    return _Assembly(layer, values, (near, far), scores, keys, pooled, cuts).build()
+
+
+def _keys(
+    layer: MoHLayer, scores: JointScores, known: KnownValues
+) -> tuple[Keys, Keys, CutWindows]:
+    """The keys of windows, the pooled keys, and how the former were cut out."""
+    reader = KeyReader(layer, known)
+    read = [reader.pooled(part) for part in scores.parts]
+    pooled = [keys for keys in read if keys is not None]
+    windowed = [part for part, keys in zip(scores.parts, read, strict=True) if keys is None]
+    if not windowed or len(pooled) != 1:
+        raise NotCoveredError(
+            f"the softmax spans {len(windowed)} products with keys of a window and {len(pooled)}"
+            " with keys for all pixels"
+        )
+    keys, cut = reader.windowed(windowed, pooled[0])
+    return keys, pooled[0], cut
 
 
 def _check_sizes(layer: MoHLayer) -> None:
@@ -97,14 +109,14 @@ class _Assembly:
         values: tuple[WeightedValues, WeightedValues],
         weights: tuple[Weights, Weights],
         scores: JointScores,
-        windowed: list[Keys],
+        keys: Keys,
         pooled: Keys,
-        cut_values: CutWindows,
+        cuts: tuple[CutWindows, CutWindows],
     ) -> None:
         self._layer, self._scores = layer, scores
         self._values, (self._near, self._far) = values, weights
-        self._windowed, self._pooled, self._cut_values = windowed, pooled, cut_values
-        self._columns = torch.cat([torch.arange(k.part.start, k.part.stop) for k in windowed])
+        self._keys, self._pooled, (self._cut_keys, self._cut_values) = keys, pooled, cuts
+        self._head_dims = (keys.source.head_dim, pooled.source.head_dim)
 
     def build(self) -> Aggregated:
         self._check_pooled()
@@ -139,27 +151,22 @@ class _Assembly:
         return form
 
     def _check_pooled(self) -> None:
-        part = self._pooled.part
-        if not torch.equal(self._far.softmax.positions, torch.arange(part.start, part.stop)):
+        if not torch.equal(self._far.softmax.positions, self._pooled.columns):
             raise NotCoveredError("pooled keys and pooled values are not in the same order")
         if self._far.tokens or bool(self._far.offset.any()):
             raise NotCoveredError("something is added to the weights of pooled values")
 
     def _check_queries(self) -> None:
-        """All products read one query, with one scale."""
-        query, scale, head_dim = self._pooled.query, self._pooled.scale, self._pooled.part.summed
-        for keys in self._windowed:
-            if not _same_query(keys.query, keys.part.summed, query, head_dim):
-                raise NotCoveredError("window scores and pooled scores are of different queries")
-            if not (_close(keys.scale, scale) and _close(keys.query.shift, query.shift)):
-                raise NotCoveredError("window scores and pooled scores are scaled differently")
+        """Both products read one query, with one scale."""
+        keys, pooled = self._keys, self._pooled
+        if not same_query(keys.query, pooled.query, self._head_dims):
+            raise NotCoveredError("window scores and pooled scores are of different queries")
+        if not (close(keys.scale, pooled.scale) and close(keys.query.shift, pooled.query.shift)):
+            raise NotCoveredError("window scores and pooled scores are scaled differently")
 
     def _window(self) -> tuple[Window, Tensor, Tensor]:
         """Sizes of image and window; the window's number of each key's and of each value's tap."""
-        cuts = [cast(CutWindows, keys.windows) for keys in self._windowed]
-        taps = torch.cat([cut.neighbours for cut in cuts], dim=1)
-        of_keys = CutWindows(cuts[0].image, taps).orders()
-        of_values = self._cut_values.orders()
+        of_keys, of_values = self._cut_keys.orders(), self._cut_values.orders()
         for window, value_taps in of_values.items():
             if window in of_keys and self._paired(window, of_keys[window], value_taps):
                 return window, of_keys[window], value_taps
@@ -170,8 +177,8 @@ class _Assembly:
 
     def _paired(self, window: Window, key_taps: Tensor, value_taps: Tensor) -> bool:
         """True where each value is weighted by the score of the key at the same place."""
-        place = {int(column): int(tap) for column, tap in zip(self._columns, key_taps, strict=True)}
-        weighted = [place.get(int(column), -1) for column in self._near.softmax.positions]
+        place = dict(zip(self._keys.columns.tolist(), key_taps.tolist(), strict=True))
+        weighted = [place.get(column, -1) for column in self._near.softmax.positions.tolist()]
         inside = (window.neighbours() >= 0).any(0)
         return all(
             given == own or not (bool(inside[own]) or bool(inside[given]))
@@ -180,34 +187,24 @@ class _Assembly:
 
     def _units(self) -> tuple[Source, Source, Source, float | None]:
         """Query, keys and pooled keys: before they get unit length where all of them do."""
-        pooled, query, tokens = self._pooled, self._pooled.query, self._layer.tokens
-        keys = self._one_image()
+        keys, pooled, query = self._keys, self._pooled, self._pooled.query
         epsilons = {query.epsilon, keys.epsilon, pooled.epsilon}
         together = len(epsilons) == 1 and None not in epsilons
         operand = query.source if together else query.unit
-        read = Source(Piece(operand.node, operand.layout), tokens, pooled.part.summed)
+        piece = Piece(operand.node, operand.layout)
+        read = Source(piece, self._layer.tokens, pooled.source.head_dim)
         if together:
             return read, keys.source, pooled.source, query.epsilon
         if keys.unit is None or pooled.unit is None:
             raise NotCoveredError("keys get unit length after the windows are cut, queries do not")
         return read, keys.unit, pooled.unit, None
 
-    def _one_image(self) -> Keys:
-        first = self._windowed[0]
-        for other in self._windowed[1:]:
-            a, b = first.source, other.source
-            images = (Operand(a.piece.node, a.piece.layout), Operand(b.piece.node, b.piece.layout))
-            same = same_rows(*images, (a.head_dim, b.head_dim)) and a.piece.cuts == b.piece.cuts
-            if not same or first.epsilon != other.epsilon:
-                raise NotCoveredError("the keys of a window are not parts of one image")
-        return first
-
     def _embedding(self) -> Tensor | None:
         """[H, D]."""
         shift = self._pooled.query.shift  # [H, N, D]
-        if not _close(shift, shift[:, :1]):
+        if not close(shift, shift[:, :1]):
             raise NotCoveredError("what is added to the query differs from pixel to pixel")
-        heads, head_dim = self._layer.heads, self._pooled.part.summed
+        heads, head_dim = self._layer.heads, self._pooled.source.head_dim
         return _unless(shift[:, 0].expand(_count(heads), _count(head_dim)), 0.0)
 
     def _scale(self) -> Tensor:
@@ -217,36 +214,36 @@ class _Assembly:
     def _window_bias(self, window: Window, taps: Tensor) -> Tensor:
         """[H, L]. The mask has to hide what is outside the image, and nothing else."""
         inside = window.neighbours()[:, taps] >= 0  # [N, L], in the order of the keys
-        hidden = self._scores.hidden[..., self._columns]
+        hidden = self._scores.hidden[..., self._keys.columns]
         if not bool(hidden.any()) and not bool(inside.all()):
             raise NotCoveredError("keys outside the image take part in the softmax")
         if not torch.equal(hidden, (~inside).expand_as(hidden)):
             raise NotCoveredError("the mask of a window hides other keys than those outside")
-        bias = self._scores.bias[..., self._columns].masked_fill(~inside, 0.0)
+        bias = self._scores.bias[..., self._keys.columns].masked_fill(~inside, 0.0)
         mean = bias.sum(1) / inside.sum(0).clamp(min=1)  # [H, L]
-        if not _close(bias, mean[:, None].masked_fill(~inside, 0.0)):
+        if not close(bias, mean[:, None].masked_fill(~inside, 0.0)):
             raise NotCoveredError("the bias of a window differs from pixel to pixel")
         return torch.zeros_like(mean).index_copy(1, taps, mean)
 
     def _pooled_bias(self) -> Tensor:
         """[H, N, P]."""
-        part = self._pooled.part
-        hidden = self._scores.hidden[..., part.start : part.stop]
-        bias = self._scores.bias[..., part.start : part.stop]
+        columns = self._pooled.columns
+        hidden, bias = self._scores.hidden[..., columns], self._scores.bias[..., columns]
         return bias.masked_fill(hidden, float("-inf"))
 
     def _added_weights(self, taps: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """[H, D, L] and [H, L], in the window's own order of taps."""
-        heads, head_dim = _count(self._layer.heads), _count(self._pooled.part.summed)
+        heads, head_dim = _count(self._layer.heads), _count(self._pooled.source.head_dim)
         tokens = torch.zeros(heads, head_dim, len(taps), dtype=torch.float64)
         offset = self._near.offset.expand(heads, len(taps))
         for added in self._near.tokens:
             query = added.query
-            if not _same_query(query, added.head_dim, self._pooled.query, self._pooled.part.summed):
+            dims = (added.head_dim, self._head_dims[1])
+            if not same_query(query, self._pooled.query, dims):
                 raise NotCoveredError("scores and weights are of different queries")
             scale = query.scale[:, :1, :]  # [H, 1, 1]
             shift = query.shift[:, :1, :] * scale  # [H, 1, D]
-            if not (_close(query.scale, scale) and _close(query.shift * query.scale, shift)):
+            if not (close(query.scale, scale) and close(query.shift * query.scale, shift)):
                 raise NotCoveredError("the query of the weights is scaled for each pixel")
             full = added.tokens.expand(heads, head_dim, len(taps))
             tokens = tokens + scale * full
@@ -257,19 +254,11 @@ class _Assembly:
         )
 
 
-def _same_query(a: Peeled, a_head_dim: Dim, b: Peeled, b_head_dim: Dim) -> bool:
-    return a.epsilon == b.epsilon and same_rows(a.source, b.source, (a_head_dim, b_head_dim))
-
-
 def _check_head_dims(form: Aggregated) -> None:
     sources = (form.query, form.key, form.value, form.pooled_key, form.pooled_value)
     sizes = {product(leaves(source.head_dim)) for source in sources}
     if len(sizes) != 1 or not next(iter(sizes)).is_Integer:
         raise NotCoveredError("queries, keys and values have heads of different sizes")
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return bool(torch.isclose(a, b, rtol=1e-5, atol=1e-7).all())
 
 
 def _unless(value: Tensor, neutral: float) -> Tensor | None:

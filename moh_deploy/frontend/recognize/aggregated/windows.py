@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,24 +52,34 @@ class CutWindows:
         return bool((self.neighbours[outside] < 0).all())
 
 
-def read_windows(operand: Operand, axes: WindowAxes, known: KnownValues, what: str) -> CutWindows:
+def read_windows(
+    parts: Sequence[tuple[Operand, WindowAxes]], known: KnownValues, what: str
+) -> CutWindows:
     """Tell which pixel of which image each element of a tensor of windows is.
 
     Args:
+        parts: The windows: all taps, or tensors of a part of the taps each, in order.
         what: `keys` or `values`, for the reason.
 
     Raises:
         NotCoveredError: With the reason.
     """
-    elements = elements_of(operand.node, known)
-    if elements is None:
+    sources: set[Node] = set()
+    indices: list[Tensor] = []
+    for operand, axes in parts:
+        elements = elements_of(operand.node, known)
+        if elements is None:
+            raise NotCoveredError(f"the {what} of a window are not parts of one image")
+        groups = (axes.batch, axes.heads, axes.tokens, axes.taps, axes.head_dim)
+        index = arranged(elements.index, operand.layout, groups)
+        indices.append(index.expand(-1, *(_count(group) for group in groups[1:])))
+        sources.add(elements.source)
+    if len(sources) != 1:
         raise NotCoveredError(f"the {what} of a window are not parts of one image")
-    groups = (axes.batch, axes.heads, axes.tokens, axes.taps, axes.head_dim)
-    index = arranged(elements.index, operand.layout, groups)
-    index = index.expand(-1, *(_count(group) for group in groups[1:]))  # [B, H, N, L, D]
+    index = torch.cat(indices, dim=3)  # [B, H, N, L, D]
     always_inside = (index >= 0).all(0).all(0).all(0).all(-1).nonzero().flatten()
     for centre in always_inside.tolist():
-        found = _cut_around(index, centre, axes, elements.source)
+        found = _cut_around(index, centre, parts[0][1], sources.copy().pop())
         if found is not None:
             return found
     raise NotCoveredError(f"the {what} of a window are not its pixels' neighbours")

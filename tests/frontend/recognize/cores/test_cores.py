@@ -88,6 +88,19 @@ WRITTEN: dict[str, tuple[Attention, tuple[Tensor, ...]]] = {
         ),
         (Q.transpose(1, 2).contiguous(), K, V),
     ),
+    "products_and_sums": (
+        lambda q, k, v: (
+            ((q[:, :, :, None] * k[:, :, None]).sum(-1) * 0.5).softmax(-1).unsqueeze(-1)
+            * v[:, :, None]
+        ).sum(-2),
+        (Q, K, V),
+    ),
+    "sums_that_keep_dimensions": (
+        lambda q, k, v: (
+            (q[:, :, :, None] * k[:, :, None]).sum(-1, keepdim=True).softmax(-2) * v[:, :, None]
+        ).sum(3, keepdim=True)[:, :, :, 0],
+        (Q, K, V),
+    ),
     "grouped_einsum": (
         lambda q, k, v: torch.einsum(
             "bgrst,bgtd->bgrsd", torch.einsum("bgrsd,bgtd->bgrst", q, k).softmax(-1), v
