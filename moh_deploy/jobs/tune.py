@@ -32,10 +32,10 @@ from moh_deploy.report.tune import TuneReport
 from moh_deploy.tuning.decide import contenders, decide
 from moh_deploy.tuning.inputs import InputSet, input_sets
 from moh_deploy.tuning.layers import LayerBench, LayerTimes
+from moh_deploy.tuning.same_outputs import check_same_outputs
 from moh_deploy.tuning.timing import Measure, Ratio, Samples, Stopwatch, weighted_sum
 from moh_deploy.tuning.whole_model import chosen_over_dense, time_model
 from moh_deploy.validate.parity import compare
-from moh_deploy.validate.parity_report import ParityReport
 
 DEFAULT_SECONDS, _MOST_SECONDS = 0.5, 3600
 
@@ -90,7 +90,7 @@ def tune(
             outcome = job.given(with_choices(package.manifest.layers, choose))
         else:
             outcome = job.measured(sets, measure or stopwatch, stopwatch.name)
-        parity, nodes = job.prove(outcome)
+        proof = job.prove(outcome, sets if inputs else [])
         if not dry_run:
             with progress.step("writing the package"):
                 write_choices(package, outcome.layers, package.root, tuning=outcome.tuning)
@@ -99,11 +99,12 @@ def tune(
         before=package.manifest.layers,
         layers=outcome.layers,
         tuning=outcome.tuning,
-        predicted_ms=outcome.predicted_ms or job.predicted(outcome.layers, nodes),
+        predicted_ms=outcome.predicted_ms or job.predicted(outcome.layers, proof.nodes),
         undecided=outcome.undecided,
         model_ratio=outcome.model_ratio,
         dense_was_faster=outcome.dense_was_faster,
-        max_abs_error=parity.max_abs_error,
+        max_abs_error=proof.max_abs_error,
+        flipped_tokens=proof.flipped_tokens,
         kernels=use,
         written=not dry_run,
     )
@@ -169,6 +170,14 @@ class _Outcome:
     dense_was_faster: bool = False
 
 
+class _Proof(NamedTuple):
+    """What was compared, see `TuneReport`; and what the model tells of its layers."""
+
+    max_abs_error: float
+    flipped_tokens: Mapping[str, int]
+    nodes: tuple[LayerNodes, ...]
+
+
 @dataclass(frozen=True)
 class _Job:
     """One tuning: the package as it was, and how models of it are run."""
@@ -228,11 +237,12 @@ class _Job:
         ]
         return tuple({} if one is None else one.ms for one in found)
 
-    def prove(self, outcome: _Outcome) -> tuple[ParityReport, tuple[LayerNodes, ...]]:
+    def prove(self, outcome: _Outcome, files: Sequence[InputSet]) -> _Proof:
         """Compare what the package computes as chosen with what the original model computed.
 
-        Returns:
-            The comparison, and what the model tells of its layers.
+        Args:
+            outcome: The choices.
+            files: The user's inputs: on them it is compared with what the package computed before.
 
         Raises:
             ValidationError: It is not equal.
@@ -241,8 +251,9 @@ class _Job:
             package = self._variant("proof", outcome.layers)
             runner = open_session(package, threads=self.threads, extra_outputs=package.gate_names)
             report = compare(package, runner, package.vectors)
-        report.raise_if_unequal()
-        return report, runner.layer_nodes
+            report.raise_if_unequal()
+            flipped = check_same_outputs(self.package, package, runner, files)
+        return _Proof(report.max_abs_error, flipped, runner.layer_nodes)
 
     def _checked_as_a_whole(
         self, outcome: _Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure

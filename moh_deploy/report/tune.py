@@ -40,6 +40,8 @@ class TuneReport:
             dense; None if it was not measured.
         dense_was_faster: The whole model was slower with the layers' own choices: all are dense.
         max_abs_error: Largest difference of an output from the original model's, as chosen.
+        flipped_tokens: Input files on which tokens chose other heads than before (ties within
+            rounding), to how many: outputs were not compared there.
         kernels: The kernel library that was measured.
         written: The choices were written into the package.
     """
@@ -53,6 +55,7 @@ class TuneReport:
     model_ratio: Ratio | None
     dense_was_faster: bool
     max_abs_error: float
+    flipped_tokens: Mapping[str, int]
     kernels: KernelUse
     written: bool
 
@@ -67,6 +70,7 @@ class TuneReport:
             "model_ratio": None if self.model_ratio is None else asdict(self.model_ratio),
             "dense_was_faster": self.dense_was_faster,
             "max_abs_error": self.max_abs_error,
+            "flipped_tokens": dict(self.flipped_tokens),
             "kernels": self.kernels.to_json(),
         }
 
@@ -113,6 +117,8 @@ class TuneReport:
         return f"{self.tuning.clock} time, {threads_text(self.tuning)}, at {sizes}"
 
     def _lines(self) -> Iterator[str]:
+        from moh_deploy.report.tables import count
+
         if self.tuning.source == "measured":
             for index, layer in enumerate(self.layers):
                 yield from other_winners(layer, self.tuning, index)
@@ -123,6 +129,11 @@ class TuneReport:
                 )
             yield f"whole model: {self._model_text()}"
         yield f"compared with the original model: max abs error {self.max_abs_error:.3g}"
+        for name, tokens in self.flipped_tokens.items():
+            yield (
+                f"outputs on {name} were not compared with those before: {count(tokens, 'token')}"
+                " chose other heads, as ties within rounding do"
+            )
         yield self.kernels.describe()
         yield f"written to {self.package}" if self.written else "dry run: nothing was written"
 

@@ -14,11 +14,13 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
 from moh_deploy.jobs import choices as writing
+from moh_deploy.jobs import tune as job
 from moh_deploy.jobs.tune import parse_choices
 from moh_deploy.json_text import to_json_text
 from moh_deploy.npz import write_npz
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.tune import TuneReport
+from moh_deploy.tuning.inputs import InputSet
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
 from tests.two_layers import write_two_layers
@@ -150,6 +152,26 @@ def test_inputs_count_as_they_weigh(package: OnnxPackage, tmp_path: Path):
     assert tuning is not None
     assert tuning.weights == (1.0, 20.0)
     assert [sizes["seq"] for sizes in tuning.sizes] == [9, 1]
+
+
+def test_outputs_on_the_users_inputs_are_compared_with_those_before(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_npz(tmp_path / "in.npz", vectors(batch=1, seq=4).inputs)
+    seen: list[str] = []
+    check = job.check_same_outputs
+
+    def spy(before: OnnxPackage, after: OnnxPackage, runner: object, sets: list[InputSet]):
+        assert before.root == package.root
+        assert [layer.choice for layer in after.manifest.layers] == ["dense", "sparse"]
+        seen.extend(one.name for one in sets)
+        return {**check(before, after, runner, sets), "made up": 3}
+
+    monkeypatch.setattr(job, "check_same_outputs", spy)
+    report = tuned(package, inputs=[tmp_path / "in.npz"])
+    assert seen == [str(tmp_path / "in.npz")]
+    assert report.to_json()["flipped_tokens"] == {"made up": 3}
+    assert "outputs on made up were not compared with those before: 3 tokens" in text_of(report)
 
 
 def test_tuning_again_gives_the_same_package(package: OnnxPackage):
