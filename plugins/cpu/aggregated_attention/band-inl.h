@@ -31,13 +31,27 @@ constexpr size_t kWorthPacking = 8;
 // Panels of tokens: in the order of the image, or the open ones put together.
 struct TokenPanels {
   Panel queries;  // [head_dim], ready for the products with keys
-  Panel window;   // [offsets], scores and then weights
-  Panel terms;    // [offsets], what is added to those weights
+  Panel softmax;  // rows below
   Panel outputs;  // [head_dim]
 
+  // The largest score of the window, and the sum of its weights relative to that.
+  static constexpr size_t kLargest = 0, kSum = 1;
+  // What those weights are to be multiplied by, in place of the largest score.
+  static constexpr size_t kFactor = kLargest;
+  static constexpr size_t kSoftmaxRows = 2;
+
   HWY_INLINE TokenPanels From(size_t column) const {
-    return {queries.From(0, column), window.From(0, column), terms.From(0, column),
-            outputs.From(0, column)};
+    return {queries.From(0, column), softmax.From(0, column), outputs.From(0, column)};
+  }
+};
+
+// What a group of tokens has of its window.
+struct WindowPanels {
+  Panel weights;  // [offsets], first scores
+  Panel terms;    // [offsets], to be added to the weights
+
+  HWY_INLINE WindowPanels From(size_t column) const {
+    return {weights.From(0, column), terms.From(0, column)};
   }
 };
 
@@ -74,7 +88,7 @@ class BandTask {
     if ((all_vectors - open_vectors) * kWorthPacking < all_vectors) {
       AttendInOrder();
     } else {
-      AttendPutTogether(open);
+      AttendPutTogether();
     }
   }
 
@@ -84,31 +98,39 @@ class BandTask {
     ForEachGroup(band_.tokens(), [&](size_t column, auto width) HWY_ATTR {
       constexpr size_t kWidth = decltype(width)::value;
       if (AnyOpen(column, kWidth)) {
-        ScoreWindow<kWidth>(all_, column);
+        ScoreWindow<kWidth>(column, window_panels_);
         const size_t count = HWY_MIN(kWidth * kLanes, band_.tokens() - column);
         const auto first = static_cast<ptrdiff_t>(band_.begin + column);
-        Attend<kWidth>(all_, count, [&](size_t i) { return first + static_cast<ptrdiff_t>(i); });
+        Attend<kWidth>(group_, count, [&](size_t i) { return first + static_cast<ptrdiff_t>(i); });
+        AddWindow<kWidth>(column, window_panels_);
       }
-      Finish<kWidth>(all_, column);
+      WriteOutputs<kWidth>(column);
     });
   }
 
-  void AttendPutTogether(size_t open) {
+  void AttendPutTogether() {
+    size_t open = 0;
     ForEachGroup(band_.tokens(), [&](size_t column, auto width) HWY_ATTR {
-      if (AnyOpen(column, width)) {
-        ScoreWindow<decltype(width)::value>(all_.From(column), column);
+      constexpr size_t kWidth = decltype(width)::value;
+      if (AnyOpen(column, kWidth)) {
+        ScoreWindow<kWidth>(column, window_panels_.From(column));
+        open = PutTogether(column, kWidth, open);
       }
     });
-    PutTogether();
     ForEachGroup(open, [&](size_t column, auto width) HWY_ATTR {
       constexpr size_t kWidth = decltype(width)::value;
       const size_t count = HWY_MIN(kWidth * kLanes, open - column);
       const int32_t* const tokens = open_tokens_ + column;
       Attend<kWidth>(packed_.From(column), count, [&](size_t i) { return ptrdiff_t{tokens[i]}; });
     });
-    PutBack();
+    size_t taken = 0;
     ForEachGroup(band_.tokens(), [&](size_t column, auto width) HWY_ATTR {
-      Finish<decltype(width)::value>(all_.From(column), column);
+      constexpr size_t kWidth = decltype(width)::value;
+      if (AnyOpen(column, kWidth)) {
+        taken = PutBack(column, kWidth, taken);
+        AddWindow<kWidth>(column, window_panels_.From(column));
+      }
+      WriteOutputs<kWidth>(column);
     });
   }
 
@@ -146,12 +168,14 @@ class BandTask {
     keys_ = panel(PanelRows(head_dim_), surrounded);
     key_factors_ = floats(keys_.pitch);
     values_ = panel(PanelRows(head_dim_), surrounded);
-    for (TokenPanels* panels : {&all_, &packed_}) {
-      panels->queries = panel(PanelRows(head_dim_), columns);
-      panels->window = panel(offsets_, columns);
-      panels->terms = panel(has_terms_ && panels == &all_ ? offsets_ : 0, columns);
-      panels->outputs = panel(PanelRows(head_dim_), columns);
-    }
+    window_panels_ = {panel(offsets_, columns), panel(has_terms_ ? offsets_ : 0, columns)};
+    const auto tokens = [&](size_t count) {
+      const size_t rows = PanelRows(head_dim_);
+      return TokenPanels{panel(rows, count), panel(TokenPanels::kSoftmaxRows, count),
+                         panel(rows, count)};
+    };
+    group_ = tokens(kGroupTokens);
+    packed_ = tokens(columns);
     open_tokens_ = reinterpret_cast<int32_t*>(floats(columns + 1));
     scores_ = {floats(PanelRows(pooled_) * kGroupTokens), kGroupTokens};
     gates_ = floats(columns);
@@ -288,30 +312,44 @@ class BandTask {
     }
   }
 
-  // `group` begins at `column` of the band.
+  // Queries and the softmax over the window of the group that begins at `column`.
   template <size_t kWidth>
-  void ScoreWindow(const TokenPanels& group, size_t column) {
+  void ScoreWindow(size_t column, const WindowPanels& window) {
     ReadSurrounded(column + kWidth * kLanes);
-    ReadQueries<kWidth>(group, column);
+    ReadQueries<kWidth>(column, window.terms);
     PrefetchTokens(args_.query, band_.begin + column + kGroupTokens, kGroupTokens);
     PrefetchTokens(args_.output, band_.begin + column, kGroupTokens);
     PrefetchBias(band_.begin + column + kGroupTokens);
     const ScaledKeys keys{keys_.From(0, lead_ + column), key_factors_ + lead_ + column};
     InEqualSteps(offsets_, [&](size_t first, auto count) HWY_ATTR {
-      ScoreNeighbours<decltype(count)::value, kWidth>(group.queries, keys, head_dim_,
+      ScoreNeighbours<decltype(count)::value, kWidth>(group_.queries, keys, head_dim_,
                                                       window_.Of(band_.begin + column), first,
-                                                      window_bias_, group.window);
+                                                      window_bias_, window.weights);
     });
+    const DF df;
+    VF largest[kWidth], sum[kWidth];
+    for (size_t v = 0; v < kWidth; ++v) {
+      largest[v] = hn::Set(df, kLowest);
+      sum[v] = hn::Zero(df);
+      for (size_t l = 0; l < offsets_; ++l) {
+        largest[v] = hn::Max(largest[v], hn::Load(df, window.weights.Row(l) + v * kLanes));
+      }
+    }
+    Exponentiate<kWidth>(window.weights, offsets_, largest, sum);
+    for (size_t v = 0; v < kWidth; ++v) {
+      hn::Store(largest[v], df, group_.softmax.Row(TokenPanels::kLargest) + v * kLanes);
+      hn::Store(sum[v], df, group_.softmax.Row(TokenPanels::kSum) + v * kLanes);
+    }
   }
 
   // Queries as the products want them, and what they add to the weights of the window.
   template <size_t kWidth>
-  void ReadQueries(const TokenPanels& group, size_t column) {
+  void ReadQueries(size_t column, Panel terms) {
     const DF df;
     VF factor[kWidth];
     for (size_t v = 0; v < kWidth; ++v) {
       const size_t at = column + v * kLanes;
-      const Panel queries = group.queries.From(0, v * kLanes);
+      const Panel queries = group_.queries.From(0, v * kLanes);
       PackTokens(Tokens(args_.query, band_.begin + at), band_.tokens() - at, head_dim_, queries);
       factor[v] =
           args_.normalize ? InverseLengths(queries, head_dim_, args_.epsilon) : hn::Set(df, 1.0f);
@@ -319,15 +357,14 @@ class BandTask {
     if (has_terms_) {
       InEqualSteps(offsets_, [&](size_t first, auto count) HWY_ATTR {
         const Matrix tokens{window_tokens_ + first, 1, offsets_};
-        WriteTerms<decltype(count)::value, kWidth>(tokens, group.queries, head_dim_, factor,
-                                                   window_offset_ + first,
-                                                   group.terms.From(first, 0));
+        WriteTerms<decltype(count)::value, kWidth>(tokens, group_.queries, head_dim_, factor,
+                                                   window_offset_ + first, terms.From(first, 0));
       });
     }
     for (size_t v = 0; v < kWidth; ++v) {
       const VF scale = Scale(column + v * kLanes);
       for (size_t d = 0; d < head_dim_; ++d) {
-        float* const query = group.queries.Row(d) + v * kLanes;
+        float* const query = group_.queries.Row(d) + v * kLanes;
         const VF embedded = hn::MulAdd(hn::Load(df, query), factor[v], hn::Set(df, embedding_[d]));
         hn::Store(hn::Mul(embedded, scale), df, query);
       }
@@ -345,18 +382,15 @@ class BandTask {
     return hn::Mul(LoadPart(scales, column, band_.tokens()), log2e);
   }
 
-  // Softmax over window and pooled keys: leaves the weights of the window, and writes the sum of
-  // pooled values. token(i) is the i-th of `count` tokens.
+  // Softmax over window and pooled keys: writes the sum of pooled values, and the factor of the
+  // window's weights. token(i) is the i-th of `count` tokens.
   template <size_t kWidth, class Token>
   void Attend(const TokenPanels& group, size_t count, const Token& token) {
     const DF df;
-    VF largest[kWidth], sum[kWidth];
+    VF window[kWidth], largest[kWidth], sum[kWidth];
     for (size_t v = 0; v < kWidth; ++v) {
-      largest[v] = hn::Set(df, kLowest);
-      sum[v] = hn::Zero(df);
-      for (size_t l = 0; l < offsets_; ++l) {
-        largest[v] = hn::Max(largest[v], hn::Load(df, group.window.Row(l) + v * kLanes));
-      }
+      window[v] = hn::Load(df, group.softmax.Row(TokenPanels::kLargest) + v * kLanes);
+      largest[v] = window[v];
       if (args_.pooled_bias != nullptr) {
         ReadPooledBias(v * kLanes, count, token);
       }
@@ -367,11 +401,16 @@ class BandTask {
                                                  args_.pooled_bias != nullptr,
                                                  scores_.From(first, 0), largest);
     });
-    Exponentiate<kWidth>(group.window, offsets_, largest, sum);
+    for (size_t v = 0; v < kWidth; ++v) {
+      window[v] = Exp2(hn::Sub(window[v], largest[v]));
+      const VF weights = hn::Load(df, group.softmax.Row(TokenPanels::kSum) + v * kLanes);
+      sum[v] = hn::Mul(weights, window[v]);
+    }
     Exponentiate<kWidth>(scores_, pooled_, largest, sum);
     for (size_t v = 0; v < kWidth; ++v) {
       sum[v] = hn::Div(hn::Set(df, 1.0f), sum[v]);
-      ScaleColumn(group.window.From(0, v * kLanes), offsets_, sum[v]);
+      hn::Store(hn::Mul(window[v], sum[v]), df,
+                group.softmax.Row(TokenPanels::kFactor) + v * kLanes);
     }
     InEqualSteps(head_dim_, [&](size_t first, auto step) HWY_ATTR {
       const Matrix values{pooled_values_.data + first, pooled_values_.row, pooled_values_.column};
@@ -398,73 +437,70 @@ class BandTask {
     }
   }
 
-  // Queries and scores of the window of open tokens, one behind the other.
-  void PutTogether() {
-    const DF df;
-    size_t to = 0;
-    for (size_t column = 0; column < band_.tokens(); column += kLanes) {
-      const auto open = Open(column);
-      const auto move = [&](Panel from, Panel into, size_t rows) HWY_ATTR {
+  // Appends the group's open tokens to the `open` ones that are together. Returns how many there
+  // are.
+  size_t PutTogether(size_t column, size_t vectors, size_t open) {
+    for (size_t at = 0; at < vectors * kLanes; at += kLanes) {
+      const auto is_open = Open(column + at);
+      const auto move = [&](Panel from, Panel to, size_t rows) HWY_ATTR {
         for (size_t row = 0; row < rows; ++row) {
-          hn::StoreU(hn::Compress(hn::Load(df, from.Row(row) + column), open), df,
-                     into.Row(row) + to);
+          hn::StoreU(hn::Compress(hn::Load(DF(), from.Row(row) + at), is_open), DF(),
+                     to.Row(row) + open);
         }
       };
-      move(all_.queries, packed_.queries, head_dim_);
-      move(all_.window, packed_.window, offsets_);
+      move(group_.queries, packed_.queries, head_dim_);
+      move(group_.softmax, packed_.softmax, TokenPanels::kSoftmaxRows);
       for (size_t lane = 0; lane < kLanes; ++lane) {
-        open_tokens_[to] = static_cast<int32_t>(band_.begin + column + lane);
-        to += gates_[column + lane] == 0.0f ? 0 : 1;
+        open_tokens_[open] = static_cast<int32_t>(band_.begin + column + at + lane);
+        open += gates_[column + at + lane] == 0.0f ? 0 : 1;
       }
     }
+    return open;
   }
 
-  // Weights of the window and outputs, back to the image's order.
-  void PutBack() {
-    const DF df;
-    size_t from = 0;
-    for (size_t column = 0; column < band_.tokens(); column += kLanes) {
-      const auto open = Open(column);
-      const auto move = [&](Panel out_of, Panel to, size_t rows) HWY_ATTR {
+  // Brings the group's open tokens back, behind the first `taken` ones. Returns how many are taken.
+  size_t PutBack(size_t column, size_t vectors, size_t taken) {
+    for (size_t at = 0; at < vectors * kLanes; at += kLanes) {
+      const auto is_open = Open(column + at);
+      const auto move = [&](Panel from, Panel to, size_t rows) HWY_ATTR {
         for (size_t row = 0; row < rows; ++row) {
-          hn::Store(hn::Expand(hn::LoadU(df, out_of.Row(row) + from), open), df,
-                    to.Row(row) + column);
+          hn::Store(hn::Expand(hn::LoadU(DF(), from.Row(row) + taken), is_open), DF(),
+                    to.Row(row) + at);
         }
       };
-      move(packed_.outputs, all_.outputs, head_dim_);
-      move(packed_.window, all_.window, offsets_);
-      from += hn::CountTrue(df, open);
+      move(packed_.outputs, group_.outputs, head_dim_);
+      move(packed_.softmax.From(TokenPanels::kFactor, 0),
+           group_.softmax.From(TokenPanels::kFactor, 0), 1);
+      taken += hn::CountTrue(DF(), is_open);
     }
+    return taken;
   }
 
-  // Adds the values of the window, and writes the outputs; 0 for closed gates. `group` begins at
-  // `column` of the band.
+  // Adds the values of the window to the outputs of the group that begins at `column`.
   template <size_t kWidth>
-  void Finish(const TokenPanels& group, size_t column) {
-    if (AnyOpen(column, kWidth)) {
-      if (has_terms_) {
-        AddTerms(group, kWidth);
-      }
-      InEqualSteps(head_dim_, [&](size_t first, auto step) HWY_ATTR {
-        WeighNeighbours<decltype(step)::value, kWidth>(values_.From(first, lead_ + column),
-                                                       window_.Of(band_.begin + column),
-                                                       group.window, group.outputs.From(first, 0));
-      });
-    }
+  void AddWindow(size_t column, const WindowPanels& window) {
+    const DF df;
     for (size_t v = 0; v < kWidth; ++v) {
-      const size_t at = column + v * kLanes;
-      UnpackTokens(group.outputs.From(0, v * kLanes), hn::Load(DF(), gates_ + at), Open(at),
-                   HWY_MIN(kLanes, band_.tokens() - at), head_dim_, Outputs(band_.begin + at));
+      const VF factor = hn::Load(df, group_.softmax.Row(TokenPanels::kFactor) + v * kLanes);
+      for (size_t l = 0; l < offsets_; ++l) {
+        float* const weight = window.weights.Row(l) + v * kLanes;
+        const VF term = has_terms_ ? hn::Load(df, window.terms.Row(l) + v * kLanes) : hn::Zero(df);
+        hn::Store(hn::MulAdd(hn::Load(df, weight), factor, term), df, weight);
+      }
     }
+    InEqualSteps(head_dim_, [&](size_t first, auto step) HWY_ATTR {
+      WeighNeighbours<decltype(step)::value, kWidth>(values_.From(first, lead_ + column),
+                                                     window_.Of(band_.begin + column),
+                                                     window.weights, group_.outputs.From(first, 0));
+    });
   }
 
-  void AddTerms(const TokenPanels& group, size_t vectors) {
-    const DF df;
-    for (size_t l = 0; l < offsets_; ++l) {
-      for (size_t at = 0; at < vectors * kLanes; at += kLanes) {
-        float* const weight = group.window.Row(l) + at;
-        hn::Store(hn::Add(hn::Load(df, weight), hn::Load(df, group.terms.Row(l) + at)), df, weight);
-      }
+  // Outputs of the group that begins at `column`; 0 for closed gates.
+  template <size_t kWidth>
+  void WriteOutputs(size_t column) {
+    for (size_t at = column; at < HWY_MIN(band_.tokens(), column + kWidth * kLanes); at += kLanes) {
+      UnpackTokens(group_.outputs.From(0, at - column), hn::Load(DF(), gates_ + at), Open(at),
+                   HWY_MIN(kLanes, band_.tokens() - at), head_dim_, Outputs(band_.begin + at));
     }
   }
 
@@ -481,9 +517,10 @@ class BandTask {
   size_t next_surrounded_;
   Panel keys_, values_;  // [head_dim], of the band and around it
   float* key_factors_;   // of those keys
-  TokenPanels all_, packed_;
-  int32_t* open_tokens_;  // of `packed_`
-  Panel scores_;          // [pooled], of a group
+  TokenPanels group_, packed_;
+  WindowPanels window_panels_;  // of the group, or of the band
+  int32_t* open_tokens_;        // of `packed_`
+  Panel scores_;                // [pooled], of a group
   float* gates_;
   Panel pooled_keys_;     // [head_dim], a pooled key in each lane
   Matrix pooled_values_;  // [pooled][head_dim]
