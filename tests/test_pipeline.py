@@ -422,7 +422,7 @@ def test_token_layout_that_is_wrong_stays_as_it_was(
     def insert(program):
         swaps = insert_token_layout(program)
         for swap in swaps:
-            swap.new.args = (*swap.new.args[:5], "none", *swap.new.args[6:])
+            swap.new.args = (*swap.new.args[:6], "none", *swap.new.args[7:])
         program.graph_module.recompile()
         return swaps
 

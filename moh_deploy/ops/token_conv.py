@@ -2,8 +2,8 @@
 
     Y[y, x, c] = act(bias[c] + sum over i, j of W[c, i, j] * X[y + i - kh//2, x + j - kw//2, c])
 
-with X = 0 outside the image, act(v) = v or v * (1 + erf(v / sqrt(2))) / 2, and Y times the second
-half of the channels of X if gated.
+with input_bias added to X, then X = 0 outside the image, act(v) = v or v * (1 + erf(v / sqrt(2))) /
+2, and Y times the second half of the channels of X if gated.
 
 Source: the convolution in the feed-forward layers of PVT v2 (arXiv 2106.13797) and, gated, of
 TransNeXt (arXiv 2311.17132, section 3.3, convolutional GLU).
@@ -42,17 +42,18 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
 
     Args:
         inputs: X [B, height*width, C], twice the channels if gated; W [C, 1, kh, kw]; bias [C] or
-            None.
+            None; input_bias, as long as a token, or None.
         attributes: All attributes of the op.
 
     Returns:
         Y [B, height*width, C] in float64.
     """
-    tokens, weight, bias = (*(None if a is None else a.astype(np.float64) for a in inputs), None)[
-        :3
-    ]
+    given = [None if array is None else array.astype(np.float64) for array in inputs]
+    tokens, weight, bias, input_bias = (*given, None, None)[:4]
     assert tokens is not None
     assert weight is not None
+    if input_bias is not None:
+        tokens = tokens + input_bias
     height, width = int(attributes["height"]), int(attributes["width"])
     channels = int(attributes["channels"])
     image = tokens.reshape(-1, height, width, tokens.shape[2])
@@ -92,6 +93,13 @@ MOH_TOKEN_CONV = OPS.register(
             ),
             InputSpec("W", FLOAT_TYPES, "T", "[C, 1, kernel height, kernel width], both odd."),
             InputSpec("bias", FLOAT_TYPES, "T", "[C]. Absent: 0.", optional=True),
+            InputSpec(
+                "input_bias",
+                FLOAT_TYPES,
+                "T",
+                "As long as a token of X, and added to each. Absent: 0.",
+                optional=True,
+            ),
         ),
         outputs=(OutputSpec("Y", "T", "[B, height * width, C]."),),
         attributes=(

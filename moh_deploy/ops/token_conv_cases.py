@@ -26,6 +26,7 @@ class _Setup:
     channels: int = 19
     kernel: tuple[int, int] = (3, 3)
     bias: bool = True
+    input_bias: bool = False
     activation: str = "none"
     gated: bool = False
     batch: int = 2
@@ -48,7 +49,9 @@ class _Setup:
         taps = self.kernel[0] * self.kernel[1]
         weight = rng.standard_normal((self.channels, 1, *self.kernel)) / np.sqrt(taps)
         bias = rng.standard_normal(self.channels) if self.bias else None
-        return tokens, weight, bias
+        if not self.input_bias:
+            return tokens, weight, bias
+        return tokens, weight, bias, rng.standard_normal(features)
 
 
 def _wide(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -91,6 +94,42 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "conv_gelu_gated_no_bias": (
         "The same without a bias.",
         _Setup(activation="gelu", gated=True, bias=False),
+    ),
+    "conv_input_bias": (
+        "The bias of the input is not added outside of the image.",
+        _Setup(input_bias=True),
+    ),
+    "conv_input_bias_gated": (
+        "The gates have it, too.",
+        _Setup(input_bias=True, gated=True, activation="gelu", height=9),
+    ),
+    "conv_input_bias_alone": (
+        "Without a bias of the convolution.",
+        _Setup(input_bias=True, bias=False, height=2, gated=True),
+    ),
+    "conv_input_bias_gelu": (
+        "With gelu and without gates.",
+        _Setup(input_bias=True, activation="gelu", channels=35),
+    ),
+    "conv_input_bias_large_kernel": (
+        "Every pixel has other taps in the image.",
+        _Setup(input_bias=True, kernel=(5, 7), height=4, width=5),
+    ),
+    "conv_input_bias_alone_gelu": (
+        "All biases but that of the convolution, a tall kernel.",
+        _Setup(input_bias=True, bias=False, activation="gelu", kernel=(5, 3), height=11),
+    ),
+    "conv_input_bias_alone_plain": (
+        "Nothing else.",
+        _Setup(input_bias=True, bias=False, kernel=(3, 1)),
+    ),
+    "conv_input_bias_all": (
+        "Gates without gelu.",
+        _Setup(input_bias=True, gated=True, height=1),
+    ),
+    "conv_input_bias_alone_all": (
+        "Gates and gelu, without a bias of the convolution.",
+        _Setup(input_bias=True, bias=False, gated=True, activation="gelu"),
     ),
     "conv_tall": (
         "Height and width are not swapped.",

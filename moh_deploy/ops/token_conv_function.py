@@ -16,24 +16,28 @@ class TokenConvVariant:
 
     Attributes:
         bias: There is a bias.
+        input_bias: There is one of the input.
         gelu: The activation is gelu; else there is none.
         gated: The result is multiplied by the second half of the channels.
     """
 
     bias: bool
+    input_bias: bool
     gelu: bool
     gated: bool
 
     def key(self) -> str:
         """Return the variant's name, such as `bias_gelu_gated`."""
-        parts = [name for name in ("bias", "gelu", "gated") if getattr(self, name)]
+        parts = [name for name in ("bias", "input_bias", "gelu", "gated") if getattr(self, name)]
         return "_".join(parts) or "plain"
 
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> TokenConvVariant:
     """Return the variant that a node needs; the node must satisfy the shape rule."""
+    bias, input_bias = (*inputs[2:], None, None)[:2]
     return TokenConvVariant(
-        bias=len(inputs) > 2 and inputs[2] is not None,
+        bias=bias is not None,
+        input_bias=input_bias is not None,
         gelu=attributes["activation"] == "gelu",
         gated=bool(attributes["gated"]),
     )
@@ -52,10 +56,10 @@ def function_body(
         ExportError: The opset is older than 18.
     """
     check_opset("MoHTokenConv", opset)
-    parameters = "X, W, bias" if variant.bias else "X, W"
+    biases = ", bias, input_bias" if variant.input_bias else ", bias" if variant.bias else ""
     text = f"""
         <domain: "moh", opset_import: ["" : {opset}]>
-        MoHTokenConv <channels, height, width, activation, gated> ({parameters}) => (Y)
+        MoHTokenConv <channels, height, width, activation, gated> (X, W{biases}) => (Y)
         {{ {_tokens(variant)} {_convolved(variant)} {_activated(variant)} {_gated(variant)} }}
     """
     return parse(text, overload=overload)
@@ -70,12 +74,17 @@ def node_function(
 
 def _tokens(variant: TokenConvVariant) -> str:
     """tokens [B, N, C], and gate [B, N, C] if gated, in float32."""
+    if variant.input_bias:
+        features = """
+            unbiased = Cast <to = 1> (X)
+            input_bias_float = Cast <to = 1> (input_bias)
+            features = Add (unbiased, input_bias_float)
+        """
+    else:
+        features = "features = Cast <to = 1> (X)"
     if not variant.gated:
-        return "tokens = Cast <to = 1> (X)"
-    return """
-        both = Cast <to = 1> (X)
-        tokens, gate = Split <axis = -1, num_outputs = 2> (both)
-    """
+        return f"{features} tokens = Identity (features)"
+    return f"{features} tokens, gate = Split <axis = -1, num_outputs = 2> (features)"
 
 
 def _convolved(variant: TokenConvVariant) -> str:

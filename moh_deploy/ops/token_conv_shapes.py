@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from moh_deploy.errors import ExportError
 from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, TensorType, TensorTypes
@@ -14,16 +16,16 @@ def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[
     """Return the type of Y.
 
     Args:
-        inputs: Types of X, W and bias, None for an absent bias.
+        inputs: Types of X, W, bias and input_bias, None for each absent bias.
         attributes: All attributes of the op.
 
     Raises:
         ExportError: An input, size or attribute does not fit the others.
     """
-    tokens, weight, bias = (*inputs, None, None, None)[:3]
+    tokens, weight, bias, input_bias = (*inputs, None, None, None, None)[:4]
     tokens, weight = required(_OP, "X", tokens), required(_OP, "W", weight)
     _check_attributes(attributes)
-    _check_types(tokens, weight, bias)
+    _check_types(tokens, weight, {"bias": bias, "input_bias": input_bias})
 
     channels = int(attributes["channels"])
     num_tokens = int(attributes["height"]) * int(attributes["width"])
@@ -33,6 +35,8 @@ def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[
     _check_weight(weight, channels)
     if bias is not None:
         check_equal(_OP, "size of bias", bias.shape[0], channels)
+    if input_bias is not None:
+        check_equal(_OP, "size of input_bias", input_bias.shape[0], halves * channels)
     shape = (tokens.shape[0], known(tokens.shape[1], num_tokens), channels)
     return (TensorType(tokens.dtype, shape),)
 
@@ -50,14 +54,17 @@ def _check_attributes(attributes: Attributes) -> None:
         raise ExportError(f"{_OP}: gated is {attributes['gated']}; expected 0 or 1.")
 
 
-def _check_types(tokens: TensorType, weight: TensorType, bias: TensorType | None) -> None:
+def _check_types(
+    tokens: TensorType, weight: TensorType, biases: Mapping[str, TensorType | None]
+) -> None:
     check_dtype(_OP, "X", tokens, FLOAT_TYPES)
     check_rank(_OP, "X", tokens, (3,))
     check_dtype(_OP, "W", weight, (tokens.dtype,))
     check_rank(_OP, "W", weight, (4,))
-    if bias is not None:
-        check_dtype(_OP, "bias", bias, (tokens.dtype,))
-        check_rank(_OP, "bias", bias, (1,))
+    for name, bias in biases.items():
+        if bias is not None:
+            check_dtype(_OP, name, bias, (tokens.dtype,))
+            check_rank(_OP, name, bias, (1,))
 
 
 def _check_weight(weight: TensorType, channels: int) -> None:

@@ -125,7 +125,8 @@ def _unfold(tokens: torch.Tensor, attributes: dict) -> torch.Tensor:
 
 
 def _token_conv(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
-    tokens, weight, bias = (*inputs, None)[:3]
+    tokens, weight, bias, input_bias = (*inputs, None, None)[:4]
+    tokens = tokens if input_bias is None else tokens + input_bias
     channels, size = weight.shape[0], (attributes["height"], attributes["width"])
     kernel = tuple(weight.shape[2:])
     image = tokens[..., :channels].mT.reshape(len(tokens), channels, *size)

@@ -120,6 +120,28 @@ def _padded_on_the_right(function: onnx.FunctionProto) -> None:
     _set_attribute("convolved_image", "pads", [0, 0, 2, 2])(function)
 
 
+def _biased_padding(function: onnx.FunctionProto) -> None:
+    """The bias of the input as a bias of the convolution, as if there were no border."""
+    if _node(function, "features") is None or not _knows(function, ("input_bias_float",)):
+        return
+    make = onnx.helper.make_node
+    _becomes("features", "Identity", "unbiased")(function)
+    channels = onnx.helper.make_node("Shape", ["weight"], ["channels"], start=0, end=1)
+    index = next(i for i, n in enumerate(function.node) if "convolved" in n.output)
+    function.node[index].output[:] = ["without"]
+    steps = [
+        channels,
+        make("Constant", [], ["start"], value_ints=[0]),
+        make("Constant", [], ["kernel_axes"], value_ints=[1, 2, 3]),
+        make("Slice", ["input_bias_float", "start", "channels"], ["of_features"]),
+        make("ReduceSum", ["weight", "kernel_axes"], ["sums"], keepdims=0),
+        make("Mul", ["of_features", "sums"], ["addend"]),
+        make("Add", ["without", "addend"], ["convolved"]),
+    ]
+    for step in reversed(steps):
+        function.node.insert(index + 1, step)
+
+
 def _reshape_instead_of_transpose(function: onnx.FunctionProto) -> None:
     index = next(i for i, node in enumerate(function.node) if "tokens_BCN" in node.output)
     make = onnx.helper.make_node
@@ -296,6 +318,8 @@ BUGS: dict[str, tuple[str, Bug]] = {
     "conv_rows_are_columns": ("MoHTokenConv", _reads("image_shape", "same", "columns", "rows")),
     "conv_image_not_transposed": ("MoHTokenConv", _reshape_instead_of_transpose),
     "conv_bias_ignored": ("MoHTokenConv", _reads("convolved_image", "image", "weight")),
+    "conv_input_bias_ignored": ("MoHTokenConv", _becomes("features", "Identity", "unbiased")),
+    "conv_input_bias_outside_of_the_image": ("MoHTokenConv", _biased_padding),
     "conv_gelu_ignored": ("MoHTokenConv", _becomes("activated", "Identity", "convolved")),
     "conv_gelu_without_half": ("MoHTokenConv", _becomes("share", "Identity", "twice_share")),
     "conv_gelu_by_sigmoid": ("MoHTokenConv", _gelu_by_sigmoid),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import numpy as np
 import onnxruntime as ort
@@ -66,12 +67,12 @@ def test_empty_batch_is_empty():
 
 def test_every_variant_has_its_own_short_name():
     flags = (False, True)
-    keys = {TokenConvVariant(b, a, g).key() for b in flags for a in flags for g in flags}
-    assert len(keys) == 8
-    assert TokenConvVariant(bias=True, gelu=True, gated=True).key() == "bias_gelu_gated"
-    assert TokenConvVariant(bias=False, gelu=False, gated=False).key() == "plain"
+    keys = {TokenConvVariant(*each).key() for each in product(flags, repeat=4)}
+    assert len(keys) == 16
+    assert TokenConvVariant(True, False, gelu=True, gated=True).key() == "bias_gelu_gated"
+    assert TokenConvVariant(False, False, gelu=False, gated=False).key() == "plain"
 
 
 def test_opset_17_is_refused():
     with pytest.raises(ExportError, match="body for opset 17; expected 18 or later"):
-        function_body(TokenConvVariant(bias=True, gelu=True, gated=True), opset=17)
+        function_body(TokenConvVariant(True, True, gelu=True, gated=True), opset=17)

@@ -52,6 +52,8 @@ def test_sizes_that_are_not_known_are_taken_from_the_attributes():
         ((TOKENS, _float(6, 1, 3, 4)), {}, "kernel width is 4; expected an odd number"),
         ((TOKENS, WEIGHT, _float(5)), {}, "size of bias is 5; expected 6"),
         ((TOKENS, WEIGHT, _float(6, 1)), {}, r"bias has rank 2, shape \[6, 1\]; expected rank 1"),
+        ((TOKENS, WEIGHT, None, _float(12)), {}, "size of input_bias is 12; expected 6"),
+        ((TOKENS, WEIGHT, None, _float(1, 1, 6)), {}, "input_bias has rank 3"),
         ((_float(12, 6), WEIGHT), {}, r"X has rank 2, shape \[12, 6\]; expected rank 3"),
         ((TOKENS, TensorType("float16", WEIGHT.shape)), {}, "W has dtype float16; expected float"),
         ((TensorType("int64", TOKENS.shape), WEIGHT), {}, "X has dtype int64"),

@@ -145,6 +145,7 @@ def token_conv_setups(draw: st.DrawFn, most_products: int = 20_000) -> TokenConv
         kernel_height=draw(kernels),
         kernel_width=draw(kernels),
         bias=draw(st.booleans()),
+        input_bias=draw(st.booleans()),
         activation=draw(st.sampled_from(["none", "gelu"])),
         gated=draw(st.booleans()),
         dtype=draw(st.sampled_from(FLOAT_TYPES)),

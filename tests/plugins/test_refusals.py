@@ -36,7 +36,7 @@ TOKEN_CONV: Attributes = {
     "activation": "none",
     "gated": 0,
 }
-IMAGE: Shapes = {"X": (2, 12, 6), "W": (6, 1, 3, 5), "bias": (6,)}
+IMAGE: Shapes = {"X": (2, 12, 6), "W": (6, 1, 3, 5), "bias": (6,), "input_bias": (6,)}
 AGGREGATED: Attributes = {
     "num_heads": 3,
     "height": 3,
@@ -223,6 +223,7 @@ def test_router_without_routed_logits_refuses_a_choice():
         ({"W": (6, 1, 3, 2)}, r"W is \[6, 1, 3, 2\]; expected a kernel of odd height"),
         ({"W": (6, 1, 0, 3)}, r"W is \[6, 1, 0, 3\]; expected a kernel of odd height"),
         ({"bias": (5,)}, r"bias is \[5\]; expected \[6\]"),
+        ({"input_bias": (12,)}, r"input_bias is \[12\]; expected \[6\]"),
     ],
 )
 def test_token_conv_refuses_sizes_that_do_not_fit(change: Shapes, message: str):

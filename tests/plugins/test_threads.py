@@ -36,7 +36,7 @@ SETUPS = {
     "output_projection": replace(_PROJECTION, op="MoHOutputProjection"),
     "router": RouterSetup(batch=2, seq_len=333, num_routed=37, top_k=9, num_shared=3),
     "token_conv": TokenConvSetup(
-        batch=2, height=23, width=19, channels=83, activation="gelu", gated=True
+        batch=2, height=23, width=19, channels=83, activation="gelu", gated=True, input_bias=True
     ),
 }
 

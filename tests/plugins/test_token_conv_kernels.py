@@ -25,7 +25,7 @@ def test_any_token_conv_agrees_with_the_reference(kernels: Kernels, setup: Token
 def _identity(values: np.ndarray) -> Case:
     """gelu of each value: one row of pixels, a kernel of one element."""
     setup = TokenConvSetup(height=1, width=1, channels=values.size, activation="gelu", bias=False)
-    inputs = (values.reshape(1, 1, -1), np.ones((values.size, 1, 1, 1)), None)
+    inputs = (values.reshape(1, 1, -1), np.ones((values.size, 1, 1, 1)), None, None)
     return replace(setup.case(), build=lambda _: inputs)
 
 

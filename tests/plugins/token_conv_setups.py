@@ -21,6 +21,7 @@ class TokenConvSetup:
     kernel_height: int = 3
     kernel_width: int = 3
     bias: bool = True
+    input_bias: bool = False
     activation: str = "none"
     gated: bool = False
     dtype: str = "float32"
@@ -56,4 +57,5 @@ class TokenConvSetup:
         weight = rng.standard_normal((self.channels, 1, *kernel)) / np.sqrt(np.prod(kernel))
         bias = rng.standard_normal(self.channels) if self.bias else None
         tokens[..., : self.channels] *= self.size
-        return tokens, weight, bias
+        input_bias = rng.standard_normal(features) if self.input_bias else None
+        return tokens, weight, bias, input_bias

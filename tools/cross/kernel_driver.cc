@@ -161,7 +161,9 @@ void RunTokenConv(const moh::cpu::Kernels& kernels) {
   }
   args.activation = ReadNumber() != 0 ? moh::Activation::kGelu : moh::Activation::kNone;
   args.gated = ReadNumber() != 0;
-  const Bytes tokens = ReadTensor(), weight = ReadTensor(), bias = ReadTensor();
+  const Bytes tokens = ReadTensor(), weight = ReadTensor();
+  const Bytes bias = ReadTensor(), input_bias = ReadTensor();
+  args.input_bias = input_bias.get();
   args.input = tokens.get();
   args.weight = weight.get();
   args.bias = bias.get();

@@ -126,7 +126,7 @@ def _router(case: Case) -> bytes:
 
 
 def _token_conv(case: Case) -> bytes:
-    tokens, weight, bias = (*case.inputs(), None)[:3]
+    tokens, weight, bias, input_bias = (*case.inputs(), None, None)[:4]
     attributes = case.attributes
     sizes = [tokens.shape[0], attributes["height"], attributes["width"], *weight.shape[::2]]
     header = [
@@ -136,7 +136,7 @@ def _token_conv(case: Case) -> bytes:
         attributes["activation"] == "gelu",
         attributes["gated"],
     ]
-    return _numbers(3, *header) + _tensors(tokens, weight, bias)
+    return _numbers(3, *header) + _tensors(tokens, weight, bias, input_bias)
 
 
 def _aggregated_attention(case: Case) -> bytes:

@@ -1,8 +1,8 @@
 """Compute on tokens what a model computes on images that it makes of them.
 
 `tokens [B, N, C] -> image [B, C, H, W] -> convolutions -> tokens` moves every activation twice. A
-depthwise convolution becomes a MoHTokenConv, with the gelu and the gates that follow it; a
-convolution of one pixel a matrix product, the mean of blocks a mean.
+depthwise convolution becomes a MoHTokenConv, with the bias of the product before it and the gelu
+and the gates that follow; a convolution of one pixel a matrix product, the mean of blocks a mean.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::token_conv
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import module_path, shape
+from moh_deploy.frontend.recognize.graph import argument, module_path, op, shape
 from moh_deploy.frontend.recognize.image_chains import ImageChain, find_image_chains
 from moh_deploy.frontend.recognize.image_ops import (
     BlockMean,
@@ -22,10 +22,13 @@ from moh_deploy.frontend.recognize.image_ops import (
     ImageOp,
     Pointwise,
 )
+from moh_deploy.frontend.recognize.views import is_view
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder
 from moh_deploy.frontend.rewrite.swap import Swap
 
 aten = torch.ops.aten
+
+_PARTS = frozenset(["chunk", "split", "split_with_sizes", "getitem", "slice", "narrow"])
 
 
 def insert_token_layout(program: ExportedProgram) -> list[Swap]:
@@ -39,9 +42,13 @@ def insert_token_layout(program: ExportedProgram) -> list[Swap]:
 def _insert(graph: Graph, chain: ImageChain) -> Swap:
     builder = GraphBuilder(graph, chain.end)
     layouts = LayoutBuilder(builder)
-    tokens = layouts.arrange(chain.entry, (*chain.image.tokens[:2], chain.features))
+    entry, input_bias = chain.entry, None
+    if isinstance(chain.steps[0], Depthwise):
+        entry, input_bias = _split_off_bias(builder, chain)
+    tokens = layouts.arrange(entry, (*chain.image.tokens[:2], chain.features))
     for step in chain.steps:
-        tokens = _on_tokens(builder, step, tokens)
+        tokens = _on_tokens(builder, step, tokens, input_bias)
+        input_bias = None
     result = layouts.arrange(Operand(tokens, chain.steps[-1].image.tokens), chain.layout)
     for node in chain.inner:
         _read_sizes_elsewhere(graph, node)
@@ -49,11 +56,41 @@ def _insert(graph: Graph, chain: ImageChain) -> Swap:
     return Swap(chain.end, result, f"the token layout of {path}")
 
 
-def _on_tokens(builder: GraphBuilder, step: ImageOp, tokens: Node) -> Node:
-    """Insert one step on tokens [B, N, C]."""
+def _split_off_bias(builder: GraphBuilder, chain: ImageChain) -> tuple[Operand, Node | None]:
+    """The tokens before the bias of the product that makes them, and the bias: adding it would be
+    one more pass over all of them. Where the chain alone reads them; else the tokens."""
+    entry = chain.entry
+    between = _nodes_between(chain)
+    if op(entry.node) != "linear" or between is None or entry.layout[-1:] != (chain.features,):
+        return entry, None
+    bias = argument(entry.node, "bias")
+    if not isinstance(bias, Node):
+        return entry, None
+    for node in between:
+        _read_sizes_elsewhere(chain.end.graph, node)
+    product = builder.call(aten.linear.default, *entry.node.args[:2])
+    return Operand(product, entry.layout), bias
+
+
+def _nodes_between(chain: ImageChain) -> list[Node] | None:
+    """The entry and its views and parts, down to the chain; None if anything else reads them."""
+    found, queue = [chain.entry.node], [chain.entry.node]
+    while queue:
+        for reader in queue.pop().users:
+            if reader in chain.inner or reader is chain.end or op(reader) == "sym_size":
+                continue
+            if not is_view(reader) and op(reader) not in _PARTS:
+                return None
+            found.append(reader)
+            queue.append(reader)
+    return found
+
+
+def _on_tokens(builder: GraphBuilder, step: ImageOp, tokens: Node, input_bias: Node | None) -> Node:
+    """Insert one step on tokens [B, N, C]; the first one may have to add a bias to them."""
     if isinstance(step, Depthwise):
         size, activation = (step.image.height, step.image.width), "gelu" if step.gelu else "none"
-        arguments = (tokens, step.weight, step.bias, *size, activation, step.gated)
+        arguments = (tokens, step.weight, step.bias, input_bias, *size, activation, step.gated)
         return builder.call(torch.ops.moh.token_conv.default, *arguments)
     if isinstance(step, Pointwise):
         weight = builder.call(aten.flatten.using_ints, step.weight, 1)  # [O, C]

@@ -12,7 +12,8 @@ from moh_deploy.frontend.torch_ops.onnx_ops import Value, moh_opset
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 
 _SCHEMA = (
-    "(Tensor x, Tensor weight, Tensor? bias, int height, int width, str activation, bool gated)"
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? input_bias, int height, int width, "
+    "str activation, bool gated)"
     " -> Tensor"
 )
 
@@ -22,6 +23,7 @@ def token_conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    input_bias: Tensor | None,
     height: int,
     width: int,
     activation: str,
@@ -33,12 +35,15 @@ def token_conv(
         x: [B, height * width, C], or twice the channels if gated.
         weight: [C, 1, kh, kw].
         bias: [C].
+        input_bias: As long as a token of x, and added to each.
 
     Returns:
         [B, height * width, C].
     """
     precise = torch.promote_types(x.dtype, torch.float32)
     channels = weight.shape[0]
+    if input_bias is not None:
+        x = x.to(precise) + input_bias.to(precise)
     image = x[..., :channels].to(precise).transpose(1, 2)  # [B, C, N]
     convolved = functional.conv2d(
         image.reshape(x.shape[0], channels, height, width),
@@ -52,7 +57,7 @@ def token_conv(
         result = functional.gelu(result)
     if gated:
         result = result * x[..., channels:].to(precise)
-    return result.to(x.dtype).contiguous()
+    return result.to(weight.dtype).contiguous()
 
 
 @token_conv.register_fake
@@ -60,6 +65,7 @@ def _(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    input_bias: Tensor | None,
     height: int,
     width: int,
     activation: str,
@@ -72,6 +78,7 @@ def translate(
     x: Value,
     weight: Value,
     bias: Value | None,
+    input_bias: Value | None,
     height: int,
     width: int,
     activation: str,
@@ -80,7 +87,9 @@ def translate(
     assert weight.shape is not None
     channels = weight.shape[0]
     assert isinstance(channels, int)
-    optional = () if bias is None else (bias,)
+    optional = [bias, input_bias]
+    while optional and optional[-1] is None:
+        optional.pop()
     result = moh_opset.MoHTokenConv(
         x,
         weight,

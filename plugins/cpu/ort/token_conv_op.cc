@@ -44,7 +44,8 @@ OrtStatusPtr TokenConvKernel::ComputeV2(OrtKernelContext* context) const {
 }
 
 Ort::Status TokenConvKernel::Compute(Ort::KernelContext& context) const {
-  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2)};
+  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2),
+                   ReadInput(context, 3)};
   if (auto status = CheckSizes(in); !status.IsOK()) {
     return status;
   }
@@ -77,6 +78,10 @@ Ort::Status TokenConvKernel::CheckSizes(const Tensors& in) const {
     return InvalidArgument("MoHTokenConv: bias is ", Text(in.bias.shape), "; expected [", channels_,
                            "].");
   }
+  if (in.input_bias.present && in.input_bias.shape != Shape{features}) {
+    return InvalidArgument("MoHTokenConv: input_bias is ", Text(in.input_bias.shape),
+                           "; expected [", features, "].");
+  }
   return Ort::Status();
 }
 
@@ -86,6 +91,7 @@ TokenConvArgs TokenConvKernel::ReadArgs(const Tensors& in) const {
   args.input = in.tokens.data;
   args.weight = in.weight.data;
   args.bias = in.bias.data;
+  args.input_bias = in.input_bias.data;
   args.batch = static_cast<int32_t>(in.tokens.shape[0]);
   args.height = static_cast<int32_t>(height_);
   args.width = static_cast<int32_t>(width_);

@@ -17,7 +17,7 @@ class TokenConvKernel {
 
  private:
   struct Tensors {
-    Input tokens, weight, bias;
+    Input tokens, weight, bias, input_bias;
   };
 
   Ort::Status Compute(Ort::KernelContext& context) const;
@@ -45,10 +45,10 @@ struct TokenConvOp : Ort::CustomOpBase<TokenConvOp<kType>, TokenConvKernel, /*Wi
   }
 
   const char* GetName() const { return "MoHTokenConv"; }
-  size_t GetInputTypeCount() const { return 3; }
+  size_t GetInputTypeCount() const { return 4; }
   ONNXTensorElementDataType GetInputType(size_t) const { return ElementType(kType); }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
-    return index == 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+    return index >= 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   }
   size_t GetOutputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetOutputType(size_t) const { return ElementType(kType); }

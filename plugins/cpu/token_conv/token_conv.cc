@@ -39,42 +39,6 @@ HWY_INLINE VF Gelu(VF x) {
   return hn::Sub(positive, tail);
 }
 
-// Weights and bias as the loops read them: in float32, channels last, padded to whole vectors.
-class Taps {
- public:
-  template <typename T>
-  static Taps Pack(const TokenConvArgs& args) {
-    const auto channels = static_cast<size_t>(args.channels);
-    const size_t count =
-        static_cast<size_t>(args.kernel_height) * static_cast<size_t>(args.kernel_width);
-    Taps taps((channels + kLanes - 1) / kLanes * kLanes, count);
-    const T* weight = static_cast<const T*>(args.weight);
-    for (size_t c = 0; c < channels; ++c) {
-      for (size_t tap = 0; tap < count; ++tap) {
-        taps.values_[(tap + 1) * taps.padded_ + c] = ScalarOf(*weight++);
-      }
-    }
-    const T* const bias = static_cast<const T*>(args.bias);
-    for (size_t c = 0; bias != nullptr && c < channels; ++c) {
-      taps.values_[c] = ScalarOf(bias[c]);
-    }
-    return taps;
-  }
-
-  // From one tap to the next.
-  ptrdiff_t Stride() const { return static_cast<ptrdiff_t>(padded_); }
-  const float* Bias() const { return values_.data(); }
-  const float* Weight(int32_t tap) const {
-    return Bias() + (static_cast<size_t>(tap) + 1) * padded_;
-  }
-
- private:
-  Taps(size_t padded, size_t count) : padded_(padded), values_((count + 1) * padded) {}
-
-  size_t padded_;
-  std::vector<float> values_;
-};
-
 // Which taps of a pixel lie in the image, along one side of it.
 struct TapRange {
   TapRange(int32_t position, int32_t kernel, int32_t size)
@@ -82,6 +46,93 @@ struct TapRange {
         end(std::min(kernel, size + kernel / 2 - position)) {}
 
   int32_t begin, end;
+};
+
+// Weights and biases as the loops read them: in float32, channels last, padded to whole vectors.
+class Taps {
+ public:
+  template <typename T>
+  static Taps Pack(const TokenConvArgs& args) {
+    Taps taps(args);
+    const auto channels = static_cast<size_t>(args.channels);
+    const T* weight = static_cast<const T*>(args.weight);
+    for (size_t c = 0; c < channels; ++c) {
+      for (size_t tap = 0; tap < taps.count_; ++tap) {
+        taps.Row(kFixedRows + tap)[c] = ScalarOf(*weight++);
+      }
+    }
+    taps.Copy(static_cast<const T*>(args.bias), kBias);
+    if (const T* const input_bias = static_cast<const T*>(args.input_bias)) {
+      taps.Copy(input_bias, kInputBias);
+      taps.Copy(args.gated ? input_bias + channels : nullptr, kGateBias);
+      taps.AddBiasOfInnerPixels();
+    }
+    return taps;
+  }
+
+  // From one tap to the next.
+  ptrdiff_t Stride() const { return static_cast<ptrdiff_t>(padded_); }
+  const float* Weight(int32_t tap) const { return At(kFixedRows + static_cast<size_t>(tap)); }
+  const float* Bias() const { return At(kBias); }
+  const float* InputBias() const { return args_.input_bias == nullptr ? nullptr : At(kInputBias); }
+  const float* GateBias() const { return args_.input_bias == nullptr ? nullptr : At(kGateBias); }
+
+  // What the bias of the input adds to a pixel is the same for all pixels with the same taps: here
+  // for those of row y that have every column of taps, together with the bias.
+  const float* BiasOfInnerPixels(int32_t y) const {
+    return args_.input_bias == nullptr ? Bias() : At(kFixedRows + count_ + RowKind(y));
+  }
+
+ private:
+  enum : size_t { kBias, kInputBias, kGateBias, kFixedRows };
+
+  explicit Taps(const TokenConvArgs& args)
+      : args_(args),
+        count_(static_cast<size_t>(args.kernel_height) * static_cast<size_t>(args.kernel_width)),
+        padded_((static_cast<size_t>(args.channels) + kLanes - 1) / kLanes * kLanes) {
+    const size_t kinds = args.input_bias == nullptr ? 0 : RowKind(args.height - 1) + 1;
+    values_.resize((kFixedRows + count_ + kinds) * padded_);
+  }
+
+  // Rows of pixels that have the same rows of taps are of one kind.
+  size_t RowKind(int32_t y) const {
+    const int32_t pad = args_.kernel_height / 2, alike = args_.height - 1 - 2 * pad;
+    return static_cast<size_t>(y <= pad ? y : std::max(y - std::max(alike, 0), pad));
+  }
+
+  void AddBiasOfInnerPixels() {
+    for (int32_t y = 0; y < args_.height; ++y) {
+      if (y != 0 && RowKind(y) == RowKind(y - 1)) {
+        continue;
+      }
+      float* const sums = Row(kFixedRows + count_ + RowKind(y));
+      const TapRange rows(y, args_.kernel_height, args_.height);
+      std::fill_n(sums, padded_, 0.0f);
+      for (int32_t tap = rows.begin * args_.kernel_width; tap < rows.end * args_.kernel_width;
+           ++tap) {
+        for (size_t c = 0; c < padded_; ++c) {
+          sums[c] += Weight(tap)[c];
+        }
+      }
+      for (size_t c = 0; c < padded_; ++c) {
+        sums[c] = Bias()[c] + InputBias()[c] * sums[c];
+      }
+    }
+  }
+
+  template <typename T>
+  void Copy(const T* from, size_t row) {
+    for (size_t c = 0; from != nullptr && c < static_cast<size_t>(args_.channels); ++c) {
+      Row(row)[c] = ScalarOf(from[c]);
+    }
+  }
+
+  float* Row(size_t row) { return values_.data() + row * padded_; }
+  const float* At(size_t row) const { return values_.data() + row * padded_; }
+
+  const TokenConvArgs& args_;
+  size_t count_, padded_;
+  std::vector<float> values_;
 };
 
 template <bool kWhole, typename T>
@@ -97,6 +148,8 @@ struct Pixels {
   const T* gates;
   T* output;
   const float* bias;
+  const float* input_bias;                                   // of pixels at the border, or null
+  const float* gate_bias;                                    // or null
   const float* weight;                                       // of the first row of taps
   ptrdiff_t channels, pixel_stride, row_stride, tap_stride;  // in elements
   int32_t kernel_width;
@@ -105,11 +158,11 @@ struct Pixels {
   bool gelu, gated;
 };
 
-// The sums of one row of taps. Of inner pixels every column of taps lies in the image. kWidth is
-// the width of the kernel, or 0 for any.
+// The sums of one row of taps. Of inner pixels every column of taps lies in the image; for others
+// the factors are summed, too. kWidth is the width of the kernel, or 0 for any.
 template <int32_t kWidth, int32_t kCount, bool kInner, bool kWhole, typename T>
 HWY_INLINE void AddRow(const Pixels<T>& at, const T* row, const float* weight, size_t count,
-                       VF (&sums)[kCount]) {
+                       VF (&sums)[kCount], VF& factors) {
   const DF df;
   if constexpr (kInner && kWidth != 0) {  // each pixel is loaded once
     VF pixels[kCount + kWidth - 1];
@@ -128,6 +181,7 @@ HWY_INLINE void AddRow(const Pixels<T>& at, const T* row, const float* weight, s
   } else {
     for (int32_t j = at.columns.begin; j < at.columns.end; ++j) {
       const VF factor = hn::LoadU(df, weight + j * at.tap_stride);
+      factors = hn::Add(factors, factor);
 #pragma GCC unroll 8
       for (int32_t p = 0; p < kCount; ++p) {
         const T* const from = row + (p + j - at.kernel_width / 2) * at.pixel_stride;
@@ -145,19 +199,26 @@ HWY_INLINE void ConvolveChannels(const Pixels<T>& at, ptrdiff_t c, size_t count)
   for (VF& sum : sums) {
     sum = hn::LoadU(df, at.bias + c);
   }
+  VF factors = hn::Zero(df);
   const T* row = at.input + c;
   const float* weight = at.weight + c;
   for (int32_t i = 0; i < at.rows; ++i) {
-    AddRow<kWidth, kCount, kInner, kWhole>(at, row, weight, count, sums);
+    AddRow<kWidth, kCount, kInner, kWhole>(at, row, weight, count, sums, factors);
     row += at.row_stride;
     weight += at.kernel_width * at.tap_stride;
+  }
+  if (!kInner && at.input_bias != nullptr) {
+    sums[0] = hn::MulAdd(hn::LoadU(df, at.input_bias + c), factors, sums[0]);
   }
 #pragma GCC unroll 8
   for (int32_t p = 0; p < kCount; ++p) {
     VF result = at.gelu ? Gelu(sums[p]) : sums[p];
     if (at.gated) {
-      const T* const gates = at.gates + p * at.pixel_stride + c;
-      result = hn::Mul(result, LoadChannels<kWhole>(gates, count));
+      VF gates = LoadChannels<kWhole>(at.gates + p * at.pixel_stride + c, count);
+      if (at.gate_bias != nullptr) {
+        gates = hn::Add(gates, hn::LoadU(df, at.gate_bias + c));
+      }
+      result = hn::Mul(result, gates);
     }
     T* const to = at.output + p * at.channels + c;
     if (kWhole) {
@@ -192,23 +253,24 @@ class RowConv {
 
   void Run(int32_t batch, int32_t y) const {
     const int32_t pad = args_.kernel_width / 2, inner_end = args_.width - pad;
+    const float* const bias = taps_.BiasOfInnerPixels(y);
     int32_t x = 0;
     for (; x < std::min(pad, args_.width); ++x) {
-      Convolve<kWidth, 1, /*kInner=*/false>(At(batch, y, x));
+      Convolve<kWidth, 1, /*kInner=*/false>(At(batch, y, x, taps_.Bias()));
     }
     for (; x + kPixels <= inner_end; x += kPixels) {
-      Convolve<kWidth, kPixels, /*kInner=*/true>(At(batch, y, x));
+      Convolve<kWidth, kPixels, /*kInner=*/true>(At(batch, y, x, bias));
     }
     for (; x < inner_end; ++x) {
-      Convolve<kWidth, 1, /*kInner=*/true>(At(batch, y, x));
+      Convolve<kWidth, 1, /*kInner=*/true>(At(batch, y, x, bias));
     }
     for (; x < args_.width; ++x) {
-      Convolve<kWidth, 1, /*kInner=*/false>(At(batch, y, x));
+      Convolve<kWidth, 1, /*kInner=*/false>(At(batch, y, x, taps_.Bias()));
     }
   }
 
  private:
-  Pixels<T> At(int32_t batch, int32_t y, int32_t x) const {
+  Pixels<T> At(int32_t batch, int32_t y, int32_t x, const float* bias) const {
     const TapRange rows(y, args_.kernel_height, args_.height);
     const ptrdiff_t token = Token(batch, y, x);
     const ptrdiff_t first = Token(batch, y - args_.kernel_height / 2 + rows.begin, x);
@@ -216,7 +278,9 @@ class RowConv {
     return {/*input=*/input + first * stride_,
             /*gates=*/input + token * stride_ + channels_,
             /*output=*/static_cast<T*>(args_.output) + token * channels_,
-            /*bias=*/taps_.Bias(),
+            bias,
+            taps_.InputBias(),
+            taps_.GateBias(),
             /*weight=*/taps_.Weight(rows.begin * args_.kernel_width),
             channels_,
             /*pixel_stride=*/stride_,

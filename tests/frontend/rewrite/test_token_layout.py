@@ -160,7 +160,7 @@ def test_convolution_in_any_spelling_becomes_one_operator(name: str):
     program, swaps = rewritten(form)
     (node,) = nodes(program, "token_conv")
     assert len(swaps) == 1
-    assert node.args[3:] == (H, W, activation, gated)
+    assert node.args[4:] == (H, W, activation, gated)
     assert moves(program) == []
     assert nodes(program, "gelu") == nodes(program, "chunk") == nodes(program, "mul") == []
 
@@ -183,13 +183,47 @@ def test_convolution_in_any_spelling_becomes_one_operator(name: str):
 def test_what_follows_and_is_something_else_stays_behind_the_convolution(form: Form):
     program, _ = rewritten(form)
     (node,) = nodes(program, "token_conv")
-    assert node.args[5:] == ("none" if node.args[5] == "none" else "gelu", False)
+    assert node.args[6:] == ("none" if node.args[6] == "none" else "gelu", False)
     assert "conv2d" not in moves(program)
+
+
+BIASED: dict[str, tuple[bool, Form]] = {
+    "alone": (True, lambda m, x: tokens(m.conv(image(m.fc2(x))))),
+    "gated": (True, CONVOLUTIONS["gated_chunk"][1]),
+    "gated_slices": (True, CONVOLUTIONS["gated_slices"][1]),
+    "gated_chunk_of_image": (True, CONVOLUTIONS["gated_chunk_of_image"][1]),
+    "sizes_read": (
+        True,
+        lambda m, x: (
+            (y := m.fc2(x)) is not None
+            and tokens(m.conv(y.transpose(1, 2).reshape(y.shape[0], y.shape[2], H, W)))
+        ),
+    ),
+    "two_readers": (False, lambda m, x: (y := m.fc2(x)) + tokens(m.conv(image(y)))),
+    "other_gates": (
+        False,
+        lambda m, x: (h := m.fc1(x).chunk(2, -1)) and F.relu(tokens(m.conv(image(h[0])))) * h[1],
+    ),
+    "no_product": (False, lambda m, x: tokens(m.conv(image(x + m.fc2.bias)))),
+    "something_between": (False, lambda m, x: tokens(m.conv(image(F.relu(m.fc2(x)))))),
+    "pointwise": (False, lambda m, x: tokens(m.sr(image(m.fc2(x))))),
+}
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_bias_of_the_product_before_is_added_by_the_convolution(name: str):
+    joined, form = BIASED[name]
+    program, _ = rewritten(form)
+    biases = [node.args[3] for node in nodes(program, "token_conv")]
+    assert any(bias is not None for bias in biases) == joined
+    if joined:
+        (linear,) = nodes(program, "linear")
+        assert len(linear.args) == 2
 
 
 def test_tanh_gelu_is_not_taken_for_gelu():
     program, _ = rewritten(lambda m, x: tokens(F.gelu(m.conv(image(x)), approximate="tanh")))
-    assert nodes(program, "token_conv")[0].args[5] == "none"
+    assert nodes(program, "token_conv")[0].args[6] == "none"
     assert len(nodes(program, "gelu")) == 1
 
 
@@ -310,7 +344,7 @@ def test_operator_that_differs_is_noticed():
     _, program = traced(CONVOLUTIONS["transpose_view"][1])
     swaps = insert_token_layout(program)
     (node,) = nodes(program, "token_conv")
-    node.args = (*node.args[:3], W, H, *node.args[5:])
+    node.args = (*node.args[:4], W, H, *node.args[6:])
     program.graph_module.recompile()
     (disagreement,) = record(program, [], [TOKENS], swaps).disagreements
     assert disagreement is not None
