@@ -12,6 +12,7 @@ import pytest
 from tests.plugins.kernels import Kernels
 
 ROOT = Path(__file__).resolve().parents[2]
+OPS = ("MoHAttention", "MoHAggregatedAttention")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect as Linux has it")
 
@@ -27,11 +28,13 @@ def _run(kernels: Kernels, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_keys_and_values_of_unchosen_heads_are_not_read(kernels: Kernels):
-    ran = _run(kernels)
+@pytest.mark.parametrize("op", OPS)
+def test_keys_and_values_of_unchosen_heads_are_not_read(kernels: Kernels, op: str):
+    ran = _run(kernels, op)
     assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr
 
 
-def test_keys_and_values_of_chosen_heads_are_read(kernels: Kernels):
+@pytest.mark.parametrize("op", OPS)
+def test_keys_and_values_of_chosen_heads_are_read(kernels: Kernels, op: str):
     """The twin: that memory really cannot be read."""
-    assert _run(kernels, "all").returncode == -signal.SIGSEGV
+    assert _run(kernels, op, "all").returncode == -signal.SIGSEGV
