@@ -30,6 +30,16 @@ def test_any_projection_agrees_with_the_reference(kernels: Kernels, setup: Proje
     assert_right(case, kernels.run(case))
 
 
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_long_sums_are_nearly_as_exact_as_short_ones(kernels: Kernels, name: str):
+    setup = replace(PROJECTIONS[name], batch=1, seq_len=100, num_heads=2, head_dim=16)
+    if name == "query":
+        setup = replace(setup, width=4096)
+    else:
+        setup = replace(setup, num_heads=32, head_dim=128, gates="all", width=33)
+    assert_right(setup.case(), kernels.run(setup.case()))
+
+
 # A weight of the model is packed when the session is made, another at each call.
 
 

@@ -1,7 +1,6 @@
 // From gates to lists of the rows that a projection multiplies.
 #pragma once
 
-#include <utility>
 #include <vector>
 
 #include "moh/tensor.h"
@@ -47,33 +46,6 @@ class OpenRows {
   // The blocks have about one size, which depends on the number of tokens alone.
   TokenBlock Block(size_t block) const;
   RowList List(size_t block, size_t group, size_t list) const;
-
-  // Calls call(list) for each list of a block that is not empty, in the order of heads. Heads that
-  // follow each other and that every token chose come as one list.
-  template <typename Call>
-  void ForEachRun(size_t block, const Call& call) const {
-    RowList all{};
-    for (size_t group = 0; group < groups_; ++group) {
-      const RowList last = List(block, group, lists_per_group_ - 1);
-      if (last.count == Block(block).count) {
-        all = all.heads == 0 ? last
-                             : RowList{all.rows, all.count, all.first_head, all.heads + last.heads};
-        continue;
-      }
-      if (all.heads != 0) {
-        call(std::exchange(all, RowList{}));
-      }
-      for (size_t list = 0; list < lists_per_group_; ++list) {
-        const RowList some = List(block, group, list);
-        if (some.count != 0) {
-          call(some);
-        }
-      }
-    }
-    if (all.heads != 0) {
-      call(all);
-    }
-  }
 
  private:
   void Fill(DType dtype, const void* gates);

@@ -16,8 +16,10 @@ HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
+// Panels of a tile, and panels that follow each other while the rows are in the cache.
 constexpr size_t kMostVectors = kManyRegisters ? 4 : 3;
-constexpr size_t kTileColumns = kMostVectors * kLanes;
+constexpr size_t kMostPanels = 2 * kMostVectors;
+constexpr size_t kMostColumns = kMostPanels * kLanes;
 
 // Rows of a tile: sums and one vector of each panel are in registers, and so are the addresses of
 // the rows, of which more than 8 do not fit.
@@ -25,7 +27,8 @@ template <size_t kVectors>
 constexpr size_t kTileRows =
     kManyRegisters ? (kVectors == 4 ? 6 : 8) : 12 / (kVectors + (kVectors == 1));
 
-// A panel's part that is used by all rows before the next part is: four of them fit into a cache of
+// A sum is made of parts of at most this many products, each from 0 on: long sums are more exact,
+// and a panel's part is used by all rows before the next part is: four of them fit into a cache of
 // 32 KiB.
 constexpr size_t kMostDepth = 128;
 
@@ -78,10 +81,9 @@ HWY_NOINLINE void MultiplyTile(const Product& product, const Sums& sums, const i
   for (size_t r = 0; r < kRows; ++r) {
     const auto row = static_cast<size_t>(rows[r]);
     input[r] = product.input + row * product.input_stride;
-    const float* const from = sums.from + row * sums.from_stride;
 #pragma GCC unroll 4
     for (size_t v = 0; v < kVectors; ++v) {
-      tile[r][v] = hn::LoadU(df, from + v * kLanes);
+      tile[r][v] = hn::Zero(df);
     }
   }
   const float* const HWY_RESTRICT panels = product.panels;
@@ -101,14 +103,15 @@ HWY_NOINLINE void MultiplyTile(const Product& product, const Sums& sums, const i
       }
     }
   }
-  float* const first = sums.to;
-  const size_t to_stride = sums.to_stride;
+  const Sums where = sums;  // stores might change what a reference refers to
 #pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
-    float* const to = first + static_cast<size_t>(rows[r]) * to_stride;
+    const auto row = static_cast<size_t>(rows[r]);
+    const float* const from = where.from + row * where.from_stride;
+    float* const to = where.to + row * where.to_stride;
 #pragma GCC unroll 4
     for (size_t v = 0; v < kVectors; ++v) {
-      hn::StoreU(tile[r][v], df, to + v * kLanes);
+      hn::StoreU(hn::Add(hn::LoadU(df, from + v * kLanes), tile[r][v]), df, to + v * kLanes);
     }
   }
 }
@@ -127,36 +130,51 @@ HWY_INLINE void MultiplyLastTile(const Product& product, const Sums& sums, const
 }
 
 template <size_t kVectors>
-void MultiplyVectors(const Product& product, Sums sums, const int32_t* rows, size_t count) {
+void MultiplyVectors(const Product& product, const Sums& sums, const int32_t* rows, size_t count) {
   constexpr size_t kRows = kTileRows<kVectors>;
+  size_t row = 0;
+  for (; row + kRows <= count; row += kRows) {
+    MultiplyTile<kRows, kVectors>(product, sums, rows + row);
+  }
+  MultiplyLastTile<kRows - 1, kVectors>(product, sums, rows + row, count - row);
+}
+
+inline void MultiplyPart(Product product, size_t panels, Sums sums, const int32_t* rows,
+                         size_t count) {
+  const Cut cut(panels, kMostVectors);
+  for (size_t part = 0; part < cut.parts; ++part) {
+    const size_t vectors = cut.Begin(part + 1) - cut.Begin(part);
+    switch (vectors) {
+      case 1:
+        MultiplyVectors<1>(product, sums, rows, count);
+        break;
+      case 2:
+        MultiplyVectors<2>(product, sums, rows, count);
+        break;
+      case 3:
+        MultiplyVectors<3>(product, sums, rows, count);
+        break;
+      default:
+        MultiplyVectors<kMostVectors>(product, sums, rows, count);
+    }
+    product.panels += vectors * product.panel_stride;
+    sums.from += vectors * kLanes;
+    sums.to += vectors * kLanes;
+  }
+}
+
+// `count` rows by `panels` panels.
+inline void Multiply(const Product& product, size_t panels, Sums sums, const int32_t* rows,
+                     size_t count) {
   const Cut cut(product.depth, kMostDepth, 1);  // without depth, too, sums begin somewhere
   for (size_t part = 0; part < cut.parts; ++part) {
     Product now = product;
     now.input += cut.Begin(part);
     now.panels += cut.Begin(part) * kLanes;
     now.depth = cut.Begin(part + 1) - cut.Begin(part);
-    size_t row = 0;
-    for (; row + kRows <= count; row += kRows) {
-      MultiplyTile<kRows, kVectors>(now, sums, rows + row);
-    }
-    MultiplyLastTile<kRows - 1, kVectors>(now, sums, rows + row, count - row);
+    MultiplyPart(now, panels, sums, rows, count);
     sums.from = sums.to;
     sums.from_stride = sums.to_stride;
-  }
-}
-
-// `count` rows by `vectors` panels.
-HWY_INLINE void Multiply(const Product& product, size_t vectors, const Sums& sums,
-                         const int32_t* rows, size_t count) {
-  switch (vectors) {
-    case 1:
-      return MultiplyVectors<1>(product, sums, rows, count);
-    case 2:
-      return MultiplyVectors<2>(product, sums, rows, count);
-    case 3:
-      return MultiplyVectors<3>(product, sums, rows, count);
-    default:
-      return MultiplyVectors<kMostVectors>(product, sums, rows, count);
   }
 }
 

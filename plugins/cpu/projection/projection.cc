@@ -67,7 +67,7 @@ const float* InFloat32(const void* data, size_t rows, size_t size, const Paralle
 // The bias of some panels, with zeros behind the last column and where there is no bias.
 template <typename T>
 struct PanelBias {
-  HWY_ALIGN float values[kTileColumns];
+  HWY_ALIGN float values[kMostColumns];
 
   PanelBias(const void* bias, size_t columns, size_t first_panel, size_t panels) {
     for (size_t v = 0; v < panels; ++v) {
@@ -103,7 +103,7 @@ void StoreRow(const float* sums, T* row, size_t count) {
 // Two heads that a token chose share a pass where one head alone does not fill whole vectors.
 inline int32_t QueryHeadsPerGroup(int32_t head_dim) {
   const auto size = static_cast<size_t>(head_dim);
-  return size % kLanes != 0 && 2 * size % kLanes == 0 && 2 * size <= kTileColumns ? 2 : 1;
+  return size % kLanes != 0 && 2 * size % kLanes == 0 && 2 * size <= kMostColumns ? 2 : 1;
 }
 
 // What the tasks of a query projection share.
@@ -149,45 +149,45 @@ struct QueryCall {
     const size_t begin = static_cast<size_t>(list.first_head) * head_dim;
     const size_t end = begin + static_cast<size_t>(list.heads) * head_dim;
     const size_t first_panel = begin / kLanes;
-    const Cut cut(Panels(end) - first_panel, kMostVectors);
+    const Cut cut(Panels(end) - first_panel, kMostPanels);
     for (size_t part = 0; part < cut.parts; ++part) {
       const size_t panel = first_panel + cut.Begin(part);
-      const size_t vectors = first_panel + cut.Begin(part + 1) - panel;
-      const Range whole{panel * kLanes, (panel + vectors) * kLanes};
+      const size_t panels = first_panel + cut.Begin(part + 1) - panel;
+      const Range whole{panel * kLanes, (panel + panels) * kLanes};
       if constexpr (std::is_same<T, float>::value) {
         // What is written beyond the list's heads is of a closed head, and becomes 0 afterwards.
         if (own.begin <= whole.begin && whole.end <= own.end) {
-          MultiplyPanels(tokens, list, panel, vectors, Output(tokens.begin) + whole.begin, columns);
+          MultiplyPanels(tokens, list, panel, panels, Output(tokens.begin) + whole.begin, columns);
           continue;
         }
       }
       const Range kept{HWY_MAX(begin, whole.begin), HWY_MIN(end, whole.end)};
-      ProjectThroughScratch(tokens, list, panel, vectors, kept);
+      ProjectThroughScratch(tokens, list, panel, panels, kept);
     }
   }
 
-  void ProjectThroughScratch(TokenBlock tokens, const RowList& list, size_t panel, size_t vectors,
+  void ProjectThroughScratch(TokenBlock tokens, const RowList& list, size_t panel, size_t panels,
                              Range kept) const {
     thread_local Scratch scratch;
     // Rows are read as vectors that may begin at any column.
-    const size_t size = static_cast<size_t>(tokens.count) * kTileColumns + kLanes;
+    const size_t size = static_cast<size_t>(tokens.count) * kMostColumns + kLanes;
     scratch.Reset(Scratch::Bytes<float>(size));
     float* const sums = scratch.Take<float>(size);
-    MultiplyPanels(tokens, list, panel, vectors, sums, kTileColumns);
+    MultiplyPanels(tokens, list, panel, panels, sums, kMostColumns);
     for (int32_t i = 0; i < list.count; ++i) {
-      const float* const row = sums + static_cast<size_t>(list.rows[i]) * kTileColumns;
+      const float* const row = sums + static_cast<size_t>(list.rows[i]) * kMostColumns;
       StoreRow(row + (kept.begin - panel * kLanes),
                Output(tokens.begin + list.rows[i]) + kept.begin, kept.end - kept.begin);
     }
   }
 
-  void MultiplyPanels(TokenBlock tokens, const RowList& list, size_t panel, size_t vectors,
+  void MultiplyPanels(TokenBlock tokens, const RowList& list, size_t panel, size_t panels,
                       float* sums, size_t sums_stride) const {
-    const PanelBias<T> bias(args.bias, columns, panel, vectors);
+    const PanelBias<T> bias(args.bias, columns, panel, panels);
     const size_t stride = depth * kLanes;
     Multiply({input + static_cast<size_t>(tokens.begin) * depth, depth, packed + panel * stride,
               stride, depth},
-             vectors, {bias.values, 0, sums, sums_stride}, list.rows,
+             panels, {bias.values, 0, sums, sums_stride}, list.rows,
              static_cast<size_t>(list.count));
   }
 
@@ -214,54 +214,59 @@ struct OutputCall {
   size_t head_dim = static_cast<size_t>(args.head_dim);
   size_t depth = static_cast<size_t>(args.heads) * head_dim;
   size_t columns = static_cast<size_t>(args.out_features);
-  Cut cut{Panels(columns), kMostVectors};
+  // Of few tokens, more tasks.
+  Cut cut{Panels(columns), open.blocks() == 1 ? kMostVectors : kMostPanels};
 
   size_t tasks() const { return cut.parts * open.blocks(); }
 
   // Consecutive tasks read the same weights.
   void RunTask(size_t i) const {
     const size_t block = i % open.blocks(), part = i / open.blocks();
-    const size_t panel = cut.Begin(part), vectors = cut.Begin(part + 1) - panel;
-    const size_t begin = panel * kLanes, end = HWY_MIN(begin + vectors * kLanes, columns);
+    const size_t panel = cut.Begin(part), panels = cut.Begin(part + 1) - panel;
+    const size_t begin = panel * kLanes, end = HWY_MIN(begin + panels * kLanes, columns);
     const TokenBlock tokens = open.Block(block);
     T* const output =
         static_cast<T*>(args.output) + static_cast<size_t>(tokens.begin) * columns + begin;
     if constexpr (std::is_same<T, float>::value) {
-      if (end == begin + vectors * kLanes) {
-        return AddOpenHeads(block, panel, vectors, output, columns);
+      if (end == begin + panels * kLanes) {
+        return AddOpenHeads(block, panel, panels, output, columns);
       }
     }
     thread_local Scratch scratch;
     const auto rows = static_cast<size_t>(tokens.count);
-    scratch.Reset(Scratch::Bytes<float>(rows * kTileColumns));
-    float* const sums = scratch.Take<float>(rows * kTileColumns);
-    AddOpenHeads(block, panel, vectors, sums, kTileColumns);
+    scratch.Reset(Scratch::Bytes<float>(rows * kMostColumns));
+    float* const sums = scratch.Take<float>(rows * kMostColumns);
+    AddOpenHeads(block, panel, panels, sums, kMostColumns);
     for (size_t row = 0; row < rows; ++row) {
-      StoreRow(sums + row * kTileColumns, output + row * columns, end - begin);
+      StoreRow(sums + row * kMostColumns, output + row * columns, end - begin);
     }
   }
 
   // sums = bias + the product of each token with its open heads, in the order of heads.
-  void AddOpenHeads(size_t block, size_t panel, size_t vectors, float* sums,
+  void AddOpenHeads(size_t block, size_t panel, size_t panels, float* sums,
                     size_t sums_stride) const {
-    const PanelBias<T> bias(args.bias, columns, panel, vectors);
+    const PanelBias<T> bias(args.bias, columns, panel, panels);
     const TokenBlock tokens = open.Block(block);
     const float* const rows = input + static_cast<size_t>(tokens.begin) * depth;
     const size_t stride = depth * kLanes;
     Sums where{bias.values, 0, sums, sums_stride};
-    open.ForEachRun(block, [&](const RowList& run) {
-      if (run.count != tokens.count && where.from != sums) {
-        bias.CopyTo(sums, sums_stride, static_cast<size_t>(tokens.count), vectors);
+    for (size_t i = 0; i < open.groups() * open.lists_per_group(); ++i) {
+      const RowList list = open.List(block, i / open.lists_per_group(), i % open.lists_per_group());
+      if (list.count == 0) {
+        continue;
+      }
+      if (list.count != tokens.count && where.from != sums) {  // the others need the bias, too
+        bias.CopyTo(sums, sums_stride, static_cast<size_t>(tokens.count), panels);
         where = {sums, sums_stride, sums, sums_stride};
       }
-      const size_t begin = static_cast<size_t>(run.first_head) * head_dim;
+      const size_t begin = static_cast<size_t>(list.first_head) * head_dim;
       Multiply({rows + begin, depth, packed + panel * stride + begin * kLanes, stride,
-                static_cast<size_t>(run.heads) * head_dim},
-               vectors, where, run.rows, static_cast<size_t>(run.count));
+                static_cast<size_t>(list.heads) * head_dim},
+               panels, where, list.rows, static_cast<size_t>(list.count));
       where = {sums, sums_stride, sums, sums_stride};
-    });
+    }
     if (where.from != sums) {
-      bias.CopyTo(sums, sums_stride, static_cast<size_t>(tokens.count), vectors);
+      bias.CopyTo(sums, sums_stride, static_cast<size_t>(tokens.count), panels);
     }
   }
 };
