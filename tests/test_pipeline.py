@@ -107,6 +107,9 @@ def one_layer_decoder() -> ZooModel:
     )
 
 
+SMALL_MOH_OPS = {"MoHAttention", "MoHRouter", "MoHQueryProjection", "MoHOutputProjection"}
+
+
 @pytest.mark.parametrize(
     "model",
     [one_layer_decoder(), animal("nested_outputs"), animal("windowed_pooled")],
@@ -145,7 +148,9 @@ def test_package_says_what_was_exported(tmp_path: Path):
     assert manifest.dims == {"batch": 2, "seq": 5}
     assert [(one.name, one.shape) for one in manifest.inputs] == [("x", ("batch", "seq", 8))]
     assert [(one.name, one.shape) for one in manifest.outputs] == [("hidden", ("batch", "seq", 8))]
-    assert manifest.ops == {"moh::MoHAttention": 1, "moh::MoHRouter": 1}
+    assert manifest.ops == dict.fromkeys([f"moh::{name}" for name in SMALL_MOH_OPS], 1)
+    assert layer.query_projection.endswith("MoHQueryProjection")
+    assert layer.output_projection.endswith("MoHOutputProjection")
     assert (manifest.opset, manifest.precision) == (21, "float32")
     assert manifest.proof.sizes == (
         {"batch": 2, "seq": 5},
@@ -397,7 +402,7 @@ class WithConvolution(nn.Module):
 
 def _moh_operators(root: Path) -> set[str]:
     model = onnx.load(OnnxPackage.open(root).model_path)
-    return {node.op_type for node in model.graph.node if node.domain == "moh"}
+    return {node.op_type for node in model.graph.node if node.domain in ("moh", "moh.dense")}
 
 
 IMAGE_INPUT = {"input_specs": ("x:[batch=2,15,8]:float32",)}
@@ -406,7 +411,7 @@ IMAGE_INPUT = {"input_specs": ("x:[batch=2,15,8]:float32",)}
 def test_convolution_of_tokens_is_one_operator(tmp_path: Path):
     model = WithConvolution(small_moh.build())
     report = export(model, tmp_path / "package", **IMAGE_INPUT)
-    assert _moh_operators(tmp_path / "package") == {"MoHAttention", "MoHRouter", "MoHTokenConv"}
+    assert _moh_operators(tmp_path / "package") == {*SMALL_MOH_OPS, "MoHTokenConv"}
     assert len(report.layers) == 1
     assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
 
@@ -429,7 +434,7 @@ def test_token_layout_that_is_wrong_stays_as_it_was(
     monkeypatch.setattr(convert, "insert_token_layout", insert)
     model = WithConvolution(small_moh.build())
     export(model, tmp_path / "package", **IMAGE_INPUT)
-    assert _moh_operators(tmp_path / "package") == {"MoHAttention", "MoHRouter"}
+    assert _moh_operators(tmp_path / "package") == SMALL_MOH_OPS
     assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
 
 

@@ -228,6 +228,8 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
         reason=rewrite.reason,
         op=rewrite.op,
         node=names.node,
+        query_projection=names.query_projection,
+        output_projection=names.output_projection,
         gates=names.gates,
         batch=batch,
         seq_len=seq_len,

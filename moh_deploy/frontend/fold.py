@@ -15,11 +15,11 @@ from typing import cast
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from moh_deploy.frontend.constant_inputs import add_constant
-from moh_deploy.frontend.recognize.constants import Constants, stored_nodes
+from moh_deploy.frontend.recognize.constants import Constants, StoredNodes
 from moh_deploy.frontend.recognize.graph import ancestors, is_tensor, tensor
 from moh_deploy.frontend.recognize.views import casts, is_view
 
@@ -44,13 +44,25 @@ def fold_weights(program: ExportedProgram) -> None:
     """
     graph = program.graph_module.graph
     constant = Constants(program)
-    stored = stored_nodes(graph, constant)
+    _merge_equal(graph, StoredNodes(graph, constant))
+    is_stored = StoredNodes(graph, constant)
+    stored = {node for node in graph.nodes if is_stored(node)}
     results = [node for group in _groups(stored) if _pays(group, stored) for node in group.results]
     results += [node for node in _operands(stored) if node not in results]
     for node, value in list(_evaluate(results, constant)):
         node.replace_all_uses_with(add_constant(program, _name(node), value))
     graph.eliminate_dead_code()
     program.graph_module.recompile()
+
+
+def _merge_equal(graph: Graph, is_stored: StoredNodes) -> None:
+    """A layer that runs twice rearranges its weights once."""
+    first: dict[str, Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and is_stored(node):
+            call = f"{node.target} {node.args} {node.kwargs}"
+            node.replace_all_uses_with(first.setdefault(call, node))
+    graph.eliminate_dead_code()
 
 
 def _groups(stored: set[Node]) -> list[_Group]:

@@ -81,9 +81,14 @@ def _watched(rewrite: Rewrite) -> list[Node]:
         nodes += [None if rewrite.router.selection is None else rewrite.router.selection.scores]
     if rewrite.replacement is not None:
         nodes.append(rewrite.layer.node)
-    for swap in rewrite.swaps:
+    for swap in _swaps(rewrite):
         nodes += [swap.old, swap.new]
     return [node for node in nodes if node is not None]
+
+
+def _swaps(rewrite: Rewrite) -> list[Swap]:
+    behind = rewrite.output_projection
+    return [*rewrite.swaps, *([] if behind is None else [behind])]
 
 
 class _WatchingInterpreter(Interpreter):
@@ -142,7 +147,11 @@ def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> str | N
             return found
     if rewrite.replacement is None or rewrite.op is None or not everything_decided:
         return None
-    return _difference(rewrite.op, values[rewrite.replacement], values[rewrite.layer.node])
+    found = _difference(rewrite.op, values[rewrite.replacement], values[rewrite.layer.node])
+    behind = rewrite.output_projection
+    if found is not None or behind is None:
+        return found
+    return _difference(behind.what, values[behind.new], values[behind.old])
 
 
 def _decided(

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from moh_deploy.package.manifest import AttentionOp
 
 ATTENTION_OPS = get_args(AttentionOp)
+_VIEWS = ("Reshape", "Transpose", "Identity")
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,14 @@ class LayerNames:
     Attributes:
         gates: Value that holds the gates [B, S, H].
         node: The node of the layer's attention; None where it stays ordinary operators.
+        query_projection: The MoHQueryProjection that it reads; None where there is none.
+        output_projection: The MoHOutputProjection that reads it; None where there is none.
     """
 
     gates: str
-    node: str | None
+    node: str | None = None
+    query_projection: str | None = None
+    output_projection: str | None = None
 
 
 def keep_gates(
@@ -43,13 +48,39 @@ def keep_gates(
     layers: list[LayerNames] = []
     for name, value, has_node in zip(names, gates, replaced, strict=True):
         value.name = f"{name}.gates"
-        node = None
-        if has_node:
-            node = next(attention)
-            node.name = f"{name}.{node.op_type}"
-        layers.append(LayerNames(value.name, None if node is None else node.name))
+        node = next(attention) if has_node else None
+        layers.append(
+            LayerNames(
+                gates=value.name,
+                node=_named(node, name),
+                query_projection=_named(_query_projection(node), name),
+                output_projection=_named(_output_projection(node), name),
+            )
+        )
     del graph.outputs[first:]
     return tuple(layers)
+
+
+def _named(node: ir.Node | None, layer: str) -> str | None:
+    if node is not None:
+        node.name = f"{layer}.{node.op_type}"
+    return None if node is None else node.name
+
+
+def _query_projection(attention: ir.Node | None) -> ir.Node | None:
+    query = None if attention is None else attention.inputs[0]
+    maker = None if query is None else query.producer()
+    return maker if maker is not None and maker.op_type == "MoHQueryProjection" else None
+
+
+def _output_projection(attention: ir.Node | None) -> ir.Node | None:
+    """The projection that alone reads the attention, perhaps rearranged."""
+    node = attention
+    while node is not None and node.op_type != "MoHOutputProjection":
+        readers = node.outputs[0].consumers()
+        follows = len(readers) == 1 and readers[0].op_type in ("MoHOutputProjection", *_VIEWS)
+        node = readers[0] if follows else None
+    return node
 
 
 def _unique(paths: list[str]) -> list[str]:

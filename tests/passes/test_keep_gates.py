@@ -39,6 +39,24 @@ def test_gates_leave_the_outputs_and_keep_a_name():
     ]
 
 
+def test_projections_are_named_after_their_layers():
+    x, w, logits = value("x", ["b", "s", 8]), value("w", [8, 8]), value("l", ["b", "s", 4])
+    q, y, flat, z = (value(n, ["b", "s", 8]) for n in ("q", "y", "flat", "z"))
+    g, shape = value("g", ["b", "s", 4]), value("shape", [3], ir.DataType.INT64)
+    nodes = [
+        node("Relu", [logits], g),
+        node("MoHQueryProjection", [x, w, g], q),
+        attention(q, x, g, y),
+        node("Reshape", [y, shape], flat),
+        node("MoHOutputProjection", [flat, w, g], z),
+    ]
+    (names,) = keep_gates(
+        model([x, w, logits, shape], [z, g], nodes), paths=["attn"], replaced=[True]
+    )
+    assert names.query_projection == nodes[1].name == "attn.MoHQueryProjection"
+    assert names.output_projection == nodes[4].name == "attn.MoHOutputProjection"
+
+
 def test_layer_without_a_node_takes_none_from_the_next_one():
     x, y, g0, g1 = (value(n, ["b", "s", 8]) for n in ("x", "y", "g0", "g1"))
     logits = value("logits", ["b", "s", 4])

@@ -26,16 +26,31 @@ class Constants:
         return found if isinstance(found, torch.Tensor) else None
 
 
-def stored_nodes(graph: Graph, constant: Constants) -> set[Node]:
-    """Nodes whose values follow from parameters, buffers and constant tensors alone."""
-    stored = {node for node in graph.nodes if constant(node) is not None}
-    for node in graph.nodes:
+class StoredNodes:
+    """Tells which nodes' values follow from parameters, buffers and constant tensors alone.
+
+    Args:
+        graph: It may grow later.
+    """
+
+    def __init__(self, graph: Graph, constant: Constants) -> None:
+        self._constant = constant
+        self._stored: dict[Node, bool] = {}
+        for node in graph.nodes:  # in order, so that asking for one never goes deep
+            self(node)
+
+    def __call__(self, node: Node) -> bool:
+        if node not in self._stored:
+            self._stored[node] = self._follows(node)
+        return self._stored[node]
+
+    def _follows(self, node: Node) -> bool:
         sources = node.all_input_nodes
-        if node.op == "call_function" and sources and not is_random(node):
-            known = all(source in stored for source in sources)
-            if known and not reads_shape_only(node):
-                stored.add(node)
-    return stored
+        if node.op != "call_function":
+            return self._constant(node) is not None
+        if not sources or is_random(node) or reads_shape_only(node):
+            return False
+        return all(map(self, sources))
 
 
 def is_random(node: Node) -> bool:

@@ -29,10 +29,10 @@ from moh_deploy.frontend.recognize.axes import (
     product,
     regroup,
 )
-from moh_deploy.frontend.recognize.constants import Constants, is_random, stored_nodes
+from moh_deploy.frontend.recognize.constants import Constants, StoredNodes, is_random
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
-from moh_deploy.frontend.recognize.graph import is_tensor, shape
+from moh_deploy.frontend.recognize.graph import argument, is_tensor, rank, shape
 from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from moh_deploy.frontend.recognize.routers.forms import Router, read_router
@@ -42,6 +42,12 @@ from moh_deploy.frontend.rewrite.aggregated import AggregatedRewriter
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.operands import gates_of
+from moh_deploy.frontend.rewrite.projections import (
+    HeadAxes,
+    ReadProjection,
+    project_output,
+    project_query,
+)
 from moh_deploy.frontend.rewrite.router import insert_router
 from moh_deploy.frontend.rewrite.split import Splitter
 from moh_deploy.frontend.rewrite.swap import Swap
@@ -63,10 +69,13 @@ class Rewrite:
         routed: Replaces `computed_gates`; None where the router stays.
         op: `MoHAttention` or `MoHAggregatedAttention`; None where the attention stays.
         attention: The inserted node of that op.
+        axes: What its dimensions mean.
         replacement: Replaces `layer.node`; None where the attention stays.
         reason: Why the attention or the router stays; None if both are replaced.
         num_kv_heads, head_dim, kv_len: None where the attention stays.
         swaps: Other nodes that inserted ones take over from: parts of packed projections.
+        query_projection: The inserted MoHQueryProjection; None where there is none.
+        output_projection: Replaces the linear map that reads the gated heads; None likewise.
     """
 
     layer: MoHLayer
@@ -77,24 +86,35 @@ class Rewrite:
     routed: Node | None = None
     op: AttentionOp | None = None
     attention: Node | None = None
+    axes: HeadAxes | None = None
     replacement: Node | None = None
     reason: str | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
     kv_len: int | None = None
     swaps: tuple[Swap, ...] = ()
+    query_projection: Node | None = None
+    output_projection: Swap | None = None
 
     def kept(self, reason: str) -> Rewrite:
         """The same layer left as it is."""
         return replace(
-            self, routed=None, op=None, attention=None, replacement=None, swaps=(), reason=reason
+            self,
+            routed=None,
+            op=None,
+            attention=None,
+            replacement=None,
+            reason=reason,
+            swaps=(),
+            query_projection=None,
+            output_projection=None,
         )
 
 
 def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite]:
     """Insert the new operators beside the original ones."""
     known, graph = KnownValues(program), program.graph_module.graph
-    splitter = Splitter(graph, stored_nodes(graph, Constants(program)))
+    splitter = Splitter(graph, StoredNodes(graph, Constants(program)))
     rewrites = [_insert(program, layer, known, splitter) for layer in layers]
     program.graph_module.recompile()
     return rewrites
@@ -121,9 +141,10 @@ def _insert(
         found = replace(found, routed=routed)
         gates = layouts.arrange(Operand(routed, computed.layout), wanted)
     try:
-        return _insert_attention(found, program, gates, builder, known, splitter)
+        found = _insert_attention(found, program, gates, builder, known, splitter)
     except (NotCoveredError, UnknownSizeError) as error:
         return replace(found, reason=str(error))
+    return _insert_projections(found, splitter.read)
 
 
 def _insert_attention(
@@ -151,6 +172,7 @@ def _insert_attention(
             op="MoHAggregatedAttention",
             attention=attention,
             replacement=replacement,
+            axes=aggregated.axes,
             num_kv_heads=aggregated.num_heads,
             head_dim=aggregated.head_dim,
             kv_len=aggregated.kv_len,
@@ -158,17 +180,36 @@ def _insert_attention(
     if layer.obstacles:
         raise NotCoveredError(layer.obstacles[0])
     swaps = splitter.split(layer.core.operands)
-    rewriter = AttentionRewriter(layer, builder, {swap.old: swap.new for swap in swaps})
+    rewriter = AttentionRewriter(layer, builder, known, {swap.old: swap.new for swap in swaps})
     attention, replacement = rewriter.build(gates)
     return replace(
         found,
         op="MoHAttention",
         attention=attention,
         replacement=replacement,
+        axes=rewriter.axes,
         num_kv_heads=int(product(rewriter.form.kv_heads)),
         head_dim=int(product(rewriter.form.head_dim)),
         kv_len=rewriter.kv_len,
         swaps=swaps,
+    )
+
+
+def _insert_projections(found: Rewrite, read: ReadProjection) -> Rewrite:
+    """Take the linear maps before and behind an inserted attention into ops of their own."""
+    attention, axes = found.attention, found.axes
+    assert attention is not None
+    assert axes is not None
+    gates = argument(attention, "gates")
+    assert isinstance(gates, Node)
+    layout = axes.output if rank(attention) == 3 else axes.unpacked_output
+    output = Operand(attention, layout)
+    return replace(
+        found,
+        query_projection=project_query(
+            found.layer, attention, gates, axes, read=read, swaps=found.swaps
+        ),
+        output_projection=project_output(found.layer, output, gates, axes, read=read),
     )
 
 
@@ -217,6 +258,9 @@ def commit(
     for rewrite in rewrites:
         for swap in rewrite.swaps:
             swap.old.replace_all_uses_with(swap.new)
+        if rewrite.output_projection is not None:
+            projected = rewrite.output_projection
+            projected.old.replace_all_uses_with(projected.new)
         if rewrite.replacement is not None:
             rewrite.layer.node.replace_all_uses_with(rewrite.replacement)
         if rewrite.routed is not None:

@@ -17,6 +17,7 @@ from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of
+from moh_deploy.frontend.rewrite.projections import HeadAxes
 
 _DEFAULT_EPSILON = 1e-12
 _LARGEST_CONSTANT_BYTES = 1 << 28
@@ -73,6 +74,17 @@ class AggregatedRewriter:
         )
         layout = self._layout(form.value)
         return output, self._operands.replacement(output, layout, self._layer)
+
+    @property
+    def axes(self) -> HeadAxes:
+        layer, form = self._layer, self._form
+        return HeadAxes(
+            batch=leaves(layer.batch),
+            tokens=leaves(form.query.rows),
+            heads=leaves(layer.heads),
+            head_dim=leaves(form.query.head_dim),
+            value_dim=leaves(form.value.head_dim),
+        )
 
     @property
     def num_heads(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Node
@@ -13,11 +13,13 @@ from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attentio
 from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, flat, leaves, product
 from moh_deploy.frontend.recognize.cores.core import MaskTerm, Scores
 from moh_deploy.frontend.recognize.graph import example_shape, tensor
+from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from moh_deploy.frontend.recognize.slices import NO_TWINS, Piece
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of, unscaled
+from moh_deploy.frontend.rewrite.projections import HeadAxes
 
 aten = torch.ops.aten
 
@@ -67,15 +69,20 @@ class AttentionRewriter:
     Args:
         layer: A layer without obstacles.
         builder: Inserts in front of the node after the layer's product with the gates.
+        known: Values that do not depend on the model's inputs.
         twins: Nodes of the same value to read instead of others.
     """
 
     def __init__(
-        self, layer: MoHLayer, builder: GraphBuilder, twins: Mapping[Node, Node] = NO_TWINS
+        self,
+        layer: MoHLayer,
+        builder: GraphBuilder,
+        known: KnownValues,
+        twins: Mapping[Node, Node] = NO_TWINS,
     ) -> None:
         assert layer.core.scores is not None
         self._layer = layer
-        self._scores: Scores = layer.core.scores
+        self._scores = _unscaled(layer.core.scores, known)
         self._builder = builder
         operands = (self._scores.query, self._scores.key, layer.core.value)
         self._trails = [trail_of(operand, twins) for operand in operands]
@@ -123,10 +130,16 @@ class AttentionRewriter:
         return output, operands.replacement(output, form.output(packed), self._layer)
 
     @property
+    def axes(self) -> HeadAxes:
+        form = self.form
+        return HeadAxes(form.batch, form.tokens, form.heads, form.head_dim, form.value_dim)
+
+    @property
     def kv_len(self) -> int:
         """Keys at the example's sizes."""
-        position = self._scores.key.layout.index(self._scores.key_axes)
-        return example_shape(self._scores.key.node)[position]
+        scores = self._layer.core.scores
+        assert scores is not None
+        return example_shape(scores.key.node)[scores.key.layout.index(scores.key_axes)]
 
     def _form(self) -> AttentionForm:
         key_layout, keys = flat(self._scores.key.layout), leaves(self._scores.key_axes)
@@ -216,6 +229,13 @@ class AttentionRewriter:
         for term in terms[1:]:
             total = self._builder.call(operator, total, term)
         return total
+
+
+def _unscaled(scores: Scores, known: KnownValues) -> Scores:
+    """The scores with numbers that scale query or key in the scale of their product."""
+    query, first = unscaled(scores.query, known)
+    key, second = unscaled(scores.key, known)
+    return replace(scores, query=query, key=key, scale=scores.scale * first * second)
 
 
 def _head_axes(piece: Piece, heads: Dim) -> set[Axis]:

@@ -9,11 +9,12 @@ from torch.fx import Node
 
 from moh_deploy.frontend.recognize.axes import Layout, flat, resolve
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import tensor
+from moh_deploy.frontend.recognize.graph import is_tensor, op, shape, tensor
+from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from moh_deploy.frontend.recognize.slices import NO_TWINS, Piece, pieces
-from moh_deploy.frontend.recognize.views import casts, is_view
+from moh_deploy.frontend.recognize.views import casts, history, is_view
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 
 aten = torch.ops.aten
@@ -106,6 +107,40 @@ def gates_of(layer: MoHLayer, layouts: LayoutBuilder) -> Node:
 
 def _fits(piece: Piece, wanted: Layout) -> bool:
     return set(flat(piece.layout)) <= set(flat(wanted))
+
+
+def unscaled(operand: Operand, known: KnownValues) -> tuple[Operand, float]:
+    """The tensor that an operand is a multiple of, and the number that it is multiplied with."""
+    scale = 1.0
+    while True:
+        trail = history(operand.node, operand.layout)
+        node, layout = trail[-1]
+        read = None if any(casts(one) for one, _ in trail[:-1]) else _multiple(node, known)
+        if read is None:
+            return operand, scale
+        source, number = read
+        operand, scale = Operand(source, layout), scale * number
+
+
+def _multiple(node: Node, known: KnownValues) -> tuple[Node, float] | None:
+    """What a node is a multiple of, and the number."""
+    name = op(node)
+    if name not in ("mul", "multiply", "div", "divide", "true_divide") or len(node.args) != 2:
+        return None
+    for position in (0, 1) if name.startswith("mul") else (0,):
+        source, other = node.args[position], node.args[1 - position]
+        number = _number(other, known)
+        if isinstance(source, Node) and number:
+            same = shape(source) == shape(node) and tensor(source).dtype == tensor(node).dtype
+            return (source, number if name.startswith("mul") else 1 / number) if same else None
+    return None
+
+
+def _number(value: object, known: KnownValues) -> float | None:
+    if isinstance(value, Node) and is_tensor(value) and tensor(value).numel() == 1:
+        found = known(value)
+        return None if found is None else float(found)
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def trail_of(operand: Operand, twins: Mapping[Node, Node] = NO_TWINS) -> list[Piece]:

@@ -1,7 +1,7 @@
 """Split packed projections: one product with weights for each of query, key and value.
 
-Slices of weights are made once, when the model is exported; slices of an activation would be copied
-in every run.
+Slices and permutations of weights are made once, when the model is exported; those of an activation
+would be copied in every run.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.fx import Graph, Node
 
-from moh_deploy.frontend.recognize.axes import fresh_layout
+from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, fresh_layout
 from moh_deploy.frontend.recognize.graph import shape
-from moh_deploy.frontend.recognize.parts import column_order, parts_of
-from moh_deploy.frontend.recognize.projection import Projection, read_projection
+from moh_deploy.frontend.recognize.parts import Part, column_order, parts_of
+from moh_deploy.frontend.recognize.projection import Projection, Stored, read_projection
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.weights import project
@@ -24,35 +24,40 @@ class Splitter:
 
     Args:
         graph: The graph.
-        stored: Nodes whose values are known before the model runs.
+        stored: Tells whether a node's value is known before the model runs.
     """
 
-    def __init__(self, graph: Graph, stored: set[Node]) -> None:
+    def __init__(self, graph: Graph, stored: Stored) -> None:
         self._graph = graph
         self._stored = stored
         self._done: dict[Node, tuple[Swap, ...]] = {}
         self._projections: dict[Node, Projection | None] = {}
 
     def split(self, operands: Sequence[Node]) -> tuple[Swap, ...]:
-        """Insert the parts of the projections that hold several of a layer's operands."""
+        """Insert projections of their own for a layer's operands, each of tokens [..., columns]."""
         swaps: dict[Node, Swap] = {}
         roles = [self._cone(node) for node in operands]
 
         def packed(node: Node) -> bool:
             return sum(node in cone for cone in roles) > 1
 
-        for node in dict.fromkeys(node for cone in roles for node in cone if packed(node)):
-            projection = self._projection(node)
+        for node in dict.fromkeys(node for cone in roles for node in cone):
+            projection = self.read(node)
             if projection is not None and node not in self._done:
-                self._done[node] = tuple(self._split(projection, packed))
+                self._done[node] = tuple(self._parts(projection, packed))
             swaps.update((swap.old, swap) for swap in self._done.get(node, ()))
         return tuple(swaps.values())
 
-    def _split(self, projection: Projection, packed: Callable[[Node], bool]) -> Iterator[Swap]:
-        """Nothing where somebody reads the projection uncut: it would be computed twice."""
+    def _parts(self, projection: Projection, packed: Callable[[Node], bool]) -> Iterator[Swap]:
+        """What takes over from a projection: nothing where it is one tensor of tokens already, or
+        where somebody reads a packed one uncut, so that it would be computed twice."""
         out = fresh_layout(shape(projection.node))
         columns = projection.columns(out)
-        parts = parts_of(projection.node, out, columns, packed=packed)
+        parts: list[Part] | None = []
+        if packed(projection.node):
+            parts = parts_of(projection.node, out, columns, packed=packed)
+        elif not _ends_with(out, columns):
+            parts = [Part(projection.node, out, ())]
         layouts = LayoutBuilder(GraphBuilder(self._graph, projection.node.next))
         for part in parts or ():
             try:
@@ -69,14 +74,19 @@ class Splitter:
         seen, queue = {node: None}, [node]
         while queue:
             current = queue.pop(0)
-            if current.op != "call_function" or self._projection(current) is not None:
+            if current.op != "call_function" or self.read(current) is not None:
                 continue
             fresh = [source for source in current.all_input_nodes if source not in seen]
             seen.update(dict.fromkeys(fresh))
             queue += fresh
         return list(seen)
 
-    def _projection(self, node: Node) -> Projection | None:
+    def read(self, node: Node) -> Projection | None:
+        """Read a node as a product with weights; None if it is none."""
         if node not in self._projections:
-            self._projections[node] = read_projection(node, self._stored.__contains__)
+            self._projections[node] = read_projection(node, self._stored)
         return self._projections[node]
+
+
+def _ends_with(layout: Layout, columns: Dim) -> bool:
+    return flat(layout)[-len(columns) :] == columns

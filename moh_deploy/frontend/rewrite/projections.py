@@ -1,0 +1,213 @@
+"""Take the projections around an attention into ops that skip what no token chose.
+
+A query that only the attention reads need not be computed where the gate is 0, if the gates do not
+depend on it. A linear map that alone reads the gated heads need not read those of a gate of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::query_projection
+from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, product, resolve
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.graph import op, rank, tensor
+from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.projection import Projection
+from moh_deploy.frontend.recognize.views import casts, forward, history, is_view
+from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.rewrite.swap import Swap
+
+aten = torch.ops.aten
+
+ReadProjection = Callable[[Node], Projection | None]
+
+
+@dataclass(frozen=True)
+class HeadAxes:
+    """The axes of a layer that its projections have to meet.
+
+    Attributes:
+        heads: Major first.
+        head_dim, value_dim: Of one head of the queries and of the output.
+    """
+
+    batch: Dim
+    tokens: Dim
+    heads: Dim
+    head_dim: Dim
+    value_dim: Dim
+
+    @property
+    def rows(self) -> Layout:
+        return (self.batch, self.tokens)
+
+    @property
+    def num_heads(self) -> int:
+        return int(product(self.heads))
+
+    @property
+    def query(self) -> Layout:
+        """[B, S, H*D]."""
+        return (*self.rows, (*self.heads, *self.head_dim))
+
+    @property
+    def output(self) -> Layout:
+        """[B, S, H*Dv]."""
+        return (*self.rows, (*self.heads, *self.value_dim))
+
+    @property
+    def unpacked_output(self) -> Layout:
+        """[B, H, S, Dv]."""
+        return (self.batch, self.heads, self.tokens, self.value_dim)
+
+
+def project_query(
+    layer: MoHLayer,
+    attention: Node,
+    gates: Node,
+    axes: HeadAxes,
+    *,
+    read: ReadProjection,
+    swaps: Sequence[Swap],
+) -> Node | None:
+    """Let an attention read a MoHQueryProjection, if its query is a projection that only it reads.
+
+    Args:
+        attention: The inserted attention; its first argument is the query.
+        gates: [B, S, H], an argument of the attention.
+        read: Reads a node as a product with weights.
+        swaps: The layer's parts of packed projections.
+
+    Returns:
+        The MoHQueryProjection; None where there is none.
+    """
+    query, *others = (node for node in attention.args if isinstance(node, Node))
+    if rank(query) != 3:
+        return None
+    node, layout = history(query, axes.query)[-1]
+    projection = read(node)
+    if projection is None or not _serves_only(node, layer, others, swaps):
+        return None
+    layouts = LayoutBuilder(GraphBuilder(attention.graph, attention))
+    result = _query_projection(layouts, Operand(node, layout), projection, axes, gates)
+    if result is not None:
+        attention.update_arg(0, result)
+    return result
+
+
+def _query_projection(
+    layouts: LayoutBuilder, query: Operand, projection: Projection, axes: HeadAxes, gates: Node
+) -> Node | None:
+    x, weight = projection.operands(query.layout)
+    inner = tuple(axis for axis in flat(x.layout) if axis not in set(flat(query.layout)))
+    columns = axes.query[2]
+    if not (_is_of(x.layout, axes, inner) and set(flat(weight.layout)) == {*inner, *columns}):
+        return None
+    bias = projection.bias_of(query.layout)
+    return layouts.builder.call(
+        torch.ops.moh.query_projection.default,
+        layouts.arrange(x, (*axes.rows, inner)),
+        layouts.arrange(weight, (inner, columns)),
+        gates,
+        None if bias is None else layouts.arrange(bias, (columns,)),
+        axes.num_heads,
+    )
+
+
+def _is_of(layout: Layout, axes: HeadAxes, columns: Dim) -> bool:
+    return set(flat(layout)) == {*axes.batch, *axes.tokens, *columns}
+
+
+def _serves_only(
+    query: Node, layer: MoHLayer, others: Iterable[Node], swaps: Sequence[Swap]
+) -> bool:
+    """True where all that is computed of the query ends in the layer's product with its gates, and
+    neither keys, values, gates nor masks are among it.
+
+    Args:
+        others: What else the attention reads.
+    """
+    old = {swap.new: swap.old for swap in swaps}
+    found, stack = {query}, [query]
+    while stack:
+        node = stack.pop()
+        if node.op == "output":
+            return False
+        readers = [*node.users, old.get(node, node)]
+        fresh = [reader for reader in readers if reader not in found and reader is not layer.node]
+        found.update(fresh)
+        stack += fresh
+    return found.isdisjoint(others)
+
+
+def project_output(
+    layer: MoHLayer, attention: Operand, gates: Node, axes: HeadAxes, *, read: ReadProjection
+) -> Swap | None:
+    """Insert a MoHOutputProjection beside the linear map of a layer's gated heads, if nothing else
+    reads them.
+
+    Args:
+        attention: The inserted attention.
+        gates: [B, S, H].
+        read: Reads a node as a product with weights.
+    """
+    found = _linear_reader(layer, read)
+    if found is None or tensor(attention.node).dtype != tensor(layer.node).dtype:
+        return None
+    projection, read_layout = found
+    weight_layout, out = projection.product.layouts(read_layout, 0)
+    weight = Operand(projection.weight, resolve(weight_layout))
+    inner = axes.output[2]
+    columns = tuple(axis for axis in flat(out) if axis in set(flat(weight.layout)))
+    if not (_is_of(out, axes, columns) and set(flat(weight.layout)) == {*inner, *columns}):
+        return None
+    layouts = LayoutBuilder(GraphBuilder(attention.node.graph, projection.node))
+    bias = projection.bias_of(out)
+    try:
+        result = layouts.builder.call(
+            torch.ops.moh.output_projection.default,
+            layouts.arrange(attention, axes.output),
+            layouts.arrange(weight, (inner, columns)),
+            gates,
+            None if bias is None else layouts.arrange(bias, (columns,)),
+            axes.num_heads,
+        )
+        arranged = layouts.arrange(Operand(result, (*axes.rows, columns)), out)
+    except UnknownSizeError:
+        return None
+    if arranged is not result:
+        # Readers may have been traced as views, which need the memory order of what they read.
+        arranged = layouts.builder.call(
+            aten.clone.default, arranged, memory_format=torch.contiguous_format
+        )
+    return Swap(projection.node, arranged, "MoHOutputProjection")
+
+
+def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, Layout] | None:
+    """The linear map that alone reads the gated heads, and the layout in which it reads them."""
+    node, layout = layer.node, layer.layout
+    while len(node.users) == 1:
+        (user,) = node.users
+        projection = read(user)
+        if projection is not None and projection.x is node:
+            return _with_bias(projection, read), layout
+        moved = forward(user, layout) if is_view(user) and not casts(user) else None
+        if moved is None:
+            return None
+        node, layout = user, moved
+    return None
+
+
+def _with_bias(projection: Projection, read: ReadProjection) -> Projection:
+    """The projection with a bias that is added behind it."""
+    if projection.bias is None and len(projection.node.users) == 1:
+        (user,) = projection.node.users
+        found = read(user) if op(user) == "add" else None
+        if found is not None and found.product == projection.product:
+            return found
+    return projection
