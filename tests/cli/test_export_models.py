@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,10 +97,13 @@ def test_checkpoint_of_every_form_becomes_an_equal_package(
     assert exported.exit_code == 0, exported.err
     (layer,) = exported.json["layers"]
     assert (layer["router"], layer["replaced"], layer["num_heads"]) == ("two_stage", True, 4)
-    assert layer["choice"] == "sparse"
+    projections = [layer["query_projection"], layer["output_projection"]]
+    projected = [name for name in projections if name] if layer["choice"] == "projected" else []
+    assert layer["choice"] in ("sparse", "projected")
     assert exported.json["routing_agreement"] == 1.0
     nodes = [(run["kernel_nodes"], run["function_nodes"]) for run in exported.json["runs"]]
-    assert nodes == ([(0, 2), (2, 0)] if kernel_library() else [(0, 2)])
+    count = 2 + len(projected)
+    assert nodes == ([(0, count), (count, 0)] if kernel_library() else [(0, count)])
     ways = ["function", "kernel"] if kernel_library() else ["function"]
     assert [run["layer_runs"] for run in exported.json["runs"]] == [
         [
@@ -107,7 +111,7 @@ def test_checkpoint_of_every_form_becomes_an_equal_package(
                 "path": layer["path"],
                 "runs_as": way,
                 "router_runs_as": way,
-                "projections_run_as": None,
+                "projections_run_as": _projections_run_as(layer, way),
             }
         ]
         for way in ways
@@ -123,6 +127,12 @@ def test_checkpoint_of_every_form_becomes_an_equal_package(
     (output,) = read_npz(tmp_path / "out.npz", error=ValueError).values()
     with torch.no_grad():
         np.testing.assert_allclose(output, model.eval()(x).numpy(), atol=1e-5)
+
+
+def _projections_run_as(layer: dict[str, Any], way: str) -> str | None:
+    if not (layer["query_projection"] or layer["output_projection"]):
+        return None
+    return way if layer["choice"] == "projected" else "dense"
 
 
 def test_pickle_that_is_not_trusted_leaves_nothing_behind(cli: Cli, tmp_path: Path, code_dir: Path):
