@@ -29,7 +29,7 @@ def layer_table(
         last: Name of the last column.
         values: The last column's values, one a layer.
     """
-    columns = ["layer", "#heads", "#shared", "#top-k", "#active", "router", last]
+    columns = ["layer", "#heads", "#shared", "#top-k", "#active", "attention", "router", last]
     rows = [(*_cells(layer), value) for layer, value in zip(layers, values, strict=True)]
     return table(title, columns, rows)
 
@@ -82,5 +82,6 @@ def _cells(layer: LayerInfo) -> tuple[object, ...]:
         layer.num_shared_heads,
         layer.top_k,
         percent(layer.active_share),
+        layer.op or "plain ops",
         layer.router if layer.router_replaced else f"{layer.router} (plain ops)",
     )

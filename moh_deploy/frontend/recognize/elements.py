@@ -18,6 +18,7 @@ from torch.fx.node import Argument, map_arg
 
 from moh_deploy.frontend.recognize.graph import argument, example_shape, hint, is_tensor, op
 from moh_deploy.frontend.recognize.known_values import KnownValues
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from moh_deploy.frontend.recognize.views import casts, is_view
 
 _MOVES = frozenset(
@@ -53,7 +54,7 @@ _MOVES = frozenset(
     ]
 )
 _GATHERS = frozenset(["index", "index_select", "gather"])
-_MOST_ELEMENTS = 1 << 27
+_MOST_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,16 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
 
     Returns:
         None where the elements do not all come from one tensor.
+
+    Raises:
+        NotCoveredError: If there are too many elements.
     """
+    most = max(_count(node), *map(_count, filter(is_tensor, _cone(node, known))))
+    if most > _MOST_ELEMENTS:
+        raise NotCoveredError(
+            f"its windows have {most} elements at the example's sizes, more than are followed:"
+            " take a smaller batch for the example"
+        )
     values: dict[Node, object] = {}
     sources: list[tuple[Node, int, int]] = []
     first = 1  # 0 stands for the number 0
@@ -85,17 +95,18 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
         if not is_tensor(current):
             values[current] = hint(current.meta["val"])
             continue
-        extents = example_shape(current)
-        count = torch.Size(extents).numel()
+        extents, count = example_shape(current), _count(current)
         if _is_zero(current, known):
             values[current] = torch.zeros(extents, dtype=torch.float64)
             continue
-        if first + count > _MOST_ELEMENTS:
-            return None
         values[current] = torch.arange(first, first + count, dtype=torch.float64).view(extents)
         sources.append((current, first, first + count))
         first += count
     return _from_one_source(cast(Tensor, values[node]), sources)
+
+
+def _count(node: Node) -> int:
+    return torch.Size(example_shape(node)).numel()
 
 
 def _from_one_source(moved: Tensor, sources: list[tuple[Node, int, int]]) -> Elements | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize.elements import Elements, elements_of
 from moh_deploy.frontend.recognize.known_values import KnownValues
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from tests.frontend.traced import plain_trace
 
 X = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -57,6 +58,13 @@ def test_padding_with_another_number_is_no_movement():
 
 def test_elements_of_two_tensors_have_no_one_source():
     assert elements(lambda t: torch.cat([t, t.sin()])) is None
+
+
+def test_too_many_elements_are_not_followed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("moh_deploy.frontend.recognize.elements._MOST_ELEMENTS", 200)
+    assert elements(lambda t: t.flip(0)) is not None
+    with pytest.raises(NotCoveredError, match=r"have 240 elements.*smaller batch"):
+        elements(lambda t: t.repeat(2, 1, 1, 1))
 
 
 def test_a_cast_is_a_source_of_its_own():

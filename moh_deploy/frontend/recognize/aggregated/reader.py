@@ -93,7 +93,9 @@ def _scores(
     places = torch.cat([near.positions, far.positions]).sort().values
     if resolve(near.layout) != resolve(far.layout):
         raise NotCoveredError("window and pooled scores are of different heads or tokens")
-    if not extent.is_Integer or not torch.equal(places, torch.arange(int(extent))):
+    if not extent.is_Integer:
+        raise NotCoveredError("the number of pooled keys is dynamic")
+    if not torch.equal(places, torch.arange(int(extent))):
         raise NotCoveredError("some weights of the softmax are not used, or are used twice")
     columns = fresh_dim(extent)
     layout = (*near.layout[:dim], columns, *near.layout[dim:])
