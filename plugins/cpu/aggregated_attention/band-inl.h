@@ -13,6 +13,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/aggregated_attention/band_memory-inl.h"
 #include "cpu/aggregated_attention/bands.h"
 #include "cpu/aggregated_attention/panel-inl.h"
 #include "cpu/aggregated_attention/products-inl.h"
@@ -23,58 +24,17 @@ HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
-constexpr size_t kGroupTokens = kMaxVectors * kLanes;
-
 // Tokens are put together where that saves this share of the vectors, which is what it costs.
 constexpr size_t kWorthPacking = 8;
 
-// Panels of tokens: in the order of the image, or the open ones put together.
-struct TokenPanels {
-  Panel queries;  // [head_dim], ready for the products with keys
-  Panel softmax;  // rows below
-  Panel outputs;  // [head_dim]
-
-  // The largest score of the window, and the sum of its weights relative to that.
-  static constexpr size_t kLargest = 0, kSum = 1;
-  // What those weights are to be multiplied by, in place of the largest score.
-  static constexpr size_t kFactor = kLargest;
-  static constexpr size_t kSoftmaxRows = 2;
-
-  HWY_INLINE TokenPanels From(size_t column) const {
-    return {queries.From(0, column), softmax.From(0, column), outputs.From(0, column)};
-  }
-};
-
-// What a group of tokens has of its window.
-struct WindowPanels {
-  Panel weights;  // [offsets], first scores
-  Panel terms;    // [offsets], to be added to the weights
-
-  HWY_INLINE WindowPanels From(size_t column) const {
-    return {weights.From(0, column), terms.From(0, column)};
-  }
-};
-
 template <typename T>
-class BandTask {
+class BandTask : BandMemory {
  public:
   BandTask(const AggregatedAttentionArgs& args, const Window& window, const Band& band,
            Scratch& scratch)
-      : args_(args),
+      : BandMemory(args, band, scratch),
         window_(window),
-        band_(band),
-        head_dim_(static_cast<size_t>(args.head_dim)),
-        heads_(static_cast<size_t>(args.heads)),
-        image_(static_cast<size_t>(args.height) * static_cast<size_t>(args.width)),
-        offsets_(static_cast<size_t>(args.kernel_height) * static_cast<size_t>(args.kernel_width)),
-        pooled_(static_cast<size_t>(args.pooled)),
-        halo_(Bands::Halo(args)),
-        lead_(RoundUp(halo_, kLanes)),
-        has_terms_(args.window_tokens != nullptr || args.window_offset != nullptr) {
-    Lay(scratch, false);
-    scratch.Reset(used_);
-    Lay(scratch, true);
-  }
+        next_surrounded_(band.begin - HWY_MIN(lead_, band.begin)) {}
 
   void Run() {
     const size_t open = ReadGates();
@@ -82,7 +42,6 @@ class BandTask {
       return ClearOutputs();
     }
     ReadHead();
-    next_surrounded_ = band_.begin - HWY_MIN(lead_, band_.begin);
     const size_t all_vectors = (band_.tokens() + kLanes - 1) / kLanes;
     const size_t open_vectors = (open + kLanes - 1) / kLanes;
     if ((all_vectors - open_vectors) * kWorthPacking < all_vectors) {
@@ -150,41 +109,6 @@ class BandTask {
     } else {
       step(column, std::integral_constant<size_t, 1>());
     }
-  }
-
-  // Lays out the scratch memory; at first only to see how much there is of it.
-  void Lay(Scratch& scratch, bool take) {
-    used_ = 0;
-    const auto floats = [&](size_t count) {
-      used_ += Scratch::Bytes<float>(count);
-      return take ? scratch.Take<float>(count) : nullptr;
-    };
-    const auto panel = [&](size_t rows, size_t columns) {
-      const size_t pitch = PanelPitch(columns);
-      return Panel{floats(rows * pitch), pitch};
-    };
-    const size_t columns = RoundUp(band_.tokens(), kLanes);
-    const size_t surrounded = lead_ + columns + lead_;
-    keys_ = panel(PanelRows(head_dim_), surrounded);
-    key_factors_ = floats(keys_.pitch);
-    values_ = panel(PanelRows(head_dim_), surrounded);
-    window_panels_ = {panel(offsets_, columns), panel(has_terms_ ? offsets_ : 0, columns)};
-    const auto tokens = [&](size_t count) {
-      const size_t rows = PanelRows(head_dim_);
-      return TokenPanels{panel(rows, count), panel(TokenPanels::kSoftmaxRows, count),
-                         panel(rows, count)};
-    };
-    group_ = tokens(kGroupTokens);
-    packed_ = tokens(columns);
-    open_tokens_ = reinterpret_cast<int32_t*>(floats(columns + 1));
-    scores_ = {floats(PanelRows(pooled_) * kGroupTokens), kGroupTokens};
-    gates_ = floats(columns);
-    pooled_keys_ = panel(PanelRows(head_dim_), pooled_);
-    value_copies_ = floats(kInPlace ? 0 : pooled_ * head_dim_);
-    embedding_ = floats(head_dim_);
-    window_bias_ = floats(offsets_);
-    window_tokens_ = floats(head_dim_ * offsets_);
-    window_offset_ = floats(offsets_);
   }
 
   // The first of this head's features of a token in [batch, tokens, heads * head_dim].
@@ -507,24 +431,9 @@ class BandTask {
   // Whether pooled values are read where they lie.
   static constexpr bool kInPlace = std::is_same<T, float>::value;
 
-  const AggregatedAttentionArgs& args_;
   const Window& window_;
-  const Band band_;
-  const size_t head_dim_, heads_, image_, offsets_, pooled_;
-  const size_t halo_, lead_;
-  const bool has_terms_;
-  size_t used_;
-  size_t next_surrounded_;
-  Panel keys_, values_;  // [head_dim], of the band and around it
-  float* key_factors_;   // of those keys
-  TokenPanels group_, packed_;
-  WindowPanels window_panels_;  // of the group, or of the band
-  int32_t* open_tokens_;        // of `packed_`
-  Panel scores_;                // [pooled], of a group
-  float* gates_;
-  Panel pooled_keys_;     // [head_dim], a pooled key in each lane
-  Matrix pooled_values_;  // [pooled][head_dim]
-  float *value_copies_, *embedding_, *window_bias_, *window_tokens_, *window_offset_;
+  size_t next_surrounded_;  // the first token whose key and value have not been read
+  Matrix pooled_values_;    // [pooled][head_dim]
 };
 
 }  // namespace HWY_NAMESPACE
