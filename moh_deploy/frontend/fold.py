@@ -23,17 +23,22 @@ from moh_deploy.frontend.recognize.constants import Constants, StoredNodes
 from moh_deploy.frontend.recognize.graph import ancestors, is_tensor, tensor
 from moh_deploy.frontend.recognize.views import casts, is_view
 
-# What is smaller counts as nothing: scalars are shared by unrelated weights.
 _SMALL_BYTES = 1024
 _OPERAND_BYTES = 1 << 23
 
 
 @dataclass
 class _Group:
-    """Weights, and all that is read of what is made of them."""
+    """Weights, and all that is read of what is made of them.
+
+    Attributes:
+        weights: Those that count; scalars are shared by unrelated weights.
+        size: Bytes of all weights.
+    """
 
     weights: set[Node]
     results: list[Node]
+    size: int
 
 
 def fold_weights(program: ExportedProgram) -> None:
@@ -70,10 +75,15 @@ def _groups(stored: set[Node]) -> list[_Group]:
     groups: list[_Group] = []
     for node in sorted(_read_by_others(stored)):
         weights = {source for source in ancestors(node, set()) if source.op == "placeholder"}
-        joined = _Group({weight for weight in weights if _bytes(weight) > _SMALL_BYTES}, [node])
+        large = {weight for weight in weights if _bytes(weight) > _SMALL_BYTES}
+        joined = _Group(large, [node], sum(map(_bytes, weights)))
         for group in [group for group in groups if group.weights & joined.weights]:
             groups.remove(group)
-            joined = _Group(group.weights | joined.weights, [*group.results, *joined.results])
+            weights = group.weights | joined.weights
+            small = sum(g.size - sum(map(_bytes, g.weights)) for g in (group, joined))
+            joined = _Group(
+                weights, [*group.results, *joined.results], small + sum(map(_bytes, weights))
+            )
         groups.append(joined)
     return groups
 
@@ -102,7 +112,7 @@ def _pays(group: _Group, stored: set[Node]) -> bool:
     """True where the results take the place of the weights."""
     spent = all(user in stored for weight in group.weights for user in weight.users)
     size = sum(map(_bytes, group.results))
-    return spent and size <= max(_SMALL_BYTES, sum(map(_bytes, group.weights)))
+    return spent and size <= max(_SMALL_BYTES, group.size)
 
 
 def _bytes(node: Node) -> int:

@@ -142,3 +142,6 @@ def _is_plain(found: Projection) -> bool:
     return rank(found.bias) <= rank(found.node) and all(
         label in columns or extent == 1 for label, extent in zip(dims, extents, strict=True)
     )
+
+
+ReadProjection = Callable[[Node], Projection | None]

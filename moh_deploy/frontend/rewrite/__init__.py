@@ -35,6 +35,7 @@ from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.graph import argument, is_tensor, rank, shape
 from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
+from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.forms import Router, read_router
 from moh_deploy.frontend.recognize.routers.selection import Selection
 from moh_deploy.frontend.recognize.views import history
@@ -44,11 +45,10 @@ from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, Unk
 from moh_deploy.frontend.rewrite.operands import gates_of
 from moh_deploy.frontend.rewrite.projections import (
     HeadAxes,
-    ReadProjection,
     project_output,
     project_query,
 )
-from moh_deploy.frontend.rewrite.router import insert_router
+from moh_deploy.frontend.rewrite.router import insert_router, merge_logits
 from moh_deploy.frontend.rewrite.split import Splitter
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.package.manifest import AttentionOp
@@ -138,6 +138,7 @@ def _insert(
         # As early as the gates it takes over from, for whoever reads them.
         early = GraphBuilder(graph, computed.node.next)
         routed = insert_router(early, router, computed.node)
+        merge_logits(routed, computed.node, splitter.read)
         found = replace(found, routed=routed)
         gates = layouts.arrange(Operand(routed, computed.layout), wanted)
     try:

@@ -157,6 +157,13 @@ def trail_of(operand: Operand, twins: Mapping[Node, Node] = NO_TWINS) -> list[Pi
     return trail
 
 
+def arranged(layouts: LayoutBuilder, operand: Operand, wanted: Layout) -> Node:
+    """The operand in the wanted layout, from the tensor among its views that is nearest to it."""
+    found = entry(trail_of(operand), wanted)
+    source = operand if found is None or found.cuts else Operand(found.node, found.layout)
+    return layouts.arrange(source, wanted)
+
+
 def entry(trail: Sequence[Piece], wanted: Layout) -> Piece | None:
     """The nearest tensor of a trail that has this very layout, or else the farthest one that has
     its elements in that order."""

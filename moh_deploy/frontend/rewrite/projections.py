@@ -6,7 +6,7 @@ depend on it. A linear map that alone reads the gated heads need not read those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +17,14 @@ from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, product, resol
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.graph import op, rank, tensor
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.projection import Projection
+from moh_deploy.frontend.recognize.projection import Projection, ReadProjection
 from moh_deploy.frontend.recognize.views import casts, forward, history, is_view
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.rewrite.operands import arranged
+from moh_deploy.frontend.rewrite.readers import readers_up_to
 from moh_deploy.frontend.rewrite.swap import Swap
 
 aten = torch.ops.aten
-
-ReadProjection = Callable[[Node], Projection | None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,11 @@ def project_query(
         return None
     node, layout = history(query, axes.query)[-1]
     projection = read(node)
-    if projection is None or not _serves_only(node, layer, others, swaps):
+    if projection is None:
+        return None
+    # Neither keys, values, gates nor masks may be computed of the query.
+    readers = readers_up_to(node, layer.node, swaps)
+    if readers is None or not readers.isdisjoint(others):
         return None
     layouts = LayoutBuilder(GraphBuilder(attention.graph, attention))
     result = _query_projection(layouts, Operand(node, layout), projection, axes, gates)
@@ -111,7 +115,7 @@ def _query_projection(
     bias = projection.bias_of(query.layout)
     return layouts.builder.call(
         torch.ops.moh.query_projection.default,
-        layouts.arrange(x, (*axes.rows, inner)),
+        arranged(layouts, x, (*axes.rows, inner)),
         layouts.arrange(weight, (inner, columns)),
         gates,
         None if bias is None else layouts.arrange(bias, (columns,)),
@@ -121,28 +125,6 @@ def _query_projection(
 
 def _is_of(layout: Layout, axes: HeadAxes, columns: Dim) -> bool:
     return set(flat(layout)) == {*axes.batch, *axes.tokens, *columns}
-
-
-def _serves_only(
-    query: Node, layer: MoHLayer, others: Iterable[Node], swaps: Sequence[Swap]
-) -> bool:
-    """True where all that is computed of the query ends in the layer's product with its gates, and
-    neither keys, values, gates nor masks are among it.
-
-    Args:
-        others: What else the attention reads.
-    """
-    old = {swap.new: swap.old for swap in swaps}
-    found, stack = {query}, [query]
-    while stack:
-        node = stack.pop()
-        if node.op == "output":
-            return False
-        readers = [*node.users, old.get(node, node)]
-        fresh = [reader for reader in readers if reader not in found and reader is not layer.node]
-        found.update(fresh)
-        stack += fresh
-    return found.isdisjoint(others)
 
 
 def project_output(

@@ -1,17 +1,24 @@
-"""Put a MoHRouter beside the router it computes."""
+"""Put a MoHRouter beside the router it computes, and the logits that it reads into one product."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::router
-from moh_deploy.frontend.recognize.axes import size_of
+from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, fresh_layout, resolve, size_of
+from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.graph import rank, shape, tensor
+from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.forms import Logits, Router
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.recognize.views import history
+from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.rewrite.operands import arranged
+from moh_deploy.frontend.rewrite.readers import readers_up_to
 
 aten = torch.ops.aten
 
@@ -60,3 +67,78 @@ def _per_token(builder: GraphBuilder, logits: Node, gates: Node) -> Node:
         return logits
     wanted = (*rows, shape(logits)[-1])
     return builder.call(aten.reshape.default, logits, builder.sizes(wanted))
+
+
+def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
+    """Let a MoHRouter read parts of one small projection instead of several smaller ones.
+
+    Nothing happens where they are not projections of one tensor that nobody else reads.
+
+    Args:
+        routed: What `insert_router` returned.
+        gates: What it takes over from.
+        read: Reads a node as a product with weights.
+    """
+    router = _router_of(routed)
+    logits = [node for node in router.args if isinstance(node, Node)]
+    found = [_tokens_projection(node, gates, read) for node in logits]
+    known = [one for one in found if one is not None]
+    sources = {(one.x.node, one.bias is None) for one in known}
+    if len(known) < max(2, len(found)) or len(sources) != 1:
+        return
+    layouts = LayoutBuilder(GraphBuilder(router.graph, router))
+    try:
+        merged = _merged(layouts, known)
+    except UnknownSizeError:
+        return
+    stop = 0
+    for position, node in enumerate(logits):
+        start, stop = stop, stop + int(shape(node)[2])
+        part = layouts.builder.call(aten.slice.Tensor, merged, 2, start, stop)
+        router.update_arg(router.args.index(logits[position]), part)
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits [B, S, n] as a projection: its operands, in the axes of the logits."""
+
+    layout: Layout
+    x: Operand
+    weight: Operand
+    bias: Operand | None
+
+    @property
+    def inner(self) -> Dim:
+        return tuple(axis for axis in flat(self.x.layout) if axis not in set(flat(self.layout)))
+
+
+def _tokens_projection(node: Node, gates: Node, read: ReadProjection) -> _Logits | None:
+    layout = fresh_layout(shape(node))
+    root, root_layout = history(node, layout)[-1]
+    projection = read(root)
+    if projection is None or readers_up_to(root, gates) is None:
+        return None
+    x, weight = projection.operands(root_layout)
+    found = _Logits(resolve(layout), x, weight, projection.bias_of(root_layout))
+    tokens, columns = flat(found.layout[:2]), found.layout[2]
+    whole = flat(x.layout) == (*tokens, *found.inner)
+    return found if whole and set(flat(weight.layout)) == {*columns, *found.inner} else None
+
+
+def _merged(layouts: LayoutBuilder, logits: Sequence[_Logits]) -> Node:
+    """All logits behind one another, [B, S, n]."""
+    call, first = layouts.builder.call, logits[0]
+    weights = [layouts.arrange(one.weight, (one.layout[2], one.inner)) for one in logits]
+    biases = [layouts.arrange(one.bias, (one.layout[2],)) for one in logits if one.bias is not None]
+    return call(
+        aten.linear.default,
+        arranged(layouts, first.x, (*first.layout[:2], first.inner)),
+        call(aten.cat.default, weights),
+        call(aten.cat.default, biases) if biases else None,
+    )
+
+
+def _router_of(routed: Node) -> Node:
+    while routed.target is not torch.ops.moh.router.default:
+        routed = routed.all_input_nodes[0]
+    return routed
