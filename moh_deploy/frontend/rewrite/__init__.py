@@ -166,7 +166,8 @@ def _insert_attention(
         raise NotCoveredError(layer.outer_obstacles[0])
     if JOINT_SOFTMAX in layer.core.obstacles:
         form = read_aggregated(layer, known)
-        aggregated = AggregatedRewriter(program, layer, form, builder)
+        swaps = splitter.split([source.piece.node for source in form.sources])
+        aggregated = AggregatedRewriter(program, layer, form, builder, splitter.alone)
         attention, replacement = aggregated.build(gates)
         return replace(
             found,
@@ -177,6 +178,7 @@ def _insert_attention(
             num_kv_heads=aggregated.num_heads,
             head_dim=aggregated.head_dim,
             kv_len=aggregated.kv_len,
+            swaps=swaps,
         )
     if layer.obstacles:
         raise NotCoveredError(layer.obstacles[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -15,6 +17,7 @@ from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.graph import tensor
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
+from moh_deploy.frontend.recognize.slices import Piece
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of
 from moh_deploy.frontend.rewrite.projections import HeadAxes
@@ -28,12 +31,19 @@ class AggregatedRewriter:
 
     Args:
         builder: Inserts in front of the node after the layer's product with the gates.
+        alone: Gives a cut of a packed projection as a projection of its own, where there is one.
     """
 
     def __init__(
-        self, program: ExportedProgram, layer: MoHLayer, form: Aggregated, builder: GraphBuilder
+        self,
+        program: ExportedProgram,
+        layer: MoHLayer,
+        form: Aggregated,
+        builder: GraphBuilder,
+        alone: Callable[[Piece], Piece] = lambda piece: piece,
     ) -> None:
         self._program, self._layer, self._form, self._builder = program, layer, form, builder
+        self._alone = alone
         self._dtype = tensor(layer.core.output.node).dtype
         self._operands = OperandBuilder(builder, self._dtype)
 
@@ -104,7 +114,7 @@ class AggregatedRewriter:
         """[B, rows, H*D]."""
         piece = source.piece
         trail = [piece] if piece.cuts else trail_of(Operand(piece.node, piece.layout))
-        return self._operands.operand(trail, self._layout(source))
+        return self._operands.operand([*map(self._alone, trail)], self._layout(source))
 
     def _layout(self, source: Source) -> Layout:
         return (self._layer.batch, source.rows, (*self._layer.heads, *source.head_dim))

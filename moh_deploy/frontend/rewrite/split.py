@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.fx import Graph, Node
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, fresh_layout
+from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, fresh_layout, leaves, product
 from moh_deploy.frontend.recognize.graph import shape
 from moh_deploy.frontend.recognize.parts import Part, column_order, parts_of
 from moh_deploy.frontend.recognize.projection import Projection, Stored, read_projection
+from moh_deploy.frontend.recognize.slices import Piece
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.weights import project
@@ -32,6 +33,7 @@ class Splitter:
         self._stored = stored
         self._done: dict[Node, tuple[Swap, ...]] = {}
         self._projections: dict[Node, Projection | None] = {}
+        self._alone: dict[tuple[Node, int, int], Node] = {}
 
     def split(self, operands: Sequence[Node]) -> tuple[Swap, ...]:
         """Insert projections of their own for a layer's operands, each of tokens [..., columns]."""
@@ -67,7 +69,18 @@ class Splitter:
                 node = layouts.arrange(alone, part.layout)
             except UnknownSizeError:
                 return
+            cut = _contiguous(part, columns)
+            if cut is not None:
+                self._alone[(projection.node, cut[0], cut[1])] = alone.node
             yield Swap(part.node, node, "a part of a packed projection")
+
+    def alone(self, piece: Piece) -> Piece:
+        """A cut of a packed projection as a projection of its own, where there is one."""
+        if len(piece.cuts) != 1 or piece.cuts[0][0] != len(piece.layout) - 1:
+            return piece
+        _, start, stop = piece.cuts[0]
+        found = self._alone.get((piece.node, start, stop))
+        return piece if found is None else Piece(found, piece.layout)
 
     def _cone(self, node: Node) -> list[Node]:
         """What a tensor is computed from, back to the nearest projections."""
@@ -90,3 +103,17 @@ class Splitter:
 
 def _ends_with(layout: Layout, columns: Dim) -> bool:
     return flat(layout)[-len(columns) :] == columns
+
+
+def _contiguous(part: Part, columns: Dim) -> tuple[int, int] | None:
+    """First column of a part and the one behind its last, if it holds them all in order."""
+    order = leaves(columns)
+    if len(part.windows) != 1:
+        return None
+    (window,) = part.windows
+    count = len(window.whole)
+    width = int(product(order[count:]))
+    in_order = column_order(part, columns) == (*leaves(window.part), *order[count:])
+    if order[:count] != window.whole or not in_order:
+        return None
+    return window.start * width, window.stop * width

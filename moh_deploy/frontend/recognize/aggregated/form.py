@@ -57,3 +57,7 @@ class Aggregated:
     window_tokens: Tensor | None
     window_offset: Tensor | None
     epsilon: float | None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.query, self.key, self.value, self.pooled_key, self.pooled_value)
