@@ -8,25 +8,21 @@ inputs, and are compared with float64. On one thread CPU time counts, on several
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from fma_peak import NoPeak, compile_peak
-from interleaving import figure, interleaved_ms
-from op_timing import WrongOutput
+from interleaving import interleaved_figures
+from op_timing import WrongOutput, check_error
 from ort_session import Unusable, kernel_session, plain_session
-from process_cost import load_average, machine
-from rich.console import Console
+from printing import environment, print_results, versions
+from process_cost import load_average
 from rich.table import Table
+from run_options import add_run_options, fraction, kernels_or_exit, positive
 
-from moh_deploy.backends.ort_kernels import choose_kernels
-from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.ops import OPS
 from moh_deploy.ops.single_node import single_node_model
@@ -34,6 +30,7 @@ from moh_deploy.ops.spec import TensorType
 
 OP = "MoHAggregatedAttention"
 PACKAGES = ("moh-deploy", "onnxruntime")
+SHARES = [1.0, 0.75, 0.5]
 BOUND = 1e-5
 Array = npt.NDArray[np.float32]
 
@@ -122,20 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(failure, file=sys.stderr)
         return 1
     about = {
-        **machine(),
-        "load at start": start_load,
-        "load at end": load_average(),
+        **environment(start_load),
         "peak of a core": _peak(),
         "kernels": options.kernels.describe(),
-        **{name: version(name) for name in PACKAGES},
+        **versions(PACKAGES),
     }
-    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 130)
-    for name, value in about.items():
-        console.print(f"{name:14} {value}", markup=False, highlight=False)
-    if options.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
-    else:
-        console.print(_table(rows))
+    lines = [asdict(row) for row in rows]
+    print_results(about, lines, [_table(rows)], as_json=options.json, width=130)
     return 0
 
 
@@ -156,12 +146,9 @@ def _measure(stage: Stage, share: float, threads: int, options: argparse.Namespa
     body = plain_session(content, threads=threads)
     (expected,) = OPS[OP].reference(list(inputs.values()), stage.attributes)
     errors = [float(np.abs(one.run(None, inputs)[0] - expected).max()) for one in (ours, body)]
-    if not max(errors) <= BOUND:
-        raise WrongOutput(f"{stage.name}: off by {max(errors):.3g}, expected at most {BOUND:g}.")
+    check_error(stage.name, max(errors), BOUND)
     calls = [lambda one=one: one.run(None, inputs) for one in (ours, body)]
-    kernel_ms, function_ms = (
-        figure(ms, threads) for ms in interleaved_ms(calls, threads=threads, rounds=options.rounds)
-    )
+    kernel_ms, function_ms = interleaved_figures(calls, threads=threads, rounds=options.rounds)
     return Row(
         shape=stage.name,
         batch=options.batch,
@@ -208,39 +195,15 @@ def _table(rows: Sequence[Row]) -> Table:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--open", nargs="+", type=_share, default=[1.0, 0.75, 0.5], metavar="F", help="open gates")
-    add("--batch", type=_positive, default=2, metavar="N")
-    add("--threads", nargs="+", type=_positive, default=[1], metavar="N")
-    add("--rounds", type=_positive, default=21, metavar="N")
-    add("--library", type=Path, metavar="FILE", help="kernels other than the installation's")
+    add("--open", nargs="+", type=fraction, default=SHARES, metavar="F", help="open gates")
+    add("--batch", type=positive, default=2, metavar="N")
     add("--instruction-set", metavar="NAME", help="default: the best that the processor has")
-    add("--json", action="store_true", help="print a list of rows")
+    add_run_options(parser, threads=[1], rounds=21)
     options = parser.parse_args(arguments)
-    try:
-        options.kernels = _kernels(options)
-    except MoHDeployError as error:
-        parser.error(str(error))
-    return options
-
-
-def _kernels(options: argparse.Namespace) -> KernelUse:
-    return choose_kernels(
-        "require", library=options.library, instruction_set=options.instruction_set
+    options.kernels = kernels_or_exit(
+        parser, "require", options.library, instruction_set=options.instruction_set
     )
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; expected 0 to 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
-    return value
+    return options
 
 
 if __name__ == "__main__":

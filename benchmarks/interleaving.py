@@ -32,6 +32,12 @@ def interleaved_ms(calls: Sequence[Call], *, threads: int, rounds: int) -> list[
     return runs_ms
 
 
+def interleaved_figures(calls: Sequence[Call], *, threads: int, rounds: int) -> list[float]:
+    """Time calls in turn and return the figure of each, in milliseconds."""
+    runs_ms = interleaved_ms(calls, threads=threads, rounds=rounds)
+    return [figure(ms, threads) for ms in runs_ms]
+
+
 def figure(runs_ms: Sequence[float], threads: int) -> float:
     """CPU time by its median; wall time, which others only lengthen, by its minimum."""
     return median(runs_ms) if threads == 1 else min(runs_ms)

@@ -10,17 +10,14 @@ counts, on several wall time.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from interleaving import Call, figure, interleaved_ms
+from interleaving import Call, interleaved_figures
 from layer_models import (
     LAYERS,
     Layer,
@@ -31,13 +28,14 @@ from layer_models import (
     float64_output,
     moh_model,
 )
-from op_timing import WrongOutput
+from op_timing import WrongOutput, check_error
 from ort_session import Unusable, kernel_session, plain_session
-from process_cost import load_average, machine
-from rich.console import Console
+from printing import environment, print_results, versions
+from process_cost import load_average
 from rich.table import Table
+from run_options import add_run_options, kernels_or_exit
 
-from moh_deploy.backends.ort_kernels import choose_kernels, require_kernels
+from moh_deploy.backends.ort_kernels import require_kernels
 from moh_deploy.backends.ort_values import to_ort
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import MoHDeployError
@@ -89,19 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(failure, file=sys.stderr)
         return 1
     about = {
-        **machine(),
-        "load at start": start_load,
-        "load at end": load_average(),
+        **environment(start_load),
         "kernels": options.kernels.describe(),
-        **{name: version(name) for name in PACKAGES},
+        **versions(PACKAGES),
     }
-    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 130)
-    for name, value in about.items():
-        console.print(f"{name:14} {value}", markup=False, highlight=False)
-    if options.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
-    else:
-        console.print(_table(rows))
+    lines = [asdict(row) for row in rows]
+    print_results(about, lines, [_table(rows)], as_json=options.json, width=130)
     return 0
 
 
@@ -152,9 +143,8 @@ class _Contest:
             _error(name, session.run(None, feeds)[0], expected)
         calls = [_call(one, {"X": self.x}) for one in ours]
         calls += [_call(one, feeds) for one in self.dense.values()]
-        moh_ms, attention_only_ms, *dense_ms = (
-            figure(ms, self.threads)
-            for ms in interleaved_ms(calls, threads=self.threads, rounds=self.rounds)
+        moh_ms, attention_only_ms, *dense_ms = interleaved_figures(
+            calls, threads=self.threads, rounds=self.rounds
         )
         best, best_ms = min(zip(self.dense, dense_ms, strict=True), key=lambda one: one[1])
         return Row(
@@ -179,9 +169,7 @@ class _Contest:
 
 def _error(who: str, output: Array, expected: Array) -> float:
     error = float(np.abs(output - expected).max())
-    if not error <= BOUND:
-        raise WrongOutput(f"{who}: off by {error:.3g}, expected at most {BOUND:g}.")
-    return error
+    return check_error(who, error, BOUND)
 
 
 def _call(session: ort.InferenceSession, feeds: dict[str, Array]) -> Call:
@@ -217,10 +205,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     named = {layer.name: layer for layer in LAYERS}
     options.layers = [named[name] for name in options.layers]
-    try:
-        options.kernels = choose_kernels("require", library=options.library)
-    except MoHDeployError as error:
-        parser.error(str(error))
+    options.kernels = kernels_or_exit(parser, "require", options.library)
     return options
 
 
@@ -230,10 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     names = [layer.name for layer in LAYERS]
     add("--layers", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     add("--active", nargs="+", type=_share, default=SHARES, metavar="F", help="active heads")
-    add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N")
-    add("--rounds", type=_positive, default=11, metavar="N")
-    add("--library", type=Path, metavar="FILE", help="kernels other than the installation's")
-    add("--json", action="store_true", help="print a list of rows")
+    add_run_options(parser, threads=[1, 2], rounds=11)
     return parser
 
 
@@ -241,13 +223,6 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no share; expected above 0, at most 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
     return value
 
 

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
@@ -29,12 +27,11 @@ from model_subjects import SUBJECTS, NoOriginal, Prepared, Request, Subject, pre
 from model_timing import Parity, measure, reference_of
 from op_timing import WrongOutput
 from ort_session import Unusable
-from process_cost import load_average, machine
-from rich.console import Console
+from printing import environment, print_results, versions
+from process_cost import load_average
 from rich.table import Table
+from run_options import kernels_or_exit, positive
 
-from moh_deploy.backends.ort_kernels import choose_kernels
-from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import MoHDeployError
 
 PACKAGES = ("moh-deploy", "onnxruntime", "openvino", "torch")
@@ -58,19 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(failure, file=sys.stderr)
         return 1
     about = {
-        **machine(),
-        "load at start": start_load,
-        "load at end": load_average(),
+        **environment(start_load),
         "kernels": options.kernels.describe(),
-        **{name: _version(name) for name in PACKAGES},
+        **versions(PACKAGES),
     }
-    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 160)
-    for name, value in about.items():
-        console.print(f"{name:14} {value}", markup=False, highlight=False)
-    if options.json:
-        print(json.dumps([one.to_json() for one in results], indent=2))
-    else:
-        console.print(*_tables(results))
+    rows = [one.to_json() for one in results]
+    print_results(about, rows, _tables(results), as_json=options.json, width=160)
     return 0
 
 
@@ -152,13 +142,6 @@ def _folder(options: argparse.Namespace, subject: Subject) -> AbstractContextMan
     return nullcontext(options.keep / subject.name)
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; `request` and `kernels` of the result say how to make models."""
     parser = _parser()
@@ -174,15 +157,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     if len(options.models) > 1 and (options.checkpoint or options.package or options.set):
         parser.error("--checkpoint, --package and --set are of one model; name it with --models.")
-    try:
-        options.kernels = _kernels(options.library)
-    except MoHDeployError as error:
-        parser.error(str(error))
+    options.kernels = kernels_or_exit(parser, "auto", options.library)
     return options
-
-
-def _kernels(library: Path | None) -> KernelUse:
-    return choose_kernels("auto", library=library)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,9 +170,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--package", type=Path, metavar="DIR", help="an exported package, instead of a new one")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as moh-deploy export")
     add("--keep", type=Path, metavar="DIR", help="keep what is exported, reuse the plain export")
-    add("--batch", nargs="+", type=_positive, metavar="N", help="default: 2, for llama 1")
-    add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N")
-    add("--repeats", type=_positive, default=7, metavar="N", help="rounds; default: 7")
+    add("--batch", nargs="+", type=positive, metavar="N", help="default: 2, for llama 1")
+    add("--threads", nargs="+", type=positive, default=[1, 2], metavar="N")
+    add("--repeats", type=positive, default=7, metavar="N", help="rounds; default: 7")
     add("--peers", nargs="*", choices=PEERS, default=PEERS, metavar="NAME", help=", ".join(PEERS))
     add("--library", type=Path, metavar="FILE", help="kernels other than the installation's")
     what = parser.add_mutually_exclusive_group()
@@ -204,13 +180,6 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--skipped", action="store_true", help="rows and time skipped by each layer")
     add("--json", action="store_true", help="print a list of rows instead of tables")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
-    return value
 
 
 if __name__ == "__main__":

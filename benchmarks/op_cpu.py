@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
@@ -23,8 +21,9 @@ from op_inputs import DECODE, PREFILL, InputSet, Shape, draw_inputs, parse_shape
 from op_rows import Ours, Result, rows_of, table_of
 from op_timing import BOUNDS, WrongOutput, measure
 from ort_session import Unusable
-from process_cost import load_average, machine
-from rich.console import Console
+from printing import environment, print_results, versions
+from process_cost import load_average
+from run_options import fraction, positive
 
 from moh_deploy import native
 from moh_deploy.backends.ort_kernels import choose_kernels
@@ -52,22 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(failure, file=sys.stderr)
         return 1
     about = {
-        **machine(),
-        "load at start": start_load,
-        "load at end": load_average(),
+        **environment(start_load),
         "peak of a core": str(peak),
         "library": str(options.kernels[0].library),
-        **{name: version(name) for name in PACKAGES},
+        **versions(PACKAGES),
     }
     rows = rows_of(results, peak.gflops)
-    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 190)
-    for name, value in about.items():
-        console.print(f"{name:14} {value}", markup=False, highlight=False)
-    if options.json:
-        print(json.dumps([row.to_json() for row in rows], indent=2))
-    else:
-        for threads in options.threads:
-            console.print(table_of(rows, threads))
+    tables = (table_of(rows, threads) for threads in options.threads)
+    lines = [row.to_json() for row in rows]
+    print_results(about, lines, tables, as_json=options.json, width=190)
     return 0
 
 
@@ -196,9 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     names = ", ".join(shape.name for shape in (*PREFILL, *DECODE))
     add("--shape", nargs="+", metavar="NAME", help=f"{names}, or B,H,Hkv,N,D[,causal]")
     add("--decode", action="store_true", help="one query on a cache instead of the six prefills")
-    add("--active", nargs="+", type=_share, metavar="F", help="shares of active heads")
-    add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N")
-    add("--rounds", type=_positive, metavar="N", help="default: 7 to 123, by size")
+    add("--active", nargs="+", type=fraction, metavar="F", help="shares of active heads")
+    add("--threads", nargs="+", type=positive, default=[1, 2], metavar="N")
+    add("--rounds", type=positive, metavar="N", help="default: 7 to 123, by size")
     add("--dtype", choices=BOUNDS, default="float32", help="of inputs and output")
     add("--instruction-set", nargs="+", metavar="NAME", help="default: the best of this machine")
     add("--compute-type", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
@@ -206,20 +198,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--peak", type=float, metavar="GFLOPS", help="of a core; measured with cc if not given")
     add("--json", action="store_true", help="print a list of rows")
     return parser
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; expected 0 to 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
-    return value
 
 
 if __name__ == "__main__":

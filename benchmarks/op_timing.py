@@ -17,7 +17,7 @@ BOUNDS = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
 
 
 class WrongOutput(Exception):
-    """A contestant computed something else than attention."""
+    """A contestant computed something else than what is measured."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,20 @@ def max_abs_error(bench: Bench, candidate: Candidate, index: int) -> float:
     kernel = candidate.kernel
     bound = BOUNDS[bench.dtype if kernel is None else _coarser(bench.dtype, kernel.compute_type)]
     where = f"{candidate.name}, {bench.shape.name}, active {candidate.active:g}"
-    if not error <= bound:
-        raise WrongOutput(f"{where}: off by {error:.3g}, expected at most {bound:g}.")
+    check_error(where, error, bound)
     if kernel is not None and np.any(output[expected == 0]):
         raise WrongOutput(f"{where}: an unselected row is not exactly 0.")
+    return error
+
+
+def check_error(who: str, error: float, bound: float) -> float:
+    """Return an error within its bound.
+
+    Raises:
+        WrongOutput: It is beyond that, or no number.
+    """
+    if not error <= bound:
+        raise WrongOutput(f"{who}: off by {error:.3g}, expected at most {bound:g}.")
     return error
 
 

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import onnx
-from interleaving import Call, figure, interleaved_ms
+from interleaving import Call, interleaved_figures
 from onnx import helper, numpy_helper
 from op_inputs import Shape, draw_gates
-from op_timing import WrongOutput
+from op_timing import WrongOutput, check_error
 from ort_session import Unusable, kernel_session, plain_session
-from process_cost import load_average, machine
-from rich.console import Console
+from printing import environment, print_results, versions
+from process_cost import load_average
 from rich.table import Table
+from run_options import add_run_options, fraction, kernels_or_exit
 
-from moh_deploy.backends.ort_kernels import choose_kernels, require_kernels
+from moh_deploy.backends.ort_kernels import require_kernels
 from moh_deploy.backends.ort_values import from_ort, to_ort
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.npz import Array
@@ -101,19 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(failure, file=sys.stderr)
         return 1
     about = {
-        **machine(),
-        "load at start": start_load,
-        "load at end": load_average(),
+        **environment(start_load),
         "kernels": options.kernels.describe(),
-        **{name: version(name) for name in PACKAGES},
+        **versions(PACKAGES),
     }
-    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 130)
-    for name, value in about.items():
-        console.print(f"{name:14} {value}", markup=False, highlight=False)
-    if options.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
-    else:
-        console.print(_table(rows, options.active))
+    lines = [asdict(row) for row in rows]
+    print_results(about, lines, [_table(rows, options.active)], as_json=options.json, width=130)
     return 0
 
 
@@ -134,8 +125,7 @@ def _measure(layer: Layer, op: str, threads: int, options: argparse.Namespace) -
         call()
         errors.append(_error(layer, op, from_ort(output), one[0], weight, bias))
     calls.insert(0, _call(dense, [{"X": one["X"]} for one in sets[0]], output))
-    runs_ms = interleaved_ms(calls, threads=threads, rounds=options.rounds)
-    dense_ms, *moh_ms = (figure(ms, threads) for ms in runs_ms)
+    dense_ms, *moh_ms = interleaved_figures(calls, threads=threads, rounds=options.rounds)
     return [
         Row(layer.name, op, threads, share, ms, dense_ms, ms / dense_ms, error)
         for share, ms, error in zip(options.active, moh_ms, errors, strict=True)
@@ -230,10 +220,7 @@ def _error(
     off = np.abs(output - expected)
     if op == "query":
         off = off[np.repeat(feeds["gates"] != 0, layer.head_dim, axis=-1)]
-    error = float(off.max())
-    if not error <= BOUND:
-        raise WrongOutput(f"{layer.name}, {op}: off by {error:.3g}, expected at most {BOUND:g}.")
-    return error
+    return check_error(f"{layer.name}, {op}", float(off.max()), BOUND)
 
 
 def _table(rows: Sequence[Row], shares: Sequence[float]) -> Table:
@@ -266,10 +253,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     named = {layer.name: layer for layer in LAYERS}
     options.layers = [named[name] for name in options.layers]
-    try:
-        options.kernels = choose_kernels("require", library=options.library)
-    except MoHDeployError as error:
-        parser.error(str(error))
+    options.kernels = kernels_or_exit(parser, "require", options.library)
     return options
 
 
@@ -278,26 +262,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     names = [layer.name for layer in LAYERS]
     add("--layers", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    add("--active", nargs="+", type=_share, default=SHARES, metavar="F", help="open gates")
-    add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N")
-    add("--rounds", type=_positive, default=11, metavar="N")
-    add("--library", type=Path, metavar="FILE", help="kernels other than the installation's")
-    add("--json", action="store_true", help="print a list of rows")
+    add("--active", nargs="+", type=fraction, default=SHARES, metavar="F", help="open gates")
+    add_run_options(parser, threads=[1, 2], rounds=11)
     return parser
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; expected 0 to 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
-    return value
 
 
 if __name__ == "__main__":

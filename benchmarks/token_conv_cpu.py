@@ -8,23 +8,21 @@ time counts, on several wall time. A ratio above 1 is a gain.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import onnx
-from interleaving import Call, figure, interleaved_ms
-from op_timing import WrongOutput
+from interleaving import Call, interleaved_figures
+from op_timing import WrongOutput, check_error
 from ort_session import Unusable, kernel_session, plain_session
-from process_cost import load_average, machine
-from rich.console import Console
+from printing import environment, print_results, versions
+from process_cost import load_average
 from rich.table import Table
+from run_options import add_run_options, kernels_or_exit
 
-from moh_deploy.backends.ort_kernels import choose_kernels, require_kernels
+from moh_deploy.backends.ort_kernels import require_kernels
 from moh_deploy.backends.ort_values import from_ort, to_ort
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.ops.single_node import single_node_model
@@ -87,19 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(failure, file=sys.stderr)
         return 1
     about = {
-        **machine(),
-        "load at start": start_load,
-        "load at end": load_average(),
+        **environment(start_load),
         "kernels": options.kernels.describe(),
-        **{name: version(name) for name in PACKAGES},
+        **versions(PACKAGES),
     }
-    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 130)
-    for name, value in about.items():
-        console.print(f"{name:14} {value}", markup=False, highlight=False)
-    if options.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
-    else:
-        console.print(_table(rows))
+    lines = [asdict(row) for row in rows]
+    print_results(about, lines, [_table(rows)], as_json=options.json, width=130)
     return 0
 
 
@@ -115,8 +106,7 @@ def _measure(shape: Shape, threads: int, options: argparse.Namespace) -> Row:
     outputs = [to_ort(np.full(output_shape, np.nan, np.float32)) for _ in sessions]
     calls = [_call(*pair, tokens) for pair in zip(sessions, outputs, strict=True)]
     difference = _difference(shape, calls, outputs)
-    runs_ms = interleaved_ms(calls, threads=threads, rounds=options.rounds)
-    moh_ms, body_ms = (figure(ms, threads) for ms in runs_ms)
+    moh_ms, body_ms = interleaved_figures(calls, threads=threads, rounds=options.rounds)
     return Row(shape.name, threads, moh_ms, body_ms, body_ms / moh_ms, difference)
 
 
@@ -163,10 +153,7 @@ def _difference(shape: Shape, calls: Sequence[Call], outputs: Sequence[object]) 
     for call in calls:
         call()
     first, second = (from_ort(output) for output in outputs)
-    difference = float(np.abs(first - second).max())
-    if not difference <= BOUND:
-        raise WrongOutput(f"{shape.name}: off by {difference:.3g}, expected at most {BOUND:g}.")
-    return difference
+    return check_error(shape.name, float(np.abs(first - second).max()), BOUND)
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -195,24 +182,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     named = {shape.name: shape for shape in SHAPES}
     help_text = ", ".join(named)
     add("--shapes", nargs="+", choices=named, default=list(named), metavar="NAME", help=help_text)
-    add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N")
-    add("--rounds", type=_positive, default=11, metavar="N")
-    add("--library", type=Path, metavar="FILE", help="kernels other than the installation's")
-    add("--json", action="store_true", help="print a list of rows")
+    add_run_options(parser, threads=[1, 2], rounds=11)
     options = parser.parse_args(arguments)
     options.shapes = [named[name] for name in options.shapes]
-    try:
-        options.kernels = choose_kernels("require", library=options.library)
-    except MoHDeployError as error:
-        parser.error(str(error))
+    options.kernels = kernels_or_exit(parser, "require", options.library)
     return options
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}; expected at least 1")
-    return value
 
 
 if __name__ == "__main__":
