@@ -12,6 +12,10 @@ from moh_deploy.backends.runner import KernelUse
 
 NO_KERNELS = KernelUse(None, "switched off", None)
 
+needs_library = pytest.mark.skipif(
+    native.kernel_library() is None, reason=f"no kernel library: {native.why_no_library()}"
+)
+
 
 def required_library() -> Path:
     """Return the installation's library, or skip the test where there is none."""

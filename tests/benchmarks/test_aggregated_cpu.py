@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
-from moh_deploy import native
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NEIGHBOURS = (
-    *("aggregated_cpu", "fma_peak", "interleaving", "op_timing", "op_candidates", "op_models"),
-    *("op_inputs", "ort_session", "process_cost"),
-)
-
-needs_library = pytest.mark.skipif(
-    native.kernel_library() is None, reason=f"no kernel library: {native.why_no_library()}"
-)
+from tests.kernel_library import needs_library
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def bench(
+    load_benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> ModuleType:
     """The benchmark's module, with one tiny shape in place of its own."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    bench = import_module("aggregated_cpu")
+    bench = load_benchmark("aggregated_cpu")
     monkeypatch.setattr(bench, "STAGES", (bench.Stage("tiny", 5, 2, head_dim=3, pooled=4),))
-    yield bench
-    for name in NEIGHBOURS:
-        sys.modules.pop(name, None)
+    return bench
 
 
 @needs_library

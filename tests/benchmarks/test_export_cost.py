@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NEIGHBOURS = ("export_cost", "process_cost")
 
 BURN_CPU = "import time\nwhile time.process_time() < 0.4: pass"
 HOLD_MEMORY = "import time; held = bytearray(200 << 20); time.sleep(0.5)"
@@ -28,12 +26,9 @@ def small():
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The benchmark's module, which like any script imports its neighbours by their bare names."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield import_module("export_cost")
-    for name in NEIGHBOURS:
-        sys.modules.pop(name, None)
+def benchmark(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    """The benchmark's module."""
+    return load_benchmark("export_cost")
 
 
 def cost(benchmark: ModuleType, wall_s: float, *, largest_child_mib: float = 0.0) -> object:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -14,33 +12,22 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from moh_deploy import native
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NEIGHBOURS = (
-    *("layer_cpu", "layer_models", "interleaving", "op_timing", "op_candidates", "op_models"),
-    *("op_inputs", "ort_session", "process_cost"),
-)
-
-needs_library = pytest.mark.skipif(
-    native.kernel_library() is None, reason=f"no kernel library: {native.why_no_library()}"
-)
+from tests.kernel_library import needs_library
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def bench(
+    load_benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> ModuleType:
     """The benchmark's module, with two tiny layers in place of its own."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    bench = import_module("layer_cpu")
+    bench = load_benchmark("layer_cpu")
     layer = sys.modules["layer_models"]._layer
     tiny = (
         layer("linear", 2, 4, 4, 9, 8, width=24),
         layer("query", 1, 4, 2, 9, 8, width=24, causal=True),
     )
     monkeypatch.setattr(bench, "LAYERS", tiny)
-    yield bench
-    for name in NEIGHBOURS:
-        sys.modules.pop(name, None)
+    return bench
 
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.5])

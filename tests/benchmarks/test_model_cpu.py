@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,12 +19,6 @@ from moh_deploy.backends.ort_kernels import choose_kernels
 from moh_deploy.config import load_config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NEIGHBOURS = (
-    *("model_cpu", "model_rows", "model_timing", "model_contestants", "model_subjects"),
-    *("plain_export", "op_timing", "op_candidates", "op_models", "op_inputs", "ort_session"),
-    *("process_cost", "models", "cached_decoder", "pyramid_model"),
-    *("model_profile", "model_skipped", "model_nodes", "interleaving"),
-)
 COLUMNS = [
     *("model", "batch", "threads", "moh_ms", "eager_ms", "plain_onnx_ms", "compile_ms"),
     *("openvino_ms", "vs_eager", "vs_plain_onnx", "best_peer", "vs_best_peer"),
@@ -34,12 +28,9 @@ HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The benchmark's module, which like any script imports its neighbours by their bare names."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield import_module("model_cpu")
-    for name in NEIGHBOURS:
-        sys.modules.pop(name, None)
+def bench(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    """The benchmark's module."""
+    return load_benchmark("model_cpu")
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -21,10 +20,6 @@ from moh_deploy.ops import OPS
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 BUILT = ROOT / "build" / "plugins" / native.LIBRARY_NAME
-NEIGHBOURS = (
-    *("op_cpu", "op_rows", "op_timing", "op_candidates", "op_models", "op_inputs"),
-    *("ort_session", "fma_peak", "process_cost"),
-)
 KERNEL = KernelUse(Path("kernels.so"), None, "avx2")
 TINY = ("2,4,4,9,8", "2,4,2,9,8", "2,4,2,9,8,causal", "decode")
 
@@ -35,12 +30,9 @@ needs_library = pytest.mark.skipif(
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The benchmark's module, which like any script imports its neighbours by their bare names."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield import_module("op_cpu")
-    for name in NEIGHBOURS:
-        sys.modules.pop(name, None)
+def bench(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    """The benchmark's module."""
+    return load_benchmark("op_cpu")
 
 
 def tiny(bench: ModuleType, name: str) -> object:

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from moh_deploy import native
+from tests.kernel_library import needs_library
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NEIGHBOURS = (
-    *("projection_cpu", "interleaving", "op_timing", "op_candidates", "op_models", "op_inputs"),
-    *("ort_session", "process_cost"),
-)
-
-pytestmark = pytest.mark.skipif(
-    native.kernel_library() is None, reason=f"no kernel library: {native.why_no_library()}"
-)
+pytestmark = needs_library
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def bench(
+    load_benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> ModuleType:
     """The benchmark's module, with a tiny layer in place of its own."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    bench = import_module("projection_cpu")
+    bench = load_benchmark("projection_cpu")
     monkeypatch.setattr(bench, "LAYERS", (bench.Layer("tiny", 9, 20, 4, 8),))
-    yield bench
-    for name in NEIGHBOURS:
-        sys.modules.pop(name, None)
+    return bench
 
 
 def test_a_row_for_each_projection_and_share(
