@@ -18,7 +18,7 @@
 #include "cpu/aggregated_attention/panel-inl.h"
 #include "cpu/aggregated_attention/products-inl.h"
 #include "cpu/aggregated_attention/window-inl.h"
-#include "cpu/attention/scratch.h"
+#include "cpu/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {

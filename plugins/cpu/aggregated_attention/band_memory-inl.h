@@ -8,7 +8,7 @@
 
 #include "cpu/aggregated_attention/bands.h"
 #include "cpu/aggregated_attention/panel-inl.h"
-#include "cpu/attention/scratch.h"
+#include "cpu/scratch.h"
 #include "moh/aggregated_attention.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -8,7 +8,7 @@
 
 #include <type_traits>
 
-#include "cpu/attention/operands-inl.h"
+#include "cpu/scratch.h"
 #include "cpu/simd/quads-inl.h"
 #include "cpu/simd/vector-inl.h"
 #include "hwy/cache_control.h"

@@ -10,7 +10,7 @@
 #include "cpu/attention/addressing.h"
 #include "cpu/attention/mask-inl.h"
 #include "cpu/attention/operands-inl.h"
-#include "cpu/attention/scratch.h"
+#include "cpu/scratch.h"
 #include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -10,15 +10,12 @@
 #include <type_traits>
 
 #include "cpu/attention/products-inl.h"
+#include "cpu/scratch.h"
 #include "cpu/simd/vector-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
-
-constexpr size_t RoundUp(size_t n, size_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 constexpr size_t kMostKeysPerBlock = 256;
 
@@ -27,21 +24,6 @@ constexpr size_t kMostKeysPerBlock = 256;
 inline size_t KeysPerBlock(size_t keys) {
   const size_t blocks = HWY_MAX(size_t{1}, (keys + kMostKeysPerBlock - 1) / kMostKeysPerBlock);
   return RoundUp((keys + blocks - 1) / blocks, 2 * kStep);
-}
-
-// Part of a row of `size` elements: kLanes from `at` on, with zeros behind the end.
-template <typename T>
-HWY_INLINE VF LoadPart(const T* row, size_t at, size_t size) {
-  return size - at >= kLanes ? LoadFloats(row + at) : LoadFirst(row + at, size - at);
-}
-
-template <typename T>
-HWY_INLINE void StorePart(VF part, T* row, size_t at, size_t size) {
-  if (size - at >= kLanes) {
-    StoreFloats(part, row + at);
-  } else {
-    StoreFirst(part, row + at, size - at);
-  }
 }
 
 // kLanes rows of `size` elements, times `factor`, to panel[feature][vector]; `panel` points to the

@@ -19,11 +19,6 @@ HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
-// Accumulators fill the registers: kStep x kMaxVectors of them, one for each vector of rows, one
-// for a broadcast.
-constexpr size_t kMaxVectors = kManyRegisters ? 3 : 2;
-constexpr size_t kStep = kManyRegisters ? 8 : 6;
-
 // How operands are multiplied. An `Operand` holds kDepth consecutive elements of the summed axis;
 // Pack makes vectors of them.
 struct Float32Products {

@@ -11,7 +11,7 @@
 #include "cpu/attention/mask-inl.h"
 #include "cpu/attention/operands-inl.h"
 #include "cpu/attention/products-inl.h"
-#include "cpu/attention/scratch.h"
+#include "cpu/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {

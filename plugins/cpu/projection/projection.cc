@@ -10,10 +10,10 @@
 #include <cstring>
 #include <new>
 
-#include "cpu/attention/scratch.h"
 #include "cpu/kernels.h"
 #include "cpu/projection/open_rows.h"
 #include "cpu/projection/panels-inl.h"
+#include "cpu/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {

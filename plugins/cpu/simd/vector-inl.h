@@ -24,6 +24,11 @@ constexpr size_t kLanes = HWY_MAX_LANES_D(DF);
 // AVX-512 and NEON have 32 vector registers, older x86 has 16.
 constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM;
 
+// A product with rows in lanes fills the registers with sums: kStep x kMaxVectors of them, one
+// register for each vector of rows, one for a broadcast.
+constexpr size_t kMaxVectors = kManyRegisters ? 3 : 2;
+constexpr size_t kStep = kManyRegisters ? 8 : 6;
+
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr float kLog2E = 1.44269504088896341f;
@@ -152,6 +157,21 @@ template <typename T>
 HWY_INLINE void StoreFirst(VF value, T* to, size_t count) {
   const hn::Rebind<T, DF> dt;
   hn::StoreN(hn::DemoteTo(dt, value), dt, to, count);
+}
+
+// Part of a row of `size` elements: kLanes from `at` on, with zeros behind the end.
+template <typename T>
+HWY_INLINE VF LoadPart(const T* row, size_t at, size_t size) {
+  return size - at >= kLanes ? LoadFloats(row + at) : LoadFirst(row + at, size - at);
+}
+
+template <typename T>
+HWY_INLINE void StorePart(VF part, T* row, size_t at, size_t size) {
+  if (size - at >= kLanes) {
+    StoreFloats(part, row + at);
+  } else {
+    StoreFirst(part, row + at, size - at);
+  }
 }
 
 HWY_INLINE float ScalarOf(float x) { return x; }

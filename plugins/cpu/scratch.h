@@ -10,6 +10,10 @@ namespace moh::cpu {
 
 constexpr size_t kCacheLine = 64;
 
+constexpr size_t RoundUp(size_t n, size_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
 // Grows as needed and never shrinks. Contents are lost when it grows.
 class Scratch {
  public:
@@ -48,7 +52,7 @@ class Scratch {
   }
 
  private:
-  static size_t Rounded(size_t bytes) { return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine; }
+  static size_t Rounded(size_t bytes) { return RoundUp(bytes, kCacheLine); }
 
   char* data_ = nullptr;
   size_t size_ = 0;
