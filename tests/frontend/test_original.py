@@ -65,7 +65,7 @@ def check(expected: Tensor | list[Tensor], got: Tensor | list[Tensor]) -> None:
     outputs = [expected] if isinstance(expected, Tensor) else expected
     recorded = [got] if isinstance(got, Tensor) else got
     names = [f"y{index}" for index in range(len(outputs))]
-    check_trace(OriginalRun((INPUT,), outputs), Recording(recorded, []), names)
+    check_trace(OriginalRun((INPUT,), outputs), Recording(recorded, [], []), names)
 
 
 def test_trace_within_rounding_is_accepted():
