@@ -41,7 +41,8 @@ class OnnxPackage:
             check_digests: Read every file and compare its sha256 with the manifest's.
 
         Raises:
-            PackageError: Not a package, another format version, a file missing or changed.
+            PackageError: Not a package, another format version, a file missing, changed or
+                unreadable.
         """
         root = Path(root)
         if not root.is_dir():
@@ -71,10 +72,17 @@ def _check_file(path: Path, digest: str | None) -> None:
         raise PackageError(f"{path} is missing, but the manifest lists it.")
     if digest is None:
         return
-    found = sha256_of(path)
+    found = _digest(path)
     if found != digest:
         raise PackageError(
             f"{path} has changed since the package was written: sha256 is {found}, the manifest"
             f" says {digest}.",
             hint="Copy the package again, or export the model again.",
         )
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -56,6 +58,20 @@ def test_missing_file_is_refused_by_name(root: Path, name: str):
     (root / name).unlink()
     with pytest.raises(PackageError, match=f"{name} is missing"):
         OnnxPackage.open(root, check_digests=False)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "vectors.npz"])
+def test_unreadable_file_is_refused_by_name(root: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    opened = Path.open
+
+    def locked(self: Path, *args: Any, **options: Any) -> IO[Any]:
+        if self.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(PackageError, match=rf"{name}: cannot be read: Permission denied"):
+        OnnxPackage.open(root)
 
 
 def test_directory_without_manifest_is_no_package(tmp_path: Path):
