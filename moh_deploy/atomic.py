@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,9 +21,14 @@ from types import TracebackType
 from moh_deploy.errors import PackageError
 from moh_deploy.termination import cleaned_up_on_termination, signals_held
 
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
 
 class StagedDirectory:
     """A directory filled in `path` that appears at `output` with `commit`, replacing what is there.
+
+    Until then only its owner can look into it. It takes over the permissions of what it replaces,
+    file by file; others are as the umask says.
 
     Args:
         output: Destination. The caller has checked that it may be replaced. Missing parents are
@@ -36,6 +42,7 @@ class StagedDirectory:
     def __init__(self, output: Path) -> None:
         self.output = output.resolve()
         self.path = _hidden_sibling(self.output, "partial")
+        self._mode = 0
         self._made_parents: list[Path] = []
         self._needed_bytes: int | None = None
         self._committed = False
@@ -46,6 +53,8 @@ class StagedDirectory:
         try:
             self._make_parents()
             self.path.mkdir()
+            self._mode = _mode(self.path)
+            self.path.chmod(self._mode & ~_OTHERS)
         except BaseException as error:
             self._leave()
             if isinstance(error, OSError):
@@ -87,6 +96,7 @@ class StagedDirectory:
             raise PackageError(f"{self.output} cannot be put in place: {error}.") from error
 
     def _swap_in(self) -> None:
+        self._take_over_modes()
         _sync_directory(self.path)
         replaced = _hidden_sibling(self.output, "replaced") if _is_filled(self.output) else None
         with signals_held():
@@ -102,6 +112,13 @@ class StagedDirectory:
             _sync_directory(self.output.parent)
             if replaced is not None:
                 shutil.rmtree(replaced, ignore_errors=True)
+
+    def _take_over_modes(self) -> None:
+        for file in self.path.iterdir():
+            earlier = self.output / file.name
+            if earlier.is_file() and _mode(earlier) != _mode(file):
+                file.chmod(_mode(earlier))
+        self.path.chmod(_mode(self.output) if self.output.is_dir() else self._mode)
 
     def _make_parents(self) -> None:
         missing = [parent for parent in self.output.parents if not parent.exists()]
@@ -158,6 +175,10 @@ def sync_file(path: Path) -> None:
     """Return once the file's content has reached the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def _sync_directory(path: Path) -> None:

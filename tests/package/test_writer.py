@@ -47,6 +47,25 @@ def test_permissions_follow_the_umask(tmp_path: Path):
     assert root.stat().st_mode & 0o777 == 0o750
 
 
+def modes(root: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o7777 for path in (root, *root.iterdir())}
+
+
+def test_permissions_of_an_earlier_package_are_kept(tmp_path: Path):
+    root = write_package(tmp_path / "package", external_data=True).root
+    root.chmod(0o700)
+    for name, mode in {"model.onnx": 0o600, "model.onnx.data": 0o640, "vectors.npz": 0o644}.items():
+        (root / name).chmod(mode)
+    before = modes(root)
+    write_package(root, external_data=True)
+    assert modes(root) == before
+
+
+def test_nobody_else_can_read_a_package_before_it_is_finished(tmp_path: Path):
+    with PackageWriter(tmp_path / "package") as writer:
+        assert writer.root.stat().st_mode & 0o077 == 0
+
+
 def test_earlier_package_and_empty_directory_are_replaced(tmp_path: Path):
     output = tmp_path / "package"
     output.mkdir()
