@@ -88,30 +88,43 @@ class StagedDirectory:
         """Put the directory at its destination; what was there is removed only after that.
 
         Raises:
-            PackageError: It cannot be renamed; what was there is still there.
+            PackageError: It cannot be renamed: what was there is still there. Or it is in place,
+                but what was there cannot be removed.
         """
-        try:
-            self._swap_in()
-        except OSError as error:
-            raise PackageError(f"{self.output} cannot be put in place: {error}.") from error
+        with signals_held():
+            try:
+                replaced = self._swap_in()
+            except OSError as error:
+                raise PackageError(f"{self.output} cannot be put in place: {error}.") from error
+            if replaced is not None:
+                self._remove(replaced)
 
-    def _swap_in(self) -> None:
+    def _swap_in(self) -> Path | None:
+        """Return where what was there is now."""
         self._take_over_modes()
         _sync_directory(self.path)
         replaced = _hidden_sibling(self.output, "replaced") if _is_filled(self.output) else None
-        with signals_held():
+        if replaced is not None:
+            self.output.rename(replaced)
+        try:
+            self.path.rename(self.output)
+        except OSError:
             if replaced is not None:
-                self.output.rename(replaced)
-            try:
-                self.path.rename(self.output)
-            except OSError:
-                if replaced is not None:
-                    replaced.rename(self.output)
-                raise
-            self._committed = True
-            _sync_directory(self.output.parent)
-            if replaced is not None:
-                shutil.rmtree(replaced, ignore_errors=True)
+                replaced.rename(self.output)
+            raise
+        self._committed = True
+        _sync_directory(self.output.parent)
+        return replaced
+
+    def _remove(self, replaced: Path) -> None:
+        try:
+            shutil.rmtree(replaced)
+        except OSError as error:
+            raise PackageError(
+                f"{self.output} is written, but what was there before cannot be removed:"
+                f" {error.strerror}.",
+                hint=f"Remove it: {replaced}",
+            ) from error
 
     def _take_over_modes(self) -> None:
         for file in self.path.iterdir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -162,12 +162,25 @@ def _check_replaceable(output: Path) -> None:
             " replaced.",
             hint="Move it elsewhere, or name another --output.",
         )
+    _check_writable(output, found)
     if os.path.ismount(output) or output.samefile(Path.cwd()):
         raise PackageError(
             f"{output} is the current directory or a mount point, which cannot be replaced in one"
             " step.",
             hint=f"Write to a directory inside it: --output {output / 'package'}.",
         )
+
+
+def _check_writable(output: Path, names: Iterable[str]) -> None:
+    """What cannot be written is meant to stay, although renaming could put another in its place."""
+    needed = {output: os.W_OK | os.X_OK, **dict.fromkeys((output / n for n in names), os.W_OK)}
+    for path, rights in sorted(needed.items()):
+        if not os.access(path, rights):
+            raise PackageError(
+                f"{output} is read-only, so it will not be replaced: no permission to write to"
+                f" {path}. Expected a writable package: make it one with `chmod -R u+w {output}`,"
+                " or work on a copy.",
+            )
 
 
 def _nearest_existing(path: Path) -> Path:

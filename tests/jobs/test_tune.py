@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,6 +268,16 @@ def test_package_that_cannot_be_replaced_is_refused_before_anything_is_measured(
     with pytest.raises(PackageError, match=r"cannot be written: .* holds 'notes\.txt'") as refused:
         moh_deploy.tune(package.root, measure=meter)
     assert "--dry-run" in (refused.value.hint or "")
+    assert meter.seen == []
+
+
+def test_read_only_package_is_refused_before_anything_is_measured(
+    package: OnnxPackage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "access", lambda path, _: path != package.root)
+    meter = Meter(FIRST_IS_DENSE)
+    with pytest.raises(PackageError, match=r"choices cannot be written: .* is read-only"):
+        moh_deploy.tune(package.root, measure=meter)
     assert meter.seen == []
 
 

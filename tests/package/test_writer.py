@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +169,30 @@ def test_directory_without_write_permission_is_refused(tmp_path: Path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(PackageError, match="no permission to write"):
         check_output(tmp_path / "locked" / "package")
+
+
+@pytest.mark.parametrize("locked", ["package", "package/model.onnx"])
+def test_read_only_package_is_refused(tmp_path: Path, locked: str, monkeypatch: pytest.MonkeyPatch):
+    root = write_package(tmp_path / "package").root
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / locked)
+    with pytest.raises(PackageError, match=rf"read-only.*{locked}\. .*chmod -R u\+w .*package`"):
+        check_output(root)
+
+
+def test_what_was_replaced_and_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_package(tmp_path / "package")
+
+    def locked(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", locked)
+    with pytest.raises(PackageError, match=r"package is written, but .* Permission") as refused:
+        write_package(tmp_path / "package", with_layer=False)
+    replaced, written = sorted(tmp_path.iterdir())
+    assert str(replaced) in (refused.value.hint or "")
+    assert OnnxPackage.open(written).manifest.layers == ()
 
 
 def test_missing_room_is_found_before_writing(tmp_path: Path):
