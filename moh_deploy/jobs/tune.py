@@ -87,7 +87,7 @@ def tune(
     with StagedDirectory(_place(package, dry_run)) as scratch:
         job = _Job(package, use, threads, scratch.path, progress)
         if choose is not None:
-            outcome = job.given(with_choices(package.manifest.layers, choose))
+            outcome = job.given(choose)
         else:
             outcome = job.measured(sets, measure or stopwatch, stopwatch.name)
         proof = job.prove(outcome, sets if inputs else [])
@@ -99,6 +99,7 @@ def tune(
         before=package.manifest.layers,
         layers=outcome.layers,
         tuning=outcome.tuning,
+        asked=choose or {},
         predicted_ms=outcome.predicted_ms or job.predicted(outcome.layers, proof.nodes),
         undecided=outcome.undecided,
         model_ratio=outcome.model_ratio,
@@ -188,13 +189,16 @@ class _Job:
     scratch: Path
     progress: Progress
 
-    def given(self, layers: tuple[LayerInfo, ...]) -> _Outcome:
+    def given(self, choices: Mapping[str, str]) -> _Outcome:
         """Take somebody's word for the choices."""
+        self._check_anything_to_choose()
+        layers = with_choices(self.package.manifest.layers, choices)
         return _Outcome(layers, Tuning("given", self._machine()))
 
     def measured(self, sets: Sequence[InputSet], measure: Measure, clock: str) -> _Outcome:
         """Choose by measuring: layer by layer, then the whole."""
         self._check_anything_to_choose()
+        self._check_anything_to_measure()
         feeds, weights = [one.inputs for one in sets], [one.weight for one in sets]
         with self.progress.step("timing the layers"):
             times = LayerBench(self.package, feeds, self.threads, self.scratch).measure(measure)
@@ -287,6 +291,8 @@ class _Job:
                 f"{self.package.root} has no layer with anything to choose.",
                 hint="`moh-deploy inspect` says why layers were not replaced.",
             )
+
+    def _check_anything_to_measure(self) -> None:
         if self.kernels.library is None:
             raise BackendError(
                 "there is nothing to measure without kernels, every choice runs the same function"

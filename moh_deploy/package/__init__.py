@@ -7,6 +7,7 @@ A package is a directory: `model.onnx` (and `model.onnx.data` above 1 GB), `mani
 from moh_deploy.package.choices import (
     CHOICES,
     DENSE_DOMAIN,
+    asked_choice,
     choices_for,
     current_choice,
     node_domains,
@@ -46,6 +47,7 @@ __all__ = [
     "TensorInfo",
     "Tuning",
     "VectorSet",
+    "asked_choice",
     "check_output",
     "choices_for",
     "current_choice",

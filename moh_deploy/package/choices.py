@@ -53,10 +53,12 @@ def with_choices(layers: Sequence[LayerInfo], choices: Mapping[str, str]) -> tup
 
     Args:
         layers: The package's layers.
-        choices: Path of a layer, or `all`, to its choice; a path wins over `all`.
+        choices: Path of a layer, or `all`, to its choice; a path wins over `all`, which means for
+            each layer the nearest that it has.
 
     Raises:
-        ConfigError: No replaced layer has that path, or it has no such choice.
+        ConfigError: No replaced layer has that path, or it has no such choice; or no layer at all
+            has what `all` are to be.
     """
     possible = {layer.path: choices_for(layer) for layer in layers if choices_for(layer)}
     for path, choice in choices.items():
@@ -64,11 +66,16 @@ def with_choices(layers: Sequence[LayerInfo], choices: Mapping[str, str]) -> tup
     return tuple(_chosen(layer, choices) for layer in layers)
 
 
+def asked_choice(layer: LayerInfo, choices: Mapping[str, str]) -> str | None:
+    """Return what somebody's choices ask of a layer, whether it has that or not."""
+    return choices.get(layer.path, choices.get("all"))
+
+
 def _chosen(layer: LayerInfo, choices: Mapping[str, str]) -> LayerInfo:
-    asked, allowed = choices.get(layer.path, choices.get("all")), choices_for(layer)
+    asked, allowed = asked_choice(layer, choices), choices_for(layer)
     if asked is None or not allowed:
         return layer
-    # `all` means for each layer the nearest that it has: one without projections runs as `sparse`.
+    # Of `all=projected`, a layer without projections has `sparse`.
     nearest = next((choice for choice in allowed if choice == asked), allowed[-1])
     return replace(layer, choice=nearest)
 
@@ -80,9 +87,10 @@ def _check(path: str, choice: str, possible: Mapping[str, Sequence[Choice]]) -> 
             f" {', '.join(possible) or 'none'}.",
             hint=did_you_mean(path, possible) or None,
         )
-    allowed = CHOICES if path == "all" else possible[path]
+    allowed = max(possible.values(), key=len, default=()) if path == "all" else possible[path]
     if choice not in allowed:
+        cannot = "no layer can" if path == "all" else f"layer '{path}' cannot"
         raise ConfigError(
-            f"layer '{path}' cannot be '{choice}', only {', '.join(allowed)}.",
+            f"{cannot} be '{choice}', only {', '.join(allowed) or 'none'}.",
             hint=did_you_mean(choice, allowed) or None,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moh_deploy.backends.runner import KernelUse
-from moh_deploy.package import CHOICES, LayerInfo, Tuning, current_choice
+from moh_deploy.package import CHOICES, LayerInfo, Tuning, asked_choice, choices_for, current_choice
 from moh_deploy.report.choices import (
     at_sizes,
     gain,
@@ -33,6 +33,7 @@ class TuneReport:
         before: Its layers as they were.
         layers: Its layers as chosen.
         tuning: What the choices rest on.
+        asked: Path of a layer, or `all`, to the choice that was given; nothing if it was measured.
         predicted_ms: For each layer, choice to what is predicted, at the sizes that were measured,
             or else the example's; nothing where nothing is known.
         undecided: Paths of layers where measuring could not tell which choice is the fastest.
@@ -50,6 +51,7 @@ class TuneReport:
     before: tuple[LayerInfo, ...]
     layers: tuple[LayerInfo, ...]
     tuning: Tuning
+    asked: Mapping[str, str]
     predicted_ms: tuple[Mapping[str, float], ...]
     undecided: tuple[str, ...]
     model_ratio: Ratio | None
@@ -87,6 +89,7 @@ class TuneReport:
         return {
             "path": layer.path,
             "before": current_choice(self.before[index]),
+            "asked": asked_choice(layer, self.asked),
             "choice": layer.choice,
             "measured_ms": ms,
             "measured_gain": gain(layer, ms),
@@ -117,6 +120,7 @@ class TuneReport:
         return f"{self.tuning.clock} time, {threads_text(self.tuning)}, at {sizes}"
 
     def _lines(self) -> Iterator[str]:
+        from moh_deploy.report.layers import reasons
         from moh_deploy.report.tables import count
 
         if self.tuning.source == "measured":
@@ -128,6 +132,10 @@ class TuneReport:
                     f" {', '.join(self.undecided)}"
                 )
             yield f"whole model: {self._model_text()}"
+        yield from self._fallbacks()
+        unreplaced = [layer for layer in self.layers if not choices_for(layer)]
+        for reason in reasons(unreplaced):
+            yield f"not replaced, so there is nothing to choose: {reason}"
         yield f"compared with the original model: max abs error {self.max_abs_error:.3g}"
         for name, tokens in self.flipped_tokens.items():
             yield (
@@ -136,6 +144,16 @@ class TuneReport:
             )
         yield self.kernels.describe()
         yield f"written to {self.package}" if self.written else "dry run: nothing was written"
+
+    def _fallbacks(self) -> Iterator[str]:
+        """Yield a sentence for what `all` asked of layers that do not have it."""
+        paths: dict[tuple[str, str], list[str]] = {}
+        for layer in self.layers:
+            asked = asked_choice(layer, self.asked)
+            if asked is not None and layer.choice is not None and layer.choice != asked:
+                paths.setdefault((asked, layer.choice), []).append(layer.path)
+        for (asked, choice), names in paths.items():
+            yield f"{choice}, as these layers cannot be {asked}: {', '.join(names)}"
 
     def _model_text(self) -> str:
         if self.model_ratio is None:

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +233,20 @@ def test_package_without_layers_has_nothing_to_choose(tmp_path: Path):
     package = write_package(tmp_path / "package", with_layer=False)
     with pytest.raises(ConfigError, match="has no layer with anything to choose"):
         moh_deploy.tune(package.root)
+
+    with pytest.raises(ConfigError, match="has no layer with anything to choose"):
+        moh_deploy.tune(package.root, choose={"all": "dense"})
+
+
+def test_report_names_layers_that_are_not_as_asked(package: OnnxPackage):
+    report = moh_deploy.tune(package.root, choose={"all": "sparse"}, dry_run=True)
+    first, second = report.layers
+    kept = replace(second, node=None, choice=None, reason="no known form")
+    report = replace(report, layers=(first, kept), asked={"all": "projected"})
+    text = text_of(report)
+    assert f"sparse, as these layers cannot be projected: {FIRST}\n" in text
+    assert f"nothing to choose: {SECOND}: no known form" in text
+    assert report.to_json()["layers"][0]["asked"] == "projected"
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ def test_all_means_the_nearest_that_each_layer_has_and_a_path_wins():
         ({"blocks.1.atn": "dense"}, r"no layer 'blocks\.1\.atn' has", "'blocks.1.attn'?"),
         ({"kept": "dense"}, r"no layer 'kept' has anything .* blocks\.0\.attn, blocks", None),
         ({"blocks.0.attn": "projected"}, "cannot be 'projected', only dense, sparse", None),
-        ({"all": "spars"}, "'all' cannot be 'spars', only dense, sparse, projected", "'sparse'?"),
+        ({"all": "spars"}, r"no layer can be 'spars', only dense, sparse\.", "'sparse'?"),
+        ({"all": "projected"}, r"no layer can be 'projected', only dense, sparse\.", None),
     ],
 )
 def test_choice_that_a_layer_does_not_have_is_refused(
