@@ -190,6 +190,25 @@ def test_model_without_moh_layers_is_exported_and_says_so(tmp_path: Path):
     assert_package_equals(tmp_path / "package", model, sizes_of_x(4, 1, 8))
 
 
+class RunsTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = small_moh.build()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.attn(self.attn(x))
+        return y
+
+
+def test_layers_of_one_module_are_told_apart(tmp_path: Path):
+    export(RunsTwice(), tmp_path / "package")
+    report = moh_deploy.tune(tmp_path / "package", choose={"attn": "sparse", "attn#2": "dense"})
+    chosen = {layer.path: layer.choice for layer in report.layers}
+    assert chosen == {"attn": "sparse", "attn#2": "dense"}
+    verified = moh_deploy.verify(tmp_path / "package", kernels="off")
+    assert {layer.path for layer in verified.layers} == chosen.keys()
+
+
 def test_large_weights_go_into_a_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pipeline, "EXTERNAL_DATA_BYTES", 100)
     model = nn.Linear(8, 64)

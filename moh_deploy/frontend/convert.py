@@ -216,7 +216,7 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
     batch, seq_len, num_heads = records[0].gates.shape
     open_gates = sum(int((record.gates != 0).sum()) for record in records)
     return LayerInfo(
-        path=rewrite.layer.path or "(model)",
+        path=names.layer,
         num_heads=num_heads,
         num_kv_heads=rewrite.num_kv_heads,
         head_dim=rewrite.head_dim,

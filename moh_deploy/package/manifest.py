@@ -40,7 +40,8 @@ class LayerInfo:
     """One MoH layer of the exported model.
 
     Attributes:
-        path: Module path in the original model, such as `blocks.3.attn`.
+        path: Module path in the original model, such as `blocks.3.attn`; `model` for the model
+            itself; with `#2` for the second layer of one path: no two layers are called the same.
         num_heads: Query heads of the attention, shared ones included.
         num_kv_heads: Key and value heads; None where the attention is of a form that no op covers.
         head_dim: Size of one head; None under the same condition.

@@ -18,12 +18,14 @@ class LayerNames:
     """Names of one layer in the model.
 
     Attributes:
+        layer: The layer itself: its module path, `attn#2` where that runs for the second time.
         gates: Value that holds the gates [B, S, H].
         node: The node of the layer's attention; None where it stays ordinary operators.
         query_projection: The MoHQueryProjection that it reads; None where there is none.
         output_projection: The MoHOutputProjection that reads it; None where there is none.
     """
 
+    layer: str
     gates: str
     node: str | None = None
     query_projection: str | None = None
@@ -51,6 +53,7 @@ def keep_gates(
         node = next(attention) if has_node else None
         layers.append(
             LayerNames(
+                layer=name,
                 gates=value.name,
                 node=_named(node, name),
                 query_projection=_named(_query_projection(node), name),

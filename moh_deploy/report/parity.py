@@ -73,8 +73,7 @@ def _summary(report: ParityReport) -> str:
 
 def _layer_row(entry: LayerParity, report: ParityReport) -> tuple[object, ...]:
     share = entry.equal_decisions / entry.decisions if entry.decisions else None
-    # A module that holds several layers gives them one path.
-    ways = dict.fromkeys(runs_as(run) for run in report.layer_runs if run.path == entry.path)
+    ways = [runs_as(run) for run in report.layer_runs if run.path == entry.path]
     return (
         entry.path,
         ", ".join(ways),

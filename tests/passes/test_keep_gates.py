@@ -25,8 +25,8 @@ def test_gates_leave_the_outputs_and_keep_a_name():
     built = layers(2)
     names = keep_gates(built, paths=["blocks.0", "blocks.1"], replaced=[True, True])
     assert names == (
-        LayerNames("blocks.0.gates", "blocks.0.MoHAttention"),
-        LayerNames("blocks.1.gates", "blocks.1.MoHAttention"),
+        LayerNames("blocks.0", "blocks.0.gates", "blocks.0.MoHAttention"),
+        LayerNames("blocks.1", "blocks.1.gates", "blocks.1.MoHAttention"),
     )
     assert [output.name for output in built.graph.outputs] == ["y0", "y1"]
     assert [n.outputs[0].name for n in built.graph if n.op_type == "Relu"] == [
@@ -63,7 +63,7 @@ def test_layer_without_a_node_takes_none_from_the_next_one():
     nodes = [node("Relu", [logits], g0), node("Tanh", [logits], g1), attention(x, x, g1, y)]
     built = model([x, logits], [y, g0, g1], nodes)
     names = keep_gates(built, paths=["a", "b"], replaced=[False, True])
-    assert names == (LayerNames("a.gates", None), LayerNames("b.gates", "b.MoHAttention"))
+    assert names == (LayerNames("a", "a.gates", None), LayerNames("b", "b.gates", "b.MoHAttention"))
 
 
 def test_node_is_named_after_its_op():
@@ -73,12 +73,13 @@ def test_node_is_named_after_its_op():
     other.op_type = "MoHAggregatedAttention"
     built = model([x, logits], [y, g], [node("Relu", [logits], g), other])
     names = keep_gates(built, paths=["a"], replaced=[True])
-    assert names == (LayerNames("a.gates", "a.MoHAggregatedAttention"),)
+    assert names == (LayerNames("a", "a.gates", "a.MoHAggregatedAttention"),)
     assert other.name == "a.MoHAggregatedAttention"
 
 
 def test_layer_that_runs_twice_has_two_names():
     names = keep_gates(layers(3), paths=["attn", "attn", ""], replaced=[True] * 3)
+    assert [name.layer for name in names] == ["attn", "attn#2", "model"]
     assert [name.gates for name in names] == ["attn.gates", "attn#2.gates", "model.gates"]
 
 

@@ -52,7 +52,7 @@ def _insert(graph: Graph, chain: ImageChain) -> Swap:
     result = layouts.arrange(Operand(tokens, chain.steps[-1].image.tokens), chain.layout)
     for node in chain.inner:
         _read_sizes_elsewhere(graph, node)
-    path = ".".join(module_path(chain.end)) or "(model)"
+    path = ".".join(module_path(chain.end)) or "model"
     return Swap(chain.end, result, f"the token layout of {path}")
 
 
