@@ -85,12 +85,13 @@ def threads_text(tuning: Tuning) -> str:
 
 
 def measured_ms(tuning: Tuning, index: int) -> dict[str, float]:
-    """Return choice to milliseconds of a layer, all inputs together as they count; may be empty."""
+    """Return choice to milliseconds of a layer in one run, the mean over inputs as they count; may
+    be empty."""
     sets = tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
     if not sets:
         return {}
-    weighted = list(zip(tuning.weights, sets, strict=True))
-    return {name: sum(weight * ms[name] for weight, ms in weighted) for name in sets[0]}
+    weighted, total = list(zip(tuning.weights, sets, strict=True)), sum(tuning.weights)
+    return {name: sum(weight * ms[name] for weight, ms in weighted) / total for name in sets[0]}
 
 
 def gain(layer: LayerInfo, ms: Mapping[str, float]) -> float | None:

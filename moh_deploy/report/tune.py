@@ -117,7 +117,9 @@ class TuneReport:
 
     def _measured_how(self) -> str:
         sizes = "; ".join(map(at_sizes, self.tuning.sizes))
-        return f"{self.tuning.clock} time, {threads_text(self.tuning)}, at {sizes}"
+        several = ", mean as the inputs weigh" if len(self.tuning.sizes) > 1 else ""
+        clock = f"{self.tuning.clock} time of a run{several}"
+        return f"{clock}, {threads_text(self.tuning)}, at {sizes}"
 
     def _lines(self) -> Iterator[str]:
         from moh_deploy.report.layers import reasons

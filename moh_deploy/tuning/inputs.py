@@ -61,8 +61,8 @@ def input_sets(
 def _check_weights(weights: Sequence[float], files: Sequence[Path]) -> None:
     if len(weights) != len(files):
         raise ConfigError(
-            f"there are {len(weights)} weights for {len(files)} input files; expected one for each,"
-            " or none."
+            f"weights given: {len(weights)}, files of inputs: {len(files)}; expected one weight for"
+            " each file, or none."
         )
     for weight in weights:
         if not 0 < weight < float("inf"):

@@ -153,6 +153,9 @@ def test_inputs_count_as_they_weigh(package: OnnxPackage, tmp_path: Path):
     assert tuning is not None
     assert tuning.weights == (1.0, 20.0)
     assert [sizes["seq"] for sizes in tuning.sizes] == [9, 1]
+    measured = report.to_json()["layers"][0]["measured_ms"]
+    assert measured == pytest.approx({"dense": 30 / 21, "sparse": 45 / 21})
+    assert "time of a run, mean as the inputs weigh" in text_of(report)
 
 
 def test_outputs_on_the_users_inputs_are_compared_with_those_before(
@@ -255,7 +258,7 @@ def test_report_names_layers_that_are_not_as_asked(package: OnnxPackage):
         ({"threads": 0}, "threads is 0, expected at least 1"),
         ({"min_time": -1.0}, "min_time is -1 s"),
         ({"min_time": float("nan")}, "min_time is nan s"),
-        ({"weights": [1.0]}, "1 weights for 0 input files"),
+        ({"weights": [1.0]}, "weights given: 1, files of inputs: 0; expected one"),
         ({"choose": {"blocks.7.attn": "dense"}}, r"no layer 'blocks\.7\.attn'"),
     ],
 )

@@ -41,7 +41,7 @@ def test_file_that_does_not_fit_is_refused_as_run_does(package: OnnxPackage, tmp
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0, 2.0], "2 weights for 1 input files"),
+        ([1.0, 2.0], "weights given: 2, files of inputs: 1;"),
         ([0.0], "a weight is 0, expected a number above 0"),
         ([-1.0], "a weight is -1"),
         ([float("nan")], "a weight is nan"),
@@ -57,7 +57,7 @@ def test_weights_that_mean_nothing_are_refused(
 
 
 def test_weights_without_files_are_refused(package: OnnxPackage):
-    with pytest.raises(ConfigError, match="1 weights for 0 input files"):
+    with pytest.raises(ConfigError, match="weights given: 1, files of inputs: 0;"):
         input_sets(package, [], [1.0])
 
 
