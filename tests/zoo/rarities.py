@@ -56,4 +56,7 @@ MISSED = (
     rare("mask_by_product", unusual_cores.OldMasking, TOP_2),
     rare("talking_heads", unusual_cores.TalkingHeads, UNREPLACED),
     rare("linear_attention", unusual_cores.Linearized, UNREPLACED),
+    rare("added_before_merging", unusual_cores.AddedBeforeMerging, TOP_2, TOP_2),
+    rare("channel_major", unusual_cores.ChannelMajor, TOP_2),
+    rare("no_number_is_zero", unusual_cores.NoNumberIsZero, UNREPLACED),
 )

@@ -145,3 +145,36 @@ class ShowsAttention(Parts):
         w = (q @ k.mT / D**0.5).softmax(-1)
         y = (w @ v).transpose(1, 2) * self.gates(x)[..., None]
         return self.o(y.flatten(2)), w
+
+
+class AddedBeforeMerging(Parts):
+    """Two attentions, each times the gates, are added before the heads are merged."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = Parts()
+
+    def forward(self, x):
+        gates = self.gates(x)[..., None]
+        first, second = (F.scaled_dot_product_attention(*one.qkv(x)) for one in (self, self.other))
+        y = first.transpose(1, 2) * gates + second.transpose(1, 2) * gates
+        return self.o(y.flatten(2))
+
+
+class ChannelMajor(Parts):
+    """Heads are merged as "(d h)": a head's channels do not lie beside each other."""
+
+    def forward(self, x):
+        y = F.scaled_dot_product_attention(*self.qkv(x)).permute(0, 2, 3, 1)  # [B, S, D, H]
+        return self.o((y * self.gates(x)[:, :, None]).flatten(2))
+
+
+class NoNumberIsZero(Parts):
+    """A query that sees no key has no weights: NaN is made 0."""
+
+    def forward(self, x):
+        q, k, v = self.qkv(x)
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu()
+        w = (q @ k.mT / D**0.5).masked_fill(hidden, -math.inf).softmax(-1)
+        y = (torch.nan_to_num(w) @ v).transpose(1, 2)
+        return self.o((y * self.gates(x)[..., None]).flatten(2))
