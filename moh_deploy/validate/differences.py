@@ -64,6 +64,11 @@ def describe_worst(
 ) -> str:
     """Return a sentence that shows where two arrays differ most, and by how much."""
     at = worst_index(error)
+    if np.isnan(float(reference[at])):
+        return (
+            f"{what} cannot be compared: the reference is itself NaN at {list(at)}, got"
+            f" {_shown(got[at])}. Expected inputs for which the model computes numbers."
+        )
     return (
         f"{what} differs by {error[at]:.3g} at {list(at)}:"
         f" got {_shown(got[at])}, reference {_shown(reference[at])}, tolerance {limit:.3g}."

@@ -73,6 +73,15 @@ def test_largest_reference_leaves_out_what_is_not_finite():
 
 
 def test_sentence_shows_place_values_and_tolerance():
+    got, reference = np.array([1.0, NAN]), np.array([1.0, 2.0])
+    text = describe_worst("output 'y'", got, reference, abs_error(got, reference), 1e-4)
+    assert text == "output 'y' differs by nan at [1]: got nan, reference 2, tolerance 0.0001."
+
+
+def test_sentence_says_that_the_reference_is_no_number():
     got, reference = np.array([1.0, 2.0]), np.array([1.0, NAN])
     text = describe_worst("output 'y'", got, reference, abs_error(got, reference), 1e-4)
-    assert text == "output 'y' differs by nan at [1]: got 2, reference nan, tolerance 0.0001."
+    assert text == (
+        "output 'y' cannot be compared: the reference is itself NaN at [1], got 2. Expected inputs"
+        " for which the model computes numbers."
+    )
