@@ -144,7 +144,7 @@ def test_tune_measures_and_writes(cli: Cli, package: Path):
     required_library()
     shown = cli("tune", package, "--threads", "1", "--min-time", "0")
     assert (shown.exit_code, shown.err) == (0, "")
-    assert "layers, CPU time, 1 thread, at batch=2, seq=3" in shown.out
+    assert "layers, CPU time of a run, 1 thread, at batch=2, seq=3" in shown.out
     assert f"written to {package}" in shown.out
     content = cli("inspect", package, "--json").json
     assert content["layers"][0]["choice"] in ("dense", "sparse")
