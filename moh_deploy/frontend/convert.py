@@ -101,18 +101,9 @@ def convert(
         rewrites = [_checked(r, i, recordings) for i, r in enumerate(rewrites)]
         swaps = [swap for i, swap in enumerate(swaps) if _agrees(i, recordings)]
     with progress.step("translating to ONNX"):
-        committed = commit(program, rewrites, swaps)
-        fold_weights(committed)
-        onnx_model = emit(committed, input_names=[item.name for item in inputs], opset=opset)
-        dims = [parsed_dims(item) for item in inputs]
-        gate_names = [f"moh.gates.{index}" for index in range(len(rewrites))]
-        name_interface(onnx_model, dims=dims, outputs=[*outputs, *gate_names])
-        layer_names = keep_gates(
-            onnx_model,
-            paths=[rewrite.layer.path for rewrite in rewrites],
-            replaced=[rewrite.replacement is not None for rewrite in rewrites],
+        onnx_model, layer_names = _translate(
+            commit(program, rewrites, swaps), rewrites, inputs, outputs, opset
         )
-        add_function_bodies(onnx_model, opset=opset)
     vectors = tuple(
         _vectors(run, recording, outputs) for run, recording in zip(runs, recordings, strict=True)
     )
@@ -130,6 +121,28 @@ def convert(
         precision=_precision(program, example.outputs),
         dim_ranges=ranges,
     )
+
+
+def _translate(
+    program: ExportedProgram,
+    rewrites: Sequence[Rewrite],
+    inputs: Sequence[ModelInput],
+    outputs: Sequence[str],
+    opset: int,
+) -> tuple[ir.Model, tuple[LayerNames, ...]]:
+    """Return the ONNX model of a committed program, and how its layers are named in it."""
+    fold_weights(program)
+    model = emit(program, input_names=[item.name for item in inputs], opset=opset)
+    gate_names = [f"moh.gates.{index}" for index in range(len(rewrites))]
+    dims = [parsed_dims(item) for item in inputs]
+    name_interface(model, dims=dims, outputs=[*outputs, *gate_names])
+    names = keep_gates(
+        model,
+        paths=[rewrite.layer.path for rewrite in rewrites],
+        replaced=[rewrite.replacement is not None for rewrite in rewrites],
+    )
+    add_function_bodies(model, opset=opset)
+    return model, names
 
 
 def _run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[OriginalRun, int]:
