@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format clean build-dependencies
-CPP_SOURCES := $(shell find plugins -name '*.h' -o -name '*.cc')
+CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 # Installing the package and building the kernels use the same folder.
 .NOTPARALLEL:
 

@@ -1,0 +1,79 @@
+// The kernels for NVIDIA GPUs, behind a C interface: describe, choose, ask for workspace, enqueue.
+// TensorRT's plugin, ONNX Runtime's operators and the tests call nothing else.
+//
+// Pointers in the argument structs are device memory. Every function checks its arguments on the
+// host before it launches anything, allocates nothing, and waits for nothing: a call may be part of
+// a CUDA graph.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "moh/aggregated_attention.h"
+#include "moh/attention.h"
+#include "moh/router.h"
+
+struct CUstream_st;
+
+namespace moh::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t
+
+enum class Status : int32_t {
+  kOk = 0,
+  kInvalidArgument = 1,  // the caller's mistake: a null pointer, sizes that do not fit together
+  kUnsupported = 2,      // defined by docs/ops.md, but beyond what these kernels can do
+  kWorkspaceTooSmall = 3,
+  kCudaError = 4,  // the CUDA runtime refused a launch
+};
+
+enum class AttentionTactic : int32_t {
+  kSparse = 0,  // only rows of open gates are computed
+  kDense = 1,   // all rows are, and multiplied by their gates
+};
+
+// How an attention runs.
+struct AttentionChoice {
+  AttentionTactic tactic;
+  int32_t key_splits;  // parts that the keys of a row are divided into; more than 1: their results
+                       // are combined
+  const char* reason;  // half a sentence, static
+};
+
+// What a choice depends on.
+struct Device {
+  int32_t multiprocessors;
+  int32_t compute_capability;  // 80, 89, 90, 120, ...
+};
+
+}  // namespace moh::cuda
+
+extern "C" {
+
+// Why the last call of this thread was not kOk: what, got, limit. Never null.
+const char* moh_cuda_last_error();
+
+// Of the current device.
+moh::cuda::Status moh_cuda_device(moh::cuda::Device* device);
+
+// MoHRouter. head_counts: [shared + routed] int32, to which the number of tokens that chose each
+// head is added, or null.
+moh::cuda::Status moh_cuda_router(const moh::RouterArgs* args, int32_t* head_counts,
+                                  moh::cuda::Stream stream);
+
+// MoHAttention. Pointers are not looked at by the first two, but for mask.data being null or not.
+moh::cuda::Status moh_cuda_attention_choose(const moh::AttentionArgs* args,
+                                            const moh::cuda::Device* device,
+                                            moh::cuda::AttentionChoice* choice);
+moh::cuda::Status moh_cuda_attention_workspace(const moh::AttentionArgs* args,
+                                               const moh::cuda::AttentionChoice* choice,
+                                               size_t* bytes);
+moh::cuda::Status moh_cuda_attention(const moh::AttentionArgs* args,
+                                     const moh::cuda::AttentionChoice* choice, void* workspace,
+                                     size_t workspace_bytes, moh::cuda::Stream stream);
+
+// MoHAggregatedAttention. Needs no workspace.
+moh::cuda::Status moh_cuda_aggregated_attention(const moh::AggregatedAttentionArgs* args,
+                                                moh::cuda::Stream stream);
+
+}  // extern "C"
