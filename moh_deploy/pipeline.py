@@ -72,6 +72,7 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
     return ExportReport(
         package=package.root,
         layers=manifest.layers,
+        kept=manifest.kept,
         inputs=manifest.inputs,
         outputs=manifest.outputs,
         max_abs_error=proof.max_abs_error,
@@ -141,6 +142,7 @@ def _manifest(
         opset=options.opset or DEFAULT_OPSET,
         total_flops=converted.total_flops,
         precision=converted.precision,
+        kept=converted.kept,
         dim_ranges=converted.dim_ranges,
         compute_type=options.compute_type or config.compute_type,
         checkpoint_sha256=checkpoint_sha256,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -452,8 +452,16 @@ def test_token_layout_that_is_wrong_stays_as_it_was(
 
     monkeypatch.setattr(convert, "insert_token_layout", insert)
     model = WithConvolution(small_moh.build())
-    export(model, tmp_path / "package", **IMAGE_INPUT)
+    report = export(model, tmp_path / "package", **IMAGE_INPUT)
     assert _moh_operators(tmp_path / "package") == SMALL_MOH_OPS
+    (kept,) = report.kept
+    assert (kept.path, kept.inserted) == ("model", ("MoHTokenConv",))
+    assert kept.operators == ("conv2d", "flatten", "transpose", "gelu")
+    assert kept.max_abs_error is not None
+    assert kept.max_abs_error > 0.01
+    assert f"differs from the original by {kept.max_abs_error:.3g}" in kept.reason
+    assert report.to_json()["kept"] == [asdict(kept)]
+    assert OnnxPackage.open(tmp_path / "package").manifest.kept == report.kept
     assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,13 +29,13 @@ from moh_deploy.frontend.original import (
 from moh_deploy.frontend.outputs import output_names
 from moh_deploy.frontend.plain_attention import prepare_plain_attention
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.record import LayerRecord, Recording, record
+from moh_deploy.frontend.record import Difference, LayerRecord, Recording, record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.frontend.sizes import other_runs
 from moh_deploy.frontend.trace import dim_ranges, trace
-from moh_deploy.package import LayerInfo, TensorInfo, VectorSet
+from moh_deploy.package import KeptOperators, LayerInfo, TensorInfo, VectorSet
 from moh_deploy.passes import LayerNames, add_function_bodies, keep_gates, name_interface
 from moh_deploy.progress import Progress
 
@@ -51,6 +52,7 @@ class Converted:
         inputs, outputs: Its interface.
         dims: Dynamic dimension to example size.
         layers: The MoH layers.
+        kept: Operators outside of them that stay because their replacement differed.
         vectors: Runs of the original.
         total_flops: Of the original at the example's sizes.
         precision: The shortest floating-point dtype among weights and outputs.
@@ -62,6 +64,7 @@ class Converted:
     outputs: tuple[TensorInfo, ...]
     dims: dict[str, int]
     layers: tuple[LayerInfo, ...]
+    kept: tuple[KeptOperators, ...]
     vectors: tuple[VectorSet, ...]
     total_flops: int | None
     precision: str
@@ -99,10 +102,11 @@ def convert(
         runs = [example, *_runs_at_other_sizes(model, inputs, thorough=thorough)]
         recordings = [_record(program, rewrites, swaps, run, outputs) for run in runs]
         rewrites = [_checked(r, i, recordings) for i, r in enumerate(rewrites)]
-        swaps = [swap for i, swap in enumerate(swaps) if _agrees(i, recordings)]
+        differences = [_differences(i, recordings) for i in range(len(swaps))]
+        agreeing = [s for s, found in zip(swaps, differences, strict=True) if not found]
     with progress.step("translating to ONNX"):
         onnx_model, layer_names = _translate(
-            commit(program, rewrites, swaps), rewrites, inputs, outputs, opset
+            commit(program, rewrites, agreeing), rewrites, inputs, outputs, opset
         )
     vectors = tuple(
         _vectors(run, recording, outputs) for run, recording in zip(runs, recordings, strict=True)
@@ -116,6 +120,7 @@ def convert(
             _layer_info(rewrite, found, [recording.layers[index] for recording in recordings])
             for index, (rewrite, found) in enumerate(zip(rewrites, layer_names, strict=True))
         ),
+        kept=tuple(_kept(s, d) for s, d in zip(swaps, differences, strict=True) if d),
         vectors=vectors,
         total_flops=flops,
         precision=_precision(program, example.outputs),
@@ -221,8 +226,22 @@ def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> R
     return rewrite
 
 
-def _agrees(swap: int, recordings: Sequence[Recording]) -> bool:
-    return all(recording.disagreements[swap] is None for recording in recordings)
+def _differences(swap: int, recordings: Sequence[Recording]) -> list[Difference]:
+    """How a swap's nodes differ, in each run in which they do."""
+    found = [recording.disagreements[swap] for recording in recordings]
+    return [one for one in found if one is not None]
+
+
+def _kept(swap: Swap, differences: Sequence[Difference]) -> KeptOperators:
+    """A swap that is not made; a difference that is no number counts as the largest."""
+
+    def size(one: Difference) -> float:
+        return math.inf if one.max_abs_error is None else one.max_abs_error
+
+    worst = max(differences, key=size)
+    return KeptOperators(
+        swap.path, swap.replaced, swap.inserted, worst.max_abs_error, reason=worst.words
+    )
 
 
 def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]) -> LayerInfo:

@@ -17,6 +17,20 @@ from moh_deploy.validate.tolerances import tolerance_for
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How an inserted operator's result is not the original's.
+
+    Attributes:
+        words: What a report says.
+        max_abs_error: Largest absolute difference; None where the shapes differ, or one of the two
+            results is not finite.
+    """
+
+    words: str
+    max_abs_error: float | None = None
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """What one layer did in one run of the original operators.
 
@@ -40,12 +54,12 @@ class Recording:
     Attributes:
         outputs: The tensors of the program's outputs, in order.
         layers: One record for each rewrite, in order.
-        disagreements: For each swap how its nodes differ, in words; None if they agree.
+        disagreements: For each swap how its nodes differ; None if they agree.
     """
 
     outputs: list[torch.Tensor]
     layers: list[LayerRecord]
-    disagreements: list[str | None]
+    disagreements: list[Difference | None]
 
 
 def record(
@@ -128,10 +142,11 @@ def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRe
         margins = torch.full(gates.shape[:2], float("inf"))
     else:
         margins = _margins(values[rewrite.scores], selection.top_k)
-    return LayerRecord(gates, margins, _disagreement(rewrite, values))
+    found = _disagreement(rewrite, values)
+    return LayerRecord(gates, margins, None if found is None else found.words)
 
 
-def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> str | None:
+def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> Difference | None:
     """Compare the new operators with the original ones, tokens with a near-tie left out."""
     for swap in rewrite.swaps:
         found = _difference(swap.what, values[swap.new], values[swap.old])
@@ -174,16 +189,18 @@ def _margins(scores: torch.Tensor, top_k: int) -> torch.Tensor:
     return (ranked[..., top_k - 1] - ranked[..., top_k]).nan_to_num(0.0)
 
 
-def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> str | None:
+def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> Difference | None:
     if got.shape != expected.shape:
-        return f"{what} gives shape {tuple(got.shape)}, the original {tuple(expected.shape)}"
+        shapes = f"{tuple(got.shape)}, the original {tuple(expected.shape)}"
+        return Difference(f"{what} gives shape {shapes}")
     both = expected.isfinite()
     if not bool(got[both].isfinite().all()):
-        return f"{what} is not finite where the original is"
+        return Difference(f"{what} is not finite where the original is")
     if not bool(both.any()):
         return None
     error = float((got[both].double() - expected[both].double()).abs().max())
     largest = float(expected[both].double().abs().max())
     if error > tolerance_for(dtype_name(expected.dtype)).limit(largest):
-        return f"{what} differs from the original by {error:.3g} (largest value {largest:.3g})"
+        found = f"{error:.3g} (largest value {largest:.3g})"
+        return Difference(f"{what} differs from the original by {found}", error)
     return None

@@ -95,6 +95,29 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class KeptOperators:
+    """Operators outside of MoH layers that stay as the model wrote them, because those that were to
+    take over gave another result when both were run at export.
+
+    Attributes:
+        path: Module path of the last of them; `model` for the model itself.
+        operators: Names of what stays, in execution order: `conv2d`, `gelu`.
+        inserted: Names of what was to take over: `MoHTokenConv`.
+        max_abs_error: Largest absolute difference over the recorded runs; None where there is no
+            number, because shapes differ or a result is not finite.
+        reason: How the results differ, in words.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    path: str
+    operators: tuple[str, ...]
+    inserted: tuple[str, ...]
+    max_abs_error: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Proof:
     """What the export measured when it compared the package with the original.
 
@@ -167,6 +190,7 @@ class Manifest:
             float32 allows no rounding. Sums are in float32 in any case.
         tuning: What the choices of the layers rest on; None if they rest on a prediction, or nobody
             chose.
+        kept: Operators outside of the layers that stay because their replacement differed.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -187,5 +211,6 @@ class Manifest:
     dim_ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     compute_type: ComputeType = "float32"
     tuning: Tuning | None = None
+    kept: tuple[KeptOperators, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moh_deploy.package import LayerInfo, TensorInfo
+from moh_deploy.package import KeptOperators, LayerInfo, TensorInfo
 from moh_deploy.validate.fresh_process import ProvenRun
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class ExportReport:
     Attributes:
         package: The directory that was written.
         layers: Every MoH layer that was recognised.
+        kept: Operators outside of them that stay because their replacement gave another result.
         inputs: The package's inputs.
         outputs: The package's outputs.
         max_abs_error: Largest absolute difference of any output element from the original model.
@@ -41,6 +42,7 @@ class ExportReport:
     vector_sets: int
     runs: tuple[ProvenRun, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    kept: tuple[KeptOperators, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the report in plain JSON types."""
@@ -49,6 +51,7 @@ class ExportReport:
             "moh_layers": len(self.layers),
             "replaced_layers": sum(layer.replaced for layer in self.layers),
             "layers": [asdict(layer) for layer in self.layers],
+            "kept": [asdict(kept) for kept in self.kept],
             "inputs": [asdict(info) for info in self.inputs],
             "outputs": [asdict(info) for info in self.outputs],
             "max_abs_error": self.max_abs_error,
@@ -65,7 +68,7 @@ class ExportReport:
         return Group(*self._parts())
 
     def _parts(self) -> Iterator[RenderableType]:
-        from moh_deploy.report.layers import layer_table, reasons
+        from moh_deploy.report.layers import kept_text, layer_table, reasons
         from moh_deploy.report.tables import count, line, verdict
 
         if self.layers:
@@ -74,7 +77,7 @@ class ExportReport:
             yield layer_table(title, self.layers, "replaced", replaced)
         else:
             yield line("This model has no MoH layer: it is exported as an ordinary ONNX model.")
-        yield from map(line, reasons(self.layers))
+        yield from map(line, [*reasons(self.layers), *map(kept_text, self.kept)])
         for run in self.runs:
             yield verdict(True, f"EQUAL to the original {self._run_text(run)}")
         yield line(self.runs[-1].kernels.describe())

@@ -108,11 +108,12 @@ class InspectReport:
 
     def _lines(self) -> Iterator[str]:
         from moh_deploy.report.choices import choice_lines
-        from moh_deploy.report.layers import nodes_text, reasons
+        from moh_deploy.report.layers import kept_text, nodes_text, reasons
 
         manifest = self.manifest
         if manifest.layers:
             yield from reasons(manifest.layers)
+            yield from map(kept_text, manifest.kept)
             yield from choice_lines(manifest, self.predictions, self.kernels)
             yield f"skippable: {self._skippable_text()}"
         else:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
-from moh_deploy.package import LayerInfo
+from moh_deploy.package import KeptOperators, LayerInfo
 from moh_deploy.report.tables import count, percent, table
 
 _WORDS: dict[LayerImpl | None, str] = {
@@ -41,6 +41,12 @@ def reasons(layers: Iterable[LayerInfo]) -> list[str]:
         if layer.reason is not None:
             paths.setdefault(layer.reason, []).append(layer.path)
     return [f"{', '.join(names)}: {reason}" for reason, names in paths.items()]
+
+
+def kept_text(kept: KeptOperators) -> str:
+    """Return a sentence on operators outside of the layers that stay."""
+    inserted, operators = ", ".join(kept.inserted), ", ".join(kept.operators)
+    return f"{kept.path}: {kept.reason}; not replaced by {inserted}: {operators}"
 
 
 def runs_as(run: LayerRun) -> str:

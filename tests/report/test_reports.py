@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.backends.runner import KernelUse
-from moh_deploy.package import TensorInfo
+from moh_deploy.package import KeptOperators, TensorInfo
 from moh_deploy.report.export import ExportReport
 from moh_deploy.report.inspect import InspectReport
 from moh_deploy.report.layers import runs_text
@@ -130,6 +130,17 @@ def test_export_shows_how_each_way_of_running_agrees():
         "max abs error 0.002, routing agreement 1; 1 MoH layer: attention on a kernel, router on a"
         " kernel; custom ops: 2 on a kernel, 0 as function body\n"
     ) in shown
+
+
+def test_operators_that_stay_are_named_with_what_differs():
+    reason = "the token layout of conv differs from the original by 0.25 (largest value 2)"
+    kept = KeptOperators("conv", ("conv2d", "gelu"), ("MoHTokenConv",), 0.25, reason)
+    shown = f"conv: {reason}; not replaced by MoHTokenConv: conv2d, gelu\n"
+    inspected = replace(inspect_report(), manifest=replace(MANIFEST, kept=(kept,)))
+    for report in (replace(export_report(), kept=(kept,)), inspected):
+        assert shown in text_of(report)
+        assert report.to_json()["kept"] in ([asdict(kept)], (asdict(kept),))
+    assert "not replaced by" not in text_of(export_report())
 
 
 def test_nodes_of_no_layer_are_counted():

@@ -53,7 +53,23 @@ def _insert(graph: Graph, chain: ImageChain) -> Swap:
     for node in chain.inner:
         _read_sizes_elsewhere(graph, node)
     path = ".".join(module_path(chain.end)) or "model"
-    return Swap(chain.end, result, f"the token layout of {path}")
+    return Swap(
+        chain.end,
+        result,
+        f"the token layout of {path}",
+        path=path,
+        replaced=tuple(op(node) for node in (*chain.inner, chain.end)),
+        inserted=tuple(_operator(step) for step in chain.steps),
+    )
+
+
+def _operator(step: ImageOp) -> str:
+    """What a step becomes on tokens."""
+    if isinstance(step, Depthwise):
+        return "MoHTokenConv"
+    if isinstance(step, Pointwise):
+        return "linear"
+    return "mean" if isinstance(step, BlockMean) else op(step.node)
 
 
 def _split_off_bias(builder: GraphBuilder, chain: ImageChain) -> tuple[Operand, Node | None]:
