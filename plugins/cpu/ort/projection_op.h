@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "cpu/kernels.h"
-#include "cpu/ort/ort.h"
+#include "cpu/ort/session_threads.h"
 
 namespace moh::ort {
 

@@ -9,44 +9,28 @@
 #include <memory>
 #include <mutex>
 
-#include "cpu/ort/aggregated_attention_op.h"
-#include "cpu/ort/attention_op.h"
+#include "cpu/ort/cpu_backend.h"
 #include "cpu/ort/projection_op.h"
-#include "cpu/ort/router_op.h"
 #include "cpu/ort/token_conv_op.h"
-
-#define MOH_EXPORT extern "C" __attribute__((visibility("default")))
+#include "ort/aggregated_attention_op.h"
+#include "ort/attention_op.h"
+#include "ort/every_dtype.h"
+#include "ort/registration.h"
+#include "ort/router_op.h"
 
 namespace moh::ort {
 namespace {
-
-// An op for tensors of each dtype.
-template <template <DType> class Op>
-struct InEveryDType {
-  template <typename... Arguments>
-  explicit InEveryDType(const Arguments&... arguments)
-      : float32(arguments...), float16(arguments...), bfloat16(arguments...) {}
-
-  void AddTo(Ort::CustomOpDomain& domain) {
-    domain.Add(&float32);
-    domain.Add(&float16);
-    domain.Add(&bfloat16);
-  }
-
-  Op<DType::kFloat32> float32;
-  Op<DType::kFloat16> float16;
-  Op<DType::kBFloat16> bfloat16;
-};
 
 // The ops of one choice of kernels. Sessions point into it, and nothing tells when the last one is
 // gone: kept for good.
 struct Ops {
   Ops(const cpu::Kernels& kernels, cpu::Compute compute)
-      : attention(kernels, compute),
-        aggregated_attention(kernels),
+      : backend(kernels, compute),
+        attention(backend),
+        aggregated_attention(backend),
         query_projection(kernels),
         output_projection(kernels),
-        router(kernels),
+        router(backend),
         token_conv(kernels) {
     attention.AddTo(domain);
     aggregated_attention.AddTo(domain);
@@ -56,6 +40,7 @@ struct Ops {
     token_conv.AddTo(domain);
   }
 
+  const CpuBackend backend;
   InEveryDType<AttentionOp> attention;
   InEveryDType<AggregatedAttentionOp> aggregated_attention;
   InEveryDType<QueryProjectionOp> query_projection;
@@ -105,28 +90,12 @@ Ort::Status Register(OrtSessionOptions* options) {
   return Ort::Status();
 }
 
-// A runtime without our version of the table: said in its own terms, since success would mean that
-// it silently goes on without these kernels.
-OrtStatus* TooOld(const OrtApiBase* base) {
-  const std::string text = "moh-deploy's CPU kernels need ONNX Runtime 1." +
-                           std::to_string(kApiVersion) + " or newer; this is ONNX Runtime " +
-                           base->GetVersionString() + ".";
-  return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, text.c_str());
-}
-
 }  // namespace
 }  // namespace moh::ort
 
 MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(moh::ort::kApiVersion);
-  if (api == nullptr) {
-    return moh::ort::TooOld(base);
-  }
-  if (Ort::Global<void>::api_ != api) {  // other sessions may be reading it
-    Ort::InitApi(api);
-  }
-  return moh::ort::AsStatus("moh-deploy's CPU kernels",
-                            [&] { return moh::ort::Register(options); });
+  return moh::ort::RegisterWith(base, "moh-deploy's CPU kernels",
+                                [&] { return moh::ort::Register(options); });
 }
 
 // Names of the instruction sets that this machine has kernels for, best first, separated by commas.

@@ -1,4 +1,4 @@
-#include "cpu/ort/aggregated_attention_op.h"
+#include "ort/aggregated_attention_op.h"
 
 namespace moh::ort {
 namespace {
@@ -40,8 +40,8 @@ int64_t Positive(const Ort::ConstKernelInfo& node, const char* name) {
 }  // namespace
 
 AggregatedAttentionKernel::AggregatedAttentionKernel(const OrtKernelInfo* info, DType dtype,
-                                                     const cpu::Kernels& kernels)
-    : dtype_(dtype), kernels_(kernels) {
+                                                     const Backend& backend)
+    : dtype_(dtype), backend_(backend) {
   const Ort::ConstKernelInfo node(info);
   heads_ = Positive(node, "num_heads");
   height_ = Positive(node, "height");
@@ -93,8 +93,7 @@ Ort::Status AggregatedAttentionKernel::Compute(Ort::KernelContext& context) cons
     *data[i] = in[i].data;
   }
   args.output = context.GetOutput(0, in[0].shape).GetTensorMutableRawData();
-  kernels_.aggregated_attention(args, SessionThreads(context));
-  return Ort::Status();
+  return backend_.AggregatedAttention(args, context);
 }
 
 Ort::Status AggregatedAttentionKernel::ReadSizes(const Inputs& in,

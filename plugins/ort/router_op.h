@@ -3,14 +3,13 @@
 
 #include <memory>
 
-#include "cpu/kernels.h"
-#include "cpu/ort/ort.h"
+#include "ort/backend.h"
 
 namespace moh::ort {
 
 class RouterKernel {
  public:
-  RouterKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels);
+  RouterKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend);
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) const;
 
@@ -25,25 +24,26 @@ class RouterKernel {
   Ort::Status CheckHeads(const Tensors& in) const;
 
   const DType dtype_;
-  const cpu::Kernels& kernels_;
+  const Backend& backend_;
   int64_t top_k_, shared_;
   bool mask_only_;
 };
 
 template <DType kType>
 struct RouterOp : Ort::CustomOpBase<RouterOp<kType>, RouterKernel, /*WithStatus=*/true> {
-  explicit RouterOp(const cpu::Kernels& kernels) : kernels(kernels) {
+  explicit RouterOp(const Backend& backend) : backend(backend) {
     OrtCustomOp::version = kApiVersion;
   }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
     return AsStatus(GetName(), [&] {
-      *kernel = std::make_unique<RouterKernel>(info, kType, kernels).release();
+      *kernel = std::make_unique<RouterKernel>(info, kType, backend).release();
       return Ort::Status();
     });
   }
 
   const char* GetName() const { return "MoHRouter"; }
+  const char* GetExecutionProviderType() const { return backend.ExecutionProvider(); }
   size_t GetInputTypeCount() const { return 3; }
   ONNXTensorElementDataType GetInputType(size_t) const { return ElementType(kType); }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t) const {
@@ -52,7 +52,7 @@ struct RouterOp : Ort::CustomOpBase<RouterOp<kType>, RouterKernel, /*WithStatus=
   size_t GetOutputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetOutputType(size_t) const { return ElementType(kType); }
 
-  const cpu::Kernels& kernels;
+  const Backend& backend;
 };
 
 }  // namespace moh::ort

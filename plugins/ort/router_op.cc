@@ -1,11 +1,11 @@
-#include "cpu/ort/router_op.h"
+#include "ort/router_op.h"
 
 #include <limits>
 
 namespace moh::ort {
 
-RouterKernel::RouterKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels)
-    : dtype_(dtype), kernels_(kernels) {
+RouterKernel::RouterKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend)
+    : dtype_(dtype), backend_(backend) {
   const Ort::ConstKernelInfo node(info);
   top_k_ = Attribute<int64_t>(node, "top_k");
   shared_ = Attribute<int64_t>(node, "num_shared_heads", 0);
@@ -35,8 +35,7 @@ Ort::Status RouterKernel::Compute(Ort::KernelContext& context) const {
     return status;
   }
   args.gates = context.GetOutput(0, shape).GetTensorMutableRawData();
-  kernels_.router(args, SessionThreads(context));
-  return Ort::Status();
+  return backend_.Router(args, context);
 }
 
 Ort::Status RouterKernel::ReadSizes(const Tensors& in, RouterArgs& args, Shape& gates) const {

@@ -4,8 +4,7 @@
 
 #include <memory>
 
-#include "cpu/kernels.h"
-#include "cpu/ort/ort.h"
+#include "ort/backend.h"
 
 namespace moh::ort {
 
@@ -13,7 +12,7 @@ class AggregatedAttentionKernel {
  public:
   static constexpr size_t kInputs = 12, kRequiredInputs = 6;
 
-  AggregatedAttentionKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels);
+  AggregatedAttentionKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend);
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) const;
 
@@ -25,7 +24,7 @@ class AggregatedAttentionKernel {
   static Ort::Status CheckShapes(const Inputs& in, const AggregatedAttentionArgs& args);
 
   const DType dtype_;
-  const cpu::Kernels& kernels_;
+  const Backend& backend_;
   int64_t heads_, height_, width_, kernel_height_, kernel_width_;
   bool normalize_;
   float epsilon_;
@@ -34,18 +33,19 @@ class AggregatedAttentionKernel {
 template <DType kType>
 struct AggregatedAttentionOp : Ort::CustomOpBase<AggregatedAttentionOp<kType>,
                                                  AggregatedAttentionKernel, /*WithStatus=*/true> {
-  explicit AggregatedAttentionOp(const cpu::Kernels& kernels) : kernels(kernels) {
+  explicit AggregatedAttentionOp(const Backend& backend) : backend(backend) {
     OrtCustomOp::version = kApiVersion;
   }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
     return AsStatus(GetName(), [&] {
-      *kernel = std::make_unique<AggregatedAttentionKernel>(info, kType, kernels).release();
+      *kernel = std::make_unique<AggregatedAttentionKernel>(info, kType, backend).release();
       return Ort::Status();
     });
   }
 
   const char* GetName() const { return "MoHAggregatedAttention"; }
+  const char* GetExecutionProviderType() const { return backend.ExecutionProvider(); }
   size_t GetInputTypeCount() const { return AggregatedAttentionKernel::kInputs; }
   ONNXTensorElementDataType GetInputType(size_t) const { return ElementType(kType); }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
@@ -55,7 +55,7 @@ struct AggregatedAttentionOp : Ort::CustomOpBase<AggregatedAttentionOp<kType>,
   size_t GetOutputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetOutputType(size_t) const { return ElementType(kType); }
 
-  const cpu::Kernels& kernels;
+  const Backend& backend;
 };
 
 }  // namespace moh::ort

@@ -1,4 +1,4 @@
-#include "cpu/ort/attention_op.h"
+#include "ort/attention_op.h"
 
 namespace moh::ort {
 namespace {
@@ -36,9 +36,8 @@ Ort::Status WrongHeads(const char* name, const Shape& shape, int64_t heads) {
 
 }  // namespace
 
-AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype,
-                                 const cpu::Kernels& kernels, cpu::Compute compute)
-    : dtype_(dtype), kernels_(kernels), compute_(compute) {
+AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend)
+    : dtype_(dtype), backend_(backend) {
   const Ort::ConstKernelInfo node(info);
   q_heads_ = Attribute<int64_t>(node, "q_num_heads");
   kv_heads_ = Attribute<int64_t>(node, "kv_num_heads");
@@ -78,8 +77,7 @@ Ort::Status AttentionKernel::Compute(Ort::KernelContext& context) const {
   Shape shape = in.query.shape;
   shape.back() = (shape.size() == 3 ? q_heads_ : 1) * args.value_dim;
   args.output = context.GetOutput(0, shape).GetTensorMutableRawData();
-  kernels_.attention(args, compute_, SessionThreads(context));
-  return Ort::Status();
+  return backend_.Attention(args, context);
 }
 
 Ort::Status AttentionKernel::ReadSizes(const Tensors& in, AttentionArgs& args) const {

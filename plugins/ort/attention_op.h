@@ -4,15 +4,13 @@
 
 #include <memory>
 
-#include "cpu/kernels.h"
-#include "cpu/ort/ort.h"
+#include "ort/backend.h"
 
 namespace moh::ort {
 
 class AttentionKernel {
  public:
-  AttentionKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels,
-                  cpu::Compute compute);
+  AttentionKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend);
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) const;
 
@@ -27,8 +25,7 @@ class AttentionKernel {
   static Ort::Status ReadMask(const Input& mask, AttentionArgs& args);
 
   const DType dtype_;
-  const cpu::Kernels& kernels_;
-  const cpu::Compute compute_;
+  const Backend& backend_;
   int64_t q_heads_, kv_heads_;
   bool causal_;
   float scale_;
@@ -36,19 +33,19 @@ class AttentionKernel {
 
 template <DType kType>
 struct AttentionOp : Ort::CustomOpBase<AttentionOp<kType>, AttentionKernel, /*WithStatus=*/true> {
-  AttentionOp(const cpu::Kernels& kernels, cpu::Compute compute)
-      : kernels(kernels), compute(compute) {
+  explicit AttentionOp(const Backend& backend) : backend(backend) {
     OrtCustomOp::version = kApiVersion;
   }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
     return AsStatus(GetName(), [&] {
-      *kernel = std::make_unique<AttentionKernel>(info, kType, kernels, compute).release();
+      *kernel = std::make_unique<AttentionKernel>(info, kType, backend).release();
       return Ort::Status();
     });
   }
 
   const char* GetName() const { return "MoHAttention"; }
+  const char* GetExecutionProviderType() const { return backend.ExecutionProvider(); }
   size_t GetInputTypeCount() const { return 5; }
   ONNXTensorElementDataType GetInputType(size_t index) const {
     // A mask has a dtype of its own.
@@ -60,8 +57,7 @@ struct AttentionOp : Ort::CustomOpBase<AttentionOp<kType>, AttentionKernel, /*Wi
   size_t GetOutputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetOutputType(size_t) const { return ElementType(kType); }
 
-  const cpu::Kernels& kernels;
-  const cpu::Compute compute;
+  const Backend& backend;
 };
 
 }  // namespace moh::ort

@@ -12,7 +12,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/parallel.h"
 #include "moh/tensor.h"
 
 namespace moh::ort {
@@ -102,20 +101,6 @@ inline Input ReadInput(const Ort::KernelContext& context, size_t index) {
   input.shape = info.GetShape();
   input.present = true;
   return input;
-}
-
-// The session's own threads, each index handed to whichever is free.
-inline cpu::Parallel SessionThreads(Ort::KernelContext& context) {
-  const auto run = [](void* pool, cpu::Parallel::Body body, size_t count, void* argument) {
-    if (count == 1) {
-      return body(argument, 0);
-    }
-    if (count != 0) {
-      static_cast<Ort::KernelContext*>(pool)->ParallelFor(body, count, /*num_batch=*/count,
-                                                          argument);
-    }
-  };
-  return {run, &context};
 }
 
 }  // namespace moh::ort

@@ -1,0 +1,44 @@
+// The entry point that ONNX Runtime looks for in a custom-op library: MoHAttention,
+// MoHAggregatedAttention and MoHRouter for its CUDA execution provider.
+#include "ort/registration.h"
+
+#include "cuda/ort/cuda_backend.h"
+#include "ort/aggregated_attention_op.h"
+#include "ort/attention_op.h"
+#include "ort/every_dtype.h"
+#include "ort/router_op.h"
+
+namespace moh::ort {
+namespace {
+
+struct Ops {
+  Ops() {
+    attention.AddTo(domain);
+    aggregated_attention.AddTo(domain);
+    router.AddTo(domain);
+  }
+
+  const CudaBackend backend;
+  InEveryDType<AttentionOp> attention{backend};
+  InEveryDType<AggregatedAttentionOp> aggregated_attention{backend};
+  InEveryDType<RouterOp> router{backend};
+  Ort::CustomOpDomain domain{"moh"};
+};
+
+Ort::Status Register(OrtSessionOptions* options) {
+  // Sessions point into it, and nothing tells when the last one is gone: kept for good.
+  static const auto& ops = *new Ops();
+  Ort::UnownedSessionOptions(options).Add(ops.domain);
+  return Ort::Status();
+}
+
+}  // namespace
+}  // namespace moh::ort
+
+MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  return moh::ort::RegisterWith(base, "moh-deploy's CUDA kernels",
+                                [&] { return moh::ort::Register(options); });
+}
+
+// The version of moh-deploy that this library belongs to.
+MOH_EXPORT const char* moh_ort_cuda_version() { return MOH_VERSION; }

@@ -1,0 +1,24 @@
+// What the operators run on: the kernels for the CPU, or those for a GPU.
+#pragma once
+
+#include "moh/aggregated_attention.h"
+#include "moh/attention.h"
+#include "moh/router.h"
+#include "ort/ort.h"
+
+namespace moh::ort {
+
+// Called with arguments that were read from a node and its tensors, and checked.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // The name by which ONNX Runtime knows where tensors are and who runs the operators.
+  virtual const char* ExecutionProvider() const = 0;
+  virtual Ort::Status Attention(const AttentionArgs& args, Ort::KernelContext& context) const = 0;
+  virtual Ort::Status AggregatedAttention(const AggregatedAttentionArgs& args,
+                                          Ort::KernelContext& context) const = 0;
+  virtual Ort::Status Router(const RouterArgs& args, Ort::KernelContext& context) const = 0;
+};
+
+}  // namespace moh::ort

@@ -1,0 +1,25 @@
+#pragma once
+
+#include "ort/ort.h"
+
+namespace moh::ort {
+
+// An op for tensors of each dtype.
+template <template <DType> class Op>
+struct InEveryDType {
+  template <typename... Arguments>
+  explicit InEveryDType(const Arguments&... arguments)
+      : float32(arguments...), float16(arguments...), bfloat16(arguments...) {}
+
+  void AddTo(Ort::CustomOpDomain& domain) {
+    domain.Add(&float32);
+    domain.Add(&float16);
+    domain.Add(&bfloat16);
+  }
+
+  Op<DType::kFloat32> float32;
+  Op<DType::kFloat16> float16;
+  Op<DType::kBFloat16> bfloat16;
+};
+
+}  // namespace moh::ort
