@@ -1,0 +1,32 @@
+#include "cuda/launch/status.h"
+
+#include <cstdarg>
+#include <cstdio>
+
+namespace moh::cuda {
+
+namespace {
+
+thread_local char last_error[512] = "";
+
+}  // namespace
+
+Status fail(Status status, const char* format, ...) {
+  va_list values;
+  va_start(values, format);
+  std::vsnprintf(last_error, sizeof(last_error), format, values);
+  va_end(values);
+  return status;
+}
+
+Status launch_status(cudaError_t error, const char* kernel) {
+  if (error == cudaSuccess) {
+    return Status::kOk;
+  }
+  return fail(Status::kCudaError, "%s: the launch failed with cudaError_t %d.", kernel,
+              static_cast<int>(error));
+}
+
+}  // namespace moh::cuda
+
+const char* moh_cuda_last_error() { return moh::cuda::last_error; }
