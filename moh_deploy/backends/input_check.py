@@ -29,6 +29,16 @@ def check_inputs(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> di
     return _bind_dims(specs, inputs)
 
 
+def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str | None:
+    """Return the first dynamic axis of size 0, in words; None if there is none."""
+    for spec, index, text, size in _dynamic_axes(specs, inputs):
+        if size == 0:
+            array = inputs[spec.name]
+            got = f"{array.dtype}{list(array.shape)}"
+            return f"input '{spec.name}' is {got}, with size 0 on axis {index} ('{text}')"
+    return None
+
+
 def describe(spec: TensorInfo) -> str:
     """Return `float32[batch, 3, 224, 224]`."""
     return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"

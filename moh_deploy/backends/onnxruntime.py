@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import onnx
 
-from moh_deploy.backends.input_check import check_inputs
+from moh_deploy.backends.input_check import check_inputs, empty_axis
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun, layer_runs
 from moh_deploy.backends.ort_kernels import choose_kernels, register, require_kernels
 from moh_deploy.backends.ort_placement import Placement
@@ -61,20 +61,30 @@ class OrtRunner:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""
         check_inputs(self.inputs, inputs)
-        feeds = {name: to_ort(array) for name, array in inputs.items()}
-        results = _calling_ort(
-            "running the model", lambda: self._session.run_with_ort_values(None, feeds)
-        )
+        results = self._call(inputs)()
         names = [output.name for output in self._session.get_outputs()]
         return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs the model on these inputs and drops the outputs: to be timed."""
         check_inputs(self.inputs, inputs)
+        return self._call(inputs)
+
+    def _call(self, inputs: Mapping[str, Array]) -> Callable[[], list[ort.OrtValue]]:
         feeds = {name: to_ort(array) for name, array in inputs.items()}
-        return lambda: _calling_ort(
-            "running the model", lambda: self._session.run_with_ort_values(None, feeds)
-        )
+
+        def call() -> list[ort.OrtValue]:
+            try:
+                return _calling_ort(
+                    "running the model", lambda: self._session.run_with_ort_values(None, feeds)
+                )
+            except BackendError as error:
+                empty = empty_axis(self.inputs, inputs)
+                if empty is None:
+                    raise
+                raise _on_nothing(empty, error.message) from error
+
+        return call
 
 
 def open_session(
@@ -242,6 +252,15 @@ def _calling_ort(doing: str, call: Callable[[], T]) -> T:
         return call()
     except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
         raise BackendError(f"ONNX Runtime failed while {doing}: {_essence(str(error))}") from error
+
+
+def _on_nothing(empty: str, message: str) -> BackendError:
+    """Few models run on nothing: what ONNX Runtime says of it is about nodes that nobody wrote."""
+    return BackendError(
+        f"the model does not run on an empty tensor: {empty}, expected 1 or more. {message}",
+        hint="Fill that axis, or leave the call out."
+        " Attention that runs on a kernel (--kernels auto) takes empty tensors.",
+    )
 
 
 def _essence(message: str) -> str:

@@ -86,7 +86,7 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
             gate = gates_BNH[b, :, h, None]
             attended = window_ND + pooled_weights @ pooled_value[b, h]
             output_BNHD[b, :, h] = np.where(gate == 0, 0, gate * attended)
-    return (output_BNHD.reshape(*output_BNHD.shape[:2], -1),)
+    return (output_BNHD.reshape(*output_BNHD.shape[:2], heads * query.shape[3]),)
 
 
 def _neighbours(attributes: Attributes) -> np.ndarray:

@@ -63,7 +63,7 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     if np.ndim(inputs[0]) == 4:  # type: ignore[arg-type]
         return (output_BHSD,)
     output_BSHD = output_BHSD.transpose(0, 2, 1, 3)
-    return (output_BSHD.reshape(*output_BSHD.shape[:2], -1),)
+    return (output_BSHD.reshape(*output_BSHD.shape[:2], q_num_heads * value_BHTD.shape[3]),)
 
 
 def _with_head_axis(array: np.ndarray | None, num_heads: int) -> np.ndarray:
@@ -98,7 +98,7 @@ def _softmax_or_zero(scores: np.ndarray, bias: np.ndarray) -> np.ndarray:
     blind = np.all(np.isneginf(bias), axis=-1, keepdims=True)
     biased = np.where(np.isneginf(bias), -np.inf, scores + bias)
     with np.errstate(invalid="ignore"):
-        exponentials = np.exp(biased - biased.max(axis=-1, keepdims=True))
+        exponentials = np.exp(biased - biased.max(axis=-1, keepdims=True, initial=-np.inf))
         weights = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return np.where(blind, 0.0, weights)
 

@@ -125,6 +125,10 @@ def _finite_minimum(rng: np.random.Generator) -> np.ndarray:
     return np.where(_bool_mask(2, 1, 1, 7)(rng), 0.0, -30000.0)
 
 
+def _no_keys(_: np.random.Generator) -> np.ndarray:
+    return np.zeros((7, 0))
+
+
 def _nan_bias(rng: np.random.Generator) -> np.ndarray:
     """NaN among zeros, and as all that a run of hidden keys has to show."""
     bias = np.zeros((37, 37))
@@ -352,6 +356,19 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "nan_gate_blind": (
         "A NaN gate propagates where the query sees no key.",
         _Setup(edit=_nan_gate_of_blind_query, mask=_blind_rows(7, 7)),
+    ),
+    "empty_batch": ("No sequence at all.", _Setup(rank=4, batch=0)),
+    "empty_queries": (
+        "No token asks.",
+        _Setup(rank=4, seq_len=0, mask=_additive_mask(2, 3, 1, 7)),
+    ),
+    "empty_queries_causal": ("The same after a cache.", _Setup(rank=4, seq_len=0, is_causal=True)),
+    "empty_keys": ("Without keys, every query sees none and gives 0.", _Setup(rank=4, kv_len=0)),
+    "empty_keys_causal": ("The same with a causal mask.", _Setup(rank=4, kv_len=0, is_causal=True)),
+    "empty_keys_masked": ("A mask of no key.", _Setup(rank=4, kv_len=0, mask=_no_keys)),
+    "empty_keys_nan_gate": (
+        "A NaN gate propagates here, too.",
+        _Setup(rank=4, kv_len=0, edit=_nan_gate),
     ),
 }
 

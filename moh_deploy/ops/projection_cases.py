@@ -181,6 +181,9 @@ _TABLE: dict[str, tuple[str, _Setup]] = {
         _Setup(batch=1, seq_len=67, num_heads=6, head_dim=24, width=150),
     ),
     "wide": ("More columns than one panel.", _Setup(seq_len=3, head_dim=70, width=137)),
+    "empty_batch": ("No sequence at all.", _Setup(batch=0)),
+    "empty_sequence": ("No token.", _Setup(seq_len=0)),
+    "empty_sequence_no_bias": ("The same without a bias.", _Setup(seq_len=0, biased=False)),
     "long_rows": ("A long sum of products.", _Setup(seq_len=5, head_dim=101, width=303)),
 }
 

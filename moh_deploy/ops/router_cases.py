@@ -157,6 +157,16 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         "More choices than heads that may be chosen.",
         _Setup(logits=_very_negative_but_one, top_k=4, shared_logits=False, staged=False),
     ),
+    "empty_batch": ("No sequence at all.", _Setup(batch=0)),
+    "empty_sequence": ("No token.", _Setup(seq_len=0, shared_logits=False)),
+    "empty_sequence_mask_mode": (
+        "No token, gates of 1.",
+        _Setup(seq_len=0, gate_mode="mask", shared_logits=False, staged=False),
+    ),
+    "empty_sequence_all_shared": (
+        "No token, no choice.",
+        _Setup(seq_len=0, num_routed=0, top_k=0, num_shared=5),
+    ),
 }
 
 CASES = in_every_dtype(tuple(setup.case(name, why) for name, (why, setup) in _TABLE.items()))

@@ -166,6 +166,8 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         "NaN reaches its neighbours, in its channel, and nobody else.",
         _Setup(activation="gelu", tokens=_with_nan),
     ),
+    "empty_batch": ("No image at all.", _Setup(batch=0, activation="gelu", gated=True)),
+    "empty_batch_plain": ("The same, the convolution alone.", _Setup(batch=0, bias=False)),
 }
 
 CASES = in_every_dtype(tuple(setup.case(name, why) for name, (why, setup) in _TABLE.items()))

@@ -149,6 +149,19 @@ def test_failure_to_run_names_the_node(tmp_path: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr().err == ""
 
 
+def test_refusal_to_run_on_nothing_names_the_empty_axis(tmp_path: Path):
+    runner = open_session(write_package(tmp_path / "package"), kernels="off")
+    message = (
+        r"input 'x' is float32\[2, 0, 8\], with size 0 on axis 1 \('seq'\), expected 1 or more\."
+        " ONNX Runtime failed while running the model: .*Reshape"
+    )
+    nothing = {"x": np.zeros((2, 0, 8), np.float32)}
+    for run in (runner.run, lambda inputs: runner.bound(inputs)()):
+        with pytest.raises(BackendError, match=message) as error:
+            run(nothing)
+        assert error.value.hint is not None
+
+
 def test_threads_and_optimisation_reach_the_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

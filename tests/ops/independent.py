@@ -32,9 +32,9 @@ def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Ten
     heads, kv_heads = attributes["q_num_heads"], attributes["kv_num_heads"]
     merged = query.dim() == 3
     if merged:
-        query = query.unflatten(-1, (heads, -1)).transpose(1, 2)
-        key = key.unflatten(-1, (kv_heads, -1)).transpose(1, 2)
-        value = value.unflatten(-1, (kv_heads, -1)).transpose(1, 2)
+        query = _by_head(query, heads).transpose(1, 2)
+        key = _by_head(key, kv_heads).transpose(1, 2)
+        value = _by_head(value, kv_heads).transpose(1, 2)
     key = key.repeat_interleave(heads // kv_heads, dim=1)
     value = value.repeat_interleave(heads // kv_heads, dim=1)
 
@@ -51,6 +51,11 @@ def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Ten
     output = torch.einsum("bhst,bhtd,bsh->bshd", weights, value, gates)
     output = output.masked_fill((gates == 0).unsqueeze(-1), 0.0)
     return output.flatten(2) if merged else output.transpose(1, 2)
+
+
+def _by_head(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """[..., H*D] to [..., H, D]; torch cannot tell D of a tensor without elements by itself."""
+    return tensor.unflatten(-1, (heads, tensor.shape[-1] // heads))
 
 
 def _projection(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
@@ -89,7 +94,7 @@ def _aggregated_attention(inputs: list[torch.Tensor | None], attributes: dict) -
     query, key, value, pooled_key, pooled_value, gates = inputs[:6]
     embedding, scale, window_bias, pooled_bias, tokens, offset = inputs[6:]
     heads = attributes["num_heads"]
-    query, key, pooled_key = (x.unflatten(-1, (heads, -1)) for x in (query, key, pooled_key))
+    query, key, pooled_key = (_by_head(x, heads) for x in (query, key, pooled_key))
     if attributes["normalize"]:
         query, key, pooled_key = (
             F.normalize(x, dim=-1, eps=attributes["epsilon"]) for x in (query, key, pooled_key)
@@ -109,7 +114,7 @@ def _aggregated_attention(inputs: list[torch.Tensor | None], attributes: dict) -
     local = local if tokens is None else local + torch.einsum("bnhd,hdl->bnhl", query, tokens)
     local = local if offset is None else local + offset
     output = (local.unsqueeze(-2) * window_value).masked_fill(outside.unsqueeze(-2), 0.0).sum(-1)
-    pooled_value = pooled_value.unflatten(-1, (heads, -1))
+    pooled_value = _by_head(pooled_value, heads)
     output = output + torch.einsum("bnhp,bphd->bnhd", pool, pooled_value)
     output = (output * gates.unsqueeze(-1)).masked_fill((gates == 0).unsqueeze(-1), 0.0)
     return output.flatten(2)
@@ -120,7 +125,8 @@ def _unfold(tokens: torch.Tensor, attributes: dict) -> torch.Tensor:
     kernel = (attributes["kernel_height"], attributes["kernel_width"])
     image = tokens.transpose(1, 2).unflatten(-1, (attributes["height"], attributes["width"]))
     columns = F.unfold(image, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
-    by_head = columns.unflatten(1, (attributes["num_heads"], -1, kernel[0] * kernel[1]))
+    heads, places = attributes["num_heads"], kernel[0] * kernel[1]
+    by_head = columns.unflatten(1, (heads, tokens.shape[2] // heads, places))
     return by_head.permute(0, 4, 1, 2, 3)
 
 

@@ -96,7 +96,7 @@ def run_into(memory: np.ndarray, session: ort.InferenceSession, case: Case) -> n
         binding.bind_ortvalue_input(name, value)
     binding.bind_ortvalue_output(session.get_outputs()[0].name, target)
     session.run_with_iobinding(binding)
-    assert binding.get_outputs()[0].data_ptr() == memory.ctypes.data
+    assert memory.size == 0 or binding.get_outputs()[0].data_ptr() == memory.ctypes.data
     return memory
 
 

@@ -54,6 +54,13 @@ def test_large_aggregated_attention_agrees_with_the_reference(
     assert_right(case, kernels.run(case))
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_no_image_at_all_gives_nothing(kernels: Kernels, normalize: bool):
+    """The function body cannot: a Reshape does not find out a size where there are no elements."""
+    case = replace(SETUP, batch=0, normalize=normalize).case()
+    assert_right(case, kernels.run(case))
+
+
 @pytest.mark.parametrize("name", ["K", "V"])
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (5, 1)])
 @pytest.mark.parametrize("pixel", [(4, 10), (0, 0), (8, 20), (3, 20), (0, 16), (4, 15)])

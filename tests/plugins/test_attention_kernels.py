@@ -84,6 +84,28 @@ def test_large_attention_agrees_with_the_reference(kernels: Kernels, name: str, 
     assert_right(case, kernels.run(case))
 
 
+# Function bodies cannot take these: a Reshape does not find out a size where there are no elements.
+_ODD = AttentionSetup(seq_len=7, kv_len=5, value_dim=3, dtype="float16")
+EMPTY = {
+    "batch": replace(_ODD, batch=0),
+    "batch_by_heads": replace(_ODD, batch=0, rank=4, group=3, is_causal=True),
+    "queries": replace(_ODD, seq_len=0),
+    "queries_causal": replace(_ODD, seq_len=0, group=2, is_causal=True, dtype="float32"),
+    "keys": replace(_ODD, kv_len=0),
+    "keys_many_rows": replace(_ODD, kv_len=0, seq_len=90, gates="all", dtype="float32"),
+    "keys_grouped": replace(_ODD, kv_len=0, group=2, gates="nan"),
+    "keys_causal": replace(_ODD, kv_len=0, is_causal=True, rank=4, group=2, dtype="bfloat16"),
+    "keys_masked": replace(_ODD, kv_len=0, group=2, mask=MaskSetup(pattern="all")),
+    "everything": replace(_ODD, batch=0, seq_len=0, kv_len=0),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_attention_of_nothing_agrees_with_the_reference(kernels: Kernels, name: str):
+    case = EMPTY[name].case()
+    assert_right(case, kernels.run(case))
+
+
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 9, 16, 17])
 def test_few_and_many_rows_of_a_key_value_head_agree_with_the_reference(
     kernels: Kernels, group: int
