@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Literal, cast
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package import DENSE_DOMAIN, LayerInfo, node_domains, projections
+from moh_deploy.package import (
+    DENSE_DOMAIN,
+    KERNEL_DOMAIN,
+    LayerInfo,
+    choice_text,
+    node_rules,
+    projections,
+)
 
 LayerImpl = Literal["kernel", "function", "dense"]
 """A node runs on a kernel, as its function body for want of one, or as that on purpose."""
@@ -24,12 +31,15 @@ class LayerRun:
             the layer was not replaced.
         router_runs_as: The same of its MoHRouter node; None if the router is of plain operators.
         projections_run_as: The same of its projection nodes; None if there are none.
+        by_size: A choice that depends on sizes, such as `dense if seq<=64, else sparse`; None for
+            one choice. What is said above holds at sizes at which a node is not dense.
     """
 
     path: str
     runs_as: LayerImpl | None
     router_runs_as: LayerImpl | None
     projections_run_as: LayerImpl | None = None
+    by_size: str | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, str | None]) -> LayerRun:
@@ -39,6 +49,7 @@ class LayerRun:
             cast("LayerImpl | None", content["runs_as"]),
             cast("LayerImpl | None", content["router_runs_as"]),
             cast("LayerImpl | None", content["projections_run_as"]),
+            content["by_size"],
         )
 
 
@@ -46,6 +57,7 @@ def layer_runs(
     layers: Sequence[LayerInfo],
     layer_impl: Mapping[str, LayerImpl],
     *,
+    switches: Mapping[str, str],
     routers: Sequence[str | None],
     model_path: Path,
 ) -> tuple[LayerRun, ...]:
@@ -54,13 +66,14 @@ def layer_runs(
     Args:
         layers: The package's layers.
         layer_impl: Name of each MoH node to what runs it, as read from a session.
+        switches: Name of each node that depends on sizes to its rule, see `switch_rules`.
         routers: Name of each layer's MoHRouter node, see `router_nodes`.
         model_path: The model, for the error.
 
     Raises:
         PackageError: The model lacks the node of a layer, or it is not where the choice has it.
     """
-    domains = node_domains(layers)
+    rules = node_rules(layers)
 
     def impl(layer: LayerInfo, node: str | None) -> LayerImpl | None:
         if node is None:
@@ -70,12 +83,14 @@ def layer_runs(
                 f"{model_path.parent}: layer '{layer.path}' is node '{node}' in the manifest, but"
                 f" {model_path.name} has no such node of domain moh."
             )
-        is_dense, chosen = layer_impl[node] == "dense", domains.get(node) == DENSE_DOMAIN
-        if is_dense != chosen:
+        # A router is of domain moh, and no rule speaks of it.
+        rule = str(rules.get(node, KERNEL_DOMAIN))
+        found = switches.get(node, DENSE_DOMAIN if layer_impl[node] == "dense" else KERNEL_DOMAIN)
+        if found != rule:
             raise PackageError(
-                f"{model_path.parent}: layer '{layer.path}' is {layer.choice or 'not chosen'} in"
-                f" the manifest, but its node '{node}' is {'' if is_dense else 'not '}of domain"
-                f" {DENSE_DOMAIN} in {model_path.name}.",
+                f"{model_path.parent}: layer '{layer.path}' is {choice_text(layer)} in the"
+                f" manifest, so its node '{node}' is to be of domain {rule}; in"
+                f" {model_path.name} it is of domain {found}.",
                 hint="Export the model again.",
             )
         return layer_impl[node]
@@ -86,6 +101,12 @@ def layer_runs(
         return next((one for one in ("dense", "function", "kernel") if one in impls), None)
 
     return tuple(
-        LayerRun(layer.path, impl(layer, layer.node), impl(layer, router), of_projections(layer))
+        LayerRun(
+            layer.path,
+            impl(layer, layer.node),
+            impl(layer, router),
+            of_projections(layer),
+            choice_text(layer) if layer.ranges else None,
+        )
         for layer, router in zip(layers, routers, strict=True)
     )

@@ -26,8 +26,10 @@ from moh_deploy.package import (
     LayerNodes,
     OnnxPackage,
     TensorInfo,
+    all_nodes,
     layer_nodes,
     router_nodes,
+    switch_rules,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class OrtRunner:
     Attributes:
         inputs: What the session takes.
         layer_impl: Name of each node of domain `moh` to what runs it, as read from the session, and
-            of domain `moh.dense` to `dense`.
+            of domain `moh.dense` to `dense`. A node that depends on sizes is there twice.
         layer_runs: The same by layer, in the manifest's order; empty for a model without manifest.
         layer_nodes: The operators of each layer, in the same order.
         kernels: The kernel library that was registered, or why none was.
@@ -138,7 +140,9 @@ def open_session(
         layer_impl = placement.read(session) | model.dense_nodes
     if kernels == "require":
         require_kernels(use, layer_impl)
-    runs = layer_runs(layers, layer_impl, routers=model.routers, model_path=path)
+    runs = layer_runs(
+        layers, layer_impl, switches=model.switches, routers=model.routers, model_path=path
+    )
     inputs = tuple(tensor_info(one) for one in session.get_inputs())
     return OrtRunner(inputs, layer_impl, runs, model.layer_nodes, use, session)
 
@@ -157,12 +161,14 @@ def _compute_type(source: OnnxPackage | Path) -> ComputeType:
 class _Prepared(NamedTuple):
     """What to give to ONNX Runtime, the MoH nodes in it, and which of them belong to each layer.
 
-    Nodes of domain `moh.dense` are not asked after: no kernel is registered for it.
+    Nodes of domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has
+    the nodes that depend on sizes, and their rules.
     """
 
     content: str | bytes
     moh_nodes: list[str]
     dense_nodes: dict[str, LayerImpl]
+    switches: dict[str, str]
     routers: tuple[str | None, ...]
     layer_nodes: tuple[LayerNodes, ...]
 
@@ -182,7 +188,7 @@ def _prepare(path: Path, layers: tuple[LayerInfo, ...], extra_outputs: Sequence[
     if extra_outputs:
         _add_outputs(model, extra_outputs)
         content = model.SerializeToString()
-    return _Prepared(content, moh_nodes, dense_nodes, routers, nodes)
+    return _Prepared(content, moh_nodes, dense_nodes, switch_rules(model.graph), routers, nodes)
 
 
 def _load_without_weights(path: Path) -> onnx.ModelProto:
@@ -212,7 +218,7 @@ def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
 
 
 def _nodes_of(domain: str, path: Path, graph: onnx.GraphProto) -> list[str]:
-    nodes = [node for node in graph.node if node.domain == domain]
+    nodes = [node for node in all_nodes(graph) if node.domain == domain]
     for node in nodes:
         if not node.name:
             raise PackageError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from moh_deploy.backends.layer_runs import LayerImpl
+from moh_deploy.package import all_nodes
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -52,7 +53,7 @@ class Placement:
 
     def _dumped(self) -> set[str]:
         graph = onnx.load(self._dump, load_external_data=False).graph
-        return {node.name for node in graph.node if node.domain == "moh"}
+        return {node.name for node in all_nodes(graph) if node.domain == "moh"}
 
 
 def _reports_assignment() -> bool:

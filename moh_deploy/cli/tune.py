@@ -48,7 +48,8 @@ from moh_deploy.cli.output import carry_out, print_json, print_rich
     "--choose",
     multiple=True,
     metavar="LAYER=CHOICE",
-    help="Do not measure: let this layer, or all, be dense, sparse or projected. Repeatable.",
+    help="Do not measure: let this layer, or all, be dense, sparse or projected;"
+    " 'LAYER[seq<=64]=dense' up to a size only. Repeatable.",
 )
 @click.option("--dry-run", is_flag=True, help="Measure and report, but write nothing.")
 @json_option

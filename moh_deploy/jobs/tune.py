@@ -28,6 +28,7 @@ from moh_deploy.package import (
     with_choices,
 )
 from moh_deploy.progress import Progress, SilentProgress
+from moh_deploy.report.choices import gain
 from moh_deploy.report.tune import TuneReport
 from moh_deploy.tuning.decide import contenders, decide
 from moh_deploy.tuning.inputs import InputSet, input_sets
@@ -100,7 +101,7 @@ def tune(
         layers=outcome.layers,
         tuning=outcome.tuning,
         asked=choose or {},
-        predicted_ms=outcome.predicted_ms or job.predicted(outcome.layers, proof.nodes),
+        predicted_gains=job.predicted_gains(outcome, proof.nodes),
         undecided=outcome.undecided,
         model_ratio=outcome.model_ratio,
         dense_was_faster=outcome.dense_was_faster,
@@ -155,7 +156,7 @@ class _Outcome:
     """What was chosen, and on what grounds.
 
     Attributes:
-        predicted_ms: For each layer, choice to what is predicted at the measured sizes; nothing at
+        predicted_ms: For each layer and each set of inputs, choice to what is predicted; nothing at
             all if nothing was measured.
         undecided: Paths of layers where measuring could not tell which choice is the fastest.
         model_ratio: Time of the whole model with the layers' own choices over that with all layers
@@ -165,7 +166,7 @@ class _Outcome:
 
     layers: tuple[LayerInfo, ...]
     tuning: Tuning
-    predicted_ms: tuple[Mapping[str, float], ...] = ()
+    predicted_ms: tuple[tuple[Mapping[str, float], ...], ...] = ()
     undecided: tuple[str, ...] = ()
     model_ratio: Ratio | None = None
     dense_was_faster: bool = False
@@ -192,7 +193,8 @@ class _Job:
     def given(self, choices: Mapping[str, str]) -> _Outcome:
         """Take somebody's word for the choices."""
         self._check_anything_to_choose()
-        layers = with_choices(self.package.manifest.layers, choices)
+        manifest = self.package.manifest
+        layers = with_choices(manifest.layers, choices, dims=list(manifest.dims))
         return _Outcome(layers, Tuning("given", self._machine()))
 
     def measured(self, sets: Sequence[InputSet], measure: Measure, clock: str) -> _Outcome:
@@ -219,14 +221,27 @@ class _Job:
         outcome = _Outcome(
             layers=tuple(one.layer for one in decisions),
             tuning=tuning,
-            predicted_ms=tuple(one.predicted_ms for one in decisions),
+            predicted_ms=tuple(one.predicted_ms for one in times),
             undecided=tuple(one.layer.path for one in decisions if one.is_close),
         )
-        if all(layer.choice in ("dense", None) for layer in outcome.layers):
+        if all(layer.choice in ("dense", None) and not layer.ranges for layer in outcome.layers):
             return outcome
         return self._checked_as_a_whole(outcome, feeds, measure)
 
-    def predicted(
+    def predicted_gains(
+        self, outcome: _Outcome, nodes: Sequence[LayerNodes]
+    ) -> tuple[float | None, ...]:
+        """Predict how many times as fast as dense the layers are as chosen."""
+        sizes, weights = outcome.tuning.sizes, outcome.tuning.weights
+        times = outcome.predicted_ms
+        if not times:
+            sizes, weights = (self.package.manifest.dims,), (1.0,)
+            times = tuple((one,) for one in self._predicted(outcome.layers, nodes))
+        return tuple(
+            gain(layer, sizes, weights, ms) for layer, ms in zip(outcome.layers, times, strict=True)
+        )
+
+    def _predicted(
         self, layers: Sequence[LayerInfo], nodes: Sequence[LayerNodes]
     ) -> tuple[Mapping[str, float], ...]:
         """Predict what layers take at the example's sizes."""
@@ -303,10 +318,9 @@ class _Job:
 
 
 class _Decision(NamedTuple):
-    """A layer as chosen, what is predicted for it, and whether measuring could not tell."""
+    """A layer as chosen, and whether measuring could not tell."""
 
     layer: LayerInfo
-    predicted_ms: Mapping[str, float]
     is_close: bool
 
 
@@ -316,13 +330,13 @@ def _decided(layer: LayerInfo, times: LayerTimes, weights: Sequence[float]) -> _
         for choice in times.predicted_ms[0]
     }
     if not times.samples:
-        return _Decision(layer, predicted, is_close=False)
+        return _Decision(layer, is_close=False)
     totals = {
         choice: weighted_sum([one[choice] for one in times.samples], weights)
         for choice in times.samples[0]
     }
-    chosen = replace(layer, choice=decide(totals, predicted))
-    return _Decision(chosen, predicted, is_close=len(contenders(totals)) > 1)
+    chosen = replace(layer, choice=decide(totals, predicted), ranges=())
+    return _Decision(chosen, is_close=len(contenders(totals)) > 1)
 
 
 def _medians(samples: Mapping[Any, Samples]) -> dict[str, float]:

@@ -7,12 +7,17 @@ A package is a directory: `model.onnx` (and `model.onnx.data` above 1 GB), `mani
 from moh_deploy.package.choices import (
     CHOICES,
     DENSE_DOMAIN,
+    KERNEL_DOMAIN,
+    NodeRule,
     asked_choice,
+    choice_text,
     choices_for,
     current_choice,
-    node_domains,
+    node_rules,
     projections,
     with_choices,
+    with_ranges,
+    without_ranges,
 )
 from moh_deploy.package.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.package.manifest import (
@@ -23,18 +28,28 @@ from moh_deploy.package.manifest import (
     LayerInfo,
     Manifest,
     Proof,
+    SizeRange,
     TensorInfo,
     Tuning,
 )
 from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
 from moh_deploy.package.router_nodes import router_nodes
+from moh_deploy.package.size_ranges import at_sizes, bound_text, choice_at, measure
+from moh_deploy.package.switches import (
+    CONDITION_PREFIX,
+    all_nodes,
+    dense_twin,
+    switch_rules,
+)
 from moh_deploy.package.vectors import VectorSet
 from moh_deploy.package.writer import PackageWriter, check_output
 
 __all__ = [
     "CHOICES",
+    "CONDITION_PREFIX",
     "DENSE_DOMAIN",
     "FORMAT_VERSION",
+    "KERNEL_DOMAIN",
     "MODEL_DATA_NAME",
     "MODEL_NAME",
     "Choice",
@@ -43,19 +58,31 @@ __all__ = [
     "LayerInfo",
     "LayerNodes",
     "Manifest",
+    "NodeRule",
     "OnnxPackage",
     "PackageWriter",
     "Proof",
+    "SizeRange",
     "TensorInfo",
     "Tuning",
     "VectorSet",
+    "all_nodes",
     "asked_choice",
+    "at_sizes",
+    "bound_text",
     "check_output",
+    "choice_at",
+    "choice_text",
     "choices_for",
     "current_choice",
+    "dense_twin",
     "layer_nodes",
-    "node_domains",
+    "measure",
+    "node_rules",
     "projections",
     "router_nodes",
+    "switch_rules",
     "with_choices",
+    "with_ranges",
+    "without_ranges",
 ]

@@ -1,16 +1,18 @@
 """What a layer's choice means for its nodes.
 
 A node of domain `moh` runs on a kernel where there is one. The same node of domain `moh.dense` runs
-as its function body, on purpose: no kernel is ever registered for that domain.
+as its function body, on purpose: no kernel is ever registered for that domain. A layer with ranges
+of sizes has nodes whose domain depends on the model's inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package.manifest import Choice, LayerInfo
+from moh_deploy.package.manifest import Choice, LayerInfo, SizeRange
+from moh_deploy.package.size_ranges import bound_text, split_where
 from moh_deploy.suggest import did_you_mean
 
 KERNEL_DOMAIN, DENSE_DOMAIN = "moh", "moh.dense"
@@ -36,48 +38,141 @@ def projections(layer: LayerInfo) -> tuple[str, ...]:
     return tuple(name for name in names if name is not None)
 
 
-def node_domains(layers: Sequence[LayerInfo]) -> dict[str, str]:
-    """Return the domain that each attention and projection node belongs to, by the choices."""
-    domains: dict[str, str] = {}
+@dataclass(frozen=True)
+class NodeRule:
+    """The domain that a node belongs to.
+
+    Attributes:
+        ranges: What is compared, the largest value that is meant, and the domain up to that; the
+            first that holds decides.
+        otherwise: The domain at all other sizes.
+    """
+
+    ranges: tuple[tuple[str, int, str], ...]
+    otherwise: str
+
+    @property
+    def domain(self) -> str | None:
+        """The one domain; None where it depends on sizes."""
+        return None if self.ranges else self.otherwise
+
+    def __str__(self) -> str:
+        """Return `moh.dense if seq<=64, else moh`, by which a model names its conditions."""
+        texts = [f"{domain} if {size}<={at_most}" for size, at_most, domain in self.ranges]
+        return ", else ".join([*texts, self.otherwise])
+
+
+def node_rules(layers: Sequence[LayerInfo]) -> dict[str, NodeRule]:
+    """Return where each attention and projection node belongs, by the choices."""
+    rules: dict[str, NodeRule] = {}
     for layer in layers:
         if layer.node is not None:
-            dense = current_choice(layer) == "dense"
-            domains[layer.node] = DENSE_DOMAIN if dense else KERNEL_DOMAIN
-        kernels = current_choice(layer) == "projected"
-        domains |= dict.fromkeys(projections(layer), KERNEL_DOMAIN if kernels else DENSE_DOMAIN)
-    return domains
+            rules[layer.node] = _rule(layer, kernel_choices=("sparse", "projected"))
+        rules |= {name: _rule(layer, kernel_choices=("projected",)) for name in projections(layer)}
+    return rules
 
 
-def with_choices(layers: Sequence[LayerInfo], choices: Mapping[str, str]) -> tuple[LayerInfo, ...]:
+def _rule(layer: LayerInfo, *, kernel_choices: Sequence[Choice]) -> NodeRule:
+    def domain(choice: Choice | None) -> str:
+        return KERNEL_DOMAIN if choice in kernel_choices else DENSE_DOMAIN
+
+    otherwise = domain(current_choice(layer))
+    ranges = [(one.size, one.at_most, domain(one.choice)) for one in layer.ranges]
+    while ranges and ranges[-1][2] == otherwise:
+        ranges.pop()
+    return NodeRule(tuple(ranges), otherwise)
+
+
+def with_choices(
+    layers: Sequence[LayerInfo], choices: Mapping[str, str], *, dims: Sequence[str] = ()
+) -> tuple[LayerInfo, ...]:
     """Return the layers with the choices that somebody made for some of them.
 
     Args:
         layers: The package's layers.
         choices: Path of a layer, or `all`, to its choice; a path wins over `all`, which means for
-            each layer the nearest that it has.
+            each layer the nearest that it has. With a range, as in `all[seq<=64]`, at these sizes
+            only; of ranges of other sizes the first decides. A layer has none but those given:
+            with its path, or, if that is not named at all, with `all`.
+        dims: Names of the package's dynamic dimensions.
 
     Raises:
         ConfigError: No replaced layer has that path, or it has no such choice; or no layer at all
-            has what `all` are to be.
+            has what `all` are to be; or a range is of another form or of unknown dimensions.
     """
     possible = {layer.path: choices_for(layer) for layer in layers if choices_for(layer)}
-    for path, choice in choices.items():
-        _check(path, choice, possible)
-    return tuple(_chosen(layer, choices) for layer in layers)
+    asked = [_Asked.parse(text, choice, dims) for text, choice in choices.items()]
+    for one in asked:
+        _check(one.path, one.choice, possible)
+    return tuple(_chosen(layer, asked) for layer in layers)
+
+
+def without_ranges(layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
+    """Return the layers with the one choice that they have where no range says otherwise."""
+    return tuple(replace(layer, ranges=()) for layer in layers)
 
 
 def asked_choice(layer: LayerInfo, choices: Mapping[str, str]) -> str | None:
-    """Return what somebody's choices ask of a layer, whether it has that or not."""
+    """Return what somebody's choices without ranges ask of a layer, whether it has that or not."""
     return choices.get(layer.path, choices.get("all"))
 
 
-def _chosen(layer: LayerInfo, choices: Mapping[str, str]) -> LayerInfo:
-    asked, allowed = asked_choice(layer, choices), choices_for(layer)
-    if asked is None or not allowed:
+def choice_text(layer: LayerInfo) -> str | None:
+    """Return `dense if seq<=64, else sparse`."""
+    ranges = [f"{one.choice} if {bound_text(one)}" for one in layer.ranges]
+    return ", else ".join([*ranges, str(current_choice(layer))]) if choices_for(layer) else None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One choice that somebody made; `where` is what is compared with what, None for all sizes."""
+
+    path: str
+    where: tuple[str, int] | None
+    choice: str
+
+    @classmethod
+    def parse(cls, text: str, choice: str, dims: Sequence[str]) -> _Asked:
+        split = split_where(text, dims)
+        if split is None:
+            return cls(text, None, choice)
+        path, size, at_most = split
+        return cls(path, (size, at_most), choice)
+
+
+def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:
+    allowed = choices_for(layer)
+    named = [one for one in asked if one.path == layer.path]
+    for_all = [one for one in asked if one.path == "all"]
+    if not allowed or not (named or for_all):
         return layer
-    # Of `all=projected`, a layer without projections has `sparse`.
-    nearest = next((choice for choice in allowed if choice == asked), allowed[-1])
-    return replace(layer, choice=nearest)
+
+    def nearest(choice: str) -> Choice:
+        # Of `all=projected`, a layer without projections has `sparse`.
+        return next((one for one in allowed if one == choice), allowed[-1])
+
+    whole = [nearest(one.choice) for one in (*named, *for_all) if one.where is None]
+    ranges = [
+        SizeRange(*one.where, nearest(one.choice))
+        for one in named or for_all
+        if one.where is not None
+    ]
+    layer = replace(layer, choice=whole[0] if whole else current_choice(layer))
+    return with_ranges(layer, _narrow_first(ranges))
+
+
+def _narrow_first(ranges: Sequence[SizeRange]) -> list[SizeRange]:
+    """Order the ranges of one size: behind a wide one, a narrow one would never decide."""
+    sizes = [one.size for one in ranges]
+    return sorted(ranges, key=lambda one: (sizes.index(one.size), one.at_most))
+
+
+def with_ranges(layer: LayerInfo, ranges: Sequence[SizeRange]) -> LayerInfo:
+    """Return a layer with these ranges, but for the last ones that change nothing."""
+    kept = list(ranges)
+    while kept and kept[-1].choice == current_choice(layer):
+        kept.pop()
+    return replace(layer, ranges=tuple(kept))
 
 
 def _check(path: str, choice: str, possible: Mapping[str, Sequence[Choice]]) -> None:

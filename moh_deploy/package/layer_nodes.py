@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.package.manifest import LayerInfo
+from moh_deploy.package.switches import all_nodes
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LayerNodes:
 
 def layer_nodes(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[LayerNodes, ...]:
     """Return the operators of each layer; None stands in for what the graph lacks."""
-    nodes = {node.name: node for node in graph.node if node.name}
+    nodes = {node.name: node for node in all_nodes(graph) if node.name}
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     return tuple(_of_layer(layer, nodes, dims) for layer in layers)
 

@@ -36,6 +36,23 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class SizeRange:
+    """Sizes of the model's inputs at which a layer has a choice of its own.
+
+    Attributes:
+        size: What is compared: a dynamic dimension, or a product of some: `seq`, `batch*seq`.
+        at_most: The largest value that is meant.
+        choice: How the layer is run up to that.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    size: str
+    at_most: int
+    choice: Choice
+
+
+@dataclass(frozen=True)
 class LayerInfo:
     """One MoH layer of the exported model.
 
@@ -68,6 +85,8 @@ class LayerInfo:
         op: `MoHAttention` or `MoHAggregatedAttention`; None if not replaced.
         choice: How the layer is run; None if it was not replaced, or nobody chose: then every node
             of it is of domain `moh`.
+        ranges: Sizes at which it is run in another way; the first that the sizes are in decides,
+            and where they are in none, `choice` does.
     """
 
     __pydantic_config__ = _STRICT
@@ -92,6 +111,7 @@ class LayerInfo:
     output_projection: str | None = None
     op: AttentionOp | None = None
     choice: Choice | None = None
+    ranges: tuple[SizeRange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,8 +170,9 @@ class Tuning:
         weights: How often each set of inputs counts.
         layer_ms: For each layer of the manifest and each set of inputs, choice to milliseconds;
             nothing for a layer without a choice.
-        model_ms: For each set of inputs, `dense` (every layer) and `chosen` to milliseconds of the
-            whole model; nothing where all layers were chosen to be dense before that was asked.
+        model_ms: For each set of inputs, `dense` (every layer), `chosen`, and, where layers have
+            ranges, `one_choice` (without them) to milliseconds of the whole model; nothing where
+            all layers were chosen to be dense before that was asked.
     """
 
     __pydantic_config__ = _STRICT

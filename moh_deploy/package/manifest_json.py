@@ -23,9 +23,11 @@ def read_manifest(path: Path) -> Manifest:
     text = _read(path)
     _check_format_version(path, text)
     try:
-        return TypeAdapter(Manifest).validate_json(text)
+        manifest = TypeAdapter(Manifest).validate_json(text)
     except ValidationError as error:
         raise PackageError(f"{path}: {_first_problem(error)}.") from error
+    _check_ranges(path, manifest)
+    return manifest
 
 
 def manifest_text(manifest: Manifest) -> str:
@@ -69,6 +71,18 @@ def _check_format_version(path: Path, text: bytes) -> None:
             f" {FORMAT_VERSION}.",
             hint="Export the model again, or use the moh-deploy that made the package.",
         )
+
+
+def _check_ranges(path: Path, manifest: Manifest) -> None:
+    for layer in manifest.layers:
+        for one in layer.ranges:
+            for name in one.size.split("*"):
+                if name not in manifest.dims:
+                    raise PackageError(
+                        f"{path}: layer '{layer.path}' has a range of '{one.size}', but"
+                        f" '{name}' is no dynamic dimension, only"
+                        f" {', '.join(manifest.dims) or 'none'}."
+                    )
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -3,7 +3,8 @@
 name_interface       first: later passes and every reader speak of the user's names
 keep_gates           the gates leave the model's outputs, but keep a name to be read by
 add_function_bodies  bodies are chosen by what the nodes look like then
-choose_layers        last: it moves nodes together with their bodies; also by itself, on a package
+choose_layers        last: it moves nodes together with their bodies; also by itself, on a package.
+                     `switch_by_size` is a part of it: nodes that depend on sizes
 """
 
 from moh_deploy.passes.add_function_bodies import add_function_bodies

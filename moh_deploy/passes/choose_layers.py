@@ -1,4 +1,8 @@
-"""Run each layer as it was chosen: move its nodes between the domains `moh` and `moh.dense`."""
+"""Run each layer as it was chosen: move its nodes between the domains `moh` and `moh.dense`.
+
+To move a package to the one choice that its layers have at some sizes, without any `If`, as a
+runtime for these sizes only may want it: `choose_layers(model, at_sizes(layers, sizes))`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import onnx_ir as ir
 
 from moh_deploy.errors import PackageError
 from moh_deploy.ops import OPS
-from moh_deploy.package import DENSE_DOMAIN, LayerInfo, node_domains
+from moh_deploy.package import DENSE_DOMAIN, LayerInfo, NodeRule, node_rules
+from moh_deploy.passes.switch_by_size import switch_rules, with_switches, without_switches
 
 
 def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
@@ -18,7 +23,8 @@ def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
 
     Args:
         model: Its functions hold a body for every node, in the node's domain.
-        layers: Their `choice` says where each node belongs.
+        layers: Their choices say where each node belongs. Nodes of layers that are not among them
+            stay where they are, but for those that depend on sizes: these go to `moh`.
 
     Returns:
         Whether anything was changed.
@@ -26,11 +32,18 @@ def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
     Raises:
         PackageError: The model lacks the node of a layer.
     """
-    moved = _move(model, node_domains(layers))
-    if moved:
-        _arrange_bodies(model)
-        _import_domains(model)
-    return moved
+    rules, places = node_rules(layers), _places(model)
+    for name in rules:
+        if name not in places:
+            raise PackageError(f"model.onnx has no MoH node '{name}', which the manifest names.")
+    if all(places[name] == str(rule) for name, rule in rules.items()):
+        return False
+    without_switches(model)
+    _move(model, rules)
+    with_switches(model, rules)
+    _arrange_bodies(model)
+    _import_domains(model)
+    return True
 
 
 def ops_of(model: ir.Model) -> dict[str, int]:
@@ -45,15 +58,17 @@ def ops_of(model: ir.Model) -> dict[str, int]:
     }
 
 
-def _move(model: ir.Model, domains: Mapping[str, str]) -> bool:
-    nodes = {node.name: node for node in _custom_nodes(model)}
-    for name in domains:
-        if name not in nodes:
-            raise PackageError(f"model.onnx has no MoH node '{name}', which the manifest names.")
-    moved = [name for name, domain in domains.items() if nodes[name].domain != domain]
-    for name in moved:
-        nodes[name].domain = domains[name]
-    return bool(moved)
+def _places(model: ir.Model) -> dict[str | None, str]:
+    """Return where each node is, as the text of a rule."""
+    return {node.name: node.domain for node in _custom_nodes(model)} | switch_rules(model)
+
+
+def _move(model: ir.Model, rules: Mapping[str, NodeRule]) -> None:
+    """Give each node its domain; `moh` for now if it has several."""
+    for node in _custom_nodes(model):
+        rule = rules.get(node.name or "")
+        if rule is not None:
+            node.domain = rule.domain or OPS[node.op_type].domain
 
 
 def _custom_nodes(model: ir.Model) -> list[ir.Node]:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.chooser.prediction import Prediction
-from moh_deploy.package import CHOICES, LayerInfo, Manifest, Tuning, choices_for, current_choice
+from moh_deploy.package import (
+    CHOICES,
+    Choice,
+    LayerInfo,
+    Manifest,
+    Tuning,
+    at_sizes,
+    choice_text,
+    choices_for,
+    current_choice,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,16 +61,15 @@ def choice_lines(manifest: Manifest, predictions: Predictions, kernels: KernelUs
 
 def choice_json(manifest: Manifest, prediction: Prediction | None, index: int) -> dict[str, object]:
     """Return the same of one layer in plain JSON types."""
-    layer = manifest.layers[index]
     measured = {} if manifest.tuning is None else measured_ms(manifest.tuning, index)
     predicted = {} if prediction is None else dict(prediction.ms)
     return {
         "predicted_ms": predicted,
         "predicted_fastest": None if prediction is None else prediction.best,
-        "predicted_gain": gain(layer, predicted),
+        "predicted_gain": _predicted_gain(manifest, index, predicted),
         "break_even_share": {} if prediction is None else dict(prediction.break_even),
         "measured_ms": measured,
-        "measured_gain": gain(layer, measured),
+        "measured_gain": _measured_gain(manifest, index),
     }
 
 
@@ -70,7 +79,7 @@ def measured_text(tuning: Tuning | None) -> str | None:
         return None
     if tuning.source == "given":
         return "given by hand"
-    sizes = "; ".join(map(at_sizes, tuning.sizes))
+    sizes = "; ".join(map(sizes_text, tuning.sizes))
     return (
         f"measured at {sizes} ({tuning.clock} time, {threads_text(tuning)}, {tuning.runtime},"
         f" {tuning.machine})"
@@ -94,12 +103,39 @@ def measured_ms(tuning: Tuning, index: int) -> dict[str, float]:
     return {name: sum(weight * ms[name] for weight, ms in weighted) / total for name in sets[0]}
 
 
-def gain(layer: LayerInfo, ms: Mapping[str, float]) -> float | None:
-    """Return how many times as fast as dense a layer is as chosen; None if that is not known."""
-    choice = current_choice(layer)
-    if choice is None or not {"dense", choice} <= ms.keys():
-        return None
-    return ms["dense"] / ms[choice]
+def measured_gain(layer: LayerInfo, tuning: Tuning, index: int) -> float | None:
+    """Return how many times as fast as dense a layer was measured to be, as chosen for each of the
+    sizes; None if that is not known."""
+    sets = tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
+    return gain(layer, tuning.sizes, tuning.weights, sets)
+
+
+def gain(
+    layer: LayerInfo,
+    sizes: Sequence[Mapping[str, int]],
+    weights: Sequence[float],
+    times: Sequence[Mapping[str, float]],
+) -> float | None:
+    """Return how many times as fast as dense a layer is as chosen; None if that is not known.
+
+    Args:
+        layer: The layer.
+        sizes: Sizes of some runs.
+        weights: How often each counts.
+        times: Choice to milliseconds in each.
+    """
+    dense = chosen = 0.0
+    for at, weight, ms in zip(sizes, weights, times, strict=False):
+        choice = choice_there(layer, at)
+        if choice is None or not {"dense", choice} <= ms.keys():
+            return None
+        dense, chosen = dense + weight * ms["dense"], chosen + weight * ms[choice]
+    return dense / chosen if chosen else None
+
+
+def choice_there(layer: LayerInfo, sizes: Mapping[str, int]) -> Choice | None:
+    """Return how a layer is run at some sizes."""
+    return current_choice(at_sizes([layer], sizes)[0])
 
 
 def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]:
@@ -107,16 +143,16 @@ def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]
     if len(tuning.sizes) < 2:
         return
     for sizes, ms in zip(tuning.sizes, tuning.layer_ms[index], strict=False):
-        own = str(current_choice(layer))
+        own = str(choice_there(layer, sizes))
         best = min(ms, key=lambda name: ms[name])
         if best != own and own in ms:
             yield (
-                f"{layer.path}: at {at_sizes(sizes)} {best} was faster, {ms[best]:.3g} ms"
+                f"{layer.path}: at {sizes_text(sizes)} {best} was faster, {ms[best]:.3g} ms"
                 f" against {ms[own]:.3g}"
             )
 
 
-def at_sizes(sizes: Mapping[str, int]) -> str:
+def sizes_text(sizes: Mapping[str, int]) -> str:
     """Return `batch=2, seq=256`."""
     return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "the fixed sizes"
 
@@ -137,16 +173,26 @@ def _row(
     layer = manifest.layers[index]
     predicted = {} if prediction is None else prediction.ms
     limits = [_limit_text(prediction, choice) for choice in CHOICES[1:]]
-    measured = {} if manifest.tuning is None else measured_ms(manifest.tuning, index)
     return (
         layer.path,
-        current_choice(layer),
+        choice_text(layer),
         *ms_cells(predicted),
-        times_text(gain(layer, predicted)),
+        times_text(_predicted_gain(manifest, index, predicted)),
         *limits,
         None if prediction is None else prediction.best,
-        *([times_text(gain(layer, measured))] if with_measured else []),
+        *([times_text(_measured_gain(manifest, index))] if with_measured else []),
     )
+
+
+def _predicted_gain(manifest: Manifest, index: int, ms: Mapping[str, float]) -> float | None:
+    """Predictions are for the example's sizes."""
+    return gain(manifest.layers[index], [manifest.dims], [1.0], [ms])
+
+
+def _measured_gain(manifest: Manifest, index: int) -> float | None:
+    if manifest.tuning is None:
+        return None
+    return measured_gain(manifest.layers[index], manifest.tuning, index)
 
 
 def _limit_text(prediction: Prediction | None, choice: str) -> str | None:
@@ -165,7 +211,7 @@ def _grouped(manifest: Manifest, predictions: Predictions) -> Iterator[str]:
     for layer, prediction in zip(manifest.layers, predictions, strict=True):
         if prediction is None:
             continue
-        own = current_choice(layer)
+        own = choice_there(layer, manifest.dims)
         if prediction.best == "dense":
             dense.append(layer.path)
         if own is not None and prediction.best != own:

@@ -79,6 +79,7 @@ class InspectReport:
             "runs_as": run.runs_as,
             "router_runs_as": run.router_runs_as,
             "projections_run_as": run.projections_run_as,
+            "by_size": run.by_size,
             "attention_flops": attention_flops(layer),
             "skippable_flops": skippable_flops(layer),
             **choice_json(self.manifest, self.predictions[index], index),

@@ -54,7 +54,8 @@ def runs_as(run: LayerRun) -> str:
     attention = run.runs_as or "not replaced"
     others = {"router": run.router_runs_as, "projections": run.projections_run_as}
     unlike = [f"{what}: {way}" for what, way in others.items() if way not in (None, run.runs_as)]
-    return f"{attention} ({', '.join(unlike)})" if unlike else attention
+    ways = f"{attention} ({', '.join(unlike)})" if unlike else attention
+    return ways if run.by_size is None else f"{ways}; {run.by_size}"
 
 
 def runs_text(runs: Sequence[LayerRun]) -> str:
@@ -76,9 +77,9 @@ def nodes_text(kernel_nodes: int, function_nodes: int) -> str:
 
 def _ways(run: LayerRun) -> str:
     text = f"attention {_WORDS[run.runs_as]}, router {_WORDS[run.router_runs_as]}"
-    if run.projections_run_as is None:
-        return text
-    return f"{text}, projections {_WORDS[run.projections_run_as]}"
+    if run.projections_run_as is not None:
+        text = f"{text}, projections {_WORDS[run.projections_run_as]}"
+    return text if run.by_size is None else f"{text}, by choice {run.by_size}"
 
 
 def _cells(layer: LayerInfo) -> tuple[object, ...]:

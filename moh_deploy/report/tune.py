@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moh_deploy.backends.runner import KernelUse
-from moh_deploy.package import CHOICES, LayerInfo, Tuning, asked_choice, choices_for, current_choice
+from moh_deploy.package import CHOICES, LayerInfo, Tuning, asked_choice, choice_text, choices_for
 from moh_deploy.report.choices import (
-    at_sizes,
-    gain,
+    measured_gain,
     measured_ms,
     ms_cells,
     other_winners,
+    sizes_text,
     threads_text,
     times_text,
 )
@@ -34,8 +34,8 @@ class TuneReport:
         layers: Its layers as chosen.
         tuning: What the choices rest on.
         asked: Path of a layer, or `all`, to the choice that was given; nothing if it was measured.
-        predicted_ms: For each layer, choice to what is predicted, at the sizes that were measured,
-            or else the example's; nothing where nothing is known.
+        predicted_gains: For each layer, how many times as fast as dense it is predicted to be as
+            chosen, at the sizes that were measured, or else the example's; None if unknown.
         undecided: Paths of layers where measuring could not tell which choice is the fastest.
         model_ratio: Time of the whole model with the layers' own choices over that with all layers
             dense; None if it was not measured.
@@ -52,7 +52,7 @@ class TuneReport:
     layers: tuple[LayerInfo, ...]
     tuning: Tuning
     asked: Mapping[str, str]
-    predicted_ms: tuple[Mapping[str, float], ...]
+    predicted_gains: tuple[float | None, ...]
     undecided: tuple[str, ...]
     model_ratio: Ratio | None
     dense_was_faster: bool
@@ -88,12 +88,13 @@ class TuneReport:
         layer, ms = self.layers[index], measured_ms(self.tuning, index)
         return {
             "path": layer.path,
-            "before": current_choice(self.before[index]),
+            "before": choice_text(self.before[index]),
             "asked": asked_choice(layer, self.asked),
             "choice": layer.choice,
+            "ranges": [asdict(one) for one in layer.ranges],
             "measured_ms": ms,
-            "measured_gain": gain(layer, ms),
-            "predicted_gain": self._predicted_gain(index),
+            "measured_gain": measured_gain(layer, self.tuning, index),
+            "predicted_gain": self.predicted_gains[index],
             "undecided": layer.path in self.undecided,
         }
 
@@ -108,15 +109,12 @@ class TuneReport:
 
     def _row(self, index: int) -> tuple[object, ...]:
         layer, ms = self.layers[index], measured_ms(self.tuning, index)
-        before = current_choice(self.before[index])
-        gains = gain(layer, ms), self._predicted_gain(index)
-        return layer.path, before, layer.choice, *ms_cells(ms), *map(times_text, gains)
-
-    def _predicted_gain(self, index: int) -> float | None:
-        return gain(self.layers[index], self.predicted_ms[index])
+        choices = choice_text(self.before[index]), choice_text(layer)
+        gains = measured_gain(layer, self.tuning, index), self.predicted_gains[index]
+        return layer.path, *choices, *ms_cells(ms), *map(times_text, gains)
 
     def _measured_how(self) -> str:
-        sizes = "; ".join(map(at_sizes, self.tuning.sizes))
+        sizes = "; ".join(map(sizes_text, self.tuning.sizes))
         several = ", mean as the inputs weigh" if len(self.tuning.sizes) > 1 else ""
         clock = f"{self.tuning.clock} time of a run{several}"
         return f"{clock}, {threads_text(self.tuning)}, at {sizes}"

@@ -9,7 +9,8 @@ from moh_deploy.backends.layer_runs import LayerImpl, LayerRun, layer_runs
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_placement import Placement
 from moh_deploy.errors import PackageError
-from moh_deploy.package import LayerInfo
+from moh_deploy.package import LayerInfo, with_choices
+from moh_deploy.report.layers import runs_as, runs_text
 from tests.handmade_package import LAYER, write_package
 from tests.kernel_library import required_library
 from tests.two_layers import FIRST, LAYERS, ROUTER, SECOND, write_two_layers
@@ -18,9 +19,13 @@ MIXED: dict[str, LayerImpl] = {FIRST: "kernel", SECOND: "function", ROUTER: "ker
 
 
 def runs_of(
-    layers: tuple[LayerInfo, ...], impl: dict[str, LayerImpl], *routers: str | None
+    layers: tuple[LayerInfo, ...],
+    impl: dict[str, LayerImpl],
+    *routers: str | None,
+    switches: dict[str, str] | None = None,
 ) -> tuple[LayerRun, ...]:
-    return layer_runs(layers, impl, routers=routers, model_path=Path("there/model.onnx"))
+    path = Path("there/model.onnx")
+    return layer_runs(layers, impl, switches=switches or {}, routers=routers, model_path=path)
 
 
 def test_each_layer_has_what_runs_its_own_nodes():
@@ -76,7 +81,32 @@ def test_node_that_is_not_where_its_layer_was_chosen_to_be_is_refused(wrong: str
             runs_of((replace(PROJECTED, choice=choice),), impl, None)
 
 
-@pytest.mark.parametrize("run", [LayerRun("a", "kernel", "function"), LayerRun("", None, None)])
+BY_SIZE = with_choices([LAYER], {"all[seq<=64]": "dense"}, dims=["seq"])
+
+
+def test_layer_that_depends_on_sizes_says_so():
+    switches = {FIRST: "moh.dense if seq<=64, else moh"}
+    (run,) = runs_of(BY_SIZE, MIXED, None, switches=switches)
+    assert run == LayerRun("blocks.0.attn", "kernel", None, by_size="dense if seq<=64, else sparse")
+    assert runs_as(run) == "kernel; dense if seq<=64, else sparse"
+    assert runs_text([run]).endswith(
+        "router in plain operators, by choice dense if seq<=64, else sparse"
+    )
+
+
+@pytest.mark.parametrize("switches", [{}, {FIRST: "moh.dense if seq<=32, else moh"}])
+def test_layer_that_the_model_switches_at_other_sizes_is_refused(switches: dict[str, str]):
+    with pytest.raises(PackageError, match=r"is dense if seq<=64, else sparse in the manifest"):
+        runs_of(BY_SIZE, MIXED, None, switches=switches)
+    with pytest.raises(
+        PackageError, match=r"is sparse in the manifest.* is of domain moh\.dense if"
+    ):
+        runs_of((LAYER,), MIXED, None, switches={FIRST: "moh.dense if seq<=32, else moh"})
+
+
+@pytest.mark.parametrize(
+    "run", [LayerRun("a", "kernel", "function"), LayerRun("", None, None, by_size="x")]
+)
 def test_run_comes_back_from_json(run: LayerRun):
     assert LayerRun.from_json(asdict(run)) == run
 

@@ -111,6 +111,7 @@ def test_run_writes_outputs(cli: Cli, package: Path, tmp_path: Path):
             "runs_as": "function",
             "router_runs_as": None,
             "projections_run_as": None,
+            "by_size": None,
         }
     ]
     assert content["outputs"] == [{"name": "y", "dtype": "float32", "shape": [4, 3, 8]}]

@@ -112,6 +112,7 @@ def test_checkpoint_of_every_form_becomes_an_equal_package(
                 "runs_as": way,
                 "router_runs_as": way,
                 "projections_run_as": _projections_run_as(layer, way),
+                "by_size": None,
             }
         ]
         for way in ways

@@ -92,12 +92,14 @@ def test_layers_that_a_session_runs_in_different_ways_are_told_apart(
             "runs_as": "kernel",
             "router_runs_as": None,
             "projections_run_as": None,
+            "by_size": None,
         },
         {
             "path": "blocks.1.attn",
             "runs_as": "function",
             "router_runs_as": "kernel",
             "projections_run_as": None,
+            "by_size": None,
         },
     ]
     for name in ("run", "verify", "verify files"):

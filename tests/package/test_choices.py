@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import choices_for, current_choice, node_domains, with_choices
+from moh_deploy.package import (
+    LayerInfo,
+    SizeRange,
+    at_sizes,
+    choice_text,
+    choices_for,
+    current_choice,
+    node_rules,
+    with_choices,
+)
 from tests.handmade_package import LAYER
 from tests.two_layers import FIRST, LAYERS, SECOND
 
@@ -37,14 +46,19 @@ def test_where_nobody_chose_kernels_run_all_that_they_can():
     ],
 )
 def test_choice_says_where_each_node_belongs(choice: str, attention: str, projections: str):
-    domains = node_domains([replace(PROJECTED, choice=choice)])
-    assert domains == {LAYER.node: attention, "q": projections, "o": projections}
+    rules = node_rules([replace(PROJECTED, choice=choice)])
+    assert {name: rule.domain for name, rule in rules.items()} == {
+        LAYER.node: attention,
+        "q": projections,
+        "o": projections,
+    }
 
 
 def test_layers_are_chosen_one_by_one():
     layers = with_choices([*LAYERS, KEPT], {"blocks.1.attn": "dense"})
     assert [layer.choice for layer in layers] == [None, "dense", None]
-    assert node_domains(layers) == {FIRST: "moh", SECOND: "moh.dense"}
+    domains = {name: rule.domain for name, rule in node_rules(layers).items()}
+    assert domains == {FIRST: "moh", SECOND: "moh.dense"}
 
 
 def test_all_means_the_nearest_that_each_layer_has_and_a_path_wins():
@@ -69,3 +83,70 @@ def test_choice_that_a_layer_does_not_have_is_refused(
     with pytest.raises(ConfigError, match=message) as refused:
         with_choices([*LAYERS, KEPT], choices)
     assert hint is None or hint in (refused.value.hint or "")
+
+
+def ranged(layer: LayerInfo = PROJECTED, **choices: str) -> LayerInfo:
+    return with_choices([layer], choices, dims=["batch", "seq"])[0]
+
+
+def test_node_depends_on_sizes_only_where_its_domain_does():
+    """Between sparse and projected, attention runs on its kernel at all sizes."""
+    rules = node_rules([ranged(**{"all[seq<=64]": "sparse", "all": "projected"})])
+    assert rules[str(LAYER.node)].domain == "moh"
+    assert str(rules["q"]) == str(rules["o"]) == "moh.dense if seq<=64, else moh"
+
+
+def test_choice_by_size_is_the_first_range_that_sizes_are_in():
+    layer = ranged(
+        **{
+            "all[seq<=64]": "sparse",
+            "all[seq<=1]": "dense",
+            "all[batch*seq<=999]": "projected",
+            "all": "dense",
+        }
+    )
+    text = "dense if seq<=1, else sparse if seq<=64, else projected if batch*seq<=999, else dense"
+    assert choice_text(layer) == text
+    for seq, choice in {
+        1: "dense",
+        2: "sparse",
+        64: "sparse",
+        65: "projected",
+        500: "dense",
+    }.items():
+        (one,) = at_sizes([layer], {"batch": 2, "seq": seq})
+        assert (one.choice, one.ranges) == (choice, ())
+
+
+def test_named_layer_has_no_ranges_but_its_own():
+    choices = {"all[seq<=9]": "dense", "all": "sparse", "blocks.1.attn": "dense"}
+    first, second = with_choices(LAYERS, choices, dims=["seq"])
+    assert first.ranges == (SizeRange("seq", 9, "dense"),)
+    assert (second.choice, second.ranges) == ("dense", ())
+
+
+def test_range_alone_keeps_what_a_layer_is_otherwise():
+    layer = ranged(replace(PROJECTED, choice="sparse"), **{"all[seq<=9]": "dense"})
+    assert choice_text(layer) == "dense if seq<=9, else sparse"
+    assert choice_text(ranged(layer, all="projected")) == "projected"
+
+
+def test_ranges_that_change_nothing_are_left_out():
+    layer = ranged(**{"all[seq<=9]": "dense", "all[seq<=20]": "sparse", "all": "sparse"})
+    assert layer.ranges == (SizeRange("seq", 9, "dense"),)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("all[seq<64]", r"expected LAYER\[SIZE<=N\]"),
+        ("all[seq<=64", r"'all\[seq<=64' is no layer with a range"),
+        ("all[seq<=-1]", r"expected LAYER\[SIZE<=N\]"),
+        ("all[width<=64]", "no dynamic dimension 'width', only batch, seq"),
+        ("all[batch*sec<=64]", "no dynamic dimension 'sec'"),
+        ("blocks.7.attn[seq<=64]", r"no layer 'blocks\.7\.attn'"),
+    ],
+)
+def test_range_of_another_form_is_refused(where: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        ranged(**{where: "dense"})

@@ -1,0 +1,38 @@
+"""How a model holds nodes whose domain depends on sizes, and how readers find them.
+
+Such a node stands twice, in the branches of an `If`: for `moh` with its name, for `moh.dense` as
+its twin. The name of the condition says when which of them runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+CONDITION_PREFIX = "moh.sizes/"
+
+
+def dense_twin(name: str) -> str:
+    """Return the name of the node of `moh.dense` that stands in for a node at some sizes."""
+    return f"{name} (dense)"
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph and of the branches in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_nodes(attribute.g)
+
+
+def switch_rules(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return the name of each node in a branch to the text of its `NodeRule`."""
+    return {
+        inner.name: node.input[0].removeprefix(CONDITION_PREFIX)
+        for node in graph.node
+        if node.op_type == "If" and node.input[0].startswith(CONDITION_PREFIX)
+        for attribute in node.attribute
+        for inner in attribute.g.node
+    }
