@@ -432,6 +432,10 @@ def test_convolution_of_tokens_is_one_operator(tmp_path: Path):
     report = export(model, tmp_path / "package", **IMAGE_INPUT)
     assert _moh_operators(tmp_path / "package") == {*SMALL_MOH_OPS, "MoHTokenConv"}
     assert len(report.layers) == 1
+    nodes = onnx.load(OnnxPackage.open(tmp_path / "package").model_path).graph.node
+    custom = {node.name for node in nodes if node.domain.startswith("moh")}
+    assert custom == {"model.MoHTokenConv", *(f"layer.{op}" for op in SMALL_MOH_OPS)}
+    assert [node.name for node in nodes if not node.name.startswith(("model.", "layer."))] == []
     assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
 
 

@@ -36,7 +36,13 @@ from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.frontend.sizes import other_runs
 from moh_deploy.frontend.trace import dim_ranges, trace
 from moh_deploy.package import KeptOperators, LayerInfo, TensorInfo, VectorSet
-from moh_deploy.passes import LayerNames, add_function_bodies, keep_gates, name_interface
+from moh_deploy.passes import (
+    LayerNames,
+    add_function_bodies,
+    keep_gates,
+    name_interface,
+    name_nodes,
+)
 from moh_deploy.progress import Progress
 
 # A run of up to about a second on one core.
@@ -146,6 +152,7 @@ def _translate(
         paths=[rewrite.layer.path for rewrite in rewrites],
         replaced=[rewrite.replacement is not None for rewrite in rewrites],
     )
+    name_nodes(model, keep=frozenset().union(*(layer.nodes for layer in names)))
     add_function_bodies(model, opset=opset)
     return model, names
 

@@ -2,6 +2,7 @@
 
 name_interface       first: later passes and every reader speak of the user's names
 keep_gates           the gates leave the model's outputs, but keep a name to be read by
+name_nodes           what the layers have not named
 add_function_bodies  bodies are chosen by what the nodes look like then
 choose_layers        last: it moves nodes together with their bodies; also by itself, on a package.
                      `switch_by_size` is a part of it: nodes that depend on sizes
@@ -11,6 +12,7 @@ from moh_deploy.passes.add_function_bodies import add_function_bodies
 from moh_deploy.passes.choose_layers import choose_layers, ops_of
 from moh_deploy.passes.keep_gates import LayerNames, keep_gates
 from moh_deploy.passes.name_interface import name_interface
+from moh_deploy.passes.name_nodes import name_nodes
 
 __all__ = [
     "LayerNames",
@@ -18,5 +20,6 @@ __all__ = [
     "choose_layers",
     "keep_gates",
     "name_interface",
+    "name_nodes",
     "ops_of",
 ]

@@ -23,6 +23,7 @@ class LayerNames:
         node: The node of the layer's attention; None where it stays ordinary operators.
         query_projection: The MoHQueryProjection that it reads; None where there is none.
         output_projection: The MoHOutputProjection that reads it; None where there is none.
+        router: The MoHRouter that makes the gates; None where other operators do.
     """
 
     layer: str
@@ -30,12 +31,19 @@ class LayerNames:
     node: str | None = None
     query_projection: str | None = None
     output_projection: str | None = None
+    router: str | None = None
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Names of the layer's nodes."""
+        named = (self.node, self.query_projection, self.output_projection, self.router)
+        return frozenset(name for name in named if name is not None)
 
 
 def keep_gates(
     model: ir.Model, *, paths: list[str], replaced: list[bool]
 ) -> tuple[LayerNames, ...]:
-    """Take the gates off the end of the model's outputs, and name them and the nodes of the
+    """Take the gates off the end of the model's outputs, and name them and the nodes of router and
     attention after their layers.
 
     Args:
@@ -47,6 +55,7 @@ def keep_gates(
     gates = list(graph.outputs[first:])
     names = _unique(paths)
     attention = iter([node for node in graph if node.op_type in ATTENTION_OPS])
+    routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
     for name, value, has_node in zip(names, gates, replaced, strict=True):
         value.name = f"{name}.gates"
@@ -58,6 +67,7 @@ def keep_gates(
                 node=_named(node, name),
                 query_projection=_named(_query_projection(node), name),
                 output_projection=_named(_output_projection(node), name),
+                router=_named(_router(value, routers), name),
             )
         )
     del graph.outputs[first:]
@@ -83,6 +93,18 @@ def _output_projection(attention: ir.Node | None) -> ir.Node | None:
         readers = node.outputs[0].consumers()
         follows = len(readers) == 1 and readers[0].op_type in ("MoHOutputProjection", *_VIEWS)
         node = readers[0] if follows else None
+    return node
+
+
+def _router(gates: ir.Value, named: set[ir.Node]) -> ir.Node | None:
+    """The router that makes the gates, perhaps rearranged, unless an earlier layer has it."""
+    node = gates.producer()
+    while node is not None and node.op_type in (*_VIEWS, "Cast"):
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
+    if node is None or node.op_type != "MoHRouter" or node in named:
+        return None
+    named.add(node)
     return node
 
 

@@ -57,6 +57,18 @@ def test_projections_are_named_after_their_layers():
     assert names.output_projection == nodes[4].name == "attn.MoHOutputProjection"
 
 
+def test_router_is_named_after_the_first_layer_whose_gates_it_makes():
+    x, logits, routed = (value(n, ["b", "s", 8]) for n in ("x", "logits", "routed"))
+    y0, y1, g0, g1 = (value(n, ["b", "s", 8]) for n in ("y0", "y1", "g0", "g1"))
+    nodes = [node("MoHRouter", [logits], routed), node("Identity", [routed], g0)]
+    nodes += [attention(x, x, g0, y0), node("Cast", [routed], g1), attention(x, x, g1, y1)]
+    built = model([x, logits], [y0, y1, g0, g1], nodes)
+    names = keep_gates(built, paths=["a", "b"], replaced=[True, True])
+    assert [name.router for name in names] == ["a.MoHRouter", None]
+    assert nodes[0].name == "a.MoHRouter"
+    assert names[0].nodes == {"a.MoHRouter", "a.MoHAttention"}
+
+
 def test_layer_without_a_node_takes_none_from_the_next_one():
     x, y, g0, g1 = (value(n, ["b", "s", 8]) for n in ("x", "y", "g0", "g1"))
     logits = value("logits", ["b", "s", 4])
