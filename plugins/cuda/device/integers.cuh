@@ -1,7 +1,7 @@
 // Whole numbers, on host and device.
 #pragma once
 
-#include <cuda_runtime.h>
+#include "cuda/device/port.cuh"
 
 #include <cstdint>
 

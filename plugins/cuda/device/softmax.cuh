@@ -21,6 +21,11 @@ __device__ __forceinline__ float row_sum(float value) {
   return value + __shfl_xor_sync(kAllLanes, value, 2);
 }
 
+__device__ __forceinline__ bool row_any(bool value) {
+  value |= __shfl_xor_sync(kAllLanes, static_cast<int>(value), 1) != 0;
+  return value | (__shfl_xor_sync(kAllLanes, static_cast<int>(value), 2) != 0);
+}
+
 // What is subtracted for a maximum: 0 where every score is -inf, since -inf - -inf is NaN.
 __device__ __forceinline__ float shift_of(float max) { return max == -INFINITY ? 0.0f : max; }
 

@@ -1,0 +1,138 @@
+// MoHAttention: the C interface.
+#include <algorithm>
+
+#include "cuda/device/integers.cuh"
+#include "cuda/kernels/attention/rows.cuh"
+#include "cuda/kernels/combine.cuh"
+#include "cuda/kernels/compact.cuh"
+#include "cuda/launch/attention_heads.h"
+#include "cuda/launch/attention_plan.h"
+#include "cuda/launch/status.h"
+#include "moh/cuda.h"
+
+namespace moh::cuda {
+namespace {
+
+constexpr int64_t kMaxZeroBlocks = 1024;  // more do not fill a GPU better
+
+template <class T>
+cudaError_t launch_compact_of(const CompactParams& params, cudaStream_t stream) {
+  const int64_t tokens = int64_t{params.args.batch} * params.args.queries;
+  const int64_t zero_blocks = std::min(ceil_div<int64_t>(tokens, kCompactWarps), kMaxZeroBlocks);
+  const auto blocks = static_cast<unsigned>(params.pairs + zero_blocks);
+  return launch(compact<T>, dim3(blocks), dim3(kCompactThreads), sizeof(CompactShared), stream,
+                params);
+}
+
+cudaError_t launch_compact(const CompactParams& params, cudaStream_t stream) {
+  switch (params.args.dtype) {
+    case DType::kFloat32:
+      return launch_compact_of<float>(params, stream);
+    case DType::kFloat16:
+      return launch_compact_of<__half>(params, stream);
+    default:
+      return launch_compact_of<__nv_bfloat16>(params, stream);
+  }
+}
+
+cudaError_t launch_combine(const AttentionParams& params, cudaStream_t stream) {
+  const int64_t blocks = int64_t{params.args.batch} * params.args.kv_heads *
+                         ceil_div(params.rows_per_pair, kCombineRows);
+  const dim3 grid(static_cast<unsigned>(blocks)), block(kCombineThreads);
+  switch (params.args.dtype) {
+    case DType::kFloat32:
+      return launch(combine<float>, grid, block, 0, stream, params);
+    case DType::kFloat16:
+      return launch(combine<__half>, grid, block, 0, stream, params);
+    default:
+      return launch(combine<__nv_bfloat16>, grid, block, 0, stream, params);
+  }
+}
+
+cudaError_t launch_attention(const AttentionParams& params, cudaStream_t stream) {
+  const AttentionArgs& args = params.args;
+  const int64_t blocks = int64_t{args.batch} * args.kv_heads * params.row_tiles;
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(params.splits));
+  const int32_t size = std::max(args.head_dim, args.value_dim);
+  const auto launch_size = size <= 32    ? launch_attend<32>
+                           : size <= 64  ? launch_attend<64>
+                           : size <= 80  ? launch_attend<80>
+                           : size <= 96  ? launch_attend<96>
+                           : size <= 128 ? launch_attend<128>
+                           : size <= 192 ? launch_attend<192>
+                                         : launch_attend<256>;
+  return launch_size(params, grid, stream);
+}
+
+Status run(const AttentionArgs& args, const AttentionChoice& choice, void* workspace,
+           cudaStream_t stream) {
+  const AttentionParams params = attention_params(args, choice, workspace);
+  if (choice.tactic == AttentionTactic::kSparse) {
+    const cudaError_t error = launch_compact(compact_params(args, params), stream);
+    if (error != cudaSuccess) {
+      return launch_status(error, "MoHAttention, list of rows");
+    }
+  }
+  const cudaError_t error = launch_attention(params, stream);
+  if (error != cudaSuccess || params.splits == 1) {
+    return launch_status(error, "MoHAttention");
+  }
+  return launch_status(launch_combine(params, stream), "MoHAttention, combining of key splits");
+}
+
+Status check_workspace(const AttentionArgs& args, const AttentionChoice& choice,
+                       const void* workspace, size_t bytes) {
+  const size_t needed = lay_out(args, choice).bytes;
+  if (bytes < needed) {
+    return fail(Status::kWorkspaceTooSmall,
+                "MoHAttention: a workspace of %zu bytes; this choice needs %zu.", bytes, needed);
+  }
+  if (needed > 0 && (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 16 != 0)) {
+    return fail(Status::kInvalidArgument,
+                "MoHAttention: workspace at %p; expected an address that is a multiple of 16.",
+                workspace);
+  }
+  return Status::kOk;
+}
+
+}  // namespace
+}  // namespace moh::cuda
+
+using moh::AttentionArgs;
+using moh::cuda::AttentionChoice;
+using moh::cuda::Status;
+
+Status moh_cuda_attention_choose(const AttentionArgs* args, const moh::cuda::Device* device,
+                                 AttentionChoice* choice) {
+  const Status status = moh::cuda::check_attention(*args);
+  if (status == Status::kOk) {
+    *choice = moh::cuda::choose_attention(*args, *device);
+  }
+  return status;
+}
+
+Status moh_cuda_attention_workspace(const AttentionArgs* args, const AttentionChoice* choice,
+                                    size_t* bytes) {
+  Status status = moh::cuda::check_attention(*args);
+  if (status == Status::kOk) {
+    status = moh::cuda::check_choice(*args, *choice);
+  }
+  if (status == Status::kOk) {
+    *bytes = moh::cuda::lay_out(*args, *choice).bytes;
+  }
+  return status;
+}
+
+Status moh_cuda_attention(const AttentionArgs* args, const AttentionChoice* choice, void* workspace,
+                          size_t workspace_bytes, moh::cuda::Stream stream) {
+  size_t bytes = 0;
+  Status status = moh_cuda_attention_workspace(args, choice, &bytes);
+  if (status != Status::kOk || args->batch == 0 || args->queries == 0) {
+    return status;
+  }
+  status = moh::cuda::check_pointers(*args);
+  if (status == Status::kOk) {
+    status = moh::cuda::check_workspace(*args, *choice, workspace, workspace_bytes);
+  }
+  return status == Status::kOk ? moh::cuda::run(*args, *choice, workspace, stream) : status;
+}

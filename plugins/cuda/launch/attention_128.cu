@@ -1,0 +1,3 @@
+#include "cuda/launch/attention_heads.cuh"
+
+template cudaError_t moh::cuda::launch_attend<128>(const AttentionParams&, dim3, cudaStream_t);

@@ -1,0 +1,29 @@
+// Included by one .cu file for each head size.
+#pragma once
+
+#include "cuda/kernels/attention.cuh"
+#include "cuda/launch/attention_heads.h"
+
+namespace moh::cuda {
+
+template <class T, int kHeadSize>
+cudaError_t launch_attend_of(const AttentionParams& params, dim3 blocks, cudaStream_t stream) {
+  const auto kernel =
+      params.args.mask.data == nullptr ? attend<T, kHeadSize, false> : attend<T, kHeadSize, true>;
+  return launch(kernel, blocks, dim3(kAttentionThreads), sizeof(AttentionTile<T, kHeadSize>),
+                stream, params);
+}
+
+template <int kHeadSize>
+cudaError_t launch_attend(const AttentionParams& params, dim3 blocks, cudaStream_t stream) {
+  switch (params.args.dtype) {
+    case DType::kFloat32:
+      return launch_attend_of<float, kHeadSize>(params, blocks, stream);
+    case DType::kFloat16:
+      return launch_attend_of<__half, kHeadSize>(params, blocks, stream);
+    default:
+      return launch_attend_of<__nv_bfloat16, kHeadSize>(params, blocks, stream);
+  }
+}
+
+}  // namespace moh::cuda

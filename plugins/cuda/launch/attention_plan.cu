@@ -1,0 +1,94 @@
+#include "cuda/launch/attention_plan.h"
+
+#include <algorithm>
+
+#include "cuda/device/integers.cuh"
+#include "cuda/kernels/attention/rows.cuh"
+
+namespace moh::cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+constexpr int32_t kKeysUnit = 64;  // a multiple of every tile of keys
+
+size_t pair_count(const AttentionArgs& args) {
+  return static_cast<size_t>(args.batch) * static_cast<size_t>(args.kv_heads);
+}
+
+int32_t partial_columns(const AttentionArgs& args) { return round_up(args.value_dim, 8); }
+
+int32_t element_size(const AttentionArgs& args) { return args.dtype == DType::kFloat32 ? 4 : 2; }
+
+// Whether 16 bytes can be copied at a time.
+bool has_vectors(const void* data, const HeadStrides& strides, int32_t features,
+                 int32_t element_bytes) {
+  const auto whole = [&](ptrdiff_t elements) { return elements * element_bytes % 16 == 0; };
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && whole(features) && whole(strides.batch) &&
+         whole(strides.head) && whole(strides.token);
+}
+
+int32_t keys_per_split(const AttentionArgs& args, int32_t splits) {
+  return std::max(round_up(ceil_div(args.keys, splits), kKeysUnit), kKeysUnit);
+}
+
+}  // namespace
+
+WorkspaceLayout lay_out(const AttentionArgs& args, const AttentionChoice& choice) {
+  const size_t pairs = pair_count(args), rows = pairs * static_cast<size_t>(rows_per_pair(args));
+  const bool sparse = choice.tactic == AttentionTactic::kSparse;
+  const size_t partial_rows =
+      choice.key_splits > 1 ? static_cast<size_t>(choice.key_splits) * rows : 0;
+  WorkspaceLayout layout{};
+  const auto place = [&](size_t elements, size_t bytes_each) {
+    const size_t offset = layout.bytes;
+    layout.bytes += round_up(elements * bytes_each, kAlignment);
+    return offset;
+  };
+  layout.counts = place(sparse ? pairs : 0, sizeof(int32_t));
+  layout.rows = place(sparse ? rows : 0, sizeof(int32_t));
+  layout.max_and_sum = place(partial_rows, 2 * sizeof(float));
+  layout.output = place(partial_rows * partial_columns(args), sizeof(float));
+  return layout;
+}
+
+AttentionParams attention_params(const AttentionArgs& args, const AttentionChoice& choice,
+                                 void* workspace) {
+  const WorkspaceLayout layout = lay_out(args, choice);
+  auto* bytes = static_cast<unsigned char*>(workspace);
+  AttentionParams params{};
+  params.args = args;
+  if (choice.tactic == AttentionTactic::kSparse) {
+    params.counts = reinterpret_cast<const int32_t*>(bytes + layout.counts);
+    params.rows = reinterpret_cast<const int32_t*>(bytes + layout.rows);
+  }
+  if (choice.key_splits > 1) {
+    params.partials = {reinterpret_cast<float*>(bytes + layout.max_and_sum),
+                       reinterpret_cast<float*>(bytes + layout.output), partial_columns(args)};
+  }
+  params.group = args.q_heads / args.kv_heads;
+  params.rows_per_pair = rows_per_pair(args);
+  params.row_tiles = ceil_div(params.rows_per_pair, kTileRows);
+  params.splits = choice.key_splits;
+  params.keys_per_split = keys_per_split(args, choice.key_splits);
+  params.scale_log2 = static_cast<float>(args.scale * 1.4426950408889634);
+  const int32_t size = element_size(args);
+  params.query_vectors = has_vectors(args.query, args.query_strides, args.head_dim, size);
+  params.key_vectors = has_vectors(args.key, args.key_strides, args.head_dim, size);
+  params.value_vectors = has_vectors(args.value, args.value_strides, args.value_dim, size);
+  params.output_vectors = has_vectors(args.output, args.output_strides, args.value_dim, size);
+  return params;
+}
+
+CompactParams compact_params(const AttentionArgs& args, const AttentionParams& params) {
+  CompactParams compact{};
+  compact.args = args;
+  compact.rows = const_cast<int32_t*>(params.rows);
+  compact.counts = const_cast<int32_t*>(params.counts);
+  compact.pairs = args.batch * args.kv_heads;
+  compact.group = params.group;
+  compact.rows_per_pair = params.rows_per_pair;
+  compact.output_vectors = params.output_vectors;
+  return compact;
+}
+
+}  // namespace moh::cuda

@@ -1,0 +1,36 @@
+// How an attention is divided into launches, and where its workspace has what.
+#pragma once
+
+#include <cstddef>
+
+#include "cuda/kernels/attention/params.h"
+#include "moh/cuda.h"
+
+namespace moh::cuda {
+
+constexpr int32_t kMaxHeadSize = 256;
+constexpr int32_t kMaxKeySplits = 128;
+
+// Sizes, strides and pointers that are alright. Pointers are looked at by check_pointers only.
+Status check_attention(const AttentionArgs& args);
+Status check_choice(const AttentionArgs& args, const AttentionChoice& choice);
+Status check_pointers(const AttentionArgs& args);
+
+// One function decides, and says why.
+AttentionChoice choose_attention(const AttentionArgs& args, const Device& device);
+
+// Offsets in bytes; parts that are not needed have size 0.
+struct WorkspaceLayout {
+  size_t counts, rows, max_and_sum, output, bytes;
+};
+WorkspaceLayout lay_out(const AttentionArgs& args, const AttentionChoice& choice);
+
+AttentionParams attention_params(const AttentionArgs& args, const AttentionChoice& choice,
+                                 void* workspace);
+CompactParams compact_params(const AttentionArgs& args, const AttentionParams& params);
+
+inline int32_t rows_per_pair(const AttentionArgs& args) {
+  return args.queries * (args.q_heads / args.kv_heads);
+}
+
+}  // namespace moh::cuda
