@@ -51,6 +51,12 @@ from moh_deploy.cli.output import carry_out, print_json, print_rich
     help="Do not measure: let this layer, or all, be dense, sparse or projected;"
     " 'LAYER[seq<=64]=dense' up to a size only. Repeatable.",
 )
+@click.option(
+    "--one-choice",
+    is_flag=True,
+    help="Let no choice depend on sizes: each layer gets the one that is fastest for all inputs"
+    " together.",
+)
 @click.option("--dry-run", is_flag=True, help="Measure and report, but write nothing.")
 @json_option
 def command(choose: tuple[str, ...], as_json: bool, **options: object) -> None:

@@ -30,12 +30,23 @@ from moh_deploy.package import (
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.choices import gain
 from moh_deploy.report.tune import TuneReport
+from moh_deploy.tuning.by_size import by_size, dense_at, fastest_there
 from moh_deploy.tuning.decide import contenders, decide
 from moh_deploy.tuning.inputs import InputSet, input_sets
 from moh_deploy.tuning.layers import LayerBench, LayerTimes
 from moh_deploy.tuning.same_outputs import check_same_outputs
 from moh_deploy.tuning.timing import Measure, Ratio, Samples, Stopwatch, weighted_sum
-from moh_deploy.tuning.whole_model import chosen_over_dense, time_model
+from moh_deploy.tuning.whole_model import (
+    CHOSEN,
+    DENSE,
+    ONE_CHOICE,
+    ModelTimes,
+    chosen_over,
+    chosen_over_dense,
+    ranges_pay,
+    slower_than_dense,
+    time_model,
+)
 from moh_deploy.validate.parity import compare
 
 DEFAULT_SECONDS, _MOST_SECONDS = 0.5, 3600
@@ -49,15 +60,17 @@ def tune(
     threads: int | None = None,
     min_time: float = DEFAULT_SECONDS,
     choose: Mapping[str, str] | None = None,
+    one_choice: bool = False,
     dry_run: bool = False,
     measure: Measure | None = None,
     progress: Progress | None = None,
 ) -> TuneReport:
     """Time each layer densely and sparsely on this machine, and write the fastest into the package.
 
-    A layer is sparse only if that is faster beyond noise. The whole model with all choices is timed
-    against the dense one, and is dense if it would be slower. What it computes is compared with
-    what the original model computed before anything is written.
+    A layer has a choice for each range of sizes where one is not the fastest at all of those that
+    were measured. The whole model with all choices is timed against the dense one, and is dense at
+    sizes at which it would be slower. What it computes is compared with what the original model
+    computed before anything is written.
 
     Args:
         package_dir: The package. It is replaced in one step, or left as it is.
@@ -67,6 +80,8 @@ def tune(
         threads: Threads within an operator; None for ONNX Runtime's own choice.
         min_time: Seconds that each comparison takes at least.
         choose: Path of a layer, or `all`, to `dense`, `sparse` or `projected`: nothing is measured.
+            A range may follow, as in `all[seq<=64]`, up to which alone the choice is meant.
+        one_choice: Let no choice depend on sizes: the one that is fastest for all inputs together.
         dry_run: Write nothing.
         measure: What times contestants; a clock of its own without.
         progress: What to report steps to.
@@ -86,7 +101,7 @@ def tune(
         sets = input_sets(package, [Path(one) for one in inputs], weights)
         use = choose_kernels("auto", compute_type=package.manifest.compute_type)
     with StagedDirectory(_place(package, dry_run)) as scratch:
-        job = _Job(package, use, threads, scratch.path, progress)
+        job = _Job(package, use, threads, one_choice, scratch.path, progress)
         if choose is not None:
             outcome = job.given(choose)
         else:
@@ -104,7 +119,9 @@ def tune(
         predicted_gains=job.predicted_gains(outcome, proof.nodes),
         undecided=outcome.undecided,
         model_ratio=outcome.model_ratio,
+        model_ratios=outcome.model_ratios,
         dense_was_faster=outcome.dense_was_faster,
+        ranges_did_not_pay=outcome.ranges_did_not_pay,
         max_abs_error=proof.max_abs_error,
         flipped_tokens=proof.flipped_tokens,
         kernels=use,
@@ -159,17 +176,32 @@ class _Outcome:
         predicted_ms: For each layer and each set of inputs, choice to what is predicted; nothing at
             all if nothing was measured.
         undecided: Paths of layers where measuring could not tell which choice is the fastest.
+        one_choice: The layers with one choice each, the best for all inputs together.
         model_ratio: Time of the whole model with the layers' own choices over that with all layers
-            dense; None if it was not measured.
-        dense_was_faster: The whole model was slower with the layers' own choices: all are dense.
+            dense, all inputs together; None if it was not measured.
+        model_ratios: For each set of inputs, the same over `dense` and `one_choice`.
+        dense_was_faster: Numbers of the sets of inputs on which the whole model was slower with the
+            layers' own choices: there all are dense.
+        ranges_did_not_pay: With ranges the whole model was nowhere faster, so there are none.
     """
 
     layers: tuple[LayerInfo, ...]
     tuning: Tuning
+    one_choice: tuple[LayerInfo, ...] = ()
     predicted_ms: tuple[tuple[Mapping[str, float], ...], ...] = ()
     undecided: tuple[str, ...] = ()
     model_ratio: Ratio | None = None
-    dense_was_faster: bool = False
+    model_ratios: tuple[Mapping[str, Ratio], ...] = ()
+    dense_was_faster: tuple[int, ...] = ()
+    ranges_did_not_pay: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        return all(one.choice in ("dense", None) and not one.ranges for one in self.layers)
+
+    @property
+    def depends_on_sizes(self) -> bool:
+        return any(layer.ranges for layer in self.layers)
 
 
 class _Proof(NamedTuple):
@@ -187,6 +219,7 @@ class _Job:
     package: OnnxPackage
     kernels: KernelUse
     threads: int | None
+    one_choice: bool
     scratch: Path
     progress: Progress
 
@@ -215,16 +248,17 @@ class _Job:
             layer_ms=tuple(tuple(map(_medians, one.samples)) for one in times),
         )
         decisions = [
-            _decided(layer, one, weights)
+            _decided(layer, one, tuning, one_choice=self.one_choice)
             for layer, one in zip(self.package.manifest.layers, times, strict=True)
         ]
         outcome = _Outcome(
             layers=tuple(one.layer for one in decisions),
             tuning=tuning,
+            one_choice=tuple(one.one_choice for one in decisions),
             predicted_ms=tuple(one.predicted_ms for one in times),
             undecided=tuple(one.layer.path for one in decisions if one.is_close),
         )
-        if all(layer.choice in ("dense", None) and not layer.ranges for layer in outcome.layers):
+        if outcome.is_dense:
             return outcome
         return self._checked_as_a_whole(outcome, feeds, measure)
 
@@ -278,21 +312,38 @@ class _Job:
         self, outcome: _Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
     ) -> _Outcome:
         """Layers are timed apart from each other; what counts is the whole model."""
-        dense = with_choices(outcome.layers, {"all": "dense"})
+        outcome, times = self._timed_as_a_whole(outcome, feeds, measure)
+        if outcome.depends_on_sizes and not ranges_pay(times):
+            times = [{DENSE: one[DENSE], CHOSEN: one[ONE_CHOICE]} for one in times]
+            outcome = replace(outcome, layers=outcome.one_choice, ranges_did_not_pay=True)
+            outcome = _with_times(outcome, times)
+        slower = self._slower(outcome, times)
+        if not slower:
+            return outcome
+        outcome = _dense_at(outcome, slower)
+        if outcome.is_dense:
+            return outcome
+        again, times = self._timed_as_a_whole(outcome, feeds, measure)
+        still = slower_than_dense(times)
+        return _dense_at(again, range(len(times))) if still else again
+
+    def _slower(self, outcome: _Outcome, times: ModelTimes) -> Sequence[int]:
+        """Return the sets of inputs that are to be dense; of one choice, all of them or none."""
+        if not self.one_choice:
+            return slower_than_dense(times)
+        assert outcome.model_ratio is not None
+        return range(len(times)) if outcome.model_ratio.is_slower else ()
+
+    def _timed_as_a_whole(
+        self, outcome: _Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
+    ) -> tuple[_Outcome, ModelTimes]:
+        layers = {DENSE: with_choices(outcome.layers, {"all": "dense"}), CHOSEN: outcome.layers}
+        if outcome.depends_on_sizes:
+            layers[ONE_CHOICE] = outcome.one_choice
         with self.progress.step("timing the whole model"):
-            samples = time_model(
-                self._variant("dense", dense),
-                self._variant("chosen", outcome.layers),
-                feeds,
-                measure=measure,
-                threads=self.threads,
-            )
-        tuning = replace(outcome.tuning, model_ms=tuple(map(_medians, samples)))
-        model_ratio = chosen_over_dense(samples, tuning.weights)
-        outcome = replace(outcome, tuning=tuning, model_ratio=model_ratio)
-        if model_ratio.is_slower:
-            return replace(outcome, layers=dense, dense_was_faster=True)
-        return outcome
+            packages = {name: self._variant(name, one) for name, one in layers.items()}
+            times = time_model(packages, feeds, measure=measure, threads=self.threads)
+        return _with_times(outcome, times), times
 
     def _variant(self, name: str, layers: Sequence[LayerInfo]) -> OnnxPackage:
         return write_choices(self.package, layers, self.scratch / name)
@@ -317,26 +368,54 @@ class _Job:
             )
 
 
+def _with_times(outcome: _Outcome, times: ModelTimes) -> _Outcome:
+    return replace(
+        outcome,
+        tuning=replace(outcome.tuning, model_ms=tuple(map(_medians, times))),
+        model_ratio=chosen_over_dense(times, outcome.tuning.weights),
+        model_ratios=tuple(map(chosen_over, times)),
+    )
+
+
+def _dense_at(outcome: _Outcome, slower: Sequence[int]) -> _Outcome:
+    """Let every layer be dense on some sets of inputs; on all if nothing tells them apart."""
+    sizes = outcome.tuning.sizes
+    layers = [dense_at(layer, sizes, slower) for layer in outcome.layers]
+    known = tuple(layer for layer in layers if layer is not None)
+    if len(known) < len(layers):
+        known, slower = with_choices(outcome.layers, {"all": "dense"}), range(len(sizes))
+    return replace(outcome, layers=known, dense_was_faster=tuple(slower))
+
+
 class _Decision(NamedTuple):
-    """A layer as chosen, and whether measuring could not tell."""
+    """A layer as chosen, with one choice, and whether measuring could not tell."""
 
     layer: LayerInfo
+    one_choice: LayerInfo
     is_close: bool
 
 
-def _decided(layer: LayerInfo, times: LayerTimes, weights: Sequence[float]) -> _Decision:
+def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice: bool) -> _Decision:
+    if not times.samples:
+        return _Decision(layer, layer, is_close=False)
+    weights = tuning.weights
     predicted = {
         choice: sum(w * ms[choice] for w, ms in zip(weights, times.predicted_ms, strict=True))
         for choice in times.predicted_ms[0]
     }
-    if not times.samples:
-        return _Decision(layer, is_close=False)
     totals = {
         choice: weighted_sum([one[choice] for one in times.samples], weights)
         for choice in times.samples[0]
     }
-    chosen = replace(layer, choice=decide(totals, predicted), ranges=())
-    return _Decision(chosen, is_close=len(contenders(totals)) > 1)
+    best = decide(totals, predicted)
+    flat = replace(layer, choice=best, ranges=())
+    is_close = len(contenders(totals)) > 1
+    if one_choice:
+        return _Decision(flat, flat, is_close)
+    runs = zip(times.samples, times.predicted_ms, strict=True)
+    choices = [fastest_there(samples, ms, otherwise=best) for samples, ms in runs]
+    ranged = by_size(flat, tuning.sizes, choices) or flat
+    return _Decision(ranged, flat, is_close and not ranged.ranges)
 
 
 def _medians(samples: Mapping[Any, Samples]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package.manifest import Choice, LayerInfo, SizeRange
-from moh_deploy.package.size_ranges import bound_text, split_where
+from moh_deploy.package.size_ranges import bound_text, choice_at, split_where
 from moh_deploy.suggest import did_you_mean
 
 KERNEL_DOMAIN, DENSE_DOMAIN = "moh", "moh.dense"
@@ -27,9 +27,15 @@ def choices_for(layer: LayerInfo) -> tuple[Choice, ...]:
     return CHOICES if projections(layer) else CHOICES[:2]
 
 
-def current_choice(layer: LayerInfo) -> Choice | None:
-    """Return how a layer is run; where nobody chose, kernels run all that they can."""
-    return layer.choice or (choices_for(layer) or (None,))[-1]
+def current_choice(layer: LayerInfo, sizes: Mapping[str, int] | None = None) -> Choice | None:
+    """Return how a layer is run; where nobody chose, kernels run all that they can.
+
+    Args:
+        layer: The layer.
+        sizes: Size of each dynamic dimension; None for sizes in none of its ranges.
+    """
+    choice = layer.choice if sizes is None else choice_at(layer, sizes)
+    return choice or (choices_for(layer) or (None,))[-1]
 
 
 def projections(layer: LayerInfo) -> tuple[str, ...]:

@@ -9,14 +9,13 @@ from moh_deploy.backends.runner import KernelUse
 from moh_deploy.chooser.prediction import Prediction
 from moh_deploy.package import (
     CHOICES,
-    Choice,
     LayerInfo,
     Manifest,
     Tuning,
-    at_sizes,
     choice_text,
     choices_for,
     current_choice,
+    measure,
 )
 
 if TYPE_CHECKING:
@@ -126,16 +125,11 @@ def gain(
     """
     dense = chosen = 0.0
     for at, weight, ms in zip(sizes, weights, times, strict=False):
-        choice = choice_there(layer, at)
+        choice = current_choice(layer, at)
         if choice is None or not {"dense", choice} <= ms.keys():
             return None
         dense, chosen = dense + weight * ms["dense"], chosen + weight * ms[choice]
     return dense / chosen if chosen else None
-
-
-def choice_there(layer: LayerInfo, sizes: Mapping[str, int]) -> Choice | None:
-    """Return how a layer is run at some sizes."""
-    return current_choice(at_sizes([layer], sizes)[0])
 
 
 def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]:
@@ -143,12 +137,25 @@ def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]
     if len(tuning.sizes) < 2:
         return
     for sizes, ms in zip(tuning.sizes, tuning.layer_ms[index], strict=False):
-        own = str(choice_there(layer, sizes))
+        own = str(current_choice(layer, sizes))
         best = min(ms, key=lambda name: ms[name])
         if best != own and own in ms:
             yield (
                 f"{layer.path}: at {sizes_text(sizes)} {best} was faster, {ms[best]:.3g} ms"
                 f" against {ms[own]:.3g}"
+            )
+
+
+def boundary_lines(layers: Sequence[LayerInfo], tuning: Tuning) -> Iterator[str]:
+    """Yield a sentence on each boundary of ranges: between which measured sizes it lies."""
+    bounds = {(one.size, one.at_most) for layer in layers for one in layer.ranges}
+    for size, at_most in sorted(bounds):
+        values = sorted(measure(size, sizes) for sizes in tuning.sizes)
+        below, above = [v for v in values if v <= at_most], [v for v in values if v > at_most]
+        if below and above:
+            yield (
+                f"the boundary {size}<={at_most} is the geometric mean of {below[-1]} and"
+                f" {above[0]}; between them nothing was measured"
             )
 
 
@@ -211,7 +218,7 @@ def _grouped(manifest: Manifest, predictions: Predictions) -> Iterator[str]:
     for layer, prediction in zip(manifest.layers, predictions, strict=True):
         if prediction is None:
             continue
-        own = choice_there(layer, manifest.dims)
+        own = current_choice(layer, manifest.dims)
         if prediction.best == "dense":
             dense.append(layer.path)
         if own is not None and prediction.best != own:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.package import CHOICES, LayerInfo, Tuning, asked_choice, choice_text, choices_for
 from moh_deploy.report.choices import (
+    boundary_lines,
     measured_gain,
     measured_ms,
     ms_cells,
@@ -39,7 +40,11 @@ class TuneReport:
         undecided: Paths of layers where measuring could not tell which choice is the fastest.
         model_ratio: Time of the whole model with the layers' own choices over that with all layers
             dense; None if it was not measured.
-        dense_was_faster: The whole model was slower with the layers' own choices: all are dense.
+        model_ratios: For each set of inputs, the same over `dense` and, if choices depend on sizes,
+            over `one_choice`: all layers with one choice each.
+        dense_was_faster: Numbers of the sets of inputs on which the whole model was slower with the
+            layers' own choices: there all are dense.
+        ranges_did_not_pay: With ranges the whole model was nowhere faster, so there are none.
         max_abs_error: Largest difference of an output from the original model's, as chosen.
         flipped_tokens: Input files on which tokens chose other heads than before (ties within
             rounding), to how many: outputs were not compared there.
@@ -55,7 +60,9 @@ class TuneReport:
     predicted_gains: tuple[float | None, ...]
     undecided: tuple[str, ...]
     model_ratio: Ratio | None
-    dense_was_faster: bool
+    model_ratios: tuple[Mapping[str, Ratio], ...]
+    dense_was_faster: tuple[int, ...]
+    ranges_did_not_pay: bool
     max_abs_error: float
     flipped_tokens: Mapping[str, int]
     kernels: KernelUse
@@ -70,7 +77,11 @@ class TuneReport:
             "tuning": asdict(self.tuning),
             "model_gain": self._gain(),
             "model_ratio": None if self.model_ratio is None else asdict(self.model_ratio),
-            "dense_was_faster": self.dense_was_faster,
+            "model_ratios": [
+                {name: asdict(one) for name, one in each.items()} for each in self.model_ratios
+            ],
+            "dense_was_faster": [dict(self.tuning.sizes[i]) for i in self.dense_was_faster],
+            "ranges_did_not_pay": self.ranges_did_not_pay,
             "max_abs_error": self.max_abs_error,
             "flipped_tokens": dict(self.flipped_tokens),
             "kernels": self.kernels.to_json(),
@@ -131,7 +142,9 @@ class TuneReport:
                     "too close or too noisy to tell, so as predicted, or else the plainest:"
                     f" {', '.join(self.undecided)}"
                 )
+            yield from boundary_lines(self.layers, self.tuning)
             yield f"whole model: {self._model_text()}"
+            yield from self._model_lines()
         yield from self._fallbacks()
         unreplaced = [layer for layer in self.layers if not choices_for(layer)]
         for reason in reasons(unreplaced):
@@ -158,11 +171,30 @@ class TuneReport:
     def _model_text(self) -> str:
         if self.model_ratio is None:
             return "every layer is fastest densely; nothing to compare"
-        low, high = 1 / self.model_ratio.high, 1 / self.model_ratio.low
-        text = (
-            f"{self._gain():.3f}x as fast as with every layer dense (95 %: {low:.3f}x to"
-            f" {high:.3f}x)"
-        )
-        if self.dense_was_faster:
+        text = _ratio_text(self.model_ratio, "with every layer dense")
+        if len(self.dense_was_faster) == len(self.tuning.sizes):
             return f"{text} with these layers sparse; so every layer stays dense"
         return text
+
+    def _model_lines(self) -> Iterator[str]:
+        """Yield what there is to say of each of several sizes."""
+        if self.ranges_did_not_pay:
+            yield "with a choice for each range of sizes it was nowhere faster: one choice a layer"
+        if len(self.dense_was_faster) < len(self.tuning.sizes):
+            for index in self.dense_was_faster:
+                there = sizes_text(self.tuning.sizes[index])
+                yield f"at {there} it was slower with these layers sparse; so they are dense there"
+        if len(self.model_ratios) < 2:
+            return
+        for sizes, ratios in zip(self.tuning.sizes, self.model_ratios, strict=True):
+            texts = [_ratio_text(one, _OTHERS[name]) for name, one in ratios.items()]
+            yield f"whole model at {sizes_text(sizes)}: {'; '.join(texts)}"
+
+
+_OTHERS = {"dense": "with every layer dense", "one_choice": "with one choice a layer"}
+
+
+def _ratio_text(chosen: Ratio, other: str) -> str:
+    """Return `1.250x as fast as with every layer dense (95 %: 1.200x to 1.300x)`."""
+    low, high = 1 / chosen.high, 1 / chosen.low
+    return f"{1 / chosen.value:.3f}x as fast as {other} (95 %: {low:.3f}x to {high:.3f}x)"

@@ -1,4 +1,4 @@
-"""Time the whole model as chosen against the same with every layer dense."""
+"""Time the whole model: as chosen, with one choice a layer, and with every layer dense."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from moh_deploy.tuning.timing import Measure, Ratio, Samples, ratio, weighted_su
 
 WHOLE_MODEL = "whole model"
 
+DENSE, CHOSEN, ONE_CHOICE = "dense", "chosen", "one_choice"
+
+ModelTimes = Sequence[Mapping[str, Samples]]
+"""For each set of inputs, contestant to times."""
+
 
 def time_model(
-    dense: OnnxPackage,
-    chosen: OnnxPackage,
+    packages: Mapping[str, OnnxPackage],
     feeds: Sequence[Mapping[str, Array]],
     *,
     measure: Measure,
     threads: int | None,
 ) -> list[dict[str, Samples]]:
-    """Return for each set of inputs the times of the two packages."""
-    packages = {"dense": dense, "chosen": chosen}
+    """Return for each set of inputs the times of the packages."""
     runners = {name: open_session(package, threads=threads) for name, package in packages.items()}
     return [
         measure(WHOLE_MODEL, {name: one.bound(fed) for name, one in runners.items()})
@@ -29,14 +32,25 @@ def time_model(
     ]
 
 
-def chosen_over_dense(samples: Sequence[Mapping[str, Samples]], weights: Sequence[float]) -> Ratio:
-    """Return the chosen package's time over the dense one's: below 1 it is faster.
-
-    Args:
-        samples: What `time_model` returned.
-        weights: How often each set of inputs counts.
-    """
+def chosen_over_dense(times: ModelTimes, weights: Sequence[float]) -> Ratio:
+    """Return the chosen package's time over the dense one's, all sets of inputs together."""
     chosen, dense = (
-        weighted_sum([one[which] for one in samples], weights) for which in ("chosen", "dense")
+        weighted_sum([one[which] for one in times], weights) for which in (CHOSEN, DENSE)
     )
     return ratio(chosen, dense)
+
+
+def chosen_over(times: Mapping[str, Samples]) -> dict[str, Ratio]:
+    """Return each other contestant on one set of inputs to the chosen one's time over its."""
+    return {name: ratio(times[CHOSEN], ms) for name, ms in times.items() if name != CHOSEN}
+
+
+def slower_than_dense(times: ModelTimes, which: str = CHOSEN) -> list[int]:
+    """Return the numbers of the sets of inputs on which a contestant is slower beyond noise."""
+    return [i for i, one in enumerate(times) if ratio(one[which], one[DENSE]).is_slower]
+
+
+def ranges_pay(times: ModelTimes) -> bool:
+    """Tell whether one choice a layer is slower: than choices by size, or than dense, anywhere."""
+    faster = [one for one in times if ratio(one[CHOSEN], one[ONE_CHOICE]).is_faster]
+    return bool(faster) or bool(slower_than_dense(times, ONE_CHOICE))

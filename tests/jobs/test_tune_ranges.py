@@ -12,10 +12,13 @@ import pytest
 import moh_deploy
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.jobs import tune as job
 from moh_deploy.json_text import to_json_text
 from moh_deploy.npz import write_npz
-from moh_deploy.package import OnnxPackage, SizeRange
+from moh_deploy.package import OnnxPackage, SizeRange, choice_text
+from moh_deploy.report.tune import TuneReport
 from tests.handmade_package import vectors, write_package
+from tests.jobs.test_tune import Meter, tuned
 from tests.kernel_library import required_library, without_library
 from tests.projected_package import write_projected
 from tests.report.test_reports import text_of
@@ -178,9 +181,130 @@ def test_reports_show_ranges(package: OnnxPackage):
 
 def test_package_with_ranges_is_measured_one_choice_at_a_time(package: OnnxPackage):
     """What was chosen before does not show in what is measured."""
-    from tests.jobs.test_tune import tuned
-
     moh_deploy.tune(package.root, choose={"all[seq<=2]": "dense"})
     report = tuned(package)
     assert [layer.choice for layer in report.layers] == ["dense", "sparse"]
     assert all(not layer.ranges for layer in report.layers)
+
+
+LONG, SHORT = {"dense": 10.0, "sparse": 5.0}, {"dense": 1.0, "sparse": 2.0}
+SECOND = "blocks.1.attn"
+
+
+def measured(
+    package: OnnxPackage,
+    tmp_path: Path,
+    *whole: dict[str, float],
+    first: tuple[dict[str, float], ...] = (LONG, SHORT),
+    **options: object,
+) -> TuneReport:
+    """Tune on 16 tokens and on one; the second layer is faster sparsely on both."""
+    required_library()
+    for seq in (1, 16):
+        write_npz(tmp_path / f"{seq}.npz", vectors(batch=1, seq=seq).inputs)
+    ms = {FIRST: list(first), SECOND: [LONG, LONG], "whole model": list(whole)}
+    inputs = [tmp_path / "16.npz", tmp_path / "1.npz"]
+    return moh_deploy.tune(package.root, inputs=inputs, measure=Meter(ms), **options)
+
+
+FASTER = {"dense": 10.0, "chosen": 8.0, "one_choice": 9.0}
+
+
+def choices(package: OnnxPackage) -> list[str | None]:
+    return [choice_text(layer) for layer in OnnxPackage.open(package.root).manifest.layers]
+
+
+def test_layer_gets_ranges_where_one_choice_is_not_the_fastest(
+    package: OnnxPackage, tmp_path: Path
+):
+    report = measured(package, tmp_path, FASTER, FASTER)
+    assert choices(package) == ["dense if seq<=4, else sparse", "sparse"]
+    assert moh_deploy.verify(package.root).equal
+    tuning = OnnxPackage.open(package.root).manifest.tuning
+    assert tuning is not None
+    assert tuning.model_ms == (FASTER, FASTER)
+    first, second = report.to_json()["layers"]
+    assert first["measured_gain"] == pytest.approx(11 / 6)
+    assert second["measured_gain"] == 2.0
+    text = text_of(report)
+    assert "boundary seq<=4 is the geometric mean of 1 and 16" in text
+    assert "whole model at batch=1, seq=1: 1.250x as fast as with every layer dense" in text
+    assert "1.125x as fast as with one choice a layer" in text
+    assert "was faster" not in text
+    shown = text_of(moh_deploy.inspect(package.root))
+    assert "dense if seq<=4, else sparse" in shown
+
+
+def test_one_choice_may_be_asked_for(package: OnnxPackage, tmp_path: Path):
+    plain = {"dense": 10.0, "chosen": 8.0}
+    report = measured(package, tmp_path, plain, plain, one_choice=True)
+    assert choices(package) == ["sparse", "sparse"]
+    assert f"{FIRST}: at batch=1, seq=1 dense was faster" in text_of(report)
+
+
+def test_ranges_that_do_not_make_the_model_faster_are_left_out(
+    package: OnnxPackage, tmp_path: Path
+):
+    same = {"dense": 10.0, "chosen": 8.0, "one_choice": 8.0}
+    report = measured(package, tmp_path, same, same)
+    assert report.ranges_did_not_pay
+    assert choices(package) == ["sparse", "sparse"]
+    assert "with a choice for each range of sizes it was nowhere faster" in text_of(report)
+
+
+def test_ranges_stay_where_one_choice_is_slower_than_dense(package: OnnxPackage, tmp_path: Path):
+    same = {"dense": 10.0, "chosen": 10.0, "one_choice": 10.0}
+    slower = {"dense": 1.0, "chosen": 1.0, "one_choice": 1.1}
+    report = measured(package, tmp_path, same, slower)
+    assert not report.ranges_did_not_pay
+    assert choices(package)[0] == "dense if seq<=4, else sparse"
+
+
+def test_model_is_dense_at_the_sizes_at_which_it_is_slower(package: OnnxPackage, tmp_path: Path):
+    """Each size is looked at: that all together are faster does not excuse one of them."""
+    slower = {"dense": 1.0, "chosen": 1.1}
+    faster = {"dense": 10.0, "chosen": 8.0}
+    again = {"dense": 1.0, "chosen": 1.0, "one_choice": 1.1}
+    report = measured(package, tmp_path, faster, slower, FASTER, again, first=(LONG, LONG))
+    assert choices(package) == ["dense if seq<=4, else sparse"] * 2
+    assert report.to_json()["dense_was_faster"] == [{"batch": 1, "seq": 1}]
+    text = text_of(report)
+    assert "at batch=1, seq=1 it was slower with these layers sparse; so they are dense" in text
+    assert moh_deploy.verify(package.root).equal
+
+
+def test_model_that_is_slower_once_more_stays_dense(package: OnnxPackage, tmp_path: Path):
+    slower = {"dense": 1.0, "chosen": 1.1, "one_choice": 1.1}
+    report = measured(package, tmp_path, FASTER, slower, FASTER, slower, first=(LONG, LONG))
+    assert choices(package) == ["dense", "dense"]
+    assert "so every layer stays dense" in text_of(report)
+
+
+def test_runs_of_one_size_have_one_choice(package: OnnxPackage, tmp_path: Path):
+    required_library()
+    for seed in (0, 1):
+        write_npz(tmp_path / f"{seed}.npz", vectors(seed=seed).inputs)
+    faster = {"dense": 10.0, "chosen": 8.0}
+    ms = {FIRST: [LONG, SHORT], SECOND: [LONG, LONG], "whole model": [faster, faster]}
+    inputs = [tmp_path / "0.npz", tmp_path / "1.npz"]
+    moh_deploy.tune(package.root, inputs=inputs, measure=Meter(ms))
+    assert choices(package) == ["sparse", "sparse"]
+
+
+def test_contestants_are_what_they_are_called(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: dict[str, list[str | None]] = {}
+    time_model = job.time_model
+
+    def spy(packages: dict[str, OnnxPackage], *given: object, **options: object) -> object:
+        seen.update((name, choices(one)) for name, one in packages.items())
+        return time_model(packages, *given, **options)
+
+    monkeypatch.setattr(job, "time_model", spy)
+    measured(package, tmp_path, FASTER, FASTER)
+    assert seen == {
+        "dense": ["dense", "dense"],
+        "chosen": ["dense if seq<=4, else sparse", "sparse"],
+        "one_choice": ["sparse", "sparse"],
+    }
