@@ -1,0 +1,41 @@
+#include "cuda/emu/control.h"
+
+namespace moh::cuda::emu {
+namespace {
+
+LaunchHook hook = nullptr;
+
+}  // namespace
+
+Options& options() {
+  static Options value;
+  return value;
+}
+
+Counts& counts() {
+  static Counts value;
+  return value;
+}
+
+std::string& last_error() {
+  static std::string value;
+  return value;
+}
+
+LaunchHook launch_hook() { return hook; }
+
+}  // namespace moh::cuda::emu
+
+using namespace moh::cuda::emu;
+
+void moh_emulator_configure(const Options* chosen) {
+  options() = *chosen;
+  counts() = {};
+  last_error().clear();
+}
+
+void moh_emulator_counts(Counts* result) { *result = counts(); }
+
+const char* moh_emulator_error() { return last_error().c_str(); }
+
+void moh_emulator_set_launch_hook(LaunchHook chosen) { hook = chosen; }

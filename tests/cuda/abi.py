@@ -1,0 +1,236 @@
+"""The C interfaces as ctypes sees them: plugins/include/moh/cuda.h, and those of the emulator."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import (
+    POINTER,
+    Structure,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_ssize_t,
+    c_uint8,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
+
+DTYPES = {"bool": 0, "float32": 1, "float16": 2, "bfloat16": 3}
+STATUSES = (
+    "kOk",
+    "kInvalidArgument",
+    "kUnsupported",
+    "kWorkspaceTooSmall",
+    "kCudaError",
+)
+TACTICS = {"sparse": 0, "dense": 1}
+
+
+class HeadStrides(Structure):
+    _fields_ = [("batch", c_ssize_t), ("head", c_ssize_t), ("token", c_ssize_t)]
+
+
+class AttentionMask(Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_uint8),
+        ("batch", c_ssize_t),
+        ("head", c_ssize_t),
+        ("query", c_ssize_t),
+        ("key", c_ssize_t),
+    ]
+
+
+class AttentionArgs(Structure):
+    _fields_ = [
+        ("dtype", c_uint8),
+        *((name, c_void_p) for name in ("query", "key", "value", "gates", "output")),
+        ("query_strides", HeadStrides),
+        ("key_strides", HeadStrides),
+        ("value_strides", HeadStrides),
+        ("output_strides", HeadStrides),
+        ("mask", AttentionMask),
+        *(
+            (name, c_int32)
+            for name in (
+                "batch",
+                "q_heads",
+                "kv_heads",
+                "queries",
+                "keys",
+                "head_dim",
+                "value_dim",
+            )
+        ),
+        ("scale", c_float),
+        ("causal", c_bool),
+    ]
+
+
+AGGREGATED_POINTERS = (
+    "query",
+    "key",
+    "value",
+    "pooled_key",
+    "pooled_value",
+    "gates",
+    "query_embedding",
+    "query_scale",
+    "window_bias",
+    "pooled_bias",
+    "window_tokens",
+    "window_offset",
+    "output",
+)
+AGGREGATED_SIZES = (
+    "batch",
+    "heads",
+    "head_dim",
+    "height",
+    "width",
+    "kernel_height",
+    "kernel_width",
+    "pooled",
+)
+
+
+class AggregatedAttentionArgs(Structure):
+    _fields_ = [
+        ("dtype", c_uint8),
+        *((name, c_void_p) for name in AGGREGATED_POINTERS),
+        *((name, c_int32) for name in AGGREGATED_SIZES),
+        ("normalize", c_bool),
+        ("epsilon", c_float),
+    ]
+
+
+class RouterArgs(Structure):
+    _fields_ = [
+        ("dtype", c_uint8),
+        ("routed_logits", c_void_p),
+        ("shared_logits", c_void_p),
+        ("stage_logits", c_void_p),
+        ("gates", c_void_p),
+        ("tokens", c_int64),
+        ("routed", c_int32),
+        ("shared", c_int32),
+        ("top_k", c_int32),
+        ("mask_only", c_bool),
+    ]
+
+
+class AttentionChoice(Structure):
+    _fields_ = [("tactic", c_int32), ("key_splits", c_int32), ("reason", c_char_p)]
+
+
+class Device(Structure):
+    _fields_ = [("multiprocessors", c_int32), ("compute_capability", c_int32)]
+
+
+STRUCTS = (
+    HeadStrides,
+    AttentionMask,
+    AttentionArgs,
+    AggregatedAttentionArgs,
+    RouterArgs,
+    AttentionChoice,
+    Device,
+)
+
+
+def layout() -> dict[str, int]:
+    """Sizes and offsets, named as `moh_cuda_layout` names them."""
+    numbers = {}
+    for struct in STRUCTS:
+        numbers[struct.__name__] = ctypes.sizeof(struct)
+        for name, *_ in struct._fields_:
+            numbers[f"{struct.__name__}.{name}"] = getattr(struct, name).offset
+    return numbers
+
+
+class EmulatorOptions(Structure):
+    """seed: order of lanes, warps and blocks; 0: one after the other. late_copies: asynchronous
+    copies are made when waited for, not at once. The others describe the device."""
+
+    _fields_ = [
+        ("seed", c_uint32),
+        ("late_copies", c_int32),
+        ("multiprocessors", c_int32),
+        ("compute_capability", c_int32),
+    ]
+
+
+DEFAULT_OPTIONS = {
+    "seed": 0,
+    "late_copies": 0,
+    "multiprocessors": 4,
+    "compute_capability": 80,
+}
+
+
+class EmulatorCounts(Structure):
+    _fields_ = [
+        (name, c_uint64)
+        for name in (
+            "launches",
+            "blocks",
+            "switches",
+            "barriers",
+            "warp_operations",
+            "matrix_loads",
+            "matrix_load_conflicts",
+            "matrix_products",
+            "copies",
+            "max_shared_bytes",
+        )
+    ]
+
+
+LaunchHook = ctypes.CFUNCTYPE(
+    c_int, c_char_p, POINTER(c_uint32), POINTER(c_uint32), c_size_t, c_void_p, c_size_t
+)
+
+_KERNELS = {
+    "moh_cuda_last_error": (c_char_p, []),
+    "moh_cuda_device": (c_int32, [POINTER(Device)]),
+    "moh_cuda_router": (c_int32, [POINTER(RouterArgs), c_void_p, c_void_p]),
+    "moh_cuda_attention_choose": (
+        c_int32,
+        [POINTER(AttentionArgs), POINTER(Device), POINTER(AttentionChoice)],
+    ),
+    "moh_cuda_attention_workspace": (
+        c_int32,
+        [POINTER(AttentionArgs), POINTER(AttentionChoice), POINTER(c_size_t)],
+    ),
+    "moh_cuda_attention": (
+        c_int32,
+        [POINTER(AttentionArgs), POINTER(AttentionChoice), c_void_p, c_size_t, c_void_p],
+    ),
+    "moh_cuda_aggregated_attention": (c_int32, [POINTER(AggregatedAttentionArgs), c_void_p]),
+}
+_TESTING = {
+    "moh_cuda_layout": (c_char_p, []),
+    "moh_cuda_conformance_list": (c_char_p, []),
+    "moh_cuda_conformance": (
+        c_int,
+        [c_char_p, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p],
+    ),
+    "moh_emulator_configure": (None, [POINTER(EmulatorOptions)]),
+    "moh_emulator_counts": (None, [POINTER(EmulatorCounts)]),
+    "moh_emulator_error": (c_char_p, []),
+    "moh_emulator_set_launch_hook": (None, [c_void_p]),
+}
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Give the functions that the library has their types."""
+    for name, (result, arguments) in (_KERNELS | _TESTING).items():
+        if hasattr(library, name):
+            function = getattr(library, name)
+            function.restype = result
+            function.argtypes = arguments
