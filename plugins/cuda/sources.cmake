@@ -1,6 +1,20 @@
 # Host code of the kernels, which includes them: compiled by nvcc for GPUs, and by the C++ compiler for
 # the emulator. One file a line.
 set(MOH_CUDA_SOURCES
+  launch/attention.cu
+  launch/attention_128.cu
+  launch/attention_192.cu
+  launch/attention_256.cu
+  launch/attention_32.cu
+  launch/attention_64.cu
+  launch/attention_80.cu
+  launch/attention_96.cu
+  launch/attention_checks.cu
+  launch/attention_choice.cu
+  launch/attention_plan.cu
+  launch/device.cu
+  launch/router.cu
+  launch/status.cu
 )
 
 # What the tests call besides: a kernel for each primitive, and the layout of the C interface.
