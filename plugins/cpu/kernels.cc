@@ -5,25 +5,28 @@
 
 namespace moh::cpu {
 
-#define MOH_DECLARE_KERNELS(NAMESPACE)                                                     \
-  namespace NAMESPACE {                                                                    \
-  extern const bool kHasBFloat16;                                                          \
-  void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel);    \
-  void AggregatedAttention(const AggregatedAttentionArgs& args, const Parallel& parallel); \
-  void Router(const RouterArgs& args, const Parallel& parallel);                           \
-  void TokenConv(const TokenConvArgs& args, const Parallel& parallel);                     \
-  size_t PackedWeightSize(int32_t depth, int32_t columns);                                 \
-  void PackWeight(const WeightArgs& args, float* packed, const Parallel& parallel);        \
-  void QueryProjection(const QueryProjectionArgs& args, const float* packed,               \
-                       const Parallel& parallel);                                          \
-  void OutputProjection(const OutputProjectionArgs& args, const float* packed,             \
-                        const Parallel& parallel);                                         \
+#define MOH_DECLARE_KERNELS(NAMESPACE)                                                      \
+  namespace NAMESPACE {                                                                     \
+  extern const bool kHasBFloat16;                                                           \
+  void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel);     \
+  void AggregatedAttention(const AggregatedAttentionArgs& args, const Parallel& parallel);  \
+  void Router(const RouterArgs& args, const Parallel& parallel);                            \
+  size_t PackedTapsSize(const TokenConvArgs& args);                                         \
+  void PackTaps(const TokenConvArgs& args, float* packed);                                  \
+  void TokenConv(const TokenConvArgs& args, const float* packed, const Parallel& parallel); \
+  size_t PackedWeightSize(int32_t depth, int32_t columns);                                  \
+  void PackWeight(const WeightArgs& args, float* packed, const Parallel& parallel);         \
+  void QueryProjection(const QueryProjectionArgs& args, const float* packed,                \
+                       const Parallel& parallel);                                           \
+  void OutputProjection(const OutputProjectionArgs& args, const float* packed,              \
+                        const Parallel& parallel);                                          \
   }
-#define MOH_KERNELS(NAME, NAMESPACE)                                                     \
-  Kernels {                                                                              \
-    NAME, NAMESPACE::kHasBFloat16, NAMESPACE::Attention, NAMESPACE::AggregatedAttention, \
-        NAMESPACE::Router, NAMESPACE::TokenConv, NAMESPACE::PackedWeightSize,            \
-        NAMESPACE::PackWeight, NAMESPACE::QueryProjection, NAMESPACE::OutputProjection   \
+#define MOH_KERNELS(NAME, NAMESPACE)                                                             \
+  Kernels {                                                                                      \
+    NAME, NAMESPACE::kHasBFloat16, NAMESPACE::Attention, NAMESPACE::AggregatedAttention,         \
+        NAMESPACE::Router, NAMESPACE::PackedTapsSize, NAMESPACE::PackTaps, NAMESPACE::TokenConv, \
+        NAMESPACE::PackedWeightSize, NAMESPACE::PackWeight, NAMESPACE::QueryProjection,          \
+        NAMESPACE::OutputProjection                                                              \
   }
 
 #if HWY_ARCH_X86

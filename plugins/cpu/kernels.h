@@ -24,7 +24,10 @@ struct Kernels {
   void (*attention)(const AttentionArgs& args, Compute compute, const Parallel& parallel);
   void (*aggregated_attention)(const AggregatedAttentionArgs& args, const Parallel& parallel);
   void (*router)(const RouterArgs& args, const Parallel& parallel);
-  void (*token_conv)(const TokenConvArgs& args, const Parallel& parallel);
+  // Weight and biases are packed first, in float32: into packed_taps_size(args) numbers.
+  size_t (*packed_taps_size)(const TokenConvArgs& args);
+  void (*pack_taps)(const TokenConvArgs& args, float* packed);
+  void (*token_conv)(const TokenConvArgs& args, const float* packed, const Parallel& parallel);
   // A weight is packed first, in float32: into packed_weight_size(depth, columns) numbers at an
   // address that vectors are loaded from (kWeightAlignment).
   size_t (*packed_weight_size)(int32_t depth, int32_t columns);

@@ -86,21 +86,30 @@ struct Input {
   bool present = false;
 };
 
+inline Input InputOf(const Ort::ConstValue& value) {
+  const auto info = value.GetTensorTypeAndShapeInfo();
+  return {value.GetTensorRawData(), info.GetElementType(), info.GetShape(), /*present=*/true};
+}
+
 inline Input ReadInput(const Ort::KernelContext& context, size_t index) {
-  Input input;
   if (index >= context.GetInputCount()) {
-    return input;
+    return {};
   }
   const Ort::ConstValue value = context.GetInput(index);
-  if (static_cast<const OrtValue*>(value) == nullptr) {
-    return input;
+  return static_cast<const OrtValue*>(value) == nullptr ? Input{} : InputOf(value);
+}
+
+// Reads an input that no call changes: a constant, or one that is absent. False for any other.
+inline bool ReadConstant(const Ort::ConstKernelInfo& node, size_t index, Input& input) {
+  if (index >= node.GetInputCount() || node.GetInputName(index).empty()) {
+    return true;
   }
-  const auto info = value.GetTensorTypeAndShapeInfo();
-  input.data = value.GetTensorRawData();
-  input.type = info.GetElementType();
-  input.shape = info.GetShape();
-  input.present = true;
-  return input;
+  int is_constant = 0;
+  const Ort::ConstValue value = node.GetTensorConstantInput(index, &is_constant);
+  if (is_constant != 0) {
+    input = InputOf(value);
+  }
+  return is_constant != 0;
 }
 
 }  // namespace moh::ort

@@ -6,10 +6,15 @@ from dataclasses import replace
 from math import erfc, sqrt
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 
+from moh_deploy.backends.ort_values import from_ort, to_ort
 from moh_deploy.ops.cases import Case
+from moh_deploy.ops.element_types import ELEMENT_TYPES
+from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.ops.case_models import case_model, named_inputs
 from tests.plugins.draws import token_conv_setups
 from tests.plugins.kernels import Kernels, assert_right
 from tests.plugins.token_conv_setups import TokenConvSetup
@@ -57,3 +62,55 @@ def test_a_pixel_depends_on_its_neighbours_only(kernels: Kernels, gated: bool):
     far = ~near.reshape(2, 99)
     np.testing.assert_array_equal(before[far], after[far])
     assert np.isnan(after[~far]).all()
+
+
+# Weight and biases of the model are packed when the session is made, others at each call.
+SETUPS = {
+    "all": TokenConvSetup(batch=2, height=5, width=9, channels=21, input_bias=True, gated=True),
+    "no_bias": TokenConvSetup(height=1, width=4, channels=64, bias=False, activation="gelu"),
+    "input_bias_alone": TokenConvSetup(height=3, width=3, bias=False, input_bias=True),
+}
+
+
+def _with_constants(case: Case, *names: str, **arrays: np.ndarray) -> onnx.ModelProto:
+    model = case_model(case)
+    given = [one for one in model.graph.input if one.name not in names]
+    del model.graph.input[:]
+    model.graph.input.extend(given)
+    for name in names:
+        array = arrays.get(name, named_inputs(case)[name])
+        type_ = ELEMENT_TYPES[case.dtype]
+        tensor = onnx.helper.make_tensor(name, type_, array.shape, array.tobytes(), raw=True)
+        model.graph.initializer.append(tensor)
+    return model
+
+
+def _run_with_constants(kernels: Kernels, case: Case, *names: str) -> np.ndarray:
+    session = kernels.session(_with_constants(case, *names))
+    arrays = {n: a for n, a in named_inputs(case).items() if n not in names}
+    assert {given.name for given in session.get_inputs()} == set(arrays)
+    values = {name: to_ort(array) for name, array in arrays.items()}
+    first, second = (from_ort(session.run_with_ort_values(None, values)[0]) for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+    return first
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+@pytest.mark.parametrize("name", SETUPS)
+def test_constant_weights_give_the_same_bits_as_those_of_each_call(
+    kernels: Kernels, name: str, dtype: str
+):
+    case = replace(SETUPS[name], dtype=dtype).case()
+    (of_each_call,) = kernels.run(case)
+    taps = [one for one in ("W", "bias", "input_bias") if one in named_inputs(case)]
+    for constant in (taps, taps[:1], taps[1:]):
+        got = _run_with_constants(kernels, case, *constant)
+        assert got.tobytes() == of_each_call.tobytes()
+
+
+def test_constant_weight_of_another_shape_is_refused(kernels: Kernels):
+    case = SETUPS["no_bias"].case()
+    weight = np.zeros((64, 2, 3, 3), np.float32)
+    session = kernels.session(_with_constants(case, "W", W=weight))
+    with pytest.raises(Exception, match=r"W is \[64, 2, 3, 3\]; expected \[64, 1, kernel height"):
+        session.run(None, {"X": named_inputs(case)["X"]})

@@ -171,7 +171,9 @@ void RunTokenConv(const moh::cpu::Kernels& kernels) {
                         static_cast<size_t>(args.width) * static_cast<size_t>(args.channels);
   const Bytes output = MakeOutput(elements * ElementSize(args.dtype));
   args.output = output.get();
-  kernels.token_conv(args, kBackwards);
+  std::vector<float> packed(kernels.packed_taps_size(args));
+  kernels.pack_taps(args, packed.data());
+  kernels.token_conv(args, packed.data(), kBackwards);
   WriteOutput(output, elements * ElementSize(args.dtype));
 }
 

@@ -34,6 +34,12 @@ TokenConvKernel::TokenConvKernel(const OrtKernelInfo* info, DType dtype,
     throw std::invalid_argument("gated is " + std::to_string(gated) + "; expected 0 or 1.");
   }
   gated_ = gated == 1;
+  Tensors in;
+  const bool constant = ReadConstant(node, 1, in.weight) && ReadConstant(node, 2, in.bias) &&
+                        ReadConstant(node, 3, in.input_bias);
+  if (constant && CheckTaps(in).IsOK()) {  // others are refused when the node runs
+    constant_ = Pack(ReadArgs(in));
+  }
 }
 
 OrtStatusPtr TokenConvKernel::ComputeV2(OrtKernelContext* context) const {
@@ -46,24 +52,43 @@ OrtStatusPtr TokenConvKernel::ComputeV2(OrtKernelContext* context) const {
 Ort::Status TokenConvKernel::Compute(Ort::KernelContext& context) const {
   const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2),
                    ReadInput(context, 3)};
-  if (auto status = CheckSizes(in); !status.IsOK()) {
+  if (auto status = CheckTokens(in.tokens); !status.IsOK()) {
+    return status;
+  }
+  if (auto status = CheckTaps(in); !status.IsOK()) {
     return status;
   }
   TokenConvArgs args = ReadArgs(in);
   const Shape shape{in.tokens.shape[0], in.tokens.shape[1], channels_};
   args.output = context.GetOutput(0, shape).GetTensorMutableRawData();
-  kernels_.token_conv(args, SessionThreads(context));
+  const cpu::Parallel threads = SessionThreads(context);
+  if (constant_.empty()) {
+    kernels_.token_conv(args, Pack(args).data(), threads);
+  } else {
+    kernels_.token_conv(args, constant_.data(), threads);
+  }
   return Ort::Status();
 }
 
-Ort::Status TokenConvKernel::CheckSizes(const Tensors& in) const {
+std::vector<float> TokenConvKernel::Pack(const TokenConvArgs& args) const {
+  std::vector<float> packed(kernels_.packed_taps_size(args));
+  kernels_.pack_taps(args, packed.data());
+  return packed;
+}
+
+Ort::Status TokenConvKernel::CheckTokens(const Input& input) const {
   const int64_t features = channels_ * (gated_ ? 2 : 1);
-  const Shape& tokens = in.tokens.shape;
+  const Shape& tokens = input.shape;
   if (tokens.size() != 3 || tokens[1] != height_ * width_ || tokens[2] != features) {
     return InvalidArgument("MoHTokenConv: X is ", Text(tokens), "; expected [batch, ",
                            height_ * width_, ", ", features, "]: height ", height_, ", width ",
                            width_, ", channels ", channels_, gated_ ? " and their gates." : ".");
   }
+  return Ort::Status();
+}
+
+Ort::Status TokenConvKernel::CheckTaps(const Tensors& in) const {
+  const int64_t features = channels_ * (gated_ ? 2 : 1);
   const Shape& weight = in.weight.shape;
   if (weight.size() != 4 || weight[0] != channels_ || weight[1] != 1) {
     return InvalidArgument("MoHTokenConv: W is ", Text(weight), "; expected [", channels_,
@@ -92,7 +117,7 @@ TokenConvArgs TokenConvKernel::ReadArgs(const Tensors& in) const {
   args.weight = in.weight.data;
   args.bias = in.bias.data;
   args.input_bias = in.input_bias.data;
-  args.batch = static_cast<int32_t>(in.tokens.shape[0]);
+  args.batch = in.tokens.present ? static_cast<int32_t>(in.tokens.shape[0]) : 0;
   args.height = static_cast<int32_t>(height_);
   args.width = static_cast<int32_t>(width_);
   args.channels = static_cast<int32_t>(channels_);

@@ -1,8 +1,9 @@
-// moh::MoHTokenConv as a custom op: reads attributes and tensors, checks them, and calls the
-// kernel.
+// moh::MoHTokenConv as a custom op: reads attributes and tensors, checks them, packs weight and
+// biases, and calls the kernel.
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/ort/session_threads.h"
@@ -21,14 +22,17 @@ class TokenConvKernel {
   };
 
   Ort::Status Compute(Ort::KernelContext& context) const;
-  Ort::Status CheckSizes(const Tensors& in) const;
+  Ort::Status CheckTokens(const Input& tokens) const;
+  Ort::Status CheckTaps(const Tensors& in) const;
   TokenConvArgs ReadArgs(const Tensors& in) const;
+  std::vector<float> Pack(const TokenConvArgs& args) const;
 
   const DType dtype_;
   const cpu::Kernels& kernels_;
   int64_t channels_, height_, width_;
   Activation activation_;
   bool gated_;
+  std::vector<float> constant_;  // empty: weight or a bias is an input of each call
 };
 
 template <DType kType>

@@ -6,7 +6,6 @@
 #include "hwy/foreach_target.h"  // compiles this file once more for each instruction set
 
 #include <algorithm>
-#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/simd/vector-inl.h"
@@ -51,24 +50,37 @@ struct TapRange {
 // Weights and biases as the loops read them: in float32, channels last, padded to whole vectors.
 class Taps {
  public:
+  // Numbers that Pack writes.
+  static size_t Size(const TokenConvArgs& args) {
+    const Taps taps(args, nullptr);
+    const size_t kinds = args.input_bias == nullptr ? 0 : taps.RowKind(args.height - 1) + 1;
+    return (kFixedRows + taps.count_ + kinds) * taps.padded_;
+  }
+
   template <typename T>
-  static Taps Pack(const TokenConvArgs& args) {
-    Taps taps(args);
+  static void Pack(const TokenConvArgs& args, float* packed) {
+    std::fill_n(packed, Size(args), 0.0f);
+    const Taps taps(args, packed);
     const auto channels = static_cast<size_t>(args.channels);
     const T* weight = static_cast<const T*>(args.weight);
     for (size_t c = 0; c < channels; ++c) {
       for (size_t tap = 0; tap < taps.count_; ++tap) {
-        taps.Row(kFixedRows + tap)[c] = ScalarOf(*weight++);
+        packed[(kFixedRows + tap) * taps.padded_ + c] = ScalarOf(*weight++);
       }
     }
-    taps.Copy(static_cast<const T*>(args.bias), kBias);
+    taps.Copy(static_cast<const T*>(args.bias), packed + kBias * taps.padded_);
     if (const T* const input_bias = static_cast<const T*>(args.input_bias)) {
-      taps.Copy(input_bias, kInputBias);
-      taps.Copy(args.gated ? input_bias + channels : nullptr, kGateBias);
-      taps.AddBiasOfInnerPixels();
+      taps.Copy(input_bias, packed + kInputBias * taps.padded_);
+      taps.Copy(args.gated ? input_bias + channels : nullptr, packed + kGateBias * taps.padded_);
+      taps.AddBiasOfInnerPixels(packed);
     }
-    return taps;
   }
+
+  Taps(const TokenConvArgs& args, const float* packed)
+      : args_(args),
+        count_(static_cast<size_t>(args.kernel_height) * static_cast<size_t>(args.kernel_width)),
+        padded_((static_cast<size_t>(args.channels) + kLanes - 1) / kLanes * kLanes),
+        packed_(packed) {}
 
   // From one tap to the next.
   ptrdiff_t Stride() const { return static_cast<ptrdiff_t>(padded_); }
@@ -86,28 +98,19 @@ class Taps {
  private:
   enum : size_t { kBias, kInputBias, kGateBias, kFixedRows };
 
-  explicit Taps(const TokenConvArgs& args)
-      : args_(args),
-        count_(static_cast<size_t>(args.kernel_height) * static_cast<size_t>(args.kernel_width)),
-        padded_((static_cast<size_t>(args.channels) + kLanes - 1) / kLanes * kLanes) {
-    const size_t kinds = args.input_bias == nullptr ? 0 : RowKind(args.height - 1) + 1;
-    values_.resize((kFixedRows + count_ + kinds) * padded_);
-  }
-
   // Rows of pixels that have the same rows of taps are of one kind.
   size_t RowKind(int32_t y) const {
     const int32_t pad = args_.kernel_height / 2, alike = args_.height - 1 - 2 * pad;
     return static_cast<size_t>(y <= pad ? y : std::max(y - std::max(alike, 0), pad));
   }
 
-  void AddBiasOfInnerPixels() {
+  void AddBiasOfInnerPixels(float* packed) const {
     for (int32_t y = 0; y < args_.height; ++y) {
       if (y != 0 && RowKind(y) == RowKind(y - 1)) {
         continue;
       }
-      float* const sums = Row(kFixedRows + count_ + RowKind(y));
+      float* const sums = packed + (kFixedRows + count_ + RowKind(y)) * padded_;
       const TapRange rows(y, args_.kernel_height, args_.height);
-      std::fill_n(sums, padded_, 0.0f);
       for (int32_t tap = rows.begin * args_.kernel_width; tap < rows.end * args_.kernel_width;
            ++tap) {
         for (size_t c = 0; c < padded_; ++c) {
@@ -121,18 +124,17 @@ class Taps {
   }
 
   template <typename T>
-  void Copy(const T* from, size_t row) {
+  void Copy(const T* from, float* row) const {
     for (size_t c = 0; from != nullptr && c < static_cast<size_t>(args_.channels); ++c) {
-      Row(row)[c] = ScalarOf(from[c]);
+      row[c] = ScalarOf(from[c]);
     }
   }
 
-  float* Row(size_t row) { return values_.data() + row * padded_; }
-  const float* At(size_t row) const { return values_.data() + row * padded_; }
+  const float* At(size_t row) const { return packed_ + row * padded_; }
 
   const TokenConvArgs& args_;
-  size_t count_, padded_;
-  std::vector<float> values_;
+  const size_t count_, padded_;
+  const float* const packed_;
 };
 
 template <bool kWhole, typename T>
@@ -334,22 +336,35 @@ struct ConvCall {
   }
 };
 
+size_t PackedTapsSize(const TokenConvArgs& args) { return Taps::Size(args); }
+
+void PackTaps(const TokenConvArgs& args, float* packed) {
+  switch (args.dtype) {
+    case DType::kFloat32:
+      return Taps::Pack<float>(args, packed);
+    case DType::kFloat16:
+      return Taps::Pack<hwy::float16_t>(args, packed);
+    default:
+      return Taps::Pack<hwy::bfloat16_t>(args, packed);
+  }
+}
+
 template <typename T>
-void RunInParallel(const TokenConvArgs& args, const Parallel& parallel) {
-  ConvCall call{args, Taps::Pack<T>(args)};
+void RunInParallel(ConvCall& call, const Parallel& parallel) {
   const size_t tasks =
-      static_cast<size_t>(args.batch) * static_cast<size_t>(ConvCall::RowTiles(args));
+      static_cast<size_t>(call.args.batch) * static_cast<size_t>(ConvCall::RowTiles(call.args));
   parallel(tasks, &ConvCall::RunOne<T>, &call);
 }
 
-void TokenConv(const TokenConvArgs& args, const Parallel& parallel) {
+void TokenConv(const TokenConvArgs& args, const float* packed, const Parallel& parallel) {
+  ConvCall call{args, Taps(args, packed)};
   switch (args.dtype) {
     case DType::kFloat32:
-      return RunInParallel<float>(args, parallel);
+      return RunInParallel<float>(call, parallel);
     case DType::kFloat16:
-      return RunInParallel<hwy::float16_t>(args, parallel);
+      return RunInParallel<hwy::float16_t>(call, parallel);
     default:
-      return RunInParallel<hwy::bfloat16_t>(args, parallel);
+      return RunInParallel<hwy::bfloat16_t>(call, parallel);
   }
 }
 
