@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moh_deploy.api import export
     from moh_deploy.jobs.inspect import inspect
+    from moh_deploy.jobs.precision import precision
     from moh_deploy.jobs.run import run
     from moh_deploy.jobs.tune import tune
     from moh_deploy.jobs.verify import verify
@@ -20,13 +21,23 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["OnnxPackage", "export", "inspect", "kernel_library", "run", "tune", "verify"]
+__all__ = [
+    "OnnxPackage",
+    "export",
+    "inspect",
+    "kernel_library",
+    "precision",
+    "run",
+    "tune",
+    "verify",
+]
 
 _HOME = {
     "OnnxPackage": "moh_deploy.package",
     "export": "moh_deploy.api",
     "inspect": "moh_deploy.jobs.inspect",
     "kernel_library": "moh_deploy.native",
+    "precision": "moh_deploy.jobs.precision",
     "run": "moh_deploy.jobs.run",
     "tune": "moh_deploy.jobs.tune",
     "verify": "moh_deploy.jobs.verify",

@@ -12,6 +12,7 @@ def test_public_names_are_these():
         "export",
         "inspect",
         "kernel_library",
+        "precision",
         "run",
         "tune",
         "verify",

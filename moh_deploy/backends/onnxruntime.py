@@ -147,6 +147,15 @@ def open_session(
     return OrtRunner(inputs, layer_impl, runs, model.layer_nodes, use, session)
 
 
+def loads(content: bytes) -> bool:
+    """Tell whether ONNX Runtime on the CPU has a kernel for every node of a small model."""
+    try:
+        _create(content, _session_options(Path(), threads=1, optimize=False))
+    except BackendError:
+        return False
+    return True
+
+
 def runtime_name() -> str:
     """Return `ONNX Runtime 1.32.0`, the version that runs here."""
     import onnxruntime as ort

@@ -16,6 +16,9 @@ main = CommandGroup(
         "inspect": CommandHome(
             "moh_deploy.cli.inspect", "Show what is in a package and what runs it."
         ),
+        "precision": CommandHome(
+            "moh_deploy.cli.precision", "Write a package again in float16 or bfloat16."
+        ),
         "run": CommandHome("moh_deploy.cli.run", "Run a package on inputs from a file."),
         "tune": CommandHome(
             "moh_deploy.cli.tune", "Measure how each layer runs fastest, and write it down."

@@ -53,6 +53,23 @@ class SizeRange:
 
 
 @dataclass(frozen=True)
+class RouterTypes:
+    """The dtypes of the stages of a layer's router, in a package of lower precision.
+
+    Attributes:
+        projection: Of the products that make the logits; None where the graph does not tell.
+        scores: Of logits as the router reads them, and of softmax and the choice of heads.
+        gates: Of the gates as the router returns them.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    projection: str | None
+    scores: str
+    gates: str
+
+
+@dataclass(frozen=True)
 class LayerInfo:
     """One MoH layer of the exported model.
 
@@ -87,6 +104,7 @@ class LayerInfo:
             of it is of domain `moh`.
         ranges: Sizes at which it is run in another way; the first that the sizes are in decides,
             and where they are in none, `choice` does.
+        router_types: The dtypes of the router's stages, in a package that `precision` wrote.
     """
 
     __pydantic_config__ = _STRICT
@@ -112,6 +130,7 @@ class LayerInfo:
     op: AttentionOp | None = None
     choice: Choice | None = None
     ranges: tuple[SizeRange, ...] = ()
+    router_types: RouterTypes | None = None
 
 
 @dataclass(frozen=True)

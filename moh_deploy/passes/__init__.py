@@ -13,6 +13,7 @@ from moh_deploy.passes.choose_layers import choose_layers, ops_of
 from moh_deploy.passes.keep_gates import LayerNames, keep_gates
 from moh_deploy.passes.name_interface import name_interface
 from moh_deploy.passes.name_nodes import name_nodes
+from moh_deploy.passes.switch_by_size import without_switches
 
 __all__ = [
     "LayerNames",
@@ -22,4 +23,5 @@ __all__ = [
     "name_interface",
     "name_nodes",
     "ops_of",
+    "without_switches",
 ]

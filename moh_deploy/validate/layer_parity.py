@@ -50,7 +50,9 @@ def compare_layer(
     near_tie = margins.astype(np.float64) < tolerance.near_tie
     clear = ~near_tie  # [B, S]; a NaN margin excuses nothing
     flipped = ~same.all(axis=-1)  # [B, S]
-    error = np.where(chosen & expected, abs_error(got, reference), 0.0)
+    # A token that took another head by a near-tie shares its weight among other heads.
+    comparable = chosen & expected & ~(flipped & near_tie)[..., None]
+    error = np.where(comparable, abs_error(got, reference), 0.0)
     gate_tolerance = tolerance.limit(largest_finite(reference))
     reason = None
     if (flipped & clear).any():

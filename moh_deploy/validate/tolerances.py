@@ -55,10 +55,17 @@ TOLERANCES = {
     # heads move outputs by far more than rounding does. These figures catch gross errors until
     # tokens with flips are judged apart.
     "float16": Tolerance(
-        2e-2, 1e-2, "provisional: 10 bits of mantissa (1e-3 a step), some 20 steps deep"
+        2e-2,
+        1e-2,
+        "provisional: 10 bits of mantissa (1e-3 a step), some 20 steps deep. Behind a flip, eager"
+        " float16 was seen 6e-2 off as well",
+        relative_after_flip=1e-1,
     ),
     "bfloat16": Tolerance(
-        1e-1, 6e-2, "provisional: 7 bits of mantissa (8e-3 a step), some 12 steps deep"
+        1e-1,
+        6e-2,
+        "provisional: 7 bits of mantissa (8e-3 a step), some 12 steps deep",
+        relative_after_flip=3e-1,
     ),
     BFLOAT16_PRODUCTS: Tolerance(
         2e-2,

@@ -44,7 +44,10 @@ def test_version(cli: Cli):
     ("arguments", "message"),
     [
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
-        (["zzz"], "No such command 'zzz'. There are export, inspect, run, tune, verify."),
+        (
+            ["zzz"],
+            "No such command 'zzz'. There are export, inspect, precision, run, tune, verify.",
+        ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),
         (["verify", "p", "--kernels", "fast"], "'fast' is not one of"),

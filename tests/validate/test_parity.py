@@ -13,6 +13,7 @@ from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.validate.layer_parity import compare_layer
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, tolerance_for
@@ -246,3 +247,13 @@ def test_combined_reports_keep_every_difference():
     assert both.reasons == bad.reasons
     assert both.reference == good.reference
     assert both.layer_runs == RUNS
+
+
+def test_gates_of_a_token_behind_a_near_tie_are_not_compared():
+    reference = np.array([[[0.0, 2.0, 0.0], [1.0, 1.0, 0.0]]], np.float32)
+    got = np.array([[[0.0, 1.2, 0.8], [1.0, 1.0, 0.0]]], np.float32)
+    margins = np.array([[1e-3, 1.0]], np.float32)
+    rule = tolerance_for("float16")
+    assert compare_layer("a", "0", got, reference, margins, rule).reason is None
+    got[0, 1, 0] = 0.5  # of a token whose choice was clear
+    assert compare_layer("a", "0", got, reference, margins, rule).reason is not None

@@ -1,0 +1,38 @@
+"""`moh-deploy precision`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moh_deploy.cli.common_options import json_option, package_argument
+from moh_deploy.cli.output import carry_out, print_json, print_rich
+
+
+@click.command("precision")
+@package_argument
+@click.option(
+    "--to", required=True, metavar="fp16|bf16", help="What products and activations become."
+)
+@click.option(
+    "--output",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The package directory to write.",
+)
+@json_option
+def command(package: Path, to: str, output: Path, as_json: bool) -> None:
+    """Write the package DIR again in lower precision, as a graph whose types say where: routers,
+    norms and what would overflow stay in float32."""
+    from moh_deploy.jobs.precision import precision
+
+    report = carry_out(
+        lambda progress: precision(package, to=to, output=output, progress=progress),
+        as_json=as_json,
+    )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_rich(report)

@@ -1,0 +1,215 @@
+"""Write a package again in float16 or bfloat16."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from moh_deploy.backends.onnxruntime import open_session, runtime_name
+from moh_deploy.backends.ort_support import unsupported_operators
+from moh_deploy.backends.value_ranges import largest_values
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    LayerInfo,
+    OnnxPackage,
+    PackageWriter,
+    Proof,
+    RouterTypes,
+    check_output,
+)
+from moh_deploy.package.onnx_file import save_with_weights
+from moh_deploy.passes import choose_layers, without_switches
+from moh_deploy.passes.infer_types import infer_types
+from moh_deploy.passes.lower_precision import (
+    LowType,
+    PrecisionPlan,
+    lower_precision,
+    plan_precision,
+)
+from moh_deploy.progress import Progress, SilentProgress
+from moh_deploy.report.precision import PrecisionReport
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport
+
+LOW_TYPES: Mapping[str, LowType] = {
+    "fp16": "float16",
+    "float16": "float16",
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+}
+
+
+def precision(
+    package_dir: Path | str,
+    *,
+    to: str,
+    output: Path | str,
+    progress: Progress | None = None,
+) -> PrecisionReport:
+    """Write a package whose graph says, by its types, where lower precision is used.
+
+    Products run in the lower precision; the scores, softmax, choice and gates of routers, norms and
+    other reductions stay in float32, and so does what left the range of float16 on the recorded
+    inputs. Inputs and outputs of the model keep their dtypes.
+
+    Args:
+        package_dir: A package in float32.
+        to: `fp16` or `bf16`.
+        output: The package directory to write.
+        progress: What to report steps to.
+
+    Raises:
+        ConfigError: `to` is none of these, or the package is not in float32.
+        PackageError: Not a package, or the output cannot be written.
+        ValidationError: The new package differs from the original model by more than the rule for
+            its precision allows. Nothing is written.
+    """
+    progress, output = progress or SilentProgress(), Path(output)
+    low = _low_type(to)
+    check_output(output)
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+        _check_float32(package)
+    with progress.step("measuring how large values get"):
+        largest = largest_values(package)
+    with progress.step("lowering the precision"):
+        model = ir.load(package.model_path)
+        plan, layers = lower_model(model, package.manifest.layers, low, largest)
+    with PackageWriter(output) as writer:
+        with progress.step("writing the package"):
+            _save(model, package, writer.root)
+            manifest = replace(package.manifest, precision=low, layers=layers, proof=None)
+            manifest = writer.stage(manifest, package.vectors)
+        with progress.step("comparing the package with the original model"):
+            staged = OnnxPackage.open(writer.root)
+            parity, why_not = _compare(staged, model)
+        proof = None if parity is None else _proof(parity, package)
+        written = writer.publish(replace(manifest, proof=proof))
+    return PrecisionReport(
+        package=written.root,
+        precision=low,
+        layers=layers,
+        float32_reasons=Counter(_kind(reason) for reason in plan.float32.values()),
+        lowered=sum(1 for node in model.graph if _computes_in(node, low)),
+        bytes_before=_size(package),
+        bytes_after=_size(written),
+        parity=parity,
+        why_not_compared=why_not,
+    )
+
+
+def lower_model(
+    model: ir.Model,
+    layers: tuple[LayerInfo, ...],
+    low: LowType,
+    largest: Mapping[str, float],
+) -> tuple[PrecisionPlan, tuple[LayerInfo, ...]]:
+    """Lower a package's model in place.
+
+    Returns:
+        What each operator computes in, and the layers with the dtypes of their routers.
+    """
+    without_switches(model)
+    infer_types(model)
+    plan = plan_precision(model, low, largest, gates=frozenset(one.gates for one in layers))
+    lower_precision(model, plan)
+    choose_layers(model, layers)
+    return plan, tuple(replace(one, router_types=router_types(model, one)) for one in layers)
+
+
+def router_types(model: ir.Model, layer: LayerInfo) -> RouterTypes:
+    """Read from a model the dtypes of a layer's router."""
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    gates = values[layer.gates]
+    router = gates.producer()
+    assert router is not None
+    projections = {
+        str(maker.outputs[0].dtype.numpy())
+        for maker in map(_projection, router.inputs)
+        if maker is not None and maker.outputs[0].dtype is not None
+    }
+    scores = next((v for v in router.inputs if v is not None and v.dtype is not None), gates)
+    assert scores.dtype is not None
+    assert gates.dtype is not None
+    return RouterTypes(
+        projection=projections.pop() if len(projections) == 1 else None,
+        scores=str(scores.dtype.numpy()),
+        gates=str(gates.dtype.numpy()),
+    )
+
+
+def _projection(value: ir.Value | None) -> ir.Node | None:
+    """The product that made these logits, perhaps sliced, added to, reshaped or cast."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type not in ("MatMul", "Gemm"):
+        first = next((v for v in node.inputs if v is not None and not v.is_initializer()), None)
+        node = None if first is None else first.producer()
+    return node
+
+
+def _low_type(to: str) -> LowType:
+    if to not in LOW_TYPES:
+        raise ConfigError(f"to is '{to}', expected fp16 or bf16.")
+    return LOW_TYPES[to]
+
+
+def _check_float32(package: OnnxPackage) -> None:
+    if package.manifest.precision != "float32":
+        raise ConfigError(
+            f"{package.root} is in {package.manifest.precision}, expected a package in float32.",
+            hint="Export the model with --dtype float32 and lower that package.",
+        )
+
+
+def _save(model: ir.Model, package: OnnxPackage, root: Path) -> None:
+    if MODEL_DATA_NAME in package.manifest.files:
+        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME)
+    else:
+        save_with_weights(model, root / MODEL_NAME)
+
+
+def _compare(package: OnnxPackage, model: ir.Model) -> tuple[ParityReport | None, str | None]:
+    """Return the comparison, or why there is none: no runtime here may have kernels for bfloat16.
+
+    Raises:
+        ValidationError: It is not equal.
+    """
+    if package.manifest.precision == "bfloat16":
+        missing = unsupported_operators(model, "bfloat16")
+        if missing:
+            return None, f"{runtime_name()} on the CPU has no bfloat16 for {', '.join(missing)}"
+    runner = open_session(package, extra_outputs=package.gate_names)
+    report = compare(package, runner, package.vectors)
+    report.raise_if_unequal()
+    return report, None
+
+
+def _proof(parity: ParityReport, package: OnnxPackage) -> Proof:
+    sizes = tuple(one.sizes for one in package.vectors)
+    return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)
+
+
+def _kind(reason: str) -> str:
+    """Reasons that name a value are of one kind."""
+    return "values too large for float16" if " reached " in reason else reason
+
+
+def _computes_in(node: ir.Node, low: LowType) -> bool:
+    if node.op_type == "Cast":
+        return False
+    return any(value.dtype is not None and _name(value.dtype) == low for value in node.outputs)
+
+
+def _name(dtype: ir.DataType) -> str:
+    return str(dtype.numpy())
+
+
+def _size(package: OnnxPackage) -> int:
+    names = (MODEL_NAME, MODEL_DATA_NAME)
+    return sum((package.root / n).stat().st_size for n in names if (package.root / n).is_file())

@@ -1,0 +1,241 @@
+"""Which operators compute in float32 although the model is to be in float16 or bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+import onnx_ir as ir
+
+from moh_deploy.ops import OPS
+from moh_deploy.package import DENSE_DOMAIN
+
+LowType = Literal["float16", "bfloat16"]
+
+_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38}
+
+# How much larger than recorded a value may get before it leaves the range of float16.
+_HEADROOM = 4.0
+
+_REDUCTION = "sums of many terms"
+_EXPONENTIAL = "small differences grow in it"
+_DECISION = "it decides, and rounding decides otherwise"
+_COUNTS = "it counts"
+
+STAYS_FLOAT32: Mapping[str, str] = {
+    "MoHRouter": "scores, softmax, top-k and gates of a router",
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), "softmax"),
+    **dict.fromkeys(
+        (
+            "BatchNormalization",
+            "GroupNormalization",
+            "InstanceNormalization",
+            "LpNormalization",
+            "MeanVarianceNormalization",
+        ),
+        "normalisation",
+    ),
+    **dict.fromkeys(
+        (
+            "CumSum",
+            "GlobalAveragePool",
+            "AveragePool",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceMean",
+            "ReduceProd",
+            "ReduceSum",
+            "ReduceSumSquare",
+        ),
+        _REDUCTION,
+    ),
+    **dict.fromkeys(("Exp", "Log", "Pow", "Reciprocal", "Sqrt"), _EXPONENTIAL),
+    **dict.fromkeys(
+        (
+            "ArgMax",
+            "ArgMin",
+            "Ceil",
+            "Equal",
+            "Floor",
+            "Greater",
+            "GreaterOrEqual",
+            "Less",
+            "LessOrEqual",
+            "NonZero",
+            "Round",
+            "TopK",
+        ),
+        _DECISION,
+    ),
+}
+"""Operator to the reason why it stays in float32.
+
+LayerNormalization and RMSNormalization are not here: whatever their types, they compute in float32
+(`stash_type`).
+"""
+
+_ANGLES = ("Sin", "Cos")
+"""Whatever an angle is made of stays in float32: positions and time steps are large numbers whose
+fractions count."""
+
+_PRODUCTS = (
+    "Attention",
+    "Conv",
+    "ConvTranspose",
+    "Einsum",
+    "Gemm",
+    "LayerNormalization",
+    "MatMul",
+    "RMSNormalization",
+)
+"""They take float16 or bfloat16 from whatever made it, and accumulate in float32."""
+
+# What comes from no activation has no say in what its readers compute in.
+_SOURCES = ("Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform", "Range")
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """What each operator of a graph computes in.
+
+    Attributes:
+        low: The dtype of all that is not named below.
+        float32: The nodes that compute in float32, with the reason.
+    """
+
+    low: LowType
+    float32: Mapping[ir.Node, str]
+
+    def stays_float32(self, node: ir.Node) -> bool:
+        return node in self.float32
+
+
+def largest_allowed(low: LowType) -> float:
+    """Return how large a recorded value may be for its operator to run in this dtype."""
+    return _LARGEST[low] / _HEADROOM
+
+
+def plan_precision(
+    model: ir.Model, low: LowType, largest: Mapping[str, float], *, gates: frozenset[str]
+) -> PrecisionPlan:
+    """Decide what each operator of the graph computes in.
+
+    An operator stays in float32 if the table above says so, if a value that it reads or makes was
+    recorded to be too large, if it helps to make an angle or a gate, or if it only rearranges or
+    combines, element by element, what such an operator made.
+
+    Args:
+        model: All floats are float32.
+        low: What the rest computes in.
+        largest: Value name to the largest absolute number that was recorded in it; infinities do
+            not count, they are the same in every dtype.
+        gates: Names of the layers' gates.
+    """
+    limit = largest_allowed(low)
+    angles = _ancestors(node for node in model.graph if node.op_type in _ANGLES)
+    float32: dict[ir.Node, str] = {}
+    forced: set[ir.Node] = set()
+    for node in model.graph:
+        reason = (
+            _own_reason(node, angles, gates)
+            or _undefined(node, model.opset_imports, low)
+            or _overflow(node, largest, limit)
+        )
+        if reason is None and not _is_product(node) and _follows(node, forced):
+            reason = "it follows one that is in float32"
+        if reason is None and node.op_type in _SOURCES:
+            float32[node] = "it depends on no activation"
+        if reason is not None:
+            float32[node] = reason
+            forced.add(node)
+    return PrecisionPlan(low, float32)
+
+
+def _own_reason(node: ir.Node, angles: set[ir.Node], gates: frozenset[str]) -> str | None:
+    if node in angles:
+        return "an angle is made of it"
+    if _is_moh(node):
+        return STAYS_FLOAT32.get(node.op_type)
+    if any(value.name in gates for value in node.outputs):
+        return "gates"
+    if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+        return "it holds a graph of its own"
+    if node.domain not in ("", "ai.onnx"):
+        return f"an operator of domain {node.domain}, which nothing is known of"
+    if node.op_type == "Cast" and not _floats(node.inputs):
+        return _COUNTS
+    return STAYS_FLOAT32.get(node.op_type)
+
+
+def _undefined(node: ir.Node, opsets: Mapping[str, int], low: LowType) -> str | None:
+    """ONNX does not define every operator for every dtype: Conv knows bfloat16 since opset 22."""
+    if _is_moh(node):
+        return None
+    version = opsets[node.domain]
+    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    types = [formal.types for formal in (*schema.inputs, *schema.outputs) if _takes_floats(formal)]
+    if any(f"tensor({low})" not in one for one in types):
+        return f"ONNX defines {node.op_type} for no {low} in opset {version}"
+    return None
+
+
+def _takes_floats(formal: onnx.defs.OpSchema.FormalParameter) -> bool:
+    return {"tensor(float)", "tensor(float16)"} <= formal.types
+
+
+def _overflow(node: ir.Node, largest: Mapping[str, float], limit: float) -> str | None:
+    for value in (*node.inputs, *node.outputs):
+        if value is None or value.name is None or _is_exempt(node, value):
+            continue
+        recorded = largest.get(value.name, 0.0)
+        if recorded > limit:
+            return f"{value.name} reached {recorded:.3g}"
+    return None
+
+
+def _is_exempt(node: ir.Node, value: ir.Value) -> bool:
+    return any(
+        one is value and not is_lowered(node, index) for index, one in enumerate(node.inputs)
+    )
+
+
+def is_lowered(node: ir.Node, index: int) -> bool:
+    """Whether an input takes part in the node's precision; others keep the dtype they have."""
+    own_dtype = {"MoHAttention": (4,), "Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}
+    return index not in own_dtype.get(node.op_type, ())
+
+
+def _follows(node: ir.Node, forced: set[ir.Node]) -> bool:
+    producers = (value.producer() for value in _floats(node.inputs))
+    return any(producer in forced for producer in producers if producer is not None)
+
+
+def _is_product(node: ir.Node) -> bool:
+    return node.op_type in _PRODUCTS or _is_moh(node)
+
+
+def _is_moh(node: ir.Node) -> bool:
+    return node.op_type in OPS and node.domain in (OPS[node.op_type].domain, DENSE_DOMAIN)
+
+
+def _floats(values: object) -> Iterator[ir.Value]:
+    for value in values:  # type: ignore[attr-defined]
+        if value is not None and value.dtype == ir.DataType.FLOAT:
+            yield value
+
+
+def _ancestors(nodes: Iterator[ir.Node]) -> set[ir.Node]:
+    """Return the nodes and all that makes their floats."""
+    found: set[ir.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            producers = (value.producer() for value in _floats(node.inputs))
+            waiting += [producer for producer in producers if producer is not None]
+    return found

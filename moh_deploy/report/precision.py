@@ -1,0 +1,90 @@
+"""What lowering a package's precision did, and how far it is from the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.package import LayerInfo
+from moh_deploy.validate.parity_report import ParityReport
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """One package in lower precision.
+
+    Attributes:
+        package: The directory that was written.
+        precision: `float16` or `bfloat16`.
+        layers: Every MoH layer, with the dtypes of its router.
+        float32_reasons: Why operators stay in float32, to how many do for that reason.
+        lowered: How many operators compute in the lower precision.
+        bytes_before: Size of the model with its weights.
+        bytes_after: The same of the new one.
+        parity: The comparison with the original model; None if no runtime here can run it.
+        why_not_compared: What the runtime said then.
+    """
+
+    package: Path
+    precision: str
+    layers: tuple[LayerInfo, ...]
+    float32_reasons: Mapping[str, int]
+    lowered: int
+    bytes_before: int
+    bytes_after: int
+    parity: ParityReport | None
+    why_not_compared: str | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            "package": str(self.package),
+            "precision": self.precision,
+            "layers": [asdict(layer) for layer in self.layers],
+            "float32_reasons": dict(self.float32_reasons),
+            "lowered": self.lowered,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "parity": None if self.parity is None else self.parity.to_json(),
+            "why_not_compared": self.why_not_compared,
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.tables import count, line, si, table, verdict
+
+        kept = sum(self.float32_reasons.values())
+        yield line(
+            f"{count(self.lowered, 'operator')} in {self.precision}, {kept} in float32;"
+            f" {si(self.bytes_before)}B before, {si(self.bytes_after)}B now"
+        )
+        rows = sorted(self.float32_reasons.items(), key=lambda entry: -entry[1])
+        yield table("stays in float32", ("why", "#operators"), rows)
+        if self.layers:
+            columns = ("layer", "router projection", "scores", "gates")
+            yield table("routers", columns, map(_router_row, self.layers))
+        if self.parity is None:
+            yield verdict(False, f"NOT COMPARED: {self.why_not_compared}")
+        else:
+            yield verdict(
+                True,
+                f"EQUAL to the original within the rule for {self.precision}: largest error"
+                f" {self.parity.max_abs_error:.3g}",
+            )
+        yield line(f"written to {self.package}")
+
+
+def _router_row(layer: LayerInfo) -> tuple[str | None, ...]:
+    types = layer.router_types
+    if types is None:
+        return layer.path, None, None, None
+    return layer.path, types.projection, types.scores, types.gates
