@@ -15,6 +15,7 @@ set(MOH_CUDA_SOURCES
   launch/device.cu
   launch/router.cu
   launch/status.cu
+  launch/synthetic_gates.cu
 )
 
 # What the tests call besides: a kernel for each primitive, and the layout of the C interface.

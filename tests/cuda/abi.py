@@ -211,6 +211,7 @@ _KERNELS = {
         c_int32,
         [POINTER(AttentionArgs), POINTER(AttentionChoice), c_void_p, c_size_t, c_void_p],
     ),
+    "moh_cuda_synthetic_gates": (c_int32, [c_void_p, c_uint8, c_int64, c_float, c_void_p]),
     "moh_cuda_aggregated_attention": (c_int32, [POINTER(AggregatedAttentionArgs), c_void_p]),
 }
 _TESTING = {

@@ -8,6 +8,8 @@
 namespace moh::cuda {
 namespace {
 
+static_assert(kTileRows == kAttentionTileRows);
+
 // Below this, what skipping rows saves is less than what the list and the last, partly filled tile
 // cost (notes on the roofline: docs/adr).
 constexpr int32_t kShortSequence = 256;

@@ -32,6 +32,10 @@ enum class AttentionTactic : int32_t {
   kDense = 1,   // all rows are, and multiplied by their gates
 };
 
+// Rows of queries that are computed together. Where a key/value head has no more of them, tactics
+// do not differ in what they compute.
+constexpr int32_t kAttentionTileRows = 64;
+
 // How an attention runs.
 struct AttentionChoice {
   AttentionTactic tactic;
@@ -71,6 +75,10 @@ moh::cuda::Status moh_cuda_attention_workspace(const moh::AttentionArgs* args,
 moh::cuda::Status moh_cuda_attention(const moh::AttentionArgs* args,
                                      const moh::cuda::AttentionChoice* choice, void* workspace,
                                      size_t workspace_bytes, moh::cuda::Stream stream);
+
+// Gates for measuring: about `open_share` of them 1, the others 0, the same ones each time.
+moh::cuda::Status moh_cuda_synthetic_gates(void* gates, moh::DType dtype, int64_t count,
+                                           float open_share, moh::cuda::Stream stream);
 
 // MoHAggregatedAttention. Needs no workspace.
 moh::cuda::Status moh_cuda_aggregated_attention(const moh::AggregatedAttentionArgs* args,
