@@ -1,0 +1,220 @@
+// MoHAttention has two tactics, and a workspace. Which of the two is faster depends on how many
+// gates are open, which nobody knows before an engine runs. TensorRT measures both on buffers of
+// its own, so a measured plugin puts gates into its workspace of which a stated share is open.
+#include <algorithm>
+
+#include "cuda/trt/core/attention_sizes.h"
+#include "cuda/trt/core/ops.h"
+#include "cuda/trt/core/workspace.h"
+
+namespace moh::trt {
+namespace {
+
+using cuda::AttentionChoice;
+using cuda::AttentionTactic;
+using cuda::Device;
+
+constexpr float kOpenShare = 0.75f;  // of the published models, 0.5 to 0.9
+constexpr int32_t kNoTactic = 0;     // TensorRT's: as the kernels choose
+
+// Where an engine is built without a GPU: keys are split into the more parts, and so the workspace
+// is the larger, the more multiprocessors there are.
+constexpr Device kLargestDevice{/*multiprocessors=*/192, /*compute_capability=*/80};
+
+Device DeviceOfBuild() {
+  Device device{};
+  return moh_cuda_device(&device) == cuda::Status::kOk ? device : kLargestDevice;
+}
+
+AttentionChoice Choose(const AttentionArgs& args, const Device& device) {
+  AttentionChoice choice{};
+  CheckStatus(moh_cuda_attention_choose(&args, &device, &choice));
+  return choice;
+}
+
+size_t KernelWorkspace(const AttentionArgs& args, const AttentionChoice& choice) {
+  size_t bytes = 0;
+  CheckStatus(moh_cuda_attention_workspace(&args, &choice, &bytes));
+  return bytes;
+}
+
+class Attention final : public Op {
+ public:
+  explicit Attention(const Fields& fields)
+      : attributes_(fields),
+        open_share_(fields.Float("open_share", kOpenShare)),
+        workspace_kib_(fields.Int("workspace_kib", -1)) {
+    if (!(open_share_ >= 0 && open_share_ <= 1)) {
+      throw Refusal("field open_share is ", open_share_, "; expected 0 to 1.");
+    }
+  }
+
+  std::unique_ptr<Op> Clone() const override { return std::make_unique<Attention>(*this); }
+
+  std::vector<Number> Serialize() const override {
+    std::vector<Number> numbers = attributes_.Serialize();
+    numbers.push_back({"open_share", open_share_});
+    numbers.push_back({"workspace_kib", workspace_kib_});
+    return numbers;
+  }
+
+  void Check(const Inputs& inputs) const override { ReadSizes(inputs, attributes_); }
+
+  std::vector<OutputSize> Output(const Inputs& inputs) const override {
+    Check(inputs);
+    if (inputs[0].rank == 4) {
+      return {{0, 0}, {0, 1}, {0, 2}, {2, 3}};  // [B, Hq, S, Dv]
+    }
+    OutputSize hidden{2, 2};  // [B, S, Hq * Dv]
+    hidden.divide = attributes_.kv_heads;
+    hidden.multiply = attributes_.q_heads;
+    return {{0, 0}, {0, 1}, hidden};
+  }
+
+  void Configure(const Profile& profile) override {
+    Op::Configure(profile);
+    workspace_kib_ = InKib(WorkspaceBytes(profile));
+    tactics_ = ValidTactics(Arguments(profile.max, attributes_));
+  }
+
+  // Enough for each tactic with the sizes of the profile. In between there may be sizes that would
+  // be split into more parts than fit: those are split into fewer (Fit).
+  size_t WorkspaceBytes(const Profile& profile) const override {
+    const Device device = DeviceOfBuild();
+    size_t kernels = 0, gates = 0;
+    for (const Inputs* inputs : {&profile.min, &profile.opt, &profile.max}) {
+      const AttentionArgs args = Arguments(*inputs, attributes_);
+      AttentionChoice choice = Choose(args, device);
+      for (const auto tactic : {AttentionTactic::kSparse, AttentionTactic::kDense}) {
+        choice.tactic = tactic;
+        kernels = std::max(kernels, KernelWorkspace(args, choice));
+      }
+      gates = std::max(gates, GateCount(args) * BytesOf(args.dtype));
+    }
+    return AlignUp(kernels) + AlignUp(gates);
+  }
+
+  std::vector<int32_t> Tactics() const override { return tactics_; }
+
+  void SetTactic(int32_t tactic) override {
+    if (tactic < kNoTactic || tactic > Tactic(AttentionTactic::kDense)) {
+      throw Refusal("tactic is ", tactic, "; expected 0 to 2.");
+    }
+    tactic_ = tactic;
+    if (has_shapes_) {
+      Decide();
+    }
+  }
+
+  void SetShapes(const Inputs& inputs) override {
+    args_ = Arguments(inputs, attributes_);
+    has_shapes_ = true;
+    Decide();
+  }
+
+  void Run(const Call& call) const override {
+    AttentionArgs args = args_;
+    args.query = call.inputs[0];
+    args.key = call.inputs[1];
+    args.value = call.inputs[2];
+    args.gates = call.timed ? SyntheticGates(call) : call.inputs[3];
+    args.mask.data = call.inputs[4];
+    args.output = call.output;
+    CheckStatus(moh_cuda_attention(&args, &choice_, call.workspace, kernel_bytes_, call.stream));
+  }
+
+ private:
+  static constexpr int32_t Tactic(AttentionTactic tactic) {
+    return static_cast<int32_t>(tactic) + 1;
+  }
+
+  static size_t GateCount(const AttentionArgs& args) {
+    return static_cast<size_t>(args.batch) * static_cast<size_t>(args.queries) *
+           static_cast<size_t>(args.q_heads);
+  }
+
+  // Both, for TensorRT to measure, unless the kernels' choice is beyond doubt up to these sizes.
+  static std::vector<int32_t> ValidTactics(const AttentionArgs& most) {
+    if (most.queries * int64_t{most.q_heads / most.kv_heads} <= cuda::kAttentionTileRows) {
+      return {Tactic(Choose(most, DeviceOfBuild()).tactic)};
+    }
+    return {Tactic(AttentionTactic::kSparse), Tactic(AttentionTactic::kDense)};
+  }
+
+  void Decide() {
+    Device device{};
+    CheckStatus(moh_cuda_device(&device));
+    choice_ = Choose(args_, device);
+    if (tactic_ != kNoTactic) {
+      choice_.tactic = static_cast<AttentionTactic>(tactic_ - 1);
+    }
+    kernel_bytes_ = Fit();
+  }
+
+  // Splits the keys into fewer parts until the kernels have enough of the workspace that was asked
+  // for when the engine was built. Returns what they then need.
+  size_t Fit() {
+    const size_t gates = AlignUp(GateCount(args_) * BytesOf(args_.dtype));
+    size_t bytes = KernelWorkspace(args_, choice_);
+    while (workspace_kib_ >= 0 && AlignUp(bytes) + gates > FromKib(workspace_kib_)) {
+      if (choice_.key_splits <= 1) {
+        throw Refusal("workspace is ", workspace_kib_, " KiB; this shape needs ",
+                      InKib(AlignUp(bytes) + gates), ". Is it within the profile?");
+      }
+      choice_.key_splits = (choice_.key_splits + 1) / 2;
+      bytes = KernelWorkspace(args_, choice_);
+    }
+    return bytes;
+  }
+
+  const void* SyntheticGates(const Call& call) const {
+    void* gates = static_cast<char*>(call.workspace) + AlignUp(kernel_bytes_);
+    CheckStatus(moh_cuda_synthetic_gates(gates, args_.dtype, static_cast<int64_t>(GateCount(args_)),
+                                         open_share_, call.stream));
+    return gates;
+  }
+
+  AttentionAttributes attributes_;
+  float open_share_;
+  int32_t workspace_kib_;  // that TensorRT gives; -1: enough
+  std::vector<int32_t> tactics_;
+  int32_t tactic_ = kNoTactic;
+  bool has_shapes_ = false;
+  AttentionArgs args_{};
+  AttentionChoice choice_{};
+  size_t kernel_bytes_ = 0;
+};
+
+std::unique_ptr<Op> Create(const Fields& fields) { return std::make_unique<Attention>(fields); }
+
+}  // namespace
+
+const OpInfo& AttentionInfo() {
+  static const OpInfo info{"MoHAttention",
+                           {{"Q", false, {"BSq", "BHSD"}},
+                            {"K", false, {"BTk", "BGTD"}},
+                            {"V", false, {"BTv", "BGTE"}},
+                            {"gates", false, {"BSH"}},
+                            {"attn_mask", true, {}}},
+                           {{"q_num_heads", FieldType::kInt, true},
+                            {"kv_num_heads", FieldType::kInt, true},
+                            {"scale", FieldType::kFloat, true},
+                            {"is_causal", FieldType::kInt, false},
+                            {"open_share", FieldType::kFloat, false},
+                            {"workspace_kib", FieldType::kInt, false, /*internal=*/true}},
+                           {{'B', "batch size"},
+                            {'S', "length"},
+                            {'T', "length"},
+                            {'H', "number of heads"},
+                            {'G', "number of heads"},
+                            {'D', "head size"},
+                            {'E', "head size"},
+                            {'q', "last size"},
+                            {'k', "last size"},
+                            {'v', "last size"}},
+                           {{"head_dim", 'D', 256}, {"value_dim", 'E', 256}},
+                           Create};
+  return info;
+}
+
+}  // namespace moh::trt

@@ -1,0 +1,24 @@
+// MoHAttention's attributes and inputs -> what its kernels are called with, but for the pointers.
+#pragma once
+
+#include "cuda/trt/core/sizes.h"
+#include "moh/attention.h"
+
+namespace moh::trt {
+
+struct AttentionAttributes {
+  explicit AttentionAttributes(const Fields& fields);
+  std::vector<Number> Serialize() const;
+
+  int32_t q_heads, kv_heads;
+  float scale;
+  bool causal;
+};
+
+// Refuses what does not fit.
+Sizes ReadSizes(const Inputs& inputs, const AttentionAttributes& attributes);
+
+// All sizes have to be known. Where there is a mask, its data is not null, but nothing to read.
+AttentionArgs Arguments(const Inputs& inputs, const AttentionAttributes& attributes);
+
+}  // namespace moh::trt

@@ -1,0 +1,102 @@
+// An op as TensorRT needs to know it, without a word of TensorRT: so that it can be tested by
+// itself.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "cuda/trt/core/fields.h"
+#include "cuda/trt/core/tensor.h"
+#include "moh/cuda.h"
+
+namespace moh::trt {
+
+class Op;
+
+struct InputInfo {
+  const char* name;
+  bool optional;
+  // A letter an axis, one text for each rank that it may have. None: a mask, of rank 1 to 4, bool
+  // or float; every other input has the dtype of the output.
+  std::vector<const char*> shapes;
+
+  bool IsMask() const { return shapes.empty(); }
+};
+
+struct AxisInfo {
+  char letter;
+  const char* text;
+};
+
+// The most that the kernels can do.
+struct Limit {
+  const char* name;
+  char axis;
+  int64_t most;
+};
+
+struct OpInfo {
+  const char* name;
+  std::vector<InputInfo> inputs;
+  std::vector<FieldSpec> fields;
+  std::vector<AxisInfo> axes;
+  std::vector<Limit> limits;
+  std::unique_ptr<Op> (*create)(const Fields&);
+};
+
+// A size of the output: that of an input's axis, divided, multiplied and with something added.
+struct OutputSize {
+  size_t input;
+  int axis;
+  int64_t divide = 1, multiply = 1, add = 0;
+};
+
+// Sizes that a profile reaches from and to, and those that it is tuned for.
+struct Profile {
+  Inputs min, opt, max;
+};
+
+struct Call {
+  std::array<const void*, kMaxInputs> inputs{};
+  void* output = nullptr;
+  void* workspace = nullptr;
+  cuda::Stream stream = nullptr;
+  bool timed = false;  // by TensorRT, on buffers of its own, in which gates mean nothing
+};
+
+// The attributes of one node, and what follows from the sizes of its inputs. Functions that take
+// inputs refuse those that do not fit, as far as they are known.
+class Op {
+ public:
+  virtual ~Op() = default;
+  virtual std::unique_ptr<Op> Clone() const = 0;
+
+  // All that `create` needs to make the same again.
+  virtual std::vector<Number> Serialize() const = 0;
+  virtual void Check(const Inputs& inputs) const = 0;
+  virtual std::vector<OutputSize> Output(const Inputs& inputs) const = 0;
+
+  // When an engine is built, for each profile.
+  virtual void Configure(const Profile& profile);
+  virtual size_t WorkspaceBytes(const Profile&) const { return 0; }
+  virtual std::vector<int32_t> Tactics() const { return {}; }  // none: there is no choice
+
+  // When it runs.
+  virtual void SetTactic(int32_t) {}
+  virtual void SetShapes(const Inputs& inputs) = 0;
+  virtual void Run(const Call& call) const = 0;
+};
+
+inline void Op::Configure(const Profile& profile) {
+  Check(profile.min);
+  Check(profile.opt);
+  Check(profile.max);
+}
+
+// Every op of the library.
+const std::vector<const OpInfo*>& Ops();
+
+// Refuses what is not kOk, with the reason that the kernels give.
+void CheckStatus(cuda::Status status);
+
+}  // namespace moh::trt

@@ -1,0 +1,129 @@
+#include "cuda/trt/core/ops.h"
+#include "cuda/trt/core/sizes.h"
+
+namespace moh::trt {
+namespace {
+
+constexpr int kRouted = 0, kShared = 1, kStage = 2;
+const std::vector<std::string>& GateModes() {
+  static const std::vector<std::string> modes{"weighted", "mask"};
+  return modes;
+}
+
+class Router final : public Op {
+ public:
+  explicit Router(const Fields& fields)
+      : top_k_(fields.Int("top_k")),
+        shared_(fields.Int("num_shared_heads", 0)),
+        mask_only_(fields.Choice("gate_mode", GateModes(), 0) == 1) {
+    if (top_k_ < 0) {
+      throw Refusal("field top_k is ", top_k_, "; expected 0 or more.");
+    }
+    if (shared_ < 0) {
+      throw Refusal("field num_shared_heads is ", shared_, "; expected 0 or more.");
+    }
+  }
+
+  std::unique_ptr<Op> Clone() const override { return std::make_unique<Router>(*this); }
+
+  std::vector<Number> Serialize() const override {
+    return {{"top_k", top_k_},
+            {"num_shared_heads", shared_},
+            {"gate_mode", int32_t{mask_only_ ? 1 : 0}}};
+  }
+
+  void Check(const Inputs& inputs) const override { SizesOf(inputs); }
+
+  std::vector<OutputSize> Output(const Inputs& inputs) const override {
+    SizesOf(inputs);
+    const size_t first = inputs[kRouted].present ? kRouted : inputs[kShared].present ? 1 : 2;
+    OutputSize heads{first, 2};  // [B, S, shared + routed]
+    heads.add = shared_;
+    heads.multiply = inputs[kRouted].present ? 1 : 0;
+    return {{first, 0}, {first, 1}, heads};
+  }
+
+  void SetShapes(const Inputs& inputs) override {
+    const Sizes sizes = SizesOf(inputs);
+    args_ = {};
+    args_.dtype = DTypeOf(RouterInfo(), inputs);
+    args_.tokens = sizes['B'] * sizes['S'];
+    args_.routed = static_cast<int32_t>(inputs[kRouted].present ? sizes['R'] : 0);
+    args_.shared = shared_;
+    args_.top_k = top_k_;
+    args_.mask_only = mask_only_;
+  }
+
+  void Run(const Call& call) const override {
+    RouterArgs args = args_;
+    args.routed_logits = call.inputs[kRouted];
+    args.shared_logits = call.inputs[kShared];
+    args.stage_logits = call.inputs[kStage];
+    args.gates = call.output;
+    CheckStatus(moh_cuda_router(&args, nullptr, call.stream));
+  }
+
+ private:
+  Sizes SizesOf(const Inputs& inputs) const {
+    CheckTypes(RouterInfo(), inputs);
+    CheckInputs(inputs);
+    Sizes sizes(RouterInfo());
+    sizes.Set('2', 2, "stage_logits");
+    sizes.Set('H', shared_, "num_shared_heads");
+    Measure(RouterInfo(), inputs, sizes);
+    if (inputs[kRouted].present && sizes['R'] != kUnknown && top_k_ > sizes['R']) {
+      throw Refusal("field top_k is ", top_k_, "; expected at most the ", sizes['R'],
+                    " heads of routed_logits.");
+    }
+    sizes.CheckLimits();
+    return sizes;
+  }
+
+  void CheckInputs(const Inputs& inputs) const {
+    const bool routed = inputs[kRouted].present, shared = inputs[kShared].present;
+    if (!routed && !shared && !inputs[kStage].present) {
+      throw Refusal("no logits are given; expected at least one of three.");
+    }
+    if (routed != (top_k_ > 0)) {
+      throw Refusal("field top_k is ", top_k_, "; expected ",
+                    routed ? "at least 1, with routed_logits." : "0, without routed_logits.");
+    }
+    if (shared && shared_ == 0) {
+      throw Refusal("field num_shared_heads is 0; expected at least 1, with shared_logits.");
+    }
+    if (!routed && shared_ == 0) {
+      throw Refusal("field num_shared_heads is 0; expected at least 1, without routed_logits.");
+    }
+    if (mask_only_ && (shared || inputs[kStage].present)) {
+      throw Refusal("field gate_mode is 'mask'; expected neither shared_logits nor stage_logits.");
+    }
+  }
+
+  int32_t top_k_, shared_;
+  bool mask_only_;
+  RouterArgs args_{};
+};
+
+std::unique_ptr<Op> Create(const Fields& fields) { return std::make_unique<Router>(fields); }
+
+}  // namespace
+
+const OpInfo& RouterInfo() {
+  static const OpInfo info{"MoHRouter",
+                           {{"routed_logits", true, {"BSR"}},
+                            {"shared_logits", true, {"BSH"}},
+                            {"stage_logits", true, {"BS2"}}},
+                           {{"top_k", FieldType::kInt, true},
+                            {"num_shared_heads", FieldType::kInt, false},
+                            {"gate_mode", FieldType::kText, false}},
+                           {{'B', "batch size"},
+                            {'S', "length"},
+                            {'R', "last size"},
+                            {'H', "last size"},
+                            {'2', "last size"}},
+                           {},
+                           Create};
+  return info;
+}
+
+}  // namespace moh::trt

@@ -1,0 +1,157 @@
+#include "cuda/trt/core/sizes.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace moh::trt {
+namespace {
+
+// Kernels count in 32 bits, with room to round up; offsets have 64.
+constexpr int64_t kMostOfAny = int64_t{1} << 30;
+
+std::string RanksText(const InputInfo& info) {
+  std::string text;
+  for (const char* shape : info.shapes) {
+    text += (text.empty() ? "" : " or ") + std::to_string(std::strlen(shape));
+  }
+  return info.IsMask() ? "1 to 4" : text;
+}
+
+bool HasRank(const InputInfo& info, int rank) {
+  const auto same = [&](const char* shape) { return static_cast<int>(std::strlen(shape)) == rank; };
+  return info.IsMask() ? rank >= 1 && rank <= 4
+                       : std::any_of(info.shapes.begin(), info.shapes.end(), same);
+}
+
+const char* ShapeOfRank(const InputInfo& info, int rank) {
+  for (const char* shape : info.shapes) {
+    if (static_cast<int>(std::strlen(shape)) == rank) {
+      return shape;
+    }
+  }
+  return "";
+}
+
+void CheckType(const InputInfo& info, const Tensor& tensor, const Tensor*& first) {
+  if (tensor.type == nullptr) {
+    return;
+  }
+  if (!tensor.dtype || (*tensor.dtype == DType::kBool && !info.IsMask())) {
+    throw Refusal(info.name, " is ", tensor.type, "; expected ", info.IsMask() ? "bool, " : "",
+                  "float32, float16 or bfloat16.");
+  }
+  if (info.IsMask()) {
+    return;
+  }
+  first = first == nullptr ? &tensor : first;
+  if (tensor.dtype != first->dtype) {
+    throw Refusal(info.name, " is ", tensor.type, "; expected ", first->type,
+                  ", as the inputs before it are.");
+  }
+}
+
+// Inputs that may have rank 3 or 4 have the same.
+void CheckRank(const InputInfo& info, const Tensor& tensor, int& common) {
+  if (tensor.rank == kUnknown) {
+    return;
+  }
+  if (!HasRank(info, tensor.rank)) {
+    throw Refusal(info.name, " is ", ShapeText(tensor), ", of rank ", tensor.rank, "; expected ",
+                  RanksText(info), ".");
+  }
+  if (info.shapes.size() < 2) {
+    return;
+  }
+  common = common == kUnknown ? tensor.rank : common;
+  if (tensor.rank != common) {
+    throw Refusal(info.name, " is ", ShapeText(tensor), ", of rank ", tensor.rank, "; expected ",
+                  common, ", as the inputs before it have.");
+  }
+}
+
+}  // namespace
+
+void Sizes::Set(char axis, int64_t size, const char* input) {
+  int64_t& known = sizes_[Index(axis)];
+  if (size == kUnknown) {
+    return;
+  }
+  if (known != kUnknown && known != size) {
+    throw Refusal(TextOf(axis), " of ", input, " is ", size, "; expected ", known, ".");
+  }
+  known = size;
+}
+
+void Sizes::Divide(char whole, int64_t count, char part, const char* input) {
+  const int64_t size = (*this)[whole];
+  if (size == kUnknown) {
+    return;
+  }
+  if (size % count != 0) {
+    throw Refusal(TextOf(whole), " of ", input, " is ", size, "; expected a multiple of its ",
+                  count, " heads.");
+  }
+  Set(part, size / count, input);
+}
+
+void Sizes::CheckLimits() const {
+  for (const AxisInfo& axis : op_.axes) {
+    if ((*this)[axis.letter] > kMostOfAny) {
+      throw Refusal(axis.text, " is ", (*this)[axis.letter], "; expected up to 2^30.");
+    }
+  }
+  for (const Limit& limit : op_.limits) {
+    if ((*this)[limit.axis] > limit.most) {
+      throw Refusal(limit.name, " is ", (*this)[limit.axis], "; the kernels have up to ",
+                    limit.most, ".");
+    }
+  }
+}
+
+const char* Sizes::TextOf(char axis) const {
+  for (const AxisInfo& info : op_.axes) {
+    if (info.letter == axis) {
+      return info.text;
+    }
+  }
+  return "size";
+}
+
+void CheckTypes(const OpInfo& op, const Inputs& inputs) {
+  const Tensor* first = nullptr;
+  int common = kUnknown;
+  for (size_t i = 0; i < op.inputs.size(); ++i) {
+    if (!inputs[i].present) {
+      if (!op.inputs[i].optional) {
+        throw Refusal("input ", op.inputs[i].name, " is missing.");
+      }
+      continue;
+    }
+    CheckType(op.inputs[i], inputs[i], first);
+    CheckRank(op.inputs[i], inputs[i], common);
+  }
+}
+
+void Measure(const OpInfo& op, const Inputs& inputs, Sizes& sizes) {
+  for (size_t i = 0; i < op.inputs.size(); ++i) {
+    const Tensor& tensor = inputs[i];
+    if (!tensor.present || tensor.rank == kUnknown) {
+      continue;
+    }
+    const char* shape = ShapeOfRank(op.inputs[i], tensor.rank);
+    for (size_t axis = 0; shape[axis] != '\0'; ++axis) {
+      sizes.Set(shape[axis], tensor.sizes[axis], op.inputs[i].name);
+    }
+  }
+}
+
+DType DTypeOf(const OpInfo& op, const Inputs& inputs) {
+  for (size_t i = 0; i < op.inputs.size(); ++i) {
+    if (inputs[i].present && inputs[i].dtype && !op.inputs[i].IsMask()) {
+      return *inputs[i].dtype;
+    }
+  }
+  return DType::kFloat32;
+}
+
+}  // namespace moh::trt

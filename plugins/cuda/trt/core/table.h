@@ -1,0 +1,10 @@
+// What the plugins take, as data: docs/tensorrt-plugin.md shows it.
+#pragma once
+
+#include <string>
+
+namespace moh::trt {
+
+std::string TableAsJson();
+
+}  // namespace moh::trt

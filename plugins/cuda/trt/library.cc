@@ -1,0 +1,42 @@
+// What libmoh_plugin.so exports. It registers nothing by itself: TensorRT's loadLibrary asks for
+// the creators, and the registry's own interface differs between versions.
+#include <memory>
+#include <vector>
+
+#include "cuda/trt/core/table.h"
+#include "cuda/trt/creator.h"
+#include "cuda/trt/logging.h"
+
+#define MOH_EXPORT extern "C" __attribute__((visibility("default")))
+
+MOH_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+  static const auto creators = [] {
+    std::vector<std::unique_ptr<moh::trt::Creator>> made;
+    for (const moh::trt::OpInfo* info : moh::trt::Ops()) {
+      made.push_back(std::make_unique<moh::trt::Creator>(*info));
+    }
+    return made;
+  }();
+  static const auto pointers = [] {
+    std::vector<nvinfer1::IPluginCreatorInterface*> made;
+    for (const auto& creator : creators) {
+      made.push_back(creator.get());
+    }
+    return made;
+  }();
+  count = static_cast<int32_t>(pointers.size());
+  return pointers.data();
+}
+
+MOH_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+  moh::trt::SetLoggerFinder(finder);
+}
+
+// What the plugins take, as JSON (docs/tensorrt-plugin.md).
+MOH_EXPORT const char* moh_plugin_table() {
+  static const std::string table = moh::trt::TableAsJson();
+  return table.c_str();
+}
+
+// The version of moh-deploy that this library belongs to.
+MOH_EXPORT const char* moh_plugin_version() { return MOH_VERSION; }

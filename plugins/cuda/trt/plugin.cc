@@ -1,0 +1,278 @@
+#include "cuda/trt/plugin.h"
+
+#include "cuda/trt/convert.h"
+#include "cuda/trt/logging.h"
+
+namespace moh::trt {
+namespace {
+
+using nvinfer1::DimensionOperation;
+using nvinfer1::IDimensionExpr;
+
+constexpr int32_t kOk = 0, kFailed = 1;
+
+std::string IdentityOf(const std::vector<Number>& numbers) {
+  std::string text = "moh-deploy " MOH_VERSION;
+  for (const Number& number : numbers) {
+    text +=
+        std::visit([&](auto value) { return Text(", ", number.name, "=", value); }, number.value);
+  }
+  return text;
+}
+
+const IDimensionExpr* Apply(DimensionOperation operation, const IDimensionExpr* size, int64_t by,
+                            int64_t neutral, nvinfer1::IExprBuilder& builder) {
+  return by == neutral ? size : builder.operation(operation, *size, *builder.constant(by));
+}
+
+const IDimensionExpr* Expression(const OutputSize& size, const nvinfer1::DimsExprs& input,
+                                 nvinfer1::IExprBuilder& builder) {
+  if (size.multiply == 0) {
+    return builder.constant(size.add);
+  }
+  const IDimensionExpr* result = input.d[size.axis];
+  result = Apply(DimensionOperation::kFLOOR_DIV, result, size.divide, 1, builder);
+  result = Apply(DimensionOperation::kPROD, result, size.multiply, 1, builder);
+  return Apply(DimensionOperation::kSUM, result, size.add, 0, builder);
+}
+
+}  // namespace
+
+Plugin::Plugin(const OpInfo& info, const std::string& layer, const Fields& fields,
+               nvinfer1::TensorRTPhase phase)
+    : info_(info),
+      subject_(Text(info.name, " (", layer, ")")),
+      op_(info.create(fields)),
+      present_inputs_(fields.Int(kPresentInputs, 0)),
+      timed_(phase == nvinfer1::TensorRTPhase::kBUILD),
+      identity_(IdentityOf(Numbers())) {}
+
+Plugin::Plugin(const Plugin& other)
+    : IPluginV3(),
+      IPluginV3OneCore(),
+      IPluginV3OneBuild(),
+      IPluginV3OneRuntime(),
+      info_(other.info_),
+      subject_(other.subject_),
+      op_(other.op_->Clone()),
+      present_inputs_(other.present_inputs_),
+      timed_(other.timed_),
+      ready_(other.ready_),
+      slots_(other.slots_),
+      identity_(other.identity_) {}
+
+nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(
+    nvinfer1::PluginCapabilityType type) noexcept {
+  switch (type) {
+    case nvinfer1::PluginCapabilityType::kCORE:
+      return static_cast<IPluginV3OneCore*>(this);
+    case nvinfer1::PluginCapabilityType::kBUILD:
+      return static_cast<IPluginV3OneBuild*>(this);
+    case nvinfer1::PluginCapabilityType::kRUNTIME:
+      return static_cast<IPluginV3OneRuntime*>(this);
+  }
+  return nullptr;
+}
+
+nvinfer1::IPluginV3* Plugin::clone() noexcept {
+  return Guarded(subject_, static_cast<Plugin*>(nullptr), [&] { return new Plugin(*this); });
+}
+
+const char* Plugin::getPluginName() const noexcept { return info_.name; }
+const char* Plugin::getPluginVersion() const noexcept { return kPluginVersion; }
+const char* Plugin::getPluginNamespace() const noexcept { return kPluginNamespace; }
+
+int32_t Plugin::getOutputDataTypes(nvinfer1::DataType* outputs, int32_t,
+                                   const nvinfer1::DataType* inputs,
+                                   int32_t input_count) const noexcept {
+  return Guarded(subject_, kFailed, [&] {
+    op_->Check(MakeInputs(input_count, [&](size_t i, Tensor& t) { SetType(inputs[i], t); }));
+    outputs[0] = inputs[0];  // the first input is no mask
+    return kOk;
+  });
+}
+
+int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t input_count,
+                                const nvinfer1::DimsExprs*, int32_t, nvinfer1::DimsExprs* outputs,
+                                int32_t, nvinfer1::IExprBuilder& builder) noexcept {
+  return Guarded(subject_, kFailed, [&] {
+    const std::vector<size_t> slots = Slots(input_count);
+    const auto sizes =
+        op_->Output(MakeInputs(input_count, [&](size_t i, Tensor& t) { SetShape(inputs[i], t); }));
+    outputs[0].nbDims = static_cast<int32_t>(sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      size_t given = 0;
+      while (slots[given] != sizes[i].input) {
+        ++given;
+      }
+      outputs[0].d[i] = Expression(sizes[i], inputs[given], builder);
+    }
+    return kOk;
+  });
+}
+
+// Says no without a word: TensorRT asks for every format and dtype that there is.
+bool Plugin::supportsFormatCombination(int32_t position,
+                                       const nvinfer1::DynamicPluginTensorDesc* tensors,
+                                       int32_t input_count, int32_t) noexcept {
+  return Guarded(subject_, false, [&] {
+    const nvinfer1::PluginTensorDesc& asked = tensors[position].desc;
+    Tensor tensor;
+    SetType(asked.type, tensor);
+    if (asked.format != nvinfer1::TensorFormat::kLINEAR || !tensor.dtype) {
+      return false;
+    }
+    const bool mask = position < input_count &&
+                      info_.inputs[Slots(input_count)[static_cast<size_t>(position)]].IsMask();
+    return mask || (*tensor.dtype != DType::kBool && asked.type == tensors[0].desc.type);
+  });
+}
+
+int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs,
+                                int32_t input_count, const nvinfer1::DynamicPluginTensorDesc*,
+                                int32_t) noexcept {
+  return Guarded(subject_, kFailed, [&] {
+    op_->Configure(MakeProfile(inputs, input_count));
+    return kOk;
+  });
+}
+
+size_t Plugin::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs,
+                                int32_t input_count, const nvinfer1::DynamicPluginTensorDesc*,
+                                int32_t) const noexcept {
+  return Guarded(subject_, size_t{0},
+                 [&] { return op_->WorkspaceBytes(MakeProfile(inputs, input_count)); });
+}
+
+int32_t Plugin::getNbTactics() noexcept {
+  return Guarded(subject_, 0, [&] { return static_cast<int32_t>(op_->Tactics().size()); });
+}
+
+int32_t Plugin::getValidTactics(int32_t* tactics, int32_t count) noexcept {
+  return Guarded(subject_, kFailed, [&] {
+    const std::vector<int32_t> valid = op_->Tactics();
+    for (size_t i = 0; i < valid.size() && static_cast<int32_t>(i) < count; ++i) {
+      tactics[i] = valid[i];
+    }
+    return kOk;
+  });
+}
+
+int32_t Plugin::setTactic(int32_t tactic) noexcept {
+  return Guarded(subject_, kFailed, [&] {
+    op_->SetTactic(tactic);
+    return kOk;
+  });
+}
+
+int32_t Plugin::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
+                              const nvinfer1::PluginTensorDesc*, int32_t) noexcept {
+  return Guarded(subject_, kFailed, [&] {
+    ready_ = false;
+    slots_ = Slots(input_count);
+    op_->SetShapes(MakeInputs(input_count, [&](size_t i, Tensor& tensor) {
+      SetType(inputs[i].type, tensor);
+      SetShape(inputs[i].dims, tensor);
+    }));
+    ready_ = true;
+    return kOk;
+  });
+}
+
+int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc*, const nvinfer1::PluginTensorDesc*,
+                        const void* const* inputs, void* const* outputs, void* workspace,
+                        cudaStream_t stream) noexcept {
+  return Guarded(subject_, kFailed, [&] {
+    if (!ready_) {
+      throw Refusal("enqueue without a shape; expected onShapeChange to have succeeded before.");
+    }
+    Call call;
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      call.inputs[slots_[i]] = inputs[i];
+    }
+    call.output = outputs[0];
+    call.workspace = workspace;
+    call.stream = stream;
+    call.timed = timed_;
+    op_->Run(call);
+    return kOk;
+  });
+}
+
+// Whoever runs a context wants results, not times.
+nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
+  return Guarded(subject_, static_cast<Plugin*>(nullptr), [&] {
+    auto attached = std::make_unique<Plugin>(*this);
+    attached->timed_ = false;
+    return attached.release();
+  });
+}
+
+const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept {
+  using Collection = const nvinfer1::PluginFieldCollection;
+  return Guarded(subject_, static_cast<Collection*>(nullptr), [&]() -> Collection* {
+    numbers_ = Numbers();
+    fields_.clear();
+    for (const Number& number : numbers_) {
+      const bool is_int = std::holds_alternative<int32_t>(number.value);
+      const void* data = is_int ? static_cast<const void*>(std::get_if<int32_t>(&number.value))
+                                : static_cast<const void*>(std::get_if<float>(&number.value));
+      const auto type =
+          is_int ? nvinfer1::PluginFieldType::kINT32 : nvinfer1::PluginFieldType::kFLOAT32;
+      fields_.emplace_back(number.name, data, type, 1);
+    }
+    collection_.nbFields = static_cast<int32_t>(fields_.size());
+    collection_.fields = fields_.data();
+    return &collection_;
+  });
+}
+
+// Which inputs of the op the node's are.
+std::vector<size_t> Plugin::Slots(int32_t input_count) const {
+  std::vector<size_t> slots;
+  for (size_t i = 0; i < info_.inputs.size(); ++i) {
+    const bool given = present_inputs_ == 0 ? static_cast<int32_t>(i) < input_count
+                                            : (present_inputs_ >> i & 1) != 0;
+    if (given) {
+      slots.push_back(i);
+    }
+  }
+  const bool more = present_inputs_ >> info_.inputs.size() != 0;
+  if (more || static_cast<int32_t>(slots.size()) != input_count) {
+    throw Refusal("there are ", input_count, " inputs, and field ", kPresentInputs, " is ",
+                  present_inputs_, "; expected a bit for each input, of the ", info_.inputs.size(),
+                  " that the op has.");
+  }
+  return slots;
+}
+
+template <class Set>
+Inputs Plugin::MakeInputs(int32_t input_count, const Set& set) const {
+  const std::vector<size_t> slots = Slots(input_count);
+  Inputs inputs;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    inputs[slots[i]].present = true;
+    set(i, inputs[slots[i]]);
+  }
+  return inputs;
+}
+
+Profile Plugin::MakeProfile(const nvinfer1::DynamicPluginTensorDesc* inputs,
+                            int32_t input_count) const {
+  const auto sized = [&](nvinfer1::Dims nvinfer1::DynamicPluginTensorDesc::* dims) {
+    return MakeInputs(input_count, [&](size_t i, Tensor& tensor) {
+      SetType(inputs[i].desc.type, tensor);
+      SetShape(inputs[i].*dims, tensor);
+    });
+  };
+  using Range = nvinfer1::DynamicPluginTensorDesc;
+  return {sized(&Range::min), sized(&Range::opt), sized(&Range::max)};
+}
+
+std::vector<Number> Plugin::Numbers() const {
+  std::vector<Number> numbers = op_->Serialize();
+  numbers.push_back({kPresentInputs, present_inputs_});
+  return numbers;
+}
+
+}  // namespace moh::trt

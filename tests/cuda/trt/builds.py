@@ -1,0 +1,113 @@
+"""Libraries that the tests of the plugin need, built with the C++ compiler or nvcc.
+
+Builds are kept in `build/cuda-trt/`, by what went into them: a second run compiles nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+import moh_deploy
+
+ROOT = Path(__file__).resolve().parents[3]
+PLUGINS = ROOT / "plugins"
+HERE = Path(__file__).parent
+BUILDS = ROOT / "build" / "cuda-trt"
+COMPILER = os.environ.get("CXX", "c++")
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+
+
+def plugin_sources() -> list[Path]:
+    return sorted((PLUGINS / "cuda" / "trt").rglob("*.cc"))
+
+
+def tensorrt_headers() -> list[Path]:
+    """Return folders of TensorRT's headers: those of a Python package, and any that are named.
+
+    `TENSORRT_INCLUDE_DIR` may name several, separated by colons.
+    """
+    named = os.environ.get("TENSORRT_INCLUDE_DIR", "")
+    packaged = importlib.util.find_spec("kernel_lens")
+    found = [Path(folder) for folder in named.split(os.pathsep) if folder]
+    if packaged is not None and packaged.origin is not None:
+        found.insert(0, Path(packaged.origin).parent / "include" / "tensorrt")
+    return found
+
+
+def required_headers() -> Path:
+    folders = tensorrt_headers()
+    if not folders:
+        pytest.skip("no headers of TensorRT: pip install 'moh-deploy[tensorrt]'")
+    return folders[0]
+
+
+def cuda_headers() -> Path:
+    for folder in ("/usr/local/cuda/include", f"{os.environ.get('CUDA_HOME', '')}/include"):
+        if Path(folder, "cuda_runtime_api.h").is_file():
+            return Path(folder)
+    pytest.skip("no headers of CUDA: cuda_runtime_api.h was not found")
+
+
+def build(
+    name: str,
+    sources: Iterable[Path],
+    *,
+    headers: Path | None = None,
+    libraries: tuple[Path, ...] = (),
+    flags: tuple[str, ...] = (),
+) -> Path:
+    """Build a shared library with the C++ compiler and return its path.
+
+    Args:
+        headers: TensorRT's; None: of the Python package.
+        libraries: To link with.
+    """
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"no C++ compiler: {COMPILER}")
+    command = [
+        *(COMPILER, "-O1", *FLAGS, f'-DMOH_VERSION="{moh_deploy.__version__}"', *flags),
+        *("-isystem", str(headers or required_headers()), "-isystem", str(cuda_headers())),
+        *("-I", str(PLUGINS), "-I", str(PLUGINS / "include")),
+        *(str(source) for source in sources),
+        *(str(library) for library in libraries),
+        *(f"-Wl,-rpath,{library.parent}" for library in libraries),
+        "-Wl,-z,defs",
+        "-ldl",
+    ]
+    return _kept(name, command)
+
+
+def _kept(name: str, command: list[str]) -> Path:
+    digest = hashlib.sha256(" ".join(command).encode())
+    for path in sorted(_inputs()):
+        digest.update(path.read_bytes())
+    library = BUILDS / digest.hexdigest()[:16] / f"{name}.so"
+    if not library.is_file():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        scratch = library.with_suffix(f".{os.getpid()}")
+        ran = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr[-6000:]
+        scratch.rename(library)
+    return library
+
+
+def _inputs() -> set[Path]:
+    folders = (PLUGINS / "cuda" / "trt", PLUGINS / "include", HERE)
+    return {p for f in folders for s in ("*.cc", "*.h") for p in f.rglob(s)}
+
+
+def harness() -> Path:
+    return build("harness", [HERE / "harness.cc"])
+
+
+def plugin_on_fakes(headers: Path | None = None) -> Path:
+    """The plugin library over kernels that the test answers for (fake_kernels.cc)."""
+    return build("plugin", [*plugin_sources(), HERE / "fake_kernels.cc"], headers=headers)

@@ -1,0 +1,64 @@
+// The kernels' C interface, answered by whoever sets the functions: what a plugin calls, and when,
+// is seen without kernels.
+#include "moh/cuda.h"
+
+using namespace moh;
+using namespace moh::cuda;
+
+struct Fakes {
+  const char* (*last_error)();
+  Status (*device)(Device*);
+  Status (*router)(const RouterArgs*, int32_t*, Stream);
+  Status (*choose)(const AttentionArgs*, const Device*, AttentionChoice*);
+  Status (*workspace)(const AttentionArgs*, const AttentionChoice*, size_t*);
+  Status (*attention)(const AttentionArgs*, const AttentionChoice*, void*, size_t, Stream);
+  Status (*gates)(void*, DType, int64_t, float, Stream);
+  Status (*aggregated)(const AggregatedAttentionArgs*, Stream);
+};
+
+// As on a machine without a GPU.
+extern "C" {
+__attribute__((visibility("default"))) Fakes fake_kernels{
+    [] { return "MoHAttention: there is no GPU."; },
+    [](Device*) { return Status::kCudaError; },
+    [](const RouterArgs*, int32_t*, Stream) { return Status::kCudaError; },
+    [](const AttentionArgs*, const Device*, AttentionChoice* choice) {
+      *choice = {AttentionTactic::kSparse, 1, "as ever"};
+      return Status::kOk;
+    },
+    [](const AttentionArgs*, const AttentionChoice*, size_t* bytes) {
+      *bytes = 1024;
+      return Status::kOk;
+    },
+    [](const AttentionArgs*, const AttentionChoice*, void*, size_t, Stream) {
+      return Status::kCudaError;
+    },
+    [](void*, DType, int64_t, float, Stream) { return Status::kCudaError; },
+    [](const AggregatedAttentionArgs*, Stream) { return Status::kCudaError; },
+};
+}  // extern "C"
+
+const char* moh_cuda_last_error() { return fake_kernels.last_error(); }
+Status moh_cuda_device(Device* device) { return fake_kernels.device(device); }
+Status moh_cuda_router(const RouterArgs* args, int32_t* head_counts, Stream stream) {
+  return fake_kernels.router(args, head_counts, stream);
+}
+Status moh_cuda_attention_choose(const AttentionArgs* args, const Device* device,
+                                 AttentionChoice* choice) {
+  return fake_kernels.choose(args, device, choice);
+}
+Status moh_cuda_attention_workspace(const AttentionArgs* args, const AttentionChoice* choice,
+                                    size_t* bytes) {
+  return fake_kernels.workspace(args, choice, bytes);
+}
+Status moh_cuda_attention(const AttentionArgs* args, const AttentionChoice* choice, void* workspace,
+                          size_t bytes, Stream stream) {
+  return fake_kernels.attention(args, choice, workspace, bytes, stream);
+}
+Status moh_cuda_synthetic_gates(void* gates, DType dtype, int64_t count, float open_share,
+                                Stream stream) {
+  return fake_kernels.gates(gates, dtype, count, open_share, stream);
+}
+Status moh_cuda_aggregated_attention(const AggregatedAttentionArgs* args, Stream stream) {
+  return fake_kernels.aggregated(args, stream);
+}

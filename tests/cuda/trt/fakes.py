@@ -1,0 +1,121 @@
+"""The kernels' C interface as a test double: it answers as told, and keeps what it was asked."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.cuda import abi
+
+_STATUS = ctypes.c_int32
+_POINTER = ctypes.POINTER
+_SIGNATURES = {
+    "last_error": ctypes.CFUNCTYPE(ctypes.c_void_p),
+    "device": ctypes.CFUNCTYPE(_STATUS, _POINTER(abi.Device)),
+    "router": ctypes.CFUNCTYPE(_STATUS, _POINTER(abi.RouterArgs), ctypes.c_void_p, ctypes.c_void_p),
+    "choose": ctypes.CFUNCTYPE(
+        _STATUS,
+        _POINTER(abi.AttentionArgs),
+        _POINTER(abi.Device),
+        _POINTER(abi.AttentionChoice),
+    ),
+    "workspace": ctypes.CFUNCTYPE(
+        _STATUS,
+        _POINTER(abi.AttentionArgs),
+        _POINTER(abi.AttentionChoice),
+        _POINTER(ctypes.c_size_t),
+    ),
+    "attention": ctypes.CFUNCTYPE(
+        _STATUS,
+        _POINTER(abi.AttentionArgs),
+        _POINTER(abi.AttentionChoice),
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_void_p,
+    ),
+    "gates": ctypes.CFUNCTYPE(
+        _STATUS,
+        ctypes.c_void_p,
+        ctypes.c_uint8,
+        ctypes.c_int64,
+        ctypes.c_float,
+        ctypes.c_void_p,
+    ),
+    "aggregated": ctypes.CFUNCTYPE(_STATUS, _POINTER(abi.AggregatedAttentionArgs), ctypes.c_void_p),
+}
+
+
+class _Table(ctypes.Structure):
+    _fields_ = tuple(_SIGNATURES.items())
+
+
+@dataclass
+class Kernels:
+    """What the kernels answer, and what they were called with.
+
+    Attributes:
+        status: Of each call that runs something.
+        multiprocessors: 0: there is no GPU.
+        choose: (rows of queries) -> (tactic, key_splits).
+        workspace: (args, choice) -> bytes.
+    """
+
+    status: int = 0
+    error: str = "MoHRouter: the launch failed."
+    multiprocessors: int = 100
+    choose: Callable[[int], tuple[int, int]] = lambda queries: (0, 1)
+    workspace: Callable[[abi.AttentionArgs, abi.AttentionChoice], int] = lambda args, choice: 1000
+    calls: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    devices: list[int] = field(default_factory=list)
+
+    def install(self, library: Path) -> None:
+        """Answer for the kernels of a library until the next one does."""
+        table = _Table.in_dll(ctypes.CDLL(str(library)), "fake_kernels")
+        self._kept = {n: kind(getattr(self, f"_{n}")) for n, kind in _SIGNATURES.items()}
+        for name, function in self._kept.items():
+            setattr(table, name, function)
+
+    def _keep(self, name: str, **values: object) -> int:
+        self.calls.append((name, values))
+        return self.status
+
+    def _last_error(self) -> int:
+        self._text = ctypes.create_string_buffer(self.error.encode())
+        return ctypes.addressof(self._text)
+
+    def _device(self, device) -> int:
+        device.contents.multiprocessors = self.multiprocessors
+        device.contents.compute_capability = 90
+        return 0 if self.multiprocessors else abi.STATUSES.index("kCudaError")
+
+    def _router(self, args, counts, stream) -> int:
+        return self._keep("router", **_values(args.contents), counts=counts)
+
+    def _choose(self, args, device, choice) -> int:
+        self.devices.append(device.contents.multiprocessors)
+        tactic, splits = self.choose(args.contents.queries)
+        choice.contents.tactic, choice.contents.key_splits = tactic, splits
+        return 0
+
+    def _workspace(self, args, choice, size) -> int:
+        size[0] = self.workspace(args.contents, choice.contents)
+        return 0
+
+    def _attention(self, args, choice, workspace, size, stream) -> int:
+        chosen = {"tactic": choice.contents.tactic, "key_splits": choice.contents.key_splits}
+        memory = {"workspace": workspace, "workspace_bytes": size}
+        return self._keep("attention", **_values(args.contents), **chosen, **memory)
+
+    def _gates(self, gates, dtype, count, open_share, stream) -> int:
+        return self._keep("gates", gates=gates, dtype=dtype, count=count, open_share=open_share)
+
+    def _aggregated(self, args, stream) -> int:
+        return self._keep("aggregated", **_values(args.contents))
+
+
+def _values(struct: ctypes.Structure) -> dict[str, object]:
+    """Return the fields as Python's values; inner structs as dicts."""
+    values = {name: getattr(struct, name) for name, *_ in struct._fields_}
+    return {n: _values(v) if isinstance(v, ctypes.Structure) else v for n, v in values.items()}

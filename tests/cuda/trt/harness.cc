@@ -1,0 +1,261 @@
+// Drives the plugins of a library the way TensorRT does, on a machine that has none: a C interface
+// for Python (host_plugin.py). Only headers are needed.
+#include <NvInferRuntime.h>
+#include <dlfcn.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+using namespace nvinfer1;
+
+#define HARNESS_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+// ---- what the library logs
+
+class Collector final : public ILogger, public ILoggerFinder {
+ public:
+  void log(Severity severity, const char* text) noexcept override {
+    text_ += "FEWIV"[static_cast<int>(severity)];
+    text_ += std::string(" ") + text + "\n";
+  }
+  ILogger* findLogger() override { return this; }
+  const char* Take() {
+    taken_ = text_;
+    text_.clear();
+    return taken_.c_str();
+  }
+
+ private:
+  std::string text_, taken_;
+};
+
+Collector& TheCollector() {
+  static Collector collector;
+  return collector;
+}
+
+// ---- sizes as expressions: a size is computed whether it is known to the plugin or not
+
+struct Size final : IDimensionExpr {
+  struct Impl final : apiv::VDimensionExpr {
+    int64_t value = 0;
+    bool known = true;
+    bool isConstant() const override { return known; }
+    int64_t getConstantValue() const override { return known ? value : INT64_MIN; }
+    bool isSizeTensor() const override { return false; }
+  } impl;
+  Size(int64_t value, bool known) {
+    impl.value = value;
+    impl.known = known;
+    mImpl = &impl;
+  }
+  ~Size() noexcept override = default;
+};
+
+int64_t Compute(DimensionOperation operation, int64_t a, int64_t b) {
+  switch (operation) {
+    case DimensionOperation::kSUM:
+      return a + b;
+    case DimensionOperation::kPROD:
+      return a * b;
+    case DimensionOperation::kFLOOR_DIV:
+      return a / b;
+    default:
+      return INT64_MIN;  // what the plugins do not use
+  }
+}
+
+struct Builder final : IExprBuilder {
+  struct Impl final : apiv::VExprBuilder {
+    std::vector<std::unique_ptr<Size>> sizes;
+    const IDimensionExpr* Make(int64_t value, bool known) {
+      sizes.push_back(std::make_unique<Size>(value, known));
+      return sizes.back().get();
+    }
+    const IDimensionExpr* constant(int64_t value) override { return Make(value, true); }
+    const IDimensionExpr* operation(DimensionOperation operation, const IDimensionExpr& a,
+                                    const IDimensionExpr& b) override {
+      const auto& left = static_cast<const Size&>(a).impl;
+      const auto& right = static_cast<const Size&>(b).impl;
+      return Make(Compute(operation, left.value, right.value), left.known && right.known);
+    }
+    const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&,
+                                            const IDimensionExpr&) override {
+      return nullptr;
+    }
+  } impl;
+  Builder() { mImpl = &impl; }
+  ~Builder() noexcept override = default;
+};
+
+// ---- the library
+
+struct Library {
+  IPluginCreatorInterface* const* creators = nullptr;
+  int32_t count = 0;
+};
+Library library;
+
+IPluginCreatorV3One* Find(const char* op) {
+  for (int32_t i = 0; i < library.count; ++i) {
+    auto* creator = static_cast<IPluginCreatorV3One*>(library.creators[i]);
+    if (std::strcmp(creator->getPluginName(), op) == 0) {
+      return creator;
+    }
+  }
+  return nullptr;
+}
+
+template <class Capability>
+Capability* As(IPluginV3* plugin, PluginCapabilityType type) {
+  return static_cast<Capability*>(plugin->getCapabilityInterface(type));
+}
+IPluginV3OneCore* Core(IPluginV3* plugin) {
+  return As<IPluginV3OneCore>(plugin, PluginCapabilityType::kCORE);
+}
+IPluginV3OneBuild* Build(IPluginV3* plugin) {
+  return As<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
+}
+IPluginV3OneRuntime* Runtime(IPluginV3* plugin) {
+  return As<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
+}
+
+}  // namespace
+
+// Returns the number of creators, or -1.
+HARNESS_EXPORT int32_t harness_open(const char* path) {
+  void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    TheCollector().log(ILogger::Severity::kERROR, dlerror());
+    return -1;
+  }
+  auto* get =
+      reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(handle, "getCreators"));
+  auto* find = reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(handle, "setLoggerFinder"));
+  if (get == nullptr || find == nullptr) {
+    return -1;
+  }
+  find(&TheCollector());
+  library.creators = get(library.count);
+  return library.count;
+}
+
+HARNESS_EXPORT const char* harness_take_log() { return TheCollector().Take(); }
+
+HARNESS_EXPORT const char* harness_kind(int32_t index) {
+  return library.creators[index]->getInterfaceInfo().kind;
+}
+
+// Name, version, namespace and names of the fields of a creator, separated by spaces.
+HARNESS_EXPORT const char* harness_describe(int32_t index) {
+  static std::string text;
+  auto* creator = static_cast<IPluginCreatorV3One*>(library.creators[index]);
+  text = std::string(creator->getPluginName()) + " " + creator->getPluginVersion() + " " +
+         creator->getPluginNamespace();
+  const PluginFieldCollection* fields = creator->getFieldNames();
+  for (int32_t i = 0; i < fields->nbFields; ++i) {
+    text += std::string(" ") + fields->fields[i].name;
+  }
+  return text.c_str();
+}
+
+HARNESS_EXPORT IPluginV3* harness_create(const char* op, const char* layer,
+                                         const PluginField* fields, int32_t count, int32_t phase) {
+  const PluginFieldCollection collection{count, fields};
+  return Find(op)->createPlugin(layer, &collection, static_cast<TensorRTPhase>(phase));
+}
+
+HARNESS_EXPORT void harness_destroy(IPluginV3* plugin) { delete plugin; }
+HARNESS_EXPORT IPluginV3* harness_clone(IPluginV3* plugin) { return plugin->clone(); }
+HARNESS_EXPORT IPluginV3* harness_attach(IPluginV3* plugin) {
+  return Runtime(plugin)->attachToContext(nullptr);
+}
+
+HARNESS_EXPORT const char* harness_name(IPluginV3* plugin) {
+  static std::string text;
+  text = std::string(Core(plugin)->getPluginName()) + " " + Core(plugin)->getPluginVersion() + " " +
+         Core(plugin)->getPluginNamespace();
+  return text.c_str();
+}
+
+HARNESS_EXPORT const char* harness_timing_id(IPluginV3* plugin) {
+  return Build(plugin)->getTimingCacheID();
+}
+
+HARNESS_EXPORT int32_t harness_output_type(IPluginV3* plugin, const DataType* inputs, int32_t count,
+                                           DataType* output) {
+  return Build(plugin)->getOutputDataTypes(output, 1, inputs, count);
+}
+
+// `known`: for each size of each input, kMAX_DIMS an input, whether the plugin may look at it.
+HARNESS_EXPORT int32_t harness_output_shape(IPluginV3* plugin, const Dims* inputs,
+                                            const uint8_t* known, int32_t count, Dims* output) {
+  Builder builder;
+  std::vector<DimsExprs> shapes(static_cast<size_t>(count));
+  for (int32_t i = 0; i < count; ++i) {
+    shapes[i].nbDims = inputs[i].nbDims;
+    for (int32_t axis = 0; axis < inputs[i].nbDims; ++axis) {
+      shapes[i].d[axis] =
+          builder.impl.Make(inputs[i].d[axis], known[i * Dims::MAX_DIMS + axis] != 0);
+    }
+  }
+  DimsExprs shape{};
+  const int32_t status =
+      Build(plugin)->getOutputShapes(shapes.data(), count, nullptr, 0, &shape, 1, builder);
+  output->nbDims = shape.nbDims;
+  for (int32_t axis = 0; status == 0 && axis < shape.nbDims; ++axis) {
+    output->d[axis] = static_cast<const Size*>(shape.d[axis])->impl.value;
+  }
+  return status;
+}
+
+HARNESS_EXPORT int32_t harness_supports(IPluginV3* plugin, int32_t position,
+                                        const DynamicPluginTensorDesc* tensors, int32_t inputs) {
+  return Build(plugin)->supportsFormatCombination(position, tensors, inputs, 1) ? 1 : 0;
+}
+
+HARNESS_EXPORT int32_t harness_configure(IPluginV3* plugin, const DynamicPluginTensorDesc* tensors,
+                                         int32_t inputs) {
+  return Build(plugin)->configurePlugin(tensors, inputs, tensors + inputs, 1);
+}
+
+HARNESS_EXPORT uint64_t harness_workspace(IPluginV3* plugin, const DynamicPluginTensorDesc* tensors,
+                                          int32_t inputs) {
+  return Build(plugin)->getWorkspaceSize(tensors, inputs, tensors + inputs, 1);
+}
+
+// Returns how many there are; writes up to 8.
+HARNESS_EXPORT int32_t harness_tactics(IPluginV3* plugin, int32_t* tactics) {
+  const int32_t count = Build(plugin)->getNbTactics();
+  return Build(plugin)->getValidTactics(tactics, count) == 0 ? count : -1;
+}
+
+HARNESS_EXPORT int32_t harness_set_tactic(IPluginV3* plugin, int32_t tactic) {
+  return Runtime(plugin)->setTactic(tactic);
+}
+
+HARNESS_EXPORT int32_t harness_on_shape_change(IPluginV3* plugin, const PluginTensorDesc* tensors,
+                                               int32_t inputs) {
+  return Runtime(plugin)->onShapeChange(tensors, inputs, tensors + inputs, 1);
+}
+
+HARNESS_EXPORT int32_t harness_enqueue(IPluginV3* plugin, const PluginTensorDesc* tensors,
+                                       int32_t inputs, const void* const* data, void* output,
+                                       void* workspace) {
+  return Runtime(plugin)->enqueue(tensors, tensors + inputs, data, &output, workspace, nullptr);
+}
+
+HARNESS_EXPORT const PluginFieldCollection* harness_serialize(IPluginV3* plugin) {
+  return Runtime(plugin)->getFieldsToSerialize();
+}
+
+// Sizes that host_plugin.py assumes: PluginField, PluginTensorDesc, DynamicPluginTensorDesc.
+HARNESS_EXPORT void harness_struct_sizes(uint64_t* sizes) {
+  sizes[0] = sizeof(PluginField);
+  sizes[1] = sizeof(PluginTensorDesc);
+  sizes[2] = sizeof(DynamicPluginTensorDesc);
+}

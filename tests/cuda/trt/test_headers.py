@@ -1,0 +1,95 @@
+"""One source for every TensorRT from 10.0 to 11: it compiles with each set of headers at hand.
+
+Those of 10.14 come from a Python package; `TENSORRT_INCLUDE_DIR` names others.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cuda.trt import builds
+
+PARTS = ("MAJOR", "MINOR", "PATCH")
+HEADERS = builds.tensorrt_headers()
+
+
+def _version(headers: Path) -> str:
+    text = (headers / "NvInferVersion.h").read_text()
+    found = [re.search(rf"define (?:NV_TENSORRT|TRT)_{part}\w* (\d+)", text) for part in PARTS]
+    return ".".join(match.group(1) for match in found if match)
+
+
+@pytest.mark.parametrize("headers", HEADERS or [None], ids=lambda h: h and _version(h))
+def test_the_plugin_compiles_without_a_warning(headers: Path | None):
+    library = builds.plugin_on_fakes(headers or builds.required_headers())
+    assert _undefined(library, "nvinfer") == []
+
+
+@pytest.mark.parametrize("headers", HEADERS[1:], ids=_version)
+def test_interfaces_are_those_of_the_first_headers(headers: Path):
+    """A library of one version is driven by a harness of another, and the other way round."""
+    for pair in [(HEADERS[0], headers), (headers, HEADERS[0])]:
+        code = (
+            "from tests.cuda.trt.host_plugin import Harness\n"
+            "from pathlib import Path\n"
+            f"h = Harness(Path({str(_harness(pair[0]))!r}),"
+            f" Path({str(builds.plugin_on_fakes(pair[1]))!r}))\n"
+            "fields = {'top_k': 2, 'num_shared_heads': 1, 'gate_mode': 'weighted'}\n"
+            "plugin = h.create('MoHRouter', fields)\n"
+            "print(plugin.output_shape([(2, 3, 5)]), plugin.clone().serialize()['top_k'])\n"
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", code], cwd=builds.ROOT, capture_output=True, text=True
+        )
+        assert ran.stdout == "(2, 3, 6) 2\n", ran.stderr
+
+
+def _harness(headers: Path) -> Path:
+    return builds.build("harness", [builds.HERE / "harness.cc"], headers=headers)
+
+
+def test_nvcc_compiles_it_too(tmp_path: Path):
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    include = ["-I", str(builds.PLUGINS), "-I", str(builds.PLUGINS / "include")]
+    headers = ["-isystem", str(builds.required_headers())]
+    for source in builds.plugin_sources():
+        command = [
+            nvcc,
+            "-std=c++17",
+            "-x",
+            "cu",
+            "-Xcompiler",
+            "-Wall,-Werror",
+            *include,
+            *headers,
+        ]
+        command += ['-DMOH_VERSION="0"', "-arch=sm_80", "-ptx", str(source), "-o", "x.ptx"]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+
+
+def _undefined(library: Path, word: str) -> list[str]:
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    return [line for line in symbols.splitlines() if word in line]
+
+
+def test_nothing_but_the_entry_points_is_exported(fake_library: Path):
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", str(fake_library)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    strong = [line.split()[-1] for line in symbols.splitlines() if line.split()[-2] in "TDB"]
+    own = ["getCreators", "moh_plugin_table", "moh_plugin_version", "setLoggerFinder"]
+    assert sorted(strong) == ["fake_kernels", *own]

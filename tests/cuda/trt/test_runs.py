@@ -1,0 +1,255 @@
+"""What a plugin calls when it runs: arguments, workspace, tactics, failures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case
+from tests.cuda import abi
+from tests.cuda.trt.fakes import Kernels
+from tests.cuda.trt.host_plugin import RUNTIME, CaseRun, Harness, Plugin, Tensor
+
+SPARSE, DENSE = 1, 2  # tactics as TensorRT counts them
+
+
+def _case(op: str, name: str, dtype: str = "float16") -> Case:
+    (case,) = [c for c in OPS[op].cases if (c.name, c.dtype) == (name, dtype)]
+    return case
+
+
+def _ready(harness: Harness, case: Case, *, phase: int = RUNTIME) -> tuple[Plugin, CaseRun]:
+    run = CaseRun(case)
+    plugin = harness.create(case.op, run.fields, phase=phase, layer="l")
+    assert plugin.on_shape_change(run.tensors), harness.log()
+    return plugin, run
+
+
+def _enqueue(plugin: Plugin, run: CaseRun) -> tuple[np.ndarray, np.ndarray]:
+    output = np.zeros(run.tensors[-1].opt, np.float16)
+    workspace = np.zeros(1 << 16, np.uint8)
+    assert plugin.enqueue(run.inputs, output, workspace)
+    return output, workspace
+
+
+def test_a_router_is_called_with_its_logits(harness: Harness, kernels: Kernels):
+    plugin, run = _ready(harness, _case("MoHRouter", "two_stage"))
+    output, _ = _enqueue(plugin, run)
+    ((name, args),) = kernels.calls
+    batch, length, routed = run.inputs[0].shape
+    assert name == "router"
+    assert args["counts"] is None
+    pointers = [args[f"{kind}_logits"] for kind in ("routed", "shared", "stage")]
+    assert pointers == [array.ctypes.data for array in run.inputs]
+    assert args["gates"] == output.ctypes.data
+    assert (args["tokens"], args["routed"]) == (batch * length, routed)
+    assert args["dtype"] == abi.DTYPES["float16"]
+    assert args["shared"] == run.case.attributes["num_shared_heads"]
+    assert args["top_k"] == run.case.attributes["top_k"]
+    assert args["mask_only"] is False
+
+
+def test_absent_inputs_are_null(harness: Harness, kernels: Kernels):
+    plugin, run = _ready(harness, _case("MoHAggregatedAttention", "window_bias_only"))
+    _enqueue(plugin, run)
+    ((_, args),) = kernels.calls
+    given = {"query", "key", "value", "pooled_key", "pooled_value", "gates", "window_bias"}
+    null = {name for name in abi.AGGREGATED_POINTERS if args[name] is None}
+    assert null == set(abi.AGGREGATED_POINTERS) - given - {"output"}
+    assert args["window_bias"] == run.inputs[-1].ctypes.data
+
+
+@pytest.mark.parametrize("name", ["bool_mask_rank3", "bool_mask_by_head", "additive_mask_rank2"])
+def test_mask_strides_reach_the_element_that_broadcasting_means(
+    harness: Harness, kernels: Kernels, name: str
+):
+    plugin, run = _ready(harness, _case("MoHAttention", name))
+    _enqueue(plugin, run)
+    ((_, args),) = kernels.calls
+    mask = run.inputs[4]
+    scores = (args["batch"], args["q_heads"], args["queries"], args["keys"])
+    seen = np.broadcast_to(np.arange(mask.size).reshape(mask.shape), scores)
+    strides = [args["mask"][axis] for axis in ("batch", "head", "query", "key")]
+    for place in np.ndindex(scores):
+        assert seen[place] == np.dot(place, strides)
+    assert args["mask"]["data"] == mask.ctypes.data
+    assert args["mask"]["dtype"] == abi.DTYPES[mask.dtype.name]
+
+
+def test_nothing_runs_before_a_shape_is_known(harness: Harness, kernels: Kernels):
+    run = CaseRun(_case("MoHRouter", "two_stage"))
+    plugin = harness.create("MoHRouter", run.fields, layer="l")
+    assert not plugin.enqueue(run.inputs, np.zeros(1000, np.float16))
+    assert "E MoHRouter (l): enqueue without a shape" in harness.log()
+    assert kernels.calls == []
+
+
+def test_nothing_runs_after_a_shape_was_refused(harness: Harness, kernels: Kernels):
+    plugin, run = _ready(harness, _case("MoHRouter", "two_stage"))
+    wrong = [replace(run.tensors[0], opt=(1, 1)), *run.tensors[1:]]
+    assert not plugin.on_shape_change(wrong)
+    assert not plugin.enqueue(run.inputs, np.zeros(1000, np.float16))
+    assert kernels.calls == []
+
+
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [
+        ("MoHRouter", "two_stage"),
+        ("MoHAttention", "plain_rank3"),
+        ("MoHAggregatedAttention", "plain"),
+    ],
+)
+def test_a_failure_of_the_kernels_is_returned_and_logged(
+    harness: Harness, kernels: Kernels, op: str, case: str
+):
+    plugin, run = _ready(harness, _case(op, case))
+    kernels.status, kernels.error = 4, f"{op}: the launch failed with cudaError_t 700."
+    output, workspace = np.zeros(run.tensors[-1].opt, np.float16), np.zeros(1 << 16, np.uint8)
+    assert not plugin.enqueue(run.inputs, output, workspace)
+    assert harness.log() == f"E {op} (l): the launch failed with cudaError_t 700.\n"
+
+
+# ---- workspace and tactics of MoHAttention
+
+
+def _tensors(queries: tuple[int, int, int], keys: int = 2048, batch: int = 1) -> list[Tensor]:
+    """Q, K, V, gates and Y of 4 heads that share 2, from min to max queries."""
+
+    def sized(length: int | None, width: int) -> Tensor:
+        shapes = [(batch, length or each, width) for each in queries]
+        return Tensor("float16", opt=shapes[1], min=shapes[0], max=shapes[2])
+
+    return [sized(None, 256), sized(keys, 128), sized(keys, 128), sized(None, 4), sized(None, 256)]
+
+
+def _attention(harness: Harness, *, phase: int, **fields: float) -> Plugin:
+    given = {"q_num_heads": 4, "kv_num_heads": 2, "scale": 0.125, "is_causal": 0, **fields}
+    return harness.create("MoHAttention", given, phase=phase, layer="l")
+
+
+def test_both_tactics_are_offered(harness: Harness, kernels: Kernels):
+    plugin = _attention(harness, phase=0)
+    assert plugin.configure(_tensors((1, 100, 2000)))
+    assert plugin.tactics() == [SPARSE, DENSE]
+
+
+@pytest.mark.parametrize(("most", "tactics"), [(32, [DENSE]), (33, [SPARSE, DENSE])])
+def test_one_tactic_is_offered_where_one_tile_has_all_rows(
+    harness: Harness, kernels: Kernels, most: int, tactics: list[int]
+):
+    """2 heads share each key head: 32 queries are 64 rows, one tile."""
+    kernels.choose = lambda queries: (1, 4)
+    plugin = _attention(harness, phase=0)
+    assert plugin.configure(_tensors((1, 1, most)))
+    assert plugin.tactics() == tactics
+
+
+@pytest.mark.parametrize("op", ["MoHRouter", "MoHAggregatedAttention"])
+def test_others_have_no_tactics(harness: Harness, kernels: Kernels, op: str):
+    plugin, run = _ready(harness, _case(op, "two_stage" if op == "MoHRouter" else "plain"))
+    assert plugin.configure(run.tensors)
+    assert plugin.tactics() == []
+    assert plugin.workspace_bytes(run.tensors) == 0
+
+
+@pytest.mark.parametrize(("tactic", "ran"), [(0, 0), (SPARSE, 0), (DENSE, 1)])
+@pytest.mark.parametrize("tactic_first", [False, True])
+def test_the_tactic_that_is_set_runs(
+    harness: Harness, kernels: Kernels, tactic: int, ran: int, tactic_first: bool
+):
+    plugin, run = _ready(harness, _case("MoHAttention", "plain_rank3"))
+    if tactic_first:
+        plugin = harness.create("MoHAttention", run.fields, phase=RUNTIME)
+        assert plugin.set_tactic(tactic)
+        assert plugin.on_shape_change(run.tensors)
+    else:
+        assert plugin.set_tactic(tactic)
+    _enqueue(plugin.clone(), run)
+    assert kernels.calls[-1][1]["tactic"] == ran
+
+
+def test_a_tactic_that_does_not_exist_is_refused(harness: Harness, kernels: Kernels):
+    plugin, _ = _ready(harness, _case("MoHAttention", "plain_rank3"))
+    assert not plugin.set_tactic(3)
+    assert harness.log() == "E MoHAttention (l): tactic is 3; expected 0 to 2.\n"
+
+
+def test_workspace_is_enough_for_every_tactic_and_end_of_the_range(
+    harness: Harness, kernels: Kernels
+):
+    kernels.choose = lambda queries: (0, 100 if queries == 1 else 1)
+    kernels.workspace = lambda args, choice: choice.key_splits * 1000 + args.queries
+    tensors = _tensors((1, 16, 2000))
+    plugin = _attention(harness, phase=0)
+    assert plugin.configure(tensors)
+    kernels_need, gates = 100 * 1000 + 1, 2000 * 4 * 2
+    assert kernels_need + gates <= plugin.workspace_bytes(tensors) < kernels_need + gates + 1024
+    kept = plugin.serialize()["workspace_kib"] * 1024
+    assert 0 <= kept - plugin.workspace_bytes(tensors) < 1024
+
+
+def test_without_a_gpu_workspace_is_enough_for_the_largest(harness: Harness, kernels: Kernels):
+    kernels.multiprocessors = 0
+    assert _attention(harness, phase=0).configure(_tensors((1, 16, 2000)))
+    assert set(kernels.devices) == {192}
+    kernels.multiprocessors = 7
+    assert _attention(harness, phase=0).configure(_tensors((1, 16, 2000)))
+    assert kernels.devices[-1] == 7
+
+
+def test_keys_are_split_into_fewer_parts_where_the_workspace_is_small(
+    harness: Harness, kernels: Kernels
+):
+    """Sizes within the range may ask for more parts than its ends."""
+    kernels.choose = lambda queries: (0, 16)
+    kernels.workspace = lambda args, choice: choice.key_splits * 1024
+    plugin = _attention(harness, phase=RUNTIME, workspace_kib=5)
+    tensors = _tensors((1, 1, 1))
+    assert plugin.on_shape_change(tensors), harness.log()
+    arrays = [np.zeros(t.opt, np.float16) for t in tensors]
+    assert plugin.enqueue(arrays[:-1], arrays[-1], np.zeros(1 << 16, np.uint8))
+    args = kernels.calls[-1][1]
+    assert (args["key_splits"], args["workspace_bytes"]) == (4, 4096)
+
+
+def test_a_shape_beyond_the_workspace_is_refused(harness: Harness, kernels: Kernels):
+    kernels.workspace = lambda args, choice: 5000
+    plugin = _attention(harness, phase=RUNTIME, workspace_kib=3)
+    assert not plugin.on_shape_change(_tensors((1, 1, 1)))
+    assert "workspace is 3 KiB; this shape needs 6. Is it within the profile?" in harness.log()
+
+
+# ---- gates while TensorRT measures
+
+
+def test_while_measured_gates_are_those_of_the_stated_share(harness: Harness, kernels: Kernels):
+    case = _case("MoHAttention", "plain_rank3")
+    run = CaseRun(case)
+    plugin = harness.create("MoHAttention", {**run.fields, "open_share": 0.5}, phase=0)
+    assert plugin.on_shape_change(run.tensors)
+    _, workspace = _enqueue(plugin.clone(), run)
+    (_, made), (name, args) = kernels.calls
+    assert (made["open_share"], made["count"]) == (0.5, run.inputs[3].size)
+    assert made["dtype"] == abi.DTYPES["float16"]
+    assert name == "attention"
+    assert args["gates"] == made["gates"] != run.inputs[3].ctypes.data
+    # Behind what the kernels use, within what was asked for.
+    start = made["gates"] - workspace.ctypes.data
+    assert start == 1024 >= args["workspace_bytes"] == 1000
+    assert start + made["count"] * 2 <= plugin.workspace_bytes(run.tensors)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_results_are_of_the_real_gates(harness: Harness, kernels: Kernels, attached: bool):
+    """At run time, and whenever a context wants results of a plugin made for building."""
+    plugin, run = _ready(
+        harness, _case("MoHAttention", "plain_rank3"), phase=0 if attached else RUNTIME
+    )
+    _enqueue(plugin.attach() if attached else plugin, run)
+    ((name, args),) = kernels.calls
+    assert name == "attention"
+    assert args["gates"] == run.inputs[3].ctypes.data
