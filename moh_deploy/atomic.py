@@ -28,7 +28,7 @@ class StagedDirectory:
     """A directory filled in `path` that appears at `output` with `commit`, replacing what is there.
 
     Until then only its owner can look into it. It takes over the permissions of what it replaces,
-    file by file; others are as the umask says.
+    file by file, and owner and group where this user may give them; others are as the umask says.
 
     Args:
         output: Destination. The caller has checked that it may be replaced. Missing parents are
@@ -101,7 +101,7 @@ class StagedDirectory:
 
     def _swap_in(self) -> Path | None:
         """Return where what was there is now."""
-        self._take_over_modes()
+        self._take_over_rights()
         _sync_directory(self.path)
         replaced = _hidden_sibling(self.output, "replaced") if _is_filled(self.output) else None
         if replaced is not None:
@@ -126,12 +126,17 @@ class StagedDirectory:
                 hint=f"Remove it: {replaced}",
             ) from error
 
-    def _take_over_modes(self) -> None:
+    def _take_over_rights(self) -> None:
+        if not self.output.is_dir():
+            self.path.chmod(self._mode)
+            return
         for file in self.path.iterdir():
             earlier = self.output / file.name
+            _take_over_owner(earlier if earlier.is_file() else self.output, file)
             if earlier.is_file() and _mode(earlier) != _mode(file):
                 file.chmod(_mode(earlier))
-        self.path.chmod(_mode(self.output) if self.output.is_dir() else self._mode)
+        _take_over_owner(self.output, self.path)
+        self.path.chmod(_mode(self.output))
 
     def _make_parents(self) -> None:
         missing = [parent for parent in self.output.parents if not parent.exists()]
@@ -192,6 +197,17 @@ def sync_file(path: Path) -> None:
 
 def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
+
+
+def _take_over_owner(earlier: Path, path: Path) -> None:
+    """Owner and group, or the group alone, as far as this user may: root any, others their own."""
+    wanted, found = earlier.stat(), path.stat()
+    if (found.st_uid, found.st_gid) == (wanted.st_uid, wanted.st_gid):
+        return
+    for owner in (wanted.st_uid, -1):
+        with suppress(OSError):
+            os.chown(path, owner, wanted.st_gid)
+            return
 
 
 def _sync_directory(path: Path) -> None:

@@ -49,6 +49,57 @@ def test_permissions_follow_the_umask(tmp_path: Path):
     assert root.stat().st_mode & 0o777 == 0o750
 
 
+def owners(root: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.stat().st_uid, p.stat().st_gid) for p in (root, *root.iterdir())}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone may give files away")
+def test_owners_of_an_earlier_package_are_kept_and_own_what_is_new(tmp_path: Path):
+    root = write_package(tmp_path / "package").root
+    for path in (root, *root.iterdir()):
+        os.chown(path, 1234, 2345)
+    os.chown(root / "vectors.npz", 1234, 3456)
+    (root / "model.onnx").chmod(0o2640)
+    write_package(root, external_data=True)
+    own = (1234, 2345)
+    assert owners(root) == {
+        "package": own,
+        "manifest.json": own,
+        "model.onnx": own,
+        "model.onnx.data": own,
+        "vectors.npz": (1234, 3456),
+    }
+    assert modes(root)["model.onnx"] == 0o2640
+
+
+def test_group_is_kept_where_the_owner_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = write_package(tmp_path / "package").root
+    given: set[tuple[str, int, int]] = set()
+
+    def chown(path: Path, owner: int, group: int) -> None:
+        if owner != -1 or path.name == "vectors.npz":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        given.add((path.name, owner, group))
+
+    monkeypatch.setattr(os, "chown", chown)
+    stat = Path.stat
+
+    def of_somebody_else(path: Path, **options: bool) -> os.stat_result:
+        found = stat(path, **options)
+        if root not in (path, path.parent):
+            return found
+        return os.stat_result((*found[:4], 1234, 2345, *found[6:]))
+
+    monkeypatch.setattr(Path, "stat", of_somebody_else)
+    write_package(root)
+    assert {(name, owner, group) for name, owner, group in given if not name.startswith(".")} == {
+        ("manifest.json", -1, 2345),
+        ("model.onnx", -1, 2345),
+    }
+    monkeypatch.undo()
+    OnnxPackage.open(root)
+
+
 def modes(root: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mode & 0o7777 for path in (root, *root.iterdir())}
 
