@@ -10,11 +10,9 @@
 
 #include "cuda/device/element.cuh"
 #include "cuda/device/port.cuh"
+#include "cuda/device/warp.cuh"
 
 namespace moh::cuda {
-
-__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarpSize; }
-__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarpSize; }
 
 // Where a lane's matrix row is, for the four 8x8 matrices of 16-byte rows that make up
 // a: rows 0-7 left, rows 8-15 left, rows 0-7 right, rows 8-15 right.

@@ -1,9 +1,14 @@
-// Reductions over the lanes of a warp. Every lane gets the result.
+// The lanes of a warp, in blocks of one dimension.
 #pragma once
 
 #include "cuda/device/port.cuh"
 
 namespace moh::cuda {
+
+__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarpSize; }
+
+// Reductions: every lane gets the result.
 
 // NaN loses against any number.
 __device__ __forceinline__ float warp_max(float value) {

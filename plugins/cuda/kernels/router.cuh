@@ -37,24 +37,22 @@ struct RouterMemory {
   }
 };
 
-__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarpSize; }
-
 // probabilities[i] = softmax(logits)[i]: each lane writes those that it owns.
 template <class T>
 __device__ __forceinline__ void softmax(const T* logits, int size, float* probabilities) {
   float largest = -INFINITY;
-  for (int i = lane_id(); i < size; i += kWarpSize) {
+  for (int i = lane_index(); i < size; i += kWarpSize) {
     probabilities[i] = static_cast<float>(logits[i]);
     largest = fmaxf(largest, probabilities[i]);
   }
   largest = warp_max(largest);
   float sum = 0.0f;
-  for (int i = lane_id(); i < size; i += kWarpSize) {
+  for (int i = lane_index(); i < size; i += kWarpSize) {
     probabilities[i] = expf(probabilities[i] - largest);
     sum += probabilities[i];
   }
   sum = warp_sum(sum);
-  for (int i = lane_id(); i < size; i += kWarpSize) {
+  for (int i = lane_index(); i < size; i += kWarpSize) {
     probabilities[i] /= sum;
   }
 }
@@ -92,7 +90,7 @@ __device__ __forceinline__ StageWeights stage_weights(const T* logits) {
   return {factor * shared, factor * routed};
 }
 
-// One token. `probabilities` and `chosen` are rows of the warp.
+// One token. `row` and what follows it belong to the warp: two times row_size numbers.
 template <class T>
 class TokenRouter {
  public:
@@ -124,7 +122,7 @@ class TokenRouter {
     if (weighted) {
       softmax(params_.shared_logits + token_ * size, size, probabilities_);
     }
-    for (int i = lane_id(); i < size; i += kWarpSize) {
+    for (int i = lane_index(); i < size; i += kWarpSize) {
       const float gate = weighted ? static_cast<float>(size) * probabilities_[i] : 1.0f;
       gates_[i] = static_cast<T>(gate * weight);
       count(i);
@@ -134,14 +132,14 @@ class TokenRouter {
   __device__ void write_routed_gates(float weight) {
     const int size = params_.routed;
     softmax(params_.routed_logits + token_ * size, size, probabilities_);
-    for (int i = size + lane_id(); i < row_size_; i += kWarpSize) {
+    for (int i = size + lane_index(); i < row_size_; i += kWarpSize) {
       probabilities_[i] = -1.0f;
     }
     __syncwarp();
     const float sum = choose();
     __syncwarp();
     const float divisor = sum < 0x1p-23f ? 0x1p-23f : sum;  // NaN stays NaN
-    for (int i = lane_id(); i < size; i += kWarpSize) {
+    for (int i = lane_index(); i < size; i += kWarpSize) {
       const float gate = params_.mask_only
                              ? chosen_[i]
                              : static_cast<float>(params_.top_k) * (chosen_[i] / divisor);
@@ -153,7 +151,7 @@ class TokenRouter {
   // Writes the probabilities (or 1) of the chosen heads, 0 for the others, and gives their sum.
   __device__ float choose() {
     float sum = 0.0f;
-    for (int i = lane_id(); i < params_.routed; i += kWarpSize) {
+    for (int i = lane_index(); i < params_.routed; i += kWarpSize) {
       const bool is_chosen = rank_of(i, probabilities_, params_.routed) < params_.top_k;
       chosen_[i] = !is_chosen ? 0.0f : params_.mask_only ? 1.0f : probabilities_[i];
       sum += chosen_[i];
@@ -184,7 +182,7 @@ template <class T>
 __global__ void __launch_bounds__(kMaxRouterWarps* kWarpSize)
     route_tokens(const RouterParams<T> params) {
   const int warps = static_cast<int>(blockDim.x) / kWarpSize;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int warp = warp_index();
   const RouterMemory memory(params.routed, params.shared, params.head_counts != nullptr);
   float* rows = reinterpret_cast<float*>(shared_memory());
   int32_t* counts =

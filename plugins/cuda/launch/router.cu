@@ -59,9 +59,6 @@ Status route(const RouterArgs& args, int32_t* head_counts, Stream stream) {
                 "limit is %zu.",
                 args.routed, args.shared, memory.bytes(1), kMaxSharedBytes);
   }
-  if (args.tokens == 0) {
-    return Status::kOk;
-  }
   const RouterParams<T> params{static_cast<const T*>(args.routed_logits),
                                static_cast<const T*>(args.shared_logits),
                                static_cast<const T*>(args.stage_logits),
@@ -84,23 +81,25 @@ Status route(const RouterArgs& args, int32_t* head_counts, Stream stream) {
 
 moh::cuda::Status moh_cuda_router(const moh::RouterArgs* args, int32_t* head_counts,
                                   moh::cuda::Stream stream) {
-  using moh::cuda::Status;
-  Status status = moh::cuda::check_sizes(*args);
-  if (status == Status::kOk) {
-    status = moh::cuda::check_tensors(*args);
+  using namespace moh::cuda;
+  Status status = check_sizes(*args);
+  if (status != Status::kOk || args->tokens == 0) {
+    return status;
   }
+  status = check_tensors(*args);
   if (status != Status::kOk) {
     return status;
   }
   switch (args->dtype) {
     case moh::DType::kFloat32:
-      return moh::cuda::route<float>(*args, head_counts, stream);
+      return route<float>(*args, head_counts, stream);
     case moh::DType::kFloat16:
-      return moh::cuda::route<__half>(*args, head_counts, stream);
+      return route<__half>(*args, head_counts, stream);
     case moh::DType::kBFloat16:
-      return moh::cuda::route<__nv_bfloat16>(*args, head_counts, stream);
+      return route<__nv_bfloat16>(*args, head_counts, stream);
     default:
       return fail(Status::kUnsupported,
-                  "MoHRouter: dtype bool; expected float32, float16 or bfloat16.");
+                  "MoHRouter: dtype %d; expected float32, float16 or bfloat16.",
+                  static_cast<int>(args->dtype));
   }
 }

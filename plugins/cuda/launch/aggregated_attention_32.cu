@@ -1,0 +1,4 @@
+#include "cuda/launch/aggregated_attention_heads.cuh"
+
+template moh::cuda::Status moh::cuda::launch_attend_to_neighbours<32>(
+    const AggregatedAttentionArgs&, Stream);
