@@ -1,0 +1,87 @@
+"""Where the variables of an entry are, and which register each special one is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tests.cuda.ptx.errors import SyntaxFault, Unsupported
+from tests.cuda.ptx.syntax import Entry, Variable
+
+# Generic addresses of memory that is not global begin here: no pointer of the host's does.
+WINDOWS = {"shared": 1 << 56, "local": 2 << 56, "param": 3 << 56}
+WINDOW_SHIFT = 56
+
+SPECIAL_REGISTERS = (
+    *(f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"),
+    "%laneid",
+    "%warpid",
+    "%nwarpid",
+    *(f"%lanemask_{which}" for which in ("eq", "le", "lt", "ge", "gt")),
+)
+
+
+class Layout:
+    """Addresses and special registers of an entry.
+
+    Attributes:
+        static_shared_bytes: In front of the dynamic shared memory.
+        local_bytes: Of a thread.
+        param_bytes: Of all parameters.
+        arrays: Memory of the entry's constant and global variables.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        self._specials: dict[str, int] = {}
+        self._first_special = len(entry.register_types)
+        self._addresses: dict[str, int] = {}
+        self.arrays: list[np.ndarray] = []
+        of_space = _by_space(entry.variables)
+        self.static_shared_bytes = self._place(
+            [v for v in of_space["shared"] if not v.is_dynamic]
+            + [v for v in of_space["shared"] if v.is_dynamic]
+        )
+        self.local_bytes = self._place(of_space["local"])
+        self.param_bytes = self._place(entry.params)
+        for variable in (*of_space["const"], *of_space["global"]):
+            self._allocate(variable)
+
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """The special registers that are used, each with its index."""
+        return self._specials
+
+    def special(self, name: str) -> int:
+        """Return the index of the register that holds a special one."""
+        if name not in SPECIAL_REGISTERS:
+            raise Unsupported(f"not interpreted: {name}")
+        return self._specials.setdefault(name, self._first_special + len(self._specials))
+
+    def address(self, name: str) -> int:
+        """Return the address of a variable within its space."""
+        if name not in self._addresses:
+            raise SyntaxFault(f"no variable '{name}'.")
+        return self._addresses[name]
+
+    def _place(self, variables: list[Variable] | tuple[Variable, ...]) -> int:
+        end = 0
+        for variable in variables:
+            start = -(-end // variable.align) * variable.align
+            self._addresses[variable.name] = start
+            end = start + (0 if variable.is_dynamic else variable.size)
+        return end
+
+    def _allocate(self, variable: Variable) -> None:
+        array = np.zeros(-(-variable.size // 16), np.complex128)  # aligned
+        raw = array.view(np.uint8)[: variable.size]
+        raw[: len(variable.initial)] = np.frombuffer(variable.initial, np.uint8)
+        self.arrays.append(raw)
+        self._addresses[variable.name] = raw.ctypes.data
+
+
+def _by_space(variables: tuple[Variable, ...]) -> dict[str, list[Variable]]:
+    spaces: dict[str, list[Variable]] = {s: [] for s in ("shared", "local", "const", "global")}
+    for variable in variables:
+        spaces[variable.space].append(variable)
+    return spaces
