@@ -1,8 +1,14 @@
-"""Read and write `manifest.json`. What this version does not understand it refuses to read."""
+"""Read and write `manifest.json`. What this version does not understand it refuses to read.
+
+The file carries a digest of what it says, which tells damage and edits by hand from what was
+written; whoever means to deceive can compute it anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,28 +17,33 @@ from moh_deploy.errors import PackageError
 from moh_deploy.package.manifest import FORMAT_VERSION, Manifest
 
 MANIFEST_NAME = "manifest.json"
+_DIGEST = "sha256"
 
 
 def read_manifest(path: Path) -> Manifest:
     """Decode a manifest.
 
     Raises:
-        PackageError: Unreadable file, unknown format version, or keys missing, unexpected or of a
-            wrong type.
+        PackageError: Unreadable file, unknown format version, keys missing, unexpected or of a
+            wrong type, or something else than what was written.
     """
-    text = _read(path)
-    _check_format_version(path, text)
+    content = _parse(path, _read(path))
+    _check_format_version(path, content)
+    written = content.pop(_DIGEST, None)
     try:
-        manifest = TypeAdapter(Manifest).validate_json(text)
+        manifest = TypeAdapter(Manifest).validate_json(json.dumps(content))
     except ValidationError as error:
         raise PackageError(f"{path}: {_first_problem(error)}.") from error
     _check_ranges(path, manifest)
+    if written is not None:  # packages of before there was a digest have none
+        _check_digest(path, written, _digest(content))
     return manifest
 
 
 def manifest_text(manifest: Manifest) -> str:
     """Encode a manifest; `read_manifest` gives an equal one back."""
-    return TypeAdapter(Manifest).dump_json(manifest, indent=2).decode() + "\n"
+    content = json.loads(TypeAdapter(Manifest).dump_json(manifest))
+    return json.dumps({**content, _DIGEST: _digest(content)}, indent=2, ensure_ascii=False) + "\n"
 
 
 def looks_like_manifest(path: Path) -> bool:
@@ -56,14 +67,34 @@ def _read(path: Path) -> bytes:
         raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
-def _check_format_version(path: Path, text: bytes) -> None:
-    """Look at the version before anything else: another version may have other keys."""
+def _digest(content: Mapping[str, object]) -> str:
+    """Of what is said, not of how it is laid out: docs/package-format.md describes it."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_digest(path: Path, written: object, found: str) -> None:
+    if found != written:
+        raise PackageError(
+            f"{path} has changed since the package was written: sha256 of what it says is {found},"
+            f" expected {written}.",
+            hint="Copy the package again, or export the model again."
+            " `moh-deploy tune` is what changes how layers run.",
+        )
+
+
+def _parse(path: Path, text: bytes) -> dict[str, object]:
     try:
         content = json.loads(text)
     except ValueError as error:
         raise PackageError(f"{path}: not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise PackageError(f"{path}: got a JSON {type(content).__name__}, expected an object.")
+    return content
+
+
+def _check_format_version(path: Path, content: Mapping[str, object]) -> None:
+    """Look at the version before anything else: another version may have other keys."""
     found = content.get("format_version")
     if found != FORMAT_VERSION:
         raise PackageError(

@@ -126,7 +126,7 @@ class PackageWriter:
         return replace(written, root=self._output)
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        self.path(MANIFEST_NAME).write_text(manifest_text(manifest))
+        self.path(MANIFEST_NAME).write_text(manifest_text(manifest), encoding="utf-8")
         sync_file(self.path(MANIFEST_NAME))
 
 

@@ -80,6 +80,19 @@ def test_error_on_stderr_has_no_traceback(cli: Cli, tmp_path: Path):
     assert failed.out == ""
 
 
+def test_package_with_an_edited_manifest_is_refused(cli: Cli, package: Path):
+    path = package / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"seq_len": 3', '"seq_len": 4'))
+    for command in ("inspect", "verify"):
+        failed = cli(command, package)
+        assert failed.exit_code == 5
+        assert f"error: {path} has changed since the package was written" in failed.err
+    assert cli("tune", package, "--choose", "all=dense").exit_code == 5
+    path.write_text(text)
+    assert cli("inspect", package).exit_code == 0
+
+
 def test_reader_that_goes_away_is_no_error(package: Path):
     with start_python("-m", "moh_deploy", "inspect", str(package)) as process:
         assert process.stdout is not None

@@ -136,6 +136,7 @@ def test_manifest_holds_ranges_and_taking_them_back_leaves_nothing(package: Onnx
 def test_manifest_written_before_there_were_ranges_is_read(package: OnnxPackage):
     path = package.root / "manifest.json"
     content = json.loads(path.read_text())
+    del content["sha256"]
     for layer in content["layers"]:
         del layer["ranges"]
     path.write_text(json.dumps(content))

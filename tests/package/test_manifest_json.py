@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -28,8 +29,52 @@ def test_manifest_comes_back_equal(tmp_path: Path):
 
 
 def test_manifest_without_compute_type_means_float32(tmp_path: Path):
-    older = edited(tmp_path, lambda content: content.pop("compute_type"))
+    older = edited(tmp_path, lambda content: [content.pop("compute_type"), content.pop("sha256")])
     assert read_manifest(older).compute_type == "float32"
+
+
+def test_manifest_of_before_there_was_a_digest_is_read(tmp_path: Path):
+    assert read_manifest(edited(tmp_path, lambda content: content.pop("sha256"))) == MANIFEST
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "top_k": lambda c: c["layers"][0].update(top_k=3),
+    "node": lambda c: c["layers"][0].update(node=None),
+    "dims": lambda c: c["dims"].update(batch=3),
+    "shape": lambda c: c["inputs"][0].update(shape=["batch", "seq", "8"]),
+    "order": lambda c: c["inputs"][0]["shape"].reverse(),
+    "error": lambda c: c["proof"].update(max_abs_error=1.0000000000000001e-7 * 1.1),
+    "key_left_out": lambda c: c.pop("tuning"),
+    "file": lambda c: c["files"].update({"model.onnx": "0"}),
+    "digest": lambda c: c.update(sha256="0"),
+    "digest_of_another_type": lambda c: c.update(sha256=1),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edit_is_noticed(tmp_path: Path, name: str):
+    path = edited(tmp_path, EDITS[name])
+    with pytest.raises(PackageError, match="manifest.json has changed since .* expected ") as error:
+        read_manifest(path)
+    assert "moh-deploy tune" in (error.value.hint or "")
+
+
+def test_digest_is_of_what_is_said_not_of_how(tmp_path: Path):
+    path = edited(tmp_path, lambda content: None)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(content.items())), indent=7, ensure_ascii=False))
+    assert read_manifest(path) == MANIFEST
+
+
+def test_digest_is_the_documented_one():
+    layer = replace(MANIFEST.layers[0], path="Blöcke.0", active_share=1e-07)
+    text = manifest_text(replace(MANIFEST, layers=(layer,)))
+    assert "Blöcke.0" in text
+    content = json.loads(text)
+    digest = content.pop("sha256")
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert r'"path":"Bl\u00f6cke.0"' in canonical
+    assert digest == hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 @pytest.mark.parametrize("error", [math.nan, math.inf])
