@@ -54,7 +54,9 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("name", EDITS)
 def test_edit_is_noticed(tmp_path: Path, name: str):
     path = edited(tmp_path, EDITS[name])
-    with pytest.raises(PackageError, match="manifest.json has changed since .* expected ") as error:
+    with pytest.raises(
+        PackageError, match=r"manifest\.json has changed since .* expected "
+    ) as error:
         read_manifest(path)
     assert "moh-deploy tune" in (error.value.hint or "")
 
