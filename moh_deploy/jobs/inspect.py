@@ -37,6 +37,7 @@ def inspect(
         package=package.root,
         manifest=package.manifest,
         layer_runs=session.layer_runs,
+        layer_nodes=session.layer_nodes,
         predictions=tuple(
             predict(layer, nodes, instruction_set=use.instruction_set) for layer, nodes in by_layer
         ),

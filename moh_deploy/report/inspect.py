@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.chooser.prediction import Prediction
-from moh_deploy.package import Manifest, TensorInfo, choices_for
-from moh_deploy.report.flops import attention_flops, skippable_flops
+from moh_deploy.package import LayerInfo, LayerNodes, Manifest, TensorInfo, choices_for
+from moh_deploy.report.flops import (
+    attention_flops,
+    projection_flops,
+    skippable_flops,
+    skipped_flops,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,6 +32,7 @@ class InspectReport:
         package: The package.
         manifest: What the package says of itself.
         layer_runs: What runs each layer of the manifest, read from the runtime.
+        layer_nodes: The operators of each layer.
         predictions: How long each layer is predicted to take; None where nothing can be said.
         runtime: Name and version of the runtime that was asked.
         kernels: The kernel library that was registered, or why none was.
@@ -36,6 +42,7 @@ class InspectReport:
     package: Path
     manifest: Manifest
     layer_runs: tuple[LayerRun, ...]
+    layer_nodes: tuple[LayerNodes, ...]
     predictions: tuple[Prediction | None, ...]
     runtime: str
     kernels: KernelUse
@@ -43,16 +50,30 @@ class InspectReport:
 
     @property
     def skippable_flops(self) -> int | None:
-        """Attention-core FLOPs of replaced layers that no token asks for; None if unknown."""
-        parts = [skippable_flops(layer) for layer in self.manifest.layers]
-        known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+        """FLOPs of replaced layers that no token asks for; None if unknown."""
+        return _total([skippable_flops(*pair) for pair in self._layers()])
+
+    @property
+    def skipped_flops(self) -> int | None:
+        """Those that are skipped as the layers are chosen to run; None if unknown."""
+        return _total([skipped_flops(*pair, self.manifest.dims) for pair in self._layers()])
 
     @property
     def skippable_share(self) -> float | None:
-        """The same as a share of all FLOPs of the model; None if unknown."""
-        total, skippable = self.manifest.total_flops, self.skippable_flops
-        return skippable / total if total and skippable is not None else None
+        """`skippable_flops` as a share of all FLOPs of the model; None if unknown."""
+        return self._share(self.skippable_flops)
+
+    @property
+    def skipped_share(self) -> float | None:
+        """`skipped_flops` likewise."""
+        return self._share(self.skipped_flops)
+
+    def _layers(self) -> Iterator[tuple[LayerInfo, LayerNodes]]:
+        return zip(self.manifest.layers, self.layer_nodes, strict=True)
+
+    def _share(self, flops: int | None) -> float | None:
+        total = self.manifest.total_flops
+        return flops / total if total and flops is not None else None
 
     def to_json(self) -> dict[str, object]:
         """Return the report in plain JSON types."""
@@ -66,6 +87,8 @@ class InspectReport:
             "node_runs": dict(self.node_runs),
             "skippable_flops": self.skippable_flops,
             "skippable_share": self.skippable_share,
+            "skipped_flops": self.skipped_flops,
+            "skipped_share": self.skipped_share,
             **asdict(self.manifest),
             "layers": [self._layer_json(index) for index in range(len(layers))],
         }
@@ -74,6 +97,7 @@ class InspectReport:
         from moh_deploy.report.choices import choice_json
 
         layer, run = self.manifest.layers[index], self.layer_runs[index]
+        nodes = self.layer_nodes[index]
         return {
             **asdict(layer),
             "runs_as": run.runs_as,
@@ -81,7 +105,9 @@ class InspectReport:
             "projections_run_as": run.projections_run_as,
             "by_size": run.by_size,
             "attention_flops": attention_flops(layer),
-            "skippable_flops": skippable_flops(layer),
+            "projection_flops": projection_flops(layer, nodes),
+            "skippable_flops": skippable_flops(layer, nodes),
+            "skipped_flops": skipped_flops(layer, nodes, self.manifest.dims),
             **choice_json(self.manifest, self.predictions[index], index),
         }
 
@@ -133,13 +159,15 @@ class InspectReport:
     def _skippable_text(self) -> str:
         from moh_deploy.report.tables import percent, si
 
-        if self.skippable_flops is None:
+        if self.skippable_flops is None or self.skipped_flops is None:
             return "unknown, because a layer's sizes or active share are"
         share = percent(self.skippable_share) or "an unknown share"
+        chosen = percent(self.skipped_share) or "an unknown share"
         return (
-            f"{si(self.skippable_flops)}FLOP, {share} of the whole model (counted: both matrix"
-            " products of the attention cores of replaced layers, for the (token, head) pairs with"
-            " a zero gate, at the example's sizes)"
+            f"{si(self.skippable_flops)}FLOP, {share} of the whole model; as the layers are chosen"
+            f" to run, kernels skip {si(self.skipped_flops)}FLOP, {chosen} (counted: both matrix"
+            " products of the attention cores of replaced layers, and their projections that are"
+            " operators, for the (token, head) pairs with a zero gate, at the example's sizes)"
         )
 
     def _proof_text(self) -> str:
@@ -150,6 +178,11 @@ class InspectReport:
             f"proof: max abs error {proof.max_abs_error:.3g}, routing agreement"
             f" {proof.routing_agreement:.6g} over {len(proof.sizes)} runs of the original model"
         )
+
+
+def _total(parts: Sequence[int | None]) -> int | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _tensor_table(manifest: Manifest) -> Table:

@@ -8,9 +8,11 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import PackageError
-from moh_deploy.package import LayerInfo, PackageWriter
+from moh_deploy.package import LayerInfo, LayerNodes, PackageWriter, SizeRange
+from moh_deploy.report.flops import projection_flops, skippable_flops, skipped_flops
 from tests.handmade_package import LAYER, MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library
+from tests.projected_package import PROJECTED_LAYER, write_projected
 
 
 def test_layer_is_reported_with_what_runs_it_and_what_it_can_skip(tmp_path: Path):
@@ -34,6 +36,33 @@ def test_package_without_layers_has_nothing_to_skip(tmp_path: Path):
     report = moh_deploy.inspect(write_package(tmp_path / "package", with_layer=False).root)
     assert report.layer_runs == ()
     assert report.skippable_flops == 0
+
+
+@pytest.mark.parametrize(("choice", "skipped"), [("dense", 0), ("sparse", 288), ("projected", 960)])
+def test_projections_count_where_the_choice_skips_them(tmp_path: Path, choice: str, skipped: int):
+    root = write_projected(tmp_path / "package").root
+    moh_deploy.tune(root, choose={"all": choice})
+    report = moh_deploy.inspect(root, kernels="off")
+    # 2 * B2 * S3 * H4 * D2 * (8 features before + 6 behind) = 1344, half of it active.
+    (layer,) = report.to_json()["layers"]
+    assert (layer["attention_flops"], layer["projection_flops"]) == (576, 1344)
+    assert (layer["skippable_flops"], layer["skipped_flops"]) == (960, skipped)
+    assert (report.skippable_flops, report.skipped_flops) == (960, skipped)
+    assert report.skipped_share == skipped / 10_000
+
+
+def test_projection_whose_weight_is_no_constant_is_unknown(tmp_path: Path):
+    nodes = LayerNodes("MoHAttention", query_features=8)
+    assert projection_flops(PROJECTED_LAYER, nodes) is None
+    assert skippable_flops(PROJECTED_LAYER, nodes) is None
+    assert skipped_flops(replace(PROJECTED_LAYER, choice="sparse"), nodes, {}) == 288
+
+
+def test_choice_at_the_examples_sizes_counts():
+    layer = replace(LAYER, choice="sparse", ranges=(SizeRange("seq", 3, "dense"),))
+    nodes = LayerNodes("MoHAttention")
+    assert skipped_flops(layer, nodes, {"batch": 2, "seq": 3}) == 0
+    assert skipped_flops(layer, nodes, {"batch": 2, "seq": 4}) == 288
 
 
 @pytest.mark.parametrize("unknown", ["active_share", "seq_len", "kv_len", "head_dim"])

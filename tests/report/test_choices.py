@@ -9,7 +9,7 @@ import pytest
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.chooser.prediction import Prediction
-from moh_deploy.package import LayerInfo, Tuning
+from moh_deploy.package import LayerInfo, LayerNodes, Tuning
 from moh_deploy.report.inspect import InspectReport
 from tests.handmade_package import LAYER, MANIFEST
 from tests.kernel_library import NO_KERNELS
@@ -41,7 +41,8 @@ def report(
 ) -> InspectReport:
     manifest = replace(MANIFEST, layers=layers, tuning=tuning)
     runs = tuple(LayerRun(layer.path, "kernel", None) for layer in layers)
-    return InspectReport(Path("p"), manifest, runs, tuple(predictions), "ORT", kernels)
+    nodes = tuple(LayerNodes(layer.op) for layer in manifest.layers)
+    return InspectReport(Path("p"), manifest, runs, nodes, tuple(predictions), "ORT", kernels)
 
 
 def layer_json(shown: InspectReport) -> dict[str, object]:

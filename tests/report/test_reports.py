@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.backends.runner import KernelUse
-from moh_deploy.package import KeptOperators, TensorInfo
+from moh_deploy.package import KeptOperators, LayerNodes, TensorInfo
 from moh_deploy.report.export import ExportReport
 from moh_deploy.report.inspect import InspectReport
 from moh_deploy.report.layers import runs_text
@@ -68,7 +68,8 @@ def export_report(*, with_layer: bool = True) -> ExportReport:
 
 
 def inspect_report(run: LayerRun = FUNCTION) -> InspectReport:
-    return InspectReport(Path("p"), MANIFEST, (run,), (None,), "ORT", KERNELS)
+    nodes = LayerNodes("MoHAttention")
+    return InspectReport(Path("p"), MANIFEST, (run,), (nodes,), (None,), "ORT", KERNELS)
 
 
 def run_report(*runs: LayerRun) -> RunReport:
@@ -252,7 +253,7 @@ def test_export_report_has_the_promised_keys():
 def test_model_without_layers_is_said_to_have_none():
     assert "no MoH layer" in text_of(export_report(with_layer=False))
     assert export_report(with_layer=False).to_json()["moh_layers"] == 0
-    ordinary = InspectReport(Path("p"), without_layers(), (), (), "ORT", NO_KERNELS)
+    ordinary = InspectReport(Path("p"), without_layers(), (), (), (), "ORT", NO_KERNELS)
     assert "no MoH layer" in text_of(ordinary)
 
 
