@@ -11,7 +11,9 @@ from torch.fx import Node
 
 from moh_deploy.frontend.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.functionalize import functionalize
-from moh_deploy.frontend.recognize.graph import argument, op
+from moh_deploy.frontend.recognize.axes import fresh_layout
+from moh_deploy.frontend.recognize.graph import argument, op, shape
+from moh_deploy.frontend.recognize.views import REORDERS, forward
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.unfold import replace_unfold
 
@@ -21,8 +23,8 @@ _DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_a
 
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
-    """Return an equal program without in-place operators, im2col, einsum of many tensors, and
-    dropout that drops nothing.
+    """Return an equal program without in-place operators, im2col, einsum of many tensors,
+    dropout that drops nothing, and transpositions that undo one another.
     """
     program = functionalize(program)
     graph = program.graph_module.graph
@@ -37,6 +39,8 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
             replace_unfold(GraphBuilder(graph, node), node)
         elif op(node) in _DROPOUTS and not argument(node, "train"):
             _erase(node)
+        elif (origin := _transposed_twice(node)) is not None:
+            node.replace_all_uses_with(origin)
         elif is_joined(node):
             factor_out_slices(GraphBuilder(graph, node), node)
     graph.eliminate_dead_code()
@@ -50,6 +54,19 @@ def _erase(dropout: Node) -> None:
         return  # whose name is the program's
     dropout.replace_all_uses_with(cast(Node, dropout.args[0]))
     dropout.graph.erase_node(dropout)
+
+
+def _transposed_twice(node: Node) -> Node | None:
+    """The tensor whose dimensions a node transposes back; None where it does not."""
+    between = node.args[0] if op(node) in REORDERS else None
+    if not isinstance(between, Node) or op(between) not in REORDERS:
+        return None
+    if any(user.op == "output" for user in node.users):
+        return None  # whose name is the program's
+    origin = cast(Node, between.args[0])
+    layout = fresh_layout(shape(origin))
+    moved = forward(between, layout)
+    return origin if moved is not None and forward(node, moved) == layout else None
 
 
 def _pair_up(builder: GraphBuilder, node: Node) -> None:

@@ -71,3 +71,20 @@ def test_dropout_that_is_the_output_keeps_its_name():
     x = random(2, 3)
     program = normalize(plain_trace(lambda x: F.dropout(x * 2, 0.5, training=False), x))
     torch.testing.assert_close(program.module()(x), x * 2)
+
+
+def test_transposing_back_is_gone():
+    def model(x):
+        return x.transpose(1, 2).permute(0, 2, 1, 3).norm(dim=-1)
+
+    program = normalize(plain_trace(model, random(2, 3, 4, 5)))
+    assert nodes(program, "permute") + nodes(program, "transpose") == []
+    torch.testing.assert_close(program.module()(random(2, 3, 4, 5)), model(random(2, 3, 4, 5)))
+
+
+def test_transposing_something_else_stays():
+    def model(x):
+        return x.transpose(1, 2).transpose(2, 3).norm(dim=-1)
+
+    program = normalize(plain_trace(model, random(2, 3, 4, 5)))
+    assert len(nodes(program, "transpose")) == 2

@@ -55,7 +55,7 @@ _SAME_ORDER = frozenset(
         "bfloat16",
     ]
 )
-_REORDER = frozenset(
+REORDERS = frozenset(
     [
         "transpose",
         "permute",
@@ -81,12 +81,12 @@ def is_view(node: Node) -> bool:
         return not argument(node, "train", False)
     if name in ("slice", "expand"):  # written out of habit: `x[:, :]`, `x.expand(x.shape)`
         return is_tensor(node.args[0]) and shape(cast(Node, node.args[0])) == shape(node)
-    return name in _SAME_ORDER or name in _REORDER
+    return name in _SAME_ORDER or name in REORDERS
 
 
 def forward(node: Node, layout: Layout) -> Layout | None:
     """Layout of a view's output, given its input's."""
-    if op(node) in _REORDER:
+    if op(node) in REORDERS:
         return tuple(layout[source] for source in _permutation(node))
     return regroup(flat(layout), shape(node))
 
@@ -108,7 +108,7 @@ def backward(node: Node, layout: Layout) -> tuple[Node, Layout] | None:
         found = _undo_repeat(node, layout)
     elif not is_view(node):
         return None
-    elif name in _REORDER:
+    elif name in REORDERS:
         inverse: list[Dim] = [()] * len(layout)
         for position, original in enumerate(_permutation(node)):
             inverse[original] = layout[position]

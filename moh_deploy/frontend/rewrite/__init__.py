@@ -183,7 +183,7 @@ def _insert_attention(
     if layer.obstacles:
         raise NotCoveredError(layer.obstacles[0])
     swaps = splitter.split(layer.core.operands)
-    rewriter = AttentionRewriter(layer, builder, known, {swap.old: swap.new for swap in swaps})
+    rewriter = AttentionRewriter(layer, builder, known, swaps)
     attention, replacement = rewriter.build(gates)
     return replace(
         found,

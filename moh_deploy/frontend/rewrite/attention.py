@@ -3,64 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention
-from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, flat, leaves, product
+from moh_deploy.frontend.recognize.axes import Axis, Dim, flat, leaves, product
 from moh_deploy.frontend.recognize.cores.core import MaskTerm, Scores
 from moh_deploy.frontend.recognize.graph import example_shape, tensor
 from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.slices import NO_TWINS, Piece
+from moh_deploy.frontend.recognize.slices import Piece
+from moh_deploy.frontend.rewrite.attention_form import AttentionForm
+from moh_deploy.frontend.rewrite.attention_inputs import AttentionInputs
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of, unscaled
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of, unscaled
 from moh_deploy.frontend.rewrite.projections import HeadAxes
+from moh_deploy.frontend.rewrite.readers import readers_up_to
+from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.frontend.rewrite.tokens_first import Reader
 
 aten = torch.ops.aten
 
 
 _ABSORBING = -1e30
-
-
-@dataclass(frozen=True)
-class AttentionForm:
-    """How a layer maps to the axes of MoHAttention: B, Hq, Hkv, S, T, D and Dv."""
-
-    batch: Dim
-    heads: Dim
-    kv_heads: Dim
-    tokens: Dim
-    keys: Dim
-    head_dim: Dim
-    value_dim: Dim
-
-    def query(self, packed: bool) -> Layout:
-        return self._layout(self.heads, self.tokens, self.head_dim, packed)
-
-    def key(self, packed: bool) -> Layout:
-        return self._layout(self.kv_heads, self.keys, self.head_dim, packed)
-
-    def value(self, packed: bool) -> Layout:
-        return self._layout(self.kv_heads, self.keys, self.value_dim, packed)
-
-    def output(self, packed: bool) -> Layout:
-        return self._layout(self.heads, self.tokens, self.value_dim, packed)
-
-    def scores(self) -> Layout:
-        return (self.batch, self.heads, self.tokens, self.keys)
-
-    def gates(self) -> Layout:
-        return (self.batch, self.tokens, self.heads)
-
-    def _layout(self, heads: Dim, rows: Dim, columns: Dim, packed: bool) -> Layout:
-        if packed:
-            return (self.batch, rows, (*heads, *columns))
-        return (self.batch, heads, rows, columns)
 
 
 class AttentionRewriter:
@@ -70,7 +40,7 @@ class AttentionRewriter:
         layer: A layer without obstacles.
         builder: Inserts in front of the node after the layer's product with the gates.
         known: Values that do not depend on the model's inputs.
-        twins: Nodes of the same value to read instead of others.
+        swaps: Parts of packed projections.
     """
 
     def __init__(
@@ -78,14 +48,15 @@ class AttentionRewriter:
         layer: MoHLayer,
         builder: GraphBuilder,
         known: KnownValues,
-        twins: Mapping[Node, Node] = NO_TWINS,
+        swaps: Sequence[Swap] = (),
     ) -> None:
         assert layer.core.scores is not None
         self._layer = layer
         self._scores = _unscaled(layer.core.scores, known)
-        self._builder = builder
+        self._builder, self._known, self._swaps = builder, known, swaps
+        self._twins = {swap.old: swap.new for swap in swaps}
         operands = (self._scores.query, self._scores.key, layer.core.value)
-        self._trails = [trail_of(operand, twins) for operand in operands]
+        self._trails = [trail_of(operand, self._twins) for operand in operands]
         self._operands = OperandBuilder(builder, tensor(layer.core.output.node).dtype)
         self.form = self._form()
 
@@ -102,24 +73,15 @@ class AttentionRewriter:
             NotCoveredError: With the reason.
         """
         form, operands = self.form, self._operands
-        packed = not self._scores.factors and all(
-            entry(trail, wanted) is not None
-            for trail, wanted in zip(
-                self._trails, (form.query(True), form.key(True), form.value(True)), strict=True
-            )
+        inputs = AttentionInputs(
+            self._layer, self._scores, form, self._builder, operands, self._reader(gates)
         )
-        query = operands.operand(self._trails[0], form.query(packed))
-        for factor in self._scores.factors:
-            multiplier = operands.arrange(
-                factor.operand, (form.batch, form.heads, form.tokens, ()), expand=False
-            )
-            operator = aten.div.Tensor if factor.divides else aten.mul.Tensor
-            query = operands.cast(self._builder.call(operator, query, multiplier))
+        packed, (query, key, value) = inputs.build()
         output = self._builder.call(
             torch.ops.moh.attention.default,
             query,
-            operands.operand(self._trails[1], form.key(packed)),
-            operands.operand(self._trails[2], form.value(packed)),
+            key,
+            value,
             operands.cast(gates),
             self._mask(),
             int(product(form.heads)),
@@ -128,6 +90,18 @@ class AttentionRewriter:
             self._is_causal(),
         )
         return output, operands.replacement(output, form.output(packed), self._layer)
+
+    def _reader(self, gates: Node) -> Reader:
+        scores, end = self._scores, self._layer.node
+        others = {gates, *(mask.operand.node for mask in scores.masks)}
+        others |= {factor.operand.node for factor in scores.factors}
+
+        @cache
+        def is_private(node: Node) -> bool:
+            readers = readers_up_to(node, end, self._swaps)
+            return readers is not None and (node in others or readers.isdisjoint(others))
+
+        return Reader(self._twins, self._known.__contains__, is_private)
 
     @property
     def axes(self) -> HeadAxes:

@@ -110,8 +110,8 @@ class LayoutBuilder:
         node, layout, wanted = operand.node, resolve(operand.layout), resolve(wanted)
         if layout == wanted:
             return node
-        source = _blocks(layout, wanted)
-        target = _blocks(wanted, layout)
+        source = into_blocks(layout, wanted)
+        target = into_blocks(wanted, layout)
         present = {block for dim in source for block in dim}
         node, order = self._one_block_a_dim(node, source)
         node, order = self._first_along(node, order, {block for dim in target for block in dim})
@@ -177,7 +177,7 @@ class LayoutBuilder:
         return int(extent) if extent.is_Integer else self.builder.size(extent)
 
 
-def _blocks(layout: Layout, other: Layout) -> list[BlockedDim]:
+def into_blocks(layout: Layout, other: Layout) -> list[BlockedDim]:
     """Each dimension as blocks of axes that are neighbours in `other`, too."""
     place = {
         axis: (position, offset)

@@ -33,6 +33,18 @@ class OperandBuilder:
         self._layouts = LayoutBuilder(builder)
 
     def operand(self, trail: Sequence[Piece], wanted: Layout) -> Node:
+        """The tensor in the wanted layout and the op's dtype: one that the model already has, or a
+        rearranged one.
+
+        Args:
+            trail: The tensor and what it is a view or a part of, nearest first.
+
+        Raises:
+            NotCoveredError: With the reason.
+        """
+        return self.cast(self.taken(trail, wanted))
+
+    def taken(self, trail: Sequence[Piece], wanted: Layout) -> Node:
         """The tensor in the wanted layout: one that the model already has, or a rearranged one.
 
         Args:
@@ -56,7 +68,7 @@ class OperandBuilder:
         node = piece.node
         for dim, start, stop in piece.cuts:
             node = self._builder.call(aten.slice.Tensor, node, dim, start, stop)
-        return self.cast(self.arrange(Operand(node, piece.layout), wanted))
+        return self.arrange(Operand(node, piece.layout), wanted)
 
     def arrange(self, operand: Operand, wanted: Layout, *, expand: bool = True) -> Node:
         """As `LayoutBuilder.arrange`.

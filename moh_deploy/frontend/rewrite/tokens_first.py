@@ -1,0 +1,228 @@
+"""Compute on [B, S, H, D] what a model computes on [B, H, S, D], where that saves Transposes.
+
+Where queries and keys are normalised, rotated or scaled with the heads in front of the tokens,
+they are transposed before that, and the attention's output behind it. Most of these operators do
+the same to tensors that are not transposed (`recognize.commuting`), and the op takes those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from moh_deploy.frontend.recognize.axes import Dim, Layout, Size, flat, leaves, product, resolve
+from moh_deploy.frontend.recognize.commuting import Reading, called, read_commuting, with_dims
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.graph import shape
+from moh_deploy.frontend.recognize.slices import Piece
+from moh_deploy.frontend.rewrite.builder import GraphBuilder, into_blocks
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of
+
+# A tensor in an order of its elements: the node, the sizes of the blocks of its dimensions, and the
+# order of these.
+Ordered = tuple[Node, tuple[tuple[Size, ...], ...], tuple[int, ...]]
+Moves = frozenset[Ordered]
+
+_NONE: Moves = frozenset()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Where one layer reads its operands, and what of them is its own.
+
+    Attributes:
+        twins: Nodes of the same value to read instead of others.
+        is_known: True for a node whose value does not depend on the model's inputs.
+        is_private: True for a node that nobody needs once the layer is replaced.
+    """
+
+    twins: Mapping[Node, Node]
+    is_known: Callable[[Node], bool]
+    is_private: Callable[[Node], bool]
+
+
+class Reorderer:
+    """Brings operands into an order of their axes, through the operators that they are made by.
+
+    Args:
+        operands: Inserts what has to be inserted.
+    """
+
+    def __init__(self, builder: GraphBuilder, operands: OperandBuilder, reader: Reader) -> None:
+        self._builder, self._operands, self._reader = builder, operands, reader
+        self._moves: dict[Ordered, Moves] = {}
+        self._built: dict[Ordered, Node] = {}
+        self._calls: dict[tuple[Node, tuple[Node, ...]], Node] = {}
+
+    def moves(self, operand: Operand, order: Dim) -> Moves:
+        """The tensors that have to be transposed in every run for the operand to have its elements
+        in this order, from the last operators on that do not commute with a transposition.
+
+        Args:
+            order: The axes that the operand varies along, and possibly others.
+        """
+        trail = self._trail(operand)
+        source = _source(trail)
+        order = _restricted(order, source)
+        key = _ordered(source, order)
+        if key not in self._moves:
+            self._moves[key] = self._count(trail, source, order)
+        return self._moves[key]
+
+    def _count(self, trail: Sequence[Piece], source: Operand, order: Dim) -> Moves:
+        if self._reader.is_known(source.node):
+            return _NONE
+        behind = self._behind(trail, source, order)
+        before = self._before(source, order)
+        return before if before is not None and len(before) < len(behind) else behind
+
+    def _behind(self, trail: Sequence[Piece], source: Operand, order: Dim) -> Moves:
+        """What is transposed where the tensor is computed as the model does, and rearranged."""
+        own = self._before(source, flat(source.layout)) or _NONE
+        return own if self._is_there(trail, source, order) else own | {_ordered(source, order)}
+
+    def _is_there(self, trail: Sequence[Piece], source: Operand, order: Dim) -> bool:
+        """True where the model has the tensor in this order, and will have it without the layer."""
+        if flat(source.layout) == order:
+            return True
+        found = entry(trail, _arranged(source.layout, order))
+        if found is not None and found.cuts:
+            return True
+        same = [one for one in trail if flat(one.layout) == order and not one.cuts]
+        return not all(self._reader.is_private(one.node) for one in same)
+
+    def _before(self, source: Operand, order: Dim) -> Moves | None:
+        """What is transposed where the tensor is computed in this order; None where that cannot
+        be."""
+        reading = self._reading(source)
+        if reading is None or not _stays(source.layout, order, reading.result_suffix):
+            return None
+        layout = _arranged(source.layout, order)
+        wanted = [flat(_read(one, layout, reading)) for one in reading.sources]
+        return _NONE.union(*map(self.moves, reading.sources, wanted))
+
+    def build(self, operand: Operand, order: Dim) -> Operand:
+        """Insert the operand with its elements in this order, as `moves` counts.
+
+        Raises:
+            NotCoveredError: If the size of an axis cannot be expressed.
+        """
+        trail = self._trail(operand)
+        source = _source(trail)
+        order = _restricted(order, source)
+        key, layout = _ordered(source, order), _arranged(source.layout, order)
+        if key not in self._built:
+            applied = self._is_applied(trail, source, order)
+            self._built[key] = (
+                self._call(source, layout) if applied else self._operands.taken(trail, layout)
+            )
+        return _held(self._built[key], layout)
+
+    def _is_applied(self, trail: Sequence[Piece], source: Operand, order: Dim) -> bool:
+        """True where the operator is applied again, on what it reads in this order."""
+        before = None if self._reader.is_known(source.node) else self._before(source, order)
+        return before is not None and len(before) < len(self._behind(trail, source, order))
+
+    def _call(self, source: Operand, layout: Layout) -> Node:
+        reading = self._reading(source)
+        assert reading is not None
+        moved: dict[Node, Node] = {}
+        for one in reading.sources:
+            wanted = _read(one, layout, reading)
+            built = self.build(one, flat(wanted))
+            moved[one.node] = self._aligned(built, wanted, expand=reading.suffix is not None)
+        call, key = called(source.node), tuple(moved.values())
+        if (call, key) not in self._calls:
+            self._calls[call, key] = self._again(call, reading, moved)
+        result = self._calls[call, key]
+        if call is source.node:
+            return result
+        assert callable(source.node.target)
+        return self._builder.call(source.node.target, result, source.node.args[1])
+
+    def _again(self, call: Node, reading: Reading, moved: Mapping[Node, Node]) -> Node:
+        args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda node: moved.get(node, node))
+        assert callable(call.target)
+        new_args, new_kwargs = with_dims(call, reading.along, args, kwargs)
+        return self._builder.call(call.target, *new_args, **new_kwargs)
+
+    def _aligned(self, operand: Operand, wanted: Layout, *, expand: bool) -> Node:
+        """One dimension for each of `wanted`; of size 1 where nothing has to be expanded."""
+        layout, wanted = resolve(operand.layout), resolve(wanted)
+        present = set(flat(layout))
+        held = tuple(dim if present & set(dim) else () for dim in wanted)
+        scalar = not layout and not expand
+        return (
+            operand.node
+            if scalar or layout == (wanted if expand else held)
+            else (self._operands.arrange(Operand(operand.node, layout), wanted, expand=expand))
+        )
+
+    def _reading(self, source: Operand) -> Reading | None:
+        """How an operator reads its sources, if it commutes and nobody else needs its result."""
+        reading = read_commuting(source.node, source.layout)
+        if reading is None or not self._reader.is_private(called(source.node)):
+            return None
+        return reading
+
+    def _trail(self, operand: Operand) -> list[Piece]:
+        return trail_of(operand, self._reader.twins)
+
+
+def _held(node: Node, layout: Layout) -> Operand:
+    """The node with the axes that it varies along: a source may have been expanded later."""
+    extents = zip(shape(node), layout, strict=True)
+    return Operand(node, tuple(dim if size == product(dim) else () for size, dim in extents))
+
+
+def _source(trail: Sequence[Piece]) -> Operand:
+    """The farthest tensor that a tensor is a view of."""
+    whole = [piece for piece in trail if not piece.cuts]
+    return Operand(whole[-1].node, resolve(whole[-1].layout))
+
+
+def _restricted(order: Dim, source: Operand) -> Dim:
+    own = set(flat(source.layout))
+    return tuple(axis for axis in leaves(order) if axis in own)
+
+
+def _ordered(source: Operand, order: Dim) -> Ordered:
+    dims = into_blocks(source.layout, (order,))
+    parts = [block for dim in dims for block in dim]
+    places = sorted(range(len(parts)), key=lambda i: order.index(parts[i][0]))
+    return source.node, tuple(tuple(map(product, dim)) for dim in dims), tuple(places)
+
+
+def _stays(layout: Layout, order: Dim, count: int) -> bool:
+    """True where the last `count` dimensions stay the last ones."""
+    suffix = flat(layout[len(layout) - count :])
+    return leaves(order)[len(flat(layout)) - len(suffix) :] == suffix
+
+
+def _arranged(layout: Layout, order: Dim) -> Layout:
+    """The dimensions in this order, cut into blocks where they do not stay together; leading and
+    trailing ones that keep their places as they are."""
+    layout, order = resolve(layout), leaves(order)
+    first, last = 0, len(layout)
+    while first < last and flat(layout[: first + 1]) == order[: len(flat(layout[: first + 1]))]:
+        first += 1
+    while first < last and _stays(layout, order, len(layout) - last + 1):
+        last -= 1
+    parts = [block for dim in into_blocks(layout[first:last], (order,)) for block in dim]
+    return (
+        *layout[:first],
+        *sorted(parts, key=lambda block: order.index(block[0])),
+        *layout[last:],
+    )
+
+
+def _read(source: Operand, layout: Layout, reading: Reading) -> Layout:
+    """The layout in which an operator whose result has `layout` wants a source."""
+    if reading.suffix is None:
+        present = set(flat(source.layout))
+        return tuple(dim if present & set(dim) else () for dim in resolve(layout))
+    front = layout[: len(layout) - reading.result_suffix]
+    return (*front, *source.layout[len(source.layout) - reading.suffix :])
