@@ -122,7 +122,13 @@ def _convert(
 def _with_first_choices(converted: Converted) -> Converted:
     """Let each layer run as is predicted to be the fastest: here, or where there are kernels."""
     instruction_set = choose_kernels("auto").instruction_set
-    layers = first_choices(converted.model, converted.layers, instruction_set=instruction_set)
+    layers = first_choices(
+        converted.model,
+        converted.layers,
+        instruction_set=instruction_set,
+        dims=converted.dims,
+        dim_ranges=converted.dim_ranges,
+    )
     choose_layers(converted.model, layers)
     return replace(converted, layers=layers)
 

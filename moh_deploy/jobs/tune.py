@@ -13,6 +13,7 @@ from moh_deploy.atomic import StagedDirectory
 from moh_deploy.backends.onnxruntime import open_session, runtime_name
 from moh_deploy.backends.ort_kernels import choose_kernels
 from moh_deploy.backends.runner import KernelUse
+from moh_deploy.chooser.by_size import by_size, dense_at
 from moh_deploy.chooser.machine import Machine
 from moh_deploy.chooser.prediction import predict
 from moh_deploy.errors import BackendError, ConfigError, PackageError
@@ -30,8 +31,7 @@ from moh_deploy.package import (
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.choices import gain
 from moh_deploy.report.tune import TuneReport
-from moh_deploy.tuning.by_size import by_size, dense_at, fastest_there
-from moh_deploy.tuning.decide import contenders, decide
+from moh_deploy.tuning.decide import contenders, decide, fastest_there
 from moh_deploy.tuning.inputs import InputSet, input_sets
 from moh_deploy.tuning.layers import LayerBench, LayerTimes
 from moh_deploy.tuning.same_outputs import check_same_outputs

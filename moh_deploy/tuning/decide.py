@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
+from moh_deploy.chooser.by_size import SWITCH_MS
 from moh_deploy.package import CHOICES, Choice
 from moh_deploy.tuning.timing import Samples, ratio
 
@@ -33,3 +34,20 @@ def decide(samples: Mapping[str, Samples], predicted_ms: Mapping[str, float]) ->
     able = contenders(samples)
     known = [choice for choice in able if choice in predicted_ms]
     return min(known, key=lambda choice: predicted_ms[choice]) if known else able[0]
+
+
+def fastest_there(
+    samples: Mapping[str, Samples], predicted_ms: Mapping[str, float], *, otherwise: Choice
+) -> Choice:
+    """Return the fastest choice in one run of the model, if it beats another beyond noise, or else
+    that one.
+
+    Args:
+        samples: Choice to times of a layer in that run.
+        predicted_ms: Choice to what is predicted; nothing where nothing is.
+        otherwise: The other choice.
+    """
+    best = decide(samples, predicted_ms)
+    gain_ms = median(samples[otherwise]) - median(samples[best])
+    clearly = ratio(samples[best], samples[otherwise]).is_faster and gain_ms > SWITCH_MS
+    return best if clearly else otherwise

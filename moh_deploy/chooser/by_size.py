@@ -1,4 +1,4 @@
-"""Choose by size, where one choice is not the fastest at all sizes that were measured."""
+"""Turn choices at some sizes, measured or predicted, into ranges of sizes."""
 
 from __future__ import annotations
 
@@ -6,32 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
-from statistics import median
 
 from moh_deploy.package import Choice, LayerInfo, SizeRange, current_choice, measure, with_ranges
-from moh_deploy.tuning.decide import decide
-from moh_deploy.tuning.timing import Samples, ratio
 
 # About what a choice by size costs in a layer, an If around each of its operators: a gain that is
 # smaller is none.
 SWITCH_MS = 0.005
-
-
-def fastest_there(
-    samples: Mapping[str, Samples], predicted_ms: Mapping[str, float], *, otherwise: Choice
-) -> Choice:
-    """Return the fastest choice in one run of the model, if it beats another beyond noise, or else
-    that one.
-
-    Args:
-        samples: Choice to times of a layer in that run.
-        predicted_ms: Choice to what is predicted; nothing where nothing is.
-        otherwise: The other choice.
-    """
-    best = decide(samples, predicted_ms)
-    gain_ms = median(samples[otherwise]) - median(samples[best])
-    clearly = ratio(samples[best], samples[otherwise]).is_faster and gain_ms > SWITCH_MS
-    return best if clearly else otherwise
 
 
 def by_size(

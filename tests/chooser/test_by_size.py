@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from moh_deploy.chooser.by_size import SWITCH_MS, by_size, dense_at
 from moh_deploy.package import LayerInfo, choice_text, current_choice
-from moh_deploy.tuning.by_size import SWITCH_MS, by_size, dense_at, fastest_there
+from moh_deploy.tuning.decide import fastest_there
 from tests.projected_package import PROJECTED_LAYER
 
 

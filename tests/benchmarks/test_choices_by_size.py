@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import moh_deploy
+from moh_deploy.npz import write_npz
+from tests.handmade_package import vectors
+from tests.two_layers import write_two_layers
+
+
+def test_package_is_timed_beside_each_one_choice(
+    tmp_path: Path,
+    load_benchmark: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    package = write_two_layers(tmp_path / "package")
+    moh_deploy.tune(package.root, choose={"all[seq<=3]": "dense"})
+    for seq in (2, 6):
+        write_npz(tmp_path / f"{seq}.npz", vectors(seq=seq).inputs)
+    inputs = [str(tmp_path / "2.npz"), str(tmp_path / "6.npz")]
+    arguments = [str(package.root), "--inputs", *inputs, "--min-time", "0", "--json"]
+    monkeypatch.setattr(sys, "argv", ["choices_by_size.py", *arguments])
+    load_benchmark("choices_by_size").main()
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)
+    assert [(row["sizes"], row["choice"]) for row in rows] == [
+        (f"batch=2, seq={seq}", name) for seq in (2, 6) for name in ("package", "dense", "sparse")
+    ]
+    assert all(row["ms"] > 0 for row in rows)
+    assert rows[0]["over_package"] == [1.0, 1.0, 1.0]
+    assert "dense if seq<=3, else sparse" in printed.err
