@@ -1,6 +1,6 @@
 // MoHAggregatedAttention: a block has a tile of neighbouring queries of one head. Its keys are all
 // pixels that any of their windows holds, and the pooled tokens. docs/ops.md says what is computed,
-// ADR 11 why this way.
+// ADR 13 why this way.
 #pragma once
 
 #include "cuda/kernels/aggregated/exact_row.cuh"
