@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -22,7 +23,9 @@ PLUGINS = ROOT / "plugins"
 HERE = Path(__file__).parent
 BUILDS = ROOT / "build" / "cuda-trt"
 COMPILER = os.environ.get("CXX", "c++")
-FLAGS = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations")
+_PARTS = ("MAJOR", "MINOR", "PATCH")
+SHARED = ("-fPIC", "-shared", "-fvisibility=hidden")
 
 
 def plugin_sources() -> list[Path]:
@@ -49,6 +52,14 @@ def required_headers() -> Path:
     return folders[0]
 
 
+def version_of(headers: Path) -> str:
+    """Return the version of TensorRT's headers, such as 10.14.1."""
+    text = (headers / "NvInferVersion.h").read_text()
+    # Older headers give the number itself, younger ones a name for it.
+    found = [re.search(rf"define (?:NV_TENSORRT|TRT)_{part}\w* (\d+)", text) for part in _PARTS]
+    return ".".join(match.group(1) for match in found if match)
+
+
 def cuda_headers() -> Path:
     for folder in ("/usr/local/cuda/include", f"{os.environ.get('CUDA_HOME', '')}/include"):
         if Path(folder, "cuda_runtime_api.h").is_file():
@@ -62,9 +73,9 @@ def build(
     *,
     headers: Path | None = None,
     libraries: tuple[Path, ...] = (),
-    flags: tuple[str, ...] = (),
+    shared: bool = True,
 ) -> Path:
-    """Build a shared library with the C++ compiler and return its path.
+    """Build a shared library, or a program, with the C++ compiler and return its path.
 
     Args:
         headers: TensorRT's; None: of the Python package.
@@ -73,7 +84,8 @@ def build(
     if shutil.which(COMPILER) is None:
         pytest.skip(f"no C++ compiler: {COMPILER}")
     command = [
-        *(COMPILER, "-O1", *FLAGS, f'-DMOH_VERSION="{moh_deploy.__version__}"', *flags),
+        *(COMPILER, "-O1", *FLAGS, *(SHARED if shared else ())),
+        f'-DMOH_VERSION="{moh_deploy.__version__}"',
         *("-isystem", str(headers or required_headers()), "-isystem", str(cuda_headers())),
         *("-I", str(PLUGINS), "-I", str(PLUGINS / "include")),
         *(str(source) for source in sources),
@@ -111,3 +123,8 @@ def harness() -> Path:
 def plugin_on_fakes(headers: Path | None = None) -> Path:
     """The plugin library over kernels that the test answers for (fake_kernels.cc)."""
     return build("plugin", [*plugin_sources(), HERE / "fake_kernels.cc"], headers=headers)
+
+
+def plugin_on_emulated(kernels: Path) -> Path:
+    """The plugin library over the kernels that the emulator runs (tests/cuda/libraries.py)."""
+    return build("plugin_emulated", plugin_sources(), libraries=(kernels,))

@@ -97,18 +97,19 @@ struct Builder final : IExprBuilder {
 struct Library {
   IPluginCreatorInterface* const* creators = nullptr;
   int32_t count = 0;
-};
-Library library;
 
-IPluginCreatorV3One* Find(const char* op) {
-  for (int32_t i = 0; i < library.count; ++i) {
-    auto* creator = static_cast<IPluginCreatorV3One*>(library.creators[i]);
-    if (std::strcmp(creator->getPluginName(), op) == 0) {
-      return creator;
-    }
+  IPluginCreatorV3One* At(int32_t index) const {
+    return static_cast<IPluginCreatorV3One*>(creators[index]);
   }
-  return nullptr;
-}
+  IPluginCreatorV3One* Find(const char* op) const {
+    for (int32_t i = 0; i < count; ++i) {
+      if (std::strcmp(At(i)->getPluginName(), op) == 0) {
+        return At(i);
+      }
+    }
+    return nullptr;
+  }
+};
 
 template <class Capability>
 Capability* As(IPluginV3* plugin, PluginCapabilityType type) {
@@ -126,34 +127,37 @@ IPluginV3OneRuntime* Runtime(IPluginV3* plugin) {
 
 }  // namespace
 
-// Returns the number of creators, or -1.
-HARNESS_EXPORT int32_t harness_open(const char* path) {
+// Returns null if it is no library of plugins.
+HARNESS_EXPORT const Library* harness_open(const char* path) {
   void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     TheCollector().log(ILogger::Severity::kERROR, dlerror());
-    return -1;
+    return nullptr;
   }
   auto* get =
       reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(handle, "getCreators"));
   auto* find = reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(handle, "setLoggerFinder"));
   if (get == nullptr || find == nullptr) {
-    return -1;
+    return nullptr;
   }
   find(&TheCollector());
-  library.creators = get(library.count);
-  return library.count;
+  auto* library = new Library;
+  library->creators = get(library->count);
+  return library;
 }
 
 HARNESS_EXPORT const char* harness_take_log() { return TheCollector().Take(); }
 
-HARNESS_EXPORT const char* harness_kind(int32_t index) {
-  return library.creators[index]->getInterfaceInfo().kind;
+HARNESS_EXPORT int32_t harness_count(const Library* library) { return library->count; }
+
+HARNESS_EXPORT const char* harness_kind(const Library* library, int32_t index) {
+  return library->At(index)->getInterfaceInfo().kind;
 }
 
 // Name, version, namespace and names of the fields of a creator, separated by spaces.
-HARNESS_EXPORT const char* harness_describe(int32_t index) {
+HARNESS_EXPORT const char* harness_describe(const Library* library, int32_t index) {
   static std::string text;
-  auto* creator = static_cast<IPluginCreatorV3One*>(library.creators[index]);
+  IPluginCreatorV3One* creator = library->At(index);
   text = std::string(creator->getPluginName()) + " " + creator->getPluginVersion() + " " +
          creator->getPluginNamespace();
   const PluginFieldCollection* fields = creator->getFieldNames();
@@ -163,10 +167,10 @@ HARNESS_EXPORT const char* harness_describe(int32_t index) {
   return text.c_str();
 }
 
-HARNESS_EXPORT IPluginV3* harness_create(const char* op, const char* layer,
+HARNESS_EXPORT IPluginV3* harness_create(const Library* library, const char* op, const char* layer,
                                          const PluginField* fields, int32_t count, int32_t phase) {
   const PluginFieldCollection collection{count, fields};
-  return Find(op)->createPlugin(layer, &collection, static_cast<TensorRTPhase>(phase));
+  return library->Find(op)->createPlugin(layer, &collection, static_cast<TensorRTPhase>(phase));
 }
 
 HARNESS_EXPORT void harness_destroy(IPluginV3* plugin) { delete plugin; }

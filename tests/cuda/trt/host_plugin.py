@@ -83,13 +83,13 @@ class Harness:
         self._c = ctypes.CDLL(str(harness))
         for name in ("take_log", "describe", "kind", "name", "timing_id"):
             self.call(name).restype = ctypes.c_char_p
-        for name in ("create", "clone", "attach"):
+        for name in ("open", "create", "clone", "attach"):
             self.call(name).restype = ctypes.c_void_p
         self.call("workspace").restype = ctypes.c_uint64
         self.call("serialize").restype = ctypes.POINTER(Fields)
         self._check_structs()
-        self.num_creators = self.call("open")(str(library).encode())
-        assert self.num_creators > 0, self.log()
+        self._library = ctypes.c_void_p(self.call("open")(str(library).encode()))
+        assert self._library, self.log()
 
     def call(self, name: str) -> ctypes._CFuncPtr:
         return getattr(self._c, f"harness_{name}")
@@ -100,7 +100,17 @@ class Harness:
 
     def describe(self) -> list[list[str]]:
         """Return name, version, namespace and field names of each creator."""
-        return [self.call("describe")(i).decode().split() for i in range(self.num_creators)]
+        return [self._of_creator("describe", i).split() for i in range(self._count())]
+
+    def kinds(self) -> list[str]:
+        """Return the interface of each creator."""
+        return [self._of_creator("kind", i) for i in range(self._count())]
+
+    def _count(self) -> int:
+        return self.call("count")(self._library)
+
+    def _of_creator(self, name: str, index: int) -> str:
+        return self.call(name)(self._library, index).decode()
 
     def create(
         self,
@@ -118,7 +128,8 @@ class Harness:
         """
         made = [_field(name, value, (types or {}).get(name)) for name, value in fields.items()]
         array = (Field * len(made))(*[field for field, _ in made])
-        pointer = self.call("create")(op.encode(), layer.encode(), array, len(made), phase)
+        names = (op.encode(), layer.encode())
+        pointer = self.call("create")(self._library, *names, array, len(made), phase)
         return Plugin(self, op, pointer) if pointer else None
 
     def _check_structs(self) -> None:

@@ -33,8 +33,7 @@ def test_there_is_a_creator_for_each_op(harness: Harness):
 
 
 def test_creators_are_of_the_interface_that_loads_everywhere(harness: Harness):
-    kinds = [harness.call("kind")(i) for i in range(3)]
-    assert kinds == [b"PLUGIN CREATOR_V3ONE"] * 3
+    assert harness.kinds() == ["PLUGIN CREATOR_V3ONE"] * 3
 
 
 def test_fields_are_the_attributes_of_the_ops(harness: Harness):

@@ -5,7 +5,6 @@ Those of 10.14 come from a Python package; `TENSORRT_INCLUDE_DIR` names others.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -15,23 +14,16 @@ import pytest
 
 from tests.cuda.trt import builds
 
-PARTS = ("MAJOR", "MINOR", "PATCH")
 HEADERS = builds.tensorrt_headers()
 
 
-def _version(headers: Path) -> str:
-    text = (headers / "NvInferVersion.h").read_text()
-    found = [re.search(rf"define (?:NV_TENSORRT|TRT)_{part}\w* (\d+)", text) for part in PARTS]
-    return ".".join(match.group(1) for match in found if match)
-
-
-@pytest.mark.parametrize("headers", HEADERS or [None], ids=lambda h: h and _version(h))
+@pytest.mark.parametrize("headers", HEADERS or [None], ids=lambda h: h and builds.version_of(h))
 def test_the_plugin_compiles_without_a_warning(headers: Path | None):
     library = builds.plugin_on_fakes(headers or builds.required_headers())
     assert _undefined(library, "nvinfer") == []
 
 
-@pytest.mark.parametrize("headers", HEADERS[1:], ids=_version)
+@pytest.mark.parametrize("headers", HEADERS, ids=builds.version_of)
 def test_interfaces_are_those_of_the_first_headers(headers: Path):
     """A library of one version is driven by a harness of another, and the other way round."""
     for pair in [(HEADERS[0], headers), (headers, HEADERS[0])]:

@@ -1,0 +1,140 @@
+"""Real engines of models of one node, built on the CPU by TensorRT-RTX: good ones and bad ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case
+from tests.cuda.trt.rtx import build
+from tests.ops.case_models import case_model
+
+FLOATS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+CASES = {
+    "MoHRouter": "two_stage",
+    "MoHAttention": "bool_mask_rank4",
+    "MoHAggregatedAttention": "plain",
+}
+
+
+def _case(op: str, dtype: str = "float16", name: str | None = None) -> Case:
+    (case,) = [c for c in OPS[op].cases if (c.name, c.dtype) == (name or CASES[op], dtype)]
+    return case
+
+
+def _node(model: onnx.ModelProto) -> onnx.NodeProto:
+    (node,) = model.graph.node
+    return node
+
+
+def _set(model: onnx.ModelProto, **attributes: object) -> onnx.ModelProto:
+    node = _node(model)
+    kept = [a for a in node.attribute if a.name not in attributes]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    node.attribute.extend(onnx.helper.make_attribute(n, v) for n, v in attributes.items())
+    return model
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", CASES)
+def test_an_engine_holds_the_plugin_and_not_the_function(
+    fake_library: Path, tmp_path: Path, op: str, dtype: str
+):
+    case = _case(op, dtype)
+    built = build(case_model(case), tmp_path, library=fake_library)
+    assert built.plugins == [op]
+    assert built.layers == ["PLUGIN_V3"]
+    (output,) = OPS[op].shape_rule(case.input_types(), case.attributes)
+    (written,) = built.outputs
+    assert written[1:] == [list(output.shape), FLOATS[dtype]]
+    assert op.encode() in built.engine
+    assert "ERROR" not in built.log
+
+
+@pytest.mark.parametrize("name", ["plain_rank4", "additive_mask_rank3", "causal_grouped"])
+def test_other_forms_of_attention_build(fake_library: Path, tmp_path: Path, name: str):
+    case = _case("MoHAttention", "float16", name)
+    built = build(case_model(case), tmp_path, library=fake_library)
+    assert built.plugins == ["MoHAttention"]
+    assert built.engine
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_without_the_library_the_function_body_is_built(tmp_path: Path, op: str):
+    built = build(case_model(_case(op)), tmp_path, library=None)
+    assert built.parsed, built.errors
+    assert built.plugins == []
+    assert "PLUGIN_V3" not in built.layers
+    assert len(built.layers) > 5
+
+
+BAD = [
+    ("MoHAttention", {"q_num_heads": 4}, "field q_num_heads is 4; expected a multiple of"),
+    ("MoHAttention", {"scale": 1}, "field scale is 1; expected a finite float."),
+    ("MoHRouter", {"gate_mode": "hard"}, "field gate_mode is 'hard'; expected weighted or mask."),
+    ("MoHRouter", {"top_k": 100}, "field top_k is 100; expected at most the 7 heads"),
+    ("MoHAggregatedAttention", {"kernel_width": 2}, "field kernel_width is 2; expected an odd"),
+    ("MoHAggregatedAttention", {"height": 6}, "number of tokens (height * width) of Q is 35;"),
+]
+
+
+@pytest.mark.parametrize(("op", "attributes", "message"), BAD)
+def test_a_bad_attribute_is_refused_with_the_reason(
+    fake_library: Path, tmp_path: Path, op: str, attributes: dict, message: str
+):
+    case = _case(op) if op != "MoHAttention" else _case(op, name="grouped")
+    if attributes.get("q_num_heads"):
+        attributes = {"q_num_heads": case.attributes["kv_num_heads"] + 1}
+        message = f"field q_num_heads is {attributes['q_num_heads']}; expected a multiple of"
+    model = _set(case_model(case), **attributes)
+    _node(model).name = "blocks.0.attn"
+    built = build(model, tmp_path, library=fake_library)
+    assert not built.parsed
+    assert f"{op} (blocks.0.attn): " in built.stderr
+    assert message in built.stderr
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_an_unsupported_dtype_is_refused_with_its_name(fake_library: Path, tmp_path: Path, op: str):
+    model = case_model(_case(op))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16:
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT32
+    built = build(model, tmp_path, library=fake_library)
+    assert not built.parsed
+    assert "is int32; expected float32, float16 or bfloat16." in built.stderr
+
+
+def test_heads_beyond_the_limit_are_refused(fake_library: Path, tmp_path: Path):
+    model = case_model(_case("MoHAttention", name="plain_rank3"))
+    for value in model.graph.input:
+        if value.name in ("Q", "K", "V"):
+            value.type.tensor_type.shape.dim[2].dim_value = 3 * 300
+    built = build(model, tmp_path, library=fake_library)
+    assert not built.parsed
+    assert "head_dim is 300; the kernels have up to 256." in built.stderr
+
+
+def test_mixed_dtypes_are_refused(fake_library: Path, tmp_path: Path):
+    model = case_model(_case("MoHAttention", name="plain_rank3"))
+    model.graph.input[3].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    built = build(model, tmp_path, library=fake_library)
+    assert not built.parsed
+    assert "gates is float32; expected float16, as the inputs before it are." in built.stderr
+
+
+def test_a_missing_library_is_told_from_a_present_one(tmp_path: Path, fake_library: Path):
+    model = case_model(_case("MoHRouter"))
+    assert build(model, tmp_path, library=fake_library).loaded
+    assert not build(model, tmp_path, library=tmp_path / "libnone.so").loaded
+
+
+def test_one_engine_for_several_gpus(fake_library: Path, tmp_path: Path):
+    targets = ("SM80", "SM86", "SM89", "SM120")
+    model = case_model(_case("MoHAttention"))
+    built = build(model, tmp_path, library=fake_library, compute_capabilities=targets)
+    assert built.engine

@@ -1,0 +1,56 @@
+"""Engines of whole packages, built on the CPU: with plugins, in every dtype, with dynamic sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.cuda.trt.packages import FORMS, LARGE, SMALL, export, profile
+from tests.cuda.trt.rtx import build
+from tests.cuda.trt.typed_graph import in_dtype
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], onnx.ModelProto]:
+    """Exports each form once."""
+    made: dict[str, onnx.ModelProto] = {}
+
+    def model(name: str) -> onnx.ModelProto:
+        if name not in made:
+            made[name] = export(FORMS[name], tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return model
+
+
+def _node_counts(model: onnx.ModelProto, ops: tuple[str, ...]) -> dict[str, int]:
+    types = [node.op_type for node in model.graph.node]
+    return {op: types.count(op) for op in ops}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FORMS)
+def test_the_engine_of_a_package_holds_every_plugin(
+    fake_library: Path,
+    tmp_path: Path,
+    model_of: Callable[[str], onnx.ModelProto],
+    name: str,
+    dtype: str,
+):
+    model = in_dtype(model_of(name), dtype)
+    profiles = [profile(model, SMALL), profile(model, LARGE)]
+    built = build(model, tmp_path, library=fake_library, profiles=profiles)
+    assert built.parsed, built.errors
+    ops = FORMS[name].plugins
+    counts = _node_counts(model, ops)
+    assert min(counts.values()) > 0
+    assert {op: built.plugins.count(op) for op in ops} == counts
+    assert built.engine, built.log
+    for op in ops:
+        assert op.encode() in built.engine
+    assert any(-1 in shape for _, shape, _ in built.outputs)
