@@ -1,6 +1,11 @@
 # Host code of the kernels, which includes them: compiled by nvcc for GPUs, and by the C++ compiler for
 # the emulator. One file a line.
 set(MOH_CUDA_SOURCES
+  launch/aggregated_attention.cu
+  launch/aggregated_attention_128.cu
+  launch/aggregated_attention_256.cu
+  launch/aggregated_attention_32.cu
+  launch/aggregated_attention_64.cu
   launch/attention.cu
   launch/attention_128.cu
   launch/attention_192.cu

@@ -1,0 +1,34 @@
+# libmoh_cuda.so: the kernels behind their C interface, for every GPU from sm_80 on. Needs no GPU, and no CUDA
+# runtime where it is loaded.
+#
+#   cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON && cmake --build build/cuda --parallel
+set(MOH_CUDA_ARCHITECTURES "80-real;86-real;89-real;90-real;100-real;120" CACHE STRING
+  "Compute capabilities to compile for: `-real` is machine code alone, without it PTX for later ones as well")
+
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR "moh-deploy: nvcc was not found. It comes with CUDA's toolkit, 12.8 or newer: put it on PATH, or -DCMAKE_CUDA_COMPILER=FILE")
+endif()
+set(CMAKE_CUDA_ARCHITECTURES ${MOH_CUDA_ARCHITECTURES})
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+
+# The plugins for runtimes are made of these objects, too.
+add_library(moh_cuda_kernels OBJECT ${MOH_CUDA_SOURCES})
+target_include_directories(moh_cuda_kernels PUBLIC ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
+# What ptxas says of registers, stack and spills is kept beside the objects: tests/cuda/test_resources.py reads it.
+target_compile_options(moh_cuda_kernels PRIVATE
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v --resource-usage -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas>)
+
+add_library(moh_cuda SHARED $<TARGET_OBJECTS:moh_cuda_kernels> ${MOH_CUDA_CONFORMANCE_SOURCES})
+target_include_directories(moh_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
+set_target_properties(moh_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR} LINKER_LANGUAGE CUDA)
+target_link_options(moh_cuda PRIVATE -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/exports.map)
+
+find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_cxx_api.h PATH_SUFFIXES onnxruntime onnxruntime/core/session)
+if(ONNXRUNTIME_INCLUDE_DIR)
+  include(ort/ort.cmake)
+endif()

@@ -1,0 +1,61 @@
+"""ONNX Runtime's operators for its CUDA provider, over the emulated kernels on its CPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.contract import find_mismatch
+from tests.cuda.libraries import PLAIN, build
+from tests.ops.case_models import case_model, named_inputs
+from tests.plugins.kernels import run_session
+
+OPERATORS = ("MoHRouter", "MoHAttention", "MoHAggregatedAttention")
+CASES = [case for op in OPERATORS for case in OPS[op].cases]
+
+
+@pytest.fixture(scope="module")
+def library(emulator: object) -> Path:
+    path = build(PLAIN).with_name("libmoh_ort_cuda_emulated.so")
+    if not path.is_file():
+        pytest.skip("ONNX Runtime's headers were not found: apt install libonnxruntime-dev")
+    return path
+
+
+def session(library: Path, model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.register_custom_ops_library(str(library))
+    # Without the function body only the library can run it.
+    del model.functions[:]
+    content = model.SerializeToString()
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_operator_agrees_with_the_reference(library: Path, case: Case):
+    assert find_mismatch(case, run_session(session(library, case_model(case)), case)) is None
+
+
+def test_operator_refuses_what_does_not_fit(library: Path):
+    case = next(case for case in CASES if case.op == "MoHAttention")
+    feeds = dict(named_inputs(case))
+    feeds["gates"] = np.ascontiguousarray(feeds["gates"][:, :-1])
+    wrong = re.escape(f"MoHAttention: gates is {list(feeds['gates'].shape)}")
+    with pytest.raises(Exception, match=wrong):
+        session(library, free_shapes(case_model(case))).run(None, feeds)
+
+
+def free_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let the runtime take inputs of any size."""
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    return model
