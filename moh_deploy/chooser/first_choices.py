@@ -72,8 +72,8 @@ class _Chooser:
         """Return the layer with its choices; the first of the sizes are the example's."""
         found = predict(layer, self.nodes, instruction_set=self.instruction_set)
         if found is None:
-            return replace(layer, choice=(choices_for(layer) or (None,))[-1])
-        layer, best = replace(layer, choice=found.best), found.best
+            return replace(layer, choice=(choices_for(layer) or (None,))[-1], ranges=())
+        layer, best = replace(layer, choice=found.best, ranges=()), found.best
         choices = [self._choice(layer, best, at) for at in sizes[1:]]
         return by_size(layer, sizes, [best, *choices]) or layer
 
