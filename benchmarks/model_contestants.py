@@ -18,6 +18,7 @@ from moh_deploy.backends.ort_values import from_ort, to_ort
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.frontend.outputs import tensors_of
 from moh_deploy.npz import Array
+from moh_deploy.package import all_nodes
 
 MOH, EAGER, PLAIN_ONNX, COMPILE, OPENVINO = "moh", "eager", "plain_onnx", "compile", "openvino"
 PEERS = (EAGER, PLAIN_ONNX, COMPILE, OPENVINO)
@@ -91,7 +92,7 @@ def moh(
 
 def moh_nodes(path: Path) -> list[str]:
     graph = onnx.load(path, load_external_data=False).graph
-    return [node.name for node in graph.node if node.domain == "moh"]
+    return [node.name for node in all_nodes(graph) if node.domain == "moh"]
 
 
 def _plain(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:

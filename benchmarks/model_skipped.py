@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime as ort
@@ -17,10 +19,12 @@ from model_nodes import NodeModel, layer_nodes, split_layers
 from ort_session import kernel_session, plain_session
 from rich.table import Table
 
+from moh_deploy.backends.input_check import check_inputs
 from moh_deploy.backends.ort_values import to_ort
 from moh_deploy.backends.runner import KernelUse
+from moh_deploy.jobs.choices import write_choices
 from moh_deploy.npz import Array
-from moh_deploy.package import LayerInfo, OnnxPackage
+from moh_deploy.package import LayerInfo, OnnxPackage, at_sizes
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,22 @@ def skipped_work(
     Raises:
         Unusable: ONNX Runtime refuses a node by itself.
     """
-    nodes, gates = split_layers(package, inputs, kernel)
+    with TemporaryDirectory(prefix="moh-deploy-") as scratch:
+        package = at_these_sizes(package, inputs, Path(scratch))
+        nodes, gates = split_layers(package, inputs, kernel)
     return [
         _layer_work(layer, nodes, gates[layer.gates], kernel, repeats)
         for layer in package.manifest.layers
     ]
+
+
+def at_these_sizes(package: OnnxPackage, inputs: Mapping[str, Array], folder: Path) -> OnnxPackage:
+    """Return the package with the one choice a layer that it has at the sizes of these inputs."""
+    layers = package.manifest.layers
+    if not any(layer.ranges for layer in layers):
+        return package
+    sizes = check_inputs(package.manifest.inputs, inputs)
+    return write_choices(package, at_sizes(layers, sizes), folder / "package")
 
 
 def _layer_work(

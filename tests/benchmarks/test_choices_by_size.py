@@ -9,7 +9,9 @@ from types import ModuleType
 import pytest
 
 import moh_deploy
+from moh_deploy.backends.ort_kernels import choose_kernels
 from moh_deploy.npz import write_npz
+from moh_deploy.package import OnnxPackage
 from tests.handmade_package import vectors
 from tests.two_layers import write_two_layers
 
@@ -36,3 +38,19 @@ def test_package_is_timed_beside_each_one_choice(
     assert all(row["ms"] > 0 for row in rows)
     assert rows[0]["over_package"] == [1.0, 1.0, 1.0]
     assert "dense if seq<=3, else sparse" in printed.err
+
+
+@pytest.mark.parametrize(("seq", "skips"), [(3, False), (6, True)])
+def test_skipped_work_is_that_of_the_choice_at_the_sizes(
+    tmp_path: Path, load_benchmark: Callable[[str], ModuleType], seq: int, skips: bool
+):
+    library = choose_kernels("auto")
+    package = write_two_layers(tmp_path / "package")
+    moh_deploy.tune(package.root, choose={"all[seq<=3]": "dense"})
+    package = OnnxPackage.open(package.root)
+    bench = load_benchmark("model_skipped")
+    work = bench.skipped_work(package, vectors(seq=seq).inputs, library, repeats=1)
+    for one in work:
+        assert one.choice == ("sparse" if skips else "dense")
+        fewer = one.attention.computed < one.attention.dense
+        assert fewer == (skips and library.library is not None)
