@@ -13,13 +13,18 @@ def unsupported_operators(model: ir.Model, dtype: str) -> tuple[str, ...]:
     """Return the operators that ONNX Runtime on the CPU has no kernel for in this dtype.
 
     Each is asked for by itself, in a model of one node; operators that are functions of the model
-    count as what they are made of, so they are left out.
+    count as what they are made of, so they are left out, and so are operators with branches: what
+    stands in those is asked for.
 
     Args:
         model: Its values have dtypes.
         dtype: `bfloat16` and the like: nodes that neither read nor make it are left out.
     """
-    one_each = {node.op_identifier(): node for node in model.graph if _uses(node, dtype)}
+    one_each = {
+        node.op_identifier(): node
+        for node in model.graph.all_nodes()
+        if _uses(node, dtype) and not _has_branches(node)
+    }
     return tuple(
         sorted(
             node.op_type
@@ -35,6 +40,10 @@ def _uses(node: ir.Node, dtype: str) -> bool:
         value is not None and value.dtype is not None and str(value.dtype.numpy()) == dtype
         for value in (*node.inputs, *node.outputs)
     )
+
+
+def _has_branches(node: ir.Node) -> bool:
+    return any(one.type == ir.AttributeType.GRAPH for one in node.attributes.values())
 
 
 def _alone(node: ir.Node, model: ir.Model) -> ir.Model:

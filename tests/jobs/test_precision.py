@@ -51,6 +51,9 @@ def test_choices_by_size_are_kept(tmp_path: Path):
         (one.choice, one.ranges) for one in before
     ]
     assert moh_deploy.verify(tmp_path / "half").equal
+    report = moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
+    # An If is none of the operators that no bfloat16 runs on.
+    assert (report.why_not_compared or "").endswith("has no bfloat16 for MatMul, Mul")
 
 
 def test_bfloat16_package_says_what_no_runtime_here_can_run(package: OnnxPackage, tmp_path: Path):
