@@ -132,8 +132,10 @@ class TokenRouter {
   __device__ void write_routed_gates(float weight) {
     const int size = params_.routed;
     softmax(params_.routed_logits + token_ * size, size, probabilities_);
-    for (int i = size + lane_index(); i < row_size_; i += kWarpSize) {
-      probabilities_[i] = -1.0f;
+    for (int i = lane_index(); i < row_size_; i += kWarpSize) {
+      if (i >= size) {
+        probabilities_[i] = -1.0f;
+      }
     }
     __syncwarp();
     const float sum = choose();
