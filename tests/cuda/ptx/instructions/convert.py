@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.cuda.ptx.element_types import DTYPES, F32, F64, U16, U32, Value
+from tests.cuda.ptx.element_types import DTYPES, F16, F32, F64, U32, Value
+from tests.cuda.ptx.instructions import half
 from tests.cuda.ptx.instructions.floating import saturate
 from tests.cuda.ptx.instructions.registry import Decoding, Step, decodes, elementwise
 from tests.cuda.ptx.instructions.rounding import (
@@ -125,6 +126,8 @@ def _round(value: Value, target: str, exact: Value) -> Value:
     """Round to a float type; `exact` is the same number before it was made a float64."""
     if target == "bf16":
         return float64_to_bfloat16(value)
+    if target == "f16":
+        return half.bits_of(exact, "f16").view(F16)
     return exact.astype(DTYPES[target])
 
 
@@ -145,4 +148,4 @@ def _pack(decoding: Decoding, target: str, options: list[str]) -> Step:
 def _half_bits(value: Value, target: str) -> Value:
     if target == "bf16x2":
         return float32_to_bfloat16(value)
-    return value.astype(np.float16).view(U16)
+    return half.bits_of(value, "f16")

@@ -66,11 +66,15 @@ def numbers(bits: Value, type_: str) -> Value:
 def bits_of(values: Value, type_: str) -> Value:
     """Round float64 numbers to a type, and return their bits."""
     is_bfloat = type_.startswith("bf16")
-    bits = float64_to_bfloat16(values) if is_bfloat else values.astype(F16).view(U16)
+    bits = float64_to_bfloat16(values) if is_bfloat else _to_float16(values)
     if type_.endswith("x2"):
         wide = bits.astype(U32)
         return wide[..., 0] | (wide[..., 1] << np.uint32(16))
     return bits
+
+
+def _to_float16(values: Value) -> Value:
+    return np.where(np.isnan(values), U16.type(0x7FFF), values.astype(F16).view(U16))
 
 
 def _step(decoding: Decoding, function: Function, count: int) -> Step:

@@ -10,7 +10,7 @@ import numpy as np
 from tests.cuda.ptx.element_types import F32, F64, U16, U32, Value
 from tests.cuda.ptx.instructions.memory import safe, shared_access
 from tests.cuda.ptx.instructions.registry import Decoding, Step, collective, decodes
-from tests.cuda.ptx.instructions.rounding import bfloat16_to_float32
+from tests.cuda.ptx.instructions.rounding import bfloat16_to_float32, towards_zero
 from tests.cuda.ptx.operands import Mask, address_reader, elements, reader, writer
 from tests.cuda.ptx.syntax import Operand
 
@@ -68,7 +68,7 @@ def _gather_transposed(view: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 @decodes("mma")
 def multiply_matrices(decoding: Decoding) -> Step:
-    """d = a b + c. Products and sums are exact to float64, and rounded to float32 once."""
+    """d = a b + c: as exact as float64 is, then cut off to float32, as the hardware does."""
     modifiers = decoding.instruction.modifiers
     for depth, number in (("m16n8k16", "f16"), ("m16n8k16", "bf16"), ("m16n8k8", "tf32")):
         form = ("sync", "aligned", depth, "row", "col", "f32", number, number, "f32")
@@ -93,7 +93,7 @@ def _mma(decoding: Decoding, number: str) -> Step:
         sums = [read(machine.registers) for read in read_c]
         for index, write in enumerate(writes):
             part = parts[:, index >> 1, :, :, index & 1].reshape(-1)
-            write(machine, (part + sums[index]).astype(F32), mask)
+            write(machine, towards_zero(part + sums[index]), mask)
 
     return step
 

@@ -15,7 +15,7 @@ from tests.cuda.ptx.element_types import F32, F64, Value
 _HALF_OF_FLOAT32 = np.uint64(1 << 28)
 _BELOW_FLOAT32 = np.uint64((1 << 29) - 1)
 _NORMAL_FLOAT32 = 2.0**-126
-_NORMAL_BFLOAT16_BITS = np.uint32(0x7FFF)
+_NAN_BFLOAT16 = np.uint32(0x7FFF)
 
 
 def fused_multiply_add(a: Value, b: Value, c: Value) -> Value:
@@ -31,6 +31,13 @@ def fused_multiply_add(a: Value, b: Value, c: Value) -> Value:
     if doubtful.any():
         total = sum_to_odd(product, c.astype(np.float64))
     return total.astype(np.float32)
+
+
+def towards_zero(exact: Value) -> Value:
+    """Return float64 numbers as float32, the rest cut off."""
+    nearest = exact.astype(F32)
+    beyond = np.abs(nearest.astype(F64)) > np.abs(exact)
+    return np.where(beyond, np.nextafter(nearest, F32.type(0)), nearest)
 
 
 def directed(function: Callable[..., Value], rounding: str) -> Callable[..., Value]:
@@ -70,7 +77,7 @@ def float32_to_bfloat16(value: Value) -> Value:
     """Return the bits of the nearest bfloat16, ties to even; NaN becomes 0x7fff."""
     bits = value.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(value), _NORMAL_BFLOAT16_BITS, rounded).astype(np.uint16)
+    return np.where(np.isnan(value), _NAN_BFLOAT16, rounded).astype(np.uint16)
 
 
 def float64_to_bfloat16(value: Value) -> Value:

@@ -71,22 +71,36 @@ def _source_lane(mode: str, lane: Value, by: Value, clamp: Value) -> tuple[Value
 def vote(decoding: Decoding) -> Step:
     mode = decoding.choose_of("sync", "all", "any", "uni", "ballot")
     predicate = decoding.read(1, BOOL)
+    members = decoding.read(2, U32)
     write = decoding.write(U32 if mode == "ballot" else BOOL)
 
     def step(machine: Machine, mask: Mask) -> None:
-        votes = machine.spread(predicate(machine.registers)).reshape(-1, WARP)
-        present = np.ones_like(votes) if mask is None else mask.reshape(-1, WARP)
-        write(machine, np.repeat(_tally(mode, votes, present), WARP), mask)
+        votes = machine.spread(predicate(machine.registers)).reshape(-1, 1, WARP)
+        groups = _groups(machine, members(machine.registers), mask)
+        write(machine, _for_each_lane(_tally(mode, votes, groups)), mask)
 
     return step
 
 
-def _tally(mode: str, votes: np.ndarray, present: np.ndarray) -> np.ndarray:
+def _groups(machine: Machine, members: Value, mask: Mask) -> np.ndarray:
+    """Return with whom each lane acts, [warps, 32, 32], or [warps, 1, 32] if all name the same."""
+    present = machine.spread(np.True_ if mask is None else mask).reshape(-1, 1, WARP)
+    members = members.reshape(-1, WARP if members.ndim else 1, 1)
+    together: np.ndarray = ((members & _BIT) != 0) & present
+    return together
+
+
+def _for_each_lane(values: np.ndarray) -> np.ndarray:
+    """Return [lanes] of [warps, 32] or [warps, 1]."""
+    return np.broadcast_to(values, (len(values), WARP)).reshape(-1)
+
+
+def _tally(mode: str, votes: np.ndarray, groups: np.ndarray) -> np.ndarray:
     if mode == "ballot":
-        ballot: np.ndarray = np.where(votes & present, _BIT, np.uint32(0)).sum(1, dtype=np.uint32)
+        ballot: np.ndarray = np.where(votes & groups, _BIT, np.uint32(0)).sum(2, dtype=np.uint32)
         return ballot
-    everybody: np.ndarray = (votes | ~present).all(1)
-    anybody: np.ndarray = (votes & present).any(1)
+    everybody: np.ndarray = (votes | ~groups).all(2)
+    anybody: np.ndarray = (votes & groups).any(2)
     unanimous: np.ndarray = everybody | ~anybody
     return {"all": everybody, "any": anybody, "uni": unanimous}[mode]
 
@@ -96,8 +110,8 @@ def active_mask(decoding: Decoding) -> Step:
     write = decoding.write(U32)
 
     def step(machine: Machine, mask: Mask) -> None:
-        present = machine.spread(np.True_ if mask is None else mask).reshape(-1, WARP)
-        write(machine, np.repeat(_tally("ballot", present, present), WARP), mask)
+        present = _groups(machine, U32.type(0xFFFFFFFF), mask)
+        write(machine, _for_each_lane(_tally("ballot", present, present)), mask)
 
     return step
 
@@ -109,14 +123,14 @@ def match(decoding: Decoding) -> Step:
     target = decoding.operands[0]
     write = writer(target.first if isinstance(target, Pair) else target, U32)
     write_all = writer(target.second, BOOL) if isinstance(target, Pair) else None
-    read = decoding.read(1, decoding.dtype)
+    read, members = decoding.read(1, decoding.dtype), decoding.read(2, U32)
 
     def step(machine: Machine, mask: Mask) -> None:
         values = machine.spread(read(machine.registers)).reshape(-1, WARP)
-        present = machine.spread(np.True_ if mask is None else mask).reshape(-1, WARP)
-        same = (values[:, :, None] == values[:, None, :]) & present[:, None, :]
-        found = np.where(same, _BIT, np.uint32(0)).sum(2, dtype=np.uint32)
-        everybody = _tally("ballot", present, present)[:, None]
+        groups = _groups(machine, members(machine.registers), mask)
+        same = (values[:, :, None] == values[:, None, :]) & groups
+        found = _tally("ballot", same, same)
+        everybody = _tally("ballot", groups, groups)
         if mode == "all":
             found = np.where(found == everybody, found, np.uint32(0))
         write(machine, found.reshape(-1), mask)
@@ -128,26 +142,33 @@ def match(decoding: Decoding) -> Step:
 
 @decodes("redux")
 def reduce(decoding: Decoding) -> Step:
-    operations = {
-        "add": (np.add, 0),
-        "min": (np.minimum, None),
-        "max": (np.maximum, None),
-        "and": (np.bitwise_and, -1),
-        "or": (np.bitwise_or, 0),
-        "xor": (np.bitwise_xor, 0),
-    }
-    mode = decoding.choose_of("sync", *operations)
-    operation, neutral = operations[mode]
+    mode = decoding.choose_of("sync", *REDUCTIONS)
     dtype = S32 if decoding.type == "s32" else U32
-    if neutral is None:
-        neutral = np.iinfo(dtype).max if mode == "min" else np.iinfo(dtype).min
-    read, write = decoding.read(1, dtype), decoding.write(dtype)
-    absent = np.array(neutral % 2**32 if dtype is U32 else neutral).astype(dtype)
+    operation = REDUCTIONS[mode]
+    absent = _neutral(mode, dtype)
+    read, members, write = decoding.read(1, dtype), decoding.read(2, U32), decoding.write(dtype)
 
     def step(machine: Machine, mask: Mask) -> None:
-        values = machine.spread(read(machine.registers))
-        values = values if mask is None else np.where(mask, values, absent)
-        result = operation.reduce(values.reshape(-1, WARP), axis=1, dtype=dtype)
-        write(machine, np.repeat(result, WARP), mask)
+        values = machine.spread(read(machine.registers)).reshape(-1, 1, WARP)
+        groups = _groups(machine, members(machine.registers), mask)
+        result = operation.reduce(np.where(groups, values, absent), axis=2, dtype=dtype)
+        write(machine, _for_each_lane(result), mask)
 
     return step
+
+
+REDUCTIONS: dict[str, np.ufunc] = {
+    "add": np.add,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+
+
+def _neutral(mode: str, dtype: np.dtype) -> Value:
+    """Return what changes no result."""
+    bounds = np.iinfo(dtype)
+    ones = bounds.max if dtype is U32 else -1
+    return dtype.type({"min": bounds.max, "max": bounds.min, "and": ones}.get(mode, 0))

@@ -1,0 +1,108 @@
+"""Compiles CUDA sources to PTX. What was compiled is kept in `build/ptx/`, by content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = ROOT / "plugins"
+INCLUDES = (PLUGINS, PLUGINS / "include")
+OPTIONS = ("-ptx", "-arch=compute_80", "-std=c++17")
+CACHE = ROOT / "build" / "ptx"
+
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
+
+
+class NoCompiler(Exception):
+    """nvcc was not found: the text says what to do."""
+
+
+class CompilationFailed(Exception):
+    """The compiler's output."""
+
+
+def compiler() -> str:
+    """Return nvcc's path.
+
+    Raises:
+        NoCompiler: There is none on PATH, nor in CUDA_HOME.
+    """
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    path = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    if path is None:
+        raise NoCompiler("nvcc was not found: put CUDA's bin folder on PATH, or set CUDA_HOME.")
+    return path
+
+
+def kernel_sources() -> list[Path]:
+    """Return the sources of the kernels, and of the kernel for each primitive."""
+    launch, conformance = (PLUGINS / "cuda" / name for name in ("launch", "conformance"))
+    return [*sorted(launch.glob("*.cu")), conformance / "conformance.cu"]
+
+
+def ptx_of(sources: list[Path]) -> list[str]:
+    """Return the PTX of each source.
+
+    Raises:
+        CompilationFailed: One does not compile.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(_ptx_of, sources))
+
+
+def _ptx_of(source: Path) -> str:
+    kept = CACHE / f"{source.stem}-{_content(source)}.ptx"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _compile(source, kept)
+    return kept.read_text()
+
+
+def _compile(source: Path, target: Path) -> None:
+    includes = [f"-I{folder}" for folder in INCLUDES]
+    partial = target.with_suffix(f".{os.getpid()}")
+    command = [compiler(), *OPTIONS, *includes, str(source), "-o", str(partial)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise CompilationFailed(ran.stdout + ran.stderr)
+    partial.replace(target)
+
+
+def _content(source: Path) -> str:
+    """Return a digest of all that the PTX of a source depends on."""
+    digest = hashlib.sha256(_version().encode() + " ".join(OPTIONS).encode())
+    for path in sorted(_with_includes(source)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def _with_includes(source: Path) -> set[Path]:
+    """Return a source and what it includes of ours, and what that includes."""
+    found: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting.extend(_included(path))
+    return found
+
+
+def _included(path: Path) -> list[Path]:
+    names = _INCLUDE.findall(path.read_text())
+    candidates = [folder / name for name in names for folder in (path.parent, *INCLUDES)]
+    return [candidate.resolve() for candidate in candidates if candidate.is_file()]
+
+
+@cache
+def _version() -> str:
+    return subprocess.run(
+        [compiler(), "--version"], capture_output=True, text=True, check=True
+    ).stdout
