@@ -6,10 +6,12 @@ name_nodes           what the layers have not named
 add_function_bodies  bodies are chosen by what the nodes look like then
 choose_layers        last: it moves nodes together with their bodies; also by itself, on a package.
                      `switch_by_size` is a part of it: nodes that depend on sizes
+close_input_gaps     not at export: on a package's model, for TensorRT's parser
 """
 
 from moh_deploy.passes.add_function_bodies import add_function_bodies
 from moh_deploy.passes.choose_layers import choose_layers, ops_of
+from moh_deploy.passes.close_input_gaps import close_input_gaps
 from moh_deploy.passes.keep_gates import LayerNames, keep_gates
 from moh_deploy.passes.name_interface import name_interface
 from moh_deploy.passes.name_nodes import name_nodes
@@ -19,6 +21,7 @@ __all__ = [
     "LayerNames",
     "add_function_bodies",
     "choose_layers",
+    "close_input_gaps",
     "keep_gates",
     "name_interface",
     "name_nodes",

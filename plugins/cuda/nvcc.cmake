@@ -32,3 +32,8 @@ find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_cxx_api.h PATH_SUFFIXES onnxruntim
 if(ONNXRUNTIME_INCLUDE_DIR)
   include(ort/ort.cmake)
 endif()
+
+find_path(TENSORRT_INCLUDE_DIR NvInferRuntime.h PATHS $ENV{TENSORRT_INCLUDE_DIR})
+if(TENSORRT_INCLUDE_DIR)
+  include(trt/trt.cmake)
+endif()

@@ -83,8 +83,6 @@ class Plugin final : public nvinfer1::IPluginV3,
   nvinfer1::PluginFieldCollection collection_{};
 };
 
-// Where TensorRT's parser leaves out an input in between, the node says which ones it has.
-constexpr const char* kPresentInputs = "present_inputs";
 constexpr const char* kPluginVersion = "1";
 constexpr const char* kPluginNamespace = "moh";
 

@@ -13,6 +13,10 @@ namespace moh::trt {
 
 class Op;
 
+// A field of every op. TensorRT's parser refuses a node that leaves out an input in between, so a
+// node may list the others only, and say which they are.
+constexpr const char* kPresentInputs = "present_inputs";
+
 struct InputInfo {
   const char* name;
   bool optional;

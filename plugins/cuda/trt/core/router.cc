@@ -121,7 +121,7 @@ const OpInfo& RouterInfo() {
                             {'R', "last size"},
                             {'H', "last size"},
                             {'2', "last size"}},
-                           {},
+                           {{"routed_heads", 'R', 4096}, {"shared_heads", 'H', 4096}},
                            Create};
   return info;
 }

@@ -46,7 +46,9 @@ void CheckType(const InputInfo& info, const Tensor& tensor, const Tensor*& first
   first = first == nullptr ? &tensor : first;
   if (tensor.dtype != first->dtype) {
     throw Refusal(info.name, " is ", tensor.type, "; expected ", first->type,
-                  ", as the inputs before it are.");
+                  ", as the inputs before it are.",
+                  info.optional ? " If the node leaves it out, it needs the field " : "",
+                  info.optional ? kPresentInputs : "", info.optional ? "." : "");
   }
 }
 

@@ -56,6 +56,7 @@ std::string OpAsJson(const OpInfo& op) {
   for (const Limit& limit : op.limits) {
     limits.push_back(Text(Quoted(limit.name), ": ", limit.most));
   }
+  fields.push_back(FieldAsJson({kPresentInputs, FieldType::kInt, false}));
   return Text(Quoted(op.name), ": {\"inputs\": ", Joined(inputs, '[', ']'),
               ", \"fields\": ", Joined(fields, '[', ']'),
               ", \"limits\": ", Joined(limits, '{', '}'), "}");

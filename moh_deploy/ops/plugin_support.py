@@ -1,0 +1,86 @@
+"""What the TensorRT plugins take, as data: for checks before a build, and for the docs.
+
+`libmoh_plugin.so` says the same of itself (`moh_plugin_table`), and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from moh_deploy.ops.spec import OPS
+
+
+@dataclass(frozen=True)
+class PluginInput:
+    """One input of a plugin. All that share `dtypes` have one dtype, but for a mask."""
+
+    name: str
+    optional: bool
+    ranks: tuple[int, ...]
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PluginField:
+    """A field that a node of the plugin may have besides the attributes of its op."""
+
+    name: str
+    type: Literal["int", "float"]
+    doc: str
+
+
+@dataclass(frozen=True)
+class PluginSupport:
+    """What one plugin takes.
+
+    Attributes:
+        fields: Besides the op's attributes.
+        limits: Largest sizes, by name.
+    """
+
+    op: str
+    inputs: tuple[PluginInput, ...]
+    fields: tuple[PluginField, ...]
+    limits: Mapping[str, int]
+
+
+PRESENT_INPUTS = PluginField(
+    "present_inputs",
+    "int",
+    "Which inputs the node has, a bit each, from 1 for the first; 0, the default: the first ones. "
+    "For nodes that leave out one in between, which TensorRT's parser refuses.",
+)
+OPEN_SHARE = PluginField(
+    "open_share",
+    "float",
+    "Share of open gates that the sparse and the dense tactic are measured with; default 0.75.",
+)
+
+_LIMITS = {
+    "MoHRouter": {"routed_heads": 4096, "shared_heads": 4096},
+    "MoHAttention": {"head_dim": 256, "value_dim": 256},
+    "MoHAggregatedAttention": {"head_dim": 256, "window_places": 16384},
+}
+_FIELDS = {"MoHAttention": (OPEN_SHARE,)}
+# Of each input.
+_RANKS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "MoHRouter": ((3,),) * 3,
+    "MoHAttention": ((3, 4), (3, 4), (3, 4), (3,), (1, 2, 3, 4)),
+    "MoHAggregatedAttention": (*((3,),) * 6, (2,), (2,), (2,), (3,), (3,), (2,)),
+}
+
+
+def _support(op: str) -> PluginSupport:
+    inputs = tuple(
+        PluginInput(given.name, given.optional, ranks, given.types)
+        for given, ranks in zip(OPS[op].inputs, _RANKS[op], strict=True)
+    )
+    fields = (*_FIELDS.get(op, ()), PRESENT_INPUTS)
+    return PluginSupport(op, inputs, fields, MappingProxyType(_LIMITS[op]))
+
+
+PLUGINS: Mapping[str, PluginSupport] = MappingProxyType({op: _support(op) for op in _RANKS})
+"""By name of the op; other ops have no plugin, and run their function body."""
