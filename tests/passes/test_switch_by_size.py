@@ -150,6 +150,15 @@ def test_nodes_come_back_and_nothing_is_left_of_where_they_were():
     assert content(built) == untouched
 
 
+def test_branches_that_are_gone_read_nothing_any_more():
+    """Who reads the gates decides, in other passes, what they may do with them."""
+    built = three_layers()
+    choose_layers(built, chosen(**{"all[s<=4]": "dense"}))
+    choose_layers(built, chosen(all="sparse"))
+    for one in built.graph.inputs:
+        assert all(user.graph is built.graph for user, _ in one.uses())
+
+
 def test_way_to_a_choice_does_not_show():
     direct, roundabout = three_layers(), three_layers()
     wanted = chosen(**{"all[s<=4]": "dense", "blocks.1": "dense"})
