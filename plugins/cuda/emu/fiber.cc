@@ -77,10 +77,18 @@ void Fiber::prepare(void (*entry)()) {
 #endif
 }
 
-void Fiber::switch_to(Fiber& from, Fiber& to) {
+void Fiber::switch_to(Fiber& from, Fiber& to) { transfer(from, to, false); }
+
+void Fiber::leave_to(Fiber& from, Fiber& to) {
+  transfer(from, to, true);
+  abort();
+}
+
+void Fiber::transfer(Fiber& from, Fiber& to, [[maybe_unused]] bool for_good) {
   leaving = &from;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&from.fake_stack_, to.bottom_, to.stack_bytes_);
+  void** fake_stack = for_good ? nullptr : &from.fake_stack_;  // null: it is freed
+  __sanitizer_start_switch_fiber(fake_stack, to.bottom_, to.stack_bytes_);
 #endif
   assume(to.identity_);
 #if defined(MOH_UCONTEXT)
@@ -91,11 +99,6 @@ void Fiber::switch_to(Fiber& from, Fiber& to) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(from.fake_stack_, nullptr, nullptr);
 #endif
-}
-
-void Fiber::leave_to(Fiber& from, Fiber& to) {
-  switch_to(from, to);
-  abort();
 }
 
 void Fiber::arrive() {

@@ -33,6 +33,7 @@ class Fiber {
   [[noreturn]] static void leave_to(Fiber& from, Fiber& to);
 
  private:
+  static void transfer(Fiber& from, Fiber& to, bool for_good);
   void make_stack();
 
   Identity identity_;

@@ -1,0 +1,65 @@
+"""Cases that no table lists: drawn once and the same in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.plugins.attention_setups import AttentionSetup, MaskSetup
+from tests.plugins.draws import aggregated_attention_setups, attention_setups, router_setups
+
+MOST_PRODUCTS = 1_000_000
+"""Of a case: the emulator needs about a second for as many."""
+
+_STRATEGIES: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
+    "MoHRouter": router_setups,
+    "MoHAttention": lambda: attention_setups(most_products=MOST_PRODUCTS),
+    "MoHAggregatedAttention": lambda: aggregated_attention_setups(most_products=MOST_PRODUCTS),
+}
+
+_TILES = AttentionSetup(seq_len=150, kv_len=140, kv_num_heads=1, head_dim=24, value_dim=24)
+_SEVERAL_TILES = (
+    _TILES,  # rows and keys of several tiles, the last ones not full
+    replace(_TILES, gates="all", is_causal=True),
+    replace(_TILES, group=3, seq_len=50, gates="few"),  # rows of a tile from several heads
+    replace(_TILES, mask=MaskSetup(pattern="blocks"), rank=4),
+    replace(_TILES, head_dim=64, value_dim=40, mask=MaskSetup("float32", pattern="window")),
+    replace(_TILES, seq_len=1, group=4, kv_len=300, head_dim=128, value_dim=128),
+    replace(_TILES, seq_len=70, kv_len=70, head_dim=72, value_dim=72),
+    replace(_TILES, seq_len=66, kv_len=70, head_dim=160, value_dim=192),
+    replace(_TILES, seq_len=66, kv_len=40, head_dim=256, value_dim=256, is_causal=True),
+)
+
+
+@cache
+def drawn_cases(op: str, count: int) -> tuple[Case, ...]:
+    """Return `count` cases of an op, among sizes near those where a kernel takes another way."""
+    cases: list[Case] = []
+
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(_STRATEGIES[op]())
+    def draw(setup: Any) -> None:
+        cases.append(setup.case())
+
+    draw()
+    return tuple(cases)
+
+
+def cases_of_several_tiles() -> tuple[Case, ...]:
+    """Return attention that fills several tiles of rows and of keys, for each head size."""
+    return tuple(
+        replace(setup, dtype=dtype).case() for setup in _SEVERAL_TILES for dtype in FLOAT_TYPES
+    )

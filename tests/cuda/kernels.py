@@ -1,0 +1,282 @@
+"""Runs a case of an op on the CUDA kernels, through their C interface."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case, numpy_dtype
+from moh_deploy.ops.contract import find_mismatch
+from tests.cuda import abi
+from tests.cuda.memory import Guarded, HostMemory, Memory
+
+
+class KernelError(Exception):
+    """A kernel refused a case, failed, or wrote where it must not."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an attention's choice is replaced by; None: as the library chooses."""
+
+    tactic: str | None = None
+    key_splits: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.tactic or 'chosen'}x{self.key_splits or 'chosen'}"
+
+
+CHOSEN = Plan()
+PLANS = (CHOSEN, *(Plan(tactic, splits) for tactic in abi.TACTICS for splits in (1, 3)))
+
+
+def plans_of(case: Case) -> tuple[Plan, ...]:
+    """Return every way that a case can be run in."""
+    return PLANS if case.op == "MoHAttention" else (CHOSEN,)
+
+
+class Kernels:
+    """A library of kernels and the memory that they work on."""
+
+    def __init__(
+        self, library: ctypes.CDLL, *, memory: Memory | None = None, guards: bool = True
+    ) -> None:
+        self._library = library
+        self._memory = HostMemory() if memory is None else memory
+        self._guards = guards
+
+    def find_mismatch(self, case: Case, plan: Plan = CHOSEN) -> str | None:
+        """Run a case and say what is wrong with it, or return None."""
+        try:
+            return find_mismatch(case, self.run(case, plan))
+        except KernelError as error:
+            return f"{case}: {error}"
+
+    def run(self, case: Case, plan: Plan = CHOSEN) -> list[np.ndarray]:
+        """Return the output of a case; its bytes were meaningless before.
+
+        Raises:
+            KernelError: A call's status is not kOk, or a byte outside of the output was written.
+        """
+        try:
+            return [self._run(case, plan)]
+        finally:
+            self._memory.clear()
+
+    def _run(self, case: Case, plan: Plan) -> np.ndarray:
+        (type_,) = OPS[case.op].shape_rule(case.input_types(), case.attributes)
+        dtype = numpy_dtype(type_.dtype)
+        output = self._blank(int(np.prod(type_.shape)) * dtype.itemsize)
+        inputs = [_Input.of(self._memory, array) for array in case.inputs()]
+        if case.op == "MoHRouter":
+            self._route(case, inputs, output)
+        elif case.op == "MoHAttention":
+            self._attend(case, inputs, output, plan)
+        else:
+            self._attend_aggregated(case, inputs, output)
+        self._check(output, "the output")
+        return output.read().view(dtype).reshape(type_.shape)
+
+    def _blank(self, size: int) -> Guarded:
+        return Guarded(self._memory, size, guards=self._guards)
+
+    def _check(self, guarded: Guarded, what: str) -> None:
+        damage = guarded.find_damage()
+        if damage is not None:
+            raise KernelError(f"{what}: {damage}.")
+
+    def _call(self, name: str, *arguments: object) -> None:
+        status = getattr(self._library, name)(*arguments)
+        if status:
+            texts = [self._library.moh_cuda_last_error()]
+            if hasattr(self._library, "moh_emulator_error"):
+                texts.append(self._library.moh_emulator_error())
+            text = " ".join(text.decode() for text in texts)
+            raise KernelError(f"{name}: {abi.STATUSES[status]}: {text}")
+
+    def _route(self, case: Case, inputs: list[_Input], output: Guarded) -> None:
+        shape = next(one.shape for one in inputs if one.address)
+        args = router_args(case, inputs, output.address, int(np.prod(shape[:-1])))
+        counts = self._blank(4 * (args.shared + args.routed))
+        before = counts.read().view(np.int32)
+        self._call("moh_cuda_router", ctypes.byref(args), counts.address, None)
+        self._check(counts, "head_counts")
+        gates = (
+            output.read()
+            .view(numpy_dtype(case.dtype))
+            .reshape(args.tokens, args.shared + args.routed)
+        )
+        added = counts.read().view(np.int32) - before
+        _check_counts(gates, added, args)
+
+    def _attend(self, case: Case, inputs: list[_Input], output: Guarded, plan: Plan) -> None:
+        args = attention_args(case, inputs, output.address)
+        choice = self._choose(args, plan)
+        size = ctypes.c_size_t()
+        self._call(
+            "moh_cuda_attention_workspace",
+            ctypes.byref(args),
+            ctypes.byref(choice),
+            ctypes.byref(size),
+        )
+        workspace = self._blank(size.value)
+        address = workspace.address if size.value else None
+        self._call(
+            "moh_cuda_attention",
+            ctypes.byref(args),
+            ctypes.byref(choice),
+            address,
+            size.value,
+            None,
+        )
+        self._check(workspace, "the workspace")
+
+    def _choose(self, args: abi.AttentionArgs, plan: Plan) -> abi.AttentionChoice:
+        device, choice = abi.Device(), abi.AttentionChoice()
+        self._call("moh_cuda_device", ctypes.byref(device))
+        self._call(
+            "moh_cuda_attention_choose",
+            ctypes.byref(args),
+            ctypes.byref(device),
+            ctypes.byref(choice),
+        )
+        if plan.tactic is not None:
+            choice.tactic = abi.TACTICS[plan.tactic]
+        if plan.key_splits is not None:
+            choice.key_splits = plan.key_splits
+        return choice
+
+    def _attend_aggregated(self, case: Case, inputs: list[_Input], output: Guarded) -> None:
+        args = aggregated_attention_args(case, inputs, output.address)
+        self._call("moh_cuda_aggregated_attention", ctypes.byref(args), None)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A tensor in a kernel's memory; address None: it is absent."""
+
+    address: int | None
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, memory: Memory, array: np.ndarray | None) -> _Input:
+        if array is None:
+            return cls(None, (0,), "")
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return cls(memory.put(flat), array.shape, array.dtype.name)
+
+
+def _check_counts(gates: np.ndarray, added: np.ndarray, args: abi.RouterArgs) -> None:
+    """A gate that is not 0 is a choice; one that is 0 may be, if its probability underflowed."""
+    expected = (gates != 0).sum(0)
+    total = args.tokens * (args.shared + args.top_k)
+    if (added < expected).any() or int(added.sum()) != total:
+        raise KernelError(f"head_counts grew by {added}; expected {expected}, {total} in all.")
+
+
+def router_args(case: Case, inputs: list[_Input], output: int, tokens: int) -> abi.RouterArgs:
+    routed, shared, stage = inputs
+    return abi.RouterArgs(
+        dtype=abi.DTYPES[case.dtype],
+        routed_logits=routed.address,
+        shared_logits=shared.address,
+        stage_logits=stage.address,
+        gates=output,
+        tokens=tokens,
+        routed=routed.shape[-1],
+        shared=int(case.attributes["num_shared_heads"]),
+        top_k=int(case.attributes["top_k"]),
+        mask_only=case.attributes["gate_mode"] == "mask",
+    )
+
+
+def attention_args(case: Case, inputs: list[_Input], output: int) -> abi.AttentionArgs:
+    query, key, value, gates, *rest = inputs
+    q_heads, kv_heads = (int(case.attributes[n]) for n in ("q_num_heads", "kv_num_heads"))
+    views = [
+        _view(one.shape, heads)
+        for one, heads in ((query, q_heads), (key, kv_heads), (value, kv_heads))
+    ]
+    (batch, queries, head_dim, query_strides), (_, keys, _, key_strides), value_view = views
+    _, _, value_dim, value_strides = value_view
+    shape = (
+        (batch, queries, q_heads * value_dim)
+        if len(query.shape) == 3
+        else (batch, q_heads, queries, value_dim)
+    )
+    return abi.AttentionArgs(
+        dtype=abi.DTYPES[case.dtype],
+        query=query.address,
+        key=key.address,
+        value=value.address,
+        gates=gates.address,
+        output=output,
+        query_strides=query_strides,
+        key_strides=key_strides,
+        value_strides=value_strides,
+        output_strides=_view(shape, q_heads)[-1],
+        mask=_mask(rest[0] if rest else None),
+        batch=batch,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        queries=queries,
+        keys=keys,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        scale=float(case.attributes["scale"]),
+        causal=bool(case.attributes["is_causal"]),
+    )
+
+
+def _view(shape: tuple[int, ...], heads: int) -> tuple[int, int, int, abi.HeadStrides]:
+    """Batch, tokens, head size and strides of [B, S, H * D] or [B, H, S, D]."""
+    if len(shape) == 3:
+        batch, tokens, width = shape
+        dim = width // heads
+        return batch, tokens, dim, abi.HeadStrides(tokens * width, dim, width)
+    batch, _, tokens, dim = shape
+    return batch, tokens, dim, abi.HeadStrides(heads * tokens * dim, tokens * dim, dim)
+
+
+def _mask(mask: _Input | None) -> abi.AttentionMask:
+    if mask is None or mask.address is None:
+        return abi.AttentionMask()
+    shape = (1,) * (4 - len(mask.shape)) + mask.shape
+    strides = [
+        0 if size == 1 else int(np.prod(shape[axis + 1 :])) for axis, size in enumerate(shape)
+    ]
+    return abi.AttentionMask(mask.address, abi.DTYPES[mask.dtype], *strides)
+
+
+def aggregated_attention_args(
+    case: Case, inputs: list[_Input], output: int
+) -> abi.AggregatedAttentionArgs:
+    query, pooled_key = inputs[0], inputs[3]
+    heads = int(case.attributes["num_heads"])
+    sizes = {
+        n: int(case.attributes[n]) for n in ("height", "width", "kernel_height", "kernel_width")
+    }
+    pointers = dict(_pointers(inputs), output=output)
+    return abi.AggregatedAttentionArgs(
+        dtype=abi.DTYPES[case.dtype],
+        batch=query.shape[0],
+        heads=heads,
+        head_dim=query.shape[2] // heads,
+        pooled=pooled_key.shape[1],
+        normalize=bool(case.attributes["normalize"]),
+        epsilon=float(case.attributes["epsilon"]),
+        **sizes,
+        **pointers,
+    )
+
+
+def _pointers(inputs: list[_Input]) -> Iterator[tuple[str, int | None]]:
+    *names, _ = abi.AGGREGATED_POINTERS
+    absent = [_Input(None, (0,), "")] * (len(names) - len(inputs))
+    for name, one in zip(names, inputs + absent, strict=True):
+        yield name, one.address
