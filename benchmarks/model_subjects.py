@@ -50,6 +50,7 @@ _ALL = (
     Subject("dit-s-75", _ORIGINALS / "moh_dit_s_2_75.yaml", "MoH-DiT", 2),
     Subject("dit-b-75", _ORIGINALS / "moh_dit_b_2_75.yaml", "MoH-DiT", 2),
     Subject("llama-prefill", _OURS / "llama_prefill.yaml", None, 1),
+    Subject("llama-heads-first", _OURS / "llama_heads_first.yaml", None, 1),
     Subject("llama-decode", _OURS / "llama_decode.yaml", None, 1),
     Subject("vit-form", _OURS / "vit_form.yaml", None, 2),
     Subject("dit-form", _OURS / "dit_form.yaml", None, 2),

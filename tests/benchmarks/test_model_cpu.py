@@ -73,7 +73,9 @@ def test_peer_that_takes_no_part_is_reported(folder: Path) -> None:
     assert ("without openvino: No module named 'openvino'" in log) == (not HAS_OPENVINO)
 
 
-@pytest.mark.parametrize("name", ["llama-form", "vit-form", "dit-form", "llama-decode"])
+@pytest.mark.parametrize(
+    "name", ["llama-form", "vit-form", "dit-form", "llama-decode", "llama-heads-first"]
+)
 def test_models_of_ours_run_and_choose_heads(bench: ModuleType, name: str) -> None:
     import torch
 

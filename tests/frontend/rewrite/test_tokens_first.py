@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch.fx import Node
 
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.recognize.axes import flat, fresh_layout
+from moh_deploy.frontend.recognize.axes import Layout, flat, fresh_layout
+from moh_deploy.frontend.recognize.commuting import Reading, read_commuting
 from moh_deploy.frontend.recognize.graph import (
     ancestors,
     nodes_that_depend_on,
@@ -23,7 +25,8 @@ from moh_deploy.frontend.recognize.graph import (
     tensor,
 )
 from moh_deploy.frontend.recognize.views import REORDERS, forward
-from moh_deploy.frontend.rewrite import Rewrite, commit, insert
+from moh_deploy.frontend.record import record
+from moh_deploy.frontend.rewrite import Rewrite, commit, insert, tokens_first
 from tests.frontend.traced import Values, plain_trace
 
 B, H, KV, S, D = 2, 4, 2, 5, 8
@@ -354,3 +357,21 @@ def test_parts_of_a_packed_projection_are_rotated():
     found, program = rewritten(Packed(), X)
     assert rank(found.attention) == 3
     assert transposes(program) == []
+
+
+@pytest.mark.parametrize("turn", [summed_up, shared_out])
+def test_operator_that_is_moved_wrongly_is_noticed(turn: Turn, monkeypatch: pytest.MonkeyPatch):
+    """Taken for elementwise, it works along another dimension."""
+
+    def careless(node: Node, layout: Layout) -> Reading | None:
+        found = read_commuting(node, layout)
+        along_others = found is not None and any(dim < -1 for dim in found.along)
+        return replace(found, suffix=None, result_suffix=0) if along_others else found
+
+    monkeypatch.setattr(tokens_first, "read_commuting", careless)
+    torch.manual_seed(0)
+    program = normalize(plain_trace(Layer(turn), X))
+    rewrites = insert(program, recognize(program))
+    (layer,) = record(program, rewrites, [X]).layers
+    assert layer.disagreement is not None
+    assert "MoHAttention differs from the original" in layer.disagreement
