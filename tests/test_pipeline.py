@@ -17,6 +17,7 @@ import moh_deploy
 from moh_deploy import pipeline
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Kernels
+from moh_deploy.chooser import first_choices
 from moh_deploy.errors import BackendError, ConfigError, ExportError, ValidationError
 from moh_deploy.frontend import convert
 from moh_deploy.frontend.arrays import to_numpy
@@ -207,6 +208,23 @@ def test_layers_of_one_module_are_told_apart(tmp_path: Path):
     assert chosen == {"attn": "sparse", "attn#2": "dense"}
     verified = moh_deploy.verify(tmp_path / "package", kernels="off")
     assert {layer.path for layer in verified.layers} == chosen.keys()
+
+
+def test_choices_that_depend_on_sizes_are_exported_and_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """So small a layer gains too little for a range, unless nothing is too little."""
+    monkeypatch.setattr(first_choices, "_WORTH_MS", 0.0)
+    report = export(small_moh.build(), tmp_path / "package")
+    (layer,) = report.layers
+    assert layer.ranges
+    manifest = OnnxPackage.open(tmp_path / "package").manifest
+    assert manifest.layers == report.layers
+    assert manifest.tuning is None
+    assert f"moh.dense::{layer.query_projection.split('.')[-1]}" in manifest.ops
+    model = small_moh.build()
+    for batch in (1, 400):
+        assert_package_equals(tmp_path / "package", model, sizes_of_x(batch, 9, 8))
 
 
 def test_large_weights_go_into_a_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
