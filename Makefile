@@ -9,14 +9,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean build-dependencies
+.PHONY: help demo test test-cuda test-gpu cuda check format clean build-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 # Installing the package and building the kernels use the same folder.
 .NOTPARALLEL:
 
+# What needs nvcc, but no GPU, is tested where nvcc is: with TensorRT-RTX and the lean runtimes of TensorRT.
+comma := ,
+TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)tensorrt)
+
 help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
 	@echo "make test    run the tests"
+	@echo "make cuda    compile the kernels for NVIDIA GPUs; needs nvcc, but no GPU"
+	@echo "make test-cuda  the tests of what runs on NVIDIA GPUs; need nvcc, but no GPU"
+	@echo "make test-gpu   all that needs a GPU: correctness, compute-sanitizer, timings; needs nvcc, torch and numpy"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make format  rewrite the files in the project's format"
 	@echo "make clean   remove what these commands made"
@@ -24,8 +31,21 @@ help:
 demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
 	$(BIN)/python examples/digits/demo.py
 
-test: build-dependencies $(VENV)/.installed-test $(VENV)/.kernels
+test: build-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-cuda: build-dependencies $(VENV)/.installed-test,tensorrt $(VENV)/.kernels
+	$(BIN)/python -m pytest tests/cuda $(PYTEST_ARGS)
+
+# Any Python with torch and numpy will do: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+test-gpu:
+	@test -e build/gpu/cases.npz || $(GPU_PYTHON) -m tests.gpu.prepare
+	$(GPU_PYTHON) -m tests.gpu $(GPU_ARGS)
+
+cuda:
+	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON
+	cmake --build build/cuda --parallel
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case, numpy_dtype
 from moh_deploy.ops.contract import find_mismatch
 from tests.cuda import abi
+from tests.cuda.arguments import aggregated_attention_args, attention_args, router_args
 from tests.cuda.memory import Guarded, HostMemory, Memory
 
 
@@ -177,106 +177,3 @@ def _check_counts(gates: np.ndarray, added: np.ndarray, args: abi.RouterArgs) ->
     total = args.tokens * (args.shared + args.top_k)
     if (added < expected).any() or int(added.sum()) != total:
         raise KernelError(f"head_counts grew by {added}; expected {expected}, {total} in all.")
-
-
-def router_args(case: Case, inputs: list[_Input], output: int, tokens: int) -> abi.RouterArgs:
-    routed, shared, stage = inputs
-    return abi.RouterArgs(
-        dtype=abi.DTYPES[case.dtype],
-        routed_logits=routed.address,
-        shared_logits=shared.address,
-        stage_logits=stage.address,
-        gates=output,
-        tokens=tokens,
-        routed=routed.shape[-1],
-        shared=int(case.attributes["num_shared_heads"]),
-        top_k=int(case.attributes["top_k"]),
-        mask_only=case.attributes["gate_mode"] == "mask",
-    )
-
-
-def attention_args(case: Case, inputs: list[_Input], output: int) -> abi.AttentionArgs:
-    query, key, value, gates, *rest = inputs
-    q_heads, kv_heads = (int(case.attributes[n]) for n in ("q_num_heads", "kv_num_heads"))
-    views = [
-        _view(one.shape, heads)
-        for one, heads in ((query, q_heads), (key, kv_heads), (value, kv_heads))
-    ]
-    (batch, queries, head_dim, query_strides), (_, keys, _, key_strides), value_view = views
-    _, _, value_dim, value_strides = value_view
-    shape = (
-        (batch, queries, q_heads * value_dim)
-        if len(query.shape) == 3
-        else (batch, q_heads, queries, value_dim)
-    )
-    return abi.AttentionArgs(
-        dtype=abi.DTYPES[case.dtype],
-        query=query.address,
-        key=key.address,
-        value=value.address,
-        gates=gates.address,
-        output=output,
-        query_strides=query_strides,
-        key_strides=key_strides,
-        value_strides=value_strides,
-        output_strides=_view(shape, q_heads)[-1],
-        mask=_mask(rest[0] if rest else None),
-        batch=batch,
-        q_heads=q_heads,
-        kv_heads=kv_heads,
-        queries=queries,
-        keys=keys,
-        head_dim=head_dim,
-        value_dim=value_dim,
-        scale=float(case.attributes["scale"]),
-        causal=bool(case.attributes["is_causal"]),
-    )
-
-
-def _view(shape: tuple[int, ...], heads: int) -> tuple[int, int, int, abi.HeadStrides]:
-    """Batch, tokens, head size and strides of [B, S, H * D] or [B, H, S, D]."""
-    if len(shape) == 3:
-        batch, tokens, width = shape
-        dim = width // heads
-        return batch, tokens, dim, abi.HeadStrides(tokens * width, dim, width)
-    batch, _, tokens, dim = shape
-    return batch, tokens, dim, abi.HeadStrides(heads * tokens * dim, tokens * dim, dim)
-
-
-def _mask(mask: _Input | None) -> abi.AttentionMask:
-    if mask is None or mask.address is None:
-        return abi.AttentionMask()
-    shape = (1,) * (4 - len(mask.shape)) + mask.shape
-    strides = [
-        0 if size == 1 else int(np.prod(shape[axis + 1 :])) for axis, size in enumerate(shape)
-    ]
-    return abi.AttentionMask(mask.address, abi.DTYPES[mask.dtype], *strides)
-
-
-def aggregated_attention_args(
-    case: Case, inputs: list[_Input], output: int
-) -> abi.AggregatedAttentionArgs:
-    query, pooled_key = inputs[0], inputs[3]
-    heads = int(case.attributes["num_heads"])
-    sizes = {
-        n: int(case.attributes[n]) for n in ("height", "width", "kernel_height", "kernel_width")
-    }
-    pointers = dict(_pointers(inputs), output=output)
-    return abi.AggregatedAttentionArgs(
-        dtype=abi.DTYPES[case.dtype],
-        batch=query.shape[0],
-        heads=heads,
-        head_dim=query.shape[2] // heads,
-        pooled=pooled_key.shape[1],
-        normalize=bool(case.attributes["normalize"]),
-        epsilon=float(case.attributes["epsilon"]),
-        **sizes,
-        **pointers,
-    )
-
-
-def _pointers(inputs: list[_Input]) -> Iterator[tuple[str, int | None]]:
-    *names, _ = abi.AGGREGATED_POINTERS
-    absent = [_Input(None, (0,), "")] * (len(names) - len(inputs))
-    for name, one in zip(names, inputs + absent, strict=True):
-        yield name, one.address
