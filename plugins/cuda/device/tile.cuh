@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/device/element.cuh"
+#include "cuda/device/integers.cuh"
 #include "cuda/device/port.cuh"
 
 namespace moh::cuda {
@@ -16,13 +17,21 @@ __device__ __forceinline__ void load_tile(T* tile, int stride, int rows, int col
                                           RowPointer row) {
   if (vectors) {
     constexpr int kParts = kColumns / kVector<T>;
-    for (int i = threadIdx.x; i < kRows * kParts; i += kThreads) {
-      const int r = i / kParts, column = i % kParts * kVector<T>;
-      const bool valid = r < rows && column < columns;
-      const T* from = row(valid ? r : 0) + (valid ? column : 0);
-      copy_async_16(tile + r * stride + column, from, valid);
+    // Neighbouring threads copy neighbouring parts of a row, whatever the number of parts is.
+    constexpr int kNeighbours = smaller(kParts & -kParts, kWarpSize);
+    const int first = threadIdx.x % kNeighbours;
+#pragma unroll 1
+    for (int r = threadIdx.x / kNeighbours; r < kRows; r += kThreads / kNeighbours) {
+      const T* from = row(r < rows ? r : 0);
+#pragma unroll
+      for (int part = 0; part < kParts; part += kNeighbours) {
+        const int column = (part + first) * kVector<T>;
+        const bool valid = r < rows && column < columns;
+        copy_async_16(tile + r * stride + column, from + (column < columns ? column : 0), valid);
+      }
     }
   } else {
+#pragma unroll 1
     for (int i = threadIdx.x; i < kRows * kColumns; i += kThreads) {
       const int r = i / kColumns, column = i % kColumns;
       const bool valid = r < rows && column < columns;

@@ -19,10 +19,8 @@ namespace moh::cuda {
 template <class T, int kHeadSize>
 struct AttentionTile {
   static_assert(kHeadSize % 16 == 0, "two tiles of 8 columns at a time");
-  static constexpr int kKeys = sizeof(T) == 2     ? (kHeadSize <= 192 ? 64 : 32)
-                               : kHeadSize <= 96  ? 64
-                               : kHeadSize <= 192 ? 32
-                                                  : 16;
+  static constexpr int kKeys =
+      sizeof(T) == 2 ? (kHeadSize <= 192 ? 64 : 32) : (kHeadSize <= 192 ? 32 : 16);
   static constexpr int kStride = kHeadSize + TensorCore<T>::kPadding;
   static constexpr size_t kSharedBytes =
       (kTileRows + 2 * kKeys) * kStride * sizeof(T) + sizeof(TileRows);
@@ -39,6 +37,7 @@ template <class T, int kHeadSize, int kTiles>
 __device__ __forceinline__ void score(float (&scores)[kTiles][4], const T* queries, const T* keys,
                                       int stride) {
   using Core = TensorCore<T>;
+  [[maybe_unused]] constexpr int kUnroll = sizeof(T) == 2 ? kHeadSize / Core::kDepth : 2;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -46,7 +45,7 @@ __device__ __forceinline__ void score(float (&scores)[kTiles][4], const T* queri
       scores[tile][i] = 0.0f;
     }
   }
-#pragma unroll
+#pragma unroll kUnroll
   for (int depth = 0; depth < kHeadSize; depth += Core::kDepth) {
     typename Core::A a;
     Core::load_a(a, queries + depth, stride);
@@ -60,14 +59,17 @@ __device__ __forceinline__ void score(float (&scores)[kTiles][4], const T* queri
   }
 }
 
-// sums += weights values.
+// sums += weights values, for the first `count` keys at least; the others have weight 0.
 template <class T, int kKeyTiles, int kTiles>
 __device__ __forceinline__ void add_values(float (&sums)[kTiles][4],
                                            const float (&weights)[kKeyTiles][4], const T* values,
-                                           int stride) {
+                                           int stride, int count) {
   using Core = TensorCore<T>;
 #pragma unroll
   for (int key = 0; key < kKeyTiles * 8; key += Core::kDepth) {
+    if (sizeof(T) == 4 && key >= count) {
+      return;
+    }
     typename Core::A a;
     Core::round_to_a(a, weights + key / 8);
 #pragma unroll
@@ -96,8 +98,15 @@ __device__ __forceinline__ void weigh(float (&scores)[kTiles][4], RowPair& softm
   add_scores(softmax, scores, factor, decay);
 }
 
+// Blocks of a multiprocessor at a time, as far as their registers go without any in memory.
 template <class T, int kHeadSize, bool kMasked>
-__global__ void __launch_bounds__(kAttentionThreads) attend(const AttentionParams params) {
+constexpr int kResidentBlocks = sizeof(T) == 4    ? 1
+                                : kHeadSize <= 64 ? (kMasked ? 3 : 4)
+                                                  : (kMasked || kHeadSize > 128 ? 1 : 3);
+
+template <class T, int kHeadSize, bool kMasked>
+__global__ void __launch_bounds__(kAttentionThreads, kResidentBlocks<T, kHeadSize, kMasked>)
+    attend(const AttentionParams params) {
   using Tile = AttentionTile<T, kHeadSize>;
   constexpr int kStride = Tile::kStride, kKeys = Tile::kKeys;
   const AttentionArgs& args = params.args;
@@ -168,7 +177,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attend(const AttentionParam
       float decay[2];
       weigh<kMasked>(scores, softmax, sight, decay, params, key, key + kKeys > edge_key);
       scale_rows(sums, decay);
-      add_values(sums, scores, shared.values, kStride);
+      add_values(sums, scores, shared.values, kStride, warp_end - key);
     }
   }
 

@@ -10,9 +10,9 @@ namespace {
 
 static_assert(kTileRows == kAttentionTileRows);
 
-// Below this, what skipping rows saves is less than what the list and the last, partly filled tile
-// cost (notes on the roofline: docs/adr).
-constexpr int32_t kShortSequence = 256;
+// Up to this many rows of a key/value head, 4 tiles, what skipping rows saves is less than what the
+// list and the last, partly filled tile cost. docs/adr/0014 has the arithmetic.
+constexpr int32_t kFewRows = 4 * kTileRows;
 // A part of the keys that is worth a block.
 constexpr int32_t kLeastKeysPerSplit = 256;
 // Blocks that a multiprocessor has at a time.
@@ -33,20 +33,19 @@ int32_t key_splits(const AttentionArgs& args, const Device& device) {
 }  // namespace
 
 AttentionChoice choose_attention(const AttentionArgs& args, const Device& device) {
-  const int32_t splits = key_splits(args, device);
-  if (rows_per_pair(args) <= kTileRows) {
+  const int32_t splits = key_splits(args, device), rows = rows_per_pair(args);
+  if (rows <= kTileRows) {
     return {AttentionTactic::kDense, splits,
             splits > 1
-                ? "one tile has all rows of a key/value head; its keys are split to fill the "
-                  "multiprocessors"
-                : "one tile has all rows of a key/value head: there is nothing to list"};
+                ? "one tile has all rows of a key/value head; keys are split to occupy the GPU"
+                : "one tile has all rows of a key/value head: there is nothing to skip"};
   }
-  if (args.queries <= kShortSequence) {
+  if (rows <= kFewRows) {
     return {AttentionTactic::kDense, splits,
-            "up to 256 queries: listing rows costs as much as skipping them saves"};
+            "up to 256 rows of a key/value head: listing them costs what skipping some saves"};
   }
   return {AttentionTactic::kSparse, splits,
-          "more than 256 queries: skipped rows are skipped tiles"};
+          "more than 256 rows of a key/value head: skipped rows are skipped tiles"};
 }
 
 }  // namespace moh::cuda

@@ -1,0 +1,171 @@
+"""Which way an attention takes on a GPU, what it needs for that, and what is refused."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, replace
+
+import pytest
+
+from tests.cuda import abi
+from tests.cuda.libraries import Emulator
+
+H100 = abi.Device(132, 90)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of an attention of contiguous tensors [batch, token, head, feature]."""
+
+    batch: int = 1
+    q_heads: int = 32
+    kv_heads: int = 32
+    queries: int = 2048
+    keys: int = 2048
+    head_dim: int = 64
+    value_dim: int = 64
+    dtype: int = abi.DTYPES["float16"]
+
+    def args(self) -> abi.AttentionArgs:
+        return abi.AttentionArgs(
+            dtype=self.dtype,
+            query_strides=_strides(self.queries, self.q_heads, self.head_dim),
+            key_strides=_strides(self.keys, self.kv_heads, self.head_dim),
+            value_strides=_strides(self.keys, self.kv_heads, self.value_dim),
+            output_strides=_strides(self.queries, self.q_heads, self.value_dim),
+            batch=self.batch,
+            q_heads=self.q_heads,
+            kv_heads=self.kv_heads,
+            queries=self.queries,
+            keys=self.keys,
+            head_dim=self.head_dim,
+            value_dim=self.value_dim,
+            scale=0.125,
+        )
+
+
+def _strides(tokens: int, heads: int, features: int) -> abi.HeadStrides:
+    return abi.HeadStrides(tokens * heads * features, features, heads * features)
+
+
+def _choose(emulator: Emulator, sizes: Sizes) -> abi.AttentionChoice:
+    choice = abi.AttentionChoice()
+    status = emulator.library.moh_cuda_attention_choose(
+        ctypes.byref(sizes.args()), ctypes.byref(H100), ctypes.byref(choice)
+    )
+    assert status == 0, emulator.library.moh_cuda_last_error()
+    return choice
+
+
+def _workspace(emulator: Emulator, sizes: Sizes, tactic: str, splits: int) -> int:
+    choice = abi.AttentionChoice(abi.TACTICS[tactic], splits, None)
+    size = ctypes.c_size_t()
+    status = emulator.library.moh_cuda_attention_workspace(
+        ctypes.byref(sizes.args()), ctypes.byref(choice), ctypes.byref(size)
+    )
+    assert status == 0
+    return size.value
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tactic", "splits", "reason"),
+    [
+        (Sizes(), "sparse", 1, "skipped tiles"),
+        (Sizes(batch=8, kv_heads=8, head_dim=128, value_dim=128), "sparse", 1, "skipped tiles"),
+        (Sizes(batch=8, q_heads=16, kv_heads=16, queries=256, keys=256), "dense", 1, "256 rows"),
+        (Sizes(batch=64, kv_heads=8, queries=1), "dense", 1, "nothing to skip"),
+        (Sizes(kv_heads=8, queries=1, keys=32768), "dense", 49, "to occupy the GPU"),
+        (Sizes(kv_heads=8, queries=1, keys=600), "dense", 2, "to occupy the GPU"),
+        (Sizes(kv_heads=8, queries=1, keys=100), "dense", 1, "nothing to skip"),
+        (Sizes(q_heads=1, kv_heads=1, queries=512, keys=65536), "sparse", 49, "skipped tiles"),
+        (Sizes(queries=0), "dense", 1, "nothing to skip"),
+    ],
+    ids=str,
+)
+def test_choice(emulator: Emulator, sizes: Sizes, tactic: str, splits: int, reason: str):
+    choice = _choose(emulator, sizes)
+    assert (choice.tactic, choice.key_splits) == (abi.TACTICS[tactic], splits)
+    assert reason in choice.reason.decode()
+
+
+def test_workspace(emulator: Emulator):
+    sizes = Sizes(kv_heads=8, queries=100, value_dim=36)
+    rows = 32 * 100
+    lists = 256 + 4 * rows  # 8 counts take 256 bytes, as every part does
+    partials = 3 * rows * 4 * (2 + 40)
+    assert _workspace(emulator, sizes, "dense", 1) == 0
+    assert _workspace(emulator, sizes, "sparse", 1) == lists
+    assert _workspace(emulator, sizes, "dense", 3) == partials
+    assert _workspace(emulator, sizes, "sparse", 3) == lists + partials
+
+
+@pytest.mark.parametrize(
+    ("sizes", "status", "text"),
+    [
+        (Sizes(dtype=0), "kUnsupported", "dtype 0; expected float32"),
+        (Sizes(keys=-1), "kInvalidArgument", "-1 keys; expected no negative number"),
+        (Sizes(kv_heads=5), "kInvalidArgument", "32 query heads and 5 key/value heads"),
+        (Sizes(q_heads=0), "kInvalidArgument", "0 query heads"),
+        (Sizes(head_dim=0), "kInvalidArgument", "heads of size 0"),
+        (Sizes(head_dim=257), "kUnsupported", "heads of size 257, values of size 64; the limit is"),
+        (Sizes(value_dim=264), "kUnsupported", "values of size 264; the limit is 256"),
+        (Sizes(queries=2**30, kv_heads=1), "kUnsupported", "rows of queries for a key/value head"),
+        (Sizes(batch=2**20, queries=2**20), "kUnsupported", "blocks of 4 rows"),
+    ],
+    ids=str,
+)
+def test_sizes_are_refused(emulator: Emulator, sizes: Sizes, status: str, text: str):
+    got = emulator.library.moh_cuda_attention_choose(
+        ctypes.byref(sizes.args()), ctypes.byref(H100), ctypes.byref(abi.AttentionChoice())
+    )
+    assert abi.STATUSES[got] == status
+    assert text in emulator.library.moh_cuda_last_error().decode()
+
+
+SMALL = Sizes(q_heads=2, kv_heads=1, queries=3, keys=5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "choice", "missing", "workspace", "status", "text"),
+    [
+        (SMALL, (2, 1), None, 0, "kInvalidArgument", "tactic 2; expected 0 (sparse), 1 (dense)"),
+        (SMALL, (1, 0), None, 0, "kInvalidArgument", "0 key splits; expected 1 to 128"),
+        (SMALL, (1, 129), None, 0, "kInvalidArgument", "129 key splits"),
+        (SMALL, (0, 1), None, 511, "kWorkspaceTooSmall", "511 bytes; this choice needs 512"),
+        (SMALL, (1, 1), "gates", 0, "kInvalidArgument", "gates is null"),
+        (SMALL, (1, 1), "key", 0, "kInvalidArgument", "key is null"),
+        (replace(SMALL, batch=0), (1, 1), "output", 0, "kOk", ""),
+    ],
+    ids=str,
+)
+def test_calls_are_refused(
+    emulator: Emulator,
+    sizes: Sizes,
+    choice: tuple[int, int],
+    missing: str | None,
+    workspace: int,
+    status: str,
+    text: str,
+):
+    """Before anything is launched: no pointer here is one."""
+    args = sizes.args()
+    for name in ("query", "key", "value", "gates", "output"):
+        setattr(args, name, None if name == missing else 4096)
+    with emulator.configured():
+        got = emulator.library.moh_cuda_attention(
+            ctypes.byref(args), ctypes.byref(abi.AttentionChoice(*choice)), 4096, workspace, None
+        )
+        assert emulator.counts().launches == 0
+    assert abi.STATUSES[got] == status
+    assert text in emulator.library.moh_cuda_last_error().decode()
+
+
+def test_a_misplaced_workspace_is_refused(emulator: Emulator):
+    args = SMALL.args()
+    for name in ("query", "key", "value", "gates", "output"):
+        setattr(args, name, 4096)
+    status = emulator.library.moh_cuda_attention(
+        ctypes.byref(args), ctypes.byref(abi.AttentionChoice(0, 1)), 4104, 512, None
+    )
+    assert abi.STATUSES[status] == "kInvalidArgument"
+    assert "multiple of 16" in emulator.library.moh_cuda_last_error().decode()
