@@ -43,22 +43,27 @@ FORMS = {
 }
 
 
-def export(form: Form, folder: Path) -> onnx.ModelProto:
-    """Export the model and return its graph."""
+def export(form: Form, folder: Path) -> Path:
+    """Export the model and return its package."""
     config = load_config(form.config, ("model.state_key=null",))
     assert config.model.factory is not None
     torch.manual_seed(0)
     module = build_module(config.model.factory, config.model.kwargs, code_dirs=(form.code,))
     weights = folder / "weights.pt"
     torch.save(module.state_dict(), weights)
+    package = folder / "package"
     moh_deploy.export(
         weights,
-        folder / "package",
+        package,
         config=form.config,
         overrides=("model.state_key=null",),
         code_dirs=(form.code,),
     )
-    return onnx.load(folder / "package" / "model.onnx")
+    return package
+
+
+def graph(package: Path) -> onnx.ModelProto:
+    return onnx.load(package / "model.onnx")
 
 
 # A profile: sizes of named dims, from the least to the most.

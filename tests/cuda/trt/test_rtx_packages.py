@@ -8,24 +8,22 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.cuda.trt.packages import FORMS, LARGE, SMALL, export, profile
+import moh_deploy
+from tests.cuda.trt.packages import FORMS, LARGE, SMALL, export, graph, profile
 from tests.cuda.trt.rtx import build
-from tests.cuda.trt.typed_graph import in_dtype
-
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @pytest.fixture(scope="module")
-def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], onnx.ModelProto]:
+def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Exports each form once."""
-    made: dict[str, onnx.ModelProto] = {}
+    made: dict[str, Path] = {}
 
-    def model(name: str) -> onnx.ModelProto:
+    def package(name: str) -> Path:
         if name not in made:
             made[name] = export(FORMS[name], tmp_path_factory.mktemp(name))
         return made[name]
 
-    return model
+    return package
 
 
 def _node_counts(model: onnx.ModelProto, ops: tuple[str, ...]) -> dict[str, int]:
@@ -33,16 +31,20 @@ def _node_counts(model: onnx.ModelProto, ops: tuple[str, ...]) -> dict[str, int]
     return {op: types.count(op) for op in ops}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", FORMS)
 def test_the_engine_of_a_package_holds_every_plugin(
     fake_library: Path,
     tmp_path: Path,
-    model_of: Callable[[str], onnx.ModelProto],
+    package_of: Callable[[str], Path],
     name: str,
-    dtype: str,
+    precision: str,
 ):
-    model = in_dtype(model_of(name), dtype)
+    package = package_of(name)
+    if precision != "fp32":
+        moh_deploy.precision(package, to=precision, output=tmp_path / precision)
+        package = tmp_path / precision
+    model = graph(package)
     profiles = [profile(model, SMALL), profile(model, LARGE)]
     built = build(model, tmp_path, library=fake_library, profiles=profiles)
     assert built.parsed, built.errors
