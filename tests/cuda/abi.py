@@ -155,13 +155,15 @@ def layout() -> dict[str, int]:
 
 class EmulatorOptions(Structure):
     """seed: order of lanes, warps and blocks; 0: one after the other. late_copies: asynchronous
-    copies are made when waited for, not at once. The others describe the device."""
+    copies are made when waited for, not at once. unwritten: each byte of shared memory that nobody
+    has written; NaN, unless set. The others describe the device."""
 
     _fields_ = [
         ("seed", c_uint32),
         ("late_copies", c_int32),
         ("multiprocessors", c_int32),
         ("compute_capability", c_int32),
+        ("unwritten", c_int32),
     ]
 
 
@@ -170,6 +172,7 @@ DEFAULT_OPTIONS = {
     "late_copies": 0,
     "multiprocessors": 4,
     "compute_capability": 80,
+    "unwritten": 0xFF,
 }
 
 

@@ -16,7 +16,6 @@ namespace {
 
 constexpr size_t kMargin = 1024;  // around shared memory: nobody may touch it
 constexpr unsigned char kMarginByte = 0xa5;
-constexpr unsigned char kUnwritten = 0xff;  // NaN in every type
 
 Block* running = nullptr;
 
@@ -121,7 +120,7 @@ void Block::make_shared_memory() {
   }
   allow(memory_, all);
   std::memset(memory_, kMarginByte, all);
-  std::memset(shared_, kUnwritten, grid_.shared_bytes);
+  std::memset(shared_, options().unwritten, grid_.shared_bytes);
   forbid(memory_, kMargin);
   forbid(shared_ + grid_.shared_bytes, all - kMargin - grid_.shared_bytes);
 }

@@ -12,6 +12,7 @@ struct Options {
   int32_t late_copies = 0;      // 1: asynchronous copies are made when waited for; 0: at once
   int32_t multiprocessors = 4;  // of the device that launches believe in
   int32_t compute_capability = 80;
+  int32_t unwritten = 0xff;  // every byte of shared memory that nobody has written: NaN
 };
 
 struct Counts {
