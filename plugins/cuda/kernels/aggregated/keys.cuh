@@ -27,14 +27,14 @@ class KeyLabel {
 };
 
 // The place of a key in the window of a query at `position` in the tile; -1 outside of it, and for
-// pooled tokens.
+// pooled tokens: as pixels they would lie in rows above the image.
 template <class T>
 __device__ __forceinline__ int place_in_window(const AggregatedParams<T>& params, KeyLabel key,
                                                Pixel position) {
   const int y = key.position().y() - position.y(), x = key.position().x() - position.x();
   const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(params.kernel_height) &&
                       static_cast<unsigned>(x) < static_cast<unsigned>(params.kernel_width);
-  return inside && key.is_pixel() ? y * params.kernel_width + x : -1;
+  return inside ? y * params.kernel_width + x : -1;
 }
 
 template <class T>

@@ -1,0 +1,113 @@
+"""MoHAggregatedAttention on a GPU, beyond the cases of the op: sizes that take another way through
+the kernel, and what it refuses. Run by the emulator."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import pytest
+
+from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.cuda import abi
+from tests.cuda.kernels import KernelError, Kernels
+from tests.cuda.libraries import Emulator
+from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup as Setup
+
+PUBLISHED = {  # MoH-ViT at 224 x 224: height and width, heads
+    "stage_1": Setup(height=56, width=56, num_heads=3, head_dim=24, pooled=49),
+    "stage_2": Setup(height=28, width=28, num_heads=6, head_dim=24, pooled=49),
+    "stage_3": Setup(height=14, width=14, num_heads=12, head_dim=24, pooled=49),
+}
+_SEVERAL_TILES = Setup(num_heads=1, height=9, width=17, pooled=40)
+SIZES = {
+    "copied_by_element": replace(_SEVERAL_TILES, head_dim=13),
+    "head_dim_64": replace(_SEVERAL_TILES, head_dim=64),
+    "two_blocks_of_channels": replace(_SEVERAL_TILES, head_dim=72),
+    "two_full_blocks_of_channels": replace(_SEVERAL_TILES, head_dim=128),
+    "four_blocks_of_channels": replace(_SEVERAL_TILES, head_dim=200),
+    "four_full_blocks_of_channels": replace(_SEVERAL_TILES, head_dim=256),
+    "window_15x15": replace(_SEVERAL_TILES, kernel_height=15, kernel_width=15),
+    "window_1x131": replace(_SEVERAL_TILES, kernel_height=1, kernel_width=131),
+    "one_row": replace(_SEVERAL_TILES, height=1, width=300, kernel_width=9),
+    "one_column": replace(_SEVERAL_TILES, height=300, width=1, kernel_height=9),
+}
+LARGE_NUMBERS = 0x7B  # as bytes of every type: finite, and far too large
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+@pytest.mark.parametrize("name", PUBLISHED | SIZES)
+def test_size_is_right(emulator: Emulator, name: str, dtype: str):
+    case = replace((PUBLISHED | SIZES)[name], dtype=dtype).case()
+    with emulator.configured(seed=5, late_copies=1):
+        assert Kernels(emulator.library).find_mismatch(case) is None
+        assert emulator.counts().matrix_load_conflicts == 0
+
+
+@pytest.mark.parametrize("late_copies", [0, 1])
+@pytest.mark.parametrize("name", SIZES)
+def test_nothing_is_read_before_it_is_written(emulator: Emulator, name: str, late_copies: int):
+    """NaN in memory that nobody has written yet does not show it: rows that come out NaN are
+    computed again."""
+    case = replace(SIZES[name], dtype="float16").case()
+    with emulator.configured(seed=7, late_copies=late_copies, unwritten=LARGE_NUMBERS):
+        assert Kernels(emulator.library).find_mismatch(case) is None
+
+
+def test_blocks_without_an_open_query_read_no_keys(emulator: Emulator):
+    case = replace(PUBLISHED["stage_3"], gates="none").case()
+    with emulator.configured():
+        assert Kernels(emulator.library).find_mismatch(case) is None
+        assert emulator.counts().copies == 0
+
+
+def test_a_window_that_is_too_large_is_refused(emulator: Emulator):
+    case = Setup(head_dim=33, kernel_height=21, kernel_width=21, dtype="float16").case()
+    text = "window of 21 x 21 with head_dim 33 needs [0-9]+ bytes of shared memory; the limit"
+    with pytest.raises(KernelError, match=f"kUnsupported: .*{text} is 101376"):
+        Kernels(emulator.library).run(case)
+
+
+def test_a_large_window_without_weights_of_its_own_is_not(emulator: Emulator):
+    setup = Setup(kernel_height=21, kernel_width=21, optional=("window_bias",), dtype="float16")
+    assert Kernels(emulator.library).find_mismatch(setup.case()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "text"),
+    [
+        ({"dtype": 0}, "kUnsupported", "dtype 0"),
+        ({"head_dim": 257}, "kUnsupported", "head_dim 257; the limit is 256"),
+        ({"heads": 0}, "kInvalidArgument", "0 heads"),
+        ({"height": 0}, "kInvalidArgument", "image 0 x 6"),
+        ({"pooled": 0}, "kInvalidArgument", "0 pooled tokens"),
+        ({"batch": -1}, "kInvalidArgument", "batch -1"),
+        ({"kernel_width": 4}, "kInvalidArgument", "kernel 3 x 4; expected odd numbers"),
+        ({"kernel_height": 16385}, "kUnsupported", "a window of 49155 places; the limit is 16384"),
+        ({"height": 1 << 16, "width": 1 << 16}, "kUnsupported", "4294967296 pixels"),
+        ({"gates": None}, "kInvalidArgument", "gates is null"),
+        ({"pooled_value": None}, "kInvalidArgument", "pooled_value is null"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(
+    emulator: Emulator, changes: dict[str, int | None], status: str, text: str
+):
+    args = _arguments(**changes)
+    got = emulator.library.moh_cuda_aggregated_attention(ctypes.byref(args), None)
+    assert abi.STATUSES[got] == status
+    assert text in emulator.library.moh_cuda_last_error().decode()
+
+
+@pytest.mark.parametrize("changes", [{"batch": 0}, {"head_dim": 0}], ids=str)
+def test_nothing_to_compute_needs_no_memory(emulator: Emulator, changes: dict[str, int]):
+    args = _arguments(**changes, **dict.fromkeys(abi.AGGREGATED_POINTERS))
+    assert emulator.library.moh_cuda_aggregated_attention(ctypes.byref(args), None) == 0
+
+
+def _arguments(**changes: int | None) -> abi.AggregatedAttentionArgs:
+    """Arguments with sizes that are right, and addresses that nothing may follow."""
+    sizes = {"batch": 1, "heads": 2, "head_dim": 8, "height": 5, "width": 6, "pooled": 4}
+    required = ("query", "key", "value", "pooled_key", "pooled_value", "gates", "output")
+    usual = {"dtype": 1, "kernel_height": 3, "kernel_width": 3, **dict.fromkeys(required, 16)}
+    return abi.AggregatedAttentionArgs(**(usual | sizes | changes))
