@@ -1,4 +1,7 @@
-"""What makes many small models quick and interrupts heard; none of it changes a result."""
+"""What makes many small models quick, interrupts heard and a busy machine no failure.
+
+None of it changes a result.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# A drawn example may be slow: on a busy machine, and the first one, which loads what it needs.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
