@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moh_deploy.api import export
+    from moh_deploy.jobs.build import build
     from moh_deploy.jobs.inspect import inspect
     from moh_deploy.jobs.precision import precision
     from moh_deploy.jobs.run import run
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "OnnxPackage",
+    "build",
     "export",
     "inspect",
     "kernel_library",
@@ -34,6 +36,7 @@ __all__ = [
 
 _HOME = {
     "OnnxPackage": "moh_deploy.package",
+    "build": "moh_deploy.jobs.build",
     "export": "moh_deploy.api",
     "inspect": "moh_deploy.jobs.inspect",
     "kernel_library": "moh_deploy.native",

@@ -9,6 +9,7 @@ from moh_deploy import _HOME
 def test_public_names_are_these():
     assert dir(moh_deploy) == [
         "OnnxPackage",
+        "build",
         "export",
         "inspect",
         "kernel_library",

@@ -10,6 +10,9 @@ main = CommandGroup(
     "moh-deploy",
     "Deploy Mixture-of-Head attention models: one portable package, proven equal to the original.",
     {
+        "build": CommandHome(
+            "moh_deploy.cli.build", "Build a TensorRT or TensorRT-RTX engine from a package."
+        ),
         "export": CommandHome(
             "moh_deploy.cli.export", "Turn a PyTorch model into a verified ONNX package."
         ),

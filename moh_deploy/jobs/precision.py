@@ -83,7 +83,7 @@ def precision(
         plan, layers = lower_model(model, package.manifest.layers, low, largest)
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
-            _save(model, package, writer.root)
+            save_model(model, package, writer.root)
             manifest = replace(package.manifest, precision=low, layers=layers, proof=None)
             manifest = writer.stage(manifest, package.vectors)
         with progress.step("comparing the package with the original model"):
@@ -167,7 +167,8 @@ def _check_float32(package: OnnxPackage) -> None:
         )
 
 
-def _save(model: ir.Model, package: OnnxPackage, root: Path) -> None:
+def save_model(model: ir.Model, package: OnnxPackage, root: Path) -> None:
+    """Write a model as a package's: its weights beside it where the package keeps them there."""
     if MODEL_DATA_NAME in package.manifest.files:
         ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME)
     else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from moh_deploy import replaceable
 from moh_deploy.atomic import StagedDirectory, sync_file
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
@@ -16,6 +17,7 @@ from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, looks_like_manifest, manifest_text
 from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, write_vectors
+from moh_deploy.replaceable import DirectoryKind
 
 
 class PackageWriter:
@@ -137,51 +139,12 @@ def check_output(output: Path) -> None:
         PackageError: It is a file, a directory that is not a package, or a place that cannot be
             written or replaced.
     """
-    if output.is_dir():
-        _check_replaceable(output)
-    elif output.exists():
-        raise PackageError(f"{output} is a file, expected a directory to write the package to.")
-    parent = _nearest_existing(output.resolve().parent)
-    if not parent.is_dir():
-        raise PackageError(f"{output} cannot be made: {parent} is not a directory.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise PackageError(f"{output} cannot be made: no permission to write to {parent}.")
+    replaceable.check_output(output, _PACKAGE)
 
 
-def _check_replaceable(output: Path) -> None:
-    found = {entry.name for entry in output.iterdir()}
-    if found and not looks_like_manifest(output / MANIFEST_NAME):
-        raise PackageError(
-            f"{output} exists and is not a package: it will not be overwritten.",
-            hint="Name a new or empty directory, or an earlier package, with --output.",
-        )
-    foreign = sorted(found - {MANIFEST_NAME, MODEL_NAME, MODEL_DATA_NAME, VECTORS_NAME})
-    if foreign:
-        raise PackageError(
-            f"{output} holds '{foreign[0]}', which is not part of a package: it will not be"
-            " replaced.",
-            hint="Move it elsewhere, or name another --output.",
-        )
-    _check_writable(output, found)
-    if os.path.ismount(output) or output.samefile(Path.cwd()):
-        raise PackageError(
-            f"{output} is the current directory or a mount point, which cannot be replaced in one"
-            " step.",
-            hint=f"Write to a directory inside it: --output {output / 'package'}.",
-        )
-
-
-def _check_writable(output: Path, names: Iterable[str]) -> None:
-    """What cannot be written is meant to stay, although renaming could put another in its place."""
-    needed = {output: os.W_OK | os.X_OK, **dict.fromkeys((output / n for n in names), os.W_OK)}
-    for path, rights in sorted(needed.items()):
-        if not os.access(path, rights):
-            raise PackageError(
-                f"{output} is read-only, so it will not be replaced: no permission to write to"
-                f" {path}. Expected a writable package: make it one with `chmod -R u+w {output}`,"
-                " or work on a copy.",
-            )
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
+_PACKAGE = DirectoryKind(
+    noun="package",
+    manifest=MANIFEST_NAME,
+    is_manifest=looks_like_manifest,
+    files=frozenset({MANIFEST_NAME, MODEL_NAME, MODEL_DATA_NAME, VECTORS_NAME}),
+)

@@ -1,0 +1,16 @@
+"""Engines of TensorRT and TensorRT-RTX: one path for both, over the interface that they share.
+
+    flavour         what is different: module, compute capabilities, timing cache, soname
+    profiles        sizes that an engine is built for, by named dimensions
+    plugin_library  finds libmoh_plugin.so and asks it what it is
+    preflight       refuses, before any build, what the plugins do not take: all of it at once
+    build_process   starts and ends the process that builds, hears its steps
+    messages        what the two processes tell each other
+    worker          that process: its program
+    network         in it: parse, read back what the parser made
+    builder         in it: configuration, profiles, the build itself
+    timing_cache    the file of --timing-cache, and which machine it is of
+    engine_dir      what is written: model.engine, engine.json, build.log and the plugin library
+
+TensorRT is imported in the worker only: an abort of the native library is an error message there.
+"""

@@ -1,0 +1,138 @@
+"""What a build writes: a directory with the engine, and what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from moh_deploy.backends.trt.plugin_library import PLUGIN_NAME
+from moh_deploy.backends.trt.profiles import Profile
+from moh_deploy.digest import sha256_of
+from moh_deploy.package import Choice, RouterTypes, TensorInfo
+
+ENGINE_NAME = "model.engine"
+ENGINE_MANIFEST_NAME = "engine.json"
+LOG_NAME = "build.log"
+ENGINE_FILES = (ENGINE_NAME, ENGINE_MANIFEST_NAME, LOG_NAME, PLUGIN_NAME)
+ENGINE_FORMAT_VERSION = 1
+
+Implementation = Literal["kernel", "function", "operators"]
+"""A plugin; the body of the op in ordinary operators; operators as the model wrote them."""
+
+_STRICT = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """What runs one MoH layer, read from the network that was built.
+
+    Attributes:
+        path: Of the layer, as in the package.
+        moh_impl: What runs its attention.
+        router_impl: What makes its gates.
+        choice: How it was to be run; None: as operators, it was not replaced.
+        reason: Why not by a kernel; None if it is.
+        router_types: The dtypes of the router's stages, in lower precision.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    path: str
+    moh_impl: Implementation
+    router_impl: Implementation
+    choice: Choice | None
+    reason: str | None
+    router_types: RouterTypes | None = None
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """The plugin library of an engine.
+
+    Attributes:
+        file: Its name in the directory; None: it is inside of the engine.
+        sha256: Digest of the library.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    file: str | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """`engine.json`.
+
+    Attributes:
+        backend: `tensorrt` or `tensorrt-rtx`.
+        key: Digest of all that the engine was made from: an equal one makes the same engine.
+        package_sha256: Digest of the package's manifest, which has those of all other files.
+        precision: Of the engine: `float32`, `float16` or `bfloat16`.
+        versions: Of moh-deploy and of TensorRT; GPU and driver where the engine is for this one.
+        compute_capabilities: What it is built for; none: for the GPU of that machine.
+        profiles: Name of each dynamic dimension to its sizes, one entry a profile.
+        inputs: Of the engine, in the package's order.
+        outputs: Likewise.
+        layers: Every MoH layer of the package.
+        plugin: The library that has to be loaded before the engine; None: it needs none.
+        workspace_bytes: The most scratch memory of a layer; None: no limit.
+        build_seconds: How long TensorRT built.
+        files: File name to sha256, for each file but this one and the log.
+        format_version: Of the directory.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    backend: str
+    key: str
+    package_sha256: str
+    precision: str
+    versions: dict[str, str]
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    layers: tuple[EngineLayer, ...]
+    plugin: PluginInfo | None
+    workspace_bytes: int | None
+    build_seconds: float
+    files: dict[str, str] = field(default_factory=dict)
+    format_version: int = ENGINE_FORMAT_VERSION
+
+
+def key_of(content: dict[str, object]) -> str:
+    """Return the digest of what an engine is made from."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def engine_manifest_text(manifest: EngineManifest) -> str:
+    """Encode a manifest."""
+    return json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_whole(root: Path) -> EngineManifest | None:
+    """Return the manifest of an engine directory that is as it was written; None of any other."""
+    try:
+        text = (root / ENGINE_MANIFEST_NAME).read_bytes()
+        manifest = TypeAdapter(EngineManifest).validate_json(text)
+        whole = all(sha256_of(root / name) == sha for name, sha in manifest.files.items())
+    except (OSError, ValidationError):
+        return None
+    known = manifest.format_version == ENGINE_FORMAT_VERSION
+    return manifest if whole and known else None
+
+
+def looks_like_engine(path: Path) -> bool:
+    """Tell whether a file is the manifest of an engine directory, of whatever format version."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"format_version", "backend", "key"} <= content.keys()

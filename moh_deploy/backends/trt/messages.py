@@ -1,0 +1,121 @@
+"""What the process that builds and the one that waits for it tell each other, as lines of JSON.
+
+The builder speaks first: its `Stack`. It then reads one `BuildRequest` from its stdin, tells steps,
+and ends with a `BuildAnswer` or a `Failure`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import cast
+
+from pydantic import TypeAdapter
+
+ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Shapes of one input: min, opt, max."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What an engine depends on besides what is asked for.
+
+    Attributes:
+        version: Of TensorRT or TensorRT-RTX.
+        gpu: Name and compute capability; None: there is none, or it does not matter.
+        driver: Largest CUDA version that the driver takes; None likewise.
+    """
+
+    version: str
+    gpu: str | None = None
+    driver: str | None = None
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build.
+
+    Attributes:
+        model: The ONNX file.
+        engine: Where to write the engine; None: parse only.
+        plugin: The plugin library; None: there are no plugins.
+        embed_plugin: Put the library into the engine.
+        compute_capabilities: `8.6` and the like; none: for the GPU that is there.
+        profiles: Shapes of each input, one entry a profile.
+        workspace_bytes: The most scratch memory of a layer; None: no limit.
+        timing_cache: File of measured times to begin with; None: none.
+        timing_cache_out: Where to write them; None: nowhere.
+    """
+
+    model: str
+    engine: str | None
+    plugin: str | None
+    embed_plugin: bool
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[dict[str, ShapeRange], ...]
+    workspace_bytes: int | None
+    timing_cache: str | None = None
+    timing_cache_out: str | None = None
+
+
+@dataclass(frozen=True)
+class ParserError:
+    """One node that the parser refuses."""
+
+    node: str
+    operator: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BuildAnswer:
+    """What came of it.
+
+    Attributes:
+        errors: What the parser refused; then nothing was built.
+        plugins: Name of each network layer that is a plugin, to the plugin's.
+        types: Name of each tensor of the network to its dtype.
+        engine_bytes: Size of the engine; None: none was asked for, or there were errors.
+        seconds: How long the build took, without parsing.
+    """
+
+    errors: tuple[ParserError, ...] = ()
+    plugins: dict[str, str] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
+    engine_bytes: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """It did not work.
+
+    Attributes:
+        text: What failed.
+        errno: Of an error of the operating system; None: it was none.
+    """
+
+    text: str
+    errno: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is being done now."""
+
+    name: str
+
+
+Message = Stack | Step | BuildAnswer | Failure
+_KINDS = {kind.__name__: kind for kind in (Stack, Step, BuildAnswer, Failure, BuildRequest)}
+
+
+def encode(message: Message | BuildRequest) -> str:
+    """Return a message as one line."""
+    return json.dumps({type(message).__name__: asdict(message)}) + "\n"
+
+
+def decode(line: str) -> Message | BuildRequest:
+    """Return the message of a line."""
+    ((name, content),) = json.loads(line).items()
+    return cast("Message | BuildRequest", TypeAdapter(_KINDS[name]).validate_python(content))

@@ -1,0 +1,43 @@
+"""What will not be built, and why: collected, so that all of it is said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from moh_deploy.errors import BackendError
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One thing that cannot be built.
+
+    Attributes:
+        layer: Name of the node.
+        value: What it has: `head_dim is 300`.
+        limit: What is taken: `at most 256`.
+        what_to_do: The next step.
+    """
+
+    layer: str
+    value: str
+    limit: str
+    what_to_do: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.value}; expected {self.limit}. {self.what_to_do}"
+
+    def to_json(self) -> dict[str, object]:
+        """Return the rejection in plain JSON types."""
+        return asdict(self)
+
+
+def refusal(rejections: Sequence[Rejection], *, title: str) -> BackendError:
+    """Return the error that says all of them.
+
+    Args:
+        rejections: At least one.
+        title: What would have built it.
+    """
+    lines = "".join(f"\n  - {one}" for one in rejections)
+    return BackendError(f"{title} cannot build this package, for {len(rejections)} reasons:{lines}")

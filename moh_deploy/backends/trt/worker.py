@@ -1,0 +1,86 @@
+"""The process that builds: `python -m moh_deploy.backends.trt.worker FLAVOUR DESCRIPTOR`.
+
+It has TensorRT to itself: its parser and builder may abort. What it has to say goes to the file
+descriptor, as messages; what TensorRT logs, to stderr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from moh_deploy.backends.trt import builder
+from moh_deploy.backends.trt.flavour import FLAVOURS
+from moh_deploy.backends.trt.messages import BuildRequest, Failure, Message, Stack, decode, encode
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+def main(flavour_name: str, descriptor: str) -> None:
+    _die_with_parent()
+    with os.fdopen(int(descriptor), "w", encoding="utf-8") as channel:
+
+        def tell(message: Message) -> None:
+            channel.write(encode(message))
+            channel.flush()
+
+        _reporting(lambda: _serve(flavour_name, tell), tell)
+
+
+def _serve(flavour_name: str, tell: Callable[[Message], None]) -> None:
+    flavour = FLAVOURS[flavour_name]
+    trt = import_module(flavour.module)
+    tell(Stack(trt.__version__) if flavour.targets else Stack(trt.__version__, *_gpu()))
+    line = sys.stdin.readline()
+    if line:  # or nobody wants anything
+        request = decode(line)
+        assert isinstance(request, BuildRequest)
+        tell(builder.build(trt, request, tell))
+
+
+def _reporting(serve: Callable[[], None], tell: Callable[[Message], None]) -> None:
+    try:
+        serve()
+    except OSError as error:
+        tell(Failure(f"{error.strerror}: {error.filename}", error.errno))
+    except builder.BuildFailed as error:
+        tell(Failure(str(error)))
+
+
+def _gpu() -> tuple[str | None, str | None]:
+    """Return name with compute capability of the GPU, and the driver's CUDA version."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None, None
+    version, major, minor = (ctypes.c_int() for _ in range(3))
+    name = ctypes.create_string_buffer(256)
+    failed = (
+        cuda.cuInit(0)
+        or cuda.cuDriverGetVersion(ctypes.byref(version))
+        or cuda.cuDeviceGetName(name, len(name), 0)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, 0)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, 0)
+    )
+    if failed:
+        return None, None
+    cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return f"{name.value.decode()} ({major.value}.{minor.value})", cuda_version
+
+
+_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+
+
+def _die_with_parent() -> None:
+    """Nobody would take what is built. Ctrl-C in a terminal is the parent's to hear."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,309 @@
+"""Build an engine of TensorRT or TensorRT-RTX from a package."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from moh_deploy import __version__
+from moh_deploy.atomic import StagedDirectory, sync_file
+from moh_deploy.backends.trt.build_process import BuildProcess
+from moh_deploy.backends.trt.engine_dir import (
+    ENGINE_FILES,
+    ENGINE_MANIFEST_NAME,
+    ENGINE_NAME,
+    LOG_NAME,
+    EngineLayer,
+    EngineManifest,
+    PluginInfo,
+    engine_manifest_text,
+    looks_like_engine,
+    read_whole,
+)
+from moh_deploy.backends.trt.flavour import Flavour
+from moh_deploy.backends.trt.messages import BuildAnswer, BuildRequest
+from moh_deploy.backends.trt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, find_plugin
+from moh_deploy.backends.trt.preflight import refused_by_parser
+from moh_deploy.backends.trt.profiles import make_profiles, shapes
+from moh_deploy.backends.trt.rejection import refusal
+from moh_deploy.backends.trt.timing_cache import TimingCache
+from moh_deploy.digest import sha256_of
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.jobs.build_plan import BuildPlan, bytes_of, flavour_of, lowered_type
+from moh_deploy.jobs.engine_graph import (
+    EngineGraph,
+    check_network,
+    engine_layers,
+    make_engine_graph,
+)
+from moh_deploy.jobs.precision import save_model
+from moh_deploy.package import MODEL_NAME, OnnxPackage
+from moh_deploy.progress import Progress, SilentProgress
+from moh_deploy.replaceable import DirectoryKind, check_output
+from moh_deploy.report.build import BuildReport
+
+_WORK_NAME = "work"
+_TIMES_BEFORE, _TIMES_AFTER = "times.before", "times.after"
+
+
+def build(
+    package_dir: Path | str,
+    *,
+    backend: str,
+    output: Path | str,
+    precision: str | None = None,
+    profiles: Sequence[str] = (),
+    compute_capabilities: Sequence[str] = (),
+    workspace: str | None = None,
+    timing_cache: Path | str | None = None,
+    require_kernels: bool = False,
+    embed_plugin: bool = False,
+    plugin: Path | str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build an engine, unless the output is one of all the same already.
+
+    How layers run on a CPU says nothing of a GPU: every layer runs by kernels, but for those that
+    somebody chose to be dense (`moh-deploy tune --choose`).
+
+    Args:
+        package_dir: The package.
+        backend: `tensorrt` builds for the GPU of this machine, `tensorrt-rtx` needs none.
+        output: The engine directory to write.
+        precision: `fp16` or `bf16` lowers a float32 package first; None leaves it as it is.
+        profiles: Sizes of dynamic dimensions, one text a profile: `batch=1..8..32,seq=128`.
+        compute_capabilities: GPUs to build for, TensorRT-RTX only; none: the usual ones.
+        workspace: The most scratch memory of a layer: `4GiB`; None: no limit.
+        timing_cache: Where to keep what TensorRT measures; None: nowhere.
+        require_kernels: Fail where a layer would not run by kernels.
+        embed_plugin: Put the plugin library into the engine, not beside it.
+        plugin: The plugin library; None: the installed one, or none.
+        dry_run: Parse only, and write nothing.
+        progress: What to report steps to.
+
+    Returns:
+        What was built. Of a dry run that found refusals, look at `failure`.
+
+    Raises:
+        ConfigError: An option is of another form, or does not fit the package.
+        PackageError: Not a package, or the output cannot be written.
+        BackendError: TensorRT is missing, refuses the package (with every reason), or failed.
+    """
+    progress, output, flavour = progress or SilentProgress(), Path(output), flavour_of(backend)
+    check_output(output, _ENGINE)
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+    plan = BuildPlan(
+        flavour,
+        package,
+        low=lowered_type(precision, package),
+        profiles=make_profiles(profiles, package.manifest),
+        targets=flavour.targets_of(tuple(compute_capabilities)),
+        workspace_bytes=None if workspace is None else bytes_of(workspace),
+        timing_cache=_timing_cache_path(timing_cache, flavour),
+        library=find_plugin(None if plugin is None else Path(plugin)),
+        embed_plugin=embed_plugin,
+    )
+    if require_kernels or embed_plugin:
+        plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
+    with ExitStack() as closing:
+        # A dry run works elsewhere, and never commits.
+        place = Path(tempfile.gettempdir(), "moh-deploy") if dry_run else output
+        staged = closing.enter_context(StagedDirectory(place))
+        work, log = staged.path / _WORK_NAME, staged.path / LOG_NAME
+        work.mkdir()
+        with progress.step(f"starting {flavour.title}"):
+            process = closing.enter_context(BuildProcess(flavour, folder=work, log=log))
+        run = _Build(plan, process, staged, output, progress)
+        return run.run(dry_run=dry_run, require_kernels=require_kernels)
+
+
+class _Build:
+    """One build, with the process that has TensorRT."""
+
+    def __init__(
+        self,
+        plan: BuildPlan,
+        process: BuildProcess,
+        staged: StagedDirectory,
+        output: Path,
+        progress: Progress,
+    ) -> None:
+        self._plan, self._process, self._progress = plan, process, progress
+        self._staged, self._output = staged, output
+        self._work = staged.path / _WORK_NAME
+        self._title = f"{plan.flavour.title} {process.stack.version}"
+        path, stack = plan.timing_cache, plan.stack(process.stack)
+        self._times = None if path is None else TimingCache(path, stack)
+
+    def run(self, *, dry_run: bool, require_kernels: bool) -> BuildReport:
+        earlier = read_whole(self._output)
+        if earlier is not None and earlier.key == self._plan.key(self._process.stack):
+            _require(earlier.layers, required=require_kernels)
+            return self._cached(earlier)
+        graph = make_engine_graph(self._plan, self._progress)
+        rejections = graph.rejections
+        if not rejections:
+            _require(engine_layers(graph, graph.plugin_nodes), required=require_kernels)
+        answer = self._process.build(
+            self._request(graph, parse_only=dry_run or bool(rejections)), self._progress
+        )
+        rejections += refused_by_parser(answer.errors, self._title)
+        if rejections and not dry_run:
+            raise refusal(rejections, title=self._title)
+        layers = engine_layers(graph, graph.plugin_nodes if rejections else answer.plugins)
+        if not rejections:
+            check_network(graph, answer, title=self._title)
+        if dry_run:
+            status = "refused" if rejections else "possible"
+            return self._report(status, layers, rejections=rejections)
+        manifest = self._write(layers, answer)
+        return self._report(
+            "built",
+            layers,
+            engine_bytes=answer.engine_bytes,
+            build_seconds=manifest.build_seconds,
+        )
+
+    def _request(self, graph: EngineGraph, *, parse_only: bool) -> BuildRequest:
+        save_model(graph.model, self._plan.package, self._work)
+        plan, inputs = self._plan, self._plan.package.manifest.inputs
+        return BuildRequest(
+            model=str(self._work / MODEL_NAME),
+            engine=None if parse_only else str(self._staged.path / ENGINE_NAME),
+            plugin=None if plan.library is None else str(plan.library.path),
+            embed_plugin=plan.embed_plugin,
+            compute_capabilities=plan.targets,
+            profiles=tuple(shapes(inputs, one) for one in plan.profiles),
+            workspace_bytes=plan.workspace_bytes,
+            timing_cache=self._times_before(),
+            timing_cache_out=None if self._times is None else str(self._work / _TIMES_AFTER),
+        )
+
+    def _times_before(self) -> str | None:
+        times = None if self._times is None else self._times.read()
+        if times is None:
+            return None
+        (self._work / _TIMES_BEFORE).write_bytes(times)
+        return str(self._work / _TIMES_BEFORE)
+
+    def _write(self, layers: tuple[EngineLayer, ...], answer: BuildAnswer) -> EngineManifest:
+        """Put the engine directory at its place."""
+        with self._progress.step("writing the engine"):
+            if self._times is not None and self._times.why_ignored() is None:
+                self._times.write((self._work / _TIMES_AFTER).read_bytes())
+            shutil.rmtree(self._work)
+            plugin = self._bring_plugin()
+            manifest = self._manifest(layers, answer, plugin)
+            text = engine_manifest_text(manifest)
+            (self._staged.path / ENGINE_MANIFEST_NAME).write_text(text, encoding="utf-8")
+            for file in self._staged.path.iterdir():
+                sync_file(file)
+            self._staged.commit()
+        return manifest
+
+    def _bring_plugin(self) -> PluginInfo | None:
+        library = self._plan.library
+        if library is None:
+            return None
+        if self._plan.embed_plugin:
+            return PluginInfo(None, library.sha256)
+        shutil.copyfile(library.path, self._staged.path / PLUGIN_NAME)
+        return PluginInfo(PLUGIN_NAME, library.sha256)
+
+    def _manifest(
+        self, layers: tuple[EngineLayer, ...], answer: BuildAnswer, plugin: PluginInfo | None
+    ) -> EngineManifest:
+        plan, stack = self._plan, self._process.stack
+        versions = {"moh-deploy": __version__, plan.flavour.title: stack.version}
+        machine = {"GPU": stack.gpu, "CUDA of the driver": stack.driver}
+        files = [name for name in (ENGINE_NAME, PLUGIN_NAME) if (self._staged.path / name).exists()]
+        return EngineManifest(
+            backend=plan.flavour.name,
+            key=plan.key(stack),
+            package_sha256=plan.package_sha256,
+            precision=plan.precision,
+            versions=versions | {name: text for name, text in machine.items() if text},
+            compute_capabilities=plan.targets,
+            profiles=plan.profiles,
+            inputs=plan.package.manifest.inputs,
+            outputs=plan.package.manifest.outputs,
+            layers=layers,
+            plugin=plugin,
+            workspace_bytes=plan.workspace_bytes,
+            build_seconds=answer.seconds,
+            files={name: sha256_of(self._staged.path / name) for name in files},
+        )
+
+    def _cached(self, earlier: EngineManifest) -> BuildReport:
+        return self._report(
+            "cached",
+            earlier.layers,
+            engine_bytes=(self._output / ENGINE_NAME).stat().st_size,
+            build_seconds=earlier.build_seconds,
+        )
+
+    def _report(self, status: str, layers: tuple[EngineLayer, ...], **found: object) -> BuildReport:
+        plan = self._plan
+        return BuildReport(
+            output=self._output,
+            backend=self._title,
+            status=status,
+            precision=plan.precision,
+            compute_capabilities=plan.targets,
+            profiles=plan.profiles,
+            layers=layers,
+            plugin=None if plan.library is None else _plugin_text(embedded=plan.embed_plugin),
+            notes=tuple(self._notes()),
+            **found,  # type: ignore[arg-type]
+        )
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self._plan.library is None:
+            notes.append(f"no plugin library: MoH layers run their function bodies. {HOW_TO_BUILD}")
+        ignored = None if self._times is None else self._times.why_ignored()
+        if self._times is not None and ignored is not None:
+            notes.append(f"timing cache {self._times.path} is neither used nor replaced: {ignored}")
+        return notes
+
+
+def _require(layers: Sequence[EngineLayer], *, required: bool) -> None:
+    """Refuse layers that would not run by kernels, where that is asked for."""
+    others = [
+        f"{layer.path} ({layer.reason})"
+        for layer in layers
+        if required and (layer.moh_impl != "kernel" or layer.router_impl == "function")
+    ]
+    if others:
+        raise BackendError(
+            f"kernels are required, but {len(others)} of {len(layers)} MoH layers would not run by"
+            f" them: {', '.join(others)}.",
+            hint="Build without --require-kernels, or see `moh-deploy inspect`.",
+        )
+
+
+def _timing_cache_path(path: Path | str | None, flavour: Flavour) -> Path | None:
+    if path is not None and not flavour.has_timing_cache:
+        raise ConfigError(
+            f"timing_cache is {path}, but {flavour.title} measures nothing when it builds: it"
+            " compiles for the GPU when it runs.",
+            hint="Leave the option out.",
+        )
+    return None if path is None else Path(path)
+
+
+def _plugin_text(*, embedded: bool) -> str:
+    return "in the engine" if embedded else PLUGIN_NAME
+
+
+_ENGINE = DirectoryKind(
+    noun="engine",
+    manifest=ENGINE_MANIFEST_NAME,
+    is_manifest=looks_like_engine,
+    files=frozenset(ENGINE_FILES),
+)

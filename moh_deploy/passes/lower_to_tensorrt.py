@@ -1,0 +1,70 @@
+"""Turn a package's model into what TensorRT's parser and the plugins take.
+
+In this order, on a model whose layers have one choice each (`choose_layers` with `at_sizes`: there
+is no `If` by size left):
+
+inline_functions    every node of ours that is to be no plugin becomes operators. The parser finds
+                    functions by name alone, without domain and overload: it would take the node of
+                    a dense layer for a plugin, and one overload's body for another's; and up to
+                    TensorRT 10.6 it prefers a function to a plugin. So no function is left
+close_input_gaps    the parser refuses nodes that leave out an input in between
+tell_open_shares    the share of open gates in the recorded runs: tactics are measured with it
+
+Not needed, and so not done: int64 indices (TensorRT has them from 10.0 on); constant top-k (an
+attribute of MoHRouter, a constant in its body); float32 `Attention` (the network makes it
+decomposable: `backends/trt/network.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from moh_deploy.ops.plugin_support import OPEN_SHARE, PLUGINS
+from moh_deploy.package import KERNEL_DOMAIN
+from moh_deploy.passes.close_input_gaps import close_input_gaps
+
+_NO_BODY = "plugin"
+
+
+def lower_to_tensorrt(
+    model: ir.Model, *, plugin_nodes: Collection[str], open_shares: Mapping[str, float]
+) -> None:
+    """Lower a package's model in place.
+
+    Args:
+        model: The model.
+        plugin_nodes: Names of the nodes that are to be plugins.
+        open_shares: Name of an attention node to its share of open gates, where that is known.
+    """
+    inline_functions(model, but=plugin_nodes)
+    close_input_gaps(model)
+    tell_open_shares(model, open_shares)
+
+
+def nodes_with_plugins(model: ir.Model) -> tuple[ir.Node, ...]:
+    """Return the nodes that are plugins if the layers' choices are followed."""
+    return tuple(
+        node for node in model.graph if node.domain == KERNEL_DOMAIN and node.op_type in PLUGINS
+    )
+
+
+def inline_functions(model: ir.Model, *, but: Collection[str]) -> None:
+    """Replace every node that has a body by it, but for those of these names."""
+    kept = [node for node in model.graph if node.name in but]
+    for node in kept:
+        node.overload = _NO_BODY
+    InlinePass()(model)
+    model.functions.clear()
+    for node in kept:
+        node.overload = ""
+
+
+def tell_open_shares(model: ir.Model, shares: Mapping[str, float]) -> None:
+    """Write the shares onto the attention nodes that have such a field."""
+    for node in model.graph:
+        share = shares.get(node.name or "")
+        if share is not None and OPEN_SHARE in PLUGINS[node.op_type].fields:
+            node.attributes.add(ir.AttrFloat32(OPEN_SHARE.name, share))

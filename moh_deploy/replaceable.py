@@ -1,0 +1,88 @@
+"""Which directories may be replaced by what a command writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy.errors import PackageError
+
+
+@dataclass(frozen=True)
+class DirectoryKind:
+    """What is written to a directory of one kind.
+
+    Attributes:
+        noun: What people call it: `package`.
+        manifest: Name of the file by which it is known.
+        is_manifest: Tells whether a file is one, of whatever version.
+        files: Names of all files that it may hold.
+    """
+
+    noun: str
+    manifest: str
+    is_manifest: Callable[[Path], bool]
+    files: frozenset[str]
+
+
+def check_output(output: Path, kind: DirectoryKind) -> None:
+    """Check that a directory may be written here, before any long work.
+
+    Raises:
+        PackageError: It is a file, a directory of another kind, or a place that cannot be written
+            or replaced.
+    """
+    if output.is_dir():
+        _check_replaceable(output, kind)
+    elif output.exists():
+        raise PackageError(f"{output} is a file, expected a directory to write the {kind.noun} to.")
+    parent = _nearest_existing(output.resolve().parent)
+    if not parent.is_dir():
+        raise PackageError(f"{output} cannot be made: {parent} is not a directory.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PackageError(f"{output} cannot be made: no permission to write to {parent}.")
+
+
+def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
+    found = {entry.name for entry in output.iterdir()}
+    if found and not kind.is_manifest(output / kind.manifest):
+        raise PackageError(
+            f"{output} exists and is not {_a(kind.noun)}: it will not be overwritten.",
+            hint=f"Name a new or empty directory, or an earlier {kind.noun}, with --output.",
+        )
+    foreign = sorted(found - kind.files)
+    if foreign:
+        raise PackageError(
+            f"{output} holds '{foreign[0]}', which is not part of {_a(kind.noun)}: it will not be"
+            " replaced.",
+            hint="Move it elsewhere, or name another --output.",
+        )
+    _check_writable(output, found, kind)
+    if os.path.ismount(output) or output.samefile(Path.cwd()):
+        raise PackageError(
+            f"{output} is the current directory or a mount point, which cannot be replaced in one"
+            " step.",
+            hint=f"Write to a directory inside it: --output {output / kind.noun}.",
+        )
+
+
+def _check_writable(output: Path, names: Iterable[str], kind: DirectoryKind) -> None:
+    """What cannot be written is meant to stay, although renaming could put another in its place."""
+    needed = {output: os.W_OK | os.X_OK, **dict.fromkeys((output / n for n in names), os.W_OK)}
+    for path, rights in sorted(needed.items()):
+        if not os.access(path, rights):
+            raise PackageError(
+                f"{output} is read-only, so it will not be replaced: no permission to write to"
+                f" {path}. Expected a writable {kind.noun}: make it one with"
+                f" `chmod -R u+w {output}`, or work on a copy.",
+            )
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
