@@ -6,12 +6,14 @@ from __future__ import annotations
 import ctypes
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.cuda import abi
 from tests.cuda.kernels import KernelError, Kernels
 from tests.cuda.libraries import Emulator
+from tests.cuda.memory import HostMemory
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup as Setup
 
 PUBLISHED = {  # MoH-ViT at 224 x 224: height and width, heads
@@ -52,6 +54,26 @@ def test_nothing_is_read_before_it_is_written(emulator: Emulator, name: str, lat
     case = replace(SIZES[name], dtype="float16").case()
     with emulator.configured(seed=7, late_copies=late_copies, unwritten=LARGE_NUMBERS):
         assert Kernels(emulator.library).find_mismatch(case) is None
+
+
+class _Shifted(HostMemory):
+    """Puts one of the blocks where no vector starts."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def put(self, data: np.ndarray) -> int:
+        shift = 4 if len(self._blocks) == self._number else 0
+        return super().put(np.concatenate([np.zeros(shift, np.uint8), data])) + shift
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["output", "query", "key", "value", "pooled_key", "pooled_value"])
+def test_tensors_may_start_anywhere(emulator: Emulator, name: str, dtype: str):
+    number = ("output", *abi.AGGREGATED_POINTERS).index(name)
+    case = Setup(head_dim=8, dtype=dtype).case()
+    assert Kernels(emulator.library, memory=_Shifted(number)).find_mismatch(case) is None
 
 
 def test_blocks_without_an_open_query_read_no_keys(emulator: Emulator):
