@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moh_deploy.ops.spec import FLOAT_TYPES
+from moh_deploy.ops import OPS
+from moh_deploy.ops.spec import FLOAT_TYPES, Arrays
 from tests.cuda import abi
 from tests.cuda.kernels import KernelError, Kernels
 from tests.cuda.libraries import Emulator
@@ -74,6 +75,25 @@ def test_tensors_may_start_anywhere(emulator: Emulator, name: str, dtype: str):
     number = ("output", *abi.AGGREGATED_POINTERS).index(name)
     case = Setup(head_dim=8, dtype=dtype).case()
     assert Kernels(emulator.library, memory=_Shifted(number)).find_mismatch(case) is None
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+def test_an_infinite_key_hides_itself_where_the_score_is_negative(emulator: Emulator, dtype: str):
+    """It is -inf then, a weight of 0; and NaN in all of the row where it is positive."""
+    setup = Setup(gates="all", normalize=False, optional=("query_embedding",), dtype=dtype)
+    usual = setup.case()
+
+    def build(rng: np.random.Generator) -> Arrays:
+        query, key, *rest = usual.build(rng)
+        key[0, 8, 3] = np.inf
+        return (query, key, *rest)
+
+    case = replace(usual, build=build)
+    with np.errstate(invalid="ignore"):
+        output = OPS[case.op].reference(case.inputs(), case.attributes)[0]
+    assert np.isnan(output).any()
+    assert not np.isnan(output[0, 7:10]).all()
+    assert Kernels(emulator.library).find_mismatch(case) is None
 
 
 def test_blocks_without_an_open_query_read_no_keys(emulator: Emulator):
