@@ -20,25 +20,25 @@ _HEAD = """.version 8.0
 def kernel_text(code: str, inputs: list[np.dtype], results: list[np.dtype]) -> str:
     """Return a module whose kernel loads a0, a1, ..., runs `code`, and stores d0, d1, ...
 
-    `code` may use %t (thread of the grid), predicates p0..p3, and registers x0..x9 (32 bits),
-    y0..y9 (64 bits), f0..f9 (float32) and h0..h9 (16 bits).
+    `code` may use thread (its number in the grid), tid, ctaid and ntid, predicates p0..p3, and
+    registers x0..x9 (32 bits), y0..y9 (64 bits), f0..f9 (float32) and h0..h9 (16 bits).
     """
     count = len(inputs) + len(results)
     params = ", ".join(f".param .u64 pointer{number}" for number in range(count))
     return f"""{_HEAD}
 .visible .entry lines({params})
 {{
-    .reg .b32 %t, %tid, %ctaid, %ntid, x<10>;
+    .reg .b32 thread, tid, ctaid, ntid, x<10>;
     .reg .b64 %address<{count}>, %index, y<10>;
     .reg .b16 h<10>;
     .reg .f32 f<10>;
     .reg .pred p<4>;
     {"".join(_declare("a", number, dtype) for number, dtype in enumerate(inputs))}
     {"".join(_declare("d", number, dtype) for number, dtype in enumerate(results))}
-    mov.u32 %tid, %tid.x;
-    mov.u32 %ctaid, %ctaid.x;
-    mov.u32 %ntid, %ntid.x;
-    mad.lo.u32 %t, %ctaid, %ntid, %tid;
+    mov.u32 tid, %tid.x;
+    mov.u32 ctaid, %ctaid.x;
+    mov.u32 ntid, %ntid.x;
+    mad.lo.u32 thread, ctaid, ntid, tid;
     {"".join(_address(number, dtype) for number, dtype in enumerate([*inputs, *results]))}
     {"".join(_load(number, dtype) for number, dtype in enumerate(inputs))}
     {code}
@@ -86,7 +86,7 @@ def _declare(letter: str, number: int, dtype: np.dtype) -> str:
 def _address(number: int, dtype: np.dtype) -> str:
     return (
         f"ld.param.u64 %address{number}, [pointer{number}];\n"
-        f"    mul.wide.u32 %index, %t, {dtype.itemsize};\n"
+        f"    mul.wide.u32 %index, thread, {dtype.itemsize};\n"
         f"    add.u64 %address{number}, %address{number}, %index;\n    "
     )
 

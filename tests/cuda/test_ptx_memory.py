@@ -15,10 +15,10 @@ THREADS = np.arange(64, dtype=np.uint32)
 
 
 def test_vectors_are_stored_and_loaded_in_order():
-    code = """mov.u32 x9, shared; shl.b32 x0, %tid, 4; add.u32 x9, x9, x0;
+    code = """mov.u32 x9, shared; shl.b32 x0, tid, 4; add.u32 x9, x9, x0;
     add.u32 x1, a0, 1; add.u32 x2, a0, 2; add.u32 x3, a0, 3;
     st.shared.v4.u32 [x9], {a0, x1, x2, x3}; bar.sync 0;
-    xor.b32 x4, %tid, 1; shl.b32 x4, x4, 4; mov.u32 x5, shared; add.u32 x5, x5, x4;
+    xor.b32 x4, tid, 1; shl.b32 x4, x4, 4; mov.u32 x5, shared; add.u32 x5, x5, x4;
     ld.shared.v2.u32 {d0, d1}, [x5+8];"""
     got = evaluate(code, THREADS * 10, results=("u4", "u4"), shared_bytes=64 * 16)
     np.testing.assert_array_equal(got[0], (THREADS ^ 1) * 10 + 2)
@@ -26,7 +26,7 @@ def test_vectors_are_stored_and_loaded_in_order():
 
 
 def test_small_types_are_extended():
-    code = """mov.u32 x9, shared; shl.b32 x0, %tid, 2; add.u32 x9, x9, x0; st.shared.u32 [x9], a0;
+    code = """mov.u32 x9, shared; shl.b32 x0, tid, 2; add.u32 x9, x9, x0; st.shared.u32 [x9], a0;
     ld.shared.s8 d0, [x9]; ld.shared.u8 d1, [x9]; ld.shared.s16 d2, [x9+2];"""
     a = np.array([0x8001FF, 0x7FFF0080, 0x80000001], np.uint32)
     got = evaluate(code, a, results=("i4", "u4", "i4"), shared_bytes=16)
@@ -36,7 +36,7 @@ def test_small_types_are_extended():
 
 
 def test_every_block_has_shared_memory_of_its_own():
-    code = """mov.u32 x9, shared; setp.eq.u32 p0, %tid, 0; @p0 st.shared.u32 [x9], a0; bar.sync 0;
+    code = """mov.u32 x9, shared; setp.eq.u32 p0, tid, 0; @p0 st.shared.u32 [x9], a0; bar.sync 0;
     ld.shared.u32 d0, [x9];"""
     got = evaluate(code, THREADS, threads=16, shared_bytes=4)[0]
     np.testing.assert_array_equal(got, THREADS // 16 * 16)
@@ -49,14 +49,14 @@ def test_shared_memory_that_was_not_written_is_nan():
 
 def test_threads_have_local_memory_of_their_own():
     code = """.local .align 4 .b8 depot[16]; mov.u64 y0, depot; cvta.local.u64 y1, y0;
-    and.b32 x0, %tid, 3; mul.wide.u32 y2, x0, 4; add.u64 y3, y1, y2;
+    and.b32 x0, tid, 3; mul.wide.u32 y2, x0, 4; add.u64 y3, y1, y2;
     st.u32 [y3], a0; cvta.to.local.u64 y4, y3; ld.local.u32 d0, [y4];"""
     np.testing.assert_array_equal(evaluate(code, THREADS * 3)[0], THREADS * 3)
 
 
 def test_generic_addresses_find_their_space():
     code = """mov.u64 y0, shared; cvta.shared.u64 y1, y0;
-    mul.wide.u32 y2, %tid, 4; add.u64 y1, y1, y2; st.u32 [y1], a0;
+    mul.wide.u32 y2, tid, 4; add.u64 y1, y1, y2; st.u32 [y1], a0;
     cvta.to.shared.u64 y3, y1; cvt.u32.u64 x0, y3; ld.shared.u32 d0, [x0];
     isspacep.shared p0, y1; selp.u32 d1, 1, 0, p0;"""
     got = evaluate(code, THREADS, results=("u4", "u4"), shared_bytes=256)
@@ -108,14 +108,14 @@ def test_access_outside_is_reported(access: str, message: str):
 
 def test_thread_outside_is_found_although_others_are_inside():
     """One thread of many reads another array than the rest, and beyond its end."""
-    code = """setp.eq.u32 p0, %tid, 63; selp.b64 y0, %address1, %address0, p0;
+    code = """setp.eq.u32 p0, tid, 63; selp.b64 y0, %address1, %address0, p0;
     @p0 add.u64 y0, y0, 4; ld.global.u32 d0, [y0];"""
     with pytest.raises(MemoryFault, match="1 threads access 4 bytes"):
         evaluate(code, THREADS, THREADS + 1)
 
 
 def test_threads_may_read_several_arrays_at_once():
-    code = """setp.lt.u32 p0, %tid, 7; selp.b64 y0, %address1, %address0, p0;
+    code = """setp.lt.u32 p0, tid, 7; selp.b64 y0, %address1, %address0, p0;
     ld.global.u32 d0, [y0];"""
     other = THREADS + 1000
     got = evaluate(code, THREADS, other)[0]
@@ -123,7 +123,7 @@ def test_threads_may_read_several_arrays_at_once():
 
 
 def test_threads_under_a_guard_may_have_any_address():
-    code = """mov.u64 y0, %address0; setp.lt.u32 p0, %tid, 40; @!p0 mov.u64 y0, 3; mov.u32 d0, 5;
+    code = """mov.u64 y0, %address0; setp.lt.u32 p0, tid, 40; @!p0 mov.u64 y0, 3; mov.u32 d0, 5;
     @p0 ld.global.u32 d0, [y0]; @p0 st.global.u32 [y0], d0;"""
     got = evaluate(code, THREADS)[0]
     np.testing.assert_array_equal(got, np.where(THREADS < 40, THREADS, 5))
@@ -145,8 +145,8 @@ ATOMICS = {
 @pytest.mark.parametrize("name", ATOMICS)
 def test_threads_of_one_address_take_turns(name: str):
     values = np.random.default_rng(1).integers(0, 50, 64, dtype=np.uint32)
-    code = f"""and.b32 x0, %tid, 3; shl.b32 x0, x0, 2; mov.u32 x9, shared; add.u32 x9, x9, x0;
-    setp.lt.u32 p0, %tid, 4; @p0 st.shared.u32 [x9], 9; bar.sync 0;
+    code = f"""and.b32 x0, tid, 3; shl.b32 x0, x0, 2; mov.u32 x9, shared; add.u32 x9, x9, x0;
+    setp.lt.u32 p0, tid, 4; @p0 st.shared.u32 [x9], 9; bar.sync 0;
     atom.shared.{name} d0, [x9], a0; bar.sync 0; ld.shared.u32 d1, [x9];"""
     old, last = evaluate(code, values, results=("u4", "u4"), shared_bytes=16)
     for place in range(4):
@@ -158,7 +158,7 @@ def test_threads_of_one_address_take_turns(name: str):
 
 
 def test_sum_without_a_result_and_comparison():
-    code = """mov.u32 x9, shared; setp.eq.u32 p0, %tid, 0; @p0 st.shared.u32 [x9], 0;
+    code = """mov.u32 x9, shared; setp.eq.u32 p0, tid, 0; @p0 st.shared.u32 [x9], 0;
     @p0 st.shared.u32 [x9+4], 0; bar.sync 0; red.shared.add.u32 [x9], a0;
     atom.shared.cas.b32 d0, [x9+4], a0, 77; bar.sync 0; ld.shared.v2.u32 {d1, d2}, [x9];"""
     old, total, swapped = evaluate(code, THREADS, results=("u4",) * 3, shared_bytes=8)

@@ -12,8 +12,8 @@ from tests.cuda.ptx.machine import Checks
 THREADS = np.arange(64, dtype=np.uint32)
 RACES = Checks(races=True)
 LATE = Checks(late_copies=True)
-SETUP = """mov.u32 x9, shared; shl.b32 x0, %tid, 2; add.u32 x1, x9, x0; mov.u32 d0, 0;
-    xor.b32 x2, %tid, {other}; shl.b32 x2, x2, 2; add.u32 x2, x2, x9; st.shared.u32 [x1], a0;"""
+SETUP = """mov.u32 x9, shared; shl.b32 x0, tid, 2; add.u32 x1, x9, x0; mov.u32 d0, 0;
+    xor.b32 x2, tid, {other}; shl.b32 x2, x2, 2; add.u32 x2, x2, x9; st.shared.u32 [x1], a0;"""
 
 
 def run(code: str, *, other: int = 32, checks: Checks = RACES) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_writes_of_one_instruction_to_one_place_are_a_race():
 
 
 def test_neighbours_in_one_word_are_no_race():
-    code = """mov.u32 x9, shared; shl.b32 x0, %tid, 1; add.u32 x1, x9, x0; cvt.u16.u32 h0, a0;
+    code = """mov.u32 x9, shared; shl.b32 x0, tid, 1; add.u32 x1, x9, x0; cvt.u16.u32 h0, a0;
     st.shared.u16 [x1], h0; bar.sync 0; ld.shared.u16 d0, [x1];"""
     got = evaluate(code, THREADS, shared_bytes=128, checks=RACES)[0]
     np.testing.assert_array_equal(got, THREADS)
@@ -66,7 +66,7 @@ def test_barrier_of_the_warp_does_not_order_other_warps():
 
 def test_readers_of_two_warps_are_both_remembered():
     """Thread 32's reader is the last one; thread 0 was there first."""
-    code = """bar.sync 0; ld.shared.u32 d0, [x9]; bar.warp.sync -1; setp.eq.u32 p0, %tid, 32;
+    code = """bar.sync 0; ld.shared.u32 d0, [x9]; bar.warp.sync -1; setp.eq.u32 p0, tid, 32;
     @p0 st.shared.u32 [x9], a0;"""
     with pytest.raises(Race, match="Thread 32 writes what was read by thread 0"):
         run(code)
@@ -78,8 +78,8 @@ def test_blocks_do_not_disturb_each_other():
     np.testing.assert_array_equal(got, THREADS ^ 1)
 
 
-COPY = """mov.u32 x9, shared; shl.b32 x0, %tid, 2; add.u32 x1, x9, x0; mov.u32 d0, 0;
-    xor.b32 x2, %tid, 1; shl.b32 x2, x2, 2; add.u32 x2, x2, x9;
+COPY = """mov.u32 x9, shared; shl.b32 x0, tid, 2; add.u32 x1, x9, x0; mov.u32 d0, 0;
+    xor.b32 x2, tid, 1; shl.b32 x2, x2, 2; add.u32 x2, x2, x9;
     cp.async.ca.shared.global [x1], [%address0], 4{filled}; cp.async.commit_group;"""
 
 

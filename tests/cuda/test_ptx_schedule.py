@@ -20,7 +20,7 @@ def test_loops_of_different_lengths_end_for_each_thread():
 
 
 def test_branch_by_a_table():
-    code = """mov.u32 d0, 9; and.b32 x0, %t, 3;
+    code = """mov.u32 d0, 9; and.b32 x0, thread, 3;
     table: .branchtargets zero, one, two, done;
     brx.idx x0, table;
     zero: mov.u32 d0, 100; bra done;
@@ -33,9 +33,9 @@ def test_branch_by_a_table():
 
 def test_barriers_in_a_loop_hold_for_each_block():
     """Each round passes a number on to the next thread; blocks do a different number of rounds."""
-    code = """mov.u32 x9, shared; shl.b32 x0, %tid, 2; add.u32 x1, x9, x0; mov.u32 d0, a0;
-    add.u32 x2, %tid, 1; rem.u32 x2, x2, %ntid; shl.b32 x2, x2, 2; add.u32 x2, x9, x2;
-    add.u32 x3, %ctaid, 1;
+    code = """mov.u32 x9, shared; shl.b32 x0, tid, 2; add.u32 x1, x9, x0; mov.u32 d0, a0;
+    add.u32 x2, tid, 1; rem.u32 x2, x2, ntid; shl.b32 x2, x2, 2; add.u32 x2, x9, x2;
+    add.u32 x3, ctaid, 1;
     round: st.shared.u32 [x1], d0; bar.sync 0; ld.shared.u32 d0, [x2]; bar.sync 0;
     sub.u32 x3, x3, 1; setp.ne.u32 p0, x3, 0; @p0 bra round;"""
     got = evaluate(code, THREADS, threads=24, shared_bytes=96)[0].reshape(4, 24)
@@ -45,8 +45,8 @@ def test_barriers_in_a_loop_hold_for_each_block():
 
 
 def test_blocks_that_end_early_do_not_disturb_the_others():
-    code = """mov.u32 d0, a0; st.global.u32 [%address1], d0; and.b32 x0, %ctaid, 3;
-    setp.ne.u32 p0, x0, 1; @p0 ret; mov.u32 x9, shared; shl.b32 x1, %tid, 2; add.u32 x1, x1, x9;
+    code = """mov.u32 d0, a0; st.global.u32 [%address1], d0; and.b32 x0, ctaid, 3;
+    setp.ne.u32 p0, x0, 1; @p0 ret; mov.u32 x9, shared; shl.b32 x1, tid, 2; add.u32 x1, x1, x9;
     st.shared.u32 [x1], a0; bar.sync 0; ld.shared.u32 d0, [x9]; add.u32 d0, d0, 1;"""
     got = evaluate(code, THREADS, threads=8, shared_bytes=32)[0]
     block = THREADS // 8
@@ -55,15 +55,15 @@ def test_blocks_that_end_early_do_not_disturb_the_others():
 
 def test_many_blocks_are_run_in_parts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(interpreter, "MAX_LANES", 64)
-    got = evaluate("add.u32 d0, a0, %ctaid;", THREADS, threads=4)[0]
+    got = evaluate("add.u32 d0, a0, ctaid;", THREADS, threads=4)[0]
     np.testing.assert_array_equal(got, THREADS + THREADS // 4)
 
 
 @pytest.mark.parametrize("threads", [1, 7, 33, 48])
 def test_block_need_not_be_whole_warps(threads: int):
     a = np.arange(3 * threads, dtype=np.uint32)
-    code = """mov.u32 x9, shared; shl.b32 x0, %tid, 2; add.u32 x1, x9, x0; st.shared.u32 [x1], a0;
-    bar.sync 0; sub.u32 x2, %ntid, 1; sub.u32 x2, x2, %tid; shl.b32 x2, x2, 2; add.u32 x2, x2, x9;
+    code = """mov.u32 x9, shared; shl.b32 x0, tid, 2; add.u32 x1, x9, x0; st.shared.u32 [x1], a0;
+    bar.sync 0; sub.u32 x2, ntid, 1; sub.u32 x2, x2, tid; shl.b32 x2, x2, 2; add.u32 x2, x2, x9;
     ld.shared.u32 d0, [x2]; shfl.sync.bfly.b32 d1, a0, 0, 31, -1;"""
     got, same = evaluate(code, a, results=("u4", "u4"), threads=threads, shared_bytes=4 * threads)
     np.testing.assert_array_equal(got.reshape(3, -1), a.reshape(3, -1)[:, ::-1])
@@ -71,19 +71,19 @@ def test_block_need_not_be_whole_warps(threads: int):
 
 
 def test_barrier_that_some_threads_leave_out_is_reported():
-    code = "mov.u32 d0, 0; setp.lt.u32 p0, %tid, 32; @p0 bra done; bar.sync 0; done: bar.sync 0;"
+    code = "mov.u32 d0, 0; setp.lt.u32 p0, tid, 32; @p0 bra done; bar.sync 0; done: bar.sync 0;"
     with pytest.raises(Divergence, match="different barriers"):
         evaluate(code, THREADS)
 
 
 def test_barrier_after_some_threads_have_ended_is_reported():
-    code = "mov.u32 d0, 0; setp.lt.u32 p0, %tid, 32; @p0 ret; bar.sync 0;"
+    code = "mov.u32 d0, 0; setp.lt.u32 p0, tid, 32; @p0 ret; bar.sync 0;"
     with pytest.raises(Divergence, match="some of its threads have ended"):
         evaluate(code, THREADS)
 
 
 def test_barrier_within_a_warp_that_parts_is_reported():
-    code = """mov.u32 d0, 0; setp.lt.u32 p0, %tid, 16; @p0 bra other;
+    code = """mov.u32 d0, 0; setp.lt.u32 p0, tid, 16; @p0 bra other;
     shfl.sync.idx.b32 d0, a0, 0, 31, -1; bar.sync 0; bra done; other: bar.sync 0; done:"""
     with pytest.raises(Divergence, match="wait for the other members"):
         evaluate(code, THREADS)

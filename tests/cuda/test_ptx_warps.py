@@ -100,7 +100,7 @@ def test_equal_values_find_each_other():
 
 def test_threads_of_half_a_warp_exchange_among_themselves():
     a = lanes()
-    code = """and.b32 x0, %t, 16; setp.eq.u32 p0, x0, 0; mov.u32 d0, 0;
+    code = """and.b32 x0, thread, 16; setp.eq.u32 p0, x0, 0; mov.u32 d0, 0;
     @p0 bra first;
     shfl.sync.bfly.b32 d0, a0, 1, 31, 0xffff0000; bra done;
     first: shfl.sync.bfly.b32 d0, a0, 2, 31, 0x0000ffff;
@@ -114,7 +114,7 @@ def test_threads_of_half_a_warp_exchange_among_themselves():
 def test_lanes_wait_for_the_members_that_come_later():
     """The odd lanes arrive over a detour that lies behind the instruction."""
     a = lanes()
-    code = """and.b32 x0, %t, 1; setp.eq.u32 p0, x0, 1; mov.u32 x1, a0;
+    code = """and.b32 x0, thread, 1; setp.eq.u32 p0, x0, 1; mov.u32 x1, a0;
     @p0 bra detour;
     meet: shfl.sync.bfly.b32 d0, x1, 1, 31, -1; bra done;
     detour: add.u32 x1, x1, 1; bra meet;
@@ -134,7 +134,7 @@ def test_lanes_wait_for_the_members_that_come_later():
     ],
 )
 def test_members_that_never_come_are_reported(instruction: str):
-    code = f"""and.b32 x0, %t, 16; setp.eq.u32 p0, x0, 0; mov.u32 d0, 0; @p0 bra done;
+    code = f"""and.b32 x0, thread, 16; setp.eq.u32 p0, x0, 0; mov.u32 d0, 0; @p0 bra done;
     {instruction} done:"""
     with pytest.raises(Divergence, match=r"\[16, 17, .*" + instruction.split()[0]):
         evaluate(code, lanes(warps=1))
@@ -145,7 +145,7 @@ NUMBERS = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 def fill_shared(stride: int) -> str:
     """Each thread stores its a0 at 4 * thread, in rows of 16 bytes that are `stride` apart."""
-    return f"""mov.u32 x9, shared; shr.u32 x0, %tid, 2; and.b32 x1, %tid, 3;
+    return f"""mov.u32 x9, shared; shr.u32 x0, tid, 2; and.b32 x1, tid, 3;
     mad.lo.u32 x2, x0, {stride}, x9; shl.b32 x1, x1, 2; add.u32 x2, x2, x1;
     st.shared.u32 [x2], a0; bar.sync 0;"""
 
@@ -158,7 +158,7 @@ def test_matrices_are_loaded_into_fragments(count: int, transposed: bool):
     a = numbers.reshape(-1).view(np.uint32)  # [128]: 32 rows of 4
     registers = [f"d{i}" for i in range(count)]
     trans = ".trans" if transposed else ""
-    code = f"""{fill_shared(48)} and.b32 x3, %tid, 31; mad.lo.u32 x4, x3, 48, x9;
+    code = f"""{fill_shared(48)} and.b32 x3, tid, 31; mad.lo.u32 x4, x3, 48, x9;
     ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{", ".join(registers)}}}, [x4];"""
     got = evaluate(code, a, results=("u4",) * count, shared_bytes=32 * 48)
     for index, values in enumerate(got):

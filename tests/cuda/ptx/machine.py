@@ -129,18 +129,20 @@ class Machine:
         return lanes
 
     def _registers(self, entry: Entry, layout: Layout, blocks: range) -> list[Value]:
-        registers: list[Value] = [_unwritten(type_) for type_ in entry.register_types]
+        registers = _unwritten(entry.register_types)
         values = _special_values(self.launch, blocks)
         # A register that nobody asks for has no index; indices are in the order of asking.
         registers.extend(values[name] for name in layout.specials)
         return registers
 
 
-def _unwritten(type_: str) -> Value:
-    dtype = DTYPES[type_]
-    if type_ == "pred":
-        return np.False_
-    return UNSIGNED[dtype.itemsize].type(2 ** (8 * dtype.itemsize) - 1)
+def _unwritten(types: Sequence[str]) -> list[Value]:
+    """Return registers that nobody has written: all ones, NaN among the floats."""
+    ones: dict[str, Value] = {"pred": np.False_}
+    for type_ in set(types) - {"pred"}:
+        size = DTYPES[type_].itemsize
+        ones[type_] = UNSIGNED[size].type(2 ** (8 * size) - 1)
+    return [ones[type_] for type_ in types]
 
 
 def _special_values(launch: Launch, blocks: range) -> dict[str, Value]:
