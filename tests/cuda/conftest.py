@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.cuda import nvcc
+from tests.cuda.interpreted import Interpreted
 from tests.cuda.libraries import PLAIN, Emulator, NoHeaders, build
 
 
@@ -11,4 +13,13 @@ def emulator() -> Emulator:
     try:
         return Emulator(build(PLAIN))
     except NoHeaders as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def interpreted(emulator: Emulator) -> Interpreted:
+    """The host code of the emulator over the kernels that nvcc has compiled."""
+    try:
+        return Interpreted(emulator, nvcc.ptx_of(nvcc.kernel_sources()))
+    except nvcc.NoCompiler as error:
         pytest.skip(str(error))

@@ -30,25 +30,25 @@ class Memory(Protocol):
 
 
 class HostMemory:
-    """The process's own, for the emulator: each block of exactly its size."""
+    """The process's own, for the emulator: `blocks`, each of exactly its size."""
 
     def __init__(self) -> None:
-        self._blocks: list[np.ndarray] = []
+        self.blocks: list[np.ndarray] = []
 
     def put(self, data: np.ndarray) -> int:
         block = np.array(data, copy=True)
-        self._blocks.append(block)
+        self.blocks.append(block)
         return int(block.ctypes.data)
 
     def get(self, address: int, size: int) -> np.ndarray:
         if size == 0:
             return np.empty(0, np.uint8)
-        (block,) = (b for b in self._blocks if b.ctypes.data <= address < b.ctypes.data + b.nbytes)
+        (block,) = (b for b in self.blocks if b.ctypes.data <= address < b.ctypes.data + b.nbytes)
         first = address - block.ctypes.data
         return block[first : first + size].copy()
 
     def clear(self) -> None:
-        self._blocks.clear()
+        self.blocks.clear()
 
 
 class Guarded:

@@ -1,0 +1,90 @@
+"""The kernels, interpreted from the PTX that nvcc emits, fulfil the contract.
+
+What is compiled is run, inline assembly included; the race check is on, and asynchronous copies
+come as late as they may.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.cuda import conformance
+from tests.cuda.drawn import cases_of_several_tiles
+from tests.cuda.interpreted import Interpreted
+from tests.cuda.kernels import Plan, plans_of
+from tests.cuda.ptx.machine import Checks
+from tests.cuda.run_cases import CUDA_OPS
+from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
+from tests.plugins.attention_setups import AttentionSetup, MaskSetup
+
+EVERYTHING = Checks(races=True, late_copies=True)
+KERNELS_OF_OPS = "route_tokens|attend|compact|combine"
+CONTRACT = [
+    pytest.param(case, plan, id=f"{case}-{plan}")
+    for op in CUDA_OPS
+    for case in OPS[op].cases
+    for plan in plans_of(case)
+]
+TILES = [
+    pytest.param(case, plan, id=f"{number}-{case.dtype}-{plan}")
+    for number, case in enumerate(cases_of_several_tiles())
+    for plan in (Plan("sparse", 1), Plan("dense", 3))
+]
+
+
+@pytest.mark.parametrize(("case", "plan"), CONTRACT)
+def test_case_of_the_contract_is_right(interpreted: Interpreted, case: Case, plan: Plan):
+    problem = interpreted.find_mismatch(case, plan, EVERYTHING)
+    assert problem is None, problem
+
+
+@pytest.mark.parametrize(("case", "plan"), TILES)
+def test_attention_of_several_tiles_is_right(interpreted: Interpreted, case: Case, plan: Plan):
+    problem = interpreted.find_mismatch(case, plan, EVERYTHING)
+    assert problem is None, problem
+
+
+@pytest.mark.parametrize("case", cases_of_several_tiles()[: len(FLOAT_TYPES)], ids=str)
+def test_copies_may_come_at_once(interpreted: Interpreted, case: Case):
+    """Then they overwrite what is still read, if a barrier is missing."""
+    problem = interpreted.find_mismatch(case, checks=Checks(late_copies=False))
+    assert problem is None, problem
+
+
+def test_every_kernel_runs_and_is_right(interpreted: Interpreted):
+    interpreted.launched.clear()
+    for case in _cases_of_every_kernel():
+        for plan in plans_of(case)[:2]:
+            problem = interpreted.find_mismatch(case, plan, EVERYTHING)
+            assert problem is None, problem
+    kernels = {name for name in interpreted.kernels if re.search(KERNELS_OF_OPS, name)}
+    assert kernels - interpreted.launched == set()
+
+
+def _cases_of_every_kernel() -> Iterator[Case]:
+    """For each size of a head that has kernels of its own: with a mask and without one."""
+    attention = AttentionSetup(seq_len=9, kv_len=70, kv_num_heads=1)
+    aggregated = AggregatedAttentionSetup(num_heads=1)
+    for dtype in FLOAT_TYPES:
+        for dim in (32, 64, 80, 96, 128, 192, 256):
+            setup = replace(attention, head_dim=dim, value_dim=dim, dtype=dtype)
+            yield setup.case()
+            yield replace(setup, mask=MaskSetup()).case()
+        for dim in (32, 64, 128, 256):
+            yield replace(aggregated, head_dim=dim, dtype=dtype).case()
+        yield OPS["MoHRouter"].cases[0].in_dtype(dtype)
+        yield replace(attention, kv_len=1000, seq_len=1, dtype=dtype).case()
+
+
+@pytest.mark.parametrize("name", conformance.PRIMITIVES)
+def test_primitive_computes_what_its_formula_says(interpreted: Interpreted, name: str):
+    words = conformance.inputs(name)
+    problem = conformance.find_difference(name, words, interpreted.run_primitive(name, words))
+    assert problem is None, problem
