@@ -6,7 +6,11 @@ name_nodes           what the layers have not named
 add_function_bodies  bodies are chosen by what the nodes look like then
 choose_layers        last: it moves nodes together with their bodies; also by itself, on a package.
                      `switch_by_size` is a part of it: nodes that depend on sizes
-close_input_gaps     not at export: on a package's model, for TensorRT's parser
+
+Not at export, but on a package's model, for TensorRT's parser:
+
+close_input_gaps     nodes of plugins list the inputs that they have
+separate_overloads   functions get names of their own
 """
 
 from moh_deploy.passes.add_function_bodies import add_function_bodies
@@ -15,6 +19,7 @@ from moh_deploy.passes.close_input_gaps import close_input_gaps
 from moh_deploy.passes.keep_gates import LayerNames, keep_gates
 from moh_deploy.passes.name_interface import name_interface
 from moh_deploy.passes.name_nodes import name_nodes
+from moh_deploy.passes.separate_overloads import separate_overloads
 from moh_deploy.passes.switch_by_size import without_switches
 
 __all__ = [
@@ -26,5 +31,6 @@ __all__ = [
     "name_interface",
     "name_nodes",
     "ops_of",
+    "separate_overloads",
     "without_switches",
 ]
