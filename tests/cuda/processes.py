@@ -11,6 +11,11 @@ from pathlib import Path
 from tests.cuda.libraries import ROOT, Variant
 
 
+def environment_of(variant: Variant) -> dict[str, str]:
+    """Return the environment of a process that loads a library of this variant."""
+    return os.environ | {"OMP_NUM_THREADS": "1"} | dict(variant.process_environment())
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How a process ended.
@@ -24,16 +29,15 @@ class Verdict:
     output: str
 
 
-def run_cases(library: Path, variant: Variant, *options: str, timeout_s: float = 300) -> Verdict:
+def run_cases(library: Path, variant: Variant, *options: str, timeout_s: float = 1200) -> Verdict:
     """Run `tests.cuda.run_cases` on a library that was built as `variant`."""
     guards = ["--no-guards"] if "address" in variant.sanitize else []
     command = [sys.executable, "-m", "tests.cuda.run_cases", str(library), *guards, *options]
-    environment = {"OMP_NUM_THREADS": "1", **variant.process_environment()}
     try:
         ran = subprocess.run(
             command,
             cwd=ROOT,
-            env=os.environ | environment,
+            env=environment_of(variant),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

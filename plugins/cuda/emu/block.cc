@@ -8,6 +8,7 @@
 #include <map>
 
 #include "cuda/emu/control.h"
+#include "cuda/emu/copies.h"
 #include "cuda/emu/limits.h"
 #include "cuda/emu/names.h"
 
@@ -149,6 +150,8 @@ void Block::enter() {
   Block& block = current_block();
   acquire(&block.start_tag_);
   block.grid_.call(block.grid_.kernel, block.grid_.params);
+  commit_copies();  // those that the kernel does not wait for go on until here
+  wait_for_copies<0>();
   release(&block.end_tag_);
   block.exit_thread();
 }

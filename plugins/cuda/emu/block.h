@@ -32,6 +32,7 @@ struct Copy {
   void* shared;
   const void* global;
   bool valid;
+  void* caller;  // the kernel's instruction
 };
 
 struct Thread {

@@ -17,9 +17,9 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 // A copy may be made at any time from its start until it is waited for: both ends of that time
 // count as an access.
 void touch(const Copy& copy) {
-  writes_16(copy.shared);
+  writes_16(copy.shared, copy.caller);
   if (copy.valid) {
-    reads_16(copy.global);
+    reads_16(copy.global, copy.caller);
   }
 }
 
@@ -41,7 +41,7 @@ void copy_async_16(void* shared, const void* global, bool valid, Place place) {
   if (!is_aligned(shared) || !is_aligned(global)) {
     block.fail("copy_async_16 at " + text(place) + ": an address is not a multiple of 16");
   }
-  const Copy copy{shared, global, valid};
+  const Copy copy{shared, global, valid, __builtin_return_address(0)};
   ++counts().copies;
   touch(copy);
   if (options().late_copies == 0) {

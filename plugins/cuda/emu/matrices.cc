@@ -130,7 +130,7 @@ void load_matrices(const char* name, uint32_t* out, int count, const void* row, 
       block.fail(std::string(name) + " at " + text(place) +
                  ": the row's address is not a multiple of 16 within shared memory");
     }
-    reads_16(row);
+    reads_16(row, __builtin_return_address(0));
   }
   const bool transposed = std::strstr(name, "transposed") != nullptr;
   const auto evaluate = count == 4 ? (transposed ? &distribute<4, true> : &distribute<4, false>)

@@ -13,8 +13,8 @@
 #endif
 #if defined(MOH_EMULATED_TSAN)
 #include <sanitizer/tsan_interface.h>
-extern "C" void __tsan_read16(void* address);
-extern "C" void __tsan_write16(void* address);
+extern "C" void __tsan_read16_pc(void* address, void* caller);
+extern "C" void __tsan_write16_pc(void* address, void* caller);
 #endif
 
 namespace moh::cuda::emu {
@@ -32,8 +32,11 @@ constexpr bool kRaceCheck = true;
 // What happened before a release happened before everything behind a later acquire of that tag.
 inline void release(void* tag) { __tsan_release(tag); }
 inline void acquire(void* tag) { __tsan_acquire(tag); }
-inline void reads_16(const void* memory) { __tsan_read16(const_cast<void*>(memory)); }
-inline void writes_16(void* memory) { __tsan_write16(memory); }
+// `caller`: the kernel's instruction, for the report.
+inline void reads_16(const void* memory, void* caller) {
+  __tsan_read16_pc(const_cast<void*>(memory), caller);
+}
+inline void writes_16(void* memory, void* caller) { __tsan_write16_pc(memory, caller); }
 // Whom accesses are ascribed to.
 using Identity = void*;
 inline Identity new_identity() { return __tsan_create_fiber(0); }
@@ -46,8 +49,8 @@ inline void assume(Identity identity) {
 constexpr bool kRaceCheck = false;
 inline void release(void*) {}
 inline void acquire(void*) {}
-inline void reads_16(const void*) {}
-inline void writes_16(void*) {}
+inline void reads_16(const void*, void*) {}
+inline void writes_16(void*, void*) {}
 struct Identity {};
 inline Identity new_identity() { return {}; }
 inline void end_identity(Identity) {}
