@@ -110,6 +110,7 @@ def test_workspace(emulator: Emulator):
         (Sizes(head_dim=257), "kUnsupported", "heads of size 257, values of size 64; the limit is"),
         (Sizes(value_dim=264), "kUnsupported", "values of size 264; the limit is 256"),
         (Sizes(queries=2**30, kv_heads=1), "kUnsupported", "rows of queries for a key/value head"),
+        (Sizes(keys=2**30 + 1), "kUnsupported", "1073741825 keys; the limit is 1073741824"),
         (Sizes(batch=2**20, queries=2**20), "kUnsupported", "blocks of 4 rows"),
     ],
     ids=str,

@@ -22,9 +22,6 @@ struct AttentionTile {
   static constexpr int kKeys =
       sizeof(T) == 2 ? (kHeadSize <= 192 ? 64 : 32) : (kHeadSize <= 192 ? 32 : 16);
   static constexpr int kStride = kHeadSize + TensorCore<T>::kPadding;
-  static constexpr size_t kSharedBytes =
-      (kTileRows + 2 * kKeys) * kStride * sizeof(T) + sizeof(TileRows);
-  static_assert(kSharedBytes <= 99 * 1024, "more than sm_86 and sm_120 have");
 
   T queries[kTileRows * kStride];  // later the staging of outputs
   T keys[kKeys * kStride];
@@ -98,6 +95,77 @@ __device__ __forceinline__ void weigh(float (&scores)[kTiles][4], RowPair& softm
   add_scores(softmax, scores, factor, decay);
 }
 
+// The copies of a block, all of whose threads call together.
+template <class T, int kHeadSize>
+struct TileLoads {
+  using Tile = AttentionTile<T, kHeadSize>;
+  const AttentionParams& params;
+  const Task& task;
+  Tile& shared;
+  int end_key;  // zeros are loaded from there on
+
+  __device__ __forceinline__ void queries() const {
+    const AttentionArgs& args = params.args;
+    load_tile<kTileRows, kHeadSize, kAttentionThreads>(
+        shared.queries, Tile::kStride, kTileRows, args.head_dim, params.query_vectors, [&](int r) {
+          const TileRows& rows = shared.rows;
+          return row_at<T>(args.query, args.query_strides, task.batch, rows.head[r], rows.token[r]);
+        });
+  }
+  __device__ __forceinline__ void keys(int key) const {
+    const AttentionArgs& args = params.args;
+    load(shared.keys, args.key, args.key_strides, key, args.head_dim, params.key_vectors);
+  }
+  __device__ __forceinline__ void values(int key) const {
+    const AttentionArgs& args = params.args;
+    load(shared.values, args.value, args.value_strides, key, args.value_dim, params.value_vectors);
+  }
+
+ private:
+  __device__ __forceinline__ void load(T* tile, const void* tensor, const HeadStrides& strides,
+                                       int key, int columns, bool vectors) const {
+    const T* first = row_at<T>(tensor, strides, task.batch, task.kv_head, 0);
+    load_tile<Tile::kKeys, kHeadSize, kAttentionThreads>(
+        tile, Tile::kStride, end_key - key, columns, vectors,
+        [&](int r) { return first + (key + r) * strides.token; });
+  }
+};
+
+struct KeyRange {
+  int first, end;
+};
+
+// The keys of a block: its split, as far as its last row sees, and none if all gates are closed.
+__device__ __forceinline__ KeyRange keys_of_block(const AttentionParams& params,
+                                                  const TileRows& rows) {
+  const int first = blockIdx.y * params.keys_per_split;
+  const int visible = visible_keys(params.args, rows.token[kTileRows - 1]);
+  return {first, any_open_in_tile(rows) ? smaller(visible, first + params.keys_per_split) : first};
+}
+
+// Writes a warp's rows, or its partial results if there are several splits.
+template <class T, int kHeadSize, bool kMasked, int kTiles>
+__device__ __forceinline__ void write_results(AttentionTile<T, kHeadSize>& shared,
+                                              const float (&sums)[kTiles][4], RowPair& softmax,
+                                              const Sight& sight, int first_key,
+                                              const AttentionParams& params, const Task& task) {
+  const TileRows& rows = shared.rows;
+  bool seen[2];
+  RowScale scales[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float gate = rows.gate[warp_index() * kWarpRows + lane_index() / 4 + 8 * i];
+    softmax.sum[i] = row_sum(softmax.sum[i]);
+    seen[i] = kMasked ? row_any(sight.saw[i]) : first_key < sight.visible[i];
+    scales[i] = row_scale(gate, seen[i], softmax.max[i], softmax.sum[i]);
+  }
+  if (params.splits > 1) {
+    write_partials(sums, softmax, seen, params, task, rows);
+  } else {
+    write_rows<T, kHeadSize>(shared.queries, shared.kStride, sums, scales, params, task, rows);
+  }
+}
+
 // Blocks of a multiprocessor at a time, as far as their registers go without any in memory.
 template <class T, int kHeadSize, bool kMasked>
 constexpr int kResidentBlocks = sizeof(T) == 4    ? 1
@@ -109,7 +177,6 @@ __global__ void __launch_bounds__(kAttentionThreads, kResidentBlocks<T, kHeadSiz
     attend(const AttentionParams params) {
   using Tile = AttentionTile<T, kHeadSize>;
   constexpr int kStride = Tile::kStride, kKeys = Tile::kKeys;
-  const AttentionArgs& args = params.args;
   Tile& shared = *reinterpret_cast<Tile*>(shared_memory());
   const TileRows& rows = shared.rows;
 
@@ -120,57 +187,37 @@ __global__ void __launch_bounds__(kAttentionThreads, kResidentBlocks<T, kHeadSiz
   load_tile_rows<T>(shared.rows, params, task);
   __syncthreads();
 
-  const int first_key = blockIdx.y * params.keys_per_split;
-  const int last_visible = visible_keys(args, rows.token[kTileRows - 1]);
-  const int end_key =
-      any_open_in_tile(rows) ? smaller(last_visible, first_key + params.keys_per_split) : first_key;
-  const T* keys = row_at<T>(args.key, args.key_strides, task.batch, task.kv_head, 0);
-  const T* values = row_at<T>(args.value, args.value_strides, task.batch, task.kv_head, 0);
-  const auto load_queries = [&] {
-    load_tile<kTileRows, kHeadSize, kAttentionThreads>(
-        shared.queries, kStride, kTileRows, args.head_dim, params.query_vectors, [&](int r) {
-          return row_at<T>(args.query, args.query_strides, task.batch, rows.head[r], rows.token[r]);
-        });
-  };
-  const auto load_keys = [&](int key) {
-    load_tile<kKeys, kHeadSize, kAttentionThreads>(
-        shared.keys, kStride, end_key - key, args.head_dim, params.key_vectors,
-        [&](int r) { return keys + (key + r) * args.key_strides.token; });
-  };
-  const auto load_values = [&](int key) {
-    load_tile<kKeys, kHeadSize, kAttentionThreads>(
-        shared.values, kStride, end_key - key, args.value_dim, params.value_vectors,
-        [&](int r) { return values + (key + r) * args.value_strides.token; });
-  };
-
+  const KeyRange range = keys_of_block(params, rows);
+  const TileLoads<T, kHeadSize> load{params, task, shared, range.end};
   const int warp_row = warp_index() * kWarpRows;
   const int warp_end =
-      any_open_in_warp(rows) ? visible_keys(args, rows.token[warp_row + kWarpRows - 1]) : 0;
-  // Before this key, each row of the warp sees every key, and scores need no factor of their own.
-  const int edge_key = params.scale_log2 > 0.0f ? visible_keys(args, rows.token[warp_row]) : 0;
-  Sight sight = sight_of_lane(args, rows, task.batch);
+      any_open_in_warp(rows) ? visible_keys(params.args, rows.token[warp_row + kWarpRows - 1]) : 0;
+  // Before this key each row of the warp sees every key, and the scale can wait for the exponent.
+  const int edge_key =
+      params.scale_log2 > 0.0f ? visible_keys(params.args, rows.token[warp_row]) : 0;
+  Sight sight = sight_of_lane(params.args, rows, task.batch);
   RowPair softmax;
   float sums[kHeadSize / 8][4] = {};
 
-  if (first_key < end_key) {
-    load_queries();
-    load_keys(first_key);
+  if (range.first < range.end) {
+    load.queries();
+    load.keys(range.first);
     commit_copies();
   }
-  for (int key = first_key; key < end_key; key += kKeys) {
+  for (int key = range.first; key < range.end; key += kKeys) {
+    const bool works = key < warp_end;
     float scores[kKeys / 8][4];
     wait_for_copies<0>();
-    __syncthreads();
-    load_values(key);
+    __syncthreads();  // keys are here, and values no longer in use
+    load.values(key);
     commit_copies();
-    const bool works = key < warp_end;
     if (works) {
       score<T, kHeadSize>(scores, shared.queries + warp_row * kStride, shared.keys, kStride);
     }
     wait_for_copies<0>();
-    __syncthreads();
-    if (key + kKeys < end_key) {
-      load_keys(key + kKeys);
+    __syncthreads();  // values are here, and keys no longer in use
+    if (key + kKeys < range.end) {
+      load.keys(key + kKeys);
       commit_copies();
     }
     if (works) {
@@ -180,21 +227,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kResidentBlocks<T, kHeadSiz
       add_values(sums, scores, shared.values, kStride, warp_end - key);
     }
   }
-
-  bool seen[2];
-  RowScale scales[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    softmax.sum[i] = row_sum(softmax.sum[i]);
-    seen[i] = kMasked ? row_any(sight.saw[i]) : first_key < sight.visible[i];
-    scales[i] = row_scale(rows.gate[warp_row + lane_index() / 4 + 8 * i], seen[i], softmax.max[i],
-                          softmax.sum[i]);
-  }
-  if (params.splits > 1) {
-    write_partials(sums, softmax, seen, params, task, rows);
-  } else {
-    write_rows<T, kHeadSize>(shared.queries, kStride, sums, scales, params, task, rows);
-  }
+  write_results<T, kHeadSize, kMasked>(shared, sums, softmax, sight, range.first, params, task);
 }
 
 }  // namespace moh::cuda

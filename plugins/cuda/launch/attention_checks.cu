@@ -9,7 +9,7 @@
 namespace moh::cuda {
 namespace {
 
-// Of rows of a pair, so that a block's arithmetic on places stays within 32 bits.
+// Of rows of a pair, and of keys: what a block computes with them stays within 32 bits.
 constexpr int64_t kMaxRows = int64_t{1} << 30;
 // Of a grid.
 constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
@@ -64,6 +64,10 @@ Status check_grid(const AttentionArgs& args) {
     return fail(Status::kUnsupported,
                 "MoHAttention: %lld rows of queries for a key/value head; the limit is %lld.",
                 static_cast<long long>(rows), static_cast<long long>(kMaxRows));
+  }
+  if (args.keys > kMaxRows) {
+    return fail(Status::kUnsupported, "MoHAttention: %d keys; the limit is %lld.", args.keys,
+                static_cast<long long>(kMaxRows));
   }
   // The combining kernel has the most blocks: one for 4 rows.
   const int64_t pairs = int64_t{args.batch} * args.kv_heads;
