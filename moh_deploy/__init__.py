@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moh_deploy.api import export
     from moh_deploy.jobs.build import build
+    from moh_deploy.jobs.doctor import doctor
     from moh_deploy.jobs.inspect import inspect
     from moh_deploy.jobs.precision import precision
     from moh_deploy.jobs.run import run
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "OnnxPackage",
     "build",
+    "doctor",
     "export",
     "inspect",
     "kernel_library",
@@ -37,6 +39,7 @@ __all__ = [
 _HOME = {
     "OnnxPackage": "moh_deploy.package",
     "build": "moh_deploy.jobs.build",
+    "doctor": "moh_deploy.jobs.doctor",
     "export": "moh_deploy.api",
     "inspect": "moh_deploy.jobs.inspect",
     "kernel_library": "moh_deploy.native",

@@ -10,6 +10,7 @@ def test_public_names_are_these():
     assert dir(moh_deploy) == [
         "OnnxPackage",
         "build",
+        "doctor",
         "export",
         "inspect",
         "kernel_library",

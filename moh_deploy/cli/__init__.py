@@ -13,6 +13,9 @@ main = CommandGroup(
         "build": CommandHome(
             "moh_deploy.cli.build", "Build a TensorRT or TensorRT-RTX engine from a package."
         ),
+        "doctor": CommandHome(
+            "moh_deploy.cli.doctor", "Say what can be built and run here, and what is missing."
+        ),
         "export": CommandHome(
             "moh_deploy.cli.export", "Turn a PyTorch model into a verified ONNX package."
         ),

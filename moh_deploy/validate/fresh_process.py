@@ -7,17 +7,16 @@ not add up.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
-import moh_deploy
 from moh_deploy import errors
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import Kernels, KernelUse
+from moh_deploy.child_process import child_environment
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,9 @@ def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun
     command = [sys.executable, "-m", "moh_deploy", "verify", str(root)]
     command += ["--kernels", kernels, "--json"]
     command += [] if vectors is None else ["--vectors", str(vectors)]
-    # The package may be on this process's path without being installed.
-    home = str(Path(moh_deploy.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=child_environment()
+    )
     try:
         answer = cast(dict[str, object], json.loads(done.stdout))
     except json.JSONDecodeError as error:

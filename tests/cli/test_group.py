@@ -7,7 +7,7 @@ import pytest
 
 from tests.cli.run_cli import Cli, run_python, start_python
 
-COMMANDS = ["build", "export", "inspect", "run", "tune", "verify"]
+COMMANDS = ["build", "doctor", "export", "inspect", "run", "tune", "verify"]
 HEAVY = {"numpy", "pydantic", "rich", "onnx", "onnxruntime", "torch", "yaml", "ml_dtypes"}
 
 
@@ -46,8 +46,8 @@ def test_version(cli: Cli):
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
         (
             ["zzz"],
-            "No such command 'zzz'. There are build, export, inspect, precision, run, tune,"
-            " verify.",
+            "No such command 'zzz'. There are build, doctor, export, inspect, precision, run,"
+            " tune, verify.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),

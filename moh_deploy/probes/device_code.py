@@ -1,0 +1,58 @@
+"""Which GPUs a library has code for, read from the file: nvcc embeds it in "fat binaries".
+
+A fat binary is a header and entries, each a header and the code for one architecture.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_HEADER = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes after it
+_ENTRY = struct.Struct("<HHIQ12xI")  # kind, version, bytes of this header, of the code, arch
+_MAGIC = struct.pack("<IHH", 0xBA55ED50, 1, _HEADER.size)
+_PTX, _MACHINE_CODE = 1, 2
+
+
+@dataclass(frozen=True)
+class DeviceCode:
+    """What a library has code for.
+
+    Attributes:
+        machine: Compute capabilities that it has machine code for: 86 for 8.6.
+        ptx: Those that it has PTX for, which later ones run, too.
+    """
+
+    machine: tuple[int, ...]
+    ptx: tuple[int, ...]
+
+    def runs_on(self, compute_capability: int) -> bool:
+        """Tell whether a GPU runs it: machine code is for its major version and what it has."""
+        same_major = (one for one in self.machine if one // 10 == compute_capability // 10)
+        return min(same_major, default=compute_capability + 1) <= compute_capability or any(
+            one <= compute_capability for one in self.ptx
+        )
+
+
+def device_code(library: Path) -> DeviceCode:
+    """Read a library; one without code for GPUs has none."""
+    entries = set(_entries(library.read_bytes()))
+    return DeviceCode(
+        machine=tuple(sorted(arch for kind, arch in entries if kind == _MACHINE_CODE)),
+        ptx=tuple(sorted(arch for kind, arch in entries if kind == _PTX)),
+    )
+
+
+def _entries(content: bytes) -> Iterator[tuple[int, int]]:
+    """Return kind and architecture of every entry."""
+    at = content.find(_MAGIC)
+    while at >= 0:
+        *_, size = _HEADER.unpack_from(content, at)
+        place, end = at + _HEADER.size, min(at + _HEADER.size + size, len(content) - _ENTRY.size)
+        while place < end:
+            kind, _, header_bytes, code_bytes, arch = _ENTRY.unpack_from(content, place)
+            yield kind, arch
+            place += max(header_bytes + code_bytes, _ENTRY.size)
+        at = content.find(_MAGIC, at + 1)

@@ -1,0 +1,125 @@
+"""Python packages, and the versions that moh-deploy's own metadata asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+OWN_NAME = "moh-deploy"
+# Each name may be had in several builds, of which one is enough.
+_ORT, _ORT_GPU = "onnxruntime", "onnxruntime-gpu"
+_SAME_MODULE = {_ORT: (_ORT, _ORT_GPU)}
+_OPTIONAL = (_ORT_GPU, "onnx-graphsurgeon", "polygraphy", "tensorrt")
+
+
+@dataclass(frozen=True)
+class PackageFacts:
+    """One Python package.
+
+    Attributes:
+        name: As it is installed.
+        version: What is installed; None: nothing.
+        expected: The versions that moh-deploy takes, such as `>=2.9`; empty: any.
+        required: Nothing works without it.
+        problem: What is wrong with it, as half a sentence; None: nothing.
+        fix: The command that closes the gap.
+    """
+
+    name: str
+    version: str | None
+    expected: str
+    required: bool
+    problem: str | None
+    fix: str | None
+
+
+@dataclass(frozen=True)
+class Packages:
+    """All that matter here.
+
+    Attributes:
+        known: False: moh-deploy runs from files that were not installed, so nothing says which
+            versions it takes.
+        found: Required ones, installed or not, then optional ones that are installed.
+    """
+
+    known: bool
+    found: tuple[PackageFacts, ...]
+
+    @property
+    def gaps(self) -> tuple[PackageFacts, ...]:
+        """Required ones that are missing or of another version."""
+        return tuple(one for one in self.found if one.required and one.problem)
+
+
+def probe_packages() -> Packages:
+    """Look at what is installed, without importing it."""
+    own = _installed(OWN_NAME)
+    wanted = [] if own is None else list(_requirements(own))
+    bounds: dict[str, str] = {
+        canonicalize_name(one.name): str(one.specifier) for one in reversed(wanted)
+    }
+    required = tuple(_required(one) for one in wanted if _is_required(one))
+    others = _installed_names() - {one.name for one in required}
+    optional = (
+        _facts(name, bounds.get(name, ""), required=False)
+        for name in sorted(others)
+        if _matters(name)
+    )
+    return Packages(own is not None, (*required, *optional))
+
+
+def _is_required(wanted: Requirement) -> bool:
+    """Tell whether it is wanted by itself, and not by an extra."""
+    return wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+
+
+def _required(wanted: Requirement) -> PackageFacts:
+    candidates = _SAME_MODULE.get(wanted.name, (wanted.name,))
+    name = next((one for one in candidates if _installed(one) is not None), wanted.name)
+    return _facts(name, str(wanted.specifier), required=True)
+
+
+def _facts(name: str, expected: str, *, required: bool) -> PackageFacts:
+    found = _installed(name)
+    version = None if found is None else found.version
+    problem = _problem(name, version, expected)
+    fix = f"pip install '{name}{expected}'" if problem else None
+    if name == _ORT_GPU and not required:
+        # Both are installed, and which of the two is imported depends on the order.
+        problem = f"{_ORT} is installed, too, and holds the same files"
+        fix = f"pip uninstall {_ORT} {_ORT_GPU}, then pip install {_ORT_GPU}"
+    return PackageFacts(name, version, expected, required, problem, fix)
+
+
+def _problem(name: str, version: str | None, expected: str) -> str | None:
+    if version is None:
+        return f"{name} is not installed"
+    if not SpecifierSet(expected).contains(Version(version), prereleases=True):
+        return f"{name} is {version}, expected {expected}"
+    return None
+
+
+def _requirements(own: Distribution) -> Iterator[Requirement]:
+    return map(Requirement, own.requires or ())
+
+
+def _installed(name: str) -> Distribution | None:
+    try:
+        return distribution(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _installed_names() -> set[str]:
+    return {canonicalize_name(one.metadata["Name"] or "") for one in distributions()}
+
+
+def _matters(name: str) -> bool:
+    return any(name == one or name.startswith(f"{one}-") for one in _OPTIONAL)

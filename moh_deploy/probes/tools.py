@@ -1,0 +1,99 @@
+"""What native code is built with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+OLDEST_NVCC = (12, 8)  # of the GPUs that plugins/cuda/nvcc.cmake compiles for
+_INCLUDE_ROOTS = (
+    "/usr/local/include",
+    "/usr/include",
+    f"/usr/include/{platform.machine()}-linux-gnu",
+)
+# File, variable that names its folder, and subfolders that it may be in.
+_HEADERS = {
+    "TensorRT": ("NvInferRuntime.h", "TENSORRT_INCLUDE_DIR", ("",)),
+    "ONNX Runtime": (
+        "onnxruntime_cxx_api.h",
+        "ONNXRUNTIME_INCLUDE_DIR",
+        ("", "onnxruntime", "onnxruntime/core/session"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ToolFacts:
+    """A program that is there or not.
+
+    Attributes:
+        path: Where; None: nowhere.
+        version: As it says; None: it does not.
+    """
+
+    name: str
+    path: Path | None
+    version: str | None
+
+    def at_least(self, oldest: tuple[int, int]) -> bool:
+        """Tell whether it is there, and of this version or a later one."""
+        if self.version is None:
+            return False
+        major, minor = map(int, self.version.split(".")[:2])
+        return (major, minor) >= oldest
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What builds the native libraries.
+
+    Attributes:
+        headers: Name of each runtime that has some, to the folder; None: not found.
+    """
+
+    nvcc: ToolFacts
+    cmake: ToolFacts
+    compiler: ToolFacts
+    headers: Mapping[str, Path | None]
+
+
+def probe_tools() -> Tools:
+    """Look for each, and ask it for its version."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return Tools(
+        nvcc=_tool("nvcc", r"release (\d+\.\d+)", also_in=f"{home}/bin"),
+        cmake=_tool("cmake", r"version (\d+\.\d+\S*)"),
+        compiler=_tool(os.environ.get("CXX", "c++"), r" (\d+\.\d+\.\d+)"),
+        headers={name: _folder_of(*where) for name, where in _HEADERS.items()},
+    )
+
+
+def _tool(name: str, pattern: str, *, also_in: str = "") -> ToolFacts:
+    path = shutil.which(name) or shutil.which(name, path=also_in)
+    if path is None:
+        return ToolFacts(name, None, None)
+    return ToolFacts(name, Path(path), _version(path, pattern))
+
+
+def _version(path: str, pattern: str) -> str | None:
+    try:
+        ran = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(pattern, ran.stdout)
+    return found.group(1) if found else None
+
+
+def _folder_of(header: str, variable: str, parts: tuple[str, ...]) -> Path | None:
+    """Return where CMake would find a header; a variable may name the folder."""
+    named = filter(None, os.environ.get(variable, "").split(os.pathsep))
+    usual = (Path(root, part) for root in _INCLUDE_ROOTS for part in parts)
+    return next((one for one in (*map(Path, named), *usual) if (one / header).is_file()), None)
