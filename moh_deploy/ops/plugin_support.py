@@ -62,7 +62,7 @@ OPEN_SHARE = PluginField(
 _LIMITS = {
     "MoHRouter": {"routed_heads": 4096, "shared_heads": 4096},
     "MoHAttention": {"head_dim": 256, "value_dim": 256},
-    "MoHAggregatedAttention": {"head_dim": 256, "window_places": 16384},
+    "MoHAggregatedAttention": {"head_dim": 256, "window_places": 128},
 }
 _FIELDS = {"MoHAttention": (OPEN_SHARE,)}
 # Of each input.

@@ -7,7 +7,8 @@ namespace moh::cuda {
 namespace {
 
 constexpr int32_t kMaxHeadDim = 256;
-constexpr int64_t kMaxPlaces = 1 << 14;  // so that any position in a tile's window has 16 bits
+// Of a window: shared memory has room for as many at any head size.
+constexpr int64_t kMaxPlaces = 128;
 
 Status check_dtype(const AggregatedAttentionArgs& args) {
   if (args.dtype != DType::kFloat32 && args.dtype != DType::kFloat16 &&

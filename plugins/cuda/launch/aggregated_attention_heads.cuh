@@ -83,13 +83,6 @@ Status launch_attend_to_neighbours_of(const AggregatedAttentionArgs& args, Strea
   using Sizes = AggregatedSizes<T, kHeadSize>;
   const AggregatedParams<T> params = to_params<T>(args, choose_tile(args, Sizes::kRows));
   const size_t shared_bytes = AggregatedMemory<T, kHeadSize>::bytes(params);
-  if (shared_bytes > kMaxSharedBytes) {
-    return fail(Status::kUnsupported,
-                "MoHAggregatedAttention: a window of %d x %d with head_dim %d needs %zu bytes of "
-                "shared memory; the limit is %zu.",
-                args.kernel_height, args.kernel_width, args.head_dim, shared_bytes,
-                kMaxSharedBytes);
-  }
   const int64_t blocks = static_cast<int64_t>(params.tile_rows()) * params.tile_columns() *
                          ceil_div(args.head_dim, Sizes::kChannels) * args.heads * args.batch;
   if (blocks > INT32_MAX) {

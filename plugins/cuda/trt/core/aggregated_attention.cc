@@ -141,7 +141,7 @@ const OpInfo& AggregatedAttentionInfo() {
                             {'H', "number of heads"},
                             {'D', "head size"},
                             {'L', "number of window places"}},
-                           {{"head_dim", 'D', 256}, {"window_places", 'L', 1 << 14}},
+                           {{"head_dim", 'D', 256}, {"window_places", 'L', 128}},
                            Create};
   return info;
 }
