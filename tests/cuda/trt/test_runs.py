@@ -62,21 +62,89 @@ def test_absent_inputs_are_null(harness: Harness, kernels: Kernels):
     assert args["window_bias"] == run.inputs[-1].ctypes.data
 
 
-@pytest.mark.parametrize("name", ["bool_mask_rank3", "bool_mask_by_head", "additive_mask_rank2"])
-def test_mask_strides_reach_the_element_that_broadcasting_means(
-    harness: Harness, kernels: Kernels, name: str
+ATTENTION = [c for c in OPS["MoHAttention"].cases if c.dtype == "float16"]
+AGGREGATED = [c for c in OPS["MoHAggregatedAttention"].cases if c.dtype == "float16"]
+
+
+def _places(array: np.ndarray, heads: int) -> np.ndarray:
+    """Where each element of [B, T, H*D] or [B, H, T, D] is in memory, as [B, H, T, D]."""
+    places = np.arange(array.size).reshape(array.shape)
+    if array.ndim == 4:
+        return places
+    batch, length, hidden = array.shape
+    return places.reshape(batch, length, heads, hidden // heads).transpose(0, 2, 1, 3)
+
+
+def _reached(strides: dict[str, int], shape: tuple[int, ...]) -> np.ndarray:
+    batch, head, token, feature = np.indices(shape)
+    return batch * strides["batch"] + head * strides["head"] + token * strides["token"] + feature
+
+
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
+def test_an_attention_is_called_with_its_sizes_and_strides(
+    harness: Harness, kernels: Kernels, case: Case
 ):
-    plugin, run = _ready(harness, _case("MoHAttention", name))
+    plugin, run = _ready(harness, case)
+    output, _ = _enqueue(plugin, run)
+    ((_, args),) = kernels.calls
+    q_heads, kv_heads = case.attributes["q_num_heads"], case.attributes["kv_num_heads"]
+    tensors = {"query": (run.inputs[0], q_heads), "key": (run.inputs[1], kv_heads)}
+    tensors |= {"value": (run.inputs[2], kv_heads), "output": (output, q_heads)}
+    for name, (array, heads) in tensors.items():
+        places = _places(array, heads)
+        reached = _reached(args[f"{name}_strides"], places.shape)
+        np.testing.assert_array_equal(reached, places, name)
+        assert args[name] == array.ctypes.data
+    batch, _, queries, head_dim = _places(run.inputs[0], q_heads).shape
+    assert (args["batch"], args["queries"], args["head_dim"]) == (batch, queries, head_dim)
+    assert (args["keys"], args["value_dim"]) == _places(run.inputs[2], kv_heads).shape[2:]
+    assert (args["q_heads"], args["kv_heads"]) == (q_heads, kv_heads)
+    assert args["scale"] == pytest.approx(case.attributes["scale"])
+    assert args["causal"] == bool(case.attributes["is_causal"])
+
+
+MASKED = [c for c in ATTENTION if len(CaseRun(c).inputs) == 5 and CaseRun(c).inputs[4].size]
+
+
+@pytest.mark.parametrize("case", MASKED, ids=str)
+def test_mask_strides_reach_the_element_that_broadcasting_means(
+    harness: Harness, kernels: Kernels, case: Case
+):
+    plugin, run = _ready(harness, case)
     _enqueue(plugin, run)
     ((_, args),) = kernels.calls
     mask = run.inputs[4]
     scores = (args["batch"], args["q_heads"], args["queries"], args["keys"])
-    seen = np.broadcast_to(np.arange(mask.size).reshape(mask.shape), scores)
+    meant = np.broadcast_to(np.arange(mask.size).reshape(mask.shape), scores)
     strides = [args["mask"][axis] for axis in ("batch", "head", "query", "key")]
-    for place in np.ndindex(scores):
-        assert seen[place] == np.dot(place, strides)
+    np.testing.assert_array_equal(np.tensordot(strides, np.indices(scores), axes=1), meant)
     assert args["mask"]["data"] == mask.ctypes.data
     assert args["mask"]["dtype"] == abi.DTYPES[mask.dtype.name]
+
+
+@pytest.mark.parametrize("case", AGGREGATED, ids=str)
+def test_an_aggregated_attention_is_called_with_its_sizes(
+    harness: Harness, kernels: Kernels, case: Case
+):
+    plugin, run = _ready(harness, case)
+    output, _ = _enqueue(plugin, run)
+    ((_, args),) = kernels.calls
+    inputs = [None if a is None else a.ctypes.data for a in _in_order(run)]
+    assert [args[name] for name in abi.AGGREGATED_POINTERS] == [*inputs, output.ctypes.data]
+    attributes = case.attributes
+    for name in ("height", "width", "kernel_height", "kernel_width"):
+        assert args[name] == attributes[name]
+    assert args["normalize"] == bool(attributes["normalize"])
+    assert args["epsilon"] == pytest.approx(attributes["epsilon"])
+    heads = attributes["num_heads"]
+    assert (args["batch"], args["heads"]) == (output.shape[0], heads)
+    assert (args["head_dim"], args["pooled"]) == (output.shape[2] // heads, run.inputs[3].shape[1])
+
+
+def _in_order(run: CaseRun) -> list[np.ndarray | None]:
+    """All inputs of the op, None for those that are absent."""
+    given = dict(run.given)
+    return [given.get(i) for i in range(len(OPS[run.case.op].inputs))]
 
 
 def test_nothing_runs_before_a_shape_is_known(harness: Harness, kernels: Kernels):
