@@ -65,6 +65,9 @@ from moh_deploy.cli.output import carry_out, print_json, print_rich
     type=click.Path(path_type=Path),
     help="The plugin library, libmoh_plugin.so.  [default: the installed one]",
 )
+@click.option(
+    "--keep-onnx", is_flag=True, help="Keep the lowered model beside the engine, for trtexec."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be built or refused; write nothing.")
 @json_option
 @click.pass_context

@@ -26,9 +26,9 @@ from moh_deploy.backends.trt.engine_dir import (
 from moh_deploy.backends.trt.flavour import Flavour
 from moh_deploy.backends.trt.messages import BuildAnswer, BuildRequest
 from moh_deploy.backends.trt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, find_plugin
-from moh_deploy.backends.trt.preflight import refused_by_parser
+from moh_deploy.backends.trt.preflight import refused_by_parser, refused_targets
 from moh_deploy.backends.trt.profiles import make_profiles, shapes
-from moh_deploy.backends.trt.rejection import refusal
+from moh_deploy.backends.trt.rejection import Rejection, refusal
 from moh_deploy.backends.trt.timing_cache import TimingCache
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import BackendError, ConfigError
@@ -40,7 +40,7 @@ from moh_deploy.jobs.engine_graph import (
     make_engine_graph,
 )
 from moh_deploy.jobs.precision import save_model
-from moh_deploy.package import MODEL_NAME, OnnxPackage
+from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.replaceable import DirectoryKind, check_output
 from moh_deploy.report.build import BuildReport
@@ -62,6 +62,7 @@ def build(
     require_kernels: bool = False,
     embed_plugin: bool = False,
     plugin: Path | str | None = None,
+    keep_onnx: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
@@ -82,6 +83,7 @@ def build(
         require_kernels: Fail where a layer would not run by kernels.
         embed_plugin: Put the plugin library into the engine, not beside it.
         plugin: The plugin library; None: the installed one, or none.
+        keep_onnx: Keep the lowered model beside the engine, for TensorRT's own tools.
         dry_run: Parse only, and write nothing.
         progress: What to report steps to.
 
@@ -107,6 +109,7 @@ def build(
         timing_cache=_timing_cache_path(timing_cache, flavour),
         library=find_plugin(None if plugin is None else Path(plugin)),
         embed_plugin=embed_plugin,
+        keep_onnx=keep_onnx,
     )
     if require_kernels or embed_plugin:
         plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
@@ -145,8 +148,9 @@ class _Build:
         if earlier is not None and earlier.key == self._plan.key(self._process.stack):
             _require(earlier.layers, required=require_kernels)
             return self._cached(earlier)
+        self._plan.require_gpu(self._process.stack)
         graph = make_engine_graph(self._plan, self._progress)
-        rejections = graph.rejections
+        rejections = graph.rejections + self._refused_targets(graph)
         if not rejections:
             _require(engine_layers(graph, graph.plugin_nodes), required=require_kernels)
         answer = self._process.build(
@@ -168,6 +172,11 @@ class _Build:
             engine_bytes=answer.engine_bytes,
             build_seconds=manifest.build_seconds,
         )
+
+    def _refused_targets(self, graph: EngineGraph) -> tuple[Rejection, ...]:
+        here = self._process.stack.compute_capability
+        targets = self._plan.targets or ((here,) if here is not None else ())
+        return refused_targets(targets) if graph.plugin_nodes else ()
 
     def _request(self, graph: EngineGraph, *, parse_only: bool) -> BuildRequest:
         save_model(graph.model, self._plan.package, self._work)
@@ -196,6 +205,8 @@ class _Build:
         with self._progress.step("writing the engine"):
             if self._times is not None and self._times.why_ignored() is None:
                 self._times.write((self._work / _TIMES_AFTER).read_bytes())
+            if self._plan.keep_onnx:
+                self._keep_onnx()
             shutil.rmtree(self._work)
             plugin = self._bring_plugin()
             manifest = self._manifest(layers, answer, plugin)
@@ -205,6 +216,11 @@ class _Build:
                 sync_file(file)
             self._staged.commit()
         return manifest
+
+    def _keep_onnx(self) -> None:
+        for name in (MODEL_NAME, MODEL_DATA_NAME):
+            if (self._work / name).exists():
+                (self._work / name).rename(self._staged.path / name)
 
     def _bring_plugin(self) -> PluginInfo | None:
         library = self._plan.library
@@ -220,14 +236,13 @@ class _Build:
     ) -> EngineManifest:
         plan, stack = self._plan, self._process.stack
         versions = {"moh-deploy": __version__, plan.flavour.title: stack.version}
-        machine = {"GPU": stack.gpu, "CUDA of the driver": stack.driver}
-        files = [name for name in (ENGINE_NAME, PLUGIN_NAME) if (self._staged.path / name).exists()]
+        files = [path.name for path in sorted(self._staged.path.iterdir()) if path.name != LOG_NAME]
         return EngineManifest(
             backend=plan.flavour.name,
             key=plan.key(stack),
             package_sha256=plan.package_sha256,
             precision=plan.precision,
-            versions=versions | {name: text for name, text in machine.items() if text},
+            versions=versions | stack.machine(),
             compute_capabilities=plan.targets,
             profiles=plan.profiles,
             inputs=plan.package.manifest.inputs,

@@ -38,6 +38,7 @@ class BuildPlan:
         timing_cache: Where measured times are kept; None: nowhere.
         library: The plugin library; None: there is none.
         embed_plugin: Put it into the engine.
+        keep_onnx: Keep the lowered model beside the engine.
     """
 
     flavour: Flavour
@@ -49,6 +50,7 @@ class BuildPlan:
     timing_cache: Path | None
     library: PluginLibrary | None
     embed_plugin: bool
+    keep_onnx: bool
 
     @property
     def precision(self) -> str:
@@ -67,13 +69,22 @@ class BuildPlan:
                 f"{why}, but there is no plugin library {PLUGIN_NAME}.", hint=HOW_TO_BUILD
             )
 
+    def require_gpu(self, found: Stack) -> None:
+        """Raise a BackendError if it builds for the GPU that is there, and there is none."""
+        if not self.flavour.targets and found.gpu is None:
+            raise BackendError(
+                f"{self.flavour.title} builds for the GPU of the machine that it runs on, and finds"
+                " none here.",
+                hint="Build where the engine is to run; or with --backend tensorrt-rtx, which needs"
+                " no GPU to build.",
+            )
+
     def stack(self, found: Stack) -> dict[str, str | None]:
         """Return what an engine, and measured times, depend on besides the model."""
         return {
             self.flavour.title: found.version,
-            "GPU": found.gpu,
-            "CUDA of the driver": found.driver,
             "plugin library": None if self.library is None else self.library.sha256,
+            **found.machine(),
         }
 
     def key(self, found: Stack) -> str:
@@ -89,6 +100,7 @@ class BuildPlan:
                 "compute capabilities": self.targets,
                 "workspace": self.workspace_bytes,
                 "embedded": self.embed_plugin,
+                "with its model": self.keep_onnx,
             }
         )
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from moh_deploy.backends.trt.engine_dir import EngineLayer, Implementation
 from moh_deploy.backends.trt.messages import BuildAnswer
-from moh_deploy.backends.trt.preflight import refused_nodes, refused_targets
+from moh_deploy.backends.trt.preflight import refused_nodes, refused_types
 from moh_deploy.backends.trt.profiles import Profile, opt_sizes
 from moh_deploy.backends.trt.rejection import Rejection
 from moh_deploy.backends.value_ranges import largest_values
@@ -106,7 +106,7 @@ def check_network(graph: EngineGraph, answer: BuildAnswer, *, title: str) -> Non
         BackendError: A node is no plugin although it was to be one, or a value has another dtype:
             a router that is to decide in float32 would not.
     """
-    missing = sorted(graph.plugin_nodes - answer.plugins.keys())
+    missing = sorted(graph.plugin_nodes.difference(answer.plugins))
     if missing:
         raise BackendError(f"{title} made no plugin of {', '.join(missing)}.")
     for name, dtype in graph.types.items():
@@ -122,10 +122,9 @@ def _lowered(model: ir.Model, layers: tuple[LayerInfo, ...], plan: BuildPlan) ->
     nodes = () if plan.library is None else nodes_with_plugins(model)
     rejections = refused_nodes(nodes, plan.profiles)
     refused = {one.layer for one in rejections}
-    if nodes:
-        rejections += refused_targets(plan.targets)
     names = frozenset(node.name or "" for node in nodes) - refused
     routers, types = _routers(model, layers), _types(model)
+    rejections += refused_types(types)
     shares = {one.node: one.active_share for one in layers if one.node and one.active_share}
     lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
     return EngineGraph(model, layers, routers, names, types, rejections)

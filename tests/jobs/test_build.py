@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 import moh_deploy
 from moh_deploy import native
-from moh_deploy.errors import BackendError
+from moh_deploy.backends.trt import plugin_library
+from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.build import BuildReport
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
 from tests.handmade_package import write_package
+from tests.trt_packages import (
+    double_inside,
+    fused_attention,
+    required_rtx,
+    unknown_operators,
+    wide_heads,
+    write_changed,
+)
 
 TARGETS = ("8.6", "8.9", "12.0")
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-INSTALL = "pip install 'moh-deploy[tensorrt]'"
 
 
 @pytest.fixture(scope="session")
 def plugin() -> Path:
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip(f"no TensorRT-RTX: {INSTALL}")
+    required_rtx()
     return builds.plugin_on_fakes()
 
 
@@ -97,8 +104,14 @@ def build(plugin: Path, handmade: Path, tmp_path: Path) -> Callable[..., BuildRe
     """Builds the handmade package into `engine`."""
 
     def build(**options: object) -> BuildReport:
-        given = {"backend": "tensorrt-rtx", "compute_capabilities": ("8.6",), "plugin": plugin}
-        return moh_deploy.build(handmade, output=tmp_path / "engine", **(given | options))
+        given = {
+            "package_dir": handmade,
+            "backend": "tensorrt-rtx",
+            "output": tmp_path / "engine",
+            "compute_capabilities": ("8.6",),
+            "plugin": plugin,
+        }
+        return moh_deploy.build(**(given | options))
 
     return build
 
@@ -140,3 +153,159 @@ def test_required_kernels_need_the_library(build: Callable[..., BuildReport], tm
     with pytest.raises(BackendError, match="--require-kernels, but there is no plugin library"):
         build(plugin=None, require_kernels=True)
     assert not (tmp_path / "engine").exists()
+
+
+def _refused(build: Callable[..., BuildReport], package: Path, **options: object) -> str:
+    with pytest.raises(BackendError) as refused:
+        build(package_dir=package, **options)
+    assert refused.value.exit_code == 6
+    assert not (package.parent / "engine").exists()
+    return refused.value.message
+
+
+def test_all_refusals_are_said_at_once(build: Callable[..., BuildReport], tmp_path: Path):
+    """Of the plugins' table, of compute capabilities, and of the parser."""
+    change, width = wide_heads(264)
+
+    def both(content: onnx.ModelProto) -> None:
+        change(content)
+        unknown_operators(content)
+
+    package = write_changed(tmp_path / "wide", both, width=width)
+    message = _refused(build, package.root)
+    assert "cannot build this package, for 4 reasons:" in message
+    assert "blocks.0.attn/moh: head_dim is 264; expected up to 256. Run this layer by" in message
+    assert "blocks.0.attn/moh: value_dim is 264; expected up to 256." in message
+    assert "coin: Bernoulli; expected what the parser of TensorRT-RTX 1." in message
+    assert "second coin: Bernoulli; expected what the parser" in message
+
+
+def test_a_dry_run_reports_what_is_refused(build: Callable[..., BuildReport], tmp_path: Path):
+    package = write_changed(tmp_path / "coins", unknown_operators)
+    report = build(package_dir=package.root, dry_run=True)
+    assert (report.status, [one.layer for one in report.rejections]) == (
+        "refused",
+        ["coin", "second coin"],
+    )
+    assert report.failure is not None
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["coins", "package"]
+
+
+def test_values_that_the_parser_would_round_are_refused(
+    build: Callable[..., BuildReport], tmp_path: Path
+):
+    package = write_changed(tmp_path / "double", double_inside)
+    message = _refused(build, package.root)
+    assert "value 'long': its dtype is float64; expected float32, float16, bfloat16," in message
+    assert "value 'squared'" in message
+
+
+def test_gpus_that_the_kernels_are_not_for_are_refused(
+    build: Callable[..., BuildReport], handmade: Path
+):
+    message = _refused(build, handmade, compute_capabilities=("7.5", "8.6"))
+    assert "libmoh_plugin.so: compute capability 7.5; expected 8.0 or more." in message
+
+
+def test_a_chosen_dense_layer_runs_its_function(
+    build: Callable[..., BuildReport], handmade: Path, tmp_path: Path
+):
+    moh_deploy.tune(handmade, choose={"all": "dense"})
+    report = build()
+    (layer,) = report.layers
+    assert (layer.moh_impl, layer.reason) == ("function", "it was chosen to be dense")
+    assert b"MoHAttention" not in (tmp_path / "engine" / "model.engine").read_bytes()
+    with pytest.raises(BackendError, match=r"blocks\.0\.attn \(it was chosen to be dense\)"):
+        build(require_kernels=True)
+
+
+def test_wide_heads_can_be_built_dense(build: Callable[..., BuildReport], tmp_path: Path):
+    change, width = wide_heads(264)
+    package = write_changed(tmp_path / "wide", change, width=width, dense=True)
+    assert build(package_dir=package.root).status == "built"
+
+
+def test_attention_of_onnx_builds_in_float32(build: Callable[..., BuildReport], tmp_path: Path):
+    package = write_changed(tmp_path / "plain", fused_attention)
+    assert build(package_dir=package.root).status == "built"
+
+
+def test_the_library_may_be_in_the_engine(build: Callable[..., BuildReport], tmp_path: Path):
+    build()
+    apart = (tmp_path / "engine" / "model.engine").stat().st_size
+    report = build(embed_plugin=True)
+    assert report.plugin == "in the engine"
+    assert (tmp_path / "engine" / "model.engine").stat().st_size > apart + 100_000
+    assert not (tmp_path / "engine" / "libmoh_plugin.so").exists()
+
+
+def test_the_lowered_model_may_be_kept(build: Callable[..., BuildReport], tmp_path: Path):
+    build(keep_onnx=True)
+    kept = onnx.load(tmp_path / "engine" / "model.onnx")
+    assert not kept.functions
+    assert "MoHAttention" in {node.op_type for node in kept.graph.node}
+    assert sorted(one.name for one in (tmp_path / "engine").iterdir()) == [
+        *("build.log", "engine.json", "libmoh_plugin.so", "model.engine", "model.onnx")
+    ]
+
+
+def test_an_engine_is_replaced_and_other_directories_are_not(
+    build: Callable[..., BuildReport], tmp_path: Path
+):
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "mine.txt").write_text("mine")
+    with pytest.raises(PackageError, match="exists and is not an engine: it will not be overw"):
+        build()
+    (tmp_path / "engine" / "mine.txt").unlink()
+    build()
+    assert build(workspace="64MiB").status == "built"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "tensorrt_rtx"}, "backend is 'tensorrt_rtx', expected tensorrt or"),
+        ({"precision": "int8"}, "precision is 'int8', expected fp32, fp16 or bf16"),
+        ({"compute_capabilities": ["9.0"]}, "compute_capability is '9.0', TensorRT-RTX has 7.5"),
+        ({"workspace": "4 gigs"}, "workspace is '4 gigs', expected a whole number with KiB"),
+        ({"timing_cache": "times"}, "timing_cache is times, but TensorRT-RTX measures nothing"),
+        ({"plugin": None, "embed_plugin": True}, "--embed-plugin, but there is no plugin library"),
+        (
+            {"backend": "tensorrt", "compute_capabilities": ["8.6"]},
+            "compute_capability is 8.6, but TensorRT builds for the GPU of the machine",
+        ),
+    ],
+)
+def test_wrong_options_are_refused(
+    build: Callable[..., BuildReport], options: dict[str, object], message: str
+):
+    with pytest.raises((ConfigError, BackendError), match=message):
+        build(**options)
+
+
+def test_lowering_what_is_low_is_refused(
+    build: Callable[..., BuildReport], handmade: Path, tmp_path: Path
+):
+    moh_deploy.precision(handmade, to="fp16", output=tmp_path / "half")
+    assert build(package_dir=tmp_path / "half", precision="fp16").precision == "float16"
+    with pytest.raises(ConfigError, match=r"precision is bf16, but .*half is in float16"):
+        build(package_dir=tmp_path / "half", precision="bf16")
+
+
+@pytest.mark.parametrize("content", [None, b"no library"])
+def test_what_is_no_plugin_library_is_refused(
+    build: Callable[..., BuildReport], tmp_path: Path, content: bytes | None
+):
+    if content is not None:
+        (tmp_path / "lib.so").write_bytes(content)
+    what = "there is no such file" if content is None else "is not a plugin library of moh-deploy"
+    with pytest.raises(BackendError, match=what):
+        build(plugin=tmp_path / "lib.so")
+
+
+def test_another_version_of_the_library_is_refused(
+    build: Callable[..., BuildReport], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(plugin_library, "__version__", "9.9")
+    with pytest.raises(BackendError, match=r"belongs to moh-deploy 0\..*, this is 9\.9"):
+        build()

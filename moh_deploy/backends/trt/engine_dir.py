@@ -13,12 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 from moh_deploy.backends.trt.plugin_library import PLUGIN_NAME
 from moh_deploy.backends.trt.profiles import Profile
 from moh_deploy.digest import sha256_of
-from moh_deploy.package import Choice, RouterTypes, TensorInfo
+from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, Choice, RouterTypes, TensorInfo
 
 ENGINE_NAME = "model.engine"
 ENGINE_MANIFEST_NAME = "engine.json"
 LOG_NAME = "build.log"
-ENGINE_FILES = (ENGINE_NAME, ENGINE_MANIFEST_NAME, LOG_NAME, PLUGIN_NAME)
+ENGINE_FILES = (
+    *(ENGINE_NAME, ENGINE_MANIFEST_NAME, LOG_NAME, PLUGIN_NAME),
+    *(MODEL_NAME, MODEL_DATA_NAME),
+)
 ENGINE_FORMAT_VERSION = 1
 
 Implementation = Literal["kernel", "function", "operators"]

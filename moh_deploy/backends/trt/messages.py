@@ -22,13 +22,24 @@ class Stack:
 
     Attributes:
         version: Of TensorRT or TensorRT-RTX.
-        gpu: Name and compute capability; None: there is none, or it does not matter.
+        gpu: Name; None: there is none, or it does not matter.
+        compute_capability: Of the GPU: `8.6`; None likewise.
         driver: Largest CUDA version that the driver takes; None likewise.
     """
 
     version: str
     gpu: str | None = None
+    compute_capability: str | None = None
     driver: str | None = None
+
+    def machine(self) -> dict[str, str]:
+        """Return what is known of the machine, by the names that people call it."""
+        named = {
+            "GPU": self.gpu,
+            "compute capability": self.compute_capability,
+            "CUDA of the driver": self.driver,
+        }
+        return {name: text for name, text in named.items() if text is not None}
 
 
 @dataclass(frozen=True)
@@ -73,14 +84,14 @@ class BuildAnswer:
 
     Attributes:
         errors: What the parser refused; then nothing was built.
-        plugins: Name of each network layer that is a plugin, to the plugin's.
+        plugins: Names of the nodes that became plugins.
         types: Name of each tensor of the network to its dtype.
         engine_bytes: Size of the engine; None: none was asked for, or there were errors.
         seconds: How long the build took, without parsing.
     """
 
     errors: tuple[ParserError, ...] = ()
-    plugins: dict[str, str] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
     types: dict[str, str] = field(default_factory=dict)
     engine_bytes: int | None = None
     seconds: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,13 +41,10 @@ class ParsedNetwork:
             return ()
         return tuple(map(_error, map(self._parser.get_error, range(self._parser.num_errors))))
 
-    def plugins(self) -> dict[str, str]:
-        """Return the name of each layer that is a plugin, to the plugin's."""
-        return {
-            layer.name: self._plugin_name(layer)
-            for layer in self._layers()
-            if layer.type == self._trt.LayerType.PLUGIN_V3
-        }
+    def plugins(self) -> tuple[str, ...]:
+        """Return the names of the nodes that became plugins."""
+        kind = self._trt.LayerType.PLUGIN_V3
+        return tuple(_node_name(layer) for layer in self._layers() if layer.type == kind)
 
     def types(self) -> dict[str, str]:
         """Return the name of each tensor to its dtype."""
@@ -60,11 +58,6 @@ class ParsedNetwork:
     def _layers(self) -> Iterator[Any]:
         return map(self.network.get_layer, range(self.network.num_layers))
 
-    def _plugin_name(self, layer: Any) -> str:
-        layer.__class__ = self._trt.IPluginV3Layer
-        kind = self._trt.PluginCapabilityType.CORE
-        return str(layer.plugin.get_capability_interface(kind).plugin_name)
-
     def _make_attention_decomposable(self) -> None:
         """ONNX's Attention has kernels for half precision only: let others be made of operators."""
         kind = getattr(self._trt.LayerType, "ATTENTION_INPUT", None)
@@ -72,6 +65,12 @@ class ParsedNetwork:
             if kind is not None and layer.type == kind:
                 layer.__class__ = self._trt.IAttentionInputLayer
                 layer.attention.decomposable = True
+
+
+def _node_name(layer: Any) -> str:
+    """The parser writes the node's name there; the layer's own may have a number behind it."""
+    written = re.fullmatch(r"\[ONNX Layer: (.*)\]", layer.metadata)
+    return written[1] if written else str(layer.name)
 
 
 def _strongly_typed(trt: Any) -> int:

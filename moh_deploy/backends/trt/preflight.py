@@ -47,17 +47,40 @@ def refused_targets(targets: Sequence[str]) -> tuple[Rejection, ...]:
     )
 
 
+def refused_types(types: Mapping[str, str]) -> tuple[Rejection, ...]:
+    """Return the values of dtypes that TensorRT has not; its parser would make them float32.
+
+    Args:
+        types: Name of each value to its dtype.
+    """
+    return tuple(
+        Rejection(
+            f"value '{name}'",
+            f"its dtype is {dtype}",
+            "float32, float16, bfloat16, an integer or bool",
+            "Export the model with --dtype float32, or cast it in the model's code.",
+        )
+        for name, dtype in types.items()
+        if dtype in ("float64", "complex64", "complex128", "str", "object")
+    )
+
+
 def refused_by_parser(errors: Sequence[ParserError], title: str) -> tuple[Rejection, ...]:
     """Return what the parser refused, in the words of the other refusals."""
     return tuple(
         Rejection(
             one.node or "model.onnx",
-            one.operator or "an operator",
-            f"what {title}'s parser takes: {one.text}",
+            one.operator or "a part of it",
+            f"what the parser of {title} takes{_detail(one.text)}",
             "Write this part of the model with other operators.",
         )
         for one in errors
     )
+
+
+def _detail(text: str) -> str:
+    """Of an operator that it does not know at all it says no more than `false`."""
+    return "" if text == "false" else f" ({text})"
 
 
 def _refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Rejection]:

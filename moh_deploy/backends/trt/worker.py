@@ -34,7 +34,7 @@ def main(flavour_name: str, descriptor: str) -> None:
 def _serve(flavour_name: str, tell: Callable[[Message], None]) -> None:
     flavour = FLAVOURS[flavour_name]
     trt = import_module(flavour.module)
-    tell(Stack(trt.__version__) if flavour.targets else Stack(trt.__version__, *_gpu()))
+    tell(Stack(trt.__version__, *(() if flavour.targets else _gpu())))
     line = sys.stdin.readline()
     if line:  # or nobody wants anything
         request = decode(line)
@@ -51,12 +51,12 @@ def _reporting(serve: Callable[[], None], tell: Callable[[Message], None]) -> No
         tell(Failure(str(error)))
 
 
-def _gpu() -> tuple[str | None, str | None]:
-    """Return name with compute capability of the GPU, and the driver's CUDA version."""
+def _gpu() -> tuple[str, ...]:
+    """Return name and compute capability of the first GPU, and the driver's CUDA version."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return None, None
+        return ()
     version, major, minor = (ctypes.c_int() for _ in range(3))
     name = ctypes.create_string_buffer(256)
     failed = (
@@ -67,9 +67,9 @@ def _gpu() -> tuple[str | None, str | None]:
         or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, 0)
     )
     if failed:
-        return None, None
+        return ()
     cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return f"{name.value.decode()} ({major.value}.{minor.value})", cuda_version
+    return name.value.decode(), f"{major.value}.{minor.value}", cuda_version
 
 
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76

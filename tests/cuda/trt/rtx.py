@@ -67,7 +67,7 @@ def build(
     (folder / "request.json").write_text(json.dumps(request))
     ran = subprocess.run(
         [sys.executable, str(builds.HERE / "rtx_build.py"), str(folder / "request.json")],
-        env=os.environ | {"LD_LIBRARY_PATH": _folder_of_the_plain_name()},
+        env=os.environ | {"LD_LIBRARY_PATH": folder_of_the_plain_name()},
         capture_output=True,
         text=True,
     )
@@ -78,7 +78,7 @@ def build(
     return Built(engine=engine, stderr=ran.stderr, **found)
 
 
-def _folder_of_the_plain_name() -> str:
+def folder_of_the_plain_name() -> str:
     """Return a folder with `libtensorrt_rtx.so`, which the parser looks for when it meets a plugin.
 
     The package has it only under its versioned name, and without this the process aborts.

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from moh_deploy.package import DENSE_DOMAIN, OnnxPackage, at_sizes, with_choices
+from moh_deploy.passes import choose_layers
+from moh_deploy.passes.lower_to_tensorrt import lower_to_tensorrt, nodes_with_plugins
+from tests.projected_package import ATTENTION, write_projected
+from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
+
+
+def _lowered(model: ir.Model, *names: str, **shares: float) -> dict[str, ir.Node]:
+    """Return what is left of our nodes, by name."""
+    lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
+    onnx.checker.check_model(ir.to_proto(model))
+    assert not model.functions
+    return {n.name or "": n for n in model.graph if n.domain.startswith("moh")}
+
+
+@pytest.fixture
+def two_layers(tmp_path: Path) -> OnnxPackage:
+    return write_two_layers(tmp_path / "package")
+
+
+def test_plugins_stay_and_no_function_does(two_layers: OnnxPackage):
+    model = ir.load(two_layers.model_path)
+    names = [node.name or "" for node in nodes_with_plugins(model)]
+    assert sorted(names) == sorted([FIRST, SECOND, ROUTER])
+    left = _lowered(model, *names)
+    assert set(left) == set(names)
+    assert {node.overload for node in left.values()} == {""}
+
+
+def test_a_node_beside_a_plugin_of_its_kind_becomes_operators(two_layers: OnnxPackage):
+    left = _lowered(ir.load(two_layers.model_path), FIRST, ROUTER)
+    assert set(left) == {FIRST, ROUTER}
+
+
+def test_a_dense_layer_becomes_operators_although_its_node_is_called_as_a_plugin_is(
+    two_layers: OnnxPackage,
+):
+    model = ir.load(two_layers.model_path)
+    layers = with_choices(two_layers.manifest.layers, {"all": "sparse", "blocks.1.attn": "dense"})
+    choose_layers(model, layers)
+    assert any(node.domain == DENSE_DOMAIN for node in model.graph)
+    names = [node.name or "" for node in nodes_with_plugins(model)]
+    assert sorted(names) == sorted([FIRST, ROUTER])
+    assert set(_lowered(model, *names)) == {FIRST, ROUTER}
+
+
+def test_choices_by_size_become_one(two_layers: OnnxPackage):
+    layers = with_choices(
+        two_layers.manifest.layers,
+        {"all": "sparse", "all[batch<=4]": "dense"},
+        dims=["batch", "seq"],
+    )
+    model = ir.load(two_layers.model_path)
+    choose_layers(model, layers)
+    assert any(node.op_type == "If" for node in model.graph)
+    choose_layers(model, at_sizes(layers, {"batch": 8, "seq": 3}))
+    left = _lowered(model, *(node.name or "" for node in nodes_with_plugins(model)))
+    assert FIRST in left
+    assert not any(node.op_type in ("If", "LessOrEqual") for node in model.graph)
+
+
+def test_projections_have_no_plugin(tmp_path: Path):
+    model = ir.load(write_projected(tmp_path / "package").model_path)
+    names = [node.name or "" for node in nodes_with_plugins(model)]
+    assert names == [ATTENTION]
+    assert set(_lowered(model, *names)) == {ATTENTION}
+
+
+def test_the_share_of_open_gates_is_told_to_attention_only(two_layers: OnnxPackage):
+    model = ir.load(two_layers.model_path)
+    left = _lowered(model, FIRST, SECOND, ROUTER, **{FIRST: 0.625, ROUTER: 0.5})
+    assert left[FIRST].attributes["open_share"].as_float() == 0.625
+    assert "open_share" not in left[SECOND].attributes
+    assert "open_share" not in left[ROUTER].attributes
