@@ -6,15 +6,13 @@ under sanitizers in a process of their own.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.drawn import cases_of_several_tiles, drawn_cases
 from tests.cuda.kernels import Kernels, plans_of
-from tests.cuda.libraries import ADDRESS, THREAD, Emulator, Variant, build
+from tests.cuda.libraries import ADDRESS, THREAD, Emulator, build
 from tests.cuda.processes import run_cases
 from tests.cuda.run_cases import CUDA_OPS
 
@@ -58,18 +56,13 @@ def test_attention_is_right_on_any_device(emulator: Emulator, multiprocessors: i
         _assert_right(emulator, case, multiprocessors=multiprocessors)
 
 
-def _watched(variant: Variant) -> Path:
-    return build(variant)
-
-
 @pytest.mark.parametrize("op", CUDA_OPS)
 def test_sanitizers_find_nothing(emulator: Emulator, op: str):
-    verdict = run_cases(_watched(ADDRESS), ADDRESS, "--match", f"^{op}/", "--tiles")
+    verdict = run_cases(build(ADDRESS), ADDRESS, "--match", f"^{op}/", "--tiles")
     assert verdict.passed, verdict.output
 
 
 @pytest.mark.parametrize("op", CUDA_OPS)
 def test_threads_do_not_race(emulator: Emulator, op: str):
-    options = ("--match", f"^{op}/", "--tiles", "--chosen-plan", "--seeds", "1")
-    verdict = run_cases(_watched(THREAD), THREAD, *options)
+    verdict = run_cases(build(THREAD), THREAD, "--match", f"^{op}/", "--tiles", "--seeds", "1")
     assert verdict.passed, verdict.output
