@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-gpu cuda check format clean build-dependencies
+.PHONY: help demo test test-cuda test-gpu cuda plugin check format clean build-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 # Installing the package and building the kernels use the same folder.
 .NOTPARALLEL:
@@ -22,6 +22,7 @@ help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
 	@echo "make test    run the tests"
 	@echo "make cuda    compile the kernels for NVIDIA GPUs; needs nvcc, but no GPU"
+	@echo "make plugin  compile the plugin library for TensorRT into the package; needs nvcc, but no GPU"
 	@echo "make test-cuda  the tests of what runs on NVIDIA GPUs; need nvcc, but no GPU"
 	@echo "make test-gpu   all that needs a GPU: correctness, compute-sanitizer, timings; needs nvcc, torch and numpy"
 	@echo "make check   formatting, lint, types, import rules"
@@ -42,6 +43,14 @@ GPU_PYTHON ?= $(BIN)/python
 test-gpu:
 	@test -e build/gpu/cases.npz || $(GPU_PYTHON) -m tests.gpu.prepare
 	$(GPU_PYTHON) -m tests.gpu $(GPU_ARGS)
+
+# TensorRT's headers are where it is installed, or come with the extra `tensorrt`; no library of it is needed.
+TENSORRT_INCLUDE_DIR ?= $(firstword $(wildcard $(VENV)/lib/python*/site-packages/kernel_lens/include/tensorrt))
+plugin:
+	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_REQUIRE_PLUGIN=ON \
+	    $(if $(TENSORRT_INCLUDE_DIR),-DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_INCLUDE_DIR)))
+	cmake --build build/cuda --target moh_plugin --parallel
+	cp build/cuda/libmoh_plugin.so moh_deploy/native/
 
 cuda:
 	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON

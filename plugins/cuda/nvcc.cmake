@@ -36,4 +36,7 @@ endif()
 find_path(TENSORRT_INCLUDE_DIR NvInferRuntime.h PATHS $ENV{TENSORRT_INCLUDE_DIR})
 if(TENSORRT_INCLUDE_DIR)
   include(trt/trt.cmake)
+elseif(MOH_REQUIRE_PLUGIN)
+  message(FATAL_ERROR "moh-deploy: TensorRT's headers (NvInferRuntime.h) were not found; no library of it is needed. "
+    "They come with TensorRT, and with pip install 'moh-deploy[tensorrt]': -DTENSORRT_INCLUDE_DIR=DIR")
 endif()
