@@ -17,9 +17,15 @@ def emulator() -> Emulator:
 
 
 @pytest.fixture(scope="session")
-def interpreted(emulator: Emulator) -> Interpreted:
-    """The host code of the emulator over the kernels that nvcc has compiled."""
+def needs_nvcc() -> None:
+    """Skip where there is no nvcc."""
     try:
-        return Interpreted(emulator, nvcc.ptx_of(nvcc.kernel_sources()))
+        nvcc.compiler()
     except nvcc.NoCompiler as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def interpreted(emulator: Emulator, needs_nvcc: None) -> Interpreted:
+    """The host code of the emulator over the kernels that nvcc has compiled."""
+    return Interpreted(emulator, nvcc.ptx_of(nvcc.kernel_sources()))

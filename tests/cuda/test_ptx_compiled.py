@@ -28,11 +28,8 @@ class Params(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def interpreter() -> Interpreter:
-    try:
-        return Interpreter(nvcc.ptx_of([SOURCE])[0])
-    except nvcc.NoCompiler as error:
-        pytest.skip(str(error))
+def interpreter(needs_nvcc: None) -> Interpreter:
+    return Interpreter(nvcc.ptx_of([SOURCE])[0])
 
 
 def run(interpreter: Interpreter, kernel: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from tests.cuda import conformance
 from tests.cuda.drawn import cases_of_several_tiles
 from tests.cuda.interpreted import Interpreted
 from tests.cuda.kernels import Plan, plans_of
+from tests.cuda.many_tokens import MANY_TOKENS
 from tests.cuda.ptx.machine import Checks
 from tests.cuda.run_cases import CUDA_OPS
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
@@ -48,6 +49,11 @@ def test_case_of_the_contract_is_right(interpreted: Interpreted, case: Case, pla
 @pytest.mark.parametrize(("case", "plan"), TILES)
 def test_attention_of_several_tiles_is_right(interpreted: Interpreted, case: Case, plan: Plan):
     problem = interpreted.find_mismatch(case, plan, EVERYTHING)
+    assert problem is None, problem
+
+
+def test_router_is_right_where_a_warp_takes_several_tokens(interpreted: Interpreted):
+    problem = interpreted.find_mismatch(MANY_TOKENS, checks=EVERYTHING)
     assert problem is None, problem
 
 

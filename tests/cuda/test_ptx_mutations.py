@@ -13,6 +13,7 @@ from tests.cuda import nvcc
 from tests.cuda.interpreted import Interpreted
 from tests.cuda.kernels import Plan
 from tests.cuda.libraries import Emulator
+from tests.cuda.many_tokens import MANY_TOKENS
 from tests.cuda.ptx.interpreter import NO_CHECKS
 from tests.cuda.ptx.machine import Checks
 from tests.plugins.attention_setups import AttentionSetup
@@ -77,7 +78,7 @@ BUGS = {
 
 
 @pytest.fixture(scope="module")
-def modules() -> list[str]:
+def modules(needs_nvcc: None) -> list[str]:
     sources = [s for s in nvcc.kernel_sources() if s.stem in ("attention", "attention_32")]
     return nvcc.ptx_of(sources)
 
@@ -85,7 +86,7 @@ def modules() -> list[str]:
 def planted(modules: list[str], bug: Bug) -> Iterator[list[str]]:
     """Yield the modules with the bug at the first, and with it at the last of its places."""
     for number, text in enumerate(modules):
-        entry = _entry(text)
+        entry = _entry(text, KERNEL)
         if entry is None:
             continue
         places = list(re.finditer(bug.pattern, text[entry], re.M))
@@ -96,9 +97,9 @@ def planted(modules: list[str], bug: Bug) -> Iterator[list[str]]:
             yield [*modules[:number], changed, *modules[number + 1 :]]
 
 
-def _entry(text: str) -> slice | None:
-    """Return where the kernel is in a module, if it is there."""
-    match = re.search(rf"\.entry \w*{KERNEL}.*?(?=\.entry|\Z)", text, re.S)
+def _entry(text: str, kernel: str) -> slice | None:
+    """Return where a kernel is in a module, if it is there."""
+    match = re.search(rf"\.entry \w*{kernel}.*?(?=\.entry|\Z)", text, re.S)
     return slice(*match.span()) if match else None
 
 
@@ -122,3 +123,18 @@ def test_planted_bug_is_caught(emulator: Emulator, modules: list[str], name: str
     for problem in found:
         assert problem is not None, "survived"
         assert re.search(bug.caught, problem), problem
+
+
+def test_every_barrier_of_the_router_is_missed(emulator: Emulator, needs_nvcc: None):
+    """That of a warp is missed only where the warp takes another token after the first."""
+    (text,) = nvcc.ptx_of([s for s in nvcc.kernel_sources() if s.stem == "router"])
+    entry = _entry(text, "route_tokensIf")
+    assert entry is not None
+    barriers = list(re.finditer(r"^\s*bar\.(?:warp\.)?sync[^;]*;", text[entry], re.M))
+    assert len(barriers) >= 4
+    for barrier in barriers:
+        start, end = (entry.start + at for at in barrier.span())
+        interpreted = Interpreted(emulator, [text[:start] + text[end:]])
+        problem = interpreted.find_mismatch(MANY_TOKENS, checks=EVERYTHING)
+        assert problem is not None, f"survived: {barrier[0].strip()} at {start}"
+        assert "no barrier is between them" in problem

@@ -52,6 +52,33 @@ def test_neighbours_in_one_word_are_no_race():
     np.testing.assert_array_equal(got, THREADS)
 
 
+ADD = "mov.u32 x9, shared; red.shared.add.u32 [x9], a0; mov.u32 d0, 0;"
+
+
+def test_atomic_sums_are_no_race_among_themselves():
+    code = "mov.u32 x9, shared; setp.eq.u32 p0, tid, 5; @p0 st.shared.u32 [x9], 0; bar.sync 0;"
+    code += f"{ADD} {ADD} bar.sync 0; ld.shared.u32 d0, [x9];"
+    got = evaluate(code, THREADS, shared_bytes=4, checks=RACES)[0]
+    assert set(got) == {2 * sum(range(64))}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (f"{ADD} ld.shared.u32 d0, [x9];", "reads what was written by several threads"),
+        (f"{ADD} setp.eq.u32 p0, tid, 0; @p0 st.shared.u32 [x9], 0;", "writes what was written"),
+        (f"mov.u32 x9, shared; ld.shared.u32 x0, [x9]; {ADD}", "writes what was read by"),
+        (
+            f"mov.u32 x9, shared; setp.eq.u32 p0, tid, 5; @p0 st.shared.u32 [x9], 0; {ADD}",
+            "updates what was written by thread 5",
+        ),
+    ],
+)
+def test_atomic_sum_beside_other_accesses_is_a_race(code: str, message: str):
+    with pytest.raises(Race, match=message):
+        evaluate(code, THREADS, shared_bytes=4, checks=RACES)
+
+
 def test_barrier_of_the_warp_orders_its_own_threads():
     got = run("bar.warp.sync -1; ld.shared.u32 d0, [x2];", other=1)
     np.testing.assert_array_equal(got, THREADS ^ 1)

@@ -18,7 +18,7 @@ import numpy as np
 from tests.cuda.ptx.errors import Race
 
 WARP = 32
-_NOBODY = -1
+_NOBODY, _SEVERAL = -1, -2
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class RaceCheck:
             np.full(shape, _NOBODY, np.int32) for _ in range(5)
         )
         self._copied = np.zeros(shape, np.bool_)
+        self._updated = np.zeros(shape, np.bool_)  # by the writer, atomically
         self._ordered = np.zeros(blocks, np.int32)
         self._time = np.zeros((blocks, lanes // WARP), np.int32)
 
@@ -88,6 +89,20 @@ class RaceCheck:
         self._check_copies(access, "is written")
         self._note_write(access)
 
+    def update(self, access: Access) -> None:
+        """Note that lanes read and write atomically: among themselves that is no race."""
+        self._check_copies(access, "is updated")
+        self._check_writer(access, "updates what was written by", but_updates=True)
+        self._check_readers(access)
+        writer, written, updated = (_flat(a) for a in (self._writer, self._written, self._updated))
+        now = self._now(access)
+        again = updated[access.at] & (written[access.at] >= self._ordered[access.block])
+        others = again & (writer[access.at] != access.thread)
+        writer[access.at] = np.where(others, _SEVERAL, access.thread)
+        writer[access.at[writer[access.at] != access.thread]] = _SEVERAL
+        written[access.at] = now
+        updated[access.at] = True
+
     def begin_copy(self, access: Access) -> None:
         """Note that copies are issued."""
         self._check_copies(access, "is copied to again")
@@ -120,6 +135,7 @@ class RaceCheck:
         self._check_readers(access)
         writer = _flat(self._writer)
         writer[access.at] = access.thread
+        _flat(self._updated)[access.at] = False
         _flat(self._written)[access.at] = self._now(access)
         last = writer[access.at]
         self._report(access, last, last != access.thread, "writes at the same time as")
@@ -128,9 +144,12 @@ class RaceCheck:
         if _flat(self._copied)[access.at].any():
             raise Race(f"The target of a copy {what} before it was waited for: {access.text}")
 
-    def _check_writer(self, access: Access, what: str) -> None:
+    def _check_writer(self, access: Access, what: str, *, but_updates: bool = False) -> None:
         writer = _flat(self._writer)[access.at]
-        self._report(access, writer, self._races(access, writer, self._written), what)
+        wrong = self._races(access, writer, self._written)
+        if but_updates:
+            wrong &= ~_flat(self._updated)[access.at]
+        self._report(access, writer, wrong, what)
 
     def _check_readers(self, access: Access) -> None:
         for readers in (self._lowest, self._highest):
@@ -155,8 +174,9 @@ class RaceCheck:
             return
         first = int(np.argmax(wrong))
         byte = int(access.at[first]) % self._writer.shape[1] * self.granule
+        who = "several threads" if other[first] == _SEVERAL else f"thread {other[first]}"
         raise Race(
-            f"Thread {access.thread[first]} {what} thread {other[first]}, and no barrier is "
+            f"Thread {access.thread[first]} {what} {who}, and no barrier is "
             f"between them: byte {byte} of shared memory: {access.text}"
         )
 

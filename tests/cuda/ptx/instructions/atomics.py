@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tests.cuda.ptx.element_types import Value
-from tests.cuda.ptx.instructions.memory import SPACES, locate
+from tests.cuda.ptx.instructions.memory import SPACES, locate, shared_access
 from tests.cuda.ptx.instructions.registry import Decoding, Step, decodes
 from tests.cuda.ptx.operands import Mask
 
@@ -44,8 +44,12 @@ def atomic(decoding: Decoding) -> Step:
     write = decoding.write(dtype) if returns else None
 
     def step(machine: Machine, mask: Mask) -> None:
-        memory, _, addresses = where(machine, mask)
+        memory, space, addresses = where(machine, mask)
         index = machine.spread(memory.index(addresses, dtype.itemsize, dtype.itemsize, text))
+        if space == "shared" and machine.races is not None:
+            machine.races.update(
+                shared_access(machine, machine.races, addresses, dtype.itemsize, mask, text)
+            )
         lanes = machine.chosen(mask)
         values = [machine.spread(read(machine.registers))[lanes] for read in reads]
         old = _take_turns(memory.view(dtype), index[lanes], operation, values)
