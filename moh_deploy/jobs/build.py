@@ -32,6 +32,7 @@ from moh_deploy.backends.trt.rejection import Rejection, refusal
 from moh_deploy.backends.trt.timing_cache import TimingCache
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.jobs import precision as precision_job
 from moh_deploy.jobs.build_plan import BuildPlan, bytes_of, flavour_of, lowered_type
 from moh_deploy.jobs.engine_graph import (
     EngineGraph,
@@ -45,7 +46,7 @@ from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.replaceable import DirectoryKind, check_output
 from moh_deploy.report.build import BuildReport
 
-_WORK_NAME = "work"
+_WORK_NAME, _LOWERED_NAME = "work", "lowered"
 _TIMES_BEFORE, _TIMES_AFTER = "times.before", "times.after"
 
 
@@ -94,6 +95,7 @@ def build(
         ConfigError: An option is of another form, or does not fit the package.
         PackageError: Not a package, or the output cannot be written.
         BackendError: TensorRT is missing, refuses the package (with every reason), or failed.
+        ValidationError: In the lower precision the package differs too much from the original.
     """
     progress, output, flavour = progress or SilentProgress(), Path(output), flavour_of(backend)
     check_output(output, _ENGINE)
@@ -141,6 +143,7 @@ class _Build:
         self._work = staged.path / _WORK_NAME
         self._title = f"{plan.flavour.title} {process.stack.version}"
         path, stack = plan.timing_cache, plan.stack(process.stack)
+        self._not_compared: str | None = None
         self._times = None if path is None else TimingCache(path, stack)
 
     def run(self, *, dry_run: bool, require_kernels: bool) -> BuildReport:
@@ -149,12 +152,17 @@ class _Build:
             _require(earlier.layers, required=require_kernels)
             return self._cached(earlier)
         self._plan.require_gpu(self._process.stack)
-        graph = make_engine_graph(self._plan, self._progress)
+        package = self._in_precision()
+        with self._progress.step("lowering the model"):
+            graph = make_engine_graph(
+                package, self._plan.profiles, plugins=self._plan.library is not None
+            )
+            save_model(graph.model, package, self._work)
         rejections = graph.rejections + self._refused_targets(graph)
         if not rejections:
             _require(engine_layers(graph, graph.plugin_nodes), required=require_kernels)
         answer = self._process.build(
-            self._request(graph, parse_only=dry_run or bool(rejections)), self._progress
+            self._request(parse_only=dry_run or bool(rejections)), self._progress
         )
         rejections += refused_by_parser(answer.errors, self._title)
         if rejections and not dry_run:
@@ -178,8 +186,24 @@ class _Build:
         targets = self._plan.targets or ((here,) if here is not None else ())
         return refused_targets(targets) if graph.plugin_nodes else ()
 
-    def _request(self, graph: EngineGraph, *, parse_only: bool) -> BuildRequest:
-        save_model(graph.model, self._plan.package, self._work)
+    def _in_precision(self) -> OnnxPackage:
+        """Return the package in the engine's precision, compared with the original model."""
+        if self._plan.low is None:
+            return self._plan.package
+        lowered = precision_job.precision(
+            self._plan.package.root,
+            to=self._plan.low,
+            output=self._work / _LOWERED_NAME,
+            progress=self._progress,
+        )
+        if lowered.why_not_compared is not None:
+            self._not_compared = (
+                f"the package in {lowered.precision} was not compared with the original model:"
+                f" {lowered.why_not_compared}"
+            )
+        return OnnxPackage.open(lowered.package, check_digests=False)
+
+    def _request(self, *, parse_only: bool) -> BuildRequest:
         plan, inputs = self._plan, self._plan.package.manifest.inputs
         return BuildRequest(
             model=str(self._work / MODEL_NAME),
@@ -281,6 +305,8 @@ class _Build:
         notes = []
         if self._plan.library is None:
             notes.append(f"no plugin library: MoH layers run their function bodies. {HOW_TO_BUILD}")
+        if self._not_compared is not None:
+            notes.append(self._not_compared)
         ignored = None if self._times is None else self._times.why_ignored()
         if self._times is not None and ignored is not None:
             notes.append(f"timing cache {self._times.path} is neither used nor replaced: {ignored}")

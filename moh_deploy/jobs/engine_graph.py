@@ -12,15 +12,11 @@ from moh_deploy.backends.trt.messages import BuildAnswer
 from moh_deploy.backends.trt.preflight import refused_nodes, refused_types
 from moh_deploy.backends.trt.profiles import Profile, opt_sizes
 from moh_deploy.backends.trt.rejection import Rejection
-from moh_deploy.backends.value_ranges import largest_values
 from moh_deploy.errors import BackendError
-from moh_deploy.jobs.build_plan import BuildPlan
-from moh_deploy.jobs.precision import lower_model
-from moh_deploy.package import LayerInfo, Manifest, choice_at, choices_for
-from moh_deploy.passes import choose_layers, without_switches
+from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, choice_at, choices_for
+from moh_deploy.passes import choose_layers
 from moh_deploy.passes.infer_types import infer_types
 from moh_deploy.passes.lower_to_tensorrt import lower_to_tensorrt, nodes_with_plugins
-from moh_deploy.progress import Progress
 
 _FLOATS = ("float32", "float16", "bfloat16")
 
@@ -46,23 +42,26 @@ class EngineGraph:
     rejections: tuple[Rejection, ...]
 
 
-def make_engine_graph(plan: BuildPlan, progress: Progress) -> EngineGraph:
-    """Lower a package's model, and find out what the plugins refuse."""
-    package = plan.package
-    largest = None
-    if plan.low is not None:
-        with progress.step("measuring how large values get"):
-            largest = largest_values(package)
-    with progress.step("lowering the model"):
-        model = ir.load(package.model_path)
-        layers = engine_choices(package.manifest, plan.profiles)
-        if plan.low is not None and largest is not None:
-            _, layers = lower_model(model, layers, plan.low, largest)
-        else:
-            without_switches(model)
-            choose_layers(model, layers)
-            infer_types(model)
-        return _lowered(model, layers, plan)
+def make_engine_graph(
+    package: OnnxPackage, profiles: Sequence[Profile], *, plugins: bool
+) -> EngineGraph:
+    """Lower a package's model, and find out what the plugins refuse.
+
+    Args:
+        package: The package, in the engine's precision.
+        profiles: Sizes that the engine is for.
+        plugins: There is a plugin library.
+    """
+    model, layers = ir.load(package.model_path), engine_choices(package.manifest, profiles)
+    choose_layers(model, layers)
+    infer_types(model)
+    nodes = nodes_with_plugins(model) if plugins else ()
+    rejections = refused_nodes(nodes, profiles)
+    names = frozenset(node.name or "" for node in nodes) - {one.layer for one in rejections}
+    routers, types = _routers(model, layers), _types(model)
+    shares = {one.node: one.active_share for one in layers if one.node and one.active_share}
+    lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
+    return EngineGraph(model, layers, routers, names, types, rejections + refused_types(types))
 
 
 def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[LayerInfo, ...]:
@@ -116,18 +115,6 @@ def check_network(graph: EngineGraph, answer: BuildAnswer, *, title: str) -> Non
     lost = [one.path for one in graph.layers if one.gates not in answer.types]
     if lost:
         raise BackendError(f"{title} has no value for the gates of {', '.join(lost)}.")
-
-
-def _lowered(model: ir.Model, layers: tuple[LayerInfo, ...], plan: BuildPlan) -> EngineGraph:
-    nodes = () if plan.library is None else nodes_with_plugins(model)
-    rejections = refused_nodes(nodes, plan.profiles)
-    refused = {one.layer for one in rejections}
-    names = frozenset(node.name or "" for node in nodes) - refused
-    routers, types = _routers(model, layers), _types(model)
-    rejections += refused_types(types)
-    shares = {one.node: one.active_share for one in layers if one.node and one.active_share}
-    lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
-    return EngineGraph(model, layers, routers, names, types, rejections)
 
 
 def _types(model: ir.Model) -> dict[str, str]:

@@ -6,13 +6,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import moh_deploy
 from moh_deploy import native
 from moh_deploy.backends.trt import plugin_library
+from moh_deploy.backends.trt.profiles import make_profiles
 from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.jobs.engine_graph import make_engine_graph
+from moh_deploy.jobs.precision import save_model
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.build import BuildReport
 from tests.cuda.trt import builds
@@ -309,3 +314,30 @@ def test_another_version_of_the_library_is_refused(
     monkeypatch.setattr(plugin_library, "__version__", "9.9")
     with pytest.raises(BackendError, match=r"belongs to moh-deploy 0\..*, this is 9\.9"):
         build()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_plugins_the_lowered_model_computes_what_the_original_did(
+    package_of: Callable[[str], Path], tmp_path: Path, form: str
+):
+    package = OnnxPackage.open(package_of(form))
+    graph = make_engine_graph(package, make_profiles([], package.manifest), plugins=False)
+    assert {node.domain for node in graph.model.graph} == {""}
+    save_model(graph.model, package, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for vectors in package.vectors:
+        outputs = session.run(None, dict(vectors.inputs))
+        for spec, output in zip(package.manifest.outputs, outputs, strict=True):
+            np.testing.assert_allclose(output, vectors.outputs[spec.name], atol=2e-4, rtol=2e-4)
+
+
+def test_weights_may_be_beside_the_model(build: Callable[..., BuildReport], tmp_path: Path):
+    package = write_package(tmp_path / "apart", external_data=True)
+    assert build(package_dir=package.root, keep_onnx=True).status == "built"
+    assert (tmp_path / "engine" / "model.onnx.data").is_file()
+
+
+def test_what_was_not_compared_is_said(build: Callable[..., BuildReport]):
+    (note,) = build(precision="bf16").notes
+    assert "bfloat16 was not compared with the original model" in note
+    assert build(precision="fp16").notes == ()

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.backends.trt.flavour import FLAVOURS
+import moh_deploy
 from moh_deploy.backends.trt.messages import BuildAnswer
-from moh_deploy.backends.trt.plugin_library import PluginLibrary
 from moh_deploy.backends.trt.profiles import make_profiles
 from moh_deploy.errors import BackendError
-from moh_deploy.jobs.build_plan import BuildPlan
 from moh_deploy.jobs.engine_graph import (
     EngineGraph,
     check_network,
@@ -21,7 +19,6 @@ from moh_deploy.jobs.engine_graph import (
     make_engine_graph,
 )
 from moh_deploy.package import LayerInfo, OnnxPackage, RouterTypes, SizeRange, Tuning
-from moh_deploy.progress import SilentProgress
 from tests.handmade_package import LAYER, MANIFEST
 from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
 
@@ -59,28 +56,18 @@ def test_a_layer_that_was_not_replaced_has_no_choice():
     assert _choice(layer, GIVEN) is None
 
 
-def _graph(tmp_path: Path, precision: str | None = None) -> EngineGraph:
-    package = write_two_layers(tmp_path / "package")
-    return make_engine_graph(_plan(package, precision), SilentProgress())
+def _graph(tmp_path: Path) -> EngineGraph:
+    return _graph_of(write_two_layers(tmp_path / "package"))
 
 
-def _plan(package: OnnxPackage, low: str | None) -> BuildPlan:
-    return BuildPlan(
-        FLAVOURS["tensorrt-rtx"],
-        package,
-        low,  # type: ignore[arg-type]
-        make_profiles([], package.manifest),
-        ("8.6",),
-        workspace_bytes=None,
-        timing_cache=None,
-        library=PluginLibrary(tmp := package.root / "lib.so", str(tmp)),
-        embed_plugin=False,
-        keep_onnx=False,
-    )
+def _graph_of(package: OnnxPackage) -> EngineGraph:
+    return make_engine_graph(package, make_profiles([], package.manifest), plugins=True)
 
 
 def test_routers_decide_in_float32_in_lower_precision(tmp_path: Path):
-    graph = _graph(tmp_path, "float16")
+    package = write_two_layers(tmp_path / "package")
+    moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    graph = _graph_of(OnnxPackage.open(tmp_path / "half"))
     assert graph.layers[1].router_types == RouterTypes("float16", "float32", "float32")
     assert graph.types["gates_1"] == "float32"
 

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from moh_deploy.package import DENSE_DOMAIN, OnnxPackage, at_sizes, with_choices
-from moh_deploy.passes import choose_layers
+from moh_deploy.passes import add_function_bodies, choose_layers
 from moh_deploy.passes.lower_to_tensorrt import lower_to_tensorrt, nodes_with_plugins
+from tests.passes.models import attention, model, value
 from tests.projected_package import ATTENTION, write_projected
 from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
 
@@ -80,3 +83,29 @@ def test_the_share_of_open_gates_is_told_to_attention_only(two_layers: OnnxPacka
     assert left[FIRST].attributes["open_share"].as_float() == 0.625
     assert "open_share" not in left[SECOND].attributes
     assert "open_share" not in left[ROUTER].attributes
+
+
+def test_each_overload_becomes_its_own_operators():
+    """With and without a mask: the parser knows functions by name only."""
+    x, gates = value("x", [2, 3, 8]), value("gates", [2, 3, 4])
+    mask = value("mask", [3, 3], ir.DataType.BOOL)
+    y, z = value("y", [2, 3, 8]), value("z", [2, 3, 8])
+    nodes = [attention(x, x, gates, y), attention(y, y, gates, z, mask)]
+    nodes[0].name, nodes[1].name = "first", "second"
+    content = model([x, gates, mask], [z], nodes)
+    add_function_bodies(content, opset=20)
+    assert len({node.overload for node in nodes}) == 2
+    rng = np.random.default_rng(3)
+    feed = {
+        "x": rng.standard_normal((2, 3, 8), np.float32),
+        "gates": rng.random((2, 3, 4), np.float32),
+        "mask": np.tri(3, dtype=bool),
+    }
+    expected = _run(content, feed)
+    assert _lowered(content) == {}
+    np.testing.assert_allclose(_run(content, feed), expected, atol=1e-6)
+
+
+def _run(content: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(ir.to_proto(content).SerializeToString())
+    return session.run(None, feed)[0]
