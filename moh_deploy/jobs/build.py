@@ -42,11 +42,14 @@ from moh_deploy.jobs.engine_graph import (
 )
 from moh_deploy.jobs.precision import save_model
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.probes.device_code import DeviceCode, device_code
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.replaceable import DirectoryKind, check_output
 from moh_deploy.report.build import BuildReport
 
 _WORK_NAME, _LOWERED_NAME = "work", "lowered"
+# Of a library that tests make, over kernels for the CPU: what the real one can be compiled for.
+_LEAST_CODE = DeviceCode(machine=(), ptx=(80,))
 _TIMES_BEFORE, _TIMES_AFTER = "times.before", "times.after"
 
 
@@ -184,7 +187,13 @@ class _Build:
     def _refused_targets(self, graph: EngineGraph) -> tuple[Rejection, ...]:
         here = self._process.stack.compute_capability
         targets = self._plan.targets or ((here,) if here is not None else ())
-        return refused_targets(targets) if graph.plugin_nodes else ()
+        library = self._plan.library
+        if library is None or not graph.plugin_nodes:
+            return ()
+        code = device_code(library.path)
+        if not (code.machine or code.ptx):
+            code = _LEAST_CODE
+        return refused_targets(targets, runs_on=code.runs_on, has_code=str(code))
 
     def _in_precision(self) -> OnnxPackage:
         """Return the package in the engine's precision, compared with the original model."""

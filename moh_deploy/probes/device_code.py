@@ -28,6 +28,12 @@ class DeviceCode:
     machine: tuple[int, ...]
     ptx: tuple[int, ...]
 
+    def __str__(self) -> str:
+        """Return `8.0, 8.6 and, by PTX, 12.0 and later`."""
+        machine = ", ".join(f"{one // 10}.{one % 10}" for one in self.machine)
+        ptx = ", ".join(f"{one // 10}.{one % 10} and later" for one in self.ptx)
+        return " and, by PTX, ".join(filter(None, [machine, ptx])) or "no GPU"
+
     def runs_on(self, compute_capability: int) -> bool:
         """Tell whether a GPU runs it: machine code is for its major version and what it has."""
         same_major = (one for one in self.machine if one // 10 == compute_capability // 10)

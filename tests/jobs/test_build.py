@@ -209,7 +209,7 @@ def test_gpus_that_the_kernels_are_not_for_are_refused(
     build: Callable[..., BuildReport], handmade: Path
 ):
     message = _refused(build, handmade, compute_capabilities=("7.5", "8.6"))
-    assert "libmoh_plugin.so: compute capability 7.5; expected 8.0 or more." in message
+    assert "libmoh_plugin.so: compute capability 7.5; expected what it has code for, " in message
 
 
 def test_a_chosen_dense_layer_runs_its_function(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import moh_deploy
 from moh_deploy.backends.trt.flavour import Flavour
 from moh_deploy.backends.trt.messages import (
     BuildAnswer,
@@ -24,6 +22,7 @@ from moh_deploy.backends.trt.messages import (
     decode,
     encode,
 )
+from moh_deploy.child_process import child_environment, how_it_ended
 from moh_deploy.errors import BackendError
 from moh_deploy.progress import Progress
 
@@ -119,9 +118,7 @@ class BuildProcess:
         self._process.stdin.close()
 
     def _environment(self) -> dict[str, str]:
-        home = str(Path(moh_deploy.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, "PYTHONPATH": path}
+        environment = child_environment()
         found = self._flavour.library_to_name()
         if found is not None:
             library, name = found
@@ -150,8 +147,7 @@ class BuildProcess:
         raise BackendError(f"{self._flavour.title}: {failure.text}.{self._log_tail()}")
 
     def _died(self) -> BackendError:
-        status = self._process.wait()
-        how = signal.Signals(-status).name if status < 0 else f"status {status}"
+        how = how_it_ended(self._process.wait())
         return BackendError(
             f"{self._flavour.title} ended the process that builds with {how}.{self._log_tail()}"
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from moh_deploy.backends.trt.messages import ParserError
+from moh_deploy.backends.trt.plugin_library import PLUGIN_NAME
 from moh_deploy.backends.trt.profiles import LARGEST, Profile
 from moh_deploy.backends.trt.rejection import Rejection
 from moh_deploy.dims import DimExpr
@@ -18,7 +19,6 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
 
-_OLDEST_TARGET = "8.0"
 _RUN_DENSE = "Run this layer by its function: moh-deploy tune DIR --choose LAYER=dense."
 _EXPORT_AGAIN = "This is no model that moh-deploy writes: export it again."
 
@@ -33,17 +33,25 @@ def refused_nodes(nodes: Sequence[ir.Node], profiles: Sequence[Profile]) -> tupl
     return tuple(one for node in nodes for one in _refused(node, profiles))
 
 
-def refused_targets(targets: Sequence[str]) -> tuple[Rejection, ...]:
-    """Return the compute capabilities that the kernels are not compiled for."""
+def refused_targets(
+    targets: Sequence[str], *, runs_on: Callable[[int], bool], has_code: str
+) -> tuple[Rejection, ...]:
+    """Return the compute capabilities that the plugin library has no code for.
+
+    Args:
+        targets: `8.6` and the like.
+        runs_on: Tells whether it has code for 86 and the like.
+        has_code: What it has code for, in words.
+    """
     return tuple(
         Rejection(
-            "libmoh_plugin.so",
+            PLUGIN_NAME,
             f"compute capability {one}",
-            f"{_OLDEST_TARGET} or more",
-            "Leave it out, or build without the plugin library.",
+            f"what it has code for, {has_code}",
+            "Leave it out, or compile the library for it: make plugin.",
         )
         for one in targets
-        if tuple(map(int, one.split("."))) < tuple(map(int, _OLDEST_TARGET.split(".")))
+        if not runs_on(int(one.replace(".", "")))
     )
 
 

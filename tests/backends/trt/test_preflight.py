@@ -16,6 +16,7 @@ from moh_deploy.backends.trt.profiles import Span
 from moh_deploy.backends.trt.rejection import Rejection, refusal
 from moh_deploy.ops import OPS
 from moh_deploy.ops.plugin_support import PLUGINS
+from moh_deploy.probes.device_code import DeviceCode
 from tests.ops.case_models import case_model
 
 CASES = [c for op in PLUGINS for c in OPS[op].cases]
@@ -130,9 +131,11 @@ def test_absent_input():
 
 
 def test_compute_capability():
-    (refused,) = refused_targets(["7.5", "8.0", "12.0"])
+    code = DeviceCode((80, 86), (90,))
+    targets = ["7.5", "8.0", "8.9", "12.0"]
+    (refused,) = refused_targets(targets, runs_on=code.runs_on, has_code=str(code))
     assert refused.value == "compute capability 7.5"
-    assert refused.limit == "8.0 or more"
+    assert refused.limit == "what it has code for, 8.0, 8.6 and, by PTX, 9.0 and later"
 
 
 def test_dtypes_that_tensorrt_has_not():
