@@ -2,15 +2,17 @@
 # runtime where it is loaded.
 #
 #   cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON && cmake --build build/cuda --parallel
-set(MOH_CUDA_ARCHITECTURES "80-real;86-real;89-real;90-real;100-real;120" CACHE STRING
-  "Compute capabilities to compile for: `-real` is machine code alone, without it PTX for later ones as well")
+set(MOH_CUDA_ARCHITECTURES 80 86 89 90 100 120 CACHE STRING "Compute capabilities to make machine code for")
 
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
   message(FATAL_ERROR "moh-deploy: nvcc was not found. It comes with CUDA's toolkit, 12.8 or newer: put it on PATH, or -DCMAKE_CUDA_COMPILER=FILE")
 endif()
-set(CMAKE_CUDA_ARCHITECTURES ${MOH_CUDA_ARCHITECTURES})
+# One PTX for all of them, which is also what later GPUs get: no kernel asks which one it is compiled for.
+set(CMAKE_CUDA_ARCHITECTURES OFF)
+list(TRANSFORM MOH_CUDA_ARCHITECTURES PREPEND sm_ OUTPUT_VARIABLE machine_codes)
+list(JOIN machine_codes "," machine_codes)
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
@@ -19,9 +21,8 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 # The plugins for runtimes are made of these objects, too.
 add_library(moh_cuda_kernels OBJECT ${MOH_CUDA_SOURCES})
 target_include_directories(moh_cuda_kernels PUBLIC ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
-# What ptxas says of registers, stack and spills is kept beside the objects: tests/cuda/test_resources.py reads it.
-target_compile_options(moh_cuda_kernels PRIVATE
-  $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v --resource-usage -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas>)
+target_compile_options(moh_cuda_kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:
+  -gencode=arch=compute_80,code=[${machine_codes},compute_80] -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas>)
 
 add_library(moh_cuda SHARED $<TARGET_OBJECTS:moh_cuda_kernels> ${MOH_CUDA_CONFORMANCE_SOURCES})
 target_include_directories(moh_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)

@@ -57,12 +57,27 @@ def ptx_of(sources: list[Path]) -> list[str]:
         return list(pool.map(_ptx_of, sources))
 
 
+def ptx_files_of(sources: list[Path]) -> list[Path]:
+    """Return the files that the PTX of each source is kept in."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(_ptx_file_of, sources))
+
+
+def assembler() -> str:
+    """Return the path of ptxas, which comes with nvcc."""
+    return str(Path(compiler()).resolve().with_name("ptxas"))
+
+
 def _ptx_of(source: Path) -> str:
+    return _ptx_file_of(source).read_text()
+
+
+def _ptx_file_of(source: Path) -> Path:
     kept = CACHE / f"{source.stem}-{_content(source)}.ptx"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         _compile(source, kept)
-    return kept.read_text()
+    return kept
 
 
 def _compile(source: Path, target: Path) -> None:
