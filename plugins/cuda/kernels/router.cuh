@@ -10,6 +10,8 @@
 namespace moh::cuda {
 
 constexpr int kMaxRouterWarps = 8;  // of a block
+// At once on a multiprocessor; with a larger number, or none, the compiler spills.
+constexpr int kResidentRouterBlocks = 3;
 
 template <class T>
 struct RouterParams {
@@ -181,7 +183,7 @@ class TokenRouter {
 
 // Warps take tokens in turn. With head_counts, each block adds what it counted at its end.
 template <class T>
-__global__ void __launch_bounds__(kMaxRouterWarps* kWarpSize)
+__global__ void __launch_bounds__(kMaxRouterWarps* kWarpSize, kResidentRouterBlocks)
     route_tokens(const RouterParams<T> params) {
   const int warps = static_cast<int>(blockDim.x) / kWarpSize;
   const int warp = warp_index();
