@@ -228,6 +228,7 @@ _TESTING = {
     "moh_emulator_counts": (None, [POINTER(EmulatorCounts)]),
     "moh_emulator_error": (c_char_p, []),
     "moh_emulator_set_launch_hook": (None, [c_void_p]),
+    "moh_emulator_bank_conflicts": (c_char_p, []),
     "moh_emulator_faults": (c_char_p, []),
     "moh_emulator_fault": (c_int, [c_char_p, c_int, POINTER(c_uint32)]),
 }

@@ -64,6 +64,9 @@ std::string Block::run(const Grid& grid, uint3 index, uint32_t seed) {
   release(&start_tag_);
   run_threads();
   acquire(&end_tag_);
+  for (Warp& warp : warps_) {
+    warp.banks.close();
+  }
   check_shared_memory();
   if (!problem_.empty()) {
     threads_.clear();  // some may have been left in the middle
@@ -264,11 +267,24 @@ std::string Block::waiting() const {
   return result + (exited.empty() ? "" : "; exited: " + ranges(exited));
 }
 
+void Block::note_access(void* instruction, const void* address, unsigned bytes) {
+  if (thread_ != nullptr && holds(address, bytes)) {
+    warp_of(*thread_).banks.note(thread_->lane(), instruction, address, bytes);
+  }
+}
+
+void note_access(void* instruction, const void* address, unsigned bytes) {
+  if (running != nullptr) {
+    running->note_access(instruction, address, bytes);
+  }
+}
+
 // Barriers and operations of warps.
 
 void Block::synchronize(Place place) {
   Thread& me = *thread_;
   me.wait = {"__syncthreads", 0, place};
+  warp_of(me).banks.next_part(me.lane());
   const unsigned generation = barrier_generation_ % 2;
   release(&barrier_tags_[generation]);
   ++at_barrier_;
@@ -305,6 +321,7 @@ void Block::meet(const char* what, uint32_t mask, Place place,
   Thread& me = *thread_;
   Warp& warp = warp_of(me);
   me.wait = {what, mask, place};
+  warp.banks.next_part(me.lane());
   if ((mask >> me.lane() & 1) == 0) {
     fail(std::string(what) + " at " + text(place) + ": the calling lane is not in the mask");
   }

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/emu/banks.h"
 #include "cuda/emu/fiber.h"
 #include "cuda/emu/place.h"
 
@@ -63,6 +64,7 @@ struct Warp {
   uint32_t met = 0;  // lanes that wait for others of the warp
   std::array<char, 2> tags = {};
   unsigned generation = 0;
+  BankCounter banks;
 };
 
 // What a launch says of all of its blocks.
@@ -92,6 +94,8 @@ class Block {
   // Returns when all lanes in `mask` are there; the last of them evaluates the operation for all.
   void meet(const char* what, uint32_t mask, Place place,
             void (*evaluate)(const Warp& warp, uint32_t mask), bool orders_memory = false);
+  // The running thread accesses memory.
+  void note_access(void* instruction, const void* address, unsigned bytes);
   // Ends the block.
   [[noreturn]] void fail(const std::string& problem);
 
@@ -134,6 +138,8 @@ class Block {
 
 // The one that runs.
 Block& current_block();
+// Called by instrumented code, in a block or not.
+void note_access(void* instruction, const void* address, unsigned bytes);
 // Every launch happens before its blocks, and these before what follows.
 extern char launch_tag, done_tag;
 

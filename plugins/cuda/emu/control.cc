@@ -17,6 +17,11 @@ Counts& counts() {
   return value;
 }
 
+BankConflicts& bank_conflicts() {
+  static BankConflicts value;
+  return value;
+}
+
 std::string& last_error() {
   static std::string value;
   return value;
@@ -31,6 +36,7 @@ using namespace moh::cuda::emu;
 void moh_emulator_configure(const Options* chosen) {
   options() = *chosen;
   counts() = {};
+  bank_conflicts().clear();
   last_error().clear();
 }
 

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
+#include <utility>
 
 namespace moh::cuda::emu {
 
@@ -25,8 +27,12 @@ struct Counts {
   uint64_t max_shared_bytes = 0;  // of a block
 };
 
+// By instruction: accesses of warps to shared memory, and their bank conflicts.
+using BankConflicts = std::map<void*, std::pair<uint64_t, uint64_t>>;
+
 Options& options();
 Counts& counts();
+BankConflicts& bank_conflicts();
 std::string& last_error();
 
 // Runs instead of a kernel; returns a cudaError_t.

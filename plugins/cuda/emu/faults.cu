@@ -190,6 +190,17 @@ struct MatrixRowsInOneBank {
   }
 };
 
+// Words 128 bytes apart are in the same bank.
+template <bool kCorrect>
+struct WordsInOneBank {
+  static void run(uint32_t* memory) {
+    shared_words()[threadIdx.x] = threadIdx.x;
+    __syncthreads();
+    const volatile uint32_t* words = shared_words();
+    memory[threadIdx.x] = words[threadIdx.x % 2 * (kCorrect ? 31 : 32)];
+  }
+};
+
 // Several blocks add to a word.
 template <bool kCorrect>
 struct BlocksWithoutAtomics {
@@ -260,6 +271,7 @@ const Entry kEntries[] = {
     entry<CopyBehindSharedMemory>("copy_behind_shared_memory"),
     entry<MatrixRowMisaligned>("matrix_row_misaligned"),
     entry<MatrixRowsInOneBank>("matrix_rows_in_one_bank"),
+    entry<WordsInOneBank>("words_in_one_bank"),
     entry<BlocksWithoutAtomics>("blocks_without_atomics"),
     entry<BlocksWithoutFence>("blocks_without_fence"),
 };
