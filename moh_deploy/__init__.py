@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moh_deploy.api import export
+    from moh_deploy.backends.trt.engine import Engine
     from moh_deploy.jobs.build import build
     from moh_deploy.jobs.doctor import doctor
     from moh_deploy.jobs.inspect import inspect
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Engine",
     "OnnxPackage",
     "build",
     "doctor",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Engine": "moh_deploy.backends.trt.engine",
     "OnnxPackage": "moh_deploy.package",
     "build": "moh_deploy.jobs.build",
     "doctor": "moh_deploy.jobs.doctor",

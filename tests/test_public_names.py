@@ -8,6 +8,7 @@ from moh_deploy import _HOME
 
 def test_public_names_are_these():
     assert dir(moh_deploy) == [
+        "Engine",
         "OnnxPackage",
         "build",
         "doctor",

@@ -24,7 +24,8 @@ class KernelUse:
     Attributes:
         library: Path of the library; None if the session has none.
         reason: Why it has none; None if it has one.
-        instruction_set: What the kernels run on, such as `avx2`; None without a library.
+        instruction_set: What the kernels run on, such as `avx2`; None without a library, and of one
+            for GPUs, whose products take what the graph says.
         asked_compute_type: Operands of the matrix products that the package allows.
     """
 
@@ -42,6 +43,8 @@ class KernelUse:
         """Return the line that reports show."""
         if self.library is None:
             return f"kernels: none ({self.reason})"
+        if self.instruction_set is None:
+            return f"kernels: {self.library}"
         text = f"kernels: {self.library}, {self.instruction_set}, products of {self.compute_type}"
         if self.compute_type == self.asked_compute_type:
             return text

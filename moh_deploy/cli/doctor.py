@@ -12,6 +12,7 @@ from moh_deploy.cli.output import carry_out, print_json, print_rich
 
 
 @click.command("doctor")
+@click.argument("artefact", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--plugin",
     metavar="FILE",
@@ -20,12 +21,15 @@ from moh_deploy.cli.output import carry_out, print_json, print_rich
 )
 @json_option
 @click.pass_context
-def command(ctx: click.Context, plugin: Path | None, as_json: bool) -> None:
+def command(ctx: click.Context, artefact: Path | None, plugin: Path | None, as_json: bool) -> None:
     """Say what is installed, what can be built and run on this machine, and what closes each gap:
-    exit 0 if models can be exported and packages run here, 1 if not. Other gaps are information."""
+    exit 0 if models can be exported and packages run here, 1 if not. Other gaps are information.
+    With a package or an engine DIR, it is loaded, too, and has to run."""
     from moh_deploy.jobs.doctor import doctor
 
-    report = carry_out(lambda progress: doctor(plugin=plugin, progress=progress), as_json=as_json)
+    report = carry_out(
+        lambda progress: doctor(artefact, plugin=plugin, progress=progress), as_json=as_json
+    )
     failure = report.failure
     if as_json:
         content = report.to_json()

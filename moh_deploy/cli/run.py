@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @kernels_option
 @json_option
 def command(package: Path, inputs: Path, outputs: Path, kernels: Kernels, as_json: bool) -> None:
-    """Run the package DIR once with ONNX Runtime."""
+    """Run the package DIR once with ONNX Runtime, or the engine DIR with its TensorRT."""
     from moh_deploy.jobs.run import run
 
     report = carry_out(

@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     type=int,
     help="Compare with the first N recorded runs only; the first is at the example's sizes.",
 )
+@click.option(
+    "--package",
+    "source",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The package that an engine was built from, if an engine is verified.",
+)
 @kernels_option
 @json_option
 @click.pass_context
@@ -40,15 +47,22 @@ def command(
     package: Path,
     inputs: tuple[Path, ...],
     vectors: int | None,
+    source: Path | None,
     kernels: Kernels,
     as_json: bool,
 ) -> None:
-    """Compare the package DIR with what the original model computed: exit 0 if equal, 1 if not."""
+    """Compare the package or engine DIR with what the original model computed: exit 0 if equal,
+    1 if not."""
     from moh_deploy.jobs.verify import verify
 
     report = carry_out(
         lambda progress: verify(
-            package, inputs=inputs, vectors=vectors, kernels=kernels, progress=progress
+            package,
+            inputs=inputs,
+            vectors=vectors,
+            kernels=kernels,
+            package=source,
+            progress=progress,
         ),
         as_json=as_json,
     )

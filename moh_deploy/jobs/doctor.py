@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.probes.abilities import abilities
+from moh_deploy.probes.abilities import Ability, abilities
+from moh_deploy.probes.ask import Failed, ask
 from moh_deploy.probes.machine import look_around
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.doctor import DoctorReport
 
 
-def doctor(*, plugin: Path | str | None = None, progress: Progress | None = None) -> DoctorReport:
+def doctor(
+    artefact: Path | str | None = None,
+    *,
+    plugin: Path | str | None = None,
+    progress: Progress | None = None,
+) -> DoctorReport:
     """Look at this machine.
 
     Native libraries are loaded, and operators run, in processes of their own: what is broken is a
     finding.
 
     Args:
+        artefact: A package or an engine directory, to be loaded as well; None: none.
         plugin: A plugin library for TensorRT; None: the installation's, if there is one.
         progress: What to report steps to.
 
     Returns:
-        What was found. Look at `failure`: None if models can be exported and packages run here.
+        What was found. Look at `failure`: None if models can be exported, and packages, and the
+        artefact, run here.
     """
-    machine = look_around(None if plugin is None else Path(plugin), progress or SilentProgress())
-    return DoctorReport(machine, abilities(machine))
+    progress = progress or SilentProgress()
+    machine = look_around(None if plugin is None else Path(plugin), progress)
+    found = abilities(machine)
+    if artefact is not None:
+        with progress.step("loading the artefact"):
+            found += (_ability_to_run(Path(artefact)),)
+    return DoctorReport(machine, found)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    how: str
+
+
+def _ability_to_run(artefact: Path) -> Ability:
+    loaded, name = ask(_Loaded, "artefact", str(artefact)), f"run {artefact}"
+    if isinstance(loaded, Failed):
+        return Ability(name, None, (loaded,), essential=True)
+    return Ability(name, loaded.how, (), essential=True)

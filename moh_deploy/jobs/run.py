@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from moh_deploy.atomic import staged_file
 from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.runner import Kernels
+from moh_deploy.backends.runner import Kernels, Runner
+from moh_deploy.backends.trt.engine_reading import is_engine_dir
 from moh_deploy.errors import ConfigError
+from moh_deploy.jobs.engine_runs import open_engine
 from moh_deploy.npz import Array, write_npz
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.progress import Progress, SilentProgress
@@ -25,44 +28,57 @@ def run(
     kernels: Kernels = "auto",
     progress: Progress | None = None,
 ) -> RunReport:
-    """Run a package once and write its outputs.
+    """Run a package, or an engine that was built from one, once and write its outputs.
 
     Args:
-        package_dir: The package.
+        package_dir: The package, or the engine directory.
         inputs: npz file; its members are named like the model's inputs, or are in their order.
         outputs: npz file to write; its members are named like the model's outputs.
-        kernels: What runs MoH nodes, see `open_session`.
+        kernels: What runs MoH nodes, see `open_session` and `open_engine`.
         progress: What to report steps to.
 
     Raises:
-        PackageError: Not a package, or the outputs cannot be written.
+        PackageError: Neither of them, or the outputs cannot be written.
         ConfigError: The inputs do not fit the model.
-        BackendError: ONNX Runtime failed.
+        BackendError: The runtime failed, or the engine cannot run here.
     """
-    progress, outputs = progress or SilentProgress(), Path(outputs)
+    progress, outputs, root = progress or SilentProgress(), Path(outputs), Path(package_dir)
     _check_writable(outputs)
-    with progress.step("reading the package"):
-        package = OnnxPackage.open(package_dir)
-        feeds = read_user_vectors(Path(inputs), package.manifest).inputs
-    with progress.step("loading the model"):
-        session = open_session(package, kernels=kernels)
-    with progress.step("running the model"):
-        start = time.perf_counter()
-        results = session.run(feeds)
-        seconds = time.perf_counter() - start
+    with ExitStack() as closing:
+        runner, feeds = _load(root, Path(inputs), kernels, progress, closing)
+        with progress.step("running the model"):
+            start = time.perf_counter()
+            results = runner.run(feeds)
+            seconds = time.perf_counter() - start
     with staged_file(outputs) as partial:
         write_npz(partial, results)
-    impls = list(session.layer_impl.values())
+    impls = list(runner.layer_impl.values())
     return RunReport(
-        package=package.root,
+        package=root,
         outputs_file=outputs,
         outputs=_infos(results),
         kernel_nodes=impls.count("kernel"),
         function_nodes=impls.count("function"),
-        layer_runs=session.layer_runs,
-        kernels=session.kernels,
+        layer_runs=runner.layer_runs,
+        kernels=runner.kernels,
         seconds=seconds,
     )
+
+
+def _load(
+    root: Path, inputs: Path, kernels: Kernels, progress: Progress, closing: ExitStack
+) -> tuple[Runner, dict[str, Array]]:
+    """Return what runs the model, and what to run it on."""
+    if is_engine_dir(root):
+        with progress.step("loading the engine"):
+            engine = open_engine(root, kernels)
+            closing.enter_context(engine.engine)
+        return engine, read_user_vectors(inputs, engine.engine.manifest).inputs
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(root)
+        feeds = read_user_vectors(inputs, package.manifest).inputs
+    with progress.step("loading the model"):
+        return open_session(package, kernels=kernels), feeds
 
 
 def _check_writable(outputs: Path) -> None:

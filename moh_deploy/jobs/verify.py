@@ -9,11 +9,13 @@ import numpy as np
 
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Kernels, Runner
+from moh_deploy.backends.trt.engine_reading import is_engine_dir, read_engine_dir
 from moh_deploy.errors import ConfigError
+from moh_deploy.jobs.engine_runs import EngineRunner, engines_package, fitting, open_engine
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.progress import Progress, SilentProgress
-from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity import RECORDED, compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.user_vectors import UserVectors, read_user_vectors
 
@@ -24,22 +26,27 @@ def verify(
     inputs: Sequence[Path | str] = (),
     kernels: Kernels = "auto",
     vectors: int | None = None,
+    package: Path | str | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Compare what ONNX Runtime computes with a reference.
+    """Compare what ONNX Runtime, or an engine, computes with a reference.
 
     Without `inputs` the reference is what the original model computed when the package was made.
     For a file in `inputs` it is the expected outputs that the file holds, or, if it holds none, the
     package's own function bodies run with all optimisations off: that proves that kernels and graph
     optimisations change nothing, not that the package equals the original model.
 
+    An engine gives no gates, so only outputs are compared, on the recorded runs of sizes that it
+    was built for.
+
     Args:
-        package_dir: The package.
+        package_dir: The package, or the engine directory.
         inputs: npz files. Members are named like the model's inputs, or in their order, and like
             its outputs for expected outputs.
-        kernels: What runs MoH nodes, see `open_session`.
+        kernels: What runs MoH nodes, see `open_session` and `open_engine`.
         vectors: Compare with the first so many recorded runs only; None takes all. The first is the
             one at the example's sizes.
+        package: The package that an engine was built from; for a package, None.
         progress: What to report steps to.
 
     Returns:
@@ -49,18 +56,45 @@ def verify(
         PackageError: Not a package, or one that has changed since it was written.
         ConfigError: An input file does not fit the model, or `vectors` is below 1 or given
             together with `inputs`.
-        BackendError: ONNX Runtime failed.
+        BackendError: The runtime failed, or the engine cannot run here.
     """
-    progress = progress or SilentProgress()
+    progress, root = progress or SilentProgress(), Path(package_dir)
     _check_vectors(vectors, inputs)
+    paths = tuple(map(Path, inputs))
+    if is_engine_dir(root):
+        source = None if package is None else Path(package)
+        return _verify_engine(root, source, paths, kernels, vectors, progress)
+    if package is not None:
+        raise ConfigError(f"package is {package}, but {root} is no engine: leave it out.")
     with progress.step("reading the package"):
-        package = OnnxPackage.open(package_dir)
-        files = [(Path(path), read_user_vectors(Path(path), package.manifest)) for path in inputs]
+        opened = OnnxPackage.open(root)
+        files = [(path, read_user_vectors(path, opened.manifest)) for path in paths]
     with progress.step("loading the model"):
-        runner = open_session(package, kernels=kernels, extra_outputs=package.gate_names)
+        runner = open_session(opened, kernels=kernels, extra_outputs=opened.gate_names)
     with progress.step("comparing"):
         if not files:
-            return compare(package, runner, package.vectors[:vectors])
+            return compare(opened, runner, opened.vectors[:vectors])
+        return combined([_compare_file(opened, runner, path, user) for path, user in files])
+
+
+def _verify_engine(
+    root: Path,
+    source: Path | None,
+    paths: tuple[Path, ...],
+    kernels: Kernels,
+    vectors: int | None,
+    progress: Progress,
+) -> ParityReport:
+    with progress.step("reading the engine and its package"):
+        package = engines_package(root, read_engine_dir(root), source)
+        files = [(path, read_user_vectors(path, package.manifest)) for path in paths]
+    with progress.step("loading the engine"):
+        runner = open_engine(root, kernels)
+    with progress.step("comparing"), runner.engine as engine:
+        if not files:
+            recorded = fitting(engine, package.vectors)[:vectors]
+            reference = f"{RECORDED}, those of sizes that the engine was built for"
+            return compare(package, runner, recorded, reference=reference, outputs_only=True)
         return combined([_compare_file(package, runner, path, user) for path, user in files])
 
 
@@ -82,7 +116,8 @@ def _compare_file(
         return compare(package, runner, [vectors], reference=reference, outputs_only=True)
     vectors = _run_function_bodies(package, user)
     reference = f"function bodies with optimisations off, on {path} (not the original model)"
-    return compare(package, runner, [vectors], reference=reference)
+    of_engine = isinstance(runner, EngineRunner)  # which gives no gates
+    return compare(package, runner, [vectors], reference=reference, outputs_only=of_engine)
 
 
 def _run_function_bodies(package: OnnxPackage, user: UserVectors) -> VectorSet:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from moh_deploy.backends.trt.driver import Gpu
 from moh_deploy.backends.trt.flavour import FLAVOURS
 from moh_deploy.backends.trt.plugin_library import PLUGIN_NAME
 from moh_deploy.probes.ask import Failed
-from moh_deploy.probes.gpu import Gpu, GpuFacts
+from moh_deploy.probes.gpu import GpuFacts
 from moh_deploy.probes.libraries import ORT_CUDA_NAME, LibraryFacts
 from moh_deploy.probes.machine import Machine
 from moh_deploy.probes.tensorrt import Registry, TensorRTFacts
@@ -155,8 +156,8 @@ def _gpu_gaps(machine: Machine) -> Iterator[Failed]:
 def _rtx_gpu_gaps(machine: Machine) -> Iterator[Failed]:
     yield from _gpu_gaps(machine)
     gpu = _first_gpu(machine)
-    if gpu is not None and _dotted(gpu) not in _FLAVOURS["TensorRT-RTX"].targets:
-        yield Failed(f"TensorRT-RTX has nothing for {described(gpu)}", "build with TensorRT there")
+    if gpu is not None and gpu.dotted not in _FLAVOURS["TensorRT-RTX"].targets:
+        yield Failed(f"TensorRT-RTX has nothing for {gpu}", "build with TensorRT there")
 
 
 def _code_gaps(machine: Machine, library: LibraryFacts | Failed) -> Iterator[Failed]:
@@ -166,7 +167,7 @@ def _code_gaps(machine: Machine, library: LibraryFacts | Failed) -> Iterator[Fai
     if not library.code.runs_on(gpu.compute_capability):
         arch = gpu.compute_capability
         yield Failed(
-            f"{library.path} has no code for {described(gpu)}",
+            f"{library.path} has no code for {gpu}",
             f"build it again with -DMOH_CUDA_ARCHITECTURES={arch}; 8.0 is the least",
         )
 
@@ -183,15 +184,6 @@ def _ort_cuda_gaps(machine: Machine) -> Iterator[Failed]:
     if isinstance(machine.ort_cuda, Failed):
         yield machine.ort_cuda
     yield from _code_gaps(machine, machine.ort_cuda)
-
-
-def described(gpu: Gpu) -> str:
-    """Return `NVIDIA L4 (8.9)`."""
-    return f"{gpu.name} ({_dotted(gpu)})"
-
-
-def _dotted(gpu: Gpu) -> str:
-    return f"{gpu.compute_capability // 10}.{gpu.compute_capability % 10}"
 
 
 def _first_gpu(machine: Machine) -> Gpu | None:

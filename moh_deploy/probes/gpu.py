@@ -6,23 +6,10 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from moh_deploy.backends.trt.driver import Gpu
 from moh_deploy.probes.ask import Failed, ask
 
 NO_GPU = "run this on a machine with an NVIDIA GPU and its driver (`nvidia-smi` lists it there)"
-_NO_DRIVER = "no NVIDIA driver: libcuda.so.1 was not found"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU.
-
-    Attributes:
-        compute_capability: 86 for 8.6.
-    """
-
-    name: str
-    compute_capability: int
-    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -43,10 +30,7 @@ class GpuFacts:
 def probe_gpu() -> GpuFacts | Failed:
     """Ask the driver itself; nvidia-smi for its version only."""
     found = ask(_made, "gpu")
-    if isinstance(found, GpuFacts):
-        return found if found.gpus else Failed("the NVIDIA driver finds no GPU", NO_GPU)
-    missing = found.why.startswith("OSError: libcuda.so.1")
-    return Failed(_NO_DRIVER if missing else found.why, NO_GPU)
+    return found if isinstance(found, GpuFacts) else Failed(found.why, NO_GPU)
 
 
 def _made(cuda: str, gpus: tuple[tuple[str, int, int], ...]) -> GpuFacts:

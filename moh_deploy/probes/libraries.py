@@ -11,7 +11,10 @@ from moh_deploy.probes.ask import Failed, ask
 from moh_deploy.probes.device_code import DeviceCode, device_code
 
 ORT_CUDA_NAME = "libmoh_ort_cuda.so"
-_TARGETS = {PLUGIN_NAME: "moh_plugin", ORT_CUDA_NAME: "moh_ort_cuda"}
+_COMMANDS = {
+    PLUGIN_NAME: "make plugin",
+    ORT_CUDA_NAME: f"make cuda && cp build/cuda/{ORT_CUDA_NAME} moh_deploy/native/",
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,4 @@ def _probe(path: Path, name: str, version_function: str) -> LibraryFacts | Faile
 
 
 def _how_to_build(name: str) -> str:
-    headers = " -DTENSORRT_INCLUDE_DIR=FOLDER" if name == PLUGIN_NAME else ""
-    return (
-        f"cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON{headers}"
-        f" && cmake --build build/cuda --target {_TARGETS[name]}"
-        f" && cp build/cuda/{name} {native.FOLDER}"
-    )
+    return f"in the sources of moh-deploy: {_COMMANDS[name]}"

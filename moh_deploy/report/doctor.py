@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from moh_deploy.backends.trt.plugin_library import PLUGIN_NAME
 from moh_deploy.errors import MoHDeployError, ValidationError
-from moh_deploy.probes.abilities import Ability, described
+from moh_deploy.probes.abilities import Ability
 from moh_deploy.probes.ask import Failed
 from moh_deploy.probes.cpu import CpuRun, RuntimeFacts
 from moh_deploy.probes.device_code import DeviceCode
@@ -73,7 +73,7 @@ class DoctorReport:
         yield table("to close the gaps", ("gap", "next step"), _fix_rows(machine, self.abilities))
         yield verdict(
             self.failure is None,
-            "models can be exported and packages run here"
+            "all that is essential can be done here"
             if self.failure is None
             else "NOT USABLE HERE: see the rows that cannot be done",
         )
@@ -93,7 +93,7 @@ def _native_rows(machine: Machine) -> Iterator[Row]:
         yield "GPU", gpu.why
     else:
         driver = f"driver {gpu.driver or 'of unknown version'}, CUDA {gpu.cuda}"
-        yield "GPU", f"{', '.join(map(described, gpu.gpus))}; {driver}"
+        yield "GPU", f"{', '.join(map(str, gpu.gpus))}; {driver}"
     for tool in (tools.nvcc, tools.cmake, tools.compiler):
         yield tool.name, f"{tool.version or '?'}, {tool.path}" if tool.path else None
     for name, folder in tools.headers.items():

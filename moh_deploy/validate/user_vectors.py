@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from moh_deploy.backends.input_check import check_inputs
 from moh_deploy.errors import ConfigError
 from moh_deploy.npz import Array, read_npz
-from moh_deploy.package import Manifest
+from moh_deploy.package import Manifest, TensorInfo
+
+
+class Interface(Protocol):
+    """What inputs have to fit: the manifest of a package, or of an engine."""
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class UserVectors:
     expected: dict[str, Array]
 
 
-def read_user_vectors(path: Path, manifest: Manifest) -> UserVectors:
+def read_user_vectors(path: Path, manifest: Interface) -> UserVectors:
     """Read inputs by name, or by position if no member is named like one.
 
     Members named like outputs are expectations.
@@ -44,7 +55,8 @@ def read_user_vectors(path: Path, manifest: Manifest) -> UserVectors:
         if inputs and not inputs.keys() & set(input_names):
             inputs = _by_position(inputs, input_names)
         sizes = check_inputs(manifest.inputs, inputs)
-        _check_ranges(sizes, manifest)
+        if isinstance(manifest, Manifest):  # An engine has profiles, and checks them itself.
+            _check_ranges(sizes, manifest)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
     return UserVectors(sizes, inputs, expected)

@@ -18,7 +18,9 @@ import pytest
 import moh_deploy
 from moh_deploy.jobs.doctor import doctor
 from moh_deploy.report.doctor import DoctorReport
+from tests.backends.trt.engines import write_engine
 from tests.cli.run_cli import REPOSITORY
+from tests.handmade_package import write_package
 
 _LIGHT = ("click", "markdown_it", "mdurl", "packaging", "pygments", "rich", "typing_extensions")
 
@@ -86,6 +88,23 @@ def test_the_report_is_json(here: DoctorReport):
     assert all(
         set(one) == {"can", "name", "how", "gaps", "essential"} for one in content["abilities"]
     )
+
+
+def test_an_artefact_is_loaded(tmp_path: Path):
+    package = write_package(tmp_path / "package").root
+    found = doctor(package)
+    assert found.failure is None
+    assert found.abilities[-1].name == f"run {package}"
+    assert "ONNX Runtime" in str(found.abilities[-1].how)
+
+
+def test_an_artefact_that_does_not_run_here_ends_with_1(tmp_path: Path):
+    if shutil.which("nvidia-smi") is not None:
+        pytest.skip("there is a GPU")
+    failure = doctor(write_engine(tmp_path / "engine")).failure
+    assert failure is not None
+    assert failure.exit_code == 1
+    assert "cannot run here: no NVIDIA driver" in failure.message
 
 
 def test_a_machine_without_anything_ends_with_1_and_says_what_to_install(bare: Environment):

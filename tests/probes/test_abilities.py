@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from moh_deploy.backends.trt.driver import Gpu
 from moh_deploy.probes.abilities import Ability, abilities
 from moh_deploy.probes.ask import Failed
 from moh_deploy.probes.cpu import CpuFacts, CpuRun, RuntimeFacts
 from moh_deploy.probes.device_code import DeviceCode
-from moh_deploy.probes.gpu import Gpu, GpuFacts
+from moh_deploy.probes.gpu import GpuFacts
 from moh_deploy.probes.libraries import LibraryFacts
 from moh_deploy.probes.machine import Importable, Machine
 from moh_deploy.probes.packages import PackageFacts, Packages

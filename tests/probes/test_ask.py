@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from moh_deploy.probes.ask import Failed, ask
-from tests.probes.conftest import Fakes
+from tests.fakes import Fakes
 
 
 def test_what_is_there_is_imported():

@@ -9,8 +9,8 @@ from moh_deploy import native
 from moh_deploy.backends.ort_kernels import instruction_sets
 from moh_deploy.probes.ask import Failed
 from moh_deploy.probes.cpu import CpuRun, probe_cpu
+from tests.fakes import Fakes
 from tests.kernel_library import required_library
-from tests.probes.conftest import Fakes
 
 
 def test_this_machine():

@@ -7,7 +7,7 @@ import pytest
 from moh_deploy import __version__, native
 from moh_deploy.probes.ask import Failed
 from moh_deploy.probes.libraries import LibraryFacts, probe_ort_cuda, probe_plugin
-from tests.probes.conftest import Fakes
+from tests.fakes import Fakes
 
 _RETURNS = 'const char* moh_{name}_version() {{ return "{version}"; }}'
 
@@ -29,7 +29,7 @@ def test_the_installed_one_is_meant(fakes: Fakes, monkeypatch: pytest.MonkeyPatc
     missing = probe_plugin()
     assert isinstance(missing, Failed)
     assert missing.why == f"there is no libmoh_plugin.so in {fakes.folder}"
-    assert "--target moh_plugin" in str(missing.fix)
+    assert "make plugin" in str(missing.fix)
     _plugin(fakes)
     assert isinstance(probe_plugin(), LibraryFacts)
 

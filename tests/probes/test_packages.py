@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from moh_deploy.probes.packages import PackageFacts, probe_packages
-from tests.probes.conftest import Fakes
+from tests.fakes import Fakes
 
 
 def _found(name: str) -> PackageFacts:

@@ -11,7 +11,7 @@ from moh_deploy.probes.ask import Failed
 from moh_deploy.probes.libraries import LibraryFacts, probe_plugin
 from moh_deploy.probes.tensorrt import Creator, Registry, TensorRTFacts, probe_tensorrt
 from tests.cuda.trt import builds
-from tests.probes.conftest import Fakes
+from tests.fakes import Fakes
 
 NO_PLUGIN = Failed("there is none")
 _FAKE = """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.probes.tools import ToolFacts, probe_tools
-from tests.probes.conftest import Fakes
+from tests.fakes import Fakes
 
 
 @pytest.mark.parametrize(

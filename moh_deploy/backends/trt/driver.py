@@ -1,0 +1,91 @@
+"""NVIDIA's driver and GPUs, asked without CUDA's toolkit."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from moh_deploy.errors import BackendError
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        compute_capability: 86 for 8.6.
+    """
+
+    name: str
+    compute_capability: int
+    memory_bytes: int
+
+    @property
+    def dotted(self) -> str:
+        """The compute capability as people write it, `8.6`."""
+        return f"{self.compute_capability // 10}.{self.compute_capability % 10}"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.dotted})"
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The driver, and what it drives.
+
+    Attributes:
+        cuda: The largest version of CUDA that it takes.
+        gpus: At least one.
+    """
+
+    cuda: str
+    gpus: tuple[Gpu, ...]
+
+
+def read_driver() -> Driver:
+    """Ask the driver.
+
+    Raises:
+        BackendError: There is none, it fails, or it finds no GPU. The message is half a sentence.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise BackendError(f"no NVIDIA driver: {error}") from error
+    _check(cuda, "cuInit", cuda.cuInit(0))
+    version, count = ctypes.c_int(), ctypes.c_int()
+    _check(cuda, "cuDriverGetVersion", cuda.cuDriverGetVersion(ctypes.byref(version)))
+    _check(cuda, "cuDeviceGetCount", cuda.cuDeviceGetCount(ctypes.byref(count)))
+    if count.value == 0:
+        raise BackendError("the NVIDIA driver finds no GPU")
+    return Driver(
+        cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
+        gpus=tuple(_gpu(cuda, index) for index in range(count.value)),
+    )
+
+
+def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
+    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(256)
+    _check(cuda, "cuDeviceGet", cuda.cuDeviceGet(ctypes.byref(device), index))
+    _check(cuda, "cuDeviceGetName", cuda.cuDeviceGetName(name, len(name), device))
+    _check(cuda, "cuDeviceTotalMem", cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device))
+    major, minor = (_attribute(cuda, device, which) for which in (_MAJOR, _MINOR))
+    return Gpu(name.value.decode(), 10 * major + minor, memory.value)
+
+
+def _attribute(cuda: ctypes.CDLL, device: ctypes.c_int, which: int) -> int:
+    value = ctypes.c_int()
+    status = cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device)
+    _check(cuda, "cuDeviceGetAttribute", status)
+    return value.value
+
+
+def _check(cuda: ctypes.CDLL, function: str, status: int) -> None:
+    if status:
+        text = ctypes.c_char_p()
+        cuda.cuGetErrorName(status, ctypes.byref(text))
+        name = (text.value or b"?").decode()
+        raise BackendError(f"{function} of the driver failed with {name} ({status})")
