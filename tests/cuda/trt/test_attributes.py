@@ -130,6 +130,11 @@ def test_an_engine_keeps_numbers_that_make_the_same_plugin(harness: Harness, op:
         assert kept[name] == (0 if value == "weighted" else pytest.approx(value))
 
 
+def test_an_engine_keeps_which_inputs_there_are(harness: Harness):
+    plugin = harness.create("MoHRouter", {**GOOD["MoHRouter"], "present_inputs": 0b101})
+    assert plugin.serialize()["present_inputs"] == 0b101
+
+
 @pytest.mark.parametrize("op", PLUGINS)
 def test_a_clone_is_the_same_and_outlives_the_original(harness: Harness, op: str):
     plugin = harness.create(op, GOOD[op])
