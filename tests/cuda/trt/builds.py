@@ -112,7 +112,7 @@ def _kept(name: str, command: list[str]) -> Path:
 
 
 def _inputs() -> set[Path]:
-    folders = (PLUGINS / "cuda" / "trt", PLUGINS / "include", HERE)
+    folders = (*(PLUGINS / "cuda" / f for f in ("trt", "registered")), PLUGINS / "include", HERE)
     return {p for f in folders for s in ("*.cc", "*.h") for p in f.rglob(s)}
 
 

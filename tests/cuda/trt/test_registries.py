@@ -17,7 +17,7 @@ OPS = ["MoHAggregatedAttention", "MoHAttention", "MoHRouter"]
 _INSTALL = "pip install 'moh-deploy[tensorrt]'"
 
 
-def _lean(major: int) -> Path:
+def lean(major: int) -> Path:
     spec = importlib.util.find_spec("tensorrt_lean_libs")
     if spec is None or spec.origin is None:
         pytest.skip(f"no TensorRT lean runtime: {_INSTALL}")
@@ -36,7 +36,7 @@ def test_a_program_loads_creates_and_takes_out(fake_library: Path, version: str)
     """The registry's interface differs between major versions: headers and runtime are of one."""
     major = int(version.split(".")[0])
     program = _program(HEADERS.get(version) or builds.required_headers())
-    ran = subprocess.run([program, _lean(major), fake_library], capture_output=True, text=True)
+    ran = subprocess.run([program, lean(major), fake_library], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     loaded, *steps = ran.stdout.splitlines()
     assert loaded.startswith(f"version {major}")
@@ -50,7 +50,7 @@ def test_a_program_loads_creates_and_takes_out(fake_library: Path, version: str)
 
 def test_a_registry_takes_nothing_else_for_a_library():
     program = _program(builds.required_headers())
-    ran = subprocess.run([program, _lean(10), builds.harness()], capture_output=True, text=True)
+    ran = subprocess.run([program, lean(10), builds.harness()], capture_output=True, text=True)
     assert ran.stdout.splitlines()[1:] == ["before 0", "loaded 0", "after 0"]
 
 

@@ -1,0 +1,36 @@
+# moh-deploy in NVIDIA's TensorRT image, with its kernels for CPUs and for NVIDIA GPUs (docs/running-engines.md).
+#
+#   docker build -t moh-deploy .
+#   docker run --rm --gpus all -v "$PWD:/work" moh-deploy build model --backend tensorrt --output engine
+#
+# An engine runs with the TensorRT that built it: take the release of the image that is to run it.
+ARG TENSORRT_IMAGE=nvcr.io/nvidia/tensorrt:25.08-py3
+
+# The headers that the CPU kernels are built with are newer than the TensorRT image's Ubuntu.
+FROM debian:trixie AS wheel
+RUN apt-get update && apt-get install --yes --no-install-recommends \
+    cmake make g++ libonnxruntime-dev libhwy-dev python3-dev python3-venv
+COPY . /src
+RUN python3 -m venv /venv && \
+    MOH_DEPLOY_BUILD_KERNELS=require /venv/bin/pip wheel --no-deps --wheel-dir /wheels /src
+
+FROM ${TENSORRT_IMAGE} AS plugin
+RUN apt-get update && apt-get install --yes --no-install-recommends cmake make g++
+COPY . /src
+RUN cd /src && make plugin && cmake --build build/cuda --target moh_plugin_registered
+
+FROM ${TENSORRT_IMAGE}
+RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv
+COPY --from=wheel /wheels /wheels
+# The image's own `tensorrt` has to be found from here.
+RUN python3 -m venv --system-site-packages /opt/moh-deploy && \
+    /opt/moh-deploy/bin/pip install "$(ls /wheels/*.whl)[engine]" && \
+    /opt/moh-deploy/bin/python -c "import tensorrt"
+COPY --from=plugin /src/build/cuda/libmoh_plugin.so /src/build/cuda/libmoh_plugin_registered.so /plugins/
+RUN cp /plugins/* "$(/opt/moh-deploy/bin/python -c 'from moh_deploy import native; print(native.FOLDER)')"
+ENV PATH=/opt/moh-deploy/bin:$PATH
+WORKDIR /work
+# Ends the build where models could not be exported or packages not be run.
+RUN moh-deploy doctor
+ENTRYPOINT ["moh-deploy"]
+CMD ["doctor"]
