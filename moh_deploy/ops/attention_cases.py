@@ -179,6 +179,18 @@ def _inf_query_open(values: dict[str, np.ndarray]) -> None:
     values["K"][0, 2, :, 1] = -1.0 - values["K"][0, 2, :, 1] ** 2
 
 
+def _inf_key_open(values: dict[str, np.ndarray]) -> None:
+    """The key's score is -inf for every query of the head."""
+    values["gates"][0, :, 2] = 1.0
+    values["K"][0, 2, 3, 1] = np.inf
+    values["Q"][0, 2, :, 1] = -1.0 - values["Q"][0, 2, :, 1] ** 2
+
+
+def _inf_value_open(values: dict[str, np.ndarray]) -> None:
+    values["gates"][0, :, 2] = 1.0
+    values["V"][0, 2, 3, 1] = np.inf
+
+
 def _nan_query_blind(values: dict[str, np.ndarray]) -> None:
     values["gates"][:, 0] = 1.0
     values["Q"][:, :, 0, 1] = np.nan
@@ -199,6 +211,16 @@ def _negative_gates(values: dict[str, np.ndarray]) -> None:
 def _large_scores(values: dict[str, np.ndarray]) -> None:
     values["Q"] *= 12.0
     values["K"] *= 12.0
+
+
+def _very_negative_scores(values: dict[str, np.ndarray]) -> None:
+    values["Q"][..., 0] = 20.0
+    values["K"][..., 0] = -20.0
+
+
+def _only_last_query_open(values: dict[str, np.ndarray]) -> None:
+    values["gates"][:, :-1] = 0.0
+    values["gates"][:, -1] = 1.5
 
 
 def _equal_keys(values: dict[str, np.ndarray]) -> None:
@@ -258,6 +280,18 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         "Scores of several hundred: exp overflows unless the row maximum is taken off first.",
         _Setup(edit=_large_scores, score_bound=1000.0),
     ),
+    "very_negative_scores": (
+        "Scores far below 0: every weight underflows unless the row maximum is taken off first.",
+        _Setup(edit=_very_negative_scores, score_bound=200.0),
+    ),
+    "negative_scale": (
+        "The largest product has the smallest weight.",
+        _Setup(kv_len=131, edit=_large_scores, scale=-(5**-0.5), score_bound=1000.0),
+    ),
+    "one_open_query": (
+        "Of many queries, the last alone chose the heads.",
+        _Setup(seq_len=37, edit=_only_last_query_open),
+    ),
     "grouped": (
         "Query head h reads key/value head h // (Hq / Hkv).",
         _Setup(q_num_heads=6, kv_num_heads=2),
@@ -289,6 +323,10 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "bool_mask_rank2": ("[S, T].", _Setup(mask=_bool_mask(7, 7))),
     "bool_mask_rank3": ("[Hq, S, T].", _Setup(mask=_bool_mask(3, 7, 7))),
     "bool_mask_rank4": ("[B, 1, 1, T]: key padding.", _Setup(mask=_bool_mask(2, 1, 1, 7))),
+    "bool_mask_one_key": (
+        "[S, 1]: a query sees all keys, or none.",
+        _Setup(mask=lambda rng: rng.random((7, 1)) < 0.67),
+    ),
     "bool_mask_by_head": ("[B, Hq, S, T].", _Setup(mask=_bool_mask(2, 3, 7, 7), rank=4)),
     "bool_mask_grouped": (
         "A mask by query head with grouped key/value heads.",
@@ -348,6 +386,8 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         "A query whose scores are all -inf is not one that sees no key: NaN.",
         _Setup(edit=_inf_query_open),
     ),
+    "inf_key_open": ("A key whose score is -inf has no weight.", _Setup(edit=_inf_key_open)),
+    "inf_value_open": ("An infinite value reaches its channel.", _Setup(edit=_inf_value_open)),
     "nan_query_blind": (
         "A NaN query that sees no key gives 0.",
         _Setup(edit=_nan_query_blind, mask=_blind_rows(7, 7)),

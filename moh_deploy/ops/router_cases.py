@@ -64,6 +64,10 @@ def _negative(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return -10.0 - np.abs(rng.standard_normal(shape))
 
 
+def _very_negative(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return -200.0 - np.abs(rng.standard_normal(shape))
+
+
 def _large(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     ranks = np.broadcast_to(np.arange(shape[-1], dtype=np.float64), shape)
     logits: np.ndarray = rng.permuted(300.0 * ranks, axis=-1)
@@ -114,6 +118,10 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         _Setup(num_shared=3, shared_logits=False, staged=False),
     ),
     "shared_unweighed": ("Shared logits without a stage.", _Setup(staged=False)),
+    "fewer_routed": (
+        "More shared heads than routed ones.",
+        _Setup(num_routed=2, top_k=1, num_shared=5),
+    ),
     "all_shared": (
         "A layer without routed heads: all gates open, no choice.",
         _Setup(num_routed=0, top_k=0, num_shared=5, staged=False),
@@ -147,6 +155,10 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "negative_logits": (
         "All-negative logits: softmax first, a zero is not the neutral element.",
         _Setup(logits=_negative),
+    ),
+    "very_negative_logits": (
+        "exp underflows unless the maximum is taken off first.",
+        _Setup(logits=_very_negative),
     ),
     "large_logits": ("exp overflows unless the maximum is taken off first.", _Setup(logits=_large)),
     "underflowing": (

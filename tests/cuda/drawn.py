@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.spec import FLOAT_TYPES
+from moh_deploy.ops.spec import FLOAT_TYPES, Arrays
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import aggregated_attention_setups, attention_setups, router_setups
 
@@ -35,6 +36,10 @@ _SEVERAL_TILES = (
     replace(_TILES, seq_len=70, kv_len=70, head_dim=72, value_dim=72),
     replace(_TILES, seq_len=66, kv_len=70, head_dim=160, value_dim=192),
     replace(_TILES, seq_len=66, kv_len=40, head_dim=256, value_dim=256, is_causal=True),
+    replace(_TILES, seq_len=20, kv_len=20, value_dim=40),  # values need a larger tile than queries
+    replace(_TILES, seq_len=5, kv_len=193),  # a key more than three tiles, which are three splits
+    # More rows than are listed at once.
+    replace(_TILES, seq_len=1100, kv_len=3, head_dim=4, value_dim=4),
 )
 
 
@@ -60,6 +65,20 @@ def drawn_cases(op: str, count: int) -> tuple[Case, ...]:
 
 def cases_of_several_tiles() -> tuple[Case, ...]:
     """Return attention that fills several tiles of rows and of keys, for each head size."""
-    return tuple(
+    cases = [
         replace(setup, dtype=dtype).case() for setup in _SEVERAL_TILES for dtype in FLOAT_TYPES
-    )
+    ]
+    return (*cases, *(_of_nothing_but_the_lowest_bias(dtype) for dtype in FLOAT_TYPES))
+
+
+def _of_nothing_but_the_lowest_bias(dtype: str) -> Case:
+    """Beside it every score is rounded away: all keys weigh the same."""
+    setup = replace(_TILES, seq_len=7, kv_len=70, mask=MaskSetup("float32"), dtype=dtype)
+    case = setup.case()
+
+    def build(rng: np.random.Generator) -> Arrays:
+        *others, mask = case.build(rng)
+        assert mask is not None
+        return (*others, np.full_like(mask, np.finfo(np.float32).min))
+
+    return replace(case, name="lowest_bias", build=build)
