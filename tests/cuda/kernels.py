@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,15 +41,25 @@ def plans_of(case: Case) -> tuple[Plan, ...]:
     return PLANS if case.op == "MoHAttention" else (CHOSEN,)
 
 
+Placement = Callable[[abi.AttentionArgs], AbstractContextManager[None]]
+"""Moves the tensors of an attention elsewhere, and the output back."""
+
+
 class Kernels:
     """A library of kernels and the memory that they work on."""
 
     def __init__(
-        self, library: ctypes.CDLL, *, memory: Memory | None = None, guards: bool = True
+        self,
+        library: ctypes.CDLL,
+        *,
+        memory: Memory | None = None,
+        guards: bool = True,
+        place: Placement = nullcontext,
     ) -> None:
         self._library = library
         self._memory = HostMemory() if memory is None else memory
         self._guards = guards
+        self._place = place
 
     def find_mismatch(self, case: Case, plan: Plan = CHOSEN) -> str | None:
         """Run a case and say what is wrong with it, or return None."""
@@ -125,14 +137,15 @@ class Kernels:
         )
         workspace = self._blank(size.value)
         address = workspace.address if size.value else None
-        self._call(
-            "moh_cuda_attention",
-            ctypes.byref(args),
-            ctypes.byref(choice),
-            address,
-            size.value,
-            None,
-        )
+        with self._place(args):
+            self._call(
+                "moh_cuda_attention",
+                ctypes.byref(args),
+                ctypes.byref(choice),
+                address,
+                size.value,
+                None,
+            )
         self._check(workspace, "the workspace")
 
     def _choose(self, args: abi.AttentionArgs, plan: Plan) -> abi.AttentionChoice:

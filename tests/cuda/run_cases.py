@@ -13,11 +13,13 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.drawn import cases_of_several_tiles, drawn_cases
+from tests.cuda.far_apart import far_apart
 from tests.cuda.kernels import CHOSEN, Kernels, plans_of
 from tests.cuda.libraries import Emulator
 
@@ -27,7 +29,11 @@ CUDA_OPS = ("MoHRouter", "MoHAttention", "MoHAggregatedAttention")
 def main() -> int:
     arguments = _parser().parse_args()
     emulator = Emulator(arguments.library)
-    kernels = Kernels(emulator.library, guards=not arguments.no_guards)
+    kernels = Kernels(
+        emulator.library,
+        guards=not arguments.no_guards,
+        place=far_apart if arguments.far_apart else nullcontext,
+    )
     runs = problems = 0
     for case in _cases(arguments):
         plans = (CHOSEN,) if arguments.chosen_plan else plans_of(case)
@@ -54,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiles", action="store_true", help="attention of several tiles, besides")
     parser.add_argument("--chosen-plan", action="store_true", help="not every tactic and split")
     parser.add_argument("--no-guards", action="store_true", help="tensors end where memory does")
+    parser.add_argument("--far-apart", action="store_true", help="tokens of an attention")
     parser.add_argument("--stop", action="store_true", help="at the first problem")
     return parser
 
