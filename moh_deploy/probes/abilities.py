@@ -18,8 +18,8 @@ from moh_deploy.probes.tools import OLDEST_NVCC, ToolFacts
 # Library to whose headers it is built with.
 _BUILT_WITH = {PLUGIN_NAME: "TensorRT", ORT_CUDA_NAME: "ONNX Runtime"}
 _GET_HEADERS = {
-    "TensorRT": "apt install libnvinfer-headers-dev from NVIDIA's repository, or unpack NVIDIA's"
-    " archive; in another folder than the usual ones, set TENSORRT_INCLUDE_DIR",
+    "TensorRT": "pip install 'moh-deploy[tensorrt]' has them; those of an installed TensorRT in"
+    " another folder than the usual ones are named by TENSORRT_INCLUDE_DIR",
     "ONNX Runtime": "apt install libonnxruntime-dev",
 }
 _FLAVOURS = {one.title: one for one in FLAVOURS.values()}
@@ -74,6 +74,7 @@ def abilities(machine: Machine) -> tuple[Ability, ...]:
             (*full_gaps, *gpu_gaps, *_plugin_gaps(machine, full), *on_gpu),
             _title(full),
         ),
+        _ability("moh-deploy run, verify: engines", _runner_gaps(machine), "Polygraphy"),
         _ability("run CUDA kernels in ONNX Runtime", _ort_cuda_gaps(machine), _runtime(machine)),
     )
 
@@ -158,6 +159,14 @@ def _rtx_gpu_gaps(machine: Machine) -> Iterator[Failed]:
     gpu = _first_gpu(machine)
     if gpu is not None and gpu.dotted not in _FLAVOURS["TensorRT-RTX"].targets:
         yield Failed(f"TensorRT-RTX has nothing for {gpu}", "build with TensorRT there")
+
+
+def _runner_gaps(machine: Machine) -> Iterator[Failed]:
+    yield from _gpu_gaps(machine)
+    found = next((one for one in machine.packages.found if one.name == "polygraphy"), None)
+    if found is None or found.problem:
+        why = "polygraphy is not installed" if found is None else str(found.problem)
+        yield Failed(why, "pip install 'moh-deploy[engine]'")
 
 
 def _code_gaps(machine: Machine, library: LibraryFacts | Failed) -> Iterator[Failed]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,15 @@ def _version(path: str, pattern: str) -> str | None:
 
 
 def _folder_of(header: str, variable: str, parts: tuple[str, ...]) -> Path | None:
-    """Return where CMake would find a header; a variable may name the folder."""
+    """Return where `make` would find a header; a variable may name the folder."""
     named = filter(None, os.environ.get(variable, "").split(os.pathsep))
     usual = (Path(root, part) for root in _INCLUDE_ROOTS for part in parts)
-    return next((one for one in (*map(Path, named), *usual) if (one / header).is_file()), None)
+    folders = (*map(Path, named), *usual, *_packaged())
+    return next((one for one in folders if (one / header).is_file()), None)
+
+
+def _packaged() -> Iterator[Path]:
+    """Return where the extra `tensorrt` has TensorRT's headers, which `make plugin` takes."""
+    spec = importlib.util.find_spec("kernel_lens")
+    if spec is not None and spec.origin is not None:
+        yield Path(spec.origin).parent / "include" / "tensorrt"

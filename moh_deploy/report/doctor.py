@@ -42,7 +42,8 @@ class DoctorReport:
         lost = [one for one in self.abilities if one.essential and not one.can]
         if not lost:
             return None
-        reasons = "; ".join(f"cannot {one.name}: {one.gaps[0].why}" for one in lost)
+        whys = (f"cannot {one.name}: {one.gaps[0].why.rstrip('.')}" for one in lost)
+        reasons = "; ".join(whys)
         return ValidationError(f"{reasons}.", hint=lost[0].gaps[0].fix)
 
     def to_json(self) -> dict[str, object]:
@@ -75,7 +76,7 @@ class DoctorReport:
             self.failure is None,
             "all that is essential can be done here"
             if self.failure is None
-            else "NOT USABLE HERE: see the rows that cannot be done",
+            else "NOT ALL THAT IS ESSENTIAL CAN BE DONE HERE",
         )
 
 

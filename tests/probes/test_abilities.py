@@ -28,7 +28,8 @@ TRT, TRT_KERNELS = (
     "build and run TensorRT engines, with kernels",
 )
 NAMES = [EXPORT, CPU, CPU_KERNELS, BUILD_PLUGIN, BUILD_ORT, RTX, RTX_KERNELS, RTX_RUN, TRT]
-NAMES += [TRT_KERNELS, ORT_CUDA]
+RUNNER = "moh-deploy run, verify: engines"
+NAMES += [TRT_KERNELS, RUNNER, ORT_CUDA]
 
 _BROKEN = Failed("it is broken", "mend it")
 _CODE = DeviceCode((80, 86, 89, 90, 120), (120,))
@@ -38,11 +39,12 @@ def _tensorrt(name: str, version: str) -> TensorRTFacts:
     return TensorRTFacts(name, Registry(version, ()), Registry(version, ()))
 
 
+_POLYGRAPHY = PackageFacts("polygraphy", "0.53.6", "<0.60,>=0.53", False, None, None)
 FULL = Machine(
     moh_deploy="0.1.0",
     python="3.12.1",
     platform="Linux x86_64",
-    packages=Packages(True, ()),
+    packages=Packages(True, (_POLYGRAPHY,)),
     export=Importable(),
     cpu=CpuFacts(
         RuntimeFacts("1.30.0", ("CUDAExecutionProvider", "CPUExecutionProvider")),
@@ -91,7 +93,12 @@ def test_a_machine_with_everything_can_do_everything():
 
 _NO_TORCH = PackageFacts("torch", None, ">=2.9", True, "torch is not installed", "pip install it")
 _LACKS = {
-    "torch": (replace(FULL, packages=Packages(True, (_NO_TORCH,))), {EXPORT}),
+    "torch": (replace(FULL, packages=Packages(True, (_NO_TORCH, _POLYGRAPHY))), {EXPORT}),
+    "polygraphy": (replace(FULL, packages=Packages(True, ())), {RUNNER}),
+    "young polygraphy": (
+        replace(FULL, packages=Packages(True, (replace(_POLYGRAPHY, problem="it is 0.49"),))),
+        {RUNNER},
+    ),
     "importable export": (replace(FULL, export=_BROKEN), {EXPORT}),
     "function bodies": (
         replace(FULL, cpu=replace(FULL.cpu, functions=_BROKEN)),
@@ -102,7 +109,7 @@ _LACKS = {
         replace(FULL, cpu=replace(FULL.cpu, runtime=RuntimeFacts("1.30.0", ("CPU",)))),
         {ORT_CUDA},
     ),
-    "GPU": (replace(FULL, gpu=_BROKEN), {RTX_RUN, TRT, TRT_KERNELS, ORT_CUDA}),
+    "GPU": (replace(FULL, gpu=_BROKEN), {RTX_RUN, TRT, TRT_KERNELS, RUNNER, ORT_CUDA}),
     "GPU that RTX takes": (_with_gpu(90), {RTX_RUN}),
     "GPU with kernels": (_with_gpu(75), {TRT_KERNELS, ORT_CUDA}),
     "plugin": (replace(FULL, plugin=_BROKEN), {RTX_KERNELS, TRT_KERNELS}),

@@ -47,6 +47,14 @@ def test_a_driver_without_gpus_is_none(fakes: Fakes):
     assert found.why == "the NVIDIA driver finds no GPU"
 
 
+def test_a_driver_that_cannot_be_loaded_says_why(fakes: Fakes):
+    (fakes.folder / "libcuda.so.1").write_text("no library")
+    found = probe_gpu()
+    assert isinstance(found, Failed)
+    assert "no NVIDIA driver: " in found.why
+    assert "file too short" in found.why or "invalid ELF header" in found.why
+
+
 def test_a_driver_that_crashes_is_a_finding(fakes: Fakes):
     fakes.library("libcuda.so.1", "int cuInit(unsigned f) { return *(volatile int*)0; }")
     found = probe_gpu()
@@ -61,6 +69,6 @@ def test_this_machine():
     except OSError:
         found = probe_gpu()
         assert isinstance(found, Failed)
-        assert found.why.startswith("no NVIDIA driver: libcuda.so.1: ")
+        assert found.why == "no NVIDIA driver: libcuda.so.1 was not found"
     else:
         pytest.skip("there is a driver")

@@ -42,3 +42,12 @@ def test_headers_are_found_where_the_variable_says(fakes: Fakes, monkeypatch: py
     assert probe_tools().headers["TensorRT"] != fakes.folder
     (fakes.folder / "NvInferRuntime.h").touch()
     assert probe_tools().headers["TensorRT"] == fakes.folder
+
+
+def test_headers_of_the_extra_are_found(fakes: Fakes):
+    (fakes.folder / "kernel_lens" / "include" / "tensorrt").mkdir(parents=True)
+    (fakes.folder / "kernel_lens" / "__init__.py").touch()
+    folder = fakes.folder / "kernel_lens" / "include" / "tensorrt"
+    (folder / "NvInferRuntime.h").touch()
+    found = probe_tools().headers["TensorRT"]
+    assert found == folder or Path("/usr") in getattr(found, "parents", ())

@@ -53,7 +53,9 @@ def read_driver() -> Driver:
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        raise BackendError(f"no NVIDIA driver: {error}") from error
+        missing = "cannot open shared object file: No such file" in str(error)
+        why = "libcuda.so.1 was not found" if missing else str(error)
+        raise BackendError(f"no NVIDIA driver: {why}") from error
     _check(cuda, "cuInit", cuda.cuInit(0))
     version, count = ctypes.c_int(), ctypes.c_int()
     _check(cuda, "cuDriverGetVersion", cuda.cuDriverGetVersion(ctypes.byref(version)))

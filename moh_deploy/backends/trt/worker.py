@@ -14,8 +14,10 @@ from collections.abc import Callable
 from importlib import import_module
 
 from moh_deploy.backends.trt import builder
+from moh_deploy.backends.trt.driver import read_driver
 from moh_deploy.backends.trt.flavour import FLAVOURS
 from moh_deploy.backends.trt.messages import BuildRequest, Failure, Message, Stack, decode, encode
+from moh_deploy.errors import BackendError
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -54,25 +56,10 @@ def _reporting(serve: Callable[[], None], tell: Callable[[Message], None]) -> No
 def _gpu() -> tuple[str, ...]:
     """Return name and compute capability of the first GPU, and the driver's CUDA version."""
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+        driver = read_driver()
+    except BackendError:  # TensorRT says it in its own words when it is to build.
         return ()
-    version, major, minor = (ctypes.c_int() for _ in range(3))
-    name = ctypes.create_string_buffer(256)
-    failed = (
-        cuda.cuInit(0)
-        or cuda.cuDriverGetVersion(ctypes.byref(version))
-        or cuda.cuDeviceGetName(name, len(name), 0)
-        or cuda.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, 0)
-        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, 0)
-    )
-    if failed:
-        return ()
-    cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return name.value.decode(), f"{major.value}.{minor.value}", cuda_version
-
-
-_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+    return driver.gpus[0].name, driver.gpus[0].dotted, driver.cuda
 
 
 def _die_with_parent() -> None:
