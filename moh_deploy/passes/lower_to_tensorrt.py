@@ -8,7 +8,8 @@ inline_functions    every node of ours that is to be no plugin becomes operators
                     a dense layer for a plugin, and one overload's body for another's; and up to
                     TensorRT 10.6 it prefers a function to a plugin. So no function is left
 close_input_gaps    the parser refuses nodes that leave out an input in between
-tell_open_shares    the share of open gates in the recorded runs: tactics are measured with it
+tell_fields         the share of open gates in the recorded runs: tactics are measured with it. And
+                    defaults, or the parser warns of each
 
 Not needed, and so not done: int64 indices (TensorRT has them from 10.0 on); constant top-k (an
 attribute of MoHRouter, a constant in its body); float32 `Attention` (the network makes it
@@ -22,7 +23,7 @@ from collections.abc import Collection, Mapping
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from moh_deploy.ops.plugin_support import OPEN_SHARE, PLUGINS
+from moh_deploy.ops.plugin_support import OPEN_SHARE, PLUGINS, PRESENT_INPUTS
 from moh_deploy.package import KERNEL_DOMAIN
 from moh_deploy.passes.close_input_gaps import close_input_gaps
 
@@ -41,7 +42,7 @@ def lower_to_tensorrt(
     """
     inline_functions(model, but=plugin_nodes)
     close_input_gaps(model)
-    tell_open_shares(model, open_shares)
+    tell_fields(model, open_shares)
 
 
 def nodes_with_plugins(model: ir.Model) -> tuple[ir.Node, ...]:
@@ -62,9 +63,11 @@ def inline_functions(model: ir.Model, *, but: Collection[str]) -> None:
         node.overload = ""
 
 
-def tell_open_shares(model: ir.Model, shares: Mapping[str, float]) -> None:
-    """Write the shares onto the attention nodes that have such a field."""
-    for node in model.graph:
-        share = shares.get(node.name or "")
+def tell_fields(model: ir.Model, open_shares: Mapping[str, float]) -> None:
+    """Write onto the nodes of plugins what only plugins have."""
+    for node in nodes_with_plugins(model):
+        share = open_shares.get(node.name or "")
         if share is not None and OPEN_SHARE in PLUGINS[node.op_type].fields:
             node.attributes.add(ir.AttrFloat32(OPEN_SHARE.name, share))
+        if PRESENT_INPUTS.name not in node.attributes:
+            node.attributes.add(ir.AttrInt64(PRESENT_INPUTS.name, 0))

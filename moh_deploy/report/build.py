@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from moh_deploy.backends.trt.engine_dir import EngineLayer
 from moh_deploy.backends.trt.profiles import Profile, profile_text
-from moh_deploy.backends.trt.rejection import Rejection, refusal
+from moh_deploy.backends.trt.rejection import Rejection, reasons, refusal
 from moh_deploy.errors import MoHDeployError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class BuildReport:
         kinds = Counter(layer.moh_impl for layer in self.layers)
         layers = ", ".join(f"{number} by {kind}" for kind, number in kinds.items()) or "none"
         if self.status == "refused":
-            return f"REFUSED for {len(self.rejections)} reasons"
+            return f"REFUSED for {reasons(self.rejections)}"
         if self.status == "possible":
             return f"NOTHING WRITTEN: this can be built; MoH layers: {layers}"
         size = f"{si(self.engine_bytes)}B"

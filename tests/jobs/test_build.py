@@ -19,6 +19,7 @@ from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.jobs.engine_graph import make_engine_graph
 from moh_deploy.jobs.precision import save_model
 from moh_deploy.package import OnnxPackage
+from moh_deploy.probes.device_code import device_code
 from moh_deploy.report.build import BuildReport
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
@@ -31,6 +32,7 @@ from tests.trt_packages import (
     wide_heads,
     write_changed,
 )
+from tests.two_layers import write_two_layers
 
 TARGETS = ("8.6", "8.9", "12.0")
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -341,3 +343,41 @@ def test_what_was_not_compared_is_said(build: Callable[..., BuildReport]):
     (note,) = build(precision="bf16").notes
     assert "bfloat16 was not compared with the original model" in note
     assert build(precision="fp16").notes == ()
+
+
+def test_a_model_without_layers_builds(build: Callable[..., BuildReport], tmp_path: Path):
+    package = write_package(tmp_path / "ordinary", with_layer=False)
+    report = build(package_dir=package.root, require_kernels=True)
+    assert (report.status, report.layers) == ("built", ())
+
+
+def test_choices_by_size_become_one_for_each_layer(
+    build: Callable[..., BuildReport], tmp_path: Path
+):
+    package = write_two_layers(tmp_path / "two")
+    choices = {"all": "sparse", "all[batch<=4]": "dense"}
+    moh_deploy.tune(package.root, choose=choices)
+    assert any(node.op_type == "If" for node in onnx.load(package.model_path).graph.node)
+    small = build(package_dir=package.root, profiles=["batch=1..2..4"])
+    assert [one.moh_impl for one in small.layers] == ["function", "function"]
+    both = build(package_dir=package.root, profiles=["batch=1..2..4", "batch=8"])
+    assert [one.moh_impl for one in both.layers] == ["kernel", "kernel"]
+
+
+def test_the_log_has_no_warnings_of_the_parser(build: Callable[..., BuildReport], tmp_path: Path):
+    build()
+    log = (tmp_path / "engine" / "build.log").read_text()
+    assert "INFO: Successfully created plugin: MoHAttention" in log
+    assert "present_inputs not found" not in log
+
+
+def test_the_compiled_library_builds_for_what_it_has_code_for(
+    build: Callable[..., BuildReport],
+):
+    library = Path(native.__file__).parent / plugin_library.PLUGIN_NAME
+    if not library.is_file():
+        pytest.skip("the plugin library is not compiled: make plugin")
+    code = device_code(library)
+    targets = [one for one in ("8.0", "8.6", "8.9", "12.0") if code.runs_on(int(float(one) * 10))]
+    report = build(plugin=library, compute_capabilities=targets, require_kernels=True)
+    assert report.status == "built"

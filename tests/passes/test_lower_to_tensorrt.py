@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -19,7 +18,6 @@ from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
 def _lowered(model: ir.Model, *names: str, **shares: float) -> dict[str, ir.Node]:
     """Return what is left of our nodes, by name."""
     lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
-    onnx.checker.check_model(ir.to_proto(model))
     assert not model.functions
     return {n.name or "": n for n in model.graph if n.domain.startswith("moh")}
 
@@ -81,6 +79,7 @@ def test_the_share_of_open_gates_is_told_to_attention_only(two_layers: OnnxPacka
     model = ir.load(two_layers.model_path)
     left = _lowered(model, FIRST, SECOND, ROUTER, **{FIRST: 0.625, ROUTER: 0.5})
     assert left[FIRST].attributes["open_share"].as_float() == 0.625
+    assert left[FIRST].attributes["present_inputs"].as_int() == 0
     assert "open_share" not in left[SECOND].attributes
     assert "open_share" not in left[ROUTER].attributes
 

@@ -40,4 +40,9 @@ def refusal(rejections: Sequence[Rejection], *, title: str) -> BackendError:
         title: What would have built it.
     """
     lines = "".join(f"\n  - {one}" for one in rejections)
-    return BackendError(f"{title} cannot build this package, for {len(rejections)} reasons:{lines}")
+    return BackendError(f"{title} cannot build this package, for {reasons(rejections)}:{lines}")
+
+
+def reasons(rejections: Sequence[Rejection]) -> str:
+    """Return `1 reason` or `3 reasons`."""
+    return f"{len(rejections)} reason{'s' if len(rejections) > 1 else ''}"
