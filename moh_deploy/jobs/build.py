@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from moh_deploy import __version__
@@ -154,19 +155,12 @@ class _Build:
         if earlier is not None and earlier.key == self._plan.key(self._process.stack):
             _require(earlier.layers, required=require_kernels)
             return self._cached(earlier)
-        self._plan.require_gpu(self._process.stack)
-        package = self._in_precision()
-        with self._progress.step("lowering the model"):
-            graph = make_engine_graph(
-                package, self._plan.profiles, plugins=self._plan.library is not None
-            )
-            save_model(graph.model, package, self._work)
+        graph = self._lower()
         rejections = graph.rejections + self._refused_targets(graph)
         if not rejections:
             _require(engine_layers(graph, graph.plugin_nodes), required=require_kernels)
-        answer = self._process.build(
-            self._request(parse_only=dry_run or bool(rejections)), self._progress
-        )
+        request = self._request(graph, parse_only=dry_run or bool(rejections))
+        answer = self._process.build(request, self._progress)
         rejections += refused_by_parser(answer.errors, self._title)
         if rejections and not dry_run:
             raise refusal(rejections, title=self._title)
@@ -174,15 +168,20 @@ class _Build:
         if not rejections:
             check_network(graph, answer, title=self._title)
         if dry_run:
-            status = "refused" if rejections else "possible"
-            return self._report(status, layers, rejections=rejections)
-        manifest = self._write(layers, answer)
-        return self._report(
-            "built",
-            layers,
-            engine_bytes=answer.engine_bytes,
-            build_seconds=manifest.build_seconds,
-        )
+            report = self._report("refused" if rejections else "possible", layers)
+            return replace(report, rejections=rejections)
+        self._write(layers, answer)
+        report = self._report("built", layers)
+        return replace(report, engine_bytes=answer.engine_bytes, build_seconds=answer.seconds)
+
+    def _lower(self) -> EngineGraph:
+        """Write the model that TensorRT is given."""
+        self._plan.require_gpu(self._process.stack)
+        package, has_plugins = self._in_precision(), self._plan.library is not None
+        with self._progress.step("lowering the model"):
+            graph = make_engine_graph(package, self._plan.profiles, plugins=has_plugins)
+            save_model(graph.model, package, self._work)
+        return graph
 
     def _refused_targets(self, graph: EngineGraph) -> tuple[Rejection, ...]:
         here = self._process.stack.compute_capability
@@ -212,12 +211,13 @@ class _Build:
             )
         return OnnxPackage.open(lowered.package, check_digests=False)
 
-    def _request(self, *, parse_only: bool) -> BuildRequest:
+    def _request(self, graph: EngineGraph, *, parse_only: bool) -> BuildRequest:
         plan, inputs = self._plan, self._plan.package.manifest.inputs
         return BuildRequest(
             model=str(self._work / MODEL_NAME),
             engine=None if parse_only else str(self._staged.path / ENGINE_NAME),
             plugin=None if plan.library is None else str(plan.library.path),
+            creators=graph.plugin_ops,
             embed_plugin=plan.embed_plugin,
             compute_capabilities=plan.targets,
             profiles=tuple(shapes(inputs, one) for one in plan.profiles),
@@ -233,7 +233,7 @@ class _Build:
         (self._work / _TIMES_BEFORE).write_bytes(times)
         return str(self._work / _TIMES_BEFORE)
 
-    def _write(self, layers: tuple[EngineLayer, ...], answer: BuildAnswer) -> EngineManifest:
+    def _write(self, layers: tuple[EngineLayer, ...], answer: BuildAnswer) -> None:
         """Put the engine directory at its place."""
         with self._progress.step("writing the engine"):
             if self._times is not None and self._times.why_ignored() is None:
@@ -248,7 +248,6 @@ class _Build:
             for file in self._staged.path.iterdir():
                 sync_file(file)
             self._staged.commit()
-        return manifest
 
     def _keep_onnx(self) -> None:
         for name in (MODEL_NAME, MODEL_DATA_NAME):
@@ -288,14 +287,11 @@ class _Build:
         )
 
     def _cached(self, earlier: EngineManifest) -> BuildReport:
-        return self._report(
-            "cached",
-            earlier.layers,
-            engine_bytes=(self._output / ENGINE_NAME).stat().st_size,
-            build_seconds=earlier.build_seconds,
-        )
+        size = (self._output / ENGINE_NAME).stat().st_size
+        report = self._report("cached", earlier.layers)
+        return replace(report, engine_bytes=size, build_seconds=earlier.build_seconds)
 
-    def _report(self, status: str, layers: tuple[EngineLayer, ...], **found: object) -> BuildReport:
+    def _report(self, status: str, layers: tuple[EngineLayer, ...]) -> BuildReport:
         plan = self._plan
         return BuildReport(
             output=self._output,
@@ -307,7 +303,6 @@ class _Build:
             layers=layers,
             plugin=None if plan.library is None else _plugin_text(embedded=plan.embed_plugin),
             notes=tuple(self._notes()),
-            **found,  # type: ignore[arg-type]
         )
 
     def _notes(self) -> list[str]:
@@ -344,6 +339,8 @@ def _timing_cache_path(path: Path | str | None, flavour: Flavour) -> Path | None
             " compiles for the GPU when it runs.",
             hint="Leave the option out.",
         )
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise ConfigError(f"timing_cache is {path}: there is no such folder.")
     return None if path is None else Path(path)
 
 

@@ -30,6 +30,7 @@ class EngineGraph:
         layers: With one choice each, and the dtypes of routers in lower precision.
         routers: Name of each layer's MoHRouter node; None: its router is made of operators.
         plugin_nodes: Names of the nodes that are plugins.
+        plugin_ops: Their ops.
         types: Name of each value to its dtype.
         rejections: What the plugins do not take.
     """
@@ -38,6 +39,7 @@ class EngineGraph:
     layers: tuple[LayerInfo, ...]
     routers: tuple[str | None, ...]
     plugin_nodes: frozenset[str]
+    plugin_ops: tuple[str, ...]
     types: dict[str, str]
     rejections: tuple[Rejection, ...]
 
@@ -61,7 +63,15 @@ def make_engine_graph(
     routers, types = _routers(model, layers), _types(model)
     shares = {one.node: one.active_share for one in layers if one.node and one.active_share}
     lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
-    return EngineGraph(model, layers, routers, names, types, rejections + refused_types(types))
+    return EngineGraph(
+        model,
+        layers,
+        routers,
+        plugin_nodes=names,
+        plugin_ops=tuple(sorted({node.op_type for node in nodes if node.name in names})),
+        types=types,
+        rejections=rejections + refused_types(types),
+    )
 
 
 def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[LayerInfo, ...]:

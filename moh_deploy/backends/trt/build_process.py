@@ -70,6 +70,11 @@ class BuildProcess:
     ) -> None:
         self._closing.close()
 
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
     def build(self, request: BuildRequest, progress: Progress) -> BuildAnswer:
         """Let it build.
 

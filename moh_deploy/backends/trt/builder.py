@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from moh_deploy.backends.trt.messages import BuildAnswer, BuildRequest, Message, Step
 from moh_deploy.backends.trt.network import ParsedNetwork
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 
 
 class BuildFailed(Exception):
@@ -26,7 +27,7 @@ def build(trt: Any, request: BuildRequest, tell: Callable[[Message], None]) -> B
     """
     logger = _logger(trt)
     if request.plugin is not None:
-        _load(trt, request.plugin)
+        _load(trt, request.plugin, request.creators)
     builder = trt.Builder(logger)
     parsed = ParsedNetwork(trt, logger, builder)
     tell(Step("parsing the model"))
@@ -52,16 +53,25 @@ def _logger(trt: Any) -> Any:
         def log(self, severity: Any, text: str) -> None:
             # An exception would end the process, be the disk full or not.
             with suppress(OSError):
-                if severity <= trt.ILogger.Severity.INFO:
+                if int(severity) <= int(trt.ILogger.Severity.INFO):
                     print(f"{severity.name}: {text}", file=sys.stderr, flush=True)
 
     return Logger()
 
 
-def _load(trt: Any, path: str) -> None:
+def _load(trt: Any, path: str, ops: Sequence[str]) -> None:
+    registry = trt.get_plugin_registry()
     # None, without a word, is what it gives for whatever is wrong.
-    if trt.get_plugin_registry().load_library(path) is None:
+    if registry.load_library(path) is None:
         raise BuildFailed(f"the plugin registry did not take {path}")
+    found = {(one.name, one.plugin_version, one.plugin_namespace) for one in registry.all_creators}
+    version, namespace = PLUGIN_ATTRIBUTES["plugin_version"], PLUGIN_ATTRIBUTES["plugin_namespace"]
+    missing = [op for op in ops if (op, version, namespace) not in found]
+    if missing:
+        raise BuildFailed(
+            f"{path} has no creator of {', '.join(missing)}, version {version}, namespace"
+            f" {namespace}"
+        )
 
 
 def _write_engine(

@@ -50,6 +50,7 @@ class BuildRequest:
         model: The ONNX file.
         engine: Where to write the engine; None: parse only.
         plugin: The plugin library; None: there are no plugins.
+        creators: Ops that its creators have to make.
         embed_plugin: Put the library into the engine.
         compute_capabilities: `8.6` and the like; none: for the GPU that is there.
         profiles: Shapes of each input, one entry a profile.
@@ -61,6 +62,7 @@ class BuildRequest:
     model: str
     engine: str | None
     plugin: str | None
+    creators: tuple[str, ...]
     embed_plugin: bool
     compute_capabilities: tuple[str, ...]
     profiles: tuple[dict[str, ShapeRange], ...]

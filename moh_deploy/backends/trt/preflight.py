@@ -19,7 +19,6 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
 
-_RUN_DENSE = "Run this layer by its function: moh-deploy tune DIR --choose LAYER=dense."
 _EXPORT_AGAIN = "This is no model that moh-deploy writes: export it again."
 
 
@@ -126,7 +125,8 @@ def _input_refused(value: ir.Value, spec: PluginInput, first: ir.Value | None) -
         yield f"{spec.name} is {dtype}", f"{others}, as the inputs before it are", _EXPORT_AGAIN
     rank = len(value.shape) if value.shape is not None else None
     if rank is not None and rank not in spec.ranks:
-        yield f"{spec.name} is of rank {rank}", _either(map(str, spec.ranks)), _RUN_DENSE
+        ranks = _either(map(str, spec.ranks))
+        yield f"{spec.name} is of rank {rank}", ranks, _EXPORT_AGAIN
 
 
 def _sizes_refused(node: ir.Node) -> Iterator[Reason]:
@@ -134,7 +134,14 @@ def _sizes_refused(node: ir.Node) -> Iterator[Reason]:
     for name, most in PLUGINS[node.op_type].limits.items():
         size = _SIZES[name](node)
         if size is not None and size > most:
-            yield f"{name} is {size}", f"up to {most}", _RUN_DENSE
+            yield f"{name} is {size}", f"up to {most}", _by_function(node)
+
+
+def _by_function(node: ir.Node) -> str:
+    """A router has no choice of its own."""
+    if node.op_type == "MoHRouter":
+        return "Build without the plugin library: functions take it."
+    return "Run this layer by its function: moh-deploy tune DIR --choose LAYER=dense."
 
 
 def _profiles_refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Reason]:
