@@ -18,9 +18,13 @@ import pytest
 import moh_deploy
 from moh_deploy.jobs.doctor import doctor
 from moh_deploy.report.doctor import DoctorReport
-from tests.backends.trt.engines import write_engine
+from tests.backends.trt.engines import simulate_gpu, write_engine
 from tests.cli.run_cli import REPOSITORY
+from tests.fakes import Fakes, fakes
 from tests.handmade_package import write_package
+from tests.probes.test_device_code import fat_binary
+
+__all__ = ["fakes"]
 
 _LIGHT = ("click", "markdown_it", "mdurl", "packaging", "pygments", "rich", "typing_extensions")
 
@@ -105,6 +109,23 @@ def test_an_artefact_that_does_not_run_here_ends_with_1(tmp_path: Path):
     assert failure is not None
     assert failure.exit_code == 1
     assert "cannot run here: no NVIDIA driver" in failure.message
+
+
+def test_a_machine_with_a_gpu_builds_and_runs_with_kernels(fakes: Fakes):
+    """Simulated: an L4, TensorRT, and a plugin library with code for it, or for another GPU."""
+    simulate_gpu(fakes)
+    fakes.program("nvidia-smi", "echo 590.12")
+    code = f'const char* moh_plugin_version() {{ return "{moh_deploy.__version__}"; }}'
+    plugin = fakes.library("libmoh_plugin.so", code)
+    empty = plugin.read_bytes()
+    plugin.write_bytes(empty + fat_binary((2, 80, 8), (2, 89, 8)) + b"-" * 80)
+    found = {one.name: one for one in doctor(plugin=plugin).abilities}
+    assert found["build and run TensorRT engines, with kernels"].how == "TensorRT 10.9.0.34"
+    plugin.write_bytes(empty + fat_binary((2, 90, 8)) + b"-" * 80)
+    found = {one.name: one for one in doctor(plugin=plugin).abilities}
+    assert found["build and run TensorRT engines"].can
+    (gap,) = found["build and run TensorRT engines, with kernels"].gaps
+    assert gap.why == f"{plugin} has no code for NVIDIA L4 (8.9)"
 
 
 def test_a_machine_without_anything_ends_with_1_and_says_what_to_install(bare: Environment):

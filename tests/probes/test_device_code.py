@@ -10,7 +10,7 @@ from moh_deploy.probes.device_code import DeviceCode, device_code
 from tests.cuda.nvcc import NoCompiler, compiler
 
 
-def _binary(*entries: tuple[int, int, int]) -> bytes:
+def fat_binary(*entries: tuple[int, int, int]) -> bytes:
     """Return a fat binary of entries: kind, architecture, bytes of code."""
     code = b"".join(
         struct.pack("<HHIQ12xI32x", kind, 257, 64, size, arch) + b"\x50" * size
@@ -21,14 +21,14 @@ def _binary(*entries: tuple[int, int, int]) -> bytes:
 
 def test_entries_of_several_binaries_are_read(tmp_path: Path):
     library = tmp_path / "library.so"
-    first = _binary((2, 80, 24), (2, 86, 8), (1, 120, 40))
-    library.write_bytes(b"\x7fELF..." + first + b"-" * 5 + _binary((2, 80, 0)) + b"-" * 80)
+    first = fat_binary((2, 80, 24), (2, 86, 8), (1, 120, 40))
+    library.write_bytes(b"\x7fELF..." + first + b"-" * 5 + fat_binary((2, 80, 0)) + b"-" * 80)
     assert device_code(library) == DeviceCode((80, 86), (120,))
 
 
 def test_a_library_cut_off_is_read_to_its_end(tmp_path: Path):
     library = tmp_path / "library.so"
-    library.write_bytes(_binary((2, 80, 8), (2, 86, 8))[:100])
+    library.write_bytes(fat_binary((2, 80, 8), (2, 86, 8))[:100])
     assert device_code(library).machine in ((80,), ())
 
 

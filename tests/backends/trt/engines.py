@@ -75,11 +75,11 @@ def write_engine(
     return root
 
 
-def simulate_gpu(fakes: Fakes, *, count: int = 1) -> None:
-    """Let new processes find a driver, CUDA's runtime and TensorRT."""
+def simulate_gpu(fakes: Fakes, *, count: int = 1, module: str = "tensorrt") -> None:
+    """Let new processes find a driver, CUDA's runtime and TensorRT, or TensorRT-RTX."""
     fakes.driver(count=count)
     fakes.library("libcudart.so", (_FAKE_RUNTIME / "cudart.c").read_text())
-    (fakes.folder / "tensorrt.py").write_text((_FAKE_RUNTIME / "tensorrt.py").read_text())
+    (fakes.folder / f"{module}.py").write_text((_FAKE_RUNTIME / "tensorrt.py").read_text())
 
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:

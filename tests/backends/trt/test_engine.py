@@ -126,6 +126,48 @@ print(json.dumps([right, [c for c in tensorrt.CALLS if "profile" in c], after]))
     assert found[2][1].endswith("engine is closed.")
 
 
+_RTX = replace(
+    MANIFEST,
+    backend="tensorrt-rtx",
+    versions={"TensorRT-RTX": "10.9.0.34"},
+    compute_capabilities=("8.9",),
+)
+
+
+@needs_polygraphy
+def test_an_engine_of_tensorrt_rtx_runs_by_its_own_module(
+    program: Program, fakes: Fakes, tmp_path: Path
+):
+    simulate_gpu(fakes, module="tensorrt_rtx")
+    found = program(
+        """
+with Engine(sys.argv[1]) as engine:
+    y = engine.run({"x": x(2, 3)})["y"]
+print(json.dumps([np.array_equal(y, 2 * x(2, 3)), "tensorrt" in sys.modules]))
+""",
+        write_engine(tmp_path / "engine", _RTX),
+    )
+    assert found == [True, False]
+
+
+@needs_polygraphy
+def test_engines_of_both_need_a_process_each(program: Program, fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes, module="tensorrt_rtx")
+    found = program(
+        """
+first, second = map(Engine, sys.argv[1:])
+first.run({"x": x(2, 3)})
+refused = attempt(lambda: second.run({"x": x(2, 3)}))
+first.close()
+print(json.dumps(refused))
+""",
+        write_engine(tmp_path / "engine"),
+        write_engine(tmp_path / "rtx", _RTX),
+    )
+    assert "Polygraphy was imported for the other TensorRT" in found[1]
+    assert found[2].startswith("Set POLYGRAPHY_USE_TENSORRT_RTX=1")
+
+
 @needs_polygraphy
 def test_a_gpu_without_cuda_s_runtime_is_refused_for_numpy(
     program: Program, fakes: Fakes, tmp_path: Path
