@@ -21,11 +21,12 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 # The plugins for runtimes are made of these objects, too.
 add_library(moh_cuda_kernels OBJECT ${MOH_CUDA_SOURCES})
 target_include_directories(moh_cuda_kernels PUBLIC ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
-target_compile_options(moh_cuda_kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:
-  -gencode=arch=compute_80,code=[${machine_codes},compute_80] -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas>)
+set(cuda_options -gencode=arch=compute_80,code=[${machine_codes},compute_80] -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas)
+target_compile_options(moh_cuda_kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${cuda_options}>)
 
 add_library(moh_cuda SHARED $<TARGET_OBJECTS:moh_cuda_kernels> ${MOH_CUDA_CONFORMANCE_SOURCES})
 target_include_directories(moh_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
+target_compile_options(moh_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${cuda_options}>)
 set_target_properties(moh_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR} LINKER_LANGUAGE CUDA)
 target_link_options(moh_cuda PRIVATE -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/exports.map)
 

@@ -32,8 +32,8 @@ class HostContext:
 
     def __init__(self, loaded: LoadedEngine, flavour: Flavour) -> None:
         _choose(flavour)
-        from polygraphy.backend.trt import TrtRunner  # type: ignore[import-untyped]
-        from polygraphy.exception import PolygraphyException  # type: ignore[import-untyped]
+        from polygraphy.backend.trt import TrtRunner
+        from polygraphy.exception import PolygraphyException
 
         self._failure, self._loaded = PolygraphyException, loaded
         self._runner = TrtRunner(loaded.engine, name="moh-deploy")
@@ -80,7 +80,7 @@ def _choose(flavour: Flavour) -> None:
     is_rtx = flavour.name == "tensorrt-rtx"
     if "polygraphy" not in sys.modules:
         os.environ[_SWITCH] = "1" if is_rtx else "0"
-    from polygraphy import config  # type: ignore[import-untyped]
+    from polygraphy import config
 
     if is_rtx != config.USE_TENSORRT_RTX:
         raise BackendError(
