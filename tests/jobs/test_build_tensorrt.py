@@ -64,6 +64,8 @@ def test_it_builds_for_the_gpu_that_it_finds(
     assert build().status == "cached"
     monkeypatch.setenv("STAND_IN_VERSION", "11.0.0.2")
     assert build().status == "built"
+    monkeypatch.setenv("STAND_IN_GPU", "Another")
+    assert build().status == "built"
 
 
 def test_measured_times_are_kept_for_the_same_stack(

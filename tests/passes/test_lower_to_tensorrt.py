@@ -7,9 +7,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from moh_deploy.ops import OPS
 from moh_deploy.package import DENSE_DOMAIN, OnnxPackage, at_sizes, with_choices
 from moh_deploy.passes import add_function_bodies, choose_layers
 from moh_deploy.passes.lower_to_tensorrt import lower_to_tensorrt, nodes_with_plugins
+from tests.ops.case_models import case_model
 from tests.passes.models import attention, model, value
 from tests.projected_package import ATTENTION, write_projected
 from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
@@ -108,3 +110,16 @@ def test_each_overload_becomes_its_own_operators():
 def _run(content: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
     session = onnxruntime.InferenceSession(ir.to_proto(content).SerializeToString())
     return session.run(None, feed)[0]
+
+
+def test_gaps_between_inputs_are_closed():
+    (case,) = [
+        c
+        for c in OPS["MoHAggregatedAttention"].cases
+        if (c.name, c.dtype) == ("window_bias_only", "float32")
+    ]
+    content = ir.from_proto(case_model(case))
+    content.graph[0].name = "stage.0.attn"
+    node = _lowered(content, "stage.0.attn")["stage.0.attn"]
+    assert None not in node.inputs
+    assert node.attributes["present_inputs"].as_int() == 0b1_0011_1111

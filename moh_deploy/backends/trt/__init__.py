@@ -4,6 +4,7 @@
     profiles        sizes that an engine is built for, by named dimensions
     plugin_library  finds libmoh_plugin.so and asks it what it is
     preflight       refuses, before any build, what the plugins do not take: all of it at once
+    rejection       one thing that cannot be built
     build_process   starts and ends the process that builds, hears its steps
     messages        what the two processes tell each other
     worker          that process: its program

@@ -63,8 +63,7 @@ def _gpu() -> tuple[str, ...]:
 
 
 def _die_with_parent() -> None:
-    """Nobody would take what is built. Ctrl-C in a terminal is the parent's to hear."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Nobody would take what is built."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 

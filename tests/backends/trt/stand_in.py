@@ -38,7 +38,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     """Return variables with which Python finds the stand-in."""
     (folder / "tensorrt").mkdir(parents=True)
     (folder / "tensorrt" / "__init__.py").write_text(_MODULE)
-    driver = builds.build("cuda", [Path(__file__).with_name("stand_in.cc")])
+    driver = builds.build("driver", [builds.HERE / "driver.cc"])
     (folder / "libcuda.so.1").symlink_to(driver)
     return {
         "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
