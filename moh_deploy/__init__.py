@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moh_deploy.api import export
     from moh_deploy.backends.trt.engine import Engine
+    from moh_deploy.jobs.bench import bench
     from moh_deploy.jobs.build import build
     from moh_deploy.jobs.doctor import doctor
     from moh_deploy.jobs.inspect import inspect
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Engine",
     "OnnxPackage",
+    "bench",
     "build",
     "doctor",
     "export",
@@ -41,6 +43,7 @@ __all__ = [
 _HOME = {
     "Engine": "moh_deploy.backends.trt.engine",
     "OnnxPackage": "moh_deploy.package",
+    "bench": "moh_deploy.jobs.bench",
     "build": "moh_deploy.jobs.build",
     "doctor": "moh_deploy.jobs.doctor",
     "export": "moh_deploy.api",

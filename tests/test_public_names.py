@@ -10,6 +10,7 @@ def test_public_names_are_these():
     assert dir(moh_deploy) == [
         "Engine",
         "OnnxPackage",
+        "bench",
         "build",
         "doctor",
         "export",

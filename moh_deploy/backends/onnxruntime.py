@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import numpy as np
 import onnx
 
 from moh_deploy.backends.input_check import check_inputs, empty_axis
@@ -63,30 +64,38 @@ class OrtRunner:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""
         check_inputs(self.inputs, inputs)
-        results = self._call(inputs)()
+        feeds = {name: to_ort(array) for name, array in inputs.items()}
+        results = self._explaining(inputs, lambda: self._session.run_with_ort_values(None, feeds))
         names = [output.name for output in self._session.get_outputs()]
         return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
-        """Return a call that runs the model on these inputs and drops the outputs: to be timed."""
+        """Return a call that runs the model on these inputs and gives no outputs: to be timed.
+
+        Values go in and out by a binding: a run that is handed them costs 40 us of Python.
+        """
         check_inputs(self.inputs, inputs)
-        return self._call(inputs)
+        # ONNX Runtime reads these very arrays: they live as long as the call.
+        feeds = {name: np.require(array, requirements="C") for name, array in inputs.items()}
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, to_ort(array))
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name)
 
-    def _call(self, inputs: Mapping[str, Array]) -> Callable[[], list[ort.OrtValue]]:
-        feeds = {name: to_ort(array) for name, array in inputs.items()}
-
-        def call() -> list[ort.OrtValue]:
-            try:
-                return _calling_ort(
-                    "running the model", lambda: self._session.run_with_ort_values(None, feeds)
-                )
-            except BackendError as error:
-                empty = empty_axis(self.inputs, inputs)
-                if empty is None:
-                    raise
-                raise _on_nothing(empty, error.message) from error
+        def call() -> None:
+            self._explaining(feeds, lambda: self._session.run_with_iobinding(binding))
 
         return call
+
+    def _explaining(self, inputs: Mapping[str, Array], run: Callable[[], T]) -> T:
+        try:
+            return _calling_ort("running the model", run)
+        except BackendError as error:
+            empty = empty_axis(self.inputs, inputs)
+            if empty is None:
+                raise
+            raise _on_nothing(empty, error.message) from error
 
 
 def open_session(

@@ -10,6 +10,9 @@ main = CommandGroup(
     "moh-deploy",
     "Deploy Mixture-of-Head attention models: one portable package, proven equal to the original.",
     {
+        "bench": CommandHome(
+            "moh_deploy.cli.bench", "Measure how fast packages run, beside baselines."
+        ),
         "build": CommandHome(
             "moh_deploy.cli.build", "Build a TensorRT or TensorRT-RTX engine from a package."
         ),

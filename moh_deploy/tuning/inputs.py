@@ -11,13 +11,15 @@ from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.user_vectors import read_user_vectors
 
+RECORDED = "recorded"
+
 
 @dataclass(frozen=True)
 class InputSet:
     """Inputs of one run of the model.
 
     Attributes:
-        name: The file, or `recorded`.
+        name: The file, `recorded` or `random`.
         sizes: Dimension sizes.
         inputs: Input name to array.
         weight: How often this run counts.
@@ -55,7 +57,7 @@ def input_sets(
             f"{package.root} holds no recorded inputs.", hint="Give some: --inputs FILE.npz."
         )
     recorded = package.vectors[0]
-    return [InputSet("recorded", recorded.sizes, recorded.inputs, 1.0)]
+    return [InputSet(RECORDED, recorded.sizes, recorded.inputs, 1.0)]
 
 
 def _check_weights(weights: Sequence[float], files: Sequence[Path]) -> None:

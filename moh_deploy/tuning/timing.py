@@ -16,23 +16,79 @@ Contestants = Mapping[str, Callable[[], object]]
 Measure = Callable[[str, Contestants], dict[str, Samples]]
 """Times contestants; the first argument says what they all do: a layer's path, or `whole model`."""
 
-# What takes less is called several times for one sample: reading a clock takes time, too.
-_LEAST_SAMPLE_SECONDS = 1e-3
-_LEAST_ROUNDS, _MOST_ROUNDS = 7, 501
+Clock = Callable[[], float]
+"""Returns seconds."""
+
+_LEAST_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Times contestants that take turns: each once a round, in an order that rotates.
+
+    Attributes:
+        clocks: All are read around the same calls, the first one closest to them.
+        min_seconds: Rounds go on for at least so long, by the clock on the wall.
+        warmup_seconds: The contestants run for so long before, untimed.
+        least_sample_seconds: What takes less, by the first clock, is called several times for one
+            sample: reading a clock takes time, too.
+        most_rounds: There are no more rounds than these.
+    """
+
+    clocks: tuple[Clock, ...]
+    min_seconds: float
+    warmup_seconds: float = 0.0
+    least_sample_seconds: float = 1e-3
+    most_rounds: int = 501
+
+    def __call__(self, contestants: Contestants) -> dict[str, tuple[Samples, ...]]:
+        """Return for each contestant its samples by each clock."""
+        repeats = {name: self._repeats(call) for name, call in contestants.items()}
+        self._warm_up(contestants)
+        samples: dict[str, list[Samples]] = {name: [] for name in contestants}
+        names, start = list(contestants), time.perf_counter()
+        for number in range(self.most_rounds):
+            for offset in range(len(names)):
+                name = names[(number + offset) % len(names)]
+                samples[name].append(self._sample(contestants[name], repeats[name]))
+            if number + 1 >= _LEAST_ROUNDS and time.perf_counter() - start >= self.min_seconds:
+                break
+        return {name: tuple(zip(*rounds, strict=True)) for name, rounds in samples.items()}
+
+    def _repeats(self, call: Callable[[], object]) -> int:
+        call()  # The first one allocates.
+        seconds = min(self._sample(call, 1)[0] for _ in range(3)) / 1e3
+        return max(1, math.ceil(self.least_sample_seconds / max(seconds, 1e-6)))
+
+    def _warm_up(self, contestants: Contestants) -> None:
+        start = time.perf_counter()
+        while time.perf_counter() - start < self.warmup_seconds:
+            for call in contestants.values():
+                call()
+
+    def _sample(self, call: Callable[[], object], repeats: int) -> Samples:
+        """Return milliseconds of one call by each clock."""
+        starts = [clock() for clock in reversed(self.clocks)]
+        for _ in range(repeats):
+            call()
+        ends = [clock() for clock in self.clocks]
+        return tuple(
+            (end - start) / repeats * 1e3 for start, end in zip(reversed(starts), ends, strict=True)
+        )
 
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times contestants that take turns.
+    """Times contestants that take turns by one clock.
 
     Attributes:
-        clock: Returns seconds. CPU time says what one thread does, whatever else the machine does;
-            what several threads do shows on the wall only.
+        clock: CPU time says what one thread does, whatever else the machine does; what several
+            threads do shows on the wall only.
         name: `CPU` or `wall`.
         min_seconds: A comparison takes at least so long, by the clock on the wall.
     """
 
-    clock: Callable[[], float]
+    clock: Clock
     name: str
     min_seconds: float
 
@@ -44,28 +100,9 @@ class Stopwatch:
         return cls(time.perf_counter, "wall", min_seconds)
 
     def __call__(self, what: str, contestants: Contestants) -> dict[str, Samples]:
-        """Time the contestants: each once a round, in an order that rotates; see `Measure`."""
-        repeats = {name: self._repeats(call) for name, call in contestants.items()}
-        samples: dict[str, list[float]] = {name: [] for name in contestants}
-        names, start = list(contestants), time.perf_counter()
-        for number in range(_MOST_ROUNDS):
-            for offset in range(len(names)):
-                name = names[(number + offset) % len(names)]
-                samples[name].append(self._sample(contestants[name], repeats[name]))
-            if number + 1 >= _LEAST_ROUNDS and time.perf_counter() - start >= self.min_seconds:
-                break
-        return {name: tuple(ms) for name, ms in samples.items()}
-
-    def _repeats(self, call: Callable[[], object]) -> int:
-        call()  # The first one allocates.
-        seconds = min(self._sample(call, 1) for _ in range(3)) / 1e3
-        return max(1, math.ceil(_LEAST_SAMPLE_SECONDS / max(seconds, 1e-6)))
-
-    def _sample(self, call: Callable[[], object], repeats: int) -> float:
-        start = self.clock()
-        for _ in range(repeats):
-            call()
-        return (self.clock() - start) / repeats * 1e3
+        """Time the contestants; see `Measure`."""
+        times = Turns((self.clock,), self.min_seconds)(contestants)
+        return {name: samples for name, (samples,) in times.items()}
 
 
 @dataclass(frozen=True)

@@ -56,14 +56,18 @@ def read_user_vectors(path: Path, manifest: Interface) -> UserVectors:
             inputs = _by_position(inputs, input_names)
         sizes = check_inputs(manifest.inputs, inputs)
         if isinstance(manifest, Manifest):  # An engine has profiles, and checks them itself.
-            _check_ranges(sizes, manifest)
+            check_ranges(sizes, manifest)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
     return UserVectors(sizes, inputs, expected)
 
 
-def _check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
-    """Refuse sizes for which the traced model is not the original one."""
+def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
+    """Refuse sizes for which the traced model is not the original one.
+
+    Raises:
+        ConfigError: Naming the dimension and its limits.
+    """
     for name, (smallest, largest) in manifest.dim_ranges.items():
         size = sizes.get(name, smallest)
         if size < smallest or (largest is not None and size > largest):

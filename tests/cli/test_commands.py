@@ -141,6 +141,62 @@ def test_changed_package_ends_with_5(cli: Cli, package: Path, command: str):
     assert "model.onnx has changed" in failed.err
 
 
+BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms")
+
+
+def test_bench_measures_beside_baselines(cli: Cli, package: Path, tmp_path: Path):
+    report = tmp_path / "report.md"
+    shown = cli("bench", package, "--baseline", "functions", *BENCH, "--markdown", report)
+    assert (shown.exit_code, shown.err) == (0, "")
+    assert "recorded inputs at batch=2, seq=3" in shown.out
+    assert "blocks.0.attn" in shown.out
+    assert "### recorded inputs at batch=2, seq=3" in report.read_text()
+
+
+def test_bench_takes_many_sizes_after_one_option(cli: Cli, package: Path):
+    sizes = ["--batch", "2", "3", "--size", "seq=3", "seq=4"]
+    content = cli("bench", *sizes, package, *BENCH, "--json").json
+    assert [one["sizes"] for one in content["results"]] == [
+        {"batch": 2, "seq": 3},
+        {"batch": 2, "seq": 4},
+        {"batch": 3, "seq": 3},
+        {"batch": 3, "seq": 4},
+    ]
+    assert content["passed"] is None
+
+
+def test_bench_ends_with_1_if_a_gate_fails(cli: Cli, package: Path):
+    passed = cli("bench", package, *BENCH, "--gate", "p50 < 1 min")
+    assert (passed.exit_code, passed.err) == (0, "")
+    assert "gate 'p50 < 1 min' passed" in passed.out
+    failed = cli("bench", package, *BENCH, "--gate", "p50 > 1 min")
+    assert failed.exit_code == 1
+    assert "error: gate 'p50 > 1 min' failed" in failed.err
+    assert "asked for > 60000 ms" in failed.err
+    unmeasured = cli("bench", package, *BENCH, "--gate", "p99 < 1 min", "--json")
+    assert (unmeasured.exit_code, unmeasured.json["passed"]) == (1, False)
+    assert unmeasured.json["error"]["type"] == "ValidationError"
+    assert "p99 needs 100 runs" in unmeasured.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gate", "p5O < 1 ms"), "hint: Did you mean 'p50'?"),
+        (("--gate", "p50 < 1.05 * baseline"), "hint: Give one: --baseline dense."),
+        (("--min-time", "soon"), "--min-time is 'soon', expected a time such as 5s or 500ms"),
+        (("--size", "seq"), "'seq' is no size, expected NAME=N"),
+        (("--size", "sec=2"), "hint: Did you mean 'seq'?"),
+    ],
+)
+def test_bench_refuses_wrong_options(
+    cli: Cli, package: Path, arguments: tuple[str, ...], message: str
+):
+    refused = cli("bench", package, *arguments)
+    assert (refused.exit_code, refused.out) == (2, "")
+    assert message in refused.err
+
+
 def test_tune_measures_and_writes(cli: Cli, package: Path):
     required_library()
     shown = cli("tune", package, "--threads", "1", "--min-time", "0")

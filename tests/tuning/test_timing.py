@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from moh_deploy.tuning.timing import Stopwatch, ratio, weighted_sum
+from moh_deploy.tuning.timing import Stopwatch, Turns, ratio, weighted_sum
 
 
 class Hands:
@@ -54,6 +54,43 @@ def test_comparison_goes_on_until_its_time_is_up_but_not_for_ever():
     hands = Hands()
     times = Stopwatch(hands, "CPU", 3600.0)("a layer", {"dense": hands.work(0.01)})
     assert len(times["dense"]) == 501
+
+
+def test_several_clocks_are_read_around_the_same_calls_the_first_one_closest():
+    wall, cpu, read = Hands(), Hands(), []
+
+    def work() -> None:
+        wall.seconds += 0.02
+        cpu.seconds += 0.03
+
+    def reading(name: str, hands: Hands) -> Callable[[], float]:
+        def clock() -> float:
+            read.append(name)
+            return hands.seconds
+
+        return clock
+
+    turns = Turns((reading("wall", wall), reading("cpu", cpu)), 0.0, least_sample_seconds=0.0)
+    (wall_ms, cpu_ms) = turns({"one": work})["one"]
+    assert wall_ms == pytest.approx([20.0] * 7)
+    assert cpu_ms == pytest.approx([30.0] * 7)
+    assert read[-4:] == ["cpu", "wall", "wall", "cpu"]
+
+
+def test_every_run_is_a_sample_where_none_is_too_short():
+    hands = Hands()
+    times = Turns((hands,), 0.0, least_sample_seconds=0.0)({"one": hands.work(1e-5)})
+    assert times["one"][0] == pytest.approx([0.01] * 7)
+    assert len(hands.worked) == 4 + 7
+
+
+def test_contestants_warm_up_for_so_long():
+    start, ran = time.perf_counter(), []
+    turns = Turns((Hands(),), 0.0, warmup_seconds=0.05, least_sample_seconds=0.0)
+    times = turns({"one": lambda: (ran.append(1), time.sleep(1e-3))})
+    assert time.perf_counter() - start >= 0.05
+    assert len(times["one"][0]) == 7
+    assert len(ran) > 4 + 7
 
 
 def test_one_thread_is_timed_by_what_it_does_and_several_by_the_wall():

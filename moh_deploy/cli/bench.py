@@ -1,0 +1,123 @@
+"""`moh-deploy bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moh_deploy.cli.common_options import json_option, kernels_option
+from moh_deploy.cli.failure import error_json, print_error
+from moh_deploy.cli.many_values import ManyValues
+from moh_deploy.cli.output import carry_out, print_json, print_rich
+
+
+@click.command("bench", cls=ManyValues, many={"--batch": r"\d+", "--size": r"[A-Za-z_]\w*=\d+"})
+@click.argument(
+    "package_dirs", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--baseline",
+    "baselines",
+    multiple=True,
+    metavar="dense|functions|DIR",
+    help="Compare with the first package with every layer dense, with its function bodies, or with"
+    " another package. Repeatable.",
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    type=int,
+    help="Threads within an operator.  [default: as ONNX Runtime chooses]",
+)
+@click.option(
+    "--batch",
+    multiple=True,
+    metavar="N ...",
+    type=int,
+    help="Batch sizes to run at. Inputs of sizes that were not recorded are random.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="NAME=N ...",
+    help="Sizes of other dynamic dimensions to run at; all combinations are measured.",
+)
+@click.option(
+    "--inputs",
+    multiple=True,
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="Run on these inputs instead of the recorded ones. Repeatable.",
+)
+@click.option(
+    "--min-time",
+    metavar="TIME",
+    default="5s",
+    show_default=True,
+    help="How long all contestants run in turn, on each set of inputs.",
+)
+@click.option(
+    "--warmup",
+    metavar="TIME",
+    default="500ms",
+    show_default=True,
+    help="How long they run before, untimed.",
+)
+@click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    metavar="CONDITION",
+    help="Fail unless this holds for every DIR: 'p50 <= 1.05 * baseline', 'p99 < 20 ms'."
+    " Repeatable.",
+)
+@kernels_option
+@click.option(
+    "--markdown",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the report to this file, too.",
+)
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    package_dirs: tuple[Path, ...],
+    sizes: tuple[str, ...],
+    min_time: str,
+    warmup: str,
+    as_json: bool,
+    **options: object,
+) -> None:
+    """Measure latency, throughput and memory of the packages DIR, in turns with baselines: exit 1
+    if a gate does not pass."""
+    from moh_deploy.jobs.bench import bench, parse_sizes
+    from moh_deploy.tuning.units import parse_seconds
+
+    asked = parse_sizes(sizes)
+    min_seconds = parse_seconds(min_time, option="--min-time")
+    warmup_seconds = parse_seconds(warmup, option="--warmup")
+    # The other options are named as the parameters of bench.
+    report = carry_out(
+        lambda progress: bench(
+            package_dirs,
+            sizes=asked,
+            min_time=min_seconds,
+            warmup=warmup_seconds,
+            progress=progress,
+            **options,  # type: ignore[arg-type]
+        ),
+        as_json=as_json,
+    )
+    failure = report.failure
+    if as_json:
+        content = report.to_json()
+        print_json(content if failure is None else {**content, "error": error_json(failure)})
+    else:
+        print_rich(report)
+    if failure is not None:
+        print_error(failure.message, failure.hint)
+        ctx.exit(failure.exit_code)

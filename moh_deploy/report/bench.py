@@ -1,0 +1,271 @@
+"""How fast packages ran, beside their baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from moh_deploy.backends.runner import KernelUse
+from moh_deploy.errors import ValidationError
+from moh_deploy.report.choices import sizes_text
+from moh_deploy.tuning.bench_gates import GateResult
+from moh_deploy.tuning.latency import LEAST_RUNS
+from moh_deploy.tuning.layer_work import LayerWork
+from moh_deploy.tuning.measured import Measured
+from moh_deploy.tuning.sized_inputs import RANDOM
+from moh_deploy.tuning.timing import Ratio
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class PackageWork:
+    """What the layers of a package skip on one set of inputs.
+
+    Attributes:
+        contestant: The package.
+        inputs: `recorded`, `random`, or the file.
+        sizes: Dimension sizes.
+        layers: One each.
+    """
+
+    contestant: str
+    inputs: str
+    sizes: dict[str, int]
+    layers: tuple[LayerWork, ...]
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """One comparison.
+
+    Attributes:
+        results: Every contestant on every set of inputs; those of one set follow each other.
+        work: What the packages skip; nothing for baselines.
+        gates: What each gate says of each package on each set of inputs.
+        samples_by: The dimension that counts samples; None where that is a fixed size.
+        threads: Threads within an operator; None for ONNX Runtime's own choice.
+        min_time_s: Seconds that the contestants ran on each set of inputs, all together.
+        warmup_s: Seconds that they ran before, untimed.
+        machine: Processor, cores and instruction set.
+        runtime: Name and version of the runtime.
+        kernels: The kernel library that the first package was given.
+    """
+
+    results: tuple[Measured, ...]
+    work: tuple[PackageWork, ...]
+    gates: tuple[GateResult, ...]
+    samples_by: str | None
+    threads: int | None
+    min_time_s: float
+    warmup_s: float
+    machine: str
+    runtime: str
+    kernels: KernelUse
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every gate was measured and holds; None without gates."""
+        return all(one.passed for one in self.gates) if self.gates else None
+
+    @property
+    def failure(self) -> ValidationError | None:
+        """The error that names the first gate that did not pass."""
+        failed = [one for one in self.gates if not one.passed]
+        if not failed:
+            return None
+        more = f" ({len(failed) - 1} more did not pass)" if len(failed) > 1 else ""
+        return ValidationError(f"{_gate_text(failed[0])}{more}")
+
+    def raise_if_failed(self) -> None:
+        """Raise ValidationError if a gate did not pass."""
+        if self.failure is not None:
+            raise self.failure
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            "passed": self.passed,
+            "gates": [asdict(one) for one in self.gates],
+            "results": [_result_json(one) for one in self.results],
+            "work": [asdict(one) for one in self.work],
+            "samples_by": self.samples_by,
+            "threads": self.threads,
+            "min_time_s": self.min_time_s,
+            "warmup_s": self.warmup_s,
+            "machine": self.machine,
+            "runtime": self.runtime,
+            "kernels": self.kernels.to_json(),
+        }
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown: tables with headings, and a list."""
+        parts = [_markdown_table(one) for one in self._tables()]
+        lines = [f"- {_markdown(one)}" for one in self._lines()]
+        return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        from moh_deploy.report.tables import line, table, verdict
+
+        tables = [table(*one) for one in self._tables()]
+        gates = [verdict(one.passed, _gate_text(one)) for one in self.gates]
+        return Group(*tables, *map(line, self._facts()), *gates)
+
+    def _tables(self) -> Iterator[_Table]:
+        for (inputs, sizes), group in groupby(self.results, lambda one: (one.inputs, one.sizes)):
+            yield self._times(f"{inputs} inputs at {sizes_text(sizes)}", list(group))
+        for work in self.work:
+            title = f"{work.contestant}: work, {work.inputs} inputs at {sizes_text(work.sizes)}"
+            yield _Table(title, _WORK_COLUMNS, [_work_row(layer) for layer in work.layers])
+
+    def _times(self, title: str, results: Sequence[Measured]) -> _Table:
+        baselines = [one.contestant for one in results if one.is_baseline]
+        rate = "#runs/s" if self.samples_by is None else "#samples/s"
+        columns = ["contestant", "#runs", "#p50 ms", "#p90 ms", "#p99 ms", "#mean ms", rate]
+        columns += ["#CPU ms", "#busy", "#load ms", "#first run ms", "#peak MiB"]
+        columns += [f"#speed / {name} (95 %)" for name in baselines]
+        return _Table(title, columns, [_times_row(one, baselines) for one in results])
+
+    def _lines(self) -> Iterator[str]:
+        yield from map(_gate_text, self.gates)
+        yield from self._facts()
+
+    def _facts(self) -> Iterator[str]:
+        from moh_deploy.report.tables import count
+
+        threads = "ONNX Runtime's" if self.threads is None else str(self.threads)
+        yield (
+            f"threads: {threads}; all contestants in turn for {self.min_time_s:g} s, after"
+            f" {self.warmup_s:g} s of warm-up; load, first run and peak memory of a process each"
+        )
+        if any(one.inputs == RANDOM for one in self.results):
+            yield (
+                "random inputs: each element is one of the recorded input's, drawn by chance; heads"
+                " that they open are not those of real inputs. --inputs FILE.npz measures on yours"
+            )
+        few = [one for one in self.results if one.latency.p99_ms is None]
+        if few:
+            least = min(one.latency.runs for one in few)
+            yield (
+                f"percentiles are left out of fewer than {LEAST_RUNS[90]} (p90) and"
+                f" {LEAST_RUNS[99]} (p99) runs, the least were {count(least, 'run')}: raise"
+                " --min-time"
+            )
+        yield f"{self.runtime} on {self.machine}"
+        yield self.kernels.describe()
+
+
+class _Table(NamedTuple):
+    """A table; names of columns that align right begin with `#`."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+_WORK_COLUMNS = [
+    "layer",
+    "choice",
+    "runs as",
+    "#rows computed",
+    "#rows of dense",
+    "#computed",
+    "#open gates",
+    "skipping is predicted to pay",
+]
+
+
+def _times_row(one: Measured, baselines: Sequence[str]) -> tuple[object, ...]:
+    from moh_deploy.report.tables import figure, percent
+
+    latency, fresh = one.latency, one.fresh
+    peak = fresh.peak_memory_bytes
+    times = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms)
+    return (
+        one.contestant,
+        latency.runs,
+        *map(figure, times),
+        f"{one.throughput:.4g}",
+        figure(latency.cpu_ms),
+        percent(latency.utilisation),
+        figure(fresh.load_ms),
+        figure(fresh.first_run_ms),
+        None if peak is None else f"{peak / 2**20:.0f}",
+        *(_speed(one.ratios.get(name)) for name in baselines),
+    )
+
+
+def _speed(found: Ratio | None) -> str | None:
+    """Return `1.25x (1.20 to 1.30)`."""
+    if found is None:
+        return None
+    return f"{1 / found.value:.3f}x ({1 / found.high:.3f} to {1 / found.low:.3f})"
+
+
+def _work_row(layer: LayerWork) -> tuple[object, ...]:
+    from moh_deploy.report.tables import percent
+
+    return (
+        layer.path,
+        layer.choice,
+        layer.runs_as or "not replaced",
+        layer.rows_computed,
+        layer.rows_dense,
+        percent(layer.rows_computed / max(1, layer.rows_dense)),
+        percent(layer.active_share),
+        _break_even(layer),
+    )
+
+
+def _break_even(layer: LayerWork) -> str | None:
+    """Return `sparse up to 71.0 % open; fastest here: sparse`."""
+    from moh_deploy.report.tables import percent
+
+    if not layer.break_even:
+        return None
+    limits = [
+        f"{choice} never" if share is None else f"{choice} up to {percent(share)} open"
+        for choice, share in layer.break_even.items()
+    ]
+    return f"{', '.join(limits)}; fastest here: {layer.predicted_fastest}"
+
+
+def _gate_text(one: GateResult) -> str:
+    """Return a sentence: what was asked, of whom, and what was measured."""
+    verb = "passed" if one.passed else "not measured" if one.measured is None else "failed"
+    if one.limit is None:
+        verb = "not measured"
+    where = f"{one.contestant} on {one.inputs} inputs at {sizes_text(one.sizes)}"
+    return f"gate '{one.gate}' {verb} for {where}: {one.reason}"
+
+
+def _result_json(one: Measured) -> dict[str, object]:
+    return {
+        "contestant": one.contestant,
+        "is_baseline": one.is_baseline,
+        "inputs": one.inputs,
+        "sizes": one.sizes,
+        "samples": one.samples,
+        **asdict(one.latency),
+        "utilisation": one.latency.utilisation,
+        "throughput": one.throughput,
+        **asdict(one.fresh),
+        "ratios": {name: asdict(found) for name, found in one.ratios.items()},
+    }
+
+
+def _markdown_table(one: _Table) -> str:
+    names = [name.lstrip("#") for name in one.columns]
+    rules = ["---:" if name.startswith("#") else "---" for name in one.columns]
+    rows = [["-" if cell is None else str(cell) for cell in row] for row in one.rows]
+    lines = [f"| {' | '.join(map(_markdown, row))} |" for row in [names, rules, *rows]]
+    return "\n".join([f"### {_markdown(one.title)}", "", *lines])
+
+
+def _markdown(text: str) -> str:
+    return text.replace("|", "\\|")

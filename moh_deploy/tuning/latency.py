@@ -1,0 +1,90 @@
+"""How long single runs of a model take, on the wall and in CPU time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from moh_deploy.tuning.timing import Contestants, Samples, Turns
+
+# A percentile of fewer runs would be the slowest of them, whatever that was.
+LEAST_RUNS = {50: 1, 90: 10, 99: 100}
+_MOST_RUNS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of each run of one contestant: on the wall, and of all threads together."""
+
+    wall_ms: Samples
+    cpu_ms: Samples
+
+
+MeasureRuns = Callable[[Contestants], dict[str, Timing]]
+"""Times every run of contestants that take turns."""
+
+
+def runs_timer(min_seconds: float, warmup_seconds: float) -> MeasureRuns:
+    """Return what times contestants by both clocks, run by run.
+
+    Args:
+        min_seconds: All contestants together run for at least so long.
+        warmup_seconds: And for so long before, untimed.
+    """
+    turns = Turns(
+        clocks=(time.perf_counter, time.process_time),
+        min_seconds=min_seconds,
+        warmup_seconds=warmup_seconds,
+        least_sample_seconds=0.0,
+        most_rounds=_MOST_RUNS,
+    )
+
+    def measure(contestants: Contestants) -> dict[str, Timing]:
+        return {name: Timing(*samples) for name, samples in turns(contestants).items()}
+
+    return measure
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What the runs of one contestant took.
+
+    Attributes:
+        runs: How many were timed.
+        p50_ms: Half of the runs took no longer.
+        p90_ms: Nine in ten took no longer; None of fewer than 10 runs.
+        p99_ms: 99 in a hundred took no longer; None of fewer than 100 runs.
+        mean_ms: Mean time.
+        cpu_ms: Mean CPU time of a run, all threads together.
+    """
+
+    runs: int
+    p50_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
+    mean_ms: float
+    cpu_ms: float
+
+    @classmethod
+    def of(cls, timing: Timing) -> Latency:
+        """Return the figures of some runs."""
+        p50, p90, p99 = (_percentile(timing.wall_ms, percent) for percent in LEAST_RUNS)
+        assert p50 is not None
+        means = fmean(timing.wall_ms), fmean(timing.cpu_ms)
+        return cls(len(timing.wall_ms), p50, p90, p99, *means)
+
+    @property
+    def utilisation(self) -> float:
+        """CPU time over time on the wall: 2.0 is two cores that are busy all the time."""
+        return self.cpu_ms / self.mean_ms if self.mean_ms else 0.0
+
+
+def _percentile(samples: Samples, percent: int) -> float | None:
+    """Return the smallest sample that so many are not above (nearest rank)."""
+    if len(samples) < LEAST_RUNS[percent]:
+        return None
+    return float(np.percentile(samples, percent, method="inverted_cdf"))

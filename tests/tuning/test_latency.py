@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from moh_deploy.tuning.latency import Latency, Timing, runs_timer
+
+
+def timing(count: int) -> Timing:
+    """Return runs of 1, 2, 3 ... ms, shuffled, each with twice as much CPU time."""
+    wall = tuple(float(1 + 37 * i % count) for i in range(count))
+    return Timing(wall, tuple(2 * ms for ms in wall))
+
+
+def test_percentiles_are_times_that_so_many_runs_did_not_exceed():
+    latency = Latency.of(timing(101))
+    assert (latency.p50_ms, latency.p90_ms, latency.p99_ms) == (51.0, 91.0, 100.0)
+    assert (latency.runs, latency.mean_ms, latency.cpu_ms) == (101, 51.0, 102.0)
+    assert latency.utilisation == 2.0
+
+
+@pytest.mark.parametrize(
+    ("runs", "p90", "p99"), [(9, None, None), (10, 9.0, None), (99, 90.0, None)]
+)
+def test_percentiles_of_too_few_runs_are_left_out(runs: int, p90: float | None, p99: float | None):
+    latency = Latency.of(timing(runs))
+    assert (latency.p90_ms, latency.p99_ms) == (p90, p99)
+
+
+def test_timer_gives_wall_and_cpu_time_of_each_run():
+    times = runs_timer(0.0, 0.0)({"busy": lambda: sum(range(20_000)), "idle": lambda: None})
+    assert set(times) == {"busy", "idle"}
+    for one in times.values():
+        assert len(one.wall_ms) == len(one.cpu_ms) == 7
+    assert min(times["busy"].cpu_ms) > 0
