@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-gpu cuda plugin check format clean build-dependencies
+.PHONY: help demo test test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 # Installing the package and building the kernels use the same folder.
 .NOTPARALLEL:
@@ -25,6 +25,7 @@ help:
 	@echo "make plugin  compile the plugin library for TensorRT into the package; needs nvcc, but no GPU"
 	@echo "make test-cuda  the tests of what runs on NVIDIA GPUs; need nvcc, but no GPU"
 	@echo "make test-gpu   all that needs a GPU: correctness, compute-sanitizer, timings; needs nvcc, torch and numpy"
+	@echo "make test-trt   build TensorRT engines, run them and compare; needs a GPU, TensorRT, and make plugin"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make format  rewrite the files in the project's format"
 	@echo "make clean   remove what these commands made"
@@ -43,6 +44,9 @@ GPU_PYTHON ?= $(BIN)/python
 test-gpu:
 	@test -e build/gpu/cases.npz || $(GPU_PYTHON) -m tests.gpu.prepare
 	$(GPU_PYTHON) -m tests.gpu $(GPU_ARGS)
+
+test-trt: $(VENV)/.installed-test
+	$(BIN)/python -m tests.gpu.engines $(TRT_ARGS)
 
 # TensorRT's headers are where it is installed, or come with the extra `tensorrt`; no library of it is needed.
 TENSORRT_INCLUDE_DIR ?= $(firstword $(wildcard $(VENV)/lib/python*/site-packages/kernel_lens/include/tensorrt))

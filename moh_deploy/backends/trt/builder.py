@@ -99,6 +99,8 @@ def _write_engine(
 
 def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     config = builder.create_builder_config()
+    # Else products of float32 would be rounded to 10 bits: `verify` allows 1e-4.
+    config.clear_flag(trt.BuilderFlag.TF32)
     _set_targets(trt, config, request.compute_capabilities)
     for shapes in request.profiles:
         profile = builder.create_optimization_profile()
