@@ -16,6 +16,8 @@ CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" 
 
 # What needs nvcc, but no GPU, is tested where nvcc is: with TensorRT-RTX and the lean runtimes of TensorRT.
 comma := ,
+# nvcc needs up to 2 GiB for a file.
+JOBS ?= $(shell nproc)
 TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)tensorrt)
 
 help:
@@ -53,12 +55,12 @@ TENSORRT_INCLUDE_DIR ?= $(firstword $(wildcard $(VENV)/lib/python*/site-packages
 plugin:
 	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_REQUIRE_PLUGIN=ON \
 	    $(if $(TENSORRT_INCLUDE_DIR),-DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_INCLUDE_DIR)))
-	cmake --build build/cuda --target moh_plugin --parallel
+	cmake --build build/cuda --target moh_plugin --parallel $(JOBS)
 	cp build/cuda/libmoh_plugin.so moh_deploy/native/
 
 cuda:
 	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON
-	cmake --build build/cuda --parallel
+	cmake --build build/cuda --parallel $(JOBS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

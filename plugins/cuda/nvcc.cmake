@@ -1,7 +1,7 @@
 # libmoh_cuda.so: the kernels behind their C interface, for every GPU from sm_80 on. Needs no GPU, and no CUDA
 # runtime where it is loaded.
 #
-#   cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON && cmake --build build/cuda --parallel
+#   cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON && cmake --build build/cuda --parallel 4
 set(MOH_CUDA_ARCHITECTURES 80 86 89 90 100 120 CACHE STRING "Compute capabilities to make machine code for")
 
 include(CheckLanguage)
