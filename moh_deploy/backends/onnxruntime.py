@@ -108,6 +108,7 @@ def open_session(
     threads: int | None = None,
     extra_outputs: Sequence[str] = (),
     optimize: bool = True,
+    change: Callable[[onnx.GraphProto], None] | None = None,
 ) -> OrtRunner:
     """Load a model into ONNX Runtime.
 
@@ -124,6 +125,8 @@ def open_session(
         threads: Threads within one operator; None lets ONNX Runtime choose.
         extra_outputs: Names of inner values to return besides the outputs.
         optimize: Let ONNX Runtime rewrite the graph. Without, every node runs as it is written.
+        change: Changes the graph, whose weights may not be loaded, before the extra outputs are
+            added.
 
     Raises:
         BackendError: Kernels are required but not used, the library is there but cannot be used, a
@@ -139,7 +142,7 @@ def open_session(
     )
     path = source.model_path if isinstance(source, OnnxPackage) else source
     layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
-    model = _prepare(path, layers, extra_outputs)
+    model = _prepare(path, layers, extra_outputs, change)
     with TemporaryDirectory(prefix="moh-deploy-") as scratch:
         placement = Placement(model.moh_nodes, Path(scratch))
         options = _session_options(path.parent, threads, optimize)
@@ -191,7 +194,12 @@ class _Prepared(NamedTuple):
     layer_nodes: tuple[LayerNodes, ...]
 
 
-def _prepare(path: Path, layers: tuple[LayerInfo, ...], extra_outputs: Sequence[str]) -> _Prepared:
+def _prepare(
+    path: Path,
+    layers: tuple[LayerInfo, ...],
+    extra_outputs: Sequence[str],
+    change: Callable[[onnx.GraphProto], None] | None,
+) -> _Prepared:
     """Read from the model all that is needed of it.
 
     The parsed model is dropped here: together with the session it would hold all weights twice.
@@ -203,7 +211,9 @@ def _prepare(path: Path, layers: tuple[LayerInfo, ...], extra_outputs: Sequence[
     )
     routers, nodes = router_nodes(model.graph, layers), layer_nodes(model.graph, layers)
     content: str | bytes = str(path)
-    if extra_outputs:
+    if change is not None:
+        change(model.graph)
+    if extra_outputs or change is not None:
         _add_outputs(model, extra_outputs)
         content = model.SerializeToString()
     return _Prepared(content, moh_nodes, dense_nodes, switch_rules(model.graph), routers, nodes)

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="The package that an engine was built from, if an engine is verified.",
 )
+@click.option(
+    "--policy",
+    metavar="FILE.yaml",
+    type=click.Path(path_type=Path),
+    help="Tolerances that replace those of the built-in table, each with its reason.",
+)
 @kernels_option
 @json_option
 @click.pass_context
@@ -48,6 +54,7 @@ def command(
     inputs: tuple[Path, ...],
     vectors: int | None,
     source: Path | None,
+    policy: Path | None,
     kernels: Kernels,
     as_json: bool,
 ) -> None:
@@ -62,6 +69,7 @@ def command(
             vectors=vectors,
             kernels=kernels,
             package=source,
+            policy=policy,
             progress=progress,
         ),
         as_json=as_json,

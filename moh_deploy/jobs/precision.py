@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from moh_deploy.backends.onnxruntime import open_session, runtime_name
 from moh_deploy.backends.ort_support import unsupported_operators
+from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.value_ranges import largest_values
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import (
@@ -186,7 +187,7 @@ def _compare(package: OnnxPackage, model: ir.Model) -> tuple[ParityReport | None
         if missing:
             return None, f"{runtime_name()} on the CPU has no bfloat16 for {', '.join(missing)}"
     runner = open_session(package, extra_outputs=package.gate_names)
-    report = compare(package, runner, package.vectors)
+    report = compare(package, runner, package.vectors, variants=OrtVariants(package))
     report.raise_if_unequal()
     return report, None
 

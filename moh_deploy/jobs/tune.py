@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from moh_deploy.atomic import StagedDirectory
 from moh_deploy.backends.onnxruntime import open_session, runtime_name
 from moh_deploy.backends.ort_kernels import choose_kernels
+from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.chooser.by_size import by_size, dense_at
 from moh_deploy.chooser.machine import Machine
@@ -303,7 +304,8 @@ class _Job:
         with self.progress.step("comparing the outputs"):
             package = self._variant("proof", outcome.layers)
             runner = open_session(package, threads=self.threads, extra_outputs=package.gate_names)
-            report = compare(package, runner, package.vectors)
+            variants = OrtVariants(package, threads=self.threads)
+            report = compare(package, runner, package.vectors, variants=variants)
             report.raise_if_unequal()
             flipped = check_same_outputs(self.package, package, runner, files)
         return _Proof(report.max_abs_error, flipped, runner.layer_nodes)

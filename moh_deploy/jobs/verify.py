@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels, Runner
 from moh_deploy.backends.trt.engine_reading import is_engine_dir, read_engine_dir
 from moh_deploy.errors import ConfigError
@@ -17,7 +18,9 @@ from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.validate.parity import RECORDED, compare
 from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy, read_policy
 from moh_deploy.validate.user_vectors import UserVectors, read_user_vectors
+from moh_deploy.validate.variants import Variants
 
 
 def verify(
@@ -27,6 +30,7 @@ def verify(
     kernels: Kernels = "auto",
     vectors: int | None = None,
     package: Path | str | None = None,
+    policy: Path | str | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare what ONNX Runtime, or an engine, computes with a reference.
@@ -47,6 +51,7 @@ def verify(
         vectors: Compare with the first so many recorded runs only; None takes all. The first is the
             one at the example's sizes.
         package: The package that an engine was built from; for a package, None.
+        policy: YAML file of tolerances over the built-in table, see `read_policy`.
         progress: What to report steps to.
 
     Returns:
@@ -60,10 +65,11 @@ def verify(
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
     _check_vectors(vectors, inputs)
+    rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     paths = tuple(map(Path, inputs))
     if is_engine_dir(root):
         source = None if package is None else Path(package)
-        return _verify_engine(root, source, paths, kernels, vectors, progress)
+        return _verify_engine(root, source, paths, kernels, vectors, progress, rules)
     if package is not None:
         raise ConfigError(f"package is {package}, but {root} is no engine: leave it out.")
     with progress.step("reading the package"):
@@ -72,9 +78,13 @@ def verify(
     with progress.step("loading the model"):
         runner = open_session(opened, kernels=kernels, extra_outputs=opened.gate_names)
     with progress.step("comparing"):
+        variants = OrtVariants(opened, kernels)
         if not files:
-            return compare(opened, runner, opened.vectors[:vectors])
-        return combined([_compare_file(opened, runner, path, user) for path, user in files])
+            sets = opened.vectors[:vectors]
+            return compare(opened, runner, sets, variants=variants, policy=rules)
+        return combined(
+            [_compare_file(opened, runner, path, user, rules, variants) for path, user in files]
+        )
 
 
 def _verify_engine(
@@ -84,6 +94,7 @@ def _verify_engine(
     kernels: Kernels,
     vectors: int | None,
     progress: Progress,
+    policy: Policy,
 ) -> ParityReport:
     with progress.step("reading the engine and its package"):
         package = engines_package(root, read_engine_dir(root), source)
@@ -94,8 +105,12 @@ def _verify_engine(
         if not files:
             recorded = fitting(engine, package.vectors)[:vectors]
             reference = f"{RECORDED}, those of sizes that the engine was built for"
-            return compare(package, runner, recorded, reference=reference, outputs_only=True)
-        return combined([_compare_file(package, runner, path, user) for path, user in files])
+            return compare(
+                package, runner, recorded, reference=reference, outputs_only=True, policy=policy
+            )
+        return combined(
+            [_compare_file(package, runner, path, user, policy) for path, user in files]
+        )
 
 
 def _check_vectors(vectors: int | None, inputs: Sequence[Path | str]) -> None:
@@ -108,16 +123,31 @@ def _check_vectors(vectors: int | None, inputs: Sequence[Path | str]) -> None:
 
 
 def _compare_file(
-    package: OnnxPackage, runner: Runner, path: Path, user: UserVectors
+    package: OnnxPackage,
+    runner: Runner,
+    path: Path,
+    user: UserVectors,
+    policy: Policy,
+    variants: Variants | None = None,
 ) -> ParityReport:
     if user.expected:
         vectors = VectorSet(user.sizes, user.inputs, user.expected, (), ())
         reference = f"expected outputs in {path}"
-        return compare(package, runner, [vectors], reference=reference, outputs_only=True)
+        return compare(
+            package, runner, [vectors], reference=reference, outputs_only=True, policy=policy
+        )
     vectors = _run_function_bodies(package, user)
     reference = f"function bodies with optimisations off, on {path} (not the original model)"
     of_engine = isinstance(runner, EngineRunner)  # which gives no gates
-    return compare(package, runner, [vectors], reference=reference, outputs_only=of_engine)
+    return compare(
+        package,
+        runner,
+        [vectors],
+        reference=reference,
+        outputs_only=of_engine,
+        variants=variants,
+        policy=policy,
+    )
 
 
 def _run_function_bodies(package: OnnxPackage, user: UserVectors) -> VectorSet:

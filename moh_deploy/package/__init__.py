@@ -19,6 +19,7 @@ from moh_deploy.package.choices import (
     with_ranges,
     without_ranges,
 )
+from moh_deploy.package.forced_gates import computed_gates, force_gates, unread_values
 from moh_deploy.package.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.package.manifest import (
     FORMAT_VERSION,
@@ -43,6 +44,7 @@ from moh_deploy.package.switches import (
     switch_rules,
 )
 from moh_deploy.package.vectors import VectorSet
+from moh_deploy.package.weight_noise import ROUNDING_STEP, add_weight_noise, has_low_weights
 from moh_deploy.package.writer import PackageWriter, check_output
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "KERNEL_DOMAIN",
     "MODEL_DATA_NAME",
     "MODEL_NAME",
+    "ROUNDING_STEP",
     "Choice",
     "ComputeType",
     "KeptOperators",
@@ -68,6 +71,7 @@ __all__ = [
     "TensorInfo",
     "Tuning",
     "VectorSet",
+    "add_weight_noise",
     "all_nodes",
     "asked_choice",
     "at_sizes",
@@ -76,14 +80,18 @@ __all__ = [
     "choice_at",
     "choice_text",
     "choices_for",
+    "computed_gates",
     "current_choice",
     "dense_twin",
+    "force_gates",
+    "has_low_weights",
     "layer_nodes",
     "measure",
     "node_rules",
     "projections",
     "router_nodes",
     "switch_rules",
+    "unread_values",
     "with_choices",
     "with_ranges",
     "without_ranges",

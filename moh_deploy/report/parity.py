@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Group, RenderableType
 
 from moh_deploy.report.layers import nodes_text, runs_as, runs_text
-from moh_deploy.report.tables import count, figure, percent, table, verdict
+from moh_deploy.report.tables import count, figure, line, percent, table, verdict
 
 if TYPE_CHECKING:
     from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
@@ -22,9 +22,11 @@ _LAYER_COLUMNS = [
     "runs as",
     "vectors",
     "#same choice",
-    "#flips",
-    "#near-ties",
+    "#Jaccard",
+    "#flips unexplained",
+    "#explained",
     "#gate error",
+    "#tolerance",
     "equal",
 ]
 
@@ -38,9 +40,16 @@ def _parts(report: ParityReport) -> Iterator[RenderableType]:
     outputs = _worst_by((entry.name, _output_badness(entry), entry) for entry in report.outputs)
     yield table(
         "outputs, worst vector set of each",
-        ["output", "vectors", "#max abs error", "#tolerance", "equal"],
+        ["output", "vectors", "#max abs error", "#tolerance", "#noise floor", "equal"],
         (
-            (o.name, o.vectors, figure(o.max_abs_error), figure(o.tolerance), o.reason is None)
+            (
+                o.name,
+                o.vectors,
+                figure(o.max_abs_error),
+                figure(o.tolerance),
+                figure(o.floor),
+                o.reason is None,
+            )
             for o in outputs
         ),
     )
@@ -53,6 +62,8 @@ def _parts(report: ParityReport) -> Iterator[RenderableType]:
         )
     for reason in report.reasons[:_MOST_REASONS]:
         yield verdict(False, reason)
+    for note in report.notes:
+        yield line(note)
     if len(report.reasons) > _MOST_REASONS:
         yield verdict(False, f"... and {len(report.reasons) - _MOST_REASONS} more")
     yield verdict(report.equal, _summary(report))
@@ -65,6 +76,7 @@ def _summary(report: ParityReport) -> str:
     return (
         f"{answer}: max abs error {report.max_abs_error:.3g}, {routing}\n"
         f"{count(report.vector_sets, 'vector set')}; reference: {report.reference}\n"
+        f"tolerances: {report.policy}; rules of {', '.join(report.rules) or 'nothing'}\n"
         f"{runs_text(report.layer_runs)}\n"
         f"{nodes_text(report.kernel_nodes, report.function_nodes)}\n"
         f"{report.kernels.describe()}"
@@ -72,18 +84,26 @@ def _summary(report: ParityReport) -> str:
 
 
 def _layer_row(entry: LayerParity, report: ParityReport) -> tuple[object, ...]:
-    share = entry.equal_decisions / entry.decisions if entry.decisions else None
     ways = [runs_as(run) for run in report.layer_runs if run.path == entry.path]
     return (
         entry.path,
         ", ".join(ways),
         entry.vectors,
-        percent(share),
+        percent(entry.agreement),
+        figure(entry.jaccard),
         entry.flipped_tokens,
-        entry.excused_tokens,
+        _explained(entry),
         figure(entry.gate_error),
+        figure(entry.gate_tolerance),
         entry.reason is None,
     )
+
+
+def _explained(entry: LayerParity) -> str:
+    """Return the count, with the largest margin among those flips."""
+    if entry.flip_margin is None or not entry.excused_tokens:
+        return str(entry.excused_tokens)
+    return f"{entry.excused_tokens} (margins to {entry.flip_margin:.2g})"
 
 
 def _worst_by(entries: Iterable[tuple[str, float, Entry]]) -> list[Entry]:
@@ -103,7 +123,7 @@ def _layer_badness(entry: LayerParity) -> float:
     return _badness(entry.reason, entry.gate_error, entry.gate_tolerance)
 
 
-def _badness(reason: str | None, error: float, tolerance: float) -> float:
+def _badness(reason: str | None, error: float, tolerance: float | None) -> float:
     """Return how far an entry is from being equal; one that is not comes before all that are."""
     if reason is not None:
         return math.inf

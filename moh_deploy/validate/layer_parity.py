@@ -28,6 +28,9 @@ def compare_layer(
     reference: Array,
     margins: Array,
     tolerance: Tolerance,
+    *,
+    floor: float | None = None,
+    forced: bool = False,
 ) -> LayerParity:
     """Compare the gates of a layer. A head is chosen where its gate is not 0.
 
@@ -38,6 +41,8 @@ def compare_layer(
         reference: Gates [B, S, H] that are expected.
         margins: How clear each token's choice is, [B, S].
         tolerance: The rule for the model's precision.
+        floor: The error of these gates that rounding noise makes; None if it is not known.
+        forced: The reference gates were fed to every layer before this one.
     """
     what = f"gates of layer '{path}' in vectors {vectors}"
     mismatch = structural_mismatch(what, got, reference) or _margins_mismatch(
@@ -53,8 +58,10 @@ def compare_layer(
     # A token that took another head by a near-tie shares its weight among other heads.
     comparable = chosen & expected & ~(flipped & near_tie)[..., None]
     error = np.where(comparable, abs_error(got, reference), 0.0)
-    gate_tolerance = tolerance.limit(largest_finite(reference))
+    gate_tolerance = tolerance.limit(largest_finite(reference), floor)
     reason = None
+    if (np.isfinite(reference) & ~np.isfinite(got)).any():
+        error = np.where(np.isfinite(got), error, np.nan)
     if (flipped & clear).any():
         reason = _describe_flip(what, chosen, expected, margins, flipped & clear, tolerance)
     elif not largest(error) <= gate_tolerance:
@@ -69,7 +76,24 @@ def compare_layer(
         gate_error=largest(error),
         gate_tolerance=gate_tolerance,
         reason=reason,
+        forced=forced,
+        agreement=_share(same),
+        jaccard=_jaccard(chosen, expected),
+        smallest_margin=float(margins.min()) if margins.size else None,
+        flip_margin=float(margins[flipped].max()) if flipped.any() else None,
+        margin_bound=tolerance.near_tie,
     )
+
+
+def _share(equal: BoolArray) -> float | None:
+    return float(equal.mean()) if equal.size else None
+
+
+def _jaccard(chosen: BoolArray, expected: BoolArray) -> float | None:
+    """Return the mean over tokens of heads that both choose to heads that either does."""
+    both, either = (chosen & expected).sum(axis=-1), (chosen | expected).sum(axis=-1)  # [B, S]
+    shares = np.where(either == 0, 1.0, both / np.maximum(either, 1))
+    return float(shares.mean()) if shares.size else None
 
 
 def incomparable_layer(path: str, vectors: str, reason: str | None) -> LayerParity:
@@ -94,8 +118,8 @@ def _describe_flip(
 ) -> str:
     token = tuple(int(i) for i in np.argwhere(flipped)[0])
     return (
-        f"{what}: {int(flipped.sum())} of {flipped.size} tokens choose other heads; token"
-        f" {list(token)} chose {np.flatnonzero(chosen[token]).tolist()}, the reference"
+        f"{what}: {int(flipped.sum())} of {flipped.size} tokens choose other heads, unexplained;"
+        f" token {list(token)} chose {np.flatnonzero(chosen[token]).tolist()}, the reference"
         f" {np.flatnonzero(expected[token]).tolist()}, with margin {margins[token]:.3g}"
-        f" (near-tie below {tolerance.near_tie:g})."
+        f" (rounding explains flips below {tolerance.near_tie:g})."
     )

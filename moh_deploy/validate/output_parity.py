@@ -17,7 +17,14 @@ from moh_deploy.validate.tolerances import Tolerance
 
 
 def compare_output(
-    name: str, vectors: str, got: Array | None, reference: Array, tolerance: Tolerance
+    name: str,
+    vectors: str,
+    got: Array | None,
+    reference: Array,
+    tolerance: Tolerance,
+    *,
+    floor: float | None = None,
+    forced: bool = False,
 ) -> OutputParity:
     """Compare an output element by element.
 
@@ -27,6 +34,8 @@ def compare_output(
         got: What the runtime returned; None if it returned no such output.
         reference: What is expected.
         tolerance: The rule for this output.
+        floor: The error of this output that rounding noise makes; None if it is not known.
+        forced: The reference gates were fed to every layer.
     """
     what = f"output '{name}' of vectors {vectors}"
     mismatch = structural_mismatch(what, got, reference)
@@ -34,7 +43,7 @@ def compare_output(
         return incomparable_output(name, vectors, mismatch)
     error = abs_error(got, reference)
     max_error, reference_max = largest(error), largest_finite(reference)
-    limit = tolerance.limit(reference_max)
+    limit = tolerance.limit(reference_max, floor)
     # Not `>`: a NaN must fail.
     equal = max_error <= limit
     return OutputParity(
@@ -44,6 +53,25 @@ def compare_output(
         max_rel_error=max_error / reference_max if reference_max else max_error,
         tolerance=limit,
         reason=None if equal else describe_worst(what, got, reference, error, limit),
+        floor=floor,
+        forced=forced,
+    )
+
+
+def unjudged_output(name: str, vectors: str, got: Array | None, reference: Array) -> OutputParity:
+    """Measure an output behind an explained flip, where no bound is known: it must be finite."""
+    what = f"output '{name}' of vectors {vectors}"
+    mismatch = structural_mismatch(what, got, reference)
+    if got is None or mismatch is not None:
+        return incomparable_output(name, vectors, mismatch)
+    error, reference_max = largest(abs_error(got, reference)), largest_finite(reference)
+    return OutputParity(
+        name=name,
+        vectors=vectors,
+        max_abs_error=error,
+        max_rel_error=error / reference_max if reference_max else error,
+        tolerance=None,
+        reason=None if math.isfinite(error) else f"{what} is not finite where the reference is.",
     )
 
 

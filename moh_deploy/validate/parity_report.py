@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
 from moh_deploy.validate.differences import worst
+from moh_deploy.validate.tolerances import BUILT_IN, Tolerance
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,16 +24,21 @@ class OutputParity:
         vectors: Which vector set: its number and sizes, or the user's file.
         max_abs_error: Largest |got - reference|; NaN if either holds one.
         max_rel_error: The same, as a share of the largest |reference|.
-        tolerance: The largest `max_abs_error` that counts as equal.
+        tolerance: The largest `max_abs_error` that counts as equal; None behind an explained flip:
+            there it must be finite, and the entry with forced routing is the one that is judged.
         reason: A sentence on why it is not equal; None if it is.
+        floor: The error that rounding noise of the model's precision makes; None if not measured.
+        forced: The reference gates were fed to every layer.
     """
 
     name: str
     vectors: str
     max_abs_error: float
     max_rel_error: float
-    tolerance: float
+    tolerance: float | None
     reason: str | None = None
+    floor: float | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,20 @@ class LayerParity:
         vectors: Which vector set.
         decisions: (token, head) pairs compared, tokens with a near-tie left out.
         equal_decisions: Those of them where both select the head, or both do not.
-        flipped_tokens: Tokens without a near-tie that chose other heads.
-        excused_tokens: Tokens with a near-tie that chose other heads.
+        flipped_tokens: Tokens without a near-tie that chose other heads: unexplained.
+        excused_tokens: Tokens with a near-tie that chose other heads: explained by rounding.
         gate_error: Largest |got - reference| among the gates that both select.
         gate_tolerance: The largest `gate_error` that counts as equal.
         reason: A sentence on why it is not equal; None if it is.
+        forced: The reference gates were fed to every layer before this one, so what differs is made
+            by this layer's router or by kernels, not by another choice before it.
+        free_flips: Tokens that chose other heads when the model was left to itself; None where
+            `forced` is false, and the figures above say it.
+        agreement: Share of equal (token, head) decisions of all tokens.
+        jaccard: Mean over tokens of heads that both chose to heads that either chose.
+        smallest_margin: Of all tokens.
+        flip_margin: The largest of the tokens that chose other heads; None without any.
+        margin_bound: Rounding explains flips of tokens with a smaller margin.
     """
 
     path: str
@@ -60,6 +75,13 @@ class LayerParity:
     gate_error: float
     gate_tolerance: float
     reason: str | None = None
+    forced: bool = False
+    free_flips: int | None = None
+    agreement: float | None = None
+    jaccard: float | None = None
+    smallest_margin: float | None = None
+    flip_margin: float | None = None
+    margin_bound: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,9 @@ class ParityReport:
         function_nodes: How many ran as their function body.
         layer_runs: What ran each MoH layer, read from the runtime.
         kernels: The kernel library that was registered, or why none was.
+        rules: The tolerances that applied, by dtype.
+        policy: Where they come from: the built-in table, or a file.
+        notes: What was found out by feeding the reference gates, and what could not be.
     """
 
     reference: str
@@ -87,6 +112,9 @@ class ParityReport:
     function_nodes: int
     layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
+    rules: Mapping[str, Tolerance] = field(default_factory=dict)
+    policy: str = BUILT_IN
+    notes: tuple[str, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -102,8 +130,12 @@ class ParityReport:
 
     @property
     def max_abs_error(self) -> float:
-        """Largest error of any output; NaN if anything is NaN."""
-        return worst(output.max_abs_error for output in self.outputs)
+        """Largest error of any output that is judged; NaN if anything is NaN."""
+        return worst(
+            output.max_abs_error
+            for output in self.outputs
+            if output.tolerance is not None or output.reason is not None
+        )
 
     @property
     def routing_agreement(self) -> float | None:
@@ -128,7 +160,8 @@ class ParityReport:
             return None
         first, *others = self.reasons
         more = f" ({len(others)} more)" if others else ""
-        return ValidationError(f"not equal to the reference: {first}{more}")
+        notes = "".join(f" {note}" for note in self.notes)
+        return ValidationError(f"not equal to the reference: {first}{more}{notes}")
 
     def raise_if_unequal(self) -> None:
         """Raise the failure, if there is one.
@@ -151,6 +184,9 @@ class ParityReport:
             "function_nodes": self.function_nodes,
             "layer_runs": [asdict(run) for run in self.layer_runs],
             "kernels": self.kernels.to_json(),
+            "policy": self.policy,
+            "rules": {name: asdict(rule) for name, rule in self.rules.items()},
+            "notes": list(self.notes),
             "reasons": list(self.reasons),
             "outputs": [asdict(output) for output in self.outputs],
             "layers": [asdict(layer) for layer in self.layers],
@@ -174,4 +210,7 @@ def combined(reports: Sequence[ParityReport]) -> ParityReport:
         function_nodes=reports[0].function_nodes,
         layer_runs=reports[0].layer_runs,
         kernels=reports[0].kernels,
+        rules={name: rule for report in reports for name, rule in report.rules.items()},
+        policy=reports[0].policy,
+        notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
     )

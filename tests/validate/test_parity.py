@@ -17,6 +17,7 @@ from moh_deploy.validate.layer_parity import compare_layer
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, tolerance_for
+from moh_deploy.validate.variants import GateTypes
 from tests.handmade_package import MANIFEST, vectors, without_layers
 from tests.kernel_library import NO_KERNELS
 
@@ -169,7 +170,7 @@ def test_flipped_token_differs_and_is_described():
     layer = report.layers[0]
     assert (layer.flipped_tokens, layer.excused_tokens) == (1, 0)
     assert report.routing_agreement == pytest.approx(1 - 4 / 24)
-    assert "1 of 6 tokens choose other heads; token [0, 2] chose" in report.reasons[0]
+    assert "1 of 6 tokens choose other heads, unexplained; token [0, 2] chose" in report.reasons[0]
     assert "margin inf" in report.reasons[0]
 
 
@@ -207,6 +208,87 @@ def test_nan_gate_differs_even_if_both_have_it():
 def test_margins_of_another_shape_are_no_excuse():
     report = report_on(nothing, replace(vectors(), margins=(np.zeros((2, 1)),)))
     assert "margins are of shape [2, 1], expected [2, 3]" in report.reasons[0]
+
+
+def test_nan_gate_of_a_token_behind_a_near_tie_differs():
+    expected = replace(vectors(), margins=(np.zeros((2, 3), np.float32),))
+    report = report_on(lambda results: results["gates_0"].__setitem__((0, 2), np.nan), expected)
+    assert not report.equal
+    assert math.isnan(report.layers[0].gate_error)
+
+
+def test_agreement_and_jaccard_count_every_token():
+    expected = replace(vectors(), margins=(np.zeros((2, 3), np.float32),))
+    layer = report_on(flip_a_token, expected).layers[0]
+    assert layer.agreement == pytest.approx(20 / 24)
+    assert layer.jaccard == pytest.approx(5 / 6)
+    assert (layer.flip_margin, layer.smallest_margin) == (0.0, 0.0)
+
+
+@dataclass
+class Fed:
+    """Variants that return what they are told to."""
+
+    results: dict[str, Array]
+    reason: str | None = None
+
+    def why_not_forced(self) -> str | None:
+        return self.reason
+
+    def forced(self, gates: GateTypes) -> Replay:
+        return Replay(self.results)
+
+    def noisy(self, gates: GateTypes) -> None:
+        return None
+
+
+def behind_a_near_tie(
+    change: Callable[[dict[str, Array]], object],
+    change_forced: Callable[[dict[str, Array]], object] = nothing,
+    why_not: str | None = None,
+) -> ParityReport:
+    """Compare a run in which a near-tie went the other way, and the same with the gates fed."""
+    expected = replace(vectors(), margins=(np.zeros((2, 3), np.float32),))
+    results = results_of(expected)
+    flip_a_token(results)
+    change(results)
+    forced = results_of(expected)
+    forced["gates_0.computed"] = forced.pop("gates_0")
+    change_forced(forced)
+    return compare(PACKAGE, Replay(results), [expected], variants=Fed(forced, why_not))
+
+
+def test_behind_an_explained_flip_the_run_with_the_reference_gates_is_judged():
+    report = behind_a_near_tie(lambda results: results["y"].__iadd__(np.float32(0.3)))
+    assert report.equal
+    assert report.max_abs_error == 0.0
+    assert [(one.forced, one.tolerance is None) for one in report.outputs] == [
+        (True, False),
+        (False, True),
+    ]
+    assert (report.layers[0].forced, report.layers[0].free_flips) == (True, 1)
+    text = "output 'y' of vectors 0 (batch=2, seq=3), routing forced differs by 0.3"
+    report = behind_a_near_tie(nothing, lambda fed: fed["y"].__iadd__(np.float32(0.3)))
+    assert text in report.reasons[0]
+    assert report.notes == (
+        "With the reference gates fed to every layer, outputs still differ: the error first shows"
+        " behind the router of the last layer, 'blocks.0.attn'.",
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_behind_an_explained_flip_outputs_must_be_finite(value: float):
+    report = behind_a_near_tie(lambda results: results["y"].__setitem__((0, 0, 0), value))
+    assert report.reasons == (
+        "output 'y' of vectors 0 (batch=2, seq=3), behind a flip is not finite where the reference"
+        " is.",
+    )
+
+
+def test_gates_that_cannot_be_fed_are_named_and_the_looser_rule_holds():
+    report = behind_a_near_tie(lambda results: results["y"].__iadd__(1), why_not="no reader")
+    assert not report.equal
+    assert report.notes == ("The reference gates were not fed to the model: no reader.",)
 
 
 def test_no_vectors_prove_nothing():

@@ -1,0 +1,80 @@
+"""Variants of a package that tell errors apart: gates that are fed to it, weights that move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from moh_deploy.backends.onnxruntime import OrtRunner, open_session
+from moh_deploy.backends.runner import Kernels
+from moh_deploy.package import (
+    OnnxPackage,
+    add_weight_noise,
+    computed_gates,
+    force_gates,
+    has_low_weights,
+    unread_values,
+)
+
+GateTypes = Mapping[str, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class OrtVariants:
+    """Opens variants of a package in ONNX Runtime; see `validate.variants.Variants`.
+
+    Attributes:
+        kernels: What runs MoH nodes of the package itself. Noisy variants run function bodies.
+        threads: Threads within one operator, as of the session that is judged.
+    """
+
+    package: OnnxPackage
+    kernels: Kernels = "auto"
+    threads: int | None = None
+
+    def why_not_forced(self) -> str | None:
+        """Return why the gates cannot be fed; None if they can."""
+        unread = unread_values(self._graph(), self.package.gate_names)
+        paths = [one.path for one in self.package.manifest.layers if one.gates in unread]
+        if not paths:
+            return None
+        return f"nothing reads the recorded form of the gates of {', '.join(paths)}"
+
+    def forced(self, gates: GateTypes) -> OrtRunner:
+        """Open the package with its gates as inputs, as it runs otherwise."""
+        return open_session(
+            self.package,
+            kernels=self.kernels,
+            threads=self.threads,
+            extra_outputs=[computed_gates(name) for name in gates],
+            change=lambda graph: force_gates(graph, gates),
+        )
+
+    def noisy(self, gates: GateTypes) -> OrtRunner | None:
+        """Open function bodies, unoptimised, with gates and ROUNDING_STEP as inputs.
+
+        Returns:
+            None if no weight is in half precision.
+        """
+        if not has_low_weights(self._graph()):
+            return None
+
+        def change(graph: onnx.GraphProto) -> None:
+            force_gates(graph, gates)
+            add_weight_noise(graph)
+
+        return open_session(
+            self.package,
+            kernels="off",
+            threads=self.threads,
+            extra_outputs=[computed_gates(name) for name in gates],
+            optimize=False,
+            change=change,
+        )
+
+    def _graph(self) -> onnx.GraphProto:
+        return onnx.load(self.package.model_path, load_external_data=False).graph

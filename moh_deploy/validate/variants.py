@@ -1,0 +1,36 @@
+"""What `compare` needs to tell errors of kernels, errors of routers, and rounding apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from moh_deploy.backends.runner import Runner
+
+GateTypes = Mapping[str, np.dtype[Any]]
+
+
+class Variants(Protocol):
+    """Opens variants of a model in which the gates of each layer are inputs.
+
+    Their routers' own gates are returned under `computed_gates(name)`.
+    """
+
+    def why_not_forced(self) -> str | None:
+        """Return why the gates cannot be fed; None if they can."""
+
+    def forced(self, gates: GateTypes) -> Runner:
+        """Open the model as it is judged.
+
+        Args:
+            gates: Name of each layer's gates to their dtype.
+        """
+
+    def noisy(self, gates: GateTypes) -> Runner | None:
+        """Open the model with weights that move by the input ROUNDING_STEP; see `weight_noise`.
+
+        Returns:
+            None if there is nothing that could move.
+        """

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from moh_deploy.backends.ort_variants import OrtVariants
+from moh_deploy.package import (
+    ROUNDING_STEP,
+    OnnxPackage,
+    add_weight_noise,
+    computed_gates,
+    has_low_weights,
+    unread_values,
+)
+from tests.handmade_package import model, write_package
+
+TYPES = {"gates_0": np.dtype(np.float32)}
+
+
+def test_model_takes_the_gates_that_are_fed_and_returns_those_it_computes(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    runner = OrtVariants(package, "off").forced(TYPES)
+    recorded = package.vectors[0]
+    twice = {"gates_0": recorded.gates[0] * np.float32(2)}
+    got = runner.run({**recorded.inputs, **twice})
+    np.testing.assert_allclose(got["y"], 2 * recorded.outputs["y"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got[computed_gates("gates_0")], recorded.gates[0], atol=1e-5)
+
+
+def test_gates_that_nothing_reads_cannot_be_fed(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    content = onnx.load(package.model_path)
+    view = onnx.helper.make_node("Identity", ["gates_0"], ["view"])
+    content.graph.node.insert(2, view)
+    onnx.save(content, package.model_path)
+    assert unread_values(content.graph, ["gates_0", "view"]) == ["view"]
+    assert OrtVariants(package).why_not_forced() is None
+    content.graph.node[1].output[0] = "hidden"
+    content.graph.node[2].input[0] = "hidden"
+    content.graph.node[2].output[0] = "gates_0"
+    content.graph.node[3].input[3] = "hidden"
+    onnx.save(content, package.model_path)
+    changed = OnnxPackage(package.root, package.manifest, package.vectors)
+    why_not = OrtVariants(changed).why_not_forced()
+    assert why_not == "nothing reads the recorded form of the gates of blocks.0.attn"
+
+
+def low_model() -> onnx.ModelProto:
+    weight = np.ones((64, 64), np.float16)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "low",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, [1, 64])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, [1, 64])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def test_weights_move_by_up_to_the_step_and_anew_in_every_run(tmp_path: Path):
+    import onnxruntime as ort
+
+    content = low_model()
+    add_weight_noise(content.graph)
+    del content.graph.output[:]
+    content.graph.output.append(onnx.helper.make_tensor_value_info("w", 10, [64, 64]))
+    session = ort.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def weights(step: float) -> np.ndarray:
+        feeds = {"x": np.ones((1, 64), np.float16), ROUNDING_STEP: np.array(step, np.float32)}
+        (found,) = session.run(["w"], feeds)
+        return found.astype(np.float64)
+
+    assert (weights(0) == 1).all()
+    first, second = weights(2.0**-10), weights(2.0**-10)
+    assert (first != second).any()
+    assert 0 < np.abs(first - 1).max() <= 2.0**-10
+    assert abs((first - 1).mean()) < 2.0**-13  # to both sides
+
+
+def test_float32_weights_do_not_move():
+    assert not has_low_weights(model().graph)
+    assert has_low_weights(low_model().graph)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import ConfigError
+from moh_deploy.validate.policy import read_policy
+from moh_deploy.validate.tolerances import tolerance_for
+from tests.handmade_package import write_package
+
+
+def policy_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_figures_of_the_file_replace_those_of_the_table(tmp_path: Path):
+    path = policy_file(tmp_path, "tolerances: {float32: {relative: 0.5, reason: a demo}}\n")
+    policy = read_policy(path)
+    rule = policy.rule("float32")
+    assert (rule.relative, rule.reason) == (0.5, "a demo")
+    assert rule.near_tie == tolerance_for("float32").near_tie
+    assert policy.rule("float16") == tolerance_for("float16")
+
+
+def test_verify_judges_by_the_file_and_the_report_says_so(tmp_path: Path):
+    path = policy_file(tmp_path, "tolerances: {float32: {relative: 0.5, reason: a demo}}\n")
+    write_package(tmp_path / "package", scale=1.01)
+    assert not moh_deploy.verify(tmp_path / "package").equal
+    report = moh_deploy.verify(tmp_path / "package", policy=path)
+    assert report.equal
+    assert report.policy == f"{path} (float32) over the built-in table"
+    assert report.rules["float32"].reason == "a demo"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds None, expected a mapping"),
+        ("tolerance: {}", "'tolerance' is none of tolerances"),
+        ("tolerances: {float8: {relative: 1}}", "'float8' is none of float64, float32"),
+        ("tolerances: {float32: {relativ: 1}}", "'relativ' is none of relative, near_tie"),
+        ("tolerances: {float32: {relative: 1}}", r"float32\.reason is None, expected a sentence"),
+        ("tolerances: {float32: {relative: 1e-3, reason: a}}", "relative is '1e-3', expected a f"),
+        ("tolerances: {float32: {relative: -1, reason: a}}", "relative is -1, expected a finite"),
+        ("tolerances: {float32: {relative: .nan, reason: a}}", "relative is nan, expected a fini"),
+        ("tolerances: {", "cannot be read as YAML"),
+    ],
+)
+def test_file_that_is_no_policy_is_refused(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        read_policy(policy_file(tmp_path, text))
+
+
+def test_file_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no such file"):
+        read_policy(tmp_path / "policy.yaml")
