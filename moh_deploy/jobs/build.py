@@ -103,6 +103,7 @@ def build(
     """
     progress, output, flavour = progress or SilentProgress(), Path(output), flavour_of(backend)
     check_output(output, _ENGINE)
+    _check_apart(output, Path(package_dir))
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
     plan = BuildPlan(
@@ -329,6 +330,14 @@ def _require(layers: Sequence[EngineLayer], *, required: bool) -> None:
             f"kernels are required, but {len(others)} of {len(layers)} MoH layers would not run by"
             f" them: {', '.join(others)}.",
             hint="Build without --require-kernels, or see `moh-deploy inspect`.",
+        )
+
+
+def _check_apart(output: Path, package_dir: Path) -> None:
+    if package_dir.resolve() in (output.resolve(), *output.resolve().parents):
+        raise ConfigError(
+            f"output is {output}, inside of the package {package_dir}, which holds nothing else.",
+            hint="Name a directory outside of it.",
         )
 
 

@@ -203,8 +203,7 @@ def test_values_that_the_parser_would_round_are_refused(
 ):
     package = write_changed(tmp_path / "double", double_inside)
     message = _refused(build, package.root)
-    assert "value 'long': its dtype is float64; expected float32, float16, bfloat16," in message
-    assert "value 'squared'" in message
+    assert "- long, squared: of dtype float64; expected float32, float16, bfloat16," in message
 
 
 def test_gpus_that_the_kernels_are_not_for_are_refused(
@@ -381,3 +380,10 @@ def test_the_compiled_library_builds_for_what_it_has_code_for(
     targets = [one for one in ("8.0", "8.6", "8.9", "12.0") if code.runs_on(int(float(one) * 10))]
     report = build(plugin=library, compute_capabilities=targets, require_kernels=True)
     assert report.status == "built"
+
+
+def test_nothing_is_written_into_a_package(build: Callable[..., BuildReport], handmade: Path):
+    with pytest.raises(ConfigError, match=r"inside of the package .*, which holds nothing else"):
+        build(output=handmade / "engine")
+    with pytest.raises(PackageError, match="exists and is not an engine"):
+        build(output=handmade)

@@ -18,7 +18,9 @@ from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.ops import OPS
 from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
+from moh_deploy.suggest import shortened
 
+_FOREIGN_TYPES = ("float64", "complex64", "complex128", "str", "object")
 _EXPORT_AGAIN = "This is no model that moh-deploy writes: export it again."
 
 
@@ -60,15 +62,18 @@ def refused_types(types: Mapping[str, str]) -> tuple[Rejection, ...]:
     Args:
         types: Name of each value to its dtype.
     """
+    names: dict[str, list[str]] = {}
+    for name, dtype in types.items():
+        if dtype in _FOREIGN_TYPES:
+            names.setdefault(dtype, []).append(name)
     return tuple(
         Rejection(
-            f"value '{name}'",
-            f"its dtype is {dtype}",
+            shortened(values),
+            f"of dtype {dtype}",
             "float32, float16, bfloat16, an integer or bool",
             "Export the model with --dtype float32, or cast it in the model's code.",
         )
-        for name, dtype in types.items()
-        if dtype in ("float64", "complex64", "complex128", "str", "object")
+        for dtype, values in names.items()
     )
 
 

@@ -141,8 +141,8 @@ def test_compute_capability():
 
 
 def test_dtypes_that_tensorrt_has_not():
-    (refused,) = refused_types({"x": "float64", "y": "float32", "i": "int64"})
-    assert (refused.layer, refused.value) == ("value 'x'", "its dtype is float64")
+    (refused,) = refused_types({"x": "float64", "y": "float32", "i": "int64", "z": "float64"})
+    assert (refused.layer, refused.value) == ("x, z", "of dtype float64")
 
 
 def test_words_of_the_parser():
