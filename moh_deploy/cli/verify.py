@@ -10,6 +10,7 @@ import click
 from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
 from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.report_files import ReportFiles
 
 if TYPE_CHECKING:
     from moh_deploy.backends.runner import Kernels
@@ -45,6 +46,15 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Tolerances that replace those of the built-in table, each with its reason.",
 )
+@click.option(
+    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML for a CI."
+)
+@click.option(
+    "--markdown",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write Markdown for a pull request.",
+)
 @kernels_option
 @json_option
 @click.pass_context
@@ -55,6 +65,8 @@ def command(
     vectors: int | None,
     source: Path | None,
     policy: Path | None,
+    junit: Path | None,
+    markdown: Path | None,
     kernels: Kernels,
     as_json: bool,
 ) -> None:
@@ -62,15 +74,18 @@ def command(
     1 if not."""
     from moh_deploy.jobs.verify import verify
 
+    files = ReportFiles(str(package), junit, markdown)
     report = carry_out(
-        lambda progress: verify(
-            package,
-            inputs=inputs,
-            vectors=vectors,
-            kernels=kernels,
-            package=source,
-            policy=policy,
-            progress=progress,
+        lambda progress: files.write_on(
+            lambda: verify(
+                package,
+                inputs=inputs,
+                vectors=vectors,
+                kernels=kernels,
+                package=source,
+                policy=policy,
+                progress=progress,
+            )
         ),
         as_json=as_json,
     )

@@ -36,8 +36,17 @@ def parity_tables(report: ParityReport) -> RenderableType:
     return Group(*_parts(report))
 
 
+def worst_outputs(report: ParityReport) -> list[OutputParity]:
+    """Return the worst entry of each output."""
+    return _worst_by((entry.name, _output_badness(entry), entry) for entry in report.outputs)
+
+
+def worst_layers(report: ParityReport) -> list[LayerParity]:
+    """Return the worst entry of each layer."""
+    return _worst_by((entry.path, _layer_badness(entry), entry) for entry in report.layers)
+
+
 def _parts(report: ParityReport) -> Iterator[RenderableType]:
-    outputs = _worst_by((entry.name, _output_badness(entry), entry) for entry in report.outputs)
     yield table(
         "outputs, worst vector set of each",
         ["output", "vectors", "#max abs error", "#tolerance", "#noise floor", "equal"],
@@ -50,15 +59,14 @@ def _parts(report: ParityReport) -> Iterator[RenderableType]:
                 figure(o.floor),
                 o.reason is None,
             )
-            for o in outputs
+            for o in worst_outputs(report)
         ),
     )
     if report.layers:
-        layers = _worst_by((entry.path, _layer_badness(entry), entry) for entry in report.layers)
         yield table(
             "MoH layers, worst vector set of each",
             _LAYER_COLUMNS,
-            (_layer_row(entry, report) for entry in layers),
+            (_layer_row(entry, report) for entry in worst_layers(report)),
         )
     for reason in report.reasons[:_MOST_REASONS]:
         yield verdict(False, reason)

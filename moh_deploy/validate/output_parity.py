@@ -55,6 +55,7 @@ def compare_output(
         reason=None if equal else describe_worst(what, got, reference, error, limit),
         floor=floor,
         forced=forced,
+        elements=error.size,
     )
 
 
@@ -71,6 +72,7 @@ def unjudged_output(name: str, vectors: str, got: Array | None, reference: Array
         max_abs_error=error,
         max_rel_error=error / reference_max if reference_max else error,
         tolerance=None,
+        elements=reference.size,
         reason=None if math.isfinite(error) else f"{what} is not finite where the reference is.",
     )
 

@@ -15,6 +15,9 @@ from moh_deploy.validate.tolerances import BUILT_IN, Tolerance
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+SCHEMA_VERSION = 1
+"""Of what `to_json` returns; docs/verify.schema.json describes it."""
+
 
 @dataclass(frozen=True)
 class OutputParity:
@@ -29,6 +32,7 @@ class OutputParity:
         reason: A sentence on why it is not equal; None if it is.
         floor: The error that rounding noise of the model's precision makes; None if not measured.
         forced: The reference gates were fed to every layer.
+        elements: How many numbers were compared; None where they cannot be.
     """
 
     name: str
@@ -39,6 +43,7 @@ class OutputParity:
     reason: str | None = None
     floor: float | None = None
     forced: bool = False
+    elements: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class ParityReport:
         """Every sentence on what is not equal; empty if all is."""
         if not self.vector_sets:
             return ("there are no vectors to compare with, so nothing is proven.",)
+        if self.outputs and all(output.elements == 0 for output in self.outputs):
+            return ("every output is empty, so nothing is proven.",)
         entries: tuple[OutputParity | LayerParity, ...] = (*self.outputs, *self.layers)
         return tuple(entry.reason for entry in entries if entry.reason is not None)
 
@@ -175,6 +182,7 @@ class ParityReport:
     def to_json(self) -> dict[str, object]:
         """Return the report in plain JSON types."""
         return {
+            "schema_version": SCHEMA_VERSION,
             "equal": self.equal,
             "max_abs_error": self.max_abs_error,
             "routing_agreement": self.routing_agreement,

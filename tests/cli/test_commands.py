@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.npz import write_npz
+from moh_deploy.report.parity_json import VerifyJson
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
@@ -231,3 +232,32 @@ def test_tune_refuses_inputs_as_run_does(cli: Cli, package: Path, tmp_path: Path
     refused = cli("tune", package, *files)
     assert refused.exit_code == 2
     assert refused.err == cli("run", package, *files, "--outputs", tmp_path / "out.npz").err
+
+
+def test_verify_writes_reports_for_a_ci(cli: Cli, package: Path, tmp_path: Path):
+    junit, markdown = tmp_path / "junit.xml", tmp_path / "comment.md"
+    shown = cli("verify", package, "--junit", junit, "--markdown", markdown)
+    assert shown.exit_code == 0
+    assert 'failures="0" errors="0"' in junit.read_text()
+    assert markdown.read_text().splitlines()[0].endswith("/package: equal")
+    VerifyJson.model_validate_json(cli("verify", package, "--json").out)
+
+
+def test_verify_without_an_answer_overwrites_reports_of_an_earlier_run(
+    cli: Cli, package: Path, tmp_path: Path
+):
+    junit = tmp_path / "junit.xml"
+    assert cli("verify", package, "--junit", junit).exit_code == 0
+    (package / "model.onnx").write_bytes(b"")
+    assert cli("verify", package, "--junit", junit).exit_code == 5
+    assert 'errors="1"' in junit.read_text()
+    assert "has changed since the package was written" in junit.read_text()
+    assert list(tmp_path.glob("*partial*")) == []
+
+
+def test_verify_refuses_a_report_file_that_cannot_be_written(
+    cli: Cli, package: Path, tmp_path: Path
+):
+    shown = cli("verify", package, "--junit", tmp_path / "none" / "junit.xml")
+    assert shown.exit_code == 5
+    assert "junit.xml cannot be written" in shown.err

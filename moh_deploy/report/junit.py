@@ -1,0 +1,121 @@
+"""A parity report as JUnit XML: a test case for every comparison, and one for the run itself.
+
+What was measured and not judged is skipped, with the reason; what could not be compared failed.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as xml
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+
+Outcome = Literal["passed", "failure", "skipped", "error"]
+
+# XML has no form for these characters, not even escaped.
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass(frozen=True)
+class TestCase:
+    """One line of the report.
+
+    Attributes:
+        message: Why it did not pass; what was measured if it did.
+    """
+
+    group: str
+    name: str
+    outcome: Outcome
+    message: str
+
+
+def junit_xml(report: ParityReport, subject: str) -> str:
+    """Return the report on a package or engine as JUnit XML."""
+    facts = {"reference": report.reference, "policy": report.policy}
+    facts["kernels"] = report.kernels.describe()
+    return _document(subject, list(_cases(report)), facts, "\n".join(report.notes))
+
+
+def junit_error(subject: str, message: str) -> str:
+    """Return the report on a run that ended without an answer."""
+    return _document(subject, [TestCase("verify", "run", "error", message)], {}, "")
+
+
+def _cases(report: ParityReport) -> Iterator[TestCase]:
+    verdict: Outcome = "passed" if report.equal else "failure"
+    compared = len(report.outputs) + len(report.layers)
+    said = f"{compared} comparisons" if report.equal else report.reasons[0]
+    yield TestCase("verify", "verdict", verdict, said)
+    yield from map(_output, report.outputs)
+    yield from map(_layer, report.layers)
+    if not report.has_routing:
+        yield TestCase("layers", "routing", "skipped", "The reference holds no gates.")
+
+
+def _output(entry: OutputParity) -> TestCase:
+    name = f"{entry.name} [{entry.vectors}]"
+    measured = f"max abs error {entry.max_abs_error:.3g}"
+    if entry.reason is not None:
+        return TestCase("outputs", name, "failure", entry.reason)
+    if entry.elements == 0:
+        return TestCase("outputs", name, "skipped", "It is empty: no data.")
+    if entry.tolerance is None:
+        return TestCase("outputs", name, "skipped", f"{measured}, behind an explained flip")
+    return TestCase("outputs", name, "passed", f"{measured}, tolerance {entry.tolerance:.3g}")
+
+
+def _layer(entry: LayerParity) -> TestCase:
+    name = f"{entry.path} [{entry.vectors}]"
+    if entry.reason is not None:
+        return TestCase("layers", name, "failure", entry.reason)
+    if not entry.decisions:
+        return TestCase("layers", name, "skipped", "Every token is a near-tie: no decision to see.")
+    measured = f"{entry.equal_decisions} of {entry.decisions} decisions are equal"
+    return TestCase("layers", name, "passed", f"{measured}, gate error {entry.gate_error:.3g}")
+
+
+def _document(subject: str, cases: list[TestCase], facts: dict[str, str], notes: str) -> str:
+    root = xml.Element("testsuites", {"name": "moh-deploy verify", **_counts(cases)})
+    suite = xml.SubElement(root, "testsuite", {"name": _text(subject), **_counts(cases)})
+    if facts:
+        properties = xml.SubElement(suite, "properties")
+        for name, value in facts.items():
+            xml.SubElement(properties, "property", name=name, value=_text(value))
+    for case in cases:
+        _add(suite, case)
+    if notes:
+        xml.SubElement(suite, "system-out").text = _text(notes)
+    xml.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, "unicode") + "\n"
+
+
+def _add(suite: xml.Element, case: TestCase) -> None:
+    element = xml.SubElement(
+        suite, "testcase", classname=f"moh-deploy.{case.group}", name=_text(case.name), time="0"
+    )
+    if case.outcome == "passed":
+        xml.SubElement(element, "system-out").text = _text(case.message)
+        return
+    found = xml.SubElement(element, case.outcome, message=_text(case.message))
+    if case.outcome != "skipped":
+        found.set("type", case.outcome)
+        found.text = _text(case.message)
+
+
+def _counts(cases: list[TestCase]) -> dict[str, str]:
+    outcomes = [case.outcome for case in cases]
+    return {
+        "tests": str(len(cases)),
+        "failures": str(outcomes.count("failure")),
+        "errors": str(outcomes.count("error")),
+        "skipped": str(outcomes.count("skipped")),
+    }
+
+
+def _text(value: str) -> str:
+    return _NOT_XML.sub("?", value)

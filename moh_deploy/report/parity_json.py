@@ -1,0 +1,98 @@
+"""The form of `moh-deploy verify --json`: what readers may rely on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Number = float | Literal["NaN", "Infinity", "-Infinity"]
+"""JSON has no form for the three."""
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class RuleJson(_Object):
+    relative: Number
+    near_tie: Number
+    reason: str
+    relative_after_flip: Number | None
+    floor_factor: Number
+    least: Number
+
+
+class OutputJson(_Object):
+    name: str
+    vectors: str
+    max_abs_error: Number
+    max_rel_error: Number
+    tolerance: Number | None
+    reason: str | None
+    floor: Number | None
+    forced: bool
+    elements: Count | None
+
+
+class LayerJson(_Object):
+    path: str
+    vectors: str
+    decisions: Count
+    equal_decisions: Count
+    flipped_tokens: Count
+    excused_tokens: Count
+    gate_error: Number
+    gate_tolerance: Number
+    reason: str | None
+    forced: bool
+    free_flips: Count | None
+    agreement: Number | None
+    jaccard: Number | None
+    smallest_margin: Number | None
+    flip_margin: Number | None
+    margin_bound: Number | None
+
+
+class LayerRunJson(_Object):
+    path: str
+    runs_as: str | None
+    router_runs_as: str | None
+    projections_run_as: str | None
+    by_size: str | None
+
+
+class ErrorJson(_Object):
+    type: str
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+class VerifyJson(_Object):
+    """What `moh-deploy verify --json` prints if it comes to an answer.
+
+    `error` is there if the answer is no. A run without an answer prints an object that holds
+    nothing else.
+    """
+
+    schema_version: Literal[1]
+    package: str
+    equal: bool
+    max_abs_error: Number
+    routing_agreement: Number | None
+    reference: str
+    vector_sets: Count
+    kernel_nodes: Count
+    function_nodes: Count
+    layer_runs: list[LayerRunJson]
+    kernels: dict[str, str | None]
+    policy: str
+    rules: dict[str, RuleJson]
+    notes: list[str]
+    reasons: list[str]
+    outputs: list[OutputJson]
+    layers: list[LayerJson]
+    error: ErrorJson | None = None
