@@ -178,6 +178,10 @@ def _large_scale(values: dict[str, np.ndarray]) -> None:
     values["query_scale"] *= 100.0
 
 
+def _sharp_scale(values: dict[str, np.ndarray]) -> None:
+    values["query_scale"] *= 10.0
+
+
 def _large_vectors(values: dict[str, np.ndarray]) -> None:
     values["Q"] *= 6.0
     values["K"] *= 6.0
@@ -263,6 +267,10 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "head_dim_139": ("Beyond 64, and no multiple of 8.", _Setup(batch=1, heads=2, head_dim=139)),
     "one_pooled": ("A pooled image of one pixel.", _Setup(pooled=1)),
     "many_pooled": ("More pooled tokens than a tile of any kernel.", _Setup(batch=1, pooled=301)),
+    "sharp_scale": (
+        "A learned temperature as it may be: what is lost of a query's direction shows.",
+        _Setup(edit=_sharp_scale, score_bound=64.0),
+    ),
     "large_scale": (
         "Scores of several hundred: exp overflows unless the row maximum is taken off first.",
         _Setup(edit=_large_scale, score_bound=700.0),

@@ -120,7 +120,7 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "shared_unweighed": ("Shared logits without a stage.", _Setup(staged=False)),
     "fewer_routed": (
         "More shared heads than routed ones.",
-        _Setup(num_routed=2, top_k=1, num_shared=5),
+        _Setup(num_routed=5, num_shared=9),
     ),
     "all_shared": (
         "A layer without routed heads: all gates open, no choice.",

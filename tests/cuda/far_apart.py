@@ -51,7 +51,7 @@ def _shapes(args: abi.AttentionArgs) -> dict[str, tuple[int, int, int, int]]:
 
 def _far_strides(shape: tuple[int, int, int, int]) -> abi.HeadStrides:
     _, heads, tokens, features = shape
-    token = -(-_LAST_OFFSET // (tokens - 1)) // 8 * 8
+    token = -(-_LAST_OFFSET // (8 * (tokens - 1))) * 8
     return abi.HeadStrides(heads * features, features, token)
 
 
