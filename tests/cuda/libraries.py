@@ -96,6 +96,7 @@ def build(
         # Compiled in half the time of -O2, and hardly slower; lines for reports.
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
         "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
+        "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
         *_packaged_headers(),
         *definitions,
     ]

@@ -47,4 +47,5 @@ def run_cases(library: Path, variant: Variant, *options: str, timeout_s: float =
         )
     except subprocess.TimeoutExpired as error:
         return Verdict(False, f"not done after {error.timeout:.0f} s")
-    return Verdict(ran.returncode == 0, ran.stdout[-8000:])
+    end = f"\nended by signal {-ran.returncode}" if ran.returncode < 0 else ""
+    return Verdict(ran.returncode == 0, ran.stdout[-8000:] + end)

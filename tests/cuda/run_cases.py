@@ -38,7 +38,7 @@ def main() -> int:
     for case in _cases(arguments):
         plans = (CHOSEN,) if arguments.chosen_plan else plans_of(case)
         for plan, seed, late in itertools.product(plans, arguments.seeds, arguments.late_copies):
-            emulator.configure(seed=seed, late_copies=late)
+            emulator.configure(seed=seed, late_copies=late, unwritten=arguments.unwritten)
             problem = kernels.find_mismatch(case, plan) or _conflicts(emulator)
             runs += 1
             if problem:
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--match", default="", help="cases whose name has this regular expression")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--late-copies", type=int, nargs="+", default=[0], choices=[0, 1])
+    parser.add_argument("--unwritten", type=int, default=0xFF, help="byte of shared memory")
     parser.add_argument("--draws", type=int, default=0, help="drawn cases of each op, besides")
     parser.add_argument("--tiles", action="store_true", help="attention of several tiles, besides")
     parser.add_argument("--chosen-plan", action="store_true", help="not every tactic and split")

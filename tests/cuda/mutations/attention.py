@@ -1,0 +1,433 @@
+"""Bugs in MoHAttention's kernel."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tests.cuda.libraries import ADDRESS
+from tests.cuda.mutations.mutation import BEYOND, CRASHED, DAMAGED, WRONG, Mutation
+
+_FLOAT = "float32"
+_TILES = "AttentionSetup.*seq_len=150.*"
+_attend = partial(
+    Mutation,
+    file="kernels/attention.cuh",
+    op="MoHAttention",
+    units=("attention_32",),
+    cases="many_keys",
+)
+_mask = partial(
+    Mutation, file="kernels/attention/mask.cuh", op="MoHAttention", units=("attention_32",)
+)
+_output = partial(
+    Mutation,
+    file="kernels/attention/output.cuh",
+    op="MoHAttention",
+    units=("attention", "attention_32"),
+    cases="plain_rank3",
+)
+_rows = partial(
+    Mutation,
+    file="kernels/attention/rows.cuh",
+    op="MoHAttention",
+    units=("attention", "attention_32"),
+    cases="grouped",
+)
+
+PIPELINE = (
+    _attend(
+        name="no barrier behind the list of rows",
+        kind="barrier",
+        before="task);\n  __syncthreads();",
+        after="task);",
+        cases="AttentionSetup.*is_causal=True.*",
+        symptom="threads wait for|lanes of a warp diverge|out of tolerance",
+    ),
+    _attend(
+        name="no barrier before the scores",
+        kind="barrier",
+        before="    __syncthreads();  // keys are here",
+        after="    // keys are here",
+    ),
+    _attend(
+        name="no barrier before the next keys",
+        kind="barrier",
+        before="    __syncthreads();  // values are here",
+        after="    // values are here",
+    ),
+    _attend(
+        name="scores of keys that have not arrived",
+        kind="wait",
+        before="wait_for_copies<0>();\n    __syncthreads();  // keys",
+        after="wait_for_copies<1>();\n    __syncthreads();  // keys",
+    ),
+    _attend(
+        name="values are added that have not arrived",
+        kind="wait",
+        before="wait_for_copies<0>();\n    __syncthreads();  // values",
+        after="wait_for_copies<1>();\n    __syncthreads();  // values",
+    ),
+    _attend(
+        name="the first keys are in no group",
+        kind="commit",
+        before="    commit_copies();\n  }\n  for",
+        after="  }\n  for",
+    ),
+    _attend(
+        name="values are in no group",
+        kind="commit",
+        before="load.values(key);\n    commit_copies();",
+        after="load.values(key);",
+    ),
+    _attend(
+        name="the next keys are in no group",
+        kind="commit",
+        before="load.keys(key + kKeys);\n      commit_copies();",
+        after="load.keys(key + kKeys);",
+    ),
+    _attend(
+        name="rows of shared memory without padding",
+        kind="bank conflict",
+        before="kStride = kHeadSize + TensorCore<T>::kPadding;",
+        after="kStride = kHeadSize;",
+        symptom="bank conflicts of matrix loads",
+    ),
+    _attend(
+        name="rows of float32 with twice the padding",
+        kind="bank conflict",
+        before="kStride = kHeadSize + TensorCore<T>::kPadding;",
+        after="kStride = kHeadSize + 2 * TensorCore<T>::kPadding;",
+        dtypes=_FLOAT,
+        symptom="bank conflicts of matrix loads",
+    ),
+    Mutation(
+        name="shared memory is 16 bytes short",
+        kind="shared memory",
+        file="launch/attention_heads.cuh",
+        before="sizeof(Tile), stream",
+        after="sizeof(Tile) - 16, stream",
+        op="MoHAttention",
+        units=("attention_32",),
+        cases="plain_rank3",
+        symptom="behind the shared memory of its block",
+    ),
+)
+
+LOOP = (
+    _attend(
+        name="sums are not rescaled",
+        kind="rescaling",
+        before="      scale_rows(sums, decay);\n",
+        after="",
+    ),
+    _attend(
+        name="a tile of keys is left out",
+        kind="tail",
+        before="key < range.end; key += kKeys",
+        after="key + kKeys <= range.end; key += kKeys",
+        cases="plain_rank3",
+    ),
+    _attend(
+        name="keys behind the last are counted",
+        kind="tail",
+        before="key + kKeys > edge_key",
+        after="key > edge_key",
+    ),
+    _attend(
+        name="the next causal tile is taken for one that all rows see",
+        kind="causal",
+        before="rows.token[warp_row])",
+        after="rows.token[warp_row + kWarpRows - 1])",
+        cases="AttentionSetup.*head_dim=24.*is_causal=True.*",
+    ),
+    _attend(
+        name="a negative scale, and the largest score is taken for the maximum",
+        kind="maximum",
+        before="params.scale_log2 > 0.0f ?",
+        after="true ?",
+        cases="negative_scale",
+    ),
+    _attend(
+        name="the last values of float32 are left out",
+        kind="tail",
+        before="kStride, warp_end - key);",
+        after="kStride, warp_end - key - 8);",
+        cases="cross_attention",
+        dtypes=_FLOAT,
+    ),
+    _attend(
+        name="splits overlap",
+        kind="split",
+        before="first + params.keys_per_split)",
+        after="first + params.keys_per_split + 1)",
+    ),
+    _attend(
+        name="an empty split writes nothing",
+        kind="split",
+        before="if (task.rows == 0) {",
+        after="if (int(blockIdx.y) * params.keys_per_split >= params.args.keys) {",
+        cases="plain_rank3",
+    ),
+    _attend(
+        name="keys and values are read beyond the last",
+        kind="beyond the end",
+        before="tile, Tile::kStride, end_key - key, columns",
+        after="tile, Tile::kStride, Tile::kKeys, columns",
+        cases="plain_rank3",
+        symptom=BEYOND,
+        variant=ADDRESS,
+    ),
+    _attend(
+        name="values have the key's stride",
+        kind="stride",
+        before="args.value, args.value_strides, key",
+        after="args.value, args.key_strides, key",
+        cases="wide_values",
+    ),
+    _attend(
+        name="offsets of keys and values have 32 bits",
+        kind="32 bits",
+        before="(key + r) * strides.token",
+        after="static_cast<int>((key + r) * strides.token)",
+        cases="plain_rank3",
+        options=("--far-apart",),
+        symptom=f"{WRONG}|{CRASHED}",
+    ),
+    _attend(
+        name="one lane's columns say whether a row has seen a key",
+        kind="lanes",
+        before="row_any(sight.saw[i])",
+        after="sight.saw[i]",
+        cases="bool_mask_by_head",
+    ),
+)
+
+MASK = (
+    _mask(
+        name="a mask's query stride is left out",
+        kind="mask stride",
+        before=" + rows.token[r] * args.mask.query",
+        after=" + rows.token[r]",
+        cases="bool_mask_rank2",
+    ),
+    _mask(
+        name="strides of batch and head are exchanged",
+        kind="mask stride",
+        before="batch * args.mask.batch + rows.head[r] * args.mask.head",
+        after="batch * args.mask.head + rows.head[r] * args.mask.batch",
+        cases="bool_mask_by_head",
+    ),
+    _mask(
+        name="every mask is believed to have keys",
+        kind="mask stride",
+        before="key * mask.key",
+        after="key",
+        cases="bool_mask_one_key",
+    ),
+    _mask(
+        name="a bias stays in base e",
+        kind="mask",
+        before="bias * kLog2E",
+        after="bias",
+        cases="additive_mask_rank2",
+    ),
+    _mask(
+        name="the lowest number becomes -inf",
+        kind="mask",
+        before="return fabsf(scaled) == INFINITY && fabsf(bias) != INFINITY ?",
+        after="return false ?",
+        cases="lowest_bias",
+        dtypes=_FLOAT,
+    ),
+    _mask(
+        name="a NaN bias hides the key",
+        kind="mask",
+        before="bias != -INFINITY;",
+        after="bias > -INFINITY;",
+        cases="nan_bias",
+    ),
+    _mask(
+        name="a mask shows what comes later",
+        kind="causal",
+        before="const bool visible = key < sight.visible[row];",
+        after="const bool visible = true;",
+        cases="bool_mask_causal",
+    ),
+    _mask(
+        name="a hidden key behind the last seen one counts",
+        kind="off by one",
+        before="score = key < sight.visible[row] ?",
+        after="score = key <= sight.visible[row] ?",
+        cases="causal",
+    ),
+    _mask(
+        name="both rows of a lane see what the first sees",
+        kind="lanes",
+        before="use(scores[tile][i], i / 2, lane_key + tile * 8 + i % 2)",
+        after="use(scores[tile][i], 0, lane_key + tile * 8 + i % 2)",
+        cases="AttentionSetup.*head_dim=24.*is_causal=True.*",
+    ),
+    _mask(
+        name="a lane takes its keys for the next lane's",
+        kind="lanes",
+        before="lane_index() % 4 * 2;",
+        after="lane_index() % 4;",
+        cases="causal",
+    ),
+)
+
+OUTPUT = (
+    _output(
+        name="the gate is not applied",
+        kind="gate",
+        before="gate / sum}",
+        after="1.0f / sum}",
+    ),
+    _output(
+        name="the gate is applied twice",
+        kind="gate",
+        before="gate / sum}",
+        after="gate * gate / sum}",
+    ),
+    _output(
+        name="a NaN gate of a query that sees nothing is closed",
+        kind="gate",
+        before="gate * 0.0f",
+        after="0.0f",
+        cases="nan_gate_blind",
+    ),
+    _output(
+        name="a NaN gate is closed",
+        kind="gate",
+        before="if (gate == 0.0f) {",
+        after="if (!(fabsf(gate) > 0.0f)) {",
+        cases="nan_gate",
+    ),
+    _output(
+        name="rows behind the last are written, too",
+        kind="written twice",
+        before="smaller(task.rows - first, kWarpRows)",
+        after="kWarpRows",
+    ),
+    _output(
+        name="lanes read rows that others have not written",
+        kind="barrier",
+        before="  __syncwarp();\n  const auto to",
+        after="  const auto to",
+    ),
+    _output(
+        name="the second half of a warp's rows is the first",
+        kind="lanes",
+        before="(lane / 4 + 8 * i) * stride",
+        after="(lane / 4) * stride",
+    ),
+    _output(
+        name="columns behind the last are written",
+        kind="beyond the end",
+        before="if (column < params.args.value_dim) {\n        to(r)",
+        after="if (true) {\n        to(r)",
+        symptom=f"{WRONG}|{DAMAGED}",
+    ),
+    _output(
+        name="the last columns of a row are not written",
+        kind="unwritten",
+        before="if (column < params.args.value_dim) {\n        to(r)",
+        after="if (column + 1 < params.args.value_dim) {\n        to(r)",
+    ),
+    _output(
+        name="a row whose scores are all -inf has seen nothing, in splits",
+        kind="split",
+        before="softmax.sum[i] + 1.0f : softmax.sum[i]",
+        after="softmax.sum[i] : softmax.sum[i]",
+        cases="inf_query_open",
+    ),
+    _output(
+        name="partial rows of all batches are the first's",
+        kind="overlap",
+        before="(split * pairs + pair)",
+        after="(split * pairs + pair % params.args.kv_heads)",
+    ),
+)
+
+ROWS = (
+    _rows(
+        name="offsets of 32 bits",
+        kind="32 bits",
+        before="token * strides.token",
+        after="static_cast<int>(token * strides.token)",
+        cases="plain_rank3",
+        options=("--far-apart",),
+        symptom=f"{WRONG}|{CRASHED}",
+    ),
+    _rows(
+        name="the causal offset has the wrong sign",
+        kind="causal",
+        before="args.keys - (args.queries - token) + 1",
+        after="args.queries - args.keys + token + 1",
+        cases="causal_more_keys",
+    ),
+    _rows(
+        name="a query does not see its own position",
+        kind="causal",
+        before="args.keys - (args.queries - token) + 1",
+        after="args.keys - (args.queries - token)",
+        cases="causal",
+    ),
+    _rows(
+        name="gates by key/value heads",
+        kind="heads",
+        before="row * args.q_heads + head",
+        after="row * args.kv_heads + head",
+    ),
+    _rows(
+        name="key/value heads are counted as query heads are",
+        kind="heads",
+        before="task.pair % params.args.kv_heads",
+        after="task.pair % params.args.q_heads",
+        symptom=f"{WRONG}|{CRASHED}",
+    ),
+    _rows(
+        name="neighbouring query heads read different key/value heads",
+        kind="heads",
+        before="kv_head * params.group + id % params.group",
+        after="id % params.group * params.args.kv_heads + kv_head",
+    ),
+    _rows(
+        name="rows are in the order of heads",
+        kind="heads",
+        before="{id / params.group,",
+        after="{id % params.args.queries,",
+        cases="causal_grouped",
+    ),
+    _rows(
+        name="the last rows are no tile",
+        kind="tail",
+        before="(ceil_div(count, kTileRows) - 1",
+        after="(count / kTileRows - 1",
+    ),
+    _rows(
+        name="the second half of a tile has no open gates",
+        kind="gate",
+        before=" || rows.gate[lane + kWarpSize] != 0.0f",
+        after="",
+        cases="one_open_query",
+    ),
+    _rows(
+        name="a warp looks at the first warp's gates",
+        kind="gate",
+        before="rows.gate[warp_index() * kWarpRows + lane_index() % kWarpRows]",
+        after="rows.gate[lane_index() % kWarpRows]",
+        cases="one_open_query",
+    ),
+    _rows(
+        name="rows behind the last of a tile",
+        kind="beyond the end",
+        before="task.first + smaller(r, task.rows - 1)",
+        after="task.first + r",
+        cases="plain_rank3",
+        symptom=BEYOND,
+        variant=ADDRESS,
+    ),
+)
+
+MUTATIONS = (*PIPELINE, *LOOP, *MASK, *OUTPUT, *ROWS)
