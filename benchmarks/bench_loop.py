@@ -39,7 +39,7 @@ def main() -> None:
     sizes = dict(text.split("=") for text in arguments.size)
     (inputs,) = sized_inputs(package, {name: [int(size)] for name, size in sizes.items()})
     seconds = arguments.seconds
-    timer = runs_timer(seconds, 0.0)
+    timer = runs_timer(seconds, 0.0, threads=arguments.threads)
     bench, loop = Samples([], []), Samples([], [])
     for _ in range(arguments.turns):
         found = timer({"one": runner.bound(inputs.inputs)})["one"]

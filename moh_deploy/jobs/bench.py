@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def bench(
         job = _Job(
             contestants=contestants,
             threads=threads,
-            measure=measure or runs_timer(min_time, warmup),
+            measure=measure or runs_timer(min_time, warmup, threads=threads),
             measure_fresh=measure_fresh or fresh_run,
             scratch=scratch.path,
             progress=progress,
@@ -259,12 +259,13 @@ class _Job:
         return open_session(one.package, kernels=one.kernels, threads=self.threads)
 
     def _measured(self, one: InputSet, runners: Mapping[str, OrtRunner]) -> list[Measured]:
-        calls = {name: runner.bound(one.inputs) for name, runner in runners.items()}
+        calls = {name: _bound(name, runner, one) for name, runner in runners.items()}
         with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
             times = self.measure(calls)
         with self.progress.step(f"running in fresh processes at {sizes_text(one.sizes)}"):
             fresh = self._fresh_runs(one)
         baselines = [other.name for other in self.contestants if other.is_baseline]
+        samples = num_samples(self.contestants[0].package.manifest, one.sizes)
 
         def measured(contestant: _Contestant) -> Measured:
             name = contestant.name
@@ -273,7 +274,7 @@ class _Job:
                 is_baseline=contestant.is_baseline,
                 inputs=one.name,
                 sizes=one.sizes,
-                samples=num_samples(contestant.package.manifest, one.sizes),
+                samples=samples,
                 latency=Latency.of(times[name]),
                 fresh=fresh[name],
                 ratios={other: _ratio(times, name, other) for other in baselines if other != name},
@@ -305,6 +306,16 @@ class _Job:
                 strict=True,
             )
         )
+
+
+def _bound(name: str, runner: OrtRunner, one: InputSet) -> Callable[[], object]:
+    try:
+        return runner.bound(one.inputs)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{name} does not take the {one.name} inputs of the first package: {error.message}",
+            hint=error.hint,
+        ) from error
 
 
 def _ratio(times: Mapping[str, Timing], name: str, other: str) -> Ratio:

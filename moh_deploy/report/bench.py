@@ -121,7 +121,8 @@ class BenchReport:
             yield self._times(f"{inputs} inputs at {sizes_text(sizes)}", list(group))
         for work in self.work:
             title = f"{work.contestant}: work, {work.inputs} inputs at {sizes_text(work.sizes)}"
-            yield _Table(title, _WORK_COLUMNS, [_work_row(layer) for layer in work.layers])
+            rows = [*map(_work_row, work.layers), _total_row(work.layers)]
+            yield _Table(title, _WORK_COLUMNS, rows)
 
     def _times(self, title: str, results: Sequence[Measured]) -> _Table:
         baselines = [one.contestant for one in results if one.is_baseline]
@@ -176,12 +177,12 @@ _WORK_COLUMNS = [
     "#rows of dense",
     "#computed",
     "#open gates",
-    "skipping is predicted to pay",
+    "predicted to pay up to (open gates)",
 ]
 
 
 def _times_row(one: Measured, baselines: Sequence[str]) -> tuple[object, ...]:
-    from moh_deploy.report.tables import figure, percent
+    from moh_deploy.report.tables import percent
 
     latency, fresh = one.latency, one.fresh
     peak = fresh.peak_memory_bytes
@@ -189,12 +190,12 @@ def _times_row(one: Measured, baselines: Sequence[str]) -> tuple[object, ...]:
     return (
         one.contestant,
         latency.runs,
-        *map(figure, times),
+        *map(_ms, times),
         f"{one.throughput:.4g}",
-        figure(latency.cpu_ms),
+        _ms(latency.cpu_ms),
         percent(latency.utilisation),
-        figure(fresh.load_ms),
-        figure(fresh.first_run_ms),
+        _ms(fresh.load_ms),
+        _ms(fresh.first_run_ms),
         None if peak is None else f"{peak / 2**20:.0f}",
         *(_speed(one.ratios.get(name)) for name in baselines),
     )
@@ -222,17 +223,33 @@ def _work_row(layer: LayerWork) -> tuple[object, ...]:
     )
 
 
+def _total_row(layers: Sequence[LayerWork]) -> tuple[object, ...]:
+    from moh_deploy.report.tables import percent
+
+    computed = sum(layer.rows_computed for layer in layers)
+    dense = sum(layer.rows_dense for layer in layers)
+    share = percent(computed / max(1, dense))
+    return ("all layers", None, None, computed, dense, share, None, None)
+
+
+def _ms(value: float | None) -> str | None:
+    """Return milliseconds to three digits, never with an exponent."""
+    from moh_deploy.report.tables import figure
+
+    return f"{value:.0f}" if value is not None and value >= 100 else figure(value)
+
+
 def _break_even(layer: LayerWork) -> str | None:
-    """Return `sparse up to 71.0 % open; fastest here: sparse`."""
+    """Return `sparse 71.0 %, projected never; best here: sparse`."""
     from moh_deploy.report.tables import percent
 
     if not layer.break_even:
         return None
     limits = [
-        f"{choice} never" if share is None else f"{choice} up to {percent(share)} open"
+        f"{choice} {'never' if share is None else percent(share)}"
         for choice, share in layer.break_even.items()
     ]
-    return f"{', '.join(limits)}; fastest here: {layer.predicted_fastest}"
+    return f"{', '.join(limits)}; best here: {layer.predicted_fastest}"
 
 
 def _gate_text(one: GateResult) -> str:

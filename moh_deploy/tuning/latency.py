@@ -14,6 +14,7 @@ from moh_deploy.tuning.timing import Contestants, Samples, Turns
 # A percentile of fewer runs would be the slowest of them, whatever that was.
 LEAST_RUNS = {50: 1, 90: 10, 99: 100}
 _MOST_RUNS = 1_000_000
+_SETTLE_SECONDS = 5e-3
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,13 @@ MeasureRuns = Callable[[Contestants], dict[str, Timing]]
 """Times every run of contestants that take turns."""
 
 
-def runs_timer(min_seconds: float, warmup_seconds: float) -> MeasureRuns:
+def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None) -> MeasureRuns:
     """Return what times contestants by both clocks, run by run.
 
     Args:
         min_seconds: All contestants together run for at least so long.
         warmup_seconds: And for so long before, untimed.
+        threads: Of each contestant; several of them spin for a while when they are out of work.
     """
     turns = Turns(
         clocks=(time.perf_counter, time.process_time),
@@ -41,6 +43,7 @@ def runs_timer(min_seconds: float, warmup_seconds: float) -> MeasureRuns:
         warmup_seconds=warmup_seconds,
         least_sample_seconds=0.0,
         most_rounds=_MOST_RUNS,
+        settle_seconds=0.0 if threads == 1 else _SETTLE_SECONDS,
     )
 
     def measure(contestants: Contestants) -> dict[str, Timing]:

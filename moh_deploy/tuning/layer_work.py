@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from moh_deploy.backends.input_check import check_inputs
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.onnxruntime import OrtRunner, open_session
 from moh_deploy.backends.runner import Kernels
@@ -85,6 +86,8 @@ def _works(
     package: OnnxPackage, model: ir.Model, runner: OrtRunner, one: InputSet, threads: int | None
 ) -> tuple[LayerWork, ...]:
     values = {**one.inputs, **runner.run(one.inputs)}
+    # Another package may have made these inputs, and call its dimensions otherwise.
+    sizes = check_inputs(package.manifest.inputs, one.inputs)
     instruction_set = runner.kernels.instruction_set
     layers = zip(package.manifest.layers, runner.layer_nodes, runner.layer_runs, strict=True)
 
@@ -92,7 +95,7 @@ def _works(
         sized = at_sizes_of(model, layer, values)
         found = predict(sized, nodes, instruction_set=instruction_set, threads=threads or 1)
         rows, active = _rows(values[layer.gates])
-        choice = current_choice(layer, one.sizes)
+        choice = current_choice(layer, sizes)
         skips = run.runs_as == "kernel" and choice != "dense"
         return LayerWork(
             path=layer.path,

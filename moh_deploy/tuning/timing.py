@@ -33,6 +33,8 @@ class Turns:
         least_sample_seconds: What takes less, by the first clock, is called several times for one
             sample: reading a clock takes time, too.
         most_rounds: There are no more rounds than these.
+        settle_seconds: Nothing runs for so long before a turn, if there are several contestants:
+            idle threads of the last one may still look for work.
     """
 
     clocks: tuple[Clock, ...]
@@ -40,6 +42,7 @@ class Turns:
     warmup_seconds: float = 0.0
     least_sample_seconds: float = 1e-3
     most_rounds: int = 501
+    settle_seconds: float = 0.0
 
     def __call__(self, contestants: Contestants) -> dict[str, tuple[Samples, ...]]:
         """Return for each contestant its samples by each clock."""
@@ -50,6 +53,8 @@ class Turns:
         for number in range(self.most_rounds):
             for offset in range(len(names)):
                 name = names[(number + offset) % len(names)]
+                if len(names) > 1 and self.settle_seconds:
+                    time.sleep(self.settle_seconds)
                 samples[name].append(self._sample(contestants[name], repeats[name]))
             if number + 1 >= _LEAST_ROUNDS and time.perf_counter() - start >= self.min_seconds:
                 break

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
@@ -15,13 +16,14 @@ import moh_deploy
 from moh_deploy.backends.trt.engine_dir import ENGINE_MANIFEST_NAME
 from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
 from moh_deploy.jobs.bench import parse_sizes
+from moh_deploy.jobs.choices import write_choices
 from moh_deploy.json_text import to_json_text
 from moh_deploy.npz import read_npz, write_npz
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, with_choices
 from moh_deploy.report.bench import BenchReport
 from moh_deploy.tuning.fresh_run import FreshRun, FreshTask
 from moh_deploy.tuning.latency import Timing
-from tests.handmade_package import vectors, write_package
+from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.two_layers import write_two_layers
 
 DOCS = Path(__file__).parents[2] / "docs" / "bench.md"
@@ -134,6 +136,40 @@ def test_several_packages_are_all_judged(package: OnnxPackage, tmp_path: Path):
         ValidationError, match=r"failed for .*other .*: p50 is 4 ms, asked for <= 3"
     ):
         report.raise_if_failed()
+
+
+def test_packages_may_call_their_dimensions_otherwise(package: OnnxPackage, tmp_path: Path):
+    content, dims = model(), {"n": 2, "tokens": 3}
+    axes = content.graph.input[0].type.tensor_type.shape.dim
+    axes[0].dim_param, axes[1].dim_param = dims
+    with PackageWriter(tmp_path / "renamed") as writer:
+        onnx.save(content, writer.path("model.onnx"))
+        inputs = (TensorInfo("x", "float32", (*dims, 8)),)
+        manifest = replace(MANIFEST, inputs=inputs, dims=dims)
+        renamed = writer.finish(manifest, [replace(vectors(), sizes=dims)])
+    choices = {"all": "sparse", "all[tokens<=3]": "dense"}
+    layers = with_choices(renamed.manifest.layers, choices, dims=list(dims))
+    other = write_choices(renamed, layers, tmp_path / "other")
+    report = moh_deploy.bench([package.root, other.root], measure=Meter(), measure_fresh=Fresh())
+    assert [one.samples for one in report.results] == [2, 2]
+    assert report.work[1].layers[0].choice == "dense"
+
+
+def test_package_that_takes_other_inputs_is_named(package: OnnxPackage, tmp_path: Path):
+    with PackageWriter(tmp_path / "other") as writer:
+        content = model()
+        content.graph.input[0].name = content.graph.node[0].input[0] = "images"
+        for name in range(3):
+            content.graph.node[2].input[name] = "images"
+        onnx.save(content, writer.path("model.onnx"))
+        manifest = replace(MANIFEST, inputs=(replace(MANIFEST.inputs[0], name="images"),))
+        recorded = replace(vectors(), inputs={"images": vectors().inputs["x"]})
+        other = writer.finish(manifest, [recorded])
+    with pytest.raises(
+        ConfigError,
+        match=r"other does not take the recorded inputs of the first .*'images' is missing",
+    ):
+        measured(package, baselines=[other.root])
 
 
 def test_gates_that_hold_pass_and_no_gates_are_no_verdict(package: OnnxPackage):

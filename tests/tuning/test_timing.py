@@ -84,6 +84,18 @@ def test_every_run_is_a_sample_where_none_is_too_short():
     assert len(hands.worked) == 4 + 7
 
 
+@pytest.mark.parametrize(("contestants", "pauses"), [(["one"], 0), (["one", "other"], 14)])
+def test_turns_settle_where_another_contestant_was_before(
+    monkeypatch: pytest.MonkeyPatch, contestants: list[str], pauses: int
+):
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    hands = Hands()
+    turns = Turns((hands,), 0.0, settle_seconds=0.005)
+    turns(dict.fromkeys(contestants, hands.work(0.01)))
+    assert slept == [0.005] * pauses
+
+
 def test_contestants_warm_up_for_so_long():
     start, ran = time.perf_counter(), []
     turns = Turns((Hands(),), 0.0, warmup_seconds=0.05, least_sample_seconds=0.0)
