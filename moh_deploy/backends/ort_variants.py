@@ -17,7 +17,7 @@ from moh_deploy.package import (
     computed_gates,
     force_gates,
     has_low_weights,
-    unread_values,
+    unforceable_layers,
 )
 
 GateTypes = Mapping[str, np.dtype[Any]]
@@ -38,11 +38,12 @@ class OrtVariants:
 
     def why_not_forced(self) -> str | None:
         """Return why the gates cannot be fed; None if they can."""
-        unread = unread_values(self._graph(), self.package.gate_names)
-        paths = [one.path for one in self.package.manifest.layers if one.gates in unread]
+        paths = unforceable_layers(self._graph(), self.package.manifest.layers)
         if not paths:
             return None
-        return f"nothing reads the recorded form of the gates of {', '.join(paths)}"
+        return (
+            f"attention does not read the recorded gates, or a view of them, in {', '.join(paths)}"
+        )
 
     def forced(self, gates: GateTypes) -> OrtRunner:
         """Open the package with its gates as inputs, as it runs otherwise."""

@@ -19,7 +19,12 @@ from moh_deploy.package.choices import (
     with_ranges,
     without_ranges,
 )
-from moh_deploy.package.forced_gates import computed_gates, force_gates, unread_values
+from moh_deploy.package.forced_gates import (
+    computed_gates,
+    force_gates,
+    forced_gates,
+    unforceable_layers,
+)
 from moh_deploy.package.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.package.manifest import (
     FORMAT_VERSION,
@@ -84,6 +89,7 @@ __all__ = [
     "current_choice",
     "dense_twin",
     "force_gates",
+    "forced_gates",
     "has_low_weights",
     "layer_nodes",
     "measure",
@@ -91,7 +97,7 @@ __all__ = [
     "projections",
     "router_nodes",
     "switch_rules",
-    "unread_values",
+    "unforceable_layers",
     "with_choices",
     "with_ranges",
     "without_ranges",

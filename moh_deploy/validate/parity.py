@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from moh_deploy.backends.runner import Runner
 from moh_deploy.npz import Array
-from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet, computed_gates
+from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet, computed_gates, forced_gates
 from moh_deploy.validate.diagnosis import diagnosis
 from moh_deploy.validate.layer_parity import compare_layer, incomparable_layer
 from moh_deploy.validate.noise_floor import STEPS, measure_floor
@@ -171,7 +171,7 @@ class _Judge:
         assert self.variants is not None
         if self._forced is None:
             self._forced = self.variants.forced({k: v.dtype for k, v in gates.items()})
-        got = self._forced.run({**expected.inputs, **gates})
+        got = self._forced.run(self._inputs(expected, gates))
         layers = [
             compare_layer(
                 layer.path,
@@ -204,7 +204,7 @@ class _Judge:
         if self._noisy is None:
             return {}
         names = frozenset(map(computed_gates, gates))
-        inputs = {**expected.inputs, **gates}
+        inputs = self._inputs(expected, gates)
         return measure_floor(self._noisy, inputs, precision, gates=names)
 
     def _gates_to_feed(
@@ -222,6 +222,10 @@ class _Judge:
             return None
         pairs = zip(layers, expected.gates, strict=True)
         return {layer.gates: gates.astype(got[layer.gates].dtype) for layer, gates in pairs}
+
+    @staticmethod
+    def _inputs(expected: VectorSet, gates: Mapping[str, Array]) -> dict[str, Array]:
+        return {**expected.inputs, **{forced_gates(k): v for k, v in gates.items()}}
 
     def _note(self) -> tuple[str, ...]:
         if self._why_not is None:

@@ -69,11 +69,11 @@ TOLERANCES: Mapping[str, Tolerance] = {
     ),
     "float32": _FLOAT32,
     "float16": Tolerance(
-        5e-2,
+        2e-2,
         1e-2,
         "at most twice the noise floor: the floor is the largest of three draws of rounding"
         " noise, the run is another draw (0.2 to 0.6 of it was seen), and three miss the tail. A"
-        " model whose floor is above 5e-2 of its values has no answer in float16. Margins: 10 bits"
+        " model whose floor is above 2e-2 of its values has no answer in float16. Margins: 10 bits"
         " of mantissa (1e-3 a step), some ten steps between a token and its scores",
         relative_after_flip=1e-1,
         floor_factor=2.0,

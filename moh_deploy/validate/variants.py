@@ -15,7 +15,7 @@ GateTypes = Mapping[str, np.dtype[Any]]
 class Variants(Protocol):
     """Opens variants of a model in which the gates of each layer are inputs.
 
-    Their routers' own gates are returned under `computed_gates(name)`.
+    They are fed as `forced_gates(name)`; the routers' own are returned as `computed_gates(name)`.
     """
 
     def why_not_forced(self) -> str | None:

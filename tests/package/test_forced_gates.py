@@ -6,14 +6,15 @@ import numpy as np
 import onnx
 
 from moh_deploy.backends.ort_variants import OrtVariants
+from moh_deploy.ops import OPS
 from moh_deploy.package import (
     ROUNDING_STEP,
     OnnxPackage,
     add_weight_noise,
     computed_gates,
     has_low_weights,
-    unread_values,
 )
+from moh_deploy.package.forced_gates import GATES_INPUT
 from tests.handmade_package import model, write_package
 
 TYPES = {"gates_0": np.dtype(np.float32)}
@@ -23,28 +24,56 @@ def test_model_takes_the_gates_that_are_fed_and_returns_those_it_computes(tmp_pa
     package = write_package(tmp_path / "package")
     runner = OrtVariants(package, "off").forced(TYPES)
     recorded = package.vectors[0]
-    twice = {"gates_0": recorded.gates[0] * np.float32(2)}
+    twice = {"gates_0.forced": recorded.gates[0] * np.float32(2)}
     got = runner.run({**recorded.inputs, **twice})
     np.testing.assert_allclose(got["y"], 2 * recorded.outputs["y"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got[computed_gates("gates_0")], recorded.gates[0], atol=1e-5)
 
 
-def test_gates_that_nothing_reads_cannot_be_fed(tmp_path: Path):
-    package = write_package(tmp_path / "package")
+def rewired(package: OnnxPackage, *nodes: onnx.NodeProto) -> OnnxPackage:
+    """Put nodes between the router, which then makes `made`, and `gates_0`."""
     content = onnx.load(package.model_path)
-    view = onnx.helper.make_node("Identity", ["gates_0"], ["view"])
-    content.graph.node.insert(2, view)
+    content.graph.node[1].output[0] = "made"
+    for node in reversed(nodes):
+        content.graph.node.insert(2, node)
+    attention = next(node for node in content.graph.node if node.op_type == "MoHAttention")
+    attention.input[3] = "read"
     onnx.save(content, package.model_path)
-    assert unread_values(content.graph, ["gates_0", "view"]) == ["view"]
-    assert OrtVariants(package).why_not_forced() is None
-    content.graph.node[1].output[0] = "hidden"
-    content.graph.node[2].input[0] = "hidden"
-    content.graph.node[2].output[0] = "gates_0"
-    content.graph.node[3].input[3] = "hidden"
-    onnx.save(content, package.model_path)
-    changed = OnnxPackage(package.root, package.manifest, package.vectors)
-    why_not = OrtVariants(changed).why_not_forced()
-    assert why_not == "nothing reads the recorded form of the gates of blocks.0.attn"
+    return package
+
+
+def test_gates_are_fed_where_they_are_made_if_attention_reads_another_view(tmp_path: Path):
+    make = onnx.helper.make_node
+    turned = make("Transpose", ["made"], ["turned"], perm=[1, 2, 0])  # [S, H, B]
+    recorded = make("Transpose", ["turned"], ["gates_0"], perm=[2, 0, 1])
+    read = make("Identity", ["made"], ["read"])
+    package = rewired(write_package(tmp_path / "package"), turned, recorded, read)
+    variants = OrtVariants(package, "off")
+    assert variants.why_not_forced() is None
+    vector = package.vectors[0]
+    fed = {"gates_0.forced": vector.gates[0] * np.float32(2)}
+    got = variants.forced(TYPES).run({**vector.inputs, **fed})
+    np.testing.assert_allclose(got["y"], 2 * vector.outputs["y"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got[computed_gates("gates_0")], vector.gates[0], atol=1e-5)
+
+
+def test_gates_that_attention_does_not_read_cannot_be_fed(tmp_path: Path):
+    make = onnx.helper.make_node
+    recorded, read = make("Abs", ["made"], ["gates_0"]), make("Identity", ["made"], ["read"])
+    package = rewired(write_package(tmp_path / "package"), recorded, read)
+    why_not = OrtVariants(package).why_not_forced()
+    assert why_not == (
+        "attention does not read the recorded gates, or a view of them, in blocks.0.attn"
+    )
+
+
+def test_places_of_the_gates_are_those_of_the_ops():
+    places = {
+        name: [one.name for one in op.inputs].index("gates")
+        for name, op in OPS.items()
+        if any(one.name == "gates" for one in op.inputs)
+    }
+    assert places == GATES_INPUT
 
 
 def low_model() -> onnx.ModelProto:
