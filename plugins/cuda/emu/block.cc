@@ -81,6 +81,7 @@ void Block::start(const Grid& grid, uint3 index, uint32_t seed) {
   grid_ = grid;
   index_ = index;
   random_ = seed == 0 ? 0 : (seed ^ 0x9e3779b9u) | 1u;
+  thread_ = nullptr;  // of the block before, perhaps no longer there
   problem_.clear();
   at_barrier_ = 0;
   alive_ = static_cast<int>(grid.block.x * grid.block.y * grid.block.z);
