@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import onnx
@@ -10,12 +11,12 @@ from onnx import TensorProto, helper
 ROUNDING_STEP = "moh.rounding_step"
 """Input of the variant: how far a weight may move, as a share of it; 0 for not at all."""
 
-_LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_LARGEST = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
 
 
 def has_low_weights(graph: onnx.GraphProto) -> bool:
     """Tell whether the graph holds a float16 or bfloat16 weight."""
-    return any(one.data_type in _LOW for one in graph.initializer)
+    return bool(_weights(graph))
 
 
 def add_weight_noise(graph: onnx.GraphProto) -> None:
@@ -23,28 +24,53 @@ def add_weight_noise(graph: onnx.GraphProto) -> None:
 
     Every run draws anew; the same session, opened again, draws the same.
     """
-    weights = [one for one in graph.initializer if one.data_type in _LOW]
+    weights = _weights(graph)
     noise = [node for seed, one in enumerate(weights) for node in _noise(one, seed)]
     for one in weights:
         one.name = _exact(one.name)
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
     del graph.node[:]
     graph.node.extend([*noise, *nodes])
+    for dtype, largest in _LARGEST.items():
+        for name, limit in zip(_limits(dtype), (-largest, largest), strict=True):
+            graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [limit]))
     graph.input.append(helper.make_tensor_value_info(ROUNDING_STEP, TensorProto.FLOAT, []))
 
 
+def _weights(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """Return what moves. Single numbers stay: they are constants, not rounded weights."""
+    return [
+        one for one in graph.initializer if one.data_type in _LARGEST and math.prod(one.dims) > 1
+    ]
+
+
 def _noise(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
-    """weight * (1 + step * uniform(-1, 1)), rounded to its dtype."""
-    name = weight.name
-    wide, draw, share, moved, noisy = (
-        f"{name}.{part}" for part in ("wide", "draw", "share", "moved", "noisy")
+    """weight * (1 + step * uniform(-1, 1)), rounded to its dtype.
+
+    What masks are made of stays: infinities, and numbers that would become infinite.
+    """
+    name, limits = weight.name, _limits(weight.data_type)
+    yield helper.make_node("Cast", [_exact(name)], [f"{name}.wide"], to=TensorProto.FLOAT)
+    yield _node("Clip", name, "wide", *limits, output="finite")
+    yield _node("Sub", name, "wide", f"{name}.finite", output="infinite")
+    yield helper.make_node(
+        "RandomUniformLike", [f"{name}.wide"], [f"{name}.draw"], low=-1.0, high=1.0, seed=seed + 1.0
     )
-    yield helper.make_node("Cast", [_exact(name)], [wide], to=TensorProto.FLOAT)
-    yield helper.make_node("RandomUniformLike", [wide], [draw], low=-1.0, high=1.0, seed=seed + 1.0)
-    yield helper.make_node("Mul", [draw, ROUNDING_STEP], [share])
-    yield helper.make_node("Mul", [wide, share], [moved])
-    yield helper.make_node("Add", [wide, moved], [noisy])
-    yield helper.make_node("Cast", [noisy], [name], to=weight.data_type)
+    yield _node("Mul", name, "draw", ROUNDING_STEP, output="share")
+    yield _node("Mul", name, "finite", f"{name}.share", output="move")
+    yield _node("Add", name, "finite", f"{name}.move", output="moved")
+    yield _node("Clip", name, "moved", *limits, output="limited")
+    yield _node("Add", name, "limited", f"{name}.infinite", output="noisy")
+    yield helper.make_node("Cast", [f"{name}.noisy"], [name], to=weight.data_type)
+
+
+def _node(op: str, name: str, part: str, *others: str, output: str) -> onnx.NodeProto:
+    return helper.make_node(op, [f"{name}.{part}", *others], [f"{name}.{output}"])
+
+
+def _limits(dtype: int) -> tuple[str, str]:
+    kind = TensorProto.DataType.Name(dtype).lower()
+    return f"moh.smallest_{kind}", f"moh.largest_{kind}"
 
 
 def _exact(name: str) -> str:

@@ -29,6 +29,8 @@ def measure_floor(
 ) -> dict[str, float]:
     """Return the largest difference that noise makes in each value that the model returns.
 
+    It is infinite where noise makes a number infinite or NaN.
+
     Args:
         noisy: See `Variants.noisy`.
         inputs: Those of the model, and the gates.
@@ -51,5 +53,8 @@ def _run(noisy: Runner, inputs: Mapping[str, Array], step: float) -> dict[str, A
 
 def _difference(got: Array, exact: Array, *, only_chosen: bool) -> float:
     error = abs_error(got, exact)
-    counts = (got != 0) & (exact != 0) if only_chosen else np.isfinite(error)
-    return largest(np.where(counts & np.isfinite(error), error, 0.0))
+    counts = np.isfinite(exact)
+    if only_chosen:
+        counts &= (got != 0) & (exact != 0)
+    error = np.where(counts, error, 0.0)
+    return largest(np.where(np.isnan(error), np.inf, error))

@@ -110,6 +110,30 @@ def test_weights_move_by_up_to_the_step_and_anew_in_every_run(tmp_path: Path):
     assert abs((first - 1).mean()) < 2.0**-13  # to both sides
 
 
-def test_float32_weights_do_not_move():
+def test_infinities_stay_and_nothing_becomes_infinite(tmp_path: Path):
+    import onnxruntime as ort
+
+    content = low_model()
+    mask = np.asarray([[-np.inf, -65504, 1, np.inf]], np.float16)
+    content.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(mask, "w"))
+    add_weight_noise(content.graph)
+    nodes = list(content.graph.node)[:-1]
+    del content.graph.node[:], content.graph.output[:]
+    content.graph.node.extend(nodes)
+    content.graph.output.append(onnx.helper.make_tensor_value_info("w", 10, [1, 4]))
+    session = ort.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
+    for step in (0, 2.0**-10):
+        feeds = {"x": np.ones((1, 64), np.float16), ROUNDING_STEP: np.array(step, np.float32)}
+        (found,) = session.run(["w"], feeds)
+        assert found[0, [0, 3]].tolist() == [-np.inf, np.inf]
+        assert -65504 <= found[0, 1] <= -65504 * (1 - step)
+        assert abs(found[0, 2] - 1) <= step
+
+
+def test_float32_weights_and_single_numbers_do_not_move():
     assert not has_low_weights(model().graph)
-    assert has_low_weights(low_model().graph)
+    content = low_model()
+    assert has_low_weights(content.graph)
+    single = onnx.numpy_helper.from_array(np.ones(1, np.float16), "w")
+    content.graph.initializer[0].CopyFrom(single)
+    assert not has_low_weights(content.graph)
