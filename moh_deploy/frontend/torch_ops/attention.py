@@ -70,7 +70,7 @@ def _masked_softmax(scores: Tensor, attn_mask: Tensor | None, is_causal: bool) -
         scores = scores.masked_fill(~visible.tril(kv_len - seq_len), float("-inf"))
     if attn_mask is None and not is_causal:
         return scores.softmax(dim=-1)
-    hidden = scores.amax(dim=-1, keepdim=True) == float("-inf")
+    hidden = (scores == float("-inf")).all(dim=-1, keepdim=True)
     return scores.softmax(dim=-1).masked_fill(hidden, 0.0)
 
 
