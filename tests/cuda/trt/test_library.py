@@ -32,7 +32,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("cmake")
     options = [
-        *("-DMOH_CPU=OFF", "-DMOH_CUDA=ON", "-DMOH_CUDA_ARCHITECTURES=80-real"),
+        *("-DMOH_CPU=OFF", "-DMOH_CUDA=ON", "-DMOH_CUDA_ARCHITECTURES=80"),
         f"-DCMAKE_CUDA_COMPILER={compiler}",
         f"-DTENSORRT_INCLUDE_DIR={builds.required_headers()}",
     ]
