@@ -39,7 +39,10 @@ class Environment:
     def doctor(self, *arguments: str) -> tuple[int, str, str]:
         environment = os.environ | {"PYTHONPATH": f"{self.folder}:{REPOSITORY}"}
         command = [str(self.python), "-m", "moh_deploy", "doctor", *arguments]
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+        # Elsewhere than in the repository, whose metadata are those of the whole package.
+        ran = subprocess.run(
+            command, env=environment, cwd=self.folder, capture_output=True, text=True
+        )
         return ran.returncode, ran.stdout, ran.stderr
 
 

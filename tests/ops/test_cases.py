@@ -69,7 +69,8 @@ def test_score_bound_holds():
         head_dim = query.shape[-1] // (case.attributes["q_num_heads"] if query.ndim == 3 else 1)
         finite = [np.max(np.abs(a[np.isfinite(a)]), initial=0) for a in (query, key)]
         typical = case.attributes["scale"] * finite[0] * finite[1] * np.sqrt(head_dim)
-        assert typical <= 2 * case.score_bound, case
+        # The product is rounded, too.
+        assert typical <= 2 * case.score_bound * (1 + 1e-9), case
 
 
 @pytest.mark.parametrize("case", MOH_AGGREGATED_ATTENTION.cases[::3], ids=str)
