@@ -64,6 +64,42 @@ class LayerRunJson(_Object):
     by_size: str | None
 
 
+class HeadLoadJson(_Object):
+    path: str
+    num_shared_heads: Count | None
+    tokens: Count
+    reference: list[Count]
+    got: list[Count]
+
+
+class MarginBinJson(_Object):
+    at_least: Number
+    below: Number
+    tokens: Count
+    explained: Count
+    unexplained: Count
+
+
+class MarginHistogramJson(_Object):
+    path: str
+    bound: Number
+    bins: list[MarginBinJson]
+
+
+class ClassLoadJson(_Object):
+    path: str
+    num_shared_heads: Count | None
+    classes: list[str]
+    samples: list[Count]
+    loads: list[list[float]]
+
+
+class StatisticsJson(_Object):
+    head_loads: list[HeadLoadJson]
+    margins: list[MarginHistogramJson]
+    class_loads: list[ClassLoadJson]
+
+
 class ErrorJson(_Object):
     type: str
     message: str
@@ -95,4 +131,5 @@ class VerifyJson(_Object):
     reasons: list[str]
     outputs: list[OutputJson]
     layers: list[LayerJson]
+    statistics: StatisticsJson
     error: ErrorJson | None = None

@@ -14,6 +14,7 @@ from moh_deploy.tuning.timing import Contestants, Samples, Turns
 # A percentile of fewer runs would be the slowest of them, whatever that was.
 LEAST_RUNS = {50: 1, 90: 10, 99: 100}
 _MOST_RUNS = 1_000_000
+_MOST_KEPT = 201
 _SETTLE_SECONDS = 5e-3
 
 
@@ -63,6 +64,8 @@ class Latency:
         p99_ms: 99 in a hundred took no longer; None of fewer than 100 runs.
         mean_ms: Mean time.
         cpu_ms: Mean CPU time of a run, all threads together.
+        sorted_ms: Time of each run, the fastest first; of more than 201 runs, so many of them,
+            evenly spread from the fastest to the slowest.
     """
 
     runs: int
@@ -71,6 +74,7 @@ class Latency:
     p99_ms: float | None
     mean_ms: float
     cpu_ms: float
+    sorted_ms: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, timing: Timing) -> Latency:
@@ -78,12 +82,18 @@ class Latency:
         p50, p90, p99 = (_percentile(timing.wall_ms, percent) for percent in LEAST_RUNS)
         assert p50 is not None
         means = fmean(timing.wall_ms), fmean(timing.cpu_ms)
-        return cls(len(timing.wall_ms), p50, p90, p99, *means)
+        return cls(len(timing.wall_ms), p50, p90, p99, *means, _spread(timing.wall_ms))
 
     @property
     def utilisation(self) -> float:
         """CPU time over time on the wall: 2.0 is two cores that are busy all the time."""
         return self.cpu_ms / self.mean_ms if self.mean_ms else 0.0
+
+
+def _spread(samples: Samples) -> Samples:
+    """Return the samples in order; of many, so few that a report can hold them."""
+    kept = np.linspace(0, len(samples) - 1, min(len(samples), _MOST_KEPT)).round().astype(int)
+    return tuple(np.sort(samples)[kept].tolist())
 
 
 def _percentile(samples: Samples, percent: int) -> float | None:

@@ -28,6 +28,12 @@ from moh_deploy.validate.output_parity import (
 )
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
+from moh_deploy.validate.routing_statistics import (
+    NO_STATISTICS,
+    RoutingStatistics,
+    joined,
+    layer_statistics,
+)
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, Tolerance, coarsest
 from moh_deploy.validate.variants import Variants
 
@@ -81,6 +87,7 @@ def compare(
         rules=judge.rules,
         policy=policy.source,
         notes=tuple(dict.fromkeys(note for one in judged for note in one.notes)),
+        statistics=joined(one.statistics for one in judged),
     )
 
 
@@ -91,6 +98,7 @@ class _Judged:
     outputs: Sequence[OutputParity]
     layers: Sequence[LayerParity] = ()
     notes: tuple[str, ...] = ()
+    statistics: RoutingStatistics = NO_STATISTICS
 
     @property
     def equal(self) -> bool:
@@ -139,13 +147,15 @@ class _Judge:
             return replace(free, notes=notes)
         unjudged = list(_unjudged(self.package, expected, got, label))
         layers = [_merged(*pair) for pair in zip(forced.layers, free.layers, strict=True)]
-        return _Judged([*forced.outputs, *unjudged], layers, notes)
+        statistics = replace(free.statistics, margins=forced.statistics.margins)
+        return _Judged([*forced.outputs, *unjudged], layers, notes, statistics)
 
     def _free(
         self, expected: VectorSet, got: Mapping[str, Array], label: str, floor: Mapping[str, float]
     ) -> _Judged:
         """Judge the model left to itself; behind an explained flip by the looser rule."""
         layers: list[LayerParity] = []
+        counts: list[RoutingStatistics] = []
         rule = self._rule
         for layer, gates, margins in self._layers(expected):
             value = got.get(layer.gates)
@@ -153,13 +163,15 @@ class _Judge:
                 reason = f"gates of layer '{layer.path}' are not in vectors {label}."
                 layers.append(incomparable_layer(layer.path, label, reason))
                 continue
+            counts.append(self._count(layer, value, gates, margins))
             known = floor.get(computed_gates(layer.gates))
             layers.append(
                 compare_layer(layer.path, label, value, gates, margins, rule, floor=known)
             )
             if layers[-1].excused_tokens:
                 rule, floor = rule.after_flip(), {}
-        return _Judged(list(self._outputs(expected, got, label, rule, floor)), layers)
+        outputs = list(self._outputs(expected, got, label, rule, floor))
+        return _Judged(outputs, layers, statistics=joined(counts))
 
     def _forced_run(
         self, expected: VectorSet, got: Mapping[str, Array], label: str, floor: Mapping[str, float]
@@ -186,9 +198,20 @@ class _Judge:
             for layer, reference, margins in self._layers(expected)
             if reference is not None and margins is not None
         ]
+        counts = [
+            self._count(layer, got.get(computed_gates(layer.gates)), reference, margins)
+            for layer, reference, margins in self._layers(expected)
+            if reference is not None and margins is not None
+        ]
         label = f"{label}, routing forced"
         outputs = self._outputs(expected, got, label, self._rule, floor, forced=True)
-        return _Judged(list(outputs), layers)
+        return _Judged(list(outputs), layers, statistics=joined(counts))
+
+    def _count(
+        self, layer: LayerInfo, got: Array | None, reference: Array, margins: Array
+    ) -> RoutingStatistics:
+        shared, bound = layer.num_shared_heads, self._rule.near_tie
+        return layer_statistics(layer.path, shared, got, reference, margins, bound)
 
     def _floor(self, expected: VectorSet, got: Mapping[str, Array]) -> dict[str, float]:
         """Return the noise floor of each value; nothing where there is none, or no way to ask."""

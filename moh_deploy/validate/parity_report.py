@@ -10,6 +10,7 @@ from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
 from moh_deploy.validate.differences import worst
+from moh_deploy.validate.routing_statistics import NO_STATISTICS, RoutingStatistics, joined
 from moh_deploy.validate.tolerances import BUILT_IN, Tolerance
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class ParityReport:
         rules: The tolerances that applied, by dtype.
         policy: Where they come from: the built-in table, or a file.
         notes: What was found out by feeding the reference gates, and what could not be.
+        statistics: Loads of heads and margins of choices.
     """
 
     reference: str
@@ -120,6 +122,7 @@ class ParityReport:
     rules: Mapping[str, Tolerance] = field(default_factory=dict)
     policy: str = BUILT_IN
     notes: tuple[str, ...] = ()
+    statistics: RoutingStatistics = NO_STATISTICS
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -198,6 +201,7 @@ class ParityReport:
             "reasons": list(self.reasons),
             "outputs": [asdict(output) for output in self.outputs],
             "layers": [asdict(layer) for layer in self.layers],
+            "statistics": asdict(self.statistics),
         }
 
     def __rich__(self) -> RenderableType:
@@ -221,4 +225,5 @@ def combined(reports: Sequence[ParityReport]) -> ParityReport:
         rules={name: rule for report in reports for name, rule in report.rules.items()},
         policy=reports[0].policy,
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        statistics=joined(report.statistics for report in reports),
     )

@@ -34,3 +34,10 @@ def test_timer_gives_wall_and_cpu_time_of_each_run():
     for one in times.values():
         assert len(one.wall_ms) == len(one.cpu_ms) == 7
     assert min(times["busy"].cpu_ms) > 0
+
+
+def test_runs_are_kept_in_order_and_of_many_a_bounded_number():
+    assert Latency.of(timing(5)).sorted_ms == (1.0, 2.0, 3.0, 4.0, 5.0)
+    kept = Latency.of(timing(10_000)).sorted_ms
+    assert (len(kept), kept[0], kept[100], kept[-1]) == (201, 1.0, 5001.0, 10_000.0)
+    assert list(kept) == sorted(kept)

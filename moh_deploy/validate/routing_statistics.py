@@ -1,0 +1,246 @@
+"""What routers do over all tokens that were compared: loads of heads, and margins of choices.
+
+These are shown, not judged: `LayerParity` judges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moh_deploy.npz import Array
+
+# Four bins a decade; what is below the first edge, an exact tie included, is one more.
+_EDGES = np.concatenate([[0.0], 10.0 ** (np.arange(-32, 9) / 4), [np.inf]])
+
+
+@dataclass(frozen=True)
+class HeadLoad:
+    """For how many tokens each head of a layer is on: its gate is not 0.
+
+    Attributes:
+        path: The layer.
+        num_shared_heads: The first so many heads are meant to be on for every token; None where the
+            router's form does not tell.
+        tokens: How many there were.
+        reference: For how many of them each head is on in the reference.
+        got: The same in the runtime, left to itself.
+    """
+
+    path: str
+    num_shared_heads: int | None
+    tokens: int
+    reference: tuple[int, ...]
+    got: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MarginBin:
+    """Tokens whose margins are alike.
+
+    Attributes:
+        at_least: Of the margins; infinity where a token has none: there is nothing to choose, or
+            the scores behind the choice are not known.
+        below: Upper edge.
+        tokens: How many there are.
+        explained: Those of them that chose other heads, and whose margin excuses it.
+        unexplained: Those that chose other heads, and whose margin does not.
+    """
+
+    at_least: float
+    below: float
+    tokens: int
+    explained: int
+    unexplained: int
+
+
+@dataclass(frozen=True)
+class MarginHistogram:
+    """How clear the choices of a layer are.
+
+    Attributes:
+        path: The layer.
+        bound: Rounding explains flips of tokens with a smaller margin.
+        bins: Those that hold a token, ascending.
+    """
+
+    path: str
+    bound: float
+    bins: tuple[MarginBin, ...]
+
+    @property
+    def flips(self) -> int:
+        """Tokens that chose other heads."""
+        return sum(one.explained + one.unexplained for one in self.bins)
+
+
+@dataclass(frozen=True)
+class ClassLoad:
+    """How often each head of a layer is on for the tokens of the samples of each class.
+
+    Attributes:
+        path: The layer.
+        num_shared_heads: As in `HeadLoad`.
+        classes: Their names.
+        samples: How many each class has.
+        loads: Share of tokens for which a head is on, one row a class.
+    """
+
+    path: str
+    num_shared_heads: int | None
+    classes: tuple[str, ...]
+    samples: tuple[int, ...]
+    loads: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class RoutingStatistics:
+    """What routers did, one entry for each layer whose gates are known.
+
+    Attributes:
+        head_loads: Over all vector sets.
+        margins: The same; where the reference gates were fed, of the choices made with them.
+        class_loads: Of samples with labels; empty without.
+    """
+
+    head_loads: tuple[HeadLoad, ...] = ()
+    margins: tuple[MarginHistogram, ...] = ()
+    class_loads: tuple[ClassLoad, ...] = ()
+
+
+NO_STATISTICS = RoutingStatistics()
+
+
+def layer_statistics(
+    path: str,
+    num_shared_heads: int | None,
+    got: Array | None,
+    reference: Array,
+    margins: Array,
+    bound: float,
+) -> RoutingStatistics:
+    """Count what a layer did in one vector set; nothing if its gates cannot be compared.
+
+    Args:
+        path: The layer.
+        num_shared_heads: As in `HeadLoad`.
+        got: Gates [B, S, H] from the runtime; None if it returned none.
+        reference: Gates [B, S, H] that are expected.
+        margins: How clear each token's choice is, [B, S].
+        bound: Rounding explains flips of tokens with a smaller margin.
+    """
+    if got is None or got.shape != reference.shape or margins.shape != reference.shape[:-1]:
+        return NO_STATISTICS
+    load = HeadLoad(path, num_shared_heads, margins.size, _on(reference), _on(got))
+    flipped = ((got != 0) != (reference != 0)).any(axis=-1)  # [B, S]
+    return RoutingStatistics(
+        (load,), (MarginHistogram(path, bound, _bins(margins, flipped, bound)),)
+    )
+
+
+def class_load(
+    path: str,
+    num_shared_heads: int | None,
+    gates: Array,
+    labels: Sequence[object] | Array,
+    names: Sequence[str] | None = None,
+) -> ClassLoad:
+    """Count for each class how often each head of a layer is on.
+
+    Args:
+        path: The layer.
+        num_shared_heads: As in `HeadLoad`.
+        gates: [B, S, H].
+        labels: The class of each sample, [B].
+        names: Name of class 0, 1, ...; without, a class is called as its label.
+
+    Source: MoH (arXiv 2410.11842), figure "head load distribution".
+    """
+    found, of_sample = np.unique(np.asarray(labels), return_inverse=True)  # [C], [B]
+    shares = (gates != 0).sum(axis=1) / max(1, gates.shape[1])  # [B, H]
+    rows = [shares[of_sample == index].mean(axis=0) for index in range(len(found))]
+    return ClassLoad(
+        path=path,
+        num_shared_heads=num_shared_heads,
+        classes=tuple(str(one) if names is None else names[int(one)] for one in found),
+        samples=tuple(np.bincount(of_sample, minlength=len(found)).tolist()),
+        loads=tuple(tuple(row.tolist()) for row in rows),
+    )
+
+
+def joined(found: Iterable[RoutingStatistics]) -> RoutingStatistics:
+    """Add up what several vector sets gave, layer by layer."""
+    every = list(found)
+    return RoutingStatistics(
+        _by_path((load for one in every for load in one.head_loads), _loads_together),
+        _by_path((margins for one in every for margins in one.margins), _margins_together),
+        tuple(load for one in every for load in one.class_loads),
+    )
+
+
+def _on(gates: Array) -> tuple[int, ...]:
+    """Return for how many tokens each head is on; NaN counts, as where gates are compared."""
+    return tuple((gates != 0).sum(axis=tuple(range(gates.ndim - 1))).tolist())
+
+
+def _bins(margins: Array, flipped: NDArray[np.bool_], bound: float) -> tuple[MarginBin, ...]:
+    values = margins.astype(np.float64)
+    explained = flipped & (values < bound)
+    values = np.where(np.isfinite(values), np.maximum(values, 0.0), np.inf)
+    index = np.searchsorted(_EDGES, values, side="right") - 1  # [B, S]
+    edges = [*_EDGES.tolist(), math.inf]
+    return tuple(
+        MarginBin(
+            at_least=edges[number],
+            below=edges[number + 1],
+            tokens=int((index == number).sum()),
+            explained=int((explained & (index == number)).sum()),
+            unexplained=int((flipped & ~explained & (index == number)).sum()),
+        )
+        for number in np.unique(index).tolist()
+    )
+
+
+def _loads_together(one: HeadLoad, other: HeadLoad) -> HeadLoad:
+    return replace(
+        one,
+        tokens=one.tokens + other.tokens,
+        reference=_added(one.reference, other.reference),
+        got=_added(one.got, other.got),
+    )
+
+
+def _margins_together(one: MarginHistogram, other: MarginHistogram) -> MarginHistogram:
+    bins: dict[tuple[float, float], MarginBin] = {}
+    for each in (*one.bins, *other.bins):
+        edges = each.at_least, each.below
+        before = bins.get(edges, MarginBin(*edges, 0, 0, 0))
+        bins[edges] = MarginBin(
+            *edges,
+            before.tokens + each.tokens,
+            before.explained + each.explained,
+            before.unexplained + each.unexplained,
+        )
+    return replace(one, bins=tuple(bins[edges] for edges in sorted(bins)))
+
+
+def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+_Entry = TypeVar("_Entry", HeadLoad, MarginHistogram)
+
+
+def _by_path(
+    entries: Iterable[_Entry], add: Callable[[_Entry, _Entry], _Entry]
+) -> tuple[_Entry, ...]:
+    """Return one entry for each layer, in order of appearance."""
+    sums: dict[str, _Entry] = {}
+    for entry in entries:
+        sums[entry.path] = add(sums[entry.path], entry) if entry.path in sums else entry
+    return tuple(sums.values())
