@@ -9,13 +9,12 @@ from statistics import fmean
 
 import numpy as np
 
-from moh_deploy.tuning.timing import Contestants, Samples, Turns
+from moh_deploy.tuning.timing import Contestants, Samples, Turns, settle_seconds
 
 # A percentile of fewer runs would be the slowest of them, whatever that was.
 LEAST_RUNS = {50: 1, 90: 10, 99: 100}
 _MOST_RUNS = 1_000_000
 _MOST_KEPT = 201
-_SETTLE_SECONDS = 5e-3
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None
         warmup_seconds=warmup_seconds,
         least_sample_seconds=0.0,
         most_rounds=_MOST_RUNS,
-        settle_seconds=0.0 if threads == 1 else _SETTLE_SECONDS,
+        settle_seconds=settle_seconds(threads),
     )
 
     def measure(contestants: Contestants) -> dict[str, Timing]:

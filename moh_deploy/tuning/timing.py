@@ -20,6 +20,13 @@ Clock = Callable[[], float]
 """Returns seconds."""
 
 _LEAST_ROUNDS = 7
+_SETTLE_SECONDS = 5e-3
+
+
+def settle_seconds(threads: int | None) -> float:
+    """Return how long nothing should run between contestants of so many threads each: several of
+    them look for work for a while before they sleep."""
+    return 0.0 if threads == 1 else _SETTLE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -91,22 +98,25 @@ class Stopwatch:
             threads do shows on the wall only.
         name: `CPU` or `wall`.
         min_seconds: A comparison takes at least so long, by the clock on the wall.
+        settle_seconds: Nothing runs for so long before a turn.
     """
 
     clock: Clock
     name: str
     min_seconds: float
+    settle_seconds: float = 0.0
 
     @classmethod
     def for_threads(cls, threads: int | None, min_seconds: float) -> Stopwatch:
         """Return the clock that fits a number of threads."""
         if threads == 1:
             return cls(time.process_time, "CPU", min_seconds)
-        return cls(time.perf_counter, "wall", min_seconds)
+        return cls(time.perf_counter, "wall", min_seconds, settle_seconds(threads))
 
     def __call__(self, what: str, contestants: Contestants) -> dict[str, Samples]:
         """Time the contestants; see `Measure`."""
-        times = Turns((self.clock,), self.min_seconds)(contestants)
+        turns = Turns((self.clock,), self.min_seconds, settle_seconds=self.settle_seconds)
+        times = turns(contestants)
         return {name: samples for name, (samples,) in times.items()}
 
 

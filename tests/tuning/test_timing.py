@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,18 @@ def test_one_thread_is_timed_by_what_it_does_and_several_by_the_wall():
     assert Stopwatch.for_threads(1, 1.0).clock is time.process_time
     assert Stopwatch.for_threads(2, 1.0).clock is time.perf_counter
     assert Stopwatch.for_threads(None, 1.0).name == "wall"
+
+
+@pytest.mark.parametrize(("threads", "pauses"), [(1, 0), (2, 14), (None, 14)])
+def test_stopwatch_lets_the_threads_of_the_last_contestant_sleep(
+    monkeypatch: pytest.MonkeyPatch, threads: int | None, pauses: int
+):
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    hands = Hands()
+    stopwatch = replace(Stopwatch.for_threads(threads, 0.0), clock=hands)
+    stopwatch("a layer", {"dense": hands.work(0.02), "sparse": hands.work(0.01)})
+    assert slept == [0.005] * pauses
 
 
 def test_clear_difference_is_one_and_noise_is_none():
