@@ -168,6 +168,18 @@ def loads(content: bytes) -> bool:
     return True
 
 
+def model_interface(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of a model's inputs and outputs, in order.
+
+    Raises:
+        PackageError: The file is missing or not an ONNX model.
+    """
+    graph = _load_without_weights(path).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = tuple(one.name for one in graph.input if one.name not in constants)
+    return inputs, tuple(one.name for one in graph.output)
+
+
 def runtime_name() -> str:
     """Return `ONNX Runtime 1.32.0`, the version that runs here."""
     import onnxruntime as ort

@@ -97,16 +97,18 @@ def engines_package(root: Path, manifest: EngineManifest, package: Path | None) 
     return replace(opened, manifest=replace(opened.manifest, precision=manifest.precision))
 
 
-def fitting(engine: Engine, vectors: tuple[VectorSet, ...]) -> tuple[VectorSet, ...]:
+def fitting(
+    root: Path, manifest: EngineManifest, vectors: tuple[VectorSet, ...]
+) -> tuple[VectorSet, ...]:
     """Return the recorded runs of sizes that the engine was built for.
 
     Raises:
         ConfigError: There are none.
     """
-    found = tuple(one for one in vectors if engine.fits(one.sizes))
+    found = tuple(one for one in vectors if manifest.fits(one.sizes))
     if not found:
         raise ConfigError(
-            f"no recorded run of the package is of sizes that {engine.root} was built for.",
+            f"no recorded run of the package is of sizes that {root} was built for.",
             hint="Build it with a --profile that has the example's sizes, or give --inputs.",
         )
     return found

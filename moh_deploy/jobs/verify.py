@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.ort_variants import OrtVariants
-from moh_deploy.backends.runner import Kernels, Runner
-from moh_deploy.backends.trt.engine_reading import is_engine_dir, read_engine_dir
+from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import ConfigError
-from moh_deploy.jobs.engine_runs import EngineRunner, engines_package, fitting, open_engine
-from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.jobs.references import function_bodies, references
+from moh_deploy.jobs.subject import Loaded, Subject, read_subject
 from moh_deploy.progress import Progress, SilentProgress
-from moh_deploy.validate.parity import RECORDED, compare
+from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy, read_policy
-from moh_deploy.validate.user_vectors import UserVectors, read_user_vectors
-from moh_deploy.validate.variants import Variants
+from moh_deploy.validate.reference import (
+    Answers,
+    RecordedReference,
+    Reference,
+    expected_outputs,
+)
+from moh_deploy.validate.samples import Sample, read_samples, recorded_samples
+
+Against = str | Path | Reference
+"""What one is compared with."""
 
 
 def verify(
@@ -31,86 +35,106 @@ def verify(
     vectors: int | None = None,
     package: Path | str | None = None,
     policy: Path | str | None = None,
+    against: Sequence[Against] = (),
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Compare what ONNX Runtime, or an engine, computes with a reference.
+    """Compare what ONNX Runtime, or an engine, computes with one reference or several.
 
-    Without `inputs` the reference is what the original model computed when the package was made.
-    For a file in `inputs` it is the expected outputs that the file holds, or, if it holds none, the
-    package's own function bodies run with all optimisations off: that proves that kernels and graph
-    optimisations change nothing, not that the package equals the original model.
+    Without `inputs` and `against` the reference is what the original model computed when the
+    package was made. For a file in `inputs` it is the expected outputs that the file holds, or, if
+    it holds none, the package's own function bodies run with all optimisations off: that proves
+    that kernels and graph optimisations change nothing, not that the package equals the original
+    model.
 
     An engine gives no gates, so only outputs are compared, on the recorded runs of sizes that it
     was built for.
 
     Args:
         package_dir: The package, or the engine directory.
-        inputs: npz files. Members are named like the model's inputs, or in their order, and like
-            its outputs for expected outputs.
+        inputs: npz files, or directories of them. Members are named like the model's inputs, or in
+            their order, and like its outputs for expected outputs.
         kernels: What runs MoH nodes, see `open_session` and `open_engine`.
         vectors: Compare with the first so many recorded runs only; None takes all. The first is the
             one at the example's sizes.
         package: The package that an engine was built from; for a package, None.
         policy: YAML file of tolerances over the built-in table, see `read_policy`.
+        against: What to compare with instead: `recorded` (what the package recorded, or the files
+            hold), `functions`, `kernels`, the path of another package, an engine or an ONNX model,
+            or a `Reference`.
         progress: What to report steps to.
 
     Returns:
-        The comparison. Look at `equal`, or call `raise_if_unequal`.
+        The comparison. Look at `equal`, or call `raise_if_unequal`. With several references it is
+        equal if all comparisons are; `comparisons` has them apart.
 
     Raises:
         PackageError: Not a package, or one that has changed since it was written.
-        ConfigError: An input file does not fit the model, or `vectors` is below 1 or given
-            together with `inputs`.
+        ConfigError: An input file does not fit the model, `vectors` is below 1 or given together
+            with `inputs`, or `against` names nothing to compare with.
         BackendError: The runtime failed, or the engine cannot run here.
     """
-    progress, root = progress or SilentProgress(), Path(package_dir)
+    progress = progress or SilentProgress()
     _check_vectors(vectors, inputs)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
-    paths = tuple(map(Path, inputs))
-    if is_engine_dir(root):
-        source = None if package is None else Path(package)
-        return _verify_engine(root, source, paths, kernels, vectors, progress, rules)
-    if package is not None:
-        raise ConfigError(f"package is {package}, but {root} is no engine: leave it out.")
-    with progress.step("reading the package"):
-        opened = OnnxPackage.open(root)
-        files = [(path, read_user_vectors(path, opened.manifest)) for path in paths]
+    source = None if package is None else Path(package)
+    with progress.step("reading what is compared"):
+        subject = read_subject(Path(package_dir), source, kernels)
+        files = read_samples([Path(path) for path in inputs], subject.package.manifest)
+        rounds = _rounds(subject, files, vectors, against)
+    # References first: two models at once would need the memory of both.
+    with progress.step("running the references"):
+        answers = [one.reference.answers(subject.package, one.samples) for one in rounds]
     with progress.step("loading the model"):
-        runner = open_session(opened, kernels=kernels, extra_outputs=opened.gate_names)
-    with progress.step("comparing"):
-        variants = OrtVariants(opened, kernels)
-        if not files:
-            sets = opened.vectors[:vectors]
-            return compare(opened, runner, sets, variants=variants, policy=rules)
-        return combined(
-            [_compare_file(opened, runner, path, user, rules, variants) for path, user in files]
-        )
+        loaded = subject.load()
+    with progress.step("comparing"), loaded.closing:
+        pairs = zip(rounds, answers, strict=True)
+        return combined([_compare(subject, loaded, *pair, rules) for pair in pairs])
 
 
-def _verify_engine(
-    root: Path,
-    source: Path | None,
-    paths: tuple[Path, ...],
-    kernels: Kernels,
+class _Round(NamedTuple):
+    """One comparison: with what, and on what."""
+
+    reference: Reference
+    samples: tuple[Sample, ...]
+
+
+def _rounds(
+    subject: Subject,
+    files: tuple[Sample, ...],
     vectors: int | None,
-    progress: Progress,
-    policy: Policy,
+    against: Sequence[Against],
+) -> list[_Round]:
+    """Return the comparisons, in the order in which they are asked for."""
+    if not files:
+        sets, words = subject.recorded()
+        samples: tuple[Sample, ...] = recorded_samples(sets[:vectors])
+        recorded: Reference = RecordedReference(words)
+    else:
+        samples, recorded = files, expected_outputs(files)
+    if against:
+        return [_Round(one, samples) for one in references(against, subject, recorded)]
+    if not files:
+        return [_Round(recorded, samples)]
+    known = tuple(one for one in files if one.known.outputs)
+    others = tuple(one for one in files if not one.known.outputs)
+    rounds = [_Round(expected_outputs(known), known)] if known else []
+    return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
+
+
+def _compare(
+    subject: Subject, loaded: Loaded, one: _Round, answers: Answers, policy: Policy
 ) -> ParityReport:
-    with progress.step("reading the engine and its package"):
-        package = engines_package(root, read_engine_dir(root), source)
-        files = [(path, read_user_vectors(path, package.manifest)) for path in paths]
-    with progress.step("loading the engine"):
-        runner = open_engine(root, kernels)
-    with progress.step("comparing"), runner.engine as engine:
-        if not files:
-            recorded = fitting(engine, package.vectors)[:vectors]
-            reference = f"{RECORDED}, those of sizes that the engine was built for"
-            return compare(
-                package, runner, recorded, reference=reference, outputs_only=True, policy=policy
-            )
-        return combined(
-            [_compare_file(package, runner, path, user, policy) for path, user in files]
-        )
+    report = compare(
+        subject.package,
+        loaded.runner,
+        answers.vectors,
+        labels=[sample.label for sample in one.samples],
+        reference=one.reference.name,
+        outputs_only=not (answers.has_gates and subject.has_gates),
+        variants=loaded.variants,
+        policy=policy,
+    )
+    return replace(report, subject=subject.name, notes=(*answers.notes, *report.notes))
 
 
 def _check_vectors(vectors: int | None, inputs: Sequence[Path | str]) -> None:
@@ -120,45 +144,3 @@ def _check_vectors(vectors: int | None, inputs: Sequence[Path | str]) -> None:
         raise ConfigError(
             "vectors chooses among recorded runs, and inputs replaces them: give one."
         )
-
-
-def _compare_file(
-    package: OnnxPackage,
-    runner: Runner,
-    path: Path,
-    user: UserVectors,
-    policy: Policy,
-    variants: Variants | None = None,
-) -> ParityReport:
-    if user.expected:
-        vectors = VectorSet(user.sizes, user.inputs, user.expected, (), ())
-        reference = f"expected outputs in {path}"
-        return compare(
-            package, runner, [vectors], reference=reference, outputs_only=True, policy=policy
-        )
-    vectors = _run_function_bodies(package, user)
-    reference = f"function bodies with optimisations off, on {path} (not the original model)"
-    of_engine = isinstance(runner, EngineRunner)  # which gives no gates
-    return compare(
-        package,
-        runner,
-        [vectors],
-        reference=reference,
-        outputs_only=of_engine,
-        variants=variants,
-        policy=policy,
-    )
-
-
-def _run_function_bodies(package: OnnxPackage, user: UserVectors) -> VectorSet:
-    gate_names = package.gate_names
-    runner = open_session(package, kernels="off", optimize=False, extra_outputs=gate_names)
-    results = runner.run(user.inputs)
-    gates = tuple(results[name] for name in gate_names)
-    outputs = {spec.name: results[spec.name] for spec in package.manifest.outputs}
-    return VectorSet(user.sizes, user.inputs, outputs, gates, tuple(map(_no_near_ties, gates)))
-
-
-def _no_near_ties(gates: Array) -> Array:
-    """Return margins that excuse nothing: the scores behind the choice are not known here."""
-    return np.full(gates.shape[:-1], np.inf, np.float32)

@@ -28,16 +28,16 @@ from moh_deploy.validate.output_parity import (
 )
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
+from moh_deploy.validate.reference import RECORDED
 from moh_deploy.validate.routing_statistics import (
     NO_STATISTICS,
     RoutingStatistics,
     joined,
     layer_statistics,
 )
+from moh_deploy.validate.samples import label
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, Tolerance, coarsest
 from moh_deploy.validate.variants import Variants
-
-RECORDED = "vectors recorded from the original model"
 
 
 def compare(
@@ -45,6 +45,7 @@ def compare(
     runner: Runner,
     vectors: Sequence[VectorSet],
     *,
+    labels: Sequence[str] = (),
     reference: str = RECORDED,
     outputs_only: bool = False,
     variants: Variants | None = None,
@@ -56,6 +57,7 @@ def compare(
         package: Says which outputs and layers there are.
         runner: A session of it that also returns the values `package.gate_names`.
         vectors: What to run, and what to expect.
+        labels: How reports call each of them; empty for their numbers and sizes.
         reference: Where the expected values come from, for the report.
         outputs_only: The vectors hold no gates, and maybe not every output: compare what they hold.
         variants: Opens the model with gates fed to it. Without, what is behind a flip is judged by
@@ -67,11 +69,10 @@ def compare(
         BackendError: The runtime failed.
     """
     judge = _Judge(package, runner, policy, None if outputs_only else variants)
+    names = labels or [label(str(index), one.sizes) for index, one in enumerate(vectors)]
     judged = [
-        judge.outputs_of(one, _label(index, one))
-        if outputs_only
-        else judge.everything(one, _label(index, one))
-        for index, one in enumerate(vectors)
+        judge.outputs_of(one, name) if outputs_only else judge.everything(one, name)
+        for one, name in zip(vectors, names, strict=True)
     ]
     impls = list(runner.layer_impl.values())
     return ParityReport(
@@ -308,11 +309,6 @@ class _Judge:
 
 
 _RecordedLayer = tuple[LayerInfo, Array | None, Array | None]
-
-
-def _label(index: int, vectors: VectorSet) -> str:
-    sizes = ", ".join(f"{dim}={size}" for dim, size in vectors.sizes.items())
-    return f"{index} ({sizes})" if sizes else str(index)
 
 
 def _unjudged(

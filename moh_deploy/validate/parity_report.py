@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from moh_deploy.backends.layer_runs import LayerRun
@@ -108,6 +108,8 @@ class ParityReport:
         policy: Where they come from: the built-in table, or a file.
         notes: What was found out by feeding the reference gates, and what could not be.
         statistics: Loads of heads and margins of choices.
+        subject: What ran; empty where that is plain.
+        parts: Of a report that joins several comparisons, each by itself.
     """
 
     reference: str
@@ -123,16 +125,31 @@ class ParityReport:
     policy: str = BUILT_IN
     notes: tuple[str, ...] = ()
     statistics: RoutingStatistics = NO_STATISTICS
+    subject: str = ""
+    parts: tuple[ParityReport, ...] = ()
+
+    @property
+    def comparisons(self) -> tuple[ParityReport, ...]:
+        """Every comparison by itself: two sides, and what was compared of them."""
+        return self.parts or (self,)
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Every sentence on what is not equal; empty if all is."""
+        if self.parts:
+            return tuple(text for part in self.parts for text in self._reasons_of(part))
         if not self.vector_sets:
             return ("there are no vectors to compare with, so nothing is proven.",)
         if self.outputs and all(output.elements == 0 for output in self.outputs):
             return ("every output is empty, so nothing is proven.",)
         entries: tuple[OutputParity | LayerParity, ...] = (*self.outputs, *self.layers)
         return tuple(entry.reason for entry in entries if entry.reason is not None)
+
+    def _reasons_of(self, part: ParityReport) -> tuple[str, ...]:
+        """Return them with their reference, if there are others."""
+        if all(part.reference == other.reference for other in self.parts):
+            return part.reasons
+        return tuple(f"against {part.reference}: {text}" for text in part.reasons)
 
     @property
     def equal(self) -> bool:
@@ -212,18 +229,18 @@ class ParityReport:
 
 def combined(reports: Sequence[ParityReport]) -> ParityReport:
     """Join the reports, at least one, of several comparisons by one runner."""
-    return ParityReport(
+    first, *others = reports
+    if not others:
+        return first
+    return replace(
+        first,
         reference="; ".join(dict.fromkeys(report.reference for report in reports)),
         vector_sets=sum(report.vector_sets for report in reports),
         outputs=tuple(output for report in reports for output in report.outputs),
         layers=tuple(layer for report in reports for layer in report.layers),
         has_routing=any(report.has_routing for report in reports),
-        kernel_nodes=reports[0].kernel_nodes,
-        function_nodes=reports[0].function_nodes,
-        layer_runs=reports[0].layer_runs,
-        kernels=reports[0].kernels,
         rules={name: rule for report in reports for name, rule in report.rules.items()},
-        policy=reports[0].policy,
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
         statistics=joined(report.statistics for report in reports),
+        parts=tuple(reports),
     )

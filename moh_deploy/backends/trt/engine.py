@@ -14,7 +14,7 @@ from moh_deploy.backends.trt.flavour import FLAVOURS
 from moh_deploy.backends.trt.loading import LoadedEngine, load_engine
 from moh_deploy.backends.trt.on_gpu import GpuContext, is_torch, stand_in
 from moh_deploy.backends.trt.on_host import HostContext
-from moh_deploy.backends.trt.profiles import Profile, profile_text
+from moh_deploy.backends.trt.profiles import covers, profile_text
 from moh_deploy.errors import BackendError, ConfigError
 
 
@@ -109,8 +109,7 @@ class Engine:
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether a profile has these sizes of the dynamic dimensions."""
-        profiles = self.manifest.profiles
-        return not profiles or any(_has(profile, sizes) for profile in profiles)
+        return self.manifest.fits(sizes)
 
     def _profile(self, sizes: Mapping[str, int]) -> int:
         """Return the number of the first profile with these sizes."""
@@ -122,8 +121,4 @@ class Engine:
                 f"{self.root} was built for {built_for}; got {got}.",
                 hint="Build it with a --profile that has these sizes.",
             )
-        return next((i for i, profile in enumerate(profiles) if _has(profile, sizes)), 0)
-
-
-def _has(profile: Profile, sizes: Mapping[str, int]) -> bool:
-    return all(span.min <= sizes[name] <= span.max for name, span in profile.items())
+        return next((i for i, profile in enumerate(profiles) if covers(profile, sizes)), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from moh_deploy.backends.trt.plugin_library import PLUGIN_NAME
-from moh_deploy.backends.trt.profiles import Profile
+from moh_deploy.backends.trt.profiles import Profile, covers
 from moh_deploy.digest import sha256_of
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, Choice, RouterTypes, TensorInfo
 
@@ -107,6 +108,10 @@ class EngineManifest:
     build_seconds: float
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = ENGINE_FORMAT_VERSION
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        """Tell whether a profile has these sizes of the dynamic dimensions."""
+        return not self.profiles or any(covers(one, sizes) for one in self.profiles)
 
 
 def key_of(content: dict[str, object]) -> str:

@@ -35,6 +35,11 @@ Profile = Mapping[str, Span]
 """Name of each dynamic dimension to its sizes."""
 
 
+def covers(profile: Profile, sizes: Mapping[str, int]) -> bool:
+    """Tell whether a profile has these sizes."""
+    return all(span.min <= sizes[name] <= span.max for name, span in profile.items())
+
+
 def make_profiles(texts: Sequence[str], manifest: Manifest) -> tuple[Profile, ...]:
     """Return the profiles that somebody wrote, or the usual one.
 

@@ -1,0 +1,80 @@
+"""What a package or engine is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.validate.samples import Sample
+
+RECORDED = "vectors recorded from the original model"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a reference computes.
+
+    Attributes:
+        vectors: One for each sample.
+        has_gates: They hold the gates of every layer.
+        notes: What a reader has to know of them.
+    """
+
+    vectors: tuple[VectorSet, ...]
+    has_gates: bool
+    notes: tuple[str, ...] = ()
+
+
+class Reference(Protocol):
+    """One side of a comparison."""
+
+    @property
+    def name(self) -> str:
+        """Where expected values come from, in the words of a report."""
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Return what is expected of a package on some samples.
+
+        Raises:
+            MoHDeployError: The reference cannot run, or not on these.
+        """
+
+
+@dataclass(frozen=True)
+class RecordedReference:
+    """What the original model computed when the package was made."""
+
+    name: str = RECORDED
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Return what was recorded."""
+        return Answers(tuple(one.known for one in samples), has_gates=True)
+
+
+@dataclass(frozen=True)
+class ExpectedOutputs:
+    """The outputs that the user's files hold."""
+
+    name: str
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Return what the files hold.
+
+        Raises:
+            ConfigError: One holds no outputs.
+        """
+        for one in samples:
+            if not one.known.outputs:
+                names = ", ".join(f"'{spec.name}'" for spec in package.manifest.outputs)
+                raise ConfigError(
+                    f"{one.file} holds no expected outputs: no member is named {names}."
+                )
+        return Answers(tuple(one.known for one in samples), has_gates=False)
+
+
+def expected_outputs(samples: Sequence[Sample]) -> ExpectedOutputs:
+    """Return the outputs in these samples' files as a reference."""
+    return ExpectedOutputs("; ".join(f"expected outputs in {one.file}" for one in samples))

@@ -1,0 +1,70 @@
+"""What two sides are compared on: runs that a package recorded, or files of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import Manifest, VectorSet
+from moh_deploy.validate.user_vectors import read_user_vectors
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs of one run, and what is known of it.
+
+    Attributes:
+        known: The inputs, and the outputs, gates and margins that were recorded with them: all of
+            them for a recorded run, none or some outputs for a user's file.
+        label: How reports call it.
+        file: Where it was read; None for a recorded run.
+    """
+
+    known: VectorSet
+    label: str
+    file: Path | None = None
+
+
+def recorded_samples(vectors: Sequence[VectorSet]) -> tuple[Sample, ...]:
+    """Return recorded runs, called by their numbers and sizes."""
+    return tuple(Sample(one, label(str(i), one.sizes)) for i, one in enumerate(vectors))
+
+
+def read_samples(paths: Sequence[Path], manifest: Manifest) -> tuple[Sample, ...]:
+    """Read npz files, and those in directories, in the order of their names.
+
+    Raises:
+        ConfigError: A file cannot be read or does not fit the model, or a directory has none.
+    """
+    files = [file for path in paths for file in _files(path)]
+    names = _short_names(files)
+    return tuple(_read(file, name, manifest) for file, name in zip(files, names, strict=True))
+
+
+def label(name: str, sizes: Mapping[str, int]) -> str:
+    """Return how reports call a run: `0 (batch=2)`."""
+    text = ", ".join(f"{dim}={size}" for dim, size in sizes.items())
+    return f"{name} ({text})" if text else name
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob("*.npz"))
+    if not found:
+        raise ConfigError(f"{path} has no npz files, so there is nothing to compare on.")
+    return found
+
+
+def _short_names(files: Sequence[Path]) -> list[str]:
+    """Return file names, or whole paths where names are not enough to tell files apart."""
+    names = [file.name for file in files]
+    return names if len(set(names)) == len(names) else [str(file) for file in files]
+
+
+def _read(file: Path, name: str, manifest: Manifest) -> Sample:
+    user = read_user_vectors(file, manifest)
+    known = VectorSet(user.sizes, user.inputs, user.expected, (), ())
+    return Sample(known, label(name, user.sizes), file)
