@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from moh_deploy.backends.input_check import check_inputs, empty_axis
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun, layer_runs
@@ -28,6 +30,8 @@ from moh_deploy.package import (
     OnnxPackage,
     TensorInfo,
     all_nodes,
+    computes_bfloat16,
+    emulate_bfloat16,
     layer_nodes,
     router_nodes,
     switch_rules,
@@ -73,7 +77,17 @@ class OrtRunner:
         """Return a call that runs the model on these inputs and gives no outputs: to be timed.
 
         Values go in and out by a binding: a run that is handed them costs 40 us of Python.
+
+        Raises:
+            ConfigError: As `run` does.
+            BackendError: A dtype is emulated: the time would be that of the emulation.
         """
+        if self.kernels.emulated_dtype is not None:
+            raise BackendError(
+                f"the model is in {self.kernels.emulated_dtype}, which ONNX Runtime on the CPU has"
+                " no kernels for: it can be run and compared here by emulation, not timed.",
+                hint="Time it in float32 or float16.",
+            )
         check_inputs(self.inputs, inputs)
         # ONNX Runtime reads these very arrays: they live as long as the call.
         feeds = {name: np.require(array, requirements="C") for name, array in inputs.items()}
@@ -145,11 +159,13 @@ def open_session(
     model = _prepare(path, layers, extra_outputs, change)
     with TemporaryDirectory(prefix="moh-deploy-") as scratch:
         placement = Placement(model.moh_nodes, Path(scratch))
-        options = _session_options(path.parent, threads, optimize)
+        # Fused operators would skip the roundings that are emulated.
+        options = _session_options(path.parent, threads, optimize and not model.emulated_dtype)
         placement.prepare(options)
         register(use, options)
         session = _create(model.content, options)
         layer_impl = placement.read(session) | model.dense_nodes
+    use = replace(use, emulated_dtype=model.emulated_dtype)
     if kernels == "require":
         require_kernels(use, layer_impl)
     runs = layer_runs(
@@ -180,6 +196,19 @@ def model_interface(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return inputs, tuple(one.name for one in graph.output)
 
 
+@lru_cache
+def _has_bfloat16() -> bool:
+    """Tell whether ONNX Runtime on the CPU multiplies bfloat16."""
+    inputs = [onnx.helper.make_tensor_value_info(x, TensorProto.BFLOAT16, [2, 2]) for x in "ab"]
+    output = onnx.helper.make_tensor_value_info("y", TensorProto.BFLOAT16, [2, 2])
+    node = onnx.helper.make_node("MatMul", ["a", "b"], ["y"])
+    graph = onnx.helper.make_graph([node], "product", inputs, [output])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    return loads(
+        onnx.helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+    )
+
+
 def runtime_name() -> str:
     """Return `ONNX Runtime 1.32.0`, the version that runs here."""
     import onnxruntime as ort
@@ -195,7 +224,7 @@ class _Prepared(NamedTuple):
     """What to give to ONNX Runtime, the MoH nodes in it, and which of them belong to each layer.
 
     Nodes of domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has
-    the nodes that depend on sizes, and their rules.
+    the nodes that depend on sizes, and their rules; `emulated_dtype` is as in `KernelUse`.
     """
 
     content: str | bytes
@@ -204,6 +233,7 @@ class _Prepared(NamedTuple):
     switches: dict[str, str]
     routers: tuple[str | None, ...]
     layer_nodes: tuple[LayerNodes, ...]
+    emulated_dtype: str | None
 
 
 def _prepare(
@@ -223,12 +253,17 @@ def _prepare(
     )
     routers, nodes = router_nodes(model.graph, layers), layer_nodes(model.graph, layers)
     content: str | bytes = str(path)
+    switches = switch_rules(model.graph)
     if change is not None:
         change(model.graph)
-    if extra_outputs or change is not None:
+    emulated = computes_bfloat16(model) and not _has_bfloat16()
+    if emulated:
+        emulate_bfloat16(model)
+    if extra_outputs or change is not None or emulated:
         _add_outputs(model, extra_outputs)
         content = model.SerializeToString()
-    return _Prepared(content, moh_nodes, dense_nodes, switch_rules(model.graph), routers, nodes)
+    dtype = "bfloat16" if emulated else None
+    return _Prepared(content, moh_nodes, dense_nodes, switches, routers, nodes, dtype)
 
 
 def _load_without_weights(path: Path) -> onnx.ModelProto:

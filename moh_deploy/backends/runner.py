@@ -19,7 +19,9 @@ BFLOAT16_SET = "avx512_bf16"
 
 @dataclass(frozen=True)
 class KernelUse:
-    """The kernel library that a session was given. Which nodes run on it, `layer_impl` says.
+    """What a session computes with: a kernel library, or none, and which arithmetic.
+
+    Which nodes run on the library, `layer_impl` says.
 
     Attributes:
         library: Path of the library; None if the session has none.
@@ -27,12 +29,15 @@ class KernelUse:
         instruction_set: What the kernels run on, such as `avx2`; None without a library, and of one
             for GPUs, whose products take what the graph says.
         asked_compute_type: Operands of the matrix products that the package allows.
+        emulated_dtype: The dtype that the runtime has no kernels for, so that every operator in it
+            computes in float32 and its results are rounded; None if there is none.
     """
 
     library: Path | None
     reason: str | None
     instruction_set: str | None
     asked_compute_type: ComputeType = "float32"
+    emulated_dtype: str | None = None
 
     @property
     def compute_type(self) -> ComputeType:
@@ -41,6 +46,14 @@ class KernelUse:
 
     def describe(self) -> str:
         """Return the line that reports show."""
+        if self.emulated_dtype is None:
+            return self._library_text()
+        return (
+            f"{self._library_text()}\n{self.emulated_dtype} is emulated, since the runtime has no"
+            " kernels for it: operators compute in float32, and every result is rounded"
+        )
+
+    def _library_text(self) -> str:
         if self.library is None:
             return f"kernels: none ({self.reason})"
         if self.instruction_set is None:
@@ -59,6 +72,7 @@ class KernelUse:
             "instruction_set": self.instruction_set,
             "compute_type": self.compute_type,
             "asked_compute_type": self.asked_compute_type,
+            "emulated_dtype": self.emulated_dtype,
         }
 
     @classmethod
@@ -70,6 +84,7 @@ class KernelUse:
             content["reason"],
             content["instruction_set"],
             cast(ComputeType, content["asked_compute_type"]),
+            content["emulated_dtype"],
         )
 
 

@@ -148,7 +148,6 @@ class _Build:
         self._work = staged.path / _WORK_NAME
         self._title = f"{plan.flavour.title} {process.stack.version}"
         path, stack = plan.timing_cache, plan.stack(process.stack)
-        self._not_compared: str | None = None
         self._times = None if path is None else TimingCache(path, stack)
 
     def run(self, *, dry_run: bool, require_kernels: bool) -> BuildReport:
@@ -205,11 +204,6 @@ class _Build:
             output=self._work / _LOWERED_NAME,
             progress=self._progress,
         )
-        if lowered.why_not_compared is not None:
-            self._not_compared = (
-                f"the package in {lowered.precision} was not compared with the original model:"
-                f" {lowered.why_not_compared}"
-            )
         return OnnxPackage.open(lowered.package, check_digests=False)
 
     def _request(self, graph: EngineGraph, *, parse_only: bool) -> BuildRequest:
@@ -310,8 +304,6 @@ class _Build:
         notes = []
         if self._plan.library is None:
             notes.append(f"no plugin library: MoH layers run their function bodies. {HOW_TO_BUILD}")
-        if self._not_compared is not None:
-            notes.append(self._not_compared)
         ignored = None if self._times is None else self._times.why_ignored()
         if self._times is not None and ignored is not None:
             notes.append(f"timing cache {self._times.path} is neither used nor replaced: {ignored}")

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from moh_deploy.backends.onnxruntime import open_session, runtime_name
-from moh_deploy.backends.ort_support import unsupported_operators
+from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.value_ranges import largest_values
 from moh_deploy.errors import ConfigError
@@ -89,9 +88,8 @@ def precision(
             manifest = writer.stage(manifest, package.vectors)
         with progress.step("comparing the package with the original model"):
             staged = OnnxPackage.open(writer.root)
-            parity, why_not = _compare(staged, model)
-        proof = None if parity is None else _proof(parity, package)
-        written = writer.publish(replace(manifest, proof=proof))
+            parity = _compare(staged)
+        written = writer.publish(replace(manifest, proof=_proof(parity, package)))
     return PrecisionReport(
         package=written.root,
         precision=low,
@@ -101,7 +99,6 @@ def precision(
         bytes_before=_size(package),
         bytes_after=_size(written),
         parity=parity,
-        why_not_compared=why_not,
     )
 
 
@@ -176,20 +173,16 @@ def save_model(model: ir.Model, package: OnnxPackage, root: Path) -> None:
         save_with_weights(model, root / MODEL_NAME)
 
 
-def _compare(package: OnnxPackage, model: ir.Model) -> tuple[ParityReport | None, str | None]:
-    """Return the comparison, or why there is none: no runtime here may have kernels for bfloat16.
+def _compare(package: OnnxPackage) -> ParityReport:
+    """Compare the package with the original model.
 
     Raises:
         ValidationError: It is not equal.
     """
-    if package.manifest.precision == "bfloat16":
-        missing = unsupported_operators(model, "bfloat16")
-        if missing:
-            return None, f"{runtime_name()} on the CPU has no bfloat16 for {', '.join(missing)}"
     runner = open_session(package, extra_outputs=package.gate_names)
     report = compare(package, runner, package.vectors, variants=OrtVariants(package))
     report.raise_if_unequal()
-    return report, None
+    return report
 
 
 def _proof(parity: ParityReport, package: OnnxPackage) -> Proof:

@@ -19,6 +19,7 @@ from moh_deploy.package.choices import (
     with_ranges,
     without_ranges,
 )
+from moh_deploy.package.emulated_bfloat16 import computes_bfloat16, emulate_bfloat16
 from moh_deploy.package.forced_gates import (
     computed_gates,
     force_gates,
@@ -86,8 +87,10 @@ __all__ = [
     "choice_text",
     "choices_for",
     "computed_gates",
+    "computes_bfloat16",
     "current_choice",
     "dense_twin",
+    "emulate_bfloat16",
     "force_gates",
     "forced_gates",
     "has_low_weights",

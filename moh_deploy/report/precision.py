@@ -26,8 +26,7 @@ class PrecisionReport:
         lowered: How many operators compute in the lower precision.
         bytes_before: Size of the model with its weights.
         bytes_after: The same of the new one.
-        parity: The comparison with the original model; None if no runtime here can run it.
-        why_not_compared: What the runtime said then.
+        parity: The comparison with the original model.
     """
 
     package: Path
@@ -37,8 +36,7 @@ class PrecisionReport:
     lowered: int
     bytes_before: int
     bytes_after: int
-    parity: ParityReport | None
-    why_not_compared: str | None
+    parity: ParityReport
 
     def to_json(self) -> dict[str, object]:
         """Return the report in plain JSON types."""
@@ -50,8 +48,7 @@ class PrecisionReport:
             "lowered": self.lowered,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
-            "parity": None if self.parity is None else self.parity.to_json(),
-            "why_not_compared": self.why_not_compared,
+            "parity": self.parity.to_json(),
         }
 
     def __rich__(self) -> RenderableType:
@@ -72,14 +69,13 @@ class PrecisionReport:
         if self.layers:
             columns = ("layer", "router projection", "scores", "gates")
             yield table("routers", columns, map(_router_row, self.layers))
-        if self.parity is None:
-            yield verdict(False, f"NOT COMPARED: {self.why_not_compared}")
-        else:
-            yield verdict(
-                True,
-                f"EQUAL to the original within the rule for {self.precision}: largest error"
-                f" {self.parity.max_abs_error:.3g}",
-            )
+        if self.parity.kernels.emulated_dtype is not None:
+            yield line(self.parity.kernels.describe())
+        yield verdict(
+            True,
+            f"EQUAL to the original within the rule for {self.precision}: largest error"
+            f" {self.parity.max_abs_error:.3g}",
+        )
         yield line(f"written to {self.package}")
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import moh_deploy
-from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.errors import BackendError, ConfigError, ValidationError
 from moh_deploy.jobs import precision as job
 from moh_deploy.options import ExportOptions
 from moh_deploy.package import OnnxPackage, RouterTypes
@@ -51,17 +51,18 @@ def test_choices_by_size_are_kept(tmp_path: Path):
         (one.choice, one.ranges) for one in before
     ]
     assert moh_deploy.verify(tmp_path / "half").equal
-    report = moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
-    # An If is none of the operators that no bfloat16 runs on.
-    assert (report.why_not_compared or "").endswith("has no bfloat16 for MatMul, Mul")
+    moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
+    assert moh_deploy.verify(tmp_path / "low").equal
 
 
-def test_bfloat16_package_says_what_no_runtime_here_can_run(package: OnnxPackage, tmp_path: Path):
+def test_bfloat16_package_is_compared_by_emulation(package: OnnxPackage, tmp_path: Path):
     report = moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
-    assert report.parity is None
-    assert report.why_not_compared is not None
-    assert "no bfloat16 for Add, MatMul" in report.why_not_compared
-    assert OnnxPackage.open(tmp_path / "low").manifest.proof is None
+    assert report.parity.kernels.emulated_dtype == "bfloat16"
+    assert report.parity.max_abs_error > 1e-3  # or nothing was rounded
+    assert OnnxPackage.open(tmp_path / "low").manifest.proof is not None
+    assert moh_deploy.verify(tmp_path / "low").equal
+    with pytest.raises(BackendError, match="not timed"):
+        moh_deploy.bench(tmp_path / "low", min_time=0.0, warmup=0.0)
 
 
 def test_package_that_differs_too_much_is_not_written(

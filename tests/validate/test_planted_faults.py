@@ -71,9 +71,21 @@ def test_right_package_is_accepted(tmp_path: Path):
     assert report.notes == ()
 
 
-def test_half_precision_is_accepted_and_judged_by_its_own_floor(tmp_path: Path):
+# What these do is smaller than what rounding to 8 bits does: a package in float32 is refused.
+BELOW_BFLOAT16 = {"float16 scores", "one gate off by 1 %", "wrong scale"}
+
+
+@pytest.mark.parametrize("fault", [one for one in FAULTS if one not in BELOW_BFLOAT16])
+def test_fault_is_refused_in_bfloat16(fault: Fault, tmp_path: Path):
+    write_routed(tmp_path / "package", fault)
+    with pytest.raises(ValidationError, match=r"layer,? '?blocks\.[12]\.attn'"):
+        moh_deploy.precision(tmp_path / "package", to="bf16", output=tmp_path / "half")
+
+
+@pytest.mark.parametrize("to", ["fp16", "bf16"])
+def test_half_precision_is_accepted_and_judged_by_its_own_floor(to: str, tmp_path: Path):
     write_routed(tmp_path / "package", batch=20)
-    moh_deploy.precision(tmp_path / "package", to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(tmp_path / "package", to=to, output=tmp_path / "half")
     report = moh_deploy.verify(tmp_path / "half", kernels="off")
     report.raise_if_unequal()
     judged = report.outputs[0]
