@@ -8,33 +8,26 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import parser
 
 from moh_deploy.backends.input_check import check_inputs, empty_axis
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun, layer_runs
 from moh_deploy.backends.ort_kernels import choose_kernels, register, require_kernels
+from moh_deploy.backends.ort_model import prepare_model
 from moh_deploy.backends.ort_placement import Placement
 from moh_deploy.backends.ort_values import from_ort, tensor_info, to_ort
 from moh_deploy.backends.runner import Kernels, KernelUse
-from moh_deploy.errors import BackendError, PackageError
+from moh_deploy.errors import BackendError
 from moh_deploy.npz import Array
 from moh_deploy.package import (
-    DENSE_DOMAIN,
     ComputeType,
-    LayerInfo,
     LayerNodes,
     OnnxPackage,
     TensorInfo,
-    all_nodes,
-    computes_bfloat16,
-    emulate_bfloat16,
-    layer_nodes,
-    router_nodes,
-    switch_rules,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +149,7 @@ def open_session(
     )
     path = source.model_path if isinstance(source, OnnxPackage) else source
     layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
-    model = _prepare(path, layers, extra_outputs, change)
+    model = prepare_model(path, layers, extra_outputs, change, has_bfloat16=_has_bfloat16())
     with TemporaryDirectory(prefix="moh-deploy-") as scratch:
         placement = Placement(model.moh_nodes, Path(scratch))
         # Fused operators would skip the roundings that are emulated.
@@ -175,40 +168,6 @@ def open_session(
     return OrtRunner(inputs, layer_impl, runs, model.layer_nodes, use, session)
 
 
-def loads(content: bytes) -> bool:
-    """Tell whether ONNX Runtime on the CPU has a kernel for every node of a small model."""
-    try:
-        _create(content, _session_options(Path(), threads=1, optimize=False))
-    except BackendError:
-        return False
-    return True
-
-
-def model_interface(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of a model's inputs and outputs, in order.
-
-    Raises:
-        PackageError: The file is missing or not an ONNX model.
-    """
-    graph = _load_without_weights(path).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = tuple(one.name for one in graph.input if one.name not in constants)
-    return inputs, tuple(one.name for one in graph.output)
-
-
-@lru_cache
-def _has_bfloat16() -> bool:
-    """Tell whether ONNX Runtime on the CPU multiplies bfloat16."""
-    inputs = [onnx.helper.make_tensor_value_info(x, TensorProto.BFLOAT16, [2, 2]) for x in "ab"]
-    output = onnx.helper.make_tensor_value_info("y", TensorProto.BFLOAT16, [2, 2])
-    node = onnx.helper.make_node("MatMul", ["a", "b"], ["y"])
-    graph = onnx.helper.make_graph([node], "product", inputs, [output])
-    opset = [onnx.helper.make_opsetid("", 20)]
-    return loads(
-        onnx.helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
-    )
-
-
 def runtime_name() -> str:
     """Return `ONNX Runtime 1.32.0`, the version that runs here."""
     import onnxruntime as ort
@@ -216,91 +175,20 @@ def runtime_name() -> str:
     return f"ONNX Runtime {ort.__version__}"
 
 
+@lru_cache
+def _has_bfloat16() -> bool:
+    """Tell whether ONNX Runtime on the CPU multiplies bfloat16."""
+    text = "g (bfloat16[2, 2] a, bfloat16[2, 2] b) => (bfloat16[2, 2] y) { y = MatMul (a, b) }"
+    product = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
+    try:
+        _create(product.SerializeToString(), _session_options(Path(), threads=1, optimize=False))
+    except BackendError:
+        return False
+    return True
+
+
 def _compute_type(source: OnnxPackage | Path) -> ComputeType:
     return source.manifest.compute_type if isinstance(source, OnnxPackage) else "float32"
-
-
-class _Prepared(NamedTuple):
-    """What to give to ONNX Runtime, the MoH nodes in it, and which of them belong to each layer.
-
-    Nodes of domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has
-    the nodes that depend on sizes, and their rules; `emulated_dtype` is as in `KernelUse`.
-    """
-
-    content: str | bytes
-    moh_nodes: list[str]
-    dense_nodes: dict[str, LayerImpl]
-    switches: dict[str, str]
-    routers: tuple[str | None, ...]
-    layer_nodes: tuple[LayerNodes, ...]
-    emulated_dtype: str | None
-
-
-def _prepare(
-    path: Path,
-    layers: tuple[LayerInfo, ...],
-    extra_outputs: Sequence[str],
-    change: Callable[[onnx.GraphProto], None] | None,
-) -> _Prepared:
-    """Read from the model all that is needed of it.
-
-    The parsed model is dropped here: together with the session it would hold all weights twice.
-    """
-    model = _load_without_weights(path)
-    moh_nodes = _nodes_of("moh", path, model.graph)
-    dense_nodes: dict[str, LayerImpl] = dict.fromkeys(
-        _nodes_of(DENSE_DOMAIN, path, model.graph), "dense"
-    )
-    routers, nodes = router_nodes(model.graph, layers), layer_nodes(model.graph, layers)
-    content: str | bytes = str(path)
-    switches = switch_rules(model.graph)
-    if change is not None:
-        change(model.graph)
-    emulated = computes_bfloat16(model) and not _has_bfloat16()
-    if emulated:
-        emulate_bfloat16(model)
-    if extra_outputs or change is not None or emulated:
-        _add_outputs(model, extra_outputs)
-        content = model.SerializeToString()
-    dtype = "bfloat16" if emulated else None
-    return _Prepared(content, moh_nodes, dense_nodes, switches, routers, nodes, dtype)
-
-
-def _load_without_weights(path: Path) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise PackageError(f"{path} does not exist.") from error
-    except (OSError, DecodeError) as error:
-        raise PackageError(f"{path} cannot be read as an ONNX model: {error}.") from error
-
-
-def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
-    graph = model.graph
-    known = {name for node in graph.node for name in node.output}
-    known |= {value.name for value in (*graph.input, *graph.initializer)}
-    present = {output.name for output in graph.output}
-    for name in dict.fromkeys(names):
-        if name not in known:
-            raise BackendError(
-                f"the model has no value '{name}', which was asked for as an extra output."
-            )
-        if name not in present:
-            # ONNX Runtime infers type and shape.
-            graph.output.append(onnx.ValueInfoProto(name=name))
-
-
-def _nodes_of(domain: str, path: Path, graph: onnx.GraphProto) -> list[str]:
-    nodes = [node for node in all_nodes(graph) if node.domain == domain]
-    for node in nodes:
-        if not node.name:
-            raise PackageError(
-                f"{path}: a {node.op_type} node has no name, so what runs it cannot be told;"
-                f" it computes '{node.output[0]}'."
-            )
-    return [node.name for node in nodes]
 
 
 def _session_options(folder: Path, threads: int | None, optimize: bool) -> ort.SessionOptions:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moh_deploy.backends.onnxruntime import model_interface, open_session
+from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.backends.ort_model import model_interface
 from moh_deploy.backends.runner import Kernels, Runner
 from moh_deploy.backends.trt.engine_reading import is_engine_dir, read_engine_dir
 from moh_deploy.errors import ConfigError

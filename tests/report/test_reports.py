@@ -92,6 +92,7 @@ def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
             "instruction_set": "avx2",
             "compute_type": "float32",
             "asked_compute_type": "bfloat16",
+            "emulated_dtype": None,
         }
 
 
