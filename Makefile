@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
+SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/install-build-dependencies
 # Installing the package and building the kernels use the same folder.
 .NOTPARALLEL:
 
@@ -68,6 +69,8 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/zizmor --quiet --offline --no-progress --min-severity medium action.yml .github/workflows
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -16,17 +16,13 @@ import pytest
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.native import kernel_library
 from moh_deploy.validate.parity_report import OutputParity, ParityReport
+from tests.examples.digits_demo import DIGITS, DemoRun
 from tests.kernel_library import NO_KERNELS, required_library
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    work_dir = str(tmp_path_factory.mktemp("digits"))
-    options = ["--work-dir", work_dir, "--epochs", "3", "--min-accuracy", "0.2"]
-    command = [sys.executable, str(DIGITS / "demo.py"), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def finished(digits_demo: DemoRun) -> subprocess.CompletedProcess[str]:
+    return digits_demo.process
 
 
 @pytest.fixture

@@ -1,0 +1,168 @@
+#!/usr/bin/env bash
+# Export a checkpoint if one is given, verify the package, measure it if that is asked for, and leave
+# reports: what action.yml runs, and what any other CI or person can. docs/ci.md lists the variables
+# that it reads. It ends with the exit code of the command that said no, and only then not with 0.
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+python="${MOH_PYTHON:-python3}"
+package="${MOH_PACKAGE:-}"
+reports="${MOH_REPORTS:-moh-deploy-reports}"
+# What has not run has not passed.
+verify_verdict=not-run
+bench_verdict=not-run
+is_finished=no
+
+# Without a gate bench could not have failed.
+passed_or_measured='
+import json, sys
+print("measured" if json.load(open(sys.argv[1]))["passed"] is None else "passed")'
+
+main() {
+    # A line break would begin another output of the step.
+    [[ "$reports" != *[[:cntrl:]]* ]] || fail "MOH_REPORTS (input 'reports') holds a control character."
+    remove_earlier_reports
+    trap finish EXIT
+    [[ -n "$package" ]] || fail "MOH_PACKAGE (input 'package') is empty, expected the package's directory."
+    if [[ -n "${MOH_CHECKPOINT:-}" ]]; then
+        export_package
+    fi
+    verify_package
+    if bench_is_asked_for; then
+        bench_package
+    fi
+    is_finished=yes
+}
+
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    exit 2
+}
+
+remove_earlier_reports() {
+    mkdir -p -- "$reports"
+    rm -f -- "$reports"/{verify,bench}.{json,md,junit.xml}
+}
+
+export_package() {
+    command=("$python" -m moh_deploy export "--output=$package")
+    add_option --config "${MOH_CONFIG:-}"
+    add_arguments "${MOH_EXPORT_ARGS:-}"
+    run_command "${command[@]}" -- "$MOH_CHECKPOINT" >&2
+}
+
+verify_package() {
+    command=("$python" -m moh_deploy verify --json)
+    command+=("--junit=$reports/verify.junit.xml" "--markdown=$reports/verify.md")
+    add_option --inputs "${MOH_INPUTS:-}"
+    add_option --policy "${MOH_POLICY:-}"
+    add_arguments "${MOH_VERIFY_ARGS:-}"
+    verify_verdict=error
+    run_command "${command[@]}" -- "$package" >"$reports/verify.json" || judge verify $?
+    "$python" "$here/check_junit.py" "$reports/verify.junit.xml" || judge verify $?
+    verify_verdict=passed
+}
+
+bench_is_asked_for() {
+    [[ -n "${MOH_BASELINES:-}${MOH_GATES:-}${MOH_BENCH_ARGS:-}" ]]
+}
+
+bench_package() {
+    command=("$python" -m moh_deploy bench --json "--markdown=$reports/bench.md")
+    add_option --baseline "${MOH_BASELINES:-}"
+    add_option --gate "${MOH_GATES:-}"
+    add_arguments "${MOH_BENCH_ARGS:-}"
+    bench_verdict=error
+    run_command "${command[@]}" -- "$package" >"$reports/bench.json" || judge bench $?
+    bench_verdict="$("$python" -c "$passed_or_measured" "$reports/bench.json")"
+}
+
+# judge verify|bench STATUS: keep what the exit code says, and end with it.
+judge() {
+    if [[ $2 -eq 1 ]]; then printf -v "$1_verdict" failed; fi
+    exit "$2"
+}
+
+# add_option NAME LINES: one NAME=LINE for each line.
+add_option() {
+    local line
+    while IFS= read -r line; do
+        line="$(trimmed "$line")"
+        if [[ -n "$line" ]]; then command+=("$1=$line"); fi
+    done <<<"$2"
+}
+
+# add_arguments LINES: each line is an argument, as it is.
+add_arguments() {
+    local line
+    while IFS= read -r line; do
+        line="$(trimmed "$line")"
+        if [[ -n "$line" ]]; then command+=("$line"); fi
+    done <<<"$1"
+}
+
+trimmed() {
+    local text="$1"
+    text="${text#"${text%%[![:space:]]*}"}"
+    printf '%s' "${text%"${text##*[![:space:]]}"}"
+}
+
+# run_command COMMAND...: what it says is for people. A name in a model must be no command to GitHub, which
+# reads commands from the log, each stream by itself: nothing but this is on stdout.
+run_command() {
+    local token status=0
+    if [[ -z "${GITHUB_ACTIONS:-}" ]]; then
+        "$@"
+        return
+    fi
+    token="$("$python" -c 'import secrets; print(secrets.token_hex(16))')"
+    printf '::stop-commands::%s\n' "$token" >&2
+    "$@" || status=$?
+    printf '\n::%s::\n' "$token" >&2
+    return "$status"
+}
+
+# Whatever the answer is: reports where CIs look for them.
+finish() {
+    local status=$? verdict=error
+    if [[ "$status" -eq 0 && "$is_finished" == yes ]]; then
+        verdict=passed
+    elif [[ "$status" -eq 1 ]]; then
+        verdict=failed
+    fi
+    if [[ -n "${GITHUB_STEP_SUMMARY:-}" ]]; then
+        summary "$verdict" "$status" >>"$GITHUB_STEP_SUMMARY"
+    else
+        summary "$verdict" "$status"
+    fi
+    if [[ -n "${GITHUB_OUTPUT:-}" ]]; then
+        outputs "$verdict" >>"$GITHUB_OUTPUT"
+    fi
+}
+
+summary() {
+    local report
+    printf '### moh-deploy: %s\n\n' "$1"
+    printf 'verify: %s, bench: %s; exit code %s\n\n' "$verify_verdict" "$bench_verdict" "$2"
+    for report in verify bench; do
+        if [[ -s "$reports/$report.md" ]]; then
+            cat -- "$reports/$report.md"
+            printf '\n'
+        fi
+    done
+}
+
+outputs() {
+    local file
+    printf 'verdict=%s\n' "$1"
+    printf 'verify=%s\n' "$verify_verdict"
+    printf 'bench=%s\n' "$bench_verdict"
+    printf 'reports=%s\n' "$reports"
+    for file in verify.json verify.md verify.junit.xml bench.json bench.md; do
+        if [[ -s "$reports/$file" ]]; then
+            printf '%s=%s\n' "${file//./-}" "$reports/$file"
+        fi
+    done
+}
+
+main

@@ -1,0 +1,203 @@
+"""The GitHub Action and the job for GitLab on the digits example: their steps, run as a script."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import yaml
+from junitparser import JUnitXml
+
+from moh_deploy.package import OnnxPackage, PackageWriter
+from tests.examples.ci_runner import REPOSITORY, CiRunner, Outcome
+from tests.examples.digits_demo import DIGITS, DemoRun
+
+QUICK = "--threads=1\n--min-time=0s\n--warmup=0s"
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> CiRunner:
+    return CiRunner(tmp_path)
+
+
+@pytest.fixture
+def package(runner: CiRunner, digits_demo: DemoRun) -> Path:
+    """The digits package where a job would find it, as `package`."""
+    assert digits_demo.process.returncode == 0, digits_demo.process.stderr
+    return Path(shutil.copytree(digits_demo.package, runner.workspace / "package"))
+
+
+def stale_weights(root: Path) -> None:
+    """Change a matrix of the model and write the package again, as if nothing had happened."""
+    package = OnnxPackage.open(root)
+    model = ir.load(package.model_path)
+    weights = max(
+        (one for one in model.graph.initializers.values() if one.name.startswith("blocks.1.")),
+        key=lambda one: one.const_value.size,
+    )
+    weights.const_value = ir.tensor(1.1 * weights.const_value.numpy(), name=weights.name)
+    with PackageWriter(root) as writer:
+        ir.save(model, writer.path("model.onnx"))
+        writer.finish(replace(package.manifest), package.vectors)
+
+
+def reports_of(runner: CiRunner, outcome: Outcome) -> Path:
+    """Where the reports are that the job leaves, whatever its end."""
+    uploaded = outcome.uses["actions/upload-artifact"]
+    assert uploaded["path"] == outcome.outputs["reports"]
+    assert uploaded["if-no-files-found"] == "error"
+    return runner.workspace / uploaded["path"]
+
+
+def test_action_exports_verifies_and_measures(runner: CiRunner, digits_demo: DemoRun) -> None:
+    outcome = runner.run_action(
+        package="build/package",
+        checkpoint=str(digits_demo.checkpoint),
+        config=str(DIGITS / "export.yaml"),
+        requirements="timm",
+        baselines="functions",
+        gates="p50 < 1 min\n\n  p50 <= 100 * functions  \n",
+        bench_args=QUICK,
+    )
+    assert outcome.exit_code == 0, outcome.log
+    assert outcome.installed[0] == str(REPOSITORY)
+    assert (runner.root / "temp" / "moh-deploy-requirements.txt").read_text() == "timm\n"
+    assert outcome.uses["actions/setup-python"] == {"python-version": "3.12"}
+    assert [outcome.outputs[name] for name in ("verdict", "verify", "bench")] == ["passed"] * 3
+    assert outcome.summary.startswith("### moh-deploy: passed\n")
+    assert "### build/package: equal" in outcome.summary
+    assert "gate 'p50 < 1 min' passed" in outcome.summary
+    reports = reports_of(runner, outcome)
+    (suite,) = JUnitXml.fromfile(str(reports / "verify.junit.xml"))
+    assert (suite.tests > 3, suite.failures, suite.errors) == (True, 0, 0)
+    assert json.loads((runner.workspace / outcome.outputs["verify-json"]).read_text())["equal"]
+    assert len(json.loads((runner.workspace / outcome.outputs["bench-json"]).read_text())["gates"])
+
+
+def test_planted_fault_ends_the_action_with_1_and_leaves_reports(
+    runner: CiRunner, package: Path
+) -> None:
+    stale_weights(package)
+    outcome = runner.run_action(package="package", gates="p50 < 1 min")
+    assert outcome.exit_code == 1
+    assert outcome.outputs["verdict"] == outcome.outputs["verify"] == "failed"
+    assert outcome.outputs["bench"] == "not-run"
+    assert outcome.outputs["bench-json"] == ""
+    assert "error: not equal to the reference" in outcome.log
+    assert "### package: NOT EQUAL" in outcome.summary
+    assert re.search(r"^- gates of layer 'blocks\.\d\.attention'", outcome.summary, re.M)
+    reports = reports_of(runner, outcome)
+    (suite,) = JUnitXml.fromfile(str(reports / "verify.junit.xml"))
+    assert suite.failures > 0
+    assert json.loads((reports / "verify.json").read_text())["error"]["exit_code"] == 1
+
+
+def test_gate_that_does_not_hold_ends_the_action_with_1(runner: CiRunner, package: Path) -> None:
+    outcome = runner.run_action(package="package", gates="p50 > 1 min", bench_args=QUICK)
+    assert outcome.exit_code == 1
+    found = [outcome.outputs[name] for name in ("verdict", "verify", "bench")]
+    assert found == ["failed", "passed", "failed"]
+    assert "gate 'p50 > 1 min' failed" in outcome.summary
+
+
+def test_measuring_without_a_gate_is_not_called_passed(runner: CiRunner, package: Path) -> None:
+    outcome = runner.run_action(package="package", bench_args=QUICK)
+    assert outcome.outputs["bench"] == "measured"
+
+
+@pytest.mark.parametrize(
+    ("package_name", "exit_code", "message"),
+    [("nowhere", 5, "nowhere"), ("", 2, "MOH_PACKAGE (input 'package') is empty")],
+)
+def test_without_a_package_nothing_passes(
+    runner: CiRunner, package_name: str, exit_code: int, message: str
+) -> None:
+    outcome = runner.run_action(package=package_name)
+    assert outcome.exit_code == exit_code
+    assert outcome.outputs["verdict"] == "error"
+    assert message in outcome.log
+    assert outcome.summary.startswith("### moh-deploy: error\n")
+
+
+def test_checkpoint_that_cannot_be_exported_ends_the_action(runner: CiRunner) -> None:
+    (runner.workspace / "model.pt").write_text("no model")
+    outcome = runner.run_action(package="package", checkpoint="model.pt")
+    assert outcome.exit_code == 3
+    assert (outcome.outputs["verdict"], outcome.outputs["verify"]) == ("error", "not-run")
+
+
+@pytest.mark.parametrize(
+    "hostile", ["$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '" && touch pwned "', "-h"]
+)
+def test_inputs_are_arguments_and_never_commands(runner: CiRunner, hostile: str) -> None:
+    outcome = runner.run_action(package=hostile, inputs=hostile, verify_args="--kernels\noff")
+    assert outcome.exit_code == 5
+    assert "error: " in outcome.log
+    assert not list(runner.root.rglob("pwned"))
+
+
+def test_reports_path_cannot_write_outputs_of_its_own(runner: CiRunner) -> None:
+    outcome = runner.run_action(package="package", reports="reports\nverdict=passed")
+    assert outcome.exit_code == 2
+    assert outcome.outputs["verdict"] == ""
+
+
+def test_what_verify_says_is_no_command_to_github(runner: CiRunner) -> None:
+    outcome = runner.run_action(package="::error::planted")
+    found = re.search(r"^::stop-commands::(\w{32})$(.*)^::\1::$", outcome.log, re.M | re.S)
+    assert found is not None
+    assert "::error::planted" in found[2]
+    assert "::error::planted" not in outcome.log.replace(found[0], "")
+
+
+def test_reports_of_an_earlier_run_do_not_speak_for_this_one(runner: CiRunner) -> None:
+    reports = runner.workspace / "moh-deploy-reports"
+    reports.mkdir()
+    (reports / "bench.md").write_text("fast")
+    outcome = runner.run_action(package="nowhere")
+    assert "fast" not in outcome.summary
+    assert outcome.outputs["bench-md"] == ""
+
+
+# ---- GitLab
+
+
+def gitlab_job() -> dict[str, Any]:
+    text = (REPOSITORY / "docs" / "ci.md").read_text()
+    (snippet,) = re.findall(r"^```yaml\n(# \.gitlab-ci\.yml\n.*?)^```$", text, re.M | re.S)
+    (job,) = yaml.safe_load(snippet).values()
+    assert isinstance(job, dict)
+    return job
+
+
+def test_gitlab_job_verifies_and_leaves_junit_where_it_says(
+    runner: CiRunner, package: Path
+) -> None:
+    job = gitlab_job()
+    job["variables"] |= {
+        "MOH_PACKAGE": "package",
+        "MOH_BENCH_ARGS": QUICK,
+        "MOH_GATES": "p50 > 0 s",
+    }
+    outcome = runner.run_gitlab_job(job)
+    assert outcome.exit_code == 0, outcome.log
+    assert "### package: equal" in outcome.log
+    assert outcome.installed[:2] == ["install", "./moh-deploy"]
+    assert job["artifacts"]["when"] == "always"
+    for kept in (job["artifacts"]["reports"]["junit"], *job["artifacts"]["paths"]):
+        assert list(runner.workspace.glob(kept))
+
+
+def test_gitlab_job_fails_on_a_planted_fault(runner: CiRunner, package: Path) -> None:
+    stale_weights(package)
+    outcome = runner.run_gitlab_job(gitlab_job(), MOH_PACKAGE="package")
+    assert outcome.exit_code == 1
+    (junit,) = runner.workspace.glob(gitlab_job()["artifacts"]["reports"]["junit"])
+    (suite,) = JUnitXml.fromfile(str(junit))
+    assert suite.failures > 0
