@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plain_export import dynamic_shapes
 
 from moh_deploy.api import export
 from moh_deploy.config import ExportConfig, load_config
@@ -19,6 +18,7 @@ from moh_deploy.digest import sha256_of
 from moh_deploy.frontend.factory import build_module, user_code
 from moh_deploy.frontend.inputs import build_inputs
 from moh_deploy.frontend.load import code_dirs, load
+from moh_deploy.frontend.plain_onnx import dynamic_shapes
 from moh_deploy.npz import Array
 from moh_deploy.options import ExportOptions
 from moh_deploy.package import OnnxPackage, VectorSet

@@ -6,20 +6,16 @@ Takes the options of `moh-deploy export`, and ignores those that are not about l
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Sequence
 
 import click
 import torch
 
 from moh_deploy.cli.export import command as moh_deploy_export
 from moh_deploy.config import load_config
-from moh_deploy.dims import DimExpr
 from moh_deploy.frontend.factory import user_code
-from moh_deploy.frontend.inputs import parsed_dims
 from moh_deploy.frontend.load import code_dirs, example_inputs, load
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.plain_onnx import dynamic_shapes
 from moh_deploy.options import ExportOptions
 
 
@@ -42,35 +38,6 @@ def plain_export(as_json: bool, **options: object) -> None:
             dynamic_shapes=dynamic_shapes(model.module, inputs),
         )
     click.echo(json.dumps({"package": str(job.output)}))
-
-
-def dynamic_shapes(
-    module: torch.nn.Module, inputs: Sequence[ModelInput]
-) -> tuple[object, ...] | None:
-    """Return the dynamic axes of each positional argument; those of `*args` are one tuple."""
-    dims = {expr.name: torch.export.Dim(expr.name) for i in inputs for expr in _expressions(i)}
-    shapes = [
-        {axis: _dimension(expr, dims) for axis, expr in parsed_dims(item).items()}
-        for item in inputs
-    ]
-    kinds = [one.kind for one in inspect.signature(module.forward).parameters.values()]
-    if not dims:
-        return None
-    if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        return tuple(shapes)
-    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    variadic = tuple(shapes[named:])
-    return (*shapes[:named], variadic) if variadic else tuple(shapes)
-
-
-def _expressions(item: ModelInput) -> Sequence[DimExpr]:
-    return tuple(parsed_dims(item).values())
-
-
-def _dimension(expr: DimExpr, dims: dict[str, torch.export.Dim]) -> object:
-    dim = dims[expr.name]
-    scaled = dim if expr.multiplier == 1 else expr.multiplier * dim
-    return scaled if expr.offset == 0 else scaled + expr.offset
 
 
 if __name__ == "__main__":

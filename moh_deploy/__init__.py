@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moh_deploy.api import export
+    from moh_deploy.api import export, load_original
     from moh_deploy.backends.trt.engine import Engine
     from moh_deploy.jobs.bench import bench
     from moh_deploy.jobs.build import build
@@ -34,6 +34,7 @@ __all__ = [
     "export",
     "inspect",
     "kernel_library",
+    "load_original",
     "precision",
     "run",
     "tune",
@@ -49,6 +50,7 @@ _HOME = {
     "export": "moh_deploy.api",
     "inspect": "moh_deploy.jobs.inspect",
     "kernel_library": "moh_deploy.native",
+    "load_original": "moh_deploy.api",
     "precision": "moh_deploy.jobs.precision",
     "run": "moh_deploy.jobs.run",
     "tune": "moh_deploy.jobs.tune",

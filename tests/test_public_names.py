@@ -16,6 +16,7 @@ def test_public_names_are_these():
         "export",
         "inspect",
         "kernel_library",
+        "load_original",
         "precision",
         "run",
         "tune",

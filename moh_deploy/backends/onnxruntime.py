@@ -58,13 +58,24 @@ class OrtRunner:
     kernels: KernelUse
     _session: ort.InferenceSession
 
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, in order."""
+        return [one.name for one in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order; extra ones last."""
+        return [output.name for output in self._session.get_outputs()]
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""
         check_inputs(self.inputs, inputs)
         feeds = {name: to_ort(array) for name, array in inputs.items()}
         results = self._explaining(inputs, lambda: self._session.run_with_ort_values(None, feeds))
-        names = [output.name for output in self._session.get_outputs()]
-        return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
+        return {
+            name: from_ort(value) for name, value in zip(self.output_names, results, strict=True)
+        }
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs the model on these inputs and gives no outputs: to be timed.
@@ -87,8 +98,8 @@ class OrtRunner:
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_ortvalue_input(name, to_ort(array))
-        for output in self._session.get_outputs():
-            binding.bind_output(output.name)
+        for name in self.output_names:
+            binding.bind_output(name)
 
         def call() -> None:
             self._explaining(feeds, lambda: self._session.run_with_iobinding(binding))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-package_argument = click.argument("package", metavar="DIR", type=click.Path(path_type=Path))
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+
+package_argument = click.argument("package", metavar="DIR", type=_PATH)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else."
@@ -20,3 +26,49 @@ kernels_option = click.option(
     help="Run MoH nodes on the kernel library where there is one, on their function bodies only,"
     " or fail if there is no kernel.",
 )
+
+_MODEL_OPTIONS = (
+    click.option("--config", metavar="FILE.yaml", type=_PATH, help="Settings from a file."),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A setting that wins over the file's: model.kwargs.depth=2. Repeatable.",
+    ),
+    click.option(
+        "--factory",
+        metavar="MODULE:CALLABLE",
+        help="What builds the model that a state dict belongs to.",
+    ),
+    click.option(
+        "--code-dir",
+        "code_dirs",
+        multiple=True,
+        metavar="DIR",
+        type=_PATH,
+        help="Import the model's code from here. Repeatable.",
+    ),
+    click.option(
+        "--state-key",
+        metavar="KEY",
+        help="Where a training checkpoint keeps the weights: model, ema.",
+    ),
+    click.option(
+        "--trust-pickle",
+        is_flag=True,
+        help="Allow unpickling a whole module: it runs code from the file.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        help="Bring the model and its inputs to this dtype first. Without: as in the checkpoint.",
+    ),
+)
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that say how a checkpoint is loaded; they are fields of `ModelOptions`."""
+    for option in reversed(_MODEL_OPTIONS):
+        command = option(command)
+    return command

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moh_deploy.cli.common_options import json_option
+from moh_deploy.cli.common_options import json_option, model_options
 from moh_deploy.cli.output import carry_out, print_json, print_rich
 
 _PATH = click.Path(path_type=Path)
@@ -15,35 +15,7 @@ _PATH = click.Path(path_type=Path)
 @click.command("export")
 @click.argument("model", type=_PATH)
 @click.option("--output", "-o", required=True, metavar="DIR", type=_PATH, help="Package to write.")
-@click.option("--config", metavar="FILE.yaml", type=_PATH, help="Settings from a file.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting that wins over the file's: model.kwargs.depth=2. Repeatable.",
-)
-@click.option(
-    "--factory",
-    metavar="MODULE:CALLABLE",
-    help="What builds the model that a state dict belongs to.",
-)
-@click.option(
-    "--code-dir",
-    "code_dirs",
-    multiple=True,
-    metavar="DIR",
-    type=_PATH,
-    help="Import the model's code from here. Repeatable.",
-)
-@click.option(
-    "--state-key", metavar="KEY", help="Where a training checkpoint keeps the weights: model, ema."
-)
-@click.option(
-    "--trust-pickle",
-    is_flag=True,
-    help="Allow unpickling a whole module: it runs code from the file.",
-)
+@model_options
 @click.option(
     "--inputs",
     metavar="FILE.npz",
@@ -72,11 +44,6 @@ _PATH = click.Path(path_type=Path)
     help="Name of an output, in order. Repeatable.",
 )
 @click.option("--opset", type=int, metavar="N", help="ONNX operator set.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="Bring the model and its inputs to this dtype first. Without: as in the checkpoint.",
-)
 @click.option(
     "--compute-type",
     type=click.Choice(["float32", "bfloat16"]),

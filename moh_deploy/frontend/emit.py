@@ -32,7 +32,7 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
     """
     register_schemas()
     try:
-        with _quiet():
+        with quiet():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -42,7 +42,7 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
             )
     except Exception as error:
         raise ExportError(
-            f"torch.onnx cannot translate the model: {_cause(error)}.",
+            f"torch.onnx cannot translate the model: {cause(error)}.",
             hint=f"Another --opset may have the operator; this was {opset}.",
         ) from error
     assert exported is not None
@@ -54,7 +54,7 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Mute the exporter's prints and warnings about itself; failures still reach us."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -69,8 +69,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost message: the exporter wraps it in advice for its own developers."""
+def cause(error: BaseException) -> str:
+    """Return the innermost message: the exporter wraps it in advice for its own developers."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -16,10 +16,10 @@ from moh_deploy.frontend.checkpoint import in_eval_mode, load_model
 from moh_deploy.frontend.inputs import build_inputs
 from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.program_inputs import build_program_inputs
-from moh_deploy.options import ExportOptions
+from moh_deploy.options import ExportOptions, ModelOptions
 
 
-def load(options: ExportOptions, config: ExportConfig) -> LoadedModel:
+def load(options: ModelOptions, config: ExportConfig) -> LoadedModel:
     """Load the model that the options and the configuration name.
 
     Raises:
@@ -47,7 +47,7 @@ def load(options: ExportOptions, config: ExportConfig) -> LoadedModel:
 
 
 def in_dtype(
-    options: ExportOptions, model: LoadedModel, inputs: Sequence[ModelInput]
+    options: ModelOptions, model: LoadedModel, inputs: Sequence[ModelInput]
 ) -> tuple[LoadedModel, tuple[ModelInput, ...]]:
     """Bring the model, and the inputs that have its floating-point dtype, to the dtype asked for.
 
@@ -71,7 +71,7 @@ def in_dtype(
     )
 
 
-def code_dirs(options: ExportOptions, config: ExportConfig) -> tuple[Path, ...]:
+def code_dirs(options: ModelOptions, config: ExportConfig) -> tuple[Path, ...]:
     """Directories of the user's code, those of the options first."""
     return (*options.code_dirs, *config.model.code_dirs)
 

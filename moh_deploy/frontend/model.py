@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,3 +42,10 @@ class LoadedModel:
     program: torch.export.ExportedProgram | None
     form: CheckpointForm
     checkpoint_sha256: str | None
+
+    def callable(self) -> Callable[..., object]:
+        """Return what runs the model on its positional arguments."""
+        if self.module is not None:
+            return self.module
+        assert self.program is not None
+        return self.program.module()

@@ -52,7 +52,7 @@ class OriginalRun:
 
 def run_original(model: LoadedModel, arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Run the user's own module (or program) and return its output tensors, in order."""
-    call = model.module if model.module is not None else _program_module(model)
+    call = model.callable()
     # Copies, since a model may write into its arguments.
     copies = [argument.clone() for argument in arguments]
     with torch.no_grad():
@@ -125,10 +125,3 @@ def _difference(expected: torch.Tensor, got: torch.Tensor) -> str | None:
         float(expected[finite].double().abs().max())
     )
     return f"is off by {error:.3g}, allowed is {limit:.3g}" if error > limit else None
-
-
-def _program_module(model: LoadedModel) -> torch.nn.Module:
-    assert model.program is not None
-    module = model.program.module()
-    assert isinstance(module, torch.nn.Module)
-    return module

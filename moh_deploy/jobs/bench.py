@@ -20,7 +20,8 @@ from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.bench import BenchReport, PackageWork
 from moh_deploy.report.choices import sizes_text
 from moh_deploy.tuning.bench_gates import BenchGate, GateResult, parse_gate
-from moh_deploy.tuning.fresh_run import FreshRun, FreshTask, MeasureFresh, fresh_run
+from moh_deploy.tuning.fresh_ort import OrtTask
+from moh_deploy.tuning.fresh_run import FreshRun, MeasureFresh, fresh_run
 from moh_deploy.tuning.inputs import InputSet, input_sets
 from moh_deploy.tuning.latency import Latency, MeasureRuns, Timing, runs_timer
 from moh_deploy.tuning.layer_work import layer_work
@@ -286,11 +287,11 @@ class _Job:
         inputs = self.scratch / "inputs.npz"
         write_npz(inputs, one.inputs)
 
-        def task(contestant: _Contestant) -> FreshTask:
+        def task(contestant: _Contestant) -> OrtTask:
             package = contestant.package
             compute_type = package.manifest.compute_type
-            return FreshTask(
-                package.model_path, inputs, contestant.kernels, compute_type, self.threads
+            return OrtTask(
+                package.model_path, inputs, self.threads, contestant.kernels, compute_type
             )
 
         return {each.name: self.measure_fresh(task(each)) for each in self.contestants}

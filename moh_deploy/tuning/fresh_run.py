@@ -7,53 +7,57 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar
 
-from moh_deploy.backends.onnxruntime import open_session, runtime_name
-from moh_deploy.backends.runner import Kernels
+from pydantic import TypeAdapter
+
 from moh_deploy.child_process import child_environment, how_it_ended
 from moh_deploy.errors import BackendError
-from moh_deploy.npz import read_npz
-from moh_deploy.package import ComputeType
 
 _MOST_CHARACTERS = 400
+
+Load = Callable[[], Callable[[], object]]
+"""Loads a model, and returns what runs it on its inputs."""
 
 
 @dataclass(frozen=True)
 class FreshTask:
-    """What to run.
+    """What to run; each kind of model has a subclass, in a module that answers when it is run.
 
     Attributes:
-        model: ONNX model.
-        inputs: npz file of its inputs.
-        kernels: What runs MoH nodes, see `open_session`.
-        compute_type: What kernels may round the operands of attention's products to.
-        threads: Threads within an operator; None lets ONNX Runtime choose.
+        model: The file or directory.
+        inputs: npz file of its inputs, in the model's order.
+        threads: Threads within an operator; None lets the runtime choose.
+        module: The module.
     """
 
     model: Path
     inputs: Path
-    kernels: Kernels
-    compute_type: ComputeType
     threads: int | None
+    module: ClassVar[str]
+
+    def prepare(self) -> Load:
+        """Do what is no part of loading the model: import the runtime, read the inputs."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class FreshRun:
-    """What a process took that loads a model and runs it once.
+    """What a process took that loads a model and runs it once; None for what is not known.
 
     Attributes:
-        load_ms: Time on the wall from the file to a session that can run, imports left out.
+        load_ms: Time on the wall from the file to a model that can run, imports left out.
         first_run_ms: Of the first run.
-        peak_memory_bytes: The most memory that the process ever had, Python and ONNX Runtime
+        peak_memory_bytes: The most memory that the process ever had, Python and the runtime
             included; None where the system does not tell.
     """
 
-    load_ms: float
-    first_run_ms: float
-    peak_memory_bytes: int | None
+    load_ms: float | None = None
+    first_run_ms: float | None = None
+    peak_memory_bytes: int | None = None
 
 
 MeasureFresh = Callable[[FreshTask], FreshRun]
@@ -65,9 +69,8 @@ def fresh_run(task: FreshTask) -> FreshRun:
     Raises:
         BackendError: The process died.
     """
-    command = [sys.executable, "-m", "moh_deploy.tuning.fresh_run"]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", task.module],
         input=json.dumps(asdict(task), default=str),
         capture_output=True,
         text=True,
@@ -83,24 +86,19 @@ def fresh_run(task: FreshTask) -> FreshRun:
     return FreshRun(**json.loads(done.stdout))
 
 
-def main() -> None:
+def answer(kind: type[FreshTask]) -> None:
     """Carry out the task on stdin, and answer on stdout."""
-    content = cast("dict[str, str]", json.load(sys.stdin))
-    task = FreshTask(
-        **{**content, "model": Path(content["model"]), "inputs": Path(content["inputs"])}  # type: ignore[arg-type]
-    )
-    print(json.dumps(asdict(_carry_out(task))))
+    task = TypeAdapter(kind).validate_python(json.load(sys.stdin))
+    with redirect_stdout(sys.stderr):  # What a user's model prints is no answer.
+        found = _carry_out(task.prepare())
+    print(json.dumps(asdict(found)))
 
 
-def _carry_out(task: FreshTask) -> FreshRun:
-    runtime_name()  # Importing the runtime is no part of loading a model.
-    feeds = read_npz(task.inputs, error=BackendError)
+def _carry_out(load: Load) -> FreshRun:
     start = time.perf_counter()
-    session = open_session(
-        task.model, kernels=task.kernels, compute_type=task.compute_type, threads=task.threads
-    )
+    call = load()
     loaded = time.perf_counter()
-    session.bound(feeds)()
+    call()
     ran = time.perf_counter()
     return FreshRun((loaded - start) * 1e3, (ran - loaded) * 1e3, _peak_memory_bytes())
 
@@ -113,7 +111,3 @@ def _peak_memory_bytes() -> int | None:
         return None
     kib = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return next((int(one) * 1024 for one in kib), None)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,8 @@ from moh_deploy.json_text import to_json_text
 from moh_deploy.npz import read_npz, write_npz
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, with_choices
 from moh_deploy.report.bench import BenchReport
-from moh_deploy.tuning.fresh_run import FreshRun, FreshTask
+from moh_deploy.tuning.fresh_ort import OrtTask
+from moh_deploy.tuning.fresh_run import FreshRun
 from moh_deploy.tuning.latency import Timing
 from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.two_layers import write_two_layers
@@ -51,10 +52,10 @@ class Meter:
 class Fresh:
     """Keeps what it was asked to run, and the sizes of the inputs."""
 
-    tasks: list[FreshTask] = field(default_factory=list)
+    tasks: list[OrtTask] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
-    def __call__(self, task: FreshTask) -> FreshRun:
+    def __call__(self, task: OrtTask) -> FreshRun:
         self.tasks.append(task)
         self.shapes.append(read_npz(task.inputs, error=ConfigError)["x"].shape)
         return FreshRun(load_ms=30.0, first_run_ms=7.0, peak_memory_bytes=2**20)
@@ -107,7 +108,7 @@ def test_package_is_measured_beside_its_baselines(package: OnnxPackage, tmp_path
 def test_dense_baseline_is_the_package_with_every_layer_dense(package: OnnxPackage):
     seen: list[list[str]] = []
 
-    def fresh(task: FreshTask) -> FreshRun:
+    def fresh(task: OrtTask) -> FreshRun:
         runs = moh_deploy.inspect(task.model.parent).layer_runs
         seen.append([str(run.runs_as) for run in runs])
         return FreshRun(1.0, 1.0, None)

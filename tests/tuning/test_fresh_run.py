@@ -7,18 +7,19 @@ import pytest
 
 from moh_deploy.errors import BackendError
 from moh_deploy.npz import write_npz
-from moh_deploy.tuning.fresh_run import FreshTask, fresh_run
+from moh_deploy.tuning.fresh_ort import OrtTask
+from moh_deploy.tuning.fresh_run import fresh_run
 from tests.handmade_package import vectors, write_package
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> FreshTask:
+def task(tmp_path: Path) -> OrtTask:
     package = write_package(tmp_path / "package")
     write_npz(tmp_path / "in.npz", vectors().inputs)
-    return FreshTask(package.model_path, tmp_path / "in.npz", "off", "float32", 1)
+    return OrtTask(package.model_path, tmp_path / "in.npz", 1, "off", "float32")
 
 
-def test_process_of_its_own_loads_the_model_and_runs_it(task: FreshTask):
+def test_process_of_its_own_loads_the_model_and_runs_it(task: OrtTask):
     # What this process holds is no part of the other one's peak.
     ballast = bytearray(b"x") * (300 * 2**20)
     found = fresh_run(task)
@@ -29,6 +30,6 @@ def test_process_of_its_own_loads_the_model_and_runs_it(task: FreshTask):
     assert 2**20 < found.peak_memory_bytes < 300 * 2**20
 
 
-def test_process_that_dies_is_an_error_that_says_why(task: FreshTask):
+def test_process_that_dies_is_an_error_that_says_why(task: OrtTask):
     with pytest.raises(BackendError, match=r"(?s)ended with status 1: .*gone\.onnx does not exist"):
         fresh_run(replace(task, model=task.model.with_name("gone.onnx")))
