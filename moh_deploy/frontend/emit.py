@@ -8,14 +8,19 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ExportError
+from moh_deploy.frontend.arrays import dtype_name
+from moh_deploy.frontend.recognize.graph import is_tensor, tensor
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
 from moh_deploy.ops import OPS
 from moh_deploy.ops.onnx_schema import register_schemas
+from moh_deploy.passes import restore_output_types
 
 DEFAULT_OPSET = 20
 
@@ -50,7 +55,15 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
     model.opset_imports.setdefault("moh", max(spec.version for spec in OPS.values()))
     for value, name in zip(model.graph.inputs, input_names, strict=True):
         value.name = name
+    restore_output_types(model, list(_output_types(program)))
     return model
+
+
+def _output_types(program: ExportedProgram) -> Iterator[ir.DataType]:
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    for node in pytree.tree_leaves(output.args):
+        if is_tensor(node):
+            yield ir.DataType.from_numpy(np.dtype(dtype_name(tensor(node).dtype)))
 
 
 @contextlib.contextmanager

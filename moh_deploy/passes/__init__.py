@@ -1,6 +1,7 @@
 """ONNX-level passes, one a file, in the order in which they run.
 
-name_interface       first: later passes and every reader speak of the user's names
+restore_output_types first, by what translates: outputs are what the program makes
+name_interface       next: later passes and every reader speak of the user's names
 keep_gates           the gates leave the model's outputs, but keep a name to be read by
 name_nodes           what the layers have not named
 add_function_bodies  bodies are chosen by what the nodes look like then
@@ -19,6 +20,7 @@ from moh_deploy.passes.close_input_gaps import close_input_gaps
 from moh_deploy.passes.keep_gates import LayerNames, keep_gates
 from moh_deploy.passes.name_interface import name_interface
 from moh_deploy.passes.name_nodes import name_nodes
+from moh_deploy.passes.restore_output_types import restore_output_types
 from moh_deploy.passes.separate_overloads import separate_overloads
 from moh_deploy.passes.switch_by_size import without_switches
 
@@ -31,6 +33,7 @@ __all__ = [
     "name_interface",
     "name_nodes",
     "ops_of",
+    "restore_output_types",
     "separate_overloads",
     "without_switches",
 ]

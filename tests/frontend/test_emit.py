@@ -74,3 +74,16 @@ def test_operator_without_a_translation_is_named(capfd: pytest.CaptureFixture[st
 def test_exporter_is_quiet(capfd: pytest.CaptureFixture[str]):
     emit(committed(torch.sin, torch.zeros(2)), input_names=["x"], opset=20)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_outputs_keep_the_dtype_of_the_program(dtype: torch.dtype):
+    class Sums(torch.nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.sum(-1), x.argmax(-1)
+
+    model = emit(
+        normalize(plain_trace(Sums(), torch.zeros(2, 3, dtype=dtype))), input_names=["x"], opset=20
+    )
+    expected = ir.DataType.FLOAT16 if dtype == torch.float16 else ir.DataType.BFLOAT16
+    assert [one.dtype for one in model.graph.outputs] == [expected, ir.DataType.INT64]

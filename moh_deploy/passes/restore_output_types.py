@@ -1,0 +1,38 @@
+"""Give outputs the dtypes that they have in the program.
+
+torch.onnx computes a sum of float16 in float32, which readers within the graph see rounded again,
+but not the graph's outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+
+def restore_output_types(model: ir.Model, dtypes: Sequence[ir.DataType]) -> None:
+    """Round outputs that are of another dtype, by the Cast that readers have where there is one.
+
+    Args:
+        dtypes: Of each output in the program.
+    """
+    outputs = model.graph.outputs
+    for index, (value, dtype) in enumerate(zip(list(outputs), dtypes, strict=True)):
+        if value.dtype not in (None, dtype):
+            outputs[index] = _cast(value, dtype) or _new_cast(model.graph, value, dtype)
+
+
+def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
+    for node in value.consumers():
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == dtype:
+            return node.outputs[0]
+    return None
+
+
+def _new_cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    node = ir.node("Cast", [value], {"to": dtype})
+    node.outputs[0].dtype, node.outputs[0].shape = dtype, value.shape
+    node.outputs[0].name = f"{value.name}_{dtype.name.lower()}"
+    graph.append(node)
+    return node.outputs[0]
