@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from moh_deploy.cli.common_options import json_option, kernels_option
+from moh_deploy.cli.common_options import html_option, json_option, kernels_option
 from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.report_files import bench_files
 
 
 @click.command("bench", cls=ManyValues, many={"--batch": r"\d+", "--size": r"[A-Za-z_]\w*=\d+"})
@@ -80,6 +81,7 @@ from moh_deploy.cli.output import carry_out, print_json, print_rich
     type=click.Path(path_type=Path),
     help="Write the report to this file, too.",
 )
+@html_option
 @json_option
 @click.pass_context
 def command(
@@ -89,6 +91,8 @@ def command(
     sizes: tuple[str, ...],
     min_time: str,
     warmup: str,
+    markdown: Path | None,
+    html: Path | None,
     as_json: bool,
     **options: object,
 ) -> None:
@@ -101,14 +105,18 @@ def command(
     min_seconds = parse_seconds(min_time, option="--min-time")
     warmup_seconds = parse_seconds(warmup, option="--warmup")
     # The other options are named as the parameters of bench.
+    subject = ", ".join(map(str, package_dirs))
+    files = bench_files(subject, ctx.obj or (), markdown=markdown, html=html)
     report = carry_out(
-        lambda progress: bench(
-            package_dirs,
-            sizes=asked,
-            min_time=min_seconds,
-            warmup=warmup_seconds,
-            progress=progress,
-            **options,  # type: ignore[arg-type]
+        lambda progress: files.write_on(
+            lambda: bench(
+                package_dirs,
+                sizes=asked,
+                min_time=min_seconds,
+                warmup=warmup_seconds,
+                progress=progress,
+                **options,  # type: ignore[arg-type]
+            )
         ),
         as_json=as_json,
     )

@@ -18,6 +18,13 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else."
 )
 
+html_option = click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write one HTML page that needs nothing else.",
+)
+
 kernels_option = click.option(
     "--kernels",
     type=click.Choice(["auto", "off", "require"]),

@@ -52,6 +52,7 @@ class CommandGroup(click.Group):
     ) -> Any:
         """Run the command line; in standalone mode, end the process with the exit code."""
         arguments = list(sys.argv[1:] if args is None else args)
+        extra.setdefault("obj", tuple(arguments))  # Reports show the command that made them.
 
         def run() -> object:
             name = prog_name or self.name

@@ -2,68 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from moh_deploy.errors import MoHDeployError
 
 if TYPE_CHECKING:
+    from moh_deploy.report.bench import BenchReport
     from moh_deploy.validate.parity_report import ParityReport
 
-_NOT_FINISHED = "The comparison did not finish."
+Report = TypeVar("Report")
 
 
 @dataclass(frozen=True)
-class ReportFiles:
-    """JUnit XML and Markdown of a comparison.
+class ReportFile(Generic[Report]):
+    """One file.
+
+    Attributes:
+        path: Where it is written; None if nobody asked for it.
+        of_report: Returns its text.
+        of_error: Returns the text that says why there is no report.
+    """
+
+    path: Path | None
+    of_report: Callable[[Report], str]
+    of_error: Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class ReportFiles(Generic[Report]):
+    """All files of one command.
 
     Until there is an answer they say that there is none: a file of an earlier run must not speak
     for one that was stopped.
 
     Attributes:
-        subject: The package or engine, as the user named it.
+        files: They.
+        not_finished: The sentence for a run that was stopped.
     """
 
-    subject: str
-    junit: Path | None
-    markdown: Path | None
+    files: Sequence[ReportFile[Report]]
+    not_finished: str
 
-    def write_on(self, compare: Callable[[], ParityReport]) -> ParityReport:
-        """Compare and write the answer.
+    def write_on(self, job: Callable[[], Report]) -> Report:
+        """Do the job and write the answer.
 
         Raises:
-            MoHDeployError: As `compare` does; the files say so.
+            MoHDeployError: As `job` does; the files say so.
             PackageError: A file cannot be written.
         """
-        self._write_error(_NOT_FINISHED)
+        self._write_error(self.not_finished)
         try:
-            report = compare()
+            report = job()
         except MoHDeployError as error:
             self._write_error(error.message)
             raise
-        self._write_report(report)
+        for one in self.files:
+            if one.path is not None:
+                _write(one.path, one.of_report(report))
         return report
 
-    def _write_report(self, report: ParityReport) -> None:
-        from moh_deploy.report.junit import junit_xml
-        from moh_deploy.report.markdown import markdown
-
-        _write(self.junit, lambda: junit_xml(report, self.subject))
-        _write(self.markdown, lambda: markdown(report, self.subject))
-
     def _write_error(self, message: str) -> None:
-        from moh_deploy.report.junit import junit_error
-        from moh_deploy.report.markdown import markdown_error
-
-        _write(self.junit, lambda: junit_error(self.subject, message))
-        _write(self.markdown, lambda: markdown_error(self.subject, message))
+        for one in self.files:
+            if one.path is not None:
+                _write(one.path, one.of_error(message))
 
 
-def _write(path: Path | None, text: Callable[[], str]) -> None:
+def verify_files(
+    subject: str,
+    arguments: Sequence[str],
+    *,
+    junit: Path | None,
+    markdown: Path | None,
+    html: Path | None,
+) -> ReportFiles[ParityReport]:
+    """Return the files of `verify`.
+
+    Args:
+        subject: The package or engine, as the user named it.
+        arguments: Of the command line.
+        junit: JUnit XML.
+        markdown: Markdown.
+        html: An HTML page.
+    """
+    from moh_deploy.report.html.page import Run, no_answer_page
+    from moh_deploy.report.html.verify_page import verify_page
+    from moh_deploy.report.junit import junit_error, junit_xml
+    from moh_deploy.report.markdown import markdown as markdown_report
+    from moh_deploy.report.markdown import markdown_error
+
+    run = Run(subject, arguments)
+    return ReportFiles(
+        (
+            ReportFile(
+                junit, lambda report: junit_xml(report, subject), _about(junit_error, subject)
+            ),
+            ReportFile(
+                markdown,
+                lambda report: markdown_report(report, subject),
+                _about(markdown_error, subject),
+            ),
+            ReportFile(
+                html,
+                lambda report: verify_page(report, run),
+                lambda message: no_answer_page("verify", run, message),
+            ),
+        ),
+        "The comparison did not finish.",
+    )
+
+
+def bench_files(
+    subject: str, arguments: Sequence[str], *, markdown: Path | None, html: Path | None
+) -> ReportFiles[BenchReport]:
+    """Return the files of `bench`; see `verify_files`."""
+    from moh_deploy.report.html.bench_page import bench_page
+    from moh_deploy.report.html.page import Run, no_answer_page
+    from moh_deploy.report.markdown import markdown_error
+
+    run = Run(subject, arguments)
+    return ReportFiles(
+        (
+            ReportFile(
+                markdown, lambda report: report.to_markdown(), _about(markdown_error, subject)
+            ),
+            ReportFile(
+                html,
+                lambda report: bench_page(report, run),
+                lambda message: no_answer_page("bench", run, message),
+            ),
+        ),
+        "The measurement did not finish.",
+    )
+
+
+def _about(write: Callable[[str, str], str], subject: str) -> Callable[[str], str]:
+    return lambda message: write(subject, message)
+
+
+def _write(path: Path, text: str) -> None:
     from moh_deploy.atomic import staged_file
 
-    if path is not None:
-        with staged_file(path) as partial:
-            partial.write_text(text(), encoding="utf-8")
+    with staged_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

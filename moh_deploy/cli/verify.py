@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
+from moh_deploy.cli.common_options import html_option, json_option, kernels_option, package_argument
 from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.output import carry_out, print_json, print_rich
-from moh_deploy.cli.report_files import ReportFiles
+from moh_deploy.cli.report_files import verify_files
 
 if TYPE_CHECKING:
     from moh_deploy.backends.runner import Kernels
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write Markdown for a pull request.",
 )
+@html_option
 @kernels_option
 @json_option
 @click.pass_context
@@ -67,6 +68,7 @@ def command(
     policy: Path | None,
     junit: Path | None,
     markdown: Path | None,
+    html: Path | None,
     kernels: Kernels,
     as_json: bool,
 ) -> None:
@@ -74,7 +76,7 @@ def command(
     1 if not."""
     from moh_deploy.jobs.verify import verify
 
-    files = ReportFiles(str(package), junit, markdown)
+    files = verify_files(str(package), ctx.obj or (), junit=junit, markdown=markdown, html=html)
     report = carry_out(
         lambda progress: files.write_on(
             lambda: verify(

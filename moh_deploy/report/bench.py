@@ -78,7 +78,7 @@ class BenchReport:
         if not failed:
             return None
         more = f" ({len(failed) - 1} more did not pass)" if len(failed) > 1 else ""
-        return ValidationError(f"{_gate_text(failed[0])}{more}")
+        return ValidationError(f"{gate_text(failed[0])}{more}")
 
     def raise_if_failed(self) -> None:
         """Raise ValidationError if a gate did not pass."""
@@ -113,30 +113,35 @@ class BenchReport:
         from moh_deploy.report.tables import line, table, verdict
 
         tables = [table(*one) for one in self._tables()]
-        gates = [verdict(one.passed, _gate_text(one)) for one in self.gates]
-        return Group(*tables, *map(line, self._facts()), *gates)
+        gates = [verdict(one.passed, gate_text(one)) for one in self.gates]
+        return Group(*tables, *map(line, self.facts()), *gates)
 
-    def _tables(self) -> Iterator[_Table]:
-        for (inputs, sizes), group in groupby(self.results, lambda one: (one.inputs, one.sizes)):
-            yield self._times(f"{inputs} inputs at {sizes_text(sizes)}", list(group))
+    def _tables(self) -> Iterator[ReportTable]:
+        yield from self.times()
         for work in self.work:
             title = f"{work.contestant}: work, {work.inputs} inputs at {sizes_text(work.sizes)}"
             rows = [*map(_work_row, work.layers), _total_row(work.layers)]
-            yield _Table(title, _WORK_COLUMNS, rows)
+            yield ReportTable(title, _WORK_COLUMNS, rows)
 
-    def _times(self, title: str, results: Sequence[Measured]) -> _Table:
-        baselines = [one.contestant for one in results if one.is_baseline]
+    def times(self, *, speeds: bool = True) -> Iterator[ReportTable]:
+        """Return a table of all contestants for each set of inputs, with `speeds` or without."""
+        for (inputs, sizes), group in groupby(self.results, lambda one: (one.inputs, one.sizes)):
+            yield self._times(f"{inputs} inputs at {sizes_text(sizes)}", list(group), speeds)
+
+    def _times(self, title: str, results: Sequence[Measured], speeds: bool) -> ReportTable:
+        baselines = [one.contestant for one in results if one.is_baseline and speeds]
         rate = "#runs/s" if self.samples_by is None else "#samples/s"
         columns = ["contestant", "#runs", "#p50 ms", "#p90 ms", "#p99 ms", "#mean ms", rate]
         columns += ["#CPU ms", "#busy", "#load ms", "#first run ms", "#peak MiB"]
         columns += [f"#speed / {name} (95 %)" for name in baselines]
-        return _Table(title, columns, [_times_row(one, baselines) for one in results])
+        return ReportTable(title, columns, [_times_row(one, baselines) for one in results])
 
     def _lines(self) -> Iterator[str]:
-        yield from map(_gate_text, self.gates)
-        yield from self._facts()
+        yield from map(gate_text, self.gates)
+        yield from self.facts()
 
-    def _facts(self) -> Iterator[str]:
+    def facts(self) -> Iterator[str]:
+        """Return sentences on how it was measured, and on what."""
         from moh_deploy.report.tables import count
 
         threads = "ONNX Runtime's" if self.threads is None else str(self.threads)
@@ -161,7 +166,7 @@ class BenchReport:
         yield self.kernels.describe()
 
 
-class _Table(NamedTuple):
+class ReportTable(NamedTuple):
     """A table; names of columns that align right begin with `#`."""
 
     title: str
@@ -252,7 +257,7 @@ def _break_even(layer: LayerWork) -> str | None:
     return f"{', '.join(limits)}; best here: {layer.predicted_fastest}"
 
 
-def _gate_text(one: GateResult) -> str:
+def gate_text(one: GateResult) -> str:
     """Return a sentence: what was asked, of whom, and what was measured."""
     verb = "passed" if one.passed else "not measured" if one.measured is None else "failed"
     if one.limit is None:
@@ -276,7 +281,7 @@ def _result_json(one: Measured) -> dict[str, object]:
     }
 
 
-def _markdown_table(one: _Table) -> str:
+def _markdown_table(one: ReportTable) -> str:
     names = [name.lstrip("#") for name in one.columns]
     rules = ["---:" if name.startswith("#") else "---" for name in one.columns]
     rows = [["-" if cell is None else str(cell) for cell in row] for row in one.rows]

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moh_deploy.cli.report_files import verify_files
 from moh_deploy.npz import write_npz
 from moh_deploy.report.parity_json import VerifyJson
+from moh_deploy.validate.parity_report import ParityReport
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
@@ -261,3 +263,38 @@ def test_verify_refuses_a_report_file_that_cannot_be_written(
     shown = cli("verify", package, "--junit", tmp_path / "none" / "junit.xml")
     assert shown.exit_code == 5
     assert "junit.xml cannot be written" in shown.err
+
+
+def test_pages_are_written_beside_what_is_printed(cli: Cli, package: Path, tmp_path: Path):
+    html = tmp_path / "my report.html"
+    assert cli("verify", package, "--html", html).exit_code == 0
+    assert "EQUAL" in html.read_text()
+    assert f"moh-deploy verify {package} --html &#39;{html}&#39;" in html.read_text()
+    assert cli("bench", package, *BENCH, "--gate", "p50 > 1 min", "--html", html).exit_code == 1
+    assert "GATES FAILED" in html.read_text()
+
+
+def test_measurement_without_an_answer_overwrites_reports_of_an_earlier_run(
+    cli: Cli, package: Path, tmp_path: Path
+):
+    html, markdown = tmp_path / "report.html", tmp_path / "report.md"
+    files = ("--html", html, "--markdown", markdown)
+    assert cli("bench", package, *BENCH, *files).exit_code == 0
+    (package / "model.onnx").write_bytes(b"")
+    assert cli("bench", package, *BENCH, *files).exit_code == 5
+    assert "NO ANSWER" in html.read_text()
+    for file in (html, markdown):
+        assert "has changed since the package was written" in file.read_text()
+
+
+def test_reports_of_a_job_that_was_stopped_say_that_it_did_not_finish(tmp_path: Path):
+    html = tmp_path / "report.html"
+    files = verify_files("model", (), junit=None, markdown=None, html=html)
+
+    def stopped() -> ParityReport:
+        assert "The comparison did not finish." in html.read_text()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_on(stopped)
+    assert "NO ANSWER" in html.read_text()

@@ -1,0 +1,96 @@
+"""The page of `moh-deploy bench --html`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from moh_deploy.report.bench import BenchReport, gate_text
+from moh_deploy.report.choices import sizes_text
+from moh_deploy.report.environment import environment
+from moh_deploy.report.html.bench_tables import gate_table, speed_table, work_table
+from moh_deploy.report.html.latency_chart import LatencyChart, latency_chart
+from moh_deploy.report.html.page import Fact, Run, Verdict, render
+from moh_deploy.report.html.tables import Table, number
+from moh_deploy.report.tables import count
+from moh_deploy.tuning.measured import Measured
+
+
+@dataclass(frozen=True)
+class _Group:
+    """All contestants on one set of inputs."""
+
+    title: str
+    chart: LatencyChart | None
+    speeds: Table | None
+    times: Table
+
+
+def bench_page(report: BenchReport, run: Run) -> str:
+    """Return the report as one HTML page that needs nothing else."""
+    work = [
+        (f"{one.contestant}, {one.inputs} inputs at {sizes_text(one.sizes)}", work_table(one))
+        for one in report.work
+    ]
+    return render(
+        "bench.html",
+        kind="bench",
+        run=run,
+        verdict=_verdict(report),
+        facts=_facts(report),
+        gates=gate_table(report) if report.gates else None,
+        groups=list(_groups(report)),
+        work=work,
+        remarks=list(report.facts()),
+        environment=environment(report.kernels),
+    )
+
+
+def _verdict(report: BenchReport) -> Verdict:
+    failed = [one for one in report.gates if not one.passed]
+    sentence = f"{count(len({one.contestant for one in report.results}), 'contestant')} in turns."
+    if report.passed is None:
+        return Verdict("MEASURED", None, f"{sentence} No gate was asked for: nothing is judged.")
+    passed = len(report.gates) - len(failed)
+    sentence = f"{sentence} {passed} of {count(len(report.gates), 'gate')} passed."
+    word = "GATES PASSED" if report.passed else "GATES FAILED"
+    return Verdict(word, report.passed, sentence, tuple(map(gate_text, failed)))
+
+
+def _facts(report: BenchReport) -> list[Fact]:
+    """Return figures of the first package on the first inputs."""
+    if not report.results:
+        return []
+    first = report.results[0]
+    where = f"{first.inputs} inputs at {sizes_text(first.sizes)}"
+    peak = first.fresh.peak_memory_bytes
+    rate = "runs" if report.samples_by is None else "samples"
+    return [
+        Fact("p50", f"{number(first.latency.p50_ms)} ms", where),
+        *_speed_facts(first),
+        Fact("throughput", _rate(first.throughput), rate),
+        Fact("peak memory", "unknown" if peak is None else f"{peak / 2**20:.0f} MiB"),
+    ]
+
+
+def _speed_facts(first: Measured) -> Iterator[Fact]:
+    for name, found in list(first.ratios.items())[:2]:
+        interval = f"95 %: {1 / found.high:.3g} to {1 / found.low:.3g}"
+        yield Fact(f"speed over {name}", f"{1 / found.value:.3g}x", interval)
+
+
+def _rate(a_second: float) -> str:
+    return f"{a_second:,.0f}/s" if a_second >= 1000 else f"{number(a_second)}/s"
+
+
+def _groups(report: BenchReport) -> Iterator[_Group]:
+    grouped = groupby(report.results, lambda one: (one.inputs, one.sizes))
+    for times, ((inputs, sizes), group) in zip(report.times(speeds=False), grouped, strict=True):
+        results: Sequence[Measured] = list(group)
+        yield _Group(
+            title=f"{inputs} inputs at {sizes_text(sizes)}",
+            chart=latency_chart(results),
+            speeds=speed_table(results),
+            times=Table("all figures", times.columns, times.rows),
+        )

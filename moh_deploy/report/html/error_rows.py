@@ -1,0 +1,68 @@
+"""How far routers and outputs are from the reference, in order of execution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from moh_deploy.report.html.scales import Scale, decades
+from moh_deploy.report.html.tables import Cell, Mark, Status, Table, Track, number
+from moh_deploy.report.parity import worst_layers, worst_outputs
+from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+
+_COLUMNS = ("layer or output", "what", "error beside tolerance", "#error", "#tolerance", "verdict")
+
+
+def error_table(report: ParityReport) -> Table:
+    """Return the worst vector set of each router, then of each output, with errors drawn."""
+    layers, outputs = worst_layers(report), worst_outputs(report)
+    errors = [one.gate_error for one in layers] + [one.max_abs_error for one in outputs]
+    limits = [one.gate_tolerance for one in layers] + [one.tolerance or 0.0 for one in outputs]
+    scale = decades([*errors, *limits])
+    rows = [
+        *(
+            _row(one.path, "gates", one.gate_error, one.gate_tolerance, layer_status(one), scale)
+            for one in layers
+        ),
+        *(
+            _row(one.name, "output", one.max_abs_error, one.tolerance, output_status(one), scale)
+            for one in outputs
+        ),
+    ]
+    return Table("largest absolute error, worst vector set of each", _COLUMNS, rows, scale)
+
+
+def layer_status(one: LayerParity) -> Status:
+    """Return the verdict on a layer."""
+    if one.reason is not None:
+        return Status("differs", False)
+    return Status("equal", True) if one.decisions else Status("no data", None)
+
+
+def output_status(one: OutputParity) -> Status:
+    """Return the verdict on an output."""
+    if one.reason is not None:
+        return Status("differs", False)
+    if one.elements == 0:
+        return Status("no data", None)
+    return Status("not judged", None) if one.tolerance is None else Status("equal", True)
+
+
+def _row(
+    name: str, what: str, error: float, limit: float | None, status: Status, scale: Scale
+) -> Sequence[Cell]:
+    words = f"{name}: error {number(error)}, tolerance {number(limit) or 'none'}"
+    track = Track(words, _marks(error, limit, scale), scale)
+    return (name, what, track, number(error), number(limit), status)
+
+
+def _marks(error: float, limit: float | None, scale: Scale) -> tuple[Mark, ...]:
+    """Return a bar up to the error, and a line at the tolerance; NaN has no place."""
+    marks = []
+    if not math.isnan(error):
+        is_bad = limit is not None and error > limit
+        end = 100.0 if math.isinf(error) else scale.at(error)
+        marks += [Mark("bar", 0.0, end, is_bad), Mark("dot", end, is_bad=is_bad)]
+    if limit is not None and limit > 0:
+        marks.append(Mark("limit", scale.at(limit)))
+    return tuple(marks)

@@ -1,0 +1,144 @@
+"""How clear the choices of each layer are: tokens by margin, with the flips below the axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moh_deploy.report.html.scales import Scale, Tick, decades
+from moh_deploy.report.tables import count
+from moh_deploy.validate.routing_statistics import MarginBin, MarginHistogram
+
+_TOP, _DEPTH = 60.0, 24.0  # px that the most tokens rise and that the most flips hang
+_LEFT, _RIGHT = 7.0, 9.0  # percent for exact ties, and for tokens without a margin
+_GAP = 1.0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar; `x` and `width` are in percent of the chart, `y` and `height` in px from the axis.
+
+    Attributes:
+        kind: `tokens`, `explained` or `unexplained`.
+        words: What it counts.
+    """
+
+    kind: str
+    x: float
+    width: float
+    y: float
+    height: float
+    words: str
+
+
+@dataclass(frozen=True)
+class MarginChart:
+    """One layer.
+
+    Attributes:
+        path: The layer.
+        bars: Tokens above the axis, flips below it.
+        bound: Rounding explains flips of tokens with a smaller margin.
+        bound_at: Where that is, in percent.
+        ticks: Places on the axis.
+        tokens: How many there are.
+        explained: Flips below the bound.
+        unexplained: Flips above it.
+    """
+
+    path: str
+    bars: tuple[Bar, ...]
+    bound: float
+    bound_at: float
+    ticks: tuple[Tick, ...]
+    tokens: int
+    explained: int
+    unexplained: int
+
+    @property
+    def words(self) -> str:
+        """Return what the drawing says."""
+        return (
+            f"{count(self.tokens, 'token')}; flips: {self.explained} explained,"
+            f" {self.unexplained} unexplained; bound {self.bound:.3g}"
+        )
+
+
+def margin_charts(histograms: Sequence[MarginHistogram]) -> list[MarginChart]:
+    """Return a chart of each layer, all on one axis."""
+    bins = [one for each in histograms for one in each.bins]
+    edges = [edge for one in bins for edge in (one.at_least, one.below)]
+    axis = _Axis(
+        decades([*edges, *(each.bound / 10 for each in histograms)]),
+        left=_LEFT if any(one.at_least == 0 for one in bins) else 0.0,
+        right=_RIGHT if any(math.isinf(one.at_least) for one in bins) else 0.0,
+    )
+    return [_chart(each, axis) for each in histograms]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    scale: Scale
+    left: float
+    right: float
+
+    def at(self, value: float) -> float:
+        width = 100 - self.left - self.right
+        return self.left + self.scale.at(value) * width / 100
+
+    def span(self, one: MarginBin) -> tuple[float, float]:
+        """Return where a bin lies and how wide it is."""
+        if one.at_least == 0:
+            return 0.0, self.left - 2 * _GAP
+        if math.isinf(one.at_least):
+            return 100 - self.right + 2 * _GAP, self.right - 2 * _GAP
+        start, end = self.at(one.at_least), self.at(min(one.below, self.scale.high))
+        return start, max(0.5, end - start - _GAP / 4)
+
+    def ticks(self) -> tuple[Tick, ...]:
+        inner = [
+            Tick(round(self.at(_value(one, self.scale)), 2), one.label) for one in self.scale.ticks
+        ]
+        first = [Tick(self.left / 2, "tie")] if self.left else []
+        last = [Tick(100 - self.right / 2 + _GAP, "none")] if self.right else []
+        return (*first, *inner, *last)
+
+
+def _value(tick: Tick, scale: Scale) -> float:
+    return scale.low * math.pow(scale.high / scale.low, tick.at / 100)
+
+
+def _chart(one: MarginHistogram, axis: _Axis) -> MarginChart:
+    most = max((each.tokens for each in one.bins), default=1)
+    flips = max((each.explained + each.unexplained for each in one.bins), default=0) or 1
+    return MarginChart(
+        path=one.path,
+        bars=tuple(bar for each in one.bins for bar in _bars(each, axis, most, flips)),
+        bound=one.bound,
+        bound_at=round(axis.at(one.bound), 2),
+        ticks=axis.ticks(),
+        tokens=sum(each.tokens for each in one.bins),
+        explained=sum(each.explained for each in one.bins),
+        unexplained=sum(each.unexplained for each in one.bins),
+    )
+
+
+def _bars(one: MarginBin, axis: _Axis, most: int, flips: int) -> list[Bar]:
+    x, width = (round(each, 2) for each in axis.span(one))
+    where = f"margin {one.at_least:.2g} to {one.below:.2g}"
+    tall = _height(one.tokens, most, _TOP)
+    bars = [Bar("tokens", x, width, -tall, tall, f"{where}: {count(one.tokens, 'token')}")]
+    depth = 0.0
+    for kind, number in (("explained", one.explained), ("unexplained", one.unexplained)):
+        if number:
+            long = _height(number, flips, _DEPTH)
+            words = f"{where}: {count(number, 'flip')} {kind}"
+            bars.append(Bar(kind, x, width, depth, long, words))
+            depth += long
+    return bars
+
+
+def _height(number: int, most: int, height: float) -> float:
+    """Return px; what is there is seen."""
+    return round(max(2.0, height * number / most), 1)

@@ -1,0 +1,96 @@
+"""Where numbers lie on an axis, in percent of its length: drawings grow with the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis.
+
+    Attributes:
+        at: In percent of the axis.
+        label: What stands there.
+    """
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis from `low` to `high`.
+
+    Attributes:
+        low: Left end, above 0 on a logarithmic axis.
+        high: Right end, above `low`.
+        ticks: Labelled places, ascending.
+        is_log: Equal ratios are equally far apart, not equal differences.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[Tick, ...]
+    is_log: bool
+
+    def at(self, value: float) -> float:
+        """Return where a number lies, in percent; what lies outside is at the nearer end."""
+        if self.is_log and value <= 0:
+            return 0.0
+        return round(100 * min(1.0, max(0.0, _share(self.low, self.high, value, self.is_log))), 2)
+
+
+def decades(values: Iterable[float], *, most_ticks: int = 6) -> Scale:
+    """Return a logarithmic axis of whole decades that holds all values; 0, NaN, infinity aside."""
+    logs = [math.log10(one) for one in values if one > 0 and math.isfinite(one)] or [0.0]
+    first, last = math.floor(min(logs)), math.ceil(max(logs))
+    last = max(last, first + 1)
+    step = math.ceil((last - first) / (most_ticks - 1))
+    span = last - first
+    ticks = tuple(
+        Tick(round(100 * (power - first) / span, 2), _power(power))
+        for power in range(first, last + 1, step)
+    )
+    return Scale(10.0**first, 10.0**last, ticks, is_log=True)
+
+
+def round_numbers(low: float, high: float, *, is_log: bool, most_ticks: int = 6) -> Scale:
+    """Return an axis that holds both numbers, with ticks at round ones."""
+    if not high > low:
+        low, high = (low / 1.1, high * 1.1) if low > 0 else (low - 1, high + 1)
+    numbers = _of_decades(low, high) if is_log else []
+    if not 2 <= len(numbers) <= most_ticks + 2:
+        numbers = _steps(low, high, most_ticks)
+    ticks = tuple(
+        Tick(round(100 * _share(low, high, one, is_log), 2), f"{one:.6g}") for one in numbers
+    )
+    return Scale(low, high, ticks, is_log)
+
+
+def _share(low: float, high: float, value: float, is_log: bool) -> float:
+    if is_log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)
+
+
+def _of_decades(low: float, high: float) -> list[float]:
+    """Return 1, 2, 5, 10, 20 ... between the two."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    numbers = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return [one for one in numbers if low <= one <= high]
+
+
+def _steps(low: float, high: float, most: int) -> list[float]:
+    """Return multiples of 1, 2 or 5 times a power of ten between the two."""
+    rough = (high - low) / (most - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _power(power: int) -> str:
+    return f"{10.0**power:g}" if -3 <= power <= 3 else f"1e{power}"

@@ -1,0 +1,165 @@
+"""The page of `moh-deploy verify --html`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moh_deploy.report.environment import environment
+from moh_deploy.report.html.error_rows import error_table, layer_status, output_status
+from moh_deploy.report.html.heat_map import HeatMap, class_map, load_map
+from moh_deploy.report.html.margin_chart import MarginChart, margin_charts
+from moh_deploy.report.html.page import Fact, Run, Verdict, render
+from moh_deploy.report.html.tables import Cell, Table, number
+from moh_deploy.report.layers import runs_as
+from moh_deploy.report.parity import worst_layers, worst_outputs
+from moh_deploy.report.tables import count, percent
+from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+
+_LAYER_COLUMNS = (
+    "layer",
+    "runs as",
+    "worst vectors",
+    "#same choice",
+    "#Jaccard",
+    "#unexplained flips",
+    "#explained flips",
+    "#smallest margin",
+    "#gate error",
+    "#tolerance",
+    "verdict",
+)
+_OUTPUT_COLUMNS = (
+    "output",
+    "worst vectors",
+    "#max abs error",
+    "#relative",
+    "#tolerance",
+    "#noise floor",
+    "verdict",
+)
+_RULE_COLUMNS = (
+    "rule of",
+    "#relative",
+    "#near tie",
+    "#behind a flip",
+    "#times the floor",
+    "#least",
+    "reason",
+)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What is shown of a package and one reference."""
+
+    reference: str
+    has_routing: bool
+    errors: Table
+    loads: HeatMap
+    class_loads: tuple[HeatMap, ...]
+    margins: tuple[MarginChart, ...]
+    tables: tuple[Table, ...]
+
+
+def verify_page(report: ParityReport, run: Run) -> str:
+    """Return the report on a package or engine as one HTML page that needs nothing else."""
+    return render(
+        "verify.html",
+        kind="verify",
+        run=run,
+        verdict=_verdict(report),
+        facts=_facts(report),
+        comparisons=list(map(_comparison, report.comparisons)),
+        environment=environment(report.kernels),
+    )
+
+
+def _comparison(report: ParityReport) -> _Comparison:
+    statistics = report.statistics
+    return _Comparison(
+        reference=report.reference,
+        has_routing=report.has_routing,
+        errors=error_table(report),
+        loads=load_map(statistics.head_loads),
+        class_loads=tuple(map(class_map, statistics.class_loads)),
+        margins=tuple(margin_charts(statistics.margins)),
+        tables=(_outputs(report), _layers(report), _rules(report)),
+    )
+
+
+def _verdict(report: ParityReport) -> Verdict:
+    sentence = f"Compared with {report.reference}: {count(report.vector_sets, 'vector set')}."
+    word = "EQUAL" if report.equal else "NOT EQUAL"
+    return Verdict(word, report.equal, sentence, report.reasons, report.notes)
+
+
+def _facts(report: ParityReport) -> list[Fact]:
+    agreement = report.routing_agreement
+    kernels = sum(run.runs_as == "kernel" for run in report.layer_runs)
+    explained = sum(one.excused_tokens for one in report.layers)
+    unexplained = sum(one.flipped_tokens for one in report.layers)
+    return [
+        Fact("max abs error", number(report.max_abs_error) or "–", "of outputs that are judged"),
+        Fact(
+            "routing agreement",
+            "not compared" if agreement is None else f"{100 * agreement:.6g} %",
+            "of decisions that are no near-tie",
+        ),
+        Fact(
+            "flips",
+            f"{unexplained} + {explained}" if report.has_routing else "not compared",
+            "unexplained + explained by rounding",
+        ),
+        Fact("MoH layers on a kernel", f"{kernels} of {len(report.layer_runs)}"),
+    ]
+
+
+def _outputs(report: ParityReport) -> Table:
+    def row(one: OutputParity) -> Sequence[Cell]:
+        figures = map(number, (one.max_abs_error, one.max_rel_error, one.tolerance, one.floor))
+        return (one.name, one.vectors, *figures, output_status(one))
+
+    rows = [row(one) for one in worst_outputs(report)]
+    return Table("Outputs, worst vector set of each", _OUTPUT_COLUMNS, rows)
+
+
+def _layers(report: ParityReport) -> Table:
+    ways = {run.path: runs_as(run) for run in report.layer_runs}
+
+    def row(one: LayerParity) -> Sequence[Cell]:
+        return (
+            one.path,
+            ways.get(one.path),
+            one.vectors,
+            percent(one.agreement),
+            number(one.jaccard),
+            one.flipped_tokens,
+            one.excused_tokens,
+            *map(number, (one.smallest_margin, one.gate_error, one.gate_tolerance)),
+            layer_status(one),
+        )
+
+    rows = [row(one) for one in worst_layers(report)]
+    return Table("MoH layers, worst vector set of each", _LAYER_COLUMNS, rows)
+
+
+def _rules(report: ParityReport) -> Table:
+    rows = [
+        (
+            name,
+            *map(
+                number,
+                (
+                    rule.relative,
+                    rule.near_tie,
+                    rule.relative_after_flip,
+                    rule.floor_factor or None,
+                    rule.least or None,
+                ),
+            ),
+            rule.reason,
+        )
+        for name, rule in report.rules.items()
+    ]
+    return Table(f"Rules that applied: {report.policy}", _RULE_COLUMNS, rows)

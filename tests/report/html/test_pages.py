@@ -1,0 +1,210 @@
+"""Pages as text; `test_in_browser.py` looks at them."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from moh_deploy.report.bench import BenchReport
+from moh_deploy.report.html.bench_page import bench_page
+from moh_deploy.report.html.page import Run, no_answer_page
+from moh_deploy.report.html.verify_page import verify_page
+from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.routing_statistics import NO_STATISTICS
+from tests.report.html.samples import bench_report, parity_report, with_classes
+
+RUN = Run("build/model", ("verify", "build/my model", "--html", "a.html"))
+HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"
+
+_VOID = {"meta", "link", "br", "img"}
+
+
+class Checked(HTMLParser):
+    """Reads a page, and that every element is closed where it should be."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def words(page: str) -> str:
+    """Return what a reader of the source sees of it: no style, no tags."""
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(text).split())
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "equal": lambda: verify_page(parity_report(), RUN),
+    "classes": lambda: verify_page(with_classes(parity_report()), RUN),
+    "not equal": lambda: verify_page(parity_report(wrong=1), RUN),
+    "bench": lambda: bench_page(bench_report(), RUN),
+    "no answer": lambda: no_answer_page("verify", RUN, "it did not finish"),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_well_formed_and_need_nothing_else(name: str):
+    page = PAGES[name]()
+    checked = Checked(page)
+    assert not {"script", "img", "iframe", "object", "form"} & set(checked.tags)
+    for key, value in checked.attributes:
+        assert not key.startswith("on")
+        assert key not in ("href", "src") or (value or "").startswith(("data:", "#"))
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def hostile_parity() -> ParityReport:
+    report = with_classes(parity_report(wrong=0))
+    layers = tuple(replace(one, path=HOSTILE, reason=HOSTILE) for one in report.layers)
+    margins = tuple(replace(one, path=HOSTILE) for one in report.statistics.margins)
+    classes = tuple(
+        replace(one, path=HOSTILE, classes=(HOSTILE,) * 3) for one in report.statistics.class_loads
+    )
+    loads = tuple(replace(one, path=HOSTILE) for one in report.statistics.head_loads)
+    return replace(
+        report,
+        reference=HOSTILE,
+        policy=HOSTILE,
+        notes=(HOSTILE,),
+        layers=layers,
+        outputs=(replace(report.outputs[0], name=HOSTILE, vectors=HOSTILE),),
+        statistics=replace(
+            report.statistics, head_loads=loads, margins=margins, class_loads=classes
+        ),
+    )
+
+
+def hostile_bench() -> BenchReport:
+    report = bench_report()
+    results = tuple(
+        replace(one, contestant=HOSTILE + str(i), inputs=HOSTILE, ratios={})
+        for i, one in enumerate(report.results)
+    )
+    gates = tuple(replace(one, gate=HOSTILE, reason=HOSTILE, passed=False) for one in report.gates)
+    work = tuple(replace(one, contestant=HOSTILE) for one in report.work)
+    return replace(report, results=results, gates=gates, work=work, machine=HOSTILE)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda run: verify_page(hostile_parity(), run),
+        lambda run: bench_page(hostile_bench(), run),
+        lambda run: no_answer_page("verify", run, HOSTILE),
+    ],
+)
+def test_names_are_text_and_nothing_else(make: Callable[[Run], str]):
+    page = make(Run(HOSTILE, (HOSTILE,)))
+    page.encode()  # no halves of surrogate pairs
+    assert "\x00" not in page
+    tags = Checked(page).tags
+    assert "script" not in tags
+    assert "img" not in tags
+    assert "<script>alert(1)</script>" in html.unescape(page)
+
+
+def test_verdict_comes_first_with_all_reasons():
+    page = verify_page(parity_report(wrong=1), RUN)
+    text = words(page)
+    assert text.index("NOT EQUAL") < text.index("blocks.1.attn") < text.index("max abs error")
+    assert "5 of 56 tokens choose other heads" in text
+    assert page.index('id="verdict"') < page.index("<table")
+    assert "✓ EQUAL" in words(verify_page(parity_report(), RUN))
+
+
+def test_many_reasons_are_folded_and_none_is_lost():
+    report = parity_report(layers=30)
+    layers = tuple(replace(one, reason=f"reason {i}.") for i, one in enumerate(report.layers))
+    text = words(verify_page(replace(report, layers=layers), RUN))
+    assert "20 more reasons" in text
+    assert all(f"reason {i}." in text for i in range(30))
+
+
+def test_command_can_be_copied():
+    page = verify_page(parity_report(), RUN)
+    assert "moh-deploy verify 'build/my model' --html a.html" in words(page)
+    assert "Reproduce" not in words(verify_page(parity_report(), Run("build/model")))
+
+
+def test_numbers_that_are_none_are_called_so():
+    report = parity_report()
+    first, *others = report.layers
+    layers = (replace(first, gate_error=math.nan, reason="NaN"), *others)
+    outputs = (replace(report.outputs[0], max_abs_error=math.inf, reason="inf"),)
+    page = verify_page(replace(report, layers=layers, outputs=outputs), RUN)
+    assert "error NaN, tolerance 0.0001" in page
+    assert "error ∞, tolerance 0.0001" in page
+    assert not re.search(r'="[^"]*(nan|inf)\b[^"]*%"', page)
+
+
+def test_what_was_not_compared_is_not_shown_as_equal():
+    engine = replace(parity_report(), layers=(), has_routing=False, statistics=NO_STATISTICS)
+    text = words(verify_page(engine, RUN))
+    assert "Routing was not compared: the reference holds no gates." in text
+    assert "100 %" not in text
+    nothing = replace(engine, vector_sets=0, outputs=())
+    text = words(verify_page(nothing, RUN))
+    assert "NOT EQUAL" in text
+    assert "there are no vectors to compare with" in text
+    assert "no data" in text
+
+
+def test_references_are_shown_one_after_the_other():
+    reports = [
+        replace(parity_report(wrong=i), reference=name) for i, name in ((None, "a"), (1, "b"))
+    ]
+    text = words(verify_page(combined(reports), RUN))
+    assert text.index("Against a") < text.index("Against b")
+
+
+def test_bench_says_what_its_gates_say():
+    text = words(bench_page(bench_report(), RUN))
+    assert "✓ GATES PASSED" in text
+    failed = words(bench_page(bench_report(limit_ms=1.0), RUN))
+    assert "✗ GATES FAILED" in failed
+    assert failed.index("gate 'p50 < 1 ms' failed") < failed.index("Latency")
+    ungated = words(bench_page(replace(bench_report(), gates=()), RUN))
+    assert "MEASURED" in ungated
+    assert "nothing is judged" in ungated
+
+
+def test_bench_without_runs_that_were_kept_says_so():
+    report = bench_report()
+    results = tuple(
+        replace(one, latency=replace(one.latency, sorted_ms=())) for one in report.results
+    )
+    assert "No data: the times of single runs were not kept." in words(
+        bench_page(replace(report, results=results), RUN)
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "most"), [(1, 1, 30_000), (3, 6, 40_000), (100, 64, 600_000)]
+)
+def test_pages_stay_small(layers: int, heads: int, most: int):
+    page = verify_page(parity_report(layers, heads, wrong=0), RUN)
+    assert len(page.encode()) < most
+    assert len(re.findall(r'<t[dh][^>]*class="(?:h\d+|hx|pair)', page)) == layers * heads
