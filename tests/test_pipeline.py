@@ -507,8 +507,8 @@ def test_gates_that_are_not_those_of_the_original_are_caught_by_the_package(
         found = vectors_as_they_are(run, recording, outputs)
         return replace(found, gates=tuple(gates[..., ::-1].copy() for gates in found.gates))
 
-    vectors_as_they_are = convert._vectors
-    monkeypatch.setattr(convert, "_vectors", vectors)
+    vectors_as_they_are = convert.recorded_vectors
+    monkeypatch.setattr(convert, "recorded_vectors", vectors)
     with pytest.raises(ValidationError, match=r"gates|routing"):
         export(small_moh.build(), tmp_path / "package")
     assert_nothing_is_left(tmp_path / "package")

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moh_deploy.cli.common_options import html_option, json_option, kernels_option, package_argument
+from moh_deploy.cli.against import named_references
+from moh_deploy.cli.common_options import (
+    html_option,
+    json_option,
+    kernels_option,
+    model_options,
+    package_argument,
+)
 from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.output import carry_out, print_json, print_rich
 from moh_deploy.cli.report_files import verify_files
@@ -21,11 +28,19 @@ if TYPE_CHECKING:
 @click.option(
     "--inputs",
     multiple=True,
-    metavar="FILE.npz",
+    metavar="FILE.npz|DIR",
     type=click.Path(path_type=Path),
     help="Compare on these inputs instead of the recorded ones. Members named like outputs are the"
     " expected outputs; without them the reference is the package's own function bodies, run"
-    " with optimisations off. Repeatable.",
+    " with optimisations off. Of a directory all *.npz are taken. Repeatable.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="WHAT",
+    help="What to compare with instead: `functions` (its function bodies, optimisations off),"
+    " `kernels`, `recorded`, another package or engine, an ONNX model, or the checkpoint (.pt,"
+    " .safetensors, .pt2), which PyTorch runs. Repeatable.",
 )
 @click.option(
     "--vectors",
@@ -57,12 +72,15 @@ if TYPE_CHECKING:
 )
 @html_option
 @kernels_option
+@model_options
 @json_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     package: Path,
     inputs: tuple[Path, ...],
+    against: tuple[str, ...],
     vectors: int | None,
     source: Path | None,
     policy: Path | None,
@@ -71,9 +89,12 @@ def command(
     html: Path | None,
     kernels: Kernels,
     as_json: bool,
+    **loading: object,
 ) -> None:
-    """Compare the package or engine DIR with what the original model computed: exit 0 if equal,
-    1 if not."""
+    """Compare the package or engine DIR with what the original model computed, or with what
+    --against names: exit 0 if equal, 1 if not.
+
+    Options that say how a checkpoint is loaded are those of `moh-deploy export`."""
     from moh_deploy.jobs.verify import verify
 
     files = verify_files(str(package), ctx.obj or (), junit=junit, markdown=markdown, html=html)
@@ -82,6 +103,7 @@ def command(
             lambda: verify(
                 package,
                 inputs=inputs,
+                against=named_references(against, loading),
                 vectors=vectors,
                 kernels=kernels,
                 package=source,

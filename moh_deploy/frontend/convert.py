@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.arrays import dtype_name, to_numpy
+from moh_deploy.frontend.arrays import dtype_name
 from moh_deploy.frontend.emit import emit
 from moh_deploy.frontend.factory import describe_error
 from moh_deploy.frontend.fold import fold_weights
@@ -21,7 +21,6 @@ from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.original import (
     OriginalRun,
-    check_trace,
     one_thread_if_small,
     run_example,
     run_original,
@@ -29,7 +28,8 @@ from moh_deploy.frontend.original import (
 from moh_deploy.frontend.outputs import output_names
 from moh_deploy.frontend.plain_attention import prepare_plain_attention
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.record import Difference, LayerRecord, Recording, record
+from moh_deploy.frontend.record import Difference, LayerRecord, Recording
+from moh_deploy.frontend.recorded_run import input_text, record_run, recorded_vectors
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
@@ -106,7 +106,7 @@ def convert(
         example, flops = _run_example(model, inputs)
         thorough = flops <= _QUICK_FLOPS
         runs = [example, *_runs_at_other_sizes(model, inputs, thorough=thorough)]
-        recordings = [_record(program, rewrites, swaps, run, outputs) for run in runs]
+        recordings = [record_run(program, rewrites, swaps, run, outputs) for run in runs]
         rewrites = [_checked(r, i, recordings) for i, r in enumerate(rewrites)]
         differences = [_differences(i, recordings) for i in range(len(swaps))]
         agreeing = [s for s, found in zip(swaps, differences, strict=True) if not found]
@@ -115,7 +115,8 @@ def convert(
             commit(program, rewrites, agreeing), rewrites, inputs, outputs, opset
         )
     vectors = tuple(
-        _vectors(run, recording, outputs) for run, recording in zip(runs, recordings, strict=True)
+        recorded_vectors(run, recording, outputs)
+        for run, recording in zip(runs, recordings, strict=True)
     )
     return Converted(
         model=onnx_model,
@@ -162,9 +163,7 @@ def _run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[Orig
     try:
         return run_example(model, inputs)
     except Exception as error:
-        given = ", ".join(
-            f"{item.name} {dtype_name(item.value.dtype)}{list(item.value.shape)}" for item in inputs
-        )
+        given = ", ".join(map(input_text, inputs))
         raise ExportError(
             f"the model itself fails on these inputs ({given}): {describe_error(error)}.",
             hint="Check names, shapes and dtypes; --dtype brings model and inputs to one dtype.",
@@ -201,27 +200,6 @@ def _runs_at_other_sizes(
 
     others = other_runs(inputs, run, thorough=thorough)
     return [OriginalRun(resized, outputs) for resized, outputs in others]
-
-
-def _record(
-    program: ExportedProgram,
-    rewrites: Sequence[Rewrite],
-    swaps: Sequence[Swap],
-    run: OriginalRun,
-    outputs: Sequence[str],
-) -> Recording:
-    """Run the traced program at the sizes of one run of the original, and check that they agree."""
-    arguments = [item.value.clone() for item in run.inputs]
-    try:
-        recording = record(program, rewrites, arguments, swaps)
-    except RuntimeError as error:
-        raise ExportError(
-            f"the traced program does not run where the original model does{run.at}:"
-            f" {str(error).splitlines()[0]}.",
-            hint="The model fixes a size while it is traced, although the dimension is dynamic.",
-        ) from error
-    check_trace(run, recording, outputs)
-    return recording
 
 
 def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:
@@ -274,16 +252,6 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
         seq_len=seq_len,
         kv_len=rewrite.kv_len,
         active_share=open_gates / max(1, sum(record.gates.numel() for record in records)),
-    )
-
-
-def _vectors(run: OriginalRun, recording: Recording, outputs: Sequence[str]) -> VectorSet:
-    return VectorSet(
-        sizes=run.sizes,
-        inputs={item.name: to_numpy(item.value) for item in run.inputs},
-        outputs={name: to_numpy(tensor) for name, tensor in zip(outputs, run.outputs, strict=True)},
-        gates=tuple(to_numpy(layer.gates) for layer in recording.layers),
-        margins=tuple(to_numpy(layer.margins) for layer in recording.layers),
     )
 
 

@@ -21,11 +21,13 @@ from moh_deploy.frontend.plain_onnx import write_plain_onnx
 from moh_deploy.npz import Array
 from moh_deploy.options import ModelOptions
 from moh_deploy.package import OnnxPackage
+from moh_deploy.validate.reference import Answers
+from moh_deploy.validate.samples import Sample
 
 
 @dataclass(frozen=True)
 class EagerModel:
-    """A loaded original.
+    """A loaded original: also a `Reference` that a package can be compared with.
 
     Attributes:
         options: What it was loaded by.
@@ -41,6 +43,26 @@ class EagerModel:
     def sha256(self) -> str | None:
         """Digest of the checkpoint; None for a model in memory."""
         return self.model.checkpoint_sha256
+
+    @property
+    def name(self) -> str:
+        """Which model, in the words of a report."""
+        model = self.options.model
+        named = model if isinstance(model, (str, Path)) else f"{type(model).__name__} in memory"
+        return f"original model {named}"
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Return what it computes on a package's samples, and how its layers route.
+
+        Raises:
+            ConfigError: It does not take the package's inputs, or is of another architecture.
+            ExportError: It cannot be traced, or what was traced is not the model.
+        """
+        # What only times a model does without recognition.
+        from moh_deploy.frontend.rerun import answers_of
+
+        with user_code(self.code_dirs):
+            return answers_of(self.model, self.name, package, samples)
 
     def run(self, arguments: Sequence[Array]) -> list[Array]:
         """Run it once.

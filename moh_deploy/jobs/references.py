@@ -55,16 +55,15 @@ class RunnerReference:
         ours = tuple(spec.name for spec in manifest.outputs)
         feeds = match_inputs(self.inputs, [spec.name for spec in manifest.inputs], self.name)
         outputs = match_outputs(self.outputs, ours, self.name)
-        gates = self.gates if len(self.gates) == len(manifest.layers) else ()
+        has_gates = len(self.gates) == len(manifest.layers)
         found = []
         with self.loaded() as runner:
             for one in (sample.known for sample in samples):
                 got = runner.run({theirs: one.inputs[name] for theirs, name in feeds.items()})
-                computed = tuple(got[name] for name in gates)
+                computed = tuple(got[name] for name in self.gates if has_gates)
                 results = {name: got[theirs] for name, theirs in outputs.items()}
                 margins = _margins(one, computed)
                 found.append(VectorSet(one.sizes, one.inputs, results, computed, margins))
-        has_gates = len(gates) == len(manifest.layers)
         return Answers(tuple(found), has_gates, tuple(self._notes(ours, outputs, has_gates)))
 
     def _notes(
@@ -191,7 +190,7 @@ def _unknown(named: str, path: Path) -> ConfigError:
     if path.suffix in _CHECKPOINTS:
         return ConfigError(
             f"against is {named}, a checkpoint, which needs PyTorch to run.",
-            hint="Compare with a package that was exported from it.",
+            hint="Give moh_deploy.load_original(...) of it, which says how to load it.",
         )
     hint = did_you_mean(named, WORDS) or f"Expected {', '.join(WORDS)}, a package, engine or model."
     what = "does not exist" if not path.exists() else "is no package, engine, model or checkpoint"

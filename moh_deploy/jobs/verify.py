@@ -60,7 +60,7 @@ def verify(
         policy: YAML file of tolerances over the built-in table, see `read_policy`.
         against: What to compare with instead: `recorded` (what the package recorded, or the files
             hold), `functions`, `kernels`, the path of another package, an engine or an ONNX model,
-            or a `Reference`.
+            or a `Reference`, such as `moh_deploy.load_original` makes of a checkpoint.
         progress: What to report steps to.
 
     Returns:

@@ -17,7 +17,7 @@ separate_overloads   functions get names of their own
 from moh_deploy.passes.add_function_bodies import add_function_bodies
 from moh_deploy.passes.choose_layers import choose_layers, ops_of
 from moh_deploy.passes.close_input_gaps import close_input_gaps
-from moh_deploy.passes.keep_gates import LayerNames, keep_gates
+from moh_deploy.passes.keep_gates import LayerNames, keep_gates, layer_names
 from moh_deploy.passes.name_interface import name_interface
 from moh_deploy.passes.name_nodes import name_nodes
 from moh_deploy.passes.restore_output_types import restore_output_types
@@ -30,6 +30,7 @@ __all__ = [
     "choose_layers",
     "close_input_gaps",
     "keep_gates",
+    "layer_names",
     "name_interface",
     "name_nodes",
     "ops_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -53,7 +54,7 @@ def keep_gates(
     graph = model.graph
     first = len(graph.outputs) - len(paths)
     gates = list(graph.outputs[first:])
-    names = _unique(paths)
+    names = layer_names(paths)
     attention = iter([node for node in graph if node.op_type in ATTENTION_OPS])
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
@@ -72,6 +73,17 @@ def keep_gates(
         )
     del graph.outputs[first:]
     return tuple(layers)
+
+
+def layer_names(paths: Sequence[str]) -> list[str]:
+    """Return unique names: `attn`, and `attn#2` where that layer runs for the second time."""
+    seen: dict[str, int] = {}
+    names: list[str] = []
+    for path in paths:
+        base = path or "model"
+        seen[base] = seen.get(base, 0) + 1
+        names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
+    return names
 
 
 def _named(node: ir.Node | None, layer: str) -> str | None:
@@ -106,14 +118,3 @@ def _router(gates: ir.Value, named: set[ir.Node]) -> ir.Node | None:
         return None
     named.add(node)
     return node
-
-
-def _unique(paths: list[str]) -> list[str]:
-    """A layer that runs several times has a name for each run: `attn`, `attn#2`."""
-    seen: dict[str, int] = {}
-    names: list[str] = []
-    for path in paths:
-        base = path or "model"
-        seen[base] = seen.get(base, 0) + 1
-        names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
-    return names

@@ -1,4 +1,6 @@
-"""A parity report as JUnit XML: a test case for every comparison, and one for the run itself.
+"""A parity report as JUnit XML: a test case for every output and layer, and one for the verdict.
+
+Every comparison with another reference is a test suite.
 
 What was measured and not judged is skipped, with the reason; what could not be compared failed.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as xml
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,16 +36,37 @@ class TestCase:
     message: str
 
 
+@dataclass(frozen=True)
+class TestSuite:
+    """One comparison.
+
+    Attributes:
+        facts: Name to value, of what all its test cases have in common.
+        notes: What was found out.
+    """
+
+    name: str
+    cases: tuple[TestCase, ...]
+    facts: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def junit_xml(report: ParityReport, subject: str) -> str:
     """Return the report on a package or engine as JUnit XML."""
-    facts = {"reference": report.reference, "policy": report.policy}
-    facts["kernels"] = report.kernels.describe()
-    return _document(subject, list(_cases(report)), facts, "\n".join(report.notes))
+    if not report.parts:
+        return _document([_suite(report, subject)])
+    return _document([_suite(one, f"{subject} against {one.reference}") for one in report.parts])
 
 
 def junit_error(subject: str, message: str) -> str:
     """Return the report on a run that ended without an answer."""
-    return _document(subject, [TestCase("verify", "run", "error", message)], {}, "")
+    return _document([TestSuite(subject, (TestCase("verify", "run", "error", message),))])
+
+
+def _suite(report: ParityReport, name: str) -> TestSuite:
+    facts = {"subject": report.subject, "reference": report.reference, "policy": report.policy}
+    facts["kernels"] = report.kernels.describe()
+    return TestSuite(name, tuple(_cases(report)), tuple(facts.items()), report.notes)
 
 
 def _cases(report: ParityReport) -> Iterator[TestCase]:
@@ -79,19 +102,26 @@ def _layer(entry: LayerParity) -> TestCase:
     return TestCase("layers", name, "passed", f"{measured}, gate error {entry.gate_error:.3g}")
 
 
-def _document(subject: str, cases: list[TestCase], facts: dict[str, str], notes: str) -> str:
-    root = xml.Element("testsuites", {"name": "moh-deploy verify", **_counts(cases)})
-    suite = xml.SubElement(root, "testsuite", {"name": _text(subject), **_counts(cases)})
-    if facts:
-        properties = xml.SubElement(suite, "properties")
-        for name, value in facts.items():
-            xml.SubElement(properties, "property", name=name, value=_text(value))
-    for case in cases:
-        _add(suite, case)
-    if notes:
-        xml.SubElement(suite, "system-out").text = _text(notes)
+def _document(suites: Sequence[TestSuite]) -> str:
+    every = [case for suite in suites for case in suite.cases]
+    root = xml.Element("testsuites", {"name": "moh-deploy verify", **_counts(every)})
+    for suite in suites:
+        _add_suite(root, suite)
     xml.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, "unicode") + "\n"
+
+
+def _add_suite(root: xml.Element, suite: TestSuite) -> None:
+    counts = _counts(suite.cases)
+    element = xml.SubElement(root, "testsuite", {"name": _text(suite.name), **counts})
+    if suite.facts:
+        properties = xml.SubElement(element, "properties")
+        for name, value in suite.facts:
+            xml.SubElement(properties, "property", name=name, value=_text(value))
+    for case in suite.cases:
+        _add(element, case)
+    if suite.notes:
+        xml.SubElement(element, "system-out").text = _text("\n".join(suite.notes))
 
 
 def _add(suite: xml.Element, case: TestCase) -> None:
@@ -107,7 +137,7 @@ def _add(suite: xml.Element, case: TestCase) -> None:
         found.text = _text(case.message)
 
 
-def _counts(cases: list[TestCase]) -> dict[str, str]:
+def _counts(cases: Sequence[TestCase]) -> dict[str, str]:
     outcomes = [case.outcome for case in cases]
     return {
         "tests": str(len(cases)),

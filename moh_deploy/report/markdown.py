@@ -25,11 +25,25 @@ def markdown_error(subject: str, message: str) -> str:
 
 
 def _lines(report: ParityReport, subject: str) -> Iterator[str]:
-    answer = "equal" if report.equal else "NOT EQUAL"
-    yield f"### {_cell(subject)}: {answer}"
+    yield f"### {_cell(subject)}: {_verdict(report)}"
     yield ""
-    yield f"Compared with {_cell(report.reference)}; tolerances: {_cell(report.policy)}."
+    if not report.parts:
+        yield f"Compared with {_cell(report.reference)}; tolerances: {_cell(report.policy)}."
+        yield _cell(report.kernels.describe())
+        yield from _comparison(report)
+        return
+    yield f"{len(report.parts)} comparisons; tolerances: {_cell(report.policy)}."
     yield _cell(report.kernels.describe())
+    for part in report.parts:
+        yield from ("", f"#### Against {_cell(part.reference)}: {_verdict(part)}")
+        yield from _comparison(part)
+
+
+def _verdict(report: ParityReport) -> str:
+    return "equal" if report.equal else "NOT EQUAL"
+
+
+def _comparison(report: ParityReport) -> Iterator[str]:
     for note in report.notes:
         yield from ("", _cell(note))
     if not report.equal:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Group, RenderableType
 
 from moh_deploy.report.layers import nodes_text, runs_as, runs_text
-from moh_deploy.report.tables import count, figure, line, percent, table, verdict
+from moh_deploy.report.tables import count, figure, heading, line, percent, table, verdict
 
 if TYPE_CHECKING:
     from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
@@ -32,8 +32,13 @@ _LAYER_COLUMNS = [
 
 
 def parity_tables(report: ParityReport) -> RenderableType:
-    """Return tables of outputs and layers, and the verdict."""
+    """Return tables of outputs and layers of each comparison, and the verdict."""
     return Group(*_parts(report))
+
+
+def sides(report: ParityReport) -> str:
+    """Return the two sides of one comparison in words."""
+    return f"{report.subject or 'the runtime'} against {report.reference}"
 
 
 def worst_outputs(report: ParityReport) -> list[OutputParity]:
@@ -47,6 +52,16 @@ def worst_layers(report: ParityReport) -> list[LayerParity]:
 
 
 def _parts(report: ParityReport) -> Iterator[RenderableType]:
+    for part in report.parts:
+        yield heading(sides(part))
+        yield from _tables(part)
+        yield verdict(part.equal, _answer(part))
+    if not report.parts:
+        yield from _tables(report)
+    yield verdict(report.equal, _summary(report))
+
+
+def _tables(report: ParityReport) -> Iterator[RenderableType]:
     yield table(
         "outputs, worst vector set of each",
         ["output", "vectors", "#max abs error", "#tolerance", "#noise floor", "equal"],
@@ -74,21 +89,33 @@ def _parts(report: ParityReport) -> Iterator[RenderableType]:
         yield line(note)
     if len(report.reasons) > _MOST_REASONS:
         yield verdict(False, f"... and {len(report.reasons) - _MOST_REASONS} more")
-    yield verdict(report.equal, _summary(report))
 
 
 def _summary(report: ParityReport) -> str:
-    agreement = report.routing_agreement
-    routing = "routing not compared" if agreement is None else f"routing agreement {agreement:.6g}"
-    answer = "EQUAL" if report.equal else "NOT EQUAL"
     return (
-        f"{answer}: max abs error {report.max_abs_error:.3g}, {routing}\n"
-        f"{count(report.vector_sets, 'vector set')}; reference: {report.reference}\n"
+        f"{_whole_answer(report)}\n"
         f"tolerances: {report.policy}; rules of {', '.join(report.rules) or 'nothing'}\n"
         f"{runs_text(report.layer_runs)}\n"
         f"{nodes_text(report.kernel_nodes, report.function_nodes)}\n"
         f"{report.kernels.describe()}"
     )
+
+
+def _whole_answer(report: ParityReport) -> str:
+    if not report.parts:
+        subject = f"; compared: {report.subject}" if report.subject else ""
+        sets = count(report.vector_sets, "vector set")
+        return f"{_answer(report)}\n{sets}; reference: {report.reference}{subject}"
+    equal = sum(part.equal for part in report.parts)
+    answer = "EQUAL" if report.equal else "NOT EQUAL"
+    return f"{answer}: {equal} of {count(len(report.parts), 'comparison')} agree"
+
+
+def _answer(report: ParityReport) -> str:
+    agreement = report.routing_agreement
+    routing = "routing not compared" if agreement is None else f"routing agreement {agreement:.6g}"
+    answer = "EQUAL" if report.equal else "NOT EQUAL"
+    return f"{answer}: max abs error {report.max_abs_error:.3g}, {routing}"
 
 
 def _layer_row(entry: LayerParity, report: ParityReport) -> tuple[object, ...]:

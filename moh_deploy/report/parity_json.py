@@ -26,6 +26,7 @@ class RuleJson(_Object):
 
 
 class OutputJson(_Object):
+    reference: str
     name: str
     vectors: str
     max_abs_error: Number
@@ -38,6 +39,7 @@ class OutputJson(_Object):
 
 
 class LayerJson(_Object):
+    reference: str
     path: str
     vectors: str
     decisions: Count
@@ -107,6 +109,20 @@ class ErrorJson(_Object):
     exit_code: int
 
 
+class ComparisonJson(_Object):
+    """One side with one reference. Outputs and layers say by `reference` to which they belong."""
+
+    subject: str
+    reference: str
+    equal: bool
+    has_routing: bool
+    vector_sets: Count
+    max_abs_error: Number
+    routing_agreement: Number | None
+    notes: list[str]
+    reasons: list[str]
+
+
 class VerifyJson(_Object):
     """What `moh-deploy verify --json` prints if it comes to an answer.
 
@@ -129,6 +145,7 @@ class VerifyJson(_Object):
     rules: dict[str, RuleJson]
     notes: list[str]
     reasons: list[str]
+    comparisons: list[ComparisonJson]
     outputs: list[OutputJson]
     layers: list[LayerJson]
     statistics: StatisticsJson

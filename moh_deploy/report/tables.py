@@ -32,6 +32,11 @@ def line(text: str) -> Text:
     return Text(text)
 
 
+def heading(text: str) -> Text:
+    """Return a line that begins a part of a report."""
+    return Text(text, style="bold underline")
+
+
 def percent(share: float | None) -> str | None:
     """Return `62.5 %`."""
     return None if share is None else f"{100 * share:.1f} %"

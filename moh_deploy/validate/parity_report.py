@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -216,10 +216,33 @@ class ParityReport:
             "rules": {name: asdict(rule) for name, rule in self.rules.items()},
             "notes": list(self.notes),
             "reasons": list(self.reasons),
-            "outputs": [asdict(output) for output in self.outputs],
-            "layers": [asdict(layer) for layer in self.layers],
+            "comparisons": [one._comparison_json() for one in self.comparisons],
+            "outputs": self._entries_json(lambda one: one.outputs),
+            "layers": self._entries_json(lambda one: one.layers),
             "statistics": asdict(self.statistics),
         }
+
+    def _comparison_json(self) -> dict[str, object]:
+        return {
+            "subject": self.subject,
+            "reference": self.reference,
+            "equal": self.equal,
+            "has_routing": self.has_routing,
+            "vector_sets": self.vector_sets,
+            "max_abs_error": self.max_abs_error,
+            "routing_agreement": self.routing_agreement,
+            "notes": list(self.notes),
+            "reasons": list(self.reasons),
+        }
+
+    def _entries_json(
+        self, of: Callable[[ParityReport], Sequence[OutputParity | LayerParity]]
+    ) -> list[dict[str, object]]:
+        return [
+            {"reference": one.reference, **asdict(entry)}
+            for one in self.comparisons
+            for entry in of(one)
+        ]
 
     def __rich__(self) -> RenderableType:
         from moh_deploy.report.parity import parity_tables

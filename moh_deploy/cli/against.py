@@ -1,0 +1,46 @@
+"""What `--against` names: checkpoints are told from all else here, since they need PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moh_deploy.validate.reference import Reference
+
+_WORDS = ("recorded", "functions", "kernels")
+
+
+def named_references(
+    against: Sequence[str], loading: Mapping[str, object]
+) -> list[str | Reference]:
+    """Return checkpoints as references that load them, and all else as it is.
+
+    Args:
+        loading: The options that say how a checkpoint is loaded, by field of `ModelOptions`.
+
+    Raises:
+        ConfigError: There are such options, and no checkpoint.
+    """
+    given = [name for name, value in loading.items() if value]
+    if given and not any(map(_is_checkpoint, against)):
+        raise ConfigError(
+            f"{', '.join(given)} says how a checkpoint is loaded, but --against names none.",
+            hint="Add --against CHECKPOINT, or leave it out.",
+        )
+    return [_original(one, loading) if _is_checkpoint(one) else one for one in against]
+
+
+def _is_checkpoint(named: str) -> bool:
+    path = Path(named)
+    return named not in _WORDS and path.is_file() and path.suffix != ".onnx"
+
+
+def _original(path: str, loading: Mapping[str, object]) -> Reference:
+    from moh_deploy.frontend.eager import open_eager
+    from moh_deploy.options import ModelOptions
+
+    return open_eager(ModelOptions(Path(path), **loading))  # type: ignore[arg-type]

@@ -1,0 +1,116 @@
+"""Run an original model again on a package's inputs, and record how its layers route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from moh_deploy.errors import ConfigError, MoHDeployError
+from moh_deploy.frontend.factory import describe_error
+from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.npz_inputs import inputs_from_arrays
+from moh_deploy.frontend.original import OriginalRun, one_thread_if_small, run_original
+from moh_deploy.frontend.recognize import recognize
+from moh_deploy.frontend.recorded_run import input_text, record_run, recorded_vectors
+from moh_deploy.frontend.rewrite import Rewrite, insert
+from moh_deploy.frontend.trace import trace
+from moh_deploy.npz import Array
+from moh_deploy.package import Manifest, OnnxPackage, VectorSet
+from moh_deploy.passes import layer_names
+from moh_deploy.validate.reference import Answers
+from moh_deploy.validate.samples import Sample
+
+
+def answers_of(
+    model: LoadedModel, name: str, package: OnnxPackage, samples: Sequence[Sample]
+) -> Answers:
+    """Run a model eagerly, and beside it the program that is traced from it.
+
+    Args:
+        name: Of the model, for messages.
+
+    Raises:
+        ConfigError: The model does not take the package's inputs, has another number of outputs, or
+            other MoH layers.
+        ExportError: It cannot be traced, or what was traced is not the model.
+    """
+    if not samples:
+        return Answers((), has_gates=True)
+    try:
+        vectors, layers = _rerun(model, package, samples)
+        _check_layers(layers, package.manifest)
+    except MoHDeployError as error:
+        raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
+    notes = tuple(_notes(model, name, layers, package.manifest))
+    return Answers(vectors, has_gates=True, notes=notes)
+
+
+def _rerun(
+    model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]
+) -> tuple[tuple[VectorSet, ...], list[str]]:
+    """Return what is recorded of each run, and the names of the model's layers."""
+    manifest = package.manifest
+    outputs = [spec.name for spec in manifest.outputs]
+    # Recorded first are the example's sizes. Sizes of 1 would count as fixed.
+    example = package.vectors[0] if package.vectors else samples[0].known
+    with one_thread_if_small(model):
+        inputs = [_model_inputs(one.known.inputs, manifest) for one in samples]
+        runs = [_run(model, one, outputs) for one in inputs]
+        program = normalize(trace(model, _model_inputs(example.inputs, manifest)))
+        rewrites: Sequence[Rewrite] = insert(program, recognize(program))
+        recordings = [record_run(program, rewrites, (), run, outputs) for run in runs]
+    vectors = tuple(recorded_vectors(*pair, outputs) for pair in zip(runs, recordings, strict=True))
+    return vectors, layer_names([one.layer.path for one in rewrites])
+
+
+def _model_inputs(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[ModelInput, ...]:
+    """Return arrays as the positional arguments of the model that a package was made from."""
+    ordered = {spec.name: arrays[spec.name] for spec in manifest.inputs}
+    dims = {
+        spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in manifest.inputs
+    }
+    return tuple(replace(one, dims=dims[one.name]) for one in inputs_from_arrays(ordered))
+
+
+def _run(model: LoadedModel, inputs: Sequence[ModelInput], outputs: Sequence[str]) -> OriginalRun:
+    try:
+        found = run_original(model, [item.value for item in inputs])
+    except Exception as error:  # It is the user's own code, which may fail in any way.
+        given = ", ".join(map(input_text, inputs))
+        raise ConfigError(
+            f"it fails on the package's inputs ({given}): {describe_error(error)}.",
+            hint="It has to take them by position. If its dtype is another one than the package's,"
+            " --dtype brings it there.",
+        ) from error
+    if len(found) != len(outputs):
+        raise ConfigError(
+            f"it returns {len(found)} tensors, the package {len(outputs)}: {', '.join(outputs)}.",
+            hint="Give the checkpoint that the package was made from, or one of the same model.",
+        )
+    return OriginalRun(tuple(inputs), found)
+
+
+def _check_layers(layers: Sequence[str], manifest: Manifest) -> None:
+    if len(layers) != len(manifest.layers):
+        raise ConfigError(
+            f"it has {len(layers)} MoH layers ({', '.join(layers)}), the package"
+            f" {len(manifest.layers)}.",
+            hint="Compare a package with a checkpoint of the same architecture.",
+        )
+
+
+def _notes(
+    model: LoadedModel, name: str, layers: Sequence[str], manifest: Manifest
+) -> Iterator[str]:
+    recorded, given = manifest.checkpoint_sha256, model.checkpoint_sha256
+    if recorded is not None and given is not None and recorded != given:
+        yield (
+            f"The package was made from another checkpoint (sha256 {recorded[:12]}...) than the"
+            f" {name} ({given[:12]}...)."
+        )
+    pairs = zip(layers, manifest.layers, strict=True)
+    renamed = [f"'{mine}' as '{layer.path}'" for mine, layer in pairs if mine != layer.path]
+    if renamed:
+        yield f"Layers are compared in their order: {', '.join(renamed)}."

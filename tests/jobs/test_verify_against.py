@@ -1,0 +1,197 @@
+"""What `against` names that needs no PyTorch."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+import moh_deploy
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.json_text import to_json_text
+from moh_deploy.npz import write_npz
+from moh_deploy.report.junit import junit_xml
+from moh_deploy.report.markdown import markdown
+from moh_deploy.report.parity_json import VerifyJson
+from tests.cli.run_cli import Cli
+from tests.handmade_package import model, vectors, write_package
+from tests.kernel_library import required_library
+
+
+def write_model(path: Path, *, inputs: str = "x", output: str = "y", scale: float = 1.0) -> Path:
+    """Write a plain ONNX model, its input and output called otherwise."""
+    content = model(scale=scale)
+    names = {"x": inputs, "y": output}
+    for node in content.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*content.graph.input, *content.graph.output):
+        value.name = names[value.name]
+    onnx.save(content, path)
+    return path
+
+
+def test_function_bodies_are_compared_on_recorded_inputs(tmp_path: Path):
+    # Wrong, but the same with and without optimisations.
+    write_package(tmp_path / "package", scale=1.5)
+    report = moh_deploy.verify(tmp_path / "package", against=["functions"])
+    assert report.equal
+    assert report.routing_agreement == 1.0
+    assert "function bodies" in report.reference
+    assert report.subject == f"package {tmp_path / 'package'}"
+
+
+def test_function_bodies_are_compared_with_kernels(tmp_path: Path):
+    required_library()
+    write_package(tmp_path / "package")
+    report = moh_deploy.verify(tmp_path / "package", kernels="off", against=["kernels"])
+    assert report.equal
+    assert report.reference == "the package with kernels"
+    assert (report.kernel_nodes, report.function_nodes) == (0, 1)
+
+
+def test_another_package_is_compared_with_its_routing(tmp_path: Path):
+    write_package(tmp_path / "package")
+    write_package(tmp_path / "other")
+    report = moh_deploy.verify(tmp_path / "package", against=[tmp_path / "other"])
+    assert report.equal
+    assert report.has_routing
+    write_package(tmp_path / "wrong", scale=1.5)
+    assert not moh_deploy.verify(tmp_path / "package", against=[tmp_path / "wrong"]).equal
+
+
+def test_package_of_other_layers_is_compared_by_outputs_and_said_so(tmp_path: Path):
+    write_package(tmp_path / "package", with_layer=False)
+    write_package(tmp_path / "other")
+    report = moh_deploy.verify(tmp_path / "package", against=[tmp_path / "other"])
+    assert not report.has_routing
+    assert report.notes[0].endswith("other has 1 MoH layers: routing was not compared.")
+
+
+@pytest.mark.parametrize(("inputs", "output"), [("x", "y"), ("images", "logits")])
+def test_plain_model_is_matched_by_name_or_position(tmp_path: Path, inputs: str, output: str):
+    write_package(tmp_path / "package")
+    right = write_model(tmp_path / "right.onnx", inputs=inputs, output=output)
+    report = moh_deploy.verify(tmp_path / "package", against=[right])
+    assert report.equal
+    assert report.routing_agreement is None
+    wrong = write_model(tmp_path / "wrong.onnx", inputs=inputs, output=output, scale=1.01)
+    assert not moh_deploy.verify(tmp_path / "package", against=[wrong]).equal
+
+
+def test_model_with_other_inputs_is_refused(tmp_path: Path):
+    write_package(tmp_path / "package")
+    content = model()
+    content.graph.input.append(
+        helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["batch"])
+    )
+    onnx.save(content, tmp_path / "other.onnx")
+    with pytest.raises(ConfigError, match=r"its input 'mask' is none .* 'x', and its inputs 'x', "):
+        moh_deploy.verify(tmp_path / "package", against=[tmp_path / "other.onnx"])
+
+
+def test_order_of_references_is_that_of_the_report_and_changes_nothing_else(tmp_path: Path):
+    write_package(tmp_path / "package")
+    write_package(tmp_path / "wrong", scale=1.5)
+    against = ["functions", str(tmp_path / "wrong"), "recorded"]
+    there = moh_deploy.verify(tmp_path / "package", against=against)
+    back = moh_deploy.verify(tmp_path / "package", against=against[::-1])
+    assert [one.equal for one in there.comparisons] == [True, False, True]
+    assert back.comparisons == there.comparisons[::-1]
+    assert not there.equal
+    assert not back.equal
+
+
+def test_one_difference_among_several_is_told_by_its_reference(tmp_path: Path):
+    write_package(tmp_path / "package", scale=1.5)
+    report = moh_deploy.verify(tmp_path / "package", against=["functions", "recorded"])
+    assert report.reasons
+    assert all(one.startswith("against vectors recorded from") for one in report.reasons)
+
+
+def test_reports_show_several_comparisons_apart(tmp_path: Path):
+    write_package(tmp_path / "package", scale=1.5)
+    report = moh_deploy.verify(tmp_path / "package", against=["functions", "recorded"])
+    content = json.loads(to_json_text({"package": "m", **report.to_json()}))
+    VerifyJson.model_validate(content)
+    assert [one["equal"] for one in content["comparisons"]] == [True, False]
+    assert {one["reference"] for one in content["outputs"]} == {
+        one["reference"] for one in content["comparisons"]
+    }
+    suites = xml.fromstring(junit_xml(report, "m").encode())
+    verdicts = [suite.find("testcase[@name='verdict']/failure") is None for suite in suites]
+    assert verdicts == [True, False]
+    text = markdown(report, "m")
+    assert text.startswith("### m: NOT EQUAL\n")
+    assert "#### Against vectors recorded from the original model: NOT EQUAL\n" in text
+
+
+def test_comparison_without_data_fails_beside_one_with(tmp_path: Path):
+    write_package(tmp_path / "package", sets=())
+    write_npz(tmp_path / "user.npz", vectors(seed=9).inputs)
+    report = moh_deploy.verify(tmp_path / "package", against=["functions", "recorded"])
+    assert [one.equal for one in report.comparisons] == [False, False]
+    with pytest.raises(ConfigError, match=r"user\.npz holds no expected outputs: no member is"):
+        moh_deploy.verify(
+            tmp_path / "package", inputs=[tmp_path / "user.npz"], against=["recorded"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("function", "against is function, which does not exist"),
+        ("model.pt", "against is model.pt, a checkpoint, which needs PyTorch to run"),
+        ("kernels", "itself runs with kernels where there are any"),
+        ("PACKAGE", "the package that is verified: it is equal to itself"),
+    ],
+)
+def test_what_names_nothing_to_compare_with_is_refused(tmp_path: Path, named: str, message: str):
+    write_package(tmp_path / "package")
+    named = str(tmp_path / "package") if named == "PACKAGE" else named
+    with pytest.raises(ConfigError, match=message):
+        moh_deploy.verify(tmp_path / "package", against=[named])
+
+
+def test_reference_that_is_named_twice_is_refused(tmp_path: Path):
+    write_package(tmp_path / "package")
+    with pytest.raises(ConfigError, match=r"against names function bodies .* twice"):
+        moh_deploy.verify(tmp_path / "package", against=["functions", "functions"])
+
+
+def test_folder_that_is_no_package_is_refused(tmp_path: Path):
+    write_package(tmp_path / "package")
+    with pytest.raises(PackageError, match=r"manifest\.json"):
+        moh_deploy.verify(tmp_path / "package", against=[tmp_path])
+
+
+def test_folder_of_inputs_is_taken_by_name_and_an_empty_one_refused(tmp_path: Path):
+    write_package(tmp_path / "package")
+    (tmp_path / "inputs").mkdir()
+    with pytest.raises(ConfigError, match="inputs has no npz files"):
+        moh_deploy.verify(tmp_path / "package", inputs=[tmp_path / "inputs"])
+    for seed, name in enumerate(["b", "a"]):
+        write_npz(tmp_path / "inputs" / f"{name}.npz", vectors(seed=seed).inputs)
+    (tmp_path / "inputs" / "notes.txt").write_text("not an input")
+    report = moh_deploy.verify(tmp_path / "package", inputs=[tmp_path / "inputs"])
+    assert [one.vectors for one in report.outputs] == [
+        "a.npz (batch=2, seq=3)",
+        "b.npz (batch=2, seq=3)",
+    ]
+
+
+def test_command_says_which_comparison_failed_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    root, cli = write_package(tmp_path / "package", scale=1.5).root, Cli(capsys)
+    done = cli("verify", root, "--against", "functions", "--against", "recorded")
+    assert done.exit_code == 1
+    assert "NOT EQUAL: 1 of 2 comparisons agree" in done.out
+    assert "against vectors recorded from the original model: output 'y'" in done.err
+    unloaded = cli("verify", root, "--factory", "models:build")
+    assert unloaded.exit_code == 2
+    assert "factory says how a checkpoint is loaded, but --against names none" in unloaded.err

@@ -1,0 +1,154 @@
+"""A package is compared with checkpoints, which PyTorch runs, on inputs of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import moh_deploy
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array, write_npz
+from tests import small_moh
+from tests.cli.run_cli import Cli
+
+FACTORY = "tests.test_verify_original:build"
+
+
+def build() -> nn.Sequential:
+    """Return a model of two MoH layers, '0' and '1'."""
+    return nn.Sequential(small_moh.build(), small_moh.build()).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package, the checkpoint that it was made from, a newer one, and inputs."""
+    root, newer = tmp_path_factory.mktemp("original"), build()
+    with torch.no_grad():
+        newer[0].out.weight.mul_(0.9)
+    torch.save(build().state_dict(), root / "model.pt")
+    torch.save(newer.state_dict(), root / "newer.pt")
+    spec = "x:[batch=2,seq=7,8]:float32"
+    moh_deploy.export(
+        root / "model.pt", root / "package", factory=FACTORY, code_dirs=["."], input_specs=[spec]
+    )
+    # The batch of 1 would count as fixed if it were traced with.
+    x = np.random.default_rng(5).standard_normal((1, 11, 8)).astype(np.float32)
+    write_npz(root / "mine.npz", {"x": x})
+    return root
+
+
+def loaded(path: Path) -> object:
+    return moh_deploy.load_original(path, factory=FACTORY, code_dirs=["."])
+
+
+def test_routing_is_compared_with_the_checkpoint_on_inputs_of_the_users(folder: Path):
+    original = loaded(folder / "model.pt")
+    report = moh_deploy.verify(folder / "package", inputs=[folder / "mine.npz"], against=[original])
+    report.raise_if_unequal()
+    assert report.reference == f"original model {folder / 'model.pt'}"
+    assert report.notes == ()
+    assert [layer.path for layer in report.layers] == ["0", "1"]
+    assert all(layer.agreement == 1.0 for layer in report.layers)
+    margins = [layer.smallest_margin for layer in report.layers]
+    assert all(margin is not None and margin < 1 for margin in margins)
+
+
+def test_what_is_recorded_again_is_what_export_recorded(folder: Path):
+    package = moh_deploy.OnnxPackage.open(folder / "package")
+    report = moh_deploy.verify(package.root, against=[loaded(folder / "model.pt"), "recorded"])
+    report.raise_if_unequal()
+    again, recorded = report.comparisons
+    assert again.vector_sets == len(package.vectors)
+    assert again.layers == recorded.layers
+    assert again.outputs == recorded.outputs
+
+
+def test_stale_weights_are_refused_with_the_layer_and_the_checkpoint(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    done = Cli(capsys)(
+        *("verify", folder / "package", "--inputs", folder / "mine.npz"),
+        *("--against", folder / "newer.pt", "--factory", FACTORY, "--code-dir", "."),
+    )
+    assert done.exit_code == 1
+    assert "The package was made from another checkpoint (sha256 " in done.err
+    assert "newer.pt" in done.err
+    assert (
+        "the error first shows no later than the router of layer '1', and behind that of layer"
+        " '0'." in done.err
+    )
+
+
+def test_flip_of_a_small_margin_is_explained_by_the_originals_scores(folder: Path, tmp_path: Path):
+    token = near_tie(build()[0])
+    write_npz(tmp_path / "tied.npz", {"x": token.reshape(1, 1, 8)})
+    nudged = build()
+    first = nudged[0].routed.weight
+    with torch.no_grad():
+        scores = build()[0].routed(torch.from_numpy(token)).softmax(-1)
+        gap = float(scores[1] - scores[0])
+        direction = torch.from_numpy(token) / float((token**2).sum())
+        first[0] += 2 * gap / float(scores[0] * scores[1]) * direction
+    report = moh_deploy.verify(
+        folder / "package",
+        inputs=[tmp_path / "tied.npz"],
+        against=[moh_deploy.load_original(nudged)],
+        kernels="off",
+    )
+    report.raise_if_unequal()
+    assert report.layers[0].excused_tokens == 1
+    assert report.layers[0].flip_margin is not None
+    assert 0 < report.layers[0].flip_margin < 1e-5
+
+
+def near_tie(layer: nn.Module) -> Array:
+    """Return a token [8] for which the second routed head leads by a hair."""
+    draw = np.random.default_rng(0)
+    low, high = (_leading(layer, draw, head) for head in (0, 1))
+    for _ in range(60):
+        middle = ((low.astype(np.float64) + high) / 2).astype(np.float32)
+        gap = _gap(layer, middle)
+        if 3e-7 < gap < 2e-6:
+            return middle
+        low, high = (low, middle) if gap > 0 else (middle, high)
+    raise AssertionError("no near-tie was found")
+
+
+def _leading(layer: nn.Module, draw: np.random.Generator, head: int) -> Array:
+    while True:
+        token = draw.standard_normal(8).astype(np.float32)
+        if (_gap(layer, token) > 0) == bool(head):
+            return token
+
+
+def _gap(layer: nn.Module, token: Array) -> float:
+    with torch.no_grad():
+        scores = layer.routed(torch.from_numpy(token)).softmax(-1)
+    return float(scores[1] - scores[0])
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x * mask
+
+
+def test_model_that_takes_other_inputs_is_refused(folder: Path):
+    with pytest.raises(ConfigError, match="TwoInputs in memory: it fails on the package's inputs"):
+        moh_deploy.verify(folder / "package", against=[moh_deploy.load_original(TwoInputs())])
+
+
+def test_model_of_another_architecture_is_refused(folder: Path):
+    other = moh_deploy.load_original(small_moh.build())
+    with pytest.raises(ConfigError, match=r"has 1 MoH layers \(model\), the package 2\."):
+        moh_deploy.verify(folder / "package", against=[other])
+
+
+def test_model_of_another_dtype_is_refused_with_what_to_do(folder: Path):
+    half = moh_deploy.load_original(build(), dtype="float16")
+    with pytest.raises(ConfigError, match="fails on the package's inputs") as refused:
+        moh_deploy.verify(folder / "package", against=[half])
+    assert "--dtype brings it there" in str(refused.value.hint)
