@@ -56,6 +56,7 @@ verify_package() {
     command+=("--junit=$reports/verify.junit.xml" "--markdown=$reports/verify.md")
     add_option --inputs "${MOH_INPUTS:-}"
     add_option --policy "${MOH_POLICY:-}"
+    add_option --baseline-file "${MOH_BASELINE_FILE:-}"
     add_arguments "${MOH_VERIFY_ARGS:-}"
     verify_verdict=error
     run_command "${command[@]}" -- "$package" >"$reports/verify.json" || judge verify $?
@@ -71,6 +72,7 @@ bench_package() {
     command=("$python" -m moh_deploy bench --json "--markdown=$reports/bench.md")
     add_option --baseline "${MOH_BASELINES:-}"
     add_option --gate "${MOH_GATES:-}"
+    add_option --baseline-file "${MOH_BASELINE_FILE:-}"
     add_arguments "${MOH_BENCH_ARGS:-}"
     bench_verdict=error
     run_command "${command[@]}" -- "$package" >"$reports/bench.json" || judge bench $?
