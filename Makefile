@@ -1,5 +1,6 @@
 # make demo, make test and make check each set up what they need, in a virtual environment of their own;
-# demo and test also build the CPU kernels, after installing what that takes on Debian and Ubuntu.
+# demo and test also build the CPU kernels, after installing what that takes on Debian and Ubuntu; test also
+# installs a browser for the reports.
 #
 #   PYTHON=python3.12   interpreter to build the environment with
 #   VENV=.venv          where to build it
@@ -9,9 +10,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies
+.PHONY: help demo test test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
-SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/install-build-dependencies
+SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
+    tools/install-test-dependencies
 # Installing the package and building the kernels use the same folder.
 .NOTPARALLEL:
 
@@ -36,7 +38,7 @@ help:
 demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
 	$(BIN)/python examples/digits/demo.py
 
-test: build-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
+test: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-cuda: build-dependencies $(VENV)/.installed-test,tensorrt $(VENV)/.kernels
@@ -88,6 +90,9 @@ $(VENV)/.installed-%: pyproject.toml setup.py | $(VENV)/.created
 
 build-dependencies:
 	@tools/install-build-dependencies
+
+test-dependencies:
+	@tools/install-test-dependencies
 
 # Without the library this is tried again the next time.
 KERNEL_SOURCES := $(shell find plugins -type f) tools/build_kernels.py moh_deploy/__init__.py

@@ -255,7 +255,9 @@ def test_source_distribution_holds_the_native_sources_and_no_library(
 # What make does first.
 
 
-def install_dependencies(tmp_path: Path, **programs: str) -> tuple[str, str]:
+def install_dependencies(
+    tmp_path: Path, script: str = "install-build-dependencies", **programs: str
+) -> tuple[str, str]:
     """Run the script where only these programs are; return what it says and what it called."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -266,7 +268,7 @@ def install_dependencies(tmp_path: Path, **programs: str) -> tuple[str, str]:
     calls = tmp_path / "calls"
     calls.touch()
     done = subprocess.run(
-        ["/bin/sh", str(REPOSITORY / "tools" / "install-build-dependencies")],
+        ["/bin/sh", str(REPOSITORY / "tools" / script)],
         env={"PATH": str(folder), "CALLS": str(calls)},
         check=True,
         capture_output=True,
@@ -308,3 +310,30 @@ def test_other_systems_are_told_what_is_needed(tmp_path: Path):
 def test_package_that_apt_does_not_have_is_no_failure(tmp_path: Path):
     said, _ = install_dependencies(tmp_path, apt_get="exit 100", id="echo 0")
     assert "apt-get failed" in said
+
+
+@pytest.mark.parametrize("name", ["chromium", "chromium_browser", "google_chrome"])
+def test_browser_that_is_there_is_not_installed(tmp_path: Path, name: str):
+    there = {name: "exit 0"}
+    said, called = install_dependencies(
+        tmp_path, "install-test-dependencies", apt_get=APT_GET, id="echo 0", **there
+    )
+    assert (said, called) == ("", "")
+
+
+def test_browser_is_installed_for_tests_only(tmp_path: Path):
+    said, called = install_dependencies(
+        tmp_path, "install-test-dependencies", apt_get=APT_GET, id="echo 0"
+    )
+    assert " chromium" in called.splitlines()[1]
+    assert "installing chromium" in said
+    (tmp_path / "build").mkdir()
+    _, called = install_dependencies(tmp_path / "build", apt_get=APT_GET, id="echo 0")
+    assert "chromium" not in called
+
+
+def test_without_a_browser_tests_are_said_to_be_skipped(tmp_path: Path):
+    said, _ = install_dependencies(
+        tmp_path, "install-test-dependencies", apt_get="exit 100", id="echo 0"
+    )
+    assert "the tests of HTML reports are skipped" in said

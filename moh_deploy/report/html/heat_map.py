@@ -9,6 +9,7 @@ from itertools import groupby
 from moh_deploy.validate.routing_statistics import ClassLoad, HeadLoad
 
 MOST_CLASSES = 40
+_WIDE_FROM = 25  # heads
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class HeatMap:
     row_kind: str
     blocks: tuple[HeatBlock, ...]
     left_out: int = 0
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether its cells should be small."""
+        return any(block.routed.stop >= _WIDE_FROM for block in self.blocks)
 
     @property
     def differs(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moh_deploy.report.html.scales import Scale, Tick, decades
 from moh_deploy.report.tables import count
@@ -97,12 +97,15 @@ class _Axis:
         return start, max(0.5, end - start - _GAP / 4)
 
     def ticks(self) -> tuple[Tick, ...]:
-        inner = [
-            Tick(round(self.at(_value(one, self.scale)), 2), one.label) for one in self.scale.ticks
+        """Return those of the scale that stand free of the labels beside it."""
+        placed = [
+            replace(one, at=round(self.at(_value(one, self.scale)), 2)) for one in self.scale.ticks
         ]
+        free = [one for one in placed if self.left <= one.at - self.left or not self.left]
+        free = [one for one in free if one.at <= 100 - 2 * self.right or not self.right]
         first = [Tick(self.left / 2, "tie")] if self.left else []
         last = [Tick(100 - self.right / 2 + _GAP, "none")] if self.right else []
-        return (*first, *inner, *last)
+        return (*first, *free, *last)
 
 
 def _value(tick: Tick, scale: Scale) -> float:

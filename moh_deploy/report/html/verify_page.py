@@ -108,8 +108,8 @@ def _facts(report: ParityReport) -> list[Fact]:
         ),
         Fact(
             "flips",
-            f"{unexplained} + {explained}" if report.has_routing else "not compared",
-            "unexplained + explained by rounding",
+            f"{unexplained} unexplained" if report.has_routing else "not compared",
+            f"{explained} more explained by rounding" if report.has_routing else "",
         ),
         Fact("MoH layers on a kernel", f"{kernels} of {len(report.layer_runs)}"),
     ]
