@@ -41,7 +41,7 @@ fail() {
 
 remove_earlier_reports() {
     mkdir -p -- "$reports"
-    rm -f -- "$reports"/{verify,bench}.{json,md,junit.xml}
+    rm -f -- "$reports"/{verify,bench}.{json,md,html,junit.xml}
 }
 
 export_package() {
@@ -54,8 +54,10 @@ export_package() {
 verify_package() {
     command=("$python" -m moh_deploy verify --json)
     command+=("--junit=$reports/verify.junit.xml" "--markdown=$reports/verify.md")
+    command+=("--html=$reports/verify.html")
     add_option --inputs "${MOH_INPUTS:-}"
     add_option --policy "${MOH_POLICY:-}"
+    add_option --baseline-file "${MOH_BASELINE_FILE:-}"
     add_arguments "${MOH_VERIFY_ARGS:-}"
     verify_verdict=error
     run_command "${command[@]}" -- "$package" >"$reports/verify.json" || judge verify $?
@@ -68,9 +70,11 @@ bench_is_asked_for() {
 }
 
 bench_package() {
-    command=("$python" -m moh_deploy bench --json "--markdown=$reports/bench.md")
+    command=("$python" -m moh_deploy bench --json)
+    command+=("--markdown=$reports/bench.md" "--html=$reports/bench.html")
     add_option --baseline "${MOH_BASELINES:-}"
     add_option --gate "${MOH_GATES:-}"
+    add_option --baseline-file "${MOH_BASELINE_FILE:-}"
     add_arguments "${MOH_BENCH_ARGS:-}"
     bench_verdict=error
     run_command "${command[@]}" -- "$package" >"$reports/bench.json" || judge bench $?
@@ -158,7 +162,7 @@ outputs() {
     printf 'verify=%s\n' "$verify_verdict"
     printf 'bench=%s\n' "$bench_verdict"
     printf 'reports=%s\n' "$reports"
-    for file in verify.json verify.md verify.junit.xml bench.json bench.md; do
+    for file in {verify,bench}.{json,md,html,junit.xml}; do
         if [[ -s "$reports/$file" ]]; then
             printf '%s=%s\n' "${file//./-}" "$reports/$file"
         fi

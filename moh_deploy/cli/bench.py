@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from moh_deploy.cli.common_options import html_option, json_option, kernels_option
+from moh_deploy.cli.common_options import (
+    baseline_file_option,
+    html_option,
+    json_option,
+    kernels_option,
+    update_baseline_option,
+)
 from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.output import carry_out, print_json, print_rich
@@ -74,6 +80,8 @@ from moh_deploy.cli.report_files import bench_files
     help="Fail unless this holds for every DIR: 'p50 <= 1.05 * baseline', 'p99 < 20 ms'."
     " Repeatable.",
 )
+@baseline_file_option
+@update_baseline_option
 @kernels_option
 @click.option(
     "--markdown",

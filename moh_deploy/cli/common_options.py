@@ -79,3 +79,17 @@ def model_options(command: Command) -> Command:
     for option in reversed(_MODEL_OPTIONS):
         command = option(command)
     return command
+
+
+baseline_file_option = click.option(
+    "--baseline-file",
+    metavar="FILE.json",
+    type=click.Path(path_type=Path),
+    help="Fail if a figure is worse than in this file, by more than its slack; see docs/ci.md.",
+)
+
+update_baseline_option = click.option(
+    "--update-baseline",
+    is_flag=True,
+    help="Write what is new or better into that file, never what is worse.",
+)

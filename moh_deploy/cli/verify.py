@@ -9,11 +9,13 @@ import click
 
 from moh_deploy.cli.against import named_references
 from moh_deploy.cli.common_options import (
+    baseline_file_option,
     html_option,
     json_option,
     kernels_option,
     model_options,
     package_argument,
+    update_baseline_option,
 )
 from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.output import carry_out, print_json, print_rich
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
     help="Write Markdown for a pull request.",
 )
 @html_option
+@baseline_file_option
+@update_baseline_option
 @kernels_option
 @model_options
 @json_option
@@ -87,6 +91,8 @@ def command(
     junit: Path | None,
     markdown: Path | None,
     html: Path | None,
+    baseline_file: Path | None,
+    update_baseline: bool,
     kernels: Kernels,
     as_json: bool,
     **loading: object,
@@ -108,6 +114,8 @@ def command(
                 kernels=kernels,
                 package=source,
                 policy=policy,
+                baseline_file=baseline_file,
+                update_baseline=update_baseline,
                 progress=progress,
             )
         ),

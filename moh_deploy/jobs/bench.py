@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.atomic import StagedDirectory, staged_file
@@ -17,6 +17,8 @@ from moh_deploy.jobs.choices import write_choices
 from moh_deploy.npz import write_npz
 from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.progress import Progress, SilentProgress
+from moh_deploy.ratchet.bench_figures import bench_figures, machine_of, require_one_package
+from moh_deploy.ratchet.ratchet import Ratchet
 from moh_deploy.report.bench import BenchReport, PackageWork
 from moh_deploy.report.choices import sizes_text
 from moh_deploy.tuning.bench_gates import BenchGate, GateResult, parse_gate
@@ -46,6 +48,8 @@ def bench(
     warmup: float = DEFAULT_WARMUP,
     gates: Sequence[str] = (),
     markdown: Path | str | None = None,
+    baseline_file: Path | str | None = None,
+    update_baseline: bool = False,
     measure: MeasureRuns | None = None,
     measure_fresh: MeasureFresh | None = None,
     progress: Progress | None = None,
@@ -67,6 +71,9 @@ def bench(
         warmup: Seconds that they run before, untimed.
         gates: Conditions such as `p50 <= 1.05 * baseline`.
         markdown: File to write the report to.
+        baseline_file: JSON file of what one package reached before: what is worse fails, see
+            `ratchet`.
+        update_baseline: Write what is new or better into that file, and make it if it is not there.
         measure: What times contestants; clocks of its own without.
         measure_fresh: What runs a contestant in a process of its own.
         progress: What to report steps to.
@@ -82,12 +89,15 @@ def bench(
     progress = progress or SilentProgress()
     output = None if markdown is None else Path(markdown)
     _check_options(threads, min_time, warmup, output)
+    ratchet = Ratchet.open(baseline_file, "bench", update=update_baseline)
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
     with StagedDirectory(Path(tempfile.gettempdir(), "moh-deploy-bench")) as scratch:
         with progress.step("reading the packages"):
             contestants = _contestants(roots, baselines, kernels, scratch.path)
             names = [one.name for one in contestants]
             against = [one.name for one in contestants if one.is_baseline]
+            if ratchet is not None:
+                require_one_package({one.name: one.is_baseline for one in contestants})
             asked = [parse_gate(one, contestants=names, baselines=against) for one in gates]
             sets = _input_sets(contestants[0].package, list(map(Path, inputs)), batch, sizes or {})
         job = _Job(
@@ -99,6 +109,9 @@ def bench(
             progress=progress,
         )
         report = job.report(sets, asked, min_time=min_time, warmup=warmup)
+    if ratchet is not None and report.failure is None:
+        judged = ratchet.judge(bench_figures(report), machine=machine_of(report))
+        report = replace(report, ratchet=judged)
     if output is not None:
         with staged_file(output) as partial:
             partial.write_text(report.to_markdown(), encoding="utf-8")

@@ -12,6 +12,8 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.references import function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject, read_subject
 from moh_deploy.progress import Progress, SilentProgress
+from moh_deploy.ratchet.parity_figures import parity_figures
+from moh_deploy.ratchet.ratchet import Ratchet
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy, read_policy
@@ -36,6 +38,8 @@ def verify(
     package: Path | str | None = None,
     policy: Path | str | None = None,
     against: Sequence[Against] = (),
+    baseline_file: Path | str | None = None,
+    update_baseline: bool = False,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare what ONNX Runtime, or an engine, computes with one reference or several.
@@ -61,6 +65,8 @@ def verify(
         against: What to compare with instead: `recorded` (what the package recorded, or the files
             hold), `functions`, `kernels`, the path of another package, an engine or an ONNX model,
             or a `Reference`, such as `moh_deploy.load_original` makes of a checkpoint.
+        baseline_file: JSON file of what was reached before: what is worse fails, see `ratchet`.
+        update_baseline: Write what is new or better into that file, and make it if it is not there.
         progress: What to report steps to.
 
     Returns:
@@ -70,11 +76,13 @@ def verify(
     Raises:
         PackageError: Not a package, or one that has changed since it was written.
         ConfigError: An input file does not fit the model, `vectors` is below 1 or given together
-            with `inputs`, or `against` names nothing to compare with.
+            with `inputs`, `against` names nothing to compare with, or the baseline file is missing
+            or of another package.
         BackendError: The runtime failed, or the engine cannot run here.
     """
     progress = progress or SilentProgress()
     _check_vectors(vectors, inputs)
+    ratchet = Ratchet.open(baseline_file, "verify", update=update_baseline)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     source = None if package is None else Path(package)
     with progress.step("reading what is compared"):
@@ -88,7 +96,10 @@ def verify(
         loaded = subject.load()
     with progress.step("comparing"), loaded.closing:
         pairs = zip(rounds, answers, strict=True)
-        return combined([_compare(subject, loaded, *pair, rules) for pair in pairs])
+        report = combined([_compare(subject, loaded, *pair, rules) for pair in pairs])
+    if ratchet is None or not report.equal:
+        return report
+    return replace(report, ratchet=ratchet.judge(parity_figures(report)))
 
 
 class _Round(NamedTuple):

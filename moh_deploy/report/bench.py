@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
+from moh_deploy.ratchet.result import RatchetResult
 from moh_deploy.report.choices import sizes_text
+from moh_deploy.report.ratchet import ratchet_texts
 from moh_deploy.tuning.bench_gates import GateResult
 from moh_deploy.tuning.latency import LEAST_RUNS
 from moh_deploy.tuning.layer_work import LayerWork
@@ -53,6 +55,8 @@ class BenchReport:
         machine: Processor, cores and instruction set.
         runtime: Name and version of the runtime.
         kernels: The kernel library that the first package was given.
+        ratchet: How the package compares with a baseline file; None without one, or if a gate did
+            not pass.
     """
 
     results: tuple[Measured, ...]
@@ -65,18 +69,22 @@ class BenchReport:
     machine: str
     runtime: str
     kernels: KernelUse
+    ratchet: RatchetResult | None = None
 
     @property
     def passed(self) -> bool | None:
-        """Whether every gate was measured and holds; None without gates."""
-        return all(one.passed for one in self.gates) if self.gates else None
+        """Whether every gate was measured and holds, and nothing is worse than in the baseline
+        file; None without either."""
+        if not self.gates and self.ratchet is None:
+            return None
+        return self.failure is None
 
     @property
     def failure(self) -> ValidationError | None:
-        """The error that names the first gate that did not pass."""
+        """The error that names the first gate that did not pass, or what is worse than it was."""
         failed = [one for one in self.gates if not one.passed]
         if not failed:
-            return None
+            return None if self.ratchet is None else self.ratchet.failure
         more = f" ({len(failed) - 1} more did not pass)" if len(failed) > 1 else ""
         return ValidationError(f"{gate_text(failed[0])}{more}")
 
@@ -90,6 +98,7 @@ class BenchReport:
         return {
             "passed": self.passed,
             "gates": [asdict(one) for one in self.gates],
+            "ratchet": None if self.ratchet is None else self.ratchet.to_json(),
             "results": [_result_json(one) for one in self.results],
             "work": [asdict(one) for one in self.work],
             "samples_by": self.samples_by,
@@ -110,11 +119,13 @@ class BenchReport:
     def __rich__(self) -> RenderableType:
         from rich.console import Group
 
+        from moh_deploy.report.ratchet import ratchet_lines
         from moh_deploy.report.tables import line, table, verdict
 
         tables = [table(*one) for one in self._tables()]
         gates = [verdict(one.passed, gate_text(one)) for one in self.gates]
-        return Group(*tables, *map(line, self.facts()), *gates)
+        kept = () if self.ratchet is None else ratchet_lines(self.ratchet)
+        return Group(*tables, *map(line, self.facts()), *gates, *kept)
 
     def _tables(self) -> Iterator[ReportTable]:
         yield from self.times()
@@ -138,6 +149,8 @@ class BenchReport:
 
     def _lines(self) -> Iterator[str]:
         yield from map(gate_text, self.gates)
+        if self.ratchet is not None:
+            yield from ratchet_texts(self.ratchet)
         yield from self.facts()
 
     def facts(self) -> Iterator[str]:

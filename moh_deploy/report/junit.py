@@ -1,6 +1,6 @@
 """A parity report as JUnit XML: a test case for every output and layer, and one for the verdict.
 
-Every comparison with another reference is a test suite.
+Every comparison with another reference is a test suite, and so is that with a baseline file.
 
 What was measured and not judged is skipped, with the reason; what could not be compared failed.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from moh_deploy.ratchet.result import RatchetEntry, RatchetResult
     from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 
 Outcome = Literal["passed", "failure", "skipped", "error"]
@@ -53,9 +54,11 @@ class TestSuite:
 
 def junit_xml(report: ParityReport, subject: str) -> str:
     """Return the report on a package or engine as JUnit XML."""
-    if not report.parts:
-        return _document([_suite(report, subject)])
-    return _document([_suite(one, f"{subject} against {one.reference}") for one in report.parts])
+    suites = [_suite(one, f"{subject} against {one.reference}") for one in report.parts]
+    suites = suites or [_suite(report, subject)]
+    if report.ratchet is not None:
+        suites.append(_ratchet_suite(report.ratchet))
+    return _document(suites)
 
 
 def junit_error(subject: str, message: str) -> str:
@@ -100,6 +103,20 @@ def _layer(entry: LayerParity) -> TestCase:
         return TestCase("layers", name, "skipped", "Every token is a near-tie: no decision to see.")
     measured = f"{entry.equal_decisions} of {entry.decisions} decisions are equal"
     return TestCase("layers", name, "passed", f"{measured}, gate error {entry.gate_error:.3g}")
+
+
+def _ratchet_suite(result: RatchetResult) -> TestSuite:
+    verdict: Outcome = "failure" if result.reasons else "passed"
+    said = (*result.reasons, result.summary)[0]
+    cases = (TestCase("baseline", "verdict", verdict, said), *map(_kept, result.entries))
+    return TestSuite(f"baseline {result.file}", cases)
+
+
+def _kept(entry: RatchetEntry) -> TestCase:
+    outcome: Outcome = "passed" if entry.outcome in ("held", "better") else "skipped"
+    if entry.outcome in ("worse", "gone"):
+        outcome = "failure"
+    return TestCase("baseline", f"{entry.group}: {entry.name}", outcome, entry.sentence)
 
 
 def _document(suites: Sequence[TestSuite]) -> str:

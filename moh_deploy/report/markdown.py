@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from moh_deploy.report.parity import worst_layers, worst_outputs
+from moh_deploy.report.ratchet import ratchet_texts
 
 if TYPE_CHECKING:
     from moh_deploy.validate.parity_report import OutputParity, ParityReport
@@ -27,6 +28,8 @@ def markdown_error(subject: str, message: str) -> str:
 def _lines(report: ParityReport, subject: str) -> Iterator[str]:
     yield f"### {_cell(subject)}: {_verdict(report)}"
     yield ""
+    if report.ratchet is not None:
+        yield from (*(f"- {_cell(text)}" for text in ratchet_texts(report.ratchet)), "")
     if not report.parts:
         yield f"Compared with {_cell(report.reference)}; tolerances: {_cell(report.policy)}."
         yield _cell(report.kernels.describe())
@@ -40,6 +43,8 @@ def _lines(report: ParityReport, subject: str) -> Iterator[str]:
 
 
 def _verdict(report: ParityReport) -> str:
+    if report.ratchet is not None and report.ratchet.reasons:
+        return "equal, and WORSE THAN BEFORE"
     return "equal" if report.equal else "NOT EQUAL"
 
 

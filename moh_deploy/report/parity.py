@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Group, RenderableType
 
 from moh_deploy.report.layers import nodes_text, runs_as, runs_text
+from moh_deploy.report.ratchet import ratchet_lines
 from moh_deploy.report.tables import count, figure, heading, line, percent, table, verdict
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def _parts(report: ParityReport) -> Iterator[RenderableType]:
     if not report.parts:
         yield from _tables(report)
     yield verdict(report.equal, _summary(report))
+    if report.ratchet is not None:
+        yield from ratchet_lines(report.ratchet)
 
 
 def _tables(report: ParityReport) -> Iterator[RenderableType]:

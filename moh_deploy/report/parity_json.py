@@ -102,6 +102,24 @@ class StatisticsJson(_Object):
     class_loads: list[ClassLoadJson]
 
 
+class RatchetEntryJson(_Object):
+    group: str
+    name: str
+    outcome: Literal["held", "better", "worse", "gone", "new", "not compared"]
+    was: Number | None
+    now: Number | None
+    limit: Number | None
+    sentence: str
+
+
+class RatchetJson(_Object):
+    file: str
+    entries: list[RatchetEntryJson]
+    updated: bool
+    passed: bool
+    reasons: list[str]
+
+
 class ErrorJson(_Object):
     type: str
     message: str
@@ -149,4 +167,5 @@ class VerifyJson(_Object):
     outputs: list[OutputJson]
     layers: list[LayerJson]
     statistics: StatisticsJson
+    ratchet: RatchetJson | None
     error: ErrorJson | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
+from moh_deploy.ratchet.result import RatchetResult
 from moh_deploy.validate.differences import worst
 from moh_deploy.validate.routing_statistics import NO_STATISTICS, RoutingStatistics, joined
 from moh_deploy.validate.tolerances import BUILT_IN, Tolerance
@@ -110,6 +111,7 @@ class ParityReport:
         statistics: Loads of heads and margins of choices.
         subject: What ran; empty where that is plain.
         parts: Of a report that joins several comparisons, each by itself.
+        ratchet: How it compares with a baseline file; None without one, or if it is not equal.
     """
 
     reference: str
@@ -127,6 +129,7 @@ class ParityReport:
     statistics: RoutingStatistics = NO_STATISTICS
     subject: str = ""
     parts: tuple[ParityReport, ...] = ()
+    ratchet: RatchetResult | None = None
 
     @property
     def comparisons(self) -> tuple[ParityReport, ...]:
@@ -182,9 +185,9 @@ class ParityReport:
 
     @property
     def failure(self) -> ValidationError | None:
-        """The error that says the answer is no; None if all is equal."""
+        """The error that says the answer is no; None if all is equal, and no worse than it was."""
         if self.equal:
-            return None
+            return None if self.ratchet is None else self.ratchet.failure
         first, *others = self.reasons
         more = f" ({len(others)} more)" if others else ""
         notes = "".join(f" {note}" for note in self.notes)
@@ -194,7 +197,7 @@ class ParityReport:
         """Raise the failure, if there is one.
 
         Raises:
-            ValidationError: Something is not equal.
+            ValidationError: Something is not equal, or worse than in the baseline file.
         """
         if self.failure is not None:
             raise self.failure
@@ -220,6 +223,7 @@ class ParityReport:
             "outputs": self._entries_json(lambda one: one.outputs),
             "layers": self._entries_json(lambda one: one.layers),
             "statistics": asdict(self.statistics),
+            "ratchet": None if self.ratchet is None else self.ratchet.to_json(),
         }
 
     def _comparison_json(self) -> dict[str, object]:

@@ -76,6 +76,8 @@ def test_action_exports_verifies_and_measures(runner: CiRunner, digits_demo: Dem
     reports = reports_of(runner, outcome)
     (suite,) = JUnitXml.fromfile(str(reports / "verify.junit.xml"))
     assert (suite.tests > 3, suite.failures, suite.errors) == (True, 0, 0)
+    for name in ("verify-html", "bench-html"):
+        assert (runner.workspace / outcome.outputs[name]).read_text().startswith("<!DOCTYPE html>")
     assert json.loads((runner.workspace / outcome.outputs["verify-json"]).read_text())["equal"]
     assert len(json.loads((runner.workspace / outcome.outputs["bench-json"]).read_text())["gates"])
 
@@ -96,6 +98,16 @@ def test_planted_fault_ends_the_action_with_1_and_leaves_reports(
     (suite,) = JUnitXml.fromfile(str(reports / "verify.junit.xml"))
     assert suite.failures > 0
     assert json.loads((reports / "verify.json").read_text())["error"]["exit_code"] == 1
+
+
+def test_what_is_worse_than_it_was_ends_the_action_with_1(runner: CiRunner, package: Path) -> None:
+    file = runner.workspace / "baseline.json"
+    figures = {"output 'logits'": {"elements": 10**6}}
+    file.write_text(json.dumps({"schema_version": 1, "verify": {"figures": figures}}))
+    outcome = runner.run_action(package="package", baseline_file="baseline.json")
+    assert outcome.exit_code == 1
+    assert outcome.outputs["verify"] == "failed"
+    assert "worse: output 'logits': numbers compared: 100, was 1000000" in outcome.summary
 
 
 def test_gate_that_does_not_hold_ends_the_action_with_1(runner: CiRunner, package: Path) -> None:

@@ -1,0 +1,167 @@
+"""What a run reached, in numbers, and by how much each kind of number may move by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number.
+
+    Attributes:
+        group: What it is of, such as `output 'logits'`.
+        name: Which one, a key of `KINDS`.
+        value: The number.
+        low: The true one is above this, with 95 % certainty; `value` itself where it is no sample.
+        high: And below this.
+        grain: Differences up to this are rounding.
+    """
+
+    group: str
+    name: str
+    value: float
+    low: float
+    high: float
+    grain: float = 0.0
+
+    @classmethod
+    def exact(cls, group: str, name: str, value: float, *, grain: float = 0.0) -> Figure:
+        """Return a number that is no sample of others."""
+        return cls(group, name, value, value, value, grain)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.group, self.name
+
+
+@dataclass(frozen=True)
+class Slack:
+    """By how much a figure may be worse: `factor` times, and `plus` more."""
+
+    factor: float = 1.0
+    plus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure.
+
+    Attributes:
+        words: What it is called in sentences.
+        better: Which way is better.
+        slack: By how much it may be worse, unless the file says otherwise.
+        reason: Why so much.
+        of_machine: It says something of one machine and runtime only.
+        is_flag: It is 1 or 0.
+    """
+
+    words: str
+    better: Literal["lower", "higher"]
+    slack: Slack
+    reason: str
+    of_machine: bool = False
+    is_flag: bool = False
+
+    def text(self, one: Figure) -> str:
+        """Return `1.05 (1.02 to 1.09)`, `160` or `yes`."""
+        if self.is_flag:
+            return "yes" if one.value else "no"
+        words = number_text(one.value)
+        if one.low == one.high:
+            return words
+        return f"{words} ({number_text(one.low)} to {number_text(one.high)})"
+
+    def limit_text(self, limit: float) -> str:
+        """Return `, allowed at most 1.1`; of a flag there is no more to say."""
+        if self.is_flag:
+            return ""
+        side = "at most" if self.better == "lower" else "at least"
+        return f", allowed {side} {number_text(limit)}"
+
+    def limit(self, was: Figure, slack: Slack, grain: float) -> float:
+        """Return what a figure may be at worst."""
+        if self.better == "lower":
+            return was.high * slack.factor + slack.plus + grain
+        return was.low / slack.factor - slack.plus - grain
+
+    def is_worse(self, now: Figure, was: Figure, slack: Slack) -> bool:
+        """Say whether all of the interval is beyond the limit; NaN is."""
+        limit = self.limit(was, slack, now.grain)
+        return not (now.low <= limit if self.better == "lower" else now.high >= limit)
+
+    def is_better(self, now: Figure, was: Figure, slack: Slack) -> bool:
+        """Say whether the former would be worse than this, were it the other way round."""
+        return self.is_worse(replace(was, grain=now.grain), now, slack)
+
+
+_COUNTED = "counted: a smaller test must not pass for a better one"
+
+KINDS: Mapping[str, Kind] = {
+    "vector_sets": Kind("vector sets", "higher", Slack(), _COUNTED),
+    "elements": Kind("numbers compared", "higher", Slack(), _COUNTED),
+    "decisions": Kind(
+        "routing decisions compared",
+        "higher",
+        Slack(factor=1.05),
+        "near-ties are left out, and another training has others",
+    ),
+    "max_abs_error": Kind(
+        "max abs error",
+        "lower",
+        Slack(factor=2.0),
+        "another machine or version sums in another order; and 1 % of the tolerance, for errors"
+        " next to none",
+    ),
+    "explained_flips": Kind(
+        "explained flips",
+        "lower",
+        Slack(factor=1.5, plus=2),
+        "rounding of another machine decides near-ties otherwise",
+    ),
+    "agreement": Kind(
+        "agreement of decisions", "higher", Slack(plus=0.01), "as explained flips, as a share"
+    ),
+    "replaced": Kind(
+        "replaced by an operator", "higher", Slack(), "read from the package", is_flag=True
+    ),
+    "on_kernel": Kind("on a kernel", "higher", Slack(), "read from the runtime", is_flag=True),
+    "ratio": Kind(
+        "time as a share of the baseline's",
+        "lower",
+        Slack(factor=1.05),
+        "measured: worse if both 95 % intervals are further apart",
+    ),
+    "computed_share": Kind(
+        "computed share of the dense rows",
+        "lower",
+        Slack(plus=0.01),
+        "counted; which heads are open differs from training to training",
+    ),
+    "p50_ms": Kind(
+        "p50 in ms",
+        "lower",
+        Slack(factor=1.5),
+        "others on the machine move it, and there is no interval",
+        of_machine=True,
+    ),
+    "peak_memory_bytes": Kind(
+        "peak memory in bytes",
+        "lower",
+        Slack(factor=1.1),
+        "allocators, and Python itself",
+        of_machine=True,
+    ),
+}
+
+
+def number_text(value: float) -> str:
+    """Return a number to four digits, whole ones as they are."""
+    return f"{value:.0f}" if is_whole(value) else f"{value:.4g}"
+
+
+def is_whole(value: float) -> bool:
+    """Say whether this is a whole number that a float holds exactly."""
+    return abs(value) < 2**53 and float(value).is_integer()

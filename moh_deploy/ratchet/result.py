@@ -1,0 +1,89 @@
+"""How a run compares with a baseline file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from moh_deploy.errors import ValidationError
+
+Outcome = Literal["held", "better", "worse", "gone", "new", "not compared"]
+
+
+@dataclass(frozen=True)
+class RatchetEntry:
+    """One figure.
+
+    Attributes:
+        group: What it is of.
+        name: Which one.
+        outcome: `held` is no worse than allowed, `gone` is in the file only, `new` in the run only,
+            and `not compared` is of another machine.
+        was: In the file.
+        now: In the run.
+        limit: What it may be at worst.
+        sentence: All of that in words.
+    """
+
+    group: str
+    name: str
+    outcome: Outcome
+    was: float | None
+    now: float | None
+    limit: float | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class RatchetResult:
+    """The comparison.
+
+    Attributes:
+        file: The file, as the user named it.
+        entries: Every figure of the file or of the run.
+        updated: The file has been written: with what is new and what is better.
+    """
+
+    file: str
+    entries: tuple[RatchetEntry, ...]
+    updated: bool
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Every sentence on what is worse, or on why nothing could be."""
+        if not self.updated and not any(one.limit is not None for one in self.entries):
+            return (f"no figure of {self.file} could be compared, so nothing is proven.",)
+        return tuple(one.sentence for one in self.entries if one.outcome in ("worse", "gone"))
+
+    @property
+    def better(self) -> tuple[str, ...]:
+        """Every sentence on what is better than in the file."""
+        return tuple(one.sentence for one in self.entries if one.outcome == "better")
+
+    @property
+    def summary(self) -> str:
+        """Return one line: the file, and how many figures of which outcome."""
+        outcomes = [one.outcome for one in self.entries]
+        counts = [f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes)]
+        words = f"{self.file}: {', '.join(counts) or 'no figures'}"
+        if self.updated:
+            return f"{words}; written"
+        could = {"better", "new"} & set(outcomes) and not self.reasons
+        return f"{words}; --update-baseline would tighten it" if could else words
+
+    @property
+    def failure(self) -> ValidationError | None:
+        """The error that names what is worse."""
+        if not self.reasons:
+            return None
+        first, *others = self.reasons
+        more = f" ({len(others)} more)" if others else ""
+        return ValidationError(
+            f"worse than {self.file}: {first}{more}",
+            hint=f"If that is to be accepted, take the figure out of {self.file} by hand and run"
+            " again with --update-baseline: the diff shows what was given up.",
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return the comparison in plain JSON types."""
+        return {**asdict(self), "passed": not self.reasons, "reasons": list(self.reasons)}

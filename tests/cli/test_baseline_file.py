@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.npz import write_npz
+from tests.cli.run_cli import Cli
+from tests.handmade_package import vectors
+
+BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms")
+
+
+@pytest.fixture
+def file(cli: Cli, package: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "baseline.json"
+    written = cli("verify", package, "--baseline-file", path, "--update-baseline")
+    assert (written.exit_code, written.err) == (0, "")
+    assert "new; written" in written.out
+    return path
+
+
+def edit(file: Path, section: str, group: str, name: str, value: float) -> None:
+    content = json.loads(file.read_text())
+    content[section]["figures"][group][name] = value
+    file.write_text(json.dumps(content))
+
+
+def test_verify_fails_where_it_is_worse(cli: Cli, package: Path, file: Path, tmp_path: Path):
+    assert cli("verify", package, "--baseline-file", file).exit_code == 0
+    edit(file, "verify", "all", "vector_sets", 100)
+    junit, markdown = tmp_path / "junit.xml", tmp_path / "verify.md"
+    reports = ("--junit", junit, "--markdown", markdown)
+    failed = cli("verify", package, "--baseline-file", file, *reports, "--json")
+    assert failed.exit_code == 1
+    sentence = "all: vector sets: 1, was 100, allowed at least 100."
+    assert f"error: worse than {file}: {sentence}" in failed.err
+    assert failed.json["equal"] is True
+    assert failed.json["ratchet"]["reasons"] == [sentence]
+    assert failed.json["error"]["exit_code"] == 1
+    assert 'failures="2" errors="0"' in junit.read_text()
+    assert "WORSE THAN BEFORE" in markdown.read_text()
+    shown = cli("verify", package, "--baseline-file", file)
+    assert sentence in shown.out
+
+
+def test_unequal_run_writes_no_baseline(cli: Cli, package: Path, tmp_path: Path):
+    inputs, path = tmp_path / "wrong.npz", tmp_path / "baseline.json"
+    known = vectors()
+    wrong = {name: value + 1 for name, value in known.outputs.items()}
+    write_npz(inputs, {**known.inputs, **wrong})
+    arguments = ("--inputs", inputs, "--baseline-file", path, "--update-baseline")
+    assert cli("verify", package, *arguments).exit_code == 1
+    assert not path.exists()
+
+
+def test_bench_keeps_the_ratio(cli: Cli, package: Path, file: Path):
+    arguments = ("--baseline", "functions", *BENCH, "--baseline-file", file)
+    assert "holds nothing of bench" in cli("bench", package, *arguments).err
+    assert cli("bench", package, *arguments, "--update-baseline").exit_code == 0
+    group = "recorded inputs at batch=2, seq=3, threads=1, beside functions"
+    assert json.loads(file.read_text())["bench"]["figures"][group]["ratio"]
+    edit(file, "bench", group, "ratio", 1e-9)
+    failed = cli("bench", package, *arguments, "--json")
+    assert failed.exit_code == 1
+    assert failed.json["passed"] is False
+    assert f"worse than {file}: {group}: time as a share of the baseline's" in failed.err
+
+
+def test_bench_keeps_one_package_beside_a_baseline(cli: Cli, package: Path, file: Path):
+    alone = cli("bench", package, *BENCH, "--baseline-file", file, "--update-baseline")
+    assert alone.exit_code == 2
+    assert "there is no baseline" in alone.err
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_update_without_a_file_ends_with_2(cli: Cli, package: Path, command: str):
+    assert cli(command, package, "--update-baseline").exit_code == 2
+
+
+def test_missing_file_ends_with_2_before_anything_runs(cli: Cli, package: Path, tmp_path: Path):
+    failed = cli("verify", package, "--baseline-file", tmp_path / "none.json")
+    assert failed.exit_code == 2
+    assert "hint: --update-baseline writes it" in failed.err
