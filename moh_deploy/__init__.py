@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moh_deploy.jobs.doctor import doctor
     from moh_deploy.jobs.inspect import inspect
     from moh_deploy.jobs.precision import precision
+    from moh_deploy.jobs.probe import probe
     from moh_deploy.jobs.run import run
     from moh_deploy.jobs.tune import tune
     from moh_deploy.jobs.verify import verify
@@ -36,6 +37,7 @@ __all__ = [
     "kernel_library",
     "load_original",
     "precision",
+    "probe",
     "run",
     "tune",
     "verify",
@@ -52,6 +54,7 @@ _HOME = {
     "kernel_library": "moh_deploy.native",
     "load_original": "moh_deploy.api",
     "precision": "moh_deploy.jobs.precision",
+    "probe": "moh_deploy.jobs.probe",
     "run": "moh_deploy.jobs.run",
     "tune": "moh_deploy.jobs.tune",
     "verify": "moh_deploy.jobs.verify",

@@ -18,6 +18,7 @@ def test_public_names_are_these():
         "kernel_library",
         "load_original",
         "precision",
+        "probe",
         "run",
         "tune",
         "verify",

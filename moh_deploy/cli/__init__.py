@@ -28,6 +28,9 @@ main = CommandGroup(
         "precision": CommandHome(
             "moh_deploy.cli.precision", "Write a package again in float16 or bfloat16."
         ),
+        "probe": CommandHome(
+            "moh_deploy.cli.probe", "Run a package on edge cases and on its regression corpus."
+        ),
         "run": CommandHome("moh_deploy.cli.run", "Run a package on inputs from a file."),
         "tune": CommandHome(
             "moh_deploy.cli.tune", "Measure how each layer runs fastest, and write it down."

@@ -11,6 +11,7 @@ from moh_deploy.errors import MoHDeployError
 
 if TYPE_CHECKING:
     from moh_deploy.report.bench import BenchReport
+    from moh_deploy.report.probe import ProbeReport
     from moh_deploy.validate.parity_report import ParityReport
 
 Report = TypeVar("Report")
@@ -136,6 +137,19 @@ def bench_files(
         ),
         "The measurement did not finish.",
     )
+
+
+def probe_files(subject: str, *, junit: Path | None) -> ReportFiles[ProbeReport]:
+    """Return the files of `probe`; see `verify_files`."""
+    from moh_deploy.report.junit import junit_error
+    from moh_deploy.report.probe_junit import probe_junit
+
+    file: ReportFile[ProbeReport] = ReportFile(
+        junit,
+        lambda report: probe_junit(report, subject),
+        lambda message: junit_error(subject, message, "probe"),
+    )
+    return ReportFiles((file,), "The edge cases did not finish.")
 
 
 def _about(write: Callable[[str, str], str], subject: str) -> Callable[[str], str]:

@@ -48,4 +48,4 @@ def write_choices(
         else:
             save_with_weights(model, writer.path(MODEL_NAME))
         manifest = replace(package.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning)
-        return writer.finish(manifest, package.vectors)
+        return writer.finish(manifest, package.vectors, package.corpus)

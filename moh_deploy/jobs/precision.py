@@ -85,7 +85,7 @@ def precision(
         with progress.step("writing the package"):
             save_model(model, package, writer.root)
             manifest = replace(package.manifest, precision=low, layers=layers, proof=None)
-            manifest = writer.stage(manifest, package.vectors)
+            manifest = writer.stage(manifest, package.vectors, package.corpus)
         with progress.step("comparing the package with the original model"):
             staged = OnnxPackage.open(writer.root)
             parity = _compare(staged)

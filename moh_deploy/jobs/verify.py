@@ -14,6 +14,7 @@ from moh_deploy.jobs.subject import Loaded, Subject, read_subject
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.ratchet.parity_figures import parity_figures
 from moh_deploy.ratchet.ratchet import Ratchet
+from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy, read_policy
@@ -48,7 +49,8 @@ def verify(
     package was made. For a file in `inputs` it is the expected outputs that the file holds, or, if
     it holds none, the package's own function bodies run with all optimisations off: that proves
     that kernels and graph optimisations change nothing, not that the package equals the original
-    model.
+    model. Without both, the regression corpus of the package is run too, if it has one: it says
+    what recorded it.
 
     An engine gives no gates, so only outputs are compared, on the recorded runs of sizes that it
     was built for.
@@ -125,11 +127,19 @@ def _rounds(
     if against:
         return [_Round(one, samples) for one in references(against, subject, recorded)]
     if not files:
-        return [_Round(recorded, samples)]
+        return [_Round(recorded, samples), *_corpus_round(subject, vectors)]
     known = tuple(one for one in files if one.known.outputs)
     others = tuple(one for one in files if not one.known.outputs)
     rounds = [_Round(expected_outputs(known), known)] if known else []
     return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
+
+
+def _corpus_round(subject: Subject, vectors: int | None) -> list[_Round]:
+    """Return the comparison with the package's regression corpus; an engine has no gates for it."""
+    corpus = subject.package.corpus
+    if not corpus or vectors is not None or not subject.has_gates:
+        return []
+    return [_Round(corpus_reference(corpus), corpus_samples(corpus))]
 
 
 def _compare(

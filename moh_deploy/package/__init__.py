@@ -19,6 +19,13 @@ from moh_deploy.package.choices import (
     with_ranges,
     without_ranges,
 )
+from moh_deploy.package.corpus import (
+    MOST_CORPUS_BYTES,
+    MOST_SAMPLES,
+    CorpusSample,
+    MinedToken,
+    bounded,
+)
 from moh_deploy.package.emulated_bfloat16 import computes_bfloat16, emulate_bfloat16
 from moh_deploy.package.forced_gates import (
     computed_gates,
@@ -41,6 +48,7 @@ from moh_deploy.package.manifest import (
     Tuning,
 )
 from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.package.router_logits import RouterLogits, force_logits, router_logits
 from moh_deploy.package.router_nodes import router_nodes
 from moh_deploy.package.size_ranges import at_sizes, bound_text, choice_at, measure
 from moh_deploy.package.switches import (
@@ -61,17 +69,22 @@ __all__ = [
     "KERNEL_DOMAIN",
     "MODEL_DATA_NAME",
     "MODEL_NAME",
+    "MOST_CORPUS_BYTES",
+    "MOST_SAMPLES",
     "ROUNDING_STEP",
     "Choice",
     "ComputeType",
+    "CorpusSample",
     "KeptOperators",
     "LayerInfo",
     "LayerNodes",
     "Manifest",
+    "MinedToken",
     "NodeRule",
     "OnnxPackage",
     "PackageWriter",
     "Proof",
+    "RouterLogits",
     "RouterTypes",
     "SizeRange",
     "TensorInfo",
@@ -82,6 +95,7 @@ __all__ = [
     "asked_choice",
     "at_sizes",
     "bound_text",
+    "bounded",
     "check_output",
     "choice_at",
     "choice_text",
@@ -92,12 +106,14 @@ __all__ = [
     "dense_twin",
     "emulate_bfloat16",
     "force_gates",
+    "force_logits",
     "forced_gates",
     "has_low_weights",
     "layer_nodes",
     "measure",
     "node_rules",
     "projections",
+    "router_logits",
     "router_nodes",
     "switch_rules",
     "unforceable_layers",

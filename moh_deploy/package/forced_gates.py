@@ -44,6 +44,11 @@ def unforceable_layers(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> l
     return [layer.path for layer in layers if not _reaches_attention(nodes, layer)]
 
 
+def gate_views(graph: onnx.GraphProto, layer: LayerInfo) -> list[onnx.NodeProto]:
+    """Return the views that lead from what a router makes to the layer's gates, the last first."""
+    return _views(_makers(graph.node), layer.gates)
+
+
 def force_gates(graph: onnx.GraphProto, gates: Mapping[str, np.dtype[Any]]) -> None:
     """Make inputs `forced_gates(name)` of the gates, and call what is computed
     `computed_gates(name)`.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
+from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
@@ -17,11 +18,12 @@ MODEL_DATA_NAME = "model.onnx.data"
 
 @dataclass(frozen=True)
 class OnnxPackage:
-    """An opened package: its directory, manifest and recorded vectors."""
+    """An opened package: its directory, manifest, recorded vectors and regression corpus."""
 
     root: Path
     manifest: Manifest
     vectors: tuple[VectorSet, ...]
+    corpus: tuple[CorpusSample, ...] = ()
 
     @property
     def model_path(self) -> Path:
@@ -51,7 +53,13 @@ class OnnxPackage:
         manifest = read_manifest(root / MANIFEST_NAME)
         for name, digest in _listed_files(root, manifest).items():
             _check_file(root / name, digest if check_digests else None)
-        return cls(root, manifest, read_vectors(root / VECTORS_NAME, manifest))
+        corpus = CORPUS_NAME in manifest.files  # what is not listed is not opened
+        return cls(
+            root,
+            manifest,
+            read_vectors(root / VECTORS_NAME, manifest),
+            read_corpus(root / CORPUS_NAME, manifest) if corpus else (),
+        )
 
 
 def _listed_files(root: Path, manifest: Manifest) -> dict[str, str]:

@@ -6,7 +6,7 @@ manifest), `0/margins/3`, `0/sizes/batch`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +43,9 @@ class VectorSet:
 def write_vectors(path: Path, vectors: Sequence[VectorSet]) -> None:
     """Write all sets, loss-free for every dtype, NaN payloads and bfloat16 included."""
     members = (
-        (f"{i}/{name}", array) for i, one in enumerate(vectors) for name, array in _members(one)
+        (f"{i}/{name}", array)
+        for i, one in enumerate(vectors)
+        for name, array in vector_members(one)
     )
     write_npz(path, dict(members))
 
@@ -54,8 +56,19 @@ def read_vectors(path: Path, manifest: Manifest) -> tuple[VectorSet, ...]:
     Raises:
         PackageError: Unreadable file, or members that do not fit the manifest.
     """
+    return sets_from_members(path, read_npz(path, error=PackageError), manifest)
+
+
+def sets_from_members(
+    path: Path, members: Mapping[str, Array], manifest: Manifest
+) -> tuple[VectorSet, ...]:
+    """Return the sets that the members of a file hold.
+
+    Raises:
+        PackageError: Members that do not fit the manifest.
+    """
     sets: dict[int, _Parts] = {}
-    for member, array in read_npz(path, error=PackageError).items():
+    for member, array in members.items():
         index, kind, name = _split(path, member)
         sets.setdefault(index, _Parts()).put(kind, name, array)
     if sorted(sets) != list(range(len(sets))):
@@ -98,7 +111,8 @@ class _Parts:
         return {name: found[name] for name in expected}
 
 
-def _members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:
+def vector_members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:
+    """Yield the members of a set, by `KIND/NAME`."""
     for name, size in vectors.sizes.items():
         yield f"sizes/{name}", np.asarray(size, np.int64)
     for name, array in vectors.inputs.items():

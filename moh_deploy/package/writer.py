@@ -13,6 +13,7 @@ from moh_deploy import replaceable
 from moh_deploy.atomic import StagedDirectory, sync_file
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
+from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, write_corpus
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, looks_like_manifest, manifest_text
 from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
@@ -80,23 +81,34 @@ class PackageWriter:
         """
         self._staged.require_free(needed_bytes)
 
-    def finish(self, manifest: Manifest, vectors: Sequence[VectorSet]) -> OnnxPackage:
+    def finish(
+        self,
+        manifest: Manifest,
+        vectors: Sequence[VectorSet],
+        corpus: Sequence[CorpusSample] = (),
+    ) -> OnnxPackage:
         """Stage vectors and manifest, read everything back, and publish the package.
 
         Raises:
             PackageError: model.onnx was not written, or a file reads back differently from what was
                 written.
         """
-        staged = self.stage(manifest, vectors)
+        staged = self.stage(manifest, vectors, corpus)
         OnnxPackage.open(self.root)
         return self.publish(staged)
 
-    def stage(self, manifest: Manifest, vectors: Sequence[VectorSet]) -> Manifest:
+    def stage(
+        self,
+        manifest: Manifest,
+        vectors: Sequence[VectorSet],
+        corpus: Sequence[CorpusSample] = (),
+    ) -> Manifest:
         """Write vectors and manifest, so that `root` can be opened as a package and tried.
 
         Args:
             manifest: What to record; its `files` are filled in here.
             vectors: The recorded runs.
+            corpus: The regression corpus; without any sample there is no file of it.
 
         Returns:
             The manifest as written.
@@ -107,6 +119,8 @@ class PackageWriter:
         if not self.path(MODEL_NAME).is_file():
             raise PackageError(f"{self._output}: nothing was written to {MODEL_NAME}.")
         write_vectors(self.path(VECTORS_NAME), vectors)
+        if corpus:
+            write_corpus(self.path(CORPUS_NAME), corpus)
         digests = {path.name: sha256_of(path) for path in sorted(self.root.iterdir())}
         for name in digests:
             sync_file(self.path(name))
@@ -146,5 +160,5 @@ _PACKAGE = DirectoryKind(
     noun="package",
     manifest=MANIFEST_NAME,
     is_manifest=looks_like_manifest,
-    files=frozenset({MANIFEST_NAME, MODEL_NAME, MODEL_DATA_NAME, VECTORS_NAME}),
+    files=frozenset({MANIFEST_NAME, MODEL_NAME, MODEL_DATA_NAME, VECTORS_NAME, CORPUS_NAME}),
 )

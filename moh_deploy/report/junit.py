@@ -58,12 +58,23 @@ def junit_xml(report: ParityReport, subject: str) -> str:
     suites = suites or [_suite(report, subject)]
     if report.ratchet is not None:
         suites.append(_ratchet_suite(report.ratchet))
-    return _document(suites)
+    return junit_document("verify", suites)
 
 
-def junit_error(subject: str, message: str) -> str:
+def junit_error(subject: str, message: str, command: str = "verify") -> str:
     """Return the report on a run that ended without an answer."""
-    return _document([TestSuite(subject, (TestCase("verify", "run", "error", message),))])
+    case = TestCase(command, "run", "error", message)
+    return junit_document(command, [TestSuite(subject, (case,))])
+
+
+def junit_document(command: str, suites: Sequence[TestSuite]) -> str:
+    """Return what a command of `moh-deploy` found, as JUnit XML."""
+    cases = [case for suite in suites for case in suite.cases]
+    root = xml.Element("testsuites", {"name": f"moh-deploy {command}", **_counts(cases)})
+    for suite in suites:
+        _add_suite(root, suite)
+    xml.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, "unicode") + "\n"
 
 
 def _suite(report: ParityReport, name: str) -> TestSuite:
@@ -117,15 +128,6 @@ def _kept(entry: RatchetEntry) -> TestCase:
     if entry.outcome in ("worse", "gone"):
         outcome = "failure"
     return TestCase("baseline", f"{entry.group}: {entry.name}", outcome, entry.sentence)
-
-
-def _document(suites: Sequence[TestSuite]) -> str:
-    every = [case for suite in suites for case in suite.cases]
-    root = xml.Element("testsuites", {"name": "moh-deploy verify", **_counts(every)})
-    for suite in suites:
-        _add_suite(root, suite)
-    xml.indent(root)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, "unicode") + "\n"
 
 
 def _add_suite(root: xml.Element, suite: TestSuite) -> None:

@@ -47,7 +47,7 @@ def test_version(cli: Cli):
         (
             ["zzz"],
             "No such command 'zzz'. There are bench, build, doctor, export, inspect, precision,"
-            " run, tune, verify.",
+            " probe, run, tune, verify.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),

@@ -1,0 +1,99 @@
+"""`moh-deploy probe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
+from moh_deploy.cli.failure import error_json, print_error
+from moh_deploy.cli.output import carry_out, print_json, print_rich
+
+if TYPE_CHECKING:
+    from moh_deploy.backends.runner import Kernels
+
+
+@click.command("probe")
+@package_argument
+@click.option(
+    "--inputs",
+    multiple=True,
+    metavar="FILE.npz|DIR",
+    type=click.Path(path_type=Path),
+    help="Search these inputs for the tokens whose choice of heads is least clear. Repeatable.",
+)
+@click.option(
+    "--update-corpus",
+    is_flag=True,
+    help="Keep what was found in the regression corpus of the package, which `verify` runs too.",
+)
+@click.option(
+    "--valid-tokens",
+    metavar="NAME",
+    help="The input that says which tokens are no padding (0 for padding): for the case of padding"
+    " only.",
+)
+@click.option(
+    "--longest",
+    multiple=True,
+    metavar="DIM=N",
+    help="What counts as longest, in place of what the trace is good for or what fits into memory."
+    " Repeatable.",
+)
+@click.option(
+    "--policy",
+    metavar="FILE.yaml",
+    type=click.Path(path_type=Path),
+    help="Tolerances that replace those of the built-in table, each with its reason.",
+)
+@click.option(
+    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML for a CI."
+)
+@kernels_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    package: Path,
+    inputs: tuple[Path, ...],
+    update_corpus: bool,
+    valid_tokens: str | None,
+    longest: tuple[str, ...],
+    policy: Path | None,
+    junit: Path | None,
+    kernels: Kernels,
+    as_json: bool,
+) -> None:
+    """Run the package DIR on edge cases (ties, saturated and NaN logits, no token, padding only)
+    and on its regression corpus: exit 1 if one fails."""
+    from moh_deploy.cli.report_files import probe_files
+    from moh_deploy.jobs.probe import parse_longest, probe
+
+    sizes = parse_longest(longest)
+    files = probe_files(str(package), junit=junit)
+    report = carry_out(
+        lambda progress: files.write_on(
+            lambda: probe(
+                package,
+                inputs=inputs,
+                update_corpus=update_corpus,
+                valid_tokens=valid_tokens,
+                longest=sizes,
+                kernels=kernels,
+                policy=policy,
+                progress=progress,
+            )
+        ),
+        as_json=as_json,
+    )
+    failure = report.failure
+    content = {"package": str(package), **report.to_json()}
+    if as_json:
+        print_json(content if failure is None else {**content, "error": error_json(failure)})
+    else:
+        print_rich(report)
+    if failure is not None:
+        print_error(failure.message, failure.hint)
+        ctx.exit(failure.exit_code)

@@ -1,0 +1,127 @@
+"""Search inputs for the tokens whose choice of heads is least clear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+
+from moh_deploy.package import (
+    MOST_SAMPLES,
+    CorpusSample,
+    MinedToken,
+    VectorSet,
+    bounded,
+)
+from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.samples import Sample
+
+TOKENS_PER_LAYER = 3
+"""How many tokens of a sample are named, for each layer."""
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What a search found.
+
+    Attributes:
+        searched: How many samples were run.
+        tokens: How many choices of heads were looked at, of all layers.
+        samples: The samples with the least clear choices, with their names; the corpus has room for
+            them.
+        names: Name of each of them: the file, and which sample of it.
+        too_large: How many samples were left out because the corpus has no room for them.
+        unknown: Paths of layers whose margins are not known, or which choose nothing.
+    """
+
+    searched: int
+    tokens: int
+    samples: tuple[CorpusSample, ...]
+    names: tuple[str, ...]
+    too_large: int
+    unknown: tuple[str, ...]
+
+
+def mine(recorder: Recorder, samples: Iterable[Sample]) -> Mined:
+    """Run the samples by function bodies and return those with the smallest margins.
+
+    Every layer has its turn: the sample with its least clear choice, then the next.
+
+    Raises:
+        BackendError: The runtime failed.
+    """
+    searched = tokens = 0
+    paths = [layer.path for layer in recorder.package.manifest.layers]
+    known: set[int] = set()
+    best: list[tuple[str, CorpusSample]] = []
+    for sample in samples:
+        vectors = recorder.record(sample.known.inputs)
+        clear = [int(np.isfinite(margins).sum()) for margins in vectors.margins]
+        searched, tokens = searched + 1, tokens + sum(clear)
+        known.update(index for index, count in enumerate(clear) if count)
+        mined = _least_clear(vectors)
+        if mined:
+            best = _best([*best, (sample.label, CorpusSample(vectors, mined))], len(paths))
+    names = {one.digest(): name for name, one in reversed(best)}
+    kept = bounded(one for _, one in best)
+    return Mined(
+        searched=searched,
+        tokens=tokens,
+        samples=kept,
+        names=tuple(names[one.digest()] for one in kept),
+        too_large=len(best) - len(kept),
+        unknown=tuple(path for index, path in enumerate(paths) if index not in known),
+    )
+
+
+def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[CorpusSample, ...]:
+    """Return the least clear samples of a corpus and of what was found, each once.
+
+    What a corpus holds stays as it was recorded.
+    """
+    layers = 1 + max((one.layer for s in (*kept, *found) for one in s.mined), default=-1)
+    ranked = _best([("", one) for one in (*kept, *found)], layers)
+    return bounded([one for _, one in ranked])
+
+
+def _least_clear(vectors: VectorSet) -> tuple[MinedToken, ...]:
+    found = [
+        MinedToken(layer, (int(batch), int(position)), float(margins[batch, position]))
+        for layer, margins in enumerate(vectors.margins)
+        for batch, position in _smallest(margins)
+    ]
+    return tuple(sorted(found, key=lambda one: one.margin))
+
+
+def _smallest(margins: np.ndarray) -> Iterable[tuple[int, int]]:
+    order = np.argsort(margins, axis=None, kind="stable")[:TOKENS_PER_LAYER]
+    places = np.unravel_index(order, margins.shape)
+    return [
+        (int(batch), int(position))
+        for batch, position in zip(*places, strict=True)
+        if np.isfinite(margins[batch, position])
+    ]
+
+
+def _best(
+    samples: Sequence[tuple[str, CorpusSample]], layers: int
+) -> list[tuple[str, CorpusSample]]:
+    """Rank by turns: for each layer its least clear sample, then its next one. Each once."""
+    distinct = {one.digest(): (name, one) for name, one in reversed(samples)}
+    known = [(digest, one) for digest, (_, one) in reversed(distinct.items())]
+    by_layer = [
+        sorted(
+            (margin, place, digest)
+            for place, (digest, one) in enumerate(known)
+            if (margin := _margin(one, layer)) is not None
+        )
+        for layer in range(layers)
+    ]
+    turns = [found[-1] for turn in zip_longest(*by_layer) for found in turn if found is not None]
+    return [distinct[digest] for digest in list(dict.fromkeys(turns))[:MOST_SAMPLES]]
+
+
+def _margin(sample: CorpusSample, layer: int) -> float | None:
+    return min((one.margin for one in sample.mined if one.layer == layer), default=None)

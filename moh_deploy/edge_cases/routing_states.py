@@ -1,0 +1,97 @@
+"""Logits on which routers go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoutingState:
+    """What routers are given.
+
+    Attributes:
+        name: What reports call it.
+        why: What an implementation that fails it gets wrong.
+        logits: Makes [B, S, N] for N heads, or for the two stages, from a generator.
+    """
+
+    name: str
+    why: str
+    logits: Callable[[np.random.Generator, tuple[int, ...]], Logits]
+
+    def build(self, shape: tuple[int, ...]) -> Logits:
+        """Return the same logits at each call, rounded to no dtype."""
+        return self.logits(np.random.default_rng(0), shape)
+
+
+def clear(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+    """Every head a step from the next, in an order of each token's own."""
+    return np.asarray(rng.permuted(_ramp(shape), axis=-1), np.float64)
+
+
+def _ramp(shape: tuple[int, ...]) -> Logits:
+    """Rising scores; no probability underflows."""
+    step = min(0.5, 60.0 / max(shape[-1], 1))
+    return np.asarray(np.broadcast_to(step * np.arange(shape[-1]), shape), np.float64)
+
+
+def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+    """Two values only: the last chosen head is tied in almost every token."""
+    return rng.integers(0, 2, shape).astype(np.float64)
+
+
+def _flat(_: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+    return np.full(shape, 0.5)
+
+
+def _all_negative(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+    return clear(rng, shape) - 300.0
+
+
+def _saturated(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+    """1e4 for one head, -1e4 for all others."""
+    hot = rng.integers(0, max(shape[-1], 1), shape[:-1])
+    logits: Logits = np.where(np.arange(shape[-1]) == hot[..., None], 1e4, -1e4)
+    return logits
+
+
+def _same_heads(_: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+    """The last heads, the same for every token: nobody chooses the first ones."""
+    return _ramp(shape)
+
+
+FINITE_STATES = (
+    RoutingState("ties", "equal scores go to the lower head index", _ties),
+    RoutingState("flat", "all scores equal: the first heads are chosen", _flat),
+    RoutingState(
+        "all negative",
+        "zero is no neutral element; exp underflows without the maximum",
+        _all_negative,
+    ),
+    RoutingState(
+        "saturated",
+        "exp of 1e4 overflows without the maximum; all other heads tie at 0",
+        _saturated,
+    ),
+    RoutingState("same heads", "some heads have every token, others none", _same_heads),
+)
+"""Put in front of all routers at once: numbers stay numbers."""
+
+NAN = "NaN"
+"""The state in which some tokens have a NaN among their logits: in front of one router at a time,
+since every later layer would see it."""
+
+
+def with_nan(logits: Logits) -> Logits:
+    """Return logits [B, S, N] in which the first of every two tokens has one NaN."""
+    changed: Logits = logits.copy()
+    tokens = changed.reshape(-1, changed.shape[-1])
+    rows = np.arange(0, len(tokens), 2)
+    tokens[rows, rows // 2 % max(tokens.shape[-1], 1)] = np.nan
+    return changed

@@ -1,0 +1,136 @@
+"""Run a package on edge cases, and search inputs for tokens whose routing is least clear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moh_deploy.backends.ort_variants import OrtVariants
+from moh_deploy.backends.runner import Kernels
+from moh_deploy.backends.trt.engine_reading import is_engine_dir
+from moh_deploy.edge_cases.mining import grown, mine
+from moh_deploy.edge_cases.samples import cut_into_samples
+from moh_deploy.edge_cases.source import OrtSource, function_bodies
+from moh_deploy.edge_cases.suite import Sides, SuiteOptions, run_suite
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.jobs.corpus import write_corpus
+from moh_deploy.package import OnnxPackage, check_output
+from moh_deploy.progress import Progress, SilentProgress
+from moh_deploy.report.probe import ProbeReport
+from moh_deploy.validate.function_bodies import Recorder, values_to_record
+from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
+from moh_deploy.validate.samples import read_samples
+
+
+def probe(
+    package_dir: Path | str,
+    *,
+    inputs: Sequence[Path | str] = (),
+    update_corpus: bool = False,
+    valid_tokens: str | None = None,
+    longest: Mapping[str, int] | None = None,
+    kernels: Kernels = "auto",
+    policy: Path | str | None = None,
+    progress: Progress | None = None,
+) -> ProbeReport:
+    """Run a package on edge cases, and compare it with its own function bodies.
+
+    Routing states are put where routers read their logits; there, gates are compared with the
+    float64 reference of MoHRouter, too. Input states are inputs of the model.
+
+    Args:
+        package_dir: The package.
+        inputs: npz files, or directories of them, to be searched for tokens whose choice of heads
+            is least clear.
+        update_corpus: Keep what was found in the regression corpus of the package, which is
+            replaced in one step.
+        valid_tokens: The input that says which tokens are no padding: 0 for padding.
+        longest: Dynamic dimension to the size that counts as its longest.
+        kernels: What runs MoH nodes, see `open_session`.
+        policy: YAML file of tolerances over the built-in table, see `read_policy`.
+        progress: What to report steps to.
+
+    Returns:
+        How each case ended. Look at `passed`, or call `raise_if_failed`.
+
+    Raises:
+        PackageError: Not a package, or it has changed since it was written, or cannot be replaced.
+        ConfigError: It is an engine, or an option or a file of inputs does not fit.
+        BackendError: The runtime cannot load the model.
+    """
+    progress, root = progress or SilentProgress(), Path(package_dir)
+    _check_options(root, inputs, update_corpus)
+    rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
+    options = SuiteOptions(longest or {}, valid_tokens, rules)
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(root)
+        if update_corpus:
+            _check_replaceable(root)
+        files = read_samples([Path(path) for path in inputs], package.manifest)
+    with progress.step("loading the model"):
+        sides = _sides(package, kernels)
+    results = run_suite(package, sides, options, progress)
+    mining = None
+    if files:
+        with progress.step("searching the inputs"):
+            mining = mine(sides.recorder, cut_into_samples(package.manifest, files))
+    if mining is not None and update_corpus:
+        with progress.step("writing the package"):
+            package = write_corpus(package, grown(package.corpus, mining.samples))
+    return ProbeReport(
+        results=tuple(results),
+        mining=mining,
+        corpus=package.corpus,
+        corpus_written=update_corpus,
+        layers=tuple(layer.path for layer in package.manifest.layers),
+        layer_runs=sides.runner.layer_runs,
+        kernels=sides.runner.kernels,
+        policy=rules.source,
+    )
+
+
+def parse_longest(texts: Sequence[str]) -> dict[str, int]:
+    """Read `DIM=N`.
+
+    Raises:
+        ConfigError: A text is of another form, or a dimension is named twice.
+    """
+    sizes: dict[str, int] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if not equals or not name or not number.isdecimal():
+            raise ConfigError(f"longest is '{text}', expected DIM=N, such as seq=512.")
+        if name in sizes:
+            raise ConfigError(f"longest names '{name}' twice.")
+        sizes[name] = int(number)
+    return sizes
+
+
+def _sides(package: OnnxPackage, kernels: Kernels) -> Sides:
+    subject, reference = OrtSource(package, kernels), function_bodies(package)
+    recorder = Recorder(package, reference.open(values_to_record(package)))
+    runner = subject.open(package.gate_names)
+    return Sides(subject, OrtVariants(package, kernels), runner, reference, recorder)
+
+
+def _check_options(root: Path, inputs: Sequence[Path | str], update_corpus: bool) -> None:
+    if is_engine_dir(root):
+        raise ConfigError(
+            f"{root} is an engine: it has no place to put logits, and no function bodies to compare"
+            " with.",
+            hint="Probe the package that it was built from. `moh-deploy verify` compares engines.",
+        )
+    if update_corpus and not inputs:
+        raise ConfigError(
+            "update_corpus needs inputs to search.", hint="Give some: --inputs FILE.npz."
+        )
+
+
+def _check_replaceable(root: Path) -> None:
+    try:
+        check_output(root)
+    except PackageError as error:
+        raise PackageError(
+            f"the corpus cannot be written: {error.message}",
+            hint="Without --update-corpus nothing is written.",
+        ) from error

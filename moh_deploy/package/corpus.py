@@ -1,0 +1,147 @@
+"""The regression corpus: inputs on which routing is least clear, and their file `corpus.npz`.
+
+Members are named as in `vectors.npz`, and `SET/mined/layers`, `SET/mined/tokens`,
+`SET/mined/margins`, `SET/mined/reference` beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moh_deploy.errors import PackageError
+from moh_deploy.npz import Array, read_npz, write_npz
+from moh_deploy.package.manifest import Manifest
+from moh_deploy.package.vectors import VectorSet, sets_from_members, vector_members
+
+CORPUS_NAME = "corpus.npz"
+
+MOST_SAMPLES, MOST_CORPUS_BYTES = 16, 4 * 2**20
+"""What a corpus may hold: it travels with the package, and is run by every `verify`."""
+
+FUNCTION_BODIES = "the package's own function bodies (not the original model)"
+
+_MINED = "mined"
+
+
+@dataclass(frozen=True)
+class MinedToken:
+    """A token whose choice of heads was hardly clear.
+
+    Attributes:
+        layer: Number of the layer in the manifest's order.
+        token: Batch and position in the gates [B, S, H] of the sample.
+        margin: See `VectorSet.margins`.
+    """
+
+    layer: int
+    token: tuple[int, int]
+    margin: float
+
+
+@dataclass(frozen=True)
+class CorpusSample:
+    """One run that is kept.
+
+    Attributes:
+        vectors: Inputs, and what the reference computed on them.
+        mined: The tokens that it is kept for, the least clear one first; at least one.
+        reference: What recorded outputs, gates and margins, in words.
+    """
+
+    vectors: VectorSet
+    mined: tuple[MinedToken, ...]
+    reference: str = FUNCTION_BODIES
+
+    @property
+    def margin(self) -> float:
+        """The smallest margin."""
+        return min(one.margin for one in self.mined)
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in the file, without names."""
+        return sum(array.nbytes for _, array in _members(self))
+
+    def digest(self) -> str:
+        """Return a digest of its inputs: two samples of one digest are the same."""
+        content = hashlib.sha256()
+        for name, array in sorted(self.vectors.inputs.items()):
+            content.update(f"{name} {array.dtype} {array.shape} ".encode())
+            content.update(np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()
+
+
+def bounded(samples: Iterable[CorpusSample]) -> tuple[CorpusSample, ...]:
+    """Return the first samples that a corpus has room for, each once."""
+    kept: dict[str, CorpusSample] = {}
+    room = MOST_CORPUS_BYTES
+    for sample in samples:
+        digest = sample.digest()
+        if digest not in kept and len(kept) < MOST_SAMPLES and sample.num_bytes <= room:
+            kept[digest] = sample
+            room -= sample.num_bytes
+    return tuple(kept.values())
+
+
+def write_corpus(path: Path, samples: Sequence[CorpusSample]) -> None:
+    """Write all samples, loss-free.
+
+    Raises:
+        PackageError: They are more than a corpus may hold.
+    """
+    if len(bounded(samples)) < len(samples):
+        raise PackageError(
+            f"the corpus has {len(samples)} samples of {sum(one.num_bytes for one in samples)}"
+            f" bytes, expected at most {MOST_SAMPLES} of {MOST_CORPUS_BYTES} bytes, each once."
+        )
+    numbered = enumerate(samples)
+    write_npz(path, {f"{i}/{name}": array for i, one in numbered for name, array in _members(one)})
+
+
+def read_corpus(path: Path, manifest: Manifest) -> tuple[CorpusSample, ...]:
+    """Read all samples back.
+
+    Raises:
+        PackageError: Unreadable file, or members that do not fit the manifest.
+    """
+    members = read_npz(path, error=PackageError)
+    mined = {name: array for name, array in members.items() if f"/{_MINED}/" in name}
+    recorded = {name: array for name, array in members.items() if name not in mined}
+    sets = sets_from_members(path, recorded, manifest)
+    return tuple(_sample(path, i, one, mined, manifest) for i, one in enumerate(sets))
+
+
+def _members(sample: CorpusSample) -> Iterable[tuple[str, Array]]:
+    yield from vector_members(sample.vectors)
+    mined = sample.mined
+    yield f"{_MINED}/layers", np.asarray([one.layer for one in mined], np.int64)
+    yield f"{_MINED}/tokens", np.asarray([one.token for one in mined], np.int64).reshape(-1, 2)
+    yield f"{_MINED}/margins", np.asarray([one.margin for one in mined], np.float64)
+    yield f"{_MINED}/reference", np.asarray(sample.reference)
+
+
+def _sample(
+    path: Path, index: int, vectors: VectorSet, mined: dict[str, Array], manifest: Manifest
+) -> CorpusSample:
+    try:
+        layers, tokens, margins, reference = (
+            mined[f"{index}/{_MINED}/{name}"]
+            for name in ("layers", "tokens", "margins", "reference")
+        )
+        found = tuple(
+            MinedToken(int(layer), (int(batch), int(position)), float(margin))
+            for layer, (batch, position), margin in zip(layers, tokens, margins, strict=True)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackageError(f"{path}: set {index} does not say what was mined: {error}.") from error
+    if not found or any(not 0 <= one.layer < len(manifest.layers) for one in found):
+        raise PackageError(
+            f"{path}: set {index} is kept for layers {layers.tolist()}, expected numbers of the"
+            f" {len(manifest.layers)} layers of the manifest."
+        )
+    return CorpusSample(vectors, found, str(reference))

@@ -1,0 +1,113 @@
+"""Where the routers of a model read their logits, and a variant in which the logits are inputs.
+
+A layer whose router is of plain operators has no such place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from moh_deploy.package.forced_gates import gate_views
+from moh_deploy.package.manifest import LayerInfo
+from moh_deploy.package.router_nodes import router_nodes
+from moh_deploy.package.switches import all_nodes
+
+PORTS = ("routed_logits", "shared_logits", "stage_logits")
+"""The inputs of MoHRouter, in their order."""
+
+
+@dataclass(frozen=True)
+class RouterLogits:
+    """What one layer's MoHRouter reads and makes.
+
+    Attributes:
+        path: The layer.
+        node: Name of the MoHRouter node.
+        logits: Port to the value that it reads there, for the ports that are present.
+        gates: The value that it makes, [B, S, H].
+        attributes: Those of the node.
+        attention: The value that the layer's attention makes; None where it was not replaced.
+        in_order: The recorded gates hold the tokens in the order in which the router has them.
+    """
+
+    path: str
+    node: str
+    logits: Mapping[str, str]
+    gates: str
+    attributes: Mapping[str, int | str]
+    attention: str | None
+    in_order: bool
+
+    def forced(self, port: str) -> str:
+        """Return the name of the input that holds the logits to be used."""
+        return f"{self.node}.{port}.forced"
+
+
+def router_logits(
+    graph: onnx.GraphProto, layers: tuple[LayerInfo, ...]
+) -> tuple[RouterLogits | None, ...]:
+    """Return where each layer's router reads its logits; None for one of plain operators."""
+    nodes = {node.name: node for node in graph.node if node.name}
+    routers = router_nodes(graph, layers)
+    return tuple(
+        None if name is None else _of_layer(graph, layer, nodes[name])
+        for layer, name in zip(layers, routers, strict=True)
+    )
+
+
+def force_logits(
+    graph: onnx.GraphProto,
+    routers: Sequence[RouterLogits],
+    dtypes: Mapping[str, np.dtype[Any]],
+) -> None:
+    """Let routers read inputs `forced(port)` in place of the values that they read.
+
+    Args:
+        graph: Changed in place.
+        routers: The routers; layers that share one have the same inputs.
+        dtypes: Name of each value in `logits` to its dtype.
+    """
+    nodes = {node.name: node for node in graph.node}
+    for router in {one.node: one for one in routers}.values():
+        for port, value in router.logits.items():
+            nodes[router.node].input[PORTS.index(port)] = router.forced(port)
+            element = helper.np_dtype_to_tensor_dtype(dtypes[value])
+            shape = [None, None, None]
+            graph.input.append(helper.make_tensor_value_info(router.forced(port), element, shape))
+
+
+def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) -> RouterLogits:
+    views = gate_views(graph, layer)
+    return RouterLogits(
+        path=layer.path,
+        node=router.name,
+        logits={port: name for port, name in zip(PORTS, router.input, strict=False) if name},
+        gates=router.output[0],
+        attributes={one.name: _value(one) for one in router.attribute},
+        attention=None if layer.node is None else _made_by(graph, layer.node),
+        in_order=not any(view.op_type == "Transpose" for view in views),
+    )
+
+
+def _value(attribute: onnx.AttributeProto) -> int | str:
+    value: int | bytes = helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _made_by(graph: onnx.GraphProto, name: str) -> str | None:
+    """Return what a node makes, as the main graph calls it: the node may be in a branch."""
+    for node in graph.node:
+        if node.name == name:
+            return str(node.output[0])
+        for attribute in node.attribute:
+            inner = {one.name: one.output[0] for one in all_nodes(attribute.g)}
+            if name in inner:
+                returned = [value.name for value in attribute.g.output]
+                return str(node.output[returned.index(inner[name])])
+    return None

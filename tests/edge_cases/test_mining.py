@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.edge_cases.mining import grown, mine
+from moh_deploy.edge_cases.samples import cut_into_samples
+from moh_deploy.edge_cases.source import function_bodies
+from moh_deploy.npz import Array
+from moh_deploy.package import MOST_SAMPLES, CorpusSample, OnnxPackage, VectorSet
+from moh_deploy.validate.function_bodies import Recorder, margins_of, values_to_record
+from moh_deploy.validate.samples import Sample
+from tests.edge_case_package import WIDTH, inputs, write_edge_package
+from tests.two_layers import write_two_layers
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    return write_edge_package(tmp_path_factory.mktemp("mining") / "package")
+
+
+def recorder(package: OnnxPackage) -> Recorder:
+    return Recorder(package, function_bodies(package).open(values_to_record(package)))
+
+
+def sample(given: dict[str, Array], name: str = "in.npz") -> Sample:
+    batch, seq = given["x"].shape[:2]
+    return Sample(VectorSet({"batch": batch, "seq": seq}, given, {}, (), ()), name, Path(name))
+
+
+def test_margin_is_the_gap_between_the_last_chosen_and_the_first_unchosen_probability():
+    logits = np.log(np.asarray([[[0.1, 0.2, 0.3, 0.4]]], np.float32))
+    assert margins_of(logits, 1)[0, 0] == pytest.approx(0.1)
+    assert margins_of(logits, 3)[0, 0] == pytest.approx(0.1)
+    assert margins_of(logits, 4)[0, 0] == np.inf
+    assert margins_of(np.zeros((1, 2, 3), np.float32), 2).tolist() == [[0.0, 0.0]]
+
+
+def test_margin_of_nan_excuses_every_choice():
+    logits = np.asarray([[[np.nan, 1, 2], [np.inf, np.inf, 0]]], np.float32)
+    assert margins_of(logits, 1).tolist() == [[0.0, 0.0]]
+
+
+def test_recorded_margins_belong_to_the_gates(package: OnnxPackage):
+    recorded = recorder(package).record(inputs())
+    assert recorded.sizes == {"batch": 2, "seq": 5}
+    for gates, margins in zip(recorded.gates, recorded.margins, strict=True):
+        assert margins.shape == gates.shape[:-1]
+        assert np.isfinite(margins).all()
+        assert (margins > 0).all()
+
+
+def test_layer_whose_scores_are_not_known_excuses_nothing(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    recorded = recorder(package).record(package.vectors[0].inputs)
+    assert np.isinf(recorded.margins[0]).all()
+    assert np.isfinite(recorded.margins[1]).all()
+
+
+def test_files_are_cut_into_samples(package: OnnxPackage):
+    given = inputs(batch=3)
+    cut = list(cut_into_samples(package.manifest, [sample(given)]))
+    assert [one.label for one in cut] == ["in.npz[0]", "in.npz[1]", "in.npz[2]"]
+    np.testing.assert_array_equal(cut[2].known.inputs["x"], given["x"][2:])
+    np.testing.assert_array_equal(cut[2].known.inputs["valid"], given["valid"][2:])
+
+
+def test_model_that_takes_no_single_sample_gets_whole_files(package: OnnxPackage):
+    limited = replace(package.manifest, dim_ranges={"batch": (2, None)})
+    (whole,) = cut_into_samples(limited, [sample(inputs(batch=3))])
+    assert whole.known.inputs["x"].shape[0] == 3
+
+
+def test_token_that_is_nearly_tied_is_found(package: OnnxPackage):
+    given = inputs(batch=6, seq=4)
+    given["x"][3, 2] = 0.0  # all logits of the first layer are equal
+    mined = mine(recorder(package), cut_into_samples(package.manifest, [sample(given)]))
+    assert (mined.searched, mined.tokens, mined.unknown) == (6, 6 * 4 * 2, ())
+    first = mined.samples[0]
+    assert mined.names[0] == "in.npz[3]"
+    assert (first.mined[0].layer, first.mined[0].token, first.mined[0].margin) == (0, (0, 2), 0.0)
+    assert first.vectors.inputs["x"].shape == (1, 4, WIDTH)
+
+
+def test_every_layer_has_its_turn(package: OnnxPackage):
+    given = inputs(batch=40, seq=3)
+    given["x"][:20] *= 1e-4  # the first layer is nearly tied everywhere, the second one not
+    mined = mine(recorder(package), cut_into_samples(package.manifest, [sample(given)]))
+    assert len(mined.samples) == MOST_SAMPLES
+    margins = [{one.layer: one.margin for one in s.mined[::-1]} for s in mined.samples]
+    best = [min(one[layer] for one in margins) for layer in (0, 1)]
+    everything = recorder(package).record(given).margins
+    for layer in (0, 1):
+        assert best[layer] == pytest.approx(float(everything[layer].min()), rel=1e-3, abs=1e-7)
+
+
+def test_corpus_grows_by_what_is_less_clear_and_holds_nothing_twice(package: OnnxPackage):
+    run = recorder(package)
+    clear, unclear = inputs(batch=20, seq=3), inputs(batch=20, seq=3, seed=9)
+    unclear["x"][:4] *= 1e-5
+    first = mine(run, cut_into_samples(package.manifest, [sample(clear)])).samples
+    second = mine(run, cut_into_samples(package.manifest, [sample(unclear)])).samples
+    both = grown(first, second)
+    assert len(both) == MOST_SAMPLES
+    assert min(one.margin for one in both) == min(one.margin for one in second)
+    assert digests(grown(both, first)) == digests(both)
+    assert digests(grown(first, first)) == digests(first)
+
+
+def digests(samples: Sequence[CorpusSample]) -> list[str]:
+    return [one.digest() for one in samples]

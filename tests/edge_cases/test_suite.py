@@ -1,0 +1,146 @@
+"""Planted bugs are caught by the case that is meant for them; what is right passes all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.backends.ort_variants import OrtVariants
+from moh_deploy.backends.runner import Kernels
+from moh_deploy.edge_cases.case_result import CaseResult
+from moh_deploy.edge_cases.source import OrtSource, function_bodies
+from moh_deploy.edge_cases.suite import Sides, SuiteOptions, run_suite
+from moh_deploy.package import OnnxPackage
+from moh_deploy.progress import SilentProgress
+from moh_deploy.validate.function_bodies import Recorder, values_to_record
+from tests.edge_case_package import Plant, write_edge_package
+from tests.edge_cases import planted_bugs
+from tests.kernel_library import needs_library
+from tests.two_layers import write_two_layers
+
+OPTIONS = SuiteOptions({"batch": 3, "seq": 9}, "valid")
+
+
+def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -> list[CaseResult]:
+    """Compare what one package runs with the function bodies of another."""
+    bodies, subject = function_bodies(reference), OrtSource(judged, kernels)
+    sides = Sides(
+        subject,
+        OrtVariants(judged, kernels),
+        subject.open(judged.gate_names),
+        bodies,
+        Recorder(reference, bodies.open(values_to_record(reference))),
+    )
+    return run_suite(reference, sides, OPTIONS, SilentProgress())
+
+
+def failed(results: Sequence[CaseResult]) -> dict[str, str]:
+    """Return cases that failed to the first sentence on each."""
+    found = [one for one in results if one.status == "failed"]
+    return {one.case: one.detail for one in reversed(found)}
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    return write_edge_package(tmp_path_factory.mktemp("right") / "package")
+
+
+def plant(tmp_path: Path, bug: Plant) -> OnnxPackage:
+    return write_edge_package(tmp_path / "package", bug)
+
+
+@pytest.mark.parametrize("kernels", ["off", pytest.param("require", marks=needs_library)])
+def test_what_is_right_passes_everything(right: OnnxPackage, kernels: Kernels):
+    results = run(right, right, kernels)
+    assert failed(results) == {}
+    others = {one.case for one in results if one.status != "passed"}
+    assert others <= {"zero tokens: batch=0", "zero tokens: seq=0", "regression corpus"}
+    assert len(results) == 5 * 3 + 2 + 7 + 1
+
+
+@needs_library
+def test_kernels_take_no_tokens_where_function_bodies_refuse_them(right: OnnxPackage):
+    results = {one.case: one for one in run(right, right, "require")}
+    assert results["zero tokens: seq=0"].status == "passed"
+    assert (
+        "every output is empty, of the shape in the manifest"
+        in results["zero tokens: seq=0"].detail
+    )
+
+
+def test_refusal_of_no_tokens_is_no_pass(right: OnnxPackage):
+    results = {one.case: one for one in run(right, right)}
+    refused = results["zero tokens: seq=0"]
+    assert refused.status == "not applicable"
+    assert "input 'x' is float32[2, 0, 24], with size 0 on axis 1 ('seq')" in refused.detail
+
+
+IN_ROUTERS = [
+    (planted_bugs.tie_toward_the_higher_index, {"ties", "flat", "saturated"}),
+    (planted_bugs.nan_as_the_smallest, {"NaN"}),
+    (planted_bugs.softmax_without_the_maximum, {"all negative", "saturated"}),
+]
+
+
+_AMONG_ZEROS = ("saturated", planted_bugs.tie_toward_the_higher_index)
+
+
+@pytest.mark.parametrize(("bug", "cases"), IN_ROUTERS)
+def test_bug_in_routers_is_caught_though_both_sides_have_it(
+    tmp_path: Path, bug: Plant, cases: set[str]
+):
+    """The float64 reference has it not."""
+    package = plant(tmp_path, bug)
+    found = failed(run(package, package))
+    assert found.keys() == cases
+    for case, sentence in found.items():
+        # Gates that are 0 do not show which of them were chosen: the second layer's are 1.
+        layer = "blocks.1.attn" if (case, bug) == _AMONG_ZEROS else "blocks.0.attn"
+        assert sentence.startswith(f"gates of layer '{layer}' in case '{case}'")
+
+
+IN_ATTENTION = [
+    (
+        planted_bugs.division_by_the_keys_that_are_seen,
+        {"padding only: valid all 0"},
+        "the error first shows no later than the router of layer 'blocks.1.attn', and behind that"
+        " of layer 'blocks.0.attn'",
+    ),
+    (
+        planted_bugs.head_with_every_token_is_skipped,
+        {"same heads"},
+        "attention of layer 'blocks.0.attn' in case 'same heads' differs",
+    ),
+    (
+        planted_bugs.nan_gates_are_closed,
+        {"NaN"},
+        "attention of layer 'blocks.0.attn' in case 'NaN' gives numbers to tokens",
+    ),
+]
+
+
+@pytest.mark.parametrize(("bug", "cases", "sentence"), IN_ATTENTION)
+def test_bug_in_attention_is_caught(
+    tmp_path: Path, right: OnnxPackage, bug: Plant, cases: set[str], sentence: str
+):
+    found = failed(run(plant(tmp_path, bug), right))
+    assert found.keys() == cases
+    assert [sentence in one for one in found.values()] == [True], found
+
+
+def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    options = SuiteOptions({"batch": 3, "seq": 9})
+    bodies = function_bodies(package)
+    runner = bodies.open(package.gate_names)
+    recorder = Recorder(package, bodies.open(values_to_record(package)))
+    sides = Sides(bodies, OrtVariants(package, "off"), runner, bodies, recorder)
+    results = run_suite(package, sides, options, SilentProgress())
+    routing = [one for one in results if one.place == "blocks.0.attn"]
+    assert {one.status for one in routing} == {"not applicable"}
+    assert {one.detail for one in routing} == {
+        "the router is of plain operators (custom), so there is no place to put logits."
+    }
+    assert all(one.status == "passed" for one in results if one.place == "blocks.1.attn")
