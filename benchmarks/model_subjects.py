@@ -15,13 +15,14 @@ import torch
 from moh_deploy.api import export
 from moh_deploy.config import ExportConfig, load_config
 from moh_deploy.digest import sha256_of
-from moh_deploy.frontend.factory import build_module, user_code
+from moh_deploy.frontend.factory import build_module
 from moh_deploy.frontend.inputs import build_inputs
 from moh_deploy.frontend.load import code_dirs, load
 from moh_deploy.frontend.plain_onnx import dynamic_shapes
 from moh_deploy.npz import Array
 from moh_deploy.options import ExportOptions
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.user_code import user_code
 
 HERE = Path(__file__).parent
 _ORIGINALS = HERE.parent / "export_configs"

@@ -13,10 +13,10 @@ import torch
 
 from moh_deploy.cli.export import command as moh_deploy_export
 from moh_deploy.config import load_config
-from moh_deploy.frontend.factory import user_code
 from moh_deploy.frontend.load import code_dirs, example_inputs, load
 from moh_deploy.frontend.plain_onnx import dynamic_shapes
 from moh_deploy.options import ExportOptions
+from moh_deploy.user_code import user_code
 
 
 def plain_export(as_json: bool, **options: object) -> None:

@@ -15,7 +15,6 @@ from moh_deploy.chooser.first_choices import first_choices
 from moh_deploy.config import ExportConfig, load_config
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
-from moh_deploy.frontend.factory import user_code
 from moh_deploy.frontend.load import code_dirs, example_inputs, in_dtype, load
 from moh_deploy.native import kernel_library
 from moh_deploy.options import ExportOptions
@@ -31,6 +30,7 @@ from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.passes import choose_layers, ops_of
 from moh_deploy.progress import SilentProgress
 from moh_deploy.report.export import ExportReport
+from moh_deploy.user_code import user_code
 from moh_deploy.validate.fresh_process import ProvenRun, prove
 
 # A protobuf message holds 2 GB at most: larger weights go into a file of their own.

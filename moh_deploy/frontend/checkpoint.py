@@ -10,7 +10,7 @@ import torch
 
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.factory import build_module, user_code
+from moh_deploy.frontend.factory import build_module
 from moh_deploy.frontend.fileform import FileForm, detect_form
 from moh_deploy.frontend.model import CheckpointForm, LoadedModel
 from moh_deploy.frontend.pt2 import load_program, require_inference_mode
@@ -23,6 +23,7 @@ from moh_deploy.frontend.weights import (
     load_weights,
     select_weights,
 )
+from moh_deploy.user_code import user_code
 
 
 def load_model(

@@ -14,7 +14,6 @@ from torch.export.graph_signature import OutputKind
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.arrays import dtype_name
 from moh_deploy.frontend.emit import emit
-from moh_deploy.frontend.factory import describe_error
 from moh_deploy.frontend.fold import fold_weights
 from moh_deploy.frontend.inputs import example_sizes, parsed_dims
 from moh_deploy.frontend.model import LoadedModel, ModelInput
@@ -44,6 +43,7 @@ from moh_deploy.passes import (
     name_nodes,
 )
 from moh_deploy.progress import Progress
+from moh_deploy.user_code import describe_error
 
 # A run of up to about a second on one core.
 _QUICK_FLOPS = 50_000_000_000

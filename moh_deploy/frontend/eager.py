@@ -12,7 +12,6 @@ import torch
 from moh_deploy.config import load_config
 from moh_deploy.errors import BackendError
 from moh_deploy.frontend.arrays import to_numpy, to_torch
-from moh_deploy.frontend.factory import describe_error, user_code
 from moh_deploy.frontend.fresh_eager import EagerTask
 from moh_deploy.frontend.load import code_dirs, in_dtype, load
 from moh_deploy.frontend.model import LoadedModel
@@ -21,6 +20,7 @@ from moh_deploy.frontend.plain_onnx import write_plain_onnx
 from moh_deploy.npz import Array
 from moh_deploy.options import ModelOptions
 from moh_deploy.package import OnnxPackage
+from moh_deploy.user_code import describe_error, user_code
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
 

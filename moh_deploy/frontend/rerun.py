@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from moh_deploy.errors import ConfigError, MoHDeployError
-from moh_deploy.frontend.factory import describe_error
 from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.npz_inputs import inputs_from_arrays
@@ -18,6 +17,7 @@ from moh_deploy.frontend.trace import trace
 from moh_deploy.npz import Array
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
 from moh_deploy.passes import layer_names
+from moh_deploy.user_code import describe_error
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from moh_deploy.errors import CheckpointError
-from moh_deploy.frontend.factory import describe_error, missing_module_hint
 from moh_deploy.suggest import shortened
+from moh_deploy.user_code import describe_error, missing_module_hint
 
 _PLAIN_TYPES: tuple[type, ...] = (
     *(int, float, complex, bool, str, bytes, bytearray, slice, range, uuid.UUID),

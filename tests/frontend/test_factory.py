@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.factory import build_module, user_code
+from moh_deploy.frontend.factory import build_module
+from moh_deploy.user_code import user_code
 from tests.frontend.checkpoints import write_net
 
 
