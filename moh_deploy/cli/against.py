@@ -15,17 +15,18 @@ _WORDS = ("recorded", "functions", "kernels")
 
 
 def named_references(
-    against: Sequence[str], loading: Mapping[str, object]
+    against: Sequence[str], loading: Mapping[str, object], shared: Sequence[str] = ()
 ) -> list[str | Reference]:
     """Return checkpoints as references that load them, and all else as it is.
 
     Args:
         loading: The options that say how a checkpoint is loaded, by field of `ModelOptions`.
+        shared: Those of them that say something else, too.
 
     Raises:
         ConfigError: There are such options, and no checkpoint.
     """
-    given = [name for name, value in loading.items() if value]
+    given = [name for name, value in loading.items() if value and name not in shared]
     if given and not any(map(_is_checkpoint, against)):
         raise ConfigError(
             f"{', '.join(given)} says how a checkpoint is loaded, but --against names none.",

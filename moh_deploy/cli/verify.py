@@ -18,6 +18,7 @@ from moh_deploy.cli.common_options import (
     update_baseline_option,
 )
 from moh_deploy.cli.failure import error_json, print_error
+from moh_deploy.cli.label_options import LabelOptions, label_options
 from moh_deploy.cli.output import carry_out, print_json, print_rich
 from moh_deploy.cli.report_files import verify_files
 
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 @html_option
 @baseline_file_option
 @update_baseline_option
+@label_options
 @kernels_option
 @model_options
 @json_option
@@ -95,6 +97,8 @@ def command(
     update_baseline: bool,
     kernels: Kernels,
     as_json: bool,
+    scoring: LabelOptions,
+    code_dirs: tuple[Path, ...],
     **loading: object,
 ) -> None:
     """Compare the package or engine DIR with what the original model computed, or with what
@@ -103,19 +107,22 @@ def command(
     Options that say how a checkpoint is loaded are those of `moh-deploy export`."""
     from moh_deploy.jobs.verify import verify
 
+    shared = ("code_dirs",) if scoring["metric"] else ()  # the code of a metric is there, too
     files = verify_files(str(package), ctx.obj or (), junit=junit, markdown=markdown, html=html)
     report = carry_out(
         lambda progress: files.write_on(
             lambda: verify(
                 package,
                 inputs=inputs,
-                against=named_references(against, loading),
+                against=named_references(against, {**loading, "code_dirs": code_dirs}, shared),
                 vectors=vectors,
                 kernels=kernels,
                 package=source,
                 policy=policy,
                 baseline_file=baseline_file,
                 update_baseline=update_baseline,
+                **scoring,
+                code_dirs=code_dirs,
                 progress=progress,
             )
         ),

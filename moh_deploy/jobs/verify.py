@@ -11,9 +11,15 @@ from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.references import function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject, read_subject
+from moh_deploy.jobs.verify_labels import verify_labelled
+from moh_deploy.npz import Array
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.ratchet.parity_figures import parity_figures
 from moh_deploy.ratchet.ratchet import Ratchet
+from moh_deploy.validate.accuracy.class_labels import Labelling
+from moh_deploy.validate.accuracy.metric_parity import Better
+from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.accuracy.user_metric import ScoreFunction
 from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
@@ -29,6 +35,8 @@ from moh_deploy.validate.samples import Sample, read_samples, recorded_samples
 Against = str | Path | Reference
 """What one is compared with."""
 
+Metrics = str | ScoreFunction | Sequence[str | ScoreFunction]
+
 
 def verify(
     package_dir: Path | str,
@@ -41,6 +49,14 @@ def verify(
     against: Sequence[Against] = (),
     baseline_file: Path | str | None = None,
     update_baseline: bool = False,
+    labels: Path | str | Array | None = None,
+    metric: Metrics = (),
+    better: Better | None = None,
+    label_output: str | None = None,
+    ignore_label: int = -100,
+    shift_labels: bool = False,
+    batch_size: int | None = None,
+    code_dirs: Sequence[Path | str] = (),
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare what ONNX Runtime, or an engine, computes with one reference or several.
@@ -69,6 +85,19 @@ def verify(
             or a `Reference`, such as `moh_deploy.load_original` makes of a checkpoint.
         baseline_file: JSON file of what was reached before: what is worse fails, see `ratchet`.
         update_baseline: Write what is new or better into that file, and make it if it is not there.
+        labels: Of all samples in `inputs`: [N] classes, or [N, S] tokens. A npy, npz or csv file, a
+            member of the inputs files, or an array. Then samples run in batches, and a metric of
+            both sides is compared, too, which the policy's section `accuracy` judges.
+        metric: `top-1`, `top-5`, `perplexity`, `module:function`, a function (outputs by name,
+            labels) -> a score for each sample, or several of them. Without, labels [N] are
+            scored by top-1, [N, S] by perplexity.
+        better: `higher` or `lower`: which scores of a function are better.
+        label_output: The output that is scored, where shapes do not tell.
+        ignore_label: Labels of this number are left out.
+        shift_labels: Labels are the tokens that the model is given: an output at a position is
+            scored with the label of the next.
+        batch_size: How many samples run at once; None to choose.
+        code_dirs: Directories with the modules of metrics.
         progress: What to report steps to.
 
     Returns:
@@ -87,9 +116,41 @@ def verify(
     ratchet = Ratchet.open(baseline_file, "verify", update=update_baseline)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     source = None if package is None else Path(package)
+    if labels is None and (metric or better or label_output or shift_labels or batch_size):
+        raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
     with progress.step("reading what is compared"):
         subject = read_subject(Path(package_dir), source, kernels)
-        files = read_samples([Path(path) for path in inputs], subject.package.manifest)
+    paths = list(map(Path, inputs))
+    if labels is None:
+        report = _verify_runs(subject, paths, vectors, against, rules, progress)
+    else:
+        task = Task(
+            labels,
+            (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric),
+            better,
+            label_output,
+            Labelling(ignore_label, shift_labels),
+            batch_size,
+            tuple(map(Path, code_dirs)),
+        )
+        report = verify_labelled(
+            subject, paths, task, against=against, policy=rules, progress=progress
+        )
+    if ratchet is None or not report.equal:
+        return report
+    return replace(report, ratchet=ratchet.judge(parity_figures(report)))
+
+
+def _verify_runs(
+    subject: Subject,
+    paths: Sequence[Path],
+    vectors: int | None,
+    against: Sequence[Against],
+    policy: Policy,
+    progress: Progress,
+) -> ParityReport:
+    with progress.step("reading inputs"):
+        files = read_samples(paths, subject.package.manifest)
         rounds = _rounds(subject, files, vectors, against)
     # References first: two models at once would need the memory of both.
     with progress.step("running the references"):
@@ -98,10 +159,7 @@ def verify(
         loaded = subject.load()
     with progress.step("comparing"), loaded.closing:
         pairs = zip(rounds, answers, strict=True)
-        report = combined([_compare(subject, loaded, *pair, rules) for pair in pairs])
-    if ratchet is None or not report.equal:
-        return report
-    return replace(report, ratchet=ratchet.judge(parity_figures(report)))
+        return combined([_compare(subject, loaded, *pair, policy) for pair in pairs])
 
 
 class _Round(NamedTuple):

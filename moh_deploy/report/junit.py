@@ -13,8 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from moh_deploy.validate.accuracy.show import shown
+
 if TYPE_CHECKING:
     from moh_deploy.ratchet.result import RatchetEntry, RatchetResult
+    from moh_deploy.validate.accuracy import MetricParity
     from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 
 Outcome = Literal["passed", "failure", "skipped", "error"]
@@ -85,13 +88,22 @@ def _suite(report: ParityReport, name: str) -> TestSuite:
 
 def _cases(report: ParityReport) -> Iterator[TestCase]:
     verdict: Outcome = "passed" if report.equal else "failure"
-    compared = len(report.outputs) + len(report.layers)
+    compared = len(report.accuracy) + len(report.outputs) + len(report.layers)
     said = f"{compared} comparisons" if report.equal else report.reasons[0]
     yield TestCase("verify", "verdict", verdict, said)
+    yield from map(_metric, report.accuracy)
     yield from map(_output, report.outputs)
     yield from map(_layer, report.layers)
     if not report.has_routing:
         yield TestCase("layers", "routing", "skipped", "The reference holds no gates.")
+
+
+def _metric(one: MetricParity) -> TestCase:
+    name = f"{one.metric} [{one.against}]"
+    if one.reason is not None:
+        return TestCase("accuracy", name, "failure", f"{one.verdict}: {one.reason}")
+    values = f"{shown(one.metric, one.reference)}, now {shown(one.metric, one.package)}"
+    return TestCase("accuracy", name, "passed", f"{values}, {one.samples} samples")
 
 
 def _output(entry: OutputParity) -> TestCase:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from moh_deploy.report.accuracy import COLUMNS, cells, changed_cells, changed_columns, how
 from moh_deploy.report.parity import worst_layers, worst_outputs
 from moh_deploy.report.ratchet import ratchet_texts
 
@@ -56,8 +57,22 @@ def _comparison(report: ParityReport) -> Iterator[str]:
         yield from (f"- {_cell(reason)}" for reason in report.reasons[:_MOST_REASONS])
         if len(report.reasons) > _MOST_REASONS:
             yield f"- and {len(report.reasons) - _MOST_REASONS} more"
+    yield from _accuracy(report)
     yield from _outputs(report)
     yield from _layers(report)
+
+
+def _accuracy(report: ParityReport) -> Iterator[str]:
+    if not report.accuracy:
+        return
+    yield from _head(*(column.lstrip("#") for column in COLUMNS))
+    for one in report.accuracy:
+        yield _row(*("-" if cell is None else cell for cell in cells(one)))
+    for one in report.accuracy:
+        yield from ("", _cell(how(one)))
+        if one.changed:
+            yield from _head(*(column.lstrip("#") for column in changed_columns(one)))
+            yield from (_row(*changed_cells(sample)) for sample in one.changed)
 
 
 def _outputs(report: ParityReport) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Group, RenderableType
 
+from moh_deploy.report.accuracy import accuracy_tables
 from moh_deploy.report.layers import nodes_text, runs_as, runs_text
 from moh_deploy.report.ratchet import ratchet_lines
 from moh_deploy.report.tables import count, figure, heading, line, percent, table, verdict
@@ -86,6 +87,7 @@ def _tables(report: ParityReport) -> Iterator[RenderableType]:
             _LAYER_COLUMNS,
             (_layer_row(entry, report) for entry in worst_layers(report)),
         )
+    yield from accuracy_tables(report.accuracy)
     for reason in report.reasons[:_MOST_REASONS]:
         yield verdict(False, reason)
     for note in report.notes:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-Number = float | Literal["NaN", "Infinity", "-Infinity"]
-"""JSON has no form for the three."""
-
-Count = Annotated[int, Field(ge=0)]
-
-
-class _Object(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+from moh_deploy.report.accuracy_json import AccuracyJson
+from moh_deploy.report.json_types import Count, Number
+from moh_deploy.report.json_types import JsonObject as _Object
 
 
 class RuleJson(_Object):
@@ -168,4 +161,5 @@ class VerifyJson(_Object):
     layers: list[LayerJson]
     statistics: StatisticsJson
     ratchet: RatchetJson | None
+    accuracy: list[AccuracyJson]
     error: ErrorJson | None = None

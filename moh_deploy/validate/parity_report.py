@@ -10,6 +10,7 @@ from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
 from moh_deploy.ratchet.result import RatchetResult
+from moh_deploy.validate.accuracy import MetricParity
 from moh_deploy.validate.differences import worst
 from moh_deploy.validate.routing_statistics import NO_STATISTICS, RoutingStatistics, joined
 from moh_deploy.validate.tolerances import BUILT_IN, Tolerance
@@ -112,6 +113,7 @@ class ParityReport:
         subject: What ran; empty where that is plain.
         parts: Of a report that joins several comparisons, each by itself.
         ratchet: How it compares with a baseline file; None without one, or if it is not equal.
+        accuracy: Metrics of a task, where there are labels.
     """
 
     reference: str
@@ -130,6 +132,7 @@ class ParityReport:
     subject: str = ""
     parts: tuple[ParityReport, ...] = ()
     ratchet: RatchetResult | None = None
+    accuracy: tuple[MetricParity, ...] = ()
 
     @property
     def comparisons(self) -> tuple[ParityReport, ...]:
@@ -145,7 +148,8 @@ class ParityReport:
             return ("there are no vectors to compare with, so nothing is proven.",)
         if self.outputs and all(output.elements == 0 for output in self.outputs):
             return ("every output is empty, so nothing is proven.",)
-        entries: tuple[OutputParity | LayerParity, ...] = (*self.outputs, *self.layers)
+        entries: tuple[OutputParity | LayerParity | MetricParity, ...]
+        entries = (*self.accuracy, *self.outputs, *self.layers)
         return tuple(entry.reason for entry in entries if entry.reason is not None)
 
     def _reasons_of(self, part: ParityReport) -> tuple[str, ...]:
@@ -224,6 +228,7 @@ class ParityReport:
             "layers": self._entries_json(lambda one: one.layers),
             "statistics": asdict(self.statistics),
             "ratchet": None if self.ratchet is None else self.ratchet.to_json(),
+            "accuracy": [{**asdict(one), "difference": one.difference} for one in self.accuracy],
         }
 
     def _comparison_json(self) -> dict[str, object]:
@@ -270,4 +275,5 @@ def combined(reports: Sequence[ParityReport]) -> ParityReport:
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
         statistics=joined(report.statistics for report in reports),
         parts=tuple(reports),
+        accuracy=tuple(metric for report in reports for metric in report.accuracy),
     )

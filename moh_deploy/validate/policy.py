@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, AccuracyRule
 from moh_deploy.validate.tolerances import BUILT_IN, TOLERANCES, Tolerance, tolerance_for
 
 _NUMBERS = ("relative", "near_tie", "relative_after_flip", "floor_factor", "least")
 _KEYS = (*_NUMBERS, "reason")
+_ACCURACY_NUMBERS = ("max_drop", "max_relative_drop", "min_samples")
 
 
 @dataclass(frozen=True)
@@ -22,21 +24,28 @@ class Policy:
     Attributes:
         tolerances: A rule for each dtype.
         source: Where they come from, for the report.
+        accuracy: A rule for each metric.
     """
 
     tolerances: Mapping[str, Tolerance]
     source: str
+    accuracy: Mapping[str, AccuracyRule] = field(default_factory=lambda: ACCURACY_RULES)
 
     def rule(self, dtype: str) -> Tolerance:
         """Return the rule for a dtype; see `tolerance_for`."""
         return tolerance_for(dtype, self.tolerances)
+
+    def accuracy_rule(self, metric: str) -> AccuracyRule:
+        """Return the rule for a metric; all that are no built-in ones have one in common."""
+        return self.accuracy.get(metric, self.accuracy[CALLABLE])
 
 
 BUILT_IN_POLICY = Policy(TOLERANCES, BUILT_IN)
 
 
 def read_policy(path: Path) -> Policy:
-    """Read `tolerances:`, dtype to the figures that replace those of the built-in table.
+    """Read `tolerances:`, dtype to the figures that replace those of the built-in table, and
+    `accuracy:`, metric to the same.
 
     Every entry says why, in `reason`.
 
@@ -44,11 +53,23 @@ def read_policy(path: Path) -> Policy:
         ConfigError: The file cannot be read, or holds something else.
     """
     entries = _mapping(_read(path), f"{path}")
-    _known(entries, ("tolerances",), f"{path}")
-    rules = _mapping(entries.get("tolerances"), f"{path}: tolerances")
+    _known(entries, ("tolerances", "accuracy"), f"{path}")
+    rules = _section(entries, "tolerances", path)
     _known(rules, TOLERANCES, f"{path}: tolerances")
     changed = {name: _rule(name, rules[name], f"{path}: tolerances.{name}") for name in rules}
-    return Policy({**TOLERANCES, **changed}, f"{path} ({', '.join(changed)}) over {BUILT_IN}")
+    metrics = {
+        name: _accuracy_rule(name, figures, f"{path}: accuracy.{name}")
+        for name, figures in _section(entries, "accuracy", path).items()
+    }
+    return Policy(
+        {**TOLERANCES, **changed},
+        f"{path} ({', '.join((*changed, *metrics))}) over {BUILT_IN}",
+        {**ACCURACY_RULES, **metrics},
+    )
+
+
+def _section(entries: Mapping[str, object], name: str, path: Path) -> Mapping[str, object]:
+    return _mapping(entries[name], f"{path}: {name}") if name in entries else {}
 
 
 def _read(path: Path) -> object:
@@ -64,10 +85,34 @@ def _rule(name: str, entry: object, where: str) -> Tolerance:
     figures = _mapping(entry, where)
     _known(figures, _KEYS, where)
     numbers = {key: _number(figures[key], f"{where}.{key}") for key in _NUMBERS if key in figures}
+    return replace(TOLERANCES[name], reason=_reason(figures, where), **numbers)
+
+
+def _accuracy_rule(name: str, entry: object, where: str) -> AccuracyRule:
+    if name not in ACCURACY_RULES and ":" not in name:
+        raise ConfigError(f"{where} is none of {', '.join(ACCURACY_RULES)}, nor MODULE:FUNCTION.")
+    figures = _mapping(entry, where)
+    _known(figures, (*_ACCURACY_NUMBERS, "reason"), where)
+    numbers = {k: _number(figures[k], f"{where}.{k}") for k in _ACCURACY_NUMBERS if k in figures}
+    if len(numbers.keys() & {"max_drop", "max_relative_drop"}) == 2:
+        raise ConfigError(f"{where} has max_drop and max_relative_drop: one of them is the limit.")
+    usual = ACCURACY_RULES.get(name, ACCURACY_RULES[CALLABLE])
+    least = numbers.get("min_samples", usual.min_samples)
+    if least != int(least) or least < 1:
+        raise ConfigError(f"{where}.min_samples is {least}, expected a whole number, 1 or more.")
+    return AccuracyRule(
+        numbers.get("max_drop"),
+        numbers.get("max_relative_drop", usual.max_relative_drop),
+        int(least),
+        _reason(figures, where),
+    )
+
+
+def _reason(figures: Mapping[str, object], where: str) -> str:
     reason = figures.get("reason")
     if not isinstance(reason, str) or not reason.strip():
         raise ConfigError(f"{where}.reason is {reason!r}, expected a sentence that says why.")
-    return replace(TOLERANCES[name], reason=reason, **numbers)
+    return reason
 
 
 def _number(value: object, where: str) -> float:

@@ -38,7 +38,7 @@ def read_samples(paths: Sequence[Path], manifest: Manifest) -> tuple[Sample, ...
     Raises:
         ConfigError: A file cannot be read or does not fit the model, or a directory has none.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = npz_files(paths)
     names = _short_names(files)
     return tuple(_read(file, name, manifest) for file, name in zip(files, names, strict=True))
 
@@ -47,6 +47,15 @@ def label(name: str, sizes: Mapping[str, int]) -> str:
     """Return how reports call a run: `0 (batch=2)`."""
     text = ", ".join(f"{dim}={size}" for dim, size in sizes.items())
     return f"{name} ({text})" if text else name
+
+
+def npz_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files that paths name, those in directories in the order of their names.
+
+    Raises:
+        ConfigError: A directory has none.
+    """
+    return [file for path in paths for file in _files(path)]
 
 
 def _files(path: Path) -> list[Path]:

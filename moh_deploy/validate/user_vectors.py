@@ -47,19 +47,31 @@ def read_user_vectors(path: Path, manifest: Interface) -> UserVectors:
         ConfigError: The file cannot be read, or what it holds does not fit the model's inputs.
     """
     members = read_npz(path, error=ConfigError)
-    input_names = [spec.name for spec in manifest.inputs]
-    output_names = {spec.name for spec in manifest.outputs} - set(input_names)
-    expected = {name: array for name, array in members.items() if name in output_names}
-    inputs = {name: array for name, array in members.items() if name not in output_names}
     try:
-        if inputs and not inputs.keys() & set(input_names):
-            inputs = _by_position(inputs, input_names)
+        inputs, expected = split_members(members, manifest)
         sizes = check_inputs(manifest.inputs, inputs)
         if isinstance(manifest, Manifest):  # An engine has profiles, and checks them itself.
             check_ranges(sizes, manifest)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
     return UserVectors(sizes, inputs, expected)
+
+
+def split_members(
+    members: Mapping[str, Array], manifest: Interface
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return inputs, by name or by position, and expected outputs.
+
+    Raises:
+        ConfigError: No member is named like an input, and they are not as many.
+    """
+    input_names = [spec.name for spec in manifest.inputs]
+    output_names = {spec.name for spec in manifest.outputs} - set(input_names)
+    expected = {name: array for name, array in members.items() if name in output_names}
+    inputs = {name: array for name, array in members.items() if name not in output_names}
+    if inputs and not inputs.keys() & set(input_names):
+        inputs = _by_position(inputs, input_names)
+    return inputs, expected
 
 
 def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from moh_deploy.report.junit import junit_error, junit_xml
 from moh_deploy.report.markdown import markdown, markdown_error
+from moh_deploy.validate.accuracy import ChangedSample, MetricParity
+from moh_deploy.validate.accuracy.rules import ACCURACY_RULES
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from tests.kernel_library import NO_KERNELS
 
@@ -90,3 +92,42 @@ def test_markdown_has_the_verdict_first_and_no_markup_of_names():
     assert text.startswith("### build/\\[model\\](http:/a)\\|&lt;b>\\*\\_\\@you: equal\n")
     assert "\n| y | 0 (batch=2) | 1e-06 | 0.0001 | equal |\n" in text
     assert "\na note\n" in text
+
+
+METRIC = MetricParity(
+    metric="top-1",
+    output="y",
+    better="higher",
+    samples=360,
+    labels=360,
+    ignored=0,
+    shifted=False,
+    against="the original",
+    reference=0.98,
+    package=0.97,
+    interval=(-0.02, 0.001),
+    confidence=0.95,
+    resamples=10_000,
+    seed=0,
+    smoothed=True,
+    worse=4,
+    improved=1,
+    p_value=0.375,
+    rule=ACCURACY_RULES["top-1"],
+    allowed_drop=0.0098,
+    changed=(ChangedSample(17, "val.npz[17]", 1.0, 0.0, 3, 3, 8),),
+    verdict="passed",
+    reason=None,
+)
+
+
+def test_metrics_are_test_cases_and_not_knowing_is_no_pass():
+    unknown = replace(METRIC, verdict="cannot tell", reason="from 360 samples it cannot be told")
+    assert outcomes(replace(REPORT, accuracy=(METRIC,)))["top-1 [the original]"] == "passed"
+    report = replace(REPORT, accuracy=(unknown,))
+    assert outcomes(report)["top-1 [the original]"] == outcomes(report)["verdict"] == "failure"
+    text = markdown(report, "m")
+    assert "NOT EQUAL" in text
+    assert "\n| top-1 | 98.00 % | 97.00 % | -1.00 points | -2.00 to 0.10 points |" in text
+    assert "| 360 | 4 | 1 | 0.375 | cannot tell |" in text
+    assert "\n| 17 | val.npz\\[17\\] | 3 | 3 | 8 |\n" in text

@@ -36,11 +36,30 @@ def test_verify_judges_by_the_file_and_the_report_says_so(tmp_path: Path):
     assert report.rules["float32"].reason == "a demo"
 
 
+def test_rules_of_metrics_are_read(tmp_path: Path):
+    text = "accuracy: {top-1: {max_drop: 0.002, reason: a}, 'm:f': {min_samples: 9, reason: b}}\n"
+    policy = read_policy(policy_file(tmp_path, text))
+    assert policy.accuracy_rule("top-1").allowed(0.8) == 0.002
+    assert policy.accuracy_rule("top-5").allowed(0.8) == pytest.approx(0.008)
+    assert policy.accuracy_rule("m:f").min_samples == 9
+    assert policy.accuracy_rule("m:g").min_samples == 30
+    assert policy.rule("float32") == tolerance_for("float32")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "holds None, expected a mapping"),
-        ("tolerance: {}", "'tolerance' is none of tolerances"),
+        ("tolerance: {}", "'tolerance' is none of tolerances, accuracy"),
+        ("accuracy: {}", "accuracy holds {}, expected a mapping"),
+        ("accuracy: {top1: {reason: a}}", "accuracy.top1 is none of top-1, top-5, perplexity"),
+        ("accuracy: {top-1: {max_drop: 0.1}}", r"top-1\.reason is None, expected a sentence"),
+        ("accuracy: {top-1: {drop: 0.1, reason: a}}", "'drop' is none of max_drop, max_relative"),
+        ("accuracy: {top-1: {min_samples: 1.5, reason: a}}", "is 1.5, expected a whole number"),
+        (
+            "accuracy: {top-1: {max_drop: 0.1, max_relative_drop: 0.1, reason: a}}",
+            "has max_drop and max_relative_drop: one of them is the limit",
+        ),
         ("tolerances: {float8: {relative: 1}}", "'float8' is none of float64, float32"),
         ("tolerances: {float32: {relativ: 1}}", "'relativ' is none of relative, near_tie"),
         ("tolerances: {float32: {relative: 1}}", r"float32\.reason is None, expected a sentence"),

@@ -1,0 +1,66 @@
+"""How far a difference between two sides may be chance: paired bootstrap, McNemar's exact test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from moh_deploy.validate.differences import Float64Array
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+SEED = 0
+
+_CHUNK = 2_000_000  # counts at once
+
+
+def paired_bootstrap(
+    rows: Float64Array,
+    statistic: Callable[[Float64Array], Float64Array],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> tuple[float, float]:
+    """Return the percentile interval of a statistic of sums over samples.
+
+    A sample is drawn with all of its row, so that what both sides have in common cancels.
+
+    Args:
+        rows: One for each sample, [N, K].
+        statistic: Sums of rows [R, K] to the statistic of each, [R].
+        resamples: How many times N samples are drawn with replacement.
+        seed: Of the draws.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
+    """
+    # Samples that are alike are drawn together: [U, K] and how many there are of each.
+    kinds, counts = np.unique(rows, axis=0, return_counts=True)
+    rng, chunk = np.random.default_rng(seed), max(1, _CHUNK // len(kinds))
+    share = counts / counts.sum()
+    sums = [
+        rng.multinomial(len(rows), share, size=min(chunk, resamples - start)) @ kinds
+        for start in range(0, resamples, chunk)
+    ]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(statistic(np.concatenate(sums)), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Return how likely a split at least this uneven is if both directions are equally likely.
+
+    Args:
+        lost: Samples that the reference alone gets right.
+        won: Samples that the package alone gets right.
+
+    Source: McNemar (1947); the exact form is a two-sided sign test.
+    """
+    n, k = lost + won, min(lost, won)
+    log_tail = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)
+    ]
+    most = max(log_tail)
+    tail = math.exp(most - n * math.log(2)) * math.fsum(math.exp(one - most) for one in log_tail)
+    return min(1.0, 2 * tail)

@@ -1,0 +1,155 @@
+"""Which metric labels and outputs are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array
+from moh_deploy.package import TensorInfo
+from moh_deploy.suggest import did_you_mean
+from moh_deploy.validate.accuracy.class_labels import Labelling, check_integers, check_range
+from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.accuracy.perplexity import Perplexity
+from moh_deploy.validate.accuracy.task import BUILT_IN, Task
+from moh_deploy.validate.accuracy.top_k import TopK
+from moh_deploy.validate.accuracy.user_metric import ScoreFunction, UserMetric, import_metric
+
+
+def choose_metrics(task: Task, labels: Array, outputs: Sequence[TensorInfo]) -> tuple[Metric, ...]:
+    """Return the metrics that are asked for, or that which the shapes tell.
+
+    Args:
+        task: What was asked for.
+        labels: Of all samples, or of some.
+        outputs: The model's.
+
+    Raises:
+        ConfigError: A metric is unknown, or labels and outputs are not what it is of.
+    """
+    names = task.metrics or (_by_shape(labels),)
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a metric is named twice: {', '.join(map(_name, names))}.")
+    functions = [one for one in names if callable(one) or ":" in one]
+    if task.better is not None and not functions:
+        raise ConfigError(
+            f"better is '{task.better}', but which values of {', '.join(map(_name, names))} are"
+            " better is known: leave it out."
+        )
+    return tuple(_metric(name, task, labels, outputs) for name in names)
+
+
+def _by_shape(labels: Array) -> str:
+    if labels.ndim > 2:
+        raise ConfigError(
+            f"labels are {list(labels.shape)}, which tells no metric: [N] is scored by top-1,"
+            " [N, S] by perplexity.",
+            hint="Name one of your own: --metric MODULE:FUNCTION.",
+        )
+    return "top-1" if labels.ndim == 1 else "perplexity"
+
+
+def _metric(
+    name: str | ScoreFunction, task: Task, labels: Array, outputs: Sequence[TensorInfo]
+) -> Metric:
+    if callable(name) or ":" in name:
+        return _user_metric(name, task, outputs)
+    if name not in BUILT_IN:
+        raise ConfigError(
+            f"metric '{name}' is none of {', '.join(BUILT_IN)}, nor MODULE:FUNCTION.",
+            hint=did_you_mean(name, BUILT_IN) or None,
+        )
+    check_integers(labels)
+    _check_rank(name, labels, task.labelling)
+    info = _scored_output(task.output, labels, outputs)
+    if isinstance(info.shape[-1], int):
+        check_range(labels, info.shape[-1], info.name, task.labelling.ignore)
+    if name == "perplexity":
+        return Perplexity(info.name, task.labelling)
+    return TopK(int(name.removeprefix("top-")), info.name, task.labelling)
+
+
+def _user_metric(
+    name: str | ScoreFunction, task: Task, outputs: Sequence[TensorInfo]
+) -> UserMetric:
+    if task.better is None:
+        raise ConfigError(
+            f"whether higher or lower scores of metric '{_name(name)}' are better is not said.",
+            hint="Say it: --better higher, or --better lower.",
+        )
+    if task.output is not None:
+        _named(task.output, outputs)
+    if callable(name):
+        return UserMetric(_name(name), task.better, name, task.output)
+    return import_metric(name, task.better, task.output, task.code_dirs)
+
+
+def _name(metric: str | ScoreFunction) -> str:
+    if isinstance(metric, str):
+        return metric
+    module = getattr(metric, "__module__", type(metric).__module__)
+    return f"{module}:{getattr(metric, '__qualname__', type(metric).__qualname__)}"
+
+
+def _check_rank(name: str, labels: Array, labelling: Labelling) -> None:
+    shape = list(labels.shape)
+    if name == "perplexity" and labels.ndim != 2:
+        raise ConfigError(f"labels are {shape}; perplexity is of [N, S], a token at each position.")
+    if labels.ndim not in (1, 2):
+        raise ConfigError(f"labels are {shape}; {name} is of [N], or of [N, S] tokens.")
+    if labelling.shifted and labels.ndim != 2:
+        raise ConfigError(f"labels are {shape}, and only those of [N, S] tokens can be shifted.")
+
+
+def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo]) -> TensorInfo:
+    """Return the output with an axis of classes behind those of the labels."""
+    fitting = [one for one in outputs if _fits(one, labels)]
+    if name is not None:
+        found = _named(name, outputs)
+        if found not in fitting:
+            raise ConfigError(_no_fit(f"output '{name}' is", [found], labels), hint=_hint(labels))
+        return found
+    if len(fitting) != 1:
+        if not fitting:
+            raise ConfigError(_no_fit("outputs are", outputs, labels), hint=_hint(labels))
+        names = ", ".join(f"'{one.name}'" for one in fitting)
+        raise ConfigError(
+            f"labels {list(labels.shape)} could be those of outputs {names}.",
+            hint=f"Say which: --label-output {fitting[0].name}.",
+        )
+    return fitting[0]
+
+
+def _named(name: str, outputs: Sequence[TensorInfo]) -> TensorInfo:
+    for one in outputs:
+        if one.name == name:
+            return one
+    names = [one.name for one in outputs]
+    raise ConfigError(
+        f"there is no output '{name}' to score: the model has {', '.join(names)}.",
+        hint=did_you_mean(name, names) or None,
+    )
+
+
+def _fits(output: TensorInfo, labels: Array) -> bool:
+    if "float" not in output.dtype or len(output.shape) != labels.ndim + 1:
+        return False
+    pairs = zip(output.shape[1:-1], labels.shape[1:], strict=True)
+    return all(isinstance(size, str) or size == of_labels for size, of_labels in pairs)
+
+
+def _no_fit(start: str, outputs: Sequence[TensorInfo], labels: Array) -> str:
+    shapes = ", ".join(f"{one.dtype}[{', '.join(map(str, one.shape))}]" for one in outputs)
+    letters = "NS"[: labels.ndim]
+    return (
+        f"{start} {shapes}; labels {list(labels.shape)} take one of floats,"
+        f" [{', '.join((*letters, 'classes'))}]."
+    )
+
+
+def _hint(labels: Array) -> str | None:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return "Labels with an axis of size 1 are not those of one class a sample: labels[:, 0]."
+    if labels.ndim == 2:
+        return "One-hot labels are no numbers of classes: labels.argmax(axis=1)."
+    return "Another form is scored by a function of yours: --metric MODULE:FUNCTION."

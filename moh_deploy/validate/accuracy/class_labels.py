@@ -1,0 +1,90 @@
+"""Labels that are numbers of classes: which output they fit, and which of them count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array
+from moh_deploy.validate.accuracy.metrics import IntArray
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How labels are read.
+
+    Attributes:
+        ignore: Labels of this number are left out.
+        shifted: The output at a position is scored with the label of the next one: labels are the
+            tokens that the model was given.
+    """
+
+    ignore: int = -100
+    shifted: bool = False
+
+    def left_out(self, labels: Array) -> int:
+        """Return how many labels are of the number to be ignored."""
+        return int((labels == self.ignore).sum())
+
+    def check(self, labels: Array, logits: Array, output: str) -> None:
+        """Refuse labels that an output does not fit, or that are none of its classes.
+
+        Raises:
+            ConfigError: Naming the shapes, or the first such label.
+        """
+        if logits.shape[:-1] != labels.shape:
+            raise ConfigError(
+                f"output '{output}' is {list(logits.shape)} where labels are {list(labels.shape)};"
+                f" expected {list(labels.shape)} and the classes."
+            )
+        check_range(labels, logits.shape[-1], output, self.ignore)
+
+    def pairs(self, logits: Array, labels: Array) -> tuple[Array, IntArray]:
+        """Return the logits [P, C] and labels [P] that are scored, of one sample.
+
+        Args:
+            logits: [C], or [S, C].
+            labels: A number, or [S].
+        """
+        if labels.ndim == 0:
+            logits, labels = logits[None], labels[None]
+        elif self.shifted:
+            logits, labels = logits[:-1], labels[1:]
+        counts = labels != self.ignore
+        return logits[counts], labels[counts].astype(np.int64)
+
+
+def check_range(labels: Array, num_classes: int, output: str, ignore: int) -> None:
+    """Refuse labels that are no classes.
+
+    Raises:
+        ConfigError: Naming the first such label.
+    """
+    numbers = labels.astype(np.int64)
+    wrong = (numbers != ignore) & ((numbers < 0) | (numbers >= num_classes))
+    if not wrong.any():
+        return
+    at = [int(i) for i in np.argwhere(wrong)[0]]
+    label = int(numbers[tuple(at)])
+    mark = f"If {label} marks what is not to be scored: --ignore-label {label}."
+    raise ConfigError(
+        f"label {label} at {at} is no class of output '{output}', which has {num_classes}: 0 to"
+        f" {num_classes - 1}.",
+        hint=mark if label < 0 else None,
+    )
+
+
+def check_integers(labels: Array) -> None:
+    """Refuse labels of another dtype.
+
+    Raises:
+        ConfigError: Naming the dtype.
+    """
+    if labels.dtype.kind not in "iu":
+        raise ConfigError(
+            f"labels are {labels.dtype}, expected integers: numbers of classes or tokens.",
+            hint="Convert them, labels.astype('int64'), or name a metric of your own that takes"
+            " them: --metric MODULE:FUNCTION.",
+        )

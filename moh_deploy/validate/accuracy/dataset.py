@@ -1,0 +1,192 @@
+"""Samples with labels in files, cut into batches that a model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array
+from moh_deploy.package import TensorInfo
+
+Arrays = dict[str, Array]
+
+Fits = Callable[[int], bool]
+"""Whether the model runs so many samples at once."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples.
+
+    Attributes:
+        inputs: Name to array, for every input of the model.
+        expected: Name to array, for the outputs whose values the file holds.
+        labels: [B, ...].
+        start: Number of the first sample in its file.
+        added: How many copies of the last sample stand behind it in inputs and expected outputs,
+            because the model does not run fewer.
+    """
+
+    inputs: Arrays
+    expected: Arrays
+    labels: Array
+    start: int
+    added: int
+
+    def real(self, outputs: Mapping[str, Array]) -> Arrays:
+        """Return outputs without those of the copies."""
+        return {name: array[: len(self.labels)] for name, array in outputs.items()}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a file holds.
+
+    Attributes:
+        file: The file.
+        inputs: Name to array, for every input of the model.
+        expected: Name to array, for the outputs whose values the file holds.
+        axes: The axis of samples of each input and expected output that has one.
+    """
+
+    file: Path
+    inputs: Arrays
+    expected: Arrays
+    axes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        name, axis = next(iter(self.axes.items()))
+        return len(np.moveaxis({**self.inputs, **self.expected}[name], axis, 0))
+
+    def taken(self, arrays: Mapping[str, Array], start: int, stop: int, added: int) -> Arrays:
+        """Return some samples, the last of them `added` times more."""
+        return {
+            name: _taken(array, self.axes[name], start, stop, added) if name in self.axes else array
+            for name, array in arrays.items()
+        }
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples and the label of each.
+
+    Attributes:
+        samples: N of them.
+        labels: [N, ...].
+    """
+
+    samples: Samples
+    labels: Array
+
+    def batches(self, size: int, fits: Fits) -> Iterator[Batch]:
+        """Cut into batches of a size; the last is filled up where the rest alone does not run."""
+        for start in range(0, len(self.labels), size):
+            stop = min(start + size, len(self.labels))
+            added = 0 if fits(stop - start) else size - (stop - start)
+            inputs, expected = (
+                self.samples.taken(arrays, start, stop, added)
+                for arrays in (self.samples.inputs, self.samples.expected)
+            )
+            yield Batch(inputs, expected, self.labels[start:stop], start, added)
+
+
+@dataclass(frozen=True)
+class SampleAxis:
+    """How a model counts samples: the first axis of what it returns.
+
+    Attributes:
+        size: A name, or a number if the model takes just so many at once.
+    """
+
+    size: int | str
+
+    def of(self, info: TensorInfo) -> int | None:
+        """Return the axis of samples of an input; None if it has none."""
+        if isinstance(self.size, int):
+            return 0 if info.shape[:1] == (self.size,) else None
+        found = [axis for axis, size in enumerate(info.shape) if size == self.size]
+        return found[0] if found else None
+
+
+def sample_axis(outputs: Sequence[TensorInfo]) -> SampleAxis:
+    """Return how samples are counted.
+
+    Args:
+        outputs: Those that are scored.
+
+    Raises:
+        ConfigError: They have no axis in common that could be it.
+    """
+    sizes = {one.shape[0] if one.shape else None for one in outputs}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if size is None or (isinstance(size, str) and not size.isidentifier()):
+        shapes = ", ".join(f"'{one.name}' [{', '.join(map(str, one.shape))}]" for one in outputs)
+        raise ConfigError(
+            f"which axis counts samples cannot be told from outputs {shapes}; expected it first,"
+            " alike for all.",
+            hint="Name the output that is scored: --label-output NAME.",
+        )
+    return SampleAxis(size)
+
+
+def samples_of(
+    file: Path, inputs: Arrays, expected: Arrays, infos: Sequence[TensorInfo], axis: SampleAxis
+) -> Samples:
+    """Find the samples in what a file holds.
+
+    Args:
+        file: The file.
+        inputs: Of the model.
+        expected: Outputs that are expected.
+        infos: The model's inputs.
+        axis: How it counts samples.
+
+    Raises:
+        ConfigError: Inputs and expected outputs have not equally many.
+    """
+    places = {info.name: axis.of(info) for info in infos if info.name in inputs}
+    axes = {name: place for name, place in places.items() if place is not None}
+    if not axes:
+        raise ConfigError(f"no input of the model has an axis '{axis.size}', so none has samples.")
+    axes |= dict.fromkeys(expected, 0)
+    counts = {
+        name: array.shape[axes[name]] if axes[name] < array.ndim else 1
+        for name, array in (*inputs.items(), *expected.items())
+        if name in axes
+    }
+    first, count = next(iter(counts.items()))
+    for name, other in counts.items():
+        if other != count:
+            raise ConfigError(f"'{first}' has {count} samples, and '{name}' {other}.")
+    if not count:
+        raise ConfigError(f"'{first}' has no samples: there is nothing to score.")
+    return Samples(file, inputs, expected, axes)
+
+
+def _taken(array: Array, axis: int, start: int, stop: int, added: int) -> Array:
+    whole = (slice(None),) * axis
+    some = array[whole + (slice(start, stop),)]
+    if not added:
+        return some
+    last = some[whole + (slice(-1, None),)]
+    return np.concatenate([some, np.repeat(last, added, axis)], axis)
+
+
+def choose_size(wanted: int, fits: Fits) -> int:
+    """Return the largest batch up to `wanted` that the model runs, or the next larger one.
+
+    Raises:
+        ConfigError: It runs none.
+    """
+    for size in chain(range(wanted, 0, -1), range(wanted + 1, _MOST)):
+        if fits(size):
+            return size
+    raise ConfigError(f"the model runs at no number of samples from 1 to {_MOST - 1}.")
+
+
+_MOST = 4097

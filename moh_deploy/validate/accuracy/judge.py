@@ -1,0 +1,203 @@
+"""Judge a metric: is what the package may have lost within what it may lose?
+
+The question is one of non-inferiority: not whether the two sides differ, which more samples always
+show, but whether the loss is below a limit. The interval of the loss answers: below the limit, it
+passed; above, it failed; on both sides of it, these samples cannot tell, and that is no pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from moh_deploy.validate.accuracy.bootstrap import (
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    mcnemar,
+    paired_bootstrap,
+)
+from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity, Verdict
+from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.accuracy.rules import AccuracyRule
+from moh_deploy.validate.accuracy.show import shown, shown_gap
+from moh_deploy.validate.accuracy.tally import PairedScores
+from moh_deploy.validate.differences import Float64Array
+
+_MOST_SHOWN = 10
+_MOST_WANTED = 10_000_000
+
+# Weight, total of the reference, total of the package.
+_ONE_LOST_ONE_WON = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a metric beside its scores.
+
+    Attributes:
+        against: Where the reference's values come from.
+        rule: What may be lost.
+        place: Number of a sample to where it is.
+    """
+
+    against: str
+    rule: AccuracyRule
+    place: Callable[[int], str]
+
+
+def judge(metric: Metric, paired: PairedScores, setting: Setting) -> MetricParity:
+    """Compare the metric of both sides."""
+    rows = np.stack([paired.weights, paired.reference, paired.package], axis=1)  # [N, 3]
+    reference, package = (float(v[0]) for v in _values(metric, rows.sum(axis=0, keepdims=True)))
+    smoothed = paired.right_or_wrong
+    known = bool(paired.finite.all()) and math.isfinite(reference) and math.isfinite(package)
+    interval = _interval(metric, rows, smoothed) if known else None
+    gain = _gain(metric, paired)
+    worse, improved = int((gain < 0).sum()), int((gain > 0).sum())
+    allowed = setting.rule.allowed(reference)
+    verdict, reason = _verdict(
+        metric, paired, setting.rule, (reference, package), interval, allowed
+    )
+    return MetricParity(
+        metric=metric.name,
+        output=metric.output,
+        better=metric.better,
+        samples=len(rows),
+        labels=int(paired.weights.sum()),
+        ignored=paired.ignored,
+        shifted=metric.shifted,
+        against=setting.against,
+        reference=reference,
+        package=package,
+        interval=interval,
+        confidence=CONFIDENCE,
+        resamples=RESAMPLES,
+        seed=SEED,
+        smoothed=smoothed,
+        worse=worse,
+        improved=improved,
+        p_value=mcnemar(worse, improved) if smoothed else None,
+        rule=setting.rule,
+        allowed_drop=allowed,
+        changed=tuple(_changed(paired, gain, setting.place)),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _values(metric: Metric, sums: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Return the metric of both sides for sums [R, 3] of rows."""
+    with np.errstate(invalid="ignore"):
+        return metric.value(sums[:, 1] / sums[:, 0]), metric.value(sums[:, 2] / sums[:, 0])
+
+
+def _interval(metric: Metric, rows: Float64Array, smoothed: bool) -> tuple[float, float]:
+    def difference(sums: Float64Array) -> Float64Array:
+        reference, package = _values(metric, sums)
+        return package - reference
+
+    drawn = np.concatenate([rows, _ONE_LOST_ONE_WON]) if smoothed else rows
+    return paired_bootstrap(drawn, difference)
+
+
+def _gain(metric: Metric, paired: PairedScores) -> Float64Array:
+    """Return by how much each sample's score is better in the package, [N]; NaN without."""
+    with np.errstate(invalid="ignore"):
+        more = (paired.package - paired.reference) / paired.weights
+    return more if metric.better == "higher" else -more
+
+
+def _verdict(
+    metric: Metric,
+    paired: PairedScores,
+    rule: AccuracyRule,
+    values: tuple[float, float],
+    interval: tuple[float, float] | None,
+    allowed: float,
+) -> tuple[Verdict, str | None]:
+    name, count = metric.name, len(paired.weights)
+    if interval is None:
+        return "failed", _without_score(name, paired)
+    low, high = interval if metric.better == "lower" else (-interval[1], -interval[0])  # of loss
+    loss = (values[1] - values[0]) * (1 if metric.better == "lower" else -1)
+    went = f"{name} went from {shown(name, values[0])} to {shown(name, values[1])}"
+    gap = f"the {CONFIDENCE:.0%} interval of the loss is {shown_gap(name, low, high)}"
+    limit = f"{shown_gap(name, allowed)} may be lost ({rule.reason})"
+    if low > allowed:
+        return "failed", f"{went} on {count} samples: {gap}; {limit}."
+    if count < rule.min_samples:
+        few = f"{count} samples are too few to tell, at least {rule.min_samples} are needed"
+        return "cannot tell", f"{went}, but {few}."
+    if high <= allowed:
+        return "passed", None
+    enough = _enough(paired, loss, high, allowed)
+    advice = f" Some {enough} samples would tell." if enough else ""
+    return "cannot tell", (
+        f"{went}; from {count} samples it cannot be told whether it lost too much: {gap};"
+        f" {limit}.{advice}"
+    )
+
+
+def _without_score(name: str, paired: PairedScores) -> str:
+    """Return which samples have no finite score, and on which side."""
+    sides = {"the package": paired.package, "the reference": paired.reference}
+    wrong = {side: np.flatnonzero(~np.isfinite(totals)) for side, totals in sides.items()}
+    parts = [
+        f"{len(found)} of {len(totals_of)} samples have no finite {name} in {side}, the first is"
+        f" sample {int(paired.numbers[found[0]])}"
+        f" ({'NaN in the output' if np.isnan(totals_of[found[0]]) else 'it is infinite'})"
+        for (side, found), totals_of in zip(wrong.items(), sides.values(), strict=True)
+        if len(found)
+    ]
+    return f"{'; '.join(parts) or f'{name} is out of range of float64'}."
+
+
+def _enough(paired: PairedScores, loss: float, high: float, allowed: float) -> int | None:
+    """Return about how many samples bring the end of the interval to the limit; None for none.
+
+    The end is off the loss by a share of sqrt(rate * N + added) / N, where `rate` of the samples
+    change and `added` ones are there always.
+    """
+    if loss >= allowed:
+        return None
+    count, added = len(paired.weights), len(_ONE_LOST_ONE_WON) if paired.right_or_wrong else 0
+    rate = float((paired.reference != paired.package).mean())
+    if rate * count + added == 0:
+        return None
+    square = ((high - loss) * count) ** 2 / (rate * count + added)
+    gap = allowed - loss
+    needed = (square * rate + math.sqrt((square * rate) ** 2 + 4 * gap**2 * square * added)) / (
+        2 * gap**2
+    )
+    digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)  # two that say something
+    return digits * math.ceil(needed / digits) if needed < _MOST_WANTED else None
+
+
+def _changed(
+    paired: PairedScores, gain: Float64Array, place: Callable[[int], str]
+) -> list[ChangedSample]:
+    """Return the samples that lost most, then those that gained; of equals, the first."""
+    order = np.argsort(gain, kind="stable")[: len(gain) - int(np.isnan(gain).sum())]
+    found = [int(i) for i in order if gain[i] != 0][:_MOST_SHOWN]
+    return [_sample(paired, index, place) for index in found]
+
+
+def _sample(paired: PairedScores, index: int, place: Callable[[int], str]) -> ChangedSample:
+    number, weight = int(paired.numbers[index]), paired.weights[index]
+
+    def of(values: object) -> int | None:
+        return None if values is None else int(np.asarray(values)[index])
+
+    return ChangedSample(
+        sample=number,
+        file=place(number),
+        reference_score=float(paired.reference[index] / weight),
+        package_score=float(paired.package[index] / weight),
+        label=of(paired.labels),
+        reference_class=of(paired.reference_classes),
+        package_class=of(paired.package_classes),
+    )

@@ -1,0 +1,114 @@
+"""Labels in a file of the user's: npy, npz or csv."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array, read_npz
+
+SUFFIXES = (".npy", ".npz", ".csv")
+
+_NAMES = ("labels", "label")
+
+
+def read_labels(path: Path) -> Array:
+    """Read the labels of all samples, [N] or [N, ...].
+
+    An npz holds one array, or one that is named `labels`. A csv has a sample a line: one number, or
+    one for each token; or a header that names a column `labels`.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds something else.
+    """
+    readers = {".npy": _read_npy, ".npz": _read_member, ".csv": _read_csv}
+    labels = readers[path.suffix.lower()](path)
+    if not labels.shape or not labels.size:
+        raise ConfigError(f"{path} holds no labels: its shape is {list(labels.shape)}.")
+    return labels
+
+
+def _read_npy(path: Path) -> Array:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except FileNotFoundError as missing:
+        raise ConfigError(f"{path} does not exist.") from missing
+    except (OSError, ValueError, EOFError) as problem:
+        raise ConfigError(f"{path} cannot be read as an npy file: {problem}.") from problem
+    if not isinstance(found, np.ndarray):
+        raise ConfigError(f"{path} is no npy file, though it is called so.")
+    return found
+
+
+def _read_member(path: Path) -> Array:
+    members = read_npz(path, error=ConfigError)
+    names = list(members) if len(members) == 1 else [name for name in _NAMES if name in members]
+    if len(names) != 1:
+        listed = ", ".join(f"'{name}'" for name in members) or "none"
+        raise ConfigError(
+            f"{path} has members {listed}; expected one array, or one that is named 'labels'."
+        )
+    return members[names[0]]
+
+
+def _read_csv(path: Path) -> Array:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [(i, row) for i, row in enumerate(csv.reader(file), 1) if any(row)]
+    except FileNotFoundError as missing:
+        raise ConfigError(f"{path} does not exist.") from missing
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise ConfigError(f"{path} cannot be read as csv: {problem}.") from problem
+    column = None
+    if lines and not all(map(_is_number, lines[0][1])):
+        column = _column(path, lines.pop(0)[1])
+    rows = [_numbers(path, i, row, column) for i, row in lines]
+    for (i, _), row in zip(lines, rows, strict=True):
+        if len(row) != len(rows[0]):
+            raise ConfigError(
+                f"{path}, line {i}: {len(row)} labels, the first line has {len(rows[0])}."
+            )
+    labels = np.array(rows)
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
+def _column(path: Path, header: list[str]) -> int | None:
+    """Return which column of a file with a header holds labels."""
+    names = [name.strip().lower() for name in header]
+    found = [i for i, name in enumerate(names) if name in _NAMES]
+    if len(names) == 1:
+        return 0
+    if len(found) != 1:
+        raise ConfigError(
+            f"{path}: the first line is '{','.join(header)}', which names no column 'labels'.",
+            hint="Name one so, or leave nothing but numbers in the file.",
+        )
+    return found[0]
+
+
+def _numbers(path: Path, line: int, row: list[str], column: int | None) -> list[int | float]:
+    if column is not None and column >= len(row):
+        raise ConfigError(f"{path}, line {line}: there is no column {column + 1}.")
+    cells = row if column is None else [row[column]]
+    for cell in cells:
+        if not _is_number(cell):
+            raise ConfigError(f"{path}, line {line}: '{cell}' is no number.")
+    return [_number(cell) for cell in cells]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        _number(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

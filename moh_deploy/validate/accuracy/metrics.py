@@ -1,0 +1,74 @@
+"""What a metric is: a score for each sample, and what sums of them say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moh_deploy.npz import Array
+from moh_deploy.validate.accuracy.metric_parity import Better
+from moh_deploy.validate.differences import Float64Array
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the samples of a batch.
+
+    Attributes:
+        totals: Of each sample, [B]; NaN where an output is.
+        weights: How many labels each total adds up, [B]; 0 leaves a sample out.
+        ignored: How many labels were left out.
+        classes: The likeliest class of each sample, [B]; None where a sample has no one class.
+    """
+
+    totals: Float64Array
+    weights: Float64Array
+    ignored: int = 0
+    classes: IntArray | None = None
+
+
+class Metric(Protocol):
+    """Scores samples."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def output(self) -> str | None:
+        """The output that it reads; None for all."""
+
+    @property
+    def better(self) -> Better:
+        """Which values are better."""
+
+    @property
+    def shifted(self) -> bool:
+        """Outputs at a position are scored with the label of the next."""
+
+    def score(self, outputs: Mapping[str, Array], labels: Array) -> Scores:
+        """Score each sample of a batch.
+
+        Args:
+            outputs: Name to array, [B, ...].
+            labels: [B, ...].
+
+        Raises:
+            ConfigError: Outputs or labels are not what the metric is of.
+        """
+
+    def value(self, means: Float64Array) -> Float64Array:
+        """Return the metric where the mean score of a label is this."""
+
+
+def has_nan(outputs: Array) -> NDArray[np.bool_]:
+    """Return for each sample of [B, ...] whether any number is NaN, as [B]."""
+    if outputs.dtype.kind in "biu":
+        return np.zeros(len(outputs), np.bool_)
+    return np.array([bool(np.isnan(one).any()) for one in outputs], np.bool_)

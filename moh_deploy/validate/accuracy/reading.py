@@ -1,0 +1,122 @@
+"""Read the samples and labels of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array, read_npz
+from moh_deploy.validate.accuracy.alignment import same_tokens
+from moh_deploy.validate.accuracy.choose import choose_metrics
+from moh_deploy.validate.accuracy.dataset import (
+    Dataset,
+    SampleAxis,
+    Samples,
+    sample_axis,
+    samples_of,
+)
+from moh_deploy.validate.accuracy.label_files import SUFFIXES, read_labels
+from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.accuracy.perplexity import Perplexity
+from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.user_vectors import Interface, split_members
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """What a task is scored on.
+
+    Attributes:
+        datasets: One for each file.
+        metrics: What scores.
+        axis: How the model counts samples.
+    """
+
+    datasets: tuple[Dataset, ...]
+    metrics: tuple[Metric, ...]
+    axis: SampleAxis
+
+
+def read_labelled(paths: Sequence[Path], task: Task, model: Interface) -> LabelledData:
+    """Read inputs, expected outputs and labels, and choose the metrics.
+
+    Args:
+        paths: npz files of inputs.
+        task: What was asked for.
+        model: What inputs have to fit.
+
+    Raises:
+        ConfigError: Something cannot be read, or does not fit.
+    """
+    if not paths:
+        raise ConfigError("there are labels, and no inputs that they are of: name --inputs, too.")
+    members = [read_npz(path, error=ConfigError) for path in paths]
+    given = _labels(task.labels, paths, members)
+    metrics, *_ = (choose_metrics(task, one, model.outputs) for one in given)  # checks them all
+    named = {metric.output for metric in metrics if metric.output is not None}
+    axis = sample_axis([one for one in model.outputs if not named or one.name in named])
+    samples = [_read_samples(*one, model, axis) for one in zip(paths, members, strict=True)]
+    if len(given) != len(samples):
+        given = _divided(given[0], [len(one) for one in samples], paths)
+    sets = tuple(Dataset(*pair) for pair in zip(samples, given, strict=True))
+    for one in sets:
+        _check(one, named)
+        if any(isinstance(metric, Perplexity) for metric in metrics):
+            same_tokens(one.labels, one.samples.inputs, task.labelling)
+    return LabelledData(sets, metrics, axis)
+
+
+def _labels(
+    source: Path | str | Array, paths: Sequence[Path], members: list[dict[str, Array]]
+) -> list[Array]:
+    """Return labels of all files together, or, of a member, of each."""
+    if isinstance(source, np.ndarray):
+        return [source]
+    if Path(source).suffix.lower() in SUFFIXES:
+        return [read_labels(Path(source))]
+    name = str(source)
+    for path, found in zip(paths, members, strict=True):
+        if name not in found:
+            listed = ", ".join(f"'{one}'" for one in found)
+            raise ConfigError(
+                f"labels '{name}' are neither a file ({', '.join(SUFFIXES)}) nor a member of"
+                f" {path}, which holds {listed}."
+            )
+    return [found.pop(name) for found in members]
+
+
+def _divided(labels: Array, counts: Sequence[int], paths: Sequence[Path]) -> list[Array]:
+    if sum(counts) != len(labels):
+        raise ConfigError(
+            f"there are {len(labels)} labels, and {sum(counts)} samples in"
+            f" {', '.join(map(str, paths))}."
+        )
+    return np.split(labels, np.cumsum(counts)[:-1])
+
+
+def _read_samples(
+    path: Path, members: dict[str, Array], model: Interface, axis: SampleAxis
+) -> Samples:
+    try:
+        inputs, expected = split_members(members, model)
+        return samples_of(path, inputs, expected, model.inputs, axis)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def _check(one: Dataset, named: set[str]) -> None:
+    path, expected = one.samples.file, one.samples.expected
+    if len(one.labels) != len(one.samples):
+        raise ConfigError(
+            f"there are {len(one.labels)} labels, and {len(one.samples)} samples in {path}."
+        )
+    missing = named - expected.keys()
+    if expected and missing:
+        raise ConfigError(
+            f"{path} holds expected outputs, and not '{min(missing)}', which is scored.",
+            hint="Add it, or leave expected outputs out: then the reference is computed.",
+        )

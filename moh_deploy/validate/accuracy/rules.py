@@ -1,0 +1,45 @@
+"""How much accuracy may be lost: one table, each rule with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AccuracyRule:
+    """What a metric may lose.
+
+    Attributes:
+        max_drop: In units of the metric: 0.01 is one point of top-1; None to take the relative one.
+        max_relative_drop: As a share of the reference's value.
+        min_samples: With fewer, nothing can be told: intervals are too narrow.
+        reason: Why these figures.
+    """
+
+    max_drop: float | None
+    max_relative_drop: float
+    min_samples: int
+    reason: str
+
+    def allowed(self, reference: float) -> float:
+        """Return by how much the metric may be worse than the reference's value."""
+        return self.max_relative_drop * abs(reference) if self.max_drop is None else self.max_drop
+
+
+_USUAL = AccuracyRule(
+    None,
+    0.01,
+    30,
+    "99 % of the reference is kept, as MLPerf Inference asks; of fewer than 30 sequences the"
+    " interval is too narrow",
+)
+
+CALLABLE = "callable"
+
+ACCURACY_RULES: Mapping[str, AccuracyRule] = {
+    "top-1": _USUAL,
+    "top-5": _USUAL,
+    "perplexity": _USUAL,
+    CALLABLE: _USUAL,
+}

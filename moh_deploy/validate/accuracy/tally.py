@@ -1,0 +1,127 @@
+"""Scores of both sides, collected batch by batch: what is kept is a few numbers a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array
+from moh_deploy.validate.accuracy.metrics import IntArray, Metric, Scores
+from moh_deploy.validate.differences import Float64Array
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """Scores of all samples that count, paired.
+
+    Attributes:
+        reference: Totals, [N].
+        package: Totals, [N].
+        weights: How many labels a total adds up, [N], 1 or more.
+        numbers: Of the samples, over all files, [N].
+        labels: Class of each sample, [N]; None where a sample has no one class.
+        reference_classes: The likeliest class, [N]; None likewise.
+        package_classes: The same of the package.
+        ignored: How many labels were left out.
+    """
+
+    reference: Float64Array
+    package: Float64Array
+    weights: Float64Array
+    numbers: IntArray
+    labels: IntArray | None
+    reference_classes: IntArray | None
+    package_classes: IntArray | None
+    ignored: int = 0
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Which samples both sides have a score for, [N]."""
+        return np.isfinite(self.reference) & np.isfinite(self.package)
+
+    @property
+    def right_or_wrong(self) -> bool:
+        """Whether every sample is one label, and its score 1 or 0."""
+        totals = np.concatenate([self.reference, self.package])
+        return bool((self.weights == 1).all() and np.isin(totals, (0.0, 1.0)).all())
+
+
+@dataclass
+class Tally:
+    """Scores of one metric.
+
+    Attributes:
+        metric: What scores.
+    """
+
+    metric: Metric
+    _reference: list[Scores] = field(default_factory=list)
+    _package: list[Scores] = field(default_factory=list)
+    _labels: list[Array] = field(default_factory=list)
+
+    def add(
+        self, reference: Mapping[str, Array], package: Mapping[str, Array], labels: Array
+    ) -> None:
+        """Score a batch on both sides.
+
+        Raises:
+            ConfigError: Outputs or labels are not what the metric is of.
+        """
+        scores = self.metric.score(reference, labels), self.metric.score(package, labels)
+        self._reference.append(scores[0])
+        self._package.append(scores[1])
+        self._labels.append(labels)
+
+    def paired(self) -> PairedScores:
+        """Return all samples but those without a label that counts.
+
+        Raises:
+            ConfigError: There are none.
+        """
+        weights = np.concatenate([one.weights for one in self._reference])
+        (kept,) = np.nonzero(weights)
+        if not kept.size:
+            raise ConfigError("every label is one to be ignored: there is nothing to score.")
+        classes = _classes(self._reference), _classes(self._package)
+        labels = None
+        if classes[0] is not None:
+            labels = np.concatenate(self._labels).astype(np.int64)[kept]
+        return PairedScores(
+            reference=np.concatenate([one.totals for one in self._reference])[kept],
+            package=np.concatenate([one.totals for one in self._package])[kept],
+            weights=weights[kept],
+            numbers=kept.astype(np.int64),
+            labels=labels,
+            reference_classes=None if classes[0] is None else classes[0][kept],
+            package_classes=None if classes[1] is None else classes[1][kept],
+            ignored=sum(one.ignored for one in self._reference),
+        )
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """Which file each sample is in.
+
+    Attributes:
+        files: The files, in order.
+        counts: How many samples each has.
+    """
+
+    files: tuple[Path, ...]
+    counts: tuple[int, ...]
+
+    def place(self, number: int) -> str:
+        """Return `val.npz[17]`."""
+        ends = np.cumsum(self.counts)
+        index = int(np.searchsorted(ends, number, side="right"))
+        return f"{self.files[index].name}[{number - int(ends[index]) + self.counts[index]}]"
+
+
+def _classes(scores: list[Scores]) -> IntArray | None:
+    found = [one.classes for one in scores if one.classes is not None]
+    return np.concatenate(found) if len(found) == len(scores) else None

@@ -1,0 +1,70 @@
+"""A metric of the user's own: a function of outputs and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array
+from moh_deploy.user_code import describe_error, find_callable, user_code
+from moh_deploy.validate.accuracy.metric_parity import Better
+from moh_deploy.validate.accuracy.metrics import Scores, has_nan
+from moh_deploy.validate.differences import Float64Array
+
+ScoreFunction = Callable[[Mapping[str, Array], Array], object]
+"""Outputs by name, each [B, ...], and labels [B, ...], to the score of each sample, [B]."""
+
+
+@dataclass(frozen=True)
+class UserMetric:
+    """The mean of what a function says of each sample.
+
+    Attributes:
+        name: What the user calls it.
+        better: Which scores are better.
+        function: What scores a batch.
+        output: The one output that it is given, by name; None for all.
+    """
+
+    name: str
+    better: Better
+    function: ScoreFunction
+    output: str | None = None
+    shifted: bool = False
+
+    def score(self, outputs: Mapping[str, Array], labels: Array) -> Scores:
+        """Ask the function; see `Metric.score`."""
+        given = {self.output: outputs[self.output]} if self.output else dict(outputs)
+        try:
+            said = np.asarray(self.function(given, labels))
+        except Exception as error:
+            raise ConfigError(f"metric '{self.name}' raised {describe_error(error)}.") from error
+        if said.shape != (len(labels),) or said.dtype.kind not in "biuf":
+            raise ConfigError(
+                f"metric '{self.name}' returned {said.dtype}{list(said.shape)} for"
+                f" {len(labels)} samples, expected a number for each: [{len(labels)}].",
+            )
+        broken = np.any([has_nan(one) for one in given.values()], axis=0)
+        totals = np.where(broken, np.nan, said.astype(np.float64))
+        return Scores(totals, np.ones(len(labels)))
+
+    def value(self, means: Float64Array) -> Float64Array:
+        """Return the mean score."""
+        return means
+
+
+def import_metric(
+    name: str, better: Better, output: str | None, dirs: Sequence[Path]
+) -> UserMetric:
+    """Import `MODULE:FUNCTION`.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
+    with user_code(dirs):
+        found = find_callable(name, what="metric", code_dirs=dirs)
+    return UserMetric(name, better, found, output)

@@ -1,0 +1,97 @@
+"""One report of many batches: a dataset of a thousand batches is not a thousand test cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport, combined
+
+Entry = TypeVar("Entry", OutputParity, LayerParity)
+
+
+def folded(reports: Sequence[ParityReport]) -> ParityReport:
+    """Join comparisons of batches with one reference, at least one.
+
+    The worst batch of each output and layer stands for all; what is counted adds up.
+    """
+    whole = replace(combined(reports), parts=())
+    return replace(
+        whole,
+        outputs=_by(whole.outputs, lambda one: (one.name, one.forced, _unjudged(one)), _outputs),
+        layers=_by(whole.layers, lambda one: (one.path,), _layers),
+    )
+
+
+def _by(
+    entries: Iterable[Entry],
+    key: Callable[[Entry], tuple[object, ...]],
+    join: Callable[[list[Entry]], Entry],
+) -> tuple[Entry, ...]:
+    groups: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(key(entry), []).append(entry)
+    return tuple(join(group) if len(group) > 1 else group[0] for group in groups.values())
+
+
+def _unjudged(entry: OutputParity) -> bool:
+    return entry.tolerance is None
+
+
+def _outputs(group: list[OutputParity]) -> OutputParity:
+    worst = max(group, key=lambda one: _badness(one.reason, one.max_abs_error, one.tolerance))
+    counted = [one.elements for one in group if one.elements is not None]
+    return replace(worst, vectors=_label(worst, group), elements=sum(counted) if counted else None)
+
+
+def _layers(group: list[LayerParity]) -> LayerParity:
+    worst = max(group, key=lambda one: _badness(one.reason, one.gate_error, one.gate_tolerance))
+    forced = any(one.forced for one in group)
+    return replace(
+        worst,
+        vectors=_label(worst, group),
+        decisions=sum(one.decisions for one in group),
+        equal_decisions=sum(one.equal_decisions for one in group),
+        flipped_tokens=sum(one.flipped_tokens for one in group),
+        excused_tokens=sum(one.excused_tokens for one in group),
+        forced=forced,
+        free_flips=sum(map(_free_flips, group)) if forced else None,
+        agreement=_mean(group, lambda one: one.agreement),
+        jaccard=_mean(group, lambda one: one.jaccard),
+        smallest_margin=_of(min, group, lambda one: one.smallest_margin),
+        flip_margin=_of(max, group, lambda one: one.flip_margin),
+        margin_bound=_of(max, group, lambda one: one.margin_bound),
+    )
+
+
+def _label(worst: Entry, group: list[Entry]) -> str:
+    wrong = sum(one.reason is not None for one in group)
+    differ = f", {wrong} of which differ" if wrong else ""
+    return f"{worst.vectors}, worst of {len(group)} batches{differ}"
+
+
+def _badness(reason: str | None, error: float, tolerance: float | None) -> float:
+    share = error / tolerance if tolerance else error
+    return (0.0 if math.isnan(share) else share) if reason is None else math.inf
+
+
+def _free_flips(one: LayerParity) -> int:
+    return one.flipped_tokens + one.excused_tokens if one.free_flips is None else one.free_flips
+
+
+def _mean(group: list[LayerParity], of: Callable[[LayerParity], float | None]) -> float | None:
+    """Return the mean, batches weighing as many decisions as they hold."""
+    known = [(value, one.decisions) for one in group if (value := of(one)) is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None
+
+
+def _of(
+    choose: Callable[[list[float]], float],
+    group: list[LayerParity],
+    of: Callable[[LayerParity], float | None],
+) -> float | None:
+    known = [value for one in group if (value := of(one)) is not None]
+    return choose(known) if known else None

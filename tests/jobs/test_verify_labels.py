@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import ConfigError
+from moh_deploy.jobs import labelled_runs
+from moh_deploy.npz import Array, write_npz
+from moh_deploy.progress import SilentProgress
+from tests.handmade_package import vectors, write_package
+from tests.labelled_package import right_labels, samples, write_classifier
+
+COUNT = 400
+DATA = samples(COUNT, seed=5)
+LABELS = right_labels(DATA)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Inputs and the outputs of the right model."""
+    write_npz(tmp_path / "val.npz", {**DATA.inputs, **DATA.outputs})
+    return tmp_path / "val.npz"
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    write_classifier(tmp_path / "package")
+    return tmp_path / "package"
+
+
+def test_right_package_passes_with_both_sides_and_an_interval(package: Path, inputs: Path):
+    report = moh_deploy.verify(package, inputs=[inputs], labels=LABELS)
+    (found,) = report.accuracy
+    assert report.equal
+    assert (found.metric, found.output, found.samples) == ("top-1", "logits", COUNT)
+    assert found.reference == found.package == 1.0
+    assert found.interval is not None
+    assert found.against == f"expected outputs in {inputs}"
+    assert (found.resamples, found.seed, found.smoothed) == (10_000, 0, True)
+
+
+def test_loss_that_no_tolerance_sees_is_refused_with_a_sentence(tmp_path: Path, inputs: Path):
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    report = moh_deploy.verify(tmp_path / "biased", inputs=[inputs], labels=LABELS)
+    assert all(one.reason is None for one in report.outputs)
+    (found,) = report.accuracy
+    assert found.verdict == "failed"
+    assert found.changed[0].package_class == 0
+    assert found.changed[0].label == found.changed[0].reference_class != 0
+    assert report.reasons == (found.reason,)
+    assert "top-1 went from 100.00 % to " in str(report.failure)
+
+
+def test_function_bodies_are_the_reference_of_plain_inputs_and_the_report_says_so(
+    tmp_path: Path, package: Path
+):
+    write_npz(tmp_path / "plain.npz", DATA.inputs)
+    report = moh_deploy.verify(package, inputs=[tmp_path / "plain.npz"], labels=LABELS)
+    assert report.equal
+    assert report.routing_agreement == 1.0
+    assert "not the original model" in report.accuracy[0].against
+
+
+def test_other_packages_are_references_too(tmp_path: Path, package: Path, inputs: Path):
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    report = moh_deploy.verify(
+        package, inputs=[inputs], labels=LABELS, against=["recorded", tmp_path / "biased"]
+    )
+    assert [one.verdict for one in report.accuracy] == ["passed", "passed"]
+    assert report.accuracy[1].package > report.accuracy[1].reference + 0.05
+    assert str(tmp_path / "biased") in report.accuracy[1].against
+
+
+def test_batches_give_what_one_run_gives(package: Path, inputs: Path):
+    reports = [
+        moh_deploy.verify(package, inputs=[inputs], labels=LABELS, batch_size=size)
+        for size in (COUNT, 37)
+    ]
+    assert [one.vector_sets for one in reports] == [1, 11]
+    assert reports[0].accuracy == reports[1].accuracy
+    assert len(reports[1].outputs) == 1
+    assert reports[1].outputs[0].elements == COUNT * 8
+    assert reports[1].outputs[0].vectors.endswith("worst of 11 batches")
+
+
+def test_turns_bound_what_is_held(package: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(labelled_runs, "_TURN_BYTES", 2 * 50 * 8 * 4)
+    progress = SilentProgress()
+    report = moh_deploy.verify(
+        package, inputs=[inputs], labels=LABELS, batch_size=50, progress=progress
+    )
+    assert report.equal
+    assert "comparing batches 3 to 4 of 8" in progress.seconds
+
+
+@pytest.mark.parametrize("count", [2, 7, 400])
+def test_last_batch_of_a_fixed_batch_is_filled_up_and_copies_do_not_count(
+    tmp_path: Path, count: int
+):
+    write_classifier(tmp_path / "fixed", batch=3)
+    data = samples(count, seed=4)
+    labels = right_labels(data)
+    labels[-1] = (labels[-1] + 1) % 8  # would count two or three times
+    write_npz(tmp_path / "val.npz", {**data.inputs, **data.outputs})
+    report = moh_deploy.verify(tmp_path / "fixed", inputs=[tmp_path / "val.npz"], labels=labels)
+    (found,) = report.accuracy
+    assert found.samples == count
+    assert found.package == found.reference == pytest.approx(1 - 1 / count)
+    assert any("filled up with" in note for note in report.notes)
+    assert all(one.reason is None for one in report.outputs)
+
+
+def test_batches_below_what_was_traced_are_filled_up(tmp_path: Path):
+    write_classifier(tmp_path / "package", range_from=2)
+    data = samples(65, seed=4)
+    write_npz(tmp_path / "val.npz", {**data.inputs, **data.outputs})
+    report = moh_deploy.verify(
+        tmp_path / "package", inputs=[tmp_path / "val.npz"], labels=right_labels(data)
+    )
+    assert report.accuracy[0].samples == 65
+    assert "val.npz[64:65] (batch=64, seq=3) was filled up with 63 copies" in report.notes[-1]
+
+
+def test_labels_of_several_files_are_in_their_order(tmp_path: Path, package: Path):
+    for name, part in (("a", slice(0, 150)), ("b", slice(150, COUNT))):
+        members = {"x": DATA.inputs["x"][part], "logits": DATA.outputs["logits"][part]}
+        write_npz(tmp_path / f"{name}.npz", {**members, "target": LABELS[part]})
+        write_npz(tmp_path / f"plain_{name}.npz", members)
+    np.save(tmp_path / "labels.npy", LABELS)
+    wrong = LABELS.copy()
+    wrong[200] = (wrong[200] + 1) % 8
+    by_member = moh_deploy.verify(
+        package, inputs=[tmp_path / "a.npz", tmp_path / "b.npz"], labels="target"
+    )
+    plain = [tmp_path / "plain_a.npz", tmp_path / "plain_b.npz"]
+    by_file = moh_deploy.verify(package, inputs=plain, labels=tmp_path / "labels.npy")
+    assert by_member.accuracy[0].package == by_file.accuracy[0].package == 1.0
+    assert moh_deploy.verify(package, inputs=plain, labels=wrong).accuracy[0].package < 1.0
+    with pytest.raises(ConfigError, match=r"there are 399 labels, and 400 samples in .*plain_a"):
+        moh_deploy.verify(package, inputs=plain, labels=LABELS[1:])
+
+
+def test_perplexity_of_tokens(tmp_path: Path):
+    write_package(tmp_path / "package")
+    write_package(tmp_path / "wrong", scale=0.7)
+    data = vectors(batch=40, seq=6, seed=3)
+    labels = data.outputs["y"].argmax(axis=-1)
+    labels[:, 4:] = -1
+    write_npz(tmp_path / "val.npz", {**data.inputs, **data.outputs})
+    options = {"inputs": [tmp_path / "val.npz"], "labels": labels, "ignore_label": -1}
+    (right,) = moh_deploy.verify(tmp_path / "package", **options).accuracy
+    assert (right.metric, right.verdict, right.samples, right.labels) == (
+        "perplexity",
+        "passed",
+        40,
+        160,
+    )
+    assert right.ignored == 80
+    report = moh_deploy.verify(tmp_path / "wrong", metric=["perplexity", "top-1"], **options)
+    assert [one.verdict for one in report.accuracy] == ["failed", "passed"]
+    assert "perplexity went from" in report.reasons[0]
+
+
+def test_functions_of_the_user_are_metrics(tmp_path: Path, package: Path, inputs: Path):
+    (tmp_path / "mine.py").write_text(
+        "def margin(outputs, labels):\n"
+        "    return outputs['logits'][range(len(labels)), labels] * 1e4\n"
+    )
+    by_name, by_value = (
+        moh_deploy.verify(
+            package,
+            inputs=[inputs],
+            labels=LABELS,
+            metric=metric,
+            better="higher",
+            code_dirs=[tmp_path],
+        ).accuracy[0]
+        for metric in ("mine:margin", _margin)
+    )
+    assert (by_name.metric, by_name.verdict) == ("mine:margin", "passed")
+    assert by_value.metric.endswith(":_margin")
+    assert by_name.package == by_value.package
+
+
+def _margin(outputs: Mapping[str, Array], labels: Array) -> Array:
+    return outputs["logits"][range(len(labels)), labels] * 1e4
+
+
+def test_policy_decides_what_may_be_lost(tmp_path: Path, inputs: Path):
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("accuracy: {top-1: {max_drop: 0.9, reason: a demo}}\n")
+    report = moh_deploy.verify(tmp_path / "biased", inputs=[inputs], labels=LABELS, policy=policy)
+    assert report.equal
+    assert report.accuracy[0].rule.reason == "a demo"
+    assert report.policy == f"{policy} (top-1) over the built-in table"
+
+
+def test_nan_fails(tmp_path: Path, package: Path):
+    data = {**DATA.inputs, "logits": DATA.outputs["logits"].copy()}
+    data["logits"][7, 2] = np.nan
+    write_npz(tmp_path / "val.npz", data)
+    report = moh_deploy.verify(package, inputs=[tmp_path / "val.npz"], labels=LABELS)
+    assert "1 of 400 samples have no finite top-1 in the reference, the first is sample 7" in str(
+        report.reasons[0]
+    )
+
+
+ONE_HOT = np.eye(8, dtype=np.int64)[LABELS]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": LABELS[1:]}, "there are 399 labels, and 400 samples in"),
+        ({"labels": LABELS / 2}, "labels are float64, expected integers"),
+        ({"labels": LABELS + 1}, r"label 8 at \[\d+\] is no class of output 'logits', which has 8"),
+        ({"labels": np.full(COUNT, -100)}, "every label is one to be ignored"),
+        ({"labels": ONE_HOT}, r"outputs are float32\[batch, 8\]; labels \[400, 8\] take one of"),
+        ({"labels": LABELS[:, None]}, r"labels \[400, 1\] take one of floats, \[N, S, classes\]"),
+        ({"labels": LABELS[:, None, None]}, r"labels are \[400, 1, 1\], which tells no metric"),
+        ({"labels": LABELS, "metric": "perplexity"}, r"perplexity is of \[N, S\]"),
+        ({"labels": LABELS, "metric": "top-2"}, "metric 'top-2' is none of top-1, top-5, perpl"),
+        ({"labels": LABELS, "metric": ["top-1", "top-1"]}, "a metric is named twice"),
+        ({"labels": LABELS, "metric": _margin}, "whether higher or lower scores of metric"),
+        ({"labels": LABELS, "better": "higher"}, "are better is known: leave it out"),
+        ({"labels": LABELS, "label_output": "logit"}, "there is no output 'logit' to score"),
+        ({"labels": LABELS, "shift_labels": True}, r"only those of \[N, S\] tokens can be shifted"),
+        ({"labels": LABELS, "batch_size": 0}, "the model does not run 0 samples at once"),
+        ({"labels": "target"}, "labels 'target' are neither a file .* nor a member of"),
+        ({"labels": "none.npy"}, "none.npy does not exist"),
+        ({"metric": "top-1"}, "and no labels: name --labels"),
+        ({"labels": LABELS, "inputs": []}, "no inputs that they are of: name --inputs"),
+        (
+            {"labels": LABELS, "metric": "nowhere_to_be_found:f", "better": "lower"},
+            "metric module 'nowhere_to_be_found' cannot be imported",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    package: Path, inputs: Path, options: dict[str, object], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        moh_deploy.verify(package, **{"inputs": [inputs], **options})  # type: ignore[arg-type]
+
+
+def test_inputs_of_different_counts_are_refused(tmp_path: Path, package: Path):
+    other = replace(DATA, outputs={"logits": DATA.outputs["logits"][1:]})
+    write_npz(tmp_path / "val.npz", {**other.inputs, **other.outputs})
+    with pytest.raises(ConfigError, match="'x' has 400 samples, and 'logits' 399"):
+        moh_deploy.verify(package, inputs=[tmp_path / "val.npz"], labels=LABELS)
+
+
+def test_token_outside_of_the_vocabulary_is_named_before_anything_runs(tmp_path: Path):
+    write_package(tmp_path / "package")
+    write_npz(tmp_path / "val.npz", vectors(batch=5).inputs)
+    labels = np.zeros((5, 3), np.int64)
+    labels[4, 1] = 81
+    progress = SilentProgress()
+    with pytest.raises(ConfigError, match=r"label 81 at \[4, 1\] is no class of output 'y'"):
+        moh_deploy.verify(
+            tmp_path / "package", inputs=[tmp_path / "val.npz"], labels=labels, progress=progress
+        )
+    assert "loading the model" not in progress.seconds

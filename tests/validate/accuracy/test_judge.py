@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moh_deploy.validate.accuracy.judge import Setting, judge
+from moh_deploy.validate.accuracy.metric_parity import MetricParity
+from moh_deploy.validate.accuracy.perplexity import Perplexity
+from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, AccuracyRule
+from moh_deploy.validate.accuracy.tally import PairedScores
+from moh_deploy.validate.accuracy.top_k import TopK
+
+TOP_1 = TopK(1, "y")
+RULE = ACCURACY_RULES["top-1"]
+
+
+def setting(rule: AccuracyRule = RULE) -> Setting:
+    return Setting("the original", rule, lambda number: f"val.npz[{number}]")
+
+
+def paired(reference: np.ndarray, package: np.ndarray, weights: np.ndarray | None = None):
+    numbers = np.arange(len(reference))
+    weights = np.ones(len(reference)) if weights is None else weights
+    classes = numbers % 10
+    return PairedScores(
+        reference.astype(float), package.astype(float), weights, numbers, classes, classes, classes
+    )
+
+
+def top_1(count: int, *, lost: int = 0, won: int = 0, rule: AccuracyRule = RULE) -> MetricParity:
+    """Judge samples of which the reference gets those right that the package alone does not."""
+    reference, package = np.ones(count), np.ones(count)
+    package[:lost] = 0
+    reference[lost : lost + won] = 0
+    return judge(TOP_1, paired(reference, package), setting(rule))
+
+
+def test_small_loss_on_many_samples_passes():
+    found = top_1(10_000, lost=30, won=20)
+    assert (found.verdict, found.reason) == ("passed", None)
+    assert (found.worse, found.improved) == (30, 20)
+    assert found.difference == pytest.approx(-0.001)
+    low, high = found.interval or (0, 0)
+    assert -0.0030 < low < -0.001 < high < 0.0010
+
+
+def test_proven_loss_fails_and_says_how_much():
+    found = top_1(1000, lost=50)
+    assert found.verdict == "failed"
+    assert "top-1 went from 100.00 % to 95.00 % on 1000 samples: the 95% interval" in str(
+        found.reason
+    )
+    assert "1.00 points may be lost (99 % of the reference" in str(found.reason)
+    assert found.p_value == pytest.approx(2.0**-49)
+
+
+def test_few_samples_cannot_tell_even_where_nothing_changed():
+    found = top_1(100)
+    assert found.verdict == "cannot tell"
+    assert "from 100 samples it cannot be told" in str(found.reason)
+    assert top_1(8).verdict == "cannot tell"
+    assert "8 samples are too few to tell, at least 30 are needed" in str(top_1(8).reason)
+
+
+def test_advice_on_samples_is_of_the_right_size():
+    enough = int(str(top_1(100).reason).split("Some ")[1].split(" ")[0])
+    assert top_1(enough).verdict == "passed"
+    assert top_1(enough * 3 // 4).verdict == "cannot tell"
+
+
+def test_gain_passes_and_is_no_loss():
+    assert top_1(1000, won=50).verdict == "passed"
+
+
+def test_rule_of_the_policy_decides():
+    strict = AccuracyRule(0.001, 0.01, 30, "medical")
+    assert top_1(2000, lost=2).verdict == "passed"
+    assert top_1(2000, lost=2, rule=strict).verdict == "cannot tell"
+    assert "0.10 points may be lost (medical)" in str(top_1(2000, lost=2, rule=strict).reason)
+
+
+def test_lower_is_better_where_it_is():
+    draw = np.random.default_rng(0)
+    weights = draw.integers(5, 50, 100).astype(float)
+    losses = weights * draw.gamma(9, 0.3, 100)
+    metric = Perplexity("y")
+    better = judge(metric, paired(losses, losses * 0.98, weights), setting())
+    worse = judge(metric, paired(losses, losses * 1.02, weights), setting())
+    assert (better.verdict, worse.verdict) == ("passed", "failed")
+    assert (better.improved, better.worse, worse.improved, worse.worse) == (100, 0, 0, 100)
+    assert worse.p_value is None
+    assert worse.difference > 0
+    assert "perplexity went from" in str(worse.reason)
+    assert worse.changed[0].package_score > worse.changed[0].reference_score
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("side", ["package", "reference"])
+def test_sample_without_a_score_fails(side: str, value: float):
+    scores = {"reference": np.ones(500), "package": np.ones(500)}
+    scores[side][[17, 40]] = value
+    found = judge(TOP_1, paired(**scores), setting())
+    assert found.verdict == "failed"
+    assert f"2 of 500 samples have no finite top-1 in the {side}, the first is sample 17" in str(
+        found.reason
+    )
+    assert found.interval is None
+
+
+def test_samples_that_changed_are_listed_the_lost_first():
+    found = top_1(300, lost=3, won=20)
+    assert len(found.changed) == 10
+    assert [one.sample for one in found.changed[:4]] == [0, 1, 2, 3]
+    assert found.changed[0].file == "val.npz[0]"
+    assert (found.changed[0].reference_score, found.changed[0].package_score) == (1, 0)
+    assert (found.changed[3].reference_score, found.changed[3].package_score) == (0, 1)
+
+
+def test_nothing_of_a_zero_may_be_lost_and_that_is_never_passed():
+    found = judge(TOP_1, paired(np.zeros(500), np.zeros(500)), setting())
+    assert found.verdict == "cannot tell"
