@@ -12,6 +12,7 @@ from moh_deploy.report.environment import environment
 from moh_deploy.report.html.bench_tables import gate_table, speed_table, work_table
 from moh_deploy.report.html.latency_chart import LatencyChart, latency_chart
 from moh_deploy.report.html.page import Fact, Run, Verdict, render
+from moh_deploy.report.html.ratchet_table import ratchet_table
 from moh_deploy.report.html.tables import Table, number
 from moh_deploy.report.tables import count
 from moh_deploy.tuning.measured import Measured
@@ -40,6 +41,7 @@ def bench_page(report: BenchReport, run: Run) -> str:
         verdict=_verdict(report),
         facts=_facts(report),
         gates=gate_table(report) if report.gates else None,
+        ratchet=ratchet_table(report.ratchet),
         groups=list(_groups(report)),
         work=work,
         remarks=list(report.facts()),
@@ -48,14 +50,27 @@ def bench_page(report: BenchReport, run: Run) -> str:
 
 
 def _verdict(report: BenchReport) -> Verdict:
-    failed = [one for one in report.gates if not one.passed]
-    sentence = f"{count(len({one.contestant for one in report.results}), 'contestant')} in turns."
+    failed = tuple(gate_text(one) for one in report.gates if not one.passed)
+    worse = () if report.ratchet is None else report.ratchet.reasons
+    sentences = [
+        f"{count(len({one.contestant for one in report.results}), 'contestant')} in turns."
+    ]
+    if report.gates:
+        passed = len(report.gates) - len(failed)
+        sentences.append(f"{passed} of {count(len(report.gates), 'gate')} passed.")
+    if report.ratchet is not None:
+        sentences.append(f"{report.ratchet.summary}.")
     if report.passed is None:
-        return Verdict("MEASURED", None, f"{sentence} No gate was asked for: nothing is judged.")
-    passed = len(report.gates) - len(failed)
-    sentence = f"{sentence} {passed} of {count(len(report.gates), 'gate')} passed."
-    word = "GATES PASSED" if report.passed else "GATES FAILED"
-    return Verdict(word, report.passed, sentence, tuple(map(gate_text, failed)))
+        sentences.append("No gate was asked for: nothing is judged.")
+    return Verdict(_word(report), report.passed, " ".join(sentences), (*failed, *worse))
+
+
+def _word(report: BenchReport) -> str:
+    if report.passed is None:
+        return "MEASURED"
+    if report.gates and (report.passed or not all(one.passed for one in report.gates)):
+        return "GATES PASSED" if report.passed else "GATES FAILED"
+    return "NO WORSE THAN BEFORE" if report.passed else "WORSE THAN BEFORE"
 
 
 def _facts(report: BenchReport) -> list[Fact]:

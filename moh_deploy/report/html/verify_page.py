@@ -10,7 +10,8 @@ from moh_deploy.report.html.error_rows import error_table, layer_status, output_
 from moh_deploy.report.html.heat_map import HeatMap, class_map, load_map
 from moh_deploy.report.html.margin_chart import MarginChart, margin_charts
 from moh_deploy.report.html.page import Fact, Run, Verdict, render
-from moh_deploy.report.html.tables import Cell, Table, number
+from moh_deploy.report.html.ratchet_table import ratchet_table
+from moh_deploy.report.html.tables import Cell, Status, Table, number
 from moh_deploy.report.layers import runs_as
 from moh_deploy.report.parity import worst_layers, worst_outputs
 from moh_deploy.report.tables import count, percent
@@ -54,6 +55,7 @@ class _Comparison:
     """What is shown of a package and one reference."""
 
     reference: str
+    status: Status
     has_routing: bool
     errors: Table
     loads: HeatMap
@@ -70,6 +72,7 @@ def verify_page(report: ParityReport, run: Run) -> str:
         run=run,
         verdict=_verdict(report),
         facts=_facts(report),
+        ratchet=ratchet_table(report.ratchet),
         comparisons=list(map(_comparison, report.comparisons)),
         environment=environment(report.kernels),
     )
@@ -79,6 +82,7 @@ def _comparison(report: ParityReport) -> _Comparison:
     statistics = report.statistics
     return _Comparison(
         reference=report.reference,
+        status=Status("equal", True) if report.equal else Status("not equal", False),
         has_routing=report.has_routing,
         errors=error_table(report),
         loads=load_map(statistics.head_loads),
@@ -90,8 +94,12 @@ def _comparison(report: ParityReport) -> _Comparison:
 
 def _verdict(report: ParityReport) -> Verdict:
     sentence = f"Compared with {report.reference}: {count(report.vector_sets, 'vector set')}."
+    kept = report.ratchet
+    notes = (*report.notes, *(() if kept is None else (kept.summary,)))
+    if report.equal and kept is not None and kept.reasons:
+        return Verdict("EQUAL, AND WORSE THAN BEFORE", False, sentence, kept.reasons, notes)
     word = "EQUAL" if report.equal else "NOT EQUAL"
-    return Verdict(word, report.equal, sentence, report.reasons, report.notes)
+    return Verdict(word, report.equal, sentence, report.reasons, notes)
 
 
 def _facts(report: ParityReport) -> list[Fact]:

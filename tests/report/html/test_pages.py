@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import cast
 
 import pytest
 
+from moh_deploy.ratchet.result import Outcome, RatchetEntry, RatchetResult
 from moh_deploy.report.bench import BenchReport
 from moh_deploy.report.html.bench_page import bench_page
 from moh_deploy.report.html.page import Run, no_answer_page
@@ -208,3 +210,33 @@ def test_pages_stay_small(layers: int, heads: int, most: int):
     page = verify_page(parity_report(layers, heads, wrong=0), RUN)
     assert len(page.encode()) < most
     assert len(re.findall(r'<t[dh][^>]*class="(?:h\d+|hx|pair)', page)) == layers * heads
+
+
+def ratchet(outcome: Outcome, limit: float | None = 1.0) -> RatchetResult:
+    entry = RatchetEntry("logits", "max_abs_error", outcome, 1.0, 2.0, limit, "it was 1, it is 2")
+    return RatchetResult("base<line>.json", (entry,), updated=False)
+
+
+def test_figures_that_are_worse_than_before_are_no_good_verdict():
+    held = words(verify_page(replace(parity_report(), ratchet=ratchet("held")), RUN))
+    assert "✓ EQUAL" in held
+    assert "base<line>.json: 1 held" in held
+    worse = words(verify_page(replace(parity_report(), ratchet=ratchet("worse")), RUN))
+    assert "✗ EQUAL, AND WORSE THAN BEFORE" in worse
+    assert worse.index("it was 1, it is 2") < worse.index("max abs error")
+    wrong = words(verify_page(replace(parity_report(wrong=0), ratchet=ratchet("worse")), RUN))
+    assert "✗ NOT EQUAL" in wrong
+
+
+def test_measured_figures_that_are_worse_than_before_are_no_good_verdict():
+    for gates, outcome, word in (
+        (True, "held", "✓ GATES PASSED"),
+        (True, "worse", "✗ WORSE THAN BEFORE"),
+        (False, "held", "✓ NO WORSE THAN BEFORE"),
+        (False, "gone", "✗ WORSE THAN BEFORE"),
+    ):
+        report = replace(bench_report(), ratchet=ratchet(cast(Outcome, outcome)))
+        page = bench_page(report if gates else replace(report, gates=()), RUN)
+        assert word in words(page)
+    both = replace(bench_report(limit_ms=1.0), ratchet=ratchet("worse"))
+    assert "✗ GATES FAILED" in words(bench_page(both, RUN))
