@@ -11,10 +11,12 @@ from moh_deploy.cli.common_options import (
     html_option,
     json_option,
     kernels_option,
+    model_options,
     update_baseline_option,
 )
 from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.many_values import ManyValues
+from moh_deploy.cli.original import original_of, taken_model_options
 from moh_deploy.cli.output import carry_out, print_json, print_rich
 from moh_deploy.cli.report_files import bench_files
 
@@ -27,10 +29,19 @@ from moh_deploy.cli.report_files import bench_files
     "--baseline",
     "baselines",
     multiple=True,
-    metavar="dense|functions|DIR",
-    help="Compare with the first package with every layer dense, with its function bodies, or with"
-    " another package. Repeatable.",
+    metavar="dense|functions|fixed-routing|eager|plain-onnx|DIR|FILE.onnx",
+    help="Compare with the first package with every layer dense, with its function bodies, without"
+    " its routers; with the original in PyTorch, with its export by PyTorch alone; with another"
+    " package or model. Repeatable.",
 )
+@click.option(
+    "--checkpoint",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The original model, for --baseline eager and plain-onnx. The next seven options say how"
+    " to load it, as for export.",
+)
+@model_options
 @click.option(
     "--threads",
     metavar="N",
@@ -99,6 +110,7 @@ def command(
     sizes: tuple[str, ...],
     min_time: str,
     warmup: str,
+    checkpoint: Path | None,
     markdown: Path | None,
     html: Path | None,
     as_json: bool,
@@ -112,7 +124,7 @@ def command(
     asked = parse_sizes(sizes)
     min_seconds = parse_seconds(min_time, option="--min-time")
     warmup_seconds = parse_seconds(warmup, option="--warmup")
-    # The other options are named as the parameters of bench.
+    model = taken_model_options(options)
     subject = ", ".join(map(str, package_dirs))
     files = bench_files(subject, ctx.obj or (), markdown=markdown, html=html)
     report = carry_out(
@@ -122,7 +134,9 @@ def command(
                 sizes=asked,
                 min_time=min_seconds,
                 warmup=warmup_seconds,
+                original=original_of(checkpoint, model, progress),
                 progress=progress,
+                # These are named as the parameters of bench.
                 **options,  # type: ignore[arg-type]
             )
         ),

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.atomic import StagedDirectory, staged_file
-from moh_deploy.backends.onnxruntime import OrtRunner, open_session, runtime_name
+from moh_deploy.backends.onnxruntime import runtime_name
 from moh_deploy.backends.runner import Kernels
-from moh_deploy.backends.trt.engine_reading import is_engine_dir
 from moh_deploy.chooser.machine import Machine
-from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.jobs.choices import write_choices
+from moh_deploy.errors import ConfigError
+from moh_deploy.jobs.bench_entries import FIXED, LineUp, Organizer
 from moh_deploy.npz import write_npz
-from moh_deploy.package import OnnxPackage, choices_for, with_choices
+from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.ratchet.bench_figures import bench_figures, machine_of, require_one_package
 from moh_deploy.ratchet.ratchet import Ratchet
 from moh_deploy.report.bench import BenchReport, PackageWork
 from moh_deploy.report.choices import sizes_text
+from moh_deploy.tuning.agreement import Agreement, agreement
 from moh_deploy.tuning.bench_gates import BenchGate, GateResult, parse_gate
-from moh_deploy.tuning.fresh_ort import OrtTask
+from moh_deploy.tuning.contestants import Contestant, Entry
+from moh_deploy.tuning.fixed_routing import RoutingOverhead
 from moh_deploy.tuning.fresh_run import FreshRun, MeasureFresh, fresh_run
 from moh_deploy.tuning.inputs import InputSet, input_sets
 from moh_deploy.tuning.latency import Latency, MeasureRuns, Timing, runs_timer
 from moh_deploy.tuning.layer_work import layer_work
 from moh_deploy.tuning.measured import Measured
+from moh_deploy.tuning.original import Original
 from moh_deploy.tuning.sized_inputs import batch_dim, num_samples, sized_inputs
-from moh_deploy.tuning.timing import Ratio, ratio
+from moh_deploy.tuning.timing import Ratio, difference, ratio
 
-DENSE, FUNCTIONS = "dense", "functions"
 DEFAULT_SECONDS, DEFAULT_WARMUP, _MOST_SECONDS = 5.0, 0.5, 3600
 
 
@@ -47,6 +49,7 @@ def bench(
     min_time: float = DEFAULT_SECONDS,
     warmup: float = DEFAULT_WARMUP,
     gates: Sequence[str] = (),
+    original: Original | None = None,
     markdown: Path | str | None = None,
     baseline_file: Path | str | None = None,
     update_baseline: bool = False,
@@ -59,7 +62,9 @@ def bench(
     Args:
         package_dirs: The packages, or one.
         baselines: What to compare with: `dense`, the first package with every layer dense;
-            `functions`, the first package on function bodies; or another package.
+            `functions`, the first package on function bodies; `fixed-routing`, the first package
+            with its routers' results fed; `eager`, the original in PyTorch; `plain-onnx`, its
+            export by PyTorch alone; another package; or an ONNX file.
         inputs: npz files to run on, as `run` takes them; without any, the recorded run at the
             example's sizes.
         batch: Sizes of the batch dimension to run at.
@@ -70,6 +75,7 @@ def bench(
         min_time: Seconds that the contestants run on each set of inputs, all together.
         warmup: Seconds that they run before, untimed.
         gates: Conditions such as `p50 <= 1.05 * baseline`.
+        original: The model that the first package was made from; see `load_original`.
         markdown: File to write the report to.
         baseline_file: JSON file of what one package reached before: what is worse fails, see
             `ratchet`.
@@ -93,19 +99,19 @@ def bench(
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
     with StagedDirectory(Path(tempfile.gettempdir(), "moh-deploy-bench")) as scratch:
         with progress.step("reading the packages"):
-            contestants = _contestants(roots, baselines, kernels, scratch.path)
-            names = [one.name for one in contestants]
-            against = [one.name for one in contestants if one.is_baseline]
+            organizer = Organizer(kernels, threads, original, scratch.path)
+            line_up = organizer.line_up(roots, baselines)
+            names = [one.name for one in line_up.entries]
+            against = [one.name for one in line_up.entries if one.is_baseline]
             if ratchet is not None:
-                require_one_package({one.name: one.is_baseline for one in contestants})
+                require_one_package({one.name: one.is_baseline for one in line_up.entries})
             asked = [parse_gate(one, contestants=names, baselines=against) for one in gates]
-            sets = _input_sets(contestants[0].package, list(map(Path, inputs)), batch, sizes or {})
+            sets = _input_sets(line_up.first, list(map(Path, inputs)), batch, sizes or {})
         job = _Job(
-            contestants=contestants,
-            threads=threads,
+            line_up=line_up,
+            organizer=organizer,
             measure=measure or runs_timer(min_time, warmup, threads=threads),
             measure_fresh=measure_fresh or fresh_run,
-            scratch=scratch.path,
             progress=progress,
         )
         report = job.report(sets, asked, min_time=min_time, warmup=warmup)
@@ -147,61 +153,6 @@ def _check_options(
         )
 
 
-@dataclass(frozen=True)
-class _Contestant:
-    name: str
-    package: OnnxPackage
-    kernels: Kernels
-    is_baseline: bool
-
-
-def _contestants(
-    roots: Sequence[Path | str],
-    baselines: Sequence[Path | str],
-    kernels: Kernels,
-    scratch: Path,
-) -> list[_Contestant]:
-    if not roots:
-        raise ConfigError("there is no package to measure, expected at least one directory.")
-    packages = [_open(root) for root in roots]
-    contestants = [_Contestant(str(one.root), one, kernels, is_baseline=False) for one in packages]
-    for baseline in baselines:
-        if baseline == DENSE:
-            dense = _dense(packages[0], scratch / DENSE)
-            contestants.append(_Contestant(DENSE, dense, kernels, is_baseline=True))
-        elif baseline == FUNCTIONS:
-            contestants.append(_Contestant(FUNCTIONS, packages[0], "off", is_baseline=True))
-        else:
-            one = _open(baseline)
-            contestants.append(_Contestant(str(one.root), one, kernels, is_baseline=True))
-    names = [one.name for one in contestants]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"there are {names.count(name)} contestants '{name}', expected one.")
-    return contestants
-
-
-def _open(root: Path | str) -> OnnxPackage:
-    if is_engine_dir(root):
-        raise BackendError(
-            f"{root} is an engine directory: engines run on a GPU, whose time bench cannot measure"
-            " yet; it takes packages.",
-            hint="trtexec --loadEngine times an engine.",
-        )
-    return OnnxPackage.open(root)
-
-
-def _dense(package: OnnxPackage, output: Path) -> OnnxPackage:
-    layers = package.manifest.layers
-    if not any(map(choices_for, layers)):
-        raise ConfigError(
-            f"{package.root} has no layer that could be dense: the baseline 'dense' would be the"
-            " package itself.",
-            hint="`moh-deploy inspect` says why layers were not replaced.",
-        )
-    return write_choices(package, with_choices(layers, {"all": "dense"}), output)
-
-
 def _input_sets(
     package: OnnxPackage,
     files: Sequence[Path],
@@ -216,7 +167,10 @@ def _input_sets(
             hint="Give a file for each size, or leave the files out.",
         )
     recorded = input_sets(package, files, [])
-    return sized_inputs(package, asked) if asked else recorded
+    found = sized_inputs(package, asked) if asked else recorded
+    # Other models may take them by their order, which that of a file is not.
+    names = [one.name for one in package.manifest.inputs]
+    return [replace(one, inputs={name: one.inputs[name] for name in names}) for one in found]
 
 
 def _batch_sizes(package: OnnxPackage, batch: Sequence[int]) -> dict[str, Sequence[int]]:
@@ -235,11 +189,10 @@ def _batch_sizes(package: OnnxPackage, batch: Sequence[int]) -> dict[str, Sequen
 class _Job:
     """One comparison: who takes part, and how they are measured."""
 
-    contestants: Sequence[_Contestant]
-    threads: int | None
+    line_up: LineUp
+    organizer: Organizer
     measure: MeasureRuns
     measure_fresh: MeasureFresh
-    scratch: Path
     progress: Progress
 
     def report(
@@ -250,86 +203,115 @@ class _Job:
         min_time: float,
         warmup: float,
     ) -> BenchReport:
-        with self.progress.step("loading the models"):
-            runners = {one.name: self._open(one) for one in self.contestants}
-        first = runners[self.contestants[0].name]
-        results = [self._measured(one, runners) for one in sets]
+        first = self.line_up.first.manifest
+        with ExitStack() as stack:
+            with self.progress.step("loading the models"):
+                loaded = {one.name: one.load(sets, stack) for one in self.line_up.entries}
+            rounds = [self._round(one, loaded) for one in sets]
+        results = [each.measured for each in rounds]
+        kernels = next(iter(loaded.values())).kernel_use
+        assert kernels is not None
         with self.progress.step("counting rows"):
             work = self._work(sets)
         return BenchReport(
             results=tuple(one for each in results for one in each),
             work=work,
             gates=tuple(one for each in results for one in _judged(gates, each)),
-            samples_by=batch_dim(self.contestants[0].package.manifest),
-            threads=self.threads,
+            routing=tuple(one.routing for one in rounds if one.routing is not None),
+            samples_by=batch_dim(first),
+            threads=self.organizer.threads,
             min_time_s=min_time,
             warmup_s=warmup,
-            machine=Machine.this(first.kernels.instruction_set).describe(),
+            machine=Machine.this(kernels.instruction_set).describe(),
             runtime=runtime_name(),
-            kernels=first.kernels,
+            kernels=kernels,
+            notes=tuple(self._notes()),
         )
 
-    def _open(self, one: _Contestant) -> OrtRunner:
-        return open_session(one.package, kernels=one.kernels, threads=self.threads)
+    def _notes(self) -> Iterator[str]:
+        """Yield what a reader should know of who takes part."""
+        root, made_of = self.line_up.first.root, self.line_up.first.manifest.checkpoint_sha256
+        original = self.organizer.original
+        if original and original.sha256 and made_of and made_of != original.sha256:
+            yield f"the original is of another checkpoint than {root} was made from"
 
-    def _measured(self, one: InputSet, runners: Mapping[str, OrtRunner]) -> list[Measured]:
-        calls = {name: _bound(name, runner, one) for name, runner in runners.items()}
+    def _round(self, one: InputSet, loaded: Mapping[str, Contestant]) -> _Round:
+        with self.progress.step(f"comparing outputs at {sizes_text(one.sizes)}"):
+            agreements = self._agreements(one, loaded)
+        calls = {name: contestant.bound(one) for name, contestant in loaded.items()}
         with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
             times = self.measure(calls)
         with self.progress.step(f"running in fresh processes at {sizes_text(one.sizes)}"):
-            fresh = self._fresh_runs(one)
-        baselines = [other.name for other in self.contestants if other.is_baseline]
-        samples = num_samples(self.contestants[0].package.manifest, one.sizes)
+            fresh = self._fresh_runs(one, loaded)
+        baselines = [other.name for other in self.line_up.entries if other.is_baseline]
+        samples = num_samples(self.line_up.first.manifest, one.sizes)
 
-        def measured(contestant: _Contestant) -> Measured:
-            name = contestant.name
+        def measured(entry: Entry) -> Measured:
+            name = entry.name
             return Measured(
                 contestant=name,
-                is_baseline=contestant.is_baseline,
+                is_baseline=entry.is_baseline,
                 inputs=one.name,
                 sizes=one.sizes,
                 samples=samples,
                 latency=Latency.of(times[name]),
                 fresh=fresh[name],
                 ratios={other: _ratio(times, name, other) for other in baselines if other != name},
+                agreement=agreements.get(name),
             )
 
-        return [measured(contestant) for contestant in self.contestants]
+        found = [measured(entry) for entry in self.line_up.entries]
+        return _Round(found, self._routing(found[0], times))
 
-    def _fresh_runs(self, one: InputSet) -> dict[str, FreshRun]:
-        inputs = self.scratch / "inputs.npz"
+    def _agreements(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, Agreement]:
+        (_, first), *others = loaded.items()
+        names = [spec.name for spec in self.line_up.first.manifest.outputs]
+        reference = dict(zip(names, first.outputs(one), strict=True))
+        words = f"{one.name} ({sizes_text(one.sizes)})"
+        return {
+            name: agreement(
+                other.outputs(one), reference, {*first.precisions, *other.precisions}, inputs=words
+            )
+            for name, other in others
+        }
+
+    def _fresh_runs(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, FreshRun]:
+        inputs = self.organizer.scratch / "inputs.npz"
         write_npz(inputs, one.inputs)
+        tasks = {name: contestant.fresh_task(inputs) for name, contestant in loaded.items()}
+        return {
+            name: FreshRun() if task is None else self.measure_fresh(task)
+            for name, task in tasks.items()
+        }
 
-        def task(contestant: _Contestant) -> OrtTask:
-            package = contestant.package
-            compute_type = package.manifest.compute_type
-            return OrtTask(
-                package.model_path, inputs, self.threads, contestant.kernels, compute_type
-            )
-
-        return {each.name: self.measure_fresh(task(each)) for each in self.contestants}
+    def _routing(self, first: Measured, times: Mapping[str, Timing]) -> RoutingOverhead | None:
+        where = (first.contestant, first.inputs, first.sizes)
+        if self.line_up.why_not_fixed is not None:
+            return RoutingOverhead(*where, None, None, None, self.line_up.why_not_fixed)
+        if FIXED not in times:
+            return None
+        dynamic, fixed = times[first.contestant], times[FIXED]
+        wall = difference(dynamic.wall_ms, fixed.wall_ms)
+        cpu = difference(dynamic.cpu_ms, fixed.cpu_ms)
+        return RoutingOverhead(*where, wall, cpu, wall.value / first.latency.p50_ms, None)
 
     def _work(self, sets: Sequence[InputSet]) -> tuple[PackageWork, ...]:
+        kernels, threads = self.organizer.kernels, self.organizer.threads
         return tuple(
-            PackageWork(one.name, inputs.name, inputs.sizes, layers)
-            for one in self.contestants
-            if not one.is_baseline
+            PackageWork(name, inputs.name, inputs.sizes, layers)
+            for name, package in self.line_up.packages.items()
             for inputs, layers in zip(
-                sets,
-                layer_work(one.package, sets, kernels=one.kernels, threads=self.threads),
-                strict=True,
+                sets, layer_work(package, sets, kernels=kernels, threads=threads), strict=True
             )
         )
 
 
-def _bound(name: str, runner: OrtRunner, one: InputSet) -> Callable[[], object]:
-    try:
-        return runner.bound(one.inputs)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{name} does not take the {one.name} inputs of the first package: {error.message}",
-            hint=error.hint,
-        ) from error
+@dataclass(frozen=True)
+class _Round:
+    """What was measured on one set of inputs."""
+
+    measured: list[Measured]
+    routing: RoutingOverhead | None
 
 
 def _ratio(times: Mapping[str, Timing], name: str, other: str) -> Ratio:

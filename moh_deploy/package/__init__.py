@@ -27,6 +27,12 @@ from moh_deploy.package.corpus import (
     bounded,
 )
 from moh_deploy.package.emulated_bfloat16 import computes_bfloat16, emulate_bfloat16
+from moh_deploy.package.fixed_routing import (
+    fix_routing,
+    fixed_input,
+    routed_values,
+    why_not_fixed,
+)
 from moh_deploy.package.forced_gates import (
     computed_gates,
     force_gates,
@@ -105,6 +111,8 @@ __all__ = [
     "current_choice",
     "dense_twin",
     "emulate_bfloat16",
+    "fix_routing",
+    "fixed_input",
     "force_gates",
     "force_logits",
     "forced_gates",
@@ -113,10 +121,12 @@ __all__ = [
     "measure",
     "node_rules",
     "projections",
+    "routed_values",
     "router_logits",
     "router_nodes",
     "switch_rules",
     "unforceable_layers",
+    "why_not_fixed",
     "with_choices",
     "with_ranges",
     "without_ranges",

@@ -13,6 +13,7 @@ from moh_deploy.ratchet.result import RatchetResult
 from moh_deploy.report.choices import sizes_text
 from moh_deploy.report.ratchet import ratchet_texts
 from moh_deploy.tuning.bench_gates import GateResult
+from moh_deploy.tuning.fixed_routing import RoutingOverhead
 from moh_deploy.tuning.latency import LEAST_RUNS
 from moh_deploy.tuning.layer_work import LayerWork
 from moh_deploy.tuning.measured import Measured
@@ -57,6 +58,8 @@ class BenchReport:
         kernels: The kernel library that the first package was given.
         ratchet: How the package compares with a baseline file; None without one, or if a gate did
             not pass.
+        routing: What routing costs the first package on each set of inputs, if that was asked for.
+        notes: What else a reader should know.
     """
 
     results: tuple[Measured, ...]
@@ -70,6 +73,8 @@ class BenchReport:
     runtime: str
     kernels: KernelUse
     ratchet: RatchetResult | None = None
+    routing: tuple[RoutingOverhead, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool | None:
@@ -96,11 +101,13 @@ class BenchReport:
     def to_json(self) -> dict[str, object]:
         """Return the report in plain JSON types."""
         return {
+            "schema_version": 1,
             "passed": self.passed,
             "gates": [asdict(one) for one in self.gates],
             "ratchet": None if self.ratchet is None else self.ratchet.to_json(),
             "results": [_result_json(one) for one in self.results],
             "work": [asdict(one) for one in self.work],
+            "routing": [asdict(one) for one in self.routing],
             "samples_by": self.samples_by,
             "threads": self.threads,
             "min_time_s": self.min_time_s,
@@ -108,6 +115,8 @@ class BenchReport:
             "machine": self.machine,
             "runtime": self.runtime,
             "kernels": self.kernels.to_json(),
+            "findings": list(self.findings()),
+            "notes": list(self.notes),
         }
 
     def to_markdown(self) -> str:
@@ -125,7 +134,8 @@ class BenchReport:
         tables = [table(*one) for one in self._tables()]
         gates = [verdict(one.passed, gate_text(one)) for one in self.gates]
         kept = () if self.ratchet is None else ratchet_lines(self.ratchet)
-        return Group(*tables, *map(line, self.facts()), *gates, *kept)
+        lines = map(line, (*self.findings(), *self.facts()))
+        return Group(*tables, *lines, *gates, *kept)
 
     def _tables(self) -> Iterator[ReportTable]:
         yield from self.times()
@@ -151,7 +161,14 @@ class BenchReport:
         yield from map(gate_text, self.gates)
         if self.ratchet is not None:
             yield from ratchet_texts(self.ratchet)
+        yield from self.findings()
         yield from self.facts()
+
+    def findings(self) -> Iterator[str]:
+        """Return sentences on what it shows."""
+        from moh_deploy.report.bench_findings import findings
+
+        return findings(self.results, self.work, self.routing)
 
     def facts(self) -> Iterator[str]:
         """Return sentences on how it was measured, and on what."""
@@ -177,6 +194,7 @@ class BenchReport:
             )
         yield f"{self.runtime} on {self.machine}"
         yield self.kernels.describe()
+        yield from self.notes
 
 
 class ReportTable(NamedTuple):
@@ -290,6 +308,7 @@ def _result_json(one: Measured) -> dict[str, object]:
         "utilisation": one.latency.utilisation,
         "throughput": one.throughput,
         **asdict(one.fresh),
+        "agreement": None if one.agreement is None else asdict(one.agreement),
         "ratios": {name: asdict(found) for name, found in one.ratios.items()},
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from moh_deploy.tuning.agreement import Agreement
 from moh_deploy.tuning.fresh_run import FreshRun
 from moh_deploy.tuning.latency import LEAST_RUNS, Latency
 from moh_deploy.tuning.timing import Ratio
@@ -24,6 +25,7 @@ class Measured:
         latency: Of its runs in this process, taking turns with the others.
         fresh: Of a process of its own.
         ratios: Name of each baseline to this contestant's time over its, run by run.
+        agreement: Whether it computes what the first package does; None for that one.
     """
 
     contestant: str
@@ -34,6 +36,7 @@ class Measured:
     latency: Latency
     fresh: FreshRun
     ratios: Mapping[str, Ratio]
+    agreement: Agreement | None = None
 
     @property
     def throughput(self) -> float:
@@ -72,6 +75,8 @@ def _needs(percent: int) -> str:
     return f"p{percent} needs {LEAST_RUNS[percent]} runs, there were fewer: raise --min-time"
 
 
+_NO_PROCESS = "it cannot be loaded in a process of its own"
+
 METRICS: Mapping[str, Metric] = {
     "p50": _milliseconds(lambda one: one.latency.p50_ms),
     "p90": _milliseconds(lambda one: one.latency.p90_ms, _needs(90)),
@@ -80,9 +85,12 @@ METRICS: Mapping[str, Metric] = {
     "cpu": _milliseconds(lambda one: one.latency.cpu_ms),
     "utilisation": Metric(SHARE, "", lambda one: one.latency.utilisation),
     "throughput": Metric(PER_SECOND, "/s", lambda one: one.throughput),
-    "load": _milliseconds(lambda one: one.fresh.load_ms),
-    "first_run": _milliseconds(lambda one: one.fresh.first_run_ms),
+    "load": _milliseconds(lambda one: one.fresh.load_ms, _NO_PROCESS),
+    "first_run": _milliseconds(lambda one: one.fresh.first_run_ms, _NO_PROCESS),
     "peak_memory": Metric(
-        BYTES, "MiB", lambda one: one.fresh.peak_memory_bytes, "the system does not tell it"
+        BYTES,
+        "MiB",
+        lambda one: one.fresh.peak_memory_bytes,
+        f"the system does not tell it, or {_NO_PROCESS}",
     ),
 }

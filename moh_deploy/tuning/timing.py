@@ -145,16 +145,41 @@ class Ratio:
         return self.low > 1
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How much longer one contestant took than another, in milliseconds.
+
+    Attributes:
+        value: Median of the differences of rounds.
+        low: The true median is above this, with 95 % certainty.
+        high: And below this.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
 def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
-    """Compare two contestants round by round: what disturbs a round mostly disturbs both.
+    """Compare two contestants round by round: what disturbs a round mostly disturbs both."""
+    return Ratio(*_median([a / b for a, b in zip(first, second, strict=True)]))
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Return how much longer the first takes, round by round."""
+    return Difference(*_median([a - b for a, b in zip(first, second, strict=True)]))
+
+
+def _median(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, and the interval in which the true one is with 95 % certainty.
 
     Source: the confidence interval of a median by order statistics (sign test).
     """
-    ratios = sorted(a / b for a, b in zip(first, second, strict=True))
-    count = len(ratios)
-    # Of n ratios, about n/2 +- 0.98 sqrt(n) lie below the true median in 95 of 100 cases.
+    values = sorted(values)
+    count = len(values)
+    # Of n values, about n/2 +- 0.98 sqrt(n) lie below the true median in 95 of 100 cases.
     outside = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
-    return Ratio(median(ratios), ratios[outside], ratios[count - 1 - outside])
+    return median(values), values[outside], values[count - 1 - outside]
 
 
 def weighted_sum(samples: Sequence[Samples], weights: Sequence[float]) -> Samples:

@@ -159,16 +159,18 @@ def test_packages_may_call_their_dimensions_otherwise(package: OnnxPackage, tmp_
 def test_package_that_takes_other_inputs_is_named(package: OnnxPackage, tmp_path: Path):
     with PackageWriter(tmp_path / "other") as writer:
         content = model()
-        content.graph.input[0].name = content.graph.node[0].input[0] = "images"
-        for name in range(3):
-            content.graph.node[2].input[name] = "images"
+        content.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        content.graph.node.insert(0, onnx.helper.make_node("Cast", ["x"], ["x_32"], to=1))
+        for node in content.graph.node[1:]:
+            for index, name in enumerate(node.input):
+                node.input[index] = "x_32" if name == "x" else name
         onnx.save(content, writer.path("model.onnx"))
-        manifest = replace(MANIFEST, inputs=(replace(MANIFEST.inputs[0], name="images"),))
-        recorded = replace(vectors(), inputs={"images": vectors().inputs["x"]})
+        manifest = replace(MANIFEST, inputs=(replace(MANIFEST.inputs[0], dtype="float64"),))
+        recorded = replace(vectors(), inputs={"x": vectors().inputs["x"].astype(np.float64)})
         other = writer.finish(manifest, [recorded])
     with pytest.raises(
         ConfigError,
-        match=r"other does not take the recorded inputs of the first .*'images' is missing",
+        match=r"other does not take the recorded inputs of the first .*expected dtype float64",
     ):
         measured(package, baselines=[other.root])
 

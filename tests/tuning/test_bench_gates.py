@@ -88,7 +88,10 @@ def test_no_number_never_passes():
     assert not judged("p50 <= 1 min", broken).passed
     assert not judged("p50 > 0 ms", broken).passed
     unknown = replace(MODEL, fresh=replace(MODEL.fresh, peak_memory_bytes=None))
-    assert judged("peak_memory < 1 GiB", unknown).reason == "the system does not tell it"
+    assert (
+        judged("peak_memory < 1 GiB", unknown).reason
+        == "the system does not tell it, or it cannot be loaded in a process of its own"
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moh_deploy.tuning.timing import Stopwatch, Turns, ratio, weighted_sum
+from moh_deploy.tuning.timing import Stopwatch, Turns, difference, ratio, weighted_sum
 
 
 class Hands:
@@ -133,6 +133,11 @@ def test_clear_difference_is_one_and_noise_is_none():
     assert not same.is_faster
     assert not same.is_slower
     assert same.low < same.value < same.high
+
+
+def test_difference_is_that_of_rounds():
+    found = difference([3.0, 30.0, 3.5, 4.0, 3.0, 5.0, 3.0], [1.0, 28.0, 1.5, 2.0, 1.0, 3.0, 1.0])
+    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
 
 
 def test_disturbance_of_both_in_a_round_does_not_count():

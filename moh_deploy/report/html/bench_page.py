@@ -42,6 +42,7 @@ def bench_page(report: BenchReport, run: Run) -> str:
         facts=_facts(report),
         gates=gate_table(report) if report.gates else None,
         ratchet=ratchet_table(report.ratchet),
+        findings=list(report.findings()),
         groups=list(_groups(report)),
         work=work,
         remarks=list(report.facts()),

@@ -1,0 +1,94 @@
+"""A variant of a model without routers: what they make is fed, and all that only made it is gone.
+
+It is fed where the router made it, behind the views of the recorded form, so that nothing of the
+router is needed to know a shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from moh_deploy.npz import Array
+from moh_deploy.package.forced_gates import gate_views, unforceable_layers
+from moh_deploy.package.manifest import LayerInfo
+from moh_deploy.package.switches import all_nodes
+
+
+def routed_values(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> list[str]:
+    """Return the names of what the routers of the layers make, each once."""
+    computed = {name for node in graph.node for name in node.output}
+    names = [_behind_views(graph, layer) for layer in layers]
+    return list(dict.fromkeys(name for name in names if name in computed))
+
+
+def fixed_input(routed: str) -> str:
+    """Return the name of the input in place of what a router makes."""
+    return f"{routed}.fixed"
+
+
+def fix_routing(graph: onnx.GraphProto, routed: Mapping[str, Array]) -> None:
+    """Make inputs of what routers make, and drop the nodes that nothing reads any more.
+
+    Args:
+        graph: Changed in place.
+        routed: Name of what a router makes to an array of the same dtype and rank.
+    """
+    for node in all_nodes(graph):
+        for index, name in enumerate(node.input):
+            if name in routed:
+                node.input[index] = fixed_input(name)
+    for name, array in routed.items():
+        element = helper.np_dtype_to_tensor_dtype(array.dtype)
+        shape = [None] * array.ndim
+        graph.input.append(helper.make_tensor_value_info(fixed_input(name), element, shape))
+    _drop_unread(graph)
+
+
+def why_not_fixed(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> str | None:
+    """Return why a model cannot run without its routers; None if it can.
+
+    Args:
+        graph: Not to be used afterwards.
+    """
+    routed = routed_values(graph, layers)
+    if not routed:
+        return "no layer computes its gates"
+    paths = unforceable_layers(graph, layers)
+    if paths:
+        named = ", ".join(paths)
+        return f"attention does not read the recorded gates, or a view of them, in {named}"
+    fix_routing(graph, dict.fromkeys(routed, np.zeros(())))
+    kept = [name for node in graph.node for name in node.output if name in routed]
+    if kept:
+        return f"the model's outputs are made of what routers compute, too: {', '.join(kept)}"
+    return None
+
+
+def _behind_views(graph: onnx.GraphProto, layer: LayerInfo) -> str:
+    views = gate_views(graph, layer)
+    return views[-1].input[0] if views else layer.gates
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    read = {one.name for one in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):  # readers come first
+        if read.intersection(node.output):
+            kept.append(node)
+            read.update(filter(None, _reads(node)))  # an optional input has no name
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that a node reads, those in its branches included."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield from (one.name for one in attribute.g.output)
+            for inner in attribute.g.node:
+                yield from _reads(inner)

@@ -1,0 +1,158 @@
+"""What takes part in a benchmark: loaded models of any kind that run on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from moh_deploy.backends.input_check import check_inputs
+from moh_deploy.backends.onnxruntime import OrtRunner, open_session
+from moh_deploy.backends.runner import Kernels, KernelUse
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array
+from moh_deploy.package import OnnxPackage
+from moh_deploy.tuning.fresh_ort import OrtTask
+from moh_deploy.tuning.fresh_run import FreshTask
+from moh_deploy.tuning.inputs import InputSet
+from moh_deploy.tuning.original import Original
+from moh_deploy.validate.matching import match_inputs
+from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS
+
+
+class Contestant(Protocol):
+    """A loaded model. Inputs are named as those of the first package, and in that order."""
+
+    @property
+    def kernel_use(self) -> KernelUse | None:
+        """The kernel library that it was given, or why it was not; None of what takes none."""
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The rules of `TOLERANCES` for what it computes in, that of its outputs left out."""
+
+    def outputs(self, one: InputSet) -> list[Array]:
+        """Run it once and return its outputs, in order.
+
+        Raises:
+            ConfigError: It does not take these inputs.
+            BackendError: The runtime failed.
+        """
+
+    def bound(self, one: InputSet) -> Callable[[], object]:
+        """Return a call that runs it on these inputs: to be timed. Raises as `outputs` does."""
+
+    def fresh_task(self, inputs: Path) -> FreshTask | None:
+        """Return what loads it and runs it on a file of inputs in a process of its own; None if
+        that cannot be."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant that is not loaded.
+
+    Attributes:
+        name: What reports and gates call it.
+        is_baseline: It is there to be compared with.
+        load: Loads it, to be run on these inputs; what has to be undone goes on the stack.
+    """
+
+    name: str
+    is_baseline: bool
+    load: Callable[[Sequence[InputSet], ExitStack], Contestant]
+
+
+@dataclass(frozen=True)
+class OrtContestant:
+    """A model in ONNX Runtime: a package, or a file."""
+
+    name: str
+    source: OnnxPackage | Path
+    kernels: Kernels
+    threads: int | None
+    runner: OrtRunner
+
+    @classmethod
+    def load(
+        cls, name: str, source: OnnxPackage | Path, kernels: Kernels, threads: int | None
+    ) -> OrtContestant:
+        """Open a session.
+
+        Raises:
+            BackendError, PackageError: See `open_session`.
+        """
+        runner = open_session(source, kernels=kernels, threads=threads)
+        return cls(name, source, kernels, threads, runner)
+
+    @property
+    def kernel_use(self) -> KernelUse:
+        """See `Contestant.kernel_use`."""
+        return self.runner.kernels
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """See `Contestant.precisions`."""
+        return () if isinstance(self.source, Path) else precisions(self.source, self.runner)
+
+    def outputs(self, one: InputSet) -> list[Array]:
+        """Run once; see `Contestant.outputs`."""
+        return list(self.runner.run(self._feeds(one)).values())
+
+    def bound(self, one: InputSet) -> Callable[[], object]:
+        """Return a run; see `Contestant.bound`."""
+        return self.runner.bound(self._feeds(one))
+
+    def fresh_task(self, inputs: Path) -> OrtTask:
+        """Return what opens a session of its own."""
+        if isinstance(self.source, Path):
+            return OrtTask(self.source, inputs, self.threads, self.kernels, "float32")
+        compute_type = self.source.manifest.compute_type
+        return OrtTask(self.source.model_path, inputs, self.threads, self.kernels, compute_type)
+
+    def _feeds(self, one: InputSet) -> dict[str, Array]:
+        try:
+            names = match_inputs(self.runner.input_names, list(one.inputs), self.name)
+            feeds = {theirs: one.inputs[ours] for theirs, ours in names.items()}
+            check_inputs(self.runner.inputs, feeds)
+        except ConfigError as error:
+            raise _not_taken(self.name, one, error) from error
+        return feeds
+
+
+@dataclass(frozen=True)
+class EagerContestant:
+    """The original as it is."""
+
+    original: Original
+    threads: int | None
+    kernel_use: KernelUse | None = None
+    precisions: tuple[str, ...] = ()
+
+    def outputs(self, one: InputSet) -> list[Array]:
+        """Run once; see `Contestant.outputs`."""
+        return self.original.run(list(one.inputs.values()))
+
+    def bound(self, one: InputSet) -> Callable[[], object]:
+        """Return a run; see `Contestant.bound`."""
+        return self.original.bound(list(one.inputs.values()))
+
+    def fresh_task(self, inputs: Path) -> FreshTask | None:
+        """Return what loads the checkpoint again."""
+        return self.original.fresh_task(inputs, self.threads)
+
+
+def precisions(package: OnnxPackage, runner: OrtRunner) -> tuple[str, ...]:
+    """Return the rules for what a package computes in here."""
+    on_kernels = "kernel" in runner.layer_impl.values()
+    rounded = on_kernels and runner.kernels.compute_type == "bfloat16"
+    return (package.manifest.precision, *([BFLOAT16_PRODUCTS] if rounded else []))
+
+
+def _not_taken(name: str, one: InputSet, error: ConfigError) -> ConfigError:
+    """Return the error that says who does not take inputs."""
+    return ConfigError(
+        f"{name} does not take the {one.name} inputs of the first package: {error.message}",
+        hint=error.hint,
+    )

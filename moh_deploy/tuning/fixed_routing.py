@@ -1,0 +1,124 @@
+"""What routing costs: a package beside itself with its routers' results fed, and no router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from moh_deploy.backends.onnxruntime import OrtRunner, open_session
+from moh_deploy.backends.runner import Kernels, KernelUse
+from moh_deploy.npz import Array
+from moh_deploy.package import (
+    OnnxPackage,
+    fix_routing,
+    fixed_input,
+    routed_values,
+    why_not_fixed,
+)
+from moh_deploy.tuning.contestants import precisions
+from moh_deploy.tuning.inputs import InputSet
+from moh_deploy.tuning.timing import Difference
+
+
+@dataclass(frozen=True)
+class RoutingOverhead:
+    """What routing costs a package on one set of inputs.
+
+    Attributes:
+        contestant: The package.
+        inputs: What it ran on.
+        sizes: At these sizes.
+        wall_ms: Its time minus that with routing fixed; None if that cannot be measured.
+        cpu_ms: The same of CPU time, all threads together, which a busy machine disturbs less.
+        share: The first of the two as a share of its p50.
+        reason: Why it cannot be measured.
+    """
+
+    contestant: str
+    inputs: str
+    sizes: dict[str, int]
+    wall_ms: Difference | None
+    cpu_ms: Difference | None
+    share: float | None
+    reason: str | None
+
+
+def why_routing_stays(package: OnnxPackage) -> str | None:
+    """Return why a package cannot run without its routers; None if it can."""
+    return why_not_fixed(_graph(package), package.manifest.layers)
+
+
+@dataclass(frozen=True)
+class FixedRouting:
+    """A package whose routers' results on some inputs are fed to it.
+
+    Attributes:
+        runner: A session without routers.
+        routed: For each set of inputs, what its routers made, by the names to feed it.
+    """
+
+    package: OnnxPackage
+    runner: OrtRunner
+    routed: Mapping[int, Mapping[str, Array]]
+
+    @classmethod
+    def load(
+        cls,
+        package: OnnxPackage,
+        sets: Sequence[InputSet],
+        *,
+        kernels: Kernels,
+        threads: int | None,
+    ) -> FixedRouting:
+        """Run a package on each set of inputs, and open it without its routers.
+
+        Raises:
+            BackendError: ONNX Runtime failed.
+        """
+        # The nodes that are gone run on no kernel, which is not to be refused.
+        allowed: Kernels = "auto" if kernels == "require" else kernels
+        names = routed_values(_graph(package), package.manifest.layers)
+        routing = open_session(package, kernels=allowed, threads=threads, extra_outputs=names)
+        found = [routing.run(one.inputs) for one in sets]
+        runner = open_session(
+            package,
+            kernels=allowed,
+            threads=threads,
+            change=lambda graph: fix_routing(graph, {name: found[0][name] for name in names}),
+        )
+        routed = {
+            id(one): {fixed_input(name): values[name] for name in names}
+            for one, values in zip(sets, found, strict=True)
+        }
+        return cls(package, runner, routed)
+
+    @property
+    def kernel_use(self) -> KernelUse:
+        """See `Contestant.kernel_use`."""
+        return self.runner.kernels
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """See `Contestant.precisions`."""
+        return precisions(self.package, self.runner)
+
+    def outputs(self, one: InputSet) -> list[Array]:
+        """Run once; see `Contestant.outputs`."""
+        return list(self.runner.run(self._feeds(one)).values())
+
+    def bound(self, one: InputSet) -> Callable[[], object]:
+        """Return a run; see `Contestant.bound`."""
+        return self.runner.bound(self._feeds(one))
+
+    def fresh_task(self, inputs: Path) -> None:
+        """It has no file that a process could load."""
+
+    def _feeds(self, one: InputSet) -> dict[str, Array]:
+        return {**one.inputs, **self.routed[id(one)]}
+
+
+def _graph(package: OnnxPackage) -> onnx.GraphProto:
+    return onnx.load(package.model_path, load_external_data=False).graph
