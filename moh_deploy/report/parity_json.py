@@ -86,7 +86,8 @@ class ClassLoadJson(_Object):
     num_shared_heads: Count | None
     classes: list[str]
     samples: list[Count]
-    loads: list[list[float]]
+    tokens: list[Count]
+    on: list[list[Count]]
 
 
 class StatisticsJson(_Object):

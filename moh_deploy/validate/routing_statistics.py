@@ -6,6 +6,7 @@ These are shown, not judged: `LayerParity` judges.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -81,21 +82,23 @@ class MarginHistogram:
 
 @dataclass(frozen=True)
 class ClassLoad:
-    """How often each head of a layer is on for the tokens of the samples of each class.
+    """For how many tokens of the samples of each class each head of a layer is on.
 
     Attributes:
         path: The layer.
         num_shared_heads: As in `HeadLoad`.
         classes: Their names.
         samples: How many each class has.
-        loads: Share of tokens for which a head is on, one row a class.
+        tokens: How many these have.
+        on: For how many of them each head is on, one row a class.
     """
 
     path: str
     num_shared_heads: int | None
     classes: tuple[str, ...]
     samples: tuple[int, ...]
-    loads: tuple[tuple[float, ...], ...]
+    tokens: tuple[int, ...]
+    on: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def class_load(
     labels: Sequence[object] | Array,
     names: Sequence[str] | None = None,
 ) -> ClassLoad:
-    """Count for each class how often each head of a layer is on.
+    """Count for each class for how many tokens each head of a layer is on; `joined` adds batches.
 
     Args:
         path: The layer.
@@ -162,14 +165,15 @@ def class_load(
     Source: MoH (arXiv 2410.11842), figure "head load distribution".
     """
     found, of_sample = np.unique(np.asarray(labels), return_inverse=True)  # [C], [B]
-    shares = (gates != 0).sum(axis=1) / max(1, gates.shape[1])  # [B, H]
-    rows = [shares[of_sample == index].mean(axis=0) for index in range(len(found))]
+    on = (gates != 0).sum(axis=1)  # [B, H]
+    samples = np.bincount(of_sample, minlength=len(found))
     return ClassLoad(
         path=path,
         num_shared_heads=num_shared_heads,
         classes=tuple(str(one) if names is None else names[int(one)] for one in found),
-        samples=tuple(np.bincount(of_sample, minlength=len(found)).tolist()),
-        loads=tuple(tuple(row.tolist()) for row in rows),
+        samples=tuple(samples.tolist()),
+        tokens=tuple((samples * gates.shape[1]).tolist()),
+        on=tuple(tuple(on[of_sample == i].sum(axis=0).tolist()) for i in range(len(found))),
     )
 
 
@@ -179,7 +183,7 @@ def joined(found: Iterable[RoutingStatistics]) -> RoutingStatistics:
     return RoutingStatistics(
         _by_path((load for one in every for load in one.head_loads), _loads_together),
         _by_path((margins for one in every for margins in one.margins), _margins_together),
-        tuple(load for one in every for load in one.class_loads),
+        _by_path((load for one in every for load in one.class_loads), _classes_together),
     )
 
 
@@ -229,11 +233,29 @@ def _margins_together(one: MarginHistogram, other: MarginHistogram) -> MarginHis
     return replace(one, bins=tuple(bins[edges] for edges in sorted(bins)))
 
 
+def _classes_together(one: ClassLoad, other: ClassLoad) -> ClassLoad:
+    """Return every class of either, those of the first one first."""
+    samples, tokens = Counter[str](), Counter[str]()
+    on: dict[str, tuple[int, ...]] = {}
+    for load in (one, other):
+        for index, name in enumerate(load.classes):
+            samples[name] += load.samples[index]
+            tokens[name] += load.tokens[index]
+            on[name] = _added(on[name], load.on[index]) if name in on else load.on[index]
+    return replace(
+        one,
+        classes=tuple(on),
+        samples=tuple(samples[name] for name in on),
+        tokens=tuple(tokens[name] for name in on),
+        on=tuple(on.values()),
+    )
+
+
 def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
-_Entry = TypeVar("_Entry", HeadLoad, MarginHistogram)
+_Entry = TypeVar("_Entry", HeadLoad, MarginHistogram, ClassLoad)
 
 
 def _by_path(

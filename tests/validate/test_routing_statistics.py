@@ -77,14 +77,22 @@ def test_vector_sets_add_up_layer_by_layer():
     assert both.margins[0].flips == 4
 
 
-def test_loads_of_classes_are_shares_of_their_tokens():
+def test_loads_of_classes_are_counted_over_their_tokens():
     gates = np.concatenate([GATES, GATES[:, ::-1], GATES * 0])  # [3, 2, 3]
     load = class_load("a", 1, gates, np.asarray([1, 1, 0]))
     assert (load.classes, load.samples) == (("0", "1"), (1, 2))
-    assert load.loads == ((0.0, 0.0, 0.0), (1.0, 0.5, 0.5))
+    assert (load.tokens, load.on) == ((2, 4), ((0, 0, 0), (4, 2, 2)))
     assert class_load("a", 1, gates, ["b", "b", "a"]).classes == ("a", "b")
     named = class_load("a", 1, gates, np.asarray([1, 1, 0]), ["zero", "one"])
     assert named.classes == ("zero", "one")
+
+
+def test_classes_of_batches_add_up_by_name():
+    one = RoutingStatistics(class_loads=(class_load("a", 1, GATES, [3]),))
+    other = RoutingStatistics(class_loads=(class_load("a", 1, GATES, [1]),))
+    (load,) = joined([one, other, one]).class_loads
+    assert (load.classes, load.samples, load.tokens) == (("3", "1"), (2, 1), (4, 2))
+    assert load.on == ((4, 2, 2), (2, 1, 1))
 
 
 def test_comparison_counts_each_layer(tmp_path: Path):

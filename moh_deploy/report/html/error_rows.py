@@ -18,7 +18,9 @@ def error_table(report: ParityReport) -> Table:
     layers, outputs = worst_layers(report), worst_outputs(report)
     errors = [one.gate_error for one in layers] + [one.max_abs_error for one in outputs]
     limits = [one.gate_tolerance for one in layers] + [one.tolerance or 0.0 for one in outputs]
-    scale = decades([*errors, *limits])
+    # Infinity is drawn at the right end: beyond all limits.
+    beyond = [10 * one for one in limits] if any(map(math.isinf, errors)) else []
+    scale = decades([*errors, *limits, *beyond])
     rows = [
         *(
             _row(one.path, "gates", one.gate_error, one.gate_tolerance, layer_status(one), scale)

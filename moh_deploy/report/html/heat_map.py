@@ -114,17 +114,23 @@ def load_map(loads: Sequence[HeadLoad]) -> HeatMap:
 def class_map(load: ClassLoad) -> HeatMap:
     """Return classes by heads of one layer; of many classes, those with the most samples."""
     most = sorted(range(len(load.classes)), key=lambda one: -load.samples[one])[:MOST_CLASSES]
+    shown = sorted(most, key=lambda one: _in_order(load.classes[one]))
     rows = tuple(
         HeatRow(
             load.classes[index],
             f"{load.samples[index]}",
-            tuple(HeatCell(shade(share)) for share in load.loads[index]),
+            tuple(_cell(on, on, load.tokens[index]) for on in load.on[index]),
         )
-        for index in sorted(most)
+        for index in shown
     )
-    heads = len(load.loads[0]) if load.loads else 0
+    heads = len(load.on[0]) if load.on else 0
     blocks = (_block(heads, load.num_shared_heads, rows),)
     return HeatMap(load.path, "class", blocks, len(load.classes) - len(rows))
+
+
+def _in_order(name: str) -> tuple[int, str]:
+    """Return the key by which 2 comes before 10."""
+    return (int(name), "") if name.isdecimal() else (-1, name)
 
 
 def shade(share: float | None) -> Shade:

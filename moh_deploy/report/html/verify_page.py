@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moh_deploy.report.environment import environment
+from moh_deploy.report.html.accuracy_tables import Accuracy, accuracy
 from moh_deploy.report.html.error_rows import error_table, layer_status, output_status
 from moh_deploy.report.html.heat_map import HeatMap, class_map, load_map
 from moh_deploy.report.html.margin_chart import MarginChart, margin_charts
@@ -57,6 +58,7 @@ class _Comparison:
     reference: str
     status: Status
     has_routing: bool
+    accuracy: Accuracy | None
     errors: Table
     loads: HeatMap
     class_loads: tuple[HeatMap, ...]
@@ -84,6 +86,7 @@ def _comparison(report: ParityReport) -> _Comparison:
         reference=report.reference,
         status=Status("equal", True) if report.equal else Status("not equal", False),
         has_routing=report.has_routing,
+        accuracy=accuracy(report.accuracy),
         errors=error_table(report),
         loads=load_map(statistics.head_loads),
         class_loads=tuple(map(class_map, statistics.class_loads)),

@@ -17,9 +17,11 @@ from moh_deploy.report.bench import BenchReport
 from moh_deploy.report.html.bench_page import bench_page
 from moh_deploy.report.html.page import Run, no_answer_page
 from moh_deploy.report.html.verify_page import verify_page
+from moh_deploy.validate.accuracy import ChangedSample
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.routing_statistics import NO_STATISTICS
 from tests.report.html.samples import bench_report, parity_report, with_classes
+from tests.report.test_junit import METRIC
 
 RUN = Run("build/model", ("verify", "build/my model", "--html", "a.html"))
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"
@@ -240,3 +242,15 @@ def test_measured_figures_that_are_worse_than_before_are_no_good_verdict():
         assert word in words(page)
     both = replace(bench_report(limit_ms=1.0), ratchet=ratchet("worse"))
     assert "✗ GATES FAILED" in words(bench_page(both, RUN))
+
+
+def test_accuracy_is_shown_before_errors():
+    changed = ChangedSample(3, "a<b>.npz", 1.0, 0.0, 4, 4, 9)
+    metric = replace(METRIC, changed=(changed,), verdict="failed", reason="top-1 lost 2 points.")
+    page = verify_page(replace(parity_report(), accuracy=(METRIC, metric)), RUN)
+    text = words(page)
+    assert text.index("top-1 lost 2 points.") < text.index("metrics of the task")
+    assert text.index("metrics of the task") < text.index("Error, in order of execution")
+    assert "a<b>.npz" in text
+    assert "Accuracy" not in words(verify_page(parity_report(), RUN))
+    Checked(page)
