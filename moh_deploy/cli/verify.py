@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     " .safetensors, .pt2), which PyTorch runs. Repeatable.",
 )
 @click.option(
+    "--valid-tokens",
+    metavar="NAME",
+    help="The input, or member of the files, that is 1 for valid tokens and 0 for padding,"
+    " [batch, tokens]: what is computed for padding is not compared.",
+)
+@click.option(
     "--vectors",
     metavar="N",
     type=int,
@@ -87,6 +93,7 @@ def command(
     package: Path,
     inputs: tuple[Path, ...],
     against: tuple[str, ...],
+    valid_tokens: str | None,
     vectors: int | None,
     source: Path | None,
     policy: Path | None,
@@ -115,6 +122,7 @@ def command(
                 package,
                 inputs=inputs,
                 against=named_references(against, {**loading, "code_dirs": code_dirs}, shared),
+                valid_tokens=valid_tokens,
                 vectors=vectors,
                 kernels=kernels,
                 package=source,

@@ -30,7 +30,7 @@ from moh_deploy.validate.reference import (
     Reference,
     expected_outputs,
 )
-from moh_deploy.validate.samples import Sample, read_samples, recorded_samples
+from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
 
 Against = str | Path | Reference
 """What one is compared with."""
@@ -57,6 +57,7 @@ def verify(
     shift_labels: bool = False,
     batch_size: int | None = None,
     code_dirs: Sequence[Path | str] = (),
+    valid_tokens: str | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare what ONNX Runtime, or an engine, computes with one reference or several.
@@ -98,6 +99,9 @@ def verify(
             scored with the label of the next.
         batch_size: How many samples run at once; None to choose.
         code_dirs: Directories with the modules of metrics.
+        valid_tokens: The input, such as `attention_mask`, or member of the files, that says which
+            tokens are valid: [batch, tokens] of 0 and 1. What is padding is not compared, in gates
+            and in outputs that have token axes. None compares all.
         progress: What to report steps to.
 
     Returns:
@@ -122,7 +126,7 @@ def verify(
         subject = read_subject(Path(package_dir), source, kernels)
     paths = list(map(Path, inputs))
     if labels is None:
-        report = _verify_runs(subject, paths, vectors, against, rules, progress)
+        report = _verify_runs(subject, paths, vectors, valid_tokens, against, rules, progress)
     else:
         task = Task(
             labels,
@@ -134,7 +138,13 @@ def verify(
             tuple(map(Path, code_dirs)),
         )
         report = verify_labelled(
-            subject, paths, task, against=against, policy=rules, progress=progress
+            subject,
+            paths,
+            task,
+            against=against,
+            valid_tokens=valid_tokens,
+            policy=rules,
+            progress=progress,
         )
     if ratchet is None or not report.equal:
         return report
@@ -145,13 +155,14 @@ def _verify_runs(
     subject: Subject,
     paths: Sequence[Path],
     vectors: int | None,
+    tokens: str | None,
     against: Sequence[Against],
     policy: Policy,
     progress: Progress,
 ) -> ParityReport:
     with progress.step("reading inputs"):
-        files = read_samples(paths, subject.package.manifest)
-        rounds = _rounds(subject, files, vectors, against)
+        files = read_samples(paths, subject.package.manifest, tokens)
+        rounds = _rounds(subject, files, vectors, against, tokens)
     # References first: two models at once would need the memory of both.
     with progress.step("running the references"):
         answers = [one.reference.answers(subject.package, one.samples) for one in rounds]
@@ -174,30 +185,33 @@ def _rounds(
     files: tuple[Sample, ...],
     vectors: int | None,
     against: Sequence[Against],
+    tokens: str | None,
 ) -> list[_Round]:
     """Return the comparisons, in the order in which they are asked for."""
     if not files:
         sets, words = subject.recorded()
-        samples: tuple[Sample, ...] = recorded_samples(sets[:vectors])
+        manifest = subject.package.manifest
+        samples = with_valid_tokens(recorded_samples(sets[:vectors]), manifest, tokens)
         recorded: Reference = RecordedReference(words)
     else:
         samples, recorded = files, expected_outputs(files)
     if against:
         return [_Round(one, samples) for one in references(against, subject, recorded)]
     if not files:
-        return [_Round(recorded, samples), *_corpus_round(subject, vectors)]
+        return [_Round(recorded, samples), *_corpus_round(subject, vectors, tokens)]
     known = tuple(one for one in files if one.known.outputs)
     others = tuple(one for one in files if not one.known.outputs)
     rounds = [_Round(expected_outputs(known), known)] if known else []
     return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
 
 
-def _corpus_round(subject: Subject, vectors: int | None) -> list[_Round]:
+def _corpus_round(subject: Subject, vectors: int | None, tokens: str | None) -> list[_Round]:
     """Return the comparison with the package's regression corpus; an engine has no gates for it."""
     corpus = subject.package.corpus
     if not corpus or vectors is not None or not subject.has_gates:
         return []
-    return [_Round(corpus_reference(corpus), corpus_samples(corpus))]
+    samples = with_valid_tokens(corpus_samples(corpus), subject.package.manifest, tokens)
+    return [_Round(corpus_reference(corpus), samples)]
 
 
 def _compare(
@@ -208,12 +222,15 @@ def _compare(
         loaded.runner,
         answers.vectors,
         labels=[sample.label for sample in one.samples],
+        valid=[sample.valid for sample in one.samples if sample.valid is not None],
         reference=one.reference.name,
         outputs_only=not (answers.has_gates and subject.has_gates),
         variants=loaded.variants,
         policy=policy,
     )
-    return replace(report, subject=subject.name, notes=(*answers.notes, *report.notes))
+    return replace(
+        report, subject=subject.name, notes=(*answers.notes, *report.token_notes, *report.notes)
+    )
 
 
 def _check_vectors(vectors: int | None, inputs: Sequence[Path | str]) -> None:

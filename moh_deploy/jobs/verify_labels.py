@@ -26,7 +26,7 @@ from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.reference import ExpectedOutputs, Reference
-from moh_deploy.validate.samples import npz_files
+from moh_deploy.validate.samples import npz_files, with_valid_tokens
 
 
 def verify_labelled(
@@ -35,6 +35,7 @@ def verify_labelled(
     task: Task,
     *,
     against: Sequence[str | Path | Reference],
+    valid_tokens: str | None,
     policy: Policy,
     progress: Progress,
 ) -> ParityReport:
@@ -58,7 +59,7 @@ def verify_labelled(
     with progress.step("loading the model"):
         loaded = subject.load()
     with loaded.closing:
-        job = _Job(subject, loaded, task, policy, progress)
+        job = _Job(subject, loaded, task, valid_tokens, policy, progress)
         return combined([job.report(one, runs) for one in rounds])
 
 
@@ -94,6 +95,7 @@ class _Job:
     subject: Subject
     loaded: Loaded
     task: Task
+    valid_tokens: str | None
     policy: Policy
     progress: Progress
 
@@ -104,14 +106,19 @@ class _Job:
             reports.append(self._compare(one, turn, f"{done + 1} to {done + len(turn)}", len(runs)))
             done += len(turn)
         whole = folded(reports)
-        notes = (*whole.notes, *(_filled(run) for run in runs if run.batch.added))
+        notes = (
+            *whole.token_notes,
+            *whole.notes,
+            *(_filled(run) for run in runs if run.batch.added),
+        )
         accuracy = tuple(self._judged(one, tally) for tally in one.tallies)
         return replace(whole, subject=self.subject.name, notes=notes, accuracy=accuracy)
 
     def _compare(
         self, one: _Round, turn: Sequence[LabelledRun], which: str, total: int
     ) -> ParityReport:
-        samples = [run.sample for run in turn]
+        manifest = self.subject.package.manifest
+        samples = with_valid_tokens([run.sample for run in turn], manifest, self.valid_tokens)
         with self.progress.step(f"running the reference on batches {which} of {total}"):
             answers = one.reference.answers(self.subject.package, samples)
         heard = _Heard(self.loaded.runner)
@@ -121,6 +128,7 @@ class _Job:
                 heard,
                 answers.vectors,
                 labels=[sample.label for sample in samples],
+                valid=[sample.valid for sample in samples if sample.valid is not None],
                 reference=one.reference.name,
                 outputs_only=not (answers.has_gates and self.subject.has_gates),
                 variants=self.loaded.variants,

@@ -123,7 +123,9 @@ def _layer(entry: LayerParity) -> TestCase:
     if entry.reason is not None:
         return TestCase("layers", name, "failure", entry.reason)
     if not entry.decisions:
-        return TestCase("layers", name, "skipped", "Every token is a near-tie: no decision to see.")
+        return TestCase(
+            "layers", name, "skipped", "Every token is a near-tie or padding: no decision to see."
+        )
     measured = f"{entry.equal_decisions} of {entry.decisions} decisions are equal"
     return TestCase("layers", name, "passed", f"{measured}, gate error {entry.gate_error:.3g}")
 

@@ -121,6 +121,12 @@ class ErrorJson(_Object):
     exit_code: int
 
 
+class TokenCountJson(_Object):
+    name: str
+    tokens: Count
+    left_out: Count
+
+
 class ComparisonJson(_Object):
     """One side with one reference. Outputs and layers say by `reference` to which they belong."""
 
@@ -133,6 +139,7 @@ class ComparisonJson(_Object):
     routing_agreement: Number | None
     notes: list[str]
     reasons: list[str]
+    tokens: TokenCountJson | None
 
 
 class VerifyJson(_Object):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from moh_deploy.npz import Array
 
 Float64Array = NDArray[np.float64]
+
+Place: TypeAlias = Callable[[tuple[int, ...]], list[int]]
+"""From an index into what is compared to one into the whole array."""
 
 
 def abs_error(got: Array, reference: Array) -> Float64Array:
@@ -60,17 +63,26 @@ def structural_mismatch(what: str, got: Array | None, reference: Array) -> str |
 
 
 def describe_worst(
-    what: str, got: Array, reference: Array, error: Float64Array, limit: float
+    what: str,
+    got: Array,
+    reference: Array,
+    error: Float64Array,
+    limit: float,
+    place: Place = list,
 ) -> str:
-    """Return a sentence that shows where two arrays differ most, and by how much."""
+    """Return a sentence that shows where two arrays differ most, and by how much.
+
+    Args:
+        place: From an index into these arrays to what is shown of it.
+    """
     at = worst_index(error)
     if np.isnan(float(reference[at])):
         return (
-            f"{what} cannot be compared: the reference is itself NaN at {list(at)}, got"
+            f"{what} cannot be compared: the reference is itself NaN at {place(at)}, got"
             f" {_shown(got[at])}. Expected inputs for which the model computes numbers."
         )
     return (
-        f"{what} differs by {error[at]:.3g} at {list(at)}:"
+        f"{what} differs by {error[at]:.3g} at {place(at)}:"
         f" got {_shown(got[at])}, reference {_shown(reference[at])}, tolerance {limit:.3g}."
     )
 

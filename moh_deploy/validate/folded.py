@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport, combined
+from moh_deploy.validate.valid_tokens import added_tokens
 
 Entry = TypeVar("Entry", OutputParity, LayerParity)
 
@@ -22,6 +23,7 @@ def folded(reports: Sequence[ParityReport]) -> ParityReport:
         whole,
         outputs=_by(whole.outputs, lambda one: (one.name, one.forced, _unjudged(one)), _outputs),
         layers=_by(whole.layers, lambda one: (one.path,), _layers),
+        tokens=added_tokens([one.tokens for one in reports if one.tokens is not None]),
     )
 
 

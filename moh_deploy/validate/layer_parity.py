@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from moh_deploy.npz import Array
 from moh_deploy.validate.differences import (
+    Place,
     abs_error,
     describe_worst,
     largest,
@@ -31,18 +32,20 @@ def compare_layer(
     *,
     floor: float | None = None,
     forced: bool = False,
+    place: Place = list,
 ) -> LayerParity:
     """Compare the gates of a layer. A head is chosen where its gate is not 0.
 
     Args:
         path: The layer.
         vectors: Label of the vector set.
-        got: Gates [B, S, H] from the runtime; None if it returned none.
-        reference: Gates [B, S, H] that are expected.
-        margins: How clear each token's choice is, [B, S].
+        got: Gates [B, S, H], or of some tokens [T, H], from the runtime; None if it returned none.
+        reference: Gates of the same form that are expected.
+        margins: How clear each token's choice is, [B, S] or [T].
         tolerance: The rule for the model's precision.
         floor: The error of these gates that rounding noise makes; None if it is not known.
         forced: The reference gates were fed to every layer before this one.
+        place: From an index into these arrays to what is shown of it.
     """
     what = f"gates of layer '{path}' in vectors {vectors}"
     mismatch = structural_mismatch(what, got, reference) or _margins_mismatch(
@@ -63,9 +66,9 @@ def compare_layer(
     if (np.isfinite(reference) & ~np.isfinite(got)).any():
         error = np.where(np.isfinite(got), error, np.nan)
     if (flipped & clear).any():
-        reason = _describe_flip(what, chosen, expected, margins, flipped & clear, tolerance)
+        reason = _describe_flip(what, chosen, expected, margins, flipped & clear, tolerance, place)
     elif not largest(error) <= gate_tolerance:
-        reason = describe_worst(what, got, reference, error, gate_tolerance)
+        reason = describe_worst(what, got, reference, error, gate_tolerance, place)
     return LayerParity(
         path=path,
         vectors=vectors,
@@ -115,11 +118,12 @@ def _describe_flip(
     margins: Array,
     flipped: BoolArray,
     tolerance: Tolerance,
+    place: Place,
 ) -> str:
     token = tuple(int(i) for i in np.argwhere(flipped)[0])
     return (
         f"{what}: {int(flipped.sum())} of {flipped.size} tokens choose other heads, unexplained;"
-        f" token {list(token)} chose {np.flatnonzero(chosen[token]).tolist()}, the reference"
+        f" token {place(token)} chose {np.flatnonzero(chosen[token]).tolist()}, the reference"
         f" {np.flatnonzero(expected[token]).tolist()}, with margin {margins[token]:.3g}"
         f" (rounding explains flips below {tolerance.near_tie:g})."
     )

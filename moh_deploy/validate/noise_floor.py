@@ -9,7 +9,7 @@ its own floor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -25,7 +25,12 @@ DRAWS = 3
 
 
 def measure_floor(
-    noisy: Runner, inputs: Mapping[str, Array], dtype: str, *, gates: frozenset[str]
+    noisy: Runner,
+    inputs: Mapping[str, Array],
+    dtype: str,
+    *,
+    gates: frozenset[str],
+    select: Callable[[dict[str, Array]], dict[str, Array]] = dict,
 ) -> dict[str, float]:
     """Return the largest difference that noise makes in each value that the model returns.
 
@@ -36,11 +41,12 @@ def measure_floor(
         inputs: Those of the model, and the gates.
         dtype: Of the weights that move.
         gates: Names of values in which only elements count that are not 0 in either run.
+        select: Returns what counts of a run's results.
     """
-    exact = _run(noisy, inputs, 0.0)
+    exact = select(_run(noisy, inputs, 0.0))
     floor = dict.fromkeys(exact, 0.0)
     for _ in range(DRAWS):
-        drawn = _run(noisy, inputs, STEPS[dtype])
+        drawn = select(_run(noisy, inputs, STEPS[dtype]))
         for name, value in drawn.items():
             moved = _difference(value, exact[name], only_chosen=name in gates)
             floor[name] = max(floor[name], moved)

@@ -6,6 +6,7 @@ import math
 
 from moh_deploy.npz import Array
 from moh_deploy.validate.differences import (
+    Place,
     abs_error,
     describe_worst,
     largest,
@@ -25,6 +26,7 @@ def compare_output(
     *,
     floor: float | None = None,
     forced: bool = False,
+    place: Place = list,
 ) -> OutputParity:
     """Compare an output element by element.
 
@@ -36,6 +38,7 @@ def compare_output(
         tolerance: The rule for this output.
         floor: The error of this output that rounding noise makes; None if it is not known.
         forced: The reference gates were fed to every layer.
+        place: From an index into these arrays to what is shown of it.
     """
     what = f"output '{name}' of vectors {vectors}"
     mismatch = structural_mismatch(what, got, reference)
@@ -52,7 +55,7 @@ def compare_output(
         max_abs_error=max_error,
         max_rel_error=max_error / reference_max if reference_max else max_error,
         tolerance=limit,
-        reason=None if equal else describe_worst(what, got, reference, error, limit),
+        reason=None if equal else describe_worst(what, got, reference, error, limit, place),
         floor=floor,
         forced=forced,
         elements=error.size,

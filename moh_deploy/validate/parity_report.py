@@ -14,6 +14,7 @@ from moh_deploy.validate.accuracy import MetricParity
 from moh_deploy.validate.differences import worst
 from moh_deploy.validate.routing_statistics import NO_STATISTICS, RoutingStatistics, joined
 from moh_deploy.validate.tolerances import BUILT_IN, Tolerance
+from moh_deploy.validate.valid_tokens import TokenCount
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -110,6 +111,7 @@ class ParityReport:
         policy: Where they come from: the built-in table, or a file.
         notes: What was found out by feeding the reference gates, and what could not be.
         statistics: Loads of heads and margins of choices.
+        tokens: How many were left out, being padding; None if it was not said which are.
         subject: What ran; empty where that is plain.
         parts: Of a report that joins several comparisons, each by itself.
         ratchet: How it compares with a baseline file; None without one, or if it is not equal.
@@ -129,6 +131,7 @@ class ParityReport:
     policy: str = BUILT_IN
     notes: tuple[str, ...] = ()
     statistics: RoutingStatistics = NO_STATISTICS
+    tokens: TokenCount | None = None
     subject: str = ""
     parts: tuple[ParityReport, ...] = ()
     ratchet: RatchetResult | None = None
@@ -138,6 +141,11 @@ class ParityReport:
     def comparisons(self) -> tuple[ParityReport, ...]:
         """Every comparison by itself: two sides, and what was compared of them."""
         return self.parts or (self,)
+
+    @property
+    def token_notes(self) -> tuple[str, ...]:
+        """What to say of tokens that were left out."""
+        return () if self.tokens is None else (self.tokens.describe(),)
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -242,6 +250,7 @@ class ParityReport:
             "routing_agreement": self.routing_agreement,
             "notes": list(self.notes),
             "reasons": list(self.reasons),
+            "tokens": None if self.tokens is None else asdict(self.tokens),
         }
 
     def _entries_json(

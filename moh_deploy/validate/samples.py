@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array
 from moh_deploy.package import Manifest, VectorSet
 from moh_deploy.validate.user_vectors import read_user_vectors
+from moh_deploy.validate.valid_tokens import ValidTokens, valid_tokens
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Sample:
             them for a recorded run, none or some outputs for a user's file.
         label: How reports call it.
         file: Where it was read; None for a recorded run.
+        valid: Which of its tokens count; None for all.
     """
 
     known: VectorSet
     label: str
     file: Path | None = None
+    valid: ValidTokens | None = None
 
 
 def recorded_samples(vectors: Sequence[VectorSet]) -> tuple[Sample, ...]:
@@ -32,15 +36,38 @@ def recorded_samples(vectors: Sequence[VectorSet]) -> tuple[Sample, ...]:
     return tuple(Sample(one, label(str(i), one.sizes)) for i, one in enumerate(vectors))
 
 
-def read_samples(paths: Sequence[Path], manifest: Manifest) -> tuple[Sample, ...]:
+def with_valid_tokens(
+    samples: Sequence[Sample], manifest: Manifest, tokens: str | None
+) -> tuple[Sample, ...]:
+    """Return recorded runs with the masks that one of their inputs is.
+
+    Args:
+        tokens: The input that says which tokens are valid; None: all are.
+
+    Raises:
+        ConfigError: There is no such input, or it is no mask.
+    """
+    return tuple(
+        replace(one, valid=_valid(one.known, {}, f"recorded run {one.label}", manifest, tokens))
+        for one in samples
+    )
+
+
+def read_samples(
+    paths: Sequence[Path], manifest: Manifest, tokens: str | None = None
+) -> tuple[Sample, ...]:
     """Read npz files, and those in directories, in the order of their names.
+
+    Args:
+        tokens: The input, or member of every file, that says which tokens are valid; None: all are.
 
     Raises:
         ConfigError: A file cannot be read or does not fit the model, or a directory has none.
     """
     files = npz_files(paths)
     names = _short_names(files)
-    return tuple(_read(file, name, manifest) for file, name in zip(files, names, strict=True))
+    pairs = zip(files, names, strict=True)
+    return tuple(_read(file, name, manifest, tokens) for file, name in pairs)
 
 
 def label(name: str, sizes: Mapping[str, int]) -> str:
@@ -73,7 +100,27 @@ def _short_names(files: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(file) for file in files]
 
 
-def _read(file: Path, name: str, manifest: Manifest) -> Sample:
-    user = read_user_vectors(file, manifest)
+def _read(file: Path, name: str, manifest: Manifest, tokens: str | None) -> Sample:
+    user = read_user_vectors(file, manifest, () if tokens is None else (tokens,))
     known = VectorSet(user.sizes, user.inputs, user.expected, (), ())
-    return Sample(known, label(name, user.sizes), file)
+    valid = _valid(known, user.others, str(file), manifest, tokens)
+    return Sample(known, label(name, user.sizes), file, valid)
+
+
+def _valid(
+    known: VectorSet,
+    others: Mapping[str, Array],
+    where: str,
+    manifest: Manifest,
+    tokens: str | None,
+) -> ValidTokens | None:
+    if tokens is None:
+        return None
+    shapes = {spec.name: spec.shape for spec in manifest.inputs}
+    mask = known.inputs.get(tokens, others.get(tokens))
+    if mask is None:
+        raise ConfigError(
+            f"valid tokens are named '{tokens}', which {where} does not hold.",
+            hint=f"The inputs are {', '.join(shapes)}; files of inputs may hold another member.",
+        )
+    return valid_tokens(tokens, mask, shapes.get(tokens), where=where)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -31,22 +31,31 @@ class UserVectors:
         sizes: Dimension sizes of the inputs.
         inputs: Input name to array, for every input of the model.
         expected: Output name to array, for the outputs the file holds.
+        others: What was asked for besides, by name, as far as the file holds it.
     """
 
     sizes: dict[str, int]
     inputs: dict[str, Array]
     expected: dict[str, Array]
+    others: dict[str, Array] = field(default_factory=dict)
 
 
-def read_user_vectors(path: Path, manifest: Interface) -> UserVectors:
+def read_user_vectors(path: Path, manifest: Interface, others: Collection[str] = ()) -> UserVectors:
     """Read inputs by name, or by position if no member is named like one.
 
     Members named like outputs are expectations.
+
+    Args:
+        others: Names of members that are neither.
 
     Raises:
         ConfigError: The file cannot be read, or what it holds does not fit the model's inputs.
     """
     members = read_npz(path, error=ConfigError)
+    input_names = [spec.name for spec in manifest.inputs]
+    besides = {
+        name: members.pop(name) for name in others if name in members and name not in input_names
+    }
     try:
         inputs, expected = split_members(members, manifest)
         sizes = check_inputs(manifest.inputs, inputs)
@@ -54,7 +63,7 @@ def read_user_vectors(path: Path, manifest: Interface) -> UserVectors:
             check_ranges(sizes, manifest)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
-    return UserVectors(sizes, inputs, expected)
+    return UserVectors(sizes, inputs, expected, besides)
 
 
 def split_members(

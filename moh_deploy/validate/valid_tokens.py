@@ -1,0 +1,237 @@
+"""Tokens that are padding: what a model computes for them is nobody's, and is not compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import Array
+from moh_deploy.package import Manifest, TensorInfo, VectorSet
+from moh_deploy.validate.differences import Place
+
+BoolArray: TypeAlias = NDArray[np.bool_]
+Dim: TypeAlias = int | str
+
+
+@dataclass(frozen=True)
+class ValidTokens:
+    """Which tokens of one run count.
+
+    Attributes:
+        name: The input, or member of the user's file, that says so.
+        mask: [B, S].
+        dims: How the model calls its two axes; None if it has no such input.
+    """
+
+    name: str
+    mask: BoolArray
+    dims: tuple[Dim, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """How many tokens of all runs were left out.
+
+    Attributes:
+        name: What said so.
+        tokens: All of them.
+        left_out: Those that are padding.
+    """
+
+    name: str
+    tokens: int
+    left_out: int
+
+    def describe(self) -> str:
+        """Return the sentence that reports show."""
+        return (
+            f"{self.left_out} of {self.tokens} tokens are padding by '{self.name}', and were not"
+            " compared."
+        )
+
+
+class Judged(NamedTuple):
+    """What is compared of a value: the elements of valid tokens, of both sides."""
+
+    got: Array | None
+    reference: Array
+    place: Place
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """Which elements of each value are compared. Without entries, all are.
+
+    Attributes:
+        selections: Name of an output, or of a layer's gates, to what is compared of it.
+        notes: What could not be left out.
+    """
+
+    selections: Mapping[str, Selection] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def of(self, name: str, got: Array | None, reference: Array) -> Judged:
+        """Return what is compared; all, where the shapes differ."""
+        chosen = self.selections.get(name)
+        if chosen is None or got is None or got.shape != reference.shape:
+            return Judged(got, reference, list)
+        return Judged(chosen.of(got), chosen.of(reference), chosen.place)
+
+    def margins(self, name: str, got: Array | None, reference: Array, margins: Array) -> Array:
+        """Return the margins [B, S] of the gates' tokens that are compared."""
+        chosen = self.selections.get(name)
+        fits = got is not None and got.shape == reference.shape
+        if chosen is None or not fits or margins.shape != reference.shape[:-1]:
+            return margins
+        return chosen.of(margins)
+
+    def select(self, results: Mapping[str, Array], names: Mapping[str, str]) -> dict[str, Array]:
+        """Return of all results what is compared.
+
+        Args:
+            names: Name of a result to that of its selection, where it is another.
+        """
+        found = dict(results)
+        for name, value in results.items():
+            chosen = self.selections.get(names.get(name, name))
+            if chosen is not None and chosen.fits(value.shape):
+                found[name] = chosen.of(value)
+        return found
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some of the elements of an array.
+
+    Attributes:
+        axes: Those that the mask is over, ascending.
+        mask: Which of them count.
+    """
+
+    axes: tuple[int, ...]
+    mask: BoolArray
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Tell whether an array of this shape has the axes of the mask."""
+        sizes = [shape[axis] for axis in self.axes if axis < len(shape)]
+        return tuple(sizes) == self.mask.shape
+
+    def of(self, array: Array) -> Array:
+        """Return them: one axis first for what was selected, the other axes behind it."""
+        found: Array = np.moveaxis(array, self.axes, range(len(self.axes)))[self.mask]
+        return found
+
+    def place(self, at: tuple[int, ...]) -> list[int]:
+        """Return the index in the whole array."""
+        index = list(at[1:])
+        for axis, number in zip(self.axes, np.argwhere(self.mask)[at[0]], strict=True):
+            index.insert(axis, int(number))
+        return index
+
+
+EVERY_TOKEN = TokenView()
+
+
+def valid_tokens(name: str, mask: Array, dims: Sequence[Dim] | None, *, where: str) -> ValidTokens:
+    """Read a mask: not 0 is valid.
+
+    Args:
+        where: The run that it belongs to, for messages.
+
+    Raises:
+        ConfigError: It is not of two axes, or holds something else than 0 and 1.
+    """
+    got = f"{where}: '{name}' is {mask.dtype}{list(mask.shape)}"
+    if mask.ndim != 2:
+        raise ConfigError(
+            f"{got}, expected a mask of valid tokens with the two axes [batch, tokens]."
+        )
+    if not np.isin(mask, (0, 1)).all():
+        raise ConfigError(
+            f"{got} and holds other values than 0 (padding) and 1 (valid).",
+            hint="A mask that is added to scores has 0 for valid tokens: store mask == 0 in the npz"
+            " file under another name, and give that.",
+        )
+    return ValidTokens(name, mask.astype(np.bool_), None if dims is None else (dims[0], dims[1]))
+
+
+def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> TokenView:
+    """Find the elements of outputs and gates that belong to valid tokens."""
+    found: dict[str, Selection] = {}
+    notes: list[str] = []
+    for spec in manifest.outputs:
+        if spec.name in expected.outputs:
+            found |= _of_output(spec, expected.outputs[spec.name].shape, valid, notes)
+    for layer, gates in zip(manifest.layers, expected.gates, strict=False):
+        if gates.shape[:2] == valid.mask.shape:
+            found[layer.gates] = Selection((0, 1), valid.mask)
+            continue
+        notes.append(
+            f"All tokens of layer '{layer.path}' are compared: '{valid.name}' has other ones."
+        )
+    return TokenView(found, tuple(notes))
+
+
+def count_tokens(masks: Sequence[ValidTokens]) -> TokenCount | None:
+    """Return how many tokens there are, and how many are left out; None without masks."""
+    return added_tokens(
+        [TokenCount(one.name, one.mask.size, int((~one.mask).sum())) for one in masks]
+    )
+
+
+def added_tokens(counts: Sequence[TokenCount]) -> TokenCount | None:
+    """Return the sum; None of none."""
+    if not counts:
+        return None
+    tokens = sum(one.tokens for one in counts)
+    return TokenCount(counts[0].name, tokens, sum(one.left_out for one in counts))
+
+
+def _of_output(
+    spec: TensorInfo, shape: tuple[int, ...], valid: ValidTokens, notes: list[str]
+) -> dict[str, Selection]:
+    axes = _token_axes(spec, shape, valid)
+    if axes is not None:
+        mask = valid.mask if axes[0] < axes[1] else valid.mask.T
+        chosen = Selection(tuple(sorted(axes)), mask)
+        return {spec.name: chosen} if chosen.fits(shape) else {}
+    if shape[:2] == valid.mask.shape:
+        notes.append(
+            f"All of output '{spec.name}' is compared: its second axis has as many elements as"
+            f" '{valid.name}', but may be another one."
+        )
+    of_row = np.asarray(valid.mask.any(axis=1))
+    if not of_row.any():
+        return {spec.name: Selection((), np.zeros((), np.bool_))}
+    # What is left of a sample without valid tokens is nobody's either.
+    has_rows = bool(shape) and shape[0] == len(of_row) and _same(spec, 0, valid)
+    return {spec.name: Selection((0,), of_row)} if has_rows and not of_row.all() else {}
+
+
+def _token_axes(
+    spec: TensorInfo, shape: tuple[int, ...], valid: ValidTokens
+) -> tuple[int, int] | None:
+    """Return where batch and tokens are; None if the output has no tokens, or it is not certain.
+
+    Axes that the model calls as those of the mask are; else the first two of three or more.
+    """
+    if valid.dims is not None and all(isinstance(dim, str) for dim in valid.dims):
+        places = [
+            [axis for axis, dim in enumerate(spec.shape) if dim == wanted] for wanted in valid.dims
+        ]
+        (batch, *more), (tokens, *others) = (place or [-1] for place in places)
+        certain = batch >= 0 and tokens >= 0 and not more and not others and batch != tokens
+        return (batch, tokens) if certain else None
+    if shape[:2] != valid.mask.shape or not (_same(spec, 0, valid) and _same(spec, 1, valid)):
+        return None
+    return (0, 1) if len(shape) > 2 or isinstance(spec.shape[1], str) else None
+
+
+def _same(spec: TensorInfo, axis: int, valid: ValidTokens) -> bool:
+    """Tell whether an axis is called as that of the mask, as far as that is known."""
+    return valid.dims is None or spec.shape[axis] == valid.dims[axis]
