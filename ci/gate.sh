@@ -71,7 +71,8 @@ bench_is_asked_for() {
 
 bench_package() {
     command=("$python" -m moh_deploy bench --json)
-    command+=("--markdown=$reports/bench.md" "--html=$reports/bench.html")
+    command+=("--junit=$reports/bench.junit.xml" "--markdown=$reports/bench.md")
+    command+=("--html=$reports/bench.html")
     add_option --baseline "${MOH_BASELINES:-}"
     add_option --gate "${MOH_GATES:-}"
     add_option --baseline-file "${MOH_BASELINE_FILE:-}"

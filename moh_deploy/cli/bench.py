@@ -10,6 +10,7 @@ from moh_deploy.cli.common_options import (
     baseline_file_option,
     html_option,
     json_option,
+    junit_option,
     kernels_option,
     model_options,
     update_baseline_option,
@@ -94,6 +95,7 @@ from moh_deploy.cli.report_files import bench_files
 @baseline_file_option
 @update_baseline_option
 @kernels_option
+@junit_option
 @click.option(
     "--markdown",
     metavar="FILE",
@@ -111,6 +113,7 @@ def command(
     min_time: str,
     warmup: str,
     checkpoint: Path | None,
+    junit: Path | None,
     markdown: Path | None,
     html: Path | None,
     as_json: bool,
@@ -126,7 +129,7 @@ def command(
     warmup_seconds = parse_seconds(warmup, option="--warmup")
     model = taken_model_options(options)
     subject = ", ".join(map(str, package_dirs))
-    files = bench_files(subject, ctx.obj or (), markdown=markdown, html=html)
+    files = bench_files(subject, ctx.obj or (), junit=junit, markdown=markdown, html=html)
     report = carry_out(
         lambda progress: files.write_on(
             lambda: bench(

@@ -81,6 +81,10 @@ def model_options(command: Command) -> Command:
     return command
 
 
+junit_option = click.option(
+    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML for a CI."
+)
+
 baseline_file_option = click.option(
     "--baseline-file",
     metavar="FILE.json",

@@ -90,7 +90,8 @@ def verify_files(
     """
     from moh_deploy.report.html.page import Run, no_answer_page
     from moh_deploy.report.html.verify_page import verify_page
-    from moh_deploy.report.junit import junit_error, junit_xml
+    from moh_deploy.report.junit import junit_xml
+    from moh_deploy.report.junit_document import junit_error
     from moh_deploy.report.markdown import markdown as markdown_report
     from moh_deploy.report.markdown import markdown_error
 
@@ -116,16 +117,28 @@ def verify_files(
 
 
 def bench_files(
-    subject: str, arguments: Sequence[str], *, markdown: Path | None, html: Path | None
+    subject: str,
+    arguments: Sequence[str],
+    *,
+    junit: Path | None,
+    markdown: Path | None,
+    html: Path | None,
 ) -> ReportFiles[BenchReport]:
     """Return the files of `bench`; see `verify_files`."""
+    from moh_deploy.report.bench_junit import bench_junit_xml
     from moh_deploy.report.html.bench_page import bench_page
     from moh_deploy.report.html.page import Run, no_answer_page
+    from moh_deploy.report.junit_document import junit_error
     from moh_deploy.report.markdown import markdown_error
 
     run = Run(subject, arguments)
     return ReportFiles(
         (
+            ReportFile(
+                junit,
+                lambda report: bench_junit_xml(report, subject),
+                lambda message: junit_error(subject, message, "bench"),
+            ),
             ReportFile(
                 markdown, lambda report: report.to_markdown(), _about(markdown_error, subject)
             ),
@@ -141,7 +154,7 @@ def bench_files(
 
 def probe_files(subject: str, *, junit: Path | None) -> ReportFiles[ProbeReport]:
     """Return the files of `probe`; see `verify_files`."""
-    from moh_deploy.report.junit import junit_error
+    from moh_deploy.report.junit_document import junit_error
     from moh_deploy.report.probe_junit import probe_junit
 
     file: ReportFile[ProbeReport] = ReportFile(

@@ -12,6 +12,7 @@ from moh_deploy.cli.common_options import (
     baseline_file_option,
     html_option,
     json_option,
+    junit_option,
     kernels_option,
     model_options,
     package_argument,
@@ -70,9 +71,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Tolerances that replace those of the built-in table, each with its reason.",
 )
-@click.option(
-    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML for a CI."
-)
+@junit_option
 @click.option(
     "--markdown",
     metavar="FILE",

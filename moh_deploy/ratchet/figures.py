@@ -131,8 +131,9 @@ KINDS: Mapping[str, Kind] = {
     "ratio": Kind(
         "time as a share of the baseline's",
         "lower",
-        Slack(factor=1.05),
-        "measured: worse if both 95 % intervals are further apart",
+        Slack(factor=1.1),
+        "measured: worse if the 95 % intervals are further apart, in 0 of 380 pairs of runs of one"
+        " package on a busy machine (2 with 1.05)",
     ),
     "computed_share": Kind(
         "computed share of the dense rows",

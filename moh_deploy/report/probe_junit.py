@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moh_deploy.edge_cases.case_result import CaseResult, Status
-from moh_deploy.report.junit import Outcome, TestCase, TestSuite, junit_document
+from moh_deploy.report.junit_document import Outcome, TestCase, TestSuite, junit_document
 from moh_deploy.report.probe import REFERENCE, ProbeReport
 
 _OUTCOMES: dict[Status, Outcome] = {

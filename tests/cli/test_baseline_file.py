@@ -8,6 +8,7 @@ import pytest
 from moh_deploy.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors
+from tests.report.junit_reader import read_outcomes
 
 BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms")
 
@@ -62,9 +63,11 @@ def test_bench_keeps_the_ratio(cli: Cli, package: Path, file: Path):
     group = "recorded inputs at batch=2, seq=3, threads=1, beside functions"
     assert json.loads(file.read_text())["bench"]["figures"][group]["ratio"]
     edit(file, "bench", group, "ratio", 1e-9)
-    failed = cli("bench", package, *arguments, "--json")
+    junit = file.with_name("bench.xml")
+    failed = cli("bench", package, *arguments, "--json", "--junit", junit)
     assert failed.exit_code == 1
     assert failed.json["passed"] is False
+    assert read_outcomes(junit.read_text())[f"{group}: ratio"] == "failure"
     assert f"worse than {file}: {group}: time as a share of the baseline's" in failed.err
 
 

@@ -4,12 +4,17 @@ import xml.etree.ElementTree as xml
 from dataclasses import replace
 from pathlib import Path
 
-from moh_deploy.report.junit import junit_error, junit_xml
+from junitparser import JUnitXml
+
+from moh_deploy.ratchet.result import RatchetEntry, RatchetResult
+from moh_deploy.report.junit import junit_xml
+from moh_deploy.report.junit_document import junit_error
 from moh_deploy.report.markdown import markdown, markdown_error
 from moh_deploy.validate.accuracy import ChangedSample, MetricParity
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from tests.kernel_library import NO_KERNELS
+from tests.report.junit_reader import read_outcomes
 
 OUTPUT = OutputParity("y", "0 (batch=2)", 1e-6, 1e-6, 1e-4, elements=6)
 LAYER = LayerParity("blocks.0.attn", "0 (batch=2)", 24, 24, 0, 0, 1e-6, 1e-4, agreement=1.0)
@@ -17,25 +22,8 @@ REPORT = ParityReport("the original", 1, (OUTPUT,), (LAYER,), True, 0, 1, (), NO
 
 
 def outcomes(report: ParityReport) -> dict[str, str]:
-    """Read the XML as a CI does: name of each test case to what its elements say."""
-    root = xml.fromstring(junit_xml(report, "build/model").encode())
-    (suite,) = root
-    cases = suite.findall("testcase")
-    found = {case.get("name", ""): _outcome(case) for case in cases}
-    assert len(found) == len(cases) == int(suite.get("tests", ""))
-    for attribute, outcome in (
-        ("failures", "failure"),
-        ("skipped", "skipped"),
-        ("errors", "error"),
-    ):
-        count = sum(one == outcome for one in found.values())
-        assert suite.get(attribute) == root.get(attribute) == str(count)
-    return found
-
-
-def _outcome(case: xml.Element) -> str:
-    tags = {child.tag for child in case} & {"failure", "skipped", "error"}
-    return tags.pop() if tags else "passed"
+    """Read the XML as a CI does: name of each test case to its outcome."""
+    return read_outcomes(junit_xml(report, "build/model"))
 
 
 def test_each_comparison_is_a_test_case():
@@ -131,3 +119,28 @@ def test_metrics_are_test_cases_and_not_knowing_is_no_pass():
     assert "\n| top-1 | 98.00 % | 97.00 % | -1.00 points | -2.00 to 0.10 points |" in text
     assert "| 360 | 4 | 1 | 0.375 | cannot tell |" in text
     assert "\n| 17 | val.npz\\[17\\] | 3 | 3 | 8 |\n" in text
+
+
+def test_baseline_file_is_a_suite_of_its_own():
+    entries = (
+        RatchetEntry("output 'y'", "elements", "worse", 6, 5, 6, "fewer"),
+        RatchetEntry("inputs", "p50_ms", "not compared", 1, None, None, "elsewhere"),
+        RatchetEntry("layer 'a'", "decisions", "held", 6, 6, 6, "held"),
+        RatchetEntry("layer 'b'", "decisions", "gone", 6, None, None, "gone"),
+        RatchetEntry("layer 'c'", "decisions", "new", None, 6, None, "new"),
+    )
+    report = replace(REPORT, ratchet=RatchetResult("baseline.json", entries, updated=False))
+    text = junit_xml(report, "m")
+    first, second = JUnitXml.fromstring(text.encode())
+    assert (first.name, second.name) == ("m", "baseline baseline.json")
+    found = read_outcomes(text)
+    assert found["verdict"] == "failure"  # of the suite that comes last
+    assert found["output 'y': elements"] == found["layer 'b': decisions"] == "failure"
+    assert found["inputs: p50_ms"] == found["layer 'c': decisions"] == "skipped"
+    assert found["layer 'a': decisions"] == "passed"
+
+
+def test_baseline_file_with_which_nothing_was_compared_fails():
+    entry = RatchetEntry("inputs", "p50_ms", "not compared", 1, None, None, "elsewhere")
+    report = replace(REPORT, ratchet=RatchetResult("baseline.json", (entry,), updated=False))
+    assert outcomes(report)["verdict"] == "failure"
