@@ -12,7 +12,7 @@ from moh_deploy.backends.input_check import check_inputs
 from moh_deploy.dims import DimExpr
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.subject import Subject
-from moh_deploy.package import TensorInfo, VectorSet
+from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.validate.accuracy.dataset import Batch, Dataset, Fits, SampleAxis, choose_size
 from moh_deploy.validate.samples import Sample, label
 from moh_deploy.validate.user_vectors import check_ranges
@@ -21,7 +21,7 @@ _MOST_SAMPLES = 64
 _RUN_BYTES = 2**27
 """Outputs of one run."""
 _TURN_BYTES = 2**29
-"""Outputs of one turn: a reference is loaded once a turn."""
+"""What one side returns in one turn: a reference is loaded once a turn."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class LabelledRun:
     Attributes:
         batch: Its samples and their labels.
         sample: The same as what two sides are compared on.
-        output_bytes: What it returns, about.
+        held_bytes: What one side returns, gates included, about.
     """
 
     batch: Batch
     sample: Sample
-    output_bytes: int
+    held_bytes: int
 
 
 def labelled_runs(
@@ -56,10 +56,10 @@ def labelled_runs(
     path = data.samples.file
     try:
         sizes, fits = _sizes(subject, data, axis)
-        each = _bytes(subject.package.manifest.outputs, sizes, axis)
+        each = _output_bytes(subject.package.manifest.outputs, sizes, axis)
         size = _batch_size(axis, fits, each, asked)
-        batches = data.batches(size, fits)
-        return [_run(subject, data, batch, each * size) for batch in batches]
+        held = size * (each + _gate_bytes(subject.package, data))
+        return [_run(subject, data, batch, held) for batch in data.batches(size, fits)]
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
 
@@ -69,11 +69,11 @@ def turns(runs: Sequence[LabelledRun]) -> Iterator[list[LabelledRun]]:
     turn: list[LabelledRun] = []
     held = 0
     for run in runs:
-        if turn and held + run.output_bytes > _TURN_BYTES:
+        if turn and held + run.held_bytes > _TURN_BYTES:
             yield turn
             turn, held = [], 0
         turn.append(run)
-        held += run.output_bytes
+        held += run.held_bytes
     yield turn
 
 
@@ -105,13 +105,26 @@ def _batch_size(axis: SampleAxis, fits: Fits, each: int, asked: int | None) -> i
     return choose_size(min(_MOST_SAMPLES, max(1, _RUN_BYTES // max(1, each))), fits)
 
 
-def _bytes(outputs: Sequence[TensorInfo], sizes: Mapping[str, int], axis: SampleAxis) -> int:
+def _output_bytes(outputs: Sequence[TensorInfo], sizes: Mapping[str, int], axis: SampleAxis) -> int:
     """Return the bytes of all outputs for one sample; a size that is not known counts as 1."""
     of_one = {**sizes, str(axis.size): 1}
     return sum(
         math.prod(_size(dim, of_one) for dim in one.shape[1:]) * _itemsize(one.dtype)
         for one in outputs
     )
+
+
+def _gate_bytes(package: OnnxPackage, data: Dataset) -> int:
+    """Return the bytes of all gates for one sample: as recorded, for as much input."""
+    if not package.vectors:
+        return 0
+    recorded = package.vectors[0]
+    gates = sum(one.nbytes for one in recorded.gates)
+    inputs, given = (
+        sum(array.nbytes for array in arrays.values())
+        for arrays in (recorded.inputs, data.samples.inputs)
+    )
+    return math.ceil(gates * given / max(1, inputs * len(data.labels)))
 
 
 def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
@@ -127,10 +140,10 @@ def _itemsize(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-def _run(subject: Subject, data: Dataset, batch: Batch, output_bytes: int) -> LabelledRun:
+def _run(subject: Subject, data: Dataset, batch: Batch, held_bytes: int) -> LabelledRun:
     sizes = check_inputs(subject.package.manifest.inputs, batch.inputs)
     vectors = VectorSet(sizes, batch.inputs, batch.expected, (), ())
     stop = batch.start + len(batch.labels)
     file = data.samples.file
     name = label(f"{file.name}[{batch.start}:{stop}]", sizes)
-    return LabelledRun(batch, Sample(vectors, name, file), output_bytes)
+    return LabelledRun(batch, Sample(vectors, name, file), held_bytes)

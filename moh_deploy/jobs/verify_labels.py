@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
-from moh_deploy.backends.runner import KernelUse, Runner
 from moh_deploy.errors import ValidationError
+from moh_deploy.jobs.heard_runner import HeardRunner
 from moh_deploy.jobs.labelled_runs import LabelledRun, labelled_runs, turns
 from moh_deploy.jobs.references import function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject
 from moh_deploy.npz import Array
 from moh_deploy.progress import Progress
 from moh_deploy.report.tables import count
+from moh_deploy.validate.accuracy.class_loads import ClassLoads, main_classes
 from moh_deploy.validate.accuracy.dataset import Dataset
 from moh_deploy.validate.accuracy.judge import Setting, judge
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
@@ -26,6 +26,7 @@ from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.reference import ExpectedOutputs, Reference
+from moh_deploy.validate.routing_statistics import joined
 from moh_deploy.validate.samples import npz_files, with_valid_tokens
 
 
@@ -48,8 +49,14 @@ def verify_labelled(
     """
     with progress.step("reading samples and labels"):
         data = read_labelled(npz_files(inputs), task, subject.package.manifest)
+        classes = main_classes([one.labels for one in data.datasets], task.labelling)
         rounds = [
-            _Round(reference, sets, [Tally(metric) for metric in data.metrics])
+            _Round(
+                reference,
+                sets,
+                [Tally(metric) for metric in data.metrics],
+                ClassLoads(subject.package.manifest.layers, classes),
+            )
             for reference, sets in _references(subject, data.datasets, against)
         ]
         runs = {
@@ -70,6 +77,7 @@ class _Round:
     reference: Reference
     datasets: Sequence[Dataset]
     tallies: Sequence[Tally]
+    loads: ClassLoads
 
 
 def _references(
@@ -112,7 +120,13 @@ class _Job:
             *(_filled(run) for run in runs if run.batch.added),
         )
         accuracy = tuple(self._judged(one, tally) for tally in one.tallies)
-        return replace(whole, subject=self.subject.name, notes=notes, accuracy=accuracy)
+        return replace(
+            whole,
+            subject=self.subject.name,
+            notes=notes,
+            accuracy=accuracy,
+            statistics=joined([whole.statistics, one.loads.statistics]),
+        )
 
     def _compare(
         self, one: _Round, turn: Sequence[LabelledRun], which: str, total: int
@@ -121,7 +135,7 @@ class _Job:
         samples = with_valid_tokens([run.sample for run in turn], manifest, self.valid_tokens)
         with self.progress.step(f"running the reference on batches {which} of {total}"):
             answers = one.reference.answers(self.subject.package, samples)
-        heard = _Heard(self.loaded.runner)
+        heard = HeardRunner(self.loaded.runner)
         with self.progress.step(f"comparing batches {which} of {total}"):
             report = compare(
                 self.subject.package,
@@ -134,8 +148,9 @@ class _Job:
                 variants=self.loaded.variants,
                 policy=self.policy,
             )
-            for run, vectors, outputs in zip(turn, answers.vectors, heard.results, strict=True):
-                _add(one.tallies, run, vectors.outputs, outputs)
+            for run, vectors, got in zip(turn, answers.vectors, heard.results, strict=True):
+                _add(one.tallies, run, vectors.outputs, got)
+                one.loads.add(run.batch.real(got), run.batch.labels)
         return replace(report, notes=(*answers.notes, *report.notes))
 
     def _judged(self, one: _Round, tally: Tally) -> MetricParity:
@@ -146,31 +161,6 @@ class _Job:
         metric = tally.metric
         setting = Setting(one.reference.name, self.policy.accuracy_rule(metric.name), files.place)
         return judge(metric, tally.paired(), setting)
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """A runner that keeps what it returns, so that nothing has to run twice."""
-
-    runner: Runner
-    results: list[dict[str, Array]] = field(default_factory=list)
-
-    @property
-    def layer_impl(self) -> Mapping[str, LayerImpl]:
-        return self.runner.layer_impl
-
-    @property
-    def layer_runs(self) -> tuple[LayerRun, ...]:
-        return self.runner.layer_runs
-
-    @property
-    def kernels(self) -> KernelUse:
-        return self.runner.kernels
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once; see `Runner.run`."""
-        self.results.append(self.runner.run(inputs))
-        return self.results[-1]
 
 
 def _add(

@@ -42,6 +42,8 @@ def test_right_package_passes_with_both_sides_and_an_interval(package: Path, inp
     assert found.interval is not None
     assert found.against == f"expected outputs in {inputs}"
     assert (found.resamples, found.seed, found.smoothed) == (10_000, 0, True)
+    (load,) = report.statistics.class_loads
+    assert (load.path, sum(load.samples)) == ("blocks.0.attn", COUNT)
 
 
 def test_loss_that_no_tolerance_sees_is_refused_with_a_sentence(tmp_path: Path, inputs: Path):
@@ -53,7 +55,7 @@ def test_loss_that_no_tolerance_sees_is_refused_with_a_sentence(tmp_path: Path, 
     assert found.changed[0].package_class == 0
     assert found.changed[0].label == found.changed[0].reference_class != 0
     assert report.reasons == (found.reason,)
-    assert "top-1 went from 100.00 % to " in str(report.failure)
+    assert "top-1 fell from 100.00 % to " in str(report.failure)
 
 
 def test_function_bodies_are_the_reference_of_plain_inputs_and_the_report_says_so(
@@ -89,7 +91,8 @@ def test_batches_give_what_one_run_gives(package: Path, inputs: Path):
 
 
 def test_turns_bound_what_is_held(package: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(labelled_runs, "_TURN_BYTES", 2 * 50 * 8 * 4)
+    of_logits, of_gates = 8 * 4, 3 * 4 * 4
+    monkeypatch.setattr(labelled_runs, "_TURN_BYTES", 2 * 50 * (of_logits + of_gates))
     progress = SilentProgress()
     report = moh_deploy.verify(
         package, inputs=[inputs], labels=LABELS, batch_size=50, progress=progress
@@ -163,7 +166,7 @@ def test_perplexity_of_tokens(tmp_path: Path):
     assert right.ignored == 80
     report = moh_deploy.verify(tmp_path / "wrong", metric=["perplexity", "top-1"], **options)
     assert [one.verdict for one in report.accuracy] == ["failed", "passed"]
-    assert "perplexity went from" in report.reasons[0]
+    assert "perplexity rose from" in report.reasons[0]
 
 
 def test_functions_of_the_user_are_metrics(tmp_path: Path, package: Path, inputs: Path):

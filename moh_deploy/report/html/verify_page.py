@@ -16,6 +16,8 @@ from moh_deploy.report.html.tables import Cell, Status, Table, number
 from moh_deploy.report.layers import runs_as
 from moh_deploy.report.parity import worst_layers, worst_outputs
 from moh_deploy.report.tables import count, percent
+from moh_deploy.validate.accuracy import MetricParity
+from moh_deploy.validate.accuracy.show import shown
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 
 _LAYER_COLUMNS = (
@@ -111,6 +113,10 @@ def _facts(report: ParityReport) -> list[Fact]:
     explained = sum(one.excused_tokens for one in report.layers)
     unexplained = sum(one.flipped_tokens for one in report.layers)
     return [
+        *(
+            Fact(one.metric, shown(one.metric, one.package), _of_reference(one))
+            for one in report.accuracy
+        ),
         Fact("max abs error", number(report.max_abs_error) or "–", "of outputs that are judged"),
         Fact(
             "routing agreement",
@@ -124,6 +130,10 @@ def _facts(report: ParityReport) -> list[Fact]:
         ),
         Fact("MoH layers on a kernel", f"{kernels} of {len(report.layer_runs)}"),
     ]
+
+
+def _of_reference(one: MetricParity) -> str:
+    return f"{shown(one.metric, one.reference)} in the reference: {one.verdict}"
 
 
 def _outputs(report: ParityReport) -> Table:

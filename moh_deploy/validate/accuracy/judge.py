@@ -124,7 +124,9 @@ def _verdict(
         return "failed", _without_score(name, paired)
     low, high = interval if metric.better == "lower" else (-interval[1], -interval[0])  # of loss
     loss = (values[1] - values[0]) * (1 if metric.better == "lower" else -1)
-    went = f"{name} went from {shown(name, values[0])} to {shown(name, values[1])}"
+    fell = "fell" if metric.better == "higher" else "rose"
+    verb = fell if low > 0 else "went"  # what is shown to be a loss is called one
+    went = f"{name} {verb} from {shown(name, values[0])} to {shown(name, values[1])}"
     gap = f"the {CONFIDENCE:.0%} interval of the loss is {shown_gap(name, low, high)}"
     limit = f"{shown_gap(name, allowed)} may be lost ({rule.reason})"
     if low > allowed:

@@ -13,7 +13,7 @@ class AccuracyRule:
     Attributes:
         max_drop: In units of the metric: 0.01 is one point of top-1; None to take the relative one.
         max_relative_drop: As a share of the reference's value.
-        min_samples: With fewer, nothing can be told: intervals are too narrow.
+        min_samples: With fewer, nothing can be told: a bootstrap covers less than it says.
         reason: Why these figures.
     """
 
@@ -31,8 +31,7 @@ _USUAL = AccuracyRule(
     None,
     0.01,
     30,
-    "99 % of the reference is kept, as MLPerf Inference asks; of fewer than 30 sequences the"
-    " interval is too narrow",
+    "99 % of the reference has to be kept, as MLPerf Inference has it",
 )
 
 CALLABLE = "callable"

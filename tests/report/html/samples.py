@@ -24,6 +24,7 @@ from moh_deploy.validate.routing_statistics import (
 )
 from moh_deploy.validate.tolerances import TOLERANCES
 from tests.kernel_library import NO_KERNELS
+from tests.report.test_junit import METRIC
 
 SHARED = 2
 BOUND = TOLERANCES["float16"].near_tie
@@ -56,6 +57,13 @@ def with_classes(report: ParityReport) -> ParityReport:
         for i, one in enumerate(report.statistics.head_loads)
     )
     return replace(report, statistics=replace(report.statistics, class_loads=loads))
+
+
+def with_accuracy(report: ParityReport) -> ParityReport:
+    """Return it with a metric that passed, and one without a value."""
+    unknown = replace(METRIC, metric="perplexity", better="lower", interval=None, package=math.nan)
+    failed = replace(unknown, verdict="failed", reason="1 of 360 samples has no finite perplexity")
+    return replace(report, accuracy=(METRIC, failed))
 
 
 def bench_report(*, limit_ms: float = 9.0) -> BenchReport:

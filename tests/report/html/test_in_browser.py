@@ -24,7 +24,7 @@ from tests.report.html.browsing import (
     pale_texts,
     pixels,
 )
-from tests.report.html.samples import bench_report, parity_report, with_classes
+from tests.report.html.samples import bench_report, parity_report, with_accuracy, with_classes
 from tests.report.html.test_pages import HOSTILE, hostile_bench, hostile_parity
 
 RUN = Run("build/model", ("verify", "build/model", "--html", "report.html"))
@@ -34,6 +34,7 @@ LONG = Run("build/" + "a-long-name" * 20, ("verify", "b" * 300))
 PAGES = {
     "equal": verify_page(parity_report(), RUN),
     "not equal": verify_page(WRONG, RUN),
+    "accuracy": verify_page(with_accuracy(parity_report()), RUN),
     "bench": bench_page(bench_report(), RUN),
     "no answer": no_answer_page("verify", RUN, "The comparison did not finish."),
     "hostile verify": verify_page(hostile_parity(), Run(HOSTILE, (HOSTILE,))),

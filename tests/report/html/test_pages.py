@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import cast
@@ -14,13 +14,15 @@ import pytest
 
 from moh_deploy.ratchet.result import Outcome, RatchetEntry, RatchetResult
 from moh_deploy.report.bench import BenchReport
+from moh_deploy.report.html.accuracy_tables import accuracy
 from moh_deploy.report.html.bench_page import bench_page
 from moh_deploy.report.html.page import Run, no_answer_page
+from moh_deploy.report.html.tables import Cell, Track
 from moh_deploy.report.html.verify_page import verify_page
-from moh_deploy.validate.accuracy import ChangedSample
+from moh_deploy.validate.accuracy import ChangedSample, MetricParity
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.routing_statistics import NO_STATISTICS
-from tests.report.html.samples import bench_report, parity_report, with_classes
+from tests.report.html.samples import bench_report, parity_report, with_accuracy, with_classes
 from tests.report.test_junit import METRIC
 
 RUN = Run("build/model", ("verify", "build/my model", "--html", "a.html"))
@@ -64,6 +66,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "equal": lambda: verify_page(parity_report(), RUN),
     "classes": lambda: verify_page(with_classes(parity_report()), RUN),
     "not equal": lambda: verify_page(parity_report(wrong=1), RUN),
+    "accuracy": lambda: verify_page(with_accuracy(parity_report()), RUN),
     "bench": lambda: bench_page(bench_report(), RUN),
     "no answer": lambda: no_answer_page("verify", RUN, "it did not finish"),
 }
@@ -81,7 +84,17 @@ def test_pages_are_well_formed_and_need_nothing_else(name: str):
 
 
 def hostile_parity() -> ParityReport:
-    report = with_classes(parity_report(wrong=0))
+    report = with_accuracy(with_classes(parity_report(wrong=0)))
+    metrics = tuple(
+        replace(
+            one,
+            metric=HOSTILE,
+            output=HOSTILE,
+            against=HOSTILE,
+            changed=(replace(one.changed[0], file=HOSTILE),),
+        )
+        for one in report.accuracy
+    )
     layers = tuple(replace(one, path=HOSTILE, reason=HOSTILE) for one in report.layers)
     margins = tuple(replace(one, path=HOSTILE) for one in report.statistics.margins)
     classes = tuple(
@@ -94,6 +107,7 @@ def hostile_parity() -> ParityReport:
         policy=HOSTILE,
         notes=(HOSTILE,),
         layers=layers,
+        accuracy=metrics,
         outputs=(replace(report.outputs[0], name=HOSTILE, vectors=HOSTILE),),
         statistics=replace(
             report.statistics, head_loads=loads, margins=margins, class_loads=classes
@@ -254,3 +268,33 @@ def test_accuracy_is_shown_before_errors():
     assert "a<b>.npz" in text
     assert "Accuracy" not in words(verify_page(parity_report(), RUN))
     Checked(page)
+
+
+def test_accuracy_says_both_sides_and_what_may_be_lost():
+    said = words(verify_page(with_accuracy(parity_report()), RUN))
+    assert "98.00 % 97.00 % -1.00 points, -2.00 to 0.10 points 0.98 points 360 4, 1 0.375" in said
+    assert "NOT EQUAL" in said
+    assert "1 of 360 samples has no finite perplexity" in said
+    assert "17 val.npz[17] 3 3 8" in said
+    assert "Accuracy" not in words(verify_page(parity_report(), RUN))
+
+
+def test_loss_is_drawn_right_of_0_with_the_limit_at_1():
+    (passed, _) = with_accuracy(parity_report()).accuracy
+    row = _first_row(passed)
+    track = cast("Track", row[1])
+    interval, dot, limit = track.marks
+    at = track.scale.at
+    shares = (0.001, 0.01, 0.02)  # gained at best, lost by itself, lost at worst
+    places = [at(-shares[0] / 0.0098), at(shares[1] / 0.0098), at(shares[2] / 0.0098)]
+    assert [interval.start, dot.start, interval.end] == pytest.approx(places, abs=0.02)
+    assert limit.start == at(1.0) < dot.start
+    worse_if_higher = replace(passed, better="lower", interval=(-0.001, 0.02), package=0.99)
+    row = _first_row(worse_if_higher)
+    assert cast("Track", row[1]).marks[1].start == pytest.approx(places[1], abs=0.02)
+
+
+def _first_row(one: MetricParity) -> Sequence[Cell]:
+    found = accuracy([one])
+    assert found is not None
+    return found.metrics.rows[0]

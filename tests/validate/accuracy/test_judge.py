@@ -47,7 +47,7 @@ def test_small_loss_on_many_samples_passes():
 def test_proven_loss_fails_and_says_how_much():
     found = top_1(1000, lost=50)
     assert found.verdict == "failed"
-    assert "top-1 went from 100.00 % to 95.00 % on 1000 samples: the 95% interval" in str(
+    assert "top-1 fell from 100.00 % to 95.00 % on 1000 samples: the 95% interval" in str(
         found.reason
     )
     assert "1.00 points may be lost (99 % of the reference" in str(found.reason)
@@ -90,7 +90,7 @@ def test_lower_is_better_where_it_is():
     assert (better.improved, better.worse, worse.improved, worse.worse) == (100, 0, 0, 100)
     assert worse.p_value is None
     assert worse.difference > 0
-    assert "perplexity went from" in str(worse.reason)
+    assert "perplexity rose from" in str(worse.reason)
     assert worse.changed[0].package_score > worse.changed[0].reference_score
 
 

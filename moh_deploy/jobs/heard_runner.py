@@ -1,0 +1,43 @@
+"""A runner that keeps what it returns, so that scores need no second run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
+from moh_deploy.backends.runner import KernelUse, Runner
+from moh_deploy.npz import Array
+
+
+@dataclass(frozen=True)
+class HeardRunner:
+    """A runner that is listened to.
+
+    Attributes:
+        runner: What runs.
+        results: What each run returned, in order.
+    """
+
+    runner: Runner
+    results: list[dict[str, Array]] = field(default_factory=list)
+
+    @property
+    def layer_impl(self) -> Mapping[str, LayerImpl]:
+        """As the runner has it."""
+        return self.runner.layer_impl
+
+    @property
+    def layer_runs(self) -> tuple[LayerRun, ...]:
+        """As the runner has it."""
+        return self.runner.layer_runs
+
+    @property
+    def kernels(self) -> KernelUse:
+        """As the runner has it."""
+        return self.runner.kernels
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once; see `Runner.run`."""
+        self.results.append(self.runner.run(inputs))
+        return self.results[-1]

@@ -1,0 +1,57 @@
+"""Which heads the samples of each class use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moh_deploy.npz import Array
+from moh_deploy.package import LayerInfo
+from moh_deploy.validate.accuracy.class_labels import Labelling
+from moh_deploy.validate.routing_statistics import RoutingStatistics, class_load, joined
+
+_MOST_CLASSES = 100
+
+
+@dataclass
+class ClassLoads:
+    """Counts, batch by batch, for how many tokens of the samples of each class a head is on.
+
+    Attributes:
+        layers: Of the package.
+        classes: Those that are counted.
+        statistics: What was counted.
+    """
+
+    layers: Sequence[LayerInfo]
+    classes: Array
+    statistics: RoutingStatistics = field(default_factory=RoutingStatistics)
+
+    def add(self, values: Mapping[str, Array], labels: Array) -> None:
+        """Count a batch.
+
+        Args:
+            values: Name to array: the gates of each layer, [B, S, H], among others. A layer whose
+                gates are not there, or of whose first axis counts windows, is left out.
+            labels: [B], or what holds no classes.
+        """
+        if not self.classes.size:
+            return
+        kept = np.isin(labels, self.classes)
+        found = tuple(
+            class_load(layer.path, layer.num_shared_heads, values[layer.gates][kept], labels[kept])
+            for layer in self.layers
+            if layer.gates in values and len(values[layer.gates]) == len(labels)
+        )
+        self.statistics = joined([self.statistics, RoutingStatistics(class_loads=found)])
+
+
+def main_classes(labels: Sequence[Array], labelling: Labelling) -> Array:
+    """Return the classes of all samples; of many, those with the most samples; none of tokens."""
+    if any(one.ndim != 1 or one.dtype.kind not in "iu" for one in labels):
+        return np.empty(0, np.int64)
+    every = np.concatenate(labels)
+    found, counts = np.unique(every[every != labelling.ignore], return_counts=True)
+    return found[np.argsort(-counts, kind="stable")[:_MOST_CLASSES]]
