@@ -56,6 +56,8 @@ verify_package() {
     command+=("--junit=$reports/verify.junit.xml" "--markdown=$reports/verify.md")
     command+=("--html=$reports/verify.html")
     add_option --inputs "${MOH_INPUTS:-}"
+    add_option --labels "${MOH_LABELS:-}"
+    add_option --against "${MOH_AGAINST:-}"
     add_option --policy "${MOH_POLICY:-}"
     add_option --baseline-file "${MOH_BASELINE_FILE:-}"
     add_arguments "${MOH_VERIFY_ARGS:-}"
@@ -75,6 +77,10 @@ bench_package() {
     command+=("--html=$reports/bench.html")
     add_option --baseline "${MOH_BASELINES:-}"
     add_option --gate "${MOH_GATES:-}"
+    if [[ "${MOH_BASELINES:-}" =~ (^|[[:space:]])(eager|plain-onnx)($|[[:space:]]) ]]; then
+        add_option --checkpoint "${MOH_CHECKPOINT:-}"
+        add_option --config "${MOH_CONFIG:-}"
+    fi
     add_option --baseline-file "${MOH_BASELINE_FILE:-}"
     add_arguments "${MOH_BENCH_ARGS:-}"
     bench_verdict=error

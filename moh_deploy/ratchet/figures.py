@@ -82,10 +82,10 @@ class Kind:
         return f", allowed {side} {number_text(limit)}"
 
     def limit(self, was: Figure, slack: Slack, grain: float) -> float:
-        """Return what a figure may be at worst."""
+        """Return what a figure may be at worst. A factor of 1.1 is a tenth of its size."""
         if self.better == "lower":
-            return was.high * slack.factor + slack.plus + grain
-        return was.low / slack.factor - slack.plus - grain
+            return was.high + abs(was.high) * (slack.factor - 1) + slack.plus + grain
+        return was.low - abs(was.low) * (1 - 1 / slack.factor) - slack.plus - grain
 
     def is_worse(self, now: Figure, was: Figure, slack: Slack) -> bool:
         """Say whether all of the interval is beyond the limit; NaN is."""
@@ -97,6 +97,7 @@ class Kind:
         return self.is_worse(replace(was, grain=now.grain), now, slack)
 
 
+_TRAINING = "another training scores some samples otherwise"
 _COUNTED = "counted: a smaller test must not pass for a better one"
 
 KINDS: Mapping[str, Kind] = {
@@ -124,6 +125,10 @@ KINDS: Mapping[str, Kind] = {
     "agreement": Kind(
         "agreement of decisions", "higher", Slack(plus=0.01), "as explained flips, as a share"
     ),
+    "samples": Kind("samples scored", "higher", Slack(), _COUNTED),
+    "labels": Kind("labels scored", "higher", Slack(), _COUNTED),
+    "score": Kind("score", "higher", Slack(factor=1.01), _TRAINING),
+    "loss": Kind("score, of which less is better", "lower", Slack(factor=1.01), _TRAINING),
     "replaced": Kind(
         "replaced by an operator", "higher", Slack(), "read from the package", is_flag=True
     ),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.ratchet.figures import Figure
 from moh_deploy.ratchet.ratchet import WHOLE
+from moh_deploy.validate.accuracy import MetricParity
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from moh_deploy.validate.reference import RECORDED
 
@@ -32,12 +33,22 @@ def _against(reference: str, parts: Sequence[ParityReport]) -> Iterator[Figure]:
     layers = [layer for one in parts for layer in one.layers]
     judged = [one for part in parts for one in part.outputs if one.tolerance is not None]
     yield Figure.exact(f"{WHOLE}{against}", "vector_sets", sum(one.vector_sets for one in parts))
+    for metric in (one for part in parts for one in part.accuracy):
+        yield from _of_metric(metric, against)
     for name in dict.fromkeys(one.name for one in judged):
         same = [one for one in judged if one.name == name]
         yield from _of_output(f"output '{name}'{against}", same)
     for path in dict.fromkeys(one.path for one in layers):
         runs = [one for one in layers if one.path == path]
         yield from _of_layer(f"layer '{path}'{against}", runs)
+
+
+def _of_metric(one: MetricParity, against: str) -> Iterator[Figure]:
+    of = "" if one.output is None else f" of output '{one.output}'"
+    group = f"{one.metric}{of}{against}"
+    yield Figure.exact(group, "samples", one.samples)
+    yield Figure.exact(group, "labels", one.labels)
+    yield Figure.exact(group, "score" if one.better == "higher" else "loss", one.package)
 
 
 def _of_output(group: str, entries: Sequence[OutputParity]) -> Iterator[Figure]:

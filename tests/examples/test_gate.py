@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import onnx_ir as ir
@@ -135,6 +136,48 @@ def test_without_a_package_nothing_passes(
     assert outcome.outputs["verdict"] == "error"
     assert message in outcome.log
     assert outcome.summary.startswith("### moh-deploy: error\n")
+
+
+def test_package_without_vectors_does_not_pass(runner: CiRunner, package: Path) -> None:
+    opened = OnnxPackage.open(package)
+    with PackageWriter(package) as writer:
+        writer.bring_along(opened, "model.onnx")
+        writer.finish(opened.manifest, ())
+    outcome = runner.run_action(package="package")
+    assert outcome.exit_code == 1
+    assert outcome.outputs["verdict"] == "failed"
+    assert "there are no vectors to compare with, so nothing is proven" in outcome.summary
+
+
+def test_verify_that_did_nothing_does_not_pass(runner: CiRunner, tmp_path: Path) -> None:
+    idle = tmp_path / "bin" / "idle"
+    idle.write_text('#!/bin/sh\n[ "$2" = moh_deploy ] || exec "$REAL_PYTHON" "$@"\n')
+    idle.chmod(0o755)
+    job = gitlab_job()
+    outcome = runner.run_gitlab_job(job, MOH_PYTHON="idle")
+    assert outcome.exit_code == 1
+    assert "verify.junit.xml cannot be read" in outcome.log
+    assert "### moh-deploy: failed" in outcome.log
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<testsuites><testsuite tests='1'/></testsuites>", "holds no test"),
+        ("<testsuite><testcase><skipped/></testcase></testsuite>", "all of them skipped"),
+        ("<a><testcase/><testcase><failure/></testcase></a>", "1 of 2 tests that failed"),
+        ("<a><testcase/><testcase><error/></testcase></a>", "1 of 2 tests that failed"),
+        ("", "cannot be read"),
+        ("<a><testcase/><testcase><skipped/></testcase></a>", None),
+    ],
+)
+def test_junit_without_a_test_that_passed_is_no_pass(
+    tmp_path: Path, text: str, expected: str | None
+) -> None:
+    file = tmp_path / "junit.xml"
+    file.write_text(text)
+    problem = run_path(str(REPOSITORY / "ci" / "check_junit.py"))["problem"](file)
+    assert (problem is None) if expected is None else expected in problem
 
 
 def test_checkpoint_that_cannot_be_exported_ends_the_action(runner: CiRunner) -> None:

@@ -7,6 +7,7 @@ from moh_deploy.ratchet.parity_figures import parity_figures
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport, combined
 from moh_deploy.validate.reference import RECORDED
 from tests.kernel_library import NO_KERNELS
+from tests.report.test_junit import METRIC
 
 OUTPUTS = (
     OutputParity("y", "0", 1e-6, 1e-6, 1e-4, elements=6),
@@ -63,3 +64,12 @@ def test_layers_are_on_a_kernel_or_dense_by_choice():
     found = values(replace(REPORT, layer_runs=runs))
     assert [found.get(f"layer '{path}': on_kernel") for path in "abcd"] == [1, 0, 1, None]
     assert [found[f"layer '{path}': replaced"] for path in "abcd"] == [1, 1, 1, 0]
+
+
+def test_metrics_are_kept_by_which_way_is_better():
+    loss = replace(METRIC, metric="perplexity", better="lower", package=12.5, labels=4000)
+    found = values(replace(REPORT, accuracy=(METRIC, loss)))
+    assert found["top-1 of output 'y': score"] == 0.97
+    assert found["top-1 of output 'y': samples"] == 360
+    assert found["perplexity of output 'y': loss"] == 12.5
+    assert found["perplexity of output 'y': labels"] == 4000

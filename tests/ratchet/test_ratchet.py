@@ -85,6 +85,24 @@ def test_figures_may_be_worse_by_their_slack(file: Path, name: str, value: float
     assert (result.failure is not None) == (expected == "worse")
 
 
+@pytest.mark.parametrize(
+    ("name", "was", "held", "worse"),
+    [
+        ("score", 0.97, 0.961, 0.960),
+        ("score", -10.0, -10.09, -10.11),
+        ("loss", 12.0, 12.11, 12.13),
+        ("loss", -10.0, -9.91, -9.89),
+    ],
+)
+def test_slack_is_toward_worse_whatever_the_sign(
+    tmp_path: Path, name: str, was: float, held: float, worse: float
+):
+    path = tmp_path / "baseline.json"
+    run(path, Figure.exact("metric", name, was), update=True)
+    assert outcome(run(path, Figure.exact("metric", name, held)), name) == "held"
+    assert outcome(run(path, Figure.exact("metric", name, worse)), name) == "worse"
+
+
 def test_failure_says_what_is_was_and_is_allowed(file: Path):
     failure = run(file, *changed("max_abs_error", 1e-4)).failure
     assert isinstance(failure, ValidationError)
