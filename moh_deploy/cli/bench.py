@@ -36,6 +36,12 @@ from moh_deploy.cli.report_files import bench_files
     " package or model. Repeatable.",
 )
 @click.option(
+    "--package",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The package that the first DIR was built from, if that is an engine: what to run it on.",
+)
+@click.option(
     "--checkpoint",
     metavar="FILE",
     type=click.Path(path_type=Path),
@@ -119,8 +125,8 @@ def command(
     as_json: bool,
     **options: object,
 ) -> None:
-    """Measure latency, throughput and memory of the packages DIR, in turns with baselines: exit 1
-    if a gate does not pass."""
+    """Measure latency, throughput and memory of the packages or engines DIR, in turns with
+    baselines: exit 1 if a gate does not pass."""
     from moh_deploy.jobs.bench import bench, parse_sizes
     from moh_deploy.tuning.units import parse_seconds
 

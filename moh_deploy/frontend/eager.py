@@ -45,6 +45,11 @@ class EagerModel:
         return self.model.checkpoint_sha256
 
     @property
+    def runtime(self) -> str:
+        """Return `PyTorch 2.13.0`."""
+        return f"PyTorch {torch.__version__}"
+
+    @property
     def name(self) -> str:
         """Which model, in the words of a report."""
         model = self.options.model

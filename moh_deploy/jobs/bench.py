@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.atomic import StagedDirectory, staged_file
-from moh_deploy.backends.onnxruntime import runtime_name
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.chooser.machine import Machine
 from moh_deploy.errors import ConfigError
@@ -50,6 +49,7 @@ def bench(
     warmup: float = DEFAULT_WARMUP,
     gates: Sequence[str] = (),
     original: Original | None = None,
+    package: Path | str | None = None,
     markdown: Path | str | None = None,
     baseline_file: Path | str | None = None,
     update_baseline: bool = False,
@@ -60,7 +60,7 @@ def bench(
     """Time packages and baselines in turns, and each once more in a process of its own.
 
     Args:
-        package_dirs: The packages, or one.
+        package_dirs: Packages or engine directories, or one.
         baselines: What to compare with: `dense`, the first package with every layer dense;
             `functions`, the first package on function bodies; `fixed-routing`, the first package
             with its routers' results fed; `eager`, the original in PyTorch; `plain-onnx`, its
@@ -76,6 +76,7 @@ def bench(
         warmup: Seconds that they run before, untimed.
         gates: Conditions such as `p50 <= 1.05 * baseline`.
         original: The model that the first package was made from; see `load_original`.
+        package: What the first one was built from, if that is an engine.
         markdown: File to write the report to.
         baseline_file: JSON file of what one package reached before: what is worse fails, see
             `ratchet`.
@@ -90,7 +91,7 @@ def bench(
     Raises:
         PackageError: Not a package, or one that has changed since it was written.
         ConfigError: An option or a file of inputs does not fit.
-        BackendError: One of them is an engine; or ONNX Runtime failed.
+        BackendError: A runtime failed, or an engine cannot run here.
     """
     progress = progress or SilentProgress()
     output = None if markdown is None else Path(markdown)
@@ -100,7 +101,9 @@ def bench(
     with StagedDirectory(Path(tempfile.gettempdir(), "moh-deploy-bench")) as scratch:
         with progress.step("reading the packages"):
             organizer = Organizer(kernels, threads, original, scratch.path)
-            line_up = organizer.line_up(roots, baselines)
+            line_up = organizer.line_up(
+                roots, baselines, None if package is None else Path(package)
+            )
             names = [one.name for one in line_up.entries]
             against = [one.name for one in line_up.entries if one.is_baseline]
             if ratchet is not None:
@@ -223,7 +226,7 @@ class _Job:
             min_time_s=min_time,
             warmup_s=warmup,
             machine=Machine.this(kernels.instruction_set).describe(),
-            runtime=runtime_name(),
+            runtime=", ".join(dict.fromkeys(one.runtime for one in loaded.values())),
             kernels=kernels,
             notes=tuple(self._notes()),
         )

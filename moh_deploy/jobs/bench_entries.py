@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.backends.trt.engine_reading import is_engine_dir
-from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.choices import write_choices
+from moh_deploy.jobs.engine_runs import open_engine
+from moh_deploy.jobs.subject import read_subject
 from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.suggest import did_you_mean
 from moh_deploy.tuning.contestants import EagerContestant, Entry, OrtContestant
+from moh_deploy.tuning.engine_contestant import EngineContestant
 from moh_deploy.tuning.fixed_routing import FixedRouting, why_routing_stays
 from moh_deploy.tuning.inputs import InputSet
 from moh_deploy.tuning.original import Original
@@ -21,6 +24,7 @@ from moh_deploy.tuning.original import Original
 DENSE, FUNCTIONS, FIXED = "dense", "functions", "fixed-routing"
 EAGER, PLAIN = "eager", "plain-onnx"
 _OF_THE_ORIGINAL = (EAGER, PLAIN)
+_OF_THE_PACKAGE = (DENSE, FUNCTIONS, FIXED)
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,17 @@ class LineUp:
 
     Attributes:
         entries: Everybody, packages first.
-        packages: What is measured, by name; the first one says which inputs there are.
+        first: The package that baselines are made from, and that says which inputs there are; of
+            an engine the one that it was built from.
+        packages: Those that are measured, by name.
         why_not_fixed: Why the routing of the first one cannot be fixed, although that was asked
             for; else None.
     """
 
     entries: tuple[Entry, ...]
+    first: OnnxPackage
     packages: Mapping[str, OnnxPackage]
     why_not_fixed: str | None
-
-    @property
-    def first(self) -> OnnxPackage:
-        """The package that baselines are made from."""
-        return next(iter(self.packages.values()))
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,33 @@ class Organizer:
     original: Original | None
     scratch: Path
 
-    def line_up(self, roots: Sequence[Path | str], baselines: Sequence[Path | str]) -> LineUp:
+    def line_up(
+        self,
+        roots: Sequence[Path | str],
+        baselines: Sequence[Path | str],
+        package: Path | str | None = None,
+    ) -> LineUp:
         """Read packages and find what baselines are.
 
+        Args:
+            package: What the first one was built from, if that is an engine.
+
         Raises:
-            ConfigError: A baseline is none, or a name stands for two.
-            PackageError: A directory is no package, or has changed.
-            BackendError: One is an engine.
+            ConfigError: A baseline is none, or a name stands for two; or `package` is not what the
+                first one was built from.
+            PackageError: A directory is neither package nor engine, or has changed.
         """
         if not roots:
             raise ConfigError("there is no package to measure, expected at least one directory.")
-        packages = [_open(root) for root in roots]
-        named = {str(one.root): one for one in packages}
-        entries = [self._of_package(str(one.root), one, is_baseline=False) for one in packages]
-        self._check_original(baselines)
-        why_not = why_routing_stays(packages[0]) if FIXED in baselines else None
+        first = _first(Path(roots[0]), package, self.kernels)
+        packages = {str(one): OnnxPackage.open(one) for one in roots if not is_engine_dir(one)}
+        entries = [self._of_directory(Path(one), is_baseline=False) for one in roots]
+        self._check_baselines(baselines, Path(roots[0]))
+        why_not = why_routing_stays(first) if FIXED in baselines else None
         wanted = [one for one in baselines if one != FIXED or why_not is None]
-        entries += [self._baseline(packages[0], one) for one in wanted]
+        entries += [self._baseline(first, one) for one in wanted]
         _check_names([one.name for one in entries])
-        return LineUp(tuple(entries), named, why_not)
+        return LineUp(tuple(entries), first, packages, why_not)
 
     def _baseline(self, package: OnnxPackage, named: Path | str) -> Entry:
         makers: dict[Path | str, Callable[[OnnxPackage], Entry]] = {
@@ -95,7 +105,20 @@ class Organizer:
             return self._of_file(str(path), path)
         if not path.is_dir() and (hint := did_you_mean(str(named), list(map(str, makers)))):
             raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)
-        return self._of_package(str(path), _open(path))
+        return self._of_directory(path)
+
+    def _of_directory(self, root: Path, *, is_baseline: bool = True) -> Entry:
+        if is_engine_dir(root):
+            return self._of_engine(root, is_baseline=is_baseline)
+        return self._of_package(str(root), OnnxPackage.open(root), is_baseline=is_baseline)
+
+    def _of_engine(self, root: Path, *, is_baseline: bool) -> Entry:
+        def load(sets: Sequence[InputSet], stack: ExitStack) -> EngineContestant:
+            runner = open_engine(root, self.kernels)
+            stack.enter_context(runner.engine)
+            return EngineContestant(runner.engine, runner.kernels)
+
+        return Entry(str(root), is_baseline, load)
 
     def _of_package(
         self,
@@ -152,7 +175,14 @@ class Organizer:
 
         return Entry(PLAIN, True, load)
 
-    def _check_original(self, baselines: Sequence[Path | str]) -> None:
+    def _check_baselines(self, baselines: Sequence[Path | str], first: Path) -> None:
+        of_package = [one for one in baselines if one in _OF_THE_PACKAGE]
+        if of_package and is_engine_dir(first):
+            raise ConfigError(
+                f"the baseline '{of_package[0]}' is a package run in another way, but the first"
+                f" one, {first}, is an engine.",
+                hint="Build another engine to compare with, or name a package.",
+            )
         wanting = [one for one in baselines if one in _OF_THE_ORIGINAL]
         if wanting and self.original is None:
             raise ConfigError(
@@ -167,14 +197,13 @@ class Organizer:
             )
 
 
-def _open(root: Path | str) -> OnnxPackage:
-    if is_engine_dir(root):
-        raise BackendError(
-            f"{root} is an engine directory: engines run on a GPU, whose time bench cannot measure"
-            " yet; it takes packages.",
-            hint="trtexec --loadEngine times an engine.",
-        )
-    return OnnxPackage.open(root)
+def _first(root: Path, package: Path | str | None, kernels: Kernels) -> OnnxPackage:
+    """Return the package that says which inputs there are."""
+    subject = read_subject(root, None if package is None else Path(package), kernels)
+    if subject.engine is None:
+        return subject.package
+    fitting = tuple(one for one in subject.package.vectors if subject.engine.fits(one.sizes))
+    return replace(subject.package, vectors=fitting or subject.package.vectors)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from moh_deploy.backends.input_check import check_inputs
-from moh_deploy.backends.onnxruntime import OrtRunner, open_session
+from moh_deploy.backends.onnxruntime import OrtRunner, open_session, runtime_name
 from moh_deploy.backends.runner import Kernels, KernelUse
 from moh_deploy.errors import ConfigError
 from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.tuning.fresh_ort import OrtTask
 from moh_deploy.tuning.fresh_run import FreshTask
 from moh_deploy.tuning.inputs import InputSet
@@ -28,6 +28,10 @@ class Contestant(Protocol):
     @property
     def kernel_use(self) -> KernelUse | None:
         """The kernel library that it was given, or why it was not; None of what takes none."""
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what runs it, in words."""
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -92,6 +96,11 @@ class OrtContestant:
         return self.runner.kernels
 
     @property
+    def runtime(self) -> str:
+        """See `Contestant.runtime`."""
+        return runtime_name()
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """See `Contestant.precisions`."""
         return () if isinstance(self.source, Path) else precisions(self.source, self.runner)
@@ -112,13 +121,7 @@ class OrtContestant:
         return OrtTask(self.source.model_path, inputs, self.threads, self.kernels, compute_type)
 
     def _feeds(self, one: InputSet) -> dict[str, Array]:
-        try:
-            names = match_inputs(self.runner.input_names, list(one.inputs), self.name)
-            feeds = {theirs: one.inputs[ours] for theirs, ours in names.items()}
-            check_inputs(self.runner.inputs, feeds)
-        except ConfigError as error:
-            raise _not_taken(self.name, one, error) from error
-        return feeds
+        return fed_by(one, self.runner.inputs, self.name)
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,11 @@ class EagerContestant:
     threads: int | None
     kernel_use: KernelUse | None = None
     precisions: tuple[str, ...] = ()
+
+    @property
+    def runtime(self) -> str:
+        """See `Contestant.runtime`."""
+        return self.original.runtime
 
     def outputs(self, one: InputSet) -> list[Array]:
         """Run once; see `Contestant.outputs`."""
@@ -150,9 +158,19 @@ def precisions(package: OnnxPackage, runner: OrtRunner) -> tuple[str, ...]:
     return (package.manifest.precision, *([BFLOAT16_PRODUCTS] if rounded else []))
 
 
-def _not_taken(name: str, one: InputSet, error: ConfigError) -> ConfigError:
-    """Return the error that says who does not take inputs."""
-    return ConfigError(
-        f"{name} does not take the {one.name} inputs of the first package: {error.message}",
-        hint=error.hint,
-    )
+def fed_by(one: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[str, Array]:
+    """Return inputs by the names that a contestant has for them.
+
+    Raises:
+        ConfigError: It does not take them.
+    """
+    try:
+        names = match_inputs([spec.name for spec in specs], list(one.inputs), name)
+        feeds = {theirs: one.inputs[ours] for theirs, ours in names.items()}
+        check_inputs(specs, feeds)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{name} does not take the {one.name} inputs of the first package: {error.message}",
+            hint=error.hint,
+        ) from error
+    return feeds

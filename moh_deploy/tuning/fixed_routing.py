@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from moh_deploy.backends.onnxruntime import OrtRunner, open_session
+from moh_deploy.backends.onnxruntime import OrtRunner, open_session, runtime_name
 from moh_deploy.backends.runner import Kernels, KernelUse
 from moh_deploy.npz import Array
 from moh_deploy.package import (
@@ -99,6 +99,11 @@ class FixedRouting:
     def kernel_use(self) -> KernelUse:
         """See `Contestant.kernel_use`."""
         return self.runner.kernels
+
+    @property
+    def runtime(self) -> str:
+        """See `Contestant.runtime`."""
+        return runtime_name()
 
     @property
     def precisions(self) -> tuple[str, ...]:

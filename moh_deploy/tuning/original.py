@@ -19,6 +19,10 @@ class Original(Protocol):
     def sha256(self) -> str | None:
         """Digest of its checkpoint; None for a model in memory."""
 
+    @property
+    def runtime(self) -> str:
+        """Name and version of its framework."""
+
     def run(self, arguments: Sequence[Array]) -> list[Array]:
         """Return its outputs, in order, of its positional arguments."""
 

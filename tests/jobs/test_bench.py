@@ -13,8 +13,7 @@ import pytest
 from rich.console import Console
 
 import moh_deploy
-from moh_deploy.backends.trt.engine_dir import ENGINE_MANIFEST_NAME
-from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.jobs.bench import parse_sizes
 from moh_deploy.jobs.choices import write_choices
 from moh_deploy.json_text import to_json_text
@@ -254,14 +253,6 @@ def test_wrong_directories_are_refused(package: OnnxPackage, tmp_path: Path):
         measured(package, baselines=[tmp_path / "gone"])
     with pytest.raises(ConfigError, match="expected at least one directory"):
         moh_deploy.bench([])
-    engine = tmp_path / "engine"
-    engine.mkdir()
-    (engine / ENGINE_MANIFEST_NAME).write_text('{"format_version": 1, "backend": "", "key": ""}')
-    for given in ({"package_dirs": engine}, {"package_dirs": package.root, "baselines": [engine]}):
-        with pytest.raises(
-            BackendError, match="engine is an engine directory: engines run on a GPU"
-        ):
-            moh_deploy.bench(**given)
 
 
 def test_package_without_layers_has_no_dense_baseline(tmp_path: Path):

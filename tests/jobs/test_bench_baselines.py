@@ -32,6 +32,7 @@ class Doubles:
 
     factor: float = 1.0
     sha256: str | None = None
+    runtime: str = "none"
     threads: list[int | None] = field(default_factory=list)
     runs: int = 0
 

@@ -1,4 +1,4 @@
-"""`run` and `verify` of an engine directory: refused here for real, and done on a fake runtime."""
+"""`run`, `verify` and `bench` of engine directories: refused for real, done on a fake runtime."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import moh_deploy
 from moh_deploy.backends.trt.engine_dir import EngineLayer
 from moh_deploy.digest import sha256_of
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.npz import write_npz
 from moh_deploy.package import OnnxPackage
 from tests.backends.trt.engines import MANIFEST, python, simulate_gpu, write_engine
@@ -159,3 +161,49 @@ def test_verify_without_a_recorded_run_that_fits_is_refused(fakes: Fakes, tmp_pa
     refused = _command("verify", root, "--package", package.root)
     assert refused.returncode == 2
     assert "no recorded run of the package is of sizes" in refused.stderr
+
+
+BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms", "--json")
+
+
+@pytest.mark.usefixtures("without_driver")
+def test_bench_is_refused_where_there_is_no_gpu(tmp_path: Path):
+    package = _package(tmp_path / "package")
+    root = _engine_of(package, tmp_path / "engine")
+    with pytest.raises(BackendError, match="no NVIDIA driver"):
+        moh_deploy.bench(root, package=package.root)
+    with pytest.raises(BackendError, match="no NVIDIA driver"):
+        moh_deploy.bench(package.root, baselines=[root])
+
+
+def test_bench_of_an_engine_needs_its_package(tmp_path: Path):
+    package = _package(tmp_path / "package")
+    root = _engine_of(package, tmp_path / "engine")
+    with pytest.raises(ConfigError, match="holds no recorded runs") as refused:
+        moh_deploy.bench(root)
+    assert "--package DIR" in str(refused.value.hint)
+    with pytest.raises(ConfigError, match="is no engine: leave it out"):
+        moh_deploy.bench(package.root, package=package.root)
+    with pytest.raises(ConfigError, match="'dense' is a package run in another way"):
+        moh_deploy.bench(root, package=package.root, baselines=["dense"])
+
+
+@needs_polygraphy
+def test_bench_times_an_engine_beside_another_and_its_package(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    package = _package(tmp_path / "package")
+    right = _engine_of(package, tmp_path / "right")
+    wrong = _engine_of(package, tmp_path / "wrong", scale=1.5)
+    baselines = ["--baseline", wrong, "--baseline", package.root]
+    ran = _command("bench", right, "--package", package.root, *baselines, *BENCH)
+    assert ran.returncode == 0, ran.stderr
+    content = json.loads(ran.stdout)
+    engine, other, on_cpu = content["results"]
+    assert (engine["contestant"], engine["sizes"]) == (str(right), {"batch": 2, "seq": 3})
+    assert set(engine["ratios"]) == {str(wrong), str(package.root)}
+    assert engine["load_ms"] > 0
+    assert engine["first_run_ms"] > 0
+    assert "differs by" in other["agreement"]["reason"]
+    assert on_cpu["agreement"]["reason"] is None
+    assert content["runtime"].startswith("TensorRT 10.9.0.34 on a GPU, ONNX Runtime ")
+    assert content["work"] == []
