@@ -255,7 +255,7 @@ def _work_row(layer: LayerWork) -> tuple[object, ...]:
         layer.rows_dense,
         percent(layer.rows_computed / max(1, layer.rows_dense)),
         percent(layer.active_share),
-        _break_even(layer),
+        break_even_text(layer),
     )
 
 
@@ -275,7 +275,7 @@ def _ms(value: float | None) -> str | None:
     return f"{value:.0f}" if value is not None and value >= 100 else figure(value)
 
 
-def _break_even(layer: LayerWork) -> str | None:
+def break_even_text(layer: LayerWork) -> str | None:
     """Return `sparse 71.0 %, projected never; best here: sparse`."""
     from moh_deploy.report.tables import percent
 

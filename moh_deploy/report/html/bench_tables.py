@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moh_deploy.report.bench import BenchReport, PackageWork
+from moh_deploy.report.bench import BenchReport, PackageWork, break_even_text
 from moh_deploy.report.html.scales import Scale, Tick, round_numbers
 from moh_deploy.report.html.tables import Cell, Mark, Status, Table, Track
 from moh_deploy.report.tables import percent
@@ -47,6 +47,7 @@ def work_table(work: PackageWork) -> Table:
         "#of dense",
         "#share",
         "#open gates",
+        "predicted to pay up to (open gates)",
     )
     return Table("rows of attention", columns, list(map(_work_row, work.layers)), _SHARES)
 
@@ -97,6 +98,7 @@ def _work_row(layer: LayerWork) -> Sequence[Cell]:
         layer.rows_dense,
         percent(share),
         percent(layer.active_share),
+        break_even_text(layer),
     )
 
 

@@ -60,7 +60,12 @@ Cell = object
 
 
 # Columns of sentences, and how much room they keep where the page is narrow.
-_WORDY = {"reason": "long", "what was measured": "long", "worst vectors": "words"}
+_WORDY = {
+    "reason": "long",
+    "what was measured": "long",
+    "predicted to pay up to (open gates)": "words",
+    "worst vectors": "words",
+}
 
 
 @dataclass(frozen=True)

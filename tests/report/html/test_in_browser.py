@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from moh_deploy.report.html.bench_page import bench_page
 from moh_deploy.report.html.heat_map import shade
 from moh_deploy.report.html.page import Run, no_answer_page
 from moh_deploy.report.html.verify_page import verify_page
+from moh_deploy.validate.routing_statistics import MarginBin, MarginHistogram
 from tests.report.html.browsing import (
     DESK,
     HEIGHT,
@@ -201,17 +203,22 @@ def test_picture_of_a_cell_is_as_strong_as_its_load(visit: Visits, scheme: Schem
     assert all(a < b for a, b in pairwise(order))
 
 
-def test_picture_of_margins_shows_tokens_and_flips(visit: Visits):
-    page = visit(PAGES["not equal"])
-    charts = page.locator("svg.margins")
-    assert charts.count() == len(WRONG.layers)
-    right, wrong = (pixels(page, f"figure:nth-of-type({i}) svg.margins") for i in (1, 2))
-    for image in (right, wrong):
+def test_picture_of_margins_shows_tokens_and_each_kind_of_flip(visit: Visits):
+    bins = [(0, 0), (2, 0), (0, 2)]  # explained, unexplained
+    margins = tuple(
+        MarginHistogram(name, 1e-2, (MarginBin(1e-3, 2e-3, 5, *flips),))
+        for name, flips in zip("abc", bins, strict=True)
+    )
+    report = replace(WRONG, statistics=replace(WRONG.statistics, margins=margins))
+    page = visit(verify_page(report, RUN))
+    colours = [colour_of(page, name) for name in ("explained", "unexplained")]
+    for number, flips in enumerate(bins, 1):
+        image = pixels(page, f"figure:nth-of-type({number}) svg.margins")
         assert near(image, colour_of(page, "soft")) > 0.02
-    assert near(right, colour_of(page, "unexplained")) == 0
-    assert near(wrong, colour_of(page, "unexplained")) > 0.002
-    flips = sum(one.unexplained for one in WRONG.statistics.margins[1].bins)
-    assert f"{flips} unexplained" in page.locator("figcaption").nth(1).inner_text()
+        assert [near(image, colour) > 0.002 for colour in colours] == [count > 0 for count in flips]
+    captions = page.locator("figcaption").all_inner_texts()
+    assert "2 explained, 0 unexplained" in captions[1]
+    assert "0 explained, 2 unexplained" in captions[2]
 
 
 def test_picture_of_latencies_shows_a_line_for_each_contestant(visit: Visits):

@@ -22,6 +22,7 @@ from moh_deploy.report.html.verify_page import verify_page
 from moh_deploy.validate.accuracy import ChangedSample, MetricParity
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.routing_statistics import NO_STATISTICS
+from moh_deploy.validate.valid_tokens import TokenCount
 from tests.report.html.samples import bench_report, parity_report, with_accuracy, with_classes
 from tests.report.test_junit import METRIC
 
@@ -81,6 +82,8 @@ def test_pages_are_well_formed_and_need_nothing_else(name: str):
         assert not key.startswith("on")
         assert key not in ("href", "src") or (value or "").startswith(("data:", "#"))
     assert not re.search(r"@import|url\((?!#)", page)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert ("content", policy) in checked.attributes
 
 
 def hostile_parity() -> ParityReport:
@@ -153,6 +156,11 @@ def test_verdict_comes_first_with_all_reasons():
     assert "✓ EQUAL" in words(verify_page(parity_report(), RUN))
 
 
+def test_padding_that_was_left_out_is_told():
+    report = replace(parity_report(), tokens=TokenCount("attention_mask", 56, 9))
+    assert "9 of 56 tokens are padding by 'attention_mask'" in words(verify_page(report, RUN))
+
+
 def test_many_reasons_are_folded_and_none_is_lost():
     report = parity_report(layers=30)
     layers = tuple(replace(one, reason=f"reason {i}.") for i, one in enumerate(report.layers))
@@ -204,6 +212,8 @@ def test_bench_says_what_its_gates_say():
     failed = words(bench_page(bench_report(limit_ms=1.0), RUN))
     assert "✗ GATES FAILED" in failed
     assert failed.index("gate 'p50 < 1 ms' failed") < failed.index("Latency")
+    shown = "build/model on recorded inputs at batch=4: skipping heads pays"
+    assert text.index("What it shows") < text.index(shown) < text.index("Latency")
     ungated = words(bench_page(replace(bench_report(), gates=()), RUN))
     assert "MEASURED" in ungated
     assert "nothing is judged" in ungated
