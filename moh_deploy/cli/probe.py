@@ -9,7 +9,7 @@ import click
 
 from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
 from moh_deploy.cli.failure import error_json, print_error
-from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.output import print_json, print_rich
 
 if TYPE_CHECKING:
     from moh_deploy.backends.runner import Kernels
@@ -69,25 +69,21 @@ def command(
     """Run the package DIR on edge cases (ties, saturated and NaN logits, no token, padding only)
     and on its regression corpus: exit 1 if one fails."""
     from moh_deploy.cli.report_files import probe_files
-    from moh_deploy.jobs.probe import parse_longest, probe
+    from moh_deploy.jobs.probe import parse_longest
+    from moh_deploy.jobs.probe_apart import ProbeTask, probe_apart
 
-    sizes = parse_longest(longest)
-    files = probe_files(str(package), junit=junit)
-    report = carry_out(
-        lambda progress: files.write_on(
-            lambda: probe(
-                package,
-                inputs=inputs,
-                update_corpus=update_corpus,
-                valid_tokens=valid_tokens,
-                longest=sizes,
-                kernels=kernels,
-                policy=policy,
-                progress=progress,
-            )
-        ),
-        as_json=as_json,
+    task = ProbeTask(
+        package,
+        inputs,
+        update_corpus,
+        valid_tokens,
+        tuple(parse_longest(longest).items()),
+        kernels,
+        policy,
+        quiet=as_json,
     )
+    files = probe_files(str(package), junit=junit)
+    report = files.write_on(lambda: probe_apart(task))
     failure = report.failure
     content = {"package": str(package), **report.to_json()}
     if as_json:

@@ -16,7 +16,7 @@ class CaseResult:
     Attributes:
         kind: `routing`: logits were put in front of routers. `input`: the model was given these
             inputs. `corpus`: inputs that are kept in the package.
-        case: Its name, such as `ties` or `one token: seq=1`.
+        case: Its name, such as `ties` or `one: seq=1`.
         place: The path of a layer, or `model outputs`.
         status: `not applicable`: there is no such case for this model. `not run`: there is, and
             nobody knows the answer.

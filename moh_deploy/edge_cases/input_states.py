@@ -1,4 +1,4 @@
-"""Inputs at the edge of what a model takes: no token, one, the most, padding only."""
+"""Inputs at the edge of what a model takes: nothing, one, the most, padding only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.suggest import did_you_mean
 from moh_deploy.tuning.sized_inputs import sized_inputs
 
-ZERO, ONE, LONGEST, PADDING = "zero tokens", "one token", "longest", "padding only"
+ZERO, ONE, LONGEST, PADDING = "zero", "one", "longest", "padding only"
 
 _MOST_BYTES, _COPIES = 2**30, 4
 _LONGEST_OF_ANY = 8192
@@ -66,9 +66,12 @@ def input_states(
         for case in (ZERO, ONE, LONGEST):
             yield InputState(case, None, "every size of the inputs is fixed.", exists=False)
     for name in package.manifest.dims:
-        yield _all_valid(_at_size(package, ZERO, name, 0), valid_tokens)
-        yield _all_valid(_at_size(package, ONE, name, 1), valid_tokens)
+        yield _all_valid(_at_sizes(package, ZERO, {name: 0}), valid_tokens)
+        yield _all_valid(_at_sizes(package, ONE, {name: 1}), valid_tokens)
         yield _all_valid(_longest(package, name, longest.get(name)), valid_tokens)
+    if len(package.manifest.dims) > 1:
+        everything = dict.fromkeys(package.manifest.dims, 1)
+        yield _all_valid(_at_sizes(package, ONE, everything), valid_tokens)
     yield _padding(package, valid_tokens)
 
 
@@ -95,10 +98,12 @@ def _may_be_mask(spec: TensorInfo) -> bool:
     return spec.dtype == "bool" or "int" in spec.dtype
 
 
-def _at_size(package: OnnxPackage, case: str, name: str, size: int, remark: str = "") -> InputState:
-    case = f"{case}: {name}={size}"
+def _at_sizes(
+    package: OnnxPackage, case: str, sizes: Mapping[str, int], remark: str = ""
+) -> InputState:
+    case = f"{case}: {', '.join(f'{name}={size}' for name, size in sizes.items())}"
     try:
-        (one,) = sized_inputs(package, {name: [size]})
+        (one,) = sized_inputs(package, {name: [size] for name, size in sizes.items()})
     except ConfigError as error:
         return InputState(case, None, error.message, exists=False)
     return InputState(case, one.inputs, remark=remark)
@@ -113,14 +118,14 @@ def _all_valid(state: InputState, mask: str | None) -> InputState:
 
 def _longest(package: OnnxPackage, name: str, asked: int | None) -> InputState:
     if asked is not None:
-        return _at_size(package, LONGEST, name, asked, "as asked")
+        return _at_sizes(package, LONGEST, {name: asked}, "as asked")
     limit = package.manifest.dim_ranges.get(name, (0, None))[1]
     fits, why = _fitting(package, name)
     if limit is not None and limit <= fits:
-        return _at_size(package, LONGEST, name, limit, "the most that the trace is good for")
+        return _at_sizes(package, LONGEST, {name: limit}, "the most that the trace is good for")
     more = "there is no limit to it" if limit is None else f"the trace is good for {limit}"
     remark = f"{why}; {more}, --longest {name}=N runs another"
-    return _at_size(package, LONGEST, name, fits, remark)
+    return _at_sizes(package, LONGEST, {name: fits}, remark)
 
 
 def _fitting(package: OnnxPackage, name: str) -> tuple[int, str]:

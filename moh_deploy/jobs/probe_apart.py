@@ -1,0 +1,141 @@
+"""Probe a package in a process of its own: edge cases are where kernels end the process."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from moh_deploy import errors
+from moh_deploy.backends.runner import Kernels
+from moh_deploy.child_process import child_environment, how_it_ended
+from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
+from moh_deploy.progress import SilentProgress, progress_for_terminal
+from moh_deploy.report.probe import ProbeReport
+from moh_deploy.termination import cleaned_up_on_termination
+
+PROCESS = "moh_deploy.jobs.probe_process"
+
+_TASK, _ANSWER, _STEPS = "task.pickle", "answer.pickle", "steps.txt"
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """What `probe` is asked for; see there.
+
+    Attributes:
+        quiet: Show no progress.
+    """
+
+    package_dir: Path
+    inputs: tuple[Path, ...] = ()
+    update_corpus: bool = False
+    valid_tokens: str | None = None
+    longest: tuple[tuple[str, int], ...] = ()
+    kernels: Kernels = "auto"
+    policy: Path | None = None
+    quiet: bool = True
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of the other process: exceptions with hints do not survive a pickle."""
+
+    kind: str
+    message: str
+    hint: str | None
+
+
+def probe_apart(task: ProbeTask, *, module: str = PROCESS) -> ProbeReport:
+    """Carry out a task in another process.
+
+    Args:
+        task: What to do.
+        module: What Python runs there.
+
+    Raises:
+        ValidationError: A case ended the process; the sentence names it.
+        MoHDeployError: As `probe` does.
+    """
+    with TemporaryDirectory(prefix="moh-deploy-") as scratch:
+        folder = Path(scratch)
+        (folder / _TASK).write_bytes(pickle.dumps(task))
+        return_code = _run(module, folder)
+        if not (folder / _ANSWER).is_file():
+            raise _killed(task, return_code, folder / _STEPS)
+        # Written by our own process, into a folder that nobody else may write to.
+        answer = pickle.loads((folder / _ANSWER).read_bytes())
+    if isinstance(answer, _Failure):
+        raise getattr(errors, answer.kind)(answer.message, hint=answer.hint)
+    assert isinstance(answer, ProbeReport)
+    return answer
+
+
+def carry_out(folder: Path) -> None:
+    """Do the task in a folder, and leave the answer there."""
+    from moh_deploy.jobs.probe import probe
+
+    task = pickle.loads((folder / _TASK).read_bytes())
+    assert isinstance(task, ProbeTask)
+    answer: ProbeReport | _Failure
+    try:
+        answer = probe(
+            task.package_dir,
+            inputs=task.inputs,
+            update_corpus=task.update_corpus,
+            valid_tokens=task.valid_tokens,
+            longest=dict(task.longest),
+            kernels=task.kernels,
+            policy=task.policy,
+            progress=_NotedProgress(folder / _STEPS, quiet=task.quiet),
+        )
+    except MoHDeployError as error:
+        answer = _Failure(type(error).__name__, error.message, error.hint)
+    (folder / _ANSWER).write_bytes(pickle.dumps(answer))
+
+
+class _NotedProgress(SilentProgress):
+    """Write down each step before it begins, and show it where progress is shown."""
+
+    def __init__(self, path: Path, *, quiet: bool) -> None:
+        super().__init__()
+        self._path = path
+        self._shown_by = progress_for_terminal(quiet=quiet)
+
+    def _shown(self, name: str) -> AbstractContextManager[object]:
+        self._path.write_text(name, encoding="utf-8")
+        return self._shown_by.step(name)
+
+
+def _run(module: str, folder: Path) -> int:
+    command = [sys.executable, "-m", module, str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=child_environment())
+
+    def clean_up() -> None:
+        process.terminate()  # Not waited for: this may have stopped a wait, which holds a lock.
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with process, cleaned_up_on_termination(clean_up):
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # Else the case would run to its end. What it writes it removes.
+            raise
+
+
+def _killed(task: ProbeTask, return_code: int, steps: Path) -> MoHDeployError:
+    step = steps.read_text(encoding="utf-8") if steps.is_file() else "starting"
+    how = how_it_ended(return_code)
+    sentence = f"the process that probes {task.package_dir} ended with {how} in case '{step}'."
+    if return_code >= 0:
+        return BackendError(sentence, hint="What it said of it is above.")
+    return ValidationError(
+        sentence,
+        hint="Where it does not with --kernels off, a kernel is what ends it. SIGKILL mostly comes"
+        " from a system short of memory: --longest DIM=N chooses a smaller case.",
+    )

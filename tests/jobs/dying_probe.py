@@ -1,0 +1,24 @@
+"""A process that probes a package and dies in one case, as a kernel would let it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from moh_deploy.edge_cases.input_run import InputJudge
+from moh_deploy.jobs import probe_apart
+
+_judge = InputJudge.judge
+
+
+def judge(self: InputJudge, state):
+    if state.case == "zero: seq=0":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return _judge(self, state)
+
+
+if __name__ == "__main__":
+    InputJudge.judge = judge  # type: ignore[method-assign]
+    probe_apart.carry_out(Path(sys.argv[1]))
