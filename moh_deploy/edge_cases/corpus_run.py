@@ -10,13 +10,18 @@ from moh_deploy.validate.corpus_reference import corpus_reference, corpus_sample
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.samples import with_valid_tokens
 from moh_deploy.validate.variants import Variants
 
 CASE = "regression corpus"
 
 
 def run_corpus(
-    package: OnnxPackage, subject: Runner, variants: Variants | None, policy: Policy
+    package: OnnxPackage,
+    subject: Runner,
+    variants: Variants | None,
+    policy: Policy,
+    valid_tokens: str | None = None,
 ) -> CaseResult:
     """Compare the package with what the corpus recorded.
 
@@ -25,12 +30,13 @@ def run_corpus(
         subject: A session of it, that also returns the gates.
         variants: Opens it with gates fed to it.
         policy: What counts as equal.
+        valid_tokens: The input that is 0 for padding, which is not compared.
     """
     if not package.corpus:
         why = "the package holds none: --inputs FILE.npz --update-corpus makes one."
         return CaseResult("corpus", CASE, MODEL, "not applicable", why)
     try:
-        report = _compare(package, subject, variants, policy)
+        report = _compare(package, subject, variants, policy, valid_tokens)
     except BackendError as error:
         return CaseResult("corpus", CASE, MODEL, "failed", f"case '{CASE}': {error.message}")
     if report.reasons:
@@ -42,13 +48,19 @@ def run_corpus(
 
 
 def _compare(
-    package: OnnxPackage, subject: Runner, variants: Variants | None, policy: Policy
+    package: OnnxPackage,
+    subject: Runner,
+    variants: Variants | None,
+    policy: Policy,
+    valid_tokens: str | None,
 ) -> ParityReport:
+    samples = with_valid_tokens(corpus_samples(package.corpus), package.manifest, valid_tokens)
     return compare(
         package,
         subject,
-        [one.vectors for one in package.corpus],
-        labels=[one.label for one in corpus_samples(package.corpus)],
+        [one.known for one in samples],
+        labels=[one.label for one in samples],
+        valid=[one.valid for one in samples if one.valid is not None],
         reference=corpus_reference(package.corpus).name,
         variants=variants,
         policy=policy,

@@ -11,9 +11,10 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.package import OnnxPackage
 from moh_deploy.suggest import did_you_mean
 from moh_deploy.tuning.sized_inputs import sized_inputs
+from moh_deploy.validate.valid_tokens import valid_tokens
 
 ZERO, ONE, LONGEST, PADDING = "zero", "one", "longest", "padding only"
 
@@ -42,7 +43,7 @@ class InputState:
 
 
 def input_states(
-    package: OnnxPackage, longest: Mapping[str, int], valid_tokens: str | None
+    package: OnnxPackage, longest: Mapping[str, int], mask: str | None
 ) -> Iterator[InputState]:
     """Return every state of every dynamic dimension, one at a time, the others as in the example.
 
@@ -50,14 +51,14 @@ def input_states(
         package: The package; it has recorded inputs, from which the elements are drawn.
         longest: Dimension to the size that is its longest; without, what the trace is good for, or
             what fits into memory.
-        valid_tokens: The input that says which tokens are no padding.
+        mask: The input that says which tokens are no padding.
 
     Raises:
         ConfigError: A dimension or an input is unknown, or no mask.
     """
     _check_longest(package, longest)
-    if valid_tokens is not None:
-        check_mask(package, valid_tokens)
+    if mask is not None:
+        check_mask(package, mask)
     if not package.vectors:
         why = "the package holds no recorded inputs to draw from."
         yield from (InputState(case, None, why) for case in (ZERO, ONE, LONGEST, PADDING))
@@ -66,20 +67,20 @@ def input_states(
         for case in (ZERO, ONE, LONGEST):
             yield InputState(case, None, "every size of the inputs is fixed.", exists=False)
     for name in package.manifest.dims:
-        yield _all_valid(_at_sizes(package, ZERO, {name: 0}), valid_tokens)
-        yield _all_valid(_at_sizes(package, ONE, {name: 1}), valid_tokens)
-        yield _all_valid(_longest(package, name, longest.get(name)), valid_tokens)
+        yield _all_valid(_at_sizes(package, ZERO, {name: 0}), mask)
+        yield _all_valid(_at_sizes(package, ONE, {name: 1}), mask)
+        yield _all_valid(_longest(package, name, longest.get(name)), mask)
     if len(package.manifest.dims) > 1:
         everything = dict.fromkeys(package.manifest.dims, 1)
-        yield _all_valid(_at_sizes(package, ONE, everything), valid_tokens)
-    yield _padding(package, valid_tokens)
+        yield _all_valid(_at_sizes(package, ONE, everything), mask)
+    yield _padding(package, mask)
 
 
 def check_mask(package: OnnxPackage, name: str) -> None:
     """Check that an input can say which tokens are valid.
 
     Raises:
-        ConfigError: There is no such input, or it holds no booleans or integers.
+        ConfigError: There is no such input, or it holds something else than 0 and 1.
     """
     specs = {spec.name: spec for spec in package.manifest.inputs}
     if name not in specs:
@@ -87,15 +88,12 @@ def check_mask(package: OnnxPackage, name: str) -> None:
             f"valid_tokens is '{name}', but the model has {', '.join(specs)}.",
             hint=did_you_mean(name, specs) or None,
         )
-    if not _may_be_mask(specs[name]):
-        raise ConfigError(
-            f"valid_tokens is '{name}', which is {specs[name].dtype}; expected an input of booleans"
-            " or integers, 0 for padding."
-        )
+    if package.vectors:  # Of [batch, tokens], and of nothing but 0 and 1.
+        valid_tokens(name, package.vectors[0].inputs[name], None, where="recorded run 0")
 
 
-def _may_be_mask(spec: TensorInfo) -> bool:
-    return spec.dtype == "bool" or "int" in spec.dtype
+def _may_be_mask(array: Array) -> bool:
+    return array.ndim == 2 and bool(np.isin(array, (0, 1)).all())
 
 
 def _at_sizes(
@@ -165,11 +163,10 @@ def _free_bytes() -> int:
 
 def _padding(package: OnnxPackage, mask: str | None) -> InputState:
     if mask is None:
-        candidates = [
-            s.name for s in package.manifest.inputs if _may_be_mask(s) and len(s.shape) > 1
-        ]
+        recorded = package.vectors[0].inputs
+        candidates = [name for name, array in recorded.items() if _may_be_mask(array)]
         if not candidates:
-            reason = "no input of booleans or integers could say which tokens are padding."
+            reason = "no input of two axes holds 0 and 1 only, and so could say what is padding."
             return InputState(PADDING, None, reason, exists=False)
         reason = (
             "nobody said which input says which tokens are valid: --valid-tokens NAME, one of"

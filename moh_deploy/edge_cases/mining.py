@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from moh_deploy.npz import Array
 from moh_deploy.package import (
     MOST_SAMPLES,
     CorpusSample,
@@ -15,7 +16,7 @@ from moh_deploy.package import (
     VectorSet,
     bounded,
 )
-from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.function_bodies import BoolArray, Recorder
 from moh_deploy.validate.samples import Sample
 
 TOKENS_PER_LAYER = 3
@@ -44,10 +45,17 @@ class Mined:
     unknown: tuple[str, ...]
 
 
-def mine(recorder: Recorder, samples: Iterable[Sample]) -> Mined:
+def mine(
+    recorder: Recorder, samples: Iterable[Sample], *, valid_tokens: str | None = None
+) -> Mined:
     """Run the samples by function bodies and return those with the smallest margins.
 
     Every layer has its turn: the sample with its least clear choice, then the next.
+
+    Args:
+        recorder: The function bodies.
+        samples: What to search.
+        valid_tokens: The input that is 0 for padding, which is not searched.
 
     Raises:
         BackendError: The runtime failed.
@@ -57,13 +65,15 @@ def mine(recorder: Recorder, samples: Iterable[Sample]) -> Mined:
     known: set[int] = set()
     best: list[tuple[str, CorpusSample]] = []
     for sample in samples:
-        vectors = recorder.record(sample.known.inputs)
-        clear = [int(np.isfinite(margins).sum()) for margins in vectors.margins]
+        run = recorder.scored_run(sample.known.inputs)
+        mask = None if valid_tokens is None else sample.known.inputs[valid_tokens]
+        searchable = [_searchable(scored, mask) for scored in run.is_scored]
+        clear = [int(one.sum()) for one in searchable]
         searched, tokens = searched + 1, tokens + sum(clear)
         known.update(index for index, count in enumerate(clear) if count)
-        mined = _least_clear(vectors)
+        mined = _least_clear(run.vectors, searchable)
         if mined:
-            best = _best([*best, (sample.label, CorpusSample(vectors, mined))], len(paths))
+            best = _best([*best, (sample.label, CorpusSample(run.vectors, mined))], len(paths))
     names = {one.digest(): name for name, one in reversed(best)}
     kept = bounded(one for _, one in best)
     return Mined(
@@ -86,16 +96,24 @@ def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[
     return bounded([one for _, one in ranked])
 
 
-def _least_clear(vectors: VectorSet) -> tuple[MinedToken, ...]:
+def _searchable(is_scored: BoolArray, mask: Array | None) -> BoolArray:
+    """Return [B, S]: tokens with scores that are no padding, as far as the mask is of the same."""
+    if mask is None or mask.shape != is_scored.shape:
+        return is_scored
+    return np.asarray(is_scored & (mask != 0), bool)
+
+
+def _least_clear(vectors: VectorSet, searchable: Sequence[BoolArray]) -> tuple[MinedToken, ...]:
+    rows = enumerate(zip(vectors.margins, searchable, strict=True))
     found = [
-        MinedToken(layer, (int(batch), int(position)), float(margins[batch, position]))
-        for layer, margins in enumerate(vectors.margins)
-        for batch, position in _smallest(margins)
+        MinedToken(layer, (batch, position), float(margins[batch, position]))
+        for layer, (margins, there) in rows
+        for batch, position in _smallest(np.where(there, margins, np.inf))
     ]
     return tuple(sorted(found, key=lambda one: one.margin))
 
 
-def _smallest(margins: np.ndarray) -> Iterable[tuple[int, int]]:
+def _smallest(margins: Array) -> Iterable[tuple[int, int]]:
     order = np.argsort(margins, axis=None, kind="stable")[:TOKENS_PER_LAYER]
     places = np.unravel_index(order, margins.shape)
     return [

@@ -66,7 +66,9 @@ def run_suite(
     results = run_routing_states(package, sides.subject, sides.reference, options.policy, progress)
     results += _run_states(package, sides, options.policy, states, progress)
     with progress.step("regression corpus"):
-        results.append(run_corpus(package, sides.runner, sides.variants, options.policy))
+        results.append(
+            run_corpus(package, sides.runner, sides.variants, options.policy, options.valid_tokens)
+        )
     return results
 
 

@@ -17,7 +17,7 @@ from moh_deploy.jobs.corpus import write_corpus
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.probe import ProbeReport
-from moh_deploy.validate.function_bodies import Recorder, values_to_record
+from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.samples import read_samples
 
@@ -73,7 +73,8 @@ def probe(
     mining = None
     if files:
         with progress.step("searching the inputs"):
-            mining = mine(sides.recorder, cut_into_samples(package.manifest, files))
+            samples = cut_into_samples(package.manifest, files)
+            mining = mine(sides.recorder, samples, valid_tokens=valid_tokens)
     if mining is not None and update_corpus:
         with progress.step("writing the package"):
             package = write_corpus(package, grown(package.corpus, mining.samples))
@@ -108,9 +109,8 @@ def parse_longest(texts: Sequence[str]) -> dict[str, int]:
 
 def _sides(package: OnnxPackage, kernels: Kernels) -> Sides:
     subject, reference = OrtSource(package, kernels), function_bodies(package)
-    recorder = Recorder(package, reference.open(values_to_record(package)))
     runner = subject.open(package.gate_names)
-    return Sides(subject, OrtVariants(package, kernels), runner, reference, recorder)
+    return Sides(subject, OrtVariants(package, kernels), runner, reference, Recorder.of(package))
 
 
 def _check_options(root: Path, inputs: Sequence[Path | str], update_corpus: bool) -> None:

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from moh_deploy.backends.input_check import check_inputs
+from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Runner
 from moh_deploy.npz import Array
-from moh_deploy.package import LayerInfo, OnnxPackage, RouterLogits, VectorSet, router_logits
+from moh_deploy.package import OnnxPackage, RouterLogits, VectorSet, router_logits
+
+BoolArray = NDArray[np.bool_]
 
 
 def routers_of(package: OnnxPackage) -> tuple[RouterLogits | None, ...]:
@@ -32,6 +36,19 @@ def values_to_record(package: OnnxPackage) -> list[str]:
 
 
 @dataclass(frozen=True)
+class ScoredRun:
+    """One run of function bodies.
+
+    Attributes:
+        vectors: What they computed.
+        is_scored: [B, S] for each layer: the token chose among scores that are known, and numbers.
+    """
+
+    vectors: VectorSet
+    is_scored: tuple[BoolArray, ...]
+
+
+@dataclass(frozen=True)
 class Recorder:
     """Makes vectors of runs of function bodies.
 
@@ -39,10 +56,19 @@ class Recorder:
         package: The package.
         runner: A session of its function bodies with optimisations off, which also returns
             `values_to_record`.
+        routers: Where each layer's router reads its logits.
     """
 
     package: OnnxPackage
     runner: Runner
+    routers: tuple[RouterLogits | None, ...]
+
+    @classmethod
+    def of(cls, package: OnnxPackage) -> Recorder:
+        """Open a package's function bodies."""
+        values = values_to_record(package)
+        runner = open_session(package, kernels="off", optimize=False, extra_outputs=values)
+        return cls(package, runner, routers_of(package))
 
     def record(self, inputs: Mapping[str, Array]) -> VectorSet:
         """Run the function bodies.
@@ -53,26 +79,36 @@ class Recorder:
             ConfigError: The inputs do not fit the model.
             BackendError: The runtime failed.
         """
+        return self.scored_run(inputs).vectors
+
+    def scored_run(self, inputs: Mapping[str, Array]) -> ScoredRun:
+        """Run the function bodies, and say which tokens have scores.
+
+        Raises:
+            ConfigError: The inputs do not fit the model.
+            BackendError: The runtime failed.
+        """
         package = self.package
         results = self.runner.run(inputs)
         gates = tuple(results[name] for name in package.gate_names)
-        rows = zip(package.manifest.layers, routers_of(package), gates, strict=True)
-        return VectorSet(
+        margins = [_margins(*one, results) for one in zip(self.routers, gates, strict=True)]
+        vectors = VectorSet(
             sizes=check_inputs(package.manifest.inputs, inputs),
             inputs=dict(inputs),
             outputs={spec.name: results[spec.name] for spec in package.manifest.outputs},
             gates=gates,
-            margins=tuple(_margins(layer, router, array, results) for layer, router, array in rows),
+            margins=tuple(np.nan_to_num(one, nan=0.0, posinf=np.inf) for one in margins),
         )
+        return ScoredRun(vectors, tuple(np.isfinite(one) for one in margins))
 
 
 _ROUTED = "routed_logits"
 
 
 def _margins(
-    layer: LayerInfo, router: RouterLogits | None, gates: Array, results: Mapping[str, Array]
-) -> Array:
-    """Return [B, S]: see `VectorSet.margins`."""
+    router: RouterLogits | None, gates: Array, results: Mapping[str, Array]
+) -> NDArray[np.float32]:
+    """Return [B, S]: see `VectorSet.margins`; NaN where a score is."""
     tokens = gates.shape[:-1]
     if router is None or not router.in_order or _ROUTED not in router.logits:
         return np.full(tokens, np.inf, np.float32)
@@ -82,8 +118,8 @@ def _margins(
     return margins.reshape(tokens)
 
 
-def margins_of(routed_logits: Array, top_k: int) -> Array:
-    """Return how clear the choice of each token is, [B, S], in units of probabilities.
+def margins_of(routed_logits: Array, top_k: int) -> NDArray[np.float32]:
+    """Return how clear the choice of each token is, [B, S], in units of probabilities; NaN of NaN.
 
     Args:
         routed_logits: [B, S, R].
@@ -96,6 +132,5 @@ def margins_of(routed_logits: Array, top_k: int) -> Array:
         exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
         probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
     ranked = -np.sort(-probabilities, axis=-1)  # [B, S, R]
-    gaps = np.nan_to_num(ranked[..., top_k - 1] - ranked[..., top_k], nan=0.0)
-    margins: Array = gaps.astype(np.float32)
-    return margins
+    gaps: NDArray[np.float32] = (ranked[..., top_k - 1] - ranked[..., top_k]).astype(np.float32)
+    return gaps

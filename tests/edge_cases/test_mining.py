@@ -9,10 +9,9 @@ import pytest
 
 from moh_deploy.edge_cases.mining import grown, mine
 from moh_deploy.edge_cases.samples import cut_into_samples
-from moh_deploy.edge_cases.source import function_bodies
 from moh_deploy.npz import Array
 from moh_deploy.package import MOST_SAMPLES, CorpusSample, OnnxPackage, VectorSet
-from moh_deploy.validate.function_bodies import Recorder, margins_of, values_to_record
+from moh_deploy.validate.function_bodies import Recorder, margins_of
 from moh_deploy.validate.samples import Sample
 from tests.edge_case_package import WIDTH, inputs, write_edge_package
 from tests.two_layers import write_two_layers
@@ -21,10 +20,6 @@ from tests.two_layers import write_two_layers
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
     return write_edge_package(tmp_path_factory.mktemp("mining") / "package")
-
-
-def recorder(package: OnnxPackage) -> Recorder:
-    return Recorder(package, function_bodies(package).open(values_to_record(package)))
 
 
 def sample(given: dict[str, Array], name: str = "in.npz") -> Sample:
@@ -40,13 +35,37 @@ def test_margin_is_the_gap_between_the_last_chosen_and_the_first_unchosen_probab
     assert margins_of(np.zeros((1, 2, 3), np.float32), 2).tolist() == [[0.0, 0.0]]
 
 
-def test_margin_of_nan_excuses_every_choice():
+def test_margin_of_nan_is_nan():
     logits = np.asarray([[[np.nan, 1, 2], [np.inf, np.inf, 0]]], np.float32)
-    assert margins_of(logits, 1).tolist() == [[0.0, 0.0]]
+    assert np.isnan(margins_of(logits, 1)).all()
+
+
+def test_recorded_margin_of_nan_excuses_every_choice(package: OnnxPackage):
+    given = inputs()
+    given["x"][1, 2] = np.nan
+    run = Recorder.of(package).scored_run(given)
+    assert run.vectors.margins[0][1, 2] == 0
+    assert not run.is_scored[0][1, 2]
+    assert run.is_scored[0].sum() == run.is_scored[0].size - 1
+
+
+def test_padding_and_nan_are_not_searched(package: OnnxPackage):
+    given = inputs(batch=3, seq=4)
+    given["x"][0, 0] = 0.0  # nearly tied, all three: padding, NaN, and a token that counts
+    given["valid"][0, 0] = False
+    given["x"][1, 1] = np.nan
+    given["x"][2, 2] *= 1e-3
+    cut = list(cut_into_samples(package.manifest, [sample(given)]))
+    mined = mine(Recorder.of(package), cut, valid_tokens="valid")
+    named = [
+        (name, one.mined[0].token) for name, one in zip(mined.names, mined.samples, strict=True)
+    ]
+    assert named[0] == ("in.npz[2]", (0, 2))
+    assert ("in.npz[0]", (0, 0)) not in named
 
 
 def test_recorded_margins_belong_to_the_gates(package: OnnxPackage):
-    recorded = recorder(package).record(inputs())
+    recorded = Recorder.of(package).record(inputs())
     assert recorded.sizes == {"batch": 2, "seq": 5}
     for gates, margins in zip(recorded.gates, recorded.margins, strict=True):
         assert margins.shape == gates.shape[:-1]
@@ -56,7 +75,7 @@ def test_recorded_margins_belong_to_the_gates(package: OnnxPackage):
 
 def test_layer_whose_scores_are_not_known_excuses_nothing(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
-    recorded = recorder(package).record(package.vectors[0].inputs)
+    recorded = Recorder.of(package).record(package.vectors[0].inputs)
     assert np.isinf(recorded.margins[0]).all()
     assert np.isfinite(recorded.margins[1]).all()
 
@@ -78,7 +97,7 @@ def test_model_that_takes_no_single_sample_gets_whole_files(package: OnnxPackage
 def test_token_that_is_nearly_tied_is_found(package: OnnxPackage):
     given = inputs(batch=6, seq=4)
     given["x"][3, 2] = 0.0  # all logits of the first layer are equal
-    mined = mine(recorder(package), cut_into_samples(package.manifest, [sample(given)]))
+    mined = mine(Recorder.of(package), cut_into_samples(package.manifest, [sample(given)]))
     assert (mined.searched, mined.tokens, mined.unknown) == (6, 6 * 4 * 2, ())
     first = mined.samples[0]
     assert mined.names[0] == "in.npz[3]"
@@ -89,17 +108,17 @@ def test_token_that_is_nearly_tied_is_found(package: OnnxPackage):
 def test_every_layer_has_its_turn(package: OnnxPackage):
     given = inputs(batch=40, seq=3)
     given["x"][:20] *= 1e-4  # the first layer is nearly tied everywhere, the second one not
-    mined = mine(recorder(package), cut_into_samples(package.manifest, [sample(given)]))
+    mined = mine(Recorder.of(package), cut_into_samples(package.manifest, [sample(given)]))
     assert len(mined.samples) == MOST_SAMPLES
     margins = [{one.layer: one.margin for one in s.mined[::-1]} for s in mined.samples]
     best = [min(one[layer] for one in margins) for layer in (0, 1)]
-    everything = recorder(package).record(given).margins
+    everything = Recorder.of(package).record(given).margins
     for layer in (0, 1):
         assert best[layer] == pytest.approx(float(everything[layer].min()), rel=1e-3, abs=1e-7)
 
 
 def test_corpus_grows_by_what_is_less_clear_and_holds_nothing_twice(package: OnnxPackage):
-    run = recorder(package)
+    run = Recorder.of(package)
     clear, unclear = inputs(batch=20, seq=3), inputs(batch=20, seq=3, seed=9)
     unclear["x"][:4] *= 1e-5
     first = mine(run, cut_into_samples(package.manifest, [sample(clear)])).samples

@@ -14,7 +14,7 @@ from moh_deploy.edge_cases.source import OrtSource, function_bodies
 from moh_deploy.edge_cases.suite import Sides, SuiteOptions, run_suite
 from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import SilentProgress
-from moh_deploy.validate.function_bodies import Recorder, values_to_record
+from moh_deploy.validate.function_bodies import Recorder
 from tests.edge_case_package import Plant, write_edge_package
 from tests.edge_cases import planted_bugs
 from tests.kernel_library import needs_library
@@ -31,7 +31,7 @@ def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -
         OrtVariants(judged, kernels),
         subject.open(judged.gate_names),
         bodies,
-        Recorder(reference, bodies.open(values_to_record(reference))),
+        Recorder.of(reference),
     )
     return run_suite(reference, sides, OPTIONS, SilentProgress())
 
@@ -132,8 +132,7 @@ def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
     options = SuiteOptions({"batch": 3, "seq": 9})
     bodies = function_bodies(package)
     runner = bodies.open(package.gate_names)
-    recorder = Recorder(package, bodies.open(values_to_record(package)))
-    sides = Sides(bodies, OrtVariants(package, "off"), runner, bodies, recorder)
+    sides = Sides(bodies, OrtVariants(package, "off"), runner, bodies, Recorder.of(package))
     results = run_suite(package, sides, options, SilentProgress())
     routing = [one for one in results if one.place == "blocks.0.attn"]
     assert {one.status for one in routing} == {"not applicable"}

@@ -71,7 +71,7 @@ def test_nobody_is_asked_to_guess_the_mask(package: Path):
     ("options", "message"),
     [
         ({"valid_tokens": "valit"}, "valid_tokens is 'valit', but the model has x, valid"),
-        ({"valid_tokens": "x"}, "'x', which is float32; expected an input of booleans"),
+        ({"valid_tokens": "x"}, r"'x' is float32\[2, 5, 24\], expected a mask of valid tokens"),
         ({"longest": {"sek": 9}}, "longest is of 'sek', but the dynamic dimensions are batch, seq"),
         ({"longest": {"seq": 0}}, "longest of 'seq' is 0, expected at least 1"),
         ({"update_corpus": True}, "update_corpus needs inputs to search"),
