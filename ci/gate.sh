@@ -6,7 +6,7 @@ set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${MOH_PYTHON:-python3}"
-package="${MOH_PACKAGE:-}"
+package=""
 reports="${MOH_REPORTS:-moh-deploy-reports}"
 # What has not run has not passed.
 verify_verdict=not-run
@@ -23,6 +23,7 @@ main() {
     [[ "$reports" != *[[:cntrl:]]* ]] || fail "MOH_REPORTS (input 'reports') holds a control character."
     remove_earlier_reports
     trap finish EXIT
+    package="$(trimmed "${MOH_PACKAGE:-}")"
     [[ -n "$package" ]] || fail "MOH_PACKAGE (input 'package') is empty, expected the package's directory."
     if [[ -n "${MOH_CHECKPOINT:-}" ]]; then
         export_package
@@ -149,12 +150,19 @@ finish() {
     if [[ -n "${GITHUB_OUTPUT:-}" ]]; then
         outputs "$verdict" >>"$GITHUB_OUTPUT"
     fi
+    if [[ -n "${GITHUB_ACTIONS:-}" && "$verdict" != passed ]]; then
+        printf '::error title=moh-deploy::%s. The summary of the job says why.\n' "$(in_short "$status")"
+    fi
+}
+
+in_short() {
+    printf 'verify: %s, bench: %s; exit code %s' "$verify_verdict" "$bench_verdict" "$1"
 }
 
 summary() {
     local report
     printf '### moh-deploy: %s\n\n' "$1"
-    printf 'verify: %s, bench: %s; exit code %s\n\n' "$verify_verdict" "$bench_verdict" "$2"
+    printf '%s\n\n' "$(in_short "$2")"
     for report in verify bench; do
         if [[ -s "$reports/$report.md" ]]; then
             cat -- "$reports/$report.md"
