@@ -83,6 +83,11 @@ def _limit(one: MetricParity) -> str:
     return f"What may be lost: {one.rule.reason}."
 
 
+def changed_title(one: MetricParity) -> str:
+    """Return what stands above the samples that changed."""
+    return f"{one.metric}: {count(len(one.changed), 'sample')} that changed, the worst first"
+
+
 def changed_columns(one: MetricParity) -> Iterator[str]:
     """Return the columns of samples that changed: classes where there are any, else scores."""
     yield from ("sample", "where")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from moh_deploy.report.accuracy import changed_cells, changed_columns, how
+from moh_deploy.report.accuracy import changed_cells, changed_columns, changed_title, how
 from moh_deploy.report.html.scales import Scale, round_numbers
 from moh_deploy.report.html.tables import Cell, Mark, Status, Table, Track, number
 from moh_deploy.validate.accuracy import MetricParity
@@ -53,8 +53,9 @@ def accuracy(metrics: Sequence[MetricParity]) -> Accuracy | None:
 
 
 def _changed(one: MetricParity) -> Table:
-    title = f"{one.metric}: {len(one.changed)} of {one.worse + one.improved} samples that changed"
-    return Table(title, tuple(changed_columns(one)), list(map(changed_cells, one.changed)))
+    return Table(
+        changed_title(one), tuple(changed_columns(one)), list(map(changed_cells, one.changed))
+    )
 
 
 def _row(one: MetricParity, scale: Scale) -> Sequence[Cell]:

@@ -28,6 +28,8 @@ from moh_deploy.validate.accuracy.tally import PairedScores
 from moh_deploy.validate.differences import Float64Array
 
 _MOST_SHOWN = 10
+_ROUNDING = 1e-4
+"""Of a score: a smaller change is not worth showing."""
 _MOST_WANTED = 10_000_000
 
 # Weight, total of the reference, total of the package.
@@ -182,10 +184,12 @@ def _enough(paired: PairedScores, loss: float, high: float, allowed: float) -> i
 def _changed(
     paired: PairedScores, gain: Float64Array, place: Callable[[int], str]
 ) -> list[ChangedSample]:
-    """Return the samples that lost most, then those that gained; of equals, the first."""
-    order = np.argsort(gain, kind="stable")[: len(gain) - int(np.isnan(gain).sum())]
-    found = [int(i) for i in order if gain[i] != 0][:_MOST_SHOWN]
-    return [_sample(paired, index, place) for index in found]
+    """Return the samples that lost most, then those that gained least; of equals, the first."""
+    with np.errstate(invalid="ignore"):
+        scores = np.abs(paired.reference / paired.weights)
+        (changed,) = np.nonzero(np.abs(gain) > _ROUNDING * scores)  # NaN is not
+    order = changed[np.argsort(gain[changed], kind="stable")][:_MOST_SHOWN]
+    return [_sample(paired, int(index), place) for index in order]
 
 
 def _sample(paired: PairedScores, index: int, place: Callable[[int], str]) -> ChangedSample:

@@ -61,7 +61,7 @@ class MetricParity:
         p_value: Of McNemar's exact test; None where a sample is more than right or wrong.
         rule: What may be lost.
         allowed_drop: The same in units of the metric.
-        changed: Some samples that changed, those that lost most first.
+        changed: Some samples that changed by more than rounding, those that lost most first.
         verdict: `passed` only where the whole interval is within what may be lost.
         reason: A sentence on why it did not pass; None if it did.
     """

@@ -31,7 +31,7 @@ _USUAL = AccuracyRule(
     None,
     0.01,
     30,
-    "99 % of the reference has to be kept, as MLPerf Inference has it",
+    "1 % of the reference's value: MLPerf Inference asks for 99 % of it",
 )
 
 CALLABLE = "callable"

@@ -50,7 +50,7 @@ def test_proven_loss_fails_and_says_how_much():
     assert "top-1 fell from 100.00 % to 95.00 % on 1000 samples: the 95% interval" in str(
         found.reason
     )
-    assert "1.00 points may be lost (99 % of the reference" in str(found.reason)
+    assert "1.00 points may be lost (1 % of the reference" in str(found.reason)
     assert found.p_value == pytest.approx(2.0**-49)
 
 
@@ -114,6 +114,15 @@ def test_samples_that_changed_are_listed_the_lost_first():
     assert found.changed[0].file == "val.npz[0]"
     assert (found.changed[0].reference_score, found.changed[0].package_score) == (1, 0)
     assert (found.changed[3].reference_score, found.changed[3].package_score) == (0, 1)
+
+
+def test_changes_by_rounding_are_not_listed():
+    losses = np.linspace(1, 2, 50)
+    package = losses * (1 + 1e-6)
+    package[7] *= 1.01
+    found = judge(Perplexity("y"), paired(losses, package), setting())
+    assert [one.sample for one in found.changed] == [7]
+    assert found.worse == 50
 
 
 def test_nothing_of_a_zero_may_be_lost_and_that_is_never_passed():
