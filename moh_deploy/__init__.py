@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moh_deploy.jobs.build import build
     from moh_deploy.jobs.doctor import doctor
     from moh_deploy.jobs.inspect import inspect
+    from moh_deploy.jobs.polygraphy import polygraphy_runner
     from moh_deploy.jobs.precision import precision
     from moh_deploy.jobs.probe import probe
     from moh_deploy.jobs.run import run
@@ -36,6 +37,7 @@ __all__ = [
     "inspect",
     "kernel_library",
     "load_original",
+    "polygraphy_runner",
     "precision",
     "probe",
     "run",
@@ -53,6 +55,7 @@ _HOME = {
     "inspect": "moh_deploy.jobs.inspect",
     "kernel_library": "moh_deploy.native",
     "load_original": "moh_deploy.api",
+    "polygraphy_runner": "moh_deploy.jobs.polygraphy",
     "precision": "moh_deploy.jobs.precision",
     "probe": "moh_deploy.jobs.probe",
     "run": "moh_deploy.jobs.run",

@@ -17,6 +17,7 @@ def test_public_names_are_these():
         "inspect",
         "kernel_library",
         "load_original",
+        "polygraphy_runner",
         "precision",
         "probe",
         "run",

@@ -81,18 +81,6 @@ def prepare_model(
     return PreparedModel(content, moh_nodes, dense_nodes, switches, routers, nodes, dtype)
 
 
-def model_interface(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of a model's inputs and outputs, in order.
-
-    Raises:
-        PackageError: The file is missing or not an ONNX model.
-    """
-    graph = _load_without_weights(path).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = tuple(one.name for one in graph.input if one.name not in constants)
-    return inputs, tuple(one.name for one in graph.output)
-
-
 def _load_without_weights(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 

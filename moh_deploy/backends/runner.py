@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.npz import Array
-from moh_deploy.package import ComputeType
+from moh_deploy.package import ComputeType, TensorInfo
 
 Kernels = Literal["auto", "off", "require"]
 
@@ -116,3 +116,15 @@ class Runner(Protocol):
             ConfigError: An input is missing, unknown, or of a wrong dtype or shape.
             BackendError: The runtime failed.
         """
+
+
+class LoadedModel(NamedTuple):
+    """Any model that can run.
+
+    Attributes:
+        inputs: What it takes, in order.
+        run: Inputs by name to outputs by name, in order.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    run: Callable[[Mapping[str, Array]], Mapping[str, Array]]

@@ -13,7 +13,7 @@ from moh_deploy.backends.trt.engine_dir import ENGINE_NAME, EngineLayer, EngineM
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 
 
@@ -22,6 +22,11 @@ class EngineRunner:
     """An engine as a `Runner`: what runs its layers was read from the network when it was built."""
 
     engine: Engine
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """What the engine takes, in order."""
+        return self.engine.manifest.inputs
 
     @property
     def layer_impl(self) -> Mapping[str, LayerImpl]:

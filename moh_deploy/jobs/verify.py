@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import ConfigError
-from moh_deploy.jobs.references import function_bodies, references
+from moh_deploy.jobs.references import Against, function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject, read_subject
 from moh_deploy.jobs.verify_labels import verify_labelled
 from moh_deploy.npz import Array
@@ -31,9 +31,6 @@ from moh_deploy.validate.reference import (
     expected_outputs,
 )
 from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
-
-Against = str | Path | Reference
-"""What one is compared with."""
 
 Metrics = str | ScoreFunction | Sequence[str | ScoreFunction]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from moh_deploy.errors import ValidationError
 from moh_deploy.jobs.heard_runner import HeardRunner
 from moh_deploy.jobs.labelled_runs import LabelledRun, labelled_runs, turns
-from moh_deploy.jobs.references import function_bodies, references
+from moh_deploy.jobs.references import Against, function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject
 from moh_deploy.npz import Array
 from moh_deploy.progress import Progress
@@ -35,7 +35,7 @@ def verify_labelled(
     inputs: Sequence[Path],
     task: Task,
     *,
-    against: Sequence[str | Path | Reference],
+    against: Sequence[Against],
     valid_tokens: str | None,
     policy: Policy,
     progress: Progress,
@@ -81,7 +81,7 @@ class _Round:
 
 
 def _references(
-    subject: Subject, datasets: Sequence[Dataset], against: Sequence[str | Path | Reference]
+    subject: Subject, datasets: Sequence[Dataset], against: Sequence[Against]
 ) -> list[tuple[Reference, Sequence[Dataset]]]:
     """Return what to compare with, each with the samples that it has an answer for."""
     known = [one for one in datasets if one.samples.expected]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, VectorSet
@@ -28,6 +28,7 @@ class Answers:
     notes: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Reference(Protocol):
     """One side of a comparison."""
 

@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
@@ -20,6 +21,7 @@ from moh_deploy.report.parity_json import VerifyJson
 from tests.cli.run_cli import Cli
 from tests.handmade_package import model, vectors, write_package
 from tests.kernel_library import required_library
+from tests.two_layers import write_two_layers
 
 
 def write_model(path: Path, *, inputs: str = "x", output: str = "y", scale: float = 1.0) -> Path:
@@ -52,6 +54,16 @@ def test_function_bodies_are_compared_with_kernels(tmp_path: Path):
     assert report.equal
     assert report.reference == "the package with kernels"
     assert (report.kernel_nodes, report.function_nodes) == (0, 1)
+
+
+def test_margins_of_function_bodies_are_those_of_their_own_scores(tmp_path: Path):
+    write_two_layers(tmp_path / "package")
+    write_npz(tmp_path / "user.npz", vectors(batch=5, seed=9).inputs)
+    report = moh_deploy.verify(tmp_path / "package", inputs=[tmp_path / "user.npz"], kernels="off")
+    unknown, known = [layer.smallest_margin for layer in report.layers]
+    assert unknown == np.inf  # no MoHRouter makes these gates
+    assert known is not None
+    assert 0 < known < 1
 
 
 def test_another_package_is_compared_with_its_routing(tmp_path: Path):
@@ -147,7 +159,7 @@ def test_comparison_without_data_fails_beside_one_with(tmp_path: Path):
         ("function", "against is function, which does not exist"),
         ("model.pt", "against is model.pt, a checkpoint, which needs PyTorch to run"),
         ("kernels", "itself runs with kernels where there are any"),
-        ("PACKAGE", "the package that is verified: it is equal to itself"),
+        ("PACKAGE", "which is itself what is verified: it is equal to itself"),
     ],
 )
 def test_what_names_nothing_to_compare_with_is_refused(tmp_path: Path, named: str, message: str):

@@ -16,7 +16,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.npz import Array
 
 _SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
-_INSTALL = "pip install 'moh-deploy[engine]'"
+INSTALL = "pip install 'moh-deploy[engine]'"
 
 
 class HostContext:
@@ -31,7 +31,7 @@ class HostContext:
     """
 
     def __init__(self, loaded: LoadedEngine, flavour: Flavour) -> None:
-        _choose(flavour)
+        choose_polygraphy(flavour)
         from polygraphy.backend.trt import TrtRunner
         from polygraphy.exception import PolygraphyException
 
@@ -71,11 +71,15 @@ class HostContext:
             raise BackendError(f"TensorRT failed: {error}.{self._loaded.log_tail()}") from error
 
 
-def _choose(flavour: Flavour) -> None:
-    """Let Polygraphy use this TensorRT: it decides once a process, when it is imported."""
+def choose_polygraphy(flavour: Flavour) -> None:
+    """Let Polygraphy use this TensorRT: it decides once a process, when it is imported.
+
+    Raises:
+        BackendError: It is missing, or has decided otherwise.
+    """
     if importlib.util.find_spec("polygraphy") is None:
         raise BackendError(
-            "Polygraphy is not installed, which runs engines on arrays of numpy.", hint=_INSTALL
+            "Polygraphy is not installed, which runs engines on arrays of numpy.", hint=INSTALL
         )
     is_rtx = flavour.name == "tensorrt-rtx"
     if "polygraphy" not in sys.modules:

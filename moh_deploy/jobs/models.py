@@ -1,0 +1,140 @@
+"""Whatever runs on arrays: a package, an engine, an ONNX file, an original, a Polygraphy runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.backends.runner import Kernels, LoadedModel
+from moh_deploy.backends.trt.engine_reading import read_engine_dir
+from moh_deploy.jobs.engine_runs import open_engine
+from moh_deploy.npz import Array
+from moh_deploy.package import OnnxPackage, TensorInfo
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is named, and not loaded.
+
+    Attributes:
+        name: In the words of a report.
+        loaded: Loads it for a while.
+    """
+
+    name: str
+    loaded: Callable[[], AbstractContextManager[LoadedModel]]
+
+
+class OriginalRun(Protocol):
+    """An original model; `moh_deploy.load_original` returns one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, arguments: Sequence[Array]) -> list[Array]: ...
+
+
+class InferenceRunner(Protocol):
+    """Polygraphy's `BaseRunner`, as far as it is used here."""
+
+    name: str
+
+    def activate(self) -> None: ...
+
+    def deactivate(self) -> None: ...
+
+    def get_input_metadata(self, use_numpy_dtypes: bool) -> Mapping[str, Any]: ...
+
+    def infer(self, feed_dict: Mapping[str, Array]) -> Mapping[str, Array]: ...
+
+
+def package_model(
+    package: OnnxPackage,
+    kernels: Kernels,
+    *,
+    optimize: bool = True,
+    extra_outputs: Sequence[str] = (),
+    name: str | None = None,
+) -> Model:
+    """Return a package in ONNX Runtime; see `open_session`."""
+
+    @contextmanager
+    def loaded() -> Iterator[LoadedModel]:
+        session = open_session(
+            package, kernels=kernels, optimize=optimize, extra_outputs=extra_outputs
+        )
+        yield LoadedModel(session.inputs, session.run)
+
+    return Model(name or f"package {package.root}", loaded)
+
+
+def onnx_model(path: Path, kernels: Kernels = "auto", *, optimize: bool = True) -> Model:
+    """Return an ONNX file in ONNX Runtime."""
+
+    @contextmanager
+    def loaded() -> Iterator[LoadedModel]:
+        session = open_session(path, kernels=kernels, optimize=optimize)
+        yield LoadedModel(session.inputs, session.run)
+
+    return Model(f"ONNX model {path}", loaded)
+
+
+def engine_model(root: Path, kernels: Kernels = "auto") -> Model:
+    """Return an engine that `moh-deploy build` wrote.
+
+    Raises:
+        PackageError: It is none, or has changed since.
+    """
+    manifest = read_engine_dir(root)
+
+    @contextmanager
+    def loaded() -> Iterator[LoadedModel]:
+        runner = open_engine(root, kernels)
+        with runner.engine:
+            yield LoadedModel(manifest.inputs, runner.run)
+
+    return Model(f"engine {root}", loaded)
+
+
+def original_model(original: OriginalRun, package: OnnxPackage) -> Model:
+    """Return an original model, whose inputs and outputs are called as those of its package."""
+    inputs = package.manifest.inputs
+    outputs = [spec.name for spec in package.manifest.outputs]
+
+    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        found = original.run([feeds[spec.name] for spec in inputs])
+        return dict(zip(outputs, found, strict=True))
+
+    @contextmanager
+    def loaded() -> Iterator[LoadedModel]:
+        yield LoadedModel(inputs, run)
+
+    return Model(original.name, loaded)
+
+
+def runner_model(runner: InferenceRunner) -> Model:
+    """Return a runner of Polygraphy's, which keeps its outputs in memory that it uses again."""
+
+    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: np.array(value) for name, value in runner.infer(feed_dict=feeds).items()}
+
+    @contextmanager
+    def loaded() -> Iterator[LoadedModel]:
+        runner.activate()
+        try:
+            metadata = runner.get_input_metadata(use_numpy_dtypes=False)
+            inputs = tuple(
+                TensorInfo(name, str(one.dtype), tuple(map(str, one.shape or ())))
+                for name, one in metadata.items()
+            )
+            yield LoadedModel(inputs, run)
+        finally:
+            runner.deactivate()
+
+    return Model(f"Polygraphy runner {runner.name}", loaded)
