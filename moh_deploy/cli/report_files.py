@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from moh_deploy.errors import MoHDeployError
+from moh_deploy.errors import ConfigError, MoHDeployError
 
 if TYPE_CHECKING:
     from moh_deploy.report.bench import BenchReport
@@ -52,8 +52,10 @@ class ReportFiles(Generic[Report]):
 
         Raises:
             MoHDeployError: As `job` does; the files say so.
+            ConfigError: Two of them are the same.
             PackageError: A file cannot be written.
         """
+        self._refuse_twins()
         self._write_error(self.not_finished)
         try:
             report = job()
@@ -64,6 +66,12 @@ class ReportFiles(Generic[Report]):
             if one.path is not None:
                 _write(one.path, one.of_report(report))
         return report
+
+    def _refuse_twins(self) -> None:
+        paths = [one.path.resolve() for one in self.files if one.path is not None]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ConfigError(f"{path} is to hold {paths.count(path)} reports, expected one.")
 
     def _write_error(self, message: str) -> None:
         for one in self.files:

@@ -298,3 +298,11 @@ def test_reports_of_a_job_that_was_stopped_say_that_it_did_not_finish(tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         files.write_on(stopped)
     assert "NO ANSWER" in html.read_text()
+
+
+def test_two_reports_in_one_file_are_refused(cli: Cli, package: Path, tmp_path: Path):
+    file, same = tmp_path / "report", tmp_path / "." / "report"
+    refused = cli("verify", package, "--html", file, "--junit", same)
+    assert refused.exit_code == 2
+    assert "report is to hold 2 reports, expected one" in refused.err
+    assert not file.exists()

@@ -108,7 +108,7 @@ def load_map(loads: Sequence[HeadLoad]) -> HeatMap:
 
     grouped = groupby(loads, lambda one: (len(one.got), one.num_shared_heads))
     blocks = tuple(block(shape, group) for shape, group in grouped)
-    return HeatMap("share of tokens for which a head is on, in percent", "layer", blocks)
+    return HeatMap("share of tokens, in percent", "layer", blocks)
 
 
 def class_map(load: ClassLoad) -> HeatMap:

@@ -121,7 +121,7 @@ def _facts(report: ParityReport) -> list[Fact]:
         Fact(
             "routing agreement",
             "not compared" if agreement is None else f"{100 * agreement:.6g} %",
-            "of decisions that are no near-tie",
+            "" if agreement is None else "of decisions that are no near-tie",
         ),
         Fact(
             "flips",
