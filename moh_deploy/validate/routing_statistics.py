@@ -198,15 +198,13 @@ def _bins(margins: Array, flipped: NDArray[np.bool_], bound: float) -> tuple[Mar
     values = np.where(np.isfinite(values), np.maximum(values, 0.0), np.inf)
     index = np.searchsorted(_EDGES, values, side="right") - 1  # [B, S]
     edges = [*_EDGES.tolist(), math.inf]
+    tokens, excused, others = (
+        np.bincount(index[which], minlength=len(_EDGES)).tolist()
+        for which in (np.ones_like(flipped), explained, flipped & ~explained)
+    )
     return tuple(
-        MarginBin(
-            at_least=edges[number],
-            below=edges[number + 1],
-            tokens=int((index == number).sum()),
-            explained=int((explained & (index == number)).sum()),
-            unexplained=int((flipped & ~explained & (index == number)).sum()),
-        )
-        for number in np.unique(index).tolist()
+        MarginBin(edges[i], edges[i + 1], tokens[i], excused[i], others[i])
+        for i in np.flatnonzero(tokens).tolist()
     )
 
 

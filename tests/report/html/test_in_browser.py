@@ -14,6 +14,7 @@ from moh_deploy.report.html.bench_page import bench_page
 from moh_deploy.report.html.heat_map import shade
 from moh_deploy.report.html.page import Run, no_answer_page
 from moh_deploy.report.html.verify_page import verify_page
+from moh_deploy.validate.parity_report import combined
 from moh_deploy.validate.routing_statistics import MarginBin, MarginHistogram
 from tests.report.html.browsing import (
     DESK,
@@ -31,6 +32,11 @@ from tests.report.html.test_pages import HOSTILE, hostile_bench, hostile_parity
 
 RUN = Run("build/model", ("verify", "build/model", "--html", "report.html"))
 WRONG = with_classes(parity_report(4, 8, wrong=1))
+EACH_WRONG = replace(
+    parity_report(30),
+    reference="another package",
+    layers=tuple(replace(one, reason=f"{one.path} differs.") for one in parity_report(30).layers),
+)
 LONG = Run("build/" + "a-long-name" * 20, ("verify", "b" * 300))
 
 PAGES = {
@@ -42,6 +48,7 @@ PAGES = {
     "hostile verify": verify_page(hostile_parity(), Run(HOSTILE, (HOSTILE,))),
     "hostile bench": bench_page(hostile_bench(), Run(HOSTILE, (HOSTILE,))),
     "100 layers": verify_page(parity_report(100, 64, wrong=0), LONG),
+    "references": verify_page(combined([parity_report(30), EACH_WRONG]), RUN),
     "1 layer": verify_page(parity_report(1, 1), LONG),
 }
 
@@ -68,7 +75,7 @@ def test_what_a_page_asks_for_would_be_seen_and_its_policy_forbids_it(visit: Vis
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["not equal", "bench", "no answer"])
+@pytest.mark.parametrize("name", ["not equal", "references", "bench", "no answer"])
 def test_text_stands_out(visit: Visits, name: str, scheme: Scheme):
     assert pale_texts(visit(PAGES[name], scheme=scheme)) == []
 

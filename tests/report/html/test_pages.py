@@ -86,6 +86,16 @@ def test_pages_are_well_formed_and_need_nothing_else(name: str):
     assert ("content", policy) in checked.attributes
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_drawings_and_tables_say_what_they_are(name: str):
+    page = PAGES[name]()
+    drawings = re.findall(r'<svg [^>]*role="img">(<title>)?[^<]', page)
+    assert all(drawings)
+    assert page.count("<table") == page.count("<caption>")
+    assert not re.search(r"<th(?![^>]*scope=)", page.replace("<thead", ""))
+    assert re.findall(r"<h1>(.*?)</h1>", page) == ["build/model"]
+
+
 def hostile_parity() -> ParityReport:
     report = with_accuracy(with_classes(parity_report(wrong=0)))
     metrics = tuple(
