@@ -12,6 +12,7 @@ reports="${MOH_REPORTS:-moh-deploy-reports}"
 verify_verdict=not-run
 bench_verdict=not-run
 is_finished=no
+child=""
 
 # Without a gate bench could not have failed.
 passed_or_measured='
@@ -23,6 +24,8 @@ main() {
     [[ "$reports" != *[[:cntrl:]]* ]] || fail "MOH_REPORTS (input 'reports') holds a control character."
     remove_earlier_reports
     trap finish EXIT
+    trap 'stop 130' INT
+    trap 'stop 143' TERM HUP
     package="$(trimmed "${MOH_PACKAGE:-}")"
     [[ -n "$package" ]] || fail "MOH_PACKAGE (input 'package') is empty, expected the package's directory."
     if [[ -n "${MOH_CHECKPOINT:-}" ]]; then
@@ -122,16 +125,28 @@ trimmed() {
 # run_command COMMAND...: what it says is for people. A name in a model must be no command to GitHub, which
 # reads commands from the log, each stream by itself: nothing but this is on stdout.
 run_command() {
-    local token status=0
-    if [[ -z "${GITHUB_ACTIONS:-}" ]]; then
-        "$@"
-        return
+    local token="" status=0
+    if [[ -n "${GITHUB_ACTIONS:-}" ]]; then
+        token="$("$python" -c 'import secrets; print(secrets.token_hex(16))')"
+        printf '::stop-commands::%s\n' "$token" >&2
     fi
-    token="$("$python" -c 'import secrets; print(secrets.token_hex(16))')"
-    printf '::stop-commands::%s\n' "$token" >&2
-    "$@" || status=$?
-    printf '\n::%s::\n' "$token" >&2
+    # Bash hears no signal while it waits for a command in the foreground.
+    "$@" &
+    child=$!
+    wait "$child" || status=$?
+    child=""
+    if [[ -n "$token" ]]; then printf '\n::%s::\n' "$token" >&2; fi
     return "$status"
+}
+
+# stop STATUS: end the command, which removes what it has begun, and then this script.
+stop() {
+    trap '' INT TERM HUP
+    if [[ -n "$child" ]]; then
+        kill -TERM "$child" 2>/dev/null || true
+        wait "$child" || true
+    fi
+    exit "$1"
 }
 
 # Whatever the answer is: reports where CIs look for them.

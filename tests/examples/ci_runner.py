@@ -79,6 +79,22 @@ class CiRunner:
         self._bash(script, environment, outcome)
         return outcome
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables of this process, with the machine's own commands first."""
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("GITHUB_", "MOH_", "RUNNER_"))
+        }
+        return {
+            **inherited,
+            "PATH": f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
+            "REAL_PYTHON": sys.executable,
+            "REPOSITORY": str(REPOSITORY),
+            "INSTALLED": str(self.root / "temp" / "installed"),
+        }
+
     def _steps(self, action: Any, inputs: Mapping[str, str]) -> Outcome:
         outcome, step_outputs = Outcome(), dict[str, str]()
 
@@ -123,7 +139,7 @@ class CiRunner:
         finished = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
             cwd=self.workspace,
-            env={**self._base_environment(files["installed"]), **github, **environment},
+            env={**self.environment(), **github, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -136,21 +152,6 @@ class CiRunner:
         outcome.summary += files["summary"].read_text()
         outcome.installed += files["installed"].read_text().splitlines()
         return dict(line.split("=", 1) for line in files["output"].read_text().splitlines())
-
-    def _base_environment(self, installed: Path) -> dict[str, str]:
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("GITHUB_", "MOH_", "RUNNER_"))
-        }
-        return {
-            **inherited,
-            "PATH": f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(REPOSITORY),
-            "REAL_PYTHON": sys.executable,
-            "REPOSITORY": str(REPOSITORY),
-            "INSTALLED": str(installed),
-        }
 
     def _script(self, name: str, text: str) -> None:
         path = self.root / "bin" / name

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
@@ -214,6 +217,27 @@ def test_reports_of_an_earlier_run_do_not_speak_for_this_one(runner: CiRunner) -
     outcome = runner.run_action(package="nowhere")
     assert "fast" not in outcome.summary
     assert outcome.outputs["bench-md"] == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_gate_ends_what_it_runs_and_says_so(
+    runner: CiRunner, package: Path, number: signal.Signals
+) -> None:
+    summary, report = runner.root / "summary", runner.workspace / "moh-deploy-reports" / "bench.md"
+    told = {"MOH_PACKAGE": "package", "MOH_BENCH_ARGS": "--min-time=10min"}
+    with subprocess.Popen(
+        ["bash", REPOSITORY / "ci" / "gate.sh"],
+        cwd=runner.workspace,
+        env={**runner.environment(), **told, "GITHUB_STEP_SUMMARY": str(summary)},
+    ) as process:
+        while not report.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+    assert summary.read_text().startswith(
+        f"### moh-deploy: error\n\nverify: passed, bench: error; exit code {128 + number}\n"
+    )
+    assert "The measurement did not finish." in report.read_text()
 
 
 # ---- GitLab
