@@ -60,7 +60,7 @@ class GateJudge:
         """
         hit = tokens_with_nan(logits)
         clean = {port: array[~hit][None] for port, array in logits.items()}  # [1, tokens, N]
-        problem = find_mismatch(_case(case, router, clean), [gates[~hit][None]])
+        problem = self.mismatch(case, router, clean, gates[~hit][None])
         return problem or _hidden_nan(router, logits, gates, hit)
 
 
