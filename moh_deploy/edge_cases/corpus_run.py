@@ -1,11 +1,14 @@
-"""Run the regression corpus of a package."""
+"""Run inputs on which routing is hardly clear: those that a package keeps, and those just found."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from moh_deploy.backends.runner import Runner
 from moh_deploy.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.errors import BackendError
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import CorpusSample, OnnxPackage
 from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
@@ -13,58 +16,66 @@ from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.samples import with_valid_tokens
 from moh_deploy.validate.variants import Variants
 
-CASE = "regression corpus"
+KEPT, FOUND = "regression corpus", "least clear inputs"
 
 
-def run_corpus(
-    package: OnnxPackage,
-    subject: Runner,
-    variants: Variants | None,
-    policy: Policy,
-    valid_tokens: str | None = None,
-) -> CaseResult:
-    """Compare the package with what the corpus recorded.
+@dataclass(frozen=True)
+class CorpusJudge:
+    """Compares a package with what was recorded.
 
-    Args:
+    Attributes:
         package: The package.
         subject: A session of it, that also returns the gates.
         variants: Opens it with gates fed to it.
         policy: What counts as equal.
         valid_tokens: The input that is 0 for padding, which is not compared.
     """
-    if not package.corpus:
-        why = "the package holds none: --inputs FILE.npz --update-corpus makes one."
-        return CaseResult("corpus", CASE, MODEL, "not applicable", why)
-    try:
-        report = _compare(package, subject, variants, policy, valid_tokens)
-    except BackendError as error:
-        return CaseResult("corpus", CASE, MODEL, "failed", f"case '{CASE}': {error.message}")
-    if report.reasons:
+
+    package: OnnxPackage
+    subject: Runner
+    variants: Variants
+    policy: Policy
+    valid_tokens: str | None
+
+    def kept(self) -> CaseResult:
+        """Run the regression corpus of the package."""
+        if not self.package.corpus:
+            why = "the package holds none: --inputs FILE.npz --update-corpus makes one."
+            return CaseResult("corpus", KEPT, MODEL, "not applicable", why)
+        return self._judge(KEPT, self.package.corpus)
+
+    def found(self, samples: Sequence[CorpusSample]) -> CaseResult:
+        """Run what a search of inputs found."""
+        if not samples:
+            why = "no layer whose margins are known chose anything in these inputs."
+            return CaseResult("corpus", FOUND, MODEL, "not applicable", why)
+        return self._judge(FOUND, samples)
+
+    def _judge(self, case: str, samples: Sequence[CorpusSample]) -> CaseResult:
+        try:
+            report = self._compare(samples)
+        except BackendError as error:
+            return CaseResult("corpus", case, MODEL, "failed", f"case '{case}': {error.message}")
+        if not report.reasons:
+            return CaseResult("corpus", case, MODEL, "passed", _compared(report))
         more = f" ({len(report.reasons) - 1} more)" if len(report.reasons) > 1 else ""
         where = "".join(f" {note}" for note in report.notes)
-        sentence = f"case '{CASE}': {report.reasons[0]}{more}{where}"
-        return CaseResult("corpus", CASE, MODEL, "failed", sentence)
-    return CaseResult("corpus", CASE, MODEL, "passed", _compared(report))
+        sentence = f"case '{case}': {report.reasons[0]}{more}{where}"
+        return CaseResult("corpus", case, MODEL, "failed", sentence)
 
-
-def _compare(
-    package: OnnxPackage,
-    subject: Runner,
-    variants: Variants | None,
-    policy: Policy,
-    valid_tokens: str | None,
-) -> ParityReport:
-    samples = with_valid_tokens(corpus_samples(package.corpus), package.manifest, valid_tokens)
-    return compare(
-        package,
-        subject,
-        [one.known for one in samples],
-        labels=[one.label for one in samples],
-        valid=[one.valid for one in samples if one.valid is not None],
-        reference=corpus_reference(package.corpus).name,
-        variants=variants,
-        policy=policy,
-    )
+    def _compare(self, kept: Sequence[CorpusSample]) -> ParityReport:
+        manifest = self.package.manifest
+        samples = with_valid_tokens(corpus_samples(kept), manifest, self.valid_tokens)
+        return compare(
+            self.package,
+            self.subject,
+            [one.known for one in samples],
+            labels=[one.label for one in samples],
+            valid=[one.valid for one in samples if one.valid is not None],
+            reference=corpus_reference(kept).name,
+            variants=self.variants,
+            policy=self.policy,
+        )
 
 
 def _compared(report: ParityReport) -> str:

@@ -18,7 +18,7 @@ from moh_deploy.validate.valid_tokens import valid_tokens
 
 ZERO, ONE, LONGEST, PADDING = "zero", "one", "longest", "padding only"
 
-_MOST_BYTES, _COPIES = 2**30, 4
+_MOST_BYTES, _COPIES = 2**28, 4
 _LONGEST_OF_ANY = 8192
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from moh_deploy.backends.runner import Runner
 from moh_deploy.edge_cases.case_result import CaseResult
-from moh_deploy.edge_cases.corpus_run import run_corpus
+from moh_deploy.edge_cases.corpus_run import FOUND, KEPT, CorpusJudge
 from moh_deploy.edge_cases.input_run import InputJudge
-from moh_deploy.edge_cases.input_states import InputState, input_states
+from moh_deploy.edge_cases.input_states import InputState
 from moh_deploy.edge_cases.routing_run import run_routing_states
 from moh_deploy.edge_cases.source import Source
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import CorpusSample, OnnxPackage
 from moh_deploy.progress import Progress
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
@@ -39,49 +39,45 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class SuiteOptions:
-    """What the user knows of the model.
+class Suite:
+    """Every case of a package.
 
     Attributes:
-        longest: Dimension to the size that counts as its longest.
-        valid_tokens: The input that says which tokens are no padding.
+        package: The package.
+        sides: What is compared.
+        states: The input states.
+        valid_tokens: The input that is 0 for padding; None if nobody named one.
         policy: What counts as equal.
     """
 
-    longest: Mapping[str, int] = field(default_factory=dict)
+    package: OnnxPackage
+    sides: Sides
+    states: Sequence[InputState]
     valid_tokens: str | None = None
     policy: Policy = BUILT_IN_POLICY
 
+    def run(
+        self, progress: Progress, found: Sequence[CorpusSample] | None = None
+    ) -> list[CaseResult]:
+        """Run them all.
 
-def run_suite(
-    package: OnnxPackage, sides: Sides, options: SuiteOptions, progress: Progress
-) -> list[CaseResult]:
-    """Run every case.
+        Args:
+            progress: What to report steps to.
+            found: What a search of inputs found; None if there was none.
 
-    Raises:
-        ConfigError: An option does not fit the model.
-        BackendError: A variant of the model cannot be loaded.
-    """
-    states = list(input_states(package, options.longest, options.valid_tokens))
-    results = run_routing_states(package, sides.subject, sides.reference, options.policy, progress)
-    results += _run_states(package, sides, options.policy, states, progress)
-    with progress.step("regression corpus"):
-        results.append(
-            run_corpus(package, sides.runner, sides.variants, options.policy, options.valid_tokens)
-        )
-    return results
-
-
-def _run_states(
-    package: OnnxPackage,
-    sides: Sides,
-    policy: Policy,
-    states: list[InputState],
-    progress: Progress,
-) -> list[CaseResult]:
-    judge = InputJudge(package, sides.runner, sides.recorder, sides.variants, policy)
-    results = []
-    for state in states:
-        with progress.step(f"inputs: {state.case}"):
-            results.append(judge.judge(state))
-    return results
+        Raises:
+            BackendError: A variant of the model cannot be loaded.
+        """
+        sides, policy = self.sides, self.policy
+        results = run_routing_states(self.package, sides.subject, sides.reference, policy, progress)
+        judge = InputJudge(self.package, sides.runner, sides.recorder, sides.variants, policy)
+        for state in self.states:
+            with progress.step(f"inputs: {state.case}"):
+                results.append(judge.judge(state))
+        corpus = CorpusJudge(self.package, sides.runner, sides.variants, policy, self.valid_tokens)
+        with progress.step(f"inputs: {KEPT}"):
+            results.append(corpus.kept())
+        if found is not None:
+            with progress.step(f"inputs: {FOUND}"):
+                results.append(corpus.found(found))
+        return results

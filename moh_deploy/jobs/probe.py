@@ -8,10 +8,11 @@ from pathlib import Path
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.backends.trt.engine_reading import is_engine_dir
+from moh_deploy.edge_cases.input_states import input_states
 from moh_deploy.edge_cases.mining import grown, mine
 from moh_deploy.edge_cases.samples import cut_into_samples
 from moh_deploy.edge_cases.source import OrtSource, function_bodies
-from moh_deploy.edge_cases.suite import Sides, SuiteOptions, run_suite
+from moh_deploy.edge_cases.suite import Sides, Suite
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.jobs.corpus import write_corpus
 from moh_deploy.package import OnnxPackage, check_output
@@ -61,20 +62,21 @@ def probe(
     progress, root = progress or SilentProgress(), Path(package_dir)
     _check_options(root, inputs, update_corpus)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
-    options = SuiteOptions(longest or {}, valid_tokens, rules)
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)
         if update_corpus:
             _check_replaceable(root)
         files = read_samples([Path(path) for path in inputs], package.manifest)
+        states = tuple(input_states(package, longest or {}, valid_tokens))
     with progress.step("loading the model"):
         sides = _sides(package, kernels)
-    results = run_suite(package, sides, options, progress)
     mining = None
     if files:
         with progress.step("searching the inputs"):
             samples = cut_into_samples(package.manifest, files)
             mining = mine(sides.recorder, samples, valid_tokens=valid_tokens)
+    suite = Suite(package, sides, states, valid_tokens, rules)
+    results = suite.run(progress, None if mining is None else mining.samples)
     if mining is not None and update_corpus:
         with progress.step("writing the package"):
             package = write_corpus(package, grown(package.corpus, mining.samples))

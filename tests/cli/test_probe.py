@@ -31,7 +31,7 @@ def test_probe_json(cli: Cli, package: Path, tmp_path: Path):
     content = cli("probe", package, *QUICK, "--inputs", tmp_path / "in.npz", "--json").json
     assert content["passed"] is True
     assert content["package"] == str(package)
-    assert content["counts"] == {"passed": 22, "failed": 0, "not applicable": 3, "not run": 1}
+    assert content["counts"] == {"passed": 23, "failed": 0, "not applicable": 3, "not run": 1}
     assert content["results"][0] == {
         "kind": "routing",
         "case": "ties",

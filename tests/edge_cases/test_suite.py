@@ -10,8 +10,9 @@ import pytest
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.edge_cases.case_result import CaseResult
+from moh_deploy.edge_cases.input_states import input_states
 from moh_deploy.edge_cases.source import OrtSource, function_bodies
-from moh_deploy.edge_cases.suite import Sides, SuiteOptions, run_suite
+from moh_deploy.edge_cases.suite import Sides, Suite
 from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import SilentProgress
 from moh_deploy.validate.function_bodies import Recorder
@@ -19,8 +20,6 @@ from tests.edge_case_package import Plant, write_edge_package
 from tests.edge_cases import planted_bugs
 from tests.kernel_library import needs_library
 from tests.two_layers import write_two_layers
-
-OPTIONS = SuiteOptions({"batch": 3, "seq": 9}, "valid")
 
 
 def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -> list[CaseResult]:
@@ -33,7 +32,8 @@ def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -
         bodies,
         Recorder.of(reference),
     )
-    return run_suite(reference, sides, OPTIONS, SilentProgress())
+    states = tuple(input_states(reference, {"batch": 3, "seq": 9}, "valid"))
+    return Suite(reference, sides, states, "valid").run(SilentProgress())
 
 
 def failed(results: Sequence[CaseResult]) -> dict[str, str]:
@@ -129,11 +129,10 @@ def test_bug_in_attention_is_caught(
 
 def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
-    options = SuiteOptions({"batch": 3, "seq": 9})
     bodies = function_bodies(package)
     runner = bodies.open(package.gate_names)
     sides = Sides(bodies, OrtVariants(package, "off"), runner, bodies, Recorder.of(package))
-    results = run_suite(package, sides, options, SilentProgress())
+    results = Suite(package, sides, ()).run(SilentProgress())
     routing = [one for one in results if one.place == "blocks.0.attn"]
     assert {one.status for one in routing} == {"not applicable"}
     assert {one.detail for one in routing} == {

@@ -91,6 +91,12 @@ def test_inputs_are_searched_and_nothing_is_written_unasked(package: Path, files
     assert (report.mining.searched, report.mining.tokens) == (24, 24 * 4 * 2)
     assert report.mining.names[0] == "a.npz[5]"
     assert (report.corpus, report.corpus_written) == ((), False)
+    kept, found = (one for one in report.results if one.kind == "corpus")
+    assert (kept.status, found.case, found.status) == (
+        "not applicable",
+        "least clear inputs",
+        "passed",
+    )
     assert {path.name: path.read_bytes() for path in package.iterdir()} == before
 
 
