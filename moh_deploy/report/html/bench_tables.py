@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from moh_deploy.report.bench import BenchReport, PackageWork, break_even_text
 from moh_deploy.report.html.scales import Scale, Tick, round_numbers
-from moh_deploy.report.html.tables import Cell, Mark, Status, Table, Track
-from moh_deploy.report.tables import percent
+from moh_deploy.report.html.tables import Cell, Mark, Status, Table, Track, share
 from moh_deploy.tuning.bench_gates import GateResult
 from moh_deploy.tuning.layer_work import LayerWork
 from moh_deploy.tuning.measured import Measured
@@ -86,9 +85,9 @@ def _speed(found: Ratio) -> Status:
 
 
 def _work_row(layer: LayerWork) -> Sequence[Cell]:
-    share = layer.rows_computed / layer.rows_dense if layer.rows_dense else None
+    computed = layer.rows_computed / layer.rows_dense if layer.rows_dense else None
     words = f"{layer.path}: {layer.rows_computed} of {layer.rows_dense} rows computed"
-    marks = (Mark("bar", 0.0, 100 * (share or 0.0)), Mark("limit", 100 * layer.active_share))
+    marks = (Mark("bar", 0.0, 100 * (computed or 0.0)), Mark("limit", 100 * layer.active_share))
     return (
         layer.path,
         layer.choice,
@@ -96,8 +95,8 @@ def _work_row(layer: LayerWork) -> Sequence[Cell]:
         Track(words, marks, _SHARES),
         layer.rows_computed,
         layer.rows_dense,
-        percent(share),
-        percent(layer.active_share),
+        share(computed),
+        share(layer.active_share),
         break_even_text(layer),
     )
 

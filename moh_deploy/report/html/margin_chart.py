@@ -98,11 +98,10 @@ class _Axis:
 
     def ticks(self) -> tuple[Tick, ...]:
         """Return those of the scale that stand free of the labels beside it."""
-        placed = [
+        placed = (
             replace(one, at=round(self.at(_value(one, self.scale)), 2)) for one in self.scale.ticks
-        ]
-        free = [one for one in placed if self.left <= one.at - self.left or not self.left]
-        free = [one for one in free if one.at <= 100 - 2 * self.right or not self.right]
+        )
+        free = [one for one in placed if 2 * self.left <= one.at <= 100 - 2 * self.right]
         first = [Tick(self.left / 2, "tie")] if self.left else []
         last = [Tick(100 - self.right / 2 + _GAP, "none")] if self.right else []
         return (*first, *free, *last)

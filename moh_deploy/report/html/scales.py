@@ -46,8 +46,9 @@ class Scale:
 def decades(values: Iterable[float], *, most_ticks: int = 6) -> Scale:
     """Return a logarithmic axis of whole decades that holds all values; 0, NaN, infinity aside."""
     logs = [math.log10(one) for one in values if one > 0 and math.isfinite(one)] or [0.0]
-    first, last = math.floor(min(logs)), math.ceil(max(logs))
-    last = max(last, first + 1)
+    # What float64 holds at its very ends is drawn at those of the axis.
+    first = min(299, max(-300, math.floor(min(logs))))
+    last = max(first + 1, min(300, math.ceil(max(logs))))
     step = math.ceil((last - first) / (most_ticks - 1))
     span = last - first
     ticks = tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from moh_deploy.report.html.scales import Scale
@@ -58,7 +58,6 @@ class Track:
 Cell = object
 """A status, a track, a dash for None, or text."""
 
-
 # Columns of sentences, and how much room they keep where the page is narrow.
 _WORDY = {
     "reason": "long",
@@ -77,7 +76,6 @@ class Table:
         columns: Their names; those that align right begin with `#`.
         rows: Their cells; None is a dash.
         axis: Of the tracks, if there are any.
-        wordy: Names of columns that hold sentences to the class of their cells.
     """
 
     caption: str
@@ -85,7 +83,10 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     axis: Scale | None = None
 
-    wordy: Mapping[str, str] = field(default_factory=lambda: _WORDY)
+    @property
+    def wordy(self) -> Mapping[str, str]:
+        """Names of columns that hold sentences to the class of their cells."""
+        return _WORDY
 
     @property
     def drawn(self) -> int | None:
@@ -101,3 +102,16 @@ def number(value: float | None) -> str | None:
     if math.isnan(value):
         return "NaN"
     return f"{value:.3g}" if math.isfinite(value) else ("∞" if value > 0 else "-∞")
+
+
+def share(value: float | None, *, digits: int = 1) -> str | None:
+    """Return `62.5 %`; all and none are said of all and none only."""
+    if value is None or not 0 <= value <= 1:
+        return number(value)
+    step = 10.0**-digits
+    percent = round(100 * value, digits)
+    if percent == 100 and value < 1:
+        return f">{100 - step:.{digits}f} %"
+    if percent == 0 and value > 0:
+        return f"<{step:.{digits}f} %"
+    return f"{percent:.{digits}f} %"

@@ -12,13 +12,14 @@ from moh_deploy.report.html.heat_map import HeatMap, class_map, load_map
 from moh_deploy.report.html.margin_chart import MarginChart, margin_charts
 from moh_deploy.report.html.page import Fact, Run, Verdict, render
 from moh_deploy.report.html.ratchet_table import ratchet_table
-from moh_deploy.report.html.tables import Cell, Status, Table, number
+from moh_deploy.report.html.tables import Cell, Status, Table, number, share
 from moh_deploy.report.layers import runs_as
 from moh_deploy.report.parity import worst_layers, worst_outputs
-from moh_deploy.report.tables import count, percent
+from moh_deploy.report.tables import count
 from moh_deploy.validate.accuracy import MetricParity
 from moh_deploy.validate.accuracy.show import shown
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.validate.tolerances import Tolerance
 
 _LAYER_COLUMNS = (
     "layer",
@@ -120,7 +121,7 @@ def _facts(report: ParityReport) -> list[Fact]:
         Fact("max abs error", number(report.max_abs_error) or "–", "of outputs that are judged"),
         Fact(
             "routing agreement",
-            "not compared" if agreement is None else f"{100 * agreement:.6g} %",
+            share(agreement, digits=3) or "not compared",
             "" if agreement is None else "of decisions that are no near-tie",
         ),
         Fact(
@@ -153,7 +154,7 @@ def _layers(report: ParityReport) -> Table:
             one.path,
             ways.get(one.path),
             one.vectors,
-            percent(one.agreement),
+            share(one.agreement),
             number(one.jaccard),
             one.flipped_tokens,
             one.excused_tokens,
@@ -166,21 +167,10 @@ def _layers(report: ParityReport) -> Table:
 
 
 def _rules(report: ParityReport) -> Table:
-    rows = [
-        (
-            name,
-            *map(
-                number,
-                (
-                    rule.relative,
-                    rule.near_tie,
-                    rule.relative_after_flip,
-                    rule.floor_factor or None,
-                    rule.least or None,
-                ),
-            ),
-            rule.reason,
-        )
-        for name, rule in report.rules.items()
-    ]
+    def row(name: str, rule: Tolerance) -> Sequence[Cell]:
+        figures = (rule.relative, rule.near_tie, rule.relative_after_flip)
+        floor = (rule.floor_factor or None, rule.least or None)
+        return (name, *map(number, (*figures, *floor)), rule.reason)
+
+    rows = [row(*one) for one in report.rules.items()]
     return Table(f"Rules that applied: {report.policy}", _RULE_COLUMNS, rows)

@@ -13,7 +13,7 @@ from moh_deploy.report.html.heat_map import MOST_CLASSES, class_map, load_map, s
 from moh_deploy.report.html.latency_chart import latency_chart
 from moh_deploy.report.html.margin_chart import margin_charts
 from moh_deploy.report.html.scales import decades, round_numbers
-from moh_deploy.report.html.tables import Track, number
+from moh_deploy.report.html.tables import Track, number, share
 from moh_deploy.validate.routing_statistics import (
     ClassLoad,
     HeadLoad,
@@ -34,11 +34,15 @@ def test_decades_hold_all_numbers_and_leave_out_what_has_no_place():
     assert (scale.at(0.0), scale.at(5.0)) == (0, 100)
 
 
-@pytest.mark.parametrize("values", [[], [0.0], [NAN], [1.0], [1.0, 1.0], [1e-300, 1e300]])
+@pytest.mark.parametrize(
+    "values",
+    [[], [0.0], [NAN], [1.0], [1.0, 1.0], [1e-300, 1e300], [5e-324], [1.7e308], [5e-324, 1.7e308]],
+)
 def test_decades_of_few_or_far_numbers_are_an_axis(values: list[float]):
     scale = decades(values)
     assert scale.high > scale.low > 0
     assert 2 <= len(scale.ticks) <= 7
+    assert all(0 <= scale.at(value) <= 100 for value in values if math.isfinite(value))
 
 
 @pytest.mark.parametrize(
@@ -199,3 +203,19 @@ def test_error_ends_beyond_its_tolerance_if_it_is_larger(
 )
 def test_numbers_have_three_digits(value: float | None, text: str | None):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.0, "100.0 %"),
+        (0.99999, ">99.9 %"),
+        (0.625, "62.5 %"),
+        (1e-9, "<0.1 %"),
+        (0.0, "0.0 %"),
+        (NAN, "NaN"),
+        (None, None),
+    ],
+)
+def test_only_all_is_called_all(value: float | None, text: str | None):
+    assert share(value) == text

@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from typing import cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moh_deploy.ratchet.result import Outcome, RatchetEntry, RatchetResult
 from moh_deploy.report.bench import BenchReport
@@ -237,6 +239,27 @@ def test_bench_without_runs_that_were_kept_says_so():
     assert "No data: the times of single runs were not kept." in words(
         bench_page(replace(report, results=results), RUN)
     )
+
+
+ANY = st.floats(width=64) | st.sampled_from([0.0, 1e-5, 1e-4, math.inf, math.nan])
+
+
+@settings(max_examples=40)
+@given(errors=st.lists(ANY, min_size=3, max_size=3), limit=ANY, margin=ANY)
+def test_whatever_was_measured_there_is_a_page(errors: list[float], limit: float, margin: float):
+    report = parity_report(2)
+    layers = tuple(
+        replace(
+            one, gate_error=error, gate_tolerance=limit, smallest_margin=margin, agreement=margin
+        )
+        for one, error in zip(report.layers, errors, strict=False)
+    )
+    output = replace(report.outputs[0], max_abs_error=errors[2], max_rel_error=limit)
+    page = verify_page(replace(report, layers=layers, outputs=(output,)), RUN)
+    Checked(page)
+    places = re.findall(r' (?:x|x1|x2|cx|width)="([^"]*)%"', page)
+    assert places
+    assert all(0 <= float(place) <= 100 for place in places)
 
 
 @pytest.mark.parametrize(
