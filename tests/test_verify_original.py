@@ -11,6 +11,7 @@ from torch import nn
 
 import moh_deploy
 from moh_deploy.errors import ConfigError
+from moh_deploy.frontend import rerun
 from moh_deploy.frontend.eager import EagerModel
 from moh_deploy.npz import Array, write_npz
 from moh_deploy.validate.samples import recorded_samples
@@ -68,6 +69,15 @@ def test_what_is_recorded_again_is_bit_for_bit_what_export_recorded(folder: Path
         np.testing.assert_equal(found.outputs, recorded.outputs)
         np.testing.assert_equal(found.gates, recorded.gates)
         np.testing.assert_equal(found.margins, recorded.margins)
+
+
+def test_model_is_traced_once_for_many_batches(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    package, original = moh_deploy.OnnxPackage.open(folder / "package"), loaded(folder / "model.pt")
+    samples = recorded_samples(package.vectors)
+    first = original.answers(package, samples[:1])
+    monkeypatch.setattr(rerun, "trace", None)
+    again = original.answers(package, samples[:1])
+    np.testing.assert_equal(again.vectors[0].gates, first.vectors[0].gates)
 
 
 def test_stale_weights_are_refused_with_the_layer_and_the_checkpoint(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +25,9 @@ from moh_deploy.user_code import describe_error, user_code
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
 
+if TYPE_CHECKING:
+    from moh_deploy.frontend.rerun import Traced
+
 
 @dataclass(frozen=True)
 class EagerModel:
@@ -38,6 +42,7 @@ class EagerModel:
     options: ModelOptions
     model: LoadedModel
     code_dirs: tuple[Path, ...]
+    _traced: dict[Path, Traced] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def sha256(self) -> str | None:
@@ -67,7 +72,7 @@ class EagerModel:
         from moh_deploy.frontend.rerun import answers_of
 
         with user_code(self.code_dirs):
-            return answers_of(self.model, self.name, package, samples)
+            return answers_of(self.model, self.name, package, samples, self._traced)
 
     def run(self, arguments: Sequence[Array]) -> list[Array]:
         """Run it once.

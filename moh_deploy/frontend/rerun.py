@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch.export import ExportedProgram
 
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.frontend.model import LoadedModel, ModelInput
@@ -22,13 +25,35 @@ from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A program in which new operators stand beside the original ones.
+
+    Attributes:
+        rewrites: The MoH layers, in the order in which they run.
+    """
+
+    program: ExportedProgram
+    rewrites: Sequence[Rewrite]
+
+    @property
+    def layers(self) -> list[str]:
+        """Their names, as a package has them."""
+        return layer_names([one.layer.path for one in self.rewrites])
+
+
 def answers_of(
-    model: LoadedModel, name: str, package: OnnxPackage, samples: Sequence[Sample]
+    model: LoadedModel,
+    name: str,
+    package: OnnxPackage,
+    samples: Sequence[Sample],
+    traced: dict[Path, Traced],
 ) -> Answers:
     """Run a model eagerly, and beside it the program that is traced from it.
 
     Args:
         name: Of the model, for messages.
+        traced: The program for each package, by directory; added if it is not there.
 
     Raises:
         ConfigError: The model does not take the package's inputs, has another number of outputs, or
@@ -38,30 +63,36 @@ def answers_of(
     if not samples:
         return Answers((), has_gates=True)
     try:
-        vectors, layers = _rerun(model, package, samples)
-        _check_layers(layers, package.manifest)
+        with one_thread_if_small(model):
+            runs = _runs(model, package.manifest, samples)
+            if package.root not in traced:
+                traced[package.root] = _trace(model, package, samples)
+            found = traced[package.root]
+            _check_layers(found.layers, package.manifest)
+            vectors = tuple(_recorded(found, run, package.manifest) for run in runs)
     except MoHDeployError as error:
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
-    notes = tuple(_notes(model, name, layers, package.manifest))
+    notes = tuple(_notes(model, name, found.layers, package.manifest))
     return Answers(vectors, has_gates=True, notes=notes)
 
 
-def _rerun(
-    model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]
-) -> tuple[tuple[VectorSet, ...], list[str]]:
-    """Return what is recorded of each run, and the names of the model's layers."""
-    manifest = package.manifest
+def _runs(model: LoadedModel, manifest: Manifest, samples: Sequence[Sample]) -> list[OriginalRun]:
     outputs = [spec.name for spec in manifest.outputs]
+    inputs = [_model_inputs(one.known.inputs, manifest) for one in samples]
+    return [_run(model, one, outputs) for one in inputs]
+
+
+def _trace(model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]) -> Traced:
     # Recorded first are the example's sizes. Sizes of 1 would count as fixed.
     example = package.vectors[0] if package.vectors else samples[0].known
-    with one_thread_if_small(model):
-        inputs = [_model_inputs(one.known.inputs, manifest) for one in samples]
-        runs = [_run(model, one, outputs) for one in inputs]
-        program = normalize(trace(model, _model_inputs(example.inputs, manifest)))
-        rewrites: Sequence[Rewrite] = insert(program, recognize(program))
-        recordings = [record_run(program, rewrites, (), run, outputs) for run in runs]
-    vectors = tuple(recorded_vectors(*pair, outputs) for pair in zip(runs, recordings, strict=True))
-    return vectors, layer_names([one.layer.path for one in rewrites])
+    program = normalize(trace(model, _model_inputs(example.inputs, package.manifest)))
+    return Traced(program, insert(program, recognize(program)))
+
+
+def _recorded(traced: Traced, run: OriginalRun, manifest: Manifest) -> VectorSet:
+    outputs = [spec.name for spec in manifest.outputs]
+    recording = record_run(traced.program, traced.rewrites, (), run, outputs)
+    return recorded_vectors(run, recording, outputs)
 
 
 def _model_inputs(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[ModelInput, ...]:
