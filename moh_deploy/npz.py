@@ -6,11 +6,12 @@ survives, stored as its raw two bytes (numpy's `V2`), which is what `numpy.savez
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -40,11 +41,27 @@ def read_npz(path: Path, *, error: type[MoHDeployError]) -> dict[str, Array]:
         path: The file.
         error: What to raise if it cannot be read.
     """
+    return _read(path, error, _read_member)
+
+
+def map_npz(path: Path, *, error: type[MoHDeployError]) -> dict[str, Array]:
+    """Map all arrays: what is looked at is read, and memory holds no more.
+
+    As `read_npz`, but that nobody checks the sums of what is mapped. Compressed members are read.
+    """
+    return _read(path, error, _map_member)
+
+
+def _read(
+    path: Path,
+    error: type[MoHDeployError],
+    member: Callable[[zipfile.ZipFile, zipfile.ZipInfo], Array],
+) -> dict[str, Array]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {
-                name.removesuffix(".npy"): _read_member(archive, name)
-                for name in archive.namelist()
+                info.filename.removesuffix(".npy"): member(archive, info)
+                for info in archive.infolist()
             }
     except FileNotFoundError as missing:
         raise error(f"{path} does not exist.") from missing
@@ -67,7 +84,36 @@ def _to_storable(array: Array) -> Array:
     return array.view(_RAW_BFLOAT16) if array.dtype == BFLOAT16 else array
 
 
-def _read_member(archive: zipfile.ZipFile, name: str) -> Array:
-    with archive.open(name) as member:
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    with archive.open(info) as member:
         array: Array = np.lib.format.read_array(member, allow_pickle=False)
     return array.view(BFLOAT16) if array.dtype == _RAW_BFLOAT16 else array
+
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def _map_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    assert archive.filename is not None
+    with Path(archive.filename).open("rb") as file:
+        file.seek(info.header_offset + _NAME_SIZES_AT)
+        sizes = struct.unpack("<HH", file.read(4))  # of the name and of extra fields
+        file.seek(info.header_offset + _LOCAL_HEADER + sum(sizes))
+        stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
+        read_header = _HEADERS.get(np.lib.format.read_magic(file)) if stored else None
+        if read_header is None:
+            return _read_member(archive, info)
+        shape, by_columns, dtype = read_header(file)
+        if dtype.hasobject or 0 in shape or not shape:
+            return _read_member(archive, info)
+        order: Literal["C", "F"] = "F" if by_columns else "C"
+        mapped = np.memmap(file, dtype, "r", file.tell(), shape, order)
+    array: Array = mapped.view(np.ndarray)
+    return array.view(BFLOAT16) if array.dtype == _RAW_BFLOAT16 else array
+
+
+# Of a zip file, where each member begins with a header of its own.
+_LOCAL_HEADER, _NAME_SIZES_AT = 30, 26

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import read_npz, write_npz
+from moh_deploy.npz import map_npz, read_npz, write_npz
 
 DTYPES = [np.float16, np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_]
 
@@ -24,8 +24,10 @@ DTYPES = [np.float16, np.float32, np.float64, np.int64, np.int32, np.uint8, np.b
 def test_arrays_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray):
     path = tmp_path_factory.mktemp("npz") / "a.npz"
     write_npz(path, {"x": array})
-    back = read_npz(path, error=ConfigError)["x"]
-    assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    for read in (read_npz, map_npz):
+        back = read(path, error=ConfigError)["x"]
+        assert (back.dtype, back.shape) == (array.dtype, array.shape)
+        assert back.tobytes() == array.tobytes()
 
 
 def test_every_bfloat16_bit_pattern_survives(tmp_path: Path):
@@ -95,3 +97,29 @@ def test_member_that_is_no_array_is_refused(tmp_path: Path):
         archive.writestr("x.npy", b"hello, this is no array")
     with pytest.raises(ConfigError, match="cannot be read as an npz file"):
         read_npz(tmp_path / "a.npz", error=ConfigError)
+
+
+def test_what_is_mapped_is_what_is_read(tmp_path: Path):
+    arrays = {
+        "rows": np.arange(6.0).reshape(2, 3),
+        "columns": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "a/b.c": np.array([1.5], ml_dtypes.bfloat16).view("V2"),
+    }
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", **arrays)
+        read, mapped = (one(tmp_path / "a.npz", error=ConfigError) for one in (read_npz, map_npz))
+        assert list(mapped) == list(arrays)
+        for name, array in mapped.items():
+            np.testing.assert_array_equal(array, read[name], strict=True)
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert isinstance(map_npz(tmp_path / "a.npz", error=ConfigError)["rows"].base, np.memmap)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip file", b"PK\x03\x04"])
+def test_what_cannot_be_mapped_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read as an npz file"):
+        map_npz(tmp_path / "a.npz", error=ConfigError)
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
+    with pytest.raises(ConfigError, match="cannot be read as an npz file"):
+        map_npz(tmp_path / "objects.npz", error=ConfigError)

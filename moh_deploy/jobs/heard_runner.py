@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
@@ -16,10 +17,12 @@ class HeardRunner:
 
     Attributes:
         runner: What runs.
+        step: Encloses a run, by its number from 0: it shows progress.
         results: What each run returned, in order.
     """
 
     runner: Runner
+    step: Callable[[int], AbstractContextManager[None]]
     results: list[dict[str, Array]] = field(default_factory=list)
 
     @property
@@ -39,5 +42,6 @@ class HeardRunner:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""
-        self.results.append(self.runner.run(inputs))
+        with self.step(len(self.results)):
+            self.results.append(self.runner.run(inputs))
         return self.results[-1]

@@ -14,7 +14,8 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.subject import Subject
 from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.validate.accuracy.dataset import Batch, Dataset, Fits, SampleAxis, choose_size
-from moh_deploy.validate.samples import Sample, label
+from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.samples import Sample, label, valid_tokens_of
 from moh_deploy.validate.user_vectors import check_ranges
 
 _MOST_SAMPLES = 64
@@ -40,7 +41,7 @@ class LabelledRun:
 
 
 def labelled_runs(
-    subject: Subject, data: Dataset, axis: SampleAxis, asked: int | None
+    subject: Subject, data: Dataset, axis: SampleAxis, task: Task
 ) -> list[LabelledRun]:
     """Cut the samples of a file.
 
@@ -48,7 +49,7 @@ def labelled_runs(
         subject: What runs them.
         data: The samples.
         axis: How the model counts them.
-        asked: How many at once; None to choose.
+        task: What was asked for.
 
     Raises:
         ConfigError: The model does not take them, or not so many at once.
@@ -57,9 +58,10 @@ def labelled_runs(
     try:
         sizes, fits = _sizes(subject, data, axis)
         each = _output_bytes(subject.package.manifest.outputs, sizes, axis)
-        size = _batch_size(axis, fits, each, asked)
+        size = _batch_size(axis, fits, each, task.batch_size)
         held = size * (each + _gate_bytes(subject.package, data))
-        return [_run(subject, data, batch, held) for batch in data.batches(size, fits)]
+        batches = data.batches(size, fits)
+        return [_run(subject, data, batch, held, task.valid_tokens) for batch in batches]
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
 
@@ -140,10 +142,14 @@ def _itemsize(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-def _run(subject: Subject, data: Dataset, batch: Batch, held_bytes: int) -> LabelledRun:
+def _run(
+    subject: Subject, data: Dataset, batch: Batch, held_bytes: int, tokens: str | None
+) -> LabelledRun:
     sizes = check_inputs(subject.package.manifest.inputs, batch.inputs)
     vectors = VectorSet(sizes, batch.inputs, batch.expected, (), ())
     stop = batch.start + len(batch.labels)
     file = data.samples.file
     name = label(f"{file.name}[{batch.start}:{stop}]", sizes)
-    return LabelledRun(batch, Sample(vectors, name, file), held_bytes)
+    manifest = subject.package.manifest
+    valid = valid_tokens_of(vectors, batch.others, str(file), manifest, tokens)
+    return LabelledRun(batch, Sample(vectors, name, file, valid), held_bytes)

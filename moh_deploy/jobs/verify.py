@@ -133,13 +133,13 @@ def verify(
             Labelling(ignore_label, shift_labels),
             batch_size,
             tuple(map(Path, code_dirs)),
+            valid_tokens,
         )
         report = verify_labelled(
             subject,
             paths,
             task,
             against=against,
-            valid_tokens=valid_tokens,
             policy=rules,
             progress=progress,
         )

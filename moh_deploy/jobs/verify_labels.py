@@ -11,7 +11,6 @@ from moh_deploy.jobs.heard_runner import HeardRunner
 from moh_deploy.jobs.labelled_runs import LabelledRun, labelled_runs, turns
 from moh_deploy.jobs.references import Against, function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject
-from moh_deploy.npz import Array
 from moh_deploy.progress import Progress
 from moh_deploy.report.tables import count
 from moh_deploy.validate.accuracy.class_loads import ClassLoads, main_classes
@@ -19,6 +18,7 @@ from moh_deploy.validate.accuracy.dataset import Dataset
 from moh_deploy.validate.accuracy.judge import Setting, judge
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.reading import read_labelled
+from moh_deploy.validate.accuracy.scored import Scored
 from moh_deploy.validate.accuracy.tally import SampleFiles, Tally
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.folded import folded
@@ -27,7 +27,7 @@ from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.reference import ExpectedOutputs, Reference
 from moh_deploy.validate.routing_statistics import joined
-from moh_deploy.validate.samples import npz_files, with_valid_tokens
+from moh_deploy.validate.samples import npz_files
 
 
 def verify_labelled(
@@ -36,7 +36,6 @@ def verify_labelled(
     task: Task,
     *,
     against: Sequence[Against],
-    valid_tokens: str | None,
     policy: Policy,
     progress: Progress,
 ) -> ParityReport:
@@ -60,13 +59,12 @@ def verify_labelled(
             for reference, sets in _references(subject, data.datasets, against)
         ]
         runs = {
-            one.samples.file: labelled_runs(subject, one, data.axis, task.batch_size)
-            for one in data.datasets
+            one.samples.file: labelled_runs(subject, one, data.axis, task) for one in data.datasets
         }
     with progress.step("loading the model"):
         loaded = subject.load()
     with loaded.closing:
-        job = _Job(subject, loaded, task, valid_tokens, policy, progress)
+        job = _Job(subject, loaded, task, policy, progress)
         return combined([job.report(one, runs) for one in rounds])
 
 
@@ -103,7 +101,6 @@ class _Job:
     subject: Subject
     loaded: Loaded
     task: Task
-    valid_tokens: str | None
     policy: Policy
     progress: Progress
 
@@ -111,7 +108,7 @@ class _Job:
         runs = [run for data in one.datasets for run in runs_of[data.samples.file]]
         done, reports = 0, []
         for turn in turns(runs):
-            reports.append(self._compare(one, turn, f"{done + 1} to {done + len(turn)}", len(runs)))
+            reports.append(self._compare(one, turn, done, len(runs)))
             done += len(turn)
         whole = folded(reports)
         notes = (
@@ -129,28 +126,33 @@ class _Job:
         )
 
     def _compare(
-        self, one: _Round, turn: Sequence[LabelledRun], which: str, total: int
+        self, one: _Round, turn: Sequence[LabelledRun], done: int, total: int
     ) -> ParityReport:
-        manifest = self.subject.package.manifest
-        samples = with_valid_tokens([run.sample for run in turn], manifest, self.valid_tokens)
-        with self.progress.step(f"running the reference on batches {which} of {total}"):
+        samples = [run.sample for run in turn]
+        which = f"{done + 1} to {done + len(turn)} of {total}"
+        with self.progress.step(f"running the reference on batches {which}"):
             answers = one.reference.answers(self.subject.package, samples)
-        heard = HeardRunner(self.loaded.runner)
-        with self.progress.step(f"comparing batches {which} of {total}"):
-            report = compare(
-                self.subject.package,
-                heard,
-                answers.vectors,
-                labels=[sample.label for sample in samples],
-                valid=[sample.valid for sample in samples if sample.valid is not None],
-                reference=one.reference.name,
-                outputs_only=not (answers.has_gates and self.subject.has_gates),
-                variants=self.loaded.variants,
-                policy=self.policy,
-            )
-            for run, vectors, got in zip(turn, answers.vectors, heard.results, strict=True):
-                _add(one.tallies, run, vectors.outputs, got)
-                one.loads.add(run.batch.real(got), run.batch.labels)
+        heard = HeardRunner(
+            self.loaded.runner,
+            lambda index: self.progress.step(f"comparing batch {done + index + 1} of {total}"),
+        )
+        report = compare(
+            self.subject.package,
+            heard,
+            answers.vectors,
+            labels=[sample.label for sample in samples],
+            valid=[sample.valid for sample in samples if sample.valid is not None],
+            reference=one.reference.name,
+            outputs_only=not (answers.has_gates and self.subject.has_gates),
+            variants=self.loaded.variants,
+            policy=self.policy,
+        )
+        ignore = self.task.labelling.ignore
+        for index, (run, vectors) in enumerate(zip(turn, answers.vectors, strict=True)):
+            got, valid = heard.results[index], samples[index].valid
+            scored = Scored(vectors.outputs, got, run.batch.labels).of_valid(valid, ignore)
+            _add(one.tallies, run, scored)
+            one.loads.add(run.batch.real(got), run.batch.labels)
         return replace(report, notes=(*answers.notes, *report.notes))
 
     def _judged(self, one: _Round, tally: Tally) -> MetricParity:
@@ -163,22 +165,18 @@ class _Job:
         return judge(metric, tally.paired(), setting)
 
 
-def _add(
-    tallies: Sequence[Tally],
-    run: LabelledRun,
-    expected: Mapping[str, Array],
-    got: Mapping[str, Array],
-) -> None:
-    for name, reference in expected.items():
-        if got[name].shape != reference.shape:
+def _add(tallies: Sequence[Tally], run: LabelledRun, scored: Scored) -> None:
+    for name, reference in scored.reference.items():
+        got = scored.package[name]
+        if got.shape != reference.shape:
             raise ValidationError(
-                f"output '{name}' is {list(got[name].shape)} on {run.sample.label}, and"
+                f"output '{name}' is {list(got.shape)} on {run.sample.label}, and"
                 f" {list(reference.shape)} in the reference: they cannot be scored alike."
             )
-    batch = run.batch
-    package = {name: got[name] for name in expected}
+    real = run.batch.real
+    package = {name: scored.package[name] for name in scored.reference}
     for tally in tallies:
-        tally.add(batch.real(expected), batch.real(package), batch.labels)
+        tally.add(real(scored.reference), real(package), scored.labels)
 
 
 def _filled(run: LabelledRun) -> str:

@@ -48,7 +48,9 @@ def with_valid_tokens(
         ConfigError: There is no such input, or it is no mask.
     """
     return tuple(
-        replace(one, valid=_valid(one.known, {}, f"recorded run {one.label}", manifest, tokens))
+        replace(
+            one, valid=valid_tokens_of(one.known, {}, f"recorded run {one.label}", manifest, tokens)
+        )
         for one in samples
     )
 
@@ -103,17 +105,28 @@ def _short_names(files: Sequence[Path]) -> list[str]:
 def _read(file: Path, name: str, manifest: Manifest, tokens: str | None) -> Sample:
     user = read_user_vectors(file, manifest, () if tokens is None else (tokens,))
     known = VectorSet(user.sizes, user.inputs, user.expected, (), ())
-    valid = _valid(known, user.others, str(file), manifest, tokens)
+    valid = valid_tokens_of(known, user.others, str(file), manifest, tokens)
     return Sample(known, label(name, user.sizes), file, valid)
 
 
-def _valid(
+def valid_tokens_of(
     known: VectorSet,
     others: Mapping[str, Array],
     where: str,
     manifest: Manifest,
     tokens: str | None,
 ) -> ValidTokens | None:
+    """Return which tokens of a run are valid; None for all.
+
+    Args:
+        known: The run.
+        others: What stands beside its inputs in a file.
+        where: Where it is from, for errors.
+        tokens: The input, or one of the others, that says so; None: all are.
+
+    Raises:
+        ConfigError: There is none of that name, or it is no mask.
+    """
     if tokens is None:
         return None
     shapes = {spec.name: spec.shape for spec in manifest.inputs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Batch:
         inputs: Name to array, for every input of the model.
         expected: Name to array, for the outputs whose values the file holds.
         labels: [B, ...].
+        others: What else the file holds of these samples.
         start: Number of the first sample in its file.
         added: How many copies of the last sample stand behind it in inputs and expected outputs,
             because the model does not run fewer.
@@ -35,6 +36,7 @@ class Batch:
     inputs: Arrays
     expected: Arrays
     labels: Array
+    others: Arrays
     start: int
     added: int
 
@@ -51,12 +53,14 @@ class Samples:
         file: The file.
         inputs: Name to array, for every input of the model.
         expected: Name to array, for the outputs whose values the file holds.
-        axes: The axis of samples of each input and expected output that has one.
+        others: What else it holds of the samples: a mask of tokens.
+        axes: The axis of samples of each array that has one.
     """
 
     file: Path
     inputs: Arrays
     expected: Arrays
+    others: Arrays
     axes: Mapping[str, int]
 
     def __len__(self) -> int:
@@ -88,11 +92,11 @@ class Dataset:
         for start in range(0, len(self.labels), size):
             stop = min(start + size, len(self.labels))
             added = 0 if fits(stop - start) else size - (stop - start)
-            inputs, expected = (
+            inputs, expected, others = (
                 self.samples.taken(arrays, start, stop, added)
-                for arrays in (self.samples.inputs, self.samples.expected)
+                for arrays in (self.samples.inputs, self.samples.expected, self.samples.others)
             )
-            yield Batch(inputs, expected, self.labels[start:stop], start, added)
+            yield Batch(inputs, expected, self.labels[start:stop], others, start, added)
 
 
 @dataclass(frozen=True)
@@ -134,29 +138,25 @@ def sample_axis(outputs: Sequence[TensorInfo]) -> SampleAxis:
     return SampleAxis(size)
 
 
-def samples_of(
-    file: Path, inputs: Arrays, expected: Arrays, infos: Sequence[TensorInfo], axis: SampleAxis
-) -> Samples:
+def samples_of(held: Samples, infos: Sequence[TensorInfo], axis: SampleAxis) -> Samples:
     """Find the samples in what a file holds.
 
     Args:
-        file: The file.
-        inputs: Of the model.
-        expected: Outputs that are expected.
+        held: The same without axes.
         infos: The model's inputs.
         axis: How it counts samples.
 
     Raises:
-        ConfigError: Inputs and expected outputs have not equally many.
+        ConfigError: Arrays have not equally many.
     """
-    places = {info.name: axis.of(info) for info in infos if info.name in inputs}
+    places = {info.name: axis.of(info) for info in infos if info.name in held.inputs}
     axes = {name: place for name, place in places.items() if place is not None}
     if not axes:
         raise ConfigError(f"no input of the model has an axis '{axis.size}', so none has samples.")
-    axes |= dict.fromkeys(expected, 0)
+    axes |= dict.fromkeys((*held.expected, *held.others), 0)
     counts = {
         name: array.shape[axes[name]] if axes[name] < array.ndim else 1
-        for name, array in (*inputs.items(), *expected.items())
+        for name, array in {**held.inputs, **held.expected, **held.others}.items()
         if name in axes
     }
     first, count = next(iter(counts.items()))
@@ -165,7 +165,7 @@ def samples_of(
             raise ConfigError(f"'{first}' has {count} samples, and '{name}' {other}.")
     if not count:
         raise ConfigError(f"'{first}' has no samples: there is nothing to score.")
-    return Samples(file, inputs, expected, axes)
+    return replace(held, axes=axes)
 
 
 def _taken(array: Array, axis: int, start: int, stop: int, added: int) -> Array:

@@ -151,8 +151,8 @@ def _without_score(name: str, paired: PairedScores) -> str:
     sides = {"the package": paired.package, "the reference": paired.reference}
     wrong = {side: np.flatnonzero(~np.isfinite(totals)) for side, totals in sides.items()}
     parts = [
-        f"{len(found)} of {len(totals_of)} samples have no finite {name} in {side}, the first is"
-        f" sample {int(paired.numbers[found[0]])}"
+        f"there is no finite {name} in {side} for {len(found)} of {len(totals_of)} samples, the"
+        f" first is sample {int(paired.numbers[found[0]])}"
         f" ({'NaN in the output' if np.isnan(totals_of[found[0]]) else 'it is infinite'})"
         for (side, found), totals_of in zip(wrong.items(), sides.values(), strict=True)
         if len(found)

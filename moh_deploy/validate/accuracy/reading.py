@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array, read_npz
+from moh_deploy.npz import Array, map_npz
 from moh_deploy.validate.accuracy.alignment import same_tokens
 from moh_deploy.validate.accuracy.choose import choose_metrics
 from moh_deploy.validate.accuracy.dataset import (
@@ -54,12 +54,13 @@ def read_labelled(paths: Sequence[Path], task: Task, model: Interface) -> Labell
     """
     if not paths:
         raise ConfigError("there are labels, and no inputs that they are of: name --inputs, too.")
-    members = [read_npz(path, error=ConfigError) for path in paths]
+    members = [map_npz(path, error=ConfigError) for path in paths]
     given = _labels(task.labels, paths, members)
     metrics, *_ = (choose_metrics(task, one, model.outputs) for one in given)  # checks them all
     named = {metric.output for metric in metrics if metric.output is not None}
     axis = sample_axis([one for one in model.outputs if not named or one.name in named])
-    samples = [_read_samples(*one, model, axis) for one in zip(paths, members, strict=True)]
+    pairs = zip(paths, members, strict=True)
+    samples = [_read_samples(*one, model, axis, task.valid_tokens) for one in pairs]
     if len(given) != len(samples):
         given = _divided(given[0], [len(one) for one in samples], paths)
     sets = tuple(Dataset(*pair) for pair in zip(samples, given, strict=True))
@@ -99,11 +100,13 @@ def _divided(labels: Array, counts: Sequence[int], paths: Sequence[Path]) -> lis
 
 
 def _read_samples(
-    path: Path, members: dict[str, Array], model: Interface, axis: SampleAxis
+    path: Path, members: dict[str, Array], model: Interface, axis: SampleAxis, mask: str | None
 ) -> Samples:
+    is_input = mask in [one.name for one in model.inputs]
+    others = {mask: members.pop(mask)} if mask in members and not is_input else {}
     try:
-        inputs, expected = split_members(members, model)
-        return samples_of(path, inputs, expected, model.inputs, axis)
+        held = Samples(path, *split_members(members, model), others, {})
+        return samples_of(held, model.inputs, axis)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
 

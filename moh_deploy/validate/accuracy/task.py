@@ -25,6 +25,7 @@ class Task:
         labelling: How labels of classes are read.
         batch_size: How many samples run at once; None to choose.
         code_dirs: Where modules of metrics are.
+        valid_tokens: The input, or member of the files, that says which tokens are no padding.
     """
 
     labels: Path | str | Array
@@ -34,3 +35,4 @@ class Task:
     labelling: Labelling = field(default_factory=Labelling)
     batch_size: int | None = None
     code_dirs: tuple[Path, ...] = ()
+    valid_tokens: str | None = None
