@@ -17,7 +17,7 @@ child=""
 # Without a gate bench could not have failed.
 passed_or_measured='
 import json, sys
-print("measured" if json.load(open(sys.argv[1]))["passed"] is None else "passed")'
+print({True: "passed", None: "measured"}[json.load(open(sys.argv[1]))["passed"]])'
 
 main() {
     # A line break would begin another output of the step.
@@ -92,9 +92,10 @@ bench_package() {
     bench_verdict="$("$python" -c "$passed_or_measured" "$reports/bench.json")"
 }
 
-# judge verify|bench STATUS: keep what the exit code says, and end with it.
+# judge verify|bench STATUS: keep what the exit code says, and end with it. A crash of Python ends with 1,
+# too, but prints no answer.
 judge() {
-    if [[ $2 -eq 1 ]]; then printf -v "$1_verdict" failed; fi
+    if [[ $2 -eq 1 && -s "$reports/$1.json" ]]; then printf -v "$1_verdict" failed; fi
     exit "$2"
 }
 
@@ -122,8 +123,8 @@ trimmed() {
     printf '%s' "${text%"${text##*[![:space:]]}"}"
 }
 
-# run_command COMMAND...: what it says is for people. A name in a model must be no command to GitHub, which
-# reads commands from the log, each stream by itself: nothing but this is on stdout.
+# run_command COMMAND...: what it says on stderr is for people. GitHub reads commands from the log, and a name
+# in a model must not be one.
 run_command() {
     local token="" status=0
     if [[ -n "${GITHUB_ACTIONS:-}" ]]; then
@@ -154,7 +155,7 @@ finish() {
     local status=$? verdict=error
     if [[ "$status" -eq 0 && "$is_finished" == yes ]]; then
         verdict=passed
-    elif [[ "$status" -eq 1 ]]; then
+    elif [[ "$verify_verdict" == failed || "$bench_verdict" == failed ]]; then
         verdict=failed
     fi
     if [[ -n "${GITHUB_STEP_SUMMARY:-}" ]]; then

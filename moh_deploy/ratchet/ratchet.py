@@ -120,23 +120,23 @@ class Ratchet:
         group, name = key
         kind, slack = KINDS[name], self.content.slack_of(name)
         what = f"{group}: {kind.words}"
+        values = (None if was is None else was.value, None if now is None else now.value)
+        if self.entry is not None and kind.of_machine and machine != self.entry.machine:
+            sentence = f"{what}: not compared, the file is of {self.entry.machine}."
+            return RatchetEntry(group, name, "not compared", *values, None, sentence)
         if was is None:
             assert now is not None
             sentence = f"{what}: {kind.text(now)}, which the file does not have."
-            return RatchetEntry(group, name, "new", None, now.value, None, sentence)
-        if self.entry is not None and kind.of_machine and machine != self.entry.machine:
-            value = None if now is None else now.value
-            sentence = f"{what}: not compared, it was measured on {self.entry.machine}."
-            return RatchetEntry(group, name, "not compared", was.value, value, None, sentence)
+            return RatchetEntry(group, name, "new", *values, None, sentence)
         if now is None:
             sentence = f"{what}: was {kind.text(was)}, and is not there any more."
-            return RatchetEntry(group, name, "gone", was.value, None, None, sentence)
+            return RatchetEntry(group, name, "gone", *values, None, sentence)
         limit = kind.limit(was, slack, now.grain)
         sentence = f"{what}: {kind.text(now)}, was {kind.text(was)}{kind.limit_text(limit)}."
         if kind.is_worse(now, was, slack):
-            return RatchetEntry(group, name, "worse", was.value, now.value, limit, sentence)
+            return RatchetEntry(group, name, "worse", *values, limit, sentence)
         outcome: Outcome = "better" if kind.is_better(now, was, slack) else "held"
-        return RatchetEntry(group, name, outcome, was.value, now.value, limit, sentence)
+        return RatchetEntry(group, name, outcome, *values, limit, sentence)
 
     def _write(
         self,

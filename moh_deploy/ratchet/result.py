@@ -51,7 +51,7 @@ class RatchetResult:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Every sentence on what is worse, or on why nothing could be."""
-        if not self.updated and not any(one.limit is not None for one in self.entries):
+        if self._is_without_data:
             return (f"no figure of {self.file} could be compared, so nothing is proven.",)
         return tuple(one.sentence for one in self.entries if one.outcome in ("worse", "gone"))
 
@@ -77,12 +77,18 @@ class RatchetResult:
         if not self.reasons:
             return None
         first, *others = self.reasons
+        if self._is_without_data:
+            return ValidationError(first)
         more = f" ({len(others)} more)" if others else ""
         return ValidationError(
             f"worse than {self.file}: {first}{more}",
             hint=f"If that is to be accepted, take the figure out of {self.file} by hand and run"
             " again with --update-baseline: the diff shows what was given up.",
         )
+
+    @property
+    def _is_without_data(self) -> bool:
+        return not self.updated and all(one.limit is None for one in self.entries)
 
     def to_json(self) -> dict[str, object]:
         """Return the comparison in plain JSON types."""

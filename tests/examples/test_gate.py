@@ -156,7 +156,7 @@ def test_verify_that_did_nothing_does_not_pass(runner: CiRunner, tmp_path: Path)
     outcome = runner.run_gitlab_job(job, MOH_PYTHON="idle")
     assert outcome.exit_code == 1
     assert "verify.junit.xml cannot be read" in outcome.log
-    assert "### moh-deploy: failed" in outcome.log
+    assert "### moh-deploy: error" in outcome.log
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,15 @@ def test_figures_of_a_machine_are_compared_on_it_only(tmp_path: Path):
     assert outcome(run(path, *slow, machine="here"), "p50_ms") == "worse"
     elsewhere = run(path, *slow, machine="there")
     assert elsewhere.failure is None
-    assert "p50 in ms: not compared, it was measured on here" in elsewhere.entries[0].sentence
+    assert "p50 in ms: not compared, the file is of here" in elsewhere.entries[0].sentence
+
+
+def test_figures_of_another_machine_are_not_taken(tmp_path: Path):
+    path = tmp_path / "baseline.json"
+    run(path, ratio(1, 1, 1), update=True, machine="here")
+    run(path, ratio(0.5, 0.5, 0.5), Figure.exact("i", "p50_ms", 1), update=True, machine="there")
+    content = json.loads(path.read_text())["verify"]
+    assert content == {"machine": "here", "figures": {"inputs, beside dense": {"ratio": 0.5}}}
 
 
 def test_nothing_compared_is_no_pass(tmp_path: Path):
