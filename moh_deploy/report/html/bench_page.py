@@ -33,6 +33,7 @@ def bench_page(report: BenchReport, run: Run) -> str:
     work = [
         (f"{one.contestant}, {one.inputs} inputs at {sizes_text(one.sizes)}", work_table(one))
         for one in report.work
+        if one.layers
     ]
     return render(
         "bench.html",
@@ -53,9 +54,8 @@ def bench_page(report: BenchReport, run: Run) -> str:
 def _verdict(report: BenchReport) -> Verdict:
     failed = tuple(gate_text(one) for one in report.gates if not one.passed)
     worse = () if report.ratchet is None else report.ratchet.reasons
-    sentences = [
-        f"{count(len({one.contestant for one in report.results}), 'contestant')} in turns."
-    ]
+    contestants = len({one.contestant for one in report.results})
+    sentences = [f"{count(contestants, 'contestant')}{' in turns' if contestants > 1 else ''}."]
     if report.gates:
         passed = len(report.gates) - len(failed)
         sentences.append(f"{passed} of {count(len(report.gates), 'gate')} passed.")

@@ -62,9 +62,7 @@ def round_numbers(low: float, high: float, *, is_log: bool, most_ticks: int = 6)
     """Return an axis that holds both numbers, with ticks at round ones."""
     if not high > low:
         low, high = (low / 1.1, high * 1.1) if low > 0 else (low - 1, high + 1)
-    numbers = _of_decades(low, high) if is_log else []
-    if not 2 <= len(numbers) <= most_ticks + 2:
-        numbers = _steps(low, high, most_ticks)
+    numbers = _numbers(low, high, is_log=is_log, most=most_ticks)
     ticks = tuple(
         Tick(round(100 * _share(low, high, one, is_log), 2), f"{one:.6g}") for one in numbers
     )
@@ -77,11 +75,17 @@ def _share(low: float, high: float, value: float, is_log: bool) -> float:
     return (value - low) / (high - low)
 
 
-def _of_decades(low: float, high: float) -> list[float]:
-    """Return 1, 2, 5, 10, 20 ... between the two."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    numbers = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    return [one for one in numbers if low <= one <= high]
+def _numbers(low: float, high: float, *, is_log: bool, most: int) -> list[float]:
+    """Return round numbers between the two: 1, 2, 5, 10, or 1, 10, or 1, 100, or equal steps."""
+    if is_log:
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        for digits, step in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 3)):
+            powers = range(first, last + 1, step)
+            every = [digit * 10.0**power for power in powers for digit in digits]
+            numbers = [one for one in every if low <= one <= high]
+            if 2 <= len(numbers) <= most + 1:
+                return numbers
+    return _steps(low, high, most)
 
 
 def _steps(low: float, high: float, most: int) -> list[float]:

@@ -108,10 +108,12 @@ def share(value: float | None, *, digits: int = 1) -> str | None:
     """Return `62.5 %`; all and none are said of all and none only."""
     if value is None or not 0 <= value <= 1:
         return number(value)
+    if value in (0, 1):
+        return f"{100 * value:.0f} %"
     step = 10.0**-digits
     percent = round(100 * value, digits)
-    if percent == 100 and value < 1:
+    if percent == 100:
         return f">{100 - step:.{digits}f} %"
-    if percent == 0 and value > 0:
+    if percent == 0:
         return f"<{step:.{digits}f} %"
     return f"{percent:.{digits}f} %"

@@ -109,28 +109,35 @@ def _verdict(report: ParityReport) -> Verdict:
 
 
 def _facts(report: ParityReport) -> list[Fact]:
-    agreement = report.routing_agreement
-    kernels = sum(run.runs_as == "kernel" for run in report.layer_runs)
-    explained = sum(one.excused_tokens for one in report.layers)
-    unexplained = sum(one.flipped_tokens for one in report.layers)
     return [
         *(
             Fact(one.metric, shown(one.metric, one.package), _of_reference(one))
             for one in report.accuracy
         ),
         Fact("max abs error", number(report.max_abs_error) or "–", "of outputs that are judged"),
-        Fact(
-            "routing agreement",
-            share(agreement, digits=3) or "not compared",
-            "" if agreement is None else "of decisions that are no near-tie",
-        ),
-        Fact(
-            "flips",
-            f"{unexplained} unexplained" if report.has_routing else "not compared",
-            f"{explained} more explained by rounding" if report.has_routing else "",
-        ),
-        Fact("MoH layers on a kernel", f"{kernels} of {len(report.layer_runs)}"),
+        *_routing_facts(report),
+        _layers_fact(report),
     ]
+
+
+def _routing_facts(report: ParityReport) -> list[Fact]:
+    agreement = report.routing_agreement
+    if agreement is None or not report.layers:
+        why = "no data" if report.has_routing else "not compared"
+        return [Fact("routing agreement", why), Fact("flips", why)]
+    explained = sum(one.excused_tokens for one in report.layers)
+    unexplained = sum(one.flipped_tokens for one in report.layers)
+    rate = share(agreement, digits=3) or "no data"
+    return [
+        Fact("routing agreement", rate, "of decisions that are no near-tie"),
+        Fact("flips", f"{unexplained} unexplained", f"{explained} more explained by rounding"),
+    ]
+
+
+def _layers_fact(report: ParityReport) -> Fact:
+    kernels = sum(run.runs_as == "kernel" for run in report.layer_runs)
+    found = f"{kernels} of {len(report.layer_runs)}" if report.layer_runs else "there is none"
+    return Fact("MoH layers on a kernel", found)
 
 
 def _of_reference(one: MetricParity) -> str:

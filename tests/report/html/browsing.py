@@ -51,10 +51,15 @@ class Visits:
         page.on("console", lambda message: said.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
         page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
-        page.on("request", lambda request: said.append(f"request: {request.url}"))
+        page.on("request", lambda request: said.extend(_elsewhere(request.url, file)))
         page.goto(file.as_uri())
-        said.remove(f"request: {file.as_uri()}")
         return page
+
+
+def _elsewhere(url: str, file: Path) -> list[str]:
+    """Return what is said of a request that leaves the page."""
+    is_here = url == file.as_uri() or url.startswith("data:")
+    return [] if is_here else [f"request: {url}"]
 
 
 def pixels(page: Page, selector: str) -> NDArray[np.float64]:

@@ -11,7 +11,8 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.report.html.browsing import Visits
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# The last one may be a note that says to install it otherwise.
+NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def browser() -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip(f"there is no browser: none of {', '.join(NAMES)} is on PATH")
-    options = ["--force-color-profile=srgb"]
+    options = ["--force-color-profile=srgb", "--disable-dev-shm-usage"]
     options += ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=options)

@@ -50,6 +50,8 @@ def test_decades_of_few_or_far_numbers_are_an_axis(values: list[float]):
     [
         (0.9, 12.0, True, ["1", "2", "5", "10"]),
         (1.02, 1.32, True, ["1.1", "1.2", "1.3"]),
+        (0.004, 9.0, True, ["0.01", "0.1", "1"]),
+        (2e-6, 9e4, True, ["0.0001", "0.01", "1", "100", "10000"]),
         (2.0, 2.6, False, ["2", "2.2", "2.4", "2.6"]),
         (0.0, 100.0, False, ["0", "20", "40", "60", "80", "100"]),
     ],
@@ -208,11 +210,11 @@ def test_numbers_have_three_digits(value: float | None, text: str | None):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (1.0, "100.0 %"),
+        (1.0, "100 %"),
         (0.99999, ">99.9 %"),
         (0.625, "62.5 %"),
         (1e-9, "<0.1 %"),
-        (0.0, "0.0 %"),
+        (0.0, "0 %"),
         (NAN, "NaN"),
         (None, None),
     ],

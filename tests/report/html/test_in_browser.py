@@ -71,7 +71,7 @@ def test_what_a_page_asks_for_would_be_seen_and_its_policy_forbids_it(visit: Vis
     visit(text)
     assert not any(one.startswith("error: ") for one in visit.said[text])
     forbidden = [one for one in visit.said[text] if "Content Security Policy" in one]
-    assert len(forbidden) == 2
+    assert len(forbidden) >= 2  # the picture, the script
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

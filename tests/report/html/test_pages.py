@@ -210,6 +210,15 @@ def test_what_was_not_compared_is_not_shown_as_equal():
     assert "no data" in text
 
 
+def test_model_without_moh_layers_has_no_routing_that_agrees():
+    ordinary = replace(parity_report(), layers=(), layer_runs=(), statistics=NO_STATISTICS)
+    text = words(verify_page(ordinary, RUN))
+    assert "routing agreement no data flips no data MoH layers on a kernel there is none" in text
+    assert "100 %" not in text
+    work = replace(bench_report().work[0], layers=())
+    assert "Skipped work" not in words(bench_page(replace(bench_report(), work=(work,)), RUN))
+
+
 def test_references_are_shown_one_after_the_other():
     reports = [
         replace(parity_report(wrong=i), reference=name) for i, name in ((None, "a"), (1, "b"))
