@@ -19,7 +19,7 @@ from moh_deploy.validate.valid_tokens import valid_tokens
 ZERO, ONE, LONGEST, PADDING = "zero", "one", "longest", "padding only"
 
 _MOST_BYTES, _COPIES = 2**28, 4
-_LONGEST_OF_ANY = 8192
+_LONGEST_OF_ANY = 4096
 
 
 @dataclass(frozen=True)
