@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from moh_deploy.package.forced_gates import gate_views
 from moh_deploy.package.manifest import LayerInfo
 from moh_deploy.package.router_nodes import router_nodes
 from moh_deploy.package.switches import all_nodes
 
 PORTS = ("routed_logits", "shared_logits", "stage_logits")
 """The inputs of MoHRouter, in their order."""
+
+
+_KEEP_ORDER = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,6 @@ def force_logits(
 
 
 def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) -> RouterLogits:
-    views = gate_views(graph, layer)
     return RouterLogits(
         path=layer.path,
         node=router.name,
@@ -91,8 +92,16 @@ def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) 
         gates=router.output[0],
         attributes={one.name: _value(one) for one in router.attribute},
         attention=None if layer.node is None else _made_by(graph, layer.node),
-        in_order=not any(view.op_type == "Transpose" for view in views),
+        in_order=_in_order(graph, layer.gates, router.output[0]),
     )
+
+
+def _in_order(graph: onnx.GraphProto, gates: str, made: str) -> bool:
+    """Tell whether nothing on the way from what a router made to the gates moves a token."""
+    makers = {name: node for node in graph.node for name in node.output}
+    while gates != made and gates in makers and makers[gates].op_type in _KEEP_ORDER:
+        gates = makers[gates].input[0]
+    return gates == made
 
 
 def _value(attribute: onnx.AttributeProto) -> int | str:
