@@ -102,8 +102,8 @@ class _Axis:
             replace(one, at=round(self.at(_value(one, self.scale)), 2)) for one in self.scale.ticks
         )
         free = [one for one in placed if 2 * self.left <= one.at <= 100 - 2 * self.right]
-        first = [Tick(self.left / 2, "tie")] if self.left else []
-        last = [Tick(100 - self.right / 2 + _GAP, "none")] if self.right else []
+        first = [Tick(0.0, "tie")] if self.left else []
+        last = [Tick(100.0, "none")] if self.right else []
         return (*first, *free, *last)
 
 

@@ -84,6 +84,12 @@ def colour_of(page: Page, name: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def luminance(colour: tuple[float, float, float]) -> float:
+    """Return how bright a colour looks, 0 to 1; source: WCAG 2.2, relative luminance."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
 def pale_texts(page: Page) -> list[Any]:
     """Return all texts that are less than 4.5 to 1 from what is behind them."""
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")

@@ -23,6 +23,7 @@ from tests.report.html.browsing import (
     Scheme,
     Visits,
     colour_of,
+    luminance,
     near,
     pale_texts,
     pixels,
@@ -84,6 +85,16 @@ def test_pale_text_would_be_seen(visit: Visits):
     text = PAGES["bench"].replace("</style>", ".kind { color: #999; }</style>")
     ((words, contrast),) = pale_texts(visit(text))
     assert (words, round(contrast)) == ("moh-deploy bench", 3)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_drawings_stand_out(visit: Visits, scheme: Scheme):
+    page = visit(PAGES["not equal"], scheme=scheme)
+    names = ["bars", "mark", "limit", "explained", "unexplained", *(f"s{i}" for i in range(6))]
+    back = luminance(colour_of(page, "back"))
+    for name in names:
+        low, high = sorted([back, luminance(colour_of(page, name))])
+        assert (high + 0.05) / (low + 0.05) >= 3, name
 
 
 def test_light_and_dark_differ_and_paper_is_light(visit: Visits):
@@ -221,7 +232,7 @@ def test_picture_of_margins_shows_tokens_and_each_kind_of_flip(visit: Visits):
     colours = [colour_of(page, name) for name in ("explained", "unexplained")]
     for number, flips in enumerate(bins, 1):
         image = pixels(page, f"figure:nth-of-type({number}) svg.margins")
-        assert near(image, colour_of(page, "soft")) > 0.02
+        assert near(image, colour_of(page, "bars")) > 0.02
         assert [near(image, colour) > 0.002 for colour in colours] == [count > 0 for count in flips]
     captions = page.locator("figcaption").all_inner_texts()
     assert "2 explained, 0 unexplained" in captions[1]
