@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -240,13 +241,40 @@ def test_stopped_gate_ends_what_it_runs_and_says_so(
     assert "The measurement did not finish." in report.read_text()
 
 
+# ---- What GitHub and GitLab take
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"),
+    [("github-actions", "action.yml"), ("github-workflows", ".github/workflows/ci.yml")],
+)
+def test_files_for_github_are_of_its_schemas(schema: str, file: str) -> None:
+    check_schema(schema, REPOSITORY / file)
+
+
+def test_job_in_the_docs_is_of_gitlabs_schema(tmp_path: Path) -> None:
+    file = tmp_path / ".gitlab-ci.yml"
+    file.write_text(gitlab_text())
+    check_schema("gitlab-ci", file)
+
+
+def check_schema(name: str, file: Path) -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{name}"]
+    finished = subprocess.run([*command, file], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
 # ---- GitLab
 
 
-def gitlab_job() -> dict[str, Any]:
+def gitlab_text() -> str:
     text = (REPOSITORY / "docs" / "ci.md").read_text()
     (snippet,) = re.findall(r"^```yaml\n(# \.gitlab-ci\.yml\n.*?)^```$", text, re.M | re.S)
-    (job,) = yaml.safe_load(snippet).values()
+    return str(snippet)
+
+
+def gitlab_job() -> dict[str, Any]:
+    (job,) = yaml.safe_load(gitlab_text()).values()
     assert isinstance(job, dict)
     return job
 

@@ -6,19 +6,21 @@ import xml.etree.ElementTree as xml
 
 from junitparser import Error, Failure, JUnitXml, Skipped
 
-# What stands in which order below each element, as Jenkins' schema of JUnit XML has it.
+# What stands in which order below each element, and what it says: all within Jenkins' schema.
 _CHILDREN = {
     "testsuites": ["testsuite"],
     "testsuite": ["properties", "testcase", "system-out", "system-err"],
     "properties": ["property"],
     "testcase": ["skipped", "error", "failure", "system-out", "system-err"],
 }
-_REQUIRED = {
+_ATTRIBUTES = {
+    "testsuites": {"name", "tests", "failures", "errors"},
     "testsuite": {"name", "tests", "failures", "errors", "skipped"},
     "testcase": {"name", "classname", "time"},
     "property": {"name", "value"},
     "failure": {"message", "type"},
     "error": {"message", "type"},
+    "skipped": {"message"},
 }
 _OUTCOMES = {Failure: "failure", Error: "error", Skipped: "skipped"}
 
@@ -40,7 +42,7 @@ def read_outcomes(text: str) -> dict[str, str]:
 
 
 def _check_structure(element: xml.Element) -> None:
-    assert element.attrib.keys() >= _REQUIRED.get(element.tag, set())
+    assert element.attrib.keys() == _ATTRIBUTES.get(element.tag, set())
     places = [_CHILDREN.get(element.tag, []).index(child.tag) for child in element]
     assert places == sorted(places)
     for child in element:

@@ -54,4 +54,4 @@ def test_counts_are_those_of_the_cases():
     outcomes: tuple[junit.Outcome, ...] = ("passed", "failure", "failure", "skipped", "error")
     cases = [junit.TestCase("outputs", str(i), one, "") for i, one in enumerate(outcomes)]
     root = JUnitXml.fromstring(document(*cases).encode())
-    assert (root.tests, root.failures, root.errors, root.skipped) == (5, 2, 1, 1)
+    assert (root.tests, root.failures, root.errors) == (5, 2, 1)
