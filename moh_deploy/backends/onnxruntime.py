@@ -25,6 +25,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.npz import Array
 from moh_deploy.package import (
     ComputeType,
+    Dtype,
     LayerNodes,
     OnnxPackage,
     TensorInfo,
@@ -127,6 +128,7 @@ def open_session(
     extra_outputs: Sequence[str] = (),
     optimize: bool = True,
     change: Callable[[onnx.GraphProto], None] | None = None,
+    round_results: bool = False,
 ) -> OrtRunner:
     """Load a model into ONNX Runtime.
 
@@ -145,6 +147,8 @@ def open_session(
         optimize: Let ONNX Runtime rewrite the graph. Without, every node runs as it is written.
         change: Changes the graph, whose weights may not be loaded, before the extra outputs are
             added.
+        round_results: Round what every operator computes in float16, as GPUs do. ONNX Runtime on
+            the CPU computes runs of such operators in float32, and rounds at their ends only.
 
     Raises:
         BackendError: Kernels are required but not used, the library is there but cannot be used, a
@@ -160,7 +164,8 @@ def open_session(
     )
     path = source.model_path if isinstance(source, OnnxPackage) else source
     layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
-    model = prepare_model(path, layers, extra_outputs, change, has_bfloat16=_has_bfloat16())
+    emulated = _emulated(round_results=round_results)
+    model = prepare_model(path, layers, extra_outputs, change, emulate_dtypes=emulated)
     with TemporaryDirectory(prefix="moh-deploy-") as scratch:
         placement = Placement(model.moh_nodes, Path(scratch))
         # Fused operators would skip the roundings that are emulated.
@@ -184,6 +189,12 @@ def runtime_name() -> str:
     import onnxruntime as ort
 
     return f"ONNX Runtime {ort.__version__}"
+
+
+def _emulated(*, round_results: bool) -> tuple[Dtype, ...]:
+    """A model that computes in both is emulated in bfloat16."""
+    bfloat16: tuple[Dtype, ...] = () if _has_bfloat16() else ("bfloat16",)
+    return (*bfloat16, "float16") if round_results else bfloat16
 
 
 @lru_cache

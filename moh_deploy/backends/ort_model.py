@@ -12,11 +12,12 @@ from moh_deploy.backends.layer_runs import LayerImpl
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.package import (
     DENSE_DOMAIN,
+    Dtype,
     LayerInfo,
     LayerNodes,
     all_nodes,
-    computes_bfloat16,
-    emulate_bfloat16,
+    computes_in,
+    emulate,
     layer_nodes,
     router_nodes,
     switch_rules,
@@ -45,7 +46,7 @@ def prepare_model(
     extra_outputs: Sequence[str],
     change: Callable[[onnx.GraphProto], None] | None,
     *,
-    has_bfloat16: bool,
+    emulate_dtypes: Sequence[Dtype],
 ) -> PreparedModel:
     """Read from the model all that is needed of it.
 
@@ -55,7 +56,7 @@ def prepare_model(
         layers: What a package says of its layers; none for a model of no package.
         extra_outputs: Inner values to return besides the outputs.
         change: Changes the graph, whose weights may not be loaded.
-        has_bfloat16: Else what computes in bfloat16 is emulated.
+        emulate_dtypes: What computes in the first of these that is used is emulated.
 
     Raises:
         BackendError: A name in `extra_outputs` is unknown.
@@ -71,14 +72,13 @@ def prepare_model(
     switches = switch_rules(model.graph)
     if change is not None:
         change(model.graph)
-    emulated = not has_bfloat16 and computes_bfloat16(model)
-    if emulated:
-        emulate_bfloat16(model)
-    if extra_outputs or change is not None or emulated:
+    emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
+    if emulated is not None:
+        emulate(model, emulated)
+    if extra_outputs or change is not None or emulated is not None:
         _add_outputs(model, extra_outputs)
         content = model.SerializeToString()
-    dtype = "bfloat16" if emulated else None
-    return PreparedModel(content, moh_nodes, dense_nodes, switches, routers, nodes, dtype)
+    return PreparedModel(content, moh_nodes, dense_nodes, switches, routers, nodes, emulated)
 
 
 def _load_without_weights(path: Path) -> onnx.ModelProto:

@@ -26,7 +26,7 @@ from moh_deploy.package.corpus import (
     MinedToken,
     bounded,
 )
-from moh_deploy.package.emulated_bfloat16 import computes_bfloat16, emulate_bfloat16
+from moh_deploy.package.emulated_dtype import Dtype, computes_in, emulate
 from moh_deploy.package.fixed_routing import (
     fix_routing,
     fixed_input,
@@ -81,6 +81,7 @@ __all__ = [
     "Choice",
     "ComputeType",
     "CorpusSample",
+    "Dtype",
     "KeptOperators",
     "LayerInfo",
     "LayerNodes",
@@ -107,10 +108,10 @@ __all__ = [
     "choice_text",
     "choices_for",
     "computed_gates",
-    "computes_bfloat16",
+    "computes_in",
     "current_choice",
     "dense_twin",
-    "emulate_bfloat16",
+    "emulate",
     "fix_routing",
     "fixed_input",
     "force_gates",

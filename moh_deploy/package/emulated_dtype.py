@@ -1,14 +1,16 @@
-"""A variant of a model that computes bfloat16 where a runtime has no kernels for it.
+"""A variant of a model that computes bfloat16, or float16, as hardware does, on a runtime that does
+not.
 
-Every operator that reads or makes bfloat16 computes in float32, and its results are rounded to
-bfloat16: what hardware does that multiplies bfloat16 and accumulates in float32. Values keep their
-names and dtypes.
+Every operator that reads or makes that dtype computes in float32, and its results are rounded: what
+hardware does that multiplies 16 bits and accumulates in float32. Values keep their names and
+dtypes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from moh_deploy.errors import PackageError
 from moh_deploy.package.switches import all_nodes
 
-# They move bfloat16 or make it of a number: every runtime has them.
+# They move such values or make them of a number: every runtime has them.
 _NATIVE = ("Cast", "Constant", "If", "Loop", "Scan")
 
 _SMALL = 64
@@ -25,34 +27,44 @@ _SMALL = 64
 _DTYPE_ATTRIBUTES = ("dtype", "output_dtype")
 
 
-def computes_bfloat16(model: onnx.ModelProto) -> bool:
-    """Tell whether an operator of the graph reads or makes bfloat16."""
-    if not _mentions_bfloat16(model.graph):  # Inference takes time, and most models have none.
+Dtype = Literal["bfloat16", "float16"]
+
+_ELEMENT: Mapping[Dtype, int] = {
+    "bfloat16": TensorProto.BFLOAT16,
+    "float16": TensorProto.FLOAT16,
+}
+
+
+def computes_in(model: onnx.ModelProto, dtype: Dtype) -> bool:
+    """Tell whether an operator of the graph reads or makes this dtype."""
+    if not _mentions(
+        model.graph, _ELEMENT[dtype]
+    ):  # Inference takes time, and most models have none.
         return False
     types = _element_types(model)
     return any(
-        types.get(name) == TensorProto.BFLOAT16
+        types.get(name) == _ELEMENT[dtype]
         for node in all_nodes(model.graph)
         if node.op_type not in _NATIVE
         for name in (*node.input, *node.output)
     )
 
 
-def _mentions_bfloat16(graph: onnx.GraphProto) -> bool:
+def _mentions(graph: onnx.GraphProto, element: int) -> bool:
     values = (*graph.input, *graph.output)
     return (
-        any(one.data_type == TensorProto.BFLOAT16 for one in graph.initializer)
-        or any(one.type.tensor_type.elem_type == TensorProto.BFLOAT16 for one in values)
+        any(one.data_type == element for one in graph.initializer)
+        or any(one.type.tensor_type.elem_type == element for one in values)
         or any(
-            attribute.i == TensorProto.BFLOAT16 or attribute.t.data_type == TensorProto.BFLOAT16
+            attribute.i == element or attribute.t.data_type == element
             for node in all_nodes(graph)
             for attribute in node.attribute
         )
     )
 
 
-def emulate_bfloat16(model: onnx.ModelProto) -> None:
-    """Compute bfloat16 in float32, and round every result.
+def emulate(model: onnx.ModelProto, dtype: Dtype) -> None:
+    """Compute a dtype in float32, and round every result to it.
 
     Args:
         model: Changed in place. Its weights may not be loaded.
@@ -65,19 +77,20 @@ def emulate_bfloat16(model: onnx.ModelProto) -> None:
         for name in node.output:
             if name and name not in types:
                 raise PackageError(
-                    f"bfloat16 cannot be emulated: the dtype of '{name}' ({node.op_type}) cannot be"
+                    f"{dtype} cannot be emulated: the dtype of '{name}' ({node.op_type}) cannot be"
                     " inferred."
                 )
-    _emulate(model.graph, {name for name, one in types.items() if one == TensorProto.BFLOAT16})
+    element = _ELEMENT[dtype]
+    _emulate(model.graph, {name for name, one in types.items() if one == element}, element)
 
 
-def _emulate(graph: onnx.GraphProto, low: set[str], depth: int = 0) -> None:
+def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0) -> None:
     nodes: list[onnx.NodeProto] = []
     wide: dict[str, str] = {}  # of this graph; a branch has its own, by other names
     for node in map(_copied, graph.node):
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _emulate(attribute.g, low, depth + 1)
+                _emulate(attribute.g, low, element, depth + 1)
         if node.op_type in _NATIVE or not low.intersection((*node.input, *node.output)):
             nodes.append(node)
             continue
@@ -85,19 +98,21 @@ def _emulate(graph: onnx.GraphProto, low: set[str], depth: int = 0) -> None:
             wide[name] = f"{name}.wide_{depth}"
             nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
         rounded = [name for name in node.output if name in low]
-        nodes.append(_in_float32(node, wide, low))
-        nodes += [_cast(_exact(name), name, TensorProto.BFLOAT16) for name in rounded]
+        nodes.append(_in_float32(node, wide, low, element))
+        nodes += [_cast(_exact(name), name, element) for name in rounded]
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _in_float32(node: onnx.NodeProto, wide: Mapping[str, str], low: set[str]) -> onnx.NodeProto:
+def _in_float32(
+    node: onnx.NodeProto, wide: Mapping[str, str], low: set[str], element: int
+) -> onnx.NodeProto:
     node.input[:] = [wide[name] if name in low else name for name in node.input]
     node.output[:] = [_exact(name) if name in low else name for name in node.output]
     for attribute in node.attribute:
-        if attribute.name in _DTYPE_ATTRIBUTES and attribute.i == TensorProto.BFLOAT16:
+        if attribute.name in _DTYPE_ATTRIBUTES and attribute.i == element:
             attribute.i = TensorProto.FLOAT
-        if attribute.HasField("t") and attribute.t.data_type == TensorProto.BFLOAT16:
+        if attribute.HasField("t") and attribute.t.data_type == element:
             value = numpy_helper.to_array(attribute.t).astype(np.float32)
             attribute.t.CopyFrom(numpy_helper.from_array(value))
     return node

@@ -13,7 +13,7 @@ from onnx import TensorProto, parser
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.npz import Array
-from moh_deploy.package import computes_bfloat16, emulate_bfloat16
+from moh_deploy.package import computes_in, emulate
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "other" : 1]>\n'
 
@@ -108,8 +108,8 @@ def test_values_keep_their_names_and_dtypes(tmp_path: Path):
         HEADER + "g (bfloat16[2, 2] x) => (bfloat16[2, 2] y) { h = MatMul (x, x) y = Neg (h) }"
     )
     before = {"x", "h", "y"}
-    assert computes_bfloat16(model)
-    emulate_bfloat16(model)
+    assert computes_in(model, "bfloat16")
+    emulate(model, "bfloat16")
     onnx.checker.check_model(model, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {
@@ -121,7 +121,7 @@ def test_values_keep_their_names_and_dtypes(tmp_path: Path):
 
 def test_a_model_in_float32_is_not_touched(tmp_path: Path):
     path = save(tmp_path / "model.onnx", "g (float[2] x) => (float[2] y) { y = Neg (x) }")
-    assert not computes_bfloat16(onnx.load(path))
+    assert not computes_in(onnx.load(path), "bfloat16")
     assert open_session(path).kernels.emulated_dtype is None
 
 
@@ -135,10 +135,27 @@ def test_bfloat16_that_is_only_moved_is_not_emulated(tmp_path: Path):
 def test_a_value_of_unknown_dtype_is_named():
     text = "g (bfloat16[2] x) => (bfloat16[2] y) { h = other.Thing (x) y = Neg (h) }"
     with pytest.raises(PackageError, match=r"the dtype of 'h' \(Thing\) cannot be inferred"):
-        emulate_bfloat16(parser.parse_model(HEADER + text))
+        emulate(parser.parse_model(HEADER + text), "bfloat16")
 
 
 def test_an_emulation_is_not_timed(tmp_path: Path):
     path = save(tmp_path / "model.onnx", "g (bfloat16[2] x) => (bfloat16[2] y) { y = Neg (x) }")
     with pytest.raises(BackendError, match="can be run and compared here by emulation, not timed"):
         open_session(path).bound({"x": noise(2)})
+
+
+def test_float16_is_rounded_everywhere_if_asked_for(tmp_path: Path):
+    """ONNX Runtime computes runs of float16 operators in float32, and rounds at their ends only."""
+    path = save(
+        tmp_path / "model.onnx",
+        """g (float16[2] x) => (float16[2] y) {
+            square = Mul (x, x)
+            y = Div (square, x)
+        }""",
+    )
+    x = np.asarray([300, 2], np.float16)
+    by_itself = open_session(path).run({"x": x})
+    session = open_session(path, round_results=True)
+    np.testing.assert_array_equal(by_itself["y"], x)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], np.asarray([np.inf, 2], np.float16))
+    assert session.kernels.emulated_dtype == "float16"
