@@ -9,7 +9,15 @@ from moh_deploy.passes.lower_precision.policy import (
     LowType,
     PrecisionPlan,
     largest_allowed,
+    largest_number,
     plan_precision,
 )
 
-__all__ = ["LowType", "PrecisionPlan", "largest_allowed", "lower_precision", "plan_precision"]
+__all__ = [
+    "LowType",
+    "PrecisionPlan",
+    "largest_allowed",
+    "largest_number",
+    "lower_precision",
+    "plan_precision",
+]

@@ -129,7 +129,8 @@ def _low_weight(weight: ir.TensorProtocol, low: LowType, name: str) -> ir.LazyTe
     """Return a weight that is converted when it is written, one after the other."""
 
     def convert() -> ir.TensorProtocol:
-        array = weight.numpy().astype(_NUMPY_TYPES[low])
+        with np.errstate(over="ignore"):  # Infinite where the dtype has no room for it.
+            array = weight.numpy().astype(_NUMPY_TYPES[low])
         return ir.Tensor(array, dtype=_IR_TYPES[low], name=name)
 
     shape = ir.Shape(weight.shape.numpy())

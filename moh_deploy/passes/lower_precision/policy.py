@@ -95,7 +95,7 @@ _PRODUCTS = (
 """They take float16 or bfloat16 from whatever made it, and accumulate in float32."""
 
 # What comes from no activation has no say in what its readers compute in.
-_SOURCES = ("Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform", "Range")
+SOURCES = ("Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform", "Range")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ class PrecisionPlan:
 
     def stays_float32(self, node: ir.Node) -> bool:
         return node in self.float32
+
+
+def largest_number(low: LowType) -> float:
+    """Return the largest finite number of a dtype."""
+    return _LARGEST[low]
 
 
 def largest_allowed(low: LowType) -> float:
@@ -147,7 +152,7 @@ def plan_precision(
         )
         if reason is None and not _is_product(node) and _follows(node, forced):
             reason = "it follows one that is in float32"
-        if reason is None and node.op_type in _SOURCES:
+        if reason is None and node.op_type in SOURCES:
             float32[node] = "it depends on no activation"
         if reason is not None:
             float32[node] = reason

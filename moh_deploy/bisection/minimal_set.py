@@ -1,0 +1,94 @@
+"""Find a smallest set of items with which a test passes, in few tests.
+
+A test that passes with some items passes with more of them: `find` relies on that, and `thin` looks
+whether it was right. With k of n items needed, it takes about k * log2(n) tests.
+
+Source: Junker, QuickXplain (2004), in its linear form: the last item of the shortest prefix that
+passes is needed, whatever comes before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """What a search ended with.
+
+    Attributes:
+        items: A set that passes.
+        smallest: Every item of it was shown to be needed. False where tests ran out before.
+    """
+
+    items: tuple[T, ...]
+    smallest: bool
+
+
+@dataclass
+class MinimalSet(Generic[T]):
+    """A search that asks at most so many tests.
+
+    Attributes:
+        passes: The test.
+        most: How many tests it may take.
+        asked: How many it took.
+    """
+
+    passes: Callable[[tuple[T, ...]], bool]
+    most: int
+    asked: int = 0
+    _known: dict[frozenset[T], bool] = field(default_factory=dict)
+
+    def find(self, items: Sequence[T], always: Sequence[T] = ()) -> Found[T]:
+        """Return the needed ones of some items.
+
+        Args:
+            items: All of them together pass. Those that are likely to be needed come first: of two
+                sets that would do, it is the one further in front that is found.
+            always: What is in every set that is tested, and not in the result.
+        """
+        needed: tuple[T, ...] = ()
+        rest = tuple(items)
+        while rest and self.asked < self.most:
+            if self._ask((*always, *needed)):
+                return self.thin(needed, always)
+            fails, enough = 0, len(rest)
+            while enough - fails > 1 and self.asked < self.most:
+                middle = _next(fails, enough, untried=enough == len(rest))
+                if self._ask((*always, *needed, *rest[:middle])):
+                    enough = middle
+                else:
+                    fails = middle
+            if enough - fails > 1:
+                return Found((*needed, *rest[:enough]), smallest=False)
+            needed, rest = (*needed, rest[enough - 1]), rest[: enough - 1]
+        return self.thin((*needed, *rest), always)
+
+    def thin(self, items: Sequence[T], always: Sequence[T] = ()) -> Found[T]:
+        """Return what is left of a set that passes when no single item can be spared any more."""
+        kept = tuple(items)
+        for item in items:
+            if self.asked >= self.most:
+                return Found(kept, smallest=False)
+            without = tuple(one for one in kept if one != item)
+            if self._ask((*always, *without)):
+                kept = without
+        return Found(kept, smallest=True)
+
+    def _ask(self, items: tuple[T, ...]) -> bool:
+        key = frozenset(items)
+        if key not in self._known:
+            self.asked += 1
+            self._known[key] = self.passes(items)
+        return self._known[key]
+
+
+def _next(fails: int, enough: int, *, untried: bool) -> int:
+    """Double the prefix until one passes, then halve: the likely items are in front."""
+    doubled = max(2 * fails, 1)
+    return doubled if untried and doubled < enough else (fails + enough) // 2
