@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moh_deploy.api import export, load_original
     from moh_deploy.backends.trt.engine import Engine
     from moh_deploy.jobs.bench import bench
+    from moh_deploy.jobs.bisect import bisect
     from moh_deploy.jobs.build import build
     from moh_deploy.jobs.doctor import doctor
     from moh_deploy.jobs.inspect import inspect
@@ -31,6 +32,7 @@ __all__ = [
     "Engine",
     "OnnxPackage",
     "bench",
+    "bisect",
     "build",
     "doctor",
     "export",
@@ -49,6 +51,7 @@ _HOME = {
     "Engine": "moh_deploy.backends.trt.engine",
     "OnnxPackage": "moh_deploy.package",
     "bench": "moh_deploy.jobs.bench",
+    "bisect": "moh_deploy.jobs.bisect",
     "build": "moh_deploy.jobs.build",
     "doctor": "moh_deploy.jobs.doctor",
     "export": "moh_deploy.api",

@@ -11,6 +11,7 @@ def test_public_names_are_these():
         "Engine",
         "OnnxPackage",
         "bench",
+        "bisect",
         "build",
         "doctor",
         "export",

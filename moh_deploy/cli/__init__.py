@@ -13,6 +13,9 @@ main = CommandGroup(
         "bench": CommandHome(
             "moh_deploy.cli.bench", "Measure how fast packages run, beside baselines."
         ),
+        "bisect": CommandHome(
+            "moh_deploy.cli.bisect", "Find where a package diverges, and which nodes need float32."
+        ),
         "build": CommandHome(
             "moh_deploy.cli.build", "Build a TensorRT or TensorRT-RTX engine from a package."
         ),

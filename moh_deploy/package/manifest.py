@@ -157,6 +157,22 @@ class KeptOperators:
 
 
 @dataclass(frozen=True)
+class Float32Node:
+    """An operator of a package in lower precision that computes in float32 because `bisect` found
+    that it has to.
+
+    Attributes:
+        name: Of the node in model.onnx; `-> VALUE` for one without, by its output.
+        reason: Why, in words.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Proof:
     """What the export measured when it compared the package with the original.
 
@@ -231,6 +247,7 @@ class Manifest:
         tuning: What the choices of the layers rest on; None if they rest on a prediction, or nobody
             chose.
         kept: Operators outside of the layers that stay because their replacement differed.
+        float32_nodes: Operators that `bisect` put into float32.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -252,5 +269,6 @@ class Manifest:
     compute_type: ComputeType = "float32"
     tuning: Tuning | None = None
     kept: tuple[KeptOperators, ...] = ()
+    float32_nodes: tuple[Float32Node, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -1,0 +1,153 @@
+"""Judge a variant of a package at all that is recorded of the original: outputs and gates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from moh_deploy.backends.ort_variants import OrtVariants
+from moh_deploy.backends.runner import Runner
+from moh_deploy.bisection.forced_model import ForcedModel
+from moh_deploy.npz import Array
+from moh_deploy.package import OnnxPackage, VectorSet, computed_gates
+from moh_deploy.validate.layer_parity import compare_layer
+from moh_deploy.validate.noise_floor import STEPS, measure_floor
+from moh_deploy.validate.output_parity import compare_output
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, Tolerance, coarsest
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One recorded value, and how far a run is from it.
+
+    Attributes:
+        what: `output 'y'`, or `router of 'blocks.0.attn'`.
+        value: Its name in the graph that has gates fed to it.
+        error: Largest absolute error over all vector sets; NaN if a number is.
+        limit: What the rule allows; of the vector set with the largest share of it.
+        reason: A sentence on why it is not equal; None if it is.
+    """
+
+    what: str
+    value: str
+    error: float
+    limit: float
+    reason: str | None
+
+    @property
+    def share(self) -> float:
+        """Of the limit; infinite for NaN and for what cannot be compared."""
+        if math.isnan(self.error):
+            return math.inf
+        return self.error / self.limit if self.limit else math.inf if self.error else 0.0
+
+
+@dataclass
+class Judge:
+    """Runs variants of one package, all by the rule that the package itself is judged by.
+
+    Attributes:
+        judged: The package. Its noise floor holds for all its variants: with more of them in
+            float32 it would be lower, and each step to the better would be asked for more.
+        vectors: What to run, and what to expect.
+        policy: What counts as equal.
+        target: How far outputs may be off, as a share of their largest value (at least of 1), in
+            place of the policy's figure.
+    """
+
+    judged: ForcedModel
+    vectors: Sequence[VectorSet]
+    policy: Policy
+    target: float | None = None
+    _floors: list[Mapping[str, float]] = field(default_factory=list)
+
+    def judge(self, model: ForcedModel) -> tuple[Recorded, ...]:
+        """Run a variant on all vector sets, and return the worst of each recorded value."""
+        runner = model.open()
+        worst: dict[str, Recorded] = {}
+        for vectors, floor in zip(self.vectors, self._measured_floors(), strict=True):
+            got = runner.run(model.inputs(vectors))
+            for one in self._compare(model, runner, vectors, got, floor):
+                known = worst.get(one.value)
+                if known is None or one.share > known.share:
+                    worst[one.value] = one
+        return tuple(worst.values())
+
+    def _compare(
+        self,
+        model: ForcedModel,
+        runner: Runner,
+        vectors: VectorSet,
+        got: Mapping[str, Array],
+        floor: Mapping[str, float],
+    ) -> Iterator[Recorded]:
+        rule = _model_rule(self.judged.package, runner, self.policy)
+        if not self.judged.gates:
+            rule = rule.after_flip()
+        layers = self.judged.package.manifest.layers if model.gates else ()
+        recorded = zip(layers, vectors.gates, vectors.margins, strict=False)
+        for layer, gates, margins in recorded:
+            name = computed_gates(layer.gates)
+            one = compare_layer(
+                layer.path,
+                "",
+                _as_stored(got.get(name), gates),
+                gates,
+                margins,
+                rule,
+                floor=floor.get(name),
+                forced=True,
+            )
+            what = f"router of '{layer.path}'"
+            yield Recorded(what, name, one.gate_error, one.gate_tolerance, one.reason)
+        for name, reference in vectors.outputs.items():
+            output = compare_output(
+                name,
+                "",
+                got.get(name),
+                reference,
+                self._output_rule(reference, rule),
+                floor=floor.get(name),
+                forced=True,
+            )
+            limit = output.tolerance or 0.0
+            yield Recorded(f"output '{name}'", name, output.max_abs_error, limit, output.reason)
+
+    def _output_rule(self, reference: Array, model_rule: Tolerance) -> Tolerance:
+        dtype = reference.dtype.name
+        own = self.policy.rule(dtype)
+        if "float" not in dtype:
+            return own
+        rule = coarsest(own, model_rule)
+        if self.target is None:
+            return rule
+        return replace(rule, relative=self.target, floor_factor=0.0, least=0.0)
+
+    def _measured_floors(self) -> Sequence[Mapping[str, float]]:
+        if not self._floors:
+            self._floors = [{} for _ in self.vectors]
+            package, gates = self.judged.package, self.judged.gates
+            precision = package.manifest.precision
+            possible = precision in STEPS and (gates or not package.manifest.layers)
+            noisy = OrtVariants(package).noisy(gates) if possible else None
+            if noisy is not None:
+                names = frozenset(map(computed_gates, gates))
+                self._floors = [
+                    measure_floor(noisy, self.judged.inputs(one), precision, gates=names)
+                    for one in self.vectors
+                ]
+        return self._floors
+
+
+def _model_rule(package: OnnxPackage, runner: Runner, policy: Policy) -> Tolerance:
+    names = [package.manifest.precision]
+    if "kernel" in runner.layer_impl.values() and runner.kernels.compute_type == "bfloat16":
+        names.append(BFLOAT16_PRODUCTS)
+    return coarsest(*map(policy.rule, names))
+
+
+def _as_stored(got: Array | None, reference: Array) -> Array | None:
+    """Variants may compute gates in another dtype than the recorded ones: that is no mismatch."""
+    return None if got is None else got.astype(reference.dtype)

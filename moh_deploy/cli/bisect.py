@@ -1,0 +1,101 @@
+"""`moh-deploy bisect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
+from moh_deploy.cli.failure import error_json, print_error
+from moh_deploy.cli.output import carry_out, print_json, print_rich
+
+if TYPE_CHECKING:
+    from moh_deploy.backends.runner import Kernels
+
+
+@click.command("bisect")
+@package_argument
+@click.option(
+    "--reference",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A float32 package of the same model: the one that this one was lowered from, or one that"
+    " is right. It names the node and what is different about it, and gives float32 weights.",
+)
+@click.option(
+    "--output",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Write the package again with the nodes in float32 that need it.",
+)
+@click.option(
+    "--target",
+    metavar="SHARE",
+    type=float,
+    help="How far outputs may be off, as a share of their largest value, such as 0.001. Default:"
+    " what `verify` allows.",
+)
+@click.option(
+    "--max-runs",
+    metavar="N",
+    type=int,
+    default=100,
+    show_default=True,
+    help="How many packages may be made and run to find the nodes.",
+)
+@click.option(
+    "--vectors",
+    metavar="N",
+    type=int,
+    help="Use the first N recorded runs only; the first is at the example's sizes.",
+)
+@click.option(
+    "--policy",
+    metavar="FILE.yaml",
+    type=click.Path(path_type=Path),
+    help="Tolerances that replace those of the built-in table, each with its reason.",
+)
+@kernels_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    package: Path,
+    reference: Path | None,
+    output: Path | None,
+    target: float | None,
+    max_runs: int,
+    vectors: int | None,
+    policy: Path | None,
+    kernels: Kernels,
+    as_json: bool,
+) -> None:
+    """Find the first layer and node at which the package DIR parts from the original model, and
+    which nodes of a package in half precision have to be in float32: exit 0 if nothing diverges or
+    the repaired package was written, 1 if not."""
+    from moh_deploy.jobs.bisect import bisect
+
+    report = carry_out(
+        lambda progress: bisect(
+            package,
+            reference=reference,
+            output=output,
+            target=target,
+            kernels=kernels,
+            vectors=vectors,
+            policy=policy,
+            max_runs=max_runs,
+            progress=progress,
+        ),
+        as_json=as_json,
+    )
+    failure, content = report.failure, report.to_json()
+    if as_json:
+        print_json(content if failure is None else {**content, "error": error_json(failure)})
+    else:
+        print_rich(report)
+    if failure is not None:
+        print_error(failure.message, failure.hint)
+        ctx.exit(failure.exit_code)

@@ -1,0 +1,143 @@
+"""Say which layer of a package diverges first, and which nodes need float32; repair it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
+
+from moh_deploy.backends.ort_variants import OrtVariants
+from moh_deploy.backends.runner import Kernels
+from moh_deploy.backends.trt.engine_reading import is_engine_dir
+from moh_deploy.bisection.experiments import Experiments
+from moh_deploy.bisection.float32_form import LOW, check_reference
+from moh_deploy.bisection.locate import locate
+from moh_deploy.errors import ConfigError
+from moh_deploy.jobs.repair import look_for_repair
+from moh_deploy.package import OnnxPackage, check_output
+from moh_deploy.progress import Progress, SilentProgress
+from moh_deploy.report.bisect import BisectReport
+from moh_deploy.termination import cleaned_up_on_termination
+from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
+
+MOST_RUNS = 100
+
+
+def bisect(
+    package_dir: Path | str,
+    *,
+    reference: Path | str | None = None,
+    output: Path | str | None = None,
+    target: float | None = None,
+    kernels: Kernels = "auto",
+    vectors: int | None = None,
+    policy: Path | str | None = None,
+    max_runs: int = MOST_RUNS,
+    progress: Progress | None = None,
+) -> BisectReport:
+    """Find where a package first parts from the original model, and what keeps it from doing so.
+
+    The reference gates are fed to every layer, so that what is found is no consequence of another
+    choice of heads. What is wrong is told apart: kernels, by running the function bodies;
+    optimisations, by leaving them out; rounding, by running the same graph in float32. What remains
+    is the graph itself, and is found by comparing it with `reference`, or, without one, narrowed
+    down to the nodes that lead to all that is wrong and to nothing that is right.
+
+    Args:
+        package_dir: The package.
+        reference: A float32 package of the same model: the one that DIR was lowered from, or one
+            that is known to be right.
+        output: Where to write the package again with the nodes in float32 that need it.
+        target: How far outputs may be off, as a share of their largest value (at least of 1);
+            None for what `verify` allows.
+        kernels: What runs MoH nodes, see `open_session`.
+        vectors: Compare with the first so many recorded runs only; None takes all.
+        policy: YAML file of tolerances over the built-in table.
+        max_runs: How many packages may be made and run to find the nodes.
+        progress: What to report steps to.
+
+    Returns:
+        What was found. Look at `diverges` and `repair`; `failure` is the error that says no.
+
+    Raises:
+        PackageError: Not a package, or the output cannot be written.
+        ConfigError: An engine, an option of another form, or a reference of another model or one
+            that differs from the recorded runs itself.
+        ValidationError: The package has no recorded runs.
+        BackendError: The runtime failed.
+    """
+    progress, root = progress or SilentProgress(), Path(package_dir)
+    written = None if output is None else Path(output)
+    _check_options(root, target, vectors, max_runs)
+    if written is not None:
+        check_output(written)
+    rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(root)
+        believed = None if reference is None else OnnxPackage.open(reference)
+        _check_packages(package, believed, written)
+    with TemporaryDirectory(prefix="moh-deploy-") as folder, _removed_on_termination(folder):
+        sets = package.vectors[:vectors]
+        runs = Experiments(package, believed, sets, rules, target, kernels, Path(folder))
+        return _bisect(runs, written, max_runs, progress)
+
+
+def _bisect(runs: Experiments, output: Path | None, most: int, progress: Progress) -> BisectReport:
+    with progress.step("comparing with the recorded runs"):
+        if not runs.vectors:
+            runs.parity.raise_if_unequal()
+        report = BisectReport(
+            runs.package.root, runs.precision, runs.parity.reference, runs.reasons, runs.target
+        )
+    if not report.reasons:
+        return report
+    with progress.step("finding where it diverges"):
+        located = locate(runs)
+    report = replace(
+        report, divergence=located.divergence, errors=located.errors, notes=_notes(runs)
+    )
+    if runs.float32 is None:
+        return report
+    repair, why_not = look_for_repair(runs, located, output, most=most, step=progress.step)
+    return replace(report, repair=repair, why_no_repair=why_not)
+
+
+def _notes(runs: Experiments) -> tuple[str, ...]:
+    if runs.plain.gates or not runs.package.manifest.layers:
+        return ()
+    why = OrtVariants(runs.package).why_not_forced()
+    return (f"The reference gates were not fed to the model: {why}.",)
+
+
+def _check_options(root: Path, target: float | None, vectors: int | None, max_runs: int) -> None:
+    if is_engine_dir(root):
+        raise ConfigError(
+            f"{root} is an engine, whose inner values cannot be seen; expected a package.",
+            hint="Bisect the package that it was built from: what diverges there diverges here.",
+        )
+    if target is not None and not 0 < target < 1:
+        raise ConfigError(f"target is {target}, expected a share between 0 and 1, such as 0.001.")
+    if vectors is not None and vectors < 1:
+        raise ConfigError(f"vectors is {vectors}, expected at least 1: nothing would be compared.")
+    if max_runs < 2:
+        raise ConfigError(f"max_runs is {max_runs}, expected at least 2.")
+
+
+def _check_packages(
+    package: OnnxPackage, reference: OnnxPackage | None, output: Path | None
+) -> None:
+    if reference is not None:
+        check_reference(package, reference)
+    precision = package.manifest.precision
+    if output is not None and precision not in LOW:
+        raise ConfigError(
+            f"{package.root} is in {precision}: there is nothing to put into float32, so no"
+            " repaired package to write.",
+            hint="Leave --output out: bisect says where the package diverges.",
+        )
+
+
+def _removed_on_termination(folder: str) -> AbstractContextManager[None]:
+    return cleaned_up_on_termination(lambda: rmtree(folder, ignore_errors=True))

@@ -1,0 +1,150 @@
+"""Write a package again with the nodes in float32 that need it, and prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from moh_deploy.bisection.cost import flops_share
+from moh_deploy.bisection.cure import Cure, Step, Trials, find_cure
+from moh_deploy.bisection.experiments import Experiments
+from moh_deploy.bisection.float32_form import Float32Form
+from moh_deploy.bisection.forced_model import ForcedModel
+from moh_deploy.bisection.locate import Located, graph_of
+from moh_deploy.jobs.precision import router_types, save_model
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    Float32Node,
+    Manifest,
+    OnnxPackage,
+    PackageWriter,
+    Proof,
+)
+from moh_deploy.passes import choose_layers
+from moh_deploy.report.bisect import Repair
+from moh_deploy.validate.parity_report import ParityReport
+
+_WRONG_ITSELF = "In float32 it is wrong as well, so no choice of nodes makes it right."
+_NO_REFERENCE = (
+    "Its weights were taken as they are, rounded: if it was lowered from a package in float32, give"
+    " that as --reference."
+)
+
+
+def look_for_repair(
+    runs: Experiments, located: Located, output: Path | None, *, most: int, step: Step
+) -> tuple[Repair | None, str | None]:
+    """Find the nodes of a package in lower precision that have to be in float32.
+
+    Args:
+        runs: Of a package that is not right.
+        located: What is wrong with it.
+        output: Where to write it again; None for not at all.
+        most: How many packages may be made and run.
+        step: Encloses each of them.
+
+    Returns:
+        The repair, or a sentence on why there is none.
+    """
+    form = runs.float32
+    if form is None or located.divergence.cause in ("kernel", "optimisation"):
+        return None, None
+    if located.divergence.cause == "graph":
+        return None, f"{_WRONG_ITSELF}{'' if runs.reference else f' {_NO_REFERENCE}'}"
+    job = _Repair(runs, form, located, most, step)
+    cure = job.cure()
+    if cure is None:
+        return (
+            None,
+            f"With every node in float32 it still fails where {runs.kernels} kernels run it.",
+        )
+    return job.write(cure, output), None
+
+
+@dataclass
+class _Repair:
+    runs: Experiments
+    form: Float32Form
+    located: Located
+    most: int
+    step: Step
+
+    def __post_init__(self) -> None:
+        self.graph = graph_of(self.runs.unrounded)
+        self.trials = self._trials(self.runs.sound)
+
+    def cure(self) -> Cure | None:
+        """Search by the outputs and gates of runs with forced routing; if that is not enough for
+        `verify`, whose noise floor sinks with what is kept, search again by all that it asks."""
+        found = self._search()
+        if found is None or self._parity(found).equal:
+            return found
+        self.trials = self._trials(lambda model: self.runs.sound(model) and self._verified(model))
+        again = self._search()
+        return None if again is None else replace(again, trials=found.trials + again.trials)
+
+    def write(self, cure: Cure, output: Path | None) -> Repair:
+        share = flops_share(self.graph, self.located.values, cure.keep)
+        before, weights = _bytes(self.runs.package), self.form.weights
+        with self.step("proving the repaired package"):
+            if output is None:
+                made = self.trials.make(cure.keep).package
+                parity, written = self._parity(cure), None
+            else:
+                made, parity = self._publish(cure, output)
+                written = made.root
+        return Repair(cure, weights, before, _bytes(made), share, parity, written)
+
+    def _search(self) -> Cure | None:
+        errors = self.located.errors
+        return find_cure(self.trials, self.graph, errors, most=self.most, step=self.step)
+
+    def _trials(self, accepts: Callable[[ForcedModel], bool]) -> Trials:
+        forced = bool(self.runs.plain.gates)
+        return Trials(self.form, accepts, self.runs.scratch / "trials", forced)
+
+    def _verified(self, model: ForcedModel) -> bool:
+        return self.runs.compare(self.runs.as_run(model), self.runs.package.vectors).equal
+
+    def _parity(self, cure: Cure) -> ParityReport:
+        made = self.runs.as_run(self.trials.make(cure.keep))
+        return self.runs.compare(made, self.runs.package.vectors)
+
+    def _publish(self, cure: Cure, output: Path) -> tuple[OnnxPackage, ParityReport]:
+        package = self.runs.package
+        with PackageWriter(output) as writer:
+            model = self.trials.model(cure.keep)
+            choose_layers(model, package.manifest.layers)
+            save_model(model, package, writer.root)
+            manifest = writer.stage(_manifest(package.manifest, model, cure), package.vectors)
+            staged = OnnxPackage.open(writer.root)
+            as_run = self.runs.as_run(ForcedModel(staged, {}))
+            parity = self.runs.compare(as_run, staged.vectors)
+            parity.raise_if_unequal()
+            proof = _proof(parity, staged)
+            return writer.publish(replace(manifest, proof=proof)), parity
+
+
+def _manifest(manifest: Manifest, model: ir.Model, cure: Cure) -> Manifest:
+    layers = tuple(
+        replace(one, router_types=router_types(model, one)) if one.router_types else one
+        for one in manifest.layers
+    )
+    nodes = tuple(Float32Node(one.place.node, one.reason) for one in cure.nodes)
+    known = {one.name for one in nodes}
+    earlier = tuple(one for one in manifest.float32_nodes if one.name not in known)
+    return replace(manifest, layers=layers, proof=None, float32_nodes=(*earlier, *nodes))
+
+
+def _proof(parity: ParityReport, package: OnnxPackage) -> Proof:
+    sizes = tuple(one.sizes for one in package.vectors)
+    return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)
+
+
+def _bytes(package: OnnxPackage) -> int:
+    names = (MODEL_NAME, MODEL_DATA_NAME)
+    return sum((package.root / n).stat().st_size for n in names if (package.root / n).is_file())

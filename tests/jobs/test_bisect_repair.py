@@ -1,0 +1,218 @@
+"""Which nodes need float32: found in models that float16 is too short for, and repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import moh_deploy
+from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.jobs import repair as job
+from moh_deploy.npz import Array
+from moh_deploy.package import OnnxPackage, PackageWriter
+from moh_deploy.report.bisect import BisectReport
+from tests.bisection import strangers
+from tests.half_packages import write_unprotected
+
+Exported = Callable[[str], OnnxPackage]
+
+SHAPE = (2, 12, 16)
+
+SCALED = {"LargeHidden": ("blocks.1", 2.0**15), "LargeWeights": ("blocks.0", 2.0**19)}
+"""Hidden numbers that float16 cannot hold; weights that it cannot."""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    root = tmp_path_factory.mktemp("strangers")
+
+    @cache
+    def export(kind: str) -> OnnxPackage:
+        if kind in SCALED:
+            return scaled(export("Stack"), root / kind, *SCALED[kind])
+        x = np.random.default_rng(0).standard_normal(SHAPE, np.float32)
+        model = strangers.build(getattr(strangers, kind))
+        moh_deploy.export(model, root / kind, inputs={"x": x})
+        return OnnxPackage.open(root / kind)
+
+    return export
+
+
+def scaled(package: OnnxPackage, output: Path, block: str, factor: float) -> OnnxPackage:
+    """Let a perceptron's hidden numbers be larger by a power of two: the function is the same."""
+    model = onnx.load(package.model_path)
+    places = {node.name: node for node in model.graph.node}
+    weights = {one.name: one for one in model.graph.initializer}
+    for node, share in (("up.MatMul", factor), ("up.Add", factor), ("down.MatMul", 1 / factor)):
+        read = places[f"{block}.{node}"].input
+        weight = weights[next(name for name in read if name in weights)]
+        value = numpy_helper.to_array(weight) * np.float32(share)
+        weight.CopyFrom(numpy_helper.from_array(value, weight.name))
+    with PackageWriter(output) as writer:
+        onnx.save(model, writer.path("model.onnx"))
+        return writer.finish(package.manifest, package.vectors)
+
+
+def nodes(report: BisectReport) -> list[str]:
+    assert report.repair is not None
+    return [one.place.node for one in report.repair.cure.nodes]
+
+
+def outputs(package: OnnxPackage) -> Array:
+    """What a machine computes that rounds every float16 result."""
+    runner = open_session(package, kernels="off", optimize=False, round_results=True)
+    return next(iter(runner.run(package.vectors[0].inputs).values()))
+
+
+def error(package: OnnxPackage) -> float:
+    (expected,) = package.vectors[0].outputs.values()
+    return float(np.abs(outputs(package) - expected).max())
+
+
+NEEDED = {
+    "LargeHidden": ["blocks.1.up.MatMul", "blocks.1.up.Add", "blocks.1.down.MatMul"],
+    "LargeLogits": ["score.Add", "model.Softmax"],
+}
+
+
+@pytest.mark.parametrize("kind", list(NEEDED))
+def test_repaired_package_passes_with_the_nodes_that_need_float32(
+    kind: str, exported: Exported, tmp_path: Path
+):
+    whole = exported(kind)
+    half = write_unprotected(whole, tmp_path / "half")
+    report = moh_deploy.bisect(half.root, reference=whole.root, output=tmp_path / "out")
+    assert report.diverges
+    assert report.repaired
+    assert report.failure is None
+    assert nodes(report) == NEEDED[kind]
+    assert report.repair is not None
+    assert report.repair.cure.smallest
+    assert report.repair.weights == "the weights of the reference"
+    written = OnnxPackage.open(tmp_path / "out")
+    assert moh_deploy.verify(written.root).equal
+    assert not moh_deploy.bisect(written.root).diverges
+    assert [one.name for one in written.manifest.float32_nodes] == NEEDED[kind]
+    assert written.manifest.precision == "float16"
+    assert written.manifest.proof is not None
+    onnx.checker.check_model(onnx.load(written.model_path), full_check=True)
+    assert error(written) < 0.02
+    assert not error(half) < 0.1  # or NaN
+
+
+@pytest.mark.parametrize("kind", list(NEEDED))
+def test_without_any_one_of_the_nodes_it_fails_again(kind: str, exported: Exported, tmp_path: Path):
+    whole = exported(kind)
+    needed = NEEDED[kind]
+    for spared in needed:
+        kept = {name for name in needed if name != spared}
+        less = write_unprotected(
+            whole,
+            tmp_path / "less",
+            stays=lambda node, kept=kept: (
+                node.op_type in ("MoHRouter", "Relu") or node.name in kept
+            ),
+        )
+        assert moh_deploy.bisect(less.root, reference=whole.root, max_runs=2).diverges
+
+
+def test_outliers_in_the_residual_stream_are_kept_in_float32(exported: Exported, tmp_path: Path):
+    """No value overflows, and the noise floor is low: sums lose what is small beside thousands.
+    `precision` does not see it, since ONNX Runtime computes these sums in float32."""
+    whole = exported("Outliers")
+    moh_deploy.precision(whole.root, to="fp16", output=tmp_path / "half")
+    assert moh_deploy.verify(tmp_path / "half").equal
+    report = moh_deploy.bisect(tmp_path / "half", output=tmp_path / "out")
+    assert report.diverges
+    assert set(nodes(report)) >= {
+        "blocks.0.Add#2",
+        "blocks.1.Add",
+        "blocks.1.Add#2",
+        "blocks.2.Add",
+        "blocks.2.Add#2",
+    }
+    assert {one.rpartition(".")[2].partition("#")[0] for one in nodes(report)} == {"Add"}
+    assert report.repair is not None
+    assert report.repair.flops_share == 0.0
+    assert report.repair.cure.nodes[1].reason.startswith("its result reaches 6e+03, where float16")
+    assert not moh_deploy.bisect(tmp_path / "out").diverges
+
+
+@pytest.mark.parametrize("to", ["fp16", "bf16"])
+def test_nothing_diverges_in_a_good_package(to: str, exported: Exported, tmp_path: Path):
+    moh_deploy.precision(exported("Stack").root, to=to, output=tmp_path / "half")
+    report = moh_deploy.bisect(tmp_path / "half", output=tmp_path / "out")
+    assert not report.diverges
+    assert report.sentence.startswith("nothing diverges")
+    assert not (tmp_path / "out").exists()
+
+
+def test_target_below_what_verify_allows_is_met(exported: Exported, tmp_path: Path):
+    whole = exported("Stack")
+    moh_deploy.precision(whole.root, to="fp16", output=tmp_path / "half")
+    (largest,) = (np.abs(one).max() for one in whole.vectors[0].outputs.values())
+    before = error(OnnxPackage.open(tmp_path / "half")) / largest
+    report = moh_deploy.bisect(
+        tmp_path / "half", reference=whole.root, output=tmp_path / "out", target=before / 2
+    )
+    assert report.repaired
+    assert not moh_deploy.bisect(tmp_path / "out", target=before / 2).diverges
+
+
+def test_bfloat16_is_bisected_too(exported: Exported, tmp_path: Path):
+    whole = exported("LargeLogits")
+    low = write_unprotected(whole, tmp_path / "low", "bfloat16")
+    report = moh_deploy.bisect(low.root, reference=whole.root, output=tmp_path / "out")
+    assert {"score.Add", "model.Softmax"} <= set(nodes(report))
+    assert OnnxPackage.open(tmp_path / "out").manifest.precision == "bfloat16"
+    assert moh_deploy.verify(tmp_path / "out").equal
+
+
+def test_runs_are_bounded_and_what_they_found_passes(exported: Exported, tmp_path: Path):
+    half = write_unprotected(exported("LargeLogits"), tmp_path / "half")
+    report = moh_deploy.bisect(half.root, output=tmp_path / "out", max_runs=4)
+    assert report.repair is not None
+    assert not report.repair.cure.smallest
+    assert report.repair.cure.trials == 4
+    assert set(NEEDED["LargeLogits"]) <= set(nodes(report))
+    assert report.repair.weights == "the weights in float16, whose rounding stays"
+    assert moh_deploy.verify(tmp_path / "out").equal
+
+
+def test_weights_that_float16_cannot_hold_are_taken_from_the_reference(
+    exported: Exported, tmp_path: Path
+):
+    whole = exported("LargeWeights")
+    half = write_unprotected(whole, tmp_path / "half")
+    alone = moh_deploy.bisect(half.root)
+    assert alone.repair is None
+    assert "give that as --reference" in (alone.why_no_repair or "")
+    report = moh_deploy.bisect(half.root, reference=whole.root, output=tmp_path / "out")
+    assert report.repaired
+    assert "blocks.0.up.MatMul" in nodes(report)
+
+
+def test_interrupted_repair_leaves_nothing(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = exported("LargeLogits")
+    half = write_unprotected(whole, tmp_path / "half")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with monkeypatch.context() as patched:
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(job.PackageWriter, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            moh_deploy.bisect(half.root, output=tmp_path / "out")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["half", "scratch"]
+    assert not any(scratch.iterdir())
