@@ -46,7 +46,7 @@ def test_version(cli: Cli):
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
         (
             ["zzz"],
-            "No such command 'zzz'. There are bench, build, doctor, export, inspect, precision,"
+            "No such command 'zzz'. There are bench, bisect, build, doctor, export, inspect, precision,"
             " probe, run, tune, verify.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
