@@ -46,8 +46,8 @@ def test_version(cli: Cli):
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
         (
             ["zzz"],
-            "No such command 'zzz'. There are bench, bisect, build, doctor, export, inspect, precision,"
-            " probe, run, tune, verify.",
+            "No such command 'zzz'. There are bench, bisect, build, doctor, export, inspect,"
+            " precision, probe, run, tune, verify.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),
