@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Kernels
+from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.models import Model
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, VectorSet
@@ -41,7 +43,8 @@ class ModelReference:
         """
         with self.model.loaded() as loaded:
             feeds = _feeds(package, [spec.name for spec in loaded.inputs], self.name)
-            results = [loaded.run(_named(one.known.inputs, feeds)) for one in samples]
+            with _naming(self.name):
+                results = [loaded.run(_named(one.known.inputs, feeds)) for one in samples]
         pairs = zip(samples, results, strict=True)
         found = tuple(self._answer(package, one.known, got) for one, got in pairs)
         has_gates = all(len(one.gates) == len(package.manifest.layers) for one in found)
@@ -92,7 +95,8 @@ class PackageReference:
         feeds = _feeds(package, [spec.name for spec in self.other.manifest.inputs], self.name)
         found = []
         for one in samples:
-            vectors = recorder.record(_named(one.known.inputs, feeds))
+            with _naming(self.name):
+                vectors = recorder.record(_named(one.known.inputs, feeds))
             found.append(self._answer(package, one.known, vectors))
         layers, ours = len(self.other.manifest.layers), len(package.manifest.layers)
         notes = [*_absent(self.name, package, found)]
@@ -104,6 +108,18 @@ class PackageReference:
         outputs = _outputs(package, found.outputs, self.name)
         margins = tuple(_margins(known, index, one) for index, one in enumerate(found.margins))
         return VectorSet(known.sizes, known.inputs, outputs, found.gates, margins)
+
+
+@contextmanager
+def _naming(model: str) -> Iterator[None]:
+    """Say which model it is that does not take the inputs."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            f"{model} does not take the inputs that are compared on: {error.message}",
+            hint="Both sides get the same inputs: their dtypes and sizes have to suit both.",
+        ) from error
 
 
 def _feeds(package: OnnxPackage, theirs: Sequence[str], name: str) -> dict[str, str]:

@@ -95,11 +95,14 @@ def _kernels(subject: Subject) -> PackageReference:
 
 
 def _unknown(named: str, path: Path) -> ConfigError:
+    hint = did_you_mean(named, WORDS) or f"Expected {', '.join(WORDS)}, a package, engine or model."
+    if not path.exists():
+        return ConfigError(f"against is {named}, which does not exist.", hint=hint)
     if path.suffix in _CHECKPOINTS:
         return ConfigError(
             f"against is {named}, a checkpoint, which needs PyTorch to run.",
             hint="Give moh_deploy.load_original(...) of it, which says how to load it.",
         )
-    hint = did_you_mean(named, WORDS) or f"Expected {', '.join(WORDS)}, a package, engine or model."
-    what = "does not exist" if not path.exists() else "is no package, engine, model or checkpoint"
-    return ConfigError(f"against is {named}, which {what}.", hint=hint)
+    return ConfigError(
+        f"against is {named}, which is no package, engine, model or checkpoint.", hint=hint
+    )

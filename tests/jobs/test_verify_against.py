@@ -106,6 +106,20 @@ def test_model_with_other_inputs_is_refused(tmp_path: Path):
         moh_deploy.verify(tmp_path / "package", against=[tmp_path / "other.onnx"])
 
 
+def test_model_of_another_input_dtype_is_refused_and_named(tmp_path: Path):
+    write_package(tmp_path / "package")
+    content = model()
+    content.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    content.graph.node.insert(
+        0, helper.make_node("Cast", ["x"], ["wide"], to=onnx.TensorProto.FLOAT)
+    )
+    for node in content.graph.node[1:]:
+        node.input[:] = ["wide" if name == "x" else name for name in node.input]
+    onnx.save(content, tmp_path / "half.onnx")
+    with pytest.raises(ConfigError, match=r"half\.onnx does not take the inputs .* dtype float16"):
+        moh_deploy.verify(tmp_path / "package", against=[tmp_path / "half.onnx"])
+
+
 def test_order_of_references_is_that_of_the_report_and_changes_nothing_else(tmp_path: Path):
     write_package(tmp_path / "package")
     write_package(tmp_path / "wrong", scale=1.5)
@@ -157,14 +171,17 @@ def test_comparison_without_data_fails_beside_one_with(tmp_path: Path):
     ("named", "message"),
     [
         ("function", "against is function, which does not exist"),
-        ("model.pt", "against is model.pt, a checkpoint, which needs PyTorch to run"),
+        ("missing.pt", "against is missing.pt, which does not exist"),
+        ("MODEL", r"model\.pt, a checkpoint, which needs PyTorch to run"),
         ("kernels", "itself runs with kernels where there are any"),
         ("PACKAGE", "which is itself what is verified: it is equal to itself"),
     ],
 )
 def test_what_names_nothing_to_compare_with_is_refused(tmp_path: Path, named: str, message: str):
     write_package(tmp_path / "package")
-    named = str(tmp_path / "package") if named == "PACKAGE" else named
+    (tmp_path / "model.pt").write_bytes(b"")
+    named = {"PACKAGE": "package", "MODEL": "model.pt"}.get(named, named)
+    named = str(tmp_path / named) if (tmp_path / named).exists() else named
     with pytest.raises(ConfigError, match=message):
         moh_deploy.verify(tmp_path / "package", against=[named])
 
