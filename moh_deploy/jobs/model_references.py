@@ -14,6 +14,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.models import Model
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.report.tables import count
 from moh_deploy.validate.function_bodies import Recorder, routers_of, values_to_record
 from moh_deploy.validate.matching import match_inputs, match_outputs
 from moh_deploy.validate.reference import Answers
@@ -98,11 +99,18 @@ class PackageReference:
             with _naming(self.name):
                 vectors = recorder.record(_named(one.known.inputs, feeds))
             found.append(self._answer(package, one.known, vectors))
-        layers, ours = len(self.other.manifest.layers), len(package.manifest.layers)
-        notes = [*_absent(self.name, package, found)]
-        if layers != ours:
-            notes.append(f"{self.name} has {layers} MoH layers: routing was not compared.")
-        return Answers(tuple(found), layers == ours, tuple(notes))
+        has_gates = len(self.other.manifest.layers) == len(package.manifest.layers)
+        return Answers(tuple(found), has_gates, tuple(self._notes(package, found)))
+
+    def _notes(self, package: OnnxPackage, found: Sequence[VectorSet]) -> Iterator[str]:
+        yield from _absent(self.name, package, found)
+        ours, theirs = package.manifest, self.other.manifest
+        made_from = {ours.checkpoint_sha256, theirs.checkpoint_sha256} - {None}
+        if len(made_from) > 1:
+            yield f"{self.name} was made from another checkpoint."
+        if len(theirs.layers) != len(ours.layers):
+            layers = count(len(theirs.layers), "MoH layer")
+            yield f"{self.name} has {layers}, this one {len(ours.layers)}: routing is not compared."
 
     def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
         outputs = _outputs(package, found.outputs, self.name)

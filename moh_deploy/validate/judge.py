@@ -218,13 +218,16 @@ class Judge:
         layers = self.package.manifest.layers
         if self.variants is None or not layers or len(expected.gates) != len(layers):
             return None
-        if any(layer.gates not in got for layer in layers):
+        pairs = list(zip(layers, expected.gates, strict=True))
+        if any(
+            layer.gates not in got or got[layer.gates].shape != gates.shape
+            for layer, gates in pairs
+        ):
             return None
         if not self._asked:
             self._why_not, self._asked = self.variants.why_not_forced(), True
         if self._why_not is not None:
             return None
-        pairs = zip(layers, expected.gates, strict=True)
         return {layer.gates: gates.astype(got[layer.gates].dtype) for layer, gates in pairs}
 
     @staticmethod

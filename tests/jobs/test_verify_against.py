@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as xml
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.json_text import to_json_text
 from moh_deploy.npz import write_npz
+from moh_deploy.package import PackageWriter
 from moh_deploy.report.junit import junit_xml
 from moh_deploy.report.markdown import markdown
 from moh_deploy.report.parity_json import VerifyJson
 from tests.cli.run_cli import Cli
-from tests.handmade_package import model, vectors, write_package
+from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library
 from tests.two_layers import write_two_layers
 
@@ -81,7 +83,19 @@ def test_package_of_other_layers_is_compared_by_outputs_and_said_so(tmp_path: Pa
     write_package(tmp_path / "other")
     report = moh_deploy.verify(tmp_path / "package", against=[tmp_path / "other"])
     assert not report.has_routing
-    assert report.notes[0].endswith("other has 1 MoH layers: routing was not compared.")
+    assert report.notes[0].endswith("other has 1 MoH layer, this one 0: routing is not compared.")
+
+
+def test_package_of_another_checkpoint_is_said_to_be(tmp_path: Path):
+    for name, digest in (("package", "a" * 64), ("other", "b" * 64)):
+        with PackageWriter(tmp_path / name) as writer:
+            onnx.save(model(), writer.path("model.onnx"))
+            writer.finish(replace(MANIFEST, checkpoint_sha256=digest), [vectors()])
+    report = moh_deploy.verify(tmp_path / "package", against=[tmp_path / "other", "functions"])
+    assert report.comparisons[0].notes == (
+        f"package {tmp_path / 'other'} was made from another checkpoint.",
+    )
+    assert report.comparisons[1].notes == ()
 
 
 @pytest.mark.parametrize(("inputs", "output"), [("x", "y"), ("images", "logits")])

@@ -291,6 +291,15 @@ def test_gates_that_cannot_be_fed_are_named_and_the_looser_rule_holds():
     assert report.notes == ("The reference gates were not fed to the model: no reader.",)
 
 
+def test_gates_of_another_shape_are_not_fed():
+    expected = replace(vectors(), gates=(vectors().gates[0][..., :3],))
+    report = compare(PACKAGE, Replay(results_of(vectors())), [expected], variants=Fed({}))
+    assert report.reasons == (
+        "gates of layer 'blocks.0.attn' in vectors 0 (batch=2, seq=3) is of shape [2, 3, 4], the"
+        " reference [2, 3, 3].",
+    )
+
+
 def test_no_vectors_prove_nothing():
     report = compare(PACKAGE, Replay({}), [])
     assert not report.equal
