@@ -23,6 +23,7 @@ from train import EPOCHS, load_splits, save_checkpoint, train
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.native import kernel_library
+from moh_deploy.npz import write_npz
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
@@ -89,6 +90,7 @@ def main() -> None:
     step(f"Running {len(held_out.labels)} held-out images through PyTorch and through the package")
     expected = record(model, held_out.images)
     labels = held_out.labels.numpy()
+    verify_accuracy(package_dir, expected, labels)
     ways: tuple[Kernels, ...] = ("auto", "off") if kernel_library() else ("auto",)
     comparisons = [compare_images(package, expected, labels, kernels=way) for way in ways]
     show(comparisons, package)
@@ -102,6 +104,17 @@ def moh_deploy(*arguments: str | Path) -> None:
     finished = subprocess.run([sys.executable, "-m", "moh_deploy", *words], check=False)
     if finished.returncode:
         sys.exit(finished.returncode)
+
+
+def verify_accuracy(package_dir: Path, expected: VectorSet, labels: np.ndarray) -> None:
+    """Compare the accuracy on held-out images with that of the model in PyTorch."""
+    images, labels_file = (package_dir.parent / name for name in ("held-out.npz", "labels.npy"))
+    write_npz(images, {**expected.inputs, **expected.outputs})
+    np.save(labels_file, labels)
+    policy = HERE / "policy.yaml"
+    moh_deploy(
+        "verify", package_dir, "--inputs", images, "--labels", labels_file, "--policy", policy
+    )
 
 
 def compare_images(

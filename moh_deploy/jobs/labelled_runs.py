@@ -21,7 +21,7 @@ from moh_deploy.validate.user_vectors import check_ranges
 _MOST_SAMPLES = 64
 _RUN_BYTES = 2**27
 """Outputs of one run."""
-_TURN_BYTES = 2**29
+_TURN_BYTES = 2**28
 """What one side returns in one turn: a reference is loaded once a turn."""
 
 

@@ -16,7 +16,7 @@ class DemoRun:
 
     Attributes:
         process: How.
-        work_dir: Where it left `digits.pt` and `package`.
+        work_dir: Where it left `digits.pt`, `package`, `held-out.npz` and `labels.npy`.
     """
 
     process: subprocess.CompletedProcess[str]
