@@ -12,7 +12,7 @@ from moh_deploy.atomic import StagedDirectory, staged_file
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.chooser.machine import Machine
 from moh_deploy.errors import ConfigError
-from moh_deploy.jobs.bench_entries import FIXED, LineUp, Organizer
+from moh_deploy.jobs.bench_entries import LineUp, Organizer
 from moh_deploy.npz import write_npz
 from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import Progress, SilentProgress
@@ -23,7 +23,7 @@ from moh_deploy.report.choices import sizes_text
 from moh_deploy.tuning.agreement import Agreement, agreement
 from moh_deploy.tuning.bench_gates import BenchGate, GateResult, parse_gate
 from moh_deploy.tuning.contestants import Contestant, Entry
-from moh_deploy.tuning.fixed_routing import RoutingOverhead
+from moh_deploy.tuning.fixed_routing import Fixing, RoutingOverhead
 from moh_deploy.tuning.fresh_run import FreshRun, MeasureFresh, fresh_run
 from moh_deploy.tuning.inputs import InputSet, input_sets
 from moh_deploy.tuning.latency import Latency, MeasureRuns, Timing, runs_timer
@@ -220,7 +220,7 @@ class _Job:
             results=tuple(one for each in results for one in each),
             work=work,
             gates=tuple(one for each in results for one in _judged(gates, each)),
-            routing=tuple(one.routing for one in rounds if one.routing is not None),
+            routing=tuple(one for each in rounds for one in each.routing),
             samples_by=batch_dim(first),
             threads=self.organizer.threads,
             min_time_s=min_time,
@@ -264,7 +264,8 @@ class _Job:
             )
 
         found = [measured(entry) for entry in self.line_up.entries]
-        return _Round(found, self._routing(found[0], times))
+        overheads = [self._routing(one, found[0], times) for one in self.line_up.fixings]
+        return _Round(found, overheads)
 
     def _agreements(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, Agreement]:
         (_, first), *others = loaded.items()
@@ -287,13 +288,13 @@ class _Job:
             for name, task in tasks.items()
         }
 
-    def _routing(self, first: Measured, times: Mapping[str, Timing]) -> RoutingOverhead | None:
-        where = (first.contestant, first.inputs, first.sizes)
-        if self.line_up.why_not_fixed is not None:
-            return RoutingOverhead(*where, None, None, None, self.line_up.why_not_fixed)
-        if FIXED not in times:
-            return None
-        dynamic, fixed = times[first.contestant], times[FIXED]
+    def _routing(
+        self, one: Fixing, first: Measured, times: Mapping[str, Timing]
+    ) -> RoutingOverhead:
+        where = (first.contestant, one.layer, first.inputs, first.sizes)
+        if one.why_not is not None:
+            return RoutingOverhead(*where, None, None, None, one.why_not)
+        dynamic, fixed = times[first.contestant], times[one.name]
         wall = difference(dynamic.wall_ms, fixed.wall_ms)
         cpu = difference(dynamic.cpu_ms, fixed.cpu_ms)
         return RoutingOverhead(*where, wall, cpu, wall.value / first.latency.p50_ms, None)
@@ -314,7 +315,7 @@ class _Round:
     """What was measured on one set of inputs."""
 
     measured: list[Measured]
-    routing: RoutingOverhead | None
+    routing: list[RoutingOverhead]
 
 
 def _ratio(times: Mapping[str, Timing], name: str, other: str) -> Ratio:

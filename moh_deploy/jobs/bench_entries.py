@@ -17,14 +17,14 @@ from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.suggest import did_you_mean
 from moh_deploy.tuning.contestants import EagerContestant, Entry, OrtContestant
 from moh_deploy.tuning.engine_contestant import EngineContestant
-from moh_deploy.tuning.fixed_routing import FixedRouting, why_routing_stays
+from moh_deploy.tuning.fixed_routing import FIXED, FixedRouting, Fixing, fixing
 from moh_deploy.tuning.inputs import InputSet
 from moh_deploy.tuning.original import Original
 
-DENSE, FUNCTIONS, FIXED = "dense", "functions", "fixed-routing"
+DENSE, FUNCTIONS = "dense", "functions"
 EAGER, PLAIN = "eager", "plain-onnx"
 _OF_THE_ORIGINAL = (EAGER, PLAIN)
-_OF_THE_PACKAGE = (DENSE, FUNCTIONS, FIXED)
+_OF_THE_PACKAGE = (DENSE, FUNCTIONS)
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class LineUp:
         first: The package that baselines are made from, and that says which inputs there are; of
             an engine the one that it was built from.
         packages: Those that are measured, by name.
-        why_not_fixed: Why the routing of the first one cannot be fixed, although that was asked
-            for; else None.
+        fixings: Which routers of the first one are to be gone, of each baseline that says so;
+            those that cannot go are no entries.
     """
 
     entries: tuple[Entry, ...]
     first: OnnxPackage
     packages: Mapping[str, OnnxPackage]
-    why_not_fixed: str | None
+    fixings: tuple[Fixing, ...]
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,18 @@ class Organizer:
         packages = {str(one): OnnxPackage.open(one) for one in roots if not is_engine_dir(one)}
         entries = [self._of_directory(Path(one), is_baseline=False) for one in roots]
         self._check_baselines(baselines, Path(roots[0]))
-        why_not = why_routing_stays(first) if FIXED in baselines else None
-        wanted = [one for one in baselines if one != FIXED or why_not is None]
-        entries += [self._baseline(first, one) for one in wanted]
+        fixings = {one: found for one in baselines if (found := fixing(first, str(one)))}
+        possible = [one for one in baselines if one not in fixings or not fixings[one].why_not]
+        entries += [self._baseline(first, one, fixings.get(one)) for one in possible]
         _check_names([one.name for one in entries])
-        return LineUp(tuple(entries), first, packages, why_not)
+        return LineUp(tuple(entries), first, packages, tuple(fixings.values()))
 
-    def _baseline(self, package: OnnxPackage, named: Path | str) -> Entry:
+    def _baseline(self, package: OnnxPackage, named: Path | str, fixing: Fixing | None) -> Entry:
+        if fixing is not None:
+            return self._fixed(package, fixing)
         makers: dict[Path | str, Callable[[OnnxPackage], Entry]] = {
             DENSE: self._dense,
             FUNCTIONS: lambda one: self._of_package(FUNCTIONS, one, kernels="off"),
-            FIXED: self._fixed,
             EAGER: self._eager,
             PLAIN: self._plain,
         }
@@ -103,7 +104,7 @@ class Organizer:
         path = Path(named)
         if path.is_file():
             return self._of_file(str(path), path)
-        if not path.is_dir() and (hint := did_you_mean(str(named), list(map(str, makers)))):
+        if not path.is_dir() and (hint := did_you_mean(str(named), [*map(str, makers), FIXED])):
             raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)
         return self._of_directory(path)
 
@@ -150,11 +151,13 @@ class Organizer:
         chosen = with_choices(layers, {"all": "dense"})
         return self._of_package(DENSE, write_choices(package, chosen, self.scratch / DENSE))
 
-    def _fixed(self, package: OnnxPackage) -> Entry:
+    def _fixed(self, package: OnnxPackage, fixing: Fixing) -> Entry:
         def load(sets: Sequence[InputSet], stack: ExitStack) -> FixedRouting:
-            return FixedRouting.load(package, sets, kernels=self.kernels, threads=self.threads)
+            return FixedRouting.load(
+                package, fixing.layers, sets, kernels=self.kernels, threads=self.threads
+            )
 
-        return Entry(FIXED, True, load)
+        return Entry(fixing.name, True, load)
 
     def _eager(self, package: OnnxPackage) -> Entry:
         def load(sets: Sequence[InputSet], stack: ExitStack) -> EagerContestant:
@@ -176,7 +179,11 @@ class Organizer:
         return Entry(PLAIN, True, load)
 
     def _check_baselines(self, baselines: Sequence[Path | str], first: Path) -> None:
-        of_package = [one for one in baselines if one in _OF_THE_PACKAGE]
+        of_package = [
+            one
+            for one in baselines
+            if one in _OF_THE_PACKAGE or str(one).partition(":")[0] == FIXED
+        ]
         if of_package and is_engine_dir(first):
             raise ConfigError(
                 f"the baseline '{of_package[0]}' is a package run in another way, but the first"

@@ -76,10 +76,11 @@ def _against_dense(first: Measured) -> Iterator[str]:
 
 def _routing(one: RoutingOverhead) -> str:
     where = _where(one.contestant, one.inputs, one.sizes)
+    what = "router overhead" if one.layer is None else f"router overhead of {one.layer}"
     if one.wall_ms is None or one.cpu_ms is None:
-        return f"{where}: router overhead is not measurable, {one.reason}"
+        return f"{where}: {what} is not measurable, {one.reason}"
     return (
-        f"{where}: router overhead (dynamic minus fixed routing) {_milliseconds(one.wall_ms)} a"
+        f"{where}: {what} (dynamic minus fixed routing) {_milliseconds(one.wall_ms)} a"
         f" run, {percent(one.share)} of p50; CPU time {_milliseconds(one.cpu_ms)}"
     )
 

@@ -74,6 +74,7 @@ class WorkJson(_Object):
 
 class RoutingJson(_Object):
     contestant: str
+    layer: str | None
     inputs: str
     sizes: dict[str, int]
     wall_ms: IntervalJson | None

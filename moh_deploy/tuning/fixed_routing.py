@@ -1,4 +1,4 @@
-"""What routing costs: a package beside itself with its routers' results fed, and no router."""
+"""What routing costs: a package beside itself with what its routers make fed, and no router."""
 
 from __future__ import annotations
 
@@ -10,17 +10,39 @@ import onnx
 
 from moh_deploy.backends.onnxruntime import OrtRunner, open_session, runtime_name
 from moh_deploy.backends.runner import Kernels, KernelUse
+from moh_deploy.errors import ConfigError
 from moh_deploy.npz import Array
 from moh_deploy.package import (
+    LayerInfo,
     OnnxPackage,
     fix_routing,
     fixed_input,
     routed_values,
     why_not_fixed,
 )
+from moh_deploy.suggest import did_you_mean, shortened
 from moh_deploy.tuning.contestants import precisions
 from moh_deploy.tuning.inputs import InputSet
 from moh_deploy.tuning.timing import Difference
+
+FIXED = "fixed-routing"
+
+
+@dataclass(frozen=True)
+class Fixing:
+    """Which routers are to be gone.
+
+    Attributes:
+        name: The baseline: `fixed-routing`, with a colon and a layer's path behind it for one.
+        layers: The layers.
+        layer: The path; None for all layers.
+        why_not: Why the package cannot run without their routers; None if it can.
+    """
+
+    name: str
+    layers: tuple[LayerInfo, ...]
+    layer: str | None
+    why_not: str | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +51,7 @@ class RoutingOverhead:
 
     Attributes:
         contestant: The package.
+        layer: The one layer whose routing was fixed; None for all.
         inputs: What it ran on.
         sizes: At these sizes.
         wall_ms: Its time minus that with routing fixed; None if that cannot be measured.
@@ -38,6 +61,7 @@ class RoutingOverhead:
     """
 
     contestant: str
+    layer: str | None
     inputs: str
     sizes: dict[str, int]
     wall_ms: Difference | None
@@ -46,9 +70,26 @@ class RoutingOverhead:
     reason: str | None
 
 
-def why_routing_stays(package: OnnxPackage) -> str | None:
-    """Return why a package cannot run without its routers; None if it can."""
-    return why_not_fixed(_graph(package), package.manifest.layers)
+def fixing(package: OnnxPackage, baseline: str) -> Fixing | None:
+    """Return what a baseline fixes; None if it is of another kind.
+
+    Raises:
+        ConfigError: There is no such layer.
+    """
+    kind, colon, path = baseline.partition(":")
+    if kind != FIXED:
+        return None
+    layers = package.manifest.layers
+    if not colon:
+        return Fixing(baseline, layers, None, why_not_fixed(_graph(package), layers))
+    chosen = tuple(layer for layer in layers if layer.path == path)
+    if not chosen:
+        paths = [layer.path for layer in layers]
+        raise ConfigError(
+            f"baseline '{baseline}': there is no layer '{path}'.",
+            hint=did_you_mean(path, paths) or f"There are {shortened(paths)}.",
+        )
+    return Fixing(baseline, chosen, path, why_not_fixed(_graph(package), chosen))
 
 
 @dataclass(frozen=True)
@@ -68,19 +109,20 @@ class FixedRouting:
     def load(
         cls,
         package: OnnxPackage,
+        layers: Sequence[LayerInfo],
         sets: Sequence[InputSet],
         *,
         kernels: Kernels,
         threads: int | None,
     ) -> FixedRouting:
-        """Run a package on each set of inputs, and open it without its routers.
+        """Run a package on each set of inputs, and open it without the routers of some layers.
 
         Raises:
             BackendError: ONNX Runtime failed.
         """
         # The nodes that are gone run on no kernel, which is not to be refused.
         allowed: Kernels = "auto" if kernels == "require" else kernels
-        names = routed_values(_graph(package), package.manifest.layers)
+        names = routed_values(_graph(package), layers)
         routing = open_session(package, kernels=allowed, threads=threads, extra_outputs=names)
         found = [routing.run(one.inputs) for one in sets]
         runner = open_session(

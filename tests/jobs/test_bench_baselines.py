@@ -163,6 +163,19 @@ def test_router_overhead_is_the_time_without_routers(tmp_path: Path):
     assert "router overhead (dynamic minus fixed routing) -2 ms" in findings(report)
 
 
+def test_routing_of_one_layer_is_fixed_by_its_path(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    baselines = ["fixed-routing", "fixed-routing:blocks.1.attn"]
+    report = measured(package, baselines=baselines, gates=["p50 <= fixed-routing:blocks.1.attn"])
+    assert [one.layer for one in report.routing] == [None, "blocks.1.attn"]
+    assert [one.wall_ms.value for one in report.routing] == [-2.0, -4.0]
+    assert [one.agreement.reason for one in report.results[1:]] == [None, None]
+    assert report.passed is True
+    with pytest.raises(ConfigError, match=r"there is no layer 'blocks\.2\.attn'") as refused:
+        measured(package, baselines=["fixed-routing:blocks.2.attn"])
+    assert refused.value.hint == "Did you mean 'blocks.1.attn'?"
+
+
 def test_routing_is_fixed_to_that_of_each_set_of_inputs(tmp_path: Path):
     """Gates of other inputs would compute something else, which is caught by its outputs."""
     package = write_package(tmp_path / "package")

@@ -111,8 +111,11 @@ def test_what_computes_something_else_is_named():
 
 def test_router_overhead_is_said_or_why_it_is_not_known():
     wall, cpu = Difference(0.2, 0.1, 0.3), Difference(0.1, -0.1, 0.3)
-    found = RoutingOverhead("build/model", "recorded", {"batch": 4}, wall, cpu, 0.125, None)
+    found = RoutingOverhead("build/model", None, "recorded", {"batch": 4}, wall, cpu, 0.125, None)
     missing = replace(found, wall_ms=None, cpu_ms=None, share=None, reason="no gates are read")
+    of_one = replace(found, layer="blocks.1.attn")
+    (sentence,) = findings([], [], [of_one])
+    assert sentence.startswith(f"{WHERE}: router overhead of blocks.1.attn (dynamic minus")
     assert list(findings([], [], [found, missing])) == [
         f"{WHERE}: router overhead (dynamic minus fixed routing) 0.2 ms (0.1 to 0.3) a run, 12.5 %"
         " of p50; CPU time 0.1 ms (-0.1 to 0.3, no difference shown)",

@@ -20,7 +20,7 @@ from tests.report.html.samples import bench_report
 SCHEMA = Path(__file__).parents[2] / "docs" / "bench.schema.json"
 REPORT = bench_report()
 ONE = Difference(0.1, 0.0, 0.2)
-ROUTING = RoutingOverhead("build/model", "recorded", {"batch": 4}, ONE, ONE, 0.1, None)
+ROUTING = RoutingOverhead("build/model", None, "recorded", {"batch": 4}, ONE, ONE, 0.1, None)
 
 
 def unknown(report: BenchReport) -> BenchReport:
