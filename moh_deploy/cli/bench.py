@@ -32,7 +32,7 @@ from moh_deploy.cli.report_files import bench_files
     multiple=True,
     metavar="dense|functions|fixed-routing|eager|plain-onnx|DIR|FILE.onnx",
     help="Compare with the first package with every layer dense, with its function bodies, without"
-    " its routers; with the original in PyTorch, with its export by PyTorch alone; with another"
+    " its routers (fixed-routing:LAYER: one of them); with the original in PyTorch, with its export by PyTorch alone; with another"
     " package or model. Repeatable.",
 )
 @click.option(

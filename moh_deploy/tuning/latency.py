@@ -15,6 +15,7 @@ from moh_deploy.tuning.timing import Contestants, Samples, Turns, settle_seconds
 LEAST_RUNS = {50: 1, 90: 10, 99: 100}
 _MOST_RUNS = 1_000_000
 _MOST_KEPT = 201
+_REFILL_SECONDS = 2e-3
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None
         least_sample_seconds=0.0,
         most_rounds=_MOST_RUNS,
         settle_seconds=settle_seconds(threads),
+        refill_seconds=_REFILL_SECONDS,
     )
 
     def measure(contestants: Contestants) -> dict[str, Timing]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ Clock = Callable[[], float]
 
 _LEAST_ROUNDS = 7
 _SETTLE_SECONDS = 5e-3
+_LONG = 50
 
 
 def settle_seconds(threads: int | None) -> float:
@@ -31,7 +33,7 @@ def settle_seconds(threads: int | None) -> float:
 
 @dataclass(frozen=True)
 class Turns:
-    """Times contestants that take turns: each once a round, in an order that rotates.
+    """Times contestants that take turns: each once a round, in an order that is drawn each round.
 
     Attributes:
         clocks: All are read around the same calls, the first one closest to them.
@@ -42,6 +44,8 @@ class Turns:
         most_rounds: There are no more rounds than these.
         settle_seconds: Nothing runs for so long before a turn, if there are several contestants:
             idle threads of the last one may still look for work.
+        refill_seconds: Then the contestant runs for so long, untimed, and once at least, if there
+            are several: caches hold what the last one had. What takes 50 times as long does not.
     """
 
     clocks: tuple[Clock, ...]
@@ -50,27 +54,38 @@ class Turns:
     least_sample_seconds: float = 1e-3
     most_rounds: int = 501
     settle_seconds: float = 0.0
+    refill_seconds: float = 0.0
 
     def __call__(self, contestants: Contestants) -> dict[str, tuple[Samples, ...]]:
         """Return for each contestant its samples by each clock."""
-        repeats = {name: self._repeats(call) for name, call in contestants.items()}
+        turns = {name: self._turn(call, len(contestants) > 1) for name, call in contestants.items()}
         self._warm_up(contestants)
         samples: dict[str, list[Samples]] = {name: [] for name in contestants}
-        names, start = list(contestants), time.perf_counter()
+        names, start, order = list(contestants), time.perf_counter(), random.Random(0)
         for number in range(self.most_rounds):
-            for offset in range(len(names)):
-                name = names[(number + offset) % len(names)]
-                if len(names) > 1 and self.settle_seconds:
-                    time.sleep(self.settle_seconds)
-                samples[name].append(self._sample(contestants[name], repeats[name]))
+            # Whoever always ran after the same one would always find the same in the caches.
+            for name in order.sample(names, len(names)):
+                samples[name].append(turns[name]())
             if number + 1 >= _LEAST_ROUNDS and time.perf_counter() - start >= self.min_seconds:
                 break
         return {name: tuple(zip(*rounds, strict=True)) for name, rounds in samples.items()}
 
-    def _repeats(self, call: Callable[[], object]) -> int:
+    def _turn(self, call: Callable[[], object], has_others: bool) -> Callable[[], Samples]:
+        """Return what is done in each turn of a contestant."""
         call()  # The first one allocates.
-        seconds = min(self._sample(call, 1)[0] for _ in range(3)) / 1e3
-        return max(1, math.ceil(self.least_sample_seconds / max(seconds, 1e-6)))
+        seconds = max(min(self._sample(call, 1)[0] for _ in range(3)) / 1e3, 1e-6)
+        repeats = max(1, math.ceil(self.least_sample_seconds / seconds))
+        is_long = seconds > _LONG * self.refill_seconds
+        untimed = 0 if is_long else math.ceil(self.refill_seconds / seconds)
+
+        def turn() -> Samples:
+            if has_others and self.settle_seconds:
+                time.sleep(self.settle_seconds)
+            for _ in range(untimed if has_others else 0):
+                call()
+            return self._sample(call, repeats)
+
+        return turn
 
     def _warm_up(self, contestants: Contestants) -> None:
         start = time.perf_counter()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -28,14 +29,41 @@ class Hands:
         return call
 
 
-def test_contestants_take_turns_and_each_round_begins_with_another():
+def test_contestants_take_turns_in_an_order_that_is_drawn_each_round():
     hands = Hands()
     stopwatch = Stopwatch(hands, "CPU", 0.0)
-    times = stopwatch("a layer", {"dense": hands.work(0.02), "sparse": hands.work(0.01)})
+    works = {"dense": hands.work(0.02), "sparse": hands.work(0.01), "projected": hands.work(0.03)}
+    times = stopwatch("a layer", works)
     assert times["dense"] == pytest.approx([20.0] * 7)
     assert times["sparse"] == pytest.approx([10.0] * 7)
-    rounds = hands.worked[-14:]
-    assert rounds[:4] == [0.02, 0.01, 0.01, 0.02]
+    turns = hands.worked[-21:]
+    rounds = [tuple(turns[i : i + 3]) for i in range(0, 21, 3)]
+    assert {tuple(sorted(one)) for one in rounds} == {(0.01, 0.02, 0.03)}
+    assert len(set(rounds)) > 3
+
+
+def test_nobody_runs_after_the_same_one_each_time():
+    ran: list[str] = []
+    names = ("one", "two", "three", "four")
+    turns = Turns((Hands(),), 0.0, least_sample_seconds=0.0, warmup_seconds=0.0)
+    turns({name: lambda name=name: ran.append(name) for name in names})
+    in_turns = ran[4 * len(names) :]  # the first four runs of each find out how long one takes
+    before = {name: set() for name in names}
+    for last, name in pairwise(in_turns):
+        before[name].add(last)
+    assert min(map(len, before.values())) >= 2
+
+
+def test_caches_are_filled_again_before_a_turn():
+    hands = Hands()
+    turns = Turns((hands,), 0.0, least_sample_seconds=0.0, refill_seconds=0.002)
+    ran = {"short": 0.0005, "middle": 0.003, "long": 0.2}
+    turns({name: hands.work(seconds) for name, seconds in ran.items()})
+    counts = {name: hands.worked.count(seconds) for name, seconds in ran.items()}
+    assert counts == {"short": 4 + 7 * 5, "middle": 4 + 7 * 2, "long": 4 + 7}
+    alone = Hands()
+    replace(turns, clocks=(alone,))({"short": alone.work(0.0005)})
+    assert len(alone.worked) == 4 + 7
 
 
 def test_short_work_is_repeated_within_a_sample():
