@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
+from moh_deploy.cli.common_options import (
+    json_option,
+    junit_option,
+    kernels_option,
+    model_options,
+    package_argument,
+)
 from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.output import print_json, print_rich
 
@@ -48,14 +54,21 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Tolerances that replace those of the built-in table, each with its reason.",
 )
+@junit_option
 @click.option(
-    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML for a CI."
+    "--checkpoint",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The original model: it, and not the function bodies, records what is found in the inputs."
+    " Options that say how it is loaded are those of `moh-deploy export`.",
 )
 @kernels_option
+@model_options
 @json_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     package: Path,
     inputs: tuple[Path, ...],
     update_corpus: bool,
@@ -63,14 +76,16 @@ def command(
     longest: tuple[str, ...],
     policy: Path | None,
     junit: Path | None,
+    checkpoint: Path | None,
     kernels: Kernels,
     as_json: bool,
+    **loading: object,
 ) -> None:
     """Run the package DIR on edge cases (ties, saturated and NaN logits, no token, padding only)
     and on its regression corpus: exit 1 if one fails."""
+    from moh_deploy.cli.probe_apart import ProbeTask, probe_apart
     from moh_deploy.cli.report_files import probe_files
     from moh_deploy.jobs.probe import parse_longest
-    from moh_deploy.jobs.probe_apart import ProbeTask, probe_apart
 
     task = ProbeTask(
         package,
@@ -80,6 +95,8 @@ def command(
         tuple(parse_longest(longest).items()),
         kernels,
         policy,
+        checkpoint,
+        loading,
         quiet=as_json,
     )
     files = probe_files(str(package), junit=junit)

@@ -9,7 +9,7 @@ from moh_deploy.backends.runner import Runner
 from moh_deploy.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.errors import BackendError
 from moh_deploy.package import CorpusSample, OnnxPackage
-from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
+from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples, recorded_from
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import Policy
@@ -57,7 +57,8 @@ class CorpusJudge:
         except BackendError as error:
             return CaseResult("corpus", case, MODEL, "failed", f"case '{case}': {error.message}")
         if not report.reasons:
-            return CaseResult("corpus", case, MODEL, "passed", _compared(report))
+            detail = f"{_compared(report)}; recorded from {recorded_from(samples)}"
+            return CaseResult("corpus", case, MODEL, "passed", detail)
         more = f" ({len(report.reasons) - 1} more)" if len(report.reasons) > 1 else ""
         where = "".join(f" {note}" for note in report.notes)
         sentence = f"case '{case}': {report.reasons[0]}{more}{where}"

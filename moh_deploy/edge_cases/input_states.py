@@ -139,6 +139,8 @@ def _fitting(package: OnnxPackage, name: str) -> tuple[int, str]:
     mib = budget // 2**20
     if fits == _LONGEST_OF_ANY:
         return fits, f"{fits} is the most that is tried unasked"
+    if fits == example:
+        return fits, f"the example's: scores of more may not fit into {mib} MiB"
     return fits, f"the most whose scores surely fit into {mib} MiB"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -11,12 +11,15 @@ import numpy as np
 from moh_deploy.npz import Array
 from moh_deploy.package import (
     MOST_SAMPLES,
+    ORIGINAL,
     CorpusSample,
     MinedToken,
+    OnnxPackage,
     VectorSet,
     bounded,
 )
 from moh_deploy.validate.function_bodies import BoolArray, Recorder
+from moh_deploy.validate.reference import Reference
 from moh_deploy.validate.samples import Sample
 
 TOKENS_PER_LAYER = 3
@@ -89,11 +92,26 @@ def mine(
 def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[CorpusSample, ...]:
     """Return the least clear samples of a corpus and of what was found, each once.
 
-    What a corpus holds stays as it was recorded.
+    What a corpus holds stays as it was recorded, unless the original recorded it now.
     """
+    both = sorted((*kept, *found), key=lambda one: one.reference != ORIGINAL)
     layers = 1 + max((one.layer for s in (*kept, *found) for one in s.mined), default=-1)
-    ranked = _best([("", one) for one in (*kept, *found)], layers)
+    ranked = _best([("", one) for one in both], layers)
     return bounded([one for _, one in ranked])
+
+
+def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mined:
+    """Return what was found, with what the original model computes on it.
+
+    Raises:
+        MoHDeployError: The original cannot run, or not on these.
+    """
+    runs = zip(mined.names, mined.samples, strict=True)
+    samples = [Sample(one.vectors, name) for name, one in runs]
+    answers = original.answers(package, samples)
+    pairs = zip(mined.samples, answers.vectors, strict=True)
+    recorded = (replace(one, vectors=vectors, reference=ORIGINAL) for one, vectors in pairs)
+    return replace(mined, samples=bounded(recorded))
 
 
 def _searchable(is_scored: BoolArray, mask: Array | None) -> BoolArray:

@@ -9,7 +9,7 @@ from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.backends.trt.engine_reading import is_engine_dir
 from moh_deploy.edge_cases.input_states import input_states
-from moh_deploy.edge_cases.mining import grown, mine
+from moh_deploy.edge_cases.mining import grown, mine, recorded_by
 from moh_deploy.edge_cases.samples import cut_into_samples
 from moh_deploy.edge_cases.source import OrtSource, function_bodies
 from moh_deploy.edge_cases.suite import Sides, Suite
@@ -20,6 +20,7 @@ from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.probe import ProbeReport
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
+from moh_deploy.validate.reference import Reference
 from moh_deploy.validate.samples import read_samples
 
 
@@ -32,6 +33,7 @@ def probe(
     longest: Mapping[str, int] | None = None,
     kernels: Kernels = "auto",
     policy: Path | str | None = None,
+    original: Reference | None = None,
     progress: Progress | None = None,
 ) -> ProbeReport:
     """Run a package on edge cases, and compare it with its own function bodies.
@@ -48,6 +50,8 @@ def probe(
         valid_tokens: The input that says which tokens are no padding: 0 for padding.
         longest: Dynamic dimension to the size that counts as its longest.
         kernels: What runs MoH nodes, see `open_session`.
+        original: Records what is found in the inputs, such as `moh_deploy.load_original` makes;
+            without, the function bodies do.
         policy: YAML file of tolerances over the built-in table, see `read_policy`.
         progress: What to report steps to.
 
@@ -60,7 +64,7 @@ def probe(
         BackendError: The runtime cannot load the model.
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
-    _check_options(root, inputs, update_corpus)
+    _check_options(root, inputs, update_corpus, original)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)
@@ -75,6 +79,9 @@ def probe(
         with progress.step("searching the inputs"):
             samples = cut_into_samples(package.manifest, files)
             mining = mine(sides.recorder, samples, valid_tokens=valid_tokens)
+    if mining is not None and original is not None:
+        with progress.step("running the original model"):
+            mining = recorded_by(original, package, mining)
     suite = Suite(package, sides, states, valid_tokens, rules)
     results = suite.run(progress, None if mining is None else mining.samples)
     if mining is not None and update_corpus:
@@ -115,7 +122,9 @@ def _sides(package: OnnxPackage, kernels: Kernels) -> Sides:
     return Sides(subject, OrtVariants(package, kernels), runner, reference, Recorder.of(package))
 
 
-def _check_options(root: Path, inputs: Sequence[Path | str], update_corpus: bool) -> None:
+def _check_options(
+    root: Path, inputs: Sequence[Path | str], update_corpus: bool, original: Reference | None
+) -> None:
     if is_engine_dir(root):
         raise ConfigError(
             f"{root} is an engine: it has no place to put logits, and no function bodies to compare"
@@ -125,6 +134,11 @@ def _check_options(root: Path, inputs: Sequence[Path | str], update_corpus: bool
     if update_corpus and not inputs:
         raise ConfigError(
             "update_corpus needs inputs to search.", hint="Give some: --inputs FILE.npz."
+        )
+    if original is not None and not inputs:
+        raise ConfigError(
+            f"{original.name} is to record what is found in inputs, but there are none.",
+            hint="Give some: --inputs FILE.npz. `moh-deploy verify --against` compares with it.",
         )
 
 

@@ -22,6 +22,7 @@ from moh_deploy.package.choices import (
 from moh_deploy.package.corpus import (
     MOST_CORPUS_BYTES,
     MOST_SAMPLES,
+    ORIGINAL,
     CorpusSample,
     MinedToken,
     bounded,
@@ -78,6 +79,7 @@ __all__ = [
     "MODEL_NAME",
     "MOST_CORPUS_BYTES",
     "MOST_SAMPLES",
+    "ORIGINAL",
     "ROUNDING_STEP",
     "Choice",
     "ComputeType",

@@ -24,6 +24,7 @@ MOST_SAMPLES, MOST_CORPUS_BYTES = 16, 4 * 2**20
 """What a corpus may hold: it travels with the package, and is run by every `verify`."""
 
 FUNCTION_BODIES = "the package's own function bodies (not the original model)"
+ORIGINAL = "the original model"
 
 _MINED = "mined"
 

@@ -101,6 +101,7 @@ class ProbeReport:
             "corpus": {
                 "samples": len(self.corpus),
                 "bytes": sum(one.num_bytes for one in self.corpus),
+                "recorded_from": sorted({one.reference for one in self.corpus}),
                 "smallest_margin": min((one.margin for one in self.corpus), default=None),
                 "written": self.corpus_written,
             },

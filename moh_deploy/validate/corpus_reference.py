@@ -27,8 +27,12 @@ class CorpusReference:
 
 def corpus_reference(corpus: Sequence[CorpusSample]) -> CorpusReference:
     """Return the reference that a corpus holds."""
-    recorded = ", ".join(dict.fromkeys(one.reference for one in corpus))
-    return CorpusReference(f"regression corpus, recorded from {recorded}")
+    return CorpusReference(f"regression corpus, recorded from {recorded_from(corpus)}")
+
+
+def recorded_from(corpus: Sequence[CorpusSample]) -> str:
+    """Return what recorded the samples, in words."""
+    return ", ".join(dict.fromkeys(one.reference for one in corpus))
 
 
 def corpus_samples(corpus: Sequence[CorpusSample]) -> tuple[Sample, ...]:

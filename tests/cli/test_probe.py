@@ -44,6 +44,7 @@ def test_probe_json(cli: Cli, package: Path, tmp_path: Path):
     assert content["corpus"] == {
         "samples": 0,
         "bytes": 0,
+        "recorded_from": [],
         "smallest_margin": None,
         "written": False,
     }

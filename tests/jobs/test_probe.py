@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from moh_deploy.npz import write_npz
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.corpus import CORPUS_NAME
 from moh_deploy.report.probe import ProbeReport
+from moh_deploy.validate.reference import Answers
+from moh_deploy.validate.samples import Sample
 from tests.edge_case_package import inputs, write_edge_package
 from tests.edge_cases import planted_bugs
 from tests.handmade_package import write_package
@@ -122,6 +126,45 @@ def test_corpus_does_not_grow_by_the_same_inputs(package: Path, files: Path):
     first = (package / CORPUS_NAME).read_bytes()
     probe(package, inputs=[files], update_corpus=True)
     assert (package / CORPUS_NAME).read_bytes() == first
+
+
+@dataclass(frozen=True)
+class Fake:
+    """An original that computes `scale` times what the function bodies do."""
+
+    scale: float
+    name: str = "original model fake.pt"
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Return that."""
+        changed = [
+            replace(one.known, outputs={"y": one.known.outputs["y"] * np.float32(self.scale)})
+            for one in samples
+        ]
+        return Answers(tuple(changed), has_gates=True)
+
+
+def test_original_records_what_is_found(package: Path, files: Path):
+    wrong = probe(package, inputs=[files], original=Fake(1.5))
+    assert wrong.reasons[0].startswith("case 'least clear inputs': output 'y' of vectors corpus 0")
+    right = probe(package, inputs=[files], update_corpus=True, original=Fake(1.0))
+    assert right.passed
+    assert {one.reference for one in right.corpus} == {"the original model"}
+    report = moh_deploy.verify(package, kernels="off")
+    assert report.reference.endswith("regression corpus, recorded from the original model")
+
+
+def test_original_takes_the_place_of_function_bodies(package: Path, files: Path):
+    probe(package, inputs=[files], update_corpus=True)
+    report = probe(package, inputs=[files], update_corpus=True, original=Fake(1.0))
+    assert {one.reference for one in report.corpus} == {"the original model"}
+    again = probe(package, inputs=[files], update_corpus=True)
+    assert {one.reference for one in again.corpus} == {"the original model"}
+
+
+def test_original_without_inputs_is_refused(package: Path):
+    with pytest.raises(ConfigError, match=r"original model fake\.pt is to record what is found"):
+        probe(package, original=Fake(1.0))
 
 
 def test_package_that_computes_something_else_fails_its_corpus(package: Path, files: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     try:
-        from moh_deploy.jobs.probe_apart import carry_out
+        from moh_deploy.cli.probe_apart import carry_out
 
         carry_out(Path(sys.argv[1]))
     except KeyboardInterrupt:  # The process that started this one says so.

@@ -6,8 +6,8 @@ import pickle
 import shutil
 import subprocess
 import sys
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ from moh_deploy.progress import SilentProgress, progress_for_terminal
 from moh_deploy.report.probe import ProbeReport
 from moh_deploy.termination import cleaned_up_on_termination
 
-PROCESS = "moh_deploy.jobs.probe_process"
+PROCESS = "moh_deploy.cli.probe_process"
 
 _TASK, _ANSWER, _STEPS = "task.pickle", "answer.pickle", "steps.txt"
 
@@ -29,6 +29,8 @@ class ProbeTask:
     """What `probe` is asked for; see there.
 
     Attributes:
+        checkpoint: The original model, that records what is found.
+        loading: How it is loaded, see `original_of`.
         quiet: Show no progress.
     """
 
@@ -39,6 +41,8 @@ class ProbeTask:
     longest: tuple[tuple[str, int], ...] = ()
     kernels: Kernels = "auto"
     policy: Path | None = None
+    checkpoint: Path | None = None
+    loading: dict[str, object] = field(default_factory=dict)
     quiet: bool = True
 
 
@@ -78,22 +82,26 @@ def probe_apart(task: ProbeTask, *, module: str = PROCESS) -> ProbeReport:
 
 def carry_out(folder: Path) -> None:
     """Do the task in a folder, and leave the answer there."""
+    from moh_deploy.cli.original import original_of
     from moh_deploy.jobs.probe import probe
 
     task = pickle.loads((folder / _TASK).read_bytes())
     assert isinstance(task, ProbeTask)
+    progress = _NotedProgress(folder / _STEPS, quiet=task.quiet)
     answer: ProbeReport | _Failure
     try:
-        answer = probe(
-            task.package_dir,
-            inputs=task.inputs,
-            update_corpus=task.update_corpus,
-            valid_tokens=task.valid_tokens,
-            longest=dict(task.longest),
-            kernels=task.kernels,
-            policy=task.policy,
-            progress=_NotedProgress(folder / _STEPS, quiet=task.quiet),
-        )
+        with redirect_stdout(sys.stderr):  # What code of the user's prints is no report.
+            answer = probe(
+                task.package_dir,
+                inputs=task.inputs,
+                update_corpus=task.update_corpus,
+                valid_tokens=task.valid_tokens,
+                longest=dict(task.longest),
+                kernels=task.kernels,
+                policy=task.policy,
+                original=original_of(task.checkpoint, task.loading, progress),
+                progress=progress,
+            )
     except MoHDeployError as error:
         answer = _Failure(type(error).__name__, error.message, error.hint)
     (folder / _ANSWER).write_bytes(pickle.dumps(answer))

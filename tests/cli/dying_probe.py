@@ -7,8 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+from moh_deploy.cli import probe_apart
 from moh_deploy.edge_cases.input_run import InputJudge
-from moh_deploy.jobs import probe_apart
 
 _judge = InputJudge.judge
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from moh_deploy.cli.probe_apart import ProbeTask, probe_apart
 from moh_deploy.errors import ConfigError, ValidationError
-from moh_deploy.jobs.probe_apart import ProbeTask, probe_apart
 from tests.edge_case_package import write_edge_package
 
 LONGEST = (("batch", 3), ("seq", 9))
@@ -19,7 +19,7 @@ def package(tmp_path: Path) -> Path:
 def test_case_that_ends_the_process_is_named(package: Path):
     task = ProbeTask(package, longest=LONGEST, kernels="off")
     with pytest.raises(ValidationError) as killed:
-        probe_apart(task, module="tests.jobs.dying_probe")
+        probe_apart(task, module="tests.cli.dying_probe")
     assert killed.value.hint is not None
     assert killed.value.message == (
         f"the process that probes {package} ended with SIGSEGV in case 'inputs: zero: seq=0'."
