@@ -32,8 +32,8 @@ from moh_deploy.cli.report_files import bench_files
     multiple=True,
     metavar="dense|functions|fixed-routing|eager|plain-onnx|DIR|FILE.onnx",
     help="Compare with the first package with every layer dense, with its function bodies, without"
-    " its routers (fixed-routing:LAYER: one of them); with the original in PyTorch, with its export by PyTorch alone; with another"
-    " package or model. Repeatable.",
+    " its routers (fixed-routing:LAYER: one of them); with the original in PyTorch, with its export"
+    " by PyTorch alone; with another package, engine or model. Repeatable.",
 )
 @click.option(
     "--package",
