@@ -225,7 +225,7 @@ def test_stopped_gate_ends_what_it_runs_and_says_so(
     runner: CiRunner, package: Path, number: signal.Signals
 ) -> None:
     summary, report = runner.root / "summary", runner.workspace / "moh-deploy-reports" / "bench.md"
-    told = {"MOH_PACKAGE": "package", "MOH_BENCH_ARGS": "--min-time=10min"}
+    told = {"MOH_PACKAGE": "package", "MOH_BENCH_ARGS": "--min-time=1min"}
     with subprocess.Popen(
         ["bash", REPOSITORY / "ci" / "gate.sh"],
         cwd=runner.workspace,
@@ -256,6 +256,26 @@ def test_job_in_the_docs_is_of_gitlabs_schema(tmp_path: Path) -> None:
     file = tmp_path / ".gitlab-ci.yml"
     file.write_text(gitlab_text())
     check_schema("gitlab-ci", file)
+
+
+def test_uses_of_the_action_name_its_inputs_and_outputs() -> None:
+    action = yaml.safe_load((REPOSITORY / "action.yml").read_text())
+    workflow = (REPOSITORY / ".github" / "workflows" / "ci.yml").read_text()
+    steps = yaml.safe_load(workflow)["jobs"]["action"]["steps"]
+    docs = (REPOSITORY / "docs" / "ci.md").read_text()
+    (shown,) = re.findall(r"^```yaml\n( +- uses: OWNER/moh-deploy@.*?)^```$", docs, re.M | re.S)
+    uses = [one["with"] for one in steps if one.get("uses") == "./"] + [
+        yaml.safe_load(shown)[0]["with"]
+    ]
+    assert len(uses) == 3
+    for given in uses:
+        assert given.keys() <= action["inputs"].keys()
+    read = re.findall(r"steps\.\w+\.outputs\.([\w-]+)", workflow)
+    assert read
+    assert set(read) <= action["outputs"].keys()
+    table = docs[docs.index("| input |") : docs.index("## GitLab")]
+    named = set(re.findall(r"`([\w-]+)`", table))
+    assert action["inputs"].keys() | action["outputs"].keys() <= named
 
 
 def check_schema(name: str, file: Path) -> None:
