@@ -144,6 +144,17 @@ def _gap(layer: nn.Module, token: Array) -> float:
     return float(scores[1] - scores[0])
 
 
+def test_exported_program_is_a_reference(folder: Path, tmp_path: Path):
+    dims = {"input": {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")}}
+    program = torch.export.export(build(), (torch.zeros(2, 7, 8),), dynamic_shapes=dims)
+    torch.export.save(program, tmp_path / "model.pt2")
+    original = moh_deploy.load_original(tmp_path / "model.pt2")
+    report = moh_deploy.verify(folder / "package", against=[original])
+    report.raise_if_unequal()
+    assert report.has_routing
+    assert "was made from another checkpoint" in report.notes[0]
+
+
 class TwoInputs(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return x * mask

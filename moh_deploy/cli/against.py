@@ -11,8 +11,6 @@ from moh_deploy.errors import ConfigError
 if TYPE_CHECKING:
     from moh_deploy.validate.reference import Reference
 
-_WORDS = ("recorded", "functions", "kernels")
-
 
 def named_references(
     against: Sequence[str], loading: Mapping[str, object], shared: Sequence[str] = ()
@@ -36,8 +34,10 @@ def named_references(
 
 
 def _is_checkpoint(named: str) -> bool:
+    from moh_deploy.jobs.references import WORDS
+
     path = Path(named)
-    return named not in _WORDS and path.is_file() and path.suffix != ".onnx"
+    return named not in WORDS and path.is_file() and path.suffix != ".onnx"
 
 
 def _original(path: str, loading: Mapping[str, object]) -> Reference:

@@ -139,6 +139,21 @@ def test_verify_compares_the_recorded_runs_that_fit(fakes: Fakes, tmp_path: Path
 
 
 @needs_polygraphy
+def test_engines_are_compared_with_packages_and_packages_with_engines(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    sets = (vectors(with_layer=False),)  # of sizes that the engine was built for
+    package = write_package(tmp_path / "package", with_layer=False, sets=sets)
+    right, wrong = (_engine_of(package, tmp_path / str(s), scale=s) for s in (1.0, 1.5))
+    both = ["--against", right, "--against", wrong, "--json"]
+    content = json.loads(_command("verify", package.root, *both).stdout)
+    assert [one["equal"] for one in content["comparisons"]] == [True, False]
+    assert content["comparisons"][0]["reference"] == f"engine {right}"
+    turned = ["--package", package.root, "--against", "functions", "--json"]
+    assert _command("verify", right, *turned).returncode == 0
+    assert _command("verify", wrong, *turned).returncode == 1
+
+
+@needs_polygraphy
 def test_verify_takes_other_inputs(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)
     package = _package(tmp_path / "package")
