@@ -106,14 +106,27 @@ def test_planted_fault_ends_the_action_with_1_and_leaves_reports(
     assert json.loads((reports / "verify.json").read_text())["error"]["exit_code"] == 1
 
 
-def test_what_is_worse_than_it_was_ends_the_action_with_1(runner: CiRunner, package: Path) -> None:
+def test_accuracy_that_is_worse_than_it_was_ends_the_action_with_1(
+    runner: CiRunner, package: Path, digits_demo: DemoRun
+) -> None:
+    for name in ("held-out.npz", "labels.npy"):
+        shutil.copy(digits_demo.work_dir / name, runner.workspace)
     file = runner.workspace / "baseline.json"
-    figures = {"output 'logits'": {"elements": 10**6}}
+    against = "against expected outputs in held-out.npz"
+    figures = {f"top-1 of output 'logits' {against}": {"samples": 360, "score": 0.999}}
     file.write_text(json.dumps({"schema_version": 1, "verify": {"figures": figures}}))
-    outcome = runner.run_action(package="package", baseline_file="baseline.json")
-    assert outcome.exit_code == 1
+    outcome = runner.run_action(
+        package="package",
+        inputs="held-out.npz",
+        labels="labels.npy",
+        policy=str(DIGITS / "policy.yaml"),
+        baseline_file="baseline.json",
+    )
+    assert outcome.exit_code == 1, outcome.log
     assert outcome.outputs["verify"] == "failed"
-    assert "worse: output 'logits': numbers compared: 100, was 1000000" in outcome.summary
+    sentence = rf"worse: top-1 of output 'logits' {against}: score: 0\.\d+, was 0\.999, allowed"
+    assert re.search(sentence, outcome.summary), outcome.summary
+    assert "1 held, 1 worse" in outcome.summary
 
 
 def test_gate_that_does_not_hold_ends_the_action_with_1(runner: CiRunner, package: Path) -> None:
