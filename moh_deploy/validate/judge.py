@@ -36,9 +36,7 @@ from moh_deploy.validate.routing_statistics import (
     layer_statistics,
 )
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, Tolerance, coarsest
-from moh_deploy.validate.valid_tokens import (
-    TokenView,
-)
+from moh_deploy.validate.valid_tokens import TokenView
 from moh_deploy.validate.variants import Variants
 
 

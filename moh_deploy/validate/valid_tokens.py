@@ -55,7 +55,7 @@ class TokenCount:
         )
 
 
-class Judged(NamedTuple):
+class Compared(NamedTuple):
     """What is compared of a value: the elements of valid tokens, of both sides."""
 
     got: Array | None
@@ -75,12 +75,12 @@ class TokenView:
     selections: Mapping[str, Selection] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def of(self, name: str, got: Array | None, reference: Array) -> Judged:
+    def of(self, name: str, got: Array | None, reference: Array) -> Compared:
         """Return what is compared; all, where the shapes differ."""
         chosen = self.selections.get(name)
         if chosen is None or got is None or got.shape != reference.shape:
-            return Judged(got, reference, list)
-        return Judged(chosen.of(got), chosen.of(reference), chosen.place)
+            return Compared(got, reference, list)
+        return Compared(chosen.of(got), chosen.of(reference), chosen.place)
 
     def margins(self, name: str, got: Array | None, reference: Array, margins: Array) -> Array:
         """Return the margins [B, S] of the gates' tokens that are compared."""
@@ -218,7 +218,8 @@ def _token_axes(
 ) -> tuple[int, int] | None:
     """Return where batch and tokens are; None if the output has no tokens, or it is not certain.
 
-    Axes that the model calls as those of the mask are; else the first two of three or more.
+    Axes that the model calls as those of the mask are; else the first two of [B, S, D], and of
+    [B, S] if the second is dynamic.
     """
     if valid.dims is not None and all(isinstance(dim, str) for dim in valid.dims):
         places = [
@@ -229,7 +230,7 @@ def _token_axes(
         return (batch, tokens) if certain else None
     if shape[:2] != valid.mask.shape or not (_same(spec, 0, valid) and _same(spec, 1, valid)):
         return None
-    return (0, 1) if len(shape) > 2 or isinstance(spec.shape[1], str) else None
+    return (0, 1) if len(shape) == 3 or isinstance(spec.shape[1], str) else None
 
 
 def _same(spec: TensorInfo, axis: int, valid: ValidTokens) -> bool:

@@ -180,6 +180,8 @@ def test_classes_as_many_as_tokens_are_not_taken_for_them():
     assert selected(("batch", 3), (2, 3), dims=("batch", 3)) is None
     assert selected(("batch", 3), (2, 3), dims=None) is None
     assert selected(("batch", 3, 8), (2, 3, 8), dims=("batch", 3)) is not None
+    assert selected(("batch", 3, 4, 4), (2, 3, 4, 4), dims=("batch", 3)) is None  # channels
+    assert selected(("batch", "seq"), (2, 3), dims=None) is not None
 
 
 def test_outputs_without_tokens_are_compared_but_for_samples_of_padding_alone(
