@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 @click.option(
     "--valid-tokens",
     metavar="NAME",
-    help="The input that says which tokens are no padding (0 for padding): for the case of padding"
-    " only.",
+    help="The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: for the case of"
+    " padding only. Padding is not searched, either.",
 )
 @click.option(
     "--longest",

@@ -77,16 +77,8 @@ def mine(
         mined = _least_clear(run.vectors, searchable)
         if mined:
             best = _best([*best, (sample.label, CorpusSample(run.vectors, mined))], len(paths))
-    names = {one.digest(): name for name, one in reversed(best)}
-    kept = bounded(one for _, one in best)
-    return Mined(
-        searched=searched,
-        tokens=tokens,
-        samples=kept,
-        names=tuple(names[one.digest()] for one in kept),
-        too_large=len(best) - len(kept),
-        unknown=tuple(path for index, path in enumerate(paths) if index not in known),
-    )
+    unknown = tuple(path for index, path in enumerate(paths) if index not in known)
+    return _with_samples(Mined(searched, tokens, (), (), 0, unknown), best)
 
 
 def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[CorpusSample, ...]:
@@ -110,8 +102,20 @@ def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mine
     samples = [Sample(one.vectors, name) for name, one in runs]
     answers = original.answers(package, samples)
     pairs = zip(mined.samples, answers.vectors, strict=True)
-    recorded = (replace(one, vectors=vectors, reference=ORIGINAL) for one, vectors in pairs)
-    return replace(mined, samples=bounded(recorded))
+    recorded = [replace(one, vectors=vectors, reference=ORIGINAL) for one, vectors in pairs]
+    return _with_samples(mined, list(zip(mined.names, recorded, strict=True)))
+
+
+def _with_samples(mined: Mined, found: Sequence[tuple[str, CorpusSample]]) -> Mined:
+    """Put in the samples that a corpus has room for, and count the others."""
+    kept = bounded(one for _, one in found)
+    names = {one.digest(): name for name, one in found}
+    return replace(
+        mined,
+        samples=kept,
+        names=tuple(names[one.digest()] for one in kept),
+        too_large=mined.too_large + len(found) - len(kept),
+    )
 
 
 def _searchable(is_scored: BoolArray, mask: Array | None) -> BoolArray:

@@ -26,7 +26,7 @@ from moh_deploy.package.router_logits import force_logits
 from moh_deploy.progress import Progress
 from moh_deploy.validate.function_bodies import routers_of
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.tolerances import Tolerance, coarsest
+from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, Tolerance, coarsest
 
 CASES = (*(state.name for state in FINITE_STATES), NAN)
 
@@ -232,7 +232,11 @@ class _RoutingRun:
         rule = self.policy.rule(reference.dtype.name)
         if reference.dtype.kind not in "fV":
             return rule
-        return coarsest(rule, self.policy.rule(self.package.manifest.precision))
+        rules = [rule, self.policy.rule(self.package.manifest.precision)]
+        on_kernels = "kernel" in self.subject.layer_impl.values()
+        if on_kernels and self.subject.kernels.compute_type == "bfloat16":
+            rules.append(self.policy.rule(BFLOAT16_PRODUCTS))
+        return coarsest(*rules)
 
 
 def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:

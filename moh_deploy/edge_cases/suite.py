@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from moh_deploy.backends.runner import Runner
 from moh_deploy.edge_cases.case_result import CaseResult
@@ -14,28 +15,37 @@ from moh_deploy.edge_cases.routing_run import run_routing_states
 from moh_deploy.edge_cases.source import Source
 from moh_deploy.package import CorpusSample, OnnxPackage
 from moh_deploy.progress import Progress
-from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.function_bodies import Recorder, routers_of, values_to_record
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.variants import Variants
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What is compared.
+    """What is compared. Sessions are opened when they are first needed: each holds all weights.
 
     Attributes:
+        package: The package.
         subject: The package as it is to be judged.
         variants: Opens it with gates fed to it.
-        runner: A session of the subject that also returns the gates.
         reference: Its function bodies.
-        recorder: What records runs of them.
     """
 
+    package: OnnxPackage
     subject: Source
     variants: Variants
-    runner: Runner
     reference: Source
-    recorder: Recorder
+
+    @cached_property
+    def runner(self) -> Runner:
+        """A session of the subject that also returns the gates."""
+        return self.subject.open(self.package.gate_names)
+
+    @cached_property
+    def recorder(self) -> Recorder:
+        """What records runs of the function bodies."""
+        runner = self.reference.open(values_to_record(self.package))
+        return Recorder(self.package, runner, routers_of(self.package))
 
 
 @dataclass(frozen=True)
@@ -43,14 +53,12 @@ class Suite:
     """Every case of a package.
 
     Attributes:
-        package: The package.
         sides: What is compared.
         states: The input states.
         valid_tokens: The input that is 0 for padding; None if nobody named one.
         policy: What counts as equal.
     """
 
-    package: OnnxPackage
     sides: Sides
     states: Sequence[InputState]
     valid_tokens: str | None = None
@@ -68,13 +76,13 @@ class Suite:
         Raises:
             BackendError: A variant of the model cannot be loaded.
         """
-        sides, policy = self.sides, self.policy
-        results = run_routing_states(self.package, sides.subject, sides.reference, policy, progress)
-        judge = InputJudge(self.package, sides.runner, sides.recorder, sides.variants, policy)
+        sides, package, policy = self.sides, self.sides.package, self.policy
+        results = run_routing_states(package, sides.subject, sides.reference, policy, progress)
+        judge = InputJudge(package, sides.runner, sides.recorder, sides.variants, policy)
         for state in self.states:
             with progress.step(f"inputs: {state.case}"):
                 results.append(judge.judge(state))
-        corpus = CorpusJudge(self.package, sides.runner, sides.variants, policy, self.valid_tokens)
+        corpus = CorpusJudge(package, sides.runner, sides.variants, policy, self.valid_tokens)
         with progress.step(f"inputs: {KEPT}"):
             results.append(corpus.kept())
         if found is not None:

@@ -18,7 +18,6 @@ from moh_deploy.jobs.corpus import write_corpus
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.probe import ProbeReport
-from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.reference import Reference
 from moh_deploy.validate.samples import read_samples
@@ -72,8 +71,8 @@ def probe(
             _check_replaceable(root)
         files = read_samples([Path(path) for path in inputs], package.manifest)
         states = tuple(input_states(package, longest or {}, valid_tokens))
-    with progress.step("loading the model"):
-        sides = _sides(package, kernels)
+    variants = OrtVariants(package, kernels)
+    sides = Sides(package, OrtSource(package, kernels), variants, function_bodies(package))
     mining = None
     if files:
         with progress.step("searching the inputs"):
@@ -82,7 +81,7 @@ def probe(
     if mining is not None and original is not None:
         with progress.step("running the original model"):
             mining = recorded_by(original, package, mining)
-    suite = Suite(package, sides, states, valid_tokens, rules)
+    suite = Suite(sides, states, valid_tokens, rules)
     results = suite.run(progress, None if mining is None else mining.samples)
     if mining is not None and update_corpus:
         with progress.step("writing the package"):
@@ -114,12 +113,6 @@ def parse_longest(texts: Sequence[str]) -> dict[str, int]:
             raise ConfigError(f"longest names '{name}' twice.")
         sizes[name] = int(number)
     return sizes
-
-
-def _sides(package: OnnxPackage, kernels: Kernels) -> Sides:
-    subject, reference = OrtSource(package, kernels), function_bodies(package)
-    runner = subject.open(package.gate_names)
-    return Sides(subject, OrtVariants(package, kernels), runner, reference, Recorder.of(package))
 
 
 def _check_options(

@@ -15,7 +15,6 @@ from moh_deploy.edge_cases.source import OrtSource, function_bodies
 from moh_deploy.edge_cases.suite import Sides, Suite
 from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import SilentProgress
-from moh_deploy.validate.function_bodies import Recorder
 from tests.edge_case_package import Plant, write_edge_package
 from tests.edge_cases import planted_bugs
 from tests.kernel_library import needs_library
@@ -25,15 +24,9 @@ from tests.two_layers import write_two_layers
 def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -> list[CaseResult]:
     """Compare what one package runs with the function bodies of another."""
     bodies, subject = function_bodies(reference), OrtSource(judged, kernels)
-    sides = Sides(
-        subject,
-        OrtVariants(judged, kernels),
-        subject.open(judged.gate_names),
-        bodies,
-        Recorder.of(reference),
-    )
+    sides = Sides(reference, subject, OrtVariants(judged, kernels), bodies)
     states = tuple(input_states(reference, {"batch": 3, "seq": 9}, "valid"))
-    return Suite(reference, sides, states, "valid").run(SilentProgress())
+    return Suite(sides, states, "valid").run(SilentProgress())
 
 
 def failed(results: Sequence[CaseResult]) -> dict[str, str]:
@@ -130,9 +123,8 @@ def test_bug_in_attention_is_caught(
 def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
     bodies = function_bodies(package)
-    runner = bodies.open(package.gate_names)
-    sides = Sides(bodies, OrtVariants(package, "off"), runner, bodies, Recorder.of(package))
-    results = Suite(package, sides, ()).run(SilentProgress())
+    sides = Sides(package, bodies, OrtVariants(package, "off"), bodies)
+    results = Suite(sides, ()).run(SilentProgress())
     routing = [one for one in results if one.place == "blocks.0.attn"]
     assert {one.status for one in routing} == {"not applicable"}
     assert {one.detail for one in routing} == {
