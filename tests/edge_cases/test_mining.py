@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from moh_deploy.edge_cases.mining import grown, mine
+from moh_deploy.edge_cases.mining import grown, mine, recorded_by
 from moh_deploy.edge_cases.samples import cut_into_samples
 from moh_deploy.npz import Array
 from moh_deploy.package import MOST_SAMPLES, CorpusSample, OnnxPackage, VectorSet
 from moh_deploy.validate.function_bodies import Recorder, margins_of
+from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
 from tests.edge_case_package import WIDTH, inputs, write_edge_package
 from tests.two_layers import write_two_layers
@@ -132,3 +133,24 @@ def test_corpus_grows_by_what_is_less_clear_and_holds_nothing_twice(package: Onn
 
 def digests(samples: Sequence[CorpusSample]) -> list[str]:
     return [one.digest() for one in samples]
+
+
+@dataclass(frozen=True)
+class Longer:
+    """An original whose outputs take more room than those of the function bodies."""
+
+    name: str = "original model"
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Return outputs of float64."""
+        found = [one.known for one in samples]
+        longer = [replace(one, outputs={"y": np.zeros(400_000)}) for one in found]
+        return Answers(tuple(longer), has_gates=True)
+
+
+def test_samples_that_the_original_makes_too_large_are_counted(package: OnnxPackage):
+    cut = list(cut_into_samples(package.manifest, [sample(inputs(batch=3))]))
+    mined = mine(Recorder.of(package), cut)
+    recorded = recorded_by(Longer(), package, mined)
+    assert (len(recorded.samples), recorded.too_large) == (1, 2)
+    assert recorded.names == mined.names[:1]

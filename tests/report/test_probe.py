@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as xml
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from moh_deploy.edge_cases.case_result import CaseResult
+from moh_deploy.edge_cases.mining import Mined
+from moh_deploy.json_text import to_json_text
+from moh_deploy.package import CorpusSample, MinedToken
+from moh_deploy.report.probe import ProbeReport
+from moh_deploy.report.probe_json import ProbeJson
+from moh_deploy.report.probe_junit import probe_junit
+from tests.handmade_package import vectors
+from tests.kernel_library import NO_KERNELS
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "probe.schema.json"
+
+PASSED = CaseResult("routing", "ties", "blocks.0", "passed", "all agrees")
+SKIPPED = CaseResult("input", "padding only", "model outputs", "not run", "no mask")
+FAILED = CaseResult("routing", "NaN", "blocks.1", "failed", "gates of layer 'blocks.1' [0] hide it")
+SAMPLE = CorpusSample(vectors(batch=1), (MinedToken(1, (0, 2), 1e-7),))
+MINED = Mined(3, 18, (SAMPLE,), ("in.npz[1]",), 2, ("blocks.0",))
+REPORT = ProbeReport(
+    results=(PASSED, replace(PASSED, place="blocks.1"), SKIPPED),
+    mining=MINED,
+    corpus=(SAMPLE,),
+    corpus_written=True,
+    layers=("blocks.0", "blocks.1"),
+    layer_runs=(),
+    kernels=NO_KERNELS,
+    policy="the built-in table",
+)
+
+
+def shown(report: ProbeReport) -> str:
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(report)
+    return capture.get()
+
+
+@pytest.mark.parametrize(
+    "report",
+    [REPORT, replace(REPORT, mining=None, corpus=()), replace(REPORT, results=(FAILED,))],
+)
+def test_reports_are_of_the_schema(report: ProbeReport):
+    ProbeJson.model_validate_json(to_json_text({"package": "m", **report.to_json()}))
+
+
+def test_schema_in_the_docs_is_that_of_the_code():
+    # To write it: json.dumps(ProbeJson.model_json_schema(), indent=2) + "\n".
+    assert json.loads(SCHEMA.read_text()) == ProbeJson.model_json_schema()
+
+
+def test_layers_of_which_the_same_is_said_are_one_row():
+    text = shown(REPORT)
+    assert "2 layers" in text
+    assert "PASSED: 2 passed, 0 failed, 0 not applicable, 1 not run" in text
+    assert "2 samples of the least clear left out: a corpus has room for 4 MiB" in text
+    assert "Margins are not known, or nothing is chosen, in blocks.0." in text
+    assert "in.npz[1]" in text
+
+
+def test_what_failed_is_said_in_full():
+    failed = replace(REPORT, results=(PASSED, FAILED, FAILED))
+    assert not failed.passed
+    assert failed.failure is not None
+    assert failed.failure.message == (
+        "the package does not stand its edge cases: gates of layer 'blocks.1' [0] hide it (1 more)"
+    )
+    assert "FAILED: 1 passed, 2 failed" in shown(failed)
+
+
+def test_nothing_that_ran_is_no_pass():
+    assert replace(REPORT, results=(SKIPPED,)).reasons == (
+        "no case could be run, so nothing is proven.",
+    )
+
+
+def test_junit_skips_what_did_not_run():
+    (suite,) = xml.fromstring(probe_junit(replace(REPORT, results=(PASSED, SKIPPED)), "m"))
+    assert {name: suite.get(name) for name in ("tests", "failures", "skipped")} == {
+        "tests": "3",
+        "failures": "0",
+        "skipped": "1",
+    }
