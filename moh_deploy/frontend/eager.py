@@ -135,7 +135,8 @@ class EagerModel:
                 raise BackendError(
                     f"the original model fails on the package's inputs ({given}):"
                     f" {describe_error(error)}.",
-                    hint="--dtype brings the model to the dtype of the package's inputs.",
+                    hint="Is it the model that the package was made from? --dtype brings it to the"
+                    " dtype of the package's inputs.",
                 ) from error
 
 

@@ -69,10 +69,12 @@ def _output_types(program: ExportedProgram) -> Iterator[ir.DataType]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Mute the exporter's prints and warnings about itself; failures still reach us."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    # The last one prints what is raised as well.
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL if logger.name == "torch.export" else logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

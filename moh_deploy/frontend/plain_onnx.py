@@ -29,10 +29,14 @@ def write_plain_onnx(model: LoadedModel, package: OnnxPackage, path: Path) -> No
         ExportError: PyTorch cannot export it.
     """
     inputs = package_inputs(package)
+    # The same names as the package's: by name no one can be taken for another.
+    names = [item.name for item in inputs]
     try:
         with quiet():
             if model.program is not None:
-                torch.onnx.export(model.program, (), path, dynamo=True, verbose=False)
+                torch.onnx.export(
+                    model.program, (), path, dynamo=True, input_names=names, verbose=False
+                )
                 return
             assert model.module is not None
             torch.onnx.export(
@@ -40,6 +44,7 @@ def write_plain_onnx(model: LoadedModel, package: OnnxPackage, path: Path) -> No
                 tuple(item.value for item in inputs),
                 path,
                 dynamo=True,
+                input_names=names,
                 dynamic_shapes=dynamic_shapes(model.module, inputs),
                 verbose=False,
             )

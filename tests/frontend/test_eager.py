@@ -34,8 +34,9 @@ class Net(nn.Module):
         super().__init__()
         self.last = nn.Linear(8, 2)
 
-    def forward(self, x):
+    def forward(self, *tokens):
         print("running")
+        (x,) = tokens
         return {"y": self.last(x), "sum": x.sum()}
 
 
@@ -117,10 +118,16 @@ def test_plain_export_computes_the_same_at_other_sizes(package: OnnxPackage, tmp
     assert {node.domain for node in onnx.load(path).graph.node} == {""}
     session = open_session(path, kernels="off")
     x = np.concatenate([X, X], axis=1)
-    (name,) = session.input_names
-    got = session.run({name: x})
+    assert session.input_names == ["x"]  # as the package calls it
+    got = session.run({"x": x})
     wanted = net(torch.from_numpy(x))["y"].detach().numpy()
     np.testing.assert_allclose(got[session.output_names[0]], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_program_is_exported_as_it_was_traced(package: OnnxPackage, tmp_path: Path):
+    program, path = plain_trace(nn.Linear(8, 2), torch.from_numpy(X)), tmp_path / "plain.onnx"
+    moh_deploy.load_original(program).write_onnx(path, package)
+    assert open_session(path, kernels="off").input_names == ["x"]
 
 
 def test_model_that_cannot_be_exported_is_an_error(package: OnnxPackage, tmp_path: Path):
