@@ -11,7 +11,7 @@ from polygraphy import util
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from moh_deploy.backends.runner import LoadedModel
+from moh_deploy.backends.runner import ReadyModel
 from moh_deploy.npz import Array
 
 
@@ -23,9 +23,7 @@ class PolygraphyRunner(BaseRunner):  # type: ignore[misc]
         loaded: Loads the model for a while.
     """
 
-    def __init__(
-        self, name: str, loaded: Callable[[], AbstractContextManager[LoadedModel]]
-    ) -> None:
+    def __init__(self, name: str, loaded: Callable[[], AbstractContextManager[ReadyModel]]) -> None:
         super().__init__(name=name)
         self._load = loaded
 

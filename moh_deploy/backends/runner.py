@@ -118,7 +118,7 @@ class Runner(Protocol):
         """
 
 
-class LoadedModel(NamedTuple):
+class ReadyModel(NamedTuple):
     """Any model that can run.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.runner import Kernels, LoadedModel
+from moh_deploy.backends.runner import Kernels, ReadyModel
 from moh_deploy.backends.trt.engine_reading import read_engine_dir
 from moh_deploy.jobs.engine_runs import open_engine
 from moh_deploy.npz import Array
@@ -28,10 +28,10 @@ class Model:
     """
 
     name: str
-    loaded: Callable[[], AbstractContextManager[LoadedModel]]
+    loaded: Callable[[], AbstractContextManager[ReadyModel]]
 
 
-class OriginalRun(Protocol):
+class RunnableOriginal(Protocol):
     """An original model; `moh_deploy.load_original` returns one."""
 
     @property
@@ -65,11 +65,11 @@ def package_model(
     """Return a package in ONNX Runtime; see `open_session`."""
 
     @contextmanager
-    def loaded() -> Iterator[LoadedModel]:
+    def loaded() -> Iterator[ReadyModel]:
         session = open_session(
             package, kernels=kernels, optimize=optimize, extra_outputs=extra_outputs
         )
-        yield LoadedModel(session.inputs, session.run)
+        yield ReadyModel(session.inputs, session.run)
 
     return Model(name or f"package {package.root}", loaded)
 
@@ -78,9 +78,9 @@ def onnx_model(path: Path, kernels: Kernels = "auto", *, optimize: bool = True) 
     """Return an ONNX file in ONNX Runtime."""
 
     @contextmanager
-    def loaded() -> Iterator[LoadedModel]:
+    def loaded() -> Iterator[ReadyModel]:
         session = open_session(path, kernels=kernels, optimize=optimize)
-        yield LoadedModel(session.inputs, session.run)
+        yield ReadyModel(session.inputs, session.run)
 
     return Model(f"ONNX model {path}", loaded)
 
@@ -94,15 +94,15 @@ def engine_model(root: Path, kernels: Kernels = "auto") -> Model:
     manifest = read_engine_dir(root)
 
     @contextmanager
-    def loaded() -> Iterator[LoadedModel]:
+    def loaded() -> Iterator[ReadyModel]:
         runner = open_engine(root, kernels)
         with runner.engine:
-            yield LoadedModel(manifest.inputs, runner.run)
+            yield ReadyModel(manifest.inputs, runner.run)
 
     return Model(f"engine {root}", loaded)
 
 
-def original_model(original: OriginalRun, package: OnnxPackage) -> Model:
+def original_model(original: RunnableOriginal, package: OnnxPackage) -> Model:
     """Return an original model, whose inputs and outputs are called as those of its package."""
     inputs = package.manifest.inputs
     outputs = [spec.name for spec in package.manifest.outputs]
@@ -112,8 +112,8 @@ def original_model(original: OriginalRun, package: OnnxPackage) -> Model:
         return dict(zip(outputs, found, strict=True))
 
     @contextmanager
-    def loaded() -> Iterator[LoadedModel]:
-        yield LoadedModel(inputs, run)
+    def loaded() -> Iterator[ReadyModel]:
+        yield ReadyModel(inputs, run)
 
     return Model(original.name, loaded)
 
@@ -125,7 +125,7 @@ def runner_model(runner: InferenceRunner) -> Model:
         return {name: np.array(value) for name, value in runner.infer(feed_dict=feeds).items()}
 
     @contextmanager
-    def loaded() -> Iterator[LoadedModel]:
+    def loaded() -> Iterator[ReadyModel]:
         runner.activate()
         try:
             metadata = runner.get_input_metadata(use_numpy_dtypes=False)
@@ -133,7 +133,7 @@ def runner_model(runner: InferenceRunner) -> Model:
                 TensorInfo(name, str(one.dtype), tuple(map(str, one.shape or ())))
                 for name, one in metadata.items()
             )
-            yield LoadedModel(inputs, run)
+            yield ReadyModel(inputs, run)
         finally:
             runner.deactivate()
 

@@ -13,7 +13,7 @@ from moh_deploy.backends.trt.on_host import INSTALL, choose_polygraphy
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.jobs.models import (
     Model,
-    OriginalRun,
+    RunnableOriginal,
     engine_model,
     onnx_model,
     original_model,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def polygraphy_runner(
-    source: Path | str | OriginalRun,
+    source: Path | str | RunnableOriginal,
     *,
     kernels: Kernels = "auto",
     optimize: bool = True,
@@ -68,7 +68,7 @@ def polygraphy_runner(
 
 
 def _model(
-    source: Path | str | OriginalRun,
+    source: Path | str | RunnableOriginal,
     kernels: Kernels,
     optimize: bool,
     gates: bool,
@@ -97,7 +97,7 @@ def _model(
     return onnx_model(path, kernels, optimize=optimize)
 
 
-def _original(source: OriginalRun, gates: bool, package: Path | str | None) -> Model:
+def _original(source: RunnableOriginal, gates: bool, package: Path | str | None) -> Model:
     if gates:
         raise ConfigError(
             "gates are asked of an original model, which runs as it is.",
