@@ -217,9 +217,13 @@ def test_policy_decides_what_may_be_lost(tmp_path: Path, inputs: Path):
     write_classifier(tmp_path / "biased", bias=2e-5)
     policy = tmp_path / "policy.yaml"
     policy.write_text("accuracy: {top-1: {max_drop: 0.9, reason: a demo}}\n")
-    report = moh_deploy.verify(tmp_path / "biased", inputs=[inputs], labels=LABELS, policy=policy)
+    metric = ["top-5", "top-1"]
+    report = moh_deploy.verify(
+        tmp_path / "biased", inputs=[inputs], labels=LABELS, policy=policy, metric=metric
+    )
     assert report.equal
-    assert report.accuracy[0].rule.reason == "a demo"
+    assert report.accuracy[0].rule.max_relative_drop == 0.01
+    assert report.accuracy[1].rule.reason == "a demo"
     assert report.policy == f"{policy} (top-1) over the built-in table"
 
 
