@@ -57,6 +57,25 @@ def right_labels(one: VectorSet) -> Array:
     return one.outputs["logits"].argmax(axis=1)
 
 
+def write_language_model(output: Path) -> OnnxPackage:
+    """Write a package whose tokens ids [batch, seq] are embedded before the handmade layer.
+
+    Its logits y [batch, seq, 8] are of a vocabulary of 8.
+    """
+    whole = model()
+    graph = whole.graph
+    table = np.random.default_rng(2).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(table, "table"))
+    graph.node.insert(0, helper.make_node("Gather", ["table", "ids"], ["x"]))
+    del graph.input[:]
+    shape = ["batch", "seq"]
+    graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, shape))
+    manifest = replace(MANIFEST, inputs=(TensorInfo("ids", "int64", ("batch", "seq")),))
+    with PackageWriter(output) as writer:
+        onnx.save(whole, writer.path("model.onnx"))
+        return writer.finish(manifest, ())
+
+
 def _classifier(shape: list[int | str], bias: float) -> onnx.ModelProto:
     whole = model()
     graph = whole.graph

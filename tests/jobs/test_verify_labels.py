@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import moh_deploy
+from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs import labelled_runs
 from moh_deploy.npz import Array, write_npz
 from moh_deploy.progress import SilentProgress
 from tests.handmade_package import vectors, write_package
-from tests.labelled_package import right_labels, samples, write_classifier
+from tests.labelled_package import right_labels, samples, write_classifier, write_language_model
 
 COUNT = 400
 DATA = samples(COUNT, seed=5)
@@ -169,6 +170,22 @@ def test_perplexity_of_tokens(tmp_path: Path):
     report = moh_deploy.verify(tmp_path / "wrong", metric=["perplexity", "top-1"], **options)
     assert [one.verdict for one in report.accuracy] == ["failed", "passed"]
     assert "perplexity rose from" in report.reasons[0]
+
+
+def test_tokens_of_a_language_model_are_scored_with_the_next_one(tmp_path: Path):
+    package = write_language_model(tmp_path / "package")
+    ids = np.random.default_rng(0).integers(8, size=(50, 9))
+    labels = np.where(np.arange(9) < 7, ids, -100)
+    write_npz(tmp_path / "val.npz", {"ids": ids, "labels": labels})
+    options = {"inputs": [tmp_path / "val.npz"], "labels": "labels"}
+    with pytest.raises(ConfigError, match="labels are the tokens of input 'ids', so each"):
+        moh_deploy.verify(package.root, **options)
+    (found,) = moh_deploy.verify(package.root, shift_labels=True, **options).accuracy
+    logits = open_session(package, kernels="off").run({"ids": ids})["y"].astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)  # [50, 9, 8]
+    own = np.take_along_axis(shares[:, :6], ids[:, 1:7, None], axis=-1)
+    assert found.reference == pytest.approx(np.exp(-np.log(own).mean()), rel=1e-5)
+    assert (found.labels, found.ignored, found.shifted) == (300, 100, True)
 
 
 def test_padding_is_not_scored_whatever_is_computed_there(tmp_path: Path):
