@@ -69,7 +69,8 @@ if TYPE_CHECKING:
     "--policy",
     metavar="FILE.yaml",
     type=click.Path(path_type=Path),
-    help="Tolerances that replace those of the built-in table, each with its reason.",
+    help="Tolerances, and what accuracy may lose, that replace the built-in ones, each with its"
+    " reason.",
 )
 @junit_option
 @click.option(

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.references import Against, function_bodies, references
@@ -126,7 +128,7 @@ def verify(
         report = _verify_runs(subject, paths, vectors, valid_tokens, against, rules, progress)
     else:
         task = Task(
-            labels,
+            labels if isinstance(labels, (str, Path)) else np.asarray(labels),
             (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric),
             better,
             label_output,

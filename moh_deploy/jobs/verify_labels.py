@@ -12,7 +12,6 @@ from moh_deploy.jobs.labelled_runs import LabelledRun, labelled_runs, turns
 from moh_deploy.jobs.references import Against, function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject
 from moh_deploy.progress import Progress
-from moh_deploy.report.tables import count
 from moh_deploy.validate.accuracy.class_loads import ClassLoads, main_classes
 from moh_deploy.validate.accuracy.dataset import Dataset
 from moh_deploy.validate.accuracy.judge import Setting, judge
@@ -180,8 +179,8 @@ def _add(tallies: Sequence[Tally], run: LabelledRun, scored: Scored) -> None:
 
 
 def _filled(run: LabelledRun) -> str:
-    copies = count(run.batch.added, "copy").replace("copys", "copies")
+    size = len(run.batch.labels) + run.batch.added
     return (
-        f"{run.sample.label} was filled up with {copies} of its last sample, because the model does"
-        " not run fewer; the copies are not scored."
+        f"{run.sample.label} was filled up to {size} samples with copies of its last one, because"
+        " the model does not run fewer; they are not scored."
     )

@@ -35,7 +35,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def test_right_package_passes_with_both_sides_and_an_interval(package: Path, inputs: Path):
-    report = moh_deploy.verify(package, inputs=[inputs], labels=LABELS)
+    report = moh_deploy.verify(package, inputs=[inputs], labels=LABELS.tolist())
     (found,) = report.accuracy
     assert report.equal
     assert (found.metric, found.output, found.samples) == ("top-1", "logits", COUNT)
@@ -117,7 +117,7 @@ def test_last_batch_of_a_fixed_batch_is_filled_up_and_copies_do_not_count(
     (found,) = report.accuracy
     assert found.samples == count
     assert found.package == found.reference == pytest.approx(1 - 1 / count)
-    assert any("filled up with" in note for note in report.notes)
+    assert any("filled up to 3 samples" in note for note in report.notes)
     assert all(one.reason is None for one in report.outputs)
 
 
@@ -129,7 +129,7 @@ def test_batches_below_what_was_traced_are_filled_up(tmp_path: Path):
         tmp_path / "package", inputs=[tmp_path / "val.npz"], labels=right_labels(data)
     )
     assert report.accuracy[0].samples == 65
-    assert "val.npz[64:65] (batch=64, seq=3) was filled up with 63 copies" in report.notes[-1]
+    assert "val.npz[64:65] (batch=64, seq=3) was filled up to 64 samples" in report.notes[-1]
 
 
 def test_labels_of_several_files_are_in_their_order(tmp_path: Path, package: Path):

@@ -72,6 +72,11 @@ class Tally:
         Raises:
             ConfigError: Outputs or labels are not what the metric is of.
         """
+        output = self.metric.output
+        if output is not None and output not in reference:
+            raise ConfigError(
+                f"the reference has no output '{output}', which is scored by {self.metric.name}."
+            )
         scores = self.metric.score(reference, labels), self.metric.score(package, labels)
         self._reference.append(scores[0])
         self._package.append(scores[1])
