@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -181,13 +182,13 @@ def _reason(error: NodeError | None, low: LowType) -> str:
     if error is None:
         return f"with it in {low}, the package fails"
     if error.size > largest_number(low):
-        return f"its result reaches {error.size:.3g}, and {low} ends at {largest_number(low):.3g}"
+        return f"its numbers reach {error.size:.3g}, and {low} ends at {largest_number(low):.3g}"
     if not error.finite:
         return f"its result is not finite in {low}"
     if error.growth > STEPS[low]:
         return f"error of {error.before:.2g} before it, {error.behind:.2g} behind it"
-    step = error.size * STEPS[low]
-    return f"its result reaches {error.size:.3g}, where {low} has steps of {step:.2g}"
+    step = 2.0 ** math.floor(math.log2(error.size)) * STEPS[low] if error.size else 0.0
+    return f"its numbers reach {error.size:.3g}, where {low} has steps of {step:.2g}"
 
 
 def _gate_types(model: ir.Model, package: OnnxPackage) -> GateTypes:

@@ -24,7 +24,7 @@ class NodeError:
         before: The largest error of the values that it reads, as a share of their largest value.
         behind: The error of its result as a share of its largest value (for sums, of the terms').
             Infinite where it is not finite and the reference is.
-        size: Largest absolute value of its result in the reference.
+        size: Largest absolute value of its result in the reference; for sums, of the terms too.
         finite: Its result is finite wherever the reference is.
     """
 
@@ -57,7 +57,7 @@ def node_errors(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict[int
             graph.place(index),
             max((_share(one) for one in read), default=0.0),
             max(_share(one, scale) for one in made),
-            max(one.size for one in made),
+            max(scale, *(one.size for one in made)),
             all(one.finite for one in made),
         )
     return found

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
-from moh_deploy.bisection.float32_form import LOW, Float32Form, float32_form
+from moh_deploy.bisection.float32_form import LOW, Float32Form
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.judge import Judge, Recorded
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.reference import RECORDED
+from moh_deploy.validate.samples import Sample
 
 
 @dataclass
@@ -26,29 +27,33 @@ class Experiments:
     Attributes:
         package: What is bisected.
         reference: A float32 package of the same model; None if none was given.
-        vectors: What to run, and what to expect.
+        float32: The package in float32; None if it is.
+        samples: What to run, and what to expect.
         policy: What counts as equal.
         target: How far outputs may be off; None for what the policy says.
         kernels: What runs MoH nodes of the package.
-        scratch: A directory for variants.
     """
 
     package: OnnxPackage
     reference: OnnxPackage | None
-    vectors: Sequence[VectorSet]
+    float32: Float32Form | None
+    samples: Sequence[Sample]
     policy: Policy
     target: float | None
     kernels: Kernels
-    scratch: Path
 
     @property
     def precision(self) -> str:
         return self.package.manifest.precision
 
+    @property
+    def vectors(self) -> tuple[VectorSet, ...]:
+        return tuple(one.known for one in self.samples)
+
     @cached_property
     def parity(self) -> ParityReport:
         """What `verify` says."""
-        return self.compare(self.as_run(self.plain), self.vectors)
+        return self.compare(self.as_run(self.plain), self.samples)
 
     @cached_property
     def plain(self) -> ForcedModel:
@@ -88,15 +93,6 @@ class Experiments:
         return not self.parity.equal and not _reasons(self.recorded_as_run)
 
     @cached_property
-    def float32(self) -> Float32Form | None:
-        """The package in float32; None if it is."""
-        if not self.is_low:
-            return None
-        root = self.scratch / "float32"
-        root.mkdir()
-        return float32_form(self.package, self.reference, root)
-
-    @cached_property
     def unrounded(self) -> ForcedModel:
         """The float32 form, run as it is written: the package itself if it is in float32."""
         if self.float32 is None:
@@ -110,14 +106,14 @@ class Experiments:
         """Whether a variant agrees with what was recorded, run in this very way."""
         if _reasons(self.judge.judge(model)):
             return False
-        return not self.adds_up or self.compare(model, self.vectors).equal
+        return not self.adds_up or self.compare(model, self.samples).equal
 
     def sound(self, model: ForcedModel) -> bool:
         """Whether a variant is right as it is written, and as it is run if the package was not."""
         as_run_counts = not self.parity.equal or self.target is not None
         return self.right(model) and (not as_run_counts or self.right(self.as_run(model)))
 
-    def compare(self, model: ForcedModel, vectors: Sequence[VectorSet]) -> ParityReport:
+    def compare(self, model: ForcedModel, samples: Sequence[Sample]) -> ParityReport:
         """Compare a variant as `verify` does, on the runtime as it is."""
         runner = open_session(
             model.package,
@@ -125,8 +121,21 @@ class Experiments:
             optimize=model.optimize,
             extra_outputs=model.package.gate_names,
         )
-        variants = OrtVariants(model.package, model.kernels)
-        return compare(model.package, runner, vectors, variants=variants, policy=self.policy)
+        return compare(
+            model.package,
+            runner,
+            [one.known for one in samples],
+            labels=[one.label for one in samples],
+            reference=self._reference(samples),
+            variants=OrtVariants(model.package, model.kernels),
+            policy=self.policy,
+        )
+
+    def _reference(self, samples: Sequence[Sample]) -> str:
+        files = [one.label for one in samples if one.file is not None]
+        recorded = [RECORDED] if len(files) < len(samples) else []
+        by = "the reference" if self.float32 is None else "the same graph in float32"
+        return " and ".join([*recorded, *([f"{by} on {', '.join(files)}"] if files else [])])
 
 
 def _reasons(recorded: Sequence[Recorded]) -> tuple[str, ...]:

@@ -46,6 +46,14 @@ if TYPE_CHECKING:
     help="How many packages may be made and run to find the nodes.",
 )
 @click.option(
+    "--inputs",
+    multiple=True,
+    metavar="FILE.npz|DIR",
+    type=click.Path(path_type=Path),
+    help="Run these inputs besides the recorded ones; expected is what the package computes in"
+    " float32, or what the reference does. Repeatable.",
+)
+@click.option(
     "--vectors",
     metavar="N",
     type=int,
@@ -67,6 +75,7 @@ def command(
     output: Path | None,
     target: float | None,
     max_runs: int,
+    inputs: tuple[Path, ...],
     vectors: int | None,
     policy: Path | None,
     kernels: Kernels,
@@ -84,6 +93,7 @@ def command(
             output=output,
             target=target,
             kernels=kernels,
+            inputs=inputs,
             vectors=vectors,
             policy=policy,
             max_runs=max_runs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,17 @@ from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.backends.trt.engine_reading import is_engine_dir
 from moh_deploy.bisection.experiments import Experiments
-from moh_deploy.bisection.float32_form import LOW, check_reference
+from moh_deploy.bisection.float32_form import LOW, Float32Form, check_reference, float32_form
 from moh_deploy.bisection.locate import locate
+from moh_deploy.bisection.user_inputs import answered
 from moh_deploy.errors import ConfigError
-from moh_deploy.jobs.repair import look_for_repair
+from moh_deploy.jobs.repair import RepairJob, look_for_repair
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.bisect import BisectReport
 from moh_deploy.termination import cleaned_up_on_termination
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
+from moh_deploy.validate.samples import read_samples, recorded_samples
 
 MOST_RUNS = 100
 
@@ -32,6 +35,7 @@ def bisect(
     output: Path | str | None = None,
     target: float | None = None,
     kernels: Kernels = "auto",
+    inputs: Sequence[Path | str] = (),
     vectors: int | None = None,
     policy: Path | str | None = None,
     max_runs: int = MOST_RUNS,
@@ -53,6 +57,9 @@ def bisect(
         target: How far outputs may be off, as a share of their largest value (at least of 1);
             None for what `verify` allows.
         kernels: What runs MoH nodes, see `open_session`.
+        inputs: npz files, or directories of them, to run besides the recorded inputs. What should
+            come out is what the package computes in float32, or, if it is in float32, what the
+            reference computes; members named like outputs are taken as they are.
         vectors: Compare with the first so many recorded runs only; None takes all.
         policy: YAML file of tolerances over the built-in table.
         max_runs: How many packages may be made and run to find the nodes.
@@ -77,19 +84,42 @@ def bisect(
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)
         believed = None if reference is None else OnnxPackage.open(reference)
-        _check_packages(package, believed, written)
+        _check_packages(package, believed, written, inputs)
+        files = read_samples([Path(path) for path in inputs], package.manifest)
     with TemporaryDirectory(prefix="moh-deploy-") as folder, _removed_on_termination(folder):
-        sets = package.vectors[:vectors]
-        runs = Experiments(package, believed, sets, rules, target, kernels, Path(folder))
-        return _bisect(runs, written, max_runs, progress)
+        with progress.step("computing it in float32"):
+            form = _float32_form(package, believed, Path(folder))
+            trusted = believed if form is None else form.package
+            given = () if trusted is None else answered(trusted, files)
+        samples = (*recorded_samples(package.vectors[:vectors]), *given)
+        runs = Experiments(package, believed, form, samples, rules, target, kernels)
+        return _bisect(runs, Path(folder), written, max_runs, progress)
 
 
-def _bisect(runs: Experiments, output: Path | None, most: int, progress: Progress) -> BisectReport:
+def _float32_form(
+    package: OnnxPackage, reference: OnnxPackage | None, folder: Path
+) -> Float32Form | None:
+    """Return None for a package that is in float32."""
+    if package.manifest.precision not in LOW:
+        return None
+    root = folder / "float32"
+    root.mkdir()
+    return float32_form(package, reference, root)
+
+
+def _bisect(
+    runs: Experiments, folder: Path, output: Path | None, most: int, progress: Progress
+) -> BisectReport:
     with progress.step("comparing with the recorded runs"):
         if not runs.vectors:
             runs.parity.raise_if_unequal()
         report = BisectReport(
-            runs.package.root, runs.precision, runs.parity.reference, runs.reasons, runs.target
+            runs.package.root,
+            runs.precision,
+            runs.parity.reference,
+            runs.reasons,
+            target=runs.target,
+            passes_verify=runs.parity.equal,
         )
     if not report.reasons:
         return report
@@ -100,15 +130,22 @@ def _bisect(runs: Experiments, output: Path | None, most: int, progress: Progres
     )
     if runs.float32 is None:
         return report
-    repair, why_not = look_for_repair(runs, located, output, most=most, step=progress.step)
+    job = RepairJob(located, folder / "trials", output, most, progress.step)
+    repair, why_not = look_for_repair(runs, job)
     return replace(report, repair=repair, why_no_repair=why_not)
 
 
 def _notes(runs: Experiments) -> tuple[str, ...]:
-    if runs.plain.gates or not runs.package.manifest.layers:
-        return ()
-    why = OrtVariants(runs.package).why_not_forced()
-    return (f"The reference gates were not fed to the model: {why}.",)
+    notes = []
+    if runs.parity.equal and runs.target is None:
+        notes.append(
+            "`verify` passes here: ONNX Runtime on the CPU computes runs of float16 operators in"
+            " float32, and rounds at their ends. This is with every result rounded, as on GPUs."
+        )
+    if not runs.plain.gates and runs.package.manifest.layers:
+        why = OrtVariants(runs.package).why_not_forced()
+        notes.append(f"The reference gates were not fed to the model: {why}.")
+    return tuple(notes)
 
 
 def _check_options(root: Path, target: float | None, vectors: int | None, max_runs: int) -> None:
@@ -126,11 +163,20 @@ def _check_options(root: Path, target: float | None, vectors: int | None, max_ru
 
 
 def _check_packages(
-    package: OnnxPackage, reference: OnnxPackage | None, output: Path | None
+    package: OnnxPackage,
+    reference: OnnxPackage | None,
+    output: Path | None,
+    inputs: Sequence[Path | str],
 ) -> None:
     if reference is not None:
         check_reference(package, reference)
     precision = package.manifest.precision
+    if inputs and precision not in LOW and reference is None:
+        raise ConfigError(
+            f"{package.root} is in {precision}: what it should compute on other inputs than the"
+            " recorded ones is not known.",
+            hint="Give a package that is right with --reference.",
+        )
     if output is not None and precision not in LOW:
         raise ConfigError(
             f"{package.root} is in {precision}: there is nothing to put into float32, so no"

@@ -27,51 +27,63 @@ from moh_deploy.package import (
 from moh_deploy.passes import choose_layers
 from moh_deploy.report.bisect import Repair
 from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.samples import Sample, recorded_samples
 
 _WRONG_ITSELF = "In float32 it is wrong as well, so no choice of nodes makes it right."
+_NO_CURE = (
+    "With every node in float32 it is right as it is written, and wrong as ONNX Runtime runs it:"
+    " kernels or optimisations are wrong as well. Try --kernels off."
+)
 _NO_REFERENCE = (
     "Its weights were taken as they are, rounded: if it was lowered from a package in float32, give"
     " that as --reference."
 )
 
 
-def look_for_repair(
-    runs: Experiments, located: Located, output: Path | None, *, most: int, step: Step
-) -> tuple[Repair | None, str | None]:
+@dataclass(frozen=True)
+class RepairJob:
+    """What is to be done.
+
+    Attributes:
+        located: What is wrong with the package.
+        scratch: A directory to make packages in.
+        output: Where to write the package again; None for not at all.
+        most: How many packages may be made and run.
+        step: Encloses each of them.
+    """
+
+    located: Located
+    scratch: Path
+    output: Path | None
+    most: int
+    step: Step
+
+
+def look_for_repair(runs: Experiments, job: RepairJob) -> tuple[Repair | None, str | None]:
     """Find the nodes of a package in lower precision that have to be in float32.
 
     Args:
         runs: Of a package that is not right.
-        located: What is wrong with it.
-        output: Where to write it again; None for not at all.
-        most: How many packages may be made and run.
-        step: Encloses each of them.
+        job: What is to be done.
 
     Returns:
         The repair, or a sentence on why there is none.
     """
-    form = runs.float32
-    if form is None or located.divergence.cause in ("kernel", "optimisation"):
+    form, cause = runs.float32, job.located.divergence.cause
+    if form is None or cause in ("kernel", "optimisation"):
         return None, None
-    if located.divergence.cause == "graph":
+    if cause == "graph":
         return None, f"{_WRONG_ITSELF}{'' if runs.reference else f' {_NO_REFERENCE}'}"
-    job = _Repair(runs, form, located, most, step)
-    cure = job.cure()
-    if cure is None:
-        return (
-            None,
-            f"With every node in float32 it still fails where {runs.kernels} kernels run it.",
-        )
-    return job.write(cure, output), None
+    repair = _Repair(runs, form, job)
+    cure = repair.cure()
+    return (None, _NO_CURE) if cure is None else (repair.write(cure), None)
 
 
 @dataclass
 class _Repair:
     runs: Experiments
     form: Float32Form
-    located: Located
-    most: int
-    step: Step
+    job: RepairJob
 
     def __post_init__(self) -> None:
         self.graph = graph_of(self.runs.unrounded)
@@ -87,32 +99,37 @@ class _Repair:
         again = self._search()
         return None if again is None else replace(again, trials=found.trials + again.trials)
 
-    def write(self, cure: Cure, output: Path | None) -> Repair:
-        share = flops_share(self.graph, self.located.values, cure.keep)
+    def write(self, cure: Cure) -> Repair:
+        share = flops_share(self.graph, self.job.located.values, cure.keep)
         before, weights = _bytes(self.runs.package), self.form.weights
-        with self.step("proving the repaired package"):
-            if output is None:
+        with self.job.step("proving the repaired package"):
+            if self.job.output is None:
                 made = self.trials.make(cure.keep).package
                 parity, written = self._parity(cure), None
             else:
-                made, parity = self._publish(cure, output)
+                made, parity = self._publish(cure, self.job.output)
                 written = made.root
         return Repair(cure, weights, before, _bytes(made), share, parity, written)
 
     def _search(self) -> Cure | None:
-        errors = self.located.errors
-        return find_cure(self.trials, self.graph, errors, most=self.most, step=self.step)
+        errors = self.job.located.errors
+        return find_cure(self.trials, self.graph, errors, most=self.job.most, step=self.job.step)
+
+    @property
+    def _recorded(self) -> tuple[Sample, ...]:
+        """All runs that the package has, whichever were looked at."""
+        return recorded_samples(self.runs.package.vectors)
 
     def _trials(self, accepts: Callable[[ForcedModel], bool]) -> Trials:
         forced = bool(self.runs.plain.gates)
-        return Trials(self.form, accepts, self.runs.scratch / "trials", forced)
+        return Trials(self.form, accepts, self.job.scratch, forced)
 
     def _verified(self, model: ForcedModel) -> bool:
-        return self.runs.compare(self.runs.as_run(model), self.runs.package.vectors).equal
+        return self.runs.compare(self.runs.as_run(model), self._recorded).equal
 
     def _parity(self, cure: Cure) -> ParityReport:
         made = self.runs.as_run(self.trials.make(cure.keep))
-        return self.runs.compare(made, self.runs.package.vectors)
+        return self.runs.compare(made, self._recorded)
 
     def _publish(self, cure: Cure, output: Path) -> tuple[OnnxPackage, ParityReport]:
         package = self.runs.package
@@ -124,7 +141,7 @@ class _Repair:
             manifest = writer.stage(staged_manifest, package.vectors, package.corpus)
             staged = OnnxPackage.open(writer.root)
             as_run = self.runs.as_run(ForcedModel(staged, {}))
-            parity = self.runs.compare(as_run, staged.vectors)
+            parity = self.runs.compare(as_run, self._recorded)
             parity.raise_if_unequal()
             proof = _proof(parity, staged)
             return writer.publish(replace(manifest, proof=proof)), parity

@@ -60,6 +60,7 @@ class BisectReport:
         reference: What the runs were judged by.
         reasons: What is not equal, or above the target; empty if nothing diverges.
         target: How far outputs may be off; None for what `verify` allows.
+        passes_verify: It is equal as the runtime here runs it.
         divergence: Where it first diverges; None if nothing does.
         errors: The error of each node whose result was compared, in execution order.
         repair: Which nodes have to be in float32; None where that was not asked for, does not
@@ -73,6 +74,7 @@ class BisectReport:
     reference: str
     reasons: tuple[str, ...]
     target: float | None = None
+    passes_verify: bool = False
     divergence: Divergence | None = None
     errors: tuple[NodeError, ...] = ()
     repair: Repair | None = None
@@ -116,6 +118,7 @@ class BisectReport:
             "sentence": self.sentence,
             "reasons": list(self.reasons),
             "target": self.target,
+            "passes_verify": self.passes_verify,
             "divergence": None if self.divergence is None else _divergence_json(self.divergence),
             "errors": [_error_json(one) for one in self.errors],
             "repair": None if self.repair is None else _repair_json(self.repair),

@@ -23,7 +23,7 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Blocks, and a norm at the end, so that what comes out is of size 1."""
 
-    def __init__(self, width=16, depth=3):
+    def __init__(self, width=16, depth=2):
         super().__init__()
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -35,21 +35,19 @@ class Stack(nn.Module):
 
 
 class Outliers(Stack):
-    """Between blocks 0 and 2, a channel of the residual stream carries a number of thousands."""
+    """Between blocks 0 and 1, a channel of the residual stream carries a number of thousands."""
+
+    def __init__(self):
+        super().__init__(depth=2)
 
     def prepare(self):
-        self.blocks[0].down.bias.data[3] = 6000.0
-        for block in self.blocks[1:]:
-            readers = (
-                block.up,
-                block.attn.qkv,
-                block.attn.routed,
-                block.attn.shared,
-                block.attn.stage,
-            )
-            for linear in readers:
-                linear.weight.data[:, 3] = 0
-        self.blocks[2].down.bias.data[3] = -6000.0
+        first, second = self.blocks
+        attention = second.attn
+        readers = (second.up, attention.qkv, attention.routed, attention.shared, attention.stage)
+        for linear in readers:
+            linear.weight.data[:, 3] = 0
+        first.down.bias.data[3] = 6000.0
+        second.down.bias.data[3] = -6000.0
 
 
 class LargeLogits(nn.Module):

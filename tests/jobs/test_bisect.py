@@ -12,6 +12,7 @@ import pytest
 import moh_deploy
 from moh_deploy.backends import onnxruntime
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
+from moh_deploy.package import OnnxPackage
 from tests.half_packages import write_unprotected
 from tests.handmade_package import vectors, write_package
 from tests.routed_package import Fault, write_routed
@@ -150,6 +151,17 @@ def test_engine_is_refused_with_what_to_do(tmp_path: Path):
 def test_float32_package_has_no_repaired_form(right: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="right is in float32: there is nothing to put into"):
         moh_deploy.bisect(right, output=tmp_path / "out")
+
+
+def test_inputs_of_a_float32_package_need_a_reference(right: Path, tmp_path: Path):
+    np.savez(tmp_path / "in.npz", x=OnnxPackage.open(right).vectors[0].inputs["x"])
+    wrong = write_routed(tmp_path / "wrong", "wrong scale").root
+    with pytest.raises(ConfigError, match="on other inputs than the recorded ones is not known"):
+        moh_deploy.bisect(wrong, inputs=[tmp_path / "in.npz"])
+    report = moh_deploy.bisect(wrong, reference=right, inputs=[tmp_path / "in.npz"])
+    assert report.reference.endswith("and the reference on in.npz (batch=3)")
+    assert report.divergence is not None
+    assert report.divergence.differences == ("attribute scale is 0.55, the reference's 0.5",)
 
 
 def test_package_without_vectors_is_refused(tmp_path: Path):
