@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import onnx
 
 from moh_deploy.bisection.inner_values import InnerValue
-from moh_deploy.bisection.places import ModelGraph
+from moh_deploy.bisection.places import ModelGraph, what_runs
 from moh_deploy.report.flops import attention_flops
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "MoHQueryProjection", "MoHOutputProjection")
@@ -31,9 +31,7 @@ def flops_share(
     shapes = {**{name: one.shape for name, one in values.items()}, **weights}
     attention = {one.node: attention_flops(one) for one in graph.layers if one.node}
     flops = {
-        node.output[0]: attention[node.name] or 0
-        if node.name in attention
-        else _product_flops(node, shapes)
+        node.output[0]: attention.get(what_runs(node).name) or _product_flops(node, shapes)
         for node in graph.nodes
     }
     total = sum(flops.values())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
-from moh_deploy.bisection.float32_form import LOW, Float32Form
+from moh_deploy.bisection.float32_form import LOW, Float32Form, float32_form
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.judge import Judge, Recorded
 from moh_deploy.package import OnnxPackage, VectorSet
@@ -27,20 +28,20 @@ class Experiments:
     Attributes:
         package: What is bisected.
         reference: A float32 package of the same model; None if none was given.
-        float32: The package in float32; None if it is.
         samples: What to run, and what to expect.
         policy: What counts as equal.
         target: How far outputs may be off; None for what the policy says.
         kernels: What runs MoH nodes of the package.
+        folder: A directory for variants of the package.
     """
 
     package: OnnxPackage
     reference: OnnxPackage | None
-    float32: Float32Form | None
     samples: Sequence[Sample]
     policy: Policy
     target: float | None
     kernels: Kernels
+    folder: Path
 
     @property
     def precision(self) -> str:
@@ -91,6 +92,20 @@ class Experiments:
     def adds_up(self) -> bool:
         """Each recorded value is within its limit once the gates are fed, and the whole is not."""
         return not self.parity.equal and not _reasons(self.recorded_as_run)
+
+    @cached_property
+    def float32(self) -> Float32Form | None:
+        """The package in float32; None if it is."""
+        if not self.is_low:
+            return None
+        root = self.folder / "float32"
+        root.mkdir()
+        return float32_form(self.package, self.reference, root)
+
+    @property
+    def believed(self) -> OnnxPackage | None:
+        """What computes what should come out of inputs that were not recorded."""
+        return self.reference if self.float32 is None else self.float32.package
 
     @cached_property
     def unrounded(self) -> ForcedModel:

@@ -44,7 +44,8 @@ class Float32Form:
         if self.raised.given:
             count = len(self.raised.foreign)
             return f"the weights of the reference, and {count} in {self.low} that are not in it"
-        return f"the weights in {self.low}, whose rounding stays"
+        none = ": none of the reference rounds to them" if self.raised.foreign else ""
+        return f"the weights in {self.low}, whose rounding stays{none}"
 
 
 def float32_form(package: OnnxPackage, reference: OnnxPackage | None, scratch: Path) -> Float32Form:

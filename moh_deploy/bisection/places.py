@@ -9,7 +9,7 @@ from functools import cached_property
 
 import onnx
 
-from moh_deploy.package import LayerInfo
+from moh_deploy.package import CONDITION_PREFIX, LayerInfo
 
 Reached = frozenset[int]
 """Places of nodes in `ModelGraph.nodes`."""
@@ -69,8 +69,8 @@ class ModelGraph:
         """Return where one of the package's own nodes is."""
         if self.written is not None:
             return self.written.place(index)
-        node = self.nodes[index]
-        value = next(name for name in node.output if name)
+        node = what_runs(self.nodes[index])
+        value = next(name for name in self.nodes[index].output if name)
         return Place(node.name or f"-> {value}", node.op_type, self._module(index), value)
 
     def before(self, value: str) -> Reached:
@@ -89,7 +89,7 @@ class ModelGraph:
         return frozenset(found)
 
     def _module(self, index: int) -> str:
-        node = self.nodes[index]
+        node = what_runs(self.nodes[index])
         own = next((one.path for one in self.layers if node.name and node.name == one.node), None)
         named = re.fullmatch(rf"(?P<module>.+)\.{re.escape(node.op_type)}(#\d+)?", node.name)
         if own is None and named is not None:
@@ -124,6 +124,15 @@ class ModelGraph:
 
     def _is_behind(self, index: int, layer: LayerInfo) -> bool:
         return self.makers.get(layer.gates) in self._before(reads(self.nodes[index]))
+
+
+def what_runs(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return the node of a layer for the `If` that chooses by size how it is run."""
+    if node.op_type != "If" or not node.input[0].startswith(CONDITION_PREFIX):
+        return node
+    graphs = {one.name: one.g for one in node.attribute}
+    inner: onnx.NodeProto = graphs["else_branch"].node[0]
+    return inner
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     help="Write the package again with the nodes in float32 that need it.",
 )
 @click.option(
+    "--to",
+    metavar="fp16|bf16",
+    help="Lower a float32 package first, as `precision` does, which writes none that is not right.",
+)
+@click.option(
     "--target",
     metavar="SHARE",
     type=float,
@@ -73,6 +78,7 @@ def command(
     package: Path,
     reference: Path | None,
     output: Path | None,
+    to: str | None,
     target: float | None,
     max_runs: int,
     inputs: tuple[Path, ...],
@@ -91,6 +97,7 @@ def command(
             package,
             reference=reference,
             output=output,
+            to=to,
             target=target,
             kernels=kernels,
             inputs=inputs,

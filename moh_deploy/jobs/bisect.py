@@ -13,10 +13,11 @@ from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.backends.trt.engine_reading import is_engine_dir
 from moh_deploy.bisection.experiments import Experiments
-from moh_deploy.bisection.float32_form import LOW, Float32Form, check_reference, float32_form
+from moh_deploy.bisection.float32_form import LOW, check_reference
 from moh_deploy.bisection.locate import locate
 from moh_deploy.bisection.user_inputs import answered
 from moh_deploy.errors import ConfigError
+from moh_deploy.jobs.precision import check_float32, lowered
 from moh_deploy.jobs.repair import RepairJob, look_for_repair
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.progress import Progress, SilentProgress
@@ -33,6 +34,7 @@ def bisect(
     *,
     reference: Path | str | None = None,
     output: Path | str | None = None,
+    to: str | None = None,
     target: float | None = None,
     kernels: Kernels = "auto",
     inputs: Sequence[Path | str] = (),
@@ -54,6 +56,8 @@ def bisect(
         reference: A float32 package of the same model: the one that DIR was lowered from, or one
             that is known to be right.
         output: Where to write the package again with the nodes in float32 that need it.
+        to: `fp16` or `bf16` lowers a float32 package first, as `precision` does, which writes none
+            that is not right; it is its own reference then.
         target: How far outputs may be off, as a share of their largest value (at least of 1);
             None for what `verify` allows.
         kernels: What runs MoH nodes, see `open_session`.
@@ -84,27 +88,22 @@ def bisect(
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)
         believed = None if reference is None else OnnxPackage.open(reference)
-        _check_packages(package, believed, written, inputs)
+        _check_packages(package, believed, written, to, inputs)
         files = read_samples([Path(path) for path in inputs], package.manifest)
     with TemporaryDirectory(prefix="moh-deploy-") as folder, _removed_on_termination(folder):
-        with progress.step("computing it in float32"):
-            form = _float32_form(package, believed, Path(folder))
-            trusted = believed if form is None else form.package
-            given = () if trusted is None else answered(trusted, files)
-        samples = (*recorded_samples(package.vectors[:vectors]), *given)
-        runs = Experiments(package, believed, form, samples, rules, target, kernels)
-        return _bisect(runs, Path(folder), written, max_runs, progress)
-
-
-def _float32_form(
-    package: OnnxPackage, reference: OnnxPackage | None, folder: Path
-) -> Float32Form | None:
-    """Return None for a package that is in float32."""
-    if package.manifest.precision not in LOW:
-        return None
-    root = folder / "float32"
-    root.mkdir()
-    return float32_form(package, reference, root)
+        if to is not None:
+            with progress.step("lowering the precision"):
+                package, believed = lowered(package, to, Path(folder) / "lowered"), package
+        samples = recorded_samples(package.vectors[:vectors])
+        runs = Experiments(package, believed, samples, rules, target, kernels, Path(folder))
+        if runs.believed is not None and files:
+            with progress.step("computing in float32 what should come out"):
+                runs.samples = (*samples, *answered(runs.believed, files))
+        report = _bisect(runs, Path(folder), written, max_runs, progress)
+        if to is not None and not report.diverges:
+            note = f"`moh-deploy precision DIR --to {to} --output DIR` writes it as it is."
+            report = replace(report, notes=(note,))
+        return replace(report, package=root)
 
 
 def _bisect(
@@ -137,7 +136,7 @@ def _bisect(
 
 def _notes(runs: Experiments) -> tuple[str, ...]:
     notes = []
-    if runs.parity.equal and runs.target is None:
+    if runs.parity.equal and runs.target is None and runs.precision == "float16":
         notes.append(
             "`verify` passes here: ONNX Runtime on the CPU computes runs of float16 operators in"
             " float32, and rounds at their ends. This is with every result rounded, as on GPUs."
@@ -166,8 +165,14 @@ def _check_packages(
     package: OnnxPackage,
     reference: OnnxPackage | None,
     output: Path | None,
+    to: str | None,
     inputs: Sequence[Path | str],
 ) -> None:
+    if to is not None:
+        check_float32(package)
+        if reference is not None:
+            raise ConfigError("to lowers the package, which is its own reference: give one of two.")
+        return
     if reference is not None:
         check_reference(package, reference)
     precision = package.manifest.precision

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.value_ranges import largest_values
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.package import (
     MODEL_DATA_NAME,
     MODEL_NAME,
@@ -75,7 +75,7 @@ def precision(
     check_output(output)
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
-        _check_float32(package)
+        check_float32(package)
     with progress.step("measuring how large values get"):
         largest = largest_values(package)
     with progress.step("lowering the precision"):
@@ -157,7 +157,27 @@ def _low_type(to: str) -> LowType:
     return LOW_TYPES[to]
 
 
-def _check_float32(package: OnnxPackage) -> None:
+def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
+    """Lower a float32 package into a scratch directory, and prove nothing.
+
+    Returns:
+        A package to open sessions of. It has no files but the model.
+    """
+    low = _low_type(to)
+    model = ir.load(package.model_path)
+    _, layers = lower_model(model, package.manifest.layers, low, largest_values(package))
+    root.mkdir()
+    save_model(model, package, root)
+    manifest = replace(package.manifest, precision=low, layers=layers, proof=None)
+    return replace(package, root=root, manifest=manifest)
+
+
+def check_float32(package: OnnxPackage) -> None:
+    """Refuse a package that was lowered.
+
+    Raises:
+        ConfigError: It is not in float32.
+    """
     if package.manifest.precision != "float32":
         raise ConfigError(
             f"{package.root} is in {package.manifest.precision}, expected a package in float32.",
@@ -181,7 +201,12 @@ def _compare(package: OnnxPackage) -> ParityReport:
     """
     runner = open_session(package, extra_outputs=package.gate_names)
     report = compare(package, runner, package.vectors, variants=OrtVariants(package))
-    report.raise_if_unequal()
+    if report.failure is not None:
+        raise ValidationError(
+            report.failure.message,
+            hint="`moh-deploy bisect DIR --to fp16|bf16 --output DIR` finds the operators that have"
+            " to stay in float32, and writes the package with them.",
+        )
     return report
 
 

@@ -164,6 +164,16 @@ def test_inputs_of_a_float32_package_need_a_reference(right: Path, tmp_path: Pat
     assert report.divergence.differences == ("attribute scale is 0.55, the reference's 0.5",)
 
 
+def test_package_that_is_lowered_first_is_its_own_reference(right: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="which is its own reference: give one of two"):
+        moh_deploy.bisect(right, to="fp16", reference=right)
+    with pytest.raises(ConfigError, match="to is 'int8', expected fp16 or bf16"):
+        moh_deploy.bisect(right, to="int8")
+    half = moh_deploy.precision(right, to="fp16", output=tmp_path / "half").package
+    with pytest.raises(ConfigError, match="half is in float16, expected a package in float32"):
+        moh_deploy.bisect(half, to="fp16")
+
+
 def test_package_without_vectors_is_refused(tmp_path: Path):
     package = write_package(tmp_path / "package", sets=())
     with pytest.raises(ValidationError, match="there are no vectors to compare with"):

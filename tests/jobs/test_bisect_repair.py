@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 import moh_deploy
 from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.errors import ValidationError
 from moh_deploy.jobs import repair as job
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, PackageWriter
@@ -104,6 +105,20 @@ def test_repaired_package_passes_with_the_nodes_that_need_float32(
     onnx.checker.check_model(onnx.load(written.model_path), full_check=True)
     assert error(written) < 0.02
     assert not error(half) < 0.1  # or NaN
+
+
+def test_what_precision_refuses_is_written_with_more_in_float32(exported: Exported, tmp_path: Path):
+    whole = exported("LargeLogits")
+    with pytest.raises(ValidationError, match="not equal") as refused:
+        moh_deploy.precision(whole.root, to="fp16", output=tmp_path / "half")
+    assert "moh-deploy bisect DIR --to fp16|bf16 --output DIR" in (refused.value.hint or "")
+    report = moh_deploy.bisect(whole.root, to="fp16", output=tmp_path / "half")
+    assert report.package == whole.root
+    assert nodes(report) == ["score.Add"]  # Softmax stays in float32 by itself
+    assert report.passes_verify is False
+    assert report.repair is not None
+    assert report.repair.weights == "the weights of the reference"
+    assert moh_deploy.verify(tmp_path / "half").equal
 
 
 @pytest.mark.parametrize("kind", list(NEEDED))
