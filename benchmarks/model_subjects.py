@@ -16,9 +16,9 @@ from moh_deploy.api import export
 from moh_deploy.config import ExportConfig, load_config
 from moh_deploy.digest import sha256_of
 from moh_deploy.frontend.factory import build_module
-from moh_deploy.frontend.inputs import build_inputs
 from moh_deploy.frontend.load import code_dirs, load
-from moh_deploy.frontend.plain_onnx import dynamic_shapes
+from moh_deploy.frontend.model import LoadedModel
+from moh_deploy.frontend.plain_onnx import write_plain_onnx
 from moh_deploy.npz import Array
 from moh_deploy.options import ExportOptions
 from moh_deploy.package import OnnxPackage, VectorSet
@@ -124,11 +124,8 @@ def prepare(subject: Subject, request: Request, folder: Path) -> Prepared:
     if request.checkpoint is None:
         _say(subject, "writing random weights")
         _write_random_weights(config, options)
-    module = load(options, config).module
-    assert module is not None
-    plain = folder / "plain" / "model.onnx"
-    if request.plain:
-        _export_plain(subject, module, config, options, plain)
+    loaded = load(options, config)
+    assert loaded.module is not None
     if request.package is None:
         _say(subject, "moh-deploy export")
         export(
@@ -138,7 +135,11 @@ def prepare(subject: Subject, request: Request, folder: Path) -> Prepared:
             overrides=options.overrides,
             code_dirs=options.code_dirs,
         )
-    return Prepared(module, OnnxPackage.open(options.output), plain)
+    package, plain = OnnxPackage.open(options.output), folder / "plain" / "model.onnx"
+    if request.plain:
+        with user_code(code_dirs(options, config)):
+            _export_plain(subject, loaded, package, options, plain)
+    return Prepared(loaded.module, package, plain)
 
 
 def _options(subject: Subject, request: Request, folder: Path) -> ExportOptions:
@@ -189,11 +190,7 @@ def _write_random_weights(config: ExportConfig, options: ExportOptions) -> None:
 
 
 def _export_plain(
-    subject: Subject,
-    module: torch.nn.Module,
-    config: ExportConfig,
-    options: ExportOptions,
-    path: Path,
+    subject: Subject, model: LoadedModel, package: OnnxPackage, options: ExportOptions, path: Path
 ) -> None:
     """Export with the defaults of torch, unless that was done before."""
     stamp = path.with_name("made_of.json")
@@ -202,15 +199,7 @@ def _export_plain(
         return
     _say(subject, "torch.onnx.export")
     path.parent.mkdir(exist_ok=True)
-    inputs = build_inputs(config)
-    with user_code(code_dirs(options, config)):
-        torch.onnx.export(
-            module,
-            tuple(item.value for item in inputs),
-            path,
-            dynamo=True,
-            dynamic_shapes=dynamic_shapes(module, inputs),
-        )
+    write_plain_onnx(model, package, path)
     stamp.write_text(made_of)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from moh_deploy.backends.ort_kernels import choose_kernels
 from moh_deploy.config import load_config
+from moh_deploy.frontend.inputs import build_inputs
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COLUMNS = [
@@ -84,7 +85,7 @@ def test_models_of_ours_run_and_choose_heads(bench: ModuleType, name: str) -> No
     module = subjects.build_module(
         config.model.factory, config.model.kwargs, code_dirs=config.model.code_dirs
     )
-    inputs = subjects.build_inputs(config)
+    inputs = build_inputs(config)
     gates: list[torch.Tensor] = []
     for part in module.modules():
         if hasattr(part, "_gates"):
