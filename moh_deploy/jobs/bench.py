@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moh_deploy.atomic import StagedDirectory, staged_file
 from moh_deploy.backends.runner import Kernels
-from moh_deploy.chooser.machine import Machine
 from moh_deploy.errors import ConfigError
-from moh_deploy.jobs.bench_entries import LineUp, Organizer
-from moh_deploy.npz import write_npz
+from moh_deploy.jobs.bench_entries import Organizer
+from moh_deploy.jobs.bench_run import BenchRun
 from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.ratchet.bench_figures import bench_figures, machine_of, require_one_package
 from moh_deploy.ratchet.ratchet import Ratchet
-from moh_deploy.report.bench import BenchReport, PackageWork
-from moh_deploy.report.choices import sizes_text
-from moh_deploy.tuning.agreement import Agreement, agreement
-from moh_deploy.tuning.bench_gates import BenchGate, GateResult, parse_gate
-from moh_deploy.tuning.contestants import Contestant, Entry
-from moh_deploy.tuning.fixed_routing import Fixing, RoutingOverhead
-from moh_deploy.tuning.fresh_run import FreshRun, MeasureFresh, fresh_run
+from moh_deploy.report.bench import BenchReport
+from moh_deploy.tuning.bench_gates import parse_gate
+from moh_deploy.tuning.fresh_run import MeasureFresh, fresh_run
 from moh_deploy.tuning.inputs import InputSet, input_sets
-from moh_deploy.tuning.latency import Latency, MeasureRuns, Timing, runs_timer
-from moh_deploy.tuning.layer_work import layer_work
-from moh_deploy.tuning.measured import Measured
+from moh_deploy.tuning.latency import MeasureRuns, runs_timer
 from moh_deploy.tuning.original import Original
-from moh_deploy.tuning.sized_inputs import batch_dim, num_samples, sized_inputs
-from moh_deploy.tuning.timing import Ratio, difference, ratio
+from moh_deploy.tuning.sized_inputs import batch_dim, sized_inputs
 
 DEFAULT_SECONDS, DEFAULT_WARMUP, _MOST_SECONDS = 5.0, 0.5, 3600
 
@@ -110,7 +101,7 @@ def bench(
                 require_one_package({one.name: one.is_baseline for one in line_up.entries})
             asked = [parse_gate(one, contestants=names, baselines=against) for one in gates]
             sets = _input_sets(line_up.first, list(map(Path, inputs)), batch, sizes or {})
-        job = _Job(
+        job = BenchRun(
             line_up=line_up,
             organizer=organizer,
             measure=measure or runs_timer(min_time, warmup, threads=threads),
@@ -186,143 +177,3 @@ def _batch_sizes(package: OnnxPackage, batch: Sequence[int]) -> dict[str, Sequen
             hint="Export it with one: --dynamic NAME:0=batch.",
         )
     return {name: batch}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One comparison: who takes part, and how they are measured."""
-
-    line_up: LineUp
-    organizer: Organizer
-    measure: MeasureRuns
-    measure_fresh: MeasureFresh
-    progress: Progress
-
-    def report(
-        self,
-        sets: Sequence[InputSet],
-        gates: Sequence[BenchGate],
-        *,
-        min_time: float,
-        warmup: float,
-    ) -> BenchReport:
-        first = self.line_up.first.manifest
-        with ExitStack() as stack:
-            with self.progress.step("loading the models"):
-                loaded = {one.name: one.load(sets, stack) for one in self.line_up.entries}
-            rounds = [self._round(one, loaded) for one in sets]
-        results = [each.measured for each in rounds]
-        kernels = next(iter(loaded.values())).kernel_use
-        assert kernels is not None
-        with self.progress.step("counting rows"):
-            work = self._work(sets)
-        return BenchReport(
-            results=tuple(one for each in results for one in each),
-            work=work,
-            gates=tuple(one for each in results for one in _judged(gates, each)),
-            routing=tuple(one for each in rounds for one in each.routing),
-            samples_by=batch_dim(first),
-            threads=self.organizer.threads,
-            min_time_s=min_time,
-            warmup_s=warmup,
-            machine=Machine.this(kernels.instruction_set).describe(),
-            runtime=", ".join(dict.fromkeys(one.runtime for one in loaded.values())),
-            kernels=kernels,
-            notes=tuple(self._notes()),
-        )
-
-    def _notes(self) -> Iterator[str]:
-        """Yield what a reader should know of who takes part."""
-        root, made_of = self.line_up.first.root, self.line_up.first.manifest.checkpoint_sha256
-        original = self.organizer.original
-        if original and original.sha256 and made_of and made_of != original.sha256:
-            yield f"the original is of another checkpoint than {root} was made from"
-
-    def _round(self, one: InputSet, loaded: Mapping[str, Contestant]) -> _Round:
-        with self.progress.step(f"comparing outputs at {sizes_text(one.sizes)}"):
-            agreements = self._agreements(one, loaded)
-        calls = {name: contestant.bound(one) for name, contestant in loaded.items()}
-        with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
-            times = self.measure(calls)
-        with self.progress.step(f"running in fresh processes at {sizes_text(one.sizes)}"):
-            fresh = self._fresh_runs(one, loaded)
-        baselines = [other.name for other in self.line_up.entries if other.is_baseline]
-        samples = num_samples(self.line_up.first.manifest, one.sizes)
-
-        def measured(entry: Entry) -> Measured:
-            name = entry.name
-            return Measured(
-                contestant=name,
-                is_baseline=entry.is_baseline,
-                inputs=one.name,
-                sizes=one.sizes,
-                samples=samples,
-                latency=Latency.of(times[name]),
-                fresh=fresh[name],
-                ratios={other: _ratio(times, name, other) for other in baselines if other != name},
-                agreement=agreements.get(name),
-            )
-
-        found = [measured(entry) for entry in self.line_up.entries]
-        overheads = [self._routing(one, found[0], times) for one in self.line_up.fixings]
-        return _Round(found, overheads)
-
-    def _agreements(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, Agreement]:
-        (_, first), *others = loaded.items()
-        names = [spec.name for spec in self.line_up.first.manifest.outputs]
-        reference = dict(zip(names, first.outputs(one), strict=True))
-        words = f"{one.name} ({sizes_text(one.sizes)})"
-        return {
-            name: agreement(
-                other.outputs(one), reference, {*first.precisions, *other.precisions}, inputs=words
-            )
-            for name, other in others
-        }
-
-    def _fresh_runs(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, FreshRun]:
-        inputs = self.organizer.scratch / "inputs.npz"
-        write_npz(inputs, one.inputs)
-        tasks = {name: contestant.fresh_task(inputs) for name, contestant in loaded.items()}
-        return {
-            name: FreshRun() if task is None else self.measure_fresh(task)
-            for name, task in tasks.items()
-        }
-
-    def _routing(
-        self, one: Fixing, first: Measured, times: Mapping[str, Timing]
-    ) -> RoutingOverhead:
-        where = (first.contestant, one.layer, first.inputs, first.sizes)
-        if one.why_not is not None:
-            return RoutingOverhead(*where, None, None, None, one.why_not)
-        dynamic, fixed = times[first.contestant], times[one.name]
-        wall = difference(dynamic.wall_ms, fixed.wall_ms)
-        cpu = difference(dynamic.cpu_ms, fixed.cpu_ms)
-        return RoutingOverhead(*where, wall, cpu, wall.value / first.latency.p50_ms, None)
-
-    def _work(self, sets: Sequence[InputSet]) -> tuple[PackageWork, ...]:
-        kernels, threads = self.organizer.kernels, self.organizer.threads
-        return tuple(
-            PackageWork(name, inputs.name, inputs.sizes, layers)
-            for name, package in self.line_up.packages.items()
-            for inputs, layers in zip(
-                sets, layer_work(package, sets, kernels=kernels, threads=threads), strict=True
-            )
-        )
-
-
-@dataclass(frozen=True)
-class _Round:
-    """What was measured on one set of inputs."""
-
-    measured: list[Measured]
-    routing: list[RoutingOverhead]
-
-
-def _ratio(times: Mapping[str, Timing], name: str, other: str) -> Ratio:
-    return ratio(times[name].wall_ms, times[other].wall_ms)
-
-
-def _judged(gates: Sequence[BenchGate], measured: Sequence[Measured]) -> list[GateResult]:
-    """Judge every package, not the baselines, on one set of inputs."""
-    by_name = {one.contestant: one for one in measured}
-    return [gate.judge(one, by_name) for gate in gates for one in measured if not one.is_baseline]
