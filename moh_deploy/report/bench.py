@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
 from moh_deploy.ratchet.result import RatchetResult
+from moh_deploy.report.bench_rows import (
+    WORK_COLUMNS,
+    ReportTable,
+    times_row,
+    total_row,
+    work_row,
+)
 from moh_deploy.report.choices import sizes_text
 from moh_deploy.report.ratchet import ratchet_texts
 from moh_deploy.tuning.bench_gates import GateResult
@@ -18,7 +25,6 @@ from moh_deploy.tuning.latency import LEAST_RUNS
 from moh_deploy.tuning.layer_work import LayerWork
 from moh_deploy.tuning.measured import Measured
 from moh_deploy.tuning.sized_inputs import RANDOM
-from moh_deploy.tuning.timing import Ratio
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -141,8 +147,8 @@ class BenchReport:
         yield from self.times()
         for work in self.work:
             title = f"{work.contestant}: work, {work.inputs} inputs at {sizes_text(work.sizes)}"
-            rows = [*map(_work_row, work.layers), _total_row(work.layers)]
-            yield ReportTable(title, _WORK_COLUMNS, rows)
+            rows = [*map(work_row, work.layers), total_row(work.layers)]
+            yield ReportTable(title, WORK_COLUMNS, rows)
 
     def times(self, *, speeds: bool = True) -> Iterator[ReportTable]:
         """Return a table of all contestants for each set of inputs, with `speeds` or without."""
@@ -155,7 +161,7 @@ class BenchReport:
         columns = ["contestant", "#runs", "#p50 ms", "#p90 ms", "#p99 ms", "#mean ms", rate]
         columns += ["#CPU ms", "#busy", "#load ms", "#first run ms", "#peak MiB"]
         columns += [f"#speed / {name} (95 %)" for name in baselines]
-        return ReportTable(title, columns, [_times_row(one, baselines) for one in results])
+        return ReportTable(title, columns, [times_row(one, baselines) for one in results])
 
     def _lines(self) -> Iterator[str]:
         yield from map(gate_text, self.gates)
@@ -195,97 +201,6 @@ class BenchReport:
         yield f"{self.runtime} on {self.machine}"
         yield self.kernels.describe()
         yield from self.notes
-
-
-class ReportTable(NamedTuple):
-    """A table; names of columns that align right begin with `#`."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-
-
-_WORK_COLUMNS = [
-    "layer",
-    "choice",
-    "runs as",
-    "#rows computed",
-    "#rows of dense",
-    "#computed",
-    "#open gates",
-    "predicted to pay up to (open gates)",
-]
-
-
-def _times_row(one: Measured, baselines: Sequence[str]) -> tuple[object, ...]:
-    from moh_deploy.report.tables import percent
-
-    latency, fresh = one.latency, one.fresh
-    peak = fresh.peak_memory_bytes
-    times = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms)
-    return (
-        one.contestant,
-        latency.runs,
-        *map(_ms, times),
-        f"{one.throughput:.4g}",
-        _ms(latency.cpu_ms),
-        percent(latency.utilisation),
-        _ms(fresh.load_ms),
-        _ms(fresh.first_run_ms),
-        None if peak is None else f"{peak / 2**20:.0f}",
-        *(_speed(one.ratios.get(name)) for name in baselines),
-    )
-
-
-def _speed(found: Ratio | None) -> str | None:
-    """Return `1.25x (1.20 to 1.30)`."""
-    if found is None:
-        return None
-    return f"{1 / found.value:.3f}x ({1 / found.high:.3f} to {1 / found.low:.3f})"
-
-
-def _work_row(layer: LayerWork) -> tuple[object, ...]:
-    from moh_deploy.report.tables import percent
-
-    return (
-        layer.path,
-        layer.choice,
-        layer.runs_as or "not replaced",
-        layer.rows_computed,
-        layer.rows_dense,
-        percent(layer.rows_computed / max(1, layer.rows_dense)),
-        percent(layer.active_share),
-        break_even_text(layer),
-    )
-
-
-def _total_row(layers: Sequence[LayerWork]) -> tuple[object, ...]:
-    from moh_deploy.report.tables import percent
-
-    computed = sum(layer.rows_computed for layer in layers)
-    dense = sum(layer.rows_dense for layer in layers)
-    share = percent(computed / max(1, dense))
-    return ("all layers", None, None, computed, dense, share, None, None)
-
-
-def _ms(value: float | None) -> str | None:
-    """Return milliseconds to three digits, never with an exponent."""
-    from moh_deploy.report.tables import figure
-
-    return f"{value:.0f}" if value is not None and value >= 100 else figure(value)
-
-
-def break_even_text(layer: LayerWork) -> str | None:
-    """Return `sparse 71.0 %, projected never; best here: sparse`."""
-    from moh_deploy.report.tables import percent
-
-    if not layer.break_even:
-        return None
-    limits = [
-        f"{choice} {'never' if share is None else percent(share)}"
-        for choice, share in layer.break_even.items()
-    ]
-    return f"{', '.join(limits)}; best here: {layer.predicted_fastest}"
 
 
 def gate_text(one: GateResult) -> str:

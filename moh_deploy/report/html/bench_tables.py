@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moh_deploy.report.bench import BenchReport, PackageWork, break_even_text
+from moh_deploy.report.bench import BenchReport, PackageWork
+from moh_deploy.report.bench_rows import break_even_text
 from moh_deploy.report.html.scales import Scale, Tick, round_numbers
 from moh_deploy.report.html.tables import Cell, Mark, Status, Table, Track, share
 from moh_deploy.tuning.bench_gates import GateResult
