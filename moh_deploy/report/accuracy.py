@@ -74,7 +74,7 @@ def _interval(one: MetricParity) -> str:
     if one.interval is None:
         return ""
     added = ", to which one lost and one won are added" if one.smoothed else ""
-    drawn = f"{one.resamples} resamples of samples{added}, seed {one.seed}"
+    drawn = f"{one.resamples} resamples{added}, seed {one.seed}"
     test = "" if one.p_value is None else " p is of McNemar's exact test."
     return f"Interval: paired bootstrap, {drawn}.{test} "
 

@@ -168,6 +168,25 @@ def test_verify_takes_other_inputs(fakes: Fakes, tmp_path: Path):
     assert "Build it with a --profile that has these sizes." in refused.stderr
 
 
+@needs_polygraphy
+def test_samples_with_labels_run_in_batches_that_a_profile_has(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    package = _package(tmp_path / "package")
+    x = vectors(batch=100).inputs["x"]
+    write_npz(tmp_path / "val.npz", {"x": x, "y": x, "tokens": x.argmax(axis=-1)})
+    words = ["--package", package.root, "--inputs", tmp_path / "val.npz", "--labels", "tokens"]
+    right = _engine_of(package, tmp_path / "right")
+    equal = _command("verify", right, *words, "--json")
+    assert equal.returncode == 0, equal.stderr
+    content = json.loads(equal.stdout)
+    assert (content["vector_sets"], content["accuracy"][0]["samples"]) == (25, 100)
+    assert content["statistics"]["class_loads"] == []
+    wrong = _engine_of(package, tmp_path / "wrong", scale=0.5)
+    worse = _command("verify", wrong, *words)
+    assert worse.returncode == 1
+    assert "perplexity rose from" in worse.stderr
+
+
 def test_verify_without_a_recorded_run_that_fits_is_refused(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)
     sets = (vectors(batch=2, seq=50, with_layer=False),)

@@ -129,7 +129,7 @@ def _verdict(
     fell = "fell" if metric.better == "higher" else "rose"
     verb = fell if low > 0 else "went"  # what is shown to be a loss is called one
     went = f"{name} {verb} from {shown(name, values[0])} to {shown(name, values[1])}"
-    gap = f"the {CONFIDENCE:.0%} interval of the loss is {shown_gap(name, low, high)}"
+    gap = f"the {100 * CONFIDENCE:.0f} % interval of the loss is {shown_gap(name, low, high)}"
     limit = f"{shown_gap(name, allowed)} may be lost ({rule.reason})"
     if low > allowed:
         return "failed", f"{went} on {count} samples: {gap}; {limit}."

@@ -47,7 +47,7 @@ def test_small_loss_on_many_samples_passes():
 def test_proven_loss_fails_and_says_how_much():
     found = top_1(1000, lost=50)
     assert found.verdict == "failed"
-    assert "top-1 fell from 100.00 % to 95.00 % on 1000 samples: the 95% interval" in str(
+    assert "top-1 fell from 100.00 % to 95.00 % on 1000 samples: the 95 % interval" in str(
         found.reason
     )
     assert "1.00 points may be lost (1 % of the reference" in str(found.reason)
