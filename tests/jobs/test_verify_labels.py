@@ -291,6 +291,12 @@ def test_what_does_not_fit_is_refused(
         moh_deploy.verify(package, **{"inputs": [inputs], **options})  # type: ignore[arg-type]
 
 
+def test_file_that_is_named_twice_is_refused(package: Path, inputs: Path):
+    labels = np.concatenate([LABELS, LABELS])
+    with pytest.raises(ConfigError, match=r"inputs name .*val.npz twice"):
+        moh_deploy.verify(package, inputs=[inputs, inputs], labels=labels)
+
+
 def test_inputs_of_different_counts_are_refused(tmp_path: Path, package: Path):
     other = replace(DATA, outputs={"logits": DATA.outputs["logits"][1:]})
     write_npz(tmp_path / "val.npz", {**other.inputs, **other.outputs})
