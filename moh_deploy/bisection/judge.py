@@ -37,6 +37,11 @@ class Recorded:
     reason: str | None
 
     @property
+    def badness(self) -> tuple[bool, float]:
+        """To order by: what is wrong comes behind all that is not, whatever its share is."""
+        return (self.reason is not None, self.share)
+
+    @property
     def share(self) -> float:
         """Of the limit; infinite for NaN and for what cannot be compared."""
         if math.isnan(self.error):
@@ -67,53 +72,42 @@ class Judge:
         """Run a variant on all vector sets, and return the worst of each recorded value."""
         runner = model.open()
         worst: dict[str, Recorded] = {}
-        for vectors, floor in zip(self.vectors, self._measured_floors(), strict=True):
+        rule = self._rule(runner)
+        for index, vectors in enumerate(self.vectors):
             got = runner.run(model.inputs(vectors))
-            for one in self._compare(model, runner, vectors, got, floor):
+            for one in self._compare(model, rule, index, got):
                 known = worst.get(one.value)
-                if known is None or one.share > known.share:
+                if known is None or one.badness > known.badness:
                     worst[one.value] = one
         return tuple(worst.values())
 
     def _compare(
-        self,
-        model: ForcedModel,
-        runner: Runner,
-        vectors: VectorSet,
-        got: Mapping[str, Array],
-        floor: Mapping[str, float],
+        self, model: ForcedModel, rule: Tolerance, index: int, got: Mapping[str, Array]
     ) -> Iterator[Recorded]:
-        rule = _model_rule(self.judged.package, runner, self.policy)
-        if not self.judged.gates:
-            rule = rule.after_flip()
+        vectors, floor = self.vectors[index], self._measured_floors()[index]
+        label = f"{index}, routing forced" if model.gates else f"{index}"
         layers = self.judged.package.manifest.layers if model.gates else ()
         recorded = zip(layers, vectors.gates, vectors.margins, strict=False)
         for layer, gates, margins in recorded:
             name = computed_gates(layer.gates)
+            made = _as_stored(got.get(name), gates)
+            known = floor.get(name)
             one = compare_layer(
-                layer.path,
-                "",
-                _as_stored(got.get(name), gates),
-                gates,
-                margins,
-                rule,
-                floor=floor.get(name),
-                forced=True,
+                layer.path, label, made, gates, margins, rule, floor=known, forced=True
             )
             what = f"router of '{layer.path}'"
             yield Recorded(what, name, one.gate_error, one.gate_tolerance, one.reason)
         for name, reference in vectors.outputs.items():
+            own, known = self._output_rule(reference, rule), floor.get(name)
             output = compare_output(
-                name,
-                "",
-                got.get(name),
-                reference,
-                self._output_rule(reference, rule),
-                floor=floor.get(name),
-                forced=True,
+                name, label, got.get(name), reference, own, floor=known, forced=True
             )
             limit = output.tolerance or 0.0
             yield Recorded(f"output '{name}'", name, output.max_abs_error, limit, output.reason)
+
+    def _rule(self, runner: Runner) -> Tolerance:
+        rule = _model_rule(self.judged.package, runner, self.policy)
+        return rule if self.judged.gates else rule.after_flip()
 
     def _output_rule(self, reference: Array, model_rule: Tolerance) -> Tolerance:
         dtype = reference.dtype.name

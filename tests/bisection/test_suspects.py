@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+
+from moh_deploy.bisection.divergence import first_beyond, node_errors
+from moh_deploy.bisection.inner_values import _compared
+from moh_deploy.bisection.judge import Recorded
+from moh_deploy.bisection.places import ModelGraph
+from moh_deploy.bisection.suspects import suspects, wrong_values
+
+GRAPH = """
+g (float[n] x) => (float[n] first, float[n] second)
+{ shared = Neg(x)
+  a = Abs(shared)
+  first = Exp(a)
+  b = Relu(shared)
+  second = Exp(b) }
+"""
+
+
+def graph() -> ModelGraph:
+    return ModelGraph(onnx.parser.parse_graph(GRAPH))
+
+
+def recorded(**shares: float) -> list[Recorded]:
+    """Values with errors as shares of what is allowed."""
+    return [
+        Recorded(name, name, share, 1.0, "wrong" if share > 1 else None)
+        for name, share in shares.items()
+    ]
+
+
+def made(values: frozenset[int]) -> set[str]:
+    return {graph().nodes[index].output[0] for index in values}
+
+
+def test_suspects_lead_to_what_is_wrong_and_to_nothing_right():
+    assert made(suspects(graph(), recorded(first=9, second=0.1))) == {"a", "first"}
+    assert made(suspects(graph(), recorded(first=9, second=9))) == {"shared"}
+    assert suspects(graph(), recorded(first=0, second=0)) == frozenset()
+
+
+def test_without_anything_above_its_limit_what_is_nearest_to_it_counts():
+    near = wrong_values(recorded(first=0.8, second=0.01))
+    assert [one.value for one in near] == ["first"]
+    assert len(wrong_values(recorded(first=0.8, second=0.3))) == 2
+
+
+def test_wrong_value_is_worse_than_any_right_one():
+    flip = Recorded("router", "gates", 0.0, 1.0, "3 tokens choose other heads")
+    assert flip.badness > Recorded("router", "gates", 0.9, 1.0, None).badness
+    assert math.isinf(Recorded("output", "y", math.nan, 1.0, "NaN").share)
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "error", "finite"),
+    [
+        ([1.0, np.inf], [1.0, 7e4], np.inf, False),
+        ([1.0, -np.inf], [1.0, -3.4e38], 0.0, True),  # a mask
+        ([1.0, -np.inf], [1.0, -np.inf], 0.0, True),
+        ([1.0, np.nan], [1.0, np.nan], 0.0, True),
+        ([1.0, np.nan], [1.0, 2.0], np.inf, False),
+        ([1.0, 2.5], [1.0, 2.0], 0.5, True),
+        ([], [], 0.0, True),
+    ],
+)
+def test_masks_are_equal_and_overflow_is_not(
+    got: list[float], expected: list[float], error: float, finite: bool
+):
+    value = _compared("v", np.asarray(got, np.float32), np.asarray(expected, np.float32))
+    assert (value.error, value.finite) == (error, finite)
+
+
+def test_first_that_is_not_finite_comes_before_the_first_that_is_far_off():
+    x = np.ones(2, np.float32)
+    values = {
+        "shared": _compared("shared", x, x),
+        "a": _compared("a", x * 1.1, x),
+        "first": _compared("first", x * 1.2, x),
+        "b": _compared("b", x * np.inf, x),
+    }
+    errors = node_errors(graph(), values)
+    found = first_beyond(errors, 0.05, range(5))
+    assert found is not None
+    assert found.place.value == "b"
+    assert (found.before, found.behind, found.finite) == (0.0, math.inf, False)
+    without = {index: one for index, one in errors.items() if one.finite}
+    assert (first_beyond(without, 0.05, range(5)) or found).place.value == "a"
+    assert first_beyond(without, 0.5, range(5)) is None
+    assert first_beyond(errors, 0.05, range(1)) is None
