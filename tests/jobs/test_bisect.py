@@ -98,28 +98,34 @@ def is_no_product(node: object) -> bool:
     return getattr(node, "op_type", "") not in ("MatMul", "MoHAttention")
 
 
-def test_kernel_that_is_wrong_is_found(right: Path, monkeypatch: pytest.MonkeyPatch):
-    """A session with kernels that computes something else in one node, from its function body."""
+@pytest.mark.parametrize("cause", ["kernel", "optimisation"])
+def test_runtime_that_computes_something_else_is_told_apart(
+    cause: str, right: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Sessions that compute something else in one node, on kernels or where they may optimise."""
     open_session = onnxruntime.open_session
 
-    def with_broken_kernel(source, *, kernels="auto", change=None, **options):
-        def broken(graph):
+    def broken_session(source, *, kernels="auto", optimize=True, change=None, **options):
+        def breaking(graph):
             if change is not None:
                 change(graph)
-            if kernels != "off":
+            if kernels != "off" if cause == "kernel" else optimize:
                 node = next(one for one in graph.node if one.name == "attn_1")
                 scale = next(one for one in node.attribute if one.name == "scale")
                 scale.f *= 1.2
 
-        return open_session(source, kernels="off", change=broken, **options)
+        return open_session(source, kernels="off", optimize=optimize, change=breaking, **options)
 
     for module in ("bisection.experiments", "bisection.forced_model", "backends.ort_variants"):
-        monkeypatch.setattr(f"moh_deploy.{module}.open_session", with_broken_kernel)
+        monkeypatch.setattr(f"moh_deploy.{module}.open_session", broken_session)
     found = moh_deploy.bisect(right).divergence
     assert found is not None
-    assert found.cause == "kernel"
-    assert found.node is not None
-    assert (found.node.node, found.node.module) == ("attn_1", "blocks.1.attn")
+    assert found.cause == cause
+    if cause == "kernel":
+        assert found.node is not None
+        assert (found.node.node, found.node.module) == ("attn_1", "blocks.1.attn")
+    else:
+        assert "attn_1" in {place.node for place in found.suspects}
 
 
 def test_reference_that_is_wrong_itself_is_refused(tmp_path: Path):
