@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from moh_deploy.tuning.settling import settle
+
 Samples = tuple[float, ...]
 """Milliseconds of one contestant, one a round."""
 
@@ -42,7 +44,7 @@ class Turns:
         least_sample_seconds: What takes less, by the first clock, is called several times for one
             sample: reading a clock takes time, too.
         most_rounds: There are no more rounds than these.
-        settle_seconds: Nothing runs for so long before a turn, if there are several contestants:
+        settle_seconds: Nothing has run for so long before a turn, if there are several contestants:
             idle threads of the last one may still look for work.
         refill_seconds: Then the contestant runs for so long, untimed, and once at least, if there
             are several: caches hold what the last one had. What takes 50 times as long does not.
@@ -80,7 +82,7 @@ class Turns:
 
         def turn() -> Samples:
             if has_others and self.settle_seconds:
-                time.sleep(self.settle_seconds)
+                settle(self.settle_seconds)
             for _ in range(untimed if has_others else 0):
                 call()
             return self._sample(call, repeats)

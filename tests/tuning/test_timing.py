@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from moh_deploy.tuning import timing
 from moh_deploy.tuning.timing import Stopwatch, Turns, difference, ratio, weighted_sum
 
 
@@ -118,7 +119,7 @@ def test_turns_settle_where_another_contestant_was_before(
     monkeypatch: pytest.MonkeyPatch, contestants: list[str], pauses: int
 ):
     slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(timing, "settle", slept.append)
     hands = Hands()
     turns = Turns((hands,), 0.0, settle_seconds=0.005)
     turns(dict.fromkeys(contestants, hands.work(0.01)))
@@ -145,7 +146,7 @@ def test_stopwatch_lets_the_threads_of_the_last_contestant_sleep(
     monkeypatch: pytest.MonkeyPatch, threads: int | None, pauses: int
 ):
     slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(timing, "settle", slept.append)
     hands = Hands()
     stopwatch = replace(Stopwatch.for_threads(threads, 0.0), clock=hands)
     stopwatch("a layer", {"dense": hands.work(0.02), "sparse": hands.work(0.01)})
