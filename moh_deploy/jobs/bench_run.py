@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from moh_deploy.chooser.machine import Machine
+from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.bench_entries import LineUp, Organizer
 from moh_deploy.npz import write_npz
 from moh_deploy.progress import Progress
@@ -123,6 +124,11 @@ class BenchRun:
         names = [spec.name for spec in self.line_up.first.manifest.outputs]
         reference = dict(zip(names, first.outputs(one), strict=True))
         words = f"{one.name} ({sizes_text(one.sizes)})"
+        if not any(output.size for output in reference.values()):
+            raise ConfigError(
+                f"every output is empty on {words}: there is nothing to time.",
+                hint="Give inputs that hold samples, or sizes above 0.",
+            )
         return {
             name: agreement(
                 other.outputs(one), reference, {*first.precisions, *other.precisions}, inputs=words

@@ -94,7 +94,7 @@ def precision(
         package=written.root,
         precision=low,
         layers=layers,
-        float32_reasons=Counter(_kind(reason) for reason in plan.float32.values()),
+        float32_reasons=Counter(_kind(reason, low) for reason in plan.float32.values()),
         lowered=sum(1 for node in model.graph if _computes_in(node, low)),
         bytes_before=_size(package),
         bytes_after=_size(written),
@@ -215,9 +215,9 @@ def _proof(parity: ParityReport, package: OnnxPackage) -> Proof:
     return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)
 
 
-def _kind(reason: str) -> str:
+def _kind(reason: str, low: LowType) -> str:
     """Reasons that name a value are of one kind."""
-    return "values too large for float16" if " reached " in reason else reason
+    return f"values too large for {low}" if " reached " in reason else reason
 
 
 def _computes_in(node: ir.Node, low: LowType) -> bool:

@@ -189,6 +189,16 @@ def test_gate_on_what_was_not_measured_does_not_pass(package: OnnxPackage):
     assert "percentiles are left out of fewer than 10 (p90) and 100 (p99) runs" in text_of(report)
 
 
+@pytest.mark.parametrize("size", ["batch", "seq"])
+def test_nothing_is_not_timed_so_no_gate_on_it_passes(package: OnnxPackage, size: str):
+    meter = Meter()
+    with pytest.raises(
+        ConfigError, match=rf"every output is empty on random \(.*{size}=0.*nothing"
+    ):
+        measured(package, sizes={size: [0]}, gates=["p50 < 1 s"], measure=meter)
+    assert meter.seen == []
+
+
 def test_gates_are_judged_at_each_size(package: OnnxPackage):
     fresh = Fresh()
     report = measured(

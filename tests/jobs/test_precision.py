@@ -65,6 +65,15 @@ def test_bfloat16_package_is_compared_by_emulation(package: OnnxPackage, tmp_pat
         moh_deploy.bench(tmp_path / "low", min_time=0.0, warmup=0.0)
 
 
+def test_values_that_are_too_large_are_so_for_the_dtype_that_was_asked_for(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    largest = job.largest_values(package)
+    monkeypatch.setattr(job, "largest_values", lambda _: dict.fromkeys(largest, 2e38))
+    report = moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
+    assert report.float32_reasons["values too large for bfloat16"] > 0
+
+
 def test_package_that_differs_too_much_is_not_written(
     package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -188,6 +188,17 @@ def test_tokens_of_a_language_model_are_scored_with_the_next_one(tmp_path: Path)
     assert (found.labels, found.ignored, found.shifted) == (300, 100, True)
 
 
+def test_an_input_may_be_the_labels(tmp_path: Path):
+    package = write_language_model(tmp_path / "package")
+    ids = np.random.default_rng(0).integers(8, size=(50, 9))
+    write_npz(tmp_path / "val.npz", {"ids": ids})
+    options = {"inputs": [tmp_path / "val.npz"], "labels": "ids"}
+    (found,) = moh_deploy.verify(package.root, shift_labels=True, **options).accuracy
+    assert (found.labels, found.verdict) == (400, "passed")
+    with pytest.raises(ConfigError, match="labels are the tokens of input 'ids', so each"):
+        moh_deploy.verify(package.root, metric="top-1", **options)
+
+
 def test_padding_is_not_scored_whatever_is_computed_there(tmp_path: Path):
     write_package(tmp_path / "package")
     data = vectors(batch=40, seq=6, seed=3)

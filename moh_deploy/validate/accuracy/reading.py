@@ -21,7 +21,6 @@ from moh_deploy.validate.accuracy.dataset import (
 )
 from moh_deploy.validate.accuracy.label_files import SUFFIXES, read_labels
 from moh_deploy.validate.accuracy.metrics import Metric
-from moh_deploy.validate.accuracy.perplexity import Perplexity
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.user_vectors import Interface, split_members
 
@@ -58,7 +57,7 @@ def read_labelled(paths: Sequence[Path], task: Task, model: Interface) -> Labell
     if twice:
         raise ConfigError(f"inputs name {twice[0]} twice: its samples would count twice.")
     members = [map_npz(path, error=ConfigError) for path in paths]
-    given = _labels(task.labels, paths, members)
+    given = _labels(task.labels, paths, members, model)
     metrics, *_ = (choose_metrics(task, one, model.outputs) for one in given)  # checks them all
     named = {metric.output for metric in metrics if metric.output is not None}
     axis = sample_axis([one for one in model.outputs if not named or one.name in named])
@@ -69,15 +68,18 @@ def read_labelled(paths: Sequence[Path], task: Task, model: Interface) -> Labell
     sets = tuple(Dataset(*pair) for pair in zip(samples, given, strict=True))
     for one in sets:
         _check(one, named)
-        if any(isinstance(metric, Perplexity) for metric in metrics):
+        if named:
             same_tokens(one.labels, one.samples.inputs, task.labelling)
     return LabelledData(sets, metrics, axis)
 
 
 def _labels(
-    source: Path | str | Array, paths: Sequence[Path], members: list[dict[str, Array]]
+    source: Path | str | Array,
+    paths: Sequence[Path],
+    members: list[dict[str, Array]],
+    model: Interface,
 ) -> list[Array]:
-    """Return labels of all files together, or, of a member, of each."""
+    """Return labels of all files together, or, of a member, of each. Inputs stay inputs."""
     if isinstance(source, np.ndarray):
         return [source]
     if Path(source).suffix.lower() in SUFFIXES:
@@ -90,6 +92,8 @@ def _labels(
                 f"labels '{name}' are neither a file ({', '.join(SUFFIXES)}) nor a member of"
                 f" {path}, which holds {listed}."
             )
+    if name in [one.name for one in model.inputs]:
+        return [found[name] for found in members]
     return [found.pop(name) for found in members]
 
 
