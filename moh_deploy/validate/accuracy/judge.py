@@ -33,7 +33,7 @@ _ROUNDING = 1e-4
 _MOST_WANTED = 10_000_000
 
 # Weight, total of the reference, total of the package.
-_ONE_LOST_ONE_WON = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+ONE_LOST_ONE_WON = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _interval(metric: Metric, rows: Float64Array, smoothed: bool) -> tuple[float
         reference, package = _values(metric, sums)
         return package - reference
 
-    drawn = np.concatenate([rows, _ONE_LOST_ONE_WON]) if smoothed else rows
+    drawn = np.concatenate([rows, ONE_LOST_ONE_WON]) if smoothed else rows
     return paired_bootstrap(drawn, difference)
 
 
@@ -168,7 +168,7 @@ def _enough(paired: PairedScores, loss: float, high: float, allowed: float) -> i
     """
     if loss >= allowed:
         return None
-    count, added = len(paired.weights), len(_ONE_LOST_ONE_WON) if paired.right_or_wrong else 0
+    count, added = len(paired.weights), len(ONE_LOST_ONE_WON) if paired.right_or_wrong else 0
     rate = float((paired.reference != paired.package).mean())
     if rate * count + added == 0:
         return None
