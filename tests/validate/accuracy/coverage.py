@@ -30,9 +30,8 @@ def main() -> None:
             print(f"N {count}, lost {lost:.1%}, won {won:.1%}: plain {plain}, added {smoothed}")
     for is_skewed in (False, True):
         draw = sequences(is_skewed)
-        truth = float(
-            more_perplexity(draw(np.random.default_rng(1), 4_000_000).sum(axis=0)[None])[0]
-        )
+        many = draw(np.random.default_rng(1), 4_000_000)
+        truth = float(more_perplexity(many.sum(axis=0)[None])[0])
         for count in (8, 15, 30, 100, 400):
             found = covered(draw, count, truth, more_perplexity, False)
             print(f"perplexity, skewed {is_skewed}, N {count}: {found}")
