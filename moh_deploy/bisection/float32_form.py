@@ -10,8 +10,8 @@ from typing import cast
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
-from moh_deploy.package.onnx_file import save_with_weights
+from moh_deploy.package import OnnxPackage
+from moh_deploy.package.model_files import save_model
 from moh_deploy.passes import choose_layers, without_switches
 from moh_deploy.passes.infer_types import infer_types
 from moh_deploy.passes.lower_precision import LowType
@@ -71,10 +71,7 @@ def store(model: ir.Model, package: OnnxPackage, root: Path) -> OnnxPackage:
         A package to open sessions of. It has no files but the model.
     """
     choose_layers(model, package.manifest.layers)
-    if MODEL_DATA_NAME in package.manifest.files:
-        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME)
-    else:
-        save_with_weights(model, root / MODEL_NAME)
+    save_model(model, package, root)
     return replace(package, root=root)
 
 

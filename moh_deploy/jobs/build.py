@@ -41,8 +41,8 @@ from moh_deploy.jobs.engine_graph import (
     engine_layers,
     make_engine_graph,
 )
-from moh_deploy.jobs.precision import save_model
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.package.model_files import save_model
 from moh_deploy.probes.device_code import DeviceCode, device_code
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.replaceable import DirectoryKind, check_output

@@ -14,8 +14,6 @@ from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.value_ranges import largest_values
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.package import (
-    MODEL_DATA_NAME,
-    MODEL_NAME,
     LayerInfo,
     OnnxPackage,
     PackageWriter,
@@ -23,7 +21,7 @@ from moh_deploy.package import (
     RouterTypes,
     check_output,
 )
-from moh_deploy.package.onnx_file import save_with_weights
+from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.passes import choose_layers, without_switches
 from moh_deploy.passes.infer_types import infer_types
 from moh_deploy.passes.lower_precision import (
@@ -96,8 +94,8 @@ def precision(
         layers=layers,
         float32_reasons=Counter(_kind(reason, low) for reason in plan.float32.values()),
         lowered=sum(1 for node in model.graph if _computes_in(node, low)),
-        bytes_before=_size(package),
-        bytes_after=_size(written),
+        bytes_before=model_bytes(package),
+        bytes_after=model_bytes(written),
         parity=parity,
     )
 
@@ -185,14 +183,6 @@ def check_float32(package: OnnxPackage) -> None:
         )
 
 
-def save_model(model: ir.Model, package: OnnxPackage, root: Path) -> None:
-    """Write a model as a package's: its weights beside it where the package keeps them there."""
-    if MODEL_DATA_NAME in package.manifest.files:
-        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME)
-    else:
-        save_with_weights(model, root / MODEL_NAME)
-
-
 def _compare(package: OnnxPackage) -> ParityReport:
     """Compare the package with the original model.
 
@@ -228,8 +218,3 @@ def _computes_in(node: ir.Node, low: LowType) -> bool:
 
 def _name(dtype: ir.DataType) -> str:
     return str(dtype.numpy())
-
-
-def _size(package: OnnxPackage) -> int:
-    names = (MODEL_NAME, MODEL_DATA_NAME)
-    return sum((package.root / n).stat().st_size for n in names if (package.root / n).is_file())

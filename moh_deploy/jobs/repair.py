@@ -14,16 +14,15 @@ from moh_deploy.bisection.experiments import Experiments
 from moh_deploy.bisection.float32_form import Float32Form
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.locate import Located, graph_of
-from moh_deploy.jobs.precision import router_types, save_model
+from moh_deploy.jobs.precision import router_types
 from moh_deploy.package import (
-    MODEL_DATA_NAME,
-    MODEL_NAME,
     Float32Node,
     Manifest,
     OnnxPackage,
     PackageWriter,
     Proof,
 )
+from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.passes import choose_layers
 from moh_deploy.report.bisect import Repair
 from moh_deploy.validate.parity_report import ParityReport
@@ -101,7 +100,7 @@ class _Repair:
 
     def write(self, cure: Cure) -> Repair:
         share = flops_share(self.graph, self.job.located.values, cure.keep)
-        before, weights = _bytes(self.runs.package), self.form.weights
+        before, weights = model_bytes(self.runs.package), self.form.weights
         with self.job.step("proving the repaired package"):
             if self.job.output is None:
                 made = self.trials.make(cure.keep).package
@@ -109,7 +108,7 @@ class _Repair:
             else:
                 made, parity = self._publish(cure, self.job.output)
                 written = made.root
-        return Repair(cure, weights, before, _bytes(made), share, parity, written)
+        return Repair(cure, weights, before, model_bytes(made), share, parity, written)
 
     def _search(self) -> Cure | None:
         errors = self.job.located.errors
@@ -161,8 +160,3 @@ def _manifest(manifest: Manifest, model: ir.Model, cure: Cure) -> Manifest:
 def _proof(parity: ParityReport, package: OnnxPackage) -> Proof:
     sizes = tuple(one.sizes for one in package.vectors)
     return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)
-
-
-def _bytes(package: OnnxPackage) -> int:
-    names = (MODEL_NAME, MODEL_DATA_NAME)
-    return sum((package.root / n).stat().st_size for n in names if (package.root / n).is_file())

@@ -17,8 +17,8 @@ from moh_deploy.backends.trt import plugin_library
 from moh_deploy.backends.trt.profiles import make_profiles
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.jobs.engine_graph import make_engine_graph
-from moh_deploy.jobs.precision import save_model
 from moh_deploy.package import OnnxPackage
+from moh_deploy.package.model_files import save_model
 from moh_deploy.probes.device_code import device_code
 from moh_deploy.report.build import BuildReport
 from tests.cuda.trt import builds
