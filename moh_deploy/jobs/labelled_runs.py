@@ -149,7 +149,7 @@ def _run(
     vectors = VectorSet(sizes, batch.inputs, batch.expected, (), ())
     stop = batch.start + len(batch.labels)
     file = data.samples.file
-    name = label(f"{file.name}[{batch.start}:{stop}]", sizes)
+    name = label(f"{data.samples.name}[{batch.start}:{stop}]", sizes)
     manifest = subject.package.manifest
     valid = valid_tokens_of(vectors, batch.others, str(file), manifest, tokens)
     return LabelledRun(batch, Sample(vectors, name, file, valid), held_bytes)

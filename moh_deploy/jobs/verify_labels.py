@@ -156,7 +156,7 @@ class _Job:
 
     def _judged(self, one: _Round, tally: Tally) -> MetricParity:
         files = SampleFiles(
-            tuple(data.samples.file for data in one.datasets),
+            tuple(data.samples.name for data in one.datasets),
             tuple(len(data.labels) for data in one.datasets),
         )
         metric = tally.metric

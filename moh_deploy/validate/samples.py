@@ -67,7 +67,7 @@ def read_samples(
         ConfigError: A file cannot be read or does not fit the model, or a directory has none.
     """
     files = npz_files(paths)
-    names = _short_names(files)
+    names = short_names(files)
     pairs = zip(files, names, strict=True)
     return tuple(_read(file, name, manifest, tokens) for file, name in pairs)
 
@@ -96,7 +96,7 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _short_names(files: Sequence[Path]) -> list[str]:
+def short_names(files: Sequence[Path]) -> list[str]:
     """Return file names, or whole paths where names are not enough to tell files apart."""
     names = [file.name for file in files]
     return names if len(set(names)) == len(names) else [str(file) for file in files]

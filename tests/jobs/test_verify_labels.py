@@ -151,6 +151,17 @@ def test_labels_of_several_files_are_in_their_order(tmp_path: Path, package: Pat
         moh_deploy.verify(package, inputs=plain, labels=LABELS[1:])
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path, package: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_npz(tmp_path / name / "val.npz", {**DATA.inputs, **DATA.outputs})
+    labels = np.concatenate([LABELS, LABELS])
+    inputs = [tmp_path / "a" / "val.npz", tmp_path / "b" / "val.npz"]
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    (found,) = moh_deploy.verify(tmp_path / "biased", inputs=inputs, labels=labels).accuracy
+    assert found.changed[0].file.startswith(f"{tmp_path / 'a' / 'val.npz'}[")
+
+
 def test_perplexity_of_tokens(tmp_path: Path):
     write_package(tmp_path / "package")
     write_package(tmp_path / "wrong", scale=0.7)

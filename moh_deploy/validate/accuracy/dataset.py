@@ -55,6 +55,7 @@ class Samples:
         expected: Name to array, for the outputs whose values the file holds.
         others: What else it holds of the samples: a mask of tokens.
         axes: The axis of samples of each array that has one.
+        name: What reports call the file.
     """
 
     file: Path
@@ -62,6 +63,7 @@ class Samples:
     expected: Arrays
     others: Arrays
     axes: Mapping[str, int]
+    name: str
 
     def __len__(self) -> int:
         name, axis = next(iter(self.axes.items()))

@@ -22,6 +22,7 @@ from moh_deploy.validate.accuracy.dataset import (
 from moh_deploy.validate.accuracy.label_files import SUFFIXES, read_labels
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.samples import short_names
 from moh_deploy.validate.user_vectors import Interface, split_members
 
 
@@ -61,8 +62,8 @@ def read_labelled(paths: Sequence[Path], task: Task, model: Interface) -> Labell
     metrics, *_ = (choose_metrics(task, one, model.outputs) for one in given)  # checks them all
     named = {metric.output for metric in metrics if metric.output is not None}
     axis = sample_axis([one for one in model.outputs if not named or one.name in named])
-    pairs = zip(paths, members, strict=True)
-    samples = [_read_samples(*one, model, axis, task.valid_tokens) for one in pairs]
+    held = zip(paths, short_names(paths), members, strict=True)
+    samples = [_read_samples(*one, model, axis, task.valid_tokens) for one in held]
     if len(given) != len(samples):
         given = _divided(given[0], [len(one) for one in samples], paths)
     sets = tuple(Dataset(*pair) for pair in zip(samples, given, strict=True))
@@ -107,12 +108,17 @@ def _divided(labels: Array, counts: Sequence[int], paths: Sequence[Path]) -> lis
 
 
 def _read_samples(
-    path: Path, members: dict[str, Array], model: Interface, axis: SampleAxis, mask: str | None
+    path: Path,
+    name: str,
+    members: dict[str, Array],
+    model: Interface,
+    axis: SampleAxis,
+    mask: str | None,
 ) -> Samples:
     is_input = mask in [one.name for one in model.inputs]
     others = {mask: members.pop(mask)} if mask in members and not is_input else {}
     try:
-        held = Samples(path, *split_members(members, model), others, {})
+        held = Samples(path, *split_members(members, model), others, {}, name)
         return samples_of(held, model.inputs, axis)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error

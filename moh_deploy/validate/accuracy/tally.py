@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,18 +112,18 @@ class SampleFiles:
     """Which file each sample is in.
 
     Attributes:
-        files: The files, in order.
+        files: What reports call the files, in order.
         counts: How many samples each has.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
     counts: tuple[int, ...]
 
     def place(self, number: int) -> str:
         """Return `val.npz[17]`."""
         ends = np.cumsum(self.counts)
         index = int(np.searchsorted(ends, number, side="right"))
-        return f"{self.files[index].name}[{number - int(ends[index]) + self.counts[index]}]"
+        return f"{self.files[index]}[{number - int(ends[index]) + self.counts[index]}]"
 
 
 def _classes(scores: list[Scores]) -> IntArray | None:

@@ -30,7 +30,7 @@ def held(count: int) -> Samples:
         "cache": np.broadcast_to(numbers[None, :, None], (3, count, 2)),
         "bias": np.zeros((5, 5), np.float32),
     }
-    return Samples(Path("val.npz"), inputs, {"logits": np.tile(numbers[:, None], 4)}, {}, {})
+    return Samples(Path("val.npz"), inputs, {"logits": np.tile(numbers[:, None], 4)}, {}, {}, "val")
 
 
 def test_arrays_are_cut_along_the_axis_of_samples_and_others_stay_whole():
@@ -78,7 +78,7 @@ def test_size_of_a_batch_is_what_runs_nearest_below_what_is_wanted():
 
 
 def test_samples_are_placed_in_their_files():
-    files = SampleFiles((Path("a.npz"), Path("b/b.npz")), (3, 2))
+    files = SampleFiles(("a.npz", "b.npz"), (3, 2))
     assert [files.place(i) for i in range(5)] == [
         "a.npz[0]",
         "a.npz[1]",
