@@ -44,7 +44,10 @@ fail() {
 }
 
 remove_earlier_reports() {
-    mkdir -p -- "$reports"
+    if ! mkdir -p -- "$reports"; then
+        printf 'error: %s\n' "MOH_REPORTS (input 'reports') is $reports, which is no directory that can be written." >&2
+        exit 5
+    fi
     rm -f -- "$reports"/{verify,bench}.{json,md,html,junit.xml}
 }
 

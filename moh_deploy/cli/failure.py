@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 
-from moh_deploy.errors import MoHDeployError
+from moh_deploy.errors import MoHDeployError, PackageError
 from moh_deploy.json_text import to_json_text
 
 EXIT_USAGE = 2
@@ -41,7 +42,26 @@ def report_failure(error: MoHDeployError, *, as_json: bool) -> None:
     """Print an error on stderr, and as JSON on stdout if asked for."""
     print_error(error.message, error.hint)
     if as_json:
-        click.echo(to_json_text({"error": error_json(error)}))
+        _print_json_error(error_json(error))
+
+
+@contextmanager
+def writing_stdout() -> Iterator[None]:
+    """Name stdout if it cannot be written.
+
+    Raises:
+        PackageError: The file that it goes to cannot be written. Nothing more is written to it.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_stdout()
+        raise PackageError(
+            f"stdout cannot be written: {os.strerror(error.errno or 0)}. The answer is lost.",
+            hint="Free some space, or write to another disk.",
+        ) from error
 
 
 def print_error(message: str, hint: str | None) -> None:
@@ -67,7 +87,16 @@ def _report_usage(error: click.ClickException, *, as_json: bool) -> None:
     print_error(error.format_message(), hint)
     if as_json:
         content = _error_json("UsageError", error.format_message(), hint, EXIT_USAGE)
-        click.echo(to_json_text({"error": content}))
+        _print_json_error(content)
+
+
+def _print_json_error(content: dict[str, object]) -> None:
+    """Print an error as JSON; if that fails, it is the first error that the command ends with."""
+    try:
+        with writing_stdout():
+            click.echo(to_json_text({"error": content}))
+    except PackageError as error:
+        print_error(error.message, error.hint)
 
 
 def _error_json(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from moh_deploy.cli.failure import writing_stdout
 from moh_deploy.json_text import to_json_text
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def carry_out(job: Callable[[SilentProgress], Report], *, as_json: bool) -> Repo
 
 def print_json(content: Mapping[str, object]) -> None:
     """Print one JSON object on stdout."""
-    click.echo(to_json_text(content))
+    with writing_stdout():
+        click.echo(to_json_text(content))
 
 
 def print_rich(content: RenderableType) -> None:
@@ -40,6 +42,7 @@ def print_rich(content: RenderableType) -> None:
 
     # What is not a terminal has no width: leave tables room.
     console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
-    with console.capture() as capture:
-        console.print(content)
-    click.echo(capture.get(), nl=False)
+    with writing_stdout():
+        with console.capture() as capture:
+            console.print(content)
+        click.echo(capture.get(), nl=False)

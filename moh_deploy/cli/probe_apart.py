@@ -122,7 +122,9 @@ class _NotedProgress(SilentProgress):
 
 def _run(module: str, folder: Path) -> int:
     command = [sys.executable, "-m", module, str(folder)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=child_environment())
+    # What it has in temporary files when it is ended goes with the folder.
+    environment = {**child_environment(), "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
 
     def clean_up() -> None:
         process.terminate()  # Not waited for: this may have stopped a wait, which holds a lock.

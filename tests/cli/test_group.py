@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.run_cli import Cli, run_python, start_python
+from tests.cli.run_cli import REPOSITORY, Cli, run_python, start_python
 
 COMMANDS = ["build", "doctor", "export", "inspect", "run", "tune", "verify"]
 HEAVY = {"numpy", "pydantic", "rich", "onnx", "onnxruntime", "torch", "yaml", "ml_dtypes"}
@@ -101,6 +103,26 @@ def test_reader_that_goes_away_is_no_error(package: Path):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "json"])
+@pytest.mark.parametrize("directory", ["package", "nowhere"])
+def test_full_disk_behind_stdout_is_no_answer(package: Path, directory: str, options: list[str]):
+    root = package if directory == "package" else package / directory
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "moh_deploy", "inspect", str(root), *options],
+            cwd=REPOSITORY,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 5
+    assert "Traceback" not in ended.stderr
+    is_lost = directory == "package" or bool(options)
+    assert ("error: stdout cannot be written: No space left on device" in ended.stderr) == is_lost
 
 
 def test_interrupted_process_ends_with_130_and_no_traceback():

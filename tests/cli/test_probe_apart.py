@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def test_case_that_ends_the_process_is_named(package: Path):
     assert killed.value.message == (
         f"the process that probes {package} ended with SIGSEGV in case 'inputs: zero: seq=0'."
     )
+    assert not list(Path(tempfile.gettempdir()).glob("dying-probe-*"))
 
 
 def test_error_keeps_its_kind_and_its_hint(package: Path):

@@ -216,6 +216,13 @@ def test_reports_path_cannot_write_outputs_of_its_own(runner: CiRunner) -> None:
     assert outcome.outputs["verdict"] == ""
 
 
+def test_reports_that_cannot_be_written_are_no_answer(runner: CiRunner) -> None:
+    (runner.workspace / "taken").write_text("a file")
+    outcome = runner.run_action(package="package", reports="taken")
+    assert outcome.exit_code == 5
+    assert "error: MOH_REPORTS (input 'reports') is taken, which is no directory" in outcome.log
+
+
 def test_what_verify_says_is_no_command_to_github(runner: CiRunner) -> None:
     outcome = runner.run_action(package="::error::planted")
     found = re.search(r"^::stop-commands::(\w{32})$(.*)^::\1::$", outcome.log, re.M | re.S)
