@@ -178,11 +178,24 @@ def test_contestants_take_turns_and_change_their_order(
 ) -> None:
     interleaving = sys.modules["interleaving"]
     order: list[str] = []
-    monkeypatch.setattr(interleaving, "_count", lambda call: 2)
+    monkeypatch.setattr(interleaving, "_seconds", lambda call: 0.01)
     calls = [partial(order.append, name) for name in "abc"]
-    runs_ms = interleaving.interleaved_ms(calls, threads=1, rounds=3)
-    assert "".join(order) == "aabbccbbccaaccaabb"
-    assert [len(ms) for ms in runs_ms] == [3] * 3
+    runs_ms = interleaving.interleaved_ms(calls, threads=1, rounds=7)
+    # One run is not timed, and two fill a slice of 20 ms.
+    turns = ["".join(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert set(turns) == {"aaa", "bbb", "ccc"}
+    rounds = ["".join(turns[i : i + 3]) for i in range(0, len(turns), 3)]
+    assert {"".join(sorted(one)) for one in rounds} == {"aaabbbccc"}
+    assert len(set(rounds)) > 3
+    assert [len(ms) for ms in runs_ms] == [7] * 3
+
+
+def test_long_runs_are_all_timed(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    interleaving = sys.modules["interleaving"]
+    monkeypatch.setattr(interleaving, "_seconds", lambda call: 0.2)
+    ran: list[int] = []
+    interleaving.interleaved_ms([lambda: ran.append(1)], threads=1, rounds=2)
+    assert len(ran) == 2
 
 
 def test_rows_of_inputs_repeat_for_larger_batches(prepared: object) -> None:
