@@ -30,11 +30,13 @@ class OrtVariants:
     Attributes:
         kernels: What runs MoH nodes of the package itself. Noisy variants run function bodies.
         threads: Threads within one operator, as of the session that is judged.
+        round_results: As of that session.
     """
 
     package: OnnxPackage
     kernels: Kernels = "auto"
     threads: int | None = None
+    round_results: bool = False
 
     def why_not_forced(self) -> str | None:
         """Return why the gates cannot be fed; None if they can."""
@@ -53,6 +55,7 @@ class OrtVariants:
             threads=self.threads,
             extra_outputs=[computed_gates(name) for name in gates],
             change=lambda graph: force_gates(graph, gates),
+            round_results=self.round_results,
         )
 
     def noisy(self, gates: GateTypes) -> OrtRunner | None:
@@ -75,6 +78,7 @@ class OrtVariants:
             extra_outputs=[computed_gates(name) for name in gates],
             optimize=False,
             change=change,
+            round_results=self.round_results,
         )
 
     def _graph(self) -> onnx.GraphProto:
