@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from moh_deploy.chooser.machine import Machine
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.bench_entries import LineUp, Organizer
-from moh_deploy.npz import write_npz
+from moh_deploy.npz import Array, write_npz
 from moh_deploy.progress import Progress
 from moh_deploy.report.bench import BenchReport, PackageWork
 from moh_deploy.report.choices import sizes_text
@@ -80,7 +80,7 @@ class BenchRun:
             machine=Machine.this(kernels.instruction_set).describe(),
             runtime=", ".join(dict.fromkeys(one.runtime for one in loaded.values())),
             kernels=kernels,
-            notes=tuple(self._notes()),
+            notes=(*self._notes(), *(note for each in rounds for note in each.notes)),
         )
 
     def _notes(self) -> Iterator[str]:
@@ -92,7 +92,8 @@ class BenchRun:
 
     def _round(self, one: InputSet, loaded: Mapping[str, Contestant]) -> _Round:
         with self.progress.step(f"comparing outputs at {sizes_text(one.sizes)}"):
-            agreements = self._agreements(one, loaded)
+            reference = self._reference(one, loaded)
+            agreements = _agreements(one, loaded, reference)
         calls = {name: contestant.bound(one) for name, contestant in loaded.items()}
         with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
             times = self.measure(calls)
@@ -117,24 +118,22 @@ class BenchRun:
 
         found = [measured(entry) for entry in self.line_up.entries]
         overheads = [self._routing(one, found[0], times) for one in self.line_up.fixings]
-        return _Round(found, overheads)
+        return _Round(found, overheads, tuple(_nan_notes(one, found[0].contestant, reference)))
 
-    def _agreements(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, Agreement]:
-        (_, first), *others = loaded.items()
+    def _reference(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, Array]:
+        """Return the outputs of the first package.
+
+        Raises:
+            ConfigError: They are empty.
+        """
         names = [spec.name for spec in self.line_up.first.manifest.outputs]
-        reference = dict(zip(names, first.outputs(one), strict=True))
-        words = f"{one.name} ({sizes_text(one.sizes)})"
-        if not any(output.size for output in reference.values()):
+        outputs = next(iter(loaded.values())).outputs(one)
+        if not any(output.size for output in outputs):
             raise ConfigError(
-                f"every output is empty on {words}: there is nothing to time.",
+                f"every output is empty on {_words(one)}: there is nothing to time.",
                 hint="Give inputs that hold samples, or sizes above 0.",
             )
-        return {
-            name: agreement(
-                other.outputs(one), reference, {*first.precisions, *other.precisions}, inputs=words
-            )
-            for name, other in others
-        }
+        return dict(zip(names, outputs, strict=True))
 
     def _fresh_runs(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, FreshRun]:
         inputs = self.organizer.scratch / "inputs.npz"
@@ -167,12 +166,41 @@ class BenchRun:
         )
 
 
+def _agreements(
+    one: InputSet, loaded: Mapping[str, Contestant], reference: Mapping[str, Array]
+) -> dict[str, Agreement]:
+    (_, first), *others = loaded.items()
+    return {
+        name: agreement(
+            other.outputs(one),
+            reference,
+            {*first.precisions, *other.precisions},
+            inputs=_words(one),
+        )
+        for name, other in others
+    }
+
+
+def _nan_notes(one: InputSet, name: str, outputs: Mapping[str, Array]) -> Iterator[str]:
+    found = [f"'{output}'" for output, array in outputs.items() if (array != array).any()]
+    if found:
+        yield (
+            f"{', '.join(found)} of {name} on {_words(one)} hold NaN, which no gate judges:"
+            " `moh-deploy verify` does"
+        )
+
+
+def _words(one: InputSet) -> str:
+    return f"{one.name} ({sizes_text(one.sizes)})"
+
+
 @dataclass(frozen=True)
 class _Round:
     """What was measured on one set of inputs."""
 
     measured: list[Measured]
     routing: list[RoutingOverhead]
+    notes: tuple[str, ...]
 
 
 def _ratio(times: Mapping[str, Timing], name: str, other: str) -> Ratio:

@@ -73,7 +73,16 @@ class ExpectedOutputs:
                 raise ConfigError(
                     f"{one.file} holds no expected outputs: no member is named {names}."
                 )
-        return Answers(tuple(one.known for one in samples), has_gates=False)
+        notes = tuple(_absent(one, package) for one in samples)
+        vectors = tuple(one.known for one in samples)
+        return Answers(vectors, has_gates=False, notes=tuple(filter(None, dict.fromkeys(notes))))
+
+
+def _absent(sample: Sample, package: OnnxPackage) -> str | None:
+    """Say which outputs a file does not hold."""
+    names = [one.name for one in package.manifest.outputs if one.name not in sample.known.outputs]
+    listed = ", ".join(f"'{name}'" for name in names)
+    return f"{sample.file} holds no expected output {listed}: not compared." if names else None
 
 
 def expected_outputs(samples: Sequence[Sample]) -> ExpectedOutputs:

@@ -229,6 +229,15 @@ def test_files_of_inputs_are_measured_one_after_the_other(package: OnnxPackage, 
         measured(package, inputs=files, batch=[2])
 
 
+def test_nan_is_said_since_gates_do_not_see_it(package: OnnxPackage, tmp_path: Path):
+    write_npz(tmp_path / "in.npz", {"x": np.full((1, 3, 8), np.nan, np.float32)})
+    report = measured(package, inputs=[tmp_path / "in.npz"], gates=["p50 < 1 s"])
+    assert report.passed is True
+    (note,) = report.notes
+    assert "(batch=1, seq=3) hold NaN, which no gate judges" in note
+    assert not measured(package).notes
+
+
 def test_inputs_that_do_not_fit_are_refused(package: OnnxPackage, tmp_path: Path):
     write_npz(tmp_path / "in.npz", {"x": np.zeros((2, 3, 9), np.float32)})
     with pytest.raises(ConfigError, match=r"in\.npz: input 'x' .* axis 2 is fixed at 8, got 9"):

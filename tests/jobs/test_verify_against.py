@@ -20,6 +20,8 @@ from moh_deploy.package import PackageWriter
 from moh_deploy.report.junit import junit_xml
 from moh_deploy.report.markdown import markdown
 from moh_deploy.report.parity_json import VerifyJson
+from moh_deploy.validate.reference import expected_outputs
+from moh_deploy.validate.samples import Sample
 from tests.cli.run_cli import Cli
 from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library
@@ -84,6 +86,18 @@ def test_package_of_other_layers_is_compared_by_outputs_and_said_so(tmp_path: Pa
     report = moh_deploy.verify(tmp_path / "package", against=[tmp_path / "other"])
     assert not report.has_routing
     assert report.notes[0].endswith("other has 1 MoH layer, this one 0: routing is not compared.")
+
+
+def test_outputs_that_a_file_does_not_hold_are_said_to_be_left_out(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    two = (*package.manifest.outputs, replace(package.manifest.outputs[0], name="cache"))
+    wider = replace(package, manifest=replace(package.manifest, outputs=two))
+    samples = [Sample(vectors(seed=seed), "mine", tmp_path / "mine.npz") for seed in (1, 2)]
+    answers = expected_outputs(samples).answers(wider, samples)
+    assert answers.notes == (
+        f"{tmp_path / 'mine.npz'} holds no expected output 'cache': not compared.",
+    )
+    assert expected_outputs(samples).answers(package, samples).notes == ()
 
 
 def test_package_of_another_checkpoint_is_said_to_be(tmp_path: Path):
