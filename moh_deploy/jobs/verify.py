@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import ConfigError
-from moh_deploy.jobs.references import Against, function_bodies, references
-from moh_deploy.jobs.subject import Loaded, Subject, read_subject
+from moh_deploy.jobs.references import Against
+from moh_deploy.jobs.subject import read_subject
 from moh_deploy.jobs.verify_labels import verify_labelled
+from moh_deploy.jobs.verify_runs import WhatToRun, verify_runs
 from moh_deploy.npz import Array
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.ratchet.parity_figures import parity_figures
@@ -22,17 +22,8 @@ from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.accuracy.user_metric import ScoreFunction
-from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.parity_report import ParityReport, combined
-from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy, read_policy
-from moh_deploy.validate.reference import (
-    Answers,
-    RecordedReference,
-    Reference,
-    expected_outputs,
-)
-from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 
 Metrics = str | ScoreFunction | Sequence[str | ScoreFunction]
 
@@ -125,7 +116,8 @@ def verify(
         subject = read_subject(Path(package_dir), source, kernels)
     paths = list(map(Path, inputs))
     if labels is None:
-        report = _verify_runs(subject, paths, vectors, valid_tokens, against, rules, progress)
+        what = WhatToRun(paths, vectors, valid_tokens)
+        report = verify_runs(subject, what, against=against, policy=rules, progress=progress)
     else:
         task = Task(
             labels if isinstance(labels, (str, Path)) else np.asarray(labels),
@@ -138,98 +130,11 @@ def verify(
             valid_tokens,
         )
         report = verify_labelled(
-            subject,
-            paths,
-            task,
-            against=against,
-            policy=rules,
-            progress=progress,
+            subject, paths, task, against=against, policy=rules, progress=progress
         )
     if ratchet is None or not report.equal:
         return report
     return replace(report, ratchet=ratchet.judge(parity_figures(report)))
-
-
-def _verify_runs(
-    subject: Subject,
-    paths: Sequence[Path],
-    vectors: int | None,
-    tokens: str | None,
-    against: Sequence[Against],
-    policy: Policy,
-    progress: Progress,
-) -> ParityReport:
-    with progress.step("reading inputs"):
-        files = read_samples(paths, subject.package.manifest, tokens)
-        rounds = _rounds(subject, files, vectors, against, tokens)
-    # References first: two models at once would need the memory of both.
-    with progress.step("running the references"):
-        answers = [one.reference.answers(subject.package, one.samples) for one in rounds]
-    with progress.step("loading the model"):
-        loaded = subject.load()
-    with progress.step("comparing"), loaded.closing:
-        pairs = zip(rounds, answers, strict=True)
-        return combined([_compare(subject, loaded, *pair, policy) for pair in pairs])
-
-
-class _Round(NamedTuple):
-    """One comparison: with what, and on what."""
-
-    reference: Reference
-    samples: tuple[Sample, ...]
-
-
-def _rounds(
-    subject: Subject,
-    files: tuple[Sample, ...],
-    vectors: int | None,
-    against: Sequence[Against],
-    tokens: str | None,
-) -> list[_Round]:
-    """Return the comparisons, in the order in which they are asked for."""
-    if not files:
-        sets, words = subject.recorded()
-        manifest = subject.package.manifest
-        samples = with_valid_tokens(recorded_samples(sets[:vectors]), manifest, tokens)
-        recorded: Reference = RecordedReference(words)
-    else:
-        samples, recorded = files, expected_outputs(files)
-    if against:
-        return [_Round(one, samples) for one in references(against, subject, recorded)]
-    if not files:
-        return [_Round(recorded, samples), *_corpus_round(subject, vectors, tokens)]
-    known = tuple(one for one in files if one.known.outputs)
-    others = tuple(one for one in files if not one.known.outputs)
-    rounds = [_Round(expected_outputs(known), known)] if known else []
-    return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
-
-
-def _corpus_round(subject: Subject, vectors: int | None, tokens: str | None) -> list[_Round]:
-    """Return the comparison with the package's regression corpus; an engine has no gates for it."""
-    corpus = subject.package.corpus
-    if not corpus or vectors is not None or not subject.has_gates:
-        return []
-    samples = with_valid_tokens(corpus_samples(corpus), subject.package.manifest, tokens)
-    return [_Round(corpus_reference(corpus), samples)]
-
-
-def _compare(
-    subject: Subject, loaded: Loaded, one: _Round, answers: Answers, policy: Policy
-) -> ParityReport:
-    report = compare(
-        subject.package,
-        loaded.runner,
-        answers.vectors,
-        labels=[sample.label for sample in one.samples],
-        valid=[sample.valid for sample in one.samples if sample.valid is not None],
-        reference=one.reference.name,
-        outputs_only=not (answers.has_gates and subject.has_gates),
-        variants=loaded.variants,
-        policy=policy,
-    )
-    return replace(
-        report, subject=subject.name, notes=(*answers.notes, *report.token_notes, *report.notes)
-    )
 
 
 def _check_vectors(vectors: int | None, inputs: Sequence[Path | str]) -> None:

@@ -1,0 +1,120 @@
+"""Verify on whole runs: recorded ones, the regression corpus, or files of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from moh_deploy.jobs.references import Against, function_bodies, references
+from moh_deploy.jobs.subject import Loaded, Subject
+from moh_deploy.progress import Progress
+from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.reference import (
+    Answers,
+    RecordedReference,
+    Reference,
+    expected_outputs,
+)
+from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
+
+
+@dataclass(frozen=True)
+class WhatToRun:
+    """Which runs are compared.
+
+    Attributes:
+        inputs: npz files, or directories of them; empty for the recorded runs.
+        vectors: Only the first so many recorded runs; None for all.
+        valid_tokens: What says which tokens are valid; None if all are.
+    """
+
+    inputs: Sequence[Path]
+    vectors: int | None
+    valid_tokens: str | None
+
+
+def verify_runs(
+    subject: Subject,
+    what: WhatToRun,
+    *,
+    against: Sequence[Against],
+    policy: Policy,
+    progress: Progress,
+) -> ParityReport:
+    """Compare outputs and gates with one reference or several.
+
+    Raises:
+        ConfigError: Inputs do not fit the model, or `against` names nothing to compare with.
+        BackendError: The runtime failed.
+    """
+    with progress.step("reading inputs"):
+        rounds = _rounds(subject, what, against)
+    # References first: two models at once would need the memory of both.
+    with progress.step("running the references"):
+        answers = [one.reference.answers(subject.package, one.samples) for one in rounds]
+    with progress.step("loading the model"):
+        loaded = subject.load()
+    with progress.step("comparing"), loaded.closing:
+        pairs = zip(rounds, answers, strict=True)
+        return combined([_compare(subject, loaded, *pair, policy) for pair in pairs])
+
+
+class _Round(NamedTuple):
+    """One comparison: with what, and on what."""
+
+    reference: Reference
+    samples: tuple[Sample, ...]
+
+
+def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> list[_Round]:
+    """Return the comparisons, in the order in which they are asked for."""
+    manifest, tokens = subject.package.manifest, what.valid_tokens
+    files = read_samples(what.inputs, manifest, tokens)
+    if not files:
+        sets, words = subject.recorded()
+        samples = with_valid_tokens(recorded_samples(sets[: what.vectors]), manifest, tokens)
+        recorded: Reference = RecordedReference(words)
+    else:
+        samples, recorded = files, expected_outputs(files)
+    if against:
+        return [_Round(one, samples) for one in references(against, subject, recorded)]
+    if not files:
+        return [_Round(recorded, samples), *_corpus_round(subject, what)]
+    known = tuple(one for one in files if one.known.outputs)
+    others = tuple(one for one in files if not one.known.outputs)
+    rounds = [_Round(expected_outputs(known), known)] if known else []
+    return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
+
+
+def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
+    """Return the comparison with the package's regression corpus; an engine has no gates for it."""
+    corpus = subject.package.corpus
+    if not corpus or what.vectors is not None or not subject.has_gates:
+        return []
+    manifest = subject.package.manifest
+    samples = with_valid_tokens(corpus_samples(corpus), manifest, what.valid_tokens)
+    return [_Round(corpus_reference(corpus), samples)]
+
+
+def _compare(
+    subject: Subject, loaded: Loaded, one: _Round, answers: Answers, policy: Policy
+) -> ParityReport:
+    report = compare(
+        subject.package,
+        loaded.runner,
+        answers.vectors,
+        labels=[sample.label for sample in one.samples],
+        valid=[sample.valid for sample in one.samples if sample.valid is not None],
+        reference=one.reference.name,
+        outputs_only=not (answers.has_gates and subject.has_gates),
+        variants=loaded.variants,
+        policy=policy,
+    )
+    return replace(
+        report, subject=subject.name, notes=(*answers.notes, *report.token_notes, *report.notes)
+    )
