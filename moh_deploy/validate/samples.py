@@ -82,9 +82,18 @@ def npz_files(paths: Sequence[Path]) -> list[Path]:
     """Return the files that paths name, those in directories in the order of their names.
 
     Raises:
-        ConfigError: A directory has none.
+        ConfigError: A directory has none, or a file is named twice.
     """
-    return [file for path in paths for file in _files(path)]
+    found = [file for path in paths for file in _files(path)]
+    seen: set[Path] = set()
+    for file in found:
+        if file.resolve() in seen:
+            raise ConfigError(
+                f"inputs name {file} twice: its samples would count twice.",
+                hint="Name each file once, or its directory alone.",
+            )
+        seen.add(file.resolve())
+    return found
 
 
 def _files(path: Path) -> list[Path]:

@@ -315,8 +315,11 @@ def test_what_does_not_fit_is_refused(
 
 def test_file_that_is_named_twice_is_refused(package: Path, inputs: Path):
     labels = np.concatenate([LABELS, LABELS])
-    with pytest.raises(ConfigError, match=r"inputs name .*val.npz twice"):
-        moh_deploy.verify(package, inputs=[inputs, inputs], labels=labels)
+    folder = inputs.parent
+    for again in (inputs, folder, folder / ".." / folder.name / inputs.name):
+        for options in ({"labels": labels}, {}):
+            with pytest.raises(ConfigError, match=r"inputs name .*val.npz twice"):
+                moh_deploy.verify(package, inputs=[inputs, again], **options)
 
 
 def test_inputs_of_different_counts_are_refused(tmp_path: Path, package: Path):

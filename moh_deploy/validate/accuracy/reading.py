@@ -54,9 +54,6 @@ def read_labelled(paths: Sequence[Path], task: Task, model: Interface) -> Labell
     """
     if not paths:
         raise ConfigError("there are labels, and no inputs that they are of: name --inputs, too.")
-    twice = [str(path) for path in paths if list(paths).count(path) > 1]
-    if twice:
-        raise ConfigError(f"inputs name {twice[0]} twice: its samples would count twice.")
     members = [map_npz(path, error=ConfigError) for path in paths]
     given = _labels(task.labels, paths, members, model)
     metrics, *_ = (choose_metrics(task, one, model.outputs) for one in given)  # checks them all
