@@ -248,6 +248,16 @@ def test_functions_of_the_user_are_metrics(tmp_path: Path, package: Path, inputs
     assert by_name.package == by_value.package
 
 
+def test_metric_that_gives_nan_is_not_blamed_on_the_output(package: Path, inputs: Path):
+    def broken(_: Mapping[str, Array], labels: Array) -> Array:
+        return np.full(len(labels), np.nan)
+
+    report = moh_deploy.verify(
+        package, inputs=[inputs], labels=LABELS, metric=broken, better="higher"
+    )
+    assert "the first is sample 0 (the metric gave NaN)" in report.reasons[0]
+
+
 def _margin(outputs: Mapping[str, Array], labels: Array) -> Array:
     return outputs["logits"][range(len(labels)), labels] * 1e4
 
