@@ -26,8 +26,9 @@ def test_linear_expressions_of_one_name_are_parsed(text: str, expected: DimExpr)
     "text", ["", "3", "a*b", "a+b", "2*a*2", "0*a", "a-", "1+a", "a/2", "2a", "a+1+1"]
 )
 def test_other_expressions_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"here: '.*' is not a dimension"):
+    with pytest.raises(ConfigError, match=r"here: '.*' is not a dimension") as refused:
         DimExpr.parse(text, place="here")
+    assert "has a name of its own: total" in str(refused.value.hint)
 
 
 expressions = st.builds(
