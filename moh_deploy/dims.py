@@ -42,9 +42,8 @@ class DimExpr:
             raise ConfigError(
                 f"{place}: '{text}' is not a dimension; expected a name, or whole number * name +"
                 " whole number.",
-                hint="Examples: batch, past+1, 2*seq, 2*seq-1. What follows from two names, as a mask"
-                " over a cache and new tokens does, has a name of its own:"
-                " total.",
+                hint="Examples: batch, past+1, 2*seq, 2*seq-1. What follows from two names, as a"
+                " mask over a cache and new tokens does, has a name of its own: total.",
             )
         multiplier = factors[0] if factors else 1
         return cls(match["name"], multiplier, int(match["offset"] or 0))
