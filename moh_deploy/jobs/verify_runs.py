@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.references import Against, function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject
 from moh_deploy.progress import Progress
@@ -77,6 +78,7 @@ def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> li
     files = read_samples(what.inputs, manifest, tokens)
     if not files:
         sets, words = subject.recorded()
+        _check_number(what.vectors, len(sets))
         samples = with_valid_tokens(recorded_samples(sets[: what.vectors]), manifest, tokens)
         recorded: Reference = RecordedReference(words)
     else:
@@ -89,6 +91,14 @@ def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> li
     others = tuple(one for one in files if not one.known.outputs)
     rounds = [_Round(expected_outputs(known), known)] if known else []
     return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
+
+
+def _check_number(asked: int | None, recorded: int) -> None:
+    if asked is not None and asked > recorded:
+        raise ConfigError(
+            f"vectors is {asked}, but there are {recorded} recorded runs to compare with.",
+            hint="Leave it out to compare with all of them.",
+        )
 
 
 def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:

@@ -155,7 +155,8 @@ class ParityReport:
         if not self.vector_sets:
             return ("there are no vectors to compare with, so nothing is proven.",)
         if self.outputs and all(output.elements == 0 for output in self.outputs):
-            return ("every output is empty, so nothing is proven.",)
+            padding = "" if self.tokens is None else f" {self.tokens.describe()}"
+            return (f"no output holds anything to compare, so nothing is proven.{padding}",)
         entries: tuple[OutputParity | LayerParity | MetricParity, ...]
         entries = (*self.accuracy, *self.outputs, *self.layers)
         return tuple(entry.reason for entry in entries if entry.reason is not None)

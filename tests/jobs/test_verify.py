@@ -34,6 +34,13 @@ def test_package_without_vectors_is_not_equal(tmp_path: Path):
     assert not moh_deploy.verify(tmp_path / "package").equal
 
 
+def test_more_recorded_runs_than_there_are_is_refused(tmp_path: Path):
+    write_package(tmp_path / "package", sets=(vectors(), vectors(batch=3)))
+    assert moh_deploy.verify(tmp_path / "package", vectors=2).vector_sets == 2
+    with pytest.raises(ConfigError, match="vectors is 3, but there are 2 recorded runs"):
+        moh_deploy.verify(tmp_path / "package", vectors=3)
+
+
 def test_users_inputs_are_compared_with_function_bodies_and_the_report_says_so(tmp_path: Path):
     # The package is wrong, but the same with and without optimisations: this reference cannot tell.
     write_package(tmp_path / "package", scale=1.5)

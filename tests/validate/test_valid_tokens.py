@@ -102,7 +102,9 @@ def test_valid_token_that_differs_is_refused_where_it_stands(
 def test_nothing_but_padding_is_no_data_and_fails(tmp_path: Path):
     root = write_masked(tmp_path / "package", nan_output, np.zeros((2, 3), np.int64)).root
     report = moh_deploy.verify(root, valid_tokens="mask", kernels="off")
-    assert report.reasons == ("every output is empty, so nothing is proven.",)
+    (reason,) = report.reasons
+    assert reason.startswith("no output holds anything to compare, so nothing is proven. ")
+    assert reason.endswith("tokens are padding by 'mask', and were not compared.")
     assert report.layers[0].decisions == 0
 
 
