@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from moh_deploy.backends.runner import Runner
+from moh_deploy.edge_cases import made_nan
 from moh_deploy.edge_cases.case_result import MODEL, CaseResult, Status
 from moh_deploy.edge_cases.routing_judge import (
     BoolArray,
@@ -190,7 +191,8 @@ class _RoutingRun:
                 return None
             got, reference = by_token[0][~skipped], by_token[1][~skipped]
         what = f"attention of layer '{router.path}' in case '{case}'"
-        return values_mismatch(what, got, reference, self._rule(reference))
+        problem = values_mismatch(what, got, reference, self._rule(reference))
+        return problem or made_nan.attention_problem(what, got)
 
     def _nan_problem(self, router: RouterLogits, logits: PortArrays, both: _Both) -> str | None:
         for values, whose in ((both.got, "gates"), (both.reference, "gates of the function body")):
@@ -226,6 +228,8 @@ class _RoutingRun:
         if all(both.reference[name].size == 0 for name in names):
             return _result(case, MODEL, "not run", "every output is empty: no data.")
         problem = next((one for one in problems if one is not None), None)
+        outputs = {name: both.got[name] for name in names}
+        problem = problem or made_nan.output_problem(case, outputs, self.package.vectors[0])
         return _judged(case, MODEL, problem, "they agree with the function bodies")
 
     def _rule(self, reference: Array) -> Tolerance:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
-from moh_deploy.edge_cases.case_result import CaseResult
+from moh_deploy.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.edge_cases.input_states import input_states
+from moh_deploy.edge_cases.made_nan import output_problem
 from moh_deploy.edge_cases.source import OrtSource, function_bodies
 from moh_deploy.edge_cases.suite import Sides, Suite
 from moh_deploy.package import OnnxPackage
@@ -118,6 +121,50 @@ def test_bug_in_attention_is_caught(
     found = failed(run(plant(tmp_path, bug), right))
     assert found.keys() == cases
     assert [sentence in one for one in found.values()] == [True], found
+
+
+FINITE_CASES = {"ties", "flat", "all negative", "saturated", "same heads"}
+
+
+def test_outputs_of_nothing_but_nan_are_no_pass_though_both_sides_have_them(tmp_path: Path):
+    package = plant(tmp_path, planted_bugs.weights_of_nan("o_weight_1"))
+    results = run(package, package)
+    found = failed(results)
+    assert found.keys() == FINITE_CASES
+    assert found["flat"] == (
+        "output 'y' in case 'flat' is NaN at [0, 0, 0]: inputs and logits are finite, and the"
+        " function bodies give NaN, too (240 of 240 elements)."
+    )
+    kinds = {one.kind for one in results if one.status == "passed" and one.place == MODEL}
+    assert kinds == set()
+
+
+def test_attention_of_nothing_but_nan_is_no_pass_though_both_sides_have_it(tmp_path: Path):
+    package = plant(tmp_path, planted_bugs.weights_of_nan("o_weight_0"))
+    results = run(package, package)
+    found = {(one.case, one.place): one.detail for one in results if one.status == "failed"}
+    layer = {case for case, place in found if place == "blocks.1.attn"}
+    assert layer == {*FINITE_CASES, "NaN"}
+    assert found["NaN", "blocks.1.attn"].startswith(
+        "attention of layer 'blocks.1.attn' in case 'NaN' is NaN wherever it is not 0: inputs and"
+        " logits are finite"
+    )
+    assert ("flat", "blocks.0.attn") not in found
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_nan_that_was_recorded_is_right_unless_there_is_nothing_else(
+    right: OnnxPackage, whole: bool
+):
+    (recorded,) = right.vectors
+    made = recorded.outputs["y"].copy()
+    made[0, 1] = np.nan
+    if whole:
+        made[:] = np.nan
+    known = replace(recorded, outputs={"y": made})
+    assert (output_problem("flat", {"y": made}, known) is None) is not whole
+    assert output_problem("flat", {"y": made}, recorded) is not None
+    assert output_problem("flat", recorded.outputs, recorded) is None
 
 
 def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
