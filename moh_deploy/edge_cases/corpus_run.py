@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from moh_deploy.backends.runner import Runner
 from moh_deploy.edge_cases.case_result import MODEL, CaseResult
+from moh_deploy.edge_cases.mining import Mined
 from moh_deploy.errors import BackendError
 from moh_deploy.package import CorpusSample, OnnxPackage
 from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples, recorded_from
@@ -44,12 +45,15 @@ class CorpusJudge:
             return CaseResult("corpus", KEPT, MODEL, "not applicable", why)
         return self._judge(KEPT, self.package.corpus)
 
-    def found(self, samples: Sequence[CorpusSample]) -> CaseResult:
+    def found(self, mined: Mined) -> CaseResult:
         """Run what a search of inputs found."""
-        if not samples:
+        if not mined.tokens and mined.nan_choices:
+            why = "there is nothing to search in these inputs: they give nothing but NaN scores."
+            return CaseResult("corpus", FOUND, MODEL, "not run", why)
+        if not mined.samples:
             why = "no layer whose margins are known chose anything in these inputs."
             return CaseResult("corpus", FOUND, MODEL, "not applicable", why)
-        return self._judge(FOUND, samples)
+        return self._judge(FOUND, mined.samples)
 
     def _judge(self, case: str, samples: Sequence[CorpusSample]) -> CaseResult:
         try:

@@ -38,6 +38,7 @@ class Mined:
         names: Name of each of them: the file, and which sample of it.
         too_large: How many samples were left out because the corpus has no room for them.
         unknown: Paths of layers whose margins are not known, or which choose nothing.
+        nan_choices: How many choices were not looked at because their scores are NaN.
     """
 
     searched: int
@@ -46,6 +47,7 @@ class Mined:
     names: tuple[str, ...]
     too_large: int
     unknown: tuple[str, ...]
+    nan_choices: int = 0
 
 
 def mine(
@@ -63,7 +65,7 @@ def mine(
     Raises:
         BackendError: The runtime failed.
     """
-    searched = tokens = 0
+    searched = tokens = nan_choices = 0
     paths = [layer.path for layer in recorder.package.manifest.layers]
     known: set[int] = set()
     best: list[tuple[str, CorpusSample]] = []
@@ -73,12 +75,13 @@ def mine(
         searchable = [_searchable(scored, mask) for scored in run.is_scored]
         clear = [int(one.sum()) for one in searchable]
         searched, tokens = searched + 1, tokens + sum(clear)
+        nan_choices += sum(int(_searchable(one, mask).sum()) for one in run.has_nan)
         known.update(index for index, count in enumerate(clear) if count)
         mined = _least_clear(run.vectors, searchable)
         if mined:
             best = _best([*best, (sample.label, CorpusSample(run.vectors, mined))], len(paths))
     unknown = tuple(path for index, path in enumerate(paths) if index not in known)
-    return _with_samples(Mined(searched, tokens, (), (), 0, unknown), best)
+    return _with_samples(Mined(searched, tokens, (), (), 0, unknown, nan_choices), best)
 
 
 def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[CorpusSample, ...]:

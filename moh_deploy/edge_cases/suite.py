@@ -11,9 +11,10 @@ from moh_deploy.edge_cases.case_result import CaseResult
 from moh_deploy.edge_cases.corpus_run import FOUND, KEPT, CorpusJudge
 from moh_deploy.edge_cases.input_run import InputJudge
 from moh_deploy.edge_cases.input_states import InputState
+from moh_deploy.edge_cases.mining import Mined
 from moh_deploy.edge_cases.routing_run import run_routing_states
 from moh_deploy.edge_cases.source import Source
-from moh_deploy.package import CorpusSample, OnnxPackage
+from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import Progress
 from moh_deploy.validate.function_bodies import Recorder, routers_of, values_to_record
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
@@ -64,9 +65,7 @@ class Suite:
     valid_tokens: str | None = None
     policy: Policy = BUILT_IN_POLICY
 
-    def run(
-        self, progress: Progress, found: Sequence[CorpusSample] | None = None
-    ) -> list[CaseResult]:
+    def run(self, progress: Progress, found: Mined | None = None) -> list[CaseResult]:
         """Run them all.
 
         Args:

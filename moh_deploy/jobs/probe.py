@@ -82,7 +82,7 @@ def probe(
         with progress.step("running the original model"):
             mining = recorded_by(original, package, mining)
     suite = Suite(sides, states, valid_tokens, rules)
-    results = suite.run(progress, None if mining is None else mining.samples)
+    results = suite.run(progress, mining)
     if mining is not None and update_corpus:
         with progress.step("writing the package"):
             package = write_corpus(package, grown(package.corpus, mining.samples))

@@ -61,11 +61,14 @@ class ProbeReport:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Every sentence on what failed; empty if nothing did and something passed."""
+        """Every sentence on what failed; empty if nothing did and something passed.
+
+        Inputs that were given to be searched, and could not be, are no pass.
+        """
         failed = tuple(one.detail for one in self.results if one.status == "failed")
         if not failed and not self.count("passed"):
             return ("no case could be run, so nothing is proven.",)
-        return failed
+        return (*failed, *(one.detail for one in self.results if _is_missed(one)))
 
     @property
     def passed(self) -> bool:
@@ -117,6 +120,10 @@ class ProbeReport:
         return Group(*_parts(self))
 
 
+def _is_missed(one: CaseResult) -> bool:
+    return one.kind == "corpus" and one.status == "not run"
+
+
 def _parts(report: ProbeReport) -> Iterator[RenderableType]:
     rows = [
         row
@@ -151,7 +158,8 @@ def _mining_parts(report: ProbeReport, mining: Mined) -> Iterator[RenderableType
         for token in sample.mined[:1]
     ]
     title = "least clear choices in the inputs, one of each sample"
-    yield table(title, ["sample", "layer", "token", "#margin"], rows)
+    if rows:
+        yield table(title, ["sample", "layer", "token", "#margin"], rows)
     if mining.too_large:
         size = f"{MOST_CORPUS_BYTES // 2**20} MiB"
         yield line(

@@ -42,10 +42,12 @@ class ScoredRun:
     Attributes:
         vectors: What they computed.
         is_scored: [B, S] for each layer: the token chose among scores that are known, and numbers.
+        has_nan: [B, S] for each layer: it chose among scores that are known, and not all numbers.
     """
 
     vectors: VectorSet
     is_scored: tuple[BoolArray, ...]
+    has_nan: tuple[BoolArray, ...]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,11 @@ class Recorder:
             gates=gates,
             margins=tuple(np.nan_to_num(one, nan=0.0, posinf=np.inf) for one in margins),
         )
-        return ScoredRun(vectors, tuple(np.isfinite(one) for one in margins))
+        return ScoredRun(
+            vectors,
+            is_scored=tuple(np.isfinite(one) for one in margins),
+            has_nan=tuple(np.isnan(one) for one in margins),
+        )
 
 
 _ROUTED = "routed_logits"

@@ -65,6 +65,19 @@ def test_planted_bug_raises_a_sentence_that_names_layer_and_case(tmp_path: Path)
         report.raise_if_failed()
 
 
+def test_inputs_of_nothing_but_nan_are_not_searched_and_no_pass(package: Path, tmp_path: Path):
+    given = inputs(batch=3)
+    given["x"][:] = np.nan
+    write_npz(tmp_path / "nan.npz", given)
+    report = probe(package, inputs=[tmp_path / "nan.npz"])
+    (found,) = [one for one in report.results if one.case == "least clear inputs"]
+    assert (found.status, found.detail) == (
+        "not run",
+        "there is nothing to search in these inputs: they give nothing but NaN scores.",
+    )
+    assert report.reasons == (found.detail,)
+
+
 def test_nobody_is_asked_to_guess_the_mask(package: Path):
     (padding,) = [one for one in probe(package).results if one.case == "padding only"]
     assert padding.status == "not run"
