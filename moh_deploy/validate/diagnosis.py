@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
+
+from moh_deploy.npz import Array
 from moh_deploy.validate.parity_report import LayerParity, OutputParity
 
 
@@ -25,6 +28,20 @@ def diagnosis(layers: Sequence[LayerParity], outputs: Sequence[OutputParity]) ->
     return (
         f"{start}, all agrees, so errors below the tolerance added up; nearest to it is the router"
         f" of layer '{nearest.path}', with {_share(nearest):.0%} of what it may differ."
+    )
+
+
+def reference_is_nan(values: Iterable[Array], label: str) -> str | None:
+    """Return a sentence if the reference itself has NaN, which tells nothing of any layer.
+
+    Args:
+        values: What is compared of it.
+    """
+    if not any(np.isnan(one.astype(np.float64)).any() for one in values):
+        return None
+    return (
+        f"On {label} the reference itself is not finite: it gives NaN, so these inputs tell nothing"
+        " of the package."
     )
 
 

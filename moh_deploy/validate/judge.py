@@ -19,7 +19,7 @@ from typing import NamedTuple
 from moh_deploy.backends.runner import Runner
 from moh_deploy.npz import Array
 from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet, computed_gates, forced_gates
-from moh_deploy.validate.diagnosis import diagnosis
+from moh_deploy.validate.diagnosis import diagnosis, reference_is_nan
 from moh_deploy.validate.layer_parity import compare_layer, incomparable_layer
 from moh_deploy.validate.noise_floor import STEPS, measure_floor
 from moh_deploy.validate.output_parity import (
@@ -99,13 +99,20 @@ class Judge:
         forced = self._forced_run(case, got, floor)
         if forced is None:
             return replace(free, notes=self._note())
-        notes = () if forced.equal and free.flips else (diagnosis(forced.layers, forced.outputs),)
+        notes = () if forced.equal and free.flips else (self._where(case, forced),)
         if not free.flips:
             return replace(free, notes=notes)
         unjudged = list(_unjudged(self.package, case, got))
         layers = [_merged(*pair) for pair in zip(forced.layers, free.layers, strict=True)]
         statistics = replace(free.statistics, margins=forced.statistics.margins)
         return Judged([*forced.outputs, *unjudged], layers, notes, statistics)
+
+    def _where(self, case: Case, forced: Judged) -> str:
+        """Say where the error enters, unless the reference is at fault itself."""
+        gates = dict(zip(self.package.gate_names, case.expected.gates, strict=True))
+        compared = case.view.select({**case.expected.outputs, **gates}, {})
+        why = reference_is_nan(compared.values(), case.label)
+        return diagnosis(forced.layers, forced.outputs) if why is None else why
 
     def _free(self, case: Case, got: Mapping[str, Array], floor: Mapping[str, float]) -> Judged:
         """Judge the model left to itself; behind an explained flip by the looser rule."""

@@ -6,12 +6,14 @@ import math
 
 from moh_deploy.npz import Array
 from moh_deploy.validate.differences import (
+    Float64Array,
     Place,
     abs_error,
     describe_worst,
     largest,
     largest_finite,
     structural_mismatch,
+    worst_index,
 )
 from moh_deploy.validate.parity_report import OutputParity
 from moh_deploy.validate.tolerances import Tolerance
@@ -68,7 +70,8 @@ def unjudged_output(name: str, vectors: str, got: Array | None, reference: Array
     mismatch = structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return incomparable_output(name, vectors, mismatch)
-    error, reference_max = largest(abs_error(got, reference)), largest_finite(reference)
+    errors, reference_max = abs_error(got, reference), largest_finite(reference)
+    error = largest(errors)
     return OutputParity(
         name=name,
         vectors=vectors,
@@ -76,8 +79,14 @@ def unjudged_output(name: str, vectors: str, got: Array | None, reference: Array
         max_rel_error=error / reference_max if reference_max else error,
         tolerance=None,
         elements=reference.size,
-        reason=None if math.isfinite(error) else f"{what} is not finite where the reference is.",
+        reason=None if math.isfinite(error) else _not_finite(what, reference, errors),
     )
+
+
+def _not_finite(what: str, reference: Array, error: Float64Array) -> str:
+    if math.isnan(float(reference[worst_index(error)])):
+        return f"{what} cannot be compared: the reference is itself NaN."
+    return f"{what} is not finite where the reference is."
 
 
 def incomparable_output(name: str, vectors: str, reason: str | None) -> OutputParity:

@@ -285,6 +285,24 @@ def test_behind_an_explained_flip_outputs_must_be_finite(value: float):
     )
 
 
+def test_reference_that_is_nan_itself_blames_no_layer():
+    expected = replace(vectors(), margins=(np.zeros((2, 3), np.float32),))
+    expected.outputs["y"][0, 0, 0] = math.nan
+    results = results_of(expected)
+    flip_a_token(results)
+    forced = results_of(expected)
+    forced["gates_0.computed"] = forced.pop("gates_0")
+    report = compare(PACKAGE, Replay(results), [expected], variants=Fed(forced))
+    assert report.notes == (
+        "On 0 (batch=2, seq=3) the reference itself is not finite: it gives NaN, so these inputs"
+        " tell nothing of the package.",
+    )
+    assert report.reasons[1] == (
+        "output 'y' of vectors 0 (batch=2, seq=3), behind a flip cannot be compared: the reference"
+        " is itself NaN."
+    )
+
+
 def test_gates_that_cannot_be_fed_are_named_and_the_looser_rule_holds():
     report = behind_a_near_tie(lambda results: results["y"].__iadd__(1), why_not="no reader")
     assert not report.equal
