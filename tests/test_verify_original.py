@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import moh_deploy
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.frontend import rerun
 from moh_deploy.frontend.eager import EagerModel
 from moh_deploy.npz import Array, write_npz
+from moh_deploy.report.junit import junit_xml
 from moh_deploy.validate.samples import recorded_samples
 from tests import small_moh
 from tests.cli.run_cli import Cli
@@ -176,3 +177,69 @@ def test_model_of_another_dtype_is_refused_with_what_to_do(folder: Path):
     with pytest.raises(ConfigError, match="fails on the package's inputs") as refused:
         moh_deploy.verify(folder / "package", against=[half])
     assert "--dtype brings it there" in str(refused.value.hint)
+
+
+class TracedForMany(nn.Sequential):
+    """The trace demands 12 tokens; the module itself does not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting():
+            torch._check(x.shape[0] * x.shape[1] >= 12)
+        y: torch.Tensor = super().forward(x)
+        return y
+
+
+def few_and_many(folder: Path, tmp_path: Path) -> list[Path]:
+    many = np.random.default_rng(6).standard_normal((3, 9, 8)).astype(np.float32)
+    write_npz(tmp_path / "many.npz", {"x": many})
+    return [folder / "mine.npz", tmp_path / "many.npz"]
+
+
+def test_where_the_trace_does_not_run_outputs_alone_are_compared(folder: Path, tmp_path: Path):
+    original = moh_deploy.load_original(TracedForMany(*build()))
+    inputs = few_and_many(folder, tmp_path)
+    report = moh_deploy.verify(folder / "package", inputs=inputs, against=[original])
+    report.raise_if_unequal()
+    whole, alone = report.comparisons
+    assert {layer.vectors for layer in whole.layers} == {"many.npz (batch=3, seq=9)"}
+    assert (whole.vector_sets, whole.has_routing, whole.routing_agreement) == (1, True, 1.0)
+    assert not any("does not run" in note for note in whole.notes)
+    assert [output.vectors for output in alone.outputs] == ["mine.npz (batch=1, seq=11)"]
+    assert (alone.vector_sets, alone.has_routing, alone.layers) == (1, False, ())
+    assert alone.reference == "original model TracedForMany in memory, outputs alone"
+    assert "does not run at batch=1, seq=11, where the original model does (" in alone.notes[-1]
+    suite = junit_xml(report, "package").partition(", outputs alone")[2]
+    assert '<skipped message="The reference holds no gates." />' in suite
+
+
+def test_outputs_alone_refuse_stale_weights(folder: Path):
+    newer = TracedForMany(*build())
+    with torch.no_grad():
+        newer[0].out.weight.mul_(0.9)
+    against = [moh_deploy.load_original(newer)]
+    report = moh_deploy.verify(folder / "package", inputs=[folder / "mine.npz"], against=against)
+    assert not report.has_routing
+    with pytest.raises(ValidationError, match=r"^not equal to the reference: output '") as refused:
+        report.raise_if_unequal()
+    assert "does not run at batch=1, seq=11" in refused.value.message
+
+
+def test_labelled_batches_without_gates_are_scored_in_their_order(folder: Path, tmp_path: Path):
+    """Batches of 2, 1, and 2 samples: the trace does not run on the second."""
+    draw = np.random.default_rng(7)
+    for name, samples in (("a.npz", 3), ("b.npz", 2)):
+        x = draw.standard_normal((samples, 7, 8)).astype(np.float32)
+        write_npz(tmp_path / name, {"x": x})
+    original = moh_deploy.load_original(TracedForMany(*build()))
+    asked = {"labels": np.arange(5), "metric": first_number, "better": "higher", "batch_size": 2}
+    report = moh_deploy.verify(folder / "package", inputs=[tmp_path], against=[original], **asked)
+    assert [part.has_routing for part in report.comparisons] == [True, False]
+    assert [part.vector_sets for part in report.comparisons] == [2, 1]
+    (metric,) = report.accuracy
+    assert metric.samples == 5
+    assert abs(metric.difference) < 1e-5
+
+
+def first_number(outputs: dict[str, Array], labels: Array) -> Array:
+    (found,) = outputs.values()
+    return found[:, 0, 0] * (1 + labels)

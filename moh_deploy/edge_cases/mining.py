@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from moh_deploy.errors import ExportError
 from moh_deploy.npz import Array
 from moh_deploy.package import (
     MOST_SAMPLES,
@@ -104,6 +105,11 @@ def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mine
     runs = zip(mined.names, mined.samples, strict=True)
     samples = [Sample(one.vectors, name) for name, one in runs]
     answers = original.answers(package, samples)
+    for number, why in answers.without_gates.items():
+        raise ExportError(
+            f"{original.name}: {mined.names[number]} cannot be recorded. {why}",
+            hint="A corpus needs gates: give inputs of other sizes.",
+        )
     pairs = zip(mined.samples, answers.vectors, strict=True)
     recorded = [replace(one, vectors=vectors, reference=ORIGINAL) for one, vectors in pairs]
     return _with_samples(mined, list(zip(mined.names, recorded, strict=True)))

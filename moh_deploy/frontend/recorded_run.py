@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch.export import ExportedProgram
 
@@ -23,28 +24,63 @@ def record_run(
     run: OriginalRun,
     outputs: Sequence[str],
 ) -> Recording:
-    """Run the traced program at the sizes of one run of the original, and check that they agree."""
+    """Run the traced program at the sizes of one run of the original, and check that they agree.
+
+    Raises:
+        ExportError: It does not run there, or computes something else.
+    """
+    found = try_to_record(program, rewrites, swaps, run, outputs)
+    if isinstance(found, DoesNotRun):
+        raise ExportError(
+            f"the traced program does not run where the original model does{run.at}: {found.why}.",
+            hint="The model fixes a size while it is traced, although the dimension is dynamic.",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class DoesNotRun:
+    """The traced program does not run at the sizes of a run of the original.
+
+    Attributes:
+        why: The first line of what PyTorch says, without a full stop.
+    """
+
+    why: str
+
+
+def try_to_record(
+    program: ExportedProgram,
+    rewrites: Sequence[Rewrite],
+    swaps: Sequence[Swap],
+    run: OriginalRun,
+    outputs: Sequence[str],
+) -> Recording | DoesNotRun:
+    """Do the same where the traced program may not run.
+
+    Raises:
+        ExportError: It computes something else.
+    """
     arguments = [item.value.clone() for item in run.inputs]
     try:
         recording = record(program, rewrites, arguments, swaps)
     except RuntimeError as error:
-        raise ExportError(
-            f"the traced program does not run where the original model does{run.at}:"
-            f" {str(error).splitlines()[0]}.",
-            hint="The model fixes a size while it is traced, although the dimension is dynamic.",
-        ) from error
+        return DoesNotRun((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
     check_trace(run, recording, outputs)
     return recording
 
 
-def recorded_vectors(run: OriginalRun, recording: Recording, outputs: Sequence[str]) -> VectorSet:
-    """Return what is written into a package, or compared with."""
+def recorded_vectors(
+    run: OriginalRun, recording: Recording | None, outputs: Sequence[str]
+) -> VectorSet:
+    """Return what is written into a package, or compared with: without a recording no gates."""
+    layers = () if recording is None else recording.layers
     return VectorSet(
         sizes=run.sizes,
         inputs={item.name: to_numpy(item.value) for item in run.inputs},
         outputs={name: to_numpy(tensor) for name, tensor in zip(outputs, run.outputs, strict=True)},
-        gates=tuple(to_numpy(layer.gates) for layer in recording.layers),
-        margins=tuple(to_numpy(layer.margins) for layer in recording.layers),
+        gates=tuple(to_numpy(layer.gates) for layer in layers),
+        margins=tuple(to_numpy(layer.margins) for layer in layers),
     )
 
 

@@ -14,7 +14,12 @@ from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.npz_inputs import inputs_from_arrays
 from moh_deploy.frontend.original import OriginalRun, one_thread_if_small, run_original
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.recorded_run import input_text, record_run, recorded_vectors
+from moh_deploy.frontend.recorded_run import (
+    DoesNotRun,
+    input_text,
+    recorded_vectors,
+    try_to_record,
+)
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from moh_deploy.frontend.trace import trace
 from moh_deploy.npz import Array
@@ -69,11 +74,11 @@ def answers_of(
                 traced[package.root] = _trace(model, package, samples)
             found = traced[package.root]
             _check_layers(found.layers, package.manifest)
-            vectors = tuple(_recorded(found, run, package.manifest) for run in runs)
+            vectors, without = _recorded(found, runs, package.manifest)
     except MoHDeployError as error:
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
     notes = tuple(_notes(model, name, found.layers, package.manifest))
-    return Answers(vectors, has_gates=True, notes=notes)
+    return Answers(vectors, has_gates=True, notes=notes, without_gates=without)
 
 
 def _runs(model: LoadedModel, manifest: Manifest, samples: Sequence[Sample]) -> list[OriginalRun]:
@@ -89,10 +94,30 @@ def _trace(model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]) 
     return Traced(program, insert(program, recognize(program)))
 
 
-def _recorded(traced: Traced, run: OriginalRun, manifest: Manifest) -> VectorSet:
+def _recorded(
+    traced: Traced, runs: Sequence[OriginalRun], manifest: Manifest
+) -> tuple[tuple[VectorSet, ...], dict[int, str]]:
+    """Return what is compared with, and why some of it has no gates.
+
+    The trace may demand sizes that the model itself does not: a decoding step is one token.
+    """
     outputs = [spec.name for spec in manifest.outputs]
-    recording = record_run(traced.program, traced.rewrites, (), run, outputs)
-    return recorded_vectors(run, recording, outputs)
+    vectors, without = [], {}
+    for number, run in enumerate(runs):
+        found = try_to_record(traced.program, traced.rewrites, (), run, outputs)
+        if isinstance(found, DoesNotRun):
+            without[number] = _no_gates(run, found)
+            vectors.append(recorded_vectors(run, None, outputs))
+        else:
+            vectors.append(recorded_vectors(run, found, outputs))
+    return tuple(vectors), without
+
+
+def _no_gates(run: OriginalRun, found: DoesNotRun) -> str:
+    return (
+        f"The traced program, which shows gates, does not run{run.at}, where the original model"
+        f" does ({found.why}): outputs alone are compared there, and no routing."
+    )
 
 
 def _model_inputs(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[ModelInput, ...]:

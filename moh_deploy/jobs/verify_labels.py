@@ -21,12 +21,13 @@ from moh_deploy.validate.accuracy.scored import Scored
 from moh_deploy.validate.accuracy.tally import SampleFiles, Tally
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.folded import folded
+from moh_deploy.validate.outputs_alone import Answered, by_gates
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.reference import ExpectedOutputs, Reference
 from moh_deploy.validate.routing_statistics import joined
-from moh_deploy.validate.samples import npz_files
+from moh_deploy.validate.samples import Sample, npz_files
 
 
 def verify_labelled(
@@ -64,7 +65,7 @@ def verify_labelled(
         loaded = subject.load()
     with loaded.closing:
         job = _Job(subject, loaded, task, policy, progress)
-        return combined([job.report(one, runs) for one in rounds])
+        return combined([report for one in rounds for report in job.reports(one, runs)])
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,28 @@ class _Job:
     policy: Policy
     progress: Progress
 
-    def report(self, one: _Round, runs_of: Mapping[Path, Sequence[LabelledRun]]) -> ParityReport:
+    def reports(
+        self, one: _Round, runs_of: Mapping[Path, Sequence[LabelledRun]]
+    ) -> list[ParityReport]:
+        """Return the comparison of gates and outputs, and that of outputs alone, if there are both.
+
+        Accuracy is of all samples; it is in the first.
+        """
         runs = [run for data in one.datasets for run in runs_of[data.samples.file]]
-        done, reports = 0, []
+        done, found = 0, list[ParityReport]()
         for turn in turns(runs):
-            reports.append(self._compare(one, turn, done, len(runs)))
+            found += self._compare(one, turn, done, len(runs))
             done += len(turn)
-        whole = folded(reports)
+        found.sort(key=lambda report: not report.has_routing)
+        named = dict.fromkeys(report.reference for report in found)
+        first, *others = (folded([r for r in found if r.reference == name]) for name in named)
+        alone = [
+            replace(part, subject=self.subject.name, notes=(*part.token_notes, *part.notes))
+            for part in others
+        ]
+        return [self._whole(one, first, runs), *alone]
+
+    def _whole(self, one: _Round, whole: ParityReport, runs: Sequence[LabelledRun]) -> ParityReport:
         notes = (
             *whole.token_notes,
             *whole.notes,
@@ -126,7 +142,7 @@ class _Job:
 
     def _compare(
         self, one: _Round, turn: Sequence[LabelledRun], done: int, total: int
-    ) -> ParityReport:
+    ) -> list[ParityReport]:
         samples = [run.sample for run in turn]
         which = f"{done + 1} to {done + len(turn)} of {total}"
         with self.progress.step(f"running the reference on batches {which}"):
@@ -135,24 +151,34 @@ class _Job:
             self.loaded.runner,
             lambda index: self.progress.step(f"comparing batch {done + index + 1} of {total}"),
         )
-        report = compare(
-            self.subject.package,
-            heard,
-            answers.vectors,
-            labels=[sample.label for sample in samples],
-            valid=[sample.valid for sample in samples if sample.valid is not None],
-            reference=one.reference.name,
-            outputs_only=not (answers.has_gates and self.subject.has_gates),
-            variants=self.loaded.variants,
-            policy=self.policy,
-        )
+        parts = by_gates(one.reference.name, answers)
+        reports = [self._compare_part(heard, part, samples) for part in parts]
+        ran = [number for part in parts for number in part.numbers]
+        results = dict(zip(ran, heard.results, strict=True))
         ignore = self.task.labelling.ignore
         for index, (run, vectors) in enumerate(zip(turn, answers.vectors, strict=True)):
-            got, valid = heard.results[index], samples[index].valid
+            got, valid = results[index], samples[index].valid
             scored = Scored(vectors.outputs, got, run.batch.labels).of_valid(valid, ignore)
             _add(one.tallies, run, scored)
             one.loads.add(run.batch.real(got), run.batch.labels)
-        return replace(report, notes=(*answers.notes, *report.notes))
+        return reports
+
+    def _compare_part(
+        self, heard: HeardRunner, part: Answered, all_samples: Sequence[Sample]
+    ) -> ParityReport:
+        samples = [all_samples[number] for number in part.numbers]
+        report = compare(
+            self.subject.package,
+            heard,
+            part.answers.vectors,
+            labels=[sample.label for sample in samples],
+            valid=[sample.valid for sample in samples if sample.valid is not None],
+            reference=part.reference,
+            outputs_only=not (part.answers.has_gates and self.subject.has_gates),
+            variants=self.loaded.variants,
+            policy=self.policy,
+        )
+        return replace(report, notes=(*part.answers.notes, *report.notes))
 
     def _judged(self, one: _Round, tally: Tally) -> MetricParity:
         files = SampleFiles(

@@ -12,11 +12,11 @@ from moh_deploy.jobs.references import Against, function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject
 from moh_deploy.progress import Progress
 from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
+from moh_deploy.validate.outputs_alone import Answered, by_gates
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.reference import (
-    Answers,
     RecordedReference,
     Reference,
     expected_outputs,
@@ -62,7 +62,8 @@ def verify_runs(
         loaded = subject.load()
     with progress.step("comparing"), loaded.closing:
         pairs = zip(rounds, answers, strict=True)
-        return combined([_compare(subject, loaded, *pair, policy) for pair in pairs])
+        parts = [(one, part) for one, got in pairs for part in by_gates(one.reference.name, got)]
+        return combined([_compare(subject, loaded, *part, policy) for part in parts])
 
 
 class _Round(NamedTuple):
@@ -112,15 +113,16 @@ def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
 
 
 def _compare(
-    subject: Subject, loaded: Loaded, one: _Round, answers: Answers, policy: Policy
+    subject: Subject, loaded: Loaded, one: _Round, part: Answered, policy: Policy
 ) -> ParityReport:
+    samples, answers = [one.samples[number] for number in part.numbers], part.answers
     report = compare(
         subject.package,
         loaded.runner,
         answers.vectors,
-        labels=[sample.label for sample in one.samples],
-        valid=[sample.valid for sample in one.samples if sample.valid is not None],
-        reference=one.reference.name,
+        labels=[sample.label for sample in samples],
+        valid=[sample.valid for sample in samples if sample.valid is not None],
+        reference=part.reference,
         outputs_only=not (answers.has_gates and subject.has_gates),
         variants=loaded.variants,
         policy=policy,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from moh_deploy.errors import ConfigError
@@ -21,11 +21,13 @@ class Answers:
         vectors: One for each sample.
         has_gates: They hold the gates of every layer.
         notes: What a reader has to know of them.
+        without_gates: Why some hold none, although others do: a sentence, by their numbers.
     """
 
     vectors: tuple[VectorSet, ...]
     has_gates: bool
     notes: tuple[str, ...] = ()
+    without_gates: Mapping[int, str] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import pytest
 
 from moh_deploy.edge_cases.mining import grown, mine, recorded_by
 from moh_deploy.edge_cases.samples import cut_into_samples
+from moh_deploy.errors import ExportError
 from moh_deploy.npz import Array
 from moh_deploy.package import MOST_SAMPLES, CorpusSample, OnnxPackage, VectorSet
 from moh_deploy.validate.function_bodies import Recorder, margins_of
@@ -146,6 +147,28 @@ class Longer:
         found = [one.known for one in samples]
         longer = [replace(one, outputs={"y": np.zeros(400_000)}) for one in found]
         return Answers(tuple(longer), has_gates=True)
+
+
+@dataclass(frozen=True)
+class WithoutGates:
+    """An original whose traced program does not run on the second sample."""
+
+    name: str = "original model"
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Return the second without gates."""
+        found = [one.known for one in samples]
+        found[1] = replace(found[1], gates=(), margins=())
+        return Answers(tuple(found), has_gates=True, without_gates={1: "It does not run."})
+
+
+def test_sample_without_gates_is_not_recorded(package: OnnxPackage):
+    cut = list(cut_into_samples(package.manifest, [sample(inputs(batch=3))]))
+    mined = mine(Recorder.of(package), cut)
+    with pytest.raises(ExportError) as refused:
+        recorded_by(WithoutGates(), package, mined)
+    expected = f"original model: {mined.names[1]} cannot be recorded. It does not run."
+    assert refused.value.message == expected
 
 
 def test_samples_that_the_original_makes_too_large_are_counted(package: OnnxPackage):

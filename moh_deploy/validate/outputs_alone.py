@@ -1,0 +1,45 @@
+"""Samples of which a reference knows outputs and no gates, apart from those with gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from moh_deploy.validate.reference import Answers
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What is one comparison, because the reference knows as much of each of its samples.
+
+    Attributes:
+        reference: In the words of a report.
+        answers: Of these samples alone.
+        numbers: Which samples they are.
+    """
+
+    reference: str
+    answers: Answers
+    numbers: Sequence[int]
+
+
+def by_gates(reference: str, answers: Answers) -> list[Answered]:
+    """Return the answers with gates, then those without; only what there is.
+
+    Args:
+        reference: Its name.
+        answers: To all samples.
+    """
+    whole, alone = range(len(answers.vectors)), answers.without_gates
+    if not alone:
+        return [Answered(reference, answers, whole)]
+    known = _part(reference, answers, [number for number in whole if number not in alone])
+    rest = _part(f"{reference}, outputs alone", answers, sorted(alone))
+    notes = (*answers.notes, *dict.fromkeys(alone.values()))
+    rest = replace(rest, answers=replace(rest.answers, has_gates=False, notes=notes))
+    return [known, rest] if known.numbers else [rest]
+
+
+def _part(reference: str, answers: Answers, numbers: Sequence[int]) -> Answered:
+    vectors = tuple(answers.vectors[number] for number in numbers)
+    return Answered(reference, replace(answers, vectors=vectors, without_gates={}), numbers)
