@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moh_deploy.atomic import StagedDirectory, staged_file
 from moh_deploy.backends.runner import Kernels
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.jobs.bench_entries import Organizer
 from moh_deploy.jobs.bench_run import BenchRun
 from moh_deploy.package import OnnxPackage
@@ -80,7 +80,8 @@ def bench(
         What was measured. Look at `passed`, or call `raise_if_failed`.
 
     Raises:
-        PackageError: Not a package, or one that has changed since it was written.
+        PackageError: Not a package, or one that has changed since it was written; or the report
+            cannot be written.
         ConfigError: An option or a file of inputs does not fit.
         BackendError: A runtime failed, or an engine cannot run here.
     """
@@ -142,7 +143,7 @@ def _check_options(
         if not 0 <= seconds <= _MOST_SECONDS:
             raise ConfigError(f"{name} is {seconds:g} s, expected 0 to {_MOST_SECONDS}.")
     if markdown is not None and (markdown.is_dir() or not markdown.resolve().parent.is_dir()):
-        raise ConfigError(
+        raise PackageError(
             f"{markdown} cannot be written: it is a directory, or its directory does not exist."
         )
 

@@ -11,7 +11,7 @@ from moh_deploy.atomic import staged_file
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Kernels, Runner
 from moh_deploy.backends.trt.engine_reading import is_engine_dir
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import PackageError
 from moh_deploy.jobs.engine_runs import open_engine
 from moh_deploy.npz import Array, write_npz
 from moh_deploy.package import OnnxPackage, TensorInfo
@@ -83,11 +83,11 @@ def _load(
 
 def _check_writable(outputs: Path) -> None:
     if outputs.is_dir():
-        raise ConfigError(
+        raise PackageError(
             f"{outputs} is a directory, expected an npz file to write the outputs to."
         )
     if not outputs.resolve().parent.is_dir():
-        raise ConfigError(f"{outputs} cannot be written: its directory does not exist.")
+        raise PackageError(f"{outputs} cannot be written: its directory does not exist.")
 
 
 def _infos(results: Mapping[str, Array]) -> tuple[TensorInfo, ...]:

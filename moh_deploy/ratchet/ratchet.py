@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.ratchet.baseline_file import (
     BaselineContent,
     Section,
@@ -46,6 +46,7 @@ class Ratchet:
         Raises:
             ConfigError: It is missing, or has nothing of this command, and is not to be written; or
                 it is to be written and not named.
+            PackageError: It is to be written where it cannot be.
         """
         if path is None:
             if update:
@@ -56,7 +57,7 @@ class Ratchet:
             return None
         path = Path(path)
         if update and not path.resolve().parent.is_dir():
-            raise ConfigError(f"{path} cannot be written: its directory does not exist.")
+            raise PackageError(f"{path} cannot be written: its directory does not exist.")
         if update and not path.exists():
             return cls(path, BaselineContent(), section, update)
         ratchet = cls(path, read_baseline(path), section, update)

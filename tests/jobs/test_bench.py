@@ -255,7 +255,6 @@ def test_inputs_that_do_not_fit_are_refused(package: OnnxPackage, tmp_path: Path
         ({"gates": ["p50 < baseline"]}, "there is none"),
         ({"gates": ["p55 < 1 ms"]}, "there is no metric 'p55'"),
         ({"baselines": ["dense", "dense"]}, "there are 2 contestants 'dense', expected one"),
-        ({"markdown": "/nowhere/report.md"}, "report.md cannot be written"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_measured(
@@ -264,6 +263,13 @@ def test_wrong_options_are_refused_before_anything_is_measured(
     meter = Meter()
     with pytest.raises(ConfigError, match=re.escape(message)):
         measured(package, measure=meter, **options)
+    assert meter.seen == []
+
+
+def test_report_that_cannot_be_written_is_refused_before_anything_is_measured(package: OnnxPackage):
+    meter = Meter()
+    with pytest.raises(PackageError, match=r"report\.md cannot be written"):
+        measured(package, measure=meter, markdown="/nowhere/report.md")
     assert meter.seen == []
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import moh_deploy
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.npz import write_npz
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
@@ -46,7 +46,7 @@ def test_failed_run_leaves_no_outputs(tmp_path: Path, package: Path):
 
 
 def test_place_that_cannot_hold_outputs_is_refused_first(tmp_path: Path):
-    with pytest.raises(ConfigError, match="is a directory, expected an npz file"):
+    with pytest.raises(PackageError, match="is a directory, expected an npz file"):
         moh_deploy.run(tmp_path / "none", inputs=tmp_path / "none", outputs=tmp_path)
-    with pytest.raises(ConfigError, match="its directory does not exist"):
+    with pytest.raises(PackageError, match="its directory does not exist"):
         moh_deploy.run(tmp_path, inputs=tmp_path, outputs=tmp_path / "none" / "out.npz")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.ratchet.figures import KINDS, Figure
 from moh_deploy.ratchet.ratchet import Ratchet
 from moh_deploy.ratchet.result import RatchetResult
@@ -235,7 +235,7 @@ def test_update_without_a_file_is_refused():
 
 
 def test_directory_that_is_not_there_is_seen_before_anything_runs(tmp_path: Path):
-    with pytest.raises(ConfigError, match="its directory does not exist"):
+    with pytest.raises(PackageError, match="its directory does not exist"):
         Ratchet.open(tmp_path / "none" / "baseline.json", "verify", update=True)
 
 
