@@ -72,7 +72,7 @@ from moh_deploy.cli.report_files import bench_files
 @click.option(
     "--inputs",
     multiple=True,
-    metavar="FILE.npz",
+    metavar="FILE.npz|DIR",
     type=click.Path(path_type=Path),
     help="Run on these inputs instead of the recorded ones. Repeatable.",
 )

@@ -56,7 +56,7 @@ def bench(
             `functions`, the first package on function bodies; `fixed-routing`, the first package
             with its routers' results fed; `eager`, the original in PyTorch; `plain-onnx`, its
             export by PyTorch alone; another package; or an ONNX file.
-        inputs: npz files to run on, as `run` takes them; without any, the recorded run at the
+        inputs: npz files to run on, as `run` takes them, or directories; without, the run at the
             example's sizes.
         batch: Sizes of the batch dimension to run at.
         sizes: Other dynamic dimensions to the sizes to run at: all combinations are measured.

@@ -9,6 +9,7 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage
+from moh_deploy.validate.samples import npz_files
 from moh_deploy.validate.user_vectors import read_user_vectors
 
 RECORDED = "recorded"
@@ -32,18 +33,20 @@ class InputSet:
 
 
 def input_sets(
-    package: OnnxPackage, files: Sequence[Path], weights: Sequence[float]
+    package: OnnxPackage, paths: Sequence[Path], weights: Sequence[float]
 ) -> list[InputSet]:
     """Return the inputs in the files; without files, those of the run at the example's sizes.
 
     Args:
         package: The package.
-        files: npz files, as `moh-deploy run` takes them.
+        paths: npz files, as `moh-deploy run` takes them, or directories of them.
         weights: One a file; without, each counts 1.
 
     Raises:
-        ConfigError: A file does not fit the model; weights do not fit the files.
+        ConfigError: A file does not fit the model, or a directory has none; weights do not fit the
+            files.
     """
+    files = npz_files(paths)
     weights = weights or [1.0] * len(files)
     _check_weights(weights, files)
     if files:

@@ -101,7 +101,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     found = sorted(path.glob("*.npz"))
     if not found:
-        raise ConfigError(f"{path} has no npz files, so there is nothing to compare on.")
+        raise ConfigError(f"{path} has no npz files, so there is nothing to run.")
     return found
 
 

@@ -32,6 +32,19 @@ def test_files_come_with_their_weights(package: OnnxPackage, tmp_path: Path):
     assert [one.weight for one in input_sets(package, files, [])] == [1.0, 1.0]
 
 
+def test_directory_stands_for_its_files_in_the_order_of_their_names(
+    package: OnnxPackage, tmp_path: Path
+):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="has no npz files"):
+        input_sets(package, [folder], [])
+    for name, seq in (("b", 1), ("a", 4)):
+        write_npz(folder / f"{name}.npz", vectors(batch=1, seq=seq).inputs)
+    sets = input_sets(package, [folder], [1.0, 200.0])
+    assert [(one.sizes["seq"], one.weight) for one in sets] == [(4, 1.0), (1, 200.0)]
+
+
 def test_file_that_does_not_fit_is_refused_as_run_does(package: OnnxPackage, tmp_path: Path):
     write_npz(tmp_path / "in.npz", {"x": np.zeros((2, 3, 9), np.float32)})
     with pytest.raises(ConfigError, match=r"in\.npz: input 'x' is .* axis 2 is fixed at 8, got 9"):
