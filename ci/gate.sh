@@ -92,7 +92,10 @@ bench_package() {
     add_arguments "${MOH_BENCH_ARGS:-}"
     bench_verdict=error
     run_command "${command[@]}" -- "$package" >"$reports/bench.json" || judge bench $?
-    bench_verdict="$("$python" -c "$passed_or_measured" "$reports/bench.json")"
+    if ! bench_verdict="$("$python" -c "$passed_or_measured" "$reports/bench.json" 2>/dev/null)"; then
+        bench_verdict=error
+        fail "$reports/bench.json holds no answer, though bench ended with 0."
+    fi
 }
 
 # judge verify|bench STATUS: keep what the exit code says, and end with it. A crash of Python ends with 1,

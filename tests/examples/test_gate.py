@@ -168,9 +168,25 @@ def test_verify_that_did_nothing_does_not_pass(runner: CiRunner, tmp_path: Path)
     idle.chmod(0o755)
     job = gitlab_job()
     outcome = runner.run_gitlab_job(job, MOH_PYTHON="idle")
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 2
     assert "verify.junit.xml cannot be read" in outcome.log
     assert "### moh-deploy: error" in outcome.log
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdicts", "message"),
+    [
+        ({"verify_args": "--help"}, ["error", "error", "not-run"], "junit.xml cannot be read"),
+        ({"bench_args": "--help"}, ["error", "passed", "error"], "bench.json holds no answer"),
+    ],
+)
+def test_command_that_came_to_no_answer_is_an_error(
+    runner: CiRunner, package: Path, asked: dict[str, str], verdicts: list[str], message: str
+) -> None:
+    outcome = runner.run_action(package="package", **asked)
+    assert outcome.exit_code == 2
+    assert [outcome.outputs[name] for name in ("verdict", "verify", "bench")] == verdicts
+    assert message in outcome.log
 
 
 @pytest.mark.parametrize(
