@@ -26,8 +26,8 @@ from moh_deploy.cli.output import carry_out, print_json, print_rich
     multiple=True,
     metavar="N",
     type=float,
-    help="How often a file of --inputs counts, in their order, in a directory that of names: 1 for a"
-    " prefill, 200 for a decoding step. Repeatable.  [default: 1 each]",
+    help="How often a file of --inputs counts, in their order, in a directory that of names: 1 for"
+    " a prefill, 200 for a decoding step. Repeatable.  [default: 1 each]",
 )
 @click.option(
     "--threads",

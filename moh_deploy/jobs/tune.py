@@ -76,7 +76,8 @@ def tune(
     Args:
         package_dir: The package. It is replaced in one step, or left as it is.
         inputs: npz files to measure on, as `run` takes them, or directories of them; without any,
-            the recorded run at the example's sizes. Choices are good for the sizes that were measured.
+            the recorded run at the example's sizes. Choices are good for the sizes that were
+            measured.
         weights: How often each file counts; 1 each without.
         threads: Threads within an operator; None for ONNX Runtime's own choice.
         min_time: Seconds that each comparison takes at least.
