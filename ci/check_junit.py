@@ -11,7 +11,6 @@ import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
-
 UNREADABLE = "cannot be read"
 
 

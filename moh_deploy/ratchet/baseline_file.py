@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from moh_deploy.atomic import staged_file
 from moh_deploy.errors import ConfigError
+from moh_deploy.ratchet.explain import explained
 from moh_deploy.ratchet.figures import KINDS, Figure, Slack, is_whole
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -124,7 +125,7 @@ def read_baseline(path: Path) -> BaselineContent:
     try:
         return BaselineContent.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_first_problem(path, error)) from error
+        raise ConfigError(f"{path}: {explained(error)}.") from error
 
 
 def write_baseline(path: Path, content: BaselineContent) -> None:
@@ -160,14 +161,6 @@ def _check_version(path: Path, content: object) -> None:
             f"{path}: schema_version is {version!r}, this moh-deploy reads {SCHEMA_VERSION}.",
             hint="Use the moh-deploy that wrote it, or remove it and run with --update-baseline.",
         )
-
-
-def _first_problem(path: Path, error: ValidationError) -> str:
-    errors = error.errors(include_url=False)
-    # A figure that is no interval is not one of the wrong type: that is the other way to write it.
-    first, *_ = [one for one in errors if not one["type"].endswith("_type")] or errors
-    where = ".".join(map(str, first["loc"])) or "the file"
-    return f"{path}: {where}: {first['msg']}."
 
 
 def _require_known(names: Iterable[str]) -> None:
