@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from moh_deploy.report.json_types import Count, Number
 from moh_deploy.report.json_types import JsonObject as _Object
-from moh_deploy.report.parity_json import ErrorJson, RatchetJson
+from moh_deploy.report.parity_json import ErrorJson, FailureJson, RatchetJson
 
 
 class GateJson(_Object):
@@ -107,3 +109,7 @@ class BenchJson(_Object):
     kernels: dict[str, str | None]
     notes: list[str]
     error: ErrorJson | None = None
+
+
+BENCH_JSON: TypeAdapter[BenchJson | FailureJson] = TypeAdapter(BenchJson | FailureJson)
+"""All that it prints: docs/bench.schema.json is the schema of it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from moh_deploy.report.accuracy_json import AccuracyJson
 from moh_deploy.report.json_types import Count, Number
 from moh_deploy.report.json_types import JsonObject as _Object
@@ -121,6 +123,12 @@ class ErrorJson(_Object):
     exit_code: int
 
 
+class FailureJson(_Object):
+    """What `--json` prints if a command comes to no answer."""
+
+    error: ErrorJson
+
+
 class TokenCountJson(_Object):
     name: str
     tokens: Count
@@ -171,3 +179,7 @@ class VerifyJson(_Object):
     ratchet: RatchetJson | None
     accuracy: list[AccuracyJson]
     error: ErrorJson | None = None
+
+
+VERIFY_JSON: TypeAdapter[VerifyJson | FailureJson] = TypeAdapter(VerifyJson | FailureJson)
+"""All that it prints: docs/verify.schema.json is the schema of it."""

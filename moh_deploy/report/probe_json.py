@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from moh_deploy.report.json_types import Count, Number
 from moh_deploy.report.json_types import JsonObject as _Object
-from moh_deploy.report.parity_json import ErrorJson, LayerRunJson
+from moh_deploy.report.parity_json import ErrorJson, FailureJson, LayerRunJson
 
 _Status = Literal["passed", "failed", "not applicable", "not run"]
 
@@ -66,3 +68,7 @@ class ProbeJson(_Object):
     layer_runs: list[LayerRunJson]
     kernels: dict[str, str | None]
     error: ErrorJson | None = None
+
+
+PROBE_JSON: TypeAdapter[ProbeJson | FailureJson] = TypeAdapter(ProbeJson | FailureJson)
+"""All that it prints: docs/probe.schema.json is the schema of it."""

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from moh_deploy.json_text import to_json_text
 from moh_deploy.report.bench import BenchReport
-from moh_deploy.report.bench_json import BenchJson
+from moh_deploy.report.bench_json import BENCH_JSON, BenchJson
 from moh_deploy.tuning.agreement import Agreement
 from moh_deploy.tuning.fixed_routing import RoutingOverhead
 from moh_deploy.tuning.fresh_run import FreshRun
@@ -48,6 +48,13 @@ def test_another_key_is_not():
         BenchJson.model_validate_json(to_json_text({**REPORT.to_json(), "verdict": "good"}))
 
 
+def test_error_without_an_answer_is_of_the_schema_and_no_half_of_one_is():
+    error = {"type": "ConfigError", "message": "no", "hint": None, "exit_code": 2}
+    BENCH_JSON.validate_python({"error": error})
+    with pytest.raises(ValidationError):
+        BENCH_JSON.validate_python({"error": error, "schema_version": 1})
+
+
 def test_schema_in_the_docs_is_that_of_the_code():
-    # To write it: json.dumps(BenchJson.model_json_schema(), indent=2) + "\n".
-    assert json.loads(SCHEMA.read_text()) == BenchJson.model_json_schema()
+    # To write it: json.dumps(BENCH_JSON.json_schema(), indent=2) + "\n".
+    assert json.loads(SCHEMA.read_text()) == BENCH_JSON.json_schema()
