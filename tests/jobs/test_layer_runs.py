@@ -31,15 +31,17 @@ class Jobs:
     folder: Path
 
     def reports(self, package: OnnxPackage, kernels: Kernels) -> dict[str, object]:
-        inputs, outputs = self.folder / "in.npz", self.folder / "out.npz"
-        write_npz(inputs, vectors().inputs)
+        names = ("in.npz", "again.npz", "out.npz")
+        inputs, again, outputs = (self.folder / name for name in names)
+        for path in (inputs, again):
+            write_npz(path, vectors().inputs)
         return {
             "inspect": moh_deploy.inspect(package.root, kernels=kernels),
             "run": moh_deploy.run(package.root, inputs=inputs, outputs=outputs, kernels=kernels),
             "verify": moh_deploy.verify(package.root, kernels=kernels),
             # Several comparisons, joined.
             "verify files": moh_deploy.verify(
-                package.root, inputs=[inputs, inputs], kernels=kernels
+                package.root, inputs=[inputs, again], kernels=kernels
             ),
         }
 
