@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moh_deploy.cli.original import given_model_options, open_original
 from moh_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ def named_references(
     Raises:
         ConfigError: There are such options, and no checkpoint.
     """
-    given = [name for name, value in loading.items() if value and name not in shared]
+    given = given_model_options({k: v for k, v in loading.items() if k not in shared})
     if given and not any(map(_is_checkpoint, against)):
         raise ConfigError(
             f"{', '.join(given)} says how a checkpoint is loaded, but --against names none.",
             hint="Add --against CHECKPOINT, or leave it out.",
         )
-    return [_original(one, loading) if _is_checkpoint(one) else one for one in against]
+    return [open_original(Path(one), loading) if _is_checkpoint(one) else one for one in against]
 
 
 def _is_checkpoint(named: str) -> bool:
@@ -38,10 +39,3 @@ def _is_checkpoint(named: str) -> bool:
 
     path = Path(named)
     return named not in WORDS and path.is_file() and path.suffix != ".onnx"
-
-
-def _original(path: str, loading: Mapping[str, object]) -> Reference:
-    from moh_deploy.frontend.eager import open_eager
-    from moh_deploy.options import ModelOptions
-
-    return open_eager(ModelOptions(Path(path), **loading))  # type: ignore[arg-type]

@@ -12,13 +12,13 @@ from moh_deploy.cli.common_options import (
     json_option,
     junit_option,
     kernels_option,
+    markdown_option,
     model_options,
     update_baseline_option,
 )
-from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.original import original_of, taken_model_options
-from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.output import carry_out, print_answer
 from moh_deploy.cli.report_files import bench_files
 
 
@@ -102,12 +102,7 @@ from moh_deploy.cli.report_files import bench_files
 @update_baseline_option
 @kernels_option
 @junit_option
-@click.option(
-    "--markdown",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the report to this file, too.",
-)
+@markdown_option
 @html_option
 @json_option
 @click.pass_context
@@ -151,12 +146,4 @@ def command(
         ),
         as_json=as_json,
     )
-    failure = report.failure
-    if as_json:
-        content = report.to_json()
-        print_json(content if failure is None else {**content, "error": error_json(failure)})
-    else:
-        print_rich(report)
-    if failure is not None:
-        print_error(failure.message, failure.hint)
-        ctx.exit(failure.exit_code)
+    print_answer(report, as_json=as_json)

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
-from moh_deploy.cli.failure import error_json, print_error
-from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.common_options import (
+    json_option,
+    kernels_option,
+    package_argument,
+    policy_option,
+)
+from moh_deploy.cli.output import carry_out, print_answer
 
 if TYPE_CHECKING:
     from moh_deploy.backends.runner import Kernels
@@ -64,17 +68,10 @@ if TYPE_CHECKING:
     type=int,
     help="Use the first N recorded runs only; the first is at the example's sizes.",
 )
-@click.option(
-    "--policy",
-    metavar="FILE.yaml",
-    type=click.Path(path_type=Path),
-    help="Tolerances that replace those of the built-in table, each with its reason.",
-)
+@policy_option
 @kernels_option
 @json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
     package: Path,
     reference: Path | None,
     output: Path | None,
@@ -108,11 +105,4 @@ def command(
         ),
         as_json=as_json,
     )
-    failure, content = report.failure, report.to_json()
-    if as_json:
-        print_json(content if failure is None else {**content, "error": error_json(failure)})
-    else:
-        print_rich(report)
-    if failure is not None:
-        print_error(failure.message, failure.hint)
-        ctx.exit(failure.exit_code)
+    print_answer(report, as_json=as_json)

@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from moh_deploy.cli.common_options import json_option, package_argument
-from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.many_values import ManyValues
-from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.output import carry_out, print_answer
 
 
 @click.command("build", cls=ManyValues, many={"--compute-capability": r"\d+\.\d+"})
@@ -70,8 +69,7 @@ from moh_deploy.cli.output import carry_out, print_json, print_rich
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be built or refused; write nothing.")
 @json_option
-@click.pass_context
-def command(ctx: click.Context, /, package: Path, as_json: bool, **options: object) -> None:
+def command(package: Path, as_json: bool, **options: object) -> None:
     """Build an engine of TensorRT or TensorRT-RTX from the package DIR."""
     from moh_deploy.jobs.build import build
 
@@ -80,12 +78,4 @@ def command(ctx: click.Context, /, package: Path, as_json: bool, **options: obje
         lambda progress: build(package, progress=progress, **options),  # type: ignore[arg-type]
         as_json=as_json,
     )
-    failure = report.failure
-    if as_json:
-        content = report.to_json()
-        print_json(content if failure is None else {**content, "error": error_json(failure)})
-    else:
-        print_rich(report)
-    if failure is not None:
-        print_error(failure.message, failure.hint)
-        ctx.exit(failure.exit_code)
+    print_answer(report, as_json=as_json)

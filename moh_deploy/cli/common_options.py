@@ -21,7 +21,7 @@ json_option = click.option(
 html_option = click.option(
     "--html",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Write one HTML page that needs nothing else.",
 )
 
@@ -81,14 +81,24 @@ def model_options(command: Command) -> Command:
     return command
 
 
-junit_option = click.option(
-    "--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML for a CI."
+junit_option = click.option("--junit", metavar="FILE", type=_PATH, help="Write JUnit XML for a CI.")
+
+markdown_option = click.option(
+    "--markdown", metavar="FILE", type=_PATH, help="Write Markdown for a pull request."
+)
+
+policy_option = click.option(
+    "--policy",
+    metavar="FILE.yaml",
+    type=_PATH,
+    help="Tolerances that replace those of the built-in table, each with its reason. `verify` reads"
+    " there what accuracy may lose, too.",
 )
 
 baseline_file_option = click.option(
     "--baseline-file",
     metavar="FILE.json",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Fail if a figure is worse than in this file, by more than its slack; see docs/ci.md.",
 )
 

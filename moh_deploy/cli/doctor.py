@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from moh_deploy.cli.common_options import json_option
-from moh_deploy.cli.failure import error_json, print_error
-from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.output import carry_out, print_answer
 
 
 @click.command("doctor")
@@ -20,8 +19,7 @@ from moh_deploy.cli.output import carry_out, print_json, print_rich
     help="The plugin library for TensorRT, if not the installation's.",
 )
 @json_option
-@click.pass_context
-def command(ctx: click.Context, artefact: Path | None, plugin: Path | None, as_json: bool) -> None:
+def command(artefact: Path | None, plugin: Path | None, as_json: bool) -> None:
     """Say what is installed, what can be built and run on this machine, and what closes each gap:
     exit 0 if models can be exported and packages run here, 1 if not. Other gaps are information.
     With a package or an engine DIR, it is loaded, too, and has to run."""
@@ -30,12 +28,4 @@ def command(ctx: click.Context, artefact: Path | None, plugin: Path | None, as_j
     report = carry_out(
         lambda progress: doctor(artefact, plugin=plugin, progress=progress), as_json=as_json
     )
-    failure = report.failure
-    if as_json:
-        content = report.to_json()
-        print_json(content if failure is None else {**content, "error": error_json(failure)})
-    else:
-        print_rich(report)
-    if failure is not None:
-        print_error(failure.message, failure.hint)
-        ctx.exit(failure.exit_code)
+    print_answer(report, as_json=as_json)

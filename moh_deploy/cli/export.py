@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from moh_deploy.cli.common_options import json_option, model_options
-from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.output import carry_out, print_report
 
 _PATH = click.Path(path_type=Path)
 
@@ -59,7 +59,4 @@ def command(as_json: bool, **options: object) -> None:
     # The options above are named as the fields of ExportOptions.
     job = ExportOptions(**options)  # type: ignore[arg-type]
     report = carry_out(lambda progress: export(job, progress=progress), as_json=as_json)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        print_rich(report)
+    print_report(report, as_json=as_json)

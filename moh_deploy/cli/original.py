@@ -1,10 +1,13 @@
-"""`--checkpoint`: the original model beside a package."""
+"""The original model beside a package, loaded from a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from moh_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
     from moh_deploy.frontend.eager import EagerModel
@@ -26,30 +29,42 @@ def taken_model_options(options: dict[str, object]) -> dict[str, object]:
     return {name: options.pop(name) for name in names}
 
 
-def original_of(
-    checkpoint: Path | None, options: dict[str, object], progress: Progress
-) -> EagerModel | None:
-    """Load the model of a checkpoint; None without one.
+def given_model_options(options: Mapping[str, object]) -> list[str]:
+    """Return those of the options that were given, as they are written."""
+    return [_OPTIONS.get(name, f"--{name}") for name, value in options.items() if value]
+
+
+def open_original(checkpoint: Path, options: Mapping[str, object]) -> EagerModel:
+    """Load the model of a checkpoint.
 
     Args:
-        options: What `taken_model_options` returned.
+        options: Those of `model_options`, by field of `ModelOptions`.
+
+    Raises:
+        CheckpointError: It cannot be read, is not trusted, or does not fit the module.
+    """
+    from moh_deploy.frontend.eager import open_eager
+    from moh_deploy.options import ModelOptions
+
+    return open_eager(ModelOptions(checkpoint, **options))  # type: ignore[arg-type]
+
+
+def original_of(
+    checkpoint: Path | None, options: Mapping[str, object], progress: Progress
+) -> EagerModel | None:
+    """Load the model of `--checkpoint`; None without one.
 
     Raises:
         ConfigError: There is no checkpoint that the options could be of.
-        CheckpointError: It cannot be read, is not trusted, or does not fit the module.
+        CheckpointError: As `open_original` does.
     """
-    from moh_deploy.errors import ConfigError
-    from moh_deploy.options import ModelOptions
-
+    given = given_model_options(options)
+    if checkpoint is None and given:
+        raise ConfigError(
+            f"{', '.join(given)} says how a checkpoint is loaded, but there is no --checkpoint.",
+            hint="Name the model: --checkpoint FILE.",
+        )
     if checkpoint is None:
-        given = [_OPTIONS.get(name, f"--{name}") for name, value in options.items() if value]
-        if given:
-            raise ConfigError(
-                f"{given[0]} says how to load the original model, but there is no --checkpoint.",
-                hint="Name the model: --checkpoint FILE.",
-            )
         return None
-    from moh_deploy.frontend.eager import open_eager
-
     with progress.step("loading the original model"):
-        return open_eager(ModelOptions(checkpoint, **options))  # type: ignore[arg-type]
+        return open_original(checkpoint, options)

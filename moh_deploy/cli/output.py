@@ -5,21 +5,37 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
 
-from moh_deploy.cli.failure import writing_stdout
+from moh_deploy.cli.failure import error_json, print_error, writing_stdout
 from moh_deploy.json_text import to_json_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from moh_deploy.errors import MoHDeployError
     from moh_deploy.progress import SilentProgress
 
 Report = TypeVar("Report")
 
 _FILE_WIDTH = 160
+
+
+class Printable(Protocol):
+    """A report, for programs and for people."""
+
+    def to_json(self) -> dict[str, object]: ...
+
+    def __rich__(self) -> RenderableType: ...
+
+
+class Answer(Printable, Protocol):
+    """A report whose answer may be no."""
+
+    @property
+    def failure(self) -> MoHDeployError | None: ...
 
 
 def carry_out(job: Callable[[SilentProgress], Report], *, as_json: bool) -> Report:
@@ -30,14 +46,38 @@ def carry_out(job: Callable[[SilentProgress], Report], *, as_json: bool) -> Repo
         return job(progress_for_terminal(quiet=as_json))
 
 
-def print_json(content: Mapping[str, object]) -> None:
-    """Print one JSON object on stdout."""
+def print_report(report: Printable, *, as_json: bool) -> None:
+    """Print a report on stdout: one JSON object, or tables."""
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        _print_rich(report)
+
+
+def print_answer(report: Answer, *, as_json: bool, **facts: object) -> None:
+    """Print a report, and if its answer is no, end with that exit code and the reason on stderr.
+
+    Args:
+        facts: What stands before the report in the JSON object, such as the package's name.
+    """
+    failure = report.failure
+    if as_json:
+        error = {} if failure is None else {"error": error_json(failure)}
+        _print_json({**facts, **report.to_json(), **error})
+    else:
+        _print_rich(report)
+    if failure is not None:
+        print_error(failure.message, failure.hint)
+        raise click.exceptions.Exit(failure.exit_code)
+
+
+def _print_json(content: Mapping[str, object]) -> None:
     with writing_stdout():
         click.echo(to_json_text(content))
 
 
-def print_rich(content: RenderableType) -> None:
-    """Print a report for people on stdout, in colour if that is a terminal."""
+def _print_rich(content: RenderableType) -> None:
+    """Print in colour if stdout is a terminal."""
     from rich.console import Console
 
     # What is not a terminal has no width: leave tables room.

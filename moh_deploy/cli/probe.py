@@ -13,9 +13,9 @@ from moh_deploy.cli.common_options import (
     kernels_option,
     model_options,
     package_argument,
+    policy_option,
 )
-from moh_deploy.cli.failure import error_json, print_error
-from moh_deploy.cli.output import print_json, print_rich
+from moh_deploy.cli.output import print_answer
 
 if TYPE_CHECKING:
     from moh_deploy.backends.runner import Kernels
@@ -48,12 +48,7 @@ if TYPE_CHECKING:
     help="What counts as longest, in place of what the trace is good for or what fits into memory."
     " Repeatable.",
 )
-@click.option(
-    "--policy",
-    metavar="FILE.yaml",
-    type=click.Path(path_type=Path),
-    help="Tolerances that replace those of the built-in table, each with its reason.",
-)
+@policy_option
 @junit_option
 @click.option(
     "--checkpoint",
@@ -65,10 +60,7 @@ if TYPE_CHECKING:
 @kernels_option
 @model_options
 @json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
-    /,
     package: Path,
     inputs: tuple[Path, ...],
     update_corpus: bool,
@@ -101,12 +93,4 @@ def command(
     )
     files = probe_files(str(package), junit=junit)
     report = files.write_on(lambda: probe_apart(task))
-    failure = report.failure
-    content = {"package": str(package), **report.to_json()}
-    if as_json:
-        print_json(content if failure is None else {**content, "error": error_json(failure)})
-    else:
-        print_rich(report)
-    if failure is not None:
-        print_error(failure.message, failure.hint)
-        ctx.exit(failure.exit_code)
+    print_answer(report, as_json=as_json, package=str(package))

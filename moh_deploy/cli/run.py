@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
-from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.output import carry_out, print_report
 
 if TYPE_CHECKING:
     from moh_deploy.backends.runner import Kernels
@@ -42,7 +42,4 @@ def command(package: Path, inputs: Path, outputs: Path, kernels: Kernels, as_jso
         ),
         as_json=as_json,
     )
-    if as_json:
-        print_json(report.to_json())
-    else:
-        print_rich(report)
+    print_report(report, as_json=as_json)

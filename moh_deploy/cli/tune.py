@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from moh_deploy.cli.common_options import json_option, package_argument
-from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.output import carry_out, print_report
 
 
 @click.command("tune")
@@ -76,7 +76,4 @@ def command(choose: tuple[str, ...], as_json: bool, **options: object) -> None:
         ),
         as_json=as_json,
     )
-    if as_json:
-        print_json(report.to_json())
-    else:
-        print_rich(report)
+    print_report(report, as_json=as_json)

@@ -14,13 +14,14 @@ from moh_deploy.cli.common_options import (
     json_option,
     junit_option,
     kernels_option,
+    markdown_option,
     model_options,
     package_argument,
+    policy_option,
     update_baseline_option,
 )
-from moh_deploy.cli.failure import error_json, print_error
 from moh_deploy.cli.label_options import LabelOptions, label_options
-from moh_deploy.cli.output import carry_out, print_json, print_rich
+from moh_deploy.cli.output import carry_out, print_answer
 from moh_deploy.cli.report_files import verify_files
 
 if TYPE_CHECKING:
@@ -65,20 +66,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="The package that an engine was built from, if an engine is verified.",
 )
-@click.option(
-    "--policy",
-    metavar="FILE.yaml",
-    type=click.Path(path_type=Path),
-    help="Tolerances, and what accuracy may lose, that replace the built-in ones, each with its"
-    " reason.",
-)
+@policy_option
 @junit_option
-@click.option(
-    "--markdown",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write Markdown for a pull request.",
-)
+@markdown_option
 @html_option
 @baseline_file_option
 @update_baseline_option
@@ -136,12 +126,4 @@ def command(
         ),
         as_json=as_json,
     )
-    failure = report.failure
-    content = {"package": str(package), **report.to_json()}
-    if as_json:
-        print_json(content if failure is None else {**content, "error": error_json(failure)})
-    else:
-        print_rich(report)
-    if failure is not None:
-        print_error(failure.message, failure.hint)
-        ctx.exit(failure.exit_code)
+    print_answer(report, as_json=as_json, package=str(package))

@@ -65,7 +65,7 @@ def test_options_of_an_original_need_its_checkpoint(
     package = write_package(tmp_path / "package", with_layer=False).root
     refused = cli("bench", package, "--code-dir", tmp_path, *BENCH)
     assert (refused.exit_code, refused.out) == (2, "")
-    assert "--code-dir says how to load the original model, but there is no" in refused.err
+    assert "--code-dir says how a checkpoint is loaded, but there is no" in refused.err
     absent = cli("bench", package, "--baseline", "eager", *BENCH)
     assert (absent.exit_code, absent.out) == (2, "")
     assert "hint: Name its checkpoint: --checkpoint FILE" in absent.err

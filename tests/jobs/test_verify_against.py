@@ -251,4 +251,4 @@ def test_command_says_which_comparison_failed_and_ends_with_1(
     assert "against vectors recorded from the original model: output 'y'" in done.err
     unloaded = cli("verify", root, "--factory", "models:build")
     assert unloaded.exit_code == 2
-    assert "factory says how a checkpoint is loaded, but --against names none" in unloaded.err
+    assert "--factory says how a checkpoint is loaded, but --against names none" in unloaded.err
