@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,83 +11,31 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 import moh_deploy
 from moh_deploy import pipeline
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.runner import Kernels
 from moh_deploy.chooser import first_choices
 from moh_deploy.errors import ConfigError, ExportError, ValidationError
-from moh_deploy.frontend import convert
 from moh_deploy.frontend.arrays import to_numpy
 from moh_deploy.frontend.model import ModelInput
-from moh_deploy.frontend.rewrite import Rewrite
-from moh_deploy.frontend.rewrite import insert as insert_as_it_is
-from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
-from moh_deploy.jobs.verify import verify
-from moh_deploy.options import ExportOptions
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.export import ExportReport
-from moh_deploy.validate.fresh_process import ProvenRun
-from moh_deploy.validate.tolerances import tolerance_for
 from tests import small_moh
+from tests.exporting import (
+    SMALL_MOH_OPS,
+    assert_nothing_is_left,
+    assert_package_equals,
+    export,
+    prove_in_this_process,
+    sizes_of_x,
+)
 from tests.zoo import ZOO, Expected, ZooModel, language
 from tests.zoo.model import noise, seeded
-
-INPUT = "x:[batch=2,seq=5,8]:float32"
 
 
 @pytest.fixture(autouse=True)
 def _proof_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for each proof would take longer than the rest; the command's tests do start them."""
-    monkeypatch.setattr(pipeline, "prove", prove)
-
-
-def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
-    report = verify(root, kernels=kernels, vectors=vectors)
-    report.raise_if_unequal()
-    return ProvenRun(
-        report.vector_sets,
-        report.max_abs_error,
-        report.routing_agreement or 0.0,
-        report.kernel_nodes,
-        report.function_nodes,
-        report.layer_runs,
-        report.kernels,
-    )
-
-
-def export(model: nn.Module, output: Path, **options: object) -> ExportReport:
-    """Export a model whose only input is `x`, unless the options say otherwise."""
-    if "inputs" not in options:
-        options = {"input_specs": (INPUT,), **options}
-    return pipeline.export(ExportOptions(model, output, **options))
-
-
-def run(root: Path, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-    return open_session(OnnxPackage.open(root), kernels="off").run(inputs)
-
-
-def assert_package_equals(root: Path, module: nn.Module, inputs: tuple[ModelInput, ...]) -> None:
-    """The package gives what the module gives, output by output."""
-    with torch.no_grad():
-        returned = module.eval()(*(item.value.clone() for item in inputs))
-    expected = [to_numpy(leaf) for leaf in tree_leaves(returned) if isinstance(leaf, torch.Tensor)]
-    got = run(root, **{item.name: to_numpy(item.value) for item in inputs})
-    for output, reference in zip(got.values(), expected, strict=True):
-        assert (output.shape, output.dtype) == (reference.shape, reference.dtype)
-        exact, wide = (np.asarray(array, np.float64) for array in (reference, output))
-        limit = tolerance_for(reference.dtype.name).limit(float(np.abs(exact).max()))
-        assert np.abs(wide - exact).max() <= limit
-
-
-def sizes_of_x(*shape: int) -> tuple[ModelInput, ...]:
-    return (ModelInput("x", noise(*shape)),)
-
-
-def assert_nothing_is_left(output: Path) -> None:
-    assert list(output.parent.iterdir()) == []
+    prove_in_this_process(monkeypatch)
 
 
 # Models of several kinds.
@@ -106,9 +54,6 @@ def one_layer_decoder() -> ZooModel:
         inputs=lambda **sizes: model.inputs(**sizes)[:4],
         expected=Expected(model.expected.layers[:1]),
     )
-
-
-SMALL_MOH_OPS = {"MoHAttention", "MoHRouter", "MoHQueryProjection", "MoHOutputProjection"}
 
 
 @pytest.mark.parametrize(
@@ -387,130 +332,6 @@ def test_model_that_is_no_function_of_its_inputs_is_refused(
 ):
     with pytest.raises(ExportError, match=message):
         export(make(), tmp_path / "package")
-    assert_nothing_is_left(tmp_path / "package")
-
-
-Fault = Callable[[Rewrite], None]
-
-
-def wrong_scale(rewrite: Rewrite) -> None:
-    *others, scale, causal = rewrite.attention.args
-    rewrite.attention.args = (*others, scale * 1.05, causal)
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
-    def insert(program, layers):
-        rewrites = insert_as_it_is(program, layers)
-        for rewrite in rewrites:
-            fault(rewrite)
-        program.graph_module.recompile()
-        return rewrites
-
-    monkeypatch.setattr(convert, "insert", insert)
-
-
-def test_layer_whose_rewriting_is_wrong_stays_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    plant(monkeypatch, wrong_scale)
-    (layer,) = export(small_moh.build(), tmp_path / "package").layers
-    assert not layer.replaced
-    assert layer.node is None
-    assert "MoHAttention differs from the original by" in layer.reason
-    assert_package_equals(tmp_path / "package", small_moh.build(), sizes_of_x(2, 3, 8))
-
-
-class WithConvolution(nn.Module):
-    """Tokens of a 3x5 image: an MoH layer, and a convolution where the next layer has its MLP."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.conv = layer, nn.Conv2d(8, 8, 3, padding=1, groups=8)
-
-    def forward(self, x):
-        x = x + self.layer(x)
-        image = x.transpose(1, 2).reshape(x.shape[0], 8, 3, 5)
-        return x + nn.functional.gelu(self.conv(image).flatten(2).transpose(1, 2))
-
-
-def _moh_operators(root: Path) -> set[str]:
-    model = onnx.load(OnnxPackage.open(root).model_path)
-    return {node.op_type for node in model.graph.node if node.domain in ("moh", "moh.dense")}
-
-
-IMAGE_INPUT = {"input_specs": ("x:[batch=2,15,8]:float32",)}
-
-
-def test_convolution_of_tokens_is_one_operator(tmp_path: Path):
-    model = WithConvolution(small_moh.build())
-    report = export(model, tmp_path / "package", **IMAGE_INPUT)
-    assert _moh_operators(tmp_path / "package") == {*SMALL_MOH_OPS, "MoHTokenConv"}
-    assert len(report.layers) == 1
-    nodes = onnx.load(OnnxPackage.open(tmp_path / "package").model_path).graph.node
-    custom = {node.name for node in nodes if node.domain.startswith("moh")}
-    assert custom == {"model.MoHTokenConv", *(f"layer.{op}" for op in SMALL_MOH_OPS)}
-    assert [node.name for node in nodes if not node.name.startswith(("model.", "layer."))] == []
-    assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
-
-
-def test_model_without_moh_layers_keeps_its_convolutions(tmp_path: Path):
-    export(WithConvolution(nn.Linear(8, 8)), tmp_path / "package", **IMAGE_INPUT)
-    assert _moh_operators(tmp_path / "package") == set()
-
-
-def test_token_layout_that_is_wrong_stays_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def insert(program):
-        swaps = insert_token_layout(program)
-        for swap in swaps:
-            swap.new.args = (*swap.new.args[:6], "none", *swap.new.args[7:])
-        program.graph_module.recompile()
-        return swaps
-
-    monkeypatch.setattr(convert, "insert_token_layout", insert)
-    model = WithConvolution(small_moh.build())
-    report = export(model, tmp_path / "package", **IMAGE_INPUT)
-    assert _moh_operators(tmp_path / "package") == SMALL_MOH_OPS
-    (kept,) = report.kept
-    assert (kept.path, kept.inserted) == ("model", ("MoHTokenConv",))
-    assert kept.operators == ("conv2d", "flatten", "transpose", "gelu")
-    assert kept.max_abs_error is not None
-    assert kept.max_abs_error > 0.01
-    assert f"differs from the original by {kept.max_abs_error:.3g}" in kept.reason
-    assert report.to_json()["kept"] == [asdict(kept)]
-    assert OnnxPackage.open(tmp_path / "package").manifest.kept == report.kept
-    assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
-
-
-def test_fault_behind_the_torch_check_is_caught_by_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def commit(program, rewrites, swaps):
-        for rewrite in rewrites:
-            wrong_scale(rewrite)
-        return commit_as_it_is(program, rewrites, swaps)
-
-    commit_as_it_is = convert.commit
-    monkeypatch.setattr(convert, "commit", commit)
-    with pytest.raises(ValidationError, match="not equal to the reference"):
-        export(small_moh.build(), tmp_path / "package")
-    assert_nothing_is_left(tmp_path / "package")
-
-
-def test_gates_that_are_not_those_of_the_original_are_caught_by_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The outputs are right; only the gates that the package shows are of another layer."""
-
-    def vectors(run, recording, outputs):
-        found = vectors_as_they_are(run, recording, outputs)
-        return replace(found, gates=tuple(gates[..., ::-1].copy() for gates in found.gates))
-
-    vectors_as_they_are = convert.recorded_vectors
-    monkeypatch.setattr(convert, "recorded_vectors", vectors)
-    with pytest.raises(ValidationError, match=r"gates|routing"):
-        export(small_moh.build(), tmp_path / "package")
     assert_nothing_is_left(tmp_path / "package")
 
 
