@@ -10,12 +10,12 @@ from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Runner
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage, VectorSet, computed_gates
+from moh_deploy.package import VectorSet, computed_gates
 from moh_deploy.validate.layer_parity import compare_layer
 from moh_deploy.validate.noise_floor import STEPS, measure_floor
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, Tolerance, coarsest
+from moh_deploy.validate.tolerances import Tolerance, coarsest, rules_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class Judge:
             yield Recorded(f"output '{name}'", name, output.max_abs_error, limit, output.reason)
 
     def _rule(self, runner: Runner) -> Tolerance:
-        rule = _model_rule(self.judged.package, runner, self.policy)
+        precision = self.judged.package.manifest.precision
+        rule = coarsest(*map(self.policy.rule, rules_of(precision, runner)))
         return rule if self.judged.gates else rule.after_flip()
 
     def _output_rule(self, reference: Array, model_rule: Tolerance) -> Tolerance:
@@ -133,13 +134,6 @@ class Judge:
                     for one in self.vectors
                 ]
         return self._floors
-
-
-def _model_rule(package: OnnxPackage, runner: Runner, policy: Policy) -> Tolerance:
-    names = [package.manifest.precision]
-    if "kernel" in runner.layer_impl.values() and runner.kernels.compute_type == "bfloat16":
-        names.append(BFLOAT16_PRODUCTS)
-    return coarsest(*map(policy.rule, names))
 
 
 def _as_stored(got: Array | None, reference: Array) -> Array | None:

@@ -27,7 +27,7 @@ from moh_deploy.package.router_logits import force_logits
 from moh_deploy.progress import Progress
 from moh_deploy.validate.function_bodies import routers_of
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, Tolerance, coarsest
+from moh_deploy.validate.tolerances import Tolerance, coarsest, rules_of
 
 CASES = (*(state.name for state in FINITE_STATES), NAN)
 
@@ -236,11 +236,8 @@ class _RoutingRun:
         rule = self.policy.rule(reference.dtype.name)
         if reference.dtype.kind not in "fV":
             return rule
-        rules = [rule, self.policy.rule(self.package.manifest.precision)]
-        on_kernels = "kernel" in self.subject.layer_impl.values()
-        if on_kernels and self.subject.kernels.compute_type == "bfloat16":
-            rules.append(self.policy.rule(BFLOAT16_PRODUCTS))
-        return coarsest(*rules)
+        names = rules_of(self.package.manifest.precision, self.subject)
+        return coarsest(rule, *map(self.policy.rule, names))
 
 
 def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:

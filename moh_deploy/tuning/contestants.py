@@ -19,7 +19,7 @@ from moh_deploy.tuning.fresh_run import FreshTask
 from moh_deploy.tuning.inputs import InputSet
 from moh_deploy.tuning.original import Original
 from moh_deploy.validate.matching import match_inputs
-from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS
+from moh_deploy.validate.tolerances import rules_of
 
 
 class Contestant(Protocol):
@@ -103,7 +103,9 @@ class OrtContestant:
     @property
     def precisions(self) -> tuple[str, ...]:
         """See `Contestant.precisions`."""
-        return () if isinstance(self.source, Path) else precisions(self.source, self.runner)
+        if isinstance(self.source, Path):
+            return ()
+        return rules_of(self.source.manifest.precision, self.runner)
 
     def outputs(self, one: InputSet) -> list[Array]:
         """Run once; see `Contestant.outputs`."""
@@ -149,13 +151,6 @@ class EagerContestant:
     def fresh_task(self, inputs: Path) -> FreshTask | None:
         """Return what loads the checkpoint again."""
         return self.original.fresh_task(inputs, self.threads)
-
-
-def precisions(package: OnnxPackage, runner: OrtRunner) -> tuple[str, ...]:
-    """Return the rules for what a package computes in here."""
-    on_kernels = "kernel" in runner.layer_impl.values()
-    rounded = on_kernels and runner.kernels.compute_type == "bfloat16"
-    return (package.manifest.precision, *([BFLOAT16_PRODUCTS] if rounded else []))
 
 
 def fed_by(one: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[str, Array]:

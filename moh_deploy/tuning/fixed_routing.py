@@ -21,9 +21,9 @@ from moh_deploy.package import (
     why_not_fixed,
 )
 from moh_deploy.suggest import did_you_mean, shortened
-from moh_deploy.tuning.contestants import precisions
 from moh_deploy.tuning.inputs import InputSet
 from moh_deploy.tuning.timing import Difference
+from moh_deploy.validate.tolerances import rules_of
 
 FIXED = "fixed-routing"
 
@@ -150,7 +150,7 @@ class FixedRouting:
     @property
     def precisions(self) -> tuple[str, ...]:
         """See `Contestant.precisions`."""
-        return precisions(self.package, self.runner)
+        return rules_of(self.package.manifest.precision, self.runner)
 
     def outputs(self, one: InputSet) -> list[Array]:
         """Run once; see `Contestant.outputs`."""

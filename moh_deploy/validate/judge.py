@@ -35,7 +35,7 @@ from moh_deploy.validate.routing_statistics import (
     joined,
     layer_statistics,
 )
-from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, Tolerance, coarsest
+from moh_deploy.validate.tolerances import Tolerance, coarsest, rules_of
 from moh_deploy.validate.valid_tokens import TokenView
 from moh_deploy.validate.variants import Variants
 
@@ -282,10 +282,7 @@ class Judge:
 
     def _model_rule(self) -> Tolerance:
         """Return the rule for the model's precision and for what its kernels compute in."""
-        names = [self.package.manifest.precision]
-        on_kernels = "kernel" in self.runner.layer_impl.values()
-        if on_kernels and self.runner.kernels.compute_type == "bfloat16":
-            names.append(BFLOAT16_PRODUCTS)
+        names = rules_of(self.package.manifest.precision, self.runner)
         return coarsest(*map(self._rule_for, names))
 
     def _output_rule(self, dtype: str, model_rule: Tolerance) -> Tolerance:

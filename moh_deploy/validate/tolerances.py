@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from moh_deploy.backends.runner import Runner
 from moh_deploy.errors import ValidationError
 
 
@@ -117,3 +118,10 @@ def tolerance_for(dtype: str, table: Mapping[str, Tolerance] = TOLERANCES) -> To
 def coarsest(*rules: Tolerance) -> Tolerance:
     """Return the rule that allows the largest error."""
     return max(rules, key=lambda rule: (rule.after_flip().relative, rule.near_tie))
+
+
+def rules_of(precision: str, runner: Runner) -> tuple[str, ...]:
+    """Return the names of the rules for a model's precision and for what its kernels round to."""
+    on_kernels = "kernel" in runner.layer_impl.values()
+    rounded = on_kernels and runner.kernels.compute_type == "bfloat16"
+    return (precision, BFLOAT16_PRODUCTS) if rounded else (precision,)
