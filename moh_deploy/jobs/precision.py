@@ -89,7 +89,7 @@ def precision(
             parity = _compare(staged, round_results=False)
             is_rounded = parity.kernels.emulated_dtype is not None
             rounded = parity if is_rounded else _compare(staged, round_results=True)
-        written = writer.publish(replace(manifest, proof=_proof(parity, package)))
+        written = writer.publish(replace(manifest, proof=proof_of(parity, package)))
     return PrecisionReport(
         package=written.root,
         precision=low,
@@ -208,7 +208,8 @@ def _compare(package: OnnxPackage, *, round_results: bool) -> ParityReport:
     return report
 
 
-def _proof(parity: ParityReport, package: OnnxPackage) -> Proof:
+def proof_of(parity: ParityReport, package: OnnxPackage) -> Proof:
+    """Return what a comparison with all recorded runs of a package proves."""
     sizes = tuple(one.sizes for one in package.vectors)
     return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)
 

@@ -14,13 +14,12 @@ from moh_deploy.bisection.experiments import Experiments
 from moh_deploy.bisection.float32_form import Float32Form
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.locate import Located, graph_of
-from moh_deploy.jobs.precision import router_types
+from moh_deploy.jobs.precision import proof_of, router_types
 from moh_deploy.package import (
     Float32Node,
     Manifest,
     OnnxPackage,
     PackageWriter,
-    Proof,
 )
 from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.passes import choose_layers
@@ -142,8 +141,7 @@ class _Repair:
             as_run = self.runs.as_run(ForcedModel(staged, {}))
             parity = self.runs.compare(as_run, self._recorded)
             parity.raise_if_unequal()
-            proof = _proof(parity, staged)
-            return writer.publish(replace(manifest, proof=proof)), parity
+            return writer.publish(replace(manifest, proof=proof_of(parity, staged))), parity
 
 
 def _manifest(manifest: Manifest, model: ir.Model, cure: Cure) -> Manifest:
@@ -155,8 +153,3 @@ def _manifest(manifest: Manifest, model: ir.Model, cure: Cure) -> Manifest:
     known = {one.name for one in nodes}
     earlier = tuple(one for one in manifest.float32_nodes if one.name not in known)
     return replace(manifest, layers=layers, proof=None, float32_nodes=(*earlier, *nodes))
-
-
-def _proof(parity: ParityReport, package: OnnxPackage) -> Proof:
-    sizes = tuple(one.sizes for one in package.vectors)
-    return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)
