@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import onnx
 
 from moh_deploy.package import CONDITION_PREFIX, LayerInfo
+from moh_deploy.package.switches import reads
 
 Reached = frozenset[int]
 """Places of nodes in `ModelGraph.nodes`."""
@@ -133,13 +134,3 @@ def what_runs(node: onnx.NodeProto) -> onnx.NodeProto:
     graphs = {one.name: one.g for one in node.attribute}
     inner: onnx.NodeProto = graphs["else_branch"].node[0]
     return inner
-
-
-def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the values that a node reads, those that the graphs in it read from outside too."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            for inner in attribute.g.node:
-                yield from reads(inner)
-            yield from (one.name for one in attribute.g.output)

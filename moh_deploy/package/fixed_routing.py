@@ -6,7 +6,7 @@ router is needed to know a shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from onnx import helper
 from moh_deploy.npz import Array
 from moh_deploy.package.forced_gates import gate_views, unforceable_layers
 from moh_deploy.package.manifest import LayerInfo
-from moh_deploy.package.switches import all_nodes
+from moh_deploy.package.switches import all_nodes, reads
 
 
 def routed_values(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> list[str]:
@@ -79,16 +79,6 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
     for node in reversed(graph.node):  # readers come first
         if read.intersection(node.output):
             kept.append(node)
-            read.update(filter(None, _reads(node)))  # an optional input has no name
+            read.update(reads(node))
     del graph.node[:]
     graph.node.extend(reversed(kept))
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads, those in its branches included."""
-    yield from node.input
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield from (one.name for one in attribute.g.output)
-            for inner in attribute.g.node:
-                yield from _reads(inner)

@@ -27,6 +27,16 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(attribute.g)
 
 
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the values that a node reads, those that the graphs in it read included."""
+    yield from filter(None, node.input)  # an optional input has no name
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inner in attribute.g.node:
+                yield from reads(inner)
+            yield from (one.name for one in attribute.g.output)
+
+
 def switch_rules(graph: onnx.GraphProto) -> dict[str, str]:
     """Return the name of each node in a branch to the text of its `NodeRule`."""
     return {
