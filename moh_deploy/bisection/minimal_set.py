@@ -44,39 +44,38 @@ class MinimalSet(Generic[T]):
     asked: int = 0
     _known: dict[frozenset[T], bool] = field(default_factory=dict)
 
-    def find(self, items: Sequence[T], always: Sequence[T] = ()) -> Found[T]:
+    def find(self, items: Sequence[T]) -> Found[T]:
         """Return the needed ones of some items.
 
         Args:
             items: All of them together pass. Those that are likely to be needed come first: of two
                 sets that would do, it is the one further in front that is found.
-            always: What is in every set that is tested, and not in the result.
         """
         needed: tuple[T, ...] = ()
         rest = tuple(items)
         while rest and self.asked < self.most:
-            if self._ask((*always, *needed)):
-                return self.thin(needed, always)
+            if self._ask(needed):
+                return self.thin(needed)
             fails, enough = 0, len(rest)
             while enough - fails > 1 and self.asked < self.most:
                 middle = _next(fails, enough, untried=enough == len(rest))
-                if self._ask((*always, *needed, *rest[:middle])):
+                if self._ask((*needed, *rest[:middle])):
                     enough = middle
                 else:
                     fails = middle
             if enough - fails > 1:
                 return Found((*needed, *rest[:enough]), smallest=False)
             needed, rest = (*needed, rest[enough - 1]), rest[: enough - 1]
-        return self.thin((*needed, *rest), always)
+        return self.thin((*needed, *rest))
 
-    def thin(self, items: Sequence[T], always: Sequence[T] = ()) -> Found[T]:
+    def thin(self, items: Sequence[T]) -> Found[T]:
         """Return what is left of a set that passes when no single item can be spared any more."""
         kept = tuple(items)
         for item in items:
             if self.asked >= self.most:
                 return Found(kept, smallest=False)
             without = tuple(one for one in kept if one != item)
-            if self._ask((*always, *without)):
+            if self._ask(without):
                 kept = without
         return Found(kept, smallest=True)
 

@@ -39,10 +39,6 @@ def test_of_two_sets_that_do_the_one_in_front_is_found():
     assert one.find(range(12)).items == (2,)
 
 
-def test_what_is_always_there_is_not_in_the_result():
-    assert search({1, 7, 100}).find(range(10), always=(100,)).items == (7, 1)
-
-
 def test_set_still_passes_when_tests_run_out():
     needed = {3, 30, 50, 60}
     for most in range(1, 30):
