@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from moh_deploy import errors
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.child_process import child_environment, how_it_ended
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
@@ -46,15 +45,6 @@ class ProbeTask:
     quiet: bool = True
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error of the other process: exceptions with hints do not survive a pickle."""
-
-    kind: str
-    message: str
-    hint: str | None
-
-
 def probe_apart(task: ProbeTask, *, module: str = PROCESS) -> ProbeReport:
     """Carry out a task in another process.
 
@@ -74,8 +64,8 @@ def probe_apart(task: ProbeTask, *, module: str = PROCESS) -> ProbeReport:
             raise _killed(task, return_code, folder / _STEPS)
         # Written by our own process, into a folder that nobody else may write to.
         answer = pickle.loads((folder / _ANSWER).read_bytes())
-    if isinstance(answer, _Failure):
-        raise getattr(errors, answer.kind)(answer.message, hint=answer.hint)
+    if isinstance(answer, MoHDeployError):
+        raise answer
     assert isinstance(answer, ProbeReport)
     return answer
 
@@ -88,7 +78,7 @@ def carry_out(folder: Path) -> None:
     task = pickle.loads((folder / _TASK).read_bytes())
     assert isinstance(task, ProbeTask)
     progress = _NotedProgress(folder / _STEPS, quiet=task.quiet)
-    answer: ProbeReport | _Failure
+    answer: ProbeReport | MoHDeployError
     try:
         with redirect_stdout(sys.stderr):  # What code of the user's prints is no report.
             answer = probe(
@@ -103,7 +93,7 @@ def carry_out(folder: Path) -> None:
                 progress=progress,
             )
     except MoHDeployError as error:
-        answer = _Failure(type(error).__name__, error.message, error.hint)
+        answer = error
     (folder / _ANSWER).write_bytes(pickle.dumps(answer))
 
 

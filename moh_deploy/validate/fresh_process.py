@@ -16,7 +16,7 @@ from typing import cast
 from moh_deploy import errors
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import Kernels, KernelUse
-from moh_deploy.child_process import child_environment
+from moh_deploy.child_process import child_environment, how_it_ended
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun
         answer = cast(dict[str, object], json.loads(done.stdout))
     except json.JSONDecodeError as error:
         raise errors.BackendError(
-            f"the process that compares the package died with status {done.returncode}:"
-            f" {done.stderr.strip()[-400:]}"
+            f"the process that compares the package ended with"
+            f" {how_it_ended(done.returncode)}: {done.stderr.strip()[-400:]}"
         ) from error
     if "error" in answer:
         raise _error(cast(dict[str, str | None], answer["error"]))

@@ -43,5 +43,5 @@ def test_error_of_the_process_keeps_its_kind(tmp_path: Path):
 
 def test_process_that_dies_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fresh_process.sys, "executable", "/bin/false")
-    with pytest.raises(BackendError, match="died with status 1"):
+    with pytest.raises(BackendError, match="ended with status 1"):
         prove(tmp_path, "off")
