@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from moh_deploy.errors import MoHDeployError
 
 Array: TypeAlias = NDArray[np.generic]
+BoolArray: TypeAlias = NDArray[np.bool_]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _RAW_BFLOAT16 = np.dtype("V2")

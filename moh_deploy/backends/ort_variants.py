@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import onnx
 
 from moh_deploy.backends.onnxruntime import OrtRunner, open_session
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.package import (
+    GateTypes,
     OnnxPackage,
     add_weight_noise,
     computed_gates,
@@ -19,8 +17,6 @@ from moh_deploy.package import (
     has_low_weights,
     unforceable_layers,
 )
-
-GateTypes = Mapping[str, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from moh_deploy.backends.ort_variants import GateTypes
 from moh_deploy.bisection.divergence import NodeError
 from moh_deploy.bisection.float32_form import Float32Form, store
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.minimal_set import Found, MinimalSet
 from moh_deploy.bisection.places import ModelGraph, Place
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import GateTypes, OnnxPackage
 from moh_deploy.passes.lower_again import EXACT, lower_again
 from moh_deploy.passes.lower_precision import LowType, largest_number
 from moh_deploy.validate.noise_floor import STEPS

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import onnx
 
 from moh_deploy.backends.onnxruntime import OrtRunner, open_session
-from moh_deploy.backends.ort_variants import GateTypes, OrtVariants
+from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.npz import Array
 from moh_deploy.package import (
+    GateTypes,
     OnnxPackage,
     VectorSet,
     computed_gates,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moh_deploy.edge_cases.routing_judge import BoolArray, nan_places
-from moh_deploy.npz import Array
+from moh_deploy.edge_cases.routing_judge import nan_places
+from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import VectorSet
 
 _CAUSE = "inputs and logits are finite, and the function bodies give NaN, too"

@@ -9,7 +9,7 @@ from itertools import zip_longest
 import numpy as np
 
 from moh_deploy.errors import ExportError
-from moh_deploy.npz import Array
+from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import (
     MOST_SAMPLES,
     ORIGINAL,
@@ -19,7 +19,7 @@ from moh_deploy.package import (
     VectorSet,
     bounded,
 )
-from moh_deploy.validate.function_bodies import BoolArray, Recorder
+from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.reference import Reference
 from moh_deploy.validate.samples import Sample
 

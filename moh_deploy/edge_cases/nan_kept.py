@@ -14,10 +14,10 @@ import numpy as np
 
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.backends.runner import KernelUse, Runner
-from moh_deploy.edge_cases.routing_judge import BoolArray, nan_places
-from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage, VectorSet, computed_gates
-from moh_deploy.validate.variants import GateTypes, Variants
+from moh_deploy.edge_cases.routing_judge import nan_places
+from moh_deploy.npz import Array, BoolArray
+from moh_deploy.package import GateTypes, OnnxPackage, VectorSet, computed_gates
+from moh_deploy.validate.variants import Variants
 
 
 @dataclass(frozen=True)

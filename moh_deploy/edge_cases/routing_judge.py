@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moh_deploy.npz import Array
+from moh_deploy.npz import Array, BoolArray
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from moh_deploy.ops.spec import AttributeValue
@@ -23,7 +22,6 @@ from moh_deploy.validate.differences import (
 )
 from moh_deploy.validate.tolerances import Tolerance
 
-BoolArray = NDArray[np.bool_]
 PortArrays = Mapping[str, Array]
 """Port of a MoHRouter to logits [B, S, N]."""
 

@@ -12,7 +12,6 @@ from moh_deploy.backends.runner import Runner
 from moh_deploy.edge_cases import made_nan
 from moh_deploy.edge_cases.case_result import MODEL, CaseResult, Status
 from moh_deploy.edge_cases.routing_judge import (
-    BoolArray,
     GateJudge,
     PortArrays,
     tokens_with_nan,
@@ -21,7 +20,7 @@ from moh_deploy.edge_cases.routing_judge import (
 from moh_deploy.edge_cases.routing_states import FINITE_STATES, NAN, RoutingState, clear, with_nan
 from moh_deploy.edge_cases.source import Source
 from moh_deploy.errors import BackendError
-from moh_deploy.npz import Array
+from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import LayerInfo, OnnxPackage, RouterLogits
 from moh_deploy.package.router_logits import force_logits
 from moh_deploy.progress import Progress

@@ -35,6 +35,7 @@ from moh_deploy.package.fixed_routing import (
     why_not_fixed,
 )
 from moh_deploy.package.forced_gates import (
+    GateTypes,
     computed_gates,
     force_gates,
     forced_gates,
@@ -86,6 +87,7 @@ __all__ = [
     "CorpusSample",
     "Dtype",
     "Float32Node",
+    "GateTypes",
     "KeptOperators",
     "LayerInfo",
     "LayerNodes",

@@ -17,6 +17,9 @@ from onnx import helper
 from moh_deploy.package.manifest import LayerInfo
 from moh_deploy.package.switches import all_nodes, dense_twin
 
+GateTypes = Mapping[str, np.dtype[Any]]
+"""Name of each layer's gates to the dtype that they are fed in."""
+
 _VIEWS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 GATES_INPUT = {
@@ -49,7 +52,7 @@ def gate_views(graph: onnx.GraphProto, layer: LayerInfo) -> list[onnx.NodeProto]
     return _views(_makers(graph.node), layer.gates)
 
 
-def force_gates(graph: onnx.GraphProto, gates: Mapping[str, np.dtype[Any]]) -> None:
+def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> None:
     """Make inputs `forced_gates(name)` of the gates, and call what is computed
     `computed_gates(name)`.
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from moh_deploy.passes.lower_precision import LowType
+from moh_deploy.passes.lower_precision.casts import IR_TYPES, NUMPY_TYPES
 from moh_deploy.passes.lower_precision.policy import SOURCES, is_lowered
 
 _FLOAT = ir.DataType.FLOAT
-_IR_TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-_NUMPY_TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class _Raise:
 
     @property
     def low(self) -> ir.DataType:
-        return _IR_TYPES[self.name]
+        return IR_TYPES[self.name]
 
     def apply(self) -> Raised:
         computed = [node for node in self.graph if self._computes_low(node)]
@@ -158,7 +156,7 @@ class _Raise:
         if given.dtype != _FLOAT or given.shape != weight.shape:
             return False
         with np.errstate(over="ignore"):
-            rounded = given.numpy().astype(_NUMPY_TYPES[self.name])
+            rounded = given.numpy().astype(NUMPY_TYPES[self.name])
         return rounded.tobytes() == weight.numpy().tobytes()
 
     def _raise_attributes(self, node: ir.Node) -> None:

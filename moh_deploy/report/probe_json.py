@@ -6,18 +6,17 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from moh_deploy.edge_cases.case_result import Kind, Status
 from moh_deploy.report.json_types import Count, Number
 from moh_deploy.report.json_types import JsonObject as _Object
 from moh_deploy.report.parity_json import ErrorJson, FailureJson, LayerRunJson
 
-_Status = Literal["passed", "failed", "not applicable", "not run"]
-
 
 class CaseJson(_Object):
-    kind: Literal["routing", "input", "corpus"]
+    kind: Kind
     case: str
     place: str
-    status: _Status
+    status: Status
     detail: str
 
 
@@ -58,7 +57,7 @@ class ProbeJson(_Object):
     schema_version: Literal[1]
     package: str
     passed: bool
-    counts: dict[_Status, Count]
+    counts: dict[Status, Count]
     reasons: list[str]
     results: list[CaseJson]
     mining: MiningJson | None

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from moh_deploy.backends.input_check import check_inputs
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Runner
-from moh_deploy.npz import Array
+from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import OnnxPackage, RouterLogits, VectorSet, router_logits
-
-BoolArray = NDArray[np.bool_]
 
 
 def routers_of(package: OnnxPackage) -> tuple[RouterLogits | None, ...]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moh_deploy.npz import Array
+from moh_deploy.npz import Array, BoolArray
 from moh_deploy.validate.differences import (
     Place,
     abs_error,
@@ -18,8 +17,6 @@ from moh_deploy.validate.differences import (
 )
 from moh_deploy.validate.parity_report import LayerParity
 from moh_deploy.validate.tolerances import Tolerance
-
-BoolArray = NDArray[np.bool_]
 
 
 def compare_layer(

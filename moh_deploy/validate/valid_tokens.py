@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array
+from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import Manifest, TensorInfo, VectorSet
 from moh_deploy.validate.differences import Place
 
-BoolArray: TypeAlias = NDArray[np.bool_]
 Dim: TypeAlias = int | str
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 from moh_deploy.backends.runner import Runner
-
-GateTypes = Mapping[str, np.dtype[Any]]
+from moh_deploy.package import GateTypes
 
 
 class Variants(Protocol):

@@ -12,12 +12,11 @@ from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
 from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.package import GateTypes, OnnxPackage, VectorSet
 from moh_deploy.validate.layer_parity import compare_layer
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, tolerance_for
-from moh_deploy.validate.variants import GateTypes
 from tests.handmade_package import MANIFEST, vectors, without_layers
 from tests.kernel_library import NO_KERNELS
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from moh_deploy.passes.lower_precision.policy import LowType, PrecisionPlan, is_lowered
 
 _FLOAT = ir.DataType.FLOAT
-_IR_TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-_NUMPY_TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+IR_TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+NUMPY_TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 # Outputs beyond the first are statistics, which stay in float32 (`stash_type`).
 _STATISTICS = ("LayerNormalization", "RMSNormalization")
@@ -37,7 +37,7 @@ class _Casts:
 
     @property
     def low(self) -> ir.DataType:
-        return _IR_TYPES[self.plan.low]
+        return IR_TYPES[self.plan.low]
 
     def apply(self) -> None:
         nodes = [node for node in self.graph if self._has_floats(node)]
@@ -130,8 +130,8 @@ def _low_weight(weight: ir.TensorProtocol, low: LowType, name: str) -> ir.LazyTe
 
     def convert() -> ir.TensorProtocol:
         with np.errstate(over="ignore"):  # Infinite where the dtype has no room for it.
-            array = weight.numpy().astype(_NUMPY_TYPES[low])
-        return ir.Tensor(array, dtype=_IR_TYPES[low], name=name)
+            array = weight.numpy().astype(NUMPY_TYPES[low])
+        return ir.Tensor(array, dtype=IR_TYPES[low], name=name)
 
     shape = ir.Shape(weight.shape.numpy())
-    return ir.LazyTensor(convert, dtype=_IR_TYPES[low], shape=shape, name=name)
+    return ir.LazyTensor(convert, dtype=IR_TYPES[low], shape=shape, name=name)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.npz import Array
-from moh_deploy.validate.valid_tokens import BoolArray, ValidTokens
+from moh_deploy.npz import Array, BoolArray
+from moh_deploy.validate.valid_tokens import ValidTokens
 
 
 @dataclass(frozen=True)
