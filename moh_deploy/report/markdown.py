@@ -7,11 +7,17 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from moh_deploy.report.accuracy import COLUMNS, cells, changed_cells, changed_columns, how
-from moh_deploy.report.parity import worst_layers, worst_outputs
+from moh_deploy.report.parity import (
+    Answer,
+    layer_answer,
+    output_answer,
+    worst_layers,
+    worst_outputs,
+)
 from moh_deploy.report.ratchet import ratchet_texts
 
 if TYPE_CHECKING:
-    from moh_deploy.validate.parity_report import OutputParity, ParityReport
+    from moh_deploy.validate.parity_report import ParityReport
 
 _MOST_REASONS = 10
 
@@ -81,7 +87,7 @@ def _outputs(report: ParityReport) -> Iterator[str]:
     yield from _head("output", "worst vectors", "max abs error", "tolerance", "")
     for one in worst_outputs(report):
         tolerance = "-" if one.tolerance is None else one.tolerance
-        yield _row(one.name, one.vectors, one.max_abs_error, tolerance, _output_answer(one))
+        yield _row(one.name, one.vectors, one.max_abs_error, tolerance, _bold(output_answer(one)))
 
 
 def _layers(report: ParityReport) -> Iterator[str]:
@@ -100,18 +106,12 @@ def _layers(report: ParityReport) -> Iterator[str]:
             one.excused_tokens,
             one.gate_error,
             one.gate_tolerance,
-            _answer(one.reason) if one.decisions or one.reason else "no data",
+            _bold(layer_answer(one)),
         )
 
 
-def _output_answer(one: OutputParity) -> str:
-    if one.reason is None and one.elements == 0:
-        return "no data"
-    return "not judged" if one.reason is None and one.tolerance is None else _answer(one.reason)
-
-
-def _answer(reason: str | None) -> str:
-    return "equal" if reason is None else "**differs**"
+def _bold(answer: Answer) -> str:
+    return "**differs**" if answer == "differs" else answer
 
 
 def _head(*columns: str) -> Iterable[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rich.console import Group, RenderableType
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 
 Entry = TypeVar("Entry")
+Answer = Literal["equal", "differs", "not judged", "no data"]
 
 _MOST_REASONS = 10
 _LAYER_COLUMNS = [
@@ -29,7 +30,7 @@ _LAYER_COLUMNS = [
     "#explained",
     "#gate error",
     "#tolerance",
-    "equal",
+    "verdict",
 ]
 
 
@@ -53,6 +54,22 @@ def worst_layers(report: ParityReport) -> list[LayerParity]:
     return _worst_by((entry.path, _layer_badness(entry), entry) for entry in report.layers)
 
 
+def output_answer(entry: OutputParity) -> Answer:
+    """Return what became of an output; what holds nothing or follows a flip is not equal."""
+    if entry.reason is not None:
+        return "differs"
+    if entry.elements == 0:
+        return "no data"
+    return "not judged" if entry.tolerance is None else "equal"
+
+
+def layer_answer(entry: LayerParity) -> Answer:
+    """Return what became of a layer; without a decision to see it is not equal."""
+    if entry.reason is not None:
+        return "differs"
+    return "equal" if entry.decisions else "no data"
+
+
 def _parts(report: ParityReport) -> Iterator[RenderableType]:
     for part in report.parts:
         yield heading(sides(part))
@@ -68,7 +85,7 @@ def _parts(report: ParityReport) -> Iterator[RenderableType]:
 def _tables(report: ParityReport) -> Iterator[RenderableType]:
     yield table(
         "outputs, worst vector set of each",
-        ["output", "vectors", "#max abs error", "#tolerance", "#noise floor", "equal"],
+        ["output", "vectors", "#max abs error", "#tolerance", "#noise floor", "verdict"],
         (
             (
                 o.name,
@@ -76,7 +93,7 @@ def _tables(report: ParityReport) -> Iterator[RenderableType]:
                 figure(o.max_abs_error),
                 figure(o.tolerance),
                 figure(o.floor),
-                o.reason is None,
+                output_answer(o),
             )
             for o in worst_outputs(report)
         ),
@@ -135,7 +152,7 @@ def _layer_row(entry: LayerParity, report: ParityReport) -> tuple[object, ...]:
         _explained(entry),
         figure(entry.gate_error),
         figure(entry.gate_tolerance),
-        entry.reason is None,
+        layer_answer(entry),
     )
 
 

@@ -226,6 +226,25 @@ def test_parity_shows_a_failure_before_a_larger_error_that_is_allowed():
     assert "9e-05" not in shown
 
 
+def test_parity_calls_only_what_was_judged_equal():
+    outputs = (
+        output("judged", "0", 1e-6),
+        replace(output("free", "0", 0.5), tolerance=None),
+        replace(output("empty", "0", 0.0), elements=0),
+        output("broken", "0", 1.0, "it is off."),
+    )
+    undecided = LayerParity("blocks.0.attn", "0", 0, 0, 0, 0, 0.0, 1e-4)
+    shown = text_of(parity(*outputs, layers=(undecided,)))
+    for name, answer in {
+        "judged": "equal",
+        "free": "not judged",
+        "empty": "no data",
+        "broken": "differs",
+        "blocks.0.attn": "no data",
+    }.items():
+        assert re.search(rf"│ {name} +│.*│ {answer} +│", shown), name
+
+
 def test_parity_cuts_a_long_list_of_reasons():
     shown = text_of(parity(*(output("y", str(i), 1.0, f"reason {i}.") for i in range(25))))
     assert "reason 9." in shown

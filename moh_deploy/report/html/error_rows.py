@@ -7,8 +7,14 @@ from collections.abc import Sequence
 
 from moh_deploy.report.html.scales import Scale, decades
 from moh_deploy.report.html.tables import Cell, Mark, Status, Table, Track, number
-from moh_deploy.report.parity import worst_layers, worst_outputs
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.report.parity import (
+    Answer,
+    layer_answer,
+    output_answer,
+    worst_layers,
+    worst_outputs,
+)
+from moh_deploy.validate.parity_report import ParityReport
 
 _COLUMNS = ("layer or output", "what", "error beside tolerance", "#error", "#tolerance", "verdict")
 
@@ -23,39 +29,28 @@ def error_table(report: ParityReport) -> Table:
     scale = decades([*errors, *limits, *beyond])
     rows = [
         *(
-            _row(one.path, "gates", one.gate_error, one.gate_tolerance, layer_status(one), scale)
+            _row(one.path, "gates", one.gate_error, one.gate_tolerance, layer_answer(one), scale)
             for one in layers
         ),
         *(
-            _row(one.name, "output", one.max_abs_error, one.tolerance, output_status(one), scale)
+            _row(one.name, "output", one.max_abs_error, one.tolerance, output_answer(one), scale)
             for one in outputs
         ),
     ]
     return Table("largest absolute error, worst vector set of each", _COLUMNS, rows, scale)
 
 
-def layer_status(one: LayerParity) -> Status:
-    """Return the verdict on a layer."""
-    if one.reason is not None:
-        return Status("differs", False)
-    return Status("equal", True) if one.decisions else Status("no data", None)
-
-
-def output_status(one: OutputParity) -> Status:
-    """Return the verdict on an output."""
-    if one.reason is not None:
-        return Status("differs", False)
-    if one.elements == 0:
-        return Status("no data", None)
-    return Status("not judged", None) if one.tolerance is None else Status("equal", True)
+def status(answer: Answer) -> Status:
+    """Return how the verdict on a layer or an output is shown."""
+    return Status(answer, {"equal": True, "differs": False}.get(answer))
 
 
 def _row(
-    name: str, what: str, error: float, limit: float | None, status: Status, scale: Scale
+    name: str, what: str, error: float, limit: float | None, answer: Answer, scale: Scale
 ) -> Sequence[Cell]:
     words = f"{name}: error {number(error)}, tolerance {number(limit) or 'none'}"
     track = Track(words, _marks(error, limit, scale), scale)
-    return (name, what, track, number(error), number(limit), status)
+    return (name, what, track, number(error), number(limit), status(answer))
 
 
 def _marks(error: float, limit: float | None, scale: Scale) -> tuple[Mark, ...]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from moh_deploy.report.environment import environment
 from moh_deploy.report.html.accuracy_tables import Accuracy, accuracy
-from moh_deploy.report.html.error_rows import error_table, layer_status, output_status
+from moh_deploy.report.html.error_rows import error_table, status
 from moh_deploy.report.html.heat_map import HeatMap, class_map, load_map
 from moh_deploy.report.html.margin_chart import MarginChart, margin_charts
 from moh_deploy.report.html.page import Fact, Run, Verdict, render
 from moh_deploy.report.html.ratchet_table import ratchet_table
 from moh_deploy.report.html.tables import Cell, Status, Table, number, share
 from moh_deploy.report.layers import runs_as
-from moh_deploy.report.parity import worst_layers, worst_outputs
+from moh_deploy.report.parity import layer_answer, output_answer, worst_layers, worst_outputs
 from moh_deploy.report.tables import count
 from moh_deploy.validate.accuracy import MetricParity
 from moh_deploy.validate.accuracy.show import shown
@@ -147,7 +147,7 @@ def _of_reference(one: MetricParity) -> str:
 def _outputs(report: ParityReport) -> Table:
     def row(one: OutputParity) -> Sequence[Cell]:
         figures = map(number, (one.max_abs_error, one.max_rel_error, one.tolerance, one.floor))
-        return (one.name, one.vectors, *figures, output_status(one))
+        return (one.name, one.vectors, *figures, status(output_answer(one)))
 
     rows = [row(one) for one in worst_outputs(report)]
     return Table("Outputs, worst vector set of each", _OUTPUT_COLUMNS, rows)
@@ -166,7 +166,7 @@ def _layers(report: ParityReport) -> Table:
             one.flipped_tokens,
             one.excused_tokens,
             *map(number, (one.smallest_margin, one.gate_error, one.gate_tolerance)),
-            layer_status(one),
+            status(layer_answer(one)),
         )
 
     rows = [row(one) for one in worst_layers(report)]
