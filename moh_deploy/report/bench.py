@@ -18,6 +18,7 @@ from moh_deploy.report.bench_rows import (
     work_row,
 )
 from moh_deploy.report.choices import sizes_text
+from moh_deploy.report.markdown_text import markdown_table, markdown_text
 from moh_deploy.report.ratchet import ratchet_texts
 from moh_deploy.tuning.bench_gates import GateResult
 from moh_deploy.tuning.fixed_routing import RoutingOverhead
@@ -127,8 +128,8 @@ class BenchReport:
 
     def to_markdown(self) -> str:
         """Return the report as Markdown: tables with headings, and a list."""
-        parts = [_markdown_table(one) for one in self._tables()]
-        lines = [f"- {_markdown(one)}" for one in self._lines()]
+        parts = [_markdown(one) for one in self._tables()]
+        lines = [f"- {markdown_text(one)}" for one in self._lines()]
         return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
 
     def __rich__(self) -> RenderableType:
@@ -228,13 +229,5 @@ def _result_json(one: Measured) -> dict[str, object]:
     }
 
 
-def _markdown_table(one: ReportTable) -> str:
-    names = [name.lstrip("#") for name in one.columns]
-    rules = ["---:" if name.startswith("#") else "---" for name in one.columns]
-    rows = [["-" if cell is None else str(cell) for cell in row] for row in one.rows]
-    lines = [f"| {' | '.join(map(_markdown, row))} |" for row in [names, rules, *rows]]
-    return "\n".join([f"### {_markdown(one.title)}", "", *lines])
-
-
-def _markdown(text: str) -> str:
-    return text.replace("|", "\\|")
+def _markdown(one: ReportTable) -> str:
+    return "\n".join([f"### {markdown_text(one.title)}", *markdown_table(one.columns, one.rows)])

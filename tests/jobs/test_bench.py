@@ -20,6 +20,7 @@ from moh_deploy.json_text import to_json_text
 from moh_deploy.npz import read_npz, write_npz
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, with_choices
 from moh_deploy.report.bench import BenchReport
+from moh_deploy.report.markdown_text import markdown_text
 from moh_deploy.tuning.fresh_ort import OrtTask
 from moh_deploy.tuning.fresh_run import FreshRun
 from moh_deploy.tuning.latency import Timing
@@ -293,7 +294,8 @@ def test_markdown_holds_what_the_report_shows(package: OnnxPackage, tmp_path: Pa
     text = file.read_text()
     assert text == report.to_markdown()
     assert "### recorded inputs at batch=2, seq=3" in text
-    assert f"| {package.root} | 100 | 2 | 2 | 2 | 2 | 1000 | 1 | 50.0 % | 30 | 7 | 1 |" in text
+    name = markdown_text(package.root)
+    assert f"| {name} | 100 | 2 | 2 | 2 | 2 | 1000 | 1 | 50.0 % | 30 | 7 | 1 |" in text
     assert "- gate 'p50 > 1 min' failed for" in text
 
 

@@ -35,6 +35,14 @@ def test_without_gates_nothing_is_called_passed():
     assert read_outcomes(bench_junit_xml(REPORT, "m")) == {"verdict": "skipped"}
 
 
+def test_markdown_has_no_markup_of_names():
+    """It becomes a comment on a pull request: nobody is called, and no picture is loaded."""
+    gate = replace(GATE, contestant="build/@you|<img src=a>_b_", reason="[it](http://a) is")
+    text = replace(REPORT, gates=(gate,)).to_markdown()
+    assert "build/\\@you\\|&lt;img src=a>\\_b\\_" in text
+    assert "\\[it\\](http://a) is" in text
+
+
 def test_what_is_worse_than_it_was_is_a_failure():
     entry = RatchetEntry("inputs", "ratio", "worse", 0.5, 0.9, 0.6, "slower")
     report = replace(REPORT, ratchet=RatchetResult("baseline.json", (entry,), updated=False))
