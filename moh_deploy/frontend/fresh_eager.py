@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from moh_deploy.errors import BackendError
 from moh_deploy.npz import read_npz
 from moh_deploy.options import ModelOptions
-from moh_deploy.tuning.fresh_run import FreshTask, answer
+from moh_deploy.tuning.fresh_run import FreshTask, Load, answer
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class EagerTask(FreshTask):
     options: ModelOptions
     module: ClassVar[str] = "moh_deploy.frontend.fresh_eager"
 
-    def prepare(self) -> Callable[[], Callable[[], object]]:
+    def prepare(self) -> Load:
         """Import PyTorch and read the inputs."""
         import torch
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from moh_deploy.backends.trt.engine import Engine
 from moh_deploy.errors import BackendError
 from moh_deploy.npz import read_npz
-from moh_deploy.tuning.fresh_run import FreshTask, answer
+from moh_deploy.tuning.fresh_run import FreshTask, Load, answer
 from moh_deploy.validate.matching import match_inputs
 
 
@@ -19,7 +19,7 @@ class EngineTask(FreshTask):
 
     module: ClassVar[str] = "moh_deploy.tuning.fresh_engine"
 
-    def prepare(self) -> Callable[[], Callable[[], object]]:
+    def prepare(self) -> Load:
         """Read the inputs."""
         arrays = read_npz(self.inputs, error=BackendError)
 

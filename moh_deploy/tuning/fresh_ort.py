@@ -11,7 +11,7 @@ from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import BackendError
 from moh_deploy.npz import read_npz
 from moh_deploy.package import ComputeType
-from moh_deploy.tuning.fresh_run import FreshTask, answer
+from moh_deploy.tuning.fresh_run import FreshTask, Load, answer
 from moh_deploy.validate.matching import match_inputs
 
 
@@ -28,7 +28,7 @@ class OrtTask(FreshTask):
     compute_type: ComputeType
     module: ClassVar[str] = "moh_deploy.tuning.fresh_ort"
 
-    def prepare(self) -> Callable[[], Callable[[], object]]:
+    def prepare(self) -> Load:
         """Import ONNX Runtime and read the inputs."""
         runtime_name()
         arrays = read_npz(self.inputs, error=BackendError)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ Load = Callable[[], Callable[[], object]]
 
 
 @dataclass(frozen=True)
-class FreshTask:
+class FreshTask(ABC):
     """What to run; each kind of model has a subclass, in a module that answers when it is run.
 
     Attributes:
@@ -39,9 +40,9 @@ class FreshTask:
     threads: int | None
     module: ClassVar[str]
 
+    @abstractmethod
     def prepare(self) -> Load:
         """Do what is no part of loading the model: import the runtime, read the inputs."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
