@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from moh_deploy.report.json_types import Count, Number
+from moh_deploy.report.json_types import Count, ErrorJson, FailureJson, Number
 from moh_deploy.report.json_types import JsonObject as _Object
-from moh_deploy.report.parity_json import ErrorJson, FailureJson, RatchetJson
+from moh_deploy.report.ratchet_json import RatchetJson
 
 
 class GateJson(_Object):

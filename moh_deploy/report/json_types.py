@@ -14,3 +14,16 @@ Count = Annotated[int, Field(ge=0)]
 
 class JsonObject(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorJson(JsonObject):
+    type: str
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+class FailureJson(JsonObject):
+    """What `--json` prints if a command comes to no answer."""
+
+    error: ErrorJson

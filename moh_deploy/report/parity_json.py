@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from moh_deploy.report.accuracy_json import AccuracyJson
-from moh_deploy.report.json_types import Count, Number
+from moh_deploy.report.json_types import Count, ErrorJson, FailureJson, Number
 from moh_deploy.report.json_types import JsonObject as _Object
+from moh_deploy.report.ratchet_json import RatchetJson
 
 
 class RuleJson(_Object):
@@ -96,37 +97,6 @@ class StatisticsJson(_Object):
     head_loads: list[HeadLoadJson]
     margins: list[MarginHistogramJson]
     class_loads: list[ClassLoadJson]
-
-
-class RatchetEntryJson(_Object):
-    group: str
-    name: str
-    outcome: Literal["held", "better", "worse", "gone", "new", "not compared"]
-    was: Number | None
-    now: Number | None
-    limit: Number | None
-    sentence: str
-
-
-class RatchetJson(_Object):
-    file: str
-    entries: list[RatchetEntryJson]
-    updated: bool
-    passed: bool
-    reasons: list[str]
-
-
-class ErrorJson(_Object):
-    type: str
-    message: str
-    hint: str | None
-    exit_code: int
-
-
-class FailureJson(_Object):
-    """What `--json` prints if a command comes to no answer."""
-
-    error: ErrorJson
 
 
 class TokenCountJson(_Object):

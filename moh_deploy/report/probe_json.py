@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from moh_deploy.edge_cases.case_result import Kind, Status
-from moh_deploy.report.json_types import Count, Number
+from moh_deploy.report.json_types import Count, ErrorJson, FailureJson, Number
 from moh_deploy.report.json_types import JsonObject as _Object
-from moh_deploy.report.parity_json import ErrorJson, FailureJson, LayerRunJson
+from moh_deploy.report.parity_json import LayerRunJson
 
 
 class CaseJson(_Object):
