@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -127,10 +127,10 @@ class BenchReport:
         }
 
     def to_markdown(self) -> str:
-        """Return the report as Markdown: tables with headings, and a list."""
-        parts = [_markdown(one) for one in self._tables()]
-        lines = [f"- {markdown_text(one)}" for one in self._lines()]
-        return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
+        """Return the report as Markdown: what was judged, tables with headings, and all else."""
+        tables = map(_markdown, self._tables())
+        judged, said = _bullets(self._judged()), _bullets((*self.findings(), *self.facts()))
+        return "\n\n".join(filter(None, [judged, *tables, said])) + "\n"
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -164,12 +164,10 @@ class BenchReport:
         columns += [f"#speed / {name} (95 %)" for name in baselines]
         return ReportTable(title, columns, [times_row(one, baselines) for one in results])
 
-    def _lines(self) -> Iterator[str]:
+    def _judged(self) -> Iterator[str]:
         yield from map(gate_text, self.gates)
         if self.ratchet is not None:
             yield from ratchet_texts(self.ratchet)
-        yield from self.findings()
-        yield from self.facts()
 
     def findings(self) -> Iterator[str]:
         """Return sentences on what it shows."""
@@ -227,6 +225,10 @@ def _result_json(one: Measured) -> dict[str, object]:
         "agreement": None if one.agreement is None else asdict(one.agreement),
         "ratios": {name: asdict(found) for name, found in one.ratios.items()},
     }
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {markdown_text(one)}" for one in lines)
 
 
 def _markdown(one: ReportTable) -> str:

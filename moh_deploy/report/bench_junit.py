@@ -40,4 +40,5 @@ def _verdict(report: BenchReport) -> TestCase:
         return TestCase("bench", "verdict", "failure", report.failure.message)
     if report.passed is None:
         return TestCase("bench", "verdict", "skipped", "There is no gate: nothing could fail.")
-    return TestCase("bench", "verdict", "passed", f"{len(report.gates)} gates hold")
+    held = f"gates that hold: {len(report.gates)}" if report.gates else "nothing is worse"
+    return TestCase("bench", "verdict", "passed", held)
