@@ -51,7 +51,7 @@ def _lines(report: ParityReport, subject: str) -> Iterator[str]:
 def _verdict(report: ParityReport) -> str:
     if report.ratchet is not None and report.ratchet.reasons:
         return "equal, and WORSE THAN BEFORE"
-    return "equal" if report.equal else "NOT EQUAL"
+    return "equal" if report.equal else report.answer
 
 
 def _comparison(report: ParityReport) -> Iterator[str]:

@@ -129,15 +129,13 @@ def _whole_answer(report: ParityReport) -> str:
         sets = count(report.vector_sets, "vector set")
         return f"{_answer(report)}\n{sets}; reference: {report.reference}{subject}"
     equal = sum(part.equal for part in report.parts)
-    answer = "EQUAL" if report.equal else "NOT EQUAL"
-    return f"{answer}: {equal} of {count(len(report.parts), 'comparison')} agree"
+    return f"{report.answer}: {equal} of {count(len(report.parts), 'comparison')} agree"
 
 
 def _answer(report: ParityReport) -> str:
     agreement = report.routing_agreement
     routing = "routing not compared" if agreement is None else f"routing agreement {agreement:.6g}"
-    answer = "EQUAL" if report.equal else "NOT EQUAL"
-    return f"{answer}: max abs error {report.max_abs_error:.3g}, {routing}"
+    return f"{report.answer}: max abs error {report.max_abs_error:.3g}, {routing}"
 
 
 def _layer_row(entry: LayerParity, report: ParityReport) -> tuple[object, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
@@ -172,6 +172,15 @@ class ParityReport:
         return not self.reasons
 
     @property
+    def answer(self) -> Literal["EQUAL", "NOT EQUAL", "CANNOT TELL"]:
+        """The answer in one word. The last is no pass: all that is wrong is too few samples."""
+        if self.equal:
+            return "EQUAL"
+        parts = self.parts or (self,)
+        undecided = [one for part in parts for one in part.accuracy if one.verdict == "cannot tell"]
+        return "CANNOT TELL" if len(undecided) == len(self.reasons) else "NOT EQUAL"
+
+    @property
     def max_abs_error(self) -> float:
         """Largest error of any output that is judged; NaN if anything is NaN."""
         return worst(
@@ -204,7 +213,9 @@ class ParityReport:
         first, *others = self.reasons
         more = f" ({len(others)} more)" if others else ""
         notes = "".join(f" {note}" for note in self.notes)
-        return ValidationError(f"not equal to the reference: {first}{more}{notes}")
+        unequal = self.answer == "NOT EQUAL"
+        answer = "not equal to the reference" if unequal else "cannot tell"
+        return ValidationError(f"{answer}: {first}{more}{notes}")
 
     def raise_if_unequal(self) -> None:
         """Raise the failure, if there is one.

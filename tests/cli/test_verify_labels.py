@@ -47,7 +47,7 @@ def test_not_knowing_is_exit_1_in_every_report(cli: Cli, classifier: Path, tmp_p
     assert not content.equal
     assert content.accuracy[0].verdict == "cannot tell"
     assert content.accuracy[0].reason == content.reasons[0]
-    assert "error: not equal to the reference: top-1 went from 100.00 % to 100.00 %" in shown.err
+    assert "error: cannot tell: top-1 went from 100.00 % to 100.00 %" in shown.err
     case = xml.parse(files[0]).find(".//testcase[@classname='moh-deploy.accuracy']/failure")
     assert case is not None
     assert case.get("message", "").startswith("cannot tell: top-1 went")

@@ -115,10 +115,23 @@ def test_metrics_are_test_cases_and_not_knowing_is_no_pass():
     report = replace(REPORT, accuracy=(unknown,))
     assert outcomes(report)["top-1 [the original]"] == outcomes(report)["verdict"] == "failure"
     text = markdown(report, "m")
-    assert "NOT EQUAL" in text
+    assert "CANNOT TELL" in text
+    assert report.failure is not None
+    assert report.failure.message.startswith("cannot tell: from 360 samples")
     assert "\n| top-1 | 98.00 % | 97.00 % | -1.00 points | -2.00 to 0.10 points |" in text
     assert "| 360 | 4 | 1 | 0.375 | cannot tell |" in text
     assert "\n| 17 | val.npz\\[17\\] | 3 | 3 | 8 |\n" in text
+
+
+def test_what_is_wrong_as_well_is_not_equal():
+    unknown = replace(METRIC, verdict="cannot tell", reason="from 360 samples it cannot be told")
+    wrong = replace(REPORT.outputs[0], reason="y differs.")
+    report = replace(REPORT, accuracy=(unknown,), outputs=(wrong,), layers=())
+    assert report.answer == "NOT EQUAL"
+    undecided = replace(report, outputs=REPORT.outputs[:1])
+    assert undecided.answer == "CANNOT TELL"
+    assert replace(undecided, parts=(undecided, report)).answer == "NOT EQUAL"
+    assert replace(undecided, parts=(undecided, undecided)).answer == "CANNOT TELL"
 
 
 def test_baseline_file_is_a_suite_of_its_own():

@@ -104,8 +104,7 @@ def _verdict(report: ParityReport) -> Verdict:
     notes = (*report.notes, *report.token_notes, *(() if kept is None else (kept.summary,)))
     if report.equal and kept is not None and kept.reasons:
         return Verdict("EQUAL, AND WORSE THAN BEFORE", False, sentence, kept.reasons, notes)
-    word = "EQUAL" if report.equal else "NOT EQUAL"
-    return Verdict(word, report.equal, sentence, report.reasons, notes)
+    return Verdict(report.answer, report.equal, sentence, report.reasons, notes)
 
 
 def _facts(report: ParityReport) -> list[Fact]:
