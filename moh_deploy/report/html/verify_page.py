@@ -101,7 +101,7 @@ def _comparison(report: ParityReport) -> _Comparison:
 def _verdict(report: ParityReport) -> Verdict:
     sentence = f"Compared with {report.reference}: {count(report.vector_sets, 'vector set')}."
     kept = report.ratchet
-    notes = (*report.notes, *report.token_notes, *(() if kept is None else (kept.summary,)))
+    notes = (*report.notes, *(() if kept is None else (kept.summary,)))
     if report.equal and kept is not None and kept.reasons:
         return Verdict("EQUAL, AND WORSE THAN BEFORE", False, sentence, kept.reasons, notes)
     return Verdict(report.answer, report.equal, sentence, report.reasons, notes)
