@@ -26,7 +26,6 @@ _SMALL = 64
 
 _DTYPE_ATTRIBUTES = ("dtype", "output_dtype")
 
-
 Dtype = Literal["bfloat16", "float16"]
 
 _ELEMENT: Mapping[Dtype, int] = {
@@ -37,13 +36,12 @@ _ELEMENT: Mapping[Dtype, int] = {
 
 def computes_in(model: onnx.ModelProto, dtype: Dtype) -> bool:
     """Tell whether an operator of the graph reads or makes this dtype."""
-    if not _mentions(
-        model.graph, _ELEMENT[dtype]
-    ):  # Inference takes time, and most models have none.
+    element = _ELEMENT[dtype]
+    if not _mentions(model.graph, element):  # Inference takes time, and most models have none.
         return False
     types = _element_types(model)
     return any(
-        types.get(name) == _ELEMENT[dtype]
+        types.get(name) == element
         for node in all_nodes(model.graph)
         if node.op_type not in _NATIVE
         for name in (*node.input, *node.output)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from moh_deploy.cli import probe_apart as apart
 from moh_deploy.cli.probe_apart import ProbeTask, probe_apart
 from moh_deploy.errors import ConfigError, ValidationError
+from tests.cli.run_cli import Cli
 from tests.edge_case_package import write_edge_package
 
 LONGEST = (("batch", 3), ("seq", 9))
@@ -33,3 +35,39 @@ def test_error_keeps_its_kind_and_its_hint(package: Path):
     with pytest.raises(ConfigError, match="valid_tokens is 'valit'") as refused:
         probe_apart(task)
     assert refused.value.hint == "Did you mean 'valid'?"
+
+
+def test_every_option_of_the_command_reaches_the_other_process(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: dict[str, object] = {}
+
+    def note(package_dir: Path, **options: object) -> None:
+        asked.update(options, package_dir=package_dir)
+        raise ConfigError("noted.")
+
+    def original(checkpoint: Path, loading: dict[str, object], _: object) -> tuple[Path, object]:
+        return checkpoint, loading["dtype"]
+
+    monkeypatch.setattr(apart, "_run", lambda _, folder: apart.carry_out(folder))
+    monkeypatch.setattr("moh_deploy.jobs.probe.probe", note)
+    monkeypatch.setattr("moh_deploy.cli.original.original_of", original)
+    files = [tmp_path / name for name in ("a.npz", "b.npz", "policy.yaml", "model.pt")]
+    for file in files:
+        file.touch()
+    a, b, policy, checkpoint = files
+    where = ["--inputs", a, "--inputs", b, "--policy", policy, "--checkpoint", checkpoint]
+    how = ["--valid-tokens", "valid", "--longest", "seq=9", "--kernels", "require"]
+    shown = cli("probe", tmp_path, *where, *how, "--update-corpus", "--dtype", "float16")
+    assert (shown.exit_code, shown.err) == (2, "error: noted.\n")
+    del asked["progress"]
+    assert asked == {
+        "package_dir": tmp_path,
+        "inputs": (a, b),
+        "update_corpus": True,
+        "valid_tokens": "valid",
+        "longest": {"seq": 9},
+        "kernels": "require",
+        "policy": policy,
+        "original": (checkpoint, "float16"),
+    }

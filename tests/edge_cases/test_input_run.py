@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.edge_cases.case_result import CaseResult
 from moh_deploy.edge_cases.input_run import InputJudge
 from moh_deploy.edge_cases.input_states import InputState
+from moh_deploy.edge_cases.nan_kept import NanKeptVariants, NanPlaces
 from moh_deploy.errors import BackendError
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage
@@ -120,6 +122,18 @@ def test_nan_is_right_where_the_reference_has_it(package: OnnxPackage):
     assert same.detail.endswith("; 2 elements are NaN in the function bodies too")
     for got, reference in ((with_nan(3), y()), (y(), with_nan(3)), (with_nan(3), with_nan(5))):
         assert judged(package, got, reference).status == "failed"
+
+
+def test_nan_is_right_with_gates_fed_too(package: OnnxPackage):
+    @dataclass(frozen=True)
+    class FedGates(OrtVariants):
+        def forced(self, gates: object) -> Any:
+            return Fake({"y": with_nan(3, 5)})
+
+    reference = replace(package.vectors[0], outputs={"y": with_nan(3)})
+    variants = NanKeptVariants(FedGates(package), NanPlaces.of(package, reference))
+    made = variants.forced({}).run({})["y"].reshape(-1)
+    assert (made[3], np.isnan(made[5])) == (0.0, True)
 
 
 def test_nothing_but_nan_is_no_data(package: OnnxPackage):

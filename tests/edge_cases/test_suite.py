@@ -12,12 +12,14 @@ import pytest
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.edge_cases.case_result import MODEL, CaseResult
+from moh_deploy.edge_cases.corpus_run import CorpusJudge
 from moh_deploy.edge_cases.input_states import input_states
 from moh_deploy.edge_cases.made_nan import output_problem
 from moh_deploy.edge_cases.source import OrtSource, function_bodies
 from moh_deploy.edge_cases.suite import Sides, Suite
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import CorpusSample, MinedToken, OnnxPackage
 from moh_deploy.progress import SilentProgress
+from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import Plant, write_edge_package
 from tests.edge_cases import planted_bugs
 from tests.kernel_library import needs_library
@@ -165,6 +167,19 @@ def test_nan_that_was_recorded_is_right_unless_there_is_nothing_else(
     assert (output_problem("flat", {"y": made}, known) is None) is not whole
     assert output_problem("flat", {"y": made}, recorded) is not None
     assert output_problem("flat", recorded.outputs, recorded) is None
+
+
+def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
+    (recorded,) = right.vectors
+    made = recorded.outputs["y"].copy()
+    made[recorded.inputs["valid"] == 0] += 1
+    token = MinedToken(0, (0, 0), 0.0)
+    kept = CorpusSample(replace(recorded, outputs={"y": made}), (token,))
+    package = replace(right, corpus=(kept,))
+    runner = function_bodies(right).open(right.gate_names)
+    for mask, status in (("valid", "passed"), (None, "failed")):
+        judge = CorpusJudge(package, runner, OrtVariants(right, "off"), BUILT_IN_POLICY, mask)
+        assert judge.kept().status == status
 
 
 def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
