@@ -48,7 +48,11 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class RecordedReference:
-    """What the original model computed when the package was made."""
+    """What a package holds with its runs: it was recorded when they were added.
+
+    Attributes:
+        name: What recorded it, in the words of a report.
+    """
 
     name: str = RECORDED
 
