@@ -11,6 +11,7 @@ from moh_deploy.jobs.heard_runner import HeardRunner
 from moh_deploy.jobs.labelled_runs import LabelledRun, labelled_runs, turns
 from moh_deploy.jobs.references import Against, function_bodies, references
 from moh_deploy.jobs.subject import Loaded, Subject
+from moh_deploy.jobs.verify_runs import compare_answered
 from moh_deploy.progress import Progress
 from moh_deploy.validate.accuracy.class_loads import ClassLoads, main_classes
 from moh_deploy.validate.accuracy.dataset import Dataset
@@ -21,13 +22,12 @@ from moh_deploy.validate.accuracy.scored import Scored
 from moh_deploy.validate.accuracy.tally import SampleFiles, Tally
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.folded import folded
-from moh_deploy.validate.outputs_alone import Answered, by_gates
-from moh_deploy.validate.parity import compare
+from moh_deploy.validate.outputs_alone import by_gates
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.reference import ExpectedOutputs, Reference
 from moh_deploy.validate.routing_statistics import joined
-from moh_deploy.validate.samples import Sample, npz_files
+from moh_deploy.validate.samples import npz_files
 
 
 def verify_labelled(
@@ -119,23 +119,15 @@ class _Job:
         found.sort(key=lambda report: not report.has_routing)
         named = dict.fromkeys(report.reference for report in found)
         first, *others = (folded([r for r in found if r.reference == name]) for name in named)
-        alone = [
-            replace(part, subject=self.subject.name, notes=(*part.token_notes, *part.notes))
-            for part in others
-        ]
-        return [self._whole(one, first, runs), *alone]
+        alone = [part.with_token_notes() for part in others]
+        return [self._whole(one, first.with_token_notes(), runs), *alone]
 
     def _whole(self, one: _Round, whole: ParityReport, runs: Sequence[LabelledRun]) -> ParityReport:
-        notes = (
-            *whole.token_notes,
-            *whole.notes,
-            *(_filled(run) for run in runs if run.batch.added),
-        )
+        filled = (_filled(run) for run in runs if run.batch.added)
         accuracy = tuple(self._judged(one, tally) for tally in one.tallies)
         return replace(
             whole,
-            subject=self.subject.name,
-            notes=notes,
+            notes=(*whole.notes, *filled),
             accuracy=accuracy,
             statistics=joined([whole.statistics, one.loads.statistics]),
         )
@@ -151,8 +143,10 @@ class _Job:
             self.loaded.runner,
             lambda index: self.progress.step(f"comparing batch {done + index + 1} of {total}"),
         )
-        parts = by_gates(one.reference.name, answers)
-        reports = [self._compare_part(heard, part, samples) for part in parts]
+        parts, loaded = by_gates(one.reference.name, answers), self.loaded._replace(runner=heard)
+        reports = [
+            compare_answered(self.subject, loaded, part, samples, self.policy) for part in parts
+        ]
         ran = [number for part in parts for number in part.numbers]
         results = dict(zip(ran, heard.results, strict=True))
         ignore = self.task.labelling.ignore
@@ -162,23 +156,6 @@ class _Job:
             _add(one.tallies, run, scored)
             one.loads.add(run.batch.real(got), run.batch.labels)
         return reports
-
-    def _compare_part(
-        self, heard: HeardRunner, part: Answered, all_samples: Sequence[Sample]
-    ) -> ParityReport:
-        samples = [all_samples[number] for number in part.numbers]
-        report = compare(
-            self.subject.package,
-            heard,
-            part.answers.vectors,
-            labels=[sample.label for sample in samples],
-            valid=[sample.valid for sample in samples if sample.valid is not None],
-            reference=part.reference,
-            outputs_only=not (part.answers.has_gates and self.subject.has_gates),
-            variants=self.loaded.variants,
-            policy=self.policy,
-        )
-        return replace(report, notes=(*part.answers.notes, *report.notes))
 
     def _judged(self, one: _Round, tally: Tally) -> MetricParity:
         files = SampleFiles(

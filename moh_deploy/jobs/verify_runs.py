@@ -16,11 +16,7 @@ from moh_deploy.validate.outputs_alone import Answered, by_gates
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.reference import (
-    RecordedReference,
-    Reference,
-    expected_outputs,
-)
+from moh_deploy.validate.reference import RecordedReference, Reference, expected_outputs
 from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
 
 
@@ -62,8 +58,12 @@ def verify_runs(
         loaded = subject.load()
     with progress.step("comparing"), loaded.closing:
         pairs = zip(rounds, answers, strict=True)
-        parts = [(one, part) for one, got in pairs for part in by_gates(one.reference.name, got)]
-        return combined([_compare(subject, loaded, *part, policy) for part in parts])
+        reports = [
+            compare_answered(subject, loaded, part, one.samples, policy)
+            for one, got in pairs
+            for part in by_gates(one.reference.name, got)
+        ]
+        return combined([report.with_token_notes() for report in reports])
 
 
 class _Round(NamedTuple):
@@ -112,21 +112,24 @@ def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
     return [_Round(corpus_reference(corpus), samples)]
 
 
-def _compare(
-    subject: Subject, loaded: Loaded, one: _Round, part: Answered, policy: Policy
+def compare_answered(
+    subject: Subject,
+    loaded: Loaded,
+    part: Answered,
+    samples: Sequence[Sample],
+    policy: Policy,
 ) -> ParityReport:
-    samples, answers = [one.samples[number] for number in part.numbers], part.answers
+    """Compare with what a reference answered to some of the samples."""
+    answers, own = part.answers, [samples[number] for number in part.numbers]
     report = compare(
         subject.package,
         loaded.runner,
         answers.vectors,
-        labels=[sample.label for sample in samples],
-        valid=[sample.valid for sample in samples if sample.valid is not None],
+        labels=[sample.label for sample in own],
+        valid=[sample.valid for sample in own if sample.valid is not None],
         reference=part.reference,
         outputs_only=not (answers.has_gates and subject.has_gates),
         variants=loaded.variants,
         policy=policy,
     )
-    return replace(
-        report, subject=subject.name, notes=(*answers.notes, *report.token_notes, *report.notes)
-    )
+    return replace(report, subject=subject.name, notes=(*answers.notes, *report.notes))

@@ -142,10 +142,11 @@ class ParityReport:
         """Every comparison by itself: two sides, and what was compared of them."""
         return self.parts or (self,)
 
-    @property
-    def token_notes(self) -> tuple[str, ...]:
-        """What to say of tokens that were left out."""
-        return () if self.tokens is None else (self.tokens.describe(),)
+    def with_token_notes(self) -> ParityReport:
+        """Say in the notes which tokens were left out."""
+        if self.tokens is None:
+            return self
+        return replace(self, notes=(self.tokens.describe(), *self.notes))
 
     @property
     def reasons(self) -> tuple[str, ...]:

@@ -170,8 +170,7 @@ def test_verdict_comes_first_with_all_reasons():
 
 def test_padding_that_was_left_out_is_told_once():
     report = replace(parity_report(), tokens=TokenCount("attention_mask", 56, 9))
-    report = replace(report, notes=report.token_notes)  # as `verify` says it
-    text = words(verify_page(report, RUN))
+    text = words(verify_page(report.with_token_notes(), RUN))
     assert text.count("9 of 56 tokens are padding by 'attention_mask'") == 1
 
 
