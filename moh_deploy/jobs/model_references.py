@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.models import Model
 from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.report.tables import count
-from moh_deploy.validate.function_bodies import Recorder, routers_of, values_to_record
+from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.matching import match_inputs, match_outputs
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
@@ -86,13 +85,7 @@ class PackageReference:
             ConfigError: Its inputs or outputs cannot be matched with the package's.
             BackendError: The runtime failed.
         """
-        session = open_session(
-            self.other,
-            kernels=self.kernels,
-            optimize=self.optimize,
-            extra_outputs=values_to_record(self.other),
-        )
-        recorder = Recorder(self.other, session, routers_of(self.other))
+        recorder = Recorder.of(self.other, self.kernels, optimize=self.optimize)
         feeds = _feeds(package, [spec.name for spec in self.other.manifest.inputs], self.name)
         found = []
         for one in samples:

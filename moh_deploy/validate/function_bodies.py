@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from moh_deploy.backends.input_check import check_inputs
 from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.runner import Runner
+from moh_deploy.backends.runner import Kernels, Runner
 from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import OnnxPackage, RouterLogits, VectorSet, router_logits
 
@@ -50,12 +50,12 @@ class ScoredRun:
 
 @dataclass(frozen=True)
 class Recorder:
-    """Makes vectors of runs of function bodies.
+    """Makes vectors of runs of a package.
 
     Attributes:
         package: The package.
-        runner: A session of its function bodies with optimisations off, which also returns
-            `values_to_record`.
+        runner: A session of it, of its function bodies with optimisations off unless asked for
+            otherwise, which also returns `values_to_record`.
         routers: Where each layer's router reads its logits.
     """
 
@@ -64,10 +64,12 @@ class Recorder:
     routers: tuple[RouterLogits | None, ...]
 
     @classmethod
-    def of(cls, package: OnnxPackage) -> Recorder:
-        """Open a package's function bodies."""
+    def of(
+        cls, package: OnnxPackage, kernels: Kernels = "off", *, optimize: bool = False
+    ) -> Recorder:
+        """Open a package: its function bodies, or as it runs otherwise."""
         values = values_to_record(package)
-        runner = open_session(package, kernels="off", optimize=False, extra_outputs=values)
+        runner = open_session(package, kernels=kernels, optimize=optimize, extra_outputs=values)
         return cls(package, runner, routers_of(package))
 
     def record(self, inputs: Mapping[str, Array]) -> VectorSet:
