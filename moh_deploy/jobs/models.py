@@ -54,35 +54,24 @@ class InferenceRunner(Protocol):
     def infer(self, feed_dict: Mapping[str, Array]) -> Mapping[str, Array]: ...
 
 
-def package_model(
-    package: OnnxPackage,
-    kernels: Kernels,
+def onnx_model(
+    source: OnnxPackage | Path,
+    name: str,
+    kernels: Kernels = "auto",
     *,
     optimize: bool = True,
     extra_outputs: Sequence[str] = (),
-    name: str | None = None,
 ) -> Model:
-    """Return a package in ONNX Runtime; see `open_session`."""
+    """Return a package, or an ONNX file, in ONNX Runtime; see `open_session`."""
 
     @contextmanager
     def loaded() -> Iterator[ReadyModel]:
         session = open_session(
-            package, kernels=kernels, optimize=optimize, extra_outputs=extra_outputs
+            source, kernels=kernels, optimize=optimize, extra_outputs=extra_outputs
         )
         yield ReadyModel(session.inputs, session.run)
 
-    return Model(name or f"package {package.root}", loaded)
-
-
-def onnx_model(path: Path, kernels: Kernels = "auto", *, optimize: bool = True) -> Model:
-    """Return an ONNX file in ONNX Runtime."""
-
-    @contextmanager
-    def loaded() -> Iterator[ReadyModel]:
-        session = open_session(path, kernels=kernels, optimize=optimize)
-        yield ReadyModel(session.inputs, session.run)
-
-    return Model(f"ONNX model {path}", loaded)
+    return Model(name, loaded)
 
 
 def engine_model(root: Path, kernels: Kernels = "auto") -> Model:

@@ -17,7 +17,6 @@ from moh_deploy.jobs.models import (
     engine_model,
     onnx_model,
     original_model,
-    package_model,
 )
 from moh_deploy.package import OnnxPackage
 
@@ -82,19 +81,19 @@ def _model(
     if path.is_dir() and not is_engine_dir(path):
         opened = OnnxPackage.open(path)
         how = "" if optimize else ", not optimised"
-        return package_model(
+        return onnx_model(
             opened,
+            f"package {path}, kernels: {kernels}{how}",
             kernels,
             optimize=optimize,
             extra_outputs=opened.gate_names if gates else (),
-            name=f"package {path}, kernels: {kernels}{how}",
         )
     if gates:
         raise ConfigError(f"gates are asked of {path}, and a package alone has them.")
     if is_engine_dir(path):
         choose_polygraphy(FLAVOURS[read_engine_dir(path).backend])
         return engine_model(path, kernels)
-    return onnx_model(path, kernels, optimize=optimize)
+    return onnx_model(path, f"ONNX model {path}", kernels, optimize=optimize)
 
 
 def _original(source: RunnableOriginal, gates: bool, package: Path | str | None) -> Model:

@@ -81,7 +81,7 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
     if path.is_dir():  # Run as the one that is verified.
         return PackageReference(f"package {path}", OnnxPackage.open(path), subject.kernels)
     if path.suffix == ".onnx":
-        return ModelReference(onnx_model(path))
+        return ModelReference(onnx_model(path, f"ONNX model {path}"))
     raise _unknown(str(named), path)
 
 
