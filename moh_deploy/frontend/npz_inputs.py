@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.model import ModelInput
 from moh_deploy.npz import BFLOAT16, Array, read_npz
+from moh_deploy.package import Manifest
 from moh_deploy.suggest import shortened
 
 _SUPPORTED = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -39,6 +41,20 @@ def inputs_from_arrays(
     return tuple(
         ModelInput(name, _tensor(array, f"{source}: '{name}'")) for name, array in arrays.items()
     )
+
+
+def inputs_of_package(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[ModelInput, ...]:
+    """Return arrays as the positional arguments of the model that a package was made from.
+
+    Raises:
+        ConfigError: An array is empty.
+    """
+    ordered = {spec.name: arrays[spec.name] for spec in manifest.inputs}
+    dims = {
+        spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in manifest.inputs
+    }
+    return tuple(replace(one, dims=dims[one.name]) for one in inputs_from_arrays(ordered))
 
 
 def _tensor(array: Array, place: str) -> torch.Tensor:

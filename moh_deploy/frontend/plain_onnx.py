@@ -10,10 +10,10 @@ import torch
 
 from moh_deploy.dims import DimExpr
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.arrays import to_torch
 from moh_deploy.frontend.emit import cause, quiet
 from moh_deploy.frontend.inputs import parsed_dims
 from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.npz_inputs import inputs_of_package
 from moh_deploy.package import OnnxPackage
 
 
@@ -28,7 +28,7 @@ def write_plain_onnx(model: LoadedModel, package: OnnxPackage, path: Path) -> No
     Raises:
         ExportError: PyTorch cannot export it.
     """
-    inputs = package_inputs(package)
+    inputs = inputs_of_package(package.vectors[0].inputs, package.manifest)
     # The same names as the package's: by name no one can be taken for another.
     names = [item.name for item in inputs]
     try:
@@ -53,17 +53,6 @@ def write_plain_onnx(model: LoadedModel, package: OnnxPackage, path: Path) -> No
             f"torch.onnx.export cannot export the original by itself: {cause(error)}.",
             hint="Leave the baseline plain-onnx out, or name an ONNX file of your own.",
         ) from error
-
-
-def package_inputs(package: OnnxPackage) -> tuple[ModelInput, ...]:
-    """Return the example's inputs of a package as arguments of its original."""
-    recorded = package.vectors[0].inputs
-
-    def of(name: str, shape: Sequence[int | str]) -> ModelInput:
-        dims = {axis: text for axis, text in enumerate(shape) if isinstance(text, str)}
-        return ModelInput(name, to_torch(recorded[name]), dims)
-
-    return tuple(of(one.name, one.shape) for one in package.manifest.inputs)
 
 
 def dynamic_shapes(

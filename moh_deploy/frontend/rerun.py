@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch.export import ExportedProgram
@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.npz_inputs import inputs_from_arrays
+from moh_deploy.frontend.npz_inputs import inputs_of_package
 from moh_deploy.frontend.original import OriginalRun, one_thread_if_small, run_original
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.recorded_run import (
@@ -22,7 +22,6 @@ from moh_deploy.frontend.recorded_run import (
 )
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from moh_deploy.frontend.trace import trace
-from moh_deploy.npz import Array
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
 from moh_deploy.passes import layer_names
 from moh_deploy.user_code import describe_error
@@ -83,14 +82,14 @@ def answers_of(
 
 def _runs(model: LoadedModel, manifest: Manifest, samples: Sequence[Sample]) -> list[OriginalRun]:
     outputs = [spec.name for spec in manifest.outputs]
-    inputs = [_model_inputs(one.known.inputs, manifest) for one in samples]
+    inputs = [inputs_of_package(one.known.inputs, manifest) for one in samples]
     return [_run(model, one, outputs) for one in inputs]
 
 
 def _trace(model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]) -> Traced:
     # Recorded first are the example's sizes. Sizes of 1 would count as fixed.
     example = package.vectors[0] if package.vectors else samples[0].known
-    program = normalize(trace(model, _model_inputs(example.inputs, package.manifest)))
+    program = normalize(trace(model, inputs_of_package(example.inputs, package.manifest)))
     return Traced(program, insert(program, recognize(program)))
 
 
@@ -118,16 +117,6 @@ def _no_gates(run: OriginalRun, found: DoesNotRun) -> str:
         f"The traced program, which shows gates, does not run{run.at}, where the original model"
         f" does ({found.why}): outputs alone are compared there, and no routing."
     )
-
-
-def _model_inputs(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[ModelInput, ...]:
-    """Return arrays as the positional arguments of the model that a package was made from."""
-    ordered = {spec.name: arrays[spec.name] for spec in manifest.inputs}
-    dims = {
-        spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
-        for spec in manifest.inputs
-    }
-    return tuple(replace(one, dims=dims[one.name]) for one in inputs_from_arrays(ordered))
 
 
 def _run(model: LoadedModel, inputs: Sequence[ModelInput], outputs: Sequence[str]) -> OriginalRun:
