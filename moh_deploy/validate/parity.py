@@ -10,16 +10,9 @@ from moh_deploy.validate.judge import Case, Judge
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.reference import RECORDED
-from moh_deploy.validate.routing_statistics import (
-    joined,
-)
+from moh_deploy.validate.routing_statistics import joined
 from moh_deploy.validate.samples import label
-from moh_deploy.validate.valid_tokens import (
-    EVERY_TOKEN,
-    ValidTokens,
-    count_tokens,
-    token_view,
-)
+from moh_deploy.validate.valid_tokens import EVERY_TOKEN, ValidTokens, count_tokens, token_view
 from moh_deploy.validate.variants import Variants
 
 

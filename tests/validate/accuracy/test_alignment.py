@@ -26,7 +26,7 @@ def test_labels_that_are_the_next_tokens_are_not_shifted_twice():
         same_tokens(NEXT, {"ids": IDS}, Labelling(shifted=True))
 
 
-def test_other_labels_and_other_inputs_are_left_alone():
+def test_other_labels_and_other_inputs_are_not_refused():
     masked = np.where(IDS % 7 == 0, IDS, -100)
     given = np.where(IDS % 7 == 0, 99, IDS)  # as a masked language model is given them
     same_tokens(masked, {"ids": given, "mask": np.ones((4, 9), np.float32)}, Labelling())
