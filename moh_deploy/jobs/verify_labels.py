@@ -25,7 +25,7 @@ from moh_deploy.validate.folded import folded
 from moh_deploy.validate.outputs_alone import by_gates
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.reference import ExpectedOutputs, Reference
+from moh_deploy.validate.reference import Reference, expected_outputs
 from moh_deploy.validate.routing_statistics import joined
 from moh_deploy.validate.samples import npz_files
 
@@ -84,10 +84,7 @@ def _references(
     """Return what to compare with, each with the samples that it has an answer for."""
     known = [one for one in datasets if one.samples.expected]
     others = [one for one in datasets if not one.samples.expected]
-    named = known or datasets
-    recorded = ExpectedOutputs(
-        "; ".join(f"expected outputs in {one.samples.file}" for one in named)
-    )
+    recorded = expected_outputs(one.samples.file for one in known or datasets)
     if against:
         return [(one, datasets) for one in references(against, subject, recorded)]
     found: list[tuple[Reference, Sequence[Dataset]]] = [(recorded, known)] if known else []

@@ -83,14 +83,14 @@ def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> li
         samples = with_valid_tokens(recorded_samples(sets[: what.vectors]), manifest, tokens)
         recorded: Reference = RecordedReference(words)
     else:
-        samples, recorded = files, expected_outputs(files)
+        samples, recorded = files, expected_outputs(one.file for one in files)
     if against:
         return [_Round(one, samples) for one in references(against, subject, recorded)]
     if not files:
         return [_Round(recorded, samples), *_corpus_round(subject, what)]
     known = tuple(one for one in files if one.known.outputs)
     others = tuple(one for one in files if not one.known.outputs)
-    rounds = [_Round(expected_outputs(known), known)] if known else []
+    rounds = [_Round(expected_outputs(one.file for one in known), known)] if known else []
     return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
 
 

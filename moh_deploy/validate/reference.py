@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.suggest import shortened
 from moh_deploy.validate.samples import Sample
 
 RECORDED = "vectors recorded from the original model"
@@ -91,6 +93,6 @@ def _absent(sample: Sample, package: OnnxPackage) -> str | None:
     return f"{sample.file} holds no expected output {listed}: not compared." if names else None
 
 
-def expected_outputs(samples: Sequence[Sample]) -> ExpectedOutputs:
-    """Return the outputs in these samples' files as a reference."""
-    return ExpectedOutputs("; ".join(f"expected outputs in {one.file}" for one in samples))
+def expected_outputs(files: Iterable[Path | None]) -> ExpectedOutputs:
+    """Return the outputs in samples' files as a reference."""
+    return ExpectedOutputs(f"expected outputs in {shortened(map(str, files))}")
