@@ -64,7 +64,9 @@ def test_users_expected_outputs_are_the_reference(tmp_path: Path):
     assert not report.equal
     assert report.routing_agreement is None
     assert report.vector_sets == 2
-    assert report.reference == f"expected outputs in {tmp_path / 'good.npz'}, {tmp_path / 'bad.npz'}"
+    assert (
+        report.reference == f"expected outputs in {tmp_path / 'good.npz'}, {tmp_path / 'bad.npz'}"
+    )
 
 
 def test_inputs_that_do_not_fit_are_refused(tmp_path: Path):

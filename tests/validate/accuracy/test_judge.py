@@ -9,6 +9,7 @@ from moh_deploy.validate.accuracy.perplexity import Perplexity
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, AccuracyRule
 from moh_deploy.validate.accuracy.tally import PairedScores
 from moh_deploy.validate.accuracy.top_k import TopK
+from moh_deploy.validate.accuracy.user_metric import UserMetric
 
 TOP_1 = TopK(1, "y")
 RULE = ACCURACY_RULES["top-1"]
@@ -70,6 +71,13 @@ def test_advice_on_samples_is_of_the_right_size():
 
 def test_gain_passes_and_is_no_loss():
     assert top_1(1000, won=50).verdict == "passed"
+
+
+def test_share_of_a_negative_metric_is_of_its_size():
+    metric = UserMetric("mine:log_likelihood", "higher", lambda outputs, labels: labels)
+    scores = -1 - np.random.default_rng(0).random(1000)
+    assert judge(metric, paired(scores, scores * 1.001), setting()).verdict == "passed"
+    assert judge(metric, paired(scores, scores * 1.02), setting()).verdict == "failed"
 
 
 def test_rule_of_the_policy_decides():
