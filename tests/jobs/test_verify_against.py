@@ -70,6 +70,15 @@ def test_margins_of_function_bodies_are_those_of_their_own_scores(tmp_path: Path
     assert 0 < known < 1
 
 
+def test_margins_that_only_the_recorded_run_knows_are_taken_from_there(tmp_path: Path):
+    recorded = replace(vectors(), margins=(np.full((2, 3), 0.25, np.float32),))
+    with PackageWriter(tmp_path / "package") as writer:
+        onnx.save(model(), writer.path("model.onnx"))
+        writer.finish(MANIFEST, [recorded])
+    report = moh_deploy.verify(tmp_path / "package", against=["functions"], kernels="off")
+    assert report.layers[0].smallest_margin == 0.25
+
+
 def test_another_package_is_compared_with_its_routing(tmp_path: Path):
     write_package(tmp_path / "package")
     write_package(tmp_path / "other")
@@ -121,6 +130,9 @@ def test_plain_model_is_matched_by_name_or_position(tmp_path: Path, inputs: str,
     report = moh_deploy.verify(tmp_path / "package", against=[right])
     assert report.equal
     assert report.routing_agreement is None
+    for against in ([right, "functions"], ["functions", right]):
+        report = moh_deploy.verify(tmp_path / "package", against=against)
+        assert report.routing_agreement == 1.0
     wrong = write_model(tmp_path / "wrong.onnx", inputs=inputs, output=output, scale=1.01)
     assert not moh_deploy.verify(tmp_path / "package", against=[wrong]).equal
 
