@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.validate.folded import folded
+from moh_deploy.validate.tolerances import tolerance_for
 from tests.report.test_junit import LAYER, OUTPUT, REPORT
 
 
@@ -25,7 +26,9 @@ def test_worst_batch_stands_for_all_and_counts_add_up():
     )
     free = replace(LAYER, excused_tokens=2, smallest_margin=0.1)
     first = replace(REPORT, layers=(free,))
-    found = folded([first, replace(REPORT, outputs=(wrong,), layers=(layer,)), first])
+    rules = {"int64": tolerance_for("int64")}
+    second = replace(REPORT, outputs=(wrong,), layers=(layer,), rules=rules)
+    found = folded([first, second, first])
     (output,) = found.outputs
     assert output.vectors == "b, worst of 3 batches, 1 of which differ"
     assert (output.elements, output.reason) == (18, "it differs.")
@@ -37,6 +40,7 @@ def test_worst_batch_stands_for_all_and_counts_add_up():
     assert both.agreement == pytest.approx((2 * 24 + 12 * 0.5) / 60)
     assert found.vector_sets == 3
     assert found.reasons == ("it differs.",)
+    assert found.rules == {**first.rules, **rules}
     assert found.parts == ()
 
 
