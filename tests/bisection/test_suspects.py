@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from moh_deploy.bisection.divergence import first_beyond, node_errors
-from moh_deploy.bisection.inner_values import _compared
+from moh_deploy.bisection.inner_values import InnerValue, _compared
 from moh_deploy.bisection.judge import Recorded
 from moh_deploy.bisection.places import ModelGraph
 from moh_deploy.bisection.suspects import suspects, wrong_values
@@ -92,3 +92,10 @@ def test_first_that_is_not_finite_comes_before_the_first_that_is_far_off():
     assert (first_beyond(without, 0.05, range(5)) or found).place.value == "a"
     assert first_beyond(without, 0.5, range(5)) is None
     assert first_beyond(errors, 0.05, range(1)) is None
+
+
+def test_result_that_only_its_cast_has_by_a_shared_name_is_compared():
+    text = "g (float[n] x) => (float[n] y) { low = Exp(x)  y = Cast <to = 1> (low) }"
+    values = {"y": InnerValue("y", 0.5, 2.0, (3,), finite=True)}
+    errors = node_errors(ModelGraph(onnx.parser.parse_graph(text)), values)
+    assert {errors[index].place.value: errors[index].behind for index in errors} == {"low": 0.25}

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
 import moh_deploy
 from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.bisection.cure import Cure, KeptNode
+from moh_deploy.bisection.places import Place
 from moh_deploy.errors import ValidationError
 from moh_deploy.jobs import repair as job
 from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage, PackageWriter
+from moh_deploy.package import Float32Node, OnnxPackage, PackageWriter
 from moh_deploy.report.bisect import BisectReport
 from tests.bisection import strangers
 from tests.half_packages import write_unprotected
@@ -228,6 +232,15 @@ def test_weights_that_float16_cannot_hold_are_taken_from_the_reference(
     report = moh_deploy.bisect(half.root, reference=whole.root, output=tmp_path / "out")
     assert report.repaired
     assert "blocks.0.up.MatMul" in nodes(report)
+
+
+def test_nodes_of_an_earlier_repair_stay_listed(exported: Exported):
+    earlier = (Float32Node("a.Add", "before"), Float32Node("b.Mul", "before"))
+    manifest = replace(exported("Stack").manifest, layers=(), float32_nodes=earlier)
+    found = KeptNode(Place("a.Add", "Add", "a", "sum"), "now")
+    model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+    made = job._manifest(manifest, model, Cure((found,), smallest=True, trials=3))
+    assert made.float32_nodes == (Float32Node("b.Mul", "before"), Float32Node("a.Add", "now"))
 
 
 def test_interrupted_repair_leaves_nothing(
