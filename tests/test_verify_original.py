@@ -161,6 +161,13 @@ class TwoInputs(nn.Module):
         return x * mask
 
 
+def test_layers_of_other_names_are_compared_in_their_order_and_that_is_said(folder: Path):
+    wrapped = moh_deploy.load_original(nn.Sequential(build()).eval())
+    report = moh_deploy.verify(folder / "package", against=[wrapped])
+    assert report.equal
+    assert "Layers are compared in their order: '0.0' as '0', '0.1' as '1'." in report.notes
+
+
 def test_model_that_takes_other_inputs_is_refused(folder: Path):
     with pytest.raises(ConfigError, match="TwoInputs in memory: it fails on the package's inputs"):
         moh_deploy.verify(folder / "package", against=[moh_deploy.load_original(TwoInputs())])

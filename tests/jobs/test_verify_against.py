@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as xml
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 from onnx import helper
 
 import moh_deploy
+from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.json_text import to_json_text
-from moh_deploy.npz import write_npz
-from moh_deploy.package import PackageWriter
+from moh_deploy.npz import Array, write_npz
+from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo
 from moh_deploy.report.junit import junit_xml
 from moh_deploy.report.markdown import markdown
 from moh_deploy.report.parity_json import VerifyJson
@@ -121,6 +123,41 @@ def test_package_of_another_checkpoint_is_said_to_be(tmp_path: Path):
         f"package {tmp_path / 'other'} was made from another checkpoint.",
     )
     assert report.comparisons[1].notes == ()
+
+
+class OneBuffer:
+    """A runner that returns the same memory each time, as those of engines do."""
+
+    name = "one buffer"
+
+    def __init__(self, root: Path) -> None:
+        self.session, self.buffer = open_session(OnnxPackage.open(root)), np.zeros(2**10, "f4")
+        self.is_active = False
+
+    def activate(self) -> None:
+        self.is_active = True
+
+    def deactivate(self) -> None:
+        self.is_active = False
+
+    def get_input_metadata(self, use_numpy_dtypes: bool) -> dict[str, TensorInfo]:
+        return {one.name: one for one in MANIFEST.inputs}
+
+    def infer(self, feed_dict: Mapping[str, Array]) -> dict[str, Array]:
+        assert self.is_active
+        found = self.session.run(feed_dict)["y"]
+        self.buffer[: found.size] = found.ravel()
+        return {"y": self.buffer[: found.size].reshape(found.shape)}
+
+
+def test_runner_that_uses_its_memory_again_is_a_reference_and_is_deactivated(tmp_path: Path):
+    root = write_package(tmp_path / "package").root
+    for seed in (1, 2):
+        write_npz(tmp_path / f"{seed}.npz", vectors(seed=seed).inputs)
+    runner = OneBuffer(root)
+    inputs = [tmp_path / "1.npz", tmp_path / "2.npz"]
+    moh_deploy.verify(root, inputs=inputs, against=[runner]).raise_if_unequal()
+    assert not runner.is_active
 
 
 @pytest.mark.parametrize(("inputs", "output"), [("x", "y"), ("images", "logits")])

@@ -284,6 +284,12 @@ def test_behind_an_explained_flip_outputs_must_be_finite(value: float):
     )
 
 
+def test_behind_an_explained_flip_gates_must_be_numbers():
+    report = behind_a_near_tie(lambda results: results["gates_0"].__setitem__((1, 0, 0), math.nan))
+    assert not report.equal
+    assert "'blocks.0.attn'" in report.reasons[0]
+
+
 def test_reference_that_is_nan_itself_blames_no_layer():
     expected = replace(vectors(), margins=(np.zeros((2, 3), np.float32),))
     expected.outputs["y"][0, 0, 0] = math.nan
