@@ -213,6 +213,14 @@ def test_model_without_layers_is_bisected_by_its_outputs(tmp_path: Path):
     assert [place.value for place in found.suspects] == ["y"]
 
 
+def test_target_counts_for_a_package_in_float32_too(tmp_path: Path):
+    package = write_package(tmp_path / "package", with_layer=False, scale=1.00002)
+    assert not moh_deploy.bisect(package.root).diverges
+    report = moh_deploy.bisect(package.root, target=1e-6)
+    assert report.diverges
+    assert report.passes_verify
+
+
 def test_several_vector_sets_count(tmp_path: Path):
     """The second set alone is wrong: its outputs are not what the model computes."""
     right, wrong = vectors(batch=2), vectors(batch=3)
