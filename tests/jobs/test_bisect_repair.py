@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from onnx import numpy_helper
 import moh_deploy
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.bisection.cure import Cure, KeptNode
+from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.places import Place
 from moh_deploy.errors import ValidationError
 from moh_deploy.jobs import repair as job
@@ -232,6 +234,25 @@ def test_weights_that_float16_cannot_hold_are_taken_from_the_reference(
     report = moh_deploy.bisect(half.root, reference=whole.root, output=tmp_path / "out")
     assert report.repaired
     assert "blocks.0.up.MatMul" in nodes(report)
+
+
+def test_set_that_verify_refuses_is_searched_again_by_verify(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    half = write_unprotected(exported("LargeLogits"), tmp_path / "half")
+    parity, verified = job._Repair._parity, job._Repair._verified
+    refused, asked = iter([SimpleNamespace(equal=False)]), []
+
+    def verifying(repair: job._Repair, model: ForcedModel) -> bool:
+        asked.append(model)
+        return verified(repair, model)
+
+    monkeypatch.setattr(job._Repair, "_parity", lambda *one: next(refused, None) or parity(*one))
+    monkeypatch.setattr(job._Repair, "_verified", verifying)
+    report = moh_deploy.bisect(half.root, max_runs=4)
+    assert asked
+    assert report.repair is not None
+    assert report.repair.cure.trials == 8
 
 
 def test_nodes_of_an_earlier_repair_stay_listed(exported: Exported):

@@ -65,6 +65,14 @@ def test_bfloat16_package_is_compared_by_emulation(package: OnnxPackage, tmp_pat
         moh_deploy.bench(tmp_path / "low", min_time=0.0, warmup=0.0)
 
 
+def test_proof_is_of_every_recorded_run(package: OnnxPackage):
+    (one,) = package.vectors
+    twice = replace(package, vectors=(one, replace(one, sizes={"batch": 7})))
+    proof = job.proof_of(moh_deploy.verify(package.root, kernels="off"), twice)
+    assert proof.sizes == (one.sizes, {"batch": 7})
+    assert proof.routing_agreement == 1.0
+
+
 def test_values_that_are_too_large_are_so_for_the_dtype_that_was_asked_for(
     package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
