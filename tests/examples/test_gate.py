@@ -77,7 +77,7 @@ def test_action_exports_verifies_and_measures(runner: CiRunner, digits_demo: Dem
     assert [outcome.outputs[name] for name in ("verdict", "verify", "bench")] == ["passed"] * 3
     assert outcome.summary.startswith("### moh-deploy: passed\n")
     assert "### build/package: equal" in outcome.summary
-    assert "gate 'p50 < 1 min' passed" in outcome.summary
+    assert "gate 'p50 &lt; 1 min' passed" in outcome.summary
     reports = reports_of(runner, outcome)
     (suite,) = JUnitXml.fromfile(str(reports / "verify.junit.xml"))
     assert (suite.tests > 3, suite.failures, suite.errors) == (True, 0, 0)
