@@ -65,6 +65,18 @@ class SectionEntry(_Object):
         _require_known(name for group in self.figures.values() for name in group)
         return self
 
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Self:
+        """A count below 0 would be worse than nothing, and anything would hold it."""
+        for (group, name), one in self.read().items():
+            domain = KINDS[name].domain
+            for value in (one.value, one.low, one.high):
+                if not domain.holds(value):
+                    raise ValueError(
+                        f"figures.{group}.{name} is {value:g}, expected {domain.words}"
+                    )
+        return self
+
     def read(self) -> dict[tuple[str, str], Figure]:
         """Return the figures by group and name."""
         figures = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -46,6 +47,31 @@ class Slack:
 
 
 @dataclass(frozen=True)
+class Domain:
+    """Which numbers a figure can be, both ends included."""
+
+    least: float = 0.0
+    most: float = math.inf
+    whole: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Say whether a figure can be this."""
+        return self.least <= value <= self.most and (not self.whole or is_whole(value))
+
+    @property
+    def words(self) -> str:
+        """Return `a whole number of at least 0`, or `a number from 0 to 1`."""
+        number = "a whole number" if self.whole else "a number"
+        if self.most == math.inf:
+            return f"{number} of at least {self.least:g}"
+        return f"{number} from {self.least:g} to {self.most:g}"
+
+
+_ANY, _COUNT = Domain(least=-math.inf), Domain(whole=True)
+_SHARE, _FLAG = Domain(most=1.0), Domain(most=1.0, whole=True)
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of figure.
 
@@ -55,7 +81,7 @@ class Kind:
         slack: By how much it may be worse, unless the file says otherwise.
         reason: Why so much.
         of_machine: It says something of one machine and runtime only.
-        is_flag: It is 1 or 0.
+        domain: Which numbers it can be.
     """
 
     words: str
@@ -63,7 +89,11 @@ class Kind:
     slack: Slack
     reason: str
     of_machine: bool = False
-    is_flag: bool = False
+    domain: Domain = Domain()
+
+    @property
+    def is_flag(self) -> bool:
+        return self.domain == _FLAG
 
     def text(self, one: Figure) -> str:
         """Return `1.05 (1.02 to 1.09)`, `160` or `yes`."""
@@ -101,13 +131,14 @@ _TRAINING = "another training scores some samples otherwise"
 _COUNTED = "counted: a smaller test must not pass for a better one"
 
 KINDS: Mapping[str, Kind] = {
-    "vector_sets": Kind("vector sets", "higher", Slack(), _COUNTED),
-    "elements": Kind("numbers compared", "higher", Slack(), _COUNTED),
+    "vector_sets": Kind("vector sets", "higher", Slack(), _COUNTED, domain=_COUNT),
+    "elements": Kind("numbers compared", "higher", Slack(), _COUNTED, domain=_COUNT),
     "decisions": Kind(
         "routing decisions compared",
         "higher",
         Slack(factor=1.05),
         "near-ties are left out, and another training has others",
+        domain=_COUNT,
     ),
     "max_abs_error": Kind(
         "max abs error",
@@ -121,18 +152,25 @@ KINDS: Mapping[str, Kind] = {
         "lower",
         Slack(factor=1.5, plus=2),
         "rounding of another machine decides near-ties otherwise",
+        domain=_COUNT,
     ),
     "agreement": Kind(
-        "agreement of decisions", "higher", Slack(plus=0.01), "as explained flips, as a share"
+        "agreement of decisions",
+        "higher",
+        Slack(plus=0.01),
+        "as explained flips, as a share",
+        domain=_SHARE,
     ),
-    "samples": Kind("samples scored", "higher", Slack(), _COUNTED),
-    "labels": Kind("labels scored", "higher", Slack(), _COUNTED),
-    "score": Kind("score", "higher", Slack(factor=1.01), _TRAINING),
-    "loss": Kind("score, of which less is better", "lower", Slack(factor=1.01), _TRAINING),
+    "samples": Kind("samples scored", "higher", Slack(), _COUNTED, domain=_COUNT),
+    "labels": Kind("labels scored", "higher", Slack(), _COUNTED, domain=_COUNT),
+    "score": Kind("score", "higher", Slack(factor=1.01), _TRAINING, domain=_ANY),
+    "loss": Kind(
+        "score, of which less is better", "lower", Slack(factor=1.01), _TRAINING, domain=_ANY
+    ),
     "replaced": Kind(
-        "replaced by an operator", "higher", Slack(), "read from the package", is_flag=True
+        "replaced by an operator", "higher", Slack(), "read from the package", domain=_FLAG
     ),
-    "on_kernel": Kind("on a kernel", "higher", Slack(), "read from the runtime", is_flag=True),
+    "on_kernel": Kind("on a kernel", "higher", Slack(), "read from the runtime", domain=_FLAG),
     "ratio": Kind(
         "time as a share of the baseline's",
         "lower",
@@ -145,6 +183,7 @@ KINDS: Mapping[str, Kind] = {
         "lower",
         Slack(plus=0.01),
         "counted; which heads are open differs from training to training",
+        domain=_SHARE,
     ),
     "p50_ms": Kind(
         "p50 in ms",
@@ -159,6 +198,7 @@ KINDS: Mapping[str, Kind] = {
         Slack(factor=1.1),
         "allocators, and Python itself",
         of_machine=True,
+        domain=_COUNT,
     ),
 }
 

@@ -306,5 +306,38 @@ def test_file_of_another_form_is_refused(tmp_path: Path, text: str, message: str
         assert not re.search("constrained|Input|Entry", error.value.message)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("elements", -1, "a whole number of at least 0"),
+        ("elements", 1.5, "a whole number of at least 0"),
+        ("max_abs_error", -1e-6, "a number of at least 0"),
+        ("agreement", 1.01, "a number from 0 to 1"),
+        ("on_kernel", 2, "a whole number from 0 to 1"),
+        ("peak_memory_bytes", 0.5, "a whole number of at least 0"),
+        ("ratio", {"value": 0.1, "low": -0.5, "high": 0.2}, "a number of at least 0"),
+    ],
+)
+def test_figure_that_nothing_reaches_is_refused(
+    tmp_path: Path, name: str, value: object, expected: str
+):
+    path = tmp_path / "baseline.json"
+    content = {"schema_version": 1, "verify": {"figures": {OUTPUT: {name: value}}}}
+    path.write_text(json.dumps(content))
+    wrong = value["low"] if isinstance(value, dict) else value
+    with pytest.raises(ConfigError) as error:
+        Ratchet.open(path, "verify", update=True)
+    assert error.value.message == (
+        f"{path}: verify: figures.{OUTPUT}.{name} is {wrong:g}, expected {expected}."
+    )
+
+
+@pytest.mark.parametrize("name", ["score", "loss"])
+def test_score_may_be_any_number(tmp_path: Path, name: str):
+    path = tmp_path / "baseline.json"
+    run(path, Figure.exact("metric", name, -2.5), update=True)
+    assert run(path, Figure.exact("metric", name, -2.5)).failure is None
+
+
 def test_every_slack_has_its_reason():
     assert all(kind.reason for kind in KINDS.values())
