@@ -110,6 +110,7 @@ class BisectReport:
     def to_json(self) -> dict[str, object]:
         """Return the report in plain JSON types."""
         return {
+            "schema_version": 1,
             "package": str(self.package),
             "precision": self.precision,
             "reference": self.reference,

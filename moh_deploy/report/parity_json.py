@@ -120,15 +120,10 @@ class ComparisonJson(_Object):
     tokens: TokenCountJson | None
 
 
-class VerifyJson(_Object):
-    """What `moh-deploy verify --json` prints if it comes to an answer.
-
-    `error` is there if the answer is no. A run without an answer prints an object that holds
-    nothing else.
-    """
+class ParityJson(_Object):
+    """A comparison."""
 
     schema_version: Literal[1]
-    package: str
     equal: bool
     max_abs_error: Number
     routing_agreement: Number | None
@@ -148,6 +143,16 @@ class VerifyJson(_Object):
     statistics: StatisticsJson
     ratchet: RatchetJson | None
     accuracy: list[AccuracyJson]
+
+
+class VerifyJson(ParityJson):
+    """What `moh-deploy verify --json` prints if it comes to an answer.
+
+    `error` is there if the answer is no. A run without an answer prints an object that holds
+    nothing else.
+    """
+
+    package: str
     error: ErrorJson | None = None
 
 

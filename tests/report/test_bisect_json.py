@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from moh_deploy.bisection.cure import Cure, KeptNode
+from moh_deploy.bisection.divergence import NodeError
+from moh_deploy.bisection.judge import Recorded
+from moh_deploy.bisection.locate import Divergence
+from moh_deploy.bisection.places import Place
+from moh_deploy.json_text import to_json_text
+from moh_deploy.report.bisect import BisectReport, Repair
+from moh_deploy.report.bisect_json import BISECT_JSON, BisectJson
+from tests.report.html.samples import parity_report
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "bisect.schema.json"
+
+PLACE = Place("blocks.0.up.MatMul", "MatMul", "blocks.0", "up")
+BROKEN = NodeError(PLACE, before=math.inf, behind=math.nan, size=1e5, finite=False)
+WRONG = Recorded("output 'y'", "y", math.nan, 1e-4, "output 'y' is NaN.")
+FOUND = Divergence("precision", "the same graph", BROKEN, None, ("is larger",), (PLACE,), (WRONG,))
+REPAIR = Repair(
+    Cure((KeptNode(PLACE, "its numbers reach 1e+05"),), smallest=True, trials=4),
+    weights="the weights of the reference",
+    bytes_before=10,
+    bytes_after=12,
+    flops_share=None,
+    parity=parity_report(),
+    written=Path("build/repaired"),
+)
+NOTHING = BisectReport(Path("build/half"), "float16", "the recorded runs", reasons=())
+DIVERGED = replace(
+    NOTHING,
+    reasons=("output 'y' is NaN.",),
+    target=0.001,
+    divergence=FOUND,
+    errors=(BROKEN,),
+    why_no_repair="no set of nodes is enough.",
+    notes=("gates were not fed.",),
+)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        NOTHING,
+        DIVERGED,
+        replace(DIVERGED, repair=REPAIR, why_no_repair=None),
+        replace(DIVERGED, repair=replace(REPAIR, flops_share=0.5, written=None)),
+        replace(DIVERGED, divergence=replace(FOUND, against=None, first=None, step=BROKEN)),
+        replace(DIVERGED, divergence=replace(FOUND, first=None)),
+    ],
+)
+def test_reports_are_of_the_schema(report: BisectReport):
+    BisectJson.model_validate_json(to_json_text(report.to_json()))
+
+
+def test_another_key_is_not():
+    with pytest.raises(ValidationError, match="verdict"):
+        BisectJson.model_validate_json(to_json_text({**NOTHING.to_json(), "verdict": "good"}))
+
+
+def test_error_without_an_answer_is_of_the_schema_and_no_half_of_one_is():
+    error = {"type": "ConfigError", "message": "no", "hint": None, "exit_code": 2}
+    BISECT_JSON.validate_python({"error": error})
+    with pytest.raises(ValidationError):
+        BISECT_JSON.validate_python({"error": error, "schema_version": 1})
+
+
+def test_schema_in_the_docs_is_that_of_the_code():
+    # To write it: json.dumps(BISECT_JSON.json_schema(), indent=2) + "\n".
+    assert json.loads(SCHEMA.read_text()) == BISECT_JSON.json_schema()
