@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast
 
+from sympy import Integer  # type: ignore[import-untyped, unused-ignore]
 from torch.fx import Node
 
 from moh_deploy.frontend.recognize.axes import Axis, Layout, product, resolve
@@ -28,7 +29,10 @@ class Slice:
 
 
 def read_slice(node: Node) -> Slice | None:
-    """Read a node as a slice of another tensor; slices of everything are looked through."""
+    """Read a node as a slice of another tensor; slices of everything are looked through.
+
+    A part without elements is none.
+    """
     name = op(node)
     if name == "getitem":
         return _piece_of_split(node)
@@ -40,10 +44,12 @@ def read_slice(node: Node) -> Slice | None:
     extent = shape(source)[dim]
     if not extent.is_Integer or not isinstance(start, int):
         return None
-    start %= int(extent)
-    length = 1 if name == "select" else shape(node)[dim]
+    length = Integer(1) if name == "select" else shape(node)[dim]
+    if not length.is_Integer or not length:
+        return None
     if argument(node, "step", 1) != 1 and name == "slice":
         return None
+    start = max(start + int(extent), 0) if start < 0 else start  # -9 of 4 starts at 0
     return Slice(source, dim, start, start + int(length), keeps_dim=name != "select")
 
 
@@ -60,6 +66,8 @@ def _piece_of_split(node: Node) -> Slice | None:
         return Slice(source, dim, index, index + 1, keeps_dim=False)
     lengths = [int(piece.shape[dim]) for piece in split.meta["val"]]
     start = sum(lengths[:index])
+    if not lengths[index]:
+        return None
     return Slice(source, dim, start, start + lengths[index], keeps_dim=True)
 
 

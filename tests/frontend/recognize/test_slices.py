@@ -22,6 +22,7 @@ PARTS = {
     "slice": (aten.slice.Tensor, (1, 4, 8), (4, 8)),
     "slice_from_the_end": (aten.slice.Tensor, (1, -4, 2**63 - 1), (8, 12)),
     "slice_to_the_end": (aten.slice.Tensor, (-2, 6, 2**63 - 1), (6, 12)),
+    "slice_from_before_the_start": (aten.slice.Tensor, (1, -20, 4), (0, 4)),
     "narrow": (aten.narrow.default, (1, 3, 3), (3, 6)),
 }
 
@@ -79,10 +80,11 @@ def test_slices_of_everything_are_looked_through():
     ("target", "arguments"),
     [
         (aten.slice.Tensor, (1, 0, 12, 2)),
+        (aten.slice.Tensor, (1, 12, 2**63 - 1)),
         (aten.index_select.default, (1, torch.tensor([1]))),
         (aten.relu.default, ()),
     ],
-    ids=["steps", "index", "arithmetic"],
+    ids=["steps", "nothing", "index", "arithmetic"],
 )
 def test_anything_else_is_no_slice(target, arguments):
     page = sheet()
@@ -93,6 +95,18 @@ def test_anything_else_is_no_slice(target, arguments):
 def test_slice_of_a_dynamic_dimension_is_not_read():
     page = Sheet(torch.zeros(7, 3), dynamic=(7,))
     assert read_slice(page.call(aten.slice.Tensor, page.inputs[0], 0, 0, 2)) is None
+
+
+def test_piece_of_a_split_without_elements_is_no_slice():
+    page = sheet()
+    split = page.call(aten.split_with_sizes.default, page.inputs[0], [12, 0], 1)
+    assert read_slice(_item(page, split, 1)) is None
+
+
+def test_slice_of_an_unknown_length_is_not_read():
+    page = Sheet(torch.zeros(12, 3), torch.zeros(7), dynamic=(7,))
+    length = page.call(aten.sym_size.int, page.inputs[1], 0)
+    assert read_slice(page.call(aten.slice.Tensor, page.inputs[0], 0, 0, length)) is None
 
 
 # Query, key and value of one projection, in the ways people take them apart.

@@ -9,7 +9,14 @@ from typing import cast
 from torch.fx import Node
 
 from moh_deploy.frontend.recognize.contraction import contraction
-from moh_deploy.frontend.recognize.graph import argument, example_shape, is_tensor, op, rank
+from moh_deploy.frontend.recognize.graph import (
+    argument,
+    example_shape,
+    is_tensor,
+    op,
+    rank,
+    shape,
+)
 from moh_deploy.frontend.recognize.views import is_view
 
 _PROJECTIONS = frozenset(["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"])
@@ -94,6 +101,8 @@ def _selections(cone: list[Node]) -> Iterator[Selection]:
         dim = argument(node, "dim", -1)
         if not is_tensor(scores) or not isinstance(dim, int) or not rank(scores):
             continue
+        if not shape(scores)[dim % rank(scores)].is_Integer:
+            continue  # heads that choose their tokens: as many as there happen to be
         candidates = example_shape(scores)[dim % rank(scores)]
         top_k = _kept(node, name, cone)
         if top_k is not None and name == "topk" and not argument(node, "largest", True):
@@ -106,7 +115,8 @@ def _kept(node: Node, name: str, cone: list[Node]) -> int | None:
     if name in ("argmax", "max"):
         return 1
     if name == "topk":
-        return cast(int, argument(node, "k"))
+        k = argument(node, "k")
+        return k if isinstance(k, int) else None
     if name == "kthvalue":  # counts from the smallest
         scores = cast(Node, node.args[0])
         dim = cast(int, argument(node, "dim", -1))

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moh_deploy.frontend.model import ModelInput
 from moh_deploy.frontend.recognize.graph import op
 from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
-from tests.frontend.traced import plain_trace
+from tests.frontend.traced import plain_trace, traced
 
 HEADS = 5
 
@@ -73,6 +74,44 @@ def test_selection_among_more_than_the_heads_is_another_one():
     """A top-k of other things, such as tokens, does not choose heads."""
     cone = cone_of(lambda s: one_hot(s.topk(2, dim=-1).indices))
     assert find_selection(cone, HEADS - 1) is None
+
+
+class HeadsChooseTokens(nn.Module):
+    """Expert choice: each head takes half of the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.project(x).softmax(-1).mT
+        best, where = scores.topk(x.shape[1] // 2, dim=-1)
+        return torch.zeros_like(scores).scatter(-1, where, best).mT
+
+
+def test_choice_of_tokens_is_no_choice_of_heads():
+    inputs = [ModelInput("x", torch.randn(2, HEADS, 8), {1: "seq"})]
+    (gates,) = traced(HeadsChooseTokens(), inputs).graph.output_node().args[0]
+    assert find_selection(router_cone(gates), HEADS) is None
+
+
+class AsManyAsTokens(nn.Module):
+    """How many heads are chosen depends on the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.project(x)
+        best, where = scores.topk(min(x.shape[1], HEADS), dim=-1)
+        return torch.zeros_like(scores).scatter(-1, where, best)
+
+
+def test_number_of_heads_that_depends_on_a_size_is_not_known():
+    inputs = [ModelInput("x", torch.randn(2, 3, 8), {1: "seq"})]
+    (gates,) = traced(AsManyAsTokens(), inputs).graph.output_node().args[0]
+    assert find_selection(router_cone(gates), HEADS) is None
 
 
 def test_of_two_selections_the_one_with_more_candidates_chooses():
