@@ -108,6 +108,7 @@ def bench(
             measure=measure or runs_timer(min_time, warmup, threads=threads),
             measure_fresh=measure_fresh or fresh_run,
             progress=progress,
+            judged=bool(gates) or ratchet is not None,
         )
         report = job.report(sets, asked, min_time=min_time, warmup=warmup)
     if ratchet is not None and report.failure is None:

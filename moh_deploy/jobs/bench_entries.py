@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.backends.runner import Kernels
-from moh_deploy.backends.trt.engine_reading import is_engine_dir
+from moh_deploy.backends.trt.engine_reading import is_engine_dir, read_engine_dir
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.choices import write_choices
 from moh_deploy.jobs.engine_runs import open_engine
-from moh_deploy.jobs.subject import read_subject
+from moh_deploy.jobs.subject import Subject, read_subject
 from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.suggest import did_you_mean
 from moh_deploy.tuning.contestants import EagerContestant, Entry, OrtContestant
@@ -23,8 +23,6 @@ from moh_deploy.tuning.original import Original
 
 DENSE, FUNCTIONS = "dense", "functions"
 EAGER, PLAIN = "eager", "plain-onnx"
-_OF_THE_ORIGINAL = (EAGER, PLAIN)
-_OF_THE_PACKAGE = (DENSE, FUNCTIONS)
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,25 @@ class LineUp:
         entries: Everybody, packages first.
         first: The package that baselines are made from, and that says which inputs there are; of
             an engine the one that it was built from.
-        packages: Those that are measured, by name.
+        subjects: What is measured, by name, to be compared with what it should compute.
         fixings: Which routers of the first one are to be gone, of each baseline that says so;
             those that cannot go are no entries.
     """
 
     entries: tuple[Entry, ...]
     first: OnnxPackage
-    packages: Mapping[str, OnnxPackage]
+    subjects: Mapping[str, Subject]
     fixings: tuple[Fixing, ...]
+
+    @property
+    def packages(self) -> dict[str, OnnxPackage]:
+        """The packages that are measured, by name: no engines."""
+        return {name: one.package for name, one in self.subjects.items() if one.has_gates}
+
+    def is_of_another_checkpoint(self, original: Original) -> bool:
+        """Tell whether an original is known not to be what the first package was made from."""
+        made_of = self.first.manifest.checkpoint_sha256
+        return None not in (made_of, original.sha256) and made_of != original.sha256
 
 
 @dataclass(frozen=True)
@@ -80,15 +88,28 @@ class Organizer:
         """
         if not roots:
             raise ConfigError("there is no package to measure, expected at least one directory.")
-        first = _first(Path(roots[0]), package, self.kernels)
-        packages = {str(one): OnnxPackage.open(one) for one in roots if not is_engine_dir(one)}
+        subject = read_subject(
+            Path(roots[0]), None if package is None else Path(package), self.kernels
+        )
+        first = _inputs_package(subject)
+        others = {str(one): self._other_subject(Path(one), first) for one in roots[1:]}
         entries = [self._of_directory(Path(one), is_baseline=False) for one in roots]
         self._check_baselines(baselines, Path(roots[0]))
         fixings = {one: found for one in baselines if (found := fixing(first, str(one)))}
         possible = [one for one in baselines if one not in fixings or not fixings[one].why_not]
         entries += [self._baseline(first, one, fixings.get(one)) for one in possible]
         _check_names([one.name for one in entries])
-        return LineUp(tuple(entries), first, packages, tuple(fixings.values()))
+        subjects = {str(roots[0]): subject, **others}
+        return LineUp(tuple(entries), first, subjects, tuple(fixings.values()))
+
+    def _other_subject(self, root: Path, first: OnnxPackage) -> Subject:
+        """Read one of the others. Of an engine no more is known than what the first package says:
+        it takes the same inputs."""
+        if not is_engine_dir(root):
+            return Subject(root, OnnxPackage.open(root), self.kernels)
+        engine = read_engine_dir(root)
+        manifest = replace(first.manifest, precision=engine.precision)
+        return Subject(root, replace(first, manifest=manifest), self.kernels, engine)
 
     def _baseline(self, package: OnnxPackage, named: Path | str, fixing: Fixing | None) -> Entry:
         if fixing is not None:
@@ -179,18 +200,14 @@ class Organizer:
         return Entry(PLAIN, True, load)
 
     def _check_baselines(self, baselines: Sequence[Path | str], first: Path) -> None:
-        of_package = [
-            one
-            for one in baselines
-            if one in _OF_THE_PACKAGE or str(one).partition(":")[0] == FIXED
-        ]
+        of_package = [one for one in baselines if is_the_package(str(one))]
         if of_package and is_engine_dir(first):
             raise ConfigError(
                 f"the baseline '{of_package[0]}' is a package run in another way, but the first"
                 f" one, {first}, is an engine.",
                 hint="Build another engine to compare with, or name a package.",
             )
-        wanting = [one for one in baselines if one in _OF_THE_ORIGINAL]
+        wanting = [one for one in baselines if is_the_original(str(one))]
         if wanting and self.original is None:
             raise ConfigError(
                 f"the baseline '{wanting[0]}' is the original model, which is not given.",
@@ -204,9 +221,18 @@ class Organizer:
             )
 
 
-def _first(root: Path, package: Path | str | None, kernels: Kernels) -> OnnxPackage:
+def is_the_package(baseline: str) -> bool:
+    """Tell whether a baseline is the first package, run in another way."""
+    return baseline in (DENSE, FUNCTIONS) or baseline.partition(":")[0] == FIXED
+
+
+def is_the_original(baseline: str) -> bool:
+    """Tell whether a baseline is the original model."""
+    return baseline in (EAGER, PLAIN)
+
+
+def _inputs_package(subject: Subject) -> OnnxPackage:
     """Return the package that says which inputs there are."""
-    subject = read_subject(root, None if package is None else Path(package), kernels)
     if subject.engine is None:
         return subject.package
     fitting = tuple(one for one in subject.package.vectors if subject.engine.fits(one.sizes))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from moh_deploy.chooser.machine import Machine
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.bench_entries import LineUp, Organizer
+from moh_deploy.jobs.bench_faults import FaultFinder
 from moh_deploy.npz import Array, write_npz
 from moh_deploy.progress import Progress
 from moh_deploy.report.bench import BenchReport, PackageWork
@@ -36,6 +37,7 @@ class BenchRun:
         measure: What times contestants.
         measure_fresh: What runs one in a process of its own.
         progress: What to report steps to.
+        judged: Something may fail, a gate or a baseline file: what is measured has to be right.
     """
 
     line_up: LineUp
@@ -43,6 +45,7 @@ class BenchRun:
     measure: MeasureRuns
     measure_fresh: MeasureFresh
     progress: Progress
+    judged: bool
 
     def report(
         self,
@@ -59,10 +62,14 @@ class BenchRun:
             BackendError: A runtime failed.
         """
         first = self.line_up.first.manifest
+        faults = {}
+        if self.judged:
+            with self.progress.step("comparing with the recorded runs"):
+                faults = self._finder.in_recorded_runs()
         with ExitStack() as stack:
             with self.progress.step("loading the models"):
                 loaded = {one.name: one.load(sets, stack) for one in self.line_up.entries}
-            rounds = [self._round(one, loaded) for one in sets]
+            rounds = [self._round(one, loaded, faults) for one in sets]
         results = [each.measured for each in rounds]
         kernels = next(iter(loaded.values())).kernel_use
         assert kernels is not None
@@ -85,15 +92,23 @@ class BenchRun:
 
     def _notes(self) -> Iterator[str]:
         """Yield what a reader should know of who takes part."""
-        root, made_of = self.line_up.first.root, self.line_up.first.manifest.checkpoint_sha256
-        original = self.organizer.original
-        if original and original.sha256 and made_of and made_of != original.sha256:
+        root, original = self.line_up.first.root, self.organizer.original
+        if original and self.line_up.is_of_another_checkpoint(original):
             yield f"the original is of another checkpoint than {root} was made from"
 
-    def _round(self, one: InputSet, loaded: Mapping[str, Contestant]) -> _Round:
+    @property
+    def _finder(self) -> FaultFinder:
+        return FaultFinder(self.line_up, self.organizer.original)
+
+    def _round(
+        self, one: InputSet, loaded: Mapping[str, Contestant], faults: Mapping[str, str]
+    ) -> _Round:
         with self.progress.step(f"comparing outputs at {sizes_text(one.sizes)}"):
-            reference = self._reference(one, loaded)
-            agreements = _agreements(one, loaded, reference)
+            outputs = {name: other.outputs(one) for name, other in loaded.items()}
+            reference = self._reference(one, outputs)
+            agreements = _agreements(one, loaded, reference, outputs)
+            if self.judged:
+                faults = {**self._finder.in_timed_run(one, outputs, agreements), **faults}
         calls = {name: contestant.bound(one) for name, contestant in loaded.items()}
         with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
             times = self.measure(calls)
@@ -114,26 +129,28 @@ class BenchRun:
                 fresh=fresh[name],
                 ratios={other: _ratio(times, name, other) for other in baselines if other != name},
                 agreement=agreements.get(name),
+                fault=faults.get(name),
             )
 
         found = [measured(entry) for entry in self.line_up.entries]
         overheads = [self._routing(one, found[0], times) for one in self.line_up.fixings]
-        return _Round(found, overheads, tuple(_nan_notes(one, found[0].contestant, reference)))
+        notes = () if self.judged else _nan_notes(one, found[0].contestant, reference)
+        return _Round(found, overheads, tuple(notes))
 
-    def _reference(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, Array]:
+    def _reference(self, one: InputSet, outputs: Mapping[str, Sequence[Array]]) -> dict[str, Array]:
         """Return the outputs of the first package.
 
         Raises:
             ConfigError: They are empty.
         """
         names = [spec.name for spec in self.line_up.first.manifest.outputs]
-        outputs = next(iter(loaded.values())).outputs(one)
-        if not any(output.size for output in outputs):
+        first = next(iter(outputs.values()))
+        if not any(output.size for output in first):
             raise ConfigError(
                 f"every output is empty on {_words(one)}: there is nothing to time.",
                 hint="Give inputs that hold samples, or sizes above 0.",
             )
-        return dict(zip(names, outputs, strict=True))
+        return dict(zip(names, first, strict=True))
 
     def _fresh_runs(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, FreshRun]:
         inputs = self.organizer.scratch / "inputs.npz"
@@ -167,12 +184,15 @@ class BenchRun:
 
 
 def _agreements(
-    one: InputSet, loaded: Mapping[str, Contestant], reference: Mapping[str, Array]
+    one: InputSet,
+    loaded: Mapping[str, Contestant],
+    reference: Mapping[str, Array],
+    outputs: Mapping[str, Sequence[Array]],
 ) -> dict[str, Agreement]:
     (_, first), *others = loaded.items()
     return {
         name: agreement(
-            other.outputs(one),
+            outputs[name],
             reference,
             {*first.precisions, *other.precisions},
             inputs=_words(one),
@@ -185,8 +205,8 @@ def _nan_notes(one: InputSet, name: str, outputs: Mapping[str, Array]) -> Iterat
     found = [f"'{output}'" for output, array in outputs.items() if (array != array).any()]
     if found:
         yield (
-            f"{', '.join(found)} of {name} on {_words(one)} hold NaN, which no gate judges:"
-            " `moh-deploy verify` does"
+            f"{', '.join(found)} of {name} on {_words(one)} hold NaN: no gate would pass, and"
+            " `moh-deploy verify` says more"
         )
 
 

@@ -87,18 +87,24 @@ class BenchReport:
     def passed(self) -> bool | None:
         """Whether every gate was measured and holds, and nothing is worse than in the baseline
         file; None without either."""
-        if not self.gates and self.ratchet is None:
-            return None
-        return self.failure is None
+        if self.failure is not None:
+            return False
+        return None if not self.gates and self.ratchet is None else True
 
     @property
     def failure(self) -> ValidationError | None:
-        """The error that names the first gate that did not pass, or what is worse than it was."""
+        """The error that names the first gate that did not pass, or else what is computed wrongly,
+        or what is worse than it was."""
         failed = [one for one in self.gates if not one.passed]
-        if not failed:
-            return None if self.ratchet is None else self.ratchet.failure
-        more = f" ({len(failed) - 1} more did not pass)" if len(failed) > 1 else ""
-        return ValidationError(f"{gate_text(failed[0])}{more}")
+        if failed:
+            more = f" ({len(failed) - 1} more did not pass)" if len(failed) > 1 else ""
+            return ValidationError(f"{gate_text(failed[0])}{more}")
+        wrong = next((one for one in self.results if one.fault is not None), None)
+        if wrong is not None:
+            return ValidationError(
+                f"{wrong.contestant} is not what the baseline file is of: {wrong.fault}"
+            )
+        return None if self.ratchet is None else self.ratchet.failure
 
     def raise_if_failed(self) -> None:
         """Raise ValidationError if a gate did not pass."""
@@ -223,6 +229,7 @@ def _result_json(one: Measured) -> dict[str, object]:
         "throughput": one.throughput,
         **asdict(one.fresh),
         "agreement": None if one.agreement is None else asdict(one.agreement),
+        "fault": one.fault,
         "ratios": {name: asdict(found) for name, found in one.ratios.items()},
     }
 

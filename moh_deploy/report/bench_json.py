@@ -53,6 +53,7 @@ class ResultJson(_Object):
     first_run_ms: float | None
     peak_memory_bytes: Count | None
     agreement: AgreementJson | None
+    fault: str | None
     ratios: dict[str, IntervalJson]
 
 

@@ -59,6 +59,12 @@ class BenchGate:
         unit = 1.0 if self.other is None else metric.read(others[self.other])
         limit = None if unit is None else self.factor * unit
         known = value is not None and limit is not None
+        reason = self._reason(value, limit) if known else metric.why_missing  # type: ignore[arg-type]
+        holds = known and _COMPARISONS[self.comparison](value, limit)  # type: ignore[arg-type]
+        faults = [measured.fault]
+        if self.other is not None and others[self.other].fault is not None:
+            faults.append(f"{self.other} is no measure: {others[self.other].fault}")
+        wrong = next(filter(None, faults), None)
         return GateResult(
             gate=self.text,
             contestant=measured.contestant,
@@ -66,8 +72,8 @@ class BenchGate:
             sizes=measured.sizes,
             measured=value,
             limit=limit,
-            passed=known and _COMPARISONS[self.comparison](value, limit),  # type: ignore[arg-type]
-            reason=self._reason(value, limit) if known else metric.why_missing,  # type: ignore[arg-type]
+            passed=holds and wrong is None,
+            reason=reason if wrong is None else f"{reason}, but {wrong}",
         )
 
     def _reason(self, value: float, limit: float) -> str:
@@ -90,7 +96,7 @@ class GateResult:
         sizes: At these sizes.
         measured: What was measured, in ms, bytes, samples a second or cores; None if it was not.
         limit: What it was compared with; None if that was not measured.
-        passed: Both were measured, and it holds.
+        passed: Both were measured, it holds, and neither contestant computes anything wrong.
         reason: The numbers in words, or why there are none.
     """
 

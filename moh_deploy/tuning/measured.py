@@ -26,6 +26,7 @@ class Measured:
         fresh: Of a process of its own.
         ratios: Name of each baseline to this contestant's time over its, run by run.
         agreement: Whether it computes what the first package does; None for that one.
+        fault: What it computes wrongly, half a sentence; None if nothing was found, or looked for.
     """
 
     contestant: str
@@ -37,6 +38,7 @@ class Measured:
     fresh: FreshRun
     ratios: Mapping[str, Ratio]
     agreement: Agreement | None = None
+    fault: str | None = None
 
     @property
     def throughput(self) -> float:

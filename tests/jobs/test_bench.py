@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -230,13 +231,49 @@ def test_files_of_inputs_are_measured_one_after_the_other(package: OnnxPackage, 
         measured(package, inputs=files, batch=[2])
 
 
-def test_nan_is_said_since_gates_do_not_see_it(package: OnnxPackage, tmp_path: Path):
+def test_nan_passes_no_gate_and_is_said_without_one(package: OnnxPackage, tmp_path: Path):
     write_npz(tmp_path / "in.npz", {"x": np.full((1, 3, 8), np.nan, np.float32)})
-    report = measured(package, inputs=[tmp_path / "in.npz"], gates=["p50 < 1 s"])
-    assert report.passed is True
-    (note,) = report.notes
-    assert "(batch=1, seq=3) hold NaN, which no gate judges" in note
+    inputs = [tmp_path / "in.npz"]
+    report = measured(package, inputs=inputs, gates=["p50 < 1 s"])
+    assert report.passed is False
+    assert "asked for < 1000 ms, but its outputs on" in str(report.failure)
+    assert report.notes == ()
+    alone = measured(package, inputs=inputs)
+    assert (alone.passed, alone.failure) == (None, None)
+    (note,) = alone.notes
+    assert "(batch=1, seq=3) hold NaN: no gate would pass" in note
     assert not measured(package).notes
+
+
+def test_package_that_is_not_equal_to_its_recorded_runs_passes_no_gate(tmp_path: Path):
+    right = write_package(tmp_path / "right")
+    wrong = write_package(tmp_path / "wrong", scale=2.0)
+    report = moh_deploy.bench(
+        [right.root, wrong.root],
+        batch=[5],
+        gates=["p50 < 1 s"],
+        measure=Meter(),
+        measure_fresh=Fresh(),
+    )
+    assert [one.passed for one in report.gates] == [True, False]
+    assert "wrong on random inputs at batch=5, seq=3: p50 is 4 ms" in str(report.failure)
+    assert "vectors recorded from the original model it is not equal" in str(report.failure)
+    assert moh_deploy.bench(wrong.root, measure=Meter(), measure_fresh=Fresh()).failure is None
+
+
+def test_baseline_of_other_weights_is_said_and_no_fault(package: OnnxPackage, tmp_path: Path):
+    other = write_package(tmp_path / "other")
+    report = measured(package, baselines=[other.root], gates=["p50 <= baseline"])
+    assert report.passed is True
+    assert any("its speed is that of another computation" in one for one in report.findings())
+
+
+def test_baseline_of_nan_is_no_measure(package: OnnxPackage, tmp_path: Path):
+    other = write_package(tmp_path / "other", scale=math.nan)
+    gates = ["p50 <= baseline", "p50 < 1 s"]
+    report = measured(package, baselines=[other.root], gates=gates)
+    assert [one.passed for one in report.gates] == [False, True]
+    assert f"but {other.root} is no measure: its outputs on recorded" in str(report.failure)
 
 
 def test_inputs_that_do_not_fit_are_refused(package: OnnxPackage, tmp_path: Path):
