@@ -10,11 +10,12 @@ from pathlib import Path
 from moh_deploy.atomic import StagedDirectory, staged_file
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.jobs.bench_entries import Organizer
+from moh_deploy.jobs.bench_entries import Organizer, is_the_original, is_the_package
 from moh_deploy.jobs.bench_run import BenchRun
 from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.ratchet.bench_figures import bench_figures, machine_of, require_one_package
+from moh_deploy.ratchet.path_keys import path_key
 from moh_deploy.ratchet.ratchet import Ratchet
 from moh_deploy.report.bench import BenchReport
 from moh_deploy.tuning.bench_gates import parse_gate
@@ -23,6 +24,7 @@ from moh_deploy.tuning.inputs import InputSet, input_sets
 from moh_deploy.tuning.latency import MeasureRuns, runs_timer
 from moh_deploy.tuning.original import Original
 from moh_deploy.tuning.sized_inputs import batch_dim, sized_inputs
+from moh_deploy.validate.samples import npz_files
 
 DEFAULT_SECONDS, DEFAULT_WARMUP, _MOST_SECONDS = 5.0, 0.5, 3600
 
@@ -112,12 +114,22 @@ def bench(
         )
         report = job.report(sets, asked, min_time=min_time, warmup=warmup)
     if ratchet is not None and report.failure is None:
-        judged = ratchet.judge(bench_figures(report), machine=machine_of(report))
+        figures = bench_figures(report, _path_keys(against, inputs, ratchet.path))
+        judged = ratchet.judge(figures, machine=machine_of(report))
         report = replace(report, ratchet=judged)
     if output is not None:
         with staged_file(output) as partial:
             partial.write_text(report.to_markdown(), encoding="utf-8")
     return report
+
+
+def _path_keys(
+    baselines: Sequence[str], inputs: Sequence[Path | str], file: Path
+) -> dict[str, str]:
+    """Return what a baseline file calls baselines and files of inputs, those that are paths."""
+    packages = [one for one in baselines if not is_the_package(one) and not is_the_original(one)]
+    paths = [*packages, *map(str, npz_files([Path(one) for one in inputs]))]
+    return {one: path_key(one, file) for one in paths}
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, list[int]]:

@@ -134,7 +134,7 @@ def verify(
         )
     if ratchet is None or not report.equal:
         return report
-    return replace(report, ratchet=ratchet.judge(parity_figures(report)))
+    return replace(report, ratchet=ratchet.judge(parity_figures(report, ratchet.path)))
 
 
 def _check_vectors(vectors: int | None, inputs: Sequence[Path | str]) -> None:

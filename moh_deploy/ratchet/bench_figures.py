@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.ratchet.figures import Figure
@@ -11,11 +12,16 @@ from moh_deploy.report.choices import sizes_text
 from moh_deploy.tuning.measured import Measured
 
 
-def bench_figures(report: BenchReport) -> tuple[Figure, ...]:
-    """Return what the package has reached."""
-    work = [figure for one in report.work for figure in _of_work(one, report.threads)]
+def bench_figures(report: BenchReport, called: Mapping[str, str]) -> tuple[Figure, ...]:
+    """Return what the package has reached.
+
+    Args:
+        called: Baselines and inputs that are paths, to what the baseline file calls them.
+    """
+    naming = _Naming(called, report.threads)
+    work = [figure for one in report.work for figure in naming.of_work(one)]
     measured = [one for one in report.results if not one.is_baseline]
-    return (*work, *(figure for one in measured for figure in _of_times(one, report.threads)))
+    return (*work, *(figure for one in measured for figure in naming.of_times(one)))
 
 
 def machine_of(report: BenchReport) -> str:
@@ -47,23 +53,29 @@ def require_one_package(names: Mapping[str, bool]) -> None:
         )
 
 
-def _of_times(one: Measured, threads: int | None) -> Iterator[Figure]:
-    group = _group(one.inputs, one.sizes, threads)
-    for name, found in one.ratios.items():
-        yield Figure(f"{group}, beside {name}", "ratio", found.value, found.low, found.high)
-    yield Figure.exact(group, "p50_ms", one.latency.p50_ms)
-    if one.fresh.peak_memory_bytes is not None:
-        yield Figure.exact(group, "peak_memory_bytes", one.fresh.peak_memory_bytes)
+@dataclass(frozen=True)
+class _Naming:
+    """What figures are of, in words that are the same from run to run."""
 
+    called: Mapping[str, str]
+    threads: int | None
 
-def _of_work(work: PackageWork, threads: int | None) -> Iterator[Figure]:
-    dense = sum(layer.rows_dense for layer in work.layers)
-    computed = sum(layer.rows_computed for layer in work.layers)
-    if dense:
-        group = _group(work.inputs, work.sizes, threads)
-        yield Figure.exact(group, "computed_share", computed / dense)
+    def of_times(self, one: Measured) -> Iterator[Figure]:
+        group = self._group(one.inputs, one.sizes)
+        for name, found in one.ratios.items():
+            beside = f"{group}, beside {self.called.get(name, name)}"
+            yield Figure(beside, "ratio", found.value, found.low, found.high)
+        yield Figure.exact(group, "p50_ms", one.latency.p50_ms)
+        if one.fresh.peak_memory_bytes is not None:
+            yield Figure.exact(group, "peak_memory_bytes", one.fresh.peak_memory_bytes)
 
+    def of_work(self, work: PackageWork) -> Iterator[Figure]:
+        dense = sum(layer.rows_dense for layer in work.layers)
+        computed = sum(layer.rows_computed for layer in work.layers)
+        if dense:
+            group = self._group(work.inputs, work.sizes)
+            yield Figure.exact(group, "computed_share", computed / dense)
 
-def _group(inputs: str, sizes: Mapping[str, int], threads: int | None) -> str:
-    on = "" if threads is None else f", threads={threads}"
-    return f"{inputs} inputs at {sizes_text(dict(sizes))}{on}"
+    def _group(self, inputs: str, sizes: Mapping[str, int]) -> str:
+        on = "" if self.threads is None else f", threads={self.threads}"
+        return f"{self.called.get(inputs, inputs)} inputs at {sizes_text(dict(sizes))}{on}"

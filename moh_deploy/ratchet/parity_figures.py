@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.ratchet.figures import Figure
+from moh_deploy.ratchet.path_keys import reference_key
 from moh_deploy.ratchet.ratchet import WHOLE
 from moh_deploy.validate.accuracy import MetricParity
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
@@ -15,14 +17,16 @@ _ROUNDING = 0.01
 """Of the tolerance: an error that was next to none may be so much."""
 
 
-def parity_figures(report: ParityReport) -> tuple[Figure, ...]:
-    """Return what a comparison in which all is equal has reached."""
+def parity_figures(report: ParityReport, file: Path) -> tuple[Figure, ...]:
+    """Return what a comparison in which all is equal has reached, as a baseline file calls it."""
     parts = report.comparisons
     references = dict.fromkeys(one.reference for one in parts)
     compared = [
         figure
         for reference in references
-        for figure in _against(reference, [one for one in parts if one.reference == reference])
+        for figure in _against(
+            reference_key(reference, file), [one for one in parts if one.reference == reference]
+        )
     ]
     return (*compared, *(figure for run in report.layer_runs for figure in _of_run(run)))
 

@@ -97,3 +97,27 @@ def test_missing_file_ends_with_2_before_anything_runs(cli: Cli, package: Path, 
     failed = cli("verify", package, "--baseline-file", tmp_path / "none.json")
     assert failed.exit_code == 2
     assert "hint: --update-baseline writes it" in failed.err
+
+
+def test_paths_may_be_written_in_any_way(
+    cli: Cli, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    other = write_package(tmp_path / "other").root
+    write_npz(tmp_path / "in.npz", vectors().inputs)
+    write_npz(tmp_path / "expected.npz", {**vectors().inputs, **vectors().outputs})
+    file = tmp_path / "baseline.json"
+    shared = ("--baseline-file", file, "--inputs")
+    calls = (
+        ("verify", package, *shared, tmp_path / "in.npz", "--against", other),
+        ("verify", package, *shared, tmp_path / "in.npz", "--against", other / "model.onnx"),
+        ("verify", package, *shared, tmp_path / "expected.npz"),
+        ("bench", package, *BENCH, *shared, tmp_path / "in.npz", "--baseline", other),
+    )
+    monkeypatch.chdir(tmp_path)
+    for call in calls:
+        file.unlink(missing_ok=True)
+        relative = [str(one).removeprefix(f"{tmp_path}/") for one in call]
+        assert cli(*call, "--update-baseline").exit_code == 0
+        found = cli(*relative, "--json").json["ratchet"]["entries"]
+        assert {one["outcome"] for one in found} <= {"held", "better", "worse"}
+        assert str(tmp_path) not in file.read_text()

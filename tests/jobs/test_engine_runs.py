@@ -241,3 +241,7 @@ def test_bench_times_an_engine_beside_another_and_its_package(fakes: Fakes, tmp_
     assert on_cpu["agreement"]["reason"] is None
     assert content["runtime"].startswith("TensorRT 10.9.0.34 on a GPU, ONNX Runtime ")
     assert content["work"] == []
+    judged = _command("bench", right, wrong, "--package", package.root, *BENCH, "--gate", "p50<9s")
+    assert judged.returncode == 1, judged.stderr
+    assert [one["passed"] for one in json.loads(judged.stdout)["gates"]] == [True, False]
+    assert "sizes that the engine was built for it is not equal" in judged.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.ratchet.parity_figures import parity_figures
@@ -17,11 +18,12 @@ LAYERS = (
     LayerParity("a", "0", 24, 24, 0, 0, 1e-6, 1e-4, agreement=1.0),
     LayerParity("a", "1", 20, 20, 0, 2, 1e-6, 1e-4, agreement=0.9),
 )
+FILE = Path("baseline.json")
 REPORT = ParityReport(RECORDED, 2, OUTPUTS, LAYERS, True, 0, 1, (), NO_KERNELS)
 
 
 def values(report: ParityReport) -> dict[str, float]:
-    return {f"{one.group}: {one.name}": one.value for one in parity_figures(report)}
+    return {f"{one.group}: {one.name}": one.value for one in parity_figures(report, FILE)}
 
 
 def test_worst_and_sums_over_vector_sets():
@@ -36,7 +38,7 @@ def test_worst_and_sums_over_vector_sets():
 
 
 def test_error_has_the_grain_of_its_tolerance():
-    (error,) = [one for one in parity_figures(REPORT) if one.name == "max_abs_error"]
+    (error,) = [one for one in parity_figures(REPORT, FILE) if one.name == "max_abs_error"]
     assert error.grain == 1e-5
 
 
