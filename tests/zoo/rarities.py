@@ -47,12 +47,12 @@ RARE = (
     rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
     rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
     rare("filled_afterwards", unusual.FilledAfterwards, CUSTOM),
+    rare("projected_first", unusual.ProjectedFirst, TOP_2),
 )
 
 # Exported correctly, but not recognised as they should be: the layer is not counted, its attention
 # is not replaced, or its router is called custom. `expected` is what would be right.
 MISSED = (
-    rare("projected_first", unusual.ProjectedFirst, TOP_2),
     rare("mask_by_product", unusual_cores.OldMasking, TOP_2),
     rare("talking_heads", unusual_cores.TalkingHeads, UNREPLACED),
     rare("linear_attention", unusual_cores.Linearized, UNREPLACED),

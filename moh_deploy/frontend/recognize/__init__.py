@@ -35,6 +35,8 @@ def recognize(program: ExportedProgram) -> list[MoHLayer]:
     tracker = Tracker(list(graph.nodes), dynamic, Constants(program))
     tracked = tracker.run()
     return [
-        with_token_axes(layer) if JOINT_SOFTMAX in layer.core.obstacles else layer
+        with_token_axes(layer)
+        if JOINT_SOFTMAX in layer.core.obstacles and layer.projection is None
+        else layer
         for layer in layers_of(tracker.products, tracked, dynamic)
     ]

@@ -10,7 +10,6 @@ from moh_deploy.frontend.recognize.axes import (
     Dim,
     Layout,
     flat,
-    leaves,
     product,
     resolve,
 )
@@ -65,7 +64,7 @@ def layers_of(
         id(other)
         for layer in layers
         for other in layers
-        if other is not layer and _feeds(other.node, layer.node, tracked)
+        if other is not layer and other.node in _chain(layer.core, layer.node, tracked)
     }
     return [layer for layer in layers if id(layer) not in inner]
 
@@ -73,10 +72,10 @@ def layers_of(
 def _layer(
     found: GatedProduct, tracked: Mapping[Node, Tracked], dynamic: set[Node]
 ) -> MoHLayer | None:
-    core = found.attention.core
-    value_axes = leaves(core.value_axes)
-    heads = _head_axes(found.node, found.layout, value_axes, tracked)
-    if heads is None:
+    core, value_axes = found.attention.core, found.attention.value_axes
+    summed = _summed_with_gates(found)
+    heads = summed or _head_axes(found.node, found.layout, value_axes, tracked)
+    if heads is None or set(heads) & set(value_axes):
         return None
     peeled = [without_axes(factor, value_axes) for factor in found.attention.gates]
     gate = without_axes(found.gate, value_axes)
@@ -92,6 +91,7 @@ def _layer(
     return MoHLayer(
         path=".".join(_common_path(core.anchor, found.node)),
         node=found.node,
+        end=found.node,
         layout=resolve(found.layout),
         core=core,
         gates=tuple(factors),
@@ -107,6 +107,7 @@ def _layer(
             ),
             *_other_uses(core, found.node, tracked),
         ),
+        projection=found.attention.projection,
     )
 
 
@@ -149,6 +150,12 @@ def _constant_along(operand: Operand, axes: Dim) -> bool:
         found is not None and _constant_along(Operand(source, found), axes)
         for source, found in zip(sources, aligned, strict=True)
     )
+
+
+def _summed_with_gates(found: GatedProduct) -> Dim:
+    """The axes that are summed over as the gates are applied, if any are."""
+    kept = set(flat(found.layout))
+    return tuple(axis for axis in flat(found.attention.layout) if axis not in kept)
 
 
 def _head_axes(
@@ -196,18 +203,13 @@ def _projected_with(user: Node, source: Node, layout: Layout, value_axes: Dim) -
     return tuple(axis for axis in summed if axis not in value_axes) or None
 
 
-def _feeds(inner: Node, outer: Node, tracked: Mapping[Node, Tracked]) -> bool:
-    return inner in _chain(outer, tracked)
-
-
-def _chain(node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]:
-    """Tensors that carry attention from the softmax to `node`, both included."""
-    anchor = tracked[node].core.anchor
+def _chain(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]:
+    """Tensors that carry a core's attention from the softmax to `node`, both included."""
     chain, stack = {node}, [node]
     while stack:
         for source in stack.pop().all_input_nodes:
             state = tracked.get(source)
-            if state is not None and state.core.anchor is anchor and source not in chain:
+            if state is not None and state.core.anchor is core.anchor and source not in chain:
                 chain.add(source)
                 stack.append(source)
     return chain
@@ -215,7 +217,7 @@ def _chain(node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]:
 
 def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tuple[str, ...]:
     """Attention that is needed ungated elsewhere has to be computed anyway."""
-    chain = _chain(node, tracked)
+    chain = _chain(core, node, tracked)
     for member in chain - {node}:
         for user in member.users:
             if user.op == "output":

@@ -11,21 +11,40 @@ from moh_deploy.frontend.recognize.cores.core import Core, Operand
 
 
 @dataclass(frozen=True)
+class HeadProjection:
+    """A linear map of each head that stands between its attention and its gate.
+
+    Attributes:
+        attention: What is projected.
+        weight: Summed with it over the head dimension.
+        columns: The axes of the result that take the place of the head dimension.
+    """
+
+    attention: Operand
+    weight: Operand
+    columns: Dim
+
+
+@dataclass(frozen=True)
 class MoHLayer:
     """One attention whose heads are gated for each token.
 
     Attributes:
         path: Module path of the layer.
-        node: The node whose value is gates * attention.
-        layout: What the dimensions of that value mean.
+        node: The node whose value is gates * attention; with a `projection`, that of the projected
+            attention, which may be summed over the heads.
+        end: The last of the original operators that are replaced: `node`, or what reads it.
+        layout: What the dimensions of the node's value mean.
         core: The attention.
         gates: The factors of the gates; their product is the gate of a (token, head).
         batch, heads, tokens: The axes of the output besides the head dimension; heads major first.
         obstacles: Why the attention cannot become a MoHAttention; empty if it can.
+        projection: Of each head, before the gates; None where there is none.
     """
 
     path: str
     node: Node
+    end: Node
     layout: Layout
     core: Core
     gates: tuple[Operand, ...]
@@ -33,6 +52,7 @@ class MoHLayer:
     heads: Dim
     tokens: Dim
     obstacles: tuple[str, ...]
+    projection: HeadProjection | None = None
 
     @property
     def num_heads(self) -> Size:

@@ -28,6 +28,8 @@ from moh_deploy.frontend.recognize.cores.softmax import (
     key_axes_of,
 )
 from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, shape, tensor_inputs
+from moh_deploy.frontend.recognize.layer import HeadProjection
+from moh_deploy.frontend.recognize.projection import read_projection
 from moh_deploy.frontend.recognize.views import broadcast, forward, is_view, lacks
 
 _SPLITS = frozenset(
@@ -49,12 +51,20 @@ class Tracked:
             up yet, `output` after it.
         core: The core it comes from; for weights, the part of a core that is known by then.
         gates: Gates that were already applied, each with its layout.
+        projection: Of each head, behind the core; None where there is none.
     """
 
     layout: Layout
     stage: Literal["weights", "products", "output"]
     core: Core
     gates: tuple[Operand, ...] = ()
+    projection: HeadProjection | None = None
+
+    @property
+    def value_axes(self) -> Dim:
+        """The axes that only one head's output has."""
+        columns = self.core.value_axes if self.projection is None else self.projection.columns
+        return leaves(columns)
 
     def hindered(self, why: str) -> Tracked:
         obstacles = (*self.core.obstacles, why)
@@ -63,7 +73,11 @@ class Tracked:
 
 @dataclass(frozen=True)
 class GatedProduct:
-    """A node that multiplies attention with a gate for each (token, head)."""
+    """A node that multiplies attention with a gate for each (token, head).
+
+    Attributes:
+        layout: Of the node; it lacks the heads where these are summed over at once.
+    """
 
     node: Node
     attention: Tracked
@@ -123,6 +137,8 @@ class Tracker:
         product = contraction(node)
         if product is not None:
             return self._product(node, product, source, state)
+        if name == "linear":
+            return self._linear(node, source, state)
         if name in _ARITHMETIC:
             return self._arithmetic(node, source, state)
         if name in _PER_HEAD_NORMS and state.stage == "output":
@@ -179,6 +195,11 @@ class Tracker:
         partner = Operand(product.operands[1 - side], other)
         if state.stage == "weights" and product.summed:
             return self._values(node, state, partner, out)
+        if product.summed and state.stage == "output":
+            if state.projection is None:
+                return self._projected(source, state, partner, out)
+            self.products.append(GatedProduct(node, state, resolve(out), partner))
+            return None
         if product.summed or state.stage == "products":
             return None
         widens = set(flat(out)) > set(flat(state.layout))
@@ -188,16 +209,42 @@ class Tracker:
             return None
         return self._elementwise_product(node, state, partner, out)
 
+    def _linear(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
+        found = read_projection(node, lambda one: one not in self._dynamic)
+        if found is None or found.x is not source or state.stage != "output":
+            return None
+        weight, out = found.product.layouts(state.layout, 0)
+        result = self._projected(source, state, Operand(found.weight, weight), out)
+        if result is None or found.bias is None:
+            return result
+        return result.hindered("a bias is added to each head's projection before the gates")
+
+    def _projected(
+        self, source: Node, state: Tracked, weight: Operand, out: Layout
+    ) -> Tracked | None:
+        """Each head's output times weights: the head dimension is summed over, and nothing else."""
+        own = set(flat(state.layout))
+        summed, columns = own - set(flat(out)), tuple(a for a in flat(out) if a not in own)
+        if state.projection or state.gates or weight.node in self._dynamic or not columns:
+            return None
+        if summed != set(state.value_axes):
+            return None
+        projection = HeadProjection(Operand(source, state.layout), weight, columns)
+        return replace(state, layout=resolve(out), projection=projection)
+
     def _unsummed(self, node: Node, state: Tracked, value: Operand, out: Layout) -> Tracked:
         """Weights times values, before the sum over the keys."""
         core = replace(state.core, value=value, output=Operand(node, out))
         return replace(state, layout=resolve(out), stage="products", core=core)
 
     def _sum(self, node: Node, state: Tracked) -> Tracked | None:
-        """The sum of such products over the keys, written by hand."""
+        """The sum of such products over the keys, or of gated heads, written by hand."""
+        product, value = contraction(node), state.core.value
+        if state.stage == "output" and product is not None:
+            heads = [one for one in product.operands if one in self._tracked]
+            return self._product(node, product, heads[0], self._tracked[heads[0]])
         if state.stage != "products":
             return None
-        product, value = contraction(node), state.core.value
         if product is None or value.node not in product.operands:
             return None
         weights = product.operands[1 - product.operands.index(value.node)]
@@ -269,7 +316,7 @@ class Tracker:
 
     def _norm(self, node: Node, state: Tracked) -> Tracked | None:
         normalized = cast(list[object], argument(node, "normalized_shape"))
-        if len(normalized) != 1 or leaves(state.layout[-1]) != leaves(state.core.value_axes):
+        if len(normalized) != 1 or leaves(state.layout[-1]) != state.value_axes:
             return None
         return state.hindered(f"{node.target} stands between the attention and its gates")
 

@@ -42,6 +42,7 @@ from moh_deploy.frontend.recognize.views import history
 from moh_deploy.frontend.rewrite.aggregated import AggregatedRewriter
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.rewrite.gates_first import apply_gates_first
 from moh_deploy.frontend.rewrite.operands import gates_of
 from moh_deploy.frontend.rewrite.projections import (
     HeadAxes,
@@ -156,7 +157,7 @@ def _insert_attention(
     known: KnownValues,
     splitter: Splitter,
 ) -> Rewrite:
-    """Insert the op that can express the layer's attention.
+    """Insert the op that can express the layer's attention, and the projection of its heads.
 
     Raises:
         NotCoveredError, UnknownSizeError: If none can.
@@ -164,6 +165,24 @@ def _insert_attention(
     layer = found.layer
     if layer.outer_obstacles:
         raise NotCoveredError(layer.outer_obstacles[0])
+    if layer.projection is None:
+        return _insert_op(found, program, gates, builder, known, splitter)
+    moved, swap = apply_gates_first(layer, layer.projection, found.gates, builder)
+    inner = replace(found, layer=moved)
+    result = _insert_op(inner, program, gates, builder, known, splitter)
+    return replace(result, swaps=(*result.swaps, swap))
+
+
+def _insert_op(
+    found: Rewrite,
+    program: ExportedProgram,
+    gates: Node,
+    builder: GraphBuilder,
+    known: KnownValues,
+    splitter: Splitter,
+) -> Rewrite:
+    """Insert the op that can express the layer's attention; errors are those of its caller."""
+    layer = found.layer
     if JOINT_SOFTMAX in layer.core.obstacles:
         form = read_aggregated(layer, known)
         swaps = splitter.split([source.piece.node for source in form.sources])

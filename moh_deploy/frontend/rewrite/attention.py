@@ -92,7 +92,7 @@ class AttentionRewriter:
         return output, operands.replacement(output, form.output(packed), self._layer)
 
     def _reader(self, gates: Node) -> Reader:
-        scores, end = self._scores, self._layer.node
+        scores, end = self._scores, self._layer.end
         others = {gates, *(mask.operand.node for mask in scores.masks)}
         others |= {factor.operand.node for factor in scores.factors}
 

@@ -94,7 +94,7 @@ def project_query(
     if projection is None:
         return None
     # Neither keys, values, gates nor masks may be computed of the query.
-    readers = readers_up_to(node, layer.node, swaps)
+    readers = readers_up_to(node, layer.end, swaps)
     if readers is None or not readers.isdisjoint(others):
         return None
     layouts = LayoutBuilder(GraphBuilder(attention.graph, attention))

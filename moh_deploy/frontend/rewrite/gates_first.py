@@ -1,0 +1,77 @@
+"""Apply the gates of projected heads before their projection, where it is a gated attention.
+
+Where each head's output is projected on its own, its gate may come behind that:
+`gate * (attention @ weight)` is `(gate * attention) @ weight`, summed over the heads or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.axes import Layout, flat, resolve
+from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.recognize.graph import tensor
+from moh_deploy.frontend.recognize.layer import HeadProjection, MoHLayer
+from moh_deploy.frontend.recognize.not_covered import NotCoveredError
+from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, arranged
+from moh_deploy.frontend.rewrite.swap import Swap
+
+aten = torch.ops.aten
+
+
+def apply_gates_first(
+    layer: MoHLayer, projection: HeadProjection, gates: Node, builder: GraphBuilder
+) -> tuple[MoHLayer, Swap]:
+    """Insert the product of gates and attention, and its projection.
+
+    Args:
+        projection: Of the layer.
+        gates: [B, S, H].
+        builder: Inserts in front of the layer's node.
+
+    Returns:
+        The layer whose node is the product of gates and attention, and the projection that takes
+        over from the original one.
+
+    Raises:
+        NotCoveredError: If the projection differs between tokens.
+        UnknownSizeError: If the size of an axis cannot be expressed.
+    """
+    groups = (layer.batch, layer.tokens, layer.heads, layer.core.value_axes)
+    weight_axes = set(flat(projection.weight.layout))
+    if weight_axes & {*layer.batch, *layer.tokens}:
+        raise NotCoveredError("heads are projected by weights that differ between tokens")
+    attention = arranged(LayoutBuilder(builder), projection.attention, groups)
+    own_dtype = OperandBuilder(builder, tensor(attention).dtype).cast(gates)
+    spread = builder.call(aten.unsqueeze.default, own_dtype, -1)  # [B, S, H, 1]
+    gated = builder.call(aten.mul.Tensor, attention, spread)
+    moved = replace(layer, node=gated, layout=resolve(groups), projection=None)
+    behind = LayoutBuilder(GraphBuilder(layer.node.graph, layer.node.next))
+    return moved, Swap(
+        layer.node, _project(layer, projection, gated, behind), "gates applied first"
+    )
+
+
+def _project(
+    layer: MoHLayer, projection: HeadProjection, gated: Node, layouts: LayoutBuilder
+) -> Node:
+    """The projection of gated heads [B, S, H, D] in the layout of the original one."""
+    heads, inner, columns = layer.heads, layer.core.value_axes, projection.columns
+    weight_axes, out_axes = set(flat(projection.weight.layout)), set(flat(layer.layout))
+    of_head = bool(weight_axes & set(heads))
+    wanted: Layout = (heads, inner, columns) if of_head else (inner, columns)
+    weight = layouts.arrange(projection.weight, wanted)
+    summed = not set(heads) <= out_axes
+    equation = f"bshd,{'hdc' if of_head else 'dc'}->{'bsc' if summed else 'bshc'}"
+    product = layouts.builder.call(aten.einsum.default, equation, [gated, weight])
+    out: Layout = (layer.batch, layer.tokens, *([] if summed else [heads]), columns)
+    result = layouts.arrange(Operand(product, out), layer.layout)
+    result = OperandBuilder(layouts.builder, tensor(layer.node).dtype).cast(result)
+    if result is product:
+        return result
+    # Readers may have been traced as views, which need the memory order of what they read.
+    return layouts.builder.call(aten.clone.default, result, memory_format=torch.contiguous_format)
