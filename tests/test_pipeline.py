@@ -273,6 +273,25 @@ def test_size_on_the_other_side_of_a_branch_is_refused(tmp_path: Path):
         )
 
 
+class RowsOfPatches(nn.Module):
+    """Torch traces sizes as 2 or more: the rows of patches cannot be 1 in the trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.out(self.stem(x).flatten(2).transpose(1, 2))
+
+
+def test_size_one_that_the_trace_does_not_take_is_left_out_of_the_range(tmp_path: Path):
+    images, dynamic = noise(2, 3, 8, 6).numpy(), ("x:0=batch,2=2*h,3=2*w",)
+    export(seeded(RowsOfPatches)(), tmp_path / "package", inputs={"x": images}, dynamic=dynamic)
+    manifest = OnnxPackage.open(tmp_path / "package").manifest
+    assert manifest.dim_ranges == {"h": (2, None), "w": (2, None)}
+    assert manifest.proof.sizes[-1] == {"batch": 1, "h": 4, "w": 3}
+
+
 # Names.
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,17 +22,16 @@ from moh_deploy.frontend.original import (
     OriginalRun,
     one_thread_if_small,
     run_example,
-    run_original,
 )
 from moh_deploy.frontend.outputs import output_names
 from moh_deploy.frontend.plain_attention import prepare_plain_attention
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.record import Difference, LayerRecord, Recording
-from moh_deploy.frontend.recorded_run import input_text, record_run, recorded_vectors
+from moh_deploy.frontend.recorded_run import input_text, recorded_vectors, try_to_record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
-from moh_deploy.frontend.sizes import other_runs
+from moh_deploy.frontend.size_runs import record_sizes
 from moh_deploy.frontend.trace import dim_ranges, trace
 from moh_deploy.package import KeptOperators, LayerInfo, TensorInfo, VectorSet
 from moh_deploy.passes import (
@@ -105,8 +104,14 @@ def convert(
     with progress.step("recording the original model"), one_thread_if_small(model):
         example, flops = _run_example(model, inputs)
         thorough = flops <= _QUICK_FLOPS
-        runs = [example, *_runs_at_other_sizes(model, inputs, thorough=thorough)]
-        recordings = [record_run(program, rewrites, swaps, run, outputs) for run in runs]
+        sizes = record_sizes(
+            model,
+            inputs,
+            example,
+            lambda run: try_to_record(program, rewrites, swaps, run, outputs),
+            thorough=thorough,
+        )
+        runs, recordings = sizes.runs, sizes.recordings
         rewrites = [_checked(r, i, recordings) for i, r in enumerate(rewrites)]
         differences = [_differences(i, recordings) for i in range(len(swaps))]
         agreeing = [s for s, found in zip(swaps, differences, strict=True) if not found]
@@ -131,7 +136,7 @@ def convert(
         vectors=vectors,
         total_flops=flops,
         precision=_precision(program, example.outputs),
-        dim_ranges=ranges,
+        dim_ranges=_from_two_on(ranges, sizes.too_small),
     )
 
 
@@ -192,14 +197,15 @@ def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str
     return dtype_name(coarsest)
 
 
-def _runs_at_other_sizes(
-    model: LoadedModel, inputs: Sequence[ModelInput], *, thorough: bool
-) -> list[OriginalRun]:
-    def run(arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return run_original(model, arguments)
-
-    others = other_runs(inputs, run, thorough=thorough)
-    return [OriginalRun(resized, outputs) for resized, outputs in others]
+def _from_two_on(
+    ranges: Mapping[str, tuple[int, int | None]], too_small: Iterable[str]
+) -> dict[str, tuple[int, int | None]]:
+    """The ranges of dimensions, without size 1 of those that the trace does not take at it."""
+    limited = dict(ranges)
+    for name in too_small:
+        smallest, largest = ranges.get(name, (1, None))
+        limited[name] = (max(smallest, 2), largest)
+    return limited
 
 
 def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:

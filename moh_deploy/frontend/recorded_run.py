@@ -17,27 +17,6 @@ from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.package import VectorSet
 
 
-def record_run(
-    program: ExportedProgram,
-    rewrites: Sequence[Rewrite],
-    swaps: Sequence[Swap],
-    run: OriginalRun,
-    outputs: Sequence[str],
-) -> Recording:
-    """Run the traced program at the sizes of one run of the original, and check that they agree.
-
-    Raises:
-        ExportError: It does not run there, or computes something else.
-    """
-    found = try_to_record(program, rewrites, swaps, run, outputs)
-    if isinstance(found, DoesNotRun):
-        raise ExportError(
-            f"the traced program does not run where the original model does{run.at}: {found.why}.",
-            hint="The model fixes a size while it is traced, although the dimension is dynamic.",
-        )
-    return found
-
-
 @dataclass(frozen=True)
 class DoesNotRun:
     """The traced program does not run at the sizes of a run of the original.
@@ -49,6 +28,14 @@ class DoesNotRun:
     why: str
 
 
+def does_not_run(run: OriginalRun, found: DoesNotRun) -> ExportError:
+    """Return the error for sizes that the traced program ought to take."""
+    return ExportError(
+        f"the traced program does not run where the original model does{run.at}: {found.why}.",
+        hint="The model fixes a size while it is traced, although the dimension is dynamic.",
+    )
+
+
 def try_to_record(
     program: ExportedProgram,
     rewrites: Sequence[Rewrite],
@@ -56,7 +43,7 @@ def try_to_record(
     run: OriginalRun,
     outputs: Sequence[str],
 ) -> Recording | DoesNotRun:
-    """Do the same where the traced program may not run.
+    """Run the traced program at the sizes of one run of the original, and check that they agree.
 
     Raises:
         ExportError: It computes something else.

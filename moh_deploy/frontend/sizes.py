@@ -32,17 +32,18 @@ def other_runs(
     if not example:
         return
     if thorough:
-        yield from _changed_runs(inputs, run, example)
-    ones = _attempt(inputs, run, dict.fromkeys(example, 1))
+        yield from changed_runs(inputs, run, example)
+    ones = run_at(inputs, run, dict.fromkeys(example, 1))
     if not isinstance(ones, Exception):
         yield ones
     elif not thorough:
-        yield from _changed_runs(inputs, run, example)
+        yield from changed_runs(inputs, run, example)
 
 
-def _changed_runs(
+def changed_runs(
     inputs: Sequence[ModelInput], run: Run, example: Mapping[str, int]
 ) -> Iterator[tuple[tuple[ModelInput, ...], list[torch.Tensor]]]:
+    """Run the original model at changed sizes of all dimensions together, or of each alone."""
     together = [{name: how(size) for name, size in example.items()} for how in _CHANGES]
     try:
         yield _first_that_runs(inputs, run, together)
@@ -67,7 +68,7 @@ def _first_that_runs(
 ) -> tuple[tuple[ModelInput, ...], list[torch.Tensor]]:
     failures: list[str] = []
     for sizes in candidates:
-        result = _attempt(inputs, run, sizes)
+        result = run_at(inputs, run, sizes)
         if not isinstance(result, Exception):
             return result
         at = ", ".join(f"{name}={size}" for name, size in sizes.items())
@@ -81,9 +82,10 @@ def _first_that_runs(
     )
 
 
-def _attempt(
+def run_at(
     inputs: Sequence[ModelInput], run: Run, sizes: Mapping[str, int]
 ) -> tuple[tuple[ModelInput, ...], list[torch.Tensor]] | Exception:
+    """Run the original model at given sizes; return what it raises where it does not take them."""
     try:
         resized = resize_inputs(inputs, sizes)
         return resized, run([item.value for item in resized])
