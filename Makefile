@@ -21,6 +21,9 @@ SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages
 comma := ,
 # nvcc needs up to 2 GiB for a file.
 JOBS ?= $(shell nproc)
+# Each process imports torch and makes the packages that its tests share.
+TEST_JOBS ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --maxprocesses=8 --dist=loadfile
 TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)tensorrt)
 
 help:
@@ -39,10 +42,10 @@ demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
 	$(BIN)/python examples/digits/demo.py
 
 test: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-cuda: build-dependencies $(VENV)/.installed-test,tensorrt $(VENV)/.kernels
-	$(BIN)/python -m pytest tests/cuda $(PYTEST_ARGS)
+	$(PYTEST) tests/cuda $(PYTEST_ARGS)
 
 # Any Python with torch and numpy will do: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python
