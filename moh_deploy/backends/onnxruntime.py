@@ -38,6 +38,10 @@ T = TypeVar("T")
 
 _FATAL_ONLY = 4
 
+_WITHOUT_TRANSPOSE_FUSION = "optimization.disable_specified_optimizers", "MatmulTransposeFusion"
+"""ONNX Runtime 1.32 dies of it where float16 is transposed so that its first axis becomes the rows
+of a product with a matrix: tokens before samples, say."""
+
 
 @dataclass(frozen=True)
 class OrtRunner:
@@ -170,6 +174,8 @@ def open_session(
         placement = Placement(model.moh_nodes, Path(scratch))
         # Fused operators would skip the roundings that are emulated.
         options = _session_options(path.parent, threads, optimize and not model.emulated_dtype)
+        if model.has_float16:
+            options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
         placement.prepare(options)
         register(use, options)
         session = _create(model.content, options)

@@ -28,7 +28,8 @@ class PreparedModel(NamedTuple):
     """What to give to ONNX Runtime, the MoH nodes in it, and which of them belong to each layer.
 
     Nodes of domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has
-    the nodes that depend on sizes, and their rules; `emulated_dtype` is as in `KernelUse`.
+    the nodes that depend on sizes, and their rules; `has_float16` says that some compute in that;
+    `emulated_dtype` is as in `KernelUse`.
     """
 
     content: str | bytes
@@ -37,6 +38,7 @@ class PreparedModel(NamedTuple):
     switches: dict[str, str]
     routers: tuple[str | None, ...]
     layer_nodes: tuple[LayerNodes, ...]
+    has_float16: bool
     emulated_dtype: str | None
 
 
@@ -72,13 +74,16 @@ def prepare_model(
     switches = switch_rules(model.graph)
     if change is not None:
         change(model.graph)
+    has_float16 = computes_in(model, "float16")
     emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
     if emulated is not None:
         emulate(model, emulated)
     if extra_outputs or change is not None or emulated is not None:
         _add_outputs(model, extra_outputs)
         content = model.SerializeToString()
-    return PreparedModel(content, moh_nodes, dense_nodes, switches, routers, nodes, emulated)
+    return PreparedModel(
+        content, moh_nodes, dense_nodes, switches, routers, nodes, has_float16, emulated
+    )
 
 
 def _load_without_weights(path: Path) -> onnx.ModelProto:

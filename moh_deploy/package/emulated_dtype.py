@@ -37,7 +37,7 @@ _ELEMENT: Mapping[Dtype, int] = {
 def computes_in(model: onnx.ModelProto, dtype: Dtype) -> bool:
     """Tell whether an operator of the graph reads or makes this dtype."""
     element = _ELEMENT[dtype]
-    if not _mentions(model.graph, element):  # Inference takes time, and most models have none.
+    if not _mentions(model.graph, element):  # Most models do not, and inferring types takes time.
         return False
     types = _element_types(model)
     return any(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.child_process import child_environment
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from tests.handmade_package import model, vectors, write_package
 
@@ -178,3 +181,34 @@ def test_threads_and_optimisation_reach_the_session(
     open_session(path, optimize=False)
     level = ort.GraphOptimizationLevel
     assert seen == [(1, level.ORT_ENABLE_ALL), (0, level.ORT_DISABLE_ALL)]
+
+
+def test_float16_that_is_transposed_before_a_product_ends_no_process(tmp_path: Path):
+    """In a process of its own: ONNX Runtime dies of the optimisation that is left out."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.random((2, 3, 4), np.float32), rng.random((4, 5), np.float32)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["low"], to=TensorProto.FLOAT16),
+        helper.make_node("Transpose", ["low"], ["turned"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["turned", "weight"], ["product"]),
+        helper.make_node("Cast", ["product"], ["y"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "turned",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 2, 5])],
+        [numpy_helper.from_array(weight.astype(np.float16), "weight")],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    path = saved(tmp_path, helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    np.save(tmp_path / "x.npy", x)
+    run = (
+        "import sys, numpy, pathlib; from moh_deploy.backends.onnxruntime import open_session\n"
+        "folder = pathlib.Path(sys.argv[1]); x = numpy.load(folder / 'x.npy')\n"
+        "numpy.save(folder / 'y.npy', open_session(folder / 'model.onnx').run({'x': x})['y'])"
+    )
+    command = [sys.executable, "-c", run, str(path.parent)]
+    subprocess.run(command, check=True, env=child_environment())
+    expected = x.transpose(1, 0, 2).astype(np.float64) @ weight
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=5e-3)
