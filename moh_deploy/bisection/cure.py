@@ -20,6 +20,7 @@ from moh_deploy.bisection.places import ModelGraph, Place
 from moh_deploy.package import GateTypes, OnnxPackage
 from moh_deploy.passes.lower_again import EXACT, lower_again
 from moh_deploy.passes.lower_precision import LowType, largest_number
+from moh_deploy.passes.lower_precision.casts import IR_TYPES
 from moh_deploy.validate.noise_floor import STEPS
 
 Step = Callable[[str], AbstractContextManager[None]]
@@ -129,6 +130,11 @@ def find_cure(
     return Cure(tuple(kept), found.smallest, search.trials)
 
 
+def every_node(form: Float32Form, graph: ModelGraph) -> dict[str, str]:
+    """Return first outputs of all nodes that can be kept, as for a cure that needs all of them."""
+    return {one.place.value: one.reason for one in _ranked(form, graph, ())}
+
+
 Groups = Mapping[str, Sequence[KeptNode]]
 
 
@@ -160,10 +166,11 @@ class _Search:
 def _ranked(form: Float32Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[KeptNode]:
     """Return the nodes in lower precision that round, those likely to be needed first."""
     known = {one.place.value: one for one in errors}
+    rounding = _rounding(form)
     places = [
         graph.place(index)
         for index, node in enumerate(graph.nodes[: graph.own])
-        if node.output[0] in form.raised.low and node.op_type not in (*EXACT, "Cast")
+        if node.output[0] in rounding
     ]
     most = largest_number(form.low)
 
@@ -175,6 +182,33 @@ def _ranked(form: Float32Form, graph: ModelGraph, errors: Sequence[NodeError]) -
         KeptNode(place, _reason(known.get(place.value), form.low))
         for place in sorted(places, key=rank)
     ]
+
+
+def _rounding(form: Float32Form) -> set[str]:
+    """Return first outputs of the nodes in lower precision that round."""
+    return {
+        node.outputs[0].name or ""
+        for node in form.model.graph
+        if node.outputs[0].name in form.raised.low and _rounds(node, form)
+    }
+
+
+def _rounds(node: ir.Node, form: Float32Form) -> bool:
+    """What only moves numbers rounds if it reads an input, a weight, or a result in float32, which
+    is cast in front of it."""
+    if node.op_type == "Cast":
+        return False
+    floats = (one for one in node.inputs if one is not None and one.dtype == ir.DataType.FLOAT)
+    return node.op_type not in EXACT or not all(_is_low(one, form) for one in floats)
+
+
+def _is_low(value: ir.Value, form: Float32Form) -> bool:
+    """Tell whether a value of the float32 form is one of the lower precision, exactly."""
+    maker = value.producer()
+    if maker is None or maker.outputs[0].name not in form.raised.low:
+        return False
+    source = maker.inputs[0] if maker.op_type == "Cast" else None
+    return source is None or source.dtype in (ir.DataType.FLOAT, IR_TYPES[form.low])
 
 
 def _reason(error: NodeError | None, low: LowType) -> str:

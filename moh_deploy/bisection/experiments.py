@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -122,6 +122,10 @@ class Experiments:
         if _reasons(self.judge.judge(model)):
             return False
         return not self.adds_up or self.compare(model, self.samples).equal
+
+    def allowed(self, model: ForcedModel) -> bool:
+        """Whether a variant is within what the policy allows, whatever the target is."""
+        return not _reasons(replace(self.judge, target=None).judge(model))
 
     def sound(self, model: ForcedModel) -> bool:
         """Whether a variant is right as it is written, and as it is run if the package was not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from moh_deploy.bisection.divergence import (
@@ -21,8 +21,12 @@ from moh_deploy.bisection.node_difference import WeightedGraph, node_differences
 from moh_deploy.bisection.places import ModelGraph, Place, Reached
 from moh_deploy.bisection.suspects import suspects, wrong_values
 from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
 
-Cause = Literal["kernel", "optimisation", "precision", "graph"]
+Cause = Literal["kernel", "optimisation", "precision", "float32", "graph"]
+
+IN_GRAPH: tuple[Cause, ...] = ("float32", "graph")
+"""What no node in float32 makes right."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,9 @@ class Divergence:
 
     Attributes:
         cause: `kernel` of a MoH node; `optimisation` of the graph by the runtime; `precision`, what
-            is rounded to fewer bits; or the `graph` itself: nodes, attributes, weights.
+            is rounded to fewer bits; the `graph` itself: nodes, attributes, weights; or `float32`,
+            where the graph is off by more than the target and less than the policy allows: that may
+            be its rounding.
         against: What the inner values were compared with; None where there is nothing to compare
             them with.
         first: The first node whose result is off by more than rounding; None where no single one
@@ -100,8 +106,7 @@ def _in_runtime(runs: Experiments) -> Located:
     """The function bodies are right if they run as they are written."""
     kernels = runs.plain.run_as(runs.kernels, optimize=False)
     if runs.kernels == "off" or runs.right(kernels):
-        found = _suspected(runs.plain, runs.recorded_as_run)
-        return replace(found, divergence=replace(found.divergence, cause="optimisation"))
+        return _suspected(runs.plain, runs.recorded_as_run, "optimisation")
     recorded, against = runs.judge.judge(kernels), "the function bodies"
     bound = max(SAME_PRECISION, runs.policy.rule(runs.precision).least)
     return _compared(runs, kernels, runs.plain, recorded, "kernel", against, bound)
@@ -109,24 +114,36 @@ def _in_runtime(runs: Experiments) -> Located:
 
 def _in_graph(runs: Experiments) -> Located:
     recorded = runs.judge.judge(runs.unrounded)
+    within = runs.target is not None and runs.allowed(runs.unrounded)
+    cause: Cause = "float32" if within else "graph"
     if runs.reference is None:
-        return _suspected(runs.unrounded, recorded)
+        return _suspected(runs.unrounded, recorded, cause)
     believed = ForcedModel.of(runs.reference, runs.vectors)
     if not runs.right(believed):
-        raise ConfigError(
-            f"the reference {runs.reference.root} differs from the recorded runs of"
-            f" {runs.package.root} as well: it cannot tell where that is wrong.",
-            hint="Leave --reference out, or give a package that passes `moh-deploy verify`.",
-        )
+        raise _cannot_tell(runs, runs.reference, believed)
     against = str(runs.reference.root)
-    return _compared(runs, runs.unrounded, believed, recorded, "graph", against, SAME_PRECISION)
+    return _compared(runs, runs.unrounded, believed, recorded, cause, against, SAME_PRECISION)
 
 
-def _suspected(model: ForcedModel, recorded: Sequence[Recorded]) -> Located:
+def _cannot_tell(runs: Experiments, reference: OnnxPackage, believed: ForcedModel) -> ConfigError:
+    if runs.target is not None and runs.allowed(believed):
+        return ConfigError(
+            f"the reference {reference.root} is off by more than the target {runs.target:g} itself,"
+            " and by no more than `verify` allows: it cannot tell what is.",
+            hint="float32 rounds, too: raise --target, or leave --reference out.",
+        )
+    return ConfigError(
+        f"the reference {reference.root} differs from the recorded runs of"
+        f" {runs.package.root} as well: it cannot tell where that is wrong.",
+        hint="Leave --reference out, or give a package that passes `moh-deploy verify`.",
+    )
+
+
+def _suspected(model: ForcedModel, recorded: Sequence[Recorded], cause: Cause) -> Located:
     """Say which nodes may be wrong, with nothing to compare inner values with."""
     graph = graph_of(model)
     places = _own(graph, suspects(graph, recorded))
-    found = Divergence("graph", None, None, None, (), places, wrong_values(recorded))
+    found = Divergence(cause, None, None, None, (), places, wrong_values(recorded))
     return Located(found, (), {})
 
 
@@ -148,7 +165,7 @@ def _compared(
     matters = frozenset[int]().union(*(graph.before(one.value) for one in wrong))
     first = first_beyond(errors, bound, matters)
     step = None if first is not None else largest_step(errors, matters)
-    differences = _differences(tested, believed, first) if cause == "graph" else ()
+    differences = _differences(tested, believed, first) if cause in IN_GRAPH else ()
     places = _own(graph, suspects(graph, recorded))
     found = Divergence(cause, against, first, step, differences, places, wrong)
     return Located(found, tuple(errors[index] for index in sorted(errors)), values)

@@ -14,7 +14,7 @@ from moh_deploy.backends.runner import Kernels
 from moh_deploy.backends.trt.engine_reading import is_engine_dir
 from moh_deploy.bisection.experiments import Experiments
 from moh_deploy.bisection.float32_form import LOW, check_reference
-from moh_deploy.bisection.locate import locate
+from moh_deploy.bisection.locate import Cause, locate
 from moh_deploy.bisection.user_inputs import answered
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.precision import check_float32, lowered
@@ -125,7 +125,10 @@ def _bisect(
     with progress.step("finding where it diverges"):
         located = locate(runs)
     report = replace(
-        report, divergence=located.divergence, errors=located.errors, notes=_notes(runs)
+        report,
+        divergence=located.divergence,
+        errors=located.errors,
+        notes=_notes(runs, located.divergence.cause),
     )
     if runs.float32 is None:
         return report
@@ -134,8 +137,13 @@ def _bisect(
     return replace(report, repair=repair, why_no_repair=why_not)
 
 
-def _notes(runs: Experiments) -> tuple[str, ...]:
+def _notes(runs: Experiments, cause: Cause) -> tuple[str, ...]:
     notes = []
+    if cause in ("kernel", "optimisation") and runs.target is not None and runs.parity.equal:
+        notes.append(
+            "`verify` passes here: beside a target as small as this, rounding of float32 in another"
+            " order may be all that is wrong."
+        )
     if runs.parity.equal and runs.target is None and runs.precision == "float16":
         notes.append(
             "`verify` passes here: ONNX Runtime on the CPU computes runs of float16 operators in"

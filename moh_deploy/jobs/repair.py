@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from moh_deploy.bisection.cost import flops_share
-from moh_deploy.bisection.cure import Cure, Step, Trials, find_cure
+from moh_deploy.bisection.cure import Cure, Step, Trials, every_node, find_cure
 from moh_deploy.bisection.experiments import Experiments
 from moh_deploy.bisection.float32_form import Float32Form
 from moh_deploy.bisection.forced_model import ForcedModel
-from moh_deploy.bisection.locate import Located, graph_of
+from moh_deploy.bisection.locate import IN_GRAPH, Located, graph_of
 from moh_deploy.jobs.precision import proof_of, router_types
 from moh_deploy.package import (
     Float32Node,
@@ -27,11 +27,10 @@ from moh_deploy.report.bisect import Repair
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.samples import Sample, recorded_samples
 
-_WRONG_ITSELF = "In float32 it is wrong as well, so no choice of nodes makes it right."
-_NO_CURE = (
-    "With every node in float32 it is right as it is written, and wrong as ONNX Runtime runs it:"
-    " kernels or optimisations are wrong as well. Try --kernels off."
-)
+_NO_NODES = "so no choice of nodes makes it right."
+_WRONG_ITSELF = f"In float32 it is wrong as well, {_NO_NODES}"
+_ABOVE_TARGET = f"In float32 it is off by more than the target as well, {_NO_NODES}"
+_EVERY_NODE = "With every node in float32"
 _NO_REFERENCE = (
     "Its weights were taken as they are, rounded: if it was lowered from a package in float32, give"
     " that as --reference."
@@ -70,11 +69,12 @@ def look_for_repair(runs: Experiments, job: RepairJob) -> tuple[Repair | None, s
     form, cause = runs.float32, job.located.divergence.cause
     if form is None or cause in ("kernel", "optimisation"):
         return None, None
-    if cause == "graph":
-        return None, f"{_WRONG_ITSELF}{'' if runs.reference else f' {_NO_REFERENCE}'}"
+    if cause in IN_GRAPH:
+        why = _WRONG_ITSELF if cause == "graph" else _ABOVE_TARGET
+        return None, f"{why}{'' if runs.reference else f' {_NO_REFERENCE}'}"
     repair = _Repair(runs, form, job)
     cure = repair.cure()
-    return (None, _NO_CURE) if cure is None else (repair.write(cure), None)
+    return (None, repair.why_no_cure()) if cure is None else (repair.write(cure), None)
 
 
 @dataclass
@@ -96,6 +96,24 @@ class _Repair:
         self.trials = self._trials(lambda model: self.runs.sound(model) and self._verified(model))
         again = self._search()
         return None if again is None else replace(again, trials=found.trials + again.trials)
+
+    def why_no_cure(self) -> str:
+        """Say what is wrong with the last trial, that of every node in float32."""
+        runs, model = self.runs, self.trials.make(every_node(self.form, self.graph))
+        if not runs.right(model):
+            low = f"inputs, outputs and what only moves numbers are in {self.form.low}"
+            return f"{_EVERY_NODE} it is wrong as well: {low}."
+        if runs.target is not None and runs.allowed(runs.as_run(model)):
+            return (
+                f"{_EVERY_NODE} it is within the target as it is written. As ONNX Runtime runs it,"
+                " it is off by more, and by no more than `verify` allows: rounding of float32 alone"
+                " may be above the target."
+            )
+        return (
+            f"{_EVERY_NODE} it is right as it is written, and wrong as ONNX Runtime runs it:"
+            f" {'optimisations' if runs.kernels == 'off' else 'kernels or optimisations'} are wrong"
+            f" as well.{'' if runs.kernels == 'off' else ' Try --kernels off.'}"
+        )
 
     def write(self, cure: Cure) -> Repair:
         share = flops_share(self.graph, self.job.located.values, cure.keep)

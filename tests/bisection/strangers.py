@@ -50,6 +50,13 @@ class Outliers(Stack):
         second.down.bias.data[3] = -6000.0
 
 
+class Turned(Stack):
+    """What reads the input moves it, and computes nothing: tokens come before samples."""
+
+    def forward(self, x):
+        return super().forward(x.transpose(0, 1))
+
+
 class LargeLogits(nn.Module):
     """A pooling by softmax over logits in the thousands, of which the differences count."""
 

@@ -16,10 +16,12 @@ from onnx import numpy_helper
 
 import moh_deploy
 from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.backends.runner import Kernels
 from moh_deploy.bisection.cure import Cure, KeptNode
+from moh_deploy.bisection.experiments import Experiments
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.places import Place
-from moh_deploy.errors import ValidationError
+from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.jobs import repair as job
 from moh_deploy.npz import Array
 from moh_deploy.package import Float32Node, OnnxPackage, PackageWriter
@@ -201,6 +203,56 @@ def test_target_below_what_verify_allows_is_met(exported: Exported, tmp_path: Pa
     )
     assert report.repaired
     assert not moh_deploy.bisect(tmp_path / "out", target=0.7 * before).diverges
+
+
+def test_what_only_moves_an_input_rounds_it_too(exported: Exported, tmp_path: Path):
+    whole = exported("Turned")
+    half = write_unprotected(whole, tmp_path / "half", stays=lambda _: False)
+    report = moh_deploy.bisect(half.root, reference=whole.root, target=1e-5, max_runs=2)
+    assert report.why_no_repair is None
+    assert "model.Transpose" in nodes(report)
+
+
+def test_target_below_the_rounding_of_float32_accuses_nobody(exported: Exported, tmp_path: Path):
+    whole = exported("Stack")
+    half = write_unprotected(whole, tmp_path / "half")
+    report = moh_deploy.bisect(whole.root, target=1e-9)
+    assert report.divergence is not None
+    assert report.divergence.cause == "float32"
+    assert report.sentence.endswith("that may be rounding of float32, or the graph.")
+    alone = moh_deploy.bisect(half.root, target=1e-9)
+    assert alone.why_no_repair is not None
+    assert alone.why_no_repair.startswith("In float32 it is ")
+    with pytest.raises(ConfigError, match=r"off by more than the target 1e-09 itself, and by no"):
+        moh_deploy.bisect(half.root, target=1e-9, reference=whole.root)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "kernels", "why"),
+    [
+        (True, "auto", "rounding of float32 alone may be above the target."),
+        (False, "auto", "kernels or optimisations are wrong as well. Try --kernels off."),
+        (False, "off", "wrong as ONNX Runtime runs it: optimisations are wrong as well."),
+    ],
+)
+def test_why_no_nodes_are_enough_is_told_apart(
+    allowed: bool,
+    kernels: Kernels,
+    why: str,
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Right as it is written with every node in float32, and not as it is run."""
+    whole = exported("Stack")
+    half = write_unprotected(whole, tmp_path / "half")
+    monkeypatch.setattr(job._Repair, "cure", lambda _: None)
+    monkeypatch.setattr(Experiments, "allowed", lambda *_: allowed)
+    report = moh_deploy.bisect(half.root, reference=whole.root, target=1e-5, kernels=kernels)
+    assert (report.why_no_repair or "").endswith(why)
+    monkeypatch.setattr(job, "every_node", lambda *_: {})
+    report = moh_deploy.bisect(half.root, reference=whole.root, target=1e-5, kernels=kernels)
+    assert (report.why_no_repair or "").endswith("what only moves numbers are in float16.")
 
 
 def test_bfloat16_is_bisected_too(exported: Exported, tmp_path: Path):
