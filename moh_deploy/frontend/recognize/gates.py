@@ -73,8 +73,7 @@ def _layer(
     found: GatedProduct, tracked: Mapping[Node, Tracked], dynamic: set[Node]
 ) -> MoHLayer | None:
     core, value_axes = found.attention.core, found.attention.value_axes
-    summed = _summed_with_gates(found)
-    heads = summed or _head_axes(found.node, found.layout, value_axes, tracked)
+    heads = _summed_with_gates(found) or _head_axes(found, tracked)
     if heads is None or set(heads) & set(value_axes):
         return None
     peeled = [without_axes(factor, value_axes) for factor in found.attention.gates]
@@ -158,14 +157,13 @@ def _summed_with_gates(found: GatedProduct) -> Dim:
     return tuple(axis for axis in flat(found.attention.layout) if axis not in kept)
 
 
-def _head_axes(
-    node: Node, layout: Layout, value_axes: Dim, tracked: Mapping[Node, Tracked]
-) -> Dim | None:
+def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | None:
     """The axes that are merged, or projected away, together with the head dimension."""
-    queue, seen = [(node, resolve(layout))], {node}
+    value_axes, tokens = found.attention.value_axes, token_axes(found.attention.core)
+    queue, seen = [(found.node, resolve(found.layout))], {found.node}
     while queue:
         current, known = queue.pop(0)
-        merged = _merged_with(known, value_axes)
+        merged = _merged_with(known, value_axes, tokens)
         if merged:
             return merged
         for user in current.users:
@@ -182,11 +180,19 @@ def _head_axes(
     return None
 
 
-def _merged_with(layout: Layout, value_axes: Dim) -> Dim | None:
-    for dim in layout:
-        count = len(value_axes)
-        if count and len(dim) > count and dim[-count:] == value_axes:
+def _merged_with(layout: Layout, value_axes: Dim, tokens: Dim) -> Dim | None:
+    """The axes beside the head dimension in one dimension, in front of it or behind it.
+
+    Args:
+        tokens: Axes that only the query has. Channels with nothing but these behind them are
+            flattened, not merged.
+    """
+    count = len(value_axes)
+    for dim in layout if count else ():
+        if len(dim) > count and dim[-count:] == value_axes:
             return dim[:-count]
+        if dim[:count] == value_axes and not set(dim[count:]) <= set(tokens):
+            return dim[count:]
     return None
 
 

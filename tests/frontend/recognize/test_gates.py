@@ -50,6 +50,13 @@ GATED: dict[str, Model] = {
     "projected_by_einsum": lambda q, k, v, g: torch.einsum(
         "bshd,hdc->bsc", attention(q, k, v) * g[..., None], OUT.view(H, D, 7)
     ),
+    "channel_major": lambda q, k, v, g: F.linear(
+        (sdpa(q, k, v).permute(0, 2, 3, 1) * g[:, :, None]).flatten(2),
+        OUT.mT,  # [B, S, D*H]
+    ),
+    "tokens_innermost": lambda q, k, v, g: (
+        OUT.mT @ (sdpa(q, k, v).mT * g.mT[:, :, None]).flatten(1, 2)  # [B, H*D, S]
+    ),
     "spread_over_channels": lambda q, k, v, g: merge(
         attention(q, k, v) * g[..., None].expand(B, S, H, D)
     ),
@@ -87,6 +94,11 @@ NOT_GATED: dict[str, Model] = {
     "queries_gated": lambda q, k, v, g: merge(attention(q * g.mT[..., None], k, v)),
     "values_gated": lambda q, k, v, g: merge(attention(q, k, v * g.mT[..., None])),
     "heads_are_never_merged": lambda q, k, v, g: attention(q, k, v) * g[..., None],
+    "channels_are_merged_with_tokens": lambda q, k, v, g: (
+        (
+            sdpa(q, k, v).mT * g.mT[:, :, None]  # [B, H, D, S]
+        ).flatten(2)
+    ),
     "times_itself": lambda q, k, v, g: merge(attention(q, k, v) * attention(q, k, v)),
     "after_the_residual": lambda q, k, v, g: merge(
         (attention(q, k, v) + q.transpose(1, 2)) * g[..., None]
