@@ -20,6 +20,7 @@ from moh_deploy.frontend.recognize.graph import (
     module_path,
     op,
     reads_shape_only,
+    shape,
     tensor_inputs,
 )
 from moh_deploy.frontend.recognize.layer import MoHLayer
@@ -53,6 +54,7 @@ _ELEMENTWISE = frozenset(
         "clamp",
     ]
 )
+_SUMS = frozenset(["add", "sub", "subtract"])
 
 
 def layers_of(
@@ -175,6 +177,8 @@ def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | No
                 return projected
             if is_view(user) and (moved := forward(user, known)) is not None:
                 queue.append((user, resolve(moved)))
+            elif op(user) in _SUMS and shape(user) == shape(current):
+                queue.append((user, known))  # of several attentions: in the axes of this one
             elif user in tracked and tracked[user].stage == "output":
                 queue.append((user, resolve(tracked[user].layout)))
     return None

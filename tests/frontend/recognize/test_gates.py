@@ -138,6 +138,24 @@ def test_a_constant_among_the_gates_is_kept():
     assert len(layer.gates) == 2
 
 
+def test_gated_attentions_that_are_added_are_a_layer_each():
+    def model(q, k, v, g):
+        return merge(attention(q, k, v) * g[..., None] - attention(k, q, v) * g[..., None])
+
+    assert [product(layer.heads) for layer in layers(model)] == [H, H]
+    assert [layer.obstacles for layer in layers(model)] == [(), ()]
+
+
+@pytest.mark.parametrize("other", [attention, lambda q, k, v: q.transpose(1, 2)])
+def test_only_the_gated_one_of_two_that_are_added_is_a_layer(other: Callable[..., Tensor]):
+    def model(q, k, v, g):
+        return merge(other(k, q, v) + attention(q, k, v) * g[..., None])
+
+    (layer,) = layers(model)
+    assert product(layer.heads) == H
+    assert layer.obstacles == ()
+
+
 def test_layers_come_in_the_order_in_which_they_run():
     def model(q, k, v, g):
         first = (attention(q, k, v) * g[..., None]).flatten(2)
