@@ -20,10 +20,18 @@ _REFILL_SECONDS = 2e-3
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of each run of one contestant: on the wall, and of all threads together."""
+    """Milliseconds of each run of one contestant.
+
+    Attributes:
+        wall_ms: On the wall.
+        cpu_ms: Of all threads together.
+        around_ms: On the wall, from before CPU time is read to after it is read again: where the
+            machine is busy, this thread may wait in between while others go on.
+    """
 
     wall_ms: Samples
     cpu_ms: Samples
+    around_ms: Samples
 
 
 MeasureRuns = Callable[[Contestants], dict[str, Timing]]
@@ -39,7 +47,7 @@ def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None
         threads: Of each contestant; several of them spin for a while when they are out of work.
     """
     turns = Turns(
-        clocks=(time.perf_counter, time.process_time),
+        clocks=(time.perf_counter, time.process_time, time.perf_counter),
         min_seconds=min_seconds,
         warmup_seconds=warmup_seconds,
         least_sample_seconds=0.0,
@@ -65,6 +73,7 @@ class Latency:
         p99_ms: 99 in a hundred took no longer; None of fewer than 100 runs.
         mean_ms: Mean time.
         cpu_ms: Mean CPU time of a run, all threads together.
+        utilisation: CPU time over time on the wall: 2.0 is two cores that are busy all the time.
         sorted_ms: Time of each run, the fastest first; of more than 201 runs, so many of them,
             evenly spread from the fastest to the slowest.
     """
@@ -75,6 +84,7 @@ class Latency:
     p99_ms: float | None
     mean_ms: float
     cpu_ms: float
+    utilisation: float
     sorted_ms: tuple[float, ...] = ()
 
     @classmethod
@@ -82,13 +92,11 @@ class Latency:
         """Return the figures of some runs."""
         p50, p90, p99 = (_percentile(timing.wall_ms, percent) for percent in LEAST_RUNS)
         assert p50 is not None
-        means = fmean(timing.wall_ms), fmean(timing.cpu_ms)
-        return cls(len(timing.wall_ms), p50, p90, p99, *means, _spread(timing.wall_ms))
-
-    @property
-    def utilisation(self) -> float:
-        """CPU time over time on the wall: 2.0 is two cores that are busy all the time."""
-        return self.cpu_ms / self.mean_ms if self.mean_ms else 0.0
+        mean, cpu, around = map(fmean, (timing.wall_ms, timing.cpu_ms, timing.around_ms))
+        utilisation = cpu / around if around else 0.0
+        return cls(
+            len(timing.wall_ms), p50, p90, p99, mean, cpu, utilisation, _spread(timing.wall_ms)
+        )
 
 
 def _spread(samples: Samples) -> Samples:

@@ -44,7 +44,7 @@ class Meter:
         for call in contestants.values():
             call()
         return {
-            name: Timing((2.0 * i,) * self.runs, (1.0 * i,) * self.runs)
+            name: Timing((2.0 * i,) * self.runs, (1.0 * i,) * self.runs, (2.0 * i,) * self.runs)
             for i, name in enumerate(contestants, 1)
         }
 

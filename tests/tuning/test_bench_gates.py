@@ -17,7 +17,9 @@ MODEL = Measured(
     inputs="recorded",
     sizes={"batch": 4},
     samples=4,
-    latency=Latency(runs=50, p50_ms=2.0, p90_ms=3.0, p99_ms=None, mean_ms=2.5, cpu_ms=4.0),
+    latency=Latency(
+        runs=50, p50_ms=2.0, p90_ms=3.0, p99_ms=None, mean_ms=2.5, cpu_ms=4.0, utilisation=1.6
+    ),
     fresh=FreshRun(load_ms=100.0, first_run_ms=5.0, peak_memory_bytes=3 * 2**20),
     ratios={},
 )

@@ -6,16 +6,20 @@ from moh_deploy.tuning.latency import Latency, Timing, runs_timer
 
 
 def timing(count: int) -> Timing:
-    """Return runs of 1, 2, 3 ... ms, shuffled, each with twice as much CPU time."""
+    """Return runs of 1, 2, 3 ... ms, shuffled, each with twice as much CPU time, read in a window
+    four times as long."""
     wall = tuple(float(1 + 37 * i % count) for i in range(count))
-    return Timing(wall, tuple(2 * ms for ms in wall))
+    return Timing(wall, tuple(2 * ms for ms in wall), tuple(4 * ms for ms in wall))
 
 
 def test_percentiles_are_times_that_so_many_runs_did_not_exceed():
     latency = Latency.of(timing(101))
     assert (latency.p50_ms, latency.p90_ms, latency.p99_ms) == (51.0, 91.0, 100.0)
     assert (latency.runs, latency.mean_ms, latency.cpu_ms) == (101, 51.0, 102.0)
-    assert latency.utilisation == 2.0
+
+
+def test_utilisation_is_of_the_time_in_which_cpu_time_was_counted():
+    assert Latency.of(timing(101)).utilisation == 0.5
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,7 @@ def test_timer_gives_wall_and_cpu_time_of_each_run():
     assert set(times) == {"busy", "idle"}
     for one in times.values():
         assert len(one.wall_ms) == len(one.cpu_ms) == 7
+        assert all(around > wall for around, wall in zip(one.around_ms, one.wall_ms, strict=True))
     assert min(times["busy"].cpu_ms) > 0
 
 

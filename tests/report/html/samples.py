@@ -83,7 +83,7 @@ def bench_report(*, limit_ms: float = 9.0) -> BenchReport:
             inputs="recorded",
             sizes=sizes,
             samples=4,
-            latency=Latency.of(Timing(times[name], times[name])),
+            latency=Latency.of(Timing(times[name], times[name], times[name])),
             fresh=FreshRun(30.0, 7.0, 2**27),
             ratios=against,
         )
