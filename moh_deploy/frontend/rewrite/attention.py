@@ -174,6 +174,7 @@ class AttentionRewriter:
             return (
                 node if term.value == 1 else self._builder.call(aten.mul.Scalar, node, term.value)
             )
+        node = self._operands.cast(node, torch.bool)
         keep = node if term.kind == "keep" else self._builder.call(aten.logical_not.default, node)
         return keep if math.isinf(term.value) or term.value == 1 else self._fill(keep, term.value)
 

@@ -186,6 +186,16 @@ def test_bias_after_a_scale_is_scaled_with_it():
     assert mask_of(model, X, MEMORY, GATES, BIAS).shape == (1, H, 1, T)
 
 
+def test_product_with_a_mask_is_a_fill():
+    def model(x, m, g, keep):
+        scores = (heads(x) @ heads(m).mT) * keep.float() - 1e4 * (1 - keep.float())
+        return gated(scores.softmax(-1) @ heads(m), g)
+
+    blind = KEEP.clone()
+    blind[0, :, 2] = False  # whose weights are equal, in both
+    assert mask_of(model, X, MEMORY, GATES, blind).dtype == torch.float32
+
+
 def test_mask_and_bias_become_one():
     def model(x, m, g, keep, bias):
         scores = (heads(x) @ heads(m).mT + bias).masked_fill(~keep, -torch.inf)

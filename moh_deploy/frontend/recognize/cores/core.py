@@ -24,8 +24,8 @@ class MaskTerm:
 
     Attributes:
         operand: Broadcastable to the scores.
-        kind: `keep`: bool, True may attend. `drop`: bool, True is overwritten with `value`. `add`:
-            added after multiplying by `value`.
+        kind: `keep`: bool, or 0 and 1; True may attend. `drop`: bool, True is overwritten with
+            `value`. `add`: added after multiplying by `value`.
     """
 
     operand: Operand

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.recognize.axes import Dim, Layout, leaves
+from moh_deploy.frontend.recognize.binary import is_binary, value_where
 from moh_deploy.frontend.recognize.contraction import contraction
 from moh_deploy.frontend.recognize.cores.core import Factor, MaskTerm, Operand, Scores
 from moh_deploy.frontend.recognize.graph import argument, is_tensor, op
@@ -129,10 +130,41 @@ class ScoreReader:
         if not (isinstance(other, Node) and is_tensor(other)):
             return f"{node.target} scales the scores by a size"
         aligned = broadcast(other, layout)
-        if aligned is None or not lacks(aligned, key_axes):
-            return f"{node.target} scales the scores differently for each key"
-        self._factors.append(Factor(Operand(other, aligned), divides))
+        if aligned is None:
+            return f"{node.target} broadcasts the scores"
+        factor = Operand(other, aligned)
+        if not lacks(aligned, key_axes):
+            return self._undo_mask(node, factor, divides=divides) or (path, layout)
+        self._factors.append(Factor(factor, divides))
         return path, layout
+
+    def _undo_mask(self, node: Node, mask: Operand, *, divides: bool) -> str | None:
+        """`scores * mask - large * (1 - mask)` keeps the scores where the mask is 1.
+
+        Returns:
+            The reason why this is something else; None if it is that.
+        """
+        if divides or not is_binary(mask.node, self.constant):
+            return (
+                f"{node.target} scales the scores differently for each key (if by a mask of 0 and"
+                " 1, compute it as a bool and use masked_fill or torch.where)"
+            )
+        for position, term in enumerate(self._masks):
+            if term.kind != "add":
+                continue
+            kept, hidden = (
+                value_where(term.operand, mask, one, self.number) for one in (True, False)
+            )
+            if kept is None or hidden is None:
+                continue
+            fill = (hidden - kept) * term.value
+            if fill <= HIDING_FILL:
+                self._masks[position] = MaskTerm(mask, "keep", fill)
+                return None
+        return (
+            f"{node.target} makes masked scores 0, and no large negative number that hides them"
+            " is added (use masked_fill)"
+        )
 
     def _undo_where(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
         condition, chosen, rejected = cast(tuple[Node, object, object], node.args[:3])
@@ -180,6 +212,8 @@ class ScoreReader:
         """A tensor of equal elements that is known before the model runs."""
         if op(node) in ("zeros", "zeros_like", "new_zeros"):
             return 0.0
+        if op(node) in ("ones", "ones_like", "new_ones"):
+            return 1.0
         if op(node) in ("full", "full_like", "scalar_tensor", "new_full"):
             fill = node.args[0] if op(node) == "scalar_tensor" else argument(node, "fill_value")
             return float(fill) if isinstance(fill, (int, float)) else None

@@ -55,7 +55,7 @@ def aligned(operand: Operand, axes: Sequence[Axis], values: Values) -> Tensor:
 def masked(scores: Tensor, mask: MaskTerm, value: Tensor) -> Tensor:
     if mask.kind == "add":
         return scores + value * mask.value
-    hidden = value if mask.kind == "drop" else ~value
+    hidden = value if mask.kind == "drop" else ~value.bool()
     return scores.masked_fill(hidden, -torch.inf if mask.value == 1 else mask.value)
 
 

@@ -143,6 +143,28 @@ WRITTEN: dict[str, tuple[Attention, tuple[Tensor, ...]]] = {
         lambda q, k, v, m: softmax(torch.where(m, -torch.inf, q @ k.mT), v),
         (Q, K, V, ~KEEP),
     ),
+    "times_mask": (
+        lambda q, k, v, m: softmax(q @ k.mT * m.to(q) - 1e10 * (1 - m.to(q)), v),
+        (Q, K, V, KEEP),
+    ),
+    "times_mask_before_its_complement_was_cut": (
+        lambda q, k, v, m: softmax(
+            ((1.0 - m.to(q)) * -1e4)[:, None] + m.to(q)[:, None] * (q @ k.mT), v
+        ),
+        (Q, K, V, KEEP[:, 0]),
+    ),
+    "times_bool_mask": (
+        lambda q, k, v, m: softmax((q @ k.mT * m + ~m * -1e9) * 0.5, v),
+        (Q, K, V, KEEP),
+    ),
+    "times_triangle": (
+        lambda q, k, v: softmax((q @ k.mT) * (m := torch.ones(S, S).tril()) + (1 - m) * -2e4, v),
+        SQUARE,
+    ),
+    "times_mask_then_bias": (
+        lambda q, k, v, m, b: softmax((q @ k.mT + b) * m.to(q) - (1 - m.to(q)) / 1e-20 + b, v),
+        (Q, K, V, KEEP, BIAS),
+    ),
     "temperature_per_head": (
         lambda q, k, v, t: softmax(q @ k.mT * t.exp(), v),
         (Q, K, V, PER_HEAD),
@@ -210,6 +232,36 @@ REFUSED: dict[str, tuple[str, Attention, tuple[Tensor, ...]]] = {
         "after a bias was added",
         lambda q, k, v, b, t: softmax((q @ k.mT + b) * t, v),
         (Q, K, V, BIAS, PER_HEAD),
+    ),
+    "times_mask_of_any_numbers": (
+        "compute it as a bool",
+        lambda q, k, v, m: softmax(q @ k.mT * m - 1e10 * (1 - m), v),
+        (Q, K, V, KEEP.double()),
+    ),
+    "times_mask_that_hides_nothing": (
+        "makes masked scores 0",
+        lambda q, k, v, m, b: softmax(q @ k.mT * m + b, v),
+        (Q, K, V, KEEP, BIAS),
+    ),
+    "times_mask_and_a_mild_complement": (
+        "makes masked scores 0",
+        lambda q, k, v, m: softmax(q @ k.mT * m - 5 * (1 - m.to(q)), v),
+        (Q, K, V, KEEP),
+    ),
+    "times_mask_and_another_one's_complement": (
+        "makes masked scores 0",
+        lambda q, k, v, m, n: softmax(q @ k.mT * m - 1e10 * (1 - n.to(q)), v),
+        (Q, K, V, KEEP, ~KEEP),
+    ),
+    "times_mask_and_what_hides_the_kept": (
+        "makes masked scores 0",
+        lambda q, k, v, m: softmax(q @ k.mT * m - 1e10 * m, v),
+        (Q, K, V, KEEP),
+    ),
+    "divided_by_mask": (
+        "compute it as a bool",
+        lambda q, k, v, m: softmax(q @ k.mT / m - 1e10 * (1 - m.to(q)), v),
+        (Q, K, V, KEEP),
     ),
     "sink": (
         "several products",
