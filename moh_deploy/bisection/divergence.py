@@ -43,15 +43,21 @@ class NodeError:
 def node_errors(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict[int, NodeError]:
     """Return the error of each node whose result was compared, by its place in the graph.
 
-    Casts make none of their own: a result that has another name in each graph is known by its cast.
+    A float that has another name in each graph is known by its cast. What is no float has an error
+    only where all that the node reads is the same: else rounding may have decided otherwise.
     """
-    values = {**values, **_known_by_casts(graph, values)}
+    by_casts = _known_by_casts(graph, values)
+    values = {**values, **by_casts}
     found: dict[int, NodeError] = {}
     for index, node in enumerate(graph.nodes[: graph.own]):
-        made = [values[name] for name in node.output if name in values]
-        if not made or node.op_type == "Cast":
-            continue
+        if node.op_type == "Cast" and node.input[0] in by_casts:
+            continue  # its result stands for what it reads
         read = [values[name] for name in node.input if name in values]
+        is_same = not any(one.error for one in read)
+        known = [values[name] for name in node.output if name in values]
+        made = [one for one in known if one.is_float or is_same]
+        if not made:
+            continue
         scale = max((one.size for one in read), default=0.0) if node.op_type in _SUMS else 0.0
         found[index] = NodeError(
             graph.place(index),
@@ -68,7 +74,9 @@ def _known_by_casts(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict
     return {
         node.input[0]: values[node.output[0]]
         for node in casts
-        if node.input[0] in graph.makers and node.input[0] not in values
+        if node.input[0] in graph.makers
+        and node.input[0] not in values
+        and values[node.output[0]].is_float
     }
 
 
@@ -89,9 +97,10 @@ def first_beyond(
 
 
 def largest_step(errors: Mapping[int, NodeError], among: Collection[int]) -> NodeError | None:
-    """Return the node that adds most."""
+    """Return the node that adds most; None if none is known to add anything."""
     counted = [errors[index] for index in sorted(errors) if index in among]
-    return max(counted, key=lambda one: one.growth, default=None)
+    largest = max(counted, key=lambda one: one.growth, default=None)
+    return largest if largest is not None and largest.growth else None
 
 
 def by_module(errors: Sequence[NodeError]) -> dict[str, NodeError]:

@@ -80,7 +80,14 @@ class ForcedModel:
 
     def graph(self) -> onnx.GraphProto:
         """Return the graph as it is run, without its weights if they are stored outside."""
-        graph = onnx.load(self.package.model_path, load_external_data=False).graph
+        graph = self._model().graph
         if self.gates:
             force_gates(graph, self.gates)
         return graph
+
+    def functions(self) -> Sequence[onnx.FunctionProto]:
+        """Return the function bodies."""
+        return list(self._model().functions)
+
+    def _model(self) -> onnx.ModelProto:
+        return onnx.load(self.package.model_path, load_external_data=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class InnerValue:
         size: Largest absolute finite value of the reference.
         shape: In the first vector set.
         finite: Wherever the reference is finite, the other is.
+        is_float: It can be off by rounding.
     """
 
     name: str
@@ -40,6 +41,7 @@ class InnerValue:
     size: float
     shape: tuple[int, ...]
     finite: bool
+    is_float: bool = True
 
 
 def compare_values(
@@ -53,7 +55,7 @@ def compare_values(
     Args:
         tested: Runs with the gates fed to it, as does the reference.
         reference: What is believed.
-        names: Values of both, floats or not; what is no float is left out of the result.
+        names: Values of both; what is no number is left out of the result.
         vectors: What to run.
     """
     found: dict[str, InnerValue] = {}
@@ -88,32 +90,38 @@ class _Chunks(Iterable[Sequence[str]]):
 
 
 def _note(found: dict[str, InnerValue], name: str, got: Array, expected: Array) -> None:
-    if not _is_float(got) or not _is_float(expected):
+    if not _is_number(got) or not _is_number(expected):
         return
     one = _compared(name, got, expected)
     known = found.get(name)
     if known is not None:
-        one = InnerValue(
-            name,
-            max(one.error, known.error),
-            max(one.size, known.size),
-            known.shape,
-            one.finite and known.finite,
+        one = replace(
+            known,
+            error=max(one.error, known.error),
+            size=max(one.size, known.size),
+            finite=one.finite and known.finite,
         )
     found[name] = one
 
 
 def _compared(name: str, got: Array, expected: Array) -> InnerValue:
+    is_float = _is_float(got) or _is_float(expected)
+    got, expected = (one.astype(np.int8) if one.dtype == bool else one for one in (got, expected))
     size = largest_finite(expected)
     if got.shape != expected.shape:
-        return InnerValue(name, math.inf, size, expected.shape, finite=True)
+        return InnerValue(name, math.inf, size, expected.shape, True, is_float)
     error = abs_error(got, expected)
     masked = np.isinf(got) & (np.sign(got) == np.sign(expected)) & (np.abs(expected) > _MASK)
     # Both NaN: whatever it means, neither is further off.
     error = np.where(masked | (np.isnan(got) & np.isnan(expected)), 0.0, error)
     worst = largest(error)
     finite = bool((np.isfinite(got) | masked | ~np.isfinite(expected)).all())
-    return InnerValue(name, math.inf if math.isnan(worst) else worst, size, got.shape, finite)
+    worst = math.inf if math.isnan(worst) else worst
+    return InnerValue(name, worst, size, got.shape, finite, is_float)
+
+
+def _is_number(array: Array) -> bool:
+    return _is_float(array) or array.dtype.kind in "biu"
 
 
 def _is_float(array: Array) -> bool:

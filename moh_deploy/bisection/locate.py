@@ -176,7 +176,10 @@ def _differences(
 ) -> tuple[str, ...]:
     if first is None:
         return ()
-    ours, theirs = (WeightedGraph(graph_of(one), one.package.root) for one in (tested, believed))
+    ours, theirs = (
+        WeightedGraph(graph_of(one), one.package.root, one.functions())
+        for one in (tested, believed)
+    )
     return node_differences(ours, theirs, first.place.value)
 
 

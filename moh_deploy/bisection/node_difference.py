@@ -3,7 +3,7 @@ weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,14 @@ class WeightedGraph:
     Attributes:
         places: The graph.
         root: Its directory.
+        functions: Those of its model: bodies of operators.
+        outer: The graph that this one is a branch or a body in; None for the model's own.
     """
 
     places: ModelGraph
     root: Path
+    functions: Sequence[onnx.FunctionProto] = ()
+    outer: WeightedGraph | None = None
 
     @cached_property
     def _weights(self) -> Mapping[str, onnx.TensorProto]:
@@ -34,11 +38,24 @@ class WeightedGraph:
 
     def weight(self, name: str) -> Array | None:
         tensor = self._weights.get(name)
-        return None if tensor is None else onnx.numpy_helper.to_array(tensor, str(self.root))
+        if tensor is None:
+            return None if self.outer is None else self.outer.weight(name)
+        return onnx.numpy_helper.to_array(tensor, str(self.root))
 
     def maker(self, value: str) -> onnx.NodeProto | None:
         index = self.places.makers.get(value)
         return None if index is None else self.places.nodes[index]
+
+    def within(self, graph: onnx.GraphProto) -> WeightedGraph:
+        """Return a branch or body of one of its nodes."""
+        return WeightedGraph(ModelGraph(graph), self.root, self.functions, self)
+
+    def body(self, node: onnx.NodeProto) -> bytes | None:
+        """Return the function body of a node, to be compared; None for an operator without."""
+        called = (node.domain, node.op_type, node.overload)
+        found = (one for one in self.functions if (one.domain, one.name, one.overload) == called)
+        one = next(found, None)
+        return None if one is None else one.SerializeToString(deterministic=True)
 
 
 def node_differences(
@@ -46,27 +63,48 @@ def node_differences(
 ) -> tuple[str, ...]:
     """Return sentences on how the nodes that make a value differ in the two graphs.
 
-    Nothing where one of them does not make it, or they are the same.
+    Nothing where they are the same, or one of them does not make it; but a Cast changes numbers.
     """
     ours, theirs = tested.maker(value), reference.maker(value)
-    if ours is None or theirs is None:
+    if ours is None:
         return ()
+    if theirs is None:
+        return ("the reference has no such cast",) if ours.op_type == "Cast" else ()
     if (ours.domain, ours.op_type) != (theirs.domain, theirs.op_type):
         return (f"it is a {ours.op_type}, the reference a {theirs.op_type}",)
+    body = () if tested.body(ours) == reference.body(theirs) else ("its function body differs",)
     return (
-        *_attributes(ours, theirs),
+        *_attributes(tested, reference, ours, theirs),
         *_inputs(tested, reference, ours, theirs),
+        *body,
     )
 
 
-def _attributes(ours: onnx.NodeProto, theirs: onnx.NodeProto) -> Iterator[str]:
+def _attributes(
+    tested: WeightedGraph, reference: WeightedGraph, ours: onnx.NodeProto, theirs: onnx.NodeProto
+) -> Iterator[str]:
     mine, other = ({one.name: one for one in node.attribute} for node in (ours, theirs))
     for name in dict.fromkeys((*mine, *other)):
-        if mine.get(name) != other.get(name):
-            yield (
-                f"attribute {name} is {_shown(mine.get(name))},"
-                f" the reference's {_shown(other.get(name))}"
-            )
+        if mine.get(name) == other.get(name):
+            continue
+        inner = ""
+        if name in mine and name in other and mine[name].HasField("g"):
+            inner = _in_graphs(tested.within(mine[name].g), reference.within(other[name].g))
+        yield (
+            f"in its {name}, {inner}"
+            if inner
+            else f"attribute {name} is {_shown(mine.get(name))},"
+            f" the reference's {_shown(other.get(name))}"
+        )
+
+
+def _in_graphs(tested: WeightedGraph, reference: WeightedGraph) -> str:
+    """Return the first difference of a branch or body, and which node's; empty if none is known."""
+    for index, node in enumerate(tested.places.nodes):
+        for said in node_differences(tested, reference, node.output[0]):
+            place = tested.places.place(index)
+            return f"{place.op} '{place.node}': {said}"
+    return ""
 
 
 def _shown(attribute: onnx.AttributeProto | None) -> str:
