@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -13,8 +14,11 @@ from moh_deploy.suggest import MAX_LISTED, did_you_mean, shortened
 StateDict = Mapping[str, torch.Tensor]
 
 _MAX_DEPTH = 3
-_DATA_PARALLEL = "module."
-_COMPILED = "_orig_mod."
+# Names that wrappers of a part of a model put into the names of its weights: torch.compile, FSDP,
+# activation checkpointing.
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# What AveragedModel counts beside the weights.
+_AVERAGED = "n_averaged"
 
 
 def select_weights(loaded: object, *, state_key: str | None, source: str) -> object:
@@ -93,19 +97,31 @@ def load_weights(module: torch.nn.Module, state: StateDict, *, source: str) -> N
 def without_wrapper_prefixes(state: StateDict, expected: Iterable[str]) -> StateDict:
     """Return the state dict with the names that the module has."""
     names = set(expected)
+    state = {_plain_name(key, names): value for key, value in state.items()}
     while state and not names & state.keys():
-        if all(key.startswith(_DATA_PARALLEL) for key in state):
-            state = {key.removeprefix(_DATA_PARALLEL): value for key, value in state.items()}
-        elif any(_COMPILED in key for key in state):
-            state = {key.replace(_COMPILED, ""): value for key, value in state.items()}
-        else:
+        prefix = _common_prefix(key for key in state if key != _AVERAGED)
+        if prefix is None:
             break
-    return {_plain_name(key, names): value for key, value in state.items()}
+        state = _below(state, prefix)
+    return state
 
 
 def _plain_name(key: str, names: set[str]) -> str:
     # A model whose parts alone were compiled has the prefix in the middle of some names.
-    return key if key in names else key.replace(_COMPILED, "")
+    for wrapper in _WRAPPERS:
+        key = key if key in names else key.replace(wrapper, "")
+    return key
+
+
+def _common_prefix(keys: Iterable[str]) -> str | None:
+    """The part of a model that all keys name first: `module.`, `model.`."""
+    firsts = {key.partition(".")[0] for key in keys if "." in key} or {""}
+    return f"{firsts.pop()}." if len(firsts) == 1 else None
+
+
+def _below(state: StateDict, prefix: str) -> StateDict:
+    """The part of a state dict whose names begin with a prefix, without it."""
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,10 @@ def _follow(loaded: object, state_key: str, source: str) -> object:
         # Names of entries may themselves hold dots: the longest that fits wins.
         fits = [k for k in value if isinstance(k, str) and f"{rest}.".startswith(f"{k}.")]
         if not fits:
-            raise _no_such_key(value, rest, state_key, source)
+            part = _named_part(value, rest)
+            if not part:
+                raise _no_such_key(value, rest, state_key, source)
+            return part
         key = max(fits, key=len)
         value, rest = value[key], rest[len(key) + 1 :]
     if not is_model(value):
@@ -141,6 +160,14 @@ def _follow(loaded: object, state_key: str, source: str) -> object:
             f" tensors, got {describe(value)}."
         )
     return value
+
+
+def _named_part(value: Mapping[object, object], name: str) -> StateDict:
+    """The weights of one part of a state dict, or of the only one that a checkpoint holds: `model`
+    of `{"state_dict": {"model.stem.weight": ...}}`."""
+    found = [value] if is_model(value) else [state for _, state in _candidates(value, "")]
+    only = cast(StateDict, found[0]) if len(found) == 1 and isinstance(found[0], Mapping) else {}
+    return _below(only, f"{name}.")
 
 
 def _no_such_key(
@@ -223,9 +250,19 @@ def _does_not_fit(source: str, mismatch: Mismatch) -> CheckpointError:
         if names
     ]
     return CheckpointError(
-        f"{source}: does not fit the model: " + "\n  ".join(lines),
-        hint="Check the factory and its kwargs, and which weights --state-key names.",
+        f"{source}: does not fit the model: " + "\n  ".join(lines), hint=_hint(mismatch)
     )
+
+
+def _hint(mismatch: Mismatch) -> str:
+    """Name the part of the checkpoint that has all missing keys, if one has."""
+    unexpected = set(mismatch.unexpected)
+    first = next(iter(mismatch.missing), None)
+    parts = [key.removesuffix(f".{first}") for key in unexpected if key.endswith(f".{first}")]
+    fits = [p for p in sorted(parts) if all(f"{p}.{key}" in unexpected for key in mismatch.missing)]
+    if fits:
+        return f"Its part {' or '.join(fits)} has the missing keys: --state-key {fits[0]} takes it."
+    return "Check the factory and its kwargs, and which weights --state-key names."
 
 
 def _listed(names: list[str]) -> list[str]:

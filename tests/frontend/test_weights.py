@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -95,7 +96,17 @@ def test_state_key_of_something_else_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+    "prefix",
+    [
+        "",
+        "module.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model.",
+        "_fsdp_wrapped_module.",
+        "model._orig_mod.",
+    ],
 )
 def test_prefixes_of_wrappers_are_removed(prefix: str) -> None:
     state, net = state_of(Net()), Net()
@@ -106,6 +117,33 @@ def test_prefixes_of_wrappers_are_removed(prefix: str) -> None:
 def test_prefix_of_a_compiled_part_is_removed() -> None:
     state, net = state_of(Net()), Net()
     stored = {key.replace("first.", "first._orig_mod."): v for key, v in state.items()}
+    load_weights(net, stored, source="f")
+    assert_loaded(net, state)
+
+
+def test_weights_of_an_averaged_model_are_loaded() -> None:
+    average, net = torch.optim.swa_utils.AveragedModel(Net()), Net()
+    load_weights(net, average.state_dict(), source="f")
+    assert_loaded(net, state_of(average.module))
+
+
+def beside_a_teacher(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a training module of several parts saves."""
+    teacher = {f"teacher.{key}": torch.zeros_like(value) for key, value in state.items()}
+    return {**{f"model.{key}": value for key, value in state.items()}, **teacher}
+
+
+def test_parts_that_fit_are_named_where_there_are_several() -> None:
+    with pytest.raises(CheckpointError, match="missing keys") as caught:
+        load_weights(Net(), beside_a_teacher(state_of(Net())), source="f")
+    hint = "Its part model or teacher has the missing keys: --state-key model takes it."
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 1, "sd": state}])
+def test_state_key_names_a_part_of_a_state_dict(wrap: Callable[..., object]) -> None:
+    state, net = state_of(Net()), Net()
+    stored = select_weights(wrap(beside_a_teacher(state)), state_key="model", source="f")
     load_weights(net, stored, source="f")
     assert_loaded(net, state)
 
