@@ -185,7 +185,8 @@ def _check_stateless(program: ExportedProgram) -> None:
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise ExportError(
                 f"the model changes its own state while it runs ('{spec.target}').",
-                hint="Pass state such as a KV cache as inputs and outputs.",
+                hint="Pass state such as a KV cache as inputs and outputs; change what training"
+                " alone needs under `if self.training`.",
             )
 
 

@@ -55,7 +55,7 @@ def fold_weights(program: ExportedProgram) -> None:
     results = [node for group in _groups(stored) if _pays(group, stored) for node in group.results]
     results += [node for node in _operands(stored) if node not in results]
     for node, value in list(_evaluate(results, constant)):
-        node.replace_all_uses_with(add_constant(program, _name(node), value))
+        _replace(node, add_constant(program, _name(node), value))
     graph.eliminate_dead_code()
     program.graph_module.recompile()
 
@@ -66,8 +66,13 @@ def _merge_equal(graph: Graph, is_stored: StoredNodes) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and is_stored(node):
             call = f"{node.target} {node.args} {node.kwargs}"
-            node.replace_all_uses_with(first.setdefault(call, node))
+            _replace(node, first.setdefault(call, node))
     graph.eliminate_dead_code()
+
+
+def _replace(node: Node, other: Node) -> None:
+    """Let all read another node, except for the model's outputs, whose names are the program's."""
+    node.replace_all_uses_with(other, delete_user_cb=lambda user: user.op != "output")
 
 
 def _groups(stored: set[Node]) -> list[_Group]:

@@ -1,4 +1,6 @@
-"""Replace in-place operators by their functional twins, where that is a matter of names."""
+"""Replace in-place operators by their functional twins, where that is a matter of names, and
+regions that set a mode by their operators.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,21 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
+_REGIONS = frozenset(
+    [
+        torch.ops.higher_order.wrap_with_autocast,
+        torch.ops.higher_order.wrap_with_set_grad_enabled,
+        torch.ops.higher_order.wrap_activation_checkpoint,
+        torch.ops.higher_order.tag_activation_checkpoint,
+    ]
+)
+
 
 def functionalize(program: ExportedProgram) -> ExportedProgram:
-    """Return the program without in-place operators.
+    """Return the program without in-place operators, and without regions that set a mode.
+
+    What is under `torch.autocast` or `torch.enable_grad` is traced as a graph of its own. Torch
+    writes it out, with the casts that autocast makes, when it traces the program again.
 
     An in-place operator whose input is not seen through any other view is renamed, and later
     readers read its result: that costs nothing. Anything else is left to torch, which traces the
@@ -18,10 +32,11 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
     """
     graph = program.graph_module.graph
     in_place = [node for node in graph.nodes if _is_in_place(node)]
-    if not in_place:
+    regions = any(_is_region(node) for node in graph.nodes)
+    if not in_place and not regions:
         return program
     order = {node: position for position, node in enumerate(graph.nodes)}
-    if not all(_functional(node) and _private(node, order) for node in in_place):
+    if regions or not all(_functional(node) and _private(node, order) for node in in_place):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about its own code
             traced_again: ExportedProgram = program.run_decompositions({})
@@ -30,6 +45,10 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
         _rename(graph, node, order)
     program.graph_module.recompile()
     return program
+
+
+def _is_region(node: Node) -> bool:
+    return node.target in _REGIONS
 
 
 def _is_in_place(node: Node) -> bool:

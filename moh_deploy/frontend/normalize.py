@@ -13,9 +13,10 @@ from moh_deploy.frontend.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.functionalize import functionalize
 from moh_deploy.frontend.recognize.axes import fresh_layout
 from moh_deploy.frontend.recognize.graph import argument, op, shape
-from moh_deploy.frontend.recognize.views import REORDERS, forward
+from moh_deploy.frontend.recognize.views import REORDERS, casts, forward
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.unfold import replace_unfold
+from moh_deploy.frontend.unread_state import drop_unread_state
 
 aten = torch.ops.aten
 
@@ -23,10 +24,12 @@ _DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_a
 
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
-    """Return an equal program without in-place operators, im2col, einsum of many tensors,
-    dropout that drops nothing, and transpositions that undo one another.
+    """Return a program of equal results without in-place operators, im2col, einsum of many tensors,
+    dropout that drops nothing, casts to what is given, transpositions that undo one another, and
+    state that no result depends on.
     """
     program = functionalize(program)
+    drop_unread_state(program)
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if op(node) == "einsum":
@@ -37,8 +40,10 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
             _write_out(GraphBuilder(graph, node), node)
         elif op(node) == "im2col":
             replace_unfold(GraphBuilder(graph, node), node)
-        elif op(node) in _DROPOUTS and not argument(node, "train"):
+        elif (op(node) in _DROPOUTS and not argument(node, "train")) or _casts_nothing(node):
             _erase(node)
+        elif op(node) == "_assert_tensor_metadata":  # dtypes are as they were traced
+            graph.erase_node(node)
         elif (origin := _transposed_twice(node)) is not None:
             node.replace_all_uses_with(origin)
         elif is_joined(node):
@@ -48,12 +53,18 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def _erase(dropout: Node) -> None:
+def _casts_nothing(node: Node) -> bool:
+    """`x.float()` where x is that already; torch writes a cast down nevertheless."""
+    source = node.args[0] if node.target is aten.to.dtype else None
+    return isinstance(source, Node) and not casts(node) and argument(node, "memory_format") is None
+
+
+def _erase(node: Node) -> None:
     """Nothing would do it later: torch takes an unused dropout for one that is needed."""
-    if any(user.op == "output" for user in dropout.users):
+    if any(user.op == "output" for user in node.users):
         return  # whose name is the program's
-    dropout.replace_all_uses_with(cast(Node, dropout.args[0]))
-    dropout.graph.erase_node(dropout)
+    node.replace_all_uses_with(cast(Node, node.args[0]))
+    node.graph.erase_node(node)
 
 
 def _transposed_twice(node: Node) -> Node | None:

@@ -250,7 +250,7 @@ def _fixed_dimensions(
         sizes = re.findall(
             rf"\b{re.escape(name)} = (\d+)\b"
             rf"|marked {re.escape(name)} as dynamic[^.]*?\bconstant \((\d+)\)"
-            rf"|{re.escape(name)}[^\n]*specialized[^\n]*?(\d+)",
+            rf"|\bfor {re.escape(name)} = [^\n]*specialized[^\n]*?(\d+)",
             text,
         )
         sizes = ["".join(groups) for groups in sizes]

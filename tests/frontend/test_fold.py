@@ -57,6 +57,15 @@ def test_nothing_in_between_stays():
     assert [len(n.users) for n in program.graph.nodes if n.op == "placeholder"] == [1, 0, 1]
 
 
+def test_outputs_made_of_weights_alone_keep_the_names_that_the_program_has():
+    model = Uses(lambda x, w: (x @ (w * 2).mT, (w * 2).mT, (w * 2).mT), torch.float32)
+    program = folded(model)
+    outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    named = [spec.arg.name for spec in program.graph_signature.output_specs]
+    assert [node.name for node in outputs] == named
+    torch.testing.assert_close(program.module()(X), model(X))
+
+
 @pytest.mark.parametrize(
     "function",
     [

@@ -122,3 +122,30 @@ def test_change_of_an_input_is_not_renamed_away():
     functional = functionalize(plain_trace(changes_its_input, X))
     assert in_place(functional) == []
     torch.testing.assert_close(functional.module()(X.clone()), X * 2 + 1)
+
+
+def under_autocast(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return x @ x.mT
+
+
+def out_of_autocast(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return x @ x.mT
+
+
+def with_gradients(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return x @ x.mT
+
+
+@pytest.mark.parametrize("region", [under_autocast, out_of_autocast, with_gradients])
+def test_region_that_sets_a_mode_is_written_out(region: Callable[[Tensor], Tensor]):
+    with torch.no_grad():
+        traced, expected = plain_trace(region, X), region(X)
+    assert not nodes(traced, "matmul")
+    program = functionalize(traced)
+    assert nodes(program, "matmul")
+    result = program.module()(X)
+    assert result.dtype == expected.dtype
+    torch.testing.assert_close(result, expected)

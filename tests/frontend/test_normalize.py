@@ -88,3 +88,17 @@ def test_transposing_something_else_stays():
 
     program = normalize(plain_trace(model, random(2, 3, 4, 5)))
     assert len(nodes(program, "transpose")) == 2
+
+
+def test_cast_to_what_is_given_is_left_out():
+    x = random(2, 3)
+    program = normalize(plain_trace(lambda x: x.float() * x.double(), x))
+    assert [node.args[1] for node in nodes(program, "to")] == [torch.float64]
+    assert not nodes(program, "_assert_tensor_metadata")
+    torch.testing.assert_close(program.module()(x), x * x.double())
+
+
+def test_cast_that_is_an_output_stays():
+    x = random(2, 3)
+    program = normalize(plain_trace(lambda x: x.float(), x))
+    torch.testing.assert_close(program.module()(x), x)

@@ -126,6 +126,14 @@ def test_fixed_dimension_is_named(function, dimension: str, size: int):
     assert str(size) in caught.value.message.partition(message)[2]
 
 
+def test_letters_of_other_words_are_no_fixed_dimension():
+    """Torch's sentence about `batch` has an n and a number in it."""
+    inputs = [x({0: "batch", 1: "n"})]
+    with pytest.raises(ExportError, match="fixes dimension 'batch'") as caught:
+        trace(loaded(Model(lambda m, x: torch.cat(torch.cat([x, x]).split(x.shape[0]), 1))), inputs)
+    assert "'n'" not in caught.value.message
+
+
 def test_python_branch_on_a_range_of_sizes_narrows_the_range():
     """Tracing follows one side of the branch: the sizes of the other are not promised."""
     model = Model(lambda m, x: x if x.shape[1] > 4 else x * 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tests.zoo import gating, unusual, unusual_cores
+from tests.zoo import gating, otherwise_run, unusual, unusual_cores
 from tests.zoo.model import Expected, ExpectedLayer, InputBuilder, ZooModel, seeded, tokens_in
 
 TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
@@ -47,6 +47,9 @@ RARE = (
     rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
     rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
     rare("filled_afterwards", unusual.FilledAfterwards, CUSTOM),
+    rare("out_of_autocast", otherwise_run.OutOfAutocast, TOP_2),
+    rare("counts_its_load", otherwise_run.CountsItsLoad, TOP_2),
+    rare("one_sequence", otherwise_run.OneSequence, TOP_2, inputs=otherwise_run.one_sequence_in),
     rare("projected_first", unusual.ProjectedFirst, TOP_2),
     rare("channel_major", unusual_cores.ChannelMajor, TOP_2),
     rare("mask_by_product", unusual_cores.OldMasking, TOP_2),

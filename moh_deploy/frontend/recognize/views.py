@@ -81,7 +81,14 @@ def is_view(node: Node) -> bool:
         return not argument(node, "train", False)
     if name in ("slice", "expand"):  # written out of habit: `x[:, :]`, `x.expand(x.shape)`
         return is_tensor(node.args[0]) and shape(cast(Node, node.args[0])) == shape(node)
+    if name == "select":  # `x[0]` of one sequence
+        return is_tensor(node.args[0]) and _selects_all(node)
     return name in _SAME_ORDER or name in REORDERS
+
+
+def _selects_all(node: Node) -> bool:
+    source = shape(cast(Node, node.args[0]))
+    return bool(source[cast(int, node.args[1]) % len(source)] == 1)
 
 
 def forward(node: Node, layout: Layout) -> Layout | None:

@@ -101,6 +101,18 @@ def test_backward_follows_every_element(name: str):
     assert_layout_is_true(result, layout, found[1], (2, 3, 4, 5))
 
 
+@pytest.mark.parametrize("index", [0, -1])
+def test_selection_of_the_only_entry_is_a_view(index: int):
+    sheet = Sheet(numbered(2, 1, 4))
+    node = sheet.call(aten.select.int, sheet.inputs[0], -2, index)
+    source = fresh_layout((2, 1, 4))
+    assert is_view(node)
+    layout = forward(node, source)
+    assert layout is not None
+    assert_layout_is_true(sheet.run(node), layout, source, (2, 1, 4))
+    assert backward(node, layout) == (sheet.inputs[0], (layout[0], (), layout[1]))
+
+
 @pytest.mark.parametrize(
     ("target", "arguments"),
     [

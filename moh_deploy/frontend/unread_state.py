@@ -1,0 +1,57 @@
+"""Leave out state that a model changes and no output ever depends on.
+
+Routers keep count in buffers: how often a head was chosen, a moving average of the load. Training
+code reads them. Of a package nobody could, and what it computes does not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind, OutputSpec
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.graph import ancestors
+
+
+def drop_unread_state(program: ExportedProgram) -> None:
+    """Drop changes of buffers from a functional program's outputs if its results read none of them.
+
+    A buffer that the results do read, or that is written into one of them, is state: all changes
+    stay then, and are reported elsewhere.
+    """
+    signature = program.graph_signature
+    changed = signature.buffers_to_mutate
+    if not changed:
+        return
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    results = list(zip(signature.output_specs, output.args[0], strict=True))
+    user_outputs = [node for spec, node in results if not _changes_buffer(spec)]
+    if _read(user_outputs) & _placeholders(program, set(changed.values())):
+        return
+    kept = [(spec, node) for spec, node in results if not _changes_buffer(spec)]
+    output.args = (tuple(node for _, node in kept),)
+    signature.output_specs[:] = [spec for spec, _ in kept]
+
+
+def _changes_buffer(spec: OutputSpec) -> bool:
+    return spec.kind is OutputKind.BUFFER_MUTATION
+
+
+def _read(results: Sequence[object]) -> set[Node]:
+    """All that the results are computed from, themselves included."""
+    found: set[Node] = set()
+    for node in results:
+        if isinstance(node, Node):
+            found |= {node, *ancestors(node, set())}
+    return found
+
+
+def _placeholders(program: ExportedProgram, buffers: set[str]) -> set[Node]:
+    names = {
+        name
+        for name, target in program.graph_signature.inputs_to_buffers.items()
+        if target in buffers
+    }
+    return {node for node in program.graph.nodes if node.op == "placeholder" and node.name in names}
