@@ -20,6 +20,7 @@ from moh_deploy.frontend.arrays import to_numpy
 from moh_deploy.frontend.model import ModelInput
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.export import ExportReport
+from moh_deploy.validate.function_bodies import Recorder
 from tests import small_moh
 from tests.exporting import (
     SMALL_MOH_OPS,
@@ -80,6 +81,22 @@ def test_package_equals_the_model_at_sizes_that_the_export_did_not_see(
     for grow in (4, 11):
         inputs = model.inputs(**{dim: size + grow for dim, size in model.dims.items()})
         assert_package_equals(tmp_path / "package", model.build(), inputs)
+
+
+@pytest.mark.parametrize(
+    "name", ["select_bias_corrected", "select_fixed_and_chosen", "select_top_then_softmax"]
+)
+def test_package_knows_the_margins_that_the_original_had(tmp_path: Path, name: str):
+    model = animal(name)
+    inputs = {item.name: to_numpy(item.value) for item in model.inputs()}
+    export(model.build(), tmp_path / "package", inputs=inputs, dynamic=("x:0=batch,1=seq",))
+    package = OnnxPackage.open(tmp_path / "package")
+    recorder = Recorder.of(package)
+    for vectors in package.vectors:
+        (margins,), (recorded,) = recorder.record(vectors.inputs).margins, vectors.margins
+        np.testing.assert_allclose(margins, recorded, rtol=0, atol=1e-6)
+        assert 0 < recorded.min() <= recorded.max() < np.inf
+    assert moh_deploy.probe(tmp_path / "package", kernels="off").passed
 
 
 def test_package_says_what_was_exported(tmp_path: Path):

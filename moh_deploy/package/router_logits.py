@@ -21,7 +21,18 @@ PORTS = ("routed_logits", "shared_logits", "stage_logits")
 """The inputs of MoHRouter, in their order."""
 
 
-_KEEP_ORDER = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_KEEP_ORDER = (
+    "Cast",
+    "Concat",
+    "Div",
+    "Flatten",
+    "Identity",
+    "Mul",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class RouterLogits:
         attributes: Those of the node.
         attention: The value that the layer's attention makes; None where it was not replaced.
         in_order: The recorded gates hold the tokens in the order in which the router has them.
+        form: As in `LayerInfo.router`.
     """
 
     path: str
@@ -45,6 +57,7 @@ class RouterLogits:
     attributes: Mapping[str, int | str]
     attention: str | None
     in_order: bool
+    form: str
 
     def forced(self, port: str) -> str:
         """Return the name of the input that holds the logits to be used."""
@@ -93,6 +106,7 @@ def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) 
         attributes={one.name: _value(one) for one in router.attribute},
         attention=None if layer.node is None else _made_by(graph, layer.node),
         in_order=_in_order(graph, layer.gates, router.output[0]),
+        form=layer.router,
     )
 
 

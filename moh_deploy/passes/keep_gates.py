@@ -12,6 +12,8 @@ from moh_deploy.package.manifest import AttentionOp
 
 ATTENTION_OPS = get_args(AttentionOp)
 _VIEWS = ("Reshape", "Transpose", "Identity")
+_WEIGHING = ("Concat", "Div", "Mul", "Slice")
+"""Between what a MoHRouter made and the gates, of which it is the first input."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,10 @@ def _output_projection(attention: ir.Node | None) -> ir.Node | None:
 
 
 def _router(gates: ir.Value, named: set[ir.Node]) -> ir.Node | None:
-    """The router that makes the gates, perhaps rearranged, unless an earlier layer has it."""
+    """The router that makes the gates, perhaps weighed and rearranged, unless an earlier layer has
+    it."""
     node = gates.producer()
-    while node is not None and node.op_type in (*_VIEWS, "Cast"):
+    while node is not None and node.op_type in (*_VIEWS, *_WEIGHING, "Cast"):
         source = node.inputs[0]
         node = None if source is None else source.producer()
     if node is None or node.op_type != "MoHRouter" or node in named:

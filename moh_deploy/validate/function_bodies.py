@@ -118,7 +118,9 @@ def _margins(
     tokens = gates.shape[:-1]
     if router is None or not router.in_order or _ROUTED not in router.logits:
         return np.full(tokens, np.inf, np.float32)
-    margins = margins_of(results[router.logits[_ROUTED]], int(router.attributes["top_k"]))
+    logits, top_k = results[router.logits[_ROUTED]], int(router.attributes["top_k"])
+    # Scores with a bias are no logits: a softmax would make their margins smaller than they are.
+    margins = (gaps_of if router.form == "scored" else margins_of)(logits, top_k)
     if margins.size != np.prod(tokens):
         return np.full(tokens, np.inf, np.float32)
     return margins.reshape(tokens)
@@ -137,6 +139,20 @@ def margins_of(routed_logits: Array, top_k: int) -> NDArray[np.float32]:
     with np.errstate(invalid="ignore"):  # infinities of one sign have no difference
         exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
         probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    ranked = -np.sort(-probabilities, axis=-1)  # [B, S, R]
+    return gaps_of(probabilities, top_k)
+
+
+def gaps_of(scores: Array, top_k: int) -> NDArray[np.float32]:
+    """Return the gap between the last chosen and the first unchosen score of each token, [B, S];
+    NaN of NaN.
+
+    Args:
+        scores: [B, S, R].
+        top_k: Heads that a token chooses.
+    """
+    if top_k >= scores.shape[-1]:
+        return np.full(scores.shape[:-1], np.inf, np.float32)
+    ranked = -np.sort(-scores.astype(np.float64), axis=-1)  # [B, S, R]
     gaps: NDArray[np.float32] = (ranked[..., top_k - 1] - ranked[..., top_k]).astype(np.float32)
+    gaps[np.isnan(scores).any(axis=-1)] = np.nan
     return gaps

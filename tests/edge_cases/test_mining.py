@@ -12,7 +12,7 @@ from moh_deploy.edge_cases.samples import cut_into_samples
 from moh_deploy.errors import ExportError
 from moh_deploy.npz import Array
 from moh_deploy.package import MOST_SAMPLES, CorpusSample, OnnxPackage, VectorSet
-from moh_deploy.validate.function_bodies import Recorder, margins_of
+from moh_deploy.validate.function_bodies import Recorder, gaps_of, margins_of
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
 from tests.edge_case_package import WIDTH, inputs, write_edge_package
@@ -40,6 +40,14 @@ def test_margin_is_the_gap_between_the_last_chosen_and_the_first_unchosen_probab
 def test_margin_of_nan_is_nan():
     logits = np.asarray([[[np.nan, 1, 2], [np.inf, np.inf, 0]]], np.float32)
     assert np.isnan(margins_of(logits, 1)).all()
+
+
+def test_margins_of_scores_that_are_no_logits_are_their_gaps():
+    scores = np.array([[[0.9, 0.4, 0.1], [0.5, np.nan, 0.2]]], np.float32)
+    assert gaps_of(scores, 1)[0, 0] == pytest.approx(0.5)
+    assert gaps_of(scores, 2)[0, 0] == pytest.approx(0.3)
+    assert gaps_of(scores, 3)[0, 0] == np.inf
+    assert np.isnan(gaps_of(scores, 1)[0, 1])
 
 
 def test_recorded_margin_of_nan_excuses_every_choice(package: OnnxPackage):

@@ -15,6 +15,7 @@ ROUTER = RouterLogits(
     attributes={"top_k": 2, "num_shared_heads": 0, "gate_mode": "mask"},
     attention=None,
     in_order=True,
+    form="mask",
 )
 LOGITS = {"routed_logits": np.zeros((1, 3, 4), np.float32)}
 

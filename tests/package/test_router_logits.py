@@ -48,6 +48,8 @@ def test_router_of_plain_operators_reads_nothing_that_is_known():
     [
         (helper.make_node("Reshape", ["made", "shape"], ["gates_0"]), True),
         (helper.make_node("Cast", ["made"], ["gates_0"], to=10), True),
+        (helper.make_node("Mul", ["made", "weights"], ["gates_0"]), True),
+        (helper.make_node("Concat", ["made", "others"], ["gates_0"], axis=2), True),
         (helper.make_node("Transpose", ["made"], ["gates_0"], perm=[1, 0, 2]), False),
         (helper.make_node("Gather", ["made", "order"], ["gates_0"], axis=1), False),
     ],

@@ -69,6 +69,16 @@ def test_router_is_named_after_the_first_layer_whose_gates_it_makes():
     assert names[0].nodes == {"a.MoHRouter", "a.MoHAttention"}
 
 
+def test_router_whose_gates_are_weighed_is_named_after_the_layer():
+    x, y, logits, weights, routed, g = (
+        value(n, ["b", "s", 8]) for n in ("x", "y", "logits", "weights", "routed", "g")
+    )
+    router = node("MoHRouter", [logits], routed)
+    nodes = [router, node("Mul", [routed, weights], g), attention(x, x, g, y)]
+    (names,) = keep_gates(model([x, logits, weights], [y, g], nodes), paths=["a"], replaced=[True])
+    assert names.router == router.name == "a.MoHRouter"
+
+
 def test_layer_without_a_node_takes_none_from_the_next_one():
     x, y, g0, g1 = (value(n, ["b", "s", 8]) for n in ("x", "y", "g0", "g1"))
     logits = value("logits", ["b", "s", 4])

@@ -154,6 +154,31 @@ def test_gates_are_in_float32_whatever_makes_them():
     assert lower(graph(text))["gates"] == "float16"
 
 
+def test_scores_that_a_router_ranks_are_made_of_their_logits_in_float32():
+    model = graph("""
+        g (float[n, s, 8] x, float[8, 4] w, float[4] b) => (float[n, s, 4] y)
+        { logits = MatMul(x, w)
+          sigmoid = Sigmoid(logits)
+          scores = Add(sigmoid, b)
+          other = Sigmoid(scores)
+          y = Relu(other) }
+    """)
+    assert lower(model)["sigmoid"] == "float16"
+    model = graph("""
+        g (float[n, s, 8] x, float[8, 4] w, float[4] b) => (float[n, s, 4] y)
+        { logits = MatMul(x, w)
+          sigmoid = Sigmoid(logits)
+          scores = Add(sigmoid, b)
+          y = Relu(scores) }
+    """)
+    model.graph.opset_imports["moh"] = 1
+    last = model.graph[-1]
+    last.op_type, last.domain = "MoHRouter", "moh"
+    plan = plan_precision(model, "float16", {}, gates=frozenset())
+    kept = {node.outputs[0].name for node in plan.float32}
+    assert kept == {"sigmoid", "scores", "y"}
+
+
 def test_integers_that_become_floats_are_counted_in_float32():
     dtypes = lower(
         graph("""

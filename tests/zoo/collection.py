@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.zoo import composed, gating, handmade, language, ordinary, published, sdpa, windowed
+from tests.zoo import (
+    composed,
+    gating,
+    handmade,
+    language,
+    ordinary,
+    published,
+    routing,
+    sdpa,
+    windowed,
+)
 from tests.zoo import windowed_otherwise as otherwise
 from tests.zoo.model import Expected, ExpectedLayer, ZooModel, seeded, tokens_in
 from tests.zoo.rarities import RARE
@@ -13,9 +23,24 @@ def top_k(heads: int, k: int, *, kv: int | None = None) -> Expected:
     return Expected((ExpectedLayer(heads, kv or heads, k, 0, "top_k"),))
 
 
-def custom(k: int, *, shared: int = 0) -> Expected:
-    """Expect one layer of the gating file whose router has no published form."""
-    return Expected((ExpectedLayer(gating.H, gating.H, k, shared, "custom"),))
+def ranked(k: int, *, shared: int = 0) -> Expected:
+    """Expect one layer of the gating file whose best heads are weighed in another way."""
+    return Expected((ExpectedLayer(gating.H, gating.H, k, shared, "ranked"),))
+
+
+def scored(k: int) -> Expected:
+    """Expect one layer of the gating file that ranks heads by another score than it weighs."""
+    return Expected((ExpectedLayer(gating.H, gating.H, k, 0, "scored"),))
+
+
+def custom() -> Expected:
+    """Expect one layer of the gating file whose router ranks no heads that are counted."""
+    return Expected((ExpectedLayer(gating.H, gating.H, None, None, "custom"),))
+
+
+def pairs() -> Expected:
+    """Expect one layer of the gating file that chooses one of two pairs of heads."""
+    return Expected((ExpectedLayer(gating.H, gating.H, 1, 0, "custom"),))
 
 
 def two_stage(heads: int, shared: int, k: int) -> ExpectedLayer:
@@ -229,16 +254,24 @@ GATES = tuple(
 SELECTION = tuple(
     ZooModel(name, seeded(make), tokens_in, expected, (make.__doc__ or "").strip())
     for name, make, expected in (
-        ("select_scatter_ones", gating.ScatterOnes, custom(2)),
+        ("select_scatter_ones", gating.ScatterOnes, ranked(2)),
         ("select_scatter_values", gating.ScatterValues, top_k(gating.H, 2)),
-        ("select_threshold", gating.Threshold, custom(2)),
-        ("select_masked_softmax", gating.MaskedSoftmax, custom(2)),
-        ("select_sigmoid", gating.SigmoidChoice, custom(2)),
-        ("select_top_then_softmax", gating.TopThenSoftmax, custom(2)),
-        ("select_argmax", gating.BestOnly, custom(1)),
-        ("select_noisy", gating.Noisy, custom(2)),
-        ("select_bias_corrected", gating.BiasCorrected, custom(2)),
-        ("select_fixed_and_chosen", gating.FixedAndChosen, custom(2, shared=1)),
+        ("select_threshold", gating.Threshold, ranked(2)),
+        ("select_masked_softmax", gating.MaskedSoftmax, top_k(gating.H, 2)),
+        ("select_sigmoid", gating.SigmoidChoice, ranked(2)),
+        ("select_top_then_softmax", gating.TopThenSoftmax, top_k(gating.H, 2)),
+        ("select_argmax", gating.BestOnly, ranked(1)),
+        ("select_noisy", gating.Noisy, top_k(gating.H, 2)),
+        ("select_bias_corrected", gating.BiasCorrected, scored(2)),
+        ("select_fixed_and_chosen", gating.FixedAndChosen, ranked(2, shared=1)),
+        ("select_group_limited", routing.GroupLimited, scored(1)),
+        ("select_one_further", routing.OneFurther, top_k(gating.H, 2)),
+        ("select_sigmoids_behind_shared", routing.SigmoidsBehindShared, ranked(2, shared=1)),
+        ("select_heads_choose", routing.HeadsChooseTokens, custom()),
+        ("select_top_p", routing.TopP, custom()),
+        ("select_rectified", routing.Rectified, custom()),
+        ("select_null_head", routing.NullHead, custom()),
+        ("select_pairs_five_axes", routing.PairsOnFiveAxes, pairs()),
         (
             "select_binary_mask",
             gating.BinaryMask,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from tests.zoo import gating, otherwise_run, unusual, unusual_cores
+from tests.zoo import gating, otherwise_run, routing, unusual, unusual_cores
 from tests.zoo.model import Expected, ExpectedLayer, InputBuilder, ZooModel, seeded, tokens_in
 
 TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
-CUSTOM = ExpectedLayer(4, 4, 2, 0, "custom")
+RANKED = ExpectedLayer(4, 4, 2, 0, "ranked")
 UNREPLACED = ExpectedLayer(4, None, 2, 0, "top_k", replaced=False)
 
 
@@ -26,7 +26,7 @@ RARE = (
     rare("gate_head_by_head", gating.LoopOverHeads, TOP_2),
     rare("sliced_gates", unusual.SlicedGates, TOP_2),
     rare("shared_untouched", unusual.SharedUntouched, ExpectedLayer(4, 4, 1, 2, "top_k")),
-    rare("mask_then_weight", unusual.MaskThenWeight, CUSTOM),
+    rare("mask_then_weight", unusual.MaskThenWeight, RANKED),
     rare("straight_through", unusual.StraightThrough, ExpectedLayer(4, 4, 2, 0, "mask")),
     rare("select_argsort", unusual.ArgsortChoice, ExpectedLayer(4, 4, None, None, "custom")),
     rare("prefix_tokens", unusual_cores.PrefixTokens, TOP_2),
@@ -46,7 +46,7 @@ RARE = (
     rare("time_first", unusual.TimeFirst, TOP_2, inputs=unusual.time_first_in),
     rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
     rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
-    rare("filled_afterwards", unusual.FilledAfterwards, CUSTOM),
+    rare("filled_afterwards", unusual.FilledAfterwards, RANKED),
     rare("out_of_autocast", otherwise_run.OutOfAutocast, TOP_2),
     rare("counts_its_load", otherwise_run.CountsItsLoad, TOP_2),
     rare("one_sequence", otherwise_run.OneSequence, TOP_2, inputs=otherwise_run.one_sequence_in),
@@ -61,5 +61,6 @@ RARE = (
 MISSED = (
     rare("talking_heads", unusual_cores.TalkingHeads, UNREPLACED),
     rare("linear_attention", unusual_cores.Linearized, UNREPLACED),
+    rare("pairs_of_heads", routing.PairsOfHeads, ExpectedLayer(4, 4, 1, 0, "custom")),
     rare("no_number_is_zero", unusual_cores.NoNumberIsZero, UNREPLACED),
 )

@@ -113,12 +113,13 @@ def _layer(
 
 
 def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bool:
-    """A gate is computed from the input and has a value of its own for each token and each head.
+    """A gate is computed from the input and has a value of its own for each token and each head, or
+    group of heads.
 
     One for all tokens of a sequence counts where it selects heads; a mere weight does not.
     """
     present = set(flat(factor.layout))
-    if factor.node not in dynamic or not set(heads) <= present:
+    if factor.node not in dynamic or not set(heads) & present:
         return False
     if not tokens or present & set(tokens):
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -36,8 +37,8 @@ from moh_deploy.frontend.recognize.graph import argument, is_tensor, rank, shape
 from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from moh_deploy.frontend.recognize.projection import ReadProjection
-from moh_deploy.frontend.recognize.routers.forms import Router, read_router
-from moh_deploy.frontend.recognize.routers.selection import Selection
+from moh_deploy.frontend.recognize.routers.forms import read_router
+from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.recognize.views import history
 from moh_deploy.frontend.rewrite.aggregated import AggregatedRewriter
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter
@@ -134,7 +135,7 @@ def _insert(
     router = read_router(computed.node, None if scores is None else scores.query.node, constant)
     found = Rewrite(layer, router, gates, computed.node, reason=router.reason)
     if router.selection is not None:
-        found = replace(found, scores=_scores(layouts, computed, router.selection, wanted))
+        found = replace(found, scores=_scores(layouts, computed, router, wanted))
     if router.reason is None:
         # As early as the gates it takes over from, for whoever reads them.
         early = GraphBuilder(graph, computed.node.next)
@@ -247,9 +248,11 @@ def _computed_gates(gates: Operand, layer: MoHLayer) -> Operand:
 
 
 def _scores(
-    layouts: LayoutBuilder, computed: Operand, selection: Selection, wanted: Layout
+    layouts: LayoutBuilder, computed: Operand, router: Router, wanted: Layout
 ) -> Node | None:
-    """The ranked scores, with the tokens in the order of the gates."""
+    """The ranked scores, with the tokens in the order of the gates: of logits the probabilities."""
+    selection = router.selection
+    assert selection is not None
     extents = list(shape(selection.scores))
     candidates = fresh_dim(extents.pop(selection.dim))
     rows = regroup(flat(computed.layout[:-1]), extents)
@@ -258,7 +261,10 @@ def _scores(
     layout = [*rows]
     layout.insert(selection.dim, candidates)
     scores = Operand(selection.scores, tuple(layout))
-    return layouts.arrange(scores, (*wanted[:-1], candidates))
+    arranged = layouts.arrange(scores, (*wanted[:-1], candidates))
+    if router.finish is None or router.form == "scored":
+        return arranged
+    return layouts.builder.call(torch.ops.aten.softmax.int, arranged, -1)
 
 
 def commit(

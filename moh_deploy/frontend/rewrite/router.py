@@ -14,7 +14,7 @@ from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, fresh_layout, 
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.graph import rank, shape, tensor
 from moh_deploy.frontend.recognize.projection import ReadProjection
-from moh_deploy.frontend.recognize.routers.forms import Logits, Router
+from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
 from moh_deploy.frontend.recognize.views import history
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.operands import arranged
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 
 def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
-    """Insert the MoHRouter for a router of a published form.
+    """Insert the MoHRouter for a router that it computes, or ranks the heads of.
 
     Args:
         gates: [..., H], what the model's own router computes.
@@ -32,6 +32,7 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
     Returns:
         A tensor of the shape of `gates`, from the MoHRouter.
     """
+    finish = router.finish
     logits = [
         None if one is None else _per_token(builder, _heads_last(builder, one), gates)
         for one in (router.routed_logits, router.shared_logits, router.stage_logits)
@@ -43,11 +44,46 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
         router.num_shared_heads,
         router.gate_mode,
     )
+    if finish is not None:
+        routed = _finished(builder, finish, routed, router.num_shared_heads or 0, gates)
     if tensor(routed).dtype != tensor(gates).dtype:  # a mask of whole numbers, say
         routed = builder.call(aten.to.dtype, routed, tensor(gates).dtype)
     if rank(gates) == 3:
         return routed
     return builder.call(aten.reshape.default, routed, builder.sizes(shape(gates)))
+
+
+def _finished(
+    builder: GraphBuilder, finish: Finish, made: Node, num_shared: int, gates: Node
+) -> Node:
+    """The gates [B, S, H], of those that a MoHRouter made.
+
+    What it made is always the first input: who looks for the router follows it.
+    """
+    if not num_shared:
+        return _weighed(builder, finish, made, gates)
+    call, end = builder.call, int(shape(made)[-1])
+    shared = call(aten.slice.Tensor, made, -1, 0, num_shared)
+    if finish.shared_gate != 1.0:
+        shared = call(aten.mul.Tensor, shared, finish.shared_gate)
+    routed = call(aten.slice.Tensor, made, -1, num_shared, end)
+    return call(aten.cat.default, [shared, _weighed(builder, finish, routed, gates)], -1)
+
+
+def _weighed(builder: GraphBuilder, finish: Finish, routed: Node, gates: Node) -> Node:
+    """The gates of the routed heads [B, S, R]."""
+    call = builder.call
+    if finish.weights is not None:
+        weights = _per_token(builder, _heads_last(builder, finish.weights), gates)
+        if tensor(routed).dtype != tensor(weights).dtype:
+            routed = call(aten.to.dtype, routed, tensor(weights).dtype)
+        routed = call(aten.mul.Tensor, routed, weights)
+    if finish.normalized:
+        total = call(aten.sum.dim_IntList, routed, [-1], True)
+        # 0 where no head that was kept has a weight, as with an epsilon, and not NaN.
+        epsilon = finish.epsilon or torch.finfo(tensor(routed).dtype).tiny
+        routed = call(aten.div.Tensor, routed, call(aten.add.Tensor, total, epsilon))
+    return routed if finish.factor == 1.0 else call(aten.mul.Tensor, routed, finish.factor)
 
 
 def _heads_last(builder: GraphBuilder, logits: Logits) -> Node:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +94,9 @@ _PRODUCTS = (
 )
 """They take float16 or bfloat16 from whatever made it, and accumulate in float32."""
 
+_OF_SCORES = ("Add", "Clip", "Div", "Mul", "Neg", "Sigmoid", "Softplus", "Sub", "Tanh")
+"""Between logits and the scores that a MoHRouter ranks, such as a sigmoid and a bias."""
+
 # What comes from no activation has no say in what its readers compute in.
 SOURCES = ("Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform", "Range")
 
@@ -142,11 +145,13 @@ def plan_precision(
     """
     limit = largest_allowed(low)
     angles = _ancestors(node for node in model.graph if node.op_type in _ANGLES)
+    scores = _makers_of_scores(model)
     float32: dict[ir.Node, str] = {}
     forced: set[ir.Node] = set()
     for node in model.graph:
         reason = (
             _own_reason(node, angles, gates)
+            or ("a router ranks what is made of it" if node in scores else None)
             or _undefined(node, model.opset_imports, low)
             or _overflow(node, largest, limit)
         )
@@ -233,8 +238,14 @@ def _floats(values: object) -> Iterator[ir.Value]:
             yield value
 
 
-def _ancestors(nodes: Iterator[ir.Node]) -> set[ir.Node]:
-    """Return the nodes and all that makes their floats."""
+def _makers_of_scores(model: ir.Model) -> set[ir.Node]:
+    """Return what brings logits to the scores that a router ranks, element by element."""
+    routers = [node for node in model.graph if node.op_type == "MoHRouter"]
+    return _ancestors(iter(routers), through=_OF_SCORES) - set(routers)
+
+
+def _ancestors(nodes: Iterator[ir.Node], through: Collection[str] | None = None) -> set[ir.Node]:
+    """Return the nodes and all that makes their floats, or what of it is of these operators."""
     found: set[ir.Node] = set()
     waiting = list(nodes)
     while waiting:
@@ -242,5 +253,9 @@ def _ancestors(nodes: Iterator[ir.Node]) -> set[ir.Node]:
         if node not in found:
             found.add(node)
             producers = (value.producer() for value in _floats(node.inputs))
-            waiting += [producer for producer in producers if producer is not None]
+            waiting += [
+                producer
+                for producer in producers
+                if producer is not None and (through is None or producer.op_type in through)
+            ]
     return found

@@ -9,72 +9,30 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, cast
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch.fx import Node
-from torch.fx.node import map_arg
 
 from moh_deploy.frontend.recognize.constants import Constants
-from moh_deploy.frontend.recognize.graph import (
-    ancestors,
-    argument,
-    example_shape,
-    hint,
-    is_tensor,
-    op,
-    rank,
-    reads_shape_only,
-    tensor,
-)
+from moh_deploy.frontend.recognize.graph import ancestors, argument, example_shape, op, rank
+from moh_deploy.frontend.recognize.routers.ranked import read_ranked
+from moh_deploy.frontend.recognize.routers.router import Logits, Router
 from moh_deploy.frontend.recognize.routers.selection import (
     Selection,
     find_selection,
     is_projection,
     router_cone,
 )
+from moh_deploy.frontend.recognize.routers.trial import (
+    SCALES,
+    nodes_between,
+    rounds,
+    run_nodes,
+    run_router,
+)
 from moh_deploy.frontend.recognize.views import is_view
-
-# Logits of these scales make flat, ordinary and saturated softmaxes.
-_SCALES = (0.05, 1.0, 8.0)
-
-
-@dataclass(frozen=True)
-class Logits:
-    """A tensor of logits and its dimension of heads; the other dimensions are tokens."""
-
-    node: Node
-    dim: int
-
-    def of(self, values: dict[Node, torch.Tensor]) -> torch.Tensor:
-        """The values, heads last."""
-        return values[self.node].movedim(self.dim, -1)
-
-
-@dataclass(frozen=True)
-class Router:
-    """How a layer's gates are computed.
-
-    Attributes:
-        form: `two_stage`, `top_k`, `shared`, `query_norm`, `mask`, or `custom` for a router that
-            MoHRouter does not express.
-        num_shared_heads, top_k: None where the router's form does not tell.
-        routed_logits, shared_logits, stage_logits: Inputs of the MoHRouter; all None for `custom`.
-        gate_mode: Attribute of the MoHRouter.
-        selection: Where heads are ranked; None where none is.
-        reason: Why the router stays as it is; None if it becomes a MoHRouter.
-    """
-
-    form: str
-    num_shared_heads: int | None
-    top_k: int | None
-    selection: Selection | None
-    routed_logits: Logits | None = None
-    shared_logits: Logits | None = None
-    stage_logits: Logits | None = None
-    gate_mode: Literal["weighted", "mask"] = "weighted"
-    reason: str | None = None
 
 
 def read_router(gates: Node, query: Node | None, constant: Constants) -> Router:
@@ -91,10 +49,20 @@ def read_router(gates: Node, query: Node | None, constant: Constants) -> Router:
     for proposal in _proposals(softmaxes, selection, num_heads):
         if _computes(proposal, gates, cone, constant):
             return replace(proposal, form=_name(proposal, query))
-    shared = None if selection is None else num_heads - selection.candidates
+    if selection is None:
+        return _custom(None, None)
+    run = run_router(gates, cone, selection.scores, constant)
+    if run is None:
+        return _custom(selection, num_heads - selection.candidates)
+    selection = replace(selection, top_k=run.kept(selection.candidates, selection.top_k))
+    ranked = read_ranked(run, selection, list(_ranked_logits(selection, softmaxes)))
+    return _custom(selection, run.always_open(selection.candidates)) if ranked is None else ranked
+
+
+def _custom(selection: Selection | None, num_shared: int | None) -> Router:
     return Router(
         form="custom",
-        num_shared_heads=shared,
+        num_shared_heads=num_shared,
         top_k=None if selection is None else selection.top_k,
         selection=selection,
         reason="the router is of no published form; it stays as ordinary operators",
@@ -185,12 +153,12 @@ def _computes(proposal: Router, gates: Node, cone: list[Node], constant: Constan
     """
     logits = (proposal.routed_logits, proposal.shared_logits, proposal.stage_logits)
     inputs = {one.node for one in logits if one is not None}
-    between = _between(gates, inputs, set(cone), constant)
+    between = nodes_between(gates, inputs, set(cone), constant)
     if between is None:
         return False
     for dtype in (torch.float64, torch.float32):
-        exact = dtype == torch.float64 and not any(_rounds(node) for node in between)
-        trials = [_trial(proposal, gates, between, constant, (scale, dtype)) for scale in _SCALES]
+        exact = dtype == torch.float64 and not any(rounds(node) for node in between)
+        trials = [_trial(proposal, gates, between, constant, (scale, dtype)) for scale in SCALES]
         if None not in trials:
             return max(cast(list[float], trials)) <= (1e-9 if exact else 1e-5)
     return False
@@ -212,9 +180,10 @@ def _trial(
         for one in sources
         if one is not None
     }
-    expected = _run(between, values, gates, constant)
-    if expected is None:
+    found = run_nodes(between, values, constant)
+    if found is None:
         return None
+    expected = found[gates]
     rows = {_rows(one.of(values)) for one in sources if one is not None}
     if rows != {_rows(expected)}:
         return math.inf
@@ -222,61 +191,6 @@ def _trial(
     if expected.shape != computed.shape or not torch.equal(expected != 0, computed != 0):
         return math.inf
     return float((expected.double() - computed.double()).abs().max())
-
-
-def _between(
-    gates: Node, inputs: set[Node], cone: set[Node], constant: Constants
-) -> list[Node] | None:
-    """Nodes from the logits to the gates, in order; None if the gates depend on more."""
-    found, stack = {gates}, [gates]
-    while stack:
-        node = stack.pop()
-        if node in inputs or constant(node) is not None:
-            continue
-        if node not in cone or node.op != "call_function":
-            return None
-        for source in () if reads_shape_only(node) else node.all_input_nodes:
-            if source not in found and (is_tensor(source) or _makes_tuple(source)):
-                found.add(source)
-                stack.append(source)
-    return [
-        node
-        for node in gates.graph.nodes
-        if node in found and node not in inputs and node.op == "call_function"
-    ]
-
-
-def _makes_tuple(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), (tuple, list))
-
-
-def _run(
-    nodes: list[Node], values: dict[Node, torch.Tensor], gates: Node, constant: Constants
-) -> torch.Tensor | None:
-    """Interpret the nodes; sizes come from the example."""
-    env: dict[Node, object] = dict(values)
-
-    def look_up(node: Node) -> object:
-        if node in env:
-            return env[node]
-        stored = constant(node)
-        if stored is not None:
-            return stored
-        return _of_its_shape(node) if is_tensor(node) else hint(node.meta["val"])
-
-    for node in nodes:
-        arguments = map_arg((node.args, dict(node.kwargs)), look_up)  # type: ignore[arg-type]
-        args, kwargs = cast(tuple[tuple[object, ...], dict[str, object]], arguments)
-        try:
-            env[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        except (RuntimeError, IndexError, TypeError, ValueError):
-            return None  # cannot be run on its own, so cannot be proven
-    return cast(torch.Tensor, env[gates])
-
-
-def _of_its_shape(node: Node) -> torch.Tensor:
-    """Stands for a tensor that is read for its shape only."""
-    return torch.empty(example_shape(node), dtype=tensor(node).dtype)
 
 
 def _propose(
@@ -298,14 +212,6 @@ def _propose(
 
 def _rows(tensor: torch.Tensor) -> int:
     return tensor.numel() // tensor.shape[-1]
-
-
-def _rounds(node: Node) -> bool:
-    """True for a node that brings its result to a dtype of its own, whatever it is given."""
-    name = op(node)
-    return name in ("to", "to_copy", "type_as") or bool(
-        name in ("softmax", "sum", "cumsum", "prod") and argument(node, "dtype")
-    )
 
 
 def _through_views(node: Node) -> Node:

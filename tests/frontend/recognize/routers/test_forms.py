@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moh_deploy.frontend.recognize.constants import Constants
-from moh_deploy.frontend.recognize.routers.forms import Router, read_router
+from moh_deploy.frontend.recognize.routers.forms import read_router
+from moh_deploy.frontend.recognize.routers.router import Router
 from tests.frontend.traced import nodes, plain_trace
 
 EPS = torch.finfo(torch.float32).eps
@@ -379,7 +380,7 @@ FORMS = {
     AllSharedBySigmoid: ("custom", None, None),
     Mask: ("mask", 0, 2),
     MaskOfSigmoid: ("mask", 0, 2),
-    MaskTimesK: ("custom", 0, 2),
+    MaskTimesK: ("ranked", 0, 2),
     QueryNorm: ("query_norm", 2, 2),
     QueryNormLast: ("custom", 2, 2),
 }

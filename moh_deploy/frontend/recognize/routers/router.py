@@ -1,0 +1,73 @@
+"""What a router is, as far as recognition knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.routers.selection import Selection
+
+
+@dataclass(frozen=True)
+class Logits:
+    """A tensor of logits and its dimension of heads; the other dimensions are tokens."""
+
+    node: Node
+    dim: int
+
+    def of(self, values: dict[Node, torch.Tensor]) -> torch.Tensor:
+        """The values, heads last."""
+        return values[self.node].movedim(self.dim, -1)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What ordinary operators make of a MoHRouter's gates, those of the routed heads alone.
+
+        factor * gates * weights / (sum(gates * weights) + epsilon)
+
+    Attributes:
+        weights: As large as the routed logits; None for 1.
+        normalized: The weighed gates of a token are divided by their sum.
+        factor: Of all of them.
+        epsilon: What is added to the sum.
+        shared_gate: The gate of each shared head, where there are any.
+    """
+
+    weights: Logits | None = None
+    normalized: bool = False
+    factor: float = 1.0
+    epsilon: float = 0.0
+    shared_gate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Router:
+    """How a layer's gates are computed.
+
+    Attributes:
+        form: `two_stage`, `top_k`, `shared`, `query_norm`, `mask`; `ranked` where MoHRouter ranks
+            the heads and other operators weigh those that it keeps, and `scored` where they are
+            ranked by another score than they are weighed by; or `custom` for a router that
+            MoHRouter does not express.
+        num_shared_heads, top_k: None where the router's form does not tell.
+        routed_logits, shared_logits, stage_logits: Inputs of the MoHRouter; all None for `custom`.
+        gate_mode: Attribute of the MoHRouter.
+        finish: What is made of the MoHRouter's gates; None where they are the layer's.
+        selection: Where heads are ranked; None where none is.
+        reason: Why the router stays as it is; None if it becomes a MoHRouter.
+    """
+
+    form: str
+    num_shared_heads: int | None
+    top_k: int | None
+    selection: Selection | None
+    routed_logits: Logits | None = None
+    shared_logits: Logits | None = None
+    stage_logits: Logits | None = None
+    gate_mode: Literal["weighted", "mask"] = "weighted"
+    finish: Finish | None = None
+    reason: str | None = None

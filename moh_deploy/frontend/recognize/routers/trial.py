@@ -1,0 +1,171 @@
+"""Run a part of a router on its own, on logits that were made up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from moh_deploy.frontend.recognize.constants import Constants
+from moh_deploy.frontend.recognize.graph import (
+    ancestors,
+    argument,
+    example_shape,
+    hint,
+    is_tensor,
+    op,
+    reads_shape_only,
+    tensor,
+)
+
+# Logits of these scales make flat, ordinary and saturated softmaxes.
+SCALES = (0.05, 1.0, 8.0)
+
+Values = dict[Node, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RouterRun:
+    """What a router makes of logits of several scales.
+
+    Attributes:
+        gates: The node that they are [..., H].
+        nodes: What was computed, what it was computed from first.
+        values: Of each scale; float64 where the router takes it.
+        tolerance: By how much what computes the same may differ.
+    """
+
+    gates: Node
+    nodes: tuple[Node, ...]
+    values: tuple[Values, ...]
+    tolerance: float
+
+    def kept(self, candidates: int, top_k: int) -> int:
+        """Return how many of the last heads are open, where that is a number below `top_k` that is
+        the same for all tokens; else `top_k`."""
+        routed = [one[self.gates][..., -candidates:] for one in self.values]
+        counts = {int(count) for one in routed for count in (one != 0).sum(-1).flatten()}
+        return min([top_k, *counts]) if len(counts) == 1 and 0 not in counts else top_k
+
+    def always_open(self, candidates: int) -> int:
+        """Return how many heads no token closes, of those that are more than the candidates."""
+        gates = torch.cat([one[self.gates].flatten(0, -2) for one in self.values])
+        return min(int((gates != 0).all(0).sum()), gates.shape[-1] - candidates)
+
+
+def run_router(
+    gates: Node, cone: Sequence[Node], scores: Node, constant: Constants
+) -> RouterRun | None:
+    """Run a router on whatever of it is farthest from its gates and still decides them alone.
+
+    Args:
+        cone: What the gates are computed from.
+        scores: What it ranks.
+        constant: Value of a constant node.
+
+    Returns:
+        None where it cannot be run on its own.
+    """
+    members = set(cone)
+    ranked = members & set(ancestors(scores, stop=set()))
+    for source in gates.graph.nodes:  # what is computed first is farthest
+        if source not in ranked or not is_number(source) or source.op != "call_function":
+            continue
+        between = nodes_between(gates, {source}, members, constant)
+        if between is not None:
+            return _run_from(source, gates, between, constant)
+    return None
+
+
+def _run_from(
+    source: Node, gates: Node, between: list[Node], constant: Constants
+) -> RouterRun | None:
+    """In float64, to tell small deviations apart; routers that insist on float32 run in that."""
+    for dtype in (torch.float64, torch.float32):
+        exact = dtype == torch.float64 and not any(rounds(node) for node in between)
+        runs = []
+        for scale in SCALES:
+            generator = torch.Generator().manual_seed(0)
+            made_up = torch.randn(example_shape(source), generator=generator, dtype=dtype)
+            runs.append(run_nodes(between, {source: made_up * scale}, constant))
+        values = tuple(run for run in runs if run is not None)
+        if len(values) == len(SCALES):
+            tolerance = 1e-9 if exact else 1e-5
+            return RouterRun(gates, (source, *between), values, tolerance)
+    return None
+
+
+def is_number(node: Node) -> bool:
+    """True for a tensor of a floating-point dtype."""
+    return is_tensor(node) and tensor(node).is_floating_point()
+
+
+def nodes_between(
+    result: Node, inputs: set[Node], cone: set[Node], constant: Constants
+) -> list[Node] | None:
+    """Return the nodes from inputs to a result, in order; None if the result depends on more.
+
+    Args:
+        cone: What may stand between them.
+        constant: Value of a constant node.
+    """
+    found, stack = {result}, [result]
+    while stack:
+        node = stack.pop()
+        if node in inputs or constant(node) is not None:
+            continue
+        if node not in cone or node.op != "call_function":
+            return None
+        for source in () if reads_shape_only(node) else node.all_input_nodes:
+            if source not in found and (is_tensor(source) or _makes_tuple(source)):
+                found.add(source)
+                stack.append(source)
+    return [
+        node
+        for node in result.graph.nodes
+        if node in found and node not in inputs and node.op == "call_function"
+    ]
+
+
+def run_nodes(nodes: list[Node], inputs: Values, constant: Constants) -> Values | None:
+    """Return what the nodes make of the inputs, at the example's sizes; None where they cannot be
+    run on their own."""
+    env: dict[Node, object] = dict(inputs)
+
+    def look_up(node: Node) -> object:
+        if node in env:
+            return env[node]
+        stored = constant(node)
+        if stored is not None:
+            return stored
+        return _of_its_shape(node) if is_tensor(node) else hint(node.meta["val"])
+
+    for node in nodes:
+        arguments = map_arg((node.args, dict(node.kwargs)), look_up)  # type: ignore[arg-type]
+        args, kwargs = cast(tuple[tuple[object, ...], dict[str, object]], arguments)
+        try:
+            env[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, IndexError, TypeError, ValueError):
+            return None
+    return {node: value for node, value in env.items() if isinstance(value, torch.Tensor)}
+
+
+def rounds(node: Node) -> bool:
+    """True for a node that brings its result to a dtype of its own, whatever it is given."""
+    name = op(node)
+    return name in ("to", "to_copy", "type_as") or bool(
+        name in ("softmax", "sum", "cumsum", "prod") and argument(node, "dtype")
+    )
+
+
+def _makes_tuple(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), (tuple, list))
+
+
+def _of_its_shape(node: Node) -> torch.Tensor:
+    """Stands for a tensor that is read for its shape only."""
+    return torch.empty(example_shape(node), dtype=tensor(node).dtype)
