@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -24,18 +27,52 @@ def exit_code_of(run: Callable[[], object], *, as_json: bool) -> int:
         run: The whole command line.
         as_json: Print failures on stdout as a JSON object too.
     """
+    with _interrupts_noted() as interrupts:
+        try:
+            code = run()
+        except (click.Abort, KeyboardInterrupt):
+            return _interrupted()
+        except Exception as error:
+            if interrupts:  # A module that was just being loaded makes an ImportError of it.
+                return _interrupted()
+            return _exit_code(error, as_json=as_json)
+    return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """Yield what every SIGINT is added to that becomes a KeyboardInterrupt in the block."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
     try:
-        code = run()
-    except MoHDeployError as error:
+        signal.signal(signal.SIGINT, note)
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted() -> int:
+    click.echo("interrupted", err=True)
+    return EXIT_INTERRUPTED
+
+
+def _exit_code(error: Exception, *, as_json: bool) -> int:
+    """Report an error that is no bug."""
+    if isinstance(error, MoHDeployError):
         report_failure(error, as_json=as_json)
         return error.exit_code
-    except click.ClickException as error:
+    if isinstance(error, click.ClickException):
         _report_usage(error, as_json=as_json)
         return EXIT_USAGE
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return EXIT_INTERRUPTED
-    return code if isinstance(code, int) else 0
+    raise error
 
 
 def report_failure(error: MoHDeployError, *, as_json: bool) -> None:

@@ -125,6 +125,17 @@ def test_full_disk_behind_stdout_is_no_answer(package: Path, directory: str, opt
     assert ("error: stdout cannot be written: No space left on device" in ended.stderr) == is_lost
 
 
+def test_interrupt_that_a_module_makes_an_error_of_is_one():
+    """An extension module that is interrupted while it is loaded raises ImportError."""
+    code = "import sys, signal, moh_deploy.jobs.inspect as job; from moh_deploy.cli import main\n"
+    code += "def load(*_, **__):\n    try: signal.raise_signal(signal.SIGINT)\n"
+    code += "    except KeyboardInterrupt: raise ImportError('initialization failed')\n"
+    code += "job.inspect = load; main(['inspect', 'package'])"
+    process = start_python("-c", code)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
+
+
 def test_interrupted_process_ends_with_130_and_no_traceback():
     code = "import time, moh_deploy.jobs.inspect as job; from moh_deploy.cli import main\n"
     code += "def wait(*_, **__): print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"
