@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -69,7 +70,9 @@ class StagedDirectory:
         trace: TracebackType | None,
     ) -> None:
         # Measured before the files go: this is what did not fit.
-        full = None if error is None or not _is_disk_full(error) else self._describe_full_disk()
+        # A PackageError names the disk itself: it may be another one.
+        is_full = is_disk_full(error) and not isinstance(error, PackageError)
+        full = self._describe_full_disk() if is_full else None
         self._leave()
         if full is not None:
             raise PackageError(full, hint="Free some space, or write to another disk.") from error
@@ -167,6 +170,24 @@ class StagedDirectory:
 
 
 @contextmanager
+def scratch_directory(name: str) -> Iterator[Path]:
+    """Yield a directory for what is needed in between; it is removed however the block ends.
+
+    Args:
+        name: What errors call it.
+
+    Raises:
+        PackageError: There is no place for temporary files, or its disk is full.
+    """
+    try:
+        place = Path(tempfile.gettempdir(), name)
+    except FileNotFoundError as error:
+        raise PackageError(f"there is no place for temporary files: {error.strerror}.") from error
+    with StagedDirectory(place) as scratch:
+        yield scratch.path
+
+
+@contextmanager
 def staged_file(output: Path) -> Iterator[Path]:
     """Yield a path to write to; the file appears at `output` if the block ends without exception.
 
@@ -181,7 +202,7 @@ def staged_file(output: Path) -> Iterator[Path]:
             sync_file(partial)
             partial.replace(target)
         except OSError as error:
-            problem = "disk full" if _is_disk_full(error) else error.strerror or str(error)
+            problem = "disk full" if is_disk_full(error) else error.strerror or str(error)
             raise PackageError(f"{output} cannot be written: {problem}.") from error
         finally:
             # Where nothing could be written there is nothing to remove.
@@ -237,8 +258,11 @@ _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Look through the whole chain: writers wrap the OSError in exceptions of their own."""
+def is_disk_full(error: BaseException | None) -> bool:
+    """Tell whether a full disk is what ends the work.
+
+    It looks through the whole chain: writers wrap the OSError in exceptions of their own.
+    """
     while error is not None:
         if isinstance(error, OSError) and (error.errno in _FULL or _SHORT_WRITE.search(str(error))):
             return True

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 
@@ -13,45 +14,72 @@ from types import FrameType
 def cleaned_up_on_termination(clean_up: Callable[[], None]) -> Iterator[None]:
     """Call `clean_up` when SIGTERM or SIGHUP ends the process within the block.
 
-    Handlers that the caller has installed are left alone. An exception raised by the handler
-    would be the simpler way, but Python swallows it where the signal happens to arrive in a
-    finaliser or a weakref callback, and the process would live on.
+    Within another such block both are called, the inner one first. Handlers that the caller has
+    installed are left alone. An exception raised by the handler would be the simpler way, but
+    Python swallows it where the signal happens to arrive in a finaliser or a weakref callback, and
+    the process would live on.
+    """
+    ours = {
+        number: _CleanUp(clean_up, found if isinstance(found, _CleanUp) else None)
+        for number in _TERMINATIONS
+        for found in [signal.getsignal(number)]
+        if found == signal.SIG_DFL or isinstance(found, _CleanUp)
+    }
+    with _handled_by(ours):
+        yield
+
+
+@dataclass(frozen=True)
+class _CleanUp:
+    """A handler that cleans up, as do those of the blocks around it, and dies.
+
+    Attributes:
+        clean_up: What to call.
+        around: The handler of the block around; None without.
     """
 
-    def clean_up_and_die(number: int, _frame: FrameType | None) -> None:
-        clean_up()
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
+    clean_up: Callable[[], None]
+    around: _CleanUp | None
 
-    unhandled = [number for number in _TERMINATIONS if signal.getsignal(number) == signal.SIG_DFL]
-    with _handled_by(clean_up_and_die, unhandled):
-        yield
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self.clean_up()
+        finally:
+            if self.around is not None:
+                self.around(number, frame)
+            else:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
 
 
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Let a few operations run to their end; a signal that arrives meanwhile counts after them."""
     held: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        held.append(number)
+
     try:
-        with _handled_by(lambda number, _: held.append(number), [signal.SIGINT, *_TERMINATIONS]):
+        with _handled_by(dict.fromkeys([signal.SIGINT, *_TERMINATIONS], hold)):
             yield
     finally:
         for number in held:
             signal.raise_signal(number)
 
 
+_Handler = Callable[[int, FrameType | None], None]
+
 # SIGHUP does not exist everywhere.
 _TERMINATIONS = [one for one in signal.Signals if one.name in ("SIGTERM", "SIGHUP")]
 
 
 @contextmanager
-def _handled_by(
-    handler: Callable[[int, FrameType | None], None], numbers: Iterable[signal.Signals]
-) -> Iterator[None]:
+def _handled_by(handlers: Mapping[signal.Signals, _Handler]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets only the main thread set handlers, and runs them there.
         return
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.atomic import staged_file
+from moh_deploy.atomic import scratch_directory, staged_file
 from moh_deploy.errors import PackageError
 
 
@@ -47,3 +47,15 @@ def test_what_stops_the_writing_is_named(tmp_path: Path, number: int, message: s
     ):
         raise OSError(number, "Permission denied")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_that_is_named_already_is_not_named_again(tmp_path: Path):
+    """What is in between may lie on another disk than what is written."""
+
+    def fill(path: Path) -> None:
+        with staged_file(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    message = f"^{tmp_path / 'out'} cannot be written: disk full"
+    with pytest.raises(PackageError, match=message), scratch_directory("between"):
+        fill(tmp_path / "out")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -28,6 +30,37 @@ def test_handlers_are_put_back():
         assert signal.getsignal(signal.SIGINT) != before[0]
     after = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert after == before
+
+
+_NESTED = """
+import signal, sys
+from moh_deploy.termination import cleaned_up_on_termination
+with cleaned_up_on_termination(lambda: print("outer", flush=True)):
+    with cleaned_up_on_termination(lambda: print("inner", flush=True)):
+        if sys.argv[1] == "inner":
+            signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+print("too much")
+"""
+
+
+@pytest.mark.parametrize(("where", "called"), [("inner", "inner\nouter\n"), ("outer", "outer\n")])
+def test_blocks_within_each_other_are_all_cleaned_up(where: str, called: str):
+    done = subprocess.run(
+        [sys.executable, "-c", _NESTED, where], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == (called, -signal.SIGTERM)
+
+
+def test_handler_of_the_caller_is_left_alone():
+    found: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: found.append(number))
+    try:
+        with cleaned_up_on_termination(lambda: found.append(0)):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found == [signal.SIGTERM]
 
 
 def test_other_threads_may_use_both():

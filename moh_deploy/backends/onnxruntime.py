@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx
 from onnx import parser
 
+from moh_deploy.atomic import scratch_directory
 from moh_deploy.backends.input_check import check_inputs, empty_axis
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun, layer_runs
 from moh_deploy.backends.ort_kernels import choose_kernels, register, require_kernels
@@ -170,8 +170,8 @@ def open_session(
     layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
     emulated = _emulated(round_results=round_results)
     model = prepare_model(path, layers, extra_outputs, change, emulate_dtypes=emulated)
-    with TemporaryDirectory(prefix="moh-deploy-") as scratch:
-        placement = Placement(model.moh_nodes, Path(scratch))
+    with scratch_directory("moh-deploy-session") as scratch:
+        placement = Placement(model.moh_nodes, scratch)
         # Fused operators would skip the roundings that are emulated.
         options = _session_options(path.parent, threads, optimize and not model.emulated_dtype)
         if model.has_float16:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
-import shutil
 import subprocess
 import sys
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from moh_deploy.atomic import is_disk_full, scratch_directory
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.child_process import child_environment, how_it_ended
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
@@ -19,6 +20,9 @@ from moh_deploy.report.probe import ProbeReport
 from moh_deploy.termination import cleaned_up_on_termination
 
 PROCESS = "moh_deploy.cli.probe_process"
+
+_DISK_FULL = 74
+"""What the other process ends with where it cannot even say so; of `os.EX_IOERR`, where that is."""
 
 _TASK, _ANSWER, _STEPS = "task.pickle", "answer.pickle", "steps.txt"
 
@@ -56,10 +60,11 @@ def probe_apart(task: ProbeTask, *, module: str = PROCESS) -> ProbeReport:
         ValidationError: A case ended the process; the sentence names it.
         MoHDeployError: As `probe` does.
     """
-    with TemporaryDirectory(prefix="moh-deploy-") as scratch:
-        folder = Path(scratch)
+    with scratch_directory("moh-deploy-probe") as folder:
         (folder / _TASK).write_bytes(pickle.dumps(task))
         return_code = _run(module, folder)
+        if return_code == _DISK_FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # `scratch_directory` says where
         if not (folder / _ANSWER).is_file():
             raise _killed(task, return_code, folder / _STEPS)
         # Written by our own process, into a folder that nobody else may write to.
@@ -71,7 +76,16 @@ def probe_apart(task: ProbeTask, *, module: str = PROCESS) -> ProbeReport:
 
 
 def carry_out(folder: Path) -> None:
-    """Do the task in a folder, and leave the answer there."""
+    """Do the task in a folder, and leave the answer there; on a full disk, end with a status."""
+    try:
+        _carry_out(folder)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        sys.exit(_DISK_FULL)
+
+
+def _carry_out(folder: Path) -> None:
     from moh_deploy.cli.original import original_of
     from moh_deploy.jobs.probe import probe
 
@@ -116,11 +130,8 @@ def _run(module: str, folder: Path) -> int:
     environment = {**child_environment(), "TMPDIR": str(folder)}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
 
-    def clean_up() -> None:
-        process.terminate()  # Not waited for: this may have stopped a wait, which holds a lock.
-        shutil.rmtree(folder, ignore_errors=True)
-
-    with process, cleaned_up_on_termination(clean_up):
+    # Not waited for when this is ended: that may have stopped a wait, which holds a lock.
+    with process, cleaned_up_on_termination(process.terminate):
         try:
             return process.wait()
         except KeyboardInterrupt:

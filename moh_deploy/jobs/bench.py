@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moh_deploy.atomic import StagedDirectory, staged_file
+from moh_deploy.atomic import scratch_directory, staged_file
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.jobs.bench_entries import Organizer, is_the_original, is_the_package
@@ -92,9 +91,9 @@ def bench(
     _check_options(threads, min_time, warmup, output)
     ratchet = Ratchet.open(baseline_file, "bench", update=update_baseline)
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
-    with StagedDirectory(Path(tempfile.gettempdir(), "moh-deploy-bench")) as scratch:
+    with scratch_directory("moh-deploy-bench") as scratch:
         with progress.step("reading the packages"):
-            organizer = Organizer(kernels, threads, original, scratch.path)
+            organizer = Organizer(kernels, threads, original, scratch)
             line_up = organizer.line_up(
                 roots, baselines, None if package is None else Path(package)
             )

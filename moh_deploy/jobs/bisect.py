@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
-from tempfile import TemporaryDirectory
 
+from moh_deploy.atomic import scratch_directory
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.backends.trt.engine_reading import is_engine_dir
@@ -22,7 +20,6 @@ from moh_deploy.jobs.repair import RepairJob, look_for_repair
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.bisect import BisectReport
-from moh_deploy.termination import cleaned_up_on_termination
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.samples import read_samples, recorded_samples
 
@@ -90,16 +87,16 @@ def bisect(
         believed = None if reference is None else OnnxPackage.open(reference)
         _check_packages(package, believed, written, to, inputs)
         files = read_samples([Path(path) for path in inputs], package.manifest)
-    with TemporaryDirectory(prefix="moh-deploy-") as folder, _removed_on_termination(folder):
+    with scratch_directory("moh-deploy-bisect") as folder:
         if to is not None:
             with progress.step("lowering the precision"):
-                package, believed = lowered(package, to, Path(folder) / "lowered"), package
+                package, believed = lowered(package, to, folder / "lowered"), package
         samples = recorded_samples(package.vectors[:vectors])
-        runs = Experiments(package, believed, samples, rules, target, kernels, Path(folder))
+        runs = Experiments(package, believed, samples, rules, target, kernels, folder)
         if runs.believed is not None and files:
             with progress.step("computing in float32 what should come out"):
                 runs.samples = (*samples, *answered(runs.believed, files))
-        report = _bisect(runs, Path(folder), written, max_runs, progress)
+        report = _bisect(runs, folder, written, max_runs, progress)
         if to is not None and not report.diverges:
             note = f"`moh-deploy precision DIR --to {to} --output DIR` writes it as it is."
             report = replace(report, notes=(note,))
@@ -196,7 +193,3 @@ def _check_packages(
             " repaired package to write.",
             hint="Leave --output out: bisect says where the package diverges.",
         )
-
-
-def _removed_on_termination(folder: str) -> AbstractContextManager[None]:
-    return cleaned_up_on_termination(lambda: rmtree(folder, ignore_errors=True))

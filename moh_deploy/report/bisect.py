@@ -22,7 +22,7 @@ _CAUSES: dict[Cause, str] = {
     "optimisation": "ONNX Runtime's graph optimisations change the result",
     "precision": "lower precision",
     "float32": "in float32 it is off by more than the target, and by no more than `verify` allows:"
-    " that may be rounding of float32, or the graph",
+    " that may be rounding, or the graph",
     "graph": "the graph computes something else than the original model",
 }
 _MOST_ROWS = 40

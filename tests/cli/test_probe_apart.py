@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import tempfile
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from moh_deploy.cli import probe_apart as apart
 from moh_deploy.cli.probe_apart import ProbeTask, probe_apart
-from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from tests.cli.run_cli import Cli
 from tests.edge_case_package import write_edge_package
 
@@ -28,6 +29,23 @@ def test_case_that_ends_the_process_is_named(package: Path):
         f"the process that probes {package} ended with SIGSEGV in case 'inputs: zero: seq=0'."
     )
     assert not list(Path(tempfile.gettempdir()).glob("dying-probe-*"))
+
+
+def test_full_disk_is_said_by_whoever_still_can(package: Path, monkeypatch: pytest.MonkeyPatch):
+    """The other process has no room for an answer: it ends with a status of its own."""
+
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def run(_: str, folder: Path) -> int:
+        with pytest.raises(SystemExit) as ended:
+            apart.carry_out(folder)
+        return int(str(ended.value.code))
+
+    monkeypatch.setattr(apart, "_run", run)
+    monkeypatch.setattr("moh_deploy.jobs.probe.probe", fill)
+    with pytest.raises(PackageError, match=r"disk full while writing .*moh-deploy-probe"):
+        probe_apart(ProbeTask(package))
 
 
 def test_error_keeps_its_kind_and_its_hint(package: Path):

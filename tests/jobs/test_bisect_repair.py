@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -21,7 +22,7 @@ from moh_deploy.bisection.cure import Cure, KeptNode
 from moh_deploy.bisection.experiments import Experiments
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.places import Place
-from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.jobs import repair as job
 from moh_deploy.npz import Array
 from moh_deploy.package import Float32Node, OnnxPackage, PackageWriter
@@ -219,7 +220,7 @@ def test_target_below_the_rounding_of_float32_accuses_nobody(exported: Exported,
     report = moh_deploy.bisect(whole.root, target=1e-9)
     assert report.divergence is not None
     assert report.divergence.cause == "float32"
-    assert report.sentence.endswith("that may be rounding of float32, or the graph.")
+    assert report.sentence.endswith("that may be rounding, or the graph.")
     alone = moh_deploy.bisect(half.root, target=1e-9)
     assert alone.why_no_repair is not None
     assert alone.why_no_repair.startswith("In float32 it is ")
@@ -314,6 +315,23 @@ def test_nodes_of_an_earlier_repair_stay_listed(exported: Exported):
     model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
     made = job._manifest(manifest, model, Cure((found,), smallest=True, trials=3))
     assert made.float32_nodes == (Float32Node("b.Mul", "before"), Float32Node("a.Add", "now"))
+
+
+def test_full_disk_of_temporary_files_is_named(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    half = write_unprotected(exported("LargeLogits"), tmp_path / "half")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("moh_deploy.bisection.float32_form.save_model", fill)
+    with pytest.raises(PackageError, match=f"disk full while writing {scratch}/moh-deploy-bisect"):
+        moh_deploy.bisect(half.root)
+    assert not any(scratch.iterdir())
 
 
 def test_interrupted_repair_leaves_nothing(
