@@ -15,7 +15,7 @@ from moh_deploy.validate.layer_parity import compare_layer
 from moh_deploy.validate.noise_floor import STEPS, measure_floor
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.tolerances import Tolerance, coarsest, rules_of
+from moh_deploy.validate.tolerances import Tolerance, coarsest, output_rule, rules_of
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,8 @@ class Judge:
 
     def _output_rule(self, reference: Array, model_rule: Tolerance) -> Tolerance:
         dtype = reference.dtype.name
-        own = self.policy.rule(dtype)
-        if "float" not in dtype:
-            return own
-        rule = coarsest(own, model_rule)
-        if self.target is None:
+        rule = output_rule(dtype, self.policy.rule(dtype), model_rule)
+        if self.target is None or "float" not in dtype:
             return rule
         return replace(rule, relative=self.target, floor_factor=0.0, least=0.0)
 

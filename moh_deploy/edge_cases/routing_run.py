@@ -26,7 +26,7 @@ from moh_deploy.package.router_logits import force_logits
 from moh_deploy.progress import Progress
 from moh_deploy.validate.function_bodies import routers_of
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.tolerances import Tolerance, coarsest, rules_of
+from moh_deploy.validate.tolerances import Tolerance, output_rule, rules_of
 
 CASES = (*(state.name for state in FINITE_STATES), NAN)
 
@@ -232,11 +232,9 @@ class _RoutingRun:
         return _judged(case, MODEL, problem, "they agree with the function bodies")
 
     def _rule(self, reference: Array) -> Tolerance:
-        rule = self.policy.rule(reference.dtype.name)
-        if reference.dtype.kind not in "fV":
-            return rule
+        dtype, rule = reference.dtype.name, self.policy.rule
         names = rules_of(self.package.manifest.precision, self.subject)
-        return coarsest(rule, *map(self.policy.rule, names))
+        return output_rule(dtype, rule(dtype), *map(rule, names))
 
 
 def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:

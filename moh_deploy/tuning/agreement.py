@@ -10,7 +10,7 @@ import numpy as np
 
 from moh_deploy.npz import Array
 from moh_deploy.validate.output_parity import compare_output
-from moh_deploy.validate.tolerances import Tolerance, coarsest, tolerance_for
+from moh_deploy.validate.tolerances import Tolerance, output_rule, tolerance_for
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,5 @@ def agreement(
 
 
 def _rule(expected: Array, precisions: Collection[str]) -> Tolerance:
-    of_output = tolerance_for(expected.dtype.name)
-    if expected.dtype.kind in "biu":  # not by what numbers are made in
-        return of_output
-    return coarsest(of_output, *map(tolerance_for, precisions))
+    dtype = expected.dtype.name
+    return output_rule(dtype, tolerance_for(dtype), *map(tolerance_for, precisions))

@@ -35,7 +35,7 @@ from moh_deploy.validate.routing_statistics import (
     joined,
     layer_statistics,
 )
-from moh_deploy.validate.tolerances import Tolerance, coarsest, rules_of
+from moh_deploy.validate.tolerances import Tolerance, coarsest, output_rule, rules_of
 from moh_deploy.validate.valid_tokens import TokenView
 from moh_deploy.validate.variants import Variants
 
@@ -286,9 +286,7 @@ class Judge:
         return coarsest(*map(self._rule_for, names))
 
     def _output_rule(self, dtype: str, model_rule: Tolerance) -> Tolerance:
-        """Return the coarser one: logits cast to float32 still carry the rounding of the model."""
-        rule = self._rule_for(dtype)
-        return coarsest(rule, model_rule) if "float" in dtype else rule
+        return output_rule(dtype, self._rule_for(dtype), model_rule)
 
     def _rule_for(self, dtype: str) -> Tolerance:
         self.rules[dtype] = self.policy.rule(dtype)

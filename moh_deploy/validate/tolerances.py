@@ -120,6 +120,15 @@ def coarsest(*rules: Tolerance) -> Tolerance:
     return max(rules, key=lambda rule: (rule.after_flip().relative, rule.near_tie))
 
 
+def output_rule(dtype: str, own: Tolerance, *of_model: Tolerance) -> Tolerance:
+    """Return the rule for an output: the coarsest of its dtype's and of what it is made in.
+
+    Logits that are cast to float32 still carry the rounding of the model. What is no float is not
+    judged by what it is made of.
+    """
+    return coarsest(own, *of_model) if "float" in dtype else own
+
+
 def rules_of(precision: str, runner: Runner) -> tuple[str, ...]:
     """Return the names of the rules for a model's precision and for what its kernels round to."""
     on_kernels = "kernel" in runner.layer_impl.values()
