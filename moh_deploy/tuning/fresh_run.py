@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -15,10 +14,7 @@ from typing import ClassVar
 
 from pydantic import TypeAdapter
 
-from moh_deploy.child_process import child_environment, how_it_ended
-from moh_deploy.errors import BackendError
-
-_MOST_CHARACTERS = 400
+from moh_deploy.child_process import json_from
 
 Load = Callable[[], Callable[[], object]]
 """Loads a model, and returns what runs it on its inputs."""
@@ -70,21 +66,12 @@ def fresh_run(task: FreshTask) -> FreshRun:
     Raises:
         BackendError: The process died.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", task.module],
-        input=json.dumps(asdict(task), default=str),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        env=child_environment(),
+    found = json_from(
+        ["-m", task.module],
+        what=f"the process that loads {task.model} and runs it once",
+        task=json.dumps(asdict(task), default=str),
     )
-    if done.returncode != 0:
-        raise BackendError(
-            f"the process that loads {task.model} and runs it once ended with"
-            f" {how_it_ended(done.returncode)}: {done.stderr.strip()[-_MOST_CHARACTERS:]}"
-        )
-    return FreshRun(**json.loads(done.stdout))
+    return FreshRun(**found)
 
 
 def answer(kind: type[FreshTask]) -> None:

@@ -6,9 +6,6 @@ not add up.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -16,7 +13,7 @@ from typing import cast
 from moh_deploy import errors
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import Kernels, KernelUse
-from moh_deploy.child_process import child_environment, how_it_ended
+from moh_deploy.child_process import json_from
 
 
 @dataclass(frozen=True)
@@ -65,19 +62,9 @@ def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun
         ValidationError: It does not agree.
         MoHDeployError: The comparison failed, with the error of that process.
     """
-    command = [sys.executable, "-m", "moh_deploy", "verify", str(root)]
-    command += ["--kernels", kernels, "--json"]
+    command = ["-m", "moh_deploy", "verify", str(root), "--kernels", kernels, "--json"]
     command += [] if vectors is None else ["--vectors", str(vectors)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=child_environment()
-    )
-    try:
-        answer = cast(dict[str, object], json.loads(done.stdout))
-    except json.JSONDecodeError as error:
-        raise errors.BackendError(
-            f"the process that compares the package ended with"
-            f" {how_it_ended(done.returncode)}: {done.stderr.strip()[-400:]}"
-        ) from error
+    answer = json_from(command, what="the process that compares the package")
     if "error" in answer:
         raise _error(cast(dict[str, str | None], answer["error"]))
     return _run(answer)

@@ -6,7 +6,6 @@ import pytest
 
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.errors import BackendError, PackageError, ValidationError
-from moh_deploy.validate import fresh_process
 from moh_deploy.validate.fresh_process import prove
 from tests.handmade_package import write_package
 from tests.kernel_library import required_library
@@ -42,6 +41,6 @@ def test_error_of_the_process_keeps_its_kind(tmp_path: Path):
 
 
 def test_process_that_dies_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fresh_process.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(BackendError, match="ended with status 1"):
         prove(tmp_path, "off")
