@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -17,6 +18,34 @@ from moh_deploy.package import (
     has_low_weights,
     unforceable_layers,
 )
+
+
+def open_forced(
+    package: OnnxPackage,
+    gates: GateTypes,
+    *,
+    extra_outputs: Sequence[str] = (),
+    kernels: Kernels = "auto",
+    threads: int | None = None,
+    optimize: bool = True,
+    round_results: bool = False,
+) -> OrtRunner:
+    """Open a package with its gates as inputs; see `open_session`.
+
+    Args:
+        gates: Name of each layer's gates to their dtype; what routers compute is an output. Without
+            any the package runs as it is.
+        extra_outputs: Inner values to return besides.
+    """
+    return open_session(
+        package,
+        kernels=kernels,
+        threads=threads,
+        extra_outputs=[*map(computed_gates, gates), *extra_outputs],
+        optimize=optimize,
+        change=(lambda graph: force_gates(graph, gates)) if gates else None,
+        round_results=round_results,
+    )
 
 
 @dataclass(frozen=True)
@@ -45,12 +74,11 @@ class OrtVariants:
 
     def forced(self, gates: GateTypes) -> OrtRunner:
         """Open the package with its gates as inputs, as it runs otherwise."""
-        return open_session(
+        return open_forced(
             self.package,
+            gates,
             kernels=self.kernels,
             threads=self.threads,
-            extra_outputs=[computed_gates(name) for name in gates],
-            change=lambda graph: force_gates(graph, gates),
             round_results=self.round_results,
         )
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 import onnx
 
 from moh_deploy.backends.onnxruntime import OrtRunner, open_session
-from moh_deploy.backends.ort_variants import OrtVariants
+from moh_deploy.backends.ort_variants import OrtVariants, open_forced
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.npz import Array
 from moh_deploy.package import (
     GateTypes,
     OnnxPackage,
     VectorSet,
-    computed_gates,
     force_gates,
     forced_gates,
 )
@@ -58,12 +57,12 @@ class ForcedModel:
 
     def open(self, names: Sequence[str] = ()) -> OrtRunner:
         """Open a session that returns these inner values, and what the routers compute."""
-        return open_session(
+        return open_forced(
             self.package,
+            self.gates,
+            extra_outputs=names,
             kernels=self.kernels,
             optimize=self.optimize,
-            extra_outputs=[*map(computed_gates, self.gates), *names],
-            change=(lambda graph: force_gates(graph, self.gates)) if self.gates else None,
             round_results=self.rounded,
         )
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from moh_deploy.npz import Array
+from moh_deploy.package.fed_input import add_input
 from moh_deploy.package.forced_gates import gate_views, unforceable_layers
 from moh_deploy.package.manifest import LayerInfo
 from moh_deploy.package.switches import all_nodes, reads
@@ -42,9 +42,7 @@ def fix_routing(graph: onnx.GraphProto, routed: Mapping[str, Array]) -> None:
             if name in routed:
                 node.input[index] = fixed_input(name)
     for name, array in routed.items():
-        element = helper.np_dtype_to_tensor_dtype(array.dtype)
-        shape = [None] * array.ndim
-        graph.input.append(helper.make_tensor_value_info(fixed_input(name), element, shape))
+        add_input(graph, fixed_input(name), array.dtype, rank=array.ndim)
     _drop_unread(graph)
 
 

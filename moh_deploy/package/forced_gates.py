@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from moh_deploy.package.fed_input import add_input
 from moh_deploy.package.manifest import LayerInfo
 from moh_deploy.package.switches import all_nodes, dense_twin
 
@@ -74,8 +75,7 @@ def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> None:
             fed.add(node.output[0])
             graph.node.append(node)
     for name, dtype in gates.items():
-        element, shape = helper.np_dtype_to_tensor_dtype(dtype), [None, None, None]
-        graph.input.append(helper.make_tensor_value_info(forced_gates(name), element, shape))
+        add_input(graph, forced_gates(name), dtype)
 
 
 def _feed(name: str, root: str, views: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

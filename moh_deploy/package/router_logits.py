@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from moh_deploy.package.fed_input import add_input
 from moh_deploy.package.manifest import LayerInfo
 from moh_deploy.package.router_nodes import router_nodes
 from moh_deploy.package.switches import all_nodes
@@ -92,9 +93,7 @@ def force_logits(
     for router in {one.node: one for one in routers}.values():
         for port, value in router.logits.items():
             nodes[router.node].input[PORTS.index(port)] = router.forced(port)
-            element = helper.np_dtype_to_tensor_dtype(dtypes[value])
-            shape = [None, None, None]
-            graph.input.append(helper.make_tensor_value_info(router.forced(port), element, shape))
+            add_input(graph, router.forced(port), dtypes[value])
 
 
 def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) -> RouterLogits:
