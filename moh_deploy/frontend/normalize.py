@@ -12,11 +12,12 @@ from torch.fx import Node
 from moh_deploy.frontend.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.functionalize import functionalize
 from moh_deploy.frontend.recognize.axes import fresh_layout
-from moh_deploy.frontend.recognize.graph import argument, op, shape
+from moh_deploy.frontend.recognize.graph import argument, op, shape, tensor
 from moh_deploy.frontend.recognize.views import REORDERS, casts, forward
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.unfold import replace_unfold
 from moh_deploy.frontend.unread_state import drop_unread_state
+from moh_deploy.frontend.written_softmax import is_division, replace_written_softmax
 
 aten = torch.ops.aten
 
@@ -25,8 +26,8 @@ _DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_a
 
 def normalize(program: ExportedProgram) -> ExportedProgram:
     """Return a program of equal results without in-place operators, im2col, einsum of many tensors,
-    dropout that drops nothing, casts to what is given, transpositions that undo one another, and
-    state that no result depends on.
+    softmax that is written out, dropout that drops nothing, casts to what is given, transpositions
+    that undo one another, and state that no result depends on.
     """
     program = functionalize(program)
     drop_unread_state(program)
@@ -38,6 +39,10 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
             _keep_instead(GraphBuilder(graph, node), node)
         elif op(node) == "baddbmm":
             _write_out(GraphBuilder(graph, node), node)
+        elif op(node) == "addcmul":
+            _write_product_out(GraphBuilder(graph, node), node)
+        elif is_division(node):
+            replace_written_softmax(GraphBuilder(graph, node), node)
         elif op(node) == "im2col":
             replace_unfold(GraphBuilder(graph, node), node)
         elif (op(node) in _DROPOUTS and not argument(node, "train")) or _casts_nothing(node):
@@ -111,6 +116,21 @@ def _write_out(builder: GraphBuilder, node: Node) -> None:
     product = _scaled(builder, product, argument(node, "alpha", 1))
     bias = _scaled(builder, bias, argument(node, "beta", 1))
     node.replace_all_uses_with(builder.call(aten.add.Tensor, product, bias))
+
+
+def _write_product_out(builder: GraphBuilder, node: Node) -> None:
+    """`addcmul(base, a, b)` is `base + value * a * b`; a base of zeros adds nothing."""
+    base, first, second = cast(tuple[Node, Node, Node], node.args[:3])
+    product = builder.call(aten.mul.Tensor, first, second)
+    product = _scaled(builder, product, argument(node, "value", 1))
+    adds_nothing = op(base) in ("zeros", "zeros_like", "new_zeros")
+    if not adds_nothing or shape(product) != shape(node) or not _same_dtype(product, node):
+        product = builder.call(aten.add.Tensor, base, product)
+    node.replace_all_uses_with(product)
+
+
+def _same_dtype(a: Node, b: Node) -> bool:
+    return tensor(a).dtype == tensor(b).dtype
 
 
 def _scaled(builder: GraphBuilder, node: Node, factor: object) -> Node:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,20 @@ def test_baddbmm_is_written_out(factors: dict[str, float]):
     program = normalize(plain_trace(lambda *x: torch.baddbmm(*x, **factors), *operands))
     assert nodes(program, "baddbmm") == []
     torch.testing.assert_close(program.module()(*operands), torch.baddbmm(*operands, **factors))
+
+
+@pytest.mark.parametrize(
+    ("base", "added"), [(torch.zeros_like, 0), (lambda y: y.new_zeros(3, 2, 4), 1), (torch.exp, 1)]
+)
+def test_addcmul_is_written_out(base: Callable[[Tensor], Tensor], added: int):
+    def model(y: Tensor, g: Tensor) -> Tensor:
+        return torch.addcmul(base(y), y, g, value=2) - 1
+
+    y, g = random(2, 4), random(1, 4)
+    program = normalize(plain_trace(model, y, g))
+    assert nodes(program, "addcmul") == []
+    assert len(nodes(program, "add")) == added
+    torch.testing.assert_close(program.module()(y, g), model(y, g))
 
 
 def test_what_nobody_reads_is_gone():

@@ -51,6 +51,8 @@ RARE = (
     rare("counts_its_load", otherwise_run.CountsItsLoad, TOP_2),
     rare("one_sequence", otherwise_run.OneSequence, TOP_2, inputs=otherwise_run.one_sequence_in),
     rare("projected_first", unusual.ProjectedFirst, TOP_2),
+    rare("multiplied_and_added", unusual.MultipliedAndAdded, TOP_2),
+    rare("written_out", unusual_cores.WrittenOut, TOP_2),
     rare("channel_major", unusual_cores.ChannelMajor, TOP_2),
     rare("mask_by_product", unusual_cores.OldMasking, TOP_2),
     rare("added_before_merging", unusual_cores.AddedBeforeMerging, TOP_2, TOP_2),

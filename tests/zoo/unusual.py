@@ -70,6 +70,15 @@ class FilledAfterwards(Parts):
         return self.o((y.masked_fill(off[..., None], 0.0) * p[..., None]).flatten(2))
 
 
+class MultipliedAndAdded(Parts):
+    """torch.addcmul on zeros."""
+
+    def forward(self, x):
+        y = F.scaled_dot_product_attention(*self.qkv(x)).transpose(1, 2)
+        y = torch.addcmul(torch.zeros_like(y), y, self.gates(x)[..., None])
+        return self.o(y.flatten(2))
+
+
 class ProjectedFirst(Parts):
     """Each head is projected to the full width, then gated, then the heads are summed."""
 
