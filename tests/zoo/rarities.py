@@ -35,6 +35,8 @@ RARE = (
     rare("attention_sink", unusual_cores.Sinks, UNREPLACED),
     rare("differential", unusual_cores.Differential, UNREPLACED),
     rare("shows_attention", unusual_cores.ShowsAttention, UNREPLACED),
+    rare("talking_heads", unusual_cores.TalkingHeads, UNREPLACED),
+    rare("no_number_is_zero", unusual_cores.NoNumberIsZero, UNREPLACED),
     rare("unbatched", unusual.Unbatched, TOP_2, inputs=unusual.unbatched_in),
     rare("feature_map", unusual.FeatureMap, TOP_2, inputs=unusual.feature_in),
     rare("two_batch_axes", unusual.Frames, TOP_2, inputs=unusual.frames_in),
@@ -61,8 +63,6 @@ RARE = (
 # Exported correctly, but not recognised as they should be: the layer is not counted, its attention
 # is not replaced, or its router is called custom. `expected` is what would be right.
 MISSED = (
-    rare("talking_heads", unusual_cores.TalkingHeads, UNREPLACED),
     rare("linear_attention", unusual_cores.Linearized, UNREPLACED),
     rare("pairs_of_heads", routing.PairsOfHeads, ExpectedLayer(4, 4, 1, 0, "custom")),
-    rare("no_number_is_zero", unusual_cores.NoNumberIsZero, UNREPLACED),
 )

@@ -230,13 +230,16 @@ def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tupl
     """Attention that is needed ungated elsewhere has to be computed anyway."""
     chain = _chain(core, node, tracked)
     for member in chain - {node}:
+        what = "the attention before its gates is"
+        if member in tracked and tracked[member].stage == "weights":
+            what = "the attention weights are"
         for user in member.users:
             if user.op == "output":
-                return ("the attention before its gates is also an output of the model",)
+                return (f"{what} also an output of the model",)
             if reads_shape_only(user) or not is_tensor(user) or not user.users:
                 continue
             if user not in chain:
-                return (f"the attention before its gates is also used by '{user.name}'",)
+                return (f"{what} also used by '{user.name}'",)
     return ()
 
 

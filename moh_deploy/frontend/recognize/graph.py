@@ -95,6 +95,16 @@ def tensor_inputs(node: Node) -> tuple[Node, ...]:
     return tuple(source for source in node.all_input_nodes if is_tensor(source))
 
 
+def is_function_of_elements(node: Node) -> bool:
+    """True for an operator of one tensor that computes each element of its own: `relu`, `exp`."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and torch.Tag.pointwise in target.tags
+        and len(tensor_inputs(node)) == 1
+    )
+
+
 def module_path(node: Node) -> tuple[str, ...]:
     """Path of the innermost module a node was traced in: `("blocks", "0", "attn")`."""
     stack = node.meta.get("nn_module_stack") or {}

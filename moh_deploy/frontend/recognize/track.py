@@ -27,7 +27,14 @@ from moh_deploy.frontend.recognize.cores.softmax import (
     has_score_product,
     key_axes_of,
 )
-from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, shape, tensor_inputs
+from moh_deploy.frontend.recognize.graph import (
+    argument,
+    is_function_of_elements,
+    is_tensor,
+    op,
+    shape,
+    tensor_inputs,
+)
 from moh_deploy.frontend.recognize.layer import HeadProjection
 from moh_deploy.frontend.recognize.projection import read_projection
 from moh_deploy.frontend.recognize.views import broadcast, forward, is_view, lacks
@@ -143,6 +150,8 @@ class Tracker:
             return self._arithmetic(node, source, state)
         if name in _PER_HEAD_NORMS and state.stage == "output":
             return self._norm(node, state)
+        if is_function_of_elements(node) and shape(node) == shape(source):
+            return state.hindered(_why_changed(node, state.stage))
         return None
 
     def _softmax(self, node: Node) -> Tracked | None:
@@ -266,6 +275,11 @@ class Tracker:
         """Weights times values: the keys are summed over, and nothing else."""
         weights = set(flat(state.layout))
         summed = weights - set(flat(out))
+        if not summed & set(leaves(state.core.value_axes)) and value.node not in self._dynamic:
+            mixed = replace(state, layout=resolve(out))
+            return mixed.hindered(
+                f"{node.target} mixes the attention weights of several heads or queries"
+            )
         if summed != set(leaves(state.core.value_axes)):
             return None
         value_axes = tuple(axis for axis in flat(value.layout) if axis not in weights)
@@ -285,9 +299,7 @@ class Tracker:
         if state.stage == "weights":
             if lacks(partner.layout, state.core.value_axes) and partner.node in self._dynamic:
                 return replace(state, layout=resolve(out), gates=(*state.gates, partner))
-            return replace(state, layout=resolve(out)).hindered(
-                f"{node.target} changes the attention weights after their softmax"
-            )
+            return replace(state, layout=resolve(out)).hindered(_why_changed(node, "weights"))
         self.products.append(GatedProduct(node, state, resolve(out), partner))
         # Whether this is a gate is decided later, with all uses known; what follows may
         # be one, too.
@@ -318,14 +330,20 @@ class Tracker:
         normalized = cast(list[object], argument(node, "normalized_shape"))
         if len(normalized) != 1 or leaves(state.layout[-1]) != state.value_axes:
             return None
-        return state.hindered(f"{node.target} stands between the attention and its gates")
+        return state.hindered(_why_changed(node, "output"))
 
 
 def _why(node: Node, stage: str, tensors: bool) -> str:
     if stage == "weights":
-        return f"{node.target} changes the attention weights after their softmax"
+        return _why_changed(node, stage)
     what = "another attention output" if tensors else "a number"
     return f"{node.target} combines the attention output with {what} before the gates"
+
+
+def _why_changed(node: Node, stage: str) -> str:
+    if stage == "output":
+        return f"{node.target} stands between the attention and its gates"
+    return f"{node.target} changes the attention weights after their softmax"
 
 
 def _query_only(core: Core) -> set[Axis]:

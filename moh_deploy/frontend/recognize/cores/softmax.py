@@ -13,7 +13,7 @@ from moh_deploy.frontend.recognize.axes import Dim, Layout, leaves
 from moh_deploy.frontend.recognize.binary import is_binary, value_where
 from moh_deploy.frontend.recognize.contraction import contraction
 from moh_deploy.frontend.recognize.cores.core import Factor, MaskTerm, Operand, Scores
-from moh_deploy.frontend.recognize.graph import argument, is_tensor, op
+from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, tensor_inputs
 from moh_deploy.frontend.recognize.views import backward, broadcast, is_view, lacks
 
 # A fill below this hides a score as well as minus infinity does: exp() of it is 0 in every dtype.
@@ -95,8 +95,14 @@ class ScoreReader:
         if name == "where":
             return self._undo_where(node, layout)
         if name in ("cat", "stack"):
-            return JOINT_SOFTMAX
+            return self._joined(node)
         return f"{node.target} between the scores and their softmax"
+
+    def _joined(self, node: Node) -> str:
+        products = [one for one in tensor_inputs(node) if self.leads_to_product(one)]
+        if len(products) > 1:
+            return JOINT_SOFTMAX
+        return f"{node.target} joins the scores with others that are no products with keys (sinks)"
 
     def _undo_add(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
         path, other, position = self._split(node)

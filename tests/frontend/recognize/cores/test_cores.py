@@ -264,7 +264,7 @@ REFUSED: dict[str, tuple[str, Attention, tuple[Tensor, ...]]] = {
         (Q, K, V, KEEP),
     ),
     "sink": (
-        "several products",
+        "no products with keys",
         lambda q, k, v: torch.cat([q @ k.mT, q.sum(-1, True)], -1).softmax(-1)[..., :-1] @ v,
         (Q, K, V),
     ),
