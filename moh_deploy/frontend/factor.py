@@ -32,51 +32,55 @@ class _Part:
     labels: Labels
 
 
-def factor_out_slices(builder: GraphBuilder, node: Node) -> None:
-    """Let one product take over from a `cat` or `stack` of products of slices, if it is that.
+def factor_out_slices(builder: GraphBuilder, node: Node) -> Node | None:
+    """Insert one product beside a `cat` or `stack` of products of slices, if it is that.
 
     Args:
         builder: Inserts in front of `node`.
+
+    Returns:
+        The product, or the tensor that the slices are of; None for anything else.
     """
     operands = cast(Sequence[Node], node.args[0])
     parts = [_part(operand) for operand in operands]
     if any(part is None for part in parts):
-        return
+        return None
     known = cast(list[_Part], parts)
-    if all(part.factor is None for part in known) or not _cover_in_order(known):
-        return
+    if not _cover_in_order(known):
+        return None
     slices, joined = [part.slice for part in known], argument(node, "dim", 0)
     assert isinstance(joined, int)
     position = joined % rank(node)
-    if all(one.keeps_dim for one in slices) and op(node) == "cat" and slices[0].dim == position:
+    in_place = all(one.keeps_dim for one in slices) and slices[0].dim == position
+    if all(part.factor is None for part in known):
+        return slices[0].source if in_place and op(node) == "cat" else None
+    if in_place and op(node) == "cat":
         factors = _factors(builder, known, position)
-        if factors is not None:
-            gates = builder.call(aten.cat.default, factors, position)
-            _take_over(node, builder.call(aten.mul.Tensor, slices[0].source, gates))
-    elif not any(one.keeps_dim for one in slices):
-        _factor_out_entries(builder, node, known, position)
+        if factors is None:
+            return None
+        gates = builder.call(aten.cat.default, factors, position)
+        return builder.call(aten.mul.Tensor, slices[0].source, gates)
+    if any(one.keeps_dim for one in slices):
+        return None
+    return _factor_out_entries(builder, node, known, position)
 
 
 def _factor_out_entries(
     builder: GraphBuilder, node: Node, parts: Sequence[_Part], position: int
-) -> None:
+) -> Node | None:
     """Single entries: stacked, or concatenated along the dimension that follows theirs."""
     first = parts[0].slice
     factors = _factors(builder, parts, None)
     if factors is None:
-        return
+        return None
     order = [axis for axis in range(rank(first.source)) if axis != first.dim]
     order.insert(position, first.dim)
     whole = builder.call(aten.permute.default, first.source, order)
     gates = builder.call(aten.stack.default, factors, position)
     product = builder.call(aten.mul.Tensor, whole, gates)
     if op(node) == "cat":
-        product = builder.call(aten.flatten.using_ints, product, position, position + 1)
-    _take_over(node, product)
-
-
-def _take_over(node: Node, product: Node) -> None:
-    node.replace_all_uses_with(product)
+        return builder.call(aten.flatten.using_ints, product, position, position + 1)
+    return product
 
 
 def _part(node: Node) -> _Part | None:

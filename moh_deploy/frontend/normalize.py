@@ -17,6 +17,7 @@ from moh_deploy.frontend.recognize.views import REORDERS, casts, forward
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.unfold import replace_unfold
 from moh_deploy.frontend.unread_state import drop_unread_state
+from moh_deploy.frontend.written_slices import read_written_slices
 from moh_deploy.frontend.written_softmax import is_division, replace_written_softmax
 
 aten = torch.ops.aten
@@ -32,6 +33,7 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     program = functionalize(program)
     drop_unread_state(program)
     graph = program.graph_module.graph
+    read_written_slices(graph)
     for node in list(graph.nodes):
         if op(node) == "einsum":
             _pair_up(GraphBuilder(graph, node), node)
@@ -52,7 +54,9 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
         elif (origin := _transposed_twice(node)) is not None:
             node.replace_all_uses_with(origin)
         elif is_joined(node):
-            factor_out_slices(GraphBuilder(graph, node), node)
+            product = factor_out_slices(GraphBuilder(graph, node), node)
+            if product is not None:
+                node.replace_all_uses_with(product)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program

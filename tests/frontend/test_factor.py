@@ -93,6 +93,12 @@ UNLIKE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def test_slices_that_are_put_together_again_are_the_tensor():
+    program = normalize(plain_trace(lambda y, g: UNLIKE["no_factor"](y, g) + 1, Y, G))
+    assert nodes(program, "cat") == nodes(program, "slice") == []
+    torch.testing.assert_close(program.module()(Y, G), Y + 1)
+
+
 @pytest.mark.parametrize("name", UNLIKE)
 def test_anything_else_keeps_its_meaning(name: str):
     program = plain_trace(UNLIKE[name], Y, G)

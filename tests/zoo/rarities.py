@@ -26,6 +26,7 @@ RARE = (
     rare("gate_head_by_head", gating.LoopOverHeads, TOP_2),
     rare("sliced_gates", unusual.SlicedGates, TOP_2),
     rare("shared_untouched", unusual.SharedUntouched, ExpectedLayer(4, 4, 1, 2, "top_k")),
+    rare("written_into_slice", unusual.WrittenIntoSlice, ExpectedLayer(4, 4, 1, 2, "top_k")),
     rare("mask_then_weight", unusual.MaskThenWeight, RANKED),
     rare("straight_through", unusual.StraightThrough, ExpectedLayer(4, 4, 2, 0, "mask")),
     rare("select_argsort", unusual.ArgsortChoice, ExpectedLayer(4, 4, None, None, "custom")),

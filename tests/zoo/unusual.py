@@ -50,6 +50,18 @@ class SharedUntouched(Parts):
         return self.o(torch.cat([y[:, :, :2], routed], dim=2).flatten(2))
 
 
+class WrittenIntoSlice(Parts):
+    """The routed heads are weighed where they lie."""
+
+    def __init__(self):
+        super().__init__(out_of=2)
+
+    def forward(self, x):
+        y = F.scaled_dot_product_attention(*self.qkv(x)).transpose(1, 2)
+        y[:, :, 2:] *= self.gates(x, k=1)[..., None]
+        return self.o(y.flatten(2))
+
+
 class MaskThenWeight(Parts):
     """Two products in a row: a hard mask, then probabilities."""
 

@@ -1,0 +1,93 @@
+"""Products that are written back into slices become products of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from moh_deploy.frontend.normalize import normalize
+from tests.frontend.traced import nodes, plain_trace
+
+Y = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
+G = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1))
+
+Model = Callable[[Tensor, Tensor], Tensor]
+
+
+def written(write: Callable[[Tensor, Tensor], None]) -> Model:
+    """A model that writes into the transposed view of a tensor of its own."""
+
+    def model(y: Tensor, g: Tensor) -> Tensor:
+        own = y.exp().transpose(1, 2)  # [B, H, S, D]
+        write(own, g.mT[..., None])
+        return own.transpose(1, 2).flatten(2) * 1
+
+    return model
+
+
+def last_ones(y: Tensor, g: Tensor) -> None:
+    y[:, 2:] *= g[:, 2:]
+
+
+def first_ones(y: Tensor, g: Tensor) -> None:
+    y[:, :1] *= g[:, :1]
+
+
+def from_the_end(y: Tensor, g: Tensor) -> None:
+    y[:, -2:] *= g[:, :1]
+
+
+def multiplied_in_place(y: Tensor, g: Tensor) -> None:
+    y.narrow(1, 1, 2).mul_(g[:, 1:3])
+
+
+def one_after_the_other(y: Tensor, g: Tensor) -> None:
+    y[:, :2] *= g[:, :2]
+    y[:, 2:] *= g[:, 2:]
+
+
+@pytest.mark.parametrize(
+    ("write", "count"),
+    [
+        (last_ones, 1),
+        (first_ones, 1),
+        (from_the_end, 1),
+        (multiplied_in_place, 1),
+        (one_after_the_other, 2),
+    ],
+)
+def test_products_that_are_written_back_are_products(
+    write: Callable[[Tensor, Tensor], None], count: int
+):
+    model = written(write)
+    program = normalize(plain_trace(model, Y, G))
+    assert nodes(program, "slice_scatter") == nodes(program, "copy") == []
+    assert len(nodes(program, "mul")) == count + 1  # the one behind
+    torch.testing.assert_close(program.module()(Y, G), model(Y, G))
+
+
+def a_sum(y: Tensor, g: Tensor) -> None:
+    y[:, 2:] += g[:, 2:]
+
+
+def another_value(y: Tensor, g: Tensor) -> None:
+    y[:, 2:] = g[:, 2:]
+
+
+def a_product_of_others(y: Tensor, g: Tensor) -> None:
+    y[:, 2:] = y[:, :2] * g[:, 2:]
+
+
+def every_other(y: Tensor, g: Tensor) -> None:
+    y[:, ::2] *= g[:, ::2]
+
+
+@pytest.mark.parametrize("write", [a_sum, another_value, a_product_of_others, every_other])
+def test_other_writes_keep_their_meaning(write: Callable[[Tensor, Tensor], None]):
+    model = written(write)
+    program = normalize(plain_trace(model, Y, G))
+    assert nodes(program, "slice_scatter") != []
+    torch.testing.assert_close(program.module()(Y, G), model(Y, G))
