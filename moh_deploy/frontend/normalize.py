@@ -15,6 +15,7 @@ from moh_deploy.frontend.recognize.axes import fresh_layout
 from moh_deploy.frontend.recognize.graph import argument, op, shape, tensor
 from moh_deploy.frontend.recognize.views import REORDERS, casts, forward
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.spread import replace_spreads
 from moh_deploy.frontend.unfold import replace_unfold
 from moh_deploy.frontend.unread_state import drop_unread_state
 from moh_deploy.frontend.written_slices import read_written_slices
@@ -34,6 +35,7 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     drop_unread_state(program)
     graph = program.graph_module.graph
     read_written_slices(graph)
+    replace_spreads(program)
     for node in list(graph.nodes):
         if op(node) == "einsum":
             _pair_up(GraphBuilder(graph, node), node)

@@ -27,6 +27,7 @@ RARE = (
     rare("sliced_gates", unusual.SlicedGates, TOP_2),
     rare("shared_untouched", unusual.SharedUntouched, ExpectedLayer(4, 4, 1, 2, "top_k")),
     rare("written_into_slice", unusual.WrittenIntoSlice, ExpectedLayer(4, 4, 1, 2, "top_k")),
+    rare("spread_by_matrix", unusual.SpreadByMatrix, TOP_2),
     rare("mask_then_weight", unusual.MaskThenWeight, RANKED),
     rare("straight_through", unusual.StraightThrough, ExpectedLayer(4, 4, 2, 0, "mask")),
     rare("select_argsort", unusual.ArgsortChoice, ExpectedLayer(4, 4, None, None, "custom")),
@@ -64,6 +65,12 @@ RARE = (
 # Exported correctly, but not recognised as they should be: the layer is not counted, its attention
 # is not replaced, or its router is called custom. `expected` is what would be right.
 MISSED = (
+    # Attention is followed from its softmax, and this has none.
     rare("linear_attention", unusual_cores.Linearized, UNREPLACED),
+    # Nor has this where the weights meet the values.
+    rare("divided_afterwards", unusual_cores.DividedAfterwards, TOP_2),
+    # Heads are an axis of a tensor, which these would have to be stacked into first.
+    rare("module_for_each_head", unusual_cores.ModuleForEachHead, TOP_2),
+    rare("projected_one_by_one", unusual_cores.ProjectedOneByOne, TOP_2),
     rare("pairs_of_heads", routing.PairsOfHeads, ExpectedLayer(4, 4, 1, 0, "custom")),
 )

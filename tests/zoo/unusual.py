@@ -62,6 +62,18 @@ class WrittenIntoSlice(Parts):
         return self.o(y.flatten(2))
 
 
+class SpreadByMatrix(Parts):
+    """A matrix of 0 and 1 gives each channel the gate of its head."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("spread", torch.eye(H).repeat_interleave(D, dim=1))
+
+    def forward(self, x):
+        y = F.scaled_dot_product_attention(*self.qkv(x)).transpose(1, 2).flatten(2)
+        return self.o(y * (self.gates(x) @ self.spread))
+
+
 class MaskThenWeight(Parts):
     """Two products in a row: a hard mask, then probabilities."""
 

@@ -190,3 +190,41 @@ class NoNumberIsZero(Parts):
         w = (q @ k.mT / D**0.5).masked_fill(hidden, -math.inf).softmax(-1)
         y = (torch.nan_to_num(w) @ v).transpose(1, 2)
         return self.o((y * self.gates(x)[..., None]).flatten(2))
+
+
+class DividedAfterwards(Parts):
+    """The softmax's sum divides the product with the values, not the weights."""
+
+    def forward(self, x):
+        q, k, v = self.qkv(x)
+        w = q @ k.mT / D**0.5
+        w = (w - w.amax(-1, keepdim=True)).exp()
+        y = (w @ v / w.sum(-1, keepdim=True)).transpose(1, 2)
+        return self.o((y * self.gates(x)[..., None]).flatten(2))
+
+
+class ModuleForEachHead(Parts):
+    """Every head has a projection and an attention of its own; no tensor holds them all."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(C, 3 * D) for _ in range(H))
+
+    def forward(self, x):
+        y = []
+        for head, gate in zip(self.heads, self.gates(x).split(1, -1), strict=True):
+            q, k, v = head(x).chunk(3, -1)
+            y.append(((q @ k.mT) * D**-0.5).softmax(-1) @ v * gate)
+        return self.o(torch.cat(y, -1))
+
+
+class ProjectedOneByOne(Parts):
+    """Every head leaves through a linear layer of its own; the results are weighed and added."""
+
+    def __init__(self):
+        super().__init__()
+        self.outs = nn.ModuleList(nn.Linear(D, C, bias=False) for _ in range(H))
+
+    def forward(self, x):
+        y, g = F.scaled_dot_product_attention(*self.qkv(x)), self.gates(x)
+        return sum(out(y[:, i]) * g[..., i, None] for i, out in enumerate(self.outs))
