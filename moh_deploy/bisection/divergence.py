@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from moh_deploy.bisection.inner_values import InnerValue
 from moh_deploy.bisection.places import ModelGraph, Place
+from moh_deploy.package.switches import reads
 
 SAME_PRECISION = 1e-5
 """Of two runs in float32, what one node may make of rounding: as the bound of a near-tie."""
@@ -52,7 +53,8 @@ def node_errors(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict[int
     for index, node in enumerate(graph.nodes[: graph.own]):
         if node.op_type == "Cast" and node.input[0] in by_casts:
             continue  # its result stands for what it reads
-        read = [values[name] for name in node.input if name in values]
+        outside = set(reads(node)).difference(node.output)  # a branch may call its result the same
+        read = [values[name] for name in outside if name in values]
         is_same = not any(one.error for one in read)
         known = [values[name] for name in node.output if name in values]
         made = [one for one in known if one.is_float or is_same]

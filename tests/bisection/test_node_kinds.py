@@ -150,6 +150,14 @@ def test_integers_count_only_where_what_is_read_is_the_same(rounding: float, cou
     assert ("top" in found) == counts
 
 
+def test_branch_reads_what_the_nodes_in_it_read():
+    """An error that comes from before is none of the If."""
+    graph = ModelGraph(branching().graph)
+    off = {one: InnerValue(one, 0.1, 1.0, (8, 8), finite=True) for one in ("heads", "y")}
+    (of_if,) = [one for one in node_errors(graph, off).values() if one.place.node == "choose"]
+    assert (of_if.before, of_if.growth) == (0.1, 0.0)
+
+
 def test_right_package_with_branches_and_integers_diverges_nowhere(right: Path):
     assert not moh_deploy.bisect(right, kernels="off").diverges
 
