@@ -71,7 +71,7 @@ def node_differences(
     if theirs is None:
         return ("the reference has no such cast",) if ours.op_type == "Cast" else ()
     if (ours.domain, ours.op_type) != (theirs.domain, theirs.op_type):
-        return (f"it is a {ours.op_type}, the reference a {theirs.op_type}",)
+        return (f"it is {ours.op_type}, in the reference {theirs.op_type}",)
     body = () if tested.body(ours) == reference.body(theirs) else ("its function body differs",)
     return (
         *_attributes(tested, reference, ours, theirs),

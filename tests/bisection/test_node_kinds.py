@@ -123,7 +123,7 @@ def located(change: Change, reference: Path, tmp_path: Path) -> Divergence:
     [
         (branch_weight, "choose", "in its then_branch, Mul 'double': weight 'two' differs by up"),
         (condition, "is_high", "weight 'low' differs by up to 2 of its largest value"),
-        (integers, "top", "it is a ArgMin, the reference a ArgMax"),
+        (integers, "top", "it is ArgMin, in the reference ArgMax"),
         (rounding_cast, "to_half", "the reference has no such cast"),
         (function_body, "blocks.0.attn/moh", "its function body differs"),
     ],

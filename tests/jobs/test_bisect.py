@@ -22,9 +22,9 @@ FAULTS = [fault for fault in get_args(Fault) if fault != "other tie order"]
 NODE = {
     "swapped shared and routed heads": ("gates_1", "it reads 'routed_gates_1' (of Mul)"),
     "wrong scale": ("y_1", "attribute scale is 0.55, the reference's 0.5"),
-    "softmax after top-k": ("kept_1", "it is a Softmax, the reference a Mul"),
+    "softmax after top-k": ("kept_1", "it is Softmax, in the reference Mul"),
     "missing renormalisation": ("normal_1", "it reads 'one', the reference 'sum_1' (of ReduceSum)"),
-    "one gate off by 1 %": ("gates_1", "it is a Mul, the reference a Concat"),
+    "one gate off by 1 %": ("gates_1", "it is Mul, in the reference Concat"),
     "RoPE before the router": ("logits_1", "it reads 'q_rope_1' (of Add), the reference 'q_1'"),
     "dropped mask": ("y_1", "weight 'no_mask', in the reference 'mask', differs by up to 1 "),
     "float16 scores": ("scores_1", "it reads 'rounded_1' (of Cast), the reference 'logits_1'"),
