@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch.utils._pytree import tree_unflatten
 
 CheckpointForm = Literal["module", "state_dict", "checkpoint", "safetensors", "pt2", "in_memory"]
 
@@ -48,4 +49,11 @@ class LoadedModel:
         if self.module is not None:
             return self.module
         assert self.program is not None
-        return self.program.module()
+        run, spec = self.program.module(), self.program.call_spec.in_spec
+
+        def positional(*tensors: object) -> object:
+            """Put the tensors where the program was exported with them: in tuples, by keyword."""
+            args, kwargs = tree_unflatten(tensors, spec)
+            return run(*args, **kwargs)
+
+        return positional

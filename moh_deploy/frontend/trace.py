@@ -127,7 +127,8 @@ def _by_parameter(module: torch.nn.Module, axes: Sequence[dict[int, object]]) ->
     if remaining:
         raise ExportError(
             f"the model takes {len(shapes)} positional arguments, got {len(axes)} inputs.",
-            hint=f"Its forward is {inspect.signature(module.forward)}.",
+            hint=f"Its forward is {inspect.signature(module.forward)}. If it takes a tuple or a"
+            " cache of tensors, wrap it in a module whose forward takes them one by one (*past).",
         )
     return shapes
 

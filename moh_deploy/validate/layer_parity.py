@@ -118,9 +118,13 @@ def _describe_flip(
     place: Place,
 ) -> str:
     token = tuple(int(i) for i in np.argwhere(flipped)[0])
+    margin = (
+        f"with margin {margins[token]:.3g} (rounding explains flips below {tolerance.near_tie:g})"
+    )
+    if np.isinf(margins[token]):
+        margin = "with a margin that is not known, so that it may be a tie"
     return (
         f"{what}: {int(flipped.sum())} of {flipped.size} tokens choose other heads, unexplained;"
         f" token {place(token)} chose {np.flatnonzero(chosen[token]).tolist()}, the reference"
-        f" {np.flatnonzero(expected[token]).tolist()}, with margin {margins[token]:.3g}"
-        f" (rounding explains flips below {tolerance.near_tie:g})."
+        f" {np.flatnonzero(expected[token]).tolist()}, {margin}."
     )

@@ -38,6 +38,21 @@ def test_program_of_a_file_is_run_as_a_module_is():
     torch.testing.assert_close(output, program.module()(X))
 
 
+class Decode(nn.Module):
+    def forward(self, x, past, *, mask):
+        (key, value), *_ = past
+        return x + key - 2 * value, mask
+
+
+def test_program_takes_tensors_that_were_exported_in_tuples_and_by_keyword():
+    past = ((X * 2, X * 3), (X, X))
+    program = torch.export.export(Decode(), (X, past), {"mask": X * 5})
+    tensors = [X, X * 2, X * 3, X, X, X * 5]
+    output, mask = run_original(LoadedModel(None, program, "pt2", None), tensors)
+    torch.testing.assert_close(output, X * -3)
+    torch.testing.assert_close(mask, X * 5)
+
+
 def test_flops_are_twice_the_multiply_adds():
     run, flops = run_example(loaded(nn.Linear(3, 5, bias=False)), [INPUT])
     assert flops == 2 * (2 * 3 * 5)

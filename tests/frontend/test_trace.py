@@ -200,3 +200,16 @@ def test_dimension_that_must_be_a_multiple_is_told_so():
     error = _explain(advice, [], {})
     assert "'h' must be a multiple of 8" in error.message
     assert "8*h" in str(error.hint)
+
+
+class TakesPairs(nn.Module):
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
+        return x + past[0] * past[1]
+
+
+def test_inputs_that_the_model_takes_as_a_tuple_are_refused_with_a_way_out():
+    tensors = [x({}, name=name) for name in ("x", "key", "value")]
+    with pytest.raises(ExportError, match="takes 2 positional arguments, got 3") as caught:
+        trace(loaded(TakesPairs()), tensors)
+    assert "Its forward is (x: 'Tensor', past: " in caught.value.hint
+    assert "one by one (*past)" in caught.value.hint

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
-from tests.zoo import gating, otherwise_run, routing, unusual, unusual_cores
+from tests.zoo import caches, gating, otherwise_run, routing, unusual, unusual_cores
 from tests.zoo.model import Expected, ExpectedLayer, InputBuilder, ZooModel, seeded, tokens_in
 
 TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
+SCORED = ExpectedLayer(4, 2, 2, 0, "scored")
 RANKED = ExpectedLayer(4, 4, 2, 0, "ranked")
 UNREPLACED = ExpectedLayer(4, None, 2, 0, "top_k", replaced=False)
 
@@ -31,6 +34,11 @@ RARE = (
     rare("mask_then_weight", unusual.MaskThenWeight, RANKED),
     rare("straight_through", unusual.StraightThrough, ExpectedLayer(4, 4, 2, 0, "mask")),
     rare("select_argsort", unusual.ArgsortChoice, ExpectedLayer(4, 4, None, None, "custom")),
+    rare("static_cache", caches.StaticCache, SCORED, inputs=caches.static_in),
+    rare("scattered_cache", caches.ScatteredCache, SCORED, inputs=caches.static_in),
+    rare(
+        "latent_cache", caches.LatentCache, replace(SCORED, num_kv_heads=1), inputs=caches.latent_in
+    ),
     rare("prefix_tokens", unusual_cores.PrefixTokens, TOP_2),
     rare("latent_keys", unusual_cores.Latent, TOP_2),
     rare("soft_capped", unusual_cores.SoftCapped, UNREPLACED),
