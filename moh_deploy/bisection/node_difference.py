@@ -141,7 +141,11 @@ def _weights(mine: str, other: str, got: Array, expected: Array) -> Iterator[str
         size = largest_finite(expected)
         share = largest(abs_error(got, expected)) / size if size else np.inf
         which = f"'{mine}'" if mine == other else f"'{mine}', in the reference '{other}',"
-        yield f"weight {which} differs by up to {share:.2g} of its largest value"
+        yield (
+            f"weight {which} holds NaN where the other has a number"
+            if np.isnan(share)
+            else f"weight {which} differs by up to {share:.2g} of its largest value"
+        )
 
 
 def _made(graph: WeightedGraph, value: str) -> str:

@@ -75,6 +75,12 @@ def branch_weight(content: onnx.ModelProto) -> None:
     then.initializer[0].CopyFrom(float_weight("two", 2.5))
 
 
+def nan_weight(content: onnx.ModelProto) -> None:
+    content.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.full((8, 4), np.nan, np.float32), "weight")
+    )
+
+
 def condition(content: onnx.ModelProto) -> None:
     content.graph.initializer[-1].CopyFrom(float_weight("low", 1e9))
 
@@ -122,6 +128,7 @@ def located(change: Change, reference: Path, tmp_path: Path) -> Divergence:
     ("change", "name", "difference"),
     [
         (branch_weight, "choose", "in its then_branch, Mul 'double': weight 'two' differs by up"),
+        (nan_weight, "router", "weight 'weight' holds NaN where the other has a number"),
         (condition, "is_high", "weight 'low' differs by up to 2 of its largest value"),
         (integers, "top", "it is ArgMin, in the reference ArgMax"),
         (rounding_cast, "to_half", "the reference has no such cast"),
