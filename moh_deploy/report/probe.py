@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.edge_cases.case_result import CaseResult, Status
+from moh_deploy.edge_cases.input_states import ZERO
 from moh_deploy.edge_cases.mining import Mined
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import MOST_CORPUS_BYTES, CorpusSample
@@ -61,13 +62,16 @@ class ProbeReport:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Every sentence on what failed; empty if nothing did and something passed.
+        """Every sentence on what failed; empty if nothing did and something passed that has
+        numbers.
 
         Inputs that were given to be searched, and could not be, are no pass.
         """
         failed = tuple(one.detail for one in self.results if one.status == "failed")
         if not failed and not self.count("passed"):
             return ("no case could be run, so nothing is proven.",)
+        if not failed and not any(map(_has_numbers, self.results)):
+            return ("no case of a size above 0 passed, so nothing is proven.",)
         return (*failed, *(one.detail for one in self.results if _is_missed(one)))
 
     @property
@@ -118,6 +122,10 @@ class ProbeReport:
         from rich.console import Group
 
         return Group(*_parts(self))
+
+
+def _has_numbers(one: CaseResult) -> bool:
+    return one.status == "passed" and not one.case.startswith(ZERO)
 
 
 def _is_missed(one: CaseResult) -> bool:

@@ -90,6 +90,16 @@ def test_nothing_that_ran_is_no_pass():
     )
 
 
+def test_nothing_but_empty_outputs_is_no_pass():
+    empty = CaseResult("input", "zero: seq=0", "model outputs", "passed", "every output is empty")
+    nan = CaseResult(
+        "input", "one: seq=1", "model outputs", "not applicable", "NaN in every output"
+    )
+    assert replace(REPORT, results=(empty, nan)).reasons == (
+        "no case of a size above 0 passed, so nothing is proven.",
+    )
+
+
 def test_junit_skips_what_did_not_run():
     (suite,) = xml.fromstring(probe_junit(replace(REPORT, results=(PASSED, SKIPPED)), "m"))
     assert {name: suite.get(name) for name in ("tests", "failures", "skipped")} == {
