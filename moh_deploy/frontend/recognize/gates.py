@@ -82,6 +82,7 @@ def _layer(
     gate = without_axes(found.gate, value_axes)
     if gate is None:
         return None
+    heads = _without_tokens(heads, core, gate)
     factors = [factor for factor in (*peeled, gate) if factor is not None]
     tokens = tuple(axis for axis in token_axes(core) if axis not in heads)
     if not any(_is_gate(factor, heads, tokens, dynamic) for factor in factors):
@@ -199,6 +200,18 @@ def _merged_with(layout: Layout, value_axes: Dim, tokens: Dim) -> Dim | None:
         if dim[:count] == value_axes and not set(dim[count:]) <= set(tokens):
             return dim[count:]
     return None
+
+
+def _without_tokens(heads: Dim, core: Core, gate: Operand) -> Dim:
+    """The heads among merged axes. Tokens that are flattened with them stand in front, and have a
+    dimension of their own in the gates."""
+    tokens = set(token_axes(core))
+    if not tokens <= set(heads):
+        return heads
+    _, layout = history(gate.node, gate.layout)[-1]
+    of_heads = next((dim for dim in layout if heads[-1] in dim), heads)
+    first = next(i for i, axis in enumerate(heads) if axis not in tokens or axis in of_heads)
+    return heads[first:]
 
 
 def _projected_with(user: Node, source: Node, layout: Layout, value_axes: Dim) -> Dim | None:

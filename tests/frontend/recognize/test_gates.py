@@ -58,6 +58,7 @@ GATED: dict[str, Model] = {
     "tokens_innermost": lambda q, k, v, g: (
         OUT.mT @ (sdpa(q, k, v).mT * g.mT[:, :, None]).flatten(1, 2)  # [B, H*D, S]
     ),
+    "flattened_with_the_tokens": lambda q, k, v, g: (attention(q, k, v) * g[..., None]).flatten(1),
     "spread_over_channels": lambda q, k, v, g: merge(
         attention(q, k, v) * g[..., None].expand(B, S, H, D)
     ),
@@ -155,6 +156,17 @@ def test_only_the_gated_one_of_two_that_are_added_is_a_layer(other: Callable[...
     (layer,) = layers(model)
     assert product(layer.heads) == H
     assert layer.obstacles == ()
+
+
+@pytest.mark.parametrize("gates_of", [lambda g: g, lambda g: g.unflatten(-1, (2, 2)).flatten(-2)])
+def test_heads_of_one_token_that_share_a_key_are_heads(gates_of: Callable[[Tensor], Tensor]):
+    def model(q, k, v, g):
+        q, g = q[:, :, :1], gates_of(g)[:, :1]
+        y = sdpa(q, k[:, :1].expand(B, H, S, D), v[:, :1].expand(B, H, S, D)).transpose(1, 2)
+        return (y * g[..., None]).flatten(1) @ OUT
+
+    (layer,) = layers(model)
+    assert product(layer.heads) == H
 
 
 def test_layers_come_in_the_order_in_which_they_run():
