@@ -248,7 +248,7 @@ def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tupl
             what = "the attention weights are"
         for user in member.users:
             if user.op == "output":
-                return (f"{what} also an output of the model",)
+                return (f"{what} also an output of the model: return what is behind the gates",)
             if reads_shape_only(user) or not is_tensor(user) or not user.users:
                 continue
             if user not in chain:

@@ -107,7 +107,7 @@ class JointScoreReader:
             return [self._undo_where(at, scores)]
         if name in ("cat", "stack"):
             return self._pieces(at)
-        raise NotCoveredError(f"{at.node.target} between the scores and their softmax")
+        raise NotCoveredError(f"{at.node.target} stands between the scores and their softmax")
 
     def _part(self, at: _Place) -> Part:
         found = contraction(at.node)

@@ -96,13 +96,18 @@ class ScoreReader:
             return self._undo_where(node, layout)
         if name in ("cat", "stack"):
             return self._joined(node)
-        return f"{node.target} between the scores and their softmax"
+        return (
+            f"{node.target} stands between the scores and their softmax, which no MoH op computes"
+        )
 
     def _joined(self, node: Node) -> str:
         products = [one for one in tensor_inputs(node) if self.leads_to_product(one)]
         if len(products) > 1:
             return JOINT_SOFTMAX
-        return f"{node.target} joins the scores with others that are no products with keys (sinks)"
+        return (
+            f"{node.target} joins the scores with others that are no products with keys (a sink),"
+            " which no MoH op computes"
+        )
 
     def _undo_add(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
         path, other, position = self._split(node)
