@@ -271,6 +271,7 @@ SELECTION = tuple(
         ("select_top_p", routing.TopP, custom()),
         ("select_rectified", routing.Rectified, custom()),
         ("select_null_head", routing.NullHead, custom()),
+        ("select_pairs", routing.PairsOfHeads, pairs()),
         ("select_pairs_five_axes", routing.PairsOnFiveAxes, pairs()),
         (
             "select_binary_mask",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from tests.zoo import caches, gating, otherwise_run, routing, unusual, unusual_cores
+from tests.zoo import caches, gating, otherwise_run, unusual, unusual_cores
 from tests.zoo.model import Expected, ExpectedLayer, InputBuilder, ZooModel, seeded, tokens_in
 
 TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
@@ -80,5 +80,4 @@ MISSED = (
     # Heads are an axis of a tensor, which these would have to be stacked into first.
     rare("module_for_each_head", unusual_cores.ModuleForEachHead, TOP_2),
     rare("projected_one_by_one", unusual_cores.ProjectedOneByOne, TOP_2),
-    rare("pairs_of_heads", routing.PairsOfHeads, ExpectedLayer(4, 4, 1, 0, "custom")),
 )

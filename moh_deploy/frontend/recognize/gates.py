@@ -6,13 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import (
-    Dim,
-    Layout,
-    flat,
-    product,
-    resolve,
-)
+from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, leaves, product, resolve
 from moh_deploy.frontend.recognize.contraction import contraction
 from moh_deploy.frontend.recognize.cores.core import Core, Operand
 from moh_deploy.frontend.recognize.graph import (
@@ -84,6 +78,7 @@ def _layer(
         return None
     heads = _without_tokens(heads, core, gate)
     factors = [factor for factor in (*peeled, gate) if factor is not None]
+    heads = leaves(heads)  # a gate for a group of heads has split them
     tokens = tuple(axis for axis in token_axes(core) if axis not in heads)
     if not any(_is_gate(factor, heads, tokens, dynamic) for factor in factors):
         return None
