@@ -91,3 +91,14 @@ def test_other_writes_keep_their_meaning(write: Callable[[Tensor, Tensor], None]
     program = normalize(plain_trace(model, Y, G))
     assert nodes(program, "slice_scatter") != []
     torch.testing.assert_close(program.module()(Y, G), model(Y, G))
+
+
+@pytest.mark.parametrize(("start", "step", "left"), [(0, 1, 0), (2, 1, 1), (0, 2, 1)])
+def test_product_is_one_only_where_it_came_from(start: int, step: int, left: int):
+    def model(y: Tensor, g: Tensor) -> Tensor:
+        product = y[:, :, :2] * g[:, :, :2, None]
+        return torch.slice_scatter(y, product, 2, start, start + 2 * step, step) * 1
+
+    program = normalize(plain_trace(model, Y, G))
+    assert len(nodes(program, "slice_scatter")) == left
+    torch.testing.assert_close(program.module()(Y, G), model(Y, G))
