@@ -23,6 +23,7 @@ from moh_deploy.frontend.weights import (
     load_weights,
     select_weights,
 )
+from moh_deploy.suggest import shortened
 from moh_deploy.user_code import user_code
 
 
@@ -67,7 +68,18 @@ def load_model(
 
 
 def in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
-    """Put a module on the CPU, it and everything in it in eval mode, and turn gradients off."""
+    """Put a module on the CPU, it and everything in it in eval mode, and turn gradients off.
+
+    Raises:
+        CheckpointError: A lazy module has not run yet, so that it has no weights.
+    """
+    lazy = [name for name, one in module.named_parameters() if torch.nn.parameter.is_lazy(one)]
+    if lazy:
+        raise CheckpointError(
+            f"the model has parameters without a shape or values: {shortened(lazy)}. Its lazy"
+            " modules have never run.",
+            hint="Run it once on an example, and save it then.",
+        )
     module.cpu().requires_grad_(False)
     module.eval()
     # Modules that override train(), to freeze some layer, may not pass the mode on.

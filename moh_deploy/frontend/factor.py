@@ -115,7 +115,10 @@ def _factors(
 ) -> list[Node] | None:
     """The factors with all dimensions of the product, spread along the sliced one."""
     aligned = [
-        None if part.factor is None else _aligned(builder, part.factor, part) for part in parts
+        None
+        if part.factor is None
+        else aligned_factor(builder, part.factor, part.factor_labels, part.labels)
+        for part in parts
     ]
     like = next(factor for factor in aligned if factor is not None)
     spread: list[Node] = []
@@ -131,16 +134,20 @@ def _factors(
     return spread if len(others) == 1 else None
 
 
-def _aligned(builder: GraphBuilder, factor: Node, part: _Part) -> Node:
-    """The factor with its dimensions in the order of the product, size 1 where it has none."""
+def aligned_factor(
+    builder: GraphBuilder, factor: Node, factor_labels: Labels, labels_of_product: Labels
+) -> Node:
+    """Return a factor with its dimensions in the order of a product, size 1 where it has none."""
     for position in reversed(range(rank(factor))):
-        if part.factor_labels[position] is None:
+        if factor_labels[position] is None:
             factor = builder.call(aten.squeeze.dim, factor, position)
-    labels = [label for label in part.factor_labels if label is not None]
-    order = sorted(range(len(labels)), key=lambda position: part.labels.index(labels[position]))
+    labels = [label for label in factor_labels if label is not None]
+    order = sorted(
+        range(len(labels)), key=lambda position: labels_of_product.index(labels[position])
+    )
     if order != sorted(order):
         factor = builder.call(aten.permute.default, factor, order)
-    for position, label in enumerate(part.labels):
+    for position, label in enumerate(labels_of_product):
         if label not in labels:
             factor = builder.call(aten.unsqueeze.default, factor, position)
     return factor

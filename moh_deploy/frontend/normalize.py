@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.functionalize import functionalize
+from moh_deploy.frontend.join_parts import join_parts
 from moh_deploy.frontend.recognize.axes import fresh_layout
 from moh_deploy.frontend.recognize.graph import argument, op, shape, tensor
 from moh_deploy.frontend.recognize.views import REORDERS, casts, forward
@@ -59,6 +60,8 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
             product = factor_out_slices(GraphBuilder(graph, node), node)
             if product is not None:
                 node.replace_all_uses_with(product)
+    for node in list(graph.nodes):
+        join_parts(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program

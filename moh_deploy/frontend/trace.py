@@ -49,7 +49,8 @@ def _trace(
 ) -> ExportedProgram:
     """Trace within bounds; where the model sets narrower ones (64 positions), once more."""
     dims = _torch_dims(inputs, bounds)
-    shapes = _by_parameter(module, [_axes(item, dims) for item in inputs])
+    names = [item.name for item in inputs]
+    shapes = _by_parameter(module, [_axes(item, dims) for item in inputs], names)
     try:
         with torch.no_grad(), _quiet(), watch_specialisations() as places:
             return torch.export.export(
@@ -113,8 +114,11 @@ def _dim(expr: DimExpr, dims: Mapping[str, Dim]) -> object:
     return dim + expr.offset if expr.offset else dim  # type: ignore[operator]
 
 
-def _by_parameter(module: torch.nn.Module, axes: Sequence[dict[int, object]]) -> dict[str, object]:
+def _by_parameter(
+    module: torch.nn.Module, axes: Sequence[dict[int, object]], names: Sequence[str]
+) -> dict[str, object]:
     """Shapes by the parameter that takes each argument; varargs take the rest as a tuple."""
+    _check_places(module, names)
     shapes: dict[str, object] = {}
     remaining = list(axes)
     for name, parameter in inspect.signature(module.forward).parameters.items():
@@ -128,9 +132,34 @@ def _by_parameter(module: torch.nn.Module, axes: Sequence[dict[int, object]]) ->
         raise ExportError(
             f"the model takes {len(shapes)} positional arguments, got {len(axes)} inputs.",
             hint=f"Its forward is {inspect.signature(module.forward)}. If it takes a tuple or a"
-            " cache of tensors, wrap it in a module whose forward takes them one by one (*past).",
+            " cache of tensors, wrap it in a module whose forward takes them one by one (*past);"
+            f" if a dictionary, a list or keywords: {_wrapper(names)}.",
         )
     return shapes
+
+
+def _check_places(module: torch.nn.Module, names: Sequence[str]) -> None:
+    """An input with the name of one parameter must not become another one."""
+    signature = inspect.signature(module.forward)
+    places = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    for name, place in zip(names, places, strict=False):
+        if name != place and name in places:
+            raise ExportError(
+                f"input '{name}' would become the argument '{place}', though forward has one of its"
+                f" own name: {signature}.",
+                hint="Inputs are positional arguments, in order. Give them in the order of forward;"
+                f" if it has others in between, wrap the model: {_wrapper(names)}.",
+            )
+
+
+def _wrapper(names: Sequence[str]) -> str:
+    """What a module that takes tensors has to do."""
+    given = ", ".join(f"{name}={name}" for name in names)
+    return f"`def forward(self, {', '.join(names)}): return self.model({given})`"
 
 
 def _check_dynamic(program: ExportedProgram, inputs: Sequence[ModelInput]) -> None:
@@ -199,9 +228,17 @@ def _explain(
         )
     if isinstance(error, TypeError) and "argument" in text:
         return ExportError(f"the model does not accept these inputs: {text.splitlines()[0]}")
+    unknown = re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", text)
+    if unknown:
+        return ExportError(
+            f"the model returns a {unknown[1]}, whose tensors torch.export does not find.",
+            hint="Return a tensor, tuple, list or dict; or let the model's code register it, with"
+            f" torch.export.register_dataclass({unknown[1]}) if it is a dataclass.",
+        )
     return ExportError(
         f"torch.export cannot trace the model: {_headline(error)}{where}.",
-        hint="The model must run as one graph: no Python branches on tensor values, no .item().",
+        hint="The model must run as one graph: no Python branches on tensor values, no .item(), no"
+        " sizes that hang on values, as x[mask] has one.",
     )
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.checkpoint import load_model
+from moh_deploy.frontend.checkpoint import in_eval_mode, load_model
 from moh_deploy.frontend.factory import build_module
 from moh_deploy.frontend.model import LoadedModel
 from tests.frontend.checkpoints import Bomb, Net, write_net
@@ -301,3 +301,11 @@ def test_what_a_loaded_class_prints_goes_to_stderr(
     load(tmp_path / "model.pt", trust_pickle=True, code_dirs=[code_dir])
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "a factory module that prints\n")
+
+
+def test_lazy_module_that_never_ran_is_refused():
+    with pytest.raises(CheckpointError, match=r"without a shape or values: weight, bias\."):
+        in_eval_mode(nn.LazyLinear(4))
+    lazy = nn.LazyLinear(4)
+    lazy(torch.zeros(1, 3))
+    assert not in_eval_mode(lazy).training

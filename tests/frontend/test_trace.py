@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -213,3 +214,52 @@ def test_inputs_that_the_model_takes_as_a_tuple_are_refused_with_a_way_out():
         trace(loaded(TakesPairs()), tensors)
     assert "Its forward is (x: 'Tensor', past: " in caught.value.hint
     assert "one by one (*past)" in caught.value.hint
+
+
+# How a model is called, and what it returns.
+
+
+class TwoNamed(nn.Module):
+    def forward(self, query, keep=None, memory=None):
+        return query if memory is None else query + memory
+
+
+def test_input_that_would_become_an_argument_of_another_name_is_refused():
+    inputs = [x({}, 2, 4, name="query"), x({}, 2, 4, name="memory")]
+    with pytest.raises(ExportError, match="'memory' would become the argument 'keep'") as caught:
+        trace(loaded(TwoNamed()), inputs)
+    assert "def forward(self, query, memory): return self.model(query=query" in caught.value.hint
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("query", "mask")])
+def test_names_that_are_no_arguments_are_taken_by_position(names: tuple[str, str]):
+    trace(loaded(TwoNamed()), [x({}, 2, 4, name=name) for name in names])
+
+
+class TakesADictionary(nn.Module):
+    def forward(self, batch):
+        return batch["query"] + batch["memory"]
+
+
+class TakesKeywords(nn.Module):
+    def forward(self, query, *, memory):
+        return query + memory
+
+
+@pytest.mark.parametrize("make", [TakesADictionary, TakesKeywords])
+def test_model_that_takes_no_tensors_by_position_is_refused_with_a_way_out(make: type[nn.Module]):
+    inputs = [x({}, 2, 4, name="query"), x({}, 2, 4, name="memory")]
+    with pytest.raises(ExportError, match="takes 1 positional arguments, got 2") as caught:
+        trace(loaded(make()), inputs)
+    assert "`def forward(self, query, memory): return self.model(" in caught.value.hint
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+
+
+def test_output_that_torch_does_not_open_is_named():
+    with pytest.raises(ExportError, match="the model returns a Answer") as caught:
+        trace(loaded(Model(lambda m, x: Answer(x))), [BATCH_SEQ])
+    assert "torch.export.register_dataclass(Answer)" in caught.value.hint

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from torch import nn
 
-from tests.zoo import caches, gating, otherwise_run, unusual, unusual_cores
+from tests.zoo import caches, gating, otherwise_run, unusual, unusual_cores, vision
 from tests.zoo.model import Expected, ExpectedLayer, InputBuilder, ZooModel, seeded, tokens_in
 
 TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
 SCORED = ExpectedLayer(4, 2, 2, 0, "scored")
+CUSTOM = ExpectedLayer(4, 4, 2, 0, "custom")
 RANKED = ExpectedLayer(4, 4, 2, 0, "ranked")
 UNREPLACED = ExpectedLayer(4, None, 2, 0, "top_k", replaced=False)
 
@@ -59,6 +60,13 @@ RARE = (
     rare("windows", unusual.Windows, TOP_2, inputs=unusual.map_in),
     rare("one_choice_a_sequence", unusual.WholeSequence, TOP_2),
     rare("filled_afterwards", unusual.FilledAfterwards, RANKED),
+    rare("shifted_windows", vision.ShiftedWindows, TOP_2, inputs=vision.map_in),
+    rare("relative_positions", vision.RelativePositions, TOP_2),
+    rare("reduced_keys", vision.ReducedKeys, TOP_2, inputs=vision.map_in),
+    rare("along_each_axis", vision.AlongEachAxis, *[TOP_2] * 3, inputs=vision.video_in),
+    rare("heads_behind_one_another", vision.HeadsBehindOneAnother, TOP_2),
+    rare("joint_gates", vision.JointGates, CUSTOM, inputs=vision.streams_in),
+    rare("split_streams", vision.SplitStreams, CUSTOM, inputs=vision.streams_in),
     rare("out_of_autocast", otherwise_run.OutOfAutocast, TOP_2),
     rare("counts_its_load", otherwise_run.CountsItsLoad, TOP_2),
     rare("one_sequence", otherwise_run.OneSequence, TOP_2, inputs=otherwise_run.one_sequence_in),
@@ -80,4 +88,9 @@ MISSED = (
     # Heads are an axis of a tensor, which these would have to be stacked into first.
     rare("module_for_each_head", unusual_cores.ModuleForEachHead, TOP_2),
     rare("projected_one_by_one", unusual_cores.ProjectedOneByOne, TOP_2),
+    # Neither its queries nor its gates depend on an input.
+    rare("learned_queries", vision.LearnedQueries, TOP_2),
+    rare("summed_heads", vision.SummedHeads, ExpectedLayer(4, 1, 2, 0, "top_k")),
+    # The tokens are what it sums over.
+    rare("between_channels", vision.BetweenChannels, UNREPLACED),
 )

@@ -57,8 +57,12 @@ def size_of(value: object) -> Size:
 
 
 def _exact_quotient(a: Size, b: Size) -> Size:
-    """Torch leaves `s*s // s` standing."""
+    """Torch leaves `s*s // s` and `(2*s - 1) // 2` standing."""
     quotient = _divide(a, b)
+    if quotient is None and b.is_Integer:
+        rest, terms = sympy.expand(a).as_coeff_Add()
+        whole = _divide(terms, b) if rest.is_Integer else None
+        quotient = None if whole is None else whole + rest // b
     return FloorDiv(a, b) if quotient is None else quotient
 
 
@@ -134,5 +138,5 @@ def _take(pending: list[Axis], extent: Size) -> Dim | None:
 def _divide(a: Size, b: Size) -> Size | None:
     """The quotient where it is a whole number for every value of the symbols, else None."""
     quotient = sympy.cancel(a / b)
-    _, denominator = sympy.fraction(quotient)
+    _, denominator = sympy.fraction(sympy.together(quotient))  # of s/2 - 1/2, too
     return quotient if denominator == 1 else None

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, leaves, product, resolve
+from moh_deploy.frontend.recognize.axes import (
+    Dim,
+    Layout,
+    flat,
+    fresh_dim,
+    leaves,
+    product,
+    resolve,
+)
 from moh_deploy.frontend.recognize.contraction import contraction
 from moh_deploy.frontend.recognize.cores.core import Core, Operand
 from moh_deploy.frontend.recognize.graph import (
+    argument,
     is_tensor,
     module_path,
     op,
@@ -49,6 +59,9 @@ _ELEMENTWISE = frozenset(
     ]
 )
 _SUMS = frozenset(["add", "sub", "subtract"])
+
+
+_CUTS = frozenset(["slice", "narrow", "split", "split_with_sizes"])
 
 
 def layers_of(
@@ -165,6 +178,7 @@ def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | No
         merged = _merged_with(known, value_axes, tokens)
         if merged:
             return merged
+        queue += [part for user in current.users for part in _parts(user, known, tokens)]
         for user in current.users:
             if user in seen or not is_tensor(user):
                 continue
@@ -179,6 +193,17 @@ def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | No
             elif user in tracked and tracked[user].stage == "output":
                 queue.append((user, resolve(tracked[user].layout)))
     return None
+
+
+def _parts(user: Node, layout: Layout, tokens: Dim) -> list[tuple[Node, Layout]]:
+    """The parts that a slice or a split makes of the tokens."""
+    if op(user) not in _CUTS:
+        return []
+    cut = cast(int, argument(user, "dim", 0)) % len(layout)
+    if not layout[cut] or not set(layout[cut]) <= set(tokens):
+        return []
+    pieces = [user] if is_tensor(user) else list(user.users)
+    return [(p, (*layout[:cut], fresh_dim(shape(p)[cut]), *layout[cut + 1 :])) for p in pieces]
 
 
 def _merged_with(layout: Layout, value_axes: Dim, tokens: Dim) -> Dim | None:

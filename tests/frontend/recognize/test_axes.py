@@ -87,6 +87,19 @@ def test_other_number_of_elements_is_refused(extents: tuple[int, ...]):
     assert regroup(axes(4, 4), shape(*extents)) is None
 
 
+@pytest.mark.parametrize(
+    ("quotient", "expected"),
+    [
+        (FloorDiv(2 * SEQ - 1, 2), SEQ - 1),
+        (FloorDiv(6 * SEQ + 7, 3), 2 * SEQ + 2),
+        (FloorDiv(SEQ - 1, 2), FloorDiv(SEQ - 1, 2)),
+    ],
+)
+def test_remainder_of_a_symbolic_quotient_is_rounded_down(quotient, expected):
+    assert size_of(quotient) == expected
+    assert all(size_of(quotient).subs(SEQ, n) == quotient.subs(SEQ, n) for n in range(1, 9))
+
+
 def test_size_of_a_symbolic_quotient_that_divides_is_exact():
     sheet = Sheet(torch.zeros(3, 5), dynamic=(3,))
     extent = sheet.inputs[0].meta["val"].shape[0]

@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.recognize.constants import Constants
-from moh_deploy.frontend.recognize.graph import ancestors, argument, example_shape, op, rank
+from moh_deploy.frontend.recognize.graph import ancestors, argument, example_shape, op, rank, tensor
 from moh_deploy.frontend.recognize.routers.ranked import read_ranked
 from moh_deploy.frontend.recognize.routers.router import Logits, Router
 from moh_deploy.frontend.recognize.routers.selection import (
@@ -160,8 +160,14 @@ def _computes(proposal: Router, gates: Node, cone: list[Node], constant: Constan
         exact = dtype == torch.float64 and not any(rounds(node) for node in between)
         trials = [_trial(proposal, gates, between, constant, (scale, dtype)) for scale in SCALES]
         if None not in trials:
-            return max(cast(list[float], trials)) <= (1e-9 if exact else 1e-5)
+            return max(cast(list[float], trials)) <= (_unseen(gates) if exact else 1e-5)
     return False
+
+
+def _unseen(gates: Node) -> float:
+    """Below what the gates' dtype can show of a gate of 1: the 1e-9 that is added to a sum before
+    it divides."""
+    return 1e-9 if tensor(gates).dtype == torch.float64 else torch.finfo(torch.float32).eps
 
 
 def _trial(

@@ -132,6 +132,11 @@ class TinyEpsilon(TwoStage):
         return kept / (kept.sum(-1, keepdim=True) + 1e-20)
 
 
+class EpsilonThatFloat32DoesNotShow(TwoStage):
+    def renormalised(self, kept):
+        return kept / (kept.sum(-1, keepdim=True) + 1e-9)
+
+
 SAME = (
     TwoStage,
     FlatTokens,
@@ -146,6 +151,7 @@ SAME = (
     PaddedAndAdded,
     WrittenIntoOnes,
     TinyEpsilon,
+    EpsilonThatFloat32DoesNotShow,
 )
 
 
