@@ -64,7 +64,7 @@ def write_edge_package(output: Path, plant: Plant | None = None) -> OnnxPackage:
         outputs=(TensorInfo("y", "float32", ("batch", "seq", WIDTH)),),
         dims={"batch": BATCH, "seq": SEQ},
         layers=LAYERS,
-        ops={"moh::MoHAttention": 1, "moh::MoHRouter": 1},
+        ops={"moh::MoHAttention": 1, "moh::MoHRouter": 1, "moh.2::MoHRouter": 1},
     )
     right = output.with_name(f"{output.name}.onnx")
     onnx.save(_model(), right)
@@ -127,11 +127,12 @@ def _model() -> onnx.ModelProto:
     staged = RouterVariant("weighted", "softmax", staged=True)
     masked = RouterVariant("mask", "none", staged=False)
     bodies = [
-        router_body(staged, opset=20, overload="staged"),
-        router_body(masked, opset=20, overload="mask"),
+        router_body(staged, opset=20),
+        router_body(masked, opset=20),
         attention_body(AttentionVariant(3, "bool", is_causal=False, grouped=False), opset=20),
     ]
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("moh", 1)]
+    bodies[1].domain = "moh.2"
+    opsets = [helper.make_opsetid(*one) for one in (("", 20), ("moh", 1), ("moh.2", 1))]
     return helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
 
 
@@ -142,7 +143,7 @@ def _layer(i: int, ports: tuple[str, ...], shared: int, mode: str) -> list[onnx.
     nodes = [helper.make_node("MatMul", [x, f"{n}_weight_{i}"], [f"{n}_{i}"]) for n in named]
     routing = {"top_k": TOP_K, "num_shared_heads": shared, "gate_mode": mode}
     router = make_node("MoHRouter", [f"{port}_{i}" for port in ports], [f"gates_{i}"], **routing)
-    router.name, router.overload = f"router_{i}", "staged" if i == 0 else "mask"
+    router.name, router.domain = f"router_{i}", "moh" if i == 0 else "moh.2"
     heads = {"q_num_heads": HEADS, "kv_num_heads": HEADS, "scale": 0.5, "is_causal": 0}
     read = [f"q_{i}", f"k_{i}", f"v_{i}", f"gates_{i}", "mask"]
     attention = make_node("MoHAttention", read, [f"heads_{i}"], **heads)

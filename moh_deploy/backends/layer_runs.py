@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from moh_deploy.domains import DENSE_DOMAIN, KERNEL_DOMAIN
 from moh_deploy.errors import PackageError
 from moh_deploy.package import (
-    DENSE_DOMAIN,
-    KERNEL_DOMAIN,
     LayerInfo,
     choice_text,
     node_rules,

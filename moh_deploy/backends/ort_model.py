@@ -9,9 +9,9 @@ from typing import NamedTuple
 import onnx
 
 from moh_deploy.backends.layer_runs import LayerImpl
+from moh_deploy.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.package import (
-    DENSE_DOMAIN,
     Dtype,
     LayerInfo,
     LayerNodes,
@@ -65,7 +65,7 @@ def prepare_model(
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
     model = _load_without_weights(path)
-    moh_nodes = _nodes_of("moh", path, model.graph)
+    moh_nodes = _nodes_of(KERNEL_DOMAIN, path, model.graph)
     dense_nodes: dict[str, LayerImpl] = dict.fromkeys(
         _nodes_of(DENSE_DOMAIN, path, model.graph), "dense"
     )
@@ -113,7 +113,7 @@ def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
 
 
 def _nodes_of(domain: str, path: Path, graph: onnx.GraphProto) -> list[str]:
-    nodes = [node for node in all_nodes(graph) if node.domain == domain]
+    nodes = [node for node in all_nodes(graph) if base_domain(node.domain) == domain]
     for node in nodes:
         if not node.name:
             raise PackageError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from moh_deploy.backends.layer_runs import LayerImpl
+from moh_deploy.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.package import all_nodes
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Placement:
 
     def _dumped(self) -> set[str]:
         graph = onnx.load(self._dump, load_external_data=False).graph
-        return {node.name for node in all_nodes(graph) if node.domain == "moh"}
+        return {node.name for node in all_nodes(graph) if base_domain(node.domain) == KERNEL_DOMAIN}
 
 
 def _reports_assignment() -> bool:
@@ -65,4 +66,5 @@ def _reports_assignment() -> bool:
 
 def _assigned(session: ort.InferenceSession) -> set[str]:
     subgraphs = session.get_provider_graph_assignment_info()
-    return {node.name for graph in subgraphs for node in graph.get_nodes() if node.domain == "moh"}
+    nodes = [node for graph in subgraphs for node in graph.get_nodes()]
+    return {node.name for node in nodes if base_domain(node.domain) == KERNEL_DOMAIN}

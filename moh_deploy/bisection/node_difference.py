@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from moh_deploy.bisection.places import ModelGraph
+from moh_deploy.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.npz import Array
 from moh_deploy.validate.differences import abs_error, largest, largest_finite
 
@@ -55,7 +56,12 @@ class WeightedGraph:
         called = (node.domain, node.op_type, node.overload)
         found = (one for one in self.functions if (one.domain, one.name, one.overload) == called)
         one = next(found, None)
-        return None if one is None else one.SerializeToString(deterministic=True)
+        if one is None:
+            return None
+        body = onnx.FunctionProto()
+        body.CopyFrom(one)
+        body.domain = ""  # It says which of several bodies this is.
+        return bytes(body.SerializeToString(deterministic=True))
 
 
 def node_differences(
@@ -70,7 +76,7 @@ def node_differences(
         return ()
     if theirs is None:
         return ("the reference has no such cast",) if ours.op_type == "Cast" else ()
-    if (ours.domain, ours.op_type) != (theirs.domain, theirs.op_type):
+    if _operator(ours) != _operator(theirs):
         return (f"it is {ours.op_type}, in the reference {theirs.op_type}",)
     body = () if tested.body(ours) == reference.body(theirs) else ("its function body differs",)
     return (
@@ -78,6 +84,11 @@ def node_differences(
         *_inputs(tested, reference, ours, theirs),
         *body,
     )
+
+
+def _operator(node: onnx.NodeProto) -> tuple[str, str]:
+    """How a layer runs, and which body its nodes have, makes no other operator of them."""
+    return (KERNEL_DOMAIN if base_domain(node.domain) else node.domain, node.op_type)
 
 
 def _attributes(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
-from moh_deploy.ops.function_text import check_opset, parse
+from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 
@@ -62,14 +62,11 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> AggregatedAttenti
     )
 
 
-def function_body(
-    variant: AggregatedAttentionVariant, *, opset: int, overload: str = ""
-) -> onnx.FunctionProto:
+def function_body(variant: AggregatedAttentionVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the body of MoHAggregatedAttention for one variant.
 
     Args:
         opset: Version of the standard ops that the model imports, 18 or later.
-        overload: Name of the function's overload; needed only where a model holds several variants.
 
     Raises:
         ExportError: The opset is older than 18.
@@ -93,14 +90,12 @@ def function_body(
         epsilon> ({", ".join(variant.parameters())}) => (Y)
         {{ {" ".join(steps)} }}
     """
-    return parse(text, overload=overload)
+    return onnx.parser.parse_function(text)
 
 
-def node_function(
-    inputs: TensorTypes, attributes: Attributes, *, opset: int, overload: str = ""
-) -> onnx.FunctionProto:
+def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) -> onnx.FunctionProto:
     """Build the body that fits a node; see `function_body`."""
-    return function_body(variant_of(inputs, attributes), opset=opset, overload=overload)
+    return function_body(variant_of(inputs, attributes), opset=opset)
 
 
 _CONSTANTS = """
@@ -190,8 +185,10 @@ def _moved(name: str, variant: AggregatedAttentionVariant) -> str:
     Outside of the image it is 0.
     """
     rows, columns = (size // 2 for size in variant.kernel)
+    # ONNX Runtime up to 1.24 does not see that `value_ints` are of one dimension.
+    pads = f"int64[8] {{0, {rows}, {columns}, 0, 0, {rows}, {columns}, 0}}"
     return f"""
-        {name}_pads = Constant <value_ints = [0, {rows}, {columns}, 0, 0, {rows}, {columns}, 0]> ()
+        {name}_pads = Constant <value = {pads}> ()
         {name}_padded = Pad <mode = "constant"> ({name}_image, {name}_pads, zero)
         {
         _each(

@@ -12,7 +12,7 @@ from typing import Literal
 
 import onnx
 
-from moh_deploy.ops.function_text import check_opset, parse
+from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 MaskKind = Literal["bool", "float"]
@@ -56,14 +56,11 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
     )
 
 
-def function_body(
-    variant: AttentionVariant, *, opset: int, overload: str = ""
-) -> onnx.FunctionProto:
+def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the body of MoHAttention for one variant.
 
     Args:
         opset: Version of the standard ops that the model imports, 18 or later.
-        overload: Name of the function's overload; needed only where a model holds several variants.
 
     Raises:
         ExportError: The opset is older than 18.
@@ -85,14 +82,12 @@ def function_body(
         MoHAttention <q_num_heads, kv_num_heads, scale, is_causal> ({inputs}) => (Y)
         {{ {" ".join(steps)} }}
     """
-    return parse(text, overload=overload)
+    return onnx.parser.parse_function(text)
 
 
-def node_function(
-    inputs: TensorTypes, attributes: Attributes, *, opset: int, overload: str = ""
-) -> onnx.FunctionProto:
+def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) -> onnx.FunctionProto:
     """Build the body that fits a node; see `function_body`."""
-    return function_body(variant_of(inputs, attributes), opset=opset, overload=overload)
+    return function_body(variant_of(inputs, attributes), opset=opset)
 
 
 _CONSTANTS = """

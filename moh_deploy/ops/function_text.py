@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import onnx
-import onnx.parser
-
 from moh_deploy.errors import ExportError
 
 MIN_OPSET = 18
@@ -22,10 +19,3 @@ def check_opset(op_name: str, opset: int) -> None:
             f"{op_name}: function body for opset {opset}; expected {MIN_OPSET} or later.",
             hint=f"Export with opset {MIN_OPSET} or later.",
         )
-
-
-def parse(text: str, *, overload: str) -> onnx.FunctionProto:
-    """Parse a function in ONNX text syntax and name its overload."""
-    function = onnx.parser.parse_function(text)
-    function.overload = overload
-    return function

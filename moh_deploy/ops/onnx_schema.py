@@ -80,13 +80,14 @@ def _deregister_schema(spec: OpSpec) -> None:
 
 def _infer(spec: OpSpec, context: onnx.shape_inference.InferenceContext) -> None:
     """Set the output types of a node from the shape rule, once the rank of each input is known."""
-    count = context.get_num_inputs()
-    present = [context.has_input(index) for index in range(count)]
+    present = [context.has_input(index) for index in range(context.get_num_inputs())]
     inputs = [
-        from_type_proto(context.get_input_type(index)) if present[index] else None
-        for index in range(count)
+        from_type_proto(context.get_input_type(index)) if there else None
+        for index, there in enumerate(present)
     ]
-    if any(there and type_ is None for there, type_ in zip(present, inputs, strict=True)):
+    # onnx before 1.23 says that an input is not there if nothing is known of it.
+    given = [there or not one.optional for there, one in zip(present, spec.inputs, strict=False)]
+    if any(one and type_ is None for one, type_ in zip(given, inputs, strict=True)):
         return
     outputs = spec.shape_rule(inputs, _attributes_of(spec, context))
     for index, type_ in enumerate(outputs):

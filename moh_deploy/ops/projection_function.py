@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from moh_deploy.ops.function_text import check_opset, parse
+from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 _OUTPUTS = {"MoHQueryProjection": "Q", "MoHOutputProjection": "Y"}
@@ -36,15 +36,12 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> ProjectionVariant
     return ProjectionVariant(half=x.dtype != "float32", biased=bias is not None)
 
 
-def function_body(
-    op_name: str, variant: ProjectionVariant, *, opset: int, overload: str = ""
-) -> onnx.FunctionProto:
+def function_body(op_name: str, variant: ProjectionVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the body of a projection for one variant.
 
     Args:
         op_name: MoHQueryProjection or MoHOutputProjection.
         opset: Version of the standard ops that the model imports, 18 or later.
-        overload: Name of the function's overload; needed only where a model holds several variants.
 
     Raises:
         ExportError: The opset is older than 18.
@@ -57,7 +54,7 @@ def function_body(
         <domain: "moh", opset_import: ["" : {opset}]>
         {op_name} <num_heads> ({inputs}) => ({output}) {{ {steps} }}
     """
-    return parse(text, overload=overload)
+    return onnx.parser.parse_function(text)
 
 
 def node_function(
@@ -66,10 +63,9 @@ def node_function(
     attributes: Attributes,
     *,
     opset: int,
-    overload: str = "",
 ) -> onnx.FunctionProto:
     """Build the body that fits a node; see `function_body`."""
-    return function_body(op_name, variant_of(inputs, attributes), opset=opset, overload=overload)
+    return function_body(op_name, variant_of(inputs, attributes), opset=opset)
 
 
 def _full(variant: ProjectionVariant, output: str) -> str:

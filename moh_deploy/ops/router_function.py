@@ -8,7 +8,7 @@ from typing import Literal
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops.function_text import check_opset, parse
+from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 SharedGates = Literal["none", "ones", "softmax"]
@@ -52,12 +52,11 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> RouterVariant:
     )
 
 
-def function_body(variant: RouterVariant, *, opset: int, overload: str = "") -> onnx.FunctionProto:
+def function_body(variant: RouterVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the body of MoHRouter for one variant.
 
     Args:
         opset: Version of the standard ops that the model imports, 18 or later.
-        overload: Name of the function's overload; needed only where a model holds several variants.
 
     Raises:
         ExportError: The opset is older than 18, or the variant has no input.
@@ -71,14 +70,12 @@ def function_body(variant: RouterVariant, *, opset: int, overload: str = "") -> 
         MoHRouter <top_k, num_shared_heads, gate_mode> ({_parameters(variant)}) => (gates)
         {{ {_CONSTANTS} {" ".join(steps)} }}
     """
-    return parse(text, overload=overload)
+    return onnx.parser.parse_function(text)
 
 
-def node_function(
-    inputs: TensorTypes, attributes: Attributes, *, opset: int, overload: str = ""
-) -> onnx.FunctionProto:
+def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) -> onnx.FunctionProto:
     """Build the body that fits a node; see `function_body`."""
-    return function_body(variant_of(inputs, attributes), opset=opset, overload=overload)
+    return function_body(variant_of(inputs, attributes), opset=opset)
 
 
 def _parameters(variant: RouterVariant) -> str:

@@ -89,7 +89,7 @@ class Variant(Protocol):
     """Selects one ONNX function body: whatever a function cannot branch on."""
 
     def key(self) -> str:
-        """Return a short stable name, usable as the overload name of a function."""
+        """Return a short stable name."""
         ...
 
 
@@ -97,7 +97,7 @@ class FunctionBuilder(Protocol):
     """Builds the function body that fits a node."""
 
     def __call__(
-        self, inputs: TensorTypes, attributes: Attributes, *, opset: int, overload: str = ""
+        self, inputs: TensorTypes, attributes: Attributes, *, opset: int
     ) -> onnx.FunctionProto: ...
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from moh_deploy.ops.function_text import check_opset, parse
+from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 
@@ -43,14 +43,11 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> TokenConvVariant:
     )
 
 
-def function_body(
-    variant: TokenConvVariant, *, opset: int, overload: str = ""
-) -> onnx.FunctionProto:
+def function_body(variant: TokenConvVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the body of MoHTokenConv for one variant.
 
     Args:
         opset: Version of the standard ops that the model imports, 18 or later.
-        overload: Name of the function's overload; needed only where a model holds several variants.
 
     Raises:
         ExportError: The opset is older than 18.
@@ -62,14 +59,12 @@ def function_body(
         MoHTokenConv <channels, height, width, activation, gated> (X, W{biases}) => (Y)
         {{ {_tokens(variant)} {_convolved(variant)} {_activated(variant)} {_gated(variant)} }}
     """
-    return parse(text, overload=overload)
+    return onnx.parser.parse_function(text)
 
 
-def node_function(
-    inputs: TensorTypes, attributes: Attributes, *, opset: int, overload: str = ""
-) -> onnx.FunctionProto:
+def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) -> onnx.FunctionProto:
     """Build the body that fits a node; see `function_body`."""
-    return function_body(variant_of(inputs, attributes), opset=opset, overload=overload)
+    return function_body(variant_of(inputs, attributes), opset=opset)
 
 
 def _tokens(variant: TokenConvVariant) -> str:

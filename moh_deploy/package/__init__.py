@@ -6,8 +6,6 @@ A package is a directory: `model.onnx` (and `model.onnx.data` above 1 GB), `mani
 
 from moh_deploy.package.choices import (
     CHOICES,
-    DENSE_DOMAIN,
-    KERNEL_DOMAIN,
     NodeRule,
     asked_choice,
     choice_text,
@@ -73,9 +71,7 @@ from moh_deploy.package.writer import PackageWriter, check_output
 __all__ = [
     "CHOICES",
     "CONDITION_PREFIX",
-    "DENSE_DOMAIN",
     "FORMAT_VERSION",
-    "KERNEL_DOMAIN",
     "MODEL_DATA_NAME",
     "MODEL_NAME",
     "MOST_CORPUS_BYTES",

@@ -1,8 +1,8 @@
 """What a layer's choice means for its nodes.
 
-A node of domain `moh` runs on a kernel where there is one. The same node of domain `moh.dense` runs
-as its function body, on purpose: no kernel is ever registered for that domain. A layer with ranges
-of sizes has nodes whose domain depends on the model's inputs.
+A node of domain `moh` runs on a kernel where there is one, the same node of domain `moh.dense` as
+its function body. A layer with ranges of sizes has nodes whose domain depends on the model's
+inputs.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from moh_deploy.domains import DENSE_DOMAIN, KERNEL_DOMAIN
 from moh_deploy.errors import ConfigError
 from moh_deploy.package.manifest import Choice, LayerInfo, SizeRange
 from moh_deploy.package.size_ranges import bound_text, choice_at, split_where
 from moh_deploy.suggest import did_you_mean
-
-KERNEL_DOMAIN, DENSE_DOMAIN = "moh", "moh.dense"
 
 CHOICES: tuple[Choice, ...] = ("dense", "sparse", "projected")
 
@@ -46,7 +45,7 @@ def projections(layer: LayerInfo) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class NodeRule:
-    """The domain that a node belongs to.
+    """The domain that a node belongs to, whichever body it needs there.
 
     Attributes:
         ranges: What is compared, the largest value that is meant, and the domain up to that; the

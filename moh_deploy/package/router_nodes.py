@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from moh_deploy.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.package.manifest import LayerInfo
 
 
@@ -19,7 +20,7 @@ def _router_of(value: str, makers: dict[str, onnx.NodeProto]) -> str | None:
     """Follow the data (a node's first input) from the gates to the node that chose the heads."""
     while value in makers:
         node = makers[value]
-        if (node.domain, node.op_type) == ("moh", "MoHRouter"):
+        if (base_domain(node.domain), node.op_type) == (KERNEL_DOMAIN, "MoHRouter"):
             return node.name
         value = node.input[0] if node.input else ""
     return None

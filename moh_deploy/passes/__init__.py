@@ -11,7 +11,6 @@ choose_layers        last: it moves nodes together with their bodies; also by it
 Not at export, but on a package's model, for TensorRT's parser:
 
 close_input_gaps     nodes of plugins list the inputs that they have
-separate_overloads   functions get names of their own
 """
 
 from moh_deploy.passes.add_function_bodies import add_function_bodies
@@ -21,7 +20,6 @@ from moh_deploy.passes.keep_gates import LayerNames, keep_gates, layer_names
 from moh_deploy.passes.name_interface import name_interface
 from moh_deploy.passes.name_nodes import name_nodes
 from moh_deploy.passes.restore_output_types import restore_output_types
-from moh_deploy.passes.separate_overloads import separate_overloads
 from moh_deploy.passes.switch_by_size import without_switches
 
 __all__ = [
@@ -35,6 +33,5 @@ __all__ = [
     "name_nodes",
     "ops_of",
     "restore_output_types",
-    "separate_overloads",
     "without_switches",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from moh_deploy.domains import numbered_domain
 from moh_deploy.ops import OPS
 from moh_deploy.ops.spec import (
     PLUGIN_ATTRIBUTES,
@@ -12,32 +13,35 @@ from moh_deploy.ops.spec import (
     TensorType,
     TensorTypes,
 )
+from moh_deploy.passes.import_domains import import_domains
 
 
 def add_function_bodies(model: ir.Model, *, opset: int) -> None:
-    """Add one function for each op, or, where its nodes need different bodies, one overload for
-    each.
+    """Add one function for each op, or, where its nodes need different bodies, one for each body,
+    in a domain of its own: the first one's nodes stay in `moh`, the second one's move to `moh.2`.
 
-    Overloads are a last resort: some readers look functions up by name only.
+    No overloads: many readers look functions up by domain and name, and take one for the other.
     """
     for spec in OPS.values():
-        nodes = [
-            node
-            for node in model.graph.all_nodes()
-            if (node.domain, node.op_type) == (spec.domain, spec.name)
-        ]
-        keys = [spec.variant(_types(node), _attributes(spec, node)).key() for node in nodes]
-        for node, key in zip(nodes, keys, strict=True):
-            node.overload = key if len(set(keys)) > 1 else ""
+        numbers: dict[str, int] = {}
+        for node in _nodes_of(model, spec):
+            key = spec.variant(_types(node), _attributes(spec, node)).key()
+            number = numbers.setdefault(key, len(numbers) + 1)
+            node.domain = numbered_domain(spec.domain, number)
             _add(model, spec, node, opset)
+    import_domains(model)
+
+
+def _nodes_of(model: ir.Model, spec: OpSpec) -> list[ir.Node]:
+    own = (spec.domain, spec.name)
+    return [node for node in model.graph.all_nodes() if (node.domain, node.op_type) == own]
 
 
 def _add(model: ir.Model, spec: OpSpec, node: ir.Node, opset: int) -> None:
     if node.op_identifier() in model.functions:
         return
-    proto = spec.function(
-        _types(node), _attributes(spec, node), opset=opset, overload=node.overload
-    )
+    proto = spec.function(_types(node), _attributes(spec, node), opset=opset)
+    proto.domain = node.domain
     function = ir.serde.deserialize_function(proto)
     model.functions[function.identifier()] = function
 

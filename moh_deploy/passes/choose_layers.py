@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from moh_deploy.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain, with_base
 from moh_deploy.errors import PackageError
 from moh_deploy.ops import OPS
-from moh_deploy.package import DENSE_DOMAIN, LayerInfo, NodeRule, node_rules
+from moh_deploy.package import LayerInfo, NodeRule, node_rules
+from moh_deploy.passes.import_domains import import_domains
 from moh_deploy.passes.switch_by_size import switch_rules, with_switches, without_switches
 
 
 def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
     """Move nodes, and bring along the bodies that they need there.
 
-    A node keeps its overload: one operator's bodies are told apart in both domains alike.
+    A node keeps its number: one operator's bodies are told apart in both domains alike.
 
     Args:
         model: Its functions hold a body for every node, in the node's domain.
@@ -42,25 +44,26 @@ def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
     _move(model, rules)
     with_switches(model, rules)
     _arrange_bodies(model)
-    _import_domains(model)
+    import_domains(model)
     return True
 
 
 def ops_of(model: ir.Model) -> dict[str, int]:
-    """Return `moh::MoHAttention` and the like, of both domains, with their versions: for the
+    """Return `moh::MoHAttention` and the like, of all domains, with their versions: for the
     manifest."""
-    used = {identifier[:2] for identifier in model.functions}
+    used = sorted({identifier[:2] for identifier in model.functions})
     return {
-        f"{domain}::{spec.name}": spec.version
+        f"{domain}::{name}": spec.version
         for spec in OPS.values()
-        for domain in (spec.domain, DENSE_DOMAIN)
-        if (domain, spec.name) in used
+        for domain, name in used
+        if name == spec.name and base_domain(domain)
     }
 
 
 def _places(model: ir.Model) -> dict[str | None, str]:
     """Return where each node is, as the text of a rule."""
-    return {node.name: node.domain for node in _custom_nodes(model)} | switch_rules(model)
+    places = {node.name: base_domain(node.domain) or "" for node in _custom_nodes(model)}
+    return places | switch_rules(model)
 
 
 def _move(model: ir.Model, rules: Mapping[str, NodeRule]) -> None:
@@ -68,7 +71,7 @@ def _move(model: ir.Model, rules: Mapping[str, NodeRule]) -> None:
     for node in _custom_nodes(model):
         rule = rules.get(node.name or "")
         if rule is not None:
-            node.domain = rule.domain or OPS[node.op_type].domain
+            node.domain = with_base(node.domain, rule.domain or KERNEL_DOMAIN)
 
 
 def _custom_nodes(model: ir.Model) -> list[ir.Node]:
@@ -76,7 +79,7 @@ def _custom_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def _is_custom(domain: str, name: str) -> bool:
-    return name in OPS and domain in (OPS[name].domain, DENSE_DOMAIN)
+    return name in OPS and base_domain(domain) is not None
 
 
 def _arrange_bodies(model: ir.Model) -> None:
@@ -88,7 +91,7 @@ def _arrange_bodies(model: ir.Model) -> None:
         if not _is_custom(domain, name):
             model.functions[function.identifier()] = function
             continue
-        for target in (OPS[name].domain, DENSE_DOMAIN):
+        for target in (with_base(domain, base) for base in (KERNEL_DOMAIN, DENSE_DOMAIN)):
             identifier = (target, name, overload)
             if identifier in used and identifier not in model.functions:
                 model.functions[identifier] = before.get(identifier) or _copied(function, target)
@@ -98,9 +101,3 @@ def _copied(function: ir.Function, domain: str) -> ir.Function:
     copy = ir.serde.deserialize_function(ir.serde.serialize_function(function))
     copy.domain = domain
     return copy
-
-
-def _import_domains(model: ir.Model) -> None:
-    model.opset_imports.pop(DENSE_DOMAIN, None)
-    if any(domain == DENSE_DOMAIN for domain, _, _ in model.functions):
-        model.opset_imports[DENSE_DOMAIN] = max(spec.version for spec in OPS.values())

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from moh_deploy.domains import base_domain
 from moh_deploy.ops.plugin_support import PLUGINS, PRESENT_INPUTS
-from moh_deploy.ops.spec import OPS
 
 
 def close_input_gaps(model: ir.Model) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def close_input_gaps(model: ir.Model) -> tuple[str, ...]:
 
 
 def _has_gap(node: ir.Node) -> bool:
-    ours = node.op_type in PLUGINS and node.domain.startswith(OPS[node.op_type].domain)
+    ours = node.op_type in PLUGINS and base_domain(node.domain) is not None
     return ours and None in node.inputs
 
 

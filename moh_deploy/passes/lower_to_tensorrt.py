@@ -4,9 +4,9 @@ In this order, on a model whose layers have one choice each (`choose_layers` wit
 is no `If` by size left):
 
 inline_functions    every node of ours that is to be no plugin becomes operators. The parser finds
-                    functions by name alone, without domain and overload: it would take the node of
-                    a dense layer for a plugin, and one overload's body for another's; and up to
-                    TensorRT 10.6 it prefers a function to a plugin. So no function is left
+                    functions by name alone, without domain: it would take the node of a dense
+                    layer for a plugin, and one body for another; and up to TensorRT 10.6 it
+                    prefers a function to a plugin. So no function is left
 close_input_gaps    the parser refuses nodes that leave out an input in between
 tell_fields         the share of open gates in the recorded runs: tactics are measured with it. And
                     defaults, or the parser warns of each
@@ -23,8 +23,8 @@ from collections.abc import Collection, Mapping
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from moh_deploy.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.ops.plugin_support import OPEN_SHARE, PLUGINS, PRESENT_INPUTS
-from moh_deploy.package import KERNEL_DOMAIN
 from moh_deploy.passes.close_input_gaps import close_input_gaps
 
 _NO_BODY = "plugin"
@@ -48,7 +48,9 @@ def lower_to_tensorrt(
 def nodes_with_plugins(model: ir.Model) -> tuple[ir.Node, ...]:
     """Return the nodes that are plugins if the layers' choices are followed."""
     return tuple(
-        node for node in model.graph if node.domain == KERNEL_DOMAIN and node.op_type in PLUGINS
+        node
+        for node in model.graph
+        if base_domain(node.domain) == KERNEL_DOMAIN and node.op_type in PLUGINS
     )
 
 

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from moh_deploy.dims import DimExpr
+from moh_deploy.domains import DENSE_DOMAIN, with_base
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package import CONDITION_PREFIX, DENSE_DOMAIN, NodeRule, dense_twin
+from moh_deploy.package import CONDITION_PREFIX, NodeRule, dense_twin
 
 
 def with_switches(model: ir.Model, rules: Mapping[str, NodeRule]) -> None:
@@ -70,7 +71,7 @@ def _switch(node: ir.Node, condition: ir.Value) -> None:
     graph, name = node.graph, node.name
     assert isinstance(graph, ir.Graph)
     assert name is not None
-    dense = _copied(node, DENSE_DOMAIN, dense_twin(name))
+    dense = _copied(node, with_base(node.domain, DENSE_DOMAIN), dense_twin(name))
     sparse = _copied(node, node.domain, name)
     branches = {
         "then_branch": _branch(dense, f"{name}, dense"),

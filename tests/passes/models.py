@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
+from moh_deploy.passes import add_function_bodies
 
 Shape = Sequence[int | str | None]
 
@@ -40,3 +41,17 @@ def attention(
     inputs = [query, key, key, gates, *([] if mask is None else [mask])]
     attributes = {"q_num_heads": 4, "kv_num_heads": 4, "scale": 0.5, "is_causal": 0}
     return node("MoHAttention", inputs, output, attributes)
+
+
+def two_convolutions() -> ir.Model:
+    """Two MoHTokenConv, of which only the second has a gelu: their bodies differ."""
+    x, y, z = (value(name, ["b", 12, 4]) for name in "xyz")
+    weight = value("weight", [4, 1, 3, 3])
+    common = {"channels": 4, "height": 3, "width": 4, "gated": 0}
+    nodes = [
+        node("MoHTokenConv", [x, weight], y, {**common, "activation": "none"}),
+        node("MoHTokenConv", [y, weight], z, {**common, "activation": "gelu"}),
+    ]
+    made = model([x, weight], [z], nodes)
+    add_function_bodies(made, opset=20)
+    return made

@@ -72,7 +72,8 @@ def run(built: ir.Model) -> np.ndarray:
 def test_nodes_go_where_they_were_chosen_to_with_their_bodies(choices: Sequence[str]):
     built, before = three_layers(), run(three_layers())
     assert choose_layers(built, chosen(*choices))
-    assert domains(built) == ["moh.dense" if one == "dense" else "moh" for one in choices]
+    bases = ["moh.dense" if one == "dense" else "moh" for one in choices]
+    assert domains(built) == [bases[0], f"{bases[1]}.2", bases[2]]
     assert set(built.functions) == {node.op_identifier() for node in built.graph}
     np.testing.assert_array_equal(run(built), before)
 
@@ -105,11 +106,12 @@ def test_way_to_a_choice_does_not_show():
 def test_dense_domain_is_imported_only_where_it_is_used():
     built = three_layers()
     choose_layers(built, chosen("dense", "sparse", "sparse"))
-    assert built.opset_imports["moh.dense"] == 1
-    assert ops_of(built) == {"moh::MoHAttention": 1, "moh.dense::MoHAttention": 1}
+    assert built.opset_imports == {"": 20, "moh": 1, "moh.2": 1, "moh.dense": 1}
+    every = ("moh", "moh.2", "moh.dense")
+    assert ops_of(built) == {f"{domain}::MoHAttention": 1 for domain in every}
     choose_layers(built, chosen("sparse", "sparse", "sparse"))
-    assert "moh.dense" not in built.opset_imports
-    assert ops_of(built) == {"moh::MoHAttention": 1}
+    assert built.opset_imports == {"": 20, "moh": 1, "moh.2": 1}
+    assert ops_of(built) == {"moh::MoHAttention": 1, "moh.2::MoHAttention": 1}
 
 
 def test_functions_and_nodes_of_others_are_left_alone():
@@ -127,4 +129,4 @@ def test_layer_whose_node_is_not_there_is_refused_and_nothing_moves():
     lost = replace(LAYERS[1], node="attention 7", choice="dense")
     with pytest.raises(PackageError, match="no MoH node 'attention 7'"):
         choose_layers(built, [replace(LAYERS[0], choice="dense"), lost])
-    assert domains(built) == ["moh", "moh", "moh"]
+    assert domains(built) == ["moh", "moh.2", "moh"]

@@ -9,8 +9,8 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
+from moh_deploy.domains import base_domain
 from moh_deploy.ops import OPS
-from moh_deploy.package import DENSE_DOMAIN
 
 LowType = Literal["float16", "bfloat16"]
 
@@ -229,7 +229,7 @@ def _is_product(node: ir.Node) -> bool:
 
 
 def _is_moh(node: ir.Node) -> bool:
-    return node.op_type in OPS and node.domain in (OPS[node.op_type].domain, DENSE_DOMAIN)
+    return node.op_type in OPS and base_domain(node.domain) is not None
 
 
 def _floats(values: object) -> Iterator[ir.Value]:

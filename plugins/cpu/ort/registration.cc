@@ -8,12 +8,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "cpu/ort/cpu_backend.h"
 #include "cpu/ort/projection_op.h"
 #include "cpu/ort/token_conv_op.h"
 #include "ort/aggregated_attention_op.h"
 #include "ort/attention_op.h"
+#include "ort/domains.h"
 #include "ort/every_dtype.h"
 #include "ort/registration.h"
 #include "ort/router_op.h"
@@ -32,12 +34,14 @@ struct Ops {
         output_projection(kernels),
         router(backend),
         token_conv(kernels) {
-    attention.AddTo(domain);
-    aggregated_attention.AddTo(domain);
-    query_projection.AddTo(domain);
-    output_projection.AddTo(domain);
-    router.AddTo(domain);
-    token_conv.AddTo(domain);
+    for (Ort::CustomOpDomain& domain : domains) {
+      attention.AddTo(domain);
+      aggregated_attention.AddTo(domain);
+      query_projection.AddTo(domain);
+      output_projection.AddTo(domain);
+      router.AddTo(domain);
+      token_conv.AddTo(domain);
+    }
   }
 
   const CpuBackend backend;
@@ -47,7 +51,7 @@ struct Ops {
   InEveryDType<OutputProjectionOp> output_projection;
   InEveryDType<RouterOp> router;
   InEveryDType<TokenConvOp> token_conv;
-  Ort::CustomOpDomain domain{"moh"};
+  std::vector<Ort::CustomOpDomain> domains = Domains();
 };
 
 const Ops& OpsFor(const cpu::Kernels& kernels, cpu::Compute compute) {
@@ -86,7 +90,9 @@ Ort::Status Register(OrtSessionOptions* options) {
     return InvalidArgument("moh.compute_type is '", type, "'; expected float32 or bfloat16.");
   }
   const auto compute = type == "bfloat16" ? cpu::Compute::kBFloat16 : cpu::Compute::kFloat32;
-  session.Add(OpsFor(*kernels, compute).domain);
+  for (const Ort::CustomOpDomain& domain : OpsFor(*kernels, compute).domains) {
+    session.Add(domain);
+  }
   return Ort::Status();
 }
 

@@ -2,9 +2,12 @@
 // MoHAggregatedAttention and MoHRouter for its CUDA execution provider.
 #include "ort/registration.h"
 
+#include <vector>
+
 #include "cuda/ort/cuda_backend.h"
 #include "ort/aggregated_attention_op.h"
 #include "ort/attention_op.h"
+#include "ort/domains.h"
 #include "ort/every_dtype.h"
 #include "ort/router_op.h"
 
@@ -13,22 +16,26 @@ namespace {
 
 struct Ops {
   Ops() {
-    attention.AddTo(domain);
-    aggregated_attention.AddTo(domain);
-    router.AddTo(domain);
+    for (Ort::CustomOpDomain& domain : domains) {
+      attention.AddTo(domain);
+      aggregated_attention.AddTo(domain);
+      router.AddTo(domain);
+    }
   }
 
   const CudaBackend backend;
   InEveryDType<AttentionOp> attention{backend};
   InEveryDType<AggregatedAttentionOp> aggregated_attention{backend};
   InEveryDType<RouterOp> router{backend};
-  Ort::CustomOpDomain domain{"moh"};
+  std::vector<Ort::CustomOpDomain> domains = Domains();
 };
 
 Ort::Status Register(OrtSessionOptions* options) {
   // Sessions point into it, and nothing tells when the last one is gone: kept for good.
   static const auto& ops = *new Ops();
-  Ort::UnownedSessionOptions(options).Add(ops.domain);
+  for (const Ort::CustomOpDomain& domain : ops.domains) {
+    Ort::UnownedSessionOptions(options).Add(domain);
+  }
   return Ort::Status();
 }
 

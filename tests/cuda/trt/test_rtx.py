@@ -10,10 +10,11 @@ import pytest
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.passes import close_input_gaps, separate_overloads
+from moh_deploy.passes import close_input_gaps
+from moh_deploy.passes.lower_to_tensorrt import inline_functions
 from tests.cuda.trt.rtx import build
 from tests.ops.case_models import case_model
-from tests.passes.test_separate_overloads import two_convolutions
+from tests.passes.models import two_convolutions
 
 FLOATS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 BATCHES = {"x": ([1, 12, 4], [2, 12, 4], [4, 12, 4])}
@@ -177,18 +178,10 @@ def test_the_parser_refuses_an_absent_input_in_between(
         assert "If the node leaves it out, it needs the field present_inputs." in built.stderr
 
 
-def test_overloads_build_once_they_have_names_of_their_own(fake_library: Path, tmp_path: Path):
-    model = two_convolutions()
-    separate_overloads(model)
-    built = build(ir.to_proto(model), tmp_path, library=fake_library, profiles=[BATCHES])
-    assert built.parsed, built.errors
-    assert built.engine, built.log
-
-
-def test_the_parser_takes_one_overload_for_another(fake_library: Path, tmp_path: Path):
-    """Why overloads are separated. Where this fails, a younger parser may need no pass."""
+def test_the_parser_takes_one_body_for_another(tmp_path: Path):
+    """Why functions are inlined. Where this fails, a younger parser may need no pass."""
     built = build(ir.to_proto(two_convolutions()), tmp_path, library=None, profiles=[BATCHES])
-    separated = two_convolutions()
-    separate_overloads(separated)
-    right = build(ir.to_proto(separated), tmp_path, library=None, profiles=[BATCHES])
+    inlined = two_convolutions()
+    inline_functions(inlined, but=())
+    right = build(ir.to_proto(inlined), tmp_path, library=None, profiles=[BATCHES])
     assert built.layers != right.layers

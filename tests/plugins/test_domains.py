@@ -1,0 +1,43 @@
+"""Nodes of every body run on kernels: `moh.2` is to a kernel what `moh` is."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import pytest
+
+from moh_deploy.backends.ort_placement import Placement
+from moh_deploy.ops import OPS
+from tests.ops.case_models import case_model
+from tests.plugins.kernels import Kernels, assert_right, run_session
+
+
+def moved(model: onnx.ModelProto, domain: str) -> onnx.ModelProto:
+    """Return the model with its MoH node, and that node's body, in another domain."""
+    for one in (*model.graph.node, *model.functions):
+        one.domain = domain
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(*one) for one in (("", 18), (domain, 1)))
+    return model
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("domain", "runs_as"),
+    [("moh", "kernel"), ("moh.2", "kernel"), ("moh.16", "kernel"), ("moh.17", "function")],
+)
+def test_domain_says_what_runs_a_node(kernels: Kernels, op: str, domain: str, runs_as: str):
+    case = OPS[op].cases[0]
+    model = moved(case_model(case), domain)
+    options = kernels.options()
+    with tempfile.TemporaryDirectory() as scratch:
+        placement = Placement([model.graph.node[0].name], Path(scratch))
+        placement.prepare(options)
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        assert set(placement.read(session).values()) == {runs_as}
+    assert_right(case, run_session(session, case))
