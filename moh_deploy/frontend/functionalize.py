@@ -37,6 +37,7 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
         return program
     order = {node: position for position, node in enumerate(graph.nodes)}
     if regions or not all(_functional(node) and _private(node, order) for node in in_place):
+        _forget_inner_calls(program)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about its own code
             traced_again: ExportedProgram = program.run_decompositions({})
@@ -45,6 +46,14 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
         _rename(graph, node, order)
     program.graph_module.recompile()
     return program
+
+
+def _forget_inner_calls(program: ExportedProgram) -> None:
+    """Drop what a file may say of inner modules: the names of pieces that an inner module returns
+    change when torch traces a program again, and torch refuses the old ones.
+    """
+    for call in program.module_call_graph[1:]:
+        call.signature = None
 
 
 def _is_region(node: Node) -> bool:

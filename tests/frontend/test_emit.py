@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import emit
+from moh_deploy.frontend.fold import fold_weights
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
-from moh_deploy.passes import add_function_bodies
+from moh_deploy.passes import add_function_bodies, name_interface
 from tests.frontend.traced import plain_trace
 from tests.small_moh import build
 
@@ -87,3 +91,59 @@ def test_outputs_keep_the_dtype_of_the_program(dtype: torch.dtype):
     )
     expected = ir.DataType.FLOAT16 if dtype == torch.float16 else ir.DataType.BFLOAT16
     assert [one.dtype for one in model.graph.outputs] == [expected, ir.DataType.INT64]
+
+
+class Returning(nn.Module):
+    """Returns something of a tensor [2, 3, 8] and of a parameter, behind written-out softmax.
+
+    That takes `x.max()[0]`, a piece that goes with it: torch numbers those behind it anew.
+    """
+
+    def __init__(self, results: Callable[[Tensor, nn.Parameter], object]) -> None:
+        super().__init__()
+        self.results = results
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 8))
+
+    def forward(self, x: Tensor) -> object:
+        weights = (x - x.max(-1, keepdim=True)[0]).exp()
+        return self.results(weights / weights.sum(-1, keepdim=True), self.weight)
+
+
+class ReturningInputs(nn.Module):
+    def forward(self, x: Tensor) -> object:
+        return x, x.chunk(2, -1)[1], x
+
+
+RETURNED: dict[str, nn.Module] = {
+    "pieces of a chunk": Returning(lambda x, _: x.chunk(2, -1)),
+    "one piece of an unbind": Returning(lambda x, _: x.unbind(1)[1]),
+    "pieces of a split": Returning(lambda x, _: x.split(4, -1)),
+    "a piece of a split with sizes": Returning(lambda x, _: x.split([3, 5], -1)[1]),
+    "the best and their places": Returning(lambda x, _: tuple(x.topk(3, -1))),
+    "the largest and its place": Returning(lambda x, _: tuple(x.max(-1))),
+    "a piece cast to what it is": Returning(lambda x, _: x.chunk(2, -1)[1].to(torch.float32)),
+    "a piece twice": Returning(lambda x, _: [x.chunk(2, -1)[1]] * 2),
+    "pieces in a dictionary": Returning(lambda x, _: {"ends": [x.unbind(1)[0], x.unbind(1)[2]]}),
+    "a result twice": Returning(lambda x, _: [x + 1] * 2),
+    "a parameter twice": Returning(lambda x, weight: (weight, x + 1, weight)),
+    "made of a parameter": Returning(lambda x, weight: (x + 1, weight.exp())),
+    "a piece of a parameter": Returning(lambda x, weight: (x + 1, weight.chunk(2)[1])),
+    "a constant": Returning(lambda x, _: (x + 1, torch.ones(3))),
+    "an input twice, and a piece of it": ReturningInputs(),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_whatever_a_model_returns_is_an_output(name: str):
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    expected = tree_leaves(RETURNED[name](x))
+    program = committed(RETURNED[name], x)
+    fold_weights(program)
+    model = emit(program, input_names=["x"], opset=20)
+    name_interface(model, dims=[{}], outputs=[f"y{index}" for index in range(len(expected))])
+    proto = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": x.numpy()})
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), other.detach())

@@ -149,3 +149,22 @@ def test_region_that_sets_a_mode_is_written_out(region: Callable[[Tensor], Tenso
     result = program.module()(X)
     assert result.dtype == expected.dtype
     torch.testing.assert_close(result, expected)
+
+
+def test_pieces_that_an_inner_module_returns_need_no_names():
+    class Pieces(torch.nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return through_a_view(x).chunk(4, -1)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pieces = Pieces()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.unbind(1)  # torch drops it when it traces again, and numbers the pieces anew
+            return self.pieces(x)[1]
+
+    model = Model()
+    program = torch.export.export(model, (X,), preserve_module_call_signature=("pieces",))
+    torch.testing.assert_close(functionalize(program).module()(X), model(X))

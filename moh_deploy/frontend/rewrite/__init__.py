@@ -317,9 +317,10 @@ def _with_outputs(program: ExportedProgram, outputs: Sequence[Node]) -> Exported
     call = program.module_call_graph[0]
     assert call.signature is not None
     _, out_spec = tree_flatten(tuple(range(len(specs))))
+    # No names, as torch leaves it: once torch traces the program again, it numbers pieces of splits
+    # anew, and refuses what names the old ones. So would it those that files have of inner modules.
     root = replace(
-        call,
-        signature=replace(call.signature, outputs=[spec.arg for spec in specs], out_spec=out_spec),
+        call, signature=replace(call.signature, inputs=[], outputs=[], out_spec=out_spec)
     )
     return ExportedProgram(
         root=program.graph_module,
@@ -327,7 +328,7 @@ def _with_outputs(program: ExportedProgram, outputs: Sequence[Node]) -> Exported
         graph_signature=ExportGraphSignature(signature.input_specs, specs),
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
-        module_call_graph=[root, *program.module_call_graph[1:]],
+        module_call_graph=[root],
         example_inputs=program.example_inputs,
         constants=program.constants,
         verifiers=[program.verifier],

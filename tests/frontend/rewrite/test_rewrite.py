@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -84,3 +85,24 @@ def test_structured_outputs_become_a_flat_tuple():
     model = Structured().eval()
     outputs = commit(*inserted(model)).module()(X)
     assert [tuple(output.shape) for output in outputs] == [(2, 5, 8), (), (2, 5, 4)]
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's, about its own code
+def test_names_that_a_file_has_for_an_inner_module_are_left_out():
+    class Halves(nn.Module):
+        def forward(self, x):
+            return x.chunk(2, -1)
+
+    class OfHalves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.halves = Halves()
+
+        def forward(self, x):
+            x.unbind(1)  # goes, and pieces are numbered anew
+            return self.halves(x)[1]
+
+    model = OfHalves()
+    program = torch.export.export(model, (X,), preserve_module_call_signature=("halves",))
+    again = commit(normalize(program), []).run_decompositions({})
+    torch.testing.assert_close(again.module()(X), (model(X),))
