@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from torch import nn
 
-from moh_deploy.errors import ValidationError
+from moh_deploy.errors import ExportError, ValidationError
 from moh_deploy.frontend import convert
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite import insert as insert_as_it_is
@@ -123,6 +124,27 @@ def test_token_layout_that_is_wrong_stays_as_it_was(
     assert report.to_json()["kept"] == [asdict(kept)]
     assert OnnxPackage.open(tmp_path / "package").manifest.kept == report.kept
     assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
+
+
+@pytest.mark.parametrize("form", ["module", "program of a file"])
+def test_program_that_is_normalized_wrongly_is_refused(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def normalize(program):
+        for node in program.graph.nodes:
+            if node.target is torch.ops.aten.softmax.int:
+                node.target = torch.ops.aten.log_softmax.int
+        program.graph_module.recompile()
+        return program
+
+    monkeypatch.setattr(convert, "normalize", normalize)
+    model: nn.Module | Path = small_moh.build().eval()
+    if form == "program of a file":
+        x = torch.zeros(2, 5, 8)
+        torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+        model = tmp_path / "model.pt2"
+    with pytest.raises(ExportError, match="the traced program differs from the original model"):
+        export(model, tmp_path / "package", input_specs=("x:[2,5,8]:float32",))
 
 
 def test_fault_behind_the_torch_check_is_caught_by_the_package(

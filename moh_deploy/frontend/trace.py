@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -23,7 +25,8 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
     """Return the program of a model.
 
     Args:
-        model: A module in eval mode, or a program that was traced elsewhere.
+        model: A module in eval mode, or a program that was traced elsewhere. It stays as it is: the
+            program that is returned is there to be changed, and shares its weights.
         inputs: The positional arguments.
 
     Raises:
@@ -31,11 +34,29 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
             dynamic.
     """
     if model.program is not None:
-        return model.program
+        return _copied(model.program)
     assert model.module is not None
     program = _trace(model.module, inputs, bounds={})
     _check_dynamic(program, inputs)
     return program
+
+
+def _copied(program: ExportedProgram) -> ExportedProgram:
+    """A program with a graph of its own: what is changed in it is compared with the original."""
+    graph_module = copy.deepcopy(program.graph_module)
+    for node, copied in zip(program.graph.nodes, graph_module.graph.nodes, strict=True):
+        copied.name = node.name  # a copy calls `input`, and other words of Python, `input_1`
+    return ExportedProgram(
+        root=graph_module,
+        graph=graph_module.graph,
+        graph_signature=copy.deepcopy(program.graph_signature),
+        state_dict=program.state_dict,
+        range_constraints=dict(program.range_constraints),
+        module_call_graph=[replace(call) for call in program.module_call_graph],
+        example_inputs=program.example_inputs,
+        constants=dict(program.constants),
+        verifiers=[program.verifier],
+    )
 
 
 _SMALLEST_TRACED = 2

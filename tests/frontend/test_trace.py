@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
+from moh_deploy.frontend.constant_inputs import add_constant
 from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.trace import _explain, trace
-from tests.frontend.traced import loaded, plain_trace
+from tests.frontend.traced import loaded, nodes, plain_trace
 
 
 class Model(nn.Module):
@@ -92,7 +93,24 @@ def test_optional_arguments_may_be_left_out():
 
 def test_program_of_a_file_is_not_traced_again():
     program = plain_trace(nn.Linear(4, 4), torch.zeros(2, 4))
-    assert trace(LoadedModel(None, program, "pt2", None), [x({}, 2, 4)]) is program
+    copied = trace(LoadedModel(None, program, "pt2", None), [x({}, 2, 4)])
+    assert [node.name for node in copied.graph.nodes] == [node.name for node in program.graph.nodes]
+    assert copied.state_dict is program.state_dict
+
+
+def test_program_of_a_file_stays_as_it_is_when_what_is_traced_is_changed():
+    module = Model(lambda m, x: m.linear(x).sin() + torch.ones(4))
+    model = LoadedModel(None, plain_trace(module, torch.zeros(2, 4)), "pt2", None)
+    given = torch.randn(2, 4)
+    changed = trace(model, [x({}, 2, 4)])
+    (sine,) = nodes(changed, "sin")
+    sine.target = torch.ops.aten.cos.default
+    changed.graph_module.recompile()
+    add_constant(changed, "more", torch.ones(1))
+    assert model.program is not None
+    assert "more" not in model.program.constants
+    torch.testing.assert_close(model.callable()(given), module(given))
+    torch.testing.assert_close(changed.module()(given), module.linear(given).cos() + 1)
 
 
 # A dimension that the model fixes is named, with the place.
