@@ -14,6 +14,7 @@ from torch.export.graph_signature import OutputKind
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.arrays import dtype_name
 from moh_deploy.frontend.emit import emit
+from moh_deploy.frontend.flex_attention import refuse_flex_attention
 from moh_deploy.frontend.fold import fold_weights
 from moh_deploy.frontend.inputs import example_sizes, parsed_dims
 from moh_deploy.frontend.model import LoadedModel, ModelInput
@@ -94,6 +95,7 @@ def convert(
     """
     with progress.step("tracing the model"):
         program = normalize(trace(model, inputs))
+        refuse_flex_attention(program)
         _check_stateless(program)
         ranges = dim_ranges(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
@@ -103,7 +105,7 @@ def convert(
         prepare_plain_attention(program)
     with progress.step("recording the original model"), one_thread_if_small(model):
         example, flops = _run_example(model, inputs)
-        thorough = flops <= _QUICK_FLOPS
+        thorough = flops is not None and flops <= _QUICK_FLOPS
         sizes = record_sizes(
             model,
             inputs,
@@ -163,7 +165,9 @@ def _translate(
     return model, names
 
 
-def _run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[OriginalRun, int]:
+def _run_example(
+    model: LoadedModel, inputs: Sequence[ModelInput]
+) -> tuple[OriginalRun, int | None]:
     """Run the user's own code, which may fail in any way."""
     try:
         return run_example(model, inputs)

@@ -59,14 +59,20 @@ def run_original(model: LoadedModel, arguments: Sequence[torch.Tensor]) -> list[
         return [tensor.clone() for tensor in tensors_of(call(*copies))]
 
 
-def run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[OriginalRun, int]:
+def run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[OriginalRun, int | None]:
     """Run the original on the example.
 
     Returns:
-        The run, and twice the multiply-adds of its products, convolutions and attention.
+        The run, and twice the multiply-adds of its products, convolutions and attention; None where
+        the model runs, but not while torch counts (flex_attention does not).
     """
-    with FlopCounterMode(display=False) as counter:
-        outputs = run_original(model, [item.value for item in inputs])
+    arguments = [item.value for item in inputs]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            outputs = run_original(model, arguments)
+    except Exception:  # whose fault it is, a run without the counter says
+        torch.compiler.reset()  # what was being compiled when it failed would fail again
+        return OriginalRun(tuple(inputs), run_original(model, arguments)), None
     return OriginalRun(tuple(inputs), outputs), int(counter.get_total_flops())
 
 
