@@ -11,7 +11,7 @@
 namespace moh::ort {
 
 // Nodes with more bodies than these run as function bodies.
-inline constexpr int kMostBodies = 16;
+inline constexpr int kMostBodies = 3;
 
 inline std::vector<Ort::CustomOpDomain> Domains() {
   std::vector<Ort::CustomOpDomain> domains;

@@ -27,7 +27,7 @@ def moved(model: onnx.ModelProto, domain: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     ("domain", "runs_as"),
-    [("moh", "kernel"), ("moh.2", "kernel"), ("moh.16", "kernel"), ("moh.17", "function")],
+    [("moh", "kernel"), ("moh.2", "kernel"), ("moh.3", "kernel"), ("moh.4", "function")],
 )
 def test_domain_says_what_runs_a_node(kernels: Kernels, op: str, domain: str, runs_as: str):
     case = OPS[op].cases[0]

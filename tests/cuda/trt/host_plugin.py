@@ -88,6 +88,7 @@ class Harness:
         self.call("workspace").restype = ctypes.c_uint64
         self.call("serialize").restype = ctypes.POINTER(Fields)
         self._check_structs()
+        self.log()  # The process has one log: other modules' messages may be in it.
         self._library = ctypes.c_void_p(self.call("open")(str(library).encode()))
         assert self._library, self.log()
 
