@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--output",
+    "-o",
     metavar="DIR",
     type=click.Path(path_type=Path),
     help="Write the package again with the nodes in float32 that need it.",

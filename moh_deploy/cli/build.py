@@ -22,6 +22,7 @@ from moh_deploy.cli.output import carry_out, print_answer
 )
 @click.option(
     "--output",
+    "-o",
     required=True,
     metavar="ENGINE_DIR",
     type=click.Path(path_type=Path),

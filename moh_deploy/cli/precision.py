@@ -17,6 +17,7 @@ from moh_deploy.cli.output import carry_out, print_report
 )
 @click.option(
     "--output",
+    "-o",
     required=True,
     metavar="DIR",
     type=click.Path(path_type=Path),

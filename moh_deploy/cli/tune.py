@@ -38,9 +38,8 @@ from moh_deploy.cli.output import carry_out, print_report
 )
 @click.option(
     "--min-time",
-    metavar="SECONDS",
-    type=float,
-    default=0.5,
+    metavar="TIME",
+    default="500ms",
     show_default=True,
     help="How long each comparison takes at least.",
 )
@@ -59,18 +58,20 @@ from moh_deploy.cli.output import carry_out, print_report
 )
 @click.option("--dry-run", is_flag=True, help="Measure and report, but write nothing.")
 @json_option
-def command(choose: tuple[str, ...], as_json: bool, **options: object) -> None:
+def command(choose: tuple[str, ...], min_time: str, as_json: bool, **options: object) -> None:
     """Measure on this machine how each MoH layer of the package DIR runs fastest, and write that
     into the package: dense where skipping heads does not pay."""
     from moh_deploy.jobs.tune import parse_choices, tune
+    from moh_deploy.tuning.units import parse_seconds
 
     # The options above are named as the parameters of tune.
     package_dir = options.pop("package")
-    choices = parse_choices(choose)
+    choices, min_seconds = parse_choices(choose), parse_seconds(min_time, option="--min-time")
     report = carry_out(
         lambda progress: tune(
             package_dir,  # type: ignore[arg-type]
             choose=choices,
+            min_time=min_seconds,
             progress=progress,
             **options,  # type: ignore[arg-type]
         ),

@@ -211,9 +211,15 @@ def test_tune_measures_and_writes(cli: Cli, package: Path):
     assert content["tuning"]["sizes"] == [{"batch": 2, "seq": 3}]
 
 
+def test_tune_refuses_what_is_no_time(cli: Cli, package: Path):
+    refused = cli("tune", package, "--min-time", "soon")
+    assert (refused.exit_code, refused.out) == (2, "")
+    assert "--min-time is 'soon', expected a time such as 5s or 500ms" in refused.err
+
+
 def test_tune_json(cli: Cli, package: Path):
     required_library()
-    content = cli("tune", package, "--min-time", "0", "--dry-run", "--json").json
+    content = cli("tune", package, "--min-time", "0ms", "--dry-run", "--json").json
     assert content["written"] is False
     assert content["layers"][0]["measured_ms"].keys() == {"dense", "sparse"}
     assert content["tuning"]["clock"] == "wall"

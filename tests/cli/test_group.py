@@ -146,3 +146,8 @@ def test_interrupted_process_ends_with_130_and_no_traceback():
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
+
+
+@pytest.mark.parametrize("command", ["bisect", "build", "export", "precision"])
+def test_output_has_a_short_form_wherever_a_directory_is_written(cli: Cli, command: str):
+    assert "-o, --output " in cli(command, "--help").out
