@@ -16,6 +16,7 @@ from ort_session import Unusable, kernel_session, plain_session
 
 from moh_deploy.backends.ort_values import from_ort, to_ort
 from moh_deploy.backends.runner import KernelUse
+from moh_deploy.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.frontend.outputs import tensors_of
 from moh_deploy.npz import Array
 from moh_deploy.package import all_nodes
@@ -92,7 +93,7 @@ def moh(
 
 def moh_nodes(path: Path) -> list[str]:
     graph = onnx.load(path, load_external_data=False).graph
-    return [node.name for node in all_nodes(graph) if node.domain == "moh"]
+    return [node.name for node in all_nodes(graph) if base_domain(node.domain) == KERNEL_DOMAIN]
 
 
 def _plain(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:

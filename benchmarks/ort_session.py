@@ -46,7 +46,7 @@ def kernel_session(
     """Load a model with the kernel library.
 
     Args:
-        nodes: Names of the model's nodes of domain moh.
+        nodes: Names of the model's nodes of domain moh, moh.2, ...
 
     Returns:
         The session, and what runs each of the nodes, as read from it.

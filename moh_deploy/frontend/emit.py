@@ -14,11 +14,12 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from moh_deploy.domains import KERNEL_DOMAIN
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.arrays import dtype_name
 from moh_deploy.frontend.recognize.graph import is_tensor, tensor
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
-from moh_deploy.ops import OPS
+from moh_deploy.ops import VERSION
 from moh_deploy.ops.onnx_schema import register_schemas
 from moh_deploy.passes import restore_output_types
 
@@ -52,7 +53,7 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
         ) from error
     assert exported is not None
     model = exported.model
-    model.opset_imports.setdefault("moh", max(spec.version for spec in OPS.values()))
+    model.opset_imports.setdefault(KERNEL_DOMAIN, VERSION)
     for value, name in zip(model.graph.inputs, input_names, strict=True):
         value.name = name
     restore_output_types(model, list(_output_types(program)))

@@ -14,11 +14,10 @@ from moh_deploy.ops.projection import (
     ProjectionVariant,
 )
 from moh_deploy.ops.router import MOH_ROUTER, RouterVariant
-from moh_deploy.ops.spec import DOMAIN, OPS, VERSION, OpSpec, TensorType
+from moh_deploy.ops.spec import OPS, VERSION, OpSpec, TensorType, is_moh_op
 from moh_deploy.ops.token_conv import MOH_TOKEN_CONV, TokenConvVariant
 
 __all__ = [
-    "DOMAIN",
     "MOH_AGGREGATED_ATTENTION",
     "MOH_ATTENTION",
     "MOH_OUTPUT_PROJECTION",
@@ -34,4 +33,5 @@ __all__ = [
     "RouterVariant",
     "TensorType",
     "TokenConvVariant",
+    "is_moh_op",
 ]

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import onnx
 
+from moh_deploy.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.errors import ExportError
 
 if TYPE_CHECKING:
     from moh_deploy.ops.cases import Case
 
-DOMAIN = "moh"
 VERSION = 1
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
 
@@ -126,7 +126,7 @@ class OpSpec:
     cases: tuple[Case, ...] = field(repr=False)
     doc: str
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None
-    domain: str = DOMAIN
+    domain: str = KERNEL_DOMAIN
     version: int = VERSION
 
     def complete(self, given: Attributes) -> Attributes:
@@ -187,7 +187,13 @@ class Registry(Mapping[str, OpSpec]):
 
 OPS = Registry()
 
+
+def is_moh_op(domain: str, name: str) -> bool:
+    """Tell whether a node or function is one of ours, in whichever of our domains."""
+    return name in OPS and base_domain(domain) is not None
+
+
 PLUGIN_ATTRIBUTES: Mapping[str, str] = MappingProxyType(
-    {"plugin_version": str(VERSION), "plugin_namespace": DOMAIN}
+    {"plugin_version": str(VERSION), "plugin_namespace": KERNEL_DOMAIN}
 )
 """On every node besides the op's own attributes: TensorRT's parser picks the plugin by them."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from moh_deploy.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain, with_base
 from moh_deploy.errors import PackageError
-from moh_deploy.ops import OPS
+from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.package import LayerInfo, NodeRule, node_rules
 from moh_deploy.passes.import_domains import import_domains
 from moh_deploy.passes.switch_by_size import switch_rules, with_switches, without_switches
@@ -75,11 +75,7 @@ def _move(model: ir.Model, rules: Mapping[str, NodeRule]) -> None:
 
 
 def _custom_nodes(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph.all_nodes() if _is_custom(node.domain, node.op_type)]
-
-
-def _is_custom(domain: str, name: str) -> bool:
-    return name in OPS and base_domain(domain) is not None
+    return [node for node in model.graph.all_nodes() if is_moh_op(node.domain, node.op_type)]
 
 
 def _arrange_bodies(model: ir.Model) -> None:
@@ -88,7 +84,7 @@ def _arrange_bodies(model: ir.Model) -> None:
     before = dict(model.functions)
     model.functions.clear()
     for (domain, name, overload), function in before.items():
-        if not _is_custom(domain, name):
+        if not is_moh_op(domain, name):
             model.functions[function.identifier()] = function
             continue
         for target in (with_base(domain, base) for base in (KERNEL_DOMAIN, DENSE_DOMAIN)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moh_deploy.domains import base_domain
+from moh_deploy.ops import is_moh_op
 from moh_deploy.ops.plugin_support import PLUGINS, PRESENT_INPUTS
 
 
@@ -28,8 +28,8 @@ def close_input_gaps(model: ir.Model) -> tuple[str, ...]:
 
 
 def _has_gap(node: ir.Node) -> bool:
-    ours = node.op_type in PLUGINS and base_domain(node.domain) is not None
-    return ours and None in node.inputs
+    has_plugin = is_moh_op(node.domain, node.op_type) and node.op_type in PLUGINS
+    return has_plugin and None in node.inputs
 
 
 def _close(node: ir.Node) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from moh_deploy.domains import KERNEL_DOMAIN, base_domain
-from moh_deploy.ops import OPS, VERSION
+from moh_deploy.ops import VERSION, is_moh_op
 
 
 def import_domains(model: ir.Model) -> None:
     """Import the domains in which a model has functions of ours, and `moh`; drop others of ours."""
-    used = {domain for domain, name, _ in model.functions if name in OPS and base_domain(domain)}
+    used = {domain for domain, name, _ in model.functions if is_moh_op(domain, name)}
     for domain in [one for one in model.opset_imports if base_domain(one)]:
         del model.opset_imports[domain]
     for domain in sorted({KERNEL_DOMAIN, *used}):

@@ -11,6 +11,7 @@ from moh_deploy.ops import (
     MOH_ROUTER,
     MOH_TOKEN_CONV,
     OPS,
+    is_moh_op,
 )
 from moh_deploy.ops.spec import Registry
 
@@ -58,3 +59,16 @@ def test_complete_turns_a_whole_number_into_a_float():
 def test_complete_refuses_what_the_op_does_not_take(given, message: str):
     with pytest.raises(ExportError, match=message):
         MOH_ROUTER.complete(given)
+
+
+@pytest.mark.parametrize(
+    ("domain", "name", "ours"),
+    [
+        ("moh", "MoHAttention", True),
+        ("moh.dense.2", "MoHRouter", True),
+        ("", "MoHAttention", False),
+        ("moh", "Attention", False),
+    ],
+)
+def test_ours_are_told_by_domain_and_name(domain: str, name: str, ours: bool):
+    assert is_moh_op(domain, name) == ours

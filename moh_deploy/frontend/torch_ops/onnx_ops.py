@@ -5,6 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnxscript
 
+from moh_deploy.domains import KERNEL_DOMAIN
+from moh_deploy.ops import VERSION
+
 Value = onnxscript.tensor.Tensor | ir.Value
 
-moh_opset = onnxscript.values.Opset("moh", 1)
+moh_opset = onnxscript.values.Opset(KERNEL_DOMAIN, VERSION)

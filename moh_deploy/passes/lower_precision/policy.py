@@ -9,8 +9,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from moh_deploy.domains import base_domain
-from moh_deploy.ops import OPS
+from moh_deploy.ops import is_moh_op
 
 LowType = Literal["float16", "bfloat16"]
 
@@ -229,7 +228,7 @@ def _is_product(node: ir.Node) -> bool:
 
 
 def _is_moh(node: ir.Node) -> bool:
-    return node.op_type in OPS and base_domain(node.domain) is not None
+    return is_moh_op(node.domain, node.op_type)
 
 
 def _floats(values: object) -> Iterator[ir.Value]:
