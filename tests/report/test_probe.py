@@ -1,25 +1,20 @@
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as xml
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 from rich.console import Console
 
 from moh_deploy.edge_cases.case_result import CaseResult
 from moh_deploy.edge_cases.mining import Mined
-from moh_deploy.json_text import to_json_text
 from moh_deploy.package import CorpusSample, MinedToken
 from moh_deploy.report.probe import ProbeReport
-from moh_deploy.report.probe_json import PROBE_JSON, ProbeJson
+from moh_deploy.report.probe_json import ProbeJson
 from moh_deploy.report.probe_junit import probe_junit
 from tests.handmade_package import vectors
 from tests.kernel_library import NO_KERNELS
-
-SCHEMA = Path(__file__).parents[2] / "docs" / "probe.schema.json"
+from tests.report.json_forms import assert_of_form
 
 PASSED = CaseResult("routing", "ties", "blocks.0", "passed", "all agrees")
 SKIPPED = CaseResult("input", "padding only", "model outputs", "not run", "no mask")
@@ -49,20 +44,8 @@ def shown(report: ProbeReport) -> str:
     "report",
     [REPORT, replace(REPORT, mining=None, corpus=()), replace(REPORT, results=(FAILED,))],
 )
-def test_reports_are_of_the_schema(report: ProbeReport):
-    ProbeJson.model_validate_json(to_json_text({"package": "m", **report.to_json()}))
-
-
-def test_error_without_an_answer_is_of_the_schema_and_no_half_of_one_is():
-    error = {"type": "ConfigError", "message": "no", "hint": None, "exit_code": 2}
-    PROBE_JSON.validate_python({"error": error})
-    with pytest.raises(ValidationError):
-        PROBE_JSON.validate_python({"error": error, "schema_version": 1})
-
-
-def test_schema_in_the_docs_is_that_of_the_code():
-    # To write it: json.dumps(PROBE_JSON.json_schema(), indent=2) + "\n".
-    assert json.loads(SCHEMA.read_text()) == PROBE_JSON.json_schema()
+def test_reports_are_of_the_form(report: ProbeReport):
+    assert_of_form(ProbeJson, {"package": "m", **report.to_json()})
 
 
 def test_layers_of_which_the_same_is_said_are_one_row():
