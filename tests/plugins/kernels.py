@@ -12,9 +12,10 @@ import onnxruntime as ort
 import pytest
 
 from moh_deploy.backends import ort_kernels
+from moh_deploy.backends.layer_runs import LayerImpl
 from moh_deploy.backends.ort_placement import Placement
 from moh_deploy.backends.ort_values import from_ort, to_ort
-from moh_deploy.ops import OPS
+from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.ops.cases import Case, numpy_dtype
 from moh_deploy.ops.contract import find_mismatch
 from tests.kernel_library import required_library
@@ -49,17 +50,22 @@ class Kernels:
         options.register_custom_ops_library(str(self.library))
         return options
 
-    def session(self, model: onnx.ModelProto) -> ort.InferenceSession:
-        """Return a session that runs every node of domain `moh` on a kernel, by its own account."""
-        names = [node.name for node in model.graph.node if node.domain == "moh"]
+    def placed(self, model: onnx.ModelProto) -> tuple[ort.InferenceSession, dict[str, LayerImpl]]:
+        """Return a session, and what runs each node of our operators, by its own account."""
+        nodes = [n.name for n in model.graph.node if is_moh_op(n.domain, n.op_type)]
         options = self.options()
         with tempfile.TemporaryDirectory() as scratch:
-            placement = Placement(names, Path(scratch))
+            placement = Placement(nodes, Path(scratch))
             placement.prepare(options)
             session = ort.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-            assert placement.read(session) == dict.fromkeys(names, "kernel")
+            return session, placement.read(session)
+
+    def session(self, model: onnx.ModelProto) -> ort.InferenceSession:
+        """Return a session in which a kernel runs every node of our operators."""
+        session, runs = self.placed(model)
+        assert set(runs.values()) <= {"kernel"}, runs
         return session
 
     def run(self, case: Case) -> list[np.ndarray]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import onnx
-import onnxruntime as ort
 import pytest
 
-from moh_deploy.backends.ort_placement import Placement
 from moh_deploy.ops import OPS
 from tests.ops.case_models import case_model
 from tests.plugins.kernels import Kernels, assert_right, run_session
@@ -32,12 +27,6 @@ def moved(model: onnx.ModelProto, domain: str) -> onnx.ModelProto:
 def test_domain_says_what_runs_a_node(kernels: Kernels, op: str, domain: str, runs_as: str):
     case = OPS[op].cases[0]
     model = moved(case_model(case), domain)
-    options = kernels.options()
-    with tempfile.TemporaryDirectory() as scratch:
-        placement = Placement([model.graph.node[0].name], Path(scratch))
-        placement.prepare(options)
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        assert set(placement.read(session).values()) == {runs_as}
+    session, runs = kernels.placed(model)
+    assert set(runs.values()) == {runs_as}
     assert_right(case, run_session(session, case))
