@@ -1,10 +1,10 @@
-"""Run packages in the ONNX Runtime that is installed, and compare with what they recorded.
+"""Run packages in the ONNX Runtime that is installed, and compare with their first recorded run.
 
     python tools/check_runtime.py build/model ... [--kernels moh_deploy/native/libmoh_ort_cpu.so]
 
 It needs numpy and onnxruntime alone, of any version: `moh-deploy verify` does much more, with those
-that it supports. Exit 1 if a package is refused, or off by more than 1e-4 (in half precision 2e-2)
-of its largest value, at least of 1.
+that it supports. Exit 1 if a package does not load or run, or is off by more than 1e-4 (in half
+precision 2e-2) of its largest value, at least of 1.
 """
 
 from __future__ import annotations
@@ -42,13 +42,12 @@ def _problems(root: Path, kernels: Path | None) -> Iterator[str]:
         session = ort.InferenceSession(
             str(root / "model.onnx"), settings, providers=["CPUExecutionProvider"]
         )
+        inputs = {one.name: recorded[f"0/inputs/{one.name}"] for one in session.get_inputs()}
+        results = session.run(None, inputs)
     except Exception as error:  # Each version has errors of its own.
         yield f"{root}: refused: {error}"
         return
     names = [one.name for one in session.get_outputs()]
-    results = session.run(
-        names, {one.name: recorded[f"0/inputs/{one.name}"] for one in session.get_inputs()}
-    )
     for name, got in zip(names, results, strict=True):
         problem = _difference(got, recorded[f"0/outputs/{name}"])
         if problem:
