@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.factor import aligned_factor
+from moh_deploy.frontend.normalize.factor import aligned_factor
 from moh_deploy.frontend.recognize.axes import Size, size_of
 from moh_deploy.frontend.recognize.contraction import Contraction, contraction
 from moh_deploy.frontend.recognize.graph import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moh_deploy.frontend.functionalize import functionalize
+from moh_deploy.frontend.normalize.functionalize import functionalize
 from tests.frontend.traced import nodes, plain_trace
 
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch.fx import Graph, Node
 
-from moh_deploy.frontend.factor import factor_out_slices
+from moh_deploy.frontend.normalize.factor import factor_out_slices
 from moh_deploy.frontend.recognize.axes import size_of
 from moh_deploy.frontend.recognize.graph import argument, op, rank, shape, tensor
 from moh_deploy.frontend.recognize.views import REORDERS

@@ -1,0 +1,73 @@
+"""Bring a traced program into the form that recognition and runtimes read well.
+
+One pass a file, in the order in which they run:
+
+functionalize    first: all others read programs that change nothing in place
+unread_state     before anything is rewritten: of a functional program, changes are outputs
+written_slices   writes into slices, as `functionalize` leaves them, become products
+spread           products with matrices of 0 and 1 become repetitions
+
+Then each node once, by what it is, in the order of the graph:
+
+decompose        operators that do several things at once are written out
+written_softmax  exp and its sum become a softmax
+unfold           im2col becomes slices
+factor           joined products of slices become one product
+no_ops           what has no effect is left out
+
+join_parts       last: it asks for the softmax and the products that the others make
+"""
+
+from __future__ import annotations
+
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.normalize.decompose import decompose
+from moh_deploy.frontend.normalize.factor import factor_out_slices, is_joined
+from moh_deploy.frontend.normalize.functionalize import functionalize
+from moh_deploy.frontend.normalize.join_parts import join_parts
+from moh_deploy.frontend.normalize.no_ops import drop_no_op
+from moh_deploy.frontend.normalize.spread import replace_spreads
+from moh_deploy.frontend.normalize.unfold import replace_unfold
+from moh_deploy.frontend.normalize.unread_state import drop_unread_state
+from moh_deploy.frontend.normalize.written_slices import read_written_slices
+from moh_deploy.frontend.normalize.written_softmax import is_division, replace_written_softmax
+from moh_deploy.frontend.recognize.graph import op
+from moh_deploy.frontend.rewrite.builder import GraphBuilder
+
+__all__ = ["normalize"]
+
+
+def normalize(program: ExportedProgram) -> ExportedProgram:
+    """Return a program of equal results without in-place operators, im2col, einsum of many tensors,
+    softmax that is written out, dropout that drops nothing, casts to what is given, transpositions
+    that undo one another, and state that no result depends on.
+    """
+    program = functionalize(program)
+    drop_unread_state(program)
+    graph = program.graph_module.graph
+    read_written_slices(graph)
+    replace_spreads(program)
+    for node in list(graph.nodes):
+        _rewrite(GraphBuilder(graph, node), node)
+    for node in list(graph.nodes):
+        join_parts(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
+def _rewrite(builder: GraphBuilder, node: Node) -> None:
+    """Apply the one rule that is about such a node; an operator has one at most."""
+    if is_division(node):
+        replace_written_softmax(builder, node)
+    elif op(node) == "im2col":
+        replace_unfold(builder, node)
+    elif is_joined(node):
+        product = factor_out_slices(builder, node)
+        if product is not None:
+            node.replace_all_uses_with(product)
+    else:
+        decompose(builder, node)
+        drop_no_op(node)

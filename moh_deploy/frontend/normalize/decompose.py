@@ -1,0 +1,93 @@
+"""Operators that do several things at once, written out: what recognition reads is single products.
+
+An einsum of many tensors is a row of einsums of two; `baddbmm` and `addcmul` are products and a
+sum; `masked_fill` with 0 is a choice by a mask of what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.recognize.graph import argument, op, shape, tensor
+from moh_deploy.frontend.rewrite.builder import GraphBuilder
+
+aten = torch.ops.aten
+
+
+def decompose(builder: GraphBuilder, node: Node) -> None:
+    """Let simpler operators take over from a node, if it does several things at once.
+
+    Args:
+        builder: Inserts in front of `node`.
+    """
+    if op(node) == "einsum":
+        _pair_up(builder, node)
+    elif op(node) == "masked_fill" and node.args[2] == 0:
+        _keep_instead(builder, node)
+    elif op(node) == "baddbmm":
+        _write_out(builder, node)
+    elif op(node) == "addcmul":
+        _write_product_out(builder, node)
+
+
+def _pair_up(builder: GraphBuilder, node: Node) -> None:
+    """Multiply the operands of an einsum two at a time, from left to right as torch does."""
+    equation, operands = node.args[0], node.args[1]
+    assert isinstance(equation, str)
+    factors = cast(Sequence[Node], operands)
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(factors) < 3 or not arrow or "..." in equation:
+        return
+    product, letters = factors[0], terms[0]
+    for position in range(1, len(factors) - 1):
+        needed = set(result).union(*terms[position + 1 :])
+        both = dict.fromkeys(letters + terms[position])
+        kept = "".join(letter for letter in both if letter in needed)
+        product = builder.call(
+            aten.einsum.default,
+            f"{letters},{terms[position]}->{kept}",
+            [product, factors[position]],
+        )
+        letters = kept
+    node.args = (f"{letters},{terms[-1]}->{result}", [product, factors[-1]])
+    node.kwargs = {}
+
+
+def _write_out(builder: GraphBuilder, node: Node) -> None:
+    """`baddbmm(bias, a, b)` is `beta * bias + alpha * (a @ b)`."""
+    bias, first, second = cast(tuple[Node, Node, Node], node.args[:3])
+    product = builder.call(aten.bmm.default, first, second)
+    product = _scaled(builder, product, argument(node, "alpha", 1))
+    bias = _scaled(builder, bias, argument(node, "beta", 1))
+    node.replace_all_uses_with(builder.call(aten.add.Tensor, product, bias))
+
+
+def _write_product_out(builder: GraphBuilder, node: Node) -> None:
+    """`addcmul(base, a, b)` is `base + value * a * b`; a base of zeros adds nothing."""
+    base, first, second = cast(tuple[Node, Node, Node], node.args[:3])
+    product = builder.call(aten.mul.Tensor, first, second)
+    product = _scaled(builder, product, argument(node, "value", 1))
+    adds_nothing = op(base) in ("zeros", "zeros_like", "new_zeros")
+    if not adds_nothing or shape(product) != shape(node) or not _same_dtype(product, node):
+        product = builder.call(aten.add.Tensor, base, product)
+    node.replace_all_uses_with(product)
+
+
+def _same_dtype(a: Node, b: Node) -> bool:
+    return tensor(a).dtype == tensor(b).dtype
+
+
+def _scaled(builder: GraphBuilder, node: Node, factor: object) -> Node:
+    return node if factor == 1 else builder.call(aten.mul.Tensor, node, factor)
+
+
+def _keep_instead(builder: GraphBuilder, node: Node) -> None:
+    """`masked_fill(x, dropped, 0)` is `where(not dropped, x, 0)`."""
+    tensor, dropped = cast(tuple[Node, Node], node.args[:2])
+    kept = builder.call(aten.logical_not.default, dropped)
+    node.replace_all_uses_with(builder.call(aten.where.ScalarOther, kept, tensor, 0))
