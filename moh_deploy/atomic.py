@@ -179,12 +179,20 @@ def scratch_directory(name: str) -> Iterator[Path]:
     Raises:
         PackageError: There is no place for temporary files, or its disk is full.
     """
+    with StagedDirectory(temporary_place(name)) as scratch:
+        yield scratch.path
+
+
+def temporary_place(name: str) -> Path:
+    """Return where to stage what is never put in place.
+
+    Raises:
+        PackageError: There is no place for temporary files.
+    """
     try:
-        place = Path(tempfile.gettempdir(), name)
+        return Path(tempfile.gettempdir(), name)
     except FileNotFoundError as error:
         raise PackageError(f"there is no place for temporary files: {error.strerror}.") from error
-    with StagedDirectory(place) as scratch:
-        yield scratch.path
 
 
 @contextmanager

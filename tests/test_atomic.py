@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.atomic import scratch_directory, staged_file
+from moh_deploy.atomic import scratch_directory, staged_file, temporary_place
 from moh_deploy.errors import PackageError
 
 
@@ -59,3 +59,15 @@ def test_full_disk_that_is_named_already_is_not_named_again(tmp_path: Path):
     message = f"^{tmp_path / 'out'} cannot be written: disk full"
     with pytest.raises(PackageError, match=message), scratch_directory("between"):
         fill(tmp_path / "out")
+
+
+def test_no_place_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch):
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    message = "no place for temporary files: No usable temporary directory found in"
+    with pytest.raises(PackageError, match=message):
+        temporary_place("between")
+    with pytest.raises(PackageError, match=message), scratch_directory("between"):
+        pass

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from moh_deploy import __version__
-from moh_deploy.atomic import StagedDirectory, sync_file
+from moh_deploy.atomic import StagedDirectory, sync_file, temporary_place
 from moh_deploy.backends.trt.build_process import BuildProcess
 from moh_deploy.backends.trt.engine_dir import (
     ENGINE_FILES,
@@ -122,7 +121,7 @@ def build(
         plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
     with ExitStack() as closing:
         # A dry run works elsewhere, and never commits.
-        place = Path(tempfile.gettempdir(), "moh-deploy") if dry_run else output
+        place = temporary_place("moh-deploy-build") if dry_run else output
         staged = closing.enter_context(StagedDirectory(place))
         work, log = staged.path / _WORK_NAME, staged.path / LOG_NAME
         work.mkdir()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from moh_deploy.atomic import StagedDirectory
+from moh_deploy.atomic import StagedDirectory, temporary_place
 from moh_deploy.backends.onnxruntime import open_session, runtime_name
 from moh_deploy.backends.ort_kernels import choose_kernels
 from moh_deploy.backends.ort_variants import OrtVariants
@@ -167,7 +166,7 @@ def _check_replaceable(root: Path) -> None:
 
 def _place(package: OnnxPackage, dry_run: bool) -> Path:
     """Return what to put scratch files beside: a dry run needs no permission to write there."""
-    return Path(tempfile.gettempdir(), "moh-deploy-tune") if dry_run else package.root
+    return temporary_place("moh-deploy-tune") if dry_run else package.root
 
 
 @dataclass(frozen=True)

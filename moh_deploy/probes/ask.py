@@ -7,10 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar, cast
 
+from moh_deploy.atomic import scratch_directory
 from moh_deploy.child_process import child_environment, how_it_ended
 
 Facts = TypeVar("Facts")
@@ -42,9 +41,12 @@ def ask(
         program: Its name.
         arguments: Its arguments.
         timeout_s: How long it may take.
+
+    Raises:
+        PackageError: There is no place for temporary files, or its disk is full.
     """
-    with TemporaryDirectory(prefix="moh-deploy-") as scratch:
-        file = Path(scratch) / "answer.json"
+    with scratch_directory("moh-deploy-answer") as scratch:
+        file = scratch / "answer.json"
         command = [sys.executable, "-X", "faulthandler", "-m", "moh_deploy.probes.programs"]
         try:
             ran = subprocess.run(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
 import onnx
 
+from moh_deploy.atomic import scratch_directory
 from moh_deploy.backends.onnxruntime import OrtRunner, open_session
 from moh_deploy.backends.ort_kernels import instruction_sets
 from moh_deploy.backends.runner import Kernels
@@ -32,8 +31,8 @@ def main(kernels: str) -> dict[str, object]:
 def _open(case: Case, kernels: Kernels) -> OrtRunner:
     model = single_node_model(case.op, case.input_types(), case.attributes)
     model.graph.node[0].name = _OP
-    with TemporaryDirectory(prefix="moh-deploy-") as scratch:
-        path = Path(scratch) / "model.onnx"
+    with scratch_directory("moh-deploy-cpu") as scratch:
+        path = scratch / "model.onnx"
         onnx.save(model, path)
         return open_session(path, kernels=kernels, threads=1)
 
