@@ -17,7 +17,7 @@ from moh_deploy.atomic import scratch_directory
 from moh_deploy.backends.input_check import check_inputs, empty_axis
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun, layer_runs
 from moh_deploy.backends.ort_kernels import choose_kernels, register, require_kernels
-from moh_deploy.backends.ort_model import prepare_model
+from moh_deploy.backends.ort_model import PreparedModel, prepare_model
 from moh_deploy.backends.ort_placement import Placement
 from moh_deploy.backends.ort_values import from_ort, tensor_info, to_ort
 from moh_deploy.backends.runner import Kernels, KernelUse
@@ -170,16 +170,11 @@ def open_session(
     layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
     emulated = _emulated(round_results=round_results)
     model = prepare_model(path, layers, extra_outputs, change, emulate_dtypes=emulated)
-    with scratch_directory("moh-deploy-session") as scratch:
-        placement = Placement(model.moh_nodes, scratch)
-        # Fused operators would skip the roundings that are emulated.
-        options = _session_options(path.parent, threads, optimize and not model.emulated_dtype)
-        if model.has_float16:
-            options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
-        placement.prepare(options)
-        register(use, options)
-        session = _create(model.content, options)
-        layer_impl = placement.read(session) | model.dense_nodes
+    # Fused operators would skip the roundings that are emulated.
+    options = _session_options(path.parent, threads, optimize and not model.emulated_dtype)
+    if model.has_float16:
+        options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
+    session, layer_impl = _placed(model, use, options)
     use = replace(use, emulated_dtype=model.emulated_dtype)
     if kernels == "require":
         require_kernels(use, layer_impl)
@@ -188,6 +183,18 @@ def open_session(
     )
     inputs = tuple(tensor_info(one) for one in session.get_inputs())
     return OrtRunner(inputs, layer_impl, runs, model.layer_nodes, use, session)
+
+
+def _placed(
+    model: PreparedModel, use: KernelUse, options: ort.SessionOptions
+) -> tuple[ort.InferenceSession, dict[str, LayerImpl]]:
+    """Make the session, and read from it what runs each node."""
+    with scratch_directory("moh-deploy-session") as scratch:
+        placement = Placement(model.moh_nodes, scratch)
+        placement.prepare(options)
+        register(use, options)
+        session = _create(model.content, options)
+        return session, placement.read(session) | model.dense_nodes
 
 
 def runtime_name() -> str:
