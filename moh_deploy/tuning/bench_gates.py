@@ -58,13 +58,11 @@ class BenchGate:
         value = metric.read(measured)
         unit = 1.0 if self.other is None else metric.read(others[self.other])
         limit = None if unit is None else self.factor * unit
-        known = value is not None and limit is not None
-        reason = self._reason(value, limit) if known else metric.why_missing  # type: ignore[arg-type]
-        holds = known and _COMPARISONS[self.comparison](value, limit)  # type: ignore[arg-type]
-        faults = [measured.fault]
-        if self.other is not None and others[self.other].fault is not None:
-            faults.append(f"{self.other} is no measure: {others[self.other].fault}")
-        wrong = next(filter(None, faults), None)
+        holds, reason = False, metric.why_missing
+        if value is not None and limit is not None:
+            holds = _COMPARISONS[self.comparison](value, limit)
+            reason = self._reason(value, limit)
+        wrong = self._fault(measured, others)
         return GateResult(
             gate=self.text,
             contestant=measured.contestant,
@@ -75,6 +73,13 @@ class BenchGate:
             passed=holds and wrong is None,
             reason=reason if wrong is None else f"{reason}, but {wrong}",
         )
+
+    def _fault(self, measured: Measured, others: Mapping[str, Measured]) -> str | None:
+        """Say what one of the two computes wrongly."""
+        if measured.fault is not None or self.other is None:
+            return measured.fault
+        fault = others[self.other].fault
+        return None if fault is None else f"{self.other} is no measure: {fault}"
 
     def _reason(self, value: float, limit: float) -> str:
         metric = METRICS[self.metric]
