@@ -113,26 +113,36 @@ class Rewrite:
         )
 
 
+@dataclass(frozen=True)
+class _Context:
+    """A program and what its layers share as they are rewritten."""
+
+    program: ExportedProgram
+    constants: Constants
+    known: KnownValues
+    splitter: Splitter
+
+
 def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite]:
     """Insert the new operators beside the original ones."""
-    known, graph = KnownValues(program), program.graph_module.graph
-    splitter = Splitter(graph, StoredNodes(graph, Constants(program)))
-    rewrites = [_insert(program, layer, known, splitter) for layer in layers]
+    graph, constants = program.graph_module.graph, Constants(program)
+    splitter = Splitter(graph, StoredNodes(graph, constants))
+    context = _Context(program, constants, KnownValues(program), splitter)
+    rewrites = [_insert(context, layer) for layer in layers]
     program.graph_module.recompile()
     return rewrites
 
 
-def _insert(
-    program: ExportedProgram, layer: MoHLayer, known: KnownValues, splitter: Splitter
-) -> Rewrite:
-    graph, constant = program.graph_module.graph, Constants(program)
+def _insert(context: _Context, layer: MoHLayer) -> Rewrite:
+    graph, read = context.program.graph_module.graph, context.splitter.read
     builder = GraphBuilder(graph, layer.node)
     layouts = LayoutBuilder(builder)
     wanted: Layout = (layer.batch, layer.tokens, layer.heads)
     gates = gates_of(layer, layouts)
     computed = _computed_gates(Operand(gates, wanted), layer)
     scores = layer.core.scores
-    router = read_router(computed.node, None if scores is None else scores.query.node, constant)
+    query = None if scores is None else scores.query.node
+    router = read_router(computed.node, query, context.constants)
     found = Rewrite(layer, router, gates, computed.node, reason=router.reason)
     if router.selection is not None:
         found = replace(found, scores=_scores(layouts, computed, router, wanted))
@@ -140,23 +150,18 @@ def _insert(
         # As early as the gates it takes over from, for whoever reads them.
         early = GraphBuilder(graph, computed.node.next)
         routed = insert_router(early, router, computed.node)
-        merge_logits(routed, computed.node, splitter.read)
+        merge_logits(routed, computed.node, read)
         found = replace(found, routed=routed)
         gates = layouts.arrange(Operand(routed, computed.layout), wanted)
     try:
-        found = _insert_attention(found, program, gates, builder, known, splitter)
+        found = _insert_attention(context, found, gates, builder)
     except (NotCoveredError, UnknownSizeError) as error:
         return replace(found, reason=str(error))
-    return _insert_projections(found, splitter.read)
+    return _insert_projections(found, read)
 
 
 def _insert_attention(
-    found: Rewrite,
-    program: ExportedProgram,
-    gates: Node,
-    builder: GraphBuilder,
-    known: KnownValues,
-    splitter: Splitter,
+    context: _Context, found: Rewrite, gates: Node, builder: GraphBuilder
 ) -> Rewrite:
     """Insert the op that can express the layer's attention, and the projection of its heads.
 
@@ -167,27 +172,19 @@ def _insert_attention(
     if layer.outer_obstacles:
         raise NotCoveredError(layer.outer_obstacles[0])
     if layer.projection is None:
-        return _insert_op(found, program, gates, builder, known, splitter)
+        return _insert_op(context, found, gates, builder)
     moved, swap = apply_gates_first(layer, layer.projection, found.gates, builder)
-    inner = replace(found, layer=moved)
-    result = _insert_op(inner, program, gates, builder, known, splitter)
+    result = _insert_op(context, replace(found, layer=moved), gates, builder)
     return replace(result, swaps=(*result.swaps, swap))
 
 
-def _insert_op(
-    found: Rewrite,
-    program: ExportedProgram,
-    gates: Node,
-    builder: GraphBuilder,
-    known: KnownValues,
-    splitter: Splitter,
-) -> Rewrite:
+def _insert_op(context: _Context, found: Rewrite, gates: Node, builder: GraphBuilder) -> Rewrite:
     """Insert the op that can express the layer's attention; errors are those of its caller."""
-    layer = found.layer
+    layer, known, splitter = found.layer, context.known, context.splitter
     if JOINT_SOFTMAX in layer.core.obstacles:
         form = read_aggregated(layer, known)
         swaps = splitter.split([source.piece.node for source in form.sources])
-        aggregated = AggregatedRewriter(program, layer, form, builder, splitter.alone)
+        aggregated = AggregatedRewriter(context.program, layer, form, builder, splitter.alone)
         attention, replacement = aggregated.build(gates)
         return replace(
             found,
