@@ -218,4 +218,6 @@ def test_program_exported_in_training_mode_is_refused_naming_the_node() -> None:
 
 
 def test_program_exported_in_eval_mode_is_accepted() -> None:
-    require_inference_mode(torch.export.export(Net().eval(), (X,)), source="m.pt2")
+    program = torch.export.export(Net().eval(), (X,))
+    assert any(node.target is torch.ops.aten.dropout.default for node in program.graph.nodes)
+    require_inference_mode(program, source="m.pt2")

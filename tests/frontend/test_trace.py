@@ -34,8 +34,10 @@ def x(dims: dict[int, str], *shape: int, name: str = "x") -> ModelInput:
 BATCH_SEQ = x({0: "batch", 1: "seq"})
 
 
-def at_another_size(function: Callable[..., Tensor], given: ModelInput, *shape: int) -> None:
-    """The traced program computes what the function does."""
+def assert_takes_another_size(
+    function: Callable[..., Tensor], given: ModelInput, *shape: int
+) -> None:
+    """Check that the traced program computes what the function does."""
     model = Model(function).eval()
     program = trace(loaded(model), [given])
     other = torch.randn(*shape)
@@ -44,7 +46,7 @@ def at_another_size(function: Callable[..., Tensor], given: ModelInput, *shape: 
 
 @pytest.mark.parametrize("shape", [(2, 5, 4), (3, 9, 4), (1, 1, 4)])
 def test_declared_dimensions_take_any_size(shape: tuple[int, ...]):
-    at_another_size(lambda m, x: m.linear(x).softmax(1), BATCH_SEQ, *shape)
+    assert_takes_another_size(lambda m, x: m.linear(x).softmax(1), BATCH_SEQ, *shape)
 
 
 def test_undeclared_dimension_is_fixed():
@@ -55,7 +57,7 @@ def test_undeclared_dimension_is_fixed():
 
 def test_table_of_positions_bounds_a_dimension_but_does_not_fix_it():
     function = lambda m, x: x + m.positions[: x.shape[1]]  # noqa: E731
-    at_another_size(function, BATCH_SEQ, 3, 64, 4)
+    assert_takes_another_size(function, BATCH_SEQ, 3, 64, 4)
     program = trace(loaded(Model(function)), [BATCH_SEQ])
     assert 64 in [bounds.upper for bounds in program.range_constraints.values()]
 
@@ -251,7 +253,11 @@ def test_input_that_would_become_an_argument_of_another_name_is_refused():
 
 @pytest.mark.parametrize("names", [("a", "b"), ("query", "mask")])
 def test_names_that_are_no_arguments_are_taken_by_position(names: tuple[str, str]):
-    trace(loaded(TwoNamed()), [x({}, 2, 4, name=name) for name in names])
+    inputs = [x({}, 2, 4, name=name) for name in names]
+    program = trace(loaded(TwoNamed()), inputs)
+    assert list(program.graph_signature.user_inputs) == ["query", "keep"]
+    query, keep = (item.value for item in inputs)
+    torch.testing.assert_close(program.module()(query, keep), query)
 
 
 class TakesADictionary(nn.Module):
