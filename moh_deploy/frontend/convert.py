@@ -113,29 +113,23 @@ def convert(
             lambda run: try_to_record(program, rewrites, swaps, run, outputs),
             thorough=thorough,
         )
-        runs, recordings = sizes.runs, sizes.recordings
-        rewrites = [_checked(r, i, recordings) for i, r in enumerate(rewrites)]
-        differences = [_differences(i, recordings) for i in range(len(swaps))]
-        agreeing = [s for s, found in zip(swaps, differences, strict=True) if not found]
+        rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
+        agreeing, kept = _told_apart(swaps, sizes.recordings)
     with progress.step("translating to ONNX"):
         onnx_model, layer_names = _translate(
             commit(program, rewrites, agreeing), rewrites, inputs, outputs, opset
         )
-    vectors = tuple(
-        recorded_vectors(run, recording, outputs)
-        for run, recording in zip(runs, recordings, strict=True)
-    )
     return Converted(
         model=onnx_model,
         inputs=tuple(_input_info(item) for item in inputs),
         outputs=tuple(_output_info(value) for value in onnx_model.graph.outputs),
         dims=example_sizes(inputs),
-        layers=tuple(
-            _layer_info(rewrite, found, [recording.layers[index] for recording in recordings])
-            for index, (rewrite, found) in enumerate(zip(rewrites, layer_names, strict=True))
+        layers=_layer_infos(rewrites, layer_names, sizes.recordings),
+        kept=kept,
+        vectors=tuple(
+            recorded_vectors(run, recording, outputs)
+            for run, recording in zip(sizes.runs, sizes.recordings, strict=True)
         ),
-        kept=tuple(_kept(s, d) for s, d in zip(swaps, differences, strict=True) if d),
-        vectors=vectors,
         total_flops=flops,
         precision=_precision(program, example.outputs),
         dim_ranges=_from_two_on(ranges, sizes.too_small),
@@ -222,10 +216,20 @@ def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> R
     return rewrite
 
 
-def _differences(swap: int, recordings: Sequence[Recording]) -> list[Difference]:
-    """How a swap's nodes differ, in each run in which they do."""
-    found = [recording.disagreements[swap] for recording in recordings]
-    return [one for one in found if one is not None]
+def _told_apart(
+    swaps: Sequence[Swap], recordings: Sequence[Recording]
+) -> tuple[list[Swap], tuple[KeptOperators, ...]]:
+    """The swaps whose nodes agree in each run, and what the others leave as it is."""
+    agreeing: list[Swap] = []
+    kept: list[KeptOperators] = []
+    for index, swap in enumerate(swaps):
+        found = [recording.disagreements[index] for recording in recordings]
+        differences = [one for one in found if one is not None]
+        if differences:
+            kept.append(_kept(swap, differences))
+        else:
+            agreeing.append(swap)
+    return agreeing, tuple(kept)
 
 
 def _kept(swap: Swap, differences: Sequence[Difference]) -> KeptOperators:
@@ -237,6 +241,15 @@ def _kept(swap: Swap, differences: Sequence[Difference]) -> KeptOperators:
     worst = max(differences, key=size)
     return KeptOperators(
         swap.path, swap.replaced, swap.inserted, worst.max_abs_error, reason=worst.words
+    )
+
+
+def _layer_infos(
+    rewrites: Sequence[Rewrite], names: Sequence[LayerNames], recordings: Sequence[Recording]
+) -> tuple[LayerInfo, ...]:
+    return tuple(
+        _layer_info(rewrite, found, [recording.layers[index] for recording in recordings])
+        for index, (rewrite, found) in enumerate(zip(rewrites, names, strict=True))
     )
 
 
