@@ -28,7 +28,7 @@ from moh_deploy.frontend.recognize.graph import (
     reads_shape_only,
     shape,
 )
-from moh_deploy.frontend.recognize.views import is_view
+from moh_deploy.frontend.recognize.views import through_views
 from moh_deploy.frontend.rewrite.builder import GraphBuilder
 
 aten = torch.ops.aten
@@ -70,9 +70,7 @@ def join_parts(source: Node) -> None:
         return
     for node in sorted(needed, key=order.__getitem__):
         if order[node] > order[first]:
-            first.prepend(
-                node
-            )  # the gates of a later stream do not wait for the first one's output
+            first.prepend(node)  # gates of a later stream do not wait for the first one's output
     builder = GraphBuilder(source.graph, first)
     gates = [aligned_factor(builder, p.factor, _labels(p), p.read.out) for p in parts]
     whole = builder.call(aten.mul.Tensor, source, builder.call(aten.cat.default, gates, dim))
@@ -84,17 +82,12 @@ def _is_attention(node: Node) -> bool:
     """The product of a softmax with values, through views; fused or written out."""
     if not is_tensor(node) or rank(node) < 3:
         return False
-    while is_view(node) and isinstance(node.args[0], Node):
-        node = node.args[0]
+    node = through_views(node)
     if op(node) == "scaled_dot_product_attention":
         return True
-    return op(node) in _PRODUCTS and any(map(_is_softmax, node.all_input_nodes))
-
-
-def _is_softmax(node: Node) -> bool:
-    while is_tensor(node) and is_view(node) and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return op(node) == "softmax"
+    return op(node) in _PRODUCTS and any(
+        op(through_views(source)) == "softmax" for source in node.all_input_nodes
+    )
 
 
 def _parts(source: Node) -> tuple[int, list[_Part]] | None:

@@ -59,8 +59,6 @@ _ELEMENTWISE = frozenset(
     ]
 )
 _SUMS = frozenset(["add", "sub", "subtract"])
-
-
 _CUTS = frozenset(["slice", "narrow", "split", "split_with_sizes"])
 
 
@@ -82,19 +80,22 @@ def _layer(
     found: GatedProduct, tracked: Mapping[Node, Tracked], dynamic: set[Node]
 ) -> MoHLayer | None:
     core, value_axes = found.attention.core, found.attention.value_axes
-    heads = _summed_with_gates(found) or _head_axes(found, tracked)
-    if heads is None or set(heads) & set(value_axes):
+    merged = _summed_with_gates(found) or _head_axes(found, tracked)
+    if merged is None or set(merged) & set(value_axes):
         return None
     peeled = [without_axes(factor, value_axes) for factor in found.attention.gates]
     gate = without_axes(found.gate, value_axes)
     if gate is None:
         return None
-    heads = _without_tokens(heads, core, gate)
     factors = [factor for factor in (*peeled, gate) if factor is not None]
-    heads = leaves(heads)  # a gate for a group of heads has split them
+    heads = leaves(_without_tokens(merged, core, gate))  # a gate for a group has split them
     tokens = tuple(axis for axis in token_axes(core) if axis not in heads)
     if not any(_is_gate(factor, heads, tokens, dynamic) for factor in factors):
         return None
+    obstacles = [*core.obstacles]
+    if None in peeled:
+        obstacles.append("channels of the attention are scaled before its gates")
+    obstacles += _other_uses(core, found.node, tracked)
     batch = tuple(axis for axis in flat(found.layout) if axis not in {*heads, *tokens, *value_axes})
     if core.scores is None and not tokens:
         batch, tokens = batch[:1], batch[1:]
@@ -108,15 +109,7 @@ def _layer(
         batch=batch,
         heads=heads,
         tokens=tokens,
-        obstacles=(
-            *core.obstacles,
-            *(
-                []
-                if None not in peeled
-                else ["channels of the attention are scaled before its gates"]
-            ),
-            *_other_uses(core, found.node, tracked),
-        ),
+        obstacles=tuple(obstacles),
         projection=found.attention.projection,
     )
 

@@ -86,6 +86,13 @@ def is_view(node: Node) -> bool:
     return name in _SAME_ORDER or name in REORDERS
 
 
+def through_views(node: Node) -> Node:
+    """Return the tensor that a node is a view of, itself where it is none."""
+    while is_view(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
 def _selects_all(node: Node) -> bool:
     source = shape(cast(Node, node.args[0]))
     return bool(source[cast(int, node.args[1]) % len(source)] == 1)

@@ -20,6 +20,7 @@ from moh_deploy.frontend.recognize.views import (
     history,
     is_view,
     lacks,
+    through_views,
 )
 from tests.frontend.traced import Sheet
 
@@ -240,3 +241,10 @@ def test_cast_is_told_from_a_copy():
     sheet = Sheet(numbered(2))
     assert casts(sheet.call(aten.to.dtype, sheet.inputs[0], torch.float64))
     assert not casts(sheet.call(aten.clone.default, sheet.inputs[0]))
+
+
+def test_through_views_ends_at_what_computes():
+    sheet = Sheet(torch.ones(2, 3))
+    computed = sheet.call(aten.exp.default, sheet.inputs[0])
+    moved = sheet.call(aten.t.default, sheet.call(aten.view.default, computed, [3, 2]))
+    assert through_views(moved) is through_views(computed) is computed

@@ -32,7 +32,7 @@ from moh_deploy.frontend.recognize.routers.trial import (
     run_nodes,
     run_router,
 )
-from moh_deploy.frontend.recognize.views import is_view
+from moh_deploy.frontend.recognize.views import through_views
 
 
 def read_router(gates: Node, query: Node | None, constant: Constants) -> Router:
@@ -97,7 +97,7 @@ def _logits(softmax: Node) -> Logits:
 
 def _ranked_logits(selection: Selection, softmaxes: list[Node]) -> Iterator[Logits]:
     """What may be the routed logits: the ranked scores, or what they are a softmax of."""
-    ranked = _through_views(selection.scores)
+    ranked = through_views(selection.scores)
     if ranked in softmaxes:
         yield _logits(ranked)
     yield Logits(selection.scores, selection.dim)
@@ -218,12 +218,6 @@ def _propose(
 
 def _rows(tensor: torch.Tensor) -> int:
     return tensor.numel() // tensor.shape[-1]
-
-
-def _through_views(node: Node) -> Node:
-    while is_view(node) and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return node
 
 
 def _extent(logits: Logits) -> int:

@@ -17,7 +17,7 @@ from moh_deploy.frontend.recognize.graph import (
     rank,
     shape,
 )
-from moh_deploy.frontend.recognize.views import is_view
+from moh_deploy.frontend.recognize.views import through_views
 
 _PROJECTIONS = frozenset(["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"])
 _STOPS = frozenset(
@@ -81,9 +81,7 @@ def is_projection(node: Node) -> bool:
 
 
 def _is_stored(node: Node) -> bool:
-    while is_view(node) and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return node.op == "placeholder"
+    return through_views(node).op == "placeholder"
 
 
 def find_selection(cone: list[Node], num_heads: int) -> Selection | None:
