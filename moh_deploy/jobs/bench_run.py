@@ -134,8 +134,9 @@ class BenchRun:
 
         found = [measured(entry) for entry in self.line_up.entries]
         overheads = [self._routing(one, found[0], times) for one in self.line_up.fixings]
-        notes = () if self.judged else _nan_notes(one, found[0].contestant, reference)
-        return _Round(found, overheads, tuple(notes))
+        nan_notes = () if self.judged else _nan_notes(one, found[0].contestant, reference)
+        notes = (*nan_notes, *_no_measure_notes(found))
+        return _Round(found, overheads, notes)
 
     def _reference(self, one: InputSet, outputs: Mapping[str, Sequence[Array]]) -> dict[str, Array]:
         """Return the outputs of the first package.
@@ -208,6 +209,12 @@ def _nan_notes(one: InputSet, name: str, outputs: Mapping[str, Array]) -> Iterat
             f"{', '.join(found)} of {name} on {_words(one)} hold NaN: no gate would pass, and"
             " `moh-deploy verify` says more"
         )
+
+
+def _no_measure_notes(found: Sequence[Measured]) -> Iterator[str]:
+    for one in found:
+        if one.is_baseline and one.fault is not None:
+            yield f"{one.contestant} is no measure: {one.fault}"
 
 
 def _words(one: InputSet) -> str:

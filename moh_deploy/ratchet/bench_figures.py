@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
@@ -13,15 +13,20 @@ from moh_deploy.tuning.measured import Measured
 
 
 def bench_figures(report: BenchReport, called: Mapping[str, str]) -> tuple[Figure, ...]:
-    """Return what the package has reached.
+    """Return what the package has reached; not beside a baseline that is wrong itself.
 
     Args:
         called: Baselines and inputs that are paths, to what the baseline file calls them.
     """
     naming = _Naming(called, report.threads)
     work = [figure for one in report.work for figure in naming.of_work(one)]
-    measured = [one for one in report.results if not one.is_baseline]
-    return (*work, *(figure for one in measured for figure in naming.of_times(one)))
+    times = [
+        figure
+        for one in report.results
+        if not one.is_baseline
+        for figure in naming.of_times(one, _wrong_beside(report, one))
+    ]
+    return (*work, *times)
 
 
 def machine_of(report: BenchReport) -> str:
@@ -53,6 +58,13 @@ def require_one_package(names: Mapping[str, bool]) -> None:
         )
 
 
+def _wrong_beside(report: BenchReport, one: Measured) -> set[str]:
+    """Return who computes something wrong on the same inputs."""
+    where = one.inputs, one.sizes
+    faulty = [other for other in report.results if other.fault is not None]
+    return {other.contestant for other in faulty if (other.inputs, other.sizes) == where}
+
+
 @dataclass(frozen=True)
 class _Naming:
     """What figures are of, in words that are the same from run to run."""
@@ -60,9 +72,11 @@ class _Naming:
     called: Mapping[str, str]
     threads: int | None
 
-    def of_times(self, one: Measured) -> Iterator[Figure]:
+    def of_times(self, one: Measured, wrong: Collection[str]) -> Iterator[Figure]:
         group = self._group(one.inputs, one.sizes)
         for name, found in one.ratios.items():
+            if name in wrong:
+                continue
             beside = f"{group}, beside {self.called.get(name, name)}"
             yield Figure(beside, "ratio", found.value, found.low, found.high)
         yield Figure.exact(group, "p50_ms", one.latency.p50_ms)

@@ -64,7 +64,7 @@ class BenchReport:
         runtime: Name and version of the runtime.
         kernels: The kernel library that the first package was given.
         ratchet: How the package compares with a baseline file; None without one, or if a gate did
-            not pass.
+            not pass, or something is computed wrongly.
         routing: What routing costs the first package on each set of inputs, if that was asked for.
         notes: What else a reader should know.
     """
@@ -85,8 +85,8 @@ class BenchReport:
 
     @property
     def passed(self) -> bool | None:
-        """Whether every gate was measured and holds, and nothing is worse than in the baseline
-        file; None without either."""
+        """Whether every gate was measured and holds, nothing is computed wrongly, and nothing is
+        worse than in the baseline file; None without gate and file."""
         if self.failure is not None:
             return False
         return None if not self.gates and self.ratchet is None else True
@@ -99,15 +99,16 @@ class BenchReport:
         if failed:
             more = f" ({len(failed) - 1} more did not pass)" if len(failed) > 1 else ""
             return ValidationError(f"{gate_text(failed[0])}{more}")
-        wrong = next((one for one in self.results if one.fault is not None), None)
-        if wrong is not None:
+        wrong = [one for one in self.results if one.fault is not None and not one.is_baseline]
+        if wrong:
+            first = wrong[0]
             return ValidationError(
-                f"{wrong.contestant} is not what the baseline file is of: {wrong.fault}"
+                f"{first.contestant} is not what the baseline file is of: {first.fault}"
             )
         return None if self.ratchet is None else self.ratchet.failure
 
     def raise_if_failed(self) -> None:
-        """Raise ValidationError if a gate did not pass."""
+        """Raise ValidationError if it did not pass."""
         if self.failure is not None:
             raise self.failure
 

@@ -276,6 +276,14 @@ def test_baseline_of_nan_is_no_measure(package: OnnxPackage, tmp_path: Path):
     assert f"but {other.root} is no measure: its outputs on recorded" in str(report.failure)
 
 
+def test_baseline_of_nan_fails_no_gate_that_does_not_name_it(package: OnnxPackage, tmp_path: Path):
+    other = write_package(tmp_path / "other", scale=math.nan)
+    report = measured(package, baselines=[other.root], gates=["p50 < 1 s"])
+    assert (report.passed, report.failure) == (True, None)
+    (note,) = report.notes
+    assert note.startswith(f"{other.root} is no measure: its outputs on recorded")
+
+
 def test_inputs_that_do_not_fit_are_refused(package: OnnxPackage, tmp_path: Path):
     write_npz(tmp_path / "in.npz", {"x": np.zeros((2, 3, 9), np.float32)})
     with pytest.raises(ConfigError, match=r"in\.npz: input 'x' .* axis 2 is fixed at 8, got 9"):
