@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from moh_deploy.domains import base_domain
 from moh_deploy.errors import ExportError, ValidationError
 from moh_deploy.frontend import convert
 from moh_deploy.frontend.rewrite import Rewrite
@@ -78,7 +79,7 @@ class WithConvolution(nn.Module):
 
 def _moh_operators(root: Path) -> set[str]:
     model = onnx.load(OnnxPackage.open(root).model_path)
-    return {node.op_type for node in model.graph.node if node.domain in ("moh", "moh.dense")}
+    return {node.op_type for node in model.graph.node if base_domain(node.domain)}
 
 
 IMAGE_INPUT = {"input_specs": ("x:[batch=2,15,8]:float32",)}
@@ -90,7 +91,7 @@ def test_convolution_of_tokens_is_one_operator(tmp_path: Path):
     assert _moh_operators(tmp_path / "package") == {*SMALL_MOH_OPS, "MoHTokenConv"}
     assert len(report.layers) == 1
     nodes = onnx.load(OnnxPackage.open(tmp_path / "package").model_path).graph.node
-    custom = {node.name for node in nodes if node.domain.startswith("moh")}
+    custom = {node.name for node in nodes if base_domain(node.domain)}
     assert custom == {"model.MoHTokenConv", *(f"layer.{op}" for op in SMALL_MOH_OPS)}
     assert [node.name for node in nodes if not node.name.startswith(("model.", "layer."))] == []
     assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
