@@ -8,7 +8,7 @@ an image of one patch. Such a size is no failure; it is below what the trace is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,7 +16,7 @@ from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.original import OriginalRun, run_original
 from moh_deploy.frontend.record import Recording
 from moh_deploy.frontend.recorded_run import DoesNotRun, does_not_run
-from moh_deploy.frontend.sizes import changed_runs, other_runs, run_at
+from moh_deploy.frontend.sizes import Run, changed_runs, other_runs, run_at
 
 Take = Callable[[OriginalRun], Recording | DoesNotRun]
 """Runs the traced program at the sizes of a run of the original."""
@@ -55,54 +55,64 @@ def record_sizes(
     def run(arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return run_original(model, arguments)
 
-    found = SizeRuns([], [], frozenset())
-    _append(found, example, take(example))
+    recorder = _Recorder(inputs, run, take)
+    recorder.add(example)
     for resized, outputs in other_runs(inputs, run, thorough=thorough):
         one = OriginalRun(resized, outputs)
         taken = take(one)
         if isinstance(taken, DoesNotRun) and 1 in one.sizes.values():
-            return _without_size_one(found, one, inputs, run, take, thorough=thorough)
-        _append(found, one, taken)
-    return found
+            too_small = _too_small(recorder, one)
+            if not thorough or len(recorder.runs) == 1:
+                for changed in changed_runs(inputs, run, example.sizes):
+                    recorder.add(OriginalRun(*changed))
+            return SizeRuns(recorder.runs, recorder.recordings, too_small)
+        recorder.append(one, taken)
+    return SizeRuns(recorder.runs, recorder.recordings, frozenset())
 
 
-def _append(found: SizeRuns, run: OriginalRun, taken: Recording | DoesNotRun) -> None:
-    if isinstance(taken, DoesNotRun):
-        raise does_not_run(run, taken)
-    found.runs.append(run)
-    found.recordings.append(taken)
+@dataclass(frozen=True)
+class _Recorder:
+    """Runs the original model, and collects what the traced program makes of the same inputs."""
 
+    inputs: Sequence[ModelInput]
+    run: Run
+    take: Take
+    runs: list[OriginalRun] = field(default_factory=list)
+    recordings: list[Recording] = field(default_factory=list)
 
-def _without_size_one(
-    found: SizeRuns,
-    refused: OriginalRun,
-    inputs: Sequence[ModelInput],
-    run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]],
-    take: Take,
-    *,
-    thorough: bool,
-) -> SizeRuns:
-    """Leave out size 1 of the dimensions that the trace does not take at it."""
-    example = found.runs[0].sizes
+    def add(self, run: OriginalRun) -> None:
+        """Record a run that the traced program has to take."""
+        self.append(run, self.take(run))
 
-    def taken_at(sizes: Mapping[str, int]) -> tuple[OriginalRun, Recording] | None:
-        made = run_at(inputs, run, sizes)
+    def append(self, run: OriginalRun, taken: Recording | DoesNotRun) -> None:
+        """Collect a run, or fail where the traced program did not take it."""
+        if isinstance(taken, DoesNotRun):
+            raise does_not_run(run, taken)
+        self.runs.append(run)
+        self.recordings.append(taken)
+
+    def taken_at(self, sizes: Mapping[str, int]) -> tuple[OriginalRun, Recording] | None:
+        """Return both runs at given sizes; None where either does not take them."""
+        made = run_at(self.inputs, self.run, sizes)
         if isinstance(made, Exception):
             return None
         one = OriginalRun(*made)
-        taken = take(one)
+        taken = self.take(one)
         return None if isinstance(taken, DoesNotRun) else (one, taken)
 
+
+def _too_small(recorder: _Recorder, refused: OriginalRun) -> frozenset[str]:
+    """The dimensions that the trace does not take at size 1; records size 1 of the others.
+
+    Args:
+        refused: A run at size 1 that the trace did not take.
+    """
+    example = recorder.runs[0].sizes
     ones = [name for name, size in refused.sizes.items() if size == 1]
-    too_small = [name for name in ones if taken_at({**example, name: 1}) is None]
+    too_small = [name for name in ones if recorder.taken_at({**example, name: 1}) is None]
     rest = {name: 1 for name in ones if too_small and name not in too_small}
-    smallest = taken_at({**example, **rest}) if rest else None
+    smallest = recorder.taken_at({**example, **rest}) if rest else None
     if smallest is None:
-        too_small = ones  # not together, though perhaps each alone
-    else:
-        _append(found, *smallest)
-    if not thorough or len(found.runs) == 1:
-        for resized, outputs in changed_runs(inputs, run, example):
-            one = OriginalRun(resized, outputs)
-            _append(found, one, take(one))
-    return SizeRuns(found.runs, found.recordings, frozenset(too_small))
+        return frozenset(ones)  # not together, though perhaps each alone
+    recorder.append(*smallest)
+    return frozenset(too_small)
