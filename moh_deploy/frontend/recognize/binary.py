@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -17,8 +18,7 @@ Constant = Callable[[Node], torch.Tensor | None]
 Number = Callable[[object], float | None]
 
 _ZERO_OR_ONE = frozenset(
-    [*(f"{form}{value}" for form in ("", "new_") for value in ("ones", "zeros")), "eye"]
-    + ["ones_like", "zeros_like"]
+    ["ones", "ones_like", "new_ones", "zeros", "zeros_like", "new_zeros", "eye"]
 )
 _FULL = frozenset(["full", "full_like", "new_full"])
 # Of zeros and ones, these make zeros and ones.
@@ -65,33 +65,45 @@ def value_where(operand: Operand, mask: Operand, is_kept: bool, number: Number) 
     Args:
         number: The number that an argument stands for.
     """
-    origins = history(mask.node, mask.layout)
-    return _value(operand.node, resolve(operand.layout), origins, (float(is_kept), number))
+    where = _Where(history(mask.node, mask.layout), float(is_kept), number)
+    return where.value(operand.node, resolve(operand.layout))
 
 
-def _value(
-    node: Node,
-    layout: Layout,
-    origins: Sequence[tuple[Node, Layout]],
-    given: tuple[float, Number],
-) -> float | None:
-    if (node, layout) in origins:
-        return given[0]
-    step = backward(node, layout)
-    if step is not None:
-        return _value(step[0], resolve(step[1]), origins, given)
-    name = "logical_not" if op(node) == "bitwise_not" else op(node)
-    if name not in _ARITHMETIC or len(node.args) > 2:
-        return None
-    values: list[torch.Tensor] = []
-    for arg in node.args:
-        found = given[1](arg)
-        if found is None and is_tensor(arg):
-            source = cast(Node, arg)
-            aligned = broadcast(source, layout)
-            found = None if aligned is None else _value(source, aligned, origins, given)
-        if found is None:
+@dataclass(frozen=True)
+class _Where:
+    """The places at which a mask has one value.
+
+    Attributes:
+        masks: The mask and what it is a view of, each with its layout.
+        mask_value: What it is there.
+        number: The number that an argument stands for.
+    """
+
+    masks: Sequence[tuple[Node, Layout]]
+    mask_value: float
+    number: Number
+
+    def value(self, node: Node, layout: Layout) -> float | None:
+        """Return what a tensor holds at these places; None if it is not one number."""
+        if (node, layout) in self.masks:
+            return self.mask_value
+        step = backward(node, layout)
+        if step is not None:
+            return self.value(step[0], resolve(step[1]))
+        name = "logical_not" if op(node) == "bitwise_not" else op(node)
+        if name not in _ARITHMETIC or len(node.args) > 2:
             return None
-        values.append(torch.tensor(found, dtype=torch.float64))
-    operator = getattr(torch, name)
-    return float(operator(*values, **node.kwargs))
+        values = [self._argument(arg, layout) for arg in node.args]
+        if None in values:
+            return None
+        operator = getattr(torch, name)
+        operands = [torch.tensor(value, dtype=torch.float64) for value in values]
+        return float(operator(*operands, **node.kwargs))
+
+    def _argument(self, arg: object, layout: Layout) -> float | None:
+        found = self.number(arg)
+        if found is not None or not is_tensor(arg):
+            return found
+        source = cast(Node, arg)
+        aligned = broadcast(source, layout)
+        return None if aligned is None else self.value(source, aligned)

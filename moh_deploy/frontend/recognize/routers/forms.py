@@ -27,6 +27,8 @@ from moh_deploy.frontend.recognize.routers.selection import (
 )
 from moh_deploy.frontend.recognize.routers.trial import (
     SCALES,
+    Values,
+    made_up,
     nodes_between,
     rounds,
     run_nodes,
@@ -152,15 +154,16 @@ def _computes(proposal: Router, gates: Node, cone: list[Node], constant: Constan
     In float64, to tell small deviations apart; routers that insist on float32 run in that.
     """
     logits = (proposal.routed_logits, proposal.shared_logits, proposal.stage_logits)
-    inputs = {one.node for one in logits if one is not None}
-    between = nodes_between(gates, inputs, set(cone), constant)
+    inputs = [one.node for one in logits if one is not None]
+    between = nodes_between(gates, set(inputs), set(cone), constant)
     if between is None:
         return False
     for dtype in (torch.float64, torch.float32):
         exact = dtype == torch.float64 and not any(rounds(node) for node in between)
-        trials = [_trial(proposal, gates, between, constant, (scale, dtype)) for scale in SCALES]
-        if None not in trials:
-            return max(cast(list[float], trials)) <= (_unseen(gates) if exact else 1e-5)
+        runs = [run_nodes(between, made_up(inputs, scale, dtype), constant) for scale in SCALES]
+        errors = [_error(proposal, gates, run) for run in runs if run is not None]
+        if len(errors) == len(SCALES):
+            return max(errors) <= (_unseen(gates) if exact else 1e-5)
     return False
 
 
@@ -170,26 +173,11 @@ def _unseen(gates: Node) -> float:
     return 1e-9 if tensor(gates).dtype == torch.float64 else torch.finfo(torch.float32).eps
 
 
-def _trial(
-    proposal: Router,
-    gates: Node,
-    between: list[Node],
-    constant: Constants,
-    logits: tuple[float, torch.dtype],
-) -> float | None:
-    """Largest difference for logits of one scale; None where the router cannot be run."""
-    scale, dtype = logits
-    generator = torch.Generator().manual_seed(0)
+def _error(proposal: Router, gates: Node, values: Values) -> float:
+    """Largest difference between the gates that the model's router made of logits and the
+    proposal's; infinite where they open other heads."""
     sources = (proposal.routed_logits, proposal.shared_logits, proposal.stage_logits)
-    values = {
-        one.node: torch.randn(example_shape(one.node), generator=generator, dtype=dtype) * scale
-        for one in sources
-        if one is not None
-    }
-    found = run_nodes(between, values, constant)
-    if found is None:
-        return None
-    expected = found[gates]
+    expected = values[gates]
     rows = {_rows(one.of(values)) for one in sources if one is not None}
     if rows != {_rows(expected)}:
         return math.inf
@@ -199,9 +187,7 @@ def _trial(
     return float((expected.double() - computed.double()).abs().max())
 
 
-def _propose(
-    router: Router, values: dict[Node, torch.Tensor], expected: torch.Tensor
-) -> torch.Tensor:
+def _propose(router: Router, values: Values, expected: torch.Tensor) -> torch.Tensor:
     def logits(one: Logits | None) -> torch.Tensor | None:
         return None if one is None else one.of(values).reshape(*expected.shape[:-1], -1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -87,16 +87,21 @@ def _run_from(
     """In float64, to tell small deviations apart; routers that insist on float32 run in that."""
     for dtype in (torch.float64, torch.float32):
         exact = dtype == torch.float64 and not any(rounds(node) for node in between)
-        runs = []
-        for scale in SCALES:
-            generator = torch.Generator().manual_seed(0)
-            made_up = torch.randn(example_shape(source), generator=generator, dtype=dtype)
-            runs.append(run_nodes(between, {source: made_up * scale}, constant))
+        runs = [run_nodes(between, made_up([source], scale, dtype), constant) for scale in SCALES]
         values = tuple(run for run in runs if run is not None)
         if len(values) == len(SCALES):
             tolerance = 1e-9 if exact else 1e-5
             return RouterRun(gates, (source, *between), values, tolerance)
     return None
+
+
+def made_up(logits: Iterable[Node], scale: float, dtype: torch.dtype) -> Values:
+    """Return random logits of a scale, of the example's sizes, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        node: torch.randn(example_shape(node), generator=generator, dtype=dtype) * scale
+        for node in logits
+    }
 
 
 def is_number(node: Node) -> bool:
