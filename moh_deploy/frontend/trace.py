@@ -20,6 +20,11 @@ from moh_deploy.frontend.inputs import parsed_dims
 from moh_deploy.frontend.model import LoadedModel, ModelInput
 from moh_deploy.frontend.specialisation import watch_specialisations
 
+_SMALLEST_TRACED = 2
+
+# Smallest and largest size of a dimension; None where there is no limit.
+_Bounds = tuple[int | None, int | None]
+
 
 def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
     """Return the program of a model.
@@ -41,6 +46,31 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
     return program
 
 
+def dim_ranges(
+    program: ExportedProgram, inputs: Sequence[ModelInput]
+) -> dict[str, tuple[int, int | None]]:
+    """Return the smallest and largest size of each dimension whose sizes the trace limits.
+
+    A branch on a size that Python took while the model was traced limits it, as does a table of
+    positions.
+    """
+    ranges: dict[str, tuple[int, int | None]] = {}
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
+        shape = placeholders[name].meta["val"].shape
+        for axis, expr in parsed_dims(item).items():
+            symbol = getattr(getattr(shape[axis], "node", None), "expr", None)
+            if not expr.is_plain or symbol not in program.range_constraints:
+                continue
+            limits = program.range_constraints[symbol]
+            largest = int(limits.upper) if limits.upper.is_Integer else None
+            # Torch traces for sizes from 2 on; size 1 is tried on the original model.
+            smallest = int(limits.lower) if limits.lower > _SMALLEST_TRACED else 1
+            if smallest > 1 or largest is not None:
+                ranges[expr.name] = (smallest, largest)
+    return ranges
+
+
 def _copied(program: ExportedProgram) -> ExportedProgram:
     """A program with a graph of its own: what is changed in it is compared with the original."""
     graph_module = copy.deepcopy(program.graph_module)
@@ -57,12 +87,6 @@ def _copied(program: ExportedProgram) -> ExportedProgram:
         constants=dict(program.constants),
         verifiers=[program.verifier],
     )
-
-
-_SMALLEST_TRACED = 2
-
-# Smallest and largest size of a dimension; None where there is no limit.
-_Bounds = tuple[int | None, int | None]
 
 
 def _trace(
@@ -198,31 +222,6 @@ def _check_dynamic(program: ExportedProgram, inputs: Sequence[ModelInput]) -> No
             if expr.is_plain:
                 symbols.setdefault(expr.name, str(shape[axis].node.expr))
     _check_distinct(symbols)
-
-
-def dim_ranges(
-    program: ExportedProgram, inputs: Sequence[ModelInput]
-) -> dict[str, tuple[int, int | None]]:
-    """Return the smallest and largest size of each dimension whose sizes the trace limits.
-
-    A branch on a size that Python took while the model was traced limits it, as does a table of
-    positions.
-    """
-    ranges: dict[str, tuple[int, int | None]] = {}
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
-        shape = placeholders[name].meta["val"].shape
-        for axis, expr in parsed_dims(item).items():
-            symbol = getattr(getattr(shape[axis], "node", None), "expr", None)
-            if not expr.is_plain or symbol not in program.range_constraints:
-                continue
-            limits = program.range_constraints[symbol]
-            largest = int(limits.upper) if limits.upper.is_Integer else None
-            # Torch traces for sizes from 2 on; size 1 is tried on the original model.
-            smallest = int(limits.lower) if limits.lower > _SMALLEST_TRACED else 1
-            if smallest > 1 or largest is not None:
-                ranges[expr.name] = (smallest, largest)
-    return ranges
 
 
 def _check_distinct(symbols: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind, OutputSpec
+from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
 from moh_deploy.frontend.recognize.graph import ancestors
@@ -27,16 +27,11 @@ def drop_unread_state(program: ExportedProgram) -> None:
         return
     output = next(node for node in program.graph.nodes if node.op == "output")
     results = list(zip(signature.output_specs, output.args[0], strict=True))
-    user_outputs = [node for spec, node in results if not _changes_buffer(spec)]
-    if _read(user_outputs) & _placeholders(program, set(changed.values())):
+    kept = [(spec, node) for spec, node in results if spec.kind is not OutputKind.BUFFER_MUTATION]
+    if _read([node for _, node in kept]) & _placeholders(program, set(changed.values())):
         return
-    kept = [(spec, node) for spec, node in results if not _changes_buffer(spec)]
     output.args = (tuple(node for _, node in kept),)
     signature.output_specs[:] = [spec for spec, _ in kept]
-
-
-def _changes_buffer(spec: OutputSpec) -> bool:
-    return spec.kind is OutputKind.BUFFER_MUTATION
 
 
 def _read(results: Sequence[object]) -> set[Node]:
