@@ -39,26 +39,11 @@ from moh_deploy.frontend.recognize.views import (
     lacks,
 )
 
-_ELEMENTWISE = frozenset(
-    [
-        "add",
-        "sub",
-        "subtract",
-        "mul",
-        "multiply",
-        "div",
-        "divide",
-        "true_divide",
-        "where",
-        "sigmoid",
-        "softmax",
-        "relu",
-        "exp",
-        "to_copy",
-        "clamp",
-    ]
-)
 _SUMS = frozenset(["add", "sub", "subtract"])
+_ELEMENTWISE = _SUMS | frozenset(
+    ["mul", "multiply", "div", "divide", "true_divide", "where", "sigmoid", "relu", "exp", "clamp"]
+    + ["to_copy"]
+)
 _CUTS = frozenset(["slice", "narrow", "split", "split_with_sizes"])
 
 
@@ -146,7 +131,7 @@ def _constant_along(operand: Operand, axes: Dim) -> bool:
     step = backward(operand.node, layout)
     if step is not None:
         return _constant_along(Operand(*step), axes)
-    if op(operand.node) not in _ELEMENTWISE or op(operand.node) == "softmax":
+    if op(operand.node) not in _ELEMENTWISE:
         return False
     sources = tensor_inputs(operand.node)
     aligned = [broadcast(source, layout) for source in sources]
