@@ -140,6 +140,7 @@ def _manifest(
         total_flops=converted.total_flops,
         precision=converted.precision,
         kept=converted.kept,
+        rounding=converted.rounding,
         dim_ranges=converted.dim_ranges,
         compute_type=options.compute_type or config.compute_type,
         checkpoint_sha256=checkpoint_sha256,

@@ -20,7 +20,16 @@ from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.npz import Array
 from moh_deploy.ops.attention_function import AttentionVariant, function_body
 from moh_deploy.ops.onnx_schema import make_node
-from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
+from moh_deploy.package import (
+    LayerRounding,
+    OnnxPackage,
+    PackageWriter,
+    Rounding,
+    Spread,
+    TensorInfo,
+    VectorSet,
+    fingerprint,
+)
 from tests.handmade_package import LAYER, MANIFEST
 
 SHARED, ROUTED, TOP_K, HEAD_DIM = 2, 4, 2, 4
@@ -41,6 +50,9 @@ Fault = Literal[
     "other tie order",  # which is legal
 ]
 
+ROUNDING = LayerRounding(Spread(5e-8, 2e-7), Spread(4e-7, 3e-6), Spread(4e-7, 1e-6))
+"""How far rounding moves each layer, about."""
+
 Weights = dict[str, Array]
 
 
@@ -59,9 +71,16 @@ def write_routed(
         outputs=(replace(info, name="y"),),
         dims={"batch": batch},
         layers=tuple(
-            replace(LAYER, path=f"blocks.{i}.attn", node=f"attn_{i}", gates=f"gates_{i}")
+            replace(
+                LAYER,
+                path=f"blocks.{i}.attn",
+                node=f"attn_{i}",
+                gates=f"gates_{i}",
+                num_shared_heads=SHARED,
+            )
             for i in range(DEPTH)
         ),
+        rounding=Rounding({"y": Spread(5e-7, 1e-6)}, (ROUNDING,) * DEPTH),
     )
     with PackageWriter(output) as writer:
         onnx.save(_model(weights, fault), writer.path("model.onnx"))
@@ -69,7 +88,7 @@ def write_routed(
 
 
 def _record(path: Path, batch: int) -> VectorSet:
-    names = [f"{kind}_{i}" for kind in ("gates", "scores") for i in range(DEPTH)]
+    names = [f"{kind}_{i}" for kind in ("gates", "scores", "y") for i in range(DEPTH)]
     runner = open_session(path, kernels="off", optimize=False, extra_outputs=names)
     x = np.random.default_rng(1).standard_normal((batch, SEQ, WIDTH)).astype(np.float32)
     found = runner.run({"x": x})
@@ -80,6 +99,8 @@ def _record(path: Path, batch: int) -> VectorSet:
         {"y": found["y"]},
         tuple(found[f"gates_{i}"] for i in range(DEPTH)),
         tuple((s[..., -TOP_K] - s[..., -TOP_K - 1]).astype(np.float32) for s in scores),
+        tuple(found[f"scores_{i}"] for i in range(DEPTH)),
+        tuple(fingerprint(found[f"y_{i}"]) for i in range(DEPTH)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -68,21 +68,21 @@ class OrtVariants:
         paths = unforceable_layers(self._graph(), self.package.manifest.layers)
         if not paths:
             return None
-        return (
-            f"attention does not read the recorded gates, or a view of them, in {', '.join(paths)}"
-        )
+        listed = ", ".join(f"'{path}'" for path in paths)
+        return f"attention does not read the recorded gates, or a view of them, in {listed}"
 
-    def forced(self, gates: GateTypes) -> OrtRunner:
+    def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> OrtRunner:
         """Open the package with its gates as inputs, as it runs otherwise."""
         return open_forced(
             self.package,
             gates,
+            extra_outputs=inner,
             kernels=self.kernels,
             threads=self.threads,
             round_results=self.round_results,
         )
 
-    def noisy(self, gates: GateTypes) -> OrtRunner | None:
+    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> OrtRunner | None:
         """Open function bodies, unoptimised, with gates and ROUNDING_STEP as inputs.
 
         Returns:
@@ -95,14 +95,36 @@ class OrtVariants:
             force_gates(graph, gates)
             add_weight_noise(graph)
 
+        return self._bodies(gates, inner, change, round_results=False)
+
+    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> OrtRunner | None:
+        """Open function bodies, unoptimised, with gates as inputs and every result rounded.
+
+        Returns:
+            None but for float16: bfloat16 is rounded in any case, see `KernelUse.emulated_dtype`.
+        """
+        if self.package.manifest.precision != "float16":
+            return None
+        return self._bodies(
+            gates, inner, lambda graph: force_gates(graph, gates), round_results=True
+        )
+
+    def _bodies(
+        self,
+        gates: GateTypes,
+        inner: Sequence[str],
+        change: Callable[[onnx.GraphProto], None],
+        *,
+        round_results: bool,
+    ) -> OrtRunner:
         return open_session(
             self.package,
             kernels="off",
             threads=self.threads,
-            extra_outputs=[computed_gates(name) for name in gates],
+            extra_outputs=[*map(computed_gates, gates), *inner],
             optimize=False,
             change=change,
-            round_results=self.round_results,
+            round_results=round_results,
         )
 
     def _graph(self) -> onnx.GraphProto:

@@ -14,6 +14,7 @@ from moh_deploy.bisection.float32_form import LOW, Float32Form, float32_form
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.judge import Judge, Recorded
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import Policy
@@ -138,7 +139,7 @@ class Experiments:
             model.package,
             kernels=model.kernels,
             optimize=model.optimize,
-            extra_outputs=model.package.gate_names,
+            extra_outputs=names_to_return(model.package),
         )
         return compare(
             model.package,

@@ -10,9 +10,9 @@ from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Runner
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.npz import Array
-from moh_deploy.package import VectorSet, computed_gates
-from moh_deploy.validate.layer_parity import compare_layer
-from moh_deploy.validate.noise_floor import STEPS, measure_floor
+from moh_deploy.package import LayerRounding, Spread, VectorSet, computed_gates
+from moh_deploy.validate.layer_parity import LayerReference, LayerValuesFound, compare_layer
+from moh_deploy.validate.noise_floor import STEPS, NoisyModel
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.tolerances import Tolerance, coarsest, output_rule, rules_of
@@ -66,7 +66,7 @@ class Judge:
     vectors: Sequence[VectorSet]
     policy: Policy
     target: float | None = None
-    _floors: list[Mapping[str, float]] = field(default_factory=list)
+    _floors: list[dict[str, Spread]] = field(default_factory=list)
 
     def judge(self, model: ForcedModel) -> tuple[Recorded, ...]:
         """Run a variant on all vector sets, and return the worst of each recorded value."""
@@ -87,13 +87,26 @@ class Judge:
         vectors, floor = self.vectors[index], self._measured_floors()[index]
         label = f"{index}, routing forced" if model.gates else f"{index}"
         layers = self.judged.package.manifest.layers if model.gates else ()
-        recorded = zip(layers, vectors.gates, vectors.margins, strict=False)
-        for layer, gates, margins in recorded:
+        scores = vectors.scores or (None,) * len(layers)
+        recorded = zip(layers, vectors.gates, vectors.margins, scores, strict=False)
+        for layer, gates, margins, ranked in recorded:
             name = computed_gates(layer.gates)
             made = _as_stored(got.get(name), gates)
             known = floor.get(name)
             one = compare_layer(
-                layer.path, label, made, gates, margins, rule, floor=known, forced=True
+                LayerReference(
+                    layer.path,
+                    label,
+                    gates,
+                    margins,
+                    scores=ranked,
+                    num_shared_heads=layer.num_shared_heads,
+                    has_scores=bool(vectors.scores),
+                ),
+                LayerValuesFound(made),
+                rule,
+                floor=None if known is None else LayerRounding(None, known, None),
+                forced=True,
             )
             what = f"router of '{layer.path}'"
             yield Recorded(what, name, one.gate_error, one.gate_tolerance, one.reason)
@@ -117,19 +130,20 @@ class Judge:
             return rule
         return replace(rule, relative=self.target, floor_factor=0.0, least=0.0)
 
-    def _measured_floors(self) -> Sequence[Mapping[str, float]]:
+    def _measured_floors(self) -> Sequence[Mapping[str, Spread]]:
         if not self._floors:
             self._floors = [{} for _ in self.vectors]
             package, gates = self.judged.package, self.judged.gates
             precision = package.manifest.precision
             possible = precision in STEPS and (gates or not package.manifest.layers)
-            noisy = OrtVariants(package).noisy(gates) if possible else None
-            if noisy is not None:
-                names = frozenset(map(computed_gates, gates))
-                self._floors = [
-                    measure_floor(noisy, self.judged.inputs(one), precision, gates=names)
-                    for one in self.vectors
-                ]
+            noisy = NoisyModel(OrtVariants(package), gates, (), precision) if possible else None
+            names = frozenset(map(computed_gates, gates))
+            for index, one in enumerate(self.vectors if noisy is not None else ()):
+                assert noisy is not None
+                found = noisy.results(self.judged.inputs(one))
+                for name in () if found is None else found.exact:
+                    assert found is not None
+                    self._floors[index][name] = found.move(name, only_chosen=name in names)
         return self._floors
 
 

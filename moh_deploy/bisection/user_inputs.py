@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.package import OnnxPackage
+from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.samples import Sample
 
 
@@ -21,17 +19,10 @@ def answered(believed: OnnxPackage, samples: Sequence[Sample]) -> tuple[Sample, 
     """
     if not samples:
         return ()
-    names = believed.gate_names
-    runner = open_session(believed, kernels="off", optimize=False, extra_outputs=names)
+    recorder = Recorder.of(believed)
     found = []
     for one in samples:
-        got = runner.run(one.known.inputs)
-        outputs = {spec.name: got[spec.name] for spec in believed.manifest.outputs}
-        gates = tuple(got[name] for name in names)
-        # How clear each choice was is not known: flips are excused, gates that agree are compared.
-        margins = tuple(np.zeros(gate.shape[:-1], np.float32) for gate in gates)
-        known = VectorSet(
-            one.known.sizes, one.known.inputs, {**outputs, **one.known.outputs}, gates, margins
-        )
-        found.append(replace(one, known=known))
+        known = recorder.record(one.known.inputs)
+        outputs = {**known.outputs, **one.known.outputs}
+        found.append(replace(one, known=replace(known, outputs=outputs)))
     return tuple(found)

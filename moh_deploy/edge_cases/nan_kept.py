@@ -6,7 +6,7 @@ was given nothing but padding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -102,8 +102,11 @@ class NanKeptVariants:
     def why_not_forced(self) -> str | None:
         return self.variants.why_not_forced()
 
-    def forced(self, gates: GateTypes) -> Runner:
-        return cast(Runner, NanKept(self.variants.forced(gates), self.nan))
+    def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner:
+        return cast(Runner, NanKept(self.variants.forced(gates, inner), self.nan))
 
-    def noisy(self, gates: GateTypes) -> Runner | None:
-        return self.variants.noisy(gates)
+    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        return self.variants.noisy(gates, inner)
+
+    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        return self.variants.rounded(gates, inner)

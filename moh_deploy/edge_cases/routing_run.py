@@ -24,7 +24,7 @@ from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import LayerInfo, OnnxPackage, RouterLogits
 from moh_deploy.package.router_logits import force_logits
 from moh_deploy.progress import Progress
-from moh_deploy.validate.function_bodies import routers_of
+from moh_deploy.validate.layer_values import layer_values
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.tolerances import Tolerance, output_rule, rules_of
 
@@ -47,7 +47,7 @@ def run_routing_states(
         policy: What counts as equal where there is no float64 reference.
         progress: What to report steps to.
     """
-    routers = routers_of(package)
+    routers = [layer.router for layer in layer_values(package)]
     found = [router for router in routers if router is not None]
     missing = [
         layer

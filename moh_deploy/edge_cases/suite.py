@@ -16,7 +16,8 @@ from moh_deploy.edge_cases.routing_run import run_routing_states
 from moh_deploy.edge_cases.source import Source
 from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import Progress
-from moh_deploy.validate.function_bodies import Recorder, routers_of, values_to_record
+from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.layer_values import layer_values, names_to_return
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.variants import Variants
 
@@ -39,14 +40,14 @@ class Sides:
 
     @cached_property
     def runner(self) -> Runner:
-        """A session of the subject that also returns the gates."""
-        return self.subject.open(self.package.gate_names)
+        """A session of the subject that also returns what is compared of its layers."""
+        return self.subject.open(names_to_return(self.package))
 
     @cached_property
     def recorder(self) -> Recorder:
         """What records runs of the function bodies."""
-        runner = self.reference.open(values_to_record(self.package))
-        return Recorder(self.package, runner, routers_of(self.package))
+        runner = self.reference.open(names_to_return(self.package))
+        return Recorder(self.package, runner, layer_values(self.package))
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,12 @@ from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.record import Difference, LayerRecord, Recording
 from moh_deploy.frontend.recorded_run import input_text, recorded_vectors, try_to_record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
+from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.frontend.size_runs import record_sizes
 from moh_deploy.frontend.trace import dim_ranges, trace
-from moh_deploy.package import KeptOperators, LayerInfo, TensorInfo, VectorSet
+from moh_deploy.package import KeptOperators, LayerInfo, Rounding, TensorInfo, VectorSet
 from moh_deploy.passes import (
     LayerNames,
     add_function_bodies,
@@ -63,6 +64,7 @@ class Converted:
         total_flops: Of the original at the example's sizes.
         precision: The shortest floating-point dtype among weights and outputs.
         dim_ranges: Dimension to the sizes that the trace is good for, where it limits them.
+        rounding: How far rounding moves the original; None where it does not run in float64.
     """
 
     model: ir.Model
@@ -75,6 +77,7 @@ class Converted:
     total_flops: int | None
     precision: str
     dim_ranges: dict[str, tuple[int, int | None]]
+    rounding: Rounding | None
 
 
 def convert(
@@ -103,6 +106,7 @@ def convert(
         rewrites = insert(program, recognize(program))
         swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
+        rewrites = view_attention(program, rewrites)
     with progress.step("recording the original model"), one_thread_if_small(model):
         example, flops = _run_example(model, inputs)
         thorough = flops is not None and flops <= _QUICK_FLOPS
@@ -110,7 +114,9 @@ def convert(
             model,
             inputs,
             example,
-            lambda run: try_to_record(program, rewrites, swaps, run, outputs),
+            lambda run: try_to_record(
+                program, rewrites, swaps, run, outputs, measure_rounding=run is example
+            ),
             thorough=thorough,
         )
         rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
@@ -133,6 +139,7 @@ def convert(
         total_flops=flops,
         precision=_precision(program, example.outputs),
         dim_ranges=_from_two_on(ranges, sizes.too_small),
+        rounding=sizes.recordings[0].rounding,
     )
 
 
@@ -146,13 +153,15 @@ def _translate(
     """Return the ONNX model of a committed program, and how its layers are named in it."""
     fold_weights(program)
     model = emit(program, input_names=[item.name for item in inputs], opset=opset)
-    gate_names = [f"moh.gates.{index}" for index in range(len(rewrites))]
+    viewed = [rewrite.kept_view is not None for rewrite in rewrites]
+    extra = [f"moh.extra.{index}" for index in range(len(rewrites) + sum(viewed))]
     dims = [parsed_dims(item) for item in inputs]
-    name_interface(model, dims=dims, outputs=[*outputs, *gate_names])
+    name_interface(model, dims=dims, outputs=[*outputs, *extra])
     names = keep_gates(
         model,
         paths=[rewrite.layer.path for rewrite in rewrites],
         replaced=[rewrite.replacement is not None for rewrite in rewrites],
+        viewed=viewed,
     )
     name_nodes(model, keep=frozenset().union(*(layer.nodes for layer in names)))
     add_function_bodies(model, opset=opset)
@@ -276,6 +285,7 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
         seq_len=seq_len,
         kv_len=rewrite.kv_len,
         active_share=open_gates / max(1, sum(record.gates.numel() for record in records)),
+        attention=names.attention,
     )
 
 

@@ -11,8 +11,12 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
 from moh_deploy.frontend.arrays import dtype_name
+from moh_deploy.frontend.layer_values import attention_fingerprint, ranked_scores
+from moh_deploy.frontend.measured_rounding import measure_rounding
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.npz import Array
+from moh_deploy.package import Rounding
 from moh_deploy.validate.tolerances import tolerance_for
 
 
@@ -38,12 +42,16 @@ class LayerRecord:
         gates: [B, S, H].
         margins: [B, S]: last chosen minus first unchosen score of a token; inf where nothing is
             selected.
+        scores: [B, S, candidates]: what is ranked, of the last heads; None where that is not known.
+        attention: The fingerprint of the gated heads; None where they have no view [B, S, ...].
         disagreement: How the inserted operators differ from the original ones, in words; None if
             they agree.
     """
 
     gates: torch.Tensor
     margins: torch.Tensor
+    scores: Array | None
+    attention: Array | None
     disagreement: str | None
 
 
@@ -55,11 +63,13 @@ class Recording:
         outputs: The tensors of the program's outputs, in order.
         layers: One record for each rewrite, in order.
         disagreements: For each swap how its nodes differ; None if they agree.
+        rounding: How far rounding moves it; None if that was not asked for, or cannot be known.
     """
 
     outputs: list[torch.Tensor]
     layers: list[LayerRecord]
     disagreements: list[Difference | None]
+    rounding: Rounding | None = None
 
 
 def record(
@@ -67,31 +77,41 @@ def record(
     rewrites: Sequence[Rewrite],
     arguments: Sequence[torch.Tensor],
     swaps: Sequence[Swap] = (),
+    *,
+    rounding_of: Sequence[str] | None = None,
 ) -> Recording:
     """Run a program in which new operators stand beside the original ones.
 
     Args:
         arguments: The user inputs, in order.
         swaps: What was inserted outside of the layers.
+        rounding_of: Names of the outputs, to measure how far rounding moves the original, too.
     """
     watched = {node for rewrite in rewrites for node in _watched(rewrite)}
     watched |= {node for swap in swaps for node in (swap.old, swap.new)}
     runner = _WatchingInterpreter(program, watched)
+    inputs = _flat_inputs(program, arguments)
     with torch.no_grad():
-        outputs = runner.run(*_flat_inputs(program, arguments))
+        outputs = runner.run(*inputs)
     tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if torch.is_tensor(leaf)]
     values = runner.values
+    rounding = None
+    if rounding_of is not None:
+        named = dict(zip(rounding_of, tensors, strict=False))
+        rounding = measure_rounding(program, inputs, rewrites, values, named)
     return Recording(
         outputs=tensors,
         layers=[_layer_record(rewrite, values) for rewrite in rewrites],
         disagreements=[_difference(s.what, values[s.new], values[s.old]) for s in swaps],
+        rounding=rounding,
     )
 
 
 def _watched(rewrite: Rewrite) -> list[Node]:
     nodes = [rewrite.gates, rewrite.scores, rewrite.replacement]
+    nodes += [rewrite.computed_gates, rewrite.attention_view]
     if rewrite.routed is not None:
-        nodes += [rewrite.computed_gates, rewrite.routed]
+        nodes += [rewrite.routed]
         nodes += [None if rewrite.router.selection is None else rewrite.router.selection.scores]
     if rewrite.replacement is not None:
         nodes.append(rewrite.layer.node)
@@ -143,7 +163,13 @@ def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRe
     else:
         margins = _margins(values[rewrite.scores], selection.top_k)
     found = _disagreement(rewrite, values)
-    return LayerRecord(gates, margins, None if found is None else found.words)
+    return LayerRecord(
+        gates,
+        margins,
+        scores=ranked_scores(rewrite, values),
+        attention=attention_fingerprint(rewrite, values),
+        disagreement=None if found is None else found.words,
+    )
 
 
 def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> Difference | None:

@@ -42,15 +42,21 @@ def try_to_record(
     swaps: Sequence[Swap],
     run: OriginalRun,
     outputs: Sequence[str],
+    *,
+    measure_rounding: bool = False,
 ) -> Recording | DoesNotRun:
     """Run the traced program at the sizes of one run of the original, and check that they agree.
+
+    Args:
+        measure_rounding: Measure how far rounding moves it, too.
 
     Raises:
         ExportError: It computes something else.
     """
     arguments = [item.value.clone() for item in run.inputs]
     try:
-        recording = record(program, rewrites, arguments, swaps)
+        rounding_of = outputs if measure_rounding else None
+        recording = record(program, rewrites, arguments, swaps, rounding_of=rounding_of)
     except RuntimeError as error:
         return DoesNotRun((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
     check_trace(run, recording, outputs)
@@ -68,6 +74,8 @@ def recorded_vectors(
         outputs={name: to_numpy(tensor) for name, tensor in zip(outputs, run.outputs, strict=True)},
         gates=tuple(to_numpy(layer.gates) for layer in layers),
         margins=tuple(to_numpy(layer.margins) for layer in layers),
+        scores=tuple(layer.scores for layer in layers),
+        attention=tuple(layer.attention for layer in layers),
     )
 
 

@@ -21,6 +21,7 @@ from moh_deploy.frontend.recorded_run import (
     try_to_record,
 )
 from moh_deploy.frontend.rewrite import Rewrite, insert
+from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.trace import trace
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
 from moh_deploy.passes import layer_names
@@ -90,7 +91,7 @@ def _trace(model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]) 
     # Recorded first are the example's sizes. Sizes of 1 would count as fixed.
     example = package.vectors[0] if package.vectors else samples[0].known
     program = normalize(trace(model, inputs_of_package(example.inputs, package.manifest)))
-    return Traced(program, insert(program, recognize(program)))
+    return Traced(program, view_attention(program, insert(program, recognize(program))))
 
 
 def _recorded(

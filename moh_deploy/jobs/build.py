@@ -40,6 +40,7 @@ from moh_deploy.jobs.engine_graph import (
     engine_layers,
     make_engine_graph,
 )
+from moh_deploy.jobs.recorded_parity import require_equal
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
 from moh_deploy.package.model_files import save_model
 from moh_deploy.probes.device_code import DeviceCode, device_code
@@ -98,7 +99,8 @@ def build(
         ConfigError: An option is of another form, or does not fit the package.
         PackageError: Not a package, or the output cannot be written.
         BackendError: TensorRT is missing, refuses the package (with every reason), or failed.
-        ValidationError: In the lower precision the package differs too much from the original.
+        ValidationError: The package differs from the original model, or does in the lower
+            precision.
     """
     progress, output, flavour = progress or SilentProgress(), Path(output), flavour_of(backend)
     check_output(output, _ENGINE)
@@ -119,6 +121,9 @@ def build(
     )
     if require_kernels or embed_plugin:
         plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
+    if plan.low is None:  # else it is compared before it is lowered
+        with progress.step("comparing the package with the original model"):
+            require_equal(package)
     with ExitStack() as closing:
         # A dry run works elsewhere, and never commits.
         place = temporary_place("moh-deploy-build") if dry_run else output

@@ -17,11 +17,13 @@ class HeardRunner:
 
     Attributes:
         runner: What runs.
+        kept: Names of what is kept of its results; the rest is as large as the model's activations.
         step: Encloses a run, by its number from 0: it shows progress.
         results: What each run returned, in order.
     """
 
     runner: Runner
+    kept: frozenset[str]
     step: Callable[[int], AbstractContextManager[None]]
     results: list[dict[str, Array]] = field(default_factory=list)
 
@@ -43,5 +45,6 @@ class HeardRunner:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""
         with self.step(len(self.results)):
-            self.results.append(self.runner.run(inputs))
-        return self.results[-1]
+            found = self.runner.run(inputs)
+        self.results.append({name: found[name] for name in self.kept & found.keys()})
+        return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -108,7 +108,14 @@ class PackageReference:
     def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
         outputs = _outputs(package, found.outputs, self.name)
         margins = tuple(_margins(known, index, one) for index, one in enumerate(found.margins))
-        return VectorSet(known.sizes, known.inputs, outputs, found.gates, margins)
+        return replace(
+            found,
+            sizes=known.sizes,
+            inputs=known.inputs,
+            outputs=outputs,
+            margins=margins,
+            scores=tuple(_scores(known, *one) for one in enumerate(found.scores)),
+        )
 
 
 @contextmanager
@@ -144,6 +151,11 @@ def _absent(name: str, package: OnnxPackage, found: Sequence[VectorSet]) -> Iter
     ]
     if absent:
         yield f"{name} has no output {', '.join(absent)}: not compared."
+
+
+def _scores(known: VectorSet, layer: int, found: Array | None) -> Array | None:
+    """Return what the model that ran ranked; where it is not known, what was recorded."""
+    return known.scores[layer] if found is None and layer < len(known.scores) else found
 
 
 def _margins(known: VectorSet, layer: int, found: Array) -> Array:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.value_ranges import largest_values
 from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.jobs.recorded_parity import compare_recorded, require_equal
 from moh_deploy.package import (
     LayerInfo,
+    Manifest,
     OnnxPackage,
     PackageWriter,
     Proof,
@@ -32,7 +32,6 @@ from moh_deploy.passes.lower_precision import (
 )
 from moh_deploy.progress import Progress, SilentProgress
 from moh_deploy.report.precision import PrecisionReport
-from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
 
 LOW_TYPES: Mapping[str, LowType] = {
@@ -65,8 +64,8 @@ def precision(
     Raises:
         ConfigError: `to` is none of these, or the package is not in float32.
         PackageError: Not a package, or the output cannot be written.
-        ValidationError: The new package differs from the original model by more than the rule for
-            its precision allows. Nothing is written.
+        ValidationError: The package, or the new one, differs from the original model by more than
+            the rule for its precision allows. Nothing is written.
     """
     progress, output = progress or SilentProgress(), Path(output)
     low = _low_type(to)
@@ -74,6 +73,8 @@ def precision(
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         check_float32(package)
+    with progress.step("comparing the package with the original model"):
+        require_equal(package)
     with progress.step("measuring how large values get"):
         largest = largest_values(package)
     with progress.step("lowering the precision"):
@@ -82,9 +83,9 @@ def precision(
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
             save_model(model, package, writer.root)
-            manifest = replace(package.manifest, precision=low, layers=layers, proof=None)
+            manifest = lowered_manifest(package, low, layers)
             manifest = writer.stage(manifest, package.vectors, package.corpus)
-        with progress.step("comparing the package with the original model"):
+        with progress.step("comparing what was written with the original model"):
             staged = OnnxPackage.open(writer.root)
             parity = _compare(staged, round_results=False)
             is_rounded = parity.kernels.emulated_dtype is not None
@@ -120,6 +121,11 @@ def lower_model(
     lower_precision(model, plan)
     choose_layers(model, layers)
     return plan, tuple(replace(one, router_types=router_types(model, one)) for one in layers)
+
+
+def lowered_manifest(package: OnnxPackage, low: LowType, layers: tuple[LayerInfo, ...]) -> Manifest:
+    """Return the manifest of a lowered package: what was measured in float32 says nothing of it."""
+    return replace(package.manifest, precision=low, layers=layers, proof=None, rounding=None)
 
 
 def router_types(model: ir.Model, layer: LayerInfo) -> RouterTypes:
@@ -169,7 +175,7 @@ def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
     _, layers = lower_model(model, package.manifest.layers, low, largest_values(package))
     root.mkdir()
     save_model(model, package, root)
-    manifest = replace(package.manifest, precision=low, layers=layers, proof=None)
+    manifest = lowered_manifest(package, low, layers)
     return replace(package, root=root, manifest=manifest)
 
 
@@ -195,9 +201,7 @@ def _compare(package: OnnxPackage, *, round_results: bool) -> ParityReport:
     Raises:
         ValidationError: It is not equal.
     """
-    runner = open_session(package, extra_outputs=package.gate_names, round_results=round_results)
-    variants = OrtVariants(package, round_results=round_results)
-    report = compare(package, runner, package.vectors, variants=variants)
+    report = compare_recorded(package, round_results=round_results)
     if report.failure is not None:
         how = " That is with every result rounded, as hardware does." if round_results else ""
         raise ValidationError(

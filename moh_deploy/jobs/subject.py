@@ -15,6 +15,7 @@ from moh_deploy.backends.trt.engine_reading import is_engine_dir, read_engine_di
 from moh_deploy.errors import ConfigError
 from moh_deploy.jobs.engine_runs import engines_package, fitting, open_engine
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.reference import RECORDED
 from moh_deploy.validate.variants import Variants
 
@@ -73,8 +74,8 @@ class Subject:
         if self.engine is not None:
             runner = open_engine(self.root, self.kernels)
             return Loaded(runner, None, runner.engine)
-        gates = self.package.gate_names
-        session = open_session(self.package, kernels=self.kernels, extra_outputs=gates)
+        values = names_to_return(self.package)
+        session = open_session(self.package, kernels=self.kernels, extra_outputs=values)
         return Loaded(session, OrtVariants(self.package, self.kernels), nullcontext())
 
 

@@ -47,6 +47,7 @@ from moh_deploy.tuning.whole_model import (
     slower_than_dense,
     time_model,
 )
+from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.parity import compare
 
 DEFAULT_SECONDS, _MOST_SECONDS = 0.5, 3600
@@ -303,7 +304,8 @@ class _Job:
         """
         with self.progress.step("comparing the outputs"):
             package = self._variant("proof", outcome.layers)
-            runner = open_session(package, threads=self.threads, extra_outputs=package.gate_names)
+            values = names_to_return(package)
+            runner = open_session(package, threads=self.threads, extra_outputs=values)
             variants = OrtVariants(package, threads=self.threads)
             report = compare(package, runner, package.vectors, variants=variants)
             report.raise_if_unequal()

@@ -136,8 +136,11 @@ class _Job:
         which = f"{done + 1} to {done + len(turn)} of {total}"
         with self.progress.step(f"running the reference on batches {which}"):
             answers = one.reference.answers(self.subject.package, samples)
+        package = self.subject.package
+        outputs = {spec.name for spec in package.manifest.outputs}
         heard = HeardRunner(
             self.loaded.runner,
+            frozenset(outputs.union(package.gate_names)),
             lambda index: self.progress.step(f"comparing batch {done + index + 1} of {total}"),
         )
         parts, loaded = by_gates(one.reference.name, answers), self.loaded._replace(runner=heard)

@@ -26,6 +26,7 @@ from moh_deploy.package.corpus import (
     bounded,
 )
 from moh_deploy.package.emulated_dtype import Dtype, computes_in, emulate
+from moh_deploy.package.fingerprint import NUMBERS, fingerprint
 from moh_deploy.package.fixed_routing import (
     fix_routing,
     fixed_input,
@@ -40,6 +41,7 @@ from moh_deploy.package.forced_gates import (
     unforceable_layers,
 )
 from moh_deploy.package.layer_nodes import LayerNodes, layer_nodes
+from moh_deploy.package.layer_sources import NO_SOURCES, LayerSources, Source, layer_sources
 from moh_deploy.package.manifest import (
     FORMAT_VERSION,
     Choice,
@@ -47,17 +49,26 @@ from moh_deploy.package.manifest import (
     Float32Node,
     KeptOperators,
     LayerInfo,
+    LayerRounding,
     Manifest,
     Proof,
+    Rounding,
     RouterTypes,
     SizeRange,
+    Spread,
     TensorInfo,
     Tuning,
 )
 from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
-from moh_deploy.package.router_logits import RouterLogits, force_logits, router_logits
+from moh_deploy.package.router_logits import (
+    RouterLogits,
+    attention_value,
+    force_logits,
+    router_logits,
+)
 from moh_deploy.package.router_nodes import router_nodes
 from moh_deploy.package.size_ranges import at_sizes, bound_text, choice_at, measure
+from moh_deploy.package.spread import fingerprint_spread, spread
 from moh_deploy.package.switches import (
     CONDITION_PREFIX,
     all_nodes,
@@ -76,6 +87,8 @@ __all__ = [
     "MODEL_NAME",
     "MOST_CORPUS_BYTES",
     "MOST_SAMPLES",
+    "NO_SOURCES",
+    "NUMBERS",
     "ORIGINAL",
     "ROUNDING_STEP",
     "Choice",
@@ -87,15 +100,20 @@ __all__ = [
     "KeptOperators",
     "LayerInfo",
     "LayerNodes",
+    "LayerRounding",
+    "LayerSources",
     "Manifest",
     "MinedToken",
     "NodeRule",
     "OnnxPackage",
     "PackageWriter",
     "Proof",
+    "Rounding",
     "RouterLogits",
     "RouterTypes",
     "SizeRange",
+    "Source",
+    "Spread",
     "TensorInfo",
     "Tuning",
     "VectorSet",
@@ -103,6 +121,7 @@ __all__ = [
     "all_nodes",
     "asked_choice",
     "at_sizes",
+    "attention_value",
     "bound_text",
     "bounded",
     "check_output",
@@ -114,6 +133,8 @@ __all__ = [
     "current_choice",
     "dense_twin",
     "emulate",
+    "fingerprint",
+    "fingerprint_spread",
     "fix_routing",
     "fixed_input",
     "force_gates",
@@ -121,12 +142,14 @@ __all__ = [
     "forced_gates",
     "has_low_weights",
     "layer_nodes",
+    "layer_sources",
     "measure",
     "node_rules",
     "projections",
     "routed_values",
     "router_logits",
     "router_nodes",
+    "spread",
     "switch_rules",
     "unforceable_layers",
     "why_not_fixed",

@@ -57,7 +57,7 @@ def why_not_fixed(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> str | 
         return "no layer computes its gates"
     paths = unforceable_layers(graph, layers)
     if paths:
-        named = ", ".join(paths)
+        named = ", ".join(f"'{path}'" for path in paths)
         return f"attention does not read the recorded gates, or a view of them, in {named}"
     fix_routing(graph, dict.fromkeys(routed, np.zeros(())))
     kept = [name for node in graph.node for name in node.output if name in routed]

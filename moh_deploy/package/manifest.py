@@ -92,6 +92,9 @@ class LayerInfo:
         node: Name of the node of `op` in model.onnx; None if not replaced.
         gates: Name of the value in model.onnx that holds the gates [B, S, num_heads]. Readers fetch
             it as an extra output.
+        attention: Name of the value in model.onnx that holds what the attention computes, gates
+            included, [B, S, num_heads * value size], where it was not replaced; None where it was,
+            since `node` makes it, and where no view of it is of that shape.
         batch: Batch size at the example's sizes (product of all batch axes).
         seq_len: Query length at the example's sizes; None where unknown.
         kv_len: Keys that a token may see, at the example's sizes: all of its window and all pooled
@@ -133,6 +136,7 @@ class LayerInfo:
     choice: Choice | None = None
     ranges: tuple[SizeRange, ...] = ()
     router_types: RouterTypes | None = None
+    attention: str | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,50 @@ class Float32Node:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far some numbers are apart from others: the root mean square, and the largest."""
+
+    __pydantic_config__ = _STRICT
+
+    rms: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class LayerRounding:
+    """How far rounding moves what one layer computes.
+
+    Attributes:
+        scores: What its router ranks; None where that is not known.
+        gates: Of chosen heads.
+        attention: Its fingerprint, as a share of the root mean square of the values; `largest` is
+            of a token. None where it is not known.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    scores: Spread | None
+    gates: Spread
+    attention: Spread | None
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far rounding moves the original: measured at the example's sizes by runs of it with noise
+    of one step of its dtype behind each operator, the gates of the original fed to every layer.
+
+    Attributes:
+        outputs: Of each output, as shares of its root mean square and of its largest value.
+        layers: Of each layer, in the manifest's order.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    outputs: dict[str, Spread]
+    layers: tuple[LayerRounding, ...]
 
 
 @dataclass(frozen=True)
@@ -250,6 +298,7 @@ class Manifest:
             chose.
         kept: Operators outside of the layers that stay because their replacement differed.
         float32_nodes: Operators that `bisect` put into float32.
+        rounding: How far rounding moves the original; None where nobody measured it.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -272,5 +321,6 @@ class Manifest:
     tuning: Tuning | None = None
     kept: tuple[KeptOperators, ...] = ()
     float32_nodes: tuple[Float32Node, ...] = ()
+    rounding: Rounding | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -77,6 +77,14 @@ def router_logits(
     )
 
 
+def attention_value(graph: onnx.GraphProto, layer: LayerInfo) -> str | None:
+    """Return the name of what a layer's attention computes, gates included; None without one.
+
+    It is [B, S, heads * value size], or [B, heads, S, value size] where the operator is given that.
+    """
+    return layer.attention if layer.node is None else _made_by(graph, layer.node)
+
+
 def force_logits(
     graph: onnx.GraphProto,
     routers: Sequence[RouterLogits],

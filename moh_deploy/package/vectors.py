@@ -1,7 +1,7 @@
 """Reference vectors recorded from the original model, and their file `vectors.npz`.
 
 Members are named `SET/KIND/NAME`: `0/inputs/x`, `0/outputs/logits`, `0/gates/3` (layer 3 of the
-manifest), `0/margins/3`, `0/sizes/batch`.
+manifest), `0/margins/3`, `0/scores/3`, `0/attention/3`, `0/sizes/batch`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ class VectorSet:
         margins: One array [B, S] a layer: the gap between the last chosen and the first unchosen
             routed score of a token, in the units of the scores; inf where nothing is selected, 0
             where a score is NaN. Small values are near-ties.
+        scores: What the router of each layer ranks, [B, S, candidates], candidates being the last
+            heads; None for a layer without a ranking that is known. Empty where nobody recorded
+            them, as in older packages.
+        attention: What the attention of each layer computes, gates included, as `fingerprint` gives
+            it, [B, S, NUMBERS]; None and empty likewise.
     """
 
     sizes: dict[str, int]
@@ -38,6 +43,8 @@ class VectorSet:
     outputs: dict[str, Array]
     gates: tuple[Array, ...]
     margins: tuple[Array, ...]
+    scores: tuple[Array | None, ...] = ()
+    attention: tuple[Array | None, ...] = ()
 
 
 def write_vectors(path: Path, vectors: Sequence[VectorSet]) -> None:
@@ -78,7 +85,10 @@ def sets_from_members(
     return tuple(sets[i].to_set(f"{path}: set {i}", manifest) for i in range(len(sets)))
 
 
-_KINDS = ("sizes", "inputs", "outputs", "gates", "margins")
+_OPTIONAL = ("scores", "attention")
+"""Kinds that older packages lack, and of which a layer may have none."""
+
+_KINDS = ("sizes", "inputs", "outputs", "gates", "margins", *_OPTIONAL)
 
 
 @dataclass
@@ -100,6 +110,8 @@ class _Parts:
             outputs=self._take(where, "outputs", [spec.name for spec in manifest.outputs]),
             gates=tuple(self._take(where, "gates", layers).values()),
             margins=tuple(self._take(where, "margins", layers).values()),
+            scores=self._take_optional(where, "scores", layers),
+            attention=self._take_optional(where, "attention", layers),
         )
 
     def _take(self, where: str, kind: str, expected: list[str]) -> dict[str, Array]:
@@ -109,6 +121,18 @@ class _Parts:
                 f"{where} has {kind} {sorted(found)}, the manifest has {sorted(expected)}."
             )
         return {name: found[name] for name in expected}
+
+    def _take_optional(
+        self, where: str, kind: str, layers: Sequence[str]
+    ) -> tuple[Array | None, ...]:
+        """Return one entry a layer, or none at all where the file has nothing of this kind."""
+        found = self.by_kind[kind]
+        unknown = sorted(found.keys() - set(layers))
+        if unknown:
+            raise PackageError(
+                f"{where} has {kind} of layers {unknown}, the manifest has {len(layers)} layers."
+            )
+        return tuple(map(found.get, layers)) if found else ()
 
 
 def vector_members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:
@@ -122,6 +146,10 @@ def vector_members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:
     for layer, (gates, margins) in enumerate(zip(vectors.gates, vectors.margins, strict=True)):
         yield f"gates/{layer}", gates
         yield f"margins/{layer}", margins
+    for kind, recorded in (("scores", vectors.scores), ("attention", vectors.attention)):
+        for layer, value in enumerate(recorded):
+            if value is not None:
+                yield f"{kind}/{layer}", value
 
 
 def _split(path: Path, member: str) -> tuple[int, str, str]:

@@ -27,6 +27,7 @@ class LayerNames:
         query_projection: The MoHQueryProjection that it reads; None where there is none.
         output_projection: The MoHOutputProjection that reads it; None where there is none.
         router: The MoHRouter that makes the gates; None where other operators do.
+        attention: Value that holds the gated heads; None where `node` makes them, or none does.
     """
 
     layer: str
@@ -35,6 +36,7 @@ class LayerNames:
     query_projection: str | None = None
     output_projection: str | None = None
     router: str | None = None
+    attention: str | None = None
 
     @property
     def nodes(self) -> frozenset[str]:
@@ -44,24 +46,29 @@ class LayerNames:
 
 
 def keep_gates(
-    model: ir.Model, *, paths: list[str], replaced: list[bool]
+    model: ir.Model, *, paths: list[str], replaced: list[bool], viewed: list[bool]
 ) -> tuple[LayerNames, ...]:
-    """Take the gates off the end of the model's outputs, and name them and the nodes of router and
-    attention after their layers.
+    """Take the gates, and the attentions behind them, off the end of the model's outputs, and name
+    them and the nodes of router and attention after their layers.
 
     Args:
         paths: Module path of each layer, in the order in which the layers run.
         replaced: Whether the layer has a node of ATTENTION_OPS.
+        viewed: Whether an output holds its attention.
     """
     graph = model.graph
-    first = len(graph.outputs) - len(paths)
-    gates = list(graph.outputs[first:])
+    first = len(graph.outputs) - len(paths) - sum(viewed)
+    gates = list(graph.outputs[first : first + len(paths)])
+    views = iter(list(graph.outputs[first + len(paths) :]))
     names = layer_names(paths)
     attention = iter([node for node in graph if node.op_type in ATTENTION_OPS])
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
-    for name, value, has_node in zip(names, gates, replaced, strict=True):
+    for name, value, has_node, has_view in zip(names, gates, replaced, viewed, strict=True):
         value.name = f"{name}.gates"
+        view = next(views) if has_view else None
+        if view is not None:
+            view.name = f"{name}.attention"
         node = next(attention) if has_node else None
         layers.append(
             LayerNames(
@@ -71,6 +78,7 @@ def keep_gates(
                 query_projection=_named(_query_projection(node), name),
                 output_projection=_named(_output_projection(node), name),
                 router=_named(_router(value, routers), name),
+                attention=None if view is None else view.name,
             )
         )
     del graph.outputs[first:]

@@ -70,9 +70,16 @@ def _layer(entry: LayerParity) -> TestCase:
     name = f"{entry.path} [{entry.vectors}]"
     if entry.reason is not None:
         return TestCase("layers", name, "failure", entry.reason)
-    if not entry.decisions:
-        return TestCase(
-            "layers", name, "skipped", "Every token is a near-tie or padding: no decision to see."
-        )
-    measured = f"{entry.equal_decisions} of {entry.decisions} decisions are equal"
-    return TestCase("layers", name, "passed", f"{measured}, gate error {entry.gate_error:.3g}")
+    if entry.no_data:
+        return TestCase("layers", name, "skipped", "No token was left to compare: no data.")
+    return TestCase("layers", name, "passed", ", ".join(_measured(entry)))
+
+
+def _measured(entry: LayerParity) -> Iterator[str]:
+    yield f"{entry.equal_decisions} of {entry.decisions} clear decisions are equal"
+    yield f"gate error {entry.gate_error:.3g}"
+    if entry.score_error is not None:
+        yield f"score error {entry.score_error:.3g}, tolerance {entry.score_tolerance:.3g}"
+    if entry.attention_error is not None:
+        limit = entry.attention_tolerance
+        yield f"attention error {entry.attention_error:.3g}, tolerance {limit:.3g}"

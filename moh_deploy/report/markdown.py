@@ -91,7 +91,8 @@ def _outputs(report: ParityReport) -> Iterator[str]:
 def _layers(report: ParityReport) -> Iterator[str]:
     if not report.has_routing:
         yield from ("", "Routing was not compared: the reference holds no gates.")
-    columns = ("#unexplained flips", "#explained", "#gate error", "#tolerance", "")
+    routers = ("MoH layer", "worst vectors", "#same choice", "#unexplained flips", "#explained")
+    columns = (*routers, "#gate error", "#tolerance", "#attention", "#tolerance", "judged by", "")
     rows = [
         (
             one.path,
@@ -101,12 +102,15 @@ def _layers(report: ParityReport) -> Iterator[str]:
             one.excused_tokens,
             one.gate_error,
             one.gate_tolerance,
+            one.attention_error,
+            one.attention_tolerance,
+            one.judged_by,
             _bold(layer_answer(one)),
         )
         for one in worst_layers(report)
     ]
     if rows:
-        yield from markdown_table(("MoH layer", "worst vectors", "#same choice", *columns), rows)
+        yield from markdown_table(columns, rows)
 
 
 def _bold(answer: Answer) -> str:

@@ -30,6 +30,9 @@ _LAYER_COLUMNS = [
     "#explained",
     "#gate error",
     "#tolerance",
+    "#attention",
+    "#tolerance",
+    "judged by",
     "verdict",
 ]
 
@@ -64,10 +67,10 @@ def output_answer(entry: OutputParity) -> Answer:
 
 
 def layer_answer(entry: LayerParity) -> Answer:
-    """Return what became of a layer; without a decision to see it is not equal."""
-    if entry.reason is not None:
-        return "differs"
-    return "equal" if entry.decisions else "no data"
+    """Return what became of a layer; where nothing could be judged it is not equal."""
+    if entry.no_data:
+        return "no data"
+    return "equal" if entry.reason is None else "differs"
 
 
 def _parts(report: ParityReport) -> Iterator[RenderableType]:
@@ -150,6 +153,9 @@ def _layer_row(entry: LayerParity, report: ParityReport) -> tuple[object, ...]:
         _explained(entry),
         figure(entry.gate_error),
         figure(entry.gate_tolerance),
+        figure(entry.attention_error),
+        figure(entry.attention_tolerance),
+        entry.judged_by,
         layer_answer(entry),
     )
 
@@ -175,7 +181,13 @@ def _output_badness(entry: OutputParity) -> float:
 
 
 def _layer_badness(entry: LayerParity) -> float:
-    return _badness(entry.reason, entry.gate_error, entry.gate_tolerance)
+    if entry.no_data:
+        return math.inf
+    return max(
+        _badness(entry.reason, entry.gate_error, entry.gate_tolerance),
+        _badness(entry.reason, entry.score_error or 0.0, entry.score_tolerance),
+        _badness(entry.reason, entry.attention_error or 0.0, entry.attention_tolerance),
+    )
 
 
 def _badness(reason: str | None, error: float, tolerance: float | None) -> float:

@@ -18,6 +18,7 @@ class RuleJson(_Object):
     reason: str
     relative_after_flip: Number | None
     floor_factor: Number
+    peak_factor: Number
     least: Number
 
 
@@ -32,6 +33,8 @@ class OutputJson(_Object):
     floor: Number | None
     forced: bool
     elements: Count | None
+    rms_error: Number | None
+    rms_tolerance: Number | None
 
 
 class LayerJson(_Object):
@@ -52,6 +55,13 @@ class LayerJson(_Object):
     smallest_margin: Number | None
     flip_margin: Number | None
     margin_bound: Number | None
+    score_error: Number | None
+    score_tolerance: Number | None
+    attention_error: Number | None
+    attention_tolerance: Number | None
+    undecided_tokens: Count
+    judged_by: Literal["choices", "scores", "nothing"]
+    wrong: list[Literal["scores", "choice", "gates", "attention"]]
 
 
 class LayerRunJson(_Object):

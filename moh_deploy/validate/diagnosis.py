@@ -1,4 +1,9 @@
-"""Where an error enters a model, read from a run to which the reference gates were fed."""
+"""Where an error enters a model, read from a run to which the reference gates were fed.
+
+What is fed is right, so an error shows first where it is made, and in what is behind that. For each
+layer it is known, in this order, what its router ranked, its gates, and what its attention
+computed. Said is what was measured there, and no more.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +12,38 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from moh_deploy.npz import Array
+from moh_deploy.package import LayerSources, Source
 from moh_deploy.validate.parity_report import LayerParity, OutputParity
 
 
-def diagnosis(layers: Sequence[LayerParity], outputs: Sequence[OutputParity]) -> str:
+def diagnosis(
+    layers: Sequence[LayerParity],
+    outputs: Sequence[OutputParity],
+    sources: Sequence[LayerSources],
+) -> str:
     """Return a sentence that names the layer.
 
     Args:
         layers: Every layer of one run with forced routing, in the order in which they run.
         outputs: Its outputs.
+        sources: What each layer is computed from.
     """
-    wrong = [index for index, one in enumerate(layers) if one.reason is not None]
     start = "With the reference gates fed to every layer"
+    attention = next((i for i, one in enumerate(layers) if "attention" in one.wrong), None)
+    if attention is not None:
+        return f"{start}, {_attention_first(layers, attention, sources)}."
+    routers = [one.path for one in layers if one.wrong]
     if any(one.reason is not None for one in outputs):
-        return f"{start}, outputs still differ: the error first shows {_place(layers, wrong)}."
-    if wrong:
-        names = ", ".join(f"'{layers[index].path}'" for index in wrong)
-        return f"{start}, outputs agree: the error is in the router of layer {names}."
+        return f"{start}, outputs still differ: {_behind(layers)}."
+    if routers:
+        agree = "outputs agree" if _unseen(layers) else "attention and outputs agree"
+        return f"{start}, {agree}: the error is in the router of layer {_listed(routers)}."
+    if any(one.no_data for one in layers):
+        return f"{start}, nothing that could be judged differs."
     nearest = max(layers, key=_share)
     return (
-        f"{start}, all agrees, so errors below the tolerance added up; nearest to it is the router"
-        f" of layer '{nearest.path}', with {_share(nearest):.0%} of what it may differ."
+        f"{start}, all agrees, so errors below the tolerance added up; nearest to it is layer"
+        f" '{nearest.path}', with {_share(nearest):.0%} of what it may differ."
     )
 
 
@@ -45,16 +61,88 @@ def reference_is_nan(values: Iterable[Array], label: str) -> str | None:
     )
 
 
+def _attention_first(
+    layers: Sequence[LayerParity], index: int, sources: Sequence[LayerSources]
+) -> str:
+    """Say what is known where the attention of this layer is the first that differs."""
+    layer = layers[index]
+    found = f"the attention of layer '{layer.path}' is the first that differs"
+    wrong = [one.path for one in layers[:index] if one.wrong]
+    if wrong:
+        found += f", and the router of layer {_listed(wrong)} before it"
+    suspects = sources[index].attention - _cleared(layers[:index], sources)
+    if _router_agrees(layer):
+        suspects -= sources[index].router
+    earlier = [layers[i].path for i in sorted(i for i in suspects if isinstance(i, int))]
+    inputs = sorted(one for one in suspects if isinstance(one, str))
+    if _router_agrees(layer) and not suspects:
+        return f"{found}, and its router agrees: the error is in that layer"
+    if earlier:
+        return (
+            f"{found}: the error is behind the attention of layer {_listed(earlier)}, and no later"
+            f" than that of layer '{layer.path}'"
+        )
+    if inputs:
+        return f"{found}: the error is in that layer, or between it and input {_listed(inputs)}"
+    return f"{found}: the error is in that layer, or in what it reads"
+
+
+def _cleared(layers: Sequence[LayerParity], sources: Sequence[LayerSources]) -> set[Source]:
+    """Return the sources of values that agree: an error behind one of these would show in them.
+
+    Args:
+        layers: Those that run before the one in question.
+    """
+    cleared: set[Source] = set()
+    for layer, source in zip(layers, sources, strict=False):
+        if layer.attention_error is not None and "attention" not in layer.wrong:
+            cleared |= source.attention
+        if _router_agrees(layer):
+            cleared |= source.router
+    return cleared
+
+
+def _router_agrees(layer: LayerParity) -> bool:
+    """Tell whether the scores of the layer's router are known, and those of the reference."""
+    return layer.score_error is not None and not {"scores", "choice", "gates"} & {*layer.wrong}
+
+
+def _behind(layers: Sequence[LayerParity]) -> str:
+    """Say where the error can be if outputs differ, and no attention does that is known."""
+    unseen = _unseen(layers)
+    wrong = [one.path for one in layers if one.wrong]
+    if wrong:
+        place = f"no later than the router of layer '{wrong[0]}'"
+        earlier = [one.path for one in layers[: _index(layers, wrong[0])]]
+        if earlier and earlier[-1] not in unseen:
+            return f"the error is behind the attention of layer '{earlier[-1]}', and {place}"
+        return f"the error first shows {place}"
+    last = layers[-1].path
+    if last not in unseen:
+        return f"the error is behind the attention of the last layer, '{last}'"
+    return (
+        f"the error is not in what could be compared of the layers; the attention of layer"
+        f" '{unseen[0]}' could not be"
+    )
+
+
+def _index(layers: Sequence[LayerParity], path: str) -> int:
+    return next(index for index, one in enumerate(layers) if one.path == path)
+
+
+def _unseen(layers: Sequence[LayerParity]) -> list[str]:
+    """Return the layers whose attention could not be compared."""
+    return [one.path for one in layers if one.attention_error is None]
+
+
+def _listed(paths: Sequence[str]) -> str:
+    return ", ".join(f"'{path}'" for path in paths)
+
+
 def _share(layer: LayerParity) -> float:
-    return layer.gate_error / layer.gate_tolerance if layer.gate_tolerance else 0.0
-
-
-def _place(layers: Sequence[LayerParity], wrong: Sequence[int]) -> str:
-    last = len(layers) - 1
-    if not wrong:
-        return f"behind the router of the last layer, '{layers[last].path}'"
-    first = wrong[0]
-    where = f"no later than the router of layer '{layers[first].path}'"
-    if first == 0:
-        return where
-    return f"{where}, and behind that of layer '{layers[first - 1].path}'"
+    shares = (
+        (layer.gate_error, layer.gate_tolerance),
+        (layer.score_error, layer.score_tolerance),
+        (layer.attention_error, layer.attention_tolerance),
+    )
+    return max(error / limit if error and limit else 0.0 for error, limit in shares)

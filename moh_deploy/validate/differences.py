@@ -44,6 +44,12 @@ def worst_index(error: Float64Array) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(int(np.argmax(error)), error.shape))
 
 
+def finite(values: Array) -> Float64Array:
+    """Return the values with 0 in place of those that are not finite."""
+    wide = values.astype(np.float64)
+    return np.where(np.isfinite(wide), wide, 0.0)
+
+
 def largest_finite(reference: Array) -> float:
     """Return the largest absolute finite value; 0 if there is none."""
     values = np.abs(reference.astype(np.float64))

@@ -65,7 +65,13 @@ def _layers(group: list[LayerParity]) -> LayerParity:
         smallest_margin=_of(min, group, lambda one: one.smallest_margin),
         flip_margin=_of(max, group, lambda one: one.flip_margin),
         margin_bound=_of(max, group, lambda one: one.margin_bound),
+        undecided_tokens=sum(one.undecided_tokens for one in group),
+        judged_by=max((one.judged_by for one in group), key=_JUDGED.index),
     )
+
+
+_JUDGED = ("nothing", "choices", "scores")
+"""What a batch is judged by, the strictest last."""
 
 
 def _label(worst: Entry, group: list[Entry]) -> str:

@@ -10,27 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from moh_deploy.backends.input_check import check_inputs
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.runner import Kernels, Runner
 from moh_deploy.npz import Array, BoolArray
-from moh_deploy.package import OnnxPackage, RouterLogits, VectorSet, router_logits
-
-
-def routers_of(package: OnnxPackage) -> tuple[RouterLogits | None, ...]:
-    """Return where each layer's router reads its logits; None for one of plain operators."""
-    graph = onnx.load(package.model_path, load_external_data=False).graph
-    return router_logits(graph, package.manifest.layers)
-
-
-def values_to_record(package: OnnxPackage) -> list[str]:
-    """Return the inner values that a runner has to return for `Recorder`."""
-    routers = [router for router in routers_of(package) if router is not None]
-    logits = [router.logits[_ROUTED] for router in routers if _ROUTED in router.logits]
-    return list(dict.fromkeys((*package.gate_names, *logits)))
+from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.validate.layer_values import (
+    LayerValues,
+    layer_values,
+    names_to_return,
+    ranked_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -55,22 +47,22 @@ class Recorder:
     Attributes:
         package: The package.
         runner: A session of it, of its function bodies with optimisations off unless asked for
-            otherwise, which also returns `values_to_record`.
-        routers: Where each layer's router reads its logits.
+            otherwise, which also returns `names_to_return(package)`.
+        layers: Where the inner values of each layer are.
     """
 
     package: OnnxPackage
     runner: Runner
-    routers: tuple[RouterLogits | None, ...]
+    layers: tuple[LayerValues, ...]
 
     @classmethod
     def of(
         cls, package: OnnxPackage, kernels: Kernels = "off", *, optimize: bool = False
     ) -> Recorder:
         """Open a package: its function bodies, or as it runs otherwise."""
-        values = values_to_record(package)
+        values = names_to_return(package)
         runner = open_session(package, kernels=kernels, optimize=optimize, extra_outputs=values)
-        return cls(package, runner, routers_of(package))
+        return cls(package, runner, layer_values(package))
 
     def record(self, inputs: Mapping[str, Array]) -> VectorSet:
         """Run the function bodies.
@@ -93,13 +85,16 @@ class Recorder:
         package = self.package
         results = self.runner.run(inputs)
         gates = tuple(results[name] for name in package.gate_names)
-        margins = [_margins(*one, results) for one in zip(self.routers, gates, strict=True)]
+        margins = [_margins(*one, results) for one in zip(self.layers, gates, strict=True)]
+        shown = [(layer, one.shape[:2]) for layer, one in zip(self.layers, gates, strict=True)]
         vectors = VectorSet(
             sizes=check_inputs(package.manifest.inputs, inputs),
             inputs=dict(inputs),
             outputs={spec.name: results[spec.name] for spec in package.manifest.outputs},
             gates=gates,
             margins=tuple(np.nan_to_num(one, nan=0.0, posinf=np.inf) for one in margins),
+            scores=tuple(layer.scores(results, tokens) for layer, tokens in shown),
+            attention=tuple(layer.fingerprint(results, tokens) for layer, tokens in shown),
         )
         return ScoredRun(
             vectors,
@@ -108,38 +103,16 @@ class Recorder:
         )
 
 
-_ROUTED = "routed_logits"
-
-
-def _margins(
-    router: RouterLogits | None, gates: Array, results: Mapping[str, Array]
-) -> NDArray[np.float32]:
+def _margins(layer: LayerValues, gates: Array, results: Mapping[str, Array]) -> NDArray[np.float32]:
     """Return [B, S]: see `VectorSet.margins`; NaN where a score is."""
     tokens = gates.shape[:-1]
-    if router is None or not router.in_order or _ROUTED not in router.logits:
+    if layer.router is None or layer.logits is None:
         return np.full(tokens, np.inf, np.float32)
-    logits, top_k = results[router.logits[_ROUTED]], int(router.attributes["top_k"])
-    # Scores with a bias are no logits: a softmax would make their margins smaller than they are.
-    margins = (gaps_of if router.form == "scored" else margins_of)(logits, top_k)
+    scores = ranked_scores(layer.router, results[layer.logits])
+    margins = gaps_of(scores, int(layer.router.attributes["top_k"]))
     if margins.size != np.prod(tokens):
         return np.full(tokens, np.inf, np.float32)
     return margins.reshape(tokens)
-
-
-def margins_of(routed_logits: Array, top_k: int) -> NDArray[np.float32]:
-    """Return how clear the choice of each token is, [B, S], in units of probabilities; NaN of NaN.
-
-    Args:
-        routed_logits: [B, S, R].
-        top_k: Heads that a token chooses.
-    """
-    wide = routed_logits.astype(np.float64)
-    if top_k >= wide.shape[-1]:
-        return np.full(wide.shape[:-1], np.inf, np.float32)
-    with np.errstate(invalid="ignore"):  # infinities of one sign have no difference
-        exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
-        probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    return gaps_of(probabilities, top_k)
 
 
 def gaps_of(scores: Array, top_k: int) -> NDArray[np.float32]:

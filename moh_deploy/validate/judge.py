@@ -1,27 +1,39 @@
-"""Judge one run of a runtime by reference vectors: outputs, chosen heads, gates.
+"""Judge one run of a runtime by reference vectors: outputs, chosen heads, gates, scores, attention.
 
 Routing is discrete: rounding decides between heads that are nearly tied, and another head moves all
 that attention mixes it into. So a run is judged in two ways. Left to itself, where no token chose
 other heads, everything is compared tightly. Where a token did, or something differs, the model runs
 again with the reference gates fed to every layer: there nothing stands behind a flip, so every
-output and every router is compared tightly, each router on what the reference had seen. A flip is
-explained if its margin is below what rounding can bridge. Behind one, the run left to itself must
-be finite, and no bound that could be named there would be more than luck.
+output, every router and every attention is compared tightly, each on what the reference had seen.
+A flip is explained if a tie can make it. Behind one, the run left to itself must be finite, and no
+bound that could be named there would be more than luck.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from functools import cached_property, partial
 
 from moh_deploy.backends.runner import Runner
 from moh_deploy.npz import Array
-from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet, computed_gates, forced_gates
+from moh_deploy.package import OnnxPackage, VectorSet, computed_gates, forced_gates
 from moh_deploy.validate.diagnosis import diagnosis, reference_is_nan
-from moh_deploy.validate.layer_parity import compare_layer, incomparable_layer
-from moh_deploy.validate.noise_floor import STEPS, measure_floor
+from moh_deploy.validate.layer_parity import (
+    LayerReference,
+    LayerValuesFound,
+    compare_layer,
+    incomparable_layer,
+)
+from moh_deploy.validate.layer_values import LayerValues, layer_values
+from moh_deploy.validate.noise_floor import (
+    NO_FLOOR,
+    STEPS,
+    NoiseFloor,
+    NoisyModel,
+    recorded_floor,
+)
 from moh_deploy.validate.output_parity import (
     compare_output,
     incomparable_output,
@@ -38,6 +50,9 @@ from moh_deploy.validate.routing_statistics import (
 from moh_deploy.validate.tolerances import Tolerance, coarsest, output_rule, rules_of
 from moh_deploy.validate.valid_tokens import TokenView
 from moh_deploy.validate.variants import Variants
+
+Named = Callable[[str], str]
+"""From the name of a layer's gates to what a run calls those that its router makes."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +80,32 @@ class Judged:
 
     @property
     def flips(self) -> bool:
-        return any(one.flipped_tokens or one.excused_tokens for one in self.layers)
+        return any(
+            one.flipped_tokens or one.excused_tokens or one.undecided_tokens for one in self.layers
+        )
 
 
 @dataclass
 class Judge:
-    """Runs vector sets. The variants are opened when they are first needed."""
+    """Runs vector sets. The variants are opened when they are first needed.
+
+    Attributes:
+        package: Says which outputs and layers there are.
+        runner: Runs it.
+        policy: What counts as equal.
+        variants: Opens it with gates fed to it; None: it cannot be.
+        has_inner: References hold scores or fingerprints: those of the package are looked at, too.
+        rules: The rules that applied, by name.
+    """
 
     package: OnnxPackage
     runner: Runner
     policy: Policy
     variants: Variants | None
+    has_inner: bool = False
     rules: dict[str, Tolerance] = field(default_factory=dict)
     _forced: Runner | None = None
-    _noisy: Runner | None = None
+    _noisy: NoisyModel | None = None
     _why_not: str | None = None
     _asked: bool = False
 
@@ -88,9 +115,11 @@ class Judge:
     def outputs_of(self, case: Case) -> Judged:
         """Compare the outputs alone. Without gates a flip cannot be seen, so there may be some."""
         got, rule = self.runner.run(case.expected.inputs), self._rule.after_flip()
-        return Judged(list(self._outputs(case, got, rule, {}, skip_absent=True)))
+        return Judged(list(self._outputs(case, got, rule, NO_FLOOR, skip_absent=True)))
 
     def everything(self, case: Case) -> Judged:
+        """Compare outputs and layers, as the model runs by itself and, if need be, as it runs with
+        the reference gates."""
         got = self.runner.run(case.expected.inputs)
         floor = self._floor(case, got)
         free = self._free(case, got, floor)
@@ -99,9 +128,15 @@ class Judge:
         forced = self._forced_run(case, got, floor)
         if forced is None:
             return replace(free, notes=self._note())
-        notes = () if forced.equal and free.flips else (self._where(case, forced),)
+        if not free.flips and forced.equal:
+            # Every part agrees, each on what the reference had seen. Together their errors add up.
+            outputs = list(self._outputs(case, got, self._rule, NO_FLOOR))
+            wrong = any(one.reason is not None for one in outputs)
+            notes = (self._where(case, forced),) if wrong else ()
+            return replace(forced, outputs=[*forced.outputs, *outputs], notes=notes)
+        notes = () if forced.equal else (self._where(case, forced),)
         if not free.flips:
-            return replace(free, notes=notes)
+            return replace(forced, outputs=[*forced.outputs, *free.outputs], notes=notes)
         unjudged = list(_unjudged(self.package, case, got))
         layers = [_merged(*pair) for pair in zip(forced.layers, free.layers, strict=True)]
         statistics = replace(free.statistics, margins=forced.statistics.margins)
@@ -112,108 +147,151 @@ class Judge:
         gates = dict(zip(self.package.gate_names, case.expected.gates, strict=True))
         compared = case.view.select({**case.expected.outputs, **gates}, {})
         why = reference_is_nan(compared.values(), case.label)
-        return diagnosis(forced.layers, forced.outputs) if why is None else why
+        if why is not None:
+            return why
+        sources = [layer.sources for layer in self._values]
+        return diagnosis(forced.layers, forced.outputs, sources)
 
-    def _free(self, case: Case, got: Mapping[str, Array], floor: Mapping[str, float]) -> Judged:
-        """Judge the model left to itself; behind an explained flip by the looser rule."""
+    def _free(self, case: Case, got: Mapping[str, Array], floor: NoiseFloor) -> Judged:
+        """Judge the model left to itself; behind a flip by the looser rule."""
         layers: list[LayerParity] = []
         counts: list[RoutingStatistics] = []
         rule = self._rule
-        for layer, gates, margins in self._layers(case.expected):
-            if gates is None or margins is None:
+        for index, layer in enumerate(self.package.manifest.layers):
+            if index >= len(case.expected.gates):
                 reason = f"gates of layer '{layer.path}' are not in vectors {case.label}."
                 layers.append(incomparable_layer(layer.path, case.label, reason))
                 continue
-            recorded = _Recorded(layer, gates, margins)
-            known = floor.get(computed_gates(layer.gates))
-            found, counted = self._layer(case, recorded, got.get(layer.gates), rule, known)
+            found, counted = self._layer(case, index, self._found(case, index, got), rule, floor)
             layers.append(found)
             counts.append(counted)
-            if found.excused_tokens:
-                rule, floor = rule.after_flip(), {}
+            if found.excused_tokens or found.undecided_tokens:
+                rule, floor = rule.after_flip(), NO_FLOOR
         outputs = list(self._outputs(case, got, rule, floor))
         return Judged(outputs, layers, statistics=joined(counts))
 
-    def _forced_run(
-        self, case: Case, got: Mapping[str, Array], floor: Mapping[str, float]
-    ) -> Judged | None:
+    def _forced_run(self, case: Case, got: Mapping[str, Array], floor: NoiseFloor) -> Judged | None:
         """Judge the model with the reference gates fed to it; None if they cannot be."""
         gates = self._gates_to_feed(case.expected, got)
         if gates is None:
             return None
         assert self.variants is not None
         if self._forced is None:
-            self._forced = self.variants.forced({k: v.dtype for k, v in gates.items()})
+            types = {name: array.dtype for name, array in gates.items()}
+            self._forced = self.variants.forced(types, self._inner)
         got = self._forced.run(self._inputs(case.expected, gates))
         forced = replace(case, label=f"{case.label}, routing forced")
         found = [
             self._layer(
                 forced,
-                _Recorded(layer, reference, margins),
-                got.get(computed_gates(layer.gates)),
+                index,
+                self._found(case, index, got, computed_gates),
                 self._rule,
-                floor.get(computed_gates(layer.gates)),
+                floor,
                 forced=True,
             )
-            for layer, reference, margins in self._layers(case.expected)
-            if reference is not None and margins is not None
+            for index in range(len(case.expected.gates))
         ]
         outputs = list(self._outputs(forced, got, self._rule, floor, forced=True))
         counts = joined(counted for _, counted in found)
         return Judged(outputs, [layer for layer, _ in found], statistics=counts)
 
+    @cached_property
+    def _values(self) -> tuple[LayerValues, ...]:
+        return layer_values(self.package)
+
+    @property
+    def _inner(self) -> list[str]:
+        """Names of inner values besides the gates; none where no reference has them."""
+        names = [name for layer in self._values for name in layer.names if name != layer.gates]
+        return list(dict.fromkeys(names)) if self.has_inner else []
+
+    def _found(
+        self, case: Case, index: int, got: Mapping[str, Array], named: Named = str
+    ) -> LayerValuesFound:
+        """Return what a run shows of a layer, of all tokens."""
+        gates = got.get(named(self.package.manifest.layers[index].gates))
+        if not self.has_inner:
+            return LayerValuesFound(gates)
+        values, tokens = self._values[index], case.expected.gates[index].shape[:2]
+        return LayerValuesFound(gates, values.scores(got, tokens), values.fingerprint(got, tokens))
+
     def _layer(
         self,
         case: Case,
-        recorded: _Recorded,
-        got: Array | None,
+        index: int,
+        found: LayerValuesFound,
         rule: Tolerance,
-        floor: float | None,
+        floor: NoiseFloor,
         *,
         forced: bool = False,
     ) -> tuple[LayerParity, RoutingStatistics]:
-        layer, name = recorded.layer, recorded.layer.gates
-        margins = case.view.margins(name, got, recorded.gates, recorded.margins)
-        value, gates, place = case.view.of(name, got, recorded.gates)
-        found = compare_layer(
-            layer.path,
-            case.label,
-            value,
-            gates,
-            margins,
-            rule,
-            floor=floor,
-            forced=forced,
-            place=place,
+        layer, expected = self.package.manifest.layers[index], case.expected
+        view, name = case.view, layer.gates
+        margins = view.margins(name, found.gates, expected.gates[index], expected.margins[index])
+        gates, reference, place = view.of(name, found.gates, expected.gates[index])
+        scores, known_scores = _selected(view, name, found.scores, expected.scores, index)
+        attention, known_attention = _selected(
+            view, name, found.attention, expected.attention, index
         )
-        return found, self._count(layer, value, gates, margins)
+        compared = compare_layer(
+            LayerReference(
+                path=layer.path,
+                vectors=case.label,
+                gates=reference,
+                margins=margins,
+                scores=known_scores,
+                attention=known_attention,
+                num_shared_heads=layer.num_shared_heads,
+                has_scores=bool(expected.scores),
+                place=place,
+            ),
+            LayerValuesFound(gates, scores, attention),
+            rule,
+            floor=floor.of_layer(index),
+            forced=forced,
+        )
+        bound = compared.margin_bound or rule.near_tie
+        shared = layer.num_shared_heads
+        return compared, layer_statistics(layer.path, shared, gates, reference, margins, bound)
 
-    def _count(
-        self, layer: LayerInfo, got: Array | None, reference: Array, margins: Array
-    ) -> RoutingStatistics:
-        shared, bound = layer.num_shared_heads, self._rule.near_tie
-        return layer_statistics(layer.path, shared, got, reference, margins, bound)
-
-    def _floor(self, case: Case, got: Mapping[str, Array]) -> dict[str, float]:
+    def _floor(self, case: Case, got: Mapping[str, Array]) -> NoiseFloor:
         """Return the noise floor of each value; nothing where there is none, or no way to ask."""
-        precision = self.package.manifest.precision
-        if precision not in STEPS or not self._rule.floor_factor:
-            return {}
+        if not self._rule.floor_factor:
+            return NO_FLOOR
+        rounding, precision = self.package.manifest.rounding, self.package.manifest.precision
+        if rounding is not None:
+            return recorded_floor(rounding, case.expected.outputs)
+        if precision not in STEPS:
+            return NO_FLOOR
         gates = self._gates_to_feed(case.expected, got)
         if gates is None:
-            return {}
-        assert self.variants is not None
+            return NO_FLOOR
         if self._noisy is None:
-            self._noisy = self.variants.noisy({k: v.dtype for k, v in gates.items()})
-        if self._noisy is None:
-            return {}
-        names = {computed_gates(name): name for name in gates}
-        return measure_floor(
-            self._noisy,
-            self._inputs(case.expected, gates),
-            precision,
-            gates=frozenset(names),
-            select=lambda results: case.view.select(results, names),
+            assert self.variants is not None
+            types = {name: array.dtype for name, array in gates.items()}
+            self._noisy = NoisyModel(self.variants, types, self._inner, precision)
+        found = self._noisy.results(self._inputs(case.expected, gates))
+        if found is None:
+            return NO_FLOOR
+        outputs = found.selected(lambda results: case.view.select(results, {}))
+        return NoiseFloor(
+            {spec.name: outputs.move(spec.name) for spec in self.package.manifest.outputs},
+            [
+                found.of_layer(partial(self._compared, case, index))
+                for index in range(len(case.expected.gates))
+            ],
+        )
+
+    def _compared(self, case: Case, index: int, got: Mapping[str, Array]) -> LayerValuesFound:
+        """Return what a run with gates fed to it shows of a layer, of the tokens that count."""
+        found = self._found(case, index, got, computed_gates)
+        name = self.package.manifest.layers[index].gates
+        return LayerValuesFound(
+            *(
+                None if value is None else case.view.of(name, value, value).reference
+                for value in (found.gates, found.scores, found.attention)
+            )
         )
 
     def _gates_to_feed(
@@ -244,18 +322,12 @@ class Judge:
             return ()
         return (f"The reference gates were not fed to the model: {self._why_not}.",)
 
-    def _layers(self, expected: VectorSet) -> Iterator[_RecordedLayer]:
-        recorded = list(zip(expected.gates, expected.margins, strict=True))
-        for index, layer in enumerate(self.package.manifest.layers):
-            gates, margins = recorded[index] if index < len(recorded) else (None, None)
-            yield layer, gates, margins
-
     def _outputs(
         self,
         case: Case,
         got: Mapping[str, Array],
         rule: Tolerance,
-        floor: Mapping[str, float],
+        floor: NoiseFloor,
         *,
         skip_absent: bool = False,
         forced: bool = False,
@@ -271,7 +343,7 @@ class Judge:
                     value,
                     reference,
                     self._output_rule(reference.dtype.name, rule),
-                    floor=floor.get(name),
+                    floor=floor.outputs.get(name),
                     forced=forced,
                     place=place,
                 )
@@ -293,15 +365,18 @@ class Judge:
         return self.rules[dtype]
 
 
-_RecordedLayer = tuple[LayerInfo, Array | None, Array | None]
-
-
-class _Recorded(NamedTuple):
-    """A layer, and what the reference has of it."""
-
-    layer: LayerInfo
-    gates: Array
-    margins: Array
+def _selected(
+    view: TokenView,
+    name: str,
+    got: Array | None,
+    references: Sequence[Array | None],
+    index: int,
+) -> tuple[Array | None, Array | None]:
+    """Return what counts of a layer's value on both sides; None where the reference has none."""
+    reference = references[index] if references else None
+    if reference is None:
+        return None, None
+    return view.of(name, got, reference)[:2]
 
 
 def _unjudged(package: OnnxPackage, case: Case, got: Mapping[str, Array]) -> Iterator[OutputParity]:
@@ -315,4 +390,5 @@ def _unjudged(package: OnnxPackage, case: Case, got: Mapping[str, Array]) -> Ite
 def _merged(forced: LayerParity, free: LayerParity) -> LayerParity:
     """Return the judgement under forced routing, with what was seen of the model by itself."""
     reason = forced.reason or (free.reason if math.isnan(free.gate_error) else None)
-    return replace(forced, reason=reason, free_flips=free.flipped_tokens + free.excused_tokens)
+    flips = free.flipped_tokens + free.excused_tokens + free.undecided_tokens
+    return replace(forced, reason=reason, free_flips=flips)

@@ -1,88 +1,345 @@
-"""Compare one layer's routing with its reference: the heads each token chose, and their gates."""
+"""Compare one layer with its reference: the heads each token chose, their gates, the scores that
+were ranked, and what its attention computed.
+
+Which heads a token takes is a discrete choice, and rounding decides it where scores are nearly
+tied. What a tie excuses is narrow: as many heads as in the reference, shared heads on, and of the
+others only such exchanged whose scores lie within the bound of the boundary between chosen and
+unchosen ones. Everything else is a fault, whatever the margin.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moh_deploy.npz import Array, BoolArray
+from moh_deploy.package import LayerRounding, Spread, fingerprint_spread, spread
 from moh_deploy.validate.differences import (
+    Float64Array,
     Place,
     abs_error,
     describe_worst,
-    largest,
-    largest_finite,
+    finite,
     structural_mismatch,
 )
-from moh_deploy.validate.parity_report import LayerParity
+from moh_deploy.validate.parity_report import JudgedBy, LayerParity, Part
 from moh_deploy.validate.tolerances import Tolerance
+
+EXPORT_AGAIN = (
+    "the package holds no scores of its routers, as those of earlier versions: export the model"
+    " again"
+)
+
+
+@dataclass(frozen=True)
+class LayerReference:
+    """What is expected of one layer.
+
+    Attributes:
+        path: The layer.
+        vectors: Label of the vector set.
+        gates: [B, S, H], or of some tokens [T, H].
+        margins: How clear each token's choice is, [B, S] or [T].
+        scores: What is ranked, of the last heads, [B, S, R] or [T, R]; None if it is not known.
+        attention: The fingerprint of what its attention computes, [B, S, NUMBERS] or of some
+            tokens; None likewise.
+        num_shared_heads: The first so many heads are on for every token; None where the router's
+            form does not tell.
+        has_scores: The reference holds scores, if not of this layer.
+        place: From an index into these arrays to what is shown of it.
+    """
+
+    path: str
+    vectors: str
+    gates: Array
+    margins: Array
+    scores: Array | None = None
+    attention: Array | None = None
+    num_shared_heads: int | None = None
+    has_scores: bool = True
+    place: Place = list
+
+
+@dataclass(frozen=True)
+class LayerValuesFound:
+    """What the runtime computed of it, in the forms of `LayerReference`; None for what it lacks."""
+
+    gates: Array | None
+    scores: Array | None = None
+    attention: Array | None = None
 
 
 def compare_layer(
-    path: str,
-    vectors: str,
-    got: Array | None,
-    reference: Array,
-    margins: Array,
+    expected: LayerReference,
+    found: LayerValuesFound,
     tolerance: Tolerance,
     *,
-    floor: float | None = None,
+    floor: LayerRounding | None = None,
     forced: bool = False,
-    place: Place = list,
 ) -> LayerParity:
-    """Compare the gates of a layer. A head is chosen where its gate is not 0.
+    """Compare all that is known of a layer on both sides. A head is chosen where its gate is not 0.
 
     Args:
-        path: The layer.
-        vectors: Label of the vector set.
-        got: Gates [B, S, H], or of some tokens [T, H], from the runtime; None if it returned none.
-        reference: Gates of the same form that are expected.
-        margins: How clear each token's choice is, [B, S] or [T].
         tolerance: The rule for the model's precision.
-        floor: The error of these gates that rounding noise makes; None if it is not known.
+        floor: How far rounding noise moves this layer; None if it is not known.
         forced: The reference gates were fed to every layer before this one.
-        place: From an index into these arrays to what is shown of it.
     """
-    what = f"gates of layer '{path}' in vectors {vectors}"
-    mismatch = structural_mismatch(what, got, reference) or _margins_mismatch(
-        what, reference, margins
-    )
+    what = f"gates of layer '{expected.path}' in vectors {expected.vectors}"
+    reference, got = expected.gates, found.gates
+    mismatch = structural_mismatch(what, got, reference) or _margins_mismatch(what, expected)
     if got is None or mismatch is not None:
-        return incomparable_layer(path, vectors, mismatch)
-    chosen, expected = got != 0, reference != 0  # [B, S, H]; NaN counts as chosen
-    same = np.asarray(chosen == expected)
-    near_tie = margins.astype(np.float64) < tolerance.near_tie
-    clear = ~near_tie  # [B, S]; a NaN margin excuses nothing
-    flipped = ~same.all(axis=-1)  # [B, S]
-    # A token that took another head by a near-tie shares its weight among other heads.
-    comparable = chosen & expected & ~(flipped & near_tie)[..., None]
-    error = np.where(comparable, abs_error(got, reference), 0.0)
-    gate_tolerance = tolerance.limit(largest_finite(reference), floor)
-    reason = None
-    if (np.isfinite(reference) & ~np.isfinite(got)).any():
-        error = np.where(np.isfinite(got), error, np.nan)
-    if (flipped & clear).any():
-        reason = _describe_flip(what, chosen, expected, margins, flipped & clear, tolerance, place)
-    elif not largest(error) <= gate_tolerance:
-        reason = describe_worst(what, got, reference, error, gate_tolerance, place)
+        return incomparable_layer(expected.path, expected.vectors, mismatch)
+    scores = _compare_scores(expected, found.scores, tolerance, floor)
+    attention = _compare_attention(expected, found.attention, tolerance, floor)
+    bound = tolerance.tie_bound(None if floor is None else floor.scores)
+    choice = _Choice.of(expected, got, bound)
+    gates = _compare_gates(what, expected, got, choice, tolerance, floor)
+    wrong: dict[Part, str | None] = {
+        "scores": scores.reason,
+        "choice": choice.fault(what, expected, got),
+        "gates": gates.reason,
+        "attention": attention.reason,
+    }
+    # Other heads say more than the scores that led to them.
+    told: tuple[Part, ...] = ("choice", "scores", "gates", "attention")
+    reason = next((wrong[part] for part in told if wrong[part] is not None), None)
+    undecided = choice.doubt(what, expected) if reason is None else None
+    same = (got != 0) == (reference != 0)
     return LayerParity(
-        path=path,
-        vectors=vectors,
-        decisions=int(same[clear].size),
-        equal_decisions=int(same[clear].sum()),
-        flipped_tokens=int((flipped & clear).sum()),
-        excused_tokens=int((flipped & ~clear).sum()),
-        gate_error=largest(error),
-        gate_tolerance=gate_tolerance,
-        reason=reason,
+        path=expected.path,
+        vectors=expected.vectors,
+        decisions=int(same[choice.clear].size),
+        equal_decisions=int(same[choice.clear].sum()),
+        flipped_tokens=int(choice.unexplained.sum()),
+        excused_tokens=int(choice.explained.sum()),
+        gate_error=gates.error,
+        gate_tolerance=gates.limit,
+        reason=reason or undecided,
         forced=forced,
         agreement=_share(same),
-        jaccard=_jaccard(chosen, expected),
-        smallest_margin=float(margins.min()) if margins.size else None,
-        flip_margin=float(margins[flipped].max()) if flipped.any() else None,
-        margin_bound=tolerance.near_tie,
+        jaccard=_jaccard(got != 0, reference != 0),
+        smallest_margin=float(expected.margins.min()) if expected.margins.size else None,
+        flip_margin=choice.flip_margin(expected.margins),
+        margin_bound=bound,
+        score_error=scores.error if scores.compared else None,
+        score_tolerance=scores.limit if scores.compared else None,
+        attention_error=attention.error if attention.compared else None,
+        attention_tolerance=attention.limit if attention.compared else None,
+        undecided_tokens=int(choice.undecided.sum()),
+        judged_by=_judged_by(choice, scores),
+        wrong=tuple(part for part, why in wrong.items() if why is not None),
     )
+
+
+def incomparable_layer(path: str, vectors: str, reason: str | None) -> LayerParity:
+    """Return the entry of a layer that has no decisions to count."""
+    return LayerParity(path, vectors, 0, 0, 0, 0, math.nan, 0.0, reason, wrong=("choice",))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What became of each token's choice of heads, [B, S] or [T] each.
+
+    Attributes:
+        clear: Its margin is no near-tie.
+        explained: It took other heads, as a tie may make it.
+        unexplained: It took other heads, and no tie explains that.
+        undecided: It took other heads at a near-tie, and the scores that would tell are not known.
+        bound: Margins and distances below it are within rounding.
+    """
+
+    clear: BoolArray
+    explained: BoolArray
+    unexplained: BoolArray
+    undecided: BoolArray
+    bound: float
+
+    @classmethod
+    def of(cls, expected: LayerReference, got: Array, bound: float) -> _Choice:
+        chosen, wanted = got != 0, expected.gates != 0  # [..., H]; NaN counts as chosen
+        flipped = np.asarray((chosen != wanted).any(axis=-1))
+        near = expected.margins.astype(np.float64) < bound  # a NaN margin excuses nothing
+        possible = near & (chosen.sum(axis=-1) == wanted.sum(axis=-1))
+        shared = expected.num_shared_heads or 0
+        possible &= (chosen == wanted)[..., :shared].all(axis=-1)
+        if expected.scores is None:
+            undecided = flipped & possible
+            explained = np.zeros_like(flipped)
+        else:
+            undecided = np.zeros_like(flipped)
+            explained = flipped & possible & _within_bound(expected.scores, chosen, wanted, bound)
+        return cls(~near, explained, flipped & ~explained & ~undecided, undecided, bound)
+
+    @property
+    def flipped(self) -> BoolArray:
+        return self.explained | self.unexplained | self.undecided
+
+    def flip_margin(self, margins: Array) -> float | None:
+        """Return the largest margin of a token that took other heads; None without any."""
+        return float(margins[self.flipped].max()) if self.flipped.any() else None
+
+    def fault(self, what: str, expected: LayerReference, got: Array) -> str | None:
+        """Return a sentence on choices that no tie explains; None without any."""
+        if not self.unexplained.any():
+            return None
+        token = _first(self.unexplained)
+        count = f"{int(self.unexplained.sum())} of {self.unexplained.size} tokens"
+        heads, wanted = (np.flatnonzero(one[token] != 0) for one in (got, expected.gates))
+        return (
+            f"{what}: {count} choose other heads, unexplained; token {expected.place(token)} chose"
+            f" {heads.tolist()}, the reference {wanted.tolist()},"
+            f" {self._why(expected, got, token)}."
+        )
+
+    def doubt(self, what: str, expected: LayerReference) -> str | None:
+        """Return a sentence on choices that may be ties, or may not; None without any."""
+        if not self.undecided.any():
+            return None
+        why = "the scores that its router ranks are not known"
+        return (
+            f"{what}: no data. {int(self.undecided.sum())} of {self.undecided.size} tokens choose"
+            f" other heads near a tie, and whether the tie explains it cannot be told:"
+            f" {why if expected.has_scores else EXPORT_AGAIN}."
+        )
+
+    def _why(self, expected: LayerReference, got: Array, token: tuple[int, ...]) -> str:
+        margin = float(expected.margins[token])
+        heads, wanted = got[token] != 0, expected.gates[token] != 0
+        if math.isinf(margin):
+            return "with a margin that is not known, so that it may be a tie"
+        text = f"with margin {margin:.3g} (rounding explains flips below {self.bound:.3g})"
+        if not margin < self.bound:
+            return text
+        if heads.sum() != wanted.sum():
+            return f"{text}, but no tie changes how many heads a token takes"
+        if (heads != wanted)[: expected.num_shared_heads or 0].any():
+            return f"{text}, but shared heads are no matter of choice"
+        return f"{text}, but the scores of these heads are farther from the boundary than that"
+
+
+def _within_bound(scores: Array, chosen: BoolArray, wanted: BoolArray, bound: float) -> BoolArray:
+    """Tell for each token whether all exchanged heads have scores within the bound of the boundary.
+
+    Args:
+        scores: [..., R], of the last heads.
+        chosen, wanted: [..., H].
+    """
+    candidates = scores.shape[-1]
+    wide = scores.astype(np.float64)
+    kept, taken = wanted[..., -candidates:], chosen[..., -candidates:]
+    # The boundary lies between the last chosen and the first unchosen score of the reference.
+    last = np.where(kept, wide, np.inf).min(axis=-1, keepdims=True)
+    first = np.where(kept, -np.inf, wide).max(axis=-1, keepdims=True)
+    dropped = kept & ~taken & ~(wide - first < bound)
+    added = taken & ~kept & ~(last - wide < bound)
+    outside = (chosen != wanted)[..., :-candidates].any(axis=-1)
+    return np.asarray(~(dropped | added).any(axis=-1) & ~outside)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """One quantity of a layer: its error beside what it may be, and why it is not equal."""
+
+    error: float = 0.0
+    limit: float = 0.0
+    reason: str | None = None
+    compared: bool = True
+
+
+_NOT_COMPARED = _Compared(compared=False)
+
+
+def _compare_gates(
+    what: str,
+    expected: LayerReference,
+    got: Array,
+    choice: _Choice,
+    tolerance: Tolerance,
+    floor: LayerRounding | None,
+) -> _Compared:
+    """Compare the gates of heads that both chose, where the token chose no others by a tie."""
+    reference = expected.gates
+    comparable = (got != 0) & (reference != 0) & ~choice.explained[..., None]
+    error = np.where(comparable, abs_error(got, reference), 0.0)
+    if (np.isfinite(reference) & ~np.isfinite(got)).any():
+        error = np.where(np.isfinite(got), error, np.nan)
+    known = None if floor is None else floor.gates
+    measured = spread(error[comparable] if not np.isnan(error).any() else error)
+    limit = tolerance.spread_limit(spread(finite(reference)), known, reference.shape)
+    reason = None
+    if not measured.largest <= limit.largest:  # not `>`: a NaN must fail
+        reason = describe_worst(what, got, reference, error, limit.largest, expected.place)
+    elif measured.rms > limit.rms:
+        reason = (
+            f"{what} differ by {measured.rms:.3g} by root mean square, tolerance {limit.rms:.3g}."
+        )
+    return _Compared(measured.largest, limit.largest, reason)
+
+
+def _compare_scores(
+    expected: LayerReference, got: Array | None, tolerance: Tolerance, floor: LayerRounding | None
+) -> _Compared:
+    """Compare what the router ranked with what that of the reference did."""
+    reference = expected.scores
+    if reference is None or got is None or got.shape != reference.shape or not got.size:
+        return _NOT_COMPARED
+    known = None if floor is None else floor.scores
+    size = spread(finite(reference))
+    return _spread_compared(
+        f"scores of the router of layer '{expected.path}' in vectors {expected.vectors}",
+        spread(_difference(got, reference)),
+        tolerance.spread_limit(size, known, got.shape, is_inner=True),
+        known,
+    )
+
+
+def _compare_attention(
+    expected: LayerReference, got: Array | None, tolerance: Tolerance, floor: LayerRounding | None
+) -> _Compared:
+    """Compare fingerprints of what the attention computed, as shares of the reference's size."""
+    reference = expected.attention
+    if reference is None or got is None or got.shape != reference.shape or not got.size:
+        return _NOT_COMPARED
+    known = None if floor is None else floor.attention
+    return _spread_compared(
+        f"the attention of layer '{expected.path}' in vectors {expected.vectors}",
+        fingerprint_spread(_difference(got, reference), finite(reference)),
+        tolerance.spread_limit(Spread(1.0, 1.0), known, got.shape, is_inner=True),
+        known,
+    )
+
+
+def _difference(got: Array, reference: Array) -> Float64Array:
+    """Return |got - reference|; 0 where the reference is NaN, which is judged where it shows, in
+    gates and outputs."""
+    return np.where(np.isnan(reference), 0.0, abs_error(got, reference))
+
+
+def _spread_compared(what: str, error: Spread, limit: Spread, floor: Spread | None) -> _Compared:
+    if error.rms <= limit.rms and error.largest <= limit.largest:  # not `>`: a NaN must fail
+        return _Compared(error.rms, limit.rms)
+    of_whole = not error.rms <= limit.rms
+    size, most = (error.rms, limit.rms) if of_whole else (error.largest, limit.largest)
+    measure = "by root mean square" if of_whole else "at one token"
+    noise = ""
+    if floor is not None:
+        moved = floor.rms if of_whole else floor.largest
+        noise = f"; rounding moves it by {moved:.3g}"
+    reason = f"{what} differs by {size:.3g} {measure}, tolerance {most:.3g}{noise}."
+    return _Compared(error.rms, limit.rms, reason)
+
+
+def _judged_by(choice: _Choice, scores: _Compared) -> JudgedBy:
+    """Return what the verdict on a layer's router rests on."""
+    tokens = choice.clear.size
+    if not tokens:
+        return "nothing"
+    if scores.compared and 2 * choice.clear.sum() < tokens:
+        return "scores"
+    return "choices"
 
 
 def _share(equal: BoolArray) -> float | None:
@@ -92,39 +349,16 @@ def _share(equal: BoolArray) -> float | None:
 def _jaccard(chosen: BoolArray, expected: BoolArray) -> float | None:
     """Return the mean over tokens of heads that both choose to heads that either does."""
     both, either = (chosen & expected).sum(axis=-1), (chosen | expected).sum(axis=-1)  # [B, S]
-    shares = np.where(either == 0, 1.0, both / np.maximum(either, 1))
+    shares: NDArray[np.float64] = np.where(either == 0, 1.0, both / np.maximum(either, 1))
     return float(shares.mean()) if shares.size else None
 
 
-def incomparable_layer(path: str, vectors: str, reason: str | None) -> LayerParity:
-    """Return the entry of a layer that has no decisions to count."""
-    return LayerParity(path, vectors, 0, 0, 0, 0, math.nan, 0.0, reason)
-
-
-def _margins_mismatch(what: str, reference: Array, margins: Array) -> str | None:
-    if margins.shape == reference.shape[:-1]:
+def _margins_mismatch(what: str, expected: LayerReference) -> str | None:
+    margins, wanted = expected.margins, list(expected.gates.shape[:-1])
+    if list(margins.shape) == wanted:
         return None
-    expected = list(reference.shape[:-1])
-    return f"{what}: margins are of shape {list(margins.shape)}, expected {expected}."
+    return f"{what}: margins are of shape {list(margins.shape)}, expected {wanted}."
 
 
-def _describe_flip(
-    what: str,
-    chosen: BoolArray,
-    expected: BoolArray,
-    margins: Array,
-    flipped: BoolArray,
-    tolerance: Tolerance,
-    place: Place,
-) -> str:
-    token = tuple(int(i) for i in np.argwhere(flipped)[0])
-    margin = (
-        f"with margin {margins[token]:.3g} (rounding explains flips below {tolerance.near_tie:g})"
-    )
-    if np.isinf(margins[token]):
-        margin = "with a margin that is not known, so that it may be a tie"
-    return (
-        f"{what}: {int(flipped.sum())} of {flipped.size} tokens choose other heads, unexplained;"
-        f" token {place(token)} chose {np.flatnonzero(chosen[token]).tolist()}, the reference"
-        f" {np.flatnonzero(expected[token]).tolist()}, {margin}."
-    )
+def _first(tokens: BoolArray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(tokens)[0])

@@ -1,66 +1,217 @@
-"""How far rounding alone moves a model in half precision.
+"""How far rounding alone moves a model: the floor that errors are judged by.
 
-Eager half precision cannot be asked: packages are verified without PyTorch. So the model itself is,
-with the reference gates fed to it: each low weight moves at random by up to one step of its dtype,
-which carries as much noise as six roundings, and the results are compared with those of the weights
-as they are. A wrong model differs from the reference, but not from itself: a fault does not raise
-its own floor.
+Of a model in float32 the export measured it on the original, and the manifest has it. Of one in
+half precision it is measured here, on the package, which is verified without PyTorch, with the
+reference gates fed to it: each low weight moves at random by up to one step of its dtype, and the
+results are compared with those of the weights as they are; and every result is rounded, as hardware
+does. A wrong model differs from the reference, but not from itself: a fault does not raise its own
+floor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from moh_deploy.backends.runner import Runner
 from moh_deploy.npz import Array
-from moh_deploy.package import ROUNDING_STEP
-from moh_deploy.validate.differences import abs_error, largest
+from moh_deploy.package import (
+    ROUNDING_STEP,
+    GateTypes,
+    LayerRounding,
+    Rounding,
+    Spread,
+    fingerprint_spread,
+    spread,
+)
+from moh_deploy.validate.differences import Float64Array, abs_error, finite
+from moh_deploy.validate.layer_parity import LayerValuesFound
+from moh_deploy.validate.variants import Variants
 
 STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One step of a dtype, as a share of a number."""
 
 DRAWS = 3
 
+_ROUNDINGS = 3.0
+"""A weight that moves by up to one step, and is rounded again, moves three times as far as rounding
+it moved it: by 0.88 of the distance to its neighbour, by root mean square over all mantissas, and
+not by 0.29."""
 
-def measure_floor(
-    noisy: Runner,
-    inputs: Mapping[str, Array],
-    dtype: str,
-    *,
-    gates: frozenset[str],
-    select: Callable[[dict[str, Array]], dict[str, Array]] = dict,
-) -> dict[str, float]:
-    """Return the largest difference that noise makes in each value that the model returns.
 
-    It is infinite where noise makes a number infinite or NaN.
+@dataclass(frozen=True)
+class NoiseFloor:
+    """How far rounding noise moves the values of one run.
+
+    Attributes:
+        outputs: Of each output; infinite where noise makes a number infinite or NaN. Outputs that
+            are not known are missing.
+        layers: Of each layer; empty if they are not known.
+    """
+
+    outputs: Mapping[str, Spread] = field(default_factory=dict)
+    layers: Sequence[LayerRounding] = ()
+
+    def of_layer(self, index: int) -> LayerRounding | None:
+        return self.layers[index] if self.layers else None
+
+
+NO_FLOOR = NoiseFloor()
+
+
+def recorded_floor(rounding: Rounding, references: Mapping[str, Array]) -> NoiseFloor:
+    """Return the floor that an export measured.
 
     Args:
-        noisy: See `Variants.noisy`.
-        inputs: Those of the model, and the gates.
-        dtype: Of the weights that move.
-        gates: Names of values in which only elements count that are not 0 in either run.
-        select: Returns what counts of a run's results.
+        references: The outputs that are expected, by name.
     """
-    exact = select(_run(noisy, inputs, 0.0))
-    floor = dict.fromkeys(exact, 0.0)
-    for _ in range(DRAWS):
-        drawn = select(_run(noisy, inputs, STEPS[dtype]))
-        for name, value in drawn.items():
-            moved = _difference(value, exact[name], only_chosen=name in gates)
-            floor[name] = max(floor[name], moved)
-    return floor
+    return NoiseFloor(
+        {
+            name: _scaled(rounding.outputs[name], spread(finite(reference)))
+            for name, reference in references.items()
+            if name in rounding.outputs
+        },
+        rounding.layers,
+    )
 
 
-def _run(noisy: Runner, inputs: Mapping[str, Array], step: float) -> dict[str, Array]:
-    return noisy.run({**inputs, ROUNDING_STEP: np.asarray(step, np.float32)})
+def _scaled(share: Spread, size: Spread) -> Spread:
+    return Spread(share.rms * size.rms, share.largest * size.largest)
 
 
-def _difference(got: Array, exact: Array, *, only_chosen: bool) -> float:
+@dataclass(frozen=True)
+class NoisyResults:
+    """What a model returned with its weights as they are, and with noise.
+
+    Attributes:
+        exact: By name.
+        drawn: The same of each draw.
+        rounded: The same without noise, with every result rounded; None where all of the above are.
+    """
+
+    exact: Mapping[str, Array]
+    drawn: Sequence[Mapping[str, Array]]
+    rounded: Mapping[str, Array] | None = None
+
+    def selected(self, select: Callable[[Mapping[str, Array]], dict[str, Array]]) -> NoisyResults:
+        """Return what counts of all results."""
+        rounded = None if self.rounded is None else select(self.rounded)
+        return NoisyResults(select(self.exact), [select(one) for one in self.drawn], rounded)
+
+    def move(self, name: str, *, only_chosen: bool = False) -> Spread:
+        """Return how far rounding moves a value.
+
+        Args:
+            only_chosen: Only elements count that are not 0 in either run: gates of heads.
+        """
+
+        def from_exact(*runs: Mapping[str, Array]) -> Spread:
+            exact = self.exact[name]
+            moves = [_difference(one[name], exact, only_chosen=only_chosen) for one in runs]
+            return spread(np.stack(moves))
+
+        rounded = None if self.rounded is None else from_exact(self.rounded)
+        return _together(from_exact(*self.drawn), rounded)
+
+    def of_layer(self, show: Callable[[Mapping[str, Array]], LayerValuesFound]) -> LayerRounding:
+        """Return how far rounding moves what is known of a layer.
+
+        Args:
+            show: Returns what results show of it.
+        """
+        exact = show(self.exact)
+        noise = _layer_moves(exact, [show(one) for one in self.drawn])
+        if self.rounded is None:
+            return noise
+        rounding = _layer_moves(exact, [show(self.rounded)])
+        return LayerRounding(
+            scores=None if noise.scores is None else _together(noise.scores, rounding.scores),
+            gates=_together(noise.gates, rounding.gates),
+            attention=None
+            if noise.attention is None
+            else _together(noise.attention, rounding.attention),
+        )
+
+
+def _together(noise: Spread, rounding: Spread | None) -> Spread:
+    """Add up, as what is independent does, what rounding the weights and the results does."""
+    if rounding is None:
+        return noise
+    return Spread(
+        math.hypot(noise.rms / _ROUNDINGS, rounding.rms),
+        math.hypot(noise.largest / _ROUNDINGS, rounding.largest),
+    )
+
+
+@dataclass
+class NoisyModel:
+    """A package in half precision with its weights moving, opened when it is first run.
+
+    Attributes:
+        variants: Opens it.
+        gates: Name of each layer's gates to their dtype.
+        inner: Names of inner values to return besides.
+        dtype: Of the weights.
+    """
+
+    variants: Variants
+    gates: GateTypes
+    inner: Sequence[str]
+    dtype: str
+
+    @cached_property
+    def _noisy(self) -> Runner | None:
+        return self.variants.noisy(self.gates, self.inner)
+
+    @cached_property
+    def _rounded(self) -> Runner | None:
+        return self.variants.rounded(self.gates, self.inner)
+
+    def results(self, inputs: Mapping[str, Array]) -> NoisyResults | None:
+        """Run it as it is, and with noise; None where no weight can move.
+
+        Args:
+            inputs: Those of the model, and the gates.
+        """
+        if self._noisy is None:
+            return None
+        exact, *drawn = (
+            self._noisy.run({**inputs, ROUNDING_STEP: np.asarray(step, np.float32)})
+            for step in (0.0, *[STEPS[self.dtype]] * DRAWS)
+        )
+        rounded = None if self._rounded is None else self._rounded.run(inputs)
+        return NoisyResults(exact, drawn, rounded)
+
+
+def _layer_moves(exact: LayerValuesFound, others: Sequence[LayerValuesFound]) -> LayerRounding:
+    assert exact.gates is not None
+    gates = exact.gates
+    scores, attention = exact.scores, exact.attention
+    return LayerRounding(
+        scores=None if scores is None else spread(_moved([one.scores for one in others], scores)),
+        gates=spread(np.stack([_difference(one.gates, gates, only_chosen=True) for one in others])),
+        attention=None
+        if attention is None
+        else fingerprint_spread(_moved([one.attention for one in others], attention), attention),
+    )
+
+
+def _moved(values: Sequence[Array | None], exact: Array) -> Float64Array:
+    wide = exact.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinities of one sign have no difference
+        moved = np.stack([value.astype(np.float64) - wide for value in values if value is not None])
+    return np.where(np.isnan(moved), 0.0, moved)
+
+
+def _difference(got: Array | None, exact: Array, *, only_chosen: bool) -> Float64Array:
+    assert got is not None
     error = abs_error(got, exact)
     counts = np.isfinite(exact)
     if only_chosen:
         counts &= (got != 0) & (exact != 0)
     error = np.where(counts, error, 0.0)
-    return largest(np.where(np.isnan(error), np.inf, error))
+    return np.where(np.isnan(error), np.inf, error)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 from moh_deploy.npz import Array
+from moh_deploy.package import Spread, spread
 from moh_deploy.validate.differences import (
     Float64Array,
     Place,
     abs_error,
     describe_worst,
+    finite,
     largest,
     largest_finite,
     structural_mismatch,
@@ -26,7 +28,7 @@ def compare_output(
     reference: Array,
     tolerance: Tolerance,
     *,
-    floor: float | None = None,
+    floor: Spread | None = None,
     forced: bool = False,
     place: Place = list,
 ) -> OutputParity:
@@ -38,7 +40,7 @@ def compare_output(
         got: What the runtime returned; None if it returned no such output.
         reference: What is expected.
         tolerance: The rule for this output.
-        floor: The error of this output that rounding noise makes; None if it is not known.
+        floor: How far rounding noise moves this output; None if it is not known.
         forced: The reference gates were fed to every layer.
         place: From an index into these arrays to what is shown of it.
     """
@@ -46,21 +48,28 @@ def compare_output(
     mismatch = structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return incomparable_output(name, vectors, mismatch)
-    error = abs_error(got, reference)
-    max_error, reference_max = largest(error), largest_finite(reference)
-    limit = tolerance.limit(reference_max, floor)
-    # Not `>`: a NaN must fail.
-    equal = max_error <= limit
+    error, size = abs_error(got, reference), spread(finite(reference))
+    measured = spread(error)
+    limit = tolerance.spread_limit(size, floor, reference.shape)
+    reason = None
+    if not measured.largest <= limit.largest:  # not `>`: a NaN must fail
+        reason = describe_worst(what, got, reference, error, limit.largest, place)
+    elif measured.rms > limit.rms:
+        reason = (
+            f"{what} differs by {measured.rms:.3g} by root mean square, tolerance {limit.rms:.3g}."
+        )
     return OutputParity(
         name=name,
         vectors=vectors,
-        max_abs_error=max_error,
-        max_rel_error=max_error / reference_max if reference_max else max_error,
-        tolerance=limit,
-        reason=None if equal else describe_worst(what, got, reference, error, limit, place),
-        floor=floor,
+        max_abs_error=measured.largest,
+        max_rel_error=measured.largest / size.largest if size.largest else measured.largest,
+        tolerance=limit.largest,
+        reason=reason,
+        floor=None if floor is None else floor.largest,
         forced=forced,
         elements=error.size,
+        rms_error=measured.rms,
+        rms_tolerance=limit.rms if math.isfinite(limit.rms) else None,
     )
 
 

@@ -32,7 +32,8 @@ def compare(
 
     Args:
         package: Says which outputs and layers there are.
-        runner: A session of it that also returns the values `package.gate_names`.
+        runner: A session of it that also returns the values `names_to_return(package)`; those that
+            it does not return are not compared.
         vectors: What to run, and what to expect.
         labels: How reports call each of them; empty for their numbers and sizes.
         valid: Which tokens of each of them count; empty for all.
@@ -46,7 +47,8 @@ def compare(
         ConfigError: The vectors' inputs do not fit the model.
         BackendError: The runtime failed.
     """
-    judge = Judge(package, runner, policy, None if outputs_only else variants)
+    has_inner = not outputs_only and any(one.scores or one.attention for one in vectors)
+    judge = Judge(package, runner, policy, None if outputs_only else variants, has_inner)
     names = labels or [label(str(index), one.sizes) for index, one in enumerate(vectors)]
     views = [EVERY_TOKEN] * len(vectors)
     if valid:

@@ -19,6 +19,10 @@ from moh_deploy.validate.valid_tokens import TokenCount
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+JudgedBy = Literal["choices", "scores", "nothing"]
+Part = Literal["scores", "choice", "gates", "attention"]
+"""Of what is compared of a layer, in the order in which it is computed."""
+
 SCHEMA_VERSION = 1
 """Of what `to_json` returns; docs/verify.schema.json describes it."""
 
@@ -37,6 +41,8 @@ class OutputParity:
         floor: The error that rounding noise of the model's precision makes; None if not measured.
         forced: The reference gates were fed to every layer.
         elements: How many numbers were compared; None where they cannot be.
+        rms_error: Root mean square of got - reference; None where they cannot be compared.
+        rms_tolerance: The largest `rms_error` that counts as equal; None where it is not judged.
     """
 
     name: str
@@ -48,6 +54,8 @@ class OutputParity:
     floor: float | None = None
     forced: bool = False
     elements: int | None = None
+    rms_error: float | None = None
+    rms_tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,17 @@ class LayerParity:
         smallest_margin: Of all tokens.
         flip_margin: The largest of the tokens that chose other heads; None without any.
         margin_bound: Rounding explains flips of tokens with a smaller margin.
+        score_error: Root mean square of the differences of the ranked scores; None where they are
+            not known on both sides.
+        score_tolerance: The largest `score_error` that counts as equal; None likewise.
+        attention_error: The same of the fingerprints of what the attention computed, as a share of
+            their size.
+        attention_tolerance: The largest `attention_error` that counts as equal.
+        undecided_tokens: Tokens with a near-tie that chose other heads, of which it cannot be told
+            whether the tie explains it.
+        judged_by: What the verdict on the router rests on: the choices of heads, or, where most
+            tokens are near ties, the scores; `nothing` where there is no token.
+        wrong: What is not equal, in the order in which it is computed.
     """
 
     path: str
@@ -91,6 +110,18 @@ class LayerParity:
     smallest_margin: float | None = None
     flip_margin: float | None = None
     margin_bound: float | None = None
+    score_error: float | None = None
+    score_tolerance: float | None = None
+    attention_error: float | None = None
+    attention_tolerance: float | None = None
+    undecided_tokens: int = 0
+    judged_by: JudgedBy = "choices"
+    wrong: tuple[Part, ...] = ()
+
+    @property
+    def no_data(self) -> bool:
+        """Nothing is known to be wrong, and it cannot be said that all is equal."""
+        return self.judged_by == "nothing" or (self.undecided_tokens > 0 and not self.wrong)
 
 
 @dataclass(frozen=True)
@@ -160,7 +191,14 @@ class ParityReport:
             return (f"no output holds anything to compare, so nothing is proven.{padding}",)
         entries: tuple[OutputParity | LayerParity | MetricParity, ...]
         entries = (*self.accuracy, *self.outputs, *self.layers)
-        return tuple(entry.reason for entry in entries if entry.reason is not None)
+        wrong = tuple(entry.reason for entry in entries if entry.reason is not None)
+        return (*wrong, *map(_nothing_judged, self.unjudged_layers))
+
+    @property
+    def unjudged_layers(self) -> tuple[str, ...]:
+        """Paths of layers of which no vector set had anything to judge."""
+        judged = {one.path for one in self.layers if one.judged_by != "nothing"}
+        return tuple(dict.fromkeys(one.path for one in self.layers if one.path not in judged))
 
     def _reasons_of(self, part: ParityReport) -> tuple[str, ...]:
         """Return them with their reference, if there are others."""
@@ -174,12 +212,19 @@ class ParityReport:
 
     @property
     def answer(self) -> Literal["EQUAL", "NOT EQUAL", "CANNOT TELL"]:
-        """The answer in one word. The last is no pass: all that is wrong is too few samples."""
+        """The answer in one word. The last is no pass: nothing is known to be wrong, and it cannot
+        be said that all is equal, for want of samples or of what is known of ties."""
         if self.equal:
             return "EQUAL"
-        parts = self.parts or (self,)
-        undecided = [one for part in parts for one in part.accuracy if one.verdict == "cannot tell"]
-        return "CANNOT TELL" if len(undecided) == len(self.reasons) else "NOT EQUAL"
+        undecided = sum(one._undecided for one in self.comparisons)
+        return "CANNOT TELL" if undecided == len(self.reasons) else "NOT EQUAL"
+
+    @property
+    def _undecided(self) -> int:
+        """How many of the reasons are no more than that something cannot be told."""
+        metrics = sum(one.verdict == "cannot tell" for one in self.accuracy)
+        layers = sum(one.no_data and one.reason is not None for one in self.layers)
+        return metrics + layers + len(self.unjudged_layers)
 
     @property
     def max_abs_error(self) -> float:
@@ -279,6 +324,10 @@ class ParityReport:
         from moh_deploy.report.parity import parity_tables
 
         return parity_tables(self)
+
+
+def _nothing_judged(path: str) -> str:
+    return f"layer '{path}': no data. No token of it was left to compare, in any vector set."
 
 
 def combined(reports: Sequence[ParityReport]) -> ParityReport:

@@ -12,7 +12,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, AccuracyRule
 from moh_deploy.validate.tolerances import BUILT_IN, TOLERANCES, Tolerance, tolerance_for
 
-_NUMBERS = ("relative", "near_tie", "relative_after_flip", "floor_factor", "least")
+_NUMBERS = ("relative", "near_tie", "relative_after_flip", "floor_factor", "peak_factor", "least")
 _KEYS = (*_NUMBERS, "reason")
 _ACCURACY_NUMBERS = ("max_drop", "max_relative_drop", "min_samples")
 

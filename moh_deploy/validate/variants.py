@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from moh_deploy.backends.runner import Runner
@@ -17,16 +18,29 @@ class Variants(Protocol):
     def why_not_forced(self) -> str | None:
         """Return why the gates cannot be fed; None if they can."""
 
-    def forced(self, gates: GateTypes) -> Runner:
+    def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner:
         """Open the model as it is judged.
 
         Args:
             gates: Name of each layer's gates to their dtype.
+            inner: Names of inner values to return besides.
         """
 
-    def noisy(self, gates: GateTypes) -> Runner | None:
+    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
         """Open the model with weights that move by the input ROUNDING_STEP; see `weight_noise`.
+
+        Args:
+            gates: Name of each layer's gates to their dtype.
+            inner: Names of inner values to return besides.
 
         Returns:
             None if there is nothing that could move.
+        """
+
+    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        """Open the model with every result rounded, as hardware does that computes in half
+        precision; arguments are those of `noisy`.
+
+        Returns:
+            None if that is how `noisy` runs it, too.
         """

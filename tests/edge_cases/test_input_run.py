@@ -127,7 +127,7 @@ def test_nan_is_right_where_the_reference_has_it(package: OnnxPackage):
 def test_nan_is_right_with_gates_fed_too(package: OnnxPackage):
     @dataclass(frozen=True)
     class FedGates(OrtVariants):
-        def forced(self, gates: object) -> Any:
+        def forced(self, gates: object, inner: object = ()) -> Any:
             return Fake({"y": with_nan(3, 5)})
 
     reference = replace(package.vectors[0], outputs={"y": with_nan(3)})

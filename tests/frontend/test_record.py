@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from moh_deploy.frontend.layer_values import are_the_best
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.record import LayerRecord, record
 from moh_deploy.frontend.rewrite import Rewrite, insert
+from moh_deploy.frontend.rewrite.attention_view import view_attention
+from moh_deploy.package import NUMBERS
 from tests.frontend.traced import plain_trace
 from tests.small_moh import SmallMoH, build
 
@@ -169,3 +173,24 @@ def test_tokens_without_a_tie_are_compared_beside_one_that_has_it():
     assert layer_of(program, rewrite, tied).disagreement is None
     every_head(rewrite)
     assert "MoHRouter differs" in layer_of(program, rewrite, tied).disagreement
+
+
+def test_scores_and_the_fingerprint_of_the_attention_are_recorded():
+    model = build().eval()
+    program = normalize(plain_trace(model, X))
+    rewrites = view_attention(program, insert(program, recognize(program)))
+    (layer,) = record(program, rewrites, [X]).layers
+    assert layer.scores is not None
+    expected = model.routed(X).softmax(-1).detach().numpy()
+    np.testing.assert_allclose(layer.scores, expected, rtol=1e-5)
+    assert layer.attention is not None
+    assert layer.attention.shape == (2, 5, NUMBERS)
+
+
+def test_scores_that_do_not_decide_alone_are_not_recorded():
+    ranked = torch.tensor([[[0.5, 0.3, 0.2]]])
+    assert are_the_best(ranked, torch.tensor([[[True, True, False]]]), 2)
+    assert are_the_best(ranked, torch.tensor([[[True, False, False]]]), 2)  # a gate may be 0
+    assert not are_the_best(ranked, torch.tensor([[[True, False, True]]]), 2)
+    assert not are_the_best(ranked, torch.tensor([[[True, True, True]]]), 2)
+    assert not are_the_best(ranked * float("nan"), torch.tensor([[[True, True, False]]]), 2)

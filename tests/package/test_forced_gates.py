@@ -63,7 +63,7 @@ def test_gates_that_attention_does_not_read_cannot_be_fed(tmp_path: Path):
     package = rewired(write_package(tmp_path / "package"), recorded, read)
     why_not = OrtVariants(package).why_not_forced()
     assert why_not == (
-        "attention does not read the recorded gates, or a view of them, in blocks.0.attn"
+        "attention does not read the recorded gates, or a view of them, in 'blocks.0.attn'"
     )
 
 

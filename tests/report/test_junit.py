@@ -58,14 +58,23 @@ def test_no_data_never_passes():
 
 def test_what_is_not_judged_is_skipped():
     free = replace(OUTPUT, vectors="0, behind a flip", tolerance=None, max_abs_error=0.5)
-    undecided = replace(LAYER, decisions=0, equal_decisions=0)
+    undecided = replace(LAYER, decisions=0, equal_decisions=0, judged_by="nothing")
     report = replace(REPORT, outputs=(OUTPUT, free), layers=(undecided,))
     found = outcomes(report)
     assert found["y [0, behind a flip]"] == "skipped"
     assert found["blocks.0.attn [0 (batch=2)]"] == "skipped"
-    assert "| blocks.0.attn | 0 (batch=2) | 100.00 % | 0 | 0 | 1e-06 | 0.0001 | no data |" in (
-        markdown(report, "m")
-    )
+    row = "| blocks.0.attn | 0 (batch=2) | 100.00 % | 0 | 0 | 1e-06 | 0.0001 | "
+    assert f"{row}- | - | nothing | no data |" in markdown(report, "m")
+    assert report.answer == "CANNOT TELL"
+
+
+def test_flip_of_which_it_cannot_be_told_is_no_pass():
+    undecided = replace(LAYER, undecided_tokens=1, reason="no data. export again")
+    report = replace(REPORT, layers=(undecided,))
+    assert outcomes(report)["blocks.0.attn [0 (batch=2)]"] == "failure"
+    assert (report.equal, report.answer) == (False, "CANNOT TELL")
+    wrong = replace(undecided, wrong=("gates",))
+    assert replace(REPORT, layers=(wrong,)).answer == "NOT EQUAL"
 
 
 def test_run_without_an_answer_is_an_error():

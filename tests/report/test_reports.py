@@ -233,7 +233,7 @@ def test_parity_calls_only_what_was_judged_equal():
         replace(output("empty", "0", 0.0), elements=0),
         output("broken", "0", 1.0, "it is off."),
     )
-    undecided = LayerParity("blocks.0.attn", "0", 0, 0, 0, 0, 0.0, 1e-4)
+    undecided = LayerParity("blocks.0.attn", "0", 0, 0, 0, 0, 0.0, 1e-4, judged_by="nothing")
     shown = text_of(parity(*outputs, layers=(undecided,)))
     for name, answer in {
         "judged": "equal",

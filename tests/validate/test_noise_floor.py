@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +10,16 @@ import pytest
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.npz import Array
-from moh_deploy.package import ROUNDING_STEP
-from moh_deploy.validate.noise_floor import DRAWS, STEPS, measure_floor
+from moh_deploy.package import ROUNDING_STEP, GateTypes, LayerRounding, Rounding, Spread
+from moh_deploy.validate.layer_parity import LayerValuesFound
+from moh_deploy.validate.noise_floor import (
+    DRAWS,
+    NO_FLOOR,
+    STEPS,
+    NoisyModel,
+    NoisyResults,
+    recorded_floor,
+)
 from tests.kernel_library import NO_KERNELS
 
 EXACT = [1.0, 2.0, math.inf, 0.0]
@@ -33,11 +41,31 @@ class Drawn:
         return {"y": np.asarray(self.draws.pop() if step else EXACT, np.float32)}
 
 
-def floor_of(*draws: list[float], gates: frozenset[str] = frozenset()) -> float:
+@dataclass
+class Opened:
+    """Variants that were opened before."""
+
+    model: Drawn
+
+    def why_not_forced(self) -> None:
+        return None
+
+    def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Drawn:
+        return self.model
+
+    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Drawn:
+        return self.model
+
+    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> None:
+        return None
+
+
+def floor_of(*draws: list[float], only_chosen: bool = False) -> float:
     model = Drawn(list(draws))
-    found = measure_floor(model, {}, "float16", gates=gates)
+    found = NoisyModel(Opened(model), {}, (), "float16").results({})
     assert model.asked == [0.0, *[STEPS["float16"]] * DRAWS]
-    return found["y"]
+    assert found is not None
+    return found.move("y", only_chosen=only_chosen).largest
 
 
 def test_floor_is_the_largest_difference_of_all_draws():
@@ -52,5 +80,37 @@ def test_numbers_that_noise_makes_infinite_have_no_floor():
 
 def test_heads_that_noise_chose_otherwise_do_not_count_among_gates():
     flipped = [0.0, 2.5, math.inf, 1.0]
-    assert floor_of(EXACT, flipped, EXACT, gates=frozenset({"y"})) == pytest.approx(0.5)
+    assert floor_of(EXACT, flipped, EXACT, only_chosen=True) == pytest.approx(0.5)
     assert floor_of(EXACT, flipped, EXACT) == pytest.approx(1.0)
+
+
+def shown(results: Mapping[str, Array]) -> LayerValuesFound:
+    return LayerValuesFound(results["y"], results["y"], None)
+
+
+def test_rounding_of_weights_and_of_results_adds_up():
+    exact, noise, rounded = (np.full((1, 2), value) for value in (1.0, 1.9, 1.4))
+    found = NoisyResults({"y": exact}, [{"y": noise}], {"y": rounded})
+    assert found.move("y").rms == pytest.approx(0.5)  # 0.9 / 3 and 0.4
+    assert found.of_layer(shown).gates.largest == pytest.approx(0.5)
+
+
+def test_floor_of_a_layer_is_the_spread_over_all_draws():
+    gates = np.array([[1.0, 0.0], [0.5, 0.5]])  # [T, H]
+    drawn = [{"y": gates + move} for move in (0.0, 0.3, -0.1)]
+    floor = NoisyResults({"y": gates}, drawn).of_layer(shown)
+    assert floor.scores is not None
+    assert floor.scores.largest == pytest.approx(0.3)
+    assert floor.scores.rms == pytest.approx(math.sqrt((0.09 + 0.01) / 3))
+    assert floor.gates.rms < floor.scores.rms  # the gate of a closed head does not count
+    assert floor.attention is None
+
+
+def test_floor_of_an_export_is_scaled_to_what_is_expected():
+    layer = LayerRounding(None, Spread(1e-7, 1e-6), None)
+    rounding = Rounding({"y": Spread(1e-7, 1e-6)}, (layer,))
+    floor = recorded_floor(rounding, {"y": np.array([20.0, -20.0])})
+    assert floor.outputs["y"].largest == pytest.approx(2e-5)
+    assert floor.outputs["y"].rms == pytest.approx(2e-6)
+    assert floor.of_layer(0) is layer
+    assert NO_FLOOR.of_layer(0) is None

@@ -11,6 +11,8 @@ import moh_deploy
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.errors import ValidationError
+from moh_deploy.jobs.precision import lowered
+from moh_deploy.jobs.recorded_parity import compare_recorded
 from moh_deploy.validate.parity import compare
 from tests.kernel_library import required_library
 from tests.routed_package import Fault, write_routed
@@ -24,6 +26,7 @@ IN_THE_ROUTER = {
     "RoPE before the router",
     "top_k off by one",
     "swapped shared and routed heads",
+    "float16 scores",
 }
 
 
@@ -33,24 +36,27 @@ def test_fault_is_refused_with_a_sentence_that_names_the_layer(fault: Fault, tmp
     report = moh_deploy.verify(tmp_path / "package", kernels="off")
     with pytest.raises(ValidationError) as refused:
         report.raise_if_unequal()
-    if fault == "float16 scores":  # Each error is within the tolerance, their sum is not.
-        expected = "nearest to it is the router of layer 'blocks.1.attn'"
-    elif fault in IN_THE_ROUTER:
-        expected = "outputs agree: the error is in the router of layer 'blocks.1.attn'."
-    else:
+    if fault in IN_THE_ROUTER:
+        expected = "attention and outputs agree: the error is in the router of layer"
+        expected += " 'blocks.1.attn'."
+    else:  # what is stale is behind the attention
+        behind, until = (1, 2) if fault == "stale weights" else (0, 1)
         expected = (
-            "outputs still differ: the error first shows no later than the router of layer"
-            " 'blocks.2.attn', and behind that of layer 'blocks.1.attn'."
+            f"the attention of layer 'blocks.{until}.attn' is the first that differs: the error is"
+            f" behind the attention of layer 'blocks.{behind}.attn', and no later than that of"
         )
     assert expected in str(refused.value)
 
 
-# In float16 all scores are rounded: that one is no fault there.
-@pytest.mark.parametrize("fault", [one for one in FAULTS if one != "float16 scores"])
-def test_fault_is_refused_in_half_precision(fault: Fault, tmp_path: Path):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_is_made_of_a_package_with_a_fault(fault: Fault, tmp_path: Path):
     write_routed(tmp_path / "package", fault)
-    with pytest.raises(ValidationError, match=r"layer '?blocks\.1\.attn'"):
+    refused = (
+        r"package, the package to start from, is not equal to the reference: .*blocks\.1\.attn"
+    )
+    with pytest.raises(ValidationError, match=refused):
         moh_deploy.precision(tmp_path / "package", to="fp16", output=tmp_path / "half")
+    assert not (tmp_path / "half").exists()
 
 
 def test_kernels_are_judged_with_the_reference_gates_too(tmp_path: Path):
@@ -61,7 +67,7 @@ def test_kernels_are_judged_with_the_reference_gates_too(tmp_path: Path):
     assert report.layers[1].forced
     write_routed(tmp_path / "wrong", "wrong scale")
     report = moh_deploy.verify(tmp_path / "wrong", kernels="require")
-    assert "behind that of layer 'blocks.1.attn'" in str(report.failure)
+    assert "no later than that of layer 'blocks.1.attn'" in str(report.failure)
 
 
 def test_right_package_is_accepted(tmp_path: Path):
@@ -71,15 +77,21 @@ def test_right_package_is_accepted(tmp_path: Path):
     assert report.notes == ()
 
 
-# What these do is smaller than what rounding to 8 bits does: a package in float32 is refused.
-BELOW_BFLOAT16 = {"float16 scores", "one gate off by 1 %", "wrong scale"}
+# In half precision the scores are rounded in any case, and what these do is smaller than that.
+BELOW = {
+    "fp16": {"float16 scores"},
+    "bf16": {"float16 scores", "one gate off by 1 %"},
+}
+PLANTED = [(to, fault) for to, below in BELOW.items() for fault in FAULTS if fault not in below]
 
 
-@pytest.mark.parametrize("fault", [one for one in FAULTS if one not in BELOW_BFLOAT16])
-def test_fault_is_refused_in_bfloat16(fault: Fault, tmp_path: Path):
-    write_routed(tmp_path / "package", fault)
-    with pytest.raises(ValidationError, match=r"layer,? '?blocks\.[12]\.attn'"):
-        moh_deploy.precision(tmp_path / "package", to="bf16", output=tmp_path / "half")
+@pytest.mark.parametrize(("to", "fault"), PLANTED)
+def test_fault_is_refused_in_half_precision(to: str, fault: Fault, tmp_path: Path):
+    wrong = write_routed(tmp_path / "package", fault)
+    half = lowered(wrong, to, tmp_path / "half")
+    report = compare_recorded(half)
+    assert report.answer == "NOT EQUAL"
+    assert "blocks.1.attn" in str(report.failure)
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
@@ -90,7 +102,7 @@ def test_half_precision_is_accepted_and_judged_by_its_own_floor(to: str, tmp_pat
     report.raise_if_unequal()
     judged = report.outputs[0]
     assert judged.floor is not None
-    assert judged.tolerance == pytest.approx(3 * judged.floor)
+    assert judged.tolerance == pytest.approx(4 * judged.floor)
     assert judged.max_abs_error < judged.floor
 
 

@@ -42,6 +42,7 @@ from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.recognize.views import history
 from moh_deploy.frontend.rewrite.aggregated import AggregatedRewriter
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter
+from moh_deploy.frontend.rewrite.attention_view import drop_views
 from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.gates_first import apply_gates_first
 from moh_deploy.frontend.rewrite.operands import gates_of
@@ -78,6 +79,8 @@ class Rewrite:
         swaps: Other nodes that inserted ones take over from: parts of packed projections.
         query_projection: The inserted MoHQueryProjection; None where there is none.
         output_projection: Replaces the linear map that reads the gated heads; None likewise.
+        attention_view: [B, S, H * value size], from the original operators: the gated heads; None
+            where they have no such view, or none was inserted.
     """
 
     layer: MoHLayer
@@ -97,6 +100,12 @@ class Rewrite:
     swaps: tuple[Swap, ...] = ()
     query_projection: Node | None = None
     output_projection: Swap | None = None
+    attention_view: Node | None = None
+
+    @property
+    def kept_view(self) -> Node | None:
+        """The view that readers of the model need: of an attention that no op takes over from."""
+        return self.attention_view if self.replacement is None else None
 
     def kept(self, reason: str) -> Rewrite:
         """The same layer left as it is."""
@@ -259,7 +268,8 @@ def _scores(
     layout.insert(selection.dim, candidates)
     scores = Operand(selection.scores, tuple(layout))
     arranged = layouts.arrange(scores, (*wanted[:-1], candidates))
-    if router.finish is None or router.form == "scored":
+    routed = router.routed_logits
+    if routed is None or routed.node is not selection.scores or router.form == "scored":
         return arranged
     return layouts.builder.call(torch.ops.aten.softmax.int, arranged, -1)
 
@@ -275,9 +285,10 @@ def commit(
 
     Returns:
         A program whose outputs are the tensors of the original outputs in order, followed by one
-        [B, S, H] tensor of gates a layer.
+        [B, S, H] tensor of gates a layer, and by the `kept_view` of each layer that has one.
     """
     graph = program.graph_module.graph
+    drop_views(rewrites)
     for swap in swaps:
         swap.old.replace_all_uses_with(swap.new)
     for rewrite in rewrites:
@@ -298,11 +309,12 @@ def commit(
         else rewrite.gates
         for rewrite in rewrites
     ]
-    output.args = ((*leaves, *gates),)
+    views = [one.kept_view for one in rewrites if one.kept_view is not None]
+    output.args = ((*leaves, *gates, *views),)
     # A dropout that is switched off, say, has no effect that anybody could miss.
     graph.eliminate_dead_code(lambda node: node.is_impure() and not is_random(node))
     program.graph_module.recompile()
-    return _with_outputs(program, (*leaves, *gates))
+    return _with_outputs(program, (*leaves, *gates, *views))
 
 
 def _with_outputs(program: ExportedProgram, outputs: Sequence[Node]) -> ExportedProgram:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from moh_deploy.report.html.scales import Scale, decades
 from moh_deploy.report.html.tables import Cell, Mark, Status, Table, Track, number
@@ -14,30 +14,45 @@ from moh_deploy.report.parity import (
     worst_layers,
     worst_outputs,
 )
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.parity_report import LayerParity, ParityReport
 
+_TITLE = (
+    "errors, worst vector set of each: largest absolute one of gates and outputs, root mean square"
+    " of scores, and of attention as a share of its size"
+)
 _COLUMNS = ("layer or output", "what", "error beside tolerance", "#error", "#tolerance", "verdict")
 
 
 def error_table(report: ParityReport) -> Table:
     """Return the worst vector set of each router, then of each output, with errors drawn."""
     layers, outputs = worst_layers(report), worst_outputs(report)
-    errors = [one.gate_error for one in layers] + [one.max_abs_error for one in outputs]
-    limits = [one.gate_tolerance for one in layers] + [one.tolerance or 0.0 for one in outputs]
+    figures = [figure for one in layers for figure in _figures(one)]
+    errors = [error for _, error, _ in figures] + [one.max_abs_error for one in outputs]
+    limits = [limit for *_, limit in figures] + [one.tolerance or 0.0 for one in outputs]
     # Infinity is drawn at the right end: beyond all limits.
     beyond = [10 * one for one in limits] if any(map(math.isinf, errors)) else []
     scale = decades([*errors, *limits, *beyond])
     rows = [
         *(
-            _row(one.path, "gates", one.gate_error, one.gate_tolerance, layer_answer(one), scale)
+            _row(one.path, what, error, limit, layer_answer(one), scale)
             for one in layers
+            for what, error, limit in _figures(one)
         ),
         *(
             _row(one.name, "output", one.max_abs_error, one.tolerance, output_answer(one), scale)
             for one in outputs
         ),
     ]
-    return Table("largest absolute error, worst vector set of each", _COLUMNS, rows, scale)
+    return Table(_TITLE, _COLUMNS, rows, scale)
+
+
+def _figures(one: LayerParity) -> Iterator[tuple[str, float, float]]:
+    """Yield what was measured of a layer, its error, and what that may be."""
+    if one.score_error is not None:
+        yield "scores", one.score_error, one.score_tolerance or 0.0
+    yield "gates", one.gate_error, one.gate_tolerance
+    if one.attention_error is not None:
+        yield "attention", one.attention_error, one.attention_tolerance or 0.0
 
 
 def status(answer: Answer) -> Status:

@@ -32,6 +32,11 @@ _LAYER_COLUMNS = (
     "#smallest margin",
     "#gate error",
     "#tolerance",
+    "#score error",
+    "#tolerance",
+    "#attention error",
+    "#tolerance",
+    "judged by",
     "verdict",
 )
 _OUTPUT_COLUMNS = (
@@ -49,6 +54,7 @@ _RULE_COLUMNS = (
     "#near tie",
     "#behind a flip",
     "#times the floor",
+    "#at one token",
     "#least",
     "reason",
 )
@@ -165,6 +171,9 @@ def _layers(report: ParityReport) -> Table:
             one.flipped_tokens,
             one.excused_tokens,
             *map(number, (one.smallest_margin, one.gate_error, one.gate_tolerance)),
+            *map(number, (one.score_error, one.score_tolerance)),
+            *map(number, (one.attention_error, one.attention_tolerance)),
+            one.judged_by,
             status(layer_answer(one)),
         )
 
@@ -175,7 +184,7 @@ def _layers(report: ParityReport) -> Table:
 def _rules(report: ParityReport) -> Table:
     def row(name: str, rule: Tolerance) -> Sequence[Cell]:
         figures = (rule.relative, rule.near_tie, rule.relative_after_flip)
-        floor = (rule.floor_factor or None, rule.least or None)
+        floor = (rule.floor_factor or None, rule.peak_factor or None, rule.least or None)
         return (name, *map(number, (*figures, *floor)), rule.reason)
 
     rows = [row(*one) for one in report.rules.items()]

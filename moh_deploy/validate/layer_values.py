@@ -1,0 +1,119 @@
+"""What a run shows of the layers inside a model: gates, ranked scores, and what attention computes.
+
+They are inner values of model.onnx, which a session returns when it is asked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from moh_deploy.npz import Array
+from moh_deploy.package import (
+    NO_SOURCES,
+    LayerSources,
+    OnnxPackage,
+    RouterLogits,
+    attention_value,
+    fingerprint,
+    layer_sources,
+    router_logits,
+)
+
+ROUTED = "routed_logits"
+
+
+@dataclass(frozen=True)
+class LayerValues:
+    """Where one layer's inner values are, and how to read them.
+
+    Attributes:
+        gates: Name of the gates.
+        attention: Name of what its attention computes, gates included; None where the graph has no
+            such value.
+        router: Where its MoHRouter reads logits; None where plain operators make the gates.
+        sources: What they are computed from.
+    """
+
+    gates: str
+    attention: str | None
+    router: RouterLogits | None
+    sources: LayerSources = NO_SOURCES
+
+    @property
+    def logits(self) -> str | None:
+        """Name of what the scores are made of; None where the layer ranks nothing that is known."""
+        if self.router is None or not self.router.in_order:
+            return None
+        return self.router.logits.get(ROUTED)
+
+    @property
+    def names(self) -> list[str]:
+        """What a session has to return."""
+        return [name for name in (self.gates, self.logits, self.attention) if name is not None]
+
+    def scores(self, results: Mapping[str, Array], tokens: tuple[int, ...]) -> Array | None:
+        """Return what the router ranked, [B, S, candidates] in float32.
+
+        Args:
+            results: What the session returned.
+            tokens: [B, S], as of the gates.
+        """
+        if self.logits is None or self.logits not in results:
+            return None
+        assert self.router is not None
+        logits = results[self.logits]
+        candidates = logits.shape[-1]
+        if logits.size != np.prod(tokens) * candidates:
+            return None
+        scores = ranked_scores(self.router, logits).astype(np.float32)
+        return scores.reshape(*tokens, candidates)
+
+    def fingerprint(self, results: Mapping[str, Array], tokens: tuple[int, ...]) -> Array | None:
+        """Return the fingerprint of what the attention computed, [B, S, NUMBERS]; arguments are
+        those of `scores`."""
+        if self.attention is None or self.attention not in results:
+            return None
+        value = results[self.attention]
+        if value.ndim == 4:  # [B, H, S, D], as the operator has it where its inputs are so
+            value = value.transpose(0, 2, 1, 3)
+        if not value.size or value.shape[:2] != tokens:
+            return None
+        return fingerprint(value.reshape(*tokens, -1))
+
+
+def layer_values(package: OnnxPackage) -> tuple[LayerValues, ...]:
+    """Return where each layer's inner values are, in the manifest's order."""
+    graph = onnx.load(package.model_path, load_external_data=False).graph
+    layers = package.manifest.layers
+    found = zip(layers, router_logits(graph, layers), layer_sources(graph, layers), strict=True)
+    return tuple(
+        LayerValues(layer.gates, attention_value(graph, layer), router, sources)
+        for layer, router, sources in found
+    )
+
+
+def names_to_return(package: OnnxPackage) -> list[str]:
+    """Return the inner values that a session has to return for its layers to be compared."""
+    values = layer_values(package)
+    return list(dict.fromkeys(name for layer in values for name in layer.names))
+
+
+def ranked_scores(router: RouterLogits, logits: Array) -> NDArray[np.float64]:
+    """Return what a router ranks: probabilities; of a `scored` one, whose scores may have a bias,
+    these: a softmax would make their gaps smaller than they are.
+
+    Args:
+        logits: Its routed logits [..., R].
+    """
+    wide = logits.astype(np.float64)
+    if router.form == "scored" or not wide.size:
+        return wide
+    with np.errstate(invalid="ignore"):  # infinities of one sign have no difference
+        exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    scores: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return scores
