@@ -1,0 +1,93 @@
+"""Packages of a model in three precisions, made once and kept in a directory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import cache as once
+from pathlib import Path
+from typing import Literal, get_args
+from unittest import mock
+
+import onnx
+import onnx_ir as ir
+
+import moh_deploy
+from moh_deploy import pipeline
+from moh_deploy.backends.value_ranges import largest_values
+from moh_deploy.jobs.precision import lower_model
+from moh_deploy.package import LayerInfo, OnnxPackage, PackageWriter
+from moh_deploy.package.model_files import save_model
+from tests.exporting import prove
+from tests.zoo import ZooModel
+
+Precision = Literal["float32", "float16", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+def package_of(
+    model: ZooModel, directory: Path, precision: Precision = "float32", *, opset: int | None = None
+) -> OnnxPackage:
+    """Return the package of a model from the directory, made now if it is not there."""
+    name = model.name if opset is None else f"{model.name}.opset{opset}"
+    root = directory / precision / name
+    if not root.is_dir():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        if precision == "float32":
+            _export(model, root, opset)
+        else:
+            full = package_of(model, directory, opset=opset)
+            write_package(full, root, onnx.load(full.model_path), precision=precision)
+    return OnnxPackage.open(root)
+
+
+def write_package(
+    package: OnnxPackage,
+    root: Path,
+    model: onnx.ModelProto,
+    *,
+    precision: Precision = "float32",
+    layers: tuple[LayerInfo, ...] | None = None,
+) -> OnnxPackage:
+    """Write a float32 package again with another model in it, and prove nothing.
+
+    Args:
+        package: What the model is a variant of: vectors and manifest are its own.
+        root: Where to; what is there is replaced.
+        model: In float32; it is lowered as `precision` does it where that is asked for. What is to
+            stay in float32 is decided by the values of the package as it is.
+        layers: Those of the manifest, where they differ.
+    """
+    shutil.rmtree(root, ignore_errors=True)
+    layers = package.manifest.layers if layers is None else layers
+    with PackageWriter(root) as writer:
+        if precision == "float32":
+            onnx.save(model, writer.path("model.onnx"))
+        else:
+            lowered = ir.from_proto(model)
+            _, layers = lower_model(lowered, layers, precision, _largest(package.root))
+            save_model(lowered, package, writer.root)
+        manifest = replace(package.manifest, precision=precision, layers=layers, proof=None)
+        return writer.finish(manifest, package.vectors, package.corpus)
+
+
+@once
+def _largest(root: Path) -> dict[str, float]:
+    return largest_values(OnnxPackage.open(root))
+
+
+def _export(model: ZooModel, root: Path, opset: int | None) -> None:
+    inputs = model.inputs()
+    # Comparing in a fresh process each time would take longer than all else.
+    with mock.patch.object(pipeline, "prove", prove):
+        moh_deploy.export(
+            model.build(),
+            root,
+            inputs={each.name: each.value for each in inputs},
+            dynamic=[
+                f"{each.name}:" + ",".join(f"{axis}={dim}" for axis, dim in each.dims.items())
+                for each in inputs
+                if each.dims
+            ],
+            opset=opset,
+        )

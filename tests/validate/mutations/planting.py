@@ -1,0 +1,200 @@
+"""Plant every fault in every layer of a model's package, and ask `verify`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+
+from moh_deploy.backends.runner import Kernels
+from moh_deploy.package import OnnxPackage
+from tests.validate.mutations.effects import (
+    LEAST_FLOOR,
+    Effect,
+    Runs,
+    differences,
+    effects,
+    values_as_run,
+    wide_values,
+)
+from tests.validate.mutations.faults import FAULTS, SEEN_BY_KERNELS_ONLY, plant
+from tests.validate.mutations.packages import Precision, package_of, write_package
+from tests.validate.mutations.site import DoesNotApplyError
+from tests.validate.mutations.verdicts import Verdict, verdict_of
+from tests.zoo import ZooModel
+
+WITHOUT_EFFECT = 3.0
+"""A fault is one where it moves some value by this many times what rounding does."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One fault in one layer, and the answer.
+
+    Attributes:
+        effects: Of each value, the largest ratio first.
+        kernels: What verify was asked to run.
+        beside: Of a fault that kernels alone see: the answer to function bodies, which are right.
+    """
+
+    model: str
+    precision: Precision
+    layer: str
+    index: int
+    fault: str
+    kernels: Kernels
+    effects: tuple[Effect, ...]
+    verdict: Verdict
+    beside: Verdict | None = None
+
+    @property
+    def ratio(self) -> float:
+        return self.effects[0].ratio
+
+    @property
+    def has_effect(self) -> bool:
+        return self.ratio >= WITHOUT_EFFECT
+
+    @property
+    def is_in_scores_only(self) -> bool:
+        """Tell whether scores alone move, and no gate with them: where gates are 0 and 1, scores
+        count by their order only."""
+        others = [one for one in self.effects if not one.value.startswith("scores/")]
+        return self.has_effect and all(one.ratio < WITHOUT_EFFECT for one in others)
+
+    @property
+    def named_rightly(self) -> bool:
+        return self.layer in self.verdict.named
+
+    @property
+    def others_named(self) -> tuple[str, ...]:
+        return tuple(path for path in self.verdict.named if path != self.layer)
+
+    def to_json(self) -> dict[str, object]:
+        """Return all of it in plain JSON types."""
+        found = asdict(self)
+        found["effects"] = {
+            one.value: {"size": one.size, "floor": one.floor, "ratio": one.ratio}
+            for one in self.effects
+        }
+        return {
+            **found,
+            "ratio": self.ratio,
+            "in_scores_only": self.is_in_scores_only,
+            "named_rightly": self.named_rightly,
+        }
+
+
+@dataclass
+class Nursery:
+    """The packages of one model, and what is measured of them once.
+
+    Attributes:
+        directory: Where packages and effects are kept.
+        scratch: Where faulted packages are written, one over the other.
+    """
+
+    model: ZooModel
+    directory: Path
+    scratch: Path
+    skipped: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    @cached_property
+    def package(self) -> OnnxPackage:
+        return package_of(self.model, self.directory)
+
+    @cached_property
+    def onnx_model(self) -> onnx.ModelProto:
+        return onnx.load(self.package.model_path)
+
+    @cached_property
+    def right(self) -> Runs:
+        """The right model's values in float64."""
+        return wide_values(self.onnx_model, self.package)
+
+    def floors(self, precision: Precision) -> dict[str, float]:
+        """Return how far rounding moves each value of the right package."""
+        package = package_of(self.model, self.directory, precision)
+        return differences(self.right, values_as_run(package))
+
+    def plant_all(
+        self,
+        precision: Precision,
+        *,
+        faults: Collection[str] = tuple(FAULTS),
+        layers: Callable[[int], bool] = lambda index: True,
+    ) -> Iterator[Planted]:
+        """Yield the answer for every fault in every layer; what does not apply is in `skipped`."""
+        floors = self.floors(precision)
+        for index in filter(layers, range(len(self.package.manifest.layers))):
+            for fault in faults:
+                try:
+                    wrong = plant(
+                        fault,
+                        self.onnx_model,
+                        self.package.manifest.layers,
+                        index,
+                        self.package.vectors,
+                    )
+                except DoesNotApplyError as error:
+                    self.skipped[fault, index] = str(error)
+                    continue
+                yield self._judged(fault, index, wrong, precision, floors)
+        self._keep_effects()
+
+    def _judged(
+        self,
+        fault: str,
+        index: int,
+        wrong: onnx.ModelProto,
+        precision: Precision,
+        floors: dict[str, float],
+    ) -> Planted:
+        layers = self.package.manifest.layers
+        sizes = self._effect(fault, wrong)
+        package = write_package(self.package, self.scratch, wrong, precision=precision)
+        # A fault of a body is one that kernels hide.
+        kernels: Kernels = "off" if fault.startswith("body") else "auto"
+        beside = None
+        if fault in SEEN_BY_KERNELS_ONLY:
+            beside = verdict_of(package.root, layers, "off")
+        return Planted(
+            self.model.name,
+            precision,
+            layers[index].path,
+            index,
+            fault,
+            kernels,
+            tuple(effects(sizes, floors, LEAST_FLOOR[precision])),
+            verdict_of(package.root, layers, kernels),
+            beside,
+        )
+
+    def _effect(self, fault: str, wrong: onnx.ModelProto) -> dict[str, float]:
+        content = wrong.SerializeToString(deterministic=True)
+        key = hashlib.sha256(content + self.model.name.encode()).hexdigest()
+        if key not in self._known_effects:
+            if fault in SEEN_BY_KERNELS_ONLY:
+                runs = values_as_run(write_package(self.package, self.scratch, wrong), "auto")
+            else:
+                runs = wide_values(wrong, self.package)
+            self._known_effects[key] = differences(self.right, runs)
+        return self._known_effects[key]
+
+    @property
+    def _effects_file(self) -> Path:
+        return self.directory / "effects" / f"{self.model.name}.json"
+
+    @cached_property
+    def _known_effects(self) -> dict[str, dict[str, float]]:
+        path = self._effects_file
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _keep_effects(self) -> None:
+        self._effects_file.parent.mkdir(exist_ok=True)
+        self._effects_file.write_text(json.dumps(self._known_effects))

@@ -1,0 +1,37 @@
+"""The models that faults are planted in, those with the most layers and forms first."""
+
+from __future__ import annotations
+
+from tests.validate.mutations.stacks import STACKS
+from tests.zoo import ZOO, ZooModel
+
+FROM_THE_ZOO = (
+    "encoder_decoder",  # cross-attention
+    "sdpa_qk_norm",
+    "nested_sequential",  # the last router chooses all heads
+    "dit",  # the last router only weighs
+    "relative_bias",
+    "windowed_pooled",
+    "rope_interleaved_gqa",
+    "select_bias_corrected",  # scored
+    "select_sigmoid",  # ranked
+    "select_heads_choose",  # custom
+    "select_binary_mask",
+    "all_shared",
+    "sdpa_float_mask",
+    "baddbmm_alibi",
+    "static_cache",
+    "sdpa_cross",
+    "sdpa_mqa",
+    "pyramid",
+    "sdpa_bool_mask",
+    "one_choice_for_all",
+    "along_each_axis",
+    "heads_and_experts",
+    "router_reads_residual",
+    "soft_capped",  # attention of plain operators
+)
+
+_BY_NAME = {model.name: model for model in ZOO}
+
+SUBJECTS: tuple[ZooModel, ...] = (*STACKS, *(_BY_NAME[name] for name in FROM_THE_ZOO))
