@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from tests.validate.mutations.faults import FAULTS
@@ -100,8 +101,11 @@ def _run(tasks: Sequence[Task], options: argparse.Namespace) -> Iterable[Found]:
 def _found(task: Task, options: argparse.Namespace) -> Found:
     warnings.simplefilter("ignore")  # ONNX's reference warns of NaN on the way of a blind query
     model = next(one for one in SUBJECTS if one.name == task.model)
-    scratch = options.cache / "scratch" / f"{task.model}.{task.precision}"
-    scratch.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as scratch:
+        return _found_in(Path(scratch, "package"), task, model, options)
+
+
+def _found_in(scratch: Path, task: Task, model: ZooModel, options: argparse.Namespace) -> Found:
     planted, varied, skipped = [], [], {}
     if options.what != "honest":
         nursery = Nursery(model, options.cache, scratch)

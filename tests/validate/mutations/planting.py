@@ -24,6 +24,7 @@ from tests.validate.mutations.effects import (
 )
 from tests.validate.mutations.faults import FAULTS, SEEN_BY_KERNELS_ONLY, plant
 from tests.validate.mutations.packages import Precision, package_of, write_package
+from tests.validate.mutations.sessions import one_thread
 from tests.validate.mutations.site import DoesNotApplyError
 from tests.validate.mutations.verdicts import Verdict, verdict_of
 from tests.zoo import ZooModel
@@ -62,8 +63,8 @@ class Planted:
 
     @property
     def is_in_scores_only(self) -> bool:
-        """Tell whether scores alone move, and no gate with them: where gates are 0 and 1, scores
-        count by their order only."""
+        """Tell whether a router's scores move, and nothing else does as much. Where gates are 0 and
+        1, scores count by their order alone."""
         others = [one for one in self.effects if not one.value.startswith("scores/")]
         return self.has_effect and all(one.ratio < WITHOUT_EFFECT for one in others)
 
@@ -130,6 +131,13 @@ class Nursery:
         layers: Callable[[int], bool] = lambda index: True,
     ) -> Iterator[Planted]:
         """Yield the answer for every fault in every layer; what does not apply is in `skipped`."""
+        with one_thread():
+            yield from self._plant_all(precision, faults, layers)
+        self._keep_effects()
+
+    def _plant_all(
+        self, precision: Precision, faults: Collection[str], layers: Callable[[int], bool]
+    ) -> Iterator[Planted]:
         floors = self.floors(precision)
         for index in filter(layers, range(len(self.package.manifest.layers))):
             for fault in faults:
@@ -145,7 +153,6 @@ class Nursery:
                     self.skipped[fault, index] = str(error)
                     continue
                 yield self._judged(fault, index, wrong, precision, floors)
-        self._keep_effects()
 
     def _judged(
         self,

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 from moh_deploy.domains import base_domain, with_base
 from moh_deploy.npz import Array
 from moh_deploy.package import LayerInfo, VectorSet, router_nodes
+from tests.validate.mutations.wide import WideRun
 
 Role = Literal["q", "k", "v", "o", "router"]
 
@@ -135,6 +136,13 @@ class Site:
             return self.routed_logits()
         except DoesNotApplyError:
             return self.layer.gates
+
+    def evaluate(self, value: str) -> Array:
+        """Return what a value is on the first recorded inputs, in float64."""
+        constant = self.constant(value)
+        if constant is not None:
+            return constant
+        return WideRun(self.model, [value]).run(self.vectors[0].inputs)[value]
 
     # How it is changed.
 

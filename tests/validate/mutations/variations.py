@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnx
@@ -16,10 +14,12 @@ import onnxruntime as ort
 
 import moh_deploy
 from moh_deploy.backends.runner import Kernels
+from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.npz import write_npz
 from moh_deploy.package import OnnxPackage, with_choices
 from moh_deploy.passes import choose_layers
 from tests.validate.mutations.packages import Precision, package_of, write_package
+from tests.validate.mutations.sessions import session_settings
 from tests.validate.mutations.site import DoesNotApplyError, Site
 from tests.validate.mutations.verdicts import Verdict, verdict_of
 from tests.zoo import ZooModel
@@ -64,16 +64,16 @@ def vary_all(
     yield judged("kernels", package.root)
     yield judged("function bodies", package.root, kernels="off")
     for threads in (1, 2):
-        settings = _session_settings(intra_op_num_threads=threads)
+        settings = session_settings(intra_op_num_threads=threads)
         yield judged(f"{threads} thread{'s'[: threads - 1]}", package.root, under=settings)
-    unoptimised = _session_settings(
+    unoptimised = session_settings(
         graph_optimization_level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     )
     yield judged("optimisations off", package.root, under=unoptimised)
-    for choice in ("dense", "sparse", "projected"):
-        chosen = _with_choice(package_of(model, directory), choice, scratch, precision)
+    for name, choices in _choices(package).items():
+        chosen = _with_choices(package_of(model, directory), choices, scratch, precision)
         if chosen is not None:
-            yield judged(f"choice {choice}", chosen.root)
+            yield judged(f"choice {name}", chosen.root)
     for name, change in _CHANGES.items():
         changed = _changed(package_of(model, directory), change, scratch, precision)
         if changed is not None:
@@ -98,37 +98,32 @@ def _by_precision(model: ZooModel, directory: Path, scratch: Path, precision: Pr
     try:
         moh_deploy.precision(root, to=precision, output=scratch)
         verdict = Verdict(False, "")
-    except moh_deploy.errors.MoHDeployError as error:
+    except MoHDeployError as error:
         verdict = Verdict(True, str(error))
     return Varied(model.name, precision, "every result rounded", verdict)
 
 
-def _session_settings(**settings: object) -> AbstractContextManager[object]:
-    """Let every session that is opened have settings, whatever its maker asks for."""
-
-    class Options(ort.SessionOptions):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            for name, value in settings.items():
-                super().__setattr__(name, value)
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name not in settings:
-                super().__setattr__(name, value)
-
-    return mock.patch.object(ort, "SessionOptions", Options)
+def _choices(package: OnnxPackage) -> dict[str, dict[str, str]]:
+    """Return what may be chosen for all layers; by size, some recorded runs are on each side."""
+    fixed = {choice: {"all": choice} for choice in ("dense", "sparse", "projected")}
+    dims = package.manifest.dims
+    for dim in dims:
+        sizes = sorted({one.sizes[dim] for one in package.vectors})
+        if len(sizes) > 1:
+            by_size = {f"all[{dim}<={sizes[0]}]": "dense", "all": "sparse"}
+            return {**fixed, "by size": by_size}
+    return fixed
 
 
-def _with_choice(
-    package: OnnxPackage, choice: str, scratch: Path, precision: Precision
+def _with_choices(
+    package: OnnxPackage, choices: Mapping[str, str], scratch: Path, precision: Precision
 ) -> OnnxPackage | None:
-    """Return the package with all layers run in one way; None if that is how they are, or no layer
-    can be."""
+    """Return the package with its layers run in another way; None if they cannot be, or are."""
     try:
-        layers = with_choices(package.manifest.layers, {"all": choice})
-    except moh_deploy.errors.ConfigError:
+        layers = with_choices(package.manifest.layers, choices, dims=tuple(package.manifest.dims))
+    except ConfigError:
         return None
-    if [one.choice for one in layers] == [one.choice for one in package.manifest.layers]:
+    if layers == package.manifest.layers:
         return None
     model = ir.load(package.model_path)
     choose_layers(model, layers)

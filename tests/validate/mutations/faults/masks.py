@@ -11,35 +11,51 @@ from tests.validate.mutations.site import DoesNotApplyError, Site
 _WINDOW_BIAS, _POOLED_BIAS = 8, 9
 
 
-def _mask(site: Site) -> str:
+_HIDDEN = -30.0
+"""What is added to the score of a hidden key is below this: its weight is 1e-13 of another's."""
+
+
+def mask_dropped(site: Site) -> None:
+    """Every key is seen."""
+    _dropped(site, _added(site, hides_keys=True))
+
+
+def bias_dropped(site: Site) -> None:
+    """No bias of positions is added to the scores."""
+    _dropped(site, _added(site, hides_keys=False))
+
+
+def mask_shifted(site: Site) -> None:
+    """Each key is hidden as the one before it should be."""
+    value, attention = _added(site, hides_keys=True), site.attention()
+    attention.input[4] = _shifted(site, value, attention)
+
+
+def bias_shifted(site: Site) -> None:
+    """Each key has the bias of the one before."""
+    value, attention = _added(site, hides_keys=False), site.attention()
+    attention.input[4] = _shifted(site, value, attention)
+
+
+def _added(site: Site, *, hides_keys: bool) -> str:
+    """Return the mask, or the bias, that attention reads beside queries, keys and values."""
     attention = site.attention()
     if attention.op_type != "MoHAttention" or len(attention.input) < 5 or not attention.input[4]:
         raise DoesNotApplyError("no mask")
-    return attention.input[4]
+    value = attention.input[4]
+    array = site.evaluate(value)
+    if hides_keys != (array.dtype == bool or bool((array < _HIDDEN).any())):
+        raise DoesNotApplyError("a bias, no mask" if hides_keys else "a mask, no bias")
+    return value
 
 
-def _is_bool(site: Site, value: str) -> bool:
-    types = onnx.shape_inference.infer_shapes(site.model).graph
-    known = {one.name: one.type.tensor_type.elem_type for one in (*types.value_info, *types.input)}
-    constant = site.constant(value)
-    found = known.get(value, TensorProto.FLOAT)
-    return found == TensorProto.BOOL or (constant is not None and constant.dtype == bool)
-
-
-def dropped(site: Site) -> None:
-    """Every key is seen, and no bias is added."""
-    value, attention = _mask(site), site.attention()
-    is_bool = _is_bool(site, value)
+def _dropped(site: Site, value: str) -> None:
+    attention = site.attention()
+    is_bool = site.evaluate(value).dtype == bool
     kind, number = (TensorProto.BOOL, [True]) if is_bool else (TensorProto.FLOAT, [0.0])
     shape = site.add("Shape", [value], attention)
     neutral = helper.make_tensor("neutral", kind, [1], number)
     attention.input[4] = site.add("ConstantOfShape", [shape], attention, value=neutral)
-
-
-def shifted(site: Site) -> None:
-    """Each key has the mask of the one before."""
-    value, attention = _mask(site), site.attention()
-    attention.input[4] = _shifted(site, value, attention)
 
 
 def _shifted(site: Site, value: str, before: onnx.NodeProto) -> str:
@@ -120,8 +136,10 @@ def causal_flag_flipped(site: Site) -> None:
 
 
 FAULTS = {
-    "mask or bias dropped": dropped,
-    "mask or bias shifted": shifted,
+    "mask dropped": mask_dropped,
+    "mask shifted": mask_shifted,
+    "bias dropped": bias_dropped,
+    "bias shifted": bias_shifted,
     "window bias dropped": window_bias_dropped,
     "pooled bias dropped": pooled_bias_dropped,
     "causal flag flipped": causal_flag_flipped,
