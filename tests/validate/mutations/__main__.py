@@ -20,7 +20,7 @@ from tests.validate.mutations.packages import PRECISIONS, Precision
 from tests.validate.mutations.planting import Nursery, Planted
 from tests.validate.mutations.subjects import SUBJECTS
 from tests.validate.mutations.tables import fault_table, honest_table, without_effect
-from tests.validate.mutations.variations import Varied, vary_all
+from tests.validate.mutations.variations import EXPORTED_ANEW, VARIATIONS, Subject, Varied, vary
 from tests.zoo import ZooModel
 
 
@@ -119,9 +119,9 @@ def _found_in(scratch: Path, task: Task, model: ZooModel, options: argparse.Name
         )
         skipped = {f"{fault}/{index}": why for (fault, index), why in nursery.skipped.items()}
     if options.what != "faults":
-        varied = list(
-            vary_all(model, options.cache, scratch, task.precision, opsets=options.opsets)
-        )
+        subject = Subject(model, task.precision, options.cache, scratch)
+        names = [one for one in VARIATIONS if options.opsets or one not in EXPORTED_ANEW]
+        varied = list(vary(subject, names))
     return Found(planted, varied, skipped)
 
 

@@ -98,12 +98,14 @@ class Nursery:
     Attributes:
         directory: Where packages and effects are kept.
         scratch: Where faulted packages are written, one over the other.
+        skipped: Fault and number of the layer to why it does not apply there.
     """
 
     model: ZooModel
     directory: Path
     scratch: Path
     skipped: dict[tuple[str, int], str] = field(default_factory=dict)
+    _floors: dict[Precision, dict[str, float]] = field(default_factory=dict)
 
     @cached_property
     def package(self) -> OnnxPackage:
@@ -119,9 +121,16 @@ class Nursery:
         return wide_values(self.onnx_model, self.package)
 
     def floors(self, precision: Precision) -> dict[str, float]:
-        """Return how far rounding moves each value of the right package."""
-        package = package_of(self.model, self.directory, precision)
-        return differences(self.right, values_as_run(package))
+        """Return how far rounding moves each value of the right package, with kernels or without:
+        the larger of the two."""
+        if precision not in self._floors:
+            package = package_of(self.model, self.directory, precision)
+            off, on = (
+                differences(self.right, values_as_run(package, kernels))
+                for kernels in ("off", "auto")
+            )
+            self._floors[precision] = {name: max(off[name], on[name]) for name in off}
+        return self._floors[precision]
 
     def plant_all(
         self,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -39,103 +40,90 @@ class Varied:
         return asdict(self)
 
 
-def vary_all(
-    model: ZooModel, directory: Path, scratch: Path, precision: Precision, *, opsets: bool
-) -> Iterator[Varied]:
-    """Yield the answer for every variation that a model's package has.
+@dataclass
+class Subject:
+    """The package of a model in one precision.
 
-    Args:
-        opsets: Export the model anew for each other opset, which takes seconds.
+    Attributes:
+        directory: Where packages are kept.
+        scratch: Where varied packages are written, one over the other.
     """
-    package = package_of(model, directory, precision)
 
-    def judged(
-        variation: str,
-        root: Path,
-        *,
-        kernels: Kernels = "auto",
-        under: AbstractContextManager[object] | None = None,
-        **options: object,
-    ) -> Varied:
-        with under or nullcontext():
-            verdict = verdict_of(root, package.manifest.layers, kernels, **options)
-        return Varied(model.name, precision, variation, verdict)
+    model: ZooModel
+    precision: Precision
+    directory: Path
+    scratch: Path
 
-    yield judged("kernels", package.root)
-    yield judged("function bodies", package.root, kernels="off")
-    for threads in (1, 2):
-        settings = session_settings(intra_op_num_threads=threads)
-        yield judged(f"{threads} thread{'s'[: threads - 1]}", package.root, under=settings)
-    unoptimised = session_settings(
-        graph_optimization_level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )
-    yield judged("optimisations off", package.root, under=unoptimised)
-    for name, choices in _choices(package).items():
-        chosen = _with_choices(package_of(model, directory), choices, scratch, precision)
-        if chosen is not None:
-            yield judged(f"choice {name}", chosen.root)
-    for name, change in _CHANGES.items():
-        changed = _changed(package_of(model, directory), change, scratch, precision)
-        if changed is not None:
-            yield judged(name, changed.root)
-            yield judged(f"{name}, function bodies", changed.root, kernels="off")
-    original = moh_deploy.load_original(model.build())
-    for seed in (1, 2, 3):
-        inputs = _other_inputs(model, scratch.with_suffix(".npz"), seed)
-        yield judged(f"inputs of seed {seed}", package.root, inputs=[inputs], against=[original])
-    yield judged("recorded inputs, original", package.root, against=[original])
-    yield judged("function bodies as reference", package.root, against=["functions"])
-    if precision != "float32":
-        yield _by_precision(model, directory, scratch, precision)
-    for opset in (18, 21, 22) if opsets else ():
-        other = package_of(model, directory, precision, opset=opset)
-        yield judged(f"opset {opset}", other.root)
+    @cached_property
+    def package(self) -> OnnxPackage:
+        return package_of(self.model, self.directory, self.precision)
+
+    @cached_property
+    def full(self) -> OnnxPackage:
+        """The package in float32."""
+        return package_of(self.model, self.directory)
+
+    @cached_property
+    def original(self) -> object:
+        return moh_deploy.load_original(self.model.build())
+
+    def verified(
+        self, root: Path | None = None, *, kernels: Kernels = "auto", **options: object
+    ) -> Verdict:
+        root = self.package.root if root is None else root
+        return verdict_of(root, self.package.manifest.layers, kernels, **options)
+
+    def write(self, model: onnx.ModelProto, **options: object) -> OnnxPackage:
+        return write_package(self.full, self.scratch, model, precision=self.precision, **options)
 
 
-def _by_precision(model: ZooModel, directory: Path, scratch: Path, precision: Precision) -> Varied:
-    """Let `precision` write the package: it compares with every result rounded, too."""
-    root = package_of(model, directory).root
+Variation = Callable[[Subject], Verdict | None]
+"""Returns None where the package has no such variation."""
+
+
+def vary(subject: Subject, names: Iterable[str]) -> Iterator[Varied]:
+    """Yield the answer for every one of these variations that a package has."""
+    for name in names:
+        verdict = VARIATIONS[name](subject)
+        if verdict is not None:
+            yield Varied(subject.model.name, subject.precision, name, verdict)
+
+
+def _under(subject: Subject, **settings: object) -> Verdict:
+    with session_settings(**settings):
+        return subject.verified()
+
+
+def _chosen(subject: Subject, choices: Mapping[str, str]) -> Verdict | None:
+    """Run all layers in another way; None if they cannot be, or are."""
+    manifest = subject.full.manifest
     try:
-        moh_deploy.precision(root, to=precision, output=scratch)
-        verdict = Verdict(False, "")
-    except MoHDeployError as error:
-        verdict = Verdict(True, str(error))
-    return Varied(model.name, precision, "every result rounded", verdict)
-
-
-def _choices(package: OnnxPackage) -> dict[str, dict[str, str]]:
-    """Return what may be chosen for all layers; by size, some recorded runs are on each side."""
-    fixed = {choice: {"all": choice} for choice in ("dense", "sparse", "projected")}
-    dims = package.manifest.dims
-    for dim in dims:
-        sizes = sorted({one.sizes[dim] for one in package.vectors})
-        if len(sizes) > 1:
-            by_size = {f"all[{dim}<={sizes[0]}]": "dense", "all": "sparse"}
-            return {**fixed, "by size": by_size}
-    return fixed
-
-
-def _with_choices(
-    package: OnnxPackage, choices: Mapping[str, str], scratch: Path, precision: Precision
-) -> OnnxPackage | None:
-    """Return the package with its layers run in another way; None if they cannot be, or are."""
-    try:
-        layers = with_choices(package.manifest.layers, choices, dims=tuple(package.manifest.dims))
+        layers = with_choices(manifest.layers, choices, dims=tuple(manifest.dims))
     except ConfigError:
         return None
-    if layers == package.manifest.layers:
+    if layers == manifest.layers:
         return None
-    model = ir.load(package.model_path)
+    model = ir.load(subject.full.model_path)
     choose_layers(model, layers)
-    return write_package(package, scratch, ir.to_proto(model), precision=precision, layers=layers)
+    return subject.verified(subject.write(ir.to_proto(model), layers=layers).root)
+
+
+def _chosen_by_size(subject: Subject) -> Verdict | None:
+    """Let the recorded runs be on both sides of a bound."""
+    for dim in subject.package.manifest.dims:
+        sizes = sorted({one.sizes[dim] for one in subject.package.vectors})
+        if len(sizes) > 1:
+            return _chosen(subject, {f"all[{dim}<={sizes[0]}]": "dense", "all": "sparse"})
+    return None
 
 
 def _changed(
-    package: OnnxPackage, change: Callable[[Site], None], scratch: Path, precision: Precision
-) -> OnnxPackage | None:
-    """Return the package with every layer changed that can be; None if none can."""
-    model = onnx.load(package.model_path)
-    layers, lacking = package.manifest.layers, 0
+    subject: Subject, change: Callable[[Site], None], kernels: Kernels = "auto"
+) -> Verdict | None:
+    """Change every layer that can be; None if none can."""
+    package = subject.full
+    model, layers = onnx.load(package.model_path), package.manifest.layers
+    lacking = 0
     for index in range(len(layers)):
         with suppress(DoesNotApplyError):
             change(Site(model, layers, index, package.vectors))
@@ -143,7 +131,7 @@ def _changed(
         lacking += 1
     if lacking == len(layers):
         return None
-    return write_package(package, scratch, model, precision=precision)
+    return subject.verified(subject.write(model).root, kernels=kernels)
 
 
 def _times_one(site: Site) -> None:
@@ -165,12 +153,12 @@ def _ties_to_the_higher_index(site: Site) -> None:
     site.instead(hand_on, site.add("Gather", [raw, forwards], hand_on, axis=-1))
 
 
-def _unpacked_scale(site: Site) -> None:
+def _scale_in_the_weights(site: Site) -> None:
     """The scale is in the weights of the queries in place of the node: rounded elsewhere."""
     attention, linear = site.attention(), site.linear("q")
     if attention.op_type != "MoHAttention" or linear.node.op_type != "MoHQueryProjection":
         raise DoesNotApplyError("no scale that could move")
-    if site.maker(attention.input[0]) is not linear.node:
+    if site.maker(attention.input[0]).output[0] != linear.node.output[0]:
         raise DoesNotApplyError("something stands between")
     found = next(one for one in attention.attribute if one.name == "scale")
     factor, found.f = found.f * 2, 0.5
@@ -179,23 +167,70 @@ def _unpacked_scale(site: Site) -> None:
         site.set_bias(linear, linear.bias * factor)
 
 
-_CHANGES: Mapping[str, Callable[[Site], None]] = {
-    "gates x 1.0": _times_one,
-    "ties to the higher index": _ties_to_the_higher_index,
-    "scale moved into weights": _unpacked_scale,
-}
-
-
-def _other_inputs(model: ZooModel, path: Path, seed: int) -> Path:
-    """Write other floats of the same shapes, and inputs that are no floats as they are."""
+def _on_other_inputs(subject: Subject, seed: int) -> Verdict:
+    """Compare with the original on other floats of the same shapes, and the same tokens in another
+    order; a mask stays as it is."""
     draw = np.random.default_rng(seed)
     arrays = {}
-    for each in model.inputs():
+    for each in subject.model.inputs():
         value = each.value.numpy()
         if value.dtype == np.float32:
             value = draw.standard_normal(value.shape).astype(np.float32)
-        elif value.dtype == np.int64 and value.size > 4:
+        elif each.name.endswith("ids"):
             value = draw.permuted(value, axis=-1)
         arrays[each.name] = value
+    path = subject.scratch.with_suffix(".npz")
     write_npz(path, arrays)
-    return path
+    return subject.verified(inputs=[path], against=[subject.original])
+
+
+def _every_result_rounded(subject: Subject) -> Verdict | None:
+    """Let `precision` write the package: it compares with every result rounded, too."""
+    if subject.precision == "float32":
+        return None
+    try:
+        moh_deploy.precision(subject.full.root, to=subject.precision, output=subject.scratch)
+    except MoHDeployError as error:
+        return Verdict(True, str(error))
+    return Verdict(False, "")
+
+
+def _exported_for(subject: Subject, opset: int) -> Verdict:
+    package = package_of(subject.model, subject.directory, subject.precision, opset=opset)
+    return subject.verified(package.root)
+
+
+_UNOPTIMISED = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+_CHANGES: Mapping[str, Callable[[Site], None]] = {
+    "gates x 1.0": _times_one,
+    "ties to the higher index": _ties_to_the_higher_index,
+    "scale in the weights": _scale_in_the_weights,
+}
+
+EXPORTED_ANEW: Mapping[str, Variation] = {
+    f"opset {opset}": partial(_exported_for, opset=opset) for opset in (18, 21, 22)
+}
+
+VARIATIONS: Mapping[str, Variation] = {
+    "kernels": Subject.verified,
+    "function bodies": partial(Subject.verified, kernels="off"),
+    "1 thread": partial(_under, intra_op_num_threads=1),
+    "2 threads": partial(_under, intra_op_num_threads=2),
+    "optimisations off": partial(_under, graph_optimization_level=_UNOPTIMISED),
+    **{
+        f"choice {choice}": partial(_chosen, choices={"all": choice})
+        for choice in ("dense", "sparse", "projected")
+    },
+    "choice by size": _chosen_by_size,
+    **{name: partial(_changed, change=change) for name, change in _CHANGES.items()},
+    **{
+        f"{name}, function bodies": partial(_changed, change=change, kernels="off")
+        for name, change in _CHANGES.items()
+    },
+    **{f"inputs of seed {seed}": partial(_on_other_inputs, seed=seed) for seed in (1, 2, 3)},
+    "original as reference": lambda subject: subject.verified(against=[subject.original]),
+    "function bodies as reference": lambda subject: subject.verified(against=["functions"]),
+    "every result rounded": _every_result_rounded,
+    **EXPORTED_ANEW,
+}
