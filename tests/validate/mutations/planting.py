@@ -41,6 +41,7 @@ class Planted:
         effects: Of each value, the largest ratio first.
         kernels: What verify was asked to run.
         beside: Of a fault that kernels alone see: the answer to function bodies, which are right.
+        right_is_refused: So is the package without any fault, which tells nothing of faults then.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Planted:
     effects: tuple[Effect, ...]
     verdict: Verdict
     beside: Verdict | None = None
+    right_is_refused: bool = False
 
     @property
     def ratio(self) -> float:
@@ -106,6 +108,7 @@ class Nursery:
     scratch: Path
     skipped: dict[tuple[str, int], str] = field(default_factory=dict)
     _floors: dict[Precision, dict[str, float]] = field(default_factory=dict)
+    _refused: dict[tuple[Precision, Kernels], bool] = field(default_factory=dict)
 
     @cached_property
     def package(self) -> OnnxPackage:
@@ -189,7 +192,15 @@ class Nursery:
             tuple(effects(sizes, floors, LEAST_FLOOR[precision])),
             verdict_of(package.root, layers, kernels),
             beside,
+            self._right_is_refused(precision, kernels),
         )
+
+    def _right_is_refused(self, precision: Precision, kernels: Kernels) -> bool:
+        if (precision, kernels) not in self._refused:
+            right = package_of(self.model, self.directory, precision)
+            verdict = verdict_of(right.root, right.manifest.layers, kernels)
+            self._refused[precision, kernels] = verdict.refused
+        return self._refused[precision, kernels]
 
     def _effect(self, fault: str, wrong: onnx.ModelProto) -> dict[str, float]:
         content = wrong.SerializeToString(deterministic=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -114,26 +114,28 @@ class Site:
         """Find the projection of the layer's queries, keys, values, heads or router.
 
         It is the nearest product with a constant weight: before attention, behind it for "o",
-        before what is ranked for "router".
+        before what is read for "router".
         """
         if role == "o":
             node = self._first_behind(self.attention().output[0])
         elif role == "router":
-            node = self._first_before(self.ranked())
+            node = self._first_before(self._router_reads())
         else:
             node = self._first_before(self.attention().input["qkv".index(role)])
         if node is None:
             raise DoesNotApplyError(f"{role}: no product with a constant weight")
         if role == "router":
-            others = [self._first_before(name) for name in self.attention().input[:3]]
+            read = self.attention().input[:3] if self.layer.node is not None else ()
+            others = [self._first_before(name) for name in read]
             if any(node.output[0] == other.output[0] for other in others if other is not None):
                 raise DoesNotApplyError("the router has no weights of its own")
         return self._linear(node)
 
-    def ranked(self) -> str:
-        """Return what the layer ranks; of a router of plain operators, its gates."""
+    def _router_reads(self) -> str:
+        """Return what the layer's router reads, its routed logits first; of a router of plain
+        operators, the gates that it makes."""
         try:
-            return self.routed_logits()
+            return next(name for name in self.router().input if name)
         except DoesNotApplyError:
             return self.layer.gates
 
@@ -143,6 +145,20 @@ class Site:
         if constant is not None:
             return constant
         return WideRun(self.model, [value]).run(self.vectors[0].inputs)[value]
+
+    def upstream(self, value: str, through: Collection[str]) -> Iterator[onnx.NodeProto]:
+        """Yield the nodes that a value is made by, the nearest first, and those that they read, as
+        long as they are of these operators; the first of others is yielded, too."""
+        front, seen = [value], {value}
+        while front:
+            node = self.maker(front.pop(0))
+            if node is None:
+                continue
+            yield node
+            if node.op_type in through:
+                fresh = [name for name in node.input if name and name not in seen]
+                seen |= set(fresh)
+                front += fresh
 
     # How it is changed.
 

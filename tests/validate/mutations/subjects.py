@@ -30,6 +30,9 @@ FROM_THE_ZOO = (
     "heads_and_experts",
     "router_reads_residual",
     "soft_capped",  # attention of plain operators
+    "select_top_p",
+    "joint_gates",  # custom routers, one of two streams
+    "shows_attention",
 )
 
 _BY_NAME = {model.name: model for model in ZOO}

@@ -19,6 +19,8 @@ def fault_table(rows: Sequence[Planted]) -> Iterator[str]:
         f"{'fault':32}{'precision':>10}{'planted':>9}{'no effect':>11}{'refused':>9}"
         f"{'accepted':>10}{'in scores':>11}{'named':>7}{'others':>8}"
     )
+    refused = {f"{row.model} in {row.precision}" for row in rows if row.right_is_refused}
+    rows = [row for row in rows if not row.right_is_refused]
     groups: dict[tuple[str, str], list[Planted]] = defaultdict(list)
     for row in rows:
         groups[row.fault, row.precision].append(row)
@@ -26,6 +28,7 @@ def fault_table(rows: Sequence[Planted]) -> Iterator[str]:
         yield _line(fault, precision, planted)
     for precision in dict.fromkeys(row.precision for row in rows):
         yield _line("ALL", precision, [row for row in rows if row.precision == precision])
+    yield f"left out, for the right package is refused: {', '.join(sorted(refused)) or 'none'}"
     yield from _listed(
         "accepted with an effect", (row for row in _accepted(rows) if not row.is_in_scores_only)
     )

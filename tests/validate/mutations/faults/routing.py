@@ -37,8 +37,47 @@ def one_head_fewer(site: Site) -> None:
 
 def ranked_by_the_wrong_end(site: Site) -> None:
     """The worst heads are chosen."""
+    if not site.layer.router_replaced:
+        _plain_top_k_by_the_wrong_end(site)
+        return
     value, router = site.routed_logits(), site.router()
     router.input[0] = site.add("Neg", [value], router)
+
+
+def _plain_top_k_by_the_wrong_end(site: Site) -> None:
+    for node in site.upstream(site.layer.gates, _BEHIND_A_CHOICE):
+        if node.op_type == "TopK":
+            _set(node, "largest", 0)
+            return
+    raise DoesNotApplyError("router has no TopK")
+
+
+_BEHIND_A_CHOICE = (
+    "Add",
+    "And",
+    "Cast",
+    "Concat",
+    "Div",
+    "Equal",
+    "Expand",
+    "Gather",
+    "GatherElements",
+    "GreaterOrEqual",
+    "Identity",
+    "Less",
+    "Mul",
+    "Not",
+    "OneHot",
+    "ReduceSum",
+    "Reshape",
+    "ScatterElements",
+    "Slice",
+    "Squeeze",
+    "Sub",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+)
 
 
 def _reordered(site: Site, value: str, order: list[int], before: onnx.NodeProto) -> str:
@@ -163,21 +202,18 @@ def reads_another_layers_logits(site: Site) -> None:
 
 
 def reads_before_the_norm(site: Site) -> None:
-    """The router reads the tokens as they are in front of the LayerNorm."""
-    node = site.linear("router").node
-    norm = site.maker(node.input[0])
-    while norm is not None and norm.op_type in ("Reshape", "Identity", "Cast"):
-        node, norm = norm, site.maker(norm.input[0])
-    if norm is None or norm.op_type not in ("LayerNormalization", "RMSNormalization"):
-        raise DoesNotApplyError("no norm in front of the router")
-    node.input[0] = _only_here(site, node, norm.input[0])
+    """The router reads the tokens as they are in front of the norm."""
+    product = site.linear("router").node
+    for norm in site.upstream(product.input[0], ("Add", "Cast", "Identity", "Mul", "Reshape")):
+        if norm.op_type in ("LayerNormalization", "RMSNormalization"):
+            product.input[0] = _as(site, norm.input[0], product.input[0], product)
+            return
+    raise DoesNotApplyError("no norm in front of the router")
 
 
-def _only_here(site: Site, node: onnx.NodeProto, value: str) -> str:
-    """A view in front of the router may have other readers, which then read wrongly, too."""
-    if node.op_type not in ("MatMul", "Gemm") and len(site.readers(node.output[0])) > 1:
-        raise DoesNotApplyError("the router shares what it reads with others")
-    return value
+def _as(site: Site, value: str, other: str, before: onnx.NodeProto) -> str:
+    """Return a value in the shape of another one."""
+    return site.add("Reshape", [value, site.add("Shape", [other], before)], before)
 
 
 def reads_the_values(site: Site) -> None:
