@@ -10,14 +10,13 @@ from typing import Literal, get_args
 from unittest import mock
 
 import onnx
-import onnx_ir as ir
 
 import moh_deploy
 from moh_deploy import pipeline
 from moh_deploy.backends.value_ranges import largest_values
-from moh_deploy.jobs.precision import lower_model
-from moh_deploy.package import LayerInfo, OnnxPackage, PackageWriter
-from moh_deploy.package.model_files import save_model
+from moh_deploy.jobs import precision as jobs_precision
+from moh_deploy.jobs.precision import lowered
+from moh_deploy.package import MODEL_NAME, LayerInfo, OnnxPackage, PackageWriter
 from tests.exporting import prove
 from tests.zoo import ZooModel
 
@@ -60,14 +59,17 @@ def write_package(
     """
     shutil.rmtree(root, ignore_errors=True)
     layers = package.manifest.layers if layers is None else layers
+    manifest = replace(package.manifest, layers=layers, proof=None)
     with PackageWriter(root) as writer:
-        if precision == "float32":
-            onnx.save(model, writer.path("model.onnx"))
-        else:
-            lowered = ir.from_proto(model)
-            _, layers = lower_model(lowered, layers, precision, _largest(package.root))
-            save_model(lowered, package, writer.root)
-        manifest = replace(package.manifest, precision=precision, layers=layers, proof=None)
+        onnx.save(model, writer.path(MODEL_NAME))
+        if precision != "float32":
+            full = replace(package, root=writer.root, manifest=manifest)
+            known = _largest(package.root)
+            with mock.patch.object(jobs_precision, "largest_values", return_value=known):
+                lower = lowered(full, precision, writer.root / precision)
+            lower.model_path.replace(writer.path(MODEL_NAME))
+            lower.root.rmdir()
+            manifest = lower.manifest
         return writer.finish(manifest, package.vectors, package.corpus)
 
 

@@ -44,5 +44,12 @@ def verdict_of(root: Path, layers: Sequence[LayerInfo], kernels: str, **options:
 
 
 def named_in(message: str, layers: Sequence[LayerInfo]) -> tuple[str, ...]:
-    """Return the paths of layers that a message names, in quotes."""
-    return tuple(one.path for one in layers if re.search(rf"'{re.escape(one.path)}'", message))
+    """Return the paths of layers that a message names: in quotes, or where no word could be meant,
+    such as `blocks.1.attn`."""
+    return tuple(one.path for one in layers if re.search(_mention(one.path), message))
+
+
+def _mention(path: str) -> str:
+    escaped = re.escape(path)
+    word = rf"(?<![\w.'#]){escaped}(?![\w'#]|\.\w)"
+    return f"'{escaped}'|{word}" if "." in path else f"'{escaped}'"
