@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", nargs="*", default=tuple(FAULTS), help="names of faults")
     parser.add_argument("--layers", choices=("all", "middle"), default="all")
     parser.add_argument("--what", choices=("faults", "honest", "both"), default="both")
+    parser.add_argument("--by-size", action="store_true", help="plant in packages with branches")
     parser.add_argument("--opsets", action="store_true", help="export anew for other opsets")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="write every row there")
@@ -108,7 +109,7 @@ def _found(task: Task, options: argparse.Namespace) -> Found:
 def _found_in(scratch: Path, task: Task, model: ZooModel, options: argparse.Namespace) -> Found:
     planted, varied, skipped = [], [], {}
     if options.what != "honest":
-        nursery = Nursery(model, options.cache, scratch)
+        nursery = Nursery(model, options.cache, scratch, by_size=options.by_size)
         middle = (len(nursery.package.manifest.layers) - 1) // 2
         planted = list(
             nursery.plant_all(

@@ -13,6 +13,7 @@ import onnx
 
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.package import OnnxPackage
+from tests.validate.mutations.choices import chosen_by_size, run_so
 from tests.validate.mutations.effects import (
     LEAST_FLOOR,
     Effect,
@@ -100,12 +101,14 @@ class Nursery:
     Attributes:
         directory: Where packages and effects are kept.
         scratch: Where faulted packages are written, one over the other.
+        by_size: Write them with a choice by size for every layer: their nodes stand in branches.
         skipped: Fault and number of the layer to why it does not apply there.
     """
 
     model: ZooModel
     directory: Path
     scratch: Path
+    by_size: bool = False
     skipped: dict[tuple[str, int], str] = field(default_factory=dict)
     _floors: dict[Precision, dict[str, float]] = field(default_factory=dict)
     _refused: dict[tuple[Precision, Kernels], bool] = field(default_factory=dict)
@@ -176,7 +179,7 @@ class Nursery:
     ) -> Planted:
         layers = self.package.manifest.layers
         sizes = self._effect(fault, wrong)
-        package = write_package(self.package, self.scratch, wrong, precision=precision)
+        package = self._written(wrong, precision)
         # A fault of a body is one that kernels hide.
         kernels: Kernels = "off" if fault.startswith("body") else "auto"
         beside = None
@@ -194,6 +197,12 @@ class Nursery:
             beside,
             self._right_is_refused(precision, kernels),
         )
+
+    def _written(self, wrong: onnx.ModelProto, precision: Precision) -> OnnxPackage:
+        layers = chosen_by_size(self.package) if self.by_size else None
+        if layers is not None:
+            wrong = run_so(wrong, layers)
+        return write_package(self.package, self.scratch, wrong, precision=precision, layers=layers)
 
     def _right_is_refused(self, precision: Precision, kernels: Kernels) -> bool:
         if (precision, kernels) not in self._refused:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 
 import moh_deploy
 from moh_deploy.backends.runner import Kernels
-from moh_deploy.errors import ConfigError, MoHDeployError
+from moh_deploy.errors import MoHDeployError
 from moh_deploy.npz import write_npz
-from moh_deploy.package import OnnxPackage, with_choices
-from moh_deploy.passes import choose_layers
+from moh_deploy.package import OnnxPackage
+from moh_deploy.package.forced_gates import GATES_INPUT
+from tests.validate.mutations.choices import Layers, chosen, chosen_by_size, run_so
 from tests.validate.mutations.packages import Precision, package_of, write_package
 from tests.validate.mutations.sessions import session_settings
 from tests.validate.mutations.site import DoesNotApplyError, Site
@@ -94,27 +94,13 @@ def _under(subject: Subject, **settings: object) -> Verdict:
         return subject.verified()
 
 
-def _chosen(subject: Subject, choices: Mapping[str, str]) -> Verdict | None:
-    """Run all layers in another way; None if they cannot be, or are."""
-    manifest = subject.full.manifest
-    try:
-        layers = with_choices(manifest.layers, choices, dims=tuple(manifest.dims))
-    except ConfigError:
+def _chosen(subject: Subject, choose: Callable[[OnnxPackage], Layers | None]) -> Verdict | None:
+    """Run all layers in another way."""
+    layers = choose(subject.full)
+    if layers is None:
         return None
-    if layers == manifest.layers:
-        return None
-    model = ir.load(subject.full.model_path)
-    choose_layers(model, layers)
-    return subject.verified(subject.write(ir.to_proto(model), layers=layers).root)
-
-
-def _chosen_by_size(subject: Subject) -> Verdict | None:
-    """Let the recorded runs be on both sides of a bound."""
-    for dim in subject.package.manifest.dims:
-        sizes = sorted({one.sizes[dim] for one in subject.package.vectors})
-        if len(sizes) > 1:
-            return _chosen(subject, {f"all[{dim}<={sizes[0]}]": "dense", "all": "sparse"})
-    return None
+    model = run_so(onnx.load(subject.full.model_path), layers)
+    return subject.verified(subject.write(model, layers=layers).root)
 
 
 def _changed(
@@ -139,6 +125,14 @@ def _times_one(site: Site) -> None:
     raw, hand_on = site.behind(site.layer.gates)
     one = site.put_constant(np.ones((), np.float32), "one")
     site.instead(hand_on, site.add("Mul", [raw, one], hand_on))
+
+
+def _times_one_on_the_way(site: Site) -> None:
+    """The same, behind the value that is recorded."""
+    attention = site.attention()
+    place = GATES_INPUT[attention.op_type]
+    one = site.put_constant(np.ones((), np.float32), "one")
+    attention.input[place] = site.add("Mul", [attention.input[place], one], attention)
 
 
 def _ties_to_the_higher_index(site: Site) -> None:
@@ -204,6 +198,7 @@ _UNOPTIMISED = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 _CHANGES: Mapping[str, Callable[[Site], None]] = {
     "gates x 1.0": _times_one,
+    "gates x 1.0 on the way": _times_one_on_the_way,
     "ties to the higher index": _ties_to_the_higher_index,
     "scale in the weights": _scale_in_the_weights,
 }
@@ -219,10 +214,10 @@ VARIATIONS: Mapping[str, Variation] = {
     "2 threads": partial(_under, intra_op_num_threads=2),
     "optimisations off": partial(_under, graph_optimization_level=_UNOPTIMISED),
     **{
-        f"choice {choice}": partial(_chosen, choices={"all": choice})
+        f"choice {choice}": partial(_chosen, choose=partial(chosen, choices={"all": choice}))
         for choice in ("dense", "sparse", "projected")
     },
-    "choice by size": _chosen_by_size,
+    "choice by size": partial(_chosen, choose=chosen_by_size),
     **{name: partial(_changed, change=change) for name, change in _CHANGES.items()},
     **{
         f"{name}, function bodies": partial(_changed, change=change, kernels="off")
