@@ -17,10 +17,17 @@ from typing import NamedTuple
 
 from tests.validate.mutations.faults import FAULTS
 from tests.validate.mutations.packages import PRECISIONS, Precision
-from tests.validate.mutations.planting import Nursery, Planted
+from tests.validate.mutations.planting import Nursery, Planted, planted_from
 from tests.validate.mutations.subjects import SUBJECTS
 from tests.validate.mutations.tables import fault_table, honest_table, without_effect
-from tests.validate.mutations.variations import EXPORTED_ANEW, VARIATIONS, Subject, Varied, vary
+from tests.validate.mutations.variations import (
+    EXPORTED_ANEW,
+    VARIATIONS,
+    Subject,
+    Varied,
+    varied_from,
+    vary,
+)
 from tests.zoo import ZooModel
 
 
@@ -42,6 +49,11 @@ class Found(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is asked for, and print the tables."""
     options = _parser().parse_args(arguments)
+    if options.read:
+        _print_tables([_read(path) for path in options.read])
+        return
+    if options.cache is None:
+        raise SystemExit("--cache DIR says where packages are kept.")
     models = _chosen(options.only, options.models)
     tasks = [Task(model.name, p) for model in models for p in options.precision or PRECISIONS]
     found = []
@@ -55,10 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if options.json:
             _write(options.json, found)
-    planted, varied = (
-        [row for one in found for row in one.planted],
-        [row for one in found for row in one.varied],
-    )
+    _print_tables(found)
+
+
+def _print_tables(found: Sequence[Found]) -> None:
+    planted = [row for one in found for row in one.planted]
+    varied = [row for one in found for row in one.varied]
     if planted:
         _print(fault_table(planted))
         _print(without_effect(planted))
@@ -78,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--opsets", action="store_true", help="export anew for other opsets")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--json", type=Path, help="write every row there")
-    parser.add_argument("--cache", type=Path, required=True, help="where packages are kept")
+    parser.add_argument("--cache", type=Path, help="where packages are kept")
+    parser.add_argument("--read", type=Path, nargs="*", help="print the tables of such files again")
     return parser
 
 
@@ -133,6 +148,15 @@ def _write(path: Path, found: Sequence[Found]) -> None:
         "skipped": [one.skipped for one in found],
     }
     path.write_text(json.dumps(rows, indent=1))
+
+
+def _read(path: Path) -> Found:
+    rows = json.loads(path.read_text())
+    return Found(
+        [planted_from(row) for row in rows["faults"]],
+        [varied_from(row) for row in rows["honest"]],
+        {},
+    )
 
 
 def _print(lines: Iterable[str]) -> None:
