@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tests.validate.mutations.faults import FAULTS
 from tests.validate.mutations.packages import PRECISIONS, Precision
-from tests.validate.mutations.planting import Nursery, Planted, planted_from
+from tests.validate.mutations.planting import FaultInjection, Planted, planted_from
 from tests.validate.mutations.subjects import SUBJECTS
 from tests.validate.mutations.tables import fault_table, honest_table, without_effect
 from tests.validate.mutations.variations import (
@@ -124,16 +124,16 @@ def _found(task: Task, options: argparse.Namespace) -> Found:
 def _found_in(scratch: Path, task: Task, model: ZooModel, options: argparse.Namespace) -> Found:
     planted, varied, skipped = [], [], {}
     if options.what != "honest":
-        nursery = Nursery(model, options.cache, scratch, by_size=options.by_size)
-        middle = (len(nursery.package.manifest.layers) - 1) // 2
+        injection = FaultInjection(model, options.cache, scratch, by_size=options.by_size)
+        middle = (len(injection.package.manifest.layers) - 1) // 2
         planted = list(
-            nursery.plant_all(
+            injection.plant_all(
                 task.precision,
                 faults=options.faults,
                 layers=lambda index: options.layers == "all" or index == middle,
             )
         )
-        skipped = {f"{fault}/{index}": why for (fault, index), why in nursery.skipped.items()}
+        skipped = {f"{fault}/{index}": why for (fault, index), why in injection.skipped.items()}
     if options.what != "faults":
         subject = Subject(model, task.precision, options.cache, scratch)
         names = [one for one in VARIATIONS if options.opsets or one not in EXPORTED_ANEW]

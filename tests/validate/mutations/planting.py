@@ -14,6 +14,7 @@ import onnx
 
 from moh_deploy.backends.runner import Kernels
 from moh_deploy.package import OnnxPackage
+from moh_deploy.package.vectors import VECTORS_NAME
 from tests.validate.mutations.choices import chosen_by_size, run_so
 from tests.validate.mutations.effects import (
     LEAST_FLOOR,
@@ -106,7 +107,7 @@ def planted_from(row: dict[str, Any]) -> Planted:
 
 
 @dataclass
-class Nursery:
+class FaultInjection:
     """The packages of one model, and what is measured of them once.
 
     Attributes:
@@ -224,7 +225,8 @@ class Nursery:
 
     def _effect(self, fault: str, wrong: onnx.ModelProto) -> dict[str, float]:
         content = wrong.SerializeToString(deterministic=True)
-        key = hashlib.sha256(content + self.model.name.encode()).hexdigest()
+        recorded = self.package.manifest.files[VECTORS_NAME]
+        key = hashlib.sha256(content + recorded.encode()).hexdigest()
         if key not in self._known_effects:
             if fault in SEEN_BY_KERNELS_ONLY:
                 runs = values_as_run(write_package(self.package, self.scratch, wrong), "auto")

@@ -110,6 +110,11 @@ class Site:
         found = next((one for one in node.attribute if one.name == name), None)
         return otherwise if found is None else helper.get_attribute_value(found)
 
+    def place_of(self, node: onnx.NodeProto) -> int:
+        """Return where in the graph a node stands."""
+        output = node.output[0]
+        return next(i for i, one in enumerate(self.graph.node) if output in one.output)
+
     def linear(self, role: Role) -> Linear:
         """Find the projection of the layer's queries, keys, values, heads or router.
 
@@ -239,11 +244,6 @@ class Site:
         if found is None:
             raise DoesNotApplyError(lacks)
         return found
-
-    def place_of(self, node: onnx.NodeProto) -> int:
-        """Return where in the graph a node stands."""
-        output = node.output[0]
-        return next(i for i, one in enumerate(self.graph.node) if output in one.output)
 
     def _first_before(self, value: str) -> onnx.NodeProto | None:
         """Return the nearest product with a constant weight that a value is made from."""

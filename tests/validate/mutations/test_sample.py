@@ -13,7 +13,7 @@ import pytest
 from tests.kernel_library import required_library
 from tests.validate.mutations.faults import FAULTS, SEEN_BY_KERNELS_ONLY
 from tests.validate.mutations.packages import PRECISIONS, Precision
-from tests.validate.mutations.planting import WITHOUT_EFFECT, Nursery, Planted
+from tests.validate.mutations.planting import WITHOUT_EFFECT, FaultInjection, Planted
 from tests.validate.mutations.stacks import STACKS
 from tests.validate.mutations.variations import Subject, vary
 from tests.zoo import ZooModel
@@ -87,11 +87,11 @@ def plant_one(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan
     scratch = tmp_path_factory.mktemp("wrong") / "package"
 
     @cache
-    def nursery(model: str) -> Nursery:
-        return Nursery(named(model), directory, scratch)
+    def injection(model: str) -> FaultInjection:
+        return FaultInjection(named(model), directory, scratch)
 
     def plant(model: str, fault: str, precision: Precision) -> Planted:
-        planted = nursery(model).plant_all(
+        planted = injection(model).plant_all(
             precision, faults=[fault], layers=lambda index: index == MIDDLE
         )
         (found,) = planted

@@ -3,8 +3,6 @@ tensor, or weighs in another way."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx
 from onnx import helper
@@ -233,7 +231,7 @@ def reads_the_values(site: Site) -> None:
     linear.node.input[0] = product
 
 
-FAULTS: Mapping[str, object] = {
+FAULTS = {
     "top_k + 1": one_head_more,
     "top_k - 1": one_head_fewer,
     "ranked by the wrong end": ranked_by_the_wrong_end,
