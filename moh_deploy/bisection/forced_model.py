@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -10,11 +10,13 @@ import onnx
 from moh_deploy.backends.onnxruntime import OrtRunner, open_session
 from moh_deploy.backends.ort_variants import OrtVariants, open_forced
 from moh_deploy.backends.runner import Kernels
+from moh_deploy.bisection.places import ModelGraph
 from moh_deploy.npz import Array
 from moh_deploy.package import (
     GateTypes,
     OnnxPackage,
     VectorSet,
+    computed_gates,
     force_gates,
     forced_gates,
 )
@@ -66,6 +68,36 @@ class ForcedModel:
             round_results=self.rounded,
         )
 
+    def open_changed(
+        self, change: Callable[[onnx.GraphProto], None], names: Sequence[str] = ()
+    ) -> OrtRunner:
+        """Open a session of a changed graph.
+
+        Args:
+            change: Changes it once its gates are inputs.
+            names: Inner values to return besides what the routers compute.
+        """
+
+        def both(graph: onnx.GraphProto) -> None:
+            force_gates(graph, self.gates)
+            change(graph)
+
+        return open_session(
+            self.package,
+            kernels=self.kernels,
+            optimize=self.optimize,
+            extra_outputs=[*map(computed_gates, self.gates), *names],
+            change=both,
+            round_results=self.rounded,
+        )
+
+    def value_types(self) -> dict[str, int]:
+        """Return the dtypes of values as they are numbered in ONNX, of those that are known."""
+        graph = onnx.shape_inference.infer_shapes(self._model()).graph
+        known = (*graph.value_info, *graph.output)
+        types = {one.name: one.type.tensor_type.elem_type for one in known}
+        return {name: dtype for name, dtype in types.items() if dtype}
+
     def inputs(self, vectors: VectorSet) -> dict[str, Array]:
         """Return what `open` takes: the model's inputs, and the gates."""
         if not self.gates:
@@ -90,3 +122,10 @@ class ForcedModel:
 
     def _model(self) -> onnx.ModelProto:
         return onnx.load(self.package.model_path, load_external_data=False)
+
+
+def graph_of(model: ForcedModel) -> ModelGraph:
+    """Return the graph of a package as it is run, whose nodes are placed as it is written."""
+    layers = model.package.manifest.layers
+    written = ModelGraph(replace(model, gates={}).graph(), layers)
+    return ModelGraph(model.graph(), layers, written)

@@ -1,16 +1,18 @@
-"""Judge a variant of a package at all that is recorded of the original: outputs and gates."""
+"""Judge a variant of a package at all that is recorded of the original."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Runner
 from moh_deploy.bisection.forced_model import ForcedModel
+from moh_deploy.bisection.recorded_value import RecordedValue, recorded_values
 from moh_deploy.npz import Array
 from moh_deploy.package import LayerRounding, Spread, VectorSet, computed_gates
+from moh_deploy.validate.differences import worst
 from moh_deploy.validate.layer_parity import LayerReference, LayerValuesFound, compare_layer
 from moh_deploy.validate.noise_floor import STEPS, NoisyModel
 from moh_deploy.validate.output_parity import compare_output
@@ -28,6 +30,8 @@ class Recorded:
         error: Largest absolute error over all vector sets; NaN if a number is.
         limit: What the rule allows; of the vector set with the largest share of it.
         reason: A sentence on why it is not equal; None if it is.
+        drift: The largest error where the same heads are chosen, over all vector sets; None where
+            there is nothing to take it from.
     """
 
     what: str
@@ -35,6 +39,7 @@ class Recorded:
     error: float
     limit: float
     reason: str | None
+    drift: float | None = None
 
     @property
     def badness(self) -> tuple[bool, float]:
@@ -70,53 +75,65 @@ class Judge:
 
     def judge(self, model: ForcedModel) -> tuple[Recorded, ...]:
         """Run a variant on all vector sets, and return the worst of each recorded value."""
-        runner = model.open()
-        worst: dict[str, Recorded] = {}
+        runner = self.open(model)
+        found: dict[str, Recorded] = {}
         rule = self._rule(runner)
         for index, vectors in enumerate(self.vectors):
             got = runner.run(model.inputs(vectors))
-            for one in self._compare(model, rule, index, got):
-                known = worst.get(one.value)
-                if known is None or one.badness > known.badness:
-                    worst[one.value] = one
-        return tuple(worst.values())
+            for value in self.values(model, vectors):
+                one = self._compare(value, model, rule, index, got)
+                known = found.get(one.value)
+                found[one.value] = one if known is None else _worse(known, one)
+        return tuple(found.values())
+
+    def values(self, model: ForcedModel, vectors: VectorSet) -> tuple[RecordedValue, ...]:
+        """Return what a run of a variant is compared with.
+
+        Inner values only where nothing is optimised: asking for them would keep it from being so.
+        """
+        layers = self.judged.package.manifest.layers if model.gates else ()
+        values = recorded_values(layers, vectors)
+        return tuple(one for one in values if not (one.inner and model.optimize))
+
+    def open(self, model: ForcedModel) -> Runner:
+        """Open a session of a variant that returns all that it is compared with."""
+        values = self.values(model, self.vectors[0]) if self.vectors else ()
+        return model.open([one.value for one in values if one.inner])
 
     def _compare(
-        self, model: ForcedModel, rule: Tolerance, index: int, got: Mapping[str, Array]
-    ) -> Iterator[Recorded]:
-        vectors, floor = self.vectors[index], self._measured_floors()[index]
+        self,
+        value: RecordedValue,
+        model: ForcedModel,
+        rule: Tolerance,
+        index: int,
+        got: Mapping[str, Array],
+    ) -> Recorded:
+        floor = self._measured_floors()[index].get(value.value)
         label = f"{index}, routing forced" if model.gates else f"{index}"
-        layers = self.judged.package.manifest.layers if model.gates else ()
-        scores = vectors.scores or (None,) * len(layers)
-        recorded = zip(layers, vectors.gates, vectors.margins, scores, strict=False)
-        for layer, gates, margins, ranked in recorded:
-            name = computed_gates(layer.gates)
-            made = _as_stored(got.get(name), gates)
-            known = floor.get(name)
-            one = compare_layer(
+        made, expected = value.of(got), value.expected
+        drift = value.drift(made, expected)
+        if value.layer is not None and value.margins is not None:
+            gates = compare_layer(
                 LayerReference(
-                    layer.path,
+                    value.layer,
                     label,
-                    gates,
-                    margins,
-                    scores=ranked,
-                    num_shared_heads=layer.num_shared_heads,
-                    has_scores=bool(vectors.scores),
+                    expected,
+                    value.margins,
+                    scores=value.scores,
+                    num_shared_heads=value.num_shared_heads,
+                    has_scores=value.scores is not None,
                 ),
                 LayerValuesFound(made),
                 rule,
-                floor=None if known is None else LayerRounding(None, known, None),
+                floor=None if floor is None else LayerRounding(None, floor, None),
                 forced=True,
             )
-            what = f"router of '{layer.path}'"
-            yield Recorded(what, name, one.gate_error, one.gate_tolerance, one.reason)
-        for name, reference in vectors.outputs.items():
-            own, known = self._output_rule(reference, rule), floor.get(name)
-            output = compare_output(
-                name, label, got.get(name), reference, own, floor=known, forced=True
-            )
-            limit = output.tolerance or 0.0
-            yield Recorded(f"output '{name}'", name, output.max_abs_error, limit, output.reason)
+            error, limit = gates.gate_error, gates.gate_tolerance
+            return Recorded(value.what, value.value, error, limit, gates.reason, drift)
+        own = self._output_rule(expected, rule)
+        output = compare_output(value.value, label, made, expected, own, floor=floor, forced=True)
+        error, limit = output.max_abs_error, output.tolerance or 0.0
+        return Recorded(value.what, value.value, error, limit, output.reason, drift)
 
     def _rule(self, runner: Runner) -> Tolerance:
         precision = self.judged.package.manifest.precision
@@ -147,6 +164,7 @@ class Judge:
         return self._floors
 
 
-def _as_stored(got: Array | None, reference: Array) -> Array | None:
-    """Variants may compute gates in another dtype than the recorded ones: that is no mismatch."""
-    return None if got is None else got.astype(reference.dtype)
+def _worse(known: Recorded, one: Recorded) -> Recorded:
+    drifts = [each.drift for each in (known, one) if each.drift is not None]
+    worse = one if one.badness > known.badness else known
+    return replace(worse, drift=worst(drifts) if drifts else None)

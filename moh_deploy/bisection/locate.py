@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from moh_deploy.bisection.blind_spots import BlindSpots
+from moh_deploy.bisection.checkpoint import Checkpoint, collect_checkpoints, wrong_values
 from moh_deploy.bisection.divergence import (
     SAME_PRECISION,
     NodeError,
@@ -14,12 +16,12 @@ from moh_deploy.bisection.divergence import (
     node_errors,
 )
 from moh_deploy.bisection.experiments import Experiments
-from moh_deploy.bisection.forced_model import ForcedModel
+from moh_deploy.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.bisection.inner_values import InnerValue, compare_values
+from moh_deploy.bisection.interval import find_interval
 from moh_deploy.bisection.judge import Recorded
 from moh_deploy.bisection.node_difference import WeightedGraph, node_differences
 from moh_deploy.bisection.places import ModelGraph, Place, Reached
-from moh_deploy.bisection.suspects import suspects, wrong_values
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 
@@ -27,6 +29,25 @@ Cause = Literal["kernel", "optimisation", "precision", "float32", "graph"]
 
 IN_GRAPH: tuple[Cause, ...] = ("float32", "graph")
 """What no node in float32 makes right."""
+
+
+@dataclass(frozen=True)
+class Between:
+    """Nodes of which one is wrong at least, see `Interval`.
+
+    Attributes:
+        after: The recorded values that prove what leads to them right.
+        before: The recorded value that is wrong, or nearest to it.
+        nodes: Those that lead to it, and to nothing that proves them right, in execution order.
+        alone: Those of them of which a single one can make all that is wrong.
+        unseen: Nodes that lead to `after`, and may be wrong nonetheless: it would not show there.
+    """
+
+    after: tuple[str, ...]
+    before: str
+    nodes: tuple[Place, ...]
+    alone: tuple[Place, ...]
+    unseen: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -44,9 +65,11 @@ class Divergence:
             is, or nothing was compared.
         step: The node that adds most, where no single one is beyond rounding.
         differences: How the first one differs from its counterpart in the reference.
-        suspects: The nodes that lead to all recorded values that are wrong, and to none that is
-            right, in execution order.
         wrong: The recorded values that are wrong, or nearest to it.
+        checkpoints: What each recorded value proves, where no single node is known; in the order in
+            which they are computed.
+        between: Where it is, as far as they prove it; None where a single node is known, or nothing
+            that was recorded tells.
     """
 
     cause: Cause
@@ -54,12 +77,13 @@ class Divergence:
     first: NodeError | None
     step: NodeError | None
     differences: tuple[str, ...]
-    suspects: tuple[Place, ...]
     wrong: tuple[Recorded, ...]
+    checkpoints: tuple[Checkpoint, ...] = ()
+    between: Between | None = None
 
     @property
     def node(self) -> Place | None:
-        """The node to look at; None where there are only suspects."""
+        """The node to look at; None where it is not known."""
         found = self.first or self.step
         return None if found is None else found.place
 
@@ -68,6 +92,13 @@ class Divergence:
         """Of that node, or else of the suspects."""
         places = self.suspects if self.node is None else (self.node,)
         return tuple(dict.fromkeys(place.module for place in places))
+
+    @property
+    def suspects(self) -> tuple[Place, ...]:
+        """The nodes of which one is wrong if no more than one is."""
+        if self.between is None:
+            return ()
+        return (*(self.between.alone or self.between.nodes), *self.between.unseen)
 
 
 @dataclass(frozen=True)
@@ -106,7 +137,7 @@ def _in_runtime(runs: Experiments) -> Located:
     """The function bodies are right if they run as they are written."""
     kernels = runs.plain.run_as(runs.kernels, optimize=False)
     if runs.kernels == "off" or runs.right(kernels):
-        return _suspected(runs.plain, runs.recorded_as_run, "optimisation")
+        return _suspected(runs, runs.plain, runs.recorded_as_run, "optimisation")
     recorded, against = runs.judge.judge(kernels), "the function bodies"
     bound = max(SAME_PRECISION, runs.policy.rule(runs.precision).least)
     return _compared(runs, kernels, runs.plain, recorded, "kernel", against, bound)
@@ -117,7 +148,7 @@ def _in_graph(runs: Experiments) -> Located:
     within = runs.target is not None and runs.allowed(runs.unrounded)
     cause: Cause = "float32" if within else "graph"
     if runs.reference is None:
-        return _suspected(runs.unrounded, recorded, cause)
+        return _suspected(runs, runs.unrounded, recorded, cause)
     believed = ForcedModel.of(runs.reference, runs.vectors)
     if not runs.right(believed):
         raise _cannot_tell(runs, runs.reference, believed)
@@ -139,12 +170,33 @@ def _cannot_tell(runs: Experiments, reference: OnnxPackage, believed: ForcedMode
     )
 
 
-def _suspected(model: ForcedModel, recorded: Sequence[Recorded], cause: Cause) -> Located:
-    """Say which nodes may be wrong, with nothing to compare inner values with."""
-    graph = graph_of(model)
-    places = _own(graph, suspects(graph, recorded))
-    found = Divergence(cause, None, None, None, (), places, wrong_values(recorded))
-    return Located(found, (), {})
+def _suspected(
+    runs: Experiments, model: ForcedModel, recorded: Sequence[Recorded], cause: Cause
+) -> Located:
+    """Say between which recorded values it is, with nothing to compare inner values with."""
+    found = Divergence(cause, None, None, None, (), wrong_values(recorded))
+    return Located(_bounded(runs, graph_of(model), recorded, found), (), {})
+
+
+def _bounded(
+    runs: Experiments, graph: ModelGraph, recorded: Sequence[Recorded], found: Divergence
+) -> Divergence:
+    """Add what the recorded values prove."""
+    checkpoints = collect_checkpoints(runs, recorded)
+    interval = find_interval(graph, checkpoints)
+    if interval is None:
+        return replace(found, checkpoints=checkpoints)
+    exact = [one for one in checkpoints if one.exact]
+    spots = BlindSpots(runs.judge, runs.unrounded, graph, interval.before, exact)
+    unseen = spots.find(interval.nodes) if interval.after else frozenset()
+    between = Between(
+        tuple(one.what for one in interval.after),
+        interval.before.what,
+        _own(graph, interval.nodes),
+        _own(graph, interval.alone),
+        _own(graph, unseen),
+    )
+    return replace(found, checkpoints=checkpoints, between=between)
 
 
 def _compared(
@@ -166,8 +218,9 @@ def _compared(
     first = first_beyond(errors, bound, matters)
     step = None if first is not None else largest_step(errors, matters)
     differences = _differences(tested, believed, first) if cause in IN_GRAPH else ()
-    places = _own(graph, suspects(graph, recorded))
-    found = Divergence(cause, against, first, step, differences, places, wrong)
+    found = Divergence(cause, against, first, step, differences, wrong)
+    if found.node is None:
+        found = _bounded(runs, graph, recorded, found)
     return Located(found, tuple(errors[index] for index in sorted(errors)), values)
 
 
@@ -181,12 +234,6 @@ def _differences(
         for one in (tested, believed)
     )
     return node_differences(ours, theirs, first.place.value)
-
-
-def graph_of(model: ForcedModel) -> ModelGraph:
-    layers = model.package.manifest.layers
-    written = ModelGraph(ForcedModel(model.package, {}).graph(), layers)
-    return ModelGraph(model.graph(), layers, written)
 
 
 def _own(graph: ModelGraph, found: Reached) -> tuple[Place, ...]:

@@ -12,8 +12,8 @@ from moh_deploy.bisection.cost import flops_share
 from moh_deploy.bisection.cure import Cure, Step, Trials, every_node, find_cure
 from moh_deploy.bisection.experiments import Experiments
 from moh_deploy.bisection.float32_form import Float32Form
-from moh_deploy.bisection.forced_model import ForcedModel
-from moh_deploy.bisection.locate import IN_GRAPH, Located, graph_of
+from moh_deploy.bisection.forced_model import ForcedModel, graph_of
+from moh_deploy.bisection.locate import IN_GRAPH, Located
 from moh_deploy.jobs.precision import proof_of, router_types
 from moh_deploy.package import (
     Float32Node,

@@ -1,9 +1,9 @@
-"""A variant of a model whose float16 and bfloat16 weights move at random."""
+"""A variant of a model whose weights move at random."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx
 from onnx import TensorProto, helper
@@ -11,20 +11,27 @@ from onnx import TensorProto, helper
 ROUNDING_STEP = "moh.rounding_step"
 """Input of the variant: how far a weight may move, as a share of it; 0 for not at all."""
 
-_LARGEST = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
+_LARGEST = {TensorProto.FLOAT: 1e8, TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
+"""What is larger is what masks are made of."""
+
+_LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def has_low_weights(graph: onnx.GraphProto) -> bool:
     """Tell whether the graph holds a float16 or bfloat16 weight."""
-    return bool(_weights(graph))
+    return bool(_weights(graph, None))
 
 
-def add_weight_noise(graph: onnx.GraphProto) -> None:
-    """Let every low weight move by up to the share ROUNDING_STEP of it, and round it again.
+def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = None) -> None:
+    """Let weights move by up to the share ROUNDING_STEP of each number, and round them again.
 
     Every run draws anew; the same session, opened again, draws the same.
+
+    Args:
+        graph: Changed in place.
+        names: The weights, of any float type; None for all that are in float16 or bfloat16.
     """
-    weights = _weights(graph)
+    weights = _weights(graph, names)
     noise = [node for seed, one in enumerate(weights) for node in _noise(one, seed)]
     for one in weights:
         one.name = _exact(one.name)
@@ -37,10 +44,14 @@ def add_weight_noise(graph: onnx.GraphProto) -> None:
     graph.input.append(helper.make_tensor_value_info(ROUNDING_STEP, TensorProto.FLOAT, []))
 
 
-def _weights(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+def _weights(graph: onnx.GraphProto, names: Collection[str] | None) -> list[onnx.TensorProto]:
     """Return what moves. Single numbers stay: they are constants, not rounded weights."""
     return [
-        one for one in graph.initializer if one.data_type in _LARGEST and math.prod(one.dims) > 1
+        one
+        for one in graph.initializer
+        if one.data_type in (_LOW if names is None else _LARGEST)
+        and (names is None or one.name in names)
+        and math.prod(one.dims) > 1
     ]
 
 

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moh_deploy.bisection.checkpoint import Checkpoint
 from moh_deploy.bisection.cure import Cure
 from moh_deploy.bisection.divergence import NodeError, by_module
-from moh_deploy.bisection.locate import Cause, Divergence
+from moh_deploy.bisection.judge import Recorded
+from moh_deploy.bisection.locate import Between, Divergence
+from moh_deploy.bisection.places import Place
 from moh_deploy.errors import ValidationError
+from moh_deploy.report.bisect_text import MOST_NAMES, divergence_text, size_text
 from moh_deploy.validate.parity_report import ParityReport
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_CAUSES: dict[Cause, str] = {
-    "kernel": "a kernel computes something else than the function body of its node",
-    "optimisation": "ONNX Runtime's graph optimisations change the result",
-    "precision": "lower precision",
-    "float32": "in float32 it is off by more than the target, and by no more than `verify` allows:"
-    " that may be rounding, or the graph",
-    "graph": "the graph computes something else than the original model",
-}
 _MOST_ROWS = 40
-_MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,7 @@ class BisectReport:
         """What was found, in a sentence or two."""
         if self.divergence is None:
             return f"nothing diverges from the {self.reference}."
-        sentence = _divergence_text(self.divergence)
+        sentence = divergence_text(self.divergence)
         return sentence if self.repair is None else f"{sentence} {_repair_text(self.repair)}"
 
     @property
@@ -149,49 +143,12 @@ class BisectReport:
                 yield line(note)
 
 
-def _divergence_text(found: Divergence) -> str:
-    shows = "first shows at" if found.cause == "precision" else "first diverges at"
-    if found.first is not None:
-        text = (
-            f"{shows} {found.first.place}: an error of"
-            f" {found.first.before:.2g} before it, {_size(found.first)} behind it, as a share of"
-            f" the largest value, against {found.against}"
-        )
-    elif found.step is not None:
-        text = (
-            f"no single node is beyond rounding, errors add up: {found.step.place} adds most,"
-            f" {found.step.before:.2g} before it, {_size(found.step)} behind it, against"
-            f" {found.against}"
-        )
-    elif found.suspects:
-        places = ", ".join(str(one) for one in found.suspects[:_MOST_NAMES])
-        more = len(found.suspects) - _MOST_NAMES
-        text = (
-            f"diverges in {_modules(found)}: one of"
-            f" {len(found.suspects)} nodes: {places}{f' and {more} more' if more > 0 else ''}"
-        )
-    else:
-        text = "diverges, and nothing that is recorded tells where"
-    differences = f" ({'; '.join(found.differences)})" if found.differences else ""
-    return f"{text}{differences}: {_CAUSES[found.cause]}."
-
-
-def _modules(found: Divergence) -> str:
-    return ", ".join(f"'{module}'" for module in found.modules)
-
-
-def _size(error: NodeError) -> str:
-    if not error.finite:
-        return "NaN or infinity"
-    return "nothing alike" if math.isinf(error.behind) else f"{error.behind:.2g}"
-
-
 def _repair_text(repair: Repair) -> str:
     from moh_deploy.report.tables import count
 
     nodes = repair.cure.nodes
-    names = ", ".join(f"'{one.place.node}'" for one in nodes[:_MOST_NAMES])
-    more = f" and {len(nodes) - _MOST_NAMES} more" if len(nodes) > _MOST_NAMES else ""
+    names = ", ".join(f"'{one.place.node}'" for one in nodes[:MOST_NAMES])
+    more = f" and {len(nodes) - MOST_NAMES} more" if len(nodes) > MOST_NAMES else ""
     needs = "needs" if len(nodes) == 1 else "need"
     return f"{count(len(nodes), 'node')} {needs} float32: {names}{more}."
 
@@ -199,20 +156,31 @@ def _repair_text(repair: Repair) -> str:
 def _divergence_parts(found: Divergence) -> Iterator[RenderableType]:
     from moh_deploy.report.tables import figure, table, verdict
 
-    text = _divergence_text(found)
+    text = divergence_text(found)
     yield verdict(False, text[0].upper() + text[1:])
     rows = [(one.what, figure(one.error), figure(one.limit)) for one in found.wrong]
     yield table("what is wrong, with the reference gates fed", ("", "#error", "#allowed"), rows)
-    if found.node is None and found.suspects:
-        places = [(one.module, one.op, one.node) for one in found.suspects[:_MOST_ROWS]]
-        yield table("nodes that may be wrong", ("module", "operator", "node"), places)
+    if found.between is not None:
+        yield from _suspect_parts(found.suspects)
+
+
+def _suspect_parts(suspects: Sequence[Place]) -> Iterator[RenderableType]:
+    """Show the nodes module by module, in the order in which the modules first run."""
+    from moh_deploy.report.tables import line, table
+
+    modules = list(dict.fromkeys(one.module for one in suspects))
+    ordered = sorted(suspects, key=lambda one: modules.index(one.module))
+    rows = [(one.module, one.op, one.node) for one in ordered[:_MOST_ROWS]]
+    yield table("nodes that may be wrong", ("module", "operator", "node"), rows)
+    if len(suspects) > _MOST_ROWS:
+        yield line(f"and {len(suspects) - _MOST_ROWS} more, which --json lists")
 
 
 def _module_table(errors: tuple[NodeError, ...]) -> Iterator[RenderableType]:
     from moh_deploy.report.tables import table
 
     worst = list(by_module(errors).items())
-    rows = [(path, one.place.node, _size(one)) for path, one in worst[:_MOST_ROWS]]
+    rows = [(path, one.place.node, size_text(one)) for path, one in worst[:_MOST_ROWS]]
     if rows:
         more = len(worst) - len(rows)
         title = "largest error of each module, as a share of the largest value"
@@ -252,7 +220,32 @@ def _divergence_json(found: Divergence) -> dict[str, object]:
         "step": None if found.step is None else _error_json(found.step),
         "differences": list(found.differences),
         "suspects": [asdict(one) for one in found.suspects],
-        "wrong": [asdict(one) for one in found.wrong],
+        "wrong": [_recorded_json(one) for one in found.wrong],
+        "checkpoints": [_checkpoint_json(one) for one in found.checkpoints],
+        "between": None if found.between is None else _between_json(found.between),
+    }
+
+
+def _checkpoint_json(one: Checkpoint) -> dict[str, object]:
+    return {"what": one.what, "value": one.value, "agrees": one.agrees, "exact": one.exact}
+
+
+def _between_json(between: Between) -> dict[str, object]:
+    return {
+        "after": list(between.after),
+        "before": between.before,
+        "nodes": [asdict(one) for one in between.nodes],
+        "unseen": [asdict(one) for one in between.unseen],
+    }
+
+
+def _recorded_json(one: Recorded) -> dict[str, object]:
+    return {
+        "what": one.what,
+        "value": one.value,
+        "error": one.error,
+        "limit": one.limit,
+        "reason": one.reason,
     }
 
 

@@ -36,6 +36,24 @@ class RecordedJson(_Object):
     reason: str | None
 
 
+class CheckpointJson(_Object):
+    """A recorded value that agrees and is not `exact` proves nothing."""
+
+    what: str
+    value: str
+    agrees: bool
+    exact: bool
+
+
+class BetweenJson(_Object):
+    """One of `nodes` is wrong, or one of `unseen`: `after` agree to rounding, `before` is wrong."""
+
+    after: list[str]
+    before: str
+    nodes: list[PlaceJson]
+    unseen: list[PlaceJson]
+
+
 class DivergenceJson(_Object):
     cause: Cause
     against: str | None
@@ -47,6 +65,8 @@ class DivergenceJson(_Object):
     differences: list[str]
     suspects: list[PlaceJson]
     wrong: list[RecordedJson]
+    checkpoints: list[CheckpointJson]
+    between: BetweenJson | None
 
 
 class RepairJson(_Object):

@@ -6,9 +6,8 @@ import onnx
 import pytest
 
 from moh_deploy.bisection.cost import flops_share
-from moh_deploy.bisection.forced_model import ForcedModel
+from moh_deploy.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.bisection.inner_values import InnerValue
-from moh_deploy.bisection.locate import graph_of
 from moh_deploy.bisection.places import ModelGraph
 from tests.handmade_package import write_package
 

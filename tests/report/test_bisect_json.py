@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from moh_deploy.bisection.checkpoint import Checkpoint
 from moh_deploy.bisection.cure import Cure, KeptNode
 from moh_deploy.bisection.divergence import NodeError
 from moh_deploy.bisection.judge import Recorded
-from moh_deploy.bisection.locate import Divergence
+from moh_deploy.bisection.locate import Between, Divergence
 from moh_deploy.bisection.places import Place
 from moh_deploy.report.bisect import BisectReport, Repair
 from moh_deploy.report.bisect_json import BisectJson
@@ -19,7 +20,18 @@ from tests.report.json_forms import assert_of_form
 PLACE = Place("blocks.0.up.MatMul", "MatMul", "blocks.0", "up")
 BROKEN = NodeError(PLACE, before=math.inf, behind=math.nan, size=1e5, finite=False)
 WRONG = Recorded("output 'y'", "y", math.nan, 1e-4, "output 'y' is NaN.")
-FOUND = Divergence("precision", "the same graph", BROKEN, None, ("is larger",), (PLACE,), (WRONG,))
+FOUND = Divergence("precision", "the same graph", BROKEN, None, ("is larger",), (WRONG,))
+ROUTER = "router of 'blocks.0.attn'"
+BOUNDED = replace(
+    FOUND,
+    against=None,
+    first=None,
+    checkpoints=(
+        Checkpoint(ROUTER, "gates.computed", agrees=True, exact=True, error=1e-7, rounding=1e-6),
+        Checkpoint("output 'y'", "y", agrees=False),
+    ),
+    between=Between((ROUTER,), "output 'y'", (PLACE,), (PLACE,), (PLACE,)),
+)
 REPAIR = Repair(
     Cure((KeptNode(PLACE, "its numbers reach 1e+05"),), smallest=True, trials=4),
     weights="the weights of the reference",
@@ -50,6 +62,7 @@ DIVERGED = replace(
         replace(DIVERGED, repair=replace(REPAIR, flops_share=0.5, written=None)),
         replace(DIVERGED, divergence=replace(FOUND, against=None, first=None, step=BROKEN)),
         replace(DIVERGED, divergence=replace(FOUND, first=None)),
+        replace(DIVERGED, divergence=BOUNDED),
     ],
 )
 def test_reports_are_of_the_form(report: BisectReport):

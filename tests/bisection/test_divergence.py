@@ -8,9 +8,7 @@ import pytest
 
 from moh_deploy.bisection.divergence import first_beyond, node_errors
 from moh_deploy.bisection.inner_values import InnerValue, _compared
-from moh_deploy.bisection.judge import Recorded
 from moh_deploy.bisection.places import ModelGraph
-from moh_deploy.bisection.suspects import suspects, wrong_values
 
 GRAPH = """
 g (float[n] x) => (float[n] first, float[n] second)
@@ -24,36 +22,6 @@ g (float[n] x) => (float[n] first, float[n] second)
 
 def graph() -> ModelGraph:
     return ModelGraph(onnx.parser.parse_graph(GRAPH))
-
-
-def recorded(**shares: float) -> list[Recorded]:
-    """Values with errors as shares of what is allowed."""
-    return [
-        Recorded(name, name, share, 1.0, "wrong" if share > 1 else None)
-        for name, share in shares.items()
-    ]
-
-
-def made(values: frozenset[int]) -> set[str]:
-    return {graph().nodes[index].output[0] for index in values}
-
-
-def test_suspects_lead_to_what_is_wrong_and_to_nothing_right():
-    assert made(suspects(graph(), recorded(first=9, second=0.1))) == {"a", "first"}
-    assert made(suspects(graph(), recorded(first=9, second=9))) == {"shared"}
-    assert suspects(graph(), recorded(first=0, second=0)) == frozenset()
-
-
-def test_without_anything_above_its_limit_what_is_nearest_to_it_counts():
-    near = wrong_values(recorded(first=0.8, second=0.01))
-    assert [one.value for one in near] == ["first"]
-    assert len(wrong_values(recorded(first=0.8, second=0.3))) == 2
-
-
-def test_wrong_value_is_worse_than_any_right_one():
-    flip = Recorded("router", "gates", 0.0, 1.0, "3 tokens choose other heads")
-    assert flip.badness > Recorded("router", "gates", 0.9, 1.0, None).badness
-    assert math.isinf(Recorded("output", "y", math.nan, 1.0, "NaN").share)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,175 @@
+"""Nodes whose faults would not show in the recorded values that agree.
+
+A router behind a norm does not see that all it reads is twice as large, nor one behind a norm of
+centred values that a number was added to all of them; and a value hardly sees what reaches others
+by another path. So a node counts as right only if a fault in it, made on purpose, shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from moh_deploy.bisection.checkpoint import CLEAR, ROUNDING, Checkpoint
+from moh_deploy.bisection.forced_model import ForcedModel
+from moh_deploy.bisection.judge import Judge
+from moh_deploy.bisection.places import ModelGraph, Reached
+from moh_deploy.bisection.recorded_value import RecordedValue
+from moh_deploy.npz import Array
+from moh_deploy.package.switches import reads
+
+MOST_TRIED = 200
+"""Nodes that are made wrong, each in a session of its own; what is left after them is not seen."""
+
+_STEP = 2.0**-6
+"""How wrong they are made: far above rounding, and small enough for effects to be in proportion."""
+
+_SMALL = 2.0**-7
+"""The part of what `_STEP` does that has to show where it is not known how large the fault is."""
+
+_FAULTS = ("moh.scale", "moh.shift", "moh.noise")
+"""Inputs of the variants: by which share of its size a value is scaled, shifted, or moved at
+random."""
+
+_LARGEST = 1e8
+"""Larger numbers are what masks are made of."""
+
+
+@dataclass(frozen=True)
+class BlindSpots:
+    """Looks for them in one package.
+
+    Attributes:
+        judge: Says what was recorded.
+        model: In float32, with the reference gates fed to it.
+        graph: The graph in which nodes are looked for.
+        wrong: A recorded value that is wrong.
+        exact: The recorded values that prove nodes before them right.
+    """
+
+    judge: Judge
+    model: ForcedModel
+    graph: ModelGraph
+    wrong: Checkpoint
+    exact: Sequence[Checkpoint]
+
+    def find(self, suspects: Reached) -> Reached:
+        """Return the nodes that lead to exact values, and may be wrong nonetheless.
+
+        Those next to the suspects are tried, then what leads to those that are not seen. Behind a
+        node that is seen, nothing has to be tried: it is seen there.
+
+        Args:
+            suspects: The nodes that lead to the wrong value, and to nothing exact.
+        """
+        proven = self.graph.before(self.wrong.value) - suspects
+        waiting, tried, unseen = self._makers(suspects, proven), set[int](), set[int]()
+        while waiting:
+            index = waiting.pop()
+            if index in tried:
+                continue
+            tried.add(index)
+            if len(tried) > MOST_TRIED or not self._is_seen(self.graph.nodes[index]):
+                unseen.add(index)
+                waiting += self._makers([index], proven)
+        return frozenset(unseen)
+
+    def _makers(self, readers: Collection[int], among: Reached) -> list[int]:
+        """Return the nodes, of some, that make what others read."""
+        names = {name for index in readers for name in reads(self.graph.nodes[index])}
+        makers = (self.graph.makers[name] for name in names if name in self.graph.makers)
+        return sorted(among.intersection(makers))
+
+    def _is_seen(self, node: onnx.NodeProto) -> bool:
+        """Tell whether faults of a node show. Of what is no float it is taken for granted."""
+        types = {name: self._types.get(name) for name in node.output if name}
+        floats = [name for name, dtype in types.items() if dtype in (TensorProto.FLOAT, None)]
+        return all(types[name] is not None and self._shows(name) for name in floats)
+
+    @cached_property
+    def _types(self) -> Mapping[str, int]:
+        return self.model.value_types()
+
+    def _shows(self, value: str) -> bool:
+        """Tell whether each fault of a value that makes the wrong one wrong shows in an exact
+        one."""
+        runner = self.model.open_changed(lambda graph: _add_faults(graph, value), self._inner)
+        inputs = self.model.inputs(self.judge.vectors[0])
+        for fault in _FAULTS:
+            steps = {name: np.float32(_STEP if name == fault else 0) for name in _FAULTS}
+            got = runner.run({**inputs, **{name: np.asarray(one) for name, one in steps.items()}})
+            moved = {one.value: self._moved(one, got) for one in self._recorded}
+            if not any(self._proves(one, moved) for one in self.exact):
+                return False
+        return True
+
+    def _proves(self, exact: Checkpoint, moved: Mapping[str, float]) -> bool:
+        """Tell whether a fault that moves values like this would show in an exact one, if it were
+        as large as it takes to make what is wrong."""
+        wrong = self.wrong
+        if not math.isfinite(moved[exact.value]):
+            return True
+        share = _SMALL
+        if wrong.error is not None and wrong.rounding:
+            if moved[wrong.value] <= ROUNDING * wrong.rounding:
+                return True  # It cannot be what is wrong.
+            share = min(1.0, wrong.error / moved[wrong.value])
+        return share * moved[exact.value] >= CLEAR * max(exact.error or 0.0, exact.rounding)
+
+    def _moved(self, one: RecordedValue, got: Mapping[str, Array]) -> float:
+        before, after = one.of(self._still), one.of(got)
+        drift = None if before is None else one.drift(after, before)
+        return math.nan if drift is None else drift
+
+    @cached_property
+    def _recorded(self) -> tuple[RecordedValue, ...]:
+        known = {self.wrong.value, *(one.value for one in self.exact)}
+        values = self.judge.values(self.model, self.judge.vectors[0])
+        return tuple(one for one in values if one.value in known)
+
+    @property
+    def _inner(self) -> list[str]:
+        return [one.value for one in self._recorded if one.inner]
+
+    @cached_property
+    def _still(self) -> Mapping[str, Array]:
+        """What is computed without any fault."""
+        return self.judge.open(self.model).run(self.model.inputs(self.judge.vectors[0]))
+
+
+def _add_faults(graph: onnx.GraphProto, value: str) -> None:
+    """Make a value v * (1 + scale + noise * uniform(-1, 1)) + shift * mean |v| of what it is.
+
+    Nodes are added at the end: ONNX Runtime sorts them.
+    """
+    scale, shift, noise = _FAULTS
+    right, one, limits = f"{value}.right", "moh.one", ("moh.smallest", "moh.largest")
+    for node in graph.node:
+        if value in node.output:
+            node.output[list(node.output).index(value)] = right
+    for name, number in zip((one, *limits), (1.0, -_LARGEST, _LARGEST), strict=True):
+        graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [number]))
+    for name in _FAULTS:
+        graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+
+    def add(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        graph.node.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def part(name: str) -> str:
+        return f"{value}.{name}"
+
+    draw = add("RandomUniformLike", [right], part("draw"), low=-1.0, high=1.0, seed=1.0)
+    factor = add("Mul", [draw, noise], part("noise"))
+    factor = add("Add", [factor, add("Add", [one, scale], part("scale"))], part("factor"))
+    size = add("Abs", [add("Clip", [right, *limits], part("finite"))], part("sizes"))
+    size = add("ReduceMean", [size], part("size"), keepdims=0)
+    moved = add("Mul", [right, factor], part("moved"))
+    add("Add", [moved, add("Mul", [size, shift], part("shift"))], value)
