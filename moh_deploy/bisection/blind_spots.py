@@ -131,7 +131,7 @@ class BlindSpots:
     @cached_property
     def _recorded(self) -> tuple[RecordedValue, ...]:
         known = {self.wrong.value, *(one.value for one in self.exact)}
-        values = self.judge.values(self.model, self.judge.vectors[0])
+        values = self.judge.values(self.model, self.judge.vectors[0], inner=True)
         return tuple(one for one in values if one.value in known)
 
     @property
@@ -141,7 +141,7 @@ class BlindSpots:
     @cached_property
     def _still(self) -> Mapping[str, Array]:
         """What is computed without any fault."""
-        return self.judge.open(self.model).run(self.model.inputs(self.judge.vectors[0]))
+        return self.judge.open(self.model, inner=True).run(self.model.inputs(self.judge.vectors[0]))
 
 
 def _add_faults(graph: onnx.GraphProto, value: str) -> None:
@@ -150,7 +150,7 @@ def _add_faults(graph: onnx.GraphProto, value: str) -> None:
     Nodes are added at the end: ONNX Runtime sorts them.
     """
     scale, shift, noise = _FAULTS
-    right, one, limits = f"{value}.right", "moh.one", ("moh.smallest", "moh.largest")
+    right, one, limits = "moh.right", "moh.one", ("moh.smallest", "moh.largest")
     for node in graph.node:
         if value in node.output:
             node.output[list(node.output).index(value)] = right
@@ -163,13 +163,10 @@ def _add_faults(graph: onnx.GraphProto, value: str) -> None:
         graph.node.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 
-    def part(name: str) -> str:
-        return f"{value}.{name}"
-
-    draw = add("RandomUniformLike", [right], part("draw"), low=-1.0, high=1.0, seed=1.0)
-    factor = add("Mul", [draw, noise], part("noise"))
-    factor = add("Add", [factor, add("Add", [one, scale], part("scale"))], part("factor"))
-    size = add("Abs", [add("Clip", [right, *limits], part("finite"))], part("sizes"))
-    size = add("ReduceMean", [size], part("size"), keepdims=0)
-    moved = add("Mul", [right, factor], part("moved"))
-    add("Add", [moved, add("Mul", [size, shift], part("shift"))], value)
+    draw = add("RandomUniformLike", [right], "moh.draw", low=-1.0, high=1.0, seed=1.0)
+    drawn = add("Mul", [draw, noise], "moh.drawn")
+    factor = add("Add", [drawn, add("Add", [one, scale], "moh.scaled")], "moh.factor")
+    sizes = add("Abs", [add("Clip", [right, *limits], "moh.finite")], "moh.sizes")
+    size = add("ReduceMean", [sizes], "moh.size", keepdims=0)
+    moved = add("Mul", [right, factor], "moh.moved")
+    add("Add", [moved, add("Mul", [size, shift], "moh.shifted")], value)

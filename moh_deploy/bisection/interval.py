@@ -28,10 +28,10 @@ class Interval:
 
 
 def find_interval(graph: ModelGraph, checkpoints: Sequence[Checkpoint]) -> Interval | None:
-    """Return the shortest interval that holds a fault; None if no value is wrong.
+    """Return the interval of the first value that is wrong; None if none is.
 
     Each value that is wrong has a wrong node before it, whatever the others are: with several
-    faults, too, the one with the fewest nodes left holds one.
+    faults, too, the interval holds one.
 
     Args:
         graph: With the gates fed, so that no path leads through them.
@@ -43,11 +43,10 @@ def find_interval(graph: ModelGraph, checkpoints: Sequence[Checkpoint]) -> Inter
     right = _union(reached[one.value] for one in exact)
     if not wrong:
         return None
-    # A value that is proven right by others is wrong nonetheless: then those prove nothing.
-    left = [one for one in wrong if reached[one.value] - right]
-    if not left:
-        exact, right, left = [], frozenset(), wrong
-    before = min(left, key=lambda one: len(reached[one.value] - right))
+    if any(reached[one.value] <= right for one in wrong):
+        # It is wrong, and all before it is proven right: the proofs are not to be believed.
+        exact, right = [], frozenset()
+    before = wrong[0]
     nodes = reached[before.value] - right
     alone = nodes.intersection(*(reached[one.value] for one in wrong))
     return Interval(before, _fewest(exact, reached[before.value], reached), nodes, alone)

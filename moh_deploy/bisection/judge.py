@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.backends.runner import Runner
@@ -72,33 +73,56 @@ class Judge:
     policy: Policy
     target: float | None = None
     _floors: list[dict[str, Spread]] = field(default_factory=list)
+    _made: dict[Path, frozenset[str]] = field(default_factory=dict)
 
-    def judge(self, model: ForcedModel) -> tuple[Recorded, ...]:
-        """Run a variant on all vector sets, and return the worst of each recorded value."""
-        runner = self.open(model)
+    def judge(self, model: ForcedModel, *, inner: bool = False) -> tuple[Recorded, ...]:
+        """Run a variant on all vector sets, and return the worst of each recorded value.
+
+        Args:
+            model: The variant.
+            inner: Look at inner values too, see `values`.
+        """
+        runner = self.open(model, inner=inner)
         found: dict[str, Recorded] = {}
         rule = self._rule(runner)
         for index, vectors in enumerate(self.vectors):
             got = runner.run(model.inputs(vectors))
-            for value in self.values(model, vectors):
+            for value in self.values(model, vectors, inner=inner):
                 one = self._compare(value, model, rule, index, got)
                 known = found.get(one.value)
                 found[one.value] = one if known is None else _worse(known, one)
         return tuple(found.values())
 
-    def values(self, model: ForcedModel, vectors: VectorSet) -> tuple[RecordedValue, ...]:
+    def values(
+        self, model: ForcedModel, vectors: VectorSet, *, inner: bool
+    ) -> tuple[RecordedValue, ...]:
         """Return what a run of a variant is compared with.
 
-        Inner values only where nothing is optimised: asking for them would keep it from being so.
+        Args:
+            model: The variant.
+            vectors: The run.
+            inner: With the inner values that the variant makes. They say where a model is wrong;
+                whether it is, gates and outputs do. And ONNX Runtime does not optimise across what
+                it has to return.
         """
         layers = self.judged.package.manifest.layers if model.gates else ()
-        values = recorded_values(layers, vectors)
-        return tuple(one for one in values if not (one.inner and model.optimize))
+        return tuple(
+            one
+            for one in recorded_values(layers, vectors)
+            if not one.inner or (inner and one.value in self._made_by(model))
+        )
 
-    def open(self, model: ForcedModel) -> Runner:
+    def open(self, model: ForcedModel, *, inner: bool) -> Runner:
         """Open a session of a variant that returns all that it is compared with."""
-        values = self.values(model, self.vectors[0]) if self.vectors else ()
+        values = self.values(model, self.vectors[0], inner=inner) if self.vectors else ()
         return model.open([one.value for one in values if one.inner])
+
+    def _made_by(self, model: ForcedModel) -> frozenset[str]:
+        root = model.package.root
+        if root not in self._made:
+            nodes = model.graph().node
+            self._made[root] = frozenset(name for node in nodes for name in node.output)
+        return self._made[root]
 
     def _compare(
         self,

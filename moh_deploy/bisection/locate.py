@@ -144,7 +144,7 @@ def _in_runtime(runs: Experiments) -> Located:
 
 
 def _in_graph(runs: Experiments) -> Located:
-    recorded = runs.judge.judge(runs.unrounded)
+    recorded = runs.judge.judge(runs.unrounded, inner=True)
     within = runs.target is not None and runs.allowed(runs.unrounded)
     cause: Cause = "float32" if within else "graph"
     if runs.reference is None:

@@ -30,7 +30,7 @@ def measure_reactions(judge: Judge, model: ForcedModel) -> dict[str, float]:
         judge: Says what was recorded.
         model: In float32, with the reference gates fed to it.
     """
-    values = {one.value: one for one in judge.values(model, judge.vectors[0])}
+    values = {one.value: one for one in judge.values(model, judge.vectors[0], inner=True)}
     weights = _shared_weights(graph_of(model), values)
     inner = [one.value for one in values.values() if one.inner]
     runner = model.open_changed(lambda graph: add_weight_noise(graph, weights), inner)
@@ -41,7 +41,7 @@ def measure_reactions(judge: Judge, model: ForcedModel) -> dict[str, float]:
             runner.run({**inputs, ROUNDING_STEP: np.asarray(step, np.float32)})
             for step in (0.0, STEP)
         )
-        for one in judge.values(model, vectors):
+        for one in judge.values(model, vectors, inner=True):
             before, after = one.of(still), one.of(moved)
             drift = None if before is None else one.drift(after, before)
             if drift is not None:

@@ -26,7 +26,7 @@ class RecordedValue:
         scores: What their router ranked, see `VectorSet.scores`; None if it is not known.
         num_shared_heads: Of gates, as in `LayerInfo`.
         read: What is to be done with the run's value before it is compared.
-        inner: A session has to be asked for it, and does not optimise across it.
+        inner: It is neither gates nor an output: a session has to be asked for it.
     """
 
     what: str

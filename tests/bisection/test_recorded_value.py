@@ -1,0 +1,85 @@
+"""What else is recorded narrows the place of a fault, with no other change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moh_deploy
+from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.bisection.locate import Between
+from moh_deploy.bisection.recorded_value import RecordedValue, recorded_values
+from moh_deploy.npz import Array
+from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
+from tests.routed_package import DEPTH, Fault, write_routed
+
+PROJECTION = np.random.default_rng(0).standard_normal((24, 8)).astype(np.float32)
+
+
+def fingerprint(value: Array) -> Array:
+    return value @ PROJECTION
+
+
+def fingerprints(package: OnnxPackage) -> list[Array]:
+    """Return what each layer's attention makes of the recorded inputs, projected."""
+    names = [f"y_{index}" for index in range(DEPTH)]
+    runner = open_session(package, kernels="off", optimize=False, extra_outputs=names)
+    found = runner.run(package.vectors[0].inputs)
+    return [fingerprint(found[name]) for name in names]
+
+
+def place(package: OnnxPackage) -> Between:
+    found = moh_deploy.bisect(package.root, kernels="off").divergence
+    assert found is not None
+    assert found.between is not None
+    return found.between
+
+
+@pytest.mark.parametrize(
+    ("fault", "after", "before", "nodes"),
+    [
+        ("stale weights", "attention of '1'", "router of 'blocks.2.attn'", {"projected_1", "x_2"}),
+        ("wrong scale", "router of 'blocks.1.attn'", "attention of '1'", {"y_1"}),
+    ],
+)
+def test_recorded_inner_values_bound_the_place(
+    fault: Fault,
+    after: str,
+    before: str,
+    nodes: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    known = fingerprints(write_routed(tmp_path / "right"))
+    wrong = write_routed(tmp_path / "wrong", fault)
+    wide = place(wrong)
+
+    def more(layers: Sequence[LayerInfo], vectors: VectorSet) -> Iterator[RecordedValue]:
+        values = list(recorded_values(layers, vectors))
+        for index, value in enumerate(values[: len(layers)]):
+            yield value
+            what, name = f"attention of '{index}'", f"y_{index}"
+            yield RecordedValue(what, name, known[index], read=fingerprint, inner=True)
+        yield from values[len(layers) :]
+
+    monkeypatch.setattr("moh_deploy.bisection.judge.recorded_values", more)
+    found = place(wrong)
+    assert (found.after[-1], found.before) == (after, before)
+    assert nodes <= {one.value for one in found.nodes}
+    assert len(found.nodes) < len(wide.nodes)
+    assert {one.value for one in found.nodes} < {one.value for one in wide.nodes}
+
+
+def test_drift_leaves_out_tokens_that_choose_other_heads():
+    gates = np.asarray([[[1.0, 0.5, 0.0], [0.3, 0.0, 0.7]]], np.float32)  # [B, S, H]
+    got = np.asarray([[[1.0, 0.0, 0.9], [0.3, 0.0, 0.8]]], np.float32)
+    margins = np.ones((1, 2), np.float32)
+    value = RecordedValue("router", "gates", gates, "blocks.0.attn", margins)
+    assert value.drift(got, gates) == pytest.approx(0.1)
+    assert value.drift(got[:, :1], gates[:, :1]) is None  # the only token jumps
+    assert value.drift(got[:, :1], gates) is None
+    integers = RecordedValue("output", "top", np.asarray([1, 2]))
+    assert integers.drift(np.asarray([1, 3]), integers.expected) is None
