@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from moh_deploy.bisection.checkpoint import CLEAR, ROUNDING, Checkpoint
+from moh_deploy.bisection.checkpoint import CLEAR, FLOAT32_STEP, ROUNDING, Checkpoint
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.judge import Judge
 from moh_deploy.bisection.places import ModelGraph, Reached
@@ -34,9 +34,14 @@ _STEP = 2.0**-6
 _SMALL = 2.0**-7
 """The part of what `_STEP` does that has to show where it is not known how large the fault is."""
 
+_MOST = 4.0
+"""How many times what `_STEP` does is believed to be in proportion."""
+
 _FAULTS = ("moh.scale", "moh.shift", "moh.noise")
 """Inputs of the variants: by which share of its size a value is scaled, shifted, or moved at
 random."""
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 _LARGEST = 1e8
 """Larger numbers are what masks are made of."""
@@ -76,6 +81,8 @@ class BlindSpots:
             if index in tried:
                 continue
             tried.add(index)
+            if index >= self.graph.own:
+                continue  # It feeds gates, which are the recorded ones.
             if len(tried) > MOST_TRIED or not self._is_seen(self.graph.nodes[index]):
                 unseen.add(index)
                 waiting += self._makers([index], proven)
@@ -88,10 +95,15 @@ class BlindSpots:
         return sorted(among.intersection(makers))
 
     def _is_seen(self, node: onnx.NodeProto) -> bool:
-        """Tell whether faults of a node show. Of what is no float it is taken for granted."""
+        """Tell whether faults of a node show.
+
+        Of what is no float it is taken for granted; floats of another type cannot be tried.
+        """
         types = {name: self._types.get(name) for name in node.output if name}
-        floats = [name for name, dtype in types.items() if dtype in (TensorProto.FLOAT, None)]
-        return all(types[name] is not None and self._shows(name) for name in floats)
+        floats = {name: dtype for name, dtype in types.items() if dtype in (None, *_FLOATS)}
+        return all(
+            dtype == TensorProto.FLOAT and self._shows(name) for name, dtype in floats.items()
+        )
 
     @cached_property
     def _types(self) -> Mapping[str, int]:
@@ -113,15 +125,16 @@ class BlindSpots:
     def _proves(self, exact: Checkpoint, moved: Mapping[str, float]) -> bool:
         """Tell whether a fault that moves values like this would show in an exact one, if it were
         as large as it takes to make what is wrong."""
-        wrong = self.wrong
+        wrong, moves = self.wrong, moved[self.wrong.value]
         if not math.isfinite(moved[exact.value]):
             return True
-        share = _SMALL
-        if wrong.error is not None and wrong.rounding:
-            if moved[wrong.value] <= ROUNDING * wrong.rounding:
-                return True  # It cannot be what is wrong.
-            share = min(1.0, wrong.error / moved[wrong.value])
-        return share * moved[exact.value] >= CLEAR * max(exact.error or 0.0, exact.rounding)
+        if wrong.reaction and moves <= ROUNDING * FLOAT32_STEP * wrong.reaction:
+            return True  # It cannot be what is wrong.
+        times = _SMALL
+        if wrong.error is not None and wrong.reaction and math.isfinite(moves):
+            times = min(_MOST, wrong.error / moves)
+        rounding = max(exact.error or 0.0, FLOAT32_STEP * exact.reaction)
+        return times * moved[exact.value] >= CLEAR * rounding
 
     def _moved(self, one: RecordedValue, got: Mapping[str, Array]) -> float:
         before, after = one.of(self._still), one.of(got)

@@ -11,11 +11,11 @@ from moh_deploy.bisection.judge import Recorded
 from moh_deploy.bisection.reaction import measure_reactions
 from moh_deploy.validate.noise_floor import STEPS
 
-_FLOAT32_STEP = 2.0**-23
+FLOAT32_STEP = 2.0**-23
 
 ROUNDING = 8
 """Steps of the dtype by which every weight may be off for an error to be one of rounding. Right
-packages in float32 are at 0.4 to 2.3."""
+packages in float32 are at 0.4 to 3.4."""
 
 CLEAR = 30
 """How much smaller an error is than what is wrong would make it: a fault does not reach every value
@@ -37,8 +37,8 @@ class Checkpoint:
         exact: It agrees to rounding, and a fault before it that makes what is wrong would show in
             it. One that agrees and is not exact proves nothing.
         error: The largest error where the same heads are chosen; None where there is none to take.
-        rounding: The error if every weight before it were off by one step of the dtype; 0 for a
-            value that does not react.
+        reaction: How far it moves if all weights before it do, as a share of that; 0 if it does
+            not.
     """
 
     what: str
@@ -46,7 +46,7 @@ class Checkpoint:
     agrees: bool
     exact: bool = False
     error: float | None = None
-    rounding: float = 0.0
+    reaction: float = 0.0
 
 
 def collect_checkpoints(runs: Experiments, recorded: Sequence[Recorded]) -> tuple[Checkpoint, ...]:
@@ -78,21 +78,23 @@ def checkpoints(
         precision: Of the weights.
     """
     wrong = wrong_values(recorded)
-    shares = {one.value: _share_of_weights(one, reactions) for one in recorded}
-    made = [share for one in wrong if (share := shares[one.value]) is not None]
-    made = [share for share in made if not math.isnan(share)]
-    step = STEPS.get(precision, _FLOAT32_STEP)
-    limit = ROUNDING * step
-    if made:
-        limit = min(limit, min(made) / CLEAR)
+    known = {name: one for name, one in reactions.items() if 0 < one < math.inf}
+    shares = {
+        one.value: one.drift / known[one.value]
+        for one in recorded
+        if one.drift is not None and one.value in known
+    }
+    made = [shares[one.value] for one in wrong if one.value in shares]
+    step = STEPS.get(precision, FLOAT32_STEP)
+    limit = min([ROUNDING * step, *(one / CLEAR for one in made if not math.isnan(one))])
     return tuple(
         Checkpoint(
             one.what,
             one.value,
             agrees=one not in wrong,
-            exact=one not in wrong and (share := shares[one.value]) is not None and share <= limit,
+            exact=one not in wrong and shares.get(one.value, math.inf) <= limit,
             error=one.drift,
-            rounding=0.0 if shares[one.value] is None else step * reactions[one.value],
+            reaction=known.get(one.value, 0.0),
         )
         for one in recorded
     )
@@ -105,11 +107,3 @@ def wrong_values(recorded: Sequence[Recorded]) -> tuple[Recorded, ...]:
         return wrong
     most = max((one.share for one in recorded), default=0.0)
     return tuple(one for one in recorded if one.share > 0 and one.share >= _NEAR * most)
-
-
-def _share_of_weights(one: Recorded, reactions: Mapping[str, float]) -> float | None:
-    """Return by which share weights would have to be off; None of a value that does not react."""
-    reaction = reactions.get(one.value, 0.0)
-    if one.drift is None or not math.isfinite(reaction) or reaction <= 0:
-        return None
-    return one.drift / reaction

@@ -46,7 +46,7 @@ def bisect(
     choice of heads. What is wrong is told apart: kernels, by running the function bodies;
     optimisations, by leaving them out; rounding, by running the same graph in float32. What remains
     is the graph itself, and is found by comparing it with `reference`, or, without one, narrowed
-    down to the nodes that lead to all that is wrong and to nothing that is right.
+    down to the nodes between the recorded values that prove something.
 
     Args:
         package_dir: The package.

@@ -159,7 +159,9 @@ def _divergence_parts(found: Divergence) -> Iterator[RenderableType]:
     text = divergence_text(found)
     yield verdict(False, text[0].upper() + text[1:])
     rows = [(one.what, figure(one.error), figure(one.limit)) for one in found.wrong]
-    yield table("what is wrong, with the reference gates fed", ("", "#error", "#allowed"), rows)
+    is_wrong = any(one.reason is not None for one in found.wrong)
+    what = "what is wrong" if is_wrong else "what is nearest to its limit"
+    yield table(f"{what}, with the reference gates fed", ("", "#error", "#allowed"), rows)
     if found.between is not None:
         yield from _suspect_parts(found.suspects)
 

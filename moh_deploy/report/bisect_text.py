@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from moh_deploy.bisection.divergence import NodeError
-from moh_deploy.bisection.locate import IN_GRAPH, Between, Cause, Divergence
+from moh_deploy.bisection.locate import Between, Cause, Divergence
 from moh_deploy.bisection.places import Place
 
 MOST_NAMES = 5
@@ -28,7 +28,7 @@ _REFERENCE = " --reference DIR, a float32 package of the model that is right, le
 def divergence_text(found: Divergence) -> str:
     """Say where it is: the node, or between which recorded values, or that nothing tells."""
     differences = f" ({'; '.join(found.differences)})" if found.differences else ""
-    more = _REFERENCE if found.against is None and found.cause in IN_GRAPH else ""
+    more = _REFERENCE if found.against is None and found.cause == "graph" else ""
     return f"{_place(found)}{differences}: {_CAUSES[found.cause]}.{more}"
 
 

@@ -91,8 +91,10 @@ def places(package: OnnxPackage) -> tuple[set[str], set[str]]:
 
 
 def test_what_a_norm_hides_is_not_seen_behind_it(tmp_path: Path):
-    """Neither a factor of the sum, nor a number added to all of a term of it, shows behind the norm;
-    what moves `first` is neither once it is mixed."""
+    """Neither a factor of the sum nor a number added to all of a term of it shows behind the norm.
+
+    What is done to `first` is neither, once it is mixed.
+    """
     nodes, unseen = places(write(tmp_path / "wrong", scale=1.001))
     assert nodes == {"beside"}
     assert unseen == {"scaled", "sum", "mixed"}

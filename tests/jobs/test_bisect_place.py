@@ -131,7 +131,7 @@ ROUTER: dict[str, Change] = {
 }
 
 VISION = {**SEEN, **UNSEEN}
-CALM = ("stale queries", "stale values", "stale MLP", "one head more", "scaled residual stream")
+CALM = ("stale queries", "stale values", "stale MLP", "scaled residual stream")
 
 
 def bisected(right: Path, tmp_path: Path, fault: Change) -> tuple[str, Divergence, str]:
@@ -153,6 +153,16 @@ def test_wrong_node_is_among_few(model: str, fault: str, packages: dict[str, Pat
     assert name in {place.node for place in found.suspects}
     assert len(found.suspects) < 40  # of some 90
     assert name in {place.node for place in (*found.between.nodes, *found.between.unseen)}
+
+
+@pytest.mark.parametrize("fault", ["stale router", "one head more", "one head less"])
+def test_fault_of_a_router_is_narrowed_to_what_it_alone_reads(
+    fault: str, packages: dict[str, Path], tmp_path: Path
+):
+    """Whether or not any token still chooses the heads that it should."""
+    name, found, _ = bisected(packages["calm"], tmp_path, SEEN[fault])
+    assert name in {place.node for place in found.suspects}
+    assert len(found.suspects) < 10
 
 
 @pytest.mark.parametrize("fault", UNSEEN)

@@ -27,7 +27,7 @@ BOUNDED = replace(
     against=None,
     first=None,
     checkpoints=(
-        Checkpoint(ROUTER, "gates.computed", agrees=True, exact=True, error=1e-7, rounding=1e-6),
+        Checkpoint(ROUTER, "gates.computed", agrees=True, exact=True, error=1e-7, reaction=1.0),
         Checkpoint("output 'y'", "y", agrees=False),
     ),
     between=Between((ROUTER,), "output 'y'", (PLACE,), (PLACE,), (PLACE,)),
