@@ -118,10 +118,12 @@ class Judge:
         return model.open([one.value for one in values if one.inner])
 
     def _made_by(self, model: ForcedModel) -> frozenset[str]:
+        """Return the inner values that a variant makes. One that is an output is known as that."""
         root = model.package.root
         if root not in self._made:
             nodes = model.graph().node
-            self._made[root] = frozenset(name for node in nodes for name in node.output)
+            outputs = {spec.name for spec in model.package.manifest.outputs}
+            self._made[root] = frozenset(n for node in nodes for n in node.output) - outputs
         return self._made[root]
 
     def _compare(

@@ -10,10 +10,13 @@ import pytest
 
 import moh_deploy
 from moh_deploy.backends.onnxruntime import open_session
+from moh_deploy.bisection.forced_model import ForcedModel
+from moh_deploy.bisection.judge import Judge
 from moh_deploy.bisection.locate import Between
 from moh_deploy.bisection.recorded_value import RecordedValue, recorded_values
 from moh_deploy.npz import Array
 from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
+from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.routed_package import DEPTH, Fault, write_routed
 
 PROJECTION = np.random.default_rng(0).standard_normal((24, 8)).astype(np.float32)
@@ -71,6 +74,23 @@ def test_recorded_inner_values_bound_the_place(
     assert nodes <= {one.value for one in found.nodes}
     assert len(found.nodes) < len(wide.nodes)
     assert {one.value for one in found.nodes} < {one.value for one in wide.nodes}
+
+
+@pytest.mark.parametrize("name", ["y", "no such value"])
+def test_inner_value_that_is_an_output_or_is_not_made_is_left_out(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = write_routed(tmp_path / "right")
+    model = ForcedModel.of(package, package.vectors)
+    judge = Judge(model, package.vectors, BUILT_IN_POLICY)
+
+    def more(layers: Sequence[LayerInfo], vectors: VectorSet) -> Iterator[RecordedValue]:
+        yield RecordedValue("another", name, vectors.outputs["y"], inner=True)
+        yield from recorded_values(layers, vectors)
+
+    monkeypatch.setattr("moh_deploy.bisection.judge.recorded_values", more)
+    found = [one.what for one in judge.judge(model, inner=True)]
+    assert found == [*(f"router of 'blocks.{i}.attn'" for i in range(DEPTH)), "output 'y'"]
 
 
 def test_drift_leaves_out_tokens_that_choose_other_heads():
