@@ -15,6 +15,10 @@ from moh_deploy.npz import Array
 from moh_deploy.package import LayerSources, Source
 from moh_deploy.validate.parity_report import LayerParity, OutputParity
 
+CLEARLY = 3.0
+"""What agrees rules an error out if it uses a third of its tolerance or less of what shows that
+error: a small error may move one value beyond what is allowed, and another one nearly as far."""
+
 
 def diagnosis(
     layers: Sequence[LayerParity],
@@ -32,12 +36,11 @@ def diagnosis(
     attention = next((i for i, one in enumerate(layers) if "attention" in one.wrong), None)
     if attention is not None:
         return f"{start}, {_attention_first(layers, attention, sources)}."
-    routers = [one.path for one in layers if one.wrong]
-    if any(one.reason is not None for one in outputs):
-        return f"{start}, outputs still differ: {_behind(layers)}."
-    if routers:
-        agree = "outputs agree" if _unseen(layers) else "attention and outputs agree"
-        return f"{start}, {agree}: the error is in the router of layer {_listed(routers)}."
+    wrong = [one.reason is not None for one in outputs]
+    if any(wrong):
+        return f"{start}, outputs still differ: {_behind(layers, outputs)}."
+    if any(one.wrong for one in layers):
+        return f"{start}, {_routers_alone(layers)}."
     if any(one.no_data for one in layers):
         return f"{start}, nothing that could be judged differs."
     nearest = max(layers, key=_share)
@@ -66,48 +69,81 @@ def _attention_first(
 ) -> str:
     """Say what is known where the attention of this layer is the first that differs."""
     layer = layers[index]
+    seen = max(1.0, _attention_share(layer))
     found = f"the attention of layer '{layer.path}' is the first that differs"
     wrong = [one.path for one in layers[:index] if one.wrong]
     if wrong:
         found += f", and the router of layer {_listed(wrong)} before it"
-    suspects = sources[index].attention - _cleared(layers[:index], sources)
-    if _router_agrees(layer):
+    suspects = sources[index].attention - _cleared(layers[:index], sources, seen)
+    router_is_right = _router_is_right(layer, seen)
+    if router_is_right:
         suspects -= sources[index].router
     earlier = [layers[i].path for i in sorted(i for i in suspects if isinstance(i, int))]
     inputs = sorted(one for one in suspects if isinstance(one, str))
-    if _router_agrees(layer) and not suspects:
+    if router_is_right and not suspects:
         return f"{found}, and its router agrees: the error is in that layer"
+    if inputs and index:
+        return (
+            f"{found}: the error is in that layer or before it; what agrees before it is too near"
+            " to its tolerance to rule that out"
+        )
+    if inputs:
+        return f"{found}: the error is in that layer, or between it and input {_listed(inputs)}"
     if earlier:
         return (
             f"{found}: the error is behind the attention of layer {_listed(earlier)}, and no later"
             f" than that of layer '{layer.path}'"
         )
-    if inputs:
-        return f"{found}: the error is in that layer, or between it and input {_listed(inputs)}"
     return f"{found}: the error is in that layer, or in what it reads"
 
 
-def _cleared(layers: Sequence[LayerParity], sources: Sequence[LayerSources]) -> set[Source]:
+def _cleared(
+    layers: Sequence[LayerParity], sources: Sequence[LayerSources], seen: float
+) -> set[Source]:
     """Return the sources of values that agree: an error behind one of these would show in them.
 
     Args:
         layers: Those that run before the one in question.
+        seen: Error over tolerance of what differs.
     """
     cleared: set[Source] = set()
     for layer, source in zip(layers, sources, strict=False):
-        if layer.attention_error is not None and "attention" not in layer.wrong:
+        if _attention_is_right(layer, seen):
             cleared |= source.attention
-        if _router_agrees(layer):
+        if _router_is_right(layer, seen):
             cleared |= source.router
     return cleared
 
 
-def _router_agrees(layer: LayerParity) -> bool:
-    """Tell whether the scores of the layer's router are known, and those of the reference."""
-    return layer.score_error is not None and not {"scores", "choice", "gates"} & {*layer.wrong}
+def _attention_is_right(layer: LayerParity, seen: float) -> bool:
+    known = layer.attention_error is not None and "attention" not in layer.wrong
+    return known and CLEARLY * _attention_share(layer) <= seen
 
 
-def _behind(layers: Sequence[LayerParity]) -> str:
+def _router_is_right(layer: LayerParity, seen: float) -> bool:
+    """Tell whether the scores of the layer's router are known, and clearly those of the
+    reference."""
+    known = layer.score_error is not None and not {"scores", "choice", "gates"} & {*layer.wrong}
+    return known and CLEARLY * _ratio(layer.score_error, layer.score_tolerance) <= seen
+
+
+def _routers_alone(layers: Sequence[LayerParity]) -> str:
+    """Say what is known where every attention agrees, and every output."""
+    routers = [one for one in layers if one.wrong]
+    agree = "outputs agree" if _unseen(layers) else "attention and outputs agree"
+    first = routers[0]
+    before = layers[: _index(layers, first.path)]
+    seen = max(1.0, _share(first))
+    paths = _listed([one.path for one in routers])
+    if all(_attention_is_right(one, seen) or one.attention_error is None for one in before):
+        return f"{agree}: the error is in the router of layer {paths}"
+    return (
+        f"{agree}: the router of layer {paths} differs; the error is there or before it, since what"
+        " agrees before it is too near to its tolerance to rule that out"
+    )
+
+
+def _behind(layers: Sequence[LayerParity], outputs: Sequence[OutputParity]) -> str:
     """Say where the error can be if outputs differ, and no attention does that is known."""
     unseen = _unseen(layers)
     wrong = [one.path for one in layers if one.wrong]
@@ -117,12 +153,18 @@ def _behind(layers: Sequence[LayerParity]) -> str:
         if earlier and earlier[-1] not in unseen:
             return f"the error is behind the attention of layer '{earlier[-1]}', and {place}"
         return f"the error first shows {place}"
-    last = layers[-1].path
-    if last not in unseen:
-        return f"the error is behind the attention of the last layer, '{last}'"
+    if unseen:
+        return (
+            f"the error is not in what could be compared of the layers; the attention of layer"
+            f" '{unseen[0]}' could not be"
+        )
+    seen = max(max(1.0, _ratio(one.max_abs_error, one.tolerance)) for one in outputs)
+    if all(_attention_is_right(one, seen) for one in layers):
+        return f"the error is behind the attention of the last layer, '{layers[-1].path}'"
+    nearest = max(layers, key=_attention_share)
     return (
-        f"the error is not in what could be compared of the layers; the attention of layer"
-        f" '{unseen[0]}' could not be"
+        "every attention agrees, but not clearly enough to say where the error is; nearest to its"
+        f" tolerance is that of layer '{nearest.path}', with {_attention_share(nearest):.0%}"
     )
 
 
@@ -140,9 +182,17 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 def _share(layer: LayerParity) -> float:
-    shares = (
-        (layer.gate_error, layer.gate_tolerance),
-        (layer.score_error, layer.score_tolerance),
-        (layer.attention_error, layer.attention_tolerance),
+    return max(
+        _ratio(layer.gate_error, layer.gate_tolerance),
+        _ratio(layer.score_error, layer.score_tolerance),
+        _attention_share(layer),
     )
-    return max(error / limit if error and limit else 0.0 for error, limit in shares)
+
+
+def _attention_share(layer: LayerParity) -> float:
+    return _ratio(layer.attention_error, layer.attention_tolerance)
+
+
+def _ratio(error: float | None, limit: float | None) -> float:
+    """Return error over tolerance; 0 where either is not known."""
+    return error / limit if error and limit else 0.0

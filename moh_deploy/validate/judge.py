@@ -265,27 +265,31 @@ class Judge:
         if precision not in STEPS:
             return NO_FLOOR
         gates = self._gates_to_feed(case.expected, got)
-        if gates is None:
+        if gates is None and self._why_not is None:
             return NO_FLOOR
         if self._noisy is None:
             assert self.variants is not None
-            types = {name: array.dtype for name, array in gates.items()}
-            self._noisy = NoisyModel(self.variants, types, self._inner, precision)
-        found = self._noisy.results(self._inputs(case.expected, gates))
-        if found is None:
+            types = {name: array.dtype for name, array in (gates or {}).items()}
+            inner = self._inner if gates else [*self.package.gate_names, *self._inner]
+            self._noisy = NoisyModel(self.variants, types, inner, precision)
+        found = self._noisy.results(self._inputs(case.expected, gates or {}))
+        if found is None or (gates is None and found.has_flips(self.package.gate_names)):
             return NO_FLOOR
+        named = computed_gates if gates else str
         outputs = found.selected(lambda results: case.view.select(results, {}))
         return NoiseFloor(
             {spec.name: outputs.move(spec.name) for spec in self.package.manifest.outputs},
             [
-                found.of_layer(partial(self._compared, case, index))
+                found.of_layer(partial(self._compared, case, index, named))
                 for index in range(len(case.expected.gates))
             ],
         )
 
-    def _compared(self, case: Case, index: int, got: Mapping[str, Array]) -> LayerValuesFound:
-        """Return what a run with gates fed to it shows of a layer, of the tokens that count."""
-        found = self._found(case, index, got, computed_gates)
+    def _compared(
+        self, case: Case, index: int, named: Named, got: Mapping[str, Array]
+    ) -> LayerValuesFound:
+        """Return what a run with noise shows of a layer, of the tokens that count."""
+        found = self._found(case, index, got, named)
         name = self.package.manifest.layers[index].gates
         return LayerValuesFound(
             *(

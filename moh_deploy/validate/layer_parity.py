@@ -95,7 +95,7 @@ def compare_layer(
     scores = _compare_scores(expected, found.scores, tolerance, floor)
     attention = _compare_attention(expected, found.attention, tolerance, floor)
     bound = tolerance.tie_bound(None if floor is None else floor.scores)
-    choice = _Choice.of(expected, got, bound)
+    choice = _Choice.of(expected, found, bound)
     gates = _compare_gates(what, expected, got, choice, tolerance, floor)
     wrong: dict[Part, str | None] = {
         "scores": scores.reason,
@@ -158,13 +158,16 @@ class _Choice:
     bound: float
 
     @classmethod
-    def of(cls, expected: LayerReference, got: Array, bound: float) -> _Choice:
-        chosen, wanted = got != 0, expected.gates != 0  # [..., H]; NaN counts as chosen
+    def of(cls, expected: LayerReference, found: LayerValuesFound, bound: float) -> _Choice:
+        assert found.gates is not None
+        chosen, wanted = found.gates != 0, expected.gates != 0  # [..., H]; NaN counts as chosen
         flipped = np.asarray((chosen != wanted).any(axis=-1))
         near = expected.margins.astype(np.float64) < bound  # a NaN margin excuses nothing
         possible = near & (chosen.sum(axis=-1) == wanted.sum(axis=-1))
         shared = expected.num_shared_heads or 0
         possible &= (chosen == wanted)[..., :shared].all(axis=-1)
+        if found.scores is not None and found.scores.shape[:-1] == flipped.shape:
+            possible &= _are_the_best(found.scores, chosen)
         if expected.scores is None:
             undecided = flipped & possible
             explained = np.zeros_like(flipped)
@@ -217,7 +220,26 @@ class _Choice:
             return f"{text}, but no tie changes how many heads a token takes"
         if (heads != wanted)[: expected.num_shared_heads or 0].any():
             return f"{text}, but shared heads are no matter of choice"
-        return f"{text}, but the scores of these heads are farther from the boundary than that"
+        return (
+            f"{text}, but the scores of these heads are farther from the boundary than that, or"
+            " they are not those that it ranks highest itself"
+        )
+
+
+def _are_the_best(scores: Array, chosen: BoolArray) -> BoolArray:
+    """Tell for each token whether the heads that it chose are the best by its own scores.
+
+    Routers rank in float32, whatever the model computes in: a tie moves scores, and not the rule.
+
+    Args:
+        scores: [..., R], of the last heads.
+        chosen: [..., H].
+    """
+    wide, taken = scores.astype(np.float64), chosen[..., -scores.shape[-1] :]
+    last = np.where(taken, wide, np.inf).min(axis=-1)
+    first = np.where(taken, -np.inf, wide).max(axis=-1)
+    rounding = 8 * np.finfo(np.float32).eps * np.abs(wide).max(axis=-1)
+    return np.asarray(~(first - last > rounding))  # NaN is judged elsewhere
 
 
 def _within_bound(scores: Array, chosen: BoolArray, wanted: BoolArray, bound: float) -> BoolArray:

@@ -102,6 +102,19 @@ class NoisyResults:
         rounded = None if self.rounded is None else select(self.rounded)
         return NoisyResults(select(self.exact), [select(one) for one in self.drawn], rounded)
 
+    def has_flips(self, gates: Sequence[str]) -> bool:
+        """Tell whether noise makes a token choose other heads: then it moves more than rounding.
+
+        Args:
+            gates: Names of the gates of all layers.
+        """
+        others = [*self.drawn, *([] if self.rounded is None else [self.rounded])]
+        return any(
+            bool(((one[name] != 0) != (self.exact[name] != 0)).any())
+            for one in others
+            for name in gates
+        )
+
     def move(self, name: str, *, only_chosen: bool = False) -> Spread:
         """Return how far rounding moves a value.
 
