@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from moh_deploy.backends.ort_variants import OrtVariants
@@ -12,10 +13,18 @@ from moh_deploy.backends.runner import Runner
 from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.recorded_value import RecordedValue, recorded_values
 from moh_deploy.npz import Array
-from moh_deploy.package import LayerRounding, Spread, VectorSet, computed_gates
+from moh_deploy.package import (
+    LayerRounding,
+    OnnxPackage,
+    Rounding,
+    Spread,
+    VectorSet,
+    computed_gates,
+)
 from moh_deploy.validate.differences import worst
 from moh_deploy.validate.layer_parity import LayerReference, LayerValuesFound, compare_layer
-from moh_deploy.validate.noise_floor import STEPS, NoisyModel
+from moh_deploy.validate.layer_values import LayerValues, layer_values
+from moh_deploy.validate.noise_floor import STEPS, NoisyModel, recorded_floor
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.tolerances import Tolerance, coarsest, output_rule, rules_of
@@ -108,7 +117,7 @@ class Judge:
         layers = self.judged.package.manifest.layers if model.gates else ()
         return tuple(
             one
-            for one in recorded_values(layers, vectors)
+            for one in recorded_values(layers, vectors, self._shown if inner else ())
             if not one.inner or (inner and one.value in self._made_by(model))
         )
 
@@ -116,6 +125,12 @@ class Judge:
         """Open a session of a variant that returns all that it is compared with."""
         values = self.values(model, self.vectors[0], inner=inner) if self.vectors else ()
         return model.open([one.value for one in values if one.inner])
+
+    @cached_property
+    def _shown(self) -> tuple[LayerValues, ...]:
+        """Where the inner values of the layers are; empty where no run recorded any."""
+        known = any(one.scores or one.attention for one in self.vectors)
+        return layer_values(self.judged.package) if known else ()
 
     def _made_by(self, model: ForcedModel) -> frozenset[str]:
         """Return the inner values that a variant makes. One that is an output is known as that."""
@@ -177,7 +192,10 @@ class Judge:
         if not self._floors:
             self._floors = [{} for _ in self.vectors]
             package, gates = self.judged.package, self.judged.gates
-            precision = package.manifest.precision
+            precision, rounding = package.manifest.precision, package.manifest.rounding
+            if rounding is not None:
+                self._floors = [_recorded_floors(package, rounding, one) for one in self.vectors]
+                return self._floors
             possible = precision in STEPS and (gates or not package.manifest.layers)
             noisy = NoisyModel(OrtVariants(package), gates, (), precision) if possible else None
             names = frozenset(map(computed_gates, gates))
@@ -188,6 +206,15 @@ class Judge:
                     assert found is not None
                     self._floors[index][name] = found.move(name, only_chosen=name in names)
         return self._floors
+
+
+def _recorded_floors(
+    package: OnnxPackage, rounding: Rounding, vectors: VectorSet
+) -> dict[str, Spread]:
+    """Return the floors that the export measured, by the names of the values."""
+    pairs = zip(package.manifest.layers, rounding.layers, strict=True)
+    gates = {computed_gates(layer.gates): floor.gates for layer, floor in pairs}
+    return {**recorded_floor(rounding, vectors.outputs).outputs, **gates}
 
 
 def _worse(known: Recorded, one: Recorded) -> Recorded:

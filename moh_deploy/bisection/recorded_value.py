@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from moh_deploy.npz import Array
 from moh_deploy.package import LayerInfo, VectorSet, computed_gates
 from moh_deploy.validate.differences import abs_error, largest
+from moh_deploy.validate.layer_values import LayerValues
 
-Read = Callable[[Array], Array]
-"""From a value of a run to what was recorded of it."""
+Read = Callable[[Array], Array | None]
+"""From a value of a run to what was recorded of it; None where it is of another form."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class RecordedValue:
         return largest(error) if error.size else None
 
 
-def recorded_values(layers: Sequence[LayerInfo], vectors: VectorSet) -> Iterator[RecordedValue]:
+def recorded_values(
+    layers: Sequence[LayerInfo], vectors: VectorSet, shown: Sequence[LayerValues] = ()
+) -> Iterator[RecordedValue]:
     """Yield what was recorded of one run, in the order in which it is computed.
 
     Every value that is yielded is compared, and bounds the place of a fault.
@@ -72,10 +76,16 @@ def recorded_values(layers: Sequence[LayerInfo], vectors: VectorSet) -> Iterator
     Args:
         layers: In the order in which they run; none where their gates are not fed.
         vectors: The run.
+        shown: Where the inner values of each layer are; empty to leave them out.
     """
     scores = vectors.scores or (None,) * len(layers)
     recorded = zip(layers, vectors.gates, vectors.margins, scores, strict=False)
-    for layer, gates, margins, ranked in recorded:
+    for index, (layer, gates, margins, ranked) in enumerate(recorded):
+        values, tokens = shown[index] if shown else None, gates.shape[:2]
+        if values is not None and values.logits is not None and ranked is not None:
+            read = partial(_scores, values, tokens)
+            what = f"scores of '{layer.path}'"
+            yield RecordedValue(what, values.logits, ranked, read=read, inner=True)
         yield RecordedValue(
             f"router of '{layer.path}'",
             computed_gates(layer.gates),
@@ -85,5 +95,20 @@ def recorded_values(layers: Sequence[LayerInfo], vectors: VectorSet) -> Iterator
             ranked,
             layer.num_shared_heads,
         )
+        attention = vectors.attention[index] if vectors.attention else None
+        if values is not None and values.attention is not None and attention is not None:
+            read = partial(_fingerprint, values, tokens)
+            what = f"attention of '{layer.path}'"
+            yield RecordedValue(what, values.attention, attention, read=read, inner=True)
     for name, expected in vectors.outputs.items():
         yield RecordedValue(f"output '{name}'", name, expected)
+
+
+def _scores(values: LayerValues, tokens: tuple[int, ...], logits: Array) -> Array | None:
+    assert values.logits is not None
+    return values.scores({values.logits: logits}, tokens)
+
+
+def _fingerprint(values: LayerValues, tokens: tuple[int, ...], attention: Array) -> Array | None:
+    assert values.attention is not None
+    return values.fingerprint({values.attention: attention}, tokens)

@@ -95,3 +95,27 @@ def test_nothing_that_differs_is_told_apart_from_errors_that_add_up():
     undecided = [replace(one, undecided_tokens=1, reason="no data.") for one in layers()]
     assert "nothing that could be judged differs." in diagnosis(undecided, [OUTPUT], CHAIN)
     assert "nearest to it is layer 'a', with 10% of" in diagnosis(layers(), [OUTPUT], CHAIN)
+
+
+def test_what_agrees_narrowly_rules_nothing_out():
+    near = 0.9 * 1e-6
+    found = diagnosis(
+        [
+            replace(one, attention_error=near, score_error=0.9e-7) if one.path == "a" else one
+            for one in layers(b=("attention",))
+        ],
+        [OFF],
+        CHAIN,
+    )
+    # The router of b agrees clearly, so what it reads is right: a is not to blame.
+    assert "its router agrees: the error is in that layer" in found
+    narrow = [replace(one, score_error=0.9e-7) for one in layers(b=("attention",))]
+    assert "is behind the attention of layer 'a', and no later" in diagnosis(narrow, [OFF], CHAIN)
+    all_near = [replace(one, attention_error=near, score_error=0.9e-7) for one in narrow]
+    assert "too near to its tolerance to rule that out" in diagnosis(all_near, [OFF], CHAIN)
+
+
+def test_outputs_behind_attentions_that_agree_narrowly_accuse_nobody():
+    near = [replace(one, attention_error=0.9e-6) for one in layers()]
+    found = diagnosis(near, [OFF], CHAIN)
+    assert "every attention agrees, but not clearly enough to say where the error is" in found

@@ -71,6 +71,17 @@ def test_tie_excuses_nothing_of_a_token_whose_choice_is_clear():
     assert "with margin 0.15 (rounding explains flips below 0.01)" in (layer.reason or "")
 
 
+def test_tie_does_not_excuse_a_choice_against_the_own_scores():
+    others = with_token(1, 1.1, 0, 0.9, 0)  # the third of the routed heads for the second
+    own = SCORES.copy()
+    own[0, 1] = [0.4, 0.1995, 0.2, 0.1995]
+    followed = compare_layer(reference(), LayerValuesFound(others, own), HALF)
+    assert (followed.excused_tokens, followed.flipped_tokens) == (1, 0)
+    against = compare_layer(reference(), LayerValuesFound(others, SCORES), HALF)
+    assert (against.excused_tokens, against.flipped_tokens) == (0, 1)
+    assert "not those that it ranks highest itself" in (against.reason or "")
+
+
 def test_bound_is_what_the_scores_may_be_off():
     found = LayerValuesFound(with_token(1, 1.1, 0, 0.9, 0))
     layer = compare_layer(reference(), found, FULL, floor=FLOOR)
