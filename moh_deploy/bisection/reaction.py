@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-import numpy as np
 import onnx
 
 from moh_deploy.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.bisection.judge import Judge
 from moh_deploy.bisection.places import ModelGraph
-from moh_deploy.package import ROUNDING_STEP, add_weight_noise
+from moh_deploy.package import add_weight_noise, weight_noise
 from moh_deploy.package.switches import reads
 from moh_deploy.validate.differences import worst
 
@@ -38,8 +37,7 @@ def measure_reactions(judge: Judge, model: ForcedModel) -> dict[str, float]:
     for vectors in judge.vectors:
         inputs = model.inputs(vectors)
         still, moved = (
-            runner.run({**inputs, ROUNDING_STEP: np.asarray(step, np.float32)})
-            for step in (0.0, STEP)
+            runner.run({**inputs, **weight_noise(step, draw=0)}) for step in (0.0, STEP)
         )
         for one in judge.values(model, vectors, inner=True):
             before, after = one.of(still), one.of(moved)

@@ -76,7 +76,12 @@ from moh_deploy.package.switches import (
     switch_rules,
 )
 from moh_deploy.package.vectors import VectorSet
-from moh_deploy.package.weight_noise import ROUNDING_STEP, add_weight_noise, has_low_weights
+from moh_deploy.package.weight_noise import (
+    ROUNDING_STEP,
+    add_weight_noise,
+    has_low_weights,
+    weight_noise,
+)
 from moh_deploy.package.writer import PackageWriter, check_output
 
 __all__ = [
@@ -152,6 +157,7 @@ __all__ = [
     "spread",
     "switch_rules",
     "unforceable_layers",
+    "weight_noise",
     "why_not_fixed",
     "with_choices",
     "with_ranges",

@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from moh_deploy.npz import Array
+
 ROUNDING_STEP = "moh.rounding_step"
 """Input of the variant: how far a weight may move, as a share of it; 0 for not at all."""
+
+_DRAWN = "moh.rounding_noise"
+"""Input of the variant: where it moves to. Drawn outside: not every runtime does in every opset."""
+
+# A prime: weights that are larger get it again and again, and no two rows of one get the same.
+_DRAWN_SIZE = 65537
 
 _LARGEST = {TensorProto.FLOAT: 1e8, TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
 """What is larger is what masks are made of."""
@@ -25,7 +34,7 @@ def has_low_weights(graph: onnx.GraphProto) -> bool:
 def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = None) -> None:
     """Let weights move by up to the share ROUNDING_STEP of each number, and round them again.
 
-    Every run draws anew; the same session, opened again, draws the same.
+    The variant has inputs more: see `weight_noise`.
 
     Args:
         graph: Changed in place.
@@ -42,6 +51,18 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
         for name, limit in zip(_limits(dtype), (-largest, largest), strict=True):
             graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [limit]))
     graph.input.append(helper.make_tensor_value_info(ROUNDING_STEP, TensorProto.FLOAT, []))
+    graph.input.append(helper.make_tensor_value_info(_DRAWN, TensorProto.FLOAT, [_DRAWN_SIZE]))
+
+
+def weight_noise(step: float, draw: int) -> dict[str, Array]:
+    """Return the inputs that a variant has more.
+
+    Args:
+        step: How far a weight may move, as a share of it; 0 for not at all.
+        draw: Its number: equal ones move the weights in the same way.
+    """
+    drawn = np.random.default_rng(draw).uniform(-1.0, 1.0, _DRAWN_SIZE)
+    return {ROUNDING_STEP: np.asarray(step, np.float32), _DRAWN: drawn.astype(np.float32)}
 
 
 def _weights(graph: onnx.GraphProto, names: Collection[str] | None) -> list[onnx.TensorProto]:
@@ -64,15 +85,30 @@ def _noise(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
     yield helper.make_node("Cast", [_exact(name)], [f"{name}.wide"], to=TensorProto.FLOAT)
     yield _node("Clip", name, "wide", *limits, output="finite")
     yield _node("Sub", name, "wide", f"{name}.finite", output="infinite")
-    yield helper.make_node(
-        "RandomUniformLike", [f"{name}.wide"], [f"{name}.draw"], low=-1.0, high=1.0, seed=seed + 1.0
-    )
+    yield from _drawn(weight, seed)
     yield _node("Mul", name, "draw", ROUNDING_STEP, output="share")
     yield _node("Mul", name, "finite", f"{name}.share", output="move")
     yield _node("Add", name, "finite", f"{name}.move", output="moved")
     yield _node("Clip", name, "moved", *limits, output="limited")
     yield _node("Add", name, "limited", f"{name}.infinite", output="noisy")
     yield helper.make_node("Cast", [f"{name}.noisy"], [name], to=weight.data_type)
+
+
+def _drawn(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
+    """Numbers of _DRAWN in the shape of the weight, from a place of its own on."""
+    name, size = weight.name, math.prod(weight.dims)
+    start = seed * 7919 % _DRAWN_SIZE
+    for part, numbers in {
+        "times": [-(-(start + size) // _DRAWN_SIZE)],
+        "start": [start],
+        "stop": [start + size],
+        "dims": list(weight.dims),
+    }.items():
+        value = helper.make_tensor(part, TensorProto.INT64, [len(numbers)], numbers)
+        yield helper.make_node("Constant", [], [f"{name}.{part}"], value=value)
+    yield helper.make_node("Tile", [_DRAWN, f"{name}.times"], [f"{name}.enough"])
+    yield _node("Slice", name, "enough", f"{name}.start", f"{name}.stop", output="flat")
+    yield _node("Reshape", name, "flat", f"{name}.dims", output="draw")
 
 
 def _node(op: str, name: str, part: str, *others: str, output: str) -> onnx.NodeProto:

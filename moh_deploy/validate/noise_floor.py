@@ -20,13 +20,13 @@ import numpy as np
 from moh_deploy.backends.runner import Runner
 from moh_deploy.npz import Array
 from moh_deploy.package import (
-    ROUNDING_STEP,
     GateTypes,
     LayerRounding,
     Rounding,
     Spread,
     fingerprint_spread,
     spread,
+    weight_noise,
 )
 from moh_deploy.validate.differences import Float64Array, abs_error, finite
 from moh_deploy.validate.layer_parity import LayerValuesFound
@@ -193,8 +193,8 @@ class NoisyModel:
         if self._noisy is None:
             return None
         exact, *drawn = (
-            self._noisy.run({**inputs, ROUNDING_STEP: np.asarray(step, np.float32)})
-            for step in (0.0, *[STEPS[self.dtype]] * DRAWS)
+            self._noisy.run({**inputs, **weight_noise(step, draw)})
+            for draw, step in enumerate((0.0, *[STEPS[self.dtype]] * DRAWS))
         )
         rounded = None if self._rounded is None else self._rounded.run(inputs)
         return NoisyResults(exact, drawn, rounded)

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.ops import OPS
 from moh_deploy.package import (
-    ROUNDING_STEP,
     OnnxPackage,
     add_weight_noise,
     computed_gates,
     has_low_weights,
+    weight_noise,
 )
 from moh_deploy.package.forced_gates import GATES_INPUT
 from tests.handmade_package import model, write_package
@@ -89,23 +90,26 @@ def low_model() -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def test_weights_move_by_up_to_the_step_and_anew_in_every_run(tmp_path: Path):
+@pytest.mark.parametrize("opset", [18, 20, 22])
+def test_weights_move_by_up_to_the_step_and_as_drawn(opset: int):
     import onnxruntime as ort
 
     content = low_model()
+    content.opset_import[0].version = opset
     add_weight_noise(content.graph)
     del content.graph.output[:]
     content.graph.output.append(onnx.helper.make_tensor_value_info("w", 10, [64, 64]))
     session = ort.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
 
-    def weights(step: float) -> np.ndarray:
-        feeds = {"x": np.ones((1, 64), np.float16), ROUNDING_STEP: np.array(step, np.float32)}
+    def weights(step: float, draw: int = 0) -> np.ndarray:
+        feeds = {"x": np.ones((1, 64), np.float16), **weight_noise(step, draw)}
         (found,) = session.run(["w"], feeds)
         return found.astype(np.float64)
 
     assert (weights(0) == 1).all()
-    first, second = weights(2.0**-10), weights(2.0**-10)
+    first, second = weights(2.0**-10), weights(2.0**-10, draw=1)
     assert (first != second).any()
+    assert (first == weights(2.0**-10)).all()
     assert 0 < np.abs(first - 1).max() <= 2.0**-10
     assert abs((first - 1).mean()) < 2.0**-13  # to both sides
 
@@ -123,7 +127,7 @@ def test_infinities_stay_and_nothing_becomes_infinite(tmp_path: Path):
     content.graph.output.append(onnx.helper.make_tensor_value_info("w", 10, [1, 4]))
     session = ort.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
     for step in (0, 2.0**-10):
-        feeds = {"x": np.ones((1, 64), np.float16), ROUNDING_STEP: np.array(step, np.float32)}
+        feeds = {"x": np.ones((1, 64), np.float16), **weight_noise(step, 0)}
         (found,) = session.run(["w"], feeds)
         assert found[0, [0, 3]].tolist() == [-np.inf, np.inf]
         assert -65504 <= found[0, 1] <= -65504 * (1 - step)
