@@ -7,6 +7,7 @@ import pytest
 from onnx import helper
 
 from moh_deploy.package import router_nodes
+from moh_deploy.package.router_nodes import lost_at
 from tests.handmade_package import LAYER
 
 ROUTED = replace(LAYER, router="top_k", router_replaced=True)
@@ -31,3 +32,30 @@ def test_router_is_the_nearest_one_behind_the_gates(graph: onnx.GraphProto):
 
 def test_router_of_plain_operators_has_no_node(graph: onnx.GraphProto):
     assert router_nodes(graph, (LAYER, replace(ROUTED, gates="order"))) == (None, None)
+
+
+def test_router_is_found_behind_any_input(graph: onnx.GraphProto):
+    graph.node.extend(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["scores"]),
+            helper.make_node("Equal", ["scores", "zero"], ["tied"]),
+            helper.make_node("Where", ["tied", "gathered", "gates_0"], ["chosen"]),
+        ]
+    )
+    assert router_nodes(graph, (replace(ROUTED, gates="chosen"),)) == ("second",)
+
+
+def test_router_of_an_earlier_layer_is_not_taken_for_one_that_is_lost(graph: onnx.GraphProto):
+    graph.node.extend(
+        [
+            helper.make_node("MoHAttention", ["q", "k", "v", "gates_0"], ["y"], domain="moh"),
+            helper.make_node("MatMul", ["y", "w"], ["scores"], name="product"),
+            helper.make_node("Softmax", ["scores"], ["soft"], name="softmax"),
+            helper.make_node("Identity", ["soft"], ["gates_1"], name="copy_1"),
+        ]
+    )
+    layer = replace(ROUTED, gates="gates_1")
+    assert router_nodes(graph, (layer,)) == (None,)
+    assert lost_at(graph, layer) == "Identity 'copy_1' <- Softmax 'softmax' <- MatMul 'product'"
+    nothing = replace(ROUTED, gates="nothing")
+    assert lost_at(graph, nothing) == "'nothing', which no node makes"
