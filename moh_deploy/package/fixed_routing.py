@@ -43,7 +43,7 @@ def fix_routing(graph: onnx.GraphProto, routed: Mapping[str, Array]) -> None:
                 node.input[index] = fixed_input(name)
     for name, array in routed.items():
         add_input(graph, fixed_input(name), array.dtype, rank=array.ndim)
-    _drop_unread(graph)
+    drop_unread(graph)
 
 
 def why_not_fixed(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> str | None:
@@ -71,7 +71,8 @@ def _behind_views(graph: onnx.GraphProto, layer: LayerInfo) -> str:
     return views[-1].input[0] if views else layer.gates
 
 
-def _drop_unread(graph: onnx.GraphProto) -> None:
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Drop the nodes that nothing reads."""
     read = {one.name for one in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(graph.node):  # readers come first
