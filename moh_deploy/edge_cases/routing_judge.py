@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moh_deploy.npz import Array, BoolArray
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
-from moh_deploy.ops.spec import AttributeValue
+from moh_deploy.ops.spec import OPS, AttributeValue
 from moh_deploy.package import RouterLogits
 from moh_deploy.package.router_logits import PORTS
 from moh_deploy.validate.differences import (
@@ -67,6 +68,13 @@ def tokens_with_nan(logits: PortArrays) -> BoolArray:
     hit = [np.isnan(array.astype(np.float64)).any(axis=-1) for array in logits.values()]
     either: BoolArray = np.logical_or.reduce(hit)
     return either
+
+
+def router_reference(router: RouterLogits, logits: PortArrays) -> NDArray[np.float64]:
+    """Return the gates [B, S, H] that a router has to make, in float64."""
+    case = _case("", router, logits)
+    (gates,) = OPS["MoHRouter"].reference(case.inputs(), case.attributes)
+    return gates
 
 
 def values_mismatch(

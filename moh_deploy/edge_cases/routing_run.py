@@ -11,28 +11,34 @@ import onnx
 from moh_deploy.backends.runner import Runner
 from moh_deploy.edge_cases import made_nan
 from moh_deploy.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.edge_cases.followed_gates import read_problem
+from moh_deploy.edge_cases.routed_layer import RoutedLayer, Routing
 from moh_deploy.edge_cases.routing_judge import (
     GateJudge,
     PortArrays,
+    router_reference,
     tokens_with_nan,
     values_mismatch,
 )
 from moh_deploy.edge_cases.routing_states import FINITE_STATES, NAN, RoutingState, clear, with_nan
 from moh_deploy.edge_cases.source import Source
+from moh_deploy.edge_cases.ties_before import CASE as TIES_BEFORE
+from moh_deploy.edge_cases.ties_before import run_ties_before
 from moh_deploy.errors import BackendError
 from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import LayerInfo, OnnxPackage, RouterLogits
 from moh_deploy.package.router_logits import force_logits
+from moh_deploy.package.router_nodes import lost_at
 from moh_deploy.progress import Progress
-from moh_deploy.validate.layer_values import layer_values
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.tolerances import Tolerance, output_rule, rules_of
 
-CASES = (*(state.name for state in FINITE_STATES), NAN)
+CASES = (*(state.name for state in FINITE_STATES), NAN, TIES_BEFORE)
 
 
 def run_routing_states(
     package: OnnxPackage,
+    routing: Routing,
     subject: Source,
     reference: Source,
     policy: Policy,
@@ -42,30 +48,28 @@ def run_routing_states(
 
     Args:
         package: The package; the first of its recorded inputs is what the model is given.
+        routing: Its layers.
         subject: The package as it is to be judged.
         reference: Its function bodies.
         policy: What counts as equal where there is no float64 reference.
         progress: What to report steps to.
     """
-    routers = [layer.router for layer in layer_values(package)]
-    found = [router for router in routers if router is not None]
-    missing = [
-        layer
-        for layer, router in zip(package.manifest.layers, routers, strict=True)
-        if router is None
-    ]
-    results = [_no_place(layer, case) for layer in missing for case in CASES]
-    if not found:
+    results = [one for layer in routing.others for one in _without_router(routing.graph, layer)]
+    if not routing.routed:
         return results
     if not package.vectors:
         why = "the package holds no recorded inputs to run the model on."
-        return results + [_result(c, r.path, "not run", why) for r in found for c in CASES]
-    run = _prepare(package, found, subject, reference, policy)
+        return results + [
+            _result(case, one.info.path, "not run", why) for one in routing.routed for case in CASES
+        ]
+    run = _prepare(package, routing.routed, subject, reference, policy)
     for state in FINITE_STATES:
         with progress.step(f"routing: {state.name}"):
             results += run.everywhere(state)
     with progress.step(f"routing: {NAN}"):
-        results += [result for router in found for result in run.nan_in(router)]
+        results += [result for one in routing.routed for result in run.nan_in(one.router)]
+    with progress.step(f"routing: {TIES_BEFORE}"):
+        results += run_ties_before(package, routing, reference, policy)
     return results
 
 
@@ -87,31 +91,30 @@ class _Both:
 
 def _prepare(
     package: OnnxPackage,
-    routers: Sequence[RouterLogits],
+    layers: Sequence[RoutedLayer],
     subject: Source,
     reference: Source,
     policy: Policy,
 ) -> _RoutingRun:
-    inputs = package.vectors[0].inputs
+    inputs, routers = package.vectors[0].inputs, [one.router for one in layers]
     names = list(dict.fromkeys(name for one in routers for name in one.logits.values()))
     values = reference.open(names).run(inputs)
     types = _Types(
         {name: values[name].shape for name in names}, {name: values[name].dtype for name in names}
     )
-    seen = [name for one in routers for name in (one.gates, one.attention) if name is not None]
-    seen = list(dict.fromkeys(seen))
+    seen = list(dict.fromkeys(name for one in layers for name in one.values))
 
     def change(graph: onnx.GraphProto) -> None:
         force_logits(graph, routers, types.dtypes)
 
     got, expected = subject.open(seen, change), reference.open(seen, change)
-    return _RoutingRun(package, routers, types, policy, got, expected)
+    return _RoutingRun(package, layers, types, policy, got, expected)
 
 
 @dataclass(frozen=True)
 class _RoutingRun:
     package: OnnxPackage
-    routers: Sequence[RouterLogits]
+    layers: Sequence[RoutedLayer]
     types: _Types
     policy: Policy
     subject: Runner
@@ -120,20 +123,21 @@ class _RoutingRun:
 
     def everywhere(self, state: RoutingState) -> Iterator[CaseResult]:
         """Put a state in front of every router at once."""
-        logits = {one.node: self._logits(one, state) for one in self.routers}
+        logits = {one.node: self._logits(one, state) for one in self._routers}
         both = self._run(logits)
         if isinstance(both, str):
             yield _result(state.name, MODEL, "failed", both)
             return
-        for router in self.routers:
-            problem = self._layer_problem(state.name, router, logits[router.node], both)
+        for layer in self.layers:
+            router = layer.router
+            problem = self._layer_problem(state.name, layer, logits[router.node], both)
             yield _judged(state.name, router.path, problem, "gates and attention agree")
         yield self._outputs(state.name, both)
 
     def nan_in(self, router: RouterLogits) -> Iterator[CaseResult]:
         """Put NaN in front of one router, and clear logits in front of the others."""
         neutral = RoutingState("clear", "", clear)
-        logits = {one.node: self._logits(one, neutral) for one in self.routers}
+        logits = {one.node: self._logits(one, neutral) for one in self._routers}
         mine = dict(logits[router.node])
         port = next(iter(mine))  # routed logits, where there are any
         mine[port] = with_nan(mine[port].astype(np.float64)).astype(mine[port].dtype)
@@ -145,6 +149,10 @@ class _RoutingRun:
         problem = self._nan_problem(router, mine, both)
         yield _judged(NAN, router.path, problem, "NaN stays with its tokens, and shows")
 
+    @property
+    def _routers(self) -> list[RouterLogits]:
+        return [one.router for one in self.layers]
+
     def _logits(self, router: RouterLogits, state: RoutingState) -> PortArrays:
         shapes, dtypes = self.types.shapes, self.types.dtypes
         return {
@@ -155,7 +163,7 @@ class _RoutingRun:
     def _run(self, logits: Mapping[str, PortArrays]) -> _Both | str:
         """Run both, or return the sentence of the one that failed."""
         inputs = dict(self.package.vectors[0].inputs)
-        for router in self.routers:
+        for router in self._routers:
             for port, array in logits[router.node].items():
                 inputs[router.forced(port)] = array
         what = "the function bodies fail"
@@ -167,12 +175,19 @@ class _RoutingRun:
             return f"{what}: {error.message}"
 
     def _layer_problem(
-        self, case: str, router: RouterLogits, logits: PortArrays, both: _Both
+        self, case: str, layer: RoutedLayer, logits: PortArrays, both: _Both
     ) -> str | None:
+        router = layer.router
         for values, whose in ((both.got, "gates"), (both.reference, "gates of the function body")):
             problem = self.judge.mismatch(case, router, logits, values[router.gates])
             if problem is not None:
                 return _sentence(whose, router, case, problem)
+        made = router_reference(router, logits)
+        for values in (both.got, both.reference):
+            for read in layer.reads:
+                problem = read_problem(read, made, values)
+                if problem is not None:
+                    return _sentence(f"what {read.reader} reads as gates", router, case, problem)
         return self._attention_problem(case, router, both)
 
     def _attention_problem(
@@ -246,9 +261,23 @@ def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:
     return attention if attention.shape[:2] == tokens else None
 
 
-def _no_place(layer: LayerInfo, case: str) -> CaseResult:
-    why = f"the router is of plain operators ({layer.router}), so there is no place to put logits."
-    return _result(case, layer.path, "not applicable", why)
+def _without_router(graph: onnx.GraphProto, layer: LayerInfo) -> Iterator[CaseResult]:
+    """Yield what is said of a layer that has no MoHRouter: it never had one, or has lost it."""
+    for case in CASES:
+        if not layer.router_replaced:
+            why = (
+                f"the router is of plain operators ({layer.router}), so there is no place to put"
+                " logits."
+            )
+            yield _result(case, layer.path, "not applicable", why)
+        elif case == CASES[0]:
+            why = (
+                f"gates of layer '{layer.path}' do not come from a MoHRouter, as the manifest says:"
+                f" '{layer.gates}' is made by {lost_at(graph, layer)}. The package is damaged."
+            )
+            yield _result(case, layer.path, "failed", why)
+        else:
+            yield _result(case, layer.path, "not run", "its MoHRouter was not found.")
 
 
 def _sentence(what: str, router: RouterLogits, case: str, problem: str) -> str:

@@ -12,6 +12,7 @@ from moh_deploy.edge_cases.corpus_run import FOUND, KEPT, CorpusJudge
 from moh_deploy.edge_cases.input_run import InputJudge
 from moh_deploy.edge_cases.input_states import InputState
 from moh_deploy.edge_cases.mining import Mined
+from moh_deploy.edge_cases.routed_layer import Routing
 from moh_deploy.edge_cases.routing_run import run_routing_states
 from moh_deploy.edge_cases.source import Source
 from moh_deploy.package import OnnxPackage
@@ -77,7 +78,8 @@ class Suite:
             BackendError: A variant of the model cannot be loaded.
         """
         sides, package, policy = self.sides, self.sides.package, self.policy
-        results = run_routing_states(package, sides.subject, sides.reference, policy, progress)
+        routing, sources = Routing.of(package), (sides.subject, sides.reference)
+        results = run_routing_states(package, routing, *sources, policy, progress)
         judge = InputJudge(package, sides.runner, sides.recorder, sides.variants, policy)
         for state in self.states:
             with progress.step(f"inputs: {state.case}"):

@@ -37,8 +37,9 @@ def probe(
 ) -> ProbeReport:
     """Run a package on edge cases, and compare it with its own function bodies.
 
-    Routing states are put where routers read their logits; there, gates are compared with the
-    float64 reference of MoHRouter, too. Input states are inputs of the model.
+    Routing states are put where routers read their logits, and where these are computed; there,
+    gates are compared with the float64 reference of MoHRouter, too, up to where attention reads
+    them. Input states are inputs of the model, and samples of its recorded run at other sizes.
 
     Args:
         package_dir: The package.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from moh_deploy.backends.ort_variants import OrtVariants
@@ -17,11 +18,13 @@ from moh_deploy.edge_cases.input_states import input_states
 from moh_deploy.edge_cases.made_nan import output_problem
 from moh_deploy.edge_cases.source import OrtSource, function_bodies
 from moh_deploy.edge_cases.suite import Sides, Suite
+from moh_deploy.edge_cases.ties_before import CASE as TIES_BEFORE
 from moh_deploy.package import CorpusSample, MinedToken, OnnxPackage
 from moh_deploy.progress import SilentProgress
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import Plant, write_edge_package
 from tests.edge_cases import planted_bugs
+from tests.edge_cases.planted_faults import Site, in_layer, planted
 from tests.kernel_library import needs_library
 from tests.two_layers import write_two_layers
 
@@ -55,7 +58,7 @@ def test_what_is_right_passes_everything(right: OnnxPackage, kernels: Kernels):
     assert failed(results) == {}
     others = {one.case for one in results if one.status != "passed"}
     assert others <= {"zero: batch=0", "zero: seq=0", "regression corpus"}
-    assert len(results) == 5 * 3 + 2 + 8 + 1
+    assert len(results) == 6 * 3 + 2 + 8 + 1
 
 
 @needs_library
@@ -73,7 +76,7 @@ def test_refusal_of_no_tokens_is_no_pass(right: OnnxPackage):
 
 
 IN_ROUTERS = [
-    (planted_bugs.tie_toward_the_higher_index, {"ties", "flat", "saturated"}),
+    (planted_bugs.tie_toward_the_higher_index, {"ties", "flat", "saturated", TIES_BEFORE}),
     (planted_bugs.nan_as_the_smallest, {"NaN"}),
     (planted_bugs.softmax_without_the_maximum, {"all negative", "saturated"}),
 ]
@@ -126,13 +129,14 @@ def test_bug_in_attention_is_caught(
 
 
 FINITE_CASES = {"ties", "flat", "all negative", "saturated", "same heads"}
+OF_OUTPUTS = {*FINITE_CASES, TIES_BEFORE}
 
 
 def test_outputs_of_nothing_but_nan_are_no_pass_though_both_sides_have_them(tmp_path: Path):
     package = plant(tmp_path, planted_bugs.weights_of_nan("o_weight_1"))
     results = run(package, package)
     found = failed(results)
-    assert found.keys() == FINITE_CASES
+    assert found.keys() == OF_OUTPUTS
     assert found["flat"] == (
         "output 'y' in case 'flat' is NaN at [0, 0, 0]: inputs and logits are finite, and the"
         " function bodies give NaN, too (240 of 240 elements)."
@@ -193,3 +197,36 @@ def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
         "the router is of plain operators (custom), so there is no place to put logits."
     }
     assert all(one.status == "passed" for one in results if one.place == "blocks.1.attn")
+
+
+def test_router_that_was_replaced_and_is_not_there_is_no_router_of_plain_operators(
+    right: OnnxPackage, tmp_path: Path
+):
+    def without_router(graph: onnx.GraphProto) -> None:
+        (router,) = [node for node in graph.node if node.name == "router_1"]
+        router.op_type, router.domain, router.name = "Sigmoid", "", "sigmoid"
+        del router.attribute[:]
+
+    package = planted(right, tmp_path / "package", without_router)
+    results = run(package, package)
+    of_layer = [one for one in results if one.place == "blocks.1.attn" and one.kind == "routing"]
+    assert [one.status for one in of_layer] == ["failed"] + ["not run"] * 6
+    assert of_layer[0].detail == (
+        "gates of layer 'blocks.1.attn' do not come from a MoHRouter, as the manifest says:"
+        " 'gates_1' is made by Sigmoid 'sigmoid' <- MatMul 'routed_1'. The package is damaged."
+    )
+
+
+def test_router_behind_an_operator_is_no_router_of_plain_operators(
+    right: OnnxPackage, tmp_path: Path
+):
+    def choice_of_two(site: Site) -> None:
+        old, new = site.under(site.gates)
+        never = site.constant("never", False, np.bool_)
+        site.insert(onnx.helper.make_node("Where", [never, old, old], [new]))
+
+    package = planted(
+        right, tmp_path / "package", in_layer(right.manifest.layers[0], choice_of_two)
+    )
+    results = [one for one in run(package, package) if one.kind == "routing"]
+    assert {one.status for one in results} == {"passed"}
