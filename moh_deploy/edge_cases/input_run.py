@@ -9,6 +9,7 @@ from moh_deploy.backends.input_check import check_inputs
 from moh_deploy.backends.runner import Runner
 from moh_deploy.dims import DimExpr
 from moh_deploy.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.edge_cases.first_difference import Cut, FirstDifference, whole
 from moh_deploy.edge_cases.input_states import InputState
 from moh_deploy.edge_cases.nan_kept import NanKept, NanKeptVariants, NanPlaces
 from moh_deploy.edge_cases.routing_judge import nan_places
@@ -20,6 +21,8 @@ from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.variants import Variants
+
+Inputs = Mapping[str, Array]
 
 REFERENCE = "function bodies with optimisations off"
 
@@ -34,6 +37,7 @@ class InputJudge:
         recorder: Its function bodies.
         variants: Opens it with gates fed to it; None where that cannot be.
         policy: What counts as equal.
+        place: Finds the layer in which a run first differs; None for what `compare` says of it.
     """
 
     package: OnnxPackage
@@ -41,6 +45,7 @@ class InputJudge:
     recorder: Recorder
     variants: Variants | None
     policy: Policy
+    place: FirstDifference | None = None
 
     def judge(self, state: InputState) -> CaseResult:
         """Run a state, and say how it ended."""
@@ -52,13 +57,14 @@ class InputJudge:
         except BackendError as error:
             return self._without_reference(state, state.inputs, error.message)
         try:
-            report = self._compare(expected)
+            report = self.compare(expected)
         except BackendError as error:
             why = f"the function bodies run, but the package does not: {error.message}"
             return _result(state, "failed", _sentence(state, why))
-        return _judged(state, expected, report)
+        return self._judged(state, expected, report)
 
-    def _compare(self, expected: VectorSet) -> ParityReport:
+    def compare(self, expected: VectorSet) -> ParityReport:
+        """Compare a run of the package with what is expected, NaN included."""
         nan = NanPlaces.of(self.package, expected)
         gates_known = not any(name in nan.places for name in self.package.gate_names)
         variants = self.variants if gates_known else None  # a NaN gate would be fed as 0
@@ -70,6 +76,24 @@ class InputJudge:
             variants=None if variants is None else NanKeptVariants(variants, nan),
             policy=self.policy,
         )
+
+    def where(self, report: ParityReport, known: Inputs, inputs: Inputs, cut: Cut = whole) -> str:
+        """Return sentences, each behind a space, on where a run differs."""
+        found = None if self.place is None else self.place.sentence(known, inputs, cut)
+        return "".join(f" {note}" for note in (report.notes if found is None else (found,)))
+
+    def _judged(self, state: InputState, expected: VectorSet, report: ParityReport) -> CaseResult:
+        entries: Sequence[OutputParity | LayerParity] = (*report.outputs, *report.layers)
+        reasons = [entry.reason for entry in entries if entry.reason is not None]
+        if reasons:
+            more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            where = self.where(report, expected.inputs, expected.inputs)
+            return _result(state, "failed", _sentence(state, f"{reasons[0]}{more}{where}"))
+        numbers, nan = _counts(expected)
+        if nan and not numbers:
+            why = "the model itself gives NaN in every output, by its function bodies too: no data."
+            return _result(state, "not applicable", why)
+        return _result(state, "passed", _compared(state, report, numbers, nan))
 
     def _without_reference(
         self, state: InputState, inputs: Mapping[str, Array], refusal: str
@@ -125,20 +149,6 @@ def _size(axis: int | str, sizes: Mapping[str, int]) -> int | None:
         return DimExpr.parse(axis, place="output").evaluate(sizes)
     except (ConfigError, KeyError):
         return None
-
-
-def _judged(state: InputState, expected: VectorSet, report: ParityReport) -> CaseResult:
-    entries: Sequence[OutputParity | LayerParity] = (*report.outputs, *report.layers)
-    reasons = [entry.reason for entry in entries if entry.reason is not None]
-    if reasons:
-        more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        where = "".join(f" {note}" for note in report.notes)
-        return _result(state, "failed", _sentence(state, f"{reasons[0]}{more}{where}"))
-    numbers, nan = _counts(expected)
-    if nan and not numbers:
-        why = "the model itself gives NaN in every output, by its function bodies too: no data."
-        return _result(state, "not applicable", why)
-    return _result(state, "passed", _compared(state, report, numbers, nan))
 
 
 def _counts(expected: VectorSet) -> tuple[int, int]:

@@ -9,11 +9,15 @@ from functools import cached_property
 from moh_deploy.backends.runner import Runner
 from moh_deploy.edge_cases.case_result import CaseResult
 from moh_deploy.edge_cases.corpus_run import FOUND, KEPT, CorpusJudge
+from moh_deploy.edge_cases.first_difference import FirstDifference
 from moh_deploy.edge_cases.input_run import InputJudge
 from moh_deploy.edge_cases.input_states import InputState
 from moh_deploy.edge_cases.mining import Mined
+from moh_deploy.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
 from moh_deploy.edge_cases.routed_layer import Routing
 from moh_deploy.edge_cases.routing_run import run_routing_states
+from moh_deploy.edge_cases.single_sizes import CASE as ONE_SIZE
+from moh_deploy.edge_cases.single_sizes import run_single_sizes
 from moh_deploy.edge_cases.source import Source
 from moh_deploy.package import OnnxPackage
 from moh_deploy.progress import Progress
@@ -80,10 +84,19 @@ class Suite:
         sides, package, policy = self.sides, self.sides.package, self.policy
         routing, sources = Routing.of(package), (sides.subject, sides.reference)
         results = run_routing_states(package, routing, *sources, policy, progress)
-        judge = InputJudge(package, sides.runner, sides.recorder, sides.variants, policy)
+        place = FirstDifference(package, routing.routed, *sources, policy)
+        judge = InputJudge(package, sides.runner, sides.recorder, sides.variants, policy, place)
         for state in self.states:
             with progress.step(f"inputs: {state.case}"):
                 results.append(judge.judge(state))
+        if package.vectors and package.manifest.dims:
+            sizes = SizeJudge(judge)
+            with progress.step(f"inputs: {SAMPLES}"):
+                results.append(sizes.samples())
+            with progress.step(f"inputs: {TOKENS}"):
+                results += sizes.tokens()
+            with progress.step(f"inputs: {ONE_SIZE}"):
+                results += run_single_sizes(package, routing, sides.reference, policy)
         corpus = CorpusJudge(package, sides.runner, sides.variants, policy, self.valid_tokens)
         with progress.step(f"inputs: {KEPT}"):
             results.append(corpus.kept())

@@ -25,8 +25,8 @@ SCHEMA_VERSION = 1
 STATUSES: tuple[Status, ...] = ("passed", "failed", "not applicable", "not run")
 
 REFERENCE = (
-    "gates: the float64 reference of MoHRouter; all else: function bodies with optimisations off"
-    " (not the original model)"
+    "gates: the float64 reference of MoHRouter; samples by themselves: the recorded run; all else:"
+    " function bodies with optimisations off (not the original model)"
 )
 
 _MOST_REASONS, _MOST_SHOWN = 10, 8
