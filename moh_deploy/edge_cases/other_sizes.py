@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
+from moh_deploy.backends.runner import Runner
 from moh_deploy.edge_cases.case_result import MODEL, CaseResult, Status
 from moh_deploy.edge_cases.input_run import InputJudge
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.package import GateTypes, OnnxPackage, VectorSet
 from moh_deploy.tuning.sized_inputs import batch_dim, sized_inputs
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.user_vectors import check_ranges
+from moh_deploy.validate.variants import Variants
 
 SAMPLES, TOKENS = "samples by themselves", "tokens without later ones"
 
@@ -147,7 +150,8 @@ class SizeJudge:
         cuts = _Cuts.of(self._package, dim, known, shapes, other.sizes[dim])
         if not cuts.package.manifest.outputs:
             return f"no output has an axis of '{dim}' alone."
-        judge = replace(self.judge, package=cuts.package)
+        variants = None if self.judge.variants is None else _OpenedOnce(self.judge.variants)
+        judge = replace(self.judge, package=cuts.package, variants=variants)
         ran: list[_Ran] = []
         for pick, run in zip(picks, runs, strict=True):
             if allowed is not None and sum(not one.agrees for one in ran) > allowed:
@@ -186,6 +190,21 @@ class SizeJudge:
                 array = np.take(array, pick, axis=axis) if size == dim else array
             inputs[spec.name] = array
         return VectorSet({**known.sizes, dim: len(pick)}, inputs, {}, (), ())
+
+
+class _OpenedOnce:
+    """Variants of a model that are opened once for runs of all sizes."""
+
+    def __init__(self, variants: Variants) -> None:
+        self.why_not_forced = cache(variants.why_not_forced)
+        self._forced = cache(lambda gates: variants.forced(dict(gates)))
+        self._noisy = cache(lambda gates: variants.noisy(dict(gates)))
+
+    def forced(self, gates: GateTypes) -> Runner:
+        return self._forced(tuple(gates.items()))
+
+    def noisy(self, gates: GateTypes) -> Runner | None:
+        return self._noisy(tuple(gates.items()))
 
 
 @dataclass(frozen=True)
