@@ -6,7 +6,7 @@ batch sees another, and in a causal one no token sees a later one. That is asked
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +19,7 @@ from moh_deploy.edge_cases.case_result import MODEL, CaseResult, Status
 from moh_deploy.edge_cases.input_run import InputJudge
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.npz import Array
-from moh_deploy.package import GateTypes, OnnxPackage, VectorSet
+from moh_deploy.package import GateTypes, OnnxPackage, Rounding, VectorSet
 from moh_deploy.tuning.sized_inputs import batch_dim, sized_inputs
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.user_vectors import check_ranges
@@ -197,14 +197,18 @@ class _OpenedOnce:
 
     def __init__(self, variants: Variants) -> None:
         self.why_not_forced = cache(variants.why_not_forced)
-        self._forced = cache(lambda gates: variants.forced(dict(gates)))
-        self._noisy = cache(lambda gates: variants.noisy(dict(gates)))
+        self._forced = cache(lambda gates, inner: variants.forced(dict(gates), inner))
+        self._noisy = cache(lambda gates, inner: variants.noisy(dict(gates), inner))
+        self._rounded = cache(lambda gates, inner: variants.rounded(dict(gates), inner))
 
-    def forced(self, gates: GateTypes) -> Runner:
-        return self._forced(tuple(gates.items()))
+    def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner:
+        return self._forced(tuple(gates.items()), tuple(inner))
 
-    def noisy(self, gates: GateTypes) -> Runner | None:
-        return self._noisy(tuple(gates.items()))
+    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        return self._noisy(tuple(gates.items()), tuple(inner))
+
+    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        return self._rounded(tuple(gates.items()), tuple(inner))
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,7 @@ class _Cuts:
                     manifest,
                     outputs=tuple(one for one in manifest.outputs if one.name in outputs),
                     layers=tuple(manifest.layers[index] for index in gates),
+                    rounding=_rounding_of(manifest.rounding, gates),
                 ),
             ),
             known,
@@ -277,7 +282,24 @@ class _Cuts:
             margins=tuple(
                 _taken(known.margins[i], axes, self.size, pick) for i, axes in self.gates.items()
             ),
+            scores=self._of_layers(known.scores, pick),
+            attention=self._of_layers(known.attention, pick),
         )
+
+    def _of_layers(self, recorded: Sequence[Array | None], pick: Pick) -> tuple[Array | None, ...]:
+        """Return what is recorded of layers beside their gates, cut as these are."""
+        if not recorded:
+            return ()
+        pairs = [(recorded[index], axes) for index, axes in self.gates.items()]
+        return tuple(
+            None if array is None else _taken(array, axes, self.size, pick) for array, axes in pairs
+        )
+
+
+def _rounding_of(rounding: Rounding | None, layers: Iterable[int]) -> Rounding | None:
+    if rounding is None:
+        return None
+    return replace(rounding, layers=tuple(rounding.layers[index] for index in layers))
 
 
 def _axes(known: Sequence[int], other: Sequence[int], size: int, other_size: int) -> list[int]:
