@@ -98,8 +98,8 @@ bench_package() {
     fi
 }
 
-# judge verify|bench STATUS: keep what the exit code says, and end with it. A crash of Python ends with 1,
-# too, but prints no answer.
+# judge verify|bench STATUS: keep what the exit code says, and end with it. A Python that cannot even load
+# moh-deploy ends with 1, too, but prints no answer.
 judge() {
     if [[ $2 -eq 1 && -s "$reports/$1.json" ]]; then printf -v "$1_verdict" failed; fi
     exit "$2"

@@ -8,7 +8,8 @@ MoHDeployError
 ├─ BackendError        6   runtime unavailable, unsupported or failed
 └─ ValidationError     1   the job ran and the answer is no: a parity gate failed
 
-Any other exception is a bug of moh-deploy and keeps its traceback.
+Any other exception is a bug of moh-deploy: it keeps its traceback and ends the command with 70
+(EX_SOFTWARE of sysexits.h), never with 1, which means that the answer is no.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""How a command ends when it cannot do its job: one line on stderr, an exit code, no traceback."""
+"""How a command ends when it cannot do its job: one line on stderr, an exit code, no traceback.
+
+Only a bug of moh-deploy's own has one, and an exit code that means nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,6 +20,7 @@ from moh_deploy.errors import MoHDeployError, PackageError
 from moh_deploy.json_text import to_json_text
 
 EXIT_USAGE = 2
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would say that the answer is no
 EXIT_INTERRUPTED = 130  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
@@ -65,14 +70,19 @@ def _interrupted() -> int:
 
 
 def _exit_code(error: Exception, *, as_json: bool) -> int:
-    """Report an error that is no bug."""
+    """Report an error; one that is not raised on purpose is a bug, and keeps its traceback."""
     if isinstance(error, MoHDeployError):
         report_failure(error, as_json=as_json)
         return error.exit_code
     if isinstance(error, click.ClickException):
         _report_usage(error, as_json=as_json)
         return EXIT_USAGE
-    raise error
+    traceback.print_exception(error)
+    print_error(
+        f"this is a bug of moh-deploy: {type(error).__name__} was not expected.",
+        "Report it with the lines above. It says nothing about the model.",
+    )
+    return EXIT_BUG
 
 
 def report_failure(error: MoHDeployError, *, as_json: bool) -> None:

@@ -136,6 +136,18 @@ def test_interrupt_that_a_module_makes_an_error_of_is_one():
     assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
 
 
+@pytest.mark.parametrize("error", ["ValueError", "RecursionError", "MemoryError", "OSError"])
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "json"])
+def test_bug_keeps_its_traceback_and_is_no_answer(error: str, options: list[str]):
+    code = "import moh_deploy.jobs.inspect as job; from moh_deploy.cli import main\n"
+    code += f"def broken(*_, **__): raise {error}('planted')\n"
+    code += f"job.inspect = broken; main(['inspect', 'package', *{options!r}])"
+    ended = run_python("-c", code)
+    assert (ended.exit_code, ended.out) == (70, "")
+    assert "Traceback (most recent call last):" in ended.err
+    assert f"{error}: planted\nerror: this is a bug of moh-deploy: {error} was" in ended.err
+
+
 def test_interrupted_process_ends_with_130_and_no_traceback():
     code = "import time, moh_deploy.jobs.inspect as job; from moh_deploy.cli import main\n"
     code += "def wait(*_, **__): print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"
