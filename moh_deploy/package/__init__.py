@@ -26,6 +26,7 @@ from moh_deploy.package.corpus import (
     bounded,
 )
 from moh_deploy.package.emulated_dtype import Dtype, computes_in, emulate
+from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.package.fingerprint import NUMBERS, fingerprint
 from moh_deploy.package.fixed_routing import (
     fix_routing,
@@ -59,7 +60,7 @@ from moh_deploy.package.manifest import (
     TensorInfo,
     Tuning,
 )
-from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.package.onnx_package import OnnxPackage
 from moh_deploy.package.router_logits import (
     RouterLogits,
     attention_value,

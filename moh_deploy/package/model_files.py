@@ -6,8 +6,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.package.onnx_file import save_with_weights
-from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.package.onnx_package import OnnxPackage
 
 
 def save_model(model: ir.Model, package: OnnxPackage, root: Path) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from moh_deploy.bounded_file import open_regular
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
+from moh_deploy.package.external_data import MODEL_NAME, check_external_data
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
+from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
-
-MODEL_NAME = "model.onnx"
-MODEL_DATA_NAME = "model.onnx.data"
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,14 @@ class OnnxPackage:
 
         Raises:
             PackageError: Not a package, another format version, a file missing, changed or
-                unreadable.
+                unreadable, or a model that reads data from a file that is not listed.
         """
         root = Path(root)
-        if not root.is_dir():
-            what = "is a file" if root.exists() else "does not exist"
-            raise PackageError(f"{root} {what}, expected a package directory.")
+        _require_directory(root)
         manifest = read_manifest(root / MANIFEST_NAME)
         for name, digest in _listed_files(root, manifest).items():
             _check_file(root / name, digest if check_digests else None)
+        check_external_data(root, manifest, read_outline(root / MODEL_NAME))
         corpus = CORPUS_NAME in manifest.files  # what is not listed is not opened
         return cls(
             root,
@@ -60,6 +60,17 @@ class OnnxPackage:
             read_vectors(root / VECTORS_NAME, manifest),
             read_corpus(root / CORPUS_NAME, manifest) if corpus else (),
         )
+
+
+def _require_directory(root: Path) -> None:
+    try:
+        is_directory = stat.S_ISDIR(root.stat().st_mode)
+    except FileNotFoundError as error:
+        raise PackageError(f"{root} does not exist, expected a package directory.") from error
+    except OSError as error:
+        raise PackageError(f"{root} cannot be opened as a package: {error.strerror}.") from error
+    if not is_directory:
+        raise PackageError(f"{root} is a file, expected a package directory.")
 
 
 def _listed_files(root: Path, manifest: Manifest) -> dict[str, str]:
@@ -76,21 +87,18 @@ def _listed_files(root: Path, manifest: Manifest) -> dict[str, str]:
 
 
 def _check_file(path: Path, digest: str | None) -> None:
-    if not path.is_file():
-        raise PackageError(f"{path} is missing, but the manifest lists it.")
-    if digest is None:
-        return
-    found = _digest(path)
+    try:
+        if digest is None:
+            open_regular(path).close()
+            return
+        found = sha256_of(path)
+    except FileNotFoundError as error:
+        raise PackageError(f"{path} is missing, but the manifest lists it.") from error
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
     if found != digest:
         raise PackageError(
             f"{path} has changed since the package was written: sha256 is {found}, the manifest"
             f" says {digest}.",
             hint="Copy the package again, or export the model again.",
         )
-
-
-def _digest(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -62,14 +63,14 @@ def test_missing_file_is_refused_by_name(root: Path, name: str):
 
 @pytest.mark.parametrize("name", ["model.onnx", "vectors.npz"])
 def test_unreadable_file_is_refused_by_name(root: Path, name: str, monkeypatch: pytest.MonkeyPatch):
-    opened = Path.open
+    opened = os.open
 
-    def locked(self: Path, *args: Any, **options: Any) -> IO[Any]:
-        if self.name == name:
+    def locked(path: Any, *args: Any, **options: Any) -> int:
+        if Path(path).name == name:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return opened(self, *args, **options)
+        return opened(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", locked)
+    monkeypatch.setattr(os, "open", locked)
     with pytest.raises(PackageError, match=rf"{name}: cannot be read: Permission denied"):
         OnnxPackage.open(root)
 

@@ -1,0 +1,59 @@
+"""Where a package's weights may lie: in its model, or in the one file beside it that is listed.
+
+Whatever else a model names would be read without a digest, from anywhere on this machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moh_deploy.errors import PackageError
+from moh_deploy.package.manifest import Manifest
+from moh_deploy.package.onnx_outline import ExternalTensor, ModelOutline
+
+MODEL_NAME = "model.onnx"
+MODEL_DATA_NAME = "model.onnx.data"
+
+
+def check_external_data(root: Path, manifest: Manifest, model: ModelOutline) -> None:
+    """Check that all external data is in `model.onnx.data`, that this is listed, and long enough.
+
+    Args:
+        root: The package, whose listed files are there.
+
+    Raises:
+        PackageError: A tensor has its data elsewhere.
+    """
+    if not model.external:
+        return
+    for tensor in model.external:
+        location = tensor.entries.get("location", "")
+        if location != MODEL_DATA_NAME:
+            raise PackageError(
+                f"{root / MODEL_NAME}: the data of {_shown(tensor)} is in '{location}', expected"
+                f" '{MODEL_DATA_NAME}', the one file that weights may be in."
+            )
+    if MODEL_DATA_NAME not in manifest.files:
+        raise PackageError(
+            f"{root / MODEL_NAME} has the data of {_shown(model.external[0])} in"
+            f" {MODEL_DATA_NAME}, which the manifest does not list: nothing says what it held when"
+            " the package was written.",
+            hint="Export the model again, or get the package again from where it was made.",
+        )
+    file_bytes = (root / MODEL_DATA_NAME).stat().st_size
+    for tensor in model.external:
+        _check_range(root, tensor, file_bytes)
+
+
+def _check_range(root: Path, tensor: ExternalTensor, file_bytes: int) -> None:
+    offset, length = (tensor.entries.get(key, "0") for key in ("offset", "length"))
+    is_number = all(one.isascii() and one.isdecimal() and len(one) < 20 for one in (offset, length))
+    if not is_number or int(offset) + int(length) > file_bytes:
+        raise PackageError(
+            f"{root / MODEL_NAME}: the data of {_shown(tensor)} is {length[:40]} bytes from byte"
+            f" {offset[:40]} of {MODEL_DATA_NAME}, which has {file_bytes}."
+        )
+
+
+def _shown(tensor: ExternalTensor) -> str:
+    return f"tensor '{tensor.name[:200]}'" if tensor.name else "a tensor without a name"

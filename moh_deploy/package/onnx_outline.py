@@ -1,0 +1,271 @@
+"""What model.onnx declares, read without its weights: inputs, outputs, values, and external data.
+
+A package is opened by every command, and its model may be a gigabyte in one file. protobuf would
+copy all of it to answer a question about a few names; here the file is mapped, and the pages that
+hold weights are never touched.
+
+Source: the Protocol Buffers encoding specification; onnx.proto, whose descriptors tell which fields
+are messages and text.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from moh_deploy.bounded_file import open_regular
+from moh_deploy.errors import PackageError
+
+
+@dataclass(frozen=True)
+class DeclaredTensor:
+    """An input or output as model.onnx declares it.
+
+    Attributes:
+        dtype: As numpy calls it; None where it is no tensor of a type that is known.
+        shape: Fixed sizes, and None for others; None where none is declared.
+    """
+
+    dtype: str | None
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class ExternalTensor:
+    """A tensor whose data lies outside of model.onnx.
+
+    Attributes:
+        name: Of the tensor; empty where it has none.
+        entries: What is said of the place: `location`, `offset`, `length`.
+    """
+
+    name: str
+    entries: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """What model.onnx declares.
+
+    Attributes:
+        inputs: Of the main graph, by name, in order, weights left out.
+        outputs: Likewise.
+        values: Names of all values of the main graph.
+        external: Every tensor with external data, wherever it is.
+    """
+
+    inputs: dict[str, DeclaredTensor]
+    outputs: dict[str, DeclaredTensor]
+    values: frozenset[str]
+    external: tuple[ExternalTensor, ...]
+
+
+def read_outline(path: Path) -> ModelOutline:
+    """Read what a model declares.
+
+    Raises:
+        PackageError: The file cannot be read, is no ONNX model, or has a name that is not UTF-8.
+    """
+    try:
+        with open_regular(path) as file:
+            if path.stat().st_size == 0:  # which cannot be mapped
+                raise PackageError(f"{path} cannot be read as an ONNX model: it is empty.")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                reader = _Reader(data)
+                reader.read()
+                return reader.outline()
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
+    except _DamagedError as error:
+        raise PackageError(f"{path} cannot be read as an ONNX model: {error}.") from error
+
+
+class _DamagedError(Exception):
+    """The bytes are no ONNX model."""
+
+
+_Fields = dict[int, tuple[str, str]]
+"""Number of a field to its name, and to what it holds: the name of a message, or `_TEXT`, or how
+many bytes a packed number takes. Bytes are left out."""
+
+_TEXT, _VARINTS = "text", "varints"
+_FIXED_SIZES = {"4": 4, "8": 8}
+
+_TENSOR = onnx.TensorProto.DESCRIPTOR.full_name
+_MODEL = onnx.ModelProto.DESCRIPTOR.full_name
+_DEEPEST = 100  # protobuf itself reads no deeper
+
+_VARINT, _FIXED_64, _LENGTH_DELIMITED, _FIXED_32 = 0, 1, 2, 5
+_LONGEST_VARINT = 10
+_TOO_LONG_VARINT = re.compile(rb"[\x80-\xff]{10}")
+_LARGEST_FIELD = (1 << 29) - 1
+
+
+@functools.cache
+def _fields_by_message() -> dict[str, _Fields]:
+    """Return what is to be looked at, for every message that a model is made of."""
+    found: dict[str, _Fields] = {}
+    pending: list[Any] = [onnx.ModelProto.DESCRIPTOR]
+    while pending:
+        message = pending.pop()
+        if message.full_name in found:
+            continue
+        found[message.full_name] = {
+            one.number: (one.name, _held_by(one))
+            for one in message.fields
+            if one.type != one.TYPE_BYTES
+        }
+        pending += [one.message_type for one in message.fields if one.message_type]
+    return found
+
+
+def _held_by(field: Any) -> str:
+    if field.message_type:
+        return str(field.message_type.full_name)
+    if field.type == field.TYPE_STRING:
+        return _TEXT
+    return {field.TYPE_FLOAT: "4", field.TYPE_DOUBLE: "8"}.get(field.type, _VARINTS)
+
+
+@dataclass
+class _Reader:
+    """Walks over the fields of a model, and notes what an outline is made of."""
+
+    data: mmap.mmap
+    inputs: dict[str, DeclaredTensor] = field(default_factory=dict)
+    outputs: dict[str, DeclaredTensor] = field(default_factory=dict)
+    weights: set[str] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)
+    external: list[ExternalTensor] = field(default_factory=list)
+
+    def read(self) -> None:
+        try:
+            self._walk(0, len(self.data), _MODEL, ())
+        except IndexError:
+            raise _DamagedError("it ends in the middle of a number") from None
+
+    def outline(self) -> ModelOutline:
+        inputs = {name: one for name, one in self.inputs.items() if name not in self.weights}
+        values = frozenset(self.values | self.weights | self.inputs.keys())
+        return ModelOutline(inputs, self.outputs, values, tuple(self.external))
+
+    def _walk(self, at: int, end: int, message: str, path: tuple[str, ...]) -> None:
+        """Look at all fields of a message; `path` has the names of the fields that lead to it."""
+        if len(path) > _DEEPEST:
+            raise _DamagedError(f"it is nested deeper than {_DEEPEST} levels")
+        data, fields, begin = self.data, _fields_by_message()[message], at
+        has_external = False
+        while at < end:
+            tag, at = self._varint(at)
+            kind = tag & 7
+            if not 0 < tag >> 3 <= _LARGEST_FIELD:
+                raise _DamagedError(f"byte {at - 1} begins a field of number {tag >> 3}")
+            if kind == _LENGTH_DELIMITED:
+                size, at = self._varint(at)
+                stop = at + size
+                if stop > end:
+                    raise _DamagedError(
+                        f"a field of {size} bytes begins at byte {at}, but what holds it ends at"
+                        f" {end}"
+                    )
+                name, held = fields.get(tag >> 3, ("", ""))
+                if held == _TEXT:
+                    self._note_text((*path, name), data[at:stop])
+                elif held == _VARINTS or held in _FIXED_SIZES:
+                    self._check_packed(at, stop, held)
+                elif held:
+                    self._walk(at, stop, held, (*path, name))
+                    has_external |= name == "external_data" and message == _TENSOR
+                at = stop
+            elif kind == _VARINT:
+                _, at = self._varint(at)
+            elif kind in (_FIXED_64, _FIXED_32):
+                at += 8 if kind == _FIXED_64 else 4
+            else:
+                raise _DamagedError(f"byte {at - 1} begins a field of a kind that ONNX has not")
+        if at != end:
+            raise _DamagedError(f"a field does not end at byte {end}, where what holds it does")
+        self._note_message(path, begin, end)
+        if has_external:
+            self.external.append(_external(data[begin:end]))
+
+    def _varint(self, at: int) -> tuple[int, int]:
+        """Return a number, and where it ends."""
+        byte = self.data[at]
+        if byte < 0x80:
+            return byte, at + 1
+        number = 0
+        for index in range(_LONGEST_VARINT):
+            byte = self.data[at + index]
+            number |= (byte & 0x7F) << 7 * index
+            if byte < 0x80:
+                return number, at + index + 1
+        raise _DamagedError(f"a number at byte {at} has no end")
+
+    def _check_packed(self, at: int, stop: int, held: str) -> None:
+        """Weights may be packed numbers: they are looked at as bytes, and only as varints."""
+        if held == _VARINTS:
+            whole = at == stop or self.data[stop - 1] < 0x80
+            whole &= _TOO_LONG_VARINT.search(self.data, at, stop) is None
+        else:
+            whole = (stop - at) % _FIXED_SIZES[held] == 0
+        if not whole:
+            raise _DamagedError(f"the numbers from byte {at} to byte {stop} are cut off")
+
+    def _note_text(self, path: tuple[str, ...], content: bytes) -> None:
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            raise _DamagedError(
+                f"{'.'.join(path)} is {content[:60]!r}, which is not UTF-8"
+            ) from None
+        if path == ("graph", "node", "output") and text:
+            self.values.add(text)
+        elif path in _WEIGHT_NAMES:
+            self.weights.add(text)
+
+    def _note_message(self, path: tuple[str, ...], begin: int, end: int) -> None:
+        if path in (("graph", "input"), ("graph", "output")):
+            found = self.inputs if path[-1] == "input" else self.outputs
+            value = _parsed(onnx.ValueInfoProto.FromString, self.data[begin:end])
+            found[value.name] = _declared(value)
+
+
+_WEIGHT_NAMES = (
+    ("graph", "initializer", "name"),
+    ("graph", "sparse_initializer", "values", "name"),
+)
+
+
+def _parsed(parse: Callable[[bytes], Any], content: bytes) -> Any:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return parse(content)
+    except DecodeError as error:
+        raise _DamagedError(str(error)) from error
+
+
+def _external(content: bytes) -> ExternalTensor:
+    """Of such a tensor little but its place is in model.onnx."""
+    tensor = _parsed(onnx.TensorProto.FromString, content)
+    return ExternalTensor(tensor.name, {one.key: one.value for one in tensor.external_data})
+
+
+def _declared(value: onnx.ValueInfoProto) -> DeclaredTensor:
+    tensor = value.type.tensor_type
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    except KeyError:
+        dtype = None
+    if not tensor.HasField("shape"):
+        return DeclaredTensor(dtype, None)
+    sizes = (one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim)
+    return DeclaredTensor(dtype, tuple(sizes))

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from moh_deploy.errors import PackageError
+from moh_deploy.package.onnx_outline import DeclaredTensor, read_outline
+from tests.handmade_package import WIDTH, model
+
+
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 0x80 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
+
+
+def saved(tmp_path: Path, found: onnx.ModelProto) -> Path:
+    (tmp_path / "model.onnx").write_bytes(found.SerializeToString())
+    return tmp_path / "model.onnx"
+
+
+def test_outline_has_what_the_model_declares(tmp_path: Path):
+    outline = read_outline(saved(tmp_path, model()))
+    assert outline.inputs == {"x": DeclaredTensor("float32", (None, None, WIDTH))}
+    assert outline.outputs == {"y": DeclaredTensor("float32", (None, None, WIDTH))}
+    assert outline.values == {"x", "weight", "scale", "scores", "gates_0", "heads", "y"}
+    assert outline.external == ()
+
+
+def test_weights_are_no_inputs_even_where_they_are_listed_so(tmp_path: Path):
+    found = model()
+    found.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, None))
+    outline = read_outline(saved(tmp_path, found))
+    assert list(outline.inputs) == ["x"]
+    assert "weight" in outline.values
+
+
+def test_values_of_branches_and_functions_are_no_values_of_the_graph(tmp_path: Path):
+    found = model()
+    inner = [helper.make_node("Identity", ["x"], ["inner"])]
+    value = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
+    branch = helper.make_graph(inner, "branch", [], [value])
+    found.graph.node.append(
+        helper.make_node("If", ["c"], ["chosen"], then_branch=branch, else_branch=branch)
+    )
+    assert any("gated_BSHD" in node.output for node in found.functions[0].node)
+    values = read_outline(saved(tmp_path, found)).values
+    assert "chosen" in values
+    assert "inner" not in values
+    assert "gated_BSHD" not in values
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int64", "bool", "int4"])
+def test_dtypes_are_called_as_in_a_manifest(tmp_path: Path, dtype: str):
+    found = model()
+    element = getattr(TensorProto, dtype.upper())
+    found.graph.input.append(helper.make_tensor_value_info("z", element, [3, "n"]))
+    assert read_outline(saved(tmp_path, found)).inputs["z"] == DeclaredTensor(dtype, (3, None))
+
+
+def test_name_that_is_not_utf8_is_refused_by_its_place(tmp_path: Path):
+    content = model().SerializeToString().replace(b"gates_0", b"gates\xff0")
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(PackageError, match=r"graph\.node\.output is b'gates\\xff0', which is not"):
+        read_outline(tmp_path / "model.onnx")
+
+
+def test_nesting_beyond_what_protobuf_reads_is_refused(tmp_path: Path):
+    content = b""
+    for tag in (*([0x32, 0x2A, 0x0A] * 40), 0x3A):  # graph of attribute of node of graph of model
+        content = bytes([tag]) + varint(len(content)) + content
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(PackageError, match="nested deeper than 100 levels"):
+        read_outline(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"no model", "cannot be read as an ONNX model: "),
+        (b"\x3a\x7f", "a field of 127 bytes begins at byte 2, but what holds it ends at 2"),
+        (b"\x08\xff", "it ends in the middle of a number"),
+        (b"\x08" + b"\xff" * 11, "a number at byte 1 has no end"),
+        (b"\x02\x00", "begins a field of number 0"),
+        (b"\x0b", "of a kind that ONNX has not"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(PackageError, match=message):
+        read_outline(tmp_path / "model.onnx")
+
+
+@given(data=st.data())
+def test_damage_is_refused_wherever_protobuf_refuses_it(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+):
+    """What passes here is read by protobuf later, in many places: it must not fail there."""
+    content = bytearray(model().SerializeToString())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("outline") / "model.onnx"
+    path.write_bytes(content)
+    try:
+        read_outline(path)
+    except PackageError:
+        return
+    onnx.load_model_from_string(bytes(content))
+
+
+def test_weights_are_not_read(tmp_path: Path):
+    """A model's size is in its weights; the time of an outline is in its names."""
+    found = model()
+    found.graph.initializer.append(numpy_helper.from_array(np.ones(1 << 22), "large"))
+    path = saved(tmp_path, found)
+
+    def faults() -> int:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return int(fields[7]) + int(fields[9])  # minor and major
+
+    read_outline(path)
+    before = faults()
+    read_outline(path)
+    assert (faults() - before) * 4096 < path.stat().st_size / 4
