@@ -65,6 +65,19 @@ def read_text(path: Path, *, most_bytes: int, error: type[MoHDeployError]) -> st
         raise error(f"{path}: cannot be read: it is not UTF-8: {problem}.") from problem
 
 
+def is_plain_name(name: str) -> bool:
+    """Tell whether a name in a file is that of a file beside it, and can be one."""
+    encoded = name.encode(errors="replace")
+    return (
+        name not in ("", ".", "..")
+        and not {"/", "\\", "\0"} & set(name)
+        and len(encoded) <= _LONGEST_NAME_BYTES
+    )
+
+
+_LONGEST_NAME_BYTES = 255
+
+
 def _require_regular(path: Path | str, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = next((words for test, words in _KINDS if test(found.st_mode)), "of an unknown kind")

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from moh_deploy.bounded_yaml import parse_yaml, read_yaml
 from moh_deploy.dims import DimExpr, DynamicAxis, require_traceable
 from moh_deploy.errors import ConfigError
 from moh_deploy.suggest import did_you_mean, shortened
@@ -117,14 +117,7 @@ def _with_absolute_code_dirs(config: ExportConfig, path: Path | None) -> ExportC
 
 
 def _read(path: Path) -> dict[str, object]:
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    document = read_yaml(path, error=ConfigError)
     if not isinstance(document, dict):
         what = "is empty" if document is None else f"holds {_show(document)}"
         raise ConfigError(
@@ -133,37 +126,24 @@ def _read(path: Path) -> dict[str, object]:
     return document
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that stands twice is an error: the last would win silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for index, key in enumerate(keys) if key in keys[:index]]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key '{twice[0]}' stands twice", node.start_mark
-            )
-        return cast("dict[object, object]", super().construct_mapping(node, deep))
-
-
 def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ...]:
     """Set one value in the document and return its key path."""
     text, equals, value_text = override.partition("=")
     names = re.sub(r"\[(\d+)\]", r".\1", text.strip()).split(".")
-    keys = tuple(int(name) if name.isdecimal() else name for name in names)
+    keys = tuple(int(name) if _INDEX.fullmatch(name) else name for name in names)
     if not equals or "" in keys:
         raise ConfigError(
             f"--set '{override}': expected KEY.PATH=VALUE.", hint="Example: --set dims.batch=4."
         )
-    try:
-        value = yaml.load(value_text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set '{override}': the value is not valid YAML: {error}") from error
+    value = parse_yaml(value_text, f"the value of --set '{override}'", error=ConfigError)
     target: object = document
     for index, key in enumerate(keys[:-1]):
         target = _descend(target, key, f"--set '{override}': {_dotted(keys[:index]) or 'the top'}")
     _assign(target, keys[-1], value, f"--set '{override}': {_dotted(keys[:-1]) or 'the top'}")
     return keys
+
+
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 def _descend(target: object, key: Key, place: str) -> object:

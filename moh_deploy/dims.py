@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from moh_deploy.errors import ConfigError
 
 _NAME = r"(?P<name>[A-Za-z_]\w*)"
+_NUMBER = r"\d{1,18}"  # fits into 64 bits
 _EXPRESSION = re.compile(
-    rf"(?:(?P<before>\d+)\*)?{_NAME}(?:\*(?P<after>\d+))?(?:(?P<offset>[+-]\d+))?",
+    rf"(?:(?P<before>{_NUMBER})\*)?{_NAME}(?:\*(?P<after>{_NUMBER}))?(?:(?P<offset>[+-]{_NUMBER}))?",
     re.ASCII,
 )
 

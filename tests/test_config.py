@@ -145,7 +145,7 @@ def test_problem_of_an_override_is_blamed_on_the_override(tmp_path: Path) -> Non
         ("model.factory", "expected KEY.PATH=VALUE"),
         ("=3", "expected KEY.PATH=VALUE"),
         ("model..factory=3", "expected KEY.PATH=VALUE"),
-        ("dims.batch=[", "the value is not valid YAML"),
+        ("dims.batch=[", "the value of --set 'dims.batch=[': is not valid YAML"),
         ("model.factory.x=1", "model.factory is 'models:build', which has no 'x' to set"),
         ("inputs.7.name=x", "inputs has no entry '7'; it has 3"),
         ("inputs.first.name=x", "inputs has no entry 'first'"),

@@ -16,6 +16,7 @@ from moh_deploy.cli.common_options import (
     model_options,
     update_baseline_option,
 )
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.original import original_of, taken_model_options
 from moh_deploy.cli.output import carry_out, print_answer
@@ -23,9 +24,7 @@ from moh_deploy.cli.report_files import bench_files
 
 
 @click.command("bench", cls=ManyValues, many={"--batch": r"\d+", "--size": r"[A-Za-z_]\w*=\d+"})
-@click.argument(
-    "package_dirs", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("package_dirs", metavar="DIR...", nargs=-1, required=True, type=FILE_PATH)
 @click.option(
     "--baseline",
     "baselines",
@@ -38,13 +37,13 @@ from moh_deploy.cli.report_files import bench_files
 @click.option(
     "--package",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="The package that the first DIR was built from, if that is an engine: what to run it on.",
 )
 @click.option(
     "--checkpoint",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="The original model, for --baseline eager and plain-onnx. The next seven options say how"
     " to load it, as for export.",
 )
@@ -73,7 +72,7 @@ from moh_deploy.cli.report_files import bench_files
     "--inputs",
     multiple=True,
     metavar="FILE.npz|DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="Run on these inputs instead of the recorded ones. Repeatable.",
 )
 @click.option(

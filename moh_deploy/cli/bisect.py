@@ -13,6 +13,7 @@ from moh_deploy.cli.common_options import (
     package_argument,
     policy_option,
 )
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import carry_out, print_answer
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--reference",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="A float32 package of the same model: the one that this one was lowered from, or one that"
     " is right. It names the node and what is different about it, and gives float32 weights.",
 )
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     "--output",
     "-o",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="Write the package again with the nodes in float32 that need it.",
 )
 @click.option(
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     "--inputs",
     multiple=True,
     metavar="FILE.npz|DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="Run these inputs besides the recorded ones; expected is what the package computes in"
     " float32, or what the reference does. Repeatable.",
 )

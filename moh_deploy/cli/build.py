@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from moh_deploy.cli.common_options import json_option, package_argument
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.output import carry_out, print_answer
 
@@ -25,7 +26,7 @@ from moh_deploy.cli.output import carry_out, print_answer
     "-o",
     required=True,
     metavar="ENGINE_DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="The directory to write.",
 )
 @click.option(
@@ -52,7 +53,7 @@ from moh_deploy.cli.output import carry_out, print_answer
 @click.option(
     "--timing-cache",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="Keep what tensorrt measures, for the next build on the same machine.",
 )
 @click.option(
@@ -62,7 +63,7 @@ from moh_deploy.cli.output import carry_out, print_answer
 @click.option(
     "--plugin",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="The plugin library, libmoh_plugin.so.  [default: the installed one]",
 )
 @click.option(

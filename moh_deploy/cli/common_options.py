@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from moh_deploy.cli.file_path import FILE_PATH
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_PATH = click.Path(path_type=Path)
 
-package_argument = click.argument("package", metavar="DIR", type=_PATH)
+package_argument = click.argument("package", metavar="DIR", type=FILE_PATH)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else."
@@ -21,7 +21,7 @@ json_option = click.option(
 html_option = click.option(
     "--html",
     metavar="FILE",
-    type=_PATH,
+    type=FILE_PATH,
     help="Write one HTML page that needs nothing else.",
 )
 
@@ -35,7 +35,7 @@ kernels_option = click.option(
 )
 
 _MODEL_OPTIONS = (
-    click.option("--config", metavar="FILE.yaml", type=_PATH, help="Settings from a file."),
+    click.option("--config", metavar="FILE.yaml", type=FILE_PATH, help="Settings from a file."),
     click.option(
         "--set",
         "overrides",
@@ -53,7 +53,7 @@ _MODEL_OPTIONS = (
         "code_dirs",
         multiple=True,
         metavar="DIR",
-        type=_PATH,
+        type=FILE_PATH,
         help="Import the model's code from here. Repeatable.",
     ),
     click.option(
@@ -81,16 +81,18 @@ def model_options(command: Command) -> Command:
     return command
 
 
-junit_option = click.option("--junit", metavar="FILE", type=_PATH, help="Write JUnit XML for a CI.")
+junit_option = click.option(
+    "--junit", metavar="FILE", type=FILE_PATH, help="Write JUnit XML for a CI."
+)
 
 markdown_option = click.option(
-    "--markdown", metavar="FILE", type=_PATH, help="Write Markdown for a pull request."
+    "--markdown", metavar="FILE", type=FILE_PATH, help="Write Markdown for a pull request."
 )
 
 policy_option = click.option(
     "--policy",
     metavar="FILE.yaml",
-    type=_PATH,
+    type=FILE_PATH,
     help="Tolerances that replace those of the built-in table, each with its reason. `verify` reads"
     " there what accuracy may lose, too.",
 )
@@ -98,7 +100,7 @@ policy_option = click.option(
 baseline_file_option = click.option(
     "--baseline-file",
     metavar="FILE.json",
-    type=_PATH,
+    type=FILE_PATH,
     help="Fail if a figure is worse than in this file, by more than its slack; see docs/ci.md.",
 )
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import click
 
 from moh_deploy.cli.common_options import json_option
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import carry_out, print_answer
 
 
 @click.command("doctor")
-@click.argument("artefact", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.argument("artefact", metavar="[DIR]", required=False, type=FILE_PATH)
 @click.option(
     "--plugin",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="The plugin library for TensorRT, if not the installation's.",
 )
 @json_option

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from moh_deploy.cli.common_options import json_option, model_options
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import carry_out, print_report
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command("export")
-@click.argument("model", type=_PATH)
-@click.option("--output", "-o", required=True, metavar="DIR", type=_PATH, help="Package to write.")
+@click.argument("model", type=FILE_PATH)
+@click.option(
+    "--output", "-o", required=True, metavar="DIR", type=FILE_PATH, help="Package to write."
+)
 @model_options
 @click.option(
     "--inputs",
     metavar="FILE.npz",
-    type=_PATH,
+    type=FILE_PATH,
     help="Example inputs; its members are the positional arguments, in file order.",
 )
 @click.option(

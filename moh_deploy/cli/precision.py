@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from moh_deploy.cli.common_options import json_option, package_argument
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import carry_out, print_report
 
 
@@ -20,7 +21,7 @@ from moh_deploy.cli.output import carry_out, print_report
     "-o",
     required=True,
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="The package directory to write.",
 )
 @json_option

@@ -15,6 +15,7 @@ from moh_deploy.cli.common_options import (
     package_argument,
     policy_option,
 )
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import print_answer
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     "--inputs",
     multiple=True,
     metavar="FILE.npz|DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="Search these inputs for the tokens whose choice of heads is least clear. Repeatable.",
 )
 @click.option(
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoint",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="The original model: it, and not the function bodies, records what is found in the inputs."
     " Options that say how it is loaded are those of `moh-deploy export`.",
 )

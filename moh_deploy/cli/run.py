@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moh_deploy.cli.common_options import json_option, kernels_option, package_argument
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import carry_out, print_report
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     "--inputs",
     required=True,
     metavar="FILE.npz",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="Inputs, named as in the model or in its order.",
 )
 @click.option(
     "--outputs",
     required=True,
     metavar="FILE.npz",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="Where to write the outputs, named as in the model.",
 )
 @kernels_option

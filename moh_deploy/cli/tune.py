@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from moh_deploy.cli.common_options import json_option, package_argument
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import carry_out, print_report
 
 
@@ -16,7 +15,7 @@ from moh_deploy.cli.output import carry_out, print_report
     "--inputs",
     multiple=True,
     metavar="FILE.npz|DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="Measure on these inputs instead of the recorded ones; what is chosen is good for their"
     " sizes. Repeatable.",
 )

@@ -20,6 +20,7 @@ from moh_deploy.cli.common_options import (
     policy_option,
     update_baseline_option,
 )
+from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.label_options import LabelOptions, label_options
 from moh_deploy.cli.output import carry_out, print_answer
 from moh_deploy.cli.report_files import verify_files
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     "--inputs",
     multiple=True,
     metavar="FILE.npz|DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="Compare on these inputs instead of the recorded ones. Members named like outputs are the"
     " expected outputs; without them the reference is the package's own function bodies, run"
     " with optimisations off. Of a directory all *.npz are taken. Repeatable.",
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     "--package",
     "source",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=FILE_PATH,
     help="The package that an engine was built from, if an engine is verified.",
 )
 @policy_option

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
+from moh_deploy.bounded_file import open_regular
 from moh_deploy.errors import CheckpointError
 from moh_deploy.suggest import shortened
 
@@ -51,7 +52,7 @@ def _read_head(path: Path) -> bytes:
             f"{path}: is a directory; expected a checkpoint file.", hint=_directory_hint(path)
         )
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(16)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
@@ -72,7 +73,7 @@ def _zip_form(path: Path) -> FileForm:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
         raise CheckpointError(
             f"{path}: is a truncated or damaged archive ({path.stat().st_size} bytes): its table of"
             " contents is missing.",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-import json
 import logging
 import re
 import zipfile
@@ -20,6 +19,9 @@ from pathlib import Path
 
 import torch
 
+from moh_deploy.bounded_file import open_regular
+from moh_deploy.bounded_json import parse_json
+from moh_deploy.bounded_zip import open_archive
 from moh_deploy.errors import CheckpointError
 from moh_deploy.frontend.unpickle import reads_as_plain_data
 from moh_deploy.suggest import shortened
@@ -63,7 +65,7 @@ def load_program(path: Path, *, trust_pickle: bool) -> torch.export.ExportedProg
     if not trust_pickle:
         _require_plain(path)
     try:
-        with path.open("rb") as file, _quiet():  # a path would have to end in .pt2
+        with open_regular(path) as file, _quiet():  # a path would have to end in .pt2
             return torch.export.load(file)
     except Exception as error:
         raise CheckpointError(
@@ -109,8 +111,9 @@ def _is_training(node: torch.fx.Node) -> bool:
 
 
 def _require_plain(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        found = list(_executable_parts(archive))
+    what = "a program of torch.export.save"
+    with open_archive(path, error=CheckpointError, what=what, hint="Export it again.") as archive:
+        found = list(_executable_parts(path, archive))
     if found:
         raise CheckpointError(
             f"{path}: brings along parts that run code when loaded: {shortened(found)}.",
@@ -118,13 +121,15 @@ def _require_plain(path: Path) -> None:
         )
 
 
-def _executable_parts(archive: zipfile.ZipFile) -> Iterator[str]:
+def _executable_parts(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
     for member in archive.namelist():
         record = member.partition("/")[2]
         if not _PLAIN_RECORDS.fullmatch(record):
             yield f"record '{member}'"
         elif record.endswith(".json"):
-            yield from _executable_json(json.loads(archive.read(member)))
+            content = archive.read(member)
+            place = f"{path}: '{member}'"
+            yield from _executable_json(parse_json(content, place, error=CheckpointError))
         elif record.endswith("model.pt"):
             data = archive.read(member)
             if data and not reads_as_plain_data(io.BytesIO(data)):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from moh_deploy.bounded_file import is_plain_name, open_regular
+from moh_deploy.bounded_json import read_json
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import CheckpointError
 
@@ -22,7 +24,8 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         return load_file(path)
-    except SafetensorError as error:
+    # A dtype that torch has not, or that safetensors has no name for, is a KeyError or the like.
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: is a damaged safetensors file: {error}.", hint="Copy or download it again."
         ) from error
@@ -44,17 +47,32 @@ def list_shards(index: Path) -> tuple[Path, ...]:
         CheckpointError: The file is not an index of shards, or a shard is missing.
     """
     try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        content = cast("dict[str, Any]", read_json(index, error=CheckpointError))
+        names = set(content["weight_map"].values())
         shards = tuple(index.parent / Path(name).name for name in sorted(names))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except FileNotFoundError:
+        raise CheckpointError(f"{index}: no such file.") from None
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{index}: is not an index of safetensors shards: it has no 'weight_map' of names to"
             " files."
         ) from error
     for shard in shards:
-        if not shard.is_file():
-            raise CheckpointError(f"{shard}: no such file; '{index.name}' lists it.")
+        _check_shard(index, shard)
     return shards
+
+
+def _check_shard(index: Path, shard: Path) -> None:
+    if not is_plain_name(shard.name):
+        raise CheckpointError(f"{index}: lists '{shard.name}', expected a plain file name.")
+    try:
+        open_regular(shard).close()
+    except FileNotFoundError:
+        raise CheckpointError(f"{shard}: no such file; '{index.name}' lists it.") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{shard}: cannot be read: {error.strerror}; '{index.name}' lists it."
+        ) from error
 
 
 def sha256_of_shards(index: Path) -> str:

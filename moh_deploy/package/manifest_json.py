@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from moh_deploy.bounded_json import read_json
 from moh_deploy.errors import PackageError
 from moh_deploy.package.manifest import FORMAT_VERSION, Manifest
 
@@ -27,7 +28,7 @@ def read_manifest(path: Path) -> Manifest:
         PackageError: Unreadable file, unknown format version, keys missing, unexpected or of a
             wrong type, or something else than what was written.
     """
-    content = _parse(path, _read(path))
+    content = _read(path)
     _check_format_version(path, content)
     written = content.pop(_DIGEST, None)
     try:
@@ -49,22 +50,23 @@ def manifest_text(manifest: Manifest) -> str:
 def looks_like_manifest(path: Path) -> bool:
     """Tell whether a file is the manifest of a package, of whatever format version."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = read_json(path, error=PackageError)
+    except (OSError, PackageError):
         return False
     return isinstance(content, dict) and {"format_version", "files"} <= content.keys()
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> dict[str, object]:
     try:
-        return path.read_bytes()
+        content = read_json(path, error=PackageError)
     except FileNotFoundError as error:
         raise PackageError(
             f"{path.parent} is not a package: it has no {MANIFEST_NAME}.",
             hint="Make one with `moh-deploy export MODEL --output DIR`.",
         ) from error
-    except OSError as error:
-        raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
+    if not isinstance(content, dict):
+        raise PackageError(f"{path}: got a JSON {type(content).__name__}, expected an object.")
+    return content
 
 
 def _digest(content: Mapping[str, object]) -> str:
@@ -83,22 +85,12 @@ def _check_digest(path: Path, written: object, found: str) -> None:
         )
 
 
-def _parse(path: Path, text: bytes) -> dict[str, object]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise PackageError(f"{path}: not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise PackageError(f"{path}: got a JSON {type(content).__name__}, expected an object.")
-    return content
-
-
 def _check_format_version(path: Path, content: Mapping[str, object]) -> None:
     """Look at the version before anything else: another version may have other keys."""
     found = content.get("format_version")
     if found != FORMAT_VERSION:
         raise PackageError(
-            f"{path}: format_version is {found!r}, this version of moh-deploy supports"
+            f"{path}: format_version is {_shown(found)}, this version of moh-deploy supports"
             f" {FORMAT_VERSION}.",
             hint="Export the model again, or use the moh-deploy that made the package.",
         )
@@ -124,7 +116,15 @@ def _first_problem(error: ValidationError) -> str:
         return f"key '{key}' is missing"
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unexpected key '{key}'"
-    return f"key '{key}': {problem['msg']}, got {problem['input']!r}"
+    return f"key '{key}': {problem['msg']}, got {_shown(problem['input'])}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+_LONGEST_SHOWN = 200
 
 
 def _key_path(location: tuple[int | str, ...]) -> str:

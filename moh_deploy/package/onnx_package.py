@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.bounded_file import open_regular
+from moh_deploy.bounded_file import is_plain_name, open_regular
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
@@ -79,9 +79,9 @@ def _listed_files(root: Path, manifest: Manifest) -> dict[str, str]:
             raise PackageError(f"{root / MANIFEST_NAME}: files has no entry for {name}.")
     for name in manifest.files:
         # A manifest must not make a reader open anything outside of the package.
-        if Path(name).name != name:
+        if not is_plain_name(name):
             raise PackageError(
-                f"{root / MANIFEST_NAME}: files names '{name}', expected a plain file name."
+                f"{root / MANIFEST_NAME}: files names '{name[:300]}', expected a plain file name."
             )
     return manifest.files
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from typing_extensions import Self
 
 from moh_deploy.atomic import staged_file
+from moh_deploy.bounded_json import read_json
 from moh_deploy.errors import ConfigError
 from moh_deploy.ratchet.explain import explained
 from moh_deploy.ratchet.figures import KINDS, Figure, Slack, is_whole
@@ -124,15 +125,12 @@ def read_baseline(path: Path) -> BaselineContent:
         ConfigError: It is not there, cannot be read, or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text, object_pairs_hook=_without_repeats)
+        content = read_json(path, error=ConfigError)
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: there is no baseline file.",
             hint="--update-baseline writes it from this run; commit it.",
         ) from None
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}.") from error
     _check_version(path, content)
     try:
         return BaselineContent.model_validate(content)
@@ -152,16 +150,6 @@ def write_baseline(path: Path, content: BaselineContent) -> None:
     text = json.dumps(plain, indent=2, sort_keys=True)
     with staged_file(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A merge may leave a key twice, and Python would take the last one."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{repeated}' is there twice")
-    return found
 
 
 def _check_version(path: Path, content: object) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
+from moh_deploy.bounded_yaml import read_yaml
 from moh_deploy.errors import ConfigError
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, AccuracyRule
 from moh_deploy.validate.tolerances import BUILT_IN, TOLERANCES, Tolerance, tolerance_for
@@ -52,7 +51,7 @@ def read_policy(path: Path) -> Policy:
     Raises:
         ConfigError: The file cannot be read, or holds something else.
     """
-    entries = _mapping(_read(path), f"{path}")
+    entries = _mapping(read_yaml(path, error=ConfigError), f"{path}")
     _known(entries, ("tolerances", "accuracy"), f"{path}")
     rules = _section(entries, "tolerances", path)
     _known(rules, TOLERANCES, f"{path}: tolerances")
@@ -70,15 +69,6 @@ def read_policy(path: Path) -> Policy:
 
 def _section(entries: Mapping[str, object], name: str, path: Path) -> Mapping[str, object]:
     return _mapping(entries[name], f"{path}: {name}") if name in entries else {}
-
-
-def _read(path: Path) -> object:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}.") from error
 
 
 def _rule(name: str, entry: object, where: str) -> Tolerance:

@@ -112,7 +112,7 @@ def test_data_beyond_the_end_of_its_file_is_refused(root: Path, offset: object, 
     list_data(root)
     tensor = outside("model.onnx.data", offset=offset, length=length)
     change_model(root, lambda found: found.graph.initializer.append(tensor))
-    with pytest.raises(PackageError, match="tensor 'outside' is .* bytes from byte .* has 256"):
+    with pytest.raises(PackageError, match=r"tensor 'outside' is .* bytes from byte .* has 256"):
         OnnxPackage.open(root)
 
 

@@ -246,10 +246,10 @@ FIGURES = {"figures": {OUTPUT: {"elements": 1}}}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "cannot be read as JSON"),
-        ("<<<<<<< ours\n{}", "cannot be read as JSON"),
+        ("", "is not valid JSON"),
+        ("<<<<<<< ours\n{}", "is not valid JSON"),
         ('{"a": 1, "a": 2}', "'a' is there twice"),
-        ("[" * 100_000, "cannot be read as JSON"),
+        ("[" * 100_000, "is not valid JSON"),
         ("[]", "it has no schema_version"),
         ('{"schema_version": 2}', "schema_version is 2, this moh-deploy reads 1"),
         ('{"schema_version": 1, "verfy": {}}', "verfy is not a known key"),

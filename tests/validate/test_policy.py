@@ -66,7 +66,7 @@ def test_rules_of_metrics_are_read(tmp_path: Path):
         ("tolerances: {float32: {relative: 1e-3, reason: a}}", "relative is '1e-3', expected a f"),
         ("tolerances: {float32: {relative: -1, reason: a}}", "relative is -1, expected a finite"),
         ("tolerances: {float32: {relative: .nan, reason: a}}", "relative is nan, expected a fini"),
-        ("tolerances: {", "cannot be read as YAML"),
+        ("tolerances: {", "is not valid YAML"),
     ],
 )
 def test_file_that_is_no_policy_is_refused(tmp_path: Path, text: str, message: str):

@@ -13,7 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from moh_deploy.backends.trt.plugin_library import PLUGIN_NAME
 from moh_deploy.backends.trt.profiles import Profile, covers
+from moh_deploy.bounded_file import is_plain_name
+from moh_deploy.bounded_json import read_json
 from moh_deploy.digest import sha256_of
+from moh_deploy.errors import PackageError
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, Choice, RouterTypes, TensorInfo
 
 ENGINE_NAME = "model.engine"
@@ -128,19 +131,37 @@ def engine_manifest_text(manifest: EngineManifest) -> str:
 def read_whole(root: Path) -> EngineManifest | None:
     """Return the manifest of an engine directory that is as it was written; None of any other."""
     try:
-        text = (root / ENGINE_MANIFEST_NAME).read_bytes()
-        manifest = TypeAdapter(EngineManifest).validate_json(text)
+        manifest = parse_engine_manifest(root / ENGINE_MANIFEST_NAME)
         whole = all(sha256_of(root / name) == sha for name, sha in manifest.files.items())
-    except (OSError, ValidationError):
+    except (OSError, PackageError):
         return None
     known = manifest.format_version == ENGINE_FORMAT_VERSION
     return manifest if whole and known else None
 
 
+def parse_engine_manifest(path: Path) -> EngineManifest:
+    """Decode the manifest of an engine directory, of whatever format version.
+
+    Raises:
+        PackageError: It is none, or names a file that is not in the directory.
+        FileNotFoundError: There is none.
+    """
+    content = read_json(path, error=PackageError)
+    try:
+        manifest = TypeAdapter(EngineManifest).validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise PackageError(f"{path} cannot be read: {error}.") from error
+    plugin = None if manifest.plugin is None else manifest.plugin.file
+    for name in (*manifest.files, *([] if plugin is None else [plugin])):
+        if not is_plain_name(name):
+            raise PackageError(f"{path}: files names '{name}', expected a plain file name.")
+    return manifest
+
+
 def looks_like_engine(path: Path) -> bool:
     """Tell whether a file is the manifest of an engine directory, of whatever format version."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = read_json(path, error=PackageError)
+    except (OSError, PackageError):
         return False
     return isinstance(content, dict) and {"format_version", "backend", "key"} <= content.keys()

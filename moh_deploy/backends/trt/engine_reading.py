@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from moh_deploy.backends.trt.engine_dir import (
     ENGINE_FORMAT_VERSION,
     ENGINE_MANIFEST_NAME,
     EngineManifest,
     looks_like_engine,
+    parse_engine_manifest,
 )
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
@@ -36,9 +35,9 @@ def read_engine_dir(root: Path) -> EngineManifest:
             hint="Make one with `moh-deploy build PACKAGE --backend ... --output ENGINE_DIR`.",
         )
     try:
-        manifest = TypeAdapter(EngineManifest).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise PackageError(f"{path} cannot be read: {error}.", hint=_BUILD_AGAIN) from error
+        manifest = parse_engine_manifest(path)
+    except PackageError as error:
+        raise PackageError(error.message, hint=_BUILD_AGAIN) from error
     if manifest.format_version != ENGINE_FORMAT_VERSION:
         raise PackageError(
             f"{path} is of format version {manifest.format_version}, expected"

@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from moh_deploy.atomic import staged_file
+from moh_deploy.bounded_file import open_regular
+from moh_deploy.bounded_json import parse_json
+from moh_deploy.errors import PackageError
 
 _KIND = "moh-deploy timing cache"
 
@@ -54,11 +58,13 @@ class TimingCache:
             file.write_bytes(head + b"\n" + times)
 
     def _content(self) -> bytes:
-        return self.path.read_bytes()
+        with open_regular(self.path) as file:
+            return file.read()
 
     def _stack(self) -> dict[str, object] | None:
         try:
-            head = json.loads(self._content().partition(b"\n")[0])
+            text = self._content().partition(b"\n")[0]
+            head = cast("dict[str, Any]", parse_json(text, f"{self.path}", error=PackageError))
             return dict(head["stack"]) if head["kind"] == _KIND else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, PackageError, ValueError, KeyError, TypeError):
             return None

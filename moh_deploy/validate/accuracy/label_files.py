@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
 
+from moh_deploy.bounded_file import read_text
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array, read_npz
+from moh_deploy.npz import Array, read_npy, read_npz
 
 SUFFIXES = (".npy", ".npz", ".csv")
+
+MOST_CSV_BYTES = 2**28
 
 _NAMES = ("labels", "label")
 
@@ -32,15 +36,7 @@ def read_labels(path: Path) -> Array:
 
 
 def _read_npy(path: Path) -> Array:
-    try:
-        found = np.load(path, allow_pickle=False)
-    except FileNotFoundError as missing:
-        raise ConfigError(f"{path} does not exist.") from missing
-    except (OSError, ValueError, EOFError) as problem:
-        raise ConfigError(f"{path} cannot be read as an npy file: {problem}.") from problem
-    if not isinstance(found, np.ndarray):
-        raise ConfigError(f"{path} is no npy file, though it is called so.")
-    return found
+    return read_npy(path, error=ConfigError)
 
 
 def _read_member(path: Path) -> Array:
@@ -56,11 +52,12 @@ def _read_member(path: Path) -> Array:
 
 def _read_csv(path: Path) -> Array:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        text = read_text(path, most_bytes=MOST_CSV_BYTES, error=ConfigError)
+        with io.StringIO(text.removeprefix("\ufeff"), newline="") as file:
             lines = [(i, row) for i, row in enumerate(csv.reader(file), 1) if any(row)]
     except FileNotFoundError as missing:
         raise ConfigError(f"{path} does not exist.") from missing
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+    except csv.Error as problem:
         raise ConfigError(f"{path} cannot be read as csv: {problem}.") from problem
     column = None
     if lines and not all(map(_is_number, lines[0][1])):
@@ -95,7 +92,7 @@ def _numbers(path: Path, line: int, row: list[str], column: int | None) -> list[
     cells = row if column is None else [row[column]]
     for cell in cells:
         if not _is_number(cell):
-            raise ConfigError(f"{path}, line {line}: '{cell}' is no number.")
+            raise ConfigError(f"{path}, line {line}: '{cell[:60]}' is no number.")
     return [_number(cell) for cell in cells]
 
 
@@ -109,6 +106,9 @@ def _is_number(text: str) -> bool:
 
 def _number(text: str) -> int | float:
     try:
-        return int(text)
+        whole = int(text)
     except ValueError:
         return float(text)
+    if whole.bit_length() >= 64:
+        raise ValueError(f"{text[:40]} is no label: it has more than 63 bits")
+    return whole

@@ -60,7 +60,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path):
     np.save(tmp_path / "scalar.npy", np.array(3))
     for name, message in (
         ("text.npy", "cannot be read as an npy file"),
-        ("text.csv", "cannot be read as csv"),
+        ("text.csv", "cannot be read: it is not UTF-8"),
         ("many.npz", "has members 'a', 'b'; expected one array"),
         ("objects.npy", "cannot be read as an npy file"),
         ("scalar.npy", r"holds no labels: its shape is \[\]"),
