@@ -6,6 +6,7 @@ Ctrl-C within it must end the command as at any other time.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,9 @@ def main() -> None:
     try:
         with _ended_by_an_interrupt():
             from moh_deploy.cli import main as command
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # The name of a file need not be text: what stdout cannot encode it shows by its number.
+            sys.stdout.reconfigure(errors="backslashreplace")
         command()
     except KeyboardInterrupt:  # before the command, or after it, has its own answer to one
         _end(signal.SIGINT, None)

@@ -66,7 +66,13 @@ def describe_error(error: BaseException) -> str:
 
 
 def _existing_directory(path: Path) -> Path:
-    if not path.is_dir():
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:
+        raise ConfigError(
+            f"code directory '{path}' cannot be looked up: {error.strerror}."
+        ) from error
+    if not is_directory:
         raise ConfigError(f"code directory '{path}' does not exist or is not a directory.")
     return path.resolve()
 

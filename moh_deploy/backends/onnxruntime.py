@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -237,7 +238,7 @@ def _session_options(folder: Path, threads: int | None, optimize: bool) -> ort.S
         options.intra_op_num_threads = threads
     # A model handed over as bytes has no place of its own to look for external data.
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder.resolve())
+        "session.model_external_initializers_file_folder_path", os.fsencode(folder.resolve())
     )
     return options
 
@@ -245,10 +246,21 @@ def _session_options(folder: Path, threads: int | None, optimize: bool) -> ort.S
 def _create(content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     import onnxruntime as ort
 
+    model = content if isinstance(content, bytes) else _RawPath(content)
     return _calling_ort(
         "loading the model",
-        lambda: ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]),
+        lambda: ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]),
     )
+
+
+@dataclass(frozen=True)
+class _RawPath(os.PathLike[bytes]):
+    """A path as the bytes that it is: of text, ONNX Runtime's binding takes UTF-8 only."""
+
+    path: str
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self.path)
 
 
 def _calling_ort(doing: str, call: Callable[[], T]) -> T:

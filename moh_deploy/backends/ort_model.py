@@ -19,6 +19,7 @@ from moh_deploy.package import (
     computes_in,
     emulate,
     layer_nodes,
+    read_outline,
     router_nodes,
     switch_rules,
 )
@@ -87,14 +88,8 @@ def prepare_model(
 
 
 def _load_without_weights(path: Path) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise PackageError(f"{path} does not exist.") from error
-    except (OSError, DecodeError) as error:
-        raise PackageError(f"{path} cannot be read as an ONNX model: {error}.") from error
+    read_outline(path)  # protobuf fails only where a name is read that is not UTF-8
+    return onnx.load(path, load_external_data=False)
 
 
 def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Placement:
         if _reports_assignment():
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         else:
-            options.optimized_model_filepath = str(self._dump)
+            options.optimized_model_filepath = os.fsencode(self._dump)
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", "weights.bin"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.npz import Array
@@ -25,13 +25,13 @@ def largest_values(package: OnnxPackage) -> dict[str, float]:
     Raises:
         BackendError: ONNX Runtime failed.
     """
-    model = onnx.load(package.model_path)
+    graph = ir.load(package.model_path).graph  # onnx reads no weights from where a name is not text
     largest = {
-        weight.name: _largest(onnx.numpy_helper.to_array(weight, str(package.root)))
-        for weight in model.graph.initializer
-        if weight.data_type == onnx.TensorProto.FLOAT
+        name: _largest(value.const_value.numpy())
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
     }
-    names = [name for node in model.graph.node for name in node.output if name]
+    names = [value.name for node in graph for value in node.outputs if value.name]
     for vectors in package.vectors:
         for name, array in vectors.inputs.items():
             _note(largest, name, array)

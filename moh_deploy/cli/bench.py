@@ -16,7 +16,7 @@ from moh_deploy.cli.common_options import (
     model_options,
     update_baseline_option,
 )
-from moh_deploy.cli.file_path import FILE_PATH
+from moh_deploy.cli.file_path import FILE_PATH, NAME_OR_PATH
 from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.original import original_of, taken_model_options
 from moh_deploy.cli.output import carry_out, print_answer
@@ -28,6 +28,7 @@ from moh_deploy.cli.report_files import bench_files
 @click.option(
     "--baseline",
     "baselines",
+    type=NAME_OR_PATH,
     multiple=True,
     metavar="dense|functions|fixed-routing|eager|plain-onnx|DIR|FILE.onnx",
     help="Compare with the first package with every layer dense, with its function bodies, without"

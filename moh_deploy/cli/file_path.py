@@ -21,20 +21,19 @@ class _FilePath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Any:
+        path = os.fspath(value)
         try:
-            os.stat(value)
+            os.stat(path)
         except OSError as error:
             if error.errno in _NO_NAMES:
-                self.fail(f"'{shortened_path(os.fspath(value))}': {error.strerror}.", param, ctx)
+                shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
+                self.fail(f"'{shown}': {error.strerror}.", param, ctx)
         return super().convert(value, param, ctx)
 
 
-def shortened_path(path: str) -> str:
-    """Return a path as an error shows it."""
-    return path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
-
-
 FILE_PATH = _FilePath(path_type=Path)
+NAME_OR_PATH = _FilePath(path_type=str)  # `functions`, or a file
+
 
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 _LONGEST_SHOWN = 100

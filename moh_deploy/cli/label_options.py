@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import click
 
+from moh_deploy.cli.file_path import NAME_OR_PATH
+
 if TYPE_CHECKING:
     from moh_deploy.validate.accuracy.metric_parity import Better
 
@@ -42,6 +44,7 @@ def label_options(command: Command) -> Command:
 _OPTIONS = (
     click.option(
         "--labels",
+        type=NAME_OR_PATH,
         metavar="FILE|MEMBER",
         help="Labels of the samples in --inputs: a npy, npz or csv file, or a member of the inputs"
         " files. [N] classes, or [N, S] tokens. Then samples run in batches, and accuracy is"

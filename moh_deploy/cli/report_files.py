@@ -181,4 +181,4 @@ def _write(path: Path, text: str) -> None:
     from moh_deploy.atomic import staged_file
 
     with staged_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -20,7 +20,7 @@ from moh_deploy.cli.common_options import (
     policy_option,
     update_baseline_option,
 )
-from moh_deploy.cli.file_path import FILE_PATH
+from moh_deploy.cli.file_path import FILE_PATH, NAME_OR_PATH
 from moh_deploy.cli.label_options import LabelOptions, label_options
 from moh_deploy.cli.output import carry_out, print_answer
 from moh_deploy.cli.report_files import verify_files
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--against",
+    type=NAME_OR_PATH,
     multiple=True,
     metavar="WHAT",
     help="What to compare with instead: `functions` (its function bodies, optimisations off),"

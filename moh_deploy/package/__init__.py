@@ -60,6 +60,7 @@ from moh_deploy.package.manifest import (
     TensorInfo,
     Tuning,
 )
+from moh_deploy.package.onnx_outline import ModelOutline, read_outline
 from moh_deploy.package.onnx_package import OnnxPackage
 from moh_deploy.package.router_logits import (
     RouterLogits,
@@ -110,6 +111,7 @@ __all__ = [
     "LayerSources",
     "Manifest",
     "MinedToken",
+    "ModelOutline",
     "NodeRule",
     "OnnxPackage",
     "PackageWriter",
@@ -152,6 +154,7 @@ __all__ = [
     "measure",
     "node_rules",
     "projections",
+    "read_outline",
     "routed_values",
     "router_logits",
     "router_nodes",

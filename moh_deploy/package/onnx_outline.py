@@ -81,6 +81,8 @@ def read_outline(path: Path) -> ModelOutline:
                 reader = _Reader(data)
                 reader.read()
                 return reader.outline()
+    except FileNotFoundError as error:
+        raise PackageError(f"{path} does not exist.") from error
     except OSError as error:
         raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
     except _DamagedError as error:
