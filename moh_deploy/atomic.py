@@ -1,7 +1,8 @@
 """Write to disk so that a reader sees the whole result or nothing.
 
 Everything is written under a hidden name beside the destination and renamed at the end. Whatever
-ends the work early, a full disk, an exception, Ctrl-C or SIGTERM, the hidden files are removed.
+ends the work early, a full disk, an exception, Ctrl-C or SIGTERM, the hidden files are removed; and
+where nothing could be done any more, as after `kill -9`, the next run to the same place does it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -20,6 +20,14 @@ from pathlib import Path
 from types import TracebackType
 
 from moh_deploy.errors import PackageError
+from moh_deploy.leftovers import (
+    Claim,
+    claim_directory,
+    claim_existing,
+    claim_file,
+    hidden_sibling,
+    remove_leftovers,
+)
 from moh_deploy.termination import cleaned_up_on_termination, signals_held
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -41,8 +49,9 @@ class StagedDirectory:
     """
 
     def __init__(self, output: Path) -> None:
-        self.output = output.resolve()
-        self.path = _hidden_sibling(self.output, "partial")
+        self.output = _resolved(output)
+        self.path = hidden_sibling(self.output, "partial")
+        self._claim: Claim | None = None
         self._mode = 0
         self._made_parents: list[Path] = []
         self._needed_bytes: int | None = None
@@ -53,7 +62,9 @@ class StagedDirectory:
         self._signals.enter_context(cleaned_up_on_termination(self._discard))
         try:
             self._make_parents()
-            self.path.mkdir()
+            remove_leftovers(self.output)
+            self._claim = claim_directory(self.output)
+            self.path = self._claim.path
             self._mode = _mode(self.path)
             self.path.chmod(self._mode & ~_OTHERS)
         except BaseException as error:
@@ -102,32 +113,38 @@ class StagedDirectory:
             if replaced is not None:
                 self._remove(replaced)
 
-    def _swap_in(self) -> Path | None:
+    def _swap_in(self) -> Claim | None:
         """Return where what was there is now."""
         self._take_over_rights()
         _sync_directory(self.path)
-        replaced = _hidden_sibling(self.output, "replaced") if _is_filled(self.output) else None
-        if replaced is not None:
-            self.output.rename(replaced)
+        replaced = None
+        if _is_filled(self.output):
+            # Locked before it is hidden: another run must not take it for a leftover.
+            replaced = claim_existing(self.output)
+            replaced.path = hidden_sibling(self.output, "replaced")
+            self.output.rename(replaced.path)
         try:
             self.path.rename(self.output)
         except OSError:
             if replaced is not None:
-                replaced.rename(self.output)
+                replaced.path.rename(self.output)
+                replaced.release()
             raise
         self._committed = True
         _sync_directory(self.output.parent)
         return replaced
 
-    def _remove(self, replaced: Path) -> None:
+    def _remove(self, replaced: Claim) -> None:
         try:
-            shutil.rmtree(replaced)
+            shutil.rmtree(replaced.path)
         except OSError as error:
             raise PackageError(
                 f"{self.output} is written, but what was there before cannot be removed:"
                 f" {error.strerror}.",
-                hint=f"Remove it: {replaced}",
+                hint=f"Remove it: {replaced.path}",
             ) from error
+        finally:
+            replaced.release()
 
     def _take_over_rights(self) -> None:
         if not self.output.is_dir():
@@ -149,6 +166,8 @@ class StagedDirectory:
 
     def _leave(self) -> None:
         self._discard()
+        if self._claim is not None:
+            self._claim.release()
         self._signals.close()
 
     def _discard(self) -> None:
@@ -202,10 +221,13 @@ def staged_file(output: Path) -> Iterator[Path]:
     Raises:
         PackageError: It cannot be written, or the disk is full.
     """
-    target = output.resolve()
-    partial = _hidden_sibling(target, "partial")
-    with cleaned_up_on_termination(lambda: partial.unlink(missing_ok=True)):
+    target = _resolved(output)
+    claims: list[Claim] = []
+    with cleaned_up_on_termination(lambda: _drop(claims)):
         try:
+            remove_leftovers(target)
+            claims.append(claim_file(target))
+            partial = claims[0].path
             yield partial
             sync_file(partial)
             partial.replace(target)
@@ -213,9 +235,23 @@ def staged_file(output: Path) -> Iterator[Path]:
             problem = "disk full" if is_disk_full(error) else error.strerror or str(error)
             raise PackageError(f"{output} cannot be written: {problem}.") from error
         finally:
-            # Where nothing could be written there is nothing to remove.
-            with signals_held(), contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+            with signals_held():
+                _drop(claims)
+
+
+def _drop(claims: list[Claim]) -> None:
+    for claim in claims:
+        with contextlib.suppress(OSError):
+            claim.path.unlink(missing_ok=True)
+        claim.release()
+
+
+def _resolved(output: Path) -> Path:
+    try:
+        return output.resolve()
+    except (OSError, RuntimeError) as error:  # before Python 3.13 a loop of links is a RuntimeError
+        problem = error.strerror if isinstance(error, OSError) else "it is a loop of links"
+        raise PackageError(f"{output} cannot be written: {problem}.") from error
 
 
 def sync_file(path: Path) -> None:
@@ -245,10 +281,6 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _hidden_sibling(path: Path, why: str) -> Path:
-    return path.with_name(f".{path.name}.{why}-{secrets.token_hex(4)}")
 
 
 def _is_filled(path: Path) -> bool:

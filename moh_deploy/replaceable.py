@@ -34,6 +34,12 @@ def check_output(output: Path, kind: DirectoryKind) -> None:
         PackageError: It is a file, a directory of another kind, or a place that cannot be written
             or replaced.
     """
+    try:
+        output.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # explained below, if it cannot be made
+    except OSError as error:
+        raise PackageError(f"{output} cannot be made: {error.strerror}.") from error
     if output.is_dir():
         _check_replaceable(output, kind)
     elif output.exists():

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     type=FILE_PATH,
     help="The package that an engine was built from, if an engine is verified.",
 )
+@click.option("--staged", is_flag=True, hidden=True)  # for whoever writes the package
 @policy_option
 @junit_option
 @markdown_option
@@ -88,6 +89,7 @@ def command(
     valid_tokens: str | None,
     vectors: int | None,
     source: Path | None,
+    staged: bool,
     policy: Path | None,
     junit: Path | None,
     markdown: Path | None,
@@ -118,6 +120,7 @@ def command(
                 vectors=vectors,
                 kernels=kernels,
                 package=source,
+                staged=staged,
                 policy=policy,
                 baseline_file=baseline_file,
                 update_baseline=update_baseline,

@@ -86,7 +86,7 @@ def precision(
             manifest = lowered_manifest(package, low, layers)
             manifest = writer.stage(manifest, package.vectors, package.corpus)
         with progress.step("comparing what was written with the original model"):
-            staged = OnnxPackage.open(writer.root)
+            staged = OnnxPackage.open(writer.root, staged=True)
             parity = _compare(staged, round_results=False)
             is_rounded = parity.kernels.emulated_dtype is not None
             rounded = parity if is_rounded else _compare(staged, round_results=True)

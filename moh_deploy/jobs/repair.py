@@ -155,7 +155,7 @@ class _Repair:
             save_model(model, package, writer.root)
             staged_manifest = _manifest(package.manifest, model, cure)
             manifest = writer.stage(staged_manifest, package.vectors, package.corpus)
-            staged = OnnxPackage.open(writer.root)
+            staged = OnnxPackage.open(writer.root, staged=True)
             as_run = self.runs.as_run(ForcedModel(staged, {}))
             parity = self.runs.compare(as_run, self._recorded)
             parity.raise_if_unequal()

@@ -79,7 +79,9 @@ class Subject:
         return Loaded(session, OrtVariants(self.package, self.kernels), nullcontext())
 
 
-def read_subject(root: Path, package: Path | None, kernels: Kernels) -> Subject:
+def read_subject(
+    root: Path, package: Path | None, kernels: Kernels, *, staged: bool = False
+) -> Subject:
     """Read a package, or an engine and its package.
 
     Raises:
@@ -92,4 +94,4 @@ def read_subject(root: Path, package: Path | None, kernels: Kernels) -> Subject:
         return Subject(root, engines_package(root, engine, package), kernels, engine)
     if package is not None:
         raise ConfigError(f"package is {package}, but {root} is no engine: leave it out.")
-    return Subject(root, OnnxPackage.open(root), kernels)
+    return Subject(root, OnnxPackage.open(root, staged=staged), kernels)

@@ -48,6 +48,7 @@ def verify(
     batch_size: int | None = None,
     code_dirs: Sequence[Path | str] = (),
     valid_tokens: str | None = None,
+    staged: bool = False,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare what ONNX Runtime, or an engine, computes with one reference or several.
@@ -92,6 +93,7 @@ def verify(
         valid_tokens: The input, such as `attention_mask`, or member of the files, that says which
             tokens are valid: [batch, tokens] of 0 and 1. What is padding is not compared, in gates
             and in outputs that have token axes. None compares all.
+        staged: The package is still being written, and whoever writes it asks.
         progress: What to report steps to.
 
     Returns:
@@ -113,7 +115,7 @@ def verify(
     if labels is None and (metric or better or label_output or shift_labels or batch_size):
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
     with progress.step("reading what is compared"):
-        subject = read_subject(Path(package_dir), source, kernels)
+        subject = read_subject(Path(package_dir), source, kernels, staged=staged)
     paths = list(map(Path, inputs))
     if labels is None:
         what = WhatToRun(paths, vectors, valid_tokens)

@@ -61,7 +61,7 @@ from moh_deploy.package.manifest import (
     Tuning,
 )
 from moh_deploy.package.onnx_outline import ModelOutline, read_outline
-from moh_deploy.package.onnx_package import OnnxPackage
+from moh_deploy.package.onnx_package import OnnxPackage, require_finished
 from moh_deploy.package.router_logits import (
     RouterLogits,
     attention_value,
@@ -155,6 +155,7 @@ __all__ = [
     "node_rules",
     "projections",
     "read_outline",
+    "require_finished",
     "routed_values",
     "router_logits",
     "router_nodes",

@@ -9,6 +9,7 @@ from pathlib import Path
 from moh_deploy.bounded_file import is_plain_name, open_regular
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
+from moh_deploy.leftovers import is_hidden_name
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
 from moh_deploy.package.external_data import MODEL_NAME, check_external_data
 from moh_deploy.package.manifest import Manifest
@@ -36,19 +37,25 @@ class OnnxPackage:
         return tuple(layer.gates for layer in self.manifest.layers)
 
     @classmethod
-    def open(cls, root: Path | str, *, check_digests: bool = True) -> OnnxPackage:
+    def open(
+        cls, root: Path | str, *, check_digests: bool = True, staged: bool = False
+    ) -> OnnxPackage:
         """Open a package directory.
 
         Args:
             root: The directory.
             check_digests: Read every file and compare its sha256 with the manifest's.
+            staged: It is still being written, under a hidden name, and whoever writes it asks.
 
         Raises:
-            PackageError: Not a package, another format version, a file missing, changed or
-                unreadable, or a model that reads data from a file that is not listed.
+            PackageError: Not a package, one that was never finished, another format version, a file
+                missing, changed or unreadable, or a model that reads data from a file that is not
+                listed.
         """
         root = Path(root)
         _require_directory(root)
+        if not staged:
+            require_finished(root)
         manifest = read_manifest(root / MANIFEST_NAME)
         for name, digest in _listed_files(root, manifest).items():
             _check_file(root / name, digest if check_digests else None)
@@ -59,6 +66,20 @@ class OnnxPackage:
             manifest,
             read_vectors(root / VECTORS_NAME, manifest),
             read_corpus(root / CORPUS_NAME, manifest) if corpus else (),
+        )
+
+
+def require_finished(root: Path) -> None:
+    """Refuse a directory that a writer fills, or left when it was killed.
+
+    Raises:
+        PackageError: It is one.
+    """
+    if is_hidden_name(root.resolve().name):
+        raise PackageError(
+            f"{root} was never finished: this is the name of a directory while it is written."
+            " Nothing in it has been proven.",
+            hint="Run the command that wrote it again: it removes what was left behind.",
         )
 
 

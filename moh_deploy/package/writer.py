@@ -95,7 +95,7 @@ class PackageWriter:
                 written.
         """
         staged = self.stage(manifest, vectors, corpus)
-        OnnxPackage.open(self.root)
+        OnnxPackage.open(self.root, staged=True)
         return self.publish(staged)
 
     def stage(
@@ -138,7 +138,7 @@ class PackageWriter:
             manifest: The staged manifest, or the same with what was learned since.
         """
         self._write_manifest(manifest)
-        written = OnnxPackage.open(self.root, check_digests=False)
+        written = OnnxPackage.open(self.root, check_digests=False, staged=True)
         self._staged.commit()
         return replace(written, root=self._output)
 

@@ -51,7 +51,7 @@ def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun
     """Run `moh-deploy verify` on a package.
 
     Args:
-        root: The package.
+        root: The package, which may still be staged.
         kernels: What runs MoH nodes, see `open_session`.
         vectors: Compare with the first so many runs of the original only; None takes all.
 
@@ -62,7 +62,7 @@ def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun
         ValidationError: It does not agree.
         MoHDeployError: The comparison failed, with the error of that process.
     """
-    command = ["-m", "moh_deploy", "verify", str(root), "--kernels", kernels, "--json"]
+    command = ["-m", "moh_deploy", "verify", str(root), "--staged", "--kernels", kernels, "--json"]
     command += [] if vectors is None else ["--vectors", str(vectors)]
     answer = json_from(command, what="the process that compares the package")
     if "error" in answer:

@@ -13,6 +13,7 @@ from moh_deploy.backends.trt.engine_dir import (
 )
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
+from moh_deploy.package import require_finished
 
 _BUILD_AGAIN = "Build it again: moh-deploy build PACKAGE --backend ... --output ENGINE_DIR."
 
@@ -29,6 +30,7 @@ def read_engine_dir(root: Path) -> EngineManifest:
         PackageError: It is none, of another format version, or a file is missing or has changed.
     """
     path = root / ENGINE_MANIFEST_NAME
+    require_finished(root)
     if not is_engine_dir(root):
         raise PackageError(
             f"{root} is not an engine directory: it has no {ENGINE_MANIFEST_NAME} of a build.",
