@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from moh_deploy.bounded_json import read_json
 from moh_deploy.errors import PackageError
 from moh_deploy.package.manifest import FORMAT_VERSION, Manifest
+from moh_deploy.package.manifest_sense import check_sense
 
 MANIFEST_NAME = "manifest.json"
 _DIGEST = "sha256"
@@ -26,7 +27,7 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         PackageError: Unreadable file, unknown format version, keys missing, unexpected or of a
-            wrong type, or something else than what was written.
+            wrong type, something else than what was written, or something that no model can have.
     """
     content = _read(path)
     _check_format_version(path, content)
@@ -35,9 +36,9 @@ def read_manifest(path: Path) -> Manifest:
         manifest = TypeAdapter(Manifest).validate_json(json.dumps(content))
     except ValidationError as error:
         raise PackageError(f"{path}: {_first_problem(error)}.") from error
-    _check_ranges(path, manifest)
     if written is not None:  # packages of before there was a digest have none
         _check_digest(path, written, _digest(content))
+    check_sense(path, manifest)
     return manifest
 
 
@@ -94,18 +95,6 @@ def _check_format_version(path: Path, content: Mapping[str, object]) -> None:
             f" {FORMAT_VERSION}.",
             hint="Export the model again, or use the moh-deploy that made the package.",
         )
-
-
-def _check_ranges(path: Path, manifest: Manifest) -> None:
-    for layer in manifest.layers:
-        for one in layer.ranges:
-            for name in one.size.split("*"):
-                if name not in manifest.dims:
-                    raise PackageError(
-                        f"{path}: layer '{layer.path}' has a range of '{one.size}', but"
-                        f" '{name}' is no dynamic dimension, only"
-                        f" {', '.join(manifest.dims) or 'none'}."
-                    )
 
 
 def _first_problem(error: ValidationError) -> str:

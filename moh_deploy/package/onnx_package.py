@@ -14,6 +14,7 @@ from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
 from moh_deploy.package.external_data import MODEL_NAME, check_external_data
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
+from moh_deploy.package.manifest_sense import check_against_model
 from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
 
@@ -49,8 +50,8 @@ class OnnxPackage:
 
         Raises:
             PackageError: Not a package, one that was never finished, another format version, a file
-                missing, changed or unreadable, or a model that reads data from a file that is not
-                listed.
+                missing, changed or unreadable, a model that reads data from a file that is not
+                listed, or one that the manifest does not describe.
         """
         root = Path(root)
         _require_directory(root)
@@ -59,7 +60,9 @@ class OnnxPackage:
         manifest = read_manifest(root / MANIFEST_NAME)
         for name, digest in _listed_files(root, manifest).items():
             _check_file(root / name, digest if check_digests else None)
-        check_external_data(root, manifest, read_outline(root / MODEL_NAME))
+        model = read_outline(root / MODEL_NAME)
+        check_external_data(root, manifest, model)
+        check_against_model(root / MANIFEST_NAME, manifest, model)
         corpus = CORPUS_NAME in manifest.files  # what is not listed is not opened
         return cls(
             root,

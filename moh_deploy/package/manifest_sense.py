@@ -1,0 +1,270 @@
+"""Refuse a manifest whose values are of the right types and make no sense.
+
+Who reads a package computes with what it says: a number of heads, a dimension, a range. What no
+model can have is refused where it stands, before it ends as another error far from here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from moh_deploy.bounded_file import is_plain_name
+from moh_deploy.dims import DimExpr
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.package.manifest import LayerInfo, Manifest, Proof, TensorInfo, Tuning
+from moh_deploy.package.onnx_outline import DeclaredTensor, ModelOutline
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+DTYPES = (
+    *FLOATS,
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("int4", "uint4", "complex64", "complex128"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+)
+
+Problem = tuple[str, str]
+"""A key path, and what is wrong there."""
+
+_MOST_SIZE = 2**63 - 1
+_MOST_HEADS = 2**20
+
+
+def check_sense(path: Path, manifest: Manifest) -> None:
+    """Check that a manifest describes a model that can be.
+
+    Raises:
+        PackageError: It does not; the message has the key path.
+    """
+    _refuse(path, _problems(manifest))
+
+
+def check_against_model(path: Path, manifest: Manifest, model: ModelOutline) -> None:
+    """Check that a manifest describes the model beside it.
+
+    Args:
+        path: The manifest.
+        model: What model.onnx declares.
+
+    Raises:
+        PackageError: Names, dtypes or shapes differ, or a layer's gates are not there.
+    """
+    _refuse(path, _differences(manifest, model))
+
+
+def _refuse(path: Path, problems: Iterator[Problem]) -> None:
+    for key, problem in problems:
+        raise PackageError(
+            f"{path}: key '{key}': {problem}.",
+            hint="Export the model again, or get the package again from where it was made.",
+        )
+
+
+def _problems(manifest: Manifest) -> Iterator[Problem]:
+    for name, size in manifest.dims.items():
+        yield from _number(f"dims.{name}", size, 1, _MOST_SIZE)
+    yield from _range_problems(manifest)
+    for kind, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        yield from _repeated(kind, "name", [one.name for one in tensors])
+        for index, one in enumerate(tensors):
+            yield from _tensor_problems(f"{kind}[{index}]", one, manifest.dims, kind == "inputs")
+    yield from _repeated("layers", "path", [one.path for one in manifest.layers])
+    for index, layer in enumerate(manifest.layers):
+        yield from _layer_problems(f"layers[{index}]", layer, manifest.dims)
+    for name, version in manifest.ops.items():
+        yield from _number(f"ops.{name}", version, 1, _MOST_SIZE)
+    yield from _number("opset", manifest.opset, 1, _MOST_SIZE)
+    yield from _number("total_flops", manifest.total_flops, 0, _MOST_SIZE)
+    yield from _one_of("precision", manifest.precision, FLOATS)
+    if manifest.proof is not None:
+        yield from _proof_problems(manifest.proof)
+    if manifest.tuning is not None:
+        yield from _tuning_problems(manifest.tuning, len(manifest.layers))
+    for name in manifest.files:
+        if not is_plain_name(name):
+            yield "files", f"names '{name[:300]}', expected a plain file name"
+
+
+def _range_problems(manifest: Manifest) -> Iterator[Problem]:
+    for name, (smallest, largest) in manifest.dim_ranges.items():
+        key = f"dim_ranges.{name}"
+        if name not in manifest.dims:
+            yield key, f"is no dynamic dimension, only {_listed(manifest.dims)}"
+            continue
+        yield from _number(f"{key}[0]", smallest, 0, _MOST_SIZE)
+        yield from _number(f"{key}[1]", largest, smallest, _MOST_SIZE)
+
+
+def _tensor_problems(
+    key: str, tensor: TensorInfo, dims: Mapping[str, int], is_input: bool
+) -> Iterator[Problem]:
+    yield from _one_of(f"{key}.dtype", tensor.dtype, DTYPES)
+    for axis, size in enumerate(tensor.shape):
+        place = f"{key}.shape[{axis}]"
+        if isinstance(size, int):
+            yield from _number(place, size, 0, _MOST_SIZE)
+            continue
+        for name in _names_in(size, is_input=is_input):
+            if name not in dims:
+                yield (
+                    place,
+                    f"is '{size[:100]}', but dims has no '{name[:100]}', only {_listed(dims)}",
+                )
+
+
+def _names_in(text: str, *, is_input: bool) -> list[str]:
+    """Return the names of dimensions in an expression.
+
+    Those of inputs are linear in one name. What an output's follows from may be any arithmetic, of
+    symbols, too, that stand for a size which depends on the data.
+    """
+    if is_input:
+        try:
+            return [DimExpr.parse(text, place="").name]
+        except ConfigError:
+            return [text]
+    names = _NAME.findall(text)
+    return [name for name in names if not _UNKNOWN_SIZE.fullmatch(name)] if names else [text]
+
+
+_NAME = re.compile(r"[^\W\d]\w*\b(?!\s*\()")  # but for functions: Max(...)
+_UNKNOWN_SIZE = re.compile(r"[suz]\d+|None")
+
+
+def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iterator[Problem]:
+    if not layer.path:
+        yield f"{key}.path", "is empty"
+    if not layer.gates:
+        yield f"{key}.gates", "is empty, expected the name of a value"
+    yield from _number(f"{key}.num_heads", layer.num_heads, 1, _MOST_HEADS)
+    yield from _number(f"{key}.num_kv_heads", layer.num_kv_heads, 1, layer.num_heads)
+    yield from _number(f"{key}.head_dim", layer.head_dim, 1, _MOST_SIZE)
+    yield from _number(f"{key}.num_shared_heads", layer.num_shared_heads, 0, layer.num_heads)
+    routed = layer.num_heads - (layer.num_shared_heads or 0)
+    yield from _number(f"{key}.top_k", layer.top_k, 0, routed)
+    for name in ("batch", "seq_len", "kv_len"):
+        yield from _number(f"{key}.{name}", getattr(layer, name), 1, _MOST_SIZE)
+    yield from _share(f"{key}.active_share", layer.active_share)
+    if layer.replaced != (layer.node is not None):
+        yield f"{key}.node", f"is {layer.node!r:.100}, but replaced is {layer.replaced}"
+    if layer.choice is not None and not layer.replaced:
+        yield f"{key}.choice", f"is '{layer.choice}', but the layer was not replaced"
+    for index, one in enumerate(layer.ranges):
+        yield from _number(f"{key}.ranges[{index}].at_most", one.at_most, 0, _MOST_SIZE)
+        for name in one.size.split("*"):
+            if name not in dims:
+                yield (
+                    f"{key}.ranges[{index}].size",
+                    f"is '{one.size[:100]}', but '{name[:100]}' is no dynamic dimension, only"
+                    f" {_listed(dims)}",
+                )
+    types = layer.router_types
+    if types is not None:
+        for stage in ("projection", "scores", "gates"):
+            dtype = getattr(types, stage)
+            if dtype is not None:
+                yield from _one_of(f"{key}.router_types.{stage}", dtype, DTYPES)
+
+
+def _proof_problems(proof: Proof) -> Iterator[Problem]:
+    if proof.max_abs_error < 0:
+        yield "proof.max_abs_error", f"is {proof.max_abs_error}, expected 0 or more"
+    if not math.isnan(proof.routing_agreement):
+        yield from _share("proof.routing_agreement", proof.routing_agreement)
+    yield from _sizes_problems("proof.sizes", proof.sizes)
+
+
+def _tuning_problems(tuning: Tuning, num_layers: int) -> Iterator[Problem]:
+    num_sets = len(tuning.sizes)
+    yield from _number("tuning.threads", tuning.threads, 1, _MOST_SIZE)
+    yield from _sizes_problems("tuning.sizes", tuning.sizes)
+    yield from _length("tuning.weights", tuning.weights, num_sets, "sets of sizes")
+    yield from _length("tuning.layer_ms", tuning.layer_ms, num_layers, "layers")
+    yield from _length("tuning.model_ms", tuning.model_ms, num_sets, "sets of sizes")
+    for index, weight in enumerate(tuning.weights):
+        yield from _amount(f"tuning.weights[{index}]", weight)
+    for layer, sets in enumerate(tuning.layer_ms):
+        yield from _length(f"tuning.layer_ms[{layer}]", sets, num_sets, "sets of sizes")
+    named = [
+        (f"layer_ms[{i}][{j}]", ms)
+        for i, sets in enumerate(tuning.layer_ms)
+        for j, ms in enumerate(sets)
+    ]
+    named += [(f"model_ms[{i}]", ms) for i, ms in enumerate(tuning.model_ms)]
+    for key, times in named:
+        for choice, milliseconds in times.items():
+            yield from _amount(f"tuning.{key}.{choice}", milliseconds)
+
+
+def _differences(manifest: Manifest, model: ModelOutline) -> Iterator[Problem]:
+    for kind, declared, found in (
+        ("inputs", manifest.inputs, model.inputs),
+        ("outputs", manifest.outputs, model.outputs),
+    ):
+        names = [one.name for one in declared]
+        if names != list(found):
+            yield kind, f"has {_listed(names)}, model.onnx has {_listed(found)}"
+        for index, one in enumerate(declared):
+            yield from _tensor_differences(f"{kind}[{index}]", one, found[one.name])
+    for index, layer in enumerate(manifest.layers):
+        if layer.gates not in model.values:
+            yield f"layers[{index}].gates", f"is '{layer.gates}', which model.onnx has not"
+
+
+def _tensor_differences(key: str, tensor: TensorInfo, found: DeclaredTensor) -> Iterator[Problem]:
+    if tensor.dtype != found.dtype:
+        yield f"{key}.dtype", f"is '{tensor.dtype}', model.onnx has {found.dtype or 'no tensor'}"
+    if found.shape is None:
+        return
+    if len(tensor.shape) != len(found.shape):
+        yield f"{key}.shape", f"has {len(tensor.shape)} axes, model.onnx has {len(found.shape)}"
+    for axis, (size, other) in enumerate(zip(tensor.shape, found.shape, strict=False)):
+        if isinstance(size, int) and other is not None and size != other:
+            yield f"{key}.shape[{axis}]", f"is {size}, model.onnx has {other}"
+
+
+def _number(key: str, value: int | None, least: int, most: int) -> Iterator[Problem]:
+    if value is not None and not least <= value <= most:
+        shown = value if abs(value) <= _MOST_SIZE else f"about 2^{abs(value).bit_length()}"
+        yield key, f"is {shown}, expected {least} to {most}"
+
+
+def _share(key: str, value: float | None) -> Iterator[Problem]:
+    if value is not None and not 0 <= value <= 1:
+        yield key, f"is {value}, expected 0 to 1"
+
+
+def _amount(key: str, value: float) -> Iterator[Problem]:
+    if not 0 <= value < math.inf:
+        yield key, f"is {value}, expected a finite number, 0 or more"
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> Iterator[Problem]:
+    if value not in known:
+        yield key, f"is '{value[:100]}', expected one of {', '.join(known)}"
+
+
+def _repeated(key: str, field: str, names: Sequence[str]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if first.setdefault(name, index) != index:
+            yield f"{key}[{index}].{field}", f"is '{name}', as that of {key}[{first[name]}]"
+        if not name:
+            yield f"{key}[{index}].{field}", "is empty"
+
+
+def _sizes_problems(key: str, sizes: Sequence[Mapping[str, int]]) -> Iterator[Problem]:
+    for index, named in enumerate(sizes):
+        for name, size in named.items():
+            yield from _number(f"{key}[{index}].{name}", size, 0, _MOST_SIZE)
+
+
+def _length(key: str, found: Sequence[object], expected: int, of: str) -> Iterator[Problem]:
+    if found and len(found) != expected:
+        yield key, f"has {len(found)} entries for {expected} {of}"
+
+
+def _listed(names: Mapping[str, object] | Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

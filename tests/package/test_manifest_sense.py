@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moh_deploy.errors import PackageError
+from moh_deploy.package import Manifest, OnnxPackage, TensorInfo, Tuning
+from moh_deploy.package.manifest_sense import check_sense
+from tests.handmade_package import LAYER, MANIFEST, write_package
+from tests.repaired_package import rewrite_manifest
+
+TUNING = Tuning(
+    "measured",
+    "a machine",
+    sizes=({"batch": 2, "seq": 3},),
+    weights=(1.0,),
+    layer_ms=(({"dense": 1.0, "sparse": 0.5},),),
+    model_ms=({"dense": 1.0, "chosen": 0.5},),
+)
+
+
+def with_layer(**changed: Any) -> Manifest:
+    return replace(MANIFEST, layers=(replace(LAYER, **changed),))
+
+
+def with_output(dtype: str = "float32", *shape: int | str) -> Manifest:
+    return replace(MANIFEST, outputs=(TensorInfo("y", dtype, shape),))
+
+
+def with_tuning(**changed: Any) -> Manifest:
+    return replace(MANIFEST, tuning=replace(TUNING, **changed))
+
+
+NONSENSE: dict[str, tuple[Manifest, str]] = {
+    "no heads": (with_layer(num_heads=0), r"'layers\[0\]\.num_heads': is 0, expected 1 to"),
+    "negative heads": (with_layer(num_heads=-4), r"num_heads': is -4, expected 1 to"),
+    "2^70 heads": (with_layer(num_heads=2**70), r"num_heads': is about 2\^71, expected 1 to"),
+    "kv heads": (with_layer(num_kv_heads=8), r"num_kv_heads': is 8, expected 1 to 4"),
+    "head dim": (with_layer(head_dim=0), r"head_dim': is 0, expected 1"),
+    "shared": (with_layer(num_shared_heads=5), r"num_shared_heads': is 5, expected 0 to 4"),
+    "top k": (with_layer(num_shared_heads=1, top_k=4), r"top_k': is 4, expected 0 to 3"),
+    "batch": (with_layer(batch=0), r"layers\[0\]\.batch': is 0, expected 1"),
+    "kv len": (with_layer(kv_len=-1), r"kv_len': is -1, expected 1"),
+    "share": (with_layer(active_share=1.5), r"active_share': is 1.5, expected 0 to 1"),
+    "nan share": (with_layer(active_share=float("nan")), r"active_share': is nan, expected"),
+    "no gates": (with_layer(gates=""), r"gates': is empty"),
+    "no node": (with_layer(node=None), r"node': is None, but replaced is True"),
+    "node": (with_layer(replaced=False), r"node': is 'blocks.*', but replaced is False"),
+    "choice": (
+        with_layer(replaced=False, node=None, choice="dense"),
+        r"choice': is 'dense', but the layer was not replaced",
+    ),
+    "twice": (
+        replace(MANIFEST, layers=(LAYER, LAYER)),
+        r"'layers\[1\]\.path': is 'blocks\.0\.attn', as that of layers\[0\]",
+    ),
+    "dtype": (
+        with_output("float33"),
+        r"'outputs\[0\]\.dtype': is 'float33', expected one of float",
+    ),
+    "object": (with_output("object"), r"'outputs\[0\]\.dtype': is 'object'"),
+    "size": (with_output("float32", -1), r"'outputs\[0\]\.shape\[0\]': is -1, expected 0"),
+    "dimension": (
+        with_output("float32", "batch", "past + 1"),
+        r"'outputs\[0\]\.shape\[1\]': is 'past \+ 1', but dims has no 'past', only 'batch', 'seq'",
+    ),
+    "no dimension": (with_output("float32", ""), r"shape\[0\]': is '', but dims has no ''"),
+    "dimension of an input": (
+        replace(MANIFEST, inputs=(TensorInfo("x", "float32", ("batch*seq",)),)),
+        r"'inputs\[0\]\.shape\[0\]': is 'batch\*seq', but dims has no 'batch\*seq'",
+    ),
+    "names": (
+        replace(MANIFEST, outputs=MANIFEST.outputs * 2),
+        r"'outputs\[1\]\.name': is 'y', as that of outputs\[0\]",
+    ),
+    "dims": (replace(MANIFEST, dims={"batch": 0, "seq": 3}), r"'dims\.batch': is 0, expected 1"),
+    "no range": (
+        replace(MANIFEST, dim_ranges={"past": (1, 2)}),
+        r"'dim_ranges\.past': is no dynamic dimension, only 'batch', 'seq'",
+    ),
+    "range": (
+        replace(MANIFEST, dim_ranges={"seq": (5, 4)}),
+        r"'dim_ranges\.seq\[1\]': is 4, expected 5 to",
+    ),
+    "opset": (replace(MANIFEST, opset=0), "'opset': is 0, expected 1"),
+    "op": (replace(MANIFEST, ops={"moh::X": -1}), "'ops.moh::X': is -1, expected 1"),
+    "flops": (replace(MANIFEST, total_flops=-1), "'total_flops': is -1, expected 0"),
+    "precision": (replace(MANIFEST, precision="int8"), "'precision': is 'int8', expected one of"),
+    "weights": (with_tuning(weights=(1.0, 2.0)), r"'tuning\.weights': has 2 entries for 1 sets"),
+    "layers": (with_tuning(layer_ms=((), ())), r"'tuning\.layer_ms': has 2 entries for 1 layers"),
+    "times": (
+        with_tuning(model_ms=({"dense": float("inf")},)),
+        r"'tuning\.model_ms\[0\]\.dense': is inf, expected a finite number",
+    ),
+    "threads": (with_tuning(threads=0), r"'tuning\.threads': is 0, expected 1"),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_what_no_model_can_have_is_refused_by_its_key(name: str):
+    manifest, message = NONSENSE[name]
+    with pytest.raises(PackageError, match=rf"m\.json: key .*{message}") as refused:
+        check_sense(Path("m.json"), manifest)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        MANIFEST,
+        with_layer(num_kv_heads=None, head_dim=None, seq_len=None, kv_len=None, active_share=None),
+        with_layer(num_shared_heads=1, top_k=3),
+        with_layer(replaced=False, node=None),
+        with_output("bfloat16", "2*batch + seq//2", "Max(1, seq - 1)", "u0", "None", 0),
+        replace(MANIFEST, inputs=(TensorInfo("x", "int64", ("batch", "2*seq+1")),)),
+        replace(MANIFEST, dim_ranges={"seq": (2, None), "batch": (2, 2)}),
+        with_tuning(),
+        with_tuning(layer_ms=((),), model_ms=()),
+    ],
+    ids=lambda manifest: "",
+)
+def test_what_a_model_can_have_is_accepted(manifest: Manifest):
+    check_sense(Path("m.json"), manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda found: found["outputs"][0].update(dtype="float16"),
+            r"'outputs\[0\]\.dtype': is 'float16', model\.onnx has float32",
+        ),
+        (
+            lambda found: found["inputs"][0].update(shape=["batch", "seq", 9]),
+            r"'inputs\[0\]\.shape\[2\]': is 9, model\.onnx has 8",
+        ),
+        (
+            lambda found: found["inputs"][0].update(shape=["batch", "seq"]),
+            r"'inputs\[0\]\.shape': has 2 axes, model\.onnx has 3",
+        ),
+        (
+            lambda found: found["outputs"][0].update(name="z"),
+            r"'outputs': has 'z', model\.onnx has 'y'",
+        ),
+        (
+            lambda found: found["layers"][0].update(gates="gates_1"),
+            r"'layers\[0\]\.gates': is 'gates_1', which model\.onnx has not",
+        ),
+    ],
+)
+def test_manifest_of_another_model_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+):
+    root = write_package(tmp_path / "package").root
+    rewrite_manifest(root, change)
+    with pytest.raises(PackageError, match=rf"manifest\.json: key {message}"):
+        OnnxPackage.open(root)
