@@ -16,6 +16,7 @@ from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
 from moh_deploy.package.manifest_sense import check_against_model
 from moh_deploy.package.onnx_outline import read_outline
+from moh_deploy.package.vector_sense import check_vectors
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
 
 
@@ -63,13 +64,13 @@ class OnnxPackage:
         model = read_outline(root / MODEL_NAME)
         check_external_data(root, manifest, model)
         check_against_model(root / MANIFEST_NAME, manifest, model)
-        corpus = CORPUS_NAME in manifest.files  # what is not listed is not opened
-        return cls(
-            root,
-            manifest,
-            read_vectors(root / VECTORS_NAME, manifest),
-            read_corpus(root / CORPUS_NAME, manifest) if corpus else (),
-        )
+        vectors = read_vectors(root / VECTORS_NAME, manifest)
+        check_vectors(root / VECTORS_NAME, vectors, manifest)
+        corpus: tuple[CorpusSample, ...] = ()
+        if CORPUS_NAME in manifest.files:  # what is not listed is not opened
+            corpus = read_corpus(root / CORPUS_NAME, manifest)
+            check_vectors(root / CORPUS_NAME, (one.vectors for one in corpus), manifest)
+        return cls(root, manifest, vectors, corpus)
 
 
 def require_finished(root: Path) -> None:

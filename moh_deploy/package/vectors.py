@@ -105,7 +105,7 @@ class _Parts:
     def to_set(self, where: str, manifest: Manifest) -> VectorSet:
         layers = [str(i) for i in range(len(manifest.layers))]
         return VectorSet(
-            sizes={name: int(size) for name, size in self.by_kind["sizes"].items()},
+            sizes={name: _size(where, name, a) for name, a in self.by_kind["sizes"].items()},
             inputs=self._take(where, "inputs", [spec.name for spec in manifest.inputs]),
             outputs=self._take(where, "outputs", [spec.name for spec in manifest.outputs]),
             gates=tuple(self._take(where, "gates", layers).values()),
@@ -133,6 +133,14 @@ class _Parts:
                 f"{where} has {kind} of layers {unknown}, the manifest has {len(layers)} layers."
             )
         return tuple(map(found.get, layers)) if found else ()
+
+
+def _size(where: str, name: str, array: Array) -> int:
+    if array.shape or not np.issubdtype(array.dtype, np.integer):
+        raise PackageError(
+            f"{where} has size '{name}' as {array.dtype}{list(array.shape)}, expected an integer."
+        )
+    return int(array)
 
 
 def vector_members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:

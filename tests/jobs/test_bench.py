@@ -147,7 +147,8 @@ def test_packages_may_call_their_dimensions_otherwise(package: OnnxPackage, tmp_
     with PackageWriter(tmp_path / "renamed") as writer:
         onnx.save(content, writer.path("model.onnx"))
         inputs = (TensorInfo("x", "float32", (*dims, 8)),)
-        manifest = replace(MANIFEST, inputs=inputs, dims=dims)
+        outputs = (TensorInfo("y", "float32", (*dims, 8)),)
+        manifest = replace(MANIFEST, inputs=inputs, outputs=outputs, dims=dims)
         renamed = writer.finish(manifest, [replace(vectors(), sizes=dims)])
     choices = {"all": "sparse", "all[tokens<=3]": "dense"}
     layers = with_choices(renamed.manifest.layers, choices, dims=list(dims))

@@ -1,0 +1,77 @@
+"""Refuse recorded runs that are none of the model that the manifest describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from moh_deploy.dims import DimExpr
+from moh_deploy.errors import PackageError
+from moh_deploy.npz import Array
+from moh_deploy.package.manifest import Manifest, TensorInfo
+from moh_deploy.package.manifest_sense import FLOATS
+from moh_deploy.package.vectors import VectorSet
+
+
+def check_vectors(path: Path, sets: Iterable[VectorSet], manifest: Manifest) -> None:
+    """Check dtypes and shapes of everything that was recorded.
+
+    Args:
+        path: The file that they are from.
+
+    Raises:
+        PackageError: Something does not fit the manifest, or the sizes of its run.
+    """
+    for index, one in enumerate(sets):
+        for problem in _problems(one, manifest):
+            raise PackageError(f"{path}: set {index}: {problem}.")
+
+
+def _problems(vectors: VectorSet, manifest: Manifest) -> Iterator[str]:
+    for name, size in vectors.sizes.items():
+        if name not in manifest.dims or not 0 <= size < 2**63:
+            yield f"a run has size '{name}' of {size}, the manifest has {[*manifest.dims]}"
+    for spec in manifest.inputs:
+        yield from _tensor_problems("input", spec, vectors.inputs[spec.name], vectors.sizes)
+    for spec in manifest.outputs:
+        yield from _tensor_problems("output", spec, vectors.outputs[spec.name], {})
+    for index, layer in enumerate(manifest.layers):
+        gates, margins = vectors.gates[index], vectors.margins[index]
+        if gates.ndim != 3 or gates.shape[2] != layer.num_heads or gates.dtype.name not in FLOATS:
+            yield (
+                f"gates {index} are {_shown(gates)}, expected floating-point numbers [batch,"
+                f" sequence, {layer.num_heads}]"
+            )
+        elif margins.shape != gates.shape[:2] or margins.dtype.name not in FLOATS:
+            yield (
+                f"margins {index} are {_shown(margins)}, expected floating-point numbers"
+                f" {list(gates.shape[:2])}"
+            )
+
+
+def _tensor_problems(
+    kind: str, spec: TensorInfo, array: Array, sizes: dict[str, int]
+) -> Iterator[str]:
+    fits = array.dtype.name == spec.dtype and array.ndim == len(spec.shape)
+    fits &= all(
+        _size(expected, sizes) in (None, found)
+        for expected, found in zip(spec.shape, array.shape, strict=False)
+    )
+    if not fits:
+        expected = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
+        at = f" at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else ""
+        yield f"{kind} '{spec.name}' is {_shown(array)}, expected {expected}{at}"
+
+
+def _size(expected: int | str, sizes: dict[str, int]) -> int | None:
+    """Return a size; None where the run does not tell."""
+    if isinstance(expected, int):
+        return expected
+    if not sizes:
+        return None
+    expression = DimExpr.parse(expected, place="shape")
+    return expression.evaluate(sizes) if expression.name in sizes else None
+
+
+def _shown(array: Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"
