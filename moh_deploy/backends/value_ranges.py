@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import OnnxPackage, load_ir
 
 # Values that are fetched in one run: each is held in memory until the run is over.
 _AT_ONCE = 64
@@ -25,7 +25,7 @@ def largest_values(package: OnnxPackage) -> dict[str, float]:
     Raises:
         BackendError: ONNX Runtime failed.
     """
-    graph = ir.load(package.model_path).graph  # onnx reads no weights from where a name is not text
+    graph = load_ir(package).graph  # onnx reads no weights from where a name is not text
     largest = {
         name: _largest(value.const_value.numpy())
         for name, value in graph.initializers.items()

@@ -10,7 +10,7 @@ from typing import cast
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import OnnxPackage, load_ir
 from moh_deploy.package.model_files import save_model
 from moh_deploy.passes import choose_layers, without_switches
 from moh_deploy.passes.infer_types import infer_types
@@ -57,7 +57,7 @@ def float32_form(package: OnnxPackage, reference: OnnxPackage | None, scratch: P
         scratch: An empty directory to write it to.
     """
     low = cast(LowType, package.manifest.precision)
-    model = ir.load(package.model_path)
+    model = load_ir(package)
     without_switches(model)
     infer_types(model)
     raised = raise_precision(model, low, None if reference is None else _weights(reference))
@@ -99,6 +99,6 @@ def _listed(paths: list[str]) -> str:
 
 
 def _weights(reference: OnnxPackage) -> Mapping[str, ir.TensorProtocol]:
-    graph = ir.load(reference.model_path).graph
+    graph = load_ir(reference).graph
     weights = {name: value.const_value for name, value in graph.initializers.items()}
     return {name: tensor for name, tensor in weights.items() if tensor is not None}

@@ -15,6 +15,7 @@ from moh_deploy.package import (
     OnnxPackage,
     PackageWriter,
     Tuning,
+    load_ir,
 )
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.passes import choose_layers, ops_of
@@ -39,7 +40,7 @@ def write_choices(
         PackageError: It cannot be written, the disk is full, or the model lacks a layer's node.
             What was there is still there.
     """
-    model = ir.load(package.model_path)
+    model = load_ir(package)
     choose_layers(model, layers)
     with PackageWriter(output) as writer:
         if MODEL_DATA_NAME in package.manifest.files:

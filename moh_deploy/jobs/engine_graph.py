@@ -13,7 +13,7 @@ from moh_deploy.backends.trt.preflight import refused_nodes, refused_types
 from moh_deploy.backends.trt.profiles import Profile, opt_sizes
 from moh_deploy.backends.trt.rejection import Rejection
 from moh_deploy.errors import BackendError
-from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, choice_at, choices_for
+from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, choice_at, choices_for, load_ir
 from moh_deploy.passes import choose_layers
 from moh_deploy.passes.infer_types import infer_types
 from moh_deploy.passes.lower_to_tensorrt import lower_to_tensorrt, nodes_with_plugins
@@ -54,7 +54,7 @@ def make_engine_graph(
         profiles: Sizes that the engine is for.
         plugins: There is a plugin library.
     """
-    model, layers = ir.load(package.model_path), engine_choices(package.manifest, profiles)
+    model, layers = load_ir(package), engine_choices(package.manifest, profiles)
     choose_layers(model, layers)
     infer_types(model)
     nodes = nodes_with_plugins(model) if plugins else ()

@@ -20,6 +20,7 @@ from moh_deploy.package import (
     Proof,
     RouterTypes,
     check_output,
+    load_ir,
 )
 from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.passes import choose_layers, without_switches
@@ -78,7 +79,7 @@ def precision(
     with progress.step("measuring how large values get"):
         largest = largest_values(package)
     with progress.step("lowering the precision"):
-        model = ir.load(package.model_path)
+        model = load_ir(package)
         plan, layers = lower_model(model, package.manifest.layers, low, largest)
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
@@ -171,7 +172,7 @@ def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
         A package to open sessions of. It has no files but the model.
     """
     low = _low_type(to)
-    model = ir.load(package.model_path)
+    model = load_ir(package)
     _, layers = lower_model(model, package.manifest.layers, low, largest_values(package))
     root.mkdir()
     save_model(model, package, root)

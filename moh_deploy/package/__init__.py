@@ -43,6 +43,7 @@ from moh_deploy.package.forced_gates import (
 )
 from moh_deploy.package.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.package.layer_sources import NO_SOURCES, LayerSources, Source, layer_sources
+from moh_deploy.package.load_model import load_ir
 from moh_deploy.package.manifest import (
     FORMAT_VERSION,
     Choice,
@@ -151,6 +152,7 @@ __all__ = [
     "has_low_weights",
     "layer_nodes",
     "layer_sources",
+    "load_ir",
     "measure",
     "node_rules",
     "projections",

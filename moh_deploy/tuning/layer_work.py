@@ -20,6 +20,7 @@ from moh_deploy.package import (
     LayerNodes,
     OnnxPackage,
     current_choice,
+    load_ir,
     without_ranges,
 )
 from moh_deploy.passes import choose_layers
@@ -63,7 +64,7 @@ def layer_work(
     Raises:
         BackendError: ONNX Runtime failed.
     """
-    model = ir.load(package.model_path)
+    model = load_ir(package)
     # Nodes within branches that depend on sizes are not found by name otherwise.
     choose_layers(model, without_ranges(package.manifest.layers))
     runner = open_session(

@@ -14,7 +14,14 @@ import onnx_ir as ir
 from moh_deploy.backends.onnxruntime import OrtRunner, open_session
 from moh_deploy.chooser.prediction import predict
 from moh_deploy.npz import Array
-from moh_deploy.package import LayerInfo, LayerNodes, OnnxPackage, choices_for, without_ranges
+from moh_deploy.package import (
+    LayerInfo,
+    LayerNodes,
+    OnnxPackage,
+    choices_for,
+    load_ir,
+    without_ranges,
+)
 from moh_deploy.passes import choose_layers
 from moh_deploy.tuning.layer_models import attention_inputs, empty_model, fed_names, layer_model
 from moh_deploy.tuning.timing import Contestants, Measure, Samples
@@ -61,7 +68,7 @@ class LayerBench:
         Raises:
             BackendError: ONNX Runtime failed.
         """
-        model = ir.load(self.package.model_path)
+        model = load_ir(self.package)
         layers = without_ranges(self.package.manifest.layers)
         choose_layers(model, layers)  # Each is measured with one choice at a time.
         runner = self._whole_model(model, layers)

@@ -12,11 +12,12 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from moh_deploy.backends.trt.plugin_library import PLUGIN_NAME
-from moh_deploy.backends.trt.profiles import Profile, covers
+from moh_deploy.backends.trt.profiles import LARGEST, Profile, covers
 from moh_deploy.bounded_file import is_plain_name
 from moh_deploy.bounded_json import read_json
 from moh_deploy.digest import sha256_of
-from moh_deploy.errors import PackageError
+from moh_deploy.dims import DimExpr
+from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, Choice, RouterTypes, TensorInfo
 
 ENGINE_NAME = "model.engine"
@@ -151,11 +152,28 @@ def parse_engine_manifest(path: Path) -> EngineManifest:
         manifest = TypeAdapter(EngineManifest).validate_json(json.dumps(content))
     except ValidationError as error:
         raise PackageError(f"{path} cannot be read: {error}.") from error
+    _check_profiles(path, manifest)
     plugin = None if manifest.plugin is None else manifest.plugin.file
     for name in (*manifest.files, *([] if plugin is None else [plugin])):
         if not is_plain_name(name):
             raise PackageError(f"{path}: files names '{name}', expected a plain file name.")
     return manifest
+
+
+def _check_profiles(path: Path, manifest: EngineManifest) -> None:
+    shapes = [size for one in manifest.inputs for size in one.shape if isinstance(size, str)]
+    try:
+        names = {DimExpr.parse(size, place=f"{path}: inputs").name for size in shapes}
+    except ConfigError as error:
+        raise PackageError(error.message) from error
+    for index, profile in enumerate(manifest.profiles):
+        for name, span in profile.items():
+            if name not in names or not 0 <= span.min <= span.opt <= span.max <= LARGEST:
+                known = ", ".join(sorted(names)) or "no dimension"
+                raise PackageError(
+                    f"{path}: key 'profiles[{index}].{name[:100]}': is {span}, expected sizes of"
+                    f" {known}, in rising order."
+                )
 
 
 def looks_like_engine(path: Path) -> bool:

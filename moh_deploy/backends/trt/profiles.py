@@ -15,7 +15,7 @@ from moh_deploy.suggest import did_you_mean
 LARGEST = 1 << 30
 """What kernels count up to."""
 
-_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)[=:](?P<spans>\d+(?:\.\.\d+){0,2})", re.ASCII)
+_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)[=:](?P<spans>\d{1,18}(?:\.\.\d{1,18}){0,2})", re.ASCII)
 _MOST_TIMES_EXAMPLE = 4
 
 

@@ -1,0 +1,414 @@
+"""Every reader of a file that others can write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from hypothesis import strategies as st
+
+from moh_deploy.backends.ort_model import prepare_model
+from moh_deploy.backends.trt.engine_reading import is_engine_dir, read_engine_dir
+from moh_deploy.config import load_config
+from moh_deploy.errors import ConfigError
+from moh_deploy.npz import map_npz, read_npz
+from moh_deploy.package import OnnxPackage, load_ir
+from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, MinedToken, write_corpus
+from moh_deploy.ratchet.baseline_file import read_baseline
+from moh_deploy.validate.accuracy.label_files import read_labels
+from moh_deploy.validate.policy import read_policy
+from tests.backends.trt.engines import write_engine
+from tests.fuzz.changed_arrays import archive_changes, array_changes, change_archive, change_npy
+from tests.fuzz.changed_bytes import byte_changes, change_bytes
+from tests.fuzz.changed_model import change_model, field_changes
+from tests.fuzz.changed_values import change_values, json_text, value_changes
+from tests.fuzz.changed_yaml import changed_yaml
+from tests.fuzz.target import Prepared, Target
+from tests.handmade_package import vectors, write_package
+from tests.repaired_package import digest_of, replace_file, rewrite_manifest
+
+
+def manifest(folder: Path) -> Prepared:
+    """Values of a manifest, its digest repaired; and its text."""
+    root = write_package(folder / "package").root
+    path = root / "manifest.json"
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    content["layers"][0]["ranges"] = [{"size": "batch*seq", "at_most": 4, "choice": "dense"}]
+    content["layers"][0]["choice"] = "sparse"
+    content["dim_ranges"] = {"seq": [2, None]}
+    content["tuning"] = {
+        "source": "measured",
+        "machine": "m",
+        "runtime": "r",
+        "threads": 1,
+        "clock": "CPU",
+        "sizes": [{"batch": 2, "seq": 3}],
+        "weights": [1.0],
+        "layer_ms": [[{"dense": 1.0, "sparse": 2.0}]],
+        "model_ms": [{"dense": 1.0}],
+    }
+
+    def valued(changes: Any) -> bytes:
+        changed = change_values(content, changes)
+        if isinstance(changed, dict):
+            changed = {**changed, "sha256": digest_of(changed)}
+        return json_text(changed).encode()
+
+    def read(text: bytes) -> None:
+        path.write_bytes(text)
+        OnnxPackage.open(root)
+
+    text = valued([])
+    read(text)
+    raw = byte_changes.map(lambda changes: change_bytes(text, changes))
+    return Prepared(value_changes.map(valued) | raw, read)
+
+
+def recorded(folder: Path) -> Prepared:
+    """Vectors of a package, its digests repaired."""
+    root = write_package(folder / "package", sets=(vectors(), vectors(batch=3))).root
+    arrays = read_npz(root / "vectors.npz", error=ConfigError)
+
+    def read(change: Any) -> None:
+        replace_file(root, "vectors.npz", change_archive(arrays, change))
+        OnnxPackage.open(root)
+
+    return Prepared(archive_changes, read)
+
+
+def corpus(folder: Path) -> Prepared:
+    """The regression corpus of a package, its digests repaired."""
+    root = write_package(folder / "package").root
+    sample = CorpusSample(vectors(), (MinedToken(0, (0, 1), 0.5), MinedToken(0, (1, 2), 0.7)))
+    write_corpus(root / CORPUS_NAME, [sample])
+    arrays = read_npz(root / CORPUS_NAME, error=ConfigError)
+
+    def read(change: Any) -> None:
+        replace_file(root, CORPUS_NAME, change_archive(arrays, change))
+        for one in OnnxPackage.open(root).corpus:
+            one.digest()
+
+    return Prepared(archive_changes, read)
+
+
+def model(folder: Path) -> Prepared:
+    """The model of a package, its digest repaired."""
+    root = write_package(folder / "package", external_data=True).root
+    found = onnx.load(root / "model.onnx", load_external_data=False)
+    content = found.SerializeToString()
+
+    def read(changed: bytes) -> None:
+        replace_file(root, "model.onnx", changed)
+        package = OnnxPackage.open(root)
+        layers = package.manifest.layers
+        prepare_model(package.model_path, layers, package.gate_names, None, emulate_dtypes=())
+        load_ir(package)
+
+    structured = field_changes.map(lambda one: change_model(found, one).SerializeToString())
+    raw = byte_changes.map(lambda changes: change_bytes(content, changes))
+    return Prepared(structured | structured | raw, read)
+
+
+def files(folder: Path) -> Prepared:
+    """Names of files that a manifest lists, some of them there."""
+    root = write_package(folder / "package").root
+    listed = json.loads((root / "manifest.json").read_text())["files"]
+    names = st.sampled_from(
+        [
+            "..",
+            ".",
+            "",
+            "a/b",
+            "/etc/passwd",
+            "manifest.json",
+            "corpus.npz",
+            "x" * 300,
+            "\ud800",
+            "a\0b",
+            "model.onnx.data",
+            "é",
+        ]
+    ) | st.text(max_size=5)
+
+    def read(added: Mapping[str, str]) -> None:
+        rewrite_manifest(root, lambda content: content.update(files={**listed, **added}))
+        OnnxPackage.open(root)
+
+    return Prepared(st.dictionaries(names, st.sampled_from(["0", "", "x"]), min_size=1), read)
+
+
+def inputs(folder: Path) -> Prepared:
+    """Arrays of a user's."""
+    arrays = {"x": np.ones((2, 3, 8), np.float32), "mask": np.ones((2, 3), bool)}
+    path = folder / "in.npz"
+
+    def read(change: Any) -> None:
+        path.write_bytes(change_archive(arrays, change))
+        try:
+            for array in map_npz(path, error=ConfigError).values():
+                array.sum() if array.dtype.kind in "biuf" else None
+        finally:
+            read_npz(path, error=ConfigError)
+
+    return Prepared(archive_changes, read)
+
+
+def labels(folder: Path) -> Prepared:
+    """Labels of a user's, in all three forms."""
+    numbers = np.arange(6).reshape(3, 2)
+    lines = b"id,labels\n1,3\n2,4\n3,5\n"
+
+    def read(drawn: tuple[str, bytes]) -> None:
+        suffix, content = drawn
+        path = folder / f"labels.{suffix}"
+        path.write_bytes(content)
+        read_labels(path)
+
+    texts = st.sampled_from(
+        [
+            b"1\n2\n",
+            b"9" * 5000,
+            b"1e999\n",
+            b"nan\n",
+            b'"',
+            b'"\n"',
+            b"\0",
+            b",,\n",
+            "²\n".encode(),
+        ]
+    )
+    npy = st.builds(
+        lambda a, raw: change_npy(numbers, a, raw), array_changes, st.just([]) | byte_changes
+    )
+    return Prepared(
+        st.one_of(
+            npy.map(lambda content: ("npy", content)),
+            archive_changes.map(lambda one: ("npz", change_archive({"labels": numbers}, one))),
+            byte_changes.map(lambda changes: ("csv", change_bytes(lines, changes))),
+            st.lists(texts | st.binary(max_size=8), max_size=4).map(lambda p: ("csv", b"".join(p))),
+        ),
+        read,
+    )
+
+
+def config(folder: Path) -> Prepared:
+    """An export configuration, and overrides of it."""
+    document = {
+        "model": {
+            "factory": "m:f",
+            "kwargs": {"depth": 2, "list": [1, {"a": None}]},
+            "code_dirs": ["."],
+        },
+        "inputs": [
+            {"name": "x", "shape": ["batch", "2*seq+1", 8], "dtype": "float32", "range": [-1, 1.5]},
+            {"name": "ids", "shape": ["batch", "seq"], "dtype": "int64"},
+        ],
+        "dims": {"batch": 2, "seq": 3},
+        "outputs": ["y"],
+        "compute_type": "bfloat16",
+    }
+    path = folder / "config.yaml"
+    keys = st.sampled_from(
+        [
+            "dims.batch",
+            "model.kwargs.depth",
+            "inputs.0.shape.1",
+            "inputs[1].name",
+            "a.b",
+            "",
+            "inputs.99999999999999999999",
+            "inputs.²",
+            "model..x",
+            "dims",
+            "=",
+            "x" * 300,
+        ]
+    )
+    values = changed_yaml({"a": [1, 2]}).map(lambda text: text.decode("utf-8", "replace"))
+    overrides = st.lists(st.builds("{}={}".format, keys, values | st.text(max_size=5)), max_size=2)
+
+    def read(drawn: tuple[bytes, list[str]]) -> None:
+        path.write_bytes(drawn[0])
+        load_config(path, drawn[1])
+
+    return Prepared(st.tuples(changed_yaml(document), st.just([]) | overrides), read)
+
+
+def policy(folder: Path) -> Prepared:
+    """Tolerances of a user's."""
+    figures = {"relative": 1.0e-3, "near_tie": 0.01, "reason": "because"}
+    document = {
+        "tolerances": {"float32": figures, "float16": {**figures, "least": 0}},
+        "accuracy": {
+            "top-1": {"max_drop": 0.01, "min_samples": 30, "reason": "r"},
+            "m:f": {"reason": "r"},
+        },
+    }
+    path = folder / "policy.yaml"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        read_policy(path)
+
+    return Prepared(changed_yaml(document), read)
+
+
+def baseline(folder: Path) -> Prepared:
+    """The file of a ratchet."""
+    document = {
+        "schema_version": 1,
+        "slack": {"max_abs_error": {"factor": 2.0, "plus": 0.1}},
+        "verify": {"figures": {"output y": {"max_abs_error": 1e-6}}},
+        "bench": {
+            "machine": "m",
+            "figures": {"p": {"p50": {"value": 2.0, "low": 1.0, "high": 3.0}}},
+        },
+    }
+    path = folder / "baseline.json"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        read_baseline(path)
+
+    text = json.dumps(document).encode()
+    valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
+    return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
+
+
+def engine(folder: Path) -> Prepared:
+    """The manifest of an engine directory."""
+    root = write_engine(folder / "engine")
+    path = root / "engine.json"
+    document = json.loads(path.read_text())
+    text = path.read_bytes()
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        if is_engine_dir(root):
+            read_engine_dir(root).fits({"batch": 2, "seq": 3})
+
+    valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
+    return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
+
+
+def safetensors(folder: Path) -> Prepared:
+    """Weights in safetensors: what the header says, and the bytes."""
+    import torch
+    from safetensors.torch import save_file
+
+    from moh_deploy.frontend.fileform import detect_form
+    from moh_deploy.frontend.safetensors_files import read_safetensors
+
+    path = folder / "model.safetensors"
+    save_file({"a": torch.ones(3, 4), "b": torch.ones(2, dtype=torch.int64)}, path)
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        if detect_form(path) == "safetensors":
+            read_safetensors(path)
+
+    def valued(changes: Any) -> bytes:
+        text = json_text(change_values(header, changes)).encode()
+        return len(text).to_bytes(8, "little") + text + data
+
+    raw = byte_changes.map(lambda changes: change_bytes(whole, changes))
+    return Prepared(value_changes.map(valued) | raw, read)
+
+
+def shards(folder: Path) -> Prepared:
+    """The index of weights in several files."""
+    import torch
+    from safetensors.torch import save_file
+
+    from moh_deploy.frontend.fileform import detect_form
+    from moh_deploy.frontend.safetensors_files import list_shards, read_shards
+
+    save_file({"a": torch.ones(2)}, folder / "1.safetensors")
+    document = {
+        "metadata": {"total_size": 8},
+        "weight_map": {"a": "1.safetensors", "b": "1.safetensors"},
+    }
+    path = folder / "model.safetensors.index.json"
+    text = json.dumps(document).encode()
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        detect_form(path)
+        list_shards(path)
+        read_shards(path)
+
+    valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
+    return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
+
+
+def program(folder: Path) -> Prepared:
+    """A program of torch.export.save: its JSON, its records, and the bytes."""
+    import io
+    import zipfile
+
+    import torch
+
+    from moh_deploy.frontend.checkpoint import load_model
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x) + 1
+
+    path = folder / "model.pt2"
+    batch = torch.export.Dim("batch")
+    saved = torch.export.export(Net(), (torch.ones(2, 3),), dynamic_shapes=({0: batch},))
+    torch.export.save(saved, path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    described = [name for name in members if name.endswith(".json")]
+
+    def packed(name: str, content: bytes) -> bytes:
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w") as changed:
+            for one, data in {**members, name: content}.items():
+                changed.writestr(one, data)
+        return made.getvalue()
+
+    def valued(name: str, changes: Any) -> bytes:
+        document = json.loads(members[name])
+        return packed(name, json_text(change_values(document, changes)).encode())
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        load_model(path, factory=None, kwargs={}, code_dirs=(), state_key=None, trust_pickle=False)
+
+    names = st.sampled_from(list(members))
+    return Prepared(
+        st.one_of(
+            st.builds(valued, st.sampled_from(described), value_changes),
+            st.builds(lambda n, c: packed(n, change_bytes(members[n], c)), names, byte_changes),
+            byte_changes.map(lambda changes: change_bytes(whole, changes)),
+        ),
+        read,
+    )
+
+
+TARGETS: dict[str, Target] = {
+    target.__name__: target
+    for target in (
+        *(manifest, files, recorded, corpus, model, inputs, labels),
+        *(config, policy, baseline, engine, safetensors, shards, program),
+    )
+}
+
+
+def fresh(folder: Path) -> Path:
+    """Return an empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
