@@ -33,7 +33,7 @@ def prove_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
-    report = verify(root, kernels=kernels, vectors=vectors)
+    report = verify(root, kernels=kernels, vectors=vectors, staged=True)
     report.raise_if_unequal()
     return ProvenRun(
         report.vector_sets,

@@ -74,9 +74,12 @@ def write_routed(
             replace(
                 LAYER,
                 path=f"blocks.{i}.attn",
+                num_heads=HEADS,
+                num_kv_heads=HEADS,
+                head_dim=HEAD_DIM,
+                num_shared_heads=SHARED,
                 node=f"attn_{i}",
                 gates=f"gates_{i}",
-                num_shared_heads=SHARED,
             )
             for i in range(DEPTH)
         ),

@@ -127,9 +127,8 @@ def test_interrupt_ends_with_130(cli: Cli, pipeline: Pipeline):
     assert stopped.err.strip() == "interrupted"
 
 
-def test_bug_keeps_its_traceback(pipeline: Pipeline):
-    from moh_deploy.cli import main
-
+def test_bug_keeps_its_traceback(cli: Cli, pipeline: Pipeline):
     pipeline.act = lambda: [][0]
-    with pytest.raises(IndexError):
-        main(["export", "model.pt", "-o", "out"])
+    failed = cli("export", "model.pt", "-o", "out")
+    assert failed.exit_code == 70
+    assert "IndexError: list index out of range" in failed.err
