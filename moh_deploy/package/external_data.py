@@ -46,12 +46,14 @@ def check_external_data(root: Path, manifest: Manifest, model: ModelOutline) -> 
 
 
 def _check_range(root: Path, tensor: ExternalTensor, file_bytes: int) -> None:
-    offset, length = (tensor.entries.get(key, "0") for key in ("offset", "length"))
+    offset = tensor.entries.get("offset", "0")
+    length = tensor.entries.get("length", str(tensor.num_bytes))
     is_number = all(one.isascii() and one.isdecimal() and len(one) < 20 for one in (offset, length))
-    if not is_number or int(offset) + int(length) > file_bytes:
+    if not is_number or int(offset) + int(length) > file_bytes or int(length) != tensor.num_bytes:
         raise PackageError(
             f"{root / MODEL_NAME}: the data of {_shown(tensor)} is {length[:40]} bytes from byte"
-            f" {offset[:40]} of {MODEL_DATA_NAME}, which has {file_bytes}."
+            f" {offset[:40]} of {MODEL_DATA_NAME}, which has {file_bytes}; expected"
+            f" {tensor.num_bytes or 'no'} bytes within it."
         )
 
 

@@ -6,6 +6,7 @@ written; whoever means to deceive can compute it anew.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ def read_manifest(path: Path) -> Manifest:
     _check_format_version(path, content)
     written = content.pop(_DIGEST, None)
     try:
-        manifest = TypeAdapter(Manifest).validate_json(json.dumps(content))
+        manifest = _adapter().validate_json(json.dumps(content))
     except ValidationError as error:
         raise PackageError(f"{path}: {_first_problem(error)}.") from error
     if written is not None:  # packages of before there was a digest have none
@@ -44,7 +45,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def manifest_text(manifest: Manifest) -> str:
     """Encode a manifest; `read_manifest` gives an equal one back."""
-    content = json.loads(TypeAdapter(Manifest).dump_json(manifest))
+    content = json.loads(_adapter().dump_json(manifest))
     return json.dumps({**content, _DIGEST: _digest(content)}, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -55,6 +56,12 @@ def looks_like_manifest(path: Path) -> bool:
     except (OSError, PackageError):
         return False
     return isinstance(content, dict) and {"format_version", "files"} <= content.keys()
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Manifest]:
+    """Made once: it takes longer than reading a manifest."""
+    return TypeAdapter(Manifest)
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -11,6 +11,7 @@ are messages and text.
 from __future__ import annotations
 
 import functools
+import math
 import mmap
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 from moh_deploy.bounded_file import open_regular
 from moh_deploy.errors import PackageError
@@ -44,10 +46,12 @@ class ExternalTensor:
     Attributes:
         name: Of the tensor; empty where it has none.
         entries: What is said of the place: `location`, `offset`, `length`.
+        num_bytes: What its shape and dtype take; None where nothing can have them.
     """
 
     name: str
     entries: Mapping[str, str]
+    num_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,12 @@ _DEEPEST = 100  # protobuf itself reads no deeper
 _VARINT, _FIXED_64, _LENGTH_DELIMITED, _FIXED_32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10
 _TOO_LONG_VARINT = re.compile(rb"[\x80-\xff]{10}")
+_RAW_DATA = onnx.TensorProto.RAW_DATA_FIELD_NUMBER
+_HEAD_OF_TENSOR = {
+    onnx.TensorProto.DIMS_FIELD_NUMBER,
+    onnx.TensorProto.DATA_TYPE_FIELD_NUMBER,
+    onnx.TensorProto.NAME_FIELD_NUMBER,
+}
 _LARGEST_FIELD = (1 << 29) - 1
 
 
@@ -164,6 +174,7 @@ class _Reader:
             raise _DamagedError(f"it is nested deeper than {_DEEPEST} levels")
         data, fields, begin = self.data, _fields_by_message()[message], at
         has_external = False
+        raw_bytes: int | None = None
         while at < end:
             tag, at = self._varint(at)
             kind = tag & 7
@@ -178,7 +189,9 @@ class _Reader:
                         f" {end}"
                     )
                 name, held = fields.get(tag >> 3, ("", ""))
-                if held == _TEXT:
+                if message == _TENSOR and tag >> 3 == _RAW_DATA:
+                    raw_bytes = size
+                elif held == _TEXT:
                     self._note_text((*path, name), data[at:stop])
                 elif held == _VARINTS or held in _FIXED_SIZES:
                     self._check_packed(at, stop, held)
@@ -197,6 +210,8 @@ class _Reader:
         self._note_message(path, begin, end)
         if has_external:
             self.external.append(_external(data[begin:end]))
+        elif raw_bytes is not None:
+            self._check_raw(begin, end, raw_bytes)
 
     def _varint(self, at: int) -> tuple[int, int]:
         """Return a number, and where it ends."""
@@ -210,6 +225,28 @@ class _Reader:
             if byte < 0x80:
                 return number, at + index + 1
         raise _DamagedError(f"a number at byte {at} has no end")
+
+    def _check_raw(self, begin: int, end: int, raw_bytes: int) -> None:
+        """Compare the size of a tensor's data with its shape; the data itself is stepped over."""
+        head, at = b"", begin
+        while at < end:
+            start = at
+            tag, at = self._varint(at)
+            size = 0
+            if tag & 7 == _LENGTH_DELIMITED:
+                size, at = self._varint(at)
+            elif tag & 7 == _VARINT:
+                _, at = self._varint(at)
+            else:
+                size = 8 if tag & 7 == _FIXED_64 else 4
+            at += size
+            if tag >> 3 in _HEAD_OF_TENSOR:
+                head += self.data[start:at]
+        tensor = _parsed(onnx.TensorProto.FromString, head)
+        if _num_bytes(tensor) != raw_bytes:
+            raise _DamagedError(
+                f"tensor '{tensor.name[:200]}' is {_described(tensor)}, but has {raw_bytes} bytes"
+            )
 
     def _check_packed(self, at: int, stop: int, held: str) -> None:
         """Weights may be packed numbers: they are looked at as bytes, and only as varints."""
@@ -258,7 +295,26 @@ def _parsed(parse: Callable[[bytes], Any], content: bytes) -> Any:
 def _external(content: bytes) -> ExternalTensor:
     """Of such a tensor little but its place is in model.onnx."""
     tensor = _parsed(onnx.TensorProto.FromString, content)
-    return ExternalTensor(tensor.name, {one.key: one.value for one in tensor.external_data})
+    entries = {one.key: one.value for one in tensor.external_data}
+    return ExternalTensor(tensor.name, entries, _num_bytes(tensor))
+
+
+def _num_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Return what a tensor's shape and dtype take; None where nothing can."""
+    try:
+        bits = int(ir.DataType(tensor.data_type).itemsize * 8)
+    except (ValueError, TypeError, KeyError):  # unknown; text, whose elements are of any length
+        return None
+    if any(size < 0 for size in tensor.dims):
+        return None
+    elements: int = math.prod(tensor.dims)
+    return -(-elements * bits // 8)
+
+
+def _described(tensor: onnx.TensorProto) -> str:
+    known = tensor.data_type in onnx.TensorProto.DataType.values()
+    dtype = onnx.TensorProto.DataType.Name(tensor.data_type) if known else tensor.data_type
+    return f"{dtype}{list(tensor.dims)[:20]}"
 
 
 def _declared(value: onnx.ValueInfoProto) -> DeclaredTensor:

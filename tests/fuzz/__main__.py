@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _MORE_BYTES = 1 << 30  # than a reader has taken when it is ready
-_SILENT_SECONDS = 120
-_BATCH = 200
+_SILENT_SECONDS = 300
+_BATCH = 100
 
 
 @dataclass

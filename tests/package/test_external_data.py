@@ -105,7 +105,7 @@ def test_data_elsewhere_is_refused_wherever_it_is_named(root: Path, place: str, 
 
 @pytest.mark.parametrize(
     ("offset", "length"),
-    [(0, 257), (1, 256), (257, 0), (-1, 4), ("x", 4), ("²", 1), (0, "9" * 5000)],
+    [(0, 257), (0, 128), (1, 256), (257, 0), (-1, 4), ("x", 4), ("²", 1), (0, "9" * 5000)],
 )
 def test_data_beyond_the_end_of_its_file_is_refused(root: Path, offset: object, length: object):
     (root / "model.onnx.data").write_bytes(DATA)

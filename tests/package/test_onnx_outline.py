@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -94,6 +95,40 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes, message: st
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(PackageError, match=message):
         read_outline(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dims": [8, 5]},
+        {"dims": [2**62, 2**62]},
+        {"dims": [-8, -4]},
+        {"data_type": TensorProto.FLOAT16},
+        {"data_type": TensorProto.STRING},
+        {"data_type": 99},
+        {"raw_data": b""},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("place", ["weight", "attribute"])
+def test_tensor_that_has_not_the_bytes_of_its_shape_is_refused(
+    tmp_path: Path, change: dict[str, Any], place: str
+):
+    """What computes with weights, as precision does, would fail at them much later."""
+    found = model()
+    tensor = found.graph.initializer[0]
+    assert list(tensor.dims) == [8, 4]
+    for name, value in change.items():
+        if name == "dims":
+            del tensor.dims[:]
+            tensor.dims.extend(value)
+        else:
+            setattr(tensor, name, value)
+    if place == "attribute":
+        found.graph.node.append(helper.make_node("Constant", [], ["made"], value=tensor))
+        found.graph.initializer[0].CopyFrom(model().graph.initializer[0])
+    with pytest.raises(PackageError, match=r"tensor 'weight' is .*\[.*\], but has \d+ bytes"):
+        read_outline(saved(tmp_path, found))
 
 
 @given(data=st.data())
