@@ -67,7 +67,10 @@ def read_text(path: Path, *, most_bytes: int, error: type[MoHDeployError]) -> st
 
 def is_plain_name(name: str) -> bool:
     """Tell whether a name in a file is that of a file beside it, and can be one."""
-    encoded = name.encode(errors="replace")
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
     return (
         name not in ("", ".", "..")
         and not {"/", "\\", "\0"} & set(name)

@@ -76,7 +76,9 @@ def test_text_is_utf8(tmp_path: Path):
         read_text(tmp_path / "file", most_bytes=10, error=ConfigError)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\\b", "a\0b", "x" * 256, "ä" * 128])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "/a", "a\\b", "a\0b", "\ud800", "x" * 256, "ä" * 128]
+)
 def test_name_that_leads_elsewhere_or_cannot_be_is_not_plain(name: str):
     assert not is_plain_name(name)
 
