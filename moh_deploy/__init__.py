@@ -6,9 +6,7 @@ that importing the package costs nothing and reading a package needs no torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as typing has it, whose import takes longer than the rest of a start
 if TYPE_CHECKING:
     from moh_deploy.api import export, load_original
     from moh_deploy.backends.trt.engine import Engine
@@ -68,6 +66,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -152,7 +152,7 @@ def inputs(folder: Path) -> Prepared:
         path.write_bytes(change_archive(arrays, change))
         try:
             for array in map_npz(path, error=ConfigError).values():
-                array.sum() if array.dtype.kind in "biuf" else None
+                array.tobytes()
         finally:
             read_npz(path, error=ConfigError)
 
