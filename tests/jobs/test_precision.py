@@ -89,7 +89,9 @@ def test_package_that_differs_too_much_is_not_written(
         package.vectors[0], outputs={k: v + 1 for k, v in package.vectors[0].outputs.items()}
     )
     monkeypatch.setattr(
-        job.OnnxPackage, "open", lambda root: replace(package, root=Path(root), vectors=(broken,))
+        job.OnnxPackage,
+        "open",
+        lambda root, **_: replace(package, root=Path(root), vectors=(broken,)),
     )
     with pytest.raises(ValidationError, match="output 'output' of vectors 0"):
         moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
