@@ -37,7 +37,7 @@ def parse_json(content: bytes | str, source: str, *, error: type[MoHDeployError]
     """
     try:
         found: object = json.loads(content, object_pairs_hook=_without_repeats)
-        _check_depth(found)
+        _check_values(found)
     except RecursionError:
         raise error(f"{source}: is not valid JSON: {_TOO_DEEP}.") from None
     except ValueError as problem:
@@ -58,16 +58,20 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _check_depth(value: object) -> None:
-    """Python reads some hundred levels, but what goes on from here may not."""
+def _check_values(value: object) -> None:
+    """Refuse what Python reads and what goes on from here fails at: some hundred levels of nesting,
+    and half a surrogate pair, which no text can be written with."""
     level = [value]
-    for _ in range(DEEPEST):
+    for depth in range(DEEPEST + 1):
         inner: list[object] = []
         for one in level:
+            if isinstance(one, (dict, list)) and depth == DEEPEST:
+                raise ValueError(_TOO_DEEP)
             if isinstance(one, dict):
+                inner += one.keys()
                 inner += one.values()
             elif isinstance(one, list):
                 inner += one
+            elif isinstance(one, str) and not one.isascii():
+                one.encode()  # UnicodeEncodeError is a ValueError
         level = inner
-    if any(isinstance(one, (dict, list)) for one in level):
-        raise ValueError(_TOO_DEEP)

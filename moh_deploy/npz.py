@@ -188,4 +188,13 @@ _KINDS = "biufcUS"
 
 
 def _from_storable(array: Array) -> Array:
+    if array.dtype.kind == "U":
+        _check_text(array)
     return array.view(BFLOAT16) if array.dtype == _RAW_BFLOAT16 else array
+
+
+def _check_text(array: Array) -> None:
+    """Refuse numbers that are no characters, at which Python fails when it makes text of them."""
+    codes = np.frombuffer(array.tobytes(), f"{array.dtype.str[0]}u4")
+    if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+        raise ValueError("an array of text holds numbers that are no characters")

@@ -31,6 +31,8 @@ def test_nesting_up_to_the_limit_is_read():
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "'c' is there twice"),
         ("1" * 5000, r"Exceeds the limit \(4300 digits\)"),
         (b"\xff\xfe\x00", "codec can't decode"),
+        ('{"a": ["\\ud800"]}', "surrogates not allowed"),
+        ('{"a": {"\\udc00": 1}}', "surrogates not allowed"),
         ("", "Expecting value"),
         ("{} {}", "Extra data"),
     ],

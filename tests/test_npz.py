@@ -148,6 +148,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "records": (npy(described("(1,)", "[('a', '<f4')]"), bytes(4)), "expected numbers, truth"),
     "records of nothing": (npy(described("(9,)", "'V0'")), "expected numbers, truth"),
     "text of nothing": (npy(described(f"({2**60},)", "'U0'")), "expected numbers, truth"),
+    "no characters": (npy(described("(1,)", "'<U1'"), b"\1\1\1\1"), "that are no characters"),
+    "half a pair": (npy(described("(1,)", "'>U1'"), b"\0\0\xd8\0"), "that are no characters"),
     "dates": (npy(described("(1,)", "'M8[s]'"), bytes(8)), "expected numbers, truth"),
     "unknown dtype": (
         npy(described("(1,)", "'x9'"), bytes(8)),
