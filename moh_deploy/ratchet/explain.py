@@ -36,7 +36,7 @@ def _path(item: ErrorDetails) -> Path:
 
 
 def _expected(path: Path) -> str:
-    if path[0] == "slack":
+    if path[:1] == ("slack",):
         return _SLACK.get(str(path[2]), "a number") if len(path) == 3 else "an object"
     if path[1:] == ("machine",):
         return "a text"
