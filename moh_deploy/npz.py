@@ -171,7 +171,9 @@ def _read_layout(stream: IO[bytes], num_bytes: int) -> _Layout:
         raise ValueError(f"an array is of dtype {dtype}, expected numbers, truth values or text")
     declared = math.prod(shape) * dtype.itemsize
     held = num_bytes - np.lib.format.MAGIC_LEN - length_bytes - length
-    if declared != held or any(not 0 <= size < 2**63 for size in shape) or len(shape) > _MOST_AXES:
+    # True counts as 1 in a product, and as nothing that an array is made with.
+    sizes_fit = all(type(size) is int and 0 <= size < 2**63 for size in shape)
+    if declared != held or not sizes_fit or len(shape) > _MOST_AXES:
         raise ValueError(
             f"an array is declared as {dtype}{list(shape)}, {declared} bytes, but has {held}"
         )

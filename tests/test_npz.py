@@ -142,6 +142,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "beyond 64 bits": (npy(described(f"({2**70},)"), b"1234"), "bytes, but has 4"),
     "nothing of much": (npy(described(f"(0, {2**70})")), "0 bytes, but has 0"),
     "negative": (npy(described("(-1, -4)"), bytes(16)), "16 bytes, but has 16"),
+    "truth": (npy(described("(True,)"), bytes(4)), "4 bytes, but has 4"),
     "short": (npy(described("(3,)"), bytes(8)), "12 bytes, but has 8"),
     "long": (npy(described("(3,)"), bytes(16)), "12 bytes, but has 16"),
     "axes": (npy(described(f"({'1, ' * 40})"), bytes(4)), "4 bytes, but has 4"),
