@@ -37,17 +37,19 @@ def write_changed(
     """
     content = model()
     change(content)
-    manifest = MANIFEST
+    manifest, recorded = MANIFEST, vectors()
     if width is not None:
         shape = ("batch", "seq", width)
         inputs, outputs = (TensorInfo("x", "float32", shape),), (TensorInfo("y", "float32", shape),)
         manifest = replace(manifest, inputs=inputs, outputs=outputs)
+        zeros = np.zeros((2, 3, width), np.float32)
+        recorded = replace(recorded, inputs={"x": zeros}, outputs={"y": zeros})
     if dense:
         layers = tuple(replace(layer, choice="dense") for layer in manifest.layers)
         manifest = replace(manifest, layers=layers, tuning=Tuning("given", "this machine"))
     with PackageWriter(output) as writer:
         onnx.save(content, writer.path("model.onnx"))
-        return writer.finish(manifest, [vectors()])
+        return writer.finish(manifest, [recorded])
 
 
 def wide_heads(head_dim: int) -> tuple[Change, int]:
