@@ -222,7 +222,8 @@ class Front:
         spread = _spread(wide)
         exact = layer.cut(self.depth).exact
         rounding = 0.0 if exact else STEPS * step * float(np.abs(wide).max())
-        if not rounding < spread <= (rule.least or rule.near_tie):
+        most = max(rule.least, policy.rule("float32").near_tie)
+        if not rounding < spread <= most:
             return None
         return (
             f"equal numbers reach its router up to {spread:.3g} apart: too little for a bias, and"

@@ -121,9 +121,6 @@ def build(
     )
     if require_kernels or embed_plugin:
         plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
-    if plan.low is None:  # else it is compared before it is lowered
-        with progress.step("comparing the package with the original model"):
-            require_equal(package)
     with ExitStack() as closing:
         # A dry run works elsewhere, and never commits.
         place = temporary_place("moh-deploy-build") if dry_run else output
@@ -161,6 +158,9 @@ class _Build:
             return self._cached(earlier)
         graph = self._lower()
         rejections = graph.rejections + self._refused_targets(graph)
+        if not rejections and self._plan.low is None:  # else it was compared when it was lowered
+            with self._progress.step("comparing the package with the original model"):
+                require_equal(self._plan.package)
         if not rejections:
             _require(engine_layers(graph, graph.plugin_nodes), required=require_kernels)
         request = self._request(graph, parse_only=dry_run or bool(rejections))

@@ -14,7 +14,15 @@ from pathlib import Path
 from moh_deploy.bounded_file import is_plain_name
 from moh_deploy.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package.manifest import LayerInfo, Manifest, Proof, TensorInfo, Tuning
+from moh_deploy.package.manifest import (
+    LayerInfo,
+    Manifest,
+    Proof,
+    Rounding,
+    Spread,
+    TensorInfo,
+    Tuning,
+)
 from moh_deploy.package.onnx_outline import DeclaredTensor, ModelOutline
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -82,6 +90,8 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield from _proof_problems(manifest.proof)
     if manifest.tuning is not None:
         yield from _tuning_problems(manifest.tuning, len(manifest.layers))
+    if manifest.rounding is not None:
+        yield from _rounding_problems(manifest.rounding, manifest)
     for name in manifest.files:
         if not is_plain_name(name):
             yield "files", f"names '{name[:300]}', expected a plain file name"
@@ -198,6 +208,25 @@ def _tuning_problems(tuning: Tuning, num_layers: int) -> Iterator[Problem]:
             yield from _amount(f"tuning.{key}.{choice}", milliseconds)
 
 
+def _rounding_problems(rounding: Rounding, manifest: Manifest) -> Iterator[Problem]:
+    outputs, layers = [one.name for one in manifest.outputs], manifest.layers
+    if len(rounding.layers) != len(layers):
+        yield "rounding.layers", f"has {len(rounding.layers)} entries for {len(layers)} layers"
+    for name, moved in rounding.outputs.items():
+        if name not in outputs:
+            yield f"rounding.outputs.{name[:100]}", f"is no output, only {_listed(outputs)}"
+        yield from _spread_problems(f"rounding.outputs.{name[:100]}", moved)
+    for index, one in enumerate(rounding.layers):
+        for part in ("scores", "gates", "attention"):
+            yield from _spread_problems(f"rounding.layers[{index}].{part}", getattr(one, part))
+
+
+def _spread_problems(key: str, spread: Spread | None) -> Iterator[Problem]:
+    if spread is not None:
+        yield from _amount(f"{key}.rms", spread.rms)
+        yield from _amount(f"{key}.largest", spread.largest)
+
+
 def _differences(manifest: Manifest, model: ModelOutline) -> Iterator[Problem]:
     for kind, declared, found in (
         ("inputs", manifest.inputs, model.inputs),
@@ -211,6 +240,8 @@ def _differences(manifest: Manifest, model: ModelOutline) -> Iterator[Problem]:
     for index, layer in enumerate(manifest.layers):
         if layer.gates not in model.values:
             yield f"layers[{index}].gates", f"is '{layer.gates}', which model.onnx has not"
+        if layer.attention is not None and layer.attention not in model.values:
+            yield f"layers[{index}].attention", f"is '{layer.attention}', which model.onnx has not"
 
 
 def _tensor_differences(key: str, tensor: TensorInfo, found: DeclaredTensor) -> Iterator[Problem]:

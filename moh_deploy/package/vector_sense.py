@@ -8,6 +8,7 @@ from pathlib import Path
 from moh_deploy.dims import DimExpr
 from moh_deploy.errors import PackageError
 from moh_deploy.npz import Array
+from moh_deploy.package.fingerprint import NUMBERS
 from moh_deploy.package.manifest import Manifest, TensorInfo
 from moh_deploy.package.manifest_sense import FLOATS
 from moh_deploy.package.vectors import VectorSet
@@ -46,6 +47,25 @@ def _problems(vectors: VectorSet, manifest: Manifest) -> Iterator[str]:
             yield (
                 f"margins {index} are {_shown(margins)}, expected floating-point numbers"
                 f" {list(gates.shape[:2])}"
+            )
+        yield from _inner_problems(index, gates, vectors, layer.num_heads)
+
+
+def _inner_problems(index: int, gates: Array, vectors: VectorSet, num_heads: int) -> Iterator[str]:
+    """Check what is recorded of a layer beside its gates, where it is."""
+    for kind, recorded, least, most in (
+        ("scores", vectors.scores, 1, num_heads),
+        ("attention", vectors.attention, NUMBERS, NUMBERS),
+    ):
+        array = recorded[index] if recorded else None
+        if array is None:
+            continue
+        fits = array.dtype == "float32" and array.ndim == 3 and array.shape[:2] == gates.shape[:2]
+        if not fits or not least <= array.shape[2] <= most:
+            numbers = str(least) if least == most else f"{least} to {most}"
+            yield (
+                f"{kind} {index} are {_shown(array)}, expected float32 numbers"
+                f" {list(gates.shape[:2])} and {numbers} more"
             )
 
 

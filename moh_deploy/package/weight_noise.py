@@ -51,7 +51,8 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
         for name, limit in zip(_limits(dtype), (-largest, largest), strict=True):
             graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [limit]))
     graph.input.append(helper.make_tensor_value_info(ROUNDING_STEP, TensorProto.FLOAT, []))
-    graph.input.append(helper.make_tensor_value_info(_DRAWN, TensorProto.FLOAT, [_DRAWN_SIZE]))
+    # A row, not a list: shape inference follows every number of a list, which may be a shape.
+    graph.input.append(helper.make_tensor_value_info(_DRAWN, TensorProto.FLOAT, [1, _DRAWN_SIZE]))
 
 
 def weight_noise(step: float, draw: int) -> dict[str, Array]:
@@ -61,7 +62,7 @@ def weight_noise(step: float, draw: int) -> dict[str, Array]:
         step: How far a weight may move, as a share of it; 0 for not at all.
         draw: Its number: equal ones move the weights in the same way.
     """
-    drawn = np.random.default_rng(draw).uniform(-1.0, 1.0, _DRAWN_SIZE)
+    drawn = np.random.default_rng(draw).uniform(-1.0, 1.0, (1, _DRAWN_SIZE))
     return {ROUNDING_STEP: np.asarray(step, np.float32), _DRAWN: drawn.astype(np.float32)}
 
 
@@ -99,15 +100,17 @@ def _drawn(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
     name, size = weight.name, math.prod(weight.dims)
     start = seed * 7919 % _DRAWN_SIZE
     for part, numbers in {
-        "times": [-(-(start + size) // _DRAWN_SIZE)],
+        "times": [1, -(-(start + size) // _DRAWN_SIZE)],
         "start": [start],
         "stop": [start + size],
+        "axis": [1],
         "dims": list(weight.dims),
     }.items():
         value = helper.make_tensor(part, TensorProto.INT64, [len(numbers)], numbers)
         yield helper.make_node("Constant", [], [f"{name}.{part}"], value=value)
     yield helper.make_node("Tile", [_DRAWN, f"{name}.times"], [f"{name}.enough"])
-    yield _node("Slice", name, "enough", f"{name}.start", f"{name}.stop", output="flat")
+    places = (f"{name}.{part}" for part in ("start", "stop", "axis"))
+    yield _node("Slice", name, "enough", *places, output="flat")
     yield _node("Reshape", name, "flat", f"{name}.dims", output="draw")
 
 

@@ -15,9 +15,13 @@ from moh_deploy.npz import Array
 from moh_deploy.package import LayerSources, Source
 from moh_deploy.validate.parity_report import LayerParity, OutputParity
 
-CLEARLY = 3.0
-"""What agrees rules an error out if it uses a third of its tolerance or less of what shows that
-error: a small error may move one value beyond what is allowed, and another one nearly as far."""
+CLEARLY = 10.0
+"""What agrees rules an error out if it is off by a tenth of what shows that error, or less, both as
+shares of their tolerances: a small error may move one value beyond what is allowed, and another one
+nearly as far."""
+
+
+_MOST_LISTED = 3
 
 
 def diagnosis(
@@ -82,18 +86,20 @@ def _attention_first(
     inputs = sorted(one for one in suspects if isinstance(one, str))
     if router_is_right and not suspects:
         return f"{found}, and its router agrees: the error is in that layer"
-    if inputs and index:
+    if any(one in sources[i].attention for one in inputs for i in range(index)):
+        near = f" of layer {_listed(earlier[-_MOST_LISTED:])}" if earlier else ""
         return (
-            f"{found}: the error is in that layer or before it; what agrees before it is too near"
-            " to its tolerance to rule that out"
+            f"{found}: the error is in that layer or before it; what agrees{near} is too near to"
+            " its tolerance to rule that out"
+        )
+    if earlier:
+        ways = f", or on the way from input {_listed(inputs)}" if inputs else ""
+        return (
+            f"{found}: the error is behind the attention of layer {_listed(earlier)}, and no later"
+            f" than that of layer '{layer.path}'{ways}"
         )
     if inputs:
         return f"{found}: the error is in that layer, or between it and input {_listed(inputs)}"
-    if earlier:
-        return (
-            f"{found}: the error is behind the attention of layer {_listed(earlier)}, and no later"
-            f" than that of layer '{layer.path}'"
-        )
     return f"{found}: the error is in that layer, or in what it reads"
 
 
@@ -137,9 +143,10 @@ def _routers_alone(layers: Sequence[LayerParity]) -> str:
     paths = _listed([one.path for one in routers])
     if all(_attention_is_right(one, seen) or one.attention_error is None for one in before):
         return f"{agree}: the error is in the router of layer {paths}"
+    near = _listed([one.path for one in before if not _attention_is_right(one, seen)])
     return (
-        f"{agree}: the router of layer {paths} differs; the error is there or before it, since what"
-        " agrees before it is too near to its tolerance to rule that out"
+        f"{agree}: the router of layer {paths} differs; the error is there or before it, since the"
+        f" attention of layer {near} is too near to its tolerance to rule that out"
     )
 
 
@@ -155,8 +162,8 @@ def _behind(layers: Sequence[LayerParity], outputs: Sequence[OutputParity]) -> s
         return f"the error first shows {place}"
     if unseen:
         return (
-            f"the error is not in what could be compared of the layers; the attention of layer"
-            f" '{unseen[0]}' could not be"
+            "the error is not in what could be compared of the layers; the attention of layer"
+            f" {_listed(unseen)} could not be"
         )
     seen = max(max(1.0, _ratio(one.max_abs_error, one.tolerance)) for one in outputs)
     if all(_attention_is_right(one, seen) for one in layers):

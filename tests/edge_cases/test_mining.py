@@ -12,7 +12,7 @@ from moh_deploy.edge_cases.samples import cut_into_samples
 from moh_deploy.errors import ExportError
 from moh_deploy.npz import Array
 from moh_deploy.package import MOST_SAMPLES, CorpusSample, OnnxPackage, VectorSet
-from moh_deploy.validate.function_bodies import Recorder, gaps_of, margins_of
+from moh_deploy.validate.function_bodies import Recorder, gaps_of
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
 from tests.edge_case_package import WIDTH, inputs, write_edge_package
@@ -29,17 +29,12 @@ def sample(given: dict[str, Array], name: str = "in.npz") -> Sample:
     return Sample(VectorSet({"batch": batch, "seq": seq}, given, {}, (), ()), name, Path(name))
 
 
-def test_margin_is_the_gap_between_the_last_chosen_and_the_first_unchosen_probability():
-    logits = np.log(np.asarray([[[0.1, 0.2, 0.3, 0.4]]], np.float32))
-    assert margins_of(logits, 1)[0, 0] == pytest.approx(0.1)
-    assert margins_of(logits, 3)[0, 0] == pytest.approx(0.1)
-    assert margins_of(logits, 4)[0, 0] == np.inf
-    assert margins_of(np.zeros((1, 2, 3), np.float32), 2).tolist() == [[0.0, 0.0]]
-
-
-def test_margin_of_nan_is_nan():
-    logits = np.asarray([[[np.nan, 1, 2], [np.inf, np.inf, 0]]], np.float32)
-    assert np.isnan(margins_of(logits, 1)).all()
+def test_margin_is_the_gap_between_the_last_chosen_and_the_first_unchosen_score():
+    scores = np.asarray([[[0.1, 0.2, 0.3, 0.4]]], np.float32)
+    assert gaps_of(scores, 1)[0, 0] == pytest.approx(0.1)
+    assert gaps_of(scores, 3)[0, 0] == pytest.approx(0.1)
+    assert gaps_of(scores, 4)[0, 0] == np.inf
+    assert gaps_of(np.zeros((1, 2, 3), np.float32), 2).tolist() == [[0.0, 0.0]]
 
 
 def test_margins_of_scores_that_are_no_logits_are_their_gaps():

@@ -17,7 +17,16 @@ from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import write_edge_package
 from tests.edge_cases.exported_packages import exported
-from tests.edge_cases.planted_faults import ALWAYS, BEFORE, BEHIND, RIGHT, Fault, in_layer, planted
+from tests.edge_cases.planted_faults import (
+    ALWAYS,
+    BEFORE,
+    BEHIND,
+    RIGHT,
+    Fault,
+    higher_index_by_epsilon,
+    in_layer,
+    planted,
+)
 
 EXPORTED = ("windows", "select_fixed_and_chosen", "llama_prefill")
 """Gates are rearranged for attention; heads are weighed behind the router; norms of queries route
@@ -63,7 +72,9 @@ def test_fault_at_ties_is_found_that_recorded_inputs_do_not_show(
     right = package_of(name)
     layer = last_layer(right)
     wrong = planted(right, tmp_path / "package", in_layer(layer, fault))
-    assert moh_deploy.verify(wrong.root, kernels="off").equal
+    # An epsilon moves the scores that were recorded by more than rounding does.
+    if fault is not higher_index_by_epsilon:
+        assert moh_deploy.verify(wrong.root, kernels="off").equal
     found = failed(wrong)
     assert found.keys() == {layer.path}, found
     assert f"layer '{layer.path}' in case 'ties before the router'" in found[layer.path]

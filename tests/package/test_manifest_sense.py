@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package import Manifest, OnnxPackage, TensorInfo, Tuning
+from moh_deploy.package import (
+    LayerRounding,
+    Manifest,
+    OnnxPackage,
+    Rounding,
+    Spread,
+    TensorInfo,
+    Tuning,
+)
 from moh_deploy.package.manifest_sense import check_sense
 from tests.handmade_package import LAYER, MANIFEST, write_package
 from tests.repaired_package import rewrite_manifest
@@ -159,3 +167,23 @@ def test_manifest_of_another_model_is_refused(
     rewrite_manifest(root, change)
     with pytest.raises(PackageError, match=rf"manifest\.json: key {message}"):
         OnnxPackage.open(root)
+
+
+LAYER_ROUNDING = LayerRounding(None, Spread(0.0, 0.0), Spread(1e-7, 3e-7))
+
+
+@pytest.mark.parametrize(
+    ("rounding", "message"),
+    [
+        (Rounding({}, ()), r"'rounding\.layers': has 0 entries for 1 layers"),
+        (Rounding({"z": Spread(0, 0)}, (LAYER_ROUNDING,)), r"'rounding\.outputs\.z': is no output"),
+        (
+            Rounding({"y": Spread(-1.0, 0.0)}, (LAYER_ROUNDING,)),
+            r"'rounding\.outputs\.y\.rms': is -1\.0, expected a finite number",
+        ),
+    ],
+)
+def test_rounding_of_another_model_is_refused(rounding: Rounding, message: str):
+    check_sense(Path("m.json"), replace(MANIFEST, rounding=Rounding({}, (LAYER_ROUNDING,))))
+    with pytest.raises(PackageError, match=message):
+        check_sense(Path("m.json"), replace(MANIFEST, rounding=rounding))

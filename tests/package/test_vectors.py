@@ -10,6 +10,7 @@ import pytest
 
 from moh_deploy.errors import PackageError
 from moh_deploy.npz import read_npz, write_npz
+from moh_deploy.package.vector_sense import check_vectors
 from moh_deploy.package.vectors import read_vectors, write_vectors
 from tests.two_layers import write_two_layers
 
@@ -39,3 +40,12 @@ def test_scores_of_a_layer_that_there_is_not_are_refused(tmp_path: Path):
     write_npz(tmp_path / "vectors.npz", {**members, "0/scores/7": np.zeros((2, 3, 4), np.float32)})
     with pytest.raises(PackageError, match=r"scores of layers \['7'\], the manifest has 2 layers"):
         read_vectors(tmp_path / "vectors.npz", package.manifest)
+
+
+def test_scores_and_fingerprints_of_another_form_are_refused(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    (known,) = package.vectors
+    for kind, shape in (("scores", (2, 3, 5)), ("attention", (2, 3, 7)), ("scores", (2, 4, 4))):
+        wrong = replace(known, **{kind: (np.zeros(shape, np.float32), None)})
+        with pytest.raises(PackageError, match=rf"set 0: {kind} 0 are float32\[2, "):
+            check_vectors(tmp_path / "vectors.npz", [wrong], package.manifest)

@@ -88,7 +88,7 @@ def test_error_behind_all_layers_is_said_to_be_there():
 def test_layer_that_could_not_be_compared_is_named_as_such():
     blind = [replace(one, attention_error=None) for one in layers()]
     found = diagnosis(blind, [OFF], CHAIN)
-    assert "the attention of layer 'a' could not be." in found
+    assert "the attention of layer 'a', 'b', 'c' could not be." in found
 
 
 def test_nothing_that_differs_is_told_apart_from_errors_that_add_up():

@@ -102,8 +102,9 @@ def test_half_precision_is_accepted_and_judged_by_its_own_floor(to: str, tmp_pat
     report.raise_if_unequal()
     judged = report.outputs[0]
     assert judged.floor is not None
-    assert judged.tolerance == pytest.approx(4 * judged.floor)
-    assert judged.max_abs_error < judged.floor
+    assert judged.tolerance is not None
+    assert judged.tolerance <= 4 * judged.floor * (1 + 1e-9)
+    assert judged.max_abs_error < 2 * judged.floor
 
 
 def test_another_order_of_ties_is_accepted_and_explained(tmp_path: Path):

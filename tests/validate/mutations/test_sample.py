@@ -124,7 +124,7 @@ def test_fault_is_refused_in_half_precision_where_every_choice_is_near_a_tie(
     assert_refused(plant_one("stack_near_ties", fault, precision))
 
 
-@pytest.mark.parametrize("fault", SEEN_BY_KERNELS_ONLY)
+@pytest.mark.parametrize("fault", sorted(SEEN_BY_KERNELS_ONLY))
 def test_fault_of_a_kernel_is_refused_where_kernels_run_and_not_as_function_body(
     fault: str, plant_one: Plant
 ):
