@@ -8,6 +8,7 @@ tell of that tie, and not of rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map
+
+from moh_deploy.frontend.recognize.graph import hint, op
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def noisy_runs(
 
 
 class _NoisyInterpreter(Interpreter):
-    """Moves what each operator computes by up to one step of its dtype."""
+    """Moves what each operator computes by up to one step of its dtype, and long sums further."""
 
     def __init__(
         self,
@@ -78,24 +81,55 @@ class _NoisyInterpreter(Interpreter):
             return None
         result = super().run_node(n)
         if n.op == "call_function" and not _is_view(n):
-            result = tree_map(self._moved, result)
+            terms = sum_length(n)
+            result = tree_map(lambda value: self._moved(value, terms), result)
         if n in self._watched:
             assert isinstance(result, torch.Tensor)
             self.values[n] = result
         return self._fed.get(n, result)
 
-    def _moved(self, value: object) -> object:
+    def _moved(self, value: object, terms: int) -> object:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return value
         share = torch.empty(value.shape).uniform_(-1, 1, generator=self._generator)
+        step = torch.finfo(value.dtype).eps
+        size: torch.Tensor = value
+        if terms > _FEW_TERMS and value.ndim:
+            # The sum may be small where its terms are not.
+            size = value.nan_to_num(0, 0, 0).square().mean(-1, keepdim=True).sqrt()
+            step *= math.sqrt(terms / _FEW_TERMS)
         # Zeros and infinities, which masks are made of, stay.
-        return torch.where(value.isfinite(), value + value * (share * _step(value)), value).to(
-            value.dtype
-        )
+        return torch.where(value.isfinite(), value + size * (share * step), value).to(value.dtype)
 
 
-def _step(value: torch.Tensor) -> float:
-    return torch.finfo(value.dtype).eps
+_FEW_TERMS = 64
+"""Sums of more terms than this are further off than a step: the error of adding terms one after the
+other, as products of matrices do, grows with the square root of their number (Higham, "Accuracy and
+Stability of Numerical Algorithms", 2002, section 4.2). Packages of models 32 to 1024 wide were as
+many times their floor away with it."""
+
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
+
+
+def sum_length(node: Node) -> int:
+    """Return how many terms each element of a product is the sum of; 1 for other operators."""
+    shapes = [
+        tuple(map(hint, source.meta["val"].shape))
+        for source in node.all_input_nodes
+        if isinstance(source.meta.get("val"), torch.Tensor)
+    ]
+    name = op(node)
+    if name in ("mm", "bmm", "matmul"):
+        return shapes[0][-1]
+    if name in ("linear", "addmm", "baddbmm"):  # with the weight second, or behind a bias
+        return shapes[1][-1]
+    if name in _CONVOLUTIONS:
+        return math.prod(shapes[1][1:])
+    if name == "scaled_dot_product_attention":  # over the head dimension, then over the keys
+        return max(shapes[-1][-2:] if len(shapes) < 3 else shapes[2][-2:])
+    if name == "einsum":
+        return max(max(shape[-2:], default=1) for shape in shapes)
+    return 1
 
 
 def _is_view(node: Node) -> bool:

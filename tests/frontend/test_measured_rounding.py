@@ -3,8 +3,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moh_deploy.frontend.noisy_run import sum_length
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize import recognize
+from moh_deploy.frontend.recognize.graph import op
 from moh_deploy.frontend.record import Recording, record
 from moh_deploy.frontend.rewrite import insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
@@ -55,3 +57,39 @@ def test_masks_of_infinity_stay():
     rounding = recorded(Masked().eval()).rounding
     assert rounding is not None
     assert rounding.outputs["y"].largest < 1e-5
+
+
+def test_products_are_sums_of_as_many_terms_as_they_contract():
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(8, 3)
+            self.convolution = nn.Conv1d(5, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = x @ x.transpose(1, 2)  # [B, S, S]
+            mixed = nn.functional.scaled_dot_product_attention(scores, scores, x.repeat(1, 1, 2))
+            return self.map(x).sum() + self.convolution(x).sum() + mixed.sum()
+
+    nodes = plain_trace(Products().eval(), X).graph.nodes
+    lengths = {op(node): sum_length(node) for node in nodes if node.op == "call_function"}
+    assert lengths["linear"] == lengths["matmul"] == 8
+    assert lengths["conv1d"] == 15
+    assert lengths["scaled_dot_product_attention"] == 16
+    assert lengths["sum"] == 1
+
+
+def test_long_sums_move_further_and_not_only_where_they_are_large():
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = build()
+            self.up, self.down = nn.Linear(8, 4096), nn.Linear(4096, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(self.inner(x)))
+
+    wide, narrow = (recorded(model.eval()).rounding for model in (Wide(), build()))
+    assert wide is not None
+    assert narrow is not None
+    assert wide.outputs["y"].rms > 3 * narrow.outputs["y"].rms
