@@ -214,7 +214,7 @@ def _recorded_floors(
     """Return the floors that the export measured, by the names of the values."""
     pairs = zip(package.manifest.layers, rounding.layers, strict=True)
     gates = {computed_gates(layer.gates): floor.gates for layer, floor in pairs}
-    return {**recorded_floor(rounding, vectors.outputs).outputs, **gates}
+    return {**recorded_floor(package, rounding, vectors.outputs).outputs, **gates}
 
 
 def _worse(known: Recorded, one: Recorded) -> Recorded:

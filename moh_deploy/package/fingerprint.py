@@ -31,7 +31,8 @@ def fingerprint(attention: Array) -> NDArray[np.float32]:
         over sqrt(F). Computed in float64.
     """
     signs = _signs(attention.shape[-1])
-    projected: NDArray[np.float32] = (attention.astype(np.float64) @ signs).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities make NaN
+        projected: NDArray[np.float32] = (attention.astype(np.float64) @ signs).astype(np.float32)
     return projected
 
 

@@ -261,7 +261,7 @@ class Judge:
             return NO_FLOOR
         rounding, precision = self.package.manifest.rounding, self.package.manifest.precision
         if rounding is not None:
-            return recorded_floor(rounding, case.expected.outputs)
+            return recorded_floor(self.package, rounding, case.expected.outputs)
         if precision not in STEPS:
             return NO_FLOOR
         gates = self._gates_to_feed(case.expected, got)

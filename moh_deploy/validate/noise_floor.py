@@ -22,6 +22,7 @@ from moh_deploy.npz import Array
 from moh_deploy.package import (
     GateTypes,
     LayerRounding,
+    OnnxPackage,
     Rounding,
     Spread,
     fingerprint_spread,
@@ -63,24 +64,35 @@ class NoiseFloor:
 NO_FLOOR = NoiseFloor()
 
 
-def recorded_floor(rounding: Rounding, references: Mapping[str, Array]) -> NoiseFloor:
+def recorded_floor(
+    package: OnnxPackage, rounding: Rounding, references: Mapping[str, Array]
+) -> NoiseFloor:
     """Return the floor that an export measured.
 
     Args:
+        package: What it wrote; its first run is that on which the floor was measured.
+        rounding: What it measured.
         references: The outputs that are expected, by name.
     """
+    example = package.vectors[0].outputs if package.vectors else {}
+
+    def floor(name: str, reference: Array) -> Spread:
+        # What is small by cancellation is moved as far as what is large: a loss, say.
+        sizes = [spread(finite(one)) for one in (reference, example.get(name, reference))]
+        share = rounding.outputs[name]
+        return Spread(
+            share.rms * max(size.rms for size in sizes),
+            share.largest * max(size.largest for size in sizes),
+        )
+
     return NoiseFloor(
         {
-            name: _scaled(rounding.outputs[name], spread(finite(reference)))
+            name: floor(name, reference)
             for name, reference in references.items()
             if name in rounding.outputs
         },
         rounding.layers,
     )
-
-
-def _scaled(share: Spread, size: Spread) -> Spread:
-    return Spread(share.rms * size.rms, share.largest * size.largest)
 
 
 @dataclass(frozen=True)

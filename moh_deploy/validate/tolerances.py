@@ -99,12 +99,13 @@ _EXACT = Tolerance(0.0, 0.0, "integers and booleans have no rounding")
 _FLOAT32 = Tolerance(
     1e-4,
     1e-5,
-    "twice the noise floor, which the export measured: the model with noise of one step behind each"
-    " operator. Over the zoo packages are up to 1.3 times it away from the original. Where nobody"
-    " measured it, and at most: sums in another order were up to 8e-6 off over whole models; ten"
-    " times that plus headroom for depth",
-    floor_factor=2.0,
-    peak_factor=4.0,
+    "two and a half times the noise floor, which the export measured: the model with noise behind"
+    " each operator. Small models are up to 1.8 times it away from the original, most of them 0.5"
+    " times; the one element in thousands that differs most, up to six times. Where nobody measured"
+    " it, and at most: sums in another order were up to 8e-6 off over whole models; ten times that"
+    " plus headroom for depth",
+    floor_factor=2.5,
+    peak_factor=16.0,
     least=2 * 2.0**-23,
 )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,9 @@ from moh_deploy.bisection.forced_model import ForcedModel
 from moh_deploy.bisection.judge import Judge
 from moh_deploy.bisection.locate import Between
 from moh_deploy.bisection.recorded_value import RecordedValue, recorded_values
-from moh_deploy.package import LayerInfo, OnnxPackage, PackageWriter, VectorSet
+from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
 from moh_deploy.validate.policy import BUILT_IN_POLICY
+from tests.bare_package import write_bare
 from tests.routed_package import DEPTH, Fault, write_routed
 
 
@@ -25,14 +24,6 @@ def place(package: OnnxPackage) -> Between:
     assert found is not None
     assert found.between is not None
     return found.between
-
-
-def without_inner(package: OnnxPackage) -> OnnxPackage:
-    """Write the package again as earlier versions did: they recorded gates and outputs alone."""
-    bare = [replace(one, scores=(), attention=()) for one in package.vectors]
-    with PackageWriter(package.root.with_name("bare")) as writer:
-        shutil.copy(package.model_path, writer.path("model.onnx"))
-        return writer.finish(replace(package.manifest, files={}), bare)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +47,7 @@ def test_recorded_inner_values_bound_the_place(
     fault: Fault, after: str, before: str, nodes: set[str], tmp_path: Path
 ):
     wrong = write_routed(tmp_path / "wrong", fault)
-    wide, found = place(without_inner(wrong)), place(wrong)
+    wide, found = place(write_bare(wrong, tmp_path / "bare")), place(wrong)
     assert (found.after[-1], found.before) == (after, before)
     assert nodes <= {one.value for one in found.nodes}
     assert {one.value for one in found.nodes} < {one.value for one in wide.nodes}

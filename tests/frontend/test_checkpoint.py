@@ -140,7 +140,8 @@ def test_missing_shard_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["\\ud800", "x" * 300, ".."], ids=["no text", "long", "parent"])
 def test_shard_that_no_file_beside_the_index_can_be_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "model.json").write_text(f'{{"weight_map": {{"a": "{name}"}}}}')
-    with pytest.raises(CheckpointError, match="expected a plain file name"):
+    refused = r"expected a plain file name|surrogates not allowed"
+    with pytest.raises(CheckpointError, match=refused):
         load(tmp_path / "model.json", factory="user_net:build")
 
 

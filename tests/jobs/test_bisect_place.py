@@ -15,6 +15,8 @@ from torch import nn
 
 import moh_deploy
 from moh_deploy.bisection.locate import Divergence
+from moh_deploy.package import OnnxPackage
+from tests.bare_package import write_bare
 from tests.bisection.planted import (
     Attribute,
     Change,
@@ -134,6 +136,16 @@ VISION = {**SEEN, **UNSEEN}
 CALM = ("stale queries", "stale values", "stale MLP", "scaled residual stream")
 
 
+@pytest.fixture(scope="module")
+def bare(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same as earlier versions wrote them: of layers their gates alone are known."""
+    folder = tmp_path_factory.mktemp("bare")
+    return {
+        name: write_bare(OnnxPackage.open(packages[name]), folder / name).root
+        for name in ("lively", "decoder")
+    }
+
+
 def bisected(right: Path, tmp_path: Path, fault: Change) -> tuple[str, Divergence, str]:
     """Return the node that is wrong, what was found, and what is said of it."""
     name = plant(right, tmp_path / "wrong", fault)
@@ -166,20 +178,16 @@ def test_fault_of_a_router_is_narrowed_to_what_it_alone_reads(
 
 
 @pytest.mark.parametrize("fault", UNSEEN)
-def test_node_that_a_norm_hides_is_named_as_such(
-    fault: str, packages: dict[str, Path], tmp_path: Path
-):
-    name, found, sentence = bisected(packages["lively"], tmp_path, UNSEEN[fault])
+def test_node_that_a_norm_hides_is_named_as_such(fault: str, bare: dict[str, Path], tmp_path: Path):
+    name, found, sentence = bisected(bare["lively"], tmp_path, UNSEEN[fault])
     assert found.between is not None
     assert name in {place.node for place in found.between.unseen}
     assert "before, where a fault need not show in the router of" in sentence
 
 
 @pytest.mark.parametrize("fault", DECODER)
-def test_gates_of_0_and_1_prove_nothing_right(
-    fault: str, packages: dict[str, Path], tmp_path: Path
-):
-    name, found, sentence = bisected(packages["decoder"], tmp_path, DECODER[fault])
+def test_gates_of_0_and_1_prove_nothing_right(fault: str, bare: dict[str, Path], tmp_path: Path):
+    name, found, sentence = bisected(bare["decoder"], tmp_path, DECODER[fault])
     assert found.between is not None
     assert found.between.after == ()
     assert name in {place.node for place in found.suspects}
@@ -188,15 +196,22 @@ def test_gates_of_0_and_1_prove_nothing_right(
 
 
 @pytest.mark.parametrize("fault", ROUTER)
-def test_output_that_is_right_leaves_the_router(
-    fault: str, packages: dict[str, Path], tmp_path: Path
-):
-    name, found, sentence = bisected(packages["decoder"], tmp_path, ROUTER[fault])
+def test_output_that_is_right_leaves_the_router(fault: str, bare: dict[str, Path], tmp_path: Path):
+    name, found, sentence = bisected(bare["decoder"], tmp_path, ROUTER[fault])
     assert found.between is not None
     assert found.between.after == ("output 'output'",)
     assert name in {place.node for place in found.suspects}
     assert len(found.suspects) < 25
     assert sentence.startswith("diverges in what leads to the router of 'layers.1.self_attn', and")
+
+
+@pytest.mark.parametrize("fault", [*DECODER, *ROUTER])
+def test_scores_and_attention_narrow_what_gates_of_0_and_1_do_not(
+    fault: str, packages: dict[str, Path], tmp_path: Path
+):
+    name, found, _ = bisected(packages["decoder"], tmp_path, {**DECODER, **ROUTER}[fault])
+    assert found.between is not None
+    assert name in {place.node for place in (*found.between.nodes, *found.between.unseen)}
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -38,6 +38,12 @@ TARGETS = ("8.6", "8.9", "12.0")
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
+@pytest.fixture(autouse=True)
+def packages_need_not_be_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of these tests are made to be refused by TensorRT, and recorded as something else."""
+    monkeypatch.setattr("moh_deploy.jobs.build.require_equal", lambda package: None)
+
+
 @pytest.fixture(scope="session")
 def plugin() -> Path:
     required_rtx()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ import pytest
 from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
 from moh_deploy.backends.runner import KernelUse
 from moh_deploy.npz import Array
-from moh_deploy.package import ROUNDING_STEP, GateTypes, LayerRounding, Rounding, Spread
+from moh_deploy.package import (
+    ROUNDING_STEP,
+    GateTypes,
+    LayerRounding,
+    OnnxPackage,
+    Rounding,
+    Spread,
+    VectorSet,
+)
 from moh_deploy.validate.layer_parity import LayerValuesFound
 from moh_deploy.validate.noise_floor import (
     DRAWS,
@@ -20,6 +29,7 @@ from moh_deploy.validate.noise_floor import (
     NoisyResults,
     recorded_floor,
 )
+from tests.handmade_package import MANIFEST
 from tests.kernel_library import NO_KERNELS
 
 EXACT = [1.0, 2.0, math.inf, 0.0]
@@ -109,8 +119,14 @@ def test_floor_of_a_layer_is_the_spread_over_all_draws():
 def test_floor_of_an_export_is_scaled_to_what_is_expected():
     layer = LayerRounding(None, Spread(1e-7, 1e-6), None)
     rounding = Rounding({"y": Spread(1e-7, 1e-6)}, (layer,))
-    floor = recorded_floor(rounding, {"y": np.array([20.0, -20.0])})
+    package = OnnxPackage(Path("package"), MANIFEST, ())
+    floor = recorded_floor(package, rounding, {"y": np.array([20.0, -20.0])})
     assert floor.outputs["y"].largest == pytest.approx(2e-5)
     assert floor.outputs["y"].rms == pytest.approx(2e-6)
     assert floor.of_layer(0) is layer
+    # What is small here by cancellation is moved as far as what was large in the example.
+    example = VectorSet({}, {}, {"y": np.array([40.0, -40.0])}, (), ())
+    package = OnnxPackage(Path("package"), MANIFEST, (example,))
+    floor = recorded_floor(package, rounding, {"y": np.array([20.0, -20.0])})
+    assert floor.outputs["y"].largest == pytest.approx(4e-5)
     assert NO_FLOOR.of_layer(0) is None
