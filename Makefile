@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
+.PHONY: help demo test test-long test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -29,6 +29,7 @@ TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)tensorrt)
 help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
 	@echo "make test    run the tests"
+	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
 	@echo "make cuda    compile the kernels for NVIDIA GPUs; needs nvcc, but no GPU"
 	@echo "make plugin  compile the plugin library for TensorRT into the package; needs nvcc, but no GPU"
 	@echo "make test-cuda  the tests of what runs on NVIDIA GPUs; need nvcc, but no GPU"
@@ -46,6 +47,12 @@ test: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(V
 
 test-cuda: build-dependencies $(VENV)/.installed-test,tensorrt $(VENV)/.kernels
 	$(PYTEST) tests/cuda $(PYTEST_ARGS)
+
+# What takes too long for a push: hours of planted faults, and fuzzing in minutes.
+FUZZ_MINUTES ?= 30
+test-long: build-dependencies $(VENV)/.installed-test $(VENV)/.kernels
+	$(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
+	$(BIN)/python -m tests.validate.mutations --cache build/mutations --jobs $(JOBS)
 
 # Any Python with torch and numpy will do: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python
