@@ -99,7 +99,7 @@ def test_planted_fault_ends_the_action_with_1_and_leaves_reports(
     assert "error: not equal to the reference" in outcome.log
     assert "::error title=moh-deploy::verify: failed, bench: not-run; exit code 1." in outcome.log
     assert "### package: NOT EQUAL" in outcome.summary
-    assert re.search(r"^- gates of layer 'blocks\.\d\.attention'", outcome.summary, re.M)
+    assert re.search(r"^- .*\blayer 'blocks\.\d\.attention' in vectors", outcome.summary, re.M)
     reports = reports_of(runner, outcome)
     (suite,) = JUnitXml.fromfile(str(reports / "verify.junit.xml"))
     assert suite.failures > 0
