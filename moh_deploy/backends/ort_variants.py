@@ -69,7 +69,7 @@ class OrtVariants:
         if not paths:
             return None
         listed = ", ".join(f"'{path}'" for path in paths)
-        return f"attention does not read the recorded gates, or a view of them, in {listed}"
+        return f"attention does not compute with the recorded gates in {listed}"
 
     def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> OrtRunner:
         """Open the package with its gates as inputs, as it runs otherwise."""

@@ -58,7 +58,7 @@ def why_not_fixed(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> str | 
     paths = unforceable_layers(graph, layers)
     if paths:
         named = ", ".join(f"'{path}'" for path in paths)
-        return f"attention does not read the recorded gates, or a view of them, in {named}"
+        return f"attention does not compute with the recorded gates in {named}"
     fix_routing(graph, dict.fromkeys(routed, np.zeros(())))
     kept = [name for node in graph.node for name in node.output if name in routed]
     if kept:

@@ -16,6 +16,7 @@ from onnx import helper
 
 from moh_deploy.package.fed_input import add_input
 from moh_deploy.package.manifest import LayerInfo
+from moh_deploy.package.router_nodes import ancestors
 from moh_deploy.package.switches import all_nodes, dense_twin
 
 GateTypes = Mapping[str, np.dtype[Any]]
@@ -106,7 +107,7 @@ def _backwards(view: onnx.NodeProto, value: str, output: str, shape: str) -> onn
 
 
 def _reaches_attention(nodes: Sequence[onnx.NodeProto], layer: LayerInfo) -> bool:
-    """Tell whether the layer's attention reads, perhaps rearranged or cast, where gates are fed."""
+    """Tell whether the layer's attention computes its gates, in whatever way, from what is fed."""
     makers = _makers(nodes)
     views = _views(makers, layer.gates)
     root = views[-1].input[0] if views else layer.gates
@@ -116,15 +117,7 @@ def _reaches_attention(nodes: Sequence[onnx.NodeProto], layer: LayerInfo) -> boo
     if not readers:
         return any(root in node.input for node in nodes if node not in views)
     read = [node.input[GATES_INPUT[node.op_type]] for node in readers]
-    return all(root in _sources(makers, name) for name in read)
-
-
-def _sources(makers: Mapping[str, onnx.NodeProto], name: str) -> set[str]:
-    found = {name}
-    while name in makers and makers[name].op_type in (*_VIEWS, "Cast"):
-        name = makers[name].input[0]
-        found.add(name)
-    return found
+    return all(root == name or root in dict(ancestors(name, makers)) for name in read)
 
 
 def _views(makers: Mapping[str, onnx.NodeProto], name: str) -> list[onnx.NodeProto]:

@@ -96,6 +96,6 @@ def test_routers_that_are_needed_otherwise_cannot_go(package: OnnxPackage):
     )
     graph = graph_of(package)
     graph.node[2].input[3] = "scores"
-    assert "does not read the recorded gates, or a view of them, in 'blocks.0.attn'" in (
+    assert "does not compute with the recorded gates in 'blocks.0.attn'" in (
         why_not_fixed(graph, LAYERS) or ""
     )

@@ -63,9 +63,30 @@ def test_gates_that_attention_does_not_read_cannot_be_fed(tmp_path: Path):
     recorded, read = make("Abs", ["made"], ["gates_0"]), make("Identity", ["made"], ["read"])
     package = rewired(write_package(tmp_path / "package"), recorded, read)
     why_not = OrtVariants(package).why_not_forced()
-    assert why_not == (
-        "attention does not read the recorded gates, or a view of them, in 'blocks.0.attn'"
-    )
+    assert why_not == ("attention does not compute with the recorded gates in 'blocks.0.attn'")
+
+
+def test_gates_are_fed_through_operators_between_them_and_attention(tmp_path: Path):
+    make = onnx.helper.make_node
+    recorded = make("Identity", ["made"], ["gates_0"])
+    read = make("Add", ["gates_0", "gates_0"], ["read"])
+    package = rewired(write_package(tmp_path / "package"), recorded, read)
+    variants = OrtVariants(package, "off")
+    assert variants.why_not_forced() is None
+    vector = package.vectors[0]
+    got = variants.forced(TYPES).run({**vector.inputs, "gates_0.forced": vector.gates[0]})
+    np.testing.assert_allclose(got["y"], 2 * vector.outputs["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_size_alone_is_no_way_for_gates(tmp_path: Path):
+    make = onnx.helper.make_node
+    nodes = [
+        make("Identity", ["made"], ["gates_0"]),
+        make("Shape", ["gates_0"], ["sizes"]),
+        make("ConstantOfShape", ["sizes"], ["read"]),
+    ]
+    package = rewired(write_package(tmp_path / "package"), *nodes)
+    assert OrtVariants(package).why_not_forced() is not None
 
 
 def test_places_of_the_gates_are_those_of_the_ops():
