@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from tests.validate.mutations.planting import WITHOUT_EFFECT, Planted
-from tests.validate.mutations.variations import Varied
+from tests.validate.mutations.variations import AS_PRECISION_WRITES, Varied
 
 
 def fault_table(rows: Sequence[Planted]) -> Iterator[str]:
@@ -91,8 +91,17 @@ def without_effect(rows: Sequence[Planted]) -> Iterator[str]:
 
 
 def honest_table(rows: Sequence[Varied]) -> Iterator[str]:
-    """Yield the lines of the table of variations, and those that were refused below."""
+    """Yield the lines of the table of variations, and those that were refused below.
+
+    What `precision` refuses to write is no package that anybody has: it is left out, and listed.
+    """
     yield f"{'variation':40}{'precision':>10}{'accepted':>10}{'refused':>9}"
+    unwritten = {
+        (row.model, row.precision): row.verdict.message
+        for row in rows
+        if row.variation == AS_PRECISION_WRITES and row.verdict.refused
+    }
+    rows = [row for row in rows if (row.model, row.precision) not in unwritten]
     groups: dict[tuple[str, str], Counter[bool]] = defaultdict(Counter)
     for row in rows:
         groups[row.variation, row.precision][row.verdict.refused] += 1
@@ -102,3 +111,7 @@ def honest_table(rows: Sequence[Varied]) -> Iterator[str]:
     yield f"{'ALL':40}{'':>10}{len(rows) - len(refused):10}{len(refused):9}"
     for row in refused:
         yield f"  {row.precision:9} {row.model:22} {row.variation:30} {row.verdict.message[:300]}"
+    yield ""
+    yield f"left out, for `precision` refuses to write it: {len(unwritten)}"
+    for (model, precision), message in unwritten.items():
+        yield f"  {precision:9} {model:22} {message[:300]}"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tests.validate.mutations.effects import Effect
 from tests.validate.mutations.planting import Planted, planted_from
 from tests.validate.mutations.tables import fault_table, honest_table
-from tests.validate.mutations.variations import Varied, varied_from
+from tests.validate.mutations.variations import AS_PRECISION_WRITES, Varied, varied_from
 from tests.validate.mutations.verdicts import Verdict
 
 REFUSED = Verdict(True, "layer 'a.1'", ("a.1",))
@@ -54,6 +54,13 @@ def test_accepted_fault_is_listed_with_its_size():
 def test_refused_variation_is_listed_with_the_reason():
     rows = [Varied("stack", "float16", "kernels", REFUSED)]
     assert next(line for line in honest_table(rows) if line.startswith("  ")).endswith("'a.1'")
+
+
+def test_what_precision_does_not_write_is_left_out():
+    rows = [Varied("stack", "float16", name, REFUSED) for name in ("kernels", AS_PRECISION_WRITES)]
+    lines = list(honest_table(rows))
+    assert next(line for line in lines if line.startswith("ALL")).split() == ["ALL", "0", "0"]
+    assert lines[-1].startswith("  float16   stack ")
 
 
 def test_rows_come_back_from_json():

@@ -213,6 +213,8 @@ EXPORTED_ANEW: Mapping[str, Variation] = {
     f"opset {opset}": partial(_exported_for, opset=opset) for opset in (18, 21, 22)
 }
 
+AS_PRECISION_WRITES = "every result rounded"
+
 VARIATIONS: Mapping[str, Variation] = {
     "kernels": Subject.verified,
     "function bodies": partial(Subject.verified, kernels="off"),
@@ -232,6 +234,6 @@ VARIATIONS: Mapping[str, Variation] = {
     **{f"inputs of seed {seed}": partial(_on_other_inputs, seed=seed) for seed in (1, 2, 3)},
     "original as reference": lambda subject: subject.verified(against=[subject.original]),
     "function bodies as reference": lambda subject: subject.verified(against=["functions"]),
-    "every result rounded": _every_result_rounded,
+    AS_PRECISION_WRITES: _every_result_rounded,
     **EXPORTED_ANEW,
 }
