@@ -15,7 +15,7 @@ from moh_deploy.bisection.float32_form import LOW, check_reference
 from moh_deploy.bisection.locate import Cause, locate
 from moh_deploy.bisection.user_inputs import answered
 from moh_deploy.errors import ConfigError
-from moh_deploy.jobs.precision import check_float32, lowered
+from moh_deploy.jobs.lowered_package import check_float32, lowered
 from moh_deploy.jobs.repair import RepairJob, look_for_repair
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.progress import Progress, SilentProgress

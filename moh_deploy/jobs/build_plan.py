@@ -14,7 +14,7 @@ from moh_deploy.backends.trt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, Pl
 from moh_deploy.backends.trt.profiles import Profile, profile_text
 from moh_deploy.digest import sha256_of
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.jobs.precision import LOW_TYPES
+from moh_deploy.jobs.lowered_package import LOW_TYPES
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.passes.lower_precision import LowType

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.errors import ValidationError
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import OnnxPackage, Proof
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
@@ -40,3 +40,9 @@ def require_equal(package: OnnxPackage) -> None:
             hint="`moh-deploy bisect` finds where it diverges. A package of another version of"
             " moh-deploy, or one that was edited, is to be exported again.",
         )
+
+
+def proof_of(parity: ParityReport, package: OnnxPackage) -> Proof:
+    """Return what a comparison with all recorded runs of a package proves."""
+    sizes = tuple(one.sizes for one in package.vectors)
+    return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)

@@ -14,7 +14,8 @@ from moh_deploy.bisection.experiments import Experiments
 from moh_deploy.bisection.float32_form import Float32Form
 from moh_deploy.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.bisection.locate import IN_GRAPH, Located
-from moh_deploy.jobs.precision import proof_of, router_types
+from moh_deploy.jobs.lowered_package import router_types
+from moh_deploy.jobs.recorded_parity import proof_of
 from moh_deploy.package import (
     Float32Node,
     Manifest,

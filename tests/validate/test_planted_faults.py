@@ -11,7 +11,7 @@ import moh_deploy
 from moh_deploy.backends.onnxruntime import open_session
 from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.errors import ValidationError
-from moh_deploy.jobs.precision import lowered
+from moh_deploy.jobs.lowered_package import lowered
 from moh_deploy.jobs.recorded_parity import compare_recorded
 from moh_deploy.validate.parity import compare
 from tests.kernel_library import required_library

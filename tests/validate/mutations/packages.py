@@ -14,8 +14,8 @@ import onnx
 import moh_deploy
 from moh_deploy import pipeline
 from moh_deploy.backends.value_ranges import largest_values
-from moh_deploy.jobs import precision as jobs_precision
-from moh_deploy.jobs.precision import lowered
+from moh_deploy.jobs import lowered_package
+from moh_deploy.jobs.lowered_package import lowered
 from moh_deploy.package import MODEL_NAME, LayerInfo, OnnxPackage, PackageWriter
 from tests.exporting import prove
 from tests.zoo import ZooModel
@@ -65,7 +65,7 @@ def write_package(
         if precision != "float32":
             full = replace(package, root=writer.root, manifest=manifest)
             known = _largest(package.root)
-            with mock.patch.object(jobs_precision, "largest_values", return_value=known):
+            with mock.patch.object(lowered_package, "largest_values", return_value=known):
                 lower = lowered(full, precision, writer.root / precision)
             lower.model_path.replace(writer.path(MODEL_NAME))
             lower.root.rmdir()
