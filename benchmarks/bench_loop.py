@@ -17,11 +17,11 @@ from process_cost import load_average
 from rich.console import Console
 from rich.table import Table
 
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage
-from moh_deploy.tuning.latency import runs_timer
-from moh_deploy.tuning.sized_inputs import sized_inputs
+from moh_deploy.perf.bench.latency import runs_timer
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.sized_inputs import sized_inputs
 
 
 @dataclass

@@ -20,12 +20,18 @@ from process_cost import load_average
 from rich.table import Table
 
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.jobs.choices import write_choices
-from moh_deploy.package import CHOICES, OnnxPackage, choice_text, choices_for, with_choices
-from moh_deploy.report.choices import sizes_text
-from moh_deploy.tuning.inputs import input_sets
-from moh_deploy.tuning.timing import Stopwatch, ratio
-from moh_deploy.tuning.whole_model import time_model
+from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.package import (
+    CHOICES,
+    OnnxPackage,
+    choice_text,
+    choices_for,
+    with_choices,
+)
+from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.perf.timing import Stopwatch, ratio
+from moh_deploy.perf.tune.whole_model import time_model
+from moh_deploy.validate.input_sets import input_sets
 
 PACKAGES = ("moh-deploy", "onnxruntime")
 AS_IT_IS = "package"

@@ -1,4 +1,4 @@
-"""Measure what `moh_deploy/chooser/cost_model.py` predicts, and fit its costs.
+"""Measure what `moh_deploy/perf/cost_model/milliseconds.py` predicts, and fit its costs.
 
     python benchmarks/cost_model.py --measure times.json
     python benchmarks/cost_model.py --fit times.json
@@ -22,13 +22,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from moh_deploy.backends.onnxruntime import OrtRunner, open_session
-from moh_deploy.chooser import cost_model
-from moh_deploy.chooser.layer_shape import LayerShape
 from moh_deploy.ops import OPS
 from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import TensorType
-from moh_deploy.tuning.timing import Stopwatch
+from moh_deploy.perf.cost_model import milliseconds as cost_model
+from moh_deploy.perf.cost_model.layer_shape import LayerShape
+from moh_deploy.perf.timing import Stopwatch
+from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
 

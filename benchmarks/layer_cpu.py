@@ -35,11 +35,11 @@ from process_cost import load_average
 from rich.table import Table
 from run_options import add_run_options, kernels_or_exit
 
-from moh_deploy.backends.ort_kernels import require_kernels
-from moh_deploy.backends.ort_values import to_ort
-from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.npz import Array
+from moh_deploy.runtime.onnxruntime.kernels import require_kernels
+from moh_deploy.runtime.onnxruntime.values import to_ort
+from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.system.npz import Array
 
 PACKAGES = ("moh-deploy", "onnxruntime")
 SHARES = [1.0, 0.9, 0.75, 0.5]

@@ -16,9 +16,9 @@ from onnx import helper, numpy_helper
 from op_inputs import Shape, float64_heads
 from op_models import fused_models
 
-from moh_deploy.npz import Array
 from moh_deploy.ops import OPS, TensorType
 from moh_deploy.ops.onnx_schema import make_node
+from moh_deploy.system.npz import Array
 
 _OPSET = 23
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.runner import KernelUse
-from moh_deploy.npz import Array
 from moh_deploy.ops import OPS
 from moh_deploy.ops.element_types import to_type_proto
 from moh_deploy.ops.spec import TensorType
 from moh_deploy.package import LayerInfo, OnnxPackage
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.system.npz import Array
 
 
 @dataclass(frozen=True)

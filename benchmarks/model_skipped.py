@@ -19,12 +19,12 @@ from model_nodes import NodeModel, layer_nodes, split_layers
 from ort_session import kernel_session, plain_session
 from rich.table import Table
 
-from moh_deploy.backends.input_check import check_inputs
-from moh_deploy.backends.ort_values import to_ort
-from moh_deploy.backends.runner import KernelUse
-from moh_deploy.jobs.choices import write_choices
-from moh_deploy.npz import Array
+from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import LayerInfo, OnnxPackage, at_sizes
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.onnxruntime.values import to_ort
+from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.system.npz import Array
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moh_deploy.api import export
-from moh_deploy.config import ExportConfig, load_config
-from moh_deploy.digest import sha256_of
-from moh_deploy.frontend.factory import build_module
-from moh_deploy.frontend.load import code_dirs, load
-from moh_deploy.frontend.model import LoadedModel
+from moh_deploy.api.export import export
+from moh_deploy.config.export_config import ExportConfig, load_config
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend.load.factory import build_module
+from moh_deploy.frontend.load.from_options import code_dirs, load
+from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.plain_onnx import write_plain_onnx
-from moh_deploy.npz import Array
-from moh_deploy.options import ExportOptions
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.user_code import user_code
+from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.npz import Array
+from moh_deploy.system.user_code import user_code
 
 HERE = Path(__file__).parent
 _ORIGINALS = HERE.parent / "export_configs"

@@ -10,8 +10,8 @@ from interleaving import interleaved_ms
 from model_contestants import Contestant
 from op_timing import WrongOutput
 
-from moh_deploy.npz import Array
 from moh_deploy.package import VectorSet
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, TOLERANCES, tolerance_for
 

@@ -13,10 +13,10 @@ from op_inputs import InputSet, Shape
 from op_models import fused_models, moh_model
 from ort_session import Unusable, kernel_session, plain_session
 
-from moh_deploy.backends.ort_kernels import require_kernels
-from moh_deploy.backends.ort_values import to_ort
-from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import MoHDeployError
+from moh_deploy.runtime.onnxruntime.kernels import require_kernels
+from moh_deploy.runtime.onnxruntime.values import to_ort
+from moh_deploy.runtime.runner import KernelUse
 
 DECOMPOSED = "decomposed"
 SDPA = "torch SDPA"

@@ -12,11 +12,11 @@ import click
 import torch
 
 from moh_deploy.cli.export import command as moh_deploy_export
-from moh_deploy.config import load_config
-from moh_deploy.frontend.load import code_dirs, example_inputs, load
+from moh_deploy.config.export_config import load_config
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend.load.from_options import code_dirs, example_inputs, load
 from moh_deploy.frontend.plain_onnx import dynamic_shapes
-from moh_deploy.options import ExportOptions
-from moh_deploy.user_code import user_code
+from moh_deploy.system.user_code import user_code
 
 
 def plain_export(as_json: bool, **options: object) -> None:

@@ -25,11 +25,11 @@ from process_cost import load_average
 from rich.table import Table
 from run_options import add_run_options, fraction, kernels_or_exit
 
-from moh_deploy.backends.ort_kernels import require_kernels
-from moh_deploy.backends.ort_values import from_ort, to_ort
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.npz import Array
 from moh_deploy.ops.onnx_schema import make_node
+from moh_deploy.runtime.onnxruntime.kernels import require_kernels
+from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
+from moh_deploy.system.npz import Array
 
 PACKAGES = ("moh-deploy", "onnxruntime")
 SHARES = [1.0, 0.9, 0.75, 0.5]

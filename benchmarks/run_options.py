@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from moh_deploy.backends.ort_kernels import choose_kernels
-from moh_deploy.backends.runner import Kernels, KernelUse
 from moh_deploy.errors import MoHDeployError
+from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.runtime.runner import Kernels, KernelUse
 
 
 def add_run_options(

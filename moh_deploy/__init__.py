@@ -8,21 +8,21 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as typing has it, whose import takes longer than the rest of a start
 if TYPE_CHECKING:
-    from moh_deploy.api import export, load_original
-    from moh_deploy.backends.trt.engine import Engine
-    from moh_deploy.jobs.bench import bench
-    from moh_deploy.jobs.bisect import bisect
-    from moh_deploy.jobs.build import build
-    from moh_deploy.jobs.doctor import doctor
-    from moh_deploy.jobs.inspect import inspect
-    from moh_deploy.jobs.polygraphy import polygraphy_runner
-    from moh_deploy.jobs.precision import precision
-    from moh_deploy.jobs.probe import probe
-    from moh_deploy.jobs.run import run
-    from moh_deploy.jobs.tune import tune
-    from moh_deploy.jobs.verify import verify
+    from moh_deploy.api.bench import bench
+    from moh_deploy.api.bisect import bisect
+    from moh_deploy.api.build import build
+    from moh_deploy.api.doctor import doctor
+    from moh_deploy.api.export import export, load_original
+    from moh_deploy.api.inspect import inspect
+    from moh_deploy.api.polygraphy import polygraphy_runner
+    from moh_deploy.api.precision import precision
+    from moh_deploy.api.probe import probe
+    from moh_deploy.api.run import run
+    from moh_deploy.api.tune import tune
+    from moh_deploy.api.verify import verify
     from moh_deploy.native import kernel_library
     from moh_deploy.package import OnnxPackage
+    from moh_deploy.runtime.tensorrt.engine import Engine
 
 __version__ = "0.1.0"
 
@@ -46,22 +46,22 @@ __all__ = [
 ]
 
 _HOME = {
-    "Engine": "moh_deploy.backends.trt.engine",
+    "Engine": "moh_deploy.runtime.tensorrt.engine",
     "OnnxPackage": "moh_deploy.package",
-    "bench": "moh_deploy.jobs.bench",
-    "bisect": "moh_deploy.jobs.bisect",
-    "build": "moh_deploy.jobs.build",
-    "doctor": "moh_deploy.jobs.doctor",
-    "export": "moh_deploy.api",
-    "inspect": "moh_deploy.jobs.inspect",
+    "bench": "moh_deploy.api.bench",
+    "bisect": "moh_deploy.api.bisect",
+    "build": "moh_deploy.api.build",
+    "doctor": "moh_deploy.api.doctor",
+    "export": "moh_deploy.api.export",
+    "inspect": "moh_deploy.api.inspect",
     "kernel_library": "moh_deploy.native",
-    "load_original": "moh_deploy.api",
-    "polygraphy_runner": "moh_deploy.jobs.polygraphy",
-    "precision": "moh_deploy.jobs.precision",
-    "probe": "moh_deploy.jobs.probe",
-    "run": "moh_deploy.jobs.run",
-    "tune": "moh_deploy.jobs.tune",
-    "verify": "moh_deploy.jobs.verify",
+    "load_original": "moh_deploy.api.export",
+    "polygraphy_runner": "moh_deploy.api.polygraphy",
+    "precision": "moh_deploy.api.precision",
+    "probe": "moh_deploy.api.probe",
+    "run": "moh_deploy.api.run",
+    "tune": "moh_deploy.api.tune",
+    "verify": "moh_deploy.api.verify",
 }
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.npz import Array
 from moh_deploy.ops.attention_function import AttentionVariant
 from moh_deploy.ops.attention_function import function_body as attention_body
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.ops.router_function import RouterVariant
 from moh_deploy.ops.router_function import function_body as router_body
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.system.npz import Array
 from tests.handmade_package import LAYER, MANIFEST
 
 HEADS, HEAD_DIM, SHARED, TOP_K = 6, 4, 2, 2

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from moh_deploy import pipeline
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.runner import Kernels
-from moh_deploy.frontend.arrays import to_numpy
-from moh_deploy.frontend.model import ModelInput
-from moh_deploy.jobs.verify import verify
-from moh_deploy.options import ExportOptions
+from moh_deploy.api import export_package as pipeline
+from moh_deploy.api.verify import verify
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend.fx.arrays import to_numpy
+from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import OnnxPackage
-from moh_deploy.report.export import ExportReport
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun
 from moh_deploy.validate.tolerances import tolerance_for
 from tests.zoo.model import noise

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from moh_deploy.graph import choose_layers, without_switches
+from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.lower_precision import LowType, PrecisionPlan, lower_precision
+from moh_deploy.graph.lower_precision.policy import SOURCES
 from moh_deploy.package import OnnxPackage, PackageWriter
 from moh_deploy.package.model_files import save_model
-from moh_deploy.passes import choose_layers, without_switches
-from moh_deploy.passes.infer_types import infer_types
-from moh_deploy.passes.lower_precision import LowType, PrecisionPlan, lower_precision
-from moh_deploy.passes.lower_precision.policy import SOURCES
 
 Stays = Callable[[ir.Node], bool]
 

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moh_deploy.npz import Array
 from moh_deploy.ops import OPS
 from moh_deploy.ops.attention_function import AttentionVariant, function_body
 from moh_deploy.ops.onnx_schema import make_node
@@ -23,6 +22,7 @@ from moh_deploy.package import (
     TensorInfo,
     VectorSet,
 )
+from moh_deploy.system.npz import Array
 
 NUM_HEADS, HEAD_DIM = 4, 2
 WIDTH = NUM_HEADS * HEAD_DIM

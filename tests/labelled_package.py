@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
+from moh_deploy.system.npz import Array
 from tests.handmade_package import MANIFEST, WIDTH, model, vectors
 
 SMALL = np.float32(1e-4)

@@ -9,12 +9,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moh_deploy.npz import Array
 from moh_deploy.ops import OPS
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.ops.spec import TensorType
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
-from tests.handmade_package import ATTRIBUTES, BODY, LAYER, MANIFEST, NUM_HEADS, WIDTH, gate_weight
+from moh_deploy.system.npz import Array
+from tests.handmade_package import (
+    ATTRIBUTES,
+    BODY,
+    LAYER,
+    MANIFEST,
+    NUM_HEADS,
+    WIDTH,
+    gate_weight,
+)
 
 FEATURES = 6
 QUERY, ATTENTION, OUTPUT = "blocks.0.attn/q", "blocks.0.attn/moh", "blocks.0.attn/o"

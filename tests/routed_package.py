@@ -16,8 +16,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.npz import Array
 from moh_deploy.ops.attention_function import AttentionVariant, function_body
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.package import (
@@ -30,6 +28,8 @@ from moh_deploy.package import (
     VectorSet,
     fingerprint,
 )
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.system.npz import Array
 from tests.handmade_package import LAYER, MANIFEST
 
 SHARED, ROUTED, TOP_K, HEAD_DIM = 2, 4, 2, 4

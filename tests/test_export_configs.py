@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.config import ExportConfig, load_config
+from moh_deploy.config.export_config import ExportConfig, load_config
 
 FOLDER = Path(__file__).parent.parent / "export_configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

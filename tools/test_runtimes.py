@@ -23,10 +23,10 @@ import onnx
 from onnx.helper import make_node, make_opsetid
 
 from moh_deploy import native
-from moh_deploy.backends import ort_kernels
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 
 VERSIONS = ("1.16.3", "1.18.1", "1.20.1", "1.23.2", "newest")
 OLDEST = (1, 17)  # whose functions the library needs; models of opset 18 with functions need 1.18

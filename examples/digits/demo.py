@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from train import EPOCHS, load_splits, save_checkpoint, train
 
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.runner import Kernels
 from moh_deploy.native import kernel_library
-from moh_deploy.npz import write_npz
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
 

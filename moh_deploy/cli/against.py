@@ -35,7 +35,7 @@ def named_references(
 
 
 def _is_checkpoint(named: str) -> bool:
-    from moh_deploy.jobs.references import WORDS
+    from moh_deploy.validate.references import WORDS
 
     path = Path(named)
     return named not in WORDS and path.is_file() and path.suffix != ".onnx"

@@ -122,8 +122,8 @@ def command(
 ) -> None:
     """Measure latency, throughput and memory of the packages or engines DIR, in turns with
     baselines: exit 1 if a gate does not pass."""
-    from moh_deploy.jobs.bench import bench, parse_sizes
-    from moh_deploy.tuning.units import parse_seconds
+    from moh_deploy.api.bench import bench, parse_sizes
+    from moh_deploy.system.units import parse_seconds
 
     asked = parse_sizes(sizes)
     min_seconds = parse_seconds(min_time, option="--min-time")

@@ -17,7 +17,7 @@ from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import carry_out, print_answer
 
 if TYPE_CHECKING:
-    from moh_deploy.backends.runner import Kernels
+    from moh_deploy.runtime.runner import Kernels
 
 
 @click.command("bisect")
@@ -89,7 +89,7 @@ def command(
     """Find the first layer and node at which the package DIR parts from the original model, and
     which nodes of a package in half precision have to be in float32: exit 0 if nothing diverges or
     the repaired package was written, 1 if not."""
-    from moh_deploy.jobs.bisect import bisect
+    from moh_deploy.api.bisect import bisect
 
     report = carry_out(
         lambda progress: bisect(

@@ -73,7 +73,7 @@ from moh_deploy.cli.output import carry_out, print_answer
 @json_option
 def command(package: Path, as_json: bool, **options: object) -> None:
     """Build an engine of TensorRT or TensorRT-RTX from the package DIR."""
-    from moh_deploy.jobs.build import build
+    from moh_deploy.api.build import build
 
     # The options above are named as the parameters of build.
     report = carry_out(

@@ -24,7 +24,7 @@ def command(artefact: Path | None, plugin: Path | None, as_json: bool) -> None:
     """Say what is installed, what can be built and run on this machine, and what closes each gap:
     exit 0 if models can be exported and packages run here, 1 if not. Other gaps are information.
     With a package or an engine DIR, it is loaded, too, and has to run."""
-    from moh_deploy.jobs.doctor import doctor
+    from moh_deploy.api.doctor import doctor
 
     report = carry_out(
         lambda progress: doctor(artefact, plugin=plugin, progress=progress), as_json=as_json

@@ -52,8 +52,8 @@ from moh_deploy.cli.output import carry_out, print_report
 @json_option
 def command(as_json: bool, **options: object) -> None:
     """Turn the PyTorch MODEL (.pt, .pth, .safetensors, .pt2) into a verified ONNX package."""
-    from moh_deploy.options import ExportOptions
-    from moh_deploy.pipeline import export
+    from moh_deploy.api.export_package import export
+    from moh_deploy.config.options import ExportOptions
 
     # The options above are named as the fields of ExportOptions.
     job = ExportOptions(**options)  # type: ignore[arg-type]

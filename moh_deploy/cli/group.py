@@ -12,7 +12,7 @@ import click
 
 from moh_deploy import __version__
 from moh_deploy.cli.failure import EXIT_BROKEN_PIPE, exit_code_of, silence_stdout
-from moh_deploy.suggest import did_you_mean
+from moh_deploy.system.suggest import did_you_mean
 
 
 @dataclass(frozen=True)

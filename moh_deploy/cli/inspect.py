@@ -11,7 +11,7 @@ from moh_deploy.cli.common_options import json_option, kernels_option, package_a
 from moh_deploy.cli.output import carry_out, print_report
 
 if TYPE_CHECKING:
-    from moh_deploy.backends.runner import Kernels
+    from moh_deploy.runtime.runner import Kernels
 
 
 @click.command("inspect")
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @json_option
 def command(package: Path, kernels: Kernels, as_json: bool) -> None:
     """Show the MoH layers of the package DIR, what runs them, and how much work they can skip."""
-    from moh_deploy.jobs.inspect import inspect
+    from moh_deploy.api.inspect import inspect
 
     report = carry_out(
         lambda progress: inspect(package, kernels=kernels, progress=progress), as_json=as_json

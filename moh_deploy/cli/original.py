@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from moh_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from moh_deploy.frontend.eager import EagerModel
-    from moh_deploy.progress import Progress
+    from moh_deploy.frontend.prove.eager import EagerModel
+    from moh_deploy.system.progress import Progress
 
 _OPTIONS = {
     "overrides": "--set",
@@ -23,7 +23,7 @@ _OPTIONS = {
 
 def taken_model_options(options: dict[str, object]) -> dict[str, object]:
     """Take the options of `model_options` out of a command's."""
-    from moh_deploy.options import ModelOptions
+    from moh_deploy.config.options import ModelOptions
 
     names = [one.name for one in fields(ModelOptions) if one.name in options]
     return {name: options.pop(name) for name in names}
@@ -43,8 +43,8 @@ def open_original(checkpoint: Path, options: Mapping[str, object]) -> EagerModel
     Raises:
         CheckpointError: It cannot be read, is not trusted, or does not fit the module.
     """
-    from moh_deploy.frontend.eager import open_eager
-    from moh_deploy.options import ModelOptions
+    from moh_deploy.config.options import ModelOptions
+    from moh_deploy.frontend.prove.eager import open_eager
 
     return open_eager(ModelOptions(checkpoint, **options))  # type: ignore[arg-type]
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import click
 
 from moh_deploy.cli.failure import error_json, print_error, writing_stdout
-from moh_deploy.json_text import to_json_text
+from moh_deploy.system.json_text import to_json_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from moh_deploy.errors import MoHDeployError
-    from moh_deploy.progress import SilentProgress
+    from moh_deploy.system.progress import SilentProgress
 
 Report = TypeVar("Report")
 
@@ -40,7 +40,7 @@ class Answer(Printable, Protocol):
 
 def carry_out(job: Callable[[SilentProgress], Report], *, as_json: bool) -> Report:
     """Do a job with progress on stderr. What code of the user's prints meanwhile goes there too."""
-    from moh_deploy.progress import progress_for_terminal
+    from moh_deploy.system.progress import progress_for_terminal
 
     with redirect_stdout(sys.stderr):
         return job(progress_for_terminal(quiet=as_json))

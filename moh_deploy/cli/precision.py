@@ -28,7 +28,7 @@ from moh_deploy.cli.output import carry_out, print_report
 def command(package: Path, to: str, output: Path, as_json: bool) -> None:
     """Write the package DIR again in lower precision, as a graph whose types say where: routers,
     norms and what would overflow stay in float32."""
-    from moh_deploy.jobs.precision import precision
+    from moh_deploy.api.precision import precision
 
     report = carry_out(
         lambda progress: precision(package, to=to, output=output, progress=progress),

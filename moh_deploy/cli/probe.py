@@ -19,7 +19,7 @@ from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import print_answer
 
 if TYPE_CHECKING:
-    from moh_deploy.backends.runner import Kernels
+    from moh_deploy.runtime.runner import Kernels
 
 
 @click.command("probe")
@@ -76,9 +76,9 @@ def command(
 ) -> None:
     """Run the package DIR on edge cases (ties, saturated and NaN logits, no token, padding only)
     and on its regression corpus: exit 1 if one fails."""
+    from moh_deploy.api.probe import parse_longest
     from moh_deploy.cli.probe_apart import ProbeTask, probe_apart
     from moh_deploy.cli.report_files import probe_files
-    from moh_deploy.jobs.probe import parse_longest
 
     task = ProbeTask(
         package,

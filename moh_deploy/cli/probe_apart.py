@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moh_deploy.atomic import is_disk_full, scratch_directory
-from moh_deploy.backends.runner import Kernels
-from moh_deploy.child_process import child_environment, how_it_ended
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
-from moh_deploy.progress import SilentProgress, progress_for_terminal
-from moh_deploy.report.probe import ProbeReport
-from moh_deploy.termination import cleaned_up_on_termination
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.system.child_process import child_environment, how_it_ended
+from moh_deploy.system.progress import SilentProgress, progress_for_terminal
+from moh_deploy.system.staging import is_disk_full, scratch_directory
+from moh_deploy.system.termination import cleaned_up_on_termination
+from moh_deploy.validate.edge_cases.report import ProbeReport
 
 PROCESS = "moh_deploy.cli.probe_process"
 
@@ -86,8 +86,8 @@ def carry_out(folder: Path) -> None:
 
 
 def _carry_out(folder: Path) -> None:
+    from moh_deploy.api.probe import probe
     from moh_deploy.cli.original import original_of
-    from moh_deploy.jobs.probe import probe
 
     task = pickle.loads((folder / _TASK).read_bytes())
     assert isinstance(task, ProbeTask)

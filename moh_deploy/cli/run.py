@@ -12,7 +12,7 @@ from moh_deploy.cli.file_path import FILE_PATH
 from moh_deploy.cli.output import carry_out, print_report
 
 if TYPE_CHECKING:
-    from moh_deploy.backends.runner import Kernels
+    from moh_deploy.runtime.runner import Kernels
 
 
 @click.command("run")
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @json_option
 def command(package: Path, inputs: Path, outputs: Path, kernels: Kernels, as_json: bool) -> None:
     """Run the package DIR once with ONNX Runtime, or the engine DIR with its TensorRT."""
-    from moh_deploy.jobs.run import run
+    from moh_deploy.api.run import run
 
     report = carry_out(
         lambda progress: run(

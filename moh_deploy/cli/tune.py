@@ -60,8 +60,8 @@ from moh_deploy.cli.output import carry_out, print_report
 def command(choose: tuple[str, ...], min_time: str, as_json: bool, **options: object) -> None:
     """Measure on this machine how each MoH layer of the package DIR runs fastest, and write that
     into the package: dense where skipping heads does not pay."""
-    from moh_deploy.jobs.tune import parse_choices, tune
-    from moh_deploy.tuning.units import parse_seconds
+    from moh_deploy.api.tune import parse_choices, tune
+    from moh_deploy.system.units import parse_seconds
 
     # The options above are named as the parameters of tune.
     package_dir = options.pop("package")

@@ -26,7 +26,7 @@ from moh_deploy.cli.output import carry_out, print_answer
 from moh_deploy.cli.report_files import verify_files
 
 if TYPE_CHECKING:
-    from moh_deploy.backends.runner import Kernels
+    from moh_deploy.runtime.runner import Kernels
 
 
 @click.command("verify")
@@ -106,7 +106,7 @@ def command(
     --against names: exit 0 if equal, 1 if not.
 
     Options that say how a checkpoint is loaded are those of `moh-deploy export`."""
-    from moh_deploy.jobs.verify import verify
+    from moh_deploy.api.verify import verify
 
     shared = ("code_dirs",) if scoring["metric"] else ()  # the code of a metric is there, too
     files = verify_files(str(package), ctx.obj or (), junit=junit, markdown=markdown, html=html)

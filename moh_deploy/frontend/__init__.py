@@ -1,0 +1,1 @@
+"""From a model in PyTorch to ONNX: everything that imports torch."""

@@ -12,39 +12,35 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.arrays import dtype_name
 from moh_deploy.frontend.emit import emit
-from moh_deploy.frontend.flex_attention import refuse_flex_attention
-from moh_deploy.frontend.fold import fold_weights
-from moh_deploy.frontend.inputs import example_sizes, parsed_dims
-from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.fx.outputs import output_names
+from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.original import (
-    OriginalRun,
-    one_thread_if_small,
-    run_example,
-)
-from moh_deploy.frontend.outputs import output_names
-from moh_deploy.frontend.plain_attention import prepare_plain_attention
+from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
+from moh_deploy.frontend.normalize.fold import fold_weights
+from moh_deploy.frontend.normalize.plain_attention import prepare_plain_attention
+from moh_deploy.frontend.prove.original import OriginalRun, one_thread_if_small, run_example
+from moh_deploy.frontend.prove.record import Difference, LayerRecord, Recording
+from moh_deploy.frontend.prove.recorded_run import input_text, recorded_vectors, try_to_record
+from moh_deploy.frontend.prove.size_runs import record_sizes
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.record import Difference, LayerRecord, Recording
-from moh_deploy.frontend.recorded_run import input_text, recorded_vectors, try_to_record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
-from moh_deploy.frontend.size_runs import record_sizes
 from moh_deploy.frontend.trace import dim_ranges, trace
-from moh_deploy.package import KeptOperators, LayerInfo, Rounding, TensorInfo, VectorSet
-from moh_deploy.passes import (
+from moh_deploy.graph import (
     LayerNames,
     add_function_bodies,
     keep_gates,
     name_interface,
     name_nodes,
 )
-from moh_deploy.progress import Progress
-from moh_deploy.user_code import describe_error
+from moh_deploy.package import KeptOperators, LayerInfo, Rounding, TensorInfo, VectorSet
+from moh_deploy.system.progress import Progress
+from moh_deploy.system.user_code import describe_error
 
 # A run of up to about a second on one core.
 _QUICK_FLOPS = 50_000_000_000

@@ -14,14 +14,14 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from moh_deploy.domains import KERNEL_DOMAIN
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.arrays import dtype_name
-from moh_deploy.frontend.recognize.graph import is_tensor, tensor
+from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.fx.graph import is_tensor, tensor
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
+from moh_deploy.graph import restore_output_types
 from moh_deploy.ops import VERSION
+from moh_deploy.ops.domains import KERNEL_DOMAIN
 from moh_deploy.ops.onnx_schema import register_schemas
-from moh_deploy.passes import restore_output_types
 
 DEFAULT_OPSET = 20
 

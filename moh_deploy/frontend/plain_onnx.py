@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from moh_deploy.dims import DimExpr
+from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import cause, quiet
-from moh_deploy.frontend.inputs import parsed_dims
-from moh_deploy.frontend.model import LoadedModel, ModelInput
-from moh_deploy.frontend.npz_inputs import inputs_of_package
+from moh_deploy.frontend.inputs.examples import parsed_dims
+from moh_deploy.frontend.inputs.npz_inputs import inputs_of_package
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.package import OnnxPackage
 
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 import torch
 from torch.export import Dim, ExportedProgram
 
-from moh_deploy.dims import DimExpr
+from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.inputs import parsed_dims
-from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.inputs.examples import parsed_dims
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.specialisation import watch_specialisations
 
 _SMALLEST_TRACED = 2

@@ -3,10 +3,7 @@
 `docs/ops.md` is the specification for readers.
 """
 
-from moh_deploy.ops.aggregated_attention import (
-    MOH_AGGREGATED_ATTENTION,
-    AggregatedAttentionVariant,
-)
+from moh_deploy.ops.aggregated_attention import MOH_AGGREGATED_ATTENTION, AggregatedAttentionVariant
 from moh_deploy.ops.attention import MOH_ATTENTION, AttentionVariant
 from moh_deploy.ops.projection import (
     MOH_OUTPUT_PROJECTION,

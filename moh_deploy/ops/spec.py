@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import onnx
 
-from moh_deploy.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.errors import ExportError
+from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
 
 if TYPE_CHECKING:
     from moh_deploy.ops.cases import Case

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from moh_deploy.domains import DENSE_DOMAIN, KERNEL_DOMAIN
 from moh_deploy.errors import ConfigError
+from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN
 from moh_deploy.package.manifest import Choice, LayerInfo, SizeRange
 from moh_deploy.package.size_ranges import bound_text, choice_at, split_where
-from moh_deploy.suggest import did_you_mean
+from moh_deploy.system.suggest import did_you_mean
 
 CHOICES: tuple[Choice, ...] = ("dense", "sparse", "projected")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import PackageError
-from moh_deploy.npz import Array, read_npz, write_npz
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.vectors import VectorSet, sets_from_members, vector_members
+from moh_deploy.system.npz import Array, read_npz, write_npz
 
 CORPUS_NAME = "corpus.npz"
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 
 NUMBERS = 8
 """Numbers of a fingerprint for each token."""

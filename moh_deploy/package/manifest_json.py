@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from moh_deploy.bounded_json import read_json
 from moh_deploy.errors import PackageError
 from moh_deploy.package.manifest import FORMAT_VERSION, Manifest
 from moh_deploy.package.manifest_sense import check_sense
+from moh_deploy.system.bounded_json import read_json
 
 MANIFEST_NAME = "manifest.json"
 _DIGEST = "sha256"

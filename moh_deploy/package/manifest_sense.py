@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from moh_deploy.bounded_file import is_plain_name
-from moh_deploy.dims import DimExpr
+from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package.manifest import (
     LayerInfo,
@@ -24,6 +23,7 @@ from moh_deploy.package.manifest import (
     Tuning,
 )
 from moh_deploy.package.onnx_outline import DeclaredTensor, ModelOutline
+from moh_deploy.system.bounded_file import is_plain_name
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 DTYPES = (

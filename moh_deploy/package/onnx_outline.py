@@ -22,8 +22,8 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from moh_deploy.bounded_file import open_regular
 from moh_deploy.errors import PackageError
+from moh_deploy.system.bounded_file import open_regular
 
 
 @dataclass(frozen=True)

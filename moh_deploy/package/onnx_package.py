@@ -6,10 +6,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.bounded_file import is_plain_name, open_regular
-from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
-from moh_deploy.leftovers import is_hidden_name
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
 from moh_deploy.package.external_data import MODEL_NAME, check_external_data
 from moh_deploy.package.manifest import Manifest
@@ -18,6 +15,9 @@ from moh_deploy.package.manifest_sense import check_against_model
 from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.vector_sense import check_vectors
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
+from moh_deploy.system.bounded_file import is_plain_name, open_regular
+from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.leftovers import is_hidden_name
 
 
 @dataclass(frozen=True)

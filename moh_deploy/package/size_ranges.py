@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package.manifest import Choice, LayerInfo, SizeRange
-from moh_deploy.suggest import did_you_mean
+from moh_deploy.system.suggest import did_you_mean
 
 _WHERE = re.compile(r"(?P<path>[^\[\]]+)\[(?P<size>[^\[\]<>=]+)<=(?P<at_most>\d+)\]")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.npz import Array
 from moh_deploy.package.manifest import Spread
+from moh_deploy.system.npz import Array
 
 
 def spread(difference: Array) -> Spread:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from moh_deploy.dims import DimExpr
+from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import PackageError
-from moh_deploy.npz import Array
 from moh_deploy.package.fingerprint import NUMBERS
 from moh_deploy.package.manifest import Manifest, TensorInfo
 from moh_deploy.package.manifest_sense import FLOATS
 from moh_deploy.package.vectors import VectorSet
+from moh_deploy.system.npz import Array
 
 
 def check_vectors(path: Path, sets: Iterable[VectorSet], manifest: Manifest) -> None:

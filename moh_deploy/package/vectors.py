@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import PackageError
-from moh_deploy.npz import Array, read_npz, write_npz
 from moh_deploy.package.manifest import Manifest
+from moh_deploy.system.npz import Array, read_npz, write_npz
 
 VECTORS_NAME = "vectors.npz"
 

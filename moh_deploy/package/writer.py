@@ -9,9 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from moh_deploy import replaceable
-from moh_deploy.atomic import StagedDirectory, sync_file
-from moh_deploy.digest import sha256_of
 from moh_deploy.errors import PackageError
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, write_corpus
 from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
@@ -19,7 +16,10 @@ from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, looks_like_manifest, manifest_text
 from moh_deploy.package.onnx_package import OnnxPackage
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, write_vectors
-from moh_deploy.replaceable import DirectoryKind
+from moh_deploy.system import replaceable
+from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.replaceable import DirectoryKind
+from moh_deploy.system.staging import StagedDirectory, sync_file
 
 
 class PackageWriter:

@@ -1,1 +1,1 @@
-"""What a job has to say, for machines (`to_json`) and for people (`__rich__`)."""
+"""What reports are made of: tables, pages, JUnit, Markdown, baseline files."""

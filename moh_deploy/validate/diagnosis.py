@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from moh_deploy.npz import Array
-from moh_deploy.package import LayerSources, Source
+from moh_deploy.graph.layer_sources import LayerSources, Source
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.parity_report import LayerParity, OutputParity
 
 CLEARLY = 10.0

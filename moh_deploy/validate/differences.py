@@ -9,7 +9,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 
 Float64Array = NDArray[np.float64]
 

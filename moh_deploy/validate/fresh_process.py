@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import cast
 
 from moh_deploy import errors
-from moh_deploy.backends.layer_runs import LayerRun
-from moh_deploy.backends.runner import Kernels, KernelUse
-from moh_deploy.child_process import json_from
+from moh_deploy.runtime.layer_runs import LayerRun
+from moh_deploy.runtime.runner import Kernels, KernelUse
+from moh_deploy.system.child_process import json_from
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.backends.input_check import check_inputs
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.runner import Kernels, Runner
-from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.runner import Kernels, Runner
+from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.layer_values import (
     LayerValues,
     layer_values,

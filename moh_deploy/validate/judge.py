@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
-from moh_deploy.backends.runner import Runner
-from moh_deploy.npz import Array
-from moh_deploy.package import OnnxPackage, VectorSet, computed_gates, forced_gates
+from moh_deploy.graph.forced_gates import computed_gates, forced_gates
+from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.runtime.runner import Runner
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.diagnosis import diagnosis, reference_is_nan
 from moh_deploy.validate.layer_parity import (
     LayerReference,
@@ -27,18 +28,8 @@ from moh_deploy.validate.layer_parity import (
     incomparable_layer,
 )
 from moh_deploy.validate.layer_values import LayerValues, layer_values
-from moh_deploy.validate.noise_floor import (
-    NO_FLOOR,
-    STEPS,
-    NoiseFloor,
-    NoisyModel,
-    recorded_floor,
-)
-from moh_deploy.validate.output_parity import (
-    compare_output,
-    incomparable_output,
-    unjudged_output,
-)
+from moh_deploy.validate.noise_floor import NO_FLOOR, STEPS, NoiseFloor, NoisyModel, recorded_floor
+from moh_deploy.validate.output_parity import compare_output, incomparable_output, unjudged_output
 from moh_deploy.validate.parity_report import LayerParity, OutputParity
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.routing_statistics import (

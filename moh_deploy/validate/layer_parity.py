@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import LayerRounding, Spread, fingerprint_spread, spread
+from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import (
     Float64Array,
     Place,

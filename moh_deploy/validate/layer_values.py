@@ -12,17 +12,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from moh_deploy.npz import Array
-from moh_deploy.package import (
-    NO_SOURCES,
-    LayerSources,
-    OnnxPackage,
-    RouterLogits,
-    attention_value,
-    fingerprint,
-    layer_sources,
-    router_logits,
-)
+from moh_deploy.graph.layer_sources import NO_SOURCES, LayerSources, layer_sources
+from moh_deploy.graph.router_logits import RouterLogits, attention_value, router_logits
+from moh_deploy.package import OnnxPackage, fingerprint
+from moh_deploy.system.npz import Array
 
 ROUTED = "routed_logits"
 

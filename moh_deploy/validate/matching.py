@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.suggest import shortened
+from moh_deploy.system.suggest import shortened
 
 
 def match_inputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dict[str, str]:

@@ -17,18 +17,18 @@ from functools import cached_property
 
 import numpy as np
 
-from moh_deploy.backends.runner import Runner
-from moh_deploy.npz import Array
+from moh_deploy.graph.forced_gates import GateTypes
+from moh_deploy.graph.weight_noise import weight_noise
 from moh_deploy.package import (
-    GateTypes,
     LayerRounding,
     OnnxPackage,
     Rounding,
     Spread,
     fingerprint_spread,
     spread,
-    weight_noise,
 )
+from moh_deploy.runtime.runner import Runner
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.differences import Float64Array, abs_error, finite
 from moh_deploy.validate.layer_parity import LayerValuesFound
 from moh_deploy.validate.variants import Variants

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from moh_deploy.npz import Array
 from moh_deploy.package import Spread, spread
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.differences import (
     Float64Array,
     Place,

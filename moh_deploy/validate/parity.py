@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moh_deploy.backends.runner import Runner
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.runtime.runner import Runner
 from moh_deploy.validate.judge import Case, Judge
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy

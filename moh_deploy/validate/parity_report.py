@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from moh_deploy.backends.layer_runs import LayerRun
-from moh_deploy.backends.runner import KernelUse
 from moh_deploy.errors import ValidationError
-from moh_deploy.ratchet.result import RatchetResult
+from moh_deploy.report.baseline.result import RatchetResult
+from moh_deploy.runtime.layer_runs import LayerRun
+from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.validate.accuracy import MetricParity
 from moh_deploy.validate.differences import worst
 from moh_deploy.validate.routing_statistics import NO_STATISTICS, RoutingStatistics, joined
@@ -321,7 +321,7 @@ class ParityReport:
         ]
 
     def __rich__(self) -> RenderableType:
-        from moh_deploy.report.parity import parity_tables
+        from moh_deploy.validate.parity_text import parity_tables
 
         return parity_tables(self)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from moh_deploy.bounded_yaml import read_yaml
 from moh_deploy.errors import ConfigError
+from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, AccuracyRule
 from moh_deploy.validate.tolerances import BUILT_IN, TOLERANCES, Tolerance, tolerance_for
 

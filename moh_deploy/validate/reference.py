@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.suggest import shortened
+from moh_deploy.system.suggest import shortened
 from moh_deploy.validate.samples import Sample
 
 RECORDED = "vectors recorded from the original model"

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 
 # Four bins a decade; what is below the first edge, an exact tie included, is one more.
 _EDGES = np.concatenate([[0.0], 10.0 ** (np.arange(-32, 9) / 4), [np.inf]])

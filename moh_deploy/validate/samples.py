@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array
 from moh_deploy.package import Manifest, VectorSet
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import read_user_vectors
 from moh_deploy.validate.valid_tokens import ValidTokens, valid_tokens
 

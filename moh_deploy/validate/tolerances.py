@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from moh_deploy.backends.runner import Runner
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import Spread
+from moh_deploy.runtime.runner import Runner
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from moh_deploy.backends.input_check import check_inputs
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array, read_npz
 from moh_deploy.package import Manifest, TensorInfo
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.system.npz import Array, read_npz
 
 
 class Interface(Protocol):

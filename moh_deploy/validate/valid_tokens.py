@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array, BoolArray
 from moh_deploy.package import Manifest, TensorInfo, VectorSet
+from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import Place
 
 Dim: TypeAlias = int | str

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from moh_deploy.backends.runner import Runner
-from moh_deploy.package import GateTypes
+from moh_deploy.graph.forced_gates import GateTypes
+from moh_deploy.runtime.runner import Runner
 
 
 class Variants(Protocol):

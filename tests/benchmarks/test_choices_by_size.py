@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 
 import moh_deploy
-from moh_deploy.backends.ort_kernels import choose_kernels
-from moh_deploy.npz import write_npz
 from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.system.npz import write_npz
 from tests.handmade_package import vectors
 from tests.two_layers import write_two_layers
 

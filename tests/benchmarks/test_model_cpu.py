@@ -15,9 +15,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from moh_deploy.backends.ort_kernels import choose_kernels
-from moh_deploy.config import load_config
-from moh_deploy.frontend.inputs import build_inputs
+from moh_deploy.config.export_config import load_config
+from moh_deploy.frontend.inputs.examples import build_inputs
+from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COLUMNS = [

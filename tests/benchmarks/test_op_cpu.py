@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from moh_deploy import native
-from moh_deploy.backends.runner import KernelUse
 from moh_deploy.ops import OPS
+from moh_deploy.runtime.runner import KernelUse
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"

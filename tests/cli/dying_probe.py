@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from moh_deploy.cli import probe_apart
-from moh_deploy.edge_cases.input_run import InputJudge
+from moh_deploy.validate.edge_cases.input_run import InputJudge
 
 _judge = InputJudge.judge
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.npz import write_npz
+from moh_deploy.system.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
 from tests.report.junit_reader import read_outcomes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moh_deploy.report.bisect_json import BISECT_JSON
 from tests.cli.run_cli import Cli
 from tests.half_packages import write_unprotected
 from tests.handmade_package import write_package
+from tests.report.forms.bisect_json import BISECT_JSON
 
 
 def test_nothing_diverges(cli: Cli, package: Path):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from moh_deploy.cli.report_files import verify_files
-from moh_deploy.npz import write_npz
-from moh_deploy.report.parity_json import VerifyJson
+from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.parity_report import ParityReport
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
+from tests.report.forms.parity_json import VerifyJson
 
 
 def test_inspect_shows_layers_and_what_runs_them(cli: Cli, package: Path):

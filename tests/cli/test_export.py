@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
+from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import CheckpointError
-from moh_deploy.options import ExportOptions
-from moh_deploy.progress import Progress
-from moh_deploy.report.export import ExportReport
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun
 from tests.cli.run_cli import Cli
 from tests.handmade_package import LAYER, MANIFEST
@@ -46,9 +46,9 @@ class Pipeline:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     pipeline = Pipeline()
-    module = ModuleType("moh_deploy.pipeline")
+    module = ModuleType("moh_deploy.api.export_package")
     module.export = pipeline.export  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "moh_deploy.pipeline", module)
+    monkeypatch.setitem(sys.modules, "moh_deploy.api.export_package", module)
     return pipeline
 
 

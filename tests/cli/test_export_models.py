@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moh_deploy.native import kernel_library
-from moh_deploy.npz import read_npz, write_npz
+from moh_deploy.system.npz import read_npz, write_npz
 from tests import small_moh
 from tests.cli.run_cli import Cli
 

@@ -127,7 +127,7 @@ def test_full_disk_behind_stdout_is_no_answer(package: Path, directory: str, opt
 
 def test_interrupt_that_a_module_makes_an_error_of_is_one():
     """An extension module that is interrupted while it is loaded raises ImportError."""
-    code = "import sys, signal, moh_deploy.jobs.inspect as job; from moh_deploy.cli import main\n"
+    code = "import sys, signal, moh_deploy.api.inspect as job; from moh_deploy.cli import main\n"
     code += "def load(*_, **__):\n    try: signal.raise_signal(signal.SIGINT)\n"
     code += "    except KeyboardInterrupt: raise ImportError('initialization failed')\n"
     code += "job.inspect = load; main(['inspect', 'package'])"
@@ -139,7 +139,7 @@ def test_interrupt_that_a_module_makes_an_error_of_is_one():
 @pytest.mark.parametrize("error", ["ValueError", "RecursionError", "MemoryError", "OSError"])
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "json"])
 def test_bug_keeps_its_traceback_and_is_no_answer(error: str, options: list[str]):
-    code = "import moh_deploy.jobs.inspect as job; from moh_deploy.cli import main\n"
+    code = "import moh_deploy.api.inspect as job; from moh_deploy.cli import main\n"
     code += f"def broken(*_, **__): raise {error}('planted')\n"
     code += f"job.inspect = broken; main(['inspect', 'package', *{options!r}])"
     ended = run_python("-c", code)
@@ -149,7 +149,7 @@ def test_bug_keeps_its_traceback_and_is_no_answer(error: str, options: list[str]
 
 
 def test_interrupted_process_ends_with_130_and_no_traceback():
-    code = "import time, moh_deploy.jobs.inspect as job; from moh_deploy.cli import main\n"
+    code = "import time, moh_deploy.api.inspect as job; from moh_deploy.cli import main\n"
     code += "def wait(*_, **__): print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"
     code += "import sys; job.inspect = wait; main(['inspect', 'package'])"
     process = start_python("-c", code)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.npz import write_npz
+from moh_deploy.system.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.edge_case_package import inputs, write_edge_package
-from tests.edge_cases import planted_bugs
+from tests.validate.edge_cases import planted_bugs
 
 QUICK = ["--kernels", "off", "--longest", "seq=9", "--longest", "batch=3"]
 

@@ -43,7 +43,7 @@ def test_full_disk_is_said_by_whoever_still_can(package: Path, monkeypatch: pyte
         return int(str(ended.value.code))
 
     monkeypatch.setattr(apart, "_run", run)
-    monkeypatch.setattr("moh_deploy.jobs.probe.probe", fill)
+    monkeypatch.setattr("moh_deploy.api.probe.probe", fill)
     with pytest.raises(PackageError, match=r"disk full while writing .*moh-deploy-probe"):
         probe_apart(ProbeTask(package))
 
@@ -68,7 +68,7 @@ def test_every_option_of_the_command_reaches_the_other_process(
         return checkpoint, loading["dtype"]
 
     monkeypatch.setattr(apart, "_run", lambda _, folder: apart.carry_out(folder))
-    monkeypatch.setattr("moh_deploy.jobs.probe.probe", note)
+    monkeypatch.setattr("moh_deploy.api.probe.probe", note)
     monkeypatch.setattr("moh_deploy.cli.original.original_of", original)
     files = [tmp_path / name for name in ("a.npz", "b.npz", "policy.yaml", "model.pt")]
     for file in files:

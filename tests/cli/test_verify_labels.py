@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.npz import write_npz
-from moh_deploy.report.parity_json import VerifyJson
+from moh_deploy.system.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.labelled_package import right_labels, samples, write_classifier
+from tests.report.forms.parity_json import VerifyJson
 
 
 @pytest.fixture

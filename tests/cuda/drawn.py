@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES, Arrays
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
-from tests.plugins.draws import aggregated_attention_setups, attention_setups, router_setups
+from tests.plugins.draws import (
+    aggregated_attention_setups,
+    attention_setups,
+    router_setups,
+)
 
 MOST_PRODUCTS = 1_000_000
 """Of a case: the emulator needs about a second for as many."""

@@ -9,8 +9,8 @@ import onnx
 from onnx import numpy_helper
 
 import moh_deploy
-from moh_deploy.npz import Array
 from moh_deploy.package import OnnxPackage, PackageWriter
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.parity_report import ParityReport
 from tests.examples.digits_demo import DIGITS, DemoRun
 

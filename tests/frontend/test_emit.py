@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import emit
-from moh_deploy.frontend.fold import fold_weights
 from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.normalize.fold import fold_weights
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
+from moh_deploy.graph import add_function_bodies, name_interface
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
-from moh_deploy.passes import add_function_bodies, name_interface
 from tests.frontend.traced import plain_trace
 from tests.small_moh import build
 
@@ -51,7 +51,7 @@ def test_nodes_carry_every_attribute():
     assert model.opset_imports[""] == 20
 
 
-# 20 and 21 are those of whole exports, see tests/test_pipeline.py.
+# 20 and 21 are those of whole exports, see tests/api/test_export_package.py.
 @pytest.mark.parametrize("opset", [18, 19, 22, 23])
 def test_every_opset_gives_an_equal_model(opset: int):
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))

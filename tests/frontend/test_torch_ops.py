@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moh_deploy.frontend.arrays import to_numpy
+from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.torch_ops import (
     aggregated_attention,
     attention,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.constant_inputs import add_constant
-from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.fx.constant_inputs import add_constant
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.trace import _explain, trace
 from tests.frontend.traced import loaded, nodes, plain_trace
 

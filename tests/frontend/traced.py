@@ -11,12 +11,12 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from moh_deploy.frontend.checkpoint import in_eval_mode
-from moh_deploy.frontend.model import LoadedModel, ModelInput
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.graph import op
+from moh_deploy.frontend.load.checkpoint import in_eval_mode
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.recognize.graph import op
-from moh_deploy.frontend.record import _flat_inputs
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.prove.record import _flat_inputs
 from moh_deploy.frontend.trace import trace
 
 

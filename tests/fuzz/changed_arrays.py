@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 from tests.fuzz.changed_bytes import ByteChange, byte_changes, change_bytes
 
 _DTYPES = (

@@ -12,17 +12,17 @@ import numpy as np
 import onnx
 from hypothesis import strategies as st
 
-from moh_deploy.backends.ort_model import prepare_model
-from moh_deploy.backends.trt.engine_reading import is_engine_dir, read_engine_dir
-from moh_deploy.config import load_config
+from moh_deploy.config.export_config import load_config
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import map_npz, read_npz
-from moh_deploy.package import OnnxPackage, load_ir
+from moh_deploy.graph.load_model import load_ir
+from moh_deploy.package import OnnxPackage
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, MinedToken, write_corpus
-from moh_deploy.ratchet.baseline_file import read_baseline
+from moh_deploy.report.baseline.baseline_file import read_baseline
+from moh_deploy.runtime.onnxruntime.prepared_model import prepare_model
+from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
+from moh_deploy.system.npz import map_npz, read_npz
 from moh_deploy.validate.accuracy.label_files import read_labels
 from moh_deploy.validate.policy import read_policy
-from tests.backends.trt.engines import write_engine
 from tests.fuzz.changed_arrays import archive_changes, array_changes, change_archive, change_npy
 from tests.fuzz.changed_bytes import byte_changes, change_bytes
 from tests.fuzz.changed_model import change_model, field_changes
@@ -31,6 +31,7 @@ from tests.fuzz.changed_yaml import changed_yaml
 from tests.fuzz.target import Prepared, Target
 from tests.handmade_package import vectors, write_package
 from tests.repaired_package import digest_of, replace_file, rewrite_manifest
+from tests.runtime.tensorrt.engines import write_engine
 
 
 def manifest(folder: Path) -> Prepared:
@@ -302,8 +303,8 @@ def safetensors(folder: Path) -> Prepared:
     import torch
     from safetensors.torch import save_file
 
-    from moh_deploy.frontend.fileform import detect_form
-    from moh_deploy.frontend.safetensors_files import read_safetensors
+    from moh_deploy.frontend.load.fileform import detect_form
+    from moh_deploy.frontend.load.safetensors_files import read_safetensors
 
     path = folder / "model.safetensors"
     save_file({"a": torch.ones(3, 4), "b": torch.ones(2, dtype=torch.int64)}, path)
@@ -329,8 +330,8 @@ def shards(folder: Path) -> Prepared:
     import torch
     from safetensors.torch import save_file
 
-    from moh_deploy.frontend.fileform import detect_form
-    from moh_deploy.frontend.safetensors_files import list_shards, read_shards
+    from moh_deploy.frontend.load.fileform import detect_form
+    from moh_deploy.frontend.load.safetensors_files import list_shards, read_shards
 
     save_file({"a": torch.ones(2)}, folder / "1.safetensors")
     document = {
@@ -357,7 +358,7 @@ def program(folder: Path) -> Prepared:
 
     import torch
 
-    from moh_deploy.frontend.checkpoint import load_model
+    from moh_deploy.frontend.load.checkpoint import load_model
 
     class Net(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moh_deploy.atomic import staged_file
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.tolerances import tolerance_for
+from moh_deploy.system.staging import staged_file
 from tests.cuda import conformance
 from tests.gpu.stored_cases import CASES
 

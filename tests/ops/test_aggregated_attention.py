@@ -12,7 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import MOH_AGGREGATED_ATTENTION, MOH_ATTENTION, AggregatedAttentionVariant
+from moh_deploy.ops import (
+    MOH_AGGREGATED_ATTENTION,
+    MOH_ATTENTION,
+    AggregatedAttentionVariant,
+)
 from moh_deploy.ops.aggregated_attention import function_body, variant_of
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL
 from moh_deploy.ops.single_node import single_node_model

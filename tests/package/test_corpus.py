@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.jobs.corpus import write_corpus
-from moh_deploy.npz import read_npz, write_npz
 from moh_deploy.package import (
     MOST_CORPUS_BYTES,
     MOST_SAMPLES,
@@ -20,6 +18,8 @@ from moh_deploy.package import (
 )
 from moh_deploy.package.corpus import CORPUS_NAME, read_corpus
 from moh_deploy.package.corpus import write_corpus as write_file
+from moh_deploy.package.replace_corpus import write_corpus
+from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import MANIFEST, vectors, write_package
 
 

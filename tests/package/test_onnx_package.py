@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.npz import Array, write_npz
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.package.vectors import read_vectors, write_vectors
+from moh_deploy.system.npz import Array, write_npz
 from tests.handmade_package import MANIFEST, vectors, without_layers, write_package
 
 

@@ -11,13 +11,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from moh_deploy.backends import ort_kernels
-from moh_deploy.backends.layer_runs import LayerImpl
-from moh_deploy.backends.ort_placement import Placement
-from moh_deploy.backends.ort_values import from_ort, to_ort
 from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.ops.cases import Case, numpy_dtype
 from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.runtime.layer_runs import LayerImpl
+from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
+from moh_deploy.runtime.onnxruntime.placement import Placement
+from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.kernel_library import required_library
 from tests.ops.case_models import case_model, named_inputs
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 
-from moh_deploy.backends import ort_kernels
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
+from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from tests.ops.case_models import case_model
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import (

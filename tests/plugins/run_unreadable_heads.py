@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moh_deploy.backends.ort_values import from_ort, to_ort
 from moh_deploy.ops import OPS
+from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.ops.case_models import case_model, named_inputs
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup

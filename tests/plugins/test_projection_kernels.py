@@ -9,10 +9,10 @@ import onnx
 import pytest
 from hypothesis import given, settings
 
-from moh_deploy.backends.ort_values import from_ort, to_ort
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.element_types import ELEMENT_TYPES
 from moh_deploy.ops.spec import FLOAT_TYPES
+from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.ops.case_models import case_model
 from tests.plugins.draws import projection_setups
 from tests.plugins.kernels import Kernels, assert_right, memory_for, run_into, run_session

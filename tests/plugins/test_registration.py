@@ -10,9 +10,9 @@ import onnxruntime as ort
 import pytest
 
 from moh_deploy import __version__
-from moh_deploy.backends import ort_kernels
 from moh_deploy.ops import OPS
 from moh_deploy.ops.spec import FLOAT_TYPES
+from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from tests.kernel_library import required_library
 from tests.ops.case_models import case_model
 from tests.plugins.attention_setups import AttentionSetup

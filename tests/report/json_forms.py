@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from moh_deploy.json_text import to_json_text
+from moh_deploy.system.json_text import to_json_text
 
 
 def assert_of_form(form: type[BaseModel], report: Mapping[str, object]) -> None:

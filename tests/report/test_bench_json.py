@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.report.bench import BenchReport
-from moh_deploy.report.bench_json import BenchJson
-from moh_deploy.tuning.agreement import Agreement
-from moh_deploy.tuning.fixed_routing import RoutingOverhead
-from moh_deploy.tuning.fresh_run import FreshRun
-from moh_deploy.tuning.timing import Difference
-from tests.report.html.samples import bench_report
+from moh_deploy.perf.bench.agreement import Agreement
+from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
+from moh_deploy.perf.bench.fresh_run import FreshRun
+from moh_deploy.perf.bench.report import BenchReport
+from moh_deploy.perf.timing import Difference
+from tests.cli.report_files.samples import bench_report
+from tests.report.forms.bench_json import BenchJson
 from tests.report.json_forms import assert_of_form
 
 REPORT = bench_report()

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.bisection.checkpoint import Checkpoint
-from moh_deploy.bisection.cure import Cure, KeptNode
-from moh_deploy.bisection.divergence import NodeError
-from moh_deploy.bisection.judge import Recorded
-from moh_deploy.bisection.locate import Between, Divergence
-from moh_deploy.bisection.places import Place
-from moh_deploy.report.bisect import BisectReport, Repair
-from moh_deploy.report.bisect_json import BisectJson
-from tests.report.html.samples import parity_report
+from moh_deploy.validate.bisection.checkpoint import Checkpoint
+from moh_deploy.validate.bisection.cure import Cure, KeptNode
+from moh_deploy.validate.bisection.divergence import NodeError
+from moh_deploy.validate.bisection.judge import Recorded
+from moh_deploy.validate.bisection.locate import Between, Divergence
+from moh_deploy.validate.bisection.places import Place
+from moh_deploy.validate.bisection.report import BisectReport, Repair
+from tests.cli.report_files.samples import parity_report
+from tests.report.forms.bisect_json import BisectJson
 from tests.report.json_forms import assert_of_form
 
 PLACE = Place("blocks.0.up.MatMul", "MatMul", "blocks.0", "up")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from moh_deploy.report.bench_json import BENCH_JSON
-from moh_deploy.report.bisect_json import BISECT_JSON
-from moh_deploy.report.parity_json import VERIFY_JSON
-from moh_deploy.report.probe_json import PROBE_JSON
+from tests.report.forms.bench_json import BENCH_JSON
+from tests.report.forms.bisect_json import BISECT_JSON
+from tests.report.forms.parity_json import VERIFY_JSON
+from tests.report.forms.probe_json import PROBE_JSON
 
 DOCS = Path(__file__).parents[2] / "docs"
 FORMS: dict[str, TypeAdapter[object]] = {

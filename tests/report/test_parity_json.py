@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.report.parity_json import VerifyJson
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.tolerances import TOLERANCES
+from tests.cli.report_files.test_verify_junit import LAYER, METRIC, OUTPUT, REPORT
+from tests.report.forms.parity_json import VerifyJson
 from tests.report.json_forms import assert_of_form
-from tests.report.test_junit import LAYER, METRIC, OUTPUT, REPORT
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
-from moh_deploy.backends.runner import KernelUse
-from moh_deploy.package import KeptOperators, LayerNodes, TensorInfo
-from moh_deploy.report.export import ExportReport
-from moh_deploy.report.inspect import InspectReport
-from moh_deploy.report.layers import runs_text
-from moh_deploy.report.run import RunReport
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.package import KeptOperators, TensorInfo
+from moh_deploy.perf.inspect_report import InspectReport
 from moh_deploy.report.tables import si
+from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.layers_text import runs_text
+from moh_deploy.runtime.run_report import RunReport
+from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from tests.handmade_package import LAYER, MANIFEST, without_layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moh_deploy.package import LayerSources
+from moh_deploy.graph.layer_sources import LayerSources
 from moh_deploy.validate.diagnosis import diagnosis
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, Part
 

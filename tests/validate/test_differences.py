@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.differences import (
     abs_error,
     describe_worst,

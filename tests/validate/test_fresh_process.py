@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.backends.layer_runs import LayerRun
 from moh_deploy.errors import BackendError, PackageError, ValidationError
+from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.fresh_process import prove
 from tests.handmade_package import write_package
 from tests.kernel_library import required_library

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.package import RouterLogits, fingerprint
+from moh_deploy.graph.router_logits import RouterLogits
+from moh_deploy.package import fingerprint
 from moh_deploy.validate.layer_values import (
     LayerValues,
     layer_values,

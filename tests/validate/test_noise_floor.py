@@ -8,18 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.backends.layer_runs import LayerImpl, LayerRun
-from moh_deploy.backends.runner import KernelUse
-from moh_deploy.npz import Array
-from moh_deploy.package import (
-    ROUNDING_STEP,
-    GateTypes,
-    LayerRounding,
-    OnnxPackage,
-    Rounding,
-    Spread,
-    VectorSet,
-)
+from moh_deploy.graph.forced_gates import GateTypes
+from moh_deploy.graph.weight_noise import ROUNDING_STEP
+from moh_deploy.package import LayerRounding, OnnxPackage, Rounding, Spread, VectorSet
+from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.layer_parity import LayerValuesFound
 from moh_deploy.validate.noise_floor import (
     DRAWS,

@@ -8,12 +8,12 @@ from typing import get_args
 import pytest
 
 import moh_deploy
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.ort_variants import OrtVariants
 from moh_deploy.errors import ValidationError
-from moh_deploy.jobs.lowered_package import lowered
-from moh_deploy.jobs.recorded_parity import compare_recorded
+from moh_deploy.runtime.lowered_package import lowered
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.onnxruntime.variants import OrtVariants
 from moh_deploy.validate.parity import compare
+from moh_deploy.validate.recorded_parity import compare_recorded
 from tests.kernel_library import required_library
 from tests.routed_package import Fault, write_routed
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array, write_npz
+from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.user_vectors import UserVectors, read_user_vectors
 from tests.handmade_package import MANIFEST
 

@@ -13,12 +13,12 @@ import pytest
 from onnx import TensorProto, helper
 
 import moh_deploy
+from moh_deploy.cli.report_files.verify_junit import junit_xml
+from moh_deploy.cli.report_files.verify_page import verify_page
 from moh_deploy.errors import ConfigError, ValidationError
-from moh_deploy.npz import Array, write_npz
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.report.html.page import Run
-from moh_deploy.report.html.verify_page import verify_page
-from moh_deploy.report.junit import junit_xml
+from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.valid_tokens import ValidTokens, token_view
 from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.routed_package import SEQ, WIDTH, write_routed

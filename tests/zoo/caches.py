@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput
 from tests.zoo.language import Scale, copies, token_ids, turn_half
 from tests.zoo.model import noise
 

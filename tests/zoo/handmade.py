@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import einsum, nn
 
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput
 from tests.zoo.model import noise
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput
 
 InputBuilder = Callable[..., tuple[ModelInput, ...]]
 """Builds the example inputs; every dynamic dimension is a keyword argument of that name."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput
 from tests.zoo.model import noise
 from tests.zoo.unusual import C, D, H, Parts
 

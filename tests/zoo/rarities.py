@@ -6,8 +6,22 @@ from dataclasses import replace
 
 from torch import nn
 
-from tests.zoo import caches, gating, otherwise_run, unusual, unusual_cores, vision
-from tests.zoo.model import Expected, ExpectedLayer, InputBuilder, ZooModel, seeded, tokens_in
+from tests.zoo import (
+    caches,
+    gating,
+    otherwise_run,
+    unusual,
+    unusual_cores,
+    vision,
+)
+from tests.zoo.model import (
+    Expected,
+    ExpectedLayer,
+    InputBuilder,
+    ZooModel,
+    seeded,
+    tokens_in,
+)
 
 TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
 SCORED = ExpectedLayer(4, 2, 2, 0, "scored")

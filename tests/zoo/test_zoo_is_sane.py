@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput
 from tests.zoo import MISSED, ZOO, ZooModel
 
 each_model = pytest.mark.parametrize("animal", [*ZOO, *MISSED], ids=lambda animal: animal.name)

@@ -23,6 +23,8 @@ from __future__ import annotations
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.normalize.decompose import decompose
 from moh_deploy.frontend.normalize.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.normalize.functionalize import functionalize
@@ -33,8 +35,6 @@ from moh_deploy.frontend.normalize.unfold import replace_unfold
 from moh_deploy.frontend.normalize.unread_state import drop_unread_state
 from moh_deploy.frontend.normalize.written_slices import read_written_slices
 from moh_deploy.frontend.normalize.written_softmax import is_division, replace_written_softmax
-from moh_deploy.frontend.recognize.graph import op
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
 
 __all__ = ["normalize"]
 

@@ -12,8 +12,8 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.graph import argument, op, shape, tensor
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.graph import argument, op, shape, tensor
 
 aten = torch.ops.aten
 

@@ -14,10 +14,10 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.contraction import Labels, contraction
-from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, rank, shape
-from moh_deploy.frontend.recognize.slices import Slice, read_slice
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.contraction import Labels, contraction
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape
+from moh_deploy.frontend.fx.slices import Slice, read_slice
 
 aten = torch.ops.aten
 

@@ -16,10 +16,10 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.normalize.factor import aligned_factor
-from moh_deploy.frontend.recognize.axes import Size, size_of
-from moh_deploy.frontend.recognize.contraction import Contraction, contraction
-from moh_deploy.frontend.recognize.graph import (
+from moh_deploy.frontend.fx.axes import Size, size_of
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.contraction import Contraction, contraction
+from moh_deploy.frontend.fx.graph import (
     ancestors,
     argument,
     is_tensor,
@@ -28,8 +28,8 @@ from moh_deploy.frontend.recognize.graph import (
     reads_shape_only,
     shape,
 )
-from moh_deploy.frontend.recognize.views import through_views
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.fx.views import through_views
+from moh_deploy.frontend.normalize.factor import aligned_factor
 
 aten = torch.ops.aten
 

@@ -9,9 +9,9 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import fresh_layout
-from moh_deploy.frontend.recognize.graph import argument, op, shape
-from moh_deploy.frontend.recognize.views import REORDERS, casts, forward
+from moh_deploy.frontend.fx.axes import fresh_layout
+from moh_deploy.frontend.fx.graph import argument, op, shape
+from moh_deploy.frontend.fx.views import REORDERS, casts, forward
 
 aten = torch.ops.aten
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.graph import op, rank, tensor
-from moh_deploy.frontend.recognize.known_values import KnownValues
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.graph import op, rank, tensor
+from moh_deploy.frontend.fx.known_values import KnownValues
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.graph import ancestors
+from moh_deploy.frontend.fx.graph import ancestors
 
 
 def drop_unread_state(program: ExportedProgram) -> None:

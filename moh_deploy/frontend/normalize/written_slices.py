@@ -10,11 +10,11 @@ from typing import cast
 import torch
 from torch.fx import Graph, Node
 
+from moh_deploy.frontend.fx.axes import size_of
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.graph import argument, op, rank, shape, tensor
+from moh_deploy.frontend.fx.views import REORDERS
 from moh_deploy.frontend.normalize.factor import factor_out_slices
-from moh_deploy.frontend.recognize.axes import size_of
-from moh_deploy.frontend.recognize.graph import argument, op, rank, shape, tensor
-from moh_deploy.frontend.recognize.views import REORDERS
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
 
 aten = torch.ops.aten
 

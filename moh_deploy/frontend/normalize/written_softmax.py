@@ -8,10 +8,10 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Layout, fresh_layout, resolve
-from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, rank, shape, tensor
-from moh_deploy.frontend.recognize.views import backward, broadcast
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
+from moh_deploy.frontend.fx.axes import Layout, fresh_layout, resolve
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
+from moh_deploy.frontend.fx.views import backward, broadcast
 
 aten = torch.ops.aten
 

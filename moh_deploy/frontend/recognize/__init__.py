@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from torch.export import ExportedProgram
 
+from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.graph import nodes_that_depend_on
 from moh_deploy.frontend.recognize.aggregated.outputs import with_token_axes
-from moh_deploy.frontend.recognize.constants import Constants
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.gates import layers_of
-from moh_deploy.frontend.recognize.graph import nodes_that_depend_on
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.track import Tracker
 

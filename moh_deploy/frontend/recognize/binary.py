@@ -9,10 +9,10 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Layout, resolve
+from moh_deploy.frontend.fx.axes import Layout, resolve
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, tensor, tensor_inputs
+from moh_deploy.frontend.fx.views import backward, broadcast, history, is_view
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, tensor, tensor_inputs
-from moh_deploy.frontend.recognize.views import backward, broadcast, history, is_view
 
 Constant = Callable[[Node], torch.Tensor | None]
 Number = Callable[[object], float | None]

@@ -7,18 +7,9 @@ from typing import cast
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import (
-    Dim,
-    Layout,
-    flat,
-    fresh_dim,
-    leaves,
-    product,
-    resolve,
-)
-from moh_deploy.frontend.recognize.contraction import contraction
-from moh_deploy.frontend.recognize.cores.core import Core, Operand
-from moh_deploy.frontend.recognize.graph import (
+from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_dim, leaves, product, resolve
+from moh_deploy.frontend.fx.contraction import contraction
+from moh_deploy.frontend.fx.graph import (
     argument,
     is_tensor,
     module_path,
@@ -27,17 +18,11 @@ from moh_deploy.frontend.recognize.graph import (
     shape,
     tensor_inputs,
 )
+from moh_deploy.frontend.fx.views import backward, broadcast, forward, history, is_view, lacks
+from moh_deploy.frontend.recognize.cores.core import Core, Operand
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
 from moh_deploy.frontend.recognize.track import GatedProduct, Tracked, token_axes
-from moh_deploy.frontend.recognize.views import (
-    backward,
-    broadcast,
-    forward,
-    history,
-    is_view,
-    lacks,
-)
 
 _SUMS = frozenset(["add", "sub", "subtract"])
 _ELEMENTWISE = _SUMS | frozenset(

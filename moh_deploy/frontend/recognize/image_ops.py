@@ -8,7 +8,7 @@ from typing import TypeAlias, cast
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import (
+from moh_deploy.frontend.fx.axes import (
     Dim,
     Layout,
     flat,
@@ -17,7 +17,7 @@ from moh_deploy.frontend.recognize.axes import (
     product,
     size_of,
 )
-from moh_deploy.frontend.recognize.graph import argument, op, rank, shape, tensor_inputs
+from moh_deploy.frontend.fx.graph import argument, op, rank, shape, tensor_inputs
 
 _ELEMENTWISE = frozenset(
     [

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, resolve
-from moh_deploy.frontend.recognize.graph import op, reads_shape_only
-from moh_deploy.frontend.recognize.slices import Slice, read_slice
-from moh_deploy.frontend.recognize.views import forward, is_view
+from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, resolve
+from moh_deploy.frontend.fx.graph import op, reads_shape_only
+from moh_deploy.frontend.fx.slices import Slice, read_slice
+from moh_deploy.frontend.fx.views import forward, is_view
 
 _SPLITS = frozenset(["split", "split_with_sizes", "chunk", "tensor_split", "unbind"])
 

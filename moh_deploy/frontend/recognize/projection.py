@@ -8,11 +8,11 @@ from typing import cast
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout
-from moh_deploy.frontend.recognize.contraction import Contraction, contraction
+from moh_deploy.frontend.fx.axes import Dim, Layout
+from moh_deploy.frontend.fx.contraction import Contraction, contraction
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape
+from moh_deploy.frontend.fx.views import broadcast
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import argument, is_tensor, op, rank, shape
-from moh_deploy.frontend.recognize.views import broadcast
 
 Stored = Callable[[Node], bool]
 

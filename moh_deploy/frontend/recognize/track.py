@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import (
+from moh_deploy.frontend.fx.axes import (
     Axis,
     Dim,
     Layout,
@@ -18,7 +18,16 @@ from moh_deploy.frontend.recognize.axes import (
     resolve,
     same,
 )
-from moh_deploy.frontend.recognize.contraction import Contraction, contraction
+from moh_deploy.frontend.fx.contraction import Contraction, contraction
+from moh_deploy.frontend.fx.graph import (
+    argument,
+    is_function_of_elements,
+    is_tensor,
+    op,
+    shape,
+    tensor_inputs,
+)
+from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core, Operand
 from moh_deploy.frontend.recognize.cores.fused import read_fused
 from moh_deploy.frontend.recognize.cores.softmax import (
@@ -27,17 +36,8 @@ from moh_deploy.frontend.recognize.cores.softmax import (
     has_score_product,
     key_axes_of,
 )
-from moh_deploy.frontend.recognize.graph import (
-    argument,
-    is_function_of_elements,
-    is_tensor,
-    op,
-    shape,
-    tensor_inputs,
-)
 from moh_deploy.frontend.recognize.layer import HeadProjection
 from moh_deploy.frontend.recognize.projection import read_projection
-from moh_deploy.frontend.recognize.views import broadcast, forward, is_view, lacks
 
 _SPLITS = frozenset(
     ["split", "split_with_sizes", "chunk", "tensor_split", "unbind", "slice", "narrow", "select"]

@@ -20,37 +20,26 @@ from torch.export.graph_signature import (
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from moh_deploy.frontend.fx.axes import Layout, flat, fresh_dim, leaves, product, regroup
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.constants import Constants, StoredNodes, is_random
+from moh_deploy.frontend.fx.graph import argument, is_tensor, rank, shape
+from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize import MoHLayer
 from moh_deploy.frontend.recognize.aggregated import read_aggregated
-from moh_deploy.frontend.recognize.axes import (
-    Layout,
-    flat,
-    fresh_dim,
-    leaves,
-    product,
-    regroup,
-)
-from moh_deploy.frontend.recognize.constants import Constants, StoredNodes, is_random
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
-from moh_deploy.frontend.recognize.graph import argument, is_tensor, rank, shape
-from moh_deploy.frontend.recognize.known_values import KnownValues
-from moh_deploy.frontend.recognize.not_covered import NotCoveredError
 from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.frontend.recognize.views import history
 from moh_deploy.frontend.rewrite.aggregated import AggregatedRewriter
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter
 from moh_deploy.frontend.rewrite.attention_view import drop_views
-from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.gates_first import apply_gates_first
 from moh_deploy.frontend.rewrite.operands import gates_of
-from moh_deploy.frontend.rewrite.projections import (
-    HeadAxes,
-    project_output,
-    project_query,
-)
+from moh_deploy.frontend.rewrite.projections import HeadAxes, project_output, project_query
 from moh_deploy.frontend.rewrite.router import insert_router, merge_logits
 from moh_deploy.frontend.rewrite.split import Splitter
 from moh_deploy.frontend.rewrite.swap import Swap

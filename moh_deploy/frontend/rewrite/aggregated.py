@@ -10,15 +10,15 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::aggregated_attention
-from moh_deploy.frontend.constant_inputs import add_constant
+from moh_deploy.frontend.fx.axes import Layout, leaves, product
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.constant_inputs import add_constant
+from moh_deploy.frontend.fx.graph import tensor
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.aggregated import Aggregated, Source
-from moh_deploy.frontend.recognize.axes import Layout, leaves, product
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import tensor
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.slices import Piece
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of
 from moh_deploy.frontend.rewrite.projections import HeadAxes
 

@@ -11,16 +11,16 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention
-from moh_deploy.frontend.recognize.axes import Axis, Dim, flat, leaves, product
+from moh_deploy.frontend.fx.axes import Axis, Dim, flat, leaves, product
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.graph import example_shape, tensor
+from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.cores.core import MaskTerm, Scores
-from moh_deploy.frontend.recognize.graph import example_shape, tensor
-from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.slices import Piece
 from moh_deploy.frontend.rewrite.attention_form import AttentionForm
 from moh_deploy.frontend.rewrite.attention_inputs import AttentionInputs
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of, unscaled
 from moh_deploy.frontend.rewrite.projections import HeadAxes
 from moh_deploy.frontend.rewrite.readers import readers_up_to

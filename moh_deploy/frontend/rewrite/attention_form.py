@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout
+from moh_deploy.frontend.fx.axes import Dim, Layout
 
 
 @dataclass(frozen=True)

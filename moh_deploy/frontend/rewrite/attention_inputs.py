@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Layout, flat
+from moh_deploy.frontend.fx.axes import Layout, flat
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.slices import Piece
+from moh_deploy.frontend.fx.views import casts, forward, is_view
 from moh_deploy.frontend.recognize.cores.core import Operand, Scores
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.slices import Piece
-from moh_deploy.frontend.recognize.views import casts, forward, is_view
 from moh_deploy.frontend.rewrite.attention_form import AttentionForm
-from moh_deploy.frontend.rewrite.builder import GraphBuilder
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of
 from moh_deploy.frontend.rewrite.tokens_first import Moves, Reader, Reorderer
 

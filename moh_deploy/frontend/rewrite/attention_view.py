@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Layout, flat, leaves
+from moh_deploy.frontend.fx.axes import Layout, flat, leaves
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 
 if TYPE_CHECKING:
     from moh_deploy.frontend.rewrite import Rewrite

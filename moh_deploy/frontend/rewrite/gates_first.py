@@ -11,12 +11,12 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Layout, flat, resolve
+from moh_deploy.frontend.fx.axes import Layout, flat, resolve
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
+from moh_deploy.frontend.fx.graph import tensor
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import tensor
 from moh_deploy.frontend.recognize.layer import HeadProjection, MoHLayer
-from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, arranged
 from moh_deploy.frontend.rewrite.swap import Swap
 

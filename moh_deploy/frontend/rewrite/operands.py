@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Layout, flat, resolve
+from moh_deploy.frontend.fx.axes import Layout, flat, resolve
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.graph import is_tensor, op, shape, tensor
+from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.slices import NO_TWINS, Piece, pieces
+from moh_deploy.frontend.fx.views import casts, history, is_view
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import is_tensor, op, shape, tensor
-from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.slices import NO_TWINS, Piece, pieces
-from moh_deploy.frontend.recognize.views import casts, history, is_view
-from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 
 aten = torch.ops.aten
 

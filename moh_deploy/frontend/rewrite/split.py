@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.fx import Graph, Node
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, fresh_layout, leaves, product
-from moh_deploy.frontend.recognize.graph import shape
+from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_layout, leaves, product
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.graph import shape
+from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.parts import Part, column_order, parts_of
 from moh_deploy.frontend.recognize.projection import Projection, Stored, read_projection
-from moh_deploy.frontend.recognize.slices import Piece
-from moh_deploy.frontend.rewrite.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.weights import project
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout, Size, flat, leaves, product, resolve
-from moh_deploy.frontend.recognize.commuting import Reading, called, read_commuting, with_dims
+from moh_deploy.frontend.fx.axes import Dim, Layout, Size, flat, leaves, product, resolve
+from moh_deploy.frontend.fx.builder import GraphBuilder, into_blocks
+from moh_deploy.frontend.fx.commuting import Reading, called, read_commuting, with_dims
+from moh_deploy.frontend.fx.graph import shape
+from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import shape
-from moh_deploy.frontend.recognize.slices import Piece
-from moh_deploy.frontend.rewrite.builder import GraphBuilder, into_blocks
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of
 
 # A tensor in an order of its elements: the node, the sizes of the blocks of its dimensions, and the

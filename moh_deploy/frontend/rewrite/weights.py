@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, leaves, resolve
+from moh_deploy.frontend.fx.axes import Dim, Layout, flat, leaves, resolve
+from moh_deploy.frontend.fx.builder import LayoutBuilder
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.parts import Window
 from moh_deploy.frontend.recognize.projection import Projection
-from moh_deploy.frontend.rewrite.builder import LayoutBuilder
 
 aten = torch.ops.aten
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnxscript
 
-from moh_deploy.domains import KERNEL_DOMAIN
 from moh_deploy.ops import VERSION
+from moh_deploy.ops.domains import KERNEL_DOMAIN
 
 Value = onnxscript.tensor.Tensor | ir.Value
 

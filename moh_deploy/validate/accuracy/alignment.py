@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.class_labels import Labelling
 
 

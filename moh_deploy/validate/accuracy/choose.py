@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array
 from moh_deploy.package import TensorInfo
-from moh_deploy.suggest import did_you_mean
+from moh_deploy.system.npz import Array
+from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.accuracy.class_labels import Labelling, check_integers, check_range
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.perplexity import Perplexity

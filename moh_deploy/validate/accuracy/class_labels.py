@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.metrics import IntArray
 
 

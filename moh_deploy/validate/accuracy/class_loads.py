@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moh_deploy.npz import Array
 from moh_deploy.package import LayerInfo
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.routing_statistics import RoutingStatistics, class_load, joined
 

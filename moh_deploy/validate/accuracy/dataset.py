@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array
 from moh_deploy.package import TensorInfo
+from moh_deploy.system.npz import Array
 
 Arrays = dict[str, Array]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from moh_deploy.bounded_file import read_text
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array, read_npy, read_npz
+from moh_deploy.system.bounded_file import read_text
+from moh_deploy.system.npz import Array, read_npy, read_npz
 
 SUFFIXES = (".npy", ".npz", ".csv")
 

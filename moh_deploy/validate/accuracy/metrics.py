@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.differences import Float64Array
 

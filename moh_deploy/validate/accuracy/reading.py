@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array, map_npz
+from moh_deploy.system.npz import Array, map_npz
 from moh_deploy.validate.accuracy.alignment import same_tokens
 from moh_deploy.validate.accuracy.choose import choose_metrics
 from moh_deploy.validate.accuracy.dataset import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.npz import Array, BoolArray
+from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.valid_tokens import ValidTokens
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.metrics import IntArray, Metric, Scores
 from moh_deploy.validate.differences import Float64Array
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.user_metric import ScoreFunction

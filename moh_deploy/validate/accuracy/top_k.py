@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.metrics import IntArray, Scores, has_nan

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.npz import Array
-from moh_deploy.user_code import describe_error, find_callable, user_code
+from moh_deploy.system.npz import Array
+from moh_deploy.system.user_code import describe_error, find_callable, user_code
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.metrics import Scores, has_nan
 from moh_deploy.validate.differences import Float64Array

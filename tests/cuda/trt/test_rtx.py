@@ -8,13 +8,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from moh_deploy.graph import close_input_gaps
+from moh_deploy.graph.lower_to_tensorrt import inline_functions
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.passes import close_input_gaps
-from moh_deploy.passes.lower_to_tensorrt import inline_functions
 from tests.cuda.trt.rtx import build
+from tests.graph.models import two_convolutions
 from tests.ops.case_models import case_model
-from tests.passes.models import two_convolutions
 
 FLOATS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 BATCHES = {"x": ([1, 12, 4], [2, 12, 4], [4, 12, 4])}

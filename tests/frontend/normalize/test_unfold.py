@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace, traced
 

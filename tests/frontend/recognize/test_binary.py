@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.recognize.binary import is_binary
-from moh_deploy.frontend.recognize.constants import Constants
 from tests.frontend.traced import plain_trace
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moh_deploy.frontend.fx.axes import product
 from moh_deploy.frontend.recognize import MoHLayer, recognize
-from moh_deploy.frontend.recognize.axes import product
 from tests.frontend.traced import plain_trace
 
 B, H, S, D = 2, 4, 5, 3

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.record import record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from tests.frontend.traced import traced
 from tests.zoo import MISSED, ZOO, ExpectedLayer, ZooModel

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from moh_deploy.frontend.fold import fold_weights
+from moh_deploy.frontend.fx.graph import op
+from moh_deploy.frontend.normalize.fold import fold_weights
+from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.recognize.graph import op
-from moh_deploy.frontend.record import record
 from moh_deploy.frontend.rewrite import Rewrite, aggregated, commit, insert
 from tests.frontend.traced import nodes, traced
 from tests.zoo.model import seeded

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.graph import op, rank, tensor
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.recognize.graph import op, rank, tensor
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from tests.frontend.traced import Values, plain_trace
 

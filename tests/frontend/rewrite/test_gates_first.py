@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moh_deploy.frontend.fx.axes import product
+from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.recognize.axes import product
-from moh_deploy.frontend.record import record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from tests.frontend.traced import nodes, plain_trace
 

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moh_deploy.frontend.fold import fold_weights
+from moh_deploy.frontend.fx.graph import ancestors, op, shape
 from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.normalize.fold import fold_weights
+from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.recognize.graph import ancestors, op, shape
-from moh_deploy.frontend.record import record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from tests.frontend.traced import nodes, plain_trace
 

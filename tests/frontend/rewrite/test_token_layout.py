@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.recognize.graph import op
-from moh_deploy.frontend.record import record
+from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.rewrite import commit
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout

@@ -12,20 +12,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.axes import Layout, flat, fresh_layout
+from moh_deploy.frontend.fx.commuting import Reading, read_commuting
+from moh_deploy.frontend.fx.graph import ancestors, nodes_that_depend_on, op, rank, shape, tensor
+from moh_deploy.frontend.fx.views import REORDERS, forward
 from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.recognize.axes import Layout, flat, fresh_layout
-from moh_deploy.frontend.recognize.commuting import Reading, read_commuting
-from moh_deploy.frontend.recognize.graph import (
-    ancestors,
-    nodes_that_depend_on,
-    op,
-    rank,
-    shape,
-    tensor,
-)
-from moh_deploy.frontend.recognize.views import REORDERS, forward
-from moh_deploy.frontend.record import record
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert, tokens_first
 from tests.frontend.traced import Values, plain_trace
 

@@ -8,8 +8,8 @@ import onnx
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.graph import choose_layers
 from moh_deploy.package import LayerInfo, OnnxPackage, with_choices
-from moh_deploy.passes import choose_layers
 
 Layers = tuple[LayerInfo, ...]
 

@@ -11,17 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from moh_deploy.backends.onnxruntime import open_session
-from moh_deploy.backends.ort_variants import open_forced
-from moh_deploy.backends.runner import Kernels
-from moh_deploy.npz import Array
-from moh_deploy.package import (
-    OnnxPackage,
-    computed_gates,
-    force_gates,
-    forced_gates,
-    router_nodes,
-)
+from moh_deploy.graph.forced_gates import computed_gates, force_gates, forced_gates
+from moh_deploy.graph.router_nodes import router_nodes
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.onnxruntime.variants import open_forced
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.system.npz import Array
 from tests.validate.mutations.packages import Precision
 from tests.validate.mutations.wide import WideRun
 

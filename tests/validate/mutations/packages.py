@@ -12,11 +12,11 @@ from unittest import mock
 import onnx
 
 import moh_deploy
-from moh_deploy import pipeline
-from moh_deploy.backends.value_ranges import largest_values
-from moh_deploy.jobs import lowered_package
-from moh_deploy.jobs.lowered_package import lowered
+from moh_deploy.api import export_package as pipeline
 from moh_deploy.package import MODEL_NAME, LayerInfo, OnnxPackage, PackageWriter
+from moh_deploy.runtime import lowered_package
+from moh_deploy.runtime.lowered_package import lowered
+from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
 from tests.exporting import prove
 from tests.zoo import ZooModel
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput
 from tests.zoo import language, published, windowed
 from tests.zoo.model import Expected, ExpectedLayer, ZooModel, noise, seeded, tokens_in
 from tests.zoo.sdpa import pick_heads

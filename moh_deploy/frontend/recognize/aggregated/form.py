@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from moh_deploy.frontend.fx.axes import Dim
+from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.aggregated.neighbours import Window
-from moh_deploy.frontend.recognize.axes import Dim
-from moh_deploy.frontend.recognize.slices import Piece
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import cast
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, leaves, resolve
-from moh_deploy.frontend.recognize.contraction import contraction
+from moh_deploy.frontend.fx.axes import Dim, Layout, flat, leaves, resolve
+from moh_deploy.frontend.fx.contraction import contraction
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.views import backward, broadcast, is_view
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import argument, is_tensor, op
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.views import backward, broadcast, is_view
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, flat, leaves, resolve
+from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, leaves, resolve
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op
+from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.views import backward, broadcast, casts, is_view
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.graph import argument, is_tensor, op
-from moh_deploy.frontend.recognize.known_values import KnownValues
-from moh_deploy.frontend.recognize.views import backward, broadcast, casts, is_view
 
 
 @dataclass(frozen=True)

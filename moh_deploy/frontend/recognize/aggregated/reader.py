@@ -7,6 +7,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from moh_deploy.frontend.fx.axes import Dim, flat, fresh_dim, leaves, product, resolve
+from moh_deploy.frontend.fx.graph import argument, rank, shape
+from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.aggregated.form import Aggregated, Source
 from moh_deploy.frontend.recognize.aggregated.keys import KeyReader, Keys
 from moh_deploy.frontend.recognize.aggregated.neighbours import Window
@@ -15,13 +20,8 @@ from moh_deploy.frontend.recognize.aggregated.peel import close, same_query
 from moh_deploy.frontend.recognize.aggregated.scores import JointScoreReader, JointScores
 from moh_deploy.frontend.recognize.aggregated.weights import SoftmaxPart, WeightReader, Weights
 from moh_deploy.frontend.recognize.aggregated.windows import CutWindows, WindowAxes, read_windows
-from moh_deploy.frontend.recognize.axes import Dim, flat, fresh_dim, leaves, product, resolve
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
-from moh_deploy.frontend.recognize.graph import argument, rank, shape
-from moh_deploy.frontend.recognize.known_values import KnownValues
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.slices import Piece
 
 
 def read_aggregated(layer: MoHLayer, known: KnownValues) -> Aggregated:

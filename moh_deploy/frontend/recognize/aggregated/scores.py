@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, leaves, product, resolve
+from moh_deploy.frontend.fx.contraction import contraction
+from moh_deploy.frontend.fx.graph import argument, op, rank, shape
+from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.views import backward, is_view
 from moh_deploy.frontend.recognize.aggregated.peel import operand_and_known, value_over
-from moh_deploy.frontend.recognize.axes import Dim, Layout, fresh_dim, leaves, product, resolve
-from moh_deploy.frontend.recognize.contraction import contraction
 from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.cores.softmax import HIDING_FILL
-from moh_deploy.frontend.recognize.graph import argument, op, rank, shape
-from moh_deploy.frontend.recognize.known_values import KnownValues
-from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.views import backward, is_view
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sympy  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch import Tensor
 
-from moh_deploy.frontend.recognize.axes import Axis, Dim, Layout, Size, regroup
+from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, regroup
 
 
 def read_layout(

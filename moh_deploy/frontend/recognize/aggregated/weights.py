@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.axes import Dim, Layout, flat, resolve
+from moh_deploy.frontend.fx.contraction import Contraction, contraction
+from moh_deploy.frontend.fx.elements import elements_of
+from moh_deploy.frontend.fx.graph import argument, example_shape, rank, shape
+from moh_deploy.frontend.fx.known_values import KnownValues, arranged, one_axis_a_dim
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.views import casts, is_view
 from moh_deploy.frontend.recognize.aggregated.outputs import is_complete, terms_of
 from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, peel
 from moh_deploy.frontend.recognize.aggregated.strides import read_layout
-from moh_deploy.frontend.recognize.axes import Dim, Layout, flat, resolve
-from moh_deploy.frontend.recognize.contraction import Contraction, contraction
 from moh_deploy.frontend.recognize.cores.core import Operand
-from moh_deploy.frontend.recognize.elements import elements_of
-from moh_deploy.frontend.recognize.graph import argument, example_shape, rank, shape
-from moh_deploy.frontend.recognize.known_values import KnownValues, arranged, one_axis_a_dim
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.views import casts, is_view
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout
+from moh_deploy.frontend.fx.axes import Dim, Layout
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import sympy  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Dim, Layout, fresh_dim, regroup
+from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, regroup
+from moh_deploy.frontend.fx.graph import argument, hint, is_tensor, shape, tensor
+from moh_deploy.frontend.fx.views import broadcast
 from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Operand, Scores
-from moh_deploy.frontend.recognize.graph import argument, hint, is_tensor, shape, tensor
-from moh_deploy.frontend.recognize.views import broadcast
 
 
 def read_fused(node: Node) -> Core | None:

@@ -15,8 +15,9 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.constants import Constants
-from moh_deploy.frontend.recognize.graph import ancestors, argument, example_shape, op, rank, tensor
+from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op, rank, tensor
+from moh_deploy.frontend.fx.views import through_views
 from moh_deploy.frontend.recognize.routers.ranked import read_ranked
 from moh_deploy.frontend.recognize.routers.router import Logits, Router
 from moh_deploy.frontend.recognize.routers.selection import (
@@ -34,7 +35,6 @@ from moh_deploy.frontend.recognize.routers.trial import (
     run_nodes,
     run_router,
 )
-from moh_deploy.frontend.recognize.views import through_views
 
 
 def read_router(gates: Node, query: Node | None, constant: Constants) -> Router:

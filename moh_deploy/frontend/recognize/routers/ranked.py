@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.graph import ancestors, shape
+from moh_deploy.frontend.fx.graph import ancestors, shape
 from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
 from moh_deploy.frontend.recognize.routers.selection import Selection
 from moh_deploy.frontend.recognize.routers.trial import RouterRun, Values, is_number

@@ -8,16 +8,9 @@ from typing import cast
 
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.contraction import contraction
-from moh_deploy.frontend.recognize.graph import (
-    argument,
-    example_shape,
-    is_tensor,
-    op,
-    rank,
-    shape,
-)
-from moh_deploy.frontend.recognize.views import through_views
+from moh_deploy.frontend.fx.contraction import contraction
+from moh_deploy.frontend.fx.graph import argument, example_shape, is_tensor, op, rank, shape
+from moh_deploy.frontend.fx.views import through_views
 
 _PROJECTIONS = frozenset(["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"])
 _STOPS = frozenset(

@@ -10,8 +10,8 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from moh_deploy.frontend.recognize.constants import Constants
-from moh_deploy.frontend.recognize.graph import (
+from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.graph import (
     ancestors,
     argument,
     example_shape,

@@ -13,12 +13,7 @@ from tests.cuda.ptx.element_types import F32, F64, Value
 from tests.cuda.ptx.errors import Unsupported
 from tests.cuda.ptx.instructions import half, integer
 from tests.cuda.ptx.instructions.registry import Decoding, Step, decodes, elementwise
-from tests.cuda.ptx.instructions.rounding import (
-    directed,
-    flush,
-    fused_multiply_add,
-    sum_to_odd,
-)
+from tests.cuda.ptx.instructions.rounding import directed, flush, fused_multiply_add, sum_to_odd
 
 Function = Callable[..., Value]
 

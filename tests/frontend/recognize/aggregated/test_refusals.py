@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moh_deploy.frontend.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
+from moh_deploy.frontend.fx.axes import Axis, resolve, size_of
 from moh_deploy.frontend.recognize.aggregated.strides import read_layout
-from moh_deploy.frontend.recognize.axes import Axis, resolve, size_of
 
 ROW, HEAD, CHANNEL = (Axis(size_of(size)) for size in (5, 3, 4))
 AXES = (ROW, HEAD, CHANNEL)

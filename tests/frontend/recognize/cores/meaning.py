@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.axes import Axis, flat, leaves
+from moh_deploy.frontend.fx.axes import Axis, flat, leaves
 from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Operand
 
 Values = Mapping[Node, Tensor]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moh_deploy.frontend.recognize.constants import Constants
+from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
 from tests.frontend.traced import nodes, plain_trace

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moh_deploy.frontend.model import ModelInput
-from moh_deploy.frontend.recognize.graph import op
+from moh_deploy.frontend.fx.graph import op
+from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
 from tests.frontend.traced import plain_trace, traced
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.package.forced_gates import GATES_INPUT
+from moh_deploy.graph.forced_gates import GATES_INPUT
 from tests.validate.mutations.site import DoesNotApplyError, Site
 
 

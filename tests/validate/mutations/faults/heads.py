@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from moh_deploy.npz import Array
+from moh_deploy.system.npz import Array
 from tests.validate.mutations.site import DoesNotApplyError, Linear, Role, Site
 
 

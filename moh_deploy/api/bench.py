@@ -1,0 +1,192 @@
+"""Measure how fast packages run, beside baselines that take turns with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.bench.baseline_figures import bench_figures, machine_of, require_one_package
+from moh_deploy.perf.bench.bench_run import BenchRun
+from moh_deploy.perf.bench.entries import Organizer, is_the_original, is_the_package
+from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
+from moh_deploy.perf.bench.gates import parse_gate
+from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
+from moh_deploy.perf.bench.original import Original
+from moh_deploy.perf.bench.report import BenchReport
+from moh_deploy.report.baseline.path_keys import path_key
+from moh_deploy.report.baseline.ratchet import Ratchet
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.staging import scratch_directory, staged_file
+from moh_deploy.validate.input_sets import InputSet, input_sets
+from moh_deploy.validate.samples import npz_files
+from moh_deploy.validate.sized_inputs import batch_dim, sized_inputs
+
+DEFAULT_SECONDS, DEFAULT_WARMUP, _MOST_SECONDS = 5.0, 0.5, 3600
+
+
+def bench(
+    package_dirs: Path | str | Sequence[Path | str],
+    *,
+    baselines: Sequence[Path | str] = (),
+    inputs: Sequence[Path | str] = (),
+    batch: Sequence[int] = (),
+    sizes: Mapping[str, Sequence[int]] | None = None,
+    threads: int | None = None,
+    kernels: Kernels = "auto",
+    min_time: float = DEFAULT_SECONDS,
+    warmup: float = DEFAULT_WARMUP,
+    gates: Sequence[str] = (),
+    original: Original | None = None,
+    package: Path | str | None = None,
+    markdown: Path | str | None = None,
+    baseline_file: Path | str | None = None,
+    update_baseline: bool = False,
+    measure: MeasureRuns | None = None,
+    measure_fresh: MeasureFresh | None = None,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Time packages and baselines in turns, and each once more in a process of its own.
+
+    Args:
+        package_dirs: Packages or engine directories, or one.
+        baselines: What to compare with: `dense`, the first package with every layer dense;
+            `functions`, the first package on function bodies; `fixed-routing`, the first package
+            with its routers' results fed; `eager`, the original in PyTorch; `plain-onnx`, its
+            export by PyTorch alone; another package; or an ONNX file.
+        inputs: npz files to run on, as `run` takes them, or directories; without, the run at the
+            example's sizes.
+        batch: Sizes of the batch dimension to run at.
+        sizes: Other dynamic dimensions to the sizes to run at: all combinations are measured.
+            Inputs of sizes that were not recorded are random.
+        threads: Threads within an operator; None for ONNX Runtime's own choice.
+        kernels: What runs MoH nodes, see `open_session`.
+        min_time: Seconds that the contestants run on each set of inputs, all together.
+        warmup: Seconds that they run before, untimed.
+        gates: Conditions such as `p50 <= 1.05 * baseline`.
+        original: The model that the first package was made from; see `load_original`.
+        package: What the first one was built from, if that is an engine.
+        markdown: File to write the report to.
+        baseline_file: JSON file of what one package reached before: what is worse fails, see
+            `ratchet`.
+        update_baseline: Write what is new or better into that file, and make it if it is not there.
+        measure: What times contestants; clocks of its own without.
+        measure_fresh: What runs a contestant in a process of its own.
+        progress: What to report steps to.
+
+    Returns:
+        What was measured. Look at `passed`, or call `raise_if_failed`.
+
+    Raises:
+        PackageError: Not a package, or one that has changed since it was written; or the report
+            cannot be written.
+        ConfigError: An option or a file of inputs does not fit.
+        BackendError: A runtime failed, or an engine cannot run here.
+    """
+    progress = progress or SilentProgress()
+    output = None if markdown is None else Path(markdown)
+    _check_options(threads, min_time, warmup, output)
+    ratchet = Ratchet.open(baseline_file, "bench", update=update_baseline)
+    roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
+    with scratch_directory("moh-deploy-bench") as scratch:
+        with progress.step("reading the packages"):
+            organizer = Organizer(kernels, threads, original, scratch)
+            line_up = organizer.line_up(
+                roots, baselines, None if package is None else Path(package)
+            )
+            names = [one.name for one in line_up.entries]
+            against = [one.name for one in line_up.entries if one.is_baseline]
+            if ratchet is not None:
+                require_one_package({one.name: one.is_baseline for one in line_up.entries})
+            asked = [parse_gate(one, contestants=names, baselines=against) for one in gates]
+            sets = _input_sets(line_up.first, list(map(Path, inputs)), batch, sizes or {})
+        job = BenchRun(
+            line_up=line_up,
+            organizer=organizer,
+            measure=measure or runs_timer(min_time, warmup, threads=threads),
+            measure_fresh=measure_fresh or fresh_run,
+            progress=progress,
+            judged=bool(gates) or ratchet is not None,
+        )
+        report = job.report(sets, asked, min_time=min_time, warmup=warmup)
+    if ratchet is not None and report.failure is None:
+        figures = bench_figures(report, _path_keys(against, inputs, ratchet.path))
+        judged = ratchet.judge(figures, machine=machine_of(report))
+        report = replace(report, ratchet=judged)
+    if output is not None:
+        with staged_file(output) as partial:
+            partial.write_text(report.to_markdown(), encoding="utf-8")
+    return report
+
+
+def _path_keys(
+    baselines: Sequence[str], inputs: Sequence[Path | str], file: Path
+) -> dict[str, str]:
+    """Return what a baseline file calls baselines and files of inputs, those that are paths."""
+    packages = [one for one in baselines if not is_the_package(one) and not is_the_original(one)]
+    paths = [*packages, *map(str, npz_files([Path(one) for one in inputs]))]
+    return {one: path_key(one, file) for one in paths}
+
+
+def parse_sizes(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Read `NAME=N`; a name may come several times.
+
+    Raises:
+        ConfigError: A text is of another form.
+    """
+    sizes: dict[str, list[int]] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if not equals or not name or not number.isdecimal():
+            raise ConfigError(f"'{text}' is no size, expected NAME=N, such as seq=512.")
+        sizes.setdefault(name, []).append(int(number))
+    return sizes
+
+
+def _check_options(
+    threads: int | None, min_time: float, warmup: float, markdown: Path | None
+) -> None:
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}, expected at least 1.")
+    for name, seconds in (("min_time", min_time), ("warmup", warmup)):
+        if not 0 <= seconds <= _MOST_SECONDS:
+            raise ConfigError(f"{name} is {seconds:g} s, expected 0 to {_MOST_SECONDS}.")
+    if markdown is not None and (markdown.is_dir() or not markdown.resolve().parent.is_dir()):
+        raise PackageError(
+            f"{markdown} cannot be written: it is a directory, or its directory does not exist."
+        )
+
+
+def _input_sets(
+    package: OnnxPackage,
+    files: Sequence[Path],
+    batch: Sequence[int],
+    sizes: Mapping[str, Sequence[int]],
+) -> list[InputSet]:
+    asked = {**_batch_sizes(package, batch), **sizes}
+    if files and asked:
+        raise ConfigError(
+            "inputs bring their own sizes, but sizes are asked for too:"
+            f" {', '.join(asked)}; expected one of them.",
+            hint="Give a file for each size, or leave the files out.",
+        )
+    recorded = input_sets(package, files, [])
+    found = sized_inputs(package, asked) if asked else recorded
+    # Other models may take them by their order, which that of a file is not.
+    names = [one.name for one in package.manifest.inputs]
+    return [replace(one, inputs={name: one.inputs[name] for name in names}) for one in found]
+
+
+def _batch_sizes(package: OnnxPackage, batch: Sequence[int]) -> dict[str, Sequence[int]]:
+    if not batch:
+        return {}
+    name = batch_dim(package.manifest)
+    if name is None:
+        raise ConfigError(
+            f"{package.root} has no dynamic batch dimension: it runs at its fixed sizes only.",
+            hint="Export it with one: --dynamic NAME:0=batch.",
+        )
+    return {name: batch}

@@ -1,0 +1,195 @@
+"""Say which layer of a package diverges first, and which nodes need float32; repair it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.graph.float32_form import LOW, check_reference
+from moh_deploy.package import OnnxPackage, check_output
+from moh_deploy.runtime.lowered_package import check_float32, lowered
+from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.staging import scratch_directory
+from moh_deploy.validate.bisection.experiments import Experiments
+from moh_deploy.validate.bisection.locate import Cause, locate
+from moh_deploy.validate.bisection.repair import RepairJob, look_for_repair
+from moh_deploy.validate.bisection.report import BisectReport
+from moh_deploy.validate.bisection.user_inputs import answered
+from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
+from moh_deploy.validate.samples import read_samples, recorded_samples
+
+MOST_RUNS = 100
+
+
+def bisect(
+    package_dir: Path | str,
+    *,
+    reference: Path | str | None = None,
+    output: Path | str | None = None,
+    to: str | None = None,
+    target: float | None = None,
+    kernels: Kernels = "auto",
+    inputs: Sequence[Path | str] = (),
+    vectors: int | None = None,
+    policy: Path | str | None = None,
+    max_runs: int = MOST_RUNS,
+    progress: Progress | None = None,
+) -> BisectReport:
+    """Find where a package first parts from the original model, and what keeps it from doing so.
+
+    The reference gates are fed to every layer, so that what is found is no consequence of another
+    choice of heads. What is wrong is told apart: kernels, by running the function bodies;
+    optimisations, by leaving them out; rounding, by running the same graph in float32. What remains
+    is the graph itself, and is found by comparing it with `reference`, or, without one, narrowed
+    down to the nodes between the recorded values that prove something.
+
+    Args:
+        package_dir: The package.
+        reference: A float32 package of the same model: the one that DIR was lowered from, or one
+            that is known to be right.
+        output: Where to write the package again with the nodes in float32 that need it.
+        to: `fp16` or `bf16` lowers a float32 package first, as `precision` does, which writes none
+            that is not right; it is its own reference then.
+        target: How far outputs may be off, as a share of their largest value (at least of 1);
+            None for what `verify` allows.
+        kernels: What runs MoH nodes, see `open_session`.
+        inputs: npz files, or directories of them, to run besides the recorded inputs. What should
+            come out is what the package computes in float32, or, if it is in float32, what the
+            reference computes; members named like outputs are taken as they are.
+        vectors: Compare with the first so many recorded runs only; None takes all.
+        policy: YAML file of tolerances over the built-in table.
+        max_runs: How many packages may be made and run to find the nodes.
+        progress: What to report steps to.
+
+    Returns:
+        What was found. Look at `diverges` and `repair`; `failure` is the error that says no.
+
+    Raises:
+        PackageError: Not a package, or the output cannot be written.
+        ConfigError: An engine, an option of another form, or a reference of another model or one
+            that differs from the recorded runs itself.
+        ValidationError: The package has no recorded runs.
+        BackendError: The runtime failed.
+    """
+    progress, root = progress or SilentProgress(), Path(package_dir)
+    written = None if output is None else Path(output)
+    _check_options(root, target, vectors, max_runs)
+    if written is not None:
+        check_output(written)
+    rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(root)
+        believed = None if reference is None else OnnxPackage.open(reference)
+        _check_packages(package, believed, written, to, inputs)
+        files = read_samples([Path(path) for path in inputs], package.manifest)
+    with scratch_directory("moh-deploy-bisect") as folder:
+        if to is not None:
+            with progress.step("lowering the precision"):
+                package, believed = lowered(package, to, folder / "lowered"), package
+        samples = recorded_samples(package.vectors[:vectors])
+        runs = Experiments(package, believed, samples, rules, target, kernels, folder)
+        if runs.believed is not None and files:
+            with progress.step("computing in float32 what should come out"):
+                runs.samples = (*samples, *answered(runs.believed, files))
+        report = _bisect(runs, folder, written, max_runs, progress)
+        if to is not None and not report.diverges:
+            note = f"`moh-deploy precision DIR --to {to} --output DIR` writes it as it is."
+            report = replace(report, notes=(note,))
+        return replace(report, package=root)
+
+
+def _bisect(
+    runs: Experiments, folder: Path, output: Path | None, most: int, progress: Progress
+) -> BisectReport:
+    with progress.step("comparing with the recorded runs"):
+        if not runs.vectors:
+            runs.parity.raise_if_unequal()
+        report = BisectReport(
+            runs.package.root,
+            runs.precision,
+            runs.parity.reference,
+            runs.reasons,
+            target=runs.target,
+            passes_verify=runs.parity.equal,
+        )
+    if not report.reasons:
+        return report
+    with progress.step("finding where it diverges"):
+        located = locate(runs)
+    report = replace(
+        report,
+        divergence=located.divergence,
+        errors=located.errors,
+        notes=_notes(runs, located.divergence.cause),
+    )
+    if runs.float32 is None:
+        return report
+    job = RepairJob(located, folder / "trials", output, most, progress.step)
+    repair, why_not = look_for_repair(runs, job)
+    return replace(report, repair=repair, why_no_repair=why_not)
+
+
+def _notes(runs: Experiments, cause: Cause) -> tuple[str, ...]:
+    notes = []
+    if cause in ("kernel", "optimisation") and runs.target is not None and runs.parity.equal:
+        notes.append(
+            "`verify` passes here: beside a target as small as this, rounding of float32 in another"
+            " order may be all that is wrong."
+        )
+    if runs.parity.equal and runs.target is None and runs.precision == "float16":
+        notes.append(
+            "`verify` passes here: ONNX Runtime on the CPU computes runs of float16 operators in"
+            " float32, and rounds at their ends. This is with every result rounded, as on GPUs."
+        )
+    if not runs.plain.gates and runs.package.manifest.layers:
+        why = OrtVariants(runs.package).why_not_forced()
+        notes.append(f"The reference gates were not fed to the model: {why}.")
+    return tuple(notes)
+
+
+def _check_options(root: Path, target: float | None, vectors: int | None, max_runs: int) -> None:
+    if is_engine_dir(root):
+        raise ConfigError(
+            f"{root} is an engine, whose inner values cannot be seen; expected a package.",
+            hint="Bisect the package that it was built from: what diverges there diverges here.",
+        )
+    if target is not None and not 0 < target < 1:
+        raise ConfigError(f"target is {target}, expected a share between 0 and 1, such as 0.001.")
+    if vectors is not None and vectors < 1:
+        raise ConfigError(f"vectors is {vectors}, expected at least 1: nothing would be compared.")
+    if max_runs < 2:
+        raise ConfigError(f"max_runs is {max_runs}, expected at least 2.")
+
+
+def _check_packages(
+    package: OnnxPackage,
+    reference: OnnxPackage | None,
+    output: Path | None,
+    to: str | None,
+    inputs: Sequence[Path | str],
+) -> None:
+    if to is not None:
+        check_float32(package)
+        if reference is not None:
+            raise ConfigError("to lowers the package, which is its own reference: give one of two.")
+        return
+    if reference is not None:
+        check_reference(package, reference)
+    precision = package.manifest.precision
+    if inputs and precision not in LOW and reference is None:
+        raise ConfigError(
+            f"{package.root} is in {precision}: what it should compute on other inputs than the"
+            " recorded ones is not known.",
+            hint="Give a package that is right with --reference.",
+        )
+    if output is not None and precision not in LOW:
+        raise ConfigError(
+            f"{package.root} is in {precision}: there is nothing to put into float32, so no"
+            " repaired package to write.",
+            hint="Leave --output out: bisect says where the package diverges.",
+        )

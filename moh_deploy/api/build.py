@@ -1,0 +1,361 @@
+"""Build an engine of TensorRT or TensorRT-RTX from a package."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from moh_deploy import __version__
+from moh_deploy.api import precision as precision_job
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.machine.device_code import DeviceCode, device_code
+from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.package.model_files import save_model
+from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, bytes_of, flavour_of, lowered_type
+from moh_deploy.runtime.tensorrt.build_process import BuildProcess
+from moh_deploy.runtime.tensorrt.build_report import BuildReport
+from moh_deploy.runtime.tensorrt.engine_dir import (
+    ENGINE_FILES,
+    ENGINE_MANIFEST_NAME,
+    ENGINE_NAME,
+    LOG_NAME,
+    EngineLayer,
+    EngineManifest,
+    PluginInfo,
+    engine_manifest_text,
+    looks_like_engine,
+    read_whole,
+)
+from moh_deploy.runtime.tensorrt.engine_graph import (
+    EngineGraph,
+    check_network,
+    engine_layers,
+    make_engine_graph,
+)
+from moh_deploy.runtime.tensorrt.flavour import Flavour
+from moh_deploy.runtime.tensorrt.messages import BuildAnswer, BuildRequest
+from moh_deploy.runtime.tensorrt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, find_plugin
+from moh_deploy.runtime.tensorrt.preflight import refused_by_parser, refused_targets
+from moh_deploy.runtime.tensorrt.profiles import make_profiles, shapes
+from moh_deploy.runtime.tensorrt.rejection import Rejection, refusal
+from moh_deploy.runtime.tensorrt.timing_cache import TimingCache
+from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.replaceable import DirectoryKind, check_output
+from moh_deploy.system.staging import StagedDirectory, sync_file, temporary_place
+from moh_deploy.validate.recorded_parity import require_equal
+
+_WORK_NAME, _LOWERED_NAME = "work", "lowered"
+# Of a library that tests make, over kernels for the CPU: what the real one can be compiled for.
+_LEAST_CODE = DeviceCode(machine=(), ptx=(80,))
+_TIMES_BEFORE, _TIMES_AFTER = "times.before", "times.after"
+
+
+def build(
+    package_dir: Path | str,
+    *,
+    backend: str,
+    output: Path | str,
+    precision: str | None = None,
+    profiles: Sequence[str] = (),
+    compute_capabilities: Sequence[str] = (),
+    workspace: str | None = None,
+    timing_cache: Path | str | None = None,
+    require_kernels: bool = False,
+    embed_plugin: bool = False,
+    plugin: Path | str | None = None,
+    keep_onnx: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build an engine, unless the output is one of all the same already.
+
+    How layers run on a CPU says nothing of a GPU: every layer runs by kernels, but for those that
+    somebody chose to be dense (`moh-deploy tune --choose`).
+
+    Args:
+        package_dir: The package.
+        backend: `tensorrt` builds for the GPU of this machine, `tensorrt-rtx` needs none.
+        output: The engine directory to write.
+        precision: `fp16` or `bf16` lowers a float32 package first; None leaves it as it is.
+        profiles: Sizes of dynamic dimensions, one text a profile: `batch=1..8..32,seq=128`.
+        compute_capabilities: GPUs to build for, TensorRT-RTX only; none: the usual ones.
+        workspace: The most scratch memory of a layer: `4GiB`; None: no limit.
+        timing_cache: Where to keep what TensorRT measures; None: nowhere.
+        require_kernels: Fail where a layer would not run by kernels.
+        embed_plugin: Put the plugin library into the engine, not beside it.
+        plugin: The plugin library; None: the installed one, or none.
+        keep_onnx: Keep the lowered model beside the engine, for TensorRT's own tools.
+        dry_run: Parse only, and write nothing.
+        progress: What to report steps to.
+
+    Returns:
+        What was built. Of a dry run that found refusals, look at `failure`.
+
+    Raises:
+        ConfigError: An option is of another form, or does not fit the package.
+        PackageError: Not a package, or the output cannot be written.
+        BackendError: TensorRT is missing, refuses the package (with every reason), or failed.
+        ValidationError: The package differs from the original model, or does in the lower
+            precision.
+    """
+    progress, output, flavour = progress or SilentProgress(), Path(output), flavour_of(backend)
+    check_output(output, _ENGINE)
+    _check_apart(output, Path(package_dir))
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+    plan = BuildPlan(
+        flavour,
+        package,
+        low=lowered_type(precision, package),
+        profiles=make_profiles(profiles, package.manifest),
+        targets=flavour.targets_of(tuple(compute_capabilities)),
+        workspace_bytes=None if workspace is None else bytes_of(workspace),
+        timing_cache=_timing_cache_path(timing_cache, flavour),
+        library=find_plugin(None if plugin is None else Path(plugin)),
+        embed_plugin=embed_plugin,
+        keep_onnx=keep_onnx,
+    )
+    if require_kernels or embed_plugin:
+        plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
+    with ExitStack() as closing:
+        # A dry run works elsewhere, and never commits.
+        place = temporary_place("moh-deploy-build") if dry_run else output
+        staged = closing.enter_context(StagedDirectory(place))
+        work, log = staged.path / _WORK_NAME, staged.path / LOG_NAME
+        work.mkdir()
+        with progress.step(f"starting {flavour.title}"):
+            process = closing.enter_context(BuildProcess(flavour, folder=work, log=log))
+        run = _Build(plan, process, staged, output, progress)
+        return run.run(dry_run=dry_run, require_kernels=require_kernels)
+
+
+class _Build:
+    """One build, with the process that has TensorRT."""
+
+    def __init__(
+        self,
+        plan: BuildPlan,
+        process: BuildProcess,
+        staged: StagedDirectory,
+        output: Path,
+        progress: Progress,
+    ) -> None:
+        self._plan, self._process, self._progress = plan, process, progress
+        self._staged, self._output = staged, output
+        self._work = staged.path / _WORK_NAME
+        self._title = f"{plan.flavour.title} {process.stack.version}"
+        path, stack = plan.timing_cache, plan.stack(process.stack)
+        self._times = None if path is None else TimingCache(path, stack)
+
+    def run(self, *, dry_run: bool, require_kernels: bool) -> BuildReport:
+        earlier = read_whole(self._output)
+        if earlier is not None and earlier.key == self._plan.key(self._process.stack):
+            _require(earlier.layers, required=require_kernels)
+            return self._cached(earlier)
+        graph = self._lower()
+        rejections = graph.rejections + self._refused_targets(graph)
+        if not rejections and self._plan.low is None:  # else it was compared when it was lowered
+            with self._progress.step("comparing the package with the original model"):
+                require_equal(self._plan.package)
+        if not rejections:
+            _require(engine_layers(graph, graph.plugin_nodes), required=require_kernels)
+        request = self._request(graph, parse_only=dry_run or bool(rejections))
+        answer = self._process.build(request, self._progress)
+        rejections += refused_by_parser(answer.errors, self._title)
+        if rejections and not dry_run:
+            raise refusal(rejections, title=self._title)
+        layers = engine_layers(graph, graph.plugin_nodes if rejections else answer.plugins)
+        if not rejections:
+            check_network(graph, answer, title=self._title)
+        if dry_run:
+            report = self._report("refused" if rejections else "possible", layers)
+            return replace(report, rejections=rejections)
+        self._write(layers, answer)
+        report = self._report("built", layers)
+        return replace(report, engine_bytes=answer.engine_bytes, build_seconds=answer.seconds)
+
+    def _lower(self) -> EngineGraph:
+        """Write the model that TensorRT is given."""
+        self._plan.require_gpu(self._process.stack)
+        package, has_plugins = self._in_precision(), self._plan.library is not None
+        with self._progress.step("lowering the model"):
+            graph = make_engine_graph(package, self._plan.profiles, plugins=has_plugins)
+            save_model(graph.model, package, self._work)
+        return graph
+
+    def _refused_targets(self, graph: EngineGraph) -> tuple[Rejection, ...]:
+        here = self._process.stack.compute_capability
+        targets = self._plan.targets or ((here,) if here is not None else ())
+        library = self._plan.library
+        if library is None or not graph.plugin_nodes:
+            return ()
+        code = device_code(library.path)
+        if not (code.machine or code.ptx):
+            code = _LEAST_CODE
+        return refused_targets(targets, runs_on=code.runs_on, has_code=str(code))
+
+    def _in_precision(self) -> OnnxPackage:
+        """Return the package in the engine's precision, compared with the original model."""
+        if self._plan.low is None:
+            return self._plan.package
+        lowered = precision_job.precision(
+            self._plan.package.root,
+            to=self._plan.low,
+            output=self._work / _LOWERED_NAME,
+            progress=self._progress,
+        )
+        return OnnxPackage.open(lowered.package, check_digests=False)
+
+    def _request(self, graph: EngineGraph, *, parse_only: bool) -> BuildRequest:
+        plan, inputs = self._plan, self._plan.package.manifest.inputs
+        return BuildRequest(
+            model=str(self._work / MODEL_NAME),
+            engine=None if parse_only else str(self._staged.path / ENGINE_NAME),
+            plugin=None if plan.library is None else str(plan.library.path),
+            creators=graph.plugin_ops,
+            embed_plugin=plan.embed_plugin,
+            compute_capabilities=plan.targets,
+            profiles=tuple(shapes(inputs, one) for one in plan.profiles),
+            workspace_bytes=plan.workspace_bytes,
+            timing_cache=self._times_before(),
+            timing_cache_out=None if self._times is None else str(self._work / _TIMES_AFTER),
+        )
+
+    def _times_before(self) -> str | None:
+        times = None if self._times is None else self._times.read()
+        if times is None:
+            return None
+        (self._work / _TIMES_BEFORE).write_bytes(times)
+        return str(self._work / _TIMES_BEFORE)
+
+    def _write(self, layers: tuple[EngineLayer, ...], answer: BuildAnswer) -> None:
+        """Put the engine directory at its place."""
+        with self._progress.step("writing the engine"):
+            if self._times is not None and self._times.why_ignored() is None:
+                self._times.write((self._work / _TIMES_AFTER).read_bytes())
+            if self._plan.keep_onnx:
+                self._keep_onnx()
+            shutil.rmtree(self._work)
+            plugin = self._bring_plugin()
+            manifest = self._manifest(layers, answer, plugin)
+            text = engine_manifest_text(manifest)
+            (self._staged.path / ENGINE_MANIFEST_NAME).write_text(text, encoding="utf-8")
+            for file in self._staged.path.iterdir():
+                sync_file(file)
+            self._staged.commit()
+
+    def _keep_onnx(self) -> None:
+        for name in (MODEL_NAME, MODEL_DATA_NAME):
+            if (self._work / name).exists():
+                (self._work / name).rename(self._staged.path / name)
+
+    def _bring_plugin(self) -> PluginInfo | None:
+        library = self._plan.library
+        if library is None:
+            return None
+        if self._plan.embed_plugin:
+            return PluginInfo(None, library.sha256)
+        shutil.copyfile(library.path, self._staged.path / PLUGIN_NAME)
+        return PluginInfo(PLUGIN_NAME, library.sha256)
+
+    def _manifest(
+        self, layers: tuple[EngineLayer, ...], answer: BuildAnswer, plugin: PluginInfo | None
+    ) -> EngineManifest:
+        plan, stack = self._plan, self._process.stack
+        versions = {"moh-deploy": __version__, plan.flavour.title: stack.version}
+        files = [path.name for path in sorted(self._staged.path.iterdir()) if path.name != LOG_NAME]
+        return EngineManifest(
+            backend=plan.flavour.name,
+            key=plan.key(stack),
+            package_sha256=plan.package_sha256,
+            precision=plan.precision,
+            versions=versions | stack.machine(),
+            compute_capabilities=plan.targets,
+            profiles=plan.profiles,
+            inputs=plan.package.manifest.inputs,
+            outputs=plan.package.manifest.outputs,
+            layers=layers,
+            plugin=plugin,
+            workspace_bytes=plan.workspace_bytes,
+            build_seconds=answer.seconds,
+            files={name: sha256_of(self._staged.path / name) for name in files},
+        )
+
+    def _cached(self, earlier: EngineManifest) -> BuildReport:
+        size = (self._output / ENGINE_NAME).stat().st_size
+        report = self._report("cached", earlier.layers)
+        return replace(report, engine_bytes=size, build_seconds=earlier.build_seconds)
+
+    def _report(self, status: str, layers: tuple[EngineLayer, ...]) -> BuildReport:
+        plan = self._plan
+        return BuildReport(
+            output=self._output,
+            backend=self._title,
+            status=status,
+            precision=plan.precision,
+            compute_capabilities=plan.targets,
+            profiles=plan.profiles,
+            layers=layers,
+            plugin=None if plan.library is None else _plugin_text(embedded=plan.embed_plugin),
+            notes=tuple(self._notes()),
+        )
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self._plan.library is None:
+            notes.append(f"no plugin library: MoH layers run their function bodies. {HOW_TO_BUILD}")
+        ignored = None if self._times is None else self._times.why_ignored()
+        if self._times is not None and ignored is not None:
+            notes.append(f"timing cache {self._times.path} is neither used nor replaced: {ignored}")
+        return notes
+
+
+def _require(layers: Sequence[EngineLayer], *, required: bool) -> None:
+    """Refuse layers that would not run by kernels, where that is asked for."""
+    others = [
+        f"{layer.path} ({layer.reason})"
+        for layer in layers
+        if required and (layer.moh_impl != "kernel" or layer.router_impl == "function")
+    ]
+    if others:
+        raise BackendError(
+            f"kernels are required, but {len(others)} of {len(layers)} MoH layers would not run by"
+            f" them: {', '.join(others)}.",
+            hint="Build without --require-kernels, or see `moh-deploy inspect`.",
+        )
+
+
+def _check_apart(output: Path, package_dir: Path) -> None:
+    if package_dir.resolve() in (output.resolve(), *output.resolve().parents):
+        raise ConfigError(
+            f"output is {output}, inside of the package {package_dir}, which holds nothing else.",
+            hint="Name a directory outside of it.",
+        )
+
+
+def _timing_cache_path(path: Path | str | None, flavour: Flavour) -> Path | None:
+    if path is not None and not flavour.has_timing_cache:
+        raise ConfigError(
+            f"timing_cache is {path}, but {flavour.title} measures nothing when it builds: it"
+            " compiles for the GPU when it runs.",
+            hint="Leave the option out.",
+        )
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise ConfigError(f"timing_cache is {path}: there is no such folder.")
+    return None if path is None else Path(path)
+
+
+def _plugin_text(*, embedded: bool) -> str:
+    return "in the engine" if embedded else PLUGIN_NAME
+
+
+_ENGINE = DirectoryKind(
+    noun="engine",
+    manifest=ENGINE_MANIFEST_NAME,
+    is_manifest=looks_like_engine,
+    files=frozenset(ENGINE_FILES),
+)

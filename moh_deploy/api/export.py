@@ -1,0 +1,125 @@
+"""What takes a model in PyTorch: `moh_deploy.export`, and `load_original`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias, TypedDict
+
+import torch
+from typing_extensions import Unpack
+
+from moh_deploy.api.export_package import export as _export
+from moh_deploy.config.options import ExportOptions, ModelOptions
+from moh_deploy.frontend.fx.arrays import to_numpy
+from moh_deploy.frontend.prove.eager import EagerModel, open_eager
+from moh_deploy.package import ComputeType
+from moh_deploy.system.npz import Array
+from moh_deploy.system.progress import SilentProgress
+from moh_deploy.validate.export_report import ExportReport
+
+Model: TypeAlias = Path | str | torch.nn.Module | torch.export.ExportedProgram
+Inputs: TypeAlias = Path | str | Mapping[str, torch.Tensor | Array]
+
+
+class ModelSettings(TypedDict, total=False):
+    """How a model is loaded; see `ModelOptions` for what each one means."""
+
+    config: Path | str | None
+    overrides: Sequence[str]
+    factory: str | None
+    code_dirs: Sequence[Path | str]
+    state_key: str | None
+    trust_pickle: bool
+    dtype: Literal["float32", "float16", "bfloat16"] | None
+
+
+class ExportSettings(ModelSettings, total=False):
+    """The options of `moh-deploy export`; see `ExportOptions` for what each one means."""
+
+    inputs: Inputs | None
+    dynamic: Sequence[str]
+    input_specs: Sequence[str]
+    output_names: Sequence[str]
+    opset: int | None
+    compute_type: ComputeType | None
+
+
+def export(
+    model: Model,
+    output: Path | str,
+    *,
+    progress: SilentProgress | None = None,
+    **settings: Unpack[ExportSettings],
+) -> ExportReport:
+    """Turn a PyTorch model into a verified ONNX package.
+
+        moh_deploy.export(model, "build/model", inputs={"x": images}, dynamic=["x:0=batch"])
+
+    Args:
+        model: A checkpoint's path, or a module or exported program in memory, which stays as it is.
+        output: The package directory to write.
+        progress: What to report the steps to.
+        settings: As on the command line. `inputs` may also be a mapping of names to tensors: the
+            positional arguments, in order.
+
+    Returns:
+        What was written and how well it agrees with the original.
+
+    Raises:
+        MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
+    """
+    options = ExportOptions(
+        **vars(_model_options(model, settings)),
+        output=Path(output),
+        inputs=_inputs(settings.get("inputs")),
+        dynamic=tuple(settings.get("dynamic", ())),
+        input_specs=tuple(settings.get("input_specs", ())),
+        output_names=tuple(settings.get("output_names", ())),
+        opset=settings.get("opset"),
+        compute_type=settings.get("compute_type"),
+    )
+    return _export(options, progress=progress)
+
+
+def load_original(model: Model, **settings: Unpack[ModelSettings]) -> EagerModel:
+    """Load the model that a package was made from, to be measured or compared beside it.
+
+        original = moh_deploy.load_original("model.pt", config="model.yaml")
+        moh_deploy.bench("build/model", baselines=["eager", "plain-onnx"], original=original)
+
+    Args:
+        model: A checkpoint's path, or a module or exported program in memory, which stays as it is.
+        settings: As on the command line of `export`.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
+        ConfigError: An option or the configuration is wrong.
+    """
+    return open_eager(_model_options(model, settings))
+
+
+def _model_options(model: Model, settings: ModelSettings) -> ModelOptions:
+    return ModelOptions(
+        model=Path(model) if isinstance(model, str) else model,
+        config=_path(settings.get("config")),
+        overrides=tuple(settings.get("overrides", ())),
+        factory=settings.get("factory"),
+        code_dirs=tuple(Path(folder) for folder in settings.get("code_dirs", ())),
+        state_key=settings.get("state_key"),
+        trust_pickle=settings.get("trust_pickle", False),
+        dtype=settings.get("dtype"),
+    )
+
+
+def _path(value: Path | str | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _inputs(given: Inputs | None) -> Path | Mapping[str, Array] | None:
+    if given is None or isinstance(given, (Path, str)):
+        return _path(given)
+    return {
+        name: to_numpy(value) if isinstance(value, torch.Tensor) else value
+        for name, value in given.items()
+    }

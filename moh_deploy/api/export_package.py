@@ -1,0 +1,165 @@
+"""The main job: from a PyTorch checkpoint to a package that is proven equal to it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from moh_deploy import __version__
+from moh_deploy.config.export_config import ExportConfig, load_config
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend.convert import Converted, convert
+from moh_deploy.frontend.emit import DEFAULT_OPSET
+from moh_deploy.frontend.load.from_options import code_dirs, example_inputs, in_dtype, load
+from moh_deploy.graph import choose_layers, ops_of
+from moh_deploy.native import kernel_library
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    Manifest,
+    PackageWriter,
+    Proof,
+    check_output,
+)
+from moh_deploy.package.onnx_file import save_with_weights
+from moh_deploy.perf.cost_model.first_choices import first_choices
+from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.system.progress import SilentProgress
+from moh_deploy.system.user_code import user_code
+from moh_deploy.validate.export_report import ExportReport
+from moh_deploy.validate.fresh_process import ProvenRun, prove
+
+# A protobuf message holds 2 GB at most: larger weights go into a file of their own.
+EXTERNAL_DATA_BYTES = 1 << 30
+
+
+def export(options: ExportOptions, *, progress: SilentProgress | None = None) -> ExportReport:
+    """Export a model: load, trace, recognise, rewrite, translate, prove, write.
+
+    Args:
+        options: What to export, and where to.
+        progress: What to report the steps to.
+
+    Returns:
+        What was written and how well it agrees with the original.
+
+    Raises:
+        MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
+    """
+    progress = progress or SilentProgress()
+    check_output(options.output)
+    config = load_config(options.config, options.overrides)
+    converted, checkpoint_sha256 = _convert(options, config, progress)
+    converted = _with_first_choices(converted)
+    with PackageWriter(options.output) as writer:
+        with progress.step("writing the package"):
+            manifest = _manifest(converted, checkpoint_sha256, options, config)
+            writer.require_free(_weight_bytes(converted.model))
+            _save(converted.model, writer.root)
+            manifest = writer.stage(manifest, converted.vectors)
+        sizes = tuple(one.sizes for one in converted.vectors)
+        del converted
+        with progress.step("comparing the package with the original model"):
+            runs = _prove(writer.root, manifest)
+        # What any runtime computes, with kernels or without, is the function bodies' result.
+        proof = Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
+        package = writer.publish(replace(manifest, proof=proof))
+    return ExportReport(
+        package=package.root,
+        layers=manifest.layers,
+        kept=manifest.kept,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        max_abs_error=proof.max_abs_error,
+        routing_agreement=proof.routing_agreement,
+        vector_sets=len(proof.sizes),
+        runs=runs,
+        seconds=progress.seconds,
+    )
+
+
+def _prove(root: Path, manifest: Manifest) -> tuple[ProvenRun, ...]:
+    """Compare function bodies with the original model, and kernels too where there are any.
+
+    Kernels at the example's sizes only: what they compute at all sizes is not the package's matter.
+    """
+    has_kernels = bool(manifest.ops) and kernel_library() is not None
+    if not has_kernels:
+        return (prove(root, "auto"),)
+    return prove(root, "off"), prove(root, "auto", vectors=1)
+
+
+def _convert(
+    options: ExportOptions, config: ExportConfig, progress: SilentProgress
+) -> tuple[Converted, str | None]:
+    with progress.step("loading the model"):
+        model = load(options, config)
+        model, inputs = in_dtype(options, model, example_inputs(options, config, model))
+    with user_code(code_dirs(options, config)):
+        converted = convert(
+            model,
+            inputs,
+            names=options.output_names or tuple(config.outputs),
+            opset=options.opset or DEFAULT_OPSET,
+            progress=progress,
+        )
+    return converted, model.checkpoint_sha256
+
+
+def _with_first_choices(converted: Converted) -> Converted:
+    """Let each layer run as is predicted to be the fastest: here, or where there are kernels."""
+    instruction_set = choose_kernels("auto").instruction_set
+    layers = first_choices(
+        converted.model,
+        converted.layers,
+        instruction_set=instruction_set,
+        dims=converted.dims,
+        dim_ranges=converted.dim_ranges,
+    )
+    choose_layers(converted.model, layers)
+    return replace(converted, layers=layers)
+
+
+def _manifest(
+    converted: Converted,
+    checkpoint_sha256: str | None,
+    options: ExportOptions,
+    config: ExportConfig,
+) -> Manifest:
+    return Manifest(
+        inputs=converted.inputs,
+        outputs=converted.outputs,
+        dims=converted.dims,
+        layers=converted.layers,
+        ops=ops_of(converted.model),
+        opset=options.opset or DEFAULT_OPSET,
+        total_flops=converted.total_flops,
+        precision=converted.precision,
+        kept=converted.kept,
+        rounding=converted.rounding,
+        dim_ranges=converted.dim_ranges,
+        compute_type=options.compute_type or config.compute_type,
+        checkpoint_sha256=checkpoint_sha256,
+        made_with={
+            "moh-deploy": __version__,
+            "torch": version("torch"),
+            "onnx": version("onnx"),
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    values = model.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
+
+def _save(model: ir.Model, root: Path) -> None:
+    if _weight_bytes(model) > EXTERNAL_DATA_BYTES:
+        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME)
+    else:
+        save_with_weights(model, root / MODEL_NAME)

@@ -1,0 +1,47 @@
+"""Say what is in a package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.inspect_report import InspectReport
+from moh_deploy.runtime.onnxruntime.session import open_session, runtime_name
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.system.progress import Progress, SilentProgress
+
+
+def inspect(
+    package_dir: Path | str, *, kernels: Kernels = "auto", progress: Progress | None = None
+) -> InspectReport:
+    """Read a package and ask ONNX Runtime what it runs on a kernel.
+
+    Args:
+        package_dir: The package.
+        kernels: What is to run MoH nodes, see `open_session`.
+        progress: What to report steps to.
+
+    Raises:
+        PackageError: Not a package, or one that has changed since it was written.
+        BackendError: ONNX Runtime cannot load it.
+    """
+    progress = progress or SilentProgress()
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+    with progress.step("loading the model"):
+        session = open_session(package, kernels=kernels)
+    use = session.kernels
+    by_layer = zip(package.manifest.layers, session.layer_nodes, strict=True)
+    return InspectReport(
+        package=package.root,
+        manifest=package.manifest,
+        layer_runs=session.layer_runs,
+        layer_nodes=session.layer_nodes,
+        predictions=tuple(
+            predict(layer, nodes, instruction_set=use.instruction_set) for layer, nodes in by_layer
+        ),
+        runtime=runtime_name(),
+        kernels=use,
+        node_runs=session.layer_impl,
+    )

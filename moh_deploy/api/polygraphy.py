@@ -1,0 +1,110 @@
+"""Give a package, an engine, an ONNX file or an original model to Polygraphy."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.models import (
+    Model,
+    RunnableOriginal,
+    engine_model,
+    onnx_model,
+    original_model,
+)
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.on_host import INSTALL, choose_polygraphy
+
+if TYPE_CHECKING:
+    from moh_deploy.runtime.polygraphy_runner import PolygraphyRunner
+
+
+def polygraphy_runner(
+    source: Path | str | RunnableOriginal,
+    *,
+    kernels: Kernels = "auto",
+    optimize: bool = True,
+    gates: bool = False,
+    package: Path | str | None = None,
+    name: str | None = None,
+) -> PolygraphyRunner:
+    """Return a model as a `polygraphy.backend.base.BaseRunner`.
+
+    Polygraphy by itself runs a package's function bodies, since it knows no library of operators.
+
+        runners = [
+            moh_deploy.polygraphy_runner("build/model"),
+            moh_deploy.polygraphy_runner("build/model", kernels="off", optimize=False),
+        ]
+        results = polygraphy.comparator.Comparator.run(runners, data_loader=[{"x": images}])
+
+    Args:
+        source: A package or engine directory, an ONNX file, or an original model that
+            `moh_deploy.load_original` returns.
+        kernels: What runs MoH nodes, see `open_session` and `open_engine`.
+        optimize: Let ONNX Runtime rewrite the graph.
+        gates: Of a package: return each layer's gates as outputs, too.
+        package: Of an original: the package that was made from it, which names its inputs and
+            outputs.
+        name: What Polygraphy calls its results; None for one that says what runs.
+
+    Raises:
+        ConfigError: `source` is none of these, or an option does not fit it.
+        PackageError: A package or engine cannot be read.
+        BackendError: Polygraphy is not installed.
+    """
+    if importlib.util.find_spec("polygraphy") is None:
+        raise BackendError("Polygraphy is not installed.", hint=INSTALL)
+    model = _model(source, kernels, optimize, gates, package)
+    from moh_deploy.runtime.polygraphy_runner import PolygraphyRunner
+
+    return PolygraphyRunner(name or model.name, model.loaded)
+
+
+def _model(
+    source: Path | str | RunnableOriginal,
+    kernels: Kernels,
+    optimize: bool,
+    gates: bool,
+    package: Path | str | None,
+) -> Model:
+    if not isinstance(source, (Path, str)):
+        return _original(source, gates, package)
+    path = Path(source)
+    if package is not None:
+        raise ConfigError(f"package is {package}, but {path} is no original model: leave it out.")
+    if path.is_dir() and not is_engine_dir(path):
+        opened = OnnxPackage.open(path)
+        how = "" if optimize else ", not optimised"
+        return onnx_model(
+            opened,
+            f"package {path}, kernels: {kernels}{how}",
+            kernels,
+            optimize=optimize,
+            extra_outputs=opened.gate_names if gates else (),
+        )
+    if gates:
+        raise ConfigError(f"gates are asked of {path}, and a package alone has them.")
+    if is_engine_dir(path):
+        choose_polygraphy(FLAVOURS[read_engine_dir(path).backend])
+        return engine_model(path, kernels)
+    return onnx_model(path, f"ONNX model {path}", kernels, optimize=optimize)
+
+
+def _original(source: RunnableOriginal, gates: bool, package: Path | str | None) -> Model:
+    if gates:
+        raise ConfigError(
+            "gates are asked of an original model, which runs as it is.",
+            hint="moh_deploy.verify compares its routing: against=[moh_deploy.load_original(...)].",
+        )
+    if package is None:
+        raise ConfigError(
+            "an original model has no names for its inputs and outputs.",
+            hint="Give the package that was made from it: package=DIR.",
+        )
+    return original_model(source, OnnxPackage.open(package))

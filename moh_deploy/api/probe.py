@@ -1,0 +1,146 @@
+"""Run a package on edge cases, and search inputs for tokens whose routing is least clear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.package import OnnxPackage, check_output
+from moh_deploy.package.replace_corpus import write_corpus
+from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.validate.edge_cases.input_states import input_states
+from moh_deploy.validate.edge_cases.mining import grown, mine, recorded_by
+from moh_deploy.validate.edge_cases.report import ProbeReport
+from moh_deploy.validate.edge_cases.samples import cut_into_samples
+from moh_deploy.validate.edge_cases.source import OrtSource, function_bodies
+from moh_deploy.validate.edge_cases.suite import Sides, Suite
+from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
+from moh_deploy.validate.reference import Reference
+from moh_deploy.validate.samples import read_samples
+
+
+def probe(
+    package_dir: Path | str,
+    *,
+    inputs: Sequence[Path | str] = (),
+    update_corpus: bool = False,
+    valid_tokens: str | None = None,
+    longest: Mapping[str, int] | None = None,
+    kernels: Kernels = "auto",
+    policy: Path | str | None = None,
+    original: Reference | None = None,
+    progress: Progress | None = None,
+) -> ProbeReport:
+    """Run a package on edge cases, and compare it with its own function bodies.
+
+    Routing states are put where routers read their logits, and where these are computed; there,
+    gates are compared with the float64 reference of MoHRouter, too, up to where attention reads
+    them. Input states are inputs of the model, and samples of its recorded run at other sizes.
+
+    Args:
+        package_dir: The package.
+        inputs: npz files, or directories of them, to be searched for tokens whose choice of heads
+            is least clear.
+        update_corpus: Keep what was found in the regression corpus of the package, which is
+            replaced in one step.
+        valid_tokens: The input that says which tokens are no padding: 0 for padding.
+        longest: Dynamic dimension to the size that counts as its longest.
+        kernels: What runs MoH nodes, see `open_session`.
+        original: Records what is found in the inputs, such as `moh_deploy.load_original` makes;
+            without, the function bodies do.
+        policy: YAML file of tolerances over the built-in table, see `read_policy`.
+        progress: What to report steps to.
+
+    Returns:
+        How each case ended. Look at `passed`, or call `raise_if_failed`.
+
+    Raises:
+        PackageError: Not a package, or it has changed since it was written, or cannot be replaced.
+        ConfigError: It is an engine, or an option or a file of inputs does not fit.
+        BackendError: The runtime cannot load the model.
+    """
+    progress, root = progress or SilentProgress(), Path(package_dir)
+    _check_options(root, inputs, update_corpus, original)
+    rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(root)
+        if update_corpus:
+            _check_replaceable(root)
+        files = read_samples([Path(path) for path in inputs], package.manifest)
+        states = tuple(input_states(package, longest or {}, valid_tokens))
+    variants = OrtVariants(package, kernels)
+    sides = Sides(package, OrtSource(package, kernels), variants, function_bodies(package))
+    mining = None
+    if files:
+        with progress.step("searching the inputs"):
+            samples = cut_into_samples(package.manifest, files)
+            mining = mine(sides.recorder, samples, valid_tokens=valid_tokens)
+    if mining is not None and original is not None:
+        with progress.step("running the original model"):
+            mining = recorded_by(original, package, mining)
+    suite = Suite(sides, states, valid_tokens, rules)
+    results = suite.run(progress, mining)
+    if mining is not None and update_corpus:
+        with progress.step("writing the package"):
+            package = write_corpus(package, grown(package.corpus, mining.samples))
+    return ProbeReport(
+        results=tuple(results),
+        mining=mining,
+        corpus=package.corpus,
+        corpus_written=update_corpus,
+        layers=tuple(layer.path for layer in package.manifest.layers),
+        layer_runs=sides.runner.layer_runs,
+        kernels=sides.runner.kernels,
+        policy=rules.source,
+    )
+
+
+def parse_longest(texts: Sequence[str]) -> dict[str, int]:
+    """Read `DIM=N`.
+
+    Raises:
+        ConfigError: A text is of another form, or a dimension is named twice.
+    """
+    sizes: dict[str, int] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if not equals or not name or not number.isdecimal():
+            raise ConfigError(f"longest is '{text}', expected DIM=N, such as seq=512.")
+        if name in sizes:
+            raise ConfigError(f"longest names '{name}' twice.")
+        sizes[name] = int(number)
+    return sizes
+
+
+def _check_options(
+    root: Path, inputs: Sequence[Path | str], update_corpus: bool, original: Reference | None
+) -> None:
+    if is_engine_dir(root):
+        raise ConfigError(
+            f"{root} is an engine: it has no place to put logits, and no function bodies to compare"
+            " with.",
+            hint="Probe the package that it was built from. `moh-deploy verify` compares engines.",
+        )
+    if update_corpus and not inputs:
+        raise ConfigError(
+            "update_corpus needs inputs to search.", hint="Give some: --inputs FILE.npz."
+        )
+    if original is not None and not inputs:
+        raise ConfigError(
+            f"{original.name} is to record what is found in inputs, but there are none.",
+            hint="Give some: --inputs FILE.npz. `moh-deploy verify --against` compares with it.",
+        )
+
+
+def _check_replaceable(root: Path) -> None:
+    try:
+        check_output(root)
+    except PackageError as error:
+        raise PackageError(
+            f"the corpus cannot be written: {error.message}",
+            hint="Without --update-corpus nothing is written.",
+        ) from error

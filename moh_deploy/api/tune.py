@@ -1,0 +1,426 @@
+"""Choose for each layer of a package how it is run, by measuring, and write that into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.package import (
+    LayerInfo,
+    OnnxPackage,
+    Tuning,
+    check_output,
+    choices_for,
+    with_choices,
+)
+from moh_deploy.perf.choices_text import gain
+from moh_deploy.perf.cost_model.by_size import by_size, dense_at
+from moh_deploy.perf.cost_model.machine import Machine
+from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.timing import Measure, Ratio, Samples, Stopwatch, weighted_sum
+from moh_deploy.perf.tune.decide import contenders, decide, fastest_there
+from moh_deploy.perf.tune.layers import LayerBench, LayerTimes
+from moh_deploy.perf.tune.report import TuneReport
+from moh_deploy.perf.tune.same_outputs import check_same_outputs
+from moh_deploy.perf.tune.whole_model import (
+    CHOSEN,
+    DENSE,
+    ONE_CHOICE,
+    ModelTimes,
+    chosen_over,
+    chosen_over_dense,
+    ranges_pay,
+    slower_than_dense,
+    time_model,
+)
+from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.runtime.onnxruntime.session import open_session, runtime_name
+from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.system.npz import Array
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.staging import StagedDirectory, temporary_place
+from moh_deploy.validate.input_sets import InputSet, input_sets
+from moh_deploy.validate.layer_values import names_to_return
+from moh_deploy.validate.parity import compare
+
+DEFAULT_SECONDS, _MOST_SECONDS = 0.5, 3600
+
+
+def tune(
+    package_dir: Path | str,
+    *,
+    inputs: Sequence[Path | str] = (),
+    weights: Sequence[float] = (),
+    threads: int | None = None,
+    min_time: float = DEFAULT_SECONDS,
+    choose: Mapping[str, str] | None = None,
+    one_choice: bool = False,
+    dry_run: bool = False,
+    measure: Measure | None = None,
+    progress: Progress | None = None,
+) -> TuneReport:
+    """Time each layer densely and sparsely on this machine, and write the fastest into the package.
+
+    A layer has a choice for each range of sizes where one is not the fastest at all of those that
+    were measured. The whole model with all choices is timed against the dense one, and is dense at
+    sizes at which it would be slower. What it computes is compared with what the original model
+    computed before anything is written.
+
+    Args:
+        package_dir: The package. It is replaced in one step, or left as it is.
+        inputs: npz files to measure on, as `run` takes them, or directories of them; without any,
+            the recorded run at the example's sizes. Choices are good for the sizes that were
+            measured.
+        weights: How often each file counts; 1 each without.
+        threads: Threads within an operator; None for ONNX Runtime's own choice.
+        min_time: Seconds that each comparison takes at least.
+        choose: Path of a layer, or `all`, to `dense`, `sparse` or `projected`: nothing is measured.
+            A range may follow, as in `all[seq<=64]`, up to which alone the choice is meant.
+        one_choice: Let no choice depend on sizes: the one that is fastest for all inputs together.
+        dry_run: Write nothing.
+        measure: What times contestants; a clock of its own without.
+        progress: What to report steps to.
+
+    Raises:
+        PackageError: Not a package, or it cannot be written, or the disk is full.
+        ConfigError: An option or a file of inputs does not fit.
+        BackendError: There are no kernels, so there is nothing to choose; or ONNX Runtime failed.
+        ValidationError: The package as chosen computes something else.
+    """
+    progress, stopwatch = progress or SilentProgress(), Stopwatch.for_threads(threads, min_time)
+    _check_options(threads, min_time)
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+        if not dry_run:
+            _check_replaceable(package.root)
+        sets = input_sets(package, [Path(one) for one in inputs], weights)
+        use = choose_kernels("auto", compute_type=package.manifest.compute_type)
+    with StagedDirectory(_place(package, dry_run)) as scratch:
+        job = _Job(package, use, threads, one_choice, scratch.path, progress)
+        if choose is not None:
+            outcome = job.given(choose)
+        else:
+            outcome = job.measured(sets, measure or stopwatch, stopwatch.name)
+        proof = job.prove(outcome, sets if inputs else [])
+        if not dry_run:
+            with progress.step("writing the package"):
+                write_choices(package, outcome.layers, package.root, tuning=outcome.tuning)
+    return TuneReport(
+        package=package.root,
+        before=package.manifest.layers,
+        layers=outcome.layers,
+        tuning=outcome.tuning,
+        asked=choose or {},
+        predicted_gains=job.predicted_gains(outcome, proof.nodes),
+        undecided=outcome.undecided,
+        model_ratio=outcome.model_ratio,
+        model_ratios=outcome.model_ratios,
+        dense_was_faster=outcome.dense_was_faster,
+        ranges_did_not_pay=outcome.ranges_did_not_pay,
+        max_abs_error=proof.max_abs_error,
+        flipped_tokens=proof.flipped_tokens,
+        kernels=use,
+        written=not dry_run,
+    )
+
+
+def parse_choices(texts: Sequence[str]) -> dict[str, str] | None:
+    """Read `LAYER=CHOICE`; None where there is nothing to read.
+
+    Raises:
+        ConfigError: A text is of another form, or a layer is named twice.
+    """
+    choices: dict[str, str] = {}
+    for text in texts:
+        path, equals, choice = text.rpartition("=")
+        if not equals or not path:
+            raise ConfigError(f"'{text}' is no choice, expected LAYER=CHOICE, such as all=dense.")
+        if path in choices:
+            raise ConfigError(f"layer '{path}' is chosen twice: {choices[path]} and {choice}.")
+        choices[path] = choice
+    return choices or None
+
+
+def _check_options(threads: int | None, min_time: float) -> None:
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}, expected at least 1.")
+    if not 0 <= min_time <= _MOST_SECONDS:
+        raise ConfigError(f"min_time is {min_time:g} s, expected 0 to {_MOST_SECONDS}.")
+
+
+def _check_replaceable(root: Path) -> None:
+    try:
+        check_output(root)
+    except PackageError as error:
+        raise PackageError(
+            f"the choices cannot be written: {error.message}",
+            hint="--dry-run measures without writing.",
+        ) from error
+
+
+def _place(package: OnnxPackage, dry_run: bool) -> Path:
+    """Return what to put scratch files beside: a dry run needs no permission to write there."""
+    return temporary_place("moh-deploy-tune") if dry_run else package.root
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What was chosen, and on what grounds.
+
+    Attributes:
+        predicted_ms: For each layer and each set of inputs, choice to what is predicted; nothing at
+            all if nothing was measured.
+        undecided: Paths of layers where measuring could not tell which choice is the fastest.
+        one_choice: The layers with one choice each, the best for all inputs together.
+        model_ratio: Time of the whole model with the layers' own choices over that with all layers
+            dense, all inputs together; None if it was not measured.
+        model_ratios: For each set of inputs, the same over `dense` and `one_choice`.
+        dense_was_faster: Numbers of the sets of inputs on which the whole model was slower with the
+            layers' own choices: there all are dense.
+        ranges_did_not_pay: With ranges the whole model was nowhere faster, so there are none.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    tuning: Tuning
+    one_choice: tuple[LayerInfo, ...] = ()
+    predicted_ms: tuple[tuple[Mapping[str, float], ...], ...] = ()
+    undecided: tuple[str, ...] = ()
+    model_ratio: Ratio | None = None
+    model_ratios: tuple[Mapping[str, Ratio], ...] = ()
+    dense_was_faster: tuple[int, ...] = ()
+    ranges_did_not_pay: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        return all(one.choice in ("dense", None) and not one.ranges for one in self.layers)
+
+    @property
+    def depends_on_sizes(self) -> bool:
+        return any(layer.ranges for layer in self.layers)
+
+
+class _Proof(NamedTuple):
+    """What was compared, see `TuneReport`; and what the model tells of its layers."""
+
+    max_abs_error: float
+    flipped_tokens: Mapping[str, int]
+    nodes: tuple[LayerNodes, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One tuning: the package as it was, and how models of it are run."""
+
+    package: OnnxPackage
+    kernels: KernelUse
+    threads: int | None
+    one_choice: bool
+    scratch: Path
+    progress: Progress
+
+    def given(self, choices: Mapping[str, str]) -> _Outcome:
+        """Take somebody's word for the choices."""
+        self._check_anything_to_choose()
+        manifest = self.package.manifest
+        layers = with_choices(manifest.layers, choices, dims=list(manifest.dims))
+        return _Outcome(layers, Tuning("given", self._machine()))
+
+    def measured(self, sets: Sequence[InputSet], measure: Measure, clock: str) -> _Outcome:
+        """Choose by measuring: layer by layer, then the whole."""
+        self._check_anything_to_choose()
+        self._check_anything_to_measure()
+        feeds, weights = [one.inputs for one in sets], [one.weight for one in sets]
+        with self.progress.step("timing the layers"):
+            times = LayerBench(self.package, feeds, self.threads, self.scratch).measure(measure)
+        tuning = Tuning(
+            source="measured",
+            machine=self._machine(),
+            runtime=runtime_name(),
+            threads=self.threads,
+            clock=clock,
+            sizes=tuple(one.sizes for one in sets),
+            weights=tuple(weights),
+            layer_ms=tuple(tuple(map(_medians, one.samples)) for one in times),
+        )
+        decisions = [
+            _decided(layer, one, tuning, one_choice=self.one_choice)
+            for layer, one in zip(self.package.manifest.layers, times, strict=True)
+        ]
+        outcome = _Outcome(
+            layers=tuple(one.layer for one in decisions),
+            tuning=tuning,
+            one_choice=tuple(one.one_choice for one in decisions),
+            predicted_ms=tuple(one.predicted_ms for one in times),
+            undecided=tuple(one.layer.path for one in decisions if one.is_close),
+        )
+        if outcome.is_dense:
+            return outcome
+        return self._checked_as_a_whole(outcome, feeds, measure)
+
+    def predicted_gains(
+        self, outcome: _Outcome, nodes: Sequence[LayerNodes]
+    ) -> tuple[float | None, ...]:
+        """Predict how many times as fast as dense the layers are as chosen."""
+        sizes, weights = outcome.tuning.sizes, outcome.tuning.weights
+        times = outcome.predicted_ms
+        if not times:
+            sizes, weights = (self.package.manifest.dims,), (1.0,)
+            times = tuple((one,) for one in self._predicted(outcome.layers, nodes))
+        return tuple(
+            gain(layer, sizes, weights, ms) for layer, ms in zip(outcome.layers, times, strict=True)
+        )
+
+    def _predicted(
+        self, layers: Sequence[LayerInfo], nodes: Sequence[LayerNodes]
+    ) -> tuple[Mapping[str, float], ...]:
+        """Predict what layers take at the example's sizes."""
+        found = [
+            predict(
+                layer,
+                one,
+                instruction_set=self.kernels.instruction_set,
+                threads=self.threads or 1,
+            )
+            for layer, one in zip(layers, nodes, strict=True)
+        ]
+        return tuple({} if one is None else one.ms for one in found)
+
+    def prove(self, outcome: _Outcome, files: Sequence[InputSet]) -> _Proof:
+        """Compare what the package computes as chosen with what the original model computed.
+
+        Args:
+            outcome: The choices.
+            files: The user's inputs: on them it is compared with what the package computed before.
+
+        Raises:
+            ValidationError: It is not equal.
+        """
+        with self.progress.step("comparing the outputs"):
+            package = self._variant("proof", outcome.layers)
+            values = names_to_return(package)
+            runner = open_session(package, threads=self.threads, extra_outputs=values)
+            variants = OrtVariants(package, threads=self.threads)
+            report = compare(package, runner, package.vectors, variants=variants)
+            report.raise_if_unequal()
+            flipped = check_same_outputs(self.package, package, runner, files)
+        return _Proof(report.max_abs_error, flipped, runner.layer_nodes)
+
+    def _checked_as_a_whole(
+        self, outcome: _Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
+    ) -> _Outcome:
+        """Layers are timed apart from each other; what counts is the whole model."""
+        outcome, times = self._timed_as_a_whole(outcome, feeds, measure)
+        if outcome.depends_on_sizes and not ranges_pay(times):
+            times = [{DENSE: one[DENSE], CHOSEN: one[ONE_CHOICE]} for one in times]
+            outcome = replace(outcome, layers=outcome.one_choice, ranges_did_not_pay=True)
+            outcome = _with_times(outcome, times)
+        slower = self._slower(outcome, times)
+        if not slower:
+            return outcome
+        outcome = _dense_at(outcome, slower)
+        if outcome.is_dense:
+            return outcome
+        again, times = self._timed_as_a_whole(outcome, feeds, measure)
+        still = slower_than_dense(times)
+        return _dense_at(again, range(len(times))) if still else again
+
+    def _slower(self, outcome: _Outcome, times: ModelTimes) -> Sequence[int]:
+        """Return the sets of inputs that are to be dense; of one choice, all of them or none."""
+        if not self.one_choice:
+            return slower_than_dense(times)
+        assert outcome.model_ratio is not None
+        return range(len(times)) if outcome.model_ratio.is_slower else ()
+
+    def _timed_as_a_whole(
+        self, outcome: _Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
+    ) -> tuple[_Outcome, ModelTimes]:
+        layers = {DENSE: with_choices(outcome.layers, {"all": "dense"}), CHOSEN: outcome.layers}
+        if outcome.depends_on_sizes:
+            layers[ONE_CHOICE] = outcome.one_choice
+        with self.progress.step("timing the whole model"):
+            packages = {name: self._variant(name, one) for name, one in layers.items()}
+            times = time_model(packages, feeds, measure=measure, threads=self.threads)
+        return _with_times(outcome, times), times
+
+    def _variant(self, name: str, layers: Sequence[LayerInfo]) -> OnnxPackage:
+        return write_choices(self.package, layers, self.scratch / name)
+
+    def _machine(self) -> str:
+        return Machine.this(self.kernels.instruction_set).describe()
+
+    def _check_anything_to_choose(self) -> None:
+        if not any(map(choices_for, self.package.manifest.layers)):
+            raise ConfigError(
+                f"{self.package.root} has no layer with anything to choose.",
+                hint="`moh-deploy inspect` says why layers were not replaced.",
+            )
+
+    def _check_anything_to_measure(self) -> None:
+        if self.kernels.library is None:
+            raise BackendError(
+                "there is nothing to measure without kernels, every choice runs the same function"
+                f" bodies; there are none here: {self.kernels.reason}.",
+                hint="docs/cpu-kernels.md says what to install. --choose sets choices without"
+                " measuring.",
+            )
+
+
+def _with_times(outcome: _Outcome, times: ModelTimes) -> _Outcome:
+    return replace(
+        outcome,
+        tuning=replace(outcome.tuning, model_ms=tuple(map(_medians, times))),
+        model_ratio=chosen_over_dense(times, outcome.tuning.weights),
+        model_ratios=tuple(map(chosen_over, times)),
+    )
+
+
+def _dense_at(outcome: _Outcome, slower: Sequence[int]) -> _Outcome:
+    """Let every layer be dense on some sets of inputs; on all if nothing tells them apart."""
+    sizes = outcome.tuning.sizes
+    layers = [dense_at(layer, sizes, slower) for layer in outcome.layers]
+    known = tuple(layer for layer in layers if layer is not None)
+    if len(known) < len(layers):
+        known, slower = with_choices(outcome.layers, {"all": "dense"}), range(len(sizes))
+    return replace(outcome, layers=known, dense_was_faster=tuple(slower))
+
+
+class _Decision(NamedTuple):
+    """A layer as chosen, with one choice, and whether measuring could not tell."""
+
+    layer: LayerInfo
+    one_choice: LayerInfo
+    is_close: bool
+
+
+def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice: bool) -> _Decision:
+    if not times.samples:
+        return _Decision(layer, layer, is_close=False)
+    weights = tuning.weights
+    predicted = {
+        choice: sum(w * ms[choice] for w, ms in zip(weights, times.predicted_ms, strict=True))
+        for choice in times.predicted_ms[0]
+    }
+    totals = {
+        choice: weighted_sum([one[choice] for one in times.samples], weights)
+        for choice in times.samples[0]
+    }
+    best = decide(totals, predicted)
+    flat = replace(layer, choice=best, ranges=())
+    is_close = len(contenders(totals)) > 1
+    if one_choice:
+        return _Decision(flat, flat, is_close)
+    runs = zip(times.samples, times.predicted_ms, strict=True)
+    choices = [fastest_there(samples, ms, otherwise=best) for samples, ms in runs]
+    ranged = by_size(flat, tuning.sizes, choices) or flat
+    return _Decision(ranged, flat, is_close and not ranged.ranges)
+
+
+def _medians(samples: Mapping[Any, Samples]) -> dict[str, float]:
+    return {str(name): median(ms) for name, ms in samples.items()}

@@ -1,0 +1,1 @@
+"""What users ask for: options, export configurations, dynamic dimensions."""

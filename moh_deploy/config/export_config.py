@@ -1,0 +1,272 @@
+"""The export configuration: one YAML file a model, described in docs/export-configs.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
+from moh_deploy.errors import ConfigError
+from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
+from moh_deploy.system.suggest import did_you_mean, shortened
+
+Dtype = Literal[
+    "float32",
+    "float16",
+    "bfloat16",
+    "float64",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+]
+Key = str | int
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """`model:` how the module is built for checkpoints that hold weights only.
+
+    Attributes:
+        factory: `MODULE:CALLABLE`.
+        kwargs: Keyword arguments of the factory.
+        code_dirs: Directories of the user's code; relative ones are relative to the config file.
+        state_key: Key of the weights in a training checkpoint, dotted for nested ones.
+    """
+
+    factory: str | None = None
+    kwargs: dict[str, JsonValue] = {}
+    code_dirs: Annotated[tuple[Annotated[Path, Field(strict=False)], ...], Field(strict=False)] = ()
+    state_key: str | None = None
+
+
+class InputSection(_Section):
+    """One entry of `inputs:`, a positional argument of the model.
+
+    Attributes:
+        shape: Fixed sizes, and dimension expressions such as `batch` or `past+1`.
+        range: First and last value that the example may hold; None for the dtype's own range.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    shape: Annotated[tuple[int | str, ...], Field(strict=False)]
+    dtype: Dtype = "float32"
+    range: Annotated[tuple[float, float], Field(strict=False)] | None = None
+
+
+class ExportConfig(_Section):
+    """A whole configuration.
+
+    Attributes:
+        dims: Dimension name to its size in the example.
+        outputs: Names of the model's outputs, in order; empty to choose names.
+        compute_type: What kernels may round the operands of attention's matrix products to.
+    """
+
+    model: ModelSection = ModelSection()
+    inputs: Annotated[tuple[InputSection, ...], Field(strict=False)] = ()
+    dims: dict[str, int] = {}
+    outputs: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    compute_type: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> ExportConfig:
+        problems = [*_name_problems(self), *_shape_problems(self), *_range_problems(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfig:
+    """Read a configuration and apply `key.path=value` overrides to it.
+
+    Args:
+        path: YAML file; None for an empty configuration.
+        overrides: Such as `model.kwargs.depth=12` or `inputs.0.shape.2=96`; values are YAML.
+
+    Raises:
+        ConfigError: The file is unreadable or not of the schema, or an override does not apply.
+    """
+    document = _read(path) if path is not None else {}
+    overridden = [_apply_override(document, override) for override in overrides]
+    try:
+        config = ExportConfig.model_validate(document)
+    except ValidationError as error:
+        source = str(path) if path is not None else "--set"
+        lines = [_explain(item, document, source, overridden) for item in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+    return _with_absolute_code_dirs(config, path)
+
+
+def _with_absolute_code_dirs(config: ExportConfig, path: Path | None) -> ExportConfig:
+    if path is None:
+        return config
+    code_dirs = tuple(path.parent / directory for directory in config.model.code_dirs)
+    model = config.model.model_copy(update={"code_dirs": code_dirs})
+    return config.model_copy(update={"model": model})
+
+
+def _read(path: Path) -> dict[str, object]:
+    document = read_yaml(path, error=ConfigError)
+    if not isinstance(document, dict):
+        what = "is empty" if document is None else f"holds {_show(document)}"
+        raise ConfigError(
+            f"{path}: {what}; expected a mapping with {shortened(ExportConfig.model_fields)}."
+        )
+    return document
+
+
+def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ...]:
+    """Set one value in the document and return its key path."""
+    text, equals, value_text = override.partition("=")
+    names = re.sub(r"\[(\d+)\]", r".\1", text.strip()).split(".")
+    keys = tuple(int(name) if _INDEX.fullmatch(name) else name for name in names)
+    if not equals or "" in keys:
+        raise ConfigError(
+            f"--set '{override}': expected KEY.PATH=VALUE.", hint="Example: --set dims.batch=4."
+        )
+    value = parse_yaml(value_text, f"the value of --set '{override}'", error=ConfigError)
+    target: object = document
+    for index, key in enumerate(keys[:-1]):
+        target = _descend(target, key, f"--set '{override}': {_dotted(keys[:index]) or 'the top'}")
+    _assign(target, keys[-1], value, f"--set '{override}': {_dotted(keys[:-1]) or 'the top'}")
+    return keys
+
+
+_INDEX = re.compile(r"[0-9]{1,9}")
+
+
+def _descend(target: object, key: Key, place: str) -> object:
+    if isinstance(target, dict):
+        # An absent or empty section is made on the way.
+        if target.get(key) is None:
+            target[key] = {}
+        return target[key]
+    return _entries(target, key, place)[cast(int, key)]
+
+
+def _assign(target: object, key: Key, value: object, place: str) -> None:
+    if isinstance(target, dict):
+        target[key] = value
+    else:
+        _entries(target, key, place)[cast(int, key)] = value
+
+
+def _entries(target: object, key: Key, place: str) -> list[object]:
+    if not isinstance(target, list):
+        raise ConfigError(f"{place} is {_show(target)}, which has no '{key}' to set.")
+    if not isinstance(key, int) or key >= len(target):
+        raise ConfigError(f"{place} has no entry '{key}'; it has {len(target)}, counted from 0.")
+    return target
+
+
+def _explain(
+    item: ErrorDetails,
+    document: Mapping[str, object],
+    source: str,
+    overridden: Sequence[tuple[Key, ...]],
+) -> str:
+    if item["type"] == "value_error":
+        return "\n".join(f"{source}: {line}" for line in str(item["ctx"]["error"]).splitlines())
+    path = _document_path(item["loc"], document)
+    place = "--set" if any(path[: len(keys)] == keys for keys in overridden) else source
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        hint = f"{did_you_mean(str(path[-1]), known)} It may hold: {shortened(known)}.".strip()
+        return f"{place}: {_dotted(path)} is not a known key. {hint}"
+    if item["type"] == "missing":
+        what = "has too few values" if isinstance(item["loc"][-1], int) else "is missing"
+        return f"{place}: {_dotted(path)} {what}."
+    return f"{place}: {_dotted(path)} is {_show(item['input'])}: {_expectation(path, item)}."
+
+
+def _expectation(path: Sequence[Key], item: ErrorDetails) -> str:
+    if "shape" in path[-2:-1]:
+        return "expected a size or a dimension such as 'batch' or 'past+1'"
+    return item["msg"][0].lower() + item["msg"][1:]
+
+
+def _document_path(loc: Sequence[Key], document: object) -> tuple[Key, ...]:
+    """Return an error's location without the branches of unions that pydantic appends to it."""
+    path: list[Key] = []
+    value = document
+    for key in loc:
+        is_entry = isinstance(value, list) and isinstance(key, int) and key < len(value)
+        if not is_entry and not isinstance(value, dict):
+            break
+        path.append(key)
+        value = value[key] if is_entry else value.get(key)  # type: ignore[attr-defined, index]
+    return tuple(path)
+
+
+def _known_keys(section: Sequence[Key]) -> list[str]:
+    models: dict[Key, type[BaseModel]] = {"model": ModelSection, "inputs": InputSection}
+    return list(
+        models.get(section[0], ExportConfig).model_fields if section else ExportConfig.model_fields
+    )
+
+
+def _name_problems(config: ExportConfig) -> Iterator[str]:
+    for section, names in (
+        ("inputs", [i.name for i in config.inputs]),
+        ("outputs", config.outputs),
+    ):
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield f"{section}.{index} repeats the name '{name}'."
+
+
+def _shape_problems(config: ExportConfig) -> Iterator[str]:
+    used: set[str] = set()
+    for index, entry in enumerate(config.inputs):
+        for axis, size in enumerate(entry.shape):
+            place = f"inputs.{index}.shape.{axis}"
+            if isinstance(size, str):
+                yield from _dimension_problems(size, place, config.dims, used)
+            elif size < 1:
+                yield f"{place} is {size}: a size must be at least 1."
+    for name in config.dims.keys() - used:
+        yield f"dims.{name} is used by no input. {did_you_mean(name, used)}".rstrip()
+
+
+def _dimension_problems(
+    text: str, place: str, dims: Mapping[str, int], used: set[str]
+) -> Iterator[str]:
+    try:
+        expr = DimExpr.parse(text, place=place)
+        used.add(expr.name)
+        if expr.name in dims:
+            require_traceable(DynamicAxis(place, expr, expr.evaluate(dims)))
+            return
+    except ConfigError as error:
+        yield f"{error.message} {error.hint or ''}".rstrip()
+        return
+    hint = f"Add dims: {{{expr.name}: 2}}. {did_you_mean(expr.name, dims)}".rstrip()
+    yield f"{place} is '{text}', but dims gives no size for '{expr.name}'. {hint}"
+
+
+def _range_problems(config: ExportConfig) -> Iterator[str]:
+    for index, entry in enumerate(config.inputs):
+        if entry.range is not None and entry.range[0] > entry.range[1]:
+            yield f"inputs.{index}.range is {list(entry.range)}: the first value exceeds the last."
+        if entry.range is not None and entry.dtype == "bool":
+            yield f"inputs.{index}.range has no meaning for dtype bool."
+
+
+def _dotted(keys: Sequence[Key]) -> str:
+    return ".".join(str(key) for key in keys)
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,66 @@
+"""Which model to load, and what `export` is asked to do.
+
+No torch types: the command line builds it before torch loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from moh_deploy.package import ComputeType
+    from moh_deploy.system.npz import Array
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model in PyTorch; options given here win over the configuration file.
+
+    Attributes:
+        model: Path of the checkpoint, or a `torch.nn.Module` or `torch.export.ExportedProgram` in
+            memory.
+        config: YAML file with the same settings.
+        overrides: `key=value` settings that win over the file's.
+        factory: `module:callable` that builds the model a state dict belongs to.
+        code_dirs: Directories to import the model's code from.
+        state_key: Key under which a training checkpoint holds the weights.
+        trust_pickle: Allow unpickling, which runs code from the file.
+        dtype: Floating-point dtype for the model and its inputs; None keeps the checkpoint's.
+    """
+
+    model: Path | object
+    config: Path | None = field(default=None, kw_only=True)
+    overrides: tuple[str, ...] = field(default=(), kw_only=True)
+    factory: str | None = field(default=None, kw_only=True)
+    code_dirs: tuple[Path, ...] = field(default=(), kw_only=True)
+    state_key: str | None = field(default=None, kw_only=True)
+    trust_pickle: bool = field(default=False, kw_only=True)
+    dtype: Literal["float32", "float16", "bfloat16"] | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class ExportOptions(ModelOptions):
+    """The options of `moh-deploy export`.
+
+    Attributes:
+        output: Package directory to write.
+        inputs: npz file whose members are the model's positional arguments, in file order, or a
+            mapping of their names to arrays.
+        dynamic: Dynamic axes: `x:0=batch,2=height`.
+        input_specs: Inputs to make up: `x:[batch=2,3,224,224]:float32`.
+        output_names: Names of the outputs, in order; empty lets the exporter name them.
+        opset: ONNX operator set; None picks the default.
+        compute_type: What kernels may round the operands of attention's matrix products to; None
+            takes the configuration's, or else float32.
+    """
+
+    output: Path
+    inputs: Path | Mapping[str, Array] | None = None
+    dynamic: tuple[str, ...] = ()
+    input_specs: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    opset: int | None = None
+    compute_type: ComputeType | None = None

@@ -1,0 +1,202 @@
+"""Insert operators into an exported graph, and bring tensors into a wanted layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, Node
+from torch.fx.node import Argument, map_arg
+
+from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, product, resolve, size_of
+from moh_deploy.frontend.fx.graph import shape
+from moh_deploy.frontend.recognize.cores.core import Operand
+
+aten = torch.ops.aten
+
+
+# A dimension as blocks of neighbouring axes that move together.
+BlockedDim = tuple[Dim, ...]
+
+
+class UnknownSizeError(Exception):
+    """A layout needs a size that no earlier tensor of the graph has."""
+
+
+class GraphBuilder:
+    """Inserts calls in front of one node of a graph; every new node carries its fake value and the
+    module path of that node.
+
+    Args:
+        graph: The graph to insert into.
+        before: New nodes stand directly in front of it.
+    """
+
+    def __init__(self, graph: Graph, before: Node) -> None:
+        self._graph = graph
+        self._before = before
+
+    def call(self, target: Callable[..., object], *args: object, **kwargs: object) -> Node:
+        """Insert a call and return its node."""
+        with self._graph.inserting_before(self._before):
+            node: Node = self._graph.call_function(
+                target, cast(tuple[Argument, ...], args), cast(dict[str, Argument], kwargs)
+            )
+        fakes = map_arg((node.args, dict(node.kwargs)), lambda arg: arg.meta["val"])
+        fake_args, fake_kwargs = cast(tuple[tuple[object, ...], dict[str, object]], fakes)
+        with self._fake_mode():
+            node.meta["val"] = target(*fake_args, **fake_kwargs)
+        for key in ("nn_module_stack", "stack_trace"):
+            if key in self._before.meta:
+                node.meta[key] = self._before.meta[key]
+        return node
+
+    def _fake_mode(self) -> FakeTensorMode:
+        values = (node.meta.get("val") for node in self._graph.nodes)
+        return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
+
+    def size(self, extent: Size) -> Node:
+        """Return a node that has this symbolic size; the earliest one, so that nothing late is
+        kept alive for it.
+
+        Raises:
+            UnknownSizeError: If no earlier node has it.
+        """
+        for node in self._graph.nodes:
+            if node is self._before:
+                break
+            found = node.meta.get("val")
+            if isinstance(found, torch.SymInt) and size_of(found) == extent:
+                return cast(Node, node)
+            if isinstance(found, torch.Tensor) and extent in shape(node):
+                return self.call(aten.sym_size.int, node, shape(node).index(extent))
+        raise UnknownSizeError(f"no tensor of the model has the size {extent}")
+
+    def sizes(self, extents: Sequence[Size]) -> list[int | Node]:
+        """Sizes to reshape to: numbers, nodes, and -1 for the first one that is not a number."""
+        sizes: list[int | Node] = []
+        for extent in extents:
+            if extent.is_Integer:
+                sizes.append(int(extent))
+            else:
+                sizes.append(-1 if -1 not in sizes else self.size(extent))
+        return sizes
+
+
+class LayoutBuilder:
+    """Brings tensors into a layout with as few views as the layout allows.
+
+    Args:
+        builder: Where to insert.
+    """
+
+    def __init__(self, builder: GraphBuilder) -> None:
+        self.builder = builder
+
+    def arrange(self, operand: Operand, wanted: Layout, *, expand: bool = True) -> Node:
+        """Return `operand` with layout `wanted`.
+
+        Args:
+            operand: A tensor. It must not vary along axes that `wanted` lacks.
+            wanted: One group of axes for each dimension of the result.
+            expand: Give axes that the operand lacks their full size. Otherwise a dimension that
+                lacks all of its axes has size 1, for tensors that are broadcast by who reads them.
+
+        Raises:
+            UnknownSizeError: If the size of an axis cannot be expressed.
+        """
+        node, layout, wanted = operand.node, resolve(operand.layout), resolve(wanted)
+        if layout == wanted:
+            return node
+        source = into_blocks(layout, wanted)
+        target = into_blocks(wanted, layout)
+        present = {block for dim in source for block in dim}
+        node, order = self._one_block_a_dim(node, source)
+        node, order = self._first_along(node, order, {block for dim in target for block in dim})
+        kept = [
+            [block for block in dim if block in present or expand or present & set(dim)]
+            for dim in target
+        ]
+        blocks = [block for dim in kept for block in dim]
+        node = self._reorder(node, order, [block for block in blocks if block in present])
+        node = self._add_missing(node, blocks, present)
+        return self._group(node, kept)
+
+    def _one_block_a_dim(self, node: Node, layout: Sequence[BlockedDim]) -> tuple[Node, list[Dim]]:
+        for position in reversed(range(len(layout))):
+            blocks = layout[position]
+            if not blocks:
+                node = self.builder.call(aten.squeeze.dim, node, position)
+            elif len(blocks) > 1:
+                node = self.builder.call(aten.unflatten.int, node, position, self._extents(blocks))
+        return node, [block for blocks in layout for block in blocks]
+
+    def _extents(self, blocks: BlockedDim) -> list[int | Node]:
+        """Sizes to split a dimension into; the last one that is not a number follows by itself."""
+        unknown = [block for block in blocks if not product(block).is_Integer]
+        return [-1 if block in unknown[-1:] else self.size(block) for block in blocks]
+
+    def _first_along(
+        self, node: Node, order: list[Dim], wanted: set[Dim]
+    ) -> tuple[Node, list[Dim]]:
+        """Take the first entry along axes that the operand does not vary along."""
+        for position in reversed(range(len(order))):
+            if order[position] not in wanted:
+                node = self.builder.call(aten.select.int, node, position, 0)
+        return node, [block for block in order if block in wanted]
+
+    def _reorder(self, node: Node, order: list[Dim], wanted: list[Dim]) -> Node:
+        permutation = [order.index(block) for block in wanted]
+        if permutation == sorted(permutation):
+            return node
+        return self.builder.call(aten.permute.default, node, permutation)
+
+    def _add_missing(self, node: Node, blocks: list[Dim], present: set[Dim]) -> Node:
+        missing = [position for position, block in enumerate(blocks) if block not in present]
+        if not missing:
+            return node
+        for position in missing:
+            node = self.builder.call(aten.unsqueeze.default, node, position)
+        extents = [-1 if block in present else self.size(block) for block in blocks]
+        return self.builder.call(aten.expand.default, node, extents)
+
+    def _group(self, node: Node, wanted: Sequence[Sequence[Dim]]) -> Node:
+        for position, blocks in enumerate(wanted):
+            if not blocks:
+                node = self.builder.call(aten.unsqueeze.default, node, position)
+            elif len(blocks) > 1:
+                last = position + len(blocks) - 1
+                node = self.builder.call(aten.flatten.using_ints, node, position, last)
+        return node
+
+    def size(self, block: Dim) -> int | Node:
+        """The size of neighbouring axes: a number, or a node that has it."""
+        extent = product(block)
+        return int(extent) if extent.is_Integer else self.builder.size(extent)
+
+
+def into_blocks(layout: Layout, other: Layout) -> list[BlockedDim]:
+    """Each dimension as blocks of axes that are neighbours in `other`, too."""
+    place = {
+        axis: (position, offset)
+        for position, dim in enumerate(other)
+        for offset, axis in enumerate(dim)
+    }
+    layout_blocks: list[BlockedDim] = []
+    for dim in layout:
+        blocks: list[list[Axis]] = []
+        for axis in dim:
+            if blocks and _follows(place, blocks[-1][-1], axis):
+                blocks[-1].append(axis)
+            else:
+                blocks.append([axis])
+        layout_blocks.append(tuple(tuple(block) for block in blocks))
+    return layout_blocks
+
+
+def _follows(place: dict[Axis, tuple[int, int]], first: Axis, second: Axis) -> bool:
+    if first not in place or second not in place:
+        return False
+    return place[second] == (place[first][0], place[first][1] + 1)

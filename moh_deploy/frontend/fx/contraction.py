@@ -1,0 +1,184 @@
+"""Products of two tensors, whatever they are written with, as labelled dimensions.
+
+`matmul`, `bmm`, `mm`, two-operand `einsum`, broadcast `mul` and its `sum` all become one thing: a
+label for each dimension of both operands and of the result. A label that the result lacks is summed
+over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape
+
+Labels = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A product of two tensors.
+
+    Attributes:
+        operands: The two factors.
+        labels: For each operand one label a dimension; None where a dimension of size 1 is
+            broadcast.
+        out: Labels of the result.
+    """
+
+    operands: tuple[Node, Node]
+    labels: tuple[Labels, Labels]
+    out: Labels
+
+    @property
+    def summed(self) -> set[str]:
+        """Labels that are summed over."""
+        return {
+            label for labels in self.labels for label in labels if label and label not in self.out
+        }
+
+    def layouts(self, known: Layout, side: int) -> tuple[Layout, Layout]:
+        """Layouts of the other operand and of the result, given that of operand `side`.
+
+        Labels that only the other operand has get new axes.
+        """
+        axes = {label: dim for label, dim in zip(self.labels[side], known, strict=True) if label}
+        other = 1 - side
+        for label, extent in zip(self.labels[other], shape(self.operands[other]), strict=True):
+            if label and label not in axes:
+                axes[label] = fresh_dim(extent)
+        return _apply(self.labels[other], axes), _apply(self.out, axes)
+
+    def operand_layouts(self, out: Layout) -> tuple[Layout, Layout]:
+        """Layouts of both operands, given that of the result; summed labels get new axes."""
+        axes = {label: dim for label, dim in zip(self.out, out, strict=True) if label}
+        for labels, operand in zip(self.labels, self.operands, strict=True):
+            for label, extent in zip(labels, shape(operand), strict=True):
+                if label and label not in axes:
+                    axes[label] = fresh_dim(extent)
+        first, second = self.labels
+        return _apply(first, axes), _apply(second, axes)
+
+
+def _apply(labels: Labels, axes: Mapping[str, Dim]) -> Layout:
+    return tuple(axes[label] if label else () for label in labels)
+
+
+def contraction(node: Node) -> Contraction | None:
+    """Read a node as a product of two tensors; None if it is none."""
+    name = op(node)
+    if name == "einsum":
+        return _einsum(node)
+    if name == "sum":
+        return _summed_product(node)
+    operands = node.args[:2]
+    if len(operands) < 2 or not all(is_tensor(operand) for operand in operands):
+        return None
+    a, b = cast(tuple[Node, Node], tuple(operands))
+    if name in ("matmul", "bmm", "mm") and min(rank(a), rank(b)) >= 2:
+        return _matmul(a, b, rank(node))
+    if name in ("mul", "multiply"):
+        return _broadcast_product(a, b, rank(node))
+    return None
+
+
+def _matmul(a: Node, b: Node, out_rank: int) -> Contraction:
+    batch = [f"b{position}" for position in range(out_rank - 2)]
+    rows, inner, columns = "m", "k", "n"
+    return Contraction(
+        operands=(a, b),
+        labels=(
+            (*_aligned(batch, a, 2, b), rows, inner),
+            (*_aligned(batch, b, 2, a), inner, columns),
+        ),
+        out=(*batch, rows, columns),
+    )
+
+
+def _broadcast_product(a: Node, b: Node, out_rank: int) -> Contraction:
+    out = [f"b{position}" for position in range(out_rank)]
+    return Contraction((a, b), (_aligned(out, a, 0, b), _aligned(out, b, 0, a)), tuple(out))
+
+
+def _summed_product(node: Node) -> Contraction | None:
+    """`sum(a * b)` over dimensions that both have."""
+    product, dims = cast(Node, node.args[0]), argument(node, "dim")
+    if op(product) not in ("mul", "multiply") or not isinstance(dims, (list, tuple)):
+        return None
+    found = contraction(product)
+    if found is None or found.operands[0] is found.operands[1]:
+        return None
+    positions = {cast(int, dim) % rank(product) for dim in dims}
+    summed = {found.out[position] for position in positions}
+    if not all(summed <= set(labels) for labels in found.labels):
+        return None
+    kept = (None if label in summed else label for label in found.out)
+    if argument(node, "keepdim", False):
+        return Contraction(found.operands, found.labels, tuple(kept))
+    return Contraction(
+        found.operands, found.labels, tuple(label for label in kept if label is not None)
+    )
+
+
+def _aligned(batch: Sequence[str], node: Node, trailing: int, other: Node) -> Labels:
+    """Labels of the leading dimensions, right-aligned; None where a size of 1 is broadcast."""
+    extents = shape(node)[: rank(node) - trailing]
+    partner = shape(other)[: rank(other) - trailing]
+    labels: list[str | None] = list(batch[len(batch) - len(extents) :])
+    for back in range(1, len(extents) + 1):
+        if extents[-back] == 1 and back <= len(partner) and partner[-back] != 1:
+            labels[-back] = None
+    return tuple(labels)
+
+
+def _einsum(node: Node) -> Contraction | None:
+    equation, operands = node.args[0], node.args[1]
+    if (
+        not isinstance(equation, str)
+        or not isinstance(operands, (list, tuple))
+        or len(operands) != 2
+    ):
+        return None
+    a, b = cast(tuple[Node, Node], tuple(operands))
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    expanded = [_expand(term, rank(operand)) for term, operand in zip(terms, (a, b), strict=True)]
+    if any(term is None or len(set(term)) != len(term) for term in expanded):
+        return None
+    first, second = cast(list[tuple[str, ...]], expanded)
+    out = _expand(result, rank(node)) if arrow else _implicit(first, second)
+    if out is None:
+        return None
+    labels = (_squeeze(first, a, b, second), _squeeze(second, b, a, first))
+    return Contraction((a, b), labels, out)
+
+
+def _expand(term: str, dims: int) -> tuple[str, ...] | None:
+    """Letters of one einsum term; an ellipsis becomes `.1 .0`, counted from the right."""
+    head, dots, tail = term.partition("...")
+    covered = dims - len(head) - len(tail)
+    if covered < 0 or (covered and not dots):
+        return None
+    return (*head, *(f".{covered - 1 - index}" for index in range(covered)), *tail)
+
+
+def _implicit(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    letters = (*first, *second)
+    dots = sorted({letter for letter in letters if letter.startswith(".")}, reverse=True)
+    return (
+        *dots,
+        *sorted(c for c in set(letters) if letters.count(c) == 1 and not c.startswith(".")),
+    )
+
+
+def _squeeze(term: tuple[str, ...], node: Node, other: Node, other_term: tuple[str, ...]) -> Labels:
+    """Mark dimensions of size 1 that einsum broadcasts."""
+    sizes = dict(zip(other_term, shape(other), strict=True))
+    return tuple(
+        None if extent == 1 and sizes.get(letter, extent) != 1 else letter
+        for letter, extent in zip(term, shape(node), strict=True)
+    )

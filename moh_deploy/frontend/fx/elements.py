@@ -1,0 +1,172 @@
+"""Which element of which tensor each element of another one is, read off by moving numbers.
+
+Windows can be cut out of an image in very many ways: `unfold`, slices of a padded image, a gather
+by index. They all only move elements. Moving the elements' own positions tells what was moved
+where, whatever it was written with.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import Argument, map_arg
+
+from moh_deploy.frontend.fx.graph import argument, example_shape, hint, is_tensor, op
+from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.views import casts, is_view
+
+_MOVES = frozenset(
+    [
+        "cat",
+        "stack",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "tensor_split",
+        "unbind",
+        "getitem",
+        "slice",
+        "narrow",
+        "select",
+        "expand",
+        "expand_as",
+        "broadcast_to",
+        "repeat",
+        "tile",
+        "repeat_interleave",
+        "roll",
+        "flip",
+        "im2col",
+        "unfold",
+        "slice_scatter",
+        "select_scatter",
+        "copy",
+        "reflection_pad1d",
+        "reflection_pad2d",
+        "replication_pad1d",
+        "replication_pad2d",
+    ]
+)
+_GATHERS = frozenset(["index", "index_select", "gather"])
+_MOST_ELEMENTS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Elements:
+    """What a tensor's elements are.
+
+    Attributes:
+        source: The tensor that they come from.
+        index: For each element its flat index in `source`; -1 where it is 0.
+    """
+
+    source: Node
+    index: Tensor
+
+
+def elements_of(node: Node, known: KnownValues) -> Elements | None:
+    """Trace a tensor at the example's sizes back to the one that it was moved from.
+
+    Returns:
+        None where the elements do not all come from one tensor.
+
+    Raises:
+        NotCoveredError: If there are too many elements.
+    """
+    most = max(_count(node), *map(_count, filter(is_tensor, _cone(node, known))))
+    if most > _MOST_ELEMENTS:
+        raise NotCoveredError(
+            f"its windows have {most} elements at the example's sizes, more than are followed:"
+            " take a smaller batch for the example"
+        )
+    values: dict[Node, object] = {}
+    sources: list[tuple[Node, int, int]] = []
+    first = 1  # 0 stands for the number 0
+    for current in _cone(node, known):
+        if _moves(current, known):
+            values[current] = _moved(current, values, known)
+            continue
+        if not is_tensor(current):
+            values[current] = hint(current.meta["val"])
+            continue
+        extents, count = example_shape(current), _count(current)
+        if _is_zero(current, known):
+            values[current] = torch.zeros(extents, dtype=torch.float64)
+            continue
+        values[current] = torch.arange(first, first + count, dtype=torch.float64).view(extents)
+        sources.append((current, first, first + count))
+        first += count
+    return _from_one_source(cast(Tensor, values[node]), sources)
+
+
+def _count(node: Node) -> int:
+    return torch.Size(example_shape(node)).numel()
+
+
+def _from_one_source(moved: Tensor, sources: list[tuple[Node, int, int]]) -> Elements | None:
+    largest = int(moved.max())
+    for source, start, stop in sources:
+        if start <= largest < stop:
+            index = moved.long() - start
+            outside = moved == 0
+            if bool(((index >= 0) | outside).all()):
+                return Elements(source, index.masked_fill_(outside, -1))
+    return None
+
+
+def _cone(node: Node, known: KnownValues) -> list[Node]:
+    """The operators that only move elements, up from `node`, and what they read, sources first."""
+    order: dict[Node, None] = {}
+    stack = [(node, False)]
+    while stack:
+        current, expanded = stack.pop()
+        if expanded:
+            order[current] = None
+        elif current not in order:
+            stack.append((current, True))
+            if _moves(current, known):
+                stack.extend((source, False) for source in _moved_inputs(current))
+    return list(order)
+
+
+def _is_zero(node: Node, known: KnownValues) -> bool:
+    if op(node) in ("zeros", "zeros_like", "new_zeros"):
+        return True
+    constant = None if known.varies(node) else known(node)
+    return constant is not None and not bool(constant.any())
+
+
+def _moves(node: Node, known: KnownValues) -> bool:
+    name = op(node)
+    if name in _GATHERS:
+        return all(index in known for index in node.all_input_nodes if index is not node.args[0])
+    if name in ("pad", "constant_pad_nd"):
+        repeats = name == "pad" and argument(node, "mode", "constant") != "constant"
+        return repeats or argument(node, "value", 0) in (0, None)
+    if is_view(node):
+        return not casts(node)
+    return name in _MOVES
+
+
+def _moved_inputs(node: Node) -> list[Node]:
+    """All inputs but the indices of a gather, which have to be known."""
+    if op(node) in _GATHERS:
+        return [source for source in node.all_input_nodes if source is node.args[0]]
+    return list(node.all_input_nodes)
+
+
+def _moved(node: Node, values: dict[Node, object], known: KnownValues) -> object:
+    def value_of(source: Node) -> Argument:
+        return cast(Argument, values[source] if source in values else known(source))
+
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), value_of)
+    if node.target is operator.getitem:
+        return operator.getitem(*args)
+    target = cast(torch._ops.OpOverload, node.target)
+    return cast(object, target(*args, **kwargs))

@@ -1,0 +1,140 @@
+"""Reading an exported graph: the operator of a node, its shape, what depends on what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch.fx import Graph, Node
+
+from moh_deploy.frontend.fx.axes import Size, size_of
+
+_SHAPE_ONLY = frozenset(
+    [
+        "sym_size",
+        "sym_numel",
+        "sym_stride",
+        "ones_like",
+        "zeros_like",
+        "full_like",
+        "empty_like",
+        "rand_like",
+        "new_ones",
+        "new_zeros",
+        "new_full",
+        "new_empty",
+        "arange",
+        "ones",
+        "zeros",
+        "full",
+        "empty",
+    ]
+)
+
+
+def op(node: Node) -> str:
+    """Name of a node's operator without overload or in-place mark: `softmax`; else empty."""
+    if node.op != "call_function":
+        return ""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1].rstrip("_").lstrip("_")
+    return cast(str, getattr(target, "__name__", ""))
+
+
+def argument(node: Node, name: str, default: object = None) -> object:
+    """Value of an operator's argument by its schema name, wherever the call put it."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for position, formal in enumerate(node.target._schema.arguments):
+        if formal.name != name:
+            continue
+        if position < len(node.args):
+            return node.args[position]
+        return node.kwargs.get(
+            name, formal.default_value if formal.has_default_value() else default
+        )
+    return default
+
+
+def reads_shape_only(node: Node) -> bool:
+    """True for a node that does not look at the values of its arguments."""
+    return op(node) in _SHAPE_ONLY
+
+
+def is_tensor(node: object) -> bool:
+    return isinstance(node, Node) and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def tensor(node: Node) -> torch.Tensor:
+    """The fake tensor that carries the node's shape and dtype."""
+    fake = node.meta["val"]
+    assert isinstance(fake, torch.Tensor), f"{node} is not a tensor"
+    return fake
+
+
+def shape(node: Node) -> tuple[Size, ...]:
+    return tuple(size_of(extent) for extent in tensor(node).shape)
+
+
+def rank(node: Node) -> int:
+    return tensor(node).dim()
+
+
+def hint(extent: object) -> int:
+    """The example's value of a size."""
+    node = getattr(extent, "node", None)
+    return int(node.hint if node is not None else cast(int, extent))
+
+
+def example_shape(node: Node) -> tuple[int, ...]:
+    return tuple(hint(extent) for extent in tensor(node).shape)
+
+
+def tensor_inputs(node: Node) -> tuple[Node, ...]:
+    return tuple(source for source in node.all_input_nodes if is_tensor(source))
+
+
+def is_function_of_elements(node: Node) -> bool:
+    """True for an operator of one tensor that computes each element of its own: `relu`, `exp`."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and torch.Tag.pointwise in target.tags
+        and len(tensor_inputs(node)) == 1
+    )
+
+
+def module_path(node: Node) -> tuple[str, ...]:
+    """Path of the innermost module a node was traced in: `("blocks", "0", "attn")`."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = ""
+    for entry in stack.values():
+        path = entry[0]
+    return tuple(part for part in path.split(".") if part)
+
+
+def nodes_that_depend_on(graph: Graph, sources: Sequence[str]) -> set[Node]:
+    """Nodes whose values (not only whose shapes) depend on the named placeholders."""
+    wanted, dependent = set(sources), set[Node]()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if node.name in wanted:
+                dependent.add(node)
+        elif not reads_shape_only(node) and any(arg in dependent for arg in node.all_input_nodes):
+            dependent.add(node)
+    return dependent
+
+
+def ancestors(node: Node, stop: set[Node]) -> Iterator[Node]:
+    """`node` and what it is computed from, nearest first, not entering `stop`."""
+    seen, queue = {node}, [node]
+    while queue:
+        current = queue.pop(0)
+        yield current
+        if current in stop:
+            continue
+        for source in current.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)

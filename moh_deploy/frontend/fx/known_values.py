@@ -1,0 +1,169 @@
+"""Values that do not depend on the model's inputs, computed with the program's own operators."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.fx.node import Argument, map_arg
+
+from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, leaves
+from moh_deploy.frontend.fx.constants import Constants, is_random
+from moh_deploy.frontend.fx.graph import is_tensor, nodes_that_depend_on
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.views import history
+from moh_deploy.frontend.recognize.cores.core import Operand
+
+
+class KnownValues:
+    """Computes nodes that depend on parameters, buffers and constants alone.
+
+    Args:
+        program: Of nodes that are added to it later, nothing is known.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        graph = program.graph_module.graph
+        self._constant = Constants(program)
+        self._dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
+        self._known: set[Node] = set()
+        for node in graph.nodes:
+            if self._can_be_known(node):
+                self._known.add(node)
+        self._values: dict[Node, object] = {}
+
+    def __contains__(self, node: Node) -> bool:
+        """False for a node that depends on an input, on a dynamic size or on chance."""
+        return node in self._known
+
+    def __call__(self, node: Node) -> Tensor | None:
+        """The node's value; None where it is not known."""
+        if node not in self._known:
+            return None
+        for current in _in_order(node, self._values):
+            self._values[current] = self._compute(current)
+        found = self._values[node]
+        return found if isinstance(found, Tensor) else None
+
+    def varies(self, node: Node) -> bool:
+        """True for a node whose value depends on the model's inputs."""
+        return node in self._dynamic
+
+    def _can_be_known(self, node: Node) -> bool:
+        if node in self._dynamic:
+            return False
+        if node.op == "call_function":
+            return _is_repeatable(node) and all(n in self._known for n in node.all_input_nodes)
+        return node.op == "placeholder" and self._constant(node) is not None
+
+    def _compute(self, node: Node) -> object:
+        if node.op != "call_function":
+            return self._constant(node)
+        args, kwargs = map_arg(
+            (node.args, dict(node.kwargs)), lambda n: cast(Argument, self._values[n])
+        )
+        with torch.no_grad():
+            return cast(object, cast(torch._ops.OpOverload, node.target)(*args, **kwargs))
+
+    def over(self, operand: Operand, axes: Sequence[Dim]) -> Tensor | None:
+        """An operand's value in float64 with one dimension for each group of axes; None where it is
+        not known or varies along other axes. A group that it does not vary along has size 1."""
+        wanted = {axis for group in axes for axis in leaves(group)}
+        for node, layout in history(operand.node, operand.layout):
+            if all(axis in wanted for dim in layout for axis in leaves(dim)):
+                value = self(node)
+                return None if value is None else arranged(value.double(), layout, axes)
+        return None
+
+
+def _in_order(node: Node, known: dict[Node, object]) -> list[Node]:
+    """What has to be computed for a node, itself last."""
+    order: dict[Node, None] = {}
+    stack = [(node, False)]
+    while stack:
+        current, expanded = stack.pop()
+        if expanded:
+            order[current] = None
+        elif current not in known and current not in order:
+            stack.append((current, True))
+            stack.extend((source, False) for source in current.all_input_nodes)
+    return list(order)
+
+
+def _is_repeatable(node: Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and not is_random(node)
+        and not target._schema.is_mutable
+        and (is_tensor(node) or isinstance(node.meta.get("val"), (list, tuple)))
+    )
+
+
+def arranged(value: Tensor, layout: Layout, axes: Sequence[Dim]) -> Tensor:
+    """A tensor of layout `layout` with one dimension for each group of axes.
+
+    Axes that it lacks get their full size where others of their group are present; a group that is
+    lacking altogether gets size 1.
+
+    Raises:
+        NotCoveredError: If it varies along other axes.
+    """
+    held = [leaves(dim) for dim in layout]
+    sizes = [
+        size for dim, extent in zip(held, value.shape, strict=True) for size in _sizes(dim, extent)
+    ]
+    order = [axis for dim in held for axis in dim]
+    groups = [leaves(group) for group in axes]
+    wanted = [axis for group in groups for axis in group]
+    if not set(order) <= set(wanted):
+        raise NotCoveredError("a tensor varies along an axis that attention does not have")
+    value = value.reshape(sizes).permute([order.index(axis) for axis in wanted if axis in order])
+    for position, axis in enumerate(wanted):
+        if axis not in order:
+            value = value.unsqueeze(position)
+    return _grouped(value, groups, set(order))
+
+
+def _grouped(value: Tensor, groups: Sequence[Dim], present: set[Axis]) -> Tensor:
+    shape: list[int] = []
+    position = 0
+    for group in groups:
+        extents = list(value.shape[position : position + len(group)])
+        if present & set(group):
+            full = [
+                extent if axis in present else int(axis.size)
+                for axis, extent in zip(group, extents, strict=True)
+            ]
+            value = value.expand(
+                *value.shape[:position], *full, *value.shape[position + len(group) :]
+            )
+            extents = full
+        shape.append(torch.Size(extents).numel())
+        position += len(group)
+    return value.reshape(shape)
+
+
+def one_axis_a_dim(value: Tensor, groups: Sequence[Dim]) -> tuple[Tensor, Dim]:
+    """A tensor of one dimension for each group, cut into one for each axis; and those axes."""
+    held = [leaves(group) for group in groups]
+    sizes = [
+        size for dim, count in zip(held, value.shape, strict=True) for size in _sizes(dim, count)
+    ]
+    return value.reshape(sizes), tuple(axis for dim in held for axis in dim)
+
+
+def _sizes(dim: Dim, extent: int) -> list[int]:
+    """Sizes of a dimension's axes, of which one may be symbolic."""
+    if sum(not axis.size.is_Integer for axis in dim) > 1:
+        raise NotCoveredError("the batch has several dynamic dimensions")
+    sizes = [int(axis.size) if axis.size.is_Integer else -1 for axis in dim]
+    known = torch.Size([size for size in sizes if size >= 0]).numel()
+    return [extent // known if size < 0 else size for size in sizes]

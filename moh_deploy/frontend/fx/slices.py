@@ -1,0 +1,160 @@
+"""Tensors that are a part of another one, whatever takes the part: slices, selections, splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import cast
+
+from sympy import Integer  # type: ignore[import-untyped, unused-ignore]
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.axes import Axis, Layout, product, resolve
+from moh_deploy.frontend.fx.graph import argument, op, rank, shape
+from moh_deploy.frontend.fx.views import backward
+
+NO_TWINS: Mapping[Node, Node] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Entries `start` to `stop` of one dimension; a single entry may have lost the dimension."""
+
+    source: Node
+    dim: int
+    start: int
+    stop: int
+    keeps_dim: bool
+
+
+def read_slice(node: Node) -> Slice | None:
+    """Read a node as a slice of another tensor; slices of everything are looked through.
+
+    A part without elements is none.
+    """
+    name = op(node)
+    if name == "getitem":
+        return _piece_of_split(node)
+    if name not in ("slice", "narrow", "select"):
+        return None
+    source = _through_whole_slices(cast(Node, node.args[0]))
+    dim = cast(int, argument(node, "dim", 0)) % rank(source)
+    start = argument(node, "index" if name == "select" else "start", 0) or 0
+    extent = shape(source)[dim]
+    if not extent.is_Integer or not isinstance(start, int):
+        return None
+    length = Integer(1) if name == "select" else shape(node)[dim]
+    if not length.is_Integer or not length:
+        return None
+    if argument(node, "step", 1) != 1 and name == "slice":
+        return None
+    start = max(start + int(extent), 0) if start < 0 else start  # -9 of 4 starts at 0
+    return Slice(source, dim, start, start + int(length), keeps_dim=name != "select")
+
+
+def _piece_of_split(node: Node) -> Slice | None:
+    split, index = cast(tuple[Node, int], node.args[:2])
+    name = op(split)
+    if name not in ("split", "split_with_sizes", "chunk", "tensor_split", "unbind"):
+        return None
+    source = _through_whole_slices(cast(Node, split.args[0]))
+    dim = cast(int, argument(split, "dim", 0)) % rank(source)
+    if not shape(source)[dim].is_Integer:
+        return None
+    if name == "unbind":
+        return Slice(source, dim, index, index + 1, keeps_dim=False)
+    lengths = [int(piece.shape[dim]) for piece in split.meta["val"]]
+    start = sum(lengths[:index])
+    if not lengths[index]:
+        return None
+    return Slice(source, dim, start, start + lengths[index], keeps_dim=True)
+
+
+def _through_whole_slices(node: Node) -> Node:
+    while op(node) == "slice" and shape(cast(Node, node.args[0])) == shape(node):
+        node = cast(Node, node.args[0])
+    return node
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor, or the part of one that `cuts` leave.
+
+    Attributes:
+        layout: What the dimensions of the part mean.
+        cuts: Dimension, start and stop of each cut.
+    """
+
+    node: Node
+    layout: Layout
+    cuts: tuple[tuple[int, int, int], ...] = ()
+
+
+def pieces(node: Node, layout: Layout, twins: Mapping[Node, Node] = NO_TWINS) -> list[Piece]:
+    """The node and what it is a view or an equal part of, nearest first.
+
+    Query, key and value are often parts of one projection: the projection with a cut is the tensor
+    that needs no rearranging.
+
+    Args:
+        twins: Nodes of the same value that are to be read instead.
+    """
+    trail = [(node, layout, dict[Axis, int]())]
+    while True:
+        current, known, fixed = trail[-1]
+        if current in twins:
+            trail[-1] = (twins[current], known, fixed)
+            continue
+        step = backward(current, known)
+        if step is not None:
+            trail.append((*step, fixed))
+            continue
+        whole = _whole(current, known)
+        if whole is None:
+            break
+        source, source_layout, axis, index = whole
+        trail.append((source, source_layout, {**fixed, axis: index}))
+    found = [cut_out(source, resolve(known), fixed) for source, known, fixed in trail]
+    return [piece for piece in found if piece is not None]
+
+
+def _whole(node: Node, layout: Layout) -> tuple[Node, Layout, Axis, int] | None:
+    """What an equal part is taken from, with one more axis, of which one entry is taken."""
+    part = read_slice(node)
+    if part is None:
+        return None
+    extent, length = int(shape(part.source)[part.dim]), part.stop - part.start
+    if length == extent or extent % length or part.start % length:
+        return None
+    axis = Axis(product(()) * (extent // length))
+    dims = list(layout)
+    if part.keeps_dim:
+        dims[part.dim] = (axis, *dims[part.dim])
+    else:
+        dims.insert(part.dim, (axis,))
+    return part.source, tuple(dims), axis, part.start // length
+
+
+def cut_out(node: Node, layout: Layout, fixed: dict[Axis, int]) -> Piece | None:
+    """The part as cuts of whole dimensions; None where it is not contiguous in them."""
+    index_of = {leaf: index for axis, index in fixed.items() for leaf in axis.leaves()}
+    if len(index_of) != len(fixed):
+        return None
+    dims, cuts = [], []
+    for position, dim in enumerate(layout):
+        rest = dim
+        while rest and rest[0] in index_of:
+            rest = rest[1:]
+        if any(axis in index_of for axis in rest):
+            return None
+        if rest != dim:
+            start = 0
+            for axis in dim[: len(dim) - len(rest)]:
+                start = start * int(axis.size) + index_of[axis]
+            length = product(rest)
+            if not length.is_Integer:
+                return None
+            cuts.append((position, start * int(length), (start + 1) * int(length)))
+        dims.append(rest)
+    return Piece(node, tuple(dims), tuple(cuts))

@@ -1,0 +1,211 @@
+"""Operators that move elements without changing them, as maps between layouts."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from sympy import cancel  # type: ignore[import-untyped, unused-ignore]
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.axes import (
+    Axis,
+    Dim,
+    Layout,
+    Size,
+    flat,
+    leaves,
+    product,
+    regroup,
+    resolve,
+    size_of,
+)
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
+
+_SAME_ORDER = frozenset(
+    [
+        "view",
+        "reshape",
+        "unsafe_view",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "view_as",
+        "reshape_as",
+        "ravel",
+        "atleast_2d",
+        "atleast_3d",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "lift_fresh_copy",
+        "dropout",
+        "feature_dropout",
+        "alpha_dropout",
+        "native_dropout",
+        "identity",
+        "to",
+        "to_copy",
+        "type_as",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+    ]
+)
+REORDERS = frozenset(
+    [
+        "transpose",
+        "permute",
+        "t",
+        "numpy_T",
+        "mT",
+        "adjoint",
+        "movedim",
+        "moveaxis",
+        "swapaxes",
+        "swapdims",
+        "matrix_H",
+    ]
+)
+_EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
+_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
+
+
+def is_view(node: Node) -> bool:
+    """True for a node that only regroups, reorders, casts or copies its first input."""
+    name = op(node)
+    if name in ("dropout", "feature_dropout", "alpha_dropout"):
+        return not argument(node, "train", False)
+    if name in ("slice", "expand"):  # written out of habit: `x[:, :]`, `x.expand(x.shape)`
+        return is_tensor(node.args[0]) and shape(cast(Node, node.args[0])) == shape(node)
+    if name == "select":  # `x[0]` of one sequence
+        return is_tensor(node.args[0]) and _selects_all(node)
+    return name in _SAME_ORDER or name in REORDERS
+
+
+def through_views(node: Node) -> Node:
+    """Return the tensor that a node is a view of, itself where it is none."""
+    while is_view(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
+def _selects_all(node: Node) -> bool:
+    source = shape(cast(Node, node.args[0]))
+    return bool(source[cast(int, node.args[1]) % len(source)] == 1)
+
+
+def forward(node: Node, layout: Layout) -> Layout | None:
+    """Layout of a view's output, given its input's."""
+    if op(node) in REORDERS:
+        return tuple(layout[source] for source in _permutation(node))
+    return regroup(flat(layout), shape(node))
+
+
+def backward(node: Node, layout: Layout) -> tuple[Node, Layout] | None:
+    """The tensor that a view, expansion or repetition reads and its layout, given the output's.
+
+    Axes that only repeat elements are gone from the result: the tensor does not vary along them.
+    """
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node) or not is_tensor(source):
+        return None
+    name = op(node)
+    if name in _EXPAND:
+        found: Layout | None = _contract(layout, shape(source))
+    elif name == "repeat_interleave":
+        found = _undo_repeat_interleave(node, layout)
+    elif name in ("repeat", "tile"):
+        found = _undo_repeat(node, layout)
+    elif not is_view(node):
+        return None
+    elif name in REORDERS:
+        inverse: list[Dim] = [()] * len(layout)
+        for position, original in enumerate(_permutation(node)):
+            inverse[original] = layout[position]
+        found = tuple(inverse)
+    else:
+        found = regroup(flat(layout), shape(source))
+    return None if found is None else (source, found)
+
+
+def _permutation(node: Node) -> tuple[int, ...]:
+    """Read a reordering off the operator itself: run it on a tensor whose extents are distinct."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    probe = torch.empty(_PRIMES[: rank(cast(Node, node.args[0]))], device="meta")
+    moved = node.target(probe, *node.args[1:], **node.kwargs)
+    return tuple(_PRIMES.index(extent) for extent in moved.shape)
+
+
+def _contract(layout: Layout, source_shape: tuple[Size, ...]) -> Layout:
+    kept = layout[len(layout) - len(source_shape) :]
+    return tuple(() if extent == 1 else dim for dim, extent in zip(kept, source_shape, strict=True))
+
+
+def _undo_repeat_interleave(node: Node, layout: Layout) -> Layout | None:
+    """`repeat_interleave(x, n, dim)` adds a minor axis of size n to one dimension."""
+    repeats, dim = argument(node, "repeats"), argument(node, "dim")
+    if not isinstance(repeats, int) or not isinstance(dim, int):
+        return None
+    source = shape(cast(Node, node.args[0]))
+    position = dim % len(layout)
+    split = regroup(layout[position], (source[position], size_of(repeats)))
+    if split is None:
+        return None
+    return (*layout[:position], split[0], *layout[position + 1 :])
+
+
+def _undo_repeat(node: Node, layout: Layout) -> Layout | None:
+    """`repeat(x, n)` adds a major axis of size n to a dimension, and dimensions in front."""
+    repeats, source = node.args[1], shape(cast(Node, node.args[0]))
+    if not isinstance(repeats, (list, tuple)) or not all(isinstance(n, int) for n in repeats):
+        return None
+    if len(layout) < len(source) or len(repeats) > len(layout):
+        return None
+    kept: list[Dim] = []
+    for dim, extent in zip(layout[len(layout) - len(source) :], source, strict=True):
+        split = regroup(dim, (cancel(product(leaves(dim)) / extent), extent))
+        if split is None:
+            return None
+        kept.append(split[1])
+    return tuple(kept)
+
+
+def history(node: Node, layout: Layout) -> list[tuple[Node, Layout]]:
+    """The node and the tensors it is a view of, nearest first, each with its layout."""
+    trail = [(node, resolve(layout))]
+    while (step := backward(*trail[-1])) is not None:
+        trail.append((step[0], resolve(step[1])))
+    # A reshape further back can split an axis: every entry is stated in the final axes.
+    return [(source, resolve(found)) for source, found in trail]
+
+
+def broadcast(node: Node, onto: Layout) -> Layout | None:
+    """Layout of a tensor that is broadcast, right-aligned, against one of layout `onto`."""
+    extents = shape(node)
+    if len(extents) > len(onto):
+        return None
+    dims = onto[len(onto) - len(extents) :]
+    aligned: list[Dim] = []
+    for extent, dim in zip(extents, dims, strict=True):
+        if extent == 1:
+            aligned.append(())
+        elif extent == product(leaves(dim)):
+            aligned.append(leaves(dim))
+        else:
+            return None
+    return tuple(aligned)
+
+
+def lacks(layout: Layout, axes: tuple[Axis, ...]) -> bool:
+    """True where the tensor does not vary along any of the axes."""
+    present = set(flat(layout))
+    return not any(axis in present for axis in leaves(axes))
+
+
+def casts(node: Node) -> bool:
+    source = node.args[0]
+    return isinstance(source, Node) and tensor(source).dtype != tensor(node).dtype

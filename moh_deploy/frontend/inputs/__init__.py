@@ -1,0 +1,1 @@
+"""Example inputs and their dynamic dimensions."""

@@ -1,0 +1,189 @@
+"""Example inputs: where their values and their dynamic axes come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
+from moh_deploy.config.export_config import ExportConfig
+from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.inputs.input_specs import (
+    InputSpec,
+    parse_dynamic_options,
+    parse_input_options,
+    specs_from_config,
+)
+from moh_deploy.frontend.inputs.made_values import made_values
+from moh_deploy.frontend.inputs.npz_inputs import inputs_from_arrays, inputs_from_npz
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.system.npz import Array
+
+_FRESH_ARRAY = "arr_"
+
+
+def build_inputs(
+    config: ExportConfig,
+    *,
+    npz: Path | Mapping[str, Array] | None = None,
+    specs: Sequence[str] = (),
+    dynamic: Sequence[str] = (),
+    seed: int = 0,
+) -> tuple[ModelInput, ...]:
+    """Return the model's positional arguments, from the first source that is given.
+
+    Values come from `--inputs FILE.npz`, else they are made for `--input` options, else for the
+    configuration's inputs. Beside an npz file the configuration's inputs still say which axes are
+    dynamic. `--dynamic` adds dynamic axes to any source.
+
+    Args:
+        npz: File whose members are the arguments, in file order, or their names and values.
+        specs: `--input` options.
+        dynamic: `--dynamic` options.
+        seed: Of the made values.
+
+    Raises:
+        ConfigError: There is no source, sources contradict each other, or an example cannot be
+            traced.
+    """
+    if npz is not None and specs:
+        raise ConfigError("--inputs and --input are both given; they exclude each other.")
+    if npz is not None:
+        given = inputs_from_npz(npz) if isinstance(npz, Path) else inputs_from_arrays(npz)
+        source = str(npz) if isinstance(npz, Path) else "inputs"
+        inputs = _described_by(config, given, source)
+    else:
+        described = parse_input_options(specs) if specs else specs_from_config(config)
+        inputs = tuple(_synthesize(spec, seed + index) for index, spec in enumerate(described))
+    if not inputs:
+        raise ConfigError(
+            "the model's inputs are not known.",
+            hint="Give --inputs FILE.npz, --input 'NAME:[batch=2,3,224,224]:float32', or a config"
+            " with inputs.",
+        )
+    inputs = add_dynamic_axes(inputs, dynamic)
+    example_sizes(inputs)
+    return inputs
+
+
+def add_dynamic_axes(
+    inputs: Sequence[ModelInput], dynamic: Sequence[str]
+) -> tuple[ModelInput, ...]:
+    """Return the inputs with the axes of `--dynamic` options dynamic.
+
+    Raises:
+        ConfigError: An option is malformed or contradicts what is known of the axis.
+    """
+    added = parse_dynamic_options(dynamic, {item.name: item.value.ndim for item in inputs})
+    return tuple(_with_axes(item, added.get(item.name, {})) for item in inputs)
+
+
+def example_sizes(inputs: Sequence[ModelInput]) -> dict[str, int]:
+    """Return the example size of every dimension name.
+
+    Raises:
+        ConfigError: Two axes disagree, or a dynamic axis has an example size below 2.
+    """
+    return solve_sizes(
+        DynamicAxis(f"axis {axis} of input '{item.name}'", expr, item.value.shape[axis])
+        for item in inputs
+        for axis, expr in parsed_dims(item).items()
+    )
+
+
+def parsed_dims(item: ModelInput) -> dict[int, DimExpr]:
+    """Return axis → dimension of an input."""
+    return {
+        axis: DimExpr.parse(text, place=f"axis {axis} of input '{item.name}'")
+        for axis, text in item.dims.items()
+    }
+
+
+def resize_inputs(inputs: Sequence[ModelInput], sizes: Mapping[str, int]) -> tuple[ModelInput, ...]:
+    """Return the same inputs at other dimension sizes.
+
+    Each dynamic axis is cropped, or extended by starting again at its first entry, so that the
+    values stay those of the example: ids stay legal, masks stay masks. Dimensions that `sizes`
+    leaves out keep their size.
+
+    Args:
+        sizes: Dimension name to its new size.
+
+    Raises:
+        ConfigError: A name is no dimension of the inputs, or an axis would become smaller than 1.
+    """
+    known = example_sizes(inputs)
+    for name in sizes.keys() - known.keys():
+        raise ConfigError(
+            f"no input has a dimension '{name}'; there are: {', '.join(known) or 'none'}."
+        )
+    return tuple(_resized(item, {**known, **sizes}) for item in inputs)
+
+
+def _resized(item: ModelInput, sizes: Mapping[str, int]) -> ModelInput:
+    value = item.value
+    for axis, expr in parsed_dims(item).items():
+        size = expr.evaluate(sizes)
+        if size < 1:
+            raise ConfigError(
+                f"axis {axis} of input '{item.name}' ('{expr}') would have size {size} with"
+                f" {expr.name}={sizes[expr.name]}; a size must be at least 1."
+            )
+        value = value.index_select(axis, torch.arange(size) % value.shape[axis])
+    return replace(item, value=value)
+
+
+def _described_by(
+    config: ExportConfig, inputs: tuple[ModelInput, ...], source: str
+) -> tuple[ModelInput, ...]:
+    """Return inputs of a file with the names and dynamic axes that the configuration gives them."""
+    if not config.inputs:
+        return inputs
+    described = specs_from_config(config)
+    names = [spec.name for spec in described]
+    given = [item.name for item in inputs]
+    unnamed = all(name.startswith(_FRESH_ARRAY) for name in given)
+    if len(given) != len(names) or (given != names and not unnamed):
+        raise ConfigError(
+            f"{source}: its members are {', '.join(given)}, but the config's inputs are"
+            f" {', '.join(names)}.",
+            hint="Members are the positional arguments in file order: make both agree.",
+        )
+    return tuple(
+        _described(item, spec, source) for item, spec in zip(inputs, described, strict=True)
+    )
+
+
+def _described(item: ModelInput, spec: InputSpec, source: str) -> ModelInput:
+    value = item.value
+    dtype = str(value.dtype).removeprefix("torch.")
+    fits = value.ndim == len(spec.shape) and all(
+        axis in spec.dims or value.shape[axis] == size for axis, size in enumerate(spec.shape)
+    )
+    if not fits or dtype != spec.dtype:
+        shape = ", ".join(str(spec.dims.get(i, size)) for i, size in enumerate(spec.shape))
+        raise ConfigError(
+            f"{source}: '{item.name}' is {dtype} {list(value.shape)}, but the config says"
+            f" {spec.dtype} [{shape}]."
+        )
+    return ModelInput(spec.name, value, {axis: str(expr) for axis, expr in spec.dims.items()})
+
+
+def _with_axes(item: ModelInput, added: Mapping[int, DimExpr]) -> ModelInput:
+    dims = dict(item.dims)
+    for axis, expr in added.items():
+        if dims.setdefault(axis, str(expr)) != str(expr):
+            raise ConfigError(
+                f"--dynamic: axis {axis} of input '{item.name}' is '{dims[axis]}' already, not"
+                f" '{expr}'."
+            )
+    return replace(item, dims=dims)
+
+
+def _synthesize(spec: InputSpec, seed: int) -> ModelInput:
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    value = made_values(spec.shape, dtype, value_range=spec.value_range, seed=seed)
+    return ModelInput(spec.name, value, {axis: str(expr) for axis, expr in spec.dims.items()})

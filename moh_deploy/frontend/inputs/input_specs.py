@@ -1,0 +1,196 @@
+"""The input options of the command line, parsed: `--input NAME:[SHAPE]:DTYPE` and `--dynamic`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast, get_args
+
+from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
+from moh_deploy.config.export_config import Dtype, ExportConfig
+from moh_deploy.errors import ConfigError
+from moh_deploy.system.suggest import did_you_mean
+
+_INPUT = re.compile(r"(?P<name>.+?):\[(?P<shape>[^\]]*)\](?::(?P<dtype>\w+))?")
+_DYNAMIC = re.compile(r"(?P<name>.+):(?P<axes>[^:]+)")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input whose example values are to be made.
+
+    Attributes:
+        shape: Example sizes.
+        dims: Axis to dimension, for the dynamic axes.
+        value_range: First and last value; None for the dtype's own range.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Dtype
+    dims: dict[int, DimExpr]
+    value_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """An axis as written: `3`, `batch=2`, or `past+1` whose size other axes give."""
+
+    place: str
+    expr: DimExpr | None
+    size: int | None
+
+
+def specs_from_config(config: ExportConfig) -> tuple[InputSpec, ...]:
+    """Return the inputs that a configuration describes."""
+    return tuple(_spec_from_section(config, index) for index in range(len(config.inputs)))
+
+
+def parse_input_options(options: Sequence[str]) -> tuple[InputSpec, ...]:
+    """Parse `--input` options such as `x:[batch=2,3,224,224]:float32`.
+
+    `name=size` is a dynamic dimension with its example size, a bare number is fixed. A derived
+    dimension is `past+1=9`, or `past+1` where another axis gives the size of `past`. The dtype is
+    float32 if left out.
+
+    Raises:
+        ConfigError: An option is malformed, or sizes are missing, contradict each other or are
+            below 1 (below 2 on a dynamic axis).
+    """
+    parsed = [_parse_input(option) for option in options]
+    names = [name for name, _, _ in parsed]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ConfigError(f"--input '{options[index]}': the name '{name}' stands twice.")
+    sizes = solve_sizes(
+        DynamicAxis(axis.place, axis.expr, axis.size)
+        for _, axes, _ in parsed
+        for axis in axes
+        if axis.expr is not None and axis.size is not None
+    )
+    return tuple(_resolve(name, axes, dtype, sizes=sizes) for name, axes, dtype in parsed)
+
+
+def parse_dynamic_options(
+    options: Sequence[str], ranks: Mapping[str, int]
+) -> dict[str, dict[int, DimExpr]]:
+    """Parse `--dynamic` options such as `x:0=batch,2=past+1` into input name → axis → dimension.
+
+    Args:
+        ranks: Input name to number of axes.
+
+    Raises:
+        ConfigError: An option is malformed, or names an input or axis that does not exist.
+    """
+    dims: dict[str, dict[int, DimExpr]] = {}
+    for option in options:
+        match = _DYNAMIC.fullmatch(option)
+        if match is None:
+            raise ConfigError(
+                f"--dynamic '{option}': expected NAME:AXIS=DIM,...",
+                hint="Example: --dynamic x:0=batch.",
+            )
+        name = match["name"]
+        if name not in ranks:
+            raise ConfigError(
+                f"--dynamic '{option}': there is no input '{name}'.",
+                hint=f"{did_you_mean(name, ranks)} Inputs: {', '.join(ranks) or 'none'}.".strip(),
+            )
+        of_input = dims.setdefault(name, {})
+        for entry in match["axes"].split(","):
+            axis, expr = _parse_dynamic_axis(entry, option, ranks[name])
+            if of_input.setdefault(axis, expr) != expr:
+                raise ConfigError(
+                    f"--dynamic '{option}': axis {axis} of '{name}' is already '{of_input[axis]}'."
+                )
+    return dims
+
+
+def _spec_from_section(config: ExportConfig, index: int) -> InputSpec:
+    section = config.inputs[index]
+    axes = [
+        _config_axis(size, f"inputs.{index}.shape.{axis}")
+        for axis, size in enumerate(section.shape)
+    ]
+    return _resolve(section.name, axes, section.dtype, sizes=config.dims, value_range=section.range)
+
+
+def _config_axis(size: int | str, place: str) -> _Axis:
+    if isinstance(size, int):
+        return _Axis(place, None, size)
+    return _Axis(place, DimExpr.parse(size, place=place), None)
+
+
+def _parse_input(option: str) -> tuple[str, list[_Axis], Dtype]:
+    match = _INPUT.fullmatch(option.strip())
+    if match is None:
+        raise ConfigError(
+            f"--input '{option}': expected NAME:[SHAPE]:DTYPE.",
+            hint="Example: --input 'x:[batch=2,3,224,224]:float32'.",
+        )
+    dtype = match["dtype"] or "float32"
+    if dtype not in get_args(Dtype):
+        raise ConfigError(
+            f"--input '{option}': dtype '{dtype}' is not supported.",
+            hint=f"{did_you_mean(dtype, get_args(Dtype))} Supported: {', '.join(get_args(Dtype))}.",
+        )
+    entries = (
+        [entry.strip() for entry in match["shape"].split(",")] if match["shape"].strip() else []
+    )
+    axes = [
+        _parse_axis(entry, f"--input '{option}': axis {index}")
+        for index, entry in enumerate(entries)
+    ]
+    return match["name"], axes, cast(Dtype, dtype)
+
+
+def _parse_axis(entry: str, place: str) -> _Axis:
+    text, equals, size = (part.strip() for part in entry.partition("="))
+    if not equals and text.isdecimal():
+        return _Axis(place, None, int(text))
+    if equals and not size.isdecimal():
+        raise ConfigError(f"{place}: '{size}' is not a size; expected a whole number.")
+    return _Axis(place, DimExpr.parse(text, place=place), int(size) if equals else None)
+
+
+def _parse_dynamic_axis(entry: str, option: str, rank: int) -> tuple[int, DimExpr]:
+    axis_text, equals, dim = (part.strip() for part in entry.partition("="))
+    if not equals or not re.fullmatch(r"-?\d+", axis_text):
+        raise ConfigError(
+            f"--dynamic '{option}': '{entry}' is not AXIS=DIM.",
+            hint="Example: --dynamic x:0=batch.",
+        )
+    axis = int(axis_text)
+    if not -rank <= axis < rank:
+        raise ConfigError(
+            f"--dynamic '{option}': axis {axis} is out of range; the input has {rank} axes."
+        )
+    return axis % rank, DimExpr.parse(dim, place=f"--dynamic '{option}'")
+
+
+def _resolve(
+    name: str,
+    axes: Sequence[_Axis],
+    dtype: Dtype,
+    *,
+    sizes: Mapping[str, int],
+    value_range: tuple[float, float] | None = None,
+) -> InputSpec:
+    shape = tuple(_example_size(axis, sizes) for axis in axes)
+    dims = {index: axis.expr for index, axis in enumerate(axes) if axis.expr is not None}
+    return InputSpec(name, shape, dtype, dims, value_range)
+
+
+def _example_size(axis: _Axis, sizes: Mapping[str, int]) -> int:
+    if axis.expr is None or axis.size is not None:
+        size = cast(int, axis.size)
+    elif axis.expr.name in sizes:
+        size = axis.expr.evaluate(sizes)
+    else:
+        raise ConfigError(
+            f"{axis.place}: '{axis.expr}' has no example size.", hint=f"Write {axis.expr}=SIZE."
+        )
+    if size < 1:
+        raise ConfigError(f"{axis.place} has size {size}; a size must be at least 1.")
+    return size

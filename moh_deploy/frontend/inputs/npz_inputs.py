@@ -1,0 +1,71 @@
+"""Example inputs from an npz file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.package import Manifest
+from moh_deploy.system.npz import BFLOAT16, Array, read_npz
+from moh_deploy.system.suggest import shortened
+
+_SUPPORTED = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def inputs_from_npz(path: Path) -> tuple[ModelInput, ...]:
+    """Return the members of an npz file as inputs, in file order; all their axes are fixed.
+
+    Raises:
+        ConfigError: The file is missing, damaged, not an npz, or holds something that is no tensor.
+    """
+    return inputs_from_arrays(read_npz(path, error=ConfigError), source=str(path))
+
+
+def inputs_from_arrays(
+    arrays: Mapping[str, Array], *, source: str = "inputs"
+) -> tuple[ModelInput, ...]:
+    """Return named arrays as inputs, in their order; all their axes are fixed.
+
+    Args:
+        source: Where they come from, for messages.
+
+    Raises:
+        ConfigError: An array is empty or of a dtype that no tensor has.
+    """
+    return tuple(
+        ModelInput(name, _tensor(array, f"{source}: '{name}'")) for name, array in arrays.items()
+    )
+
+
+def inputs_of_package(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[ModelInput, ...]:
+    """Return arrays as the positional arguments of the model that a package was made from.
+
+    Raises:
+        ConfigError: An array is empty.
+    """
+    ordered = {spec.name: arrays[spec.name] for spec in manifest.inputs}
+    dims = {
+        spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in manifest.inputs
+    }
+    return tuple(replace(one, dims=dims[one.name]) for one in inputs_from_arrays(ordered))
+
+
+def _tensor(array: Array, place: str) -> torch.Tensor:
+    if 0 in array.shape:
+        raise ConfigError(f"{place} has shape {list(array.shape)}; no size may be 0.")
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    if array.dtype.name not in _SUPPORTED:
+        raise ConfigError(
+            f"{place} has dtype {array.dtype}, which is not supported.",
+            hint=f"Supported: {shortened(_SUPPORTED)}, bfloat16.",
+        )
+    native = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(np.ascontiguousarray(native).reshape(array.shape))

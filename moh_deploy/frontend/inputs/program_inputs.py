@@ -1,0 +1,246 @@
+"""The inputs of an exported program (`.pt2`): the names, examples and dynamic axes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import sympy  # type: ignore[import-untyped, unused-ignore]
+import torch
+from torch.export.graph_signature import InputKind, TensorArgument
+
+from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
+from moh_deploy.config.export_config import ExportConfig
+from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.inputs.examples import (
+    add_dynamic_axes,
+    build_inputs,
+    example_sizes,
+    parsed_dims,
+)
+from moh_deploy.frontend.inputs.made_values import made_values
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.system.npz import Array
+from moh_deploy.system.suggest import shortened
+
+_MADE_SIZE = 2
+
+
+def inputs_from_program(
+    program: torch.export.ExportedProgram, *, seed: int = 0
+) -> tuple[ModelInput, ...]:
+    """Return the user inputs of a program, in the order of its placeholders.
+
+    The values are the example that was stored with the program, else made. A program keeps its
+    dynamic dimensions but not their names: a symbol of axis 0 becomes `batch`, another one is named
+    after its first place, such as `tokens_dim_1`.
+
+    Raises:
+        CheckpointError: An input is not a tensor, or a size is not a linear expression of one
+            symbol.
+    """
+    placeholders = _tensor_placeholders(program)
+    dims = _named_dims(placeholders)
+    stored = _stored_values(program, len(placeholders))
+    sizes = _sizes(placeholders, dims) if stored is None else {}
+    return tuple(
+        ModelInput(
+            item.name,
+            _made(item, axes, sizes, seed + index) if stored is None else stored[index],
+            {axis: str(expr) for axis, expr in axes.items()},
+        )
+        for index, (item, axes) in enumerate(zip(placeholders, dims, strict=True))
+    )
+
+
+def build_program_inputs(
+    program: torch.export.ExportedProgram,
+    config: ExportConfig,
+    *,
+    npz: Path | Mapping[str, Array] | None = None,
+    specs: Sequence[str] = (),
+    dynamic: Sequence[str] = (),
+) -> tuple[ModelInput, ...]:
+    """Return the inputs of a program, with values and dimension names from the user where given.
+
+    Args:
+        npz, specs, dynamic: As in `build_inputs`. They cannot make an axis dynamic that is fixed in
+            the program, but give its dynamic ones names.
+
+    Raises:
+        ConfigError: What the user gives does not fit the program.
+        CheckpointError: The program has inputs that are not supported.
+    """
+    described = inputs_from_program(program)
+    if npz is not None or specs or config.inputs:
+        given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
+    else:
+        given = add_dynamic_axes([replace(item, dims={}) for item in described], dynamic)
+    return with_values(described, given)
+
+
+def with_values(
+    described: Sequence[ModelInput], given: Sequence[ModelInput]
+) -> tuple[ModelInput, ...]:
+    """Return the inputs of a program with other example values, names and dimension names.
+
+    Raises:
+        ConfigError: The values do not fit the program: their number, dtype, rank, fixed sizes or
+            dynamic axes.
+    """
+    if len(described) != len(given):
+        raise ConfigError(
+            f"the program has {len(described)} inputs ({', '.join(i.name for i in described)}),"
+            f" but {len(given)} are given ({', '.join(i.name for i in given)})."
+        )
+    pairs = list(zip(described, given, strict=True))
+    names = _given_dim_names(pairs)
+    inputs = tuple(_with_value(own, new, names) for own, new in pairs)
+    example_sizes(inputs)
+    return inputs
+
+
+@dataclass(frozen=True)
+class _Placeholder:
+    """A tensor input; `shape` holds whole numbers and, for dynamic axes, expressions of symbols."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | sympy.Expr, ...]
+    hints: tuple[int | None, ...]
+
+
+def _given_dim_names(pairs: Sequence[tuple[ModelInput, ModelInput]]) -> dict[str, str]:
+    """Return what the user calls the dimensions of the program."""
+    names: dict[str, str] = {}
+    for own, new in pairs:
+        program_dims = parsed_dims(own)
+        for axis, expr in parsed_dims(new).items():
+            known = program_dims.get(axis)
+            if known is None:
+                raise ConfigError(
+                    f"axis {axis} of input '{new.name}' is fixed in the program.",
+                    hint="Export the program again with that axis dynamic.",
+                )
+            same_form = replace(known, name=expr.name) == expr
+            if not same_form or names.setdefault(known.name, expr.name) != expr.name:
+                own_name = names.get(known.name, known.name)
+                raise ConfigError(
+                    f"axis {axis} of input '{new.name}' is"
+                    f" '{replace(known, name=own_name)}' in the program, not '{expr}'."
+                )
+    if len(set(names.values())) < len(names):
+        raise ConfigError(
+            f"one name is given to dimensions that the program keeps apart: {shortened(names)}."
+        )
+    return names
+
+
+def _with_value(own: ModelInput, new: ModelInput, names: Mapping[str, str]) -> ModelInput:
+    value = new.value
+    dims = {
+        axis: str(replace(expr, name=names.get(expr.name, expr.name)))
+        for axis, expr in parsed_dims(own).items()
+    }
+    fits = value.ndim == own.value.ndim and all(
+        axis in dims or value.shape[axis] == size for axis, size in enumerate(own.value.shape)
+    )
+    if not fits or value.dtype != own.value.dtype:
+        expected = ", ".join(dims.get(i, str(n)) for i, n in enumerate(own.value.shape))
+        raise ConfigError(
+            f"input '{new.name}' is {value.dtype} {list(value.shape)}, but the program's"
+            f" '{own.name}' is {own.value.dtype} [{expected}]."
+        )
+    return ModelInput(new.name, value, dims)
+
+
+def _tensor_placeholders(program: torch.export.ExportedProgram) -> list[_Placeholder]:
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    found = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is not InputKind.USER_INPUT:
+            continue
+        if not isinstance(spec.arg, TensorArgument):
+            raise CheckpointError(
+                f"input '{spec.arg.name}' of the program is not a tensor but a"
+                f" {type(spec.arg).__name__}.",
+                hint="Export the program again with tensors as its only inputs.",
+            )
+        found.append(_placeholder(spec.arg.name, nodes[spec.arg.name].meta["val"]))
+    return found
+
+
+def _placeholder(name: str, value: torch.Tensor) -> _Placeholder:
+    shape = [size if isinstance(size, int) else size.node.expr for size in value.shape]
+    hints = [size if isinstance(size, int) else size.node.hint for size in value.shape]
+    return _Placeholder(name, value.dtype, tuple(shape), tuple(hints))
+
+
+def _named_dims(placeholders: Sequence[_Placeholder]) -> list[dict[int, DimExpr]]:
+    names: dict[sympy.Symbol, str] = {}
+    # A symbol that stands alone somewhere is named after that place, not after a derived one.
+    for plain in (True, False):
+        for item in placeholders:
+            for axis, size in enumerate(item.shape):
+                for symbol in [] if isinstance(size, int) else size.free_symbols:
+                    if isinstance(size, sympy.Symbol) is plain and symbol not in names:
+                        names[symbol] = _name_dim(item.name, axis, plain, set(names.values()))
+    return [
+        {
+            axis: _dim_expr(size, names, f"axis {axis} of input '{item.name}'")
+            for axis, size in enumerate(item.shape)
+            if not isinstance(size, int)
+        }
+        for item in placeholders
+    ]
+
+
+def _name_dim(input_name: str, axis: int, plain: bool, taken: set[str]) -> str:
+    name = "batch" if axis == 0 and plain else f"{input_name}_dim_{axis}"
+    return f"{input_name}_dim_{axis}" if name in taken else name
+
+
+def _dim_expr(size: sympy.Expr, names: dict[sympy.Symbol, str], place: str) -> DimExpr:
+    symbols = sorted(size.free_symbols, key=str)
+    if len(symbols) == 1:
+        polynomial = sympy.Poly(size, symbols[0]) if size.is_polynomial(symbols[0]) else None
+        if polynomial is not None and polynomial.degree() == 1:
+            multiplier, offset = (int(c) for c in polynomial.all_coeffs())
+            if multiplier > 0:
+                return DimExpr(names[symbols[0]], multiplier, offset)
+    raise CheckpointError(
+        f"{place} of the program has size '{size}'; only a whole number times one symbol plus a"
+        " whole number is supported."
+    )
+
+
+def _stored_values(program: torch.export.ExportedProgram, count: int) -> list[torch.Tensor] | None:
+    if program.example_inputs is None:
+        return None
+    leaves = torch.utils._pytree.tree_leaves(program.example_inputs)
+    values = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return values if len(values) == count else None
+
+
+def _sizes(
+    placeholders: Sequence[_Placeholder], dims: Sequence[dict[int, DimExpr]]
+) -> dict[str, int]:
+    hinted = solve_sizes(
+        DynamicAxis(f"axis {axis} of input '{item.name}'", expr, hint)
+        for item, axes in zip(placeholders, dims, strict=True)
+        for axis, expr in axes.items()
+        if (hint := item.hints[axis]) is not None
+    )
+    names = [expr.name for axes in dims for expr in axes.values()]
+    return {name: hinted.get(name, _MADE_SIZE) for name in names}
+
+
+def _made(
+    item: _Placeholder, axes: dict[int, DimExpr], sizes: dict[str, int], seed: int
+) -> torch.Tensor:
+    shape = [
+        size if isinstance(size, int) else axes[axis].evaluate(sizes)
+        for axis, size in enumerate(item.shape)
+    ]
+    return made_values(tuple(shape), item.dtype, seed=seed)

@@ -1,0 +1,158 @@
+"""Loading: from a checkpoint file, in whatever form, to a model in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.load.factory import build_module
+from moh_deploy.frontend.load.fileform import FileForm, detect_form
+from moh_deploy.frontend.load.model import CheckpointForm, LoadedModel
+from moh_deploy.frontend.load.pt2 import load_program, require_inference_mode
+from moh_deploy.frontend.load.safetensors_files import (
+    read_safetensors,
+    read_shards,
+    sha256_of_shards,
+)
+from moh_deploy.frontend.load.unpickle import read_pickled
+from moh_deploy.frontend.load.weights import (
+    StateDict,
+    describe,
+    is_model,
+    load_weights,
+    select_weights,
+)
+from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.suggest import shortened
+from moh_deploy.system.user_code import user_code
+
+
+def load_model(
+    path: Path,
+    *,
+    factory: str | None,
+    kwargs: Mapping[str, object],
+    code_dirs: Sequence[Path],
+    state_key: str | None,
+    trust_pickle: bool,
+) -> LoadedModel:
+    """Load a model from a checkpoint file; which form the file has is told by its content.
+
+    Args:
+        factory: `MODULE:CALLABLE` that builds the module for files that hold weights only.
+        kwargs: Keyword arguments of the factory.
+        code_dirs: Directories of the user's code, put first on sys.path and left there.
+        state_key: Key of the weights in a training checkpoint, dotted for nested ones; None to find
+            the only place.
+        trust_pickle: Whether code that the file brings along may be executed.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
+        ConfigError: The factory or a code directory is wrong.
+    """
+    form = detect_form(path)
+    digest = sha256_of_shards(path) if form == "safetensors_index" else sha256_of(path)
+    with user_code(code_dirs):
+        if form in ("pt2", "pt2_legacy"):
+            _refuse_options(path, "a torch.export program", factory=factory, state_key=state_key)
+            program = _load_program(path, form, trust_pickle=trust_pickle)
+            return LoadedModel(None, program, "pt2", digest)
+        loaded = _read(path, form, trust_pickle=trust_pickle)
+        found = select_weights(loaded, state_key=state_key, source=str(path))
+        if isinstance(found, torch.nn.Module):
+            _refuse_options(path, "a whole module", factory=factory)
+            module = _unwrapped(found)
+        else:
+            module = _build(path, found, factory=factory, kwargs=kwargs, code_dirs=code_dirs)
+    return LoadedModel(in_eval_mode(module), None, _form_name(form, loaded, found), digest)
+
+
+def in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
+    """Put a module on the CPU, it and everything in it in eval mode, and turn gradients off.
+
+    Raises:
+        CheckpointError: A lazy module has not run yet, so that it has no weights.
+    """
+    lazy = [name for name, one in module.named_parameters() if torch.nn.parameter.is_lazy(one)]
+    if lazy:
+        raise CheckpointError(
+            f"the model has parameters without a shape or values: {shortened(lazy)}. Its lazy"
+            " modules have never run.",
+            hint="Run it once on an example, and save it then.",
+        )
+    module.cpu().requires_grad_(False)
+    module.eval()
+    # Modules that override train(), to freeze some layer, may not pass the mode on.
+    for part in module.modules():
+        part.training = False
+    return module
+
+
+def _read(path: Path, form: FileForm, *, trust_pickle: bool) -> object:
+    if form == "safetensors":
+        return read_safetensors(path)
+    if form == "safetensors_index":
+        return read_shards(path)
+    return read_pickled(path, is_zip=form == "torch_zip", trust_pickle=trust_pickle)
+
+
+def _load_program(
+    path: Path, form: FileForm, *, trust_pickle: bool
+) -> torch.export.ExportedProgram:
+    if form == "pt2_legacy" and not trust_pickle:
+        raise CheckpointError(
+            f"{path}: is a torch.export program of an old format, which is read by unpickling.",
+            hint="Save it again with a newer torch, or pass --trust-pickle if you trust it.",
+        )
+    program = load_program(path, trust_pickle=trust_pickle)
+    require_inference_mode(program, source=str(path))
+    return program
+
+
+def _build(
+    path: Path,
+    state: object,
+    *,
+    factory: str | None,
+    kwargs: Mapping[str, object],
+    code_dirs: Sequence[Path],
+) -> torch.nn.Module:
+    if factory is None:
+        raise CheckpointError(
+            f"{path}: holds weights only ({describe(state)}); their module is not known.",
+            hint="Name what builds it with --factory MODULE:CALLABLE (and --code-dir DIR).",
+        )
+    module = build_module(factory, kwargs, code_dirs=code_dirs)
+    load_weights(module, cast(StateDict, state), source=str(path))
+    return module
+
+
+def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    if isinstance(module, torch.nn.DataParallel):
+        return _unwrapped(cast(torch.nn.Module, module.module))
+    compiled = getattr(module, "_orig_mod", None)  # torch.compile's wrapper
+    return _unwrapped(compiled) if isinstance(compiled, torch.nn.Module) else module
+
+
+def _form_name(form: FileForm, loaded: object, found: object) -> CheckpointForm:
+    if form in ("safetensors", "safetensors_index"):
+        return "safetensors"
+    if isinstance(found, torch.nn.Module):
+        return "module"
+    return "state_dict" if found is loaded and is_model(loaded) else "checkpoint"
+
+
+def _refuse_options(
+    path: Path, what: str, *, factory: str | None = None, state_key: str | None = None
+) -> None:
+    given = {"--factory": factory, "--state-key": state_key}
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{path}: is {what}, for which {option} '{value}' has no meaning.",
+                hint=f"Leave {option} out (or set it to null in the config).",
+            )

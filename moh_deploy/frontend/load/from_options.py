@@ -1,0 +1,97 @@
+"""From the user's options to a model and its example inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from moh_deploy.config.export_config import ExportConfig
+from moh_deploy.config.options import ExportOptions, ModelOptions
+from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.inputs.examples import build_inputs
+from moh_deploy.frontend.inputs.program_inputs import build_program_inputs
+from moh_deploy.frontend.load.checkpoint import in_eval_mode, load_model
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+
+
+def load(options: ModelOptions, config: ExportConfig) -> LoadedModel:
+    """Load the model that the options and the configuration name.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
+        ConfigError: The factory is wrong, or the model is neither a path nor a model.
+    """
+    source = options.model
+    if isinstance(source, torch.nn.Module):
+        return LoadedModel(in_eval_mode(copy.deepcopy(source)), None, "in_memory", None)
+    if isinstance(source, ExportedProgram):
+        return LoadedModel(None, source, "in_memory", None)
+    if not isinstance(source, (str, Path)):
+        raise ConfigError(
+            f"the model is a {type(source).__name__}; expected a path, a torch.nn.Module or a"
+            " torch.export.ExportedProgram."
+        )
+    return load_model(
+        Path(source),
+        factory=options.factory or config.model.factory,
+        kwargs=config.model.kwargs,
+        code_dirs=code_dirs(options, config),
+        state_key=options.state_key or config.model.state_key,
+        trust_pickle=options.trust_pickle,
+    )
+
+
+def in_dtype(
+    options: ModelOptions, model: LoadedModel, inputs: Sequence[ModelInput]
+) -> tuple[LoadedModel, tuple[ModelInput, ...]]:
+    """Bring the model, and the inputs that have its floating-point dtype, to the dtype asked for.
+
+    Raises:
+        ConfigError: The model is an exported program, whose dtypes are part of it.
+    """
+    if options.dtype is None:
+        return model, tuple(inputs)
+    if model.module is None:
+        raise ConfigError(
+            f"--dtype {options.dtype} was given, but the model is an exported program, whose dtypes"
+            " are fixed.",
+            hint="Change the dtype of the module before torch.export.",
+        )
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    floats = {tensor.dtype for tensor in model.module.parameters() if tensor.is_floating_point()}
+    model.module.to(dtype)
+    return model, tuple(
+        replace(item, value=item.value.to(dtype)) if item.value.dtype in floats else item
+        for item in inputs
+    )
+
+
+def code_dirs(options: ModelOptions, config: ExportConfig) -> tuple[Path, ...]:
+    """Directories of the user's code, those of the options first."""
+    return (*options.code_dirs, *config.model.code_dirs)
+
+
+def example_inputs(
+    options: ExportOptions, config: ExportConfig, model: LoadedModel
+) -> tuple[ModelInput, ...]:
+    """Return the positional arguments to trace the model with.
+
+    Raises:
+        ConfigError: There are none, or they contradict each other or the program.
+    """
+    if model.program is not None:
+        return build_program_inputs(
+            model.program,
+            config,
+            npz=options.inputs,
+            specs=options.input_specs,
+            dynamic=options.dynamic,
+        )
+    return build_inputs(
+        config, npz=options.inputs, specs=options.input_specs, dynamic=options.dynamic
+    )

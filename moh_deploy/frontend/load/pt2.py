@@ -1,0 +1,200 @@
+"""Programs of torch.export.save (`.pt2`): read only if reading executes nothing of the file's own.
+
+torch.export.load evaluates parts of the file as Python: shape expressions (sympy.sympify), guards
+(exec), names of operators (attribute look-up), pickled weights, constants and example inputs.
+Unless the user trusts the file, each is checked first to be of the harmless form that
+torch.export.save writes.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from moh_deploy.errors import CheckpointError
+from moh_deploy.frontend.load.unpickle import reads_as_plain_data
+from moh_deploy.system.bounded_file import open_regular
+from moh_deploy.system.bounded_json import parse_json
+from moh_deploy.system.bounded_zip import open_archive
+from moh_deploy.system.suggest import shortened
+
+_PLAIN_RECORDS = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/\w+|\.format_version|\.storage_alignment|extra/.*"
+    r"|models/model\.json|data/sample_inputs/model\.pt"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
+)
+_OPERATOR = re.compile(
+    r"torch\.ops\.(higher_order\.[a-z]\w*|[a-z]\w*\.\w+\.[A-Za-z]\w*)"
+    r"|torch\.(sym_\w+|_sym_\w+)|math\.[a-z]\w*"
+    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_|lshift|rshift)"
+)
+_VALUE_NAME = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
+_SYMBOL = re.compile(r"[a-z]+\d+|int_oo|oo|true|false", re.ASCII)
+_SHAPE_METHODS = frozenset({"size", "stride", "storage_offset", "shape"})
+_SHAPE_FUNCTIONS = frozenset(
+    """
+    Symbol Integer Float Rational Add Mul Pow Max Min Abs Mod And Or Not floor ceiling
+    Eq Ne Ge Gt Le Lt Equality Unequality GreaterThan StrictGreaterThan LessThan StrictLessThan
+    FloorDiv CleanDiv CeilDiv ModularIndexing Where PythonMod CeilToInt FloorToInt LShift RShift
+    PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToInt TruncToFloat RoundToInt RoundDecimal
+    ToFloat Identity IsNonOverlappingAndDenseIndicator math.ceil math.floor math.trunc
+    max min abs
+    """.split()  # noqa: SIM905
+)
+_SHAPE_SYNTAX = (
+    *(ast.Expression, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare, ast.IfExp, ast.keyword),
+    *(ast.Subscript, ast.boolop, ast.operator, ast.unaryop, ast.cmpop, ast.expr_context),
+)
+
+
+def load_program(path: Path, *, trust_pickle: bool) -> torch.export.ExportedProgram:
+    """Load an exported program.
+
+    Raises:
+        CheckpointError: The file is damaged, or it brings along code and is not trusted.
+    """
+    if not trust_pickle:
+        _require_plain(path)
+    try:
+        with open_regular(path) as file, _quiet():  # a path would have to end in .pt2
+            return torch.export.load(file)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: is not a program that torch {torch.__version__} can load:"
+            f" {type(error).__name__}: {error}",
+            hint="Export it again with this version of torch, or give the module's checkpoint.",
+        ) from error
+
+
+def require_inference_mode(program: torch.export.ExportedProgram, *, source: str) -> None:
+    """Refuse a program that was exported in training mode, which its graph has fixed.
+
+    Raises:
+        CheckpointError: A node of the program acts as in training.
+    """
+    for node in program.graph.nodes:
+        if node.op == "call_function" and _is_training(node):
+            raise CheckpointError(
+                f"{source}: was exported in training mode: node '{node.name}' is {node.target} with"
+                " train=True.",
+                hint="Call model.eval() before torch.export.export and save it again.",
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging that it unpickled example inputs, which the user has allowed."""
+    logger = logging.getLogger("torch._export.serde.serialize")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _is_training(node: torch.fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    flags = [i for i, arg in enumerate(schema.arguments) if arg.name in ("train", "training")]
+    return any(i < len(node.args) and node.args[i] is True for i in flags)
+
+
+def _require_plain(path: Path) -> None:
+    what = "a program of torch.export.save"
+    with open_archive(path, error=CheckpointError, what=what, hint="Export it again.") as archive:
+        found = list(_executable_parts(path, archive))
+    if found:
+        raise CheckpointError(
+            f"{path}: brings along parts that run code when loaded: {shortened(found)}.",
+            hint="If you trust the file, pass --trust-pickle.",
+        )
+
+
+def _executable_parts(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
+    for member in archive.namelist():
+        record = member.partition("/")[2]
+        if not _PLAIN_RECORDS.fullmatch(record):
+            yield f"record '{member}'"
+        elif record.endswith(".json"):
+            content = archive.read(member)
+            place = f"{path}: '{member}'"
+            yield from _executable_json(parse_json(content, place, error=CheckpointError))
+        elif record.endswith("model.pt"):
+            data = archive.read(member)
+            if data and not reads_as_plain_data(io.BytesIO(data)):
+                yield f"pickled example inputs '{member}'"
+
+
+def _executable_json(value: object) -> Iterator[str]:
+    """Yield what loading or running the program would evaluate and is not shape arithmetic."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _executable_json(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not _is_harmless(key, item):
+                yield f"{key} {str(item)[:80]!r}"
+            yield from _executable_json(item)
+
+
+def _is_harmless(key: str, value: object) -> bool:
+    if key == "use_pickle":
+        return value is False
+    if key == "guards_code":
+        return isinstance(value, list) and all(_is_shape_arithmetic(str(v)) for v in value)
+    if not isinstance(value, str):
+        return True
+    if key == "expr_str":
+        return _is_shape_arithmetic(value)
+    if key == "target":
+        return _OPERATOR.fullmatch(value) is not None
+    if key in ("name", "as_name"):
+        return value == "" or _VALUE_NAME.fullmatch(value) is not None
+    if key in ("in_spec", "out_spec"):
+        return "__enum__" not in value and "default_factory" not in value
+    return True
+
+
+def _is_shape_arithmetic(code: str) -> bool:
+    try:
+        nodes = list(ast.walk(ast.parse(code.strip(), mode="eval")))
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    # Text is data only where a symbol or an input is named; elsewhere sympy would evaluate it.
+    named = {id(n.args[0]) for n in nodes if isinstance(n, ast.Call) and n.args and _is_symbol(n)}
+    keys = {id(n.slice) for n in nodes if isinstance(n, ast.Subscript)}
+    return all(_is_harmless_node(node, named | keys) for node in nodes)
+
+
+def _is_symbol(call: ast.Call) -> bool:
+    first = call.args[0]
+    if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
+        return False
+    return ast.unparse(call.func) == "Symbol" and bool(_VALUE_NAME.fullmatch(first.value))
+
+
+def _is_harmless_node(node: ast.AST, text_allowed: set[int]) -> bool:
+    if isinstance(node, ast.Call):
+        function = node.func
+        is_method = isinstance(function, ast.Attribute) and function.attr in _SHAPE_METHODS
+        return is_method or ast.unparse(function) in _SHAPE_FUNCTIONS
+    if isinstance(node, ast.Attribute):
+        return node.attr in _SHAPE_METHODS or ast.unparse(node) in _SHAPE_FUNCTIONS
+    if isinstance(node, ast.Name):
+        return node.id in _SHAPE_FUNCTIONS | {"L", "args", "math"} or bool(
+            _SYMBOL.fullmatch(node.id)
+        )
+    if isinstance(node, ast.Constant):
+        return not isinstance(node.value, (str, bytes)) or id(node) in text_allowed
+    return isinstance(node, _SHAPE_SYNTAX)

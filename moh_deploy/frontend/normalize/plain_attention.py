@@ -1,0 +1,73 @@
+"""Attention that stays as it is, in a form that ONNX has and that every runtime computes alike."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
+
+aten = torch.ops.aten
+
+
+def prepare_plain_attention(program: ExportedProgram) -> None:
+    """Bring every `scaled_dot_product_attention` to rank 4, and its rows without keys to 0.
+
+    The exporter takes rank 4 only. A query that may attend to no key gives 0 in torch; the standard
+    operators that the exporter writes give something else.
+    """
+    for node in list(program.graph_module.graph.nodes):
+        if op(node) == "scaled_dot_product_attention":
+            _zero_hidden_rows(program, node)
+            if rank(node) != 4:
+                _use_rank_4(GraphBuilder(program.graph_module.graph, node), node)
+    program.graph_module.recompile()
+
+
+def _zero_hidden_rows(program: ExportedProgram, node: Node) -> None:
+    """Let `where(some key is visible, attention, 0)` take over, where there is a mask."""
+    mask = argument(node, "attn_mask")
+    if not isinstance(mask, Node) or not is_tensor(mask):
+        return
+    builder = GraphBuilder(program.graph_module.graph, node.next)
+    visible = mask
+    if tensor(mask).dtype != torch.bool:
+        visible = builder.call(aten.ne.Scalar, mask, -math.inf)
+    some = builder.call(aten.any.dim, visible, -1, True)
+    result = builder.call(aten.where.ScalarOther, some, node, 0)
+    node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
+
+
+def _use_rank_4(builder: GraphBuilder, node: Node) -> None:
+    """Rank 3 gets one head; leading dimensions of more than rank 4 are flattened."""
+    operands = list(cast(tuple[Node, Node, Node], tuple(node.args[:3])))
+    mask = argument(node, "attn_mask")
+    if rank(node) == 3:
+        operands = [builder.call(aten.unsqueeze.default, operand, 1) for operand in operands]
+        if isinstance(mask, Node) and rank(mask) == 3:
+            mask = builder.call(aten.unsqueeze.default, mask, 1)
+    else:
+        leading = {shape(operand)[:-3] for operand in operands}
+        if len(leading) > 1 or (isinstance(mask, Node) and rank(mask) > 2):
+            return  # broadcast leading dimensions: the exporter names what it cannot do
+        last = rank(node) - 4
+        operands = [builder.call(aten.flatten.using_ints, one, 0, last) for one in operands]
+    attention = builder.call(
+        aten.scaled_dot_product_attention.default,
+        *operands,
+        mask,
+        0.0,
+        argument(node, "is_causal", False),
+        scale=argument(node, "scale"),
+        enable_gqa=argument(node, "enable_gqa", False),
+    )
+    if rank(node) == 3:
+        restored = builder.call(aten.squeeze.dim, attention, 1)
+    else:
+        restored = builder.call(aten.view.default, attention, builder.sizes(shape(node)))
+    node.replace_all_uses_with(restored)

@@ -1,0 +1,1 @@
+"""Run the original: record it, measure its rounding, compare it with what was made of it."""

@@ -1,0 +1,152 @@
+"""The original model in eager PyTorch, as something that takes arrays and can be timed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from moh_deploy.config.export_config import load_config
+from moh_deploy.config.options import ModelOptions
+from moh_deploy.errors import BackendError
+from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
+from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
+from moh_deploy.frontend.load.model import LoadedModel
+from moh_deploy.frontend.plain_onnx import write_plain_onnx
+from moh_deploy.frontend.prove.fresh_eager import EagerTask
+from moh_deploy.frontend.prove.original import run_original
+from moh_deploy.package import OnnxPackage
+from moh_deploy.system.npz import Array
+from moh_deploy.system.user_code import describe_error, user_code
+from moh_deploy.validate.reference import Answers
+from moh_deploy.validate.samples import Sample
+
+if TYPE_CHECKING:
+    from moh_deploy.frontend.prove.rerun import Traced
+
+
+@dataclass(frozen=True)
+class EagerModel:
+    """A loaded original: also a `Reference` that a package can be compared with.
+
+    Attributes:
+        options: What it was loaded by.
+        model: The module or program.
+        code_dirs: Directories of the user's code.
+    """
+
+    options: ModelOptions
+    model: LoadedModel
+    code_dirs: tuple[Path, ...]
+    _traced: dict[Path, Traced] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def sha256(self) -> str | None:
+        """Digest of the checkpoint; None for a model in memory."""
+        return self.model.checkpoint_sha256
+
+    @property
+    def runtime(self) -> str:
+        """Return `PyTorch 2.13.0`."""
+        return f"PyTorch {torch.__version__}"
+
+    @property
+    def name(self) -> str:
+        """Which model, in the words of a report."""
+        model = self.options.model
+        named = model if isinstance(model, (str, Path)) else f"{type(model).__name__} in memory"
+        return f"original model {named}"
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Return what it computes on a package's samples, and how its layers route.
+
+        Raises:
+            ConfigError: It does not take the package's inputs, or is of another architecture.
+            ExportError: It cannot be traced, or what was traced is not the model.
+        """
+        # What only times a model does without recognition.
+        from moh_deploy.frontend.prove.rerun import answers_of
+
+        with user_code(self.code_dirs):
+            return answers_of(self.model, self.name, package, samples, self._traced)
+
+    def run(self, arguments: Sequence[Array]) -> list[Array]:
+        """Run it once.
+
+        Args:
+            arguments: Its positional arguments, as the package has them: of its dtypes.
+
+        Returns:
+            Its output tensors, in order.
+
+        Raises:
+            BackendError: The user's code fails.
+        """
+        with self._user_code(arguments):
+            tensors = run_original(self.model, [to_torch(one) for one in arguments])
+        return [to_numpy(tensor) for tensor in tensors]
+
+    def bound(self, arguments: Sequence[Array]) -> Callable[[], object]:
+        """Return a call that runs it on these arguments, without gradients: to be timed."""
+        call, tensors = self.model.callable(), [to_torch(one) for one in arguments]
+
+        def run() -> None:
+            with torch.no_grad():
+                call(*tensors)
+
+        return run
+
+    @contextlib.contextmanager
+    def on_threads(self, threads: int | None) -> Iterator[None]:
+        """Let PyTorch use so many threads within an operator; None for its own choice."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def write_onnx(self, path: Path, package: OnnxPackage) -> None:
+        """Export it with `torch.onnx.export` alone, for the sizes that a package takes.
+
+        Raises:
+            ExportError: PyTorch cannot export it.
+        """
+        with user_code(self.code_dirs):
+            write_plain_onnx(self.model, package, path)
+
+    def fresh_task(self, inputs: Path, threads: int | None) -> EagerTask | None:
+        """Return what loads and runs it in a process of its own; None for a model in memory."""
+        if not isinstance(self.options.model, (str, Path)):
+            return None
+        return EagerTask(Path(self.options.model), inputs, threads, self.options)
+
+    @contextlib.contextmanager
+    def _user_code(self, arguments: Sequence[Array]) -> Iterator[None]:
+        with user_code(self.code_dirs):
+            try:
+                yield
+            except Exception as error:
+                given = ", ".join(f"{one.dtype}{list(one.shape)}" for one in arguments)
+                raise BackendError(
+                    f"the original model fails on the package's inputs ({given}):"
+                    f" {describe_error(error)}.",
+                    hint="Is it the model that the package was made from? --dtype brings it to the"
+                    " dtype of the package's inputs.",
+                ) from error
+
+
+def open_eager(options: ModelOptions) -> EagerModel:
+    """Load the original model.
+
+    Raises:
+        CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
+        ConfigError: An option or the configuration is wrong.
+    """
+    config = load_config(options.config, options.overrides)
+    model, _ = in_dtype(options, load(options, config), ())
+    return EagerModel(options, model, code_dirs(options, config))

@@ -1,0 +1,95 @@
+"""Measure how far rounding moves the original: the floor that a package's error is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.arrays import to_numpy
+from moh_deploy.frontend.prove.layer_values import attention_fingerprint
+from moh_deploy.frontend.prove.noisy_run import NoisyRun, noisy_runs
+from moh_deploy.frontend.rewrite import Rewrite
+from moh_deploy.package import LayerRounding, Rounding, Spread, fingerprint_spread, spread
+from moh_deploy.system.npz import Array
+
+DRAWS = 3
+"""Rounding that all of a model hangs on (of the frequencies of a timestep, say) is one number or a
+few: one draw of it may be small by luck."""
+
+
+def measure_rounding(
+    program: ExportedProgram,
+    placeholders: Sequence[object],
+    rewrites: Sequence[Rewrite],
+    values: Mapping[Node, torch.Tensor],
+    outputs: Mapping[str, torch.Tensor],
+) -> Rounding:
+    """Run the original operators with noise, and compare.
+
+    Args:
+        program: The original operators; what is inserted beside them is not run.
+        placeholders: The values of the program's placeholders.
+        rewrites: Its layers.
+        values: What the original operators computed, by node.
+        outputs: Its outputs, by name.
+    """
+    watched = {
+        node
+        for one in rewrites
+        for node in (one.scores, one.computed_gates, one.attention_view)
+        if node is not None
+    }
+    fed = {one.computed_gates: values[one.computed_gates] for one in rewrites}
+    runs = list(noisy_runs(program, placeholders, watched=watched, fed=fed, draws=DRAWS))
+    return Rounding(
+        outputs={
+            name: _output(tensor, [run.outputs[index] for run in runs])
+            for index, (name, tensor) in enumerate(outputs.items())
+            if tensor.is_floating_point()
+        },
+        layers=tuple(_layer(one, values, runs) for one in rewrites),
+    )
+
+
+def _layer(
+    rewrite: Rewrite, values: Mapping[Node, torch.Tensor], runs: Sequence[NoisyRun]
+) -> LayerRounding:
+    scores, gates = rewrite.scores, rewrite.computed_gates
+    chosen = to_numpy(values[gates] != 0)
+    exact = attention_fingerprint(rewrite, values)
+    attention = None
+    if exact is not None:
+        found = [attention_fingerprint(rewrite, run.values) for run in runs]
+        moved = np.stack([one - exact for one in found if one is not None])
+        attention = fingerprint_spread(_finite(moved), _finite(exact))
+    return LayerRounding(
+        scores=None if scores is None else spread(_moved(scores, values, runs)),
+        gates=spread(_moved(gates, values, runs)[:, chosen]),
+        attention=attention,
+    )
+
+
+def _moved(node: Node, values: Mapping[Node, torch.Tensor], runs: Sequence[NoisyRun]) -> Array:
+    """Return [runs, ...]: by how much each run moved a value."""
+    exact = values[node].double()
+    return _finite(np.stack([to_numpy(run.values[node].double() - exact) for run in runs]))
+
+
+def _finite(values: Array) -> Array:
+    """Padding may be NaN, which says nothing about rounding."""
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _output(exact: torch.Tensor, noisy: Sequence[torch.Tensor]) -> Spread:
+    """Return how far noise moves an output, as shares of its size."""
+    size = spread(_finite(to_numpy(exact.double())))
+    moved = spread(_finite(np.stack([to_numpy(one.double() - exact.double()) for one in noisy])))
+    return Spread(_share(moved.rms, size.rms), _share(moved.largest, size.largest))
+
+
+def _share(error: float, value: float) -> float:
+    return error / value if value else 0.0

@@ -1,0 +1,133 @@
+"""The original model as a function: what every later form is compared with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.fx.outputs import tensors_of
+from moh_deploy.frontend.inputs.examples import parsed_dims
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.prove.record import Recording
+from moh_deploy.validate.tolerances import tolerance_for
+
+_SMALL_MODEL_BYTES = 1 << 29
+
+
+@dataclass(frozen=True)
+class OriginalRun:
+    """One run of the original model.
+
+    Attributes:
+        inputs: The inputs at this run's sizes.
+        outputs: The tensors it returned, in order.
+    """
+
+    inputs: tuple[ModelInput, ...]
+    outputs: list[torch.Tensor]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each dynamic dimension in this run."""
+        sizes: dict[str, int] = {}
+        for item in self.inputs:
+            for axis, expr in parsed_dims(item).items():
+                base = expr.solve(item.value.shape[axis])
+                assert base is not None
+                sizes[expr.name] = base
+        return sizes
+
+    @property
+    def at(self) -> str:
+        """The sizes in words, to be put behind a statement: ` at batch=3`."""
+        named = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+        return f" at {named}" if named else ""
+
+
+def run_original(model: LoadedModel, arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Run the user's own module (or program) and return its output tensors, in order."""
+    call = model.callable()
+    # Copies, since a model may write into its arguments.
+    copies = [argument.clone() for argument in arguments]
+    with torch.no_grad():
+        return [tensor.clone() for tensor in tensors_of(call(*copies))]
+
+
+def run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[OriginalRun, int | None]:
+    """Run the original on the example.
+
+    Returns:
+        The run, and twice the multiply-adds of its products, convolutions and attention; None where
+        the model runs, but not while torch counts (flex_attention does not).
+    """
+    arguments = [item.value for item in inputs]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            outputs = run_original(model, arguments)
+    except Exception:  # whose fault it is, a run without the counter says
+        torch.compiler.reset()  # what was being compiled when it failed would fail again
+        return OriginalRun(tuple(inputs), run_original(model, arguments)), None
+    return OriginalRun(tuple(inputs), outputs), int(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def one_thread_if_small(model: LoadedModel) -> Iterator[None]:
+    """Run small models on one thread: there, handing work to others costs more than it saves."""
+    tensors = model.module.parameters() if model.module is not None else _weights(model)
+    threads = torch.get_num_threads()
+    small = sum(tensor.nbytes for tensor in tensors) < _SMALL_MODEL_BYTES
+    torch.set_num_threads(1 if small else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _weights(model: LoadedModel) -> list[torch.Tensor]:
+    assert model.program is not None
+    return [value for value in model.program.state_dict.values() if torch.is_tensor(value)]
+
+
+def check_trace(original: OriginalRun, recording: Recording, names: Sequence[str]) -> None:
+    """Check that the traced program computes what the original does, at these sizes.
+
+    Raises:
+        ExportError: Naming the output and how far it is off.
+    """
+    if len(original.outputs) != len(recording.outputs):
+        raise ExportError(
+            f"the traced program has {len(recording.outputs)} outputs{original.at},"
+            f" the original model {len(original.outputs)}."
+        )
+    for name, expected, got in zip(names, original.outputs, recording.outputs, strict=True):
+        problem = _difference(expected, got)
+        if problem:
+            raise ExportError(
+                f"the traced program differs from the original model{original.at}:"
+                f" output '{name}' {problem}.",
+                hint="The model may draw random numbers, keep state between runs, or branch in"
+                " Python on a size.",
+            )
+
+
+def _difference(expected: torch.Tensor, got: torch.Tensor) -> str | None:
+    if expected.shape != got.shape:
+        return f"has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+    if expected.dtype != got.dtype:
+        return f"has dtype {got.dtype}, expected {expected.dtype}"
+    finite = expected.isfinite()
+    if not bool(finite.any()):
+        return None
+    if not bool(got[finite].isfinite().all()):
+        return "is not finite where the original is"
+    error = float((expected[finite].double() - got[finite].double()).abs().max())
+    limit = tolerance_for(dtype_name(expected.dtype)).limit(
+        float(expected[finite].double().abs().max())
+    )
+    return f"is off by {error:.3g}, allowed is {limit:.3g}" if error > limit else None

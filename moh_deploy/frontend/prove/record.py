@@ -1,0 +1,232 @@
+"""Run a program that holds original and inserted operators, and compare layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Interpreter, Node
+
+from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.prove.layer_values import attention_fingerprint, ranked_scores
+from moh_deploy.frontend.prove.measured_rounding import measure_rounding
+from moh_deploy.frontend.rewrite import Rewrite
+from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.package import Rounding
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.tolerances import tolerance_for
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How an inserted operator's result is not the original's.
+
+    Attributes:
+        words: What a report says.
+        max_abs_error: Largest absolute difference; None where the shapes differ, or one of the two
+            results is not finite.
+    """
+
+    words: str
+    max_abs_error: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer did in one run of the original operators.
+
+    Attributes:
+        gates: [B, S, H].
+        margins: [B, S]: last chosen minus first unchosen score of a token; inf where nothing is
+            selected.
+        scores: [B, S, candidates]: what is ranked, of the last heads; None where that is not known.
+        attention: The fingerprint of the gated heads; None where they have no view [B, S, ...].
+        disagreement: How the inserted operators differ from the original ones, in words; None if
+            they agree.
+    """
+
+    gates: torch.Tensor
+    margins: torch.Tensor
+    scores: Array | None
+    attention: Array | None
+    disagreement: str | None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of the original operators.
+
+    Attributes:
+        outputs: The tensors of the program's outputs, in order.
+        layers: One record for each rewrite, in order.
+        disagreements: For each swap how its nodes differ; None if they agree.
+        rounding: How far rounding moves it; None if that was not asked for, or cannot be known.
+    """
+
+    outputs: list[torch.Tensor]
+    layers: list[LayerRecord]
+    disagreements: list[Difference | None]
+    rounding: Rounding | None = None
+
+
+def record(
+    program: ExportedProgram,
+    rewrites: Sequence[Rewrite],
+    arguments: Sequence[torch.Tensor],
+    swaps: Sequence[Swap] = (),
+    *,
+    rounding_of: Sequence[str] | None = None,
+) -> Recording:
+    """Run a program in which new operators stand beside the original ones.
+
+    Args:
+        arguments: The user inputs, in order.
+        swaps: What was inserted outside of the layers.
+        rounding_of: Names of the outputs, to measure how far rounding moves the original, too.
+    """
+    watched = {node for rewrite in rewrites for node in _watched(rewrite)}
+    watched |= {node for swap in swaps for node in (swap.old, swap.new)}
+    runner = _WatchingInterpreter(program, watched)
+    inputs = _flat_inputs(program, arguments)
+    with torch.no_grad():
+        outputs = runner.run(*inputs)
+    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if torch.is_tensor(leaf)]
+    values = runner.values
+    rounding = None
+    if rounding_of is not None:
+        named = dict(zip(rounding_of, tensors, strict=False))
+        rounding = measure_rounding(program, inputs, rewrites, values, named)
+    return Recording(
+        outputs=tensors,
+        layers=[_layer_record(rewrite, values) for rewrite in rewrites],
+        disagreements=[_difference(s.what, values[s.new], values[s.old]) for s in swaps],
+        rounding=rounding,
+    )
+
+
+def _watched(rewrite: Rewrite) -> list[Node]:
+    nodes = [rewrite.gates, rewrite.scores, rewrite.replacement]
+    nodes += [rewrite.computed_gates, rewrite.attention_view]
+    if rewrite.routed is not None:
+        nodes += [rewrite.routed]
+        nodes += [None if rewrite.router.selection is None else rewrite.router.selection.scores]
+    if rewrite.replacement is not None:
+        nodes.append(rewrite.layer.node)
+    for swap in _swaps(rewrite):
+        nodes += [swap.old, swap.new]
+    return [node for node in nodes if node is not None]
+
+
+def _swaps(rewrite: Rewrite) -> list[Swap]:
+    behind = rewrite.output_projection
+    return [*rewrite.swaps, *([] if behind is None else [behind])]
+
+
+class _WatchingInterpreter(Interpreter):
+    """Keeps the values of some nodes."""
+
+    def __init__(self, program: ExportedProgram, watched: set[Node]) -> None:
+        super().__init__(program.graph_module)
+        self._watched = watched
+        self.values: dict[Node, torch.Tensor] = {}
+
+    def run_node(self, n: Node) -> object:
+        result = super().run_node(n)
+        if n in self._watched:
+            assert isinstance(result, torch.Tensor)
+            self.values[n] = result
+        return result
+
+
+def _flat_inputs(program: ExportedProgram, arguments: Sequence[torch.Tensor]) -> list[object]:
+    """Values of the graph's placeholders; parameters and constants come from the program."""
+    remaining = iter(arguments)
+    values: list[object] = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            values.append(next(remaining))
+            continue
+        assert spec.target is not None
+        stored = program.state_dict if spec.target in program.state_dict else program.constants
+        values.append(stored[spec.target])
+    return values
+
+
+def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRecord:
+    gates = values[rewrite.gates]
+    selection = rewrite.router.selection
+    if selection is None or rewrite.scores is None:
+        margins = torch.full(gates.shape[:2], float("inf"))
+    else:
+        margins = _margins(values[rewrite.scores], selection.top_k)
+    found = _disagreement(rewrite, values)
+    return LayerRecord(
+        gates,
+        margins,
+        scores=ranked_scores(rewrite, values),
+        attention=attention_fingerprint(rewrite, values),
+        disagreement=None if found is None else found.words,
+    )
+
+
+def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> Difference | None:
+    """Compare the new operators with the original ones, tokens with a near-tie left out."""
+    for swap in rewrite.swaps:
+        found = _difference(swap.what, values[swap.new], values[swap.old])
+        if found is not None:
+            return found
+    everything_decided = True
+    if rewrite.routed is not None:
+        original = values[rewrite.computed_gates]
+        decided = _decided(rewrite, values, original)
+        everything_decided = bool(decided.all())
+        found = _difference("MoHRouter", values[rewrite.routed][decided], original[decided])
+        if found is not None:
+            return found
+    if rewrite.replacement is None or rewrite.op is None or not everything_decided:
+        return None
+    found = _difference(rewrite.op, values[rewrite.replacement], values[rewrite.layer.node])
+    behind = rewrite.output_projection
+    if found is not None or behind is None:
+        return found
+    return _difference(behind.what, values[behind.new], values[behind.old])
+
+
+def _decided(
+    rewrite: Rewrite, values: dict[Node, torch.Tensor], gates: torch.Tensor
+) -> torch.Tensor:
+    """Bool [...]: tokens of `gates` [..., H] whose choice does not hang on rounding."""
+    selection = rewrite.router.selection
+    if selection is None:
+        return torch.ones(gates.shape[:-1], dtype=torch.bool)
+    scores = values[selection.scores].movedim(selection.dim, -1)
+    margins = _margins(scores, selection.top_k)
+    return margins.reshape(gates.shape[:-1]) > tolerance_for(dtype_name(scores.dtype)).near_tie
+
+
+def _margins(scores: torch.Tensor, top_k: int) -> torch.Tensor:
+    """[...]: last chosen minus first unchosen of scores [..., candidates]; 0 where that is NaN."""
+    if top_k >= scores.shape[-1]:
+        return torch.full(scores.shape[:-1], float("inf"))
+    ranked = scores.float().sort(dim=-1, descending=True).values
+    return (ranked[..., top_k - 1] - ranked[..., top_k]).nan_to_num(0.0)
+
+
+def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> Difference | None:
+    if got.shape != expected.shape:
+        shapes = f"{tuple(got.shape)}, the original {tuple(expected.shape)}"
+        return Difference(f"{what} gives shape {shapes}")
+    both = expected.isfinite()
+    if not bool(got[both].isfinite().all()):
+        return Difference(f"{what} is not finite where the original is")
+    if not bool(both.any()):
+        return None
+    error = float((got[both].double() - expected[both].double()).abs().max())
+    largest = float(expected[both].double().abs().max())
+    if error > tolerance_for(dtype_name(expected.dtype)).limit(largest):
+        found = f"{error:.3g} (largest value {largest:.3g})"
+        return Difference(f"{what} differs from the original by {found}", error)
+    return None

@@ -1,0 +1,162 @@
+"""Run an original model again on a package's inputs, and record how its layers route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.export import ExportedProgram
+
+from moh_deploy.errors import ConfigError, MoHDeployError
+from moh_deploy.frontend.inputs.npz_inputs import inputs_of_package
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.prove.original import OriginalRun, one_thread_if_small, run_original
+from moh_deploy.frontend.prove.recorded_run import (
+    DoesNotRun,
+    input_text,
+    recorded_vectors,
+    try_to_record,
+)
+from moh_deploy.frontend.recognize import recognize
+from moh_deploy.frontend.rewrite import Rewrite, insert
+from moh_deploy.frontend.rewrite.attention_view import view_attention
+from moh_deploy.frontend.trace import trace
+from moh_deploy.graph import layer_names
+from moh_deploy.package import Manifest, OnnxPackage, VectorSet
+from moh_deploy.system.user_code import describe_error
+from moh_deploy.validate.reference import Answers
+from moh_deploy.validate.samples import Sample
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A program in which new operators stand beside the original ones.
+
+    Attributes:
+        rewrites: The MoH layers, in the order in which they run.
+    """
+
+    program: ExportedProgram
+    rewrites: Sequence[Rewrite]
+
+    @property
+    def layers(self) -> list[str]:
+        """Their names, as a package has them."""
+        return layer_names([one.layer.path for one in self.rewrites])
+
+
+def answers_of(
+    model: LoadedModel,
+    name: str,
+    package: OnnxPackage,
+    samples: Sequence[Sample],
+    traced: dict[Path, Traced],
+) -> Answers:
+    """Run a model eagerly, and beside it the program that is traced from it.
+
+    Args:
+        name: Of the model, for messages.
+        traced: The program for each package, by directory; added if it is not there.
+
+    Raises:
+        ConfigError: The model does not take the package's inputs, has another number of outputs, or
+            other MoH layers.
+        ExportError: It cannot be traced, or what was traced is not the model.
+    """
+    if not samples:
+        return Answers((), has_gates=True)
+    try:
+        with one_thread_if_small(model):
+            runs = _runs(model, package.manifest, samples)
+            if package.root not in traced:
+                traced[package.root] = _trace(model, package, samples)
+            found = traced[package.root]
+            _check_layers(found.layers, package.manifest)
+            vectors, without = _recorded(found, runs, package.manifest)
+    except MoHDeployError as error:
+        raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
+    notes = tuple(_notes(model, name, found.layers, package.manifest))
+    return Answers(vectors, has_gates=True, notes=notes, without_gates=without)
+
+
+def _runs(model: LoadedModel, manifest: Manifest, samples: Sequence[Sample]) -> list[OriginalRun]:
+    outputs = [spec.name for spec in manifest.outputs]
+    inputs = [inputs_of_package(one.known.inputs, manifest) for one in samples]
+    return [_run(model, one, outputs) for one in inputs]
+
+
+def _trace(model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]) -> Traced:
+    # Recorded first are the example's sizes. Sizes of 1 would count as fixed.
+    example = package.vectors[0] if package.vectors else samples[0].known
+    program = normalize(trace(model, inputs_of_package(example.inputs, package.manifest)))
+    return Traced(program, view_attention(program, insert(program, recognize(program))))
+
+
+def _recorded(
+    traced: Traced, runs: Sequence[OriginalRun], manifest: Manifest
+) -> tuple[tuple[VectorSet, ...], dict[int, str]]:
+    """Return what is compared with, and why some of it has no gates.
+
+    The trace may demand sizes that the model itself does not: a decoding step is one token.
+    """
+    outputs = [spec.name for spec in manifest.outputs]
+    vectors, without = [], {}
+    for number, run in enumerate(runs):
+        found = try_to_record(traced.program, traced.rewrites, (), run, outputs)
+        if isinstance(found, DoesNotRun):
+            without[number] = _no_gates(run, found)
+            vectors.append(recorded_vectors(run, None, outputs))
+        else:
+            vectors.append(recorded_vectors(run, found, outputs))
+    return tuple(vectors), without
+
+
+def _no_gates(run: OriginalRun, found: DoesNotRun) -> str:
+    return (
+        f"The traced program, which shows gates, does not run{run.at}, where the original model"
+        f" does ({found.why}): outputs alone are compared there, and no routing."
+    )
+
+
+def _run(model: LoadedModel, inputs: Sequence[ModelInput], outputs: Sequence[str]) -> OriginalRun:
+    try:
+        found = run_original(model, [item.value for item in inputs])
+    except Exception as error:  # It is the user's own code, which may fail in any way.
+        given = ", ".join(map(input_text, inputs))
+        raise ConfigError(
+            f"it fails on the package's inputs ({given}): {describe_error(error)}.",
+            hint="It has to take them by position. If its dtype is another one than the package's,"
+            " --dtype brings it there.",
+        ) from error
+    if len(found) != len(outputs):
+        raise ConfigError(
+            f"it returns {len(found)} tensors, the package {len(outputs)}: {', '.join(outputs)}.",
+            hint="Give the checkpoint that the package was made from, or one of the same model.",
+        )
+    return OriginalRun(tuple(inputs), found)
+
+
+def _check_layers(layers: Sequence[str], manifest: Manifest) -> None:
+    if len(layers) != len(manifest.layers):
+        raise ConfigError(
+            f"it has {len(layers)} MoH layers ({', '.join(layers)}), the package"
+            f" {len(manifest.layers)}.",
+            hint="Compare a package with a checkpoint of the same architecture.",
+        )
+
+
+def _notes(
+    model: LoadedModel, name: str, layers: Sequence[str], manifest: Manifest
+) -> Iterator[str]:
+    recorded, given = manifest.checkpoint_sha256, model.checkpoint_sha256
+    if recorded is not None and given is not None and recorded != given:
+        yield (
+            f"The package was made from another checkpoint (sha256 {recorded[:12]}...) than the"
+            f" {name} ({given[:12]}...)."
+        )
+    pairs = zip(layers, manifest.layers, strict=True)
+    renamed = [f"'{mine}' as '{layer.path}'" for mine, layer in pairs if mine != layer.path]
+    if renamed:
+        yield f"Layers are compared in their order: {', '.join(renamed)}."

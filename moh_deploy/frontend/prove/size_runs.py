@@ -1,0 +1,118 @@
+"""Record the original model at the example's sizes and at others, as far as the trace takes them.
+
+Torch traces for sizes from 2 on, and builds that into what it makes of a size: the rows of an image
+are its height over that of a patch, and must not be 1 in the traced program, though the model takes
+an image of one patch. Such a size is no failure; it is below what the trace is good for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from moh_deploy.frontend.inputs.sizes import Run, changed_runs, other_runs, run_at
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.prove.original import OriginalRun, run_original
+from moh_deploy.frontend.prove.record import Recording
+from moh_deploy.frontend.prove.recorded_run import DoesNotRun, does_not_run
+
+Take = Callable[[OriginalRun], Recording | DoesNotRun]
+"""Runs the traced program at the sizes of a run of the original."""
+
+
+@dataclass(frozen=True)
+class SizeRuns:
+    """Runs of the original at the sizes that the trace takes; the first is the example.
+
+    Attributes:
+        too_small: Dimensions that the model takes at size 1 and the trace does not.
+    """
+
+    runs: list[OriginalRun]
+    recordings: list[Recording]
+    too_small: frozenset[str]
+
+
+def record_sizes(
+    model: LoadedModel,
+    inputs: Sequence[ModelInput],
+    example: OriginalRun,
+    take: Take,
+    *,
+    thorough: bool,
+) -> SizeRuns:
+    """Run the original model and the traced program at the example's sizes and at others.
+
+    Args:
+        thorough: As in `other_runs`.
+
+    Raises:
+        ExportError: The traced program does not run at a size above 1 where the original does.
+    """
+
+    def run(arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return run_original(model, arguments)
+
+    recorder = _Recorder(inputs, run, take)
+    recorder.add(example)
+    for resized, outputs in other_runs(inputs, run, thorough=thorough):
+        one = OriginalRun(resized, outputs)
+        taken = take(one)
+        if isinstance(taken, DoesNotRun) and 1 in one.sizes.values():
+            too_small = _too_small(recorder, one)
+            if not thorough or len(recorder.runs) == 1:
+                for changed in changed_runs(inputs, run, example.sizes):
+                    recorder.add(OriginalRun(*changed))
+            return SizeRuns(recorder.runs, recorder.recordings, too_small)
+        recorder.append(one, taken)
+    return SizeRuns(recorder.runs, recorder.recordings, frozenset())
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """Runs the original model, and collects what the traced program makes of the same inputs."""
+
+    inputs: Sequence[ModelInput]
+    run: Run
+    take: Take
+    runs: list[OriginalRun] = field(default_factory=list)
+    recordings: list[Recording] = field(default_factory=list)
+
+    def add(self, run: OriginalRun) -> None:
+        """Record a run that the traced program has to take."""
+        self.append(run, self.take(run))
+
+    def append(self, run: OriginalRun, taken: Recording | DoesNotRun) -> None:
+        """Collect a run, or fail where the traced program did not take it."""
+        if isinstance(taken, DoesNotRun):
+            raise does_not_run(run, taken)
+        self.runs.append(run)
+        self.recordings.append(taken)
+
+    def taken_at(self, sizes: Mapping[str, int]) -> tuple[OriginalRun, Recording] | None:
+        """Return both runs at given sizes; None where either does not take them."""
+        made = run_at(self.inputs, self.run, sizes)
+        if isinstance(made, Exception):
+            return None
+        one = OriginalRun(*made)
+        taken = self.take(one)
+        return None if isinstance(taken, DoesNotRun) else (one, taken)
+
+
+def _too_small(recorder: _Recorder, refused: OriginalRun) -> frozenset[str]:
+    """The dimensions that the trace does not take at size 1; records size 1 of the others.
+
+    Args:
+        refused: A run at size 1 that the trace did not take.
+    """
+    example = recorder.runs[0].sizes
+    ones = [name for name, size in refused.sizes.items() if size == 1]
+    too_small = [name for name in ones if recorder.taken_at({**example, name: 1}) is None]
+    rest = {name: 1 for name in ones if too_small and name not in too_small}
+    smallest = recorder.taken_at({**example, **rest}) if rest else None
+    if smallest is None:
+        return frozenset(ones)  # not together, though perhaps each alone
+    recorder.append(*smallest)
+    return frozenset(too_small)

@@ -1,0 +1,62 @@
+"""Give every custom op a body in standard operators, for runtimes without the kernel."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from moh_deploy.graph.import_domains import import_domains
+from moh_deploy.ops import OPS
+from moh_deploy.ops.domains import numbered_domain
+from moh_deploy.ops.spec import (
+    PLUGIN_ATTRIBUTES,
+    Attributes,
+    OpSpec,
+    TensorType,
+    TensorTypes,
+)
+
+
+def add_function_bodies(model: ir.Model, *, opset: int) -> None:
+    """Add one function for each op, or, where its nodes need different bodies, one for each body,
+    in a domain of its own: the first one's nodes stay in `moh`, the second one's move to `moh.2`.
+
+    No overloads: many readers look functions up by domain and name, and take one for the other.
+    """
+    for spec in OPS.values():
+        numbers: dict[str, int] = {}
+        for node in _nodes_of(model, spec):
+            key = spec.variant(_types(node), _attributes(spec, node)).key()
+            number = numbers.setdefault(key, len(numbers) + 1)
+            node.domain = numbered_domain(spec.domain, number)
+            _add(model, spec, node, opset)
+    import_domains(model)
+
+
+def _nodes_of(model: ir.Model, spec: OpSpec) -> list[ir.Node]:
+    own = (spec.domain, spec.name)
+    return [node for node in model.graph.all_nodes() if (node.domain, node.op_type) == own]
+
+
+def _add(model: ir.Model, spec: OpSpec, node: ir.Node, opset: int) -> None:
+    if node.op_identifier() in model.functions:
+        return
+    proto = spec.function(_types(node), _attributes(spec, node), opset=opset)
+    proto.domain = node.domain
+    function = ir.serde.deserialize_function(proto)
+    model.functions[function.identifier()] = function
+
+
+def _types(node: ir.Node) -> TensorTypes:
+    return [None if value is None else _type(value) for value in node.inputs]
+
+
+def _type(value: ir.Value) -> TensorType:
+    assert value.shape is not None, f"{value.name} has no shape"
+    assert value.dtype is not None, f"{value.name} has no dtype"
+    dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+    return TensorType(str(value.dtype.numpy()), tuple(dims))
+
+
+def _attributes(spec: OpSpec, node: ir.Node) -> Attributes:
+    given = {name: attribute.value for name, attribute in node.attributes.items()}
+    return spec.complete({name: given[name] for name in given if name not in PLUGIN_ATTRIBUTES})

@@ -1,0 +1,99 @@
+"""Run each layer as it was chosen: move its nodes between the domains `moh` and `moh.dense`.
+
+To move a package to the one choice that its layers have at some sizes, without any `If`, as a
+runtime for these sizes only may want it: `choose_layers(model, at_sizes(layers, sizes))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from moh_deploy.errors import PackageError
+from moh_deploy.graph.import_domains import import_domains
+from moh_deploy.graph.switch_by_size import switch_rules, with_switches, without_switches
+from moh_deploy.ops import OPS, is_moh_op
+from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain, with_base
+from moh_deploy.package import LayerInfo, NodeRule, node_rules
+
+
+def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
+    """Move nodes, and bring along the bodies that they need there.
+
+    A node keeps its number: one operator's bodies are told apart in both domains alike.
+
+    Args:
+        model: Its functions hold a body for every node, in the node's domain.
+        layers: Their choices say where each node belongs. Nodes of layers that are not among them
+            stay where they are, but for those that depend on sizes: these go to `moh`.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        PackageError: The model lacks the node of a layer.
+    """
+    rules, places = node_rules(layers), _places(model)
+    for name in rules:
+        if name not in places:
+            raise PackageError(f"model.onnx has no MoH node '{name}', which the manifest names.")
+    if all(places[name] == str(rule) for name, rule in rules.items()):
+        return False
+    without_switches(model)
+    _move(model, rules)
+    with_switches(model, rules)
+    _arrange_bodies(model)
+    import_domains(model)
+    return True
+
+
+def ops_of(model: ir.Model) -> dict[str, int]:
+    """Return `moh::MoHAttention` and the like, of all domains, with their versions: for the
+    manifest."""
+    used = sorted({identifier[:2] for identifier in model.functions})
+    return {
+        f"{domain}::{name}": spec.version
+        for spec in OPS.values()
+        for domain, name in used
+        if name == spec.name and base_domain(domain)
+    }
+
+
+def _places(model: ir.Model) -> dict[str | None, str]:
+    """Return where each node is, as the text of a rule."""
+    places = {node.name: base_domain(node.domain) or "" for node in _custom_nodes(model)}
+    return places | switch_rules(model)
+
+
+def _move(model: ir.Model, rules: Mapping[str, NodeRule]) -> None:
+    """Give each node its domain; `moh` for now if it has several."""
+    for node in _custom_nodes(model):
+        rule = rules.get(node.name or "")
+        if rule is not None:
+            node.domain = with_base(node.domain, rule.domain or KERNEL_DOMAIN)
+
+
+def _custom_nodes(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph.all_nodes() if is_moh_op(node.domain, node.op_type)]
+
+
+def _arrange_bodies(model: ir.Model) -> None:
+    """Keep one body for each domain that has nodes, in an order that does not tell of any moves."""
+    used = {node.op_identifier() for node in _custom_nodes(model)}
+    before = dict(model.functions)
+    model.functions.clear()
+    for (domain, name, overload), function in before.items():
+        if not is_moh_op(domain, name):
+            model.functions[function.identifier()] = function
+            continue
+        for target in (with_base(domain, base) for base in (KERNEL_DOMAIN, DENSE_DOMAIN)):
+            identifier = (target, name, overload)
+            if identifier in used and identifier not in model.functions:
+                model.functions[identifier] = before.get(identifier) or _copied(function, target)
+
+
+def _copied(function: ir.Function, domain: str) -> ir.Function:
+    copy = ir.serde.deserialize_function(ir.serde.serialize_function(function))
+    copy.domain = domain
+    return copy

@@ -1,0 +1,173 @@
+"""A variant of a model that computes bfloat16, or float16, as hardware does, on a runtime that does
+not.
+
+Every operator that reads or makes that dtype computes in float32, and its results are rounded: what
+hardware does that multiplies 16 bits and accumulates in float32. Values keep their names and
+dtypes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from moh_deploy.errors import PackageError
+from moh_deploy.graph.switches import all_nodes
+
+# They move such values or make them of a number: every runtime has them.
+_NATIVE = ("Cast", "Constant", "If", "Loop", "Scan")
+
+_SMALL = 64
+
+_DTYPE_ATTRIBUTES = ("dtype", "output_dtype")
+
+Dtype = Literal["bfloat16", "float16"]
+
+_ELEMENT: Mapping[Dtype, int] = {
+    "bfloat16": TensorProto.BFLOAT16,
+    "float16": TensorProto.FLOAT16,
+}
+
+
+def computes_in(model: onnx.ModelProto, dtype: Dtype) -> bool:
+    """Tell whether an operator of the graph reads or makes this dtype."""
+    element = _ELEMENT[dtype]
+    if not _mentions(model.graph, element):  # Most models do not, and inferring types takes time.
+        return False
+    types = _element_types(model)
+    return any(
+        types.get(name) == element
+        for node in all_nodes(model.graph)
+        if node.op_type not in _NATIVE
+        for name in (*node.input, *node.output)
+    )
+
+
+def _mentions(graph: onnx.GraphProto, element: int) -> bool:
+    values = (*graph.input, *graph.output)
+    return (
+        any(one.data_type == element for one in graph.initializer)
+        or any(one.type.tensor_type.elem_type == element for one in values)
+        or any(
+            attribute.i == element or attribute.t.data_type == element
+            for node in all_nodes(graph)
+            for attribute in node.attribute
+        )
+    )
+
+
+def emulate(model: onnx.ModelProto, dtype: Dtype) -> None:
+    """Compute a dtype in float32, and round every result to it.
+
+    Args:
+        model: Changed in place. Its weights may not be loaded.
+
+    Raises:
+        PackageError: The dtype of a value cannot be inferred.
+    """
+    types = _element_types(model)
+    for node in all_nodes(model.graph):
+        for name in node.output:
+            if name and name not in types:
+                raise PackageError(
+                    f"{dtype} cannot be emulated: the dtype of '{name}' ({node.op_type}) cannot be"
+                    " inferred."
+                )
+    element = _ELEMENT[dtype]
+    _emulate(model.graph, {name for name, one in types.items() if one == element}, element)
+
+
+def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0) -> None:
+    nodes: list[onnx.NodeProto] = []
+    wide: dict[str, str] = {}  # of this graph; a branch has its own, by other names
+    for node in map(_copied, graph.node):
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _emulate(attribute.g, low, element, depth + 1)
+        if node.op_type in _NATIVE or not low.intersection((*node.input, *node.output)):
+            nodes.append(node)
+            continue
+        for name in low.intersection(node.input).difference(wide):
+            wide[name] = f"{name}.wide_{depth}"
+            nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
+        rounded = [name for name in node.output if name in low]
+        nodes.append(_in_float32(node, wide, low, element))
+        nodes += [_cast(_exact(name), name, element) for name in rounded]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _in_float32(
+    node: onnx.NodeProto, wide: Mapping[str, str], low: set[str], element: int
+) -> onnx.NodeProto:
+    node.input[:] = [wide[name] if name in low else name for name in node.input]
+    node.output[:] = [_exact(name) if name in low else name for name in node.output]
+    for attribute in node.attribute:
+        if attribute.name in _DTYPE_ATTRIBUTES and attribute.i == element:
+            attribute.i = TensorProto.FLOAT
+        if attribute.HasField("t") and attribute.t.data_type == element:
+            value = numpy_helper.to_array(attribute.t).astype(np.float32)
+            attribute.t.CopyFrom(numpy_helper.from_array(value))
+    return node
+
+
+def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _cast(name: str, output: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [name], [output], to=to)
+
+
+def _exact(name: str) -> str:
+    """Return the name of a result before it is rounded."""
+    return f"{name}.exact"
+
+
+def _element_types(model: onnx.ModelProto) -> Mapping[str, int]:
+    """Return the dtype of each value of the graph and of the branches in it."""
+    inferred = shape_inference.infer_shapes(_light(model), check_type=False, data_prop=True)
+    return dict(_types(inferred.graph))
+
+
+def _light(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without the numbers of its weights: types hang on none of them."""
+    light = onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
+    )
+    graph = model.graph
+    light.graph.CopyFrom(
+        onnx.GraphProto(
+            name=graph.name,
+            node=graph.node,
+            input=graph.input,
+            output=graph.output,
+            value_info=graph.value_info,
+            initializer=map(_without_numbers, graph.initializer),
+        )
+    )
+    return light
+
+
+def _without_numbers(weight: onnx.TensorProto) -> onnx.TensorProto:
+    if math.prod(weight.dims) <= _SMALL:  # maybe a shape, which shapes of values hang on
+        return weight
+    return onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+
+
+def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
+    for one in (*graph.input, *graph.output, *graph.value_info):
+        yield one.name, one.type.tensor_type.elem_type
+    for weight in graph.initializer:
+        yield weight.name, weight.data_type
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _types(attribute.g)

@@ -1,0 +1,105 @@
+"""The float32 form of a package: the same graph, in which nothing is rounded to fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import onnx_ir as ir
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.graph import choose_layers, without_switches
+from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.lower_precision import LowType
+from moh_deploy.graph.raise_precision import Raised, raise_precision
+from moh_deploy.package import OnnxPackage
+from moh_deploy.package.model_files import save_model
+
+LOW = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Float32Form:
+    """What a package of lower precision would be in float32.
+
+    Attributes:
+        package: Stored in a scratch directory, with the manifest and vectors of the original one.
+        model: Its graph, without switches by size.
+        raised: What was in lower precision.
+        low: That precision.
+    """
+
+    package: OnnxPackage
+    model: ir.Model
+    raised: Raised
+    low: LowType
+
+    @property
+    def weights(self) -> str:
+        """Where the float32 weights come from."""
+        if self.raised.given and not self.raised.foreign:
+            return "the weights of the reference"
+        if self.raised.given:
+            count = len(self.raised.foreign)
+            return f"the weights of the reference, and {count} in {self.low} that are not in it"
+        none = ": none of the reference rounds to them" if self.raised.foreign else ""
+        return f"the weights in {self.low}, whose rounding stays{none}"
+
+
+def float32_form(package: OnnxPackage, reference: OnnxPackage | None, scratch: Path) -> Float32Form:
+    """Make it, with weights from the reference where they round to those in the package.
+
+    Args:
+        package: In float16 or bfloat16.
+        reference: The float32 package that it was made from; None if there is none.
+        scratch: An empty directory to write it to.
+    """
+    low = cast(LowType, package.manifest.precision)
+    model = load_ir(package)
+    without_switches(model)
+    infer_types(model)
+    raised = raise_precision(model, low, None if reference is None else _weights(reference))
+    return Float32Form(store(model.clone(), package, scratch), model, raised, low)
+
+
+def store(model: ir.Model, package: OnnxPackage, root: Path) -> OnnxPackage:
+    """Write a variant of a package's model, its layers run as the package says, into a directory.
+
+    Returns:
+        A package to open sessions of. It has no files but the model.
+    """
+    choose_layers(model, package.manifest.layers)
+    save_model(model, package, root)
+    return replace(package, root=root)
+
+
+def check_reference(package: OnnxPackage, reference: OnnxPackage) -> None:
+    """Refuse a package that cannot be the one that another was made from.
+
+    Raises:
+        ConfigError: It is not in float32, or has other layers.
+    """
+    if reference.manifest.precision != "float32":
+        raise ConfigError(
+            f"the reference {reference.root} is in {reference.manifest.precision}, expected a"
+            " package in float32."
+        )
+    ours, theirs = ([one.path for one in p.manifest.layers] for p in (package, reference))
+    if ours != theirs:
+        raise ConfigError(
+            f"the reference {reference.root} has the MoH layers {_listed(theirs)},"
+            f" {package.root} has {_listed(ours)}: it is another model."
+        )
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(f"'{path}'" for path in paths) or "none"
+
+
+def _weights(reference: OnnxPackage) -> Mapping[str, ir.TensorProtocol]:
+    graph = load_ir(reference).graph
+    weights = {name: value.const_value for name, value in graph.initializers.items()}
+    return {name: tensor for name, tensor in weights.items() if tensor is not None}

@@ -1,0 +1,62 @@
+"""How much work skipping heads can save, and how much of it the layers' choices do.
+
+Counted at the example's sizes: the two matrix products of an attention core, queries with keys and
+weights with values, and the projections of queries and outputs that are operators of their own. A
+multiply-add counts as two. Not counted: other projections, router, softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.package import LayerInfo, current_choice
+
+
+def attention_flops(layer: LayerInfo) -> int | None:
+    """Return 4 * B * H * S * T * D, the dense cost of a layer's core; None if a size is unknown."""
+    if layer.seq_len is None or layer.kv_len is None or layer.head_dim is None:
+        return None
+    tokens = layer.batch * layer.seq_len
+    return 4 * tokens * layer.num_heads * layer.kv_len * layer.head_dim
+
+
+def projection_flops(layer: LayerInfo, nodes: LayerNodes) -> int | None:
+    """Return 2 * B * S * H * D * (features before + behind) of a layer's projections that are
+    operators, 0 if none are; None if a size is unknown."""
+    features = [
+        size
+        for name, size in (
+            (layer.query_projection, nodes.query_features),
+            (layer.output_projection, nodes.output_features),
+        )
+        if name is not None
+    ]
+    known = [size for size in features if size is not None]
+    if layer.seq_len is None or layer.head_dim is None or len(known) < len(features):
+        return None
+    return 2 * layer.batch * layer.seq_len * layer.num_heads * layer.head_dim * sum(known)
+
+
+def skippable_flops(layer: LayerInfo, nodes: LayerNodes) -> int | None:
+    """Return the part that belongs to heads no token chose; None if unknown, 0 if not replaced."""
+    if not layer.replaced:
+        return 0
+    return _of_closed_heads(layer, attention_flops(layer), projection_flops(layer, nodes))
+
+
+def skipped_flops(layer: LayerInfo, nodes: LayerNodes, dims: Mapping[str, int]) -> int | None:
+    """Return the part of it that kernels skip as the layer is chosen to run at these sizes."""
+    choice = current_choice(layer, dims)
+    if choice is None or choice == "dense":
+        return 0
+    if choice == "sparse":
+        return _of_closed_heads(layer, attention_flops(layer))
+    return skippable_flops(layer, nodes)
+
+
+def _of_closed_heads(layer: LayerInfo, *dense: int | None) -> int | None:
+    known = [flops for flops in dense if flops is not None]
+    if layer.active_share is None or len(known) < len(dense):
+        return None
+    return round(sum(known) * (1 - layer.active_share))

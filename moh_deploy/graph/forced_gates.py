@@ -1,0 +1,137 @@
+"""A variant of a model in which the gates of its layers are inputs.
+
+The recorded form of a layer's gates may be a view of what its router makes, and attention may read
+another one. So the gates are fed where the router made them, behind the views taken backwards, and
+all that reads them there reads what was fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from moh_deploy.graph.fed_input import add_input
+from moh_deploy.graph.router_nodes import ancestors
+from moh_deploy.graph.switches import all_nodes, dense_twin
+from moh_deploy.package.manifest import LayerInfo
+
+GateTypes = Mapping[str, np.dtype[Any]]
+"""Name of each layer's gates to the dtype that they are fed in."""
+
+_VIEWS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+GATES_INPUT = {
+    "MoHAttention": 3,
+    "MoHAggregatedAttention": 5,
+    "MoHQueryProjection": 2,
+    "MoHOutputProjection": 2,
+}
+"""Operator to the place of the gates among its inputs."""
+
+
+def forced_gates(gates: str) -> str:
+    """Return the name of the input that holds the gates to be used."""
+    return f"{gates}.forced"
+
+
+def computed_gates(gates: str) -> str:
+    """Return the name of what a router computes where other gates are fed to the model."""
+    return f"{gates}.computed"
+
+
+def unforceable_layers(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> list[str]:
+    """Return the paths of layers whose attention would not read what is fed."""
+    nodes = list(all_nodes(graph))
+    return [layer.path for layer in layers if not _reaches_attention(nodes, layer)]
+
+
+def gate_views(graph: onnx.GraphProto, layer: LayerInfo) -> list[onnx.NodeProto]:
+    """Return the views that lead from what a router makes to the layer's gates, the last first."""
+    return _views(_makers(graph.node), layer.gates)
+
+
+def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> None:
+    """Make inputs `forced_gates(name)` of the gates, and call what is computed
+    `computed_gates(name)`.
+
+    Args:
+        graph: Changed in place. Nodes are added at its end: ONNX Runtime sorts them.
+        gates: Name of the gates [B, S, H] of each layer to their dtype.
+    """
+    makers = _makers(graph.node)
+    views = {name: _views(makers, name) for name in gates}
+    roots = {name: chain[-1].input[0] if chain else name for name, chain in views.items()}
+    added = [node for name in gates for node in _feed(name, roots[name], views[name])]
+    for node in all_nodes(graph):
+        for index, name in enumerate(node.input):
+            if name in roots.values():
+                node.input[index] = _fed(name)
+    fed: set[str] = set()
+    for node in added:  # Layers may share a router; their reference gates are the same.
+        if node.output[0] not in fed:
+            fed.add(node.output[0])
+            graph.node.append(node)
+    for name, dtype in gates.items():
+        add_input(graph, forced_gates(name), dtype)
+
+
+def _feed(name: str, root: str, views: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield copies of the views of what is computed, and the views backwards of what is fed."""
+    made = root
+    shapes: list[str] = []
+    for step, view in enumerate(reversed(views)):
+        copy = onnx.NodeProto.FromString(view.SerializeToString())
+        shapes.append(f"{name}.shape_{step}")
+        yield helper.make_node("Shape", [made], [shapes[-1]])
+        copy.name, copy.input[0], copy.output[0] = f"{name}.view_{step}", made, f"{name}.{step}"
+        made = copy.output[0]
+        yield copy
+    yield helper.make_node("Identity", [made], [computed_gates(name)])
+    value = forced_gates(name)
+    for step, view in enumerate(views):
+        back = f"{name}.back_{step}"
+        yield _backwards(view, value, back, shapes[-1 - step])
+        value = back
+    yield helper.make_node("Identity", [value], [_fed(root)])
+
+
+def _backwards(view: onnx.NodeProto, value: str, output: str, shape: str) -> onnx.NodeProto:
+    if view.op_type != "Transpose":
+        return helper.make_node("Reshape", [value, shape], [output], allowzero=1)
+    order = next(list(one.ints) for one in view.attribute if one.name == "perm")
+    return helper.make_node("Transpose", [value], [output], perm=np.argsort(order).tolist())
+
+
+def _reaches_attention(nodes: Sequence[onnx.NodeProto], layer: LayerInfo) -> bool:
+    """Tell whether the layer's attention computes its gates, in whatever way, from what is fed."""
+    makers = _makers(nodes)
+    views = _views(makers, layer.gates)
+    root = views[-1].input[0] if views else layer.gates
+    named = (layer.node, layer.query_projection, layer.output_projection)
+    names = {twin for name in named if name for twin in (name, dense_twin(name))}
+    readers = [node for node in nodes if node.name in names]
+    if not readers:
+        return any(root in node.input for node in nodes if node not in views)
+    read = [node.input[GATES_INPUT[node.op_type]] for node in readers]
+    return all(root == name or root in dict(ancestors(name, makers)) for name in read)
+
+
+def _views(makers: Mapping[str, onnx.NodeProto], name: str) -> list[onnx.NodeProto]:
+    """Return the views that make a value, the last first."""
+    views: list[onnx.NodeProto] = []
+    while name in makers and makers[name].op_type in _VIEWS:
+        views.append(makers[name])
+        name = makers[name].input[0]
+    return views
+
+
+def _makers(nodes: Sequence[onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in nodes for name in node.output}
+
+
+def _fed(root: str) -> str:
+    return f"{root}.fed"

@@ -1,0 +1,135 @@
+"""The nodes of one layer as a model of their own, to be timed on what the whole model feeds them.
+
+Attention and projections stand side by side: between them a model may do anything else (norms,
+positions), which is not the layer's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from moh_deploy.ops import OPS
+from moh_deploy.package import LayerInfo, projections
+from moh_deploy.system.npz import Array
+
+
+def fed_names(model: ir.Model, layer: LayerInfo) -> tuple[str, ...]:
+    """Return the names of what a layer's nodes read and what depends on the model's inputs."""
+    nodes = _nodes(model, layer)
+    made = (value for node in nodes for value in node.inputs if value is not None)
+    return tuple(dict.fromkeys(_name(value) for value in made if not _is_constant(value)))
+
+
+def layer_model(
+    model: ir.Model, layer: LayerInfo, feeds: Sequence[Mapping[str, Array]]
+) -> onnx.ModelProto:
+    """Return a model of a layer's nodes only, in the domains that they have now.
+
+    Args:
+        model: The whole model.
+        layer: One that was replaced.
+        feeds: The arrays of `fed_names`, one set or more: the model's inputs get their types.
+    """
+    nodes = _nodes(model, layer)
+    own = [_with_results(ir.serde.serialize_node(node)) for node in nodes]
+    graph = onnx.GraphProto(name=layer.path)
+    graph.input.extend(_input_info(name, [arrays[name] for arrays in feeds]) for name in feeds[0])
+    graph.output.extend(onnx.ValueInfoProto(name=name) for node in own for name in node.output)
+    graph.node.extend([*map(ir.serde.serialize_node, _makers(nodes)), *own])
+    graph.initializer.extend(map(_tensor, _constants(nodes)))
+    used = {node.op_identifier() for node in nodes}
+    functions = [function for key, function in model.functions.items() if key in used]
+    opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
+    return onnx.helper.make_model(
+        graph,
+        functions=[ir.serde.serialize_function(function) for function in functions],
+        opset_imports=opsets,
+        ir_version=model.ir_version,
+    )
+
+
+def empty_model(feeds: Sequence[Mapping[str, Array]]) -> onnx.ModelProto:
+    """Return a model that takes the same and does nothing but copy the smallest of it."""
+    smallest = min(feeds[0], key=lambda name: feeds[0][name].size)
+    graph = onnx.GraphProto(name="empty")
+    graph.input.extend(_input_info(name, [arrays[name] for arrays in feeds]) for name in feeds[0])
+    graph.node.append(onnx.helper.make_node("Identity", [smallest], [f"{smallest} (result)"]))
+    graph.output.append(onnx.ValueInfoProto(name=f"{smallest} (result)"))
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+    )
+
+
+def attention_inputs(model: ir.Model, layer: LayerInfo) -> dict[str, str]:
+    """Return `Q`, `gates` and so on to the names of what a layer's attention node reads."""
+    for node in model.graph:
+        if node.name == layer.node and layer.node is not None:
+            formal = OPS[node.op_type].inputs
+            return {
+                one.name: _name(value)
+                for one, value in zip(formal, node.inputs, strict=False)
+                if value is not None
+            }
+    return {}
+
+
+def _nodes(model: ir.Model, layer: LayerInfo) -> list[ir.Node]:
+    names = {layer.node, *projections(layer)}
+    return [node for node in model.graph if node.name in names]
+
+
+def _with_results(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Name the outputs anew: what one node of a layer makes, another one may be fed with."""
+    node.output[:] = [f"{name} (result)" if name else "" for name in node.output]
+    return node
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Weights may reach a node by way of others: a Transpose of an initializer, say."""
+    node = value.producer()
+    if node is None:
+        return value.is_initializer()
+    return all(one is None or _is_constant(one) for one in node.inputs)
+
+
+def _constant_inputs(nodes: list[ir.Node]) -> Iterator[ir.Value]:
+    for node in nodes:
+        yield from (one for one in node.inputs if one is not None and _is_constant(one))
+
+
+def _makers(nodes: list[ir.Node]) -> list[ir.Node]:
+    """Return the nodes that make constants of others, in the order in which they run."""
+    makers: dict[ir.Node, None] = {}
+    for value in _constant_inputs(nodes):
+        node = value.producer()
+        if node is not None:
+            makers |= dict.fromkeys([*_makers([node]), node])
+    return list(makers)
+
+
+def _constants(nodes: list[ir.Node]) -> Iterator[ir.Value]:
+    values = _constant_inputs([*_makers(nodes), *nodes])
+    yield from dict.fromkeys(value for value in values if value.producer() is None)
+
+
+def _tensor(value: ir.Value) -> onnx.TensorProto:
+    assert value.const_value is not None
+    # External data, too, moves into the small model.
+    copy = ir.Tensor(value.const_value.numpy(), name=value.name)
+    return ir.serde.serialize_tensor(copy)
+
+
+def _input_info(name: str, arrays: Sequence[Array]) -> onnx.ValueInfoProto:
+    """A size that is the same in all sets is fixed."""
+    element = ir.DataType.from_numpy(arrays[0].dtype).value
+    sizes = [set(axis) for axis in zip(*(array.shape for array in arrays), strict=True)]
+    shape = [axis.pop() if len(axis) == 1 else None for axis in sizes]
+    return onnx.helper.make_tensor_value_info(name, element, shape)
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None
+    return value.name

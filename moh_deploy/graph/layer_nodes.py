@@ -1,0 +1,67 @@
+"""What a model's nodes tell of its layers and the manifest does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from moh_deploy.graph.switches import all_nodes
+from moh_deploy.package.manifest import LayerInfo
+
+
+@dataclass(frozen=True)
+class LayerNodes:
+    """The operators of one layer.
+
+    Attributes:
+        op: Operator of its attention node; None if it was not replaced.
+        is_causal: A query sees its own position and those before it.
+        has_mask: The scores have a mask or a bias.
+        query_features: Width of what its MoHQueryProjection reads; None without one, or where the
+            weight is not a constant.
+        output_features: Width of what its MoHOutputProjection makes; None likewise.
+        window: Neighbours in the window of a MoHAggregatedAttention; 0 for others.
+    """
+
+    op: str | None
+    is_causal: bool = False
+    has_mask: bool = False
+    query_features: int | None = None
+    output_features: int | None = None
+    window: int = 0
+
+
+def layer_nodes(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[LayerNodes, ...]:
+    """Return the operators of each layer; None stands in for what the graph lacks."""
+    nodes = {node.name: node for node in all_nodes(graph) if node.name}
+    dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    return tuple(_of_layer(layer, nodes, dims) for layer in layers)
+
+
+def _of_layer(
+    layer: LayerInfo, nodes: Mapping[str, onnx.NodeProto], dims: Mapping[str, tuple[int, ...]]
+) -> LayerNodes:
+    node = nodes.get(layer.node or "")
+    query, output = (
+        _weight_dims(nodes.get(name or ""), dims)
+        for name in (layer.query_projection, layer.output_projection)
+    )
+    if node is None:
+        return LayerNodes(None)
+    numbers = {one.name: one.i for one in node.attribute}
+    return LayerNodes(
+        op=node.op_type,
+        is_causal=bool(numbers.get("is_causal")),
+        has_mask=node.op_type == "MoHAttention" and len(node.input) > 4 and bool(node.input[4]),
+        window=numbers.get("kernel_height", 0) * numbers.get("kernel_width", 0),
+        query_features=query[0] if query else None,
+        output_features=output[1] if output else None,
+    )
+
+
+def _weight_dims(
+    node: onnx.NodeProto | None, dims: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    return None if node is None else dims.get(node.input[1])

@@ -1,0 +1,76 @@
+"""What each layer of a model is computed from: of which other layers, and of which inputs.
+
+Read for a model to which the gates of every layer are fed: what only a router reads does not reach
+its attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from moh_deploy.graph.forced_gates import gate_views
+from moh_deploy.graph.router_logits import attention_value
+from moh_deploy.graph.switches import reads
+from moh_deploy.package.manifest import LayerInfo
+
+Source = int | str
+"""Number of a layer in the manifest's order, whose attention is read, or name of an input."""
+
+
+@dataclass(frozen=True)
+class LayerSources:
+    """Where the values of one layer come from.
+
+    Attributes:
+        attention: What its attention is computed from.
+        router: What its gates are computed from.
+    """
+
+    attention: frozenset[Source]
+    router: frozenset[Source]
+
+
+NO_SOURCES = LayerSources(frozenset(), frozenset())
+
+
+def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[LayerSources, ...]:
+    """Return the sources of each layer.
+
+    Args:
+        graph: Its nodes are sorted, as those of a valid model are.
+    """
+    attention = {attention_value(graph, layer): i for i, layer in enumerate(layers)}
+    gates = {name for layer in layers for name in _gate_names(graph, layer)}
+    weights = {tensor.name for tensor in graph.initializer}
+    known: dict[str, frozenset[Source]] = {
+        one.name: frozenset([one.name]) for one in graph.input if one.name not in weights
+    }
+    before: dict[str, frozenset[Source]] = {}
+    for node in graph.node:
+        found = frozenset[Source]().union(*(known.get(name, _NONE) for name in reads(node)))
+        for name in node.output:
+            before[name] = found
+            if name in gates:
+                known[name] = _NONE
+            elif name in attention:
+                known[name] = found | {attention[name]}
+            else:
+                known[name] = found
+    return tuple(
+        LayerSources(
+            before.get(attention_value(graph, layer) or "", _NONE),
+            before.get(_gate_names(graph, layer)[-1], _NONE),
+        )
+        for layer in layers
+    )
+
+
+_NONE: frozenset[Source] = frozenset()
+
+
+def _gate_names(graph: onnx.GraphProto, layer: LayerInfo) -> list[str]:
+    """Return the names of a layer's gates, and of what they are views of, down to the router's."""
+    return [layer.gates, *(view.input[0] for view in gate_views(graph, layer))]

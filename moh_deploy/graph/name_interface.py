@@ -1,0 +1,79 @@
+"""Give inputs, outputs and dynamic dimensions the user's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from moh_deploy.config.dims import DimExpr
+
+
+def name_interface(
+    model: ir.Model, *, dims: Sequence[Mapping[int, DimExpr]], outputs: Sequence[str]
+) -> None:
+    """Rename symbols of dynamic dimensions and the outputs.
+
+    Args:
+        dims: For each input, axis to dimension.
+        outputs: A name for each output.
+    """
+    symbols = _symbols(model, dims)
+    for value in _values(model.graph):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, symbols) for dim in value.shape])
+    for value, axes in zip(model.graph.inputs, dims, strict=True):
+        assert value.shape is not None
+        value.shape = ir.Shape(
+            [str(axes[axis]) if axis in axes else dim for axis, dim in enumerate(value.shape)]
+        )
+    _name_outputs(model.graph, outputs)
+
+
+def _symbols(model: ir.Model, dims: Sequence[Mapping[int, DimExpr]]) -> dict[str, str]:
+    """The exporter's symbol of each plain dimension, such as `s77`, to its name."""
+    symbols: dict[str, str] = {}
+    for value, axes in zip(model.graph.inputs, dims, strict=True):
+        assert value.shape is not None
+        for axis, expr in axes.items():
+            symbol = getattr(value.shape[axis], "value", None)
+            if expr.is_plain and isinstance(symbol, str):
+                symbols[symbol] = expr.name
+    return symbols
+
+
+def _renamed(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    if dim.value is None:
+        return None
+    return re.sub(r"[A-Za-z_]\w*", lambda word: symbols.get(word[0], word[0]), dim.value)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph.all_nodes():
+        yield from node.outputs
+
+
+def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    taken = set(names)
+    for value in _values(graph):
+        if value.name in taken and value not in graph.outputs:
+            value.name = f"{value.name}.inner"
+    for index, name in enumerate(names):
+        value = graph.outputs[index]
+        if value.is_graph_input() or value.is_initializer() or value in graph.outputs[:index]:
+            value = _copied(graph, value)
+            graph.outputs[index] = value
+        value.name = name
+
+
+def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """An output needs a value of its own: it cannot be an input or another output as well."""
+    node = ir.Node("", "Identity", [value])
+    graph.append(node)
+    (copy,) = node.outputs
+    copy.shape, copy.type = value.shape, value.type
+    return copy

@@ -1,0 +1,143 @@
+"""Where the routers of a model read their logits, and a variant in which the logits are inputs.
+
+A layer whose router is of plain operators has no such place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from moh_deploy.graph.fed_input import add_input
+from moh_deploy.graph.router_nodes import router_nodes
+from moh_deploy.graph.switches import all_nodes
+from moh_deploy.package.manifest import LayerInfo
+
+PORTS = ("routed_logits", "shared_logits", "stage_logits")
+"""The inputs of MoHRouter, in their order."""
+
+
+_KEEP_ORDER = (
+    "Cast",
+    "Concat",
+    "Div",
+    "Flatten",
+    "Identity",
+    "Mul",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+)
+
+
+@dataclass(frozen=True)
+class RouterLogits:
+    """What one layer's MoHRouter reads and makes.
+
+    Attributes:
+        path: The layer.
+        node: Name of the MoHRouter node.
+        logits: Port to the value that it reads there, for the ports that are present.
+        gates: The value that it makes, [B, S, H].
+        attributes: Those of the node.
+        attention: The value that the layer's attention makes; None where it was not replaced.
+        in_order: The recorded gates hold the tokens in the order in which the router has them.
+        form: As in `LayerInfo.router`.
+    """
+
+    path: str
+    node: str
+    logits: Mapping[str, str]
+    gates: str
+    attributes: Mapping[str, int | str]
+    attention: str | None
+    in_order: bool
+    form: str
+
+    def forced(self, port: str) -> str:
+        """Return the name of the input that holds the logits to be used."""
+        return f"{self.node}.{port}.forced"
+
+
+def router_logits(
+    graph: onnx.GraphProto, layers: tuple[LayerInfo, ...]
+) -> tuple[RouterLogits | None, ...]:
+    """Return where each layer's router reads its logits; None for one of plain operators."""
+    nodes = {node.name: node for node in graph.node if node.name}
+    routers = router_nodes(graph, layers)
+    return tuple(
+        None if name is None else _of_layer(graph, layer, nodes[name])
+        for layer, name in zip(layers, routers, strict=True)
+    )
+
+
+def attention_value(graph: onnx.GraphProto, layer: LayerInfo) -> str | None:
+    """Return the name of what a layer's attention computes, gates included; None without one.
+
+    It is [B, S, heads * value size], or [B, heads, S, value size] where the operator is given that.
+    """
+    return layer.attention if layer.node is None else _made_by(graph, layer.node)
+
+
+def force_logits(
+    graph: onnx.GraphProto,
+    routers: Sequence[RouterLogits],
+    dtypes: Mapping[str, np.dtype[Any]],
+) -> None:
+    """Let routers read inputs `forced(port)` in place of the values that they read.
+
+    Args:
+        graph: Changed in place.
+        routers: The routers; layers that share one have the same inputs.
+        dtypes: Name of each value in `logits` to its dtype.
+    """
+    nodes = {node.name: node for node in graph.node}
+    for router in {one.node: one for one in routers}.values():
+        for port, value in router.logits.items():
+            nodes[router.node].input[PORTS.index(port)] = router.forced(port)
+            add_input(graph, router.forced(port), dtypes[value])
+
+
+def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) -> RouterLogits:
+    return RouterLogits(
+        path=layer.path,
+        node=router.name,
+        logits={port: name for port, name in zip(PORTS, router.input, strict=False) if name},
+        gates=router.output[0],
+        attributes={one.name: _value(one) for one in router.attribute},
+        attention=None if layer.node is None else _made_by(graph, layer.node),
+        in_order=_in_order(graph, layer.gates, router.output[0]),
+        form=layer.router,
+    )
+
+
+def _in_order(graph: onnx.GraphProto, gates: str, made: str) -> bool:
+    """Tell whether nothing on the way from what a router made to the gates moves a token."""
+    makers = {name: node for node in graph.node for name in node.output}
+    while gates != made and gates in makers and makers[gates].op_type in _KEEP_ORDER:
+        gates = makers[gates].input[0]
+    return gates == made
+
+
+def _value(attribute: onnx.AttributeProto) -> int | str:
+    value: int | bytes = helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _made_by(graph: onnx.GraphProto, name: str) -> str | None:
+    """Return what a node makes, as the main graph calls it: the node may be in a branch."""
+    for node in graph.node:
+        if node.name == name:
+            return str(node.output[0])
+        for attribute in node.attribute:
+            inner = {one.name: one.output[0] for one in all_nodes(attribute.g)}
+            if name in inner:
+                returned = [value.name for value in attribute.g.output]
+                return str(node.output[returned.index(inner[name])])
+    return None

@@ -1,0 +1,93 @@
+"""Find the MoHRouter node that makes a layer's gates."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+import onnx
+
+from moh_deploy.graph.switches import all_nodes, reads
+from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.package.manifest import LayerInfo
+
+CONTRACTIONS = ("Conv", "Einsum", "Gemm", "MatMul")
+"""Operators that mix what they read with weights: nothing between a router and the gates does."""
+
+SIZES = ("Shape", "Size")
+"""Operators that know nothing of what they read but how large it is."""
+
+
+def router_nodes(graph: onnx.GraphProto, layers: tuple[LayerInfo, ...]) -> tuple[str | None, ...]:
+    """Return the name of each layer's MoHRouter node; None for a router of plain operators, and
+    where `lost_at` says that there is none."""
+    makers = makers_of(graph)
+    return tuple(
+        _router_of(layer.gates, makers) if layer.router_replaced else None for layer in layers
+    )
+
+
+def lost_at(graph: onnx.GraphProto, layer: LayerInfo) -> str:
+    """Return what stands where a layer's MoHRouter should be, in words.
+
+    Args:
+        layer: A layer of a replaced router that `router_nodes` does not find.
+    """
+    makers = makers_of(graph)
+    met: list[str] = []
+    value = layer.gates
+    while value in makers and not ends_the_way(makers[value]):
+        met.append(operator_text(makers[value]))
+        value = next(iter(reads(makers[value])), "")
+    end = operator_text(makers[value]) if value in makers else f"'{value}', which no node makes"
+    return f"{' <- '.join(met)} <- {end}" if met else end
+
+
+def operator_text(node: onnx.NodeProto) -> str:
+    """Return `Where 'model.Where#2'`: an operator and its node, or what a nameless one makes."""
+    return f"{node.op_type} '{node.name or node.output[0]}'"
+
+
+def makers_of(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return each value of the main graph to the node that makes it."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def is_router(node: onnx.NodeProto) -> bool:
+    """Tell whether a node is a MoHRouter."""
+    return (base_domain(node.domain), node.op_type) == (KERNEL_DOMAIN, "MoHRouter")
+
+
+def ancestors(
+    value: str, makers: Mapping[str, onnx.NodeProto]
+) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """Yield a value and what it is computed from, each with its maker, the nearest first.
+
+    What a MoHRouter, another custom operator or a contraction reads is not looked at: that is made
+    of whole tokens, and leads to other layers. Nor is that of which a size alone is known.
+    """
+    found, waiting = {value}, deque([value])
+    while waiting:
+        name = waiting.popleft()
+        if name not in makers:
+            continue
+        node = makers[name]
+        yield name, node
+        if ends_the_way(node) or node.op_type in SIZES:
+            continue
+        for read in reads(node):
+            if read not in found:
+                found.add(read)
+                waiting.append(read)
+
+
+def _router_of(gates: str, makers: Mapping[str, onnx.NodeProto]) -> str | None:
+    return next((node.name for _, node in ancestors(gates, makers) if is_router(node)), None)
+
+
+def ends_the_way(node: onnx.NodeProto) -> bool:
+    """Tell whether a node mixes tokens, or is a custom operator: nothing behind it is looked at."""
+    inner = [one for attribute in node.attribute for one in all_nodes(attribute.g)]
+    return any(
+        one.op_type in CONTRACTIONS or base_domain(one.domain) is not None for one in (node, *inner)
+    )

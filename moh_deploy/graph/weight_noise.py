@@ -1,0 +1,127 @@
+"""A variant of a model whose weights move at random."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from moh_deploy.system.npz import Array
+
+ROUNDING_STEP = "moh.rounding_step"
+"""Input of the variant: how far a weight may move, as a share of it; 0 for not at all."""
+
+_DRAWN = "moh.rounding_noise"
+"""Input of the variant: where it moves to. Drawn outside: not every runtime does in every opset."""
+
+# A prime: weights that are larger get it again and again, and no two rows of one get the same.
+_DRAWN_SIZE = 65537
+
+_LARGEST = {TensorProto.FLOAT: 1e8, TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
+"""What is larger is what masks are made of."""
+
+_LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def has_low_weights(graph: onnx.GraphProto) -> bool:
+    """Tell whether the graph holds a float16 or bfloat16 weight."""
+    return bool(_weights(graph, None))
+
+
+def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = None) -> None:
+    """Let weights move by up to the share ROUNDING_STEP of each number, and round them again.
+
+    The variant has inputs more: see `weight_noise`.
+
+    Args:
+        graph: Changed in place.
+        names: The weights, of any float type; None for all that are in float16 or bfloat16.
+    """
+    weights = _weights(graph, names)
+    noise = [node for seed, one in enumerate(weights) for node in _noise(one, seed)]
+    for one in weights:
+        one.name = _exact(one.name)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    del graph.node[:]
+    graph.node.extend([*noise, *nodes])
+    for dtype, largest in _LARGEST.items():
+        for name, limit in zip(_limits(dtype), (-largest, largest), strict=True):
+            graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [limit]))
+    graph.input.append(helper.make_tensor_value_info(ROUNDING_STEP, TensorProto.FLOAT, []))
+    # A row, not a list: shape inference follows every number of a list, which may be a shape.
+    graph.input.append(helper.make_tensor_value_info(_DRAWN, TensorProto.FLOAT, [1, _DRAWN_SIZE]))
+
+
+def weight_noise(step: float, draw: int) -> dict[str, Array]:
+    """Return the inputs that a variant has more.
+
+    Args:
+        step: How far a weight may move, as a share of it; 0 for not at all.
+        draw: Its number: equal ones move the weights in the same way.
+    """
+    drawn = np.random.default_rng(draw).uniform(-1.0, 1.0, (1, _DRAWN_SIZE))
+    return {ROUNDING_STEP: np.asarray(step, np.float32), _DRAWN: drawn.astype(np.float32)}
+
+
+def _weights(graph: onnx.GraphProto, names: Collection[str] | None) -> list[onnx.TensorProto]:
+    """Return what moves. Single numbers stay: they are constants, not rounded weights."""
+    return [
+        one
+        for one in graph.initializer
+        if one.data_type in (_LOW if names is None else _LARGEST)
+        and (names is None or one.name in names)
+        and math.prod(one.dims) > 1
+    ]
+
+
+def _noise(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
+    """weight * (1 + step * uniform(-1, 1)), rounded to its dtype.
+
+    What masks are made of stays: infinities, and numbers that would become infinite.
+    """
+    name, limits = weight.name, _limits(weight.data_type)
+    yield helper.make_node("Cast", [_exact(name)], [f"{name}.wide"], to=TensorProto.FLOAT)
+    yield _node("Clip", name, "wide", *limits, output="finite")
+    yield _node("Sub", name, "wide", f"{name}.finite", output="infinite")
+    yield from _drawn(weight, seed)
+    yield _node("Mul", name, "draw", ROUNDING_STEP, output="share")
+    yield _node("Mul", name, "finite", f"{name}.share", output="move")
+    yield _node("Add", name, "finite", f"{name}.move", output="moved")
+    yield _node("Clip", name, "moved", *limits, output="limited")
+    yield _node("Add", name, "limited", f"{name}.infinite", output="noisy")
+    yield helper.make_node("Cast", [f"{name}.noisy"], [name], to=weight.data_type)
+
+
+def _drawn(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
+    """Numbers of _DRAWN in the shape of the weight, from a place of its own on."""
+    name, size = weight.name, math.prod(weight.dims)
+    start = seed * 7919 % _DRAWN_SIZE
+    for part, numbers in {
+        "times": [1, -(-(start + size) // _DRAWN_SIZE)],
+        "start": [start],
+        "stop": [start + size],
+        "axis": [1],
+        "dims": list(weight.dims),
+    }.items():
+        value = helper.make_tensor(part, TensorProto.INT64, [len(numbers)], numbers)
+        yield helper.make_node("Constant", [], [f"{name}.{part}"], value=value)
+    yield helper.make_node("Tile", [_DRAWN, f"{name}.times"], [f"{name}.enough"])
+    places = (f"{name}.{part}" for part in ("start", "stop", "axis"))
+    yield _node("Slice", name, "enough", *places, output="flat")
+    yield _node("Reshape", name, "flat", f"{name}.dims", output="draw")
+
+
+def _node(op: str, name: str, part: str, *others: str, output: str) -> onnx.NodeProto:
+    return helper.make_node(op, [f"{name}.{part}", *others], [f"{name}.{output}"])
+
+
+def _limits(dtype: int) -> tuple[str, str]:
+    kind = TensorProto.DataType.Name(dtype).lower()
+    return f"moh.smallest_{kind}", f"moh.largest_{kind}"
+
+
+def _exact(name: str) -> str:
+    return f"{name}.exact"

@@ -1,1 +1,0 @@
-"""The commands, as functions: each reads a package and returns a report."""

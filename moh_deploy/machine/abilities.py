@@ -1,0 +1,221 @@
+"""What follows from what is on a machine: what can be done there, and what closes each gap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from moh_deploy.machine.ask import Failed
+from moh_deploy.machine.gpu import GpuFacts
+from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
+from moh_deploy.machine.machine import Machine
+from moh_deploy.machine.tensorrt import Registry, TensorRTFacts
+from moh_deploy.machine.tools import OLDEST_NVCC, ToolFacts
+from moh_deploy.runtime.tensorrt.driver import Gpu
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
+
+# Library to whose headers it is built with.
+_BUILT_WITH = {PLUGIN_NAME: "TensorRT", ORT_CUDA_NAME: "ONNX Runtime"}
+_GET_HEADERS = {
+    "TensorRT": "pip install 'moh-deploy[tensorrt]' has them; those of an installed TensorRT in"
+    " another folder than the usual ones are named by TENSORRT_INCLUDE_DIR",
+    "ONNX Runtime": "apt install libonnxruntime-dev",
+}
+_FLAVOURS = {one.title: one for one in FLAVOURS.values()}
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing that somebody may want to do.
+
+    Attributes:
+        name: What.
+        how: By what it can be done; None: it cannot.
+        gaps: What is missing; empty: nothing.
+        essential: Without it, moh-deploy is of no use here.
+    """
+
+    name: str
+    how: str | None
+    gaps: tuple[Failed, ...]
+    essential: bool = False
+
+    @property
+    def can(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.gaps
+
+
+def abilities(machine: Machine) -> tuple[Ability, ...]:
+    """Judge a machine."""
+    rtx, full = (_of(machine, name) for name in ("TensorRT-RTX", "TensorRT"))
+    rtx_gaps, full_gaps = tuple(_tensorrt_gaps(rtx)), tuple(_tensorrt_gaps(full))
+    gpu_gaps, rtx_gpu_gaps = tuple(_gpu_gaps(machine)), tuple(_rtx_gpu_gaps(machine))
+    on_gpu = tuple(_code_gaps(machine, machine.plugin))
+    return (
+        _ability("export a model", _export_gaps(machine), "PyTorch", essential=True),
+        _ability("run on the CPU", _cpu_gaps(machine), _runtime(machine), essential=True),
+        _ability("run on the CPU, by kernels", _kernel_gaps(machine), _instruction_set(machine)),
+        *(
+            _ability(f"build {name}", _build_gaps(machine, headers), _nvcc(machine))
+            for name, headers in _BUILT_WITH.items()
+        ),
+        _ability("build TensorRT-RTX engines", rtx_gaps, _title(rtx)),
+        _ability(
+            "build TensorRT-RTX engines, with kernels",
+            (*rtx_gaps, *_plugin_gaps(machine, rtx)),
+            _title(rtx),
+        ),
+        _ability("run TensorRT-RTX engines", (*rtx_gaps, *rtx_gpu_gaps), _title(rtx)),
+        _ability("build and run TensorRT engines", (*full_gaps, *gpu_gaps), _title(full)),
+        _ability(
+            "build and run TensorRT engines, with kernels",
+            (*full_gaps, *gpu_gaps, *_plugin_gaps(machine, full), *on_gpu),
+            _title(full),
+        ),
+        _ability("moh-deploy run, verify: engines", _runner_gaps(machine), "Polygraphy"),
+        _ability("run CUDA kernels in ONNX Runtime", _ort_cuda_gaps(machine), _runtime(machine)),
+    )
+
+
+def _ability(
+    name: str,
+    gaps: Iterator[Failed] | tuple[Failed, ...],
+    how: str | None,
+    *,
+    essential: bool = False,
+) -> Ability:
+    found = tuple(gaps)
+    return Ability(name, None if found else how, found, essential)
+
+
+def _export_gaps(machine: Machine) -> Iterator[Failed]:
+    yield from _package_gaps(machine)
+    if isinstance(machine.export, Failed):
+        yield machine.export
+
+
+def _cpu_gaps(machine: Machine) -> Iterator[Failed]:
+    functions = machine.cpu.functions
+    if isinstance(functions, Failed):
+        yield from _package_gaps(machine)
+        yield functions
+
+
+def _package_gaps(machine: Machine) -> Iterator[Failed]:
+    for one in machine.packages.gaps:
+        yield Failed(one.problem or "", one.fix)
+
+
+def _kernel_gaps(machine: Machine) -> Iterator[Failed]:
+    if isinstance(machine.cpu.kernels, Failed):
+        yield machine.cpu.kernels
+
+
+def _build_gaps(machine: Machine, headers: str) -> Iterator[Failed]:
+    tools, oldest = machine.tools, ".".join(map(str, OLDEST_NVCC))
+    install_cuda = f"install CUDA's toolkit {oldest} or newer, and put nvcc on PATH"
+    if tools.nvcc.path is None:
+        yield Failed("nvcc was not found", install_cuda)
+    elif not tools.nvcc.at_least(OLDEST_NVCC):
+        yield Failed(f"nvcc is {tools.nvcc.version}, expected {oldest} or newer", install_cuda)
+    if tools.cmake.path is None:
+        yield _missing(tools.cmake, "apt install cmake make")
+    if tools.compiler.path is None:
+        yield _missing(tools.compiler, "apt install g++")
+    if tools.headers[headers] is None:
+        yield Failed(f"the headers of {headers} were not found", _GET_HEADERS[headers])
+
+
+def _missing(tool: ToolFacts, fix: str) -> Failed:
+    return Failed(f"{tool.name} was not found", fix)
+
+
+def _tensorrt_gaps(facts: TensorRTFacts) -> Iterator[Failed]:
+    if isinstance(facts.alone, Failed):
+        yield facts.alone
+    elif facts.alone.release < _FLAVOURS[facts.name].oldest:
+        oldest = ".".join(map(str, _FLAVOURS[facts.name].oldest))
+        why = f"{facts.name} is {facts.alone.version}, expected {oldest} or later"
+        yield Failed(why, "pip install --upgrade what it came from")
+
+
+def _plugin_gaps(machine: Machine, facts: TensorRTFacts) -> Iterator[Failed]:
+    if isinstance(machine.plugin, Failed):
+        yield machine.plugin
+    elif isinstance(facts.with_plugin, Failed):
+        why = f"{facts.name} with {machine.plugin.path}: {facts.with_plugin.why}"
+        yield Failed(why, f"build {PLUGIN_NAME} again")
+
+
+def _gpu_gaps(machine: Machine) -> Iterator[Failed]:
+    if isinstance(machine.gpu, Failed):
+        yield machine.gpu
+
+
+def _rtx_gpu_gaps(machine: Machine) -> Iterator[Failed]:
+    yield from _gpu_gaps(machine)
+    gpu = _first_gpu(machine)
+    if gpu is not None and gpu.dotted not in _FLAVOURS["TensorRT-RTX"].targets:
+        yield Failed(f"TensorRT-RTX has nothing for {gpu}", "build with TensorRT there")
+
+
+def _runner_gaps(machine: Machine) -> Iterator[Failed]:
+    yield from _gpu_gaps(machine)
+    found = next((one for one in machine.packages.found if one.name == "polygraphy"), None)
+    if found is None or found.problem:
+        why = "polygraphy is not installed" if found is None else str(found.problem)
+        yield Failed(why, "pip install 'moh-deploy[engine]'")
+
+
+def _code_gaps(machine: Machine, library: LibraryFacts | Failed) -> Iterator[Failed]:
+    gpu = _first_gpu(machine)
+    if gpu is None or isinstance(library, Failed):
+        return
+    if not library.code.runs_on(gpu.compute_capability):
+        arch = gpu.compute_capability
+        yield Failed(
+            f"{library.path} has no code for {gpu}",
+            f"build it again with -DMOH_CUDA_ARCHITECTURES={arch}; 8.0 is the least",
+        )
+
+
+def _ort_cuda_gaps(machine: Machine) -> Iterator[Failed]:
+    yield from _cpu_gaps(machine)
+    runtime = machine.cpu.runtime
+    if not isinstance(runtime, Failed) and "CUDAExecutionProvider" not in runtime.providers:
+        yield Failed(
+            f"ONNX Runtime {runtime.version} has no CUDAExecutionProvider",
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+        )
+    yield from _gpu_gaps(machine)
+    if isinstance(machine.ort_cuda, Failed):
+        yield machine.ort_cuda
+    yield from _code_gaps(machine, machine.ort_cuda)
+
+
+def _first_gpu(machine: Machine) -> Gpu | None:
+    return machine.gpu.gpus[0] if isinstance(machine.gpu, GpuFacts) else None
+
+
+def _of(machine: Machine, name: str) -> TensorRTFacts:
+    return next(one for one in machine.tensorrt if one.name == name)
+
+
+def _title(facts: TensorRTFacts) -> str | None:
+    return f"{facts.name} {facts.alone.version}" if isinstance(facts.alone, Registry) else None
+
+
+def _runtime(machine: Machine) -> str | None:
+    runtime = machine.cpu.runtime
+    return None if isinstance(runtime, Failed) else f"ONNX Runtime {runtime.version}"
+
+
+def _instruction_set(machine: Machine) -> str | None:
+    kernels = machine.cpu.kernels
+    return None if isinstance(kernels, Failed) else kernels.instruction_sets[0]
+
+
+def _nvcc(machine: Machine) -> str:
+    return f"nvcc {machine.tools.nvcc.version}"

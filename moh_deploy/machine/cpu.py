@@ -1,0 +1,69 @@
+"""ONNX Runtime and the CPU kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy import native
+from moh_deploy.machine.ask import Failed, ask
+
+REBUILD = (
+    "apt install cmake make g++ libonnxruntime-dev libhwy-dev (Debian 13, Ubuntu 25.04 or newer),"
+    " then pip install moh-deploy again: docs/cpu-kernels.md"
+)
+
+
+@dataclass(frozen=True)
+class RuntimeFacts:
+    """ONNX Runtime.
+
+    Attributes:
+        version: As it says itself.
+        providers: What it can run on here, by its own account.
+    """
+
+    version: str
+    providers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CpuRun:
+    """A small MoHAttention that ran here, with the answer of its definition.
+
+    Attributes:
+        instruction_sets: What the kernels can run on, the one that ran first; empty: the function
+            body ran.
+    """
+
+    instruction_sets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CpuFacts:
+    """What runs MoH operators on the CPU.
+
+    Attributes:
+        runtime: ONNX Runtime.
+        functions: The run of the function body.
+        library: The library with the kernels; None: there is none.
+        kernels: The run of the kernel.
+    """
+
+    runtime: RuntimeFacts | Failed
+    functions: CpuRun | Failed
+    library: Path | None
+    kernels: CpuRun | Failed
+
+
+def probe_cpu() -> CpuFacts:
+    """Run the operator both ways, each in a process of its own."""
+    library = native.kernel_library()
+    return CpuFacts(
+        runtime=ask(RuntimeFacts, "onnxruntime"),
+        functions=ask(CpuRun, "cpu", "off"),
+        library=library,
+        kernels=Failed(native.why_no_library(), REBUILD)
+        if library is None
+        else ask(CpuRun, "cpu", "require"),
+    )

@@ -1,0 +1,165 @@
+"""What is on a machine, and what can be done there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from moh_deploy.errors import MoHDeployError, ValidationError
+from moh_deploy.machine.abilities import Ability
+from moh_deploy.machine.ask import Failed
+from moh_deploy.machine.cpu import CpuRun, RuntimeFacts
+from moh_deploy.machine.device_code import DeviceCode
+from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
+from moh_deploy.machine.machine import Machine
+from moh_deploy.machine.packages import PackageFacts
+from moh_deploy.machine.tensorrt import Registry, TensorRTFacts
+from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Row = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """One look at a machine.
+
+    Attributes:
+        machine: What is here.
+        abilities: What follows.
+    """
+
+    machine: Machine
+    abilities: tuple[Ability, ...]
+
+    @property
+    def failure(self) -> MoHDeployError | None:
+        """The error that the command ends with; None if all that is essential can be done."""
+        lost = [one for one in self.abilities if one.essential and not one.can]
+        if not lost:
+            return None
+        whys = (f"cannot {one.name}: {one.gaps[0].why.rstrip('.')}" for one in lost)
+        reasons = "; ".join(whys)
+        return ValidationError(f"{reasons}.", hint=lost[0].gaps[0].fix)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            "machine": _plain(self.machine),
+            "abilities": [
+                {"can": one.can, **cast("dict[str, object]", _plain(one))} for one in self.abilities
+            ],
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.tables import line, table, verdict
+
+        machine = self.machine
+        yield line(f"moh-deploy {machine.moh_deploy}, Python {machine.python}, {machine.platform}")
+        if not machine.packages.known:
+            yield line("moh-deploy runs from files that were not installed: pip install .")
+        columns = ("package", "version", "expected", "")
+        yield table("Python packages", columns, map(_package_row, machine.packages.found))
+        yield table("native code and GPUs", ("what", "found"), _native_rows(machine))
+        yield table("can do here", ("what", "", "by, or why not"), _ability_rows(self.abilities))
+        yield table("to close the gaps", ("gap", "next step"), _fix_rows(machine, self.abilities))
+        yield verdict(
+            self.failure is None,
+            "all that is essential can be done here"
+            if self.failure is None
+            else "NOT ALL THAT IS ESSENTIAL CAN BE DONE HERE",
+        )
+
+
+def _package_row(facts: PackageFacts) -> Row:
+    need = "" if facts.required else "optional"
+    return facts.name, facts.version, facts.expected, facts.problem or need
+
+
+def _native_rows(machine: Machine) -> Iterator[Row]:
+    runtime, cpu, gpu, tools = machine.cpu.runtime, machine.cpu, machine.gpu, machine.tools
+    yield "ONNX Runtime", runtime.why if isinstance(runtime, Failed) else _providers(runtime)
+    yield "CPU kernels", f"{cpu.library}: {_ran(cpu.kernels)}" if cpu.library else _ran(cpu.kernels)
+    yield "function bodies", _ran(cpu.functions)
+    if isinstance(gpu, Failed):
+        yield "GPU", gpu.why
+    else:
+        driver = f"driver {gpu.driver or 'of unknown version'}, CUDA {gpu.cuda}"
+        yield "GPU", f"{', '.join(map(str, gpu.gpus))}; {driver}"
+    for tool in (tools.nvcc, tools.cmake, tools.compiler):
+        yield tool.name, f"{tool.version or '?'}, {tool.path}" if tool.path else None
+    for name, folder in tools.headers.items():
+        yield f"headers of {name}", None if folder is None else str(folder)
+    yield PLUGIN_NAME, _library(machine.plugin)
+    yield ORT_CUDA_NAME, _library(machine.ort_cuda)
+    for one in machine.tensorrt:
+        yield one.name, _tensorrt(one)
+
+
+def _providers(runtime: RuntimeFacts) -> str:
+    return f"{runtime.version}: {', '.join(runtime.providers)}"
+
+
+def _ran(run: CpuRun | Failed) -> str:
+    if isinstance(run, Failed):
+        return run.why
+    others = f" (also: {', '.join(run.instruction_sets[1:])})" if run.instruction_sets[1:] else ""
+    on = f" on {run.instruction_sets[0]}{others}" if run.instruction_sets else ""
+    return f"an operator ran{on}, and is right"
+
+
+def _library(facts: LibraryFacts | Failed) -> str:
+    if isinstance(facts, Failed):
+        return facts.why
+    return f"{facts.path}, code for {_code(facts.code)}"
+
+
+def _code(code: DeviceCode) -> str:
+    machine = [f"sm_{one}" for one in code.machine]
+    return ", ".join(machine + [f"compute_{one} (PTX)" for one in code.ptx]) or "no GPU"
+
+
+def _tensorrt(facts: TensorRTFacts) -> str:
+    if isinstance(facts.alone, Failed):
+        return facts.alone.why
+    if facts.with_plugin is None:
+        return facts.alone.version
+    if isinstance(facts.with_plugin, Failed):
+        return f"{facts.alone.version}; with the plugin library: {facts.with_plugin.why}"
+    return f"{facts.alone.version}, registers {_creators(facts.with_plugin)}"
+
+
+def _creators(registry: Registry) -> str:
+    return ", ".join(f"{c.namespace}::{c.name} {c.version}" for c in registry.creators) or "nothing"
+
+
+def _ability_rows(abilities: tuple[Ability, ...]) -> Iterator[tuple[object, ...]]:
+    for one in abilities:
+        yield one.name, one.can, one.how if one.can else "; ".join(gap.why for gap in one.gaps)
+
+
+def _fix_rows(machine: Machine, abilities: tuple[Ability, ...]) -> list[Row]:
+    """Return each gap once."""
+    packages = [(one.problem, one.fix) for one in machine.packages.found if one.problem]
+    gaps = [(gap.why, gap.fix) for one in abilities for gap in one.gaps if gap.fix]
+    return list(dict.fromkeys([*packages, *gaps]))
+
+
+def _plain(value: object) -> object:
+    """Return dataclasses, tuples and paths as JSON has them."""
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,50 @@
+"""NVIDIA's driver and GPUs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from moh_deploy.machine.ask import Failed, ask
+from moh_deploy.runtime.tensorrt.driver import Gpu
+
+NO_GPU = "run this on a machine with an NVIDIA GPU and its driver (`nvidia-smi` lists it there)"
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """The driver, and what it drives.
+
+    Attributes:
+        driver: Its version, of nvidia-smi; None: nvidia-smi does not say.
+        cuda: The largest version of CUDA that it takes.
+        gpus: At least one.
+    """
+
+    driver: str | None
+    cuda: str
+    gpus: tuple[Gpu, ...]
+
+
+def probe_gpu() -> GpuFacts | Failed:
+    """Ask the driver itself; nvidia-smi for its version only."""
+    found = ask(_made, "gpu")
+    return found if isinstance(found, GpuFacts) else Failed(found.why, NO_GPU)
+
+
+def _made(cuda: str, gpus: tuple[tuple[str, int, int], ...]) -> GpuFacts:
+    return GpuFacts(_driver_version(), cuda, tuple(Gpu(*one) for one in gpus))
+
+
+def _driver_version() -> str | None:
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return None
+    command = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = ran.stdout.split()
+    return lines[0] if ran.returncode == 0 and lines else None

@@ -1,0 +1,88 @@
+"""All that is known of this machine."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy import __version__
+from moh_deploy.machine.ask import Failed, ask
+from moh_deploy.machine.cpu import CpuFacts, probe_cpu
+from moh_deploy.machine.gpu import GpuFacts, probe_gpu
+from moh_deploy.machine.libraries import LibraryFacts, probe_ort_cuda, probe_plugin
+from moh_deploy.machine.packages import Packages, probe_packages
+from moh_deploy.machine.tensorrt import TensorRTFacts, probe_tensorrt
+from moh_deploy.machine.tools import Tools, probe_tools
+from moh_deploy.system.progress import Progress
+
+_EXPORT_NEEDS = ("torch", "onnxscript", "moh_deploy.api.export_package")
+
+
+@dataclass(frozen=True)
+class Importable:
+    """What was to be imported could be."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is here.
+
+    Attributes:
+        moh_deploy: Its version.
+        python: Its version.
+        platform: Operating system and processor.
+        packages: Python packages.
+        export: What importing PyTorch and the code of `moh-deploy export` gave.
+        cpu: ONNX Runtime and the CPU kernels.
+        gpu: The driver and GPUs.
+        tools: What native code is built with.
+        plugin: The plugin library for TensorRT.
+        ort_cuda: The CUDA library for ONNX Runtime.
+        tensorrt: Every TensorRT, installed or not.
+    """
+
+    moh_deploy: str
+    python: str
+    platform: str
+    packages: Packages
+    export: Importable | Failed
+    cpu: CpuFacts
+    gpu: GpuFacts | Failed
+    tools: Tools
+    plugin: LibraryFacts | Failed
+    ort_cuda: LibraryFacts | Failed
+    tensorrt: tuple[TensorRTFacts, ...]
+
+
+def look_around(plugin: Path | None, progress: Progress) -> Machine:
+    """Look at everything.
+
+    Args:
+        plugin: Another plugin library than the installation's.
+        progress: What to report steps to.
+    """
+    with progress.step("looking at Python packages"):
+        packages = probe_packages()
+        export = ask(Importable, "imports", *_EXPORT_NEEDS)
+    with progress.step("running an operator on the CPU"):
+        cpu = probe_cpu()
+    with progress.step("looking for GPUs and compilers"):
+        gpu, tools = probe_gpu(), probe_tools()
+    with progress.step("loading native libraries"):
+        library, ort_cuda = probe_plugin(plugin), probe_ort_cuda()
+    with progress.step("asking the TensorRTs"):
+        tensorrt = probe_tensorrt(library)
+    return Machine(
+        moh_deploy=__version__,
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        packages=packages,
+        export=export,
+        cpu=cpu,
+        gpu=gpu,
+        tools=tools,
+        plugin=library,
+        ort_cuda=ort_cuda,
+        tensorrt=tensorrt,
+    )

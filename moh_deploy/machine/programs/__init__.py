@@ -1,0 +1,1 @@
+"""Programs that load what may be missing or broken: `-m moh_deploy.machine.programs NAME`."""

@@ -1,0 +1,93 @@
+"""TensorRT, TensorRT-RTX and the lean runtime, as Python has them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from moh_deploy.machine.ask import Failed, ask
+from moh_deploy.machine.libraries import LibraryFacts
+
+# Name to the modules that may hold it, the first one that is there.
+MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "TensorRT": ("tensorrt",),
+        "TensorRT-RTX": ("tensorrt_rtx",),
+        "TensorRT lean": ("tensorrt_lean", "tensorrt_lean_bindings"),
+    }
+)
+_INSTALL = {
+    "TensorRT": "pip install tensorrt (it needs an NVIDIA GPU to build and to run engines)",
+    "TensorRT-RTX": "pip install tensorrt-rtx-cu13",
+    "TensorRT lean": "pip install tensorrt-lean",
+}
+
+
+@dataclass(frozen=True)
+class Creator:
+    """A creator of plugins in a registry."""
+
+    name: str
+    version: str
+    namespace: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A registry of plugins, in a process that a TensorRT was imported in.
+
+    Attributes:
+        version: Of that TensorRT.
+        creators: Those of namespace `moh`.
+    """
+
+    version: str
+    creators: tuple[Creator, ...]
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """The first two numbers of the version."""
+        major, minor = self.version.split(".")[:2]
+        return int(major), int(minor)
+
+
+@dataclass(frozen=True)
+class TensorRTFacts:
+    """One of the TensorRTs.
+
+    Attributes:
+        name: Of `MODULES`.
+        alone: What importing it gave.
+        with_plugin: What loading the plugin library into its registry gave; None: there is no
+            library to load, or no TensorRT.
+    """
+
+    name: str
+    alone: Registry | Failed
+    with_plugin: Registry | Failed | None
+
+
+def probe_tensorrt(plugin: LibraryFacts | Failed) -> tuple[TensorRTFacts, ...]:
+    """Import each, and load the plugin library into its registry."""
+    library = None if isinstance(plugin, Failed) else plugin.path
+    return tuple(_probe(name, modules, library) for name, modules in MODULES.items())
+
+
+def _probe(name: str, modules: tuple[str, ...], library: Path | None) -> TensorRTFacts:
+    module = next((one for one in modules if importlib.util.find_spec(one) is not None), None)
+    if module is None:
+        missing = f"{name} is not installed: there is no Python package '{modules[0]}'"
+        return TensorRTFacts(name, Failed(missing, _INSTALL[name]), None)
+    alone = ask(_made, "registry", module)
+    if isinstance(alone, Failed):
+        return TensorRTFacts(name, Failed(f"{module}: {alone.why}", _INSTALL[name]), None)
+    if library is None:
+        return TensorRTFacts(name, alone, None)
+    return TensorRTFacts(name, alone, ask(_made, "registry", module, str(library.resolve())))
+
+
+def _made(version: str, creators: tuple[tuple[str, str, str], ...]) -> Registry:
+    return Registry(version, tuple(Creator(*one) for one in creators))

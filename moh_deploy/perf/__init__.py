@@ -1,0 +1,1 @@
+"""How fast packages run: timing, a cost model, what `tune` and `bench` measure."""

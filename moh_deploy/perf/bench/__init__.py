@@ -1,0 +1,1 @@
+"""Packages and their baselines, taking turns, and what is reported of them."""

@@ -1,0 +1,65 @@
+"""Whether what is timed computes the same: a ratio of two different computations says little."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.output_parity import compare_output
+from moh_deploy.validate.tolerances import Tolerance, output_rule, tolerance_for
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The outputs of one contestant beside those of the first package.
+
+    Attributes:
+        max_abs_error: The largest difference; NaN where outputs cannot be compared.
+        tolerance: The most that `verify` would let it be, of the output that is the furthest off.
+        reason: What differs by more; None if nothing does.
+    """
+
+    max_abs_error: float
+    tolerance: float | None
+    reason: str | None
+
+
+def agreement(
+    got: Sequence[Array],
+    reference: Mapping[str, Array],
+    precisions: Collection[str],
+    *,
+    inputs: str,
+) -> Agreement:
+    """Compare outputs by their order.
+
+    Args:
+        got: Outputs of the contestant.
+        reference: Those of the first package, by name.
+        precisions: What the two compute in, by names of the table of tolerances.
+        inputs: What both ran on, in words.
+    """
+    if len(got) != len(reference):
+        reason = f"it has {len(got)} outputs, not {len(reference)}."
+        return Agreement(math.nan, None, reason)
+    with np.errstate(over="ignore"):  # what is too large for half precision differs
+        found = [
+            compare_output(
+                name, inputs, array.astype(expected.dtype), expected, _rule(expected, precisions)
+            )
+            for (name, expected), array in zip(reference.items(), got, strict=True)
+        ]
+    worst = next((one for one in found if one.reason is not None), None)
+    worst = worst or max(found, key=lambda one: one.max_abs_error, default=None)
+    if worst is None:
+        return Agreement(0.0, None, None)
+    return Agreement(worst.max_abs_error, worst.tolerance, worst.reason)
+
+
+def _rule(expected: Array, precisions: Collection[str]) -> Tolerance:
+    dtype = expected.dtype.name
+    return output_rule(dtype, tolerance_for(dtype), *map(tolerance_for, precisions))

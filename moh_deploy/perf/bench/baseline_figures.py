@@ -1,0 +1,95 @@
+"""The figures of a measurement that a ratchet keeps: of one package, beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.perf.bench.measured import Measured
+from moh_deploy.perf.bench.report import BenchReport, PackageWork
+from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.report.baseline.figures import Figure
+
+
+def bench_figures(report: BenchReport, called: Mapping[str, str]) -> tuple[Figure, ...]:
+    """Return what the package has reached; not beside a baseline that is wrong itself.
+
+    Args:
+        called: Baselines and inputs that are paths, to what the baseline file calls them.
+    """
+    naming = _Naming(called, report.threads)
+    work = [figure for one in report.work for figure in naming.of_work(one)]
+    times = [
+        figure
+        for one in report.results
+        if not one.is_baseline
+        for figure in naming.of_times(one, _wrong_beside(report, one))
+    ]
+    return (*work, *times)
+
+
+def machine_of(report: BenchReport) -> str:
+    """Return what absolute figures depend on, as a line."""
+    return f"{report.machine}; {report.runtime}"
+
+
+def require_one_package(names: Mapping[str, bool]) -> None:
+    """Check that a file of one package can be kept.
+
+    Args:
+        names: Each contestant to whether it is a baseline.
+
+    Raises:
+        ConfigError: There are several packages, or there is no baseline.
+    """
+    packages = [name for name, is_baseline in names.items() if not is_baseline]
+    if len(packages) > 1:
+        raise ConfigError(
+            f"a baseline file is of one package, and there are {len(packages)}:"
+            f" {', '.join(packages)}.",
+            hint="Measure each by itself, with a file of its own.",
+        )
+    if len(packages) == len(names):
+        raise ConfigError(
+            "a baseline file keeps times as shares of a baseline's, since milliseconds depend on"
+            " the machine, and there is no baseline.",
+            hint="Give one: --baseline dense.",
+        )
+
+
+def _wrong_beside(report: BenchReport, one: Measured) -> set[str]:
+    """Return who computes something wrong on the same inputs."""
+    where = one.inputs, one.sizes
+    faulty = [other for other in report.results if other.fault is not None]
+    return {other.contestant for other in faulty if (other.inputs, other.sizes) == where}
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """What figures are of, in words that are the same from run to run."""
+
+    called: Mapping[str, str]
+    threads: int | None
+
+    def of_times(self, one: Measured, wrong: Collection[str]) -> Iterator[Figure]:
+        group = self._group(one.inputs, one.sizes)
+        for name, found in one.ratios.items():
+            if name in wrong:
+                continue
+            beside = f"{group}, beside {self.called.get(name, name)}"
+            yield Figure(beside, "ratio", found.value, found.low, found.high)
+        yield Figure.exact(group, "p50_ms", one.latency.p50_ms)
+        if one.fresh.peak_memory_bytes is not None:
+            yield Figure.exact(group, "peak_memory_bytes", one.fresh.peak_memory_bytes)
+
+    def of_work(self, work: PackageWork) -> Iterator[Figure]:
+        dense = sum(layer.rows_dense for layer in work.layers)
+        computed = sum(layer.rows_computed for layer in work.layers)
+        if dense:
+            group = self._group(work.inputs, work.sizes)
+            yield Figure.exact(group, "computed_share", computed / dense)
+
+    def _group(self, inputs: str, sizes: Mapping[str, int]) -> str:
+        on = "" if self.threads is None else f", threads={self.threads}"
+        return f"{self.called.get(inputs, inputs)} inputs at {sizes_text(dict(sizes))}{on}"

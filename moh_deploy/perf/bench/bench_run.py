@@ -1,0 +1,240 @@
+"""Load who takes part in a benchmark, let them take turns, and collect what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.perf.bench.agreement import Agreement, agreement
+from moh_deploy.perf.bench.contestants import Contestant, Entry
+from moh_deploy.perf.bench.entries import LineUp, Organizer
+from moh_deploy.perf.bench.faults import FaultFinder
+from moh_deploy.perf.bench.fixed_routing import Fixing, RoutingOverhead
+from moh_deploy.perf.bench.fresh_run import FreshRun, MeasureFresh
+from moh_deploy.perf.bench.gates import BenchGate, GateResult
+from moh_deploy.perf.bench.latency import Latency, MeasureRuns, Timing
+from moh_deploy.perf.bench.layer_work import layer_work
+from moh_deploy.perf.bench.measured import Measured
+from moh_deploy.perf.bench.report import BenchReport, PackageWork
+from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.perf.cost_model.machine import Machine
+from moh_deploy.perf.timing import Ratio, difference, ratio
+from moh_deploy.system.npz import Array, write_npz
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.input_sets import InputSet
+from moh_deploy.validate.sized_inputs import batch_dim, num_samples
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """One benchmark.
+
+    Attributes:
+        line_up: Who takes part.
+        organizer: How they are loaded.
+        measure: What times contestants.
+        measure_fresh: What runs one in a process of its own.
+        progress: What to report steps to.
+        judged: Something may fail, a gate or a baseline file: what is measured has to be right.
+    """
+
+    line_up: LineUp
+    organizer: Organizer
+    measure: MeasureRuns
+    measure_fresh: MeasureFresh
+    progress: Progress
+    judged: bool
+
+    def report(
+        self,
+        sets: Sequence[InputSet],
+        gates: Sequence[BenchGate],
+        *,
+        min_time: float,
+        warmup: float,
+    ) -> BenchReport:
+        """Measure everybody on each set of inputs, and judge packages by gates.
+
+        Raises:
+            ConfigError: A contestant does not take the inputs.
+            BackendError: A runtime failed.
+        """
+        first = self.line_up.first.manifest
+        faults = {}
+        if self.judged:
+            with self.progress.step("comparing with the recorded runs"):
+                faults = self._finder.in_recorded_runs()
+        with ExitStack() as stack:
+            with self.progress.step("loading the models"):
+                loaded = {one.name: one.load(sets, stack) for one in self.line_up.entries}
+            rounds = [self._round(one, loaded, faults) for one in sets]
+        results = [each.measured for each in rounds]
+        kernels = next(iter(loaded.values())).kernel_use
+        assert kernels is not None
+        with self.progress.step("counting rows"):
+            work = self._work(sets)
+        return BenchReport(
+            results=tuple(one for each in results for one in each),
+            work=work,
+            gates=tuple(one for each in results for one in _judged(gates, each)),
+            routing=tuple(one for each in rounds for one in each.routing),
+            samples_by=batch_dim(first),
+            threads=self.organizer.threads,
+            min_time_s=min_time,
+            warmup_s=warmup,
+            machine=Machine.this(kernels.instruction_set).describe(),
+            runtime=", ".join(dict.fromkeys(one.runtime for one in loaded.values())),
+            kernels=kernels,
+            notes=(*self._notes(), *(note for each in rounds for note in each.notes)),
+        )
+
+    def _notes(self) -> Iterator[str]:
+        """Yield what a reader should know of who takes part."""
+        root, original = self.line_up.first.root, self.organizer.original
+        if original and self.line_up.is_of_another_checkpoint(original):
+            yield f"the original is of another checkpoint than {root} was made from"
+
+    @property
+    def _finder(self) -> FaultFinder:
+        return FaultFinder(self.line_up, self.organizer.original)
+
+    def _round(
+        self, one: InputSet, loaded: Mapping[str, Contestant], faults: Mapping[str, str]
+    ) -> _Round:
+        with self.progress.step(f"comparing outputs at {sizes_text(one.sizes)}"):
+            outputs = {name: other.outputs(one) for name, other in loaded.items()}
+            reference = self._reference(one, outputs)
+            agreements = _agreements(one, loaded, reference, outputs)
+            if self.judged:
+                faults = {**self._finder.in_timed_run(one, outputs, agreements), **faults}
+        calls = {name: contestant.bound(one) for name, contestant in loaded.items()}
+        with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
+            times = self.measure(calls)
+        with self.progress.step(f"running in fresh processes at {sizes_text(one.sizes)}"):
+            fresh = self._fresh_runs(one, loaded)
+        baselines = [other.name for other in self.line_up.entries if other.is_baseline]
+        samples = num_samples(self.line_up.first.manifest, one.sizes)
+
+        def measured(entry: Entry) -> Measured:
+            name = entry.name
+            return Measured(
+                contestant=name,
+                is_baseline=entry.is_baseline,
+                inputs=one.name,
+                sizes=one.sizes,
+                samples=samples,
+                latency=Latency.of(times[name]),
+                fresh=fresh[name],
+                ratios={other: _ratio(times, name, other) for other in baselines if other != name},
+                agreement=agreements.get(name),
+                fault=faults.get(name),
+            )
+
+        found = [measured(entry) for entry in self.line_up.entries]
+        overheads = [self._routing(one, found[0], times) for one in self.line_up.fixings]
+        nan_notes = () if self.judged else _nan_notes(one, found[0].contestant, reference)
+        notes = (*nan_notes, *_no_measure_notes(found))
+        return _Round(found, overheads, notes)
+
+    def _reference(self, one: InputSet, outputs: Mapping[str, Sequence[Array]]) -> dict[str, Array]:
+        """Return the outputs of the first package.
+
+        Raises:
+            ConfigError: They are empty.
+        """
+        names = [spec.name for spec in self.line_up.first.manifest.outputs]
+        first = next(iter(outputs.values()))
+        if not any(output.size for output in first):
+            raise ConfigError(
+                f"every output is empty on {_words(one)}: there is nothing to time.",
+                hint="Give inputs that hold samples, or sizes above 0.",
+            )
+        return dict(zip(names, first, strict=True))
+
+    def _fresh_runs(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, FreshRun]:
+        inputs = self.organizer.scratch / "inputs.npz"
+        write_npz(inputs, one.inputs)
+        tasks = {name: contestant.fresh_task(inputs) for name, contestant in loaded.items()}
+        return {
+            name: FreshRun() if task is None else self.measure_fresh(task)
+            for name, task in tasks.items()
+        }
+
+    def _routing(
+        self, one: Fixing, first: Measured, times: Mapping[str, Timing]
+    ) -> RoutingOverhead:
+        where = (first.contestant, one.layer, first.inputs, first.sizes)
+        if one.why_not is not None:
+            return RoutingOverhead(*where, None, None, None, one.why_not)
+        dynamic, fixed = times[first.contestant], times[one.name]
+        wall = difference(dynamic.wall_ms, fixed.wall_ms)
+        cpu = difference(dynamic.cpu_ms, fixed.cpu_ms)
+        return RoutingOverhead(*where, wall, cpu, wall.value / first.latency.p50_ms, None)
+
+    def _work(self, sets: Sequence[InputSet]) -> tuple[PackageWork, ...]:
+        kernels, threads = self.organizer.kernels, self.organizer.threads
+        return tuple(
+            PackageWork(name, inputs.name, inputs.sizes, layers)
+            for name, package in self.line_up.packages.items()
+            for inputs, layers in zip(
+                sets, layer_work(package, sets, kernels=kernels, threads=threads), strict=True
+            )
+        )
+
+
+def _agreements(
+    one: InputSet,
+    loaded: Mapping[str, Contestant],
+    reference: Mapping[str, Array],
+    outputs: Mapping[str, Sequence[Array]],
+) -> dict[str, Agreement]:
+    (_, first), *others = loaded.items()
+    return {
+        name: agreement(
+            outputs[name],
+            reference,
+            {*first.precisions, *other.precisions},
+            inputs=_words(one),
+        )
+        for name, other in others
+    }
+
+
+def _nan_notes(one: InputSet, name: str, outputs: Mapping[str, Array]) -> Iterator[str]:
+    found = [f"'{output}'" for output, array in outputs.items() if (array != array).any()]
+    if found:
+        yield (
+            f"{', '.join(found)} of {name} on {_words(one)} hold NaN: no gate would pass, and"
+            " `moh-deploy verify` says more"
+        )
+
+
+def _no_measure_notes(found: Sequence[Measured]) -> Iterator[str]:
+    for one in found:
+        if one.is_baseline and one.fault is not None:
+            yield f"{one.contestant} is no measure: {one.fault}"
+
+
+def _words(one: InputSet) -> str:
+    return f"{one.name} ({sizes_text(one.sizes)})"
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What was measured on one set of inputs."""
+
+    measured: list[Measured]
+    routing: list[RoutingOverhead]
+    notes: tuple[str, ...]
+
+
+def _ratio(times: Mapping[str, Timing], name: str, other: str) -> Ratio:
+    return ratio(times[name].wall_ms, times[other].wall_ms)
+
+
+def _judged(gates: Sequence[BenchGate], measured: Sequence[Measured]) -> list[GateResult]:
+    """Judge every package, not the baselines, on one set of inputs."""
+    by_name = {one.contestant: one for one in measured}
+    return [gate.judge(one, by_name) for gate in gates for one in measured if not one.is_baseline]

@@ -1,0 +1,116 @@
+"""Whether what is timed computes what it should: what does not passes no gate.
+
+Every package is compared with its recorded runs, as `verify` does. On the inputs that are timed its
+outputs must not be NaN; and where they differ from those of a baseline that is the same model, it
+is compared with that model again, with its gates: a token whose heads are nearly tied may have
+chosen others, and nothing else may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from moh_deploy.package import VectorSet
+from moh_deploy.perf.bench.agreement import Agreement
+from moh_deploy.perf.bench.entries import LineUp, is_the_original, is_the_package
+from moh_deploy.perf.bench.original import Original
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.input_sets import InputSet
+from moh_deploy.validate.outputs_alone import by_gates
+from moh_deploy.validate.parity_report import combined
+from moh_deploy.validate.policy import BUILT_IN_POLICY
+from moh_deploy.validate.reference import RecordedReference, Reference
+from moh_deploy.validate.references import function_bodies
+from moh_deploy.validate.samples import Sample, label, recorded_samples
+from moh_deploy.validate.subject import Subject
+from moh_deploy.validate.verify_runs import compare_answered
+
+
+@dataclass(frozen=True)
+class FaultFinder:
+    """Looks for packages and engines that compute something else than they should.
+
+    Attributes:
+        line_up: Who takes part.
+        original: What baselines of the original are; None if there is none.
+    """
+
+    line_up: LineUp
+    original: Original | None
+
+    def in_recorded_runs(self) -> dict[str, str]:
+        """Return what is wrong with what is measured, by name: a sentence each.
+
+        Raises:
+            BackendError: The runtime failed.
+        """
+        found = {
+            name: _difference(subject, RecordedReference(words), recorded_samples(sets))
+            for name, subject in self.line_up.subjects.items()
+            for sets, words in [subject.recorded()]
+        }
+        return {name: why for name, why in found.items() if why is not None}
+
+    def in_timed_run(
+        self,
+        one: InputSet,
+        outputs: Mapping[str, Sequence[Array]],
+        agreements: Mapping[str, Agreement],
+    ) -> dict[str, str]:
+        """The same of a run on inputs that are timed.
+
+        Args:
+            one: The inputs.
+            outputs: Of all contestants, by name.
+            agreements: Of all but the first of them with it.
+
+        Returns:
+            What is wrong, by name. A baseline can be no more than NaN.
+
+        Raises:
+            MoHDeployError: A reference cannot be run.
+        """
+        found = {
+            name: f"its outputs on {label(one.name, one.sizes)} hold NaN"
+            for name, arrays in outputs.items()
+            if any((array != array).any() for array in arrays)
+        }
+        first, subject = next(iter(self.line_up.subjects.items()))
+        differing = [name for name, how in agreements.items() if how.reason is not None]
+        for reference in () if first in found else self._same_model(differing):
+            why = _difference(subject, reference, [_sample(one)])
+            if why is not None:
+                found.setdefault(first, why)
+        return found
+
+    def _same_model(self, differing: Sequence[str]) -> Iterator[Reference]:
+        """Yield what tells whether the first package is wrong where these baselines differ."""
+        if any(map(is_the_package, differing)):
+            yield function_bodies(self.line_up.first)
+        if any(map(is_the_original, differing)):
+            yield from self._same_original()
+
+    def _same_original(self) -> Iterator[Reference]:
+        """Yield the original, unless it is known to have other weights."""
+        original: object = self.original
+        if self.original is None or self.line_up.is_of_another_checkpoint(self.original):
+            return
+        if isinstance(original, Reference):
+            yield original
+
+
+def _difference(subject: Subject, reference: Reference, samples: Sequence[Sample]) -> str | None:
+    answers = reference.answers(subject.package, samples)
+    loaded = subject.load()
+    with loaded.closing:
+        reports = [
+            compare_answered(subject, loaded, part, samples, BUILT_IN_POLICY)
+            for part in by_gates(reference.name, answers)
+        ]
+    failure = combined(reports).failure
+    return None if failure is None else f"against {reference.name} it is {failure.message}"
+
+
+def _sample(one: InputSet) -> Sample:
+    return Sample(VectorSet(one.sizes, one.inputs, {}, (), ()), label(one.name, one.sizes))

@@ -1,0 +1,177 @@
+"""Conditions on what was measured: `p50 <= 1.05 * baseline`, `peak_memory < 2 GiB`.
+
+gate    = metric comparison limit
+limit   = [factor "*"] contestant | number unit
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.perf.bench.measured import METRICS, Measured
+from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.system.units import NUMBER, parse_quantity
+
+BASELINE = "baseline"
+
+_COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_GATE = re.compile(r"\s*([\w-]+)\s*(<=|>=|<|>)\s*(?!=)(.+?)\s*")
+_FACTOR = re.compile(rf"({NUMBER})\s*\*\s*(.+)")
+_EXAMPLES = "Examples: p50 <= 1.05 * baseline, p99 < 20 ms, throughput >= 100."
+
+
+@dataclass(frozen=True)
+class BenchGate:
+    """One condition.
+
+    Attributes:
+        text: As it was written.
+        metric: Name of what is compared.
+        comparison: `<=`, `>=`, `<` or `>`.
+        factor: The limit, or what the other contestant's number is multiplied by.
+        other: The contestant that it is compared with; None for a plain limit.
+    """
+
+    text: str
+    metric: str
+    comparison: str
+    factor: float
+    other: str | None
+
+    def judge(self, measured: Measured, others: Mapping[str, Measured]) -> GateResult:
+        """Compare a contestant.
+
+        Args:
+            measured: The contestant.
+            others: All contestants on the same inputs, by name.
+        """
+        metric = METRICS[self.metric]
+        value = metric.read(measured)
+        unit = 1.0 if self.other is None else metric.read(others[self.other])
+        limit = None if unit is None else self.factor * unit
+        holds, reason = False, metric.why_missing
+        if value is not None and limit is not None:
+            holds = _COMPARISONS[self.comparison](value, limit)
+            reason = self._reason(value, limit)
+        wrong = self._fault(measured, others)
+        return GateResult(
+            gate=self.text,
+            contestant=measured.contestant,
+            inputs=measured.inputs,
+            sizes=measured.sizes,
+            measured=value,
+            limit=limit,
+            passed=holds and wrong is None,
+            reason=reason if wrong is None else f"{reason}, but {wrong}",
+        )
+
+    def _fault(self, measured: Measured, others: Mapping[str, Measured]) -> str | None:
+        """Say what one of the two computes wrongly."""
+        if measured.fault is not None or self.other is None:
+            return measured.fault
+        fault = others[self.other].fault
+        return None if fault is None else f"{self.other} is no measure: {fault}"
+
+    def _reason(self, value: float, limit: float) -> str:
+        metric = METRICS[self.metric]
+        words = f"{self.metric} is {metric.text(value)}"
+        words = f"{words}, asked for {self.comparison} {metric.text(limit)}"
+        if self.other is None:
+            return words
+        return f"{words} ({self.factor:g} * {metric.text(limit / self.factor)} of {self.other})"
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What a gate says of one contestant on one set of inputs.
+
+    Attributes:
+        gate: The gate.
+        contestant: The contestant.
+        inputs: What it ran on.
+        sizes: At these sizes.
+        measured: What was measured, in ms, bytes, samples a second or cores; None if it was not.
+        limit: What it was compared with; None if that was not measured.
+        passed: Both were measured, it holds, and neither contestant computes anything wrong.
+        reason: The numbers in words, or why there are none.
+    """
+
+    gate: str
+    contestant: str
+    inputs: str
+    sizes: dict[str, int]
+    measured: float | None
+    limit: float | None
+    passed: bool
+    reason: str
+
+
+def parse_gate(text: str, *, contestants: Sequence[str], baselines: Sequence[str]) -> BenchGate:
+    """Read a gate.
+
+    Args:
+        text: What somebody wrote.
+        contestants: Names of all contestants.
+        baselines: Those of the baselines; `baseline` stands for the only one.
+
+    Raises:
+        ConfigError: It is of another form, or a metric, unit or contestant is unknown.
+    """
+    match = _GATE.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            f"'{text}' is no gate, expected METRIC <= [FACTOR *] CONTESTANT or METRIC <= NUMBER"
+            " UNIT.",
+            hint=_EXAMPLES,
+        )
+    metric, comparison, limit = match.groups()
+    if metric not in METRICS:
+        raise ConfigError(
+            f"gate '{text}': there is no metric '{metric}', there are {', '.join(METRICS)}.",
+            hint=did_you_mean(metric, METRICS) or None,
+        )
+    number = None if limit in contestants else _number(text, limit, metric)
+    if number is not None:
+        return BenchGate(text, metric, comparison, number, None)
+    scaled = _FACTOR.fullmatch(limit)
+    factor, name = (float(scaled[1]), scaled[2]) if scaled else (1.0, limit)
+    if factor == 0:
+        raise ConfigError(f"gate '{text}': the factor is 0, expected a number above 0.")
+    return BenchGate(
+        text, metric, comparison, factor, _contestant(text, name, contestants, baselines)
+    )
+
+
+def _number(text: str, limit: str, metric: str) -> float | None:
+    try:
+        return parse_quantity(limit, METRICS[metric].units)
+    except ConfigError as error:
+        raise ConfigError(f"gate '{text}': {error.message}", hint=error.hint) from error
+
+
+def _contestant(text: str, name: str, contestants: Sequence[str], baselines: Sequence[str]) -> str:
+    if name == BASELINE:
+        if len(baselines) == 1:
+            return baselines[0]
+        there = (
+            f"there are {len(baselines)}: {', '.join(baselines)}" if baselines else "there is none"
+        )
+        raise ConfigError(
+            f"gate '{text}' is about the baseline, but {there}.",
+            hint="Name one of them instead." if baselines else "Give one: --baseline dense.",
+        )
+    if name not in contestants:
+        raise ConfigError(
+            f"gate '{text}': there is no contestant '{name}', there are {', '.join(contestants)}.",
+            hint=did_you_mean(name, [BASELINE, *contestants]) or _EXAMPLES,
+        )
+    return name

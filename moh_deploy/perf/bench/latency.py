@@ -1,0 +1,112 @@
+"""How long single runs of a model take, on the wall and in CPU time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from moh_deploy.perf.timing import Contestants, Samples, Turns, settle_seconds
+
+# A percentile of fewer runs would be the slowest of them, whatever that was.
+LEAST_RUNS = {50: 1, 90: 10, 99: 100}
+_MOST_RUNS = 1_000_000
+_MOST_KEPT = 201
+_REFILL_SECONDS = 2e-3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of each run of one contestant.
+
+    Attributes:
+        wall_ms: On the wall.
+        cpu_ms: Of all threads together.
+        around_ms: On the wall, from before CPU time is read to after it is read again: where the
+            machine is busy, this thread may wait in between while others go on.
+    """
+
+    wall_ms: Samples
+    cpu_ms: Samples
+    around_ms: Samples
+
+
+MeasureRuns = Callable[[Contestants], dict[str, Timing]]
+"""Times every run of contestants that take turns."""
+
+
+def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None) -> MeasureRuns:
+    """Return what times contestants by both clocks, run by run.
+
+    Args:
+        min_seconds: All contestants together run for at least so long.
+        warmup_seconds: And for so long before, untimed.
+        threads: Of each contestant; several of them spin for a while when they are out of work.
+    """
+    turns = Turns(
+        clocks=(time.perf_counter, time.process_time, time.perf_counter),
+        min_seconds=min_seconds,
+        warmup_seconds=warmup_seconds,
+        least_sample_seconds=0.0,
+        most_rounds=_MOST_RUNS,
+        settle_seconds=settle_seconds(threads),
+        refill_seconds=_REFILL_SECONDS,
+    )
+
+    def measure(contestants: Contestants) -> dict[str, Timing]:
+        return {name: Timing(*samples) for name, samples in turns(contestants).items()}
+
+    return measure
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What the runs of one contestant took.
+
+    Attributes:
+        runs: How many were timed.
+        p50_ms: Half of the runs took no longer.
+        p90_ms: Nine in ten took no longer; None of fewer than 10 runs.
+        p99_ms: 99 in a hundred took no longer; None of fewer than 100 runs.
+        mean_ms: Mean time.
+        cpu_ms: Mean CPU time of a run, all threads together.
+        utilisation: CPU time over time on the wall: 2.0 is two cores that are busy all the time.
+        sorted_ms: Time of each run, the fastest first; of more than 201 runs, so many of them,
+            evenly spread from the fastest to the slowest.
+    """
+
+    runs: int
+    p50_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
+    mean_ms: float
+    cpu_ms: float
+    utilisation: float
+    sorted_ms: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, timing: Timing) -> Latency:
+        """Return the figures of some runs."""
+        p50, p90, p99 = (_percentile(timing.wall_ms, percent) for percent in LEAST_RUNS)
+        assert p50 is not None
+        mean, cpu, around = map(fmean, (timing.wall_ms, timing.cpu_ms, timing.around_ms))
+        utilisation = cpu / around if around else 0.0
+        return cls(
+            len(timing.wall_ms), p50, p90, p99, mean, cpu, utilisation, _spread(timing.wall_ms)
+        )
+
+
+def _spread(samples: Samples) -> Samples:
+    """Return the samples in order; of many, so few that a report can hold them."""
+    kept = np.linspace(0, len(samples) - 1, min(len(samples), _MOST_KEPT)).round().astype(int)
+    return tuple(np.sort(samples)[kept].tolist())
+
+
+def _percentile(samples: Samples, percent: int) -> float | None:
+    """Return the smallest sample that so many are not above (nearest rank)."""
+    if len(samples) < LEAST_RUNS[percent]:
+        return None
+    return float(np.percentile(samples, percent, method="inverted_cdf"))

@@ -1,0 +1,117 @@
+"""What the layers of a package skip on given inputs, and up to where that is predicted to pay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from moh_deploy.graph import choose_layers
+from moh_deploy.graph.layer_models import attention_inputs
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.graph.load_model import load_ir
+from moh_deploy.package import (
+    Choice,
+    LayerInfo,
+    OnnxPackage,
+    current_choice,
+    without_ranges,
+)
+from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.tune.layers import at_sizes_of
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.layer_runs import LayerRun
+from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.input_sets import InputSet
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """One layer in one run of the model.
+
+    Attributes:
+        path: The layer.
+        choice: How it is run at these sizes; None if it was not replaced.
+        runs_as: `kernel`, `function` or `dense`; None if it was not replaced.
+        rows_computed: Rows of attention that are computed, one for each head of each token.
+        rows_dense: Rows of the layer that computes every head.
+        active_share: Share of the gates that are open.
+        break_even: Each choice but `dense` to the share of open gates up to which it is predicted
+            to be faster than the one before it, None where it never is; empty where nothing is
+            predicted.
+        predicted_fastest: The choice that is predicted to be the fastest on these inputs.
+    """
+
+    path: str
+    choice: Choice | None
+    runs_as: str | None
+    rows_computed: int
+    rows_dense: int
+    active_share: float
+    break_even: Mapping[str, float | None]
+    predicted_fastest: Choice | None
+
+
+def layer_work(
+    package: OnnxPackage, sets: Sequence[InputSet], *, kernels: Kernels, threads: int | None
+) -> list[tuple[LayerWork, ...]]:
+    """Run a package once on each set of inputs and count what its layers skip.
+
+    Raises:
+        BackendError: ONNX Runtime failed.
+    """
+    model = load_ir(package)
+    # Nodes within branches that depend on sizes are not found by name otherwise.
+    choose_layers(model, without_ranges(package.manifest.layers))
+    runner = open_session(
+        package, kernels=kernels, threads=threads, extra_outputs=_read_by_layers(package, model)
+    )
+    return [_works(package, model, runner, one, threads) for one in sets]
+
+
+def _read_by_layers(package: OnnxPackage, model: ir.Model) -> list[str]:
+    given = {one.name for one in package.manifest.inputs}
+    names: dict[str, None] = {}
+    for layer in package.manifest.layers:
+        read = attention_inputs(model, layer)
+        wanted = [layer.gates, *(read[name] for name in ("gates", "K") if name in read)]
+        names |= dict.fromkeys(name for name in wanted if name not in given)
+    return list(names)
+
+
+def _works(
+    package: OnnxPackage, model: ir.Model, runner: OrtRunner, one: InputSet, threads: int | None
+) -> tuple[LayerWork, ...]:
+    values = {**one.inputs, **runner.run(one.inputs)}
+    # Another package may have made these inputs, and call its dimensions otherwise.
+    sizes = check_inputs(package.manifest.inputs, one.inputs)
+    instruction_set = runner.kernels.instruction_set
+    layers = zip(package.manifest.layers, runner.layer_nodes, runner.layer_runs, strict=True)
+
+    def work(layer: LayerInfo, nodes: LayerNodes, run: LayerRun) -> LayerWork:
+        sized = at_sizes_of(model, layer, values)
+        found = predict(sized, nodes, instruction_set=instruction_set, threads=threads or 1)
+        rows, active = _rows(values[layer.gates])
+        choice = current_choice(layer, sizes)
+        skips = run.runs_as == "kernel" and choice != "dense"
+        return LayerWork(
+            path=layer.path,
+            choice=choice,
+            runs_as="dense" if choice == "dense" else run.runs_as,
+            rows_computed=active if skips else rows,
+            rows_dense=rows,
+            active_share=active / max(1, rows),
+            break_even={} if found is None else found.break_even,
+            predicted_fastest=None if found is None else found.best,
+        )
+
+    return tuple(work(*layer) for layer in layers)
+
+
+def _rows(gates: Array) -> tuple[int, int]:
+    """Return all rows and those with an open gate, of gates [B, S, H]."""
+    return gates.size, int(np.count_nonzero(gates))

@@ -1,0 +1,98 @@
+"""All that `bench` measures of one contestant on one set of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from moh_deploy.perf.bench.agreement import Agreement
+from moh_deploy.perf.bench.fresh_run import FreshRun
+from moh_deploy.perf.bench.latency import LEAST_RUNS, Latency
+from moh_deploy.perf.timing import Ratio
+from moh_deploy.system.units import BYTES, MILLISECONDS, PER_SECOND, SHARE
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One contestant on one set of inputs.
+
+    Attributes:
+        contestant: Its name.
+        is_baseline: It is there to be compared with.
+        inputs: `recorded`, `random`, or the file.
+        sizes: Dimension sizes.
+        samples: Samples in one run, by the batch dimension.
+        latency: Of its runs in this process, taking turns with the others.
+        fresh: Of a process of its own.
+        ratios: Name of each baseline to this contestant's time over its, run by run.
+        agreement: Whether it computes what the first package does; None for that one.
+        fault: What it computes wrongly, half a sentence; None if nothing was found, or looked for.
+    """
+
+    contestant: str
+    is_baseline: bool
+    inputs: str
+    sizes: dict[str, int]
+    samples: int
+    latency: Latency
+    fresh: FreshRun
+    ratios: Mapping[str, Ratio]
+    agreement: Agreement | None = None
+    fault: str | None = None
+
+    @property
+    def throughput(self) -> float:
+        """Samples a second."""
+        return 1e3 * self.samples / self.latency.mean_ms if self.latency.mean_ms else 0.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that may be compared.
+
+    Attributes:
+        units: Unit to how many of the metric's own units it is; that one is `unit`.
+        unit: What follows the number in reports.
+        read: Returns it; None where it was not measured.
+        why_missing: Why that may be.
+    """
+
+    units: Mapping[str, float]
+    unit: str
+    read: Callable[[Measured], float | None]
+    why_missing: str = ""
+
+    def text(self, value: float) -> str:
+        """Return `1.23 ms`."""
+        if self.unit == "MiB":
+            return f"{value / 2**20:.5g} MiB"
+        return f"{value:.5g} {self.unit}".strip()
+
+
+def _milliseconds(read: Callable[[Measured], float | None], why_missing: str = "") -> Metric:
+    return Metric(MILLISECONDS, "ms", read, why_missing)
+
+
+def _needs(percent: int) -> str:
+    return f"p{percent} needs {LEAST_RUNS[percent]} runs, there were fewer: raise --min-time"
+
+
+_NO_PROCESS = "it cannot be loaded in a process of its own"
+
+METRICS: Mapping[str, Metric] = {
+    "p50": _milliseconds(lambda one: one.latency.p50_ms),
+    "p90": _milliseconds(lambda one: one.latency.p90_ms, _needs(90)),
+    "p99": _milliseconds(lambda one: one.latency.p99_ms, _needs(99)),
+    "mean": _milliseconds(lambda one: one.latency.mean_ms),
+    "cpu": _milliseconds(lambda one: one.latency.cpu_ms),
+    "utilisation": Metric(SHARE, "", lambda one: one.latency.utilisation),
+    "throughput": Metric(PER_SECOND, "/s", lambda one: one.throughput),
+    "load": _milliseconds(lambda one: one.fresh.load_ms, _NO_PROCESS),
+    "first_run": _milliseconds(lambda one: one.fresh.first_run_ms, _NO_PROCESS),
+    "peak_memory": Metric(
+        BYTES,
+        "MiB",
+        lambda one: one.fresh.peak_memory_bytes,
+        f"the system does not tell it, or {_NO_PROCESS}",
+    ),
+}

@@ -1,0 +1,229 @@
+"""How reports show what was chosen for layers, what was measured for it, and what is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from moh_deploy.package import (
+    CHOICES,
+    LayerInfo,
+    Manifest,
+    Tuning,
+    choice_text,
+    choices_for,
+    current_choice,
+    measure,
+)
+from moh_deploy.perf.cost_model.prediction import Prediction
+from moh_deploy.runtime.runner import KernelUse
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Predictions = Sequence[Prediction | None]
+"""One a layer; None where nothing is known."""
+
+
+def choice_table(manifest: Manifest, predictions: Predictions) -> Table:
+    """Return a table of what each layer was chosen to be and what is predicted for it."""
+    from moh_deploy.report.tables import table
+
+    columns = ["layer", "choice", *(f"#{choice}, ms" for choice in CHOICES), "#gain"]
+    columns += ["#sparse gains up to", "#projected gains up to", "fastest"]
+    measured = measured_text(manifest.tuning)
+    columns += ["#measured gain"] if measured else []
+    title = "choices, with times as predicted for one thread of an AVX-512 processor"
+    rows = [
+        _row(manifest, index, predictions[index], with_measured=measured is not None)
+        for index in range(len(manifest.layers))
+    ]
+    return table(title, columns, rows)
+
+
+def choice_lines(manifest: Manifest, predictions: Predictions, kernels: KernelUse) -> Iterator[str]:
+    """Yield what to know before money is spent: where skipping heads does not pay."""
+    yield from _grouped(manifest, predictions)
+    if kernels.library is None and any(map(choices_for, manifest.layers)):
+        yield (
+            "without kernels, as here, every choice runs the same function bodies: no gain at all"
+        )
+    measured = measured_text(manifest.tuning)
+    if measured is not None:
+        yield f"choices {measured}"
+    elif any(map(choices_for, manifest.layers)):
+        yield "choices rest on predictions; `moh-deploy tune` measures them on your machine"
+    if manifest.tuning is not None and manifest.tuning.source == "measured":
+        for index, layer in enumerate(manifest.layers):
+            yield from other_winners(layer, manifest.tuning, index)
+
+
+def choice_json(manifest: Manifest, prediction: Prediction | None, index: int) -> dict[str, object]:
+    """Return the same of one layer in plain JSON types."""
+    measured = {} if manifest.tuning is None else measured_ms(manifest.tuning, index)
+    predicted = {} if prediction is None else dict(prediction.ms)
+    return {
+        "predicted_ms": predicted,
+        "predicted_fastest": None if prediction is None else prediction.best,
+        "predicted_gain": _predicted_gain(manifest, index, predicted),
+        "break_even_share": {} if prediction is None else dict(prediction.break_even),
+        "measured_ms": measured,
+        "measured_gain": _measured_gain(manifest, index),
+    }
+
+
+def measured_text(tuning: Tuning | None) -> str | None:
+    """Return `measured at batch=2 ...` or `given by hand`; None where choices are predictions."""
+    if tuning is None:
+        return None
+    if tuning.source == "given":
+        return "given by hand"
+    sizes = "; ".join(map(sizes_text, tuning.sizes))
+    return (
+        f"measured at {sizes} ({tuning.clock} time, {threads_text(tuning)}, {tuning.runtime},"
+        f" {tuning.machine})"
+    )
+
+
+def threads_text(tuning: Tuning) -> str:
+    """Return `2 threads`."""
+    from moh_deploy.report.tables import count
+
+    return "ONNX Runtime's threads" if tuning.threads is None else count(tuning.threads, "thread")
+
+
+def measured_ms(tuning: Tuning, index: int) -> dict[str, float]:
+    """Return choice to milliseconds of a layer in one run, the mean over inputs as they count; may
+    be empty."""
+    sets = tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
+    if not sets:
+        return {}
+    weighted, total = list(zip(tuning.weights, sets, strict=True)), sum(tuning.weights)
+    return {name: sum(weight * ms[name] for weight, ms in weighted) / total for name in sets[0]}
+
+
+def measured_gain(layer: LayerInfo, tuning: Tuning, index: int) -> float | None:
+    """Return how many times as fast as dense a layer was measured to be, as chosen for each of the
+    sizes; None if that is not known."""
+    sets = tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
+    return gain(layer, tuning.sizes, tuning.weights, sets)
+
+
+def gain(
+    layer: LayerInfo,
+    sizes: Sequence[Mapping[str, int]],
+    weights: Sequence[float],
+    times: Sequence[Mapping[str, float]],
+) -> float | None:
+    """Return how many times as fast as dense a layer is as chosen; None if that is not known.
+
+    Args:
+        layer: The layer.
+        sizes: Sizes of some runs.
+        weights: How often each counts.
+        times: Choice to milliseconds in each.
+    """
+    dense = chosen = 0.0
+    for at, weight, ms in zip(sizes, weights, times, strict=False):
+        choice = current_choice(layer, at)
+        if choice is None or not {"dense", choice} <= ms.keys():
+            return None
+        dense, chosen = dense + weight * ms["dense"], chosen + weight * ms[choice]
+    return dense / chosen if chosen else None
+
+
+def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]:
+    """Yield a sentence for each of several sets of inputs at which another choice was faster."""
+    if len(tuning.sizes) < 2:
+        return
+    for sizes, ms in zip(tuning.sizes, tuning.layer_ms[index], strict=False):
+        own = str(current_choice(layer, sizes))
+        best = min(ms, key=lambda name: ms[name])
+        if best != own and own in ms:
+            yield (
+                f"{layer.path}: at {sizes_text(sizes)} {best} was faster, {ms[best]:.3g} ms"
+                f" against {ms[own]:.3g}"
+            )
+
+
+def boundary_lines(layers: Sequence[LayerInfo], tuning: Tuning) -> Iterator[str]:
+    """Yield a sentence on each boundary of ranges: between which measured sizes it lies."""
+    bounds = {(one.size, one.at_most) for layer in layers for one in layer.ranges}
+    for size, at_most in sorted(bounds):
+        values = sorted(measure(size, sizes) for sizes in tuning.sizes)
+        below, above = [v for v in values if v <= at_most], [v for v in values if v > at_most]
+        if below and above:
+            yield (
+                f"the boundary {size}<={at_most} is the geometric mean of {below[-1]} and"
+                f" {above[0]}; between them nothing was measured"
+            )
+
+
+def sizes_text(sizes: Mapping[str, int]) -> str:
+    """Return `batch=2, seq=256`."""
+    return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "the fixed sizes"
+
+
+def times_text(gain: float | None) -> str | None:
+    """Return `1.25x`."""
+    return None if gain is None else f"{gain:.2f}x"
+
+
+def ms_cells(ms: Mapping[str, float]) -> list[str | None]:
+    """Return a cell for each choice."""
+    return [f"{ms[choice]:.3g}" if choice in ms else None for choice in CHOICES]
+
+
+def _row(
+    manifest: Manifest, index: int, prediction: Prediction | None, *, with_measured: bool
+) -> tuple[object, ...]:
+    layer = manifest.layers[index]
+    predicted = {} if prediction is None else prediction.ms
+    limits = [_limit_text(prediction, choice) for choice in CHOICES[1:]]
+    return (
+        layer.path,
+        choice_text(layer),
+        *ms_cells(predicted),
+        times_text(_predicted_gain(manifest, index, predicted)),
+        *limits,
+        None if prediction is None else prediction.best,
+        *([times_text(_measured_gain(manifest, index))] if with_measured else []),
+    )
+
+
+def _predicted_gain(manifest: Manifest, index: int, ms: Mapping[str, float]) -> float | None:
+    """Predictions are for the example's sizes."""
+    return gain(manifest.layers[index], [manifest.dims], [1.0], [ms])
+
+
+def _measured_gain(manifest: Manifest, index: int) -> float | None:
+    if manifest.tuning is None:
+        return None
+    return measured_gain(manifest.layers[index], manifest.tuning, index)
+
+
+def _limit_text(prediction: Prediction | None, choice: str) -> str | None:
+    """Say up to which share of active heads a choice is faster than the one before it."""
+    from moh_deploy.report.tables import percent
+
+    if prediction is None or choice not in prediction.break_even:
+        return None
+    return percent(prediction.break_even[choice]) or "never"
+
+
+def _grouped(manifest: Manifest, predictions: Predictions) -> Iterator[str]:
+    """Yield a sentence for each group of layers that another choice is predicted to be best for."""
+    dense: list[str] = []
+    others: dict[tuple[str, str], list[str]] = {}
+    for layer, prediction in zip(manifest.layers, predictions, strict=True):
+        if prediction is None:
+            continue
+        own = current_choice(layer, manifest.dims)
+        if prediction.best == "dense":
+            dense.append(layer.path)
+        if own is not None and prediction.best != own:
+            others.setdefault((own, prediction.best), []).append(layer.path)
+    if dense:
+        yield f"dense is faster here, as predicted: {', '.join(dense)}"
+    for (chosen, best), paths in others.items():
+        yield f"chosen {chosen}, predicted to be faster {best}: {', '.join(paths)}"

@@ -1,0 +1,97 @@
+"""Turn choices at some sizes, measured or predicted, into ranges of sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+
+from moh_deploy.package import (
+    Choice,
+    LayerInfo,
+    SizeRange,
+    current_choice,
+    measure,
+    with_ranges,
+)
+
+# About what a choice by size costs in a layer, an If around each of its operators: a gain that is
+# smaller is none.
+SWITCH_MS = 0.005
+
+
+def by_size(
+    layer: LayerInfo, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
+) -> LayerInfo | None:
+    """Return a layer with ranges that give it the choice of each run.
+
+    Args:
+        layer: The layer.
+        sizes: Dimension sizes of the runs.
+        choices: The choice in each.
+
+    Returns:
+        The layer, without ranges if all choices are the same; None if no dimension, and no product
+        of some, tells the runs apart.
+    """
+    found = [
+        ladder for size in _measures(sizes) if (ladder := _ladder(size, sizes, choices)) is not None
+    ]
+    if not found:
+        return None
+    return min((_with_ladder(layer, one) for one in found), key=lambda one: len(one.ranges))
+
+
+@dataclass(frozen=True)
+class _Ladder:
+    """What is compared, and the choice at each value of it that was measured, in rising order."""
+
+    size: str
+    steps: tuple[tuple[int, Choice], ...]
+
+
+def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
+    """Yield what runs differ in: single dimensions first, then products."""
+    names = [name for name in sizes[0] if len({one[name] for one in sizes}) > 1]
+    for count in range(1, len(names) + 1):
+        yield from map("*".join, combinations(names, count))
+    if not names:
+        yield ""
+
+
+def _ladder(
+    size: str, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
+) -> _Ladder | None:
+    """Return None where two runs with one value need different choices."""
+    steps: dict[int, Choice] = {}
+    for at, choice in zip(sizes, choices, strict=True):
+        value = measure(size, at) if size else 1
+        if steps.setdefault(value, choice) != choice:
+            return None
+    return _Ladder(size, tuple(sorted(steps.items())))
+
+
+def _with_ladder(layer: LayerInfo, ladder: _Ladder) -> LayerInfo:
+    """Nothing is known between two values: the boundary is their geometric mean."""
+    ranges = [
+        SizeRange(ladder.size, math.isqrt(low * high), choice)
+        for (low, choice), (high, other) in pairwise(ladder.steps)
+        if choice != other
+    ]
+    return with_ranges(replace(layer, choice=ladder.steps[-1][1]), ranges)
+
+
+def dense_at(
+    layer: LayerInfo, sizes: Sequence[Mapping[str, int]], slower: Sequence[int]
+) -> LayerInfo | None:
+    """Return a layer that is dense in some runs, by their numbers, and as it was in the others.
+
+    None if nothing tells them apart.
+    """
+    choices = [current_choice(layer, at) for at in sizes]
+    if None in choices:
+        return layer
+    return by_size(
+        layer, sizes, ["dense" if i in slower else one for i, one in enumerate(choices) if one]
+    )

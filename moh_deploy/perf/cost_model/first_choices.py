@@ -1,0 +1,98 @@
+"""Choose for every layer by prediction: what an export does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+import onnx_ir as ir
+
+from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
+from moh_deploy.package import Choice, LayerInfo, choices_for, projections
+from moh_deploy.perf.cost_model.by_size import by_size
+from moh_deploy.perf.cost_model.other_sizes import DimRanges, at_other_sizes, other_sizes
+from moh_deploy.perf.cost_model.prediction import predict
+
+# At other sizes than the example's, a choice of its own has to be predicted to save this share, and
+# more than an If around each of a layer's three operators costs at most (ADR 11).
+_WORTH, _WORTH_MS = 0.05, 0.03
+
+
+def first_choices(
+    model: ir.Model,
+    layers: Sequence[LayerInfo],
+    *,
+    instruction_set: str | None,
+    dims: Mapping[str, int],
+    dim_ranges: DimRanges,
+) -> tuple[LayerInfo, ...]:
+    """Return the layers with the choice that is predicted to be the fastest.
+
+    At sizes at which another one is predicted to be clearly faster, a layer has that. A layer that
+    nothing is predicted for runs on kernels as far as it can.
+
+    Args:
+        model: Its nodes tell what the layers do.
+        layers: The layers.
+        instruction_set: What kernels run on; None for AVX-512.
+        dims: Dynamic dimension to the example's size.
+        dim_ranges: Dynamic dimension to the sizes that it may have, where that is limited.
+    """
+    attention = {node.name: node for node in model.graph if node.name}
+    sizes = other_sizes(dims, dim_ranges)
+    found = layer_nodes(_graph_of(model, layers), layers)
+    return tuple(
+        _Chooser(nodes, attention.get(layer.node or ""), instruction_set).chosen(layer, sizes)
+        for layer, nodes in zip(layers, found, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Chooses for one layer.
+
+    Attributes:
+        nodes: What its operators tell.
+        attention: Its attention node; None if it has none.
+        instruction_set: What kernels run on.
+    """
+
+    nodes: LayerNodes
+    attention: ir.Node | None
+    instruction_set: str | None
+
+    def chosen(self, layer: LayerInfo, sizes: Sequence[Mapping[str, int]]) -> LayerInfo:
+        """Return the layer with its choices; the first of the sizes are the example's."""
+        found = predict(layer, self.nodes, instruction_set=self.instruction_set)
+        if found is None:
+            return replace(layer, choice=(choices_for(layer) or (None,))[-1], ranges=())
+        layer, best = replace(layer, choice=found.best, ranges=()), found.best
+        choices = [self._choice(layer, best, at) for at in sizes[1:]]
+        return by_size(layer, sizes, [best, *choices]) or layer
+
+    def _choice(self, layer: LayerInfo, otherwise: Choice, sizes: Mapping[str, int]) -> Choice:
+        """Return what is clearly faster at some sizes than what is best at the example's."""
+        sized = None if self.attention is None else at_other_sizes(layer, self.attention, sizes)
+        found = sized and predict(sized, self.nodes, instruction_set=self.instruction_set)
+        if not found:
+            return otherwise
+        ms, other_ms = found.ms[found.best], found.ms[otherwise]
+        worth = other_ms - ms > max(_WORTH * other_ms, _WORTH_MS)
+        return found.best if worth else otherwise
+
+
+def _graph_of(model: ir.Model, layers: Sequence[LayerInfo]) -> onnx.GraphProto:
+    """Return the layers' nodes and the shapes of their constants, without any data."""
+    names = {name for layer in layers for name in (layer.node, *projections(layer))}
+    nodes = [node for node in model.graph if node.name in names]
+    constants = {
+        value.name: value.const_value.shape.numpy()
+        for node in nodes
+        for value in node.inputs
+        if value is not None and value.const_value is not None
+    }
+    return onnx.GraphProto(
+        node=[ir.serde.serialize_node(node) for node in nodes],
+        initializer=[onnx.TensorProto(name=name, dims=dims) for name, dims in constants.items()],
+    )

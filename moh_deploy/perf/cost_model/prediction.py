@@ -1,0 +1,122 @@
+"""The first answer: which choice a layer should have, before anything is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.package import CHOICES, Choice, LayerInfo, choices_for
+from moh_deploy.perf.cost_model.layer_shape import LayerShape
+from moh_deploy.perf.cost_model.milliseconds import milliseconds
+
+# A predicted difference smaller than this is none: the plainer choice is made.
+_CLEAR = 0.03
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one layer is predicted to take.
+
+    Attributes:
+        ms: Each choice that the layer has, the plainest first, to milliseconds.
+        break_even: Each choice but `dense` to the share of active heads up to which it is faster
+            than the one before it; None where it never is.
+    """
+
+    ms: Mapping[str, float]
+    break_even: Mapping[str, float | None]
+
+    @property
+    def best(self) -> Choice:
+        """The fastest; of two that are as good as equal, the plainer."""
+        best: Choice = "dense"
+        for choice in CHOICES:
+            if choice in self.ms and self.ms[choice] < (1 - _CLEAR) * self.ms[best]:
+                best = choice
+        return best
+
+
+def predict(
+    layer: LayerInfo, nodes: LayerNodes, *, instruction_set: str | None, threads: int = 1
+) -> Prediction | None:
+    """Predict a layer's times at the example's sizes.
+
+    Args:
+        layer: The layer.
+        nodes: Its operators.
+        instruction_set: What kernels run on; None for AVX-512.
+        threads: Threads within an operator.
+
+    Returns:
+        The prediction; None where a size is not known or nothing can be chosen.
+    """
+    shape, choices = shape_of(layer, nodes), choices_for(layer)
+    if shape is None or not choices:
+        return None
+
+    def ms(choice: Choice, at: LayerShape) -> float:
+        return milliseconds(at, choice, instruction_set=instruction_set, threads=threads)
+
+    def gains_up_to(choice: Choice, plainer: Choice) -> float | None:
+        """Search by halves: sparse time rises with the share, dense time does not."""
+        low, high = 0.0, 1.0
+        if ms(choice, at_share(shape, 1.0)) < ms(plainer, at_share(shape, 1.0)):
+            return 1.0
+        for _ in range(20):
+            middle = at_share(shape, (low + high) / 2)
+            if ms(choice, middle) < ms(plainer, middle):
+                low = (low + high) / 2
+            else:
+                high = (low + high) / 2
+        return low or None
+
+    return Prediction(
+        {choice: ms(choice, shape) for choice in choices},
+        {choice: gains_up_to(choice, plainer) for plainer, choice in pairwise(choices)},
+    )
+
+
+def shape_of(layer: LayerInfo, nodes: LayerNodes) -> LayerShape | None:
+    """Return what a layer's time depends on, at the example's sizes; None if that is not known."""
+    if (
+        nodes.op is None
+        or layer.seq_len is None
+        or layer.kv_len is None
+        or layer.num_kv_heads is None
+        or layer.head_dim is None
+        or layer.active_share is None
+    ):
+        return None
+    if _is_unknown(layer.query_projection, nodes.query_features):
+        return None
+    if _is_unknown(layer.output_projection, nodes.output_features):
+        return None
+    shape = LayerShape(
+        batch=layer.batch,
+        seq_len=layer.seq_len,
+        kv_len=layer.kv_len - nodes.window,
+        num_heads=layer.num_heads,
+        num_kv_heads=layer.num_kv_heads,
+        head_dim=layer.head_dim,
+        num_shared_heads=layer.num_shared_heads or 0,
+        active_share=layer.active_share,
+        is_causal=nodes.is_causal,
+        has_mask=nodes.has_mask,
+        query_features=nodes.query_features,
+        output_features=nodes.output_features,
+        window=nodes.window,
+    )
+    return at_share(shape, layer.active_share)
+
+
+def at_share(shape: LayerShape, active_share: float) -> LayerShape:
+    """Return the shape with another share of active heads, of which no more can be shared."""
+    shared = min(shape.num_shared_heads, math.floor(active_share * shape.num_heads))
+    return replace(shape, active_share=active_share, num_shared_heads=shared)
+
+
+def _is_unknown(node: str | None, features: int | None) -> bool:
+    return node is not None and features is None

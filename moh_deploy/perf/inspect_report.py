@@ -1,0 +1,197 @@
+"""What is in a package."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.graph.flops import (
+    attention_flops,
+    projection_flops,
+    skippable_flops,
+    skipped_flops,
+)
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.package import LayerInfo, Manifest, TensorInfo, choices_for
+from moh_deploy.perf.cost_model.prediction import Prediction
+from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.runner import KernelUse
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What is in a package, and what a runtime does with it.
+
+    Attributes:
+        package: The package.
+        manifest: What the package says of itself.
+        layer_runs: What runs each layer of the manifest, read from the runtime.
+        layer_nodes: The operators of each layer.
+        predictions: How long each layer is predicted to take; None where nothing can be said.
+        runtime: Name and version of the runtime that was asked.
+        kernels: The kernel library that was registered, or why none was.
+        node_runs: What runs each node of a custom op, those of no layer included.
+    """
+
+    package: Path
+    manifest: Manifest
+    layer_runs: tuple[LayerRun, ...]
+    layer_nodes: tuple[LayerNodes, ...]
+    predictions: tuple[Prediction | None, ...]
+    runtime: str
+    kernels: KernelUse
+    node_runs: Mapping[str, LayerImpl] = field(default_factory=dict)
+
+    @property
+    def skippable_flops(self) -> int | None:
+        """FLOPs of replaced layers that no token asks for; None if unknown."""
+        return _total([skippable_flops(*pair) for pair in self._layers()])
+
+    @property
+    def skipped_flops(self) -> int | None:
+        """Those that are skipped as the layers are chosen to run; None if unknown."""
+        return _total([skipped_flops(*pair, self.manifest.dims) for pair in self._layers()])
+
+    @property
+    def skippable_share(self) -> float | None:
+        """`skippable_flops` as a share of all FLOPs of the model; None if unknown."""
+        return self._share(self.skippable_flops)
+
+    @property
+    def skipped_share(self) -> float | None:
+        """`skipped_flops` likewise."""
+        return self._share(self.skipped_flops)
+
+    def _layers(self) -> Iterator[tuple[LayerInfo, LayerNodes]]:
+        return zip(self.manifest.layers, self.layer_nodes, strict=True)
+
+    def _share(self, flops: int | None) -> float | None:
+        total = self.manifest.total_flops
+        return flops / total if total and flops is not None else None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        layers = self.manifest.layers
+        return {
+            "package": str(self.package),
+            "moh_layers": len(layers),
+            "replaced_layers": sum(layer.replaced for layer in layers),
+            "runtime": self.runtime,
+            "kernels": self.kernels.to_json(),
+            "node_runs": dict(self.node_runs),
+            "skippable_flops": self.skippable_flops,
+            "skippable_share": self.skippable_share,
+            "skipped_flops": self.skipped_flops,
+            "skipped_share": self.skipped_share,
+            **asdict(self.manifest),
+            "layers": [self._layer_json(index) for index in range(len(layers))],
+        }
+
+    def _layer_json(self, index: int) -> dict[str, object]:
+        from moh_deploy.perf.choices_text import choice_json
+
+        layer, run = self.manifest.layers[index], self.layer_runs[index]
+        nodes = self.layer_nodes[index]
+        return {
+            **asdict(layer),
+            "runs_as": run.runs_as,
+            "router_runs_as": run.router_runs_as,
+            "projections_run_as": run.projections_run_as,
+            "by_size": run.by_size,
+            "attention_flops": attention_flops(layer),
+            "projection_flops": projection_flops(layer, nodes),
+            "skippable_flops": skippable_flops(layer, nodes),
+            "skipped_flops": skipped_flops(layer, nodes, self.manifest.dims),
+            **choice_json(self.manifest, self.predictions[index], index),
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.perf.choices_text import choice_table
+        from moh_deploy.report.tables import count, line
+        from moh_deploy.runtime.layers_text import layer_table, runs_as
+
+        yield _tensor_table(self.manifest)
+        if self.layer_runs:
+            cores = Counter(run.runs_as or "not replaced" for run in self.layer_runs)
+            counts = ", ".join(f"{number} {kind}" for kind, number in cores.items())
+            number = count(len(self.layer_runs), "MoH layer")
+            title = f"{number}: {counts} (as read from {self.runtime})"
+            cells = list(map(runs_as, self.layer_runs))
+            yield layer_table(title, self.manifest.layers, "runs as", cells)
+        if any(map(choices_for, self.manifest.layers)):
+            yield choice_table(self.manifest, self.predictions)
+        yield from map(line, self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        from moh_deploy.perf.choices_text import choice_lines
+        from moh_deploy.runtime.layers_text import kept_text, nodes_text, reasons
+
+        manifest = self.manifest
+        if manifest.layers:
+            yield from reasons(manifest.layers)
+            yield from map(kept_text, manifest.kept)
+            yield from choice_lines(manifest, self.predictions, self.kernels)
+            yield f"skippable: {self._skippable_text()}"
+        else:
+            yield "This model has no MoH layer: it is an ordinary ONNX model."
+        dims = ", ".join(f"{name} (example {size})" for name, size in manifest.dims.items())
+        yield f"dynamic dimensions: {dims or 'none'}"
+        ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
+        yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
+        if self.node_runs:
+            ways = list(self.node_runs.values())
+            yield nodes_text(ways.count("kernel"), ways.count("function"))
+        yield f"precision: {manifest.precision}; compute type: {manifest.compute_type}"
+        yield self.kernels.describe()
+        yield self._proof_text()
+
+    def _skippable_text(self) -> str:
+        from moh_deploy.report.tables import percent, si
+
+        if self.skippable_flops is None or self.skipped_flops is None:
+            return "unknown, because a layer's sizes or active share are"
+        share = percent(self.skippable_share) or "an unknown share"
+        chosen = percent(self.skipped_share) or "an unknown share"
+        return (
+            f"{si(self.skippable_flops)}FLOP, {share} of the whole model; as the layers are chosen"
+            f" to run, kernels skip {si(self.skipped_flops)}FLOP, {chosen} (counted: both matrix"
+            " products of the attention cores of replaced layers, and their projections that are"
+            " operators, for the (token, head) pairs with a zero gate, at the example's sizes)"
+        )
+
+    def _proof_text(self) -> str:
+        proof = self.manifest.proof
+        if proof is None:
+            return "proof: none recorded"
+        return (
+            f"proof: max abs error {proof.max_abs_error:.3g}, routing agreement"
+            f" {proof.routing_agreement:.6g} over {len(proof.sizes)} runs of the original model"
+        )
+
+
+def _total(parts: Sequence[int | None]) -> int | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def _tensor_table(manifest: Manifest) -> Table:
+    from moh_deploy.report.tables import table
+
+    def row(kind: str, info: TensorInfo) -> tuple[object, ...]:
+        return kind, info.name, info.dtype, "[" + ", ".join(map(str, info.shape)) + "]"
+
+    rows = [row("input", info) for info in manifest.inputs]
+    rows += [row("output", info) for info in manifest.outputs]
+    return table("inputs and outputs", ["role", "name", "dtype", "shape"], rows)

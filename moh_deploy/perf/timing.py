@@ -1,0 +1,207 @@
+"""Time several ways to do one thing, taking turns, and tell a difference from noise."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from moh_deploy.perf.settling import settle
+
+Samples = tuple[float, ...]
+"""Milliseconds of one contestant, one a round."""
+
+Contestants = Mapping[str, Callable[[], object]]
+
+Measure = Callable[[str, Contestants], dict[str, Samples]]
+"""Times contestants; the first argument says what they all do: a layer's path, or `whole model`."""
+
+Clock = Callable[[], float]
+"""Returns seconds."""
+
+_LEAST_ROUNDS = 7
+_SETTLE_SECONDS = 5e-3
+_LONG = 50
+
+
+def settle_seconds(threads: int | None) -> float:
+    """Return how long nothing should run between contestants of so many threads each: several of
+    them look for work for a while before they sleep."""
+    return 0.0 if threads == 1 else _SETTLE_SECONDS
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Times contestants that take turns: each once a round, in an order that is drawn each round.
+
+    Attributes:
+        clocks: All are read around the same calls, the first one closest to them.
+        min_seconds: Rounds go on for at least so long, by the clock on the wall.
+        warmup_seconds: The contestants run for so long before, untimed.
+        least_sample_seconds: What takes less, by the first clock, is called several times for one
+            sample: reading a clock takes time, too.
+        most_rounds: There are no more rounds than these.
+        settle_seconds: Nothing has run for so long before a turn, if there are several contestants:
+            idle threads of the last one may still look for work.
+        refill_seconds: Then the contestant runs for so long, untimed, and once at least, if there
+            are several: caches hold what the last one had. What takes 50 times as long does not.
+    """
+
+    clocks: tuple[Clock, ...]
+    min_seconds: float
+    warmup_seconds: float = 0.0
+    least_sample_seconds: float = 1e-3
+    most_rounds: int = 501
+    settle_seconds: float = 0.0
+    refill_seconds: float = 0.0
+
+    def __call__(self, contestants: Contestants) -> dict[str, tuple[Samples, ...]]:
+        """Return for each contestant its samples by each clock."""
+        turns = {name: self._turn(call, len(contestants) > 1) for name, call in contestants.items()}
+        self._warm_up(contestants)
+        samples: dict[str, list[Samples]] = {name: [] for name in contestants}
+        names, start, order = list(contestants), time.perf_counter(), random.Random(0)
+        for number in range(self.most_rounds):
+            # Whoever always ran after the same one would always find the same in the caches.
+            for name in order.sample(names, len(names)):
+                samples[name].append(turns[name]())
+            if number + 1 >= _LEAST_ROUNDS and time.perf_counter() - start >= self.min_seconds:
+                break
+        return {name: tuple(zip(*rounds, strict=True)) for name, rounds in samples.items()}
+
+    def _turn(self, call: Callable[[], object], has_others: bool) -> Callable[[], Samples]:
+        """Return what is done in each turn of a contestant."""
+        call()  # The first one allocates.
+        seconds = max(min(self._sample(call, 1)[0] for _ in range(3)) / 1e3, 1e-6)
+        repeats = max(1, math.ceil(self.least_sample_seconds / seconds))
+        is_long = seconds > _LONG * self.refill_seconds
+        untimed = 0 if is_long else math.ceil(self.refill_seconds / seconds)
+
+        def turn() -> Samples:
+            if has_others and self.settle_seconds:
+                settle(self.settle_seconds)
+            for _ in range(untimed if has_others else 0):
+                call()
+            return self._sample(call, repeats)
+
+        return turn
+
+    def _warm_up(self, contestants: Contestants) -> None:
+        start = time.perf_counter()
+        while time.perf_counter() - start < self.warmup_seconds:
+            for call in contestants.values():
+                call()
+
+    def _sample(self, call: Callable[[], object], repeats: int) -> Samples:
+        """Return milliseconds of one call by each clock."""
+        starts = [clock() for clock in reversed(self.clocks)]
+        for _ in range(repeats):
+            call()
+        ends = [clock() for clock in self.clocks]
+        return tuple(
+            (end - start) / repeats * 1e3 for start, end in zip(reversed(starts), ends, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times contestants that take turns by one clock.
+
+    Attributes:
+        clock: CPU time says what one thread does, whatever else the machine does; what several
+            threads do shows on the wall only.
+        name: `CPU` or `wall`.
+        min_seconds: A comparison takes at least so long, by the clock on the wall.
+        settle_seconds: Nothing runs for so long before a turn.
+    """
+
+    clock: Clock
+    name: str
+    min_seconds: float
+    settle_seconds: float = 0.0
+
+    @classmethod
+    def for_threads(cls, threads: int | None, min_seconds: float) -> Stopwatch:
+        """Return the clock that fits a number of threads."""
+        if threads == 1:
+            return cls(time.process_time, "CPU", min_seconds)
+        return cls(time.perf_counter, "wall", min_seconds, settle_seconds(threads))
+
+    def __call__(self, what: str, contestants: Contestants) -> dict[str, Samples]:
+        """Time the contestants; see `Measure`."""
+        turns = Turns((self.clock,), self.min_seconds, settle_seconds=self.settle_seconds)
+        times = turns(contestants)
+        return {name: samples for name, (samples,) in times.items()}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How the times of two contestants compare.
+
+    Attributes:
+        value: Median of the ratios of rounds.
+        low: The true median is above this, with 95 % certainty.
+        high: And below this.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_faster(self) -> bool:
+        """The first takes less time than the second, beyond noise."""
+        return self.high < 1
+
+    @property
+    def is_slower(self) -> bool:
+        """The first takes more time than the second, beyond noise."""
+        return self.low > 1
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much longer one contestant took than another, in milliseconds.
+
+    Attributes:
+        value: Median of the differences of rounds.
+        low: The true median is above this, with 95 % certainty.
+        high: And below this.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
+    """Compare two contestants round by round: what disturbs a round mostly disturbs both."""
+    return Ratio(*_median([a / b for a, b in zip(first, second, strict=True)]))
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Return how much longer the first takes, round by round."""
+    return Difference(*_median([a - b for a, b in zip(first, second, strict=True)]))
+
+
+def _median(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, and the interval in which the true one is with 95 % certainty.
+
+    Source: the confidence interval of a median by order statistics (sign test).
+    """
+    values = sorted(values)
+    count = len(values)
+    # Of n values, about n/2 +- 0.98 sqrt(n) lie below the true median in 95 of 100 cases.
+    outside = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    return median(values), values[outside], values[count - 1 - outside]
+
+
+def weighted_sum(samples: Sequence[Samples], weights: Sequence[float]) -> Samples:
+    """Add up the times of one contestant on several inputs, round by round."""
+    rounds = zip(*samples, strict=False)  # The slowest inputs had the fewest rounds.
+    return tuple(
+        sum(weight * ms for weight, ms in zip(weights, one, strict=True)) for one in rounds
+    )

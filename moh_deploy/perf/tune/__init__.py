@@ -1,0 +1,1 @@
+"""Time each way to run each layer on this machine, and choose."""

@@ -1,0 +1,150 @@
+"""Time every choice of every layer, each layer by itself, on what the whole model feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from moh_deploy.graph import choose_layers
+from moh_deploy.graph.layer_models import attention_inputs, empty_model, fed_names, layer_model
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.graph.load_model import load_ir
+from moh_deploy.package import LayerInfo, OnnxPackage, choices_for, without_ranges
+from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.timing import Contestants, Measure, Samples
+from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.system.npz import Array
+
+Values = Mapping[str, Array]
+
+# A contestant that does nothing: what it takes is the session's, and in no layer's time.
+_NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """What a layer takes.
+
+    Attributes:
+        samples: For each set of inputs, choice to times; nothing for a layer without a choice.
+        predicted_ms: For each set of inputs, choice to what is predicted at its sizes; nothing
+            where they are not known.
+    """
+
+    samples: tuple[Mapping[str, Samples], ...]
+    predicted_ms: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class LayerBench:
+    """Times layers of a package, with kernels where there are some.
+
+    Attributes:
+        package: The package.
+        feeds: Sets of inputs of the whole model.
+        threads: Threads within an operator; None lets ONNX Runtime choose.
+        scratch: A directory to put small models into.
+    """
+
+    package: OnnxPackage
+    feeds: Sequence[Values]
+    threads: int | None
+    scratch: Path
+
+    def measure(self, measure: Measure) -> list[LayerTimes]:
+        """Return for each layer the times of its choices on each set of inputs.
+
+        Raises:
+            BackendError: ONNX Runtime failed.
+        """
+        model = load_ir(self.package)
+        layers = without_ranges(self.package.manifest.layers)
+        choose_layers(model, layers)  # Each is measured with one choice at a time.
+        runner = self._whole_model(model, layers)
+        values = [{**feeds, **runner.run(feeds)} for feeds in self.feeds]
+        instruction_set = runner.kernels.instruction_set
+        times: list[LayerTimes] = []
+        for layer, nodes in zip(layers, runner.layer_nodes, strict=True):
+            predicted = [
+                self._predicted(model, layer, nodes, arrays, instruction_set) for arrays in values
+            ]
+            samples = self._samples(model, layer, values, measure) if choices_for(layer) else []
+            times.append(LayerTimes(tuple(samples), tuple(predicted)))
+        return times
+
+    def _whole_model(self, model: ir.Model, layers: Sequence[LayerInfo]) -> OrtRunner:
+        """Load the model so that it also returns what the layers read."""
+        given = set(self.feeds[0])
+        read = [name for layer in layers for name in fed_names(model, layer)]
+        inner = [name for name in dict.fromkeys(read) if name not in given]
+        return open_session(self.package, threads=self.threads, extra_outputs=inner)
+
+    def _samples(
+        self, model: ir.Model, layer: LayerInfo, values: Sequence[Values], measure: Measure
+    ) -> list[Mapping[str, Samples]]:
+        names = fed_names(model, layer)
+        feeds = [{name: arrays[name] for name in names} for arrays in values]
+        runners = {_NOTHING: self._open(empty_model(feeds))}
+        for choice in choices_for(layer):
+            choose_layers(model, [replace(layer, choice=choice)])
+            runners[choice] = self._open(layer_model(model, layer, feeds))
+        choose_layers(model, [layer])
+        return [_without_nothing(measure(layer.path, _bound(runners, fed))) for fed in feeds]
+
+    def _predicted(
+        self,
+        model: ir.Model,
+        layer: LayerInfo,
+        nodes: LayerNodes,
+        values: Values,
+        instruction_set: str | None,
+    ) -> Mapping[str, float]:
+        sized = at_sizes_of(model, layer, values)
+        found = predict(sized, nodes, instruction_set=instruction_set, threads=self.threads or 1)
+        return {} if found is None else found.ms
+
+    def _open(self, model: onnx.ModelProto) -> OrtRunner:
+        path = self.scratch / "layer.onnx"
+        onnx.save(model, path)
+        compute_type = self.package.manifest.compute_type
+        return open_session(path, threads=self.threads, compute_type=compute_type)
+
+
+def at_sizes_of(model: ir.Model, layer: LayerInfo, values: Values) -> LayerInfo:
+    """Return the layer with the sizes and the share of active heads of one run.
+
+    What is not among the values, as it does not depend on the model's inputs, stays as it was.
+    """
+    names = attention_inputs(model, layer)
+    gates, keys = values.get(names.get("gates", "")), values.get(names.get("K", ""))
+    if gates is not None:
+        batch, seq_len, _ = gates.shape
+        share = np.count_nonzero(gates) / max(1, gates.size)
+        layer = replace(layer, batch=batch, seq_len=seq_len, active_share=share)
+    if keys is not None and layer.op != "MoHAggregatedAttention":
+        layer = replace(layer, kv_len=keys.shape[1 if keys.ndim == 3 else 2])
+    return layer
+
+
+def _bound(runners: Mapping[str, OrtRunner], fed: Values) -> Contestants:
+    calls: dict[str, Callable[[], object]] = {
+        name: runner.bound(fed) for name, runner in runners.items()
+    }
+    return calls
+
+
+def _without_nothing(samples: Mapping[str, Samples]) -> dict[str, Samples]:
+    """Take off what a session costs that does nothing."""
+    nothing = median(samples[_NOTHING])
+    return {
+        # Noise must not make a time vanish.
+        name: tuple(max(one - nothing, one / 100) for one in ms)
+        for name, ms in samples.items()
+        if name != _NOTHING
+    }

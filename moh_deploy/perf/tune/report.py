@@ -1,0 +1,207 @@
+"""What was measured, and what was chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.package import (
+    CHOICES,
+    LayerInfo,
+    Tuning,
+    asked_choice,
+    choice_text,
+    choices_for,
+)
+from moh_deploy.perf.choices_text import (
+    boundary_lines,
+    measured_gain,
+    measured_ms,
+    ms_cells,
+    other_winners,
+    sizes_text,
+    threads_text,
+    times_text,
+)
+from moh_deploy.perf.timing import Ratio
+from moh_deploy.runtime.runner import KernelUse
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """One tuning.
+
+    Attributes:
+        package: The package.
+        before: Its layers as they were.
+        layers: Its layers as chosen.
+        tuning: What the choices rest on.
+        asked: Path of a layer, or `all`, to the choice that was given; nothing if it was measured.
+        predicted_gains: For each layer, how many times as fast as dense it is predicted to be as
+            chosen, at the sizes that were measured, or else the example's; None if unknown.
+        undecided: Paths of layers where measuring could not tell which choice is the fastest.
+        model_ratio: Time of the whole model with the layers' own choices over that with all layers
+            dense; None if it was not measured.
+        model_ratios: For each set of inputs, the same over `dense` and, if choices depend on sizes,
+            over `one_choice`: all layers with one choice each.
+        dense_was_faster: Numbers of the sets of inputs on which the whole model was slower with the
+            layers' own choices: there all are dense.
+        ranges_did_not_pay: With ranges the whole model was nowhere faster, so there are none.
+        max_abs_error: Largest difference of an output from the original model's, as chosen.
+        flipped_tokens: Input files on which tokens chose other heads than before (ties within
+            rounding), to how many: outputs were not compared there.
+        kernels: The kernel library that was measured.
+        written: The choices were written into the package.
+    """
+
+    package: Path
+    before: tuple[LayerInfo, ...]
+    layers: tuple[LayerInfo, ...]
+    tuning: Tuning
+    asked: Mapping[str, str]
+    predicted_gains: tuple[float | None, ...]
+    undecided: tuple[str, ...]
+    model_ratio: Ratio | None
+    model_ratios: tuple[Mapping[str, Ratio], ...]
+    dense_was_faster: tuple[int, ...]
+    ranges_did_not_pay: bool
+    max_abs_error: float
+    flipped_tokens: Mapping[str, int]
+    kernels: KernelUse
+    written: bool
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            "package": str(self.package),
+            "written": self.written,
+            "layers": [self._layer_json(index) for index in range(len(self.layers))],
+            "tuning": asdict(self.tuning),
+            "model_gain": self._gain(),
+            "model_ratio": None if self.model_ratio is None else asdict(self.model_ratio),
+            "model_ratios": [
+                {name: asdict(one) for name, one in each.items()} for each in self.model_ratios
+            ],
+            "dense_was_faster": [dict(self.tuning.sizes[i]) for i in self.dense_was_faster],
+            "ranges_did_not_pay": self.ranges_did_not_pay,
+            "max_abs_error": self.max_abs_error,
+            "flipped_tokens": dict(self.flipped_tokens),
+            "kernels": self.kernels.to_json(),
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _gain(self) -> float | None:
+        return None if self.model_ratio is None else 1 / self.model_ratio.value
+
+    def _layer_json(self, index: int) -> dict[str, object]:
+        layer, ms = self.layers[index], measured_ms(self.tuning, index)
+        return {
+            "path": layer.path,
+            "before": choice_text(self.before[index]),
+            "asked": asked_choice(layer, self.asked),
+            "choice": layer.choice,
+            "ranges": [asdict(one) for one in layer.ranges],
+            "measured_ms": ms,
+            "measured_gain": measured_gain(layer, self.tuning, index),
+            "predicted_gain": self.predicted_gains[index],
+            "undecided": layer.path in self.undecided,
+        }
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.tables import line, table
+
+        columns = ["layer", "was", "is", *(f"#{choice}, ms" for choice in CHOICES), "#gain"]
+        columns.append("#predicted gain")
+        title = "layers" if self.tuning.source == "given" else f"layers, {self._measured_how()}"
+        yield table(title, columns, map(self._row, range(len(self.layers))))
+        yield from map(line, self._lines())
+
+    def _row(self, index: int) -> tuple[object, ...]:
+        layer, ms = self.layers[index], measured_ms(self.tuning, index)
+        choices = choice_text(self.before[index]), choice_text(layer)
+        gains = measured_gain(layer, self.tuning, index), self.predicted_gains[index]
+        return layer.path, *choices, *ms_cells(ms), *map(times_text, gains)
+
+    def _measured_how(self) -> str:
+        sizes = "; ".join(map(sizes_text, self.tuning.sizes))
+        several = ", mean as the inputs weigh" if len(self.tuning.sizes) > 1 else ""
+        clock = f"{self.tuning.clock} time of a run{several}"
+        return f"{clock}, {threads_text(self.tuning)}, at {sizes}"
+
+    def _lines(self) -> Iterator[str]:
+        from moh_deploy.report.tables import count
+        from moh_deploy.runtime.layers_text import reasons
+
+        if self.tuning.source == "measured":
+            for index, layer in enumerate(self.layers):
+                yield from other_winners(layer, self.tuning, index)
+            if self.undecided:
+                yield (
+                    "too close or too noisy to tell, so as predicted, or else the plainest:"
+                    f" {', '.join(self.undecided)}"
+                )
+            yield from boundary_lines(self.layers, self.tuning)
+            yield f"whole model: {self._model_text()}"
+            yield from self._model_lines()
+        yield from self._fallbacks()
+        unreplaced = [layer for layer in self.layers if not choices_for(layer)]
+        for reason in reasons(unreplaced):
+            yield f"not replaced, so there is nothing to choose: {reason}"
+        yield f"compared with the original model: max abs error {self.max_abs_error:.3g}"
+        for name, tokens in self.flipped_tokens.items():
+            yield (
+                f"outputs on {name} were not compared with those before: {count(tokens, 'token')}"
+                " chose other heads, as ties within rounding do"
+            )
+        yield self.kernels.describe()
+        yield f"written to {self.package}" if self.written else "dry run: nothing was written"
+
+    def _fallbacks(self) -> Iterator[str]:
+        """Yield a sentence for what `all` asked of layers that do not have it."""
+        paths: dict[tuple[str, str], list[str]] = {}
+        for layer in self.layers:
+            asked = asked_choice(layer, self.asked)
+            if asked is not None and layer.choice is not None and layer.choice != asked:
+                paths.setdefault((asked, layer.choice), []).append(layer.path)
+        for (asked, choice), names in paths.items():
+            yield f"{choice}, as these layers cannot be {asked}: {', '.join(names)}"
+
+    def _model_text(self) -> str:
+        if self.model_ratio is None:
+            return "every layer is fastest densely; nothing to compare"
+        text = _ratio_text(self.model_ratio, "with every layer dense")
+        if len(self.dense_was_faster) == len(self.tuning.sizes):
+            return f"{text} with these layers sparse; so every layer stays dense"
+        return text
+
+    def _model_lines(self) -> Iterator[str]:
+        """Yield what there is to say of each of several sizes."""
+        if self.ranges_did_not_pay:
+            yield "with a choice for each range of sizes it was nowhere faster: one choice a layer"
+        if len(self.dense_was_faster) < len(self.tuning.sizes):
+            for index in self.dense_was_faster:
+                there = sizes_text(self.tuning.sizes[index])
+                yield f"at {there} it was slower with these layers sparse; so they are dense there"
+        if len(self.model_ratios) < 2:
+            return
+        for sizes, ratios in zip(self.tuning.sizes, self.model_ratios, strict=True):
+            texts = [_ratio_text(one, _OTHERS[name]) for name, one in ratios.items()]
+            yield f"whole model at {sizes_text(sizes)}: {'; '.join(texts)}"
+
+
+_OTHERS = {"dense": "with every layer dense", "one_choice": "with one choice a layer"}
+
+
+def _ratio_text(chosen: Ratio, other: str) -> str:
+    """Return `1.250x as fast as with every layer dense (95 %: 1.200x to 1.300x)`."""
+    low, high = 1 / chosen.high, 1 / chosen.low
+    return f"{1 / chosen.value:.3f}x as fast as {other} (95 %: {low:.3f}x to {high:.3f}x)"

@@ -1,0 +1,67 @@
+"""Check that a package computes on the user's inputs what it did before it was chosen for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.input_sets import InputSet
+from moh_deploy.validate.parity import compare
+
+
+def check_same_outputs(
+    before: OnnxPackage, after: OnnxPackage, runner: OrtRunner, sets: Sequence[InputSet]
+) -> dict[str, int]:
+    """Compare outputs and gates, with the tolerances of `verify`.
+
+    How close a tie is cannot be known without the original model. So a run in which a token chose
+    other heads is not compared, but counted: what the package computes is proven by recorded runs.
+
+    Args:
+        before: The package as it was.
+        after: The package as chosen.
+        runner: A session of it that also returns the gates.
+        sets: What to run.
+
+    Returns:
+        Name of each set whose outputs were not compared, to how many tokens chose other heads.
+
+    Raises:
+        ValidationError: An output or a gate differs.
+    """
+    flipped: dict[str, int] = {}
+    names = before.gate_names
+    earlier = open_session(before, extra_outputs=names) if sets else None
+    for one in sets:
+        assert earlier is not None
+        expected = earlier.run(one.inputs)
+        tokens = _flipped_tokens(expected, runner.run(one.inputs), names)
+        if tokens:
+            flipped[one.name] = tokens
+            continue
+        reference = f"the package as it was, on {one.name}"
+        vectors = _vectors(before, one, expected)
+        compare(after, runner, [vectors], reference=reference).raise_if_unequal()
+    return flipped
+
+
+def _flipped_tokens(
+    first: Mapping[str, Array], second: Mapping[str, Array], names: Sequence[str]
+) -> int:
+    differ = [((first[name] != 0) != (second[name] != 0)).any(axis=-1) for name in names]
+    return int(sum(np.count_nonzero(tokens) for tokens in differ))
+
+
+def _vectors(package: OnnxPackage, one: InputSet, results: Mapping[str, Array]) -> VectorSet:
+    gates = tuple(results[name] for name in package.gate_names)
+    return VectorSet(
+        sizes=one.sizes,
+        inputs=one.inputs,
+        outputs={spec.name: results[spec.name] for spec in package.manifest.outputs},
+        gates=gates,
+        margins=tuple(np.full(array.shape[:-1], np.inf, np.float32) for array in gates),
+    )

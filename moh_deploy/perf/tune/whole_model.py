@@ -1,0 +1,56 @@
+"""Time the whole model: as chosen, with one choice a layer, and with every layer dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.timing import Measure, Ratio, Samples, ratio, weighted_sum
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.system.npz import Array
+
+WHOLE_MODEL = "whole model"
+
+DENSE, CHOSEN, ONE_CHOICE = "dense", "chosen", "one_choice"
+
+ModelTimes = Sequence[Mapping[str, Samples]]
+"""For each set of inputs, contestant to times."""
+
+
+def time_model(
+    packages: Mapping[str, OnnxPackage],
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    measure: Measure,
+    threads: int | None,
+) -> list[dict[str, Samples]]:
+    """Return for each set of inputs the times of the packages."""
+    runners = {name: open_session(package, threads=threads) for name, package in packages.items()}
+    return [
+        measure(WHOLE_MODEL, {name: one.bound(fed) for name, one in runners.items()})
+        for fed in feeds
+    ]
+
+
+def chosen_over_dense(times: ModelTimes, weights: Sequence[float]) -> Ratio:
+    """Return the chosen package's time over the dense one's, all sets of inputs together."""
+    chosen, dense = (
+        weighted_sum([one[which] for one in times], weights) for which in (CHOSEN, DENSE)
+    )
+    return ratio(chosen, dense)
+
+
+def chosen_over(times: Mapping[str, Samples]) -> dict[str, Ratio]:
+    """Return each other contestant on one set of inputs to the chosen one's time over its."""
+    return {name: ratio(times[CHOSEN], ms) for name, ms in times.items() if name != CHOSEN}
+
+
+def slower_than_dense(times: ModelTimes, which: str = CHOSEN) -> list[int]:
+    """Return the numbers of the sets of inputs on which a contestant is slower beyond noise."""
+    return [i for i, one in enumerate(times) if ratio(one[which], one[DENSE]).is_slower]
+
+
+def ranges_pay(times: ModelTimes) -> bool:
+    """Tell whether one choice a layer is slower: than choices by size, or than dense, anywhere."""
+    faster = [one for one in times if ratio(one[CHOSEN], one[ONE_CHOICE]).is_faster]
+    return bool(faster) or bool(slower_than_dense(times, ONE_CHOICE))

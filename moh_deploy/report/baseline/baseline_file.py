@@ -1,0 +1,187 @@
+"""The file that a ratchet is kept in: JSON, sorted, small, to be committed and read in diffs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from typing_extensions import Self
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.report.baseline.explain import explained
+from moh_deploy.report.baseline.figures import KINDS, Figure, Slack, is_whole
+from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.staging import staged_file
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Section = Literal["verify", "bench"]
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class IntervalEntry(_Object):
+    """A figure that was sampled."""
+
+    value: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.value} is not between {self.low} and {self.high}")
+        return self
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Entry = Count | FiniteFloat | IntervalEntry
+
+
+class SlackEntry(_Object):
+    """What replaces the slack of a kind of figure."""
+
+    factor: Annotated[FiniteFloat, Field(ge=1)] | None = None
+    plus: Annotated[FiniteFloat, Field(ge=0)] | None = None
+
+
+class SectionEntry(_Object):
+    """What one command reached.
+
+    Attributes:
+        machine: Where figures of a machine were measured, and with which runtime; None without any.
+        figures: Group and name to figure.
+    """
+
+    machine: str | None = None
+    figures: Annotated[dict[str, dict[str, Entry]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        _require_known(name for group in self.figures.values() for name in group)
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Self:
+        """A count below 0 would be worse than nothing, and anything would hold it."""
+        for (group, name), one in self.read().items():
+            domain = KINDS[name].domain
+            for value in (one.value, one.low, one.high):
+                if not domain.holds(value):
+                    raise ValueError(
+                        f"figures.{group}.{name} is {value:g}, expected {domain.words}"
+                    )
+        return self
+
+    def read(self) -> dict[tuple[str, str], Figure]:
+        """Return the figures by group and name."""
+        figures = [
+            _figure(group, name, entry)
+            for group, entries in self.figures.items()
+            for name, entry in entries.items()
+        ]
+        return {one.key: one for one in figures}
+
+
+class BaselineContent(_Object):
+    """All of a file."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    slack: dict[str, SlackEntry] = {}
+    verify: SectionEntry | None = None
+    bench: SectionEntry | None = None
+
+    @model_validator(mode="after")
+    def _slack_is_known(self) -> Self:
+        _require_known(self.slack)
+        return self
+
+    def slack_of(self, name: str) -> Slack:
+        """Return by how much a figure may be worse: as the file says, or as usual."""
+        usual, said = KINDS[name].slack, self.slack.get(name, SlackEntry())
+        return Slack(
+            usual.factor if said.factor is None else said.factor,
+            usual.plus if said.plus is None else said.plus,
+        )
+
+
+def section_of(figures: Iterable[Figure], machine: str | None) -> SectionEntry:
+    """Return what the file says of these figures, to six digits."""
+    groups: dict[str, dict[str, Entry]] = {}
+    for one in figures:
+        groups.setdefault(one.group, {})[one.name] = _entry(one)
+    return SectionEntry(machine=machine, figures=groups)
+
+
+def read_baseline(path: Path) -> BaselineContent:
+    """Read a file.
+
+    Raises:
+        ConfigError: It is not there, cannot be read, or holds something else.
+    """
+    try:
+        content = read_json(path, error=ConfigError)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: there is no baseline file.",
+            hint="--update-baseline writes it from this run; commit it.",
+        ) from None
+    _check_version(path, content)
+    try:
+        return BaselineContent.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explained(error)}.") from error
+
+
+def write_baseline(path: Path, content: BaselineContent) -> None:
+    """Write the file at once or not at all.
+
+    Raises:
+        PackageError: It cannot be written.
+    """
+    plain = content.model_dump(exclude_none=True)
+    if not content.slack:
+        del plain["slack"]
+    text = json.dumps(plain, indent=2, sort_keys=True)
+    with staged_file(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _check_version(path: Path, content: object) -> None:
+    if not isinstance(content, Mapping) or "schema_version" not in content:
+        raise ConfigError(f"{path}: is no baseline file: it has no schema_version.")
+    version = content["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: schema_version is {version!r}, this moh-deploy reads {SCHEMA_VERSION}.",
+            hint="Use the moh-deploy that wrote it, or remove it and run with --update-baseline.",
+        )
+
+
+def _require_known(names: Iterable[str]) -> None:
+    unknown = sorted(set(names) - KINDS.keys())
+    if unknown:
+        raise ValueError(f"there is no figure '{unknown[0]}', there are {', '.join(KINDS)}")
+
+
+def _figure(group: str, name: str, entry: Entry) -> Figure:
+    if isinstance(entry, IntervalEntry):
+        return Figure(group, name, entry.value, entry.low, entry.high)
+    return Figure.exact(group, name, entry)
+
+
+def _entry(one: Figure) -> Entry:
+    if one.low == one.high:
+        return _rounded(one.value)
+    low, value, high = map(_rounded, (one.low, one.value, one.high))
+    return IntervalEntry(value=value, low=low, high=high)
+
+
+def _rounded(value: float) -> float:
+    """Whole numbers stay whole ones: 160, not 160.0."""
+    return int(value) if is_whole(value) else float(f"{value:.6g}")

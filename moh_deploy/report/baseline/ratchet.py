@@ -1,0 +1,166 @@
+"""Compare what a run reached with a baseline file, and tighten the file if asked to.
+
+A ratchet turns one way: a figure in the file is replaced by a better one only. To accept a worse
+one somebody takes it out by hand, where a review sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.report.baseline.baseline_file import (
+    BaselineContent,
+    Section,
+    SectionEntry,
+    read_baseline,
+    section_of,
+    write_baseline,
+)
+from moh_deploy.report.baseline.figures import KINDS, Figure
+from moh_deploy.report.baseline.result import Outcome, RatchetEntry, RatchetResult
+
+
+@dataclass(frozen=True)
+class Ratchet:
+    """One command's part of a baseline file.
+
+    Attributes:
+        path: The file.
+        content: What is in it; of a file that is to be made, nothing.
+        section: The command.
+        update: Write what is new or better.
+    """
+
+    path: Path
+    content: BaselineContent
+    section: Section
+    update: bool
+
+    @classmethod
+    def open(cls, path: Path | str | None, section: Section, *, update: bool) -> Ratchet | None:
+        """Read a file before anything is run; None if there is none to compare with.
+
+        Raises:
+            ConfigError: It is missing, or has nothing of this command, and is not to be written; or
+                it is to be written and not named.
+            PackageError: It is to be written where it cannot be.
+        """
+        if path is None:
+            if update:
+                raise ConfigError(
+                    "update_baseline is given without a baseline file, expected both.",
+                    hint="--baseline-file FILE names it.",
+                )
+            return None
+        path = Path(path)
+        if update and not path.resolve().parent.is_dir():
+            raise PackageError(f"{path} cannot be written: its directory does not exist.")
+        if update and not path.exists():
+            return cls(path, BaselineContent(), section, update)
+        ratchet = cls(path, read_baseline(path), section, update)
+        if ratchet.entry is None and not update:
+            raise ConfigError(
+                f"{path} holds nothing of {section}.", hint="--update-baseline adds this run."
+            )
+        return ratchet
+
+    @property
+    def entry(self) -> SectionEntry | None:
+        return self.content.verify if self.section == "verify" else self.content.bench
+
+    def judge(self, figures: Sequence[Figure], *, machine: str | None = None) -> RatchetResult:
+        """Compare a run that has passed otherwise; write the file if that is asked for.
+
+        Nothing is written if anything is worse, or if nothing has changed.
+
+        Args:
+            figures: What the run reached.
+            machine: Where, and with which runtime.
+
+        Raises:
+            ConfigError: The file is of something else.
+            PackageError: It cannot be written.
+        """
+        was = {} if self.entry is None else self.entry.read()
+        self._require_same_subject(was, figures)
+        entries = tuple(self._entries(was, figures, machine))
+        result = RatchetResult(str(self.path), entries, updated=False)
+        if not self.update or any(one.outcome in ("worse", "gone") for one in entries):
+            return result
+        if not any(one.outcome in ("better", "new") for one in entries):
+            return result
+        self._write(was, figures, entries, machine)
+        return RatchetResult(str(self.path), entries, updated=True)
+
+    def _require_same_subject(
+        self, was: dict[tuple[str, str], Figure], figures: Sequence[Figure]
+    ) -> None:
+        """A file of another model would be all `gone` and all `new`."""
+        here = _subjects(one.group for one in figures)
+        there = _subjects(group for group, _ in was)
+        if there and not there & here:
+            raise ConfigError(
+                f"{self.path} is of another package or other inputs: it holds figures of"
+                f" {_some(there)}; this run has {_some(here)}.",
+                hint="Name the file of this one, or another file with --update-baseline.",
+            )
+
+    def _entries(
+        self, was: dict[tuple[str, str], Figure], figures: Sequence[Figure], machine: str | None
+    ) -> Iterator[RatchetEntry]:
+        now = {one.key: one for one in figures}
+        for key in sorted({*was, *now}):
+            yield self._compared(key, was.get(key), now.get(key), machine)
+
+    def _compared(
+        self, key: tuple[str, str], was: Figure | None, now: Figure | None, machine: str | None
+    ) -> RatchetEntry:
+        group, name = key
+        kind, slack = KINDS[name], self.content.slack_of(name)
+        what = f"{group}: {kind.words}"
+        values = (None if was is None else was.value, None if now is None else now.value)
+        if self.entry is not None and kind.of_machine and machine != self.entry.machine:
+            sentence = f"{what}: not compared, the file is of {self.entry.machine}."
+            return RatchetEntry(group, name, "not compared", *values, None, sentence)
+        if was is None:
+            assert now is not None
+            sentence = f"{what}: {kind.text(now)}, which the file does not have."
+            return RatchetEntry(group, name, "new", *values, None, sentence)
+        if now is None:
+            sentence = f"{what}: was {kind.text(was)}, and is not there any more."
+            return RatchetEntry(group, name, "gone", *values, None, sentence)
+        limit = kind.limit(was, slack, now.grain)
+        sentence = f"{what}: {kind.text(now)}, was {kind.text(was)}{kind.limit_text(limit)}."
+        if kind.is_worse(now, was, slack):
+            return RatchetEntry(group, name, "worse", *values, limit, sentence)
+        outcome: Outcome = "better" if kind.is_better(now, was, slack) else "held"
+        return RatchetEntry(group, name, outcome, *values, limit, sentence)
+
+    def _write(
+        self,
+        was: dict[tuple[str, str], Figure],
+        figures: Sequence[Figure],
+        entries: Sequence[RatchetEntry],
+        machine: str | None,
+    ) -> None:
+        taken = {(one.group, one.name) for one in entries if one.outcome in ("better", "new")}
+        kept = {**was, **{one.key: one for one in figures if one.key in taken}}
+        known = machine if self.entry is None else self.entry.machine
+        section = section_of(kept.values(), known)
+        write_baseline(self.path, self.content.model_copy(update={self.section: section}))
+
+
+WHOLE = "all"
+"""Begins the group of what is not of one output, layer or set of inputs."""
+
+
+def _subjects(groups: Iterable[str]) -> set[str]:
+    return {one for one in groups if not one.startswith(WHOLE)}
+
+
+def _some(groups: set[str]) -> str:
+    first, *others = sorted(groups) or ["nothing"]
+    return f"{first} and {len(others)} more" if others else first

@@ -1,0 +1,124 @@
+"""Check inputs before a runtime sees them: its own messages would not name what the user wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import TensorInfo
+from moh_deploy.system.npz import Array
+from moh_deploy.system.suggest import did_you_mean
+
+Axis: TypeAlias = tuple[TensorInfo, int, str, int]  # input, axis, dimension expression, size
+
+
+def check_inputs(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict[str, int]:
+    """Check names, dtypes, ranks, fixed sizes, and that dynamic sizes agree among inputs.
+
+    Returns:
+        The size of each dynamic dimension.
+
+    Raises:
+        ConfigError: Naming the input, what it is and what is expected.
+    """
+    _check_names([spec.name for spec in specs], inputs)
+    for spec in specs:
+        _check_tensor(spec, inputs[spec.name])
+    return _bind_dims(specs, inputs)
+
+
+def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str | None:
+    """Return the first dynamic axis of size 0, in words; None if there is none."""
+    for spec, index, text, size in _dynamic_axes(specs, inputs):
+        if size == 0:
+            array = inputs[spec.name]
+            got = f"{array.dtype}{list(array.shape)}"
+            return f"input '{spec.name}' is {got}, with size 0 on axis {index} ('{text}')"
+    return None
+
+
+def describe(spec: TensorInfo) -> str:
+    """Return `float32[batch, 3, 224, 224]`."""
+    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
+
+
+def _check_names(expected: Sequence[str], inputs: Mapping[str, Array]) -> None:
+    missing = [name for name in expected if name not in inputs]
+    unexpected = [name for name in inputs if name not in expected]
+    if missing:
+        raise ConfigError(
+            f"input '{missing[0]}' is missing: got {_names(inputs)}, expected {_names(expected)}."
+        )
+    if unexpected:
+        raise ConfigError(
+            f"there is no input '{unexpected[0]}': the model has {_names(expected)}.",
+            hint=did_you_mean(unexpected[0], expected) or None,
+        )
+
+
+def _check_tensor(spec: TensorInfo, array: Array) -> None:
+    got = f"{array.dtype}{list(array.shape)}"
+    if array.dtype.name != spec.dtype:
+        raise ConfigError(
+            f"input '{spec.name}' is {got}, expected dtype {spec.dtype}.",
+            hint=f"Convert it: array.astype('{spec.dtype}').",
+        )
+    if array.ndim != len(spec.shape):
+        raise ConfigError(
+            f"input '{spec.name}' is {got} with {array.ndim} axes,"
+            f" expected {describe(spec)} with {len(spec.shape)}."
+        )
+    for axis, (size, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if isinstance(expected, int) and size != expected:
+            raise ConfigError(
+                f"input '{spec.name}' is {got}, expected {describe(spec)}:"
+                f" axis {axis} is fixed at {expected}, got {size}."
+            )
+
+
+def _bind_dims(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    first_use: dict[str, Axis] = {}
+    for axis in _dynamic_axes(specs, inputs):
+        spec, index, text, size = axis
+        expression = _parse(text)
+        solved = expression.solve(size)
+        if solved is None:
+            raise ConfigError(
+                f"input '{spec.name}', axis {index}: got size {size}, which is '{text}' for no"
+                f" whole number '{expression.name}'."
+            )
+        known = sizes.setdefault(expression.name, solved)
+        if known != solved:
+            raise ConfigError(_disagreement(expression.name, first_use[expression.name], axis))
+        first_use.setdefault(expression.name, axis)
+    return sizes
+
+
+def _dynamic_axes(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> Iterator[Axis]:
+    for spec in specs:
+        for index, (text, size) in enumerate(zip(spec.shape, inputs[spec.name].shape, strict=True)):
+            if isinstance(text, str):
+                yield spec, index, text, size
+
+
+def _parse(text: str) -> DimExpr:
+    """Read a dimension; what is no linear expression of one name counts as a name of its own."""
+    try:
+        return DimExpr.parse(text, place="model input")
+    except ConfigError:
+        return DimExpr(text)
+
+
+def _disagreement(name: str, first: Axis, second: Axis) -> str:
+    parts = [
+        f"{size} ('{text}') on axis {index} of '{spec.name}'"
+        for spec, index, text, size in (first, second)
+    ]
+    return f"dimension '{name}' is inconsistent: {parts[0]}, {parts[1]}."
+
+
+def _names(names: Mapping[str, Array] | Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

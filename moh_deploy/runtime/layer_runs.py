@@ -1,0 +1,106 @@
+"""What runs each MoH layer: a session's answer for nodes, in terms of a package's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from moh_deploy.errors import PackageError
+from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN
+from moh_deploy.package import LayerInfo, choice_text, node_rules, projections
+
+LayerImpl = Literal["kernel", "function", "dense"]
+"""A node runs on a kernel, as its function body for want of one, or as that on purpose."""
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """What runs one MoH layer, read from the runtime.
+
+    Attributes:
+        path: The layer.
+        runs_as: `kernel`, `function` (its function body) or `dense` (the same by choice); None if
+            the layer was not replaced.
+        router_runs_as: The same of its MoHRouter node; None if the router is of plain operators.
+        projections_run_as: The same of its projection nodes; None if there are none.
+        by_size: A choice that depends on sizes, such as `dense if seq<=64, else sparse`; None for
+            one choice. What is said above holds at sizes at which a node is not dense.
+    """
+
+    path: str
+    runs_as: LayerImpl | None
+    router_runs_as: LayerImpl | None
+    projections_run_as: LayerImpl | None = None
+    by_size: str | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, str | None]) -> LayerRun:
+        """Return what `dataclasses.asdict` made this of."""
+        return cls(
+            str(content["path"]),
+            cast("LayerImpl | None", content["runs_as"]),
+            cast("LayerImpl | None", content["router_runs_as"]),
+            cast("LayerImpl | None", content["projections_run_as"]),
+            content["by_size"],
+        )
+
+
+def layer_runs(
+    layers: Sequence[LayerInfo],
+    layer_impl: Mapping[str, LayerImpl],
+    *,
+    switches: Mapping[str, str],
+    routers: Sequence[str | None],
+    model_path: Path,
+) -> tuple[LayerRun, ...]:
+    """Tell what runs each layer.
+
+    Args:
+        layers: The package's layers.
+        layer_impl: Name of each MoH node to what runs it, as read from a session.
+        switches: Name of each node that depends on sizes to its rule, see `switch_rules`.
+        routers: Name of each layer's MoHRouter node, see `router_nodes`.
+        model_path: The model, for the error.
+
+    Raises:
+        PackageError: The model lacks the node of a layer, or it is not where the choice has it.
+    """
+    rules = node_rules(layers)
+
+    def impl(layer: LayerInfo, node: str | None) -> LayerImpl | None:
+        if node is None:
+            return None
+        if node not in layer_impl:
+            raise PackageError(
+                f"{model_path.parent}: layer '{layer.path}' is node '{node}' in the manifest, but"
+                f" {model_path.name} has no such node of domain moh."
+            )
+        # A router is of domain moh, and no rule speaks of it.
+        rule = str(rules.get(node, KERNEL_DOMAIN))
+        found = switches.get(node, DENSE_DOMAIN if layer_impl[node] == "dense" else KERNEL_DOMAIN)
+        if found != rule:
+            raise PackageError(
+                f"{model_path.parent}: layer '{layer.path}' is {choice_text(layer)} in the"
+                f" manifest, so its node '{node}' is to be of domain {rule}; in"
+                f" {model_path.name} it is of domain {found}.",
+                hint="Export the model again.",
+            )
+        return layer_impl[node]
+
+    def of_projections(layer: LayerInfo) -> LayerImpl | None:
+        impls = {impl(layer, node) for node in projections(layer)}
+        # A layer counts as running on kernels only if both projections do.
+        return next((one for one in ("dense", "function", "kernel") if one in impls), None)
+
+    return tuple(
+        LayerRun(
+            layer.path,
+            impl(layer, layer.node),
+            impl(layer, router),
+            of_projections(layer),
+            choice_text(layer) if layer.ranges else None,
+        )
+        for layer, router in zip(layers, routers, strict=True)
+    )

@@ -1,0 +1,118 @@
+"""A package in lower precision: its model, its manifest, and the dtypes of its routers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.graph import choose_layers, without_switches
+from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.lower_precision import LowType, PrecisionPlan, lower_precision, plan_precision
+from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, RouterTypes
+from moh_deploy.package.model_files import save_model
+from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
+
+LOW_TYPES: Mapping[str, LowType] = {
+    "fp16": "float16",
+    "float16": "float16",
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+}
+
+
+def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
+    """Lower a float32 package into a scratch directory, and prove nothing.
+
+    Returns:
+        A package to open sessions of. It has no files but the model.
+    """
+    low = low_type(to)
+    model = load_ir(package)
+    _, layers = lower_model(model, package.manifest.layers, low, largest_values(package))
+    root.mkdir()
+    save_model(model, package, root)
+    manifest = lowered_manifest(package, low, layers)
+    return replace(package, root=root, manifest=manifest)
+
+
+def lower_model(
+    model: ir.Model,
+    layers: tuple[LayerInfo, ...],
+    low: LowType,
+    largest: Mapping[str, float],
+) -> tuple[PrecisionPlan, tuple[LayerInfo, ...]]:
+    """Lower a package's model in place.
+
+    Returns:
+        What each operator computes in, and the layers with the dtypes of their routers.
+    """
+    without_switches(model)
+    infer_types(model)
+    plan = plan_precision(model, low, largest, gates=frozenset(one.gates for one in layers))
+    lower_precision(model, plan)
+    choose_layers(model, layers)
+    return plan, tuple(replace(one, router_types=router_types(model, one)) for one in layers)
+
+
+def lowered_manifest(package: OnnxPackage, low: LowType, layers: tuple[LayerInfo, ...]) -> Manifest:
+    """Return the manifest of a lowered package: what was measured in float32 says nothing of it."""
+    return replace(package.manifest, precision=low, layers=layers, proof=None, rounding=None)
+
+
+def router_types(model: ir.Model, layer: LayerInfo) -> RouterTypes:
+    """Read from a model the dtypes of a layer's router."""
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    gates = values[layer.gates]
+    router = gates.producer()
+    assert router is not None
+    projections = {
+        str(maker.outputs[0].dtype.numpy())
+        for maker in map(_projection, router.inputs)
+        if maker is not None and maker.outputs[0].dtype is not None
+    }
+    scores = next((v for v in router.inputs if v is not None and v.dtype is not None), gates)
+    assert scores.dtype is not None
+    assert gates.dtype is not None
+    return RouterTypes(
+        projection=projections.pop() if len(projections) == 1 else None,
+        scores=str(scores.dtype.numpy()),
+        gates=str(gates.dtype.numpy()),
+    )
+
+
+def low_type(to: str) -> LowType:
+    """Return the dtype that a user calls `to`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if to not in LOW_TYPES:
+        raise ConfigError(f"to is '{to}', expected fp16 or bf16.")
+    return LOW_TYPES[to]
+
+
+def check_float32(package: OnnxPackage) -> None:
+    """Refuse a package that was lowered.
+
+    Raises:
+        ConfigError: It is not in float32.
+    """
+    if package.manifest.precision != "float32":
+        raise ConfigError(
+            f"{package.root} is in {package.manifest.precision}, expected a package in float32.",
+            hint="Export the model with --dtype float32 and lower that package.",
+        )
+
+
+def _projection(value: ir.Value | None) -> ir.Node | None:
+    """The product that made these logits, perhaps sliced, added to, reshaped or cast."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type not in ("MatMul", "Gemm"):
+        first = next((v for v in node.inputs if v is not None and not v.is_initializer()), None)
+        node = None if first is None else first.producer()
+    return node

@@ -1,0 +1,1 @@
+"""ONNX Runtime on the CPU: sessions, the kernel library, variants of a model."""

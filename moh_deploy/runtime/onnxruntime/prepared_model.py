@@ -1,0 +1,111 @@
+"""What ONNX Runtime is given: a model as it is, or changed, and what has to be known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+
+from moh_deploy.errors import BackendError, PackageError
+from moh_deploy.graph.emulated_dtype import Dtype, computes_in, emulate
+from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
+from moh_deploy.graph.router_nodes import router_nodes
+from moh_deploy.graph.switches import all_nodes, switch_rules
+from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
+from moh_deploy.package import LayerInfo, read_outline
+from moh_deploy.runtime.layer_runs import LayerImpl
+
+
+class PreparedModel(NamedTuple):
+    """What to give to ONNX Runtime, the MoH nodes in it, and which of them belong to each layer.
+
+    Nodes of domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has
+    the nodes that depend on sizes, and their rules; `has_float16` says that some compute in that;
+    `emulated_dtype` is as in `KernelUse`.
+    """
+
+    content: str | bytes
+    moh_nodes: list[str]
+    dense_nodes: dict[str, LayerImpl]
+    switches: dict[str, str]
+    routers: tuple[str | None, ...]
+    layer_nodes: tuple[LayerNodes, ...]
+    has_float16: bool
+    emulated_dtype: str | None
+
+
+def prepare_model(
+    path: Path,
+    layers: tuple[LayerInfo, ...],
+    extra_outputs: Sequence[str],
+    change: Callable[[onnx.GraphProto], None] | None,
+    *,
+    emulate_dtypes: Sequence[Dtype],
+) -> PreparedModel:
+    """Read from the model all that is needed of it.
+
+    The parsed model is dropped here: together with the session it would hold all weights twice.
+
+    Args:
+        layers: What a package says of its layers; none for a model of no package.
+        extra_outputs: Inner values to return besides the outputs.
+        change: Changes the graph, whose weights may not be loaded.
+        emulate_dtypes: What computes in the first of these that is used is emulated.
+
+    Raises:
+        BackendError: A name in `extra_outputs` is unknown.
+        PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
+    """
+    model = _load_without_weights(path)
+    moh_nodes = _nodes_of(KERNEL_DOMAIN, path, model.graph)
+    dense_nodes: dict[str, LayerImpl] = dict.fromkeys(
+        _nodes_of(DENSE_DOMAIN, path, model.graph), "dense"
+    )
+    routers, nodes = router_nodes(model.graph, layers), layer_nodes(model.graph, layers)
+    content: str | bytes = str(path)
+    switches = switch_rules(model.graph)
+    if change is not None:
+        change(model.graph)
+    has_float16 = computes_in(model, "float16")
+    emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
+    if emulated is not None:
+        emulate(model, emulated)
+    if extra_outputs or change is not None or emulated is not None:
+        _add_outputs(model, extra_outputs)
+        content = model.SerializeToString()
+    return PreparedModel(
+        content, moh_nodes, dense_nodes, switches, routers, nodes, has_float16, emulated
+    )
+
+
+def _load_without_weights(path: Path) -> onnx.ModelProto:
+    read_outline(path)  # protobuf fails only where a name is read that is not UTF-8
+    return onnx.load(path, load_external_data=False)
+
+
+def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    graph = model.graph
+    known = {name for node in graph.node for name in node.output}
+    known |= {value.name for value in (*graph.input, *graph.initializer)}
+    present = {output.name for output in graph.output}
+    for name in dict.fromkeys(names):
+        if name not in known:
+            raise BackendError(
+                f"the model has no value '{name}', which was asked for as an extra output."
+            )
+        if name not in present:
+            # ONNX Runtime infers type and shape.
+            graph.output.append(onnx.ValueInfoProto(name=name))
+
+
+def _nodes_of(domain: str, path: Path, graph: onnx.GraphProto) -> list[str]:
+    nodes = [node for node in all_nodes(graph) if base_domain(node.domain) == domain]
+    for node in nodes:
+        if not node.name:
+            raise PackageError(
+                f"{path}: a {node.op_type} node has no name, so what runs it cannot be told;"
+                f" it computes '{node.output[0]}'."
+            )
+    return [node.name for node in nodes]

@@ -1,0 +1,286 @@
+"""Run a package with ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import onnx
+from onnx import parser
+
+from moh_deploy.errors import BackendError
+from moh_deploy.graph.emulated_dtype import Dtype
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
+from moh_deploy.runtime.input_check import check_inputs, empty_axis
+from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun, layer_runs
+from moh_deploy.runtime.onnxruntime.kernels import choose_kernels, register, require_kernels
+from moh_deploy.runtime.onnxruntime.placement import Placement
+from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
+from moh_deploy.runtime.onnxruntime.values import from_ort, tensor_info, to_ort
+from moh_deploy.runtime.runner import Kernels, KernelUse
+from moh_deploy.system.npz import Array
+from moh_deploy.system.staging import scratch_directory
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+T = TypeVar("T")
+
+_FATAL_ONLY = 4
+
+_WITHOUT_TRANSPOSE_FUSION = "optimization.disable_specified_optimizers", "MatmulTransposeFusion"
+"""ONNX Runtime 1.32 dies of it where float16 is transposed so that its first axis becomes the rows
+of a product with a matrix: tokens before samples, say."""
+
+
+@dataclass(frozen=True)
+class OrtRunner:
+    """An ONNX Runtime session that checks its inputs and speaks bfloat16.
+
+    Attributes:
+        inputs: What the session takes.
+        layer_impl: Name of each node of domain `moh` to what runs it, as read from the session, and
+            of domain `moh.dense` to `dense`. A node that depends on sizes is there twice.
+        layer_runs: The same by layer, in the manifest's order; empty for a model without manifest.
+        layer_nodes: The operators of each layer, in the same order.
+        kernels: The kernel library that was registered, or why none was.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    layer_impl: Mapping[str, LayerImpl]
+    layer_runs: tuple[LayerRun, ...]
+    layer_nodes: tuple[LayerNodes, ...]
+    kernels: KernelUse
+    _session: ort.InferenceSession
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, in order."""
+        return [one.name for one in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order; extra ones last."""
+        return [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once; see `Runner.run`."""
+        check_inputs(self.inputs, inputs)
+        feeds = {name: to_ort(array) for name, array in inputs.items()}
+        results = self._explaining(inputs, lambda: self._session.run_with_ort_values(None, feeds))
+        return {
+            name: from_ort(value) for name, value in zip(self.output_names, results, strict=True)
+        }
+
+    def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
+        """Return a call that runs the model on these inputs and gives no outputs: to be timed.
+
+        Values go in and out by a binding: a run that is handed them costs 40 us of Python.
+
+        Raises:
+            ConfigError: As `run` does.
+            BackendError: A dtype is emulated: the time would be that of the emulation.
+        """
+        if self.kernels.emulated_dtype is not None:
+            raise BackendError(
+                f"the model is in {self.kernels.emulated_dtype}, which ONNX Runtime on the CPU has"
+                " no kernels for: it can be run and compared here by emulation, not timed.",
+                hint="Time it in float32 or float16.",
+            )
+        check_inputs(self.inputs, inputs)
+        # ONNX Runtime reads these very arrays: they live as long as the call.
+        feeds = {name: np.require(array, requirements="C") for name, array in inputs.items()}
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, to_ort(array))
+        for name in self.output_names:
+            binding.bind_output(name)
+
+        def call() -> None:
+            self._explaining(feeds, lambda: self._session.run_with_iobinding(binding))
+
+        return call
+
+    def _explaining(self, inputs: Mapping[str, Array], run: Callable[[], T]) -> T:
+        try:
+            return _calling_ort("running the model", run)
+        except BackendError as error:
+            empty = empty_axis(self.inputs, inputs)
+            if empty is None:
+                raise
+            raise _on_nothing(empty, error.message) from error
+
+
+def open_session(
+    source: OnnxPackage | Path,
+    *,
+    kernels: Kernels = "auto",
+    library: Path | None = None,
+    instruction_set: str | None = None,
+    compute_type: ComputeType | None = None,
+    threads: int | None = None,
+    extra_outputs: Sequence[str] = (),
+    optimize: bool = True,
+    change: Callable[[onnx.GraphProto], None] | None = None,
+    round_results: bool = False,
+) -> OrtRunner:
+    """Load a model into ONNX Runtime.
+
+    Args:
+        source: A package, or the path of an ONNX model.
+        kernels: `auto` runs MoH nodes on the kernel library where there is one, `off` runs their
+            function bodies, `require` refuses to run if the session does not report a kernel for
+            every MoH node but those that were chosen to be dense.
+        library: A kernel library other than the installation's.
+        instruction_set: One of those that the library has here (`avx512_bf16`, `avx512`, `avx2`,
+            `baseline`); None for the best.
+        compute_type: What kernels may round the operands of attention's products to; None takes
+            what the package says, which is float32 for a model that is in none.
+        threads: Threads within one operator; None lets ONNX Runtime choose.
+        extra_outputs: Names of inner values to return besides the outputs.
+        optimize: Let ONNX Runtime rewrite the graph. Without, every node runs as it is written.
+        change: Changes the graph, whose weights may not be loaded, before the extra outputs are
+            added.
+        round_results: Round what every operator computes in float16, as GPUs do. ONNX Runtime on
+            the CPU computes runs of such operators in float32, and rounds at their ends only.
+
+    Raises:
+        BackendError: Kernels are required but not used, the library is there but cannot be used, a
+            name in `extra_outputs` is unknown, or ONNX Runtime refuses the model.
+        ConfigError: An option is none of those listed.
+        PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
+    """
+    use = choose_kernels(
+        kernels,
+        library=library,
+        instruction_set=instruction_set,
+        compute_type=compute_type or _compute_type(source),
+    )
+    path = source.model_path if isinstance(source, OnnxPackage) else source
+    layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
+    emulated = _emulated(round_results=round_results)
+    model = prepare_model(path, layers, extra_outputs, change, emulate_dtypes=emulated)
+    # Fused operators would skip the roundings that are emulated.
+    options = _session_options(path.parent, threads, optimize and not model.emulated_dtype)
+    if model.has_float16:
+        options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
+    session, layer_impl = _placed(model, use, options)
+    use = replace(use, emulated_dtype=model.emulated_dtype)
+    if kernels == "require":
+        require_kernels(use, layer_impl)
+    runs = layer_runs(
+        layers, layer_impl, switches=model.switches, routers=model.routers, model_path=path
+    )
+    inputs = tuple(tensor_info(one) for one in session.get_inputs())
+    return OrtRunner(inputs, layer_impl, runs, model.layer_nodes, use, session)
+
+
+def _placed(
+    model: PreparedModel, use: KernelUse, options: ort.SessionOptions
+) -> tuple[ort.InferenceSession, dict[str, LayerImpl]]:
+    """Make the session, and read from it what runs each node."""
+    with scratch_directory("moh-deploy-session") as scratch:
+        placement = Placement(model.moh_nodes, scratch)
+        placement.prepare(options)
+        register(use, options)
+        session = _create(model.content, options)
+        return session, placement.read(session) | model.dense_nodes
+
+
+def runtime_name() -> str:
+    """Return `ONNX Runtime 1.32.0`, the version that runs here."""
+    import onnxruntime as ort
+
+    return f"ONNX Runtime {ort.__version__}"
+
+
+def _emulated(*, round_results: bool) -> tuple[Dtype, ...]:
+    """A model that computes in both is emulated in bfloat16."""
+    bfloat16: tuple[Dtype, ...] = () if _has_bfloat16() else ("bfloat16",)
+    return (*bfloat16, "float16") if round_results else bfloat16
+
+
+@lru_cache
+def _has_bfloat16() -> bool:
+    """Tell whether ONNX Runtime on the CPU multiplies bfloat16."""
+    text = "g (bfloat16[2, 2] a, bfloat16[2, 2] b) => (bfloat16[2, 2] y) { y = MatMul (a, b) }"
+    product = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
+    try:
+        _create(product.SerializeToString(), _session_options(Path(), threads=1, optimize=False))
+    except BackendError:
+        return False
+    return True
+
+
+def _compute_type(source: OnnxPackage | Path) -> ComputeType:
+    return source.manifest.compute_type if isinstance(source, OnnxPackage) else "float32"
+
+
+def _session_options(folder: Path, threads: int | None, optimize: bool) -> ort.SessionOptions:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # A model handed over as bytes has no place of its own to look for external data.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.fsencode(folder.resolve())
+    )
+    return options
+
+
+def _create(content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    import onnxruntime as ort
+
+    model = content if isinstance(content, bytes) else _RawPath(content)
+    return _calling_ort(
+        "loading the model",
+        lambda: ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]),
+    )
+
+
+@dataclass(frozen=True)
+class _RawPath(os.PathLike[bytes]):
+    """A path as the bytes that it is: of text, ONNX Runtime's binding takes UTF-8 only."""
+
+    path: str
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self.path)
+
+
+def _calling_ort(doing: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
+        raise BackendError(f"ONNX Runtime failed while {doing}: {_essence(str(error))}") from error
+
+
+def _on_nothing(empty: str, message: str) -> BackendError:
+    """Few models run on nothing: what ONNX Runtime says of it is about nodes that nobody wrote."""
+    return BackendError(
+        f"the model does not run on an empty tensor: {empty}, expected 1 or more. {message}",
+        hint="Fill that axis, or leave the call out."
+        " Attention that runs on a kernel (--kernels auto) takes empty tensors.",
+    )
+
+
+def _essence(message: str) -> str:
+    """Cut status codes and source locations from a message: they say nothing about the model."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(message.split()))
+    text = _SOURCE_LOCATION.sub("", text)
+    return text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+
+
+# `/path/reshape.h:45 onnxruntime::Reshape::Reshape(const Shape &, bool) `, or a bare function name.
+_SOURCE_LOCATION = re.compile(r"\S*\.(?:cc|h|cpp):\d+ (?:[\w:&*<>~, ]*[\w:>]\([^()]*\)|[\w:~]+) ")

@@ -1,0 +1,57 @@
+"""How large the values inside of a model get, measured by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from moh_deploy.graph.load_model import load_ir
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.system.npz import Array
+
+# Values that are fetched in one run: each is held in memory until the run is over.
+_AT_ONCE = 64
+
+
+def largest_values(package: OnnxPackage) -> dict[str, float]:
+    """Run the recorded inputs and return the largest finite absolute number of each float value.
+
+    Args:
+        package: Weights count as values; what stands in inner graphs and in function bodies does
+            not.
+
+    Raises:
+        BackendError: ONNX Runtime failed.
+    """
+    graph = load_ir(package).graph  # onnx reads no weights from where a name is not text
+    largest = {
+        name: _largest(value.const_value.numpy())
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+    }
+    names = [value.name for node in graph for value in node.outputs if value.name]
+    for vectors in package.vectors:
+        for name, array in vectors.inputs.items():
+            _note(largest, name, array)
+        for chunk in _chunks(names):
+            runner = open_session(package, extra_outputs=chunk)
+            for name, array in runner.run(vectors.inputs).items():
+                _note(largest, name, array)
+    return largest
+
+
+def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
+
+
+def _note(largest: dict[str, float], name: str, array: Array) -> None:
+    if np.issubdtype(array.dtype, np.floating):
+        largest[name] = max(largest.get(name, 0.0), _largest(array))
+
+
+def _largest(array: Array) -> float:
+    finite = array[np.isfinite(array)]
+    return float(np.abs(finite).max(initial=0.0))

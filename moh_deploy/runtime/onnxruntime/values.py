@@ -1,0 +1,57 @@
+"""Values and types of ONNX Runtime to and from numpy, bfloat16 included."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from moh_deploy.errors import BackendError
+from moh_deploy.package import TensorInfo
+from moh_deploy.system.npz import BFLOAT16, Array
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_ORT_DTYPES = {"float": "float32", "double": "float64"}
+
+
+def tensor_info(argument: ort.NodeArg) -> TensorInfo:
+    """Return name, dtype and shape of a session's input; an axis without a name gets one."""
+    element = re.fullmatch(r"tensor\((\w+)\)", argument.type)
+    if element is None:
+        raise BackendError(
+            f"input '{argument.name}' is of type {argument.type}, expected a tensor."
+        )
+    dtype = _ORT_DTYPES.get(element[1], element[1])
+    shape = tuple(
+        f"{argument.name} axis {axis}" if size is None else size
+        for axis, size in enumerate(argument.shape)
+    )
+    return TensorInfo(argument.name, dtype, shape)
+
+
+def to_ort(array: Array) -> ort.OrtValue:
+    """Return an array as a value of ONNX Runtime, bit for bit."""
+    import onnxruntime as ort
+
+    array = np.require(array, requirements="C")
+    if array.dtype == BFLOAT16:
+        raw = array.view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, onnx.TensorProto.BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def from_ort(value: ort.OrtValue) -> Array:
+    """Return a value of ONNX Runtime as an array, bit for bit."""
+    if value.data_type() != "tensor(bfloat16)":
+        array: Array = value.numpy()
+        return array
+    # ONNX Runtime's numpy() knows no bfloat16: copy the bytes.
+    count = int(np.prod(value.shape()))
+    raw = ctypes.string_at(value.data_ptr(), 2 * count) if count else b""
+    values: Array = np.frombuffer(bytearray(raw), BFLOAT16).reshape(value.shape())
+    return values

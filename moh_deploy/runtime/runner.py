@@ -1,0 +1,130 @@
+"""What every backend gives: something that runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, cast
+
+from moh_deploy.package import ComputeType, TensorInfo
+from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.system.npz import Array
+
+Kernels = Literal["auto", "off", "require"]
+
+# The one instruction set with a matrix product of bfloat16 operands.
+BFLOAT16_SET = "avx512_bf16"
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """What a session computes with: a kernel library, or none, and which arithmetic.
+
+    Which nodes run on the library, `layer_impl` says.
+
+    Attributes:
+        library: Path of the library; None if the session has none.
+        reason: Why it has none; None if it has one.
+        instruction_set: What the kernels run on, such as `avx2`; None without a library, and of one
+            for GPUs, whose products take what the graph says.
+        asked_compute_type: Operands of the matrix products that the package allows.
+        emulated_dtype: The dtype that the runtime has no kernels for, so that every operator in it
+            computes in float32 and its results are rounded; None if there is none.
+    """
+
+    library: Path | None
+    reason: str | None
+    instruction_set: str | None
+    asked_compute_type: ComputeType = "float32"
+    emulated_dtype: str | None = None
+
+    @property
+    def compute_type(self) -> ComputeType:
+        """The operands that the matrix products of attention take, accumulated in float32."""
+        return self.asked_compute_type if self.instruction_set == BFLOAT16_SET else "float32"
+
+    def describe(self) -> str:
+        """Return the line that reports show."""
+        if self.emulated_dtype is None:
+            return self._library_text()
+        return (
+            f"{self._library_text()}\n{self.emulated_dtype} is emulated, since the runtime has no"
+            " kernels for it: operators compute in float32, and every result is rounded"
+        )
+
+    def _library_text(self) -> str:
+        if self.library is None:
+            return f"kernels: none ({self.reason})"
+        if self.instruction_set is None:
+            return f"kernels: {self.library}"
+        text = f"kernels: {self.library}, {self.instruction_set}, products of {self.compute_type}"
+        if self.compute_type == self.asked_compute_type:
+            return text
+        asked = self.asked_compute_type
+        return f"{text} (the package allows {asked}, which {BFLOAT16_SET} alone has)"
+
+    def to_json(self) -> dict[str, str | None]:
+        """Return the facts in plain JSON types."""
+        return {
+            "library": None if self.library is None else str(self.library),
+            "reason": self.reason,
+            "instruction_set": self.instruction_set,
+            "compute_type": self.compute_type,
+            "asked_compute_type": self.asked_compute_type,
+            "emulated_dtype": self.emulated_dtype,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, str | None]) -> KernelUse:
+        """Return what `to_json` was made from."""
+        library = content["library"]
+        return cls(
+            None if library is None else Path(library),
+            content["reason"],
+            content["instruction_set"],
+            cast(ComputeType, content["asked_compute_type"]),
+            content["emulated_dtype"],
+        )
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    @property
+    def layer_impl(self) -> Mapping[str, LayerImpl]:
+        """Name of each MoH node to what runs it, as the runtime reports it or the choice says."""
+
+    @property
+    def layer_runs(self) -> tuple[LayerRun, ...]:
+        """The same by layer of the package, in the manifest's order."""
+
+    @property
+    def kernels(self) -> KernelUse:
+        """The kernel library that was registered, or why none was."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once.
+
+        Args:
+            inputs: Name to array, for every input.
+
+        Returns:
+            Name to array, for every output, extra outputs included.
+
+        Raises:
+            ConfigError: An input is missing, unknown, or of a wrong dtype or shape.
+            BackendError: The runtime failed.
+        """
+
+
+class ReadyModel(NamedTuple):
+    """Any model that can run.
+
+    Attributes:
+        inputs: What it takes, in order.
+        run: Inputs by name to outputs by name, in order.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    run: Callable[[Mapping[str, Array]], Mapping[str, Array]]

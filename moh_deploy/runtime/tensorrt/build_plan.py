@@ -1,0 +1,145 @@
+"""What `build` was asked for, checked before anything is started."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy import __version__
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.graph.lower_precision import LowType
+from moh_deploy.package import OnnxPackage
+from moh_deploy.package.manifest_json import MANIFEST_NAME
+from moh_deploy.runtime.lowered_package import LOW_TYPES
+from moh_deploy.runtime.tensorrt.engine_dir import key_of
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, Flavour
+from moh_deploy.runtime.tensorrt.messages import Stack
+from moh_deploy.runtime.tensorrt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, PluginLibrary
+from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text
+from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.suggest import did_you_mean
+
+_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+_FULL_TYPES = ("fp32", "float32")
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """One build.
+
+    Attributes:
+        flavour: What builds.
+        package: What is built.
+        low: What the package is lowered to first; None: it stays as it is.
+        profiles: Sizes.
+        targets: Compute capabilities; none: of this machine's GPU.
+        workspace_bytes: The most scratch memory of a layer; None: no limit.
+        timing_cache: Where measured times are kept; None: nowhere.
+        library: The plugin library; None: there is none.
+        embed_plugin: Put it into the engine.
+        keep_onnx: Keep the lowered model beside the engine.
+    """
+
+    flavour: Flavour
+    package: OnnxPackage
+    low: LowType | None
+    profiles: tuple[Profile, ...]
+    targets: tuple[str, ...]
+    workspace_bytes: int | None
+    timing_cache: Path | None
+    library: PluginLibrary | None
+    embed_plugin: bool
+    keep_onnx: bool
+
+    @property
+    def precision(self) -> str:
+        """`float32`, `float16` or `bfloat16`: of the engine."""
+        return self.low or self.package.manifest.precision
+
+    @property
+    def package_sha256(self) -> str:
+        """Digest of the package's manifest, which has those of all other files."""
+        return sha256_of(self.package.root / MANIFEST_NAME)
+
+    def require_library(self, *, why: str) -> None:
+        """Raise a BackendError if there is no plugin library."""
+        if self.library is None:
+            raise BackendError(
+                f"{why}, but there is no plugin library {PLUGIN_NAME}.", hint=HOW_TO_BUILD
+            )
+
+    def require_gpu(self, found: Stack) -> None:
+        """Raise a BackendError if it builds for the GPU that is there, and there is none."""
+        if not self.flavour.targets and found.gpu is None:
+            raise BackendError(
+                f"{self.flavour.title} builds for the GPU of the machine that it runs on, and finds"
+                " none here.",
+                hint="Build where the engine is to run; or with --backend tensorrt-rtx, which needs"
+                " no GPU to build.",
+            )
+
+    def stack(self, found: Stack) -> dict[str, str | None]:
+        """Return what an engine, and measured times, depend on besides the model."""
+        return {
+            self.flavour.title: found.version,
+            "plugin library": None if self.library is None else self.library.sha256,
+            **found.machine(),
+        }
+
+    def key(self, found: Stack) -> str:
+        """Return the digest of all that decides what is built."""
+        return key_of(
+            {
+                "moh-deploy": __version__,
+                "package": self.package_sha256,
+                "backend": self.flavour.name,
+                "stack": self.stack(found),
+                "precision": self.precision,
+                "profiles": [profile_text(one) for one in self.profiles],
+                "compute capabilities": self.targets,
+                "workspace": self.workspace_bytes,
+                "embedded": self.embed_plugin,
+                "with its model": self.keep_onnx,
+            }
+        )
+
+
+def flavour_of(backend: str) -> Flavour:
+    """Return TensorRT or TensorRT-RTX by its name."""
+    if backend not in FLAVOURS:
+        raise ConfigError(
+            f"backend is '{backend}', expected {' or '.join(FLAVOURS)}.",
+            hint=did_you_mean(backend, FLAVOURS) or None,
+        )
+    return FLAVOURS[backend]
+
+
+def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
+    """Return what the package is to be lowered to; None if it is as it is to be."""
+    found = package.manifest.precision
+    if precision is None:
+        return None
+    if precision not in (*_FULL_TYPES, *LOW_TYPES):
+        raise ConfigError(f"precision is '{precision}', expected fp32, fp16 or bf16.")
+    wanted = "float32" if precision in _FULL_TYPES else LOW_TYPES[precision]
+    if wanted == found:
+        return None
+    if found != "float32" or wanted == "float32":
+        raise ConfigError(
+            f"precision is {precision}, but {package.root} is in {found}: only a float32 package"
+            " can be lowered.",
+            hint="Export the model with --dtype float32 and build from that package.",
+        )
+    return wanted
+
+
+def bytes_of(text: str) -> int:
+    """Return how many bytes `4GiB` or `500MB` are."""
+    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2] not in _UNITS:
+        raise ConfigError(
+            f"workspace is '{text}', expected a whole number with {', '.join(filter(None, _UNITS))}"
+            " or no unit: 4GiB."
+        )
+    return int(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,163 @@
+"""Starts the process that builds, hears its steps, and ends it with this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from moh_deploy.errors import BackendError
+from moh_deploy.runtime.tensorrt.flavour import Flavour
+from moh_deploy.runtime.tensorrt.messages import (
+    BuildAnswer,
+    BuildRequest,
+    Failure,
+    Message,
+    Stack,
+    Step,
+    decode,
+    encode,
+)
+from moh_deploy.system.child_process import child_environment, how_it_ended
+from moh_deploy.system.progress import Progress
+
+LINKS_NAME = "links"
+_LOG_LINES = 12
+_WORKER = "moh_deploy.runtime.tensorrt.worker"
+
+
+class BuildProcess:
+    """A process with TensorRT in it, for one build. It is ended when the block is left.
+
+    Args:
+        flavour: Which of the two.
+        folder: Where it may write.
+        log: File for what TensorRT says.
+
+    Attributes:
+        stack: What TensorRT and the machine are.
+
+    Raises:
+        BackendError: TensorRT is not installed, or does not start.
+    """
+
+    stack: Stack
+
+    def __init__(self, flavour: Flavour, *, folder: Path, log: Path) -> None:
+        flavour.require_installed()
+        self._flavour, self._folder, self._log = flavour, folder, log
+        self._closing = ExitStack()
+
+    def __enter__(self) -> BuildProcess:
+        with ExitStack() as failing:
+            failing.push(self._closing)
+            self._start()
+            self.stack = self._expect_stack()
+            self._flavour.check_version(self.stack.version)
+            failing.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing.close()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def build(self, request: BuildRequest, progress: Progress) -> BuildAnswer:
+        """Let it build.
+
+        Raises:
+            BackendError: It failed, or died; with the end of its log.
+            OSError: It could not write.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(encode(request))
+        self._process.stdin.close()
+        with ExitStack() as shown:
+            for message in self._messages():
+                if isinstance(message, BuildAnswer):
+                    return message
+                if isinstance(message, Step):
+                    shown.close()
+                    shown.enter_context(progress.step(message.name))
+                if isinstance(message, Failure):
+                    self._raise(message)
+        raise self._died()
+
+    def _start(self) -> None:
+        reading, writing = os.pipe()
+        self._channel: IO[str] = self._closing.enter_context(os.fdopen(reading, encoding="utf-8"))
+        log = self._closing.enter_context(self._log.open("wb"))
+        command = [sys.executable, "-m", _WORKER, self._flavour.name, str(writing)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[writing],
+                env=self._environment(),
+                start_new_session=True,  # Ctrl-C is for this process to hear
+                text=True,
+            )
+        finally:
+            os.close(writing)
+        self._closing.callback(self._end)
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def _environment(self) -> dict[str, str]:
+        environment = child_environment()
+        found = self._flavour.library_to_name()
+        if found is not None:
+            library, name = found
+            links = self._folder / LINKS_NAME
+            links.mkdir(exist_ok=True)
+            (links / name).symlink_to(library)
+            searched = [str(links), os.environ.get("LD_LIBRARY_PATH", "")]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, searched))
+        return environment
+
+    def _expect_stack(self) -> Stack:
+        message = next(self._messages(), None)
+        if not isinstance(message, Stack):
+            raise self._died()
+        return message
+
+    def _messages(self) -> Iterator[Message]:
+        for line in self._channel:
+            message = decode(line)
+            assert not isinstance(message, BuildRequest)
+            yield message
+
+    def _raise(self, failure: Failure) -> None:
+        if failure.errno is not None:
+            raise OSError(failure.errno, failure.text)
+        raise BackendError(f"{self._flavour.title}: {failure.text}.{self._log_tail()}")
+
+    def _died(self) -> BackendError:
+        how = how_it_ended(self._process.wait())
+        return BackendError(
+            f"{self._flavour.title} ended the process that builds with {how}.{self._log_tail()}"
+        )
+
+    def _log_tail(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        telling = [one for one in lines if not one.startswith("INFO: ")] or lines
+        return "".join(f"\n  {one}" for one in telling[-_LOG_LINES:])

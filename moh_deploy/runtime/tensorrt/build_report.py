@@ -1,0 +1,102 @@
+"""What a build made of a package, or would make of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.errors import MoHDeployError
+from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer
+from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text
+from moh_deploy.runtime.tensorrt.rejection import Rejection, reasons, refusal
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """One build.
+
+    Attributes:
+        output: The engine directory.
+        backend: What people call it: `TensorRT-RTX 1.7.1`.
+        status: `built`; `cached`: an engine of all the same was there already; `possible` or
+            `refused`: what a dry run found.
+        precision: Of the engine.
+        compute_capabilities: What it is built for; none: for the GPU of this machine.
+        profiles: Sizes that it is built for.
+        layers: What runs every MoH layer.
+        plugin: Where the plugin library is: a name in the directory, `in the engine`, or None.
+        rejections: What was refused.
+        notes: What else there is to know.
+        engine_bytes: Size of the engine; None: there is none.
+        build_seconds: How long TensorRT built; None likewise.
+    """
+
+    output: Path
+    backend: str
+    status: str
+    precision: str
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    layers: tuple[EngineLayer, ...]
+    plugin: str | None
+    rejections: tuple[Rejection, ...] = ()
+    notes: tuple[str, ...] = ()
+    engine_bytes: int | None = None
+    build_seconds: float | None = None
+
+    @property
+    def failure(self) -> MoHDeployError | None:
+        """The error that a refusal ends the command with."""
+        return refusal(self.rejections, title=self.backend) if self.rejections else None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            **asdict(self),
+            "output": str(self.output),
+            "profiles": [
+                {name: asdict(span) for name, span in profile.items()} for profile in self.profiles
+            ],
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.tables import line, table, verdict
+
+        yield line(self._subject())
+        for profile in self.profiles:
+            yield line(f"profile: {profile_text(profile)}")
+        if self.layers:
+            columns = ("layer", "attention", "router", "why not by kernels")
+            rows = [(x.path, x.moh_impl, x.router_impl, x.reason) for x in self.layers]
+            yield table("MoH layers", columns, rows)
+        yield from map(line, self.notes)
+        yield verdict(self.status != "refused", self._verdict())
+
+    def _subject(self) -> str:
+        targets = ", ".join(self.compute_capabilities) or "of this machine's GPU"
+        return f"{self.backend}, compute capability {targets}, {self.precision}"
+
+    def _verdict(self) -> str:
+        from moh_deploy.report.tables import si
+
+        kinds = Counter(layer.moh_impl for layer in self.layers)
+        layers = ", ".join(f"{number} by {kind}" for kind, number in kinds.items()) or "none"
+        if self.status == "refused":
+            return f"REFUSED for {reasons(self.rejections)}"
+        if self.status == "possible":
+            return f"NOTHING WRITTEN: this can be built; MoH layers: {layers}"
+        size = f"{si(self.engine_bytes)}B"
+        if self.status == "cached":
+            return f"NOTHING TO DO: {self.output} is of all the same ({size}; MoH layers: {layers})"
+        return f"BUILT {self.output} in {self.build_seconds:.1f} s ({size}; MoH layers: {layers})"

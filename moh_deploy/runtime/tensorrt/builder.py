@@ -1,0 +1,148 @@
+"""Build an engine. Runs in the worker."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
+from moh_deploy.runtime.tensorrt.messages import BuildAnswer, BuildRequest, Message, Step
+from moh_deploy.runtime.tensorrt.network import ParsedNetwork
+
+
+class BuildFailed(Exception):
+    """TensorRT built nothing; its log says why."""
+
+
+def build(trt: Any, request: BuildRequest, tell: Callable[[Message], None]) -> BuildAnswer:
+    """Parse the model, and build the engine if one is asked for.
+
+    Raises:
+        BuildFailed: The plugin library was not taken, or TensorRT built nothing.
+        OSError: The engine cannot be written.
+    """
+    logger = _logger(trt)
+    if request.plugin is not None:
+        _load(trt, request.plugin, request.creators)
+    builder = trt.Builder(logger)
+    parsed = ParsedNetwork(trt, logger, builder)
+    tell(Step("parsing the model"))
+    errors = parsed.parse(request.model)
+    if errors:
+        return BuildAnswer(errors)
+    plugins, types = parsed.plugins(), parsed.types()
+    if request.engine is None:
+        return BuildAnswer(plugins=plugins, types=types)
+    tell(Step("building the engine"))
+    start = time.perf_counter()
+    size = _write_engine(trt, builder, parsed.network, request, tell)
+    return BuildAnswer((), plugins, types, size, time.perf_counter() - start)
+
+
+def _logger(trt: Any) -> Any:
+    """Return the process's one logger: TensorRT keeps to the first that it gets."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            # An exception would end the process, be the disk full or not.
+            with suppress(OSError):
+                if int(severity) <= int(trt.ILogger.Severity.INFO):
+                    print(f"{severity.name}: {text}", file=sys.stderr, flush=True)
+
+    return Logger()
+
+
+def _load(trt: Any, path: str, ops: Sequence[str]) -> None:
+    registry = trt.get_plugin_registry()
+    # None, without a word, is what it gives for whatever is wrong.
+    if registry.load_library(path) is None:
+        raise BuildFailed(f"the plugin registry did not take {path}")
+    found = {(one.name, one.plugin_version, one.plugin_namespace) for one in registry.all_creators}
+    version, namespace = PLUGIN_ATTRIBUTES["plugin_version"], PLUGIN_ATTRIBUTES["plugin_namespace"]
+    missing = [op for op in ops if (op, version, namespace) not in found]
+    if missing:
+        raise BuildFailed(
+            f"{path} has no creator of {', '.join(missing)}, version {version}, namespace"
+            f" {namespace}"
+        )
+
+
+def _write_engine(
+    trt: Any,
+    builder: Any,
+    network: Any,
+    request: BuildRequest,
+    tell: Callable[[Message], None],
+) -> int:
+    """Return the size of what was written."""
+    config = _config(trt, builder, request)
+    monitor = _monitor(trt, tell)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise BuildFailed("no engine was built")
+    assert request.engine is not None
+    with Path(request.engine).open("wb") as file:
+        file.write(engine)
+    if request.timing_cache_out is not None:
+        Path(request.timing_cache_out).write_bytes(config.get_timing_cache().serialize())
+    return int(engine.nbytes)
+
+
+def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
+    config = builder.create_builder_config()
+    # Else products of float32 would be rounded to 10 bits: `verify` allows 1e-4.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    _set_targets(trt, config, request.compute_capabilities)
+    for shapes in request.profiles:
+        profile = builder.create_optimization_profile()
+        for name, (least, usual, most) in shapes.items():
+            profile.set_shape(name, least, usual, most)
+        config.add_optimization_profile(profile)
+    if request.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    if request.embed_plugin:
+        config.plugins_to_serialize = [request.plugin]
+    if request.timing_cache_out is not None:
+        measured = b"" if request.timing_cache is None else Path(request.timing_cache).read_bytes()
+        config.set_timing_cache(config.create_timing_cache(measured), False)
+    return config
+
+
+def _set_targets(trt: Any, config: Any, names: tuple[str, ...]) -> None:
+    """The only call that TensorRT-RTX has and TensorRT has not: without names it is not made."""
+    if names:
+        config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        target = getattr(trt.ComputeCapability, f"SM{name.replace('.', '')}")
+        config.set_compute_capability(target, index)
+
+
+def _monitor(trt: Any, tell: Callable[[Message], None]) -> Any:
+    """Return what TensorRT tells its phases to; None where it has no such thing."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, name: str, parent: str | None, count: int) -> None:
+            with suppress(OSError):
+                tell(Step(f"building the engine: {name[:1].lower()}{name[1:]}"))
+
+        def phase_finish(self, name: str) -> None:
+            """Nothing is shown of it."""
+
+        def step_complete(self, name: str, index: int) -> bool:
+            return True
+
+    return Monitor()

@@ -1,0 +1,191 @@
+"""What a build writes: a directory with the engine, and what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    Choice,
+    RouterTypes,
+    TensorInfo,
+)
+from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
+from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile, covers
+from moh_deploy.system.bounded_file import is_plain_name
+from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.digest import sha256_of
+
+ENGINE_NAME = "model.engine"
+ENGINE_MANIFEST_NAME = "engine.json"
+LOG_NAME = "build.log"
+ENGINE_FILES = (
+    *(ENGINE_NAME, ENGINE_MANIFEST_NAME, LOG_NAME, PLUGIN_NAME),
+    *(MODEL_NAME, MODEL_DATA_NAME),
+)
+ENGINE_FORMAT_VERSION = 1
+
+Implementation = Literal["kernel", "function", "operators"]
+"""A plugin; the body of the op in ordinary operators; operators as the model wrote them."""
+
+_STRICT = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """What runs one MoH layer, read from the network that was built.
+
+    Attributes:
+        path: Of the layer, as in the package.
+        moh_impl: What runs its attention.
+        router_impl: What makes its gates.
+        choice: How it was to be run; None: as operators, it was not replaced.
+        reason: Why not by a kernel; None if it is.
+        router_types: The dtypes of the router's stages, in lower precision.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    path: str
+    moh_impl: Implementation
+    router_impl: Implementation
+    choice: Choice | None
+    reason: str | None
+    router_types: RouterTypes | None = None
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """The plugin library of an engine.
+
+    Attributes:
+        file: Its name in the directory; None: it is inside of the engine.
+        sha256: Digest of the library.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    file: str | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """`engine.json`.
+
+    Attributes:
+        backend: `tensorrt` or `tensorrt-rtx`.
+        key: Digest of all that the engine was made from: an equal one makes the same engine.
+        package_sha256: Digest of the package's manifest, which has those of all other files.
+        precision: Of the engine: `float32`, `float16` or `bfloat16`.
+        versions: Of moh-deploy and of TensorRT; GPU and driver where the engine is for this one.
+        compute_capabilities: What it is built for; none: for the GPU of that machine.
+        profiles: Name of each dynamic dimension to its sizes, one entry a profile.
+        inputs: Of the engine, in the package's order.
+        outputs: Likewise.
+        layers: Every MoH layer of the package.
+        plugin: The library that has to be loaded before the engine; None: it needs none.
+        workspace_bytes: The most scratch memory of a layer; None: no limit.
+        build_seconds: How long TensorRT built.
+        files: File name to sha256, for each file but this one and the log.
+        format_version: Of the directory.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    backend: str
+    key: str
+    package_sha256: str
+    precision: str
+    versions: dict[str, str]
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    layers: tuple[EngineLayer, ...]
+    plugin: PluginInfo | None
+    workspace_bytes: int | None
+    build_seconds: float
+    files: dict[str, str] = field(default_factory=dict)
+    format_version: int = ENGINE_FORMAT_VERSION
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        """Tell whether a profile has these sizes of the dynamic dimensions."""
+        return not self.profiles or any(covers(one, sizes) for one in self.profiles)
+
+
+def key_of(content: dict[str, object]) -> str:
+    """Return the digest of what an engine is made from."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def engine_manifest_text(manifest: EngineManifest) -> str:
+    """Encode a manifest."""
+    return json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_whole(root: Path) -> EngineManifest | None:
+    """Return the manifest of an engine directory that is as it was written; None of any other."""
+    try:
+        manifest = parse_engine_manifest(root / ENGINE_MANIFEST_NAME)
+        whole = all(sha256_of(root / name) == sha for name, sha in manifest.files.items())
+    except (OSError, PackageError):
+        return None
+    known = manifest.format_version == ENGINE_FORMAT_VERSION
+    return manifest if whole and known else None
+
+
+def parse_engine_manifest(path: Path) -> EngineManifest:
+    """Decode the manifest of an engine directory, of whatever format version.
+
+    Raises:
+        PackageError: It is none, or names a file that is not in the directory.
+        FileNotFoundError: There is none.
+    """
+    content = read_json(path, error=PackageError)
+    try:
+        manifest = TypeAdapter(EngineManifest).validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise PackageError(f"{path} cannot be read: {error}.") from error
+    _check_profiles(path, manifest)
+    plugin = None if manifest.plugin is None else manifest.plugin.file
+    for name in (*manifest.files, *([] if plugin is None else [plugin])):
+        if not is_plain_name(name):
+            raise PackageError(f"{path}: files names '{name}', expected a plain file name.")
+    return manifest
+
+
+def _check_profiles(path: Path, manifest: EngineManifest) -> None:
+    shapes = [size for one in manifest.inputs for size in one.shape if isinstance(size, str)]
+    try:
+        names = {DimExpr.parse(size, place=f"{path}: inputs").name for size in shapes}
+    except ConfigError as error:
+        raise PackageError(error.message) from error
+    for index, profile in enumerate(manifest.profiles):
+        for name, span in profile.items():
+            if name not in names or not 0 <= span.min <= span.opt <= span.max <= LARGEST:
+                known = ", ".join(sorted(names)) or "no dimension"
+                raise PackageError(
+                    f"{path}: key 'profiles[{index}].{name[:100]}': is {span}, expected sizes of"
+                    f" {known}, in rising order."
+                )
+
+
+def looks_like_engine(path: Path) -> bool:
+    """Tell whether a file is the manifest of an engine directory, of whatever format version."""
+    try:
+        content = read_json(path, error=PackageError)
+    except (OSError, PackageError):
+        return False
+    return isinstance(content, dict) and {"format_version", "backend", "key"} <= content.keys()

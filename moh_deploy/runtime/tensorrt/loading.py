@@ -1,0 +1,147 @@
+"""Load an engine into this process: the right TensorRT, the plugin library, then the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from moh_deploy.errors import BackendError
+from moh_deploy.runtime.tensorrt.driver import read_driver
+from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_NAME, EngineManifest
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, Flavour
+from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
+from moh_deploy.system.digest import sha256_of
+
+_DOCTOR = "`moh-deploy doctor` says what is missing here."
+_NO_GPU = f"Run it on a machine with an NVIDIA GPU. {_DOCTOR}"
+_BUILD_HERE = "Build the engine again with the TensorRT and the GPU that are to run it."
+_NAMESPACE = "moh"
+_MOST_LINES = 5
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine in this process, and what has to live as long as it does.
+
+    Attributes:
+        trt: The module of TensorRT or TensorRT-RTX.
+        engine: TensorRT's `ICudaEngine`.
+        lines: Warnings and errors of TensorRT, the latest ones last.
+    """
+
+    trt: Any
+    engine: Any
+    lines: list[str]
+    _runtime: Any
+    _logger: Any
+
+    def log_tail(self) -> str:
+        """Return what TensorRT said last, to put behind a message."""
+        return _tail(self.lines)
+
+
+def load_engine(root: Path, manifest: EngineManifest) -> LoadedEngine:
+    """Load what `moh-deploy build` wrote.
+
+    Args:
+        root: The directory; its digests have been checked.
+
+    Raises:
+        BackendError: There is no GPU, or not one that it was built for; TensorRT is missing or of
+            another version; another plugin library is in this process; or TensorRT refuses.
+    """
+    flavour = FLAVOURS[manifest.backend]
+    _check_gpu(root, manifest)
+    flavour.require_installed()
+    trt = import_module(flavour.module)
+    _check_version(root, manifest, flavour, str(trt.__version__))
+    lines: list[str] = []
+    logger = _logger(trt, lines)
+    runtime = trt.Runtime(logger)
+    _make_plugins_known(trt, runtime, root, manifest)
+    engine = runtime.deserialize_cuda_engine((root / ENGINE_NAME).read_bytes())
+    if engine is None:
+        raise BackendError(
+            f"{flavour.title} cannot load {root / ENGINE_NAME}.{_tail(lines)}", hint=_BUILD_HERE
+        )
+    return LoadedEngine(trt, engine, lines, runtime, logger)
+
+
+def _check_gpu(root: Path, manifest: EngineManifest) -> None:
+    try:
+        gpu = read_driver().gpus[0]
+    except BackendError as error:
+        raise BackendError(f"{root} cannot run here: {error.message}.", hint=_NO_GPU) from error
+    targets = manifest.compute_capabilities
+    if targets and gpu.dotted not in targets:
+        raise BackendError(
+            f"{root} was built for GPUs of compute capability {', '.join(targets)}; here is {gpu}.",
+            hint=f"Build it with --compute-capability {gpu.dotted}.",
+        )
+
+
+def _check_version(root: Path, manifest: EngineManifest, flavour: Flavour, here: str) -> None:
+    built_with = manifest.versions.get(flavour.title)
+    if built_with != here:
+        raise BackendError(
+            f"{root} was built by {flavour.title} {built_with}, here is {here}: engines run with"
+            " the version that built them.",
+            hint=_BUILD_HERE,
+        )
+
+
+def _logger(trt: Any, lines: list[str]) -> Any:
+    """Return a logger; TensorRT keeps to the first one of a process, so another may hear it all."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity <= trt.ILogger.Severity.WARNING:
+                lines.append(f"{severity.name}: {text}")
+
+    return Logger()
+
+
+def _make_plugins_known(trt: Any, runtime: Any, root: Path, manifest: EngineManifest) -> None:
+    """Load the plugin library, once a process: TensorRT takes none twice.
+
+    It is never taken out again: another engine may be using it.
+    """
+    if manifest.plugin is None:
+        return
+    if manifest.plugin.file is None:
+        # The library is inside of the engine: let TensorRT load it from there.
+        runtime.engine_host_code_allowed = True
+        return
+    registry, path = trt.get_plugin_registry(), root / manifest.plugin.file
+    if any(creator.plugin_namespace == _NAMESPACE for creator in registry.all_creators):
+        _check_same_library(path, manifest.plugin.sha256)
+    # None, without a word, is what it gives for whatever is wrong.
+    elif registry.load_library(str(path.resolve())) is None:
+        raise BackendError(f"TensorRT's plugin registry did not take {path}.", hint=_DOCTOR)
+
+
+def _check_same_library(path: Path, sha256: str) -> None:
+    others = [one for one in _mapped_libraries() if sha256_of(one) != sha256]
+    if others:
+        raise BackendError(
+            f"{others[0]} is in this process already, and is another library than {path}.",
+            hint="Run engines of different plugin libraries in different processes.",
+        )
+
+
+def _mapped_libraries() -> Iterator[Path]:
+    """Return the plugin libraries in this process's memory, where the system says."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.is_file() else []
+    paths = dict.fromkeys(line.split(maxsplit=5)[-1] for line in lines)
+    return (Path(one) for one in paths if Path(one).name == PLUGIN_NAME and Path(one).is_file())
+
+
+def _tail(lines: list[str]) -> str:
+    return "".join(f"\n  {line}" for line in lines[-_MOST_LINES:])

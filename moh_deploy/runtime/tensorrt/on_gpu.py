@@ -1,0 +1,98 @@
+"""Run an engine on tensors of torch that are on the GPU: nothing is copied."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.ops.cases import numpy_dtype
+from moh_deploy.package import TensorInfo
+from moh_deploy.runtime.tensorrt.loading import LoadedEngine
+from moh_deploy.system.npz import Array
+
+
+def is_torch(value: object) -> bool:
+    """Tell whether something is a tensor of torch, without importing it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def stand_in(name: str, tensor: Any) -> Array:
+    """Return an array of a tensor's dtype and shape that holds nothing, to be checked.
+
+    Raises:
+        ConfigError: The tensor is not on the first GPU.
+    """
+    if not tensor.is_cuda or tensor.device.index not in (None, 0):
+        raise ConfigError(
+            f"input '{name}' is on {tensor.device}, expected a tensor on the first GPU.",
+            hint="Move it: tensor.to('cuda:0'). CUDA_VISIBLE_DEVICES says which GPU is the first."
+            " Arrays of numpy may be anywhere.",
+        )
+    dtype = numpy_dtype(str(tensor.dtype).removeprefix("torch."))
+    return np.broadcast_to(np.zeros((), dtype), tuple(tensor.shape))
+
+
+class GpuContext:
+    """Runs an engine on torch's current stream, and waits for nothing.
+
+    Args:
+        loaded: The engine.
+        outputs: What it gives.
+    """
+
+    def __init__(self, loaded: LoadedEngine, outputs: tuple[TensorInfo, ...]) -> None:
+        self._loaded, self._outputs = loaded, outputs
+        self._context = loaded.engine.create_execution_context()
+        self._profile = 0
+        if self._context is None:
+            raise BackendError(f"TensorRT makes no execution context.{loaded.log_tail()}")
+
+    def run(self, inputs: Mapping[str, Any], profile: int) -> dict[str, Any]:
+        """Enqueue one run; whatever is done on the same stream next sees its outputs.
+
+        Args:
+            inputs: Name to tensor, checked.
+            profile: Which of the engine's profiles.
+
+        Raises:
+            BackendError: TensorRT refuses.
+        """
+        torch = sys.modules["torch"]
+        device = next(iter(inputs.values())).device
+        stream = torch.cuda.current_stream(device).cuda_stream
+        self._use(profile, stream)
+        # Kept until the run is enqueued: torch reuses memory in the stream's order.
+        read = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        for name, tensor in read.items():
+            self._must(self._context.set_input_shape(name, tuple(tensor.shape)), name)
+            self._must(self._context.set_tensor_address(name, tensor.data_ptr()), name)
+        written = {one.name: self._output(one, torch, device) for one in self._outputs}
+        self._must(self._context.execute_async_v3(stream), "the run")
+        return written
+
+    def _use(self, profile: int, stream: int) -> None:
+        if profile != self._profile:
+            done = self._context.set_optimization_profile_async(profile, stream)
+            self._must(done, f"profile {profile}")
+            self._profile = profile
+
+    def _output(self, spec: TensorInfo, torch: Any, device: Any) -> Any:
+        shape = tuple(self._context.get_tensor_shape(spec.name))
+        if any(size < 0 for size in shape):
+            raise BackendError(
+                f"the shape of output '{spec.name}' depends on values, not on shapes:"
+                f" {list(shape)}.",
+                hint="Give arrays of numpy: they are run in another way.",
+            )
+        tensor = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=device)
+        self._must(self._context.set_tensor_address(spec.name, tensor.data_ptr()), spec.name)
+        return tensor
+
+    def _must(self, done: bool, what: str) -> None:
+        if not done:
+            raise BackendError(f"TensorRT refuses {what}.{self._loaded.log_tail()}")

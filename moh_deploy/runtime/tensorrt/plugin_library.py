@@ -1,0 +1,60 @@
+"""Finds libmoh_plugin.so, the kernels for TensorRT, and asks it what it is."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy import __version__, native
+from moh_deploy.errors import BackendError
+from moh_deploy.system.digest import sha256_of
+
+PLUGIN_NAME = "libmoh_plugin.so"
+HOW_TO_BUILD = (
+    "Build it with `make plugin` (nvcc and TensorRT's headers are needed, no GPU), or name it with"
+    " --plugin FILE."
+)
+
+
+@dataclass(frozen=True)
+class PluginLibrary:
+    """A library of this version of moh-deploy.
+
+    Attributes:
+        path: Where it is.
+        sha256: Digest of its content.
+    """
+
+    path: Path
+    sha256: str
+
+
+def find_plugin(given: Path | None) -> PluginLibrary | None:
+    """Return the library that is named, else the installed one, else None.
+
+    Raises:
+        BackendError: There is no such file, or it is not a library of this version.
+    """
+    path = given or native.FOLDER / PLUGIN_NAME
+    if given is None and not path.is_file():
+        return None
+    if not path.is_file():
+        raise BackendError(f"plugin is {path}: there is no such file.", hint=HOW_TO_BUILD)
+    _check_version(path)
+    return PluginLibrary(path.resolve(), sha256_of(path))
+
+
+def _check_version(path: Path) -> None:
+    try:
+        function = ctypes.CDLL(str(path.resolve())).moh_plugin_version
+    except (OSError, AttributeError) as error:
+        raise BackendError(
+            f"{path} is not a plugin library of moh-deploy: {error}.", hint=HOW_TO_BUILD
+        ) from error
+    function.restype = ctypes.c_char_p
+    found = function().decode()
+    if found != __version__:
+        raise BackendError(
+            f"{path} belongs to moh-deploy {found}, this is {__version__}.", hint=HOW_TO_BUILD
+        )

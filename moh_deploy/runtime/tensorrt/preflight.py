@@ -1,0 +1,244 @@
+"""Refuse before a build what plugins or parser do not take: every reason, not the first one only.
+
+What the plugins take is data: `moh_deploy/ops/plugin_support.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.ops import OPS
+from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
+from moh_deploy.runtime.tensorrt.messages import ParserError
+from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
+from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile
+from moh_deploy.runtime.tensorrt.rejection import Rejection
+from moh_deploy.system.suggest import shortened
+
+_FOREIGN_TYPES = ("float64", "complex64", "complex128", "str", "object")
+_EXPORT_AGAIN = "This is no model that moh-deploy writes: export it again."
+
+
+def refused_nodes(nodes: Sequence[ir.Node], profiles: Sequence[Profile]) -> tuple[Rejection, ...]:
+    """Return what the plugins would refuse.
+
+    Args:
+        nodes: All that are to run as plugins; their inputs have dtypes and shapes.
+        profiles: Sizes that the engine is for.
+    """
+    return tuple(one for node in nodes for one in _refused(node, profiles))
+
+
+def refused_targets(
+    targets: Sequence[str], *, runs_on: Callable[[int], bool], has_code: str
+) -> tuple[Rejection, ...]:
+    """Return the compute capabilities that the plugin library has no code for.
+
+    Args:
+        targets: `8.6` and the like.
+        runs_on: Tells whether it has code for 86 and the like.
+        has_code: What it has code for, in words.
+    """
+    return tuple(
+        Rejection(
+            PLUGIN_NAME,
+            f"compute capability {one}",
+            f"what it has code for, {has_code}",
+            "Leave it out, or compile the library for it: make plugin.",
+        )
+        for one in targets
+        if not runs_on(int(one.replace(".", "")))
+    )
+
+
+def refused_types(types: Mapping[str, str]) -> tuple[Rejection, ...]:
+    """Return the values of dtypes that TensorRT has not; its parser would make them float32.
+
+    Args:
+        types: Name of each value to its dtype.
+    """
+    names: dict[str, list[str]] = {}
+    for name, dtype in types.items():
+        if dtype in _FOREIGN_TYPES:
+            names.setdefault(dtype, []).append(name)
+    return tuple(
+        Rejection(
+            shortened(values),
+            f"of dtype {dtype}",
+            "float32, float16, bfloat16, an integer or bool",
+            "Export the model with --dtype float32, or cast it in the model's code.",
+        )
+        for dtype, values in names.items()
+    )
+
+
+def refused_by_parser(errors: Sequence[ParserError], title: str) -> tuple[Rejection, ...]:
+    """Return what the parser refused, in the words of the other refusals."""
+    return tuple(
+        Rejection(
+            one.node or "model.onnx",
+            one.operator or "a part of it",
+            f"what the parser of {title} takes{_detail(one.text)}",
+            "Write this part of the model with other operators.",
+        )
+        for one in errors
+    )
+
+
+def _detail(text: str) -> str:
+    """Of an operator that it does not know at all it says no more than `false`."""
+    return "" if text == "false" else f" ({text})"
+
+
+def _refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Rejection]:
+    name = node.name or node.op_type
+    for value, limit, what_to_do in (
+        *_inputs_refused(node),
+        *_sizes_refused(node),
+        *_profiles_refused(node, profiles),
+        *_rule_refused(node),
+    ):
+        yield Rejection(name, value, limit, what_to_do)
+
+
+Reason = tuple[str, str, str]
+"""What the node has, what is taken, what to do."""
+
+
+def _inputs_refused(node: ir.Node) -> Iterator[Reason]:
+    taken = PLUGINS[node.op_type].inputs
+    given = [*node.inputs, *[None] * (len(taken) - len(node.inputs))]
+    first = next((value for value in node.inputs if value is not None), None)
+    for value, spec in zip(given, taken, strict=True):
+        if value is None:
+            if not spec.optional:
+                yield f"{spec.name} is absent", "a value", _EXPORT_AGAIN
+            continue
+        yield from _input_refused(value, spec, first)
+
+
+def _input_refused(value: ir.Value, spec: PluginInput, first: ir.Value | None) -> Iterator[Reason]:
+    dtype, others = _dtype(value), _dtype(first)
+    if dtype not in spec.dtypes:
+        yield f"{spec.name} is {dtype}", _either(spec.dtypes), _EXPORT_AGAIN
+    elif "bool" not in spec.dtypes and dtype != others:
+        yield f"{spec.name} is {dtype}", f"{others}, as the inputs before it are", _EXPORT_AGAIN
+    rank = len(value.shape) if value.shape is not None else None
+    if rank is not None and rank not in spec.ranks:
+        ranks = _either(map(str, spec.ranks))
+        yield f"{spec.name} is of rank {rank}", ranks, _EXPORT_AGAIN
+
+
+def _sizes_refused(node: ir.Node) -> Iterator[Reason]:
+    """Compare the sizes that the table limits."""
+    for name, most in PLUGINS[node.op_type].limits.items():
+        size = _SIZES[name](node)
+        if size is not None and size > most:
+            yield f"{name} is {size}", f"up to {most}", _by_function(node)
+
+
+def _by_function(node: ir.Node) -> str:
+    """A router has no choice of its own."""
+    if node.op_type == "MoHRouter":
+        return "Build without the plugin library: functions take it."
+    return "Run this layer by its function: moh-deploy tune DIR --choose LAYER=dense."
+
+
+def _profiles_refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Reason]:
+    """Kernels count the rows of a tensor in 32 bits."""
+    for profile in profiles:
+        most = {name: span.max for name, span in profile.items()}
+        for value, spec in zip(node.inputs, PLUGINS[node.op_type].inputs, strict=False):
+            rows = 1
+            for size in _known(value, most)[:-1]:
+                rows *= size
+            if rows > LARGEST:
+                yield (
+                    f"{spec.name} has {rows} rows at the largest sizes of a profile",
+                    f"up to {LARGEST}",
+                    "Give a profile with smaller sizes: --profile.",
+                )
+                return
+
+
+def _rule_refused(node: ir.Node) -> Iterator[Reason]:
+    """Ask the op's own rule: how heads, top-k, masks and sizes have to fit."""
+    spec = OPS[node.op_type]
+    given = {name: one.value for name, one in node.attributes.items()}
+    known = {one.name for one in spec.attributes}
+    extra = {*PLUGIN_ATTRIBUTES, *(field.name for field in PLUGINS[node.op_type].fields)}
+    attributes: Attributes = {k: v for k, v in given.items() if k in known or k not in extra}
+    types = [_type(value) for value in node.inputs]
+    types += [None] * (len(spec.inputs) - len(types))
+    try:
+        spec.shape_rule(types, spec.complete(attributes))
+    except ExportError as error:
+        yield error.message.rstrip("."), "what docs/ops.md says", error.hint or _EXPORT_AGAIN
+
+
+def _heads(node: ir.Node, slot: int, attribute: str) -> int | None:
+    """Size of a head of Q, K or V: of the last axis, which has all heads where the rank is 3."""
+    last = _size(node, slot, -1)
+    value = node.inputs[slot]
+    if last is None or value is None or value.shape is None:
+        return None
+    return last // (_int(node, attribute) or 1) if len(value.shape) == 3 else last
+
+
+_SIZES: Mapping[str, Callable[[ir.Node], int | None]] = {
+    "head_dim": lambda node: _heads(
+        node, 0, "q_num_heads" if node.op_type == "MoHAttention" else "num_heads"
+    ),
+    "value_dim": lambda node: _heads(node, 2, "kv_num_heads"),
+    "routed_heads": lambda node: _size(node, 0, -1),
+    "shared_heads": lambda node: _size(node, 1, -1),
+    "window_places": lambda node: _int(node, "kernel_height") * _int(node, "kernel_width"),
+}
+
+
+def _int(node: ir.Node, name: str) -> int:
+    attribute = node.attributes.get(name)
+    return 0 if attribute is None else attribute.as_int()
+
+
+def _size(node: ir.Node, slot: int, axis: int) -> int | None:
+    value = node.inputs[slot] if slot < len(node.inputs) else None
+    if value is None or value.shape is None or not len(value.shape):
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else None
+
+
+def _known(value: ir.Value | None, sizes: Mapping[str, int]) -> list[int]:
+    """Return the sizes of a value, 1 for what is not known."""
+    if value is None or value.shape is None:
+        return []
+    return [one if isinstance(one, int) else _evaluate(one.value, sizes) for one in value.shape]
+
+
+def _evaluate(text: str | None, sizes: Mapping[str, int]) -> int:
+    try:
+        return 1 if text is None else DimExpr.parse(text, place="").evaluate(sizes)
+    except (ConfigError, KeyError):
+        return 1  # of no one dimension
+
+
+def _type(value: ir.Value | None) -> TensorType | None:
+    if value is None or value.shape is None:
+        return None
+    dims = (size if isinstance(size, int) else size.value for size in value.shape)
+    return TensorType(_dtype(value), tuple(dims))
+
+
+def _dtype(value: ir.Value | None) -> str:
+    return "unknown" if value is None or value.dtype is None else str(value.dtype.numpy())
+
+
+def _either(names: Sequence[str] | map[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,0 +1,148 @@
+"""Sizes that an engine is built for: `batch=1..8..32,seq=128`, by the package's dimensions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import Manifest, TensorInfo
+from moh_deploy.runtime.tensorrt.messages import ShapeRange
+from moh_deploy.system.suggest import did_you_mean
+
+LARGEST = 1 << 30
+"""What kernels count up to."""
+
+_DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)[=:](?P<spans>\d{1,18}(?:\.\.\d{1,18}){0,2})", re.ASCII)
+_MOST_TIMES_EXAMPLE = 4
+
+
+@dataclass(frozen=True)
+class Span:
+    """The sizes of one dimension: the least, those that the engine is tuned for, the most."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __str__(self) -> str:
+        return str(self.opt) if self.min == self.max else f"{self.min}..{self.opt}..{self.max}"
+
+
+Profile = Mapping[str, Span]
+"""Name of each dynamic dimension to its sizes."""
+
+
+def covers(profile: Profile, sizes: Mapping[str, int]) -> bool:
+    """Tell whether a profile has these sizes."""
+    return all(span.min <= sizes[name] <= span.max for name, span in profile.items())
+
+
+def make_profiles(texts: Sequence[str], manifest: Manifest) -> tuple[Profile, ...]:
+    """Return the profiles that somebody wrote, or the usual one.
+
+    Args:
+        texts: One a profile: `batch=1..8..32,seq=128`; `1..32` is tuned for 32; `batch:8` is meant
+            as well. Dimensions that are left out get their usual sizes.
+        manifest: Its dimensions, their sizes in the example, and what the trace is good for.
+
+    Returns:
+        The profiles; none for a model without dynamic dimensions.
+
+    Raises:
+        ConfigError: A text is of another form, or of sizes or dimensions that the package has not.
+    """
+    if texts and not manifest.dims:
+        raise ConfigError(f"profile is '{texts[0]}', but the package has no dynamic dimension.")
+    if not manifest.dims:
+        return ()
+    usual = usual_profile(manifest)
+    return tuple({**usual, **_parse(text, manifest)} for text in texts) or (usual,)
+
+
+def usual_profile(manifest: Manifest) -> Profile:
+    """Return the sizes where nobody named any.
+
+    They go from the least that the trace is good for, 1 if it says nothing, to the most, or four
+    times the example's if it says nothing; they are tuned for the example's.
+    """
+    return {
+        name: _usual(size, manifest.dim_ranges.get(name)) for name, size in manifest.dims.items()
+    }
+
+
+def shapes(inputs: Sequence[TensorInfo], profile: Profile) -> dict[str, ShapeRange]:
+    """Return the shapes of the inputs that a profile means."""
+    least, usual, most = (
+        {name: getattr(span, end) for name, span in profile.items()}
+        for end in ("min", "opt", "max")
+    )
+    return {one.name: (_shape(one, least), _shape(one, usual), _shape(one, most)) for one in inputs}
+
+
+def opt_sizes(profile: Profile) -> dict[str, int]:
+    """Return the sizes that a profile is tuned for."""
+    return {name: span.opt for name, span in profile.items()}
+
+
+def profile_text(profile: Profile) -> str:
+    """Return `batch=1..8..32,seq=128`."""
+    return ",".join(f"{name}={span}" for name, span in profile.items())
+
+
+def _usual(example: int, limits: tuple[int, int | None] | None) -> Span:
+    least, most = limits or (1, None)
+    return Span(least, example, example * _MOST_TIMES_EXAMPLE if most is None else most)
+
+
+def _parse(text: str, manifest: Manifest) -> dict[str, Span]:
+    found: dict[str, Span] = {}
+    for part in text.replace(" ", "").split(","):
+        match = _DIM.fullmatch(part)
+        if match is None:
+            raise ConfigError(
+                f"profile '{text}': '{part}' is of another form, expected NAME=MIN..OPT..MAX, such"
+                " as batch=1..8..32."
+            )
+        name = match["name"]
+        if name in found:
+            raise ConfigError(f"profile '{text}' has '{name}' twice.")
+        found[name] = _span(match["spans"])
+        _check(text, name, found[name], manifest)
+    return found
+
+
+def _span(text: str) -> Span:
+    sizes = [int(size) for size in text.split("..")]
+    return Span(sizes[0], sizes[len(sizes) // 2], sizes[-1])
+
+
+def _check(text: str, name: str, span: Span, manifest: Manifest) -> None:
+    if name not in manifest.dims:
+        raise ConfigError(
+            f"profile '{text}': the package has no dynamic dimension '{name}', only"
+            f" {', '.join(manifest.dims)}.",
+            hint=did_you_mean(name, manifest.dims) or None,
+        )
+    if not span.min <= span.opt <= span.max:
+        raise ConfigError(f"profile '{text}': {name}={span} does not rise from MIN to MAX.")
+    least, most = manifest.dim_ranges.get(name, (0, None))
+    most = LARGEST if most is None else most
+    if span.min < least or span.max > most:
+        raise ConfigError(
+            f"profile '{text}': {name} is {span}, the package takes {least} to {most}.",
+            hint="Export the model with an example of such sizes to lift the limit."
+            if most != LARGEST
+            else None,
+        )
+
+
+def _shape(one: TensorInfo, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(
+        size
+        if isinstance(size, int)
+        else DimExpr.parse(size, place=f"input '{one.name}'").evaluate(sizes)
+        for size in one.shape
+    )

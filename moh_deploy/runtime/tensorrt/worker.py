@@ -1,0 +1,79 @@
+"""The process that builds: `python -m moh_deploy.runtime.tensorrt.worker FLAVOUR DESCRIPTOR`.
+
+It has TensorRT to itself: its parser and builder may abort. What it has to say goes to the file
+descriptor, as messages; what TensorRT logs, to stderr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from moh_deploy.errors import BackendError
+from moh_deploy.runtime.tensorrt import builder
+from moh_deploy.runtime.tensorrt.driver import read_driver
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.messages import (
+    BuildRequest,
+    Failure,
+    Message,
+    Stack,
+    decode,
+    encode,
+)
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+def main(flavour_name: str, descriptor: str) -> None:
+    _die_with_parent()
+    with os.fdopen(int(descriptor), "w", encoding="utf-8") as channel:
+
+        def tell(message: Message) -> None:
+            channel.write(encode(message))
+            channel.flush()
+
+        _reporting(lambda: _serve(flavour_name, tell), tell)
+
+
+def _serve(flavour_name: str, tell: Callable[[Message], None]) -> None:
+    flavour = FLAVOURS[flavour_name]
+    trt = import_module(flavour.module)
+    tell(Stack(trt.__version__, *(() if flavour.targets else _gpu())))
+    line = sys.stdin.readline()
+    if line:  # or nobody wants anything
+        request = decode(line)
+        assert isinstance(request, BuildRequest)
+        tell(builder.build(trt, request, tell))
+
+
+def _reporting(serve: Callable[[], None], tell: Callable[[Message], None]) -> None:
+    try:
+        serve()
+    except OSError as error:
+        tell(Failure(f"{error.strerror}: {error.filename}", error.errno))
+    except builder.BuildFailed as error:
+        tell(Failure(str(error)))
+
+
+def _gpu() -> tuple[str, ...]:
+    """Return name and compute capability of the first GPU, and the driver's CUDA version."""
+    try:
+        driver = read_driver()
+    except BackendError:  # TensorRT says it in its own words when it is to build.
+        return ()
+    return driver.gpus[0].name, driver.gpus[0].dotted, driver.cuda
+
+
+def _die_with_parent() -> None:
+    """Nobody would take what is built."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,77 @@
+"""Read JSON that others wrote: no name twice, no nesting that Python's own readers fail at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from moh_deploy.errors import MoHDeployError
+from moh_deploy.system.bounded_file import read_bytes
+
+MOST_JSON_BYTES = 64 * 2**20
+DEEPEST = 100
+
+
+def read_json(
+    path: Path, *, error: type[MoHDeployError], most_bytes: int = MOST_JSON_BYTES
+) -> object:
+    """Return what a file holds, in plain Python types.
+
+    Args:
+        error: What to raise if it cannot be read, or is not JSON.
+        most_bytes: What it may hold.
+
+    Raises:
+        FileNotFoundError: There is none: what that means only the caller knows.
+    """
+    return parse_json(read_bytes(path, most_bytes=most_bytes, error=error), f"{path}", error=error)
+
+
+def parse_json(content: bytes | str, source: str, *, error: type[MoHDeployError]) -> object:
+    """Return what JSON says, in plain Python types.
+
+    Args:
+        source: Where it comes from; it opens the error message.
+        error: What to raise if it is not JSON, names a key of an object twice, or is nested deeper
+            than `DEEPEST` levels.
+    """
+    try:
+        found: object = json.loads(content, object_pairs_hook=_without_repeats)
+        _check_values(found)
+    except RecursionError:
+        raise error(f"{source}: is not valid JSON: {_TOO_DEEP}.") from None
+    except ValueError as problem:
+        raise error(f"{source}: is not valid JSON: {problem}.") from problem
+    return found
+
+
+_TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A merge may leave a key twice, and Python would take the last one."""
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"'{name[:200]}' is there twice")
+        found[name] = value
+    return found
+
+
+def _check_values(value: object) -> None:
+    """Refuse what Python reads and what goes on from here fails at: some hundred levels of nesting,
+    and half a surrogate pair, which no text can be written with."""
+    level = [value]
+    for depth in range(DEEPEST + 1):
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, (dict, list)) and depth == DEEPEST:
+                raise ValueError(_TOO_DEEP)
+            if isinstance(one, dict):
+                inner += one.keys()
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, str) and not one.isascii():
+                one.encode()  # UnicodeEncodeError is a ValueError
+        level = inner

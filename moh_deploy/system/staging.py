@@ -1,0 +1,310 @@
+"""Write to disk so that a reader sees the whole result or nothing.
+
+Everything is written under a hidden name beside the destination and renamed at the end. Whatever
+ends the work early, a full disk, an exception, Ctrl-C or SIGTERM, the hidden files are removed; and
+where nothing could be done any more, as after `kill -9`, the next run to the same place does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from moh_deploy.errors import PackageError
+from moh_deploy.system.leftovers import (
+    Claim,
+    claim_directory,
+    claim_existing,
+    claim_file,
+    hidden_sibling,
+    remove_leftovers,
+)
+from moh_deploy.system.termination import cleaned_up_on_termination, signals_held
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class StagedDirectory:
+    """A directory filled in `path` that appears at `output` with `commit`, replacing what is there.
+
+    Until then only its owner can look into it. It takes over the permissions of what it replaces,
+    file by file, and owner and group where this user may give them; others are as the umask says.
+
+    Args:
+        output: Destination. The caller has checked that it may be replaced. Missing parents are
+            made.
+
+    Raises:
+        PackageError: On leaving the block because the disk is full; on entering if nothing can be
+            written there.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = _resolved(output)
+        self.path = hidden_sibling(self.output, "partial")
+        self._claim: Claim | None = None
+        self._mode = 0
+        self._made_parents: list[Path] = []
+        self._needed_bytes: int | None = None
+        self._committed = False
+        self._signals = ExitStack()
+
+    def __enter__(self) -> StagedDirectory:
+        self._signals.enter_context(cleaned_up_on_termination(self._discard))
+        try:
+            self._make_parents()
+            remove_leftovers(self.output)
+            self._claim = claim_directory(self.output)
+            self.path = self._claim.path
+            self._mode = _mode(self.path)
+            self.path.chmod(self._mode & ~_OTHERS)
+        except BaseException as error:
+            self._leave()
+            if isinstance(error, OSError):
+                raise PackageError(f"{self.output} cannot be made: {error.strerror}.") from error
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Measured before the files go: this is what did not fit.
+        # A PackageError names the disk itself: it may be another one.
+        is_full = is_disk_full(error) and not isinstance(error, PackageError)
+        full = self._describe_full_disk() if is_full else None
+        self._leave()
+        if full is not None:
+            raise PackageError(full, hint="Free some space, or write to another disk.") from error
+
+    def require_free(self, needed_bytes: int) -> None:
+        """Raise a PackageError if less than `needed_bytes` is free."""
+        self._needed_bytes = needed_bytes
+        free_bytes = shutil.disk_usage(self.path).free
+        if free_bytes < needed_bytes:
+            raise PackageError(
+                f"disk full: {self.output} needs {needed_bytes} bytes, {free_bytes} bytes free.",
+                hint="Free some space, or write to another disk.",
+            )
+
+    def commit(self) -> None:
+        """Put the directory at its destination; what was there is removed only after that.
+
+        Raises:
+            PackageError: It cannot be renamed: what was there is still there. Or it is in place,
+                but what was there cannot be removed.
+        """
+        with signals_held():
+            try:
+                replaced = self._swap_in()
+            except OSError as error:
+                raise PackageError(f"{self.output} cannot be put in place: {error}.") from error
+            if replaced is not None:
+                self._remove(replaced)
+
+    def _swap_in(self) -> Claim | None:
+        """Return where what was there is now."""
+        self._take_over_rights()
+        _sync_directory(self.path)
+        replaced = None
+        if _is_filled(self.output):
+            # Locked before it is hidden: another run must not take it for a leftover.
+            replaced = claim_existing(self.output)
+            replaced.path = hidden_sibling(self.output, "replaced")
+            self.output.rename(replaced.path)
+        try:
+            self.path.rename(self.output)
+        except OSError:
+            if replaced is not None:
+                replaced.path.rename(self.output)
+                replaced.release()
+            raise
+        self._committed = True
+        _sync_directory(self.output.parent)
+        return replaced
+
+    def _remove(self, replaced: Claim) -> None:
+        try:
+            shutil.rmtree(replaced.path)
+        except OSError as error:
+            raise PackageError(
+                f"{self.output} is written, but what was there before cannot be removed:"
+                f" {error.strerror}.",
+                hint=f"Remove it: {replaced.path}",
+            ) from error
+        finally:
+            replaced.release()
+
+    def _take_over_rights(self) -> None:
+        if not self.output.is_dir():
+            self.path.chmod(self._mode)
+            return
+        for file in self.path.iterdir():
+            earlier = self.output / file.name
+            _take_over_owner(earlier if earlier.is_file() else self.output, file)
+            if earlier.is_file() and _mode(earlier) != _mode(file):
+                file.chmod(_mode(earlier))
+        _take_over_owner(self.output, self.path)
+        self.path.chmod(_mode(self.output))
+
+    def _make_parents(self) -> None:
+        missing = [parent for parent in self.output.parents if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
+            self._made_parents.append(parent)
+
+    def _leave(self) -> None:
+        self._discard()
+        if self._claim is not None:
+            self._claim.release()
+        self._signals.close()
+
+    def _discard(self) -> None:
+        if self._committed:
+            return
+        with signals_held():
+            shutil.rmtree(self.path, ignore_errors=True)
+            for parent in reversed(self._made_parents):
+                _remove_if_empty(parent)
+
+    def _describe_full_disk(self) -> str:
+        written_bytes = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        free_bytes = shutil.disk_usage(self.path).free
+        needed = "" if self._needed_bytes is None else f"{self._needed_bytes} bytes needed, "
+        return (
+            f"disk full while writing {self.output}: {needed}{written_bytes} bytes written,"
+            f" {free_bytes} bytes free."
+        )
+
+
+@contextmanager
+def scratch_directory(name: str) -> Iterator[Path]:
+    """Yield a directory for what is needed in between; it is removed however the block ends.
+
+    Args:
+        name: What errors call it.
+
+    Raises:
+        PackageError: There is no place for temporary files, or its disk is full.
+    """
+    with StagedDirectory(temporary_place(name)) as scratch:
+        yield scratch.path
+
+
+def temporary_place(name: str) -> Path:
+    """Return where to stage what is never put in place.
+
+    Raises:
+        PackageError: There is no place for temporary files.
+    """
+    try:
+        return Path(tempfile.gettempdir(), name)
+    except FileNotFoundError as error:
+        raise PackageError(f"there is no place for temporary files: {error.strerror}.") from error
+
+
+@contextmanager
+def staged_file(output: Path) -> Iterator[Path]:
+    """Yield a path to write to; the file appears at `output` if the block ends without exception.
+
+    Raises:
+        PackageError: It cannot be written, or the disk is full.
+    """
+    target = _resolved(output)
+    claims: list[Claim] = []
+    with cleaned_up_on_termination(lambda: _drop(claims)):
+        try:
+            remove_leftovers(target)
+            claims.append(claim_file(target))
+            partial = claims[0].path
+            yield partial
+            sync_file(partial)
+            partial.replace(target)
+        except OSError as error:
+            problem = "disk full" if is_disk_full(error) else error.strerror or str(error)
+            raise PackageError(f"{output} cannot be written: {problem}.") from error
+        finally:
+            with signals_held():
+                _drop(claims)
+
+
+def _drop(claims: list[Claim]) -> None:
+    for claim in claims:
+        with contextlib.suppress(OSError):
+            claim.path.unlink(missing_ok=True)
+        claim.release()
+
+
+def _resolved(output: Path) -> Path:
+    try:
+        return output.resolve()
+    except (OSError, RuntimeError) as error:  # before Python 3.13 a loop of links is a RuntimeError
+        problem = error.strerror if isinstance(error, OSError) else "it is a loop of links"
+        raise PackageError(f"{output} cannot be written: {problem}.") from error
+
+
+def sync_file(path: Path) -> None:
+    """Return once the file's content has reached the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _take_over_owner(earlier: Path, path: Path) -> None:
+    """Owner and group, or the group alone, as far as this user may: root any, others their own."""
+    wanted, found = earlier.stat(), path.stat()
+    if (found.st_uid, found.st_gid) == (wanted.st_uid, wanted.st_gid):
+        return
+    for owner in (wanted.st_uid, -1):
+        with suppress(OSError):
+            os.chown(path, owner, wanted.st_gid)
+            return
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_filled(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
+
+
+def _remove_if_empty(directory: Path) -> None:
+    # Somebody else may have put something there meanwhile: theirs to keep.
+    with suppress(OSError):
+        directory.rmdir()
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+# numpy.ndarray.tofile reports a short write without an errno.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Tell whether a full disk is what ends the work.
+
+    It looks through the whole chain: writers wrap the OSError in exceptions of their own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and (error.errno in _FULL or _SHORT_WRITE.search(str(error))):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

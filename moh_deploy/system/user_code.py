@@ -1,0 +1,152 @@
+"""The user's code: where it is found, and how a function of it is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.system.suggest import did_you_mean, shortened
+
+
+def find_callable(name: str, *, what: str, code_dirs: Sequence[Path]) -> Callable[..., object]:
+    """Import `MODULE:CALLABLE`.
+
+    Args:
+        name: Such as `models:tiny_vit` or `package.models:Net.from_size`.
+        what: What it is for, to begin errors with: `factory`.
+        code_dirs: Where the user looks, for the hint; `user_code` makes them known.
+
+    Raises:
+        ConfigError: The name is malformed, cannot be imported, or is no callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    parts = [*module_name.split("."), *attribute.split(".")]
+    if not all(part.isidentifier() for part in parts) or module_name.endswith(".py"):
+        raise ConfigError(
+            f"{what} '{name}' is malformed; expected MODULE:CALLABLE.",
+            hint="Example: models:tiny_vit, for 'def tiny_vit(...)' in models.py.",
+        )
+    module = _import(module_name, what, code_dirs)
+    return _find(module, attribute, f"{what} '{name}'")
+
+
+@contextlib.contextmanager
+def user_code(code_dirs: Sequence[Path]) -> Iterator[None]:
+    """Run the user's code: their directories come first on sys.path, their prints go to stderr.
+
+    The directories stay on sys.path afterwards, since a model may import more when it runs. A
+    module of the same name that an earlier model brought along from elsewhere is forgotten, so that
+    each model gets its own.
+
+    Raises:
+        ConfigError: A code directory does not exist.
+    """
+    roots = [_existing_directory(path) for path in code_dirs]
+    _forget_namesakes(roots)
+    strings = [str(root) for root in roots]
+    sys.path[:] = strings + [entry for entry in sys.path if entry not in strings]
+    importlib.invalidate_caches()
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def describe_error(error: BaseException) -> str:
+    """Return `TypeError: message (models.py:12)`: an error of the user's code in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = (str(Path(__file__).parent), "<frozen")
+    own = [frame for frame in frames if not frame.filename.startswith(ours)]
+    where = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _existing_directory(path: Path) -> Path:
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:
+        raise ConfigError(
+            f"code directory '{path}' cannot be looked up: {error.strerror}."
+        ) from error
+    if not is_directory:
+        raise ConfigError(f"code directory '{path}' does not exist or is not a directory.")
+    return path.resolve()
+
+
+def _forget_namesakes(roots: Sequence[Path]) -> None:
+    names = {
+        entry.stem
+        for root in roots
+        for entry in root.iterdir()
+        if entry.suffix == ".py" or (entry.is_dir() and (entry / "__init__.py").is_file())
+    }
+    names -= {*sys.stdlib_module_names, "__main__", "torch", __name__.partition(".")[0]}
+    for name in names & sys.modules.keys():
+        if not _lies_in(sys.modules[name], roots):
+            stale = [m for m in sys.modules if m == name or m.startswith(f"{name}.")]
+            for module_name in stale:
+                del sys.modules[module_name]
+
+
+def _lies_in(module: ModuleType, roots: Sequence[Path]) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and any(Path(file).resolve().is_relative_to(root) for root in roots)
+
+
+def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    # A script without a main guard may parse the command line and exit.
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            searched = ", ".join(f"'{path}'" for path in code_dirs) or "none given"
+            raise ConfigError(
+                f"{what} module '{module_name}' cannot be imported: no module '{missing}'.",
+                hint=f"Name the directory that holds it with --code-dir (now: {searched}).",
+            ) from error
+        raise ConfigError(
+            f"{what} module '{module_name}' failed at import: {describe_error(error)}.",
+            hint=missing_module_hint(missing),
+        ) from error
+
+
+def missing_module_hint(missing: str | None) -> str | None:
+    """Return what to do about a module that is not there, or None where `missing` is None."""
+    if missing is None:
+        return None
+    package = missing.partition(".")[0]
+    return (
+        f"Install the package that provides '{package}', or name the directory that holds it with"
+        " --code-dir."
+    )
+
+
+def _find(module: ModuleType, attribute: str, named: str) -> Callable[..., object]:
+    found: object = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = _callables(found)
+            owner = "Module" if found is module else "Class"
+            hint = f"It defines: {shortened(names)}." if names else "It defines no callable."
+            raise ConfigError(
+                f"{named}: {owner.lower()} '{getattr(found, '__name__', found)}' has no"
+                f" attribute '{part}'.",
+                hint=f"{did_you_mean(part, names)} {hint}".strip(),
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"{named} is a {type(found).__name__}, not a callable.")
+    return found
+
+
+def _callables(owner: object) -> list[str]:
+    names = [n for n, v in vars(owner).items() if callable(v) and not n.startswith("_")]
+    if not isinstance(owner, ModuleType):
+        return names
+    own = [n for n in names if getattr(getattr(owner, n), "__module__", None) == owner.__name__]
+    return own or names

@@ -1,1 +1,0 @@
-"""Measure on this machine how each layer is best run."""

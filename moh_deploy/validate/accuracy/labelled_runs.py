@@ -1,0 +1,155 @@
+"""Cut samples into runs of a model, and runs into turns whose outputs fit into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.validate.accuracy.dataset import Batch, Dataset, Fits, SampleAxis, choose_size
+from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.samples import Sample, label, valid_tokens_of
+from moh_deploy.validate.subject import Subject
+from moh_deploy.validate.user_vectors import check_ranges
+
+_MOST_SAMPLES = 64
+_RUN_BYTES = 2**27
+"""Outputs of one run."""
+_TURN_BYTES = 2**28
+"""What one side returns in one turn: a reference is loaded once a turn."""
+
+
+@dataclass(frozen=True)
+class LabelledRun:
+    """One run.
+
+    Attributes:
+        batch: Its samples and their labels.
+        sample: The same as what two sides are compared on.
+        held_bytes: What one side returns, gates included, about.
+    """
+
+    batch: Batch
+    sample: Sample
+    held_bytes: int
+
+
+def labelled_runs(
+    subject: Subject, data: Dataset, axis: SampleAxis, task: Task
+) -> list[LabelledRun]:
+    """Cut the samples of a file.
+
+    Args:
+        subject: What runs them.
+        data: The samples.
+        axis: How the model counts them.
+        task: What was asked for.
+
+    Raises:
+        ConfigError: The model does not take them, or not so many at once.
+    """
+    path = data.samples.file
+    try:
+        sizes, fits = _sizes(subject, data, axis)
+        each = _output_bytes(subject.package.manifest.outputs, sizes, axis)
+        size = _batch_size(axis, fits, each, task.batch_size)
+        held = size * (each + _gate_bytes(subject.package, data))
+        batches = data.batches(size, fits)
+        return [_run(subject, data, batch, held, task.valid_tokens) for batch in batches]
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def turns(runs: Sequence[LabelledRun]) -> Iterator[list[LabelledRun]]:
+    """Cut runs where their outputs reach a limit of memory."""
+    turn: list[LabelledRun] = []
+    held = 0
+    for run in runs:
+        if turn and held + run.held_bytes > _TURN_BYTES:
+            yield turn
+            turn, held = [], 0
+        turn.append(run)
+        held += run.held_bytes
+    yield turn
+
+
+def _sizes(subject: Subject, data: Dataset, axis: SampleAxis) -> tuple[dict[str, int], Fits]:
+    """Return the sizes of dynamic dimensions, and how many samples may run at once."""
+    size, manifest = axis.size, subject.package.manifest
+    if isinstance(size, int):
+        return {}, lambda count: count == size
+    sizes = check_inputs(manifest.inputs, data.samples.inputs)
+
+    def fits(count: int) -> bool:
+        asked = {**sizes, size: count}
+        try:
+            check_ranges(asked, manifest)
+        except ConfigError:
+            return False
+        return subject.engine is None or subject.engine.fits(asked)
+
+    return sizes, fits
+
+
+def _batch_size(axis: SampleAxis, fits: Fits, each: int, asked: int | None) -> int:
+    if asked is not None:
+        if asked < 1 or not fits(asked):
+            raise ConfigError(f"the model does not run {asked} samples at once.")
+        return asked
+    if isinstance(axis.size, int):
+        return axis.size
+    return choose_size(min(_MOST_SAMPLES, max(1, _RUN_BYTES // max(1, each))), fits)
+
+
+def _output_bytes(outputs: Sequence[TensorInfo], sizes: Mapping[str, int], axis: SampleAxis) -> int:
+    """Return the bytes of all outputs for one sample; a size that is not known counts as 1."""
+    of_one = {**sizes, str(axis.size): 1}
+    return sum(
+        math.prod(_size(dim, of_one) for dim in one.shape[1:]) * _itemsize(one.dtype)
+        for one in outputs
+    )
+
+
+def _gate_bytes(package: OnnxPackage, data: Dataset) -> int:
+    """Return the bytes of all gates for one sample: as recorded, for as much input."""
+    if not package.vectors:
+        return 0
+    recorded = package.vectors[0]
+    gates = sum(one.nbytes for one in recorded.gates)
+    inputs, given = (
+        sum(array.nbytes for array in arrays.values())
+        for arrays in (recorded.inputs, data.samples.inputs)
+    )
+    return math.ceil(gates * given / max(1, inputs * len(data.labels)))
+
+
+def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    try:
+        return DimExpr.parse(dim, place="output").evaluate(sizes)
+    except (ConfigError, KeyError):
+        return 1
+
+
+def _itemsize(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def _run(
+    subject: Subject, data: Dataset, batch: Batch, held_bytes: int, tokens: str | None
+) -> LabelledRun:
+    sizes = check_inputs(subject.package.manifest.inputs, batch.inputs)
+    vectors = VectorSet(sizes, batch.inputs, batch.expected, (), ())
+    stop = batch.start + len(batch.labels)
+    file = data.samples.file
+    name = label(f"{data.samples.name}[{batch.start}:{stop}]", sizes)
+    manifest = subject.package.manifest
+    valid = valid_tokens_of(vectors, batch.others, str(file), manifest, tokens)
+    return LabelledRun(batch, Sample(vectors, name, file, valid), held_bytes)

@@ -1,0 +1,189 @@
+"""Verify on samples with labels: batch by batch, so that memory does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moh_deploy.errors import ValidationError
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.accuracy.class_loads import ClassLoads, main_classes
+from moh_deploy.validate.accuracy.dataset import Dataset
+from moh_deploy.validate.accuracy.heard_runner import HeardRunner
+from moh_deploy.validate.accuracy.judge import Setting, judge
+from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_runs, turns
+from moh_deploy.validate.accuracy.metric_parity import MetricParity
+from moh_deploy.validate.accuracy.reading import read_labelled
+from moh_deploy.validate.accuracy.scored import Scored
+from moh_deploy.validate.accuracy.tally import SampleFiles, Tally
+from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.folded import folded
+from moh_deploy.validate.outputs_alone import by_gates
+from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.reference import Reference, expected_outputs
+from moh_deploy.validate.references import Against, function_bodies, references
+from moh_deploy.validate.routing_statistics import joined
+from moh_deploy.validate.samples import npz_files
+from moh_deploy.validate.subject import Loaded, Subject
+from moh_deploy.validate.verify_runs import compare_answered
+
+
+def verify_labelled(
+    subject: Subject,
+    inputs: Sequence[Path],
+    task: Task,
+    *,
+    against: Sequence[Against],
+    policy: Policy,
+    progress: Progress,
+) -> ParityReport:
+    """Compare outputs, gates and the metrics of a task with one reference or several.
+
+    Raises:
+        ConfigError: Inputs and labels do not fit the model, each other, or the metric.
+        ValidationError: The two sides return outputs of different shapes: nothing can be scored.
+        BackendError: The runtime failed.
+    """
+    with progress.step("reading samples and labels"):
+        data = read_labelled(npz_files(inputs), task, subject.package.manifest)
+        classes = main_classes([one.labels for one in data.datasets], task.labelling)
+        rounds = [
+            _Round(
+                reference,
+                sets,
+                [Tally(metric) for metric in data.metrics],
+                ClassLoads(subject.package.manifest.layers, classes),
+            )
+            for reference, sets in _references(subject, data.datasets, against)
+        ]
+        runs = {
+            one.samples.file: labelled_runs(subject, one, data.axis, task) for one in data.datasets
+        }
+    with progress.step("loading the model"):
+        loaded = subject.load()
+    with loaded.closing:
+        job = _Job(subject, loaded, task, policy, progress)
+        return combined([report for one in rounds for report in job.reports(one, runs)])
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One comparison: with what, on what, and the scores."""
+
+    reference: Reference
+    datasets: Sequence[Dataset]
+    tallies: Sequence[Tally]
+    loads: ClassLoads
+
+
+def _references(
+    subject: Subject, datasets: Sequence[Dataset], against: Sequence[Against]
+) -> list[tuple[Reference, Sequence[Dataset]]]:
+    """Return what to compare with, each with the samples that it has an answer for."""
+    known = [one for one in datasets if one.samples.expected]
+    others = [one for one in datasets if not one.samples.expected]
+    recorded = expected_outputs(one.samples.file for one in known or datasets)
+    if against:
+        return [(one, datasets) for one in references(against, subject, recorded)]
+    found: list[tuple[Reference, Sequence[Dataset]]] = [(recorded, known)] if known else []
+    return [*found, *([(function_bodies(subject.package), others)] if others else [])]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all comparisons have in common."""
+
+    subject: Subject
+    loaded: Loaded
+    task: Task
+    policy: Policy
+    progress: Progress
+
+    def reports(
+        self, one: _Round, runs_of: Mapping[Path, Sequence[LabelledRun]]
+    ) -> list[ParityReport]:
+        """Return the comparison of gates and outputs, and that of outputs alone, if there are both.
+
+        Accuracy is of all samples; it is in the first.
+        """
+        runs = [run for data in one.datasets for run in runs_of[data.samples.file]]
+        done, found = 0, list[ParityReport]()
+        for turn in turns(runs):
+            found += self._compare(one, turn, done, len(runs))
+            done += len(turn)
+        found.sort(key=lambda report: not report.has_routing)
+        named = dict.fromkeys(report.reference for report in found)
+        first, *others = (folded([r for r in found if r.reference == name]) for name in named)
+        alone = [part.with_token_notes() for part in others]
+        return [self._whole(one, first.with_token_notes(), runs), *alone]
+
+    def _whole(self, one: _Round, whole: ParityReport, runs: Sequence[LabelledRun]) -> ParityReport:
+        filled = (_filled(run) for run in runs if run.batch.added)
+        accuracy = tuple(self._judged(one, tally) for tally in one.tallies)
+        return replace(
+            whole,
+            notes=(*whole.notes, *filled),
+            accuracy=accuracy,
+            statistics=joined([whole.statistics, one.loads.statistics]),
+        )
+
+    def _compare(
+        self, one: _Round, turn: Sequence[LabelledRun], done: int, total: int
+    ) -> list[ParityReport]:
+        samples = [run.sample for run in turn]
+        which = f"{done + 1} to {done + len(turn)} of {total}"
+        with self.progress.step(f"running the reference on batches {which}"):
+            answers = one.reference.answers(self.subject.package, samples)
+        package = self.subject.package
+        outputs = {spec.name for spec in package.manifest.outputs}
+        heard = HeardRunner(
+            self.loaded.runner,
+            frozenset(outputs.union(package.gate_names)),
+            lambda index: self.progress.step(f"comparing batch {done + index + 1} of {total}"),
+        )
+        parts, loaded = by_gates(one.reference.name, answers), self.loaded._replace(runner=heard)
+        reports = [
+            compare_answered(self.subject, loaded, part, samples, self.policy) for part in parts
+        ]
+        ran = [number for part in parts for number in part.numbers]
+        results = dict(zip(ran, heard.results, strict=True))
+        ignore = self.task.labelling.ignore
+        for index, (run, vectors) in enumerate(zip(turn, answers.vectors, strict=True)):
+            got, valid = results[index], samples[index].valid
+            scored = Scored(vectors.outputs, got, run.batch.labels).of_valid(valid, ignore)
+            _add(one.tallies, run, scored)
+            one.loads.add(run.batch.real(got), run.batch.labels)
+        return reports
+
+    def _judged(self, one: _Round, tally: Tally) -> MetricParity:
+        files = SampleFiles(
+            tuple(data.samples.name for data in one.datasets),
+            tuple(len(data.labels) for data in one.datasets),
+        )
+        metric = tally.metric
+        setting = Setting(one.reference.name, self.policy.accuracy_rule(metric.name), files.place)
+        return judge(metric, tally.paired(), setting)
+
+
+def _add(tallies: Sequence[Tally], run: LabelledRun, scored: Scored) -> None:
+    for name, reference in scored.reference.items():
+        got = scored.package[name]
+        if got.shape != reference.shape:
+            raise ValidationError(
+                f"output '{name}' is {list(got.shape)} on {run.sample.label}, and"
+                f" {list(reference.shape)} in the reference: they cannot be scored alike."
+            )
+    real = run.batch.real
+    package = {name: scored.package[name] for name in scored.reference}
+    for tally in tallies:
+        tally.add(real(scored.reference), real(package), scored.labels)
+
+
+def _filled(run: LabelledRun) -> str:
+    size = len(run.batch.labels) + run.batch.added
+    return (
+        f"{run.sample.label} was filled up to {size} samples with copies of its last one, because"
+        " the model does not run fewer; they are not scored."
+    )

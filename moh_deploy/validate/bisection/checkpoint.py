@@ -1,0 +1,109 @@
+"""What the recorded values of the original model prove about the nodes before them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from moh_deploy.validate.bisection.experiments import Experiments
+from moh_deploy.validate.bisection.judge import Recorded
+from moh_deploy.validate.bisection.reaction import measure_reactions
+from moh_deploy.validate.noise_floor import STEPS
+
+FLOAT32_STEP = 2.0**-23
+
+ROUNDING = 8
+"""Steps of the dtype by which every weight may be off for an error to be one of rounding. Right
+packages in float32 are at 0.4 to 3.4."""
+
+CLEAR = 30
+"""How much smaller an error is than what is wrong would make it: a fault does not reach every value
+as noise in all weights does."""
+
+_NEAR = 0.1
+"""Where all are within their limits, those are looked at that have this part of the largest share:
+errors that add up have a source, and what is behind it carries most of them."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A recorded value, and whether a run that has the reference gates fed to it computes it.
+
+    Attributes:
+        what: `output 'y'`, or `router of 'blocks.0.attn'`.
+        value: Its name in the graph that has gates fed to it.
+        agrees: It is within its limit. If not, a node before it is wrong.
+        exact: It agrees to rounding, and a fault before it that makes what is wrong would show in
+            it. One that agrees and is not exact proves nothing.
+        error: The largest error where the same heads are chosen; None where there is none to take.
+        reaction: How far it moves if all weights before it do, as a share of that; 0 if it does
+            not.
+    """
+
+    what: str
+    value: str
+    agrees: bool
+    exact: bool = False
+    error: float | None = None
+    reaction: float = 0.0
+
+
+def collect_checkpoints(runs: Experiments, recorded: Sequence[Recorded]) -> tuple[Checkpoint, ...]:
+    """Return what every recorded value proves, in the order in which they are computed.
+
+    Args:
+        runs: Of the package.
+        recorded: How far one of the runs is from each of them.
+    """
+    model = runs.unrounded
+    if not model.gates and model.package.manifest.layers:
+        # Behind another choice of heads nothing is as it was: that a value agrees tells nothing.
+        return checkpoints(recorded, {}, runs.precision)
+    return checkpoints(recorded, measure_reactions(runs.judge, model), runs.precision)
+
+
+def checkpoints(
+    recorded: Sequence[Recorded], reactions: Mapping[str, float], precision: str
+) -> tuple[Checkpoint, ...]:
+    """Tell what proves something from what does not.
+
+    An error is measured as the share by which every weight before the value would have to be off to
+    make it: so errors of values that react much, little or not at all can be compared.
+
+    Args:
+        recorded: How far a run is from each value.
+        reactions: How far each value moves with the weights before it, see `measure_reactions`.
+            Nothing is exact of what is not in it.
+        precision: Of the weights.
+    """
+    wrong = wrong_values(recorded)
+    known = {name: one for name, one in reactions.items() if 0 < one < math.inf}
+    shares = {
+        one.value: one.drift / known[one.value]
+        for one in recorded
+        if one.drift is not None and one.value in known
+    }
+    made = [shares[one.value] for one in wrong if one.value in shares]
+    step = STEPS.get(precision, FLOAT32_STEP)
+    limit = min([ROUNDING * step, *(one / CLEAR for one in made if not math.isnan(one))])
+    return tuple(
+        Checkpoint(
+            one.what,
+            one.value,
+            agrees=one not in wrong,
+            exact=one not in wrong and shares.get(one.value, math.inf) <= limit,
+            error=one.drift,
+            reaction=known.get(one.value, 0.0),
+        )
+        for one in recorded
+    )
+
+
+def wrong_values(recorded: Sequence[Recorded]) -> tuple[Recorded, ...]:
+    """Return what is not equal; if all is, what is nearest to not being so."""
+    wrong = tuple(one for one in recorded if one.reason is not None)
+    if wrong:
+        return wrong
+    most = max((one.share for one in recorded), default=0.0)
+    return tuple(one for one in recorded if one.share > 0 and one.share >= _NEAR * most)

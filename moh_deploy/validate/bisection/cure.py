@@ -1,0 +1,235 @@
+"""Find the nodes that have to be in float32: modules first, then the nodes in them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from moh_deploy.graph.float32_form import Float32Form, store
+from moh_deploy.graph.forced_gates import GateTypes
+from moh_deploy.graph.lower_again import EXACT, lower_again
+from moh_deploy.graph.lower_precision import LowType, largest_number
+from moh_deploy.graph.lower_precision.casts import IR_TYPES
+from moh_deploy.package import OnnxPackage
+from moh_deploy.validate.bisection.divergence import NodeError
+from moh_deploy.validate.bisection.forced_model import ForcedModel
+from moh_deploy.validate.bisection.minimal_set import Found, MinimalSet
+from moh_deploy.validate.bisection.places import ModelGraph, Place
+from moh_deploy.validate.noise_floor import STEPS
+
+Step = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class KeptNode:
+    """A node that has to be in float32.
+
+    Attributes:
+        place: The node.
+        reason: What half precision does to it.
+    """
+
+    place: Place
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cure:
+    """The nodes that have to be in float32 for a package to be right.
+
+    Attributes:
+        nodes: In execution order.
+        smallest: Without any one of them the package fails again. False where the runs were used
+            up before that was known.
+        trials: How many packages were made and run to find them.
+    """
+
+    nodes: tuple[KeptNode, ...]
+    smallest: bool
+    trials: int
+
+    @property
+    def keep(self) -> dict[str, str]:
+        """First output of each node to the reason."""
+        return {one.place.value: one.reason for one in self.nodes}
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Makes packages with some nodes in float32, and judges them.
+
+    Attributes:
+        form: What they are made from.
+        accepts: Whether a package is right.
+        scratch: A directory to make them in, one after the other.
+        forced: The reference gates are fed to them.
+    """
+
+    form: Float32Form
+    accepts: Callable[[ForcedModel], bool]
+    scratch: Path
+    forced: bool
+
+    def passes(self, keep: Mapping[str, str]) -> bool:
+        return self.accepts(self.make(keep))
+
+    def make(self, keep: Mapping[str, str]) -> ForcedModel:
+        """Make the package with these nodes in float32, in place of the one before."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir()
+        model = self.model(keep)
+        gates = _gate_types(model, self.form.package) if self.forced else {}
+        package = store(model, self.form.package, self.scratch)
+        return ForcedModel(package, gates)
+
+    def model(self, keep: Mapping[str, str]) -> ir.Model:
+        return lower_again(self.form.model, self.form.low, self.form.raised.low, keep)
+
+
+def find_cure(
+    trials: Trials,
+    graph: ModelGraph,
+    errors: Sequence[NodeError],
+    *,
+    most: int,
+    step: Step,
+) -> Cure | None:
+    """Find a smallest set of nodes.
+
+    Args:
+        trials: Judge candidates.
+        graph: The float32 form's.
+        errors: Of the nodes as the package is, against the float32 form: what is likely to be
+            needed is tried first.
+        most: How many trials there may be, 2 at least.
+        step: Encloses each of them, to show how far the search is.
+
+    Returns:
+        None if the package is not right with all nodes in float32.
+    """
+    ranked = _ranked(trials.form, graph, errors)
+    modules: dict[str, list[KeptNode]] = {}
+    for one in ranked:
+        modules.setdefault(one.place.module, []).append(one)
+    search = _Search(trials, most, step)
+    if not search.passes([*modules], modules):
+        return None
+    found = search.smallest([*modules], modules)
+    nodes = [one for one in ranked if one.place.module in found.items]
+    by_node = {one.place.value: [one] for one in nodes}
+    found = search.smallest([*by_node], by_node)
+    order = {node.output[0]: index for index, node in enumerate(graph.nodes)}
+    kept = [one for one in nodes if one.place.value in found.items]
+    kept.sort(key=lambda one: order[one.place.value])
+    return Cure(tuple(kept), found.smallest, search.trials)
+
+
+def every_node(form: Float32Form, graph: ModelGraph) -> dict[str, str]:
+    """Return first outputs of all nodes that can be kept, as for a cure that needs all of them."""
+    return {one.place.value: one.reason for one in _ranked(form, graph, ())}
+
+
+Groups = Mapping[str, Sequence[KeptNode]]
+
+
+@dataclass
+class _Search:
+    all_trials: Trials
+    most: int
+    step: Step
+    trials: int = 0
+    _known: dict[frozenset[str], bool] = field(default_factory=dict)
+
+    def smallest(self, items: Sequence[str], groups: Groups) -> Found[str]:
+        search = MinimalSet[str](lambda chosen: self.passes(chosen, groups), self.most)
+        search.asked = self.trials
+        return search.find(items)
+
+    def passes(self, chosen: Sequence[str], groups: Groups) -> bool:
+        keep = {one.place.value: one.reason for name in chosen for one in groups[name]}
+        key = frozenset(keep)
+        if key not in self._known:
+            self.trials += 1
+            with self.step(
+                f"run {self.trials} of at most {self.most}: {len(keep)} nodes in float32"
+            ):
+                self._known[key] = self.all_trials.passes(keep)
+        return self._known[key]
+
+
+def _ranked(form: Float32Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[KeptNode]:
+    """Return the nodes in lower precision that round, those likely to be needed first."""
+    known = {one.place.value: one for one in errors}
+    rounding = _rounding(form)
+    places = [
+        graph.place(index)
+        for index, node in enumerate(graph.nodes[: graph.own])
+        if node.output[0] in rounding
+    ]
+    most = largest_number(form.low)
+
+    def rank(place: Place) -> tuple[bool, float]:
+        error = known.get(place.value)
+        return (error is None or error.size <= most, 0.0 if error is None else -error.growth)
+
+    return [
+        KeptNode(place, _reason(known.get(place.value), form.low))
+        for place in sorted(places, key=rank)
+    ]
+
+
+def _rounding(form: Float32Form) -> set[str]:
+    """Return first outputs of the nodes in lower precision that round."""
+    return {
+        node.outputs[0].name or ""
+        for node in form.model.graph
+        if node.outputs[0].name in form.raised.low and _rounds(node, form)
+    }
+
+
+def _rounds(node: ir.Node, form: Float32Form) -> bool:
+    """What only moves numbers rounds if it reads an input, a weight, or a result in float32, which
+    is cast in front of it."""
+    if node.op_type == "Cast":
+        return False
+    floats = (one for one in node.inputs if one is not None and one.dtype == ir.DataType.FLOAT)
+    return node.op_type not in EXACT or not all(_is_low(one, form) for one in floats)
+
+
+def _is_low(value: ir.Value, form: Float32Form) -> bool:
+    """Tell whether a value of the float32 form is one of the lower precision, exactly."""
+    maker = value.producer()
+    if maker is None or maker.outputs[0].name not in form.raised.low:
+        return False
+    source = maker.inputs[0] if maker.op_type == "Cast" else None
+    return source is None or source.dtype in (ir.DataType.FLOAT, IR_TYPES[form.low])
+
+
+def _reason(error: NodeError | None, low: LowType) -> str:
+    if error is None:
+        return f"with it in {low}, the package fails"
+    if error.size > largest_number(low):
+        return f"its numbers reach {error.size:.3g}, and {low} ends at {largest_number(low):.3g}"
+    if not error.finite:
+        return f"its result is not finite in {low}"
+    if error.growth > STEPS[low]:
+        return f"error of {error.before:.2g} before it, {error.behind:.2g} behind it"
+    step = 2.0 ** math.floor(math.log2(error.size)) * STEPS[low] if error.size else 0.0
+    return f"its numbers reach {error.size:.3g}, where {low} has steps of {step:.2g}"
+
+
+def _gate_types(model: ir.Model, package: OnnxPackage) -> GateTypes:
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    found: dict[str, np.dtype[np.generic]] = {}
+    for name in package.gate_names:
+        dtype = values[name].dtype
+        assert dtype is not None
+        found[name] = np.dtype(dtype.numpy())
+    return found

@@ -1,0 +1,162 @@
+"""The runs that tell apart what can be wrong with a package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from moh_deploy.graph.float32_form import LOW, Float32Form, float32_form
+from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.validate.bisection.forced_model import ForcedModel
+from moh_deploy.validate.bisection.judge import Judge, Recorded
+from moh_deploy.validate.layer_values import names_to_return
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.reference import RECORDED
+from moh_deploy.validate.samples import Sample
+
+
+@dataclass
+class Experiments:
+    """One package, and variants of it, against what was recorded.
+
+    Attributes:
+        package: What is bisected.
+        reference: A float32 package of the same model; None if none was given.
+        samples: What to run, and what to expect.
+        policy: What counts as equal.
+        target: How far outputs may be off; None for what the policy says.
+        kernels: What runs MoH nodes of the package.
+        folder: A directory for variants of the package.
+    """
+
+    package: OnnxPackage
+    reference: OnnxPackage | None
+    samples: Sequence[Sample]
+    policy: Policy
+    target: float | None
+    kernels: Kernels
+    folder: Path
+
+    @property
+    def precision(self) -> str:
+        return self.package.manifest.precision
+
+    @property
+    def vectors(self) -> tuple[VectorSet, ...]:
+        return tuple(one.known for one in self.samples)
+
+    @cached_property
+    def parity(self) -> ParityReport:
+        """What `verify` says."""
+        return self.compare(self.as_run(self.plain), self.samples)
+
+    @cached_property
+    def plain(self) -> ForcedModel:
+        """The package, run as it is written: function bodies, without optimisations, every result
+        rounded to its dtype."""
+        return ForcedModel.of(self.package, self.vectors)
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge(self.plain, self.vectors, self.policy, self.target)
+
+    @cached_property
+    def recorded(self) -> tuple[Recorded, ...]:
+        """How far the package as it is written is from what was recorded."""
+        return self.judge.judge(self.plain)
+
+    @cached_property
+    def recorded_as_run(self) -> tuple[Recorded, ...]:
+        """How far it is as the runtime runs it."""
+        return self.judge.judge(self.as_run(self.plain))
+
+    @cached_property
+    def reasons(self) -> tuple[str, ...]:
+        """What is not equal, or above the target."""
+        found = self.parity.reasons
+        if self.target is not None:
+            found = (*found, *_reasons(self.recorded_as_run))
+        return (*found, *_reasons(self.recorded)) if self.is_low else found
+
+    @property
+    def is_low(self) -> bool:
+        return self.precision in LOW
+
+    @cached_property
+    def adds_up(self) -> bool:
+        """Each recorded value is within its limit once the gates are fed, and the whole is not."""
+        return not self.parity.equal and not _reasons(self.recorded_as_run)
+
+    @cached_property
+    def float32(self) -> Float32Form | None:
+        """The package in float32; None if it is."""
+        if not self.is_low:
+            return None
+        root = self.folder / "float32"
+        root.mkdir()
+        return float32_form(self.package, self.reference, root)
+
+    @property
+    def believed(self) -> OnnxPackage | None:
+        """What computes what should come out of inputs that were not recorded."""
+        return self.reference if self.float32 is None else self.float32.package
+
+    @cached_property
+    def unrounded(self) -> ForcedModel:
+        """The float32 form, run as it is written: the package itself if it is in float32."""
+        if self.float32 is None:
+            return self.plain
+        return ForcedModel.of(self.float32.package, self.vectors)
+
+    def as_run(self, model: ForcedModel) -> ForcedModel:
+        return model.run_as(self.kernels, optimize=True)
+
+    def right(self, model: ForcedModel) -> bool:
+        """Whether a variant agrees with what was recorded, run in this very way."""
+        if _reasons(self.judge.judge(model)):
+            return False
+        return not self.adds_up or self.compare(model, self.samples).equal
+
+    def allowed(self, model: ForcedModel) -> bool:
+        """Whether a variant is within what the policy allows, whatever the target is."""
+        return not _reasons(replace(self.judge, target=None).judge(model))
+
+    def sound(self, model: ForcedModel) -> bool:
+        """Whether a variant is right as it is written, and as it is run if the package was not."""
+        as_run_counts = not self.parity.equal or self.target is not None
+        return self.right(model) and (not as_run_counts or self.right(self.as_run(model)))
+
+    def compare(self, model: ForcedModel, samples: Sequence[Sample]) -> ParityReport:
+        """Compare a variant as `verify` does, on the runtime as it is."""
+        runner = open_session(
+            model.package,
+            kernels=model.kernels,
+            optimize=model.optimize,
+            extra_outputs=names_to_return(model.package),
+        )
+        return compare(
+            model.package,
+            runner,
+            [one.known for one in samples],
+            labels=[one.label for one in samples],
+            reference=self._reference(samples),
+            variants=OrtVariants(model.package, model.kernels),
+            policy=self.policy,
+        )
+
+    def _reference(self, samples: Sequence[Sample]) -> str:
+        files = [one.label for one in samples if one.file is not None]
+        recorded = [RECORDED] if len(files) < len(samples) else []
+        by = "the reference" if self.float32 is None else "the same graph in float32"
+        return " and ".join([*recorded, *([f"{by} on {', '.join(files)}"] if files else [])])
+
+
+def _reasons(recorded: Sequence[Recorded]) -> tuple[str, ...]:
+    return tuple(one.reason for one in recorded if one.reason is not None)

@@ -1,0 +1,69 @@
+"""Where a fault lies, as far as the recorded values of the original model prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from moh_deploy.validate.bisection.checkpoint import Checkpoint
+from moh_deploy.validate.bisection.places import ModelGraph, Reached
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The nodes of which one is wrong.
+
+    Attributes:
+        before: The recorded value that is wrong: one of the nodes that lead to it is.
+        after: The values that prove nodes before it right, as few as do.
+        nodes: Those that lead to `before`, and to nothing that proves them right.
+        alone: Those of them that lead to every value that is wrong: if a single node is wrong, it
+            is one of these.
+    """
+
+    before: Checkpoint
+    after: tuple[Checkpoint, ...]
+    nodes: Reached
+    alone: Reached
+
+
+def find_interval(graph: ModelGraph, checkpoints: Sequence[Checkpoint]) -> Interval | None:
+    """Return the interval of the first value that is wrong; None if none is.
+
+    Each value that is wrong has a wrong node before it, whatever the others are: with several
+    faults, too, the interval holds one.
+
+    Args:
+        graph: With the gates fed, so that no path leads through them.
+        checkpoints: In the order in which they are computed.
+    """
+    reached = {one.value: graph.before(one.value) for one in checkpoints}
+    wrong = [one for one in checkpoints if not one.agrees]
+    exact = [one for one in checkpoints if one.exact]
+    right = _union(reached[one.value] for one in exact)
+    if not wrong:
+        return None
+    if any(reached[one.value] <= right for one in wrong):
+        # It is wrong, and all before it is proven right: the proofs are not to be believed.
+        exact, right = [], frozenset()
+    before = wrong[0]
+    nodes = reached[before.value] - right
+    alone = nodes.intersection(*(reached[one.value] for one in wrong))
+    return Interval(before, _fewest(exact, reached[before.value], reached), nodes, alone)
+
+
+def _fewest(
+    exact: Sequence[Checkpoint], nodes: Reached, reached: dict[str, Reached]
+) -> tuple[Checkpoint, ...]:
+    """Return the values that prove as many of some nodes right as all do, the largest first."""
+    found: list[Checkpoint] = []
+    proven = frozenset[int]()
+    for one in sorted(exact, key=lambda one: -len(reached[one.value] & nodes)):
+        if not reached[one.value] & nodes <= proven:
+            found.append(one)
+            proven |= reached[one.value] & nodes
+    return tuple(one for one in exact if one in found)
+
+
+def _union(sets: Iterable[Reached]) -> Reached:
+    return frozenset[int]().union(*sets)

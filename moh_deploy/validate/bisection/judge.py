@@ -1,0 +1,217 @@
+"""Judge a variant of a package at all that is recorded of the original."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from moh_deploy.graph.forced_gates import computed_gates
+from moh_deploy.package import LayerRounding, OnnxPackage, Rounding, Spread, VectorSet
+from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.runner import Runner
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.bisection.forced_model import ForcedModel
+from moh_deploy.validate.bisection.recorded_value import RecordedValue, recorded_values
+from moh_deploy.validate.differences import worst
+from moh_deploy.validate.layer_parity import LayerReference, LayerValuesFound, compare_layer
+from moh_deploy.validate.layer_values import LayerValues, layer_values
+from moh_deploy.validate.noise_floor import STEPS, NoisyModel, recorded_floor
+from moh_deploy.validate.output_parity import compare_output
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.tolerances import Tolerance, coarsest, output_rule, rules_of
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One recorded value, and how far a run is from it.
+
+    Attributes:
+        what: `output 'y'`, or `router of 'blocks.0.attn'`.
+        value: Its name in the graph that has gates fed to it.
+        error: Largest absolute error over all vector sets; NaN if a number is.
+        limit: What the rule allows; of the vector set with the largest share of it.
+        reason: A sentence on why it is not equal; None if it is.
+        drift: The largest error where the same heads are chosen, over all vector sets; None where
+            there is nothing to take it from.
+    """
+
+    what: str
+    value: str
+    error: float
+    limit: float
+    reason: str | None
+    drift: float | None = None
+
+    @property
+    def badness(self) -> tuple[bool, float]:
+        """To order by: what is wrong comes behind all that is not, whatever its share is."""
+        return (self.reason is not None, self.share)
+
+    @property
+    def share(self) -> float:
+        """Of the limit; infinite for NaN and for what cannot be compared."""
+        if math.isnan(self.error):
+            return math.inf
+        return self.error / self.limit if self.limit else math.inf if self.error else 0.0
+
+
+@dataclass
+class Judge:
+    """Runs variants of one package, all by the rule that the package itself is judged by.
+
+    Attributes:
+        judged: The package. Its noise floor holds for all its variants: with more of them in
+            float32 it would be lower, and each step to the better would be asked for more.
+        vectors: What to run, and what to expect.
+        policy: What counts as equal.
+        target: How far outputs may be off, as a share of their largest value (at least of 1), in
+            place of the policy's figure.
+    """
+
+    judged: ForcedModel
+    vectors: Sequence[VectorSet]
+    policy: Policy
+    target: float | None = None
+    _floors: list[dict[str, Spread]] = field(default_factory=list)
+    _made: dict[Path, frozenset[str]] = field(default_factory=dict)
+
+    def judge(self, model: ForcedModel, *, inner: bool = False) -> tuple[Recorded, ...]:
+        """Run a variant on all vector sets, and return the worst of each recorded value.
+
+        Args:
+            model: The variant.
+            inner: Look at inner values too, see `values`.
+        """
+        runner = self.open(model, inner=inner)
+        found: dict[str, Recorded] = {}
+        rule = self._rule(runner)
+        for index, vectors in enumerate(self.vectors):
+            got = runner.run(model.inputs(vectors))
+            for value in self.values(model, vectors, inner=inner):
+                one = self._compare(value, model, rule, index, got)
+                known = found.get(one.value)
+                found[one.value] = one if known is None else _worse(known, one)
+        return tuple(found.values())
+
+    def values(
+        self, model: ForcedModel, vectors: VectorSet, *, inner: bool
+    ) -> tuple[RecordedValue, ...]:
+        """Return what a run of a variant is compared with.
+
+        Args:
+            model: The variant.
+            vectors: The run.
+            inner: With the inner values that the variant makes. They say where a model is wrong;
+                whether it is, gates and outputs do. And ONNX Runtime does not optimise across what
+                it has to return.
+        """
+        layers = self.judged.package.manifest.layers if model.gates else ()
+        return tuple(
+            one
+            for one in recorded_values(layers, vectors, self._shown if inner else ())
+            if not one.inner or (inner and one.value in self._made_by(model))
+        )
+
+    def open(self, model: ForcedModel, *, inner: bool) -> Runner:
+        """Open a session of a variant that returns all that it is compared with."""
+        values = self.values(model, self.vectors[0], inner=inner) if self.vectors else ()
+        return model.open([one.value for one in values if one.inner])
+
+    @cached_property
+    def _shown(self) -> tuple[LayerValues, ...]:
+        """Where the inner values of the layers are; empty where no run recorded any."""
+        known = any(one.scores or one.attention for one in self.vectors)
+        return layer_values(self.judged.package) if known else ()
+
+    def _made_by(self, model: ForcedModel) -> frozenset[str]:
+        """Return the inner values that a variant makes. One that is an output is known as that."""
+        root = model.package.root
+        if root not in self._made:
+            nodes = model.graph().node
+            outputs = {spec.name for spec in model.package.manifest.outputs}
+            self._made[root] = frozenset(n for node in nodes for n in node.output) - outputs
+        return self._made[root]
+
+    def _compare(
+        self,
+        value: RecordedValue,
+        model: ForcedModel,
+        rule: Tolerance,
+        index: int,
+        got: Mapping[str, Array],
+    ) -> Recorded:
+        floor = self._measured_floors()[index].get(value.value)
+        label = f"{index}, routing forced" if model.gates else f"{index}"
+        made, expected = value.of(got), value.expected
+        drift = value.drift(made, expected)
+        if value.layer is not None and value.margins is not None:
+            gates = compare_layer(
+                LayerReference(
+                    value.layer,
+                    label,
+                    expected,
+                    value.margins,
+                    scores=value.scores,
+                    num_shared_heads=value.num_shared_heads,
+                    has_scores=value.scores is not None,
+                ),
+                LayerValuesFound(made),
+                rule,
+                floor=None if floor is None else LayerRounding(None, floor, None),
+                forced=True,
+            )
+            error, limit = gates.gate_error, gates.gate_tolerance
+            return Recorded(value.what, value.value, error, limit, gates.reason, drift)
+        own = self._output_rule(expected, rule)
+        output = compare_output(value.value, label, made, expected, own, floor=floor, forced=True)
+        error, limit = output.max_abs_error, output.tolerance or 0.0
+        return Recorded(value.what, value.value, error, limit, output.reason, drift)
+
+    def _rule(self, runner: Runner) -> Tolerance:
+        precision = self.judged.package.manifest.precision
+        rule = coarsest(*map(self.policy.rule, rules_of(precision, runner)))
+        return rule if self.judged.gates else rule.after_flip()
+
+    def _output_rule(self, reference: Array, model_rule: Tolerance) -> Tolerance:
+        dtype = reference.dtype.name
+        rule = output_rule(dtype, self.policy.rule(dtype), model_rule)
+        if self.target is None or "float" not in dtype:
+            return rule
+        return replace(rule, relative=self.target, floor_factor=0.0, least=0.0)
+
+    def _measured_floors(self) -> Sequence[Mapping[str, Spread]]:
+        if not self._floors:
+            self._floors = [{} for _ in self.vectors]
+            package, gates = self.judged.package, self.judged.gates
+            precision, rounding = package.manifest.precision, package.manifest.rounding
+            if rounding is not None:
+                self._floors = [_recorded_floors(package, rounding, one) for one in self.vectors]
+                return self._floors
+            possible = precision in STEPS and (gates or not package.manifest.layers)
+            noisy = NoisyModel(OrtVariants(package), gates, (), precision) if possible else None
+            names = frozenset(map(computed_gates, gates))
+            for index, one in enumerate(self.vectors if noisy is not None else ()):
+                assert noisy is not None
+                found = noisy.results(self.judged.inputs(one))
+                for name in () if found is None else found.exact:
+                    assert found is not None
+                    self._floors[index][name] = found.move(name, only_chosen=name in names)
+        return self._floors
+
+
+def _recorded_floors(
+    package: OnnxPackage, rounding: Rounding, vectors: VectorSet
+) -> dict[str, Spread]:
+    """Return the floors that the export measured, by the names of the values."""
+    pairs = zip(package.manifest.layers, rounding.layers, strict=True)
+    gates = {computed_gates(layer.gates): floor.gates for layer, floor in pairs}
+    return {**recorded_floor(package, rounding, vectors.outputs).outputs, **gates}
+
+
+def _worse(known: Recorded, one: Recorded) -> Recorded:
+    drifts = [each.drift for each in (known, one) if each.drift is not None]
+    worse = one if one.badness > known.badness else known
+    return replace(worse, drift=worst(drifts) if drifts else None)

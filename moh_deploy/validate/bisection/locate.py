@@ -1,0 +1,240 @@
+"""Tell apart kernels, graph optimisations, rounding and the graph, and say where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.validate.bisection.blind_spots import BlindSpots
+from moh_deploy.validate.bisection.checkpoint import Checkpoint, collect_checkpoints, wrong_values
+from moh_deploy.validate.bisection.divergence import (
+    SAME_PRECISION,
+    NodeError,
+    first_beyond,
+    largest_step,
+    node_errors,
+)
+from moh_deploy.validate.bisection.experiments import Experiments
+from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
+from moh_deploy.validate.bisection.inner_values import InnerValue, compare_values
+from moh_deploy.validate.bisection.interval import find_interval
+from moh_deploy.validate.bisection.judge import Recorded
+from moh_deploy.validate.bisection.node_difference import WeightedGraph, node_differences
+from moh_deploy.validate.bisection.places import ModelGraph, Place, Reached
+
+Cause = Literal["kernel", "optimisation", "precision", "float32", "graph"]
+
+IN_GRAPH: tuple[Cause, ...] = ("float32", "graph")
+"""What no node in float32 makes right."""
+
+
+@dataclass(frozen=True)
+class Between:
+    """Nodes of which one is wrong at least, see `Interval`.
+
+    Attributes:
+        after: The recorded values that prove what leads to them right.
+        before: The recorded value that is wrong, or nearest to it.
+        nodes: Those that lead to it, and to nothing that proves them right, in execution order.
+        alone: Those of them of which a single one can make all that is wrong.
+        unseen: Nodes that lead to `after`, and may be wrong nonetheless: it would not show there.
+    """
+
+    after: tuple[str, ...]
+    before: str
+    nodes: tuple[Place, ...]
+    alone: tuple[Place, ...]
+    unseen: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a model first parts from what it should compute.
+
+    Attributes:
+        cause: `kernel` of a MoH node; `optimisation` of the graph by the runtime; `precision`, what
+            is rounded to fewer bits; the `graph` itself: nodes, attributes, weights; or `float32`,
+            where the graph is off by more than the target and less than the policy allows: that may
+            be its rounding.
+        against: What the inner values were compared with; None where there is nothing to compare
+            them with.
+        first: The first node whose result is off by more than rounding; None where no single one
+            is, or nothing was compared.
+        step: The node that adds most, where no single one is beyond rounding.
+        differences: How the first one differs from its counterpart in the reference.
+        wrong: The recorded values that are wrong, or nearest to it.
+        checkpoints: What each recorded value proves, where no single node is known; in the order in
+            which they are computed.
+        between: Where it is, as far as they prove it; None where a single node is known, or nothing
+            that was recorded tells.
+    """
+
+    cause: Cause
+    against: str | None
+    first: NodeError | None
+    step: NodeError | None
+    differences: tuple[str, ...]
+    wrong: tuple[Recorded, ...]
+    checkpoints: tuple[Checkpoint, ...] = ()
+    between: Between | None = None
+
+    @property
+    def node(self) -> Place | None:
+        """The node to look at; None where it is not known."""
+        found = self.first or self.step
+        return None if found is None else found.place
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Of that node, or else of the suspects."""
+        places = self.suspects if self.node is None else (self.node,)
+        return tuple(dict.fromkeys(place.module for place in places))
+
+    @property
+    def suspects(self) -> tuple[Place, ...]:
+        """The nodes of which one is wrong if no more than one is."""
+        if self.between is None:
+            return ()
+        return (*(self.between.alone or self.between.nodes), *self.between.unseen)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A divergence, and what it was read from.
+
+    Attributes:
+        divergence: Where it is.
+        errors: The error of every node that was compared, in execution order.
+        values: The values that were compared.
+    """
+
+    divergence: Divergence
+    errors: tuple[NodeError, ...]
+    values: dict[str, InnerValue]
+
+
+def locate(runs: Experiments) -> Located:
+    """Find out what is wrong with a package that is not right, by leaving out one thing after the
+    other, and where that is.
+
+    Raises:
+        ConfigError: The reference is not right itself.
+    """
+    if runs.right(runs.plain):
+        return _in_runtime(runs)
+    if runs.float32 is not None and runs.right(runs.unrounded):
+        bound, against = runs.policy.rule(runs.precision).relative, "the same graph in float32"
+        return _compared(
+            runs, runs.plain, runs.unrounded, runs.recorded, "precision", against, bound
+        )
+    return _in_graph(runs)
+
+
+def _in_runtime(runs: Experiments) -> Located:
+    """The function bodies are right if they run as they are written."""
+    kernels = runs.plain.run_as(runs.kernels, optimize=False)
+    if runs.kernels == "off" or runs.right(kernels):
+        return _suspected(runs, runs.plain, runs.recorded_as_run, "optimisation")
+    recorded, against = runs.judge.judge(kernels), "the function bodies"
+    bound = max(SAME_PRECISION, runs.policy.rule(runs.precision).least)
+    return _compared(runs, kernels, runs.plain, recorded, "kernel", against, bound)
+
+
+def _in_graph(runs: Experiments) -> Located:
+    recorded = runs.judge.judge(runs.unrounded, inner=True)
+    within = runs.target is not None and runs.allowed(runs.unrounded)
+    cause: Cause = "float32" if within else "graph"
+    if runs.reference is None:
+        return _suspected(runs, runs.unrounded, recorded, cause)
+    believed = ForcedModel.of(runs.reference, runs.vectors)
+    if not runs.right(believed):
+        raise _cannot_tell(runs, runs.reference, believed)
+    against = str(runs.reference.root)
+    return _compared(runs, runs.unrounded, believed, recorded, cause, against, SAME_PRECISION)
+
+
+def _cannot_tell(runs: Experiments, reference: OnnxPackage, believed: ForcedModel) -> ConfigError:
+    if runs.target is not None and runs.allowed(believed):
+        return ConfigError(
+            f"the reference {reference.root} is off by more than the target {runs.target:g} itself,"
+            " and by no more than `verify` allows: it cannot tell what is.",
+            hint="float32 rounds, too: raise --target, or leave --reference out.",
+        )
+    return ConfigError(
+        f"the reference {reference.root} differs from the recorded runs of"
+        f" {runs.package.root} as well: it cannot tell where that is wrong.",
+        hint="Leave --reference out, or give a package that passes `moh-deploy verify`.",
+    )
+
+
+def _suspected(
+    runs: Experiments, model: ForcedModel, recorded: Sequence[Recorded], cause: Cause
+) -> Located:
+    """Say between which recorded values it is, with nothing to compare inner values with."""
+    found = Divergence(cause, None, None, None, (), wrong_values(recorded))
+    return Located(_bounded(runs, graph_of(model), recorded, found), (), {})
+
+
+def _bounded(
+    runs: Experiments, graph: ModelGraph, recorded: Sequence[Recorded], found: Divergence
+) -> Divergence:
+    """Add what the recorded values prove."""
+    checkpoints = collect_checkpoints(runs, recorded)
+    interval = find_interval(graph, checkpoints)
+    if interval is None:
+        return replace(found, checkpoints=checkpoints)
+    exact = [one for one in checkpoints if one.exact]
+    spots = BlindSpots(runs.judge, runs.unrounded, graph, interval.before, exact)
+    unseen = spots.find(interval.nodes) if interval.after else frozenset()
+    between = Between(
+        tuple(one.what for one in interval.after),
+        interval.before.what,
+        _own(graph, interval.nodes),
+        _own(graph, interval.alone),
+        _own(graph, unseen),
+    )
+    return replace(found, checkpoints=checkpoints, between=between)
+
+
+def _compared(
+    runs: Experiments,
+    tested: ForcedModel,
+    believed: ForcedModel,
+    recorded: Sequence[Recorded],
+    cause: Cause,
+    against: str,
+    bound: float,
+) -> Located:
+    """Compare all inner values that two graphs share, and take the first that matters."""
+    graph, theirs = graph_of(tested), graph_of(believed)
+    shared = [name for name in graph.makers if name in theirs.makers]
+    values = compare_values(tested, believed, shared, runs.vectors)
+    errors = node_errors(graph, values)
+    wrong = wrong_values(recorded)
+    matters = frozenset[int]().union(*(graph.before(one.value) for one in wrong))
+    first = first_beyond(errors, bound, matters)
+    step = None if first is not None else largest_step(errors, matters)
+    differences = _differences(tested, believed, first) if cause in IN_GRAPH else ()
+    found = Divergence(cause, against, first, step, differences, wrong)
+    if found.node is None:
+        found = _bounded(runs, graph, recorded, found)
+    return Located(found, tuple(errors[index] for index in sorted(errors)), values)
+
+
+def _differences(
+    tested: ForcedModel, believed: ForcedModel, first: NodeError | None
+) -> tuple[str, ...]:
+    if first is None:
+        return ()
+    ours, theirs = (
+        WeightedGraph(graph_of(one), one.package.root, one.functions())
+        for one in (tested, believed)
+    )
+    return node_differences(ours, theirs, first.place.value)
+
+
+def _own(graph: ModelGraph, found: Reached) -> tuple[Place, ...]:
+    return tuple(graph.place(index) for index in sorted(found) if index < graph.own)

@@ -1,0 +1,55 @@
+"""How much the recorded values of a model react when what leads to them changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+import onnx
+
+from moh_deploy.graph.switches import reads
+from moh_deploy.graph.weight_noise import add_weight_noise, weight_noise
+from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
+from moh_deploy.validate.bisection.judge import Judge
+from moh_deploy.validate.bisection.places import ModelGraph
+from moh_deploy.validate.differences import worst
+
+STEP = 2.0**-10
+"""How far the weights move: far above rounding, and small enough to double with twice the step."""
+
+
+def measure_reactions(judge: Judge, model: ForcedModel) -> dict[str, float]:
+    """Return how far each recorded value moves if weights before it do, as a share of that.
+
+    Those weights move that lead to more than one recorded value, each number by up to `STEP` of it
+    at random: a value may speak for others by what it shares with them only. Gates of 0 and 1 do
+    not move, nor does a softmax that one number dominates.
+
+    Args:
+        judge: Says what was recorded.
+        model: In float32, with the reference gates fed to it.
+    """
+    values = {one.value: one for one in judge.values(model, judge.vectors[0], inner=True)}
+    weights = _shared_weights(graph_of(model), values)
+    inner = [one.value for one in values.values() if one.inner]
+    runner = model.open_changed(lambda graph: add_weight_noise(graph, weights), inner)
+    found: dict[str, list[float]] = {name: [] for name in values}
+    for vectors in judge.vectors:
+        inputs = model.inputs(vectors)
+        still, moved = (
+            runner.run({**inputs, **weight_noise(step, draw=0)}) for step in (0.0, STEP)
+        )
+        for one in judge.values(model, vectors, inner=True):
+            before, after = one.of(still), one.of(moved)
+            drift = None if before is None else one.drift(after, before)
+            if drift is not None:
+                found[one.value].append(drift / STEP)
+    return {name: worst(reactions) for name, reactions in found.items()}
+
+
+def _shared_weights(graph: ModelGraph, values: Collection[str]) -> set[str]:
+    """Return the weights that more than one of some values is made with."""
+    weights: dict[str, onnx.TensorProto] = {one.name: one for one in graph.graph.initializer}
+    times = Counter(index for name in values for index in graph.before(name))
+    shared = [graph.nodes[index] for index, count in times.items() if count > 1]
+    return {name for node in shared for name in reads(node) if name in weights}

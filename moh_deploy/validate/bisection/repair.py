@@ -1,0 +1,169 @@
+"""Write a package again with the nodes in float32 that need it, and prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from moh_deploy.graph import choose_layers
+from moh_deploy.graph.float32_form import Float32Form
+from moh_deploy.package import Float32Node, Manifest, OnnxPackage, PackageWriter
+from moh_deploy.package.model_files import model_bytes, save_model
+from moh_deploy.runtime.lowered_package import router_types
+from moh_deploy.validate.bisection.cost import flops_share
+from moh_deploy.validate.bisection.cure import Cure, Step, Trials, every_node, find_cure
+from moh_deploy.validate.bisection.experiments import Experiments
+from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
+from moh_deploy.validate.bisection.locate import IN_GRAPH, Located
+from moh_deploy.validate.bisection.report import Repair
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.recorded_parity import proof_of
+from moh_deploy.validate.samples import Sample, recorded_samples
+
+_NO_NODES = "so no choice of nodes makes it right."
+_WRONG_ITSELF = f"In float32 it is wrong as well, {_NO_NODES}"
+_ABOVE_TARGET = f"In float32 it is off by more than the target as well, {_NO_NODES}"
+_EVERY_NODE = "With every node in float32"
+_NO_REFERENCE = (
+    "Its weights were taken as they are, rounded: if it was lowered from a package in float32, give"
+    " that as --reference."
+)
+
+
+@dataclass(frozen=True)
+class RepairJob:
+    """What is to be done.
+
+    Attributes:
+        located: What is wrong with the package.
+        scratch: A directory to make packages in.
+        output: Where to write the package again; None for not at all.
+        most: How many packages may be made and run.
+        step: Encloses each of them.
+    """
+
+    located: Located
+    scratch: Path
+    output: Path | None
+    most: int
+    step: Step
+
+
+def look_for_repair(runs: Experiments, job: RepairJob) -> tuple[Repair | None, str | None]:
+    """Find the nodes of a package in lower precision that have to be in float32.
+
+    Args:
+        runs: Of a package that is not right.
+        job: What is to be done.
+
+    Returns:
+        The repair, or a sentence on why there is none.
+    """
+    form, cause = runs.float32, job.located.divergence.cause
+    if form is None or cause in ("kernel", "optimisation"):
+        return None, None
+    if cause in IN_GRAPH:
+        why = _WRONG_ITSELF if cause == "graph" else _ABOVE_TARGET
+        return None, f"{why}{'' if runs.reference else f' {_NO_REFERENCE}'}"
+    repair = _Repair(runs, form, job)
+    cure = repair.cure()
+    return (None, repair.why_no_cure()) if cure is None else (repair.write(cure), None)
+
+
+@dataclass
+class _Repair:
+    runs: Experiments
+    form: Float32Form
+    job: RepairJob
+
+    def __post_init__(self) -> None:
+        self.graph = graph_of(self.runs.unrounded)
+        self.trials = self._trials(self.runs.sound)
+
+    def cure(self) -> Cure | None:
+        """Search by the outputs and gates of runs with forced routing; if that is not enough for
+        `verify`, whose noise floor sinks with what is kept, search again by all that it asks."""
+        found = self._search()
+        if found is None or self._parity(found).equal:
+            return found
+        self.trials = self._trials(lambda model: self.runs.sound(model) and self._verified(model))
+        again = self._search()
+        return None if again is None else replace(again, trials=found.trials + again.trials)
+
+    def why_no_cure(self) -> str:
+        """Say what is wrong with the last trial, that of every node in float32."""
+        runs, model = self.runs, self.trials.make(every_node(self.form, self.graph))
+        if not runs.right(model):
+            low = f"inputs, outputs and what only moves numbers are in {self.form.low}"
+            return f"{_EVERY_NODE} it is wrong as well: {low}."
+        if runs.target is not None and runs.allowed(runs.as_run(model)):
+            return (
+                f"{_EVERY_NODE} it is within the target as it is written. As ONNX Runtime runs it,"
+                " it is off by more, and by no more than `verify` allows: rounding of float32 alone"
+                " may be above the target."
+            )
+        return (
+            f"{_EVERY_NODE} it is right as it is written, and wrong as ONNX Runtime runs it:"
+            f" {'optimisations' if runs.kernels == 'off' else 'kernels or optimisations'} are wrong"
+            f" as well.{'' if runs.kernels == 'off' else ' Try --kernels off.'}"
+        )
+
+    def write(self, cure: Cure) -> Repair:
+        share = flops_share(self.graph, self.job.located.values, cure.keep)
+        before, weights = model_bytes(self.runs.package), self.form.weights
+        with self.job.step("proving the repaired package"):
+            if self.job.output is None:
+                made = self.trials.make(cure.keep).package
+                parity, written = self._parity(cure), None
+            else:
+                made, parity = self._publish(cure, self.job.output)
+                written = made.root
+        return Repair(cure, weights, before, model_bytes(made), share, parity, written)
+
+    def _search(self) -> Cure | None:
+        errors = self.job.located.errors
+        return find_cure(self.trials, self.graph, errors, most=self.job.most, step=self.job.step)
+
+    @property
+    def _recorded(self) -> tuple[Sample, ...]:
+        """All runs that the package has, whichever were looked at."""
+        return recorded_samples(self.runs.package.vectors)
+
+    def _trials(self, accepts: Callable[[ForcedModel], bool]) -> Trials:
+        forced = bool(self.runs.plain.gates)
+        return Trials(self.form, accepts, self.job.scratch, forced)
+
+    def _verified(self, model: ForcedModel) -> bool:
+        return self.runs.compare(self.runs.as_run(model), self._recorded).equal
+
+    def _parity(self, cure: Cure) -> ParityReport:
+        made = self.runs.as_run(self.trials.make(cure.keep))
+        return self.runs.compare(made, self._recorded)
+
+    def _publish(self, cure: Cure, output: Path) -> tuple[OnnxPackage, ParityReport]:
+        package = self.runs.package
+        with PackageWriter(output) as writer:
+            model = self.trials.model(cure.keep)
+            choose_layers(model, package.manifest.layers)
+            save_model(model, package, writer.root)
+            staged_manifest = _manifest(package.manifest, model, cure)
+            manifest = writer.stage(staged_manifest, package.vectors, package.corpus)
+            staged = OnnxPackage.open(writer.root, staged=True)
+            as_run = self.runs.as_run(ForcedModel(staged, {}))
+            parity = self.runs.compare(as_run, self._recorded)
+            parity.raise_if_unequal()
+            return writer.publish(replace(manifest, proof=proof_of(parity, staged))), parity
+
+
+def _manifest(manifest: Manifest, model: ir.Model, cure: Cure) -> Manifest:
+    layers = tuple(
+        replace(one, router_types=router_types(model, one)) if one.router_types else one
+        for one in manifest.layers
+    )
+    nodes = tuple(Float32Node(one.place.node, one.reason) for one in cure.nodes)
+    known = {one.name for one in nodes}
+    earlier = tuple(one for one in manifest.float32_nodes if one.name not in known)
+    return replace(manifest, layers=layers, proof=None, float32_nodes=(*earlier, *nodes))

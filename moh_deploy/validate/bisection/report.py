@@ -1,0 +1,269 @@
+"""Where a package first diverges, and which nodes have to be in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.errors import ValidationError
+from moh_deploy.validate.bisection.checkpoint import Checkpoint
+from moh_deploy.validate.bisection.cure import Cure
+from moh_deploy.validate.bisection.divergence import NodeError, by_module
+from moh_deploy.validate.bisection.judge import Recorded
+from moh_deploy.validate.bisection.locate import Between, Divergence
+from moh_deploy.validate.bisection.places import Place
+from moh_deploy.validate.bisection.text import MOST_NAMES, divergence_text, size_text
+from moh_deploy.validate.parity_report import ParityReport
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MOST_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What it takes to keep the nodes in float32.
+
+    Attributes:
+        cure: The nodes.
+        weights: Where their float32 weights come from.
+        bytes_before: Size of the model with its weights.
+        bytes_after: The same with the nodes in float32.
+        flops_share: Part of the model's multiply-adds that these nodes have; None if unknown.
+        parity: The comparison of the repaired package with the reference.
+        written: The directory that it was written to; None if none was asked for.
+    """
+
+    cure: Cure
+    weights: str
+    bytes_before: int
+    bytes_after: int
+    flops_share: float | None
+    parity: ParityReport
+    written: Path | None
+
+
+@dataclass(frozen=True)
+class BisectReport:
+    """What bisecting a package found.
+
+    Attributes:
+        package: The directory.
+        precision: Of the package.
+        reference: What the runs were judged by.
+        reasons: What is not equal, or above the target; empty if nothing diverges.
+        target: How far outputs may be off; None for what `verify` allows.
+        passes_verify: It is equal as the runtime here runs it.
+        divergence: Where it first diverges; None if nothing does.
+        errors: The error of each node whose result was compared, in execution order.
+        repair: Which nodes have to be in float32; None where that was not asked for, does not
+            help, or could not be found.
+        why_no_repair: A sentence, where it was looked for and there is none.
+        notes: What could not be done.
+    """
+
+    package: Path
+    precision: str
+    reference: str
+    reasons: tuple[str, ...]
+    target: float | None = None
+    passes_verify: bool = False
+    divergence: Divergence | None = None
+    errors: tuple[NodeError, ...] = ()
+    repair: Repair | None = None
+    why_no_repair: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def diverges(self) -> bool:
+        return bool(self.reasons)
+
+    @property
+    def repaired(self) -> bool:
+        """A package that is right was written."""
+        return self.repair is not None and self.repair.written is not None
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in a sentence or two."""
+        if self.divergence is None:
+            return f"nothing diverges from the {self.reference}."
+        sentence = divergence_text(self.divergence)
+        return sentence if self.repair is None else f"{sentence} {_repair_text(self.repair)}"
+
+    @property
+    def failure(self) -> ValidationError | None:
+        """The error that ends the command with 1; None if nothing diverges, or it was repaired."""
+        if not self.diverges or self.repaired:
+            return None
+        hint = "Write the repaired package with --output DIR." if self.repair is not None else None
+        more = "" if self.why_no_repair is None else f" {self.why_no_repair}"
+        return ValidationError(f"{self.sentence}{more}", hint=hint)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            "schema_version": 1,
+            "package": str(self.package),
+            "precision": self.precision,
+            "reference": self.reference,
+            "diverges": self.diverges,
+            "repaired": self.repaired,
+            "sentence": self.sentence,
+            "reasons": list(self.reasons),
+            "target": self.target,
+            "passes_verify": self.passes_verify,
+            "divergence": None if self.divergence is None else _divergence_json(self.divergence),
+            "errors": [_error_json(one) for one in self.errors],
+            "repair": None if self.repair is None else _repair_json(self.repair),
+            "why_no_repair": self.why_no_repair,
+            "notes": list(self.notes),
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.tables import line, verdict
+
+        if self.divergence is None:
+            yield verdict(True, f"NOTHING DIVERGES from the {self.reference}")
+        else:
+            yield from _divergence_parts(self.divergence)
+            yield from _module_table(self.errors)
+        if self.repair is not None:
+            yield from _repair_parts(self.repair)
+        for note in (self.why_no_repair, *self.notes):
+            if note is not None:
+                yield line(note)
+
+
+def _repair_text(repair: Repair) -> str:
+    from moh_deploy.report.tables import count
+
+    nodes = repair.cure.nodes
+    names = ", ".join(f"'{one.place.node}'" for one in nodes[:MOST_NAMES])
+    more = f" and {len(nodes) - MOST_NAMES} more" if len(nodes) > MOST_NAMES else ""
+    needs = "needs" if len(nodes) == 1 else "need"
+    return f"{count(len(nodes), 'node')} {needs} float32: {names}{more}."
+
+
+def _divergence_parts(found: Divergence) -> Iterator[RenderableType]:
+    from moh_deploy.report.tables import figure, table, verdict
+
+    text = divergence_text(found)
+    yield verdict(False, text[0].upper() + text[1:])
+    rows = [(one.what, figure(one.error), figure(one.limit)) for one in found.wrong]
+    is_wrong = any(one.reason is not None for one in found.wrong)
+    what = "what is wrong" if is_wrong else "what is nearest to its limit"
+    yield table(f"{what}, with the reference gates fed", ("", "#error", "#allowed"), rows)
+    if found.between is not None:
+        yield from _suspect_parts(found.suspects)
+
+
+def _suspect_parts(suspects: Sequence[Place]) -> Iterator[RenderableType]:
+    """Show the nodes module by module, in the order in which the modules first run."""
+    from moh_deploy.report.tables import line, table
+
+    modules = list(dict.fromkeys(one.module for one in suspects))
+    ordered = sorted(suspects, key=lambda one: modules.index(one.module))
+    rows = [(one.module, one.op, one.node) for one in ordered[:_MOST_ROWS]]
+    yield table("nodes that may be wrong", ("module", "operator", "node"), rows)
+    if len(suspects) > _MOST_ROWS:
+        yield line(f"and {len(suspects) - _MOST_ROWS} more, which --json lists")
+
+
+def _module_table(errors: tuple[NodeError, ...]) -> Iterator[RenderableType]:
+    from moh_deploy.report.tables import table
+
+    worst = list(by_module(errors).items())
+    rows = [(path, one.place.node, size_text(one)) for path, one in worst[:_MOST_ROWS]]
+    if rows:
+        more = len(worst) - len(rows)
+        title = "largest error of each module, as a share of the largest value"
+        title += f" (the first {len(rows)}, {more} more in --json)" if more else ""
+        yield table(title, ("module", "node", "#error"), rows)
+
+
+def _repair_parts(repair: Repair) -> Iterator[RenderableType]:
+    from moh_deploy.report.tables import count, line, percent, si, table, verdict
+
+    yield verdict(True, _repair_text(repair))
+    nodes = repair.cure.nodes
+    rows = [(n.place.module, n.place.op, n.place.node, n.reason) for n in nodes[:_MOST_ROWS]]
+    yield table("has to be in float32", ("module", "operator", "node", "why"), rows)
+    least = (
+        "none of them can be spared" if repair.cure.smallest else "fewer may do: runs were used up"
+    )
+    yield line(
+        f"found in {count(repair.cure.trials, 'run')}; {least}. It takes"
+        f" {percent(repair.flops_share) or 'an unknown share'} of the multiply-adds, and"
+        f" {si(repair.bytes_after)}B in place of {si(repair.bytes_before)}B, with {repair.weights}."
+    )
+    if repair.written is not None:
+        error = f"largest error {repair.parity.max_abs_error:.3g}"
+        yield verdict(True, f"REPAIRED: passes verify, {error}; written to {repair.written}")
+
+
+def _divergence_json(found: Divergence) -> dict[str, object]:
+    node = found.node
+    return {
+        "cause": found.cause,
+        "against": found.against,
+        "module": found.modules[0] if len(found.modules) == 1 else None,
+        "node": None if node is None else asdict(node),
+        "beyond_rounding": found.first is not None,
+        "first": None if found.first is None else _error_json(found.first),
+        "step": None if found.step is None else _error_json(found.step),
+        "differences": list(found.differences),
+        "suspects": [asdict(one) for one in found.suspects],
+        "wrong": [_recorded_json(one) for one in found.wrong],
+        "checkpoints": [_checkpoint_json(one) for one in found.checkpoints],
+        "between": None if found.between is None else _between_json(found.between),
+    }
+
+
+def _checkpoint_json(one: Checkpoint) -> dict[str, object]:
+    return {"what": one.what, "value": one.value, "agrees": one.agrees, "exact": one.exact}
+
+
+def _between_json(between: Between) -> dict[str, object]:
+    return {
+        "after": list(between.after),
+        "before": between.before,
+        "nodes": [asdict(one) for one in between.nodes],
+        "unseen": [asdict(one) for one in between.unseen],
+    }
+
+
+def _recorded_json(one: Recorded) -> dict[str, object]:
+    return {
+        "what": one.what,
+        "value": one.value,
+        "error": one.error,
+        "limit": one.limit,
+        "reason": one.reason,
+    }
+
+
+def _error_json(error: NodeError) -> dict[str, object]:
+    return {**asdict(error.place), "before": error.before, "behind": error.behind}
+
+
+def _repair_json(repair: Repair) -> dict[str, object]:
+    return {
+        "nodes": [{**asdict(one.place), "reason": one.reason} for one in repair.cure.nodes],
+        "smallest": repair.cure.smallest,
+        "runs": repair.cure.trials,
+        "weights": repair.weights,
+        "bytes_before": repair.bytes_before,
+        "bytes_after": repair.bytes_after,
+        "flops_share": repair.flops_share,
+        "parity": repair.parity.to_json(),
+        "written": None if repair.written is None else str(repair.written),
+    }

@@ -1,0 +1,89 @@
+"""Run inputs on which routing is hardly clear: those that a package keeps, and those just found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moh_deploy.errors import BackendError
+from moh_deploy.package import CorpusSample, OnnxPackage
+from moh_deploy.runtime.runner import Runner
+from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples, recorded_from
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
+from moh_deploy.validate.edge_cases.mining import Mined
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.samples import with_valid_tokens
+from moh_deploy.validate.variants import Variants
+
+KEPT, FOUND = "regression corpus", "least clear inputs"
+
+
+@dataclass(frozen=True)
+class CorpusJudge:
+    """Compares a package with what was recorded.
+
+    Attributes:
+        package: The package.
+        subject: A session of it, that also returns the gates.
+        variants: Opens it with gates fed to it.
+        policy: What counts as equal.
+        valid_tokens: The input that is 0 for padding, which is not compared.
+    """
+
+    package: OnnxPackage
+    subject: Runner
+    variants: Variants
+    policy: Policy
+    valid_tokens: str | None
+
+    def kept(self) -> CaseResult:
+        """Run the regression corpus of the package."""
+        if not self.package.corpus:
+            why = "the package holds none: --inputs FILE.npz --update-corpus makes one."
+            return CaseResult("corpus", KEPT, MODEL, "not applicable", why)
+        return self._judge(KEPT, self.package.corpus)
+
+    def found(self, mined: Mined) -> CaseResult:
+        """Run what a search of inputs found."""
+        if not mined.tokens and mined.nan_choices:
+            why = "there is nothing to search in these inputs: they give nothing but NaN scores."
+            return CaseResult("corpus", FOUND, MODEL, "not run", why)
+        if not mined.samples:
+            why = "no layer whose margins are known chose anything in these inputs."
+            return CaseResult("corpus", FOUND, MODEL, "not applicable", why)
+        return self._judge(FOUND, mined.samples)
+
+    def _judge(self, case: str, samples: Sequence[CorpusSample]) -> CaseResult:
+        try:
+            report = self._compare(samples)
+        except BackendError as error:
+            return CaseResult("corpus", case, MODEL, "failed", f"case '{case}': {error.message}")
+        if not report.reasons:
+            detail = f"{_compared(report)}; recorded from {recorded_from(samples)}"
+            return CaseResult("corpus", case, MODEL, "passed", detail)
+        more = f" ({len(report.reasons) - 1} more)" if len(report.reasons) > 1 else ""
+        where = "".join(f" {note}" for note in report.notes)
+        sentence = f"case '{case}': {report.reasons[0]}{more}{where}"
+        return CaseResult("corpus", case, MODEL, "failed", sentence)
+
+    def _compare(self, kept: Sequence[CorpusSample]) -> ParityReport:
+        manifest = self.package.manifest
+        samples = with_valid_tokens(corpus_samples(kept), manifest, self.valid_tokens)
+        return compare(
+            self.package,
+            self.subject,
+            [one.known for one in samples],
+            labels=[one.label for one in samples],
+            valid=[one.valid for one in samples if one.valid is not None],
+            reference=corpus_reference(kept).name,
+            variants=self.variants,
+            policy=self.policy,
+        )
+
+
+def _compared(report: ParityReport) -> str:
+    flips = sum(one.free_flips or one.excused_tokens for one in report.layers)
+    chose = f"{flips} tokens chose other heads, explained by their margin" if flips else "no flip"
+    return f"{report.vector_sets} samples, max abs error {report.max_abs_error:.3g}, {chose}"

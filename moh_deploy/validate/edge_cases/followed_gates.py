@@ -1,0 +1,242 @@
+"""What a layer has to read as its gates, from what its MoHRouter has to make.
+
+Between the two stand views, and the operators that weigh the chosen heads (`ranked` and `scored`
+routers). They are computed here in float64, from the reference of MoHRouter on, and each gate
+remembers the head that it belongs to. An operator of another kind is taken for one that changes
+nothing: if it does, what is read differs from what is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from moh_deploy.graph.gate_reads import GateRead
+from moh_deploy.graph.router_nodes import operator_text
+from moh_deploy.graph.switches import reads
+from moh_deploy.ops.tolerances import TOLERANCES
+from moh_deploy.system.npz import Array
+
+Float64 = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+NOBODY = -1
+"""Head of a number that comes from no gate of the router."""
+
+_RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+_ARITHMETIC: Mapping[str, Callable[[Float64, Float64], Float64]] = {
+    "Add": np.add,
+    "Div": np.divide,
+    "Mul": np.multiply,
+    "Sub": np.subtract,
+}
+_STEPS = 4
+"""Operators that weigh gates round several times where MoHRouter rounds once."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Gates somewhere between a router and attention.
+
+    Attributes:
+        gates: Their values.
+        heads: Head of each, of the same shape.
+    """
+
+    gates: Float64
+    heads: Integers
+
+
+def read_problem(read: GateRead, made: Float64, values: Mapping[str, Array]) -> str | None:
+    """Return what is wrong with a value that a layer reads as its gates; None if nothing is.
+
+    Args:
+        read: The value, and how it is made.
+        made: [B, S, H], what the layer's MoHRouter has to make.
+        values: What the model computed: `read.values`.
+    """
+    try:
+        expected = _Follower(read, made, values).follow(read.value)
+    except _LostError as error:
+        return str(error)
+    order = np.arange(made.shape[-1])
+    moved = (expected.heads != order) & (expected.heads != NOBODY)
+    if expected.heads.shape[-1] != len(order) or moved.any():
+        return _moved_sentence(read, expected.heads, moved)
+    return _difference(read, expected.gates, values)
+
+
+@dataclass
+class _Follower:
+    read: GateRead
+    made: Float64
+    values: Mapping[str, Array]
+    known: dict[str, Followed] = field(default_factory=dict)
+
+    def follow(self, name: str) -> Followed:
+        """Return what a value on the way has to be."""
+        if name == self.read.start:
+            return Followed(
+                self.made, np.broadcast_to(np.arange(self.made.shape[-1]), self.made.shape)
+            )
+        if name not in self.read.way:
+            raise _LostError(f"'{self.read.value}' does not come from the layer's MoHRouter.")
+        if name not in self.known:
+            self.known[name] = self._made(name, self.read.way[name])
+        return self.known[name]
+
+    def _made(self, name: str, node: onnx.NodeProto) -> Followed:
+        if node.op_type in _ARITHMETIC and not self._tells_heads_apart(node):
+            return self._arithmetic(name, node)
+        if node.op_type == "Concat":
+            parts = [self._part(one) for one in node.input]
+            axis = _integer(node, "axis", 0)
+            return _both(lambda arrays: np.concatenate(arrays, axis), parts)
+        move = self._move(name, node)
+        if move is None or not self._on_the_way(node.input[0]):
+            return self._unchanged(name, node)
+        return _both(lambda arrays: move(arrays[0]), [self.follow(node.input[0])])
+
+    def _move(self, name: str, node: onnx.NodeProto) -> Callable[[Array], Array] | None:
+        """Return what an operator of one input does to the places of its elements; None if it is
+        none of those."""
+        shape = self.values[name].shape
+        if node.op_type in ("Cast", "Identity"):
+            return lambda array: array
+        if node.op_type in _RESHAPING:
+            return lambda array: array.reshape(shape)
+        if node.op_type == "Expand":
+            return lambda array: np.broadcast_to(array, shape)
+        if node.op_type == "Transpose":
+            order = _integers(node, "perm")
+            return lambda array: np.transpose(array, order)
+        if node.op_type == "Slice":
+            slices = self._slices(node)
+            return lambda array: array[slices]
+        if node.op_type == "Gather":
+            at, axis = self.values[node.input[1]].astype(np.int64), _integer(node, "axis", 0)
+            return lambda array: np.take(array, at, axis=axis)
+        if node.op_type == "ReduceSum":
+            axes = self._axes(node)
+            keep = bool(_integer(node, "keepdims", 1))
+            return lambda array: np.sum(array, axis=axes, keepdims=keep)
+        return None
+
+    def _arithmetic(self, name: str, node: onnx.NodeProto) -> Followed:
+        first, second = (self._part(one) for one in node.input)
+        with np.errstate(all="ignore"):
+            gates = _ARITHMETIC[node.op_type](first.gates, second.gates)
+        # Numbers that gates are weighed by are of no head, and a sum of gates has the axis alone.
+        owner = (
+            first
+            if self._on_the_way(node.input[0]) and first.gates.shape == gates.shape
+            else second
+        )
+        return Followed(gates, np.broadcast_to(owner.heads, gates.shape))
+
+    def _tells_heads_apart(self, node: onnx.NodeProto) -> bool:
+        """Tell whether an operator reads a constant of several values: gates are weighed by single
+        ones."""
+        known = [self.values[name] for name in node.input if name in self.read.constants]
+        return any(array.size > 1 and bool((array != array.flat[0]).any()) for array in known)
+
+    def _unchanged(self, name: str, node: onnx.NodeProto) -> Followed:
+        shape = self.values[name].shape
+        read = [one for one in reads(node) if self._on_the_way(one)]
+        alike = [one for one in read if self.values[one].shape == shape]
+        if not alike:
+            raise _LostError(
+                f"{operator_text(node)} stands between the layer's MoHRouter and"
+                f" '{self.read.value}': expected views and what weighs the chosen heads."
+            )
+        return self.follow(min(alike, key=self._distance))
+
+    def _distance(self, name: str) -> int:
+        if name == self.read.start:
+            return 0
+        read = [one for one in reads(self.read.way[name]) if self._on_the_way(one)]
+        return 1 + min(map(self._distance, read))
+
+    def _on_the_way(self, name: str) -> bool:
+        return name == self.read.start or name in self.read.way
+
+    def _part(self, name: str) -> Followed:
+        if self._on_the_way(name):
+            return self.follow(name)
+        value = self.values[name].astype(np.float64)
+        return Followed(value, np.full(value.shape, NOBODY))
+
+    def _slices(self, node: onnx.NodeProto) -> tuple[slice, ...]:
+        shape = self.values[node.input[0]].shape
+        starts, ends, *more = (self.values[one].tolist() for one in node.input[1:] if one)
+        axes = more[0] if more else range(len(starts))
+        steps = more[1] if len(more) > 1 else [1] * len(starts)
+        found = [slice(None)] * len(shape)
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+            # Backwards through the first element is written as an end far below 0.
+            found[axis] = slice(start, None if end < -shape[axis] else end, step)
+        return tuple(found)
+
+    def _axes(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
+        if len(node.input) > 1 and node.input[1]:
+            return tuple(self.values[node.input[1]].tolist())
+        axes = _integers(node, "axes")
+        return None if axes is None else tuple(axes)
+
+
+class _LostError(Exception):
+    """What is read cannot be followed from the router."""
+
+
+def _both(move: Callable[[list[Array]], Array], parts: Sequence[Followed]) -> Followed:
+    gates, heads = move([one.gates for one in parts]), move([one.heads for one in parts])
+    return Followed(np.asarray(gates, np.float64), np.asarray(heads, np.int64))
+
+
+def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((int(one.i) for one in node.attribute if one.name == name), default)
+
+
+def _integers(node: onnx.NodeProto, name: str) -> list[int] | None:
+    return next((list(one.ints) for one in node.attribute if one.name == name), None)
+
+
+def _moved_sentence(read: GateRead, heads: Integers, moved: NDArray[np.bool_]) -> str:
+    if moved.shape[-1] and moved.any():
+        at = tuple(int(i) for i in np.argwhere(moved)[0])
+        what = f"has the gate of head {heads[at]} in the place of head {at[-1]}"
+    else:
+        what = f"has {heads.shape[-1]} heads"
+    return f"'{read.value}' {what}, behind {_operators(read)}."
+
+
+def _difference(read: GateRead, expected: Float64, values: Mapping[str, Array]) -> str | None:
+    got = values[read.value].astype(np.float64)
+    if got.shape != expected.shape:
+        return f"'{read.value}' is of shape {list(got.shape)}, expected {list(expected.shape)}."
+    names = [values[one].dtype.name for one in (read.value, *read.way)]
+    rule = max(
+        (TOLERANCES[one] for one in names if one in TOLERANCES), key=lambda one: one.absolute
+    )
+    with np.errstate(invalid="ignore"):
+        error = np.abs(got - expected)
+        beyond = ~(error <= _STEPS * (rule.absolute + rule.relative * np.abs(expected)))
+    beyond |= (expected == 0) & (got != 0)
+    beyond &= np.isfinite(expected)
+    if not beyond.any():
+        return None
+    worst = np.where(beyond, np.nan_to_num(error, nan=np.inf, posinf=np.inf), -1.0)
+    at = tuple(int(i) for i in np.unravel_index(int(worst.argmax()), worst.shape))
+    return (
+        f"'{read.value}' at {list(at)} is {got[at]:.6g}, expected {expected[at]:.6g} of what the"
+        f" router makes, behind {_operators(read)} ({int(beyond.sum())} of {beyond.size} elements)."
+    )
+
+
+def _operators(read: GateRead) -> str:
+    nodes = [operator_text(node) for node in read.way.values()]
+    return ", ".join(reversed(nodes)) if nodes else "no operator"

@@ -1,0 +1,176 @@
+"""Run a package on edge-case inputs and compare it with its function bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.runner import Runner
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.first_difference import Cut, FirstDifference, whole
+from moh_deploy.validate.edge_cases.input_states import InputState
+from moh_deploy.validate.edge_cases.nan_kept import NanKept, NanKeptVariants, NanPlaces
+from moh_deploy.validate.edge_cases.routing_judge import nan_places
+from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.variants import Variants
+
+Inputs = Mapping[str, Array]
+
+REFERENCE = "function bodies with optimisations off"
+
+
+@dataclass(frozen=True)
+class InputJudge:
+    """Compares a package with its function bodies.
+
+    Attributes:
+        package: The package.
+        subject: A session of it as it is to be judged, that also returns the gates.
+        recorder: Its function bodies.
+        variants: Opens it with gates fed to it; None where that cannot be.
+        policy: What counts as equal.
+        place: Finds the layer in which a run first differs; None for what `compare` says of it.
+    """
+
+    package: OnnxPackage
+    subject: Runner
+    recorder: Recorder
+    variants: Variants | None
+    policy: Policy
+    place: FirstDifference | None = None
+
+    def judge(self, state: InputState) -> CaseResult:
+        """Run a state, and say how it ended."""
+        if state.inputs is None:
+            status: Status = "not run" if state.exists else "not applicable"
+            return _result(state, status, state.reason)
+        try:
+            expected = self.recorder.record(state.inputs)
+        except BackendError as error:
+            return self._without_reference(state, state.inputs, error.message)
+        try:
+            report = self.compare(expected)
+        except BackendError as error:
+            why = f"the function bodies run, but the package does not: {error.message}"
+            return _result(state, "failed", _sentence(state, why))
+        return self._judged(state, expected, report)
+
+    def compare(self, expected: VectorSet) -> ParityReport:
+        """Compare a run of the package with what is expected, NaN included."""
+        nan = NanPlaces.of(self.package, expected)
+        gates_known = not any(name in nan.places for name in self.package.gate_names)
+        variants = self.variants if gates_known else None  # a NaN gate would be fed as 0
+        return compare(
+            self.package,
+            NanKept(self.subject, nan),
+            [nan.zeroed(self.package, expected)],
+            reference=REFERENCE,
+            variants=None if variants is None else NanKeptVariants(variants, nan),
+            policy=self.policy,
+        )
+
+    def where(self, report: ParityReport, known: Inputs, inputs: Inputs, cut: Cut = whole) -> str:
+        """Return sentences, each behind a space, on where a run differs."""
+        found = None if self.place is None else self.place.sentence(known, inputs, cut)
+        return "".join(f" {note}" for note in (report.notes if found is None else (found,)))
+
+    def _judged(self, state: InputState, expected: VectorSet, report: ParityReport) -> CaseResult:
+        entries: Sequence[OutputParity | LayerParity] = (*report.outputs, *report.layers)
+        reasons = [entry.reason for entry in entries if entry.reason is not None]
+        if reasons:
+            more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            where = self.where(report, expected.inputs, expected.inputs)
+            return _result(state, "failed", _sentence(state, f"{reasons[0]}{more}{where}"))
+        numbers, nan = _counts(expected)
+        if nan and not numbers:
+            why = "the model itself gives NaN in every output, by its function bodies too: no data."
+            return _result(state, "not applicable", why)
+        return _result(state, "passed", _compared(state, report, numbers, nan))
+
+    def _without_reference(
+        self, state: InputState, inputs: Mapping[str, Array], refusal: str
+    ) -> CaseResult:
+        """Judge by shapes alone where the function bodies refuse the inputs."""
+        try:
+            got = self.subject.run(inputs)
+        except BackendError as error:
+            return self._refused(state, inputs, error.message)
+        sizes = check_inputs(self.package.manifest.inputs, inputs)
+        for spec in self.package.manifest.outputs:
+            problem = _shape_problem(spec, got[spec.name], sizes)
+            if problem is not None:
+                return _result(state, "failed", _sentence(state, problem))
+        if any(got[spec.name].size for spec in self.package.manifest.outputs):
+            why = f"the package runs, and there is nothing to compare with: {refusal}"
+            return _result(state, "not run", why)
+        return _result(
+            state,
+            "passed",
+            "runs, and every output is empty, of the shape in the manifest (the function bodies"
+            " refuse empty tensors: docs/ops.md)",
+        )
+
+    def _refused(self, state: InputState, inputs: Mapping[str, Array], refusal: str) -> CaseResult:
+        """Both refuse. That is the model's own limit, unless a kernel of the package says no.
+
+        A kernel that complains of shapes was given such: a Reshape before it guessed a size.
+        """
+        on_kernels = [name for name, impl in self.subject.layer_impl.items() if impl == "kernel"]
+        if any(f"'{name}'" in refusal for name in on_kernels) and "; expected [" not in refusal:
+            return _result(state, "failed", _sentence(state, f"a kernel refuses it: {refusal}"))
+        why = f"the model refuses it, function bodies and all: {refusal}"
+        empty = any(array.size == 0 for array in inputs.values())
+        return _result(state, "not applicable" if empty else "not run", why)
+
+
+def _shape_problem(spec: TensorInfo, got: Array, sizes: Mapping[str, int]) -> str | None:
+    expected = tuple(_size(axis, sizes) for axis in spec.shape)
+    known = [
+        (one, other) for one, other in zip(expected, got.shape, strict=False) if one is not None
+    ]
+    if got.ndim == len(expected) and all(one == other for one, other in known):
+        return None
+    return f"output '{spec.name}' is of shape {list(got.shape)}, expected {list(spec.shape)}."
+
+
+def _size(axis: int | str, sizes: Mapping[str, int]) -> int | None:
+    """Return the size of an axis; None where nothing tells."""
+    if isinstance(axis, int):
+        return axis
+    try:
+        return DimExpr.parse(axis, place="output").evaluate(sizes)
+    except (ConfigError, KeyError):
+        return None
+
+
+def _counts(expected: VectorSet) -> tuple[int, int]:
+    """Return how many elements of the outputs are numbers, and how many are NaN."""
+    nan = sum(int(nan_places(array).sum()) for array in expected.outputs.values())
+    return sum(array.size for array in expected.outputs.values()) - nan, nan
+
+
+def _compared(state: InputState, report: ParityReport, numbers: int, nan: int) -> str:
+    if not numbers:
+        text = "runs, and every output is empty, of the shape of the function bodies"
+    else:
+        text = f"max abs error {report.max_abs_error:.3g}"
+    explained = sum(one.free_flips or one.excused_tokens for one in report.layers)
+    text += f", {explained} flips explained by their margin" if explained else ""
+    text += f"; {nan} elements are NaN in the function bodies too" if nan else ""
+    return text + (f" ({state.remark})" if state.remark else "")
+
+
+def _sentence(state: InputState, problem: str) -> str:
+    return f"case '{state.case}': {problem}"
+
+
+def _result(state: InputState, status: Status, detail: str) -> CaseResult:
+    return CaseResult("input", state.case, MODEL, status, detail)

@@ -1,0 +1,192 @@
+"""Inputs at the edge of what a model takes: nothing, one, the most, padding only."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.system.npz import Array
+from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.validate.sized_inputs import sized_inputs
+from moh_deploy.validate.valid_tokens import valid_tokens
+
+ZERO, ONE, LONGEST, PADDING = "zero", "one", "longest", "padding only"
+
+_MOST_BYTES, _COPIES = 2**28, 4
+_LONGEST_OF_ANY = 4096
+
+
+@dataclass(frozen=True)
+class InputState:
+    """Inputs of one case, or why there are none.
+
+    Attributes:
+        case: Its name, with the sizes.
+        inputs: Input name to array; None if there is no such case.
+        reason: Why there are none.
+        exists: False: the model has no such case. True without inputs: nobody said what is needed
+            to run it.
+        remark: What is to be known of the inputs, for the report.
+    """
+
+    case: str
+    inputs: Mapping[str, Array] | None
+    reason: str = ""
+    exists: bool = True
+    remark: str = ""
+
+
+def input_states(
+    package: OnnxPackage, longest: Mapping[str, int], mask: str | None
+) -> Iterator[InputState]:
+    """Return every state of every dynamic dimension, one at a time, the others as in the example.
+
+    Args:
+        package: The package; it has recorded inputs, from which the elements are drawn.
+        longest: Dimension to the size that is its longest; without, what the trace is good for, or
+            what fits into memory.
+        mask: The input that says which tokens are no padding.
+
+    Raises:
+        ConfigError: A dimension or an input is unknown, or no mask.
+    """
+    _check_longest(package, longest)
+    if mask is not None:
+        check_mask(package, mask)
+    if not package.vectors:
+        why = "the package holds no recorded inputs to draw from."
+        yield from (InputState(case, None, why) for case in (ZERO, ONE, LONGEST, PADDING))
+        return
+    if not package.manifest.dims:
+        for case in (ZERO, ONE, LONGEST):
+            yield InputState(case, None, "every size of the inputs is fixed.", exists=False)
+    for name in package.manifest.dims:
+        yield _all_valid(_at_sizes(package, ZERO, {name: 0}), mask)
+        yield _all_valid(_at_sizes(package, ONE, {name: 1}), mask)
+        yield _all_valid(_longest(package, name, longest.get(name)), mask)
+    if len(package.manifest.dims) > 1:
+        everything = dict.fromkeys(package.manifest.dims, 1)
+        yield _all_valid(_at_sizes(package, ONE, everything), mask)
+    yield _padding(package, mask)
+
+
+def check_mask(package: OnnxPackage, name: str) -> None:
+    """Check that an input can say which tokens are valid.
+
+    Raises:
+        ConfigError: There is no such input, or it holds something else than 0 and 1.
+    """
+    specs = {spec.name: spec for spec in package.manifest.inputs}
+    if name not in specs:
+        raise ConfigError(
+            f"valid_tokens is '{name}', but the model has {', '.join(specs)}.",
+            hint=did_you_mean(name, specs) or None,
+        )
+    if package.vectors:  # Of [batch, tokens], and of nothing but 0 and 1.
+        valid_tokens(name, package.vectors[0].inputs[name], None, where="recorded run 0")
+
+
+def _may_be_mask(array: Array) -> bool:
+    return array.ndim == 2 and bool(np.isin(array, (0, 1)).all())
+
+
+def _at_sizes(
+    package: OnnxPackage, case: str, sizes: Mapping[str, int], remark: str = ""
+) -> InputState:
+    case = f"{case}: {', '.join(f'{name}={size}' for name, size in sizes.items())}"
+    try:
+        (one,) = sized_inputs(package, {name: [size] for name, size in sizes.items()})
+    except ConfigError as error:
+        return InputState(case, None, error.message, exists=False)
+    return InputState(case, one.inputs, remark=remark)
+
+
+def _all_valid(state: InputState, mask: str | None) -> InputState:
+    """Let no token be padding: elements are drawn by chance, and all of them could be."""
+    if mask is None or state.inputs is None:
+        return state
+    return replace(state, inputs={**state.inputs, mask: np.ones_like(state.inputs[mask])})
+
+
+def _longest(package: OnnxPackage, name: str, asked: int | None) -> InputState:
+    if asked is not None:
+        return _at_sizes(package, LONGEST, {name: asked}, "as asked")
+    limit = package.manifest.dim_ranges.get(name, (0, None))[1]
+    fits, why = _fitting(package, name)
+    if limit is not None and limit <= fits:
+        return _at_sizes(package, LONGEST, {name: limit}, "the most that the trace is good for")
+    more = "there is no limit to it" if limit is None else f"the trace is good for {limit}"
+    remark = f"{why}; {more}, --longest {name}=N runs another"
+    return _at_sizes(package, LONGEST, {name: fits}, remark)
+
+
+def _fitting(package: OnnxPackage, name: str) -> tuple[int, str]:
+    """Return the largest size whose attention scores fit, if all of them grow with its square."""
+    example = package.manifest.dims[name]
+    budget = min(_MOST_BYTES, _free_bytes() // 4)
+    scores = max(
+        (_score_bytes(package, layer) for layer in range(len(package.manifest.layers))), default=0
+    )
+    values = sum(array.nbytes for array in _recorded(package))
+    growth = min(math.sqrt(budget / max(_COPIES * scores, 1)), budget / max(_COPIES * values, 1))
+    fits = max(example, min(int(example * growth), _LONGEST_OF_ANY))
+    mib = budget // 2**20
+    if fits == _LONGEST_OF_ANY:
+        return fits, f"{fits} is the most that is tried unasked"
+    if fits == example:
+        return fits, f"the example's: scores of more may not fit into {mib} MiB"
+    return fits, f"the most whose scores surely fit into {mib} MiB"
+
+
+def _score_bytes(package: OnnxPackage, index: int) -> int:
+    layer = package.manifest.layers[index]
+    keys = layer.kv_len or layer.seq_len or 1
+    return 4 * layer.batch * layer.num_heads * (layer.seq_len or 1) * keys
+
+
+def _recorded(package: OnnxPackage) -> Iterator[Array]:
+    yield from package.vectors[0].inputs.values()
+    yield from package.vectors[0].outputs.values()
+
+
+def _free_bytes() -> int:
+    """Return the memory that is free, as the system says; a GiB where it does not."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**30
+
+
+def _padding(package: OnnxPackage, mask: str | None) -> InputState:
+    if mask is None:
+        recorded = package.vectors[0].inputs
+        candidates = [name for name, array in recorded.items() if _may_be_mask(array)]
+        if not candidates:
+            reason = "no input of two axes holds 0 and 1 only, and so could say what is padding."
+            return InputState(PADDING, None, reason, exists=False)
+        reason = (
+            "nobody said which input says which tokens are valid: --valid-tokens NAME, one of"
+            f" {', '.join(candidates)}, or none of them."
+        )
+        return InputState(PADDING, None, reason)
+    inputs = dict(package.vectors[0].inputs)
+    inputs[mask] = np.zeros_like(inputs[mask])
+    return InputState(f"{PADDING}: {mask} all 0", inputs)
+
+
+def _check_longest(package: OnnxPackage, longest: Mapping[str, int]) -> None:
+    for name, size in longest.items():
+        if name not in package.manifest.dims:
+            known = ", ".join(package.manifest.dims) or "none: every size is fixed"
+            raise ConfigError(
+                f"longest is of '{name}', but the dynamic dimensions are {known}.",
+                hint=did_you_mean(name, package.manifest.dims) or None,
+            )
+        if size < 1:
+            raise ConfigError(f"longest of '{name}' is {size}, expected at least 1.")

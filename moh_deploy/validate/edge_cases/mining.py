@@ -1,0 +1,176 @@
+"""Search inputs for the tokens whose choice of heads is least clear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import numpy as np
+
+from moh_deploy.errors import ExportError
+from moh_deploy.package import (
+    MOST_SAMPLES,
+    ORIGINAL,
+    CorpusSample,
+    MinedToken,
+    OnnxPackage,
+    VectorSet,
+    bounded,
+)
+from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.reference import Reference
+from moh_deploy.validate.samples import Sample
+
+TOKENS_PER_LAYER = 3
+"""How many tokens of a sample are named, for each layer."""
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What a search found.
+
+    Attributes:
+        searched: How many samples were run.
+        tokens: How many choices of heads were looked at, of all layers.
+        samples: The samples with the least clear choices, with their names; the corpus has room for
+            them.
+        names: Name of each of them: the file, and which sample of it.
+        too_large: How many samples were left out because the corpus has no room for them.
+        unknown: Paths of layers whose margins are not known, or which choose nothing.
+        nan_choices: How many choices were not looked at because their scores are NaN.
+    """
+
+    searched: int
+    tokens: int
+    samples: tuple[CorpusSample, ...]
+    names: tuple[str, ...]
+    too_large: int
+    unknown: tuple[str, ...]
+    nan_choices: int = 0
+
+
+def mine(
+    recorder: Recorder, samples: Iterable[Sample], *, valid_tokens: str | None = None
+) -> Mined:
+    """Run the samples by function bodies and return those with the smallest margins.
+
+    Every layer has its turn: the sample with its least clear choice, then the next.
+
+    Args:
+        recorder: The function bodies.
+        samples: What to search.
+        valid_tokens: The input that is 0 for padding, which is not searched.
+
+    Raises:
+        BackendError: The runtime failed.
+    """
+    searched = tokens = nan_choices = 0
+    paths = [layer.path for layer in recorder.package.manifest.layers]
+    known: set[int] = set()
+    best: list[tuple[str, CorpusSample]] = []
+    for sample in samples:
+        run = recorder.scored_run(sample.known.inputs)
+        mask = None if valid_tokens is None else sample.known.inputs[valid_tokens]
+        searchable = [_searchable(scored, mask) for scored in run.is_scored]
+        clear = [int(one.sum()) for one in searchable]
+        searched, tokens = searched + 1, tokens + sum(clear)
+        nan_choices += sum(int(_searchable(one, mask).sum()) for one in run.has_nan)
+        known.update(index for index, count in enumerate(clear) if count)
+        mined = _least_clear(run.vectors, searchable)
+        if mined:
+            best = _best([*best, (sample.label, CorpusSample(run.vectors, mined))], len(paths))
+    unknown = tuple(path for index, path in enumerate(paths) if index not in known)
+    return _with_samples(Mined(searched, tokens, (), (), 0, unknown, nan_choices), best)
+
+
+def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[CorpusSample, ...]:
+    """Return the least clear samples of a corpus and of what was found, each once.
+
+    What a corpus holds stays as it was recorded, unless the original recorded it now.
+    """
+    both = sorted((*kept, *found), key=lambda one: one.reference != ORIGINAL)
+    layers = 1 + max((one.layer for s in (*kept, *found) for one in s.mined), default=-1)
+    ranked = _best([("", one) for one in both], layers)
+    return bounded([one for _, one in ranked])
+
+
+def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mined:
+    """Return what was found, with what the original model computes on it.
+
+    Raises:
+        MoHDeployError: The original cannot run, or not on these.
+    """
+    runs = zip(mined.names, mined.samples, strict=True)
+    samples = [Sample(one.vectors, name) for name, one in runs]
+    answers = original.answers(package, samples)
+    for number, why in answers.without_gates.items():
+        raise ExportError(
+            f"{original.name}: {mined.names[number]} cannot be recorded. {why}",
+            hint="A corpus needs gates: give inputs of other sizes.",
+        )
+    pairs = zip(mined.samples, answers.vectors, strict=True)
+    recorded = [replace(one, vectors=vectors, reference=ORIGINAL) for one, vectors in pairs]
+    return _with_samples(mined, list(zip(mined.names, recorded, strict=True)))
+
+
+def _with_samples(mined: Mined, found: Sequence[tuple[str, CorpusSample]]) -> Mined:
+    """Put in the samples that a corpus has room for, and count the others."""
+    kept = bounded(one for _, one in found)
+    names = {one.digest(): name for name, one in found}
+    return replace(
+        mined,
+        samples=kept,
+        names=tuple(names[one.digest()] for one in kept),
+        too_large=mined.too_large + len(found) - len(kept),
+    )
+
+
+def _searchable(is_scored: BoolArray, mask: Array | None) -> BoolArray:
+    """Return [B, S]: tokens with scores that are no padding, as far as the mask is of the same."""
+    if mask is None or mask.shape != is_scored.shape:
+        return is_scored
+    return np.asarray(is_scored & (mask != 0), bool)
+
+
+def _least_clear(vectors: VectorSet, searchable: Sequence[BoolArray]) -> tuple[MinedToken, ...]:
+    rows = enumerate(zip(vectors.margins, searchable, strict=True))
+    found = [
+        MinedToken(layer, (batch, position), float(margins[batch, position]))
+        for layer, (margins, there) in rows
+        for batch, position in _smallest(np.where(there, margins, np.inf))
+    ]
+    return tuple(sorted(found, key=lambda one: one.margin))
+
+
+def _smallest(margins: Array) -> Iterable[tuple[int, int]]:
+    order = np.argsort(margins, axis=None, kind="stable")[:TOKENS_PER_LAYER]
+    places = np.unravel_index(order, margins.shape)
+    return [
+        (int(batch), int(position))
+        for batch, position in zip(*places, strict=True)
+        if np.isfinite(margins[batch, position])
+    ]
+
+
+def _best(
+    samples: Sequence[tuple[str, CorpusSample]], layers: int
+) -> list[tuple[str, CorpusSample]]:
+    """Rank by turns: for each layer its least clear sample, then its next one. Each once."""
+    distinct = {one.digest(): (name, one) for name, one in reversed(samples)}
+    known = [(digest, one) for digest, (_, one) in reversed(distinct.items())]
+    by_layer = [
+        sorted(
+            (margin, place, digest)
+            for place, (digest, one) in enumerate(known)
+            if (margin := _margin(one, layer)) is not None
+        )
+        for layer in range(layers)
+    ]
+    turns = [found[-1] for turn in zip_longest(*by_layer) for found in turn if found is not None]
+    return [distinct[digest] for digest in list(dict.fromkeys(turns))[:MOST_SAMPLES]]
+
+
+def _margin(sample: CorpusSample, layer: int) -> float | None:
+    return min((one.margin for one in sample.mined if one.layer == layer), default=None)

@@ -1,0 +1,332 @@
+"""Run samples and tokens of a known run at other sizes, where they have to give what they gave.
+
+Nobody knows what the original model makes of other sizes. But in nearly every model no sample of a
+batch sees another, and in a causal one no token sees a later one. That is asked of the model first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.graph.forced_gates import GateTypes
+from moh_deploy.package import OnnxPackage, Rounding, VectorSet
+from moh_deploy.runtime.runner import Runner
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.input_run import InputJudge
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.sized_inputs import batch_dim, sized_inputs
+from moh_deploy.validate.user_vectors import check_ranges
+from moh_deploy.validate.variants import Variants
+
+SAMPLES, TOKENS = "samples by themselves", "tokens without later ones"
+
+_BATCHES = (*range(1, 10), 16)
+_TOKENS = 12
+"""All lengths below are run, and some above, up to that of the recorded run."""
+
+_ENOUGH = 4
+"""Sizes that have to agree before one that does not is taken for wrong."""
+
+Pick = tuple[int, ...]
+"""Numbers of the samples, or of the tokens, that a run is given."""
+
+
+class _Ran(NamedTuple):
+    """How a run of some samples or tokens compared with the known one."""
+
+    pick: Pick
+    inputs: Mapping[str, Array]
+    report: ParityReport
+
+    @property
+    def agrees(self) -> bool:
+        return not self.report.reasons
+
+
+@dataclass(frozen=True)
+class SizeJudge:
+    """Compares a package with itself at other sizes.
+
+    Attributes:
+        judge: Compares it with what is known.
+    """
+
+    judge: InputJudge
+
+    def samples(self) -> CaseResult:
+        """Run samples of the recorded run in batches of other sizes, and in another order."""
+        package = self._package
+        dim = batch_dim(package.manifest)
+        if dim is None:
+            return _result(SAMPLES, "not applicable", "no dimension counts samples.")
+        known = package.vectors[0]
+        size = known.sizes[dim]
+        picks = [_samples(size, batch) for batch in _BATCHES]
+        # The same size: another order, and one sample only, which others cannot but change.
+        same = [tuple(range(size))[::-1], (0,) * size] if size > 1 else []
+        ran = self._run(dim, known, [*same, *(one for one in picks if len(one) != size)])
+        if isinstance(ran, str):
+            return _result(SAMPLES, "not applicable", ran)
+        mixed = [one for one in ran if len(one.pick) == size and not one.agrees]
+        if mixed:
+            why = f"samples of one run are not independent: {mixed[0].report.reasons[0]}"
+            return _result(SAMPLES, "not applicable", why)
+        others = [one for one in ran if len(one.pick) != size]
+        agreeing = sum(one.agrees for one in others)
+        if size == 1 and agreeing < max(2, len(others) - agreeing):
+            why = "one sample was recorded, so nothing tells whether samples are independent."
+            return _result(SAMPLES, "not applicable", why)
+        return self._judged(SAMPLES, dim, known, others)
+
+    def tokens(self) -> Iterator[CaseResult]:
+        """Run the first tokens of a longer run, for each dimension that does not count samples."""
+        manifest = self._package.manifest
+        for dim in manifest.dims:
+            if dim == batch_dim(manifest):
+                continue
+            case = f"{TOKENS}: {dim}"
+            limit = manifest.dim_ranges.get(dim, (0, None))[1]
+            longest = max(self._package.vectors[0].sizes[dim], _TOKENS)
+            longest = longest if limit is None else min(limit, longest)
+            try:
+                (given,) = sized_inputs(self._package, {dim: [longest]})
+                known = self.judge.recorder.record(given.inputs)
+            except (BackendError, ConfigError) as error:
+                yield _result(case, "not applicable", error.message)
+                continue
+            # The short ones first: most models are not causal, and show it there.
+            sizes = {*range(1, _TOKENS), longest // 2, longest - 1}
+            firsts = [tuple(range(size)) for size in sorted(sizes) if 0 < size < longest]
+            allowed = len(firsts) // 4
+            ran = self._run(dim, known, firsts, allowed=allowed)
+            if isinstance(ran, str):
+                yield _result(case, "not applicable", ran)
+                continue
+            if sum(not one.agrees for one in ran) > allowed:
+                why = f"the model is not causal along '{dim}': later tokens change earlier ones."
+                yield _result(case, "not applicable", why)
+                continue
+            if len(ran) < _ENOUGH:
+                why = f"the model takes too few sizes of '{dim}' to tell whether it is causal."
+                yield _result(case, "not applicable", why)
+                continue
+            yield self._judged(case, dim, known, ran)
+
+    @property
+    def _package(self) -> OnnxPackage:
+        return self.judge.package
+
+    def _run(
+        self, dim: str, known: VectorSet, picks: Sequence[Pick], *, allowed: int | None = None
+    ) -> list[_Ran] | str:
+        """Run what is picked, as far as the model takes that; or say why nothing tells.
+
+        Args:
+            allowed: How many may differ: behind more than that, no more is run.
+        """
+        mixed = [
+            f"'{spec.name}' has the axis '{axis}'"
+            for spec in self._package.manifest.inputs
+            for axis in spec.shape
+            if isinstance(axis, str) and axis != dim and dim in axis
+        ]
+        if mixed:
+            return f"{mixed[0]}: it is not cut along '{dim}'."
+        runs = [self._picked_inputs(dim, known, pick) for pick in picks]
+        other = next((one for one in runs if one.sizes[dim] != known.sizes[dim]), None)
+        if other is None:
+            return f"'{dim}' takes one size only."
+        try:
+            shapes = {k: v.shape for k, v in self.judge.subject.run(other.inputs).items()}
+        except BackendError as error:
+            return error.message
+        cuts = _Cuts.of(self._package, dim, known, shapes, other.sizes[dim])
+        if not cuts.package.manifest.outputs:
+            return f"no output has an axis of '{dim}' alone."
+        variants = None if self.judge.variants is None else _OpenedOnce(self.judge.variants)
+        judge = replace(self.judge, package=cuts.package, variants=variants)
+        ran: list[_Ran] = []
+        for pick, run in zip(picks, runs, strict=True):
+            if allowed is not None and sum(not one.agrees for one in ran) > allowed:
+                break
+            with suppress(BackendError, ConfigError):  # It is not said to take every size.
+                check_ranges(run.sizes, self._package.manifest)
+                ran.append(_Ran(pick, run.inputs, judge.compare(cuts.expected(run, pick))))
+        return ran
+
+    def _judged(self, case: str, dim: str, known: VectorSet, ran: Sequence[_Ran]) -> CaseResult:
+        right = [len(one.pick) for one in ran if one.agrees]
+        wrong = [one for one in ran if not one.agrees]
+        if not ran:
+            return _result(case, "not applicable", f"'{dim}' takes one size only.")
+        if not wrong:
+            return _result(case, "passed", f"{dim} of {_listed(right)} give the same")
+        first, size = wrong[0], known.sizes[dim]
+
+        def cut(value: Array, other: Array | None) -> Array | None:
+            axes = [] if other is None else _axes(value.shape, other.shape, size, len(first.pick))
+            return _taken(value, axes, size, first.pick) if axes else None
+
+        where = self.judge.where(first.report, known.inputs, first.inputs, cut)
+        sizes = _listed([len(one.pick) for one in wrong])
+        why = (
+            f"case '{case}': {dim} of {_listed(right) or 'no other size'} agree, {dim} of {sizes}"
+            f" do not: {first.report.reasons[0]}{where}"
+        )
+        return _result(case, "failed", why)
+
+    def _picked_inputs(self, dim: str, known: VectorSet, pick: Pick) -> VectorSet:
+        inputs = {}
+        for spec in self._package.manifest.inputs:
+            array = known.inputs[spec.name]
+            for axis, size in enumerate(spec.shape):
+                array = np.take(array, pick, axis=axis) if size == dim else array
+            inputs[spec.name] = array
+        return VectorSet({**known.sizes, dim: len(pick)}, inputs, {}, (), ())
+
+
+class _OpenedOnce:
+    """Variants of a model that are opened once for runs of all sizes."""
+
+    def __init__(self, variants: Variants) -> None:
+        self.why_not_forced = cache(variants.why_not_forced)
+        self._forced = cache(lambda gates, inner: variants.forced(dict(gates), inner))
+        self._noisy = cache(lambda gates, inner: variants.noisy(dict(gates), inner))
+        self._rounded = cache(lambda gates, inner: variants.rounded(dict(gates), inner))
+
+    def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner:
+        return self._forced(tuple(gates.items()), tuple(inner))
+
+    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        return self._noisy(tuple(gates.items()), tuple(inner))
+
+    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        return self._rounded(tuple(gates.items()), tuple(inner))
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """Where the outputs and gates of a run are cut into samples, or into tokens.
+
+    Attributes:
+        package: The package, with the outputs and layers alone that can be cut.
+        known: The run.
+        size: How many there are in it.
+        outputs: Name of each output to the axes that are cut.
+        gates: Number of each such layer to the same.
+    """
+
+    package: OnnxPackage
+    known: VectorSet
+    size: int
+    outputs: Mapping[str, Sequence[int]]
+    gates: Mapping[int, Sequence[int]]
+
+    @classmethod
+    def of(
+        cls,
+        package: OnnxPackage,
+        dim: str,
+        known: VectorSet,
+        shapes: Mapping[str, Sequence[int]],
+        other: int,
+    ) -> _Cuts:
+        """Compare the shapes of the run with those at another size."""
+        manifest, size = package.manifest, known.sizes[dim]
+
+        def axes(name: str, array: Array) -> list[int]:
+            return _axes(array.shape, shapes[name], size, other)
+
+        outputs = {name: axes(name, array) for name, array in known.outputs.items()}
+        outputs = {name: found for name, found in outputs.items() if found}
+        gates = {
+            index: found
+            for index, (layer, array) in enumerate(zip(manifest.layers, known.gates, strict=True))
+            if (found := axes(layer.gates, array))
+        }
+        return cls(
+            replace(
+                package,
+                manifest=replace(
+                    manifest,
+                    outputs=tuple(one for one in manifest.outputs if one.name in outputs),
+                    layers=tuple(manifest.layers[index] for index in gates),
+                    rounding=_rounding_of(manifest.rounding, gates),
+                ),
+            ),
+            known,
+            size,
+            outputs,
+            gates,
+        )
+
+    def expected(self, run: VectorSet, pick: Pick) -> VectorSet:
+        """Return what is expected of a run of what is picked."""
+        known = self.known
+        return replace(
+            run,
+            outputs={
+                name: _taken(known.outputs[name], axes, self.size, pick)
+                for name, axes in self.outputs.items()
+            },
+            gates=tuple(
+                _taken(known.gates[i], axes, self.size, pick) for i, axes in self.gates.items()
+            ),
+            margins=tuple(
+                _taken(known.margins[i], axes, self.size, pick) for i, axes in self.gates.items()
+            ),
+            scores=self._of_layers(known.scores, pick),
+            attention=self._of_layers(known.attention, pick),
+        )
+
+    def _of_layers(self, recorded: Sequence[Array | None], pick: Pick) -> tuple[Array | None, ...]:
+        """Return what is recorded of layers beside their gates, cut as these are."""
+        if not recorded:
+            return ()
+        pairs = [(recorded[index], axes) for index, axes in self.gates.items()]
+        return tuple(
+            None if array is None else _taken(array, axes, self.size, pick) for array, axes in pairs
+        )
+
+
+def _rounding_of(rounding: Rounding | None, layers: Iterable[int]) -> Rounding | None:
+    if rounding is None:
+        return None
+    return replace(rounding, layers=tuple(rounding.layers[index] for index in layers))
+
+
+def _axes(known: Sequence[int], other: Sequence[int], size: int, other_size: int) -> list[int]:
+    """Return the axes that grow as a dimension does."""
+    if len(known) != len(other):
+        return []
+    pairs = enumerate(zip(known, other, strict=True))
+    return [axis for axis, (a, b) in pairs if a != b and a * other_size == b * size]
+
+
+def _taken(array: Array, axes: Sequence[int], size: int, pick: Pick) -> Array:
+    for axis in axes:
+        each = array.shape[axis] // size  # windows of a sample, say
+        places = (np.asarray(pick)[:, None] * each + np.arange(each)).reshape(-1)
+        array = np.take(array, places, axis=axis)
+    return array
+
+
+def _samples(size: int, batch: int) -> Pick:
+    """Pick as many samples, some more often than others: a mean over them would tell."""
+    return tuple(np.random.default_rng(batch).permutation(np.minimum(np.arange(batch), size - 1)))
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+def _result(case: str, status: Status, detail: str) -> CaseResult:
+    return CaseResult("input", case, MODEL, status, detail)

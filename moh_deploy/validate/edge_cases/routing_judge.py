@@ -1,0 +1,149 @@
+"""Judge what a layer made of the logits that were put in front of its router."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moh_deploy.graph.router_logits import PORTS, RouterLogits
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.spec import OPS, AttributeValue
+from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.validate.differences import (
+    abs_error,
+    describe_worst,
+    largest,
+    largest_finite,
+    structural_mismatch,
+)
+from moh_deploy.validate.tolerances import Tolerance
+
+PortArrays = Mapping[str, Array]
+"""Port of a MoHRouter to logits [B, S, N]."""
+
+
+@dataclass
+class GateJudge:
+    """Compares gates with the float64 reference of MoHRouter.
+
+    That goes token by token: layers of one shape have the same logits, so what is known of equal
+    gates is not asked again.
+    """
+
+    _known: dict[tuple[object, ...], str | None] = field(default_factory=dict)
+
+    def mismatch(
+        self, case: str, router: RouterLogits, logits: PortArrays, gates: Array
+    ) -> str | None:
+        """Return what is wrong with gates [B, S, H] of finite logits; None if nothing is."""
+        shapes = tuple((port, array.shape, array.dtype.name) for port, array in logits.items())
+        attributes = tuple(sorted(router.attributes.items()))
+        content = (gates.shape, gates.dtype.name, np.ascontiguousarray(gates).tobytes())
+        key = (case, shapes, attributes, content)
+        if key not in self._known:
+            self._known[key] = find_mismatch(_case(case, router, logits), [gates])
+        return self._known[key]
+
+    def mismatch_with_nan(
+        self, case: str, router: RouterLogits, logits: PortArrays, gates: Array
+    ) -> str | None:
+        """The same where tokens have NaN among their routed (or else their shared) logits.
+
+        Which heads such a token chooses is not defined, but how many, and that no number comes of
+        it: see docs/ops.md.
+        """
+        hit = tokens_with_nan(logits)
+        clean = {port: array[~hit][None] for port, array in logits.items()}  # [1, tokens, N]
+        problem = self.mismatch(case, router, clean, gates[~hit][None])
+        return problem or _hidden_nan(router, logits, gates, hit)
+
+
+def tokens_with_nan(logits: PortArrays) -> BoolArray:
+    """Return [B, S]: which tokens have NaN among their logits."""
+    hit = [np.isnan(array.astype(np.float64)).any(axis=-1) for array in logits.values()]
+    either: BoolArray = np.logical_or.reduce(hit)
+    return either
+
+
+def router_reference(router: RouterLogits, logits: PortArrays) -> NDArray[np.float64]:
+    """Return the gates [B, S, H] that a router has to make, in float64."""
+    case = _case("", router, logits)
+    (gates,) = OPS["MoHRouter"].reference(case.inputs(), case.attributes)
+    return gates
+
+
+def values_mismatch(
+    what: str, got: Array | None, reference: Array, tolerance: Tolerance
+) -> str | None:
+    """Compare two arrays, NaN equal to NaN in the same place; None if they agree."""
+    mismatch = structural_mismatch(what, got, reference)
+    if got is None or mismatch is not None:
+        return mismatch
+    nan_got, nan_reference = nan_places(got), nan_places(reference)
+    if (nan_got != nan_reference).any():
+        return _other_places(what, nan_got, nan_reference)
+    error = np.where(nan_reference, 0.0, abs_error(got, reference))
+    limit = tolerance.limit(largest_finite(reference))
+    if largest(error) <= limit:
+        return None
+    return describe_worst(what, got, reference, error, limit)
+
+
+def nan_places(array: Array) -> BoolArray:
+    """Return where an array of any dtype is NaN."""
+    if array.dtype.kind not in "fV":  # V: bfloat16
+        return np.zeros(array.shape, bool)
+    return np.isnan(array.astype(np.float64))
+
+
+def _other_places(what: str, got: BoolArray, reference: BoolArray) -> str:
+    at = [int(i) for i in np.argwhere(got != reference)[0]]
+    here, there = ("NaN", "a number") if got[tuple(at)] else ("a number", "NaN")
+    return (
+        f"{what} is {here} at {at} where the function bodies give {there}"
+        f" ({int((got != reference).sum())} of {got.size} elements)."
+    )
+
+
+def _case(name: str, router: RouterLogits, logits: PortArrays) -> Case:
+    arrays = tuple(logits.get(port) for port in PORTS)
+    attributes: dict[str, AttributeValue] = dict(_of_op(router))
+    dtype = next(iter(logits.values())).dtype.name
+    return Case(name, "MoHRouter", "", attributes, lambda _: arrays, dtype)
+
+
+def _of_op(router: RouterLogits) -> Mapping[str, AttributeValue]:
+    """Leave out what every node carries beside the op's attributes."""
+    known = ("top_k", "num_shared_heads", "gate_mode")
+    return {name: value for name, value in router.attributes.items() if name in known}
+
+
+def _hidden_nan(
+    router: RouterLogits, logits: PortArrays, gates: Array, hit: BoolArray
+) -> str | None:
+    shared = int(router.attributes["num_shared_heads"])
+    wide = gates[hit].astype(np.float64)  # [tokens, H]
+    if "routed_logits" not in logits:
+        return _unless(
+            np.asarray(np.isnan(wide).all(axis=-1), bool), "has gates that are numbers", hit
+        )
+    routed, top_k = wide[:, shared:], int(router.attributes["top_k"])
+    chosen = (routed != 0).sum(axis=-1)  # NaN counts as chosen
+    if router.attributes["gate_mode"] == "mask":
+        as_many: BoolArray = np.asarray(chosen == top_k, bool)
+        return _unless(as_many, f"has not {top_k} open gates", hit)
+    # An implementation may take them all for NaN.
+    is_nan = (np.isnan(routed) | (routed == 0)).all(axis=-1)
+    right: BoolArray = np.asarray(is_nan & (chosen >= top_k), bool)
+    return _unless(right, f"has not {top_k} gates that are NaN, or gates that are numbers", hit)
+
+
+def _unless(right: BoolArray, what: str, hit: BoolArray) -> str | None:
+    if right.all():
+        return None
+    token = np.argwhere(hit)[np.flatnonzero(~right)[0]].tolist()
+    return f"token {token}, with NaN among its logits, {what} ({int((~right).sum())} tokens)."

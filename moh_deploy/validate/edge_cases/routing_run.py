@@ -1,0 +1,300 @@
+"""Run a package with edge-case logits in front of its routers, and judge every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from moh_deploy.errors import BackendError
+from moh_deploy.graph.router_logits import RouterLogits, force_logits
+from moh_deploy.graph.router_nodes import lost_at
+from moh_deploy.package import LayerInfo, OnnxPackage
+from moh_deploy.runtime.runner import Runner
+from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.edge_cases import made_nan
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.followed_gates import read_problem
+from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer, Routing
+from moh_deploy.validate.edge_cases.routing_judge import (
+    GateJudge,
+    PortArrays,
+    router_reference,
+    tokens_with_nan,
+    values_mismatch,
+)
+from moh_deploy.validate.edge_cases.routing_states import (
+    FINITE_STATES,
+    NAN,
+    RoutingState,
+    clear,
+    with_nan,
+)
+from moh_deploy.validate.edge_cases.source import Source
+from moh_deploy.validate.edge_cases.ties_before import CASE as TIES_BEFORE
+from moh_deploy.validate.edge_cases.ties_before import run_ties_before
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.tolerances import Tolerance, output_rule, rules_of
+
+CASES = (*(state.name for state in FINITE_STATES), NAN, TIES_BEFORE)
+
+
+def run_routing_states(
+    package: OnnxPackage,
+    routing: Routing,
+    subject: Source,
+    reference: Source,
+    policy: Policy,
+    progress: Progress,
+) -> list[CaseResult]:
+    """Run every state.
+
+    Args:
+        package: The package; the first of its recorded inputs is what the model is given.
+        routing: Its layers.
+        subject: The package as it is to be judged.
+        reference: Its function bodies.
+        policy: What counts as equal where there is no float64 reference.
+        progress: What to report steps to.
+    """
+    results = [one for layer in routing.others for one in _without_router(routing.graph, layer)]
+    if not routing.routed:
+        return results
+    if not package.vectors:
+        why = "the package holds no recorded inputs to run the model on."
+        return results + [
+            _result(case, one.info.path, "not run", why) for one in routing.routed for case in CASES
+        ]
+    run = _prepare(package, routing.routed, subject, reference, policy)
+    for state in FINITE_STATES:
+        with progress.step(f"routing: {state.name}"):
+            results += run.everywhere(state)
+    with progress.step(f"routing: {NAN}"):
+        results += [result for one in routing.routed for result in run.nan_in(one.router)]
+    with progress.step(f"routing: {TIES_BEFORE}"):
+        results += run_ties_before(package, routing, reference, policy)
+    return results
+
+
+@dataclass(frozen=True)
+class _Types:
+    """Shape and dtype of each value that holds logits."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, np.dtype[np.generic]]
+
+
+@dataclass(frozen=True)
+class _Both:
+    """What one run gave: as the package runs, and by its function bodies."""
+
+    got: Mapping[str, Array]
+    reference: Mapping[str, Array]
+
+
+def _prepare(
+    package: OnnxPackage,
+    layers: Sequence[RoutedLayer],
+    subject: Source,
+    reference: Source,
+    policy: Policy,
+) -> _RoutingRun:
+    inputs, routers = package.vectors[0].inputs, [one.router for one in layers]
+    names = list(dict.fromkeys(name for one in routers for name in one.logits.values()))
+    values = reference.open(names).run(inputs)
+    types = _Types(
+        {name: values[name].shape for name in names}, {name: values[name].dtype for name in names}
+    )
+    seen = list(dict.fromkeys(name for one in layers for name in one.values))
+
+    def change(graph: onnx.GraphProto) -> None:
+        force_logits(graph, routers, types.dtypes)
+
+    got, expected = subject.open(seen, change), reference.open(seen, change)
+    return _RoutingRun(package, layers, types, policy, got, expected)
+
+
+@dataclass(frozen=True)
+class _RoutingRun:
+    package: OnnxPackage
+    layers: Sequence[RoutedLayer]
+    types: _Types
+    policy: Policy
+    subject: Runner
+    reference: Runner
+    judge: GateJudge = field(default_factory=GateJudge)
+
+    def everywhere(self, state: RoutingState) -> Iterator[CaseResult]:
+        """Put a state in front of every router at once."""
+        logits = {one.node: self._logits(one, state) for one in self._routers}
+        both = self._run(logits)
+        if isinstance(both, str):
+            yield _result(state.name, MODEL, "failed", both)
+            return
+        for layer in self.layers:
+            router = layer.router
+            problem = self._layer_problem(state.name, layer, logits[router.node], both)
+            yield _judged(state.name, router.path, problem, "gates and attention agree")
+        yield self._outputs(state.name, both)
+
+    def nan_in(self, router: RouterLogits) -> Iterator[CaseResult]:
+        """Put NaN in front of one router, and clear logits in front of the others."""
+        neutral = RoutingState("clear", "", clear)
+        logits = {one.node: self._logits(one, neutral) for one in self._routers}
+        mine = dict(logits[router.node])
+        port = next(iter(mine))  # routed logits, where there are any
+        mine[port] = with_nan(mine[port].astype(np.float64)).astype(mine[port].dtype)
+        logits[router.node] = mine
+        both = self._run(logits)
+        if isinstance(both, str):
+            yield _result(NAN, router.path, "failed", both)
+            return
+        problem = self._nan_problem(router, mine, both)
+        yield _judged(NAN, router.path, problem, "NaN stays with its tokens, and shows")
+
+    @property
+    def _routers(self) -> list[RouterLogits]:
+        return [one.router for one in self.layers]
+
+    def _logits(self, router: RouterLogits, state: RoutingState) -> PortArrays:
+        shapes, dtypes = self.types.shapes, self.types.dtypes
+        return {
+            port: state.build(shapes[name]).astype(dtypes[name])
+            for port, name in router.logits.items()
+        }
+
+    def _run(self, logits: Mapping[str, PortArrays]) -> _Both | str:
+        """Run both, or return the sentence of the one that failed."""
+        inputs = dict(self.package.vectors[0].inputs)
+        for router in self._routers:
+            for port, array in logits[router.node].items():
+                inputs[router.forced(port)] = array
+        what = "the function bodies fail"
+        try:
+            reference = self.reference.run(inputs)
+            what = "the package fails where its function bodies run"
+            return _Both(self.subject.run(inputs), reference)
+        except BackendError as error:
+            return f"{what}: {error.message}"
+
+    def _layer_problem(
+        self, case: str, layer: RoutedLayer, logits: PortArrays, both: _Both
+    ) -> str | None:
+        router = layer.router
+        for values, whose in ((both.got, "gates"), (both.reference, "gates of the function body")):
+            problem = self.judge.mismatch(case, router, logits, values[router.gates])
+            if problem is not None:
+                return _sentence(whose, router, case, problem)
+        made = router_reference(router, logits)
+        for values in (both.got, both.reference):
+            for read in layer.reads:
+                problem = read_problem(read, made, values)
+                if problem is not None:
+                    return _sentence(f"what {read.reader} reads as gates", router, case, problem)
+        return self._attention_problem(case, router, both)
+
+    def _attention_problem(
+        self, case: str, router: RouterLogits, both: _Both, skipped: BoolArray | None = None
+    ) -> str | None:
+        """Compare what attention makes, without the tokens [B, S] that are skipped."""
+        if router.attention is None:
+            return None
+        got, reference = both.got[router.attention], both.reference[router.attention]
+        if skipped is not None and not router.in_order:
+            return None
+        if skipped is not None:
+            by_token = _by_token(got, skipped.shape), _by_token(reference, skipped.shape)
+            if by_token[0] is None or by_token[1] is None:
+                return None
+            got, reference = by_token[0][~skipped], by_token[1][~skipped]
+        what = f"attention of layer '{router.path}' in case '{case}'"
+        problem = values_mismatch(what, got, reference, self._rule(reference))
+        return problem or made_nan.attention_problem(what, got)
+
+    def _nan_problem(self, router: RouterLogits, logits: PortArrays, both: _Both) -> str | None:
+        for values, whose in ((both.got, "gates"), (both.reference, "gates of the function body")):
+            problem = self.judge.mismatch_with_nan(NAN, router, logits, values[router.gates])
+            if problem is not None:
+                return _sentence(whose, router, NAN, problem)
+        hit = tokens_with_nan(logits)
+        return self._attention_problem(NAN, router, both, hit) or self._hidden(router, both, hit)
+
+    def _hidden(self, router: RouterLogits, both: _Both, hit: BoolArray) -> str | None:
+        """A NaN gate must show in what attention makes of its token."""
+        if router.attention is None or router.attributes["gate_mode"] != "weighted":
+            return None
+        rows = _by_token(both.got[router.attention], hit.shape)
+        if rows is None or np.isnan(rows[hit].astype(np.float64)).any(axis=-1).all():
+            return None
+        return (
+            f"attention of layer '{router.path}' in case '{NAN}' gives numbers to tokens whose"
+            " gates are NaN."
+        )
+
+    def _outputs(self, case: str, both: _Both) -> CaseResult:
+        names = [spec.name for spec in self.package.manifest.outputs]
+        problems = [
+            values_mismatch(
+                f"output '{name}' in case '{case}'",
+                both.got[name],
+                both.reference[name],
+                self._rule(both.reference[name]),
+            )
+            for name in names
+        ]
+        if all(both.reference[name].size == 0 for name in names):
+            return _result(case, MODEL, "not run", "every output is empty: no data.")
+        problem = next((one for one in problems if one is not None), None)
+        outputs = {name: both.got[name] for name in names}
+        problem = problem or made_nan.output_problem(case, outputs, self.package.vectors[0])
+        return _judged(case, MODEL, problem, "they agree with the function bodies")
+
+    def _rule(self, reference: Array) -> Tolerance:
+        dtype, rule = reference.dtype.name, self.policy.rule
+        names = rules_of(self.package.manifest.precision, self.subject)
+        return output_rule(dtype, rule(dtype), *map(rule, names))
+
+
+def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:
+    """Return [B, S, ...]: [B, S, C] as it is, [B, H, S, D] turned; None for other tokens."""
+    if attention.ndim == 4:
+        attention = np.moveaxis(attention, 1, 2).reshape(
+            attention.shape[0], attention.shape[2], attention.shape[1] * attention.shape[3]
+        )
+    return attention if attention.shape[:2] == tokens else None
+
+
+def _without_router(graph: onnx.GraphProto, layer: LayerInfo) -> Iterator[CaseResult]:
+    """Yield what is said of a layer that has no MoHRouter: it never had one, or has lost it."""
+    for case in CASES:
+        if not layer.router_replaced:
+            why = (
+                f"the router is of plain operators ({layer.router}), so there is no place to put"
+                " logits."
+            )
+            yield _result(case, layer.path, "not applicable", why)
+        elif case == CASES[0]:
+            why = (
+                f"gates of layer '{layer.path}' do not come from a MoHRouter, as the manifest says:"
+                f" '{layer.gates}' is made by {lost_at(graph, layer)}. The package is damaged."
+            )
+            yield _result(case, layer.path, "failed", why)
+        else:
+            yield _result(case, layer.path, "not run", "its MoHRouter was not found.")
+
+
+def _sentence(what: str, router: RouterLogits, case: str, problem: str) -> str:
+    return f"{what} of layer '{router.path}' in case '{case}': {problem}"
+
+
+def _judged(case: str, place: str, problem: str | None, if_right: str) -> CaseResult:
+    if problem is None:
+        return _result(case, place, "passed", if_right)
+    return _result(case, place, "failed", problem)
+
+
+def _result(case: str, place: str, status: Status, detail: str) -> CaseResult:
+    return CaseResult("routing", case, place, status, detail)

@@ -1,0 +1,124 @@
+"""Ask a model that treats one size of its inputs apart what it makes there if it does not.
+
+No model that was written for every size asks whether it is just one, and computes something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
+from moh_deploy.graph.router_nodes import operator_text
+from moh_deploy.graph.size_questions import SizeQuestion, size_questions
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.runner import Runner
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
+from moh_deploy.validate.edge_cases.routed_layer import Routing
+from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
+from moh_deploy.validate.edge_cases.source import Change, Source
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.sized_inputs import sized_inputs
+from moh_deploy.validate.tolerances import coarsest
+
+CASE = "one size apart"
+
+_LONGEST = 4096
+
+
+def run_single_sizes(
+    package: OnnxPackage, routing: Routing, reference: Source, policy: Policy
+) -> Iterator[CaseResult]:
+    """Yield a result for each size that an operator asks for.
+
+    Args:
+        package: The package; it has recorded inputs, from which others are drawn.
+        routing: Its layers.
+        reference: Its function bodies.
+        policy: What counts as equal.
+    """
+    for question in size_questions(routing.graph):
+        runner = reference.open([question.value])
+        usual = runner.run(package.vectors[0].inputs)[question.value]
+        for dim in package.manifest.dims:
+            # Of the example's own size, every other one is asked for.
+            for size in sorted({number + more for number in question.sizes for more in (0, 1)}):
+                try:
+                    (given,) = sized_inputs(package, {dim: [min(size, _LONGEST)]})
+                    got = runner.run(given.inputs)
+                except (BackendError, ConfigError):
+                    continue  # The model does not take that size.
+                if (
+                    usual.shape == got[question.value].shape
+                    and (usual != got[question.value]).any()
+                ):
+                    asked = _Asked(package, routing, reference, policy, question, usual)
+                    yield asked.judged(f"{CASE}: {dim}={size}", given.inputs, got)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One question, and the answer at the example's sizes."""
+
+    package: OnnxPackage
+    routing: Routing
+    reference: Source
+    policy: Policy
+    question: SizeQuestion
+    usual: Array
+
+    def judged(self, case: str, inputs: dict[str, Array], got: dict[str, Array]) -> CaseResult:
+        """Compare what the model makes with what it makes if it has the usual answer."""
+        other = _Answered(self.reference, self.question.value, self.usual)
+        known = {**inputs, fixed_input(self.question.value): self.usual}
+        try:
+            expected = other.open().run(known)
+        except BackendError as error:
+            return _result(case, "not applicable", error.message)
+        what = operator_text(self.question.node)
+        for spec in self.package.manifest.outputs:
+            rules = map(self.policy.rule, (spec.dtype, self.package.manifest.precision))
+            problem = values_mismatch(
+                f"output '{spec.name}'", got[spec.name], expected[spec.name], coarsest(*rules)
+            )
+            if problem is None:
+                continue
+            looked = FirstDifference(
+                self.package, self.routing.routed, self.reference, other, self.policy
+            )
+            place = looked.sentence(known, inputs, whole)
+            where = "" if place is None else f" {place}"
+            why = f"case '{case}': {what} lets the model compute something else there: {problem}"
+            return _result(case, "failed", f"{why}{where}")
+        return _result(case, "passed", f"{what} asks for it, and nothing depends on the answer")
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A source whose models take the answer to a question as an input."""
+
+    source: Source
+    question: str
+    answer: Array
+
+    def open(self, extra_outputs: Sequence[str] = (), change: Change | None = None) -> Runner:
+        def answered(graph: onnx.GraphProto) -> None:
+            known = {one.name for one in graph.output}
+            graph.output.extend(
+                onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in known
+            )
+            fix_routing(graph, {self.question: np.asarray(self.answer)})
+            if change is not None:
+                change(graph)
+
+        return self.source.open(extra_outputs, answered)
+
+
+def _result(case: str, status: Status, detail: str) -> CaseResult:
+    return CaseResult("input", case, MODEL, status, detail)

@@ -1,0 +1,395 @@
+"""Numbers that tie heads, put where the logits of routers are computed, and what becomes of them on
+the way to the router.
+
+Equal numbers have to reach a router as equal logits, but for a bias of each head. And what is made
+of ties has to be nearly what is made of numbers that fall from head to head by next to nothing: all
+that a model computes with there is continuous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
+from moh_deploy.graph.router_front import keep_only
+from moh_deploy.graph.router_logits import RouterLogits
+from moh_deploy.runtime.runner import Runner
+from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.validate.differences import largest
+from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer
+from moh_deploy.validate.edge_cases.routing_judge import PortArrays
+from moh_deploy.validate.edge_cases.source import Source
+from moh_deploy.validate.policy import Policy
+
+ROUTED = "routed_logits"
+
+STEPS = 4
+"""Steps of the dtype from one head to the next: what rounding on the way leaves of them still tells
+heads apart."""
+
+_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Step of each dtype at 1."""
+
+_SMALL = 2.0**-6
+"""Near 0 a dtype tells apart what is lost beside 1."""
+
+_AS_MUCH = 16
+"""A continuous function changes about as much from one small step to the next."""
+
+_MANY, _MOST_DRAWS = 64, 8
+
+Float64 = NDArray[np.float64]
+
+
+class Cut(NamedTuple):
+    """Where numbers can be put in front of a router.
+
+    Attributes:
+        values: What they take the place of.
+        exact: Equal numbers give equal logits, to the last bit.
+    """
+
+    values: tuple[str, ...]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class TiedLayer:
+    """A layer whose router is given ties.
+
+    Attributes:
+        layer: The layer.
+        cuts: Values that are each as large as the routed logits, the nearest to the router first,
+            and last all that the logits are computed from.
+    """
+
+    layer: RoutedLayer
+    cuts: Sequence[Cut]
+
+    @property
+    def path(self) -> str:
+        return self.layer.info.path
+
+    @property
+    def router(self) -> RouterLogits:
+        return self.layer.router
+
+    def cut(self, depth: int) -> Cut:
+        """Return the cut of a depth, the last one if there are fewer."""
+        return self.cuts[min(depth, len(self.cuts) - 1)]
+
+
+class TiedRun(NamedTuple):
+    """What is put into a model, by name, and the logits that each router reads then."""
+
+    values: Mapping[str, Array]
+    logits: Sequence[PortArrays]
+
+
+@dataclass(frozen=True)
+class Front:
+    """The operators in front of all routers, without the rest of the model.
+
+    Attributes:
+        layers: The layers.
+        depth: Which of their cuts takes the numbers.
+        fixed: What is put into the model, as it is in a recorded run: values of these cuts, and of
+            all that logits are computed from.
+        inputs: The inputs of that run.
+        runner: Computes logits; None where every router reads what is put in.
+        fed: What the runner takes.
+    """
+
+    layers: Sequence[TiedLayer]
+    depth: int
+    fixed: Mapping[str, Array]
+    inputs: Mapping[str, Array]
+    runner: Runner | None
+    fed: Sequence[str]
+
+    @classmethod
+    def of(
+        cls,
+        layers: Sequence[TiedLayer],
+        depth: int,
+        recorded: Mapping[str, Array],
+        inputs: Mapping[str, Array],
+        reference: Source,
+    ) -> Front:
+        """Open the operators behind the cuts of one depth."""
+        cuts = dict.fromkeys(name for one in layers for name in one.cut(depth).values)
+        sources = dict.fromkeys(name for one in layers for name in one.cuts[-1].values)
+        fixed = {name: recorded[name] for name in (*cuts, *sources)}
+        ports = [name for one in layers for name in _read(one.router, fixed).values()]
+        computed = list(dict.fromkeys(name for name in ports if name not in fixed_values(fixed)))
+        fed: list[str] = []
+
+        def change(graph: onnx.GraphProto) -> None:
+            fix_routing(graph, fixed)
+            keep_only(graph, computed)
+            fed.extend(one.name for one in graph.input)
+
+        runner = reference.open(computed, change) if computed else None
+        return cls(layers, depth, fixed, inputs, runner, fed)
+
+    @property
+    def tied(self) -> Mapping[str, Array]:
+        """The values that take the numbers, as recorded."""
+        names = dict.fromkeys(name for one in self.layers for name in one.cut(self.depth).values)
+        return {name: self.fixed[name] for name in names}
+
+    def run(self, values: Mapping[str, Array]) -> TiedRun:
+        """Compute what each router reads."""
+        known = {**self.inputs, **fixed_values({**self.fixed, **values})}
+        if self.runner is not None:
+            known |= self.runner.run({name: known[name] for name in self.fed})
+        return TiedRun(
+            values,
+            [
+                {port: known[name] for port, name in _read(one.router, self.fixed).items()}
+                for one in self.layers
+            ],
+        )
+
+    def problems(self, policy: Policy) -> Iterator[tuple[str, str]]:
+        """Yield path and sentence of layers whose logits break ties, or jump at them."""
+        for level in (1.0, _SMALL):
+            run = self.run(self._level(level))
+            for layer, logits in zip(self.layers, run.logits, strict=True):
+                problem = self._nearly_equal(layer, logits, policy)
+                if problem is not None:
+                    yield layer.path, problem
+        runs = self.falling(two_levels(self.tied))
+        for index, layer in enumerate(self.layers):
+            if ROUTED in layer.router.logits:
+                routed = [run.logits[index][ROUTED] for run in runs]
+                known = np.logical_and.reduce([_is_number(array) for array in routed])  # [B, S]
+                step = 64 * step_of(routed[0])
+                wide = [np.where(known[..., None], one.astype(np.float64), 0.0) for one in routed]
+                problem = jump(wide, step)
+                if problem is not None:
+                    yield layer.path, f"what its router reads {problem}"
+
+    def ties(self, tokens: int) -> Iterator[Mapping[str, Array]]:
+        """Yield numbers that tie.
+
+        Two levels, so that the last chosen head ties in many tokens; fewer of the higher one, so
+        that each head is chosen in some of them; and one level.
+
+        Args:
+            tokens: How many a router sees, the fewest: few of them are given others again.
+        """
+        shares = [
+            (int(attributes["top_k"]) - 0.5)
+            / max(one.layer.info.num_heads - int(attributes["num_shared_heads"]), 1)
+            for one in self.layers
+            for attributes in (one.router.attributes,)
+        ]
+        yield two_levels(self.tied)
+        for seed in range(max(1, min(_MANY // max(tokens, 1), _MOST_DRAWS))):
+            yield two_levels(self.tied, min(shares), seed)
+        yield self._level(1.0)
+
+    def falling(self, values: Mapping[str, Array]) -> list[TiedRun]:
+        """Return runs of these numbers, and of numbers that fall from head to head by one step and
+        by two.
+
+        Where a router reads what falls as its sources rise, a distance, say, these rise.
+        """
+        axes = self._axes_of_heads()
+        down, up = (self._stepped(values, axes, dict.fromkeys(values, way)) for way in (-1, 1))
+        rising = {
+            name
+            for index, layer in enumerate(self.layers)
+            if not same_choices(layer, index, down) and same_choices(layer, index, up)
+            for name in layer.cut(self.depth).values
+        }
+        signs = {name: 1 if name in rising else -1 for name in values}
+        return self._stepped(values, axes, signs) if rising else down
+
+    def _nearly_equal(self, layer: TiedLayer, logits: PortArrays, policy: Policy) -> str | None:
+        if ROUTED not in logits or not logits[ROUTED].size:
+            return None
+        rule, step = policy.rule(logits[ROUTED].dtype.name), step_of(logits[ROUTED])
+        wide = logits[ROUTED].astype(np.float64)
+        spread = _spread(wide)
+        exact = layer.cut(self.depth).exact
+        rounding = 0.0 if exact else STEPS * step * float(np.abs(wide).max())
+        most = max(rule.least, policy.rule("float32").near_tie)
+        if not rounding < spread <= most:
+            return None
+        return (
+            f"equal numbers reach its router up to {spread:.3g} apart: too little for a bias, and"
+            " enough to break ties."
+        )
+
+    def _stepped(
+        self,
+        values: Mapping[str, Array],
+        axes: Mapping[str, Sequence[int]],
+        signs: Mapping[str, int],
+    ) -> list[TiedRun]:
+        heads = {
+            name: one.layer.info.num_heads
+            for one in self.layers
+            for name in one.cut(self.depth).values
+        }
+        return [
+            self.run(
+                {
+                    name: _stepped(array, axes[name], signs[name] * steps, heads[name])
+                    for name, array in values.items()
+                }
+            )
+            for steps in (0, 1, 2)
+        ]
+
+    def _axes_of_heads(self) -> dict[str, list[int]]:
+        """Return the axes of each value along which it tells the heads of a router apart."""
+        axes: dict[str, list[int]] = {name: [] for name in self.tied}
+        flat = self.run(self._level(1.0))
+        for axis in range(max(array.ndim for array in self.tied.values())):
+            rising = self.run(
+                {
+                    name: _rising(array, axis) if axis < array.ndim else array
+                    for name, array in self._level(1.0).items()
+                }
+            )
+            for layer, before, after in zip(self.layers, flat.logits, rising.logits, strict=True):
+                if ROUTED not in before or not before[ROUTED].size:
+                    continue
+                with np.errstate(invalid="ignore"):  # infinities have no difference
+                    moved = np.subtract(after[ROUTED], before[ROUTED], dtype=np.float64)
+                if _spread(moved) > 0:
+                    for name in layer.cut(self.depth).values:
+                        if axis < self.tied[name].ndim and axis not in axes[name]:
+                            axes[name].append(axis)
+        return axes
+
+    def _level(self, level: float) -> dict[str, Array]:
+        return {name: np.full_like(array, level) for name, array in self.tied.items()}
+
+
+def fixed_values(values: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the inputs that take the place of values."""
+    return {fixed_input(name): array for name, array in values.items()}
+
+
+def two_levels(values: Mapping[str, Array], share: float = 0.5, seed: int = 0) -> dict[str, Array]:
+    """Return 1 and 2, by chance, in place of values; `share` of them are 2."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (1 + (rng.random(array.shape) < share)).astype(array.dtype)
+        for name, array in values.items()
+    }
+
+
+def is_judged(index: int, runs: Sequence[TiedRun]) -> bool:
+    """Tell whether the logits of a layer can be judged by: a router that divides by how far scores
+    are apart makes no numbers of ties."""
+    arrays = [array for run in runs for array in run.logits[index].values()]
+    return all(bool(_is_number(array).all()) for array in arrays)
+
+
+def same_choices(layer: TiedLayer, index: int, runs: Sequence[TiedRun]) -> bool:
+    """Tell whether every token has to choose the same heads of a layer in all of these runs."""
+    if ROUTED not in layer.router.logits:
+        return True
+    top_k = int(layer.router.attributes["top_k"])
+    first, *others = (_chosen(run.logits[index][ROUTED], top_k) for run in runs)
+    return all(bool((one == first).all()) for one in others)
+
+
+def step_of(array: Array) -> float:
+    """Return the step of an array's dtype at 1."""
+    return _EPSILON[array.dtype.name]
+
+
+def jump(arrays: Sequence[Array], relative: float) -> str | None:
+    """Say where a value differs more between ties and one step than between one step and two.
+
+    Args:
+        arrays: The value at ties, behind one step, and behind two.
+        relative: What rounding alone may do, as a share of the value.
+    """
+    ties, one, two = (array.astype(np.float64) for array in arrays)
+    first, second = _distance(ties, one), _distance(one, two)
+    size = float(np.abs(one[np.isfinite(one)]).max(initial=1.0))
+    limit = _AS_MUCH * largest(second) + relative * size
+    if largest(first) <= limit:
+        return None
+    at = tuple(int(i) for i in np.unravel_index(int(first.argmax()), first.shape))
+    return (
+        f"jumps at ties: at {list(at)} it is {ties[at]:.6g}, and {one[at]:.6g} where the lower of"
+        f" two heads has next to nothing more ({int((first > limit).sum())} of {first.size})."
+    )
+
+
+def _is_number(logits: Array) -> BoolArray:
+    """Return [B, S]: which tokens have neither NaN nor infinity, but for what hides a head."""
+    wide = logits.astype(np.float64)
+    return np.asarray((np.isfinite(wide) | np.isneginf(wide)).all(axis=-1), bool)
+
+
+def _spread(logits: Float64) -> float:
+    """Return the most that the logits of one token are apart; infinite where one is no number."""
+    if not np.isfinite(logits).all():
+        return math.inf
+    return float(np.ptp(logits, axis=-1).max())
+
+
+def _chosen(logits: Array, top_k: int) -> BoolArray:
+    """Return [B, S, R]: the heads that each token has to choose."""
+    wide = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True, initial=-np.inf))
+        probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    order = np.argsort(-probabilities.astype(np.float32), axis=-1, kind="stable")
+    chosen = np.zeros(logits.shape, bool)
+    np.put_along_axis(chosen, order[..., :top_k], values=True, axis=-1)
+    return chosen
+
+
+def _read(router: RouterLogits, fixed: Mapping[str, Array]) -> dict[str, str]:
+    """Return each port to the value that the router reads there, or to the input in its place."""
+    return {
+        port: fixed_input(name) if name in fixed else name for port, name in router.logits.items()
+    }
+
+
+def _along(array: Array, axis: int) -> Float64:
+    """Return the index along an axis, to be added to the array."""
+    shape = [1] * array.ndim
+    shape[axis] = array.shape[axis]
+    return np.arange(array.shape[axis], dtype=np.float64).reshape(shape)
+
+
+def _rising(array: Array, axis: int) -> Array:
+    wide = array.astype(np.float64) * (1 + _along(array, axis) / max(array.shape[axis], 1))
+    rising: Array = wide.astype(array.dtype)
+    return rising
+
+
+def _stepped(array: Array, axes: Sequence[int], steps: float, heads: int) -> Array:
+    """Return numbers that rise from head to head, by so many steps."""
+    wide = array.astype(np.float64)
+    for axis in axes:
+        size = array.shape[axis]
+        elements = max(size // heads, 1) if size % heads == 0 else 1  # of a head's queries, say
+        wide = wide + steps * STEPS * step_of(array) * (_along(array, axis) // elements)
+    stepped: Array = wide.astype(array.dtype)
+    return stepped
+
+
+def _distance(one: Float64, other: Float64) -> Float64:
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(one - other)
+    return np.where(same, 0.0, np.nan_to_num(distance, nan=np.inf, posinf=np.inf))

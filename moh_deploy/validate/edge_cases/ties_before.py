@@ -1,0 +1,256 @@
+"""Tie heads where logits are computed, and see whether anything but the router breaks the ties.
+
+Equal logits go to the lower head index, whatever the model is. So a model makes of logits that tie
+nearly what it makes of logits that fall from head to head by next to nothing. Where it does not,
+something on the way from the logits to attention looks for ties, or breaks them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from moh_deploy.errors import BackendError
+from moh_deploy.graph.fixed_routing import fix_routing
+from moh_deploy.graph.router_front import front_values, is_exact, logit_sources
+from moh_deploy.package import OnnxPackage
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.edge_cases import made_nan
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.followed_gates import read_problem
+from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer, Routing
+from moh_deploy.validate.edge_cases.routing_judge import GateJudge, router_reference
+from moh_deploy.validate.edge_cases.source import Source
+from moh_deploy.validate.edge_cases.tied_logits import (
+    ROUTED,
+    Cut,
+    Front,
+    TiedLayer,
+    TiedRun,
+    fixed_values,
+    is_judged,
+    jump,
+    same_choices,
+)
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.tolerances import coarsest
+
+CASE = "ties before the router"
+
+Values = Mapping[str, Array]
+
+
+def run_ties_before(
+    package: OnnxPackage,
+    routing: Routing,
+    reference: Source,
+    policy: Policy,
+) -> Iterator[CaseResult]:
+    """Judge every layer, and the outputs of the model.
+
+    Args:
+        package: The package; the first of its recorded inputs is what the model is given.
+        routing: Its layers.
+        reference: Its function bodies.
+        policy: What counts as equal.
+    """
+    choosing = [one for one in routing.routed if ROUTED in one.router.logits]
+    for one in routing.routed:
+        if one not in choosing:
+            why = "every head is shared: nothing is chosen."
+            yield _result(one.info.path, "not applicable", why)
+    if not choosing:
+        return
+    try:
+        recorded = _front_values(package, routing.graph, choosing, reference)
+        layers = [one for one in choosing if one.router.logits[ROUTED] in recorded]
+        for one in choosing:
+            if one not in layers:
+                yield _result(one.info.path, "not applicable", "its logits are constants.")
+        if layers:
+            tied = [_tied_layer(routing.graph, one, recorded) for one in layers]
+            yield from _TiedModel(package, tied, recorded, reference, policy).results()
+    except BackendError as error:
+        yield _result(MODEL, "failed", f"case '{CASE}': the function bodies fail: {error.message}")
+
+
+def _front_values(
+    package: OnnxPackage,
+    graph: onnx.GraphProto,
+    layers: Sequence[RoutedLayer],
+    reference: Source,
+) -> dict[str, Array]:
+    """Return all numbers that the logits of routers are computed from, in a recorded run."""
+    inputs = package.vectors[0].inputs
+    names = {
+        name
+        for one in layers
+        for name in (*front_values(graph, one.router, ROUTED), *logit_sources(graph, one.router))
+    }
+    found = {**inputs, **reference.open(sorted(names - inputs.keys())).run(inputs)}
+    return {name: found[name] for name in names if found[name].dtype.kind in "fV"}
+
+
+def _tied_layer(
+    graph: onnx.GraphProto, layer: RoutedLayer, recorded: Mapping[str, Array]
+) -> TiedLayer:
+    size = recorded[layer.router.logits[ROUTED]].size
+    sources = tuple(name for name in logit_sources(graph, layer.router) if name in recorded)
+    between = [
+        (name,)
+        for name in front_values(graph, layer.router, ROUTED)
+        if name in recorded and recorded[name].size == size
+    ]
+    cuts = [
+        Cut(names, is_exact(graph, layer.router, ROUTED, names))
+        for names in (*between, sources)
+        if names
+    ]
+    return TiedLayer(layer, cuts)
+
+
+@dataclass(frozen=True)
+class _TiedModel:
+    package: OnnxPackage
+    layers: Sequence[TiedLayer]
+    recorded: Values
+    reference: Source
+    policy: Policy
+
+    def results(self) -> Iterator[CaseResult]:
+        problems: dict[str, str] = {}
+        inputs = self.package.vectors[0].inputs
+        deepest = max(len(one.cuts) for one in self.layers)
+        for depth in range(deepest):
+            front = Front.of(self.layers, depth, self.recorded, inputs, self.reference)
+            for path, problem in front.problems(self.policy):
+                problems.setdefault(path, f"logits of {_place(path)}: {problem}")
+            if depth in (0, deepest - 1):
+                for path, problem in self._whole(front):
+                    problems.setdefault(path, problem)
+        for layer in self.layers:
+            yield _judged(layer.path, problems)
+        yield self._outputs_result(problems)
+
+    def _whole(self, front: Front) -> Iterator[tuple[str, str]]:
+        """Yield path, or MODEL, and sentence of what the whole model makes of ties."""
+        runner = self.reference.open(self._seen(), lambda graph: self._change(graph, front.fixed))
+        for ties in front.ties(self._tokens):
+            runs = front.falling(ties)
+            inputs = self.package.vectors[0].inputs
+            values = [
+                runner.run({**inputs, **fixed_values({**front.fixed, **run.values})})
+                for run in runs
+            ]
+            found = list(self._layer_problems(runs, values))
+            yield from found
+            if not found and self._alike(runs):
+                problem = self._outputs_problem(values)
+                if problem is not None:
+                    yield MODEL, problem
+
+    def _alike(self, runs: Sequence[TiedRun]) -> bool:
+        return all(
+            same_choices(one, index, runs) and is_judged(index, runs)
+            for index, one in enumerate(self.layers)
+        )
+
+    def _layer_problems(
+        self, runs: Sequence[TiedRun], values: Sequence[Values]
+    ) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with each layer by itself, and the first that jumps."""
+        comparable = True
+        for index, layer in enumerate(self.layers):
+            if not is_judged(index, runs):
+                comparable = False  # A router that divides by how far scores are apart, say.
+                continue
+            alike = same_choices(layer, index, runs)
+            problem = self._gates_problem(layer, index, runs, values, alike)
+            comparable = comparable and alike
+            if problem is None and comparable and layer.router.attention is not None:
+                what = self._jump(layer.router.attention, values)
+                problem = None if what is None else f"attention of {_place(layer.path)} {what}"
+            if problem is not None:
+                comparable = False
+                yield layer.path, problem
+
+    def _gates_problem(
+        self,
+        layer: TiedLayer,
+        index: int,
+        runs: Sequence[TiedRun],
+        values: Sequence[Values],
+        alike: bool,
+    ) -> str | None:
+        logits, place = runs[0].logits[index], _place(layer.path)
+        problem = GateJudge().mismatch(CASE, layer.router, logits, values[0][layer.router.gates])
+        if problem is not None:
+            return f"gates of {place}: {problem}"
+        made = router_reference(layer.router, logits)
+        for read in layer.layer.reads:
+            problem = read_problem(read, made, values[0])
+            if problem is not None:
+                return f"what {read.reader} reads as gates of {place}: {problem}"
+            what = self._jump(read.value, values) if alike else None
+            if what is not None:
+                return f"what {read.reader} reads as gates of {place} {what}"
+        return None
+
+    def _outputs_problem(self, values: Sequence[Values]) -> str | None:
+        outputs = {one.name: values[0][one.name] for one in self.package.manifest.outputs}
+        for name in outputs:
+            what = self._jump(name, values)
+            if what is not None:
+                return f"output '{name}' in case '{CASE}' {what}"
+        return made_nan.output_problem(CASE, outputs, self.package.vectors[0])
+
+    def _jump(self, name: str, values: Sequence[Values]) -> str | None:
+        arrays = [one[name] for one in values]
+        if arrays[0].dtype.kind not in "fV":
+            return None
+        names = (arrays[0].dtype.name, self.package.manifest.precision)
+        return jump(arrays, coarsest(*map(self.policy.rule, names)).relative)
+
+    def _outputs_result(self, problems: Mapping[str, str]) -> CaseResult:
+        wrong = [path for path in problems if path != MODEL]
+        if wrong:
+            why = f"layer '{wrong[0]}' is wrong, and every output stands behind it."
+            return _result(MODEL, "not run", why)
+        return _judged(MODEL, problems)
+
+    @property
+    def _tokens(self) -> int:
+        """How many tokens a router sees, the fewest."""
+        logits = [self.recorded[one.router.logits[ROUTED]] for one in self.layers]
+        return min(math.prod(array.shape[:-1]) for array in logits)
+
+    def _seen(self) -> list[str]:
+        """Inner values that are looked at."""
+        return list(dict.fromkeys(name for one in self.layers for name in one.layer.values))
+
+    def _change(self, graph: onnx.GraphProto, fixed: Values) -> None:
+        known = {one.name for one in graph.output}
+        # What is looked at is kept, though nothing else may read it.
+        graph.output.extend(
+            onnx.ValueInfoProto(name=name) for name in self._seen() if name not in known
+        )
+        fix_routing(graph, fixed)
+
+
+def _place(path: str) -> str:
+    return f"layer '{path}' in case '{CASE}'"
+
+
+def _judged(place: str, problems: Mapping[str, str]) -> CaseResult:
+    if place in problems:
+        return _result(place, "failed", problems[place])
+    if place == MODEL:
+        return _result(place, "passed", "they do not jump at ties")
+    return _result(place, "passed", "nothing but the router breaks ties, or looks for them")
+
+
+def _result(place: str, status: Status, detail: str) -> CaseResult:
+    return CaseResult("routing", CASE, place, status, detail)

@@ -1,0 +1,94 @@
+"""What an export made, and how well it agrees with the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.package import KeptOperators, LayerInfo, TensorInfo
+from moh_deploy.validate.fresh_process import ProvenRun
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """One export.
+
+    Attributes:
+        package: The directory that was written.
+        layers: Every MoH layer that was recognised.
+        kept: Operators outside of them that stay because their replacement gave another result.
+        inputs: The package's inputs.
+        outputs: The package's outputs.
+        max_abs_error: Largest absolute difference of any output element from the original model.
+        routing_agreement: Share of (token, head) decisions equal to the original's, near-ties left
+            out; 1.0 without layers.
+        vector_sets: How many runs of the original were compared.
+        runs: How the package was run to compare it: as function bodies, and where there is a kernel
+            library, with that too. The errors above are those of the function bodies.
+        seconds: Wall time of each step.
+    """
+
+    package: Path
+    layers: tuple[LayerInfo, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    max_abs_error: float
+    routing_agreement: float
+    vector_sets: int
+    runs: tuple[ProvenRun, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    kept: tuple[KeptOperators, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+        return {
+            "package": str(self.package),
+            "moh_layers": len(self.layers),
+            "replaced_layers": sum(layer.replaced for layer in self.layers),
+            "layers": [asdict(layer) for layer in self.layers],
+            "kept": [asdict(kept) for kept in self.kept],
+            "inputs": [asdict(info) for info in self.inputs],
+            "outputs": [asdict(info) for info in self.outputs],
+            "max_abs_error": self.max_abs_error,
+            "routing_agreement": self.routing_agreement,
+            "vector_sets": self.vector_sets,
+            "runs": [run.to_json() for run in self.runs],
+            "kernels": self.runs[-1].kernels.to_json(),
+            "seconds": dict(self.seconds),
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(*self._parts())
+
+    def _parts(self) -> Iterator[RenderableType]:
+        from moh_deploy.report.tables import count, line, verdict
+        from moh_deploy.runtime.layers_text import kept_text, layer_table, reasons
+
+        if self.layers:
+            replaced = [layer.replaced for layer in self.layers]
+            title = count(len(self.layers), "MoH layer")
+            yield layer_table(title, self.layers, "replaced", replaced)
+        else:
+            yield line("This model has no MoH layer: it is exported as an ordinary ONNX model.")
+        yield from map(line, [*reasons(self.layers), *map(kept_text, self.kept)])
+        for run in self.runs:
+            yield verdict(True, f"EQUAL to the original {self._run_text(run)}")
+        yield line(self.runs[-1].kernels.describe())
+        yield line(f"written to {self.package} in {sum(self.seconds.values()):.1f} s")
+
+    def _run_text(self, run: ProvenRun) -> str:
+        from moh_deploy.report.tables import count
+        from moh_deploy.runtime.layers_text import nodes_text, runs_text
+
+        return (
+            f"on {count(run.vector_sets, 'run')}: max abs error {run.max_abs_error:.3g}, routing"
+            f" agreement {run.routing_agreement:.6g}; {runs_text(run.layer_runs)};"
+            f" {nodes_text(run.kernel_nodes, run.function_nodes)}"
+        )

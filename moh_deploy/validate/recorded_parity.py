@@ -1,0 +1,48 @@
+"""Compare a package with its recorded runs, for jobs that make something of it."""
+
+from __future__ import annotations
+
+from moh_deploy.errors import ValidationError
+from moh_deploy.package import OnnxPackage, Proof
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.validate.layer_values import names_to_return
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport
+
+
+def compare_recorded(package: OnnxPackage, *, round_results: bool = False) -> ParityReport:
+    """Compare a package with the original model, on the recorded runs.
+
+    Args:
+        round_results: As hardware computes, instead of as it runs here; see `open_session`.
+
+    Raises:
+        BackendError: The runtime failed.
+    """
+    values = names_to_return(package)
+    runner = open_session(package, extra_outputs=values, round_results=round_results)
+    variants = OrtVariants(package, round_results=round_results)
+    return compare(package, runner, package.vectors, variants=variants)
+
+
+def require_equal(package: OnnxPackage) -> None:
+    """Refuse a package that is not its original model: nothing right can be made of it.
+
+    Raises:
+        ValidationError: `verify` refuses it.
+        BackendError: The runtime failed.
+    """
+    failure = compare_recorded(package).failure
+    if failure is not None:
+        raise ValidationError(
+            f"{package.root}, the package to start from, is {failure.message}",
+            hint="`moh-deploy bisect` finds where it diverges. A package of another version of"
+            " moh-deploy, or one that was edited, is to be exported again.",
+        )
+
+
+def proof_of(parity: ParityReport, package: OnnxPackage) -> Proof:
+    """Return what a comparison with all recorded runs of a package proves."""
+    sizes = tuple(one.sizes for one in package.vectors)
+    return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)

@@ -1,0 +1,108 @@
+"""What `--against` names: the package run in another way, another package, an engine, a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.models import InferenceRunner, engine_model, onnx_model, runner_model
+from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir
+from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.validate.model_references import ModelReference, PackageReference
+from moh_deploy.validate.reference import Reference
+from moh_deploy.validate.subject import Subject
+
+WORDS = ("recorded", "functions", "kernels")
+_CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")
+
+
+Against: TypeAlias = str | Path | Reference | InferenceRunner
+"""What one is compared with."""
+
+
+def references(
+    against: Sequence[Against], subject: Subject, recorded: Reference
+) -> tuple[Reference, ...]:
+    """Return what words and paths name, references, and runners of Polygraphy's, in their order.
+
+    Args:
+        recorded: What the word `recorded` names.
+
+    Raises:
+        ConfigError: One names nothing, the same as another, or the package as it is itself.
+        PackageError: A package, engine or model that is named cannot be read.
+    """
+    found = tuple(
+        _named(one, subject, recorded) if isinstance(one, (str, Path)) else _given(one)
+        for one in against
+    )
+    for index, one in enumerate(found):
+        if one.name in [other.name for other in found[:index]]:
+            raise ConfigError(f"against names {one.name} twice.")
+    return found
+
+
+def function_bodies(package: OnnxPackage) -> PackageReference:
+    """Return the package's own function bodies, run with all optimisations off."""
+    name = "function bodies with optimisations off (not the original model)"
+    return PackageReference(name, package, "off", optimize=False)
+
+
+def _given(one: Reference | InferenceRunner) -> Reference:
+    if isinstance(one, Reference):
+        return one
+    if hasattr(one, "infer"):
+        return ModelReference(runner_model(one))
+    raise ConfigError(
+        f"against holds a {type(one).__name__}.",
+        hint="Expected a word, a path, what moh_deploy.load_original returns, or a Polygraphy"
+        " runner.",
+    )
+
+
+def _named(named: str | Path, subject: Subject, recorded: Reference) -> Reference:
+    if named == "recorded":
+        return recorded
+    if named == "functions":
+        return function_bodies(subject.package)
+    if named == "kernels":
+        return _kernels(subject)
+    path = Path(named)
+    if path.is_dir() and path.resolve() == subject.root.resolve():
+        raise ConfigError(
+            f"against is {path}, which is itself what is verified: it is equal to itself.",
+            hint="Name another one, or functions to run it without kernels and optimisations.",
+        )
+    if is_engine_dir(path):
+        return ModelReference(engine_model(path))
+    if path.is_dir():  # Run as the one that is verified.
+        return PackageReference(f"package {path}", OnnxPackage.open(path), subject.kernels)
+    if path.suffix == ".onnx":
+        return ModelReference(onnx_model(path, f"ONNX model {path}"))
+    raise _unknown(str(named), path)
+
+
+def _kernels(subject: Subject) -> PackageReference:
+    if subject.kernels != "off" and subject.engine is None:
+        raise ConfigError(
+            f"against is kernels, and {subject.root} itself runs with kernels where there are any.",
+            hint="Give --kernels off to compare its function bodies with its kernels.",
+        )
+    return PackageReference("the package with kernels", subject.package, "require")
+
+
+def _unknown(named: str, path: Path) -> ConfigError:
+    hint = did_you_mean(named, WORDS) or f"Expected {', '.join(WORDS)}, a package, engine or model."
+    if not path.exists():
+        return ConfigError(f"against is {named}, which does not exist.", hint=hint)
+    if path.suffix in _CHECKPOINTS:
+        return ConfigError(
+            f"against is {named}, a checkpoint, which needs PyTorch to run.",
+            hint="Give moh_deploy.load_original(...) of it, which says how to load it.",
+        )
+    return ConfigError(
+        f"against is {named}, which is no package, engine, model or checkpoint.", hint=hint
+    )

@@ -1,0 +1,135 @@
+"""Verify on whole runs: recorded ones, the regression corpus, or files of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
+from moh_deploy.validate.outputs_alone import Answered, by_gates
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.reference import RecordedReference, Reference, expected_outputs
+from moh_deploy.validate.references import Against, function_bodies, references
+from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
+from moh_deploy.validate.subject import Loaded, Subject
+
+
+@dataclass(frozen=True)
+class WhatToRun:
+    """Which runs are compared.
+
+    Attributes:
+        inputs: npz files, or directories of them; empty for the recorded runs.
+        vectors: Only the first so many recorded runs; None for all.
+        valid_tokens: What says which tokens are valid; None if all are.
+    """
+
+    inputs: Sequence[Path]
+    vectors: int | None
+    valid_tokens: str | None
+
+
+def verify_runs(
+    subject: Subject,
+    what: WhatToRun,
+    *,
+    against: Sequence[Against],
+    policy: Policy,
+    progress: Progress,
+) -> ParityReport:
+    """Compare outputs and gates with one reference or several.
+
+    Raises:
+        ConfigError: Inputs do not fit the model, or `against` names nothing to compare with.
+        BackendError: The runtime failed.
+    """
+    with progress.step("reading inputs"):
+        rounds = _rounds(subject, what, against)
+    # References first: two models at once would need the memory of both.
+    with progress.step("running the references"):
+        answers = [one.reference.answers(subject.package, one.samples) for one in rounds]
+    with progress.step("loading the model"):
+        loaded = subject.load()
+    with progress.step("comparing"), loaded.closing:
+        pairs = zip(rounds, answers, strict=True)
+        reports = [
+            compare_answered(subject, loaded, part, one.samples, policy)
+            for one, got in pairs
+            for part in by_gates(one.reference.name, got)
+        ]
+        return combined([report.with_token_notes() for report in reports])
+
+
+class _Round(NamedTuple):
+    """One comparison: with what, and on what."""
+
+    reference: Reference
+    samples: tuple[Sample, ...]
+
+
+def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> list[_Round]:
+    """Return the comparisons, in the order in which they are asked for."""
+    manifest, tokens = subject.package.manifest, what.valid_tokens
+    files = read_samples(what.inputs, manifest, tokens)
+    if not files:
+        sets, words = subject.recorded()
+        _check_number(what.vectors, len(sets))
+        samples = with_valid_tokens(recorded_samples(sets[: what.vectors]), manifest, tokens)
+        recorded: Reference = RecordedReference(words)
+    else:
+        samples, recorded = files, expected_outputs(one.file for one in files)
+    if against:
+        return [_Round(one, samples) for one in references(against, subject, recorded)]
+    if not files:
+        return [_Round(recorded, samples), *_corpus_round(subject, what)]
+    known = tuple(one for one in files if one.known.outputs)
+    others = tuple(one for one in files if not one.known.outputs)
+    rounds = [_Round(expected_outputs(one.file for one in known), known)] if known else []
+    return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
+
+
+def _check_number(asked: int | None, recorded: int) -> None:
+    if asked is not None and asked > recorded:
+        raise ConfigError(
+            f"vectors is {asked}, but there are {recorded} recorded runs to compare with.",
+            hint="Leave it out to compare with all of them.",
+        )
+
+
+def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
+    """Return the comparison with the package's regression corpus; an engine has no gates for it."""
+    corpus = subject.package.corpus
+    if not corpus or what.vectors is not None or not subject.has_gates:
+        return []
+    manifest = subject.package.manifest
+    samples = with_valid_tokens(corpus_samples(corpus), manifest, what.valid_tokens)
+    return [_Round(corpus_reference(corpus), samples)]
+
+
+def compare_answered(
+    subject: Subject,
+    loaded: Loaded,
+    part: Answered,
+    samples: Sequence[Sample],
+    policy: Policy,
+) -> ParityReport:
+    """Compare with what a reference answered to some of the samples."""
+    answers, own = part.answers, [samples[number] for number in part.numbers]
+    report = compare(
+        subject.package,
+        loaded.runner,
+        answers.vectors,
+        labels=[sample.label for sample in own],
+        valid=[sample.valid for sample in own if sample.valid is not None],
+        reference=part.reference,
+        outputs_only=not (answers.has_gates and subject.has_gates),
+        variants=loaded.variants,
+        policy=policy,
+    )
+    return replace(report, subject=subject.name, notes=(*answers.notes, *report.notes))

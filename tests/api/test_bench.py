@@ -1,0 +1,365 @@
+"""Benchmarks with measuring functions in place of clocks and processes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from rich.console import Console
+
+import moh_deploy
+from moh_deploy.api.bench import parse_sizes
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
+from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, with_choices
+from moh_deploy.perf.bench.fresh_ort import OrtTask
+from moh_deploy.perf.bench.fresh_run import FreshRun
+from moh_deploy.perf.bench.latency import Timing
+from moh_deploy.perf.bench.report import BenchReport
+from moh_deploy.report.markdown_text import markdown_text
+from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.npz import read_npz, write_npz
+from tests.handmade_package import MANIFEST, model, vectors, write_package
+from tests.two_layers import write_two_layers
+
+DOCS = Path(__file__).parents[2] / "docs" / "bench.md"
+
+
+@dataclass
+class Meter:
+    """Says that contestants take 2, 4, 6 ... ms in their order, with half of that in CPU time; and
+    runs each once, as a clock would."""
+
+    runs: int = 100
+    seen: list[list[str]] = field(default_factory=list)
+
+    def __call__(self, contestants: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
+        self.seen.append(list(contestants))
+        for call in contestants.values():
+            call()
+        return {
+            name: Timing((2.0 * i,) * self.runs, (1.0 * i,) * self.runs, (2.0 * i,) * self.runs)
+            for i, name in enumerate(contestants, 1)
+        }
+
+
+@dataclass
+class Fresh:
+    """Keeps what it was asked to run, and the sizes of the inputs."""
+
+    tasks: list[OrtTask] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    def __call__(self, task: OrtTask) -> FreshRun:
+        self.tasks.append(task)
+        self.shapes.append(read_npz(task.inputs, error=ConfigError)["x"].shape)
+        return FreshRun(load_ms=30.0, first_run_ms=7.0, peak_memory_bytes=2**20)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    return write_two_layers(tmp_path / "package")
+
+
+def measured(package: OnnxPackage, **options: object) -> BenchReport:
+    options = {"measure": Meter(), "measure_fresh": Fresh(), **options}
+    return moh_deploy.bench(package.root, **options)
+
+
+def text_of(report: BenchReport) -> str:
+    console = Console(width=400)
+    with console.capture() as capture:
+        console.print(report)
+    return capture.get()
+
+
+def test_package_is_measured_beside_its_baselines(package: OnnxPackage, tmp_path: Path):
+    other = write_package(tmp_path / "other")
+    meter, fresh = Meter(), Fresh()
+    report = measured(
+        package,
+        baselines=["dense", "functions", other.root],
+        threads=1,
+        measure=meter,
+        measure_fresh=fresh,
+    )
+    names = [str(package.root), "dense", "functions", str(other.root)]
+    assert meter.seen == [names]
+    assert [one.contestant for one in report.results] == names
+    assert [one.is_baseline for one in report.results] == [False, True, True, True]
+    assert [one.kernels for one in fresh.tasks] == ["auto", "auto", "off", "auto"]
+    assert {one.threads for one in fresh.tasks} == {1}
+    first = report.results[0]
+    assert (first.inputs, first.sizes, first.samples) == ("recorded", {"batch": 2, "seq": 3}, 2)
+    assert (first.latency.p99_ms, first.latency.cpu_ms, first.throughput) == (2.0, 1.0, 1000.0)
+    assert {name: one.value for name, one in first.ratios.items()} == {
+        "dense": 0.5,
+        "functions": pytest.approx(1 / 3),
+        str(other.root): 0.25,
+    }
+    assert set(report.results[1].ratios) == {"functions", str(other.root)}
+
+
+def test_dense_baseline_is_the_package_with_every_layer_dense(package: OnnxPackage):
+    seen: list[list[str]] = []
+
+    def fresh(task: OrtTask) -> FreshRun:
+        runs = moh_deploy.inspect(task.model.parent).layer_runs
+        seen.append([str(run.runs_as) for run in runs])
+        return FreshRun(1.0, 1.0, None)
+
+    measured(package, baselines=["dense"], measure_fresh=fresh)
+    assert seen[1] == ["dense", "dense"]
+    assert seen[0] != seen[1]
+
+
+def test_several_packages_are_all_judged(package: OnnxPackage, tmp_path: Path):
+    other = write_package(tmp_path / "other")
+    report = moh_deploy.bench(
+        [package.root, other.root],
+        baselines=["functions"],
+        gates=["p50 <= 0.5 * baseline"],
+        measure=Meter(),
+        measure_fresh=Fresh(),
+    )
+    assert [(one.contestant, one.passed) for one in report.gates] == [
+        (str(package.root), True),  # 2 ms of 6
+        (str(other.root), False),  # 4 ms of 6
+    ]
+    assert [one.contestant for one in report.work] == [str(package.root), str(other.root)]
+    assert report.passed is False
+    with pytest.raises(
+        ValidationError, match=r"failed for .*other .*: p50 is 4 ms, asked for <= 3"
+    ):
+        report.raise_if_failed()
+
+
+def test_packages_may_call_their_dimensions_otherwise(package: OnnxPackage, tmp_path: Path):
+    content, dims = model(), {"n": 2, "tokens": 3}
+    axes = content.graph.input[0].type.tensor_type.shape.dim
+    axes[0].dim_param, axes[1].dim_param = dims
+    with PackageWriter(tmp_path / "renamed") as writer:
+        onnx.save(content, writer.path("model.onnx"))
+        inputs = (TensorInfo("x", "float32", (*dims, 8)),)
+        outputs = (TensorInfo("y", "float32", (*dims, 8)),)
+        manifest = replace(MANIFEST, inputs=inputs, outputs=outputs, dims=dims)
+        renamed = writer.finish(manifest, [replace(vectors(), sizes=dims)])
+    choices = {"all": "sparse", "all[tokens<=3]": "dense"}
+    layers = with_choices(renamed.manifest.layers, choices, dims=list(dims))
+    other = write_choices(renamed, layers, tmp_path / "other")
+    report = moh_deploy.bench([package.root, other.root], measure=Meter(), measure_fresh=Fresh())
+    assert [one.samples for one in report.results] == [2, 2]
+    assert report.work[1].layers[0].choice == "dense"
+
+
+def test_package_that_takes_other_inputs_is_named(package: OnnxPackage, tmp_path: Path):
+    with PackageWriter(tmp_path / "other") as writer:
+        content = model()
+        content.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        content.graph.node.insert(0, onnx.helper.make_node("Cast", ["x"], ["x_32"], to=1))
+        for node in content.graph.node[1:]:
+            for index, name in enumerate(node.input):
+                node.input[index] = "x_32" if name == "x" else name
+        onnx.save(content, writer.path("model.onnx"))
+        manifest = replace(MANIFEST, inputs=(replace(MANIFEST.inputs[0], dtype="float64"),))
+        recorded = replace(vectors(), inputs={"x": vectors().inputs["x"].astype(np.float64)})
+        other = writer.finish(manifest, [recorded])
+    with pytest.raises(
+        ConfigError,
+        match=r"other does not take the recorded inputs of the first .*expected dtype float64",
+    ):
+        measured(package, baselines=[other.root])
+
+
+def test_gates_that_hold_pass_and_no_gates_are_no_verdict(package: OnnxPackage):
+    report = measured(package, baselines=["dense"], gates=["p50 <= 0.5 * baseline", "p99 < 3 ms"])
+    assert report.passed is True
+    report.raise_if_failed()
+    assert text_of(report).count("passed for") == 2
+    assert measured(package).passed is None
+
+
+def test_gate_on_what_was_not_measured_does_not_pass(package: OnnxPackage):
+    report = measured(package, gates=["p99 < 1 min"], measure=Meter(runs=99))
+    assert report.passed is False
+    assert "gate 'p99 < 1 min' not measured for" in text_of(report)
+    assert "percentiles are left out of fewer than 10 (p90) and 100 (p99) runs" in text_of(report)
+
+
+@pytest.mark.parametrize("size", ["batch", "seq"])
+def test_nothing_is_not_timed_so_no_gate_on_it_passes(package: OnnxPackage, size: str):
+    meter = Meter()
+    with pytest.raises(
+        ConfigError, match=rf"every output is empty on random \(.*{size}=0.*nothing"
+    ):
+        measured(package, sizes={size: [0]}, gates=["p50 < 1 s"], measure=meter)
+    assert meter.seen == []
+
+
+def test_gates_are_judged_at_each_size(package: OnnxPackage):
+    fresh = Fresh()
+    report = measured(
+        package, batch=[2, 4], sizes={"seq": [3, 5]}, gates=["p50 < 1 s"], measure_fresh=fresh
+    )
+    assert fresh.shapes == [(2, 3, 8), (2, 5, 8), (4, 3, 8), (4, 5, 8)]
+    assert [one.sizes["batch"] for one in report.gates] == [2, 2, 4, 4]
+    assert [one.inputs for one in report.results] == ["recorded"] + ["random"] * 3
+    assert [one.samples for one in report.results] == [2, 2, 4, 4]
+    assert [one.layers[0].rows_dense for one in report.work] == [24, 40, 48, 80]
+    assert "random inputs at batch=4, seq=5" in text_of(report)
+    assert "heads that they open are not those of real inputs" in text_of(report)
+
+
+def test_recorded_inputs_are_not_called_random(package: OnnxPackage):
+    assert "random" not in text_of(measured(package))
+    assert measured(package, batch=[2]).results[0].inputs == "recorded"
+
+
+def test_files_of_inputs_are_measured_one_after_the_other(package: OnnxPackage, tmp_path: Path):
+    for batch in (1, 3):
+        write_npz(tmp_path / f"{batch}.npz", vectors(batch=batch).inputs)
+    files = [tmp_path / "1.npz", tmp_path / "3.npz"]
+    report = measured(package, inputs=files)
+    assert [one.inputs for one in report.results] == list(map(str, files))
+    assert [one.samples for one in report.results] == [1, 3]
+    with pytest.raises(ConfigError, match=r"inputs bring their own sizes, but .* too: batch;"):
+        measured(package, inputs=files, batch=[2])
+
+
+def test_nan_passes_no_gate_and_is_said_without_one(package: OnnxPackage, tmp_path: Path):
+    write_npz(tmp_path / "in.npz", {"x": np.full((1, 3, 8), np.nan, np.float32)})
+    inputs = [tmp_path / "in.npz"]
+    report = measured(package, inputs=inputs, gates=["p50 < 1 s"])
+    assert report.passed is False
+    assert "asked for < 1000 ms, but its outputs on" in str(report.failure)
+    assert report.notes == ()
+    alone = measured(package, inputs=inputs)
+    assert (alone.passed, alone.failure) == (None, None)
+    (note,) = alone.notes
+    assert "(batch=1, seq=3) hold NaN: no gate would pass" in note
+    assert not measured(package).notes
+
+
+def test_package_that_is_not_equal_to_its_recorded_runs_passes_no_gate(tmp_path: Path):
+    right = write_package(tmp_path / "right")
+    wrong = write_package(tmp_path / "wrong", scale=2.0)
+    report = moh_deploy.bench(
+        [right.root, wrong.root],
+        batch=[5],
+        gates=["p50 < 1 s"],
+        measure=Meter(),
+        measure_fresh=Fresh(),
+    )
+    assert [one.passed for one in report.gates] == [True, False]
+    assert "wrong on random inputs at batch=5, seq=3: p50 is 4 ms" in str(report.failure)
+    assert "vectors recorded from the original model it is not equal" in str(report.failure)
+    assert moh_deploy.bench(wrong.root, measure=Meter(), measure_fresh=Fresh()).failure is None
+
+
+def test_baseline_of_other_weights_is_said_and_no_fault(package: OnnxPackage, tmp_path: Path):
+    other = write_package(tmp_path / "other")
+    report = measured(package, baselines=[other.root], gates=["p50 <= baseline"])
+    assert report.passed is True
+    assert any("its speed is that of another computation" in one for one in report.findings())
+
+
+def test_baseline_of_nan_is_no_measure(package: OnnxPackage, tmp_path: Path):
+    other = write_package(tmp_path / "other", scale=math.nan)
+    gates = ["p50 <= baseline", "p50 < 1 s"]
+    report = measured(package, baselines=[other.root], gates=gates)
+    assert [one.passed for one in report.gates] == [False, True]
+    assert f"but {other.root} is no measure: its outputs on recorded" in str(report.failure)
+
+
+def test_baseline_of_nan_fails_no_gate_that_does_not_name_it(package: OnnxPackage, tmp_path: Path):
+    other = write_package(tmp_path / "other", scale=math.nan)
+    report = measured(package, baselines=[other.root], gates=["p50 < 1 s"])
+    assert (report.passed, report.failure) == (True, None)
+    (note,) = report.notes
+    assert note.startswith(f"{other.root} is no measure: its outputs on recorded")
+
+
+def test_inputs_that_do_not_fit_are_refused(package: OnnxPackage, tmp_path: Path):
+    write_npz(tmp_path / "in.npz", {"x": np.zeros((2, 3, 9), np.float32)})
+    with pytest.raises(ConfigError, match=r"in\.npz: input 'x' .* axis 2 is fixed at 8, got 9"):
+        measured(package, inputs=[tmp_path / "in.npz"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads is 0, expected at least 1"),
+        ({"min_time": -1}, "min_time is -1 s, expected 0 to 3600"),
+        ({"warmup": float("nan")}, "warmup is nan s, expected 0 to 3600"),
+        ({"sizes": {"sep": [2]}}, "no dynamic dimension 'sep'"),
+        ({"batch": [-1]}, "dimension 'batch' is to be -1"),
+        ({"gates": ["p50 < baseline"]}, "there is none"),
+        ({"gates": ["p55 < 1 ms"]}, "there is no metric 'p55'"),
+        ({"baselines": ["dense", "dense"]}, "there are 2 contestants 'dense', expected one"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_measured(
+    package: OnnxPackage, options: dict[str, object], message: str
+):
+    meter = Meter()
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        measured(package, measure=meter, **options)
+    assert meter.seen == []
+
+
+def test_report_that_cannot_be_written_is_refused_before_anything_is_measured(package: OnnxPackage):
+    meter = Meter()
+    with pytest.raises(PackageError, match=r"report\.md cannot be written"):
+        measured(package, measure=meter, markdown="/nowhere/report.md")
+    assert meter.seen == []
+
+
+def test_wrong_directories_are_refused(package: OnnxPackage, tmp_path: Path):
+    with pytest.raises(PackageError, match="gone does not exist, expected a package directory"):
+        measured(package, baselines=[tmp_path / "gone"])
+    with pytest.raises(ConfigError, match="expected at least one directory"):
+        moh_deploy.bench([])
+
+
+def test_package_without_layers_has_no_dense_baseline(tmp_path: Path):
+    plain = write_package(tmp_path / "plain", with_layer=False)
+    assert measured(plain).work[0].layers == ()
+    with pytest.raises(ConfigError, match="no layer that could be dense"):
+        measured(plain, baselines=["dense"])
+
+
+def test_markdown_holds_what_the_report_shows(package: OnnxPackage, tmp_path: Path):
+    file = tmp_path / "report.md"
+    report = measured(package, baselines=["dense"], gates=["p50 > 1 min"], markdown=file)
+    text = file.read_text()
+    assert text == report.to_markdown()
+    assert "### recorded inputs at batch=2, seq=3" in text
+    name = markdown_text(package.root)
+    assert f"| {name} | 100 | 2 | 2 | 2 | 2 | 1000 | 1 | 50.0 % | 30 | 7 | 1 |" in text
+    assert text.startswith("- gate 'p50 > 1 min' failed for")
+
+
+def test_every_json_key_is_documented(package: OnnxPackage):
+    report = measured(package, baselines=["dense"], gates=["p50 < 1 s"])
+    assert to_json_text(report.to_json())
+    documented = set(re.findall(r"`(\w+)`", DOCS.read_text()))
+    assert keys(report.to_json()) - documented == {"dense", "batch", "seq", "sparse"} - documented
+
+
+def keys(content: object) -> set[str]:
+    if isinstance(content, Mapping):
+        return set(content).union(*map(keys, content.values()))
+    return set().union(*map(keys, content)) if isinstance(content, (list, tuple)) else set()
+
+
+def test_sizes_are_read_by_name():
+    assert parse_sizes(["seq=128", "past=0", "seq=512"]) == {"seq": [128, 512], "past": [0]}
+    for text in ("seq", "=4", "seq=", "seq=-1", "seq=many"):
+        with pytest.raises(ConfigError, match=f"'{text}' is no size, expected NAME=N"):
+            parse_sizes([text])

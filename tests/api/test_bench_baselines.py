@@ -1,0 +1,197 @@
+"""Baselines that are no package: the original, plain models, and a package without its routers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import Manifest, OnnxPackage, PackageWriter
+from moh_deploy.perf.bench.fresh_ort import OrtTask
+from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask, fresh_run
+from moh_deploy.perf.bench.report import BenchReport
+from moh_deploy.system.npz import Array, write_npz
+from tests.api.test_bench import Fresh, measured
+from tests.handmade_package import MANIFEST, model, vectors, without_layers, write_package
+from tests.two_layers import write_two_layers
+
+
+@dataclass
+class Doubles:
+    """An original that computes `factor * x`, without PyTorch.
+
+    Attributes:
+        threads: What it was to run on, while it was.
+    """
+
+    factor: float = 1.0
+    sha256: str | None = None
+    runtime: str = "none"
+    threads: list[int | None] = field(default_factory=list)
+    runs: int = 0
+
+    def run(self, arguments: Sequence[Array]) -> list[Array]:
+        (x,) = arguments
+        return [x * np.float32(self.factor)]
+
+    def bound(self, arguments: Sequence[Array]) -> Callable[[], object]:
+        def call() -> None:
+            assert self.threads, "it runs on its own number of threads"
+            self.runs += 1
+
+        return call
+
+    @contextlib.contextmanager
+    def on_threads(self, threads: int | None) -> Iterator[None]:
+        self.threads.append(threads)
+        yield
+        self.threads.clear()
+
+    def write_onnx(self, path: Path, package: OnnxPackage) -> None:
+        content = model(with_layer=False, scale=self.factor)
+        content.graph.input[0].name = content.graph.node[0].input[0] = "args_0"
+        onnx.save(content, path)
+
+    def fresh_task(self, inputs: Path, threads: int | None) -> FreshTask | None:
+        return None
+
+
+def write(
+    root: Path, content: onnx.ModelProto, manifest: Manifest = MANIFEST, **recorded: bool
+) -> OnnxPackage:
+    with PackageWriter(root) as writer:
+        onnx.save(content, writer.path("model.onnx"))
+        return writer.finish(manifest, [vectors(**recorded)])
+
+
+@pytest.fixture
+def identity(tmp_path: Path) -> OnnxPackage:
+    """A package that computes y = x."""
+    return write_package(tmp_path / "package", with_layer=False)
+
+
+def findings(report: BenchReport) -> str:
+    return "\n".join(report.findings())
+
+
+def test_original_takes_turns_on_as_many_threads(identity: OnnxPackage):
+    original = Doubles()
+    report = measured(identity, baselines=["eager"], original=original, threads=3)
+    assert original.runs == 1
+    assert original.threads == []
+    eager = report.results[1]
+    assert (eager.contestant, eager.is_baseline) == ("eager", True)
+    assert eager.agreement.reason is None
+    assert eager.fresh == FreshRun()
+    assert "those of eager agree" in findings(report)
+    assert report.notes == ()
+
+
+def test_plain_export_is_a_model_of_its_own_that_takes_inputs_by_position(identity: OnnxPackage):
+    fresh = Fresh()
+    report = measured(
+        identity, baselines=["plain-onnx"], original=Doubles(), measure_fresh=fresh, threads=1
+    )
+    assert report.results[1].agreement.reason is None
+    task = fresh.tasks[1]
+    assert isinstance(task, OrtTask)
+    assert (task.model.name, task.kernels, task.threads) == ("model.onnx", "off", 1)
+
+
+def test_baseline_that_computes_something_else_is_said_to(identity: OnnxPackage):
+    report = measured(identity, baselines=["eager", "plain-onnx"], original=Doubles(1.5))
+    for name in ("eager", "plain-onnx"):
+        assert f"those of {name} differ, so its speed is that of another" in findings(report)
+    assert report.passed is None
+
+
+def test_original_of_another_checkpoint_is_said_to_be(tmp_path: Path):
+    package = write_package(tmp_path / "package", with_layer=False)
+    assert package.manifest.checkpoint_sha256 is None
+    assert measured(package, baselines=["eager"], original=Doubles(sha256="1")).notes == ()
+    manifest = replace(without_layers(), checkpoint_sha256="2" * 64)
+    package = write(tmp_path / "of_another", model(with_layer=False), manifest, with_layer=False)
+    report = measured(package, baselines=["eager"], original=Doubles(sha256="1"))
+    assert report.notes == (
+        f"the original is of another checkpoint than {package.root} was made from",
+    )
+
+
+def test_original_and_its_baselines_belong_together(identity: OnnxPackage):
+    with pytest.raises(ConfigError, match="'plain-onnx' is the original model, which is not given"):
+        measured(identity, baselines=["plain-onnx"])
+    with pytest.raises(ConfigError, match="given, but no baseline is made from it"):
+        measured(identity, original=Doubles())
+    with pytest.raises(ConfigError, match="'eagar' is no directory and no file") as refused:
+        measured(identity, baselines=["eagar"])
+    assert refused.value.hint == "Did you mean 'eager'?"
+
+
+def test_file_of_the_users_is_a_baseline(identity: OnnxPackage, tmp_path: Path):
+    path = tmp_path / "mine.onnx"
+    onnx.save(model(with_layer=False), path)
+    report = measured(identity, baselines=[path], gates=[f"p50 <= {path}"])
+    assert report.passed is True
+    assert report.results[1].contestant == str(path)
+    onnx.save(model(with_layer=False, scale=2.0), path)
+    assert "differ" in findings(measured(identity, baselines=[path]))
+
+
+def test_process_of_its_own_takes_inputs_by_position_too(tmp_path: Path):
+    path, inputs = tmp_path / "plain.onnx", tmp_path / "in.npz"
+    Doubles().write_onnx(path, None)
+    write_npz(inputs, vectors().inputs)
+    assert fresh_run(OrtTask(path, inputs, 1, "off", "float32")).first_run_ms > 0
+
+
+def test_router_overhead_is_the_time_without_routers(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    report = measured(package, baselines=["fixed-routing"], batch=[2, 3])
+    first, second = report.routing
+    # The meter says 2 ms and 4 ms, and half of that in CPU time.
+    assert (first.wall_ms.value, first.cpu_ms.value, first.share) == (-2.0, -1.0, -1.0)
+    assert [first.sizes["batch"], second.sizes["batch"]] == [2, 3]
+    fixed = [one for one in report.results if one.contestant == "fixed-routing"]
+    assert [one.agreement.reason for one in fixed] == [None, None]
+    assert [one.fresh for one in fixed] == [FreshRun()] * 2
+    assert "router overhead (dynamic minus fixed routing) -2 ms" in findings(report)
+
+
+def test_routing_of_one_layer_is_fixed_by_its_path(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    baselines = ["fixed-routing", "fixed-routing:blocks.1.attn"]
+    report = measured(package, baselines=baselines, gates=["p50 <= fixed-routing:blocks.1.attn"])
+    assert [one.layer for one in report.routing] == [None, "blocks.1.attn"]
+    assert [one.wall_ms.value for one in report.routing] == [-2.0, -4.0]
+    assert [one.agreement.reason for one in report.results[1:]] == [None, None]
+    assert report.passed is True
+    with pytest.raises(ConfigError, match=r"there is no layer 'blocks\.2\.attn'") as refused:
+        measured(package, baselines=["fixed-routing:blocks.2.attn"])
+    assert refused.value.hint == "Did you mean 'blocks.1.attn'?"
+
+
+def test_routing_is_fixed_to_that_of_each_set_of_inputs(tmp_path: Path):
+    """Gates of other inputs would compute something else, which is caught by its outputs."""
+    package = write_package(tmp_path / "package")
+    files = [tmp_path / f"{seed}.npz" for seed in range(2)]
+    for seed, path in enumerate(files):
+        write_npz(path, vectors(seed=seed).inputs)
+    report = measured(package, inputs=files, baselines=["fixed-routing"])
+    assert [one.agreement.reason for one in report.results if one.is_baseline] == [None, None]
+
+
+def test_router_overhead_that_is_not_measurable_says_why(tmp_path: Path):
+    content = model()
+    content.graph.node[2].input[3] = "scores"  # not what is recorded
+    package = write(tmp_path / "package", content)
+    report = measured(package, baselines=["fixed-routing", "functions"])
+    assert [one.contestant for one in report.results] == [str(package.root), "functions"]
+    (found,) = report.routing
+    assert found.wall_ms is None
+    assert "router overhead is not measurable, attention does not read" in findings(report)

@@ -1,0 +1,396 @@
+"""Engines that TensorRT-RTX builds, on this CPU: what runs by kernels, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import moh_deploy
+from moh_deploy import native
+from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.machine.device_code import device_code
+from moh_deploy.package import OnnxPackage
+from moh_deploy.package.model_files import save_model
+from moh_deploy.runtime.tensorrt import plugin_library
+from moh_deploy.runtime.tensorrt.build_report import BuildReport
+from moh_deploy.runtime.tensorrt.engine_graph import make_engine_graph
+from moh_deploy.runtime.tensorrt.profiles import make_profiles
+from tests.cuda.trt import builds
+from tests.cuda.trt.packages import FORMS, export
+from tests.handmade_package import write_package
+from tests.trt_packages import (
+    double_inside,
+    fused_attention,
+    required_rtx,
+    unknown_operators,
+    wide_heads,
+    write_changed,
+)
+from tests.two_layers import write_two_layers
+
+TARGETS = ("8.6", "8.9", "12.0")
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@pytest.fixture(autouse=True)
+def packages_need_not_be_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of these tests are made to be refused by TensorRT, and recorded as something else."""
+    monkeypatch.setattr("moh_deploy.api.build.require_equal", lambda package: None)
+
+
+@pytest.fixture(scope="session")
+def plugin() -> Path:
+    required_rtx()
+    return builds.plugin_on_fakes()
+
+
+@pytest.fixture(scope="module")
+def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Exports each form once."""
+    made: dict[str, Path] = {}
+
+    def package(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            export(FORMS[name], made[name])
+        return made[name] / "package"
+
+    return package
+
+
+def _profiles(root: Path) -> list[str]:
+    dims = OnnxPackage.open(root).manifest.dims
+    small = {"batch": "1..2..4", "seq": "4..12..64"}
+    large = {"batch": "4..8..16", "seq": "64..128..256"}
+    return [",".join(f"{dim}={sizes[dim]}" for dim in dims) for sizes in (small, large)]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_layer_runs_by_kernels(
+    plugin: Path,
+    package_of: Callable[[str], Path],
+    tmp_path: Path,
+    form: str,
+    precision: str,
+):
+    package = package_of(form)
+    report = moh_deploy.build(
+        package,
+        backend="tensorrt-rtx",
+        output=tmp_path / "engine",
+        precision=precision,
+        profiles=_profiles(package),
+        compute_capabilities=TARGETS,
+        require_kernels=True,
+        plugin=plugin,
+    )
+    assert report.status == "built"
+    assert {(one.moh_impl, one.router_impl) for one in report.layers} == {("kernel", "kernel")}
+    written = json.loads((tmp_path / "engine" / "engine.json").read_text())
+    assert written["precision"] == PRECISIONS[precision]
+    assert len(written["profiles"]) == 2
+    engine = (tmp_path / "engine" / "model.engine").read_bytes()
+    for op in FORMS[form].plugins:
+        assert op.encode() in engine
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make plugin` may have put a library into the package."""
+    monkeypatch.setattr(native, "FOLDER", tmp_path / "native")
+
+
+@pytest.fixture
+def handmade(tmp_path: Path) -> Path:
+    return write_package(tmp_path / "package").root
+
+
+@pytest.fixture
+def build(plugin: Path, handmade: Path, tmp_path: Path) -> Callable[..., BuildReport]:
+    """Builds the handmade package into `engine`."""
+
+    def build(**options: object) -> BuildReport:
+        given = {
+            "package_dir": handmade,
+            "backend": "tensorrt-rtx",
+            "output": tmp_path / "engine",
+            "compute_capabilities": ("8.6",),
+            "plugin": plugin,
+        }
+        return moh_deploy.build(**(given | options))
+
+    return build
+
+
+def test_the_same_again_is_there_already(build: Callable[..., BuildReport], tmp_path: Path):
+    first = build()
+    before = (tmp_path / "engine" / "engine.json").stat().st_mtime_ns
+    again = build()
+    assert (first.status, again.status) == ("built", "cached")
+    assert again.layers == first.layers
+    assert (tmp_path / "engine" / "engine.json").stat().st_mtime_ns == before
+    assert build(profiles=["batch=1..2"]).status == "built"
+
+
+def test_a_damaged_engine_is_built_again(build: Callable[..., BuildReport], tmp_path: Path):
+    build()
+    (tmp_path / "engine" / "model.engine").write_bytes(b"vtrt")
+    assert build().status == "built"
+
+
+def test_a_dry_run_writes_nothing(build: Callable[..., BuildReport], tmp_path: Path):
+    report = build(dry_run=True)
+    assert report.status == "possible"
+    assert [one.moh_impl for one in report.layers] == ["kernel"]
+    assert [one.name for one in tmp_path.iterdir()] == ["package"]
+
+
+def test_without_the_library_functions_run_and_the_report_says_so(
+    build: Callable[..., BuildReport], tmp_path: Path
+):
+    report = build(plugin=None)
+    (layer,) = report.layers
+    assert (layer.moh_impl, layer.reason) == ("function", "there is no plugin library")
+    assert "no plugin library" in report.notes[0]
+    assert not (tmp_path / "engine" / "libmoh_plugin.so").exists()
+
+
+def test_required_kernels_need_the_library(build: Callable[..., BuildReport], tmp_path: Path):
+    with pytest.raises(BackendError, match="--require-kernels, but there is no plugin library"):
+        build(plugin=None, require_kernels=True)
+    assert not (tmp_path / "engine").exists()
+
+
+def _refused(build: Callable[..., BuildReport], package: Path, **options: object) -> str:
+    with pytest.raises(BackendError) as refused:
+        build(package_dir=package, **options)
+    assert refused.value.exit_code == 6
+    assert not (package.parent / "engine").exists()
+    return refused.value.message
+
+
+def test_all_refusals_are_said_at_once(build: Callable[..., BuildReport], tmp_path: Path):
+    """Of the plugins' table, of compute capabilities, and of the parser."""
+    change, width = wide_heads(264)
+
+    def both(content: onnx.ModelProto) -> None:
+        change(content)
+        unknown_operators(content)
+
+    package = write_changed(tmp_path / "wide", both, width=width)
+    message = _refused(build, package.root)
+    assert "cannot build this package, for 4 reasons:" in message
+    assert "blocks.0.attn/moh: head_dim is 264; expected up to 256. Run this layer by" in message
+    assert "blocks.0.attn/moh: value_dim is 264; expected up to 256." in message
+    assert "coin: Bernoulli; expected what the parser of TensorRT-RTX 1." in message
+    assert "second coin: Bernoulli; expected what the parser" in message
+
+
+def test_a_dry_run_reports_what_is_refused(build: Callable[..., BuildReport], tmp_path: Path):
+    package = write_changed(tmp_path / "coins", unknown_operators)
+    report = build(package_dir=package.root, dry_run=True)
+    assert (report.status, [one.layer for one in report.rejections]) == (
+        "refused",
+        ["coin", "second coin"],
+    )
+    assert report.failure is not None
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["coins", "package"]
+
+
+def test_values_that_the_parser_would_round_are_refused(
+    build: Callable[..., BuildReport], tmp_path: Path
+):
+    package = write_changed(tmp_path / "double", double_inside)
+    message = _refused(build, package.root)
+    assert "- long, squared: of dtype float64; expected float32, float16, bfloat16," in message
+
+
+def test_gpus_that_the_kernels_are_not_for_are_refused(
+    build: Callable[..., BuildReport], handmade: Path
+):
+    message = _refused(build, handmade, compute_capabilities=("7.5", "8.6"))
+    assert "libmoh_plugin.so: compute capability 7.5; expected what it has code for, " in message
+
+
+def test_a_chosen_dense_layer_runs_its_function(
+    build: Callable[..., BuildReport], handmade: Path, tmp_path: Path
+):
+    moh_deploy.tune(handmade, choose={"all": "dense"})
+    report = build()
+    (layer,) = report.layers
+    assert (layer.moh_impl, layer.reason) == ("function", "it was chosen to be dense")
+    assert b"MoHAttention" not in (tmp_path / "engine" / "model.engine").read_bytes()
+    with pytest.raises(BackendError, match=r"blocks\.0\.attn \(it was chosen to be dense\)"):
+        build(require_kernels=True)
+
+
+def test_wide_heads_can_be_built_dense(build: Callable[..., BuildReport], tmp_path: Path):
+    change, width = wide_heads(264)
+    package = write_changed(tmp_path / "wide", change, width=width, dense=True)
+    assert build(package_dir=package.root).status == "built"
+
+
+def test_attention_of_onnx_builds_in_float32(build: Callable[..., BuildReport], tmp_path: Path):
+    package = write_changed(tmp_path / "plain", fused_attention)
+    assert build(package_dir=package.root).status == "built"
+
+
+def test_the_library_may_be_in_the_engine(build: Callable[..., BuildReport], tmp_path: Path):
+    build()
+    apart = (tmp_path / "engine" / "model.engine").stat().st_size
+    report = build(embed_plugin=True)
+    assert report.plugin == "in the engine"
+    assert (tmp_path / "engine" / "model.engine").stat().st_size > apart + 100_000
+    assert not (tmp_path / "engine" / "libmoh_plugin.so").exists()
+
+
+def test_the_lowered_model_may_be_kept(build: Callable[..., BuildReport], tmp_path: Path):
+    build(keep_onnx=True)
+    kept = onnx.load(tmp_path / "engine" / "model.onnx")
+    assert not kept.functions
+    assert "MoHAttention" in {node.op_type for node in kept.graph.node}
+    assert sorted(one.name for one in (tmp_path / "engine").iterdir()) == [
+        *("build.log", "engine.json", "libmoh_plugin.so", "model.engine", "model.onnx")
+    ]
+
+
+def test_an_engine_is_replaced_and_other_directories_are_not(
+    build: Callable[..., BuildReport], tmp_path: Path
+):
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "mine.txt").write_text("mine")
+    with pytest.raises(PackageError, match="exists and is not an engine: it will not be overw"):
+        build()
+    (tmp_path / "engine" / "mine.txt").unlink()
+    build()
+    assert build(workspace="64MiB").status == "built"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "tensorrt_rtx"}, "backend is 'tensorrt_rtx', expected tensorrt or"),
+        ({"precision": "int8"}, "precision is 'int8', expected fp32, fp16 or bf16"),
+        ({"compute_capabilities": ["9.0"]}, "compute_capability is '9.0', TensorRT-RTX has 7.5"),
+        ({"workspace": "4 gigs"}, "workspace is '4 gigs', expected a whole number with KiB"),
+        ({"timing_cache": "times"}, "timing_cache is times, but TensorRT-RTX measures nothing"),
+        ({"plugin": None, "embed_plugin": True}, "--embed-plugin, but there is no plugin library"),
+        (
+            {"backend": "tensorrt", "compute_capabilities": ["8.6"]},
+            "compute_capability is 8.6, but TensorRT builds for the GPU of the machine",
+        ),
+    ],
+)
+def test_wrong_options_are_refused(
+    build: Callable[..., BuildReport], options: dict[str, object], message: str
+):
+    with pytest.raises((ConfigError, BackendError), match=message):
+        build(**options)
+
+
+def test_lowering_what_is_low_is_refused(
+    build: Callable[..., BuildReport], handmade: Path, tmp_path: Path
+):
+    moh_deploy.precision(handmade, to="fp16", output=tmp_path / "half")
+    assert build(package_dir=tmp_path / "half", precision="fp16").precision == "float16"
+    with pytest.raises(ConfigError, match=r"precision is bf16, but .*half is in float16"):
+        build(package_dir=tmp_path / "half", precision="bf16")
+
+
+@pytest.mark.parametrize("content", [None, b"no library"])
+def test_what_is_no_plugin_library_is_refused(
+    build: Callable[..., BuildReport], tmp_path: Path, content: bytes | None
+):
+    if content is not None:
+        (tmp_path / "lib.so").write_bytes(content)
+    what = "there is no such file" if content is None else "is not a plugin library of moh-deploy"
+    with pytest.raises(BackendError, match=what):
+        build(plugin=tmp_path / "lib.so")
+
+
+def test_another_version_of_the_library_is_refused(
+    build: Callable[..., BuildReport], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(plugin_library, "__version__", "9.9")
+    with pytest.raises(BackendError, match=r"belongs to moh-deploy 0\..*, this is 9\.9"):
+        build()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_plugins_the_lowered_model_computes_what_the_original_did(
+    package_of: Callable[[str], Path], tmp_path: Path, form: str
+):
+    package = OnnxPackage.open(package_of(form))
+    graph = make_engine_graph(package, make_profiles([], package.manifest), plugins=False)
+    assert {node.domain for node in graph.model.graph} == {""}
+    save_model(graph.model, package, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for vectors in package.vectors:
+        outputs = session.run(None, dict(vectors.inputs))
+        for spec, output in zip(package.manifest.outputs, outputs, strict=True):
+            np.testing.assert_allclose(output, vectors.outputs[spec.name], atol=2e-4, rtol=2e-4)
+
+
+def test_weights_may_be_beside_the_model(build: Callable[..., BuildReport], tmp_path: Path):
+    package = write_package(tmp_path / "apart", external_data=True)
+    assert build(package_dir=package.root, keep_onnx=True).status == "built"
+    assert (tmp_path / "engine" / "model.onnx.data").is_file()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_is_compared_before_it_is_built(
+    build: Callable[..., BuildReport], precision: str
+):
+    assert build(precision=precision).notes == ()
+
+
+def test_a_model_without_layers_builds(build: Callable[..., BuildReport], tmp_path: Path):
+    package = write_package(tmp_path / "ordinary", with_layer=False)
+    report = build(package_dir=package.root, require_kernels=True)
+    assert (report.status, report.layers) == ("built", ())
+
+
+def test_choices_by_size_become_one_for_each_layer(
+    build: Callable[..., BuildReport], tmp_path: Path
+):
+    package = write_two_layers(tmp_path / "two")
+    choices = {"all": "sparse", "all[batch<=4]": "dense"}
+    moh_deploy.tune(package.root, choose=choices)
+    assert any(node.op_type == "If" for node in onnx.load(package.model_path).graph.node)
+    small = build(package_dir=package.root, profiles=["batch=1..2..4"])
+    assert [one.moh_impl for one in small.layers] == ["function", "function"]
+    both = build(package_dir=package.root, profiles=["batch=1..2..4", "batch=8"])
+    assert [one.moh_impl for one in both.layers] == ["kernel", "kernel"]
+
+
+def test_the_log_has_no_warnings_of_the_parser(build: Callable[..., BuildReport], tmp_path: Path):
+    build()
+    log = (tmp_path / "engine" / "build.log").read_text()
+    assert "INFO: Successfully created plugin: MoHAttention" in log
+    assert "present_inputs not found" not in log
+
+
+def test_the_compiled_library_builds_for_what_it_has_code_for(
+    build: Callable[..., BuildReport],
+):
+    library = Path(native.__file__).parent / plugin_library.PLUGIN_NAME
+    if not library.is_file():
+        pytest.skip("the plugin library is not compiled: make plugin")
+    code = device_code(library)
+    targets = [one for one in ("8.0", "8.6", "8.9", "12.0") if code.runs_on(int(float(one) * 10))]
+    report = build(plugin=library, compute_capabilities=targets, require_kernels=True)
+    assert report.status == "built"
+
+
+def test_nothing_is_written_into_a_package(build: Callable[..., BuildReport], handmade: Path):
+    with pytest.raises(ConfigError, match=r"inside of the package .*, which holds nothing else"):
+        build(output=handmade / "engine")
+    with pytest.raises(PackageError, match="exists and is not an engine"):
+        build(output=handmade)

@@ -1,0 +1,130 @@
+"""`--backend tensorrt`, over a stand-in: nothing of it has run on a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import BackendError
+from moh_deploy.runtime.tensorrt.build_report import BuildReport
+from tests.cuda.trt import builds
+from tests.handmade_package import write_package
+from tests.runtime.tensorrt import stand_in
+from tests.trt_packages import required_rtx
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., BuildReport]:
+    required_rtx()
+    package, library = write_package(tmp_path / "package").root, builds.plugin_on_fakes()
+
+    def build(**options: object) -> BuildReport:
+        return moh_deploy.build(
+            package, backend="tensorrt", output=tmp_path / "engine", plugin=library, **options
+        )
+
+    return build
+
+
+@pytest.fixture
+def stand_in_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stand_in")
+
+
+def test_without_the_package_it_is_said_what_to_install(build: Callable[..., BuildReport]):
+    with pytest.raises(BackendError, match="there is no Python package 'tensorrt'") as error:
+        build()
+    assert error.value.hint is not None
+    assert "pip install tensorrt" in error.value.hint
+
+
+def test_it_builds_for_the_gpu_that_it_finds(
+    build: Callable[..., BuildReport],
+    stand_in_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    stand_in.install(stand_in_folder, monkeypatch)
+    report = build(require_kernels=True)
+    assert report.backend == f"TensorRT {stand_in.VERSION}"
+    assert [one.moh_impl for one in report.layers] == ["kernel"]
+    written = json.loads((tmp_path / "engine" / "engine.json").read_text())
+    assert written["compute_capabilities"] == []
+    assert written["versions"] == {
+        "moh-deploy": moh_deploy.__version__,
+        "TensorRT": stand_in.VERSION,
+        "GPU": "Stand-in",
+        "compute capability": "8.9",
+        "CUDA of the driver": "13.0",
+    }
+    assert build().status == "cached"
+    monkeypatch.setenv("STAND_IN_VERSION", "11.0.0.2")
+    assert build().status == "built"
+    monkeypatch.setenv("STAND_IN_GPU", "Another")
+    assert build().status == "built"
+
+
+def test_measured_times_are_kept_for_the_same_stack(
+    build: Callable[..., BuildReport],
+    stand_in_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    stand_in.install(stand_in_folder, monkeypatch)
+    times = tmp_path / "times"
+    assert build(timing_cache=times).notes == ()
+    kept = times.read_bytes()
+    assert b'"GPU": "Stand-in"' in kept
+    assert build(timing_cache=times, workspace="1GiB").notes == ()
+    monkeypatch.setenv("STAND_IN_VERSION", "11.0.0.2")
+    (note,) = build(timing_cache=times).notes
+    assert "times is neither used nor replaced: it was measured with TensorRT 11.0.0.1" in note
+    assert times.read_bytes() == kept
+
+
+def test_without_a_gpu_it_is_said_so(
+    build: Callable[..., BuildReport],
+    stand_in_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    stand_in.install(stand_in_folder, monkeypatch)
+    (stand_in_folder / "libcuda.so.1").unlink()
+    (stand_in_folder / "libcuda.so.1").write_text("no library")
+    with pytest.raises(BackendError, match="TensorRT builds for the GPU of the machine that it"):
+        build()
+    assert not (tmp_path / "engine").exists()
+
+
+def test_old_versions_are_refused(
+    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_VERSION="10.6.0")
+    with pytest.raises(BackendError, match=r"is of version 10\.6\.0, expected 10\.7 or later"):
+        build()
+
+
+def test_a_module_that_does_not_load_is_an_error_with_its_reason(
+    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stand_in.install(stand_in_folder, monkeypatch)
+    text = "raise ImportError('libnvinfer.so.11: cannot open shared object file')"
+    (stand_in_folder / "tensorrt" / "__init__.py").write_text(text)
+    with pytest.raises(BackendError, match=r"with status 1\.[^$]*libnvinfer\.so\.11: cannot open"):
+        build()
+
+
+def test_an_abort_of_the_native_library_is_an_error_with_its_last_words(
+    build: Callable[..., BuildReport],
+    stand_in_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    stand_in.install(stand_in_folder, monkeypatch, STAND_IN="abort")
+    with pytest.raises(BackendError, match=r"with SIGABRT\.[^$]*out of everything"):
+        build()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["package"]

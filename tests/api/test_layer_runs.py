@@ -1,0 +1,132 @@
+"""inspect, run, verify and the proof of an export say the same of each layer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import pytest
+
+import moh_deploy
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.onnxruntime.placement import Placement
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.npz import write_npz
+from moh_deploy.validate.fresh_process import prove
+from tests.handmade_package import vectors, write_package
+from tests.kernel_library import required_library
+from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
+
+MIXED: dict[str, LayerImpl] = {FIRST: "kernel", SECOND: "function", ROUTER: "kernel"}
+
+
+@dataclass
+class Jobs:
+    """The jobs that report on a package."""
+
+    folder: Path
+
+    def reports(self, package: OnnxPackage, kernels: Kernels) -> dict[str, object]:
+        names = ("in.npz", "again.npz", "out.npz")
+        inputs, again, outputs = (self.folder / name for name in names)
+        for path in (inputs, again):
+            write_npz(path, vectors().inputs)
+        return {
+            "inspect": moh_deploy.inspect(package.root, kernels=kernels),
+            "run": moh_deploy.run(package.root, inputs=inputs, outputs=outputs, kernels=kernels),
+            "verify": moh_deploy.verify(package.root, kernels=kernels),
+            # Several comparisons, joined.
+            "verify files": moh_deploy.verify(
+                package.root, inputs=[inputs, again], kernels=kernels
+            ),
+        }
+
+    def layer_runs(self, package: OnnxPackage, kernels: Kernels) -> dict[str, object]:
+        return {name: one.layer_runs for name, one in self.reports(package, kernels).items()}
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    return Jobs(tmp_path)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    return write_two_layers(tmp_path / "package")
+
+
+def in_each_report(*runs: LayerRun) -> dict[str, object]:
+    return dict.fromkeys(["inspect", "run", "verify", "verify files"], runs)
+
+
+def test_function_bodies_are_reported_of_each_layer(jobs: Jobs, package: OnnxPackage):
+    assert moh_deploy.verify(package.root).equal
+    runs = (
+        LayerRun("blocks.0.attn", "function", None),
+        LayerRun("blocks.1.attn", "function", "function"),
+    )
+    assert jobs.layer_runs(package, "off") == in_each_report(*runs)
+    assert prove(package.root, "off").layer_runs == runs
+
+
+def test_kernels_are_reported_of_each_layer(jobs: Jobs, package: OnnxPackage):
+    required_library()
+    runs = (
+        LayerRun("blocks.0.attn", "kernel", None),
+        LayerRun("blocks.1.attn", "kernel", "kernel"),
+    )
+    assert jobs.layer_runs(package, "require") == in_each_report(*runs)
+    assert prove(package.root, "require").layer_runs == runs
+
+
+def test_layers_that_a_session_runs_in_different_ways_are_told_apart(
+    jobs: Jobs, package: OnnxPackage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Placement, "read", lambda self, session: MIXED)
+    reports = jobs.reports(package, "auto")
+    expected = [
+        {
+            "path": "blocks.0.attn",
+            "runs_as": "kernel",
+            "router_runs_as": None,
+            "projections_run_as": None,
+            "by_size": None,
+        },
+        {
+            "path": "blocks.1.attn",
+            "runs_as": "function",
+            "router_runs_as": "kernel",
+            "projections_run_as": None,
+            "by_size": None,
+        },
+    ]
+    for name in ("run", "verify", "verify files"):
+        content = json.loads(to_json_text(reports[name].to_json()))
+        assert content["layer_runs"] == expected, name
+        assert (content["kernel_nodes"], content["function_nodes"]) == (2, 1), name
+    layers = json.loads(to_json_text(reports["inspect"].to_json()))["layers"]
+    assert [{key: layer[key] for key in expected[0]} for layer in layers] == expected
+
+
+def test_package_without_layers_reports_none(jobs: Jobs, tmp_path: Path):
+    package = write_package(tmp_path / "package", with_layer=False)
+    assert jobs.layer_runs(package, "auto") == in_each_report()
+    assert prove(package.root, "auto").layer_runs == ()
+
+
+def test_model_file_is_parsed_once(package: OnnxPackage, monkeypatch: pytest.MonkeyPatch):
+    """It may hold a gigabyte of weights."""
+    parsed: list[Path] = []
+    load = onnx.load
+
+    def spy(path: Path, **options: object) -> onnx.ModelProto:
+        parsed.append(Path(path))
+        return load(path, **options)
+
+    monkeypatch.setattr(onnx, "load", spy)
+    moh_deploy.inspect(package.root)
+    assert parsed.count(package.model_path) == 1

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+import moh_deploy
+from moh_deploy.api import precision as job
+from moh_deploy.api.export_package import export
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.errors import BackendError, ConfigError, ValidationError
+from moh_deploy.package import OnnxPackage, RouterTypes
+from tests import small_moh
+from tests.two_layers import write_two_layers
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    output = tmp_path_factory.mktemp("precision") / "package"
+    export(ExportOptions(small_moh.build(), output, input_specs=("x:[2,7,8]:float32",)))
+    return OnnxPackage.open(output)
+
+
+def test_half_precision_package_passes_verify(package: OnnxPackage, tmp_path: Path):
+    report = moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    assert report.parity is not None
+    assert report.parity.max_abs_error > 1e-5  # or nothing was rounded
+    assert moh_deploy.verify(tmp_path / "half").equal
+    written = OnnxPackage.open(tmp_path / "half")
+    assert written.manifest.precision == "float16"
+    assert written.manifest.inputs == package.manifest.inputs
+    onnx.checker.check_model(onnx.load(written.model_path), full_check=True)
+
+
+def test_routers_decide_in_float32_and_the_manifest_says_so(package: OnnxPackage, tmp_path: Path):
+    moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    (layer,) = OnnxPackage.open(tmp_path / "half").manifest.layers
+    assert layer.router_types == RouterTypes("float16", "float32", "float32")
+
+
+def test_choices_by_size_are_kept(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    moh_deploy.tune(package.root, choose={"all": "sparse", "all[batch<=1]": "dense"})
+    before = OnnxPackage.open(package.root).manifest.layers
+    assert any(layer.ranges for layer in before)
+    moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    after = OnnxPackage.open(tmp_path / "half").manifest.layers
+    assert [(one.choice, one.ranges) for one in after] == [
+        (one.choice, one.ranges) for one in before
+    ]
+    assert moh_deploy.verify(tmp_path / "half").equal
+    moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
+    assert moh_deploy.verify(tmp_path / "low").equal
+
+
+def test_bfloat16_package_is_compared_by_emulation(package: OnnxPackage, tmp_path: Path):
+    report = moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
+    assert report.parity.kernels.emulated_dtype == "bfloat16"
+    assert report.parity.max_abs_error > 1e-3  # or nothing was rounded
+    assert OnnxPackage.open(tmp_path / "low").manifest.proof is not None
+    assert moh_deploy.verify(tmp_path / "low").equal
+    with pytest.raises(BackendError, match="not timed"):
+        moh_deploy.bench(tmp_path / "low", min_time=0.0, warmup=0.0)
+
+
+def test_proof_is_of_every_recorded_run(package: OnnxPackage):
+    (one,) = package.vectors
+    twice = replace(package, vectors=(one, replace(one, sizes={"batch": 7})))
+    proof = job.proof_of(moh_deploy.verify(package.root, kernels="off"), twice)
+    assert proof.sizes == (one.sizes, {"batch": 7})
+    assert proof.routing_agreement == 1.0
+
+
+def test_values_that_are_too_large_are_so_for_the_dtype_that_was_asked_for(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    largest = job.largest_values(package)
+    monkeypatch.setattr(job, "largest_values", lambda _: dict.fromkeys(largest, 2e38))
+    report = moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
+    assert report.float32_reasons["values too large for bfloat16"] > 0
+
+
+def test_package_that_differs_too_much_is_not_written(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    broken = replace(
+        package.vectors[0], outputs={k: v + 1 for k, v in package.vectors[0].outputs.items()}
+    )
+    monkeypatch.setattr(
+        job.OnnxPackage,
+        "open",
+        lambda root, **_: replace(package, root=Path(root), vectors=(broken,)),
+    )
+    with pytest.raises(ValidationError, match="output 'output' of vectors 0"):
+        moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    assert not (tmp_path / "half").exists()
+
+
+def test_package_in_half_precision_is_refused(package: OnnxPackage, tmp_path: Path):
+    moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    with pytest.raises(ConfigError, match=r"half is in float16, expected a package in float32\."):
+        moh_deploy.precision(tmp_path / "half", to="bf16", output=tmp_path / "low")
+
+
+def test_unknown_precision_is_refused(package: OnnxPackage, tmp_path: Path):
+    with pytest.raises(ConfigError, match="to is 'int8', expected fp16 or bf16"):
+        moh_deploy.precision(package.root, to="int8", output=tmp_path / "low")

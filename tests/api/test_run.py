@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.system.npz import write_npz
+from tests.handmade_package import vectors, write_package
+from tests.kernel_library import required_library
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return write_package(tmp_path / "package").root
+
+
+def test_outputs_are_written_by_name(tmp_path: Path, package: Path):
+    expected = vectors(batch=1, seq=7)
+    write_npz(tmp_path / "in.npz", expected.inputs)
+    files = {"inputs": tmp_path / "in.npz", "outputs": tmp_path / "out.npz"}
+    report = moh_deploy.run(package, **files, kernels="off")
+    with np.load(tmp_path / "out.npz") as results:
+        assert results.files == ["y"]
+        np.testing.assert_allclose(results["y"], expected.outputs["y"], atol=1e-5)
+    assert [(one.name, one.shape) for one in report.outputs] == [("y", (1, 7, 8))]
+    assert (report.kernel_nodes, report.function_nodes) == (0, 1)
+    assert report.kernels.reason == "switched off"
+
+
+def test_run_on_kernels_says_so(tmp_path: Path, package: Path):
+    library = required_library()
+    write_npz(tmp_path / "in.npz", vectors().inputs)
+    report = moh_deploy.run(package, inputs=tmp_path / "in.npz", outputs=tmp_path / "out.npz")
+    assert (report.kernel_nodes, report.function_nodes) == (1, 0)
+    assert report.kernels.library == library
+
+
+def test_failed_run_leaves_no_outputs(tmp_path: Path, package: Path):
+    write_npz(tmp_path / "in.npz", {"x": np.zeros(3)})
+    with pytest.raises(ConfigError, match="expected dtype float32"):
+        moh_deploy.run(package, inputs=tmp_path / "in.npz", outputs=tmp_path / "out.npz")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.npz", "package"]
+
+
+def test_place_that_cannot_hold_outputs_is_refused_first(tmp_path: Path):
+    with pytest.raises(PackageError, match="is a directory, expected an npz file"):
+        moh_deploy.run(tmp_path / "none", inputs=tmp_path / "none", outputs=tmp_path)
+    with pytest.raises(PackageError, match="its directory does not exist"):
+        moh_deploy.run(tmp_path, inputs=tmp_path, outputs=tmp_path / "none" / "out.npz")

@@ -1,0 +1,35 @@
+"""A real browser: Chromium, as the system has it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.cli.report_files.browsing import Visits
+
+# The last one may be a note that says to install it otherwise.
+NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for all tests of a module."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip(f"there is no browser: none of {', '.join(NAMES)} is on PATH")
+    options = ["--force-color-profile=srgb", "--disable-dev-shm-usage"]
+    options += ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def visit(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Visits:
+    """Opens pages."""
+    return Visits(browser, tmp_path_factory.mktemp("pages"))

@@ -1,0 +1,218 @@
+"""Where things lie: scales, cells, bars and lines."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from moh_deploy.cli.report_files.error_rows import error_table
+from moh_deploy.cli.report_files.heat_map import MOST_CLASSES, class_map, load_map, shade
+from moh_deploy.cli.report_files.latency_chart import latency_chart
+from moh_deploy.cli.report_files.margin_chart import margin_charts
+from moh_deploy.report.html.scales import decades, round_numbers
+from moh_deploy.report.html.tables import Track, number, share
+from moh_deploy.validate.routing_statistics import ClassLoad, HeadLoad, MarginBin, MarginHistogram
+from tests.cli.report_files.samples import bench_report, parity_report
+
+INF, NAN = math.inf, math.nan
+
+
+def test_decades_hold_all_numbers_and_leave_out_what_has_no_place():
+    scale = decades([3e-6, 0.0, NAN, INF, 2e-4])
+    assert (scale.low, scale.high) == pytest.approx((1e-6, 1e-3))
+    assert [tick.label for tick in scale.ticks] == ["1e-6", "1e-5", "1e-4", "0.001"]
+    assert scale.at(1e-6) == 0
+    assert scale.at(1e-4) == pytest.approx(200 / 3, abs=0.01)
+    assert (scale.at(0.0), scale.at(5.0)) == (0, 100)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[], [0.0], [NAN], [1.0], [1.0, 1.0], [1e-300, 1e300], [5e-324], [1.7e308], [5e-324, 1.7e308]],
+)
+def test_decades_of_few_or_far_numbers_are_an_axis(values: list[float]):
+    scale = decades(values)
+    assert scale.high > scale.low > 0
+    assert 2 <= len(scale.ticks) <= 7
+    assert all(0 <= scale.at(value) <= 100 for value in values if math.isfinite(value))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_log", "labels"),
+    [
+        (0.9, 12.0, True, ["1", "2", "5", "10"]),
+        (1.02, 1.32, True, ["1.1", "1.2", "1.3"]),
+        (0.004, 9.0, True, ["0.01", "0.1", "1"]),
+        (2e-6, 9e4, True, ["0.0001", "0.01", "1", "100", "10000"]),
+        (2.0, 2.6, False, ["2", "2.2", "2.4", "2.6"]),
+        (0.0, 100.0, False, ["0", "20", "40", "60", "80", "100"]),
+    ],
+)
+def test_ticks_are_round_numbers(low: float, high: float, is_log: bool, labels: list[str]):
+    scale = round_numbers(low, high, is_log=is_log)
+    assert [tick.label for tick in scale.ticks] == labels
+    assert all(0 <= tick.at <= 100 for tick in scale.ticks)
+    assert [tick.at for tick in scale.ticks] == [scale.at(float(one)) for one in labels]
+
+
+@pytest.mark.parametrize("number", [0.0, 3.0])
+def test_axis_of_one_number_has_room_on_both_sides(number: float):
+    scale = round_numbers(number, number, is_log=False)
+    assert 40 < scale.at(number) < 60
+
+
+@pytest.mark.parametrize(
+    ("share", "level", "text"),
+    [
+        (0.0, 0, "0"),
+        (0.001, 1, "<1"),
+        (0.1, 2, "10"),
+        (0.55, 6, "55"),
+        (0.999, 10, ">99"),
+        (1.0, 10, "100"),
+        (None, None, "–"),
+    ],
+)
+def test_shares_near_the_ends_say_that_they_are_not_there(
+    share: float | None, level: int | None, text: str
+):
+    assert (shade(share).level, shade(share).text) == (level, text)
+
+
+def test_layers_with_other_heads_are_other_blocks():
+    loads = [
+        HeadLoad(name, shared, 4, (4,) * heads, (4,) * heads)
+        for name, heads, shared in (("a", 2, 1), ("b", 2, 1), ("c", 3, 1), ("d", 3, None))
+    ]
+    blocks = load_map(loads).blocks
+    assert [[row.name for row in block.rows] for block in blocks] == [["a", "b"], ["c"], ["d"]]
+    assert [list(block.shared) for block in blocks] == [[0], [0], []]
+    assert [list(block.routed) for block in blocks] == [[1], [1, 2], [0, 1, 2]]
+    assert [block.knows_shared for block in blocks] == [True, True, False]
+
+
+def test_cell_that_differs_has_both_numbers_even_if_they_look_alike():
+    heat = load_map([HeadLoad("a", None, 1000, (500, 501), (500, 500))])
+    same, other = heat.blocks[0].rows[0].cells
+    assert same.reference is None
+    assert other.reference is not None
+    assert (other.package.text, other.reference.text) == ("50", "50")
+    assert other.words == "on for 500 of 1000 tokens in the package, for 501 in the reference"
+    assert heat.differs == 1
+
+
+def test_layer_without_tokens_has_cells_without_numbers():
+    cells = load_map([HeadLoad("a", None, 0, (0,), (0,))]).blocks[0].rows[0].cells
+    assert cells[0].package.level is None
+
+
+def test_of_many_classes_those_with_most_samples_are_shown():
+    count = MOST_CLASSES + 5
+    numbers = tuple(range(count - 1, -1, -1))
+    load = ClassLoad("a", 0, tuple(map(str, numbers)), numbers, numbers, ((1,),) * count)
+    heat = class_map(load)
+    assert heat.left_out == 5
+    assert [row.name for row in heat.blocks[0].rows] == [str(i) for i in range(5, count)]
+    assert heat.blocks[0].rows[-1].cells[0].package.text == f"{100 / (count - 1):.0f}"
+    assert class_map(ClassLoad("a", None, (), (), (), ())).blocks[0].rows == ()
+
+
+def test_flips_hang_below_the_axis_on_their_side_of_the_bound():
+    bins = (
+        MarginBin(0.0, 1e-8, 3, 1, 0),
+        MarginBin(1e-4, 2e-4, 10, 2, 0),
+        MarginBin(1e-1, 2e-1, 20, 0, 4),
+        MarginBin(INF, INF, 5, 0, 1),
+    )
+    (chart,) = margin_charts([MarginHistogram("a", 1e-2, bins)])
+    assert (chart.tokens, chart.explained, chart.unexplained) == (38, 3, 5)
+    tokens = [bar for bar in chart.bars if bar.kind == "tokens"]
+    flips = [bar for bar in chart.bars if bar.kind != "tokens"]
+    assert all(bar.y < 0 and bar.y + bar.height == 0 for bar in tokens)
+    assert all(bar.y >= 0 for bar in flips)
+    assert max(tokens, key=lambda bar: bar.height).words.endswith("20 tokens")
+    for bar in chart.bars:
+        assert 0 <= bar.x < bar.x + bar.width <= 100
+    for bar in flips:
+        assert (bar.x > chart.bound_at) == (bar.kind == "unexplained")
+    assert [chart.ticks[0].label, chart.ticks[-1].label] == ["tie", "none"]
+
+
+def test_charts_of_all_layers_share_an_axis():
+    one = MarginHistogram("a", 1e-2, (MarginBin(1e-3, 2e-3, 1, 0, 0),))
+    other = replace(one, path="b", bins=(MarginBin(1e-1, 2e-1, 1, 0, 0),))
+    first, second = margin_charts([one, other])
+    assert first.bound_at == second.bound_at
+    assert first.bars[0].x < second.bars[0].x
+    (nothing,) = margin_charts([replace(one, bins=())])
+    assert nothing.bars == ()
+
+
+def test_latency_line_rises_by_a_run_at_its_time():
+    report = bench_report()
+    first = report.results[0]
+    few = replace(first, latency=replace(first.latency, sorted_ms=(1.0, 2.0, 3.0, 5.0)))
+    chart = latency_chart([few])
+    assert chart is not None
+    assert chart.lines[0].path == "M0 1000H0V750H250V500H500V250H1000V0H1000"
+    assert not chart.scale.is_log
+    wide = replace(first, latency=replace(first.latency, sorted_ms=(1.0, 10.0)))
+    chart = latency_chart([wide])
+    assert chart is not None
+    assert chart.scale.is_log
+    same = replace(first, latency=replace(first.latency, sorted_ms=(2.0, 2.0)))
+    chart = latency_chart([same])
+    assert chart is not None
+    assert re.fullmatch(r"M0 1000H4\d\dV500H4\d\dV0H1000", chart.lines[0].path)
+
+
+@pytest.mark.parametrize(
+    ("error", "end", "is_bad"),
+    [(0.0, 0.0, False), (5e-4, None, True), (INF, 100.0, True), (NAN, None, None)],
+)
+def test_error_ends_beyond_its_tolerance_if_it_is_larger(
+    error: float, end: float | None, is_bad: bool | None
+):
+    report = parity_report(1)
+    layer = replace(report.layers[0], gate_error=error)
+    table = error_table(replace(report, layers=(layer,)))
+    track = table.rows[0][2]
+    assert isinstance(track, Track)
+    kinds = [mark.kind for mark in track.marks]
+    limit = track.marks[-1]
+    assert limit.kind == "limit"
+    if math.isnan(error):
+        assert kinds == ["limit"]
+        return
+    bar = track.marks[0]
+    assert kinds == ["bar", "dot", "limit"]
+    assert bar.is_bad == is_bad
+    assert (bar.end > limit.start) == is_bad
+    assert end is None or bar.end == end
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(NAN, "NaN"), (INF, "∞"), (-INF, "-∞"), (0.00012345, "0.000123"), (None, None)],
+)
+def test_numbers_have_three_digits(value: float | None, text: str | None):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.0, "100 %"),
+        (0.99999, ">99.9 %"),
+        (0.625, "62.5 %"),
+        (1e-9, "<0.1 %"),
+        (0.0, "0 %"),
+        (NAN, "NaN"),
+        (None, None),
+    ],
+)
+def test_only_all_is_called_all(value: float | None, text: str | None):
+    assert share(value) == text

@@ -1,0 +1,249 @@
+"""Pages in Chromium: what a reader sees, and what the browser was asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from moh_deploy.cli.report_files.bench_page import bench_page
+from moh_deploy.cli.report_files.heat_map import shade
+from moh_deploy.cli.report_files.verify_page import verify_page
+from moh_deploy.report.html.page import Run, no_answer_page
+from moh_deploy.validate.parity_report import combined
+from moh_deploy.validate.routing_statistics import MarginBin, MarginHistogram
+from tests.cli.report_files.browsing import (
+    DESK,
+    HEIGHT,
+    PHONE,
+    Scheme,
+    Visits,
+    colour_of,
+    luminance,
+    near,
+    pale_texts,
+    pixels,
+)
+from tests.cli.report_files.samples import bench_report, parity_report, with_accuracy, with_classes
+from tests.cli.report_files.test_pages import HOSTILE, hostile_bench, hostile_parity
+
+RUN = Run("build/model", ("verify", "build/model", "--html", "report.html"))
+WRONG = with_classes(parity_report(4, 8, wrong=1))
+EACH_WRONG = replace(
+    parity_report(30),
+    reference="another package",
+    layers=tuple(replace(one, reason=f"{one.path} differs.") for one in parity_report(30).layers),
+)
+LONG = Run("build/" + "a-long-name" * 20, ("verify", "b" * 300))
+
+PAGES = {
+    "equal": verify_page(parity_report(), RUN),
+    "not equal": verify_page(WRONG, RUN),
+    "accuracy": verify_page(with_accuracy(parity_report()), RUN),
+    "bench": bench_page(bench_report(), RUN),
+    "no answer": no_answer_page("verify", RUN, "The comparison did not finish."),
+    "hostile verify": verify_page(hostile_parity(), Run(HOSTILE, (HOSTILE,))),
+    "hostile bench": bench_page(hostile_bench(), Run(HOSTILE, (HOSTILE,))),
+    "100 layers": verify_page(parity_report(100, 64, wrong=0), LONG),
+    "references": verify_page(combined([parity_report(30), EACH_WRONG]), RUN),
+    "1 layer": verify_page(parity_report(1, 1), LONG),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_asks_for_nothing_and_fits(visit: Visits, name: str):
+    page = visit(PAGES[name], width=PHONE)
+    for width in (PHONE, DESK):
+        page.set_viewport_size({"width": width, "height": HEIGHT})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert visit.said[PAGES[name]] == []
+
+
+def test_what_a_page_asks_for_would_be_seen_and_its_policy_forbids_it(visit: Visits):
+    text = PAGES["equal"].replace("<main>", '<main><img src="other.png"><script>a.b</script>')
+    without_policy = re.sub(r"<meta http-equiv[^>]*>", "", text)
+    visit(without_policy)
+    assert any(one.startswith("request: ") for one in visit.said[without_policy])
+    assert any(one.startswith("error: ") for one in visit.said[without_policy])
+    visit(text)
+    assert not any(one.startswith("error: ") for one in visit.said[text])
+    forbidden = [one for one in visit.said[text] if "Content Security Policy" in one]
+    assert len(forbidden) >= 2  # the picture, the script
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["not equal", "references", "bench", "no answer"])
+def test_text_stands_out(visit: Visits, name: str, scheme: Scheme):
+    assert pale_texts(visit(PAGES[name], scheme=scheme)) == []
+
+
+def test_pale_text_would_be_seen(visit: Visits):
+    text = PAGES["bench"].replace("</style>", ".kind { color: #999; }</style>")
+    ((words, contrast),) = pale_texts(visit(text))
+    assert (words, round(contrast)) == ("moh-deploy bench", 3)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_drawings_stand_out(visit: Visits, scheme: Scheme):
+    page = visit(PAGES["not equal"], scheme=scheme)
+    names = ["bars", "mark", "limit", "explained", "unexplained", *(f"s{i}" for i in range(6))]
+    back = luminance(colour_of(page, "back"))
+    for name in names:
+        low, high = sorted([back, luminance(colour_of(page, name))])
+        assert (high + 0.05) / (low + 0.05) >= 3, name
+
+
+def test_light_and_dark_differ_and_paper_is_light(visit: Visits):
+    light, dark = (visit(PAGES["not equal"], scheme=scheme) for scheme in ("light", "dark"))
+    brightness = [pixels(page, "header").mean() for page in (light, dark)]
+    assert brightness[0] > 0.75
+    assert brightness[1] < 0.25
+    dark.emulate_media(media="print", color_scheme="dark")
+    assert pixels(dark, "h1").mean() > 0.75
+    dark.emulate_media(media="screen", color_scheme="dark")
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("not equal", "NOT EQUAL"),
+        ("equal", "EQUAL"),
+        ("bench", "PASSED"),
+        ("no answer", "NO ANSWER"),
+    ],
+)
+def test_verdict_is_on_the_first_screen(visit: Visits, name: str, word: str, width: int):
+    verdict = visit(PAGES[name], width=width).locator("#verdict")
+    assert word in verdict.inner_text()
+    box = verdict.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] < HEIGHT
+
+
+def test_heat_map_has_a_cell_for_each_head_of_each_layer(visit: Visits):
+    page = visit(PAGES["not equal"])
+    rows = page.eval_on_selector_all(
+        "#loads-0 tr:not(.heads)",
+        "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => cell.innerText))",
+    )
+    expected = [
+        [
+            shade(got / load.tokens).text
+            if got == known
+            else f"{shade(got / load.tokens).text}\n{shade(known / load.tokens).text}"
+            for got, known in zip(load.got, load.reference, strict=True)
+        ]
+        for load in WRONG.statistics.head_loads
+    ]
+    assert rows == expected
+    assert sum(map(len, rows)) == 4 * 8
+    assert any("\n" in cell for cell in rows[1])
+    assert page.locator("#loads-0 .heads th.shared").count() == 2
+    assert page.locator("#classes-0 tr:not(.heads)").count() == 3
+
+
+def test_table_of_errors_holds_the_numbers_of_the_report(visit: Visits):
+    page = visit(PAGES["not equal"])
+    rows = page.eval_on_selector_all(
+        "#errors-0 tbody tr",
+        "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))",
+    )
+    expected = [
+        [one.path, "gates", f"{one.gate_error:.3g}", f"{one.gate_tolerance:.3g}"]
+        for one in WRONG.layers
+    ]
+    expected += [
+        [one.name, "output", f"{one.max_abs_error:.3g}", f"{one.tolerance:.3g}"]
+        for one in WRONG.outputs
+    ]
+    assert [[*row[:2], *row[3:5]] for row in rows] == expected
+    assert [row[5] for row in rows] == ["equal", "differs", "equal", "equal", "equal"]
+
+
+def test_errors_are_drawn_where_they_lie(visit: Visits):
+    page = visit(PAGES["not equal"])
+    track = page.eval_on_selector_all(
+        "#errors-0 .track",
+        """tracks => tracks.map(one => ['.bar', '.limit'].map(name => {
+          const box = one.querySelector(name).getBoundingClientRect();
+          return (box.right - one.getBoundingClientRect().left) / one.clientWidth;
+        }))""",
+    )
+    errors = [one.gate_error for one in WRONG.layers]
+    for (bar, limit), error in zip(track, errors, strict=False):
+        assert (bar > limit) == (error > 1e-4)
+    # From 1e-6 to 1 there are six decades.
+    assert track[2][0] == pytest.approx(math.log10(2) / 6, abs=0.01)
+    assert track[1][0] == pytest.approx(math.log10(0.5e6) / 6, abs=0.01)
+
+
+def test_bench_shows_the_figures_of_the_report(visit: Visits):
+    report = bench_report()
+    page = visit(PAGES["bench"])
+    rows = page.eval_on_selector_all(
+        "#times-0 tbody tr", "rows => rows.map(row => [...row.cells].map(one => one.innerText))"
+    )
+    for row, one in zip(rows, report.results, strict=True):
+        assert row[:3] == [one.contestant, str(one.latency.runs), f"{one.latency.p50_ms:.3g}"]
+    speed = page.locator("#speeds-0 tbody tr").inner_text()
+    assert f"{1 / report.results[0].ratios['dense'].value:.3f}x" in speed
+    assert "faster" in speed
+    assert "62.5 %" in page.locator("#work-0").inner_text()
+
+
+# Screenshots are judged by what their colours mean, not compared with a stored image: fonts and
+# their smoothing differ between versions of Chromium, the colours of the style sheet do not.
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_picture_of_a_verdict_has_its_colour(visit: Visits, scheme: Scheme):
+    for name, colour in (("equal", "good-back"), ("not equal", "bad-back"), ("bench", "good-back")):
+        page = visit(PAGES[name], scheme=scheme)
+        image = pixels(page, "#verdict")
+        assert near(image, colour_of(page, colour)) > 0.5
+        assert image.std() > 0.02  # words are on it
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_picture_of_a_cell_is_as_strong_as_its_load(visit: Visits, scheme: Scheme):
+    page = visit(PAGES["not equal"], scheme=scheme)
+    assert page.locator("#loads-0 td.h10").count() > 0
+    for level in (5, 6, 10):
+        image = pixels(page, f"#loads-0 td.h{level}")
+        assert near(image, colour_of(page, f"h{level}")) > 0.4
+    steps = [np.mean(colour_of(page, f"h{level}")) for level in range(11)]
+    order = steps if scheme == "dark" else steps[::-1]
+    assert all(a < b for a, b in pairwise(order))
+
+
+def test_picture_of_margins_shows_tokens_and_each_kind_of_flip(visit: Visits):
+    bins = [(0, 0), (2, 0), (0, 2)]  # explained, unexplained
+    margins = tuple(
+        MarginHistogram(name, 1e-2, (MarginBin(1e-3, 2e-3, 5, *flips),))
+        for name, flips in zip("abc", bins, strict=True)
+    )
+    report = replace(WRONG, statistics=replace(WRONG.statistics, margins=margins))
+    page = visit(verify_page(report, RUN))
+    colours = [colour_of(page, name) for name in ("explained", "unexplained")]
+    for number, flips in enumerate(bins, 1):
+        image = pixels(page, f"figure:nth-of-type({number}) svg.margins")
+        assert near(image, colour_of(page, "bars")) > 0.02
+        assert [near(image, colour) > 0.002 for colour in colours] == [count > 0 for count in flips]
+    captions = page.locator("figcaption").all_inner_texts()
+    assert "2 explained, 0 unexplained" in captions[1]
+    assert "0 explained, 2 unexplained" in captions[2]
+
+
+def test_picture_of_latencies_shows_a_line_for_each_contestant(visit: Visits):
+    page = visit(PAGES["bench"])
+    image = pixels(page, "svg.lines")
+    for series in ("s0", "s1"):
+        assert near(image, colour_of(page, series)) > 0.002
+    # The faster one rises on the left.
+    left, right = image[:, : image.shape[1] // 4], image[:, -image.shape[1] // 4 :]
+    assert near(left, colour_of(page, "s0")) > 5 * near(right[30:], colour_of(page, "s0"))

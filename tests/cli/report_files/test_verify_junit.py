@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as xml
+from dataclasses import replace
+from pathlib import Path
+
+from junitparser import JUnitXml
+
+from moh_deploy.cli.report_files.verify_junit import junit_xml
+from moh_deploy.cli.report_files.verify_markdown import markdown, markdown_error
+from moh_deploy.report.baseline.result import RatchetEntry, RatchetResult
+from moh_deploy.report.junit_document import junit_error
+from moh_deploy.validate.accuracy import ChangedSample, MetricParity
+from moh_deploy.validate.accuracy.rules import ACCURACY_RULES
+from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from tests.kernel_library import NO_KERNELS
+from tests.report.junit_reader import read_outcomes
+
+OUTPUT = OutputParity("y", "0 (batch=2)", 1e-6, 1e-6, 1e-4, elements=6)
+LAYER = LayerParity("blocks.0.attn", "0 (batch=2)", 24, 24, 0, 0, 1e-6, 1e-4, agreement=1.0)
+REPORT = ParityReport("the original", 1, (OUTPUT,), (LAYER,), True, 0, 1, (), NO_KERNELS)
+
+
+def outcomes(report: ParityReport) -> dict[str, str]:
+    """Read the XML as a CI does: name of each test case to its outcome."""
+    return read_outcomes(junit_xml(report, "build/model"))
+
+
+def test_each_comparison_is_a_test_case():
+    assert outcomes(REPORT) == {
+        "verdict": "passed",
+        "y [0 (batch=2)]": "passed",
+        "blocks.0.attn [0 (batch=2)]": "passed",
+    }
+
+
+def test_differences_fail_and_say_why():
+    layer = replace(LAYER, reason="gates <of> & 'it' \x00 differ")
+    report = replace(REPORT, layers=(layer,))
+    assert outcomes(report)["blocks.0.attn [0 (batch=2)]"] == "failure"
+    assert outcomes(report)["verdict"] == "failure"
+    text = junit_xml(report, "m")
+    failure = xml.fromstring(text.encode()).find(".//testcase[@name='verdict']/failure")
+    assert failure is not None
+    assert failure.get("message") == "gates <of> & 'it' ? differ"
+    assert "gates &lt;of> &amp; 'it'" in markdown(report, "m")
+
+
+def test_no_data_never_passes():
+    nothing = replace(REPORT, vector_sets=0, outputs=(), layers=(), has_routing=False)
+    assert outcomes(nothing) == {"verdict": "failure", "routing": "skipped"}
+    assert "NOT EQUAL" in markdown(nothing, "m")
+    empty = replace(REPORT, outputs=(replace(OUTPUT, elements=0),))
+    assert outcomes(empty)["verdict"] == "failure"
+    assert outcomes(empty)["y [0 (batch=2)]"] == "skipped"
+    assert "| no data |" in markdown(empty, "m")
+
+
+def test_what_is_not_judged_is_skipped():
+    free = replace(OUTPUT, vectors="0, behind a flip", tolerance=None, max_abs_error=0.5)
+    undecided = replace(LAYER, decisions=0, equal_decisions=0, judged_by="nothing")
+    report = replace(REPORT, outputs=(OUTPUT, free), layers=(undecided,))
+    found = outcomes(report)
+    assert found["y [0, behind a flip]"] == "skipped"
+    assert found["blocks.0.attn [0 (batch=2)]"] == "skipped"
+    row = "| blocks.0.attn | 0 (batch=2) | 100.00 % | 0 | 0 | 1e-06 | 0.0001 | "
+    assert f"{row}- | - | nothing | no data |" in markdown(report, "m")
+    assert report.answer == "CANNOT TELL"
+
+
+def test_flip_of_which_it_cannot_be_told_is_no_pass():
+    undecided = replace(LAYER, undecided_tokens=1, reason="no data. export again")
+    report = replace(REPORT, layers=(undecided,))
+    assert outcomes(report)["blocks.0.attn [0 (batch=2)]"] == "failure"
+    assert (report.equal, report.answer) == (False, "CANNOT TELL")
+    wrong = replace(undecided, wrong=("gates",))
+    assert replace(REPORT, layers=(wrong,)).answer == "NOT EQUAL"
+
+
+def test_run_without_an_answer_is_an_error():
+    root = xml.fromstring(junit_error("m", "no kernel library").encode())
+    assert root.get("errors") == "1"
+    assert "no answer" in markdown_error("m", "no kernel library")
+
+
+def test_markdown_has_the_verdict_first_and_no_markup_of_names():
+    path = Path("build/[model](http://a)|<b>*_@you")
+    text = markdown(replace(REPORT, notes=("a note",)), str(path))
+    assert text.startswith("### build/\\[model\\](http:/a)\\|&lt;b>\\*\\_\\@you: equal\n")
+    assert "\n| y | 0 (batch=2) | 1e-06 | 0.0001 | equal |\n" in text
+    assert "\na note\n" in text
+
+
+METRIC = MetricParity(
+    metric="top-1",
+    output="y",
+    better="higher",
+    samples=360,
+    labels=360,
+    ignored=0,
+    shifted=False,
+    against="the original",
+    reference=0.98,
+    package=0.97,
+    interval=(-0.02, 0.001),
+    confidence=0.95,
+    resamples=10_000,
+    seed=0,
+    smoothed=True,
+    worse=4,
+    improved=1,
+    p_value=0.375,
+    rule=ACCURACY_RULES["top-1"],
+    allowed_drop=0.0098,
+    changed=(ChangedSample(17, "val.npz[17]", 1.0, 0.0, 3, 3, 8),),
+    verdict="passed",
+    reason=None,
+)
+
+
+def test_metrics_are_test_cases_and_not_knowing_is_no_pass():
+    unknown = replace(METRIC, verdict="cannot tell", reason="from 360 samples it cannot be told")
+    assert outcomes(replace(REPORT, accuracy=(METRIC,)))["top-1 [the original]"] == "passed"
+    report = replace(REPORT, accuracy=(unknown,))
+    assert outcomes(report)["top-1 [the original]"] == outcomes(report)["verdict"] == "failure"
+    text = markdown(report, "m")
+    assert "CANNOT TELL" in text
+    assert report.failure is not None
+    assert report.failure.message.startswith("cannot tell: from 360 samples")
+    assert "\n| top-1 | 98.00 % | 97.00 % | -1.00 points | -2.00 to 0.10 points |" in text
+    assert "| 360 | 4 | 1 | 0.375 | cannot tell |" in text
+    assert "\n| 17 | val.npz\\[17\\] | 3 | 3 | 8 |\n" in text
+
+
+def test_what_is_wrong_as_well_is_not_equal():
+    unknown = replace(METRIC, verdict="cannot tell", reason="from 360 samples it cannot be told")
+    wrong = replace(REPORT.outputs[0], reason="y differs.")
+    report = replace(REPORT, accuracy=(unknown,), outputs=(wrong,), layers=())
+    assert report.answer == "NOT EQUAL"
+    undecided = replace(report, outputs=REPORT.outputs[:1])
+    assert undecided.answer == "CANNOT TELL"
+    assert replace(undecided, parts=(undecided, report)).answer == "NOT EQUAL"
+    assert replace(undecided, parts=(undecided, undecided)).answer == "CANNOT TELL"
+
+
+def test_baseline_file_is_a_suite_of_its_own():
+    entries = (
+        RatchetEntry("output 'y'", "elements", "worse", 6, 5, 6, "fewer"),
+        RatchetEntry("inputs", "p50_ms", "not compared", 1, None, None, "elsewhere"),
+        RatchetEntry("layer 'a'", "decisions", "held", 6, 6, 6, "held"),
+        RatchetEntry("layer 'b'", "decisions", "gone", 6, None, None, "gone"),
+        RatchetEntry("layer 'c'", "decisions", "new", None, 6, None, "new"),
+    )
+    report = replace(REPORT, ratchet=RatchetResult("baseline.json", entries, updated=False))
+    text = junit_xml(report, "m")
+    first, second = JUnitXml.fromstring(text.encode())
+    assert (first.name, second.name) == ("m", "baseline baseline.json")
+    found = read_outcomes(text)
+    assert found["verdict"] == "failure"  # of the suite that comes last
+    assert found["output 'y': elements"] == found["layer 'b': decisions"] == "failure"
+    assert found["inputs: p50_ms"] == found["layer 'c': decisions"] == "skipped"
+    assert found["layer 'a': decisions"] == "passed"
+
+
+def test_baseline_file_with_which_nothing_was_compared_fails():
+    entry = RatchetEntry("inputs", "p50_ms", "not compared", 1, None, None, "elsewhere")
+    report = replace(REPORT, ratchet=RatchetResult("baseline.json", (entry,), updated=False))
+    assert outcomes(report)["verdict"] == "failure"

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.config.export_config import load_config
+from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.inputs.input_specs import (
+    InputSpec,
+    parse_dynamic_options,
+    parse_input_options,
+    specs_from_config,
+)
+
+BATCH, PAST = DimExpr("batch"), DimExpr("past")
+
+
+def test_sizes_and_dynamic_axes_are_parsed() -> None:
+    (spec,) = parse_input_options(["x:[batch=2, 3, h = 8,8]:float16"])
+    assert spec == InputSpec("x", (2, 3, 8, 8), "float16", {0: BATCH, 2: DimExpr("h")})
+
+
+def test_dtype_is_float32_if_left_out_and_a_scalar_has_no_axes() -> None:
+    assert parse_input_options(["t:[]"]) == (InputSpec("t", (), "float32", {}),)
+
+
+def test_name_may_hold_colons_and_dots() -> None:
+    assert parse_input_options(["a:b.c:[3]:bool"])[0].name == "a:b.c"
+
+
+@pytest.mark.parametrize("mask", ["mask:[past+1]:bool", "mask:[past+1=6]:bool"])
+def test_derived_dimension_takes_the_size_of_another_input(mask: str) -> None:
+    specs = parse_input_options([mask, "past:[past=5,8]"])
+    assert specs[0] == InputSpec("mask", (6,), "bool", {0: DimExpr("past", 1, 1)})
+    assert specs[1].dims == {0: PAST}
+
+
+def test_derived_dimension_alone_gives_the_size_of_its_name() -> None:
+    specs = parse_input_options(["mask:[past+1=6]", "past:[past]"])
+    assert specs[1].shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["x"], "expected NAME:[SHAPE]:DTYPE"),
+        (["x:3,4"], "expected NAME:[SHAPE]:DTYPE"),
+        (["x:[3]:float23"], "dtype 'float23' is not supported"),
+        (["x:[batch=two]"], "axis 0: 'two' is not a size"),
+        (["x:[batch=]"], "axis 0: '' is not a size"),
+        (["x:[3,]"], "axis 1: '' is not a dimension"),
+        (["x:[a*b=4]"], "axis 0: 'a*b' is not a dimension"),
+        (["x:[batch]"], "axis 0: 'batch' has no example size"),
+        (["x:[0]"], "axis 0 has size 0; a size must be at least 1"),
+        (["x:[batch=1]"], "axis 0 is dynamic ('batch') but its example size is 1"),
+        (["x:[2*n=5]"], "axis 0 has size 5, which '2*n' cannot be"),
+        (
+            ["x:[b=2]", "y:[b=3]"],
+            "dimension 'b' has two sizes: 2 from --input 'x:[b=2]': axis 0, 3",
+        ),
+        (["x:[2]", "x:[3]"], "the name 'x' stands twice"),
+    ],
+)
+def test_wrong_input_options_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_input_options(options)
+
+
+def test_inputs_of_a_configuration_are_described() -> None:
+    config = load_config(
+        None,
+        ["inputs=[{name: x, shape: [batch, past+1], dtype: int64, range: [0, 5]}]"]
+        + ["dims={batch: 2, past: 3}"],
+    )
+    expected = InputSpec("x", (2, 4), "int64", {0: BATCH, 1: DimExpr("past", 1, 1)}, (0, 5))
+    assert specs_from_config(config) == (expected,)
+
+
+def test_dynamic_options_are_parsed() -> None:
+    found = parse_dynamic_options(["x:0=batch,-1=past + 1", "y:0=batch"], {"x": 3, "y": 1})
+    assert found == {"x": {0: BATCH, 2: DimExpr("past", 1, 1)}, "y": {0: BATCH}}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("x", "expected NAME:AXIS=DIM"),
+        ("x:batch", "'batch' is not AXIS=DIM"),
+        ("x:zero=batch", "'zero=batch' is not AXIS=DIM"),
+        ("x:0=a*b", "'a*b' is not a dimension"),
+        ("x:2=batch", "axis 2 is out of range; the input has 2 axes"),
+        ("x:-3=batch", "axis -3 is out of range"),
+        ("x:0=a,0=b", "axis 0 of 'x' is already 'a'"),
+        ("x:0=a,-2=b", "axis 0 of 'x' is already 'a'"),
+    ],
+)
+def test_wrong_dynamic_options_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_dynamic_options([option], {"x": 2})
+
+
+def test_unknown_input_of_a_dynamic_option_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match="there is no input 'imag'") as caught:
+        parse_dynamic_options(["imag:0=batch"], {"image": 4, "t": 1})
+    assert "Did you mean 'image'? Inputs: image, t." in str(caught.value.hint)

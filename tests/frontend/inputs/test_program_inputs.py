@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from moh_deploy.config.export_config import ExportConfig
+from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.inputs.examples import example_sizes
+from moh_deploy.frontend.inputs.program_inputs import (
+    build_program_inputs,
+    inputs_from_program,
+    with_values,
+)
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.load.pt2 import load_program
+
+
+class Decode(nn.Module):
+    """Takes ids [batch, 1], a mask [batch, past + 1] and past values [batch, past, 4]."""
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, *past: torch.Tensor) -> torch.Tensor:
+        new = torch.nn.functional.one_hot(ids, 4).to(past[0].dtype)
+        joined = torch.cat([sum(past), new], dim=1)
+        return (joined * mask.unsqueeze(-1)).sum(1)
+
+
+EXAMPLE = (
+    torch.tensor([[1], [3]]),
+    torch.ones(2, 6, dtype=torch.bool),
+    torch.randn(2, 5, 4),
+    torch.randn(2, 5, 4),
+)
+
+
+def decode_program() -> torch.export.ExportedProgram:
+    batch, past = torch.export.Dim("batch"), torch.export.Dim("past")
+    kept = {0: batch, 1: past}
+    shapes = ({0: batch}, {0: batch, 1: past + 1}, (kept, kept))
+    return torch.export.export(Decode(), EXAMPLE, dynamic_shapes=shapes)
+
+
+def reloaded(tmp_path: Path, program: torch.export.ExportedProgram) -> Any:
+    torch.export.save(program, tmp_path / "m.pt2")
+    return load_program(tmp_path / "m.pt2", trust_pickle=False)
+
+
+def test_names_example_and_dynamic_axes_are_those_of_the_program(tmp_path: Path) -> None:
+    inputs = inputs_from_program(reloaded(tmp_path, decode_program()))
+    assert [(item.name, item.dims) for item in inputs] == [
+        ("ids", {0: "batch"}),
+        ("mask", {0: "batch", 1: "past_0_dim_1+1"}),
+        ("past_0", {0: "batch", 1: "past_0_dim_1"}),
+        ("past_1", {0: "batch", 1: "past_0_dim_1"}),
+    ]
+    for item, value in zip(inputs, EXAMPLE, strict=True):
+        torch.testing.assert_close(item.value, value, rtol=0, atol=0)
+    assert example_sizes(inputs) == {"batch": 2, "past_0_dim_1": 5}
+
+
+def test_values_are_made_where_the_program_has_no_example(tmp_path: Path) -> None:
+    program = decode_program()
+    program._example_inputs = None
+    inputs = inputs_from_program(reloaded(tmp_path, program))
+    assert [tuple(item.value.shape) for item in inputs] == [tuple(v.shape) for v in EXAMPLE]
+    assert [item.value.dtype for item in inputs] == [v.dtype for v in EXAMPLE]
+    assert inputs[1].value.all()
+    assert example_sizes(inputs) == {"batch": 2, "past_0_dim_1": 5}
+
+
+def test_dimensions_of_two_first_axes_get_two_names() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x.sum() + y
+
+    a, b = torch.export.Dim("a"), torch.export.Dim("b")
+    shapes = ({0: a}, {0: b})
+    program = torch.export.export(Two(), (torch.ones(2), torch.ones(3)), dynamic_shapes=shapes)
+    assert [item.dims for item in inputs_from_program(program)] == [{0: "batch"}, {0: "y_dim_0"}]
+
+
+def test_program_without_dynamic_axes_has_fixed_inputs() -> None:
+    program = torch.export.export(Decode(), EXAMPLE)
+    assert [item.dims for item in inputs_from_program(program)] == [{}, {}, {}, {}]
+
+
+def test_input_that_is_no_tensor_is_refused() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, factor: int) -> torch.Tensor:
+            return x * factor
+
+    program = torch.export.export(Scaled(), (torch.ones(2), 3))
+    with pytest.raises(CheckpointError, match="input 'factor' of the program is not a tensor"):
+        inputs_from_program(program)
+
+
+def test_other_values_take_the_dynamic_axes_of_the_program() -> None:
+    described = inputs_from_program(decode_program())
+    given = [
+        ModelInput(f"arr_{index}", value.repeat(2, *[1] * (value.ndim - 1)))
+        for index, value in enumerate(EXAMPLE)
+    ]
+    inputs = with_values(described, given)
+    assert [item.name for item in inputs] == ["arr_0", "arr_1", "arr_2", "arr_3"]
+    assert [item.dims for item in inputs] == [item.dims for item in described]
+    assert example_sizes(inputs) == {"batch": 4, "past_0_dim_1": 5}
+
+
+@pytest.mark.parametrize(
+    ("index", "replacement", "message"),
+    [
+        (0, torch.ones(2, 1), r"'ids' is torch\.float32 .*is torch\.int64 \[batch, 1\]"),
+        (0, torch.ones(2, 3, dtype=torch.int64), r"'ids' is torch\.int64 \[2, 3\]"),
+        (2, torch.ones(2, 5), r"'past_0' is torch\.float32 \[2, 5\]"),
+    ],
+)
+def test_values_that_do_not_fit_the_program_are_refused(
+    index: int, replacement: torch.Tensor, message: str
+) -> None:
+    described = inputs_from_program(decode_program())
+    given = [ModelInput(item.name, item.value) for item in described]
+    given[index] = ModelInput(given[index].name, replacement)
+    with pytest.raises(ConfigError, match=message):
+        with_values(described, given)
+
+
+def test_other_number_of_values_and_other_dynamic_axes_are_refused() -> None:
+    described = inputs_from_program(decode_program())
+    with pytest.raises(ConfigError, match=r"has 4 inputs \(ids, .*but 1 are given \(ids\)"):
+        with_values(described, described[:1])
+    given = [ModelInput(item.name, item.value) for item in described]
+    given[2] = ModelInput("past_0", given[2].value, {2: "width"})
+    with pytest.raises(ConfigError, match="axis 2 of input 'past_0' is fixed in the program"):
+        with_values(described, given)
+
+
+def test_user_names_the_dimensions_of_a_program() -> None:
+    options = ["past_0:1=past", "ids:0=b"]
+    inputs = build_program_inputs(decode_program(), ExportConfig(), dynamic=options)
+    assert [item.dims for item in inputs] == [
+        {0: "b"},
+        {0: "b", 1: "past+1"},
+        {0: "b", 1: "past"},
+        {0: "b", 1: "past"},
+    ]
+
+
+def test_user_gives_values_to_a_program() -> None:
+    specs = ["i:[b=3,1]:int64", "m:[b=3,p+1=8]:bool", "k:[b=3,p=7,4]", "v:[b=3,p=7,4]"]
+    inputs = build_program_inputs(decode_program(), ExportConfig(), specs=specs)
+    assert [item.name for item in inputs] == ["i", "m", "k", "v"]
+    assert example_sizes(inputs) == {"b": 3, "p": 7}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["mask:1=past"],
+            r"axis 1 of input 'mask' is 'past_0_dim_1\+1' in the program, not 'past'",
+        ),
+        (["past_0:1=a", "past_1:1=b"], "axis 1 of input 'past_1' is 'a' in the program, not 'b'"),
+        (["past_0:1=n", "ids:0=n"], "one name is given to dimensions that the program keeps apart"),
+        (["past_0:2=width"], "axis 2 of input 'past_0' is fixed in the program"),
+    ],
+)
+def test_dimensions_that_contradict_the_program_are_refused(
+    options: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_program_inputs(decode_program(), ExportConfig(), dynamic=options)

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from moh_deploy.errors import CheckpointError
+from moh_deploy.frontend.load.pt2 import load_program, require_inference_mode
+from tests.frontend.checkpoints import Bomb, Net, bomb_bytes
+
+X = torch.arange(6.0).reshape(2, 3)
+
+
+class Shapes(nn.Module):
+    """Has shape arithmetic, a guard, a constant and a tied buffer in its program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([past, x], dim=1)
+        halves = joined[:, : joined.shape[1] // 2] * self.scale + torch.tensor([1.0, 2.0])
+        return halves.reshape(halves.shape[0], -1) * min(x.shape[0], 100)
+
+
+def shapes_program() -> torch.export.ExportedProgram:
+    batch, past = torch.export.Dim("batch", max=64), torch.export.Dim("past")
+    example = (torch.ones(2, 3, 2), torch.ones(2, 5, 2))
+    return torch.export.export(
+        Shapes(), example, dynamic_shapes=({0: batch}, {0: batch, 1: 2 * past + 1})
+    )
+
+
+def save(program: torch.export.ExportedProgram, path: Path) -> Path:
+    torch.export.save(program, path)
+    return path
+
+
+def repack(path: Path, change: Callable[[str, bytes], bytes], **added: bytes) -> Path:
+    """Rewrite each record of an archive, and add others."""
+    changed = path.with_name("changed.pt2")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(changed, "w") as new:
+        folder = old.namelist()[0].partition("/")[0]
+        for name in old.namelist():
+            new.writestr(name, change(name.partition("/")[2], old.read(name)))
+        for name, content in added.items():
+            new.writestr(f"{folder}/{name}", content)
+    return changed
+
+
+def change_json(
+    path: Path, change: Callable[[Any], None], record: str = "models/model.json"
+) -> Path:
+    def apply(name: str, content: bytes) -> bytes:
+        if name != record:
+            return content
+        document = json.loads(content)
+        change(document)
+        return json.dumps(document).encode()
+
+    return repack(path, apply)
+
+
+def test_ordinary_program_needs_no_trust(tmp_path: Path) -> None:
+    program = shapes_program()
+    loaded = load_program(save(program, tmp_path / "m.pt2"), trust_pickle=False)
+    example = (torch.ones(3, 3, 2), torch.ones(3, 7, 2))
+    torch.testing.assert_close(loaded.module()(*example), program.module()(*example))
+
+
+def set_expression(text: str) -> Callable[[Any], None]:
+    def change(document: Any) -> None:
+        for meta in document["graph_module"]["graph"]["tensor_values"].values():
+            for size in meta["sizes"]:
+                if "as_expr" in size:
+                    size["as_expr"]["expr_str"] = text
+
+    return change
+
+
+def set_target(text: str) -> Callable[[Any], None]:
+    def change(document: Any) -> None:
+        document["graph_module"]["graph"]["nodes"][0]["target"] = text
+
+    return change
+
+
+def set_guard(text: str) -> Callable[[Any], None]:
+    def change(document: Any) -> None:
+        document["guards_code"] = [text]
+
+    return change
+
+
+def set_spec(document: Any) -> None:
+    spec = document["graph_module"]["module_call_graph"][0]["signature"]
+    spec["in_spec"] = spec["in_spec"].replace('"null"', '"{\\"__enum__\\": true}"')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "Symbol('s0').func('x')",
+        "Symbol('__import__(1)')",
+        "Eq('1', __import__('os'))",
+        "Integer('__import__(1)')",
+        "sympify('1')",
+        "(lambda: 1)()",
+        "[x for x in (1,)]",
+        "f'{1}'",
+        "s0.__class__",
+        "exec",
+        "1; 2",
+    ],
+)
+def test_shape_expression_that_is_more_than_arithmetic_is_refused(
+    tmp_path: Path, text: str
+) -> None:
+    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_expression(text))
+    with pytest.raises(CheckpointError, match="run code when loaded: expr_str"):
+        load_program(path, trust_pickle=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch.ops.load_library",
+        "torch.hub.load",
+        "torch.load",
+        "torch.ops.aten.__class__.__base__",
+        "_operator.methodcaller",
+        "math.__loader__",
+        "builtins.exec",
+        "#extension:x",
+    ],
+)
+def test_operator_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_target(text))
+    with pytest.raises(CheckpointError, match="run code when loaded: target"):
+        load_program(path, trust_pickle=False)
+
+
+@pytest.mark.parametrize("text", ["__import__('os')", "L['x'].size()[0] == exec('1')", "print(1)"])
+def test_guard_that_is_more_than_arithmetic_is_refused(tmp_path: Path, text: str) -> None:
+    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_guard(text))
+    with pytest.raises(CheckpointError, match="run code when loaded: guards_code"):
+        load_program(path, trust_pickle=False)
+
+
+def test_guard_on_sizes_is_accepted(tmp_path: Path) -> None:
+    guard = "L['x'].size()[0] <= 64 and 2 * L['past'].size()[1] != 7"
+    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_guard(guard))
+    assert load_program(path, trust_pickle=False) is not None
+
+
+def test_structure_that_imports_a_module_is_refused(tmp_path: Path) -> None:
+    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_spec)
+    with pytest.raises(CheckpointError, match="run code when loaded: in_spec"):
+        load_program(path, trust_pickle=False)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    def change(document: Any) -> None:
+        document["config"]["scale"]["use_pickle"] = True
+
+    path = save(shapes_program(), tmp_path / "m.pt2")
+    path = change_json(path, change, "data/weights/model_weights_config.json")
+    with pytest.raises(CheckpointError, match="run code when loaded: use_pickle"):
+        load_program(path, trust_pickle=False)
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["data/weights/model.pt", "data/constants/opaque_obj_0", "data/aotinductor/model/a.so"],
+)
+def test_records_with_code_are_refused(tmp_path: Path, record: str) -> None:
+    path = save(shapes_program(), tmp_path / "m.pt2")
+    path = repack(path, lambda _, content: content, **{record: bomb_bytes(tmp_path / "executed")})
+    with pytest.raises(CheckpointError, match=f"record '.*{record}'"):
+        load_program(path, trust_pickle=False)
+
+
+def test_example_inputs_with_code_are_refused_and_run_when_trusted(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    buffer = io.BytesIO()
+    torch.save((Bomb(mark), {}), buffer)
+
+    def change(name: str, content: bytes) -> bytes:
+        return buffer.getvalue() if name == "data/sample_inputs/model.pt" else content
+
+    path = repack(save(shapes_program(), tmp_path / "m.pt2"), change)
+    with pytest.raises(CheckpointError, match="pickled example inputs"):
+        load_program(path, trust_pickle=False)
+    assert not mark.exists()
+    load_program(path, trust_pickle=True)
+    assert mark.exists()
+
+
+def test_damaged_program_is_refused(tmp_path: Path) -> None:
+    path = change_json(save(shapes_program(), tmp_path / "m.pt2"), lambda d: d.pop("graph_module"))
+    with pytest.raises(CheckpointError, match=r"is not a program that torch .* can load"):
+        load_program(path, trust_pickle=False)
+
+
+def test_program_exported_in_training_mode_is_refused_naming_the_node() -> None:
+    program = torch.export.export(Net().train(), (X,))
+    with pytest.raises(CheckpointError, match=r"node 'dropout' is aten\.dropout\.default"):
+        require_inference_mode(program, source="m.pt2")
+
+
+def test_program_exported_in_eval_mode_is_accepted() -> None:
+    program = torch.export.export(Net().eval(), (X,))
+    assert any(node.target is torch.ops.aten.dropout.default for node in program.graph.nodes)
+    require_inference_mode(program, source="m.pt2")

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention
+from moh_deploy.frontend.fx.graph import op
+from moh_deploy.frontend.normalize import fold
+from moh_deploy.frontend.normalize.fold import fold_weights
+from tests.frontend.traced import plain_trace
+
+X = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Uses(nn.Module):
+    """A function of the input and a weight [32, 32]."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], object], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.function = function
+        value = torch.arange(1024.0).reshape(32, 32).cos() * 5
+        self.weight = nn.Parameter(value.to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x, self.weight)
+
+
+def folded(model: nn.Module) -> ExportedProgram:
+    program = plain_trace(model, X)
+    fold_weights(program)
+    return program
+
+
+def left(function: Callable[[Tensor, Tensor], object], dtype: torch.dtype = torch.float32):
+    """The operators that stay; the result must stay, too."""
+    model = Uses(function, dtype)
+    program = folded(model)
+    torch.testing.assert_close(program.module()(X), model(X))
+    return [op(node) for node in program.graph.nodes if op(node) and node.users]
+
+
+def test_what_is_made_of_a_weight_takes_its_place():
+    assert left(lambda x, w: x @ (w.mT * 2).exp()) == ["matmul"]
+
+
+def test_parts_of_a_weight_take_its_place():
+    assert left(lambda x, w: (x @ w[:, :8], x @ w[:, 8:])) == ["matmul", "matmul"]
+
+
+def test_nothing_in_between_stays():
+    program = folded(Uses(lambda x, w: x @ w.mT, torch.float32))
+    read = [spec.target for spec in program.graph_signature.input_specs if spec.target]
+    assert read == ["weight_part", "weight"]
+    assert [len(n.users) for n in program.graph.nodes if n.op == "placeholder"] == [1, 0, 1]
+
+
+def test_outputs_made_of_weights_alone_keep_the_names_that_the_program_has():
+    model = Uses(lambda x, w: (x @ (w * 2).mT, (w * 2).mT, (w * 2).mT), torch.float32)
+    program = folded(model)
+    outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    named = [spec.arg.name for spec in program.graph_signature.output_specs]
+    assert [node.name for node in outputs] == named
+    torch.testing.assert_close(program.module()(X), model(X))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: x @ w[:, :8] @ w[:8] @ w,
+        lambda x, w: (x @ w[:, :8], w),
+    ],
+    ids=["read_whole", "output"],
+)
+def test_weight_that_is_read_as_it_is_is_not_stored_twice(function):
+    assert "slice" in left(function)
+
+
+def test_weight_does_not_grow():
+    assert left(lambda x, w: x @ (w.to(torch.float32) * 0.1), torch.int8) == ["to", "mul", "matmul"]
+    assert "expand" in left(lambda x, w: x @ w.mean(0).expand(4096, 32).mT)
+
+
+def test_overlapping_parts_are_not_stored_twice():
+    assert left(lambda x, w: (x @ w[:, :24], x @ w[:, 8:])).count("slice") == 2
+
+
+def test_random_numbers_are_drawn_in_each_run():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(32, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.bernoulli(self.weight * 0.5)
+
+    program = folded(Noisy())
+    assert "bernoulli" in [op(node) for node in program.graph.nodes]
+
+
+class PositionBias(nn.Module):
+    """Attention with a bias that a network makes of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.register_buffer("places", torch.randn(64, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.net(self.places) - self.net(self.places).mT
+        y = x[:, None].expand(-1, 64, -1)
+        return torch.ops.moh.attention(y, y, y, y[..., :1], bias, 1, 1, 1.0, False)
+
+
+def test_what_a_moh_operator_reads_is_computed_once_although_it_may_grow():
+    model = PositionBias()
+    program = folded(model)
+    torch.testing.assert_close(program.module()(X), model(X))
+    names = [op(node) for node in program.graph.nodes]
+    assert {"linear", "relu"}.isdisjoint(names)
+    assert "attention" in names
+
+
+def test_what_a_moh_operator_reads_is_not_stored_where_it_is_large(monkeypatch):
+    monkeypatch.setattr(fold, "_OPERAND_BYTES", 64 * 64 * 4 - 1)
+    assert "linear" in [op(node) for node in folded(PositionBias()).graph.nodes]

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import nn
+
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.prove.original import OriginalRun
+from moh_deploy.frontend.prove.record import Recording
+from moh_deploy.frontend.prove.recorded_run import DoesNotRun
+from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes
+
+X = ModelInput("x", torch.zeros(2, 4, 3), {0: "batch", 1: "rows", 2: "columns"})
+
+
+def recorded(refuses: Callable[..., bool], *, thorough: bool = True) -> SizeRuns:
+    """What is recorded of a model that takes all sizes, if its trace refuses some."""
+    model = LoadedModel(nn.Identity(), None, "in_memory", None)
+
+    def take(run: OriginalRun) -> Recording | DoesNotRun:
+        return DoesNotRun("no") if refuses(**run.sizes) else Recording([], [], [])
+
+    example = OriginalRun((X,), [X.value])
+    return record_sizes(model, [X], example, take, thorough=thorough)
+
+
+def sizes(found: SizeRuns) -> list[tuple[int, ...]]:
+    return [tuple(run.sizes.values()) for run in found.runs]
+
+
+def nothing(**_: int) -> bool:
+    return False
+
+
+def test_trace_that_takes_all_sizes_is_limited_by_none():
+    found = recorded(nothing)
+    assert sizes(found) == [(2, 4, 3), (3, 5, 4), (1, 1, 1)]
+    assert not found.too_small
+
+
+def test_dimension_whose_size_one_the_trace_refuses_is_left_at_the_example_there():
+    found = recorded(lambda batch, rows, columns: rows == 1)
+    assert sizes(found) == [(2, 4, 3), (3, 5, 4), (1, 4, 1)]
+    assert found.too_small == {"rows"}
+    assert len(found.recordings) == len(found.runs)
+
+
+def test_dimensions_that_only_together_cannot_be_one_are_all_limited():
+    found = recorded(lambda batch, rows, columns: rows == columns == 1)
+    assert sizes(found) == [(2, 4, 3), (3, 5, 4)]
+    assert found.too_small == {"batch", "rows", "columns"}
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+def test_another_size_is_recorded_where_no_size_one_is_taken(thorough: bool):
+    def refuses(**at: int) -> bool:
+        return 1 in at.values()
+
+    found = recorded(refuses, thorough=thorough)
+    assert sizes(found) == [(2, 4, 3), (3, 5, 4)]
+    assert found.too_small == {"batch", "rows", "columns"}
+
+
+def test_expensive_model_is_tried_at_a_changed_size_where_size_one_was_refused():
+    found = recorded(lambda batch, rows, columns: rows == 1, thorough=False)
+    assert sizes(found) == [(2, 4, 3), (1, 4, 1), (3, 5, 4)]
+
+
+@pytest.mark.parametrize("refused", [(2, 4, 3), (3, 5, 4)])
+def test_trace_that_refuses_a_larger_size_fails(refused: tuple[int, ...]):
+    def refuses(**at: int) -> bool:
+        return tuple(at.values()) == refused
+
+    at = ", ".join(f"{name}={size}" for name, size in zip(dims(), refused, strict=True))
+    with pytest.raises(ExportError, match=f"does not run where the original model does at {at}"):
+        recorded(refuses)
+
+
+def dims() -> Mapping[str, int]:
+    return OriginalRun((X,), []).sizes

@@ -1,0 +1,57 @@
+"""Small ONNX models to run passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from moh_deploy.graph import add_function_bodies
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
+
+Shape = Sequence[int | str | None]
+
+
+def value(name: str, shape: Shape, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+
+def node(
+    op: str,
+    inputs: Sequence[ir.Value | None],
+    output: ir.Value,
+    attributes: Mapping[str, object] | None = None,
+) -> ir.Node:
+    domain = "moh" if op.startswith("MoH") else ""
+    given = {**(attributes or {}), **(PLUGIN_ATTRIBUTES if domain else {})}
+    return ir.node(op, inputs, given, domain=domain, outputs=[output])
+
+
+def model(
+    inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], nodes: Sequence[ir.Node]
+) -> ir.Model:
+    graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": 20, "moh": 1}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
+def attention(
+    query: ir.Value, key: ir.Value, gates: ir.Value, output: ir.Value, mask: ir.Value | None = None
+) -> ir.Node:
+    """A MoHAttention of four heads of two, with the keys as values."""
+    inputs = [query, key, key, gates, *([] if mask is None else [mask])]
+    attributes = {"q_num_heads": 4, "kv_num_heads": 4, "scale": 0.5, "is_causal": 0}
+    return node("MoHAttention", inputs, output, attributes)
+
+
+def two_convolutions() -> ir.Model:
+    """Two MoHTokenConv, of which only the second has a gelu: their bodies differ."""
+    x, y, z = (value(name, ["b", 12, 4]) for name in "xyz")
+    weight = value("weight", [4, 1, 3, 3])
+    common = {"channels": 4, "height": 3, "width": 4, "gated": 0}
+    nodes = [
+        node("MoHTokenConv", [x, weight], y, {**common, "activation": "none"}),
+        node("MoHTokenConv", [y, weight], z, {**common, "activation": "gelu"}),
+    ]
+    made = model([x, weight], [z], nodes)
+    add_function_bodies(made, opset=20)
+    return made

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from moh_deploy.graph import choose_layers
+from moh_deploy.graph.layer_models import fed_names, layer_model
+from moh_deploy.ops.onnx_schema import make_node
+from moh_deploy.perf.tune.layers import LayerBench, at_sizes_of
+from tests.handmade_package import ATTRIBUTES, BODY, LAYER, vectors, write_package
+from tests.kernel_library import required_library
+from tests.two_layers import LAYERS, write_two_layers
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def test_layer_by_itself_computes_what_it_does_in_the_model(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    model, (one,) = ir.load(package.model_path), package.vectors
+    assert fed_names(model, LAYERS[0]) == ("x", "gates_0")
+    feeds = {"x": one.inputs["x"], "gates_0": one.gates[0]}
+    for choice in ("sparse", "dense"):
+        choose_layers(model, [replace(LAYERS[0], choice=choice)])
+        alone = layer_model(model, LAYERS[0], [feeds])
+        assert [node.domain for node in alone.graph.node] == [
+            "moh" if choice == "sparse" else "moh.dense"
+        ]
+        (heads,) = run(alone, feeds)
+        np.testing.assert_allclose(heads, vectors().outputs["y"], atol=1e-6)
+
+
+def test_sizes_that_differ_among_inputs_are_open(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    model = ir.load(package.model_path)
+    sets = [vectors(batch=2, seq=3), vectors(batch=2, seq=1)]
+    feeds = [{"x": one.inputs["x"], "gates_0": one.gates[0]} for one in sets]
+    alone = layer_model(model, LAYER, feeds)
+    shape = alone.graph.input[0].type.tensor_type.shape
+    assert [dim.dim_value for dim in shape.dim] == [2, 0, 8]
+    for fed, one in zip(feeds, sets, strict=True):
+        np.testing.assert_allclose(run(alone, fed)[0], one.outputs["y"], atol=1e-6)
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_weights_come_along_with_what_makes_them(tmp_path: Path, external: bool):
+    """Keys are a constant, made by a Transpose of an initializer."""
+    weight = np.random.default_rng(0).standard_normal((2, 8, 3)).astype(np.float32)
+    node = make_node("MoHAttention", ["x", "keys", "keys", "gates"], ["y"], **ATTRIBUTES)
+    node.name = LAYER.node or ""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Transpose", ["weight"], ["keys"], perm=[0, 2, 1]), node],
+        "g",
+        [
+            onnx.helper.make_tensor_value_info("x", 1, ["b", "s", 8]),
+            onnx.helper.make_tensor_value_info("gates", 1, ["b", "s", 4]),
+        ],
+        [onnx.helper.make_tensor_value_info("y", 1, ["b", "s", 8])],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("moh", 1)]
+    whole = onnx.helper.make_model(graph, functions=[BODY], opset_imports=opsets, ir_version=10)
+    path = tmp_path / "model.onnx"
+    onnx.save(whole, path, save_as_external_data=external, size_threshold=0)
+    rng = np.random.default_rng(1)
+    feeds = {
+        "x": rng.standard_normal((2, 5, 8)).astype(np.float32),
+        "gates": rng.standard_normal((2, 5, 4)).astype(np.float32),
+    }
+    model = ir.load(path)
+    assert fed_names(model, LAYER) == ("x", "gates")
+    expected = run(onnx.load(path), feeds)
+    np.testing.assert_array_equal(run(layer_model(model, LAYER, [feeds]), feeds), expected)
+
+
+def test_every_choice_of_every_layer_is_timed_on_what_the_model_feeds_it(tmp_path: Path):
+    required_library()
+    package = write_two_layers(tmp_path / "package")
+    seen: list[tuple[str, list[str]]] = []
+
+    def measure(what: str, contestants: dict[str, object]) -> dict[str, tuple[float, ...]]:
+        seen.append((what, list(contestants)))
+        return dict.fromkeys(contestants, (1.0,))
+
+    sets = [vectors().inputs, vectors(batch=1, seq=1).inputs]
+    times = LayerBench(package, sets, 1, tmp_path).measure(measure)
+    contestants = ["nothing", "dense", "sparse"]
+    assert seen == [(layer.path, contestants) for layer in LAYERS for _ in sets]
+    assert [list(one) for layer in times for one in layer.samples] == [["dense", "sparse"]] * 4
+    # Two sequences of three tokens take longer than one of one.
+    for layer in times:
+        large, small = layer.predicted_ms
+        assert all(large[choice] > small[choice] for choice in ("dense", "sparse"))
+
+
+def test_what_a_session_costs_that_does_nothing_is_in_no_time(tmp_path: Path):
+    required_library()
+    package = write_package(tmp_path / "package")
+
+    def measure(what: str, contestants: dict[str, object]) -> dict[str, tuple[float, ...]]:
+        return {"nothing": (4.0, 3.0, 50.0), "dense": (9.0, 9.0, 9.0), "sparse": (4.5, 4.0, 6.0)}
+
+    (times,) = LayerBench(package, [vectors().inputs], 1, tmp_path).measure(measure)
+    # The median of nothing is 4; no time vanishes.
+    assert times.samples == ({"dense": (5.0, 5.0, 5.0), "sparse": (0.5, 0.04, 2.0)},)
+
+
+def test_layer_has_the_sizes_and_gates_of_the_run(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    run = vectors(batch=5, seq=7)
+    gates = np.zeros_like(run.gates[0])
+    gates[..., 0] = 1.0
+    sized = at_sizes_of(ir.load(package.model_path), LAYER, {**run.inputs, "gates_0": gates})
+    assert (sized.batch, sized.seq_len, sized.kv_len, sized.active_share) == (5, 7, 7, 0.25)
+    assert at_sizes_of(ir.load(package.model_path), LAYER, {}) == LAYER

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.lower_precision import LowType, lower_precision, plan_precision
+
+HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
+
+
+def graph(text: str) -> ir.Model:
+    model = ir.from_proto(onnx.parser.parse_model(HEADER + text))
+    infer_types(model)
+    return model
+
+
+def lower(
+    model: ir.Model,
+    low: LowType = "float16",
+    *,
+    gates: Sequence[str] = (),
+    **largest: float,
+) -> dict[str, str]:
+    """Lower it, check it, and return the dtype of every value."""
+    lower_precision(model, plan_precision(model, low, largest, gates=frozenset(gates)))
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
+    return {value.name or "": str(value.dtype.numpy()) for value in values if value.dtype}
+
+
+def operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def run(model: ir.Model, **feeds: np.ndarray) -> np.ndarray:
+    content = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
+
+
+PERCEPTRON = """
+perceptron (float[n, 8] x) => (float[n, 4] y)
+<float[8, 16] first, float[16, 4] second>
+{ h = MatMul(x, first)
+  r = Relu(h)
+  y = MatMul(r, second) }
+"""
+
+
+def perceptron() -> ir.Model:
+    zeros = {"first": 8 * 16, "second": 16 * 4}
+    text = PERCEPTRON
+    for name, count in zeros.items():
+        text = text.replace(f"] {name}", f"] {name} = {{{','.join(['0'] * count)}}}")
+    model = graph(text)
+    rng = np.random.default_rng(0)
+    for name, value in model.graph.initializers.items():
+        value.const_value = ir.tensor(
+            rng.standard_normal(value.shape.numpy()).astype(np.float32), name=name
+        )
+    return model
+
+
+def test_products_run_in_the_lower_precision_and_the_interface_stays():
+    dtypes = lower(perceptron())
+    assert dtypes["h"] == dtypes["r"] == "float16"
+    assert dtypes["x"] == dtypes["y"] == "float32"
+
+
+def test_weights_are_stored_in_the_lower_precision_only():
+    model = perceptron()
+    lower(model)
+    assert {str(one.dtype.numpy()) for one in model.graph.initializers.values()} == {"float16"}
+
+
+def test_result_is_that_of_float32_within_half_precision():
+    x = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
+    model = perceptron()
+    exact = run(model, x=x)
+    lower(model)
+    got = run(model, x=x)
+    assert got.dtype == np.float32
+    assert 0 < np.abs(got - exact).max() < 5e-3 * np.abs(exact).max()
+
+
+def test_value_that_would_overflow_stays_in_float32():
+    dtypes = lower(perceptron(), h=20_000.0)
+    assert dtypes["h"] == dtypes["r"] == "float32"
+    assert lower(perceptron(), "bfloat16", h=20_000.0)["h"] == "bfloat16"
+
+
+def test_weight_that_would_overflow_keeps_its_product_in_float32():
+    model = perceptron()
+    lower(model, second=70_000.0)
+    dtypes = {name: str(one.dtype.numpy()) for name, one in model.graph.initializers.items()}
+    assert dtypes == {"first.float16": "float16", "second": "float32"}
+
+
+def test_softmax_norm_and_choice_stay_in_float32_and_what_rearranges_them_follows():
+    dtypes = lower(
+        graph("""
+        g (float[n, 8] x, float[8, 8] w) => (float[n, 8] y)
+        { scores = MatMul(x, w)
+          p = Softmax(scores)
+          axes = Constant <value_ints = [0]>()
+          moved = Unsqueeze(p, axes)
+          back = Squeeze(moved, axes)
+          y = MatMul(back, w) }
+        """)
+    )
+    assert dtypes["scores"] == "float16"
+    assert dtypes["p"] == dtypes["moved"] == dtypes["back"] == "float32"
+    assert dtypes["y.float16"] == "float16"
+
+
+def test_what_makes_an_angle_stays_in_float32():
+    dtypes = lower(
+        graph("""
+        g (float[n, 1] t, float[1, 8] frequencies, float[8, 8] w) => (float[n, 8] y)
+        { angle = MatMul(t, frequencies)
+          wave = Cos(angle)
+          y = MatMul(wave, w) }
+        """)
+    )
+    assert dtypes["angle"] == dtypes["wave"] == "float32"
+    assert dtypes["wave.float16"] == dtypes["y.float16"] == "float16"
+
+
+def test_layer_normalisation_computes_in_float32_by_itself():
+    model = graph("""
+        g (float[n, 8] x, float[8] scale, float[8, 8] w) => (float[n, 8] y)
+        { h = LayerNormalization(x, scale)
+          y = MatMul(h, w) }
+    """)
+    assert lower(model)["h"] == "float16"
+    assert operators(model).count("Cast") == 4  # x, scale, w and y
+
+
+def test_gates_are_in_float32_whatever_makes_them():
+    text = """
+        g (float[n, 8] x, float[8, 8] w) => (float[n, 8] y)
+        { logits = MatMul(x, w)
+          gates = Sigmoid(logits)
+          h = MatMul(x, w)
+          y = Mul(h, gates) }
+    """
+    assert lower(graph(text), gates=["gates"])["gates"] == "float32"
+    assert lower(graph(text))["gates"] == "float16"
+
+
+def test_scores_that_a_router_ranks_are_made_of_their_logits_in_float32():
+    model = graph("""
+        g (float[n, s, 8] x, float[8, 4] w, float[4] b) => (float[n, s, 4] y)
+        { logits = MatMul(x, w)
+          sigmoid = Sigmoid(logits)
+          scores = Add(sigmoid, b)
+          other = Sigmoid(scores)
+          y = Relu(other) }
+    """)
+    assert lower(model)["sigmoid"] == "float16"
+    model = graph("""
+        g (float[n, s, 8] x, float[8, 4] w, float[4] b) => (float[n, s, 4] y)
+        { logits = MatMul(x, w)
+          sigmoid = Sigmoid(logits)
+          scores = Add(sigmoid, b)
+          y = Relu(scores) }
+    """)
+    model.graph.opset_imports["moh"] = 1
+    last = model.graph[-1]
+    last.op_type, last.domain = "MoHRouter", "moh"
+    plan = plan_precision(model, "float16", {}, gates=frozenset())
+    kept = {node.outputs[0].name for node in plan.float32}
+    assert kept == {"sigmoid", "scores", "y"}
+
+
+def test_integers_that_become_floats_are_counted_in_float32():
+    dtypes = lower(
+        graph("""
+        g (int64[n] position, float[n] x) => (float[n] y)
+        { p = Cast <to = 1>(position)
+          y = Add(p, x) }
+        """)
+    )
+    assert dtypes["p"] == "float32"
+
+
+def test_operator_without_the_dtype_stays_in_float32():
+    text = """
+        g (float[n, 8] x, float[8, 8] w) => (float[n, 8] y)
+        { h = Einsum <equation = "nc,cd->nd">(x, w)
+          y = MatMul(h, w) }
+    """
+    assert lower(graph(text), "bfloat16")["h"] == "float32"
+    assert lower(graph(text), "float16")["h"] == "float16"
+
+
+def test_inner_graph_reads_what_it_read_before():
+    model = graph("""
+        g (float[n, 8] x, float[8, 8] w, bool keep) => (float[n, 8] y)
+        { h = MatMul(x, w)
+          y = If (keep) <then_branch = a () => (float[n, 8] t) { t = Relu(h) },
+                         else_branch = b () => (float[n, 8] e) { e = Neg(h) }> }
+    """)
+    dtypes = lower(model)
+    assert (dtypes["h"], dtypes["h.float32"], dtypes["y"]) == ("float16", "float32", "float32")
+
+
+@pytest.mark.parametrize("low", ["float16", "bfloat16"])
+def test_value_that_is_output_and_read_on_is_cast_for_the_output_only(low: LowType):
+    model = graph("""
+        g (float[n, 8] x, float[8, 8] w) => (float[n, 8] h, float[n, 8] y)
+        { h = MatMul(x, w)
+          y = MatMul(h, w) }
+    """)
+    dtypes = lower(model, low)
+    assert dtypes["h"] == "float32"
+    assert dtypes[f"h.{low}"] == low
+    assert [value.name for value in model.graph.outputs] == ["h", "y"]

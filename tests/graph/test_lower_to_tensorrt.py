@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from moh_deploy.graph import add_function_bodies, choose_layers
+from moh_deploy.graph.lower_to_tensorrt import lower_to_tensorrt, nodes_with_plugins
+from moh_deploy.ops import OPS
+from moh_deploy.ops.domains import DENSE_DOMAIN
+from moh_deploy.package import OnnxPackage, at_sizes, with_choices
+from tests.graph.models import attention, model, value
+from tests.ops.case_models import case_model
+from tests.projected_package import ATTENTION, write_projected
+from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
+
+
+def _lowered(model: ir.Model, *names: str, **shares: float) -> dict[str, ir.Node]:
+    """Return what is left of our nodes, by name."""
+    lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
+    assert not model.functions
+    return {n.name or "": n for n in model.graph if n.domain.startswith("moh")}
+
+
+@pytest.fixture
+def two_layers(tmp_path: Path) -> OnnxPackage:
+    return write_two_layers(tmp_path / "package")
+
+
+def test_plugins_stay_and_no_function_does(two_layers: OnnxPackage):
+    model = ir.load(two_layers.model_path)
+    names = [node.name or "" for node in nodes_with_plugins(model)]
+    assert sorted(names) == sorted([FIRST, SECOND, ROUTER])
+    left = _lowered(model, *names)
+    assert set(left) == set(names)
+    assert {node.overload for node in left.values()} == {""}
+
+
+def test_a_node_beside_a_plugin_of_its_kind_becomes_operators(two_layers: OnnxPackage):
+    left = _lowered(ir.load(two_layers.model_path), FIRST, ROUTER)
+    assert set(left) == {FIRST, ROUTER}
+
+
+def test_a_dense_layer_becomes_operators_although_its_node_is_called_as_a_plugin_is(
+    two_layers: OnnxPackage,
+):
+    model = ir.load(two_layers.model_path)
+    layers = with_choices(two_layers.manifest.layers, {"all": "sparse", "blocks.1.attn": "dense"})
+    choose_layers(model, layers)
+    assert any(node.domain == DENSE_DOMAIN for node in model.graph)
+    names = [node.name or "" for node in nodes_with_plugins(model)]
+    assert sorted(names) == sorted([FIRST, ROUTER])
+    assert set(_lowered(model, *names)) == {FIRST, ROUTER}
+
+
+def test_choices_by_size_become_one(two_layers: OnnxPackage):
+    layers = with_choices(
+        two_layers.manifest.layers,
+        {"all": "sparse", "all[batch<=4]": "dense"},
+        dims=["batch", "seq"],
+    )
+    model = ir.load(two_layers.model_path)
+    choose_layers(model, layers)
+    assert any(node.op_type == "If" for node in model.graph)
+    choose_layers(model, at_sizes(layers, {"batch": 8, "seq": 3}))
+    left = _lowered(model, *(node.name or "" for node in nodes_with_plugins(model)))
+    assert FIRST in left
+    assert not any(node.op_type in ("If", "LessOrEqual") for node in model.graph)
+
+
+def test_projections_have_no_plugin(tmp_path: Path):
+    model = ir.load(write_projected(tmp_path / "package").model_path)
+    names = [node.name or "" for node in nodes_with_plugins(model)]
+    assert names == [ATTENTION]
+    assert set(_lowered(model, *names)) == {ATTENTION}
+
+
+def test_the_share_of_open_gates_is_told_to_attention_only(two_layers: OnnxPackage):
+    model = ir.load(two_layers.model_path)
+    left = _lowered(model, FIRST, SECOND, ROUTER, **{FIRST: 0.625, ROUTER: 0.5})
+    assert left[FIRST].attributes["open_share"].as_float() == 0.625
+    assert left[FIRST].attributes["present_inputs"].as_int() == 0
+    assert "open_share" not in left[SECOND].attributes
+    assert "open_share" not in left[ROUTER].attributes
+
+
+def test_each_body_becomes_its_own_operators():
+    """With and without a mask: the parser knows functions by name only."""
+    x, gates = value("x", [2, 3, 8]), value("gates", [2, 3, 4])
+    mask = value("mask", [3, 3], ir.DataType.BOOL)
+    y, z = value("y", [2, 3, 8]), value("z", [2, 3, 8])
+    nodes = [attention(x, x, gates, y), attention(y, y, gates, z, mask)]
+    nodes[0].name, nodes[1].name = "first", "second"
+    content = model([x, gates, mask], [z], nodes)
+    add_function_bodies(content, opset=20)
+    assert [node.domain for node in nodes] == ["moh", "moh.2"]
+    rng = np.random.default_rng(3)
+    feed = {
+        "x": rng.standard_normal((2, 3, 8), np.float32),
+        "gates": rng.random((2, 3, 4), np.float32),
+        "mask": np.tri(3, dtype=bool),
+    }
+    expected = _run(content, feed)
+    assert _lowered(content) == {}
+    np.testing.assert_allclose(_run(content, feed), expected, atol=1e-6)
+
+
+def _run(content: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(ir.to_proto(content).SerializeToString())
+    return session.run(None, feed)[0]
+
+
+def test_gaps_between_inputs_are_closed():
+    (case,) = [
+        c
+        for c in OPS["MoHAggregatedAttention"].cases
+        if (c.name, c.dtype) == ("window_bias_only", "float32")
+    ]
+    content = ir.from_proto(case_model(case))
+    content.graph[0].name = "stage.0.attn"
+    node = _lowered(content, "stage.0.attn")["stage.0.attn"]
+    assert None not in node.inputs
+    assert node.attributes["present_inputs"].as_int() == 0b1_0011_1111

@@ -1,0 +1,162 @@
+"""What is concluded of machines that are written down: one with everything, and what it lacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.machine.abilities import Ability, abilities
+from moh_deploy.machine.ask import Failed
+from moh_deploy.machine.cpu import CpuFacts, CpuRun, RuntimeFacts
+from moh_deploy.machine.device_code import DeviceCode
+from moh_deploy.machine.gpu import GpuFacts
+from moh_deploy.machine.libraries import LibraryFacts
+from moh_deploy.machine.machine import Importable, Machine
+from moh_deploy.machine.packages import PackageFacts, Packages
+from moh_deploy.machine.tensorrt import Registry, TensorRTFacts
+from moh_deploy.machine.tools import ToolFacts, Tools
+from moh_deploy.runtime.tensorrt.driver import Gpu
+
+EXPORT, CPU, CPU_KERNELS = "export a model", "run on the CPU", "run on the CPU, by kernels"
+BUILD_PLUGIN, BUILD_ORT = "build libmoh_plugin.so", "build libmoh_ort_cuda.so"
+RTX, RTX_KERNELS = "build TensorRT-RTX engines", "build TensorRT-RTX engines, with kernels"
+RTX_RUN, ORT_CUDA = "run TensorRT-RTX engines", "run CUDA kernels in ONNX Runtime"
+TRT, TRT_KERNELS = (
+    "build and run TensorRT engines",
+    "build and run TensorRT engines, with kernels",
+)
+NAMES = [EXPORT, CPU, CPU_KERNELS, BUILD_PLUGIN, BUILD_ORT, RTX, RTX_KERNELS, RTX_RUN, TRT]
+RUNNER = "moh-deploy run, verify: engines"
+NAMES += [TRT_KERNELS, RUNNER, ORT_CUDA]
+
+_BROKEN = Failed("it is broken", "mend it")
+_CODE = DeviceCode((80, 86, 89, 90, 120), (120,))
+
+
+def _tensorrt(name: str, version: str) -> TensorRTFacts:
+    return TensorRTFacts(name, Registry(version, ()), Registry(version, ()))
+
+
+_POLYGRAPHY = PackageFacts("polygraphy", "0.53.6", "<0.60,>=0.53", False, None, None)
+FULL = Machine(
+    moh_deploy="0.1.0",
+    python="3.12.1",
+    platform="Linux x86_64",
+    packages=Packages(True, (_POLYGRAPHY,)),
+    export=Importable(),
+    cpu=CpuFacts(
+        RuntimeFacts("1.30.0", ("CUDAExecutionProvider", "CPUExecutionProvider")),
+        CpuRun(()),
+        Path("libmoh_ort_cpu.so"),
+        CpuRun(("avx2", "baseline")),
+    ),
+    gpu=GpuFacts("590.1", "13.1", (Gpu("NVIDIA L4", 89, 24 << 30),)),
+    tools=Tools(
+        ToolFacts("nvcc", Path("nvcc"), "12.8"),
+        ToolFacts("cmake", Path("cmake"), "3.31.6"),
+        ToolFacts("c++", Path("c++"), "14.2.0"),
+        {"TensorRT": Path("include"), "ONNX Runtime": Path("include")},
+    ),
+    plugin=LibraryFacts(Path("libmoh_plugin.so"), _CODE),
+    ort_cuda=LibraryFacts(Path("libmoh_ort_cuda.so"), _CODE),
+    tensorrt=(_tensorrt("TensorRT", "10.9.0"), _tensorrt("TensorRT-RTX", "1.7.1")),
+)
+
+
+def _cannot(machine: Machine) -> dict[str, Ability]:
+    return {one.name: one for one in abilities(machine) if not one.can}
+
+
+def _with_gpu(compute_capability: int) -> Machine:
+    return replace(FULL, gpu=GpuFacts(None, "13.1", (Gpu("NVIDIA X", compute_capability, 1),)))
+
+
+def _with_tensorrt(**versions: str) -> Machine:
+    names = {"trt": "TensorRT", "rtx": "TensorRT-RTX"}
+    full = {"trt": "10.9.0", "rtx": "1.7.1"} | versions
+    return replace(FULL, tensorrt=tuple(_tensorrt(names[k], v) for k, v in full.items()))
+
+
+def _with_tools(**changes: object) -> Machine:
+    return replace(FULL, tools=replace(FULL.tools, **changes))
+
+
+def test_a_machine_with_everything_can_do_everything():
+    found = abilities(FULL)
+    assert [one.name for one in found] == NAMES
+    assert all(one.can and one.how for one in found)
+    assert [one.name for one in found if one.essential] == [EXPORT, CPU]
+    assert {one.name: one.how for one in found}[CPU_KERNELS] == "avx2"
+
+
+_NO_TORCH = PackageFacts("torch", None, ">=2.9", True, "torch is not installed", "pip install it")
+_LACKS = {
+    "torch": (replace(FULL, packages=Packages(True, (_NO_TORCH, _POLYGRAPHY))), {EXPORT}),
+    "polygraphy": (replace(FULL, packages=Packages(True, ())), {RUNNER}),
+    "young polygraphy": (
+        replace(FULL, packages=Packages(True, (replace(_POLYGRAPHY, problem="it is 0.49"),))),
+        {RUNNER},
+    ),
+    "importable export": (replace(FULL, export=_BROKEN), {EXPORT}),
+    "function bodies": (
+        replace(FULL, cpu=replace(FULL.cpu, functions=_BROKEN)),
+        {CPU, ORT_CUDA},
+    ),
+    "kernels": (replace(FULL, cpu=replace(FULL.cpu, kernels=_BROKEN)), {CPU_KERNELS}),
+    "CUDA provider": (
+        replace(FULL, cpu=replace(FULL.cpu, runtime=RuntimeFacts("1.30.0", ("CPU",)))),
+        {ORT_CUDA},
+    ),
+    "GPU": (replace(FULL, gpu=_BROKEN), {RTX_RUN, TRT, TRT_KERNELS, RUNNER, ORT_CUDA}),
+    "GPU that RTX takes": (_with_gpu(90), {RTX_RUN}),
+    "GPU with kernels": (_with_gpu(75), {TRT_KERNELS, ORT_CUDA}),
+    "plugin": (replace(FULL, plugin=_BROKEN), {RTX_KERNELS, TRT_KERNELS}),
+    "library for ONNX Runtime": (replace(FULL, ort_cuda=_BROKEN), {ORT_CUDA}),
+    "young TensorRT": (_with_tensorrt(trt="10.6.0"), {TRT, TRT_KERNELS}),
+    "young RTX": (_with_tensorrt(rtx="1.0.3"), {RTX, RTX_KERNELS, RTX_RUN}),
+    "young nvcc": (
+        _with_tools(nvcc=ToolFacts("nvcc", Path("nvcc"), "12.4")),
+        {BUILD_PLUGIN, BUILD_ORT},
+    ),
+    "cmake": (_with_tools(cmake=ToolFacts("cmake", None, None)), {BUILD_PLUGIN, BUILD_ORT}),
+    "TensorRT's headers": (
+        _with_tools(headers={"TensorRT": None, "ONNX Runtime": Path("include")}),
+        {BUILD_PLUGIN},
+    ),
+    "ONNX Runtime's headers": (
+        _with_tools(headers={"TensorRT": Path("include"), "ONNX Runtime": None}),
+        {BUILD_ORT},
+    ),
+}
+
+
+@pytest.mark.parametrize("lack", _LACKS)
+def test_what_is_missing_takes_away_what_needs_it(lack: str):
+    machine, names = _LACKS[lack]
+    lost = _cannot(machine)
+    assert set(lost) == names
+    for one in lost.values():
+        assert one.how is None
+        assert all(gap.why and gap.fix for gap in one.gaps)
+
+
+def test_versions_are_compared_as_numbers():
+    assert not _cannot(_with_tensorrt(trt="11.4.0.106", rtx="1.10.0"))
+    assert TRT in _cannot(_with_tensorrt(trt="9.12.0"))
+
+
+def test_reasons_have_the_value_and_the_limit():
+    lost = _cannot(_with_tensorrt(trt="10.6.0"))
+    assert lost[TRT].gaps[0].why == "TensorRT is 10.6.0, expected 10.7 or later"
+    lost = _cannot(_with_gpu(75))
+    assert "libmoh_plugin.so has no code for NVIDIA X (7.5)" in lost[TRT_KERNELS].gaps[0].why
+    assert "no CUDAExecutionProvider" in _cannot(_LACKS["CUDA provider"][0])[ORT_CUDA].gaps[0].why
+
+
+def test_a_registry_that_refuses_the_plugin_is_named():
+    facts = replace(FULL.tensorrt[0], with_plugin=Failed("it crashed"))
+    lost = _cannot(replace(FULL, tensorrt=(facts, FULL.tensorrt[1])))
+    assert set(lost) == {TRT_KERNELS}
+    assert lost[TRT_KERNELS].gaps[0].why == "TensorRT with libmoh_plugin.so: it crashed"

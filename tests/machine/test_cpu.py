@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from moh_deploy import native
+from moh_deploy.machine.ask import Failed
+from moh_deploy.machine.cpu import CpuRun, probe_cpu
+from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from tests.fakes import Fakes
+from tests.kernel_library import required_library
+
+
+def test_this_machine():
+    library = required_library()
+    found = probe_cpu()
+    assert not isinstance(found.runtime, Failed)
+    assert found.runtime.version == onnxruntime.__version__
+    assert list(found.runtime.providers) == onnxruntime.get_available_providers()
+    assert found.functions == CpuRun(())
+    assert found.library == library
+    assert found.kernels == CpuRun(tuple(instruction_sets(library)))
+
+
+def test_without_a_library_the_recorded_reason_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    (tmp_path / native.RECORD_NAME).write_text('{"reason": "cmake was not found"}')
+    found = probe_cpu()
+    assert found.functions == CpuRun(())
+    assert isinstance(found.kernels, Failed)
+    assert found.kernels.why.endswith("without CPU kernels: cmake was not found")
+    assert "apt install cmake" in str(found.kernels.fix)
+
+
+def test_a_broken_runtime_is_a_finding(fakes: Fakes):
+    fakes.module("onnxruntime", "import os\nos.abort()\n")
+    found = probe_cpu()
+    assert "SIGABRT" in getattr(found.runtime, "why", "")
+    assert "SIGABRT" in getattr(found.functions, "why", "")
+
+
+def test_a_wrong_answer_is_a_finding(fakes: Fakes):
+    """A runtime that adds a little to everything."""
+    fakes.module(
+        "sitecustomize",
+        "import moh_deploy.runtime.onnxruntime.session as backend\n"
+        "run = backend.OrtRunner.run\n"
+        "def wrong(self, inputs):\n"
+        "    return {name: array + 0.25 for name, array in run(self, inputs).items()}\n"
+        "backend.OrtRunner.run = wrong\n",
+    )
+    found = probe_cpu()
+    assert getattr(found.functions, "why", "") == "MoHAttention is computed wrongly: off by 0.25"

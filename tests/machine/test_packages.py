@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from moh_deploy.machine.packages import PackageFacts, probe_packages
+from tests.fakes import Fakes
+
+
+def _found(name: str) -> PackageFacts:
+    (one,) = [one for one in probe_packages().found if one.name == name]
+    return one
+
+
+def test_versions_are_those_that_pip_lists():
+    command = [sys.executable, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        pytest.skip("no pip")
+    listed = {
+        one["name"].replace("_", "-").lower(): one["version"] for one in json.loads(ran.stdout)
+    }
+    found = probe_packages().found
+    assert len(found) > 10
+    assert {one.name: one.version for one in found} == {
+        one.name: listed.get(one.name) for one in found
+    }
+
+
+def test_bounds_are_those_of_the_metadata(fakes: Fakes):
+    needs = ["numpy>=2.0", "onnxruntime>=1.23", "nonesuch<3,>=2", 'pytest>=8; extra == "test"']
+    fakes.installed("moh-deploy", "0.1.0", needs)
+    packages = probe_packages()
+    assert packages.known
+    required = [one for one in packages.found if one.required]
+    assert [(one.name, one.expected) for one in required] == [
+        ("numpy", ">=2.0"),
+        ("onnxruntime", ">=1.23"),
+        ("nonesuch", "<3,>=2"),
+    ]
+    assert [(one.problem, one.fix) for one in packages.gaps] == [
+        ("nonesuch is not installed", "pip install 'nonesuch<3,>=2'")
+    ]
+
+
+def test_another_version_is_a_gap(fakes: Fakes):
+    fakes.installed("moh-deploy", "0.1.0", ["torch>=2.9"])
+    fakes.installed("torch", "2.1.0+cu118")
+    torch = _found("torch")
+    assert torch.problem == "torch is 2.1.0+cu118, expected >=2.9"
+    assert torch.fix == "pip install 'torch>=2.9'"
+
+
+@pytest.mark.parametrize("version", ["2.9.0", "2.13.0+cu130", "2.14.0.dev20261101"])
+def test_local_and_development_versions_count(fakes: Fakes, version: str):
+    fakes.installed("moh-deploy", "0.1.0", ["torch>=2.9"])
+    fakes.installed("torch", version)
+    assert _found("torch").problem is None
+
+
+def test_both_builds_of_onnxruntime_at_once_are_a_problem(fakes: Fakes):
+    fakes.installed("moh-deploy", "0.1.0", ["onnxruntime>=1.23"])
+    fakes.installed("onnxruntime-gpu", "1.30.0")
+    both = _found("onnxruntime-gpu")
+    assert both.problem == "onnxruntime is installed, too, and holds the same files"
+    assert both.fix.startswith("pip uninstall onnxruntime onnxruntime-gpu")
+    assert _found("onnxruntime").problem is None
+
+
+def test_what_belongs_to_extras_is_optional(fakes: Fakes):
+    needs = ["numpy>=2.0", 'polygraphy<0.60,>=0.53; extra == "engines"']
+    fakes.installed("moh-deploy", "0.1.0", needs)
+    fakes.installed("polygraphy", "0.60.1")
+    fakes.installed("tensorrt-cu13", "11.4.0")
+    polygraphy, tensorrt = _found("polygraphy"), _found("tensorrt-cu13")
+    assert not polygraphy.required
+    assert polygraphy.problem == "polygraphy is 0.60.1, expected <0.60,>=0.53"
+    assert (tensorrt.required, tensorrt.problem) == (False, None)
+    assert probe_packages().gaps == ()

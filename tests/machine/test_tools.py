@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.machine.tools import ToolFacts, probe_tools
+from tests.fakes import Fakes
+
+
+@pytest.mark.parametrize(
+    ("tool", "pattern"), [("nvcc", r"V(\d+\.\d+)\."), ("cmake", r"(\d+\.\S+)")]
+)
+def test_tools_of_this_machine(tool: str, pattern: str):
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"no {tool}")
+    said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+    match = re.search(pattern, said)
+    assert match is not None
+    assert getattr(probe_tools(), tool) == ToolFacts(tool, Path(path), match.group(1))
+
+
+def test_nvcc_is_found_in_cuda_home(fakes: Fakes, monkeypatch: pytest.MonkeyPatch):
+    (fakes.folder / "bin").mkdir()
+    fakes.program("bin/nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.99'")
+    monkeypatch.setenv("CUDA_HOME", str(fakes.folder))
+    monkeypatch.setenv("PATH", str(fakes.folder))
+    tools = probe_tools()
+    assert tools.nvcc == ToolFacts("nvcc", fakes.folder / "bin" / "nvcc", "12.4")
+    assert not tools.nvcc.at_least((12, 8))
+    assert tools.nvcc.at_least((11, 9))
+    assert tools.cmake == ToolFacts("cmake", None, None)
+    assert not tools.cmake.at_least((0, 0))
+
+
+def test_headers_are_found_where_the_variable_says(fakes: Fakes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", f"/nowhere:{fakes.folder}")
+    assert probe_tools().headers["TensorRT"] != fakes.folder
+    (fakes.folder / "NvInferRuntime.h").touch()
+    assert probe_tools().headers["TensorRT"] == fakes.folder
+
+
+def test_headers_of_the_extra_are_found(fakes: Fakes):
+    (fakes.folder / "kernel_lens" / "include" / "tensorrt").mkdir(parents=True)
+    (fakes.folder / "kernel_lens" / "__init__.py").touch()
+    folder = fakes.folder / "kernel_lens" / "include" / "tensorrt"
+    (folder / "NvInferRuntime.h").touch()
+    found = probe_tools().headers["TensorRT"]
+    assert found == folder or Path("/usr") in getattr(found, "parents", ())

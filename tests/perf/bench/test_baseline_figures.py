@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moh_deploy.perf.bench.baseline_figures import bench_figures
+from tests.cli.report_files.samples import bench_report
+
+
+@pytest.mark.parametrize("fault", [None, "its outputs hold NaN"])
+def test_baseline_that_is_wrong_is_no_measure(fault: str | None):
+    first, dense = bench_report().results
+    other = replace(dense, inputs="other.npz", fault="its outputs hold NaN")
+    report = replace(bench_report(), results=(first, replace(dense, fault=fault), other))
+    found = bench_figures(report, {})
+    ratios = [one.group for one in found if one.name == "ratio"]
+    expected = "recorded inputs at batch=4, threads=1, beside dense"
+    assert ratios == ([expected] if fault is None else [])
+    assert {one.name for one in found} >= {"p50_ms", "peak_memory_bytes", "computed_share"}

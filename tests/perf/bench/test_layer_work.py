@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.package import OnnxPackage, with_choices
+from moh_deploy.perf.bench.layer_work import layer_work
+from moh_deploy.validate.input_sets import InputSet, input_sets
+from tests.kernel_library import required_library
+from tests.two_layers import write_two_layers
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    return write_two_layers(tmp_path / "package")
+
+
+def chosen(package: OnnxPackage, output: Path, **choices: str) -> OnnxPackage:
+    layers = with_choices(package.manifest.layers, choices, dims=list(package.manifest.dims))
+    return write_choices(package, layers, output)
+
+
+def test_rows_are_those_of_the_open_gates_on_kernels_only(package: OnnxPackage):
+    required_library()
+    sets = input_sets(package, [], [])
+    opened = [int(np.count_nonzero(gates)) for gates in package.vectors[0].gates]
+    assert 0 < opened[0] < 24
+    (on_kernels,) = layer_work(package, sets, kernels="require", threads=1)
+    assert [one.rows_computed for one in on_kernels] == opened
+    assert [one.rows_dense for one in on_kernels] == [24, 24]
+    assert [one.runs_as for one in on_kernels] == ["kernel", "kernel"]
+    (as_functions,) = layer_work(package, sets, kernels="off", threads=1)
+    assert [one.rows_computed for one in as_functions] == [24, 24]
+    assert [one.runs_as for one in as_functions] == ["function", "function"]
+    assert [one.active_share for one in as_functions] == [n / 24 for n in opened]
+
+
+def test_dense_layers_compute_every_row(package: OnnxPackage, tmp_path: Path):
+    required_library()
+    layers = with_choices(package.manifest.layers, {"blocks.0.attn": "dense"})
+    mixed = write_choices(package, layers, tmp_path / "mixed")
+    (work,) = layer_work(mixed, input_sets(mixed, [], []), kernels="auto", threads=1)
+    assert [(one.choice, one.runs_as) for one in work] == [("dense", "dense"), ("sparse", "kernel")]
+    assert work[0].rows_computed == 24
+    assert work[1].rows_computed < 24
+
+
+def test_choice_by_size_is_the_one_of_these_inputs(package: OnnxPackage, tmp_path: Path):
+    required_library()
+    by_size = chosen(package, tmp_path / "by_size", **{"all": "sparse", "all[seq<=3]": "dense"})
+    (short,) = input_sets(by_size, [], [])
+    x = np.concatenate([short.inputs["x"]] * 2, axis=1)
+    long = InputSet("long", {"batch": 2, "seq": 6}, {"x": x}, 1.0)
+    at_short, at_long = layer_work(by_size, [short, long], kernels="auto", threads=1)
+    assert [one.choice for one in (*at_short, *at_long)] == ["dense"] * 2 + ["sparse"] * 2
+    assert [one.rows_computed == one.rows_dense for one in (*at_short, *at_long)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_break_even_is_predicted_for_each_layer(package: OnnxPackage):
+    (work,) = layer_work(package, input_sets(package, [], []), kernels="auto", threads=1)
+    for one in work:
+        assert set(one.break_even) == {"sparse"}
+        assert one.predicted_fastest in ("dense", "sparse")

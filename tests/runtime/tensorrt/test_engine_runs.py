@@ -1,0 +1,247 @@
+"""`run`, `verify` and `bench` of engine directories: refused for real, done on a fake runtime."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer
+from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.npz import write_npz
+from tests.fakes import Fakes, fakes
+from tests.handmade_package import vectors, write_package
+from tests.runtime.tensorrt.engines import MANIFEST, python, simulate_gpu, write_engine
+from tests.runtime.tensorrt.test_engine import needs_polygraphy
+
+__all__ = ["fakes"]
+
+
+def _command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return python("from moh_deploy.cli import main; main()", *arguments)
+
+
+def _package(root: Path) -> OnnxPackage:
+    """Write one that computes y = x, with a second recorded run, of sizes that no profile has."""
+    sets = (vectors(with_layer=False), vectors(batch=2, seq=50, with_layer=False))
+    return write_package(root, with_layer=False, sets=sets)
+
+
+def _engine_of(package: OnnxPackage, root: Path, *, scale: float = 1.0) -> Path:
+    sha256 = sha256_of(package.root / "manifest.json")
+    return write_engine(root, replace(MANIFEST, layers=(), package_sha256=sha256), scale=scale)
+
+
+def _inputs(path: Path, batch: int = 2) -> Path:
+    write_npz(path, vectors(batch=batch).inputs)
+    return path
+
+
+@pytest.fixture
+def without_driver() -> None:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return
+    pytest.skip("there is a driver")
+
+
+@pytest.mark.usefixtures("without_driver")
+def test_run_is_refused_where_there_is_no_gpu(tmp_path: Path):
+    root, inputs = write_engine(tmp_path / "engine"), _inputs(tmp_path / "in.npz")
+    refused = _command("run", root, "--inputs", inputs, "--outputs", tmp_path / "out.npz")
+    assert refused.returncode == 6
+    assert f"error: {root} cannot run here: no NVIDIA driver" in refused.stderr
+    assert "hint: Run it on a machine with an NVIDIA GPU." in refused.stderr
+    assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.usefixtures("without_driver")
+def test_verify_is_refused_where_there_is_no_gpu(tmp_path: Path):
+    package = _package(tmp_path / "package")
+    root = _engine_of(package, tmp_path / "engine")
+    refused = _command("verify", root, "--package", package.root, "--json")
+    assert refused.returncode == 6
+    assert "no NVIDIA driver" in json.loads(refused.stdout)["error"]["message"]
+
+
+def test_verify_of_an_engine_needs_its_package(tmp_path: Path):
+    package = _package(tmp_path / "package")
+    root = _engine_of(package, tmp_path / "engine")
+    alone = _command("verify", root)
+    assert (alone.returncode, "--package DIR" in alone.stderr) == (2, True)
+    other = write_package(tmp_path / "other")
+    wrong = _command("verify", root, "--package", other.root)
+    assert wrong.returncode == 2
+    assert "was not built from" in wrong.stderr
+    unasked = _command("verify", package.root, "--package", package.root)
+    assert unasked.returncode == 2
+    assert "is no engine: leave it out" in unasked.stderr
+
+
+def test_kernels_of_an_engine_cannot_be_switched_off(tmp_path: Path):
+    root, inputs = write_engine(tmp_path / "engine"), _inputs(tmp_path / "in.npz")
+    files = ["--inputs", inputs, "--outputs", tmp_path / "out.npz"]
+    refused = _command("run", root, *files, "--kernels", "off")
+    assert refused.returncode == 2
+    assert "was decided when it was built" in refused.stderr
+
+
+@needs_polygraphy
+def test_run_writes_what_the_engine_gives(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    plugin = fakes.library("libmoh_plugin.so", "int moh;")
+    root = write_engine(tmp_path / "engine", plugin=plugin)
+    inputs, outputs = _inputs(tmp_path / "in.npz", batch=3), tmp_path / "out.npz"
+    ran = _command("run", root, "--inputs", inputs, "--outputs", outputs, "--json")
+    assert ran.returncode == 0, ran.stderr
+    content = json.loads(ran.stdout)
+    assert content["outputs"] == [{"name": "y", "dtype": "float32", "shape": [3, 3, 8]}]
+    assert content["layer_runs"][0]["runs_as"] == "kernel"
+    assert content["kernels"]["library"] == str(root / "libmoh_plugin.so")
+    with np.load(outputs) as found:
+        np.testing.assert_array_equal(found["y"], 2 * vectors(batch=3).inputs["x"])
+
+
+def test_required_kernels_that_were_not_built_in_end_with_6(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    layer = EngineLayer("blocks.1.attn", "function", "operators", "sparse", "head_dim is 300")
+    root = write_engine(tmp_path / "engine", replace(MANIFEST, layers=(*MANIFEST.layers, layer)))
+    files = ["--inputs", _inputs(tmp_path / "in.npz"), "--outputs", tmp_path / "out.npz"]
+    refused = _command("run", root, *files, "--kernels", "require")
+    assert refused.returncode == 6
+    assert "was built without them for blocks.1.attn." in refused.stderr
+
+
+@needs_polygraphy
+def test_verify_compares_the_recorded_runs_that_fit(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    package = _package(tmp_path / "package")
+    right = _engine_of(package, tmp_path / "right")
+    equal = _command("verify", right, "--package", package.root, "--json")
+    assert equal.returncode == 0, equal.stderr
+    content = json.loads(equal.stdout)
+    assert content["equal"] is True
+    assert (content["vector_sets"], content["max_abs_error"]) == (1, 0.0)
+    assert content["reference"].endswith("those of sizes that the engine was built for")
+    wrong = _engine_of(package, tmp_path / "wrong", scale=1.5)
+    unequal = _command("verify", wrong, "--package", package.root)
+    assert unequal.returncode == 1
+    assert "NOT EQUAL" in unequal.stdout
+
+
+@needs_polygraphy
+def test_engines_are_compared_with_packages_and_packages_with_engines(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    sets = (vectors(with_layer=False),)  # of sizes that the engine was built for
+    package = write_package(tmp_path / "package", with_layer=False, sets=sets)
+    right, wrong = (_engine_of(package, tmp_path / str(s), scale=s) for s in (1.0, 1.5))
+    both = ["--against", right, "--against", wrong, "--json"]
+    content = json.loads(_command("verify", package.root, *both).stdout)
+    assert [one["equal"] for one in content["comparisons"]] == [True, False]
+    assert content["comparisons"][0]["reference"] == f"engine {right}"
+    turned = ["--package", package.root, "--against", "functions", "--json"]
+    assert _command("verify", right, *turned).returncode == 0
+    assert _command("verify", wrong, *turned).returncode == 1
+
+
+@needs_polygraphy
+def test_verify_takes_other_inputs(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    package = _package(tmp_path / "package")
+    root = _engine_of(package, tmp_path / "engine")
+    inputs = _inputs(tmp_path / "in.npz", batch=4)
+    compared = _command("verify", root, "--package", package.root, "--inputs", inputs, "--json")
+    assert compared.returncode == 0, compared.stderr
+    assert "function bodies with optimisations off" in json.loads(compared.stdout)["reference"]
+    tall = _inputs(tmp_path / "tall.npz", batch=33)
+    refused = _command("verify", root, "--package", package.root, "--inputs", tall)
+    assert refused.returncode == 2
+    assert "Build it with a --profile that has these sizes." in refused.stderr
+
+
+@needs_polygraphy
+def test_samples_with_labels_run_in_batches_that_a_profile_has(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    package = _package(tmp_path / "package")
+    x = vectors(batch=100).inputs["x"]
+    write_npz(tmp_path / "val.npz", {"x": x, "y": x, "tokens": x.argmax(axis=-1)})
+    words = ["--package", package.root, "--inputs", tmp_path / "val.npz", "--labels", "tokens"]
+    right = _engine_of(package, tmp_path / "right")
+    equal = _command("verify", right, *words, "--json")
+    assert equal.returncode == 0, equal.stderr
+    content = json.loads(equal.stdout)
+    assert (content["vector_sets"], content["accuracy"][0]["samples"]) == (25, 100)
+    assert content["statistics"]["class_loads"] == []
+    wrong = _engine_of(package, tmp_path / "wrong", scale=0.5)
+    worse = _command("verify", wrong, *words)
+    assert worse.returncode == 1
+    assert "perplexity rose from" in worse.stderr
+
+
+def test_verify_without_a_recorded_run_that_fits_is_refused(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    sets = (vectors(batch=2, seq=50, with_layer=False),)
+    package = write_package(tmp_path / "package", with_layer=False, sets=sets)
+    root = _engine_of(package, tmp_path / "engine")
+    refused = _command("verify", root, "--package", package.root)
+    assert refused.returncode == 2
+    assert "no recorded run of the package is of sizes" in refused.stderr
+
+
+BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms", "--json")
+
+
+@pytest.mark.usefixtures("without_driver")
+def test_bench_is_refused_where_there_is_no_gpu(tmp_path: Path):
+    package = _package(tmp_path / "package")
+    root = _engine_of(package, tmp_path / "engine")
+    with pytest.raises(BackendError, match="no NVIDIA driver"):
+        moh_deploy.bench(root, package=package.root)
+    with pytest.raises(BackendError, match="no NVIDIA driver"):
+        moh_deploy.bench(package.root, baselines=[root])
+
+
+def test_bench_of_an_engine_needs_its_package(tmp_path: Path):
+    package = _package(tmp_path / "package")
+    root = _engine_of(package, tmp_path / "engine")
+    with pytest.raises(ConfigError, match="holds no recorded runs") as refused:
+        moh_deploy.bench(root)
+    assert "--package DIR" in str(refused.value.hint)
+    with pytest.raises(ConfigError, match="is no engine: leave it out"):
+        moh_deploy.bench(package.root, package=package.root)
+    with pytest.raises(ConfigError, match="'dense' is a package run in another way"):
+        moh_deploy.bench(root, package=package.root, baselines=["dense"])
+
+
+@needs_polygraphy
+def test_bench_times_an_engine_beside_another_and_its_package(fakes: Fakes, tmp_path: Path):
+    simulate_gpu(fakes)
+    package = _package(tmp_path / "package")
+    right = _engine_of(package, tmp_path / "right")
+    wrong = _engine_of(package, tmp_path / "wrong", scale=1.5)
+    baselines = ["--baseline", wrong, "--baseline", package.root]
+    ran = _command("bench", right, "--package", package.root, *baselines, *BENCH)
+    assert ran.returncode == 0, ran.stderr
+    content = json.loads(ran.stdout)
+    engine, other, on_cpu = content["results"]
+    assert (engine["contestant"], engine["sizes"]) == (str(right), {"batch": 2, "seq": 3})
+    assert set(engine["ratios"]) == {str(wrong), str(package.root)}
+    assert engine["load_ms"] > 0
+    assert engine["first_run_ms"] > 0
+    assert "differs by" in other["agreement"]["reason"]
+    assert on_cpu["agreement"]["reason"] is None
+    assert content["runtime"].startswith("TensorRT 10.9.0.34 on a GPU, ONNX Runtime ")
+    assert content["work"] == []
+    judged = _command("bench", right, wrong, "--package", package.root, *BENCH, "--gate", "p50<9s")
+    assert judged.returncode == 1, judged.stderr
+    assert [one["passed"] for one in json.loads(judged.stdout)["gates"]] == [True, False]
+    assert "sizes that the engine was built for it is not equal" in judged.stderr

@@ -1,0 +1,164 @@
+"""What is refused before a build: each limit, with layer, value, limit and what to do."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from moh_deploy.machine.device_code import DeviceCode
+from moh_deploy.ops import OPS
+from moh_deploy.ops.plugin_support import PLUGINS
+from moh_deploy.runtime.tensorrt.messages import ParserError
+from moh_deploy.runtime.tensorrt.preflight import (
+    refused_by_parser,
+    refused_nodes,
+    refused_targets,
+    refused_types,
+)
+from moh_deploy.runtime.tensorrt.profiles import Span
+from moh_deploy.runtime.tensorrt.rejection import Rejection, refusal
+from tests.ops.case_models import case_model
+
+CASES = [c for op in PLUGINS for c in OPS[op].cases]
+
+
+def _node(op: str, name: str) -> ir.Node:
+    (case,) = [c for c in OPS[op].cases if (c.name, c.dtype) == (name, "float32")]
+    (node,) = ir.from_proto(case_model(case)).graph
+    node.name = "blocks.0.attn"
+    return node
+
+
+def _attention() -> ir.Node:
+    return _node("MoHAttention", "plain_rank3")
+
+
+def _set(node: ir.Node, slot: int, shape: tuple[int | str, ...], dtype: str = "FLOAT") -> None:
+    value = node.inputs[slot]
+    assert value is not None
+    value.shape, value.dtype = ir.Shape(shape), ir.DataType[dtype]
+
+
+def _refusals(node: ir.Node, **spans: Span) -> list[str]:
+    return [str(one) for one in refused_nodes([node], [spans] if spans else [])]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_contract_case_is_taken(case):
+    (node,) = ir.from_proto(case_model(case)).graph
+    assert refused_nodes([node], []) == ()
+
+
+def test_head_dim():
+    node = _attention()
+    heads = node.attributes["q_num_heads"].as_int()
+    for slot in range(3):
+        _set(node, slot, (2, 5, heads * 264))
+    _set(node, 3, (2, 5, heads))
+    head, value = _refusals(node)
+    assert head.startswith("blocks.0.attn: head_dim is 264; expected up to 256. Run this layer by")
+    assert value.startswith("blocks.0.attn: value_dim is 264; expected up to 256.")
+
+
+def test_heads_of_the_router():
+    node = _node("MoHRouter", "two_stage")
+    _set(node, 0, (2, 5, 5000))
+    assert "blocks.0.attn: routed_heads is 5000; expected up to 4096." in _refusals(node)[0]
+
+
+def test_top_k():
+    node = _node("MoHRouter", "two_stage")
+    node.attributes.add(ir.AttrInt64("top_k", 100))
+    (refused,) = _refusals(node)
+    assert "top_k" in refused
+    assert "100" in refused
+
+
+def test_window():
+    node = _node("MoHAggregatedAttention", "plain")
+    node.attributes.add(ir.AttrInt64("kernel_height", 201))
+    node.attributes.add(ir.AttrInt64("kernel_width", 201))
+    most = PLUGINS["MoHAggregatedAttention"].limits["window_places"]
+    text = f"window_places is 40401; expected up to {most}. Run this layer by its function:"
+    assert any(text in one for one in _refusals(node))
+
+
+def test_dtypes():
+    node = _attention()
+    for slot in range(4):
+        value = node.inputs[slot]
+        assert value is not None
+        value.dtype = ir.DataType.DOUBLE
+    assert any(
+        "Q is float64; expected float32, float16 or bfloat16." in one for one in _refusals(node)
+    )
+
+
+def test_mixed_dtypes():
+    node = _attention()
+    value = node.inputs[3]
+    assert value is not None
+    value.dtype = ir.DataType.FLOAT16
+    assert "gates is float16; expected float32, as the inputs before it are." in _refusals(node)[0]
+
+
+def test_masks():
+    node = _node("MoHAttention", "bool_mask_rank4")
+    mask = node.inputs[4]
+    assert mask is not None
+    assert mask.shape is not None
+    _set(node, 4, tuple(mask.shape.numpy()), "INT32")
+    assert "attn_mask is int32; expected bool, float32" in _refusals(node)[0]
+    _set(node, 4, (1, 1, 1, 5, 5), "BOOL")
+    assert "attn_mask is of rank 5; expected 1, 2, 3 or 4." in _refusals(node)[0]
+
+
+def test_sizes_at_the_largest_of_a_profile():
+    node = _attention()
+    heads = node.attributes["q_num_heads"].as_int()
+    for slot in range(3):
+        _set(node, slot, ("batch", "seq", heads * 8))
+    _set(node, 3, ("batch", "seq", heads))
+    assert _refusals(node, batch=Span(1, 1, 2**10), seq=Span(1, 1, 2**20)) == []
+    (refused,) = _refusals(node, batch=Span(1, 1, 2**10), seq=Span(1, 1, 2**20 + 1))
+    assert (
+        "Q has 1073742848 rows at the largest sizes of a profile; expected up to 10737" in refused
+    )
+
+
+def test_absent_input():
+    node = _attention()
+    node.replace_input_with(2, None)
+    assert "V is absent; expected a value." in _refusals(node)[0]
+
+
+def test_compute_capability():
+    code = DeviceCode((80, 86), (90,))
+    targets = ["7.5", "8.0", "8.9", "12.0"]
+    (refused,) = refused_targets(targets, runs_on=code.runs_on, has_code=str(code))
+    assert refused.value == "compute capability 7.5"
+    assert refused.limit == "what it has code for, 8.0, 8.6 and, by PTX, 9.0 and later"
+
+
+def test_dtypes_that_tensorrt_has_not():
+    (refused,) = refused_types({"x": "float64", "y": "float32", "i": "int64", "z": "float64"})
+    assert (refused.layer, refused.value) == ("x, z", "of dtype float64")
+
+
+def test_words_of_the_parser():
+    known, unknown = refused_by_parser(
+        [ParserError("resize", "Resize", "no such mode"), ParserError("", "", "false")], "TensorRT"
+    )
+    assert str(known).startswith(
+        "resize: Resize; expected what the parser of TensorRT takes (no such mode)."
+    )
+    assert str(unknown).startswith("model.onnx: a part of it; expected what the parser of")
+
+
+def test_all_of_it_is_said_at_once():
+    error = refusal([Rejection("a", "v", "l", "Do."), Rejection("b", "w", "m", "Go.")], title="T")
+    assert error.exit_code == 6
+    assert error.message == (
+        "T cannot build this package, for 2 reasons:"
+        "\n  - a: v; expected l. Do.\n  - b: w; expected m. Go."
+    )

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import TensorInfo
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.system.npz import Array
+
+SPECS = (
+    TensorInfo("x", "float32", ("batch", "seq", 8)),
+    TensorInfo("mask", "bool", ("batch", "past + 1")),
+    TensorInfo("past", "int64", ("batch", "past")),
+)
+
+
+def inputs(**changed: Array) -> dict[str, Array]:
+    good: dict[str, Array] = {
+        "x": np.zeros((2, 3, 8), np.float32),
+        "mask": np.zeros((2, 6), np.bool_),
+        "past": np.zeros((2, 5), np.int64),
+    }
+    return {**good, **changed}
+
+
+def test_good_inputs_give_the_dimension_sizes():
+    assert check_inputs(SPECS, inputs()) == {"batch": 2, "seq": 3, "past": 5}
+
+
+def test_empty_axes_are_good():
+    empty = {"mask": np.zeros((2, 1), np.bool_), "past": np.zeros((2, 0), np.int64)}
+    assert check_inputs(SPECS, inputs(**empty))["past"] == 0
+
+
+def test_dimension_that_is_no_linear_expression_must_agree_with_itself():
+    specs = [TensorInfo(name, "int64", ("a*b",)) for name in "pq"]
+    four, five = np.zeros(4, np.int64), np.zeros(5, np.int64)
+    check_inputs(specs, {"p": four, "q": four})
+    with pytest.raises(ConfigError, match="inconsistent"):
+        check_inputs(specs, {"p": four, "q": five})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": np.zeros((2, 3, 8))}, r"'x' is float64\[2, 3, 8\], expected dtype float32"),
+        ({"x": np.zeros((2, 8), np.float32)}, r"with 2 axes, expected float32\[batch, seq, 8\]"),
+        ({"x": np.zeros((2, 3, 9), np.float32)}, "axis 2 is fixed at 8, got 9"),
+        (
+            {"x": np.zeros((4, 3, 8), np.float32)},
+            r"'batch' is inconsistent: 4 \('batch'\) on axis 0 of 'x', 2 \('batch'\) on axis 0 of",
+        ),
+        ({"mask": np.zeros((2, 5), np.bool_)}, r"'past' is inconsistent: 5 \('past \+ 1'\)"),
+        ({"mask": np.zeros((2, 0), np.bool_)}, r"got size 0, which is 'past \+ 1' for no whole"),
+        ({"y": np.zeros(1)}, "there is no input 'y': the model has 'x', 'mask', 'past'"),
+    ],
+)
+def test_bad_input_is_refused_naming_input_got_and_expected(
+    changed: dict[str, Array], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        check_inputs(SPECS, inputs(**changed))
+
+
+def test_missing_input_is_refused():
+    given = inputs()
+    del given["mask"]
+    with pytest.raises(ConfigError, match="input 'mask' is missing: got 'x', 'past', expected"):
+        check_inputs(SPECS, given)
+
+
+def test_misspelt_input_gets_a_suggestion():
+    with pytest.raises(ConfigError) as error:
+        check_inputs(SPECS, inputs(masks=np.zeros(1)))
+    assert error.value.hint == "Did you mean 'mask'?"

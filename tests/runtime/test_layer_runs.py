@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.errors import PackageError
+from moh_deploy.package import LayerInfo, with_choices
+from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun, layer_runs
+from moh_deploy.runtime.layers_text import runs_as, runs_text
+from moh_deploy.runtime.onnxruntime.placement import Placement
+from moh_deploy.runtime.onnxruntime.session import open_session
+from tests.handmade_package import LAYER, write_package
+from tests.kernel_library import required_library
+from tests.two_layers import FIRST, LAYERS, ROUTER, SECOND, write_two_layers
+
+MIXED: dict[str, LayerImpl] = {FIRST: "kernel", SECOND: "function", ROUTER: "kernel"}
+
+
+def runs_of(
+    layers: tuple[LayerInfo, ...],
+    impl: dict[str, LayerImpl],
+    *routers: str | None,
+    switches: dict[str, str] | None = None,
+) -> tuple[LayerRun, ...]:
+    path = Path("there/model.onnx")
+    return layer_runs(layers, impl, switches=switches or {}, routers=routers, model_path=path)
+
+
+def test_each_layer_has_what_runs_its_own_nodes():
+    assert runs_of(LAYERS, MIXED, None, ROUTER) == (
+        LayerRun("blocks.0.attn", "kernel", None),
+        LayerRun("blocks.1.attn", "function", "kernel"),
+    )
+
+
+def test_layer_that_was_not_replaced_may_have_a_router_that_was():
+    layer = replace(LAYER, replaced=False, node=None)
+    assert runs_of((layer,), MIXED, ROUTER) == (LayerRun("blocks.0.attn", None, "kernel"),)
+
+
+def test_package_without_layers_has_no_runs():
+    assert runs_of((), {}) == ()
+
+
+def test_layer_whose_node_the_model_lacks_is_refused():
+    with pytest.raises(PackageError, match=r"there: layer 'blocks\.0\.attn' is node 'gone' in"):
+        runs_of((replace(LAYER, node="gone"),), MIXED, None)
+
+
+PROJECTED = replace(LAYER, query_projection="q", output_projection="o")
+NODES: dict[str, LayerImpl] = {FIRST: "kernel", "q": "kernel", "o": "kernel"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "impl", "expected"),
+    [
+        ("projected", {}, ("kernel", "kernel")),
+        (None, {}, ("kernel", "kernel")),
+        ("sparse", {"q": "dense", "o": "dense"}, ("kernel", "dense")),
+        ("dense", {FIRST: "dense", "q": "dense", "o": "dense"}, ("dense", "dense")),
+        # One of the two without a kernel: the pair does not count as running on kernels.
+        ("projected", {"q": "function"}, ("kernel", "function")),
+        ("projected", {"o": "function"}, ("kernel", "function")),
+    ],
+)
+def test_projections_are_told_apart_from_attention(
+    choice: str, impl: dict[str, LayerImpl], expected: tuple[str, str]
+):
+    (run,) = runs_of((replace(PROJECTED, choice=choice),), NODES | impl, None)
+    assert (run.runs_as, run.projections_run_as) == expected
+
+
+@pytest.mark.parametrize("wrong", [FIRST, "q", "o"])
+def test_node_that_is_not_where_its_layer_was_chosen_to_be_is_refused(wrong: str):
+    for choice, there in (("dense", "kernel"), ("projected", "dense")):
+        rest = "dense" if choice == "dense" else "kernel"
+        impl = {**dict.fromkeys(NODES, rest), wrong: there}
+        with pytest.raises(PackageError, match=f"is {choice} in the manifest, .*'{wrong}'"):
+            runs_of((replace(PROJECTED, choice=choice),), impl, None)
+
+
+BY_SIZE = with_choices([LAYER], {"all[seq<=64]": "dense"}, dims=["seq"])
+
+
+def test_layer_that_depends_on_sizes_says_so():
+    switches = {FIRST: "moh.dense if seq<=64, else moh"}
+    (run,) = runs_of(BY_SIZE, MIXED, None, switches=switches)
+    assert run == LayerRun("blocks.0.attn", "kernel", None, by_size="dense if seq<=64, else sparse")
+    assert runs_as(run) == "kernel; dense if seq<=64, else sparse"
+    assert runs_text([run]).endswith(
+        "router in plain operators, by choice dense if seq<=64, else sparse"
+    )
+
+
+@pytest.mark.parametrize("switches", [{}, {FIRST: "moh.dense if seq<=32, else moh"}])
+def test_layer_that_the_model_switches_at_other_sizes_is_refused(switches: dict[str, str]):
+    with pytest.raises(PackageError, match=r"is dense if seq<=64, else sparse in the manifest"):
+        runs_of(BY_SIZE, MIXED, None, switches=switches)
+    with pytest.raises(
+        PackageError, match=r"is sparse in the manifest.* is of domain moh\.dense if"
+    ):
+        runs_of((LAYER,), MIXED, None, switches={FIRST: "moh.dense if seq<=32, else moh"})
+
+
+@pytest.mark.parametrize(
+    "run", [LayerRun("a", "kernel", "function"), LayerRun("", None, None, by_size="x")]
+)
+def test_run_comes_back_from_json(run: LayerRun):
+    assert LayerRun.from_json(asdict(run)) == run
+
+
+# Of a session.
+
+
+def test_session_of_function_bodies(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    assert open_session(package, kernels="off").layer_runs == (
+        LayerRun("blocks.0.attn", "function", None),
+        LayerRun("blocks.1.attn", "function", "function"),
+    )
+
+
+def test_session_on_kernels(tmp_path: Path):
+    required_library()
+    package = write_two_layers(tmp_path / "package")
+    runner = open_session(package, kernels="require", extra_outputs=package.gate_names)
+    assert runner.layer_runs == (
+        LayerRun("blocks.0.attn", "kernel", None),
+        LayerRun("blocks.1.attn", "kernel", "kernel"),
+    )
+
+
+def test_session_says_it_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No session of today mixes them; one that does must be believed."""
+    monkeypatch.setattr(Placement, "read", lambda self, session: MIXED)
+    assert open_session(write_two_layers(tmp_path / "package")).layer_runs == (
+        LayerRun("blocks.0.attn", "kernel", None),
+        LayerRun("blocks.1.attn", "function", "kernel"),
+    )
+
+
+def test_model_without_layers_or_without_manifest_has_no_layer_runs(tmp_path: Path):
+    package = write_package(tmp_path / "package", with_layer=False)
+    assert open_session(package).layer_runs == ()
+    other = write_package(tmp_path / "other")
+    assert open_session(other.model_path).layer_runs == ()

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from moh_deploy.system.progress import SilentProgress, TerminalProgress, progress_for_terminal
+
+
+def test_seconds_of_each_step_are_kept_in_order():
+    progress = SilentProgress()
+    for name in ("trace", "write", "trace"):
+        with progress.step(name):
+            pass
+    assert list(progress.seconds) == ["trace", "write"]
+    assert all(seconds > 0 for seconds in progress.seconds.values())
+
+
+def test_failing_step_is_timed_too():
+    progress = SilentProgress()
+    with pytest.raises(ZeroDivisionError), progress.step("trace"):
+        raise ZeroDivisionError
+    assert progress.seconds["trace"] > 0
+
+
+def test_nothing_is_shown_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]):
+    progress = progress_for_terminal(quiet=False)
+    assert not isinstance(progress, TerminalProgress)
+    with progress.step("trace"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_terminal_gets_a_spinner_unless_quiet(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert isinstance(progress_for_terminal(quiet=False), TerminalProgress)
+    assert not isinstance(progress_for_terminal(quiet=True), TerminalProgress)
+
+
+def test_spinner_names_the_step_on_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take stderr for a terminal
+    with TerminalProgress().step("tracing the model"):
+        pass
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "tracing the model" in err

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.errors import PackageError
+from moh_deploy.system.staging import scratch_directory, staged_file, temporary_place
+
+
+def test_file_appears_when_the_block_ends(tmp_path: Path):
+    (tmp_path / "out").write_text("old")
+    with staged_file(tmp_path / "out") as path:
+        path.write_text("new")
+        assert (tmp_path / "out").read_text() == "old"
+    assert (tmp_path / "out").read_text() == "new"
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def interrupt_halfway(output: Path) -> None:
+    with staged_file(output) as path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_file_that_was_there_survives_a_failure(tmp_path: Path):
+    (tmp_path / "out").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_halfway(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "disk full"),
+        (errno.EDQUOT, "disk full"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+def test_what_stops_the_writing_is_named(tmp_path: Path, number: int, message: str):
+    with (
+        pytest.raises(PackageError, match=f"out cannot be written: {message}"),
+        staged_file(tmp_path / "out"),
+    ):
+        raise OSError(number, "Permission denied")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_that_is_named_already_is_not_named_again(tmp_path: Path):
+    """What is in between may lie on another disk than what is written."""
+
+    def fill(path: Path) -> None:
+        with staged_file(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    message = f"^{tmp_path / 'out'} cannot be written: disk full"
+    with pytest.raises(PackageError, match=message), scratch_directory("between"):
+        fill(tmp_path / "out")
+
+
+def test_no_place_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch):
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    message = "no place for temporary files: No usable temporary directory found in"
+    with pytest.raises(PackageError, match=message):
+        temporary_place("between")
+    with pytest.raises(PackageError, match=message), scratch_directory("between"):
+        pass

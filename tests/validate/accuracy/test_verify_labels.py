@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import ConfigError
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.system.npz import Array, write_npz
+from moh_deploy.system.progress import SilentProgress
+from moh_deploy.validate.accuracy import labelled_runs
+from tests.handmade_package import vectors, write_package
+from tests.labelled_package import (
+    right_labels,
+    samples,
+    write_classifier,
+    write_language_model,
+)
+
+COUNT = 400
+DATA = samples(COUNT, seed=5)
+LABELS = right_labels(DATA)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Inputs and the outputs of the right model."""
+    write_npz(tmp_path / "val.npz", {**DATA.inputs, **DATA.outputs})
+    return tmp_path / "val.npz"
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    write_classifier(tmp_path / "package")
+    return tmp_path / "package"
+
+
+def test_right_package_passes_with_both_sides_and_an_interval(package: Path, inputs: Path):
+    report = moh_deploy.verify(package, inputs=[inputs], labels=LABELS.tolist())
+    (found,) = report.accuracy
+    assert report.equal
+    assert (found.metric, found.output, found.samples) == ("top-1", "logits", COUNT)
+    assert found.reference == found.package == 1.0
+    assert found.interval is not None
+    assert found.against == f"expected outputs in {inputs}"
+    assert (found.resamples, found.seed, found.smoothed) == (10_000, 0, True)
+    (load,) = report.statistics.class_loads
+    assert (load.path, sum(load.samples)) == ("blocks.0.attn", COUNT)
+
+
+def test_loss_that_no_tolerance_sees_is_refused_with_a_sentence(tmp_path: Path, inputs: Path):
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    report = moh_deploy.verify(tmp_path / "biased", inputs=[inputs], labels=LABELS)
+    assert all(one.reason is None for one in report.outputs)
+    (found,) = report.accuracy
+    assert found.verdict == "failed"
+    assert found.changed[0].package_class == 0
+    assert found.changed[0].label == found.changed[0].reference_class != 0
+    assert report.reasons == (found.reason,)
+    assert "top-1 fell from 100.00 % to " in str(report.failure)
+
+
+def test_function_bodies_are_the_reference_of_plain_inputs_and_the_report_says_so(
+    tmp_path: Path, package: Path
+):
+    write_npz(tmp_path / "plain.npz", DATA.inputs)
+    report = moh_deploy.verify(package, inputs=[tmp_path / "plain.npz"], labels=LABELS)
+    assert report.equal
+    assert report.routing_agreement == 1.0
+    assert "not the original model" in report.accuracy[0].against
+
+
+def test_other_packages_are_references_too(tmp_path: Path, package: Path, inputs: Path):
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    report = moh_deploy.verify(
+        package, inputs=[inputs], labels=LABELS, against=["recorded", tmp_path / "biased"]
+    )
+    assert [one.verdict for one in report.accuracy] == ["passed", "passed"]
+    assert report.accuracy[1].package > report.accuracy[1].reference + 0.05
+    assert str(tmp_path / "biased") in report.accuracy[1].against
+
+
+def test_batches_give_what_one_run_gives(package: Path, inputs: Path):
+    reports = [
+        moh_deploy.verify(package, inputs=[inputs], labels=LABELS, batch_size=size)
+        for size in (COUNT, 37)
+    ]
+    assert [one.vector_sets for one in reports] == [1, 11]
+    assert reports[0].accuracy == reports[1].accuracy
+    assert len(reports[1].outputs) == 1
+    assert reports[1].outputs[0].elements == COUNT * 8
+    assert reports[1].outputs[0].vectors.endswith("worst of 11 batches")
+
+
+def test_turns_bound_what_is_held(package: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch):
+    of_logits, of_gates = 8 * 4, 3 * 4 * 4
+    monkeypatch.setattr(labelled_runs, "_TURN_BYTES", 2 * 50 * (of_logits + of_gates))
+    progress = SilentProgress()
+    report = moh_deploy.verify(
+        package, inputs=[inputs], labels=LABELS, batch_size=50, progress=progress
+    )
+    assert report.equal
+    steps = list(progress.seconds)
+    assert steps.index("running the reference on batches 3 to 4 of 8") == 6
+    assert steps[7:9] == ["comparing batch 3 of 8", "comparing batch 4 of 8"]
+
+
+@pytest.mark.parametrize("count", [2, 7, 400])
+def test_last_batch_of_a_fixed_batch_is_filled_up_and_copies_do_not_count(
+    tmp_path: Path, count: int
+):
+    write_classifier(tmp_path / "fixed", batch=3)
+    data = samples(count, seed=4)
+    labels = right_labels(data)
+    labels[-1] = (labels[-1] + 1) % 8  # would count two or three times
+    write_npz(tmp_path / "val.npz", {**data.inputs, **data.outputs})
+    report = moh_deploy.verify(tmp_path / "fixed", inputs=[tmp_path / "val.npz"], labels=labels)
+    (found,) = report.accuracy
+    assert found.samples == count
+    assert found.package == found.reference == pytest.approx(1 - 1 / count)
+    assert any("filled up to 3 samples" in note for note in report.notes)
+    assert all(one.reason is None for one in report.outputs)
+
+
+def test_batches_below_what_was_traced_are_filled_up(tmp_path: Path):
+    write_classifier(tmp_path / "package", range_from=2)
+    data = samples(65, seed=4)
+    write_npz(tmp_path / "val.npz", {**data.inputs, **data.outputs})
+    report = moh_deploy.verify(
+        tmp_path / "package", inputs=[tmp_path / "val.npz"], labels=right_labels(data)
+    )
+    assert report.accuracy[0].samples == 65
+    assert "val.npz[64:65] (batch=64, seq=3) was filled up to 64 samples" in report.notes[-1]
+
+
+def test_labels_of_several_files_are_in_their_order(tmp_path: Path, package: Path):
+    for name, part in (("a", slice(0, 150)), ("b", slice(150, COUNT))):
+        members = {"x": DATA.inputs["x"][part], "logits": DATA.outputs["logits"][part]}
+        write_npz(tmp_path / f"{name}.npz", {**members, "target": LABELS[part]})
+        write_npz(tmp_path / f"plain_{name}.npz", members)
+    np.save(tmp_path / "labels.npy", LABELS)
+    wrong = LABELS.copy()
+    wrong[200] = (wrong[200] + 1) % 8
+    by_member = moh_deploy.verify(
+        package, inputs=[tmp_path / "a.npz", tmp_path / "b.npz"], labels="target"
+    )
+    plain = [tmp_path / "plain_a.npz", tmp_path / "plain_b.npz"]
+    by_file = moh_deploy.verify(package, inputs=plain, labels=tmp_path / "labels.npy")
+    assert by_member.accuracy[0].package == by_file.accuracy[0].package == 1.0
+    assert moh_deploy.verify(package, inputs=plain, labels=wrong).accuracy[0].package < 1.0
+    with pytest.raises(ConfigError, match=r"there are 399 labels, and 400 samples in .*plain_a"):
+        moh_deploy.verify(package, inputs=plain, labels=LABELS[1:])
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path, package: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_npz(tmp_path / name / "val.npz", {**DATA.inputs, **DATA.outputs})
+    labels = np.concatenate([LABELS, LABELS])
+    inputs = [tmp_path / "a" / "val.npz", tmp_path / "b" / "val.npz"]
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    (found,) = moh_deploy.verify(tmp_path / "biased", inputs=inputs, labels=labels).accuracy
+    assert found.changed[0].file.startswith(f"{tmp_path / 'a' / 'val.npz'}[")
+
+
+def test_perplexity_of_tokens(tmp_path: Path):
+    write_package(tmp_path / "package")
+    write_package(tmp_path / "wrong", scale=0.7)
+    data = vectors(batch=40, seq=6, seed=3)
+    labels = data.outputs["y"].argmax(axis=-1)
+    labels[:, 4:] = -1
+    write_npz(tmp_path / "val.npz", {**data.inputs, **data.outputs})
+    options = {"inputs": [tmp_path / "val.npz"], "labels": labels, "ignore_label": -1}
+    (right,) = moh_deploy.verify(tmp_path / "package", **options).accuracy
+    assert (right.metric, right.verdict, right.samples, right.labels) == (
+        "perplexity",
+        "passed",
+        40,
+        160,
+    )
+    assert right.ignored == 80
+    report = moh_deploy.verify(tmp_path / "wrong", metric=["perplexity", "top-1"], **options)
+    assert [one.verdict for one in report.accuracy] == ["failed", "passed"]
+    assert "perplexity rose from" in report.reasons[0]
+
+
+def test_tokens_of_a_language_model_are_scored_with_the_next_one(tmp_path: Path):
+    package = write_language_model(tmp_path / "package")
+    ids = np.random.default_rng(0).integers(8, size=(50, 9))
+    labels = np.where(np.arange(9) < 7, ids, -100)
+    write_npz(tmp_path / "val.npz", {"ids": ids, "labels": labels})
+    options = {"inputs": [tmp_path / "val.npz"], "labels": "labels"}
+    with pytest.raises(ConfigError, match="labels are the tokens of input 'ids', so each"):
+        moh_deploy.verify(package.root, **options)
+    (found,) = moh_deploy.verify(package.root, shift_labels=True, **options).accuracy
+    logits = open_session(package, kernels="off").run({"ids": ids})["y"].astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)  # [50, 9, 8]
+    own = np.take_along_axis(shares[:, :6], ids[:, 1:7, None], axis=-1)
+    assert found.reference == pytest.approx(np.exp(-np.log(own).mean()), rel=1e-5)
+    assert (found.labels, found.ignored, found.shifted) == (300, 100, True)
+
+
+def test_an_input_may_be_the_labels(tmp_path: Path):
+    package = write_language_model(tmp_path / "package")
+    ids = np.random.default_rng(0).integers(8, size=(50, 9))
+    write_npz(tmp_path / "val.npz", {"ids": ids})
+    options = {"inputs": [tmp_path / "val.npz"], "labels": "ids"}
+    (found,) = moh_deploy.verify(package.root, shift_labels=True, **options).accuracy
+    assert (found.labels, found.verdict) == (400, "passed")
+    with pytest.raises(ConfigError, match="labels are the tokens of input 'ids', so each"):
+        moh_deploy.verify(package.root, metric="top-1", **options)
+
+
+def test_padding_is_not_scored_whatever_is_computed_there(tmp_path: Path):
+    write_package(tmp_path / "package")
+    data = vectors(batch=40, seq=6, seed=3)
+    labels = data.outputs["y"].argmax(axis=-1).astype(np.uint8)
+    valid = np.broadcast_to(np.arange(6) < 4, (40, 6))
+    outputs = np.where(valid[..., None], data.outputs["y"], np.nan)
+    write_npz(tmp_path / "val.npz", {**data.inputs, "y": outputs, "valid": valid})
+    (found,) = moh_deploy.verify(
+        tmp_path / "package",
+        inputs=[tmp_path / "val.npz"],
+        labels=labels,
+        valid_tokens="valid",
+        batch_size=7,
+    ).accuracy
+    assert (found.verdict, found.labels, found.ignored) == ("passed", 160, 80)
+
+
+def test_functions_of_the_user_are_metrics(tmp_path: Path, package: Path, inputs: Path):
+    (tmp_path / "mine.py").write_text(
+        "def margin(outputs, labels):\n"
+        "    return outputs['logits'][range(len(labels)), labels] * 1e4\n"
+    )
+    by_name, by_value = (
+        moh_deploy.verify(
+            package,
+            inputs=[inputs],
+            labels=LABELS,
+            metric=metric,
+            better="higher",
+            code_dirs=[tmp_path],
+        ).accuracy[0]
+        for metric in ("mine:margin", _margin)
+    )
+    assert (by_name.metric, by_name.verdict) == ("mine:margin", "passed")
+    assert by_value.metric.endswith(":_margin")
+    assert by_name.package == by_value.package
+
+
+def test_metric_that_gives_nan_is_not_blamed_on_the_output(package: Path, inputs: Path):
+    def broken(_: Mapping[str, Array], labels: Array) -> Array:
+        return np.full(len(labels), np.nan)
+
+    report = moh_deploy.verify(
+        package, inputs=[inputs], labels=LABELS, metric=broken, better="higher"
+    )
+    assert "the first is sample 0 (the metric gave NaN)" in report.reasons[0]
+
+
+def _margin(outputs: Mapping[str, Array], labels: Array) -> Array:
+    return outputs["logits"][range(len(labels)), labels] * 1e4
+
+
+def test_policy_decides_what_may_be_lost(tmp_path: Path, inputs: Path):
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("accuracy: {top-1: {max_drop: 0.9, reason: a demo}}\n")
+    metric = ["top-5", "top-1"]
+    report = moh_deploy.verify(
+        tmp_path / "biased", inputs=[inputs], labels=LABELS, policy=policy, metric=metric
+    )
+    assert report.equal
+    assert report.accuracy[0].rule.max_drop is None
+    assert report.accuracy[1].rule.reason == "a demo"
+    assert report.policy == f"{policy} (top-1) over the built-in table"
+
+
+def test_nan_fails(tmp_path: Path, package: Path):
+    data = {**DATA.inputs, "logits": DATA.outputs["logits"].copy()}
+    data["logits"][7, 2] = np.nan
+    write_npz(tmp_path / "val.npz", data)
+    report = moh_deploy.verify(package, inputs=[tmp_path / "val.npz"], labels=LABELS)
+    said = "no finite top-1 in the reference for 1 of 400 samples, the first is sample 7 (NaN in"
+    assert said in report.reasons[0]
+
+
+ONE_HOT = np.eye(8, dtype=np.int64)[LABELS]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": LABELS[1:]}, "there are 399 labels, and 400 samples in"),
+        ({"labels": LABELS / 2}, "labels are float64, expected integers"),
+        ({"labels": LABELS + 1}, r"label 8 at \[\d+\] is no class of output 'logits', which has 8"),
+        ({"labels": np.full(COUNT, -100)}, "every label is one to be ignored"),
+        ({"labels": ONE_HOT}, r"outputs are float32\[batch, 8\]; labels \[400, 8\] take one of"),
+        ({"labels": LABELS[:, None]}, r"labels \[400, 1\] take one of floats, \[N, S, classes\]"),
+        ({"labels": LABELS[:, None, None]}, r"labels are \[400, 1, 1\], which tells no metric"),
+        ({"labels": LABELS, "metric": "perplexity"}, r"perplexity is of \[N, S\]"),
+        ({"labels": LABELS, "metric": "top-2"}, "metric 'top-2' is none of top-1, top-5, perpl"),
+        ({"labels": LABELS, "metric": ["top-1", "top-1"]}, "a metric is named twice"),
+        ({"labels": LABELS, "metric": _margin}, "whether higher or lower scores of metric"),
+        ({"labels": LABELS, "better": "higher"}, "are better is known: leave it out"),
+        ({"labels": LABELS, "label_output": "logit"}, "there is no output 'logit' to score"),
+        ({"labels": LABELS, "shift_labels": True}, r"only those of \[N, S\] tokens can be shifted"),
+        ({"labels": LABELS, "batch_size": 0}, "the model does not run 0 samples at once"),
+        ({"labels": "target"}, "labels 'target' are neither a file .* nor a member of"),
+        ({"labels": "none.npy"}, "none.npy does not exist"),
+        ({"metric": "top-1"}, "and no labels: name --labels"),
+        ({"labels": LABELS, "inputs": []}, "no inputs that they are of: name --inputs"),
+        (
+            {"labels": LABELS, "metric": "nowhere_to_be_found:f", "better": "lower"},
+            "metric module 'nowhere_to_be_found' cannot be imported",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    package: Path, inputs: Path, options: dict[str, object], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        moh_deploy.verify(package, **{"inputs": [inputs], **options})  # type: ignore[arg-type]
+
+
+def test_file_that_is_named_twice_is_refused(package: Path, inputs: Path):
+    labels = np.concatenate([LABELS, LABELS])
+    folder = inputs.parent
+    for again in (inputs, folder, folder / ".." / folder.name / inputs.name):
+        for options in ({"labels": labels}, {}):
+            with pytest.raises(ConfigError, match=r"inputs name .*val.npz twice"):
+                moh_deploy.verify(package, inputs=[inputs, again], **options)
+
+
+def test_inputs_of_different_counts_are_refused(tmp_path: Path, package: Path):
+    other = replace(DATA, outputs={"logits": DATA.outputs["logits"][1:]})
+    write_npz(tmp_path / "val.npz", {**other.inputs, **other.outputs})
+    with pytest.raises(ConfigError, match="'x' has 400 samples, and 'logits' 399"):
+        moh_deploy.verify(package, inputs=[tmp_path / "val.npz"], labels=LABELS)
+
+
+def test_token_outside_of_the_vocabulary_is_named_before_anything_runs(tmp_path: Path):
+    write_package(tmp_path / "package")
+    write_npz(tmp_path / "val.npz", vectors(batch=5).inputs)
+    labels = np.zeros((5, 3), np.int64)
+    labels[4, 1] = 81
+    progress = SilentProgress()
+    with pytest.raises(ConfigError, match=r"label 81 at \[4, 1\] is no class of output 'y'"):
+        moh_deploy.verify(
+            tmp_path / "package", inputs=[tmp_path / "val.npz"], labels=labels, progress=progress
+        )
+    assert "loading the model" not in progress.seconds

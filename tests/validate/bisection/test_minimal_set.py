@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moh_deploy.validate.bisection.minimal_set import MinimalSet
+
+
+def search(needed: Iterable[int], most: int = 1000) -> MinimalSet[int]:
+    return MinimalSet(lambda items: set(needed) <= set(items), most)
+
+
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
+def test_needed_items_are_found_and_no_others(drawn: tuple[int, set[int]]):
+    count, needed = drawn
+    found = search(needed).find(range(count))
+    assert (set(found.items), found.smallest) == (needed, True)
+
+
+@pytest.mark.parametrize("needed", [{0}, {63}, {3, 40}])
+def test_few_tests_find_few_items(needed: set[int]):
+    one = search(needed)
+    one.find(range(64))
+    assert one.asked <= len(needed) * (2 * math.log2(64) + 3)
+
+
+def test_likely_item_in_front_takes_no_search():
+    one = search({0})
+    one.find(range(1000))
+    assert one.asked == 2  # without any, and with the first
+
+
+def test_of_two_sets_that_do_the_one_in_front_is_found():
+    one = MinimalSet[int](lambda items: bool({2, 9} & set(items)), 1000)
+    assert one.find(range(12)).items == (2,)
+
+
+def test_set_still_passes_when_tests_run_out():
+    needed = {3, 30, 50, 60}
+    for most in range(1, 30):
+        one = search(needed, most)
+        found = one.find(range(64))
+        assert one.asked <= most
+        assert needed <= set(found.items)
+        assert found.smallest == (set(found.items) == needed and one.asked < most)
+
+
+def test_items_that_only_hurt_together_are_thinned():
+    """Without 5 it passes, and with it only if 6 is there too: more is not always better."""
+    one = MinimalSet[int](lambda s: 1 in s and (5 not in s or 6 in s), 1000)
+    assert one.thin((1, 5, 6)).items == (1,)

@@ -1,0 +1,175 @@
+"""Faults in what is no plain float node: branches, conditions, integers, casts, function bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import moh_deploy
+from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo
+from moh_deploy.validate.bisection.divergence import largest_step, node_errors
+from moh_deploy.validate.bisection.inner_values import InnerValue
+from moh_deploy.validate.bisection.locate import Divergence
+from moh_deploy.validate.bisection.places import ModelGraph
+from tests.handmade_package import MANIFEST, model, vectors
+
+Change = Callable[[onnx.ModelProto], None]
+
+SHAPE = {"batch": 8, "seq": 8}
+SPECS = (*MANIFEST.outputs, TensorInfo("top", "int64", ("batch", "seq")))
+
+
+def float_weight(name: str, value: float) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.float32([value]), name)
+
+
+def branching() -> onnx.ModelProto:
+    """Return y = heads * 2 in a branch, if the sum of x is not very low; and where y is largest."""
+    content = model()
+    graph = content.graph
+    del graph.node[-1]
+    y, e = (helper.make_tensor_value_info(one, TensorProto.FLOAT, None) for one in "ye")
+    double = helper.make_node("Mul", ["heads", "two"], ["y"], name="double")
+    same = helper.make_node("Identity", ["heads"], ["e"], name="same")
+    then = helper.make_graph([double], "then", [], [y], [float_weight("two", 2.0)])
+    otherwise = helper.make_graph([same], "otherwise", [], [e])
+    graph.node.extend(
+        [
+            helper.make_node("ReduceSum", ["x"], ["sum"], name="sum", keepdims=0),
+            helper.make_node("Greater", ["sum", "low"], ["high"], name="is_high"),
+            helper.make_node(
+                "If", ["high"], ["y"], name="choose", then_branch=then, else_branch=otherwise
+            ),
+            helper.make_node("ArgMax", ["y"], ["top"], name="top", axis=-1, keepdims=0),
+        ]
+    )
+    graph.initializer.append(float_weight("low", -1e9))
+    top = helper.make_tensor_value_info("top", TensorProto.INT64, ["batch", "seq"])
+    graph.output.append(top)
+    return content
+
+
+def write(output: Path, change: Change | None = None) -> OnnxPackage:
+    content, known = branching(), vectors(batch=8, seq=8)
+    if change is not None:
+        change(content)
+    y = (known.outputs["y"] * 2).astype(np.float32)
+    known = replace(known, outputs={"y": y, "top": y.argmax(-1)})
+    with PackageWriter(output) as writer:
+        onnx.save(content, writer.path("model.onnx"))
+        return writer.finish(replace(MANIFEST, outputs=SPECS, dims=SHAPE), [known])
+
+
+def node(content: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(one for one in content.graph.node if one.name == name)
+
+
+def branch_weight(content: onnx.ModelProto) -> None:
+    (then,) = [one.g for one in node(content, "choose").attribute if one.name == "then_branch"]
+    then.initializer[0].CopyFrom(float_weight("two", 2.5))
+
+
+def nan_weight(content: onnx.ModelProto) -> None:
+    content.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.full((8, 4), np.nan, np.float32), "weight")
+    )
+
+
+def condition(content: onnx.ModelProto) -> None:
+    content.graph.initializer[-1].CopyFrom(float_weight("low", 1e9))
+
+
+def integers(content: onnx.ModelProto) -> None:
+    node(content, "top").op_type = "ArgMin"
+
+
+def rounding_cast(content: onnx.ModelProto) -> None:
+    node(content, "blocks.0.attn/moh").output[0] = "exact"
+    nodes = list(content.graph.node)
+    place = 1 + [one.name for one in nodes].index("blocks.0.attn/moh")
+    nodes[place:place] = [
+        helper.make_node("Cast", ["exact"], ["half"], name="to_half", to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["half"], ["heads"], name="to_float", to=TensorProto.FLOAT),
+    ]
+    copies = [onnx.NodeProto.FromString(one.SerializeToString()) for one in nodes]
+    del content.graph.node[:]
+    content.graph.node.extend(copies)
+
+
+def function_body(content: onnx.ModelProto) -> None:
+    (body,) = content.functions
+    made = body.output[0]
+    last = next(one for one in body.node if made in one.output)
+    last.output[list(last.output).index(made)] = "unscaled"
+    factor = numpy_helper.from_array(np.float32(1.3))
+    body.node.append(helper.make_node("Constant", [], ["factor"], value=factor))
+    body.node.append(helper.make_node("Mul", ["unscaled", "factor"], [made]))
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("kinds") / "right").root
+
+
+def located(change: Change, reference: Path, tmp_path: Path) -> Divergence:
+    wrong = write(tmp_path / "wrong", change).root
+    report = moh_deploy.bisect(wrong, reference=reference, kernels="off", target=1e-5)
+    assert report.divergence is not None
+    return report.divergence
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "difference"),
+    [
+        (branch_weight, "choose", "in its then_branch, Mul 'double': weight 'two' differs by up"),
+        (nan_weight, "router", "weight 'weight' holds NaN where the other has a number"),
+        (condition, "is_high", "weight 'low' differs by up to 2 of its largest value"),
+        (integers, "top", "it is ArgMin, in the reference ArgMax"),
+        (rounding_cast, "to_half", "the reference has no such cast"),
+        (function_body, "blocks.0.attn/moh", "its function body differs"),
+    ],
+)
+def test_node_is_named_and_what_is_different_about_it(
+    change: Change, name: str, difference: str, right: Path, tmp_path: Path
+):
+    found = located(change, right, tmp_path)
+    assert found.first is not None
+    assert found.first.place.node == name
+    assert found.first.before == 0
+    assert difference in found.differences[0]
+
+
+@pytest.mark.parametrize(("rounding", "counts"), [(0.0, True), (1e-7, False)])
+def test_integers_count_only_where_what_is_read_is_the_same(rounding: float, counts: bool):
+    """Rounding may have decided otherwise."""
+    graph = ModelGraph(branching().graph)
+    values = {
+        "y": InnerValue("y", rounding, 1.0, (8, 8), finite=True),
+        "top": InnerValue("top", 3.0, 7.0, (8,), finite=True, is_float=False),
+    }
+    found = {error.place.node for error in node_errors(graph, values).values()}
+    assert ("top" in found) == counts
+
+
+def test_branch_reads_what_the_nodes_in_it_read():
+    """An error that comes from before is none of the If."""
+    graph = ModelGraph(branching().graph)
+    off = {one: InnerValue(one, 0.1, 1.0, (8, 8), finite=True) for one in ("heads", "y")}
+    (of_if,) = [one for one in node_errors(graph, off).values() if one.place.node == "choose"]
+    assert (of_if.before, of_if.growth) == (0.1, 0.0)
+
+
+def test_right_package_with_branches_and_integers_diverges_nowhere(right: Path):
+    assert not moh_deploy.bisect(right, kernels="off").diverges
+
+
+def test_nothing_that_adds_nothing_is_named():
+    graph = ModelGraph(branching().graph)
+    errors = node_errors(graph, {"y": InnerValue("y", 0.0, 1.0, (8, 8), finite=True)})
+    assert largest_step(errors, range(len(graph.nodes))) is None

@@ -1,0 +1,108 @@
+"""A package that is wrong at one size is found by what it makes at others; one whose samples or
+tokens see each other is not accused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import moh_deploy
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.validate.edge_cases.case_result import CaseResult
+from moh_deploy.validate.edge_cases.first_difference import FirstDifference
+from moh_deploy.validate.edge_cases.input_run import InputJudge
+from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
+from moh_deploy.validate.edge_cases.routed_layer import Routing
+from moh_deploy.validate.edge_cases.source import OrtSource, function_bodies
+from moh_deploy.validate.edge_cases.suite import Sides
+from moh_deploy.validate.policy import BUILT_IN_POLICY
+from tests.edge_case_package import write_edge_package
+from tests.validate.edge_cases.exported_packages import exported
+from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size, planted
+
+
+def results(package: OnnxPackage) -> list[CaseResult]:
+    subject = OrtSource(package, "off")
+    bodies, variants = function_bodies(package), OrtVariants(package, "off")
+    sides = Sides(package, subject, variants, bodies)
+    routed = Routing.of(package).routed
+    place = FirstDifference(package, routed, subject, bodies, BUILT_IN_POLICY)
+    runs = (sides.runner, sides.recorder, variants)
+    judge = SizeJudge(InputJudge(package, *runs, BUILT_IN_POLICY, place))
+    return [judge.samples(), *judge.tokens()]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    """Two layers that see all tokens."""
+    return write_edge_package(tmp_path_factory.mktemp("pair") / "package")
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    return exported("sdpa_causal", tmp_path_factory.mktemp("causal") / "package")
+
+
+@pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("number", [0, 1])
+def test_fault_at_one_batch_size_is_found(
+    pair: OnnxPackage, tmp_path: Path, fault: SizeFault, number: int
+):
+    layer = pair.manifest.layers[number]
+    wrong = planted(pair, tmp_path / "package", at_size(layer, fault, 0, 5))
+    assert moh_deploy.verify(wrong.root, kernels="off").equal
+    samples, tokens = results(wrong)
+    assert (samples.status, tokens.status) == ("failed", "not applicable")
+    assert samples.detail.startswith(
+        "case 'samples by themselves': batch of 1, 3, 4, 6, 7, 8, 9, 16 agree, batch of 5 do not:"
+    )
+    assert f"'{layer.path}'" in samples.detail
+
+
+@pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)
+def test_fault_at_one_length_of_a_causal_model_is_found(
+    causal: OnnxPackage, tmp_path: Path, fault: SizeFault
+):
+    layer = causal.manifest.layers[0]
+    wrong = planted(causal, tmp_path / "package", at_size(layer, fault, 1, 6))
+    samples, tokens = results(wrong)
+    assert (samples.status, tokens.status) == ("passed", "failed")
+    assert "seq of 1, 2, 3, 4, 5, 7, 8, 9, 10, 11 agree, seq of 6 do not" in tokens.detail
+
+
+def test_what_is_right_passes_as_far_as_it_can_be_asked(pair: OnnxPackage, causal: OnnxPackage):
+    assert [(one.case, one.status) for one in results(causal)] == [
+        (SAMPLES, "passed"),
+        (f"{TOKENS}: seq", "passed"),
+    ]
+    samples, tokens = results(pair)
+    assert (samples.status, tokens.status) == ("passed", "not applicable")
+    assert tokens.detail == "the model is not causal along 'seq': later tokens change earlier ones."
+
+
+def test_model_whose_samples_see_each_other_is_not_accused(pair: OnnxPackage, tmp_path: Path):
+    """It takes the mean over the batch off what it returns, as it was recorded."""
+
+    def mean_over_samples(graph: onnx.GraphProto) -> None:
+        last = next(node for node in graph.node if "y" in node.output)
+        last.output[0] = "whole"
+        graph.initializer.append(numpy_helper.from_array(np.asarray([0]), "batch_axis"))
+        graph.node.extend(
+            [
+                helper.make_node("ReduceMean", ["whole", "batch_axis"], ["mean"], keepdims=1),
+                helper.make_node("Sub", ["whole", "mean"], ["y"]),
+            ]
+        )
+
+    changed = planted(pair, tmp_path / "package", mean_over_samples)
+    (recorded,) = changed.vectors
+    y = recorded.outputs["y"]
+    recorded.outputs["y"] = y - y.mean(axis=0, keepdims=True)
+    samples = results(changed)[0]
+    assert samples.status == "not applicable"
+    assert samples.detail.startswith("samples of one run are not independent: output 'y'")

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from moh_deploy.graph.router_logits import RouterLogits
+from moh_deploy.validate.edge_cases.routing_judge import GateJudge
+
+ROUTER = RouterLogits(
+    path="attn",
+    node="attn.MoHRouter",
+    logits={"routed_logits": "scores"},
+    gates="gates",
+    attributes={"top_k": 2, "num_shared_heads": 0, "gate_mode": "mask"},
+    attention=None,
+    in_order=True,
+    form="mask",
+)
+LOGITS = {"routed_logits": np.zeros((1, 3, 4), np.float32)}
+
+
+def test_equal_gates_of_another_router_or_case_are_judged_anew():
+    gates = np.tile(np.asarray([1, 1, 0, 0], np.float32), (1, 3, 1))
+    judge = GateJudge()
+    assert judge.mismatch("flat", ROUTER, LOGITS, gates) is None
+    other = replace(ROUTER, attributes={**ROUTER.attributes, "top_k": 1})
+    assert judge.mismatch("flat", other, LOGITS, gates) is not None
+    rising = {"routed_logits": LOGITS["routed_logits"] + np.arange(4, dtype=np.float32)}
+    assert judge.mismatch("same heads", ROUTER, rising, gates) is not None

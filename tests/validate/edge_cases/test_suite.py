@@ -1,0 +1,232 @@
+"""Planted bugs are caught by the case that is meant for them; what is right passes all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from moh_deploy.package import CorpusSample, MinedToken, OnnxPackage
+from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.system.progress import SilentProgress
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
+from moh_deploy.validate.edge_cases.corpus_run import CorpusJudge
+from moh_deploy.validate.edge_cases.input_states import input_states
+from moh_deploy.validate.edge_cases.made_nan import output_problem
+from moh_deploy.validate.edge_cases.source import OrtSource, function_bodies
+from moh_deploy.validate.edge_cases.suite import Sides, Suite
+from moh_deploy.validate.edge_cases.ties_before import CASE as TIES_BEFORE
+from moh_deploy.validate.policy import BUILT_IN_POLICY
+from tests.edge_case_package import Plant, write_edge_package
+from tests.kernel_library import needs_library
+from tests.two_layers import write_two_layers
+from tests.validate.edge_cases import planted_bugs
+from tests.validate.edge_cases.planted_faults import Site, in_layer, planted
+
+
+def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -> list[CaseResult]:
+    """Compare what one package runs with the function bodies of another."""
+    bodies, subject = function_bodies(reference), OrtSource(judged, kernels)
+    sides = Sides(reference, subject, OrtVariants(judged, kernels), bodies)
+    states = tuple(input_states(reference, {"batch": 3, "seq": 9}, "valid"))
+    return Suite(sides, states, "valid").run(SilentProgress())
+
+
+def failed(results: Sequence[CaseResult]) -> dict[str, str]:
+    """Return cases that failed to the first sentence on each."""
+    found = [one for one in results if one.status == "failed"]
+    return {one.case: one.detail for one in reversed(found)}
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    return write_edge_package(tmp_path_factory.mktemp("right") / "package")
+
+
+def plant(tmp_path: Path, bug: Plant) -> OnnxPackage:
+    return write_edge_package(tmp_path / "package", bug)
+
+
+@pytest.mark.parametrize("kernels", ["off", pytest.param("require", marks=needs_library)])
+def test_what_is_right_passes_everything(right: OnnxPackage, kernels: Kernels):
+    results = run(right, right, kernels)
+    assert failed(results) == {}
+    others = {one.case for one in results if one.status != "passed"}
+    not_asked = {"regression corpus", "tokens without later ones: seq"}  # it sees all tokens
+    assert others <= {"zero: batch=0", "zero: seq=0", *not_asked}
+    assert len(results) == 6 * 3 + 2 + 8 + 2 + 1
+
+
+@needs_library
+def test_kernels_take_no_tokens_where_function_bodies_refuse_them(right: OnnxPackage):
+    results = {one.case: one for one in run(right, right, "require")}
+    assert results["zero: seq=0"].status == "passed"
+    assert "every output is empty, of the shape in the manifest" in results["zero: seq=0"].detail
+
+
+def test_refusal_of_no_tokens_is_no_pass(right: OnnxPackage):
+    results = {one.case: one for one in run(right, right)}
+    refused = results["zero: seq=0"]
+    assert refused.status == "not applicable"
+    assert "input 'x' is float32[2, 0, 24], with size 0 on axis 1 ('seq')" in refused.detail
+
+
+IN_ROUTERS = [
+    (planted_bugs.tie_toward_the_higher_index, {"ties", "flat", "saturated", TIES_BEFORE}),
+    (planted_bugs.nan_as_the_smallest, {"NaN"}),
+    (planted_bugs.softmax_without_the_maximum, {"all negative", "saturated"}),
+]
+
+
+_AMONG_ZEROS = ("saturated", planted_bugs.tie_toward_the_higher_index)
+
+
+@pytest.mark.parametrize(("bug", "cases"), IN_ROUTERS)
+def test_bug_in_routers_is_caught_though_both_sides_have_it(
+    tmp_path: Path, bug: Plant, cases: set[str]
+):
+    """The float64 reference has it not."""
+    package = plant(tmp_path, bug)
+    found = failed(run(package, package))
+    assert found.keys() == cases
+    for case, sentence in found.items():
+        # Gates that are 0 do not show which of them were chosen: the second layer's are 1.
+        layer = "blocks.1.attn" if (case, bug) == _AMONG_ZEROS else "blocks.0.attn"
+        assert sentence.startswith(f"gates of layer '{layer}' in case '{case}'")
+
+
+IN_ATTENTION = [
+    (
+        planted_bugs.division_by_the_keys_that_are_seen,
+        {"padding only: valid all 0"},
+        "it first differs in the attention of layer 'blocks.0.attn'",
+    ),
+    (
+        planted_bugs.head_with_every_token_is_skipped,
+        {"same heads"},
+        "attention of layer 'blocks.0.attn' in case 'same heads' differs",
+    ),
+    (
+        planted_bugs.nan_gates_are_closed,
+        {"NaN"},
+        "attention of layer 'blocks.0.attn' in case 'NaN' gives numbers to tokens",
+    ),
+]
+
+
+@pytest.mark.parametrize(("bug", "cases", "sentence"), IN_ATTENTION)
+def test_bug_in_attention_is_caught(
+    tmp_path: Path, right: OnnxPackage, bug: Plant, cases: set[str], sentence: str
+):
+    found = failed(run(plant(tmp_path, bug), right))
+    assert found.keys() == cases
+    assert [sentence in one for one in found.values()] == [True], found
+
+
+FINITE_CASES = {"ties", "flat", "all negative", "saturated", "same heads"}
+OF_OUTPUTS = {*FINITE_CASES, TIES_BEFORE}
+
+
+def test_outputs_of_nothing_but_nan_are_no_pass_though_both_sides_have_them(tmp_path: Path):
+    package = plant(tmp_path, planted_bugs.weights_of_nan("o_weight_1"))
+    results = run(package, package)
+    found = failed(results)
+    assert found.keys() == OF_OUTPUTS
+    assert found["flat"] == (
+        "output 'y' in case 'flat' is NaN at [0, 0, 0]: inputs and logits are finite, and the"
+        " function bodies give NaN, too (240 of 240 elements)."
+    )
+    kinds = {one.kind for one in results if one.status == "passed" and one.place == MODEL}
+    assert kinds == set()
+
+
+def test_attention_of_nothing_but_nan_is_no_pass_though_both_sides_have_it(tmp_path: Path):
+    package = plant(tmp_path, planted_bugs.weights_of_nan("o_weight_0"))
+    results = run(package, package)
+    found = {(one.case, one.place): one.detail for one in results if one.status == "failed"}
+    layer = {case for case, place in found if place == "blocks.1.attn"}
+    assert layer == {*FINITE_CASES, "NaN"}
+    assert found["NaN", "blocks.1.attn"].startswith(
+        "attention of layer 'blocks.1.attn' in case 'NaN' is NaN wherever it is not 0: inputs and"
+        " logits are finite"
+    )
+    assert ("flat", "blocks.0.attn") not in found
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_nan_that_was_recorded_is_right_unless_there_is_nothing_else(
+    right: OnnxPackage, whole: bool
+):
+    (recorded,) = right.vectors
+    made = recorded.outputs["y"].copy()
+    made[0, 1] = np.nan
+    if whole:
+        made[:] = np.nan
+    known = replace(recorded, outputs={"y": made})
+    assert (output_problem("flat", {"y": made}, known) is None) is not whole
+    assert output_problem("flat", {"y": made}, recorded) is not None
+    assert output_problem("flat", recorded.outputs, recorded) is None
+
+
+def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
+    (recorded,) = right.vectors
+    made = recorded.outputs["y"].copy()
+    made[recorded.inputs["valid"] == 0] += 1
+    token = MinedToken(0, (0, 0), 0.0)
+    kept = CorpusSample(replace(recorded, outputs={"y": made}), (token,))
+    package = replace(right, corpus=(kept,))
+    runner = function_bodies(right).open(right.gate_names)
+    for mask, status in (("valid", "passed"), (None, "failed")):
+        judge = CorpusJudge(package, runner, OrtVariants(right, "off"), BUILT_IN_POLICY, mask)
+        assert judge.kept().status == status
+
+
+def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    bodies = function_bodies(package)
+    sides = Sides(package, bodies, OrtVariants(package, "off"), bodies)
+    results = Suite(sides, ()).run(SilentProgress())
+    routing = [one for one in results if one.place == "blocks.0.attn"]
+    assert {one.status for one in routing} == {"not applicable"}
+    assert {one.detail for one in routing} == {
+        "the router is of plain operators (custom), so there is no place to put logits."
+    }
+    assert all(one.status == "passed" for one in results if one.place == "blocks.1.attn")
+
+
+def test_router_that_was_replaced_and_is_not_there_is_no_router_of_plain_operators(
+    right: OnnxPackage, tmp_path: Path
+):
+    def without_router(graph: onnx.GraphProto) -> None:
+        (router,) = [node for node in graph.node if node.name == "router_1"]
+        router.op_type, router.domain, router.name = "Sigmoid", "", "sigmoid"
+        del router.attribute[:]
+
+    package = planted(right, tmp_path / "package", without_router)
+    results = run(package, package)
+    of_layer = [one for one in results if one.place == "blocks.1.attn" and one.kind == "routing"]
+    assert [one.status for one in of_layer] == ["failed"] + ["not run"] * 6
+    assert of_layer[0].detail == (
+        "gates of layer 'blocks.1.attn' do not come from a MoHRouter, as the manifest says:"
+        " 'gates_1' is made by Sigmoid 'sigmoid' <- MatMul 'routed_1'. The package is damaged."
+    )
+
+
+def test_router_behind_an_operator_is_no_router_of_plain_operators(
+    right: OnnxPackage, tmp_path: Path
+):
+    def choice_of_two(site: Site) -> None:
+        old, new = site.under(site.gates)
+        never = site.constant("never", False, np.bool_)
+        site.insert(onnx.helper.make_node("Where", [never, old, old], [new]))
+
+    package = planted(
+        right, tmp_path / "package", in_layer(right.manifest.layers[0], choice_of_two)
+    )
+    results = [one for one in run(package, package) if one.kind == "routing"]
+    assert {one.status for one in results} == {"passed"}
