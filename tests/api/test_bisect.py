@@ -116,7 +116,11 @@ def test_runtime_that_computes_something_else_is_told_apart(
 
         return open_session(source, kernels="off", optimize=optimize, change=breaking, **options)
 
-    for module in ("bisection.experiments", "bisection.forced_model", "backends.ort_variants"):
+    for module in (
+        "validate.bisection.experiments",
+        "validate.bisection.forced_model",
+        "runtime.onnxruntime.variants",
+    ):
         monkeypatch.setattr(f"moh_deploy.{module}.open_session", broken_session)
     found = moh_deploy.bisect(right).divergence
     assert found is not None

@@ -24,7 +24,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
 
 
 @pytest.mark.parametrize(
-    "module", ["jobs.verify", "jobs.run", "jobs.inspect", "jobs.tune", "jobs.build", "package"]
+    "module", ["api.verify", "api.run", "api.inspect", "api.tune", "api.build", "package"]
 )
 def test_what_reads_packages_never_imports_torch(module: str):
     code = f"import sys, moh_deploy.{module}; print('torch' in sys.modules)"
