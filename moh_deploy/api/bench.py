@@ -131,21 +131,6 @@ def _path_keys(
     return {one: path_key(one, file) for one in paths}
 
 
-def parse_sizes(texts: Sequence[str]) -> dict[str, list[int]]:
-    """Read `NAME=N`; a name may come several times.
-
-    Raises:
-        ConfigError: A text is of another form.
-    """
-    sizes: dict[str, list[int]] = {}
-    for text in texts:
-        name, equals, number = text.partition("=")
-        if not equals or not name or not number.isdecimal():
-            raise ConfigError(f"'{text}' is no size, expected NAME=N, such as seq=512.")
-        sizes.setdefault(name, []).append(int(number))
-    return sizes
-
-
 def _check_options(
     threads: int | None, min_time: float, warmup: float, markdown: Path | None
 ) -> None:

@@ -99,23 +99,6 @@ def probe(
     )
 
 
-def parse_longest(texts: Sequence[str]) -> dict[str, int]:
-    """Read `DIM=N`.
-
-    Raises:
-        ConfigError: A text is of another form, or a dimension is named twice.
-    """
-    sizes: dict[str, int] = {}
-    for text in texts:
-        name, equals, number = text.partition("=")
-        if not equals or not name or not number.isdecimal():
-            raise ConfigError(f"longest is '{text}', expected DIM=N, such as seq=512.")
-        if name in sizes:
-            raise ConfigError(f"longest names '{name}' twice.")
-        sizes[name] = int(number)
-    return sizes
-
-
 def _check_options(
     root: Path, inputs: Sequence[Path | str], update_corpus: bool, original: Reference | None
 ) -> None:

@@ -131,23 +131,6 @@ def tune(
     )
 
 
-def parse_choices(texts: Sequence[str]) -> dict[str, str] | None:
-    """Read `LAYER=CHOICE`; None where there is nothing to read.
-
-    Raises:
-        ConfigError: A text is of another form, or a layer is named twice.
-    """
-    choices: dict[str, str] = {}
-    for text in texts:
-        path, equals, choice = text.rpartition("=")
-        if not equals or not path:
-            raise ConfigError(f"'{text}' is no choice, expected LAYER=CHOICE, such as all=dense.")
-        if path in choices:
-            raise ConfigError(f"layer '{path}' is chosen twice: {choices[path]} and {choice}.")
-        choices[path] = choice
-    return choices or None
-
-
 def _check_options(threads: int | None, min_time: float) -> None:
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}, expected at least 1.")

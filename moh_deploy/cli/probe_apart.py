@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ class ProbeTask:
     inputs: tuple[Path, ...] = ()
     update_corpus: bool = False
     valid_tokens: str | None = None
-    longest: tuple[tuple[str, int], ...] = ()
+    longest: Mapping[str, int] = field(default_factory=dict)
     kernels: Kernels = "auto"
     policy: Path | None = None
     checkpoint: Path | None = None
@@ -100,7 +101,7 @@ def _carry_out(folder: Path) -> None:
                 inputs=task.inputs,
                 update_corpus=task.update_corpus,
                 valid_tokens=task.valid_tokens,
-                longest=dict(task.longest),
+                longest=task.longest,
                 kernels=task.kernels,
                 policy=task.policy,
                 original=original_of(task.checkpoint, task.loading, progress),

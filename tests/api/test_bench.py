@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 
 import moh_deploy
-from moh_deploy.api.bench import parse_sizes
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, with_choices
@@ -356,10 +355,3 @@ def keys(content: object) -> set[str]:
     if isinstance(content, Mapping):
         return set(content).union(*map(keys, content.values()))
     return set().union(*map(keys, content)) if isinstance(content, (list, tuple)) else set()
-
-
-def test_sizes_are_read_by_name():
-    assert parse_sizes(["seq=128", "past=0", "seq=512"]) == {"seq": [128, 512], "past": [0]}
-    for text in ("seq", "=4", "seq=", "seq=-1", "seq=many"):
-        with pytest.raises(ConfigError, match=f"'{text}' is no size, expected NAME=N"):
-            parse_sizes([text])

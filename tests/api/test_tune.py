@@ -14,7 +14,6 @@ import pytest
 
 import moh_deploy
 from moh_deploy.api import tune as job
-from moh_deploy.api.tune import parse_choices
 from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
 from moh_deploy.graph import write_choices as writing
 from moh_deploy.package import OnnxPackage
@@ -343,24 +342,6 @@ def test_package_that_would_compute_something_else_is_not_written(tmp_path: Path
     with pytest.raises(ValidationError, match="not equal to the reference"):
         moh_deploy.tune(package.root, choose={"all": "dense"})
     assert files(package.root) == before
-
-
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        (["dense"], "'dense' is no choice, expected LAYER=CHOICE"),
-        (["=dense"], "'=dense' is no choice"),
-        (["a=dense", "a=sparse"], "layer 'a' is chosen twice: dense and sparse"),
-    ],
-)
-def test_text_that_chooses_nothing_is_refused(texts: list[str], message: str):
-    with pytest.raises(ConfigError, match=message):
-        parse_choices(texts)
-
-
-def test_choices_are_read_from_text():
-    assert parse_choices([]) is None
-    assert parse_choices(["a.b=dense", "all=sparse"]) == {"a.b": "dense", "all": "sparse"}
 
 
 def text_of(report: TuneReport) -> str:

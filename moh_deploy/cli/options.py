@@ -1,0 +1,642 @@
+"""Every option and argument of the command line, and the types of their values, each once.
+
+The parameters are named as those of the public functions, so that a command hands them on as they
+are: a new option is a line here and a parameter in `api/`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.system.units import parse_seconds
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
+"""What adds one option to a command."""
+
+
+def takes(*options: Option | Sequence[Option]) -> Callable[[Command], Command]:
+    """Add options and groups of options to a command, in the order in which `--help` shows them."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command) if callable(option) else takes(*option)(command)
+        return command
+
+    return add
+
+
+class _FilePath(click.Path):
+    """A path, there or not; one that the system cannot even look up is wrong usage."""
+
+    name = "path"
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        path = os.fspath(value)
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
+                self.fail(f"'{shown}': {error.strerror}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE_PATH = _FilePath(path_type=Path)
+NAME_OR_PATH = _FilePath(path_type=str)  # `functions`, or a file
+_LONGEST_SHOWN = 100
+
+
+def parse_sizes(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Read `NAME=N`; a name may come several times.
+
+    Raises:
+        ConfigError: A text is of another form.
+    """
+    sizes: dict[str, list[int]] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if not equals or not name or not number.isdecimal():
+            raise ConfigError(f"'{text}' is no size, expected NAME=N, such as seq=512.")
+        sizes.setdefault(name, []).append(int(number))
+    return sizes
+
+
+def parse_longest(texts: Sequence[str]) -> dict[str, int]:
+    """Read `DIM=N`.
+
+    Raises:
+        ConfigError: A text is of another form, or a dimension is named twice.
+    """
+    sizes: dict[str, int] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if not equals or not name or not number.isdecimal():
+            raise ConfigError(f"longest is '{text}', expected DIM=N, such as seq=512.")
+        if name in sizes:
+            raise ConfigError(f"longest names '{name}' twice.")
+        sizes[name] = int(number)
+    return sizes
+
+
+def parse_choices(texts: Sequence[str]) -> dict[str, str] | None:
+    """Read `LAYER=CHOICE`; None where there is nothing to read.
+
+    Raises:
+        ConfigError: A text is of another form, or a layer is named twice.
+    """
+    choices: dict[str, str] = {}
+    for text in texts:
+        path, equals, choice = text.rpartition("=")
+        if not equals or not path:
+            raise ConfigError(f"'{text}' is no choice, expected LAYER=CHOICE, such as all=dense.")
+        if path in choices:
+            raise ConfigError(f"layer '{path}' is chosen twice: {choices[path]} and {choice}.")
+        choices[path] = choice
+    return choices or None
+
+
+def _read(parse: Callable[[Sequence[str]], object]) -> Callable[..., object]:
+    """Return a callback of click that reads all values of an option at once."""
+    return lambda ctx, param, values: parse(values)
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    return parse_seconds(value, option=param.opts[0])
+
+
+# Shared by several commands.
+
+PACKAGE = click.argument("package_dir", metavar="DIR", type=FILE_PATH)
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else."
+)
+KERNELS = click.option(
+    "--kernels",
+    type=click.Choice(["auto", "off", "require"]),
+    default="auto",
+    show_default=True,
+    help="Run MoH nodes on the kernel library where there is one, on their function bodies only,"
+    " or fail if there is no kernel.",
+)
+POLICY = click.option(
+    "--policy",
+    metavar="FILE.yaml",
+    type=FILE_PATH,
+    help="Tolerances that replace those of the built-in table, each with its reason. `verify` reads"
+    " there what accuracy may lose, too.",
+)
+JUNIT = click.option("--junit", metavar="FILE", type=FILE_PATH, help="Write JUnit XML for a CI.")
+REPORT_FILES = (
+    JUNIT,
+    click.option(
+        "--markdown", metavar="FILE", type=FILE_PATH, help="Write Markdown for a pull request."
+    ),
+    click.option(
+        "--html",
+        metavar="FILE",
+        type=FILE_PATH,
+        help="Write one HTML page that needs nothing else.",
+    ),
+)
+BASELINE_FILE = (
+    click.option(
+        "--baseline-file",
+        metavar="FILE.json",
+        type=FILE_PATH,
+        help="Fail if a figure is worse than in this file, by more than its slack; see docs/ci.md.",
+    ),
+    click.option(
+        "--update-baseline",
+        is_flag=True,
+        help="Write what is new or better into that file, never what is worse.",
+    ),
+)
+
+
+def _inputs(help: str) -> Option:
+    return click.option(
+        "--inputs", multiple=True, metavar="FILE.npz|DIR", type=FILE_PATH, help=help
+    )
+
+
+def _output(help: str, *, metavar: str = "DIR", required: bool = True) -> Option:
+    return click.option(
+        "--output", "-o", required=required, metavar=metavar, type=FILE_PATH, help=help
+    )
+
+
+def _vectors(help: str) -> Option:
+    return click.option("--vectors", metavar="N", type=int, help=help)
+
+
+def _valid_tokens(help: str) -> Option:
+    return click.option("--valid-tokens", metavar="NAME", help=help)
+
+
+def _min_time(help: str, *, default: str) -> Option:
+    return click.option(
+        "--min-time",
+        metavar="TIME",
+        default=default,
+        show_default=True,
+        callback=_seconds,
+        help=help,
+    )
+
+
+def _threads(help: str) -> Option:
+    return click.option(
+        "--threads", metavar="N", type=int, help=f"{help}  [default: as ONNX Runtime chooses]"
+    )
+
+
+def _checkpoint(help: str) -> Option:
+    return click.option("--checkpoint", metavar="FILE", type=FILE_PATH, help=help)
+
+
+def _plugin(help: str) -> Option:
+    return click.option("--plugin", metavar="FILE", type=FILE_PATH, help=help)
+
+
+# How a checkpoint is loaded: fields of `ModelOptions`.
+MODEL = (
+    click.option("--config", metavar="FILE.yaml", type=FILE_PATH, help="Settings from a file."),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A setting that wins over the file's: model.kwargs.depth=2. Repeatable.",
+    ),
+    click.option(
+        "--factory",
+        metavar="MODULE:CALLABLE",
+        help="What builds the model that a state dict belongs to.",
+    ),
+    click.option(
+        "--code-dir",
+        "code_dirs",
+        multiple=True,
+        metavar="DIR",
+        type=FILE_PATH,
+        help="Import the model's code from here. Repeatable.",
+    ),
+    click.option(
+        "--state-key",
+        metavar="KEY",
+        help="Where a training checkpoint keeps the weights: model, ema.",
+    ),
+    click.option(
+        "--trust-pickle",
+        is_flag=True,
+        help="Allow unpickling a whole module: it runs code from the file.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        help="Bring the model and its inputs to this dtype first. Without: as in the checkpoint.",
+    ),
+)
+
+EXPORT = (
+    click.argument("model", type=FILE_PATH),
+    _output("Package to write."),
+    MODEL,
+    click.option(
+        "--inputs",
+        metavar="FILE.npz",
+        type=FILE_PATH,
+        help="Example inputs; its members are the positional arguments, in file order.",
+    ),
+    click.option(
+        "--dynamic",
+        multiple=True,
+        metavar="NAME:AXIS=DIM,...",
+        help="Dynamic axes of an input: x:0=batch,2=height. Repeatable.",
+    ),
+    click.option(
+        "--input",
+        "input_specs",
+        multiple=True,
+        metavar="SPEC",
+        help="An example input to make up: 'x:[batch=2,3,224,224]:float32'. NAME=SIZE is a dynamic"
+        " dimension, a number a fixed one. Repeatable.",
+    ),
+    click.option(
+        "--output-name",
+        "output_names",
+        multiple=True,
+        metavar="NAME",
+        help="Name of an output, in order. Repeatable.",
+    ),
+    click.option("--opset", type=int, metavar="N", help="ONNX operator set."),
+    click.option(
+        "--compute-type",
+        type=click.Choice(["float32", "bfloat16"]),
+        help="What CPU kernels may round the operands of attention's matrix products to. bfloat16"
+        " is faster where the processor has it (avx512_bf16), and less exact.  [default: float32]",
+    ),
+    JSON,
+)
+
+PRECISION = (
+    PACKAGE,
+    click.option(
+        "--to", required=True, metavar="fp16|bf16", help="What products and activations become."
+    ),
+    _output("The package directory to write."),
+    JSON,
+)
+
+BUILD = (
+    PACKAGE,
+    click.option(
+        "--backend",
+        required=True,
+        type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+        help="What builds and runs the engine. tensorrt builds for the GPU of this machine;"
+        " tensorrt-rtx needs none.",
+    ),
+    _output("The directory to write.", metavar="ENGINE_DIR"),
+    click.option(
+        "--precision",
+        metavar="fp32|fp16|bf16",
+        help="Lower a float32 package first, as `moh-deploy precision` does."
+        "  [default: the package's]",
+    ),
+    click.option(
+        "--profile",
+        "profiles",
+        multiple=True,
+        metavar="NAME=MIN..OPT..MAX,...",
+        help="Sizes of the dynamic dimensions, such as batch=1..8..32,seq=128. Repeatable: one"
+        " profile each.  [default: up to four times the example's sizes]",
+    ),
+    click.option(
+        "--compute-capability",
+        "compute_capabilities",
+        multiple=True,
+        metavar="8.6 ...",
+        help="GPUs to build for, all in one engine; tensorrt-rtx only."
+        "  [default: 8.0 8.6 8.9 12.0]",
+    ),
+    click.option("--workspace", metavar="SIZE", help="The most scratch memory of a layer: 4GiB."),
+    click.option(
+        "--timing-cache",
+        metavar="FILE",
+        type=FILE_PATH,
+        help="Keep what tensorrt measures, for the next build on the same machine.",
+    ),
+    click.option(
+        "--require-kernels", is_flag=True, help="Fail where an MoH layer would not run by kernels."
+    ),
+    click.option("--embed-plugin", is_flag=True, help="Put the plugin library into the engine."),
+    _plugin("The plugin library, libmoh_plugin.so.  [default: the installed one]"),
+    click.option(
+        "--keep-onnx", is_flag=True, help="Keep the lowered model beside the engine, for trtexec."
+    ),
+    click.option(
+        "--dry-run", is_flag=True, help="Say what would be built or refused; write nothing."
+    ),
+    JSON,
+)
+
+_LABELS = (
+    click.option(
+        "--labels",
+        type=NAME_OR_PATH,
+        metavar="FILE|MEMBER",
+        help="Labels of the samples in --inputs: a npy, npz or csv file, or a member of the inputs"
+        " files. [N] classes, or [N, S] tokens. Then samples run in batches, and accuracy is"
+        " compared, too.",
+    ),
+    click.option(
+        "--metric",
+        multiple=True,
+        metavar="NAME",
+        help="top-1, top-5, perplexity, or MODULE:FUNCTION, which takes outputs by name and labels"
+        " and returns a score for each sample; --code-dir says where it is. Without: top-1 for [N],"
+        " perplexity for [N, S]. Repeatable.",
+    ),
+    click.option(
+        "--better",
+        type=click.Choice(["higher", "lower"]),
+        help="Which scores of MODULE:FUNCTION are better.",
+    ),
+    click.option(
+        "--label-output", metavar="NAME", help="The output to score, where shapes do not tell."
+    ),
+    click.option(
+        "--ignore-label",
+        metavar="NUMBER",
+        type=int,
+        default=-100,
+        show_default=True,
+        help="Labels of this number are not scored.",
+    ),
+    click.option(
+        "--shift-labels",
+        is_flag=True,
+        help="Labels are the tokens that the model is given: an output is scored with the label of"
+        " the next position. Without, with that of its own.",
+    ),
+    click.option(
+        "--batch-size",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Samples that run at once, if there are labels.",
+    ),
+)
+
+VERIFY = (
+    PACKAGE,
+    _inputs(
+        "Compare on these inputs instead of the recorded ones. Members named like outputs are the"
+        " expected outputs; without them the reference is the package's own function bodies, run"
+        " with optimisations off. Of a directory all *.npz are taken. Repeatable."
+    ),
+    click.option(
+        "--against",
+        type=NAME_OR_PATH,
+        multiple=True,
+        metavar="WHAT",
+        help="What to compare with instead: `functions` (its function bodies, optimisations off),"
+        " `kernels`, `recorded`, another package or engine, an ONNX model, or the checkpoint (.pt,"
+        " .safetensors, .pt2), which PyTorch runs. Repeatable.",
+    ),
+    _valid_tokens(
+        "The input, or member of the files, that is 1 for valid tokens and 0 for padding,"
+        " [batch, tokens]: what is computed for padding is not compared."
+    ),
+    _vectors("Compare with the first N recorded runs only; the first is at the example's sizes."),
+    click.option(
+        "--package",
+        metavar="DIR",
+        type=FILE_PATH,
+        help="The package that an engine was built from, if an engine is verified.",
+    ),
+    click.option("--staged", is_flag=True, hidden=True),  # for whoever writes the package
+    POLICY,
+    REPORT_FILES,
+    BASELINE_FILE,
+    _LABELS,
+    KERNELS,
+    MODEL,
+    JSON,
+)
+
+PROBE = (
+    PACKAGE,
+    _inputs("Search these inputs for the tokens whose choice of heads is least clear. Repeatable."),
+    click.option(
+        "--update-corpus",
+        is_flag=True,
+        help="Keep what was found in the regression corpus of the package, which `verify` runs"
+        " too.",
+    ),
+    _valid_tokens(
+        "The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: for the case of"
+        " padding only. Padding is not searched, either."
+    ),
+    click.option(
+        "--longest",
+        multiple=True,
+        metavar="DIM=N",
+        callback=_read(parse_longest),
+        help="What counts as longest, in place of what the trace is good for or what fits into"
+        " memory. Repeatable.",
+    ),
+    POLICY,
+    JUNIT,
+    _checkpoint(
+        "The original model: it, and not the function bodies, records what is found in the inputs."
+        " Options that say how it is loaded are those of `moh-deploy export`."
+    ),
+    KERNELS,
+    MODEL,
+    JSON,
+)
+
+BISECT = (
+    PACKAGE,
+    click.option(
+        "--reference",
+        metavar="DIR",
+        type=FILE_PATH,
+        help="A float32 package of the same model: the one that this one was lowered from, or one"
+        " that is right. It names the node and what is different about it, and gives float32"
+        " weights.",
+    ),
+    _output("Write the package again with the nodes in float32 that need it.", required=False),
+    click.option(
+        "--to",
+        metavar="fp16|bf16",
+        help="Lower a float32 package first, as `precision` does, which writes none that is not"
+        " right.",
+    ),
+    click.option(
+        "--target",
+        metavar="SHARE",
+        type=float,
+        help="How far outputs may be off, as a share of their largest value, such as 0.001."
+        " Default: what `verify` allows.",
+    ),
+    click.option(
+        "--max-runs",
+        metavar="N",
+        type=int,
+        default=100,
+        show_default=True,
+        help="How many packages may be made and run to find the nodes.",
+    ),
+    _inputs(
+        "Run these inputs besides the recorded ones; expected is what the package computes in"
+        " float32, or what the reference does. Repeatable."
+    ),
+    _vectors("Use the first N recorded runs only; the first is at the example's sizes."),
+    POLICY,
+    KERNELS,
+    JSON,
+)
+
+TUNE = (
+    PACKAGE,
+    _inputs(
+        "Measure on these inputs instead of the recorded ones; what is chosen is good for their"
+        " sizes. Repeatable."
+    ),
+    click.option(
+        "--weight",
+        "weights",
+        multiple=True,
+        metavar="N",
+        type=float,
+        help="How often a file of --inputs counts, in their order, in a directory that of names: 1"
+        " for a prefill, 200 for a decoding step. Repeatable.  [default: 1 each]",
+    ),
+    _threads(
+        "Threads within an operator. One thread is measured by CPU time, several by wall time."
+    ),
+    _min_time("How long each comparison takes at least.", default="500ms"),
+    click.option(
+        "--choose",
+        multiple=True,
+        metavar="LAYER=CHOICE",
+        callback=_read(parse_choices),
+        help="Do not measure: let this layer, or all, be dense, sparse or projected;"
+        " 'LAYER[seq<=64]=dense' up to a size only. Repeatable.",
+    ),
+    click.option(
+        "--one-choice",
+        is_flag=True,
+        help="Let no choice depend on sizes: each layer gets the one that is fastest for all inputs"
+        " together.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Measure and report, but write nothing."),
+    JSON,
+)
+
+BENCH = (
+    click.argument("package_dirs", metavar="DIR...", nargs=-1, required=True, type=FILE_PATH),
+    click.option(
+        "--baseline",
+        "baselines",
+        type=NAME_OR_PATH,
+        multiple=True,
+        metavar="dense|functions|fixed-routing|eager|plain-onnx|DIR|FILE.onnx",
+        help="Compare with the first package with every layer dense, with its function bodies,"
+        " without its routers (fixed-routing:LAYER: one of them); with the original in PyTorch,"
+        " with its export by PyTorch alone; with another package, engine or model. Repeatable.",
+    ),
+    click.option(
+        "--package",
+        metavar="DIR",
+        type=FILE_PATH,
+        help="The package that the first DIR was built from, if that is an engine: what to run it"
+        " on.",
+    ),
+    _checkpoint(
+        "The original model, for --baseline eager and plain-onnx. The next seven options say how"
+        " to load it, as for export."
+    ),
+    MODEL,
+    _threads("Threads within an operator."),
+    click.option(
+        "--batch",
+        multiple=True,
+        metavar="N ...",
+        type=int,
+        help="Batch sizes to run at. Inputs of sizes that were not recorded are random.",
+    ),
+    click.option(
+        "--size",
+        "sizes",
+        multiple=True,
+        metavar="NAME=N ...",
+        callback=_read(parse_sizes),
+        help="Sizes of other dynamic dimensions to run at; all combinations are measured.",
+    ),
+    _inputs("Run on these inputs instead of the recorded ones. Repeatable."),
+    _min_time("How long all contestants run in turn, on each set of inputs.", default="5s"),
+    click.option(
+        "--warmup",
+        metavar="TIME",
+        default="500ms",
+        show_default=True,
+        callback=_seconds,
+        help="How long they run before, untimed.",
+    ),
+    click.option(
+        "--gate",
+        "gates",
+        multiple=True,
+        metavar="CONDITION",
+        help="Fail unless this holds for every DIR: 'p50 <= 1.05 * baseline', 'p99 < 20 ms'."
+        " Repeatable.",
+    ),
+    BASELINE_FILE,
+    KERNELS,
+    REPORT_FILES,
+    JSON,
+)
+
+RUN = (
+    PACKAGE,
+    click.option(
+        "--inputs",
+        required=True,
+        metavar="FILE.npz",
+        type=FILE_PATH,
+        help="Inputs, named as in the model or in its order.",
+    ),
+    click.option(
+        "--outputs",
+        required=True,
+        metavar="FILE.npz",
+        type=FILE_PATH,
+        help="Where to write the outputs, named as in the model.",
+    ),
+    KERNELS,
+    JSON,
+)
+
+INSPECT = (PACKAGE, KERNELS, JSON)
+
+DOCTOR = (
+    click.argument("artefact", metavar="[DIR]", required=False, type=FILE_PATH),
+    _plugin("The plugin library for TensorRT, if not the installation's."),
+    JSON,
+)
