@@ -24,7 +24,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv
 COPY --from=wheel /wheels /wheels
 # The image's own `tensorrt` has to be found from here.
 RUN python3 -m venv --system-site-packages /opt/moh-deploy && \
-    /opt/moh-deploy/bin/pip install "$(ls /wheels/*.whl)[engine]" && \
+    /opt/moh-deploy/bin/pip install "$(ls /wheels/*.whl)[polygraphy]" && \
     /opt/moh-deploy/bin/python -c "import tensorrt"
 COPY --from=plugin /src/build/cuda/libmoh_plugin.so /src/build/cuda/libmoh_plugin_registered.so /plugins/
 RUN cp /plugins/* "$(/opt/moh-deploy/bin/python -c 'from moh_deploy import native; print(native.FOLDER)')"

@@ -24,7 +24,7 @@ JOBS ?= $(shell nproc)
 # Each process imports torch and makes the packages that its tests share.
 TEST_JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --maxprocesses=8 --dist=loadfile
-TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)tensorrt)
+TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)test-tensorrt)
 
 help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
@@ -45,7 +45,7 @@ demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
 test: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-cuda: build-dependencies $(VENV)/.installed-test,tensorrt $(VENV)/.kernels
+test-cuda: build-dependencies $(VENV)/.installed-test,test-tensorrt $(VENV)/.kernels
 	$(PYTEST) tests/cuda $(PYTEST_ARGS)
 
 # What takes too long for a push: hours of planted faults, and fuzzing in minutes.
@@ -63,7 +63,7 @@ test-gpu:
 test-trt: $(VENV)/.installed-test
 	$(BIN)/python -m tests.gpu.engines $(TRT_ARGS)
 
-# TensorRT's headers are where it is installed, or come with the extra `tensorrt`; no library of it is needed.
+# TensorRT's headers are where it is installed, or come with the extra `test-tensorrt`; no library of it is needed.
 TENSORRT_INCLUDE_DIR ?= $(firstword $(wildcard $(VENV)/lib/python*/site-packages/kernel_lens/include/tensorrt))
 plugin:
 	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_REQUIRE_PLUGIN=ON \

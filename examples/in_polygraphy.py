@@ -2,7 +2,7 @@
 
     python examples/in_polygraphy.py build/model
 
-Needs `pip install 'moh-deploy[engine]'`. Ends with 1 if an output differs by more than 1e-4.
+Needs `pip install 'moh-deploy[polygraphy]'`. Ends with 1 if an output differs by more than 1e-4.
 """
 
 from __future__ import annotations

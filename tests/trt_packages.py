@@ -21,7 +21,7 @@ Change = Callable[[onnx.ModelProto], None]
 def required_rtx() -> None:
     """Skip a test where there is no TensorRT-RTX."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("no TensorRT-RTX: pip install 'moh-deploy[tensorrt]'")
+        pytest.skip("no TensorRT-RTX: pip install 'moh-deploy[test-tensorrt]'")
 
 
 def write_changed(

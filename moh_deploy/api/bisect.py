@@ -53,8 +53,8 @@ def bisect(
         reference: A float32 package of the same model: the one that DIR was lowered from, or one
             that is known to be right.
         output: Where to write the package again with the nodes in float32 that need it.
-        to: `fp16` or `bf16` lowers a float32 package first, as `precision` does, which writes none
-            that is not right; it is its own reference then.
+        to: `float16` or `bfloat16` lowers a float32 package first, as `precision` does, which
+            writes none that is not right; it is its own reference then.
         target: How far outputs may be off, as a share of their largest value (at least of 1);
             None for what `verify` allows.
         kernels: What runs MoH nodes, see `open_session`.

@@ -80,7 +80,7 @@ def build(
         package_dir: The package.
         backend: `tensorrt` builds for the GPU of this machine, `tensorrt-rtx` needs none.
         output: The engine directory to write.
-        precision: `fp16` or `bf16` lowers a float32 package first; None leaves it as it is.
+        precision: `float16` or `bfloat16` lowers a float32 package first; None leaves it as it is.
         profiles: Sizes of dynamic dimensions, one text a profile: `batch=1..8..32,seq=128`.
         compute_capabilities: GPUs to build for, TensorRT-RTX only; none: the usual ones.
         workspace: The most scratch memory of a layer: `4GiB`; None: no limit.

@@ -41,7 +41,7 @@ def precision(
 
     Args:
         package_dir: A package in float32.
-        to: `fp16` or `bf16`.
+        to: `float16` or `bfloat16`.
         output: The package directory to write.
         progress: What to report steps to.
 
@@ -102,8 +102,8 @@ def _compare(package: OnnxPackage, *, round_results: bool) -> ParityReport:
         how = " That is with every result rounded, as hardware does." if round_results else ""
         raise ValidationError(
             f"{report.failure.message}{how}",
-            hint="`moh-deploy bisect DIR --to fp16|bf16 --output DIR` finds the operators that have"
-            " to stay in float32, and writes the package with them.",
+            hint="`moh-deploy bisect DIR --to float16|bfloat16 --output DIR` finds the operators"
+            " that have to stay in float32, and writes the package with them.",
         )
     return report
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, cast
 
@@ -15,32 +14,20 @@ from moh_deploy.cli.failure import EXIT_BROKEN_PIPE, exit_code_of, silence_stdou
 from moh_deploy.system.suggest import did_you_mean
 
 
-@dataclass(frozen=True)
-class CommandHome:
-    """Where a command lives.
-
-    Attributes:
-        module: Module that holds it as `command`.
-        summary: The line that the group's `--help` shows.
-    """
-
-    module: str
-    summary: str
-
-
 class CommandGroup(click.Group):
-    """Commands that are imported when they are called.
+    """Commands that are imported when they are called: `moh_deploy.cli.NAME` holds `command`.
 
     Args:
         name: Name of the program.
         summary: What it does.
-        homes: Command name to where it lives.
+        sections: Heading to the commands under it in `--help`, by name, with their summaries.
     """
 
-    def __init__(self, name: str, summary: str, homes: Mapping[str, CommandHome]) -> None:
+    def __init__(self, name: str, summary: str, sections: Mapping[str, Mapping[str, str]]) -> None:
         super().__init__(name=name, help=summary)
         click.version_option(__version__, message=f"{name} %(version)s")(self)
-        self._homes = homes
+        self._sections = sections
+        self._names = [name for commands in sections.values() for name in commands]
 
     def main(
         self,
@@ -73,21 +60,24 @@ class CommandGroup(click.Group):
             ctx.exit(EXIT_BROKEN_PIPE)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self._homes)
+        return self._names
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        home = self._homes.get(cmd_name)
-        return None if home is None else cast(click.Command, import_module(home.module).command)
+        if cmd_name not in self._names:
+            return None
+        return cast(click.Command, import_module(f"moh_deploy.cli.{cmd_name}").command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in self._homes and not name.startswith("-"):
-            hint = did_you_mean(name, self._homes) or f"There are {', '.join(self._homes)}."
+        if name not in self._names and not name.startswith("-"):
+            hint = did_you_mean(name, self._names) or f"There are {', '.join(sorted(self._names))}."
             raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, home.summary) for name, home in self._homes.items()])
+        width = max(map(len, self._names))
+        for heading, commands in self._sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])

@@ -295,7 +295,10 @@ EXPORT = (
 PRECISION = (
     PACKAGE,
     click.option(
-        "--to", required=True, metavar="fp16|bf16", help="What products and activations become."
+        "--to",
+        required=True,
+        metavar="float16|bfloat16",
+        help="What products and activations become.",
     ),
     _output("The package directory to write."),
     JSON,
@@ -313,7 +316,7 @@ BUILD = (
     _output("The directory to write.", metavar="ENGINE_DIR"),
     click.option(
         "--precision",
-        metavar="fp32|fp16|bf16",
+        metavar="float32|float16|bfloat16",
         help="Lower a float32 package first, as `moh-deploy precision` does."
         "  [default: the package's]",
     ),
@@ -483,7 +486,7 @@ BISECT = (
     _output("Write the package again with the nodes in float32 that need it.", required=False),
     click.option(
         "--to",
-        metavar="fp16|bf16",
+        metavar="float16|bfloat16",
         help="Lower a float32 package first, as `precision` does, which writes none that is not"
         " right.",
     ),

@@ -18,8 +18,8 @@ from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 # Library to whose headers it is built with.
 _BUILT_WITH = {PLUGIN_NAME: "TensorRT", ORT_CUDA_NAME: "ONNX Runtime"}
 _GET_HEADERS = {
-    "TensorRT": "pip install 'moh-deploy[tensorrt]' has them; those of an installed TensorRT in"
-    " another folder than the usual ones are named by TENSORRT_INCLUDE_DIR",
+    "TensorRT": "pip install 'moh-deploy[test-tensorrt]' has them; those of an installed TensorRT"
+    " in another folder than the usual ones are named by TENSORRT_INCLUDE_DIR",
     "ONNX Runtime": "apt install libonnxruntime-dev",
 }
 _FLAVOURS = {one.title: one for one in FLAVOURS.values()}
@@ -166,7 +166,7 @@ def _runner_gaps(machine: Machine) -> Iterator[Failed]:
     found = next((one for one in machine.packages.found if one.name == "polygraphy"), None)
     if found is None or found.problem:
         why = "polygraphy is not installed" if found is None else str(found.problem)
-        yield Failed(why, "pip install 'moh-deploy[engine]'")
+        yield Failed(why, "pip install 'moh-deploy[polygraphy]'")
 
 
 def _code_gaps(machine: Machine, library: LibraryFacts | Failed) -> Iterator[Failed]:

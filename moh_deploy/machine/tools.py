@@ -102,7 +102,7 @@ def _folder_of(header: str, variable: str, parts: tuple[str, ...]) -> Path | Non
 
 
 def _packaged() -> Iterator[Path]:
-    """Return where the extra `tensorrt` has TensorRT's headers, which `make plugin` takes."""
+    """Return where the extra `test-tensorrt` has TensorRT's headers, which `make plugin` takes."""
     spec = importlib.util.find_spec("kernel_lens")
     if spec is not None and spec.origin is not None:
         yield Path(spec.origin).parent / "include" / "tensorrt"

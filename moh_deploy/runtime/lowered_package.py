@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
 import onnx_ir as ir
 
+from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph import choose_layers, without_switches
 from moh_deploy.graph.infer_types import infer_types
@@ -16,13 +18,6 @@ from moh_deploy.graph.lower_precision import LowType, PrecisionPlan, lower_preci
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, RouterTypes
 from moh_deploy.package.model_files import save_model
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
-
-LOW_TYPES: Mapping[str, LowType] = {
-    "fp16": "float16",
-    "float16": "float16",
-    "bf16": "bfloat16",
-    "bfloat16": "bfloat16",
-}
 
 
 def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
@@ -91,9 +86,7 @@ def low_type(to: str) -> LowType:
     Raises:
         ConfigError: There is none.
     """
-    if to not in LOW_TYPES:
-        raise ConfigError(f"to is '{to}', expected fp16 or bf16.")
-    return LOW_TYPES[to]
+    return cast("LowType", dtype_named(to, get_args(LowType), option="to"))
 
 
 def check_float32(package: OnnxPackage) -> None:

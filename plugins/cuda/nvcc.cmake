@@ -44,5 +44,5 @@ if(TENSORRT_INCLUDE_DIR)
   endif()
 elseif(MOH_REQUIRE_PLUGIN)
   message(FATAL_ERROR "moh-deploy: TensorRT's headers (NvInferRuntime.h) were not found; no library of it is needed. "
-    "They come with TensorRT, and with pip install 'moh-deploy[tensorrt]': -DTENSORRT_INCLUDE_DIR=DIR")
+    "They come with TensorRT, and with pip install 'moh-deploy[test-tensorrt]': -DTENSORRT_INCLUDE_DIR=DIR")
 endif()

@@ -145,7 +145,7 @@ def test_reference_of_another_model_is_refused(right: Path, tmp_path: Path):
 
 
 def test_reference_in_half_precision_is_refused(right: Path, tmp_path: Path):
-    half = moh_deploy.precision(right, to="fp16", output=tmp_path / "half").package
+    half = moh_deploy.precision(right, to="float16", output=tmp_path / "half").package
     with pytest.raises(ConfigError, match="half is in float16, expected a package in float32"):
         moh_deploy.bisect(right, reference=half)
 
@@ -176,12 +176,12 @@ def test_inputs_of_a_float32_package_need_a_reference(right: Path, tmp_path: Pat
 
 def test_package_that_is_lowered_first_is_its_own_reference(right: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="which is its own reference: give one of two"):
-        moh_deploy.bisect(right, to="fp16", reference=right)
-    with pytest.raises(ConfigError, match="to is 'int8', expected fp16 or bf16"):
+        moh_deploy.bisect(right, to="float16", reference=right)
+    with pytest.raises(ConfigError, match="to is 'int8', expected float16 or bfloat16"):
         moh_deploy.bisect(right, to="int8")
-    half = moh_deploy.precision(right, to="fp16", output=tmp_path / "half").package
+    half = moh_deploy.precision(right, to="float16", output=tmp_path / "half").package
     with pytest.raises(ConfigError, match="half is in float16, expected a package in float32"):
-        moh_deploy.bisect(half, to="fp16")
+        moh_deploy.bisect(half, to="float16")
 
 
 def test_package_without_vectors_is_refused(tmp_path: Path):

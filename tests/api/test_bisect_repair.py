@@ -119,9 +119,9 @@ def test_repaired_package_passes_with_the_nodes_that_need_float32(
 def test_what_precision_refuses_is_written_with_more_in_float32(exported: Exported, tmp_path: Path):
     whole = exported("LargeLogits")
     with pytest.raises(ValidationError, match="not equal") as refused:
-        moh_deploy.precision(whole.root, to="fp16", output=tmp_path / "half")
-    assert "moh-deploy bisect DIR --to fp16|bf16 --output DIR" in (refused.value.hint or "")
-    report = moh_deploy.bisect(whole.root, to="fp16", output=tmp_path / "half")
+        moh_deploy.precision(whole.root, to="float16", output=tmp_path / "half")
+    assert "moh-deploy bisect DIR --to float16|bfloat16 --output DIR" in (refused.value.hint or "")
+    report = moh_deploy.bisect(whole.root, to="float16", output=tmp_path / "half")
     assert report.package == whole.root
     assert nodes(report) == ["score.Add"]  # Softmax stays in float32 by itself
     assert report.passes_verify is False
@@ -151,8 +151,8 @@ def test_outliers_in_the_residual_stream_are_kept_in_float32(exported: Exported,
     ONNX Runtime computes these sums in float32: `verify` does not see it, `precision` does."""
     whole = exported("Outliers")
     with pytest.raises(ValidationError, match="That is with every result rounded"):
-        moh_deploy.precision(whole.root, to="fp16", output=tmp_path / "half")
-    report = moh_deploy.bisect(whole.root, to="fp16", output=tmp_path / "out")
+        moh_deploy.precision(whole.root, to="float16", output=tmp_path / "half")
+    report = moh_deploy.bisect(whole.root, to="float16", output=tmp_path / "out")
     assert report.diverges
     assert report.passes_verify
     assert "`verify` passes here" in report.notes[0]
@@ -169,7 +169,7 @@ def test_outliers_in_the_residual_stream_are_kept_in_float32(exported: Exported,
 def test_inputs_that_leave_the_recorded_range_are_bisected_too(exported: Exported, tmp_path: Path):
     """Recorded inputs fit: a hundred times larger ones reach numbers that float16 has not."""
     whole = exported("Stack")
-    moh_deploy.precision(whole.root, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(whole.root, to="float16", output=tmp_path / "half")
     assert not moh_deploy.bisect(tmp_path / "half").diverges
     np.savez(tmp_path / "large.npz", **{k: v * 3e4 for k, v in whole.vectors[0].inputs.items()})
     report = moh_deploy.bisect(
@@ -192,7 +192,7 @@ def test_nothing_diverges_in_a_good_package(to: str, exported: Exported, tmp_pat
 
 def test_target_below_what_verify_allows_is_met(exported: Exported, tmp_path: Path):
     whole = exported("Stack")
-    moh_deploy.precision(whole.root, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(whole.root, to="float16", output=tmp_path / "half")
     (largest,) = (np.abs(one).max() for one in whole.vectors[0].outputs.values())
     before = error(OnnxPackage.open(tmp_path / "half")) / largest
     report = moh_deploy.bisect(

@@ -277,7 +277,7 @@ def test_an_engine_is_replaced_and_other_directories_are_not(
     ("options", "message"),
     [
         ({"backend": "tensorrt_rtx"}, "backend is 'tensorrt_rtx', expected tensorrt or"),
-        ({"precision": "int8"}, "precision is 'int8', expected fp32, fp16 or bf16"),
+        ({"precision": "int8"}, "precision is 'int8', expected float32, float16 or bfloat16"),
         ({"compute_capabilities": ["9.0"]}, "compute_capability is '9.0', TensorRT-RTX has 7.5"),
         ({"workspace": "4 gigs"}, "workspace is '4 gigs', expected a whole number with KiB"),
         ({"timing_cache": "times"}, "timing_cache is times, but TensorRT-RTX measures nothing"),
@@ -298,7 +298,7 @@ def test_wrong_options_are_refused(
 def test_lowering_what_is_low_is_refused(
     build: Callable[..., BuildReport], handmade: Path, tmp_path: Path
 ):
-    moh_deploy.precision(handmade, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(handmade, to="float16", output=tmp_path / "half")
     assert build(package_dir=tmp_path / "half", precision="fp16").precision == "float16"
     with pytest.raises(ConfigError, match=r"precision is bf16, but .*half is in float16"):
         build(package_dir=tmp_path / "half", precision="bf16")

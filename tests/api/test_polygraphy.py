@@ -26,7 +26,7 @@ FEEDS = [vectors(seed=seed, batch=2 + seed).inputs for seed in range(2)]
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("polygraphy") is None,
-    reason="Polygraphy is not installed: pip install 'moh-deploy[engine]'",
+    reason="Polygraphy is not installed: pip install 'moh-deploy[polygraphy]'",
 )
 
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_a_runner_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match="Polygraphy is not installed") as refused:
         moh_deploy.polygraphy_runner(root)
-    assert refused.value.hint == "pip install 'moh-deploy[engine]'"
+    assert refused.value.hint == "pip install 'moh-deploy[polygraphy]'"
 
 
 def test_what_is_no_reference_is_refused(tmp_path: Path):

@@ -24,7 +24,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
 
 
 def test_half_precision_package_passes_verify(package: OnnxPackage, tmp_path: Path):
-    report = moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    report = moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
     assert report.parity is not None
     assert report.parity.max_abs_error > 1e-5  # or nothing was rounded
     assert moh_deploy.verify(tmp_path / "half").equal
@@ -35,7 +35,7 @@ def test_half_precision_package_passes_verify(package: OnnxPackage, tmp_path: Pa
 
 
 def test_routers_decide_in_float32_and_the_manifest_says_so(package: OnnxPackage, tmp_path: Path):
-    moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
     (layer,) = OnnxPackage.open(tmp_path / "half").manifest.layers
     assert layer.router_types == RouterTypes("float16", "float32", "float32")
 
@@ -45,18 +45,18 @@ def test_choices_by_size_are_kept(tmp_path: Path):
     moh_deploy.tune(package.root, choose={"all": "sparse", "all[batch<=1]": "dense"})
     before = OnnxPackage.open(package.root).manifest.layers
     assert any(layer.ranges for layer in before)
-    moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
     after = OnnxPackage.open(tmp_path / "half").manifest.layers
     assert [(one.choice, one.ranges) for one in after] == [
         (one.choice, one.ranges) for one in before
     ]
     assert moh_deploy.verify(tmp_path / "half").equal
-    moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
+    moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "low")
     assert moh_deploy.verify(tmp_path / "low").equal
 
 
 def test_bfloat16_package_is_compared_by_emulation(package: OnnxPackage, tmp_path: Path):
-    report = moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
+    report = moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "low")
     assert report.parity.kernels.emulated_dtype == "bfloat16"
     assert report.parity.max_abs_error > 1e-3  # or nothing was rounded
     assert OnnxPackage.open(tmp_path / "low").manifest.proof is not None
@@ -78,7 +78,7 @@ def test_values_that_are_too_large_are_so_for_the_dtype_that_was_asked_for(
 ):
     largest = job.largest_values(package)
     monkeypatch.setattr(job, "largest_values", lambda _: dict.fromkeys(largest, 2e38))
-    report = moh_deploy.precision(package.root, to="bf16", output=tmp_path / "low")
+    report = moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "low")
     assert report.float32_reasons["values too large for bfloat16"] > 0
 
 
@@ -94,16 +94,16 @@ def test_package_that_differs_too_much_is_not_written(
         lambda root, **_: replace(package, root=Path(root), vectors=(broken,)),
     )
     with pytest.raises(ValidationError, match="output 'output' of vectors 0"):
-        moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+        moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
     assert not (tmp_path / "half").exists()
 
 
 def test_package_in_half_precision_is_refused(package: OnnxPackage, tmp_path: Path):
-    moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
     with pytest.raises(ConfigError, match=r"half is in float16, expected a package in float32\."):
-        moh_deploy.precision(tmp_path / "half", to="bf16", output=tmp_path / "low")
+        moh_deploy.precision(tmp_path / "half", to="bfloat16", output=tmp_path / "low")
 
 
 def test_unknown_precision_is_refused(package: OnnxPackage, tmp_path: Path):
-    with pytest.raises(ConfigError, match="to is 'int8', expected fp16 or bf16"):
+    with pytest.raises(ConfigError, match="to is 'int8', expected float16 or bfloat16"):
         moh_deploy.precision(package.root, to="int8", output=tmp_path / "low")

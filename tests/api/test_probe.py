@@ -200,7 +200,7 @@ def test_package_that_computes_something_else_fails_its_corpus(package: Path, fi
 def test_other_commands_keep_the_corpus(package: Path, files: Path, tmp_path: Path):
     probe(package, inputs=[files], update_corpus=True)
     digests = [one.digest() for one in OnnxPackage.open(package).corpus]
-    moh_deploy.precision(package, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(package, to="float16", output=tmp_path / "half")
     moh_deploy.tune(package, choose={"all": "dense"})
     for root in (tmp_path / "half", package):
         assert [one.digest() for one in OnnxPackage.open(root).corpus] == digests

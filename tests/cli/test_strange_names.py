@@ -43,7 +43,7 @@ def started(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
         ("inspect", "package"),
         ("verify", "package", "--html", "a.html", "--markdown", "a.md", "--junit", "a.xml"),
         ("run", "package", "--inputs", "in.npz", "--outputs", "out.npz"),
-        ("precision", "package", "--to", "fp16", "--output", "half"),
+        ("precision", "package", "--to", "float16", "--output", "half"),
         ("tune", "package", "--choose", "all=dense"),
     ],
     ids=lambda arguments: arguments[0],
@@ -79,7 +79,7 @@ def test_link_that_leads_to_itself_is_wrong_usage(cli: Cli, package: Path, tmp_p
     loop.symlink_to("loop")
     for arguments in (
         ("inspect", loop),
-        ("precision", package, "--to", "fp16", "--output", loop),
+        ("precision", package, "--to", "float16", "--output", loop),
         ("run", package, "--inputs", loop, "--outputs", tmp_path / "o.npz"),
         ("verify", package, "--html", loop / "a.html"),
     ):

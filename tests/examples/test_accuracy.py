@@ -55,7 +55,7 @@ def test_package_keeps_the_accuracy_and_shows_which_heads_a_digit_uses(digits_de
 
 
 def test_float16_keeps_the_accuracy(digits_demo: DemoRun, tmp_path: Path):
-    moh_deploy.precision(digits_demo.package, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(digits_demo.package, to="float16", output=tmp_path / "half")
     report = verify(digits_demo, tmp_path / "half")
     assert report.equal
     assert report.accuracy[0].worse + report.accuracy[0].improved <= 3

@@ -14,7 +14,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "in_polygraphy.py"
 
 @pytest.mark.skipif(
     importlib.util.find_spec("polygraphy") is None,
-    reason="Polygraphy is not installed: pip install 'moh-deploy[engine]'",
+    reason="Polygraphy is not installed: pip install 'moh-deploy[polygraphy]'",
 )
 def test_example_runs_on_a_package(tmp_path: Path):
     root = write_package(tmp_path / "package", sets=(vectors(), vectors(batch=3))).root

@@ -97,7 +97,7 @@ def test_interface_in_half_precision_stays():
 def test_packages_with_switches_come_back_as_they_were(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
     moh_deploy.tune(package.root, choose={"all": "sparse", "all[batch<=1]": "dense"})
-    moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
     half = OnnxPackage.open(tmp_path / "half")
     model = ir.load(half.model_path)
     before = text_of(model)

@@ -48,7 +48,7 @@ def _fake_plugin(fakes: Fakes) -> LibraryFacts:
 )
 def test_registries_of_this_machine_hold_the_plugins(name: str, module: str, package: str):
     if importlib.util.find_spec(module) is None:
-        pytest.skip(f"no {name}: pip install 'moh-deploy[tensorrt]'")
+        pytest.skip(f"no {name}: pip install 'moh-deploy[test-tensorrt]'")
     plugin = probe_plugin(builds.plugin_on_fakes())
     found = _of(name, plugin)
     creators = tuple(Creator(op, "1", "moh") for op in sorted(PLUGINS))

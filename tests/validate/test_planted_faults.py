@@ -55,7 +55,7 @@ def test_nothing_is_made_of_a_package_with_a_fault(fault: Fault, tmp_path: Path)
         r"package, the package to start from, is not equal to the reference: .*blocks\.1\.attn"
     )
     with pytest.raises(ValidationError, match=refused):
-        moh_deploy.precision(tmp_path / "package", to="fp16", output=tmp_path / "half")
+        moh_deploy.precision(tmp_path / "package", to="float16", output=tmp_path / "half")
     assert not (tmp_path / "half").exists()
 
 

@@ -203,7 +203,7 @@ def test_outputs_without_tokens_are_compared_but_for_samples_of_padding_alone(
 def test_padding_does_not_raise_the_noise_floor(tmp_path: Path):
     write_routed(tmp_path / "package", batch=20)
     half = tmp_path / "half"
-    moh_deploy.precision(tmp_path / "package", to="fp16", output=half)
+    moh_deploy.precision(tmp_path / "package", to="float16", output=half)
     x = np.random.default_rng(1).standard_normal((2, SEQ, WIDTH)).astype(np.float32)
     x[1] *= 100
     mask = np.array([[1] * SEQ, [0] * SEQ])

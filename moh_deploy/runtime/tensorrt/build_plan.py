@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 from moh_deploy import __version__
+from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.lower_precision import LowType
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
-from moh_deploy.runtime.lowered_package import LOW_TYPES
 from moh_deploy.runtime.tensorrt.engine_dir import key_of
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, Flavour
 from moh_deploy.runtime.tensorrt.messages import Stack
@@ -21,7 +22,6 @@ from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.suggest import did_you_mean
 
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
-_FULL_TYPES = ("fp32", "float32")
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,7 @@ def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
     found = package.manifest.precision
     if precision is None:
         return None
-    if precision not in (*_FULL_TYPES, *LOW_TYPES):
-        raise ConfigError(f"precision is '{precision}', expected fp32, fp16 or bf16.")
-    wanted = "float32" if precision in _FULL_TYPES else LOW_TYPES[precision]
+    wanted = dtype_named(precision, ("float32", *get_args(LowType)), option="precision")
     if wanted == found:
         return None
     if found != "float32" or wanted == "float32":
@@ -131,7 +129,7 @@ def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
             " can be lowered.",
             hint="Export the model with --dtype float32 and build from that package.",
         )
-    return wanted
+    return cast("LowType", wanted)
 
 
 def bytes_of(text: str) -> int:

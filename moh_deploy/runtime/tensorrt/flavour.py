@@ -114,7 +114,7 @@ FLAVOURS: Mapping[str, Flavour] = MappingProxyType(
             ),
             has_timing_cache=False,
             libraries=("tensorrt_rtx_libs", "libtensorrt_rtx.so"),
-            install="pip install tensorrt-rtx-cu13, or 'moh-deploy[tensorrt]'.",
+            install="pip install tensorrt-rtx-cu13, or 'moh-deploy[tensorrt-rtx]'.",
         ),
     }
 )

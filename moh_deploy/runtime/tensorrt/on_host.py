@@ -16,7 +16,7 @@ from moh_deploy.runtime.tensorrt.loading import LoadedEngine
 from moh_deploy.system.npz import Array
 
 _SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
-INSTALL = "pip install 'moh-deploy[engine]'"
+INSTALL = "pip install 'moh-deploy[polygraphy]'"
 
 
 class HostContext:

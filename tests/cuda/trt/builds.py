@@ -48,7 +48,7 @@ def tensorrt_headers() -> list[Path]:
 def required_headers() -> Path:
     folders = tensorrt_headers()
     if not folders:
-        pytest.skip("no headers of TensorRT: pip install 'moh-deploy[tensorrt]'")
+        pytest.skip("no headers of TensorRT: pip install 'moh-deploy[test-tensorrt]'")
     return folders[0]
 
 

@@ -55,7 +55,7 @@ def build(
 ) -> Built:
     """Parse a model and build an engine of it."""
     if importlib.util.find_spec("tensorrt_rtx_libs") is None:
-        pytest.skip("no TensorRT-RTX: pip install 'moh-deploy[tensorrt]'")
+        pytest.skip("no TensorRT-RTX: pip install 'moh-deploy[test-tensorrt]'")
     (folder / _MODEL).write_bytes(model.SerializeToString())
     request = {
         "model": str(folder / _MODEL),

@@ -86,7 +86,7 @@ def test_engines_are_built_with_it(library: Path, tmp_path: Path):
 
 
 def test_a_registry_loads_it(library: Path):
-    pytest.importorskip("tensorrt_lean_bindings", reason="pip install 'moh-deploy[tensorrt]'")
+    pytest.importorskip("tensorrt_lean_bindings", reason="pip install 'moh-deploy[test-tensorrt]'")
     found = json.loads(
         _run(sys.executable, builds.HERE / "lean_registry.py", library).splitlines()[-1]
     )

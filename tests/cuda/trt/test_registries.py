@@ -14,7 +14,7 @@ from tests.cuda.trt import builds
 
 HEADERS = {builds.version_of(folder): folder for folder in builds.tensorrt_headers()}
 OPS = ["MoHAggregatedAttention", "MoHAttention", "MoHRouter"]
-_INSTALL = "pip install 'moh-deploy[tensorrt]'"
+_INSTALL = "pip install 'moh-deploy[test-tensorrt]'"
 
 
 def lean(major: int) -> Path:

@@ -20,7 +20,7 @@ from tests.runtime.tensorrt.engines import MANIFEST, python, simulate_gpu, write
 
 needs_polygraphy = pytest.mark.skipif(
     importlib.util.find_spec("polygraphy") is None,
-    reason="no Polygraphy: pip install 'moh-deploy[engine]'",
+    reason="no Polygraphy: pip install 'moh-deploy[polygraphy]'",
 )
 _HEAD = """
 import json, sys

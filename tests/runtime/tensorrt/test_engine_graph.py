@@ -66,7 +66,7 @@ def _graph_of(package: OnnxPackage) -> EngineGraph:
 
 def test_routers_decide_in_float32_in_lower_precision(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
-    moh_deploy.precision(package.root, to="fp16", output=tmp_path / "half")
+    moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
     graph = _graph_of(OnnxPackage.open(tmp_path / "half"))
     assert graph.layers[1].router_types == RouterTypes("float16", "float32", "float32")
     assert graph.types["gates_1"] == "float32"

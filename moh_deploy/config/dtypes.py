@@ -1,0 +1,23 @@
+"""Floating-point dtypes, as users name them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from moh_deploy.errors import ConfigError
+
+_OLD_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Spellings of release 0.1, understood for one more."""
+
+
+def dtype_named(text: str, allowed: Collection[str], *, option: str) -> str:
+    """Return the dtype that a user's text names, spelled in full: `float16`.
+
+    Raises:
+        ConfigError: It is none of those that are allowed.
+    """
+    dtype = _OLD_NAMES.get(text, text)
+    if dtype not in allowed:
+        *others, last = allowed
+        raise ConfigError(f"{option} is '{text}', expected {', '.join(others)} or {last}.")
+    return dtype
