@@ -17,12 +17,12 @@ from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.accuracy.user_metric import ScoreFunction
-from moh_deploy.validate.accuracy.verify_labels import verify_labelled
 from moh_deploy.validate.baseline_figures import parity_figures
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.references import Against
 from moh_deploy.validate.subject import read_subject
+from moh_deploy.validate.verify_labels import verify_labelled
 from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
 
 Metrics = str | ScoreFunction | Sequence[str | ScoreFunction]

@@ -12,7 +12,7 @@ from torch.fx.node import Argument, map_arg
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, product, resolve, size_of
 from moh_deploy.frontend.fx.graph import shape
-from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.fx.operand import Operand
 
 aten = torch.ops.aten
 

@@ -16,8 +16,8 @@ from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, leaves
 from moh_deploy.frontend.fx.constants import Constants, is_random
 from moh_deploy.frontend.fx.graph import is_tensor, nodes_that_depend_on
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import history
-from moh_deploy.frontend.recognize.cores.core import Operand
 
 
 class KnownValues:

@@ -1,4 +1,4 @@
-"""From the user's options to a model and its example inputs."""
+"""Load the model that the user's options name, in the dtype that they ask for."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import torch
 from torch.export import ExportedProgram
 
 from moh_deploy.config.export_config import ExportConfig
-from moh_deploy.config.options import ExportOptions, ModelOptions
+from moh_deploy.config.options import ModelOptions
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.inputs.examples import build_inputs
-from moh_deploy.frontend.inputs.program_inputs import build_program_inputs
 from moh_deploy.frontend.load.checkpoint import in_eval_mode, load_model
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 
@@ -74,24 +72,3 @@ def in_dtype(
 def code_dirs(options: ModelOptions, config: ExportConfig) -> tuple[Path, ...]:
     """Directories of the user's code, those of the options first."""
     return (*options.code_dirs, *config.model.code_dirs)
-
-
-def example_inputs(
-    options: ExportOptions, config: ExportConfig, model: LoadedModel
-) -> tuple[ModelInput, ...]:
-    """Return the positional arguments to trace the model with.
-
-    Raises:
-        ConfigError: There are none, or they contradict each other or the program.
-    """
-    if model.program is not None:
-        return build_program_inputs(
-            model.program,
-            config,
-            npz=options.inputs,
-            specs=options.input_specs,
-            dynamic=options.dynamic,
-        )
-    return build_inputs(
-        config, npz=options.inputs, specs=options.input_specs, dynamic=options.dynamic
-    )

@@ -18,8 +18,9 @@ from moh_deploy.frontend.fx.graph import (
     shape,
     tensor_inputs,
 )
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import backward, broadcast, forward, history, is_view, lacks
-from moh_deploy.frontend.recognize.cores.core import Core, Operand
+from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
 from moh_deploy.frontend.recognize.track import GatedProduct, Tracked, token_axes

@@ -11,8 +11,8 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.axes import Dim, Layout
 from moh_deploy.frontend.fx.contraction import Contraction, contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import broadcast
-from moh_deploy.frontend.recognize.cores.core import Operand
 
 Stored = Callable[[Node], bool]
 

@@ -27,8 +27,9 @@ from moh_deploy.frontend.fx.graph import (
     shape,
     tensor_inputs,
 )
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
-from moh_deploy.frontend.recognize.cores.core import Core, Operand
+from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.cores.fused import read_fused
 from moh_deploy.frontend.recognize.cores.softmax import (
     Constants,

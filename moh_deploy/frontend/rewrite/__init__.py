@@ -26,10 +26,10 @@ from moh_deploy.frontend.fx.constants import Constants, StoredNodes, is_random
 from moh_deploy.frontend.fx.graph import argument, is_tensor, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize import MoHLayer
 from moh_deploy.frontend.recognize.aggregated import read_aggregated
-from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.forms import read_router

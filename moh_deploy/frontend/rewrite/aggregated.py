@@ -15,9 +15,9 @@ from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.graph import tensor
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.aggregated import Aggregated, Source
-from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of
 from moh_deploy.frontend.rewrite.projections import HeadAxes

@@ -7,9 +7,10 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Layout, flat
 from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.fx.views import casts, forward, is_view
-from moh_deploy.frontend.recognize.cores.core import Operand, Scores
+from moh_deploy.frontend.recognize.cores.core import Scores
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.rewrite.attention_form import AttentionForm
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Layout, flat, leaves
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
-from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.recognize.layer import MoHLayer
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from moh_deploy.frontend.fx.axes import Layout, flat, resolve
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
 from moh_deploy.frontend.fx.graph import tensor
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.recognize.layer import HeadProjection, MoHLayer
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, arranged
 from moh_deploy.frontend.rewrite.swap import Swap

@@ -12,9 +12,9 @@ from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownS
 from moh_deploy.frontend.fx.graph import is_tensor, op, shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import NO_TWINS, Piece, pieces
 from moh_deploy.frontend.fx.views import casts, history, is_view
-from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.layer import MoHLayer
 
 aten = torch.ops.aten

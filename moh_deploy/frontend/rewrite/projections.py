@@ -16,8 +16,8 @@ from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::query_pr
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, product, resolve
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.fx.graph import op, rank, tensor
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import casts, forward, history, is_view
-from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.projection import Projection, ReadProjection
 from moh_deploy.frontend.rewrite.operands import arranged

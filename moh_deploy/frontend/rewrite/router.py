@@ -13,8 +13,8 @@ from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::router
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_layout, resolve, size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.fx.graph import rank, shape, tensor
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import history
-from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
 from moh_deploy.frontend.rewrite.operands import arranged

@@ -17,8 +17,8 @@ from moh_deploy.frontend.fx.axes import Dim, Layout, Size, flat, leaves, product
 from moh_deploy.frontend.fx.builder import GraphBuilder, into_blocks
 from moh_deploy.frontend.fx.commuting import Reading, called, read_commuting, with_dims
 from moh_deploy.frontend.fx.graph import shape
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece
-from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of
 
 # A tensor in an order of its elements: the node, the sizes of the blocks of its dimensions, and the

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, leaves, resolve
 from moh_deploy.frontend.fx.builder import LayoutBuilder
-from moh_deploy.frontend.recognize.cores.core import Operand
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.recognize.parts import Window
 from moh_deploy.frontend.recognize.projection import Projection
 

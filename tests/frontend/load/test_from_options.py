@@ -8,7 +8,8 @@ import torch
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.load.from_options import code_dirs, example_inputs, load
+from moh_deploy.frontend.inputs.from_options import example_inputs
+from moh_deploy.frontend.load.from_options import code_dirs, load
 from tests.frontend.checkpoints import Net
 from tests.frontend.traced import plain_trace
 

@@ -16,7 +16,7 @@ from torch import nn
 import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
-from moh_deploy.frontend.prove.fresh_eager import EagerTask
+from moh_deploy.frontend.prove.eager import EagerTask
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import fresh_run
 from moh_deploy.runtime.onnxruntime.session import open_session

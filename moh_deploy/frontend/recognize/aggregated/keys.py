@@ -11,12 +11,12 @@ from torch import Tensor
 from moh_deploy.frontend.fx.axes import Dim, flat, leaves
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.aggregated.form import Source
 from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, close, peel, same_query
 from moh_deploy.frontend.recognize.aggregated.scores import Part
 from moh_deploy.frontend.recognize.aggregated.windows import CutWindows, WindowAxes, read_windows
-from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.layer import MoHLayer
 
 

@@ -15,11 +15,11 @@ from moh_deploy.frontend.fx.elements import elements_of
 from moh_deploy.frontend.fx.graph import argument, example_shape, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues, arranged, one_axis_a_dim
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import casts, is_view
 from moh_deploy.frontend.recognize.aggregated.outputs import is_complete, terms_of
 from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, peel
 from moh_deploy.frontend.recognize.aggregated.strides import read_layout
-from moh_deploy.frontend.recognize.cores.core import Operand
 from moh_deploy.frontend.recognize.layer import MoHLayer
 
 

@@ -7,15 +7,8 @@ from typing import Literal
 
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import Dim, Layout
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A tensor of the graph and what its dimensions mean."""
-
-    node: Node
-    layout: Layout
+from moh_deploy.frontend.fx.axes import Dim
+from moh_deploy.frontend.fx.operand import Operand
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, regroup
 from moh_deploy.frontend.fx.graph import argument, hint, is_tensor, shape, tensor
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import broadcast
-from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Operand, Scores
+from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Scores
 
 
 def read_fused(node: Node) -> Core | None:

@@ -12,9 +12,10 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.axes import Dim, Layout, leaves
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, tensor_inputs
+from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import backward, broadcast, is_view, lacks
-from moh_deploy.frontend.recognize.binary import is_binary, value_where
-from moh_deploy.frontend.recognize.cores.core import Factor, MaskTerm, Operand, Scores
+from moh_deploy.frontend.recognize.cores.binary import is_binary, value_where
+from moh_deploy.frontend.recognize.cores.core import Factor, MaskTerm, Scores
 
 # A fill below this hides a score as well as minus infinity does: exp() of it is 0 in every dtype.
 HIDING_FILL = -1e4

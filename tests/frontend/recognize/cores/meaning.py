@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, flat, leaves
-from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Operand
+from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm
 
 Values = Mapping[Node, Tensor]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.constants import Constants
-from moh_deploy.frontend.recognize.binary import is_binary
+from moh_deploy.frontend.recognize.cores.binary import is_binary
 from tests.frontend.traced import plain_trace
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
