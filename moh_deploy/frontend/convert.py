@@ -268,7 +268,7 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
         head_dim=rewrite.head_dim,
         num_shared_heads=rewrite.router.num_shared_heads,
         top_k=rewrite.router.top_k,
-        router=rewrite.router.form,
+        router=rewrite.router.form.name,
         router_replaced=rewrite.routed is not None,
         replaced=rewrite.replacement is not None,
         reason=rewrite.reason,

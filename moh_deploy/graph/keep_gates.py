@@ -8,12 +8,11 @@ from typing import get_args
 
 import onnx_ir as ir
 
+from moh_deploy.ops.routers import WEIGHING
 from moh_deploy.package.manifest import AttentionOp
 
 ATTENTION_OPS = get_args(AttentionOp)
 _VIEWS = ("Reshape", "Transpose", "Identity")
-_WEIGHING = ("Concat", "Div", "Mul", "Slice")
-"""Between what a MoHRouter made and the gates, of which it is the first input."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _router(gates: ir.Value, named: set[ir.Node]) -> ir.Node | None:
     """The router that makes the gates, perhaps weighed and rearranged, unless an earlier layer has
     it."""
     node = gates.producer()
-    while node is not None and node.op_type in (*_VIEWS, *_WEIGHING, "Cast"):
+    while node is not None and node.op_type in (*_VIEWS, *WEIGHING, "Cast"):
         source = node.inputs[0]
         node = None if source is None else source.producer()
     if node is None or node.op_type != "MoHRouter" or node in named:

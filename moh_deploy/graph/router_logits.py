@@ -16,24 +16,14 @@ from onnx import helper
 from moh_deploy.graph.fed_input import add_input
 from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.graph.switches import all_nodes
+from moh_deploy.ops import MOH_ROUTER
+from moh_deploy.ops.routers import WEIGHING, RouterForm, form_named
 from moh_deploy.package.manifest import LayerInfo
 
-PORTS = ("routed_logits", "shared_logits", "stage_logits")
+PORTS = tuple(port.name for port in MOH_ROUTER.inputs)
 """The inputs of MoHRouter, in their order."""
 
-
-_KEEP_ORDER = (
-    "Cast",
-    "Concat",
-    "Div",
-    "Flatten",
-    "Identity",
-    "Mul",
-    "Reshape",
-    "Slice",
-    "Squeeze",
-    "Unsqueeze",
-)
+_KEEP_ORDER = WEIGHING | {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,7 @@ class RouterLogits:
         attributes: Those of the node.
         attention: The value that the layer's attention makes; None where it was not replaced.
         in_order: The recorded gates hold the tokens in the order in which the router has them.
-        form: As in `LayerInfo.router`.
+        form: What is known of routers of its kind.
     """
 
     path: str
@@ -58,7 +48,7 @@ class RouterLogits:
     attributes: Mapping[str, int | str]
     attention: str | None
     in_order: bool
-    form: str
+    form: RouterForm
 
     def forced(self, port: str) -> str:
         """Return the name of the input that holds the logits to be used."""
@@ -113,7 +103,7 @@ def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) 
         attributes={one.name: _value(one) for one in router.attribute},
         attention=None if layer.node is None else _made_by(graph, layer.node),
         in_order=_in_order(graph, layer.gates, router.output[0]),
-        form=layer.router,
+        form=form_named(layer.router),
     )
 
 

@@ -83,9 +83,7 @@ class LayerInfo:
             tell.
         top_k: Routed heads that a token chooses; 0 where nothing is selected; None where the
             router's form does not tell.
-        router: `two_stage`, `top_k`, `shared`, `query_norm`, `mask` (MoHRouter forms); `ranked` or
-            `scored`, where a MoHRouter ranks heads, by what they are weighed by or by another
-            score, and plain operators weigh them; or `custom`.
+        router: Name of the form of its router, one of `moh_deploy.ops.routers`.
         router_replaced: The router became a MoHRouter node (else it stays as plain ops in front).
         replaced: The attention became a node of `op`.
         reason: Why it (or its router) was not replaced; None if both were.

@@ -21,7 +21,6 @@ from moh_deploy.validate.layer_values import (
     LayerValues,
     layer_values,
     names_to_return,
-    ranked_scores,
 )
 
 
@@ -108,24 +107,9 @@ def _margins(layer: LayerValues, gates: Array, results: Mapping[str, Array]) -> 
     tokens = gates.shape[:-1]
     if layer.router is None or layer.logits is None:
         return np.full(tokens, np.inf, np.float32)
-    scores = ranked_scores(layer.router, results[layer.logits])
-    margins = gaps_of(scores, int(layer.router.attributes["top_k"]))
+    form = layer.router.form
+    scores = form.scores(results[layer.logits])
+    margins = form.margins(scores, int(layer.router.attributes["top_k"]))
     if margins.size != np.prod(tokens):
         return np.full(tokens, np.inf, np.float32)
     return margins.reshape(tokens)
-
-
-def gaps_of(scores: Array, top_k: int) -> NDArray[np.float32]:
-    """Return the gap between the last chosen and the first unchosen score of each token, [B, S];
-    NaN of NaN.
-
-    Args:
-        scores: [B, S, R].
-        top_k: Heads that a token chooses.
-    """
-    if top_k >= scores.shape[-1]:
-        return np.full(scores.shape[:-1], np.inf, np.float32)
-    ranked = -np.sort(-scores.astype(np.float64), axis=-1)  # [B, S, R]
-    gaps: NDArray[np.float32] = (ranked[..., top_k - 1] - ranked[..., top_k]).astype(np.float32)
-    gaps[np.isnan(scores).any(axis=-1)] = np.nan
-    return gaps

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from moh_deploy.graph.layer_sources import NO_SOURCES, LayerSources, layer_sources
 from moh_deploy.graph.router_logits import RouterLogits, attention_value, router_logits
@@ -63,7 +62,7 @@ class LayerValues:
         candidates = logits.shape[-1]
         if logits.size != np.prod(tokens) * candidates:
             return None
-        scores = ranked_scores(self.router, logits).astype(np.float32)
+        scores = self.router.form.scores(logits).astype(np.float32)
         return scores.reshape(*tokens, candidates)
 
     def fingerprint(self, results: Mapping[str, Array], tokens: tuple[int, ...]) -> Array | None:
@@ -94,19 +93,3 @@ def names_to_return(package: OnnxPackage) -> list[str]:
     """Return the inner values that a session has to return for its layers to be compared."""
     values = layer_values(package)
     return list(dict.fromkeys(name for layer in values for name in layer.names))
-
-
-def ranked_scores(router: RouterLogits, logits: Array) -> NDArray[np.float64]:
-    """Return what a router ranks: probabilities; of a `scored` one, whose scores may have a bias,
-    these: a softmax would make their gaps smaller than they are.
-
-    Args:
-        logits: Its routed logits [..., R].
-    """
-    wide = logits.astype(np.float64)
-    if router.form == "scored" or not wide.size:
-        return wide
-    with np.errstate(invalid="ignore"):  # infinities of one sign have no difference
-        exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    scores: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    return scores

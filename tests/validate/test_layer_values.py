@@ -5,32 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from moh_deploy.graph.router_logits import RouterLogits
+from moh_deploy.ops.routers.top_k import TOP_K
 from moh_deploy.package import fingerprint
 from moh_deploy.validate.layer_values import (
     LayerValues,
     layer_values,
     names_to_return,
-    ranked_scores,
 )
 from tests.two_layers import write_two_layers
 
-
-def router(form: str) -> RouterLogits:
-    return RouterLogits("a", "r", {"routed_logits": "l"}, "g", {"top_k": 1}, "y", True, form)
-
-
-def test_probabilities_are_ranked_but_of_a_router_whose_scores_have_a_bias():
-    logits = np.log(np.asarray([[[0.1, 0.2, 0.3, 0.4]]], np.float32))
-    np.testing.assert_allclose(ranked_scores(router("top_k"), logits)[0, 0], [0.1, 0.2, 0.3, 0.4])
-    np.testing.assert_array_equal(ranked_scores(router("scored"), logits), logits)
-
-
-def test_nan_and_infinity_among_logits_make_nan():
-    logits = np.asarray([[[np.nan, 1, 2], [np.inf, np.inf, 0]]], np.float32)
-    assert np.isnan(ranked_scores(router("top_k"), logits)).any(axis=-1).all()
+ROUTER = RouterLogits("a", "r", {"routed_logits": "l"}, "g", {"top_k": 1}, "y", True, TOP_K)
 
 
 def test_attention_is_read_heads_first_and_tokens_first():
@@ -47,7 +33,7 @@ def test_attention_is_read_heads_first_and_tokens_first():
 
 
 def test_scores_have_the_tokens_of_the_gates():
-    values = LayerValues("g", None, router("top_k"))
+    values = LayerValues("g", None, ROUTER)
     logits = np.random.default_rng(0).standard_normal((6, 4))
     found = values.scores({"l": logits}, (2, 3))
     assert found is not None
@@ -64,8 +50,3 @@ def test_session_is_asked_for_gates_logits_and_attention(tmp_path: Path):
     assert first.attention is not None
     assert names_to_return(package) == [*first.names, *second.names]
     assert second.sources.attention >= {0}
-
-
-@pytest.mark.parametrize("form", ["top_k", "scored"])
-def test_no_token_has_no_score(form: str):
-    assert ranked_scores(router(form), np.zeros((1, 0, 4))).shape == (1, 0, 4)

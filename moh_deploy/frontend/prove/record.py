@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
-from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
 from moh_deploy.frontend.prove.layer_values import attention_fingerprint, ranked_scores
 from moh_deploy.frontend.prove.measured_rounding import measure_rounding
+from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.package import Rounding
@@ -161,7 +163,7 @@ def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRe
     if selection is None or rewrite.scores is None:
         margins = torch.full(gates.shape[:2], float("inf"))
     else:
-        margins = _margins(values[rewrite.scores], selection.top_k)
+        margins = _margins(rewrite.router, values[rewrite.scores], selection.top_k)
     found = _disagreement(rewrite, values)
     return LayerRecord(
         gates,
@@ -203,16 +205,14 @@ def _decided(
     if selection is None:
         return torch.ones(gates.shape[:-1], dtype=torch.bool)
     scores = values[selection.scores].movedim(selection.dim, -1)
-    margins = _margins(scores, selection.top_k)
+    margins = _margins(rewrite.router, scores, selection.top_k)
     return margins.reshape(gates.shape[:-1]) > tolerance_for(dtype_name(scores.dtype)).near_tie
 
 
-def _margins(scores: torch.Tensor, top_k: int) -> torch.Tensor:
-    """[...]: last chosen minus first unchosen of scores [..., candidates]; 0 where that is NaN."""
-    if top_k >= scores.shape[-1]:
-        return torch.full(scores.shape[:-1], float("inf"))
-    ranked = scores.float().sort(dim=-1, descending=True).values
-    return (ranked[..., top_k - 1] - ranked[..., top_k]).nan_to_num(0.0)
+def _margins(router: Router, scores: torch.Tensor, top_k: int) -> torch.Tensor:
+    """[...]: how far a choice among scores [..., candidates] is from another; 0 for NaN."""
+    margins = router.form.margins(to_numpy(scores.float()), top_k)
+    return torch.from_numpy(np.nan_to_num(margins, nan=0.0, posinf=np.inf))
 
 
 def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> Difference | None:

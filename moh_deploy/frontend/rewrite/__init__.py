@@ -258,7 +258,7 @@ def _scores(
     scores = Operand(selection.scores, tuple(layout))
     arranged = layouts.arrange(scores, (*wanted[:-1], candidates))
     routed = router.routed_logits
-    if routed is None or routed.node is not selection.scores or router.form == "scored":
+    if routed is None or routed.node is not selection.scores or router.form.ranks == "logits":
         return arranged
     return layouts.builder.call(torch.ops.aten.softmax.int, arranged, -1)
 

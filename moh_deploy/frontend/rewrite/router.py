@@ -35,7 +35,7 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
     finish = router.finish
     logits = [
         None if one is None else _per_token(builder, _heads_last(builder, one), gates)
-        for one in (router.routed_logits, router.shared_logits, router.stage_logits)
+        for one in router.logits
     ]
     routed = builder.call(
         torch.ops.moh.router.default,

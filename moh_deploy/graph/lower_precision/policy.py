@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from moh_deploy.ops import is_moh_op
+from moh_deploy.ops.routers import SCORING
 
 LowType = Literal["float16", "bfloat16"]
 
@@ -92,9 +93,6 @@ _PRODUCTS = (
     "RMSNormalization",
 )
 """They take float16 or bfloat16 from whatever made it, and accumulate in float32."""
-
-_OF_SCORES = ("Add", "Clip", "Div", "Mul", "Neg", "Sigmoid", "Softplus", "Sub", "Tanh")
-"""Between logits and the scores that a MoHRouter ranks, such as a sigmoid and a bias."""
 
 # What comes from no activation has no say in what its readers compute in.
 SOURCES = ("Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform", "Range")
@@ -240,7 +238,7 @@ def _floats(values: object) -> Iterator[ir.Value]:
 def _makers_of_scores(model: ir.Model) -> set[ir.Node]:
     """Return what brings logits to the scores that a router ranks, element by element."""
     routers = [node for node in model.graph if node.op_type == "MoHRouter"]
-    return _ancestors(iter(routers), through=_OF_SCORES) - set(routers)
+    return _ancestors(iter(routers), through=SCORING) - set(routers)
 
 
 def _ancestors(nodes: Iterator[ir.Node], through: Collection[str] | None = None) -> set[ir.Node]:

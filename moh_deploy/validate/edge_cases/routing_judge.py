@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moh_deploy.graph.router_logits import PORTS, RouterLogits
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.router import MOH_ROUTER
 from moh_deploy.ops.spec import OPS, AttributeValue
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import (
@@ -118,7 +119,7 @@ def _case(name: str, router: RouterLogits, logits: PortArrays) -> Case:
 
 def _of_op(router: RouterLogits) -> Mapping[str, AttributeValue]:
     """Leave out what every node carries beside the op's attributes."""
-    known = ("top_k", "num_shared_heads", "gate_mode")
+    known = [attribute.name for attribute in MOH_ROUTER.attributes]
     return {name: value for name, value in router.attributes.items() if name in known}
 
 

@@ -12,7 +12,7 @@ from moh_deploy.package import MOST_SAMPLES, CorpusSample, OnnxPackage, VectorSe
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.mining import grown, mine, recorded_by
 from moh_deploy.validate.edge_cases.samples import cut_into_samples
-from moh_deploy.validate.function_bodies import Recorder, gaps_of
+from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
 from tests.edge_case_package import WIDTH, inputs, write_edge_package
@@ -27,22 +27,6 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
 def sample(given: dict[str, Array], name: str = "in.npz") -> Sample:
     batch, seq = given["x"].shape[:2]
     return Sample(VectorSet({"batch": batch, "seq": seq}, given, {}, (), ()), name, Path(name))
-
-
-def test_margin_is_the_gap_between_the_last_chosen_and_the_first_unchosen_score():
-    scores = np.asarray([[[0.1, 0.2, 0.3, 0.4]]], np.float32)
-    assert gaps_of(scores, 1)[0, 0] == pytest.approx(0.1)
-    assert gaps_of(scores, 3)[0, 0] == pytest.approx(0.1)
-    assert gaps_of(scores, 4)[0, 0] == np.inf
-    assert gaps_of(np.zeros((1, 2, 3), np.float32), 2).tolist() == [[0.0, 0.0]]
-
-
-def test_margins_of_scores_that_are_no_logits_are_their_gaps():
-    scores = np.array([[[0.9, 0.4, 0.1], [0.5, np.nan, 0.2]]], np.float32)
-    assert gaps_of(scores, 1)[0, 0] == pytest.approx(0.5)
-    assert gaps_of(scores, 2)[0, 0] == pytest.approx(0.3)
-    assert gaps_of(scores, 3)[0, 0] == np.inf
-    assert np.isnan(gaps_of(scores, 1)[0, 1])
 
 
 def test_recorded_margin_of_nan_excuses_every_choice(package: OnnxPackage):

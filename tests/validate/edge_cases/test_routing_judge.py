@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from moh_deploy.graph.router_logits import RouterLogits
+from moh_deploy.ops.routers.mask import MASK
 from moh_deploy.validate.edge_cases.routing_judge import GateJudge
 
 ROUTER = RouterLogits(
@@ -15,7 +16,7 @@ ROUTER = RouterLogits(
     attributes={"top_k": 2, "num_shared_heads": 0, "gate_mode": "mask"},
     attention=None,
     in_order=True,
-    form="mask",
+    form=MASK,
 )
 LOGITS = {"routed_logits": np.zeros((1, 3, 4), np.float32)}
 

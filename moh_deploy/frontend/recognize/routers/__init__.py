@@ -1,6 +1,7 @@
 """Which router computes a layer's gates.
 
-`selection` finds the top-k of any router. `forms` proposes a MoHRouter for the published forms and
-proves the proposal by running both on the same logits: it does not matter how a router is written,
-only what it computes.
+`forms` asks the matcher of each form in turn (`two_stage`, `top_k`, ...; the list is in
+`moh_deploy.ops.routers`). `program` is what matchers look at: `selection` finds the top-k of any
+router, and `trial` runs parts of it, because it does not matter how a router is written, only what
+it computes. `weighing` finds the factor, sum and weights behind a ranking.
 """

@@ -1,4 +1,4 @@
-"""What a router is, as far as recognition knows it."""
+"""The result of reading a router: its form, and the MoHRouter that can take over from it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.recognize.routers.selection import Selection
+from moh_deploy.ops.routers import RouterForm
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,7 @@ class Router:
     """How a layer's gates are computed.
 
     Attributes:
-        form: `two_stage`, `top_k`, `shared`, `query_norm`, `mask`; `ranked` where MoHRouter ranks
-            the heads and other operators weigh those that it keeps, and `scored` where they are
-            ranked by another score than they are weighed by; or `custom` for a router that
-            MoHRouter does not express.
+        form: One of `moh_deploy.ops.routers`.
         num_shared_heads, top_k: None where the router's form does not tell.
         routed_logits, shared_logits, stage_logits: Inputs of the MoHRouter; all None for `custom`.
         gate_mode: Attribute of the MoHRouter.
@@ -61,7 +59,7 @@ class Router:
         reason: Why the router stays as it is; None if it becomes a MoHRouter.
     """
 
-    form: str
+    form: RouterForm
     num_shared_heads: int | None
     top_k: int | None
     selection: Selection | None
@@ -71,3 +69,8 @@ class Router:
     gate_mode: Literal["weighted", "mask"] = "weighted"
     finish: Finish | None = None
     reason: str | None = None
+
+    @property
+    def logits(self) -> tuple[Logits | None, Logits | None, Logits | None]:
+        """The inputs of the MoHRouter, in its order."""
+        return self.routed_logits, self.shared_logits, self.stage_logits

@@ -403,14 +403,14 @@ def read(make: type[nn.Module], *, query: bool = False) -> Router:
 @pytest.mark.parametrize("make", SAME)
 def test_router_in_other_words_is_the_published_form(make: type[nn.Module]):
     router = read(make)
-    assert (router.form, router.num_shared_heads, router.top_k) == ("two_stage", 2, 2)
+    assert (router.form.name, router.num_shared_heads, router.top_k) == ("two_stage", 2, 2)
     assert router.reason is None
 
 
 @pytest.mark.parametrize("make", DIFFERENT)
 def test_router_that_deviates_is_custom(make: type[nn.Module]):
     router = read(make)
-    assert router.form == "custom"
+    assert router.form.name == "custom"
     assert "no published form" in router.reason
     assert (router.routed_logits, router.shared_logits, router.stage_logits) == (None, None, None)
 
@@ -418,8 +418,8 @@ def test_router_that_deviates_is_custom(make: type[nn.Module]):
 @pytest.mark.parametrize("make", FORMS)
 def test_other_forms(make: type[nn.Module]):
     router = read(make, query=issubclass(make, QueryNorm))
-    assert (router.form, router.num_shared_heads, router.top_k) == FORMS[make]
-    assert (router.reason is None) == (router.form != "custom")
+    assert (router.form.name, router.num_shared_heads, router.top_k) == FORMS[make]
+    assert (router.reason is None) == (router.form.name != "custom")
 
 
 def test_logits_are_those_of_each_stage():
@@ -430,5 +430,5 @@ def test_logits_are_those_of_each_stage():
 
 
 def test_mask_of_norms_is_query_norm_only_where_the_query_makes_them():
-    assert read(QueryNorm, query=True).form == "query_norm"
-    assert read(QueryNorm).form == "mask"
+    assert read(QueryNorm, query=True).form.name == "query_norm"
+    assert read(QueryNorm).form.name == "mask"

@@ -1,0 +1,23 @@
+"""Describe a router of no known form, as far as it can be run."""
+
+from __future__ import annotations
+
+from moh_deploy.frontend.recognize.routers.program import RouterProgram
+from moh_deploy.frontend.recognize.routers.router import Router
+from moh_deploy.ops.routers.custom import CUSTOM
+
+
+def match(program: RouterProgram) -> Router:
+    """Count the heads that are chosen and those that no token closes."""
+    selection, run = program.counted, program.run
+    num_shared = None
+    if selection is not None:
+        num_shared = program.num_heads - selection.candidates
+        num_shared = num_shared if run is None else run.always_open(selection.candidates)
+    return Router(
+        form=CUSTOM,
+        num_shared_heads=num_shared,
+        top_k=None if selection is None else selection.top_k,
+        selection=selection,
+        reason="the router is of no published form; it stays as ordinary operators",
+    )

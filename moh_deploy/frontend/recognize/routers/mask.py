@@ -1,0 +1,24 @@
+"""Find a router that opens the best heads with gates of 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from moh_deploy.frontend.recognize.routers.program import RouterProgram
+from moh_deploy.frontend.recognize.routers.router import Router
+from moh_deploy.ops.routers import RouterForm
+from moh_deploy.ops.routers.mask import MASK
+
+
+def match(program: RouterProgram) -> Router | None:
+    """Propose a mask of anything but norms of the queries, which is a form of its own."""
+    masks = proposals(program, MASK)
+    return program.proven(one for one in masks if not program.reads_query(one.routed_logits))
+
+
+def proposals(program: RouterProgram, form: RouterForm) -> Iterator[Router]:
+    """Yield what may be ranked for a mask, where nothing else has a softmax."""
+    for base, others in program.routed(form):
+        if not others:
+            yield replace(base, gate_mode="mask")

@@ -1,0 +1,214 @@
+"""A layer's router as a program, and the questions that the matcher of a form may ask of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op, rank, tensor
+from moh_deploy.frontend.fx.views import through_views
+from moh_deploy.frontend.recognize.routers.router import Logits, Router
+from moh_deploy.frontend.recognize.routers.selection import (
+    Selection,
+    find_selection,
+    is_projection,
+    router_cone,
+)
+from moh_deploy.frontend.recognize.routers.trial import (
+    SCALES,
+    RouterRun,
+    Values,
+    made_up,
+    nodes_between,
+    rounds,
+    run_nodes,
+    run_router,
+)
+from moh_deploy.frontend.recognize.routers.weighing import Weighing
+from moh_deploy.ops.routers import RouterForm
+
+
+@dataclass(frozen=True)
+class RouterProgram:
+    """The part of a program that computes the gates of one layer.
+
+    It may be written in any way: a matcher proposes what it could compute, by the sizes of what it
+    takes a softmax of, and proves it by running both on the same logits.
+
+    Attributes:
+        gates: What it computes, [..., H].
+        query: The attention's query, to tell a router that reads it; None where it is not known.
+        constant: Value of a constant node.
+    """
+
+    gates: Node
+    query: Node | None
+    constant: Constants
+
+    @cached_property
+    def num_heads(self) -> int:
+        """Heads that have a gate."""
+        return example_shape(self.gates)[-1]
+
+    @cached_property
+    def selection(self) -> Selection | None:
+        """Where it ranks heads, as it is written; None where it ranks none."""
+        return find_selection(self._cone, self.num_heads)
+
+    @cached_property
+    def softmax_logits(self) -> list[Logits]:
+        """What it takes a softmax of: its stages, its shared and its routed heads."""
+        return [_logits_of(node) for node in self._softmaxes]
+
+    @cached_property
+    def run(self) -> RouterRun | None:
+        """What it makes of random scores; None where it ranks none or cannot be run on its own."""
+        if self.selection is None:
+            return None
+        return run_router(self.gates, self._cone, self.selection.scores, self.constant)
+
+    @cached_property
+    def counted(self) -> Selection | None:
+        """The selection with as many heads as are open in a run: noisy top-k gating looks at one
+        more than it keeps."""
+        if self.selection is None or self.run is None:
+            return self.selection
+        kept = self.run.kept(self.selection.candidates, self.selection.top_k)
+        return replace(self.selection, top_k=kept)
+
+    @cached_property
+    def weighing(self) -> Weighing | None:
+        """How it weighs the heads that it keeps; None where that cannot be told."""
+        if self.run is None or self.counted is None:
+            return None
+        return Weighing.of(self.run, self.counted, list(self._ranked_logits(self.counted)))
+
+    def routed(self, form: RouterForm) -> Iterator[tuple[Router, list[Logits]]]:
+        """Yield MoHRouters of routed heads, and with each what may be its other logits: whatever
+        else the router takes a softmax of."""
+        if self.selection is None:
+            return
+        for routed in self._ranked_logits(self.selection):
+            base = Router(
+                form=form,
+                num_shared_heads=self.num_heads - self.selection.candidates,
+                top_k=self.selection.top_k,
+                selection=self.selection,
+                routed_logits=routed,
+            )
+            # A softmax that reads the routed logits is that of the routed heads themselves.
+            others = [
+                node for node in self._softmaxes if routed.node not in ancestors(node, stop=set())
+            ]
+            yield base, [_logits_of(node) for node in others]
+
+    def proven(self, proposals: Iterable[Router]) -> Router | None:
+        """Return the first proposal that computes the same gates from the same logits."""
+        return next((one for one in proposals if self._computes(one)), None)
+
+    def reads_query(self, logits: Logits | None) -> bool:
+        """Tell whether logits are made of the projection that the query is made of."""
+        if self.query is None or logits is None:
+            return False
+        return bool(_projections(logits.node) & _projections(self.query))
+
+    @cached_property
+    def _cone(self) -> list[Node]:
+        return router_cone(self.gates)
+
+    @cached_property
+    def _softmaxes(self) -> list[Node]:
+        return [node for node in self._cone if op(node) == "softmax"]
+
+    def _ranked_logits(self, selection: Selection) -> Iterator[Logits]:
+        """What may be the routed logits: the ranked scores, or what they are a softmax of."""
+        ranked = through_views(selection.scores)
+        if ranked in self._softmaxes:
+            yield _logits_of(ranked)
+        yield Logits(selection.scores, selection.dim)
+
+    def _computes(self, proposal: Router) -> bool:
+        """Run the model's own router and the proposal on random logits and compare.
+
+        In float64, to tell small deviations apart; routers that insist on float32 run in that.
+        """
+        inputs = [logits.node for logits in proposal.logits if logits is not None]
+        between = nodes_between(self.gates, set(inputs), set(self._cone), self.constant)
+        if between is None:
+            return False
+        for dtype in (torch.float64, torch.float32):
+            exact = dtype == torch.float64 and not any(rounds(node) for node in between)
+            runs = [
+                run_nodes(between, made_up(inputs, scale, dtype), self.constant) for scale in SCALES
+            ]
+            errors = [_error(proposal, self.gates, run) for run in runs if run is not None]
+            if len(errors) == len(SCALES):
+                return max(errors) <= (_unseen(self.gates) if exact else 1e-5)
+        return False
+
+
+def extent(logits: Logits) -> int:
+    """Return for how many heads, or stages, there are logits."""
+    return example_shape(logits.node)[logits.dim]
+
+
+def _logits_of(softmax: Node) -> Logits:
+    source, dim = softmax.args[0], argument(softmax, "dim", -1)
+    assert isinstance(source, Node)
+    assert isinstance(dim, int)
+    return Logits(source, dim % rank(source))
+
+
+def _projections(node: Node) -> set[Node]:
+    """The nearest products with weights that a tensor is computed from."""
+    found, seen, stack = set[Node](), {node}, [node]
+    while stack:
+        current = stack.pop()
+        if is_projection(current):
+            found.add(current)
+            continue
+        fresh = [source for source in current.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return found
+
+
+def _unseen(gates: Node) -> float:
+    """Below what the gates' dtype can show of a gate of 1: the 1e-9 that is added to a sum before
+    it divides."""
+    return 1e-9 if tensor(gates).dtype == torch.float64 else torch.finfo(torch.float32).eps
+
+
+def _error(proposal: Router, gates: Node, values: Values) -> float:
+    """Largest difference between the gates that the model's router made of logits and the
+    proposal's; infinite where they open other heads."""
+    expected = values[gates]
+    rows = {_rows(logits.of(values)) for logits in proposal.logits if logits is not None}
+    if rows != {_rows(expected)}:
+        return math.inf
+    computed = _propose(proposal, values, expected)
+    if expected.shape != computed.shape or not torch.equal(expected != 0, computed != 0):
+        return math.inf
+    return float((expected.double() - computed.double()).abs().max())
+
+
+def _propose(router: Router, values: Values, expected: torch.Tensor) -> torch.Tensor:
+    tokens = expected.shape[:-1]
+    logits = [
+        None if one is None else one.of(values).reshape(*tokens, -1)  # [..., heads or stages]
+        for one in router.logits
+    ]
+    computed: torch.Tensor = torch.ops.moh.router.default(
+        *logits, router.top_k, router.num_shared_heads, router.gate_mode
+    )
+    return computed
+
+
+def _rows(tensor: torch.Tensor) -> int:
+    return tensor.numel() // tensor.shape[-1]

@@ -1,0 +1,32 @@
+"""Find a top-k router: the best heads share the gates by their probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from moh_deploy.frontend.recognize.routers.program import RouterProgram, extent
+from moh_deploy.frontend.recognize.routers.router import Router
+from moh_deploy.ops.routers.top_k import TOP_K
+
+
+def match(program: RouterProgram) -> Router | None:
+    """Propose the form as published, and with another factor and shared gates of one number."""
+    return program.proven(_published(program)) or _with_factor(program)
+
+
+def _published(program: RouterProgram) -> Iterator[Router]:
+    for base, others in program.routed(TOP_K):
+        shared = base.num_shared_heads or 0
+        if not others:
+            yield base
+        if shared > 1 and [extent(one) for one in others] == [shared]:
+            yield replace(base, shared_logits=others[0])
+
+
+def _with_factor(program: RouterProgram) -> Router | None:
+    weighing = program.weighing
+    if weighing is None:
+        return None
+    found = (weighing.router(TOP_K, one, gate_mode="weighted") for one in weighing.softmax_logits)
+    return next((router for router in found if router is not None), None)

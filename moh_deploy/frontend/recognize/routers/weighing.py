@@ -1,0 +1,198 @@
+"""How a router weighs the heads that it keeps, where that is not what a MoHRouter does.
+
+Routers rank heads by one score and weigh those that they keep by the same or by another one:
+softmax of the chosen, sigmoids divided by their sum, a bias that takes part in the ranking only.
+A MoHRouter ranks, and ordinary operators weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+
+from moh_deploy.frontend.fx.graph import ancestors, shape
+from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
+from moh_deploy.frontend.recognize.routers.selection import Selection
+from moh_deploy.frontend.recognize.routers.trial import RouterRun, Values, is_number
+from moh_deploy.ops.routers import RouterForm
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """A run of a router, and the search for what weighs the heads that it keeps.
+
+    Attributes:
+        run: What it made of random scores of several scales.
+        selection: Where it ranks the heads, and how many it keeps.
+        softmax_logits: What may be the logits of a softmax that it ranks.
+        shared: [rows, Sh] its gates of the shared heads, which all are one number.
+        gates: [rows, R] float64, its gates of the routed heads.
+    """
+
+    run: RouterRun
+    selection: Selection
+    softmax_logits: list[Logits]
+    shared: torch.Tensor
+    gates: torch.Tensor
+
+    @classmethod
+    def of(cls, run: RouterRun, selection: Selection, logits: list[Logits]) -> Weighing | None:
+        """Split what a router made of scores; None where the shared heads have gates of their own.
+
+        Args:
+            logits: What may be the logits of a softmax that it ranks.
+        """
+        gates = torch.cat([_rows(values[run.gates]) for values in run.values])  # [rows, H]
+        shared, routed = gates[:, : -selection.candidates], gates[:, -selection.candidates :]
+        if bool((shared != shared[:1, :1]).any()):
+            return None
+        computed = [one for one in logits if one.node in run.values[0]]
+        return cls(run, selection, computed, shared, routed.double())
+
+    @property
+    def ranks_weights(self) -> bool:
+        """Heads are ranked by their logits, or by what all their scores are made of."""
+        return self._ranking in (*self._before_softmax, *self._scores[:1])
+
+    def of_ranking(self, form: RouterForm) -> Router | None:
+        """Return a mask of the best heads and what weighs them; None where nothing does."""
+        # What is nearest to the gates first: a sigmoid, not the logits that it is of.
+        for weights in (*reversed(self._scores), None):
+            router = self.router(form, self._ranking, weights=weights)
+            if router is not None:
+                return router
+        return None
+
+    def router(
+        self,
+        form: RouterForm,
+        logits: Logits,
+        *,
+        gate_mode: Literal["weighted", "mask"] = "mask",
+        weights: Logits | None = None,
+    ) -> Router | None:
+        """Return a MoHRouter of these logits and what brings its gates, times the weights, to those
+        of the model; None where no factor and no sum does."""
+        kept = torch.cat([_kept(v, logits, self.selection, gate_mode) for v in self.run.values])
+        if weights is not None:
+            kept = kept * torch.cat([_rows(weights.of(v)) for v in self.run.values]).double()
+        finish = _finish(weights, kept, self.gates, self.run.tolerance)
+        if finish is None:
+            return None
+        shared_gate = float(self.shared.max()) if self.shared.numel() else 1.0
+        return Router(
+            form=form,
+            num_shared_heads=self.shared.shape[-1],
+            top_k=self.selection.top_k,
+            selection=replace(self.selection, scores=logits.node, dim=logits.dim),
+            routed_logits=logits,
+            gate_mode=gate_mode,
+            finish=replace(finish, shared_gate=shared_gate),
+        )
+
+    @cached_property
+    def _ranking(self) -> Logits:
+        """The scores that are ranked, or what they rank like: logits tell heads apart that all have
+        a sigmoid of 0, or nearly so."""
+        alike = (one for one in (*self._before_softmax, *self._scores) if self._ranks_alike(one))
+        return next(alike, self._ranked)
+
+    @property
+    def _ranked(self) -> Logits:
+        return Logits(self.selection.scores, self.selection.dim)
+
+    @property
+    def _before_softmax(self) -> list[Logits]:
+        return [one for one in self.softmax_logits if one != self._ranked]
+
+    @cached_property
+    def _scores(self) -> list[Logits]:
+        """What is as large as the ranked scores and computed before heads are chosen."""
+        return [
+            Logits(node, self.selection.dim)
+            for node in self.run.nodes
+            if is_number(node)
+            and shape(node) == shape(self.selection.scores)
+            and self.selection.node not in ancestors(node, stop=set())
+        ]
+
+    def _ranks_alike(self, logits: Logits) -> bool:
+        """The same heads are chosen, and there are no two of one rank, as in a mask."""
+        for values in self.run.values:
+            ordered = logits.of(values).sort(-1).values
+            if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+                return False
+            first, second = (
+                _kept(values, one, self.selection, "mask") for one in (logits, self._ranked)
+            )
+            if not torch.equal(first, second):
+                return False
+        return True
+
+
+def _kept(values: Values, logits: Logits, selection: Selection, gate_mode: str) -> torch.Tensor:
+    """[rows, R] float64: the gates that a MoHRouter makes of logits."""
+    rows = _rows(logits.of(values))[None]  # [1, rows, R], as a MoHRouter takes them
+    gates: torch.Tensor = torch.ops.moh.router.default(
+        rows, None, None, selection.top_k, 0, gate_mode
+    )
+    return gates[0].double()
+
+
+def _finish(
+    weights: Logits | None, kept: torch.Tensor, gates: torch.Tensor, tolerance: float
+) -> Finish | None:
+    """What brings the weighed gates to those of the model; None if nothing does.
+
+    Args:
+        kept, gates: [rows, R].
+    """
+    if kept.shape != gates.shape or not bool(kept.isfinite().all()):
+        return None
+    limit = tolerance * max(1.0, float(gates.abs().max()))
+    for finish in _finishes(weights, kept, gates, tolerance):
+        divisor = kept.sum(-1, keepdim=True) + finish.epsilon if finish.normalized else 1.0
+        error = (gates - finish.factor * kept / divisor).abs().max()
+        if finish.factor and bool(error <= limit):
+            return finish
+    return None
+
+
+def _finishes(
+    weights: Logits | None, kept: torch.Tensor, gates: torch.Tensor, tolerance: float
+) -> Iterator[Finish]:
+    """Every way to scale the gates that agrees with them somewhere."""
+    # The largest gate has the smallest relative rounding: the factor is read there.
+    largest = int(kept.abs().argmax())
+    factor = float(gates.flatten()[largest] / kept.flatten()[largest])
+    yield Finish(weights, factor=_as_written(factor, tolerance))
+    if weights is None:
+        return
+    # Divided by a sum, the gates of every token add up to the factor. With an epsilon they add up
+    # to less the smaller the sum is, so the tokens with the smallest and largest sums tell both.
+    totals = torch.stack((kept.sum(-1), gates.sum(-1)))  # [2, rows]
+    order = totals[0].abs().argsort()
+    (small, given), (large, expected) = (totals[:, order[end]].tolist() for end in (0, -1))
+    yield Finish(weights, normalized=True, factor=_as_written(expected, tolerance))
+    if 0 in (small, given, large, expected) or small == large:
+        return
+    # expected = factor * large / (large + epsilon), and the same for the smallest sum
+    slope = (1 / given - 1 / expected) / (1 / small - 1 / large)
+    inverse = 1 / expected - slope / large
+    if inverse:
+        factor, epsilon = _as_written(1 / inverse, tolerance), float(f"{slope / inverse:.6g}")
+        yield Finish(weights, normalized=True, factor=factor, epsilon=epsilon)
+
+
+def _as_written(number: float, tolerance: float) -> float:
+    """The short number that this is within rounding, or the number itself."""
+    short = float(f"{number:.6g}")
+    return short if abs(short - number) < tolerance * abs(number) else number
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
