@@ -40,11 +40,12 @@ def write_two_layers(output: Path) -> OnnxPackage:
     """Write the package, with one vector set."""
     ops = {**MANIFEST.ops, "moh::MoHRouter": 1}
     with PackageWriter(output) as writer:
-        onnx.save(_model(), writer.path("model.onnx"))
+        onnx.save(two_layers(), writer.path("model.onnx"))
         return writer.finish(replace(MANIFEST, layers=LAYERS, ops=ops), [_vectors()])
 
 
-def _model() -> onnx.ModelProto:
+def two_layers() -> onnx.ModelProto:
+    """Return the package's model."""
     router = make_node("MoHRouter", ["scores"], ["gates_1"], **ROUTING)
     second = make_node("MoHAttention", [*["heads"] * 3, "gates_1"], ["heads_1"], **ATTRIBUTES)
     router.name, second.name = ROUTER, SECOND

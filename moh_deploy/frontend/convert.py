@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.emit import emit
+from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.outputs import output_names
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
@@ -31,13 +31,8 @@ from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.frontend.trace import dim_ranges, trace
-from moh_deploy.graph import (
-    LayerNames,
-    add_function_bodies,
-    keep_gates,
-    name_interface,
-    name_nodes,
-)
+from moh_deploy.graph import LayerNames
+from moh_deploy.graph.sequences import TranslatedLayer, finish_export
 from moh_deploy.package import KeptOperators, LayerInfo, Rounding, TensorInfo, VectorSet
 from moh_deploy.system.progress import Progress
 from moh_deploy.system.user_code import describe_error
@@ -149,18 +144,22 @@ def _translate(
     """Return the ONNX model of a committed program, and how its layers are named in it."""
     fold_weights(program)
     model = emit(program, input_names=[item.name for item in inputs], opset=opset)
-    viewed = [rewrite.kept_view is not None for rewrite in rewrites]
-    extra = [f"moh.extra.{index}" for index in range(len(rewrites) + sum(viewed))]
-    dims = [parsed_dims(item) for item in inputs]
-    name_interface(model, dims=dims, outputs=[*outputs, *extra])
-    names = keep_gates(
+    layers = [
+        TranslatedLayer(
+            path=rewrite.layer.path,
+            replaced=rewrite.replacement is not None,
+            viewed=rewrite.kept_view is not None,
+        )
+        for rewrite in rewrites
+    ]
+    names = finish_export(
         model,
-        paths=[rewrite.layer.path for rewrite in rewrites],
-        replaced=[rewrite.replacement is not None for rewrite in rewrites],
-        viewed=viewed,
+        layers,
+        dims=[parsed_dims(item) for item in inputs],
+        outputs=outputs,
+        output_types=list(output_types(program)),
+        opset=opset,
     )
-    name_nodes(model, keep=frozenset().union(*(layer.nodes for layer in names)))
-    add_function_bodies(model, opset=opset)
     return model, names
 
 

@@ -18,7 +18,6 @@ from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.graph import is_tensor, tensor
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
-from moh_deploy.graph import restore_output_types
 from moh_deploy.ops import VERSION
 from moh_deploy.ops.domains import KERNEL_DOMAIN
 from moh_deploy.ops.onnx_schema import register_schemas
@@ -56,11 +55,11 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
     model.opset_imports.setdefault(KERNEL_DOMAIN, VERSION)
     for value, name in zip(model.graph.inputs, input_names, strict=True):
         value.name = name
-    restore_output_types(model, list(_output_types(program)))
     return model
 
 
-def _output_types(program: ExportedProgram) -> Iterator[ir.DataType]:
+def output_types(program: ExportedProgram) -> Iterator[ir.DataType]:
+    """Yield the dtypes of a program's outputs, which torch.onnx does not always keep."""
     output = next(node for node in program.graph.nodes if node.op == "output")
     for node in pytree.tree_leaves(output.args):
         if is_tensor(node):

@@ -1,16 +1,7 @@
-"""ONNX-level passes, one a file, in the order in which they run.
+"""Every edit of an ONNX graph, one pass a file; `sequences` has the order in which they run.
 
-restore_output_types first, by what translates: outputs are what the program makes
-name_interface       next: later passes and every reader speak of the user's names
-keep_gates           the gates leave the model's outputs, but keep a name to be read by
-name_nodes           what the layers have not named
-add_function_bodies  bodies are chosen by what the nodes look like then
-choose_layers        last: it moves nodes together with their bodies; also by itself, on a package.
-                     `switch_by_size` is a part of it: nodes that depend on sizes
-
-Not at export, but on a package's model, for TensorRT's parser:
-
-close_input_gaps     nodes of plugins list the inputs that they have
+What only reads a graph is here too: where routers read their logits, which nodes a layer has, what
+its values are computed from.
 """
 
 from moh_deploy.graph.add_function_bodies import add_function_bodies

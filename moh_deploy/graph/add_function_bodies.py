@@ -16,12 +16,16 @@ from moh_deploy.ops.spec import (
 )
 
 
-def add_function_bodies(model: ir.Model, *, opset: int) -> None:
+def add_function_bodies(model: ir.Model, *, opset: int) -> bool:
     """Add one function for each op, or, where its nodes need different bodies, one for each body,
     in a domain of its own: the first one's nodes stay in `moh`, the second one's move to `moh.2`.
 
     No overloads: many readers look functions up by domain and name, and take one for the other.
+
+    Returns:
+        Whether a body was added, or a domain is imported now or no longer.
     """
+    bodies = len(model.functions)
     for spec in OPS.values():
         numbers: dict[str, int] = {}
         for node in _nodes_of(model, spec):
@@ -29,7 +33,7 @@ def add_function_bodies(model: ir.Model, *, opset: int) -> None:
             number = numbers.setdefault(key, len(numbers) + 1)
             node.domain = numbered_domain(spec.domain, number)
             _add(model, spec, node, opset)
-    import_domains(model)
+    return import_domains(model) or len(model.functions) > bodies
 
 
 def _nodes_of(model: ir.Model, spec: OpSpec) -> list[ir.Node]:

@@ -61,11 +61,14 @@ def _mentions(graph: onnx.GraphProto, element: int) -> bool:
     )
 
 
-def emulate(model: onnx.ModelProto, dtype: Dtype) -> None:
+def emulate(model: onnx.ModelProto, dtype: Dtype) -> bool:
     """Compute a dtype in float32, and round every result to it.
 
     Args:
         model: Changed in place. Its weights may not be loaded.
+
+    Returns:
+        Whether an operator reads or makes it.
 
     Raises:
         PackageError: The dtype of a value cannot be inferred.
@@ -79,19 +82,21 @@ def emulate(model: onnx.ModelProto, dtype: Dtype) -> None:
                     " inferred."
                 )
     element = _ELEMENT[dtype]
-    _emulate(model.graph, {name for name, one in types.items() if one == element}, element)
+    return _emulate(model.graph, {name for name, one in types.items() if one == element}, element)
 
 
-def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0) -> None:
+def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0) -> bool:
+    modified = False
     nodes: list[onnx.NodeProto] = []
     wide: dict[str, str] = {}  # of this graph; a branch has its own, by other names
     for node in map(_copied, graph.node):
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _emulate(attribute.g, low, element, depth + 1)
+                modified |= _emulate(attribute.g, low, element, depth + 1)
         if node.op_type in _NATIVE or not low.intersection((*node.input, *node.output)):
             nodes.append(node)
             continue
+        modified = True
         for name in low.intersection(node.input).difference(wide):
             wide[name] = f"{name}.wide_{depth}"
             nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
@@ -100,6 +105,7 @@ def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0
         nodes += [_cast(_exact(name), name, element) for name in rounded]
     del graph.node[:]
     graph.node.extend(nodes)
+    return modified
 
 
 def _in_float32(

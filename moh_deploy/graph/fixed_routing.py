@@ -30,12 +30,15 @@ def fixed_input(routed: str) -> str:
     return f"{routed}.fixed"
 
 
-def fix_routing(graph: onnx.GraphProto, routed: Mapping[str, Array]) -> None:
+def fix_routing(graph: onnx.GraphProto, routed: Mapping[str, Array]) -> bool:
     """Make inputs of what routers make, and drop the nodes that nothing reads any more.
 
     Args:
         graph: Changed in place.
         routed: Name of what a router makes to an array of the same dtype and rank.
+
+    Returns:
+        Whether anything was changed: an input added, or a node dropped that nothing read before.
     """
     for node in all_nodes(graph):
         for index, name in enumerate(node.input):
@@ -43,7 +46,7 @@ def fix_routing(graph: onnx.GraphProto, routed: Mapping[str, Array]) -> None:
                 node.input[index] = fixed_input(name)
     for name, array in routed.items():
         add_input(graph, fixed_input(name), array.dtype, rank=array.ndim)
-    drop_unread(graph)
+    return drop_unread(graph) or bool(routed)
 
 
 def why_not_fixed(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> str | None:
@@ -71,13 +74,15 @@ def _behind_views(graph: onnx.GraphProto, layer: LayerInfo) -> str:
     return views[-1].input[0] if views else layer.gates
 
 
-def drop_unread(graph: onnx.GraphProto) -> None:
-    """Drop the nodes that nothing reads."""
+def drop_unread(graph: onnx.GraphProto) -> bool:
+    """Drop the nodes that nothing reads, and return whether there were any."""
     read = {one.name for one in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(graph.node):  # readers come first
         if read.intersection(node.output):
             kept.append(node)
             read.update(reads(node))
+    dropped = len(kept) < len(graph.node)
     del graph.node[:]
     graph.node.extend(reversed(kept))
+    return dropped

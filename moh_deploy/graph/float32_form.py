@@ -10,11 +10,11 @@ from typing import cast
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph import choose_layers, without_switches
-from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph import choose_layers
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.lower_precision import LowType
-from moh_deploy.graph.raise_precision import Raised, raise_precision
+from moh_deploy.graph.raise_precision import Raised
+from moh_deploy.graph.sequences import raise_to_float32
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.model_files import save_model
 
@@ -59,9 +59,7 @@ def float32_form(package: OnnxPackage, reference: OnnxPackage | None, scratch: P
     """
     low = cast(LowType, package.manifest.precision)
     model = load_ir(package)
-    without_switches(model)
-    infer_types(model)
-    raised = raise_precision(model, low, None if reference is None else _weights(reference))
+    raised = raise_to_float32(model, low, None if reference is None else _weights(reference))
     return Float32Form(store(model.clone(), package, scratch), model, raised, low)
 
 

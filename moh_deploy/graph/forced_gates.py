@@ -54,13 +54,16 @@ def gate_views(graph: onnx.GraphProto, layer: LayerInfo) -> list[onnx.NodeProto]
     return _views(_makers(graph.node), layer.gates)
 
 
-def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> None:
+def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> bool:
     """Make inputs `forced_gates(name)` of the gates, and call what is computed
     `computed_gates(name)`.
 
     Args:
         graph: Changed in place. Nodes are added at its end: ONNX Runtime sorts them.
         gates: Name of the gates [B, S, H] of each layer to their dtype.
+
+    Returns:
+        Whether there are any.
     """
     makers = _makers(graph.node)
     views = {name: _views(makers, name) for name in gates}
@@ -77,6 +80,7 @@ def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> None:
             graph.node.append(node)
     for name, dtype in gates.items():
         add_input(graph, forced_gates(name), dtype)
+    return bool(gates)
 
 
 def _feed(name: str, root: str, views: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

@@ -8,12 +8,16 @@ from onnx_ir.passes.common import ShapeInferencePass
 from moh_deploy.errors import PackageError
 
 
-def infer_types(model: ir.Model) -> None:
+def infer_types(model: ir.Model) -> bool:
     """Write dtypes, and shapes as far as they are known, onto the values of the graph.
+
+    Returns:
+        Whether anything was learned.
 
     Raises:
         PackageError: A value has no dtype that onnx could infer.
     """
+    before = _known(model)
     ShapeInferencePass(check_type=False, data_prop=True)(model)
     for node in model.graph:
         for value in node.outputs:
@@ -21,3 +25,9 @@ def infer_types(model: ir.Model) -> None:
                 raise PackageError(
                     f"model.onnx: the dtype of '{value.name}' ({node.op_type}) cannot be inferred."
                 )
+    return _known(model) != before
+
+
+def _known(model: ir.Model) -> list[str]:
+    values = (value for node in model.graph.all_nodes() for value in node.outputs)
+    return [f"{value.type} {value.shape}" for value in values]

@@ -12,13 +12,17 @@ from moh_deploy.config.dims import DimExpr
 
 def name_interface(
     model: ir.Model, *, dims: Sequence[Mapping[int, DimExpr]], outputs: Sequence[str]
-) -> None:
+) -> bool:
     """Rename symbols of dynamic dimensions and the outputs.
 
     Args:
         dims: For each input, axis to dimension.
         outputs: A name for each output.
+
+    Returns:
+        Whether a name or a dimension is another one now.
     """
+    before = _described(model)
     symbols = _symbols(model, dims)
     for value in _values(model.graph):
         if value.shape is not None:
@@ -29,6 +33,13 @@ def name_interface(
             [str(axes[axis]) if axis in axes else dim for axis, dim in enumerate(value.shape)]
         )
     _name_outputs(model.graph, outputs)
+    return _described(model) != before
+
+
+def _described(model: ir.Model) -> list[str]:
+    return [
+        f"{value.name} {value.shape}" for value in (*_values(model.graph), *model.graph.outputs)
+    ]
 
 
 def _symbols(model: ir.Model, dims: Sequence[Mapping[int, DimExpr]]) -> dict[str, str]:

@@ -11,21 +11,25 @@ import onnx_ir as ir
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def name_nodes(model: ir.Model, *, keep: frozenset[str]) -> None:
+def name_nodes(model: ir.Model, *, keep: frozenset[str]) -> bool:
     """Name nodes `blocks.0.mlp.MatMul`, `blocks.0.mlp.MatMul#2` and so on.
 
     A node of which the exporter says nothing keeps its name.
 
     Args:
         keep: Names that stay: those of the layers' nodes.
+
+    Returns:
+        Whether a node has another name now.
     """
-    seen = Counter(keep)
+    seen, before = Counter(keep), [node.name for node in model.graph]
     for node in model.graph:
         if node.name in keep or _SCOPES not in node.metadata_props:
             continue
         name = f"{_module_path(node)}.{node.op_type}"
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+    return [node.name for node in model.graph] != before
 
 
 def _module_path(node: ir.Node) -> str:

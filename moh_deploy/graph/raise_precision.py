@@ -27,11 +27,16 @@ class Raised:
         low: First output of each node that computed in the lower precision.
         given: Weights that were replaced by those given.
         foreign: Weights whose given form does not round to the one in the graph, or is missing.
+        modified: The graph had anything of that precision.
     """
 
     low: frozenset[str]
     given: tuple[str, ...]
     foreign: tuple[str, ...]
+    modified: bool = True
+
+    def __bool__(self) -> bool:
+        return self.modified
 
 
 def raise_precision(
@@ -62,6 +67,7 @@ class _Raise:
         return IR_TYPES[self.name]
 
     def apply(self) -> Raised:
+        modified = any(value.dtype == self.low for value in self._values())
         computed = [node for node in self.graph if self._computes_low(node)]
         interface = [*self._enter(), *self._leave()]
         for node in list(self.graph):
@@ -70,7 +76,13 @@ class _Raise:
         for graph in (self.graph, *self.graph.subgraphs()):
             self._retype(graph, interface)
         low = frozenset(node.outputs[0].name or "" for node in (*computed, *interface))
-        return Raised(low, tuple(self._given), tuple(self._foreign))
+        return Raised(low, tuple(self._given), tuple(self._foreign), modified)
+
+    def _values(self) -> Iterator[ir.Value]:
+        yield from self.graph.inputs
+        for graph in (self.graph, *self.graph.subgraphs()):
+            yield from graph.initializers.values()
+            yield from (value for node in graph for value in node.outputs)
 
     def _computes_low(self, node: ir.Node) -> bool:
         if node.op_type in SOURCES or self._only_converts(node):

@@ -11,16 +11,21 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 
-def restore_output_types(model: ir.Model, dtypes: Sequence[ir.DataType]) -> None:
+def restore_output_types(model: ir.Model, dtypes: Sequence[ir.DataType]) -> bool:
     """Round outputs that are of another dtype, by the Cast that readers have where there is one.
 
     Args:
         dtypes: Of each output in the program.
+
+    Returns:
+        Whether an output was of another dtype.
     """
-    outputs = model.graph.outputs
-    for index, (value, dtype) in enumerate(zip(list(outputs), dtypes, strict=True)):
-        if value.dtype not in (None, dtype):
-            outputs[index] = _cast(value, dtype) or _new_cast(model.graph, value, dtype)
+    outputs = list(model.graph.outputs)
+    wrong = [i for i, dtype in enumerate(dtypes) if outputs[i].dtype not in (None, dtype)]
+    for index in wrong:
+        value, dtype = outputs[index], dtypes[index]
+        model.graph.outputs[index] = _cast(value, dtype) or _new_cast(model.graph, value, dtype)
+    return bool(wrong)
 
 
 def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Value | None:

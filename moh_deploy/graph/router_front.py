@@ -64,12 +64,18 @@ def is_exact(
     )
 
 
-def keep_only(graph: onnx.GraphProto, values: Sequence[str]) -> None:
-    """Make these values the outputs of a graph, and drop all that they do not need."""
+def keep_only(graph: onnx.GraphProto, values: Sequence[str]) -> bool:
+    """Make these values the outputs of a graph, and drop all that they do not need.
+
+    Returns:
+        Whether anything was changed.
+    """
+    before = [one.name for one in (*graph.output, *graph.input)]
     del graph.output[:]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    drop_unread(graph)
+    dropped = drop_unread(graph)
     read = {name for node in graph.node for name in reads(node)}
     kept = [one for one in graph.input if one.name in read]
     del graph.input[:]
     graph.input.extend(kept)
+    return dropped or [one.name for one in (*graph.output, *graph.input)] != before

@@ -79,19 +79,23 @@ def force_logits(
     graph: onnx.GraphProto,
     routers: Sequence[RouterLogits],
     dtypes: Mapping[str, np.dtype[Any]],
-) -> None:
+) -> bool:
     """Let routers read inputs `forced(port)` in place of the values that they read.
 
     Args:
         graph: Changed in place.
         routers: The routers; layers that share one have the same inputs.
         dtypes: Name of each value in `logits` to its dtype.
+
+    Returns:
+        Whether any router reads logits.
     """
     nodes = {node.name: node for node in graph.node}
     for router in {one.node: one for one in routers}.values():
         for port, value in router.logits.items():
             nodes[router.node].input[PORTS.index(port)] = router.forced(port)
             add_input(graph, router.forced(port), dtypes[value])
+    return any(router.logits for router in routers)
 
 
 def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) -> RouterLogits:

@@ -21,31 +21,40 @@ from moh_deploy.ops.domains import DENSE_DOMAIN, with_base
 from moh_deploy.package import NodeRule
 
 
-def with_switches(model: ir.Model, rules: Mapping[str, NodeRule]) -> None:
+def with_switches(model: ir.Model, rules: Mapping[str, NodeRule]) -> bool:
     """Put each node that a rule gives more than one domain into an `If`, at its place.
 
     Args:
         model: A model without such nodes.
         rules: Name of each node to where it belongs.
 
+    Returns:
+        Whether there is such a node.
+
     Raises:
         PackageError: A rule speaks of a dimension that no input has.
     """
     by_size = {name: rule for name, rule in rules.items() if rule.domain is None}
     conditions = _conditions(model, by_size.values()) if by_size else {}
-    for node in list(model.graph):
-        if node.name in by_size:
-            _switch(node, conditions[str(by_size[node.name])])
+    switched = [node for node in model.graph if node.name in by_size]
+    for node in switched:
+        _switch(node, conditions[str(by_size[node.name or ""])])
+    return bool(switched)
 
 
-def without_switches(model: ir.Model) -> None:
-    """Take back all that `with_switches` did: each node stands where it stood, in domain `moh`."""
-    for node in list(model.graph):
-        if _is_switch(node):
-            _unswitch(node)
+def without_switches(model: ir.Model) -> bool:
+    """Take back all that `with_switches` did: each node stands where it stood, in domain `moh`.
+
+    Returns:
+        Whether there was anything to take back.
+    """
+    switches = [node for node in model.graph if _is_switch(node)]
+    for node in switches:
+        _unswitch(node)
     for node in reversed(list(model.graph)):
         if (node.name or "").startswith(CONDITION_PREFIX):
             model.graph.remove(node, safe=True)
+    return bool(switches)
 
 
 def switch_rules(model: ir.Model) -> dict[str, str]:

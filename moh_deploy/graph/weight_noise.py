@@ -31,7 +31,7 @@ def has_low_weights(graph: onnx.GraphProto) -> bool:
     return bool(_weights(graph, None))
 
 
-def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = None) -> None:
+def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = None) -> bool:
     """Let weights move by up to the share ROUNDING_STEP of each number, and round them again.
 
     The variant has inputs more: see `weight_noise`.
@@ -39,6 +39,9 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
     Args:
         graph: Changed in place.
         names: The weights, of any float type; None for all that are in float16 or bfloat16.
+
+    Returns:
+        True: the inputs are there even where no weight moves.
     """
     weights = _weights(graph, names)
     noise = [node for seed, one in enumerate(weights) for node in _noise(one, seed)]
@@ -53,6 +56,7 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
     graph.input.append(helper.make_tensor_value_info(ROUNDING_STEP, TensorProto.FLOAT, []))
     # A row, not a list: shape inference follows every number of a list, which may be a shape.
     graph.input.append(helper.make_tensor_value_info(_DRAWN, TensorProto.FLOAT, [1, _DRAWN_SIZE]))
+    return True
 
 
 def weight_noise(step: float, draw: int) -> dict[str, Array]:

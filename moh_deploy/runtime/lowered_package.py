@@ -11,10 +11,9 @@ import onnx_ir as ir
 
 from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph import choose_layers, without_switches
-from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph import sequences
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.lower_precision import LowType, PrecisionPlan, lower_precision, plan_precision
+from moh_deploy.graph.lower_precision import LowType, PrecisionPlan
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, RouterTypes
 from moh_deploy.package.model_files import save_model
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
@@ -46,11 +45,7 @@ def lower_model(
     Returns:
         What each operator computes in, and the layers with the dtypes of their routers.
     """
-    without_switches(model)
-    infer_types(model)
-    plan = plan_precision(model, low, largest, gates=frozenset(one.gates for one in layers))
-    lower_precision(model, plan)
-    choose_layers(model, layers)
+    plan = sequences.lower(model, layers, low, largest)
     return plan, tuple(replace(one, router_types=router_types(model, one)) for one in layers)
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.emit import emit
+from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.fold import fold_weights
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
-from moh_deploy.graph import add_function_bodies, name_interface
+from moh_deploy.graph import add_function_bodies, name_interface, restore_output_types
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 from tests.frontend.traced import plain_trace
 from tests.small_moh import build
@@ -86,9 +86,9 @@ def test_outputs_keep_the_dtype_of_the_program(dtype: torch.dtype):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x.sum(-1), x.argmax(-1)
 
-    model = emit(
-        normalize(plain_trace(Sums(), torch.zeros(2, 3, dtype=dtype))), input_names=["x"], opset=20
-    )
+    program = normalize(plain_trace(Sums(), torch.zeros(2, 3, dtype=dtype)))
+    model = emit(program, input_names=["x"], opset=20)
+    restore_output_types(model, list(output_types(program)))
     expected = ir.DataType.FLOAT16 if dtype == torch.float16 else ir.DataType.BFLOAT16
     assert [one.dtype for one in model.graph.outputs] == [expected, ir.DataType.INT64]
 

@@ -18,15 +18,18 @@ NUMPY_TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _STATISTICS = ("LayerNormalization", "RMSNormalization")
 
 
-def lower_precision(model: ir.Model, plan: PrecisionPlan) -> None:
+def lower_precision(model: ir.Model, plan: PrecisionPlan) -> bool:
     """Type the graph as planned. Inputs and outputs of the model keep their dtypes, and every value
     keeps its name, but for those that a Cast adds.
 
     Args:
         model: All floats are float32. Its functions fit every dtype.
         plan: For every node of the graph.
+
+    Returns:
+        Whether anything computes in lower precision now, or an unread weight is gone.
     """
-    _Casts(model.graph, plan).apply()
+    return _Casts(model.graph, plan).apply()
 
 
 @dataclass
@@ -39,7 +42,7 @@ class _Casts:
     def low(self) -> ir.DataType:
         return IR_TYPES[self.plan.low]
 
-    def apply(self) -> None:
+    def apply(self) -> bool:
         nodes = [node for node in self.graph if self._has_floats(node)]
         wanted = {node: _FLOAT if self.plan.stays_float32(node) else self.low for node in nodes}
         produced = {
@@ -60,7 +63,8 @@ class _Casts:
         self._keep_outputs(produced)
         for value, dtype in produced.items():
             value.dtype = dtype
-        self._drop_unread_weights()
+        dropped = self._drop_unread_weights()
+        return dropped or bool(self._made) or self.low in produced.values()
 
     @staticmethod
     def _has_floats(node: ir.Node) -> bool:
@@ -118,11 +122,12 @@ class _Casts:
                 original.name = name
                 self.graph.outputs[index] = original
 
-    def _drop_unread_weights(self) -> None:
-        outputs = set(self.graph.outputs)
-        for name, value in list(self.graph.initializers.items()):
-            if not value.uses() and value not in outputs:
-                del self.graph.initializers[name]
+    def _drop_unread_weights(self) -> bool:
+        outputs, weights = set(self.graph.outputs), self.graph.initializers
+        unread = [n for n, value in weights.items() if not value.uses() and value not in outputs]
+        for name in unread:
+            del weights[name]
+        return bool(unread)
 
 
 def _low_weight(weight: ir.TensorProtocol, low: LowType, name: str) -> ir.LazyTensor:

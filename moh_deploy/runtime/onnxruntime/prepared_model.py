@@ -40,7 +40,7 @@ def prepare_model(
     path: Path,
     layers: tuple[LayerInfo, ...],
     extra_outputs: Sequence[str],
-    change: Callable[[onnx.GraphProto], None] | None,
+    change: Callable[[onnx.GraphProto], object] | None,
     *,
     emulate_dtypes: Sequence[Dtype],
 ) -> PreparedModel:

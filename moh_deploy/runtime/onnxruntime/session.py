@@ -128,7 +128,7 @@ def open_session(
     threads: int | None = None,
     extra_outputs: Sequence[str] = (),
     optimize: bool = True,
-    change: Callable[[onnx.GraphProto], None] | None = None,
+    change: Callable[[onnx.GraphProto], object] | None = None,
     round_results: bool = False,
 ) -> OrtRunner:
     """Load a model into ONNX Runtime.

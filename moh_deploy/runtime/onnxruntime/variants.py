@@ -107,7 +107,7 @@ class OrtVariants:
         self,
         gates: GateTypes,
         inner: Sequence[str],
-        change: Callable[[onnx.GraphProto], None],
+        change: Callable[[onnx.GraphProto], object],
         *,
         round_results: bool,
     ) -> OrtRunner:

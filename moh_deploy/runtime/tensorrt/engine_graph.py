@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph import choose_layers
-from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.lower_to_tensorrt import lower_to_tensorrt, nodes_with_plugins
+from moh_deploy.graph.sequences import choose_for_engine, lower_to_tensorrt
+from moh_deploy.graph.tell_fields import nodes_with_plugins
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, choice_at, choices_for
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer, Implementation
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer
@@ -56,8 +55,7 @@ def make_engine_graph(
         plugins: There is a plugin library.
     """
     model, layers = load_ir(package), engine_choices(package.manifest, profiles)
-    choose_layers(model, layers)
-    infer_types(model)
+    choose_for_engine(model, layers)
     nodes = nodes_with_plugins(model) if plugins else ()
     rejections = refused_nodes(nodes, profiles)
     names = frozenset(node.name or "" for node in nodes) - {one.layer for one in rejections}

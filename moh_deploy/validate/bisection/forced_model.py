@@ -63,7 +63,7 @@ class ForcedModel:
         )
 
     def open_changed(
-        self, change: Callable[[onnx.GraphProto], None], names: Sequence[str] = ()
+        self, change: Callable[[onnx.GraphProto], object], names: Sequence[str] = ()
     ) -> OrtRunner:
         """Open a session of a changed graph.
 

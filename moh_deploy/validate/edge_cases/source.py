@@ -12,7 +12,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.onnxruntime.session import open_session
 from moh_deploy.runtime.runner import Kernels, Runner
 
-Change = Callable[[onnx.GraphProto], None]
+Change = Callable[[onnx.GraphProto], object]
 
 
 class Source(Protocol):

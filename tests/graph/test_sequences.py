@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 
 from moh_deploy.graph import add_function_bodies, choose_layers
-from moh_deploy.graph.lower_to_tensorrt import lower_to_tensorrt, nodes_with_plugins
+from moh_deploy.graph.sequences import lower_to_tensorrt
+from moh_deploy.graph.tell_fields import nodes_with_plugins
 from moh_deploy.ops import OPS
 from moh_deploy.ops.domains import DENSE_DOMAIN
 from moh_deploy.package import OnnxPackage, at_sizes, with_choices
