@@ -25,6 +25,8 @@ class Axis:
         parts: The axes this one turned out to consist of, major first; None while it is whole.
     """
 
+    # Axes are compared as objects: a batch of 8 and 8 heads are two axes. Splitting one in place is
+    # what makes everybody who holds it learn of its parts; `leaves` is how they look.
     __slots__ = ("parts", "size")
 
     def __init__(self, size: Size) -> None:
@@ -58,6 +60,7 @@ def size_of(value: object) -> Size:
 
 def _exact_quotient(a: Size, b: Size) -> Size:
     """Torch leaves `s*s // s` and `(2*s - 1) // 2` standing."""
+    # floor((2*s - 1) / 2) = s + floor(-1 / 2): the terms that divide come out of the floor.
     quotient = _divide(a, b)
     if quotient is None and b.is_Integer:
         rest, terms = sympy.expand(a).as_coeff_Add()
@@ -102,6 +105,8 @@ def product(axes: Iterable[Axis]) -> Size:
 
 def regroup(axes: Sequence[Axis], shape: Sequence[Size]) -> Layout | None:
     """Distribute axes in memory order over a shape; None where the sizes do not tell how."""
+    # A reshape keeps elements in memory order: [batch, head * head_dim] over (B, S, ...) takes axes
+    # from the front until their sizes multiply to each extent.
     pending = list(reversed(leaves(axes)))
     layout: list[Dim] = []
     for extent in shape:
@@ -125,6 +130,7 @@ def _take(pending: list[Axis], extent: Size) -> Dim | None:
             taken.append(axis)
             missing = rest
             continue
+        # Too large: [H * D] as [H, D] cuts the axis into a major and a minor part.
         beyond = _divide(axis.size, missing)
         if beyond is None:
             return None

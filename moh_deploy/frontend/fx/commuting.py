@@ -94,6 +94,7 @@ def _is_elementwise(node: Node) -> bool:
     )
 
 
+# Element-wise by definition, though torch's table of tags leaves them out.
 _UNTAGGED = frozenset(["where", "multiply", "divide", "subtract", "negative"])
 
 
@@ -122,6 +123,8 @@ def _fewer_entries(node: Node, layout: Layout) -> Reading | None:
     if along is None:
         return None
     removed = rank(source) - len(layout)
+    # A reduction [B, S, H, D] -> [B, S, H] lost the dimension that it worked along; a slice kept
+    # it, in another size. Either way the source has an axis there that the result has not.
     remaining, dims = iter(layout), []
     for position, extent in enumerate(shape(source)):
         worked_on = position - rank(source) in along
@@ -180,6 +183,8 @@ def _reading(
     """Dimensions count from the end: of the sources, or of the result where that has more."""
     if along is None or not all(is_tensor(source.node) for source in sources):
         return None
+    # Everything from the first dimension that is worked along to the last one stays in place, so
+    # `dim` of the call means the same whatever is transposed in front of it.
     longest = -min(along)
     suffix = longest if removed >= 0 else longest + removed
     return Reading(tuple(sources), along, suffix, longest - max(removed, 0))

@@ -83,6 +83,8 @@ class KnownValues:
 
 def _in_order(node: Node, known: dict[Node, object]) -> list[Node]:
     """What has to be computed for a node, itself last."""
+    # Depth first without recursion (graphs are thousands of nodes deep): a node is met twice, the
+    # second time when all that it reads has been put in order.
     order: dict[Node, None] = {}
     stack = [(node, False)]
     while stack:
@@ -125,6 +127,7 @@ def arranged(value: Tensor, layout: Layout, axes: Sequence[Dim]) -> Tensor:
     wanted = [axis for group in groups for axis in group]
     if not set(order) <= set(wanted):
         raise NotCoveredError("a tensor varies along an axis that attention does not have")
+    # One dimension an axis, in the wanted order; axes that it lacks have size 1 ...
     value = value.reshape(sizes).permute([order.index(axis) for axis in wanted if axis in order])
     for position, axis in enumerate(wanted):
         if axis not in order:
@@ -133,6 +136,7 @@ def arranged(value: Tensor, layout: Layout, axes: Sequence[Dim]) -> Tensor:
 
 
 def _grouped(value: Tensor, groups: Sequence[Dim], present: set[Axis]) -> Tensor:
+    # ... and are expanded where another axis of their group is there: a reshape needs them.
     shape: list[int] = []
     position = 0
     for group in groups:

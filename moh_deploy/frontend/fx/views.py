@@ -71,11 +71,13 @@ REORDERS = frozenset(
     ]
 )
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
+# Extents that tell dimensions apart, for `_permutation`.
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 
 
 def is_view(node: Node) -> bool:
     """True for a node that only regroups, reorders, casts or copies its first input."""
+    # Dropout in eval mode copies. Casts count: who cares for dtypes asks `casts`.
     name = op(node)
     if name in ("dropout", "feature_dropout", "alpha_dropout"):
         return not argument(node, "train", False)
@@ -123,6 +125,7 @@ def backward(node: Node, layout: Layout) -> tuple[Node, Layout] | None:
     elif not is_view(node):
         return None
     elif name in REORDERS:
+        # out[i] = in[p[i]], so in[p[i]] = out[i].
         inverse: list[Dim] = [()] * len(layout)
         for position, original in enumerate(_permutation(node)):
             inverse[original] = layout[position]
@@ -141,6 +144,7 @@ def _permutation(node: Node) -> tuple[int, ...]:
 
 
 def _contract(layout: Layout, source_shape: tuple[Size, ...]) -> Layout:
+    # Aligned at the right, as torch expands: [1, D] -> [B, S, D] varies along D alone.
     kept = layout[len(layout) - len(source_shape) :]
     return tuple(() if extent == 1 else dim for dim, extent in zip(kept, source_shape, strict=True))
 
@@ -150,6 +154,7 @@ def _undo_repeat_interleave(node: Node, layout: Layout) -> Layout | None:
     repeats, dim = argument(node, "repeats"), argument(node, "dim")
     if not isinstance(repeats, int) or not isinstance(dim, int):
         return None
+    # [kv, ...] -> [kv * n, ...]: entry h of the result is entry h // n of the source.
     source = shape(cast(Node, node.args[0]))
     position = dim % len(layout)
     split = regroup(layout[position], (source[position], size_of(repeats)))
@@ -165,6 +170,7 @@ def _undo_repeat(node: Node, layout: Layout) -> Layout | None:
         return None
     if len(layout) < len(source) or len(repeats) > len(layout):
         return None
+    # [kv, ...] -> [n * kv, ...]: entry h of the result is entry h % kv of the source.
     kept: list[Dim] = []
     for dim, extent in zip(layout[len(layout) - len(source) :], source, strict=True):
         split = regroup(dim, (cancel(product(leaves(dim)) / extent), extent))

@@ -37,6 +37,8 @@ def layers_of(
     products: Sequence[GatedProduct], tracked: Mapping[Node, Tracked], dynamic: set[Node]
 ) -> list[MoHLayer]:
     """Keep the products that apply gates; of several in a row, the last, with all their gates."""
+    # attention * a * b: each product was met as one that may apply gates. The outer one has both
+    # factors; what lies inside its chain is the same layer.
     layers = [layer for found in products if (layer := _layer(found, tracked, dynamic)) is not None]
     inner = {
         id(other)
@@ -50,6 +52,8 @@ def layers_of(
 def _layer(
     found: GatedProduct, tracked: Mapping[Node, Tracked], dynamic: set[Node]
 ) -> MoHLayer | None:
+    # [B, S, H, D] times a gate [B, S, H, 1], and later a view [B, S, H * D]: the heads are what is
+    # merged with the head dimension. Whatever else there is are the batch and the tokens.
     core, value_axes = found.attention.core, found.attention.value_axes
     merged = _summed_with_gates(found) or _head_axes(found, tracked)
     if merged is None or set(merged) & set(value_axes):
@@ -61,6 +65,7 @@ def _layer(
     factors = [factor for factor in (*peeled, gate) if factor is not None]
     heads = leaves(_without_tokens(merged, core, gate))  # a gate for a group has split them
     tokens = tuple(axis for axis in token_axes(core) if axis not in heads)
+    # One factor has to be a gate; the others, such as a weight of each head, go along with it.
     if not any(_is_gate(factor, heads, tokens, dynamic) for factor in factors):
         return None
     obstacles = [*core.obstacles]
@@ -68,6 +73,7 @@ def _layer(
         obstacles.append("channels of the attention are scaled before its gates")
     obstacles += _other_uses(core, found.node, tracked)
     batch = tuple(axis for axis in flat(found.layout) if axis not in {*heads, *tokens, *value_axes})
+    # Without scores nobody knows which axes are the queries': the first one is taken for the batch.
     if core.scores is None and not tokens:
         batch, tokens = batch[:1], batch[1:]
     return MoHLayer(
@@ -101,6 +107,7 @@ def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bo
 
 def without_axes(operand: Operand, axes: Dim) -> Operand | None:
     """The operand without axes it is constant along; None where it varies along them."""
+    # gate[..., None].expand(-1, -1, -1, D): the tensor before it was expanded lacks the axes.
     for node, layout in history(operand.node, operand.layout):
         if lacks(layout, axes):
             return Operand(node, layout)
@@ -136,6 +143,8 @@ def _summed_with_gates(found: GatedProduct) -> Dim:
 def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | None:
     """The axes that are merged, or projected away, together with the head dimension."""
     value_axes, tokens = found.attention.value_axes, token_axes(found.attention.core)
+    # Forward, nearest readers first, through views and whatever else keeps the axes, to the first
+    # reshape [..., H, D] -> [..., H * D] or projection that sums over both.
     queue, seen = [(found.node, resolve(found.layout))], {found.node}
     while queue:
         current, known = queue.pop(0)
@@ -213,6 +222,7 @@ def _projected_with(user: Node, source: Node, layout: Layout, value_axes: Dim) -
 
 def _chain(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]:
     """Tensors that carry a core's attention from the softmax to `node`, both included."""
+    # Backwards from the gated product: only what is tracked for the same softmax belongs to it.
     chain, stack = {node}, [node]
     while stack:
         for source in stack.pop().all_input_nodes:
@@ -225,6 +235,8 @@ def _chain(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]
 
 def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tuple[str, ...]:
     """Attention that is needed ungated elsewhere has to be computed anyway."""
+    # An op that skips closed heads never computes their ungated attention: somebody else who reads
+    # it, such as a model that returns its attention weights, would get nothing.
     chain = _chain(core, node, tracked)
     for member in chain - {node}:
         what = "the attention before its gates is"

@@ -122,6 +122,7 @@ class Tracker:
 
     def _visit(self, node: Node) -> Tracked | None:
         name = op(node)
+        # Where attention begins: a fused operator, [B, H, S, D], or a softmax, [..., S, keys].
         if name == "scaled_dot_product_attention":
             core = read_fused(node)
             return None if core is None else Tracked(core.output.layout, "output", core)
@@ -130,6 +131,7 @@ class Tracker:
             return self._softmax(node)
         if not sources:
             return None
+        # A sum of several attentions is followed in the axes of the first that is complete.
         outputs = [s for s in sources if self._tracked[s].stage == "output"]
         source = (outputs or sources)[0]
         state = self._tracked[source]
@@ -142,6 +144,8 @@ class Tracker:
             return self._choice(node, source, state)
         if name == "sum":
             return self._sum(node, state)
+        # matmul, einsum, and element-wise products: one of them applies the weights to the values,
+        # another one the gates.
         product = contraction(node)
         if product is not None:
             return self._product(node, product, source, state)
@@ -151,6 +155,7 @@ class Tracker:
             return self._arithmetic(node, source, state)
         if name in _PER_HEAD_NORMS and state.stage == "output":
             return self._norm(node, state)
+        # Followed all the same, so that the refusal can name what stands in the way.
         if is_function_of_elements(node) and shape(node) == shape(source):
             return state.hindered(_why_changed(node, state.stage))
         return None
@@ -160,6 +165,8 @@ class Tracker:
         scores = cast(Node, node.args[0])
         if not has_score_product(self._reader, scores):
             return None
+        # [B, H, S, keys], say: what the dimensions are is learned from what is done with them. The
+        # values are not known yet; until then the keys stand in for the head dimension.
         layout = fresh_layout(shape(node))
         key_axes = key_axes_of(node, layout)
         read = self._reader.read(scores, layout, key_axes)
@@ -183,6 +190,7 @@ class Tracker:
         before = shape(source) if is_tensor(source) else shape(cast(Node, source.args[0]))
         if len(shape(node)) != len(before):
             return None
+        # Of [..., keys] -> [..., some keys]; a piece of the queries or heads is another attention.
         key_axes = set(leaves(state.core.value_axes))
         for position, (extent, full) in enumerate(zip(shape(node), before, strict=True)):
             if extent != full:
@@ -198,23 +206,30 @@ class Tracker:
     def _product(
         self, node: Node, product: Contraction, source: Node, state: Tracked
     ) -> Tracked | None:
+        # `state.layout` names the dimensions of one operand; labels that both have carry the names
+        # over to the other operand and to the result.
         side = product.operands.index(source) if source in product.operands else None
         if side is None or product.operands[0] is product.operands[1]:
             return None
         other, out = product.layouts(state.layout, side)
         partner = Operand(product.operands[1 - side], other)
+        # [B, H, S, keys] @ [B, H, keys, D]
         if state.stage == "weights" and product.summed:
             return self._values(node, state, partner, out)
         if product.summed and state.stage == "output":
+            # Summed over head_dim: a projection of each head. Summed over heads as well: an einsum
+            # of gates [B, S, H] and heads [B, S, H, D] that merges them at once.
             if state.projection is None:
                 return self._projected(source, state, partner, out)
             self.products.append(GatedProduct(node, state, resolve(out), partner))
             return None
         if product.summed or state.stage == "products":
             return None
+        # `(weights[..., None] * value[:, :, None]).sum(-2)`: a matmul that is written out.
         widens = set(flat(out)) > set(flat(state.layout))
         if state.stage == "weights" and widens and not lacks(other, state.core.value_axes):
             return self._unsummed(node, state, partner, out)
+        # A gate brings no axis of its own: what does is no gate but another product.
         if not same(out, state.layout) and set(flat(out)) != set(flat(state.layout)):
             return None
         return self._elementwise_product(node, state, partner, out)
@@ -274,6 +289,7 @@ class Tracker:
         out: Layout,
     ) -> Tracked | None:
         """Weights times values: the keys are summed over, and nothing else."""
+        # The sum must be over the keys: sums over heads or queries mix weights (talking heads).
         weights = set(flat(state.layout))
         summed = weights - set(flat(out))
         if not summed & set(leaves(state.core.value_axes)) and value.node not in self._dynamic:
@@ -283,11 +299,13 @@ class Tracker:
             )
         if summed != set(leaves(state.core.value_axes)):
             return None
+        # What only the values have is the head dimension, whatever its place.
         value_axes = tuple(axis for axis in flat(value.layout) if axis not in weights)
         core = replace(state.core, value=value, output=Operand(node, out), value_axes=value_axes)
         result = replace(state, layout=resolve(out), stage="output", core=core)
         if set(flat(value.layout)) & _query_only(core):
             result = result.hindered("each query has values of its own")
+        # gate * (weights @ values) = (gate * weights) @ values, where the gate has no keys.
         if result.gates:
             *earlier, last = result.gates
             inner = replace(result, gates=tuple(earlier))
@@ -297,6 +315,7 @@ class Tracker:
     def _elementwise_product(
         self, node: Node, state: Tracked, partner: Operand, out: Layout
     ) -> Tracked | None:
+        # A factor that varies along the keys is a mask or a bias of the weights, not a gate.
         if state.stage == "weights":
             if lacks(partner.layout, state.core.value_axes) and partner.node in self._dynamic:
                 return replace(state, layout=resolve(out), gates=(*state.gates, partner))
@@ -328,6 +347,7 @@ class Tracker:
         return state.hindered(_why(node, state.stage, bool(partners)))
 
     def _norm(self, node: Node, state: Tracked) -> Tracked | None:
+        # Of head_dim alone, as in differential attention. A norm over merged heads ends the layer.
         normalized = cast(list[object], argument(node, "normalized_shape"))
         if len(normalized) != 1 or leaves(state.layout[-1]) != state.value_axes:
             return None

@@ -32,6 +32,7 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
     Returns:
         A tensor of the shape of `gates`, from the MoHRouter.
     """
+    # Each [B, S, n]; a MoHRouter has heads last and two axes of tokens.
     finish = router.finish
     logits = [
         None if one is None else _per_token(builder, _heads_last(builder, one), gates)
@@ -96,6 +97,7 @@ def _heads_last(builder: GraphBuilder, logits: Logits) -> Node:
 
 def _per_token(builder: GraphBuilder, logits: Node, gates: Node) -> Node:
     """Logits as [B, S, R], the rows in the order of the gates' rows."""
+    # Gates [tokens, H] or [B, 1, S, H] are routed as one sequence, and viewed back afterwards.
     rows = shape(gates)[:-1]
     if rank(gates) != 3:
         rows = (size_of(1), math.prod(rows, start=size_of(1)))
@@ -115,6 +117,8 @@ def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
         gates: What it takes over from.
         read: Reads a node as a product with weights.
     """
+    # x @ [W_routed; W_shared; W_stage]: three products of few columns cost as many launches, and
+    # read x three times. One of them, sliced, computes the same numbers.
     router = _router_of(routed)
     logits = [node for node in router.args if isinstance(node, Node)]
     found = [_tokens_projection(node, gates, read) for node in logits]

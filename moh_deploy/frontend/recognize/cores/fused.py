@@ -19,6 +19,7 @@ from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Scores
 def read_fused(node: Node) -> Core | None:
     """Read a `scaled_dot_product_attention` node; None if it has no dimension of heads."""
     query, key, value = cast(tuple[Node, Node, Node], tuple(node.args[:3]))
+    # query [..., Hq, S, D], key [..., Hkv, keys, D], value [..., Hkv, keys, Dv] -> [..., Hq, S, Dv]
     out = tuple(fresh_dim(extent) for extent in shape(node))
     if len(out) < 3:
         return None
@@ -66,6 +67,8 @@ def _key_value_batches(
 ) -> tuple[tuple[Dim, ...], tuple[Dim, ...]] | None:
     if not argument(node, "enable_gqa", False):
         return _present(key, lead), _present(value, lead)
+    # Grouped queries: the heads of the query are (kv head, query head of its group), kv major, as
+    # torch repeats keys and values. Splitting the axis says so to everybody who holds it.
     batches: list[tuple[Dim, ...]] = []
     for operand in (key, value):
         heads = shape(operand)[-3]
@@ -82,5 +85,6 @@ def _masks(node: Node, scores: Layout) -> tuple[MaskTerm, ...]:
         return ()
     aligned = broadcast(mask, scores)
     assert aligned is not None, "torch checks that the mask broadcasts to the scores"
+    # torch: True may attend; a float mask is added to the scores.
     kind = "keep" if tensor(mask).dtype == torch.bool else "add"
     return (MaskTerm(Operand(mask, aligned), "keep" if kind == "keep" else "add"),)

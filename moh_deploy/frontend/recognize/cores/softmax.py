@@ -43,6 +43,9 @@ class ScoreReader:
     def read(self, scores: Node, layout: Layout, key_axes: Dim) -> Scores | str:
         """Return the scores, or the reason why they are not query @ key with scale and masks."""
         self._scale, self._factors, self._masks = 1.0, [], []
+        # From the softmax backwards: scores = scale * factors * (query @ key) + masks, whatever the
+        # order in which they were applied. A scale that comes later (is undone earlier) scales the
+        # masks before it, too: `_scale` is what stands in front of the part that is still to read.
         node: Node | None = scores
         while node is not None:
             product = self._product(node, layout, key_axes)
@@ -67,6 +70,7 @@ class ScoreReader:
                 found.operands, found.operand_layouts(layout), strict=True
             )
         )
+        # The operand with the softmax's axis has the keys, wherever it stands in the product.
         first_is_key = not lacks(first.layout, key_axes)
         second_is_key = not lacks(second.layout, key_axes)
         if first_is_key == second_is_key:
@@ -114,6 +118,7 @@ class ScoreReader:
         path, other, position = self._split(node)
         if path is None:
             return "the softmax is not over products of queries and keys"
+        # torch: add(a, b, alpha) = a + alpha * b, where `position` says which one is the scores.
         alpha = self.number(argument(node, "alpha", 1)) or 1.0
         sign = -alpha if op(node) in ("sub", "subtract") else alpha
         if position == 1 and sign != 1:
@@ -123,6 +128,7 @@ class ScoreReader:
             if aligned is None:
                 return f"{node.target} broadcasts the scores"
             weight = sign * self._scale
+            # The op scales the query by factors, then adds the bias; the other order differs.
             if self._factors:
                 return "a tensor scales the scores after a bias was added"
             self._masks.append(MaskTerm(Operand(other, aligned), "add", weight))
@@ -145,6 +151,7 @@ class ScoreReader:
         if aligned is None:
             return f"{node.target} broadcasts the scores"
         factor = Operand(other, aligned)
+        # What differs from key to key cannot move to the query: only a mask may do that.
         if not lacks(aligned, key_axes):
             return self._undo_mask(node, factor, divides=divides) or (path, layout)
         self._factors.append(Factor(factor, divides))
@@ -164,6 +171,7 @@ class ScoreReader:
         for position, term in enumerate(self._masks):
             if term.kind != "add":
                 continue
+            # kept - hidden is how far the added term pushes masked scores below the others.
             kept, hidden = (
                 value_where(term.operand, mask, one, self.number) for one in (True, False)
             )
@@ -188,6 +196,7 @@ class ScoreReader:
     def _undo_fill(
         self, node: Node, path: Node, mask: Node, fill: float | None, kind: str, layout: Layout
     ) -> tuple[Node, Layout] | str:
+        # Scores that are filled before they are scaled hide only if the scaled fill does.
         if fill is None or fill * self._scale > HIDING_FILL:
             return (
                 f"{node.target} fills masked scores with {fill}, not with a large negative number"

@@ -12,6 +12,7 @@ from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, example_shape, is_tensor, op, rank, shape
 from moh_deploy.frontend.fx.views import through_views
 
+# A router begins behind its projection: what the logits are made of is the model's business.
 _PROJECTIONS = frozenset(["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"])
 _STOPS = frozenset(
     [
@@ -48,6 +49,7 @@ class Selection:
 
 def router_cone(gates: Node) -> list[Node]:
     """What the gates are computed from, back to the router's projections, nearest first."""
+    # Breadth first, so that of two selections the one nearer to the gates comes first.
     seen, queue, cone = {gates}, [gates], []
     while queue:
         node = queue.pop(0)
@@ -79,6 +81,7 @@ def _is_stored(node: Node) -> bool:
 
 def find_selection(cone: list[Node], num_heads: int) -> Selection | None:
     """The selection with the most candidates; None where no head is closed by rank."""
+    # A group-limited router ranks groups first and heads then: the heads are more candidates.
     found = [selection for selection in _selections(cone) if selection.candidates <= num_heads]
     return max(found, key=lambda selection: selection.candidates, default=None)
 
@@ -117,6 +120,7 @@ def _kept(node: Node, name: str, cone: list[Node]) -> int | None:
 
 def _kept_of_sorted(node: Node, cone: list[Node]) -> int | None:
     """A sort keeps the heads that a slice of its result keeps."""
+    # sorted, order = scores.sort(-1, descending=True); order[..., :k]
     members = set(cone)
     pending = [user for user in node.users if user in members]
     while pending:

@@ -47,6 +47,7 @@ class RouterRun:
     def kept(self, candidates: int, top_k: int) -> int:
         """Return how many of the last heads are open, where that is a number below `top_k` that is
         the same for all tokens; else `top_k`."""
+        # Shared heads stand in front of the routed ones, as a MoHRouter has them.
         routed = [one[self.gates][..., -candidates:] for one in self.values]
         counts = {int(count) for one in routed for count in (one != 0).sum(-1).flatten()}
         return min([top_k, *counts]) if len(counts) == 1 and 0 not in counts else top_k
@@ -70,6 +71,8 @@ def run_router(
     Returns:
         None where it cannot be run on its own.
     """
+    # As far back as possible, because weights may be made of what lies before the ranked scores,
+    # such as the logits of a softmax; but no farther than one tensor still decides the gates.
     members = set(cone)
     ranked = members & set(ancestors(scores, stop=set()))
     for source in gates.graph.nodes:  # what is computed first is farthest
@@ -118,6 +121,8 @@ def nodes_between(
         cone: What may stand between them.
         constant: Value of a constant node.
     """
+    # Backwards from the result. Whatever is read for its shape alone needs no value; whatever is
+    # neither an input, nor a constant, nor of the router makes the part depend on more.
     found, stack = {result}, [result]
     while stack:
         node = stack.pop()
@@ -139,6 +144,7 @@ def nodes_between(
 def run_nodes(nodes: list[Node], inputs: Values, constant: Constants) -> Values | None:
     """Return what the nodes make of the inputs, at the example's sizes; None where they cannot be
     run on their own."""
+    # An interpreter of a few nodes: sizes come from the example, numbers from `inputs`.
     env: dict[Node, object] = dict(inputs)
 
     def look_up(node: Node) -> object:
