@@ -26,6 +26,7 @@ from moh_deploy.ops.aggregated_attention_shapes import (
     aggregated_attention_shape_rule,
 )
 from moh_deploy.ops.spec import (
+    FLAG,
     FLOAT_TYPES,
     OPS,
     Arrays,
@@ -169,7 +170,9 @@ MOH_AGGREGATED_ATTENTION = OPS.register(
             AttributeSpec("width", "int", "Columns of the image."),
             AttributeSpec("kernel_height", "int", "Rows of the window, odd."),
             AttributeSpec("kernel_width", "int", "Columns of the window, odd."),
-            AttributeSpec("normalize", "int", "1: queries and keys of length 1.", default=0),
+            AttributeSpec(
+                "normalize", "int", "1: queries and keys of length 1.", default=0, choices=FLAG
+            ),
             AttributeSpec("epsilon", "float", "Least length to divide by.", default=1e-12),
         ),
         reference=reference,

@@ -20,6 +20,7 @@ from moh_deploy.ops.attention_function import (
 )
 from moh_deploy.ops.attention_shapes import attention_shape_rule
 from moh_deploy.ops.spec import (
+    FLAG,
     FLOAT_TYPES,
     OPS,
     Arrays,
@@ -137,7 +138,9 @@ MOH_ATTENTION = OPS.register(
             AttributeSpec("q_num_heads", "int", "Query heads Hq, a multiple of kv_num_heads."),
             AttributeSpec("kv_num_heads", "int", "Key/value heads Hkv."),
             AttributeSpec("scale", "float", "Factor of the scores, such as 1/sqrt(D)."),
-            AttributeSpec("is_causal", "int", "1: query s sees keys 0 to s + T - S.", default=0),
+            AttributeSpec(
+                "is_causal", "int", "1: query s sees keys 0 to s + T - S.", default=0, choices=FLAG
+            ),
         ),
         reference=reference,
         shape_rule=attention_shape_rule,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
+FLAG = (0, 1)
 
 Dim = int | str | None
 """A fixed size, a named dynamic size, or an unknown one."""
@@ -77,12 +78,19 @@ class AttributeSpec:
 
     Attributes:
         default: Value where the caller gives none; None makes the attribute required.
+        choices: The values that it may have; empty for any.
     """
 
     name: str
     type: Literal["int", "float", "string"]
     doc: str
     default: AttributeValue | None = None
+    choices: tuple[AttributeValue, ...] = ()
+
+    @property
+    def is_flag(self) -> bool:
+        """It is true or false; ONNX has 1 and 0 for that."""
+        return self.choices == FLAG
 
 
 class Variant(Protocol):

@@ -16,6 +16,7 @@ from math import erf
 import numpy as np
 
 from moh_deploy.ops.spec import (
+    FLAG,
     FLOAT_TYPES,
     OPS,
     Arrays,
@@ -114,6 +115,7 @@ MOH_TOKEN_CONV = OPS.register(
                 "int",
                 "1: the result is multiplied by the second half of the channels of X.",
                 default=0,
+                choices=FLAG,
             ),
         ),
         reference=reference,

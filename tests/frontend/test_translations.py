@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from moh_deploy.frontend.emit import emit
+from moh_deploy.frontend.torch_ops import OPERATORS
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.single_node import single_node_model
-from tests.frontend.test_torch_ops import OPERATORS, arguments
+from tests.frontend.test_torch_ops import arguments
 from tests.ops.case_models import named_inputs
 
 NAMES = {
@@ -43,7 +44,7 @@ class _Operator(torch.nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.operator = OPERATORS[case.op].default
+        self.operator = OPERATORS[case.op]
         self.arguments = arguments(case)
         self.tensors = [value for value in self.arguments if torch.is_tensor(value)]
 

@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::token_conv
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
-from moh_deploy.frontend.fx.graph import argument, module_path, op, shape
+from moh_deploy.frontend.fx.graph import argument, example_shape, module_path, op, shape
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import is_view
 from moh_deploy.frontend.recognize.image_chains import ImageChain, find_image_chains
@@ -105,8 +105,9 @@ def _nodes_between(chain: ImageChain) -> list[Node] | None:
 def _on_tokens(builder: GraphBuilder, step: ImageOp, tokens: Node, input_bias: Node | None) -> Node:
     """Insert one step on tokens [B, N, C]; the first one may have to add a bias to them."""
     if isinstance(step, Depthwise):
-        size, activation = (step.image.height, step.image.width), "gelu" if step.gelu else "none"
-        arguments = (tokens, step.weight, step.bias, input_bias, *size, activation, step.gated)
+        sizes = (example_shape(step.weight)[0], step.image.height, step.image.width)
+        activation = "gelu" if step.gelu else "none"
+        arguments = (tokens, step.weight, step.bias, input_bias, *sizes, activation, step.gated)
         return builder.call(torch.ops.moh.token_conv.default, *arguments)
     if isinstance(step, Pointwise):
         weight = builder.call(aten.flatten.using_ints, step.weight, 1)  # [O, C]

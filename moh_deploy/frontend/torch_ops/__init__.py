@@ -1,29 +1,126 @@
 """The ops of `moh_deploy.ops` as torch operators, so that a rewritten program can be run, checked
 and exported.
 
-They are dense and written for clarity: in torch they only have to be right. Importing this package
-registers them. One file an op or a kind of op, which also holds the translation to an ONNX node.
+Importing this package registers them: `MoHTokenConv` is `torch.ops.moh.token_conv`. Its arguments
+are the inputs and the attributes of the op's `OpSpec`, in that order; shapes of fake tensors and
+the translation to an ONNX node follow from it, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import dropwhile
+from typing import cast
 
+import onnx_ir as ir
+import onnxscript
 import torch
+from torch import Tensor
+from torch._ops import OpOverload
 
-from moh_deploy.frontend.torch_ops import (
-    aggregated_attention,
-    attention,
-    projection,
-    router,
-    token_conv,
-)
+from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
+from moh_deploy.frontend.torch_ops.bodies import BODIES
+from moh_deploy.ops import OPS, OpSpec, TensorType
+from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, AttributeSpec
+
+Value = onnxscript.tensor.Tensor | ir.Value
+
+_TYPES: Mapping[str, type] = {"int": int, "float": float, "string": str}
+_TORCH_TYPES: Mapping[type, str] = {int: "int", float: "float", str: "str", bool: "bool"}
+
+
+def _type(attribute: AttributeSpec) -> type:
+    return bool if attribute.is_flag else _TYPES[attribute.type]
+
+
+def _schema(spec: OpSpec) -> str:
+    """`(Tensor X, Tensor? bias, int height, bool gated) -> Tensor`."""
+    inputs = [f"Tensor{'?' if given.optional else ''} {given.name}" for given in spec.inputs]
+    attributes = [f"{_TORCH_TYPES[_type(given)]} {given.name}" for given in spec.attributes]
+    return f"({', '.join(inputs + attributes)}) -> Tensor"
+
+
+def _attributes(spec: OpSpec, arguments: Sequence[object]) -> dict[str, int | float | str]:
+    """All attributes by name, from the arguments behind the inputs; flags are integers in ONNX."""
+    given = zip(spec.attributes, arguments[len(spec.inputs) :], strict=True)
+    values = {attribute.name: cast(int | float | str, value) for attribute, value in given}
+    return {name: int(v) if isinstance(v, bool) else v for name, v in values.items()}
+
+
+def run_reference(spec: OpSpec, *arguments: object) -> Tensor:
+    """Compute an op by its float64 reference, rounded to the dtype of its inputs."""
+    tensors = cast(Sequence[Tensor | None], arguments[: len(spec.inputs)])
+    arrays = [None if tensor is None else to_numpy(tensor) for tensor in tensors]
+    (output,) = spec.reference(arrays, _attributes(spec, arguments))
+    return to_torch(output).to(_like_output(spec, tensors).dtype)
+
+
+def _like_output(spec: OpSpec, tensors: Sequence[Tensor | None]) -> Tensor:
+    """The first input that has the dtype of the output."""
+    given = zip(spec.inputs, tensors, strict=True)
+    constraint = spec.outputs[0].constraint
+    return next(x for one, x in given if x is not None and one.constraint == constraint)
+
+
+def _fake(spec: OpSpec, *arguments: object) -> Tensor:
+    """An output without values: its shape is what the op's shape rule says."""
+    tensors = cast(Sequence[Tensor | None], arguments[: len(spec.inputs)])
+    # Symbolic sizes go by their expressions, as the names of dynamic sizes do in ONNX.
+    symbols = {
+        str(size): size
+        for tensor in tensors
+        if tensor is not None
+        for size in tensor.shape
+        if not isinstance(size, int)
+    }
+    types = [None if tensor is None else _tensor_type(tensor) for tensor in tensors]
+    (output,) = spec.shape_rule(types, _attributes(spec, arguments))
+    shape = [symbols[dim] if isinstance(dim, str) else dim for dim in output.shape]
+    return _like_output(spec, tensors).new_empty(cast(list[int], shape))
+
+
+def _tensor_type(tensor: Tensor) -> TensorType:
+    """Any floating-point dtype will do: the proof of a router computes in float64."""
+    sizes = (size if isinstance(size, int) else str(size) for size in tensor.shape)
+    return TensorType("bool" if tensor.dtype == torch.bool else "float32", tuple(sizes))
+
+
+def _translation(spec: OpSpec) -> Callable[..., Value]:
+    """The function that torch.onnx calls, with an argument for each of the torch operator."""
+
+    def translate(*arguments: object) -> Value:
+        absent_last = reversed(arguments[: len(spec.inputs)])
+        inputs = list(dropwhile(lambda value: value is None, absent_last))[::-1]
+        node = getattr(onnxscript.values.Opset(spec.domain, spec.version), spec.name)
+        return cast(Value, node(*inputs, **_attributes(spec, arguments), **PLUGIN_ATTRIBUTES))
+
+    # torch.onnx reads names and types of arguments to tell attributes from inputs.
+    inputs = {given.name: Value | None if given.optional else Value for given in spec.inputs}
+    types = {**inputs, **{given.name: _type(given) for given in spec.attributes}}
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    translate.__annotations__ = {**types, "return": Value}
+    parameters = [inspect.Parameter(name, kind) for name in types]
+    translate.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return translate
+
+
+def _register(spec: OpSpec) -> OpOverload:
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", spec.name.removeprefix("MoH")).lower()
+    body = BODIES.get(spec.name, partial(run_reference, spec))
+    operator = torch.library.custom_op(
+        f"{KERNEL_DOMAIN}::{name}", body, mutates_args=(), schema=_schema(spec)
+    )
+    operator.register_fake(partial(_fake, spec))
+    return cast(OpOverload, getattr(torch.ops.moh, name).default)
+
+
+OPERATORS: Mapping[str, OpOverload] = {spec.name: _register(spec) for spec in OPS.values()}
+"""By name of the op."""
 
 TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
-    torch.ops.moh.aggregated_attention.default: aggregated_attention.translate,
-    torch.ops.moh.attention.default: attention.translate,
-    torch.ops.moh.output_projection.default: projection.translate_output,
-    torch.ops.moh.query_projection.default: projection.translate_query,
-    torch.ops.moh.router.default: router.translate,
-    torch.ops.moh.token_conv.default: token_conv.translate,
+    OPERATORS[spec.name]: _translation(spec) for spec in OPS.values()
 }

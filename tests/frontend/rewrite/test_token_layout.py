@@ -160,7 +160,7 @@ def test_convolution_in_any_spelling_becomes_one_operator(name: str):
     program, swaps = rewritten(form)
     (node,) = nodes(program, "token_conv")
     assert len(swaps) == 1
-    assert node.args[4:] == (H, W, activation, gated)
+    assert node.args[4:] == (C, H, W, activation, gated)
     assert moves(program) == []
     assert nodes(program, "gelu") == nodes(program, "chunk") == nodes(program, "mul") == []
 
@@ -183,7 +183,7 @@ def test_convolution_in_any_spelling_becomes_one_operator(name: str):
 def test_what_follows_and_is_something_else_stays_behind_the_convolution(form: Form):
     program, _ = rewritten(form)
     (node,) = nodes(program, "token_conv")
-    assert node.args[6:] == ("none" if node.args[6] == "none" else "gelu", False)
+    assert node.args[7:] == ("none" if node.args[7] == "none" else "gelu", False)
     assert "conv2d" not in moves(program)
 
 
@@ -223,7 +223,7 @@ def test_bias_of_the_product_before_is_added_by_the_convolution(name: str):
 
 def test_tanh_gelu_is_not_taken_for_gelu():
     program, _ = rewritten(lambda m, x: tokens(F.gelu(m.conv(image(x)), approximate="tanh")))
-    assert nodes(program, "token_conv")[0].args[6] == "none"
+    assert nodes(program, "token_conv")[0].args[7] == "none"
     assert len(nodes(program, "gelu")) == 1
 
 
@@ -344,7 +344,7 @@ def test_operator_that_differs_is_noticed():
     _, program = traced(CONVOLUTIONS["transpose_view"][1])
     swaps = insert_token_layout(program)
     (node,) = nodes(program, "token_conv")
-    node.args = (*node.args[:4], W, H, *node.args[6:])
+    node.args = (*node.args[:5], W, H, *node.args[7:])
     program.graph_module.recompile()
     (disagreement,) = record(program, [], [TOKENS], swaps).disagreements
     assert disagreement is not None

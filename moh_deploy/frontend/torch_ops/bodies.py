@@ -1,0 +1,229 @@
+"""How torch computes the ops, where their float64 reference will not do.
+
+They are dense and written for clarity: in torch they only have to be right. They compute in float64
+where their inputs are, as the proof of a router needs it, and else in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moh_deploy.ops import (
+    MOH_AGGREGATED_ATTENTION,
+    MOH_ATTENTION,
+    MOH_OUTPUT_PROJECTION,
+    MOH_QUERY_PROJECTION,
+    MOH_ROUTER,
+    MOH_TOKEN_CONV,
+)
+
+
+def aggregated_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pooled_key: Tensor,
+    pooled_value: Tensor,
+    gates: Tensor,
+    query_embedding: Tensor | None,
+    query_scale: Tensor | None,
+    window_bias: Tensor | None,
+    pooled_bias: Tensor | None,
+    window_tokens: Tensor | None,
+    window_offset: Tensor | None,
+    num_heads: int,
+    height: int,
+    width: int,
+    kernel_height: int,
+    kernel_width: int,
+    normalize: bool,
+    epsilon: float,
+) -> Tensor:
+    """Each pixel attends to its window and to the pooled image, in one softmax: [B, N, H*D]."""
+    precise = torch.promote_types(query.dtype, torch.float32)
+    q, k, v, pk, pv = (
+        _split_heads(x.to(precise), num_heads)
+        for x in (query, key, value, pooled_key, pooled_value)
+    )
+    if normalize:
+        q, k, pk = (functional.normalize(x, dim=-1, eps=epsilon) for x in (q, k, pk))
+    neighbours, inside = _neighbours(height, width, kernel_height, kernel_width)  # [N, L]
+    neighbours, inside = neighbours.to(q.device), inside.to(q.device)
+
+    s = _plus(q, query_embedding)
+    s = s if query_scale is None else s * query_scale.to(precise).unsqueeze(-1)
+    window = _plus((k[:, :, neighbours] @ s.unsqueeze(-1)).squeeze(-1), window_bias)
+    window = window.masked_fill(~inside, float("-inf"))  # [B, H, N, L]
+    pooled = s @ pk.transpose(-2, -1)  # [B, H, N, P]
+    pooled = pooled if pooled_bias is None else pooled + pooled_bias.to(precise)
+    weights = torch.cat([window, pooled], dim=-1).softmax(dim=-1)
+
+    num_places = kernel_height * kernel_width
+    window, pooled = weights[..., :num_places], weights[..., num_places:]
+    window = window if window_tokens is None else window + q @ window_tokens.to(precise)
+    window = _plus(window, window_offset)
+    beside = v[:, :, neighbours].masked_fill(~inside.unsqueeze(-1), 0.0)  # [B, H, N, L, D]
+    heads = (window.unsqueeze(-2) @ beside).squeeze(-2) + pooled @ pv
+    gate = gates.to(precise).transpose(1, 2).unsqueeze(-1)  # [B, H, N, 1]
+    gated = torch.where(gate == 0, 0.0, heads * gate)
+    return gated.transpose(1, 2).flatten(2).to(query.dtype)
+
+
+def _plus(tokens: Tensor, term: Tensor | None) -> Tensor:
+    """Add what a head adds to each of its tokens: [H, X] to [B, H, N, X]."""
+    return tokens if term is None else tokens + term.to(tokens.dtype).unsqueeze(1)
+
+
+def _neighbours(
+    height: int, width: int, kernel_height: int, kernel_width: int
+) -> tuple[Tensor, Tensor]:
+    """The token at each place of each window, 0 outside the image, and where it is inside: [N, L].
+
+    Places are counted row by row, as `torch.nn.functional.unfold` does.
+    """
+    rows = torch.arange(height)[:, None] + torch.arange(kernel_height) - kernel_height // 2
+    columns = torch.arange(width)[:, None] + torch.arange(kernel_width) - kernel_width // 2
+    rows, columns = rows[:, None, :, None], columns[None, :, None, :]  # [height, width, kh, kw]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    tokens = torch.where(inside, rows * width + columns, 0)
+    return tokens.flatten(2).flatten(0, 1), inside.flatten(2).flatten(0, 1)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gates: Tensor,
+    attn_mask: Tensor | None,
+    q_num_heads: int,
+    kv_num_heads: int,
+    scale: float,
+    is_causal: bool,
+) -> Tensor:
+    """Attention times gates: [B, S, Hq*Dv] or [B, Hq, S, Dv], as the query."""
+    packed = query.dim() == 3
+    if packed:
+        query = _split_heads(query, q_num_heads)
+        key, value = _split_heads(key, kv_num_heads), _split_heads(value, kv_num_heads)
+    groups = q_num_heads // kv_num_heads
+    precise = torch.promote_types(query.dtype, torch.float32)
+    wide_key = key.to(precise).repeat_interleave(groups, dim=1)
+    wide_value = value.to(precise).repeat_interleave(groups, dim=1)
+    scores = query.to(precise) @ wide_key.transpose(-2, -1) * scale  # [B, Hq, S, T]
+    weights = _masked_softmax(scores, attn_mask, is_causal)
+    gate = gates.to(precise).transpose(1, 2).unsqueeze(-1)  # [B, Hq, S, 1]
+    gated = torch.where(gate == 0, 0.0, weights @ wide_value * gate).to(query.dtype)
+    return gated.transpose(1, 2).flatten(2) if packed else gated
+
+
+def _split_heads(packed: Tensor, num_heads: int) -> Tensor:
+    """[B, S, H*D] to [B, H, S, D]."""
+    return packed.reshape(*packed.shape[:2], num_heads, -1).transpose(1, 2)
+
+
+def _masked_softmax(scores: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    elif attn_mask is not None:
+        scores = scores + attn_mask.to(scores.dtype)
+    if is_causal:
+        seq_len, kv_len = scores.shape[-2:]
+        visible = torch.ones(seq_len, kv_len, dtype=torch.bool, device=scores.device)
+        scores = scores.masked_fill(~visible.tril(kv_len - seq_len), float("-inf"))
+    if attn_mask is None and not is_causal:
+        return scores.softmax(dim=-1)
+    hidden = (scores == float("-inf")).all(dim=-1, keepdim=True)
+    return scores.softmax(dim=-1).masked_fill(hidden, 0.0)
+
+
+def projection(
+    x: Tensor, weight: Tensor, gates: Tensor, bias: Tensor | None, num_heads: int
+) -> Tensor:
+    """X W + bias, [B, S, columns of W], also where a query projection leaves it unspecified."""
+    return _linear(x, weight, bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    precise = torch.promote_types(x.dtype, torch.float32)
+    product = x.to(precise) @ weight.to(precise)
+    return (product if bias is None else product + bias.to(precise)).to(x.dtype)
+
+
+def router(
+    routed_logits: Tensor | None,
+    shared_logits: Tensor | None,
+    stage_logits: Tensor | None,
+    top_k: int,
+    num_shared_heads: int,
+    gate_mode: str,
+) -> Tensor:
+    """Gates [B, S, Sh + R] of the shared heads, then of the routed ones."""
+    present = next(x for x in (routed_logits, shared_logits, stage_logits) if x is not None)
+    precise = torch.promote_types(present.dtype, torch.float32)
+    gates: list[Tensor] = []
+    if num_shared_heads and shared_logits is not None:
+        gates.append(shared_logits.to(precise).softmax(dim=-1) * num_shared_heads)
+    elif num_shared_heads:
+        gates.append(torch.ones(*present.shape[:-1], num_shared_heads, dtype=precise))
+    if routed_logits is not None:
+        gates.append(_routed_gates(routed_logits.to(precise).softmax(dim=-1), top_k, gate_mode))
+    if stage_logits is not None:
+        stages = stage_logits.to(precise).softmax(dim=-1) * 2
+        gates = [gate * stages[..., i : i + 1] for i, gate in enumerate(gates)]
+    return torch.cat(gates, dim=-1).to(present.dtype)
+
+
+def _routed_gates(scores: Tensor, top_k: int, gate_mode: str) -> Tensor:
+    order = scores.sort(dim=-1, descending=True, stable=True).indices  # ties: lowest head first
+    chosen = torch.zeros_like(scores).scatter(-1, order[..., :top_k], 1.0)
+    if gate_mode == "mask":
+        return chosen
+    kept = scores * chosen
+    eps = torch.finfo(torch.float32).eps
+    return kept / kept.sum(dim=-1, keepdim=True).clamp(min=eps) * top_k
+
+
+def token_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_bias: Tensor | None,
+    channels: int,
+    height: int,
+    width: int,
+    activation: str,
+    gated: bool,
+) -> Tensor:
+    """A depthwise convolution of tokens that are pixels: [B, height * width, C]."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    if input_bias is not None:
+        x = x.to(precise) + input_bias.to(precise)
+    image = x[..., :channels].to(precise).transpose(1, 2)  # [B, C, N]
+    convolved = functional.conv2d(
+        image.reshape(x.shape[0], channels, height, width),
+        weight.to(precise),
+        None if bias is None else bias.to(precise),
+        padding=(weight.shape[2] // 2, weight.shape[3] // 2),
+        groups=channels,
+    )
+    result = convolved.flatten(2).transpose(1, 2)  # [B, N, C]
+    if activation == "gelu":
+        result = functional.gelu(result)
+    if gated:
+        result = result * x[..., channels:].to(precise)
+    return result.to(weight.dtype).contiguous()
+
+
+BODIES: Mapping[str, Callable[..., Tensor]] = {
+    MOH_AGGREGATED_ATTENTION.name: aggregated_attention,
+    MOH_ATTENTION.name: attention,
+    MOH_OUTPUT_PROJECTION.name: projection,
+    MOH_QUERY_PROJECTION.name: projection,
+    MOH_ROUTER.name: router,
+    MOH_TOKEN_CONV.name: token_conv,
+}
+"""By op, called with all inputs and all attributes in the order of its spec."""
