@@ -1,7 +1,6 @@
 """Try the kernel library in several versions of ONNX Runtime, each in an environment of its own.
 
-    python tools/test_runtimes.py build/runtimes
-    python tools/test_runtimes.py build/runtimes --versions 1.18.1 1.23.2 --library path/to.so
+    PYTHONPATH=. python tools/test_runtimes.py build/runtimes --versions 1.18.1 --library path/to.so
 
 Run it with an interpreter that has moh-deploy, and for which the versions have wheels. Prints a
 table. Fails where a version from 1.18 on does not run every case on a kernel, or an older one does
@@ -27,6 +26,7 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
+from tests.ops.cases import OP_CASES
 
 VERSIONS = ("1.16.3", "1.18.1", "1.20.1", "1.23.2", "newest")
 OLDEST = (1, 17)  # whose functions the library needs; models of opset 18 with functions need 1.18
@@ -72,7 +72,7 @@ def write_cases(folder: Path, instruction_sets: list[str]) -> None:
 
 def _cases() -> Iterator[Case]:
     for op, names in CASES.items():
-        yield from (case for case in OPS[op].cases if case.name in names)
+        yield from (case for case in OP_CASES[op] if case.name in names)
 
 
 def _inputs(case: Case) -> dict[str, np.ndarray]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.ops.aggregated_attention_cases import CASES
 from moh_deploy.ops.aggregated_attention_function import (
     AggregatedAttentionVariant,
     function_body,
@@ -179,6 +178,5 @@ MOH_AGGREGATED_ATTENTION = OPS.register(
         shape_rule=aggregated_attention_shape_rule,
         variant=variant_of,
         function=node_function,
-        cases=CASES,
     )
 )

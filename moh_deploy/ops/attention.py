@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.ops.attention_cases import CASES
 from moh_deploy.ops.attention_function import (
     AttentionVariant,
     function_body,
@@ -146,6 +145,5 @@ MOH_ATTENTION = OPS.register(
         shape_rule=attention_shape_rule,
         variant=variant_of,
         function=node_function,
-        cases=CASES,
     )
 )

@@ -1,8 +1,6 @@
-"""Named cases: the runs that every implementation of an op must get right.
+"""A run of an op that a correct implementation must get right, and how exact it must be.
 
-The table of an op lives beside it (`attention_cases.py`, `router_cases.py`). A case builds its
-inputs from its name alone, so that a function body, a CPU kernel, a CUDA kernel and a TensorRT
-plugin all see the same numbers.
+A case builds its inputs from its name alone: they are the same numbers in every process.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from dataclasses import dataclass, replace
 import ml_dtypes
 import numpy as np
 
-from moh_deploy.ops.spec import FLOAT_TYPES, Arrays, Attributes, TensorType
+from moh_deploy.ops.spec import Arrays, Attributes, TensorType
 from moh_deploy.ops.tolerances import Tolerance, tolerance_for
 
 InputBuilder = Callable[[np.random.Generator], Arrays]
@@ -25,7 +23,7 @@ class Case:
     """One named run of an op.
 
     Attributes:
-        name: Unique in its table; also the seed of the inputs.
+        name: Unique among those of its op; also the seed of the inputs.
         op: Name of the op.
         why: What an implementation that fails it gets wrong.
         attributes: All attributes of the op.
@@ -77,8 +75,3 @@ class Case:
 def numpy_dtype(name: str) -> np.dtype:
     """Return the numpy dtype of a float type's name; bfloat16 comes from ml_dtypes."""
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-
-
-def in_every_dtype(cases: tuple[Case, ...]) -> tuple[Case, ...]:
-    """Return each case in float32, float16 and bfloat16."""
-    return tuple(case.in_dtype(dtype) for case in cases for dtype in FLOAT_TYPES)

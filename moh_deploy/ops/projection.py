@@ -14,7 +14,6 @@ from functools import partial
 
 import numpy as np
 
-from moh_deploy.ops.projection_cases import OUTPUT_CASES, QUERY_CASES
 from moh_deploy.ops.projection_function import ProjectionVariant, node_function, variant_of
 from moh_deploy.ops.projection_shapes import output_shape_rule, query_shape_rule
 from moh_deploy.ops.spec import (
@@ -85,7 +84,6 @@ MOH_QUERY_PROJECTION = OPS.register(
         shape_rule=query_shape_rule,
         variant=variant_of,
         function=partial(node_function, "MoHQueryProjection"),
-        cases=QUERY_CASES,
     )
 )
 
@@ -100,6 +98,5 @@ MOH_OUTPUT_PROJECTION = OPS.register(
         shape_rule=output_shape_rule,
         variant=variant_of,
         function=partial(node_function, "MoHOutputProjection"),
-        cases=OUTPUT_CASES,
     )
 )

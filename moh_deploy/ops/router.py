@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.ops.router_cases import CASES
 from moh_deploy.ops.router_function import RouterVariant, function_body, node_function, variant_of
 from moh_deploy.ops.router_shapes import router_shape_rule
 from moh_deploy.ops.spec import (
@@ -119,6 +118,5 @@ MOH_ROUTER = OPS.register(
         shape_rule=router_shape_rule,
         variant=variant_of,
         function=node_function,
-        cases=CASES,
     )
 )

@@ -1,4 +1,4 @@
-"""What a custom op is: signature, meaning, shape rule, ONNX function and cases, in one value.
+"""What a custom op is: signature, meaning, shape rule and ONNX function, in one value.
 
 Each op fills one `OpSpec` and registers it when `moh_deploy.ops` is imported. Everything that
 implements, exports, checks or documents an op reads it from `OPS`: its meaning is written once.
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import onnx
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
-
-if TYPE_CHECKING:
-    from moh_deploy.ops.cases import Case
 
 VERSION = 1
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
@@ -118,7 +115,6 @@ class OpSpec:
         shape_rule: Types of the outputs; raises ExportError on what the op does not define.
         variant: Which function body a node needs.
         function: The function body for a node, in standard ONNX ops.
-        cases: Named runs that every implementation must get right.
         specified: Which elements of the outputs of one run mean something, as one boolean array
             for each output; None: all do. Nobody may depend on the others.
     """
@@ -131,7 +127,6 @@ class OpSpec:
     shape_rule: Callable[[TensorTypes, Attributes], tuple[TensorType, ...]]
     variant: Callable[[TensorTypes, Attributes], Variant]
     function: FunctionBuilder
-    cases: tuple[Case, ...] = field(repr=False)
     doc: str
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None
     domain: str = KERNEL_DOMAIN

@@ -26,7 +26,6 @@ from moh_deploy.ops.spec import (
     OpSpec,
     OutputSpec,
 )
-from moh_deploy.ops.token_conv_cases import CASES
 from moh_deploy.ops.token_conv_function import (
     TokenConvVariant,
     function_body,
@@ -122,6 +121,5 @@ MOH_TOKEN_CONV = OPS.register(
         shape_rule=token_conv_shape_rule,
         variant=variant_of,
         function=node_function,
-        cases=CASES,
     )
 )

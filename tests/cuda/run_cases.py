@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.drawn import cases_of_several_tiles, drawn_cases
 from tests.cuda.far_apart import far_apart
 from tests.cuda.kernels import CHOSEN, Kernels, plans_of
 from tests.cuda.libraries import Emulator
+from tests.ops.cases import OP_CASES
 
 CUDA_OPS = ("MoHRouter", "MoHAttention", "MoHAggregatedAttention")
 
@@ -70,7 +70,7 @@ def _cases(arguments: argparse.Namespace) -> Iterator[Case]:
     for op in CUDA_OPS:
         drawn = drawn_cases(op, arguments.draws) if arguments.draws else ()
         tiles = cases_of_several_tiles() if arguments.tiles and op == "MoHAttention" else ()
-        for case in (*OPS[op].cases, *tiles, *drawn):
+        for case in (*OP_CASES[op], *tiles, *drawn):
             if re.search(arguments.match, str(case)):
                 yield case
 

@@ -12,13 +12,13 @@ import subprocess
 
 import pytest
 
-from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.drawn import cases_of_several_tiles
 from tests.cuda.faults import run_fault
 from tests.cuda.kernels import Kernels, plans_of
 from tests.cuda.libraries import Emulator, Variant, build
 from tests.cuda.run_cases import CUDA_OPS
+from tests.ops.cases import OP_CASES
 
 ALLOWED = {
     "load_tile": "rows that are not aligned are copied element by element",
@@ -29,7 +29,7 @@ ALLOWED = {
 NAMES = "plain|head_dim|odd_sizes|wide|grouped|many|large|long"
 CASES = [
     *cases_of_several_tiles(),
-    *(case for op in CUDA_OPS for case in OPS[op].cases if re.search(NAMES, case.name)),
+    *(case for op in CUDA_OPS for case in OP_CASES[op] if re.search(NAMES, case.name)),
 ]
 
 

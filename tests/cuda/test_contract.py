@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.drawn import cases_of_several_tiles, drawn_cases
 from tests.cuda.kernels import Kernels, plans_of
 from tests.cuda.libraries import ADDRESS, THREAD, Emulator, build
 from tests.cuda.processes import run_cases
 from tests.cuda.run_cases import CUDA_OPS
+from tests.ops.cases import OP_CASES
 
 SEEDS = (1, 2, 3)
 DRAWS = 60
 
-CASES = [case for op in CUDA_OPS for case in OPS[op].cases]
+CASES = [case for op in CUDA_OPS for case in OP_CASES[op]]
 DRAWN = [*cases_of_several_tiles(), *(case for op in CUDA_OPS for case in drawn_cases(op, DRAWS))]
 
 

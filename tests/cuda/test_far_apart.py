@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.far_apart import far_apart
 from tests.cuda.kernels import Kernels, plans_of
 from tests.cuda.libraries import Emulator
+from tests.ops.cases import OP_CASES
 
 NAMES = ("plain_rank3", "grouped", "causal_more_keys", "bool_mask_by_head")
-CASES = [case for case in OPS["MoHAttention"].cases if case.name in NAMES]
+CASES = [case for case in OP_CASES["MoHAttention"] if case.name in NAMES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

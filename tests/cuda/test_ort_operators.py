@@ -10,15 +10,15 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from tests.cuda.libraries import PLAIN, build
 from tests.ops.case_models import case_model, named_inputs
+from tests.ops.cases import OP_CASES
 from tests.plugins.kernels import run_session
 
 OPERATORS = ("MoHRouter", "MoHAttention", "MoHAggregatedAttention")
-CASES = [case for op in OPERATORS for case in OPS[op].cases]
+CASES = [case for op in OPERATORS for case in OP_CASES[op]]
 
 
 @pytest.fixture(scope="module")

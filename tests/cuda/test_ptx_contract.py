@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.cuda import conformance
@@ -22,6 +21,7 @@ from tests.cuda.kernels import Plan, plans_of
 from tests.cuda.many_tokens import MANY_TOKENS
 from tests.cuda.ptx.machine import Checks
 from tests.cuda.run_cases import CUDA_OPS
+from tests.ops.cases import OP_CASES
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 
@@ -30,7 +30,7 @@ KERNELS_OF_OPS = "route_tokens|attend|compact|combine"
 CONTRACT = [
     pytest.param(case, plan, id=f"{case}-{plan}")
     for op in CUDA_OPS
-    for case in OPS[op].cases
+    for case in OP_CASES[op]
     for plan in plans_of(case)
 ]
 TILES = [
@@ -85,7 +85,7 @@ def _cases_of_every_kernel() -> Iterator[Case]:
             yield replace(setup, mask=MaskSetup()).case()
         for dim in (32, 64, 128, 256):
             yield replace(aggregated, head_dim=dim, dtype=dtype).case()
-        yield OPS["MoHRouter"].cases[0].in_dtype(dtype)
+        yield OP_CASES["MoHRouter"][0].in_dtype(dtype)
         yield replace(attention, kv_len=1000, seq_len=1, dtype=dtype).case()
 
 

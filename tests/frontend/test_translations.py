@@ -14,6 +14,7 @@ from moh_deploy.ops.cases import Case
 from moh_deploy.ops.single_node import single_node_model
 from tests.frontend.test_torch_ops import arguments
 from tests.ops.case_models import named_inputs
+from tests.ops.cases import OP_CASES
 
 NAMES = {
     "MoHAggregatedAttention": (
@@ -34,7 +35,7 @@ NAMES = {
 CASES = [
     case
     for op, names in NAMES.items()
-    for case in OPS[op].cases
+    for case in OP_CASES[op]
     if case.name in names and case.dtype == "float32"
 ]
 

@@ -13,6 +13,7 @@ from moh_deploy.ops.tolerances import tolerance_for
 from moh_deploy.system.staging import staged_file
 from tests.cuda import conformance
 from tests.gpu.stored_cases import CASES
+from tests.ops.cases import OP_CASES
 
 GPU_OPS = ("MoHRouter", "MoHAttention", "MoHAggregatedAttention")
 
@@ -21,7 +22,7 @@ def prepare(path: Path = CASES) -> int:
     """Write the file and return how many cases are in it."""
     arrays: dict[str, np.ndarray] = {}
     headers = []
-    for case in (case for op in GPU_OPS for case in OPS[op].cases):
+    for case in (case for op in GPU_OPS for case in OP_CASES[op]):
         headers.append(_store(case, len(headers), arrays))
     for name in conformance.PRIMITIVES:
         arrays[f"primitive/{name}"] = conformance.inputs(name)

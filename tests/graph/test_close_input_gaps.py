@@ -3,12 +3,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from moh_deploy.graph import close_input_gaps
-from moh_deploy.ops import OPS
 from tests.ops.case_models import case_model
+from tests.ops.cases import named_case
 
 
 def _model(op: str, name: str) -> ir.Model:
-    (case,) = [c for c in OPS[op].cases if (c.name, c.dtype) == (name, "float32")]
+    case = named_case(op, name)
     return ir.from_proto(case_model(case))
 
 

@@ -10,11 +10,11 @@ import pytest
 from moh_deploy.graph import add_function_bodies, choose_layers
 from moh_deploy.graph.sequences import lower_to_tensorrt
 from moh_deploy.graph.tell_fields import nodes_with_plugins
-from moh_deploy.ops import OPS
 from moh_deploy.ops.domains import DENSE_DOMAIN
 from moh_deploy.package import OnnxPackage, at_sizes, with_choices
 from tests.graph.models import attention, model, value
 from tests.ops.case_models import case_model
+from tests.ops.cases import OP_CASES
 from tests.projected_package import ATTENTION, write_projected
 from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
 
@@ -117,7 +117,7 @@ def _run(content: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
 def test_gaps_between_inputs_are_closed():
     (case,) = [
         c
-        for c in OPS["MoHAggregatedAttention"].cases
+        for c in OP_CASES["MoHAggregatedAttention"]
         if (c.name, c.dtype) == ("window_bias_only", "float32")
     ]
     content = ir.from_proto(case_model(case))

@@ -7,8 +7,9 @@ from moh_deploy.ops import MOH_AGGREGATED_ATTENTION, MOH_ATTENTION, MOH_ROUTER, 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.ops.tolerances import TOLERANCES, tolerance_for
+from tests.ops.cases import ALL_CASES, OP_CASES
 
-CASES = [case for spec in OPS.values() for case in spec.cases]
+CASES = [*ALL_CASES]
 
 
 def test_names_are_unique():
@@ -33,13 +34,13 @@ def test_inputs_are_the_same_at_each_call_and_contiguous(case: Case):
 def test_cases_differ_in_their_inputs():
     plain, closed = (
         c
-        for c in MOH_ATTENTION.cases
+        for c in OP_CASES[MOH_ATTENTION.name]
         if c.name in ("plain_rank3", "all_open") and c.dtype == "float32"
     )
     assert not np.array_equal(plain.inputs()[0], closed.inputs()[0])
 
 
-@pytest.mark.parametrize("case", MOH_ROUTER.cases, ids=str)
+@pytest.mark.parametrize("case", OP_CASES[MOH_ROUTER.name], ids=str)
 def test_no_case_depends_on_a_near_tie(case: Case):
     """The last chosen probability is equal to the next one in float32, or clearly larger."""
     routed = case.inputs()[0]
@@ -57,14 +58,14 @@ def test_no_case_depends_on_a_near_tie(case: Case):
 def test_cases_reach_every_input_dtype_and_optional_input(spec):
     for index, given in enumerate(spec.inputs):
         padding = [None] * len(spec.inputs)
-        types = [(*case.input_types(), *padding)[index] for case in spec.cases]
+        types = [(*case.input_types(), *padding)[index] for case in OP_CASES[spec.name]]
         assert {t.dtype for t in types if t is not None} == set(given.types)
         assert (None in types) == given.optional
 
 
 def test_score_bound_holds():
     """A bound that is too low would make the tolerance too tight for correct kernels."""
-    for case in MOH_ATTENTION.cases:
+    for case in OP_CASES[MOH_ATTENTION.name]:
         query, key = (a.astype(np.float64) for a in case.inputs()[:2])
         head_dim = query.shape[-1] // (case.attributes["q_num_heads"] if query.ndim == 3 else 1)
         finite = [np.max(np.abs(a[np.isfinite(a)]), initial=0) for a in (query, key)]
@@ -73,7 +74,7 @@ def test_score_bound_holds():
         assert typical <= 2 * case.score_bound * (1 + 1e-9), case
 
 
-@pytest.mark.parametrize("case", MOH_AGGREGATED_ATTENTION.cases[::3], ids=str)
+@pytest.mark.parametrize("case", OP_CASES[MOH_AGGREGATED_ATTENTION.name][::3], ids=str)
 def test_score_bound_of_aggregated_attention_holds(case: Case):
     """The same for the scores of every query with every key, in its window or not."""
     heads, every = case.attributes["num_heads"], len(MOH_AGGREGATED_ATTENTION.inputs)

@@ -11,6 +11,7 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from moh_deploy.ops.single_node import single_node_model
+from tests.ops.cases import ALL_CASES
 from tests.ops.implementations import (
     IMPLEMENTATIONS,
     Implementation,
@@ -18,7 +19,7 @@ from tests.ops.implementations import (
     run_onnxruntime,
 )
 
-CASES = [case for spec in OPS.values() for case in spec.cases]
+CASES = [*ALL_CASES]
 OPSETS = (18, 19, 20, 21, 22, 23)
 
 

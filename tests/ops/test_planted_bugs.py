@@ -14,6 +14,7 @@ import pytest
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
+from tests.ops.cases import OP_CASES, named_case
 from tests.ops.implementations import case_model, run_onnx_reference
 
 Bug = Callable[[onnx.FunctionProto], None]
@@ -341,7 +342,7 @@ BUGS: dict[str, tuple[str, Bug]] = {
 @pytest.mark.parametrize("name", BUGS)
 def test_contract_rejects_the_planted_bug(name: str):
     op, plant = BUGS[name]
-    cases = [case for case in OPS[op].cases if case.dtype == "float32"]
+    cases = [case for case in OP_CASES[op] if case.dtype == "float32"]
     assert any(_fails(case, plant) for case in cases), f"no case of {op} notices '{name}'"
 
 
@@ -403,4 +404,4 @@ def _assert_right(case: Case, output: np.ndarray) -> None:
 
 
 def _case(op: str, name: str) -> Case:
-    return next(c for c in OPS[op].cases if c.name == name and c.dtype == "float32")
+    return named_case(op, name)

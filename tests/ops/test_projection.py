@@ -11,12 +11,13 @@ from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from moh_deploy.ops.projection_function import function_body
 from tests.ops.case_models import case_model
+from tests.ops.cases import OP_CASES, named_case
 
 PROJECTIONS = ("MoHQueryProjection", "MoHOutputProjection")
 
 
 def _case(op: str, name: str) -> Case:
-    return next(c for c in OPS[op].cases if c.name == name and c.dtype == "float32")
+    return named_case(op, name)
 
 
 def _right(case: Case) -> np.ndarray:
@@ -60,7 +61,7 @@ def test_every_output_of_the_output_projection_counts():
     assert "Y is out of tolerance" in find_mismatch(case, [output])
 
 
-@pytest.mark.parametrize("case", OPS["MoHOutputProjection"].cases, ids=str)
+@pytest.mark.parametrize("case", OP_CASES["MoHOutputProjection"], ids=str)
 def test_output_projection_is_given_zeros_for_closed_heads(case: Case):
     x, _, gates = case.inputs()[:3]
     assert np.all(_by_head(case, x)[gates == 0] == 0)
@@ -68,7 +69,7 @@ def test_output_projection_is_given_zeros_for_closed_heads(case: Case):
 
 @pytest.mark.parametrize("op", PROJECTIONS)
 def test_cases_reach_every_share_of_open_gates(op: str):
-    gates = [case.inputs()[2] for case in OPS[op].cases]
+    gates = [case.inputs()[2] for case in OP_CASES[op]]
     shares = {np.mean(one != 0) for one in gates if one.size > 0}
     assert {0.0, 1.0} < shares
     assert any(0.9 < share < 1.0 for share in shares)
@@ -83,7 +84,7 @@ def test_float32_body_is_one_product_and_one_sum(op: str):
 
 @pytest.mark.parametrize("op", PROJECTIONS)
 def test_half_precision_body_is_summed_in_float32(op: str):
-    case = next(c for c in OPS[op].cases if (c.name, c.dtype) == ("long_rows", "bfloat16"))
+    case = named_case(op, "long_rows", "bfloat16")
     ops = [node.op_type for node in case_model(case).functions[0].node]
     assert ops.index("Cast") < ops.index("MatMul") < ops.index("CastLike")
 

@@ -21,6 +21,7 @@ from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from tests.ops.case_models import case_model
+from tests.ops.cases import OP_CASES
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import (
     aggregated_attention_setups,
@@ -59,7 +60,7 @@ def main(library: Path) -> None:
 
 def _named() -> Iterator[Case]:
     for spec in OPS.values():
-        yield from spec.cases
+        yield from OP_CASES[spec.name]
     for setup in _LARGE:
         for dtype in FLOAT_TYPES:
             yield replace(setup, dtype=dtype).case()

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from moh_deploy.ops import MOH_ATTENTION, OPS
+from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.ops.cases import OP_CASES
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import attention_setups
 from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, kernels_of
@@ -37,7 +38,7 @@ def _assert_close(kernels: Kernels, case: Case, *, bound: float = BOUND) -> None
 
 # Their scores are so large that eight bits of a query change the softmax.
 _LARGE = ("large_scores", "negative_scale")
-_NAMED = [c for c in OPS["MoHAttention"].cases if c.name not in _LARGE]
+_NAMED = [c for c in OP_CASES["MoHAttention"] if c.name not in _LARGE]
 
 
 @pytest.mark.parametrize("case", _NAMED, ids=str)

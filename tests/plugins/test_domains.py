@@ -7,6 +7,7 @@ import pytest
 
 from moh_deploy.ops import OPS
 from tests.ops.case_models import case_model
+from tests.ops.cases import OP_CASES
 from tests.plugins.kernels import Kernels, assert_right, run_session
 
 
@@ -25,7 +26,7 @@ def moved(model: onnx.ModelProto, domain: str) -> onnx.ModelProto:
     [("moh", "kernel"), ("moh.2", "kernel"), ("moh.3", "kernel"), ("moh.4", "function")],
 )
 def test_domain_says_what_runs_a_node(kernels: Kernels, op: str, domain: str, runs_as: str):
-    case = OPS[op].cases[0]
+    case = OP_CASES[op][0]
     model = moved(case_model(case), domain)
     session, runs = kernels.placed(model)
     assert set(runs.values()) == {runs_as}

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.ops.case_models import case_model
+from tests.ops.cases import ALL_CASES
 from tests.plugins.attention_setups import AttentionSetup
 from tests.plugins.kernels import Kernels, memory_for, run_into
 
@@ -19,7 +19,7 @@ TILES = AttentionSetup(batch=2, seq_len=130, kv_len=300, head_dim=37, value_dim=
 
 
 def _cases(dtype: str) -> list[Case]:
-    named = [case for spec in OPS.values() for case in spec.cases if case.dtype == dtype]
+    named = [case for case in ALL_CASES if case.dtype == dtype]
     gates = ("share", "few", "none", "one_row", "no_head_0")
     drawn = [replace(TILES, dtype=dtype, gates=pattern, rank=4) for pattern in gates]
     return [*named, *(setup.case() for setup in drawn)]

@@ -15,6 +15,7 @@ from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from tests.kernel_library import required_library
 from tests.ops.case_models import case_model
+from tests.ops.cases import OP_CASES
 from tests.plugins.attention_setups import AttentionSetup
 from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, run_session
 
@@ -78,7 +79,7 @@ def test_unknown_compute_type_is_refused_naming_both(library: Path, compute_type
 
 
 def test_one_process_can_use_every_instruction_set_at_once(library: Path):
-    case = OPS["MoHAttention"].cases[0]
+    case = OP_CASES["MoHAttention"][0]
     names = ort_kernels.instruction_sets(library)
     sessions = [Kernels(library, name).session(case_model(case)) for name in names]
     assert len(sessions) == len(names)
@@ -88,6 +89,6 @@ def test_one_process_can_use_every_instruction_set_at_once(library: Path):
 @pytest.mark.parametrize("op", list(OPS))
 def test_every_dtype_of_every_op_has_a_kernel(library: Path, op: str, dtype: str):
     """A dtype without one would make a model fail to load, body or no body."""
-    model = case_model(next(case for case in OPS[op].cases if case.dtype == dtype))
+    model = case_model(next(case for case in OP_CASES[op] if case.dtype == dtype))
     nodes = [node.name for node in model.graph.node]
     assert Kernels(library, "baseline").placed(model)[1] == dict.fromkeys(nodes, "kernel")

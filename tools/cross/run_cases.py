@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case, numpy_dtype
 from moh_deploy.ops.contract import find_mismatch
+from tests.ops.cases import ALL_CASES
 from tests.plugins.draws import (
     aggregated_attention_setups,
     attention_setups,
@@ -34,7 +35,7 @@ MOST_PRODUCTS = 1_000_000
 
 
 def main(command: list[str]) -> None:
-    cases = [case for spec in OPS.values() for case in spec.cases]
+    cases = [*ALL_CASES]
     cases += [*_drawn(attention_setups(most_products=MOST_PRODUCTS)), *_drawn(router_setups())]
     cases += [*_drawn(aggregated_attention_setups()), *_drawn(token_conv_setups())]
     cases += _drawn(projection_setups(most_products=MOST_PRODUCTS))

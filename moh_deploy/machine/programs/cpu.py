@@ -8,29 +8,43 @@ import numpy as np
 import onnx
 
 from moh_deploy.errors import BackendError
+from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.single_node import single_node_model
-from moh_deploy.ops.spec import OPS
+from moh_deploy.ops.spec import Arrays
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
 from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.staging import scratch_directory
 
-_OP = "MoHAttention"
+
+def _inputs(rng: np.random.Generator) -> Arrays:
+    """Q, K, V [1, 3, 8] of two heads and their gates [1, 3, 2], a part of them closed."""
+    query, key, value = rng.standard_normal((3, 1, 3, 8))
+    gates = np.array([[[1.0, 0.0], [0.0, 0.5], [2.0, 1.0]]])
+    return tuple(array.astype(np.float32) for array in (query, key, value, gates))
+
+
+_CASE = Case(
+    name="doctor",
+    op=MOH_ATTENTION.name,
+    why="The kernel, or the function body, does not compute attention on this machine.",
+    attributes=MOH_ATTENTION.complete({"q_num_heads": 2, "kv_num_heads": 2, "scale": 0.5}),
+    build=_inputs,
+)
 
 
 def main(kernels: str) -> dict[str, object]:
     """Run it with `off`, its function body, or `require`, the kernel."""
-    case = next(one for one in OPS[_OP].cases if one.dtype == "float32")
-    runner = _open(case, cast(Kernels, kernels))
-    _compare(case, runner)
+    runner = _open(_CASE, cast(Kernels, kernels))
+    _compare(_CASE, runner)
     library = runner.kernels.library
     return {"instruction_sets": [] if library is None else instruction_sets(library)}
 
 
 def _open(case: Case, kernels: Kernels) -> OrtRunner:
     model = single_node_model(case.op, case.input_types(), case.attributes)
-    model.graph.node[0].name = _OP
+    model.graph.node[0].name = case.op
     with scratch_directory("moh-deploy-cpu") as scratch:
         path = scratch / "model.onnx"
         onnx.save(model, path)
@@ -38,12 +52,12 @@ def _open(case: Case, kernels: Kernels) -> OrtRunner:
 
 
 def _compare(case: Case, runner: OrtRunner) -> None:
-    names = (one.name for one in OPS[_OP].inputs)
     arrays = case.inputs()
+    names = (given.name for given in MOH_ATTENTION.inputs)
     feeds = {name: array for name, array in zip(names, arrays, strict=False) if array is not None}
     (found,) = runner.run(feeds).values()
-    (expected,) = OPS[_OP].reference(arrays, OPS[_OP].complete(case.attributes))
+    (expected,) = MOH_ATTENTION.reference(arrays, case.attributes)
     allowed = case.tolerance
     if not np.allclose(found, expected, allowed.relative, allowed.absolute):
         error = float(np.max(np.abs(found - expected)))
-        raise BackendError(f"{_OP} is computed wrongly: off by {error:.3g}")
+        raise BackendError(f"{case.op} is computed wrongly: off by {error:.3g}")

@@ -8,15 +8,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from tests.cuda.libraries import Emulator
 from tests.cuda.trt import builds
 from tests.cuda.trt.host_plugin import BUILD, RUNTIME, CaseRun, Harness, Plugin
 from tests.cuda.trt.test_attributes import PLUGINS
+from tests.ops.cases import OP_CASES, named_case
 
-CASES = [case for op in PLUGINS for case in OPS[op].cases]
+CASES = [case for op in PLUGINS for case in OP_CASES[op]]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_plugin_agrees_with_the_reference(harness: Harness, case: Case):
 
 
 def _plain(op: str, name: str) -> CaseRun:
-    (case,) = [c for c in OPS[op].cases if (c.name, c.dtype) == (name, "float32")]
+    case = named_case(op, name)
     return CaseRun(case)
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.ops import OPS
 from tests.cuda import nvcc
 from tests.cuda.trt import builds
 from tests.cuda.trt.rtx import build
 from tests.ops.case_models import case_model
+from tests.ops.cases import OP_CASES
 
 # Of every Linux.
 SYSTEM = {"libc", "libm", "libdl", "libpthread", "librt", "ld-linux-x86-64", "ld-linux-aarch64"}
@@ -79,7 +79,7 @@ def test_it_needs_nothing_that_a_linux_may_lack(library: Path):
 
 
 def test_engines_are_built_with_it(library: Path, tmp_path: Path):
-    case = next(c for c in OPS["MoHAttention"].cases if c.dtype == "bfloat16")
+    case = next(c for c in OP_CASES["MoHAttention"] if c.dtype == "bfloat16")
     built = build(case_model(case), tmp_path, library=library)
     assert built.plugins == ["MoHAttention"]
     assert b"MoHAttention" in built.engine

@@ -15,6 +15,7 @@ from moh_deploy.ops.cases import Case
 from tests.cuda.trt.rtx import build
 from tests.graph.models import two_convolutions
 from tests.ops.case_models import case_model
+from tests.ops.cases import named_case
 
 FLOATS = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 BATCHES = {"x": ([1, 12, 4], [2, 12, 4], [4, 12, 4])}
@@ -26,8 +27,7 @@ CASES = {
 
 
 def _case(op: str, dtype: str = "float16", name: str | None = None) -> Case:
-    (case,) = [c for c in OPS[op].cases if (c.name, c.dtype) == (name or CASES[op], dtype)]
-    return case
+    return named_case(op, name or CASES[op], dtype)
 
 
 def _node(model: onnx.ModelProto) -> onnx.NodeProto:

@@ -12,13 +12,13 @@ from moh_deploy.ops.cases import Case
 from tests.cuda import abi
 from tests.cuda.trt.fakes import Kernels
 from tests.cuda.trt.host_plugin import RUNTIME, CaseRun, Harness, Plugin, Tensor
+from tests.ops.cases import OP_CASES, named_case
 
 SPARSE, DENSE = 1, 2  # tactics as TensorRT counts them
 
 
 def _case(op: str, name: str, dtype: str = "float16") -> Case:
-    (case,) = [c for c in OPS[op].cases if (c.name, c.dtype) == (name, dtype)]
-    return case
+    return named_case(op, name, dtype)
 
 
 def _ready(harness: Harness, case: Case, *, phase: int = RUNTIME) -> tuple[Plugin, CaseRun]:
@@ -62,8 +62,8 @@ def test_absent_inputs_are_null(harness: Harness, kernels: Kernels):
     assert args["window_bias"] == run.inputs[-1].ctypes.data
 
 
-ATTENTION = [c for c in OPS["MoHAttention"].cases if c.dtype == "float16"]
-AGGREGATED = [c for c in OPS["MoHAggregatedAttention"].cases if c.dtype == "float16"]
+ATTENTION = [c for c in OP_CASES["MoHAttention"] if c.dtype == "float16"]
+AGGREGATED = [c for c in OP_CASES["MoHAggregatedAttention"] if c.dtype == "float16"]
 
 
 def _places(array: np.ndarray, heads: int) -> np.ndarray:

@@ -11,10 +11,11 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.trt.host_plugin import CHW32, CaseRun, Harness, Plugin, Tensor
 from tests.cuda.trt.test_attributes import GOOD, PLUGINS
+from tests.ops.cases import OP_CASES
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
-CASES = [case for op in PLUGINS for case in OPS[op].cases]
+CASES = [case for op in PLUGINS for case in OP_CASES[op]]
 FLOATS = ("float32", "float16", "bfloat16")
 
 

@@ -6,7 +6,6 @@ import onnx_ir as ir
 import pytest
 
 from moh_deploy.machine.device_code import DeviceCode
-from moh_deploy.ops import OPS
 from moh_deploy.ops.plugin_support import PLUGINS
 from moh_deploy.runtime.tensorrt.messages import ParserError
 from moh_deploy.runtime.tensorrt.preflight import (
@@ -18,12 +17,13 @@ from moh_deploy.runtime.tensorrt.preflight import (
 from moh_deploy.runtime.tensorrt.profiles import Span
 from moh_deploy.runtime.tensorrt.rejection import Rejection, refusal
 from tests.ops.case_models import case_model
+from tests.ops.cases import OP_CASES, named_case
 
-CASES = [c for op in PLUGINS for c in OPS[op].cases]
+CASES = [c for op in PLUGINS for c in OP_CASES[op]]
 
 
 def _node(op: str, name: str) -> ir.Node:
-    (case,) = [c for c in OPS[op].cases if (c.name, c.dtype) == (name, "float32")]
+    case = named_case(op, name)
     (node,) = ir.from_proto(case_model(case)).graph
     node.name = "blocks.0.attn"
     return node

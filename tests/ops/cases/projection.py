@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.ops.cases import Case, in_every_dtype
+from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import Arrays
+from tests.ops.cases.in_every_dtype import in_every_dtype
 
 Edit = Callable[[dict[str, np.ndarray]], None]
 """Puts special values into X, W, gates or bias, in place; runs before closed rows become 0."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
-from moh_deploy.ops.cases import Case, in_every_dtype
+from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import Arrays
+from tests.ops.cases.in_every_dtype import in_every_dtype
 
 Edit = Callable[[dict[str, np.ndarray]], None]
 """Puts special values into the inputs, in place. Q, K, V and the pooled ones are

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from moh_deploy.ops.cases import Case, in_every_dtype
+from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import Arrays
+from tests.ops.cases.in_every_dtype import in_every_dtype
 
 MaskMaker = Callable[[np.random.Generator], np.ndarray]
 Edit = Callable[[dict[str, np.ndarray]], None]

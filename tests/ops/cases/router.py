@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.ops.cases import Case, in_every_dtype
+from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import Arrays, AttributeValue
+from tests.ops.cases.in_every_dtype import in_every_dtype
 
 Logits = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
