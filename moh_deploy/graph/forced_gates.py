@@ -17,6 +17,7 @@ from onnx import helper
 from moh_deploy.graph.fed_input import add_input
 from moh_deploy.graph.router_nodes import ancestors
 from moh_deploy.graph.switches import all_nodes, dense_twin
+from moh_deploy.ops import OPS
 from moh_deploy.package.manifest import LayerInfo
 
 GateTypes = Mapping[str, np.dtype[Any]]
@@ -25,10 +26,10 @@ GateTypes = Mapping[str, np.dtype[Any]]
 _VIEWS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 GATES_INPUT = {
-    "MoHAttention": 3,
-    "MoHAggregatedAttention": 5,
-    "MoHQueryProjection": 2,
-    "MoHOutputProjection": 2,
+    spec.name: place
+    for spec in OPS.values()
+    for place, given in enumerate(spec.inputs)
+    if given.name == "gates"
 }
 """Operator to the place of the gates among its inputs."""
 

@@ -8,8 +8,9 @@ from typing import get_args
 
 import onnx_ir as ir
 
+from moh_deploy.ops import op_names
+from moh_deploy.ops.op_names import AttentionOp
 from moh_deploy.ops.routers import WEIGHING
-from moh_deploy.package.manifest import AttentionOp
 
 ATTENTION_OPS = get_args(AttentionOp)
 _VIEWS = ("Reshape", "Transpose", "Identity")
@@ -104,15 +105,15 @@ def _named(node: ir.Node | None, layer: str) -> str | None:
 def _query_projection(attention: ir.Node | None) -> ir.Node | None:
     query = None if attention is None else attention.inputs[0]
     maker = None if query is None else query.producer()
-    return maker if maker is not None and maker.op_type == "MoHQueryProjection" else None
+    return maker if maker is not None and maker.op_type == op_names.QUERY_PROJECTION else None
 
 
 def _output_projection(attention: ir.Node | None) -> ir.Node | None:
     """The projection that alone reads the attention, perhaps rearranged."""
     node = attention
-    while node is not None and node.op_type != "MoHOutputProjection":
+    while node is not None and node.op_type != op_names.OUTPUT_PROJECTION:
         readers = node.outputs[0].consumers()
-        follows = len(readers) == 1 and readers[0].op_type in ("MoHOutputProjection", *_VIEWS)
+        follows = len(readers) == 1 and readers[0].op_type in (op_names.OUTPUT_PROJECTION, *_VIEWS)
         node = readers[0] if follows else None
     return node
 
@@ -124,7 +125,7 @@ def _router(gates: ir.Value, named: set[ir.Node]) -> ir.Node | None:
     while node is not None and node.op_type in (*_VIEWS, *WEIGHING, "Cast"):
         source = node.inputs[0]
         node = None if source is None else source.producer()
-    if node is None or node.op_type != "MoHRouter" or node in named:
+    if node is None or node.op_type != op_names.ROUTER or node in named:
         return None
     named.add(node)
     return node

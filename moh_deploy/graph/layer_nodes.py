@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.graph.switches import all_nodes
+from moh_deploy.ops import op_names
 from moh_deploy.package.manifest import LayerInfo
 
 
@@ -54,7 +55,7 @@ def _of_layer(
     return LayerNodes(
         op=node.op_type,
         is_causal=bool(numbers.get("is_causal")),
-        has_mask=node.op_type == "MoHAttention" and len(node.input) > 4 and bool(node.input[4]),
+        has_mask=node.op_type == op_names.ATTENTION and len(node.input) > 4 and bool(node.input[4]),
         window=numbers.get("kernel_height", 0) * numbers.get("kernel_width", 0),
         query_features=query[0] if query else None,
         output_features=output[1] if output else None,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 
 from moh_deploy.graph.switches import all_nodes, reads
+from moh_deploy.ops import op_names
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.package.manifest import LayerInfo
 
@@ -55,7 +56,7 @@ def makers_of(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 def is_router(node: onnx.NodeProto) -> bool:
     """Tell whether a node is a MoHRouter."""
-    return (base_domain(node.domain), node.op_type) == (KERNEL_DOMAIN, "MoHRouter")
+    return (base_domain(node.domain), node.op_type) == (KERNEL_DOMAIN, op_names.ROUTER)
 
 
 def ancestors(

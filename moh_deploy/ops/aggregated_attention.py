@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.aggregated_attention_function import (
     AggregatedAttentionVariant,
     function_body,
@@ -142,7 +143,7 @@ def _input(name: str, doc: str, *, optional: bool = False) -> InputSpec:
 
 MOH_AGGREGATED_ATTENTION = OPS.register(
     OpSpec(
-        name="MoHAggregatedAttention",
+        name=op_names.AGGREGATED_ATTENTION,
         doc="Gated attention of each pixel to its window and to a pooled image, in one softmax.",
         inputs=(
             _input("Q", "Queries, [B, N, H*D]: N = height * width pixels, row by row."),

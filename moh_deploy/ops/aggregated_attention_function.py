@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
 from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
@@ -71,7 +72,7 @@ def function_body(variant: AggregatedAttentionVariant, *, opset: int) -> onnx.Fu
     Raises:
         ExportError: The opset is older than 18.
     """
-    check_opset("MoHAggregatedAttention", opset)
+    check_opset(op_names.AGGREGATED_ATTENTION, opset)
     steps = [
         _CONSTANTS,
         _operands(variant),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from moh_deploy.errors import ExportError
+from moh_deploy.ops import op_names
 from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
 
-_OP = "MoHAggregatedAttention"
+_OP = op_names.AGGREGATED_ATTENTION
 _SHAPES: dict[str, tuple[str, ...]] = {
     "Q": ("B", "N", "H*D"),
     "K": ("B", "N", "H*D"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.attention_function import (
     AttentionVariant,
     function_body,
@@ -116,7 +117,7 @@ def _float64(array: np.ndarray | None) -> np.ndarray:
 
 MOH_ATTENTION = OPS.register(
     OpSpec(
-        name="MoHAttention",
+        name=op_names.ATTENTION,
         doc="Gated attention: gates * softmax(scale * Q K^T + mask) V for each token and head.",
         inputs=(
             InputSpec("Q", FLOAT_TYPES, "T", "Queries, [B, S, Hq*D] or [B, Hq, S, D]."),

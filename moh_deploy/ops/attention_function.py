@@ -12,6 +12,7 @@ from typing import Literal
 
 import onnx
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
@@ -65,7 +66,7 @@ def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProt
     Raises:
         ExportError: The opset is older than 18.
     """
-    check_opset("MoHAttention", opset)
+    check_opset(op_names.ATTENTION, opset)
     inputs = "Q, K, V, gates" + (", attn_mask" if variant.mask else "")
     steps = [
         _CONSTANTS,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from moh_deploy.errors import ExportError
+from moh_deploy.ops import op_names
 from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required, show
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
 
-_OP = "MoHAttention"
+_OP = op_names.ATTENTION
 
 
 def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.spec import OPS
 
 
@@ -60,16 +61,16 @@ OPEN_SHARE = PluginField(
 )
 
 _LIMITS = {
-    "MoHRouter": {"routed_heads": 4096, "shared_heads": 4096},
-    "MoHAttention": {"head_dim": 256, "value_dim": 256},
-    "MoHAggregatedAttention": {"head_dim": 256, "window_places": 128},
+    op_names.ROUTER: {"routed_heads": 4096, "shared_heads": 4096},
+    op_names.ATTENTION: {"head_dim": 256, "value_dim": 256},
+    op_names.AGGREGATED_ATTENTION: {"head_dim": 256, "window_places": 128},
 }
-_FIELDS = {"MoHAttention": (OPEN_SHARE,)}
+_FIELDS = {op_names.ATTENTION: (OPEN_SHARE,)}
 # Of each input.
 _RANKS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "MoHRouter": ((3,),) * 3,
-    "MoHAttention": ((3, 4), (3, 4), (3, 4), (3,), (1, 2, 3, 4)),
-    "MoHAggregatedAttention": (*((3,),) * 6, (2,), (2,), (2,), (3,), (3,), (2,)),
+    op_names.ROUTER: ((3,),) * 3,
+    op_names.ATTENTION: ((3, 4), (3, 4), (3, 4), (3,), (1, 2, 3, 4)),
+    op_names.AGGREGATED_ATTENTION: (*((3,),) * 6, (2,), (2,), (2,), (3,), (3,), (2,)),
 }
 
 

@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.projection_function import ProjectionVariant, node_function, variant_of
 from moh_deploy.ops.projection_shapes import output_shape_rule, query_shape_rule
 from moh_deploy.ops.spec import (
@@ -74,7 +75,7 @@ _ATTRIBUTES = (AttributeSpec("num_heads", "int", "Heads H."),)
 
 MOH_QUERY_PROJECTION = OPS.register(
     OpSpec(
-        name="MoHQueryProjection",
+        name=op_names.QUERY_PROJECTION,
         doc="Queries of the heads that each token chose: X W + bias; other rows are unspecified.",
         inputs=_inputs("[B, S, C].", "[C, H*D].", "[H*D]."),
         outputs=(OutputSpec("Q", "T", "[B, S, H*D]; unspecified where the gate is 0."),),
@@ -83,13 +84,13 @@ MOH_QUERY_PROJECTION = OPS.register(
         specified=open_rows,
         shape_rule=query_shape_rule,
         variant=variant_of,
-        function=partial(node_function, "MoHQueryProjection"),
+        function=partial(node_function, op_names.QUERY_PROJECTION),
     )
 )
 
 MOH_OUTPUT_PROJECTION = OPS.register(
     OpSpec(
-        name="MoHOutputProjection",
+        name=op_names.OUTPUT_PROJECTION,
         doc="X W + bias for an X whose rows are 0 where the gate is 0, as MoHAttention writes it.",
         inputs=_inputs("[B, S, H*D], 0 where the gate is 0.", "[H*D, C].", "[C]."),
         outputs=(OutputSpec("Y", "T", "[B, S, C]."),),
@@ -97,6 +98,6 @@ MOH_OUTPUT_PROJECTION = OPS.register(
         reference=reference,
         shape_rule=output_shape_rule,
         variant=variant_of,
-        function=partial(node_function, "MoHOutputProjection"),
+        function=partial(node_function, op_names.OUTPUT_PROJECTION),
     )
 )

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import onnx
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
-_OUTPUTS = {"MoHQueryProjection": "Q", "MoHOutputProjection": "Y"}
+_OUTPUTS = {op_names.QUERY_PROJECTION: "Q", op_names.OUTPUT_PROJECTION: "Y"}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from moh_deploy.errors import ExportError
+from moh_deploy.ops import op_names
 from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
 
@@ -21,12 +22,12 @@ def query_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[Tenso
     Raises:
         ExportError: A dtype, rank, head count or size does not fit the others.
     """
-    return _shape_rule("MoHQueryProjection", inputs, attributes, "columns")
+    return _shape_rule(op_names.QUERY_PROJECTION, inputs, attributes, "columns")
 
 
 def output_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:
     """Return the type of Y, [B, S, C]; see `query_shape_rule`."""
-    return _shape_rule("MoHOutputProjection", inputs, attributes, "rows")
+    return _shape_rule(op_names.OUTPUT_PROJECTION, inputs, attributes, "rows")
 
 
 def _shape_rule(

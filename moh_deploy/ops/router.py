@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.router_function import RouterVariant, function_body, node_function, variant_of
 from moh_deploy.ops.router_shapes import router_shape_rule
 from moh_deploy.ops.spec import (
@@ -82,7 +83,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 MOH_ROUTER = OPS.register(
     OpSpec(
-        name="MoHRouter",
+        name=op_names.ROUTER,
         doc="Gates of every head from router logits: shared heads, then routed heads.",
         inputs=(
             InputSpec("routed_logits", FLOAT_TYPES, "T", "[B, S, R].", optional=True),

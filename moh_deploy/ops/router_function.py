@@ -8,6 +8,7 @@ from typing import Literal
 import onnx
 
 from moh_deploy.errors import ExportError
+from moh_deploy.ops import op_names
 from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
@@ -61,7 +62,7 @@ def function_body(variant: RouterVariant, *, opset: int) -> onnx.FunctionProto:
     Raises:
         ExportError: The opset is older than 18, or the variant has no input.
     """
-    check_opset("MoHRouter", opset)
+    check_opset(op_names.ROUTER, opset)
     if not variant.inputs():
         raise ExportError("MoHRouter: no function body without logits; got a variant without any.")
     steps = [_stage(variant), _routed(variant), _shared(variant), _joined(variant)]

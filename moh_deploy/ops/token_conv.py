@@ -15,6 +15,7 @@ from math import erf
 
 import numpy as np
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.spec import (
     FLAG,
     FLOAT_TYPES,
@@ -85,7 +86,7 @@ def _pixel(image: np.ndarray, weight: np.ndarray, y: int, x: int) -> np.ndarray:
 
 MOH_TOKEN_CONV = OPS.register(
     OpSpec(
-        name="MoHTokenConv",
+        name=op_names.TOKEN_CONV,
         doc="Depthwise convolution of tokens that are the pixels of an image, row by row.",
         inputs=(
             InputSpec(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from moh_deploy.ops import op_names
 from moh_deploy.ops.function_text import check_opset
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
@@ -52,7 +53,7 @@ def function_body(variant: TokenConvVariant, *, opset: int) -> onnx.FunctionProt
     Raises:
         ExportError: The opset is older than 18.
     """
-    check_opset("MoHTokenConv", opset)
+    check_opset(op_names.TOKEN_CONV, opset)
     biases = ", bias, input_bias" if variant.input_bias else ", bias" if variant.bias else ""
     text = f"""
         <domain: "moh", opset_import: ["" : {opset}]>

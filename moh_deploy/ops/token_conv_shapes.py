@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moh_deploy.errors import ExportError
+from moh_deploy.ops import op_names
 from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, TensorType, TensorTypes
 
-_OP = "MoHTokenConv"
+_OP = op_names.TOKEN_CONV
 ACTIVATIONS = ("none", "gelu")
 
 

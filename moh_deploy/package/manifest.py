@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moh_deploy.ops.op_names import AttentionOp
+
 FORMAT_VERSION = 1
 
 ComputeType = Literal["float32", "bfloat16"]
@@ -12,8 +14,6 @@ ComputeType = Literal["float32", "bfloat16"]
 Choice = Literal["dense", "sparse", "projected"]
 """How a replaced layer is run: every head by its function bodies; the chosen heads by a kernel; the
 chosen heads with their projections by kernels."""
-
-AttentionOp = Literal["MoHAttention", "MoHAggregatedAttention"]
 
 # Read by pydantic when manifest.json is decoded: no key too many, no number hidden in a string.
 _STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}

@@ -17,6 +17,7 @@ from moh_deploy.frontend.prove.measured_rounding import measure_rounding
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.ops import op_names
 from moh_deploy.package import Rounding
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.tolerances import tolerance_for
@@ -185,7 +186,7 @@ def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> Differe
         original = values[rewrite.computed_gates]
         decided = _decided(rewrite, values, original)
         everything_decided = bool(decided.all())
-        found = _difference("MoHRouter", values[rewrite.routed][decided], original[decided])
+        found = _difference(op_names.ROUTER, values[rewrite.routed][decided], original[decided])
         if found is not None:
             return found
     if rewrite.replacement is None or rewrite.op is None or not everything_decided:

@@ -43,7 +43,8 @@ from moh_deploy.frontend.rewrite.projections import HeadAxes, project_output, pr
 from moh_deploy.frontend.rewrite.router import insert_router, merge_logits
 from moh_deploy.frontend.rewrite.split import Splitter
 from moh_deploy.frontend.rewrite.swap import Swap
-from moh_deploy.package.manifest import AttentionOp
+from moh_deploy.ops import op_names
+from moh_deploy.ops.op_names import AttentionOp
 
 __all__ = ["Rewrite", "commit", "insert"]
 
@@ -186,7 +187,7 @@ def _insert_op(context: _Context, found: Rewrite, gates: Node, builder: GraphBui
         attention, replacement = aggregated.build(gates)
         return replace(
             found,
-            op="MoHAggregatedAttention",
+            op=op_names.AGGREGATED_ATTENTION,
             attention=attention,
             replacement=replacement,
             axes=aggregated.axes,
@@ -202,7 +203,7 @@ def _insert_op(context: _Context, found: Rewrite, gates: Node, builder: GraphBui
     attention, replacement = rewriter.build(gates)
     return replace(
         found,
-        op="MoHAttention",
+        op=op_names.ATTENTION,
         attention=attention,
         replacement=replacement,
         axes=rewriter.axes,

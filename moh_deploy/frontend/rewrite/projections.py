@@ -23,6 +23,7 @@ from moh_deploy.frontend.recognize.projection import Projection, ReadProjection
 from moh_deploy.frontend.rewrite.operands import arranged
 from moh_deploy.frontend.rewrite.readers import readers_up_to
 from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.ops import op_names
 
 aten = torch.ops.aten
 
@@ -167,7 +168,7 @@ def project_output(
         arranged = layouts.builder.call(
             aten.clone.default, arranged, memory_format=torch.contiguous_format
         )
-    return Swap(projection.node, arranged, "MoHOutputProjection")
+    return Swap(projection.node, arranged, op_names.OUTPUT_PROJECTION)
 
 
 def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, Layout] | None:

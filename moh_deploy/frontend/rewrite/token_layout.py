@@ -25,6 +25,7 @@ from moh_deploy.frontend.recognize.image_ops import (
     Pointwise,
 )
 from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.ops import op_names
 
 aten = torch.ops.aten
 
@@ -66,7 +67,7 @@ def _insert(graph: Graph, chain: ImageChain) -> Swap:
 def _operator(step: ImageOp) -> str:
     """What a step becomes on tokens."""
     if isinstance(step, Depthwise):
-        return "MoHTokenConv"
+        return op_names.TOKEN_CONV
     if isinstance(step, Pointwise):
         return "linear"
     return "mean" if isinstance(step, BlockMean) else op(step.node)

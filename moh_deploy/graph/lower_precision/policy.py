@@ -9,7 +9,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from moh_deploy.ops import is_moh_op
+from moh_deploy.ops import is_moh_op, op_names
 from moh_deploy.ops.routers import SCORING
 
 LowType = Literal["float16", "bfloat16"]
@@ -25,7 +25,7 @@ _DECISION = "it decides, and rounding decides otherwise"
 _COUNTS = "it counts"
 
 STAYS_FLOAT32: Mapping[str, str] = {
-    "MoHRouter": "scores, softmax, top-k and gates of a router",
+    op_names.ROUTER: "scores, softmax, top-k and gates of a router",
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), "softmax"),
     **dict.fromkeys(
         (
@@ -212,7 +212,7 @@ def _is_exempt(node: ir.Node, value: ir.Value) -> bool:
 
 def is_lowered(node: ir.Node, index: int) -> bool:
     """Whether an input takes part in the node's precision; others keep the dtype they have."""
-    own_dtype = {"MoHAttention": (4,), "Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}
+    own_dtype = {op_names.ATTENTION: (4,), "Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}
     return index not in own_dtype.get(node.op_type, ())
 
 
@@ -237,7 +237,7 @@ def _floats(values: object) -> Iterator[ir.Value]:
 
 def _makers_of_scores(model: ir.Model) -> set[ir.Node]:
     """Return what brings logits to the scores that a router ranks, element by element."""
-    routers = [node for node in model.graph if node.op_type == "MoHRouter"]
+    routers = [node for node in model.graph if node.op_type == op_names.ROUTER]
     return _ancestors(iter(routers), through=SCORING) - set(routers)
 
 

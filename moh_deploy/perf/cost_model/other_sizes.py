@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
-from moh_deploy.ops import OPS
+from moh_deploy.ops import OPS, op_names
 from moh_deploy.package import LayerInfo
 
 DimRanges = Mapping[str, tuple[int, int | None]]
@@ -38,7 +38,7 @@ def other_sizes(dims: Mapping[str, int], dim_ranges: DimRanges) -> list[dict[str
 def at_other_sizes(layer: LayerInfo, node: ir.Node, sizes: Mapping[str, int]) -> LayerInfo | None:
     """Return a layer with the sizes that its attention node has where the model's inputs have
     these; None where the node does not tell."""
-    if layer.op == "MoHAggregatedAttention":
+    if layer.op == op_names.AGGREGATED_ATTENTION:
         return None  # How far its keys are pooled, its shapes do not tell.
     names = [one.name for one in OPS[node.op_type].inputs]
     gates, keys = (_shape(node.inputs[names.index(name)], sizes) for name in ("gates", "K"))

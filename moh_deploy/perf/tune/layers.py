@@ -15,6 +15,7 @@ from moh_deploy.graph import choose_layers
 from moh_deploy.graph.layer_models import attention_inputs, empty_model, fed_names, layer_model
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.load_model import load_ir
+from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, OnnxPackage, choices_for, without_ranges
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.timing import Contestants, Measure, Samples
@@ -127,7 +128,7 @@ def at_sizes_of(model: ir.Model, layer: LayerInfo, values: Values) -> LayerInfo:
         batch, seq_len, _ = gates.shape
         share = np.count_nonzero(gates) / max(1, gates.size)
         layer = replace(layer, batch=batch, seq_len=seq_len, active_share=share)
-    if keys is not None and layer.op != "MoHAggregatedAttention":
+    if keys is not None and layer.op != op_names.AGGREGATED_ATTENTION:
         layer = replace(layer, kv_len=keys.shape[1 if keys.ndim == 3 else 2])
     return layer
 

@@ -11,6 +11,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.sequences import choose_for_engine, lower_to_tensorrt
 from moh_deploy.graph.tell_fields import nodes_with_plugins
+from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, choice_at, choices_for
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer, Implementation
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer
@@ -140,7 +141,7 @@ def _routers(model: ir.Model, layers: Sequence[LayerInfo]) -> tuple[str | None, 
 
 def _router_of(node: ir.Node | None) -> str | None:
     """Follow the data, a node's first input, from the gates to what chose the heads."""
-    while node is not None and node.op_type != "MoHRouter":
+    while node is not None and node.op_type != op_names.ROUTER:
         first = node.inputs[0] if node.inputs else None
         node = None if first is None else first.producer()
     return None if node is None else node.name

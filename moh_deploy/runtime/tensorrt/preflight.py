@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, ExportError
-from moh_deploy.ops import OPS
+from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
 from moh_deploy.runtime.tensorrt.messages import ParserError
@@ -144,7 +144,7 @@ def _sizes_refused(node: ir.Node) -> Iterator[Reason]:
 
 def _by_function(node: ir.Node) -> str:
     """A router has no choice of its own."""
-    if node.op_type == "MoHRouter":
+    if node.op_type == op_names.ROUTER:
         return "Build without the plugin library: functions take it."
     return "Run this layer by its function: moh-deploy tune DIR --choose LAYER=dense."
 
@@ -192,7 +192,7 @@ def _heads(node: ir.Node, slot: int, attribute: str) -> int | None:
 
 _SIZES: Mapping[str, Callable[[ir.Node], int | None]] = {
     "head_dim": lambda node: _heads(
-        node, 0, "q_num_heads" if node.op_type == "MoHAttention" else "num_heads"
+        node, 0, "q_num_heads" if node.op_type == op_names.ATTENTION else "num_heads"
     ),
     "value_dim": lambda node: _heads(node, 2, "kv_num_heads"),
     "routed_heads": lambda node: _size(node, 0, -1),

@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping
 import onnx
 
 from moh_deploy.graph.flops import attention_flops
+from moh_deploy.ops import op_names
 from moh_deploy.validate.bisection.inner_values import InnerValue
 from moh_deploy.validate.bisection.places import ModelGraph, what_runs
 
-_PRODUCTS = ("MatMul", "Gemm", "Conv", "MoHQueryProjection", "MoHOutputProjection")
+_PRODUCTS = ("MatMul", "Gemm", "Conv", op_names.QUERY_PROJECTION, op_names.OUTPUT_PROJECTION)
 
 
 def flops_share(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moh_deploy.graph.router_logits import PORTS, RouterLogits
+from moh_deploy.ops import op_names
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from moh_deploy.ops.router import MOH_ROUTER
@@ -73,7 +74,7 @@ def tokens_with_nan(logits: PortArrays) -> BoolArray:
 def router_reference(router: RouterLogits, logits: PortArrays) -> NDArray[np.float64]:
     """Return the gates [B, S, H] that a router has to make, in float64."""
     case = _case("", router, logits)
-    (gates,) = OPS["MoHRouter"].reference(case.inputs(), case.attributes)
+    (gates,) = OPS[op_names.ROUTER].reference(case.inputs(), case.attributes)
     return gates
 
 
@@ -114,7 +115,7 @@ def _case(name: str, router: RouterLogits, logits: PortArrays) -> Case:
     arrays = tuple(logits.get(port) for port in PORTS)
     attributes: dict[str, AttributeValue] = dict(_of_op(router))
     dtype = next(iter(logits.values())).dtype.name
-    return Case(name, "MoHRouter", "", attributes, lambda _: arrays, dtype)
+    return Case(name, op_names.ROUTER, "", attributes, lambda _: arrays, dtype)
 
 
 def _of_op(router: RouterLogits) -> Mapping[str, AttributeValue]:

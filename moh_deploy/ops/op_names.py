@@ -1,0 +1,15 @@
+"""Names of the ops that more than their own spec mentions, as nodes, manifests and messages have
+them."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+AGGREGATED_ATTENTION: Final = "MoHAggregatedAttention"
+ATTENTION: Final = "MoHAttention"
+OUTPUT_PROJECTION: Final = "MoHOutputProjection"
+QUERY_PROJECTION: Final = "MoHQueryProjection"
+ROUTER: Final = "MoHRouter"
+TOKEN_CONV: Final = "MoHTokenConv"
+
+AttentionOp = Literal["MoHAttention", "MoHAggregatedAttention"]
