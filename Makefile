@@ -81,6 +81,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+	PYTHONPATH=. $(BIN)/python tools/generate_from_ops.py --check
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/zizmor --quiet --offline --no-progress --min-severity medium action.yml .github/workflows
 

@@ -141,20 +141,35 @@ def _input(name: str, doc: str, *, optional: bool = False) -> InputSpec:
     return InputSpec(name, FLOAT_TYPES, "T", doc, optional=optional)
 
 
+def _size(name: str, doc: str, *, odd: bool = False) -> AttributeSpec:
+    return AttributeSpec(name, "int", doc, at_least=1, odd=odd)
+
+
 MOH_AGGREGATED_ATTENTION = OPS.register(
     OpSpec(
         name=op_names.AGGREGATED_ATTENTION,
         doc="Gated attention of each pixel to its window and to a pooled image, in one softmax.",
         inputs=(
-            _input("Q", "Queries, [B, N, H*D]: N = height * width pixels, row by row."),
+            _input("Q", "Queries, [B, N, H*D]: `N = height * width` pixels, row by row."),
             _input("K", "Keys, [B, N, H*D]."),
             _input("V", "Values, [B, N, H*D]."),
-            _input("pooled_K", "Keys of the pooled image, [B, P, H*D]."),
+            _input("pooled_K", "Keys of the pooled image, [B, P, H*D]: at least one token."),
             _input("pooled_V", "Values of the pooled image, [B, P, H*D]."),
-            _input("gates", "[B, N, H]; 0: the token skips the head."),
+            _input(
+                "gates", "[B, N, H], of any sign; 0 means that the token did not choose the head."
+            ),
             _input("query_embedding", "[H, D], added to the query of the scores.", optional=True),
-            _input("query_scale", "[H, N], factor of the scores.", optional=True),
-            _input("window_bias", "[H, L], added to the window's scores.", optional=True),
+            _input(
+                "query_scale",
+                "[H, N], factor of the scores: temperature and length scale in one. Absent: 1.",
+                optional=True,
+            ),
+            _input(
+                "window_bias",
+                "[H, L], added to the window's scores: `L = kernel_height * kernel_width` places, "
+                "row by row from the upper left one.",
+                optional=True,
+            ),
             _input("pooled_bias", "[H, N, P], added to the pooled scores.", optional=True),
             _input(
                 "window_tokens",
@@ -165,15 +180,30 @@ MOH_AGGREGATED_ATTENTION = OPS.register(
         ),
         outputs=(OutputSpec("Y", "T", "[B, N, H*D]."),),
         attributes=(
-            AttributeSpec("num_heads", "int", "Heads H."),
-            AttributeSpec("height", "int", "Rows of the image."),
-            AttributeSpec("width", "int", "Columns of the image."),
-            AttributeSpec("kernel_height", "int", "Rows of the window, odd."),
-            AttributeSpec("kernel_width", "int", "Columns of the window, odd."),
-            AttributeSpec(
-                "normalize", "int", "1: queries and keys of length 1.", default=0, choices=FLAG
+            _size("num_heads", "`H`; head h has the channels from `h*D` up to `(h+1)*D`."),
+            _size("height", "Rows of the image."),
+            _size("width", "Columns of the image."),
+            _size(
+                "kernel_height",
+                "Rows of the window; its centre is the token itself. It may be larger than the "
+                "image.",
+                odd=True,
             ),
-            AttributeSpec("epsilon", "float", "Least length to divide by.", default=1e-12),
+            _size("kernel_width", "Columns of the window.", odd=True),
+            AttributeSpec(
+                "normalize",
+                "int",
+                "1: queries, keys and pooled keys get length 1. The embedding does not.",
+                default=0,
+                choices=FLAG,
+            ),
+            AttributeSpec(
+                "epsilon",
+                "float",
+                "The least length that vectors are divided by.",
+                default=1e-12,
+                above=0.0,
+            ),
         ),
         reference=reference,
         shape_rule=aggregated_attention_shape_rule,

@@ -47,7 +47,6 @@ def aggregated_attention_shape_rule(
     Raises:
         ExportError: An attribute, dtype, rank or size does not fit the others.
     """
-    _check_attributes(attributes)
     tensors = _tensors(inputs)
     for name, tensor in tensors.items():
         check_dtype(_OP, name, tensor, FLOAT_TYPES if name == "Q" else (tensors["Q"].dtype,))
@@ -57,22 +56,6 @@ def aggregated_attention_shape_rule(
         for axis, got in zip(_SHAPES[name], tensor.shape, strict=True):
             check_equal(_OP, f"{_AXES[axis]} of {name}", got, sizes[axis])
     return (TensorType(tensors["Q"].dtype, (sizes["B"], sizes["N"], sizes["H*D"])),)
-
-
-def _check_attributes(attributes: Attributes) -> None:
-    for name in ("num_heads", "height", "width", "kernel_height", "kernel_width"):
-        if int(attributes[name]) < 1:
-            raise ExportError(f"{_OP}: {name} is {attributes[name]}; expected at least 1.")
-    for name in ("kernel_height", "kernel_width"):
-        if int(attributes[name]) % 2 == 0:
-            raise ExportError(
-                f"{_OP}: {name} is {attributes[name]}; "
-                "expected an odd number, so that the window has a centre."
-            )
-    if attributes["normalize"] not in (0, 1):
-        raise ExportError(f"{_OP}: normalize is {attributes['normalize']}; expected 0 or 1.")
-    if not float(attributes["epsilon"]) > 0:
-        raise ExportError(f"{_OP}: epsilon is {attributes['epsilon']}; expected more than 0.")
 
 
 def _tensors(inputs: TensorTypes) -> dict[str, TensorType]:

@@ -120,26 +120,54 @@ MOH_ATTENTION = OPS.register(
         name=op_names.ATTENTION,
         doc="Gated attention: gates * softmax(scale * Q K^T + mask) V for each token and head.",
         inputs=(
-            InputSpec("Q", FLOAT_TYPES, "T", "Queries, [B, S, Hq*D] or [B, Hq, S, D]."),
+            InputSpec(
+                "Q",
+                FLOAT_TYPES,
+                "T",
+                "Queries, [B, S, Hq*D] or [B, Hq, S, D]; `K`, `V` and `Y` have the same rank.",
+            ),
             InputSpec("K", FLOAT_TYPES, "T", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
-            InputSpec("V", FLOAT_TYPES, "T", "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]."),
-            InputSpec("gates", FLOAT_TYPES, "T", "[B, S, Hq]; 0: the token skips the head."),
+            InputSpec(
+                "V",
+                FLOAT_TYPES,
+                "T",
+                "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]: their head size may be another.",
+            ),
+            InputSpec(
+                "gates",
+                FLOAT_TYPES,
+                "T",
+                "[B, S, Hq], of any sign; 0 means that the token did not choose the head.",
+            ),
             InputSpec(
                 "attn_mask",
                 ("bool", *FLOAT_TYPES),
                 "U",
-                "Rank 1 to 4, broadcastable to [B, Hq, S, T]. bool: True where a key is seen. "
-                "Float: added to the scores; -inf hides a key.",
+                "Of rank 1 to 4, broadcastable to [B, Hq, S, T]. bool: true where a key is seen. "
+                "Float of any dtype: added to the scores, -inf hides a key.",
                 optional=True,
             ),
         ),
-        outputs=(OutputSpec("Y", "T", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as the inputs."),),
+        outputs=(
+            OutputSpec(
+                "Y", "T", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as `Q`: multiplied by the gates."
+            ),
+        ),
         attributes=(
-            AttributeSpec("q_num_heads", "int", "Query heads Hq, a multiple of kv_num_heads."),
-            AttributeSpec("kv_num_heads", "int", "Key/value heads Hkv."),
-            AttributeSpec("scale", "float", "Factor of the scores, such as 1/sqrt(D)."),
             AttributeSpec(
-                "is_causal", "int", "1: query s sees keys 0 to s + T - S.", default=0, choices=FLAG
+                "q_num_heads",
+                "int",
+                "`Hq`, a multiple of `Hkv`; query head h reads key/value head `h // (Hq / Hkv)`.",
+                at_least=1,
+            ),
+            AttributeSpec("kv_num_heads", "int", "`Hkv`.", at_least=1),
+            AttributeSpec("scale", "float", "Factor of the scores, such as `1/sqrt(D)`."),
+            AttributeSpec(
+                "is_causal",
+                "int",
+                "1: query s sits at position `s + T - S` and sees the keys up to it.",
+                default=0,
+                choices=FLAG,
             ),
         ),
         reference=reference,

@@ -22,7 +22,6 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
     """
     q_num_heads, kv_num_heads = int(attributes["q_num_heads"]), int(attributes["kv_num_heads"])
     _check_heads(q_num_heads, kv_num_heads)
-    _check_causal(attributes)
     names = ("Q", "K", "V", "gates")
     query, key, value, gates = (required(_OP, n, t) for n, t in zip(names, inputs, strict=False))
     for name, tensor in zip(names, (query, key, value, gates), strict=True):
@@ -51,21 +50,11 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
 
 
 def _check_heads(q_num_heads: int, kv_num_heads: int) -> None:
-    if q_num_heads < 1 or kv_num_heads < 1:
-        raise ExportError(
-            f"{_OP}: q_num_heads is {q_num_heads} and kv_num_heads is {kv_num_heads}; "
-            "expected at least 1."
-        )
     if q_num_heads % kv_num_heads:
         raise ExportError(
             f"{_OP}: q_num_heads is {q_num_heads}; "
             f"expected a multiple of kv_num_heads, {kv_num_heads}."
         )
-
-
-def _check_causal(attributes: Attributes) -> None:
-    if attributes["is_causal"] not in (0, 1):
-        raise ExportError(f"{_OP}: is_causal is {attributes['is_causal']}; expected 0 or 1.")
 
 
 def _per_head(name: str, tensor: TensorType, num_heads: int) -> tuple[Dim, Dim, Dim]:

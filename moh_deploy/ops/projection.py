@@ -66,12 +66,22 @@ def _inputs(x: str, weight: str, bias: str) -> tuple[InputSpec, ...]:
     return (
         InputSpec("X", FLOAT_TYPES, "T", x),
         InputSpec("W", FLOAT_TYPES, "T", weight),
-        InputSpec("gates", FLOAT_TYPES, "T", "[B, S, H]; 0: the token skips the head."),
+        InputSpec(
+            "gates", FLOAT_TYPES, "T", "[B, S, H]; 0 means that the token did not choose the head."
+        ),
         InputSpec("bias", FLOAT_TYPES, "T", bias, optional=True),
     )
 
 
-_ATTRIBUTES = (AttributeSpec("num_heads", "int", "Heads H."),)
+_ATTRIBUTES = (
+    AttributeSpec(
+        "num_heads",
+        "int",
+        "`H`; head h has the columns of `W` (the rows, in the output projection) from `h*D` up "
+        "to `(h+1)*D`.",
+        at_least=1,
+    ),
+)
 
 MOH_QUERY_PROJECTION = OPS.register(
     OpSpec(
@@ -92,7 +102,9 @@ MOH_OUTPUT_PROJECTION = OPS.register(
     OpSpec(
         name=op_names.OUTPUT_PROJECTION,
         doc="X W + bias for an X whose rows are 0 where the gate is 0, as MoHAttention writes it.",
-        inputs=_inputs("[B, S, H*D], 0 where the gate is 0.", "[H*D, C].", "[C]."),
+        inputs=_inputs(
+            "[B, S, H*D], 0 where the gate is 0, as MoHAttention writes it.", "[H*D, C].", "[C]."
+        ),
         outputs=(OutputSpec("Y", "T", "[B, S, C]."),),
         attributes=_ATTRIBUTES,
         reference=reference,

@@ -55,8 +55,6 @@ def _shape_rule(
 
 
 def _check_heads(op: str, num_heads: int, axis: str, size: Dim) -> None:
-    if num_heads < 1:
-        raise ExportError(f"{op}: num_heads is {num_heads}; expected at least 1.")
     if isinstance(size, int) and size % num_heads:
         raise ExportError(
             f"{op}: number of {axis} of W is {size}; expected a multiple of its {num_heads} heads."

@@ -86,12 +86,18 @@ MOH_ROUTER = OPS.register(
         name=op_names.ROUTER,
         doc="Gates of every head from router logits: shared heads, then routed heads.",
         inputs=(
-            InputSpec("routed_logits", FLOAT_TYPES, "T", "[B, S, R].", optional=True),
+            InputSpec(
+                "routed_logits",
+                FLOAT_TYPES,
+                "T",
+                "[B, S, R]. Absent in a layer whose heads are all shared; then `top_k` is 0.",
+                optional=True,
+            ),
             InputSpec(
                 "shared_logits",
                 FLOAT_TYPES,
                 "T",
-                "[B, S, Sh]. Absent: each shared gate is 1.",
+                "[B, S, Sh]. Absent: each shared gate is 1 (the usual form with one shared head).",
                 optional=True,
             ),
             InputSpec(
@@ -105,14 +111,18 @@ MOH_ROUTER = OPS.register(
         outputs=(OutputSpec("gates", "T", "[B, S, Sh + R], shared heads first."),),
         attributes=(
             AttributeSpec(
-                "top_k", "int", "Routed heads k that each token chooses; 0 without routed heads."
+                "top_k",
+                "int",
+                "`k`, the routed heads that each token chooses: 1 to `R`; 0 without routed heads.",
+                at_least=0,
             ),
-            AttributeSpec("num_shared_heads", "int", "Shared heads Sh.", default=0),
+            AttributeSpec("num_shared_heads", "int", "`Sh`.", default=0, at_least=0),
             AttributeSpec(
                 "gate_mode",
                 "string",
-                "weighted: by probability. mask: every open gate is 1.",
+                "mask: every open gate is 1, and there are no shared or stage logits.",
                 default="weighted",
+                choices=("weighted", "mask"),
             ),
         ),
         reference=reference,

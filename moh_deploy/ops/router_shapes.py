@@ -8,7 +8,6 @@ from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, kn
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
 
 _OP = op_names.ROUTER
-GATE_MODES = ("weighted", "mask")
 
 
 def router_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:
@@ -23,7 +22,7 @@ def router_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[Tens
     """
     routed, shared, stage = (*inputs, None, None, None)[:3]
     top_k, num_shared_heads = int(attributes["top_k"]), int(attributes["num_shared_heads"])
-    _check_attributes(routed, top_k, num_shared_heads, str(attributes["gate_mode"]))
+    _check_heads(routed, top_k, num_shared_heads)
     _check_mask_mode(shared, stage, str(attributes["gate_mode"]))
 
     present = _present(inputs)
@@ -42,13 +41,7 @@ def router_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[Tens
     return (TensorType(dtype, (batch, seq_len, heads)),)
 
 
-def _check_attributes(
-    routed: TensorType | None, top_k: int, num_shared_heads: int, gate_mode: str
-) -> None:
-    if gate_mode not in GATE_MODES:
-        raise ExportError(f"{_OP}: gate_mode is '{gate_mode}'; expected {' or '.join(GATE_MODES)}.")
-    if num_shared_heads < 0:
-        raise ExportError(f"{_OP}: num_shared_heads is {num_shared_heads}; expected 0 or more.")
+def _check_heads(routed: TensorType | None, top_k: int, num_shared_heads: int) -> None:
     if routed is None and top_k != 0:
         raise ExportError(f"{_OP}: top_k is {top_k}, but routed_logits is absent; expected 0.")
     if routed is not None and top_k < 1:

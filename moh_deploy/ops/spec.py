@@ -76,6 +76,8 @@ class AttributeSpec:
     Attributes:
         default: Value where the caller gives none; None makes the attribute required.
         choices: The values that it may have; empty for any.
+        at_least, above: The least number, and one that a number has to exceed.
+        odd: An even number is refused.
     """
 
     name: str
@@ -83,11 +85,28 @@ class AttributeSpec:
     doc: str
     default: AttributeValue | None = None
     choices: tuple[AttributeValue, ...] = ()
+    at_least: int | None = None
+    above: float | None = None
+    odd: bool = False
 
     @property
     def is_flag(self) -> bool:
         """It is true or false; ONNX has 1 and 0 for that."""
         return self.choices == FLAG
+
+    def expected_instead(self, value: AttributeValue) -> str | None:
+        """Return what a value of the right type should have been; None where it is fine."""
+        if self.choices and value not in self.choices:
+            return " or ".join(map(str, self.choices))
+        if isinstance(value, str):
+            return None
+        if self.at_least is not None and value < self.at_least:
+            return f"at least {self.at_least}" if self.at_least else "0 or more"
+        if self.above is not None and not value > self.above:
+            return f"more than {self.above:g}"
+        if self.odd and value % 2 == 0:
+            return "an odd number, so that the window has a centre"
+        return None
 
 
 class Variant(Protocol):
@@ -112,7 +131,8 @@ class OpSpec:
 
     Attributes:
         reference: float64 outputs of one run; written for reading, not for speed.
-        shape_rule: Types of the outputs; raises ExportError on what the op does not define.
+        shape_rule: Types of the outputs, with attributes of `complete`; raises ExportError on what
+            the op does not define.
         variant: Which function body a node needs.
         function: The function body for a node, in standard ONNX ops.
         specified: Which elements of the outputs of one run mean something, as one boolean array
@@ -136,7 +156,7 @@ class OpSpec:
         """Return every attribute of the op: the given value, else the default.
 
         Raises:
-            ExportError: An attribute is unknown, missing or of the wrong type.
+            ExportError: An attribute is unknown, missing, of the wrong type, or beyond its limits.
         """
         known = {spec.name: spec for spec in self.attributes}
         for name in given:
@@ -158,6 +178,10 @@ class OpSpec:
                 f"{self.name} attribute '{spec.name}' has type {type(value).__name__}; "
                 f"expected {spec.type}."
             )
+        expected = spec.expected_instead(value)
+        if expected is not None:
+            shown = repr(value) if isinstance(value, str) else value
+            raise ExportError(f"{self.name}: {spec.name} is {shown}; expected {expected}.")
         return float(value) if spec.type == "float" else value
 
 

@@ -90,30 +90,41 @@ MOH_TOKEN_CONV = OPS.register(
         doc="Depthwise convolution of tokens that are the pixels of an image, row by row.",
         inputs=(
             InputSpec(
-                "X", FLOAT_TYPES, "T", "[B, height * width, C]; twice the channels if gated."
+                "X", FLOAT_TYPES, "T", "[B, height*width, C]; [B, height*width, 2*C] if gated."
             ),
-            InputSpec("W", FLOAT_TYPES, "T", "[C, 1, kernel height, kernel width], both odd."),
+            InputSpec(
+                "W",
+                FLOAT_TYPES,
+                "T",
+                "[C, 1, kh, kw], as in `Conv` with `C` groups; `kh` and `kw` are odd.",
+            ),
             InputSpec("bias", FLOAT_TYPES, "T", "[C]. Absent: 0.", optional=True),
             InputSpec(
                 "input_bias",
                 FLOAT_TYPES,
                 "T",
-                "As long as a token of X, and added to each. Absent: 0.",
+                "As long as a token of `X`. Absent: 0. What the product before would add to all "
+                "activations in a pass of its own; not added outside of the image.",
                 optional=True,
             ),
         ),
-        outputs=(OutputSpec("Y", "T", "[B, height * width, C]."),),
+        outputs=(OutputSpec("Y", "T", "[B, height*width, C]."),),
         attributes=(
-            AttributeSpec("channels", "int", "C."),
-            AttributeSpec("height", "int", "Rows of the image."),
-            AttributeSpec("width", "int", "Pixels of a row."),
+            AttributeSpec("channels", "int", "`C`.", at_least=1),
+            AttributeSpec("height", "int", "Rows of the image.", at_least=1),
+            AttributeSpec("width", "int", "Pixels of a row.", at_least=1),
             AttributeSpec(
-                "activation", "string", "none or gelu (by erf), after the bias.", default="none"
+                "activation",
+                "string",
+                "Behind the bias. gelu: `v * (1 + erf(v / sqrt(2))) / 2`, not its approximation by "
+                "tanh.",
+                default="none",
+                choices=("none", "gelu"),
             ),
             AttributeSpec(
                 "gated",
                 "int",
-                "1: the result is multiplied by the second half of the channels of X.",
+                "1: the result is multiplied by the second half of the channels of `X`.",
                 default=0,
                 choices=FLAG,
             ),

@@ -10,7 +10,6 @@ from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, kn
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, TensorType, TensorTypes
 
 _OP = op_names.TOKEN_CONV
-ACTIVATIONS = ("none", "gelu")
 
 
 def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:
@@ -25,7 +24,6 @@ def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[
     """
     tokens, weight, bias, input_bias = (*inputs, None, None, None, None)[:4]
     tokens, weight = required(_OP, "X", tokens), required(_OP, "W", weight)
-    _check_attributes(attributes)
     _check_types(tokens, weight, {"bias": bias, "input_bias": input_bias})
 
     channels = int(attributes["channels"])
@@ -40,19 +38,6 @@ def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[
         check_equal(_OP, "size of input_bias", input_bias.shape[0], halves * channels)
     shape = (tokens.shape[0], known(tokens.shape[1], num_tokens), channels)
     return (TensorType(tokens.dtype, shape),)
-
-
-def _check_attributes(attributes: Attributes) -> None:
-    for name in ("channels", "height", "width"):
-        if int(attributes[name]) < 1:
-            raise ExportError(f"{_OP}: {name} is {attributes[name]}; expected 1 or more.")
-    if attributes["activation"] not in ACTIVATIONS:
-        raise ExportError(
-            f"{_OP}: activation is '{attributes['activation']}'; "
-            f"expected {' or '.join(ACTIVATIONS)}."
-        )
-    if attributes["gated"] not in (0, 1):
-        raise ExportError(f"{_OP}: gated is {attributes['gated']}; expected 0 or 1.")
 
 
 def _check_types(

@@ -33,7 +33,8 @@ def _infer(change: dict[str, TensorType | None] | None = None, **attributes: flo
     inputs: dict[str, TensorType | None] = {n: _float(*shape) for n, shape in INPUTS.items()}
     inputs |= change or {}
     types: TensorTypes = list(inputs.values())
-    return MOH_AGGREGATED_ATTENTION.shape_rule(types, {**ATTRIBUTES, **attributes})[0]
+    complete = MOH_AGGREGATED_ATTENTION.complete({**ATTRIBUTES, **attributes})
+    return MOH_AGGREGATED_ATTENTION.shape_rule(types, complete)[0]
 
 
 def _unknown(*but: str) -> dict[str, TensorType | None]:

@@ -21,7 +21,8 @@ def _infer(change: dict[str, TensorType | None] | None = None, **attributes: int
         "gates": _float("batch", "seq", 6),
         "attn_mask": None,
     } | (change or {})
-    return MOH_ATTENTION.shape_rule(list(inputs.values()), {**ATTRIBUTES, **attributes})[0]
+    complete = MOH_ATTENTION.complete({**ATTRIBUTES, **attributes})
+    return MOH_ATTENTION.shape_rule(list(inputs.values()), complete)[0]
 
 
 BY_HEADS = {

@@ -25,7 +25,7 @@ from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.torch_ops.bodies import BODIES
 from moh_deploy.ops import OPS, OpSpec, TensorType
 from moh_deploy.ops.domains import KERNEL_DOMAIN
-from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, AttributeSpec
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, AttributeSpec, AttributeValue
 
 Value = onnxscript.tensor.Tensor | ir.Value
 
@@ -44,11 +44,11 @@ def _schema(spec: OpSpec) -> str:
     return f"({', '.join(inputs + attributes)}) -> Tensor"
 
 
-def _attributes(spec: OpSpec, arguments: Sequence[object]) -> dict[str, int | float | str]:
+def _attributes(spec: OpSpec, arguments: Sequence[object]) -> Attributes:
     """All attributes by name, from the arguments behind the inputs; flags are integers in ONNX."""
     given = zip(spec.attributes, arguments[len(spec.inputs) :], strict=True)
-    values = {attribute.name: cast(int | float | str, value) for attribute, value in given}
-    return {name: int(v) if isinstance(v, bool) else v for name, v in values.items()}
+    values = {attribute.name: cast(AttributeValue, value) for attribute, value in given}
+    return spec.complete({k: int(v) if isinstance(v, bool) else v for k, v in values.items()})
 
 
 def run_reference(spec: OpSpec, *arguments: object) -> Tensor:
