@@ -193,7 +193,7 @@ def _check_stateless(program: ExportedProgram) -> None:
 
 
 def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str:
-    """What rounding to expect: outputs may be cast up after a model has computed in half."""
+    """The coarsest dtype: outputs may be cast up after a model has computed in half."""
     tensors = [*program.state_dict.values(), *outputs]
     floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     coarsest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)

@@ -1,4 +1,4 @@
-"""Where in the user's code a dynamic dimension became a number while it was traced."""
+"""Find where in the user's code a dynamic dimension became a number while it was traced."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def _check_places(module: torch.nn.Module, names: Sequence[str]) -> None:
 
 
 def _wrapper(names: Sequence[str]) -> str:
-    """What a module that takes tensors has to do."""
+    """Return the code of a wrapper whose forward takes the inputs, positionally."""
     given = ", ".join(f"{name}={name}" for name in names)
     return f"`def forward(self, {', '.join(names)}): return self.model({given})`"
 

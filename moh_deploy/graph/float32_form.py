@@ -23,7 +23,7 @@ LOW = ("float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Float32Form:
-    """What a package of lower precision would be in float32.
+    """A package of lower precision as it would be in float32.
 
     Attributes:
         package: Stored in a scratch directory, with the manifest and vectors of the original one.
@@ -39,7 +39,7 @@ class Float32Form:
 
     @property
     def weights(self) -> str:
-        """Where the float32 weights come from."""
+        """The origin of the float32 weights, in words."""
         if self.raised.given and not self.raised.foreign:
             return "the weights of the reference"
         if self.raised.given:

@@ -1,4 +1,4 @@
-"""How much work skipping heads can save, and how much of it the layers' choices do.
+"""Count how much work skipping heads can save, and how much of it the layers' choices do.
 
 Counted at the example's sizes: the two matrix products of an attention core, queries with keys and
 weights with values, and the projections of queries and outputs that are operators of their own. A

@@ -1,4 +1,4 @@
-"""Where the nodes of a layer read its gates, and what lies between them and the router."""
+"""Find where the nodes of a layer read its gates, and what lies between them and the router."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's nodes tell of its layers and the manifest does not."""
+"""Read from a model's nodes what the manifest does not say of its layers."""
 
 from __future__ import annotations
 

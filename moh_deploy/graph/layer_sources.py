@@ -1,4 +1,4 @@
-"""What each layer of a model is computed from: of which other layers, and of which inputs.
+"""Find which layers and inputs each layer of a model is computed from.
 
 Read for a model to which the gates of every layer are fed: what only a router reads does not reach
 its attention.
@@ -22,7 +22,7 @@ Source = int | str
 
 @dataclass(frozen=True)
 class LayerSources:
-    """Where the values of one layer come from.
+    """The layers and inputs that one layer is computed from.
 
     Attributes:
         attention: What its attention is computed from.

@@ -1,4 +1,4 @@
-"""What the logits of routers are computed from.
+"""Find the values that the logits of routers are computed from.
 
 Between a projection and a MoHRouter stand slices, a bias, a temperature, a sigmoid, or the norm of
 each head. What a projection made, or any other contraction, is where values can be put so that all

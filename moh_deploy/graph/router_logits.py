@@ -1,4 +1,4 @@
-"""Where the routers of a model read their logits, and a variant in which the logits are inputs.
+"""Find where the routers of a model read their logits, and make inputs of these.
 
 A layer whose router is of plain operators has no such place.
 """
@@ -28,7 +28,7 @@ _KEEP_ORDER = WEIGHING | {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "
 
 @dataclass(frozen=True)
 class RouterLogits:
-    """What one layer's MoHRouter reads and makes.
+    """The MoHRouter of one layer: its logits, gates and attributes, and who reads its gates.
 
     Attributes:
         path: The layer.

@@ -1,4 +1,4 @@
-"""How a model holds nodes whose domain depends on sizes, and how readers find them.
+"""Find nodes whose domain depends on sizes, in the branches that hold them.
 
 Such a node stands twice, in the branches of an `If`: for `moh` with its name, for `moh.dense` as
 its twin. The name of the condition says when which of them runs.

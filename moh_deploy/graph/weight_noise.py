@@ -21,7 +21,7 @@ _DRAWN = "moh.rounding_noise"
 _DRAWN_SIZE = 65537
 
 _LARGEST = {TensorProto.FLOAT: 1e8, TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
-"""What is larger is what masks are made of."""
+"""The largest number that is a weight: masks are made of larger ones."""
 
 _LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 

@@ -22,7 +22,7 @@ from moh_deploy.frontend.fx.views import broadcast, casts, is_view
 
 @dataclass(frozen=True)
 class Reading:
-    """How an operator reads the tensors whose dimensions may be transposed together with its own.
+    """The tensors of an operator whose dimensions may be transposed together with its own.
 
     Attributes:
         sources: Those tensors, in the axes of the operator's result.

@@ -1,4 +1,4 @@
-"""Which element of which tensor each element of another one is, read off by moving numbers.
+"""Follow single elements through operators that only move them, by moving numbers in their place.
 
 Windows can be cut out of an image in very many ways: `unfold`, slices of a padded image, a gather
 by index. They all only move elements. Moving the elements' own positions tells what was moved
@@ -59,7 +59,7 @@ _MOST_ELEMENTS = 1 << 26
 
 @dataclass(frozen=True)
 class Elements:
-    """What a tensor's elements are.
+    """A tensor as elements of another one.
 
     Attributes:
         source: The tensor that they come from.

@@ -82,7 +82,7 @@ class KnownValues:
 
 
 def _in_order(node: Node, known: dict[Node, object]) -> list[Node]:
-    """What has to be computed for a node, itself last."""
+    """The nodes that have to be computed for a node, itself last."""
     # Depth first without recursion (graphs are thousands of nodes deep): a node is met twice, the
     # second time when all that it reads has been put in order.
     order: dict[Node, None] = {}

@@ -120,7 +120,7 @@ def pieces(node: Node, layout: Layout, twins: Mapping[Node, Node] = NO_TWINS) ->
 
 
 def _whole(node: Node, layout: Layout) -> tuple[Node, Layout, Axis, int] | None:
-    """What an equal part is taken from, with one more axis, of which one entry is taken."""
+    """The tensor that an equal part is taken from, with one more axis, of which it is one entry."""
     part = read_slice(node)
     if part is None:
         return None

@@ -1,4 +1,4 @@
-"""What a checkpoint file is, told from its content and never from its name."""
+"""Tell the form of a checkpoint file from its content, never from its name."""
 
 from __future__ import annotations
 

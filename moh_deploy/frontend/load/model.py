@@ -1,4 +1,4 @@
-"""What the frontend passes along: a loaded model and its example inputs."""
+"""The types that the frontend passes along: a loaded model and its example inputs."""
 
 from __future__ import annotations
 

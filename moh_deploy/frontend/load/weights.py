@@ -126,7 +126,7 @@ def _below(state: StateDict, prefix: str) -> StateDict:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """How a state dict differs from what a module expects.
+    """The differences between a state dict and what a module expects.
 
     Attributes:
         shapes: For each key of another shape: its name and both shapes.

@@ -76,7 +76,7 @@ def _replace(node: Node, other: Node) -> None:
 
 
 def _groups(stored: set[Node]) -> list[_Group]:
-    """What is made of the same weights is folded together or not at all."""
+    """Group values by the weights they are made of: a group is folded together or not at all."""
     groups: list[_Group] = []
     for node in sorted(_read_by_others(stored)):
         weights = {source for source in ancestors(node, set()) if source.op == "placeholder"}
@@ -101,7 +101,7 @@ def _read_by_others(stored: set[Node]) -> Iterator[Node]:
 
 
 def _operands(stored: set[Node]) -> Iterator[Node]:
-    """What MoH operators read, computed from weights and not only cut or turned."""
+    """The inputs of MoH operators that are computed from weights, and not only cut or turned."""
     for node in sorted(_read_by_others(stored)):
         cone = [source for source in ancestors(node, set()) if source.op == "call_function"]
         computed = any(not is_view(source) or casts(source) for source in cone)

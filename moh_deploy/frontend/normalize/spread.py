@@ -47,7 +47,7 @@ def _matrix(node: Node, known: KnownValues) -> Tensor | None:
 
 
 def _times(matrix: Tensor) -> int | None:
-    """How often a product with the matrix repeats each entry; None where it does anything else."""
+    """How often a product with the matrix repeats each entry; None where it does something else."""
     rows, columns = matrix.shape
     times = columns // rows if rows else 0
     if times < 2 or times * rows != columns or int(matrix[:, 0].count_nonzero()) != 1:

@@ -56,7 +56,7 @@ class EagerModel:
 
     @property
     def name(self) -> str:
-        """Which model, in the words of a report."""
+        """The model in the words of a report: `original model build/digits.pt`."""
         model = self.options.model
         named = model if isinstance(model, (str, Path)) else f"{type(model).__name__} in memory"
         return f"original model {named}"

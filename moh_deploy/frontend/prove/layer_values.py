@@ -1,4 +1,4 @@
-"""What is recorded of a layer beside its gates: the ranked scores, and its attention."""
+"""Record the ranked scores and the attention of a layer, beside its gates."""
 
 from __future__ import annotations
 

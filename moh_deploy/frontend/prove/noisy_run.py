@@ -22,7 +22,7 @@ from moh_deploy.frontend.fx.graph import hint, op
 
 @dataclass(frozen=True)
 class NoisyRun:
-    """What a run with noise computed.
+    """The values that a run with noise computed.
 
     Attributes:
         values: Of the nodes that were asked for.

@@ -25,7 +25,7 @@ from moh_deploy.validate.tolerances import tolerance_for
 
 @dataclass(frozen=True)
 class Difference:
-    """How an inserted operator's result is not the original's.
+    """The difference between an inserted operator's result and the original's.
 
     Attributes:
         words: What a report says.
@@ -39,7 +39,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What one layer did in one run of the original operators.
+    """One layer's gates, margins, scores and attention in one run of the original operators.
 
     Attributes:
         gates: [B, S, H].

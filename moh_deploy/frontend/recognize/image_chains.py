@@ -128,7 +128,7 @@ class _Walk:
         return True
 
     def _half(self, trail: list[Piece], half: int) -> Piece | None:
-        """Where the trail is one half of the features of tokens."""
+        """The place where the trail is one half of the features of tokens."""
         for piece in trail:
             last = len(piece.layout) - 1
             if len(piece.cuts) != 1 or not self._is_token_order(piece):

@@ -61,5 +61,5 @@ class MoHLayer:
 
     @property
     def outer_obstacles(self) -> tuple[str, ...]:
-        """Those obstacles that any op would meet: they lie outside the attention itself."""
+        """The obstacles that any op would meet: they lie outside the attention itself."""
         return tuple(why for why in self.obstacles if why not in self.core.obstacles)

@@ -1,4 +1,4 @@
-"""What becomes of a packed projection: which of its columns each reader takes."""
+"""Follow a packed projection to its readers, and tell which of its columns each takes."""
 
 from __future__ import annotations
 

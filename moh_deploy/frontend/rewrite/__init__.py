@@ -51,7 +51,7 @@ __all__ = ["Rewrite", "commit", "insert"]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What was inserted for one layer.
+    """The nodes that were inserted for one layer, and what they take over from.
 
     Attributes:
         layer: The layer as recognised.
@@ -233,7 +233,7 @@ def _insert_projections(found: Rewrite, read: ReadProjection) -> Rewrite:
 
 
 def _computed_gates(gates: Operand, layer: MoHLayer) -> Operand:
-    """What the gates are views of, back to where they are computed, heads last."""
+    """The tensor that the gates are views of, as far back as heads are its last dimension."""
     heads = leaves(layer.heads)
     candidates = [
         Operand(node, layout)

@@ -1,4 +1,4 @@
-"""How a layer maps to the axes of MoHAttention."""
+"""The axes of a layer by the names that MoHAttention gives them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from moh_deploy.frontend.fx.axes import Dim, Layout
 
 @dataclass(frozen=True)
 class AttentionForm:
-    """How a layer maps to the axes of MoHAttention: B, Hq, Hkv, S, T, D and Dv."""
+    """The axes of a layer as MoHAttention's: B, Hq, Hkv, S, T, D and Dv."""
 
     batch: Dim
     heads: Dim

@@ -63,7 +63,7 @@ class AttentionInputs:
         return entry(self._trail(operand), layout) is not None
 
     def _num_moves(self, *, packed: bool) -> int:
-        """How many tensors are transposed in every run, with the attention's result."""
+        """The number of tensors that every run transposes, the attention's result included."""
         moves: Moves = frozenset()
         for operand, layout in zip(self._read, self._layouts(packed=packed), strict=True):
             if not (packed and self._is_packed(operand, layout)):

@@ -71,7 +71,7 @@ class OperandBuilder:
         return self.arrange(Operand(node, piece.layout), wanted)
 
     def arrange(self, operand: Operand, wanted: Layout, *, expand: bool = True) -> Node:
-        """As `LayoutBuilder.arrange`.
+        """Bring an operand into a layout, as `LayoutBuilder.arrange` does.
 
         Raises:
             NotCoveredError: If the size of an axis cannot be expressed.
@@ -135,7 +135,7 @@ def unscaled(operand: Operand, known: KnownValues) -> tuple[Operand, float]:
 
 
 def _multiple(node: Node, known: KnownValues) -> tuple[Node, float] | None:
-    """What a node is a multiple of, and the number."""
+    """Take a node apart into what it is a multiple of, and the number."""
     name = op(node)
     if name not in ("mul", "multiply", "div", "divide", "true_divide") or len(node.args) != 2:
         return None

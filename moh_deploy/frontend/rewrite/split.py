@@ -51,8 +51,8 @@ class Splitter:
         return tuple(swaps.values())
 
     def _parts(self, projection: Projection, packed: Callable[[Node], bool]) -> Iterator[Swap]:
-        """What takes over from a projection: nothing where it is one tensor of tokens already, or
-        where somebody reads a packed one uncut, so that it would be computed twice."""
+        """Insert the parts of a projection: none where it is one tensor of tokens already, or where
+        somebody reads a packed one uncut, so that it would be computed twice."""
         out = fresh_layout(shape(projection.node))
         columns = projection.columns(out)
         parts: list[Part] | None = []
@@ -83,7 +83,7 @@ class Splitter:
         return piece if found is None else Piece(found, piece.layout)
 
     def _cone(self, node: Node) -> list[Node]:
-        """What a tensor is computed from, back to the nearest projections."""
+        """The nodes that a tensor is computed from, back to the nearest projections."""
         seen, queue = {node: None}, [node]
         while queue:
             current = queue.pop(0)

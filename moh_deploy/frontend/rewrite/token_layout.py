@@ -65,7 +65,7 @@ def _insert(graph: Graph, chain: ImageChain) -> Swap:
 
 
 def _operator(step: ImageOp) -> str:
-    """What a step becomes on tokens."""
+    """Name the operator that a step on images becomes on tokens."""
     if isinstance(step, Depthwise):
         return op_names.TOKEN_CONV
     if isinstance(step, Pointwise):

@@ -31,7 +31,7 @@ _NONE: Moves = frozenset()
 
 @dataclass(frozen=True)
 class Reader:
-    """Where one layer reads its operands, and what of them is its own.
+    """The places where one layer reads its operands, and what of them is its own.
 
     Attributes:
         twins: Nodes of the same value to read instead of others.
@@ -80,7 +80,7 @@ class Reorderer:
         return before if before is not None and len(before) < len(behind) else behind
 
     def _behind(self, trail: Sequence[Piece], source: Operand, order: Dim) -> Moves:
-        """What is transposed where the tensor is computed as the model does, and rearranged."""
+        """The Transposes of a tensor that is computed as the model does, and then rearranged."""
         own = self._before(source, flat(source.layout)) or _NONE
         return own if self._is_there(trail, source, order) else own | {_ordered(source, order)}
 
@@ -95,8 +95,7 @@ class Reorderer:
         return not all(self._reader.is_private(one.node) for one in same)
 
     def _before(self, source: Operand, order: Dim) -> Moves | None:
-        """What is transposed where the tensor is computed in this order; None where that cannot
-        be."""
+        """The Transposes of a tensor that is computed in this order; None where it cannot be."""
         reading = self._reading(source)
         if reading is None or not _stays(source.layout, order, reading.result_suffix):
             return None
@@ -162,7 +161,7 @@ class Reorderer:
         )
 
     def _reading(self, source: Operand) -> Reading | None:
-        """How an operator reads its sources, if it commutes and nobody else needs its result."""
+        """Read an operator that commutes, if nobody else needs its result."""
         reading = read_commuting(source.node, source.layout)
         if reading is None or not self._reader.is_private(called(source.node)):
             return None

@@ -107,7 +107,7 @@ class _Casts:
         return made
 
     def _read_by_subgraphs(self, produced: dict[ir.Value, ir.DataType]) -> None:
-        """What an inner graph reads of this one stays as it was."""
+        """Keep in float32 what an inner graph reads of this one."""
         for value in [one for one, dtype in produced.items() if dtype != _FLOAT]:
             for node, index in list(value.uses()):
                 if node.graph is not self.graph:

@@ -1,4 +1,4 @@
-"""Which operators compute in float32 although the model is to be in float16 or bfloat16."""
+"""Decide which operators compute in float32 although the model is to be in a lower precision."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ SOURCES = ("Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUnif
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """What each operator of a graph computes in.
+    """The dtype that each operator of a graph computes in.
 
     Attributes:
         low: The dtype of all that is not named below.
@@ -211,7 +211,7 @@ def _is_exempt(node: ir.Node, value: ir.Value) -> bool:
 
 
 def is_lowered(node: ir.Node, index: int) -> bool:
-    """Whether an input takes part in the node's precision; others keep the dtype they have."""
+    """Tell whether an input takes part in the node's precision; others keep the dtype they have."""
     own_dtype = {op_names.ATTENTION: (4,), "Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}
     return index not in own_dtype.get(node.op_type, ())
 

@@ -1,4 +1,4 @@
-"""What windowed-and-pooled attention is, however it was written."""
+"""The parts of a windowed-and-pooled attention, however it was written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the windows of an image are, told by which pixel each of their elements is."""
+"""Read the windows of an image off the pixels that their elements are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Window:
         return pixel.masked_fill(outside, -1).flatten(2).flatten(0, 1)
 
     def count_inside(self) -> int:
-        """How many neighbours all pixels have."""
+        """The number of neighbours, if all pixels have as many."""
         rows, columns = _near(self.height, self.kernel_height), _near(self.width, self.kernel_width)
         return int((rows >= 0).sum()) * int((columns >= 0).sum())
 

@@ -59,7 +59,7 @@ def with_token_axes(layer: MoHLayer) -> MoHLayer:
 
 
 def terms_of(operand: Operand) -> list[Operand]:
-    """What is summed up, through views; the layout of a broadcast term lacks axes."""
+    """The terms of a sum, through views; the layout of a broadcast term lacks axes."""
     node, layout = operand.node, resolve(operand.layout)
     if is_view(node) and (step := backward(node, layout)) is not None:
         return terms_of(Operand(*step))

@@ -1,4 +1,4 @@
-"""What a query or key is made of: unit length, a shift and a scale that are known beforehand."""
+"""Peel off a query or key what is known beforehand: unit length, a shift and a scale."""
 
 from __future__ import annotations
 

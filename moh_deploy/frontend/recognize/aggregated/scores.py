@@ -195,7 +195,7 @@ class JointScoreReader:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the walk stands: `scale * node` makes the scores `start` to `stop`."""
+    """One position of the walk: `scale * node` makes the scores `start` to `stop`."""
 
     node: Node
     layout: Layout
@@ -209,5 +209,5 @@ class _Place:
         return _Place(node, resolve(layout), self.columns, self.start, self.stop, scale)
 
     def of(self, joint: Tensor) -> Tensor:
-        """These scores' share of a tensor [H, N, J]."""
+        """The share of a tensor [H, N, J] that belongs to these scores."""
         return joint[..., self.start : self.stop]

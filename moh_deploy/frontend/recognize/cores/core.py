@@ -1,4 +1,4 @@
-"""What an attention core is, however it was written."""
+"""The parts of an attention core, softmax(query @ key) @ value, however it was written."""
 
 from __future__ import annotations
 

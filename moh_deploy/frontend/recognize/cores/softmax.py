@@ -245,7 +245,7 @@ class ScoreReader:
 
 
 def _elementwise_sources(node: Node) -> Iterator[Node]:
-    """What feeds `node` through views and element-wise operators, down to the first products."""
+    """Yield what feeds a node through views and element-wise operators, down to products."""
     seen, stack = {node}, [node]
     while stack:
         current = stack.pop()

@@ -1,4 +1,4 @@
-"""Which router computes a layer's gates.
+"""Tell which form of router computes a layer's gates.
 
 `forms` asks the matcher of each form in turn (`two_stage`, `top_k`, ...; the list is in
 `moh_deploy.ops.routers`). `program` is what matchers look at: `selection` finds the top-k of any

@@ -58,17 +58,17 @@ class RouterProgram:
 
     @cached_property
     def selection(self) -> Selection | None:
-        """Where it ranks heads, as it is written; None where it ranks none."""
+        """The ranking of its heads, as it is written; None where it ranks none."""
         return find_selection(self._cone, self.num_heads)
 
     @cached_property
     def softmax_logits(self) -> list[Logits]:
-        """What it takes a softmax of: its stages, its shared and its routed heads."""
+        """The logits that it takes a softmax of: of its stages, its shared and its routed heads."""
         return [_logits_of(node) for node in self._softmaxes]
 
     @cached_property
     def run(self) -> RouterRun | None:
-        """What it makes of random scores; None where it ranks none or cannot be run on its own."""
+        """A run on random scores; None where it ranks none or cannot be run on its own."""
         if self.selection is None:
             return None
         return run_router(self.gates, self._cone, self.selection.scores, self.constant)
@@ -84,7 +84,7 @@ class RouterProgram:
 
     @cached_property
     def weighing(self) -> Weighing | None:
-        """How it weighs the heads that it keeps; None where that cannot be told."""
+        """The search for what weighs the heads that it keeps; None where that cannot be told."""
         if self.run is None or self.counted is None:
             return None
         return Weighing.of(self.run, self.counted, list(self._ranked_logits(self.counted)))
@@ -127,7 +127,7 @@ class RouterProgram:
         return [node for node in self._cone if op(node) == "softmax"]
 
     def _ranked_logits(self, selection: Selection) -> Iterator[Logits]:
-        """What may be the routed logits: the ranked scores, or what they are a softmax of."""
+        """Candidates for the routed logits: what is ranked, or what that is a softmax of."""
         ranked = through_views(selection.scores)
         if ranked in self._softmaxes:
             yield _logits_of(ranked)

@@ -26,7 +26,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class Finish:
-    """What ordinary operators make of a MoHRouter's gates, those of the routed heads alone.
+    """The weighing behind a MoHRouter, by ordinary operators, of the routed heads' gates alone.
 
         factor * gates * weights / (sum(gates * weights) + epsilon)
 
@@ -47,7 +47,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class Router:
-    """How a layer's gates are computed.
+    """The router of a layer, as a MoHRouter and what weighs its gates, or the reason why it stays.
 
     Attributes:
         form: One of `moh_deploy.ops.routers`.

@@ -48,7 +48,7 @@ class Selection:
 
 
 def router_cone(gates: Node) -> list[Node]:
-    """What the gates are computed from, back to the router's projections, nearest first."""
+    """Return the nodes that gates are computed from, back to projections, nearest first."""
     # Breadth first, so that of two selections the one nearer to the gates comes first.
     seen, queue, cone = {gates}, [gates], []
     while queue:

@@ -30,7 +30,7 @@ Values = dict[Node, torch.Tensor]
 
 @dataclass(frozen=True)
 class RouterRun:
-    """What a router makes of logits of several scales.
+    """A run of a router on logits of several scales.
 
     Attributes:
         gates: The node that they are [..., H].

@@ -1,4 +1,4 @@
-"""How a router weighs the heads that it keeps, where that is not what a MoHRouter does.
+"""Find the factor, sum and weights by which a router weighs the heads that it keeps.
 
 Routers rank heads by one score and weigh those that they keep by the same or by another one:
 softmax of the chosen, sigmoids divided by their sum, a bias that takes part in the ranking only.
@@ -111,7 +111,7 @@ class Weighing:
 
     @cached_property
     def _scores(self) -> list[Logits]:
-        """What is as large as the ranked scores and computed before heads are chosen."""
+        """Tensors as large as the ranked scores that are computed before heads are chosen."""
         return [
             Logits(node, self.selection.dim)
             for node in self.run.nodes
@@ -146,7 +146,7 @@ def _kept(values: Values, logits: Logits, selection: Selection, gate_mode: str) 
 def _finish(
     weights: Logits | None, kept: torch.Tensor, gates: torch.Tensor, tolerance: float
 ) -> Finish | None:
-    """What brings the weighed gates to those of the model; None if nothing does.
+    """Find what brings the weighed gates to those of the model; None if nothing does.
 
     Args:
         kept, gates: [rows, R].
