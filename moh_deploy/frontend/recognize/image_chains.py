@@ -73,6 +73,8 @@ class _Walk:
 
     def run(self) -> ImageChain | None:
         """Return the chain up to the last node in token order; None if there is none."""
+        # conv2d, gelu, flatten, transpose, ...: each node reads the one before. The chain may end
+        # at every node in token order, [B, H*W, C]; the last one makes the longest chain.
         node: Node | None = self._first
         while node is not None and self._advance(node):
             self._nodes.append(node)
@@ -112,6 +114,8 @@ class _Walk:
 
     def _gate(self, node: Node, previous: Node) -> bool:
         """A product of the first half's convolution with the second half of the same tokens."""
+        # ConvGLU of TransNeXt: gelu(conv(x1)) * x2, where [x1, x2] are the halves of one
+        # projection.
         factors = [factor for factor in tensor_inputs(node) if factor is not previous]
         if len(self._steps) != 1 or len(factors) != 1 or shape(factors[0]) != shape(previous):
             return False

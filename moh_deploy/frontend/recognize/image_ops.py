@@ -157,6 +157,7 @@ def read_elementwise(node: Node, image: Image) -> Elementwise | None:
 
 
 def _convolution(node: Node, image: Image) -> Depthwise | Pointwise | None:
+    # weight [O, C / groups, kh, kw]
     weight, bias = cast(Node, argument(node, "weight")), cast(Node | None, argument(node, "bias"))
     extents = [int(extent) for extent in shape(weight)]
     kernel = (extents[2], extents[3])
@@ -164,6 +165,7 @@ def _convolution(node: Node, image: Image) -> Depthwise | Pointwise | None:
         return None
     if kernel == (1, 1) and argument(node, "groups", 1) == 1 and _padding(node) == (0, 0):
         return Pointwise(_with_channels(image, extents[0]), weight, bias)
+    # Odd, undilated and padded by half: output pixel and input pixel are one token.
     same = (kernel[0] // 2, kernel[1] // 2)
     depthwise = argument(node, "groups", 1) == extents[0] == product(image.channels)
     odd = all(extent % 2 for extent in kernel)
@@ -196,6 +198,7 @@ def _block_mean(node: Node, image: Image) -> BlockMean | None:
 
 
 def _adaptive_block(node: Node, image: Image) -> tuple[int, int] | None:
+    # Adaptive windows overlap where the sizes do not divide: then they are no blocks.
     wanted = argument(node, "output_size")
     sizes = (image.height, image.width)
     grid = [

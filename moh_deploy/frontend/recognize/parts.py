@@ -63,6 +63,8 @@ def parts_of(
 
 def _parts(whole: Part, columns: Dim, packed: Callable[[Node], bool]) -> list[Part] | None:
     """Follow views to the cuts."""
+    # qkv [B, S, 3 * H * D] -> view [B, S, 3, H, D] -> three pieces; or chunk first and view then.
+    # One reader that takes all columns makes splitting the projection pointless.
     found: list[Part] = []
     for user in whole.node.users:
         if reads_shape_only(user) or (_splits(user) and not user.users):
@@ -76,6 +78,7 @@ def _parts(whole: Part, columns: Dim, packed: Callable[[Node], bool]) -> list[Pa
             found += deeper
             continue
         for piece in [piece for piece in user.users if piece.users] if _splits(user) else [user]:
+            # A cut along tokens, or of a batch, is no part of the projection's columns.
             cut = _cut(whole, piece, columns)
             if cut is None:
                 return None

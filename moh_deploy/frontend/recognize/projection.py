@@ -80,6 +80,7 @@ def _read(node: Node, stored: Stored) -> Projection | None:
     found = contraction(node)
     if found is None or not found.summed:
         return None
+    # x @ W, W @ x and einsum of either: the weight is what is known before the model runs.
     sides = [side for side in (0, 1) if stored(found.operands[side])]
     if len(sides) != 1:
         return None
@@ -93,6 +94,7 @@ def _linear(node: Node, stored: Stored) -> Projection | None:
         return None
     if isinstance(bias, Node) and not stored(bias):
         return None
+    # torch: linear(x [..., K], W [N, K]) = x @ W.T
     rows = tuple(f"b{position}" for position in range(rank(x) - 1))
     product = Contraction((x, weight), ((*rows, "k"), ("n", "k")), (*rows, "n"))
     return Projection(node, product, bias if isinstance(bias, Node) else None)
@@ -104,6 +106,7 @@ def _addmm(node: Node, stored: Stored) -> Projection | None:
         return None
     if argument(node, "beta", 1) != 1 or argument(node, "alpha", 1) != 1:
         return None
+    # addmm(b, x [M, K], W [K, N]) = b + x @ W
     product = Contraction((x, weight), (("m", "k"), ("k", "n")), ("m", "n"))
     return Projection(node, product, bias)
 
@@ -129,6 +132,7 @@ def _turned(product: Contraction) -> Contraction:
 
 def _is_plain(found: Projection) -> bool:
     """True where all rows meet the same weight and bias, and nothing is summed on one side only."""
+    # A label of both operands that the result has as well is a batch of weights: not a projection.
     (x, weight), out = found.product.labels, set(found.product.out)
     if {*x} & {*weight} - {None} != found.product.summed:
         return False

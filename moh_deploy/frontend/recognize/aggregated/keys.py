@@ -53,6 +53,7 @@ class KeyReader:
 
     def pooled(self, part: Part) -> Keys | None:
         """Keys that are the same for all pixels; None for other products."""
+        # Pooled keys [B, H, P, D] have no axis of the pixels: all pixels see the same ones.
         for query, key in (part.operands, part.operands[::-1]):
             if self._has_tokens(query) and not self._has_tokens(key):
                 rows = Rows(self._layer.heads, part.columns, part.summed)
@@ -70,6 +71,8 @@ class KeyReader:
         Raises:
             NotCoveredError: With the reason.
         """
+        # Keys of windows are [B, H, N, L, D]. A model may also compute one product for each tap,
+        # with the image shifted by it: L parts of [B, H, N, D], which together are the windows.
         layer = self._layer
         cut: list[Peeled] = []
         queries: list[Peeled] = []
@@ -85,6 +88,8 @@ class KeyReader:
         self._check_alike(parts, queries, cut)
         sources = [each.source for each in cut]
         windows = read_windows(list(zip(sources, axes, strict=True)), self._known, "keys")
+        # Unit length may be given to the whole image before windows are cut out of it (then it is
+        # behind the cut, and still to be peeled off), or to each window's keys afterwards.
         image = windows.image
         if cut[0].epsilon is None and not image.cuts:
             pixels = Rows(layer.heads, layer.tokens, parts[0].summed)
@@ -100,6 +105,7 @@ class KeyReader:
     def _check_alike(
         self, parts: Sequence[Part], queries: Sequence[Peeled], keys: Sequence[Peeled]
     ) -> None:
+        # One op computes all taps: with one query, one scale and one epsilon.
         for part, query, key in zip(parts, queries, keys, strict=True):
             dims = (part.summed, parts[0].summed)
             alike = (

@@ -19,6 +19,7 @@ class Window:
 
     def neighbours(self) -> Tensor:
         """[N, L]: the pixel at each tap of each window; -1 outside the image."""
+        # A pixel has the number y * width + x; a tap is outside if its row or its column is.
         rows = _near(self.height, self.kernel_height)  # [Y, kh]
         columns = _near(self.width, self.kernel_width)  # [X, kw]
         pixel = rows[:, None, :, None] * self.width + columns[None, :, None, :]
@@ -47,6 +48,8 @@ def windows_like(neighbours: Tensor) -> list[tuple[Window, Tensor]]:
         Windows, each with [L]: the window's own number of each given tap. The first has the most
         neighbours inside its image.
     """
+    # The graph does not say how high the image is, only how many pixels there are: every pair of
+    # factors is tried, for image and window, until the pixels at all taps agree.
     pixels, taps = neighbours.shape
     inside = int((neighbours >= 0).sum())
     repeats = inside == neighbours.numel()

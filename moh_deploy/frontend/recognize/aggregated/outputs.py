@@ -37,6 +37,8 @@ def weighted_values(layer: MoHLayer) -> list[WeightedValues]:
     Raises:
         NotCoveredError: With the reason.
     """
+    # Backwards from gates * (w_window @ v_window + w_pooled @ v_pooled): past the gates, to the
+    # sum, to its terms.
     carrying = _carriers(layer)
     attention = _before_gates(layer, carrying)
     return [_product(term, layer) for term in terms_of(attention)]
@@ -48,6 +50,8 @@ def with_token_axes(layer: MoHLayer) -> MoHLayer:
     Without scores that MoHAttention can express, recognition takes the first axis for the batch.
     """
     try:
+        # Windows of values have an axis for pixels, pooled values have none: the axes that even
+        # the smallest value has are the batch.
         values = [each.value for each in weighted_values(layer)]
     except NotCoveredError:
         return layer
@@ -60,6 +64,7 @@ def with_token_axes(layer: MoHLayer) -> MoHLayer:
 
 def terms_of(operand: Operand) -> list[Operand]:
     """The terms of a sum, through views; the layout of a broadcast term lacks axes."""
+    # A sum inside a sum, and views between the two, are one sum.
     node, layout = operand.node, resolve(operand.layout)
     if is_view(node) and (step := backward(node, layout)) is not None:
         return terms_of(Operand(*step))
@@ -83,6 +88,7 @@ def is_complete(term: Operand, layer: MoHLayer) -> bool:
 
 def _carriers(layer: MoHLayer) -> set[Node]:
     """Tensors that are computed from the layer's softmax, up to its product with the gates."""
+    # Forward: tells attention from gates where both are factors of one product.
     seen, stack = {layer.core.anchor}, [layer.core.anchor]
     while stack:
         current = stack.pop()
@@ -122,6 +128,7 @@ def _product(term: Operand, layer: MoHLayer) -> WeightedValues:
     found = contraction(term.node)
     if found is None or not found.summed or not is_complete(term, layer):
         raise NotCoveredError(f"{term.node.target} between the attention and its gates")
+    # weights [B, H, N, L] and values [B, H, N, L, D]: only the values have the head dimension.
     first, second = (
         Operand(node, resolve(layout))
         for node, layout in zip(found.operands, found.operand_layouts(term.layout), strict=True)

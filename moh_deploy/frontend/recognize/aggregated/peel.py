@@ -54,6 +54,8 @@ def peel(operand: Operand, rows: Rows, known: KnownValues, *, is_query: bool) ->
     Args:
         is_query: Shifts and scales for each row are read as well.
     """
+    # TransNeXt: s = (q / |q| + query_embedding) * query_scale. Undone from the outside: the last
+    # operation first, so that `scale * node + shift` is the operand at every step.
     node, layout = operand.node, resolve(operand.layout)
     scale = torch.ones(1, 1, 1, dtype=torch.float64)
     shift = torch.zeros(1, 1, 1, dtype=torch.float64)  # of the whole: scale * source + shift
@@ -69,10 +71,12 @@ def peel(operand: Operand, rows: Rows, known: KnownValues, *, is_query: bool) ->
         change = _change(node, layout, rows, known)
         if change is None or not (is_query or change.suits_keys):
             break
+        # scale * (factor * x + addend) + shift
         shift = shift + scale * change.addend
         scale = scale * change.factor
         node = change.node
         layout = resolve(layout)
+    # The shift is inside the scale in the op's formula: it cannot be where the scale is 0.
     if bool((scale == 0).any()):
         return Peeled(
             operand, torch.ones_like(scale[:1, :1]), torch.zeros_like(shift), None, operand
@@ -109,6 +113,7 @@ def _scaled(node: Node, layout: Layout, rows: Rows, known: KnownValues) -> _Chan
         return None
     source, value, position = found
     divides = op(node) not in ("mul", "multiply")
+    # The op has one scale a row; a scale for each entry of the head dimension is none.
     if value.shape[2] != 1 or (divides and position == 1):
         return None
     return _Change(source, 1 / value if divides else value, torch.zeros_like(value))
@@ -165,6 +170,7 @@ def read_unit_length(node: Node, layout: Layout, head_dim: Dim) -> tuple[Node, f
     """Read `x / max(|x|, epsilon)` along the head dimension: x and epsilon."""
     if op(node) not in ("div", "divide", "true_divide"):
         return None
+    # F.normalize: x / x.norm(2, dim, keepdim=True).clamp_min(eps).expand_as(x)
     source, divisor = node.args[:2]
     if not isinstance(source, Node) or not isinstance(divisor, Node):
         return None

@@ -30,6 +30,8 @@ def read_aggregated(layer: MoHLayer, known: KnownValues) -> Aggregated:
     Raises:
         NotCoveredError: With the reason why MoHAggregatedAttention cannot express it.
     """
+    # From the outside in: values and weights, the scores that the weights are a softmax of, the
+    # keys that the scores are products with, and the image that keys and values are windows of.
     _check_sizes(layer)
     values = _one_of_each(layer, weighted_values(layer))
     reader = WeightReader(layer, known)
@@ -48,6 +50,7 @@ def _keys(
     layer: MoHLayer, scores: JointScores, known: KnownValues
 ) -> tuple[Keys, Keys, CutWindows]:
     """The keys of windows, the pooled keys, and how the former were cut out."""
+    # Whatever product is not with pooled keys is with keys of a window, or of a part of its taps.
     reader = KeyReader(layer, known)
     read = [reader.pooled(part) for part in scores.parts]
     pooled = [keys for keys in read if keys is not None]
@@ -90,6 +93,7 @@ def _scores(
     softmax = layer.core.anchor
     dim = cast(int, argument(softmax, "dim", -1)) % rank(softmax)
     extent = shape(softmax)[dim]
+    # Every one of the J weights is used exactly once: the two parts make up the softmax.
     places = torch.cat([near.positions, far.positions]).sort().values
     if resolve(near.layout) != resolve(far.layout):
         raise NotCoveredError("window and pooled scores are of different heads or tokens")
@@ -168,6 +172,8 @@ class _Assembly:
 
     def _window(self) -> tuple[Window, Tensor, Tensor]:
         """Sizes of image and window; the window's number of each key's and of each value's tap."""
+        # A cut may be windows of several images (1 x 12, 3 x 4): keys and values must mean the
+        # same.
         of_keys, of_values = self._cut_keys.orders(), self._cut_values.orders()
         for window, value_taps in of_values.items():
             if window in of_keys and self._paired(window, of_keys[window], value_taps):
@@ -179,6 +185,8 @@ class _Assembly:
 
     def _paired(self, window: Window, key_taps: Tensor, value_taps: Tensor) -> bool:
         """True where each value is weighted by the score of the key at the same place."""
+        # Softmax place -> tap of its key; -> tap of the value that it weighs. Taps that lie outside
+        # for every pixel have no weight, so their order does not matter.
         place = dict(zip(self._keys.columns.tolist(), key_taps.tolist(), strict=True))
         weighted = [place.get(column, -1) for column in self._near.softmax.positions.tolist()]
         inside = (window.neighbours() >= 0).any(0)
@@ -189,6 +197,8 @@ class _Assembly:
 
     def _units(self) -> tuple[Source, Source, Source, float | None]:
         """Query, keys and pooled keys: before they get unit length where all of them do."""
+        # The op normalises all three or none: where a model normalises some, these enter
+        # normalised.
         keys, pooled, query = self._keys, self._pooled, self._pooled.query
         epsilons = {query.epsilon, keys.epsilon, pooled.epsilon}
         together = len(epsilons) == 1 and None not in epsilons
@@ -221,6 +231,8 @@ class _Assembly:
             raise NotCoveredError("keys outside the image take part in the softmax")
         if not torch.equal(hidden, (~inside).expand_as(hidden)):
             raise NotCoveredError("the mask of a window hides other keys than those outside")
+        # One number for each head and tap: that of any pixel whose neighbour is inside, so the
+        # mean.
         bias = self._scores.bias[..., self._keys.columns].masked_fill(~inside, 0.0)
         mean = bias.sum(1) / inside.sum(0).clamp(min=1)  # [H, L]
         if not close(bias, mean[:, None].masked_fill(~inside, 0.0)):
@@ -243,6 +255,7 @@ class _Assembly:
             dims = (added.head_dim, self._head_dims[1])
             if not same_query(query, self._pooled.query, dims):
                 raise NotCoveredError("scores and weights are of different queries")
+            # scale * (q' + shift) @ tokens = q' @ (scale * tokens) + (scale * shift) @ tokens
             scale = query.scale[:, :1, :]  # [H, 1, 1]
             shift = query.shift[:, :1, :] * scale  # [H, 1, D]
             if not (close(query.scale, scale) and close(query.shift * query.scale, shift)):

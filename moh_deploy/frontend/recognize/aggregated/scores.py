@@ -75,11 +75,15 @@ class JointScoreReader:
         Raises:
             NotCoveredError: With the reason.
         """
+        # J scores in all: those of the window's taps and of the pooled tokens, however many
+        # products they come from. Bias and mask are collected over all J; a place sees its own
+        # share.
         extents = [int(product(leaves(group))) for group in (self._heads, self._tokens, columns)]
         bias = torch.zeros(extents, dtype=torch.float64)
         scores = JointScores(bias, torch.zeros(extents, dtype=torch.bool))
         scale = torch.ones(1, 1, 1, dtype=torch.float64)
         start = _Place(cast(Node, softmax.args[0]), layout, columns, 0, extents[-1], scale)
+        # A `cat` opens as many places as it joins: each is read to its product before the next one.
         pending = [start]
         while pending:
             pending[:1] = self._undo(pending[0], scores)
@@ -112,6 +116,8 @@ class JointScoreReader:
     def _part(self, at: _Place) -> Part:
         found = contraction(at.node)
         assert found is not None
+        # [B, H, N, D] @ [B, H, D, P], or a sum over D of [B, H, N, 1, D] * [B, H, N, L, D]: what
+        # both operands have and the scores lack is the head dimension.
         first, second = found.operand_layouts(at.layout)
         outside = {axis for dim in resolve(at.layout) for axis in dim}
         summed = tuple(axis for dim in resolve(first) for axis in dim if axis not in outside)
@@ -128,6 +134,8 @@ class JointScoreReader:
         weight = -alpha if op(at.node) in ("sub", "subtract") else alpha
         if position == 1 and weight != 1:
             raise NotCoveredError(f"{at.node.target} subtracts the scores")
+        # What is added is scaled by all scales that come behind it. A large negative number is a
+        # mask, whatever else was added to the same scores.
         added = at.scale * weight * value
         hides = (added <= HIDING_FILL).expand_as(at.of(scores.hidden))
         seen = ~(at.of(scores.hidden) | hides)
@@ -144,6 +152,8 @@ class JointScoreReader:
         if value.shape[2] != 1 or (divides and position == 1):
             raise NotCoveredError(f"{at.node.target} scales the scores differently for each key")
         factor = 1 / value if divides else value
+        # A negative factor would turn minus infinity into infinity, and the best key into the
+        # worst.
         if not bool((factor > 0).all()):
             raise NotCoveredError(f"{at.node.target} scales the scores by 0 or less")
         return at.moved(source, at.layout, at.scale * factor)
@@ -179,6 +189,8 @@ class JointScoreReader:
         dim = cast(int, argument(at.node, "dim", 0)) % rank(at.node)
         if leaves(at.layout[dim]) != leaves(at.columns):
             raise NotCoveredError(f"{at.node.target} joins the scores of other heads or tokens")
+        # `cat` along the softmax's dimension: each operand has a range of its scores, and an axis
+        # of its own for it. An operand of `stack` has one score, and no dimension for it.
         pieces, start, stacked = [], at.start, op(at.node) == "stack"
         for operand in operands:
             extent = 1 if stacked else int(shape(operand)[dim])

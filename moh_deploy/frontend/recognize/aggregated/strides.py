@@ -25,6 +25,8 @@ def read_layout(
         The layout and, where elements are a part of the tensor, axes of its own of which one entry
         is taken, each with that entry; None where the elements do not lie in equal strides.
     """
+    # index[b, h, n, d] = origin + b * stride_b + h * stride_h + ...: sorted by stride, the axes
+    # stand in the order in which the tensor has them in memory, the last dimension first.
     strides = _strides(index)
     if strides is None:
         return None
@@ -59,6 +61,7 @@ def read_layout(
 
 def _strides(index: Tensor) -> list[int] | None:
     """The step of each dimension; None where they are not equal, or negative."""
+    # A step read off one neighbour in each dimension, and checked against all elements.
     origin = index[(0,) * index.dim()]
     expected = origin
     strides: list[int] = []

@@ -85,6 +85,8 @@ class WeightReader:
         parts: list[SoftmaxPart] = []
         tokens: list[Tokens] = []
         offset = torch.zeros(1, 1, dtype=torch.float64)
+        # w[window] + q' @ window_tokens + window_offset, in any order: the offset does not depend
+        # on the input, the tokens are a product, and what remains is the softmax.
         for term in terms_of(weights):
             found = contraction(term.node)
             if not self._known.varies(term.node):
@@ -129,6 +131,8 @@ class WeightReader:
             raise NotCoveredError(f"{term.node.target} changes the attention weights")
         groups = (self._layer.batch, self._layer.heads, self._layer.tokens)
         index = arranged(elements.index, term.layout, (*groups, columns))  # [B, H, N, L]
+        # A flat index of the softmax is (row in front, place in the softmax, row behind): `place`
+        # is the column of the weight, `rows` is the index in the softmax without that dimension.
         dim = cast(int, argument(softmax, "dim", -1)) % rank(softmax)
         extents = example_shape(softmax)
         step = torch.Size(extents[dim + 1 :]).numel()
@@ -138,6 +142,7 @@ class WeightReader:
         others = [extent for other, extent in enumerate(shape(softmax)) if other != dim]
         count = torch.Size(extents).numel() // extents[dim]
         found = read_layout(by_axis, axes, others, count)
+        # The same columns for every head and token, each from its own row.
         positions = place[0, 0, 0]
         regular = torch.equal(rows, rows[..., :1].expand_as(rows)) and torch.equal(
             place, positions.expand_as(place)

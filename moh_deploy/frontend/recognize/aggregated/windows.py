@@ -76,6 +76,8 @@ def read_windows(
         sources.add(elements.source)
     if len(sources) != 1:
         raise NotCoveredError(f"the {what} of a window are not parts of one image")
+    # -1 is a zero that padding put there. The centre of a window is never outside, but which tap is
+    # the centre nobody says: each tap that always is inside is tried.
     index = torch.cat(indices, dim=3)  # [B, H, N, L, D]
     always_inside = (index >= 0).all(0).all(0).all(0).all(-1).nonzero().flatten()
     for centre in always_inside.tolist():
@@ -91,6 +93,9 @@ def _count(group: Dim) -> int:
 
 def _cut_around(index: Tensor, centre: int, axes: WindowAxes, source: Node) -> CutWindows | None:
     """Read windows, given which of their taps is the pixel itself."""
+    # Given the centre, its elements are the image; every other tap must be another pixel of it,
+    # with the same batch, head and feature: compared for all elements, not only those that were
+    # looked up.
     pixels = index[:, :, :, centre, :]  # [B, H, N, D]
     image = _image(pixels, axes, source)
     if image is None:
