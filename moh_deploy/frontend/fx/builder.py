@@ -46,6 +46,7 @@ class GraphBuilder:
             )
         fakes = map_arg((node.args, dict(node.kwargs)), lambda arg: arg.meta["val"])
         fake_args, fake_kwargs = cast(tuple[tuple[object, ...], dict[str, object]], fakes)
+        # Shapes and dtypes come from running the operator on fake tensors, as torch.export does.
         with self._fake_mode():
             node.meta["val"] = target(*fake_args, **fake_kwargs)
         for key in ("nn_module_stack", "stack_trace"):
@@ -110,6 +111,9 @@ class LayoutBuilder:
         node, layout, wanted = operand.node, resolve(operand.layout), resolve(wanted)
         if layout == wanted:
             return node
+        # [B, (H, D), S] to [B, S, (H, D)] moves H and D together: they are one block. [B, S, (H,
+        # D)] to [B, H, S, D] cuts them apart. So: one dimension a block (unflatten), permute, and
+        # join blocks (flatten), each only where something is to be done.
         source = into_blocks(layout, wanted)
         target = into_blocks(wanted, layout)
         present = {block for dim in source for block in dim}
@@ -125,6 +129,7 @@ class LayoutBuilder:
         return self._group(node, kept)
 
     def _one_block_a_dim(self, node: Node, layout: Sequence[BlockedDim]) -> tuple[Node, list[Dim]]:
+        # From the last dimension on, so that positions in front stay what they are.
         for position in reversed(range(len(layout))):
             blocks = layout[position]
             if not blocks:

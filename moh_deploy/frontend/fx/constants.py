@@ -45,6 +45,8 @@ class StoredNodes:
         return self._stored[node]
 
     def _follows(self, node: Node) -> bool:
+        # An operator without inputs may be `arange` of a number, but also `rand`: neither is
+        # stored.
         sources = node.all_input_nodes
         if node.op != "call_function":
             return self._constant(node) is not None

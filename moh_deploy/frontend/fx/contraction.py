@@ -87,6 +87,7 @@ def contraction(node: Node) -> Contraction | None:
 
 
 def _matmul(a: Node, b: Node, out_rank: int) -> Contraction:
+    # [..., m, k] @ [..., k, n] -> [..., m, n]; leading dimensions are broadcast against each other.
     batch = [f"b{position}" for position in range(out_rank - 2)]
     rows, inner, columns = "m", "k", "n"
     return Contraction(
@@ -100,12 +101,14 @@ def _matmul(a: Node, b: Node, out_rank: int) -> Contraction:
 
 
 def _broadcast_product(a: Node, b: Node, out_rank: int) -> Contraction:
+    # Nothing is summed over: every dimension of either operand is one of the result.
     out = [f"b{position}" for position in range(out_rank)]
     return Contraction((a, b), (_aligned(out, a, 0, b), _aligned(out, b, 0, a)), tuple(out))
 
 
 def _summed_product(node: Node) -> Contraction | None:
     """`sum(a * b)` over dimensions that both have."""
+    # (q[..., None, :] * k[..., None, :, :]).sum(-1) is a matmul that is written out.
     product, dims = cast(Node, node.args[0]), argument(node, "dim")
     if op(product) not in ("mul", "multiply") or not isinstance(dims, (list, tuple)):
         return None
@@ -128,6 +131,8 @@ def _aligned(batch: Sequence[str], node: Node, trailing: int, other: Node) -> La
     """Labels of the leading dimensions, right-aligned; None where a size of 1 is broadcast."""
     extents = shape(node)[: rank(node) - trailing]
     partner = shape(other)[: rank(other) - trailing]
+    # A size of 1 beside a size of 1 is a dimension of both: only beside another size it is
+    # repeated.
     labels: list[str | None] = list(batch[len(batch) - len(extents) :])
     for back in range(1, len(extents) + 1):
         if extents[-back] == 1 and back <= len(partner) and partner[-back] != 1:
@@ -149,6 +154,7 @@ def _einsum(node: Node) -> Contraction | None:
     expanded = [_expand(term, rank(operand)) for term, operand in zip(terms, (a, b), strict=True)]
     if any(term is None or len(set(term)) != len(term) for term in expanded):
         return None
+    # A letter twice in one term takes a diagonal: refused above.
     first, second = cast(list[tuple[str, ...]], expanded)
     out = _expand(result, rank(node)) if arrow else _implicit(first, second)
     if out is None:
@@ -167,6 +173,7 @@ def _expand(term: str, dims: int) -> tuple[str, ...] | None:
 
 
 def _implicit(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    # Without an arrow: batch dimensions of the ellipsis, then letters of one term only, sorted.
     letters = (*first, *second)
     dots = sorted({letter for letter in letters if letter.startswith(".")}, reverse=True)
     return (

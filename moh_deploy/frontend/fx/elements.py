@@ -54,6 +54,7 @@ _MOVES = frozenset(
     ]
 )
 _GATHERS = frozenset(["index", "index_select", "gather"])
+# 512 MiB of float64 at a time.
 _MOST_ELEMENTS = 1 << 26
 
 
@@ -85,6 +86,9 @@ def elements_of(node: Node, known: KnownValues) -> Elements | None:
             f"its windows have {most} elements at the example's sizes, more than are followed:"
             " take a smaller batch for the example"
         )
+    # Every tensor that is not itself moved gets numbers of its own, and the operators run on these:
+    # what stands in the result says which element of which tensor is there. float64 holds them
+    # exactly, and every operator that moves numbers takes it.
     values: dict[Node, object] = {}
     sources: list[tuple[Node, int, int]] = []
     first = 1  # 0 stands for the number 0
@@ -110,6 +114,7 @@ def _count(node: Node) -> int:
 
 
 def _from_one_source(moved: Tensor, sources: list[tuple[Node, int, int]]) -> Elements | None:
+    # The largest number tells the source; every other one must be its, or 0.
     largest = int(moved.max())
     for source, start, stop in sources:
         if start <= largest < stop:
@@ -144,9 +149,11 @@ def _is_zero(node: Node, known: KnownValues) -> bool:
 
 def _moves(node: Node, known: KnownValues) -> bool:
     name = op(node)
+    # An index that is made of the input moves elements that nobody knows beforehand.
     if name in _GATHERS:
         return all(index in known for index in node.all_input_nodes if index is not node.args[0])
     if name in ("pad", "constant_pad_nd"):
+        # Padding with anything but 0 brings in numbers that are no elements.
         repeats = name == "pad" and argument(node, "mode", "constant") != "constant"
         return repeats or argument(node, "value", 0) in (0, None)
     if is_view(node):

@@ -39,6 +39,7 @@ def op(node: Node) -> str:
         return ""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
+        # aten::_softmax -> softmax, aten::add_ -> add
         return target._schema.name.split("::")[-1].rstrip("_").lstrip("_")
     return cast(str, getattr(target, "__name__", ""))
 
@@ -116,6 +117,8 @@ def module_path(node: Node) -> tuple[str, ...]:
 
 def nodes_that_depend_on(graph: Graph, sources: Sequence[str]) -> set[Node]:
     """Nodes whose values (not only whose shapes) depend on the named placeholders."""
+    # In execution order, one pass: what a node reads was looked at before. A tensor of ones in the
+    # shape of an input depends on no value of it.
     wanted, dependent = set(sources), set[Node]()
     for node in graph.nodes:
         if node.op == "placeholder":

@@ -51,6 +51,7 @@ def output_names(
 
 
 def _natural_names(program: ExportedProgram) -> list[str]:
+    # {"logits": a, "cache": [(k, v)]} -> logits, cache_0_0, cache_0_1
     output = next(node for node in program.graph.nodes if node.op == "output")
     flat = pytree.tree_leaves(output.args, is_leaf=lambda leaf: leaf is None)
     paths = _paths(program, len(flat))

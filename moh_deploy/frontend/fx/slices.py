@@ -100,6 +100,9 @@ def pieces(node: Node, layout: Layout, twins: Mapping[Node, Node] = NO_TWINS) ->
     Args:
         twins: Nodes of the same value that are to be read instead.
     """
+    # q = qkv[..., :C]: the third of [B, S, 3C] is entry 0 of an axis of 3. Followed further back,
+    # that axis may stand anywhere among the others; `cut_out` says whether what it leaves is a
+    # slice.
     trail = [(node, layout, dict[Axis, int]())]
     while True:
         current, known, fixed = trail[-1]
@@ -138,6 +141,7 @@ def _whole(node: Node, layout: Layout) -> tuple[Node, Layout, Axis, int] | None:
 
 def cut_out(node: Node, layout: Layout, fixed: dict[Axis, int]) -> Piece | None:
     """The part as cuts of whole dimensions; None where it is not contiguous in them."""
+    # Fixed axes must be the major ones of their dimension: entry i of (3, C) is i*C to (i+1)*C.
     index_of = {leaf: index for axis, index in fixed.items() for leaf in axis.leaves()}
     if len(index_of) != len(fixed):
         return None

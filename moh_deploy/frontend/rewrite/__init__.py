@@ -134,6 +134,7 @@ def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite
 
 def _insert(context: _Context, layer: MoHLayer) -> Rewrite:
     graph, read = context.program.graph_module.graph, context.splitter.read
+    # In front of the layer's product with its gates: all that it needs is computed there.
     builder = GraphBuilder(graph, layer.node)
     layouts = LayoutBuilder(builder)
     wanted: Layout = (layer.batch, layer.tokens, layer.heads)
@@ -180,6 +181,8 @@ def _insert_attention(
 def _insert_op(context: _Context, found: Rewrite, gates: Node, builder: GraphBuilder) -> Rewrite:
     """Insert the op that can express the layer's attention; errors are those of its caller."""
     layer, known, splitter = found.layer, context.known, context.splitter
+    # One softmax over several products of queries and keys is the other op's form; of every other
+    # layer MoHAttention takes what has no obstacle.
     if JOINT_SOFTMAX in layer.core.obstacles:
         form = read_aggregated(layer, known)
         swaps = splitter.split([source.piece.node for source in form.sources])
@@ -249,6 +252,8 @@ def _scores(
     """The ranked scores, with the tokens in the order of the gates: of logits the probabilities."""
     selection = router.selection
     assert selection is not None
+    # Scores [tokens, R] or [B, S, R], heads at `selection.dim`: their other dimensions are those of
+    # the gates, perhaps regrouped.
     extents = list(shape(selection.scores))
     candidates = fresh_dim(extents.pop(selection.dim))
     rows = regroup(flat(computed.layout[:-1]), extents)
@@ -279,6 +284,7 @@ def commit(
     """
     graph = program.graph_module.graph
     drop_views(rewrites)
+    # This only redirects readers; the original operators, dead by then, are dropped at the end.
     for swap in swaps:
         swap.old.replace_all_uses_with(swap.new)
     for rewrite in rewrites:

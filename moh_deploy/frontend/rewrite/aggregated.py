@@ -23,6 +23,7 @@ from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of
 from moh_deploy.frontend.rewrite.projections import HeadAxes
 
 _DEFAULT_EPSILON = 1e-12
+# A bias for each pixel and pooled token grows with the square of the image.
 _LARGEST_CONSTANT_BYTES = 1 << 28
 
 
@@ -113,6 +114,7 @@ class AggregatedRewriter:
     def _rows(self, source: Source) -> Node:
         """[B, rows, H*D]."""
         piece = source.piece
+        # A cut of a packed projection may have been split off as a projection of its own by now.
         trail = [piece] if piece.cuts else trail_of(Operand(piece.node, piece.layout))
         return self._operands.operand([*map(self._alone, trail)], self._layout(source))
 

@@ -30,6 +30,8 @@ from moh_deploy.frontend.rewrite.tokens_first import Reader
 aten = torch.ops.aten
 
 
+# Any score added to this is this, in float32: its 24 bits end far above 1. It is no infinity: a row
+# of it has a softmax.
 _ABSORBING = -1e30
 
 
@@ -93,6 +95,7 @@ class AttentionRewriter:
 
     def _reader(self, gates: Node) -> Reader:
         scores, end = self._scores, self._layer.end
+        # The inserted op reads gates, masks and factors, too: what they are made of stays needed.
         others = {gates, *(mask.operand.node for mask in scores.masks)}
         others |= {factor.operand.node for factor in scores.factors}
 
@@ -116,6 +119,8 @@ class AttentionRewriter:
         return example_shape(scores.key.node)[scores.key.layout.index(scores.key_axes)]
 
     def _form(self) -> AttentionForm:
+        # query [B, Hq, S, D], key [B, Hkv, T, D] in any order: D is what the key has beyond batch,
+        # heads and keys, and the query has to have it, too, since the product sums over it.
         key_layout, keys = flat(self._scores.key.layout), leaves(self._scores.key_axes)
         batch, heads, tokens = (
             leaves(axes) for axes in (self._layer.batch, self._layer.heads, self._layer.tokens)
@@ -142,6 +147,9 @@ class AttentionRewriter:
 
     def _kv_heads(self, heads: Dim) -> Dim:
         """The fewest leading head axes that cover what key and value vary along."""
+        # Heads of the query are (kv head, query head of the group), as axes, kv major: keys and
+        # values that do not vary along the minor ones are shared by a group. Anywhere on the trail
+        # counts: a model may have repeated them for every head itself.
         for count in range(len(heads) + 1):
             if all(
                 any(_head_axes(piece, heads) <= set(heads[:count]) for piece in trail)
@@ -158,6 +166,7 @@ class AttentionRewriter:
         return bool(product(self.form.tokens) == product(self.form.keys))
 
     def _mask(self) -> Node | None:
+        # Bools alone stay a bool mask; otherwise all become one addend.
         terms = [self._mask_term(term) for term in self._scores.masks]
         if self._scores.is_causal and not self._square():
             terms.append(self._top_left_causal())
@@ -174,6 +183,7 @@ class AttentionRewriter:
             return (
                 node if term.value == 1 else self._builder.call(aten.mul.Scalar, node, term.value)
             )
+        # An infinite fill hides a key altogether, as a bool does; a finite one is `_fill`'s matter.
         node = self._operands.cast(node, torch.bool)
         keep = node if term.kind == "keep" else self._builder.call(aten.logical_not.default, node)
         return keep if math.isinf(term.value) or term.value == 1 else self._fill(keep, term.value)
@@ -192,6 +202,7 @@ class AttentionRewriter:
         return self._builder.call(aten.where.ScalarOther, keep, zero, hidden)
 
     def _top_left_causal(self) -> Node:
+        # [S, T], True where key t <= query s. The op counts from the last query and key instead.
         sizes = (product(self.form.tokens), product(self.form.keys))
         if not all(size.is_Integer for size in sizes):
             raise NotCoveredError("is_causal with queries and keys of different dynamic lengths")

@@ -50,6 +50,8 @@ class AttentionInputs:
         Raises:
             NotCoveredError: With the reason.
         """
+        # The op takes [B, S, H*D] and [B, H, S, D]. A Transpose moves every number once through
+        # memory, so the form with fewer of them is taken, or the packed one if the model has it.
         if self._num_moves(packed=True) < self._num_moves(packed=False) or self._are_packed():
             return True, self._packed()
         return False, self._unpacked()
@@ -70,6 +72,8 @@ class AttentionInputs:
                 moves |= self._reorderer.moves(operand, flat(layout))
         for factor in self._scores.factors:
             moves |= self._reorderer.moves(factor.operand, flat(self._rows(packed=packed)[:3]))
+        # The output has the order of the inputs: where readers want the other one, it is moved as
+        # well.
         return len(moves) + (self._order_read() != flat(self._form.output(packed)))
 
     def _order_read(self) -> tuple[object, ...]:
@@ -126,6 +130,7 @@ class AttentionInputs:
     def _scaled(self, query: Node, rows: Layout) -> Node:
         """The query with the tensors that scale the scores equally for all keys."""
         for factor in self._scores.factors:
+            # [B, S, H, 1] or [B, H, S, 1]: a factor has no head dimension.
             found = self._reorderer.build(factor.operand, flat(rows[:3]))
             multiplier = self._operands.arrange(found, (*rows[:3], ()), expand=False)
             operator = aten.div.Tensor if factor.divides else aten.mul.Tensor

@@ -45,6 +45,7 @@ def apply_gates_first(
     weight_axes = set(flat(projection.weight.layout))
     if weight_axes & {*layer.batch, *layer.tokens}:
         raise NotCoveredError("heads are projected by weights that differ between tokens")
+    # [B, S, H, D] * [B, S, H, 1], and only then the projection of each head.
     attention = arranged(LayoutBuilder(builder), projection.attention, groups)
     own_dtype = OperandBuilder(builder, tensor(attention).dtype).cast(gates)
     spread = builder.call(aten.unsqueeze.default, own_dtype, -1)  # [B, S, H, 1]
@@ -66,6 +67,7 @@ def _project(
     wanted: Layout = (heads, inner, columns) if of_head else (inner, columns)
     weight = layouts.arrange(projection.weight, wanted)
     summed = not set(heads) <= out_axes
+    # d: what a head has; c: what it is projected to.
     equation = f"bshd,{'hdc' if of_head else 'dc'}->{'bsc' if summed else 'bshc'}"
     product = layouts.builder.call(aten.einsum.default, equation, [gated, weight])
     out: Layout = (layer.batch, layer.tokens, *([] if summed else [heads]), columns)

@@ -53,6 +53,9 @@ class OperandBuilder:
         Raises:
             NotCoveredError: With the reason.
         """
+        # Best is a tensor that has the elements in this order: it costs a reshape at most.
+        # Otherwise the one with the fewest axes: keys before they were repeated for the heads of a
+        # group.
         found = entry(trail, wanted)
         axes = set(flat(wanted))
         usable = [p for p in trail if set(flat(p.layout)) <= axes and not p.cuts]
@@ -103,6 +106,7 @@ def gates_of(layer: MoHLayer, layouts: LayoutBuilder) -> Node:
         UnknownSizeError: If the gates cannot be brought into that layout.
     """
     wanted: Layout = (layer.batch, layer.tokens, layer.heads)
+    # A gate may be a factor of several, [B, S, H, 1] times [1, 1, H, 1] say, or a bool mask.
     arranged = []
     for factor in layer.gates:
         trail = [piece for piece in trail_of(factor) if not piece.cuts and _fits(piece, wanted)]
@@ -123,6 +127,8 @@ def _fits(piece: Piece, wanted: Layout) -> bool:
 
 def unscaled(operand: Operand, known: KnownValues) -> tuple[Operand, float]:
     """The tensor that an operand is a multiple of, and the number that it is multiplied with."""
+    # (x * 0.125).view(...).transpose(...): numbers are found behind views, but not behind a cast,
+    # which rounds what it is given.
     scale = 1.0
     while True:
         trail = history(operand.node, operand.layout)

@@ -87,6 +87,7 @@ def project_query(
     Returns:
         The MoHQueryProjection; None where there is none.
     """
+    # A MoHQueryProjection makes [B, S, H*D]; an attention that reads heads first has none.
     query, *others = (node for node in attention.args if isinstance(node, Node))
     if rank(query) != 3:
         return None
@@ -108,6 +109,7 @@ def project_query(
 def _query_projection(
     layouts: LayoutBuilder, query: Operand, projection: Projection, axes: HeadAxes, gates: Node
 ) -> Node | None:
+    # x [B, S, C] @ weight [C, H*D]: every row of the query is made of one row of x.
     x, weight = projection.operands(query.layout)
     inner = tuple(axis for axis in flat(x.layout) if axis not in set(flat(query.layout)))
     columns = axes.query[2]
@@ -142,6 +144,7 @@ def project_output(
     found = _linear_reader(layer, read)
     if found is None or tensor(attention.node).dtype != tensor(layer.node).dtype:
         return None
+    # [B, S, H*Dv] @ [H*Dv, C]: a gate of 0 makes Dv terms of each sum 0, which need not be added.
     projection, read_layout = found
     weight_layout, out = projection.product.layouts(read_layout, 0)
     weight = Operand(projection.weight, resolve(weight_layout))
@@ -173,6 +176,7 @@ def project_output(
 
 def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, Layout] | None:
     """The linear map that alone reads the gated heads, and the layout in which it reads them."""
+    # Forward through views, as long as there is one reader: ungated heads are nobody else's.
     node, layout = layer.node, layer.layout
     while len(node.users) == 1:
         (user,) = node.users

@@ -15,6 +15,7 @@ def readers_up_to(node: Node, end: Node, swaps: Sequence[Swap] = ()) -> set[Node
     Args:
         swaps: What takes over from other nodes, and thus has their readers.
     """
+    # A part of a packed projection has no readers yet: those of the original part will be its own.
     old = {swap.new: swap.old for swap in swaps}
     found, stack = {node}, [node]
     while stack:

@@ -37,6 +37,7 @@ class Splitter:
 
     def split(self, operands: Sequence[Node]) -> tuple[Swap, ...]:
         """Insert projections of their own for a layer's operands, each of tokens [..., columns]."""
+        # A projection is packed if it leads to more than one of query, key and value.
         swaps: dict[Node, Swap] = {}
         roles = [self._cone(node) for node in operands]
 
@@ -61,6 +62,8 @@ class Splitter:
         elif not _ends_with(out, columns):
             parts = [Part(projection.node, out, ())]
         layouts = LayoutBuilder(GraphBuilder(self._graph, projection.node.next))
+        # x @ W[:, start:stop], in the order of columns that the part has in the end: permuting the
+        # columns of W costs nothing, since it is folded.
         for part in parts or ():
             try:
                 alone = project(

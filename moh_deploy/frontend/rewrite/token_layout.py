@@ -52,6 +52,7 @@ def _insert(graph: Graph, chain: ImageChain) -> Swap:
         input_bias = None
     result = layouts.arrange(Operand(tokens, chain.steps[-1].image.tokens), chain.layout)
     for node in chain.inner:
+        # A size would keep the whole image alive for a number.
         _read_sizes_elsewhere(graph, node)
     path = ".".join(module_path(chain.end)) or "model"
     return Swap(
@@ -77,6 +78,7 @@ def _split_off_bias(builder: GraphBuilder, chain: ImageChain) -> tuple[Operand, 
     """The tokens before the bias of the product that makes them, and the bias: adding it would be
     one more pass over all of them. Where the chain alone reads them; else the tokens."""
     entry = chain.entry
+    # The op adds the bias as it reads a token: W x + b never stands in memory.
     between = _nodes_between(chain)
     if op(entry.node) != "linear" or between is None or entry.layout[-1:] != (chain.features,):
         return entry, None

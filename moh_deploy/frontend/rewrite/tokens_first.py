@@ -64,6 +64,8 @@ class Reorderer:
         Args:
             order: The axes that the operand varies along, and possibly others.
         """
+        # The cheapest way is found by dynamic programming over (tensor, order): two operands that
+        # need one tensor in one order share its Transpose, which is why sets are counted.
         trail = self._trail(operand)
         source = _source(trail)
         order = _restricted(order, source)
@@ -73,6 +75,7 @@ class Reorderer:
         return self._moves[key]
 
     def _count(self, trail: Sequence[Piece], source: Operand, order: Dim) -> Moves:
+        # Weights are transposed once, at export.
         if self._reader.is_known(source.node):
             return _NONE
         behind = self._behind(trail, source, order)
@@ -99,6 +102,8 @@ class Reorderer:
         reading = self._reading(source)
         if reading is None or not _stays(source.layout, order, reading.result_suffix):
             return None
+        # Rotary embeddings: x * cos + rotate_half(x) * sin commutes with a transposition of heads
+        # and tokens, if x and cos, sin are read transposed. Cos and sin may have no heads at all.
         layout = _arranged(source.layout, order)
         wanted = [flat(_read(one, layout, reading)) for one in reading.sources]
         return _NONE.union(*map(self.moves, reading.sources, wanted))
@@ -204,6 +209,8 @@ def _stays(layout: Layout, order: Dim, count: int) -> bool:
 def _arranged(layout: Layout, order: Dim) -> Layout:
     """The dimensions in this order, cut into blocks where they do not stay together; leading and
     trailing ones that keep their places as they are."""
+    # Batch in front and head dimension behind keep their places: what is between is cut into
+    # blocks, which are then sorted.
     layout, order = resolve(layout), leaves(order)
     first, last = 0, len(layout)
     while first < last and flat(layout[: first + 1]) == order[: len(flat(layout[: first + 1]))]:

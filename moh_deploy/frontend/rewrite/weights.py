@@ -34,6 +34,7 @@ def project(
     Returns:
         The result: the rows of the whole one, and one dimension of columns.
     """
+    # out [..., columns] = x [..., inner] @ weight [inner, columns] + bias [columns]
     whole = projection.columns(out)
     rows = tuple(dim for dim in out if not set(dim) & set(whole))
     x, weight = projection.operands(out)
@@ -75,6 +76,7 @@ def _cut(layouts: LayoutBuilder, weight: Operand, window: Window) -> Operand:
 
 def _apart(layout: Layout, axes: Dim) -> Layout:
     """The layout with these axes as one dimension, where the first of them was."""
+    # [3 * H * D, C] cut along its first axis: [3, H * D, C], of which one entry is taken.
     dims: list[Dim] = []
     for dim in layout:
         run: Dim = ()
