@@ -1,0 +1,211 @@
+"""Do something in a process of its own, and say what it returned, or how the process ended.
+
+The task is a function that can be imported, and arguments that can be pickled. They go to the other
+process as a file in a folder that nobody else may write to; the answer comes back as another.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+import moh_deploy
+from moh_deploy.errors import BackendError, MoHDeployError
+from moh_deploy.system.progress import SilentProgress, progress_for_terminal
+from moh_deploy.system.staging import is_disk_full, scratch_directory
+from moh_deploy.system.termination import cleaned_up_on_termination
+
+Answer = TypeVar("Answer")
+
+_PROCESS = "moh_deploy.system.isolated_process"
+_TASK, _ANSWER, _STEPS, _SAID = "task.pickle", "answer.pickle", "steps.txt", "said.txt"
+
+_DISK_FULL = 74
+"""What the other process ends with where it cannot even say so; of `os.EX_IOERR`, where that is."""
+
+_MOST_CHARACTERS = 400
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Answer]):
+    """What came of a task.
+
+    Attributes:
+        answer: What the function returned; None if the process ended before.
+        error: What it raised instead, of the errors that moh-deploy raises on purpose.
+        exception: Any other exception that it raised: `ValueError: ...`.
+        return_code: How the process ended; None if it was ended for taking too long.
+        said: What it wrote, to stdout and stderr; empty if it was shown.
+        step: What it was doing, where steps were asked for.
+    """
+
+    answer: Answer | None
+    error: MoHDeployError | None
+    exception: str | None
+    return_code: int | None
+    said: str = ""
+    step: str | None = None
+
+    def required(self, what: str) -> Answer:
+        """Return the answer.
+
+        Args:
+            what: The process, as the subject of a sentence.
+
+        Raises:
+            MoHDeployError: What the function raised.
+            BackendError: There is no answer: the sentence has how the process ended, and the last
+                that it said.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.answer is None:
+            raise BackendError(f"{what} ended with {self.how()}: {self.said[-_MOST_CHARACTERS:]}")
+        return self.answer
+
+    def how(self) -> str:
+        """Say how the process ended."""
+        return "a timeout" if self.return_code is None else how_it_ended(self.return_code)
+
+
+def isolated(
+    function: Callable[..., Answer],
+    *arguments: object,
+    timeout_s: float | None = None,
+    show_steps: bool | None = None,
+) -> Outcome[Answer]:
+    """Call a function in another process, which ends with this one.
+
+    Args:
+        function: One that its module's name finds; it returns something.
+        arguments: Its arguments.
+        timeout_s: How long it may take.
+        show_steps: The function takes a `progress` besides, whose last step the outcome has. True
+            shows steps where stderr is a terminal. Then what the process writes is shown, too, and
+            not kept.
+
+    Raises:
+        PackageError: There is no place for temporary files, or its disk is full.
+    """
+    with scratch_directory("moh-deploy-isolated") as folder:
+        task = _Task(function, arguments, show_steps)
+        (folder / _TASK).write_bytes(pickle.dumps(task))
+        return_code = _run(folder, timeout_s, is_shown=show_steps is not None)
+        if return_code == _DISK_FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # `scratch_directory` says where
+        answer, error, exception = None, None, None
+        if (folder / _ANSWER).is_file():
+            # Written by our own process, into a folder that nobody else may write to.
+            answer, error, exception = pickle.loads((folder / _ANSWER).read_bytes())
+        said, step = _text(folder / _SAID), _text(folder / _STEPS)
+    return Outcome(answer, error, exception, return_code, said.strip(), step or None)
+
+
+def carry_out(folder: Path) -> None:
+    """Do the task in a folder, and leave the answer there; on a full disk, end with a status."""
+    try:
+        _carry_out(folder)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        sys.exit(_DISK_FULL)
+
+
+def child_environment() -> dict[str, str]:
+    """Return this process's environment, with moh_deploy on Python's path.
+
+    It may be on this process's path without being installed.
+    """
+    home = str(Path(moh_deploy.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def how_it_ended(return_code: int) -> str:
+    """Return `SIGSEGV` or `status 3`."""
+    return signal.Signals(-return_code).name if return_code < 0 else f"status {return_code}"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked of the other process; see `isolated`."""
+
+    function: Callable[..., object]
+    arguments: tuple[object, ...]
+    show_steps: bool | None
+
+
+class _NotedProgress(SilentProgress):
+    """Write down each step before it begins, and show it where progress is shown."""
+
+    def __init__(self, path: Path, *, is_shown: bool) -> None:
+        super().__init__()
+        self._path = path
+        self._shown_by = progress_for_terminal(quiet=not is_shown)
+
+    def _shown(self, name: str) -> AbstractContextManager[object]:
+        self._path.write_text(name, encoding="utf-8")
+        return self._shown_by.step(name)
+
+
+def _run(folder: Path, timeout_s: float | None, *, is_shown: bool) -> int | None:
+    """Run the other process, and return how it ended; None if it was ended for taking too long."""
+    # What it has in temporary files when it is ended goes with the folder.
+    environment = {**child_environment(), "TMPDIR": str(folder)}
+    # Python's account of a crash is for whoever keeps what was said.
+    options = [] if is_shown else ["-X", "faulthandler"]
+    command = [sys.executable, *options, "-m", _PROCESS, str(folder)]
+    with (folder / _SAID).open("wb") as said:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.__stderr__ if is_shown else said,  # What is printed there is no answer.
+            stderr=None if is_shown else said,
+            env=environment,
+        )
+    # Not waited for when this is ended: that may have stopped a wait, which holds a lock.
+    with process, cleaned_up_on_termination(process.terminate):
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return None
+        except KeyboardInterrupt:
+            process.terminate()  # Else the task would run to its end. What it writes it removes.
+            raise
+
+
+def _carry_out(folder: Path) -> None:
+    answer, error, exception = None, None, None
+    try:
+        with redirect_stdout(sys.stderr):  # What code of the user's prints is no report.
+            task = cast(_Task, pickle.loads((folder / _TASK).read_bytes()))
+            steps: Mapping[str, object] = {}
+            if task.show_steps is not None:
+                progress = _NotedProgress(folder / _STEPS, is_shown=task.show_steps)
+                steps = {"progress": progress}
+            answer = task.function(*task.arguments, **steps)
+    except MoHDeployError as raised:
+        error = raised
+    except Exception as raised:
+        if is_disk_full(raised):
+            raise
+        traceback.print_exc()
+        exception = f"{type(raised).__name__}: {raised}"
+    (folder / _ANSWER).write_bytes(pickle.dumps((answer, error, exception)))
+    if exception is not None:
+        sys.exit(1)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
