@@ -19,7 +19,8 @@ from rich.table import Table
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.latency import runs_timer
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.sized_inputs import sized_inputs
 
@@ -35,7 +36,7 @@ class Samples:
 def main() -> None:
     arguments = _arguments()
     package = OnnxPackage.open(arguments.package)
-    runner = open_session(package, threads=arguments.threads)
+    runner = open_runner(package, Variant(threads=arguments.threads))
     sizes = dict(text.split("=") for text in arguments.size)
     (inputs,) = sized_inputs(package, {name: [int(size)] for name, size in sizes.items()})
     seconds = arguments.seconds

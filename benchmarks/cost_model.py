@@ -28,7 +28,8 @@ from moh_deploy.ops.spec import TensorType
 from moh_deploy.perf.cost_model import milliseconds as cost_model
 from moh_deploy.perf.cost_model.layer_shape import LayerShape
 from moh_deploy.perf.timing import Stopwatch
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.base import Runner, Variant
+from moh_deploy.runtime.open_runner import open_runner
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
 
@@ -205,11 +206,11 @@ class Bench:
             kind = kinds[0] if name == "dense" else kinds[1]
             yield Row(kind, measured, features, ms[name] - ms["nothing"])
 
-    def _open(self, model: onnx.ModelProto) -> OrtRunner:
+    def _open(self, model: onnx.ModelProto) -> Runner:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.onnx")
             onnx.save(model, path)
-            return open_session(path, kernels="require", library=self.library, threads=1)
+            return open_runner(path, Variant(kernels="require", library=self.library, threads=1))
 
 
 def node_model(

@@ -11,7 +11,8 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.element_types import to_type_proto
 from moh_deploy.ops.spec import TensorType
 from moh_deploy.package import LayerInfo, OnnxPackage
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.system.npz import Array
 
@@ -54,15 +55,17 @@ def split_layers(
     constants = {one.name: one for one in model.graph.initializer}
     read = {name for node in nodes for name in node.input if name} - constants.keys()
     wanted = read - inputs.keys() | set(package.gate_names)
-    runner = open_session(
+    runner = open_runner(
         package,
-        kernels="off" if kernel.library is None else "auto",
-        library=kernel.library,
-        threads=1,
-        extra_outputs=sorted(wanted),
+        Variant(
+            kernels="off" if kernel.library is None else "auto",
+            library=kernel.library,
+            threads=1,
+            extra_outputs=tuple(sorted(wanted)),
+        ),
     )
     values = {**inputs, **runner.run(inputs)}
-    on_kernel = {name for name, impl in runner.layer_impl.items() if impl == "kernel"}
+    on_kernel = {name for name, impl in runner.describe().layer_impl.items() if impl == "kernel"}
     cut = {
         node.name: _cut(model, node, constants, values, on_kernel=node.name in on_kernel)
         for node in nodes

@@ -20,7 +20,8 @@ from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.ops.router_function import RouterVariant
 from moh_deploy.ops.router_function import function_body as router_body
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from tests.handmade_package import LAYER, MANIFEST
 
@@ -86,7 +87,7 @@ def inputs(*, batch: int = BATCH, seq: int = SEQ, seed: int = 1) -> dict[str, Ar
 
 def _record(path: Path) -> VectorSet:
     names = [f"gates_{i}" for i in range(2)]
-    runner = open_session(path, kernels="off", optimize=False, extra_outputs=names)
+    runner = open_runner(path, Variant(kernels="off", optimize=False, extra_outputs=tuple(names)))
     given = inputs()
     found = runner.run(given)
     gates = tuple(found[name] for name in names)

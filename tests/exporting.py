@@ -16,7 +16,8 @@ from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun
@@ -54,7 +55,7 @@ def export(model: nn.Module, output: Path, **options: object) -> ExportReport:
 
 
 def run(root: Path, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-    return open_session(OnnxPackage.open(root), kernels="off").run(inputs)
+    return open_runner(OnnxPackage.open(root), Variant(kernels="off")).run(inputs)
 
 
 def assert_package_equals(root: Path, module: nn.Module, inputs: tuple[ModelInput, ...]) -> None:

@@ -28,7 +28,8 @@ from moh_deploy.package import (
     VectorSet,
     fingerprint,
 )
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from tests.handmade_package import LAYER, MANIFEST
 
@@ -92,7 +93,7 @@ def write_routed(
 
 def _record(path: Path, batch: int) -> VectorSet:
     names = [f"{kind}_{i}" for kind in ("gates", "scores", "y") for i in range(DEPTH)]
-    runner = open_session(path, kernels="off", optimize=False, extra_outputs=names)
+    runner = open_runner(path, Variant(kernels="off", optimize=False, extra_outputs=tuple(names)))
     x = np.random.default_rng(1).standard_normal((batch, SEQ, WIDTH)).astype(np.float32)
     found = runner.run({"x": x})
     scores = [np.sort(found[f"scores_{i}"].astype(np.float64)) for i in range(DEPTH)]

@@ -22,7 +22,8 @@ from train import EPOCHS, load_splits, save_checkpoint, train
 
 from moh_deploy.native import kernel_library
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.parity import compare
@@ -121,7 +122,7 @@ def compare_images(
     package: OnnxPackage, expected: VectorSet, labels: np.ndarray, *, kernels: Kernels
 ) -> Comparison:
     """Run every image: all at once for the numbers, one by one for the classes."""
-    runner = open_session(package, kernels=kernels, extra_outputs=package.gate_names)
+    runner = open_runner(package, Variant(kernels=kernels, extra_outputs=package.gate_names))
     alone = [
         runner.run({"images": image[None]})["logits"][0] for image in expected.inputs["images"]
     ]

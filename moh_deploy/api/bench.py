@@ -10,14 +10,19 @@ from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.baseline_figures import bench_figures, machine_of, require_one_package
 from moh_deploy.perf.bench.bench_run import BenchRun
-from moh_deploy.perf.bench.entries import Organizer, is_the_original, is_the_package
+from moh_deploy.perf.bench.candidates import (
+    BenchSetting,
+    find_candidates,
+    is_the_original,
+    is_the_package,
+)
 from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
 from moh_deploy.perf.bench.gates import parse_gate
 from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
-from moh_deploy.perf.bench.original import Original
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.baseline.path_keys import path_key
 from moh_deploy.report.baseline.ratchet import Ratchet
+from moh_deploy.runtime.original import Original
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory, staged_file
@@ -63,8 +68,8 @@ def bench(
         sizes: Other dynamic dimensions to the sizes to run at: all combinations are measured.
             Inputs of sizes that were not recorded are random.
         threads: Threads within an operator; None for ONNX Runtime's own choice.
-        kernels: What runs MoH nodes, see `open_session`.
-        min_time: Seconds that the contestants run on each set of inputs, all together.
+        kernels: What runs MoH nodes, see `Variant`.
+        min_time: Seconds that the candidates run on each set of inputs, all together.
         warmup: Seconds that they run before, untimed.
         gates: Conditions such as `p50 <= 1.05 * baseline`.
         original: The model that the first package was made from; see `load_original`.
@@ -73,8 +78,8 @@ def bench(
         baseline_file: JSON file of what one package reached before: what is worse fails, see
             `ratchet`.
         update_baseline: Write what is new or better into that file, and make it if it is not there.
-        measure: What times contestants; clocks of its own without.
-        measure_fresh: What runs a contestant in a process of its own.
+        measure: What times candidates; clocks of its own without.
+        measure_fresh: What runs a candidate in a process of its own.
         progress: What to report steps to.
 
     Returns:
@@ -93,19 +98,17 @@ def bench(
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
     with scratch_directory("moh-deploy-bench") as scratch:
         with progress.step("reading the packages"):
-            organizer = Organizer(kernels, threads, original, scratch)
-            line_up = organizer.line_up(
-                roots, baselines, None if package is None else Path(package)
-            )
-            names = [one.name for one in line_up.entries]
-            against = [one.name for one in line_up.entries if one.is_baseline]
+            setting = BenchSetting(kernels, threads, original, scratch)
+            candidates = find_candidates(setting, roots, baselines, package)
+            names = [one.name for one in candidates.entries]
+            against = [one.name for one in candidates.entries if one.is_baseline]
             if ratchet is not None:
-                require_one_package({one.name: one.is_baseline for one in line_up.entries})
+                require_one_package({one.name: one.is_baseline for one in candidates.entries})
             asked = [parse_gate(one, contestants=names, baselines=against) for one in gates]
-            sets = _input_sets(line_up.first, list(map(Path, inputs)), batch, sizes or {})
+            sets = _input_sets(candidates.first, list(map(Path, inputs)), batch, sizes or {})
         job = BenchRun(
-            line_up=line_up,
-            organizer=organizer,
+            candidates=candidates,
+            setting=setting,
             measure=measure or runs_timer(min_time, warmup, threads=threads),
             measure_fresh=measure_fresh or fresh_run,
             progress=progress,

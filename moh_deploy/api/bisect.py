@@ -10,9 +10,9 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.graph.float32_form import LOW, check_reference
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.runtime.lowered_package import check_float32, lowered
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.open_runner import find_model
 from moh_deploy.runtime.runner import Kernels
-from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory
 from moh_deploy.validate.bisection.experiments import Experiments
@@ -57,7 +57,7 @@ def bisect(
             writes none that is not right; it is its own reference then.
         target: How far outputs may be off, as a share of their largest value (at least of 1);
             None for what `verify` allows.
-        kernels: What runs MoH nodes, see `open_session`.
+        kernels: What runs MoH nodes, see `Variant`.
         inputs: npz files, or directories of them, to run besides the recorded inputs. What should
             come out is what the package computes in float32, or, if it is in float32, what the
             reference computes; members named like outputs are taken as they are.
@@ -147,13 +147,13 @@ def _notes(runs: Experiments, cause: Cause) -> tuple[str, ...]:
             " float32, and rounds at their ends. This is with every result rounded, as on GPUs."
         )
     if not runs.plain.gates and runs.package.manifest.layers:
-        why = OrtVariants(runs.package).why_not_forced()
+        why = PackageVariants(runs.package).why_not_forced()
         notes.append(f"The reference gates were not fed to the model: {why}.")
     return tuple(notes)
 
 
 def _check_options(root: Path, target: float | None, vectors: int | None, max_runs: int) -> None:
-    if is_engine_dir(root):
+    if find_model(root).is_compiled:
         raise ConfigError(
             f"{root} is an engine, whose inner values cannot be seen; expected a package.",
             hint="Bisect the package that it was built from: what diverges there diverges here.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from moh_deploy.machine.abilities import Ability, abilities
@@ -41,13 +40,21 @@ def doctor(
     return DoctorReport(machine, found)
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    how: str
-
-
 def _ability_to_run(artefact: Path) -> Ability:
-    loaded, name = ask(_Loaded, "artefact", str(artefact)), f"run {artefact}"
-    if isinstance(loaded, Failed):
-        return Ability(name, None, (loaded,), essential=True)
-    return Ability(name, loaded.how, (), essential=True)
+    how, name = ask(_how_it_runs, str(artefact)), f"run {artefact}"
+    if isinstance(how, Failed):
+        return Ability(name, None, (how,), essential=True)
+    return Ability(name, how, (), essential=True)
+
+
+def _how_it_runs(root: str) -> str:
+    """Load a package or an engine, as `moh-deploy run` would."""
+    from moh_deploy.runtime.open_runner import find_deployed
+
+    model = find_deployed(root)
+    with model.open() as runner:
+        found = runner.describe()
+    if model.is_compiled:
+        return found.runtime
+    kernels, functions = found.kernel_nodes, len(found.layer_impl) - found.kernel_nodes
+    return f"{found.runtime}, {kernels} nodes on a kernel, {functions} as functions"

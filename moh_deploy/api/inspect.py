@@ -7,7 +7,8 @@ from pathlib import Path
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.inspect_report import InspectReport
-from moh_deploy.runtime.onnxruntime.session import open_session, runtime_name
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.progress import Progress, SilentProgress
 
@@ -19,7 +20,7 @@ def inspect(
 
     Args:
         package_dir: The package.
-        kernels: What is to run MoH nodes, see `open_session`.
+        kernels: What is to run MoH nodes, see `Variant`.
         progress: What to report steps to.
 
     Raises:
@@ -30,18 +31,18 @@ def inspect(
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
     with progress.step("loading the model"):
-        session = open_session(package, kernels=kernels)
-    use = session.kernels
-    by_layer = zip(package.manifest.layers, session.layer_nodes, strict=True)
+        found = open_runner(package, Variant(kernels=kernels)).describe()
+    use = found.kernels
+    by_layer = zip(package.manifest.layers, found.layer_nodes, strict=True)
     return InspectReport(
         package=package.root,
         manifest=package.manifest,
-        layer_runs=session.layer_runs,
-        layer_nodes=session.layer_nodes,
+        layer_runs=found.layer_runs,
+        layer_nodes=found.layer_nodes,
         predictions=tuple(
             predict(layer, nodes, instruction_set=use.instruction_set) for layer, nodes in by_layer
         ),
-        runtime=runtime_name(),
+        runtime=found.runtime,
         kernels=use,
-        node_runs=session.layer_impl,
+        node_runs=found.layer_impl,
     )

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.models import (
-    Model,
-    RunnableOriginal,
-    engine_model,
-    onnx_model,
-    original_model,
-)
+from moh_deploy.runtime.base import Model, Variant
+from moh_deploy.runtime.onnxruntime.models import OnnxFile, PackageDir
+from moh_deploy.runtime.open_runner import find_model
+from moh_deploy.runtime.original import OriginalModel, RunnableOriginal
 from moh_deploy.runtime.runner import Kernels
-from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.runtime.tensorrt.on_host import INSTALL, choose_polygraphy
 
 if TYPE_CHECKING:
@@ -46,7 +43,7 @@ def polygraphy_runner(
     Args:
         source: A package or engine directory, an ONNX file, or an original model that
             `moh_deploy.load_original` returns.
-        kernels: What runs MoH nodes, see `open_session` and `open_engine`.
+        kernels: What runs MoH nodes, see `Variant`.
         optimize: Let ONNX Runtime rewrite the graph.
         gates: Of a package: return each layer's gates as outputs, too.
         package: Of an original: the package that was made from it, which names its inputs and
@@ -60,40 +57,33 @@ def polygraphy_runner(
     """
     if importlib.util.find_spec("polygraphy") is None:
         raise BackendError("Polygraphy is not installed.", hint=INSTALL)
-    model = _model(source, kernels, optimize, gates, package)
+    variant = Variant(kernels=kernels, optimize=optimize)
+    if isinstance(source, (Path, str)):
+        model, variant = _named(Path(source), variant, gates, package)
+    else:
+        model = _original(source, gates, package)
     from moh_deploy.runtime.polygraphy_runner import PolygraphyRunner
 
-    return PolygraphyRunner(name or model.name, model.loaded)
+    how = "" if optimize else ", not optimised"
+    is_package = isinstance(model, PackageDir)
+    words = f"{model.name}, kernels: {kernels}{how}" if is_package else model.name
+    return PolygraphyRunner(name or words, model, variant)
 
 
-def _model(
-    source: Path | str | RunnableOriginal,
-    kernels: Kernels,
-    optimize: bool,
-    gates: bool,
-    package: Path | str | None,
-) -> Model:
-    if not isinstance(source, (Path, str)):
-        return _original(source, gates, package)
-    path = Path(source)
+def _named(
+    path: Path, variant: Variant, gates: bool, package: Path | str | None
+) -> tuple[Model, Variant]:
+    """Return what a path names, and how it is to be opened."""
     if package is not None:
         raise ConfigError(f"package is {package}, but {path} is no original model: leave it out.")
-    if path.is_dir() and not is_engine_dir(path):
-        opened = OnnxPackage.open(path)
-        how = "" if optimize else ", not optimised"
-        return onnx_model(
-            opened,
-            f"package {path}, kernels: {kernels}{how}",
-            kernels,
-            optimize=optimize,
-            extra_outputs=opened.gate_names if gates else (),
-        )
+    model = find_model(path) if path.exists() else OnnxFile(path)
+    if isinstance(model, PackageDir):
+        return model, variant.returning(model.package.gate_names if gates else ())
     if gates:
         raise ConfigError(f"gates are asked of {path}, and a package alone has them.")
-    if is_engine_dir(path):
-        choose_polygraphy(FLAVOURS[read_engine_dir(path).backend])
-        return engine_model(path, kernels)
-    return onnx_model(path, f"ONNX model {path}", kernels, optimize=optimize)
+    if isinstance(model, EngineDir):
+        choose_polygraphy(FLAVOURS[model.manifest.backend])
+    return model, variant
 
 
 def _original(source: RunnableOriginal, gates: bool, package: Path | str | None) -> Model:
@@ -107,4 +97,4 @@ def _original(source: RunnableOriginal, gates: bool, package: Path | str | None)
             "an original model has no names for its inputs and outputs.",
             hint="Give the package that was made from it: package=DIR.",
         )
-    return original_model(source, OnnxPackage.open(package))
+    return OriginalModel.of(source, OnnxPackage.open(package).manifest)

@@ -92,7 +92,7 @@ def _compare(package: OnnxPackage, *, round_results: bool) -> ParityReport:
     """Compare the package with the original model.
 
     Args:
-        round_results: As hardware computes, instead of as it runs here; see `open_session`.
+        round_results: As hardware computes, instead of as it runs here; see `Variant`.
 
     Raises:
         ValidationError: It is not equal.

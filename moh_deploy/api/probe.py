@@ -8,15 +8,16 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.package.replace_corpus import write_corpus
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import find_model
 from moh_deploy.runtime.runner import Kernels
-from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.mining import grown, mine, recorded_by
 from moh_deploy.validate.edge_cases.report import ProbeReport
 from moh_deploy.validate.edge_cases.samples import cut_into_samples
-from moh_deploy.validate.edge_cases.source import OrtSource, function_bodies
+from moh_deploy.validate.edge_cases.source import Source, function_bodies
 from moh_deploy.validate.edge_cases.suite import Sides, Suite
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.reference import Reference
@@ -49,7 +50,7 @@ def probe(
             replaced in one step.
         valid_tokens: The input that says which tokens are no padding: 0 for padding.
         longest: Dynamic dimension to the size that counts as its longest.
-        kernels: What runs MoH nodes, see `open_session`.
+        kernels: What runs MoH nodes, see `Variant`.
         original: Records what is found in the inputs, such as `moh_deploy.load_original` makes;
             without, the function bodies do.
         policy: YAML file of tolerances over the built-in table, see `read_policy`.
@@ -72,8 +73,9 @@ def probe(
             _check_replaceable(root)
         files = read_samples([Path(path) for path in inputs], package.manifest)
         states = tuple(input_states(package, longest or {}, valid_tokens))
-    variants = OrtVariants(package, kernels)
-    sides = Sides(package, OrtSource(package, kernels), variants, function_bodies(package))
+    as_run = Variant(kernels=kernels)
+    variants = PackageVariants(package, as_run)
+    sides = Sides(package, Source(package, as_run), variants, function_bodies(package))
     mining = None
     if files:
         with progress.step("searching the inputs"):
@@ -87,14 +89,15 @@ def probe(
     if mining is not None and update_corpus:
         with progress.step("writing the package"):
             package = write_corpus(package, grown(package.corpus, mining.samples))
+    described = sides.runner.describe()
     return ProbeReport(
         results=tuple(results),
         mining=mining,
         corpus=package.corpus,
         corpus_written=update_corpus,
         layers=tuple(layer.path for layer in package.manifest.layers),
-        layer_runs=sides.runner.layer_runs,
-        kernels=sides.runner.kernels,
+        layer_runs=described.layer_runs,
+        kernels=described.kernels,
         policy=rules.source,
     )
 
@@ -102,7 +105,7 @@ def probe(
 def _check_options(
     root: Path, inputs: Sequence[Path | str], update_corpus: bool, original: Reference | None
 ) -> None:
-    if is_engine_dir(root):
+    if find_model(root).is_compiled:
         raise ConfigError(
             f"{root} is an engine: it has no place to put logits, and no function bodies to compare"
             " with.",

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package import OnnxPackage, TensorInfo
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.package import TensorInfo
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.run_report import RunReport
-from moh_deploy.runtime.runner import Kernels, Runner
-from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir
-from moh_deploy.runtime.tensorrt.engine_runs import open_engine
+from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import staged_file
@@ -34,7 +32,7 @@ def run(
         package_dir: The package, or the engine directory.
         inputs: npz file; its members are named like the model's inputs, or are in their order.
         outputs: npz file to write; its members are named like the model's outputs.
-        kernels: What runs MoH nodes, see `open_session` and `open_engine`.
+        kernels: What runs MoH nodes, see `Variant`.
         progress: What to report steps to.
 
     Raises:
@@ -44,41 +42,28 @@ def run(
     """
     progress, outputs, root = progress or SilentProgress(), Path(outputs), Path(package_dir)
     _check_writable(outputs)
-    with ExitStack() as closing:
-        runner, feeds = _load(root, Path(inputs), kernels, progress, closing)
-        with progress.step("running the model"):
-            start = time.perf_counter()
-            results = runner.run(feeds)
-            seconds = time.perf_counter() - start
+    model = find_deployed(root)
+    with progress.step("reading the inputs"):
+        feeds = read_user_vectors(Path(inputs), model.manifest).inputs
+    with progress.step("loading the model"):
+        runner = model.open(Variant(kernels=kernels))
+    with runner, progress.step("running the model"):
+        start = time.perf_counter()
+        results = runner.run(feeds)
+        seconds = time.perf_counter() - start
     with staged_file(outputs) as partial:
         write_npz(partial, results)
-    impls = list(runner.layer_impl.values())
+    found = runner.describe()
     return RunReport(
         package=root,
         outputs_file=outputs,
         outputs=_infos(results),
-        kernel_nodes=impls.count("kernel"),
-        function_nodes=impls.count("function"),
-        layer_runs=runner.layer_runs,
-        kernels=runner.kernels,
+        kernel_nodes=found.kernel_nodes,
+        function_nodes=found.function_nodes,
+        layer_runs=found.layer_runs,
+        kernels=found.kernels,
         seconds=seconds,
     )
-
-
-def _load(
-    root: Path, inputs: Path, kernels: Kernels, progress: Progress, closing: ExitStack
-) -> tuple[Runner, dict[str, Array]]:
-    """Return what runs the model, and what to run it on."""
-    if is_engine_dir(root):
-        with progress.step("loading the engine"):
-            engine = open_engine(root, kernels)
-            closing.enter_context(engine.engine)
-        return engine, read_user_vectors(inputs, engine.engine.manifest).inputs
-    with progress.step("reading the package"):
-        package = OnnxPackage.open(root)
-        feeds = read_user_vectors(inputs, package.manifest).inputs
-    with progress.step("loading the model"):
-        return open_session(package, kernels=kernels), feeds
 
 
 def _check_writable(outputs: Path) -> None:

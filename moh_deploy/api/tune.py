@@ -39,10 +39,12 @@ from moh_deploy.perf.tune.whole_model import (
     slower_than_dense,
     time_model,
 )
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
-from moh_deploy.runtime.onnxruntime.session import open_session, runtime_name
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.onnxruntime.session import runtime_name
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
@@ -287,13 +289,13 @@ class _Job:
         """
         with self.progress.step("comparing the outputs"):
             package = self._variant("proof", outcome.layers)
-            values = names_to_return(package)
-            runner = open_session(package, threads=self.threads, extra_outputs=values)
-            variants = OrtVariants(package, threads=self.threads)
+            variant = Variant(threads=self.threads)
+            runner = open_runner(package, variant.returning(names_to_return(package)))
+            variants = PackageVariants(package, variant)
             report = compare(package, runner, package.vectors, variants=variants)
             report.raise_if_unequal()
             flipped = check_same_outputs(self.package, package, runner, files)
-        return _Proof(report.max_abs_error, flipped, runner.layer_nodes)
+        return _Proof(report.max_abs_error, flipped, runner.describe().layer_nodes)
 
     def _checked_as_a_whole(
         self, outcome: _Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure

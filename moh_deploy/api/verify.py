@@ -67,7 +67,7 @@ def verify(
         package_dir: The package, or the engine directory.
         inputs: npz files, or directories of them. Members are named like the model's inputs, or in
             their order, and like its outputs for expected outputs.
-        kernels: What runs MoH nodes, see `open_session` and `open_engine`.
+        kernels: What runs MoH nodes, see `Variant`.
         vectors: Compare with the first so many recorded runs only; None takes all. The first is the
             one at the example's sizes.
         package: The package that an engine was built from; for a package, None.

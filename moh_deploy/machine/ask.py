@@ -1,16 +1,12 @@
-"""Ask a program in a process of its own: a native library that crashes there is an answer."""
+"""Ask in a process of its own: a native library that crashes there is an answer."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
-from moh_deploy.system.child_process import child_environment, how_it_ended
-from moh_deploy.system.staging import scratch_directory
+from moh_deploy.system.isolate import isolated
 
 Facts = TypeVar("Facts")
 
@@ -24,7 +20,7 @@ class Failed:
 
     Attributes:
         why: What happened, as half a sentence.
-        fix: The next step, where the program knows it.
+        fix: The next step, where it is known.
     """
 
     why: str
@@ -32,47 +28,35 @@ class Failed:
 
 
 def ask(
-    make: Callable[..., Facts], program: str, *arguments: str, timeout_s: float = _TIMEOUT_S
+    function: Callable[..., Facts], *arguments: str, timeout_s: float = _TIMEOUT_S
 ) -> Facts | Failed:
-    """Run one of `moh_deploy.machine.programs`.
+    """Call a function that loads what may be missing or broken.
 
     Args:
-        make: Called with what the program answers, by keyword; lists arrive as tuples.
-        program: Its name.
+        function: It imports nothing that may be missing before it is called.
         arguments: Its arguments.
         timeout_s: How long it may take.
 
     Raises:
         PackageError: There is no place for temporary files, or its disk is full.
     """
-    with scratch_directory("moh-deploy-answer") as scratch:
-        file = scratch / "answer.json"
-        command = [sys.executable, "-X", "faulthandler", "-m", "moh_deploy.machine.programs"]
-        try:
-            ran = subprocess.run(
-                [*command, program, str(file), *arguments],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env=child_environment(),
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return Failed(f"it did not answer within {timeout_s:.0f} s")
-        # A program that has answered may still crash when it ends: then what it loaded is broken.
-        if ran.returncode != 0 or not file.is_file():
-            return Failed(_died(ran.returncode, ran.stderr))
-        answer = cast("dict[str, object]", json.loads(file.read_text(encoding="utf-8")))
-    if "failed" in answer:
-        return Failed(str(answer["failed"]), cast("str | None", answer["fix"]))
-    return make(**{name: _frozen(value) for name, value in answer.items()})
+    found = isolated(function, *arguments, timeout_s=timeout_s)
+    if found.error is not None:
+        return Failed(found.error.message, found.error.hint)
+    if found.exception is not None:  # Whatever it was, it is the finding.
+        return Failed(found.exception)
+    if found.return_code is None:
+        return Failed(f"it did not answer within {timeout_s:.0f} s")
+    # What has answered may still crash when it ends: then what it loaded is broken.
+    if found.answer is None or found.return_code != 0:
+        return Failed(_died(found.how(), found.said))
+    return found.answer
 
 
-def _died(return_code: int, stderr: str) -> str:
-    said = _telling(stderr.strip().splitlines())
-    text = f"it crashed: the process ended with {how_it_ended(return_code)}"
-    return f"{text}: {said[:_MOST_CHARACTERS]}" if said else text
+def _died(how: str, said: str) -> str:
+    telling = _telling(said.splitlines())
+    text = f"it crashed: the process ended with {how}"
+    return f"{text}: {telling[:_MOST_CHARACTERS]}" if telling else text
 
 
 def _telling(lines: list[str]) -> str:
@@ -81,7 +65,3 @@ def _telling(lines: list[str]) -> str:
     inner = next((line.strip() for line in lines[fatal:] if line.startswith("  File ")), "")
     said = lines[fatal - 1].strip() if fatal else ""
     return "; ".join(filter(None, [said, inner]))
-
-
-def _frozen(value: object) -> object:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moh_deploy import native
 from moh_deploy.machine.ask import Failed, ask
+
+if TYPE_CHECKING:
+    from moh_deploy.runtime.runner import Kernels
 
 REBUILD = (
     "apt install cmake make g++ libonnxruntime-dev libhwy-dev (Debian 13, Ubuntu 25.04 or newer),"
@@ -60,10 +65,21 @@ def probe_cpu() -> CpuFacts:
     """Run the operator both ways, each in a process of its own."""
     library = native.kernel_library()
     return CpuFacts(
-        runtime=ask(RuntimeFacts, "onnxruntime"),
-        functions=ask(CpuRun, "cpu", "off"),
+        runtime=ask(_runtime),
+        functions=ask(_attention, "off"),
         library=library,
         kernels=Failed(native.why_no_library(), REBUILD)
         if library is None
-        else ask(CpuRun, "cpu", "require"),
+        else ask(_attention, "require"),
     )
+
+
+def _runtime() -> RuntimeFacts:
+    ort = import_module("onnxruntime")
+    return RuntimeFacts(ort.__version__, tuple(ort.get_available_providers()))
+
+
+def _attention(kernels: Kernels) -> CpuRun:
+    from moh_deploy.machine.attention_run import run_attention
+
+    return CpuRun(run_attention(kernels))

@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 
 from moh_deploy.machine.ask import Failed, ask
-from moh_deploy.runtime.tensorrt.driver import Gpu
+from moh_deploy.runtime.tensorrt.driver import Gpu, read_driver
 
 NO_GPU = "run this on a machine with an NVIDIA GPU and its driver (`nvidia-smi` lists it there)"
 
@@ -29,12 +29,10 @@ class GpuFacts:
 
 def probe_gpu() -> GpuFacts | Failed:
     """Ask the driver itself; nvidia-smi for its version only."""
-    found = ask(_made, "gpu")
-    return found if isinstance(found, GpuFacts) else Failed(found.why, NO_GPU)
-
-
-def _made(cuda: str, gpus: tuple[tuple[str, int, int], ...]) -> GpuFacts:
-    return GpuFacts(_driver_version(), cuda, tuple(Gpu(*one) for one in gpus))
+    found = ask(read_driver)
+    if isinstance(found, Failed):
+        return Failed(found.why, NO_GPU)
+    return GpuFacts(_driver_version(), found.cuda, found.gpus)
 
 
 def _driver_version() -> str | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-from moh_deploy import native
+from moh_deploy import __version__, native
+from moh_deploy.errors import BackendError
 from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.device_code import DeviceCode, device_code
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
@@ -40,16 +43,35 @@ def probe_ort_cuda() -> LibraryFacts | Failed:
     found = _probe(path, ORT_CUDA_NAME, "moh_ort_cuda_version")
     if isinstance(found, Failed):
         return found
-    return ask(lambda: found, "custom_ops", str(path))
+    registered = ask(_registered, str(path))
+    return registered if isinstance(registered, Failed) else found
 
 
 def _probe(path: Path, name: str, version_function: str) -> LibraryFacts | Failed:
     if not path.is_file():
         return Failed(f"there is no {name} in {path.parent}", _how_to_build(name))
-    loaded = ask(lambda: path, "library", str(path.resolve()), version_function)
+    loaded = ask(_version, str(path.resolve()), version_function)
     if isinstance(loaded, Failed):
         return Failed(f"{path}: {loaded.why}", loaded.fix or _how_to_build(name))
     return LibraryFacts(path, device_code(path))
+
+
+def _registered(path: str) -> bool:
+    """Register a library of operators with ONNX Runtime."""
+    import_module("onnxruntime").SessionOptions().register_custom_ops_library(path)
+    return True
+
+
+def _version(path: str, version_function: str) -> str:
+    """Load a native library of moh-deploy, and ask it for its version."""
+    function = getattr(ctypes.CDLL(path), version_function, None)
+    if function is None:
+        raise BackendError(f"it is no library of moh-deploy: it has no function {version_function}")
+    function.restype = ctypes.c_char_p
+    version: str = function().decode()
+    if version != __version__:
+        raise BackendError(f"it belongs to moh-deploy {version}, this is {__version__}")
+    return version
 
 
 def _how_to_build(name: str) -> str:

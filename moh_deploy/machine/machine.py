@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from moh_deploy import __version__
@@ -55,6 +56,13 @@ class Machine:
     tensorrt: tuple[TensorRTFacts, ...]
 
 
+def imported(*modules: str) -> Importable:
+    """Import modules, one after the other."""
+    for module in modules:
+        import_module(module)
+    return Importable()
+
+
 def look_around(plugin: Path | None, progress: Progress) -> Machine:
     """Look at everything.
 
@@ -64,7 +72,7 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
     """
     with progress.step("looking at Python packages"):
         packages = probe_packages()
-        export = ask(Importable, "imports", *_EXPORT_NEEDS)
+        export = ask(imported, *_EXPORT_NEEDS)
     with progress.step("running an operator on the CPU"):
         cpu = probe_cpu()
     with progress.step("looking for GPUs and compilers"):

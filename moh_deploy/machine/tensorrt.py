@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
+from moh_deploy.errors import BackendError
 from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.libraries import LibraryFacts
 
@@ -81,13 +83,23 @@ def _probe(name: str, modules: tuple[str, ...], library: Path | None) -> TensorR
     if module is None:
         missing = f"{name} is not installed: there is no Python package '{modules[0]}'"
         return TensorRTFacts(name, Failed(missing, _INSTALL[name]), None)
-    alone = ask(_made, "registry", module)
+    alone = ask(_registry, module)
     if isinstance(alone, Failed):
         return TensorRTFacts(name, Failed(f"{module}: {alone.why}", _INSTALL[name]), None)
     if library is None:
         return TensorRTFacts(name, alone, None)
-    return TensorRTFacts(name, alone, ask(_made, "registry", module, str(library.resolve())))
+    return TensorRTFacts(name, alone, ask(_registry, module, str(library.resolve())))
 
 
-def _made(version: str, creators: tuple[tuple[str, str, str], ...]) -> Registry:
-    return Registry(version, tuple(Creator(*one) for one in creators))
+def _registry(module: str, library: str = "") -> Registry:
+    """Import one, load a plugin library, and list the creators that it brought."""
+    trt = import_module(module)
+    if not library:
+        return Registry(trt.__version__, ())
+    registry = trt.get_plugin_registry()
+    # None, without a word, is what it gives for whatever is wrong.
+    if registry.load_library(library) is None:
+        raise BackendError(f"the plugin registry did not take {library}")
+    creators = [c for c in registry.all_creators if c.plugin_namespace == "moh"]
+    found = sorted((c.name, c.plugin_version, c.plugin_namespace) for c in creators)
+    return Registry(trt.__version__, tuple(Creator(*one) for one in found))

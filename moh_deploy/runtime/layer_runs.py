@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from moh_deploy.errors import PackageError
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN
@@ -34,17 +34,6 @@ class LayerRun:
     router_runs_as: LayerImpl | None
     projections_run_as: LayerImpl | None = None
     by_size: str | None = None
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, str | None]) -> LayerRun:
-        """Return what `dataclasses.asdict` made this of."""
-        return cls(
-            str(content["path"]),
-            cast("LayerImpl | None", content["runs_as"]),
-            cast("LayerImpl | None", content["router_runs_as"]),
-            cast("LayerImpl | None", content["projections_run_as"]),
-            content["by_size"],
-        )
 
 
 def layer_runs(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Mapping
 
 from polygraphy import util
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from moh_deploy.runtime.runner import ReadyModel
+from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.system.npz import Array
 
 
@@ -20,22 +19,22 @@ class PolygraphyRunner(BaseRunner):  # type: ignore[misc]
 
     Args:
         name: What results are called.
-        loaded: Loads the model for a while.
+        model: The model.
+        variant: The way in which it is opened.
     """
 
-    def __init__(self, name: str, loaded: Callable[[], AbstractContextManager[ReadyModel]]) -> None:
+    def __init__(self, name: str, model: Model, variant: Variant) -> None:
         super().__init__(name=name)
-        self._load = loaded
+        self._model, self._variant = model, variant
 
     def activate_impl(self) -> None:
         """Load the model."""
-        self._stack = ExitStack()
-        self._loaded = self._stack.enter_context(self._load())
+        self._loaded = self._model.open(self._variant)
 
     def deactivate_impl(self) -> None:
         """Give its memory back."""
-        self._stack.close()
-        del self._stack, self._loaded
+        self._loaded.close()
+        del self._loaded
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         """Return names, dtypes and shapes; a dynamic size is None."""

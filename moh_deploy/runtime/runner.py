@@ -1,15 +1,12 @@
-"""What every backend gives: something that runs the model."""
+"""Which kernels a model is to run on, and which it ran on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal
 
-from moh_deploy.package import ComputeType, TensorInfo
-from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.system.npz import Array
+from moh_deploy.package import ComputeType
 
 Kernels = Literal["auto", "off", "require"]
 
@@ -74,57 +71,3 @@ class KernelUse:
             "asked_compute_type": self.asked_compute_type,
             "emulated_dtype": self.emulated_dtype,
         }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, str | None]) -> KernelUse:
-        """Return what `to_json` was made from."""
-        library = content["library"]
-        return cls(
-            None if library is None else Path(library),
-            content["reason"],
-            content["instruction_set"],
-            cast(ComputeType, content["asked_compute_type"]),
-            content["emulated_dtype"],
-        )
-
-
-class Runner(Protocol):
-    """A loaded model."""
-
-    @property
-    def layer_impl(self) -> Mapping[str, LayerImpl]:
-        """Name of each MoH node to what runs it, as the runtime reports it or the choice says."""
-
-    @property
-    def layer_runs(self) -> tuple[LayerRun, ...]:
-        """The same by layer of the package, in the manifest's order."""
-
-    @property
-    def kernels(self) -> KernelUse:
-        """The kernel library that was registered, or why none was."""
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once.
-
-        Args:
-            inputs: Name to array, for every input.
-
-        Returns:
-            Name to array, for every output, extra outputs included.
-
-        Raises:
-            ConfigError: An input is missing, unknown, or of a wrong dtype or shape.
-            BackendError: The runtime failed.
-        """
-
-
-class ReadyModel(NamedTuple):
-    """Any model that can run.
-
-    Attributes:
-        inputs: What it takes, in order.
-        run: Inputs by name to outputs by name, in order.
-    """
-
-    inputs: tuple[TensorInfo, ...]
-    run: Callable[[Mapping[str, Array]], Mapping[str, Array]]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
-from moh_deploy import errors
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.runner import Kernels, KernelUse
-from moh_deploy.system.child_process import json_from
+from moh_deploy.system.isolate import isolated
+from moh_deploy.system.progress import SilentProgress
+from moh_deploy.validate.policy import BUILT_IN_POLICY
+from moh_deploy.validate.subject import read_subject
+from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ class ProvenRun:
 
 
 def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
-    """Run `moh-deploy verify` on a package.
+    """Verify a package, as `moh-deploy verify` does.
 
     Args:
         root: The package, which may still be staged.
-        kernels: What runs MoH nodes, see `open_session`.
+        kernels: What runs MoH nodes, see `Variant`.
         vectors: Compare with the first so many runs of the original only; None takes all.
 
     Returns:
@@ -62,28 +64,24 @@ def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun
         ValidationError: It does not agree.
         MoHDeployError: The comparison failed, with the error of that process.
     """
-    command = ["-m", "moh_deploy", "verify", str(root), "--staged", "--kernels", kernels, "--json"]
-    command += [] if vectors is None else ["--vectors", str(vectors)]
-    answer = json_from(command, what="the process that compares the package")
-    if "error" in answer:
-        raise _error(cast(dict[str, str | None], answer["error"]))
-    return _run(answer)
+    found = isolated(_proven, root, kernels, vectors)
+    return found.required("the process that compares the package")
 
 
-def _run(answer: dict[str, object]) -> ProvenRun:
-    layer_runs = cast("list[dict[str, str | None]]", answer["layer_runs"])
-    return ProvenRun(
-        vector_sets=cast(int, answer["vector_sets"]),
-        max_abs_error=float(cast(float, answer["max_abs_error"])),
-        routing_agreement=float(cast(float, answer["routing_agreement"])),
-        kernel_nodes=cast(int, answer["kernel_nodes"]),
-        function_nodes=cast(int, answer["function_nodes"]),
-        layer_runs=tuple(map(LayerRun.from_json, layer_runs)),
-        kernels=KernelUse.from_json(cast("dict[str, str | None]", answer["kernels"])),
+def _proven(root: Path, kernels: Kernels, vectors: int | None) -> ProvenRun:
+    subject = read_subject(root, None, kernels, staged=True)
+    what = WhatToRun((), vectors, None)
+    report = verify_runs(
+        subject, what, against=(), policy=BUILT_IN_POLICY, progress=SilentProgress()
     )
-
-
-def _error(described: dict[str, str | None]) -> errors.MoHDeployError:
-    kind = getattr(errors, described["type"] or "", errors.BackendError)
-    assert issubclass(kind, errors.MoHDeployError)
-    return kind(described["message"] or "", hint=described["hint"])
+    report.raise_if_unequal()
+    assert report.routing_agreement is not None  # It is compared with recorded runs.
+    return ProvenRun(
+        vector_sets=report.vector_sets,
+        max_abs_error=report.max_abs_error,
+        routing_agreement=report.routing_agreement,
+        kernel_nodes=report.kernel_nodes,
+        function_nodes=report.function_nodes,
+        layer_runs=report.layer_runs,
+        kernels=report.kernels,
+    )

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.runtime.base import FUNCTION_BODIES, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
-from moh_deploy.runtime.onnxruntime.session import open_session
-from moh_deploy.runtime.runner import Kernels, Runner
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.layer_values import (
     LayerValues,
@@ -55,12 +55,9 @@ class Recorder:
     layers: tuple[LayerValues, ...]
 
     @classmethod
-    def of(
-        cls, package: OnnxPackage, kernels: Kernels = "off", *, optimize: bool = False
-    ) -> Recorder:
+    def of(cls, package: OnnxPackage, variant: Variant = FUNCTION_BODIES) -> Recorder:
         """Open a package: its function bodies, or as it runs otherwise."""
-        values = names_to_return(package)
-        runner = open_session(package, kernels=kernels, optimize=optimize, extra_outputs=values)
+        runner = open_runner(package, variant.returning(names_to_return(package)))
         return cls(package, runner, layer_values(package))
 
     def record(self, inputs: Mapping[str, Array]) -> VectorSet:

@@ -18,7 +18,7 @@ from functools import cached_property, partial
 
 from moh_deploy.graph.forced_gates import computed_gates, forced_gates
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.diagnosis import diagnosis, reference_is_nan
 from moh_deploy.validate.layer_parity import (

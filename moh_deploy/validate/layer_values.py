@@ -89,7 +89,7 @@ def layer_values(package: OnnxPackage) -> tuple[LayerValues, ...]:
     )
 
 
-def names_to_return(package: OnnxPackage) -> list[str]:
+def names_to_return(package: OnnxPackage) -> tuple[str, ...]:
     """Return the inner values that a session has to return for its layers to be compared."""
     values = layer_values(package)
-    return list(dict.fromkeys(name for layer in values for name in layer.names))
+    return tuple(dict.fromkeys(name for layer in values for name in layer.names))

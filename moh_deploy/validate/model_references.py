@@ -11,8 +11,7 @@ import numpy as np
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.report.tables import count
-from moh_deploy.runtime.models import Model
-from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.matching import match_inputs, match_outputs
@@ -41,7 +40,7 @@ class ModelReference:
             ConfigError: Its inputs or outputs cannot be matched with the package's.
             MoHDeployError: It fails.
         """
-        with self.model.loaded() as loaded:
+        with self.model.open() as loaded:
             feeds = _feeds(package, [spec.name for spec in loaded.inputs], self.name)
             with _naming(self.name):
                 results = [loaded.run(_named(one.known.inputs, feeds)) for one in samples]
@@ -69,14 +68,12 @@ class PackageReference:
     Attributes:
         name: In the words of a report.
         other: The package.
-        kernels: What runs its MoH nodes.
-        optimize: Let ONNX Runtime rewrite the graph.
+        variant: How it is opened.
     """
 
     name: str
     other: OnnxPackage
-    kernels: Kernels
-    optimize: bool = True
+    variant: Variant
 
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
         """Run it.
@@ -85,7 +82,7 @@ class PackageReference:
             ConfigError: Its inputs or outputs cannot be matched with the package's.
             BackendError: The runtime failed.
         """
-        recorder = Recorder.of(self.other, self.kernels, optimize=self.optimize)
+        recorder = Recorder.of(self.other, self.variant)
         feeds = _feeds(package, [spec.name for spec in self.other.manifest.inputs], self.name)
         found = []
         for one in samples:

@@ -27,7 +27,7 @@ from moh_deploy.package import (
     fingerprint_spread,
     spread,
 )
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.differences import Float64Array, abs_error, finite
 from moh_deploy.validate.layer_parity import LayerValuesFound

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
 from moh_deploy.validate.judge import Case, Judge
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
@@ -58,17 +58,17 @@ def compare(
     judged = [judge.outputs_of(one) if outputs_only else judge.everything(one) for one in cases]
     notes = [note for view in views for note in view.notes]
     notes += [note for one in judged for note in one.notes]
-    impls = list(runner.layer_impl.values())
+    found = runner.describe()
     return ParityReport(
         reference=reference,
         vector_sets=len(vectors),
         outputs=tuple(output for one in judged for output in one.outputs),
         layers=tuple(layer for one in judged for layer in one.layers),
         has_routing=not outputs_only,
-        kernel_nodes=impls.count("kernel"),
-        function_nodes=impls.count("function"),
-        layer_runs=runner.layer_runs,
-        kernels=runner.kernels,
+        kernel_nodes=found.kernel_nodes,
+        function_nodes=found.function_nodes,
+        layer_runs=found.layer_runs,
+        kernels=found.kernels,
         rules=judge.rules,
         policy=policy.source,
         notes=tuple(dict.fromkeys(notes)),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage, Proof
-from moh_deploy.runtime.onnxruntime.session import open_session
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
@@ -15,14 +16,14 @@ def compare_recorded(package: OnnxPackage, *, round_results: bool = False) -> Pa
     """Compare a package with the original model, on the recorded runs.
 
     Args:
-        round_results: As hardware computes, instead of as it runs here; see `open_session`.
+        round_results: As hardware computes, instead of as it runs here; see `Variant`.
 
     Raises:
         BackendError: The runtime failed.
     """
-    values = names_to_return(package)
-    runner = open_session(package, extra_outputs=values, round_results=round_results)
-    variants = OrtVariants(package, round_results=round_results)
+    variant = Variant(round_results=round_results)
+    runner = open_runner(package, variant.returning(names_to_return(package)))
+    variants = PackageVariants(package, variant)
     return compare(package, runner, package.vectors, variants=variants)
 
 

@@ -8,8 +8,9 @@ from typing import TypeAlias
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.models import InferenceRunner, engine_model, onnx_model, runner_model
-from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir
+from moh_deploy.runtime.base import FUNCTION_BODIES, Deployed, Variant
+from moh_deploy.runtime.open_runner import find_model
+from moh_deploy.runtime.polygraphy_model import InferenceRunner, PolygraphyModel
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.model_references import ModelReference, PackageReference
 from moh_deploy.validate.reference import Reference
@@ -48,14 +49,14 @@ def references(
 def function_bodies(package: OnnxPackage) -> PackageReference:
     """Return the package's own function bodies, run with all optimisations off."""
     name = "function bodies with optimisations off (not the original model)"
-    return PackageReference(name, package, "off", optimize=False)
+    return PackageReference(name, package, FUNCTION_BODIES)
 
 
 def _given(one: Reference | InferenceRunner) -> Reference:
     if isinstance(one, Reference):
         return one
     if hasattr(one, "infer"):
-        return ModelReference(runner_model(one))
+        return ModelReference(PolygraphyModel(one))
     raise ConfigError(
         f"against holds a {type(one).__name__}.",
         hint="Expected a word, a path, what moh_deploy.load_original returns, or a Polygraphy"
@@ -76,22 +77,22 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
             f"against is {path}, which is itself what is verified: it is equal to itself.",
             hint="Name another one, or functions to run it without kernels and optimisations.",
         )
-    if is_engine_dir(path):
-        return ModelReference(engine_model(path))
-    if path.is_dir():  # Run as the one that is verified.
-        return PackageReference(f"package {path}", OnnxPackage.open(path), subject.kernels)
-    if path.suffix == ".onnx":
-        return ModelReference(onnx_model(path, f"ONNX model {path}"))
-    raise _unknown(str(named), path)
+    if not path.is_dir() and path.suffix != ".onnx":
+        raise _unknown(str(named), path)
+    model = find_model(path)
+    if isinstance(model, Deployed) and not model.is_compiled:  # Run as the one that is verified.
+        variant = Variant(kernels=subject.kernels)
+        return PackageReference(model.name, model.made_from(None), variant)
+    return ModelReference(model)
 
 
 def _kernels(subject: Subject) -> PackageReference:
-    if subject.kernels != "off" and subject.engine is None:
+    if subject.kernels != "off" and subject.has_gates:
         raise ConfigError(
             f"against is kernels, and {subject.root} itself runs with kernels where there are any.",
             hint="Give --kernels off to compare its function bodies with its kernels.",
         )
-    return PackageReference("the package with kernels", subject.package, "require")
+    return PackageReference("the package with kernels", subject.package, Variant(kernels="require"))
 
 
 def _unknown(named: str, path: Path) -> ConfigError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import Spread
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,7 @@ def output_rule(dtype: str, own: Tolerance, *of_model: Tolerance) -> Tolerance:
 
 def rules_of(precision: str, runner: Runner) -> tuple[str, ...]:
     """Return the names of the rules for a model's precision and for what its kernels round to."""
-    on_kernels = "kernel" in runner.layer_impl.values()
-    rounded = on_kernels and runner.kernels.compute_type == "bfloat16"
+    found = runner.describe()
+    on_kernels = "kernel" in found.layer_impl.values()
+    rounded = on_kernels and found.kernels.compute_type == "bfloat16"
     return (precision, BFLOAT16_PRODUCTS) if rounded else (precision,)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from moh_deploy.graph.forced_gates import GateTypes
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
 
 
 class Variants(Protocol):

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.errors import ValidationError
+from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.recording import RecordingRunner
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.accuracy.class_loads import ClassLoads, main_classes
 from moh_deploy.validate.accuracy.dataset import Dataset
-from moh_deploy.validate.accuracy.heard_runner import HeardRunner
 from moh_deploy.validate.accuracy.judge import Setting, judge
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_runs, turns
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
@@ -26,7 +27,7 @@ from moh_deploy.validate.reference import Reference, expected_outputs
 from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.routing_statistics import joined
 from moh_deploy.validate.samples import npz_files
-from moh_deploy.validate.subject import Loaded, Subject
+from moh_deploy.validate.subject import Subject
 from moh_deploy.validate.verify_runs import compare_answered
 
 
@@ -62,9 +63,9 @@ def verify_labelled(
             one.samples.file: labelled_runs(subject, one, data.axis, task) for one in data.datasets
         }
     with progress.step("loading the model"):
-        loaded = subject.load()
-    with loaded.closing:
-        job = _Job(subject, loaded, task, policy, progress)
+        runner = subject.load()
+    with runner:
+        job = _Job(subject, runner, task, policy, progress)
         return combined([report for one in rounds for report in job.reports(one, runs)])
 
 
@@ -96,7 +97,7 @@ class _Job:
     """What all comparisons have in common."""
 
     subject: Subject
-    loaded: Loaded
+    runner: Runner
     task: Task
     policy: Policy
     progress: Progress
@@ -138,17 +139,17 @@ class _Job:
             answers = one.reference.answers(self.subject.package, samples)
         package = self.subject.package
         outputs = {spec.name for spec in package.manifest.outputs}
-        heard = HeardRunner(
-            self.loaded.runner,
+        recording = RecordingRunner(
+            self.runner,
             frozenset(outputs.union(package.gate_names)),
             lambda index: self.progress.step(f"comparing batch {done + index + 1} of {total}"),
         )
-        parts, loaded = by_gates(one.reference.name, answers), self.loaded._replace(runner=heard)
+        parts = by_gates(one.reference.name, answers)
         reports = [
-            compare_answered(self.subject, loaded, part, samples, self.policy) for part in parts
+            compare_answered(self.subject, recording, part, samples, self.policy) for part in parts
         ]
         ran = [number for part in parts for number in part.numbers]
-        results = dict(zip(ran, heard.results, strict=True))
+        results = dict(zip(ran, recording.results, strict=True))
         ignore = self.task.labelling.ignore
         for index, (run, vectors) in enumerate(zip(turn, answers.vectors, strict=True)):
             got, valid = results[index], samples[index].valid

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.runtime.base import Runner
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
 from moh_deploy.validate.outputs_alone import Answered, by_gates
@@ -17,7 +18,7 @@ from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.reference import RecordedReference, Reference, expected_outputs
 from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
-from moh_deploy.validate.subject import Loaded, Subject
+from moh_deploy.validate.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ def verify_runs(
     with progress.step("running the references"):
         answers = [one.reference.answers(subject.package, one.samples) for one in rounds]
     with progress.step("loading the model"):
-        loaded = subject.load()
-    with progress.step("comparing"), loaded.closing:
+        runner = subject.load()
+    with progress.step("comparing"), runner:
         pairs = zip(rounds, answers, strict=True)
         reports = [
-            compare_answered(subject, loaded, part, one.samples, policy)
+            compare_answered(subject, runner, part, one.samples, policy)
             for one, got in pairs
             for part in by_gates(one.reference.name, got)
         ]
@@ -114,7 +115,7 @@ def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
 
 def compare_answered(
     subject: Subject,
-    loaded: Loaded,
+    runner: Runner,
     part: Answered,
     samples: Sequence[Sample],
     policy: Policy,
@@ -123,13 +124,13 @@ def compare_answered(
     answers, own = part.answers, [samples[number] for number in part.numbers]
     report = compare(
         subject.package,
-        loaded.runner,
+        runner,
         answers.vectors,
         labels=[sample.label for sample in own],
         valid=[sample.valid for sample in own if sample.valid is not None],
         reference=part.reference,
         outputs_only=not (answers.has_gates and subject.has_gates),
-        variants=loaded.variants,
+        variants=subject.variants,
         policy=policy,
     )
     return replace(report, subject=subject.name, notes=(*answers.notes, *report.notes))

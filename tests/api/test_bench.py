@@ -17,8 +17,7 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, with_choices
-from moh_deploy.perf.bench.fresh_ort import OrtTask
-from moh_deploy.perf.bench.fresh_run import FreshRun
+from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.markdown_text import markdown_text
@@ -52,10 +51,10 @@ class Meter:
 class Fresh:
     """Keeps what it was asked to run, and the sizes of the inputs."""
 
-    tasks: list[OrtTask] = field(default_factory=list)
+    tasks: list[FreshTask] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
-    def __call__(self, task: OrtTask) -> FreshRun:
+    def __call__(self, task: FreshTask) -> FreshRun:
         self.tasks.append(task)
         self.shapes.append(read_npz(task.inputs, error=ConfigError)["x"].shape)
         return FreshRun(load_ms=30.0, first_run_ms=7.0, peak_memory_bytes=2**20)
@@ -92,8 +91,8 @@ def test_package_is_measured_beside_its_baselines(package: OnnxPackage, tmp_path
     assert meter.seen == [names]
     assert [one.contestant for one in report.results] == names
     assert [one.is_baseline for one in report.results] == [False, True, True, True]
-    assert [one.kernels for one in fresh.tasks] == ["auto", "auto", "off", "auto"]
-    assert {one.threads for one in fresh.tasks} == {1}
+    assert [one.variant.kernels for one in fresh.tasks] == ["auto", "auto", "off", "auto"]
+    assert {one.variant.threads for one in fresh.tasks} == {1}
     first = report.results[0]
     assert (first.inputs, first.sizes, first.samples) == ("recorded", {"batch": 2, "seq": 3}, 2)
     assert (first.latency.p99_ms, first.latency.cpu_ms, first.throughput) == (2.0, 1.0, 1000.0)
@@ -108,8 +107,8 @@ def test_package_is_measured_beside_its_baselines(package: OnnxPackage, tmp_path
 def test_dense_baseline_is_the_package_with_every_layer_dense(package: OnnxPackage):
     seen: list[list[str]] = []
 
-    def fresh(task: OrtTask) -> FreshRun:
-        runs = moh_deploy.inspect(task.model.parent).layer_runs
+    def fresh(task: FreshTask) -> FreshRun:
+        runs = moh_deploy.inspect(task.model.path.parent).layer_runs
         seen.append([str(run.runs_as) for run in runs])
         return FreshRun(1.0, 1.0, None)
 

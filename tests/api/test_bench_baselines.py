@@ -13,9 +13,10 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage, PackageWriter
-from moh_deploy.perf.bench.fresh_ort import OrtTask
 from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask, fresh_run
 from moh_deploy.perf.bench.report import BenchReport
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.onnxruntime.models import OnnxFile
 from moh_deploy.system.npz import Array, write_npz
 from tests.api.test_bench import Fresh, measured
 from tests.handmade_package import MANIFEST, model, vectors, without_layers, write_package
@@ -35,6 +36,7 @@ class Doubles:
     runtime: str = "none"
     threads: list[int | None] = field(default_factory=list)
     runs: int = 0
+    name: str = "original model"
 
     def run(self, arguments: Sequence[Array]) -> list[Array]:
         (x,) = arguments
@@ -58,8 +60,7 @@ class Doubles:
         content.graph.input[0].name = content.graph.node[0].input[0] = "args_0"
         onnx.save(content, path)
 
-    def fresh_task(self, inputs: Path, threads: int | None) -> FreshTask | None:
-        return None
+    def loader(self) -> None: ...
 
 
 def write(
@@ -100,8 +101,9 @@ def test_plain_export_is_a_model_of_its_own_that_takes_inputs_by_position(identi
     )
     assert report.results[1].agreement.reason is None
     task = fresh.tasks[1]
-    assert isinstance(task, OrtTask)
-    assert (task.model.name, task.kernels, task.threads) == ("model.onnx", "off", 1)
+    assert isinstance(task.model, OnnxFile)
+    assert task.model.path.name == "model.onnx"
+    assert task.variant == Variant(kernels="off", threads=1)
 
 
 def test_baseline_that_computes_something_else_is_said_to(identity: OnnxPackage):
@@ -147,7 +149,10 @@ def test_process_of_its_own_takes_inputs_by_position_too(tmp_path: Path):
     path, inputs = tmp_path / "plain.onnx", tmp_path / "in.npz"
     Doubles().write_onnx(path, None)
     write_npz(inputs, vectors().inputs)
-    assert fresh_run(OrtTask(path, inputs, 1, "off", "float32")).first_run_ms > 0
+    assert (
+        fresh_run(FreshTask(OnnxFile(path), Variant(kernels="off", threads=1), inputs)).first_run_ms
+        > 0
+    )
 
 
 def test_router_overhead_is_the_time_without_routers(tmp_path: Path):
@@ -194,4 +199,4 @@ def test_router_overhead_that_is_not_measurable_says_why(tmp_path: Path):
     assert [one.contestant for one in report.results] == [str(package.root), "functions"]
     (found,) = report.routing
     assert found.wall_ms is None
-    assert "router overhead is not measurable, attention does not read" in findings(report)
+    assert "router overhead is not measurable, attention does not compute" in findings(report)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import onnx
 import pytest
 
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime import session as onnxruntime
 from tests.half_packages import write_unprotected
 from tests.handmade_package import vectors, write_package
@@ -103,25 +107,18 @@ def test_runtime_that_computes_something_else_is_told_apart(
     cause: str, right: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Sessions that compute something else in one node, on kernels or where they may optimise."""
-    open_session = onnxruntime.open_session
 
-    def broken_session(source, *, kernels="auto", optimize=True, change=None, **options):
-        def breaking(graph):
-            if change is not None:
-                change(graph)
-            if kernels != "off" if cause == "kernel" else optimize:
-                node = next(one for one in graph.node if one.name == "attn_1")
-                scale = next(one for one in node.attribute if one.name == "scale")
-                scale.f *= 1.2
+    def breaking(variant: Variant, graph: onnx.GraphProto) -> None:
+        if variant.kernels != "off" if cause == "kernel" else variant.optimize:
+            node = next(one for one in graph.node if one.name == "attn_1")
+            scale = next(one for one in node.attribute if one.name == "scale")
+            scale.f *= 1.2
 
-        return open_session(source, kernels="off", optimize=optimize, change=breaking, **options)
+    def broken_session(source: OnnxPackage, variant: Variant) -> Runner:
+        bodies = replace(variant, kernels="off")
+        return onnxruntime.open_session(source, bodies.edited(partial(breaking, variant)))
 
-    for module in (
-        "validate.bisection.experiments",
-        "validate.bisection.forced_model",
-        "runtime.onnxruntime.variants",
-    ):
-        monkeypatch.setattr(f"moh_deploy.{module}.open_session", broken_session)
+    monkeypatch.setattr("moh_deploy.runtime.onnxruntime.models.open_session", broken_session)
     found = moh_deploy.bisect(right).divergence
     assert found is not None
     assert found.cause == cause

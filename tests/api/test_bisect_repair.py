@@ -18,7 +18,8 @@ from onnx import numpy_helper
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import Float32Node, OnnxPackage, PackageWriter
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection import repair as job
@@ -76,7 +77,7 @@ def nodes(report: BisectReport) -> list[str]:
 
 def outputs(package: OnnxPackage) -> Array:
     """What a machine computes that rounds every float16 result."""
-    runner = open_session(package, kernels="off", optimize=False, round_results=True)
+    runner = open_runner(package, Variant(kernels="off", optimize=False, round_results=True))
     return next(iter(runner.run(package.vectors[0].inputs).values()))
 
 

@@ -229,7 +229,7 @@ def test_package_that_cannot_be_written_is_refused_before_any_work(package: Path
 
 
 def test_engine_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("moh_deploy.api.probe.is_engine_dir", lambda _: True)
+    monkeypatch.setattr("moh_deploy.runtime.tensorrt.models.is_engine_dir", lambda _: True)
     assert engine_reading.is_engine_dir(package) is False
     with pytest.raises(ConfigError, match="is an engine: it has no place to put logits"):
         probe(package)

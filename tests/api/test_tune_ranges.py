@@ -14,7 +14,8 @@ from moh_deploy.api import tune as job
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, SizeRange, choice_text
 from moh_deploy.perf.tune.report import TuneReport
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import write_npz
 from tests.api.test_tune import Meter, tuned
@@ -68,7 +69,9 @@ def test_each_branch_runs_at_its_sizes(
     if kernels == "require":
         required_library()
     moh_deploy.tune(package.root, choose={f"{FIRST}[{where}]": "dense"})
-    runner = open_session(with_zero_dense_bodies(OnnxPackage.open(package.root)), kernels=kernels)
+    runner = open_runner(
+        with_zero_dense_bodies(OnnxPackage.open(package.root)), Variant(kernels=kernels)
+    )
     for expected, sizes in ((True, dense), (False, sparse)):
         for batch, seq in sizes:
             outputs = runner.run(vectors(batch=batch, seq=seq).inputs)
@@ -109,7 +112,7 @@ def test_package_without_kernels_runs_wherever_onnx_runtime_does(
 def test_gates_are_read_as_ever(package: OnnxPackage):
     moh_deploy.tune(package.root, choose={"all[seq<=3]": "dense"})
     package = OnnxPackage.open(package.root)
-    runner = open_session(package, extra_outputs=package.gate_names)
+    runner = open_runner(package, Variant(extra_outputs=package.gate_names))
     for seq in (3, 5):
         one = vectors(seq=seq)
         np.testing.assert_allclose(runner.run(one.inputs)["gates_0"], one.gates[0], atol=1e-6)
@@ -163,7 +166,7 @@ def test_model_that_switches_elsewhere_than_the_manifest_says_is_refused(package
     with pytest.raises(
         PackageError, match=r"is dense if seq<=4, else sparse in .* if seq<=3, else"
     ):
-        open_session(changed, kernels="off")
+        open_runner(changed, Variant(kernels="off"))
 
 
 def test_reports_show_ranges(package: OnnxPackage):

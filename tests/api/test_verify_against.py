@@ -18,7 +18,7 @@ from moh_deploy.cli.report_files.verify_junit import junit_xml
 from moh_deploy.cli.report_files.verify_markdown import markdown
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.reference import expected_outputs
@@ -131,7 +131,7 @@ class OneBuffer:
     name = "one buffer"
 
     def __init__(self, root: Path) -> None:
-        self.session, self.buffer = open_session(OnnxPackage.open(root)), np.zeros(2**10, "f4")
+        self.session, self.buffer = open_runner(OnnxPackage.open(root)), np.zeros(2**10, "f4")
         self.is_active = False
 
     def activate(self) -> None:

@@ -12,7 +12,8 @@ from onnx import TensorProto, parser
 
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.graph.emulated_dtype import computes_in, emulate
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "other" : 1]>\n'
@@ -41,13 +42,13 @@ def test_every_result_is_rounded_and_sums_are_not(tmp_path: Path):
         }""",
     )
     x, w = noise(3, 64), noise(64, 5)
-    session = open_session(path, extra_outputs=["product"])
+    session = open_runner(path, Variant(extra_outputs=("product",)))
     got = session.run({"x": x, "w": w})
     product = rounded(x.astype(np.float32) @ w.astype(np.float32))
     np.testing.assert_array_equal(got["product"], product)
     np.testing.assert_array_equal(got["y"], rounded(product.astype(np.float32) * 2))
-    assert session.kernels.emulated_dtype == "bfloat16"
-    assert "bfloat16 is emulated" in session.kernels.describe()
+    assert session.describe().kernels.emulated_dtype == "bfloat16"
+    assert "bfloat16 is emulated" in session.describe().kernels.describe()
 
 
 def test_float32_beside_it_is_left_alone(tmp_path: Path):
@@ -61,7 +62,7 @@ def test_float32_beside_it_is_left_alone(tmp_path: Path):
         }""",
     )
     x = np.array([1.001, -2.003, 3.0007], np.float32)
-    got = open_session(path).run({"x": x})
+    got = open_runner(path).run({"x": x})
     np.testing.assert_array_equal(got["precise"], x * x)
     low = rounded(x).astype(np.float32)
     np.testing.assert_array_equal(got["coarse"], rounded(low * low).astype(np.float32))
@@ -81,7 +82,7 @@ def test_branches_read_values_of_the_graph_around_them(tmp_path: Path):
     )
     x = noise(4)
     wide = x.astype(np.float32)
-    session = open_session(path)
+    session = open_runner(path)
     for condition, inner in ((True, rounded(2 * wide * wide)), (False, rounded(wide))):
         got = session.run({"c": np.asarray(condition), "x": x})["y"]
         np.testing.assert_array_equal(got, rounded(inner.astype(np.float32) + 2 * wide))
@@ -98,7 +99,7 @@ def test_constants_are_of_the_dtype_that_is_computed_in(tmp_path: Path):
         }""",
     )
     x = noise(3)
-    got = open_session(path).run({"n": np.array([3]), "x": x})["y"]
+    got = open_runner(path).run({"n": np.array([3]), "x": x})["y"]
     product = rounded(3 * x.astype(np.float32))
     np.testing.assert_array_equal(got, rounded(product.astype(np.float32) + 1))
 
@@ -122,14 +123,14 @@ def test_values_keep_their_names_and_dtypes(tmp_path: Path):
 def test_a_model_in_float32_is_not_touched(tmp_path: Path):
     path = save(tmp_path / "model.onnx", "g (float[2] x) => (float[2] y) { y = Neg (x) }")
     assert not computes_in(onnx.load(path), "bfloat16")
-    assert open_session(path).kernels.emulated_dtype is None
+    assert open_runner(path).describe().kernels.emulated_dtype is None
 
 
 def test_bfloat16_that_is_only_moved_is_not_emulated(tmp_path: Path):
     path = save(
         tmp_path / "model.onnx", "g (float[2] x) => (bfloat16[2] y) { y = Cast <to = 16> (x) }"
     )
-    assert open_session(path).kernels.emulated_dtype is None
+    assert open_runner(path).describe().kernels.emulated_dtype is None
 
 
 def test_a_value_of_unknown_dtype_is_named():
@@ -141,7 +142,7 @@ def test_a_value_of_unknown_dtype_is_named():
 def test_an_emulation_is_not_timed(tmp_path: Path):
     path = save(tmp_path / "model.onnx", "g (bfloat16[2] x) => (bfloat16[2] y) { y = Neg (x) }")
     with pytest.raises(BackendError, match="can be run and compared here by emulation, not timed"):
-        open_session(path).bound({"x": noise(2)})
+        open_runner(path).bound({"x": noise(2)})
 
 
 def test_float16_is_rounded_everywhere_if_asked_for(tmp_path: Path):
@@ -154,8 +155,8 @@ def test_float16_is_rounded_everywhere_if_asked_for(tmp_path: Path):
         }""",
     )
     x = np.asarray([300, 2], np.float16)
-    by_itself = open_session(path).run({"x": x})
-    session = open_session(path, round_results=True)
+    by_itself = open_runner(path).run({"x": x})
+    session = open_runner(path, Variant(round_results=True))
     np.testing.assert_array_equal(by_itself["y"], x)
     np.testing.assert_array_equal(session.run({"x": x})["y"], np.asarray([np.inf, 2], np.float16))
-    assert session.kernels.emulated_dtype == "float16"
+    assert session.describe().kernels.emulated_dtype == "float16"

@@ -11,7 +11,8 @@ from onnx import helper
 from moh_deploy.graph.fixed_routing import fix_routing, fixed_input, routed_values, why_not_fixed
 from moh_deploy.graph.switches import all_nodes
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from tests.handmade_package import LAYER, model
 from tests.two_layers import LAYERS, ROUTER, write_two_layers
 
@@ -40,9 +41,9 @@ def test_routers_are_gone_and_what_else_there_is_stays(package: OnnxPackage):
 
 def test_model_computes_with_what_is_fed(package: OnnxPackage):
     recorded = package.vectors[0]
-    runner = open_session(
+    runner = open_runner(
         package,
-        change=lambda graph: fix_routing(graph, {"gates_0": GATES, "gates_1": GATES}),
+        Variant(edits=(lambda graph: fix_routing(graph, {"gates_0": GATES, "gates_1": GATES}),)),
     )
     gates = [fixed_input(one) for one in package.gate_names]
     same = runner.run({**recorded.inputs, **dict(zip(gates, recorded.gates, strict=True))})

@@ -10,7 +10,8 @@ from moh_deploy.graph.forced_gates import GATES_INPUT, computed_gates
 from moh_deploy.graph.weight_noise import add_weight_noise, has_low_weights, weight_noise
 from moh_deploy.ops import OPS
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.variants import PackageVariants
 from tests.handmade_package import model, write_package
 
 TYPES = {"gates_0": np.dtype(np.float32)}
@@ -18,7 +19,7 @@ TYPES = {"gates_0": np.dtype(np.float32)}
 
 def test_model_takes_the_gates_that_are_fed_and_returns_those_it_computes(tmp_path: Path):
     package = write_package(tmp_path / "package")
-    runner = OrtVariants(package, "off").forced(TYPES)
+    runner = PackageVariants(package, Variant(kernels="off")).forced(TYPES)
     recorded = package.vectors[0]
     twice = {"gates_0.forced": recorded.gates[0] * np.float32(2)}
     got = runner.run({**recorded.inputs, **twice})
@@ -44,7 +45,7 @@ def test_gates_are_fed_where_they_are_made_if_attention_reads_another_view(tmp_p
     recorded = make("Transpose", ["turned"], ["gates_0"], perm=[2, 0, 1])
     read = make("Identity", ["made"], ["read"])
     package = rewired(write_package(tmp_path / "package"), turned, recorded, read)
-    variants = OrtVariants(package, "off")
+    variants = PackageVariants(package, Variant(kernels="off"))
     assert variants.why_not_forced() is None
     vector = package.vectors[0]
     fed = {"gates_0.forced": vector.gates[0] * np.float32(2)}
@@ -57,7 +58,7 @@ def test_gates_that_attention_does_not_read_cannot_be_fed(tmp_path: Path):
     make = onnx.helper.make_node
     recorded, read = make("Abs", ["made"], ["gates_0"]), make("Identity", ["made"], ["read"])
     package = rewired(write_package(tmp_path / "package"), recorded, read)
-    why_not = OrtVariants(package).why_not_forced()
+    why_not = PackageVariants(package).why_not_forced()
     assert why_not == ("attention does not compute with the recorded gates in 'blocks.0.attn'")
 
 
@@ -66,7 +67,7 @@ def test_gates_are_fed_through_operators_between_them_and_attention(tmp_path: Pa
     recorded = make("Identity", ["made"], ["gates_0"])
     read = make("Add", ["gates_0", "gates_0"], ["read"])
     package = rewired(write_package(tmp_path / "package"), recorded, read)
-    variants = OrtVariants(package, "off")
+    variants = PackageVariants(package, Variant(kernels="off"))
     assert variants.why_not_forced() is None
     vector = package.vectors[0]
     got = variants.forced(TYPES).run({**vector.inputs, "gates_0.forced": vector.gates[0]})
@@ -81,7 +82,7 @@ def test_a_size_alone_is_no_way_for_gates(tmp_path: Path):
         make("ConstantOfShape", ["sizes"], ["read"]),
     ]
     package = rewired(write_package(tmp_path / "package"), *nodes)
-    assert OrtVariants(package).why_not_forced() is not None
+    assert PackageVariants(package).why_not_forced() is not None
 
 
 def test_places_of_the_gates_are_those_of_the_ops():

@@ -116,6 +116,7 @@ def test_choice_written_to_another_layer_is_found_out(package: OnnxPackage, tmp_
 
 
 def open_without_digests(package: OnnxPackage) -> None:
-    from moh_deploy.runtime.onnxruntime.session import open_session
+    from moh_deploy.runtime.base import Variant
+    from moh_deploy.runtime.open_runner import open_runner
 
-    open_session(OnnxPackage.open(package.root, check_digests=False), kernels="off")
+    open_runner(OnnxPackage.open(package.root, check_digests=False), Variant(kernels="off"))

@@ -97,11 +97,6 @@ def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
         }
 
 
-def test_kernels_come_back_from_json():
-    for use in (KERNELS, NO_KERNELS):
-        assert KernelUse.from_json(use.to_json()) == use
-
-
 @pytest.mark.parametrize(
     ("runs_as", "router_runs_as", "shown"),
     [

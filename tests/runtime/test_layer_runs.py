@@ -1,16 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package import LayerInfo, with_choices
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun, layer_runs
 from moh_deploy.runtime.layers_text import runs_as, runs_text
 from moh_deploy.runtime.onnxruntime.placement import Placement
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.open_runner import open_runner
 from tests.handmade_package import LAYER, write_package
 from tests.kernel_library import required_library
 from tests.two_layers import FIRST, LAYERS, ROUTER, SECOND, write_two_layers
@@ -104,19 +105,12 @@ def test_layer_that_the_model_switches_at_other_sizes_is_refused(switches: dict[
         runs_of((LAYER,), MIXED, None, switches={FIRST: "moh.dense if seq<=32, else moh"})
 
 
-@pytest.mark.parametrize(
-    "run", [LayerRun("a", "kernel", "function"), LayerRun("", None, None, by_size="x")]
-)
-def test_run_comes_back_from_json(run: LayerRun):
-    assert LayerRun.from_json(asdict(run)) == run
-
-
 # Of a session.
 
 
 def test_session_of_function_bodies(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
-    assert open_session(package, kernels="off").layer_runs == (
+    assert open_runner(package, Variant(kernels="off")).describe().layer_runs == (
         LayerRun("blocks.0.attn", "function", None),
         LayerRun("blocks.1.attn", "function", "function"),
     )
@@ -125,8 +119,8 @@ def test_session_of_function_bodies(tmp_path: Path):
 def test_session_on_kernels(tmp_path: Path):
     required_library()
     package = write_two_layers(tmp_path / "package")
-    runner = open_session(package, kernels="require", extra_outputs=package.gate_names)
-    assert runner.layer_runs == (
+    runner = open_runner(package, Variant(kernels="require", extra_outputs=package.gate_names))
+    assert runner.describe().layer_runs == (
         LayerRun("blocks.0.attn", "kernel", None),
         LayerRun("blocks.1.attn", "kernel", "kernel"),
     )
@@ -135,7 +129,7 @@ def test_session_on_kernels(tmp_path: Path):
 def test_session_says_it_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No session of today mixes them; one that does must be believed."""
     monkeypatch.setattr(Placement, "read", lambda self, session: MIXED)
-    assert open_session(write_two_layers(tmp_path / "package")).layer_runs == (
+    assert open_runner(write_two_layers(tmp_path / "package")).describe().layer_runs == (
         LayerRun("blocks.0.attn", "kernel", None),
         LayerRun("blocks.1.attn", "function", "kernel"),
     )
@@ -143,6 +137,6 @@ def test_session_says_it_layer_by_layer(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_model_without_layers_or_without_manifest_has_no_layer_runs(tmp_path: Path):
     package = write_package(tmp_path / "package", with_layer=False)
-    assert open_session(package).layer_runs == ()
+    assert open_runner(package).describe().layer_runs == ()
     other = write_package(tmp_path / "other")
-    assert open_session(other.model_path).layer_runs == ()
+    assert open_runner(other.model_path).describe().layer_runs == ()

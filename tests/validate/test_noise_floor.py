@@ -11,8 +11,7 @@ import pytest
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.graph.weight_noise import ROUNDING_STEP
 from moh_deploy.package import LayerRounding, OnnxPackage, Rounding, Spread, VectorSet
-from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.base import Description
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.layer_parity import LayerValuesFound
 from moh_deploy.validate.noise_floor import (
@@ -35,9 +34,9 @@ class Drawn:
 
     draws: list[list[float]]
     asked: list[float] = field(default_factory=list)
-    layer_impl: Mapping[str, LayerImpl] = field(default_factory=dict)
-    layer_runs: tuple[LayerRun, ...] = ()
-    kernels: KernelUse = NO_KERNELS
+
+    def describe(self) -> Description:
+        return Description("a runtime", NO_KERNELS)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         step = float(inputs[ROUNDING_STEP])

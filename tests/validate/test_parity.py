@@ -11,6 +11,7 @@ import pytest
 from moh_deploy.errors import ValidationError
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.runtime.base import Description
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.system.npz import Array
@@ -33,7 +34,9 @@ class Replay:
     results: dict[str, Array]
     layer_impl: Mapping[str, LayerImpl] = field(default_factory=lambda: {"node": "function"})
     kernels: KernelUse = NO_KERNELS
-    layer_runs: tuple[LayerRun, ...] = RUNS
+
+    def describe(self) -> Description:
+        return Description("a runtime", self.kernels, self.layer_impl, RUNS)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self.results

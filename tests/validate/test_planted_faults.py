@@ -9,9 +9,10 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import ValidationError
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import lowered
-from moh_deploy.runtime.onnxruntime.session import open_session
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.recorded_parity import compare_recorded
 from tests.kernel_library import required_library
@@ -122,6 +123,6 @@ def test_another_order_of_ties_is_accepted_and_explained(tmp_path: Path):
 
 def test_another_number_of_threads_is_accepted(tmp_path: Path):
     package = write_routed(tmp_path / "package")
-    runner = open_session(package, threads=2, extra_outputs=package.gate_names)
-    variants = OrtVariants(package, threads=2)
+    runner = open_runner(package, Variant(threads=2, extra_outputs=package.gate_names))
+    variants = PackageVariants(package, Variant(threads=2))
     compare(package, runner, package.vectors, variants=variants).raise_if_unequal()

@@ -9,7 +9,8 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import ConfigError
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.accuracy import labelled_runs
@@ -197,7 +198,7 @@ def test_tokens_of_a_language_model_are_scored_with_the_next_one(tmp_path: Path)
     with pytest.raises(ConfigError, match="labels are the tokens of input 'ids', so each"):
         moh_deploy.verify(package.root, **options)
     (found,) = moh_deploy.verify(package.root, shift_labels=True, **options).accuracy
-    logits = open_session(package, kernels="off").run({"ids": ids})["y"].astype(np.float64)
+    logits = open_runner(package, Variant(kernels="off")).run({"ids": ids})["y"].astype(np.float64)
     shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)  # [50, 9, 8]
     own = np.take_along_axis(shares[:, :6], ids[:, 1:7, None], axis=-1)
     assert found.reference == pytest.approx(np.exp(-np.log(own).mean()), rel=1e-5)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,8 +20,7 @@ from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.plain_onnx import write_plain_onnx
 from moh_deploy.frontend.prove.original import run_original
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.bench.fresh_run import FreshTask, Load
-from moh_deploy.system.npz import Array, read_npz
+from moh_deploy.system.npz import Array
 from moh_deploy.system.user_code import describe_error, user_code
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
@@ -119,11 +119,10 @@ class EagerModel:
         with user_code(self.code_dirs):
             write_plain_onnx(self.model, package, path)
 
-    def fresh_task(self, inputs: Path, threads: int | None) -> EagerTask | None:
-        """Return what loads and runs it in a process of its own; None for a model in memory."""
-        if not isinstance(self.options.model, (str, Path)):
-            return None
-        return EagerTask(Path(self.options.model), inputs, threads, self.options)
+    def loader(self) -> Callable[[], EagerModel] | None:
+        """Return what loads it again in another process; None for a model in memory."""
+        named = self.options.model
+        return partial(open_eager, self.options) if isinstance(named, (str, Path)) else None
 
     @contextlib.contextmanager
     def _user_code(self, arguments: Sequence[Array]) -> Iterator[None]:
@@ -150,22 +149,3 @@ def open_eager(options: ModelOptions) -> EagerModel:
     config = load_config(options.config, options.overrides)
     model, _ = in_dtype(options, load(options, config), ())
     return EagerModel(options, model, code_dirs(options, config))
-
-
-@dataclass(frozen=True)
-class EagerTask(FreshTask):
-    """Load a model in PyTorch and run it once, in a process that does nothing else.
-
-    Attributes:
-        options: How to load it.
-    """
-
-    options: ModelOptions
-    module: ClassVar[str] = "moh_deploy.frontend.prove.fresh_eager"
-
-    def prepare(self) -> Load:
-        """Read the inputs; PyTorch is imported already."""
-        torch.set_num_threads(self.threads or torch.get_num_threads())
-        options = replace(self.options, model=self.model)
-        arguments = list(read_npz(self.inputs, error=BackendError).values())
-        return lambda: open_eager(options).bound(arguments)

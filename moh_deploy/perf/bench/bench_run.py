@@ -1,4 +1,4 @@
-"""Load who takes part in a benchmark, let them take turns, and collect what was measured."""
+"""Load the candidates of a benchmark, let them take turns, and collect what was measured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.perf.bench.agreement import Agreement, agreement
-from moh_deploy.perf.bench.contestants import Contestant, Entry
-from moh_deploy.perf.bench.entries import LineUp, Organizer
+from moh_deploy.perf.bench.candidate import Candidate, LoadedCandidate
+from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
 from moh_deploy.perf.bench.faults import FaultFinder
 from moh_deploy.perf.bench.fixed_routing import Fixing, RoutingOverhead
 from moh_deploy.perf.bench.fresh_run import FreshRun, MeasureFresh
@@ -32,16 +32,16 @@ class BenchRun:
     """One benchmark.
 
     Attributes:
-        line_up: Who takes part.
-        organizer: How they are loaded.
-        measure: What times contestants.
+        candidates: What is measured.
+        setting: How they are run.
+        measure: What times candidates.
         measure_fresh: What runs one in a process of its own.
         progress: What to report steps to.
         judged: Something may fail, a gate or a baseline file: what is measured has to be right.
     """
 
-    line_up: LineUp
-    organizer: Organizer
+    candidates: Candidates
+    setting: BenchSetting
     measure: MeasureRuns
     measure_fresh: MeasureFresh
     progress: Progress
@@ -58,21 +58,21 @@ class BenchRun:
         """Measure everybody on each set of inputs, and judge packages by gates.
 
         Raises:
-            ConfigError: A contestant does not take the inputs.
+            ConfigError: A candidate does not take the inputs.
             BackendError: A runtime failed.
         """
-        first = self.line_up.first.manifest
+        first = self.candidates.first.manifest
         faults = {}
         if self.judged:
             with self.progress.step("comparing with the recorded runs"):
                 faults = self._finder.in_recorded_runs()
         with ExitStack() as stack:
             with self.progress.step("loading the models"):
-                loaded = {one.name: one.load(sets, stack) for one in self.line_up.entries}
+                loaded = {one.name: _opened(one, sets, stack) for one in self.candidates.entries}
             rounds = [self._round(one, loaded, faults) for one in sets]
         results = [each.measured for each in rounds]
-        kernels = next(iter(loaded.values())).kernel_use
-        assert kernels is not None
+        described = [one.describe() for one in loaded.values()]
+        kernels = described[0].kernels
         with self.progress.step("counting rows"):
             work = self._work(sets)
         return BenchReport(
@@ -81,27 +81,27 @@ class BenchRun:
             gates=tuple(one for each in results for one in _judged(gates, each)),
             routing=tuple(one for each in rounds for one in each.routing),
             samples_by=batch_dim(first),
-            threads=self.organizer.threads,
+            threads=self.setting.threads,
             min_time_s=min_time,
             warmup_s=warmup,
             machine=Machine.this(kernels.instruction_set).describe(),
-            runtime=", ".join(dict.fromkeys(one.runtime for one in loaded.values())),
+            runtime=", ".join(dict.fromkeys(one.where() for one in described)),
             kernels=kernels,
             notes=(*self._notes(), *(note for each in rounds for note in each.notes)),
         )
 
     def _notes(self) -> Iterator[str]:
-        """Yield what a reader should know of who takes part."""
-        root, original = self.line_up.first.root, self.organizer.original
-        if original and self.line_up.is_of_another_checkpoint(original):
+        """Yield what a reader should know of the candidates."""
+        root, original = self.candidates.first.root, self.setting.original
+        if original and self.candidates.is_of_another_checkpoint(original):
             yield f"the original is of another checkpoint than {root} was made from"
 
     @property
     def _finder(self) -> FaultFinder:
-        return FaultFinder(self.line_up, self.organizer.original)
+        return FaultFinder(self.candidates, self.setting.original)
 
     def _round(
-        self, one: InputSet, loaded: Mapping[str, Contestant], faults: Mapping[str, str]
+        self, one: InputSet, loaded: Mapping[str, LoadedCandidate], faults: Mapping[str, str]
     ) -> _Round:
         with self.progress.step(f"comparing outputs at {sizes_text(one.sizes)}"):
             outputs = {name: other.outputs(one) for name, other in loaded.items()}
@@ -109,15 +109,15 @@ class BenchRun:
             agreements = _agreements(one, loaded, reference, outputs)
             if self.judged:
                 faults = {**self._finder.in_timed_run(one, outputs, agreements), **faults}
-        calls = {name: contestant.bound(one) for name, contestant in loaded.items()}
+        calls = {name: candidate.bound(one) for name, candidate in loaded.items()}
         with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
             times = self.measure(calls)
         with self.progress.step(f"running in fresh processes at {sizes_text(one.sizes)}"):
             fresh = self._fresh_runs(one, loaded)
-        baselines = [other.name for other in self.line_up.entries if other.is_baseline]
-        samples = num_samples(self.line_up.first.manifest, one.sizes)
+        baselines = [other.name for other in self.candidates.entries if other.is_baseline]
+        samples = num_samples(self.candidates.first.manifest, one.sizes)
 
-        def measured(entry: Entry) -> Measured:
+        def measured(entry: Candidate) -> Measured:
             name = entry.name
             return Measured(
                 contestant=name,
@@ -132,8 +132,8 @@ class BenchRun:
                 fault=faults.get(name),
             )
 
-        found = [measured(entry) for entry in self.line_up.entries]
-        overheads = [self._routing(one, found[0], times) for one in self.line_up.fixings]
+        found = [measured(entry) for entry in self.candidates.entries]
+        overheads = [self._routing(one, found[0], times) for one in self.candidates.fixings]
         nan_notes = () if self.judged else _nan_notes(one, found[0].contestant, reference)
         notes = (*nan_notes, *_no_measure_notes(found))
         return _Round(found, overheads, notes)
@@ -144,7 +144,7 @@ class BenchRun:
         Raises:
             ConfigError: They are empty.
         """
-        names = [spec.name for spec in self.line_up.first.manifest.outputs]
+        names = [spec.name for spec in self.candidates.first.manifest.outputs]
         first = next(iter(outputs.values()))
         if not any(output.size for output in first):
             raise ConfigError(
@@ -153,10 +153,12 @@ class BenchRun:
             )
         return dict(zip(names, first, strict=True))
 
-    def _fresh_runs(self, one: InputSet, loaded: Mapping[str, Contestant]) -> dict[str, FreshRun]:
-        inputs = self.organizer.scratch / "inputs.npz"
+    def _fresh_runs(
+        self, one: InputSet, loaded: Mapping[str, LoadedCandidate]
+    ) -> dict[str, FreshRun]:
+        inputs = self.setting.scratch / "inputs.npz"
         write_npz(inputs, one.inputs)
-        tasks = {name: contestant.fresh_task(inputs) for name, contestant in loaded.items()}
+        tasks = {name: candidate.fresh_task(inputs) for name, candidate in loaded.items()}
         return {
             name: FreshRun() if task is None else self.measure_fresh(task)
             for name, task in tasks.items()
@@ -174,19 +176,25 @@ class BenchRun:
         return RoutingOverhead(*where, wall, cpu, wall.value / first.latency.p50_ms, None)
 
     def _work(self, sets: Sequence[InputSet]) -> tuple[PackageWork, ...]:
-        kernels, threads = self.organizer.kernels, self.organizer.threads
+        kernels, threads = self.setting.kernels, self.setting.threads
         return tuple(
             PackageWork(name, inputs.name, inputs.sizes, layers)
-            for name, package in self.line_up.packages.items()
+            for name, package in self.candidates.packages.items()
             for inputs, layers in zip(
                 sets, layer_work(package, sets, kernels=kernels, threads=threads), strict=True
             )
         )
 
 
+def _opened(one: Candidate, sets: Sequence[InputSet], stack: ExitStack) -> LoadedCandidate:
+    loaded = one.load(sets)
+    stack.enter_context(loaded.runner)
+    return loaded
+
+
 def _agreements(
     one: InputSet,
-    loaded: Mapping[str, Contestant],
+    loaded: Mapping[str, LoadedCandidate],
     reference: Mapping[str, Array],
     outputs: Mapping[str, Sequence[Array]],
 ) -> dict[str, Agreement]:

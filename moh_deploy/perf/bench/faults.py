@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from moh_deploy.package import VectorSet
 from moh_deploy.perf.bench.agreement import Agreement
-from moh_deploy.perf.bench.entries import LineUp, is_the_original, is_the_package
-from moh_deploy.perf.bench.original import Original
+from moh_deploy.perf.bench.candidates import Candidates, is_the_original, is_the_package
+from moh_deploy.runtime.original import Original
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
 from moh_deploy.validate.outputs_alone import by_gates
@@ -32,11 +32,11 @@ class FaultFinder:
     """Looks for packages and engines that compute something else than they should.
 
     Attributes:
-        line_up: Who takes part.
+        candidates: What is measured.
         original: What baselines of the original are; None if there is none.
     """
 
-    line_up: LineUp
+    candidates: Candidates
     original: Original | None
 
     def in_recorded_runs(self) -> dict[str, str]:
@@ -47,7 +47,7 @@ class FaultFinder:
         """
         found = {
             name: _difference(subject, RecordedReference(words), recorded_samples(sets))
-            for name, subject in self.line_up.subjects.items()
+            for name, subject in self.candidates.subjects.items()
             for sets, words in [subject.recorded()]
         }
         return {name: why for name, why in found.items() if why is not None}
@@ -62,7 +62,7 @@ class FaultFinder:
 
         Args:
             one: The inputs.
-            outputs: Of all contestants, by name.
+            outputs: Of all candidates, by name.
             agreements: Of all but the first of them with it.
 
         Returns:
@@ -76,7 +76,7 @@ class FaultFinder:
             for name, arrays in outputs.items()
             if any((array != array).any() for array in arrays)
         }
-        first, subject = next(iter(self.line_up.subjects.items()))
+        first, subject = next(iter(self.candidates.subjects.items()))
         differing = [name for name, how in agreements.items() if how.reason is not None]
         for reference in () if first in found else self._same_model(differing):
             why = _difference(subject, reference, [_sample(one)])
@@ -87,14 +87,14 @@ class FaultFinder:
     def _same_model(self, differing: Sequence[str]) -> Iterator[Reference]:
         """Yield what tells whether the first package is wrong where these baselines differ."""
         if any(map(is_the_package, differing)):
-            yield function_bodies(self.line_up.first)
+            yield function_bodies(self.candidates.first)
         if any(map(is_the_original, differing)):
             yield from self._same_original()
 
     def _same_original(self) -> Iterator[Reference]:
         """Yield the original, unless it is known to have other weights."""
         original: object = self.original
-        if self.original is None or self.line_up.is_of_another_checkpoint(self.original):
+        if self.original is None or self.candidates.is_of_another_checkpoint(self.original):
             return
         if isinstance(original, Reference):
             yield original
@@ -102,10 +102,9 @@ class FaultFinder:
 
 def _difference(subject: Subject, reference: Reference, samples: Sequence[Sample]) -> str | None:
     answers = reference.answers(subject.package, samples)
-    loaded = subject.load()
-    with loaded.closing:
+    with subject.load() as runner:
         reports = [
-            compare_answered(subject, loaded, part, samples, BUILT_IN_POLICY)
+            compare_answered(subject, runner, part, samples, BUILT_IN_POLICY)
             for part in by_gates(reference.name, answers)
         ]
     failure = combined(reports).failure

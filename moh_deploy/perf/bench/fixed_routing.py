@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.fixed_routing import fix_routing, fixed_input, routed_values, why_not_fixed
 from moh_deploy.package import LayerInfo, OnnxPackage
+from moh_deploy.perf.bench.candidate import Candidate, LoadedCandidate
 from moh_deploy.perf.timing import Difference
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session, runtime_name
-from moh_deploy.runtime.runner import Kernels, KernelUse
-from moh_deploy.system.npz import Array
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.suggest import did_you_mean, shortened
 from moh_deploy.validate.input_sets import InputSet
 from moh_deploy.validate.tolerances import rules_of
@@ -87,78 +86,37 @@ def fixing(package: OnnxPackage, baseline: str) -> Fixing | None:
 
 
 @dataclass(frozen=True)
-class FixedRouting:
+class FixedRouting(Candidate):
     """A package whose routers' results on some inputs are fed to it.
 
     Attributes:
-        runner: A session without routers.
-        routed: For each set of inputs, what its routers made, by the names to feed it.
+        package: The package.
+        layers: The layers without routers.
     """
 
     package: OnnxPackage
-    runner: OrtRunner
-    routed: Mapping[int, Mapping[str, Array]]
+    layers: tuple[LayerInfo, ...]
 
-    @classmethod
-    def load(
-        cls,
-        package: OnnxPackage,
-        layers: Sequence[LayerInfo],
-        sets: Sequence[InputSet],
-        *,
-        kernels: Kernels,
-        threads: int | None,
-    ) -> FixedRouting:
-        """Run a package on each set of inputs, and open it without the routers of some layers.
+    def load(self, sets: Sequence[InputSet]) -> LoadedCandidate:
+        """Run the package on each set of inputs, and open it without the routers.
 
         Raises:
-            BackendError: ONNX Runtime failed.
+            BackendError: The runtime failed.
         """
         # The nodes that are gone run on no kernel, which is not to be refused.
-        allowed: Kernels = "auto" if kernels == "require" else kernels
-        names = routed_values(_graph(package), layers)
-        routing = open_session(package, kernels=allowed, threads=threads, extra_outputs=names)
-        found = [routing.run(one.inputs) for one in sets]
-        runner = open_session(
-            package,
-            kernels=allowed,
-            threads=threads,
-            change=lambda graph: fix_routing(graph, {name: found[0][name] for name in names}),
-        )
+        kernels = "auto" if self.variant.kernels == "require" else self.variant.kernels
+        variant = replace(self.variant, kernels=kernels)
+        names = routed_values(_graph(self.package), self.layers)
+        with open_runner(self.package, variant.returning(names)) as routing:
+            found = [routing.run(one.inputs) for one in sets]
+        fixed = partial(fix_routing, routed={name: found[0][name] for name in names})
+        runner = open_runner(self.package, variant.edited(fixed))
         routed = {
             id(one): {fixed_input(name): values[name] for name in names}
             for one, values in zip(sets, found, strict=True)
         }
-        return cls(package, runner, routed)
-
-    @property
-    def kernel_use(self) -> KernelUse:
-        """See `Contestant.kernel_use`."""
-        return self.runner.kernels
-
-    @property
-    def runtime(self) -> str:
-        """See `Contestant.runtime`."""
-        return runtime_name()
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        """See `Contestant.precisions`."""
-        return rules_of(self.package.manifest.precision, self.runner)
-
-    def outputs(self, one: InputSet) -> list[Array]:
-        """Run once; see `Contestant.outputs`."""
-        return list(self.runner.run(self._feeds(one)).values())
-
-    def bound(self, one: InputSet) -> Callable[[], object]:
-        """Return a run; see `Contestant.bound`."""
-        return self.runner.bound(self._feeds(one))
-
-    def fresh_task(self, inputs: Path) -> None:
-        """It has no file that a process could load."""
-
-    def _feeds(self, one: InputSet) -> dict[str, Array]:
-        return {**one.inputs, **self.routed[id(one)]}
+        rules = rules_of(self.package.manifest.precision, runner)
+        return LoadedCandidate(self.name, runner, rules, routed)
 
 
 def _graph(package: OnnxPackage) -> onnx.GraphProto:

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from pydantic import TypeAdapter
-
-from moh_deploy.system.child_process import json_from
-
-Load = Callable[[], Callable[[], object]]
-"""Loads a model, and returns what runs it on its inputs."""
+from moh_deploy.errors import BackendError
+from moh_deploy.runtime.base import Model, Variant
+from moh_deploy.system.isolate import isolated
+from moh_deploy.system.npz import read_npz
+from moh_deploy.validate.matching import match_inputs
 
 
 @dataclass(frozen=True)
-class FreshTask(ABC):
-    """What to run; each kind of model has a subclass, in a module that answers when it is run.
+class FreshTask:
+    """What to run.
 
     Attributes:
-        model: The file or directory.
-        inputs: npz file of its inputs, in the model's order.
-        threads: Threads within an operator; None lets the runtime choose.
-        module: The module.
+        model: What is loaded; it can be pickled.
+        variant: The way in which it is opened.
+        inputs: npz file of its inputs, by name or in the model's order.
     """
 
-    model: Path
+    model: Model
+    variant: Variant
     inputs: Path
-    threads: int | None
-    module: ClassVar[str]
-
-    @abstractmethod
-    def prepare(self) -> Load:
-        """Do what is no part of loading the model: import the runtime, read the inputs."""
 
 
 @dataclass(frozen=True)
@@ -65,29 +53,23 @@ def fresh_run(task: FreshTask) -> FreshRun:
 
     Raises:
         BackendError: The process died.
+        MoHDeployError: The model cannot be loaded or run there.
     """
-    found = json_from(
-        ["-m", task.module],
-        what=f"the process that loads {task.model} and runs it once",
-        task=json.dumps(asdict(task), default=str),
-    )
-    return FreshRun(**found)
+    what = f"the process that loads {task.model.name} and runs it once"
+    return isolated(_first_run, task).required(what)
 
 
-def answer(kind: type[FreshTask]) -> None:
-    """Carry out the task on stdin, and answer on stdout."""
-    task = TypeAdapter(kind).validate_python(json.load(sys.stdin))
-    with redirect_stdout(sys.stderr):  # What a user's model prints is no answer.
-        found = _carry_out(task.prepare())
-    print(json.dumps(asdict(found)))
-
-
-def _carry_out(load: Load) -> FreshRun:
+def _first_run(task: FreshTask) -> FreshRun:
+    task.model.import_runtime()
+    arrays = read_npz(task.inputs, error=BackendError)
     start = time.perf_counter()
-    call = load()
-    loaded = time.perf_counter()
-    call()
-    ran = time.perf_counter()
+    with task.model.open(task.variant) as runner:
+        theirs = [spec.name for spec in runner.inputs]
+        names = match_inputs(theirs, list(arrays), task.model.name)
+        call = runner.bound({name: arrays[ours] for name, ours in names.items()})
+        loaded = time.perf_counter()
+        call()
+        ran = time.perf_counter()
     return FreshRun((loaded - start) * 1e3, (ran - loaded) * 1e3, _peak_memory_bytes())
 
 

@@ -21,9 +21,10 @@ from moh_deploy.package import (
 )
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.tune.layers import at_sizes_of
+from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
@@ -67,9 +68,8 @@ def layer_work(
     model = load_ir(package)
     # Nodes within branches that depend on sizes are not found by name otherwise.
     choose_layers(model, without_ranges(package.manifest.layers))
-    runner = open_session(
-        package, kernels=kernels, threads=threads, extra_outputs=_read_by_layers(package, model)
-    )
+    variant = Variant(kernels=kernels, threads=threads)
+    runner = open_runner(package, variant.returning(_read_by_layers(package, model)))
     return [_works(package, model, runner, one, threads) for one in sets]
 
 
@@ -84,17 +84,19 @@ def _read_by_layers(package: OnnxPackage, model: ir.Model) -> list[str]:
 
 
 def _works(
-    package: OnnxPackage, model: ir.Model, runner: OrtRunner, one: InputSet, threads: int | None
+    package: OnnxPackage, model: ir.Model, runner: Runner, one: InputSet, threads: int | None
 ) -> tuple[LayerWork, ...]:
     values = {**one.inputs, **runner.run(one.inputs)}
     # Another package may have made these inputs, and call its dimensions otherwise.
     sizes = check_inputs(package.manifest.inputs, one.inputs)
-    instruction_set = runner.kernels.instruction_set
-    layers = zip(package.manifest.layers, runner.layer_nodes, runner.layer_runs, strict=True)
+    found = runner.describe()
+    layers = zip(package.manifest.layers, found.layer_nodes, found.layer_runs, strict=True)
 
     def work(layer: LayerInfo, nodes: LayerNodes, run: LayerRun) -> LayerWork:
         sized = at_sizes_of(model, layer, values)
-        found = predict(sized, nodes, instruction_set=instruction_set, threads=threads or 1)
+        predicted = predict(
+            sized, nodes, instruction_set=found.kernels.instruction_set, threads=threads or 1
+        )
         rows, active = _rows(values[layer.gates])
         choice = current_choice(layer, sizes)
         skips = run.runs_as == "kernel" and choice != "dense"
@@ -105,8 +107,8 @@ def _works(
             rows_computed=active if skips else rows,
             rows_dense=rows,
             active_share=active / max(1, rows),
-            break_even={} if found is None else found.break_even,
-            predicted_fastest=None if found is None else found.best,
+            break_even={} if predicted is None else predicted.break_even,
+            predicted_fastest=None if predicted is None else predicted.best,
         )
 
     return tuple(work(*layer) for layer in layers)

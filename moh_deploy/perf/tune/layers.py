@@ -19,7 +19,8 @@ from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, OnnxPackage, choices_for, without_ranges
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.timing import Contestants, Measure, Samples
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.base import Runner, Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 
 Values = Mapping[str, Array]
@@ -69,9 +70,10 @@ class LayerBench:
         choose_layers(model, layers)  # Each is measured with one choice at a time.
         runner = self._whole_model(model, layers)
         values = [{**feeds, **runner.run(feeds)} for feeds in self.feeds]
-        instruction_set = runner.kernels.instruction_set
+        found = runner.describe()
+        instruction_set = found.kernels.instruction_set
         times: list[LayerTimes] = []
-        for layer, nodes in zip(layers, runner.layer_nodes, strict=True):
+        for layer, nodes in zip(layers, found.layer_nodes, strict=True):
             predicted = [
                 self._predicted(model, layer, nodes, arrays, instruction_set) for arrays in values
             ]
@@ -79,12 +81,12 @@ class LayerBench:
             times.append(LayerTimes(tuple(samples), tuple(predicted)))
         return times
 
-    def _whole_model(self, model: ir.Model, layers: Sequence[LayerInfo]) -> OrtRunner:
+    def _whole_model(self, model: ir.Model, layers: Sequence[LayerInfo]) -> Runner:
         """Load the model so that it also returns what the layers read."""
         given = set(self.feeds[0])
         read = [name for layer in layers for name in fed_names(model, layer)]
         inner = [name for name in dict.fromkeys(read) if name not in given]
-        return open_session(self.package, threads=self.threads, extra_outputs=inner)
+        return open_runner(self.package, Variant(threads=self.threads, extra_outputs=tuple(inner)))
 
     def _samples(
         self, model: ir.Model, layer: LayerInfo, values: Sequence[Values], measure: Measure
@@ -110,11 +112,11 @@ class LayerBench:
         found = predict(sized, nodes, instruction_set=instruction_set, threads=self.threads or 1)
         return {} if found is None else found.ms
 
-    def _open(self, model: onnx.ModelProto) -> OrtRunner:
+    def _open(self, model: onnx.ModelProto) -> Runner:
         path = self.scratch / "layer.onnx"
         onnx.save(model, path)
         compute_type = self.package.manifest.compute_type
-        return open_session(path, threads=self.threads, compute_type=compute_type)
+        return open_runner(path, Variant(threads=self.threads, compute_type=compute_type))
 
 
 def at_sizes_of(model: ir.Model, layer: LayerInfo, values: Values) -> LayerInfo:
@@ -133,7 +135,7 @@ def at_sizes_of(model: ir.Model, layer: LayerInfo, values: Values) -> LayerInfo:
     return layer
 
 
-def _bound(runners: Mapping[str, OrtRunner], fed: Values) -> Contestants:
+def _bound(runners: Mapping[str, Runner], fed: Values) -> Contestants:
     calls: dict[str, Callable[[], object]] = {
         name: runner.bound(fed) for name, runner in runners.items()
     }

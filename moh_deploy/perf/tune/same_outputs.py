@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.base import Runner, Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
 from moh_deploy.validate.parity import compare
 
 
 def check_same_outputs(
-    before: OnnxPackage, after: OnnxPackage, runner: OrtRunner, sets: Sequence[InputSet]
+    before: OnnxPackage, after: OnnxPackage, runner: Runner, sets: Sequence[InputSet]
 ) -> dict[str, int]:
     """Compare outputs and gates, with the tolerances of `verify`.
 
@@ -35,7 +36,7 @@ def check_same_outputs(
     """
     flipped: dict[str, int] = {}
     names = before.gate_names
-    earlier = open_session(before, extra_outputs=names) if sets else None
+    earlier = open_runner(before, Variant(extra_outputs=names)) if sets else None
     for one in sets:
         assert earlier is not None
         expected = earlier.run(one.inputs)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.timing import Measure, Ratio, Samples, ratio, weighted_sum
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 
 WHOLE_MODEL = "whole model"
@@ -25,7 +26,9 @@ def time_model(
     threads: int | None,
 ) -> list[dict[str, Samples]]:
     """Return for each set of inputs the times of the packages."""
-    runners = {name: open_session(package, threads=threads) for name, package in packages.items()}
+    runners = {
+        name: open_runner(package, Variant(threads=threads)) for name, package in packages.items()
+    }
     return [
         measure(WHOLE_MODEL, {name: one.bound(fed) for name, one in runners.items()})
         for fed in feeds

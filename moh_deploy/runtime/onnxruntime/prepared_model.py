@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.graph.switches import all_nodes, switch_rules
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import LayerInfo, read_outline
+from moh_deploy.runtime.base import GraphEdit
 from moh_deploy.runtime.layer_runs import LayerImpl
 
 
@@ -40,7 +41,7 @@ def prepare_model(
     path: Path,
     layers: tuple[LayerInfo, ...],
     extra_outputs: Sequence[str],
-    change: Callable[[onnx.GraphProto], object] | None,
+    edits: Sequence[GraphEdit],
     *,
     emulate_dtypes: Sequence[Dtype],
 ) -> PreparedModel:
@@ -51,7 +52,7 @@ def prepare_model(
     Args:
         layers: What a package says of its layers; none for a model of no package.
         extra_outputs: Inner values to return besides the outputs.
-        change: Changes the graph, whose weights may not be loaded.
+        edits: Changes of the graph, in their order.
         emulate_dtypes: What computes in the first of these that is used is emulated.
 
     Raises:
@@ -66,13 +67,13 @@ def prepare_model(
     routers, nodes = router_nodes(model.graph, layers), layer_nodes(model.graph, layers)
     content: str | bytes = str(path)
     switches = switch_rules(model.graph)
-    if change is not None:
-        change(model.graph)
+    for edit in edits:
+        edit(model.graph)
     has_float16 = computes_in(model, "float16")
     emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
     if emulated is not None:
         emulate(model, emulated)
-    if extra_outputs or change is not None or emulated is not None:
+    if extra_outputs or edits or emulated is not None:
         _add_outputs(model, extra_outputs)
         content = model.SerializeToString()
     return PreparedModel(

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import onnx
 from onnx import parser
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import Dtype
-from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
+from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs, empty_axis
-from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun, layer_runs
+from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels, register, require_kernels
 from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
 from moh_deploy.runtime.onnxruntime.values import from_ort, tensor_info, to_ort
-from moh_deploy.runtime.runner import Kernels, KernelUse
+from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
 
@@ -41,43 +40,28 @@ of a product with a matrix: tokens before samples, say."""
 
 
 @dataclass(frozen=True)
-class OrtRunner:
+class OrtRunner(Runner):
     """An ONNX Runtime session that checks its inputs and speaks bfloat16.
 
     Attributes:
-        inputs: What the session takes.
-        layer_impl: Name of each node of domain `moh` to what runs it, as read from the session, and
-            of domain `moh.dense` to `dense`. A node that depends on sizes is there twice.
-        layer_runs: The same by layer, in the manifest's order; empty for a model without manifest.
-        layer_nodes: The operators of each layer, in the same order.
-        kernels: The kernel library that was registered, or why none was.
+        description: What runs each layer, as read from the session.
     """
 
     inputs: tuple[TensorInfo, ...]
-    layer_impl: Mapping[str, LayerImpl]
-    layer_runs: tuple[LayerRun, ...]
-    layer_nodes: tuple[LayerNodes, ...]
-    kernels: KernelUse
+    outputs: tuple[str, ...]
+    description: Description
     _session: ort.InferenceSession
 
-    @property
-    def input_names(self) -> list[str]:
-        """Names of the inputs, in order."""
-        return [one.name for one in self.inputs]
-
-    @property
-    def output_names(self) -> list[str]:
-        """Names of the outputs, in order; extra ones last."""
-        return [output.name for output in self._session.get_outputs()]
+    def describe(self) -> Description:
+        """Say what runs each layer; see `Runner.describe`."""
+        return self.description
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""
         check_inputs(self.inputs, inputs)
         feeds = {name: to_ort(array) for name, array in inputs.items()}
         results = self._explaining(inputs, lambda: self._session.run_with_ort_values(None, feeds))
-        return {
-            name: from_ort(value) for name, value in zip(self.output_names, results, strict=True)
-        }
+        return {name: from_ort(value) for name, value in zip(self.outputs, results, strict=True)}
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs the model on these inputs and gives no outputs: to be timed.
@@ -88,9 +72,10 @@ class OrtRunner:
             ConfigError: As `run` does.
             BackendError: A dtype is emulated: the time would be that of the emulation.
         """
-        if self.kernels.emulated_dtype is not None:
+        use = self.description.kernels
+        if use.emulated_dtype is not None:
             raise BackendError(
-                f"the model is in {self.kernels.emulated_dtype}, which ONNX Runtime on the CPU has"
+                f"the model is in {use.emulated_dtype}, which ONNX Runtime on the CPU has"
                 " no kernels for: it can be run and compared here by emulation, not timed.",
                 hint="Time it in float32 or float16.",
             )
@@ -100,7 +85,7 @@ class OrtRunner:
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_ortvalue_input(name, to_ort(array))
-        for name in self.output_names:
+        for name in self.outputs:
             binding.bind_output(name)
 
         def call() -> None:
@@ -118,68 +103,51 @@ class OrtRunner:
             raise _on_nothing(empty, error.message) from error
 
 
-def open_session(
-    source: OnnxPackage | Path,
-    *,
-    kernels: Kernels = "auto",
-    library: Path | None = None,
-    instruction_set: str | None = None,
-    compute_type: ComputeType | None = None,
-    threads: int | None = None,
-    extra_outputs: Sequence[str] = (),
-    optimize: bool = True,
-    change: Callable[[onnx.GraphProto], object] | None = None,
-    round_results: bool = False,
-) -> OrtRunner:
+def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> OrtRunner:
     """Load a model into ONNX Runtime.
 
     Args:
         source: A package, or the path of an ONNX model.
-        kernels: `auto` runs MoH nodes on the kernel library where there is one, `off` runs their
-            function bodies, `require` refuses to run if the session does not report a kernel for
-            every MoH node but those that were chosen to be dense.
-        library: A kernel library other than the installation's.
-        instruction_set: One of those that the library has here (`avx512_bf16`, `avx512`, `avx2`,
-            `baseline`); None for the best.
-        compute_type: What kernels may round the operands of attention's products to; None takes
-            what the package says, which is float32 for a model that is in none.
-        threads: Threads within one operator; None lets ONNX Runtime choose.
-        extra_outputs: Names of inner values to return besides the outputs.
-        optimize: Let ONNX Runtime rewrite the graph. Without, every node runs as it is written.
-        change: Changes the graph, whose weights may not be loaded, before the extra outputs are
-            added.
-        round_results: Round what every operator computes in float16, as GPUs do. ONNX Runtime on
-            the CPU computes runs of such operators in float32, and rounds at their ends only.
+        variant: In which way.
 
     Raises:
-        BackendError: Kernels are required but not used, the library is there but cannot be used, a
-            name in `extra_outputs` is unknown, or ONNX Runtime refuses the model.
+        BackendError: Kernels are required but not used, the library is there but cannot be used, an
+            extra output is unknown, or ONNX Runtime refuses the model.
         ConfigError: An option is none of those listed.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
     use = choose_kernels(
-        kernels,
-        library=library,
-        instruction_set=instruction_set,
-        compute_type=compute_type or _compute_type(source),
+        variant.kernels,
+        library=variant.library,
+        instruction_set=variant.instruction_set,
+        compute_type=variant.compute_type or _compute_type(source),
     )
     path = source.model_path if isinstance(source, OnnxPackage) else source
     layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
-    emulated = _emulated(round_results=round_results)
-    model = prepare_model(path, layers, extra_outputs, change, emulate_dtypes=emulated)
+    emulated = _emulated(round_results=variant.round_results)
+    model = prepare_model(
+        path, layers, variant.extra_outputs, variant.edits, emulate_dtypes=emulated
+    )
     # Fused operators would skip the roundings that are emulated.
-    options = _session_options(path.parent, threads, optimize and not model.emulated_dtype)
+    optimize = variant.optimize and not model.emulated_dtype
+    options = _session_options(path.parent, variant.threads, optimize)
     if model.has_float16:
         options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
     session, layer_impl = _placed(model, use, options)
-    use = replace(use, emulated_dtype=model.emulated_dtype)
-    if kernels == "require":
+    if variant.kernels == "require":
         require_kernels(use, layer_impl)
-    runs = layer_runs(
-        layers, layer_impl, switches=model.switches, routers=model.routers, model_path=path
+    description = Description(
+        runtime_name(),
+        replace(use, emulated_dtype=model.emulated_dtype),
+        layer_impl,
+        layer_runs(
+            layers, layer_impl, switches=model.switches, routers=model.routers, model_path=path
+        ),
+        model.layer_nodes,
     )
-    inputs = tuple(tensor_info(one) for one in session.get_inputs())
-    return OrtRunner(inputs, layer_impl, runs, model.layer_nodes, use, session)
+    inputs = tuple(map(tensor_info, session.get_inputs()))
+    outputs = tuple(one.name for one in session.get_outputs())
+    return OrtRunner(inputs, outputs, description, session)
 
 
 def _placed(

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.session import open_session
 from moh_deploy.system.npz import Array
 
@@ -37,7 +38,7 @@ def largest_values(package: OnnxPackage) -> dict[str, float]:
         for name, array in vectors.inputs.items():
             _note(largest, name, array)
         for chunk in _chunks(names):
-            runner = open_session(package, extra_outputs=chunk)
+            runner = open_session(package, Variant(extra_outputs=tuple(chunk)))
             for name, array in runner.run(vectors.inputs).items():
                 _note(largest, name, array)
     return largest

@@ -92,7 +92,7 @@ def _sizes(subject: Subject, data: Dataset, axis: SampleAxis) -> tuple[dict[str,
             check_ranges(asked, manifest)
         except ConfigError:
             return False
-        return subject.engine is None or subject.engine.fits(asked)
+        return subject.model.fits(asked)
 
     return sizes, fits
 

@@ -112,7 +112,7 @@ class BlindSpots:
     def _shows(self, value: str) -> bool:
         """Tell whether each fault of a value that makes the wrong one wrong shows in an exact
         one."""
-        runner = self.model.open_changed(lambda graph: _add_faults(graph, value), self._inner)
+        runner = self.model.open(self._inner, [lambda graph: _add_faults(graph, value)])
         inputs = self.model.inputs(self.judge.vectors[0])
         for fault in _FAULTS:
             steps = {name: np.float32(_STEP if name == fault else 0) for name in _FAULTS}

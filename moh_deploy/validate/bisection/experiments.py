@@ -9,9 +9,10 @@ from pathlib import Path
 
 from moh_deploy.graph.float32_form import LOW, Float32Form, float32_form
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.onnxruntime.session import open_session
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.judge import Judge, Recorded
 from moh_deploy.validate.layer_values import names_to_return
@@ -135,19 +136,16 @@ class Experiments:
 
     def compare(self, model: ForcedModel, samples: Sequence[Sample]) -> ParityReport:
         """Compare a variant as `verify` does, on the runtime as it is."""
-        runner = open_session(
-            model.package,
-            kernels=model.kernels,
-            optimize=model.optimize,
-            extra_outputs=names_to_return(model.package),
-        )
+        # What is emulated in a variant is no part of how it runs.
+        variant = replace(model.variant, round_results=False)
+        runner = open_runner(model.package, variant.returning(names_to_return(model.package)))
         return compare(
             model.package,
             runner,
             [one.known for one in samples],
             labels=[one.label for one in samples],
             reference=self._reference(samples),
-            variants=OrtVariants(model.package, model.kernels),
+            variants=PackageVariants(model.package, Variant(kernels=model.variant.kernels)),
             policy=self.policy,
         )
 

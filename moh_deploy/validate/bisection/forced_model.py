@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 
-from moh_deploy.graph.forced_gates import GateTypes, computed_gates, force_gates, forced_gates
+from moh_deploy.graph.forced_gates import GateTypes, force_gates, forced_gates
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants, open_forced
+from moh_deploy.runtime.base import FUNCTION_BODIES, GraphEdit, Runner, Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.variants import PackageVariants, gates_fed
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.places import ModelGraph
+
+_AS_WRITTEN = replace(FUNCTION_BODIES, round_results=True)
 
 
 @dataclass(frozen=True)
@@ -24,66 +27,39 @@ class ForcedModel:
         package: Its model and layers.
         gates: Name of each layer's gates to the dtype that they are fed in; empty where they
             cannot be fed.
-        kernels: What runs MoH nodes.
-        optimize: ONNX Runtime may rewrite the graph.
-        rounded: Every result in float16 is rounded, see `open_session`.
+        variant: How it is opened otherwise: as it is written, unless asked for otherwise, with
+            every result in float16 rounded.
     """
 
     package: OnnxPackage
     gates: GateTypes
-    kernels: Kernels = "off"
-    optimize: bool = False
-    rounded: bool = True
+    variant: Variant = _AS_WRITTEN
 
     @classmethod
     def of(cls, package: OnnxPackage, vectors: Sequence[VectorSet]) -> ForcedModel:
         """Find out what the gates are fed as, by a run."""
         layers = package.manifest.layers
         known = vectors and all(len(one.gates) == len(layers) for one in vectors)
-        if not layers or not known or OrtVariants(package).why_not_forced() is not None:
+        if not layers or not known or PackageVariants(package).why_not_forced() is not None:
             return cls(package, {})
         names = package.gate_names
-        runner = open_session(package, kernels="off", optimize=False, extra_outputs=names)
+        runner = open_runner(package, FUNCTION_BODIES.returning(names))
         results = runner.run(vectors[0].inputs)
         return cls(package, {name: results[name].dtype for name in names})
 
     def run_as(self, kernels: Kernels, *, optimize: bool) -> ForcedModel:
         """Return it as a runtime runs it that may round less than the graph says."""
-        return replace(self, kernels=kernels, optimize=optimize, rounded=False)
+        return replace(self, variant=Variant(kernels=kernels, optimize=optimize))
 
-    def open(self, names: Sequence[str] = ()) -> OrtRunner:
-        """Open a session that returns these inner values, and what the routers compute."""
-        return open_forced(
-            self.package,
-            self.gates,
-            extra_outputs=names,
-            kernels=self.kernels,
-            optimize=self.optimize,
-            round_results=self.rounded,
-        )
-
-    def open_changed(
-        self, change: Callable[[onnx.GraphProto], object], names: Sequence[str] = ()
-    ) -> OrtRunner:
-        """Open a session of a changed graph.
+    def open(self, names: Sequence[str] = (), edits: Sequence[GraphEdit] = ()) -> Runner:
+        """Open it so that it returns these inner values, and what the routers compute.
 
         Args:
-            change: Changes it once its gates are inputs.
-            names: Inner values to return besides what the routers compute.
+            names: The inner values.
+            edits: Changes of the graph, once its gates are inputs.
         """
-
-        def both(graph: onnx.GraphProto) -> None:
-            force_gates(graph, self.gates)
-            change(graph)
-
-        return open_session(
-            self.package,
-            kernels=self.kernels,
-            optimize=self.optimize,
-            extra_outputs=[*map(computed_gates, self.gates), *names],
-            change=both,
-            round_results=self.rounded,
-        )
+        fed = gates_fed(self.variant, self.gates, names)
+        return open_runner(self.package, fed.edited(*edits))
 
     def value_types(self) -> dict[str, int]:
         """Return the dtypes of values as they are numbered in ONNX, of those that are known."""

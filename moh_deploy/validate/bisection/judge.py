@@ -10,8 +10,8 @@ from pathlib import Path
 
 from moh_deploy.graph.forced_gates import computed_gates
 from moh_deploy.package import LayerRounding, OnnxPackage, Rounding, Spread, VectorSet
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.recorded_value import RecordedValue, recorded_values
@@ -191,7 +191,7 @@ class Judge:
                 self._floors = [_recorded_floors(package, rounding, one) for one in self.vectors]
                 return self._floors
             possible = precision in STEPS and (gates or not package.manifest.layers)
-            noisy = NoisyModel(OrtVariants(package), gates, (), precision) if possible else None
+            noisy = NoisyModel(PackageVariants(package), gates, (), precision) if possible else None
             names = frozenset(map(computed_gates, gates))
             for index, one in enumerate(self.vectors if noisy is not None else ()):
                 assert noisy is not None

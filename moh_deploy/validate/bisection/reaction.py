@@ -32,7 +32,7 @@ def measure_reactions(judge: Judge, model: ForcedModel) -> dict[str, float]:
     values = {one.value: one for one in judge.values(model, judge.vectors[0], inner=True)}
     weights = _shared_weights(graph_of(model), values)
     inner = [one.value for one in values.values() if one.inner]
-    runner = model.open_changed(lambda graph: add_weight_noise(graph, weights), inner)
+    runner = model.open(inner, [lambda graph: add_weight_noise(graph, weights)])
     found: dict[str, list[float]] = {name: [] for name in values}
     for vectors in judge.vectors:
         inputs = model.inputs(vectors)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from moh_deploy.errors import BackendError
 from moh_deploy.package import CorpusSample, OnnxPackage
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
 from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples, recorded_from
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.mining import Mined

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
+from moh_deploy.runtime.base import Runner
 from moh_deploy.runtime.input_check import check_inputs
-from moh_deploy.runtime.runner import Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
 from moh_deploy.validate.edge_cases.first_difference import Cut, FirstDifference, whole
@@ -123,7 +123,9 @@ class InputJudge:
 
         A kernel that complains of shapes was given such: a Reshape before it guessed a size.
         """
-        on_kernels = [name for name, impl in self.subject.layer_impl.items() if impl == "kernel"]
+        on_kernels = [
+            name for name, impl in self.subject.describe().layer_impl.items() if impl == "kernel"
+        ]
         if any(f"'{name}'" in refusal for name in on_kernels) and "; expected [" not in refusal:
             return _result(state, "failed", _sentence(state, f"a kernel refuses it: {refusal}"))
         why = f"the model refuses it, function bodies and all: {refusal}"

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 
 from moh_deploy.graph.forced_gates import GateTypes, computed_gates
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.runner import KernelUse, Runner
+from moh_deploy.runtime.base import Runner, RunnerAround
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.edge_cases.routing_judge import nan_places
 from moh_deploy.validate.variants import Variants
@@ -71,23 +69,11 @@ def _filled(array: Array, places: BoolArray, value: float) -> Array:
 
 
 @dataclass(frozen=True)
-class NanKept:
+class NanKept(RunnerAround):
     """A runner whose NaN became 0 where the reference has NaN too."""
 
     runner: Runner
     nan: NanPlaces
-
-    @property
-    def layer_impl(self) -> Mapping[str, LayerImpl]:
-        return self.runner.layer_impl
-
-    @property
-    def layer_runs(self) -> tuple[LayerRun, ...]:
-        return self.runner.layer_runs
-
-    @property
-    def kernels(self) -> KernelUse:
-        return self.runner.kernels
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self.nan.zeroed_where_nan(self.runner.run(inputs))
@@ -104,7 +90,7 @@ class NanKeptVariants:
         return self.variants.why_not_forced()
 
     def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner:
-        return cast(Runner, NanKept(self.variants.forced(gates, inner), self.nan))
+        return NanKept(self.variants.forced(gates, inner), self.nan)
 
     def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
         return self.variants.noisy(gates, inner)

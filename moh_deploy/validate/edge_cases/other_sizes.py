@@ -17,7 +17,7 @@ import numpy as np
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.package import OnnxPackage, Rounding, VectorSet
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
 from moh_deploy.validate.edge_cases.input_run import InputJudge

@@ -12,7 +12,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.graph.router_logits import RouterLogits, force_logits
 from moh_deploy.graph.router_nodes import lost_at
 from moh_deploy.package import LayerInfo, OnnxPackage
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.edge_cases import made_nan

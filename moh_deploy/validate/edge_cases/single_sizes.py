@@ -6,7 +6,7 @@ No model that was written for every size asks whether it is just one, and comput
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -16,13 +16,13 @@ from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
 from moh_deploy.graph.router_nodes import operator_text
 from moh_deploy.graph.size_questions import SizeQuestion, size_questions
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import GraphEdit, Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
 from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
 from moh_deploy.validate.edge_cases.routed_layer import Routing
 from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
-from moh_deploy.validate.edge_cases.source import Change, Source
+from moh_deploy.validate.edge_cases.source import Source
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.sized_inputs import sized_inputs
 from moh_deploy.validate.tolerances import coarsest
@@ -75,7 +75,8 @@ class _Asked:
 
     def judged(self, case: str, inputs: dict[str, Array], got: dict[str, Array]) -> CaseResult:
         """Compare what the model makes with what it makes if it has the usual answer."""
-        other = _Answered(self.reference, self.question.value, self.usual)
+        bodies = self.reference
+        other = _Answered(bodies.package, bodies.variant, self.question.value, self.usual)
         known = {**inputs, fixed_input(self.question.value): self.usual}
         try:
             expected = other.open().run(known)
@@ -100,24 +101,21 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Answered:
+class _Answered(Source):
     """A source whose models take the answer to a question as an input."""
 
-    source: Source
-    question: str
-    answer: Array
+    question: str = ""
+    answer: Array = field(default_factory=lambda: np.zeros(()))
 
-    def open(self, extra_outputs: Sequence[str] = (), change: Change | None = None) -> Runner:
+    def open(self, extra_outputs: Sequence[str] = (), edit: GraphEdit | None = None) -> Runner:
         def answered(graph: onnx.GraphProto) -> None:
             known = {one.name for one in graph.output}
             graph.output.extend(
                 onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in known
             )
             fix_routing(graph, {self.question: np.asarray(self.answer)})
-            if change is not None:
-                change(graph)
 
-        return self.source.open(extra_outputs, answered)
+        return Source(self.package, self.variant.edited(answered)).open(extra_outputs, edit)
 
 
 def _result(case: str, status: Status, detail: str) -> CaseResult:

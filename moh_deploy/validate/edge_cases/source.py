@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import onnx
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.session import open_session
-from moh_deploy.runtime.runner import Kernels, Runner
-
-Change = Callable[[onnx.GraphProto], object]
-
-
-class Source(Protocol):
-    """Opens a model, or a variant of it."""
-
-    def open(self, extra_outputs: Sequence[str] = (), change: Change | None = None) -> Runner:
-        """Load the model; see `open_session`."""
+from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, GraphEdit, Runner, Variant
+from moh_deploy.runtime.open_runner import open_runner
 
 
 @dataclass(frozen=True)
-class OrtSource:
-    """A package in ONNX Runtime.
+class Source:
+    """Opens a package in one way, or a variant of it.
 
     Attributes:
         package: The package.
-        kernels: What runs MoH nodes.
-        optimize: Let ONNX Runtime rewrite the graph.
+        variant: The way.
     """
 
     package: OnnxPackage
-    kernels: Kernels = "auto"
-    optimize: bool = True
+    variant: Variant = AS_IT_IS
 
-    def open(self, extra_outputs: Sequence[str] = (), change: Change | None = None) -> Runner:
-        return open_session(
-            self.package,
-            kernels=self.kernels,
-            optimize=self.optimize,
-            extra_outputs=extra_outputs,
-            change=change,
-        )
+    def open(self, extra_outputs: Sequence[str] = (), edit: GraphEdit | None = None) -> Runner:
+        """Load the model; see `Variant`."""
+        edited = self.variant if edit is None else self.variant.edited(edit)
+        return open_runner(self.package, edited.returning(extra_outputs))
 
 
-def function_bodies(package: OnnxPackage) -> OrtSource:
+def function_bodies(package: OnnxPackage) -> Source:
     """Return the reference: function bodies with optimisations off."""
-    return OrtSource(package, "off", optimize=False)
+    return Source(package, FUNCTION_BODIES)

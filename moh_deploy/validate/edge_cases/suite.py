@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.runner import Runner
+from moh_deploy.runtime.base import Runner
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.edge_cases.case_result import CaseResult
 from moh_deploy.validate.edge_cases.corpus_run import FOUND, KEPT, CorpusJudge

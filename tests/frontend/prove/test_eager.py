@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -16,10 +15,11 @@ from torch import nn
 import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
-from moh_deploy.frontend.prove.eager import EagerTask
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.bench.fresh_run import fresh_run
-from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.perf.bench.fresh_run import FreshTask, fresh_run
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.original import OriginalModel
 from moh_deploy.system.npz import Array, write_npz
 from tests.frontend.traced import plain_trace
 from tests.handmade_package import vectors, write_package
@@ -77,7 +77,7 @@ def test_original_runs_on_arrays():
         np.testing.assert_array_equal(got, wanted)
     original.bound([X])()
     assert original.sha256 is None
-    assert original.fresh_task(Path("in.npz"), 1) is None
+    assert original.loader() is None
 
 
 def test_program_runs_as_a_module_does():
@@ -116,18 +116,19 @@ def test_plain_export_computes_the_same_at_other_sizes(package: OnnxPackage, tmp
     net, path = Net().eval(), tmp_path / "plain.onnx"
     moh_deploy.load_original(net).write_onnx(path, package)
     assert {node.domain for node in onnx.load(path).graph.node} == {""}
-    session = open_session(path, kernels="off")
+    session = open_runner(path, Variant(kernels="off"))
     x = np.concatenate([X, X], axis=1)
-    assert session.input_names == ["x"]  # as the package calls it
+    assert [one.name for one in session.inputs] == ["x"]  # as the package calls it
     got = session.run({"x": x})
     wanted = net(torch.from_numpy(x))["y"].detach().numpy()
-    np.testing.assert_allclose(got[session.output_names[0]], wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[session.outputs[0]], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_program_is_exported_as_it_was_traced(package: OnnxPackage, tmp_path: Path):
     program, path = plain_trace(nn.Linear(8, 2), torch.from_numpy(X)), tmp_path / "plain.onnx"
     moh_deploy.load_original(program).write_onnx(path, package)
-    assert open_session(path, kernels="off").input_names == ["x"]
+    runner = open_runner(path, Variant(kernels="off"))
+    assert [one.name for one in runner.inputs] == ["x"]
 
 
 def test_model_that_cannot_be_exported_is_an_error(package: OnnxPackage, tmp_path: Path):
@@ -136,18 +137,19 @@ def test_model_that_cannot_be_exported_is_an_error(package: OnnxPackage, tmp_pat
 
 
 def test_process_of_its_own_loads_the_original_and_runs_it(
-    checkpoint: Path, code_dir: Path, tmp_path: Path
+    package: OnnxPackage, checkpoint: Path, code_dir: Path, tmp_path: Path
 ):
     write_npz(tmp_path / "in.npz", {"x": np.zeros((2, 3), np.float32)})
     original = moh_deploy.load_original(checkpoint, factory="user_net:build", code_dirs=[code_dir])
-    task = original.fresh_task(tmp_path / "in.npz", 1)
-    assert isinstance(task, EagerTask)
-    found = fresh_run(task)
+    alone = OriginalModel.of(original, package.manifest).alone(Variant(threads=1))
+    assert alone is not None
+    found = fresh_run(FreshTask(*alone, tmp_path / "in.npz"))
     assert found.load_ms > 0
     assert found.first_run_ms > 0
     assert found.peak_memory_bytes > 2**20
-    with pytest.raises(BackendError, match=r"(?s)ended with status 1: .*ConfigError"):
-        fresh_run(replace(task, options=replace(task.options, factory="user_net:gone")))
+    (code_dir / "user_net.py").unlink()
+    with pytest.raises(ConfigError, match="'user_net' cannot be imported"):
+        fresh_run(FreshTask(*alone, tmp_path / "in.npz"))
 
 
 def test_options_of_the_original_are_checked(checkpoint: Path):

@@ -12,10 +12,11 @@ import pytest
 
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.perf.bench.agreement import Agreement
-from moh_deploy.perf.bench.entries import LineUp, Organizer
+from moh_deploy.perf.bench.candidates import BenchSetting, Candidates, find_candidates
 from moh_deploy.perf.bench.faults import FaultFinder
-from moh_deploy.perf.bench.original import Original
-from moh_deploy.runtime.onnxruntime import session as onnxruntime
+from moh_deploy.runtime.base import Runner, Variant
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.original import Original
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
 from moh_deploy.validate.reference import Answers
@@ -50,7 +51,7 @@ class Remembered:
 
     def write_onnx(self, path: Path, package: OnnxPackage) -> None: ...
 
-    def fresh_task(self, inputs: Path, threads: int | None) -> None: ...
+    def loader(self) -> None: ...
 
 
 @pytest.fixture
@@ -58,20 +59,20 @@ def package(tmp_path: Path) -> OnnxPackage:
     return write_package(tmp_path / "package")
 
 
-def line_up(package: OnnxPackage) -> LineUp:
-    return Organizer("auto", 1, None, package.root.parent).line_up([package.root], [])
+def candidates(package: OnnxPackage) -> Candidates:
+    return find_candidates(BenchSetting("auto", 1, None, package.root.parent), [package.root], [])
 
 
-def fault(line_up: LineUp, baseline: str, original: Original | None = None) -> str | None:
+def fault(found: Candidates, baseline: str, original: Original | None = None) -> str | None:
     """Return what is found where a baseline differs."""
-    outputs = {str(line_up.first.root): list(RUN.outputs.values())}
-    found = FaultFinder(line_up, original).in_timed_run(TIMED, outputs, {baseline: DIFFERS})
-    return found.get(str(line_up.first.root))
+    outputs = {str(found.first.root): list(RUN.outputs.values())}
+    faults = FaultFinder(found, original).in_timed_run(TIMED, outputs, {baseline: DIFFERS})
+    return faults.get(str(found.first.root))
 
 
 @pytest.mark.parametrize("baseline", ["dense", "functions", "fixed-routing:blocks.0.attn"])
 def test_difference_that_only_flips_can_have_made_is_no_fault(package: OnnxPackage, baseline: str):
-    assert fault(line_up(package), baseline) is None
+    assert fault(candidates(package), baseline) is None
 
 
 def test_package_that_differs_from_its_function_bodies_is_wrong(
@@ -80,19 +81,19 @@ def test_package_that_differs_from_its_function_bodies_is_wrong(
     def double(graph: onnx.GraphProto) -> None:
         graph.node[-1].input[0], graph.node[-1].op_type = graph.node[-1].input[1], "Add"
 
-    def broken(source, **options):
-        return onnxruntime.open_session(source, **{**options, "change": double})
+    def broken(source: OnnxPackage, variant: Variant) -> Runner:
+        return open_runner(source, variant.edited(double))
 
-    monkeypatch.setattr("moh_deploy.validate.subject.open_session", broken)
-    why = fault(line_up(package), "dense")
+    monkeypatch.setattr("moh_deploy.validate.subject.open_runner", broken)
+    why = fault(candidates(package), "dense")
     assert why is not None
     assert why.startswith("against function bodies with optimisations off (not the original model)")
-    assert fault(line_up(package), "build/last-release") is None
+    assert fault(candidates(package), "build/last-release") is None
 
 
 @pytest.mark.parametrize("baseline", ["eager", "plain-onnx"])
 def test_package_that_differs_from_its_original_is_wrong(package: OnnxPackage, baseline: str):
-    lines = line_up(package)
+    lines = candidates(package)
     assert fault(lines, baseline, Remembered(RUN)) is None
     other = Remembered(replace(RUN, outputs={"y": RUN.outputs["y"] + 1}))
     assert "against original model it is not equal" in str(fault(lines, baseline, other))

@@ -5,21 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.errors import BackendError
-from moh_deploy.perf.bench.fresh_ort import OrtTask
-from moh_deploy.perf.bench.fresh_run import fresh_run
+from moh_deploy.errors import BackendError, PackageError
+from moh_deploy.perf.bench.fresh_run import FreshTask, fresh_run
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.onnxruntime.models import OnnxFile
 from moh_deploy.system.npz import write_npz
 from tests.handmade_package import vectors, write_package
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> OrtTask:
+def task(tmp_path: Path) -> FreshTask:
     package = write_package(tmp_path / "package")
     write_npz(tmp_path / "in.npz", vectors().inputs)
-    return OrtTask(package.model_path, tmp_path / "in.npz", 1, "off", "float32")
+    variant = Variant(kernels="off", threads=1)
+    return FreshTask(OnnxFile(package.model_path), variant, tmp_path / "in.npz")
 
 
-def test_process_of_its_own_loads_the_model_and_runs_it(task: OrtTask):
+def test_process_of_its_own_loads_the_model_and_runs_it(task: FreshTask):
     # What this process holds is no part of the other one's peak.
     ballast = bytearray(b"x") * (300 * 2**20)
     found = fresh_run(task)
@@ -30,6 +32,14 @@ def test_process_of_its_own_loads_the_model_and_runs_it(task: OrtTask):
     assert 2**20 < found.peak_memory_bytes < 300 * 2**20
 
 
-def test_process_that_dies_is_an_error_that_says_why(task: OrtTask):
-    with pytest.raises(BackendError, match=r"(?s)ended with status 1: .*gone\.onnx does not exist"):
-        fresh_run(replace(task, model=task.model.with_name("gone.onnx")))
+def test_error_of_the_process_keeps_its_kind(task: FreshTask):
+    with pytest.raises(PackageError, match=r"gone\.onnx does not exist"):
+        fresh_run(replace(task, model=OnnxFile(task.inputs.with_name("gone.onnx"))))
+
+
+def test_process_that_dies_is_an_error_that_says_so(
+    task: FreshTask, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(BackendError, match=r"^the process that loads .* ended with status 1: $"):
+        fresh_run(task)

@@ -9,7 +9,9 @@ import pytest
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.same_outputs import check_same_outputs
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.base import Runner, Variant
+from moh_deploy.runtime.onnxruntime.session import OrtRunner
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
 from tests.handmade_package import vectors, write_package
@@ -22,8 +24,8 @@ def package(tmp_path: Path) -> OnnxPackage:
     return write_package(tmp_path / "package")
 
 
-def session(package: OnnxPackage) -> OrtRunner:
-    return open_session(package, kernels="off", extra_outputs=package.gate_names)
+def session(package: OnnxPackage) -> Runner:
+    return open_runner(package, Variant(kernels="off", extra_outputs=package.gate_names))
 
 
 def test_equal_outputs_are_equal(package: OnnxPackage):
@@ -42,7 +44,7 @@ def test_run_in_which_tokens_chose_other_heads_is_counted(
 ):
     runner, run = session(package), OrtRunner.run
 
-    def flipped(self: OrtRunner, inputs: dict[str, Array]) -> dict[str, Array]:
+    def flipped(self: Runner, inputs: dict[str, Array]) -> dict[str, Array]:
         results = run(self, inputs)
         if self is not runner:
             return results

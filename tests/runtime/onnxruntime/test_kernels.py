@@ -11,6 +11,7 @@ import pytest
 from moh_deploy import native
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from moh_deploy.runtime.onnxruntime import session as backend
 from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
@@ -43,28 +44,31 @@ def result(runner: OrtRunner) -> Array:
 def test_library_of_the_installation_runs_moh_nodes(
     package: OnnxPackage, library: Path, kernels: Kernels
 ):
-    runner = open_session(package, kernels=kernels)
-    assert runner.layer_impl == {NODE: "kernel"}
-    assert runner.kernels.library == library
-    assert runner.kernels.reason is None
+    runner = open_session(package, Variant(kernels=kernels))
+    assert runner.describe().layer_impl == {NODE: "kernel"}
+    assert runner.describe().kernels.library == library
+    assert runner.describe().kernels.reason is None
     expected = vectors(batch=3, seq=37, seed=4).outputs["y"]
     np.testing.assert_allclose(result(runner), expected, atol=1e-5)
 
 
 def test_switched_off_library_is_not_used(package: OnnxPackage):
-    runner = open_session(package, kernels="off")
-    assert runner.layer_impl == {NODE: "function"}
-    assert (runner.kernels.library, runner.kernels.reason) == (None, "switched off")
+    runner = open_session(package, Variant(kernels="off"))
+    assert runner.describe().layer_impl == {NODE: "function"}
+    assert (runner.describe().kernels.library, runner.describe().kernels.reason) == (
+        None,
+        "switched off",
+    )
 
 
 def test_best_instruction_set_is_the_default_and_every_other_one_can_be_chosen(
     package: OnnxPackage, library: Path
 ):
     best, *others = ort_kernels.instruction_sets(library)
-    assert open_session(package).kernels.instruction_set == best
+    assert open_session(package).describe().kernels.instruction_set == best
     for name in others:
-        runner = open_session(package, kernels="require", instruction_set=name)
-        assert runner.kernels.instruction_set == name
+        runner = open_session(package, Variant(kernels="require", instruction_set=name))
+        assert runner.describe().kernels.instruction_set == name
         expected = vectors(batch=3, seq=37, seed=4).outputs["y"]
         np.testing.assert_allclose(result(runner), expected, atol=1e-5)
 
@@ -75,26 +79,26 @@ def test_unknown_instruction_set_is_refused_naming_the_usable_ones(
     with pytest.raises(
         ConfigError, match=r"'baselin' cannot be used here, only .*baseline"
     ) as error:
-        open_session(package, instruction_set="baselin")
+        open_session(package, Variant(instruction_set="baselin"))
     assert error.value.hint == "Did you mean 'baseline'?"
 
 
 def test_compute_type_of_the_package_is_applied(tmp_path: Path, library: Path):
     package = write_package(tmp_path / "package", compute_type="bfloat16")
-    exact = result(open_session(package, kernels="off"))
+    exact = result(open_session(package, Variant(kernels="off")))
     for name in ort_kernels.instruction_sets(library):
-        runner = open_session(package, kernels="require", instruction_set=name)
+        runner = open_session(package, Variant(kernels="require", instruction_set=name))
         rounds = name == "avx512_bf16"
-        assert runner.kernels.compute_type == ("bfloat16" if rounds else "float32")
+        assert runner.describe().kernels.compute_type == ("bfloat16" if rounds else "float32")
         error = np.abs(result(runner) - exact).max()
         assert (1e-5 < error < 5e-2) if rounds else error < 1e-5
 
 
 def test_compute_type_of_the_caller_wins(tmp_path: Path, library: Path):
     package = write_package(tmp_path / "package", compute_type="bfloat16")
-    runner = open_session(package, compute_type="float32")
-    assert runner.kernels.compute_type == "float32"
-    exact = result(open_session(package, kernels="off"))
+    runner = open_session(package, Variant(compute_type="float32"))
+    assert runner.describe().kernels.compute_type == "float32"
+    exact = result(open_session(package, Variant(kernels="off")))
     np.testing.assert_allclose(result(runner), exact, atol=1e-5)
 
 
@@ -104,11 +108,11 @@ def test_compute_type_of_the_caller_wins(tmp_path: Path, library: Path):
 def test_without_library_the_same_package_gives_the_same_through_function_bodies(
     package: OnnxPackage, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with_kernels = result(open_session(package, kernels="require"))
+    with_kernels = result(open_session(package, Variant(kernels="require")))
     without_library(tmp_path / "none", monkeypatch)
     runner = open_session(package)
-    assert runner.layer_impl == {NODE: "function"}
-    assert "cmake was not found" in str(runner.kernels.reason)
+    assert runner.describe().layer_impl == {NODE: "function"}
+    assert "cmake was not found" in str(runner.describe().kernels.reason)
     np.testing.assert_allclose(result(runner), with_kernels, atol=1e-5)
 
 
@@ -117,14 +121,14 @@ def test_required_library_that_is_not_there_is_refused_with_the_reason(
 ):
     without_library(tmp_path / "none", monkeypatch)
     with pytest.raises(BackendError, match=r"there is no kernel library: .*cmake was not") as error:
-        open_session(package, kernels="require")
+        open_session(package, Variant(kernels="require"))
     assert error.value.exit_code == 6
     assert "--kernels auto" in str(error.value.hint)
 
 
 def test_unknown_choice_is_refused(package: OnnxPackage):
     with pytest.raises(ConfigError, match="kernels is 'fast', expected auto, off or require"):
-        open_session(package, kernels=cast(Kernels, "fast"))
+        open_session(package, Variant(kernels=cast(Kernels, "fast")))
 
 
 # With one that is no good: an error, whatever the function bodies could do.
@@ -137,9 +141,9 @@ def test_corrupt_library_is_an_error_that_names_it(
     broken = without_library(tmp_path / "none", monkeypatch) / native.LIBRARY_NAME
     broken.write_bytes(b"no library")
     with pytest.raises(BackendError, match=rf"{broken} cannot be loaded: ") as error:
-        open_session(package, kernels=kernels)
+        open_session(package, Variant(kernels=kernels))
     assert "--kernels off" in str(error.value.hint)
-    assert open_session(package, kernels="off").layer_impl == {NODE: "function"}
+    assert open_session(package, Variant(kernels="off")).describe().layer_impl == {NODE: "function"}
 
 
 def test_library_of_another_version_is_an_error_that_says_to_reinstall(
@@ -155,7 +159,7 @@ def test_other_library_is_no_kernel_library(package: OnnxPackage):
     # numpy comes with libraries, and this is not about them.
     other = next(Path(np.__file__).parent.rglob("*.so"))
     with pytest.raises(BackendError, match="is no kernel library of moh-deploy"):
-        open_session(package, library=other)
+        open_session(package, Variant(library=other))
 
 
 def test_library_that_the_runtime_refuses_is_an_error_with_its_reason(
@@ -174,12 +178,12 @@ def test_session_is_believed_not_the_library(
 ):
     """What a runtime that ignores the library would do."""
     monkeypatch.setattr(backend, "register", lambda use, options: None)
-    assert open_session(package).layer_impl == {NODE: "function"}
+    assert open_session(package).describe().layer_impl == {NODE: "function"}
     with pytest.raises(BackendError, match=rf"1 of 1 MoH nodes run as .* bodies, .*: {NODE}"):
-        open_session(package, kernels="require")
+        open_session(package, Variant(kernels="require"))
 
 
 def test_library_can_be_a_copy_elsewhere(package: OnnxPackage, library: Path, tmp_path: Path):
     copy = Path(shutil.copy(library, tmp_path / "other.so"))
-    runner = open_session(package, kernels="require", library=copy)
-    assert runner.kernels.library == copy
+    runner = open_session(package, Variant(kernels="require", library=copy))
+    assert runner.describe().kernels.library == copy

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 
 from moh_deploy.native import kernel_library
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.runtime.onnxruntime import placement as ort_placement
 from moh_deploy.runtime.onnxruntime.placement import Placement
@@ -73,7 +74,7 @@ def test_older_runtime_that_writes_its_model_out_gives_the_same_answer(
     choices: tuple[Kernels, ...] = ("off", "auto")
     for kernels in choices:
         runner = open_session(
-            package, kernels=kernels, optimize=optimize, extra_outputs=package.gate_names
+            package, Variant(kernels=kernels, optimize=optimize, extra_outputs=package.gate_names)
         )
-        told[kernels] = runner.layer_impl["blocks.0.attn/moh"]
+        told[kernels] = runner.describe().layer_impl["blocks.0.attn/moh"]
     assert told == {"off": "function", "auto": "kernel" if kernel_library() else "function"}

@@ -13,8 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.session import open_session
-from moh_deploy.system.child_process import child_environment
+from moh_deploy.system.isolate import child_environment
 from tests.handmade_package import model, vectors, write_package
 
 
@@ -41,7 +42,7 @@ def test_package_runs_and_gives_gates_as_extra_output(
     tmp_path: Path, optimize: bool, external_data: bool
 ):
     package = write_package(tmp_path / "package", external_data=external_data)
-    runner = open_session(package, extra_outputs=package.gate_names, optimize=optimize)
+    runner = open_session(package, Variant(extra_outputs=package.gate_names, optimize=optimize))
     expected = vectors(batch=1, seq=7, seed=3)
     got = runner.run(expected.inputs)
     assert list(got) == ["y", "gates_0"]
@@ -50,13 +51,21 @@ def test_package_runs_and_gives_gates_as_extra_output(
 
 
 def test_extra_output_that_is_an_output_already_comes_once(tmp_path: Path):
-    runner = open_session(write_package(tmp_path / "package"), extra_outputs=["y", "y"])
+    runner = open_session(
+        write_package(tmp_path / "package"),
+        Variant(
+            extra_outputs=(
+                "y",
+                "y",
+            )
+        ),
+    )
     assert [one.name for one in runner._session.get_outputs()] == ["y"]
 
 
 def test_unknown_extra_output_is_refused(tmp_path: Path):
     with pytest.raises(BackendError, match="no value 'gates_1'"):
-        open_session(write_package(tmp_path / "package"), extra_outputs=["gates_1"])
+        open_session(write_package(tmp_path / "package"), Variant(extra_outputs=("gates_1",)))
 
 
 def test_moh_node_without_name_is_refused(tmp_path: Path):
@@ -153,7 +162,7 @@ def test_failure_to_run_names_the_node(tmp_path: Path, capfd: pytest.CaptureFixt
 
 
 def test_refusal_to_run_on_nothing_names_the_empty_axis(tmp_path: Path):
-    runner = open_session(write_package(tmp_path / "package"), kernels="off")
+    runner = open_session(write_package(tmp_path / "package"), Variant(kernels="off"))
     message = (
         r"input 'x' is float32\[2, 0, 8\], with size 0 on axis 1 \('seq'\), expected 1 or more\."
         " ONNX Runtime failed while running the model: .*Reshape"
@@ -177,8 +186,8 @@ def test_threads_and_optimisation_reach_the_session(
 
     path = saved(tmp_path, one_node("Identity", TensorProto.FLOAT))
     monkeypatch.setattr(ort, "InferenceSession", spy)
-    open_session(path, threads=1)
-    open_session(path, optimize=False)
+    open_session(path, Variant(threads=1))
+    open_session(path, Variant(optimize=False))
     level = ort.GraphOptimizationLevel
     assert seen == [(1, level.ORT_ENABLE_ALL), (0, level.ORT_DISABLE_ALL)]
 

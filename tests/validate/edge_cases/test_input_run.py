@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import pytest
 
 from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.base import Description
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import CaseResult
 from moh_deploy.validate.edge_cases.input_run import InputJudge
@@ -31,9 +31,9 @@ class Fake:
     """A runner that gives what it was told, or refuses."""
 
     outputs: dict[str, Array] | str
-    layer_impl: Mapping[str, Any] = field(default_factory=lambda: {"blocks.0.attn/moh": "kernel"})
-    layer_runs: tuple[()] = ()
-    kernels: KernelUse = NO_KERNELS
+
+    def describe(self) -> Description:
+        return Description("a runtime", NO_KERNELS, {"blocks.0.attn/moh": "kernel"})
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         if isinstance(self.outputs, str):
@@ -126,7 +126,7 @@ def test_nan_is_right_where_the_reference_has_it(package: OnnxPackage):
 
 def test_nan_is_right_with_gates_fed_too(package: OnnxPackage):
     @dataclass(frozen=True)
-    class FedGates(OrtVariants):
+    class FedGates(PackageVariants):
         def forced(self, gates: object, inner: object = ()) -> Any:
             return Fake({"y": with_nan(3, 5)})
 

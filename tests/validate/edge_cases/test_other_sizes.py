@@ -12,13 +12,14 @@ from onnx import helper, numpy_helper
 
 import moh_deploy
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.edge_cases.case_result import CaseResult
 from moh_deploy.validate.edge_cases.first_difference import FirstDifference
 from moh_deploy.validate.edge_cases.input_run import InputJudge
 from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
 from moh_deploy.validate.edge_cases.routed_layer import Routing
-from moh_deploy.validate.edge_cases.source import OrtSource, function_bodies
+from moh_deploy.validate.edge_cases.source import Source, function_bodies
 from moh_deploy.validate.edge_cases.suite import Sides
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import write_edge_package
@@ -27,8 +28,8 @@ from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size
 
 
 def results(package: OnnxPackage) -> list[CaseResult]:
-    subject = OrtSource(package, "off")
-    bodies, variants = function_bodies(package), OrtVariants(package, "off")
+    subject = Source(package, Variant(kernels="off"))
+    bodies, variants = function_bodies(package), PackageVariants(package, Variant(kernels="off"))
     sides = Sides(package, subject, variants, bodies)
     routed = Routing.of(package).routed
     place = FirstDifference(package, routed, subject, bodies, BUILT_IN_POLICY)

@@ -11,14 +11,15 @@ import onnx
 import pytest
 
 from moh_deploy.package import CorpusSample, MinedToken, OnnxPackage
-from moh_deploy.runtime.onnxruntime.variants import OrtVariants
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.corpus_run import CorpusJudge
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.made_nan import output_problem
-from moh_deploy.validate.edge_cases.source import OrtSource, function_bodies
+from moh_deploy.validate.edge_cases.source import Source, function_bodies
 from moh_deploy.validate.edge_cases.suite import Sides, Suite
 from moh_deploy.validate.edge_cases.ties_before import CASE as TIES_BEFORE
 from moh_deploy.validate.policy import BUILT_IN_POLICY
@@ -31,8 +32,8 @@ from tests.validate.edge_cases.planted_faults import Site, in_layer, planted
 
 def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -> list[CaseResult]:
     """Compare what one package runs with the function bodies of another."""
-    bodies, subject = function_bodies(reference), OrtSource(judged, kernels)
-    sides = Sides(reference, subject, OrtVariants(judged, kernels), bodies)
+    bodies, subject = function_bodies(reference), Source(judged, Variant(kernels=kernels))
+    sides = Sides(reference, subject, PackageVariants(judged, Variant(kernels=kernels)), bodies)
     states = tuple(input_states(reference, {"batch": 3, "seq": 9}, "valid"))
     return Suite(sides, states, "valid").run(SilentProgress())
 
@@ -182,14 +183,16 @@ def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
     package = replace(right, corpus=(kept,))
     runner = function_bodies(right).open(right.gate_names)
     for mask, status in (("valid", "passed"), (None, "failed")):
-        judge = CorpusJudge(package, runner, OrtVariants(right, "off"), BUILT_IN_POLICY, mask)
+        judge = CorpusJudge(
+            package, runner, PackageVariants(right, Variant(kernels="off")), BUILT_IN_POLICY, mask
+        )
         assert judge.kept().status == status
 
 
 def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
     bodies = function_bodies(package)
-    sides = Sides(package, bodies, OrtVariants(package, "off"), bodies)
+    sides = Sides(package, bodies, PackageVariants(package, Variant(kernels="off")), bodies)
     results = Suite(sides, ()).run(SilentProgress())
     routing = [one for one in results if one.place == "blocks.0.attn"]
     assert {one.status for one in routing} == {"not applicable"}

@@ -14,9 +14,10 @@ import onnx
 from moh_deploy.graph.forced_gates import computed_gates, force_gates, forced_gates
 from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.session import open_session
-from moh_deploy.runtime.onnxruntime.variants import open_forced
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.variants import gates_fed
 from moh_deploy.system.npz import Array
 from tests.validate.mutations.packages import Precision
 from tests.validate.mutations.wide import WideRun
@@ -70,18 +71,12 @@ def values_as_run(package: OnnxPackage, kernels: Kernels = "off") -> Runs:
     """Run a package without optimisations, as function bodies or not, with the recorded gates."""
     model = onnx.load(package.model_path)
     names = _names(model, package)
-    plain = open_session(package, kernels="off", extra_outputs=package.gate_names)
+    plain = open_runner(package, Variant(kernels="off", extra_outputs=package.gate_names))
     first = plain.run(package.vectors[0].inputs)
     dtypes = {layer.gates: first[layer.gates].dtype for layer in package.manifest.layers}
-    runner = open_forced(
-        package,
-        dtypes,
-        extra_outputs=[
-            name for key, name in names.items() if not key.startswith(("gates", "output"))
-        ],
-        kernels=kernels,
-        optimize=False,
-    )
+    inner = [name for key, name in names.items() if not key.startswith(("gates", "output"))]
+    variant = gates_fed(Variant(kernels=kernels, optimize=False), dtypes, inner)
+    runner = open_runner(package, variant)
     found = []
     for one in package.vectors:
         gates = [

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.runner import KernelUse, Runner
+from moh_deploy.runtime.base import Runner, RunnerAround
 from moh_deploy.system.npz import Array
 
 
 @dataclass(frozen=True)
-class HeardRunner:
-    """A runner that is listened to.
+class RecordingRunner(RunnerAround):
+    """A runner that records its results.
 
     Attributes:
         runner: What runs.
@@ -26,21 +25,6 @@ class HeardRunner:
     kept: frozenset[str]
     step: Callable[[int], AbstractContextManager[None]]
     results: list[dict[str, Array]] = field(default_factory=list)
-
-    @property
-    def layer_impl(self) -> Mapping[str, LayerImpl]:
-        """As the runner has it."""
-        return self.runner.layer_impl
-
-    @property
-    def layer_runs(self) -> tuple[LayerRun, ...]:
-        """As the runner has it."""
-        return self.runner.layer_runs
-
-    @property
-    def kernels(self) -> KernelUse:
-        """As the runner has it."""
-        return self.runner.kernels
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""

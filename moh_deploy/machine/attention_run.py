@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import onnx
 
@@ -12,8 +10,9 @@ from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import Arrays
+from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.staging import scratch_directory
 
@@ -34,24 +33,31 @@ _CASE = Case(
 )
 
 
-def main(kernels: str) -> dict[str, object]:
-    """Run it with `off`, its function body, or `require`, the kernel."""
-    runner = _open(_CASE, cast(Kernels, kernels))
+def run_attention(kernels: Kernels) -> tuple[str, ...]:
+    """Run it with `off`, its function body, or `require`, the kernel.
+
+    Returns:
+        What the kernels can run on, the one that ran first; none of the function body.
+
+    Raises:
+        BackendError: It is computed wrongly, or not at all.
+    """
+    runner = _open(_CASE, kernels)
     _compare(_CASE, runner)
-    library = runner.kernels.library
-    return {"instruction_sets": [] if library is None else instruction_sets(library)}
+    library = runner.describe().kernels.library
+    return () if library is None else tuple(instruction_sets(library))
 
 
-def _open(case: Case, kernels: Kernels) -> OrtRunner:
+def _open(case: Case, kernels: Kernels) -> Runner:
     model = single_node_model(case.op, case.input_types(), case.attributes)
     model.graph.node[0].name = case.op
     with scratch_directory("moh-deploy-cpu") as scratch:
         path = scratch / "model.onnx"
         onnx.save(model, path)
-        return open_session(path, kernels=kernels, threads=1)
+        return open_runner(path, Variant(kernels=kernels, threads=1))
 
 
-def _compare(case: Case, runner: OrtRunner) -> None:
+def _compare(case: Case, runner: Runner) -> None:
     arrays = case.inputs()
     names = (given.name for given in MOH_ATTENTION.inputs)
     feeds = {name: array for name, array in zip(names, arrays, strict=False) if array is not None}

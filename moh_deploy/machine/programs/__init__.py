@@ -1,1 +1,0 @@
-"""Programs that load what may be missing or broken: `-m moh_deploy.machine.programs NAME`."""

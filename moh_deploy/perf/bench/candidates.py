@@ -1,0 +1,219 @@
+"""The candidates of a benchmark: packages, and the baselines that words and paths name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.package import OnnxPackage, choices_for, with_choices
+from moh_deploy.perf.bench.candidate import Candidate
+from moh_deploy.perf.bench.fixed_routing import FIXED, FixedRouting, Fixing, fixing
+from moh_deploy.runtime.base import Deployed, Model, Variant
+from moh_deploy.runtime.open_runner import find_deployed, find_model
+from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
+from moh_deploy.runtime.runner import Kernels
+from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.validate.subject import Subject, read_subject
+
+DENSE, FUNCTIONS = "dense", "functions"
+EAGER, PLAIN = "eager", "plain-onnx"
+
+
+@dataclass(frozen=True)
+class BenchSetting:
+    """How candidates are run.
+
+    Attributes:
+        kernels: What runs MoH nodes.
+        threads: Threads within an operator.
+        original: What baselines of the original are; None if there is none.
+        scratch: Where models may be written that are made for this.
+    """
+
+    kernels: Kernels
+    threads: int | None
+    original: Original | None
+    scratch: Path
+
+    @property
+    def variant(self) -> Variant:
+        """How a candidate is opened that asks for nothing else."""
+        return Variant(kernels=self.kernels, threads=self.threads)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All that are measured.
+
+    Attributes:
+        entries: The candidates, packages first.
+        first: The package that baselines are made from, and that says which inputs there are; of
+            an engine the one that it was built from.
+        subjects: What is measured, by name, to be compared with what it should compute.
+        fixings: Which routers of the first one are to be gone, of each baseline that says so;
+            those that cannot go are no entries.
+    """
+
+    entries: tuple[Candidate, ...]
+    first: OnnxPackage
+    subjects: Mapping[str, Subject]
+    fixings: tuple[Fixing, ...]
+
+    @property
+    def packages(self) -> dict[str, OnnxPackage]:
+        """The packages that are measured, by name: no engines."""
+        return {name: one.package for name, one in self.subjects.items() if one.has_gates}
+
+    def is_of_another_checkpoint(self, original: Original) -> bool:
+        """Tell whether an original is known not to be what the first package was made from."""
+        made_of = self.first.manifest.checkpoint_sha256
+        return None not in (made_of, original.sha256) and made_of != original.sha256
+
+
+def find_candidates(
+    setting: BenchSetting,
+    roots: Sequence[Path | str],
+    baselines: Sequence[Path | str],
+    package: Path | str | None = None,
+) -> Candidates:
+    """Read packages and find what baselines are.
+
+    Args:
+        setting: How they are run.
+        roots: Packages and engines.
+        baselines: Words and paths.
+        package: What the first one was built from, if that is an engine.
+
+    Raises:
+        ConfigError: A baseline is none, or a name stands for two; or `package` is not what the
+            first one was built from.
+        PackageError: A directory is neither package nor engine, or has changed.
+    """
+    if not roots:
+        raise ConfigError("there is no package to measure, expected at least one directory.")
+    built_from = None if package is None else Path(package)
+    subject = read_subject(Path(roots[0]), built_from, setting.kernels)
+    first = _inputs_package(subject)
+    others = {str(one): _other_subject(Path(one), first, setting.kernels) for one in roots[1:]}
+    subjects = {str(roots[0]): subject, **others}
+    _check_baselines(baselines, subject, setting.original)
+    fixings = {one: found for one in baselines if (found := fixing(first, str(one)))}
+    possible = [one for one in baselines if one not in fixings or not fixings[one].why_not]
+    entries = [
+        *(Candidate(name, False, one.model, setting.variant) for name, one in subjects.items()),
+        *(_baseline(setting, first, one, fixings.get(one)) for one in possible),
+    ]
+    _check_names([*map(str, roots), *(one.name for one in entries if one.is_baseline)])
+    return Candidates(tuple(entries), first, subjects, tuple(fixings.values()))
+
+
+def _other_subject(root: Path, first: OnnxPackage, kernels: Kernels) -> Subject:
+    """Read one of the others. Of an engine no more is known than what the first package says: it
+    takes the same inputs."""
+    model = find_deployed(root)
+    if not model.is_compiled:
+        return Subject(model, model.made_from(None), kernels)
+    manifest = replace(first.manifest, precision=model.manifest.precision)
+    return Subject(model, replace(first, manifest=manifest), kernels)
+
+
+def _baseline(
+    setting: BenchSetting, package: OnnxPackage, named: Path | str, fixing: Fixing | None
+) -> Candidate:
+    if fixing is not None:
+        whole = find_model(package)
+        return FixedRouting(fixing.name, True, whole, setting.variant, package, fixing.layers)
+    makers: dict[Path | str, Callable[[BenchSetting, OnnxPackage], tuple[Model, Variant]]] = {
+        DENSE: _dense,
+        FUNCTIONS: _functions,
+        EAGER: _eager,
+        PLAIN: _plain,
+    }
+    if named in makers:
+        return Candidate(str(named), True, *makers[named](setting, package))
+    path = Path(named)
+    if not path.exists() and (hint := did_you_mean(str(named), [*map(str, makers), FIXED])):
+        raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)
+    model = find_model(path) if path.exists() else find_deployed(path)
+    if isinstance(model, Deployed):
+        _ = model.manifest  # It is read before anything is measured.
+        return Candidate(str(named), True, model, setting.variant)
+    # A model of somebody else's: our kernels are no part of it.
+    return Candidate(str(named), True, model, replace(setting.variant, kernels="off"))
+
+
+def _dense(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
+    layers = package.manifest.layers
+    if not any(map(choices_for, layers)):
+        raise ConfigError(
+            f"{package.root} has no layer that could be dense: the baseline 'dense' would be"
+            " the package itself.",
+            hint="`moh-deploy inspect` says why layers were not replaced.",
+        )
+    chosen = with_choices(layers, {"all": "dense"})
+    dense = write_choices(package, chosen, setting.scratch / DENSE)
+    return find_model(dense), setting.variant
+
+
+def _functions(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
+    return find_model(package), replace(setting.variant, kernels="off")
+
+
+def _eager(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
+    assert setting.original is not None
+    return OriginalModel.of(setting.original, package.manifest), setting.variant
+
+
+def _plain(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
+    assert setting.original is not None
+    export = PlainExport(setting.original, package, setting.scratch / PLAIN / "model.onnx")
+    return export, replace(setting.variant, kernels="off")
+
+
+def _check_baselines(
+    baselines: Sequence[Path | str], first: Subject, original: Original | None
+) -> None:
+    of_package = [one for one in baselines if is_the_package(str(one))]
+    if of_package and first.model.is_compiled:
+        raise ConfigError(
+            f"the baseline '{of_package[0]}' is a package run in another way, but the first"
+            f" one, {first.root}, is an engine.",
+            hint="Build another engine to compare with, or name a package.",
+        )
+    wanting = [one for one in baselines if is_the_original(str(one))]
+    if wanting and original is None:
+        raise ConfigError(
+            f"the baseline '{wanting[0]}' is the original model, which is not given.",
+            hint="Name its checkpoint: --checkpoint FILE, and what export was given to load it"
+            " (--config, --factory, --code-dir).",
+        )
+    if original is not None and not wanting:
+        raise ConfigError(
+            "the original model is given, but no baseline is made from it.",
+            hint="Ask for one: --baseline eager, --baseline plain-onnx.",
+        )
+
+
+def is_the_package(baseline: str) -> bool:
+    """Tell whether a baseline is the first package, run in another way."""
+    return baseline in (DENSE, FUNCTIONS) or baseline.partition(":")[0] == FIXED
+
+
+def is_the_original(baseline: str) -> bool:
+    """Tell whether a baseline is the original model."""
+    return baseline in (EAGER, PLAIN)
+
+
+def _inputs_package(subject: Subject) -> OnnxPackage:
+    """Return the package that says which inputs there are."""
+    fitting = tuple(one for one in subject.package.vectors if subject.model.fits(one.sizes))
+    return replace(subject.package, vectors=fitting or subject.package.vectors)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"there are {names.count(name)} contestants '{name}', expected one.")

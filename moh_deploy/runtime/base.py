@@ -1,0 +1,271 @@
+"""The types that everything which runs a model shares: `Runner`, `Variant`, `Model`.
+
+    Model    names a model without loading it: a package, an engine directory, an ONNX file, ...
+    Variant  says in which way to open it
+    Runner   is a model that was opened, in whichever runtime
+
+`runtime.open_runner` finds the `Model` of a path. A new runtime is a subclass of `Model` and one of
+`Runner` in a folder of its own, and an entry in that module's list.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Protocol, TypeAlias
+
+import onnx
+from typing_extensions import Self
+
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
+from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.runner import Kernels, KernelUse
+from moh_deploy.system.npz import Array
+
+GraphEdit: TypeAlias = Callable[[onnx.GraphProto], object]
+"""Changes a graph, whose weights may not be loaded, before it is opened; see `moh_deploy.graph`."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to open a model.
+
+    Attributes:
+        kernels: `auto` runs MoH nodes on kernels where there are some, `off` runs their function
+            bodies, `require` refuses to run if a MoH node that was not chosen to be dense has no
+            kernel.
+        optimize: Let the runtime rewrite the graph. Without, every node runs as it is written.
+        threads: Threads within one operator; None lets the runtime choose.
+        extra_outputs: Names of inner values to return besides the outputs.
+        edits: Changes of the graph, in their order: gates fed, routing fixed, noisy weights.
+        round_results: Round what every operator computes in float16, as GPUs do. ONNX Runtime on
+            the CPU computes runs of such operators in float32, and rounds at their ends only.
+        compute_type: What kernels may round the operands of attention's products to; None takes
+            what the package says, which is float32 for a model that is in none.
+        library: A kernel library other than the installation's.
+        instruction_set: One of those that the library has here (`avx512_bf16`, `avx512`, `avx2`,
+            `baseline`); None for the best.
+    """
+
+    kernels: Kernels = "auto"
+    optimize: bool = True
+    threads: int | None = None
+    extra_outputs: tuple[str, ...] = ()
+    edits: tuple[GraphEdit, ...] = ()
+    round_results: bool = False
+    compute_type: ComputeType | None = None
+    library: Path | None = None
+    instruction_set: str | None = None
+
+    def edited(self, *edits: GraphEdit) -> Variant:
+        """Return the variant with more changes of the graph, after those that it has."""
+        return replace(self, edits=(*self.edits, *edits))
+
+    def returning(self, names: Sequence[str]) -> Variant:
+        """Return the variant with more inner values among its outputs."""
+        return replace(self, extra_outputs=(*self.extra_outputs, *names))
+
+
+AS_IT_IS = Variant()
+FUNCTION_BODIES = Variant(kernels="off", optimize=False)
+"""What kernels and optimisations are compared with."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What runs a model, and each of its layers.
+
+    Attributes:
+        runtime: Name and version of the runtime.
+        kernels: The kernel library that is used, or why none is.
+        layer_impl: Name of each MoH node to what runs it, as the runtime reports it or the choice
+            says. A node that depends on sizes is there twice.
+        layer_runs: The same by layer of the package, in the manifest's order; empty for a model
+            without manifest.
+        layer_nodes: The operators of each layer, in the same order; empty where they are not known.
+        device: What it runs on, where that is not the CPU.
+    """
+
+    runtime: str
+    kernels: KernelUse
+    layer_impl: Mapping[str, LayerImpl] = field(default_factory=dict)
+    layer_runs: tuple[LayerRun, ...] = ()
+    layer_nodes: tuple[LayerNodes, ...] = ()
+    device: str | None = None
+
+    @property
+    def kernel_nodes(self) -> int:
+        """How many MoH nodes run on a kernel."""
+        return list(self.layer_impl.values()).count("kernel")
+
+    @property
+    def function_nodes(self) -> int:
+        """How many run as their function body, for want of a kernel."""
+        return list(self.layer_impl.values()).count("function")
+
+    def where(self) -> str:
+        """Return `TensorRT 10.9 on NVIDIA L4`; a runtime on the CPU by its name alone."""
+        return self.runtime if self.device is None else f"{self.runtime} on {self.device}"
+
+
+class Runner(ABC):
+    """A model that was opened: arrays in, arrays out. A context manager that gives memory back.
+
+    Attributes:
+        inputs: What it takes, in order.
+        outputs: Names of what it returns, in order, extra ones last; empty where only a run tells.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once.
+
+        Args:
+            inputs: Name to array, for every input.
+
+        Returns:
+            Name to array, for every output, extra outputs included.
+
+        Raises:
+            ConfigError: An input is missing, unknown, or of a wrong dtype or shape.
+            BackendError: The runtime failed.
+        """
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """Say what runs each layer."""
+
+    def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
+        """Return a call that runs the model on these inputs: to be timed. Raises as `run` does."""
+        return lambda: self.run(inputs)
+
+    def close(self) -> None:  # noqa: B027  (most hold nothing)
+        """Give back what is held outside of Python."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class RunnerAround(Runner):
+    """A runner that does something more with each run of another: record it, change its results.
+
+    Attributes:
+        runner: What runs.
+    """
+
+    runner: Runner
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:  # type: ignore[override]
+        return self.runner.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.runner.outputs
+
+    def describe(self) -> Description:
+        return self.runner.describe()
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+class Interface(Protocol):
+    """What a model takes and returns, as the manifest of a package or of an engine has it."""
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def precision(self) -> str: ...
+
+
+class Model(ABC):
+    """A model that is named, and not loaded. Each kind of path is a subclass.
+
+    Attributes:
+        is_compiled: It is of a runtime's own form, made for certain sizes: no variant can change
+            its graph or return inner values.
+    """
+
+    is_compiled: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is, in the words of a report."""
+
+    @abstractmethod
+    def open(self, variant: Variant = AS_IT_IS) -> Runner:
+        """Load it.
+
+        Raises:
+            BackendError: The runtime is not there, refuses the model, or kernels are required and
+                not used.
+            ConfigError: An option of the variant is none of those that there are, or not for it.
+            PackageError: It cannot be read, or has changed since it was written.
+        """
+
+    def import_runtime(self) -> None:  # noqa: B027  (some import it as they load)
+        """Import what `open` needs: it is no part of the time that loading takes."""
+
+    def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
+        """Return what another process opens that does nothing else; None if none can.
+
+        It can be pickled, and opening it does nothing but load the model.
+        """
+        return self, variant
+
+
+class Deployed(Model):
+    """A directory that moh-deploy wrote: it says what it takes, and what it was made from.
+
+    Attributes:
+        root: The directory.
+    """
+
+    root: Path
+
+    @property
+    @abstractmethod
+    def manifest(self) -> Interface:
+        """What it takes and returns.
+
+        Raises:
+            PackageError: It is none, or has changed since it was written.
+        """
+
+    @abstractmethod
+    def made_from(self, package: Path | None, *, staged: bool = False) -> OnnxPackage:
+        """Return the package that it is or was made from, as one of its precision.
+
+        Args:
+            package: What the user says that it was made from.
+            staged: The package is still being written.
+
+        Raises:
+            PackageError: It is none, or has changed since it was written.
+            ConfigError: `package` is missing, or not the one.
+        """
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        """Tell whether it was made for these sizes of the dynamic dimensions."""
+        return True

@@ -1,0 +1,139 @@
+"""The model that a package was made from, as running and measuring it needs it; no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
+from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, Variant
+from moh_deploy.runtime.onnxruntime.models import OnnxFile
+from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.system.npz import Array
+
+
+class Original(Protocol):
+    """An original; `moh_deploy.load_original` returns one."""
+
+    @property
+    def name(self) -> str:
+        """Which model, in the words of a report."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Digest of its checkpoint; None for a model in memory."""
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of its framework."""
+
+    def run(self, arguments: Sequence[Array]) -> list[Array]:
+        """Return its outputs, in order, of its positional arguments."""
+
+    def bound(self, arguments: Sequence[Array]) -> Callable[[], object]:
+        """Return a call that runs it on these arguments: to be timed."""
+
+    def on_threads(self, threads: int | None) -> AbstractContextManager[None]:
+        """Let it use so many threads meanwhile; None for its runtime's own choice."""
+
+    def write_onnx(self, path: Path, package: OnnxPackage) -> None:
+        """Export it as its framework does by itself, for the sizes that a package takes."""
+
+    def loader(self) -> Callable[[], Original] | None:
+        """Return what loads it again in another process; None for a model in memory."""
+
+
+RunnableOriginal: TypeAlias = Original
+"""What the signature of `polygraphy_runner` calls it."""
+
+
+@dataclass(frozen=True)
+class OriginalModel(Model):
+    """An original, whose inputs and outputs are called as those of a package that was made from it.
+
+    Attributes:
+        named: In the words of a report.
+        load: Returns it.
+        manifest: Of the package.
+    """
+
+    named: str
+    load: Callable[[], Original]
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, original: Original, manifest: Manifest) -> OriginalModel:
+        """Return one that is loaded already."""
+        return cls(original.name, lambda: original, manifest)
+
+    @property
+    def name(self) -> str:
+        return self.named
+
+    def open(self, variant: Variant = AS_IT_IS) -> OriginalRunner:
+        """Load it, and let it use as many threads as the variant says until it is closed."""
+        original, closing = self.load(), ExitStack()
+        closing.enter_context(original.on_threads(variant.threads))
+        outputs = tuple(one.name for one in self.manifest.outputs)
+        return OriginalRunner(original, self.manifest.inputs, outputs, closing)
+
+    def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
+        load = self.load().loader()
+        return None if load is None else (OriginalModel(self.named, load, self.manifest), variant)
+
+
+@dataclass(frozen=True)
+class OriginalRunner(Runner):
+    """An original as it runs by itself."""
+
+    original: Original
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+    _closing: ExitStack = field(repr=False)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        found = self.original.run(self._arguments(inputs))
+        return dict(zip(self.outputs, found, strict=True))
+
+    def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
+        return self.original.bound(self._arguments(inputs))
+
+    def describe(self) -> Description:
+        return Description(self.original.runtime, KernelUse(None, "the original has none", None))
+
+    def close(self) -> None:
+        self._closing.close()
+
+    def _arguments(self, inputs: Mapping[str, Array]) -> list[Array]:
+        return [inputs[spec.name] for spec in self.inputs]
+
+
+@dataclass(frozen=True)
+class PlainExport(Model):
+    """An original as its framework exports it by itself, in ONNX Runtime.
+
+    Attributes:
+        original: The original.
+        package: Says for which sizes.
+        path: The file to write.
+    """
+
+    original: Original
+    package: OnnxPackage
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.original.name}, exported by its framework"
+
+    def open(self, variant: Variant = AS_IT_IS) -> Runner:
+        """Export it, and load that."""
+        self.path.parent.mkdir()
+        self.original.write_onnx(self.path, self.package)
+        return OnnxFile(self.path).open(variant)
+
+    def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
+        return OnnxFile(self.path), variant

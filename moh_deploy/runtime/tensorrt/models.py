@@ -1,0 +1,138 @@
+"""An engine directory as a model, and a loaded engine as a runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.package.manifest_json import MANIFEST_NAME
+from moh_deploy.runtime.base import AS_IT_IS, Deployed, Description, Runner, Variant
+from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.tensorrt.engine import Engine
+from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_NAME, EngineLayer, EngineManifest
+from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.npz import Array
+
+
+@dataclass(frozen=True)
+class EngineDir(Deployed):
+    """An engine that `moh-deploy build` wrote, read when it is first asked for something."""
+
+    root: Path
+    is_compiled: ClassVar[bool] = True
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Tell whether `moh-deploy build` wrote a directory, changed or not."""
+        return is_engine_dir(path)
+
+    @property
+    def name(self) -> str:
+        return f"engine {self.root}"
+
+    @cached_property
+    def manifest(self) -> EngineManifest:
+        return read_engine_dir(self.root)
+
+    def made_from(self, package: Path | None, *, staged: bool = False) -> OnnxPackage:
+        """Return the package that the engine was built from; see `Deployed.made_from`."""
+        manifest = self.manifest
+        if package is None:
+            raise ConfigError(
+                f"{self.root} is an engine, which holds no recorded runs to compare with.",
+                hint="Name the package that it was built from: --package DIR.",
+            )
+        opened = OnnxPackage.open(package)
+        if sha256_of(package / MANIFEST_NAME) != manifest.package_sha256:
+            raise ConfigError(
+                f"{self.root} was not built from {package}, or that has changed since.",
+                hint="Name the package that it was built from, or build the engine again.",
+            )
+        return replace(opened, manifest=replace(opened.manifest, precision=manifest.precision))
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        return self.manifest.fits(sizes)
+
+    def open(self, variant: Variant = AS_IT_IS) -> EngineRunner:
+        """Load the engine; see `Model.open`. Threads and optimisations are none of its."""
+        if variant.kernels == "off":
+            raise ConfigError(
+                f"kernels is off, but what runs the layers of {self.root} was decided when it was"
+                " built.",
+                hint="Run its package with --kernels off.",
+            )
+        if variant.extra_outputs or variant.edits:
+            raise BackendError(f"{self.root} is an engine, whose inner values cannot be seen.")
+        runner = EngineRunner(Engine(self.root))
+        others = [run.path for run in runner.describe().layer_runs if run.runs_as != "kernel"]
+        if variant.kernels == "require" and others:
+            runner.close()
+            raise BackendError(
+                f"kernels are required, but {self.root} was built without them for"
+                f" {', '.join(others)}.",
+                hint="Build it with --require-kernels: that says why.",
+            )
+        return runner
+
+
+@dataclass(frozen=True)
+class EngineRunner(Runner):
+    """An engine on the first GPU. What runs its layers was read from its network when built."""
+
+    engine: Engine
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:  # type: ignore[override]
+        return self.engine.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(one.name for one in self.engine.manifest.outputs)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self.engine.run(inputs)
+
+    def describe(self) -> Description:
+        manifest = self.engine.manifest
+        title = FLAVOURS[manifest.backend].title
+        runs = tuple(map(_layer_run, manifest.layers))
+        attention = {run.path: run.runs_as for run in runs}
+        routers = {f"{run.path} (router)": run.router_runs_as for run in runs}
+        return Description(
+            f"{title} {manifest.versions.get(title, 'of unknown version')}",
+            self._kernels(),
+            {name: impl for name, impl in {**attention, **routers}.items() if impl is not None},
+            runs,
+            device=manifest.versions.get("GPU", "a GPU"),
+        )
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _kernels(self) -> KernelUse:
+        plugin = self.engine.manifest.plugin
+        if plugin is None:
+            return KernelUse(None, "the engine was built without plugins", None)
+        return KernelUse(self.engine.root / (plugin.file or ENGINE_NAME), None, None)
+
+
+def _layer_run(layer: EngineLayer) -> LayerRun:
+    return LayerRun(
+        layer.path, _impl(layer, layer.moh_impl), _impl(layer, layer.router_impl), None, None
+    )
+
+
+def _impl(layer: EngineLayer, implementation: str) -> LayerImpl | None:
+    if implementation == "operators":
+        return None
+    if implementation == "kernel":
+        return "kernel"
+    return "dense" if layer.choice == "dense" else "function"
