@@ -1,26 +1,26 @@
-"""A process that probes a package and dies in one case, as a kernel would let it."""
+"""A probe that dies in one case, as a kernel would let it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
-from pathlib import Path
 
-from moh_deploy.cli import probe_apart
+from moh_deploy.cli.isolated_probe import ProbeTask, _probed
+from moh_deploy.system.progress import Progress
 from moh_deploy.validate.edge_cases.input_run import InputJudge
+from moh_deploy.validate.edge_cases.report import ProbeReport
 
-_judge = InputJudge.judge
+_judge, _real_probe = InputJudge.judge, _probed
 
 
-def judge(self: InputJudge, state):
+def dying_probe(task: ProbeTask, *, progress: Progress) -> ProbeReport:
+    InputJudge.judge = _dying  # type: ignore[method-assign]
+    return _real_probe(task, progress=progress)
+
+
+def _dying(self: InputJudge, state):
     if state.case == "zero: seq=0":
         tempfile.mkdtemp(prefix="dying-probe-")
         os.kill(os.getpid(), signal.SIGSEGV)
     return _judge(self, state)
-
-
-if __name__ == "__main__":
-    InputJudge.judge = judge  # type: ignore[method-assign]
-    probe_apart.carry_out(Path(sys.argv[1]))

@@ -23,7 +23,7 @@ from moh_deploy.runtime.tensorrt.messages import (
     decode,
     encode,
 )
-from moh_deploy.system.child_process import child_environment, how_it_ended
+from moh_deploy.system.isolate import child_environment, how_it_ended
 from moh_deploy.system.progress import Progress
 
 LINKS_NAME = "links"

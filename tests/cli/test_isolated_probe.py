@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-import errno
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from moh_deploy.cli import probe_apart as apart
-from moh_deploy.cli.probe_apart import ProbeTask, probe_apart
-from moh_deploy.errors import ConfigError, PackageError, ValidationError
+from moh_deploy.cli import isolated_probe as probing
+from moh_deploy.cli.isolated_probe import ProbeTask, isolated_probe
+from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.system import isolate
+from tests.cli.dying_probe import dying_probe
 from tests.cli.run_cli import Cli
 from tests.edge_case_package import write_edge_package
 
-LONGEST = (("batch", 3), ("seq", 9))
+LONGEST = {"batch": 3, "seq": 9}
 
 
 @pytest.fixture
@@ -20,10 +21,11 @@ def package(tmp_path: Path) -> Path:
     return write_edge_package(tmp_path / "package").root
 
 
-def test_case_that_ends_the_process_is_named(package: Path):
+def test_case_that_ends_the_process_is_named(package: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(probing, "_probed", dying_probe)
     task = ProbeTask(package, longest=LONGEST, kernels="off")
     with pytest.raises(ValidationError) as killed:
-        probe_apart(task, module="tests.cli.dying_probe")
+        isolated_probe(task)
     assert killed.value.hint is not None
     assert killed.value.message == (
         f"the process that probes {package} ended with SIGSEGV in case 'inputs: zero: seq=0'."
@@ -31,27 +33,10 @@ def test_case_that_ends_the_process_is_named(package: Path):
     assert not list(Path(tempfile.gettempdir()).glob("dying-probe-*"))
 
 
-def test_full_disk_is_said_by_whoever_still_can(package: Path, monkeypatch: pytest.MonkeyPatch):
-    """The other process has no room for an answer: it ends with a status of its own."""
-
-    def fill(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def run(_: str, folder: Path) -> int:
-        with pytest.raises(SystemExit) as ended:
-            apart.carry_out(folder)
-        return int(str(ended.value.code))
-
-    monkeypatch.setattr(apart, "_run", run)
-    monkeypatch.setattr("moh_deploy.api.probe.probe", fill)
-    with pytest.raises(PackageError, match=r"disk full while writing .*moh-deploy-probe"):
-        probe_apart(ProbeTask(package))
-
-
 def test_error_keeps_its_kind_and_its_hint(package: Path):
     task = ProbeTask(package, valid_tokens="valit", kernels="off")
     with pytest.raises(ConfigError, match="valid_tokens is 'valit'") as refused:
-        probe_apart(task)
+        isolated_probe(task)
     assert refused.value.hint == "Did you mean 'valid'?"
 
 
@@ -67,7 +52,7 @@ def test_every_option_of_the_command_reaches_the_other_process(
     def original(checkpoint: Path, loading: dict[str, object], _: object) -> tuple[Path, object]:
         return checkpoint, loading["dtype"]
 
-    monkeypatch.setattr(apart, "_run", lambda _, folder: apart.carry_out(folder))
+    monkeypatch.setattr(isolate, "_run", lambda folder, *_, **__: isolate.carry_out(folder))
     monkeypatch.setattr("moh_deploy.api.probe.probe", note)
     monkeypatch.setattr("moh_deploy.cli.original.original_of", original)
     files = [tmp_path / name for name in ("a.npz", "b.npz", "policy.yaml", "model.pt")]
