@@ -104,7 +104,7 @@ def bench(
             against = [one.name for one in candidates.entries if one.is_baseline]
             if ratchet is not None:
                 require_one_package({one.name: one.is_baseline for one in candidates.entries})
-            asked = [parse_gate(one, contestants=names, baselines=against) for one in gates]
+            asked = [parse_gate(one, candidates=names, baselines=against) for one in gates]
             sets = _input_sets(candidates.first, list(map(Path, inputs)), batch, sizes or {})
         job = BenchRun(
             candidates=candidates,

@@ -87,7 +87,7 @@ def tune(
             A range may follow, as in `all[seq<=64]`, up to which alone the choice is meant.
         one_choice: Let no choice depend on sizes: the one that is fastest for all inputs together.
         dry_run: Write nothing.
-        measure: What times contestants; a clock of its own without.
+        measure: What times candidates; a clock of its own without.
         progress: What to report steps to.
 
     Raises:

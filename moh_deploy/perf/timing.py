@@ -12,12 +12,13 @@ from statistics import median
 from moh_deploy.perf.settling import settle
 
 Samples = tuple[float, ...]
-"""Milliseconds of one contestant, one a round."""
+"""Milliseconds of one candidate, one a round."""
 
-Contestants = Mapping[str, Callable[[], object]]
+Calls = Mapping[str, Callable[[], object]]
+"""Name of each candidate to a call that runs it."""
 
-Measure = Callable[[str, Contestants], dict[str, Samples]]
-"""Times contestants; the first argument says what they all do: a layer's path, or `whole model`."""
+Measure = Callable[[str, Calls], dict[str, Samples]]
+"""Times candidates; the first argument says what they all do: a layer's path, or `whole model`."""
 
 Clock = Callable[[], float]
 """Returns seconds."""
@@ -28,25 +29,25 @@ _LONG = 50
 
 
 def settle_seconds(threads: int | None) -> float:
-    """Return how long nothing should run between contestants of so many threads each: several of
+    """Return how long nothing should run between candidates of so many threads each: several of
     them look for work for a while before they sleep."""
     return 0.0 if threads == 1 else _SETTLE_SECONDS
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Times contestants that take turns: each once a round, in an order that is drawn each round.
+    """Times candidates that take turns: each once a round, in an order that is drawn each round.
 
     Attributes:
         clocks: All are read around the same calls, the first one closest to them.
         min_seconds: Rounds go on for at least so long, by the clock on the wall.
-        warmup_seconds: The contestants run for so long before, untimed.
+        warmup_seconds: The candidates run for so long before, untimed.
         least_sample_seconds: What takes less, by the first clock, is called several times for one
             sample: reading a clock takes time, too.
         most_rounds: There are no more rounds than these.
-        settle_seconds: Nothing has run for so long before a turn, if there are several contestants:
+        settle_seconds: Nothing has run for so long before a turn, if there are several candidates:
             idle threads of the last one may still look for work.
-        refill_seconds: Then the contestant runs for so long, untimed, and once at least, if there
+        refill_seconds: Then the candidate runs for so long, untimed, and once at least, if there
             are several: caches hold what the last one had. What takes 50 times as long does not.
     """
 
@@ -58,12 +59,12 @@ class Turns:
     settle_seconds: float = 0.0
     refill_seconds: float = 0.0
 
-    def __call__(self, contestants: Contestants) -> dict[str, tuple[Samples, ...]]:
-        """Return for each contestant its samples by each clock."""
-        turns = {name: self._turn(call, len(contestants) > 1) for name, call in contestants.items()}
-        self._warm_up(contestants)
-        samples: dict[str, list[Samples]] = {name: [] for name in contestants}
-        names, start, order = list(contestants), time.perf_counter(), random.Random(0)
+    def __call__(self, candidates: Calls) -> dict[str, tuple[Samples, ...]]:
+        """Return for each candidate its samples by each clock."""
+        turns = {name: self._turn(call, len(candidates) > 1) for name, call in candidates.items()}
+        self._warm_up(candidates)
+        samples: dict[str, list[Samples]] = {name: [] for name in candidates}
+        names, start, order = list(candidates), time.perf_counter(), random.Random(0)
         for number in range(self.most_rounds):
             # Whoever always ran after the same one would always find the same in the caches.
             for name in order.sample(names, len(names)):
@@ -73,7 +74,7 @@ class Turns:
         return {name: tuple(zip(*rounds, strict=True)) for name, rounds in samples.items()}
 
     def _turn(self, call: Callable[[], object], has_others: bool) -> Callable[[], Samples]:
-        """Return what is done in each turn of a contestant."""
+        """Return what is done in each turn of a candidate."""
         call()  # The first one allocates.
         seconds = max(min(self._sample(call, 1)[0] for _ in range(3)) / 1e3, 1e-6)
         repeats = max(1, math.ceil(self.least_sample_seconds / seconds))
@@ -89,10 +90,10 @@ class Turns:
 
         return turn
 
-    def _warm_up(self, contestants: Contestants) -> None:
+    def _warm_up(self, candidates: Calls) -> None:
         start = time.perf_counter()
         while time.perf_counter() - start < self.warmup_seconds:
-            for call in contestants.values():
+            for call in candidates.values():
                 call()
 
     def _sample(self, call: Callable[[], object], repeats: int) -> Samples:
@@ -108,7 +109,7 @@ class Turns:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Times contestants that take turns by one clock.
+    """Times candidates that take turns by one clock.
 
     Attributes:
         clock: CPU time says what one thread does, whatever else the machine does; what several
@@ -130,16 +131,16 @@ class Stopwatch:
             return cls(time.process_time, "CPU", min_seconds)
         return cls(time.perf_counter, "wall", min_seconds, settle_seconds(threads))
 
-    def __call__(self, what: str, contestants: Contestants) -> dict[str, Samples]:
-        """Time the contestants; see `Measure`."""
+    def __call__(self, what: str, candidates: Calls) -> dict[str, Samples]:
+        """Time the candidates; see `Measure`."""
         turns = Turns((self.clock,), self.min_seconds, settle_seconds=self.settle_seconds)
-        times = turns(contestants)
+        times = turns(candidates)
         return {name: samples for name, (samples,) in times.items()}
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How the times of two contestants compare.
+    """How the times of two candidates compare.
 
     Attributes:
         value: Median of the ratios of rounds.
@@ -164,7 +165,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much longer one contestant took than another, in milliseconds.
+    """How much longer one candidate took than another, in milliseconds.
 
     Attributes:
         value: Median of the differences of rounds.
@@ -178,7 +179,7 @@ class Difference:
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
-    """Compare two contestants round by round: what disturbs a round mostly disturbs both."""
+    """Compare two candidates round by round: what disturbs a round mostly disturbs both."""
     return Ratio(*_median([a / b for a, b in zip(first, second, strict=True)]))
 
 
@@ -200,7 +201,7 @@ def _median(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def weighted_sum(samples: Sequence[Samples], weights: Sequence[float]) -> Samples:
-    """Add up the times of one contestant on several inputs, round by round."""
+    """Add up the times of one candidate on several inputs, round by round."""
     rounds = zip(*samples, strict=False)  # The slowest inputs had the fewest rounds.
     return tuple(
         sum(weight * ms for weight, ms in zip(weights, one, strict=True)) for one in rounds

@@ -15,7 +15,7 @@ from moh_deploy.validate.tolerances import Tolerance, output_rule, tolerance_for
 
 @dataclass(frozen=True)
 class Agreement:
-    """The outputs of one contestant beside those of the first package.
+    """The outputs of one candidate beside those of the first package.
 
     Attributes:
         max_abs_error: The largest difference; NaN where outputs cannot be compared.
@@ -38,7 +38,7 @@ def agreement(
     """Compare outputs by their order.
 
     Args:
-        got: Outputs of the contestant.
+        got: Outputs of the candidate.
         reference: Those of the first package, by name.
         precisions: What the two compute in, by names of the table of tolerances.
         inputs: What both ran on, in words.

@@ -38,7 +38,7 @@ def require_one_package(names: Mapping[str, bool]) -> None:
     """Check that a file of one package can be kept.
 
     Args:
-        names: Each contestant to whether it is a baseline.
+        names: Each candidate to whether it is a baseline.
 
     Raises:
         ConfigError: There are several packages, or there is no baseline.

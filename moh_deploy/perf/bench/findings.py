@@ -25,7 +25,7 @@ def findings(
     """Yield the sentences.
 
     Args:
-        results: Every contestant on every set of inputs; those of one set follow each other, the
+        results: Every candidate on every set of inputs; those of one set follow each other, the
             first package first.
         work: What the layers of packages skip.
         routing: What routing costs.
@@ -163,5 +163,5 @@ def _shares(layers: Sequence[LayerWork]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _where(contestant: str, inputs: str, sizes: dict[str, int]) -> str:
-    return f"{contestant} on {inputs} inputs at {sizes_text(sizes)}"
+def _where(name: str, inputs: str, sizes: dict[str, int]) -> str:
+    return f"{name} on {inputs} inputs at {sizes_text(sizes)}"

@@ -37,8 +37,8 @@ class BenchGate:
         text: As it was written.
         metric: Name of what is compared.
         comparison: `<=`, `>=`, `<` or `>`.
-        factor: The limit, or what the other contestant's number is multiplied by.
-        other: The contestant that it is compared with; None for a plain limit.
+        factor: The limit, or what the other candidate's number is multiplied by.
+        other: The candidate that it is compared with; None for a plain limit.
     """
 
     text: str
@@ -48,11 +48,11 @@ class BenchGate:
     other: str | None
 
     def judge(self, measured: Measured, others: Mapping[str, Measured]) -> GateResult:
-        """Compare a contestant.
+        """Compare a candidate.
 
         Args:
-            measured: The contestant.
-            others: All contestants on the same inputs, by name.
+            measured: The candidate.
+            others: All candidates on the same inputs, by name.
         """
         metric = METRICS[self.metric]
         value = metric.read(measured)
@@ -92,16 +92,16 @@ class BenchGate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What a gate says of one contestant on one set of inputs.
+    """What a gate says of one candidate on one set of inputs.
 
     Attributes:
         gate: The gate.
-        contestant: The contestant.
+        contestant: The candidate.
         inputs: What it ran on.
         sizes: At these sizes.
         measured: What was measured, in ms, bytes, samples a second or cores; None if it was not.
         limit: What it was compared with; None if that was not measured.
-        passed: Both were measured, it holds, and neither contestant computes anything wrong.
+        passed: Both were measured, it holds, and neither candidate computes anything wrong.
         reason: The numbers in words, or why there are none.
     """
 
@@ -115,16 +115,16 @@ class GateResult:
     reason: str
 
 
-def parse_gate(text: str, *, contestants: Sequence[str], baselines: Sequence[str]) -> BenchGate:
+def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]) -> BenchGate:
     """Read a gate.
 
     Args:
         text: What somebody wrote.
-        contestants: Names of all contestants.
+        candidates: Names of all candidates.
         baselines: Those of the baselines; `baseline` stands for the only one.
 
     Raises:
-        ConfigError: It is of another form, or a metric, unit or contestant is unknown.
+        ConfigError: It is of another form, or a metric, unit or candidate is unknown.
     """
     match = _GATE.fullmatch(text)
     if match is None:
@@ -139,7 +139,7 @@ def parse_gate(text: str, *, contestants: Sequence[str], baselines: Sequence[str
             f"gate '{text}': there is no metric '{metric}', there are {', '.join(METRICS)}.",
             hint=did_you_mean(metric, METRICS) or None,
         )
-    number = None if limit in contestants else _number(text, limit, metric)
+    number = None if limit in candidates else _number(text, limit, metric)
     if number is not None:
         return BenchGate(text, metric, comparison, number, None)
     scaled = _FACTOR.fullmatch(limit)
@@ -147,7 +147,7 @@ def parse_gate(text: str, *, contestants: Sequence[str], baselines: Sequence[str
     if factor == 0:
         raise ConfigError(f"gate '{text}': the factor is 0, expected a number above 0.")
     return BenchGate(
-        text, metric, comparison, factor, _contestant(text, name, contestants, baselines)
+        text, metric, comparison, factor, _candidate(text, name, candidates, baselines)
     )
 
 
@@ -158,7 +158,7 @@ def _number(text: str, limit: str, metric: str) -> float | None:
         raise ConfigError(f"gate '{text}': {error.message}", hint=error.hint) from error
 
 
-def _contestant(text: str, name: str, contestants: Sequence[str], baselines: Sequence[str]) -> str:
+def _candidate(text: str, name: str, candidates: Sequence[str], baselines: Sequence[str]) -> str:
     if name == BASELINE:
         if len(baselines) == 1:
             return baselines[0]
@@ -169,9 +169,9 @@ def _contestant(text: str, name: str, contestants: Sequence[str], baselines: Seq
             f"gate '{text}' is about the baseline, but {there}.",
             hint="Name one of them instead." if baselines else "Give one: --baseline dense.",
         )
-    if name not in contestants:
+    if name not in candidates:
         raise ConfigError(
-            f"gate '{text}': there is no contestant '{name}', there are {', '.join(contestants)}.",
-            hint=did_you_mean(name, [BASELINE, *contestants]) or _EXAMPLES,
+            f"gate '{text}': there is no contestant '{name}', there are {', '.join(candidates)}.",
+            hint=did_you_mean(name, [BASELINE, *candidates]) or _EXAMPLES,
         )
     return name

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from moh_deploy.perf.timing import Contestants, Samples, Turns, settle_seconds
+from moh_deploy.perf.timing import Calls, Samples, Turns, settle_seconds
 
 # A percentile of fewer runs would be the slowest of them, whatever that was.
 LEAST_RUNS = {50: 1, 90: 10, 99: 100}
@@ -20,7 +20,7 @@ _REFILL_SECONDS = 2e-3
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of each run of one contestant.
+    """Milliseconds of each run of one candidate.
 
     Attributes:
         wall_ms: On the wall.
@@ -34,17 +34,17 @@ class Timing:
     around_ms: Samples
 
 
-MeasureRuns = Callable[[Contestants], dict[str, Timing]]
-"""Times every run of contestants that take turns."""
+MeasureRuns = Callable[[Calls], dict[str, Timing]]
+"""Times every run of candidates that take turns."""
 
 
 def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None) -> MeasureRuns:
-    """Return what times contestants by both clocks, run by run.
+    """Return what times candidates by both clocks, run by run.
 
     Args:
-        min_seconds: All contestants together run for at least so long.
+        min_seconds: All candidates together run for at least so long.
         warmup_seconds: And for so long before, untimed.
-        threads: Of each contestant; several of them spin for a while when they are out of work.
+        threads: Of each candidate; several of them spin for a while when they are out of work.
     """
     turns = Turns(
         clocks=(time.perf_counter, time.process_time, time.perf_counter),
@@ -56,15 +56,15 @@ def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None
         refill_seconds=_REFILL_SECONDS,
     )
 
-    def measure(contestants: Contestants) -> dict[str, Timing]:
-        return {name: Timing(*samples) for name, samples in turns(contestants).items()}
+    def measure(candidates: Calls) -> dict[str, Timing]:
+        return {name: Timing(*samples) for name, samples in turns(candidates).items()}
 
     return measure
 
 
 @dataclass(frozen=True)
 class Latency:
-    """What the runs of one contestant took.
+    """What the runs of one candidate took.
 
     Attributes:
         runs: How many were timed.

@@ -1,4 +1,4 @@
-"""All that `bench` measures of one contestant on one set of inputs."""
+"""All that `bench` measures of one candidate on one set of inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moh_deploy.system.units import BYTES, MILLISECONDS, PER_SECOND, SHARE
 
 @dataclass(frozen=True)
 class Measured:
-    """One contestant on one set of inputs.
+    """One candidate on one set of inputs.
 
     Attributes:
         contestant: Its name.
@@ -24,7 +24,7 @@ class Measured:
         samples: Samples in one run, by the batch dimension.
         latency: Of its runs in this process, taking turns with the others.
         fresh: Of a process of its own.
-        ratios: Name of each baseline to this contestant's time over its, run by run.
+        ratios: Name of each baseline to this candidate's time over its, run by run.
         agreement: Whether it computes what the first package does; None for that one.
         fault: What it computes wrongly, half a sentence; None if nothing was found, or looked for.
     """

@@ -31,7 +31,7 @@ WORK_COLUMNS = [
 
 
 def times_row(one: Measured, baselines: Sequence[str]) -> tuple[object, ...]:
-    """Return what one contestant took, and how fast it is beside each baseline."""
+    """Return what one candidate took, and how fast it is beside each baseline."""
     from moh_deploy.report.tables import percent
 
     latency, fresh = one.latency, one.fresh

@@ -43,13 +43,13 @@ def first_choices(
     sizes = other_sizes(dims, dim_ranges)
     found = layer_nodes(_graph_of(model, layers), layers)
     return tuple(
-        _Chooser(nodes, attention.get(layer.node or ""), instruction_set).chosen(layer, sizes)
+        _FirstChoices(nodes, attention.get(layer.node or ""), instruction_set).chosen(layer, sizes)
         for layer, nodes in zip(layers, found, strict=True)
     )
 
 
 @dataclass(frozen=True)
-class _Chooser:
+class _FirstChoices:
     """Chooses for one layer.
 
     Attributes:

@@ -18,14 +18,14 @@ from moh_deploy.graph.load_model import load_ir
 from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, OnnxPackage, choices_for, without_ranges
 from moh_deploy.perf.cost_model.prediction import predict
-from moh_deploy.perf.timing import Contestants, Measure, Samples
+from moh_deploy.perf.timing import Calls, Measure, Samples
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 
 Values = Mapping[str, Array]
 
-# A contestant that does nothing: what it takes is the session's, and in no layer's time.
+# A candidate that does nothing: what it takes is the session's, and in no layer's time.
 _NOTHING = "nothing"
 
 
@@ -135,7 +135,7 @@ def at_sizes_of(model: ir.Model, layer: LayerInfo, values: Values) -> LayerInfo:
     return layer
 
 
-def _bound(runners: Mapping[str, Runner], fed: Values) -> Contestants:
+def _bound(runners: Mapping[str, Runner], fed: Values) -> Calls:
     calls: dict[str, Callable[[], object]] = {
         name: runner.bound(fed) for name, runner in runners.items()
     }

@@ -15,7 +15,7 @@ WHOLE_MODEL = "whole model"
 DENSE, CHOSEN, ONE_CHOICE = "dense", "chosen", "one_choice"
 
 ModelTimes = Sequence[Mapping[str, Samples]]
-"""For each set of inputs, contestant to times."""
+"""For each set of inputs, candidate to times."""
 
 
 def time_model(
@@ -44,12 +44,12 @@ def chosen_over_dense(times: ModelTimes, weights: Sequence[float]) -> Ratio:
 
 
 def chosen_over(times: Mapping[str, Samples]) -> dict[str, Ratio]:
-    """Return each other contestant on one set of inputs to the chosen one's time over its."""
+    """Return each other candidate on one set of inputs to the chosen one's time over its."""
     return {name: ratio(times[CHOSEN], ms) for name, ms in times.items() if name != CHOSEN}
 
 
 def slower_than_dense(times: ModelTimes, which: str = CHOSEN) -> list[int]:
-    """Return the numbers of the sets of inputs on which a contestant is slower beyond noise."""
+    """Return the numbers of the sets of inputs on which a candidate is slower beyond noise."""
     return [i for i, one in enumerate(times) if ratio(one[which], one[DENSE]).is_slower]
 
 

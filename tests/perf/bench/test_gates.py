@@ -29,7 +29,7 @@ DENSE = replace(
 
 
 def gate(text: str) -> BenchGate:
-    return parse_gate(text, contestants=["model", "dense"], baselines=["dense"])
+    return parse_gate(text, candidates=["model", "dense"], baselines=["dense"])
 
 
 def judged(text: str, model: Measured = MODEL) -> GateResult:
@@ -124,16 +124,16 @@ def test_what_is_no_gate_is_refused(text: str, message: str, hint: str | None):
 
 def test_baseline_is_the_only_one():
     with pytest.raises(ConfigError, match="about the baseline, but there is none") as none:
-        parse_gate("p50 < baseline", contestants=["model"], baselines=[])
+        parse_gate("p50 < baseline", candidates=["model"], baselines=[])
     assert none.value.hint == "Give one: --baseline dense."
     with pytest.raises(ConfigError, match="but there are 2: dense, other"):
         parse_gate(
-            "p50 < baseline", contestants=["model", "dense", "other"], baselines=["dense", "other"]
+            "p50 < baseline", candidates=["model", "dense", "other"], baselines=["dense", "other"]
         )
 
 
 def test_contestant_may_be_called_like_a_quantity():
-    found = parse_gate("p50 < 8bit", contestants=["model", "8bit"], baselines=[])
+    found = parse_gate("p50 < 8bit", candidates=["model", "8bit"], baselines=[])
     assert (found.factor, found.other) == (1.0, "8bit")
 
 
