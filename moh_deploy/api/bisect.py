@@ -10,7 +10,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.graph.float32_form import LOW, check_reference
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.runtime.lowered_package import check_float32, lowered
-from moh_deploy.runtime.open_runner import find_model
+from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -153,7 +153,7 @@ def _notes(runs: Experiments, cause: Cause) -> tuple[str, ...]:
 
 
 def _check_options(root: Path, target: float | None, vectors: int | None, max_runs: int) -> None:
-    if find_model(root).is_compiled:
+    if find_deployed(root).is_compiled:
         raise ConfigError(
             f"{root} is an engine, whose inner values cannot be seen; expected a package.",
             hint="Bisect the package that it was built from: what diverges there diverges here.",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Model, Variant
-from moh_deploy.runtime.onnxruntime.models import OnnxFile, PackageDir
-from moh_deploy.runtime.open_runner import find_model
+from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.open_runner import find_model, onnx_file
 from moh_deploy.runtime.original import OriginalModel, RunnableOriginal
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
@@ -76,7 +76,8 @@ def _named(
     """Return what a path names, and how it is to be opened."""
     if package is not None:
         raise ConfigError(f"package is {package}, but {path} is no original model: leave it out.")
-    model = find_model(path) if path.exists() else OnnxFile(path)
+    # What is nothing else is an ONNX model: opening it says why not.
+    model = (find_model(path) if path.exists() else None) or onnx_file(path)
     if isinstance(model, PackageDir):
         return model, variant.returning(model.package.gate_names if gates else ())
     if gates:

@@ -9,7 +9,7 @@ from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, check_output
 from moh_deploy.package.replace_corpus import write_corpus
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.open_runner import find_model
+from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -105,7 +105,7 @@ def probe(
 def _check_options(
     root: Path, inputs: Sequence[Path | str], update_corpus: bool, original: Reference | None
 ) -> None:
-    if find_model(root).is_compiled:
+    if find_deployed(root).is_compiled:
         raise ConfigError(
             f"{root} is an engine: it has no place to put logits, and no function bodies to compare"
             " with.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, Runner, Variant
 from moh_deploy.runtime.onnxruntime.models import OnnxFile, PackageDir
@@ -13,12 +14,14 @@ from moh_deploy.runtime.tensorrt.models import EngineDir
 _KINDS = (EngineDir, OnnxFile, PackageDir)
 
 
-def find_model(source: OnnxPackage | Path | str) -> Model:
-    """Return what a path names, without reading more of it than tells its kind; or a package that
-    was read."""
-    if isinstance(source, OnnxPackage):
-        return PackageDir(source.root, source)
-    return next(kind(Path(source)) for kind in _KINDS if kind.is_one(Path(source)))
+def find_model(path: Path | str) -> Model | None:
+    """Return what a path names, without reading more of it than tells its kind.
+
+    Returns:
+        None for a file of no kind that is known. A checkpoint is none: how it is loaded has to be
+        said, so whoever loads it hands over an `OriginalModel`.
+    """
+    return next((kind(Path(path)) for kind in _KINDS if kind.is_one(Path(path))), None)
 
 
 def find_deployed(root: Path | str) -> Deployed:
@@ -30,13 +33,28 @@ def find_deployed(root: Path | str) -> Deployed:
     return found if isinstance(found, Deployed) else PackageDir(Path(root))
 
 
+def opened_package(package: OnnxPackage) -> Deployed:
+    """Return a package that was read already."""
+    return PackageDir(package.root, package)
+
+
+def onnx_file(path: Path) -> Model:
+    """Return a file that is taken for an ONNX model, whatever it is called."""
+    return OnnxFile(path)
+
+
 def open_runner(source: OnnxPackage | Path | str, variant: Variant = AS_IT_IS) -> Runner:
     """Open a package that was read, or what a path names, in one way.
 
     Raises:
         BackendError: The runtime is not there, refuses the model, or kernels are required and not
             used.
-        ConfigError: The variant is none of this model.
+        ConfigError: The path names nothing that runs, or the variant is none of this model.
         PackageError: It cannot be read, or has changed since it was written.
     """
-    return find_model(source).open(variant)
+    if isinstance(source, OnnxPackage):
+        return opened_package(source).open(variant)
+    model = find_model(source)
+    if model is None:
+        raise ConfigError(f"{source} is no package, engine or ONNX model.")
+    return model.open(variant)

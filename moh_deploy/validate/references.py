@@ -77,9 +77,9 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
             f"against is {path}, which is itself what is verified: it is equal to itself.",
             hint="Name another one, or functions to run it without kernels and optimisations.",
         )
-    if not path.is_dir() and path.suffix != ".onnx":
-        raise _unknown(str(named), path)
     model = find_model(path)
+    if model is None or not (path.exists() or path.suffix == ".onnx"):
+        raise _unknown(str(named), path)
     if isinstance(model, Deployed) and not model.is_compiled:  # Run as the one that is verified.
         variant = Variant(kernels=subject.kernels)
         return PackageReference(model.name, model.made_from(None), variant)

@@ -12,7 +12,7 @@ from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.perf.bench.candidate import Candidate
 from moh_deploy.perf.bench.fixed_routing import FIXED, FixedRouting, Fixing, fixing
 from moh_deploy.runtime.base import Deployed, Model, Variant
-from moh_deploy.runtime.open_runner import find_deployed, find_model
+from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.suggest import did_you_mean
@@ -124,7 +124,7 @@ def _baseline(
     setting: BenchSetting, package: OnnxPackage, named: Path | str, fixing: Fixing | None
 ) -> Candidate:
     if fixing is not None:
-        whole = find_model(package)
+        whole = opened_package(package)
         return FixedRouting(fixing.name, True, whole, setting.variant, package, fixing.layers)
     makers: dict[Path | str, Callable[[BenchSetting, OnnxPackage], tuple[Model, Variant]]] = {
         DENSE: _dense,
@@ -137,7 +137,7 @@ def _baseline(
     path = Path(named)
     if not path.exists() and (hint := did_you_mean(str(named), [*map(str, makers), FIXED])):
         raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)
-    model = find_model(path) if path.exists() else find_deployed(path)
+    model = find_model(path) or onnx_file(path)
     if isinstance(model, Deployed):
         _ = model.manifest  # It is read before anything is measured.
         return Candidate(str(named), True, model, setting.variant)
@@ -155,11 +155,11 @@ def _dense(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]
         )
     chosen = with_choices(layers, {"all": "dense"})
     dense = write_choices(package, chosen, setting.scratch / DENSE)
-    return find_model(dense), setting.variant
+    return opened_package(dense), setting.variant
 
 
 def _functions(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
-    return find_model(package), replace(setting.variant, kernels="off")
+    return opened_package(package), replace(setting.variant, kernels="off")
 
 
 def _eager(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:

@@ -25,8 +25,8 @@ class PackageDir(Deployed):
 
     @staticmethod
     def is_one(path: Path) -> bool:
-        """Take whatever is nothing else: reading it says why it is no package."""
-        return True
+        """Take any directory, and what is missing: reading it says why it is no package."""
+        return not path.is_file()
 
     @property
     def name(self) -> str:
@@ -71,8 +71,8 @@ class OnnxFile(Model):
 
     @staticmethod
     def is_one(path: Path) -> bool:
-        """Tell whether a path is a file, or one that is missing and would be an ONNX model."""
-        return path.is_file() or (path.suffix == ".onnx" and not path.exists())
+        """Go by the name: a file that is missing is no package either."""
+        return path.suffix == ".onnx" and not path.is_dir()
 
     @property
     def name(self) -> str:

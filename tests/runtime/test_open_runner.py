@@ -1,0 +1,82 @@
+"""What a path names, and that it is opened in the way that was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import FUNCTION_BODIES, Variant
+from moh_deploy.runtime.onnxruntime.models import OnnxFile, PackageDir
+from moh_deploy.runtime.open_runner import find_deployed, find_model, open_runner
+from moh_deploy.runtime.tensorrt.models import EngineDir
+from tests.handmade_package import vectors, write_package
+from tests.runtime.tensorrt.engines import write_engine
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    return write_package(tmp_path / "package")
+
+
+def test_each_kind_of_path_is_told(package: OnnxPackage, tmp_path: Path):
+    engine = write_engine(tmp_path / "engine")
+    assert find_model(package.root) == PackageDir(package.root)
+    assert find_model(str(engine)) == EngineDir(engine)
+    assert find_model(package.model_path) == OnnxFile(package.model_path)
+    assert find_model(tmp_path / "missing.onnx") == OnnxFile(tmp_path / "missing.onnx")
+
+
+def test_file_of_no_kind_is_refused(tmp_path: Path):
+    (tmp_path / "model.pt").touch()
+    assert find_model(tmp_path / "model.pt") is None
+    with pytest.raises(ConfigError, match=r"model\.pt is no package, engine or ONNX model"):
+        open_runner(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["missing", "model.onnx"])
+def test_what_moh_deploy_did_not_write_is_no_package(package: OnnxPackage, name: str):
+    found = find_deployed(package.root / name)
+    with pytest.raises(PackageError, match=name):
+        _ = found.manifest
+
+
+def test_package_and_its_model_compute_the_same(package: OnnxPackage):
+    for source in (package, package.root, package.model_path):
+        with open_runner(source, Variant(kernels="off")) as runner:
+            found = runner.run(vectors().inputs)
+        np.testing.assert_allclose(found["y"], vectors().outputs["y"], rtol=1e-4, atol=1e-6)
+
+
+def test_package_that_was_read_is_not_read_again(package: OnnxPackage):
+    (package.root / "manifest.json").unlink()
+    assert open_runner(package, FUNCTION_BODIES).describe().function_nodes == 1
+
+
+def test_edits_are_made_in_their_order(package: OnnxPackage):
+    gates = vectors().gates[0]
+    seen: list[str] = []
+
+    def fix(graph: onnx.GraphProto) -> None:
+        fix_routing(graph, {"gates_0": gates})
+
+    def look(graph: onnx.GraphProto) -> None:
+        seen.extend(one.name for one in graph.input)
+
+    variant = Variant(kernels="off").edited(fix).edited(look).returning(["y"])
+    found = open_runner(package, variant).run({**vectors().inputs, fixed_input("gates_0"): gates})
+    assert fixed_input("gates_0") in seen
+    np.testing.assert_allclose(found["y"], vectors().outputs["y"], rtol=1e-4, atol=1e-6)
+
+
+def test_engine_is_opened_in_no_other_way_than_it_was_built(tmp_path: Path):
+    engine = write_engine(tmp_path / "engine")
+    with pytest.raises(ConfigError, match="kernels is off, but what runs the layers"):
+        open_runner(engine, Variant(kernels="off"))
+    with pytest.raises(BackendError, match="inner values cannot be seen"):
+        open_runner(engine, Variant().returning(["gates_0"]))
