@@ -10,7 +10,7 @@ from moh_deploy.cli import options
 from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.original import original_of, taken_model_options
 from moh_deploy.cli.output import carry_out, print_answer
-from moh_deploy.cli.report_files import bench_files
+from moh_deploy.cli.report_files import FileFormat, ReportFiles
 
 
 @click.command("bench", cls=ManyValues, many={"--batch": r"\d+", "--size": r"[A-Za-z_]\w*=\d+"})
@@ -33,7 +33,8 @@ def command(
 
     loading = taken_model_options(given)
     subject = ", ".join(map(str, package_dirs))
-    files = bench_files(subject, ctx.obj or (), junit=junit, markdown=markdown, html=html)
+    paths: dict[FileFormat, Path | None] = {"junit": junit, "markdown": markdown, "html": html}
+    files = ReportFiles("bench", subject, paths, ctx.obj or ())
     report = carry_out(
         lambda progress: files.write_on(
             lambda: bench(

@@ -17,10 +17,10 @@ def command(package_dir: Path, junit: Path | None, as_json: bool, **given: objec
     """Run the package DIR on edge cases (ties, saturated and NaN logits, no token, padding only)
     and on its regression corpus: exit 1 if one fails."""
     from moh_deploy.cli.isolated_probe import ProbeTask, isolated_probe
-    from moh_deploy.cli.report_files import probe_files
+    from moh_deploy.cli.report_files import ReportFiles
 
     loading = taken_model_options(given)
     task = ProbeTask(package_dir, loading=loading, quiet=as_json, **given)  # type: ignore[arg-type]
-    files = probe_files(str(package_dir), junit=junit)
+    files = ReportFiles("probe", str(package_dir), {"junit": junit})
     report = files.write_on(lambda: isolated_probe(task))
     print_answer(report, as_json=as_json, package=str(package_dir))

@@ -10,7 +10,7 @@ from moh_deploy.cli import options
 from moh_deploy.cli.against import named_references
 from moh_deploy.cli.original import taken_model_options
 from moh_deploy.cli.output import carry_out, print_answer
-from moh_deploy.cli.report_files import verify_files
+from moh_deploy.cli.report_files import FileFormat, ReportFiles
 
 
 @click.command("verify")
@@ -35,7 +35,8 @@ def command(
 
     loading = taken_model_options(given)
     shared = ("code_dirs",) if given["metric"] else ()  # the code of a metric is there, too
-    files = verify_files(str(package_dir), ctx.obj or (), junit=junit, markdown=markdown, html=html)
+    paths: dict[FileFormat, Path | None] = {"junit": junit, "markdown": markdown, "html": html}
+    files = ReportFiles("verify", str(package_dir), paths, ctx.obj or ())
     report = carry_out(
         lambda progress: files.write_on(
             lambda: verify(

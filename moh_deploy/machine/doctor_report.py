@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.machine.abilities import Ability
@@ -16,16 +16,17 @@ from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
 from moh_deploy.machine.machine import Machine
 from moh_deploy.machine.packages import PackageFacts
 from moh_deploy.machine.tensorrt import Registry, TensorRTFacts
+from moh_deploy.report.document import Block, Cell, Document, Table, Text
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 Row = tuple[str | None, ...]
 
+_CAN_COLUMNS = ("what", "", "by, or why not")
+
 
 @dataclass(frozen=True)
-class DoctorReport:
+class DoctorReport(Report):
     """One look at a machine.
 
     Attributes:
@@ -55,29 +56,25 @@ class DoctorReport:
             ],
         }
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        return Group(*self._parts())
-
-    def _parts(self) -> Iterator[RenderableType]:
-        from moh_deploy.report.tables import line, table, verdict
-
-        machine = self.machine
-        yield line(f"moh-deploy {machine.moh_deploy}, Python {machine.python}, {machine.platform}")
-        if not machine.packages.known:
-            yield line("moh-deploy runs from files that were not installed: pip install .")
+    def document(self) -> Document:
+        """Return what it says."""
+        machine, packages = self.machine, self.machine.packages
+        about = f"moh-deploy {machine.moh_deploy}, Python {machine.python}, {machine.platform}"
+        blocks: list[Block] = [Text(about)]
+        if not packages.known:
+            blocks.append(Text("moh-deploy runs from files that were not installed: pip install ."))
         columns = ("package", "version", "expected", "")
-        yield table("Python packages", columns, map(_package_row, machine.packages.found))
-        yield table("native code and GPUs", ("what", "found"), _native_rows(machine))
-        yield table("can do here", ("what", "", "by, or why not"), _ability_rows(self.abilities))
-        yield table("to close the gaps", ("gap", "next step"), _fix_rows(machine, self.abilities))
-        yield verdict(
-            self.failure is None,
-            "all that is essential can be done here"
-            if self.failure is None
-            else "NOT ALL THAT IS ESSENTIAL CAN BE DONE HERE",
+        blocks += (
+            Table("Python packages", columns, list(map(_package_row, packages.found))),
+            Table("native code and GPUs", ("what", "found"), list(_native_rows(machine))),
+            Table("can do here", _CAN_COLUMNS, list(_ability_rows(self.abilities))),
+            Table("to close the gaps", ("gap", "next step"), _fix_rows(machine, self.abilities)),
         )
+        can = "all that is essential can be done here"
+        cannot = "NOT ALL THAT IS ESSENTIAL CAN BE DONE HERE"
+        is_good = self.failure is None
+        blocks.append(Text(can if is_good else cannot, is_good))
+        return Document("doctor", tuple(blocks))
 
 
 def _package_row(facts: PackageFacts) -> Row:
@@ -142,7 +139,7 @@ def _creators(registry: Registry) -> str:
     return ", ".join(f"{c.namespace}::{c.name} {c.version}" for c in registry.creators) or "nothing"
 
 
-def _ability_rows(abilities: tuple[Ability, ...]) -> Iterator[tuple[object, ...]]:
+def _ability_rows(abilities: tuple[Ability, ...]) -> Iterator[tuple[Cell, ...]]:
     for one in abilities:
         yield one.name, one.can, one.how if one.can else "; ".join(gap.why for gap in one.gaps)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from moh_deploy.package import (
     CHOICES,
@@ -16,10 +15,9 @@ from moh_deploy.package import (
     measure,
 )
 from moh_deploy.perf.cost_model.prediction import Prediction
+from moh_deploy.report.document import Cell, Table
+from moh_deploy.report.numbers import count, percent
 from moh_deploy.runtime.runner import KernelUse
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Predictions = Sequence[Prediction | None]
 """One a layer; None where nothing is known."""
@@ -27,8 +25,6 @@ Predictions = Sequence[Prediction | None]
 
 def choice_table(manifest: Manifest, predictions: Predictions) -> Table:
     """Return a table of what each layer was chosen to be and what is predicted for it."""
-    from moh_deploy.report.tables import table
-
     columns = ["layer", "choice", *(f"#{choice}, ms" for choice in CHOICES), "#gain"]
     columns += ["#sparse gains up to", "#projected gains up to", "fastest"]
     measured = measured_text(manifest.tuning)
@@ -38,7 +34,7 @@ def choice_table(manifest: Manifest, predictions: Predictions) -> Table:
         _row(manifest, index, predictions[index], with_measured=measured is not None)
         for index in range(len(manifest.layers))
     ]
-    return table(title, columns, rows)
+    return Table(title, columns, rows)
 
 
 def choice_lines(manifest: Manifest, predictions: Predictions, kernels: KernelUse) -> Iterator[str]:
@@ -87,8 +83,6 @@ def measured_text(tuning: Tuning | None) -> str | None:
 
 def threads_text(tuning: Tuning) -> str:
     """Return `2 threads`."""
-    from moh_deploy.report.tables import count
-
     return "ONNX Runtime's threads" if tuning.threads is None else count(tuning.threads, "thread")
 
 
@@ -176,7 +170,7 @@ def ms_cells(ms: Mapping[str, float]) -> list[str | None]:
 
 def _row(
     manifest: Manifest, index: int, prediction: Prediction | None, *, with_measured: bool
-) -> tuple[object, ...]:
+) -> tuple[Cell, ...]:
     layer = manifest.layers[index]
     predicted = {} if prediction is None else prediction.ms
     limits = [_limit_text(prediction, choice) for choice in CHOICES[1:]]
@@ -204,8 +198,6 @@ def _measured_gain(manifest: Manifest, index: int) -> float | None:
 
 def _limit_text(prediction: Prediction | None, choice: str) -> str | None:
     """Say up to which share of active heads a choice is faster than the one before it."""
-    from moh_deploy.report.tables import percent
-
     if prediction is None or choice not in prediction.break_even:
         return None
     return percent(prediction.break_even[choice]) or "never"

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moh_deploy.graph.flops import (
     attention_flops,
@@ -16,17 +15,18 @@ from moh_deploy.graph.flops import (
 )
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, Manifest, TensorInfo, choices_for
+from moh_deploy.perf.choices_text import choice_json, choice_lines, choice_table
 from moh_deploy.perf.cost_model.prediction import Prediction
+from moh_deploy.report.document import Block, Cell, Document, Table
+from moh_deploy.report.numbers import count, percent, si
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.layers_text import kept_text, layer_table, nodes_text, reasons, runs_as
 from moh_deploy.runtime.runner import KernelUse
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
-class InspectReport:
+class InspectReport(Report):
     """What is in a package, and what a runtime does with it.
 
     Attributes:
@@ -95,8 +95,6 @@ class InspectReport:
         }
 
     def _layer_json(self, index: int) -> dict[str, object]:
-        from moh_deploy.perf.choices_text import choice_json
-
         layer, run = self.manifest.layers[index], self.layer_runs[index]
         nodes = self.layer_nodes[index]
         return {
@@ -112,32 +110,21 @@ class InspectReport:
             **choice_json(self.manifest, self.predictions[index], index),
         }
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        return Group(*self._parts())
-
-    def _parts(self) -> Iterator[RenderableType]:
-        from moh_deploy.perf.choices_text import choice_table
-        from moh_deploy.report.tables import count, line
-        from moh_deploy.runtime.layers_text import layer_table, runs_as
-
-        yield _tensor_table(self.manifest)
+    def document(self) -> Document:
+        """Return what it says."""
+        blocks: list[Block] = [_tensor_table(self.manifest)]
         if self.layer_runs:
             cores = Counter(run.runs_as or "not replaced" for run in self.layer_runs)
             counts = ", ".join(f"{number} {kind}" for kind, number in cores.items())
             number = count(len(self.layer_runs), "MoH layer")
             title = f"{number}: {counts} (as read from {self.runtime})"
             cells = list(map(runs_as, self.layer_runs))
-            yield layer_table(title, self.manifest.layers, "runs as", cells)
+            blocks.append(layer_table(title, self.manifest.layers, "runs as", cells))
         if any(map(choices_for, self.manifest.layers)):
-            yield choice_table(self.manifest, self.predictions)
-        yield from map(line, self._lines())
+            blocks.append(choice_table(self.manifest, self.predictions))
+        return Document("inspect", tuple(blocks), findings=tuple(self._lines()))
 
     def _lines(self) -> Iterator[str]:
-        from moh_deploy.perf.choices_text import choice_lines
-        from moh_deploy.runtime.layers_text import kept_text, nodes_text, reasons
-
         manifest = self.manifest
         if manifest.layers:
             yield from reasons(manifest.layers)
@@ -158,8 +145,6 @@ class InspectReport:
         yield self._proof_text()
 
     def _skippable_text(self) -> str:
-        from moh_deploy.report.tables import percent, si
-
         if self.skippable_flops is None or self.skipped_flops is None:
             return "unknown, because a layer's sizes or active share are"
         share = percent(self.skippable_share) or "an unknown share"
@@ -187,11 +172,9 @@ def _total(parts: Sequence[int | None]) -> int | None:
 
 
 def _tensor_table(manifest: Manifest) -> Table:
-    from moh_deploy.report.tables import table
-
-    def row(kind: str, info: TensorInfo) -> tuple[object, ...]:
+    def row(kind: str, info: TensorInfo) -> tuple[Cell, ...]:
         return kind, info.name, info.dtype, "[" + ", ".join(map(str, info.shape)) + "]"
 
     rows = [row("input", info) for info in manifest.inputs]
     rows += [row("output", info) for info in manifest.outputs]
-    return table("inputs and outputs", ["role", "name", "dtype", "shape"], rows)
+    return Table("inputs and outputs", ("role", "name", "dtype", "shape"), rows)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.table import Table
-
 from moh_deploy.package import KeptOperators, LayerInfo
-from moh_deploy.report.tables import count, percent, table
+from moh_deploy.report.document import Cell, Share, Table
+from moh_deploy.report.numbers import count
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 
 _WORDS: dict[LayerImpl | None, str] = {
@@ -19,7 +18,7 @@ _WORDS: dict[LayerImpl | None, str] = {
 
 
 def layer_table(
-    title: str, layers: Iterable[LayerInfo], last: str, values: Sequence[object]
+    title: str, layers: Iterable[LayerInfo], last: str, values: Sequence[Cell]
 ) -> Table:
     """Return a table of layers.
 
@@ -29,9 +28,9 @@ def layer_table(
         last: Name of the last column.
         values: The last column's values, one a layer.
     """
-    columns = ["layer", "#heads", "#shared", "#top-k", "#active", "attention", "router", last]
+    columns = ("layer", "#heads", "#shared", "#top-k", "#active", "attention", "router", last)
     rows = [(*_cells(layer), value) for layer, value in zip(layers, values, strict=True)]
-    return table(title, columns, rows)
+    return Table(title, columns, rows)
 
 
 def reasons(layers: Iterable[LayerInfo]) -> list[str]:
@@ -82,13 +81,13 @@ def _ways(run: LayerRun) -> str:
     return text if run.by_size is None else f"{text}, by choice {run.by_size}"
 
 
-def _cells(layer: LayerInfo) -> tuple[object, ...]:
+def _cells(layer: LayerInfo) -> tuple[Cell, ...]:
     return (
         layer.path,
         layer.num_heads,
         layer.num_shared_heads,
         layer.top_k,
-        percent(layer.active_share),
+        Share(layer.active_share),
         layer.op or "plain ops",
         layer.router if layer.router_replaced else f"{layer.router} (plain ops)",
     )

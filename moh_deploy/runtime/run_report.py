@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moh_deploy.package import TensorInfo
+from moh_deploy.report.document import Document, Table
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.layer_runs import LayerRun
+from moh_deploy.runtime.layers_text import nodes_text, runs_text
 from moh_deploy.runtime.runner import KernelUse
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
-class RunReport:
+class RunReport(Report):
     """One run.
 
     Attributes:
@@ -48,16 +47,13 @@ class RunReport:
             "kernels": self.kernels.to_json(),
         }
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        from moh_deploy.report.tables import line, table
-        from moh_deploy.runtime.layers_text import nodes_text, runs_text
-
+    def document(self) -> Document:
+        """Return what it says."""
         rows = [(one.name, one.dtype, str(list(one.shape))) for one in self.outputs]
-        return Group(
-            table(f"outputs, written to {self.outputs_file}", ["name", "dtype", "shape"], rows),
-            line(f"ran in {self.seconds:.3g} s; {runs_text(self.layer_runs)}"),
-            line(nodes_text(self.kernel_nodes, self.function_nodes)),
-            line(self.kernels.describe()),
+        title = f"outputs, written to {self.outputs_file}"
+        remarks = (
+            f"ran in {self.seconds:.3g} s; {runs_text(self.layer_runs)}",
+            nodes_text(self.kernel_nodes, self.function_nodes),
+            self.kernels.describe(),
         )
+        return Document("run", (Table(title, ("name", "dtype", "shape"), rows),), remarks=remarks)

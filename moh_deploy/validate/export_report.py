@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moh_deploy.package import KeptOperators, LayerInfo, TensorInfo
+from moh_deploy.report.document import Block, Document, Text
+from moh_deploy.report.numbers import count
+from moh_deploy.report.report import Report
+from moh_deploy.runtime.layers_text import kept_text, layer_table, nodes_text, reasons, runs_text
 from moh_deploy.validate.fresh_process import ProvenRun
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Report):
     """One export.
 
     Attributes:
@@ -62,33 +62,26 @@ class ExportReport:
             "seconds": dict(self.seconds),
         }
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        return Group(*self._parts())
-
-    def _parts(self) -> Iterator[RenderableType]:
-        from moh_deploy.report.tables import count, line, verdict
-        from moh_deploy.runtime.layers_text import kept_text, layer_table, reasons
-
+    def document(self) -> Document:
+        """Return what it says."""
+        blocks: list[Block] = []
         if self.layers:
             replaced = [layer.replaced for layer in self.layers]
             title = count(len(self.layers), "MoH layer")
-            yield layer_table(title, self.layers, "replaced", replaced)
+            blocks.append(layer_table(title, self.layers, "replaced", replaced))
         else:
-            yield line("This model has no MoH layer: it is exported as an ordinary ONNX model.")
-        yield from map(line, [*reasons(self.layers), *map(kept_text, self.kept)])
-        for run in self.runs:
-            yield verdict(True, f"EQUAL to the original {self._run_text(run)}")
-        yield line(self.runs[-1].kernels.describe())
-        yield line(f"written to {self.package} in {sum(self.seconds.values()):.1f} s")
+            none = "This model has no MoH layer: it is exported as an ordinary ONNX model."
+            blocks.append(Text(none))
+        blocks += map(Text, [*reasons(self.layers), *map(kept_text, self.kept)])
+        blocks += (Text(f"EQUAL to the original {_run_text(run)}", True) for run in self.runs)
+        written = f"written to {self.package} in {sum(self.seconds.values()):.1f} s"
+        remarks = (self.runs[-1].kernels.describe(), written)
+        return Document("export", tuple(blocks), remarks=remarks)
 
-    def _run_text(self, run: ProvenRun) -> str:
-        from moh_deploy.report.tables import count
-        from moh_deploy.runtime.layers_text import nodes_text, runs_text
 
-        return (
-            f"on {count(run.vector_sets, 'run')}: max abs error {run.max_abs_error:.3g}, routing"
-            f" agreement {run.routing_agreement:.6g}; {runs_text(run.layer_runs)};"
-            f" {nodes_text(run.kernel_nodes, run.function_nodes)}"
-        )
+def _run_text(run: ProvenRun) -> str:
+    return (
+        f"on {count(run.vector_sets, 'run')}: max abs error {run.max_abs_error:.3g}, routing"
+        f" agreement {run.routing_agreement:.6g}; {runs_text(run.layer_runs)};"
+        f" {nodes_text(run.kernel_nodes, run.function_nodes)}"
+    )

@@ -10,7 +10,7 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.report.tables import count
+from moh_deploy.report.numbers import count
 from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.function_bodies import Recorder

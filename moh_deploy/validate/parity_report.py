@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.baseline.result import RatchetResult
+from moh_deploy.report.document import Document
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.validate.accuracy import MetricParity
@@ -15,9 +17,6 @@ from moh_deploy.validate.differences import worst
 from moh_deploy.validate.routing_statistics import NO_STATISTICS, RoutingStatistics, joined
 from moh_deploy.validate.tolerances import BUILT_IN, Tolerance
 from moh_deploy.validate.valid_tokens import TokenCount
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 JudgedBy = Literal["choices", "scores", "nothing"]
 Part = Literal["scores", "choice", "gates", "attention"]
@@ -125,7 +124,7 @@ class LayerParity:
 
 
 @dataclass(frozen=True)
-class ParityReport:
+class ParityReport(Report):
     """Whether a runtime computes what the reference computed.
 
     Attributes:
@@ -320,10 +319,11 @@ class ParityReport:
             for entry in of(one)
         ]
 
-    def __rich__(self) -> RenderableType:
-        from moh_deploy.validate.parity_text import parity_tables
+    def document(self) -> Document:
+        """Return what it says of each comparison, and of all of them."""
+        from moh_deploy.validate.parity_document import parity_document
 
-        return parity_tables(self)
+        return parity_document(self)
 
 
 def _nothing_judged(path: str) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moh_deploy.package import LayerInfo
+from moh_deploy.report.document import Block, Document, Table, Text
+from moh_deploy.report.numbers import count, si
+from moh_deploy.report.report import Report
 from moh_deploy.validate.parity_report import ParityReport
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
-class PrecisionReport:
+class PrecisionReport(Report):
     """One package in lower precision.
 
     Attributes:
@@ -55,33 +54,26 @@ class PrecisionReport:
             "rounded": self.rounded.to_json(),
         }
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        return Group(*self._parts())
-
-    def _parts(self) -> Iterator[RenderableType]:
-        from moh_deploy.report.tables import count, line, si, table, verdict
-
+    def document(self) -> Document:
+        """Return what it says."""
         kept = sum(self.float32_reasons.values())
-        yield line(
-            f"{count(self.lowered, 'operator')} in {self.precision}, {kept} in float32;"
-            f" {si(self.bytes_before)}B before, {si(self.bytes_after)}B now"
-        )
+        sizes = f"{si(self.bytes_before)}B before, {si(self.bytes_after)}B now"
+        lowered = f"{count(self.lowered, 'operator')} in {self.precision}, {kept} in float32"
         rows = sorted(self.float32_reasons.items(), key=lambda entry: -entry[1])
-        yield table("stays in float32", ("why", "#operators"), rows)
+        blocks: list[Block] = [Text(f"{lowered}; {sizes}")]
+        blocks.append(Table("stays in float32", ("why", "#operators"), rows))
         if self.layers:
             columns = ("layer", "router projection", "scores", "gates")
-            yield table("routers", columns, map(_router_row, self.layers))
+            blocks.append(Table("routers", columns, list(map(_router_row, self.layers))))
         if self.parity.kernels.emulated_dtype is not None:
-            yield line(self.parity.kernels.describe())
-        yield verdict(
-            True,
+            blocks.append(Text(self.parity.kernels.describe()))
+        equal = (
             f"EQUAL to the original within the rule for {self.precision}: largest error"
             f" {self.parity.max_abs_error:.3g} as it runs here,"
-            f" {self.rounded.max_abs_error:.3g} with every result rounded as hardware does",
+            f" {self.rounded.max_abs_error:.3g} with every result rounded as hardware does"
         )
-        yield line(f"written to {self.package}")
+        blocks.append(Text(equal, True))
+        return Document("precision", tuple(blocks), remarks=(f"written to {self.package}",))
 
 
 def _router_row(layer: LayerInfo) -> tuple[str | None, ...]:

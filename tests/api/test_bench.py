@@ -20,7 +20,7 @@ from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, with_choi
 from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.perf.bench.report import BenchReport
-from moh_deploy.report.markdown_text import markdown_text
+from moh_deploy.report.markdown import markdown_text
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import MANIFEST, model, vectors, write_package
@@ -338,7 +338,7 @@ def test_markdown_holds_what_the_report_shows(package: OnnxPackage, tmp_path: Pa
     text = file.read_text()
     assert text == report.to_markdown()
     assert "### recorded inputs at batch=2, seq=3" in text
-    name = markdown_text(package.root)
+    name = markdown_text(str(package.root))
     assert f"| {name} | 100 | 2 | 2 | 2 | 2 | 1000 | 1 | 50.0 % | 30 | 7 | 1 |" in text
     assert text.startswith("- gate 'p50 > 1 min' failed for")
 

@@ -14,8 +14,6 @@ import pytest
 from onnx import helper
 
 import moh_deploy
-from moh_deploy.cli.report_files.verify_junit import junit_xml
-from moh_deploy.cli.report_files.verify_markdown import markdown
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo
 from moh_deploy.runtime.open_runner import open_runner
@@ -27,6 +25,7 @@ from tests.cli.run_cli import Cli
 from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library
 from tests.report.forms.parity_json import VerifyJson
+from tests.report.shown import as_junit, as_markdown
 from tests.two_layers import write_two_layers
 
 
@@ -227,10 +226,10 @@ def test_reports_show_several_comparisons_apart(tmp_path: Path):
     assert {one["reference"] for one in content["outputs"]} == {
         one["reference"] for one in content["comparisons"]
     }
-    suites = xml.fromstring(junit_xml(report, "m").encode())
+    suites = xml.fromstring(as_junit(report, "m").encode())
     verdicts = [suite.find("testcase[@name='verdict']/failure") is None for suite in suites]
     assert verdicts == [True, False]
-    text = markdown(report, "m")
+    text = as_markdown(report, "m")
     assert text.startswith("### m: NOT EQUAL\n")
     assert "#### Against vectors recorded from the original model: NOT EQUAL\n" in text
 

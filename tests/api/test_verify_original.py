@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import moh_deploy
-from moh_deploy.cli.report_files.verify_junit import junit_xml
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.frontend.prove import rerun
 from moh_deploy.frontend.prove.eager import EagerModel
@@ -18,6 +17,7 @@ from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.samples import recorded_samples
 from tests import small_moh
 from tests.cli.run_cli import Cli
+from tests.report.shown import as_junit
 
 FACTORY = "tests.api.test_verify_original:build"
 
@@ -215,7 +215,7 @@ def test_where_the_trace_does_not_run_outputs_alone_are_compared(folder: Path, t
     assert (alone.vector_sets, alone.has_routing, alone.layers) == (1, False, ())
     assert alone.reference == "original model TracedForMany in memory, outputs alone"
     assert "does not run at batch=1, seq=11, where the original model does (" in alone.notes[-1]
-    suite = junit_xml(report, "package").partition(", outputs alone")[2]
+    suite = as_junit(report, "package").partition(", outputs alone")[2]
     assert '<skipped message="The reference holds no gates." />' in suite
 
 

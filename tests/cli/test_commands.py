@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.cli.report_files import verify_files
+from moh_deploy.cli.report_files import ReportFiles
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.parity_report import ParityReport
 from tests.cli.run_cli import Cli
@@ -295,7 +295,7 @@ def test_measurement_without_an_answer_overwrites_reports_of_an_earlier_run(
 
 def test_reports_of_a_job_that_was_stopped_say_that_it_did_not_finish(tmp_path: Path):
     html = tmp_path / "report.html"
-    files = verify_files("model", (), junit=None, markdown=None, html=html)
+    files = ReportFiles("verify", "model", {"html": html})
 
     def stopped() -> ParityReport:
         assert "The comparison did not finish." in html.read_text()

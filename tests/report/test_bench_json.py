@@ -10,9 +10,9 @@ from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
 from moh_deploy.perf.bench.fresh_run import FreshRun
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import Difference
-from tests.cli.report_files.samples import bench_report
 from tests.report.forms.bench_json import BenchJson
 from tests.report.json_forms import assert_of_form
+from tests.report.samples import bench_report
 
 REPORT = bench_report()
 ONE = Difference(0.1, 0.0, 0.2)

@@ -13,9 +13,9 @@ from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.locate import Between, Divergence
 from moh_deploy.validate.bisection.places import Place
 from moh_deploy.validate.bisection.report import BisectReport, Repair
-from tests.cli.report_files.samples import parity_report
 from tests.report.forms.bisect_json import BisectJson
 from tests.report.json_forms import assert_of_form
+from tests.report.samples import parity_report
 
 PLACE = Place("blocks.0.up.MatMul", "MatMul", "blocks.0", "up")
 BROKEN = NodeError(PLACE, before=math.inf, behind=math.nan, size=1e5, finite=False)

@@ -7,9 +7,9 @@ import pytest
 
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.tolerances import TOLERANCES
-from tests.cli.report_files.test_verify_junit import LAYER, METRIC, OUTPUT, REPORT
 from tests.report.forms.parity_json import VerifyJson
 from tests.report.json_forms import assert_of_form
+from tests.validate.test_parity_document import LAYER, METRIC, OUTPUT, REPORT
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import KeptOperators, TensorInfo
 from moh_deploy.perf.inspect_report import InspectReport
-from moh_deploy.report.tables import si
+from moh_deploy.report.numbers import si
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.layers_text import runs_text
 from moh_deploy.runtime.run_report import RunReport

@@ -7,8 +7,8 @@ from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.baseline_figures import parity_figures
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport, combined
 from moh_deploy.validate.reference import RECORDED
-from tests.cli.report_files.test_verify_junit import METRIC
 from tests.kernel_library import NO_KERNELS
+from tests.validate.test_parity_document import METRIC
 
 OUTPUTS = (
     OutputParity("y", "0", 1e-6, 1e-6, 1e-4, elements=6),

@@ -6,7 +6,7 @@ import pytest
 
 from moh_deploy.validate.folded import folded
 from moh_deploy.validate.tolerances import tolerance_for
-from tests.cli.report_files.test_verify_junit import LAYER, OUTPUT, REPORT
+from tests.validate.test_parity_document import LAYER, OUTPUT, REPORT
 
 
 def test_worst_batch_stands_for_all_and_counts_add_up():

@@ -13,14 +13,13 @@ import pytest
 from onnx import TensorProto, helper
 
 import moh_deploy
-from moh_deploy.cli.report_files.verify_junit import junit_xml
-from moh_deploy.cli.report_files.verify_page import verify_page
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
-from moh_deploy.report.html.page import Run
+from moh_deploy.report.document import About
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.valid_tokens import ValidTokens, token_view
 from tests.handmade_package import MANIFEST, model, vectors, write_package
+from tests.report.shown import as_junit, as_page
 from tests.routed_package import SEQ, WIDTH, write_routed
 
 MASK = np.array([[1, 1, 0], [1, 0, 0]], np.int64)
@@ -63,7 +62,7 @@ def test_garbage_in_padding_is_accepted_with_the_mask_and_refused_without(tmp_pa
     assert report.outputs[0].elements == 3 * 8
     assert report.statistics.head_loads[0].tokens == 3
     assert report.notes == ("3 of 6 tokens are padding by 'mask', and were not compared.",)
-    for text in (junit_xml(report, "m"), verify_page(report, Run("m"))):
+    for text in (as_junit(report, "m"), as_page(report, About("m"))):
         assert text.count("3 of 6 tokens are padding") == 1
     assert not moh_deploy.verify(root, kernels="off").equal
 

@@ -11,7 +11,7 @@ from moh_deploy.perf.bench.layer_work import LayerWork
 from moh_deploy.perf.bench.measured import Measured
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import Difference
-from moh_deploy.report.tables import percent
+from moh_deploy.report.numbers import percent
 
 if TYPE_CHECKING:
     from moh_deploy.perf.bench.report import PackageWork

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.perf.bench.measured import METRICS, Measured
+from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.system.units import NUMBER, parse_quantity
 
@@ -113,6 +114,15 @@ class GateResult:
     limit: float | None
     passed: bool
     reason: str
+
+    @property
+    def sentence(self) -> str:
+        """What was asked, of whom, and what was measured."""
+        verb = "passed" if self.passed else "not measured" if self.measured is None else "failed"
+        if self.limit is None:
+            verb = "not measured"
+        where = f"{self.contestant} on {self.inputs} inputs at {sizes_text(self.sizes)}"
+        return f"gate '{self.gate}' {verb} for {where}: {self.reason}"
 
 
 def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]) -> BenchGate:

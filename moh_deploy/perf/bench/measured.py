@@ -9,6 +9,7 @@ from moh_deploy.perf.bench.agreement import Agreement
 from moh_deploy.perf.bench.fresh_run import FreshRun
 from moh_deploy.perf.bench.latency import LEAST_RUNS, Latency
 from moh_deploy.perf.timing import Ratio
+from moh_deploy.report.document import Cell, Share
 from moh_deploy.system.units import BYTES, MILLISECONDS, PER_SECOND, SHARE
 
 
@@ -48,19 +49,28 @@ class Measured:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that may be compared.
+    """A number of a contestant that reports show and gates may be about.
 
     Attributes:
+        title: Of its column.
         units: Unit to how many of the metric's own units it is; that one is `unit`.
-        unit: What follows the number in reports.
+        unit: What follows the number in sentences.
         read: Returns it; None where it was not measured.
-        why_missing: Why that may be.
+        show: Returns what a table shows of it.
+        why_missing: Why there may be none.
     """
 
+    title: str
     units: Mapping[str, float]
     unit: str
     read: Callable[[Measured], float | None]
+    show: Callable[[float], Cell]
     why_missing: str = ""
+
+    def cell(self, measured: Measured) -> Cell:
+        """Return what a table shows of a contestant."""
+        value = self.read(measured)
+        return None if value is None else self.show(value)
 
     def text(self, value: float) -> str:
         """Return `1.23 ms`."""
@@ -69,8 +79,15 @@ class Metric:
         return f"{value:.5g} {self.unit}".strip()
 
 
-def _milliseconds(read: Callable[[Measured], float | None], why_missing: str = "") -> Metric:
-    return Metric(MILLISECONDS, "ms", read, why_missing)
+def _milliseconds(
+    title: str, read: Callable[[Measured], float | None], why_missing: str = ""
+) -> Metric:
+    return Metric(f"{title} ms", MILLISECONDS, "ms", read, _ms, why_missing)
+
+
+def _ms(value: float) -> str:
+    """Return milliseconds to three digits, never with an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _needs(percent: int) -> str:
@@ -80,19 +97,24 @@ def _needs(percent: int) -> str:
 _NO_PROCESS = "it cannot be loaded in a process of its own"
 
 METRICS: Mapping[str, Metric] = {
-    "p50": _milliseconds(lambda one: one.latency.p50_ms),
-    "p90": _milliseconds(lambda one: one.latency.p90_ms, _needs(90)),
-    "p99": _milliseconds(lambda one: one.latency.p99_ms, _needs(99)),
-    "mean": _milliseconds(lambda one: one.latency.mean_ms),
-    "cpu": _milliseconds(lambda one: one.latency.cpu_ms),
-    "utilisation": Metric(SHARE, "", lambda one: one.latency.utilisation),
-    "throughput": Metric(PER_SECOND, "/s", lambda one: one.throughput),
-    "load": _milliseconds(lambda one: one.fresh.load_ms, _NO_PROCESS),
-    "first_run": _milliseconds(lambda one: one.fresh.first_run_ms, _NO_PROCESS),
+    "p50": _milliseconds("p50", lambda one: one.latency.p50_ms),
+    "p90": _milliseconds("p90", lambda one: one.latency.p90_ms, _needs(90)),
+    "p99": _milliseconds("p99", lambda one: one.latency.p99_ms, _needs(99)),
+    "mean": _milliseconds("mean", lambda one: one.latency.mean_ms),
+    "throughput": Metric(
+        "samples/s", PER_SECOND, "/s", lambda one: one.throughput, lambda value: f"{value:.4g}"
+    ),
+    "cpu": _milliseconds("CPU", lambda one: one.latency.cpu_ms),
+    "utilisation": Metric("busy", SHARE, "", lambda one: one.latency.utilisation, Share),
+    "load": _milliseconds("load", lambda one: one.fresh.load_ms, _NO_PROCESS),
+    "first_run": _milliseconds("first run", lambda one: one.fresh.first_run_ms, _NO_PROCESS),
     "peak_memory": Metric(
+        "peak MiB",
         BYTES,
         "MiB",
         lambda one: one.fresh.peak_memory_bytes,
+        lambda value: f"{value / 2**20:.0f}",
         f"the system does not tell it, or {_NO_PROCESS}",
     ),
 }
+"""By the name that gates call them; columns of a report are in this order."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moh_deploy.package import (
     CHOICES,
@@ -26,14 +25,15 @@ from moh_deploy.perf.choices_text import (
     times_text,
 )
 from moh_deploy.perf.timing import Ratio
+from moh_deploy.report.document import Cell, Document, Table
+from moh_deploy.report.numbers import count
+from moh_deploy.report.report import Report
+from moh_deploy.runtime.layers_text import reasons
 from moh_deploy.runtime.runner import KernelUse
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
-class TuneReport:
+class TuneReport(Report):
     """One tuning.
 
     Attributes:
@@ -94,10 +94,13 @@ class TuneReport:
             "kernels": self.kernels.to_json(),
         }
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        return Group(*self._parts())
+    def document(self) -> Document:
+        """Return what it says."""
+        columns = ("layer", "was", "is", *(f"#{choice}, ms" for choice in CHOICES), "#gain")
+        title = "layers" if self.tuning.source == "given" else f"layers, {self._measured_how()}"
+        rows = list(map(self._row, range(len(self.layers))))
+        table = Table(title, (*columns, "#predicted gain"), rows)
+        return Document("tune", (table,), findings=tuple(self._lines()))
 
     def _gain(self) -> float | None:
         return None if self.model_ratio is None else 1 / self.model_ratio.value
@@ -116,16 +119,7 @@ class TuneReport:
             "undecided": layer.path in self.undecided,
         }
 
-    def _parts(self) -> Iterator[RenderableType]:
-        from moh_deploy.report.tables import line, table
-
-        columns = ["layer", "was", "is", *(f"#{choice}, ms" for choice in CHOICES), "#gain"]
-        columns.append("#predicted gain")
-        title = "layers" if self.tuning.source == "given" else f"layers, {self._measured_how()}"
-        yield table(title, columns, map(self._row, range(len(self.layers))))
-        yield from map(line, self._lines())
-
-    def _row(self, index: int) -> tuple[object, ...]:
+    def _row(self, index: int) -> tuple[Cell, ...]:
         layer, ms = self.layers[index], measured_ms(self.tuning, index)
         choices = choice_text(self.before[index]), choice_text(layer)
         gains = measured_gain(layer, self.tuning, index), self.predicted_gains[index]
@@ -138,9 +132,6 @@ class TuneReport:
         return f"{clock}, {threads_text(self.tuning)}, at {sizes}"
 
     def _lines(self) -> Iterator[str]:
-        from moh_deploy.report.tables import count
-        from moh_deploy.runtime.layers_text import reasons
-
         if self.tuning.source == "measured":
             for index, layer in enumerate(self.layers):
                 yield from other_winners(layer, self.tuning, index)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moh_deploy.errors import MoHDeployError
+from moh_deploy.report.document import Block, Document, Table, Text
+from moh_deploy.report.numbers import si
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer
 from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text
 from moh_deploy.runtime.tensorrt.rejection import Rejection, reasons, refusal
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 
 @dataclass(frozen=True)
-class BuildReport:
+class BuildReport(Report):
     """One build.
 
     Attributes:
@@ -65,31 +63,23 @@ class BuildReport:
             ],
         }
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        return Group(*self._parts())
-
-    def _parts(self) -> Iterator[RenderableType]:
-        from moh_deploy.report.tables import line, table, verdict
-
-        yield line(self._subject())
-        for profile in self.profiles:
-            yield line(f"profile: {profile_text(profile)}")
+    def document(self) -> Document:
+        """Return what it says."""
+        blocks: list[Block] = [Text(self._subject())]
+        blocks += (Text(f"profile: {profile_text(profile)}") for profile in self.profiles)
         if self.layers:
             columns = ("layer", "attention", "router", "why not by kernels")
             rows = [(x.path, x.moh_impl, x.router_impl, x.reason) for x in self.layers]
-            yield table("MoH layers", columns, rows)
-        yield from map(line, self.notes)
-        yield verdict(self.status != "refused", self._verdict())
+            blocks.append(Table("MoH layers", columns, rows))
+        blocks += map(Text, self.notes)
+        blocks.append(Text(self._verdict(), self.status != "refused"))
+        return Document("build", tuple(blocks))
 
     def _subject(self) -> str:
         targets = ", ".join(self.compute_capabilities) or "of this machine's GPU"
         return f"{self.backend}, compute capability {targets}, {self.precision}"
 
     def _verdict(self) -> str:
-        from moh_deploy.report.tables import si
-
         kinds = Counter(layer.moh_impl for layer in self.layers)
         layers = ", ".join(f"{number} by {kind}" for kind, number in kinds.items()) or "none"
         if self.status == "refused":

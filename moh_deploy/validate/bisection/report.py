@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moh_deploy.errors import ValidationError
+from moh_deploy.report.document import Block, Document, Table, Text
+from moh_deploy.report.numbers import count, percent, si
+from moh_deploy.report.report import Report
 from moh_deploy.validate.bisection.checkpoint import Checkpoint
 from moh_deploy.validate.bisection.cure import Cure
 from moh_deploy.validate.bisection.divergence import NodeError, by_module
@@ -16,9 +18,6 @@ from moh_deploy.validate.bisection.locate import Between, Divergence
 from moh_deploy.validate.bisection.places import Place
 from moh_deploy.validate.bisection.text import MOST_NAMES, divergence_text, size_text
 from moh_deploy.validate.parity_report import ParityReport
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _MOST_ROWS = 40
 
@@ -47,7 +46,7 @@ class Repair:
 
 
 @dataclass(frozen=True)
-class BisectReport:
+class BisectReport(Report):
     """What bisecting a package found.
 
     Attributes:
@@ -123,29 +122,22 @@ class BisectReport:
             "notes": list(self.notes),
         }
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        return Group(*self._parts())
-
-    def _parts(self) -> Iterator[RenderableType]:
-        from moh_deploy.report.tables import line, verdict
-
+    def document(self) -> Document:
+        """Return what it says."""
+        blocks: list[Block] = []
         if self.divergence is None:
-            yield verdict(True, f"NOTHING DIVERGES from the {self.reference}")
+            blocks.append(Text(f"NOTHING DIVERGES from the {self.reference}", True))
         else:
-            yield from _divergence_parts(self.divergence)
-            yield from _module_table(self.errors)
+            blocks += (*_divergence_blocks(self.divergence), *_module_table(self.errors))
         if self.repair is not None:
-            yield from _repair_parts(self.repair)
-        for note in (self.why_no_repair, *self.notes):
-            if note is not None:
-                yield line(note)
+            blocks += _repair_blocks(self.repair)
+        said = (self.why_no_repair, *self.notes)
+        return Document(
+            "bisect", tuple(blocks), remarks=tuple(text for text in said if text is not None)
+        )
 
 
 def _repair_text(repair: Repair) -> str:
-    from moh_deploy.report.tables import count
-
     nodes = repair.cure.nodes
     names = ", ".join(f"'{one.place.node}'" for one in nodes[:MOST_NAMES])
     more = f" and {len(nodes) - MOST_NAMES} more" if len(nodes) > MOST_NAMES else ""
@@ -153,61 +145,53 @@ def _repair_text(repair: Repair) -> str:
     return f"{count(len(nodes), 'node')} {needs} float32: {names}{more}."
 
 
-def _divergence_parts(found: Divergence) -> Iterator[RenderableType]:
-    from moh_deploy.report.tables import figure, table, verdict
-
+def _divergence_blocks(found: Divergence) -> Iterator[Block]:
     text = divergence_text(found)
-    yield verdict(False, text[0].upper() + text[1:])
-    rows = [(one.what, figure(one.error), figure(one.limit)) for one in found.wrong]
+    yield Text(text[0].upper() + text[1:], False)
+    rows = [(one.what, one.error, one.limit) for one in found.wrong]
     is_wrong = any(one.reason is not None for one in found.wrong)
     what = "what is wrong" if is_wrong else "what is nearest to its limit"
-    yield table(f"{what}, with the reference gates fed", ("", "#error", "#allowed"), rows)
+    yield Table(f"{what}, with the reference gates fed", ("", "#error", "#allowed"), rows)
     if found.between is not None:
-        yield from _suspect_parts(found.suspects)
+        yield from _suspect_blocks(found.suspects)
 
 
-def _suspect_parts(suspects: Sequence[Place]) -> Iterator[RenderableType]:
+def _suspect_blocks(suspects: Sequence[Place]) -> Iterator[Block]:
     """Show the nodes module by module, in the order in which the modules first run."""
-    from moh_deploy.report.tables import line, table
-
     modules = list(dict.fromkeys(one.module for one in suspects))
     ordered = sorted(suspects, key=lambda one: modules.index(one.module))
     rows = [(one.module, one.op, one.node) for one in ordered[:_MOST_ROWS]]
-    yield table("nodes that may be wrong", ("module", "operator", "node"), rows)
+    yield Table("nodes that may be wrong", ("module", "operator", "node"), rows)
     if len(suspects) > _MOST_ROWS:
-        yield line(f"and {len(suspects) - _MOST_ROWS} more, which --json lists")
+        yield Text(f"and {len(suspects) - _MOST_ROWS} more, which --json lists")
 
 
-def _module_table(errors: tuple[NodeError, ...]) -> Iterator[RenderableType]:
-    from moh_deploy.report.tables import table
-
+def _module_table(errors: tuple[NodeError, ...]) -> Iterator[Block]:
     worst = list(by_module(errors).items())
     rows = [(path, one.place.node, size_text(one)) for path, one in worst[:_MOST_ROWS]]
     if rows:
         more = len(worst) - len(rows)
         title = "largest error of each module, as a share of the largest value"
         title += f" (the first {len(rows)}, {more} more in --json)" if more else ""
-        yield table(title, ("module", "node", "#error"), rows)
+        yield Table(title, ("module", "node", "#error"), rows)
 
 
-def _repair_parts(repair: Repair) -> Iterator[RenderableType]:
-    from moh_deploy.report.tables import count, line, percent, si, table, verdict
-
-    yield verdict(True, _repair_text(repair))
+def _repair_blocks(repair: Repair) -> Iterator[Block]:
+    yield Text(_repair_text(repair), True)
     nodes = repair.cure.nodes
     rows = [(n.place.module, n.place.op, n.place.node, n.reason) for n in nodes[:_MOST_ROWS]]
-    yield table("has to be in float32", ("module", "operator", "node", "why"), rows)
+    yield Table("has to be in float32", ("module", "operator", "node", "why"), rows)
     least = (
         "none of them can be spared" if repair.cure.smallest else "fewer may do: runs were used up"
     )
-    yield line(
+    yield Text(
         f"found in {count(repair.cure.trials, 'run')}; {least}. It takes"
         f" {percent(repair.flops_share) or 'an unknown share'} of the multiply-adds, and"
         f" {si(repair.bytes_after)}B in place of {si(repair.bytes_before)}B, with {repair.weights}."
     )
     if repair.written is not None:
         error = f"largest error {repair.parity.max_abs_error:.3g}"
-        yield verdict(True, f"REPAIRED: passes verify, {error}; written to {repair.written}")
+        yield Text(f"REPAIRED: passes verify, {error}; written to {repair.written}", True)
 
 
 def _divergence_json(found: Divergence) -> dict[str, object]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import MOST_CORPUS_BYTES, CorpusSample
-from moh_deploy.report.tables import count, figure, line, table, verdict
+from moh_deploy.report.document import Block, Case, Document, Outcome, Suite, Table, Text, Verdict
+from moh_deploy.report.numbers import count
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.layers_text import runs_text
 from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.validate.edge_cases.case_result import CaseResult, Status
 from moh_deploy.validate.edge_cases.input_states import ZERO
 from moh_deploy.validate.edge_cases.mining import Mined
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 SCHEMA_VERSION = 1
 
@@ -29,11 +27,18 @@ REFERENCE = (
     " function bodies with optimisations off (not the original model)"
 )
 
-_MOST_REASONS, _MOST_SHOWN = 10, 8
+_MOST_SHOWN = 8
+_COLUMNS = ("kind", "case", "where", "result", "what was found")
+_OUTCOMES: dict[Status, Outcome] = {
+    "passed": "passed",
+    "failed": "failure",
+    "not applicable": "skipped",
+    "not run": "skipped",
+}
 
 
 @dataclass(frozen=True)
-class ProbeReport:
+class ProbeReport(Report):
     """What became of each case.
 
     Attributes:
@@ -118,10 +123,9 @@ class ProbeReport:
             "kernels": self.kernels.to_json(),
         }
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        return Group(*_parts(self))
+    def document(self) -> Document:
+        """Return what it says."""
+        return _document(self)
 
 
 def _has_numbers(one: CaseResult) -> bool:
@@ -132,20 +136,36 @@ def _is_missed(one: CaseResult) -> bool:
     return one.kind == "corpus" and one.status == "not run"
 
 
-def _parts(report: ProbeReport) -> Iterator[RenderableType]:
+def _document(report: ProbeReport) -> Document:
     rows = [
         row
         for _, group in groupby(report.results, lambda one: one.kind)
         for row in _rows(list(group))
     ]
-    yield table("edge cases", ["kind", "case", "where", "result", "what was found"], rows)
+    blocks: list[Block] = [Table("edge cases", _COLUMNS, rows)]
     if report.mining is not None:
-        yield from _mining_parts(report, report.mining)
-    for reason in report.reasons[:_MOST_REASONS]:
-        yield verdict(False, reason)
-    if len(report.reasons) > _MOST_REASONS:
-        yield verdict(False, f"... and {len(report.reasons) - _MOST_REASONS} more")
-    yield verdict(report.passed, _summary(report))
+        blocks += _mining_blocks(report.layers, report.mining)
+    counts = ", ".join(f"{report.count(status)} {status}" for status in STATUSES)
+    verdict = Verdict(
+        "PASSED" if report.passed else "FAILED",
+        report.passed,
+        counts,
+        (counts, *_lines(report)),
+        reasons=report.reasons,
+    )
+    return Document("probe", tuple(blocks), verdict, suites=(_suite(report),))
+
+
+def _lines(report: ProbeReport) -> Iterator[str]:
+    yield f"reference: {REFERENCE}"
+    if report.mining is not None:
+        searched = count(report.mining.searched, "sample")
+        yield f"{searched} searched, {report.mining.tokens} choices of heads"
+    size = sum(one.num_bytes for one in report.corpus)
+    written = "written" if report.corpus_written else "as it was"
+    yield f"regression corpus: {count(len(report.corpus), 'sample')}, {size} bytes, {written}"
+    yield runs_text(report.layer_runs)
+    yield report.kernels.describe()
 
 
 def _rows(results: Sequence[CaseResult]) -> Iterator[tuple[str, str, str, str, str]]:
@@ -159,43 +179,44 @@ def _rows(results: Sequence[CaseResult]) -> Iterator[tuple[str, str, str, str, s
         yield group[0].kind, case, where, status, detail
 
 
-def _mining_parts(report: ProbeReport, mining: Mined) -> Iterator[RenderableType]:
+def _mining_blocks(layers: Sequence[str], mining: Mined) -> Iterator[Block]:
     rows = [
-        (name, report.layers[token.layer], list(token.token), figure(token.margin))
+        (name, layers[token.layer], str(list(token.token)), token.margin)
         for name, sample in zip(mining.names, mining.samples, strict=True)
         for token in sample.mined[:1]
     ]
     title = "least clear choices in the inputs, one of each sample"
     if rows:
-        yield table(title, ["sample", "layer", "token", "#margin"], rows)
+        yield Table(title, ("sample", "layer", "token", "#margin"), rows)
     if mining.too_large:
         size = f"{MOST_CORPUS_BYTES // 2**20} MiB"
-        yield line(
+        yield Text(
             f"{count(mining.too_large, 'sample')} of the least clear left out: a corpus has room"
             f" for {size}. Shorter inputs fit."
         )
     if mining.unknown:
         shown = ", ".join(mining.unknown[:_MOST_SHOWN])
         more = len(mining.unknown) - _MOST_SHOWN
-        yield line(
-            f"Margins are not known, or nothing is chosen, in {shown}"
-            + (f" and {more} more." if more > 0 else ".")
-        )
+        others = f" and {more} more" if more > 0 else ""
+        yield Text(f"Margins are not known, or nothing is chosen, in {shown}{others}.")
 
 
-def _summary(report: ProbeReport) -> str:
-    counts = ", ".join(f"{report.count(status)} {status}" for status in STATUSES)
-    lines = [f"{'PASSED' if report.passed else 'FAILED'}: {counts}", f"reference: {REFERENCE}"]
-    if report.mining is not None:
-        mined = report.mining
-        lines.append(f"{count(mined.searched, 'sample')} searched, {mined.tokens} choices of heads")
-    size = sum(one.num_bytes for one in report.corpus)
-    written = "written" if report.corpus_written else "as it was"
-    lines.append(
-        f"regression corpus: {count(len(report.corpus), 'sample')}, {size} bytes, {written}"
+def _suite(report: ProbeReport) -> Suite:
+    """Return each case as a test case: what did not run is skipped, and never passed."""
+    said = f"{report.count('passed')} passed" if report.passed else report.reasons[0]
+    verdict = Case("probe", "verdict", "passed" if report.passed else "failure", said)
+    facts = (
+        ("reference", REFERENCE),
+        ("policy", report.policy),
+        ("kernels", report.kernels.describe()),
     )
-    lines += [runs_text(report.layer_runs), report.kernels.describe()]
-    return "\n".join(lines)
+    return Suite((verdict, *map(_case, report.results)), facts=facts)
+
+
+def _case(result: CaseResult) -> Case:
+    outcome = _OUTCOMES[result.status]
+    detail = f"{result.status}: {result.detail}" if outcome == "skipped" else result.detail
+    return Case(result.kind, f"{result.case} [{result.place}]", outcome, detail)
 
 
 def _mining_json(mining: Mined, layers: Sequence[str]) -> dict[str, object]:

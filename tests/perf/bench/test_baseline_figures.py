@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.perf.bench.baseline_figures import bench_figures
-from tests.cli.report_files.samples import bench_report
+from tests.report.samples import bench_report
 
 
 @pytest.mark.parametrize("fault", [None, "its outputs hold NaN"])

@@ -11,7 +11,7 @@ from moh_deploy.perf.bench.layer_work import LayerWork
 from moh_deploy.perf.bench.measured import Measured
 from moh_deploy.perf.bench.report import PackageWork
 from moh_deploy.perf.timing import Difference, Ratio
-from tests.cli.report_files.samples import bench_report
+from tests.report.samples import bench_report
 
 WHERE = "build/model on recorded inputs at batch=4"
 LAYER = LayerWork("blocks.0.attn", "sparse", "kernel", 12, 24, 0.5, {"sparse": 0.71}, "sparse")

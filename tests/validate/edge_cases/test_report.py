@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from moh_deploy.cli.report_files.probe_junit import probe_junit
 from moh_deploy.package import CorpusSample, MinedToken
 from moh_deploy.validate.edge_cases.case_result import CaseResult
 from moh_deploy.validate.edge_cases.mining import Mined
@@ -15,6 +14,7 @@ from tests.handmade_package import vectors
 from tests.kernel_library import NO_KERNELS
 from tests.report.forms.probe_json import ProbeJson
 from tests.report.json_forms import assert_of_form
+from tests.report.shown import as_junit
 
 PASSED = CaseResult("routing", "ties", "blocks.0", "passed", "all agrees")
 SKIPPED = CaseResult("input", "padding only", "model outputs", "not run", "no mask")
@@ -84,7 +84,7 @@ def test_nothing_but_empty_outputs_is_no_pass():
 
 
 def test_junit_skips_what_did_not_run():
-    (suite,) = xml.fromstring(probe_junit(replace(REPORT, results=(PASSED, SKIPPED)), "m"))
+    (suite,) = xml.fromstring(as_junit(replace(REPORT, results=(PASSED, SKIPPED)), "m"))
     assert {name: suite.get(name) for name in ("tests", "failures", "skipped")} == {
         "tests": "3",
         "failures": "0",

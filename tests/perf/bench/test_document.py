@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.cli.report_files.bench_junit import bench_junit_xml
 from moh_deploy.perf.bench.gates import GateResult
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.baseline.result import RatchetEntry, RatchetResult
-from moh_deploy.report.junit_document import junit_error
+from moh_deploy.report.document import About, no_answer
+from moh_deploy.report.junit import junit
 from tests.kernel_library import NO_KERNELS
 from tests.report.junit_reader import read_outcomes
+from tests.report.shown import as_junit
 
 GATE = GateResult("p50 < 1 s", "m", "recorded", {"batch": 2}, 1.0, 1000.0, True, "it is")
 REPORT = BenchReport((), (), (), "batch", 1, 5.0, 0.5, "a machine", "a runtime", NO_KERNELS)
@@ -26,13 +27,13 @@ REPORT = BenchReport((), (), (), "batch", 1, 5.0, 0.5, "a machine", "a runtime",
     ids=["holds", "does not hold", "not measured"],
 )
 def test_each_gate_is_a_test_case(gate: GateResult, outcome: str):
-    found = read_outcomes(bench_junit_xml(replace(REPORT, gates=(GATE, gate)), "m"))
+    found = read_outcomes(as_junit(replace(REPORT, gates=(GATE, gate)), "m"))
     name = "p50 < 1 s for m on recorded inputs"
     assert found == {"verdict": outcome, f"1: {name}": "passed", f"2: {name}": outcome}
 
 
 def test_without_gates_nothing_is_called_passed():
-    assert read_outcomes(bench_junit_xml(REPORT, "m")) == {"verdict": "skipped"}
+    assert read_outcomes(as_junit(REPORT, "m")) == {"verdict": "skipped"}
 
 
 def test_markdown_has_no_markup_of_names():
@@ -46,11 +47,12 @@ def test_markdown_has_no_markup_of_names():
 def test_what_is_worse_than_it_was_is_a_failure():
     entry = RatchetEntry("inputs", "ratio", "worse", 0.5, 0.9, 0.6, "slower")
     report = replace(REPORT, ratchet=RatchetResult("baseline.json", (entry,), updated=False))
-    assert read_outcomes(bench_junit_xml(report, "m")) == {
+    assert read_outcomes(as_junit(report, "m")) == {
         "verdict": "failure",
         "inputs: ratio": "failure",
     }
 
 
 def test_run_without_an_answer_is_an_error():
-    assert read_outcomes(junit_error("m", "it did not finish", "bench")) == {"run": "error"}
+    nothing = no_answer("bench", "it did not finish")
+    assert read_outcomes(junit(nothing, About("m"))) == {"run": "error"}

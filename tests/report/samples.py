@@ -23,8 +23,8 @@ from moh_deploy.validate.routing_statistics import (
     layer_statistics,
 )
 from moh_deploy.validate.tolerances import TOLERANCES
-from tests.cli.report_files.test_verify_junit import METRIC
 from tests.kernel_library import NO_KERNELS
+from tests.validate.test_parity_document import METRIC
 
 SHARED = 2
 BOUND = TOLERANCES["float16"].near_tie

@@ -14,21 +14,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moh_deploy.cli.report_files.accuracy_tables import accuracy
-from moh_deploy.cli.report_files.bench_page import bench_page
-from moh_deploy.cli.report_files.verify_page import verify_page
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.baseline.result import Outcome, RatchetEntry, RatchetResult
-from moh_deploy.report.html.page import Run, no_answer_page
-from moh_deploy.report.html.tables import Cell, Track
+from moh_deploy.report.document import About, Table, no_answer
+from moh_deploy.report.html.page import page
+from moh_deploy.report.html.tracks import Track, page_table
 from moh_deploy.validate.accuracy import ChangedSample, MetricParity
+from moh_deploy.validate.accuracy.document import accuracy_section
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.routing_statistics import NO_STATISTICS
 from moh_deploy.validate.valid_tokens import TokenCount
-from tests.cli.report_files.samples import bench_report, parity_report, with_accuracy, with_classes
-from tests.cli.report_files.test_verify_junit import METRIC
+from tests.report.samples import bench_report, parity_report, with_accuracy, with_classes
+from tests.report.shown import as_page
+from tests.validate.test_parity_document import METRIC
 
-RUN = Run("build/model", ("verify", "build/my model", "--html", "a.html"))
+RUN = About("build/model", "moh-deploy verify 'build/my model' --html a.html")
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"
 
 _VOID = {"meta", "link", "br", "img"}
@@ -66,12 +66,12 @@ def words(page: str) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "equal": lambda: verify_page(parity_report(), RUN),
-    "classes": lambda: verify_page(with_classes(parity_report()), RUN),
-    "not equal": lambda: verify_page(parity_report(wrong=1), RUN),
-    "accuracy": lambda: verify_page(with_accuracy(parity_report()), RUN),
-    "bench": lambda: bench_page(bench_report(), RUN),
-    "no answer": lambda: no_answer_page("verify", RUN, "it did not finish"),
+    "equal": lambda: as_page(parity_report(), RUN),
+    "classes": lambda: as_page(with_classes(parity_report()), RUN),
+    "not equal": lambda: as_page(parity_report(wrong=1), RUN),
+    "accuracy": lambda: as_page(with_accuracy(parity_report()), RUN),
+    "bench": lambda: as_page(bench_report(), RUN),
+    "no answer": lambda: page(no_answer("verify", "it did not finish"), RUN),
 }
 
 
@@ -144,13 +144,13 @@ def hostile_bench() -> BenchReport:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda run: verify_page(hostile_parity(), run),
-        lambda run: bench_page(hostile_bench(), run),
-        lambda run: no_answer_page("verify", run, HOSTILE),
+        lambda run: as_page(hostile_parity(), run),
+        lambda run: as_page(hostile_bench(), run),
+        lambda run: page(no_answer("verify", HOSTILE), run),
     ],
 )
-def test_names_are_text_and_nothing_else(make: Callable[[Run], str]):
-    page = make(Run(HOSTILE, (HOSTILE,)))
+def test_names_are_text_and_nothing_else(make: Callable[[About], str]):
+    page = make(About(HOSTILE, HOSTILE))
     page.encode()  # no halves of surrogate pairs
     assert "\x00" not in page
     tags = Checked(page).tags
@@ -160,32 +160,32 @@ def test_names_are_text_and_nothing_else(make: Callable[[Run], str]):
 
 
 def test_verdict_comes_first_with_all_reasons():
-    page = verify_page(parity_report(wrong=1), RUN)
+    page = as_page(parity_report(wrong=1), RUN)
     text = words(page)
     assert text.index("NOT EQUAL") < text.index("blocks.1.attn") < text.index("max abs error")
     assert "5 of 56 tokens choose other heads" in text
     assert page.index('id="verdict"') < page.index("<table")
-    assert "✓ EQUAL" in words(verify_page(parity_report(), RUN))
+    assert "✓ EQUAL" in words(as_page(parity_report(), RUN))
 
 
 def test_padding_that_was_left_out_is_told_once():
     report = replace(parity_report(), tokens=TokenCount("attention_mask", 56, 9))
-    text = words(verify_page(report.with_token_notes(), RUN))
+    text = words(as_page(report.with_token_notes(), RUN))
     assert text.count("9 of 56 tokens are padding by 'attention_mask'") == 1
 
 
 def test_many_reasons_are_folded_and_none_is_lost():
     report = parity_report(layers=30)
     layers = tuple(replace(one, reason=f"reason {i}.") for i, one in enumerate(report.layers))
-    text = words(verify_page(replace(report, layers=layers), RUN))
+    text = words(as_page(replace(report, layers=layers), RUN))
     assert "20 more reasons" in text
     assert all(f"reason {i}." in text for i in range(30))
 
 
 def test_command_can_be_copied():
-    page = verify_page(parity_report(), RUN)
+    page = as_page(parity_report(), RUN)
     assert "moh-deploy verify 'build/my model' --html a.html" in words(page)
-    assert "Reproduce" not in words(verify_page(parity_report(), Run("build/model")))
+    assert "Reproduce" not in words(as_page(parity_report(), About("build/model")))
 
 
 def test_numbers_that_are_none_are_called_so():
@@ -193,7 +193,7 @@ def test_numbers_that_are_none_are_called_so():
     first, *others = report.layers
     layers = (replace(first, gate_error=math.nan, reason="NaN"), *others)
     outputs = (replace(report.outputs[0], max_abs_error=math.inf, reason="inf"),)
-    page = verify_page(replace(report, layers=layers, outputs=outputs), RUN)
+    page = as_page(replace(report, layers=layers, outputs=outputs), RUN)
     assert "error NaN, tolerance 0.0001" in page
     assert "error ∞, tolerance 0.0001" in page
     assert not re.search(r'="[^"]*(nan|inf)\b[^"]*%"', page)
@@ -201,11 +201,11 @@ def test_numbers_that_are_none_are_called_so():
 
 def test_what_was_not_compared_is_not_shown_as_equal():
     engine = replace(parity_report(), layers=(), has_routing=False, statistics=NO_STATISTICS)
-    text = words(verify_page(engine, RUN))
+    text = words(as_page(engine, RUN))
     assert "Routing was not compared: the reference holds no gates." in text
     assert "100 %" not in text
     nothing = replace(engine, vector_sets=0, outputs=())
-    text = words(verify_page(nothing, RUN))
+    text = words(as_page(nothing, RUN))
     assert "NOT EQUAL" in text
     assert "there are no vectors to compare with" in text
     assert "no data" in text
@@ -213,30 +213,30 @@ def test_what_was_not_compared_is_not_shown_as_equal():
 
 def test_model_without_moh_layers_has_no_routing_that_agrees():
     ordinary = replace(parity_report(), layers=(), layer_runs=(), statistics=NO_STATISTICS)
-    text = words(verify_page(ordinary, RUN))
+    text = words(as_page(ordinary, RUN))
     assert "routing agreement no data flips no data MoH layers on a kernel there is none" in text
     assert "100 %" not in text
     work = replace(bench_report().work[0], layers=())
-    assert "Skipped work" not in words(bench_page(replace(bench_report(), work=(work,)), RUN))
+    assert "Skipped work" not in words(as_page(replace(bench_report(), work=(work,)), RUN))
 
 
 def test_references_are_shown_one_after_the_other():
     reports = [
         replace(parity_report(wrong=i), reference=name) for i, name in ((None, "a"), (1, "b"))
     ]
-    text = words(verify_page(combined(reports), RUN))
+    text = words(as_page(combined(reports), RUN))
     assert text.index("Against a") < text.index("Against b")
 
 
 def test_bench_says_what_its_gates_say():
-    text = words(bench_page(bench_report(), RUN))
+    text = words(as_page(bench_report(), RUN))
     assert "✓ GATES PASSED" in text
-    failed = words(bench_page(bench_report(limit_ms=1.0), RUN))
+    failed = words(as_page(bench_report(limit_ms=1.0), RUN))
     assert "✗ GATES FAILED" in failed
     assert failed.index("gate 'p50 < 1 ms' failed") < failed.index("Latency")
     shown = "build/model on recorded inputs at batch=4: skipping heads pays"
     assert text.index("What it shows") < text.index(shown) < text.index("Latency")
-    ungated = words(bench_page(replace(bench_report(), gates=()), RUN))
+    ungated = words(as_page(replace(bench_report(), gates=()), RUN))
     assert "MEASURED" in ungated
     assert "nothing is judged" in ungated
 
@@ -247,7 +247,7 @@ def test_bench_without_runs_that_were_kept_says_so():
         replace(one, latency=replace(one.latency, sorted_ms=())) for one in report.results
     )
     assert "No data: the times of single runs were not kept." in words(
-        bench_page(replace(report, results=results), RUN)
+        as_page(replace(report, results=results), RUN)
     )
 
 
@@ -265,7 +265,7 @@ def test_whatever_was_measured_there_is_a_page(errors: list[float], limit: float
         for one, error in zip(report.layers, errors, strict=False)
     )
     output = replace(report.outputs[0], max_abs_error=errors[2], max_rel_error=limit)
-    page = verify_page(replace(report, layers=layers, outputs=(output,)), RUN)
+    page = as_page(replace(report, layers=layers, outputs=(output,)), RUN)
     Checked(page)
     places = re.findall(r' (?:x|x1|x2|cx|width)="([^"]*)%"', page)
     assert places
@@ -276,7 +276,7 @@ def test_whatever_was_measured_there_is_a_page(errors: list[float], limit: float
     ("layers", "heads", "most"), [(1, 1, 30_000), (3, 6, 40_000), (100, 64, 600_000)]
 )
 def test_pages_stay_small(layers: int, heads: int, most: int):
-    page = verify_page(parity_report(layers, heads, wrong=0), RUN)
+    page = as_page(parity_report(layers, heads, wrong=0), RUN)
     assert len(page.encode()) < most
     assert len(re.findall(r'<t[dh][^>]*class="(?:h\d+|hx|pair)', page)) == layers * heads
 
@@ -287,13 +287,13 @@ def ratchet(outcome: Outcome, limit: float | None = 1.0) -> RatchetResult:
 
 
 def test_figures_that_are_worse_than_before_are_no_good_verdict():
-    held = words(verify_page(replace(parity_report(), ratchet=ratchet("held")), RUN))
+    held = words(as_page(replace(parity_report(), ratchet=ratchet("held")), RUN))
     assert "✓ EQUAL" in held
     assert "base<line>.json: 1 held" in held
-    worse = words(verify_page(replace(parity_report(), ratchet=ratchet("worse")), RUN))
+    worse = words(as_page(replace(parity_report(), ratchet=ratchet("worse")), RUN))
     assert "✗ EQUAL, AND WORSE THAN BEFORE" in worse
     assert worse.index("it was 1, it is 2") < worse.index("max abs error")
-    wrong = words(verify_page(replace(parity_report(wrong=0), ratchet=ratchet("worse")), RUN))
+    wrong = words(as_page(replace(parity_report(wrong=0), ratchet=ratchet("worse")), RUN))
     assert "✗ NOT EQUAL" in wrong
 
 
@@ -305,31 +305,31 @@ def test_measured_figures_that_are_worse_than_before_are_no_good_verdict():
         (False, "gone", "✗ WORSE THAN BEFORE"),
     ):
         report = replace(bench_report(), ratchet=ratchet(cast(Outcome, outcome)))
-        page = bench_page(report if gates else replace(report, gates=()), RUN)
+        page = as_page(report if gates else replace(report, gates=()), RUN)
         assert word in words(page)
     both = replace(bench_report(limit_ms=1.0), ratchet=ratchet("worse"))
-    assert "✗ GATES FAILED" in words(bench_page(both, RUN))
+    assert "✗ GATES FAILED" in words(as_page(both, RUN))
 
 
 def test_accuracy_is_shown_before_errors():
     changed = ChangedSample(3, "a<b>.npz", 1.0, 0.0, 4, 4, 9)
     metric = replace(METRIC, changed=(changed,), verdict="failed", reason="top-1 lost 2 points.")
-    page = verify_page(replace(parity_report(), accuracy=(METRIC, metric)), RUN)
+    page = as_page(replace(parity_report(), accuracy=(METRIC, metric)), RUN)
     text = words(page)
-    assert text.index("top-1 lost 2 points.") < text.index("metrics of the task")
-    assert text.index("metrics of the task") < text.index("Error, in order of execution")
+    assert text.index("top-1 lost 2 points.") < text.index("loss as a share")
+    assert text.index("loss as a share") < text.index("Error, in order of execution")
     assert "a<b>.npz" in text
-    assert "Accuracy" not in words(verify_page(parity_report(), RUN))
+    assert "Accuracy" not in words(as_page(parity_report(), RUN))
     Checked(page)
 
 
 def test_accuracy_says_both_sides_and_what_may_be_lost():
-    said = words(verify_page(with_accuracy(parity_report()), RUN))
-    assert "98.00 % 97.00 % -1.00 points, -2.00 to 0.10 points 0.98 points 360 4, 1 0.375" in said
+    said = words(as_page(with_accuracy(parity_report()), RUN))
+    assert "98.00 % 97.00 % -1.00 points -2.00 to 0.10 points 0.98 points 360 4 1 0.375" in said
     assert "NOT EQUAL" in said
     assert "1 of 360 samples has no finite perplexity" in said
     assert "17 val.npz[17] 3 3 8" in said
-    assert "Accuracy" not in words(verify_page(parity_report(), RUN))
+    assert "Accuracy" not in words(as_page(parity_report(), RUN))
 
 
 def test_loss_is_drawn_right_of_0_with_the_limit_at_1():
@@ -347,7 +347,6 @@ def test_loss_is_drawn_right_of_0_with_the_limit_at_1():
     assert cast("Track", row[1]).marks[1].start == pytest.approx(places[1], abs=0.02)
 
 
-def _first_row(one: MetricParity) -> Sequence[Cell]:
-    found = accuracy([one])
-    assert found is not None
-    return found.metrics.rows[0]
+def _first_row(one: MetricParity) -> Sequence[object]:
+    (table,) = (block for block in accuracy_section([one], "").blocks if isinstance(block, Table))
+    return page_table(table).rows[0]

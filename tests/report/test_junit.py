@@ -5,13 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from junitparser import JUnitXml
 
-from moh_deploy.report import junit_document as junit  # pytest would collect its classes
+from moh_deploy.report.document import About, Case, Document, Outcome, Suite
+from moh_deploy.report.junit import junit
 from tests.report.junit_reader import read_outcomes
 
 
-def document(*cases: junit.TestCase, name: str = "m", note: str = "") -> str:
+def document(*cases: Case, name: str = "m", note: str = "") -> str:
     facts = (("subject", name),)
-    return junit.junit_document("verify", [junit.TestSuite(name, cases, facts, (note,))])
+    suite = Suite(cases, facts=facts, notes=(note,))
+    return junit(Document("verify", (), suites=(suite,)), About(name))
 
 
 HOSTILE = {
@@ -28,8 +30,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("outcome", ["passed", "failure", "skipped", "error"])
-def test_hostile_text_comes_back_as_it_was(text: str, outcome: junit.Outcome):
-    written = document(junit.TestCase("outputs", text, outcome, text), name=text, note=text)
+def test_hostile_text_comes_back_as_it_was(text: str, outcome: Outcome):
+    written = document(Case("outputs", text, outcome, text), name=text, note=text)
     assert read_outcomes(written) == {text: outcome}
     (suite,) = JUnitXml.fromstring(written.encode())
     (case,) = suite
@@ -39,19 +41,19 @@ def test_hostile_text_comes_back_as_it_was(text: str, outcome: junit.Outcome):
 
 @pytest.mark.parametrize("code", [0x0, 0x8, 0xB, 0x1B, 0x1F, 0xD800, 0xDFFF, 0xFFFE, 0xFFFF])
 def test_what_xml_has_no_form_for_is_replaced(code: int):
-    written = document(junit.TestCase("outputs", f"a{chr(code)}b", "failure", f"{chr(code)}"))
+    written = document(Case("outputs", f"a{chr(code)}b", "failure", f"{chr(code)}"))
     assert read_outcomes(written) == {"a?b": "failure"}
 
 
 @settings(max_examples=30)
 @given(st.text(st.characters(codec=None, categories=None)), st.text())
 def test_any_text_can_be_read(name: str, message: str):
-    case = junit.TestCase("outputs", name, "failure", message)
+    case = Case("outputs", name, "failure", message)
     assert list(read_outcomes(document(case, name=name)).values()) == ["failure"]
 
 
 def test_counts_are_those_of_the_cases():
-    outcomes: tuple[junit.Outcome, ...] = ("passed", "failure", "failure", "skipped", "error")
-    cases = [junit.TestCase("outputs", str(i), one, "") for i, one in enumerate(outcomes)]
+    outcomes: tuple[Outcome, ...] = ("passed", "failure", "failure", "skipped", "error")
+    cases = [Case("outputs", str(i), one, "") for i, one in enumerate(outcomes)]
     root = JUnitXml.fromstring(document(*cases).encode())
     assert (root.tests, root.failures, root.errors) == (5, 2, 1)

@@ -8,14 +8,26 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.cli.report_files.error_rows import error_table
-from moh_deploy.cli.report_files.heat_map import MOST_CLASSES, class_map, load_map, shade
-from moh_deploy.cli.report_files.latency_chart import latency_chart
-from moh_deploy.cli.report_files.margin_chart import margin_charts
+from moh_deploy.report.document import (
+    HeatMap,
+    LatencyChart,
+    Line,
+    LoadRow,
+    MarginBar,
+    Margins,
+    Section,
+    Table,
+    Text,
+)
+from moh_deploy.report.html.heat_map import page_map, shade
+from moh_deploy.report.html.latency_chart import PageChart, page_chart
+from moh_deploy.report.html.margin_chart import page_margins
 from moh_deploy.report.html.scales import decades, round_numbers
-from moh_deploy.report.html.tables import Track, number, share
-from moh_deploy.validate.routing_statistics import ClassLoad, HeadLoad, MarginBin, MarginHistogram
-from tests.cli.report_files.samples import bench_report, parity_report
+from moh_deploy.report.html.tracks import Track, page_table
+from moh_deploy.report.numbers import number, share
+from moh_deploy.validate.routing_drawings import MOST_CLASSES, class_map, routing_sections
+from moh_deploy.validate.routing_statistics import ClassLoad, HeadLoad, RoutingStatistics
+from tests.report.samples import parity_report
 
 INF, NAN = math.inf, math.nan
 
@@ -82,12 +94,16 @@ def test_shares_near_the_ends_say_that_they_are_not_there(
     assert (shade(share).level, shade(share).text) == (level, text)
 
 
+def heat(*rows: LoadRow) -> HeatMap:
+    return HeatMap("loads", "layer", rows)
+
+
 def test_layers_with_other_heads_are_other_blocks():
-    loads = [
-        HeadLoad(name, shared, 4, (4,) * heads, (4,) * heads)
+    rows = [
+        LoadRow(name, 4, (4,) * heads, (4,) * heads, shared)
         for name, heads, shared in (("a", 2, 1), ("b", 2, 1), ("c", 3, 1), ("d", 3, None))
     ]
-    blocks = load_map(loads).blocks
+    blocks = page_map(heat(*rows)).blocks
     assert [[row.name for row in block.rows] for block in blocks] == [["a", "b"], ["c"], ["d"]]
     assert [list(block.shared) for block in blocks] == [[0], [0], []]
     assert [list(block.routed) for block in blocks] == [[1], [1, 2], [0, 1, 2]]
@@ -95,17 +111,25 @@ def test_layers_with_other_heads_are_other_blocks():
 
 
 def test_cell_that_differs_has_both_numbers_even_if_they_look_alike():
-    heat = load_map([HeadLoad("a", None, 1000, (500, 501), (500, 500))])
-    same, other = heat.blocks[0].rows[0].cells
+    shown = page_map(heat(LoadRow("a", 1000, (500, 500), (500, 501), None)))
+    same, other = shown.blocks[0].rows[0].cells
     assert same.reference is None
     assert other.reference is not None
     assert (other.package.text, other.reference.text) == ("50", "50")
     assert other.words == "on for 500 of 1000 tokens in the package, for 501 in the reference"
-    assert heat.differs == 1
+
+
+def test_number_of_cells_that_differ_is_told():
+    load = HeadLoad("a", None, 1000, (500, 501), (500, 500))
+    sections = routing_sections(RoutingStatistics((load,)), 0, has_routing=True)
+    (section,) = sections
+    (about, _) = section.blocks
+    assert isinstance(about, Text)
+    assert "1 cells are framed" in about.text
 
 
 def test_layer_without_tokens_has_cells_without_numbers():
-    cells = load_map([HeadLoad("a", None, 0, (0,), (0,))]).blocks[0].rows[0].cells
+    cells = page_map(heat(LoadRow("a", 0, (0,), (0,), None))).blocks[0].rows[0].cells
     assert cells[0].package.level is None
 
 
@@ -113,21 +137,21 @@ def test_of_many_classes_those_with_most_samples_are_shown():
     count = MOST_CLASSES + 5
     numbers = tuple(range(count - 1, -1, -1))
     load = ClassLoad("a", 0, tuple(map(str, numbers)), numbers, numbers, ((1,),) * count)
-    heat = class_map(load)
-    assert heat.left_out == 5
-    assert [row.name for row in heat.blocks[0].rows] == [str(i) for i in range(5, count)]
-    assert heat.blocks[0].rows[-1].cells[0].package.text == f"{100 / (count - 1):.0f}"
-    assert class_map(ClassLoad("a", None, (), (), (), ())).blocks[0].rows == ()
+    shown = page_map(class_map(load))
+    assert shown.content.left_out == 5
+    assert [row.name for row in shown.blocks[0].rows] == [str(i) for i in range(5, count)]
+    assert shown.blocks[0].rows[-1].cells[0].package.text == f"{100 / (count - 1):.0f}"
+    assert class_map(ClassLoad("a", None, (), (), (), ())).rows == ()
 
 
 def test_flips_hang_below_the_axis_on_their_side_of_the_bound():
-    bins = (
-        MarginBin(0.0, 1e-8, 3, 1, 0),
-        MarginBin(1e-4, 2e-4, 10, 2, 0),
-        MarginBin(1e-1, 2e-1, 20, 0, 4),
-        MarginBin(INF, INF, 5, 0, 1),
+    bars = (
+        MarginBar(0.0, 1e-8, 3, 1, 0),
+        MarginBar(1e-4, 2e-4, 10, 2, 0),
+        MarginBar(1e-1, 2e-1, 20, 0, 4),
+        MarginBar(INF, INF, 5, 0, 1),
     )
-    (chart,) = margin_charts([MarginHistogram("a", 1e-2, bins)])
+    (chart,) = page_margins([Margins("a", 1e-2, bars)])
     assert (chart.tokens, chart.explained, chart.unexplained) == (38, 3, 5)
     tokens = [bar for bar in chart.bars if bar.kind == "tokens"]
     flips = [bar for bar in chart.bars if bar.kind != "tokens"]
@@ -142,31 +166,25 @@ def test_flips_hang_below_the_axis_on_their_side_of_the_bound():
 
 
 def test_charts_of_all_layers_share_an_axis():
-    one = MarginHistogram("a", 1e-2, (MarginBin(1e-3, 2e-3, 1, 0, 0),))
-    other = replace(one, path="b", bins=(MarginBin(1e-1, 2e-1, 1, 0, 0),))
-    first, second = margin_charts([one, other])
+    one = Margins("a", 1e-2, (MarginBar(1e-3, 2e-3, 1, 0, 0),))
+    other = replace(one, name="b", bars=(MarginBar(1e-1, 2e-1, 1, 0, 0),))
+    first, second = page_margins([one, other])
     assert first.bound_at == second.bound_at
     assert first.bars[0].x < second.bars[0].x
-    (nothing,) = margin_charts([replace(one, bins=())])
+    (nothing,) = page_margins([replace(one, bars=())])
     assert nothing.bars == ()
 
 
+def latency(*sorted_ms: float) -> PageChart:
+    return page_chart(LatencyChart("recorded", (Line("a", "2 runs", sorted_ms),)))
+
+
 def test_latency_line_rises_by_a_run_at_its_time():
-    report = bench_report()
-    first = report.results[0]
-    few = replace(first, latency=replace(first.latency, sorted_ms=(1.0, 2.0, 3.0, 5.0)))
-    chart = latency_chart([few])
-    assert chart is not None
+    chart = latency(1.0, 2.0, 3.0, 5.0)
     assert chart.lines[0].path == "M0 1000H0V750H250V500H500V250H1000V0H1000"
     assert not chart.scale.is_log
-    wide = replace(first, latency=replace(first.latency, sorted_ms=(1.0, 10.0)))
-    chart = latency_chart([wide])
-    assert chart is not None
-    assert chart.scale.is_log
-    same = replace(first, latency=replace(first.latency, sorted_ms=(2.0, 2.0)))
-    chart = latency_chart([same])
-    assert chart is not None
-    assert re.fullmatch(r"M0 1000H4\d\dV500H4\d\dV0H1000", chart.lines[0].path)
+    assert latency(1.0, 10.0).scale.is_log
+    assert re.fullmatch(r"M0 1000H4\d\dV500H4\d\dV0H1000", latency(2.0, 2.0).lines[0].path)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +196,10 @@ def test_error_ends_beyond_its_tolerance_if_it_is_larger(
 ):
     report = parity_report(1)
     layer = replace(report.layers[0], gate_error=error)
-    table = error_table(replace(report, layers=(layer,)))
-    track = table.rows[0][2]
+    blocks = replace(report, layers=(layer,)).document().blocks
+    (errors,) = (one for one in blocks if isinstance(one, Section) and "Error" in one.title)
+    (table,) = (one for one in errors.blocks if isinstance(one, Table))
+    track = page_table(table).rows[0][2]
     assert isinstance(track, Track)
     kinds = [mark.kind for mark in track.marks]
     limit = track.marks[-1]

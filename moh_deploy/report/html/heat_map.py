@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from moh_deploy.validate.routing_statistics import ClassLoad, HeadLoad
+from moh_deploy.report.document import HeatMap, LoadRow
 
-MOST_CLASSES = 40
 _WIDE_FROM = 25  # heads
 
 
@@ -73,64 +71,27 @@ class HeatBlock:
 
 
 @dataclass(frozen=True)
-class HeatMap:
+class PageMap:
     """A heat map.
 
     Attributes:
-        caption: What it shows.
-        row_kind: What a row is.
+        content: What it shows.
         blocks: Its rows.
-        left_out: How many rows there are that it does not show.
     """
 
-    caption: str
-    row_kind: str
+    content: HeatMap
     blocks: tuple[HeatBlock, ...]
-    left_out: int = 0
 
     @property
     def is_wide(self) -> bool:
         """Whether its cells should be small."""
         return any(block.routed.stop >= _WIDE_FROM for block in self.blocks)
 
-    @property
-    def differs(self) -> int:
-        """How many cells differ from the reference."""
-        rows = (row for block in self.blocks for row in block.rows)
-        return sum(cell.reference is not None for row in rows for cell in row.cells)
 
-
-def load_map(loads: Sequence[HeadLoad]) -> HeatMap:
-    """Return layers by heads, the package beside the reference."""
-
-    def block(shape: tuple[int, int | None], group: Iterable[HeadLoad]) -> HeatBlock:
-        return _block(*shape, tuple(map(_layer_row, group)))
-
-    grouped = groupby(loads, lambda one: (len(one.got), one.num_shared_heads))
-    blocks = tuple(block(shape, group) for shape, group in grouped)
-    return HeatMap("share of tokens, in percent", "layer", blocks)
-
-
-def class_map(load: ClassLoad) -> HeatMap:
-    """Return classes by heads of one layer; of many classes, those with the most samples."""
-    most = sorted(range(len(load.classes)), key=lambda one: -load.samples[one])[:MOST_CLASSES]
-    shown = sorted(most, key=lambda one: _in_order(load.classes[one]))
-    rows = tuple(
-        HeatRow(
-            load.classes[index],
-            f"{load.samples[index]}",
-            tuple(_cell(on, on, load.tokens[index]) for on in load.on[index]),
-        )
-        for index in shown
-    )
-    heads = len(load.on[0]) if load.on else 0
-    blocks = (_block(heads, load.num_shared_heads, rows),)
-    return HeatMap(load.path, "class", blocks, len(load.classes) - len(rows))
-
-
-def _in_order(name: str) -> tuple[int, str]:
-    """Return the key by which 2 comes before 10."""
-    return (int(name), "") if name.isdecimal() else (-1, name)
+def page_map(content: HeatMap) -> PageMap:
+    """Lay out a map: rows with other heads begin another block."""
+    grouped = groupby(content.rows, lambda row: (len(row.got), row.shared))
+    return PageMap(content, tuple(_block(*shape, list(rows)) for shape, rows in grouped))
 
 
 def shade(share: float | None) -> Shade:
@@ -144,15 +105,15 @@ def shade(share: float | None) -> Shade:
     return Shade(level, ">99" if 99 < percent < 100 else f"{percent:.0f}")
 
 
-def _block(heads: int, shared: int | None, rows: tuple[HeatRow, ...]) -> HeatBlock:
+def _block(heads: int, shared: int | None, rows: list[LoadRow]) -> HeatBlock:
     first = min(shared or 0, heads)
-    return HeatBlock(range(first), range(first, heads), shared is not None, rows)
+    shown = tuple(HeatRow(row.name, row.note, _cells(row)) for row in rows)
+    return HeatBlock(range(first), range(first, heads), shared is not None, shown)
 
 
-def _layer_row(load: HeadLoad) -> HeatRow:
-    pairs = zip(load.got, load.reference, strict=True)
-    cells = tuple(_cell(got, reference, load.tokens) for got, reference in pairs)
-    return HeatRow(load.path, "", cells)
+def _cells(row: LoadRow) -> tuple[HeatCell, ...]:
+    pairs = zip(row.got, row.reference, strict=True)
+    return tuple(_cell(got, reference, row.tokens) for got, reference in pairs)
 
 
 def _cell(got: int, reference: int, tokens: int) -> HeatCell:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.cli.report_files.browsing import Visits
+from tests.report.html.browsing import Visits
 
 # The last one may be a note that says to install it otherwise.
 NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from moh_deploy.report.document import MarginBar, Margins
 from moh_deploy.report.html.scales import Scale, Tick, decades
-from moh_deploy.report.tables import count
-from moh_deploy.validate.routing_statistics import MarginBin, MarginHistogram
+from moh_deploy.report.numbers import count
 
 _TOP, _DEPTH = 60.0, 24.0  # px that the most tokens rise and that the most flips hang
 _LEFT, _RIGHT = 7.0, 9.0  # percent for exact ties, and for tokens without a margin
@@ -33,11 +33,11 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class MarginChart:
+class PageMargins:
     """One layer.
 
     Attributes:
-        path: The layer.
+        name: The layer.
         bars: Tokens above the axis, flips below it.
         bound: Rounding explains flips of tokens with a smaller margin.
         bound_at: Where that is, in percent.
@@ -47,7 +47,7 @@ class MarginChart:
         unexplained: Flips above it.
     """
 
-    path: str
+    name: str
     bars: tuple[Bar, ...]
     bound: float
     bound_at: float
@@ -65,16 +65,16 @@ class MarginChart:
         )
 
 
-def margin_charts(histograms: Sequence[MarginHistogram]) -> list[MarginChart]:
+def page_margins(layers: Sequence[Margins]) -> list[PageMargins]:
     """Return a chart of each layer, all on one axis."""
-    bins = [one for each in histograms for one in each.bins]
-    edges = [edge for one in bins for edge in (one.at_least, one.below)]
+    every = [one for each in layers for one in each.bars]
+    edges = [edge for one in every for edge in (one.at_least, one.below)]
     axis = _Axis(
-        decades([*edges, *(each.bound / 10 for each in histograms)]),
-        left=_LEFT if any(one.at_least == 0 for one in bins) else 0.0,
-        right=_RIGHT if any(math.isinf(one.at_least) for one in bins) else 0.0,
+        decades([*edges, *(each.bound / 10 for each in layers)]),
+        left=_LEFT if any(one.at_least == 0 for one in every) else 0.0,
+        right=_RIGHT if any(math.isinf(one.at_least) for one in every) else 0.0,
     )
-    return [_chart(each, axis) for each in histograms]
+    return [_chart(each, axis) for each in layers]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class _Axis:
         width = 100 - self.left - self.right
         return self.left + self.scale.at(value) * width / 100
 
-    def span(self, one: MarginBin) -> tuple[float, float]:
-        """Return where a bin lies and how wide it is."""
+    def span(self, one: MarginBar) -> tuple[float, float]:
+        """Return where a bar lies and how wide it is."""
         if one.at_least == 0:
             return 0.0, self.left - 2 * _GAP
         if math.isinf(one.at_least):
@@ -111,22 +111,22 @@ def _value(tick: Tick, scale: Scale) -> float:
     return scale.low * math.pow(scale.high / scale.low, tick.at / 100)
 
 
-def _chart(one: MarginHistogram, axis: _Axis) -> MarginChart:
-    most = max((each.tokens for each in one.bins), default=1)
-    flips = max((each.explained + each.unexplained for each in one.bins), default=0) or 1
-    return MarginChart(
-        path=one.path,
-        bars=tuple(bar for each in one.bins for bar in _bars(each, axis, most, flips)),
+def _chart(one: Margins, axis: _Axis) -> PageMargins:
+    most = max((each.tokens for each in one.bars), default=1)
+    flips = max((each.explained + each.unexplained for each in one.bars), default=0) or 1
+    return PageMargins(
+        name=one.name,
+        bars=tuple(bar for each in one.bars for bar in _bars(each, axis, most, flips)),
         bound=one.bound,
         bound_at=round(axis.at(one.bound), 2),
         ticks=axis.ticks(),
-        tokens=sum(each.tokens for each in one.bins),
-        explained=sum(each.explained for each in one.bins),
-        unexplained=sum(each.unexplained for each in one.bins),
+        tokens=sum(each.tokens for each in one.bars),
+        explained=sum(each.explained for each in one.bars),
+        unexplained=sum(each.unexplained for each in one.bars),
     )
 
 
-def _bars(one: MarginBin, axis: _Axis, most: int, flips: int) -> list[Bar]:
+def _bars(one: MarginBar, axis: _Axis, most: int, flips: int) -> list[Bar]:
     x, width = (round(each, 2) for each in axis.span(one))
     where = f"margin {one.at_least:.2g} to {one.below:.2g}"
     tall = _height(one.tokens, most, _TOP)

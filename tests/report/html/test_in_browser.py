@@ -10,13 +10,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from moh_deploy.cli.report_files.bench_page import bench_page
-from moh_deploy.cli.report_files.heat_map import shade
-from moh_deploy.cli.report_files.verify_page import verify_page
-from moh_deploy.report.html.page import Run, no_answer_page
+from moh_deploy.report.document import About, no_answer
+from moh_deploy.report.html.heat_map import shade
+from moh_deploy.report.html.page import page as page_of
 from moh_deploy.validate.parity_report import combined
 from moh_deploy.validate.routing_statistics import MarginBin, MarginHistogram
-from tests.cli.report_files.browsing import (
+from tests.report.html.browsing import (
     DESK,
     HEIGHT,
     PHONE,
@@ -28,29 +27,30 @@ from tests.cli.report_files.browsing import (
     pale_texts,
     pixels,
 )
-from tests.cli.report_files.samples import bench_report, parity_report, with_accuracy, with_classes
-from tests.cli.report_files.test_pages import HOSTILE, hostile_bench, hostile_parity
+from tests.report.html.test_pages import HOSTILE, hostile_bench, hostile_parity
+from tests.report.samples import bench_report, parity_report, with_accuracy, with_classes
+from tests.report.shown import as_page
 
-RUN = Run("build/model", ("verify", "build/model", "--html", "report.html"))
+RUN = About("build/model", "moh-deploy verify build/model --html report.html")
 WRONG = with_classes(parity_report(4, 8, wrong=1))
 EACH_WRONG = replace(
     parity_report(30),
     reference="another package",
     layers=tuple(replace(one, reason=f"{one.path} differs.") for one in parity_report(30).layers),
 )
-LONG = Run("build/" + "a-long-name" * 20, ("verify", "b" * 300))
+LONG = About("build/" + "a-long-name" * 20, "moh-deploy verify " + "b" * 300)
 
 PAGES = {
-    "equal": verify_page(parity_report(), RUN),
-    "not equal": verify_page(WRONG, RUN),
-    "accuracy": verify_page(with_accuracy(parity_report()), RUN),
-    "bench": bench_page(bench_report(), RUN),
-    "no answer": no_answer_page("verify", RUN, "The comparison did not finish."),
-    "hostile verify": verify_page(hostile_parity(), Run(HOSTILE, (HOSTILE,))),
-    "hostile bench": bench_page(hostile_bench(), Run(HOSTILE, (HOSTILE,))),
-    "100 layers": verify_page(parity_report(100, 64, wrong=0), LONG),
-    "references": verify_page(combined([parity_report(30), EACH_WRONG]), RUN),
-    "1 layer": verify_page(parity_report(1, 1), LONG),
+    "equal": as_page(parity_report(), RUN),
+    "not equal": as_page(WRONG, RUN),
+    "accuracy": as_page(with_accuracy(parity_report()), RUN),
+    "bench": as_page(bench_report(), RUN),
+    "no answer": page_of(no_answer("verify", "The comparison did not finish."), RUN),
+    "hostile verify": as_page(hostile_parity(), About(HOSTILE, HOSTILE)),
+    "hostile bench": as_page(hostile_bench(), About(HOSTILE, HOSTILE)),
+    "100 layers": as_page(parity_report(100, 64, wrong=0), LONG),
+    "references": as_page(combined([parity_report(30), EACH_WRONG]), RUN),
+    "1 layer": as_page(parity_report(1, 1), LONG),
 }
 
 
@@ -228,7 +228,7 @@ def test_picture_of_margins_shows_tokens_and_each_kind_of_flip(visit: Visits):
         for name, flips in zip("abc", bins, strict=True)
     )
     report = replace(WRONG, statistics=replace(WRONG.statistics, margins=margins))
-    page = visit(verify_page(report, RUN))
+    page = visit(as_page(report, RUN))
     colours = [colour_of(page, name) for name in ("explained", "unexplained")]
     for number, flips in enumerate(bins, 1):
         image = pixels(page, f"figure:nth-of-type({number}) svg.margins")

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from junitparser import JUnitXml
 
-from moh_deploy.cli.report_files.verify_junit import junit_xml
-from moh_deploy.cli.report_files.verify_markdown import markdown, markdown_error
 from moh_deploy.report.baseline.result import RatchetEntry, RatchetResult
-from moh_deploy.report.junit_document import junit_error
+from moh_deploy.report.document import About, no_answer
+from moh_deploy.report.junit import junit
+from moh_deploy.report.markdown import markdown
 from moh_deploy.validate.accuracy import ChangedSample, MetricParity
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from tests.kernel_library import NO_KERNELS
 from tests.report.junit_reader import read_outcomes
+from tests.report.shown import as_junit, as_markdown
 
 OUTPUT = OutputParity("y", "0 (batch=2)", 1e-6, 1e-6, 1e-4, elements=6)
 LAYER = LayerParity("blocks.0.attn", "0 (batch=2)", 24, 24, 0, 0, 1e-6, 1e-4, agreement=1.0)
@@ -23,7 +24,7 @@ REPORT = ParityReport("the original", 1, (OUTPUT,), (LAYER,), True, 0, 1, (), NO
 
 def outcomes(report: ParityReport) -> dict[str, str]:
     """Read the XML as a CI does: name of each test case to its outcome."""
-    return read_outcomes(junit_xml(report, "build/model"))
+    return read_outcomes(as_junit(report, "build/model"))
 
 
 def test_each_comparison_is_a_test_case():
@@ -39,21 +40,21 @@ def test_differences_fail_and_say_why():
     report = replace(REPORT, layers=(layer,))
     assert outcomes(report)["blocks.0.attn [0 (batch=2)]"] == "failure"
     assert outcomes(report)["verdict"] == "failure"
-    text = junit_xml(report, "m")
+    text = as_junit(report, "m")
     failure = xml.fromstring(text.encode()).find(".//testcase[@name='verdict']/failure")
     assert failure is not None
     assert failure.get("message") == "gates <of> & 'it' ? differ"
-    assert "gates &lt;of> &amp; 'it'" in markdown(report, "m")
+    assert "gates &lt;of> &amp; 'it'" in as_markdown(report, "m")
 
 
 def test_no_data_never_passes():
     nothing = replace(REPORT, vector_sets=0, outputs=(), layers=(), has_routing=False)
     assert outcomes(nothing) == {"verdict": "failure", "routing": "skipped"}
-    assert "NOT EQUAL" in markdown(nothing, "m")
+    assert "NOT EQUAL" in as_markdown(nothing, "m")
     empty = replace(REPORT, outputs=(replace(OUTPUT, elements=0),))
     assert outcomes(empty)["verdict"] == "failure"
     assert outcomes(empty)["y [0 (batch=2)]"] == "skipped"
-    assert "| no data |" in markdown(empty, "m")
+    assert "| no data |" in as_markdown(empty, "m")
 
 
 def test_what_is_not_judged_is_skipped():
@@ -63,8 +64,8 @@ def test_what_is_not_judged_is_skipped():
     found = outcomes(report)
     assert found["y [0, behind a flip]"] == "skipped"
     assert found["blocks.0.attn [0 (batch=2)]"] == "skipped"
-    row = "| blocks.0.attn | 0 (batch=2) | 100.00 % | 0 | 0 | 1e-06 | 0.0001 | "
-    assert f"{row}- | - | nothing | no data |" in markdown(report, "m")
+    row = "| blocks.0.attn | 0 (batch=2) | 100.0 % | 0 | 0 | 1e-06 | 0.0001 | "
+    assert f"{row}- | - | nothing | no data |" in as_markdown(report, "m")
     assert report.answer == "CANNOT TELL"
 
 
@@ -78,14 +79,15 @@ def test_flip_of_which_it_cannot_be_told_is_no_pass():
 
 
 def test_run_without_an_answer_is_an_error():
-    root = xml.fromstring(junit_error("m", "no kernel library").encode())
+    nothing = no_answer("verify", "no kernel library")
+    root = xml.fromstring(junit(nothing, About("m")).encode())
     assert root.get("errors") == "1"
-    assert "no answer" in markdown_error("m", "no kernel library")
+    assert markdown(nothing, About("m")) == "### m: NO ANSWER\n\nno kernel library\n"
 
 
 def test_markdown_has_the_verdict_first_and_no_markup_of_names():
     path = Path("build/[model](http://a)|<b>*_@you")
-    text = markdown(replace(REPORT, notes=("a note",)), str(path))
+    text = as_markdown(replace(REPORT, notes=("a note",)), str(path))
     assert text.startswith("### build/\\[model\\](http:/a)\\|&lt;b>\\*\\_\\@you: equal\n")
     assert "\n| y | 0 (batch=2) | 1e-06 | 0.0001 | equal |\n" in text
     assert "\na note\n" in text
@@ -123,12 +125,12 @@ def test_metrics_are_test_cases_and_not_knowing_is_no_pass():
     assert outcomes(replace(REPORT, accuracy=(METRIC,)))["top-1 [the original]"] == "passed"
     report = replace(REPORT, accuracy=(unknown,))
     assert outcomes(report)["top-1 [the original]"] == outcomes(report)["verdict"] == "failure"
-    text = markdown(report, "m")
+    text = as_markdown(report, "m")
     assert "CANNOT TELL" in text
     assert report.failure is not None
     assert report.failure.message.startswith("cannot tell: from 360 samples")
     assert "\n| top-1 | 98.00 % | 97.00 % | -1.00 points | -2.00 to 0.10 points |" in text
-    assert "| 360 | 4 | 1 | 0.375 | cannot tell |" in text
+    assert "| 360 | 4 | 1 | 0.375 | **cannot tell** |" in text
     assert "\n| 17 | val.npz\\[17\\] | 3 | 3 | 8 |\n" in text
 
 
@@ -152,7 +154,7 @@ def test_baseline_file_is_a_suite_of_its_own():
         RatchetEntry("layer 'c'", "decisions", "new", None, 6, None, "new"),
     )
     report = replace(REPORT, ratchet=RatchetResult("baseline.json", entries, updated=False))
-    text = junit_xml(report, "m")
+    text = as_junit(report, "m")
     first, second = JUnitXml.fromstring(text.encode())
     assert (first.name, second.name) == ("m", "baseline baseline.json")
     found = read_outcomes(text)

@@ -1,0 +1,102 @@
+"""Files that a report is written to, beside what a command prints."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+from moh_deploy.errors import ConfigError, MoHDeployError
+
+if TYPE_CHECKING:
+    from moh_deploy.report.document import About, Document
+    from moh_deploy.runtime.runner import KernelUse
+
+FileFormat = Literal["junit", "markdown", "html"]
+
+_NOT_FINISHED = {
+    "verify": "The comparison did not finish.",
+    "bench": "The measurement did not finish.",
+    "probe": "The edge cases did not finish.",
+}
+
+
+class Filed(Protocol):
+    """A report that can be written to files."""
+
+    @property
+    def kernels(self) -> KernelUse: ...
+
+    def document(self) -> Document: ...
+
+
+AnyReport = TypeVar("AnyReport", bound=Filed)
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """All files of one command.
+
+    Until there is an answer they say that there is none: a file of an earlier run must not speak
+    for one that was stopped.
+
+    Attributes:
+        kind: The command.
+        subject: Packages or engine, as the user named them.
+        paths: Where the report is written in each format; None where nobody asked for it.
+        arguments: Of the command line.
+    """
+
+    kind: str
+    subject: str
+    paths: Mapping[FileFormat, Path | None]
+    arguments: Sequence[str] = ()
+
+    def write_on(self, job: Callable[[], AnyReport]) -> AnyReport:
+        """Do the job and write the answer.
+
+        Raises:
+            MoHDeployError: As `job` does; the files say so.
+            ConfigError: Two of them are the same.
+            PackageError: A file cannot be written.
+        """
+        asked = {name: path for name, path in self.paths.items() if path is not None}
+        if not asked:
+            return job()
+        from moh_deploy.perf.environment import environment
+        from moh_deploy.report.document import About, no_answer
+
+        _refuse_twins(list(asked.values()))
+        command = shlex.join(["moh-deploy", *self.arguments]) if self.arguments else ""
+        about = About(self.subject, command)
+        _write(asked, no_answer(self.kind, _NOT_FINISHED[self.kind]), about)
+        try:
+            report = job()
+        except MoHDeployError as error:
+            _write(asked, no_answer(self.kind, error.message), about)
+            raise
+        made_with = tuple(environment(report.kernels))
+        _write(asked, report.document(), About(self.subject, command, made_with))
+        return report
+
+
+def _refuse_twins(paths: Sequence[Path]) -> None:
+    places = [path.resolve() for path in paths]
+    for place in places:
+        if places.count(place) > 1:
+            raise ConfigError(f"{place} is to hold {places.count(place)} reports, expected one.")
+
+
+def _write(paths: Mapping[FileFormat, Path], document: Document, about: About) -> None:
+    from moh_deploy.report.html.page import page
+    from moh_deploy.report.junit import junit
+    from moh_deploy.report.markdown import markdown
+    from moh_deploy.system.staging import staged_file
+
+    formats = {"junit": junit, "markdown": markdown, "html": page}
+    for name, path in paths.items():
+        with staged_file(path) as partial:
+            text = formats[name](document, about)
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,63 @@
+"""Show a document as JUnit XML, in the form that GitLab, Jenkins and their like read."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as xml
+from collections.abc import Sequence
+
+from moh_deploy.report.document import About, Case, Document, Suite
+
+# XML has no form for these characters, not even escaped.
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def junit(document: Document, about: About) -> str:
+    """Return the text of a file."""
+    counts = _counts([case for suite in document.suites for case in suite.cases])
+    del counts["skipped"]  # Jenkins' schema has it for a suite, and not for all of them
+    root = xml.Element("testsuites", {"name": f"moh-deploy {document.kind}", **counts})
+    for suite in document.suites:
+        _add_suite(root, suite, about.subject)
+    xml.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, "unicode") + "\n"
+
+
+def _add_suite(root: xml.Element, suite: Suite, subject: str) -> None:
+    name = suite.name or (f"{subject} against {suite.against}" if suite.against else subject)
+    element = xml.SubElement(root, "testsuite", {"name": _text(name), **_counts(suite.cases)})
+    if suite.facts:
+        properties = xml.SubElement(element, "properties")
+        for key, value in suite.facts:
+            xml.SubElement(properties, "property", name=key, value=_text(value))
+    for case in suite.cases:
+        _add(element, case)
+    if suite.notes:
+        xml.SubElement(element, "system-out").text = _text("\n".join(suite.notes))
+
+
+def _add(suite: xml.Element, case: Case) -> None:
+    element = xml.SubElement(
+        suite, "testcase", classname=f"moh-deploy.{case.group}", name=_text(case.name), time="0"
+    )
+    if case.outcome == "passed":
+        xml.SubElement(element, "system-out").text = _text(case.message)
+        return
+    found = xml.SubElement(element, case.outcome, message=_text(case.message))
+    if case.outcome != "skipped":
+        found.set("type", case.outcome)
+        found.text = _text(case.message)
+
+
+def _counts(cases: Sequence[Case]) -> dict[str, str]:
+    outcomes = [case.outcome for case in cases]
+    return {
+        "tests": str(len(cases)),
+        "failures": str(outcomes.count("failure")),
+        "errors": str(outcomes.count("error")),
+        "skipped": str(outcomes.count("skipped")),
+    }
+
+
+def _text(value: str) -> str:
+    return _NOT_XML.sub("?", value)

@@ -1,0 +1,113 @@
+"""Show a document as Markdown, for a comment on a pull request: the verdict first.
+
+Nothing that a name holds is markup: no cell, tag, link or mention begins in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from moh_deploy.report.document import (
+    About,
+    Block,
+    Cell,
+    Document,
+    Folded,
+    Section,
+    Status,
+    Table,
+    Text,
+    Verdict,
+)
+from moh_deploy.report.numbers import plain
+
+MOST_REASONS = 10
+"""That are given in text; a page and JSON have all."""
+
+
+def markdown(document: Document, about: About | None = None) -> str:
+    """Return the text of a file; without `about` it has no heading."""
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(_lines(document, about))).strip() + "\n"
+
+
+def markdown_text(value: str) -> str:
+    """Return text that Markdown shows as it is."""
+    text = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|@#~])", r"\\\1", text)
+
+
+def _lines(document: Document, about: About | None) -> Iterator[str]:
+    if document.verdict is not None:
+        if about is not None:
+            yield f"### {markdown_text(about.subject)}: {_word(document.verdict)}"
+        yield from _verdict(document.verdict, with_reasons=not document.parts)
+    if document.baseline is not None:
+        yield from _block(document.baseline, 4)
+    for block in document.blocks:
+        yield from _block(block, 4)
+    yield from _bullets((*document.findings, *document.remarks))
+
+
+def _block(block: Block, level: int) -> Iterator[str]:
+    """Yield lines; headings are of this level."""
+    if isinstance(block, Folded):
+        for one in block.blocks:
+            yield from _block(one, level)
+    elif "markdown" not in block.shown:
+        return
+    elif isinstance(block, Section):
+        if block.verdict is not None:
+            if block.title:
+                yield from (
+                    "",
+                    f"{'#' * level} {markdown_text(block.title)}: {_word(block.verdict)}",
+                )
+            yield from _verdict(block.verdict)
+            level += 1
+        for one in block.blocks:
+            yield from _block(one, level)
+    elif isinstance(block, Table):
+        yield from _table(block, level)
+    elif isinstance(block, Text):
+        yield from ("", markdown_text(block.text))
+
+
+def _word(verdict: Verdict) -> str:
+    """Return what is wrong in capitals."""
+    return verdict.word.lower() if verdict.is_good else verdict.word
+
+
+def _verdict(verdict: Verdict, *, with_reasons: bool = True) -> Iterator[str]:
+    yield from ("", *map(markdown_text, verdict.lines))
+    if with_reasons:
+        for note in verdict.notes:
+            yield from ("", markdown_text(note))
+        more = len(verdict.reasons) - MOST_REASONS
+        cut = [f"and {more} more"] if more > 0 else []
+        yield from _bullets((*verdict.held, *verdict.reasons[:MOST_REASONS], *cut))
+
+
+def _bullets(texts: Iterable[str]) -> Iterator[str]:
+    yield ""
+    yield from (f"- {markdown_text(text)}" for text in texts)
+    yield ""
+
+
+def _table(table: Table, level: int) -> Iterator[str]:
+    columns, rows = table.part("markdown")
+    if not rows:
+        return
+    yield from ("", f"{'#' * level} {markdown_text(table.caption)}", "")
+    yield _row(markdown_text(column.title) for column in columns)
+    yield _row("---:" if column.is_number else "---" for column in columns)
+    yield from (_row(map(_cell, row)) for row in rows)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(cell: Cell) -> str:
+    text = markdown_text(plain(cell))
+    return f"**{text}**" if isinstance(cell, Status) and cell.is_good is False else text

@@ -1,0 +1,34 @@
+"""What the reports of all commands have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from moh_deploy.report.document import Document
+
+
+class Report(ABC):
+    """What a command found: a dataclass for programs, and a document of it for people."""
+
+    @abstractmethod
+    def document(self) -> Document:
+        """Return what it says."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, object]:
+        """Return the report in plain JSON types."""
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown: what was judged, tables with headings, and all else."""
+        from moh_deploy.report.markdown import markdown
+
+        return markdown(self.document())
+
+    def __rich__(self) -> RenderableType:
+        from moh_deploy.report.terminal import terminal
+
+        return terminal(self.document())

@@ -1,0 +1,78 @@
+"""Show a document in a terminal, where what is read first stands last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import table as rich
+from rich.console import Group, JustifyMethod, RenderableType
+from rich.markup import escape
+from rich.text import Text as Words
+
+from moh_deploy.report.document import Block, Document, Folded, Section, Table, Text, Verdict
+from moh_deploy.report.markdown import MOST_REASONS
+from moh_deploy.report.numbers import plain
+
+
+def terminal(document: Document) -> RenderableType:
+    """Return what rich prints."""
+    return Group(*_parts(document))
+
+
+def _parts(document: Document) -> Iterator[RenderableType]:
+    for block in document.blocks:
+        yield from _block(block)
+    # Words, not strings: rich would read `[batch, 3]` in a string as markup.
+    yield from map(Words, (*document.findings, *document.remarks))
+    if document.verdict is not None:
+        yield from _verdict(document.verdict, with_reasons=not document.parts)
+    if document.baseline is not None:
+        yield from _block(document.baseline)
+
+
+def _block(block: Block) -> Iterator[RenderableType]:
+    if isinstance(block, Folded):
+        for one in block.blocks:
+            yield from _block(one)
+    elif "terminal" not in block.shown:
+        return
+    elif isinstance(block, Section):
+        if block.verdict is not None and block.title:
+            yield Words(block.title, style="bold underline")
+        for one in block.blocks:
+            yield from _block(one)
+        if block.verdict is not None:
+            yield from _verdict(block.verdict)
+    elif isinstance(block, Table):
+        yield _table(block)
+    elif isinstance(block, Text):
+        yield _coloured(block.is_good, block.text)
+
+
+def _verdict(verdict: Verdict, *, with_reasons: bool = True) -> Iterator[RenderableType]:
+    if with_reasons:
+        yield from (_coloured(True, text) for text in verdict.held)
+        yield from (_coloured(False, text) for text in verdict.reasons[:MOST_REASONS])
+        yield from map(Words, verdict.notes)
+        if len(verdict.reasons) > MOST_REASONS:
+            yield _coloured(False, f"... and {len(verdict.reasons) - MOST_REASONS} more")
+    if verdict.lines:
+        lines = "\n".join(verdict.lines)
+        yield _coloured(verdict.is_good, f"{verdict.word}: {lines}" if verdict.word else lines)
+
+
+def _coloured(is_good: bool | None, text: str) -> Words:
+    style = "" if is_good is None else "green" if is_good else "bold red"
+    return Words(text, style=style)
+
+
+def _table(table: Table) -> rich.Table:
+    columns, rows = table.part("terminal")
+    shown = rich.Table(title=escape(table.caption), title_justify="left", title_style="bold")
+    for column in columns:
+        # Folded rather than cut: half a layer's path names no layer.
+        justify: JustifyMethod = "right" if column.is_number else "left"
+        shown.add_column(column.title, justify=justify, overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(plain(cell)) for cell in row))
+    return shown

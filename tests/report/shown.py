@@ -1,0 +1,21 @@
+"""Reports in each format of a file."""
+
+from __future__ import annotations
+
+from moh_deploy.report.document import About
+from moh_deploy.report.html.page import page
+from moh_deploy.report.junit import junit
+from moh_deploy.report.markdown import markdown
+from moh_deploy.report.report import Report
+
+
+def as_junit(report: Report, subject: str) -> str:
+    return junit(report.document(), About(subject))
+
+
+def as_markdown(report: Report, subject: str) -> str:
+    return markdown(report.document(), About(subject))
+
+
+def as_page(report: Report, about: About) -> str:
+    return page(report.document(), about)
