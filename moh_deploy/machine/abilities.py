@@ -11,6 +11,7 @@ from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
 from moh_deploy.machine.machine import Machine
 from moh_deploy.machine.tensorrt import Registry, TensorRTFacts
 from moh_deploy.machine.tools import OLDEST_NVCC, ToolFacts
+from moh_deploy.report.json import in_json
 from moh_deploy.runtime.tensorrt.driver import Gpu
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
@@ -42,6 +43,7 @@ class Ability:
     essential: bool = False
 
     @property
+    @in_json()
     def can(self) -> bool:
         """Whether nothing is missing."""
         return not self.gaps

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import cast
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.machine.abilities import Ability
@@ -46,15 +44,6 @@ class DoctorReport(Report):
         whys = (f"cannot {one.name}: {one.gaps[0].why.rstrip('.')}" for one in lost)
         reasons = "; ".join(whys)
         return ValidationError(f"{reasons}.", hint=lost[0].gaps[0].fix)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            "machine": _plain(self.machine),
-            "abilities": [
-                {"can": one.can, **cast("dict[str, object]", _plain(one))} for one in self.abilities
-            ],
-        }
 
     def document(self) -> Document:
         """Return what it says."""
@@ -149,14 +138,3 @@ def _fix_rows(machine: Machine, abilities: tuple[Ability, ...]) -> list[Row]:
     packages = [(one.problem, one.fix) for one in machine.packages.found if one.problem]
     gaps = [(gap.why, gap.fix) for one in abilities for gap in one.gaps if gap.fix]
     return list(dict.fromkeys([*packages, *gaps]))
-
-
-def _plain(value: object) -> object:
-    """Return dataclasses, tuples and paths as JSON has them."""
-    if is_dataclass(value):
-        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value

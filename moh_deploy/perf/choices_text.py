@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from moh_deploy.package import (
     CHOICES,
@@ -54,18 +55,29 @@ def choice_lines(manifest: Manifest, predictions: Predictions, kernels: KernelUs
             yield from other_winners(layer, manifest.tuning, index)
 
 
-def choice_json(manifest: Manifest, prediction: Prediction | None, index: int) -> dict[str, object]:
-    """Return the same of one layer in plain JSON types."""
-    measured = {} if manifest.tuning is None else measured_ms(manifest.tuning, index)
-    predicted = {} if prediction is None else dict(prediction.ms)
-    return {
-        "predicted_ms": predicted,
-        "predicted_fastest": None if prediction is None else prediction.best,
-        "predicted_gain": _predicted_gain(manifest, index, predicted),
-        "break_even_share": {} if prediction is None else dict(prediction.break_even),
-        "measured_ms": measured,
-        "measured_gain": _measured_gain(manifest, index),
-    }
+@dataclass(frozen=True)
+class ChoiceFigures:
+    """How long one layer takes by each choice, as predicted and as measured, in JSON."""
+
+    predicted_ms: Mapping[str, float]
+    predicted_fastest: str | None
+    predicted_gain: float | None
+    break_even_share: Mapping[str, float | None]
+    measured_ms: Mapping[str, float]
+    measured_gain: float | None
+
+
+def choice_figures(manifest: Manifest, prediction: Prediction | None, index: int) -> ChoiceFigures:
+    """Return the figures of one layer."""
+    predicted = {} if prediction is None else prediction.ms
+    return ChoiceFigures(
+        predicted_ms=predicted,
+        predicted_fastest=None if prediction is None else prediction.best,
+        predicted_gain=_predicted_gain(manifest, index, predicted),
+        break_even_share={} if prediction is None else prediction.break_even,
+        measured_ms={} if manifest.tuning is None else measured_ms(manifest.tuning, index),
+        measured_gain=_measured_gain(manifest, index),
+    )
 
 
 def measured_text(tuning: Tuning | None) -> str | None:

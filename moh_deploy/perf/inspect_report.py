@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.graph.flops import (
@@ -15,14 +15,31 @@ from moh_deploy.graph.flops import (
 )
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, Manifest, TensorInfo, choices_for
-from moh_deploy.perf.choices_text import choice_json, choice_lines, choice_table
+from moh_deploy.perf.choices_text import ChoiceFigures, choice_figures, choice_lines, choice_table
 from moh_deploy.perf.cost_model.prediction import Prediction
 from moh_deploy.report.document import Block, Cell, Document, Table
+from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.report.numbers import count, percent, si
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.layers_text import kept_text, layer_table, nodes_text, reasons, runs_as
 from moh_deploy.runtime.runner import KernelUse
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """A layer of the manifest and what is known of it besides, as JSON has it."""
+
+    layer: LayerInfo = field(metadata=FLAT)
+    runs_as: LayerImpl | None
+    router_runs_as: LayerImpl | None
+    projections_run_as: LayerImpl | None
+    by_size: str | None
+    attention_flops: int | None
+    projection_flops: int | None
+    skippable_flops: int | None
+    skipped_flops: int | None
+    choices: ChoiceFigures = field(metadata=FLAT)
 
 
 @dataclass(frozen=True)
@@ -41,30 +58,34 @@ class InspectReport(Report):
     """
 
     package: Path
-    manifest: Manifest
-    layer_runs: tuple[LayerRun, ...]
-    layer_nodes: tuple[LayerNodes, ...]
-    predictions: tuple[Prediction | None, ...]
+    manifest: Manifest = field(metadata=FLAT)
+    layer_runs: tuple[LayerRun, ...] = field(metadata=HIDDEN)
+    layer_nodes: tuple[LayerNodes, ...] = field(metadata=HIDDEN)
+    predictions: tuple[Prediction | None, ...] = field(metadata=HIDDEN)
     runtime: str
     kernels: KernelUse
     node_runs: Mapping[str, LayerImpl] = field(default_factory=dict)
 
     @property
+    @in_json()
     def skippable_flops(self) -> int | None:
         """FLOPs of replaced layers that no token asks for; None if unknown."""
         return _total([skippable_flops(*pair) for pair in self._layers()])
 
     @property
+    @in_json()
     def skipped_flops(self) -> int | None:
         """Those that are skipped as the layers are chosen to run; None if unknown."""
         return _total([skipped_flops(*pair, self.manifest.dims) for pair in self._layers()])
 
     @property
+    @in_json()
     def skippable_share(self) -> float | None:
         """`skippable_flops` as a share of all FLOPs of the model; None if unknown."""
         return self._share(self.skippable_flops)
 
     @property
+    @in_json()
     def skipped_share(self) -> float | None:
         """`skipped_flops` likewise."""
         return self._share(self.skipped_flops)
@@ -76,39 +97,38 @@ class InspectReport(Report):
         total = self.manifest.total_flops
         return flops / total if total and flops is not None else None
 
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        layers = self.manifest.layers
-        return {
-            "package": str(self.package),
-            "moh_layers": len(layers),
-            "replaced_layers": sum(layer.replaced for layer in layers),
-            "runtime": self.runtime,
-            "kernels": self.kernels.to_json(),
-            "node_runs": dict(self.node_runs),
-            "skippable_flops": self.skippable_flops,
-            "skippable_share": self.skippable_share,
-            "skipped_flops": self.skipped_flops,
-            "skipped_share": self.skipped_share,
-            **asdict(self.manifest),
-            "layers": [self._layer_json(index) for index in range(len(layers))],
-        }
+    @property
+    @in_json()
+    def moh_layers(self) -> int:
+        """How many MoH layers there are."""
+        return len(self.manifest.layers)
 
-    def _layer_json(self, index: int) -> dict[str, object]:
+    @property
+    @in_json()
+    def replaced_layers(self) -> int:
+        """How many of them are operators."""
+        return sum(layer.replaced for layer in self.manifest.layers)
+
+    @property
+    @in_json("layers")
+    def _inspected(self) -> tuple[InspectedLayer, ...]:
+        return tuple(map(self._layer, range(len(self.manifest.layers))))
+
+    def _layer(self, index: int) -> InspectedLayer:
         layer, run = self.manifest.layers[index], self.layer_runs[index]
         nodes = self.layer_nodes[index]
-        return {
-            **asdict(layer),
-            "runs_as": run.runs_as,
-            "router_runs_as": run.router_runs_as,
-            "projections_run_as": run.projections_run_as,
-            "by_size": run.by_size,
-            "attention_flops": attention_flops(layer),
-            "projection_flops": projection_flops(layer, nodes),
-            "skippable_flops": skippable_flops(layer, nodes),
-            "skipped_flops": skipped_flops(layer, nodes, self.manifest.dims),
-            **choice_json(self.manifest, self.predictions[index], index),
-        }
+        return InspectedLayer(
+            layer=layer,
+            runs_as=run.runs_as,
+            router_runs_as=run.router_runs_as,
+            projections_run_as=run.projections_run_as,
+            by_size=run.by_size,
+            attention_flops=attention_flops(layer),
+            projection_flops=projection_flops(layer, nodes),
+            skippable_flops=skippable_flops(layer, nodes),
+            skipped_flops=skipped_flops(layer, nodes, self.manifest.dims),
+            choices=choice_figures(self.manifest, self.predictions[index], index),
+        )
 
     def document(self) -> Document:
         """Return what it says."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from moh_deploy.report.json import to_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,9 +20,9 @@ class Report(ABC):
     def document(self) -> Document:
         """Return what it says."""
 
-    @abstractmethod
     def to_json(self) -> dict[str, object]:
         """Return the report in plain JSON types."""
+        return cast("dict[str, object]", to_json(self))
 
     def to_markdown(self) -> str:
         """Return the report as Markdown: what was judged, tables with headings, and all else."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from moh_deploy.package import TensorInfo
@@ -36,16 +36,6 @@ class RunReport(Report):
     layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
     seconds: float
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            **asdict(self),
-            "package": str(self.package),
-            "outputs_file": str(self.outputs_file),
-            "layer_runs": [asdict(run) for run in self.layer_runs],
-            "kernels": self.kernels.to_json(),
-        }
 
     def document(self) -> Document:
         """Return what it says."""

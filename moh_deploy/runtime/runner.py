@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from moh_deploy.package import ComputeType
+from moh_deploy.report.json import in_json
 
 Kernels = Literal["auto", "off", "require"]
 
@@ -37,6 +38,7 @@ class KernelUse:
     emulated_dtype: str | None = None
 
     @property
+    @in_json()
     def compute_type(self) -> ComputeType:
         """The operands that the matrix products of attention take, accumulated in float32."""
         return self.asked_compute_type if self.instruction_set == BFLOAT16_SET else "float32"
@@ -60,14 +62,3 @@ class KernelUse:
             return text
         asked = self.asked_compute_type
         return f"{text} (the package allows {asked}, which {BFLOAT16_SET} alone has)"
-
-    def to_json(self) -> dict[str, str | None]:
-        """Return the facts in plain JSON types."""
-        return {
-            "library": None if self.library is None else str(self.library),
-            "reason": self.reason,
-            "instruction_set": self.instruction_set,
-            "compute_type": self.compute_type,
-            "asked_compute_type": self.asked_compute_type,
-            "emulated_dtype": self.emulated_dtype,
-        }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.package import KeptOperators, LayerInfo, TensorInfo
 from moh_deploy.report.document import Block, Document, Text
+from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.layers_text import kept_text, layer_table, nodes_text, reasons, runs_text
+from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.validate.fresh_process import ProvenRun
 
 
@@ -44,23 +46,23 @@ class ExportReport(Report):
     seconds: Mapping[str, float] = field(default_factory=dict)
     kept: tuple[KeptOperators, ...] = ()
 
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            "package": str(self.package),
-            "moh_layers": len(self.layers),
-            "replaced_layers": sum(layer.replaced for layer in self.layers),
-            "layers": [asdict(layer) for layer in self.layers],
-            "kept": [asdict(kept) for kept in self.kept],
-            "inputs": [asdict(info) for info in self.inputs],
-            "outputs": [asdict(info) for info in self.outputs],
-            "max_abs_error": self.max_abs_error,
-            "routing_agreement": self.routing_agreement,
-            "vector_sets": self.vector_sets,
-            "runs": [run.to_json() for run in self.runs],
-            "kernels": self.runs[-1].kernels.to_json(),
-            "seconds": dict(self.seconds),
-        }
+    @property
+    @in_json()
+    def moh_layers(self) -> int:
+        """How many layers were recognised."""
+        return len(self.layers)
+
+    @property
+    @in_json()
+    def replaced_layers(self) -> int:
+        """How many of them are operators now."""
+        return sum(layer.replaced for layer in self.layers)
+
+    @property
+    @in_json()
+    def kernels(self) -> KernelUse:
+        """Those of the last run."""
+        return self.runs[-1].kernels
 
     def document(self) -> Document:
         """Return what it says."""

@@ -6,7 +6,7 @@ not add up.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from moh_deploy.runtime.layer_runs import LayerRun
@@ -39,14 +39,6 @@ class ProvenRun:
     function_nodes: int
     layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
-
-    def to_json(self) -> dict[str, object]:
-        """Return the run in plain JSON types."""
-        return {
-            **asdict(self),
-            "layer_runs": [asdict(run) for run in self.layer_runs],
-            "kernels": self.kernels.to_json(),
-        }
 
 
 def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:

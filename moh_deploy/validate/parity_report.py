@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.baseline.result import RatchetResult
 from moh_deploy.report.document import Document
+from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.runner import KernelUse
@@ -21,9 +22,6 @@ from moh_deploy.validate.valid_tokens import TokenCount
 JudgedBy = Literal["choices", "scores", "nothing"]
 Part = Literal["scores", "choice", "gates", "attention"]
 """Of what is compared of a layer, in the order in which it is computed."""
-
-SCHEMA_VERSION = 1
-"""Of what `to_json` returns; docs/verify.schema.json describes it."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,10 @@ class LayerParity:
 class ParityReport(Report):
     """Whether a runtime computes what the reference computed.
 
+    In JSON, outputs and layers are those of all comparisons, each with its reference.
+
     Attributes:
+        schema_version: Of its JSON; docs/verify.schema.json describes it.
         reference: Where the expected values come from.
         vector_sets: How many runs were compared.
         outputs: One entry for each output of each run.
@@ -148,11 +149,12 @@ class ParityReport(Report):
         accuracy: Metrics of a task, where there are labels.
     """
 
+    schema_version: Literal[1] = field(default=1, init=False)
     reference: str
     vector_sets: int
-    outputs: tuple[OutputParity, ...]
-    layers: tuple[LayerParity, ...]
-    has_routing: bool
+    outputs: tuple[OutputParity, ...] = field(metadata=HIDDEN)
+    layers: tuple[LayerParity, ...] = field(metadata=HIDDEN)
+    has_routing: bool = field(metadata=HIDDEN)
     kernel_nodes: int
     function_nodes: int
     layer_runs: tuple[LayerRun, ...]
@@ -161,9 +163,9 @@ class ParityReport(Report):
     policy: str = BUILT_IN
     notes: tuple[str, ...] = ()
     statistics: RoutingStatistics = NO_STATISTICS
-    tokens: TokenCount | None = None
-    subject: str = ""
-    parts: tuple[ParityReport, ...] = ()
+    tokens: TokenCount | None = field(default=None, metadata=HIDDEN)
+    subject: str = field(default="", metadata=HIDDEN)
+    parts: tuple[ParityReport, ...] = field(default=(), metadata=HIDDEN)
     ratchet: RatchetResult | None = None
     accuracy: tuple[MetricParity, ...] = ()
 
@@ -179,6 +181,7 @@ class ParityReport(Report):
         return replace(self, notes=(self.tokens.describe(), *self.notes))
 
     @property
+    @in_json()
     def reasons(self) -> tuple[str, ...]:
         """Every sentence on what is not equal; empty if all is."""
         if self.parts:
@@ -206,6 +209,7 @@ class ParityReport(Report):
         return tuple(f"against {part.reference}: {text}" for text in part.reasons)
 
     @property
+    @in_json()
     def equal(self) -> bool:
         return not self.reasons
 
@@ -226,6 +230,7 @@ class ParityReport(Report):
         return metrics + layers + len(self.unjudged_layers)
 
     @property
+    @in_json()
     def max_abs_error(self) -> float:
         """Largest error of any output that is judged; NaN if anything is NaN."""
         return worst(
@@ -235,6 +240,7 @@ class ParityReport(Report):
         )
 
     @property
+    @in_json()
     def routing_agreement(self) -> float | None:
         """Share of equal (token, head) decisions, near-ties left out; 1.0 without layers.
 
@@ -271,59 +277,65 @@ class ParityReport(Report):
         if self.failure is not None:
             raise self.failure
 
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "equal": self.equal,
-            "max_abs_error": self.max_abs_error,
-            "routing_agreement": self.routing_agreement,
-            "reference": self.reference,
-            "vector_sets": self.vector_sets,
-            "kernel_nodes": self.kernel_nodes,
-            "function_nodes": self.function_nodes,
-            "layer_runs": [asdict(run) for run in self.layer_runs],
-            "kernels": self.kernels.to_json(),
-            "policy": self.policy,
-            "rules": {name: asdict(rule) for name, rule in self.rules.items()},
-            "notes": list(self.notes),
-            "reasons": list(self.reasons),
-            "comparisons": [one._comparison_json() for one in self.comparisons],
-            "outputs": self._entries_json(lambda one: one.outputs),
-            "layers": self._entries_json(lambda one: one.layers),
-            "statistics": asdict(self.statistics),
-            "ratchet": None if self.ratchet is None else self.ratchet.to_json(),
-            "accuracy": [{**asdict(one), "difference": one.difference} for one in self.accuracy],
-        }
+    @property
+    @in_json("comparisons")
+    def _compared(self) -> tuple[Compared, ...]:
+        return tuple(map(Compared.of, self.comparisons))
 
-    def _comparison_json(self) -> dict[str, object]:
-        return {
-            "subject": self.subject,
-            "reference": self.reference,
-            "equal": self.equal,
-            "has_routing": self.has_routing,
-            "vector_sets": self.vector_sets,
-            "max_abs_error": self.max_abs_error,
-            "routing_agreement": self.routing_agreement,
-            "notes": list(self.notes),
-            "reasons": list(self.reasons),
-            "tokens": None if self.tokens is None else asdict(self.tokens),
-        }
+    @property
+    @in_json("outputs")
+    def _all_outputs(self) -> tuple[OutputEntry, ...]:
+        every = self.comparisons
+        return tuple(OutputEntry(one.reference, entry) for one in every for entry in one.outputs)
 
-    def _entries_json(
-        self, of: Callable[[ParityReport], Sequence[OutputParity | LayerParity]]
-    ) -> list[dict[str, object]]:
-        return [
-            {"reference": one.reference, **asdict(entry)}
-            for one in self.comparisons
-            for entry in of(one)
-        ]
+    @property
+    @in_json("layers")
+    def _all_layers(self) -> tuple[LayerEntry, ...]:
+        every = self.comparisons
+        return tuple(LayerEntry(one.reference, entry) for one in every for entry in one.layers)
 
     def document(self) -> Document:
         """Return what it says of each comparison, and of all of them."""
         from moh_deploy.validate.parity_document import parity_document
 
         return parity_document(self)
+
+
+@dataclass(frozen=True)
+class OutputEntry:
+    """An output of one of several comparisons, as JSON has it."""
+
+    reference: str
+    entry: OutputParity = field(metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """A layer of one of several comparisons, as JSON has it."""
+
+    reference: str
+    entry: LayerParity = field(metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison without its outputs and layers, as JSON has it."""
+
+    subject: str
+    reference: str
+    equal: bool
+    has_routing: bool
+    vector_sets: int
+    max_abs_error: float
+    routing_agreement: float | None
+    notes: tuple[str, ...]
+    reasons: tuple[str, ...]
+    tokens: TokenCount | None
+
+    @classmethod
+    def of(cls, report: ParityReport) -> Compared:
+        """Return what JSON has of a comparison."""
+        return cls(**{one.name: getattr(report, one.name) for one in fields(cls)})
 
 
 def _nothing_judged(path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from moh_deploy.package import LayerInfo
@@ -39,20 +39,6 @@ class PrecisionReport(Report):
     bytes_after: int
     parity: ParityReport
     rounded: ParityReport
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            "package": str(self.package),
-            "precision": self.precision,
-            "layers": [asdict(layer) for layer in self.layers],
-            "float32_reasons": dict(self.float32_reasons),
-            "lowered": self.lowered,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "parity": self.parity.to_json(),
-            "rounded": self.rounded.to_json(),
-        }
 
     def document(self) -> Document:
         """Return what it says."""

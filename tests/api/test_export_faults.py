@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -18,6 +18,7 @@ from moh_deploy.frontend.rewrite import insert as insert_as_it_is
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.ops.domains import base_domain
 from moh_deploy.package import OnnxPackage
+from moh_deploy.report.json import to_json
 from tests import small_moh
 from tests.exporting import (
     SMALL_MOH_OPS,
@@ -122,7 +123,7 @@ def test_token_layout_that_is_wrong_stays_as_it_was(
     assert kept.max_abs_error is not None
     assert kept.max_abs_error > 0.01
     assert f"differs from the original by {kept.max_abs_error:.3g}" in kept.reason
-    assert report.to_json()["kept"] == [asdict(kept)]
+    assert report.to_json()["kept"] == [to_json(kept)]
     assert OnnxPackage.open(tmp_path / "package").manifest.kept == report.kept
     assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
 

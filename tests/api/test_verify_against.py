@@ -24,7 +24,7 @@ from moh_deploy.validate.samples import Sample
 from tests.cli.run_cli import Cli
 from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library
-from tests.report.forms.parity_json import VerifyJson
+from tests.report.json_schema import validate_answer
 from tests.report.shown import as_junit, as_markdown
 from tests.two_layers import write_two_layers
 
@@ -221,7 +221,7 @@ def test_reports_show_several_comparisons_apart(tmp_path: Path):
     write_package(tmp_path / "package", scale=1.5)
     report = moh_deploy.verify(tmp_path / "package", against=["functions", "recorded"])
     content = json.loads(to_json_text({"package": "m", **report.to_json()}))
-    VerifyJson.model_validate(content)
+    validate_answer("verify", content)
     assert [one["equal"] for one in content["comparisons"]] == [True, False]
     assert {one["reference"] for one in content["outputs"]} == {
         one["reference"] for one in content["comparisons"]

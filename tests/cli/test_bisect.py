@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.cli.run_cli import Cli
 from tests.half_packages import write_unprotected
 from tests.handmade_package import write_package
-from tests.report.forms.bisect_json import BISECT_JSON
+from tests.report.json_schema import validate
 
 
 def test_nothing_diverges(cli: Cli, package: Path):
@@ -30,7 +30,7 @@ def test_divergence_ends_with_1_and_says_where(cli: Cli, package: Path, tmp_path
     assert (found["cause"], found["node"]["node"]) == ("graph", "scaled")
     assert found["differences"] == ["weight 'scale' differs by up to 1 of its largest value"]
     assert failed.json["error"]["type"] == "ValidationError"
-    BISECT_JSON.validate_json(failed.out)
+    validate("bisect", failed.json)
 
 
 def test_suspects_are_listed_without_a_reference(cli: Cli, tmp_path: Path):
@@ -48,7 +48,7 @@ def test_repaired_package_ends_with_0(cli: Cli, tmp_path: Path):
     failed = cli("bisect", half, *options)
     assert failed.exit_code == 1
     assert "hint: Write the repaired package with --output DIR." in failed.err
-    BISECT_JSON.validate_json(cli("bisect", half, *options, "--json").out)
+    validate("bisect", cli("bisect", half, *options, "--json").json)
     shown = cli("bisect", half, *options, "--output", tmp_path / "out")
     assert (shown.exit_code, shown.err) == (0, "")
     assert "has to be in float32" in shown.out

@@ -13,7 +13,7 @@ from moh_deploy.validate.parity_report import ParityReport
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
-from tests.report.forms.parity_json import VerifyJson
+from tests.report.json_schema import validate_answer
 
 
 def test_inspect_shows_layers_and_what_runs_them(cli: Cli, package: Path):
@@ -248,7 +248,7 @@ def test_verify_writes_reports_for_a_ci(cli: Cli, package: Path, tmp_path: Path)
     assert shown.exit_code == 0
     assert 'failures="0" errors="0"' in junit.read_text()
     assert markdown.read_text().splitlines()[0].endswith("/package: equal")
-    VerifyJson.model_validate_json(cli("verify", package, "--json").out)
+    validate_answer("verify", cli("verify", package, "--json").json)
 
 
 def test_verify_without_an_answer_overwrites_reports_of_an_earlier_run(

@@ -11,7 +11,7 @@ import pytest
 from moh_deploy.system.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.labelled_package import right_labels, samples, write_classifier
-from tests.report.forms.parity_json import VerifyJson
+from tests.report.json_schema import validate_answer
 
 
 @pytest.fixture
@@ -43,10 +43,11 @@ def test_not_knowing_is_exit_1_in_every_report(cli: Cli, classifier: Path, tmp_p
     words = [word for pair in options for word in pair]
     shown = cli("verify", classifier, "--inputs", inputs, "--labels", labels, "--json", *words)
     assert shown.exit_code == 1
-    content = VerifyJson.model_validate_json(shown.out)
-    assert not content.equal
-    assert content.accuracy[0].verdict == "cannot tell"
-    assert content.accuracy[0].reason == content.reasons[0]
+    content = shown.json
+    validate_answer("verify", content)
+    assert not content["equal"]
+    assert content["accuracy"][0]["verdict"] == "cannot tell"
+    assert content["accuracy"][0]["reason"] == content["reasons"][0]
     assert "error: cannot tell: top-1 went from 100.00 % to 100.00 %" in shown.err
     case = xml.parse(files[0]).find(".//testcase[@classname='moh-deploy.accuracy']/failure")
     assert case is not None

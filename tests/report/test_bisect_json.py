@@ -13,8 +13,7 @@ from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.locate import Between, Divergence
 from moh_deploy.validate.bisection.places import Place
 from moh_deploy.validate.bisection.report import BisectReport, Repair
-from tests.report.forms.bisect_json import BisectJson
-from tests.report.json_forms import assert_of_form
+from tests.report.json_schema import assert_of_form
 from tests.report.samples import parity_report
 
 PLACE = Place("blocks.0.up.MatMul", "MatMul", "blocks.0", "up")
@@ -66,4 +65,4 @@ DIVERGED = replace(
     ],
 )
 def test_reports_are_of_the_form(report: BisectReport):
-    assert_of_form(BisectJson, report.to_json())
+    assert_of_form("bisect", report.to_json())

@@ -7,8 +7,7 @@ import pytest
 
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.tolerances import TOLERANCES
-from tests.report.forms.parity_json import VerifyJson
-from tests.report.json_forms import assert_of_form
+from tests.report.json_schema import assert_of_form
 from tests.validate.test_parity_document import LAYER, METRIC, OUTPUT, REPORT
 
 
@@ -26,4 +25,4 @@ from tests.validate.test_parity_document import LAYER, METRIC, OUTPUT, REPORT
     ],
 )
 def test_reports_are_of_the_form(report: ParityReport):
-    assert_of_form(VerifyJson, {"package": "m", **report.to_json()})
+    assert_of_form("verify", {"package": "m", **report.to_json()})

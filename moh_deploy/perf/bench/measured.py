@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moh_deploy.perf.bench.agreement import Agreement
 from moh_deploy.perf.bench.fresh_run import FreshRun
 from moh_deploy.perf.bench.latency import LEAST_RUNS, Latency
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.report.document import Cell, Share
+from moh_deploy.report.json import FLAT, in_json
 from moh_deploy.system.units import BYTES, MILLISECONDS, PER_SECOND, SHARE
 
 
@@ -35,13 +36,14 @@ class Measured:
     inputs: str
     sizes: dict[str, int]
     samples: int
-    latency: Latency
-    fresh: FreshRun
+    latency: Latency = field(metadata=FLAT)
+    fresh: FreshRun = field(metadata=FLAT)
     ratios: Mapping[str, Ratio]
     agreement: Agreement | None = None
     fault: str | None = None
 
     @property
+    @in_json()
     def throughput(self) -> float:
         """Samples a second."""
         return 1e3 * self.samples / self.latency.mean_ms if self.latency.mean_ms else 0.0

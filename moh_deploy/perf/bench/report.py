@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.perf.bench.findings import findings
@@ -13,6 +14,7 @@ from moh_deploy.perf.bench.layer_work import LayerWork
 from moh_deploy.perf.bench.measured import Measured
 from moh_deploy.report.baseline.result import RatchetResult
 from moh_deploy.report.document import Document
+from moh_deploy.report.json import in_json
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.runner import KernelUse
 
@@ -39,6 +41,7 @@ class BenchReport(Report):
     """One comparison.
 
     Attributes:
+        schema_version: Of its JSON; docs/bench.schema.json describes it.
         results: Every contestant on every set of inputs; those of one set follow each other.
         work: What the packages skip; nothing for baselines.
         gates: What each gate says of each package on each set of inputs.
@@ -55,6 +58,7 @@ class BenchReport(Report):
         notes: What else a reader should know.
     """
 
+    schema_version: Literal[1] = field(default=1, init=False)
     results: tuple[Measured, ...]
     work: tuple[PackageWork, ...]
     gates: tuple[GateResult, ...]
@@ -70,6 +74,7 @@ class BenchReport(Report):
     notes: tuple[str, ...] = ()
 
     @property
+    @in_json()
     def passed(self) -> bool | None:
         """Whether every gate was measured and holds, nothing is computed wrongly, and nothing is
         worse than in the baseline file; None without gate and file."""
@@ -98,26 +103,10 @@ class BenchReport(Report):
         if self.failure is not None:
             raise self.failure
 
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            "schema_version": 1,
-            "passed": self.passed,
-            "gates": [asdict(one) for one in self.gates],
-            "ratchet": None if self.ratchet is None else self.ratchet.to_json(),
-            "results": [_result_json(one) for one in self.results],
-            "work": [asdict(one) for one in self.work],
-            "routing": [asdict(one) for one in self.routing],
-            "samples_by": self.samples_by,
-            "threads": self.threads,
-            "min_time_s": self.min_time_s,
-            "warmup_s": self.warmup_s,
-            "machine": self.machine,
-            "runtime": self.runtime,
-            "kernels": self.kernels.to_json(),
-            "findings": list(self.findings()),
-            "notes": list(self.notes),
-        }
+    @property
+    @in_json("findings")
+    def _findings(self) -> tuple[str, ...]:
+        return tuple(self.findings())
 
     def findings(self) -> Iterator[str]:
         """Return sentences on what it shows."""
@@ -128,20 +117,3 @@ class BenchReport(Report):
         from moh_deploy.perf.bench.document import bench_document
 
         return bench_document(self)
-
-
-def _result_json(one: Measured) -> dict[str, object]:
-    return {
-        "contestant": one.contestant,
-        "is_baseline": one.is_baseline,
-        "inputs": one.inputs,
-        "sizes": one.sizes,
-        "samples": one.samples,
-        **asdict(one.latency),
-        "utilisation": one.latency.utilisation,
-        "throughput": one.throughput,
-        **asdict(one.fresh),
-        "agreement": None if one.agreement is None else asdict(one.agreement),
-        "fault": one.fault,
-        "ratios": {name: asdict(found) for name, found in one.ratios.items()},
-    }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.package import (
     CHOICES,
     LayerInfo,
+    SizeRange,
     Tuning,
     asked_choice,
     choice_text,
@@ -26,10 +27,26 @@ from moh_deploy.perf.choices_text import (
 )
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.report.document import Cell, Document, Table
+from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.layers_text import reasons
 from moh_deploy.runtime.runner import KernelUse
+
+
+@dataclass(frozen=True)
+class TunedLayer:
+    """What was measured and chosen for one layer, as JSON has it."""
+
+    path: str
+    before: str | None
+    asked: str | None
+    choice: str | None
+    ranges: tuple[SizeRange, ...]
+    measured_ms: Mapping[str, float]
+    measured_gain: float | None
+    predicted_gain: float | None
+    undecided: bool
 
 
 @dataclass(frozen=True)
@@ -60,39 +77,36 @@ class TuneReport(Report):
     """
 
     package: Path
-    before: tuple[LayerInfo, ...]
-    layers: tuple[LayerInfo, ...]
+    before: tuple[LayerInfo, ...] = field(metadata=HIDDEN)
+    layers: tuple[LayerInfo, ...] = field(metadata=HIDDEN)
     tuning: Tuning
-    asked: Mapping[str, str]
-    predicted_gains: tuple[float | None, ...]
-    undecided: tuple[str, ...]
+    asked: Mapping[str, str] = field(metadata=HIDDEN)
+    predicted_gains: tuple[float | None, ...] = field(metadata=HIDDEN)
+    undecided: tuple[str, ...] = field(metadata=HIDDEN)
     model_ratio: Ratio | None
     model_ratios: tuple[Mapping[str, Ratio], ...]
-    dense_was_faster: tuple[int, ...]
+    dense_was_faster: tuple[int, ...] = field(metadata=HIDDEN)
     ranges_did_not_pay: bool
     max_abs_error: float
     flipped_tokens: Mapping[str, int]
     kernels: KernelUse
     written: bool
 
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            "package": str(self.package),
-            "written": self.written,
-            "layers": [self._layer_json(index) for index in range(len(self.layers))],
-            "tuning": asdict(self.tuning),
-            "model_gain": self._gain(),
-            "model_ratio": None if self.model_ratio is None else asdict(self.model_ratio),
-            "model_ratios": [
-                {name: asdict(one) for name, one in each.items()} for each in self.model_ratios
-            ],
-            "dense_was_faster": [dict(self.tuning.sizes[i]) for i in self.dense_was_faster],
-            "ranges_did_not_pay": self.ranges_did_not_pay,
-            "max_abs_error": self.max_abs_error,
-            "flipped_tokens": dict(self.flipped_tokens),
-            "kernels": self.kernels.to_json(),
-        }
+    @property
+    @in_json("layers")
+    def _tuned(self) -> tuple[TunedLayer, ...]:
+        return tuple(map(self._layer, range(len(self.layers))))
+
+    @property
+    @in_json()
+    def model_gain(self) -> float | None:
+        """How many times as fast as with all layers dense the whole model is."""
+        return None if self.model_ratio is None else 1 / self.model_ratio.value
+
+    @property
+    @in_json("dense_was_faster")
+    def _dense_at(self) -> tuple[Mapping[str, int], ...]:
+        return tuple(self.tuning.sizes[index] for index in self.dense_was_faster)
 
     def document(self) -> Document:
         """Return what it says."""
@@ -102,22 +116,19 @@ class TuneReport(Report):
         table = Table(title, (*columns, "#predicted gain"), rows)
         return Document("tune", (table,), findings=tuple(self._lines()))
 
-    def _gain(self) -> float | None:
-        return None if self.model_ratio is None else 1 / self.model_ratio.value
-
-    def _layer_json(self, index: int) -> dict[str, object]:
-        layer, ms = self.layers[index], measured_ms(self.tuning, index)
-        return {
-            "path": layer.path,
-            "before": choice_text(self.before[index]),
-            "asked": asked_choice(layer, self.asked),
-            "choice": layer.choice,
-            "ranges": [asdict(one) for one in layer.ranges],
-            "measured_ms": ms,
-            "measured_gain": measured_gain(layer, self.tuning, index),
-            "predicted_gain": self.predicted_gains[index],
-            "undecided": layer.path in self.undecided,
-        }
+    def _layer(self, index: int) -> TunedLayer:
+        layer = self.layers[index]
+        return TunedLayer(
+            path=layer.path,
+            before=choice_text(self.before[index]),
+            asked=asked_choice(layer, self.asked),
+            choice=layer.choice,
+            ranges=layer.ranges,
+            measured_ms=measured_ms(self.tuning, index),
+            measured_gain=measured_gain(layer, self.tuning, index),
+            predicted_gain=self.predicted_gains[index],
+            undecided=layer.path in self.undecided,
+        )
 
     def _row(self, index: int) -> tuple[Cell, ...]:
         layer, ms = self.layers[index], measured_ms(self.tuning, index)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
+from moh_deploy.report.json import in_json
 
 Outcome = Literal["held", "better", "worse", "gone", "new", "not compared"]
 
@@ -49,6 +50,13 @@ class RatchetResult:
     updated: bool
 
     @property
+    @in_json()
+    def passed(self) -> bool:
+        """Nothing is worse, and something was compared."""
+        return not self.reasons
+
+    @property
+    @in_json()
     def reasons(self) -> tuple[str, ...]:
         """Every sentence on what is worse, or on why nothing could be."""
         if self._is_without_data:
@@ -89,7 +97,3 @@ class RatchetResult:
     @property
     def _is_without_data(self) -> bool:
         return not self.updated and all(one.limit is None for one in self.entries)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the comparison in plain JSON types."""
-        return {**asdict(self), "passed": not self.reasons, "reasons": list(self.reasons)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from moh_deploy.errors import MoHDeployError
@@ -52,16 +52,6 @@ class BuildReport(Report):
     def failure(self) -> MoHDeployError | None:
         """The error that a refusal ends the command with."""
         return refusal(self.rejections, title=self.backend) if self.rejections else None
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            **asdict(self),
-            "output": str(self.output),
-            "profiles": [
-                {name: asdict(span) for name, span in profile.items()} for profile in self.profiles
-            ],
-        }
 
     def document(self) -> Document:
         """Return what it says."""

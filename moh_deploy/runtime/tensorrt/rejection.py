@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from moh_deploy.errors import BackendError
 
@@ -26,10 +26,6 @@ class Rejection:
 
     def __str__(self) -> str:
         return f"{self.layer}: {self.value}; expected {self.limit}. {self.what_to_do}"
-
-    def to_json(self) -> dict[str, object]:
-        """Return the rejection in plain JSON types."""
-        return asdict(self)
 
 
 def refusal(rejections: Sequence[Rejection], *, title: str) -> BackendError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from moh_deploy.report.json import in_json
 from moh_deploy.validate.accuracy.rules import AccuracyRule
 
 Better = Literal["higher", "lower"]
@@ -91,6 +92,7 @@ class MetricParity:
     reason: str | None
 
     @property
+    @in_json()
     def difference(self) -> float:
         """What the package has more than the reference."""
         return self.package - self.reference

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from moh_deploy.report.json import HIDDEN
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.reaction import measure_reactions
@@ -45,8 +46,8 @@ class Checkpoint:
     value: str
     agrees: bool
     exact: bool = False
-    error: float | None = None
-    reaction: float = 0.0
+    error: float | None = field(default=None, metadata=HIDDEN)
+    reaction: float = field(default=0.0, metadata=HIDDEN)
 
 
 def collect_checkpoints(runs: Experiments, recorded: Sequence[Recorded]) -> tuple[Checkpoint, ...]:

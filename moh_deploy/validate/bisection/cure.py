@@ -18,6 +18,7 @@ from moh_deploy.graph.lower_again import EXACT, lower_again
 from moh_deploy.graph.lower_precision import LowType, largest_number
 from moh_deploy.graph.lower_precision.casts import IR_TYPES
 from moh_deploy.package import OnnxPackage
+from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.minimal_set import Found, MinimalSet
@@ -36,7 +37,7 @@ class KeptNode:
         reason: What half precision does to it.
     """
 
-    place: Place
+    place: Place = field(metadata=FLAT)
     reason: str
 
 
@@ -53,7 +54,12 @@ class Cure:
 
     nodes: tuple[KeptNode, ...]
     smallest: bool
-    trials: int
+    trials: int = field(metadata=HIDDEN)
+
+    @property
+    @in_json("runs")
+    def _runs(self) -> int:
+        return self.trials
 
     @property
     def keep(self) -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moh_deploy.graph.switches import reads
+from moh_deploy.report.json import FLAT, HIDDEN
 from moh_deploy.validate.bisection.inner_values import InnerValue
 from moh_deploy.validate.bisection.places import ModelGraph, Place
 
@@ -29,11 +30,11 @@ class NodeError:
         finite: Its result is finite wherever the reference is.
     """
 
-    place: Place
+    place: Place = field(metadata=FLAT)
     before: float
     behind: float
-    size: float
-    finite: bool
+    size: float = field(metadata=HIDDEN)
+    finite: bool = field(metadata=HIDDEN)
 
     @property
     def growth(self) -> float:

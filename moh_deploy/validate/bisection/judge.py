@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moh_deploy.graph.forced_gates import computed_gates
 from moh_deploy.package import LayerRounding, OnnxPackage, Rounding, Spread, VectorSet
+from moh_deploy.report.json import HIDDEN
 from moh_deploy.runtime.base import Runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
@@ -43,7 +44,7 @@ class Recorded:
     error: float
     limit: float
     reason: str | None
-    drift: float | None = None
+    drift: float | None = field(default=None, metadata=HIDDEN)
 
     @property
     def badness(self) -> tuple[bool, float]:

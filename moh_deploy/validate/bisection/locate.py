@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
+from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.validate.bisection.blind_spots import BlindSpots
 from moh_deploy.validate.bisection.checkpoint import Checkpoint, collect_checkpoints, wrong_values
 from moh_deploy.validate.bisection.divergence import (
@@ -46,7 +47,7 @@ class Between:
     after: tuple[str, ...]
     before: str
     nodes: tuple[Place, ...]
-    alone: tuple[Place, ...]
+    alone: tuple[Place, ...] = field(metadata=HIDDEN)
     unseen: tuple[Place, ...]
 
 
@@ -82,6 +83,7 @@ class Divergence:
     between: Between | None = None
 
     @property
+    @in_json()
     def node(self) -> Place | None:
         """The node to look at; None where it is not known."""
         found = self.first or self.step
@@ -94,6 +96,19 @@ class Divergence:
         return tuple(dict.fromkeys(place.module for place in places))
 
     @property
+    @in_json()
+    def module(self) -> str | None:
+        """Of that node, or of all suspects; None where there are several."""
+        return self.modules[0] if len(self.modules) == 1 else None
+
+    @property
+    @in_json()
+    def beyond_rounding(self) -> bool:
+        """A single node is off by more than rounding."""
+        return self.first is not None
+
+    @property
+    @in_json()
     def suspects(self) -> tuple[Place, ...]:
         """The nodes of which one is wrong if no more than one is."""
         if self.between is None:

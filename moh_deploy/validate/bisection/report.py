@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.document import Block, Document, Table, Text
+from moh_deploy.report.json import FLAT, in_json
 from moh_deploy.report.numbers import count, percent, si
 from moh_deploy.report.report import Report
-from moh_deploy.validate.bisection.checkpoint import Checkpoint
 from moh_deploy.validate.bisection.cure import Cure
 from moh_deploy.validate.bisection.divergence import NodeError, by_module
-from moh_deploy.validate.bisection.judge import Recorded
-from moh_deploy.validate.bisection.locate import Between, Divergence
+from moh_deploy.validate.bisection.locate import Divergence
 from moh_deploy.validate.bisection.places import Place
 from moh_deploy.validate.bisection.text import MOST_NAMES, divergence_text, size_text
 from moh_deploy.validate.parity_report import ParityReport
@@ -36,7 +36,7 @@ class Repair:
         written: The directory that it was written to; None if none was asked for.
     """
 
-    cure: Cure
+    cure: Cure = field(metadata=FLAT)
     weights: str
     bytes_before: int
     bytes_after: int
@@ -50,6 +50,7 @@ class BisectReport(Report):
     """What bisecting a package found.
 
     Attributes:
+        schema_version: Of its JSON; docs/bisect.schema.json describes it.
         package: The directory.
         precision: Of the package.
         reference: What the runs were judged by.
@@ -64,6 +65,7 @@ class BisectReport(Report):
         notes: What could not be done.
     """
 
+    schema_version: Literal[1] = field(default=1, init=False)
     package: Path
     precision: str
     reference: str
@@ -77,15 +79,18 @@ class BisectReport(Report):
     notes: tuple[str, ...] = ()
 
     @property
+    @in_json()
     def diverges(self) -> bool:
         return bool(self.reasons)
 
     @property
+    @in_json()
     def repaired(self) -> bool:
         """A package that is right was written."""
         return self.repair is not None and self.repair.written is not None
 
     @property
+    @in_json()
     def sentence(self) -> str:
         """What was found, in a sentence or two."""
         if self.divergence is None:
@@ -101,26 +106,6 @@ class BisectReport(Report):
         hint = "Write the repaired package with --output DIR." if self.repair is not None else None
         more = "" if self.why_no_repair is None else f" {self.why_no_repair}"
         return ValidationError(f"{self.sentence}{more}", hint=hint)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            "schema_version": 1,
-            "package": str(self.package),
-            "precision": self.precision,
-            "reference": self.reference,
-            "diverges": self.diverges,
-            "repaired": self.repaired,
-            "sentence": self.sentence,
-            "reasons": list(self.reasons),
-            "target": self.target,
-            "passes_verify": self.passes_verify,
-            "divergence": None if self.divergence is None else _divergence_json(self.divergence),
-            "errors": [_error_json(one) for one in self.errors],
-            "repair": None if self.repair is None else _repair_json(self.repair),
-            "why_no_repair": self.why_no_repair,
-            "notes": list(self.notes),
-        }
 
     def document(self) -> Document:
         """Return what it says."""
@@ -192,62 +177,3 @@ def _repair_blocks(repair: Repair) -> Iterator[Block]:
     if repair.written is not None:
         error = f"largest error {repair.parity.max_abs_error:.3g}"
         yield Text(f"REPAIRED: passes verify, {error}; written to {repair.written}", True)
-
-
-def _divergence_json(found: Divergence) -> dict[str, object]:
-    node = found.node
-    return {
-        "cause": found.cause,
-        "against": found.against,
-        "module": found.modules[0] if len(found.modules) == 1 else None,
-        "node": None if node is None else asdict(node),
-        "beyond_rounding": found.first is not None,
-        "first": None if found.first is None else _error_json(found.first),
-        "step": None if found.step is None else _error_json(found.step),
-        "differences": list(found.differences),
-        "suspects": [asdict(one) for one in found.suspects],
-        "wrong": [_recorded_json(one) for one in found.wrong],
-        "checkpoints": [_checkpoint_json(one) for one in found.checkpoints],
-        "between": None if found.between is None else _between_json(found.between),
-    }
-
-
-def _checkpoint_json(one: Checkpoint) -> dict[str, object]:
-    return {"what": one.what, "value": one.value, "agrees": one.agrees, "exact": one.exact}
-
-
-def _between_json(between: Between) -> dict[str, object]:
-    return {
-        "after": list(between.after),
-        "before": between.before,
-        "nodes": [asdict(one) for one in between.nodes],
-        "unseen": [asdict(one) for one in between.unseen],
-    }
-
-
-def _recorded_json(one: Recorded) -> dict[str, object]:
-    return {
-        "what": one.what,
-        "value": one.value,
-        "error": one.error,
-        "limit": one.limit,
-        "reason": one.reason,
-    }
-
-
-def _error_json(error: NodeError) -> dict[str, object]:
-    return {**asdict(error.place), "before": error.before, "behind": error.behind}
-
-
-def _repair_json(repair: Repair) -> dict[str, object]:
-    return {
-        "nodes": [{**asdict(one.place), "reason": one.reason} for one in repair.cure.nodes],
-        "smallest": repair.cure.smallest,
-        "runs": repair.cure.trials,
-        "weights": repair.weights,
-        "bytes_before": repair.bytes_before,
-        "bytes_after": repair.bytes_after,
-        "flops_share": repair.flops_share,
-        "parity": repair.parity.to_json(),
-        "written": None if repair.written is None else str(repair.written),
-    }

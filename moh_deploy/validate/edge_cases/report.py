@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import MOST_CORPUS_BYTES, CorpusSample
 from moh_deploy.report.document import Block, Case, Document, Outcome, Suite, Table, Text, Verdict
+from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.layer_runs import LayerRun
@@ -17,8 +19,6 @@ from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.validate.edge_cases.case_result import CaseResult, Status
 from moh_deploy.validate.edge_cases.input_states import ZERO
 from moh_deploy.validate.edge_cases.mining import Mined
-
-SCHEMA_VERSION = 1
 
 STATUSES: tuple[Status, ...] = ("passed", "failed", "not applicable", "not run")
 
@@ -38,10 +38,50 @@ _OUTCOMES: dict[Status, Outcome] = {
 
 
 @dataclass(frozen=True)
+class NamedToken:
+    """A token whose choice of heads is hardly clear, as JSON has it."""
+
+    layer: str
+    token: tuple[int, int]
+    margin: float
+
+
+@dataclass(frozen=True)
+class NamedSample:
+    """A sample with such tokens, as JSON has it."""
+
+    name: str
+    tokens: tuple[NamedToken, ...]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the user's inputs gave, as JSON has it."""
+
+    searched: int
+    choices: int
+    too_large: int
+    layers_without_margins: tuple[str, ...]
+    samples: tuple[NamedSample, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The regression corpus, as JSON has it."""
+
+    samples: int
+    bytes: int
+    recorded_from: tuple[str, ...]
+    smallest_margin: float | None
+    written: bool
+
+
+@dataclass(frozen=True)
 class ProbeReport(Report):
     """What became of each case.
 
     Attributes:
+        schema_version: Of its JSON; docs/probe.schema.json describes it.
         results: Every case, a routing state once for each layer.
         mining: What the user's inputs gave; None without inputs.
         corpus: The regression corpus of the package as it is now.
@@ -50,22 +90,26 @@ class ProbeReport(Report):
         layer_runs: What ran each MoH layer, read from the runtime.
         kernels: The kernel library that was registered, or why none was.
         policy: Where tolerances come from.
+        reference: What results are compared with.
     """
 
+    schema_version: Literal[1] = field(default=1, init=False)
     results: tuple[CaseResult, ...]
-    mining: Mined | None
-    corpus: tuple[CorpusSample, ...]
-    corpus_written: bool
-    layers: tuple[str, ...]
+    mining: Mined | None = field(metadata=HIDDEN)
+    corpus: tuple[CorpusSample, ...] = field(metadata=HIDDEN)
+    corpus_written: bool = field(metadata=HIDDEN)
+    layers: tuple[str, ...] = field(metadata=HIDDEN)
     layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
     policy: str
+    reference: str = field(default=REFERENCE, init=False)
 
     def count(self, status: Status) -> int:
         """Return how many results are of a status."""
         return sum(1 for one in self.results if one.status == status)
 
     @property
+    @in_json()
     def reasons(self) -> tuple[str, ...]:
         """Every sentence on what failed; empty if nothing did and something passed that has
         numbers.
@@ -80,6 +124,7 @@ class ProbeReport(Report):
         return (*failed, *(one.detail for one in self.results if _is_missed(one)))
 
     @property
+    @in_json()
     def passed(self) -> bool:
         return not self.reasons
 
@@ -101,27 +146,26 @@ class ProbeReport(Report):
         if self.failure is not None:
             raise self.failure
 
-    def to_json(self) -> dict[str, object]:
-        """Return the report in plain JSON types."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "passed": self.passed,
-            "counts": {status: self.count(status) for status in STATUSES},
-            "reasons": list(self.reasons),
-            "results": [asdict(one) for one in self.results],
-            "mining": None if self.mining is None else _mining_json(self.mining, self.layers),
-            "corpus": {
-                "samples": len(self.corpus),
-                "bytes": sum(one.num_bytes for one in self.corpus),
-                "recorded_from": sorted({one.reference for one in self.corpus}),
-                "smallest_margin": min((one.margin for one in self.corpus), default=None),
-                "written": self.corpus_written,
-            },
-            "reference": REFERENCE,
-            "policy": self.policy,
-            "layer_runs": [asdict(run) for run in self.layer_runs],
-            "kernels": self.kernels.to_json(),
-        }
+    @property
+    @in_json("counts")
+    def _counts(self) -> dict[Status, int]:
+        return {status: self.count(status) for status in STATUSES}
+
+    @property
+    @in_json("mining")
+    def _searched(self) -> Searched | None:
+        return None if self.mining is None else _searched(self.mining, self.layers)
+
+    @property
+    @in_json("corpus")
+    def _kept(self) -> Kept:
+        return Kept(
+            samples=len(self.corpus),
+            bytes=sum(one.num_bytes for one in self.corpus),
+            recorded_from=tuple(sorted({one.reference for one in self.corpus})),
+            smallest_margin=min((one.margin for one in self.corpus), default=None),
+            written=self.corpus_written,
+        )
 
     def document(self) -> Document:
         """Return what it says."""
@@ -219,20 +263,11 @@ def _case(result: CaseResult) -> Case:
     return Case(result.kind, f"{result.case} [{result.place}]", outcome, detail)
 
 
-def _mining_json(mining: Mined, layers: Sequence[str]) -> dict[str, object]:
-    return {
-        "searched": mining.searched,
-        "choices": mining.tokens,
-        "too_large": mining.too_large,
-        "layers_without_margins": list(mining.unknown),
-        "samples": [
-            {
-                "name": name,
-                "tokens": [
-                    {"layer": layers[one.layer], "token": list(one.token), "margin": one.margin}
-                    for one in sample.mined
-                ],
-            }
-            for name, sample in zip(mining.names, mining.samples, strict=True)
-        ],
-    }
+def _searched(mining: Mined, layers: Sequence[str]) -> Searched:
+    samples = tuple(
+        NamedSample(
+            name, tuple(NamedToken(layers[t.layer], t.token, t.margin) for t in sample.mined)
+        )
+        for name, sample in zip(mining.names, mining.samples, strict=True)
+    )
+    return Searched(mining.searched, mining.tokens, mining.too_large, mining.unknown, samples)

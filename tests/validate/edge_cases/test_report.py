@@ -12,8 +12,7 @@ from moh_deploy.validate.edge_cases.mining import Mined
 from moh_deploy.validate.edge_cases.report import ProbeReport
 from tests.handmade_package import vectors
 from tests.kernel_library import NO_KERNELS
-from tests.report.forms.probe_json import ProbeJson
-from tests.report.json_forms import assert_of_form
+from tests.report.json_schema import assert_of_form
 from tests.report.shown import as_junit
 
 PASSED = CaseResult("routing", "ties", "blocks.0", "passed", "all agrees")
@@ -45,7 +44,7 @@ def shown(report: ProbeReport) -> str:
     [REPORT, replace(REPORT, mining=None, corpus=()), replace(REPORT, results=(FAILED,))],
 )
 def test_reports_are_of_the_form(report: ProbeReport):
-    assert_of_form(ProbeJson, {"package": "m", **report.to_json()})
+    assert_of_form("probe", {"package": "m", **report.to_json()})
 
 
 def test_layers_of_which_the_same_is_said_are_one_row():

@@ -1,0 +1,68 @@
+"""JSON of a report, from its dataclass: fields by their names, and what else is marked.
+
+A field whose metadata is `HIDDEN` is left out; the members of one that is `FLAT` stand among those
+of what it is in. A property is there if it is marked by `in_json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TypeVar
+
+_KEY = "json"
+HIDDEN = {_KEY: "hidden"}
+FLAT = {_KEY: "flat"}
+
+Getter = TypeVar("Getter", bound=Callable[..., object])
+
+
+def in_json(name: str = "") -> Callable[[Getter], Getter]:
+    """Mark the getter of a property, below `@property`.
+
+    Args:
+        name: What JSON calls it; empty for the property's own.
+    """
+
+    def mark(getter: Getter) -> Getter:
+        setattr(getter, _KEY, name or getter.__name__)
+        return getter
+
+    return mark
+
+
+def to_json(value: object) -> object:
+    """Return plain JSON types; NaN and infinity stay, see `to_json_text`."""
+    if is_dataclass(value):
+        return dict(_members(value))
+    if isinstance(value, Mapping):
+        return {str(name): to_json(one) for name, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _members(value: object) -> Iterator[tuple[str, object]]:
+    for name, attribute, is_flat in json_members(type(value)):
+        member = getattr(value, attribute)
+        if is_flat:
+            yield from _members(member)
+        else:
+            yield name, to_json(member)
+
+
+def json_members(form: type) -> Iterator[tuple[str, str, bool]]:
+    """Yield what JSON has of a dataclass: its name there, the attribute, and whether it is flat.
+
+    Of two of one name the later counts.
+    """
+    for field in fields(form):
+        kind = field.metadata.get(_KEY)
+        if kind != "hidden":
+            yield field.name, field.name, kind == "flat"
+    for attribute in dir(form):
+        getter = getattr(getattr(form, attribute), "fget", None)
+        name = getattr(getter, _KEY, None)
+        if name is not None:
+            yield name, attribute, False
