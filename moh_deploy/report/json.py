@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 _KEY = "json"
 HIDDEN = {_KEY: "hidden"}
@@ -44,7 +45,7 @@ def to_json(value: object) -> object:
 
 
 def _members(value: object) -> Iterator[tuple[str, object]]:
-    for name, attribute, is_flat in json_members(type(value)):
+    for name, attribute, is_flat in json_members(cast(type, type(value))):
         member = getattr(value, attribute)
         if is_flat:
             yield from _members(member)
@@ -52,17 +53,14 @@ def _members(value: object) -> Iterator[tuple[str, object]]:
             yield name, to_json(member)
 
 
-def json_members(form: type) -> Iterator[tuple[str, str, bool]]:
-    """Yield what JSON has of a dataclass: its name there, the attribute, and whether it is flat.
+@cache
+def json_members(form: type) -> tuple[tuple[str, str, bool], ...]:
+    """Return what JSON has of a dataclass: its name there, the attribute, and whether it is flat.
 
     Of two of one name the later counts.
     """
-    for field in fields(form):
-        kind = field.metadata.get(_KEY)
-        if kind != "hidden":
-            yield field.name, field.name, kind == "flat"
-    for attribute in dir(form):
-        getter = getattr(getattr(form, attribute), "fget", None)
-        name = getattr(getter, _KEY, None)
-        if name is not None:
-            yield name, attribute, False
+    kinds = {field.name: field.metadata.get(_KEY) for field in fields(form)}
+    shown = [(name, name, kind == "flat") for name, kind in kinds.items() if kind != "hidden"]
+    getters = {name: getattr(getattr(form, name, None), "fget", None) for name in dir(form)}
+    marked = [(getattr(one, _KEY, None), name) for name, one in getters.items()]
+    return (*shown, *((name, attribute, False) for name, attribute in marked if name is not None))

@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as xml
 from collections.abc import Sequence
 
-from moh_deploy.report.document import About, Case, Document, Suite
+from moh_deploy.report.document import About, Case, Document, Outcome, Suite
 
 # XML has no form for these characters, not even escaped.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -14,13 +14,23 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 def junit(document: Document, about: About) -> str:
     """Return the text of a file."""
-    counts = _counts([case for suite in document.suites for case in suite.cases])
+    suites = document.suites or (Suite((_whole(document),)),)
+    counts = _counts([case for suite in suites for case in suite.cases])
     del counts["skipped"]  # Jenkins' schema has it for a suite, and not for all of them
     root = xml.Element("testsuites", {"name": f"moh-deploy {document.kind}", **counts})
-    for suite in document.suites:
+    for suite in suites:
         _add_suite(root, suite, about.subject)
     xml.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, "unicode") + "\n"
+
+
+def _whole(document: Document) -> Case:
+    """Return the one test case of a document that names none."""
+    verdict = document.verdict
+    if verdict is None or verdict.is_good is None:
+        return Case(document.kind, "verdict", "skipped", "Nothing is judged.")
+    outcome: Outcome = "passed" if verdict.is_good else "failure"
+    return Case(document.kind, "verdict", outcome, (*verdict.reasons, verdict.sentence)[0])
 
 
 def _add_suite(root: xml.Element, suite: Suite, subject: str) -> None:
