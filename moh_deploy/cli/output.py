@@ -16,29 +16,26 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from moh_deploy.errors import MoHDeployError
+    from moh_deploy.report.report import Report
     from moh_deploy.system.progress import SilentProgress
 
-Report = TypeVar("Report")
+Answered = TypeVar("Answered")
 
 _FILE_WIDTH = 160
 
 
-class Printable(Protocol):
-    """A report, for programs and for people."""
+class Answer(Protocol):
+    """A report whose answer may be no."""
+
+    @property
+    def failure(self) -> MoHDeployError | None: ...
 
     def to_json(self) -> dict[str, object]: ...
 
     def __rich__(self) -> RenderableType: ...
 
 
-class Answer(Printable, Protocol):
-    """A report whose answer may be no."""
-
-    @property
-    def failure(self) -> MoHDeployError | None: ...
-
-
-def carry_out(job: Callable[[SilentProgress], Report], *, as_json: bool) -> Report:
+def carry_out(job: Callable[[SilentProgress], Answered], *, as_json: bool) -> Answered:
     """Do a job with progress on stderr. What code of the user's prints meanwhile goes there too."""
     from moh_deploy.system.progress import progress_for_terminal
 
@@ -46,7 +43,7 @@ def carry_out(job: Callable[[SilentProgress], Report], *, as_json: bool) -> Repo
         return job(progress_for_terminal(quiet=as_json))
 
 
-def print_report(report: Printable, *, as_json: bool) -> None:
+def print_report(report: Report, *, as_json: bool) -> None:
     """Print a report on stdout: one JSON object, or tables."""
     if as_json:
         _print_json(report.to_json())

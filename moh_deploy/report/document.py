@@ -265,6 +265,8 @@ class Verdict:
         held: What was judged and is good.
         reasons: Why the answer is not good.
         notes: What else was found out.
+        most_reasons: How many reasons text gives, where there may be one for each of many outputs
+            and layers; a page and JSON have all.
     """
 
     word: str
@@ -274,6 +276,12 @@ class Verdict:
     held: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    most_reasons: int | None = None
+
+    @property
+    def first_reasons(self) -> tuple[str, ...]:
+        """The reasons that text gives."""
+        return self.reasons[: self.most_reasons]
 
 
 @dataclass(frozen=True)

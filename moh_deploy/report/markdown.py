@@ -22,9 +22,6 @@ from moh_deploy.report.document import (
 )
 from moh_deploy.report.numbers import plain
 
-MOST_REASONS = 10
-"""That are given in text; a page and JSON have all."""
-
 
 def markdown(document: Document, about: About | None = None) -> str:
     """Return the text of a file; without `about` it has no heading."""
@@ -83,9 +80,9 @@ def _verdict(verdict: Verdict, *, with_reasons: bool = True) -> Iterator[str]:
     if with_reasons:
         for note in verdict.notes:
             yield from ("", markdown_text(note))
-        more = len(verdict.reasons) - MOST_REASONS
-        cut = [f"and {more} more"] if more > 0 else []
-        yield from _bullets((*verdict.held, *verdict.reasons[:MOST_REASONS], *cut))
+        more = len(verdict.reasons) - len(verdict.first_reasons)
+        cut = [f"and {more} more"] if more else []
+        yield from _bullets((*verdict.held, *verdict.first_reasons, *cut))
 
 
 def _bullets(texts: Iterable[str]) -> Iterator[str]:

@@ -10,7 +10,6 @@ from rich.markup import escape
 from rich.text import Text as Words
 
 from moh_deploy.report.document import Block, Document, Folded, Section, Table, Text, Verdict
-from moh_deploy.report.markdown import MOST_REASONS
 from moh_deploy.report.numbers import plain
 
 
@@ -52,10 +51,10 @@ def _block(block: Block) -> Iterator[RenderableType]:
 def _verdict(verdict: Verdict, *, with_reasons: bool = True) -> Iterator[RenderableType]:
     if with_reasons:
         yield from (_coloured(True, text) for text in verdict.held)
-        yield from (_coloured(False, text) for text in verdict.reasons[:MOST_REASONS])
+        yield from (_coloured(False, text) for text in verdict.first_reasons)
         yield from map(Words, verdict.notes)
-        if len(verdict.reasons) > MOST_REASONS:
-            yield _coloured(False, f"... and {len(verdict.reasons) - MOST_REASONS} more")
+        if more := len(verdict.reasons) - len(verdict.first_reasons):
+            yield _coloured(False, f"... and {more} more")
     if verdict.lines:
         lines = "\n".join(verdict.lines)
         yield _coloured(verdict.is_good, f"{verdict.word}: {lines}" if verdict.word else lines)

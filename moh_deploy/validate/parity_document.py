@@ -12,24 +12,22 @@ from moh_deploy.report.document import (
     PAGE,
     ROOMY,
     Block,
-    Case,
     Cell,
     Column,
     Document,
     Drawn,
     Fact,
-    Outcome,
     Section,
     Share,
     Status,
-    Suite,
     Table,
     Text,
     Verdict,
 )
 from moh_deploy.report.numbers import count, number, share
 from moh_deploy.runtime.layers_text import nodes_text, runs_as, runs_text
-from moh_deploy.validate.accuracy.document import accuracy_case, accuracy_fact, accuracy_section
+from moh_deploy.validate.accuracy.document import accuracy_fact, accuracy_section
+from moh_deploy.validate.parity_cases import parity_suites
 from moh_deploy.validate.routing_drawings import routing_sections
 from moh_deploy.validate.tolerances import Tolerance
 
@@ -38,6 +36,8 @@ if TYPE_CHECKING:
 
 Entry = TypeVar("Entry")
 Answer = Literal["equal", "differs", "not judged", "no data"]
+
+_MOST_REASONS = 10
 
 _OUTPUT_COLUMNS = (
     "output",
@@ -108,6 +108,7 @@ def parity_document(report: ParityReport) -> Document:
         tuple(_lines(report)),
         reasons=report.reasons,
         notes=report.notes,
+        most_reasons=_MOST_REASONS,
     )
     return Document(
         "verify",
@@ -115,7 +116,7 @@ def parity_document(report: ParityReport) -> Document:
         verdict,
         facts=tuple(_facts(report)),
         baseline=baseline_section(report.ratchet),
-        suites=(*_suites(report), *baseline_suites(report.ratchet)),
+        suites=(*parity_suites(report), *baseline_suites(report.ratchet)),
     )
 
 
@@ -137,9 +138,6 @@ def layer_answer(entry: LayerParity) -> Answer:
 
 def _status(answer: Answer) -> Status:
     return Status(answer, {"equal": True, "differs": False}.get(answer))
-
-
-# The verdict.
 
 
 def _lines(report: ParityReport) -> Iterator[str]:
@@ -185,9 +183,6 @@ def _facts(report: ParityReport) -> Iterator[Fact]:
     yield Fact("MoH layers on a kernel", found)
 
 
-# What was compared.
-
-
 def _part(index: int, report: ParityReport) -> Section:
     """Return one of several comparisons."""
     verdict = Verdict(
@@ -196,6 +191,7 @@ def _part(index: int, report: ParityReport) -> Section:
         lines=(f"{_figures(report)}{_subject(report)}",),
         reasons=report.reasons,
         notes=report.notes,
+        most_reasons=_MOST_REASONS,
     )
     return Section(f"Against {report.reference}", tuple(_blocks(report, index)), verdict)
 
@@ -292,9 +288,6 @@ def _error_row(
     return (name, what, drawn, error, limit, _status(answer))
 
 
-# Which vector set of an output or layer is shown.
-
-
 def _worst_outputs(report: ParityReport) -> list[OutputParity]:
     return _worst_by((entry.name, _output_badness(entry), entry) for entry in report.outputs)
 
@@ -331,59 +324,3 @@ def _badness(reason: str | None, error: float, tolerance: float | None) -> float
     if reason is not None:
         return math.inf
     return error / tolerance if tolerance else 0.0
-
-
-# As test cases: what was measured and not judged is skipped, with the reason; what could not be
-# compared failed.
-
-
-def _suites(report: ParityReport) -> Iterator[Suite]:
-    for part in report.comparisons:
-        facts = {"subject": part.subject, "reference": part.reference, "policy": part.policy}
-        facts["kernels"] = part.kernels.describe()
-        against = part.reference if report.parts else ""
-        cases = tuple(_cases(part))
-        yield Suite(cases, against=against, facts=tuple(facts.items()), notes=part.notes)
-
-
-def _cases(report: ParityReport) -> Iterator[Case]:
-    verdict: Outcome = "passed" if report.equal else "failure"
-    compared = len(report.accuracy) + len(report.outputs) + len(report.layers)
-    said = f"{compared} comparisons" if report.equal else report.reasons[0]
-    yield Case("verify", "verdict", verdict, said)
-    yield from map(accuracy_case, report.accuracy)
-    yield from map(_output_case, report.outputs)
-    yield from map(_layer_case, report.layers)
-    if not report.has_routing:
-        yield Case("layers", "routing", "skipped", "The reference holds no gates.")
-
-
-def _output_case(entry: OutputParity) -> Case:
-    name = f"{entry.name} [{entry.vectors}]"
-    measured = f"max abs error {entry.max_abs_error:.3g}"
-    if entry.reason is not None:
-        return Case("outputs", name, "failure", entry.reason)
-    if entry.elements == 0:
-        return Case("outputs", name, "skipped", "It is empty: no data.")
-    if entry.tolerance is None:
-        return Case("outputs", name, "skipped", f"{measured}, behind an explained flip")
-    return Case("outputs", name, "passed", f"{measured}, tolerance {entry.tolerance:.3g}")
-
-
-def _layer_case(entry: LayerParity) -> Case:
-    name = f"{entry.path} [{entry.vectors}]"
-    if entry.reason is not None:
-        return Case("layers", name, "failure", entry.reason)
-    if entry.no_data:
-        return Case("layers", name, "skipped", "No token was left to compare: no data.")
-    return Case("layers", name, "passed", ", ".join(_measured(entry)))
-
-
-def _measured(entry: LayerParity) -> Iterator[str]:
-    yield f"{entry.equal_decisions} of {entry.decisions} clear decisions are equal"
-    yield f"gate error {entry.gate_error:.3g}"
-    if entry.score_error is not None:
-        yield f"score error {entry.score_error:.3g}, tolerance {entry.score_tolerance:.3g}"
-    if entry.attention_error is not None:
-        limit = entry.attention_tolerance
-        yield f"attention error {entry.attention_error:.3g}, tolerance {limit:.3g}"

@@ -95,9 +95,6 @@ def bench_document(report: BenchReport) -> Document:
     )
 
 
-# What was judged.
-
-
 def _verdict(report: BenchReport) -> Verdict:
     held = tuple(one.sentence for one in report.gates if one.passed)
     failed = tuple(one.sentence for one in report.gates if not one.passed)
@@ -200,9 +197,6 @@ def _remarks(report: BenchReport) -> Iterator[str]:
     yield from report.notes
 
 
-# Times.
-
-
 def _latencies(report: BenchReport) -> Iterator[Section]:
     """Yield a section on all contestants for each set of inputs."""
     grouped = groupby(report.results, lambda one: (one.inputs, one.sizes))
@@ -277,9 +271,6 @@ def _speed_row(name: str, baseline: str, found: Ratio) -> tuple[Cell, ...]:
     if found.is_faster or found.is_slower:
         status = Status("faster", True) if found.is_faster else Status("slower", False)
     return (name, baseline, drawn, f"{speed:.3f}x", f"{low:.3f} to {high:.3f}", status)
-
-
-# Work.
 
 
 def _work(report: BenchReport) -> Iterator[Section]:

@@ -27,7 +27,7 @@ REFERENCE = (
     " function bodies with optimisations off (not the original model)"
 )
 
-_MOST_SHOWN = 8
+_MOST_REASONS, _MOST_SHOWN = 10, 8
 _COLUMNS = ("kind", "case", "where", "result", "what was found")
 _OUTCOMES: dict[Status, Outcome] = {
     "passed": "passed",
@@ -196,6 +196,7 @@ def _document(report: ProbeReport) -> Document:
         counts,
         (counts, *_lines(report)),
         reasons=report.reasons,
+        most_reasons=_MOST_REASONS,
     )
     return Document("probe", tuple(blocks), verdict, suites=(_suite(report),))
 
