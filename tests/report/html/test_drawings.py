@@ -17,7 +17,6 @@ from moh_deploy.report.document import (
     Margins,
     Section,
     Table,
-    Text,
 )
 from moh_deploy.report.html.heat_map import page_map, shade
 from moh_deploy.report.html.latency_chart import PageChart, page_chart
@@ -25,8 +24,6 @@ from moh_deploy.report.html.margin_chart import page_margins
 from moh_deploy.report.html.scales import decades, round_numbers
 from moh_deploy.report.html.tracks import Track, page_table
 from moh_deploy.report.numbers import number, share
-from moh_deploy.validate.routing_drawings import MOST_CLASSES, class_map, routing_sections
-from moh_deploy.validate.routing_statistics import ClassLoad, HeadLoad, RoutingStatistics
 from tests.report.samples import parity_report
 
 INF, NAN = math.inf, math.nan
@@ -119,29 +116,9 @@ def test_cell_that_differs_has_both_numbers_even_if_they_look_alike():
     assert other.words == "on for 500 of 1000 tokens in the package, for 501 in the reference"
 
 
-def test_number_of_cells_that_differ_is_told():
-    load = HeadLoad("a", None, 1000, (500, 501), (500, 500))
-    sections = routing_sections(RoutingStatistics((load,)), 0, has_routing=True)
-    (section,) = sections
-    (about, _) = section.blocks
-    assert isinstance(about, Text)
-    assert "1 cells are framed" in about.text
-
-
 def test_layer_without_tokens_has_cells_without_numbers():
     cells = page_map(heat(LoadRow("a", 0, (0,), (0,), None))).blocks[0].rows[0].cells
     assert cells[0].package.level is None
-
-
-def test_of_many_classes_those_with_most_samples_are_shown():
-    count = MOST_CLASSES + 5
-    numbers = tuple(range(count - 1, -1, -1))
-    load = ClassLoad("a", 0, tuple(map(str, numbers)), numbers, numbers, ((1,),) * count)
-    shown = page_map(class_map(load))
-    assert shown.content.left_out == 5
-    assert [row.name for row in shown.blocks[0].rows] == [str(i) for i in range(5, count)]
-    assert shown.blocks[0].rows[-1].cells[0].package.text == f"{100 / (count - 1):.0f}"
-    assert class_map(ClassLoad("a", None, (), (), (), ())).rows == ()
 
 
 def test_flips_hang_below_the_axis_on_their_side_of_the_bound():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import cast
@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.baseline.result import Outcome, RatchetEntry, RatchetResult
-from moh_deploy.report.document import About, Table, no_answer
+from moh_deploy.report.document import About, no_answer
 from moh_deploy.report.html.page import page
-from moh_deploy.report.html.tracks import Track, page_table
-from moh_deploy.validate.accuracy import ChangedSample, MetricParity
-from moh_deploy.validate.accuracy.document import accuracy_section
+from moh_deploy.validate.accuracy import ChangedSample
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.routing_statistics import NO_STATISTICS
 from moh_deploy.validate.valid_tokens import TokenCount
@@ -330,23 +328,3 @@ def test_accuracy_says_both_sides_and_what_may_be_lost():
     assert "1 of 360 samples has no finite perplexity" in said
     assert "17 val.npz[17] 3 3 8" in said
     assert "Accuracy" not in words(as_page(parity_report(), RUN))
-
-
-def test_loss_is_drawn_right_of_0_with_the_limit_at_1():
-    (passed, _) = with_accuracy(parity_report()).accuracy
-    row = _first_row(passed)
-    track = cast("Track", row[1])
-    interval, dot, limit = track.marks
-    at = track.scale.at
-    shares = (0.001, 0.01, 0.02)  # gained at best, lost by itself, lost at worst
-    places = [at(-shares[0] / 0.0098), at(shares[1] / 0.0098), at(shares[2] / 0.0098)]
-    assert [interval.start, dot.start, interval.end] == pytest.approx(places, abs=0.02)
-    assert limit.start == at(1.0) < dot.start
-    worse_if_higher = replace(passed, better="lower", interval=(-0.001, 0.02), package=0.99)
-    row = _first_row(worse_if_higher)
-    assert cast("Track", row[1]).marks[1].start == pytest.approx(places[1], abs=0.02)
-
-
-def _first_row(one: MetricParity) -> Sequence[object]:
-    (table,) = (block for block in accuracy_section([one], "").blocks if isinstance(block, Table))
-    return page_table(table).rows[0]
