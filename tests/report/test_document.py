@@ -63,7 +63,7 @@ TOY = Document(
     (
         Text("[not markup]"),
         Section("Sizes", (Table("sizes of all", COLUMNS, ROWS, axis="numbers"),)),
-        Section("Drawings", CHARTS, shown=PAGE),
+        Section("Drawings", (Text("how to read the drawing"), *CHARTS), shown=PAGE),
         Folded("more of it", (Text("unfolded in text"),)),
     ),
     Verdict("TOO HEAVY", False, "2 things.", ("by 3 g",), ("one is light",), ("two is not",)),
@@ -103,6 +103,7 @@ def test_markdown_has_the_verdict_first_and_what_it_has_room_for():
     assert "\n| second | 100 | no | **too big** |\n" in text
     assert text.endswith("\n- most is water\n- on a scale\n")
     assert "\\[not markup\\]" in text
+    assert "drawing" not in text.lower()
 
 
 def test_page_has_all_but_what_is_for_text():
@@ -110,6 +111,7 @@ def test_page_has_all_but_what_is_for_text():
     assert "✗ TOO HEAVY 2 things. two is not weight 7 g of 4 What it shows most is water" in text
     assert "first 1 of 4 1.23 25.0 % –" in text
     assert "told" not in text
+    assert "how to read the drawing" in text
     for drawn in ("% of tokens and more", "3 tokens; flips: 1 explained", "mine: 2 runs"):
         assert drawn in text
 

@@ -11,6 +11,7 @@ from moh_deploy.report.document import About, no_answer
 from moh_deploy.report.junit import junit
 from tests.kernel_library import NO_KERNELS
 from tests.report.junit_reader import read_outcomes
+from tests.report.samples import bench_report
 from tests.report.shown import as_junit
 
 GATE = GateResult("p50 < 1 s", "m", "recorded", {"batch": 2}, 1.0, 1000.0, True, "it is")
@@ -56,3 +57,9 @@ def test_what_is_worse_than_it_was_is_a_failure():
 def test_run_without_an_answer_is_an_error():
     nothing = no_answer("bench", "it did not finish")
     assert read_outcomes(junit(nothing, About("m"))) == {"run": "error"}
+
+
+def test_rate_is_of_samples_where_it_is_known_what_they_are():
+    report = bench_report()
+    assert "| mean ms | samples/s | CPU ms |" in report.to_markdown()
+    assert "| mean ms | runs/s | CPU ms |" in replace(report, samples_by=None).to_markdown()
