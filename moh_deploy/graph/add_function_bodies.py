@@ -27,6 +27,7 @@ def add_function_bodies(model: ir.Model, *, opset: int) -> bool:
     """
     bodies = len(model.functions)
     for spec in OPS.values():
+        # Key of each body to its number, by first use: 1 is `moh`, 2 is `moh.2`.
         numbers: dict[str, int] = {}
         for node in _nodes_of(model, spec):
             key = spec.variant(_types(node), _attributes(spec, node)).key()

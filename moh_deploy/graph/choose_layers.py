@@ -40,6 +40,7 @@ def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
             raise PackageError(f"model.onnx has no MoH node '{name}', which the manifest names.")
     if all(places[name] == str(rule) for name, rule in rules.items()):
         return False
+    # Out of their branches first: what is moved stands in the main graph.
     without_switches(model)
     _move(model, rules)
     with_switches(model, rules)
@@ -80,6 +81,7 @@ def _custom_nodes(model: ir.Model) -> list[ir.Node]:
 
 def _arrange_bodies(model: ir.Model) -> None:
     """Keep one body for each domain that has nodes, in an order that does not tell of any moves."""
+    # A body is the same in both domains: it is copied to where its nodes have moved.
     used = {node.op_identifier() for node in _custom_nodes(model)}
     before = dict(model.functions)
     model.functions.clear()

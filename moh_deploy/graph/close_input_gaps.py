@@ -33,6 +33,7 @@ def _has_gap(node: ir.Node) -> bool:
 
 
 def _close(node: ir.Node) -> None:
+    # [q, k, -, gates] -> [q, k, gates], with the bits 0b1011 to tell which they are.
     present = [(place, value) for place, value in enumerate(node.inputs) if value is not None]
     for place, (_, value) in enumerate(present):
         node.replace_input_with(place, value)

@@ -87,6 +87,8 @@ def emulate(model: onnx.ModelProto, dtype: Dtype) -> bool:
 
 def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0) -> bool:
     modified = False
+    # x -> Op -> y   becomes   x -> Cast -> x.wide -> Op in float32 -> y.exact -> Cast -> y
+    # A value is widened once, in front of its first reader.
     nodes: list[onnx.NodeProto] = []
     wide: dict[str, str] = {}  # of this graph; a branch has its own, by other names
     for node in map(_copied, graph.node):
@@ -139,6 +141,7 @@ def _exact(name: str) -> str:
 
 def _element_types(model: onnx.ModelProto) -> Mapping[str, int]:
     """Return the dtype of each value of the graph and of the branches in it."""
+    # Data propagation finds shapes that are computed from sizes.
     inferred = shape_inference.infer_shapes(_light(model), check_type=False, data_prop=True)
     return dict(_types(inferred.graph))
 

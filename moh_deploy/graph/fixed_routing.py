@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
+from moh_deploy.graph.drop_unread import drop_unread
 from moh_deploy.graph.fed_input import add_input
 from moh_deploy.graph.forced_gates import gate_views, unforceable_layers
-from moh_deploy.graph.switches import all_nodes, reads
+from moh_deploy.graph.switches import all_nodes
 from moh_deploy.package.manifest import LayerInfo
 from moh_deploy.system.npz import Array
 
@@ -40,6 +41,7 @@ def fix_routing(graph: onnx.GraphProto, routed: Mapping[str, Array]) -> bool:
     Returns:
         Whether anything was changed: an input added, or a node dropped that nothing read before.
     """
+    # Nodes in branches read values of the main graph by name: they have to read the input as well.
     for node in all_nodes(graph):
         for index, name in enumerate(node.input):
             if name in routed:
@@ -62,6 +64,7 @@ def why_not_fixed(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> str | 
     if paths:
         named = ", ".join(f"'{path}'" for path in paths)
         return f"attention does not compute with the recorded gates in {named}"
+    # Tried out: what still makes a router's result afterwards makes something else of the model.
     fix_routing(graph, dict.fromkeys(routed, np.zeros(())))
     kept = [name for node in graph.node for name in node.output if name in routed]
     if kept:
@@ -72,17 +75,3 @@ def why_not_fixed(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> str | 
 def _behind_views(graph: onnx.GraphProto, layer: LayerInfo) -> str:
     views = gate_views(graph, layer)
     return views[-1].input[0] if views else layer.gates
-
-
-def drop_unread(graph: onnx.GraphProto) -> bool:
-    """Drop the nodes that nothing reads, and return whether there were any."""
-    read = {one.name for one in graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(graph.node):  # readers come first
-        if read.intersection(node.output):
-            kept.append(node)
-            read.update(reads(node))
-    dropped = len(kept) < len(graph.node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    return dropped

@@ -66,6 +66,9 @@ def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> bool:
     Returns:
         Whether there are any.
     """
+    # router -> root -> views -> gates   becomes   router -> root -> views -> gates.computed
+    #                                             gates.forced -> views backwards -> root.fed
+    # and whoever read the root, the views among them, reads root.fed.
     makers = _makers(graph.node)
     views = {name: _views(makers, name) for name in gates}
     roots = {name: chain[-1].input[0] if chain else name for name, chain in views.items()}
@@ -86,6 +89,8 @@ def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> bool:
 
 def _feed(name: str, root: str, views: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Yield copies of the views of what is computed, and the views backwards of what is fed."""
+    # The views of what is computed are copied: the originals carry what is fed from now on. Each
+    # copy is asked for the shape that it reads, which the way back has to restore.
     made = root
     shapes: list[str] = []
     for step, view in enumerate(reversed(views)):
@@ -105,6 +110,8 @@ def _feed(name: str, root: str, views: Sequence[onnx.NodeProto]) -> Iterator[onn
 
 
 def _backwards(view: onnx.NodeProto, value: str, output: str, shape: str) -> onnx.NodeProto:
+    # Every view but a Transpose keeps the order of elements: a Reshape undoes it. allowzero, since
+    # a batch may be empty.
     if view.op_type != "Transpose":
         return helper.make_node("Reshape", [value, shape], [output], allowzero=1)
     order = next(list(one.ints) for one in view.attribute if one.name == "perm")
@@ -113,6 +120,8 @@ def _backwards(view: onnx.NodeProto, value: str, output: str, shape: str) -> onn
 
 def _reaches_attention(nodes: Sequence[onnx.NodeProto], layer: LayerInfo) -> bool:
     """Tell whether the layer's attention computes its gates, in whatever way, from what is fed."""
+    # Attention need not read the recorded gates themselves: a cast or another view of the root
+    # does.
     makers = _makers(nodes)
     views = _views(makers, layer.gates)
     root = views[-1].input[0] if views else layer.gates

@@ -74,6 +74,8 @@ def _between(
     makers: Mapping[str, onnx.NodeProto], value: str, start: str
 ) -> dict[str, onnx.NodeProto]:
     """Return what depends on `start` among all that `value` is computed from."""
+    # Backwards from the value to all that it is computed from, then forward from the router to what
+    # depends on it: the way is what is in both.
     found = {
         name: node
         for name, node in ancestors(value, makers)

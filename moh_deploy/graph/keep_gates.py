@@ -56,6 +56,8 @@ def keep_gates(
         replaced: Whether the layer has a node of ATTENTION_OPS.
         viewed: Whether an output holds its attention.
     """
+    # Outputs are [the model's, gates of each layer, views of those that have one]. Attention nodes
+    # stand in the graph in the order of their layers, so they are handed out one after the other.
     graph = model.graph
     first = len(graph.outputs) - len(paths) - sum(viewed)
     gates = list(graph.outputs[first : first + len(paths)])
@@ -121,6 +123,8 @@ def _output_projection(attention: ir.Node | None) -> ir.Node | None:
 def _router(gates: ir.Value, named: set[ir.Node]) -> ir.Node | None:
     """The router that makes the gates, perhaps weighed and rearranged, unless an earlier layer has
     it."""
+    # Backwards along first inputs: a MoHRouter's gates always are the first input of what weighs
+    # them.
     node = gates.producer()
     while node is not None and node.op_type in (*_VIEWS, *WEIGHING, "Cast"):
         source = node.inputs[0]

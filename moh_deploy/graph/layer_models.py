@@ -33,6 +33,8 @@ def layer_model(
         layer: One that was replaced.
         feeds: The arrays of `fed_names`, one set or more: the model's inputs get their types.
     """
+    # Query projection, attention and output projection do not feed each other here: each is fed
+    # what it reads in the whole model, and what it makes is an output.
     nodes = _nodes(model, layer)
     own = [_with_results(ir.serde.serialize_node(node)) for node in nodes]
     graph = onnx.GraphProto(name=layer.path)

@@ -42,6 +42,9 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     Args:
         graph: Its nodes are sorted, as those of a valid model are.
     """
+    # One pass in execution order. `known` is what readers of a value depend on: nothing for gates,
+    # which are fed; the layer itself, with all before it, for what an attention makes. `before` is
+    # what the value itself was computed from.
     attention = {attention_value(graph, layer): i for i, layer in enumerate(layers)}
     gates = {name for layer in layers for name in _gate_names(graph, layer)}
     weights = {tensor.name for tensor in graph.initializer}

@@ -54,6 +54,7 @@ def lower_again(
         keep: First outputs of those of them that are to compute in float32 now, with the reason.
             What reads their results and rounds nothing goes with them.
     """
+    # In execution order, so that whatever follows a node is met after it.
     model = _copy(raised)
     float32: dict[ir.Node, str] = {}
     kept: set[ir.Node] = set()

@@ -23,6 +23,8 @@ def name_interface(
         Whether a name or a dimension is another one now.
     """
     before = _described(model)
+    # torch.onnx calls dimensions s77 and outputs after nodes. A symbol that is an input's dimension
+    # gets its name everywhere, also in expressions such as `s77 + 1`.
     symbols = _symbols(model, dims)
     for value in _values(model.graph):
         if value.shape is not None:
@@ -69,6 +71,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    # An inner value of that name gives way: names of values are unique.
     taken = set(names)
     for value in _values(graph):
         if value.name in taken and value not in graph.outputs:

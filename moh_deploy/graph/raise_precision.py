@@ -68,6 +68,8 @@ class _Raise:
 
     def apply(self) -> Raised:
         modified = any(value.dtype == self.low for value in self._values())
+        # First what computed in it, while types still say so; then the borders of the model, the
+        # Casts inside, and at last the types of all that is left.
         computed = [node for node in self.graph if self._computes_low(node)]
         interface = [*self._enter(), *self._leave()]
         for node in list(self.graph):
@@ -122,6 +124,7 @@ class _Raise:
     def _drop(self, cast: ir.Node) -> None:
         source, made = cast.inputs[0], cast.outputs[0]
         assert source is not None
+        # The output's name is the user's: the value that takes over has to take the name, too.
         if made in set(self.graph.outputs):
             if source.producer() is None or source in set(self.graph.outputs):
                 return  # The output is an input, a weight or another output: it needs a node.
@@ -146,6 +149,7 @@ class _Raise:
     def _raise_weight(self, graph: ir.Graph, value: ir.Value) -> None:
         weight, stored = value.const_value, value.name or ""
         assert weight is not None
+        # Lowering made `name.float16` of a weight `name`.
         name = stored.removesuffix(f".{self.name}")
         tensor = self._float32_of(name, weight)
         value.dtype = _FLOAT

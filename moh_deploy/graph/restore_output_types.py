@@ -29,6 +29,7 @@ def restore_output_types(model: ir.Model, dtypes: Sequence[ir.DataType]) -> bool
 
 
 def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
+    # Where readers within the graph see it rounded, the Cast that they read is the output.
     for node in value.consumers():
         if node.op_type == "Cast" and node.attributes["to"].as_int() == dtype:
             return node.outputs[0]

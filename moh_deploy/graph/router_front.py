@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import onnx
 
-from moh_deploy.graph.fixed_routing import drop_unread
 from moh_deploy.graph.router_logits import RouterLogits
 from moh_deploy.graph.router_nodes import SIZES, ancestors, ends_the_way, makers_of
 from moh_deploy.graph.switches import reads
@@ -62,20 +61,3 @@ def is_exact(
         node.op_type in _EXACT or ends_the_way(node) or not node.input
         for _, node in ancestors(router.logits[port], behind)
     )
-
-
-def keep_only(graph: onnx.GraphProto, values: Sequence[str]) -> bool:
-    """Make these values the outputs of a graph, and drop all that they do not need.
-
-    Returns:
-        Whether anything was changed.
-    """
-    before = [one.name for one in (*graph.output, *graph.input)]
-    del graph.output[:]
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    dropped = drop_unread(graph)
-    read = {name for node in graph.node for name in reads(node)}
-    kept = [one for one in graph.input if one.name in read]
-    del graph.input[:]
-    graph.input.extend(kept)
-    return dropped or [one.name for one in (*graph.output, *graph.input)] != before

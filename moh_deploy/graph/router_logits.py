@@ -1,19 +1,16 @@
-"""Find where the routers of a model read their logits, and make inputs of these.
+"""Find where the routers of a model read their logits.
 
 A layer whose router is of plain operators has no such place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import onnx
 from onnx import helper
 
-from moh_deploy.graph.fed_input import add_input
 from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.graph.switches import all_nodes
 from moh_deploy.ops import MOH_ROUTER
@@ -75,29 +72,6 @@ def attention_value(graph: onnx.GraphProto, layer: LayerInfo) -> str | None:
     return layer.attention if layer.node is None else _made_by(graph, layer.node)
 
 
-def force_logits(
-    graph: onnx.GraphProto,
-    routers: Sequence[RouterLogits],
-    dtypes: Mapping[str, np.dtype[Any]],
-) -> bool:
-    """Let routers read inputs `forced(port)` in place of the values that they read.
-
-    Args:
-        graph: Changed in place.
-        routers: The routers; layers that share one have the same inputs.
-        dtypes: Name of each value in `logits` to its dtype.
-
-    Returns:
-        Whether any router reads logits.
-    """
-    nodes = {node.name: node for node in graph.node}
-    for router in {one.node: one for one in routers}.values():
-        for port, value in router.logits.items():
-            nodes[router.node].input[PORTS.index(port)] = router.forced(port)
-            add_input(graph, router.forced(port), dtypes[value])
-    return any(router.logits for router in routers)
-
-
 def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) -> RouterLogits:
     return RouterLogits(
         path=layer.path,
@@ -113,6 +87,7 @@ def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) 
 
 def _in_order(graph: onnx.GraphProto, gates: str, made: str) -> bool:
     """Tell whether nothing on the way from what a router made to the gates moves a token."""
+    # Weighing operators have the gates as their first input; none of these moves a token.
     makers = {name: node for node in graph.node for name in node.output}
     while gates != made and gates in makers and makers[gates].op_type in _KEEP_ORDER:
         gates = makers[gates].input[0]

@@ -67,6 +67,8 @@ def ancestors(
     What a MoHRouter, another custom operator or a contraction reads is not looked at: that is made
     of whole tokens, and leads to other layers. Nor is that of which a size alone is known.
     """
+    # Breadth first: of two routers on the way, such as those of layers that share gates, the
+    # nearest.
     found, waiting = {value}, deque([value])
     while waiting:
         name = waiting.popleft()

@@ -40,6 +40,7 @@ def size_questions(graph: onnx.GraphProto) -> Iterator[SizeQuestion]:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 constants[node.output[0]] = attribute.t
+    # Shape(x) -> Gather -> Equal 1, say.
     for node in graph.node:
         if node.op_type == "Equal" and all(_is_size(one, makers, constants) for one in node.input):
             known = [constants[name] for name in node.input if name in constants]

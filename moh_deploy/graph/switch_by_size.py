@@ -78,6 +78,7 @@ def _kernel_node(switch: ir.Node) -> ir.Node:
 
 
 def _switch(node: ir.Node, condition: ir.Value) -> None:
+    # Both branches are graphs without inputs: their node reads values of the graph around them.
     graph, name = node.graph, node.name
     assert isinstance(graph, ir.Graph)
     assert name is not None
@@ -169,6 +170,8 @@ class _Conditions:
 
     def of(self, rule: NodeRule) -> ir.Value:
         """Return a bool without axes: the node belongs to `moh.dense`."""
+        # [(seq, 64, dense), (seq, 512, kernel)], otherwise dense: built from the last range
+        # forwards, as `dense if seq<=64, else (kernel if seq<=512, else dense)`.
         is_dense: ir.Value | None = None
         text = rule.otherwise
         for size, at_most, domain in reversed(rule.ranges):
@@ -203,6 +206,7 @@ class _Conditions:
         """Return a dimension [1]: the size of an input's axis, solved for the dimension."""
         if name not in self._axes:
             raise PackageError(f"model.onnx has no input with the dimension '{name}'.")
+        # An axis may hold `2*past + 1`: the dimension is what solves that.
         source, axis, expr = self._axes[name]
         size = self._value(str(expr), "Shape", [source], start=axis, end=axis + 1)
         if expr.offset:

@@ -43,6 +43,8 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
     Returns:
         True: the inputs are there even where no weight moves.
     """
+    # The weight W becomes the initializer W.exact, and nodes make W of it: readers stay as they
+    # are. The nodes stand in front of all others, since a graph is sorted.
     weights = _weights(graph, names)
     noise = [node for seed, one in enumerate(weights) for node in _noise(one, seed)]
     for one in weights:
@@ -86,6 +88,7 @@ def _noise(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
 
     What masks are made of stays: infinities, and numbers that would become infinite.
     """
+    # finite + infinite = W: only the finite part moves, and inf - inf never arises.
     name, limits = weight.name, _limits(weight.data_type)
     yield helper.make_node("Cast", [_exact(name)], [f"{name}.wide"], to=TensorProto.FLOAT)
     yield _node("Clip", name, "wide", *limits, output="finite")
@@ -101,6 +104,7 @@ def _noise(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
 
 def _drawn(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
     """Numbers of _DRAWN in the shape of the weight, from a place of its own on."""
+    # Each weight starts at a place of its own in the numbers drawn, 7919 (a prime) behind the last.
     name, size = weight.name, math.prod(weight.dims)
     start = seed * 7919 % _DRAWN_SIZE
     for part, numbers in {

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from moh_deploy.graph.router_front import front_values, is_exact, keep_only, logit_sources
+from moh_deploy.graph.router_front import front_values, is_exact, logit_sources
 from moh_deploy.graph.router_logits import RouterLogits, router_logits
 from moh_deploy.ops.onnx_schema import make_node
 from tests.handmade_package import LAYER
@@ -50,10 +50,3 @@ def test_sigmoid_may_round_equal_numbers_in_two_ways(graph: onnx.GraphProto):
     router = of(graph)
     assert not is_exact(graph, router, "routed_logits", ("product", "bias"))
     assert is_exact(graph, router, "routed_logits", ("scores",))
-
-
-def test_what_a_value_does_not_need_is_dropped(graph: onnx.GraphProto):
-    keep_only(graph, ["product"])
-    assert [node.op_type for node in graph.node] == ["MatMul"]
-    assert [one.name for one in graph.input] == ["x"]
-    assert [one.name for one in graph.output] == ["product"]

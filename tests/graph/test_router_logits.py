@@ -2,12 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
-from moh_deploy.graph.router_logits import force_logits, router_logits
+from moh_deploy.graph.router_logits import router_logits
 from moh_deploy.ops.onnx_schema import make_node
 from tests.handmade_package import LAYER
 
@@ -59,20 +58,3 @@ def test_tokens_are_in_order_where_nothing_moves_them(node: onnx.NodeProto, in_o
     (router,) = router_logits(graph(node), (ROUTED,))
     assert router is not None
     assert router.in_order is in_order
-
-
-def test_layers_that_share_a_router_are_given_its_logits_once():
-    content = graph()
-    pair = router_logits(content, (ROUTED, ROUTED))
-    routers = [one for one in pair if one is not None]
-    dtypes = {"logits": np.dtype(np.float32), "stage": np.dtype(np.float32)}
-    force_logits(content, routers, dtypes)
-    assert [one.name for one in content.input] == [
-        "router.routed_logits.forced",
-        "router.stage_logits.forced",
-    ]
-    assert list(content.node[0].input) == [
-        "router.routed_logits.forced",
-        "",
-        "router.stage_logits.forced",
-    ]

@@ -43,6 +43,8 @@ class _Casts:
         return IR_TYPES[self.plan.low]
 
     def apply(self) -> bool:
+        # `wanted` is what a node computes in, `produced` what its results then are. Types are
+        # written last: until then FLOAT on a value means that it takes part.
         nodes = [node for node in self.graph if self._has_floats(node)]
         wanted = {node: _FLOAT if self.plan.stays_float32(node) else self.low for node in nodes}
         produced = {
@@ -80,6 +82,7 @@ class _Casts:
         """Return the value in the wanted dtype."""
         if have == want:
             return value
+        # One Cast for all readers; a weight is converted in the file and needs none.
         if (value, want) not in self._made:
             weight = value.const_value if value.is_initializer() else None
             made = self._cast(value, want) if weight is None else self._weight(value, weight)

@@ -140,6 +140,8 @@ def plan_precision(
             not count, they are the same in every dtype.
         gates: Names of the layers' gates.
     """
+    # In execution order: whether a node follows one in float32 is known when it is met. Products
+    # end that: they take float16 from whatever made it, and the cast costs less than the product.
     limit = largest_allowed(low)
     angles = _ancestors(node for node in model.graph if node.op_type in _ANGLES)
     scores = _makers_of_scores(model)
@@ -212,6 +214,7 @@ def _is_exempt(node: ir.Node, value: ir.Value) -> bool:
 
 def is_lowered(node: ir.Node, index: int) -> bool:
     """Tell whether an input takes part in the node's precision; others keep the dtype they have."""
+    # A mask, sizes and scales, a ratio: not what is computed with.
     own_dtype = {op_names.ATTENTION: (4,), "Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}
     return index not in own_dtype.get(node.op_type, ())
 

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.router_logits import RouterLogits, force_logits
+from moh_deploy.graph.forced_logits import force_logits
+from moh_deploy.graph.router_logits import RouterLogits
 from moh_deploy.graph.router_nodes import lost_at
 from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.runtime.base import Runner

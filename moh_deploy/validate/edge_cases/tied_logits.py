@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
-from moh_deploy.graph.router_front import keep_only
+from moh_deploy.graph.keep_only import keep_only
 from moh_deploy.graph.router_logits import RouterLogits
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
