@@ -4,7 +4,7 @@ A pass is a function in a file of its own. It edits the graph that it is given i
 returns is true if and only if it changed something.
 
 Variants of a package that are opened to compare or time it are edits by one or two passes, on
-protos without weights, and stand where they are opened: `runtime/onnxruntime/variants.py`.
+protos without weights, and stand where they are opened: `runtime/variants.py`.
 """
 
 from __future__ import annotations

@@ -48,5 +48,5 @@ def test_session_is_asked_for_gates_logits_and_attention(tmp_path: Path):
     assert first.logits is None  # plain operators make its gates
     assert second.logits is not None
     assert first.attention is not None
-    assert names_to_return(package) == [*first.names, *second.names]
+    assert names_to_return(package) == (*first.names, *second.names)
     assert second.sources.attention >= {0}
