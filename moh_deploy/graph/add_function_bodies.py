@@ -21,9 +21,6 @@ def add_function_bodies(model: ir.Model, *, opset: int) -> bool:
     in a domain of its own: the first one's nodes stay in `moh`, the second one's move to `moh.2`.
 
     No overloads: many readers look functions up by domain and name, and take one for the other.
-
-    Returns:
-        Whether a body was added, or a domain is imported now or no longer.
     """
     bodies = len(model.functions)
     for spec in OPS.values():

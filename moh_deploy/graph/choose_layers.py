@@ -28,9 +28,6 @@ def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
         layers: Their choices say where each node belongs. Nodes of layers that are not among them
             stay where they are, but for those that depend on sizes: these go to `moh`.
 
-    Returns:
-        Whether anything was changed.
-
     Raises:
         PackageError: The model lacks the node of a layer.
     """

@@ -67,9 +67,6 @@ def emulate(model: onnx.ModelProto, dtype: Dtype) -> bool:
     Args:
         model: Changed in place. Its weights may not be loaded.
 
-    Returns:
-        Whether an operator reads or makes it.
-
     Raises:
         PackageError: The dtype of a value cannot be inferred.
     """

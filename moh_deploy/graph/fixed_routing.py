@@ -37,9 +37,6 @@ def fix_routing(graph: onnx.GraphProto, routed: Mapping[str, Array]) -> bool:
     Args:
         graph: Changed in place.
         routed: Name of what a router makes to an array of the same dtype and rank.
-
-    Returns:
-        Whether anything was changed: an input added, or a node dropped that nothing read before.
     """
     # Nodes in branches read values of the main graph by name: they have to read the input as well.
     for node in all_nodes(graph):

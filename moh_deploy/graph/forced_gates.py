@@ -62,9 +62,6 @@ def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> bool:
     Args:
         graph: Changed in place. Nodes are added at its end: ONNX Runtime sorts them.
         gates: Name of the gates [B, S, H] of each layer to their dtype.
-
-    Returns:
-        Whether there are any.
     """
     # router -> root -> views -> gates   becomes   router -> root -> views -> gates.computed
     #                                             gates.forced -> views backwards -> root.fed

@@ -23,9 +23,6 @@ def force_logits(
         graph: Changed in place.
         routers: The routers; layers that share one have the same inputs.
         dtypes: Name of each value in `logits` to its dtype.
-
-    Returns:
-        Whether any router reads logits.
     """
     nodes = {node.name: node for node in graph.node}
     for router in {one.node: one for one in routers}.values():

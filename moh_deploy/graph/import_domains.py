@@ -9,11 +9,7 @@ from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
 
 
 def import_domains(model: ir.Model) -> bool:
-    """Import the domains in which a model has functions of ours, and `moh`; drop others of ours.
-
-    Returns:
-        Whether the imports are others now.
-    """
+    """Import the domains in which a model has functions of ours, and `moh`; drop others of ours."""
     before = dict(model.opset_imports)
     used = {domain for domain, name, _ in model.functions if is_moh_op(domain, name)}
     for domain in [one for one in model.opset_imports if base_domain(one)]:

@@ -11,9 +11,6 @@ from moh_deploy.errors import PackageError
 def infer_types(model: ir.Model) -> bool:
     """Write dtypes, and shapes as far as they are known, onto the values of the graph.
 
-    Returns:
-        Whether anything was learned.
-
     Raises:
         PackageError: A value has no dtype that onnx could infer.
     """

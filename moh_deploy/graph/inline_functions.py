@@ -11,11 +11,7 @@ _NO_BODY = "plugin"
 
 
 def inline_functions(model: ir.Model, *, but: Collection[str]) -> bool:
-    """Replace every node that has a body by it, but for those of these names, and drop all bodies.
-
-    Returns:
-        Whether there was a body.
-    """
+    """Replace every node that has a body by it, but those of these names, and drop all bodies."""
     modified = bool(model.functions)
     # A body is found by domain, name and overload: a node with an overload of its own has none.
     kept = [node for node in model.graph if node.name in but]

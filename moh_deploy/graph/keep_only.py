@@ -11,11 +11,7 @@ from moh_deploy.graph.switches import reads
 
 
 def keep_only(graph: onnx.GraphProto, values: Sequence[str]) -> bool:
-    """Make these values the outputs of a graph, and drop all that they do not need.
-
-    Returns:
-        Whether anything was changed.
-    """
+    """Make these values the outputs of a graph, and drop all that they do not need."""
     before = [one.name for one in (*graph.output, *graph.input)]
     del graph.output[:]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)

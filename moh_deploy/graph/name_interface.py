@@ -18,9 +18,6 @@ def name_interface(
     Args:
         dims: For each input, axis to dimension.
         outputs: A name for each output.
-
-    Returns:
-        Whether a name or a dimension is another one now.
     """
     before = _described(model)
     # torch.onnx calls dimensions s77 and outputs after nodes. A symbol that is an input's dimension

@@ -18,9 +18,6 @@ def name_nodes(model: ir.Model, *, keep: frozenset[str]) -> bool:
 
     Args:
         keep: Names that stay: those of the layers' nodes.
-
-    Returns:
-        Whether a node has another name now.
     """
     seen, before = Counter(keep), [node.name for node in model.graph]
     for node in model.graph:

@@ -16,9 +16,6 @@ def restore_output_types(model: ir.Model, dtypes: Sequence[ir.DataType]) -> bool
 
     Args:
         dtypes: Of each output in the program.
-
-    Returns:
-        Whether an output was of another dtype.
     """
     outputs = list(model.graph.outputs)
     wrong = [i for i, dtype in enumerate(dtypes) if outputs[i].dtype not in (None, dtype)]

@@ -1,8 +1,5 @@
 """The order in which passes edit a graph, for each job that has more than one.
 
-A pass is a function in a file of its own. It edits the graph that it is given in place, and what it
-returns is true if and only if it changed something.
-
 Variants of a package that are opened to compare or time it are edits by one or two passes, on
 protos without weights, and stand where they are opened: `runtime/variants.py`.
 """
@@ -135,9 +132,6 @@ def choose_for_engine(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
     """Bring a package's model to the one choice that each of its layers has in an engine.
 
     Preflight reads the types of the nodes that are left: see `nodes_with_plugins`.
-
-    Returns:
-        Whether anything was changed.
     """
     chosen = choose_layers(model, layers)
     return infer_types(model) or chosen
@@ -156,9 +150,6 @@ def lower_to_tensorrt(
         model: Its layers have one choice each (`choose_for_engine`): no `If` by size is left.
         plugin_nodes: Names of the nodes that are to be plugins.
         open_shares: Name of an attention node to its share of open gates, where that is known.
-
-    Returns:
-        Whether anything was changed.
     """
     # The parser finds functions by name alone, without domain: it would take the node of a dense
     # layer for a plugin, and one body for another; and up to TensorRT 10.6 it prefers a function to

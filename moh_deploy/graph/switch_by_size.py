@@ -28,9 +28,6 @@ def with_switches(model: ir.Model, rules: Mapping[str, NodeRule]) -> bool:
         model: A model without such nodes.
         rules: Name of each node to where it belongs.
 
-    Returns:
-        Whether there is such a node.
-
     Raises:
         PackageError: A rule speaks of a dimension that no input has.
     """
@@ -43,11 +40,7 @@ def with_switches(model: ir.Model, rules: Mapping[str, NodeRule]) -> bool:
 
 
 def without_switches(model: ir.Model) -> bool:
-    """Take back all that `with_switches` did: each node stands where it stood, in domain `moh`.
-
-    Returns:
-        Whether there was anything to take back.
-    """
+    """Take back all that `with_switches` did: each node stands where it stood, in domain `moh`."""
     switches = [node for node in model.graph if _is_switch(node)]
     for node in switches:
         _unswitch(node)

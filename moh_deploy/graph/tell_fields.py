@@ -25,9 +25,6 @@ def tell_fields(model: ir.Model, open_shares: Mapping[str, float]) -> bool:
 
     Args:
         open_shares: Name of an attention node to its share of open gates, where that is known.
-
-    Returns:
-        Whether a node has an attribute more, or another value of one.
     """
     before = [dict(node.attributes) for node in model.graph]
     for node in nodes_with_plugins(model):

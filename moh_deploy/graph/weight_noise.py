@@ -39,9 +39,6 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
     Args:
         graph: Changed in place.
         names: The weights, of any float type; None for all that are in float16 or bfloat16.
-
-    Returns:
-        True: the inputs are there even where no weight moves.
     """
     # The weight W becomes the initializer W.exact, and nodes make W of it: readers stay as they
     # are. The nodes stand in front of all others, since a graph is sorted.

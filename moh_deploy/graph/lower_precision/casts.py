@@ -25,9 +25,6 @@ def lower_precision(model: ir.Model, plan: PrecisionPlan) -> bool:
     Args:
         model: All floats are float32. Its functions fit every dtype.
         plan: For every node of the graph.
-
-    Returns:
-        Whether anything computes in lower precision now, or an unread weight is gone.
     """
     return _Casts(model.graph, plan).apply()
 
