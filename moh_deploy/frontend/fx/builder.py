@@ -77,6 +77,7 @@ class GraphBuilder:
 
     def sizes(self, extents: Sequence[Size]) -> list[int | Node]:
         """Sizes to reshape to: numbers, nodes, and -1 for the first one that is not a number."""
+        # reshape works one size out by itself: one less to be looked up in the graph.
         sizes: list[int | Node] = []
         for extent in extents:
             if extent.is_Integer:
@@ -147,6 +148,7 @@ class LayoutBuilder:
         self, node: Node, order: list[Dim], wanted: set[Dim]
     ) -> tuple[Node, list[Dim]]:
         """Take the first entry along axes that the operand does not vary along."""
+        # What was repeated along an axis is the same in every entry.
         for position in reversed(range(len(order))):
             if order[position] not in wanted:
                 node = self.builder.call(aten.select.int, node, position, 0)
@@ -184,6 +186,7 @@ class LayoutBuilder:
 
 def into_blocks(layout: Layout, other: Layout) -> list[BlockedDim]:
     """Each dimension as blocks of axes that are neighbours in `other`, too."""
+    # Two axes stay together if they follow each other in a dimension of both layouts.
     place = {
         axis: (position, offset)
         for position, dim in enumerate(other)

@@ -84,6 +84,7 @@ def _dims_argument(node: Node) -> str | None:
 
 
 def _is_elementwise(node: Node) -> bool:
+    # Random numbers are drawn in the order of elements: another order gives others.
     target = node.target
     return (
         isinstance(target, torch._ops.OpOverload)
@@ -138,6 +139,7 @@ def _join(node: Node, layout: Layout) -> Reading | None:
     along = _along(node, rank(node))
     if along is None:
         return None
+    # cat: each operand has the dimension in a size of its own; stack: it has not got it.
     (dim,), stacks = along, op(node) == "stack"
     sources = []
     for source in cast(Sequence[Node], node.args[0]):
@@ -156,6 +158,7 @@ def _normalisation(node: Node, layout: Layout) -> Reading | None:
 
 def _linear(node: Node, layout: Layout) -> Reading | None:
     """A product with one matrix for all rows."""
+    # [..., K] @ [K, N]: each row by itself, in whatever order they stand.
     source, weight = cast(tuple[Node, Node], node.args[:2])
     if rank(weight) != 2 or rank(source) != rank(node):
         return None

@@ -46,6 +46,7 @@ def op(node: Node) -> str:
 
 def argument(node: Node, name: str, default: object = None) -> object:
     """Value of an operator's argument by its schema name, wherever the call put it."""
+    # A call leaves out what has its default, and has the others by place or by keyword.
     assert isinstance(node.target, torch._ops.OpOverload)
     for position, formal in enumerate(node.target._schema.arguments):
         if formal.name != name:

@@ -73,6 +73,8 @@ class KnownValues:
     def over(self, operand: Operand, axes: Sequence[Dim]) -> Tensor | None:
         """An operand's value in float64 with one dimension for each group of axes; None where it is
         not known or varies along other axes. A group that it does not vary along has size 1."""
+        # Back from an expanded tensor to what it is a view of, until no axis is left that is not
+        # asked for.
         wanted = {axis for group in axes for axis in leaves(group)}
         for node, layout in history(operand.node, operand.layout):
             if all(axis in wanted for dim in layout for axis in leaves(dim)):

@@ -63,6 +63,8 @@ def _natural_names(program: ExportedProgram) -> list[str]:
 
 def _paths(program: ExportedProgram, count: int) -> list[tuple[str, ...]]:
     """Keys that lead to each leaf of the return value."""
+    # torch keeps the form of the return value as a tree; filled with numbers, it tells each one's
+    # path.
     signature = program.module_call_graph[0].signature
     if signature is None or signature.out_spec.num_leaves != count:
         return [(str(index),) for index in range(count)]

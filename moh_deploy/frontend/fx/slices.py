@@ -128,6 +128,7 @@ def _whole(node: Node, layout: Layout) -> tuple[Node, Layout, Axis, int] | None:
     if part is None:
         return None
     extent, length = int(shape(part.source)[part.dim]), part.stop - part.start
+    # Parts of equal size, such as those of qkv: others are no entries of an axis.
     if length == extent or extent % length or part.start % length:
         return None
     axis = Axis(product(()) * (extent // length))

@@ -98,6 +98,8 @@ class _Walk:
             layout = None if casts(node) else forward(node, self._layout)
             self._layout = layout or self._layout
             return layout is not None
+        # A function of each number may be applied in any layout, a convolution to [B, C, H, W]
+        # only.
         step: ImageOp | None = read_elementwise(node, image)
         if step is None and same(self._layout, image.layout):
             step = read_image_op(node, image)
@@ -133,6 +135,8 @@ class _Walk:
 
     def _half(self, trail: list[Piece], half: int) -> Piece | None:
         """The place where the trail is one half of the features of tokens."""
+        # x1, x2 = tokens.chunk(2, -1): followed back, each is tokens with one cut of their
+        # features.
         for piece in trail:
             last = len(piece.layout) - 1
             if len(piece.cuts) != 1 or not self._is_token_order(piece):

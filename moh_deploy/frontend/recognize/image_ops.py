@@ -133,6 +133,7 @@ def input_image(node: Node) -> Image | None:
     """The image that a convolution or pooling reads; None for any other node."""
     if op(node) not in ("conv2d", "convolution", "adaptive_avg_pool2d", "avg_pool2d"):
         return None
+    # The op has to know the height and width: which tokens are neighbours hangs on them.
     source = cast(Node, node.args[0])
     if rank(source) != 4 or not all(extent.is_Integer for extent in shape(source)[1:]):
         return None

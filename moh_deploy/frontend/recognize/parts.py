@@ -100,6 +100,7 @@ def _cut(whole: Part, node: Node, columns: Dim) -> Part | None:
     axes = leaves(whole.layout[found.dim])
     if not axes or not set(axes) <= set(leaves(columns)):
         return None
+    # A slice leaves an axis of its own, `select` leaves none.
     window = Window(axes, found.start, found.stop, _rest(found))
     layout = list(whole.layout)
     if found.keeps_dim:

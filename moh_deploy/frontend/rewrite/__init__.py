@@ -238,6 +238,8 @@ def _insert_projections(found: Rewrite, read: ReadProjection) -> Rewrite:
 def _computed_gates(gates: Operand, layer: MoHLayer) -> Operand:
     """The tensor that the gates are views of, as far back as heads are its last dimension."""
     heads = leaves(layer.heads)
+    # router -> [tokens, H] -> view [B, S, H] -> expand: the farthest that still has heads last is
+    # what the router itself computed.
     candidates = [
         Operand(node, layout)
         for node, layout in history(gates.node, gates.layout)
@@ -299,6 +301,8 @@ def commit(
             rewrite.computed_gates.replace_all_uses_with(rewrite.routed)
     output = next(node for node in graph.nodes if node.op == "output")
     leaves = [leaf for leaf in tree_leaves(output.args) if is_tensor(leaf)]
+    # Where the gates are the router's own result, they are the MoHRouter's now; views of it read
+    # it.
     gates = [
         rewrite.routed
         if rewrite.routed is not None and rewrite.gates is rewrite.computed_gates

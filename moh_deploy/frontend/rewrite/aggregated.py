@@ -60,6 +60,8 @@ class AggregatedRewriter:
         Raises:
             NotCoveredError: With the reason.
         """
+        # Rows are pixels, [B, N, H*D], or pooled tokens, [B, P, H*D]; a constant is None where it
+        # changes nothing.
         form, window = self._form, self._form.window
         output = self._builder.call(
             torch.ops.moh.aggregated_attention.default,

@@ -45,6 +45,7 @@ def drop_views(rewrites: Sequence[Rewrite]) -> None:
 
 def _view(layer: MoHLayer, builder: GraphBuilder) -> Node | None:
     """None where batch and tokens are no axes of it, or a size cannot be expressed."""
+    # [B, H, S, D] or [B, S, H, D] -> [B, S, H*D], of which a fingerprint is taken for each token.
     batch, tokens, heads = leaves(layer.batch), leaves(layer.tokens), leaves(layer.heads)
     layout = flat(layer.layout)
     if not {*batch, *tokens} <= set(layout):

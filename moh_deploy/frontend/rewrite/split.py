@@ -59,6 +59,7 @@ class Splitter:
         parts: list[Part] | None = []
         if packed(projection.node):
             parts = parts_of(projection.node, out, columns, packed=packed)
+        # Of one operand, but not [..., columns]: made by einsum as [B, H, S, D], say.
         elif not _ends_with(out, columns):
             parts = [Part(projection.node, out, ())]
         layouts = LayoutBuilder(GraphBuilder(self._graph, projection.node.next))
@@ -87,6 +88,7 @@ class Splitter:
 
     def _cone(self, node: Node) -> list[Node]:
         """The nodes that a tensor is computed from, back to the nearest projections."""
+        # Back through norms, rotations and views; a projection ends the way, and so does an input.
         seen, queue = {node: None}, [node]
         while queue:
             current = queue.pop(0)

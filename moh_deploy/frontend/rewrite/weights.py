@@ -60,6 +60,7 @@ def cut_weight(
     Args:
         windows: In the order in which they are cut.
     """
+    # The cuts that the model makes of the activation, made of the weight's columns instead.
     for window in windows:
         weight = _cut(layouts, weight, window)
     return layouts.arrange(weight, wanted)

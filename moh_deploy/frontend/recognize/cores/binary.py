@@ -45,6 +45,7 @@ def is_binary(node: Node, constant: Constant) -> bool:
         return True
     if name in _FULL:
         return argument(node, "fill_value") in (0, 1)
+    # rsub(mask, 1) = 1 - mask
     if name == "rsub":
         is_complement = argument(node, "other") == 1 and argument(node, "alpha", 1) == 1
         return bool(is_complement) and is_binary(cast(Node, node.args[0]), constant)
@@ -65,6 +66,7 @@ def value_where(operand: Operand, mask: Operand, is_kept: bool, number: Number) 
     Args:
         number: The number that an argument stands for.
     """
+    # scores * mask - 1e4 * (1 - mask): the addend is 0 where the mask is 1, and -1e4 where it is 0.
     where = _Where(history(mask.node, mask.layout), float(is_kept), number)
     return where.value(operand.node, resolve(operand.layout))
 
@@ -97,6 +99,7 @@ class _Where:
         if None in values:
             return None
         operator = getattr(torch, name)
+        # By torch itself, so that `alpha` and the order of operands mean what they mean there.
         operands = [torch.tensor(value, dtype=torch.float64) for value in values]
         return float(operator(*operands, **node.kwargs))
 

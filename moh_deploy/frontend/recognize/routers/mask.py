@@ -19,6 +19,7 @@ def match(program: RouterProgram) -> Router | None:
 
 def proposals(program: RouterProgram, form: RouterForm) -> Iterator[Router]:
     """Yield what may be ranked for a mask, where nothing else has a softmax."""
+    # Any other softmax would weigh something, and a mask weighs nothing.
     for base, others in program.routed(form):
         if not others:
             yield replace(base, gate_mode="mask")

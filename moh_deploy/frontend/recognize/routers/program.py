@@ -138,6 +138,7 @@ class RouterProgram:
 
         In float64, to tell small deviations apart; routers that insist on float32 run in that.
         """
+        # Where the gates depend on anything but these logits, the proposal cannot be all of it.
         inputs = [logits.node for logits in proposal.logits if logits is not None]
         between = nodes_between(self.gates, set(inputs), set(self._cone), self.constant)
         if between is None:
@@ -188,10 +189,12 @@ def _unseen(gates: Node) -> float:
 def _error(proposal: Router, gates: Node, values: Values) -> float:
     """Largest difference between the gates that the model's router made of logits and the
     proposal's; infinite where they open other heads."""
+    # A row is a token. Logits may be [tokens, R] or [R, B, S], but of as many tokens as the gates.
     expected = values[gates]
     rows = {_rows(logits.of(values)) for logits in proposal.logits if logits is not None}
     if rows != {_rows(expected)}:
         return math.inf
+    # Which heads are open is compared exactly: a gate of 1e-10 is not 0.
     computed = _propose(proposal, values, expected)
     if expected.shape != computed.shape or not torch.equal(expected != 0, computed != 0):
         return math.inf

@@ -9,6 +9,7 @@ from moh_deploy.ops.routers.ranked import RANKED
 
 def match(program: RouterProgram) -> Router | None:
     """Propose a mask of the logits and whatever weighs the heads that it keeps."""
+    # The search is the same as for `scored`: what was ranked tells which of the two it is.
     weighing = program.weighing
     if weighing is None or not weighing.ranks_weights:
         return None

@@ -9,6 +9,7 @@ from moh_deploy.ops.routers.shared import SHARED
 
 def match(program: RouterProgram) -> Router | None:
     """Propose the softmax over all heads, where nothing is ranked."""
+    # Of a single head a softmax would be 1.
     heads, logits = program.num_heads, program.softmax_logits
     if program.selection is not None or heads < 2 or [extent(one) for one in logits] != [heads]:
         return None

@@ -17,6 +17,7 @@ def match(program: RouterProgram) -> Router | None:
 
 def _published(program: RouterProgram) -> Iterator[Router]:
     for base, others in program.routed(TOP_K):
+        # Shared heads have a softmax of their own, or gates of 1.
         shared = base.num_shared_heads or 0
         if not others:
             yield base
