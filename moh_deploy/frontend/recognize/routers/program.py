@@ -21,13 +21,10 @@ from moh_deploy.frontend.recognize.routers.selection import (
     router_cone,
 )
 from moh_deploy.frontend.recognize.routers.trial import (
-    SCALES,
     RouterRun,
     Values,
-    made_up,
     nodes_between,
-    rounds,
-    run_nodes,
+    run_part,
     run_router,
 )
 from moh_deploy.frontend.recognize.routers.weighing import Weighing
@@ -134,24 +131,15 @@ class RouterProgram:
         yield Logits(selection.scores, selection.dim)
 
     def _computes(self, proposal: Router) -> bool:
-        """Run the model's own router and the proposal on random logits and compare.
-
-        In float64, to tell small deviations apart; routers that insist on float32 run in that.
-        """
+        """Run the model's own router and the proposal on random logits and compare."""
         # Where the gates depend on anything but these logits, the proposal cannot be all of it.
         inputs = [logits.node for logits in proposal.logits if logits is not None]
         between = nodes_between(self.gates, set(inputs), set(self._cone), self.constant)
         if between is None:
             return False
-        for dtype in (torch.float64, torch.float32):
-            exact = dtype == torch.float64 and not any(rounds(node) for node in between)
-            runs = [
-                run_nodes(between, made_up(inputs, scale, dtype), self.constant) for scale in SCALES
-            ]
-            errors = [_error(proposal, self.gates, run) for run in runs if run is not None]
-            if len(errors) == len(SCALES):
-                return max(errors) <= (_unseen(self.gates) if exact else 1e-5)
-        return False
+        runs, is_exact = run_part(inputs, between, self.constant)
+        limit = _unseen(self.gates) if is_exact else 1e-5
+        return bool(runs) and max(_error(proposal, self.gates, run) for run in runs) <= limit
 
 
 def extent(logits: Logits) -> int:

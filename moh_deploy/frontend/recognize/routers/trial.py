@@ -80,25 +80,31 @@ def run_router(
             continue
         between = nodes_between(gates, {source}, members, constant)
         if between is not None:
-            return _run_from(source, gates, between, constant)
+            values, is_exact = run_part([source], between, constant)
+            tolerance = 1e-9 if is_exact else 1e-5
+            return RouterRun(gates, (source, *between), values, tolerance) if values else None
     return None
 
 
-def _run_from(
-    source: Node, gates: Node, between: list[Node], constant: Constants
-) -> RouterRun | None:
-    """In float64, to tell small deviations apart; routers that insist on float32 run in that."""
+def run_part(
+    inputs: Sequence[Node], between: Sequence[Node], constant: Constants
+) -> tuple[tuple[Values, ...], bool]:
+    """Run nodes on made-up inputs of each of `SCALES`: in float64, to tell small deviations apart;
+    routers that insist on float32 run in that.
+
+    Returns:
+        The values, none where the nodes cannot be run on their own, and whether nothing was rounded
+        to fewer bits than those of float64.
+    """
     for dtype in (torch.float64, torch.float32):
-        exact = dtype == torch.float64 and not any(rounds(node) for node in between)
-        runs = [run_nodes(between, made_up([source], scale, dtype), constant) for scale in SCALES]
+        runs = [run_nodes(between, _made_up(inputs, scale, dtype), constant) for scale in SCALES]
         values = tuple(run for run in runs if run is not None)
         if len(values) == len(SCALES):
-            tolerance = 1e-9 if exact else 1e-5
-            return RouterRun(gates, (source, *between), values, tolerance)
-    return None
+            return values, dtype == torch.float64 and not any(map(_rounds, between))
+    return (), False
 
 
-def made_up(logits: Iterable[Node], scale: float, dtype: torch.dtype) -> Values:
+def _made_up(logits: Iterable[Node], scale: float, dtype: torch.dtype) -> Values:
     """Return random logits of a scale, of the example's sizes, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     return {
@@ -141,7 +147,7 @@ def nodes_between(
     ]
 
 
-def run_nodes(nodes: list[Node], inputs: Values, constant: Constants) -> Values | None:
+def run_nodes(nodes: Sequence[Node], inputs: Values, constant: Constants) -> Values | None:
     """Return what the nodes make of the inputs, at the example's sizes; None where they cannot be
     run on their own."""
     # An interpreter of a few nodes: sizes come from the example, numbers from `inputs`.
@@ -165,7 +171,7 @@ def run_nodes(nodes: list[Node], inputs: Values, constant: Constants) -> Values 
     return {node: value for node, value in env.items() if isinstance(value, torch.Tensor)}
 
 
-def rounds(node: Node) -> bool:
+def _rounds(node: Node) -> bool:
     """True for a node that brings its result to a dtype of its own, whatever it is given."""
     name = op(node)
     return name in ("to", "to_copy", "type_as") or bool(
