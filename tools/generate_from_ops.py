@@ -1,4 +1,5 @@
-"""Write what follows from the specs of the ops: the tables of docs/ops.md.
+"""Write what follows from the specs of the ops: the tables of docs/ops.md, and op_contract.h, by
+which the native code reads and checks nodes.
 
 python tools/generate_from_ops.py           writes them
 python tools/generate_from_ops.py --check   fails where they are not what the specs say
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from moh_deploy.ops import OPS, OpSpec
+from moh_deploy.ops.plugin_support import PLUGINS
 from moh_deploy.ops.spec import FLOAT_TYPES, AttributeSpec, InputSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +79,111 @@ def _prose(text: str) -> str:
     return SHAPE.sub(r"`\1`", text)
 
 
-FILES: Mapping[Path, Callable[[str], str]] = {ROOT / "docs" / "ops.md": docs}
+def header(_: str) -> str:
+    """plugins/include/moh/op_contract.h."""
+    texts = [
+        HEADER_START,
+        *map(_op_contract, OPS.values()),
+        "}  // namespace moh::contract\n\n// clang-format on\n",
+    ]
+    return "\n".join(texts)
+
+
+HEADER_START = """\
+// Generated from moh_deploy/ops by tools/generate_from_ops.py: change it there.
+//
+// The ops of docs/ops.md, their inputs and attributes in order, and the largest sizes that plugins
+// take.
+#pragma once
+
+#include "moh/contract.h"
+
+// clang-format off
+
+namespace moh::contract {
+"""
+
+
+def _op_contract(spec: OpSpec) -> str:
+    namespace = _snake(spec.name.removeprefix("MoH"))
+    limits = PLUGINS[spec.name].limits if spec.name in PLUGINS else {}
+    lines = [f"namespace {namespace} {{", ""]
+    for attribute in spec.attributes:
+        lines += _attribute_contract(attribute)
+    lines += [f"inline constexpr int64_t kMost{_camel(n)} = {most};" for n, most in limits.items()]
+    inputs = [
+        f"    {{{_quoted(i.name)}, {_bool(i.optional)}, {_bool(_own_dtype(spec, i))}}},"
+        for i in spec.inputs
+    ]
+    attributes = [f"    k{_camel(a.name)}," for a in spec.attributes]
+    lines += [
+        "inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype",
+        *inputs,
+        "};",
+        "inline constexpr AttributeContract kAttributes[] = {",
+        *attributes,
+        "};",
+        f'inline constexpr OpContract kOp = MakeContract("{spec.name}", kInputs, kAttributes);',
+        "",
+        f"}}  // namespace {namespace}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _attribute_contract(attribute: AttributeSpec) -> list[str]:
+    """Its choices, if it has any, and the attribute itself."""
+    name = f"k{_camel(attribute.name)}"
+    types = {"int": "kInt", "float": "kFloat", "string": "kText"}
+    value, lines = f"{{{_quoted(attribute.name)}, AttributeType::{types[attribute.type]}}}", []
+    made = f"AttributeContract{value}"
+    if attribute.choices:
+        # Numbers are their own places among the choices, and so have to be 0, 1 and so on.
+        assert attribute.type == "string" or attribute.choices == tuple(
+            range(len(attribute.choices))
+        )
+        choices = ", ".join(_quoted(str(choice)) for choice in attribute.choices)
+        lines.append(f"inline constexpr const char* {name}Choices[] = {{{choices}}};")
+        made += f".OneOf({name}Choices)"
+    if attribute.at_least is not None:
+        made += f".AtLeast({attribute.at_least})"
+    if attribute.above is not None:
+        made += f".Above({attribute.above:g})"
+    if attribute.odd:
+        made += ".Odd()"
+    if attribute.default is not None:
+        default = attribute.default
+        place = attribute.choices.index(default) if isinstance(default, str) else default
+        made += f".Default({place})"
+    head = f"inline constexpr auto {name} ="
+    whole = f"{head} {made};"
+    return [*lines, *([whole] if len(whole) <= 100 else [head, f"    {made};"])]
+
+
+def _own_dtype(spec: OpSpec, given: InputSpec) -> bool:
+    return given.constraint != spec.outputs[0].constraint
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _camel(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+FILES: Mapping[Path, Callable[[str], str]] = {
+    ROOT / "docs" / "ops.md": docs,
+    ROOT / "plugins" / "include" / "moh" / "op_contract.h": header,
+}
 """File to what makes its text from the text that it has."""
 
 

@@ -3,39 +3,7 @@
 namespace moh::ort {
 namespace {
 
-// Kernels count tokens and features in 32 bits, with room to round up; offsets have 64.
-constexpr int64_t kMost = int64_t{1} << 30;
-
-constexpr const char* kNames[] = {"Q",
-                                  "K",
-                                  "V",
-                                  "pooled_K",
-                                  "pooled_V",
-                                  "gates",
-                                  "query_embedding",
-                                  "query_scale",
-                                  "window_bias",
-                                  "pooled_bias",
-                                  "window_tokens",
-                                  "window_offset"};
-
-int64_t Odd(const Ort::ConstKernelInfo& node, const char* name) {
-  const auto size = Attribute<int64_t>(node, name);
-  if (size < 1 || size > kMost || size % 2 == 0) {
-    throw std::invalid_argument(std::string(name) + " is " + std::to_string(size) +
-                                "; expected an odd number, 1 or more.");
-  }
-  return size;
-}
-
-int64_t Positive(const Ort::ConstKernelInfo& node, const char* name) {
-  const auto size = Attribute<int64_t>(node, name);
-  if (size < 1 || size > kMost) {
-    throw std::invalid_argument(std::string(name) + " is " + std::to_string(size) +
-                                "; expected 1 to 2^30.");
-  }
-  return size;
-}
+constexpr const char* kName = contract::aggregated_attention::kOp.name;
 
 }  // namespace
 
@@ -43,34 +11,19 @@ AggregatedAttentionKernel::AggregatedAttentionKernel(const OrtKernelInfo* info, 
                                                      const Backend& backend)
     : dtype_(dtype), backend_(backend) {
   const Ort::ConstKernelInfo node(info);
-  heads_ = Positive(node, "num_heads");
-  height_ = Positive(node, "height");
-  width_ = Positive(node, "width");
-  kernel_height_ = Odd(node, "kernel_height");
-  kernel_width_ = Odd(node, "kernel_width");
-  const auto normalize = Attribute<int64_t>(node, "normalize", 0);
-  if (normalize != 0 && normalize != 1) {
-    throw std::invalid_argument("normalize is " + std::to_string(normalize) + "; expected 0 or 1.");
-  }
-  normalize_ = normalize == 1;
-  epsilon_ = Attribute<float>(node, "epsilon", 1e-12f);
-  if (!(epsilon_ > 0)) {
-    throw std::invalid_argument("epsilon is " + std::to_string(epsilon_) +
-                                "; expected more than 0.");
-  }
+  heads_ = IntAttribute(node, contract::aggregated_attention::kNumHeads);
+  height_ = IntAttribute(node, contract::aggregated_attention::kHeight);
+  width_ = IntAttribute(node, contract::aggregated_attention::kWidth);
+  kernel_height_ = IntAttribute(node, contract::aggregated_attention::kKernelHeight);
+  kernel_width_ = IntAttribute(node, contract::aggregated_attention::kKernelWidth);
+  normalize_ = FlagAttribute(node, contract::aggregated_attention::kNormalize);
+  epsilon_ = NumberAttribute<float>(node, contract::aggregated_attention::kEpsilon);
   if (height_ * width_ > kMost || kernel_height_ * kernel_width_ > kMost) {
     throw std::invalid_argument(
         "the image is " + std::to_string(height_) + " x " + std::to_string(width_) +
         " and the window " + std::to_string(kernel_height_) + " x " +
         std::to_string(kernel_width_) + "; expected up to 2^30 tokens each.");
   }
-}
-
-OrtStatusPtr AggregatedAttentionKernel::ComputeV2(OrtKernelContext* context) const {
-  return AsStatus("MoHAggregatedAttention", [&] {
-    Ort::KernelContext wrapped(context);
-    return Compute(wrapped);
-  });
 }
 
 Ort::Status AggregatedAttentionKernel::Compute(Ort::KernelContext& context) const {
@@ -101,17 +54,17 @@ Ort::Status AggregatedAttentionKernel::ReadSizes(const Inputs& in,
   const Shape &query = in[0].shape, &pooled = in[3].shape;
   const int64_t tokens = height_ * width_;
   if (query.size() != 3 || query[1] != tokens || query[2] % heads_ != 0) {
-    return InvalidArgument("MoHAggregatedAttention: Q is ", Text(query), "; expected [batch, ",
-                           tokens, ", heads * dim] with ", heads_, " heads, for an image of ",
-                           height_, " x ", width_, ".");
+    return InvalidArgument(kName, ": Q is ", Text(query), "; expected [batch, ", tokens,
+                           ", heads * dim] with ", heads_, " heads, for an image of ", height_,
+                           " x ", width_, ".");
   }
   if (pooled.size() != 3 || pooled[1] == 0) {
-    return InvalidArgument("MoHAggregatedAttention: pooled_K is ", Text(pooled),
+    return InvalidArgument(kName, ": pooled_K is ", Text(pooled),
                            "; expected [batch, pooled, heads * dim] with at least one token.");
   }
   if (query[0] > kMost || query[2] > kMost || pooled[1] > kMost) {
-    return InvalidArgument("MoHAggregatedAttention: Q is ", Text(query), " and pooled_K ",
-                           Text(pooled), "; expected sizes up to 2^30.");
+    return InvalidArgument(kName, ": Q is ", Text(query), " and pooled_K ", Text(pooled),
+                           "; expected sizes up to 2^30.");
   }
   args.dtype = dtype_;
   args.batch = static_cast<int32_t>(query[0]);
@@ -147,8 +100,8 @@ Ort::Status AggregatedAttentionKernel::CheckShapes(const Inputs& in,
                             {heads, offsets}};
   for (size_t i = 0; i < kInputs; ++i) {
     if (in[i].present && in[i].shape != expected[i]) {
-      return InvalidArgument("MoHAggregatedAttention: ", kNames[i], " is ", Text(in[i].shape),
-                             "; expected ", Text(expected[i]), ".");
+      return InvalidArgument(kName, ": ", contract::aggregated_attention::kInputs[i].name, " is ",
+                             Text(in[i].shape), "; expected ", Text(expected[i]), ".");
     }
   }
   return Ort::Status();

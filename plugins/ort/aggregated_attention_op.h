@@ -2,24 +2,21 @@
 // the kernel.
 #pragma once
 
-#include <memory>
-
 #include "ort/backend.h"
+#include "ort/custom_op.h"
 
 namespace moh::ort {
 
 class AggregatedAttentionKernel {
  public:
-  static constexpr size_t kInputs = 12, kRequiredInputs = 6;
-
   AggregatedAttentionKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend);
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* context) const;
+  Ort::Status Compute(Ort::KernelContext& context) const;
 
  private:
+  static constexpr size_t kInputs = contract::aggregated_attention::kOp.num_inputs;
   using Inputs = Input[kInputs];
 
-  Ort::Status Compute(Ort::KernelContext& context) const;
   Ort::Status ReadSizes(const Inputs& in, AggregatedAttentionArgs& args) const;
   static Ort::Status CheckShapes(const Inputs& in, const AggregatedAttentionArgs& args);
 
@@ -31,31 +28,7 @@ class AggregatedAttentionKernel {
 };
 
 template <DType kType>
-struct AggregatedAttentionOp : Ort::CustomOpBase<AggregatedAttentionOp<kType>,
-                                                 AggregatedAttentionKernel, /*WithStatus=*/true> {
-  explicit AggregatedAttentionOp(const Backend& backend) : backend(backend) {
-    OrtCustomOp::version = kApiVersion;
-  }
-
-  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    return AsStatus(GetName(), [&] {
-      *kernel = std::make_unique<AggregatedAttentionKernel>(info, kType, backend).release();
-      return Ort::Status();
-    });
-  }
-
-  const char* GetName() const { return "MoHAggregatedAttention"; }
-  const char* GetExecutionProviderType() const { return backend.ExecutionProvider(); }
-  size_t GetInputTypeCount() const { return AggregatedAttentionKernel::kInputs; }
-  ONNXTensorElementDataType GetInputType(size_t) const { return ElementType(kType); }
-  OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
-    return index < AggregatedAttentionKernel::kRequiredInputs ? INPUT_OUTPUT_REQUIRED
-                                                              : INPUT_OUTPUT_OPTIONAL;
-  }
-  size_t GetOutputTypeCount() const { return 1; }
-  ONNXTensorElementDataType GetOutputType(size_t) const { return ElementType(kType); }
-
-  const Backend& backend;
-};
+using AggregatedAttentionOp =
+    CustomOp<contract::aggregated_attention::kOp, kType, AggregatedAttentionKernel, Backend>;
 
 }  // namespace moh::ort

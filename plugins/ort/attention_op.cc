@@ -3,8 +3,7 @@
 namespace moh::ort {
 namespace {
 
-// Kernels count rows and keys in 32 bits, with room to round up; offsets have 64.
-constexpr int64_t kMost = int64_t{1} << 30;
+constexpr const char* kName = contract::attention::kOp.name;
 
 // [batch, tokens, heads * dim] or [batch, heads, tokens, dim].
 struct HeadsShape {
@@ -29,7 +28,7 @@ HeadStrides Strides(size_t rank, int64_t heads, int64_t tokens, int64_t dim) {
 }
 
 Ort::Status WrongHeads(const char* name, const Shape& shape, int64_t heads) {
-  return InvalidArgument("MoHAttention: ", name, " is ", Text(shape),
+  return InvalidArgument(kName, ": ", name, " is ", Text(shape),
                          "; expected [batch, tokens, heads * dim] or ",
                          "[batch, heads, tokens, dim] with ", heads, " heads.");
 }
@@ -39,22 +38,15 @@ Ort::Status WrongHeads(const char* name, const Shape& shape, int64_t heads) {
 AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend)
     : dtype_(dtype), backend_(backend) {
   const Ort::ConstKernelInfo node(info);
-  q_heads_ = Attribute<int64_t>(node, "q_num_heads");
-  kv_heads_ = Attribute<int64_t>(node, "kv_num_heads");
-  causal_ = Attribute<int64_t>(node, "is_causal", 0) != 0;
-  scale_ = Attribute<float>(node, "scale");
-  if (q_heads_ < 1 || kv_heads_ < 1 || q_heads_ % kv_heads_ != 0 || q_heads_ > kMost) {
+  q_heads_ = IntAttribute(node, contract::attention::kQNumHeads);
+  kv_heads_ = IntAttribute(node, contract::attention::kKvNumHeads);
+  causal_ = FlagAttribute(node, contract::attention::kIsCausal);
+  scale_ = NumberAttribute<float>(node, contract::attention::kScale);
+  if (q_heads_ % kv_heads_ != 0) {
     throw std::invalid_argument("q_num_heads is " + std::to_string(q_heads_) +
                                 " and kv_num_heads " + std::to_string(kv_heads_) +
                                 "; expected the first to be a multiple of the second.");
   }
-}
-
-OrtStatusPtr AttentionKernel::ComputeV2(OrtKernelContext* context) const {
-  return AsStatus("MoHAttention", [&] {
-    Ort::KernelContext wrapped(context);
-    return Compute(wrapped);
-  });
 }
 
 Ort::Status AttentionKernel::Compute(Ort::KernelContext& context) const {
@@ -95,15 +87,14 @@ Ort::Status AttentionKernel::ReadSizes(const Tensors& in, AttentionArgs& args) c
   if (in.key.shape.size() != rank || in.value.shape.size() != rank || key.batch != query.batch ||
       value.batch != query.batch || value.tokens != key.tokens || key.dim != query.dim) {
     return InvalidArgument(
-        "MoHAttention: Q is ", Text(in.query.shape), ", K ", Text(in.key.shape), " and V ",
+        kName, ": Q is ", Text(in.query.shape), ", K ", Text(in.key.shape), " and V ",
         Text(in.value.shape),
         "; expected one rank and batch size, K and V of one length, and Q and K of ",
         "one head size.");
   }
   if (query.batch > kMost || query.tokens * q_heads_ > kMost || key.tokens > kMost ||
       query.dim > kMost || value.dim > kMost) {
-    return InvalidArgument("MoHAttention: Q is ", Text(in.query.shape), " and V ",
-                           Text(in.value.shape),
+    return InvalidArgument(kName, ": Q is ", Text(in.query.shape), " and V ", Text(in.value.shape),
                            "; expected sizes, and queries times heads, up to 2^30.");
   }
   args.query = in.query.data;
@@ -131,8 +122,8 @@ Ort::Status AttentionKernel::CheckGates(const Tensors& in, const AttentionArgs& 
   if (in.gates.shape == expected) {
     return Ort::Status();
   }
-  return InvalidArgument("MoHAttention: gates is ", Text(in.gates.shape), "; expected ",
-                         Text(expected), ".");
+  return InvalidArgument(kName, ": gates is ", Text(in.gates.shape), "; expected ", Text(expected),
+                         ".");
 }
 
 Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
@@ -150,7 +141,7 @@ Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
       args.mask.dtype = DType::kBFloat16;
       break;
     default:
-      return InvalidArgument("MoHAttention: attn_mask has ONNX element type ",
+      return InvalidArgument(kName, ": attn_mask has ONNX element type ",
                              static_cast<int>(mask.type),
                              "; expected bool, float32, float16 or bfloat16.");
   }
@@ -167,7 +158,7 @@ Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
     stride *= size;
   }
   if (!fits) {
-    return InvalidArgument("MoHAttention: attn_mask is ", Text(mask.shape),
+    return InvalidArgument(kName, ": attn_mask is ", Text(mask.shape),
                            "; expected rank 1 to 4, broadcastable to ", Text(target), ".");
   }
   args.mask.data = mask.data;

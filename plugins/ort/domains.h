@@ -1,6 +1,6 @@
 // The domains whose nodes run on kernels: moh, and moh.2, moh.3, ... for nodes whose function
-// bodies are others than those of moh (moh_deploy/ops/domains.py). To a kernel they are all the same
-// op.
+// bodies are others than those of moh (moh_deploy/ops/domains.py). To a kernel they are all the
+// same op.
 #pragma once
 
 #include <string>

@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "moh/contract.h"
 #include "moh/tensor.h"
 
 namespace moh::ort {
@@ -53,19 +54,59 @@ OrtStatusPtr AsStatus(const char* op, const Call& call) {
   }
 }
 
-// An attribute. Throws with its name if it is absent and has no default, or is of another type.
+// Kernels count in 32 bits, with room to round up; offsets have 64.
+constexpr int64_t kMost = int64_t{1} << 30;
+
+// The value of an attribute; none where the node has none. Throws with its name if the node needs
+// it, or has one of another type.
 template <typename T>
-T Attribute(const Ort::ConstKernelInfo& node, const char* name, std::optional<T> absent = {}) {
+std::optional<T> FindAttribute(const Ort::ConstKernelInfo& node,
+                               const AttributeContract& attribute) {
   try {
-    return node.GetAttribute<T>(name);
+    return node.GetAttribute<T>(attribute.name);
   } catch (const Ort::Exception& error) {
     // One code for every reason: an absent attribute is told from one of another type by the text.
     const std::string text = error.what();
-    if (absent && text.find("No attribute with name") != std::string::npos) {
-      return *absent;
+    if (!attribute.required && text.find("No attribute with name") != std::string::npos) {
+      return {};
     }
-    throw std::invalid_argument("attribute " + std::string(name) + ": " + text);
+    throw std::invalid_argument("attribute " + std::string(attribute.name) + ": " + text);
   }
+}
+
+inline std::invalid_argument WrongValue(const AttributeContract& attribute,
+                                        const std::string& value, const std::string& expected) {
+  return std::invalid_argument(std::string(attribute.name) + " is " + value + "; expected " +
+                               expected + ".");
+}
+
+// An attribute within its limits; throws with what is wrong with it.
+template <typename T>
+T NumberAttribute(const Ort::ConstKernelInfo& node, const AttributeContract& attribute) {
+  const T value = FindAttribute<T>(node, attribute).value_or(static_cast<T>(attribute.absent));
+  const std::string expected = ExpectedInstead(attribute, static_cast<double>(value));
+  if (!expected.empty()) {
+    throw WrongValue(attribute, std::to_string(value), expected);
+  }
+  return value;
+}
+
+inline int64_t IntAttribute(const Ort::ConstKernelInfo& node, const AttributeContract& attribute) {
+  const auto value = NumberAttribute<int64_t>(node, attribute);
+  return value <= kMost ? value : throw WrongValue(attribute, std::to_string(value), "up to 2^30");
+}
+
+inline bool FlagAttribute(const Ort::ConstKernelInfo& node, const AttributeContract& attribute) {
+  return IntAttribute(node, attribute) == 1;
+}
+
+// The place of a text among the choices.
+inline int32_t ChoiceAttribute(const Ort::ConstKernelInfo& node,
+                               const AttributeContract& attribute) {
+  const auto text = FindAttribute<std::string>(node, attribute);
+  const int32_t place = text ? ChoiceOf(attribute, *text) : static_cast<int32_t>(attribute.absent);
+  return place >= 0 ? place
+                    : throw WrongValue(attribute, "'" + *text + "'", ChoicesText(attribute));
 }
 
 using Shape = std::vector<int64_t>;

@@ -3,28 +3,18 @@
 #include <limits>
 
 namespace moh::ort {
+namespace {
+
+constexpr const char* kName = contract::router::kOp.name;
+
+}  // namespace
 
 RouterKernel::RouterKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend)
     : dtype_(dtype), backend_(backend) {
   const Ort::ConstKernelInfo node(info);
-  top_k_ = Attribute<int64_t>(node, "top_k");
-  shared_ = Attribute<int64_t>(node, "num_shared_heads", 0);
-  const auto mode = Attribute<std::string>(node, "gate_mode", "weighted");
-  if (mode != "weighted" && mode != "mask") {
-    throw std::invalid_argument("gate_mode is '" + mode + "'; expected weighted or mask.");
-  }
-  mask_only_ = mode == "mask";
-  if (shared_ < 0) {
-    throw std::invalid_argument("num_shared_heads is " + std::to_string(shared_) +
-                                "; expected 0 or more.");
-  }
-}
-
-OrtStatusPtr RouterKernel::ComputeV2(OrtKernelContext* context) const {
-  return AsStatus("MoHRouter", [&] {
-    Ort::KernelContext wrapped(context);
-    return Compute(wrapped);
-  });
+  top_k_ = IntAttribute(node, contract::router::kTopK);
+  shared_ = IntAttribute(node, contract::router::kNumSharedHeads);
+  mask_only_ = ChoiceAttribute(node, contract::router::kGateMode) == 1;
 }
 
 Ort::Status RouterKernel::Compute(Ort::KernelContext& context) const {
@@ -61,24 +51,23 @@ Ort::Status RouterKernel::ReadSizes(const Tensors& in, RouterArgs& args, Shape& 
 }
 
 Ort::Status RouterKernel::ReadTokens(const Tensors& in, Shape& tokens) {
-  const std::pair<const char*, const Input*> inputs[] = {
-      {"routed_logits", &in.routed}, {"shared_logits", &in.shared}, {"stage_logits", &in.stage}};
-  for (const auto& [name, input] : inputs) {
-    if (!input->present) {
+  const Input* const inputs[] = {&in.routed, &in.shared, &in.stage};
+  for (size_t i = 0; i < contract::router::kOp.num_inputs; ++i) {
+    if (!inputs[i]->present) {
       continue;
     }
-    const Shape& shape = input->shape;
+    const Shape& shape = inputs[i]->shape;
     if (tokens.empty() && shape.size() == 3) {
       tokens = {shape[0], shape[1]};
     }
     if (shape.size() != 3 || shape[0] != tokens[0] || shape[1] != tokens[1]) {
       return InvalidArgument(
-          "MoHRouter: ", name, " is ", Text(shape),
+          kName, ": ", contract::router::kInputs[i].name, " is ", Text(shape),
           "; expected [batch, tokens, heads], with one batch and tokens for all logits.");
     }
   }
   if (tokens.empty()) {
-    return InvalidArgument("MoHRouter: no logits are given; expected at least one of three.");
+    return InvalidArgument(kName, ": no logits are given; expected at least one of three.");
   }
   return Ort::Status();
 }
@@ -86,28 +75,28 @@ Ort::Status RouterKernel::ReadTokens(const Tensors& in, Shape& tokens) {
 Ort::Status RouterKernel::CheckHeads(const Tensors& in) const {
   const int64_t routed = in.routed.present ? in.routed.shape[2] : 0;
   if (!in.routed.present && top_k_ != 0) {
-    return InvalidArgument("MoHRouter: top_k is ", top_k_, "; expected 0 without routed_logits.");
+    return InvalidArgument(kName, ": top_k is ", top_k_, "; expected 0 without routed_logits.");
   }
   if (in.routed.present && (top_k_ < 1 || top_k_ > routed)) {
-    return InvalidArgument("MoHRouter: top_k is ", top_k_, "; expected 1 to ", routed,
+    return InvalidArgument(kName, ": top_k is ", top_k_, "; expected 1 to ", routed,
                            ", the number of routed heads.");
   }
   if (in.shared.present && (shared_ < 1 || in.shared.shape[2] != shared_)) {
-    return InvalidArgument("MoHRouter: shared_logits is ", Text(in.shared.shape),
+    return InvalidArgument(kName, ": shared_logits is ", Text(in.shared.shape),
                            "; expected num_shared_heads, ", shared_,
                            ", as its last size, and at least 1.");
   }
   if (in.stage.present && in.stage.shape[2] != 2) {
-    return InvalidArgument("MoHRouter: stage_logits is ", Text(in.stage.shape),
+    return InvalidArgument(kName, ": stage_logits is ", Text(in.stage.shape),
                            "; expected 2 as its last size.");
   }
   if (mask_only_ && (in.shared.present || in.stage.present)) {
-    return InvalidArgument("MoHRouter: gate_mode is 'mask'; expected neither shared_logits nor ",
+    return InvalidArgument(kName, ": gate_mode is 'mask'; expected neither shared_logits nor ",
                            "stage_logits, since every open gate is 1.");
   }
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (shared_ + routed < 1 || shared_ + routed > kMost) {
-    return InvalidArgument("MoHRouter: there are ", shared_, " shared and ", routed,
+    return InvalidArgument(kName, ": there are ", shared_, " shared and ", routed,
                            " routed heads; expected at least one, and fewer than 2^31.");
   }
   return Ort::Status();

@@ -8,6 +8,7 @@ import pytest
 import moh_deploy
 from moh_deploy.ops import OPS
 
+PLUGINS = Path(__file__).parents[2] / "plugins"
 SOURCES = {path: path.read_text() for path in Path(moh_deploy.__file__).parent.rglob("*.py")}
 
 
@@ -31,3 +32,9 @@ def test_the_name_of_an_op_is_spelled_out_in_one_file(name: str):
 def test_another_spelling_is_noticed():
     more = {**SOURCES, Path("pass.py"): "if node.op_type == 'MoHRouter':\n    pass\n"}
     assert files_with("MoHRouter", more) == ["op_names.py", "pass.py"]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_native_code_has_the_name_from_the_contract(name: str):
+    sources = [path for path in PLUGINS.rglob("*.*") if path.suffix in (".h", ".cc", ".cu", ".cuh")]
+    assert [path.name for path in sources if f'"{name}"' in path.read_text()] == ["op_contract.h"]

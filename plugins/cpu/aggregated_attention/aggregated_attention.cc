@@ -26,14 +26,7 @@ struct AggregatedAttentionCall {
   static void RunOne(void* call, size_t i) {
     auto& self = *static_cast<AggregatedAttentionCall*>(call);
     try {
-      switch (self.args.dtype) {
-        case DType::kFloat32:
-          return self.Run<float>(i);
-        case DType::kFloat16:
-          return self.Run<hwy::float16_t>(i);
-        default:
-          return self.Run<hwy::bfloat16_t>(i);
-      }
+      WithType(self.args.dtype, [&](auto type) { self.Run<decltype(type)>(i); });
     } catch (const std::bad_alloc&) {
       self.out_of_memory = true;
     }

@@ -67,14 +67,8 @@ struct Call {
     auto& self = *static_cast<Call*>(call);
     const Task& task = self.plan.tasks()[i];
     try {
-      switch (self.args.dtype) {
-        case DType::kFloat32:
-          return RunTask<float>(self.args, self.compute, task);
-        case DType::kFloat16:
-          return RunTask<hwy::float16_t>(self.args, self.compute, task);
-        default:
-          return RunTask<hwy::bfloat16_t>(self.args, self.compute, task);
-      }
+      WithType(self.args.dtype,
+               [&](auto type) { RunTask<decltype(type)>(self.args, self.compute, task); });
     } catch (const std::bad_alloc&) {
       self.out_of_memory = true;
     }

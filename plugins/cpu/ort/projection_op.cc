@@ -3,9 +3,6 @@
 namespace moh::ort {
 namespace {
 
-// Larger ones would not fit the kernel's indices.
-constexpr int64_t kMost = int64_t{1} << 30;
-
 // For what has no threads of a session.
 const cpu::Parallel kAlone{[](void*, cpu::Parallel::Body body, size_t count, void* argument) {
                              for (size_t i = 0; i < count; ++i) {
@@ -20,11 +17,7 @@ ProjectionKernel::ProjectionKernel(const OrtKernelInfo* info, Projection project
                                    const cpu::Kernels& kernels)
     : projection_(projection), dtype_(dtype), kernels_(kernels) {
   const Ort::ConstKernelInfo node(info);
-  heads_ = Attribute<int64_t>(node, "num_heads");
-  if (heads_ < 1 || heads_ > kMost) {
-    throw std::invalid_argument("num_heads is " + std::to_string(heads_) +
-                                "; expected at least 1.");
-  }
+  heads_ = IntAttribute(node, contract::query_projection::kNumHeads);
   int is_constant = 0;
   const Ort::ConstValue weight = node.GetTensorConstantInput(1, &is_constant);
   if (is_constant != 0) {
@@ -33,13 +26,6 @@ ProjectionKernel::ProjectionKernel(const OrtKernelInfo* info, Projection project
       constant_ = Pack(weight.GetTensorRawData(), shape, kAlone);
     }
   }
-}
-
-OrtStatusPtr ProjectionKernel::ComputeV2(OrtKernelContext* context) const {
-  return AsStatus(Name(), [&] {
-    Ort::KernelContext wrapped(context);
-    return Compute(wrapped);
-  });
 }
 
 ProjectionKernel::Packed ProjectionKernel::Pack(const void* weight, const Shape& shape,
@@ -121,7 +107,8 @@ void ProjectionKernel::Run(const Tensors& in, const float* packed, void* output,
 }
 
 const char* ProjectionKernel::Name() const {
-  return projection_ == Projection::kQuery ? "MoHQueryProjection" : "MoHOutputProjection";
+  return projection_ == Projection::kQuery ? contract::query_projection::kOp.name
+                                           : contract::output_projection::kOp.name;
 }
 
 }  // namespace moh::ort

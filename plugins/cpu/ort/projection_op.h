@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/ort/session_threads.h"
+#include "ort/custom_op.h"
 
 namespace moh::ort {
 
@@ -18,7 +19,7 @@ class ProjectionKernel {
   ProjectionKernel(const OrtKernelInfo* info, Projection projection, DType dtype,
                    const cpu::Kernels& kernels);
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* context) const;
+  Ort::Status Compute(Ort::KernelContext& context) const;
 
  private:
   struct Free {
@@ -31,7 +32,6 @@ class ProjectionKernel {
   };
 
   Packed Pack(const void* weight, const Shape& shape, const cpu::Parallel& parallel) const;
-  Ort::Status Compute(Ort::KernelContext& context) const;
   Ort::Status CheckShapes(const Tensors& in) const;
   void Run(const Tensors& in, const float* packed, void* output,
            const cpu::Parallel& parallel) const;
@@ -44,37 +44,21 @@ class ProjectionKernel {
   Packed constant_;  // null: the weight is an input of each call
 };
 
-template <Projection kProjection, DType kType>
-struct ProjectionOp
-    : Ort::CustomOpBase<ProjectionOp<kProjection, kType>, ProjectionKernel, /*WithStatus=*/true> {
-  explicit ProjectionOp(const cpu::Kernels& kernels) : kernels(kernels) {
-    OrtCustomOp::version = kApiVersion;
-  }
+struct QueryProjectionKernel : ProjectionKernel {
+  QueryProjectionKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels)
+      : ProjectionKernel(info, Projection::kQuery, dtype, kernels) {}
+};
 
-  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    return AsStatus(GetName(), [&] {
-      *kernel = std::make_unique<ProjectionKernel>(info, kProjection, kType, kernels).release();
-      return Ort::Status();
-    });
-  }
-
-  const char* GetName() const {
-    return kProjection == Projection::kQuery ? "MoHQueryProjection" : "MoHOutputProjection";
-  }
-  size_t GetInputTypeCount() const { return 4; }
-  ONNXTensorElementDataType GetInputType(size_t) const { return ElementType(kType); }
-  OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
-    return index == 3 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
-  }
-  size_t GetOutputTypeCount() const { return 1; }
-  ONNXTensorElementDataType GetOutputType(size_t) const { return ElementType(kType); }
-
-  const cpu::Kernels& kernels;
+struct OutputProjectionKernel : ProjectionKernel {
+  OutputProjectionKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels)
+      : ProjectionKernel(info, Projection::kOutput, dtype, kernels) {}
 };
 
 template <DType kType>
-using QueryProjectionOp = ProjectionOp<Projection::kQuery, kType>;
+using QueryProjectionOp =
+    CustomOp<contract::query_projection::kOp, kType, QueryProjectionKernel, cpu::Kernels>;
 template <DType kType>
-using OutputProjectionOp = ProjectionOp<Projection::kOutput, kType>;
+using OutputProjectionOp =
+    CustomOp<contract::output_projection::kOp, kType, OutputProjectionKernel, cpu::Kernels>;
 
 }  // namespace moh::ort

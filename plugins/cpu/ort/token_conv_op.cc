@@ -5,15 +5,7 @@
 namespace moh::ort {
 namespace {
 
-// A size that a kernel can count with.
-int64_t Size(const Ort::ConstKernelInfo& node, const char* name) {
-  const auto size = Attribute<int64_t>(node, name);
-  if (size < 1 || size > std::numeric_limits<int32_t>::max()) {
-    throw std::invalid_argument(std::string(name) + " is " + std::to_string(size) +
-                                "; expected 1 or more, and less than 2^31.");
-  }
-  return size;
-}
+constexpr const char* kName = contract::token_conv::kOp.name;
 
 }  // namespace
 
@@ -21,32 +13,18 @@ TokenConvKernel::TokenConvKernel(const OrtKernelInfo* info, DType dtype,
                                  const cpu::Kernels& kernels)
     : dtype_(dtype), kernels_(kernels) {
   const Ort::ConstKernelInfo node(info);
-  channels_ = Size(node, "channels");
-  height_ = Size(node, "height");
-  width_ = Size(node, "width");
-  const auto activation = Attribute<std::string>(node, "activation", "none");
-  if (activation != "none" && activation != "gelu") {
-    throw std::invalid_argument("activation is '" + activation + "'; expected none or gelu.");
-  }
-  activation_ = activation == "gelu" ? Activation::kGelu : Activation::kNone;
-  const auto gated = Attribute<int64_t>(node, "gated", 0);
-  if (gated != 0 && gated != 1) {
-    throw std::invalid_argument("gated is " + std::to_string(gated) + "; expected 0 or 1.");
-  }
-  gated_ = gated == 1;
+  channels_ = IntAttribute(node, contract::token_conv::kChannels);
+  height_ = IntAttribute(node, contract::token_conv::kHeight);
+  width_ = IntAttribute(node, contract::token_conv::kWidth);
+  const bool gelu = ChoiceAttribute(node, contract::token_conv::kActivation) == 1;
+  activation_ = gelu ? Activation::kGelu : Activation::kNone;
+  gated_ = FlagAttribute(node, contract::token_conv::kGated);
   Tensors in;
   const bool constant = ReadConstant(node, 1, in.weight) && ReadConstant(node, 2, in.bias) &&
                         ReadConstant(node, 3, in.input_bias);
   if (constant && CheckTaps(in).IsOK()) {  // others are refused when the node runs
     constant_ = Pack(ReadArgs(in));
   }
-}
-
-OrtStatusPtr TokenConvKernel::ComputeV2(OrtKernelContext* context) const {
-  return AsStatus("MoHTokenConv", [&] {
-    Ort::KernelContext wrapped(context);
-    return Compute(wrapped);
-  });
 }
 
 Ort::Status TokenConvKernel::Compute(Ort::KernelContext& context) const {
@@ -80,9 +58,9 @@ Ort::Status TokenConvKernel::CheckTokens(const Input& input) const {
   const int64_t features = channels_ * (gated_ ? 2 : 1);
   const Shape& tokens = input.shape;
   if (tokens.size() != 3 || tokens[1] != height_ * width_ || tokens[2] != features) {
-    return InvalidArgument("MoHTokenConv: X is ", Text(tokens), "; expected [batch, ",
-                           height_ * width_, ", ", features, "]: height ", height_, ", width ",
-                           width_, ", channels ", channels_, gated_ ? " and their gates." : ".");
+    return InvalidArgument(kName, ": X is ", Text(tokens), "; expected [batch, ", height_ * width_,
+                           ", ", features, "]: height ", height_, ", width ", width_, ", channels ",
+                           channels_, gated_ ? " and their gates." : ".");
   }
   return Ort::Status();
 }
@@ -91,21 +69,21 @@ Ort::Status TokenConvKernel::CheckTaps(const Tensors& in) const {
   const int64_t features = channels_ * (gated_ ? 2 : 1);
   const Shape& weight = in.weight.shape;
   if (weight.size() != 4 || weight[0] != channels_ || weight[1] != 1) {
-    return InvalidArgument("MoHTokenConv: W is ", Text(weight), "; expected [", channels_,
+    return InvalidArgument(kName, ": W is ", Text(weight), "; expected [", channels_,
                            ", 1, kernel height, kernel width].");
   }
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (weight[2] % 2 != 1 || weight[3] % 2 != 1 || weight[2] * weight[3] > kMost) {
-    return InvalidArgument("MoHTokenConv: W is ", Text(weight),
+    return InvalidArgument(kName, ": W is ", Text(weight),
                            "; expected a kernel of odd height and width.");
   }
   if (in.bias.present && in.bias.shape != Shape{channels_}) {
-    return InvalidArgument("MoHTokenConv: bias is ", Text(in.bias.shape), "; expected [", channels_,
+    return InvalidArgument(kName, ": bias is ", Text(in.bias.shape), "; expected [", channels_,
                            "].");
   }
   if (in.input_bias.present && in.input_bias.shape != Shape{features}) {
-    return InvalidArgument("MoHTokenConv: input_bias is ", Text(in.input_bias.shape),
-                           "; expected [", features, "].");
+    return InvalidArgument(kName, ": input_bias is ", Text(in.input_bias.shape), "; expected [",
+                           features, "].");
   }
   return Ort::Status();
 }

@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/ort/session_threads.h"
+#include "ort/custom_op.h"
 
 namespace moh::ort {
 
@@ -14,14 +15,13 @@ class TokenConvKernel {
  public:
   TokenConvKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels);
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* context) const;
+  Ort::Status Compute(Ort::KernelContext& context) const;
 
  private:
   struct Tensors {
     Input tokens, weight, bias, input_bias;
   };
 
-  Ort::Status Compute(Ort::KernelContext& context) const;
   Ort::Status CheckTokens(const Input& tokens) const;
   Ort::Status CheckTaps(const Tensors& in) const;
   TokenConvArgs ReadArgs(const Tensors& in) const;
@@ -36,28 +36,6 @@ class TokenConvKernel {
 };
 
 template <DType kType>
-struct TokenConvOp : Ort::CustomOpBase<TokenConvOp<kType>, TokenConvKernel, /*WithStatus=*/true> {
-  explicit TokenConvOp(const cpu::Kernels& kernels) : kernels(kernels) {
-    OrtCustomOp::version = kApiVersion;
-  }
-
-  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    return AsStatus(GetName(), [&] {
-      *kernel = std::make_unique<TokenConvKernel>(info, kType, kernels).release();
-      return Ort::Status();
-    });
-  }
-
-  const char* GetName() const { return "MoHTokenConv"; }
-  size_t GetInputTypeCount() const { return 4; }
-  ONNXTensorElementDataType GetInputType(size_t) const { return ElementType(kType); }
-  OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
-    return index >= 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
-  }
-  size_t GetOutputTypeCount() const { return 1; }
-  ONNXTensorElementDataType GetOutputType(size_t) const { return ElementType(kType); }
-
-  const cpu::Kernels& kernels;
-};
+using TokenConvOp = CustomOp<contract::token_conv::kOp, kType, TokenConvKernel, cpu::Kernels>;
 
 }  // namespace moh::ort

@@ -309,19 +309,6 @@ void PackPanels(const T* weight, size_t depth, size_t columns, float* packed,
   });
 }
 
-// Calls call(T()) for the type of the tensors.
-template <typename Call>
-void WithType(DType dtype, const Call& call) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return call(float());
-    case DType::kFloat16:
-      return call(hwy::float16_t());
-    default:
-      return call(hwy::bfloat16_t());
-  }
-}
-
 size_t PackedWeightSize(int32_t depth, int32_t columns) {
   return Panels(static_cast<size_t>(columns)) * kLanes * static_cast<size_t>(depth);
 }

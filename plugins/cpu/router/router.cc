@@ -163,14 +163,8 @@ struct RouterCall {
     const int64_t begin = static_cast<int64_t>(i) * kTokensPerTask;
     const int64_t end = std::min(begin + kTokensPerTask, self.args.tokens);
     try {
-      switch (self.args.dtype) {
-        case DType::kFloat32:
-          return RouteTokens<float>(self.args, begin, end);
-        case DType::kFloat16:
-          return RouteTokens<hwy::float16_t>(self.args, begin, end);
-        default:
-          return RouteTokens<hwy::bfloat16_t>(self.args, begin, end);
-      }
+      WithType(self.args.dtype,
+               [&](auto type) { RouteTokens<decltype(type)>(self.args, begin, end); });
     } catch (const std::bad_alloc&) {
       self.out_of_memory = true;
     }

@@ -174,6 +174,19 @@ HWY_INLINE void StorePart(VF part, T* row, size_t at, size_t size) {
   }
 }
 
+// Calls call(T()) for the type T of tensors' elements.
+template <typename Call>
+HWY_INLINE void WithType(DType dtype, const Call& call) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return call(float());
+    case DType::kFloat16:
+      return call(hwy::float16_t());
+    default:
+      return call(hwy::bfloat16_t());
+  }
+}
+
 HWY_INLINE float ScalarOf(float x) { return x; }
 HWY_INLINE float ScalarOf(hwy::float16_t x) { return hwy::F32FromF16(x); }
 HWY_INLINE float ScalarOf(hwy::bfloat16_t x) { return hwy::F32FromBF16(x); }

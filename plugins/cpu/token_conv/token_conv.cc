@@ -339,14 +339,7 @@ struct ConvCall {
 size_t PackedTapsSize(const TokenConvArgs& args) { return Taps::Size(args); }
 
 void PackTaps(const TokenConvArgs& args, float* packed) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return Taps::Pack<float>(args, packed);
-    case DType::kFloat16:
-      return Taps::Pack<hwy::float16_t>(args, packed);
-    default:
-      return Taps::Pack<hwy::bfloat16_t>(args, packed);
-  }
+  WithType(args.dtype, [&](auto type) { Taps::Pack<decltype(type)>(args, packed); });
 }
 
 template <typename T>
@@ -358,14 +351,7 @@ void RunInParallel(ConvCall& call, const Parallel& parallel) {
 
 void TokenConv(const TokenConvArgs& args, const float* packed, const Parallel& parallel) {
   ConvCall call{args, Taps(args, packed)};
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return RunInParallel<float>(call, parallel);
-    case DType::kFloat16:
-      return RunInParallel<hwy::float16_t>(call, parallel);
-    default:
-      return RunInParallel<hwy::bfloat16_t>(call, parallel);
-  }
+  WithType(args.dtype, [&](auto type) { RunInParallel<decltype(type)>(call, parallel); });
 }
 
 }  // namespace HWY_NAMESPACE

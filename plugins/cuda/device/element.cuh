@@ -61,20 +61,17 @@ __device__ __forceinline__ void store_pair<float>(float* to, float first, float 
 template <class T>
 constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
-// What a DType is in C++.
-template <DType kType>
-struct ElementOf;
-template <>
-struct ElementOf<DType::kFloat32> {
-  using Type = float;
-};
-template <>
-struct ElementOf<DType::kFloat16> {
-  using Type = __half;
-};
-template <>
-struct ElementOf<DType::kBFloat16> {
-  using Type = __nv_bfloat16;
-};
+// Calls call(T()) for the type T of tensors' elements, and returns what that returns.
+template <class Call>
+auto with_type(DType dtype, const Call& call) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return call(float());
+    case DType::kFloat16:
+      return call(__half());
+    default:
+      return call(__nv_bfloat16());
+  }
+}
 
 }  // namespace moh::cuda

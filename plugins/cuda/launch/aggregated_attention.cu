@@ -2,23 +2,14 @@
 #include "cuda/launch/aggregated_attention_heads.h"
 
 #include "moh/cuda.h"
+#include "moh/op_contract.h"
 
 namespace moh::cuda {
 namespace {
 
-constexpr int32_t kMaxHeadDim = 256;
+constexpr int32_t kMaxHeadDim = contract::aggregated_attention::kMostHeadDim;
 // Of a window: shared memory has room for as many at any head size.
-constexpr int64_t kMaxPlaces = 128;
-
-Status check_dtype(const AggregatedAttentionArgs& args) {
-  if (args.dtype != DType::kFloat32 && args.dtype != DType::kFloat16 &&
-      args.dtype != DType::kBFloat16) {
-    return fail(Status::kUnsupported,
-                "MoHAggregatedAttention: dtype %d; expected float32, float16 or bfloat16.",
-                static_cast<int>(args.dtype));
-  }
-  return Status::kOk;
-}
+constexpr int64_t kMaxPlaces = contract::aggregated_attention::kMostWindowPlaces;
 
 Status check_sizes(const AggregatedAttentionArgs& args) {
   if (args.batch < 0 || args.heads < 1 || args.head_dim < 0 || args.height < 1 || args.width < 1 ||
@@ -96,15 +87,13 @@ Status attend(const AggregatedAttentionArgs& args, Stream stream) {
 moh::cuda::Status moh_cuda_aggregated_attention(const moh::AggregatedAttentionArgs* args,
                                                 moh::cuda::Stream stream) {
   using namespace moh::cuda;
-  for (const auto check : {check_dtype, check_sizes, check_limits}) {
-    const Status status = check(*args);
-    if (status != Status::kOk) {
-      return status;
-    }
+  Status status = check_dtype(moh::contract::aggregated_attention::kOp.name, args->dtype);
+  for (const auto check : {check_sizes, check_limits}) {
+    status = status == Status::kOk ? check(*args) : status;
   }
-  if (args->batch == 0 || args->head_dim == 0) {
-    return Status::kOk;
+  if (status != Status::kOk || args->batch == 0 || args->head_dim == 0) {
+    return status;
   }
-  const Status status = check_tensors(*args);
+  status = check_tensors(*args);
   return status == Status::kOk ? attend(*args, stream) : status;
 }

@@ -3,6 +3,7 @@
 
 #include "cuda/kernels/aggregated_attention.cuh"
 #include "cuda/launch/aggregated_attention_heads.h"
+#include "moh/op_contract.h"
 
 namespace moh::cuda {
 
@@ -92,19 +93,14 @@ Status launch_attend_to_neighbours_of(const AggregatedAttentionArgs& args, Strea
   return launch_status(
       launch(attend_to_neighbours<T, kHeadSize>, dim3(static_cast<unsigned>(blocks)),
              dim3(Sizes::kThreads), shared_bytes, stream, params),
-      "MoHAggregatedAttention");
+      contract::aggregated_attention::kOp.name);
 }
 
 template <int kHeadSize>
 Status launch_attend_to_neighbours(const AggregatedAttentionArgs& args, Stream stream) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return launch_attend_to_neighbours_of<float, kHeadSize>(args, stream);
-    case DType::kFloat16:
-      return launch_attend_to_neighbours_of<__half, kHeadSize>(args, stream);
-    default:
-      return launch_attend_to_neighbours_of<__nv_bfloat16, kHeadSize>(args, stream);
-  }
+  return with_type(args.dtype, [&](auto type) {
+    return launch_attend_to_neighbours_of<decltype(type), kHeadSize>(args, stream);
+  });
 }
 
 }  // namespace moh::cuda

@@ -9,6 +9,7 @@
 #include "cuda/launch/attention_plan.h"
 #include "cuda/launch/status.h"
 #include "moh/cuda.h"
+#include "moh/op_contract.h"
 
 namespace moh::cuda {
 namespace {
@@ -25,28 +26,17 @@ cudaError_t launch_compact_of(const CompactParams& params, cudaStream_t stream) 
 }
 
 cudaError_t launch_compact(const CompactParams& params, cudaStream_t stream) {
-  switch (params.args.dtype) {
-    case DType::kFloat32:
-      return launch_compact_of<float>(params, stream);
-    case DType::kFloat16:
-      return launch_compact_of<__half>(params, stream);
-    default:
-      return launch_compact_of<__nv_bfloat16>(params, stream);
-  }
+  return with_type(params.args.dtype,
+                   [&](auto type) { return launch_compact_of<decltype(type)>(params, stream); });
 }
 
 cudaError_t launch_combine(const AttentionParams& params, cudaStream_t stream) {
   const int64_t blocks = int64_t{params.args.batch} * params.args.kv_heads *
                          ceil_div(params.rows_per_pair, kCombineRows);
   const dim3 grid(static_cast<unsigned>(blocks)), block(kCombineThreads);
-  switch (params.args.dtype) {
-    case DType::kFloat32:
-      return launch(combine<float>, grid, block, 0, stream, params);
-    case DType::kFloat16:
-      return launch(combine<__half>, grid, block, 0, stream, params);
-    default:
-      return launch(combine<__nv_bfloat16>, grid, block, 0, stream, params);
-  }
+  return with_type(params.args.dtype, [&](auto type) {
+    return launch(combine<decltype(type)>, grid, block, 0, stream, params);
+  });
 }
 
 cudaError_t launch_attention(const AttentionParams& params, cudaStream_t stream) {
@@ -75,7 +65,7 @@ Status run(const AttentionArgs& args, const AttentionChoice& choice, void* works
   }
   const cudaError_t error = launch_attention(params, stream);
   if (error != cudaSuccess || params.splits == 1) {
-    return launch_status(error, "MoHAttention");
+    return launch_status(error, contract::attention::kOp.name);
   }
   return launch_status(launch_combine(params, stream), "MoHAttention, combining of key splits");
 }

@@ -5,6 +5,7 @@
 #include "cuda/kernels/attention/rows.cuh"
 #include "cuda/launch/attention_plan.h"
 #include "cuda/launch/status.h"
+#include "moh/op_contract.h"
 
 namespace moh::cuda {
 namespace {
@@ -15,11 +16,9 @@ constexpr int64_t kMaxRows = int64_t{1} << 30;
 constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
 
 Status check_dtypes(const AttentionArgs& args) {
-  if (args.dtype != DType::kFloat32 && args.dtype != DType::kFloat16 &&
-      args.dtype != DType::kBFloat16) {
-    return fail(Status::kUnsupported,
-                "MoHAttention: dtype %d; expected float32, float16 or bfloat16.",
-                static_cast<int>(args.dtype));
+  const Status status = check_dtype(contract::attention::kOp.name, args.dtype);
+  if (status != Status::kOk) {
+    return status;
   }
   if (args.mask.data != nullptr && args.mask.dtype > DType::kBFloat16) {
     return fail(Status::kUnsupported,

@@ -18,14 +18,9 @@ cudaError_t launch_attend_of(const AttentionParams& params, dim3 blocks, cudaStr
 
 template <int kHeadSize>
 cudaError_t launch_attend(const AttentionParams& params, dim3 blocks, cudaStream_t stream) {
-  switch (params.args.dtype) {
-    case DType::kFloat32:
-      return launch_attend_of<float, kHeadSize>(params, blocks, stream);
-    case DType::kFloat16:
-      return launch_attend_of<__half, kHeadSize>(params, blocks, stream);
-    default:
-      return launch_attend_of<__nv_bfloat16, kHeadSize>(params, blocks, stream);
-  }
+  return with_type(params.args.dtype, [&](auto type) {
+    return launch_attend_of<decltype(type), kHeadSize>(params, blocks, stream);
+  });
 }
 
 }  // namespace moh::cuda

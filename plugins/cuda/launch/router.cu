@@ -3,11 +3,15 @@
 
 #include <algorithm>
 
+#include "cuda/device/element.cuh"
 #include "cuda/launch/status.h"
 #include "moh/cuda.h"
+#include "moh/op_contract.h"
 
 namespace moh::cuda {
 namespace {
+
+constexpr const char* kName = contract::router::kOp.name;
 
 // Enough to fill any GPU; with more tokens each warp takes several.
 constexpr int64_t kMaxBlocks = 2048;
@@ -73,7 +77,7 @@ Status route(const RouterArgs& args, int32_t* head_counts, Stream stream) {
       static_cast<unsigned>(std::min((args.tokens + warps - 1) / warps, kMaxBlocks));
   return launch_status(launch(route_tokens<T>, dim3(blocks), dim3(warps * kWarpSize),
                               memory.bytes(warps), stream, params),
-                       "MoHRouter");
+                       kName);
 }
 
 }  // namespace
@@ -90,16 +94,10 @@ moh::cuda::Status moh_cuda_router(const moh::RouterArgs* args, int32_t* head_cou
   if (status != Status::kOk) {
     return status;
   }
-  switch (args->dtype) {
-    case moh::DType::kFloat32:
-      return route<float>(*args, head_counts, stream);
-    case moh::DType::kFloat16:
-      return route<__half>(*args, head_counts, stream);
-    case moh::DType::kBFloat16:
-      return route<__nv_bfloat16>(*args, head_counts, stream);
-    default:
-      return fail(Status::kUnsupported,
-                  "MoHRouter: dtype %d; expected float32, float16 or bfloat16.",
-                  static_cast<int>(args->dtype));
+  status = check_dtype(kName, args->dtype);
+  if (status != Status::kOk) {
+    return status;
   }
+  return with_type(args->dtype,
+                   [&](auto type) { return route<decltype(type)>(*args, head_counts, stream); });
 }

@@ -19,6 +19,14 @@ Status fail(Status status, const char* format, ...) {
   return status;
 }
 
+Status check_dtype(const char* op, DType dtype) {
+  if (dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16) {
+    return Status::kOk;
+  }
+  return fail(Status::kUnsupported, "%s: dtype %d; expected float32, float16 or bfloat16.", op,
+              static_cast<int>(dtype));
+}
+
 Status launch_status(cudaError_t error, const char* kernel) {
   if (error == cudaSuccess) {
     return Status::kOk;

@@ -43,19 +43,15 @@ Status write(void* gates, int64_t count, float open_share, Stream stream) {
 moh::cuda::Status moh_cuda_synthetic_gates(void* gates, moh::DType dtype, int64_t count,
                                            float open_share, moh::cuda::Stream stream) {
   using moh::cuda::Status;
-  const Status status = moh::cuda::check(gates, count, open_share);
+  Status status = moh::cuda::check(gates, count, open_share);
   if (status != Status::kOk || count == 0) {
     return status;
   }
-  switch (dtype) {
-    case moh::DType::kFloat32:
-      return moh::cuda::write<float>(gates, count, open_share, stream);
-    case moh::DType::kFloat16:
-      return moh::cuda::write<__half>(gates, count, open_share, stream);
-    case moh::DType::kBFloat16:
-      return moh::cuda::write<__nv_bfloat16>(gates, count, open_share, stream);
-    default:
-      return moh::cuda::fail(Status::kUnsupported,
-                             "Synthetic gates: dtype bool; expected float32, float16 or bfloat16.");
+  status = moh::cuda::check_dtype("Synthetic gates", dtype);
+  if (status != Status::kOk) {
+    return status;
   }
+  return moh::cuda::with_type(dtype, [&](auto type) {
+    return moh::cuda::write<decltype(type)>(gates, count, open_share, stream);
+  });
 }

@@ -2,6 +2,7 @@
 
 #include "cuda/ort/workspace.h"
 #include "moh/cuda.h"
+#include "moh/op_contract.h"
 
 namespace moh::ort {
 namespace {
@@ -51,16 +52,18 @@ Ort::Status CudaBackend::Attention(const AttentionArgs& args, Ort::KernelContext
     const Workspace workspace(context, bytes);
     status = moh_cuda_attention(&args, &choice, workspace.data(), bytes, StreamOf(context));
   }
-  return Result("MoHAttention", status);
+  return Result(contract::attention::kOp.name, status);
 }
 
 Ort::Status CudaBackend::AggregatedAttention(const AggregatedAttentionArgs& args,
                                              Ort::KernelContext& context) const {
-  return Result("MoHAggregatedAttention", moh_cuda_aggregated_attention(&args, StreamOf(context)));
+  return Result(contract::aggregated_attention::kOp.name,
+                moh_cuda_aggregated_attention(&args, StreamOf(context)));
 }
 
 Ort::Status CudaBackend::Router(const RouterArgs& args, Ort::KernelContext& context) const {
-  return Result("MoHRouter", moh_cuda_router(&args, /*head_counts=*/nullptr, StreamOf(context)));
+  return Result(contract::router::kOp.name,
+                moh_cuda_router(&args, /*head_counts=*/nullptr, StreamOf(context)));
 }
 
 }  // namespace moh::ort

@@ -109,10 +109,10 @@ Field ToField(const nvinfer1::PluginField& field) {
   }
 }
 
-PluginFieldType ToFieldType(FieldType type) {
-  return type == FieldType::kInt     ? PluginFieldType::kINT32
-         : type == FieldType::kFloat ? PluginFieldType::kFLOAT32
-                                     : PluginFieldType::kCHAR;
+PluginFieldType ToFieldType(AttributeType type) {
+  return type == AttributeType::kInt     ? PluginFieldType::kINT32
+         : type == AttributeType::kFloat ? PluginFieldType::kFLOAT32
+                                         : PluginFieldType::kCHAR;
 }
 
 }  // namespace moh::trt

@@ -15,6 +15,6 @@ void SetShape(const nvinfer1::DimsExprs& dims, Tensor& tensor);
 // Refuses a field of another type than those that TensorRT's parser, or Serialize, makes.
 Field ToField(const nvinfer1::PluginField& field);
 
-nvinfer1::PluginFieldType ToFieldType(FieldType type);
+nvinfer1::PluginFieldType ToFieldType(AttributeType type);
 
 }  // namespace moh::trt

@@ -7,7 +7,7 @@
 namespace moh::trt {
 
 Creator::Creator(const OpInfo& info) : info_(info), known_(info.fields) {
-  known_.push_back({kPresentInputs, FieldType::kInt, false});
+  known_.push_back({kPresentInputs, AttributeType::kInt, false});
   for (const FieldSpec& spec : known_) {
     if (!spec.internal) {
       fields_.emplace_back(spec.name, nullptr, ToFieldType(spec.type), 1);

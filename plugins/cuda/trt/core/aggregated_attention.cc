@@ -4,49 +4,33 @@
 namespace moh::trt {
 namespace {
 
+namespace aggregated = contract::aggregated_attention;
+
 const OpInfo& Info() { return AggregatedAttentionInfo(); }
-
-int32_t AtLeastOne(const Fields& fields, const char* name) {
-  const int32_t value = fields.Int(name);
-  return value >= 1 ? value
-                    : throw Refusal("field ", name, " is ", value, "; expected at least 1.");
-}
-
-int32_t Odd(const Fields& fields, const char* name) {
-  const int32_t value = AtLeastOne(fields, name);
-  return value % 2 == 1
-             ? value
-             : throw Refusal("field ", name, " is ", value,
-                             "; expected an odd number, so that the window has a centre.");
-}
 
 class AggregatedAttention final : public Op {
  public:
   explicit AggregatedAttention(const Fields& fields)
-      : heads_(AtLeastOne(fields, "num_heads")),
-        height_(AtLeastOne(fields, "height")),
-        width_(AtLeastOne(fields, "width")),
-        kernel_height_(Odd(fields, "kernel_height")),
-        kernel_width_(Odd(fields, "kernel_width")),
-        normalize_(fields.Flag("normalize", false)),
-        epsilon_(fields.Float("epsilon", 1e-12f)) {
-    if (!(epsilon_ > 0)) {
-      throw Refusal("field epsilon is ", epsilon_, "; expected more than 0.");
-    }
-  }
+      : heads_(fields.Int(aggregated::kNumHeads)),
+        height_(fields.Int(aggregated::kHeight)),
+        width_(fields.Int(aggregated::kWidth)),
+        kernel_height_(fields.Int(aggregated::kKernelHeight)),
+        kernel_width_(fields.Int(aggregated::kKernelWidth)),
+        normalize_(fields.Flag(aggregated::kNormalize)),
+        epsilon_(fields.Float(aggregated::kEpsilon)) {}
 
   std::unique_ptr<Op> Clone() const override {
     return std::make_unique<AggregatedAttention>(*this);
   }
 
   std::vector<Number> Serialize() const override {
-    return {{"num_heads", heads_},
-            {"height", height_},
-            {"width", width_},
-            {"kernel_height", kernel_height_},
-            {"kernel_width", kernel_width_},
-            {"normalize", int32_t{normalize_ ? 1 : 0}},
-            {"epsilon", epsilon_}};
+    return {{aggregated::kNumHeads.name, heads_},
+            {aggregated::kHeight.name, height_},
+            {aggregated::kWidth.name, width_},
+            {aggregated::kKernelHeight.name, kernel_height_},
+            {aggregated::kKernelWidth.name, kernel_width_},
+            {aggregated::kNormalize.name, int32_t{normalize_ ? 1 : 0}},
+            {aggregated::kEpsilon.name, epsilon_}};
   }
 
   void Check(const Inputs& inputs) const override { SizesOf(inputs); }
@@ -114,26 +98,20 @@ std::unique_ptr<Op> Create(const Fields& fields) {
 }  // namespace
 
 const OpInfo& AggregatedAttentionInfo() {
-  static const OpInfo info{"MoHAggregatedAttention",
-                           {{"Q", false, {"BNC"}},
-                            {"K", false, {"BNC"}},
-                            {"V", false, {"BNC"}},
-                            {"pooled_K", false, {"BPC"}},
-                            {"pooled_V", false, {"BPC"}},
-                            {"gates", false, {"BNH"}},
-                            {"query_embedding", true, {"HD"}},
-                            {"query_scale", true, {"HN"}},
-                            {"window_bias", true, {"HL"}},
-                            {"pooled_bias", true, {"HNP"}},
-                            {"window_tokens", true, {"HDL"}},
-                            {"window_offset", true, {"HL"}}},
-                           {{"num_heads", FieldType::kInt, true},
-                            {"height", FieldType::kInt, true},
-                            {"width", FieldType::kInt, true},
-                            {"kernel_height", FieldType::kInt, true},
-                            {"kernel_width", FieldType::kInt, true},
-                            {"normalize", FieldType::kInt, false},
-                            {"epsilon", FieldType::kFloat, false}},
+  static const OpInfo info{aggregated::kOp,
+                           {{"BNC"},
+                            {"BNC"},
+                            {"BNC"},
+                            {"BPC"},
+                            {"BPC"},
+                            {"BNH"},
+                            {"HD"},
+                            {"HN"},
+                            {"HL"},
+                            {"HNP"},
+                            {"HDL"},
+                            {"HL"}},
+                           {},
                            {{'B', "batch size"},
                             {'N', "number of tokens (height * width)"},
                             {'C', "last size"},
@@ -141,7 +119,8 @@ const OpInfo& AggregatedAttentionInfo() {
                             {'H', "number of heads"},
                             {'D', "head size"},
                             {'L', "number of window places"}},
-                           {{"head_dim", 'D', 256}, {"window_places", 'L', 128}},
+                           {{"head_dim", 'D', aggregated::kMostHeadDim},
+                            {"window_places", 'L', aggregated::kMostWindowPlaces}},
                            Create};
   return info;
 }

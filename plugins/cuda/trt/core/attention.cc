@@ -190,18 +190,10 @@ std::unique_ptr<Op> Create(const Fields& fields) { return std::make_unique<Atten
 }  // namespace
 
 const OpInfo& AttentionInfo() {
-  static const OpInfo info{"MoHAttention",
-                           {{"Q", false, {"BSq", "BHSD"}},
-                            {"K", false, {"BTk", "BGTD"}},
-                            {"V", false, {"BTv", "BGTE"}},
-                            {"gates", false, {"BSH"}},
-                            {"attn_mask", true, {}}},
-                           {{"q_num_heads", FieldType::kInt, true},
-                            {"kv_num_heads", FieldType::kInt, true},
-                            {"scale", FieldType::kFloat, true},
-                            {"is_causal", FieldType::kInt, false},
-                            {"open_share", FieldType::kFloat, false},
-                            {"workspace_kib", FieldType::kInt, false, /*internal=*/true}},
+  static const OpInfo info{contract::attention::kOp,
+                           {{"BSq", "BHSD"}, {"BTk", "BGTD"}, {"BTv", "BGTE"}, {"BSH"}, {}},
+                           {{"open_share", AttributeType::kFloat, false},
+                            {"workspace_kib", AttributeType::kInt, false, /*internal=*/true}},
                            {{'B', "batch size"},
                             {'S', "length"},
                             {'T', "length"},
@@ -212,7 +204,8 @@ const OpInfo& AttentionInfo() {
                             {'q', "last size"},
                             {'k', "last size"},
                             {'v', "last size"}},
-                           {{"head_dim", 'D', 256}, {"value_dim", 'E', 256}},
+                           {{"head_dim", 'D', contract::attention::kMostHeadDim},
+                            {"value_dim", 'E', contract::attention::kMostValueDim}},
                            Create};
   return info;
 }

@@ -45,24 +45,21 @@ AttentionMask MaskOf(const Tensor& mask) {
 }  // namespace
 
 AttentionAttributes::AttentionAttributes(const Fields& fields)
-    : q_heads(fields.Int("q_num_heads")),
-      kv_heads(fields.Int("kv_num_heads")),
-      scale(fields.Float("scale")),
-      causal(fields.Flag("is_causal", false)) {
-  if (kv_heads < 1) {
-    throw Refusal("field kv_num_heads is ", kv_heads, "; expected at least 1.");
-  }
-  if (q_heads < 1 || q_heads % kv_heads != 0) {
+    : q_heads(fields.Int(contract::attention::kQNumHeads)),
+      kv_heads(fields.Int(contract::attention::kKvNumHeads)),
+      scale(fields.Float(contract::attention::kScale)),
+      causal(fields.Flag(contract::attention::kIsCausal)) {
+  if (q_heads % kv_heads != 0) {
     throw Refusal("field q_num_heads is ", q_heads, "; expected a multiple of kv_num_heads, ",
                   kv_heads, ".");
   }
 }
 
 std::vector<Number> AttentionAttributes::Serialize() const {
-  return {{"q_num_heads", q_heads},
-          {"kv_num_heads", kv_heads},
-          {"scale", scale},
-          {"is_causal", int32_t{causal ? 1 : 0}}};
+  return {{contract::attention::kQNumHeads.name, q_heads},
+          {contract::attention::kKvNumHeads.name, kv_heads},
+          {contract::attention::kScale.name, scale},
+          {contract::attention::kIsCausal.name, int32_t{causal ? 1 : 0}}};
 }
 
 Sizes ReadSizes(const Inputs& inputs, const AttentionAttributes& attributes) {

@@ -17,12 +17,31 @@ std::string Show(const FieldValue& value) {
   return number != nullptr ? Text(*number) : Text(std::get<double>(value));
 }
 
-Refusal Missing(const char* name, const char* type) {
-  return Refusal("field ", name, " is missing; expected ", type, ".");
-}
-
 Refusal Wrong(const Field& field, const std::string& expected) {
   return Refusal("field ", field.name, " is ", Show(field.value), "; expected ", expected, ".");
+}
+
+int32_t IntOf(const Field& field) {
+  const auto* value = std::get_if<int64_t>(&field.value);
+  using Limits = std::numeric_limits<int32_t>;
+  if (value == nullptr || *value < Limits::min() || *value > Limits::max()) {
+    throw Wrong(field, "an int of 32 bits");
+  }
+  return static_cast<int32_t>(*value);
+}
+
+float FloatOf(const Field& field) {
+  const auto* value = std::get_if<double>(&field.value);
+  if (value == nullptr || !std::isfinite(static_cast<float>(*value))) {
+    throw Wrong(field, "a finite float");
+  }
+  return static_cast<float>(*value);
+}
+
+template <typename T>
+T Within(const AttributeContract& attribute, const Field& field, T value) {
+  const std::string expected = ExpectedInstead(attribute, value);
+  return expected.empty() ? value : throw Wrong(field, expected);
 }
 
 }  // namespace
@@ -40,66 +59,56 @@ void Fields::CheckNames(const std::vector<FieldSpec>& known) const {
   }
 }
 
-int32_t Fields::Int(const char* name, std::optional<int32_t> absent) const {
+int32_t Fields::Int(const char* name, int32_t absent) const {
   const Field* field = Find(name);
-  if (field == nullptr) {
-    return absent ? *absent : throw Missing(name, "an int");
-  }
-  const auto* value = std::get_if<int64_t>(&field->value);
-  using Limits = std::numeric_limits<int32_t>;
-  if (value == nullptr || *value < Limits::min() || *value > Limits::max()) {
-    throw Wrong(*field, "an int of 32 bits");
-  }
-  return static_cast<int32_t>(*value);
+  return field == nullptr ? absent : IntOf(*field);
 }
 
-float Fields::Float(const char* name, std::optional<float> absent) const {
+float Fields::Float(const char* name, float absent) const {
   const Field* field = Find(name);
-  if (field == nullptr) {
-    return absent ? *absent : throw Missing(name, "a float");
-  }
-  const auto* value = std::get_if<double>(&field->value);
-  if (value == nullptr || !std::isfinite(static_cast<float>(*value))) {
-    throw Wrong(*field, "a finite float");
-  }
-  return static_cast<float>(*value);
+  return field == nullptr ? absent : FloatOf(*field);
 }
 
-bool Fields::Flag(const char* name, bool absent) const {
-  const int32_t value = Int(name, absent ? 1 : 0);
-  if (value != 0 && value != 1) {
-    throw Wrong(*Find(name), "0 or 1");
-  }
-  return value == 1;
+int32_t Fields::Int(const AttributeContract& attribute) const {
+  const Field* field = Find(attribute, "an int");
+  return field == nullptr ? static_cast<int32_t>(attribute.absent)
+                          : Within(attribute, *field, IntOf(*field));
 }
 
-int32_t Fields::Choice(const char* name, const std::vector<std::string>& names,
-                       int32_t absent) const {
-  const Field* field = Find(name);
+float Fields::Float(const AttributeContract& attribute) const {
+  const Field* field = Find(attribute, "a float");
+  return field == nullptr ? static_cast<float>(attribute.absent)
+                          : Within(attribute, *field, FloatOf(*field));
+}
+
+int32_t Fields::Choice(const AttributeContract& attribute) const {
+  const Field* field = Find(attribute, "a text");
   if (field == nullptr) {
-    return absent;
+    return static_cast<int32_t>(attribute.absent);
   }
-  const auto count = static_cast<int32_t>(names.size());
-  if (const auto* text = std::get_if<std::string>(&field->value)) {
-    const auto found = std::find(names.begin(), names.end(), *text);
-    if (found != names.end()) {
-      return static_cast<int32_t>(found - names.begin());
-    }
-  } else if (const auto* index = std::get_if<int64_t>(&field->value);
-             index != nullptr && *index >= 0 && *index < count) {
-    return static_cast<int32_t>(*index);
+  const auto* text = std::get_if<std::string>(&field->value);
+  const auto* place = std::get_if<int64_t>(&field->value);
+  const int64_t chosen = text != nullptr    ? ChoiceOf(attribute, *text)
+                         : place != nullptr ? *place
+                                            : -1;
+  if (chosen < 0 || chosen >= attribute.num_choices) {
+    throw Wrong(*field, ChoicesText(attribute));
   }
-  std::string expected;
-  for (const std::string& each : names) {
-    expected += (expected.empty() ? "" : " or ") + each;
-  }
-  throw Wrong(*field, expected);
+  return static_cast<int32_t>(chosen);
 }
 
 const Field* Fields::Find(const char* name) const {
   const auto found = std::find_if(fields_.begin(), fields_.end(),
                                   [&](const Field& field) { return field.name == name; });
   return found == fields_.end() ? nullptr : &*found;
+}
+
+const Field* Fields::Find(const AttributeContract& attribute, const char* type) const {
+  const Field* field = Find(attribute.name);
+  if (field == nullptr && attribute.required) {
+    throw Refusal("field ", attribute.name, " is missing; expected ", type, ".");
+  }
+  return field;
 }
 
 }  // namespace moh::trt

@@ -2,18 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "moh/contract.h"
+
 namespace moh::trt {
 
-enum class FieldType { kInt, kFloat, kText };
-
+// A field besides the attributes of an op.
 struct FieldSpec {
   const char* name;
-  FieldType type;
+  AttributeType type;
   bool required;
   bool internal = false;  // in engines only
 };
@@ -35,14 +35,19 @@ class Fields {
   void CheckNames(const std::vector<FieldSpec>& known) const;
 
   bool Has(const char* name) const { return Find(name) != nullptr; }
-  int32_t Int(const char* name, std::optional<int32_t> absent = {}) const;
-  float Float(const char* name, std::optional<float> absent = {}) const;
-  bool Flag(const char* name, bool absent) const;  // 0 or 1
-  // Index of the value, a text, in `names`. An engine holds the index itself.
-  int32_t Choice(const char* name, const std::vector<std::string>& names, int32_t absent) const;
+  int32_t Int(const char* name, int32_t absent) const;
+  float Float(const char* name, float absent) const;
+
+  // Attributes of an op, within the limits of its contract.
+  int32_t Int(const AttributeContract& attribute) const;
+  float Float(const AttributeContract& attribute) const;
+  bool Flag(const AttributeContract& attribute) const { return Int(attribute) == 1; }
+  // The place of the value, a text, among the choices. An engine holds the place itself.
+  int32_t Choice(const AttributeContract& attribute) const;
 
  private:
   const Field* Find(const char* name) const;
+  const Field* Find(const AttributeContract& attribute, const char* type) const;
 
   std::vector<Field> fields_;
 };

@@ -8,6 +8,21 @@ const std::vector<const OpInfo*>& Ops() {
   return ops;
 }
 
+OpInfo::OpInfo(const OpContract& contract, const std::vector<Shapes>& shapes,
+               const std::vector<FieldSpec>& more_fields, std::vector<AxisInfo> axes,
+               std::vector<Limit> limits, std::unique_ptr<Op> (*create)(const Fields&))
+    : name(contract.name), axes(std::move(axes)), limits(std::move(limits)), create(create) {
+  for (size_t i = 0; i < contract.num_inputs; ++i) {
+    const InputContract& input = contract.inputs[i];
+    inputs.push_back({input.name, input.optional, shapes.at(i)});
+  }
+  for (size_t i = 0; i < contract.num_attributes; ++i) {
+    const AttributeContract& attribute = contract.attributes[i];
+    fields.push_back({attribute.name, attribute.type, attribute.required});
+  }
+  fields.insert(fields.end(), more_fields.begin(), more_fields.end());
+}
+
 void CheckStatus(cuda::Status status) {
   if (status != cuda::Status::kOk) {
     throw Refusal(moh_cuda_last_error());

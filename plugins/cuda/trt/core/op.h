@@ -8,6 +8,7 @@
 #include "cuda/trt/core/fields.h"
 #include "cuda/trt/core/tensor.h"
 #include "moh/cuda.h"
+#include "moh/op_contract.h"
 
 namespace moh::trt {
 
@@ -39,10 +40,17 @@ struct Limit {
   int64_t most;
 };
 
+// An op as its contract has it, and what a plugin needs besides.
 struct OpInfo {
+  using Shapes = std::vector<const char*>;
+
+  OpInfo(const OpContract& contract, const std::vector<Shapes>& shapes,
+         const std::vector<FieldSpec>& more_fields, std::vector<AxisInfo> axes,
+         std::vector<Limit> limits, std::unique_ptr<Op> (*create)(const Fields&));
+
   const char* name;
   std::vector<InputInfo> inputs;
-  std::vector<FieldSpec> fields;
+  std::vector<FieldSpec> fields;  // the attributes, and those besides
   std::vector<AxisInfo> axes;
   std::vector<Limit> limits;
   std::unique_ptr<Op> (*create)(const Fields&);

@@ -5,31 +5,20 @@ namespace moh::trt {
 namespace {
 
 constexpr int kRouted = 0, kShared = 1, kStage = 2;
-const std::vector<std::string>& GateModes() {
-  static const std::vector<std::string> modes{"weighted", "mask"};
-  return modes;
-}
 
 class Router final : public Op {
  public:
   explicit Router(const Fields& fields)
-      : top_k_(fields.Int("top_k")),
-        shared_(fields.Int("num_shared_heads", 0)),
-        mask_only_(fields.Choice("gate_mode", GateModes(), 0) == 1) {
-    if (top_k_ < 0) {
-      throw Refusal("field top_k is ", top_k_, "; expected 0 or more.");
-    }
-    if (shared_ < 0) {
-      throw Refusal("field num_shared_heads is ", shared_, "; expected 0 or more.");
-    }
-  }
+      : top_k_(fields.Int(contract::router::kTopK)),
+        shared_(fields.Int(contract::router::kNumSharedHeads)),
+        mask_only_(fields.Choice(contract::router::kGateMode) == 1) {}
 
   std::unique_ptr<Op> Clone() const override { return std::make_unique<Router>(*this); }
 
   std::vector<Number> Serialize() const override {
-    return {{"top_k", top_k_},
-            {"num_shared_heads", shared_},
-            {"gate_mode", int32_t{mask_only_ ? 1 : 0}}};
+    return {{contract::router::kTopK.name, top_k_},
+            {contract::router::kNumSharedHeads.name, shared_},
+            {contract::router::kGateMode.name, int32_t{mask_only_ ? 1 : 0}}};
   }
 
   void Check(const Inputs& inputs) const override { SizesOf(inputs); }
@@ -109,19 +98,16 @@ std::unique_ptr<Op> Create(const Fields& fields) { return std::make_unique<Route
 }  // namespace
 
 const OpInfo& RouterInfo() {
-  static const OpInfo info{"MoHRouter",
-                           {{"routed_logits", true, {"BSR"}},
-                            {"shared_logits", true, {"BSH"}},
-                            {"stage_logits", true, {"BS2"}}},
-                           {{"top_k", FieldType::kInt, true},
-                            {"num_shared_heads", FieldType::kInt, false},
-                            {"gate_mode", FieldType::kText, false}},
+  static const OpInfo info{contract::router::kOp,
+                           {{"BSR"}, {"BSH"}, {"BS2"}},
+                           {},
                            {{'B', "batch size"},
                             {'S', "length"},
                             {'R', "last size"},
                             {'H', "last size"},
                             {'2', "last size"}},
-                           {{"routed_heads", 'R', 4096}, {"shared_heads", 'H', 4096}},
+                           {{"routed_heads", 'R', contract::router::kMostRoutedHeads},
+                            {"shared_heads", 'H', contract::router::kMostSharedHeads}},
                            Create};
   return info;
 }

@@ -36,9 +36,9 @@ std::string InputAsJson(const InputInfo& input) {
 }
 
 std::string FieldAsJson(const FieldSpec& field) {
-  const char* type = field.type == FieldType::kInt     ? "int"
-                     : field.type == FieldType::kFloat ? "float"
-                                                       : "string";
+  const char* type = field.type == AttributeType::kInt     ? "int"
+                     : field.type == AttributeType::kFloat ? "float"
+                                                           : "string";
   return Text("{\"name\": ", Quoted(field.name), ", \"type\": ", Quoted(type),
               ", \"required\": ", field.required ? "true" : "false", "}");
 }
@@ -56,7 +56,7 @@ std::string OpAsJson(const OpInfo& op) {
   for (const Limit& limit : op.limits) {
     limits.push_back(Text(Quoted(limit.name), ": ", limit.most));
   }
-  fields.push_back(FieldAsJson({kPresentInputs, FieldType::kInt, false}));
+  fields.push_back(FieldAsJson({kPresentInputs, AttributeType::kInt, false}));
   return Text(Quoted(op.name), ": {\"inputs\": ", Joined(inputs, '[', ']'),
               ", \"fields\": ", Joined(fields, '[', ']'),
               ", \"limits\": ", Joined(limits, '{', '}'), "}");

@@ -1,0 +1,170 @@
+// Generated from moh_deploy/ops by tools/generate_from_ops.py: change it there.
+//
+// The ops of docs/ops.md, their inputs and attributes in order, and the largest sizes that plugins
+// take.
+#pragma once
+
+#include "moh/contract.h"
+
+// clang-format off
+
+namespace moh::contract {
+
+namespace aggregated_attention {
+
+inline constexpr auto kNumHeads = AttributeContract{"num_heads", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kHeight = AttributeContract{"height", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kWidth = AttributeContract{"width", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kKernelHeight =
+    AttributeContract{"kernel_height", AttributeType::kInt}.AtLeast(1).Odd();
+inline constexpr auto kKernelWidth =
+    AttributeContract{"kernel_width", AttributeType::kInt}.AtLeast(1).Odd();
+inline constexpr const char* kNormalizeChoices[] = {"0", "1"};
+inline constexpr auto kNormalize =
+    AttributeContract{"normalize", AttributeType::kInt}.OneOf(kNormalizeChoices).Default(0);
+inline constexpr auto kEpsilon =
+    AttributeContract{"epsilon", AttributeType::kFloat}.Above(0).Default(1e-12);
+inline constexpr int64_t kMostHeadDim = 256;
+inline constexpr int64_t kMostWindowPlaces = 128;
+inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
+    {"Q", false, false},
+    {"K", false, false},
+    {"V", false, false},
+    {"pooled_K", false, false},
+    {"pooled_V", false, false},
+    {"gates", false, false},
+    {"query_embedding", true, false},
+    {"query_scale", true, false},
+    {"window_bias", true, false},
+    {"pooled_bias", true, false},
+    {"window_tokens", true, false},
+    {"window_offset", true, false},
+};
+inline constexpr AttributeContract kAttributes[] = {
+    kNumHeads,
+    kHeight,
+    kWidth,
+    kKernelHeight,
+    kKernelWidth,
+    kNormalize,
+    kEpsilon,
+};
+inline constexpr OpContract kOp = MakeContract("MoHAggregatedAttention", kInputs, kAttributes);
+
+}  // namespace aggregated_attention
+
+namespace attention {
+
+inline constexpr auto kQNumHeads = AttributeContract{"q_num_heads", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kKvNumHeads =
+    AttributeContract{"kv_num_heads", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kScale = AttributeContract{"scale", AttributeType::kFloat};
+inline constexpr const char* kIsCausalChoices[] = {"0", "1"};
+inline constexpr auto kIsCausal =
+    AttributeContract{"is_causal", AttributeType::kInt}.OneOf(kIsCausalChoices).Default(0);
+inline constexpr int64_t kMostHeadDim = 256;
+inline constexpr int64_t kMostValueDim = 256;
+inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
+    {"Q", false, false},
+    {"K", false, false},
+    {"V", false, false},
+    {"gates", false, false},
+    {"attn_mask", true, true},
+};
+inline constexpr AttributeContract kAttributes[] = {
+    kQNumHeads,
+    kKvNumHeads,
+    kScale,
+    kIsCausal,
+};
+inline constexpr OpContract kOp = MakeContract("MoHAttention", kInputs, kAttributes);
+
+}  // namespace attention
+
+namespace query_projection {
+
+inline constexpr auto kNumHeads = AttributeContract{"num_heads", AttributeType::kInt}.AtLeast(1);
+inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
+    {"X", false, false},
+    {"W", false, false},
+    {"gates", false, false},
+    {"bias", true, false},
+};
+inline constexpr AttributeContract kAttributes[] = {
+    kNumHeads,
+};
+inline constexpr OpContract kOp = MakeContract("MoHQueryProjection", kInputs, kAttributes);
+
+}  // namespace query_projection
+
+namespace output_projection {
+
+inline constexpr auto kNumHeads = AttributeContract{"num_heads", AttributeType::kInt}.AtLeast(1);
+inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
+    {"X", false, false},
+    {"W", false, false},
+    {"gates", false, false},
+    {"bias", true, false},
+};
+inline constexpr AttributeContract kAttributes[] = {
+    kNumHeads,
+};
+inline constexpr OpContract kOp = MakeContract("MoHOutputProjection", kInputs, kAttributes);
+
+}  // namespace output_projection
+
+namespace router {
+
+inline constexpr auto kTopK = AttributeContract{"top_k", AttributeType::kInt}.AtLeast(0);
+inline constexpr auto kNumSharedHeads =
+    AttributeContract{"num_shared_heads", AttributeType::kInt}.AtLeast(0).Default(0);
+inline constexpr const char* kGateModeChoices[] = {"weighted", "mask"};
+inline constexpr auto kGateMode =
+    AttributeContract{"gate_mode", AttributeType::kText}.OneOf(kGateModeChoices).Default(0);
+inline constexpr int64_t kMostRoutedHeads = 4096;
+inline constexpr int64_t kMostSharedHeads = 4096;
+inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
+    {"routed_logits", true, false},
+    {"shared_logits", true, false},
+    {"stage_logits", true, false},
+};
+inline constexpr AttributeContract kAttributes[] = {
+    kTopK,
+    kNumSharedHeads,
+    kGateMode,
+};
+inline constexpr OpContract kOp = MakeContract("MoHRouter", kInputs, kAttributes);
+
+}  // namespace router
+
+namespace token_conv {
+
+inline constexpr auto kChannels = AttributeContract{"channels", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kHeight = AttributeContract{"height", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kWidth = AttributeContract{"width", AttributeType::kInt}.AtLeast(1);
+inline constexpr const char* kActivationChoices[] = {"none", "gelu"};
+inline constexpr auto kActivation =
+    AttributeContract{"activation", AttributeType::kText}.OneOf(kActivationChoices).Default(0);
+inline constexpr const char* kGatedChoices[] = {"0", "1"};
+inline constexpr auto kGated =
+    AttributeContract{"gated", AttributeType::kInt}.OneOf(kGatedChoices).Default(0);
+inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
+    {"X", false, false},
+    {"W", false, false},
+    {"bias", true, false},
+    {"input_bias", true, false},
+};
+inline constexpr AttributeContract kAttributes[] = {
+    kChannels,
+    kHeight,
+    kWidth,
+    kActivation,
+    kGated,
+};
+inline constexpr OpContract kOp = MakeContract("MoHTokenConv", kInputs, kAttributes);
+
+}  // namespace token_conv
+
+}  // namespace moh::contract
+
+// clang-format on
