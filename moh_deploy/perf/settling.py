@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-# Of one core: what a process uses that only sleeps.
+# Of one core. A process that only sleeps uses less than this share, one spinning thread all of it.
 _IDLE_SHARE = 0.1
+# Longer than the 200 ms for which threads of Intel's OpenMP spin; whatever still runs then is no
+# idle thread, and would never end.
 _MOST_SECONDS = 0.3
 
 
@@ -24,6 +26,8 @@ def settle(
     """
     end = wall() + _MOST_SECONDS
     while True:
+        # `process_time` counts all threads of this process, so it shows those that spin while this
+        # one sleeps.
         start, used = wall(), cpu()
         sleep(pause_seconds)
         now = wall()

@@ -23,8 +23,12 @@ Measure = Callable[[str, Calls], dict[str, Samples]]
 Clock = Callable[[], float]
 """Returns seconds."""
 
+# The smallest and the largest of fewer than six samples hold the true median between them with less
+# than 95 % certainty: no comparison could be beyond noise.
 _LEAST_ROUNDS = 7
+# Idle threads of ONNX Runtime wait by spinning, and would take a core from the next candidate.
 _SETTLE_SECONDS = 5e-3
+# A call of so many times `refill_seconds` fills the caches early on in the sample itself.
 _LONG = 50
 
 
@@ -61,21 +65,26 @@ class Turns:
 
     def __call__(self, candidates: Calls) -> dict[str, tuple[Samples, ...]]:
         """Return for each candidate its samples by each clock."""
+        # A single candidate disturbs nobody and keeps its own caches: no pause, no refilling.
         turns = {name: self._turn(call, len(candidates) > 1) for name, call in candidates.items()}
         self._warm_up(candidates)
         samples: dict[str, list[Samples]] = {name: [] for name in candidates}
         names, start, order = list(candidates), time.perf_counter(), random.Random(0)
         for number in range(self.most_rounds):
-            # Whoever always ran after the same one would always find the same in the caches.
+            # Drawn anew: whoever always ran after the same one would always find the same in the
+            # caches. The seed is fixed, so that two measurements differ in noise alone.
             for name in order.sample(names, len(names)):
                 samples[name].append(turns[name]())
             if number + 1 >= _LEAST_ROUNDS and time.perf_counter() - start >= self.min_seconds:
                 break
+        # From one tuple of clocks a round to one tuple of rounds a clock.
         return {name: tuple(zip(*rounds, strict=True)) for name, rounds in samples.items()}
 
     def _turn(self, call: Callable[[], object], has_others: bool) -> Callable[[], Samples]:
         """Return what is done in each turn of a candidate."""
         call()  # The first one allocates.
+        # The fastest of three: a disturbed call would look long, and be repeated too rarely. Never
+        # 0, by which `repeats` could not be computed.
         seconds = max(min(self._sample(call, 1)[0] for _ in range(3)) / 1e3, 1e-6)
         repeats = max(1, math.ceil(self.least_sample_seconds / seconds))
         is_long = seconds > _LONG * self.refill_seconds
@@ -98,6 +107,8 @@ class Turns:
 
     def _sample(self, call: Callable[[], object], repeats: int) -> Samples:
         """Return milliseconds of one call by each clock."""
+        # Read in reverse, so that the first clock is read last before the calls and first after
+        # them, and measures no reading of the others.
         starts = [clock() for clock in reversed(self.clocks)]
         for _ in range(repeats):
             call()
@@ -126,7 +137,7 @@ class Stopwatch:
 
     @classmethod
     def for_threads(cls, threads: int | None, min_seconds: float) -> Stopwatch:
-        """Return the clock that fits a number of threads."""
+        """Return a stopwatch by CPU time for one thread, by time on the wall for several."""
         if threads == 1:
             return cls(time.process_time, "CPU", min_seconds)
         return cls(time.perf_counter, "wall", min_seconds, settle_seconds(threads))
@@ -140,7 +151,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How the times of two candidates compare.
+    """The time of one candidate over that of another.
 
     Attributes:
         value: Median of the ratios of rounds.
@@ -180,6 +191,7 @@ class Difference:
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
     """Compare two candidates round by round: what disturbs a round mostly disturbs both."""
+    # The median of ratios, not the ratio of medians: slow drift of the clock rate cancels out.
     return Ratio(*_median([a / b for a, b in zip(first, second, strict=True)]))
 
 
@@ -195,7 +207,8 @@ def _median(values: Sequence[float]) -> tuple[float, float, float]:
     """
     values = sorted(values)
     count = len(values)
-    # Of n values, about n/2 +- 0.98 sqrt(n) lie below the true median in 95 of 100 cases.
+    # How many of n samples lie below the true median is binomial (n, 1/2), of standard deviation
+    # sqrt(n) / 2: within n/2 +- 1.96 sqrt(n) / 2 in 95 of 100 cases.
     outside = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
     return median(values), values[outside], values[count - 1 - outside]
 

@@ -1,4 +1,4 @@
-"""Whether what is timed computes the same: a ratio of two different computations says little."""
+"""Compare the outputs of candidates: a ratio of two different computations says little."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moh_deploy.validate.tolerances import Tolerance, output_rule, tolerance_for
 
 @dataclass(frozen=True)
 class Agreement:
-    """The outputs of one candidate beside those of the first package.
+    """How far the outputs of one candidate are from those of the first package.
 
     Attributes:
         max_abs_error: The largest difference; NaN where outputs cannot be compared.
@@ -43,13 +43,20 @@ def agreement(
         precisions: What the two compute in, by names of the table of tolerances.
         inputs: What both ran on, in words.
     """
+    # By order, not by name: a baseline of somebody else calls its outputs something else.
     if len(got) != len(reference):
         reason = f"it has {len(got)} outputs, not {len(reference)}."
         return Agreement(math.nan, None, reason)
-    with np.errstate(over="ignore"):  # what is too large for half precision differs
+    with np.errstate(over="ignore"):  # an infinity differs all the same
         found = [
             compare_output(
-                name, inputs, array.astype(expected.dtype), expected, _rule(expected, precisions)
+                # A float32 baseline is compared in the half precision of the package: rounding its
+                # outputs is no fault of either.
+                name,
+                inputs,
+                array.astype(expected.dtype),
+                expected,
+                _rule(expected, precisions),
             )
             for (name, expected), array in zip(reference.items(), got, strict=True)
         ]
@@ -62,4 +69,5 @@ def agreement(
 
 def _rule(expected: Array, precisions: Collection[str]) -> Tolerance:
     dtype = expected.dtype.name
+    # The coarsest rule holds: an output can be no more precise than what either side computes in.
     return output_rule(dtype, tolerance_for(dtype), *map(tolerance_for, precisions))

@@ -1,4 +1,4 @@
-"""The figures of a measurement that a ratchet keeps: of one package, beside its baselines."""
+"""Pick the figures that a baseline file keeps: of one package, beside its baselines."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def bench_figures(report: BenchReport, called: Mapping[str, str]) -> tuple[Figur
         called: Baselines and inputs that are paths, to what the baseline file calls them.
     """
     naming = _Naming(called, report.threads)
+    # Rows first: how many are computed is exact and the same on every machine.
     work = [figure for one in report.work for figure in naming.of_work(one)]
     times = [
         figure
@@ -75,6 +76,7 @@ class _Naming:
     def of_times(self, one: Measured, wrong: Collection[str]) -> Iterator[Figure]:
         group = self._group(one.inputs, one.sizes)
         for name, found in one.ratios.items():
+            # A ratio to a baseline that computes something else would be kept as reached.
             if name in wrong:
                 continue
             beside = f"{group}, beside {self.called.get(name, name)}"
@@ -84,6 +86,7 @@ class _Naming:
             yield Figure.exact(group, "peak_memory_bytes", one.fresh.peak_memory_bytes)
 
     def of_work(self, work: PackageWork) -> Iterator[Figure]:
+        # Rows are heads of tokens; a package whose layers were given no rows has no share to keep.
         dense = sum(layer.rows_dense for layer in work.layers)
         computed = sum(layer.rows_computed for layer in work.layers)
         if dense:

@@ -64,14 +64,18 @@ class BenchRun:
         first = self.candidates.first.manifest
         faults = {}
         if self.judged:
+            # Before anything is timed, and in sessions of its own, which are closed again: memory
+            # and threads of these are in nobody's way later.
             with self.progress.step("comparing with the recorded runs"):
                 faults = self._finder.in_recorded_runs()
         with ExitStack() as stack:
             with self.progress.step("loading the models"):
+                # All stay open together, as they take turns.
                 loaded = {one.name: _opened(one, sets, stack) for one in self.candidates.entries}
             rounds = [self._round(one, loaded, faults) for one in sets]
         results = [each.measured for each in rounds]
         described = [one.describe() for one in loaded.values()]
+        # Of the first package, which the report is about.
         kernels = described[0].kernels
         with self.progress.step("counting rows"):
             work = self._work(sets)
@@ -104,10 +108,13 @@ class BenchRun:
         self, one: InputSet, loaded: Mapping[str, LoadedCandidate], faults: Mapping[str, str]
     ) -> _Round:
         with self.progress.step(f"comparing outputs at {sizes_text(one.sizes)}"):
+            # Every candidate runs once before it is timed: one that does not take the inputs is
+            # refused here.
             outputs = {name: other.outputs(one) for name, other in loaded.items()}
             reference = self._reference(one, outputs)
             agreements = _agreements(one, loaded, reference, outputs)
             if self.judged:
+                # What recorded runs showed wins: they are of the original model.
                 faults = {**self._finder.in_timed_run(one, outputs, agreements), **faults}
         calls = {name: candidate.bound(one) for name, candidate in loaded.items()}
         with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
@@ -133,7 +140,9 @@ class BenchRun:
             )
 
         found = [measured(entry) for entry in self.candidates.entries]
+        # Packages come first among the candidates, and routing is fixed in the first of them.
         overheads = [self._routing(one, found[0], times) for one in self.candidates.fixings]
+        # Without gates nothing fails, but nobody should be given times of NaN without a word.
         nan_notes = () if self.judged else _nan_notes(one, found[0].contestant, reference)
         notes = (*nan_notes, *_no_measure_notes(found))
         return _Round(found, overheads, notes)
@@ -146,6 +155,7 @@ class BenchRun:
         """
         names = [spec.name for spec in self.candidates.first.manifest.outputs]
         first = next(iter(outputs.values()))
+        # Sizes of 0 are legal inputs: the comparison would agree, on nothing.
         if not any(output.size for output in first):
             raise ConfigError(
                 f"every output is empty on {_words(one)}: there is nothing to time.",
@@ -160,6 +170,8 @@ class BenchRun:
         write_npz(inputs, one.inputs)
         tasks = {name: candidate.fresh_task(inputs) for name, candidate in loaded.items()}
         return {
+            # What exists in this process only, such as a model with routing fed, has no run of its
+            # own.
             name: FreshRun() if task is None else self.measure_fresh(task)
             for name, task in tasks.items()
         }
@@ -171,6 +183,8 @@ class BenchRun:
         if one.why_not is not None:
             return RoutingOverhead(*where, None, None, None, one.why_not)
         dynamic, fixed = times[first.contestant], times[one.name]
+        # Round by round, as both take turns: the cost of routing is often smaller than what the
+        # machine drifts by.
         wall = difference(dynamic.wall_ms, fixed.wall_ms)
         cpu = difference(dynamic.cpu_ms, fixed.cpu_ms)
         return RoutingOverhead(*where, wall, cpu, wall.value / first.latency.p50_ms, None)
@@ -203,6 +217,7 @@ def _agreements(
         name: agreement(
             outputs[name],
             reference,
+            # The less precise of the two decides how far they may be apart.
             {*first.precisions, *other.precisions},
             inputs=_words(one),
         )

@@ -1,4 +1,4 @@
-"""What takes part in a benchmark: models of any kind that run on the same inputs."""
+"""Models of any kind that take part in a benchmark, and run on the same inputs."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ class Candidate:
             BackendError, PackageError: See `Model.open`.
         """
         runner = self.model.open(self.variant)
+        # A model of somebody else has no manifest: it is held to the rule of its outputs' dtype
+        # alone.
         precisions: tuple[str, ...] = ()
         if isinstance(self.model, Deployed):
             precisions = rules_of(self.model.manifest.precision, runner)
@@ -89,6 +91,7 @@ class LoadedCandidate:
         return None if self.alone is None else FreshTask(*self.alone, inputs)
 
     def _feeds(self, one: InputSet) -> dict[str, Array]:
+        # By `id`: arrays cannot be hashed, and the benchmark keeps the sets of inputs alive.
         if self.routed:
             return {**one.inputs, **self.routed[id(one)]}
         return _fed_by(one, self.runner.inputs, self.name)

@@ -46,7 +46,7 @@ class BenchSetting:
 
 @dataclass(frozen=True)
 class Candidates:
-    """All that are measured.
+    """All candidates of one benchmark, and what they are compared with.
 
     Attributes:
         entries: The candidates, packages first.
@@ -99,8 +99,10 @@ def find_candidates(
     first = _inputs_package(subject)
     others = {str(one): _other_subject(Path(one), first, setting.kernels) for one in roots[1:]}
     subjects = {str(roots[0]): subject, **others}
+    # Refused before anything is exported or written, which may take minutes.
     _check_baselines(baselines, subject, setting.original)
     fixings = {one: found for one in baselines if (found := fixing(first, str(one)))}
+    # A fixing that cannot be done is reported with its reason, but there is nothing to run.
     possible = [one for one in baselines if one not in fixings or not fixings[one].why_not]
     entries = [
         *(Candidate(name, False, one.model, setting.variant) for name, one in subjects.items()),
@@ -111,11 +113,14 @@ def find_candidates(
 
 
 def _other_subject(root: Path, first: OnnxPackage, kernels: Kernels) -> Subject:
-    """Read one of the others. Of an engine no more is known than what the first package says: it
-    takes the same inputs."""
+    """Read a package or engine besides the first one.
+
+    Of an engine no more is known than what the first package says: it takes the same inputs.
+    """
     model = find_deployed(root)
     if not model.is_compiled:
         return Subject(model, model.made_from(None), kernels)
+    # Its own precision, though: tolerances depend on it.
     manifest = replace(first.manifest, precision=model.manifest.precision)
     return Subject(model, replace(first, manifest=manifest), kernels)
 
@@ -126,6 +131,7 @@ def _baseline(
     if fixing is not None:
         whole = opened_package(package)
         return FixedRouting(fixing.name, True, whole, setting.variant, package, fixing.layers)
+    # Words come before paths, even where a directory is called `dense`.
     makers: dict[Path | str, Callable[[BenchSetting, OnnxPackage], tuple[Model, Variant]]] = {
         DENSE: _dense,
         FUNCTIONS: _functions,
@@ -153,6 +159,7 @@ def _dense(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]
             " the package itself.",
             hint="`moh-deploy inspect` says why layers were not replaced.",
         )
+    # Written as a package of its own, as which domain a node is in is part of the model file.
     chosen = with_choices(layers, {"all": "dense"})
     dense = write_choices(package, chosen, setting.scratch / DENSE)
     return opened_package(dense), setting.variant
@@ -169,6 +176,7 @@ def _eager(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]
 
 def _plain(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
     assert setting.original is not None
+    # The model as `torch.onnx.export` writes it, in standard operators only.
     export = PlainExport(setting.original, package, setting.scratch / PLAIN / "model.onnx")
     return export, replace(setting.variant, kernels="off")
 
@@ -209,6 +217,7 @@ def is_the_original(baseline: str) -> bool:
 
 def _inputs_package(subject: Subject) -> OnnxPackage:
     """Return the package that says which inputs there are."""
+    # An engine is built for some sizes only; recorded inputs of other sizes cannot run on it.
     fitting = tuple(one for one in subject.package.vectors if subject.model.fits(one.sizes))
     return replace(subject.package, vectors=fitting or subject.package.vectors)
 

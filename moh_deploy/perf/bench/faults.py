@@ -1,4 +1,4 @@
-"""Whether what is timed computes what it should: what does not passes no gate.
+"""Look for candidates that compute something wrong: these pass no gate (ADR 26).
 
 Every package is compared with its recorded runs, as `verify` does. On the inputs that are timed its
 outputs must not be NaN; and where they differ from those of a baseline that is the same model, it
@@ -58,7 +58,7 @@ class FaultFinder:
         outputs: Mapping[str, Sequence[Array]],
         agreements: Mapping[str, Agreement],
     ) -> dict[str, str]:
-        """The same of a run on inputs that are timed.
+        """Return what is wrong on inputs that are timed, by name.
 
         Args:
             one: The inputs.
@@ -74,10 +74,14 @@ class FaultFinder:
         found = {
             name: f"its outputs on {label(one.name, one.sizes)} hold NaN"
             for name, arrays in outputs.items()
+            # Only NaN differs from itself; unlike `isnan` this also works for integers and strings.
             if any((array != array).any() for array in arrays)
         }
         first, subject = next(iter(self.candidates.subjects.items()))
+        # A baseline of other weights differs by right. Only where one of the same model differs,
+        # the costly comparison with gates tells a flip of nearly tied heads from a fault.
         differing = [name for name, how in agreements.items() if how.reason is not None]
+        # NaN is wrong whatever the reference says.
         for reference in () if first in found else self._same_model(differing):
             why = _difference(subject, reference, [_sample(one)])
             if why is not None:
@@ -93,6 +97,7 @@ class FaultFinder:
 
     def _same_original(self) -> Iterator[Reference]:
         """Yield the original, unless it is known to have other weights."""
+        # Not every original can say its gates: only one that is a `Reference` can be compared with.
         original: object = self.original
         if self.original is None or self.candidates.is_of_another_checkpoint(self.original):
             return
@@ -112,4 +117,5 @@ def _difference(subject: Subject, reference: Reference, samples: Sequence[Sample
 
 
 def _sample(one: InputSet) -> Sample:
+    # Nothing was recorded on these inputs: the reference answers them when it is asked.
     return Sample(VectorSet(one.sizes, one.inputs, {}, (), ()), label(one.name, one.sizes))

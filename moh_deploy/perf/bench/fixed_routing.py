@@ -1,4 +1,4 @@
-"""What routing costs: a package beside itself with what its routers make fed, and no router."""
+"""Measure what routing costs: a package beside itself without routers, fed what they made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIXED = "fixed-routing"
 
 @dataclass(frozen=True)
 class Fixing:
-    """Which routers are to be gone.
+    """A baseline of the kind `fixed-routing`: which routers it is to do without.
 
     Attributes:
         name: The baseline: `fixed-routing`, with a colon and a layer's path behind it for one.
@@ -107,11 +107,15 @@ class FixedRouting(Candidate):
         kernels = "auto" if self.variant.kernels == "require" else self.variant.kernels
         variant = replace(self.variant, kernels=kernels)
         names = routed_values(_graph(self.package), self.layers)
+        # The same heads are chosen with and without routers, so that the difference is the routers
+        # alone and not the rows of attention.
         with open_runner(self.package, variant.returning(names)) as routing:
             found = [routing.run(one.inputs) for one in sets]
+        # The edit needs dtype and rank only, which are the same in all runs.
         fixed = partial(fix_routing, routed={name: found[0][name] for name in names})
         runner = open_runner(self.package, variant.edited(fixed))
         routed = {
+            # Arrays cannot be hashed; the benchmark keeps the sets of inputs alive as long as this.
             id(one): {fixed_input(name): values[name] for name in names}
             for one, values in zip(sets, found, strict=True)
         }

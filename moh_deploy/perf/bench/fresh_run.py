@@ -60,6 +60,8 @@ def fresh_run(task: FreshTask) -> FreshRun:
 
 
 def _first_run(task: FreshTask) -> FreshRun:
+    # Imports are paid once by a server, whatever it loads, and reading inputs is no part of a
+    # model: both come before the clock starts.
     task.model.import_runtime()
     arrays = read_npz(task.inputs, error=BackendError)
     start = time.perf_counter()
@@ -67,6 +69,8 @@ def _first_run(task: FreshTask) -> FreshRun:
         theirs = [spec.name for spec in runner.inputs]
         names = match_inputs(theirs, list(arrays), task.model.name)
         call = runner.bound({name: arrays[ours] for name, ours in names.items()})
+        # Binding inputs belongs to loading; the first run may still compile, allocate and pack
+        # weights.
         loaded = time.perf_counter()
         call()
         ran = time.perf_counter()

@@ -25,6 +25,7 @@ _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+# `(?!=)` refuses `>==` and `<==`, whose last sign would become part of the limit.
 _GATE = re.compile(r"\s*([\w-]+)\s*(<=|>=|<|>)\s*(?!=)(.+?)\s*")
 _FACTOR = re.compile(rf"({NUMBER})\s*\*\s*(.+)")
 _EXAMPLES = "Examples: p50 <= 1.05 * baseline, p99 < 20 ms, throughput >= 100."
@@ -57,12 +58,15 @@ class BenchGate:
         """
         metric = METRICS[self.metric]
         value = metric.read(measured)
+        # `limit = factor * unit`: a plain limit is its own factor, in the metric's unit.
         unit = 1.0 if self.other is None else metric.read(others[self.other])
         limit = None if unit is None else self.factor * unit
+        # What was not measured does not hold: a gate that cannot be checked must not pass.
         holds, reason = False, metric.why_missing
         if value is not None and limit is not None:
             holds = _COMPARISONS[self.comparison](value, limit)
             reason = self._reason(value, limit)
+        # A wrong answer passes no gate, however fast (ADR 26).
         wrong = self._fault(measured, others)
         return GateResult(
             gate=self.text,
@@ -149,11 +153,13 @@ def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]
             f"gate '{text}': there is no metric '{metric}', there are {', '.join(METRICS)}.",
             hint=did_you_mean(metric, METRICS) or None,
         )
+    # A candidate may be called like a quantity: a directory `20ms` is meant, where there is one.
     number = None if limit in candidates else _number(text, limit, metric)
     if number is not None:
         return BenchGate(text, metric, comparison, number, None)
     scaled = _FACTOR.fullmatch(limit)
     factor, name = (float(scaled[1]), scaled[2]) if scaled else (1.0, limit)
+    # A limit of 0 holds never or always, whatever was measured.
     if factor == 0:
         raise ConfigError(f"gate '{text}': the factor is 0, expected a number above 0.")
     return BenchGate(

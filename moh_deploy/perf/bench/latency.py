@@ -13,7 +13,9 @@ from moh_deploy.perf.timing import Calls, Samples, Turns, settle_seconds
 
 # A percentile of fewer runs would be the slowest of them, whatever that was.
 LEAST_RUNS = {50: 1, 90: 10, 99: 100}
+# Bounds memory where a run takes a microsecond and --min-time is long.
 _MOST_RUNS = 1_000_000
+# Odd, so that the median is one of those kept; enough to draw a distribution from.
 _MOST_KEPT = 201
 _REFILL_SECONDS = 2e-3
 
@@ -47,9 +49,13 @@ def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None
         threads: Of each candidate; several of them spin for a while when they are out of work.
     """
     turns = Turns(
+        # In the order of the fields of `Timing`; the first is read closest to the run. CPU time is
+        # read between two readings of the wall, so that its share of `around_ms` cannot exceed all
+        # cores.
         clocks=(time.perf_counter, time.process_time, time.perf_counter),
         min_seconds=min_seconds,
         warmup_seconds=warmup_seconds,
+        # Every run is a sample: averages of several would hide the slow ones from p99.
         least_sample_seconds=0.0,
         most_rounds=_MOST_RUNS,
         settle_seconds=settle_seconds(threads),
@@ -101,6 +107,7 @@ class Latency:
 
 def _spread(samples: Samples) -> Samples:
     """Return the samples in order; of many, so few that a report can hold them."""
+    # Ranks, the fastest and the slowest among them.
     kept = np.linspace(0, len(samples) - 1, min(len(samples), _MOST_KEPT)).round().astype(int)
     return tuple(np.sort(samples)[kept].tolist())
 
@@ -109,4 +116,5 @@ def _percentile(samples: Samples, percent: int) -> float | None:
     """Return the smallest sample that so many are not above (nearest rank)."""
     if len(samples) < LEAST_RUNS[percent]:
         return None
+    # No interpolation: a run really took this long.
     return float(np.percentile(samples, percent, method="inverted_cdf"))

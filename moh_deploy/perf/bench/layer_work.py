@@ -1,4 +1,4 @@
-"""What the layers of a package skip on given inputs, and up to where that is predicted to pay."""
+"""Count what layers of a package skip on given inputs, and predict up to where that pays."""
 
 from __future__ import annotations
 
@@ -78,6 +78,8 @@ def _read_by_layers(package: OnnxPackage, model: ir.Model) -> list[str]:
     names: dict[str, None] = {}
     for layer in package.manifest.layers:
         read = attention_inputs(model, layer)
+        # The recorded gates are counted; the attention's own gates and K tell its sizes and its
+        # share.
         wanted = [layer.gates, *(read[name] for name in ("gates", "K") if name in read)]
         names |= dict.fromkeys(name for name in wanted if name not in given)
     return list(names)
@@ -97,8 +99,11 @@ def _works(
         predicted = predict(
             sized, nodes, instruction_set=found.kernels.instruction_set, threads=threads or 1
         )
+        # Rows of attention: one head of one token each.
         rows, active = _rows(values[layer.gates])
         choice = current_choice(layer, sizes)
+        # A function body computes all heads and multiplies with the gates: closed ones save
+        # nothing.
         skips = run.runs_as == "kernel" and choice != "dense"
         return LayerWork(
             path=layer.path,

@@ -46,6 +46,7 @@ class Measured:
     @in_json()
     def throughput(self) -> float:
         """Samples a second."""
+        # By the mean: over a long time samples come at this rate, slow runs included.
         return 1e3 * self.samples / self.latency.mean_ms if self.latency.mean_ms else 0.0
 
 

@@ -40,6 +40,8 @@ def by_size(
     ]
     if not found:
         return None
+    # Each range is an If around nodes. Of equals the first is kept, so single dimensions win over
+    # products, which are harder to read.
     return min((_with_ladder(layer, one) for one in found), key=lambda one: len(one.ranges))
 
 
@@ -54,8 +56,11 @@ class _Ladder:
 def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
     """Yield what runs differ in: single dimensions first, then products."""
     names = [name for name in sizes[0] if len({one[name] for one in sizes}) > 1]
+    # What is compared at run time is a product of dynamic dimensions (ADR 11): `batch*seq` stands
+    # for the number of tokens.
     for count in range(1, len(names) + 1):
         yield from map("*".join, combinations(names, count))
+    # All runs have the same sizes, so nothing may tell them apart: they must agree on a choice.
     if not names:
         yield ""
 
@@ -63,9 +68,11 @@ def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
 def _ladder(
     size: str, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
 ) -> _Ladder | None:
-    """Return None where two runs with one value need different choices."""
+    """Return the choice at each value of a size; None where two runs of one value need different
+    ones."""
     steps: dict[int, Choice] = {}
     for at, choice in zip(sizes, choices, strict=True):
+        # The value of `size` in this run, such as 512 for `seq` or 1024 for `batch*seq`.
         value = measure(size, at) if size else 1
         if steps.setdefault(value, choice) != choice:
             return None
@@ -73,12 +80,16 @@ def _ladder(
 
 
 def _with_ladder(layer: LayerInfo, ladder: _Ladder) -> LayerInfo:
-    """Nothing is known between two values: the boundary is their geometric mean."""
+    """Return the layer with a range for each stretch of values that share a choice.
+
+    Nothing is known between two values: the boundary is their geometric mean.
+    """
     ranges = [
         SizeRange(ladder.size, math.isqrt(low * high), choice)
         for (low, choice), (high, other) in pairwise(ladder.steps)
         if choice != other
     ]
+    # The choice at the largest value also holds beyond it, and needs no range of its own.
     return with_ranges(replace(layer, choice=ladder.steps[-1][1]), ranges)
 
 
@@ -90,6 +101,7 @@ def dense_at(
     None if nothing tells them apart.
     """
     choices = [current_choice(layer, at) for at in sizes]
+    # It was not replaced: there is nothing to choose, and it computes every head anyway.
     if None in choices:
         return layer
     return by_size(

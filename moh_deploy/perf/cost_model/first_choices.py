@@ -39,6 +39,8 @@ def first_choices(
         dims: Dynamic dimension to the example's size.
         dim_ranges: Dynamic dimension to the sizes that it may have, where that is limited.
     """
+    # Shapes are read from the IR, where they may be symbolic; attributes from the ONNX form, which
+    # `layer_nodes` reads in finished packages too.
     attention = {node.name: node for node in model.graph if node.name}
     sizes = other_sizes(dims, dim_ranges)
     found = layer_nodes(_graph_of(model, layers), layers)
@@ -63,12 +65,21 @@ class _FirstChoices:
     instruction_set: str | None
 
     def chosen(self, layer: LayerInfo, sizes: Sequence[Mapping[str, int]]) -> LayerInfo:
-        """Return the layer with its choices; the first of the sizes are the example's."""
+        """Return the layer with its choices.
+
+        Args:
+            layer: The layer, at the example's sizes.
+            sizes: Sizes to predict for; the first are the example's.
+        """
         found = predict(layer, self.nodes, instruction_set=self.instruction_set)
         if found is None:
+            # The last choice is the one with the most kernels: what MoH is for, if nothing speaks
+            # against it.
             return replace(layer, choice=(choices_for(layer) or (None,))[-1], ranges=())
         layer, best = replace(layer, choice=found.best, ranges=()), found.best
         choices = [self._choice(layer, best, at) for at in sizes[1:]]
+        # Where no size tells the choices apart, the example decides: it is there to be like what
+        # will run.
         return by_size(layer, sizes, [best, *choices]) or layer
 
     def _choice(self, layer: LayerInfo, otherwise: Choice, sizes: Mapping[str, int]) -> Choice:
@@ -78,6 +89,8 @@ class _FirstChoices:
         if not found:
             return otherwise
         ms, other_ms = found.ms[found.best], found.ms[otherwise]
+        # Both bounds: a share, as predictions err by some percent, and a time, as an If costs the
+        # same in a layer of any size.
         worth = other_ms - ms > max(_WORTH * other_ms, _WORTH_MS)
         return found.best if worth else otherwise
 
@@ -92,6 +105,8 @@ def _graph_of(model: ir.Model, layers: Sequence[LayerInfo]) -> onnx.GraphProto:
         for value in node.inputs
         if value is not None and value.const_value is not None
     }
+    # `layer_nodes` asks for names, attributes and the sizes of weights only. Weights themselves may
+    # be gigabytes, and are not serialised.
     return onnx.GraphProto(
         node=[ir.serde.serialize_node(node) for node in nodes],
         initializer=[onnx.TensorProto(name=name, dims=dims) for name, dims in constants.items()],

@@ -1,4 +1,4 @@
-"""How long a layer takes, predicted from its sizes.
+"""Predict how long a layer takes from its sizes.
 
 A time is a sum of counts (multiply-adds, scores, elements that are moved, calls) times what each
 costs. `benchmarks/cost_model.py` measures the costs; docs/tune.md says how well they predict.
@@ -40,6 +40,7 @@ benchmarks/RESULTS.md has the figures.
 """
 
 # Vectors of fewer lanes compute as many products in more instructions. Only AVX-512 was measured.
+# AVX-512 has 16 lanes of float32, AVX2 has 8, the baseline (SSE2, NEON) has 4.
 _VECTOR_SLOWDOWN = {"avx2": 2.0, "baseline": 4.0}
 _VECTOR_WORK = ("multiply-add", "score", "masked score")
 
@@ -56,8 +57,10 @@ def milliseconds(
         threads: Threads within an operator; they share everything but the cost of a call.
     """
     slowdown = _VECTOR_SLOWDOWN.get(instruction_set or "", 1.0)
+    # Setting up an operator is done by one thread; what it computes is shared by all.
     call, work = 0.0, 0.0
     for kind, counts in _operators(shape, choice):
+        # Counts without an entry in COSTS were fitted to 0: they are counted to be fitted again.
         for name, cost in COSTS[kind].items():
             nanoseconds = cost * counts[name]
             if name == "call":
@@ -69,6 +72,7 @@ def milliseconds(
 
 def _operators(shape: LayerShape, choice: Choice) -> Iterator[tuple[str, Terms]]:
     """Yield each operator's entry in COSTS, and what it does."""
+    # `sparse` and `projected` differ in their projections only: the attention is one kernel.
     attention = "dense" if choice == "dense" else "sparse"
     if shape.window:
         count = dense_aggregated if choice == "dense" else sparse_aggregated
@@ -76,6 +80,8 @@ def _operators(shape: LayerShape, choice: Choice) -> Iterator[tuple[str, Terms]]
     else:
         count = dense_attention if choice == "dense" else sparse_attention
         yield f"{attention}_attention", count(shape)
+    # A projection that is not the layer's to choose takes the same with every choice: it is left
+    # out.
     for features in (shape.query_features, shape.output_features):
         if features is not None and choice == "projected":
             yield "sparse_projection", sparse_projection(shape, features)
@@ -85,12 +91,13 @@ def _operators(shape: LayerShape, choice: Choice) -> Iterator[tuple[str, Terms]]
 
 def dense_attention(shape: LayerShape) -> Terms:
     """Count what the function body of MoHAttention does."""
+    # Standard operators compute all scores before a causal mask is applied: nothing is skipped.
     masked = shape.is_causal or shape.has_mask
     cache = shape.batch * shape.kv_len * shape.num_kv_heads * shape.head_dim
     return {
         "call": 1,
         "head": shape.batch * shape.num_heads,
-        "multiply-add": 2 * shape.scores * shape.head_dim,
+        "multiply-add": 2 * shape.scores * shape.head_dim,  # Q K^T, and the weights times V
         "score": shape.scores,
         "masked score": shape.scores if masked else 0,
         "element": shape.tokens * shape.width + cache,
@@ -99,6 +106,8 @@ def dense_attention(shape: LayerShape) -> Terms:
 
 def sparse_attention(shape: LayerShape) -> Terms:
     """Count what the kernel of MoHAttention does."""
+    # The kernel visits neither closed heads nor keys behind a causal mask; only an explicit mask is
+    # read for every score.
     scores = shape.active_share * shape.visible_share * shape.scores
     cache = shape.batch * shape.kv_len * shape.num_kv_heads * shape.head_dim
     return {
@@ -113,11 +122,15 @@ def sparse_attention(shape: LayerShape) -> Terms:
 
 
 def dense_aggregated(shape: LayerShape) -> Terms:
-    """Count what the function body of MoHAggregatedAttention does, which copies every window."""
+    """Count what the function body of MoHAggregatedAttention does.
+
+    It copies the image once for each place of the window.
+    """
     return {
         "call": 1,
         "multiply-add": 2 * shape.scores * shape.head_dim,
         "score": shape.scores,
+        # Each place of the window is a Slice of the padded image, a copy of [B, N, H*D].
         "window element": shape.tokens * shape.width * shape.window,
         "element": shape.tokens * shape.width,
     }
@@ -150,5 +163,6 @@ def sparse_projection(shape: LayerShape, features: int) -> Terms:
         "call": 1,
         "gate": shape.tokens * shape.num_heads,
         "multiply-add": shape.active_share * shape.tokens * features * shape.width,
+        # What a weight holds for a head that no token chose is not read.
         "weight": shape.used_head_share * features * shape.width,
     }

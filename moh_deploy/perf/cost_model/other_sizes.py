@@ -27,6 +27,8 @@ def other_sizes(dims: Mapping[str, int], dim_ranges: DimRanges) -> list[dict[str
     """
     return [
         dict(dims),
+        # One dimension at a time: the product of all would be too many, and the choice mostly
+        # changes with one of them.
         *(
             {**dims, name: size}
             for name in dims
@@ -39,8 +41,9 @@ def at_other_sizes(layer: LayerInfo, node: ir.Node, sizes: Mapping[str, int]) ->
     """Return a layer with the sizes that its attention node has where the model's inputs have
     these; None where the node does not tell."""
     if layer.op == op_names.AGGREGATED_ATTENTION:
-        return None  # How far its keys are pooled, its shapes do not tell.
+        return None  # Its shapes do not tell how far its keys are pooled.
     names = [one.name for one in OPS[node.op_type].inputs]
+    # gates [B, S, H]; K [B, T, Hkv*D] or [B, Hkv, T, D].
     gates, keys = (_shape(node.inputs[names.index(name)], sizes) for name in ("gates", "K"))
     if gates is None or keys is None:
         return None
@@ -63,6 +66,7 @@ def _shape(value: ir.Value | None, sizes: Mapping[str, int]) -> list[int] | None
         return None
     dims = [_size(dim, sizes) for dim in value.shape]
     known = [dim for dim in dims if dim is not None]
+    # One unknown size makes the shape unknown: a prediction would be of another layer.
     return known if len(known) == len(dims) else None
 
 
@@ -70,6 +74,8 @@ def _size(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | None:
     if isinstance(dim, int):
         return dim
     try:
+        # A symbolic size may be an expression of the inputs' dimensions, such as `past + seq`; one
+        # that torch made up cannot be evaluated.
         return DimExpr.parse(dim.value or "", place="a layer's input").evaluate(sizes)
     except (ConfigError, KeyError):
         return None

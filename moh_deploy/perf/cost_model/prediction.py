@@ -1,4 +1,4 @@
-"""The first answer: which choice a layer should have, before anything is measured."""
+"""Predict which choice of a layer is the fastest, before anything is measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLEAR = 0.03
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one layer is predicted to take.
+    """The times that are predicted for one layer, and where its choices break even.
 
     Attributes:
         ms: Each choice that the layer has, the plainest first, to milliseconds.
@@ -33,6 +33,8 @@ class Prediction:
     def best(self) -> Choice:
         """The fastest; of two that are as good as equal, the plainer."""
         best: Choice = "dense"
+        # From plain to involved: each has to beat the best so far clearly, or the plainer one
+        # stays.
         for choice in CHOICES:
             if choice in self.ms and self.ms[choice] < (1 - _CLEAR) * self.ms[best]:
                 best = choice
@@ -62,15 +64,18 @@ def predict(
 
     def gains_up_to(choice: Choice, plainer: Choice) -> float | None:
         """Search by halves: sparse time rises with the share, dense time does not."""
+        # Shares below `low` gain, shares above `high` do not.
         low, high = 0.0, 1.0
         if ms(choice, at_share(shape, 1.0)) < ms(plainer, at_share(shape, 1.0)):
             return 1.0
+        # 20 halvings leave 1e-6 of the range, finer than any report shows.
         for _ in range(20):
             middle = at_share(shape, (low + high) / 2)
             if ms(choice, middle) < ms(plainer, middle):
                 low = (low + high) / 2
             else:
                 high = (low + high) / 2
+        # `low` never moved: it gains at no share.
         return low or None
 
     return Prediction(
@@ -90,6 +95,7 @@ def shape_of(layer: LayerInfo, nodes: LayerNodes) -> LayerShape | None:
         or layer.active_share is None
     ):
         return None
+    # A projection of unknown width would be predicted to cost nothing.
     if _is_unknown(layer.query_projection, nodes.query_features):
         return None
     if _is_unknown(layer.output_projection, nodes.output_features):
@@ -97,6 +103,7 @@ def shape_of(layer: LayerInfo, nodes: LayerNodes) -> LayerShape | None:
     shape = LayerShape(
         batch=layer.batch,
         seq_len=layer.seq_len,
+        # The manifest counts all keys that a query sees, its window and the pooled ones together.
         kv_len=layer.kv_len - nodes.window,
         num_heads=layer.num_heads,
         num_kv_heads=layer.num_kv_heads,
@@ -113,7 +120,10 @@ def shape_of(layer: LayerInfo, nodes: LayerNodes) -> LayerShape | None:
 
 
 def at_share(shape: LayerShape, active_share: float) -> LayerShape:
-    """Return the shape with another share of active heads, of which no more can be shared."""
+    """Return the shape with another share of active heads.
+
+    Shared heads are always active, so no more of them are kept than heads are active.
+    """
     shared = min(shape.num_shared_heads, math.floor(active_share * shape.num_heads))
     return replace(shape, active_share=active_share, num_shared_heads=shared)
 

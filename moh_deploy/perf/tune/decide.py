@@ -16,6 +16,7 @@ def contenders(samples: Mapping[str, Samples]) -> tuple[Choice, ...]:
     return tuple(
         choice
         for choice in CHOICES
+        # The fastest is compared with itself too, is never slower, and so is always among them.
         if choice in samples and not ratio(samples[choice], samples[fastest]).is_slower
     )
 
@@ -49,5 +50,6 @@ def fastest_there(
     """
     best = decide(samples, predicted_ms)
     gain_ms = median(samples[otherwise]) - median(samples[best])
+    # Being faster is not enough: the If that a choice by size needs takes time itself.
     clearly = ratio(samples[best], samples[otherwise]).is_faster and gain_ms > SWITCH_MS
     return best if clearly else otherwise

@@ -26,6 +26,7 @@ from moh_deploy.system.npz import Array
 Values = Mapping[str, Array]
 
 # A candidate that does nothing: what it takes is the session's, and in no layer's time.
+# It has the same inputs: what a session takes for each of them is to be taken off, too.
 _NOTHING = "nothing"
 
 
@@ -65,10 +66,14 @@ class LayerBench:
         Raises:
             BackendError: ONNX Runtime failed.
         """
+        # Ranges are taken out first: a node inside an If has no place of its own in the graph, and
+        # would not be found by its name.
         model = load_ir(self.package)
         layers = without_ranges(self.package.manifest.layers)
         choose_layers(model, layers)  # Each is measured with one choice at a time.
         runner = self._whole_model(model, layers)
+        # Everything that any layer reads, from one run: layers are timed on real activations, as
+        # how many gates are open decides what is fastest.
         values = [{**feeds, **runner.run(feeds)} for feeds in self.feeds]
         found = runner.describe()
         instruction_set = found.kernels.instruction_set
@@ -91,6 +96,8 @@ class LayerBench:
     def _samples(
         self, model: ir.Model, layer: LayerInfo, values: Sequence[Values], measure: Measure
     ) -> list[Mapping[str, Samples]]:
+        # One session for each choice, for all sets of inputs. The model is changed in place from
+        # choice to choice, and put back for the layers after this one.
         names = fed_names(model, layer)
         feeds = [{name: arrays[name] for name in names} for arrays in values]
         runners = {_NOTHING: self._open(empty_model(feeds))}
@@ -113,6 +120,7 @@ class LayerBench:
         return {} if found is None else found.ms
 
     def _open(self, model: onnx.ModelProto) -> Runner:
+        # Overwritten by the next one: a session has read its file by the time it is open.
         path = self.scratch / "layer.onnx"
         onnx.save(model, path)
         compute_type = self.package.manifest.compute_type
@@ -124,12 +132,15 @@ def at_sizes_of(model: ir.Model, layer: LayerInfo, values: Values) -> LayerInfo:
 
     What is not among the values, as it does not depend on the model's inputs, stays as it was.
     """
+    # gates [B, S, H]; K [B, T, Hkv*D] or [B, Hkv, T, D].
     names = attention_inputs(model, layer)
     gates, keys = values.get(names.get("gates", "")), values.get(names.get("K", ""))
     if gates is not None:
         batch, seq_len, _ = gates.shape
+        # A head is off for a token where its gate is exactly 0.
         share = np.count_nonzero(gates) / max(1, gates.size)
         layer = replace(layer, batch=batch, seq_len=seq_len, active_share=share)
+    # With windows the attention reads pooled keys besides, which K alone does not tell.
     if keys is not None and layer.op != op_names.AGGREGATED_ATTENTION:
         layer = replace(layer, kv_len=keys.shape[1 if keys.ndim == 3 else 2])
     return layer
@@ -146,7 +157,7 @@ def _without_nothing(samples: Mapping[str, Samples]) -> dict[str, Samples]:
     """Take off what a session costs that does nothing."""
     nothing = median(samples[_NOTHING])
     return {
-        # Noise must not make a time vanish.
+        # Noise must not make a time vanish or negative: ratios of it are taken.
         name: tuple(max(one - nothing, one / 100) for one in ms)
         for name, ms in samples.items()
         if name != _NOTHING

@@ -39,6 +39,8 @@ def check_same_outputs(
     earlier = open_runner(before, Variant(extra_outputs=names)) if sets else None
     for one in sets:
         assert earlier is not None
+        # `runner` may choose other heads than `earlier` where scores are tied within rounding: a
+        # sparse layer sums in another order than a dense one.
         expected = earlier.run(one.inputs)
         tokens = _flipped_tokens(expected, runner.run(one.inputs), names)
         if tokens:
@@ -53,6 +55,7 @@ def check_same_outputs(
 def _flipped_tokens(
     first: Mapping[str, Array], second: Mapping[str, Array], names: Sequence[str]
 ) -> int:
+    # gates [B, S, H] to [B, S]: a token counts once, however many of its heads changed.
     differ = [((first[name] != 0) != (second[name] != 0)).any(axis=-1) for name in names]
     return int(sum(np.count_nonzero(tokens) for tokens in differ))
 
@@ -64,5 +67,7 @@ def _vectors(package: OnnxPackage, one: InputSet, results: Mapping[str, Array]) 
         inputs=one.inputs,
         outputs={spec.name: results[spec.name] for spec in package.manifest.outputs},
         gates=gates,
+        # Infinite margins say that no token was nearly tied, so `compare` excuses no other heads:
+        # runs with flips do not get here. [B, S]
         margins=tuple(np.full(array.shape[:-1], np.inf, np.float32) for array in gates),
     )

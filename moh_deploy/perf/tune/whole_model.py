@@ -30,6 +30,8 @@ def time_model(
         name: open_runner(package, Variant(threads=threads)) for name, package in packages.items()
     }
     return [
+        # All candidates are open at once and take turns, so that what disturbs the machine disturbs
+        # all.
         measure(WHOLE_MODEL, {name: one.bound(fed) for name, one in runners.items()})
         for fed in feeds
     ]
@@ -37,6 +39,7 @@ def time_model(
 
 def chosen_over_dense(times: ModelTimes, weights: Sequence[float]) -> Ratio:
     """Return the chosen package's time over the dense one's, all sets of inputs together."""
+    # How often each kind of input occurs decides, not how long it takes: `weights` are the counts.
     chosen, dense = (
         weighted_sum([one[which] for one in times], weights) for which in (CHOSEN, DENSE)
     )
@@ -55,5 +58,6 @@ def slower_than_dense(times: ModelTimes, which: str = CHOSEN) -> list[int]:
 
 def ranges_pay(times: ModelTimes) -> bool:
     """Tell whether one choice a layer is slower: than choices by size, or than dense, anywhere."""
+    # Ranges cost Ifs, and memory for weights that are packed twice: they have to pay somewhere.
     faster = [one for one in times if ratio(one[CHOSEN], one[ONE_CHOICE]).is_faster]
     return bool(faster) or bool(slower_than_dense(times, ONE_CHOICE))
