@@ -100,6 +100,7 @@ class Description:
     @property
     def kernel_nodes(self) -> int:
         """How many MoH nodes run on a kernel."""
+        # Counts nodes, not layers: a router and projections are nodes of their own.
         return list(self.layer_impl.values()).count("kernel")
 
     @property
@@ -144,6 +145,8 @@ class Runner(ABC):
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs the model on these inputs: to be timed. Raises as `run` does."""
+        # What a runtime can prepare, such as copies to its own memory, an override leaves out of
+        # the call.
         return lambda: self.run(inputs)
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
@@ -162,7 +165,7 @@ class Runner(ABC):
 
 
 class RunnerAround(Runner):
-    """A runner that does something more with each run of another: record it, change its results.
+    """Base of runners that wrap another: they record its runs, or change its results.
 
     Attributes:
         runner: What runs.
@@ -228,7 +231,7 @@ class Model(ABC):
         """Import what `open` needs: it is no part of the time that loading takes."""
 
     def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
-        """Return what another process opens that does nothing else; None if none can.
+        """Return a model and variant that a process of its own can open; None if none can.
 
         It can be pickled, and opening it does nothing but load the model.
         """
@@ -255,7 +258,7 @@ class Deployed(Model):
 
     @abstractmethod
     def made_from(self, package: Path | None, *, staged: bool = False) -> OnnxPackage:
-        """Return the package that it is or was made from, as one of its precision.
+        """Return the package that it is, or was made from, with this model's precision.
 
         Args:
             package: What the user says that it was made from.

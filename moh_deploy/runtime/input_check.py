@@ -84,12 +84,16 @@ def _bind_dims(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict
     for axis in _dynamic_axes(specs, inputs):
         spec, index, text, size = axis
         expression = _parse(text)
+        # Solved for the dimension: an axis `2*seq` of size 7 has no whole `seq`, and axes `seq` and
+        # `seq+1` have to mean the same one.
         solved = expression.solve(size)
         if solved is None:
             raise ConfigError(
                 f"input '{spec.name}', axis {index}: got size {size}, which is '{text}' for no"
                 f" whole number '{expression.name}'."
             )
+        # Other shapes may build on it, so that ONNX Runtime would fail at some inner node, or
+        # broadcast in silence.
         known = sizes.setdefault(expression.name, solved)
         if known != solved:
             raise ConfigError(_disagreement(expression.name, first_use[expression.name], axis))
@@ -109,6 +113,7 @@ def _parse(text: str) -> DimExpr:
     try:
         return DimExpr.parse(text, place="model input")
     except ConfigError:
+        # Such axes still have to agree with axes of the same text.
         return DimExpr(text)
 
 

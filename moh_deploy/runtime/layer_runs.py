@@ -1,4 +1,4 @@
-"""What runs each MoH layer: a session's answer for nodes, in terms of a package's layers."""
+"""Tell what runs each MoH layer: a session answers for nodes, a package speaks of layers."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ def layer_runs(
     Raises:
         PackageError: The model lacks the node of a layer, or it is not where the choice has it.
     """
+    # The manifest says which domain each node is to be in, the model which it is in: where they
+    # differ, reports would show a choice that is not what runs.
     rules = node_rules(layers)
 
     def impl(layer: LayerInfo, node: str | None) -> LayerImpl | None:
@@ -68,6 +70,7 @@ def layer_runs(
             )
         # A router is of domain moh, and no rule speaks of it.
         rule = str(rules.get(node, KERNEL_DOMAIN))
+        # A node in an If has the rule of its condition, any other the domain that it is in.
         found = switches.get(node, DENSE_DOMAIN if layer_impl[node] == "dense" else KERNEL_DOMAIN)
         if found != rule:
             raise PackageError(

@@ -20,7 +20,7 @@ from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
 
 
 def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
-    """Lower a float32 package into a scratch directory, and prove nothing.
+    """Lower a float32 package into a scratch directory; nothing is compared with the original.
 
     Returns:
         A package to open sessions of. It has no files but the model.
@@ -65,10 +65,13 @@ def router_types(model: ir.Model, layer: LayerInfo) -> RouterTypes:
         for maker in map(_projection, router.inputs)
         if maker is not None and maker.outputs[0].dtype is not None
     }
+    # The first input that has a dtype stands for all: an op takes its floats in one dtype.
     scores = next((v for v in router.inputs if v is not None and v.dtype is not None), gates)
     assert scores.dtype is not None
     assert gates.dtype is not None
     return RouterTypes(
+        # Shared and routed heads may have products of their own: one dtype for all of them, or none
+        # is said.
         projection=projections.pop() if len(projections) == 1 else None,
         scores=str(scores.dtype.numpy()),
         gates=str(gates.dtype.numpy()),
@@ -98,9 +101,10 @@ def check_float32(package: OnnxPackage) -> None:
 
 
 def _projection(value: ir.Value | None) -> ir.Node | None:
-    """The product that made these logits, perhaps sliced, added to, reshaped or cast."""
+    """Return the product that made these logits, perhaps sliced, added to, reshaped or cast."""
     node = None if value is None else value.producer()
     while node is not None and node.op_type not in ("MatMul", "Gemm"):
+        # Follow the data, not a bias or a shape: these are weights.
         first = next((v for v in node.inputs if v is not None and not v.is_initializer()), None)
         node = None if first is None else first.producer()
     return node

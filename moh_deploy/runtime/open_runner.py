@@ -10,7 +10,8 @@ from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, Runner, Variant
 from moh_deploy.runtime.onnxruntime.models import OnnxFile, PackageDir
 from moh_deploy.runtime.tensorrt.models import EngineDir
 
-# The first that takes a path is what it is. A runtime adds its kinds of paths here.
+# The first that takes a path is what it is, so the order matters: PackageDir takes any directory,
+# engines too, and has to be last. A runtime adds its kinds of paths here.
 _KINDS = (EngineDir, OnnxFile, PackageDir)
 
 

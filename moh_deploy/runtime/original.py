@@ -1,4 +1,7 @@
-"""The model that a package was made from, as running and measuring it needs it; no PyTorch."""
+"""Run and measure the model that a package was made from; it brings its framework along.
+
+This module imports no PyTorch: `Original` says what it needs of a loaded model.
+"""
 
 from __future__ import annotations
 
@@ -75,12 +78,15 @@ class OriginalModel(Model):
 
     def open(self, variant: Variant = AS_IT_IS) -> OriginalRunner:
         """Load it, and let it use as many threads as the variant says until it is closed."""
+        # Threads are set for the whole framework, not for one model: they are put back when it is
+        # closed.
         original, closing = self.load(), ExitStack()
         closing.enter_context(original.on_threads(variant.threads))
         outputs = tuple(one.name for one in self.manifest.outputs)
         return OriginalRunner(original, self.manifest.inputs, outputs, closing)
 
     def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
+        # A loaded model cannot be pickled; what loads it from its checkpoint can.
         load = self.load().loader()
         return None if load is None else (OriginalModel(self.named, load, self.manifest), variant)
 
@@ -108,6 +114,7 @@ class OriginalRunner(Runner):
         self._closing.close()
 
     def _arguments(self, inputs: Mapping[str, Array]) -> list[Array]:
+        # An original takes its arguments by position, in the order of the package's inputs.
         return [inputs[spec.name] for spec in self.inputs]
 
 
@@ -136,4 +143,5 @@ class PlainExport(Model):
         return OnnxFile(self.path).open(variant)
 
     def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
+        # `open` has written the file by then: a process of its own must not pay for the export.
         return OnnxFile(self.path), variant

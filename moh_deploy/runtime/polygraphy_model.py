@@ -1,4 +1,4 @@
-"""A runner of Polygraphy's as a model of ours. Polygraphy itself is not imported."""
+"""Wrap a runner that was made with Polygraphy as a model of ours, without importing Polygraphy."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class PolygraphyModel(Model):
 @dataclass(frozen=True)
 class _Activated(Runner):
     runner: InferenceRunner
+    # Polygraphy tells the outputs only with a run.
     outputs: tuple[str, ...] = ()
 
     @property

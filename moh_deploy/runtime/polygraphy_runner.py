@@ -51,6 +51,7 @@ class PolygraphyRunner(BaseRunner):  # type: ignore[misc]
             ConfigError: An input is of a wrong dtype or shape.
             BackendError: The runtime failed.
         """
+        # Copying tensors to the host is the caller's affair, and not part of the time of the model.
         inputs = {name: util.array.to_numpy(value) for name, value in feed_dict.items()}
         start = time.perf_counter()
         outputs = self._loaded.run(inputs)

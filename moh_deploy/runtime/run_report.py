@@ -1,4 +1,4 @@
-"""What a run of the model gave."""
+"""The report of `run`: which outputs were written, and what ran each layer."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ BFLOAT16_SET = "avx512_bf16"
 class KernelUse:
     """What a session computes with: a kernel library, or none, and which arithmetic.
 
-    Which nodes run on the library, `layer_impl` says.
+    Which nodes run on the library is in `Description.layer_impl`.
 
     Attributes:
         library: Path of the library; None if the session has none.
@@ -41,6 +41,8 @@ class KernelUse:
     @in_json()
     def compute_type(self) -> ComputeType:
         """The operands that the matrix products of attention take, accumulated in float32."""
+        # The package allows bfloat16, it does not ask for it: without such a product in hardware,
+        # emulating one would be slower and less precise than float32.
         return self.asked_compute_type if self.instruction_set == BFLOAT16_SET else "float32"
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""Variants of a package that tell errors apart: gates that are fed to it, weights that move."""
+"""Open variants of a package that tell errors apart: with gates fed, or with moved weights."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def gates_fed(variant: Variant, gates: GateTypes, inner: Sequence[str] = ()) -> 
             any the package runs as it is.
         inner: Names of inner values to return besides.
     """
+    # What routers compute is returned besides: once gates are fed, nothing else shows it.
     fed = variant.edited(partial(force_gates, gates=gates)) if gates else variant
     return fed.returning([*map(computed_gates, gates), *inner])
 
@@ -73,6 +74,8 @@ class PackageVariants:
         return open_runner(self.package, replace(self._bodies(gates, inner), round_results=True))
 
     def _bodies(self, gates: GateTypes, inner: Sequence[str]) -> Variant:
+        # Unoptimised: a fused operator would not see the noise, or the rounding, that stands
+        # between its parts.
         bodies = replace(FUNCTION_BODIES, threads=self.variant.threads)
         return gates_fed(bodies, gates, inner)
 

@@ -48,6 +48,7 @@ def choose_kernels(
         raise ConfigError(f"kernels is '{kernels}', expected auto, off or require.")
     if kernels == "off":
         return KernelUse(None, "switched off", None, compute_type)
+    # A library that was named and cannot be loaded fails below: falling back would hide it.
     path = library or native.kernel_library()
     if path is None and kernels == "auto":
         return KernelUse(None, native.why_no_library(), None, compute_type)
@@ -57,6 +58,8 @@ def choose_kernels(
             hint="docs/cpu-kernels.md says what to install. --kernels auto runs function bodies in"
             " standard ONNX ops where there is no kernel.",
         )
+    # Loaded by ctypes first: a library of another version would be refused by ONNX Runtime with no
+    # word of that, or not at all.
     best, *others = instruction_sets(path)
     chosen = _checked_set(instruction_set, [best, *others]) if instruction_set else best
     return KernelUse(path, None, chosen, compute_type)
@@ -112,6 +115,7 @@ def instruction_sets(path: Path) -> list[str]:
         raise BackendError(
             f"the kernel library {path} cannot be loaded: {error}.", hint=_REINSTALL
         ) from error
+    # Library and Python share the meaning of attributes, which may change with any version.
     version = _text(library, "moh_cpu_version", path)
     if version != __version__:
         raise BackendError(

@@ -1,4 +1,4 @@
-"""What ONNX Runtime opens: packages, and ONNX files that are no package's."""
+"""The models that ONNX Runtime opens: packages, and ONNX files that belong to none."""
 
 from __future__ import annotations
 
@@ -59,13 +59,14 @@ class PackageDir(Deployed):
 
     def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
         """Return the package's model by itself: reading a package takes time of its own."""
+        # A bare model file has no manifest, so what that allows goes along with the variant.
         compute_type = variant.compute_type or self.manifest.compute_type
         return OnnxFile(self.package.model_path), replace(variant, compute_type=compute_type)
 
 
 @dataclass(frozen=True)
 class OnnxFile(Model):
-    """An ONNX model of anybody's."""
+    """An ONNX model that belongs to no package."""
 
     path: Path
 

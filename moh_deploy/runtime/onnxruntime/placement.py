@@ -34,10 +34,13 @@ class Placement:
         """Let the session keep what `read` needs."""
         if not self.nodes:
             return
+        # A kernel is chosen, or a function body inlined, while the session is made: it has to be
+        # asked to remember.
         if _reports_assignment():
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         else:
             options.optimized_model_filepath = os.fsencode(self._dump)
+            # Weights beside the dump: a protobuf file holds 2 GiB at most.
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", "weights.bin"
             )
@@ -46,6 +49,7 @@ class Placement:
         """Return what runs each node: the session keeps it for a kernel, or has inlined it."""
         if not self.nodes:
             return {}
+        # What has no kernel is gone: its function body stands in its place, under other names.
         kept = _assigned(session) if _reports_assignment() else self._dumped()
         return {name: "kernel" if name in kept else "function" for name in self.nodes}
 

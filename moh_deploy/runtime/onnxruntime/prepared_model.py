@@ -1,4 +1,4 @@
-"""What ONNX Runtime is given: a model as it is, or changed, and what has to be known of it."""
+"""Prepare a model for ONNX Runtime: edits and extra outputs, and what to know of its nodes."""
 
 from __future__ import annotations
 
@@ -64,12 +64,15 @@ def prepare_model(
     dense_nodes: dict[str, LayerImpl] = dict.fromkeys(
         _nodes_of(DENSE_DOMAIN, path, model.graph), "dense"
     )
+    # Before any edit: an edit may take out a router, whose layer is still one of the package.
     routers, nodes = router_nodes(model.graph, layers), layer_nodes(model.graph, layers)
+    # An unchanged model is loaded by its path: nothing is serialised, and no copy of it is held.
     content: str | bytes = str(path)
     switches = switch_rules(model.graph)
     for edit in edits:
         edit(model.graph)
     has_float16 = computes_in(model, "float16")
+    # One dtype at most: the first that the model computes in.
     emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
     if emulated is not None:
         emulate(model, emulated)
@@ -88,6 +91,7 @@ def _load_without_weights(path: Path) -> onnx.ModelProto:
 
 def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     graph = model.graph
+    # Only values of the main graph can be outputs, not those within branches and functions.
     known = {name for node in graph.node for name in node.output}
     known |= {value.name for value in (*graph.input, *graph.initializer)}
     present = {output.name for output in graph.output}

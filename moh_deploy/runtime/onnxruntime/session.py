@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Severity of ONNX Runtime's log. Its warnings are about nodes that nobody wrote; what fails is
+# raised.
 _FATAL_ONLY = 4
 
 _WITHOUT_TRANSPOSE_FUSION = "optimization.disable_specified_optimizers", "MatmulTransposeFusion"
@@ -41,7 +43,7 @@ of a product with a matrix: tokens before samples, say."""
 
 @dataclass(frozen=True)
 class OrtRunner(Runner):
-    """An ONNX Runtime session that checks its inputs and speaks bfloat16.
+    """A model in an ONNX Runtime session: inputs are checked, and bfloat16 goes in and out.
 
     Attributes:
         description: What runs each layer, as read from the session.
@@ -124,6 +126,8 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     )
     path = source.model_path if isinstance(source, OnnxPackage) else source
     layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
+    # Emulation is decided here and recorded in the description: no result may look native that is
+    # not.
     emulated = _emulated(round_results=variant.round_results)
     model = prepare_model(
         path, layers, variant.extra_outputs, variant.edits, emulate_dtypes=emulated
@@ -154,6 +158,7 @@ def _placed(
     model: PreparedModel, use: KernelUse, options: ort.SessionOptions
 ) -> tuple[ort.InferenceSession, dict[str, LayerImpl]]:
     """Make the session, and read from it what runs each node."""
+    # Older versions of ONNX Runtime write what was placed where into a file; it is read at once.
     with scratch_directory("moh-deploy-session") as scratch:
         placement = Placement(model.moh_nodes, scratch)
         placement.prepare(options)
@@ -170,7 +175,10 @@ def runtime_name() -> str:
 
 
 def _emulated(*, round_results: bool) -> tuple[Dtype, ...]:
-    """A model that computes in both is emulated in bfloat16."""
+    """Return the dtypes to emulate, the first that a model computes in first.
+
+    A model that computes in both is emulated in bfloat16.
+    """
     bfloat16: tuple[Dtype, ...] = () if _has_bfloat16() else ("bfloat16",)
     return (*bfloat16, "float16") if round_results else bfloat16
 
@@ -178,6 +186,8 @@ def _emulated(*, round_results: bool) -> tuple[Dtype, ...]:
 @lru_cache
 def _has_bfloat16() -> bool:
     """Tell whether ONNX Runtime on the CPU multiplies bfloat16."""
+    # Asked by trying, not by version: whether there is a kernel depends on the build and the
+    # processor.
     text = "g (bfloat16[2, 2] a, bfloat16[2, 2] b) => (bfloat16[2, 2] y) { y = MatMul (a, b) }"
     product = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
     try:

@@ -1,4 +1,4 @@
-"""How large the values inside of a model get, measured by running it."""
+"""Measure how large the values inside a model get: half precision must not overflow."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def largest_values(package: OnnxPackage) -> dict[str, float]:
     for vectors in package.vectors:
         for name, array in vectors.inputs.items():
             _note(largest, name, array)
+        # A session for each chunk, as outputs are part of a model; it is loaded again for less
+        # memory.
         for chunk in _chunks(names):
             runner = open_session(package, Variant(extra_outputs=tuple(chunk)))
             for name, array in runner.run(vectors.inputs).items():
@@ -54,5 +56,6 @@ def _note(largest: dict[str, float], name: str, array: Array) -> None:
 
 
 def _largest(array: Array) -> float:
+    # Masks hold -inf on purpose, which half precision has too.
     finite = array[np.isfinite(array)]
     return float(np.abs(finite).max(initial=0.0))

@@ -28,6 +28,8 @@ def tensor_info(argument: ort.NodeArg) -> TensorInfo:
         )
     dtype = _ORT_DTYPES.get(element[1], element[1])
     shape = tuple(
+        # A name of its own, so that it is taken for a dynamic dimension that has to agree with no
+        # other.
         f"{argument.name} axis {axis}" if size is None else size
         for axis, size in enumerate(argument.shape)
     )
@@ -40,6 +42,8 @@ def to_ort(array: Array) -> ort.OrtValue:
 
     array = np.require(array, requirements="C")
     if array.dtype == BFLOAT16:
+        # numpy has no bfloat16 of its own that ONNX Runtime would know: it is handed the bits, with
+        # their type beside them.
         raw = array.view(np.uint16)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, onnx.TensorProto.BFLOAT16)
     return ort.OrtValue.ortvalue_from_numpy(array)

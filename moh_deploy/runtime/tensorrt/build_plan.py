@@ -1,4 +1,4 @@
-"""What `build` was asked for, checked before anything is started."""
+"""The plan of a build: what was asked for, checked before anything is started."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """One build.
+    """All that decides what one build makes.
 
     Attributes:
         flavour: What builds.
@@ -91,6 +91,8 @@ class BuildPlan:
         """Return the digest of all that decides what is built."""
         return key_of(
             {
+                # Whatever changes the engine has to be here: an equal key means that nothing is
+                # built.
                 "moh-deploy": __version__,
                 "package": self.package_sha256,
                 "backend": self.flavour.name,
@@ -123,6 +125,7 @@ def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
     wanted = dtype_named(precision, ("float32", *get_args(LowType)), option="precision")
     if wanted == found:
         return None
+    # What was rounded away does not come back, and float16 does not become bfloat16.
     if found != "float32" or wanted == "float32":
         raise ConfigError(
             f"precision is {precision}, but {package.root} is in {found}: only a float32 package"

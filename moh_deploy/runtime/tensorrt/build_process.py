@@ -1,4 +1,4 @@
-"""Starts the process that builds, hears its steps, and ends it with this one."""
+"""Start the process that builds an engine, hear its steps, and end it with this one (ADR 16)."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class BuildProcess:
 
     def __enter__(self) -> BuildProcess:
         with ExitStack() as failing:
+            # If anything below raises, the process is ended; else that is left to `__exit__`.
             failing.push(self._closing)
             self._start()
             self.stack = self._expect_stack()
@@ -83,6 +84,7 @@ class BuildProcess:
             OSError: It could not write.
         """
         assert self._process.stdin is not None
+        # One request for each process: after it stdin ends.
         self._process.stdin.write(encode(request))
         self._process.stdin.close()
         with ExitStack() as shown:
@@ -97,6 +99,7 @@ class BuildProcess:
         raise self._died()
 
     def _start(self) -> None:
+        # Messages go through a pipe of their own: TensorRT and its plugins may print to stdout.
         reading, writing = os.pipe()
         self._channel: IO[str] = self._closing.enter_context(os.fdopen(reading, encoding="utf-8"))
         log = self._closing.enter_context(self._log.open("wb"))
@@ -113,6 +116,7 @@ class BuildProcess:
                 text=True,
             )
         finally:
+            # The other process has the only writing end left, so that reading ends when it dies.
             os.close(writing)
         self._closing.callback(self._end)
 
@@ -124,6 +128,8 @@ class BuildProcess:
 
     def _environment(self) -> dict[str, str]:
         environment = child_environment()
+        # A link by the name that the parser looks for; the dynamic linker reads LD_LIBRARY_PATH
+        # only when a process starts.
         found = self._flavour.library_to_name()
         if found is not None:
             library, name = found
@@ -159,5 +165,6 @@ class BuildProcess:
 
     def _log_tail(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        # INFO is most of the log, and rarely why it failed; it is better than nothing if it is all.
         telling = [one for one in lines if not one.startswith("INFO: ")] or lines
         return "".join(f"\n  {one}" for one in telling[-_LOG_LINES:])

@@ -1,4 +1,4 @@
-"""Build an engine. Runs in the worker."""
+"""Build an engine; it runs in the worker, the only process that imports TensorRT to build."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def build(trt: Any, request: BuildRequest, tell: Callable[[Message], None]) -> B
     errors = parsed.parse(request.model)
     if errors:
         return BuildAnswer(errors)
+    # Read from the network before it is built: an engine no longer tells.
     plugins, types = parsed.plugins(), parsed.types()
     if request.engine is None:
         return BuildAnswer(plugins=plugins, types=types)
@@ -64,6 +65,7 @@ def _load(trt: Any, path: str, ops: Sequence[str]) -> None:
     # None, without a word, is what it gives for whatever is wrong.
     if registry.load_library(path) is None:
         raise BuildFailed(f"the plugin registry did not take {path}")
+    # The parser looks a plugin up by all three; a library of another version would be passed over.
     found = {(one.name, one.plugin_version, one.plugin_namespace) for one in registry.all_creators}
     version, namespace = PLUGIN_ATTRIBUTES["plugin_version"], PLUGIN_ATTRIBUTES["plugin_namespace"]
     missing = [op for op in ops if (op, version, namespace) not in found]
@@ -113,6 +115,7 @@ def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
         config.plugins_to_serialize = [request.plugin]
     if request.timing_cache_out is not None:
         measured = b"" if request.timing_cache is None else Path(request.timing_cache).read_bytes()
+        # `False`: times of another GPU or version are refused, not used.
         config.set_timing_cache(config.create_timing_cache(measured), False)
     return config
 

@@ -1,4 +1,4 @@
-"""NVIDIA's driver and GPUs, asked without CUDA's toolkit."""
+"""Ask NVIDIA's driver about itself and the GPUs, without CUDA's toolkit."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def read_driver() -> Driver:
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
+        # Not found is the usual case; any other text of the linker is worth reading.
         missing = "cannot open shared object file: No such file" in str(error)
         why = "libcuda.so.1 was not found" if missing else str(error)
         raise BackendError(f"no NVIDIA driver: {why}") from error
@@ -63,6 +64,7 @@ def read_driver() -> Driver:
     if count.value == 0:
         raise BackendError("the NVIDIA driver finds no GPU")
     return Driver(
+        # The driver writes 12.4 as 12040.
         cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
         gpus=tuple(_gpu(cuda, index) for index in range(count.value)),
     )

@@ -73,6 +73,8 @@ class Engine:
             BackendError: TensorRT failed, or the engine is closed.
         """
         loaded = self._open()
+        # All of one kind: copying some of them in silence would cost what tensors on the GPU are to
+        # save.
         from_torch = {name: is_torch(tensor) for name, tensor in inputs.items()}
         if len(set(from_torch.values())) > 1:
             raise ConfigError(
@@ -100,6 +102,7 @@ class Engine:
         return self._loaded
 
     def _gpu_context(self, loaded: LoadedEngine) -> GpuContext:
+        # Made when first needed: a context holds scratch memory on the GPU.
         self._on_gpu = self._on_gpu or GpuContext(loaded, self.manifest.outputs)
         return self._on_gpu
 

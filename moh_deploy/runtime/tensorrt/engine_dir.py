@@ -1,4 +1,4 @@
-"""What a build writes: a directory with the engine, and what it is."""
+"""The directory that a build writes: the engine, and `engine.json`, which says what it is."""
 
 from __future__ import annotations
 
@@ -126,6 +126,7 @@ class EngineManifest:
 
 def key_of(content: dict[str, object]) -> str:
     """Return the digest of what an engine is made from."""
+    # Sorted and without blanks: equal content has to give equal text.
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -158,8 +159,10 @@ def parse_engine_manifest(path: Path) -> EngineManifest:
         manifest = TypeAdapter(EngineManifest).validate_json(json.dumps(content))
     except ValidationError as error:
         raise PackageError(f"{path} cannot be read: {error}.") from error
+    # Sizes and names are checked before they are used: the file may come from anywhere.
     _check_profiles(path, manifest)
     plugin = None if manifest.plugin is None else manifest.plugin.file
+    # A name with a slash could make another file be read, or loaded as a library.
     for name in (*manifest.files, *([] if plugin is None else [plugin])):
         if not is_plain_name(name):
             raise PackageError(f"{path}: files names '{name}', expected a plain file name.")
@@ -188,4 +191,5 @@ def looks_like_engine(path: Path) -> bool:
         content = read_json(path, error=PackageError)
     except (OSError, PackageError):
         return False
+    # What every format version has; other tools write `engine.json` files too.
     return isinstance(content, dict) and {"format_version", "backend", "key"} <= content.keys()

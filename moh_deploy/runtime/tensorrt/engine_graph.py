@@ -1,4 +1,4 @@
-"""A package's model as an engine is built from it, and what of it runs by kernels."""
+"""Make the graph that an engine is built from, and tell what of it runs by kernels."""
 
 from __future__ import annotations
 
@@ -57,9 +57,11 @@ def make_engine_graph(
     """
     model, layers = load_ir(package), engine_choices(package.manifest, profiles)
     choose_for_engine(model, layers)
+    # Preflight comes before lowering: it names nodes and ops as the package has them.
     nodes = nodes_with_plugins(model) if plugins else ()
     rejections = refused_nodes(nodes, profiles)
     names = frozenset(node.name or "" for node in nodes) - {one.layer for one in rejections}
+    # Before functions are inlined: a MoHRouter that is no plugin is no node afterwards.
     routers, types = _routers(model, layers), _types(model)
     shares = {one.node: one.active_share for one in layers if one.node and one.active_share}
     lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
@@ -115,11 +117,13 @@ def check_network(graph: EngineGraph, answer: BuildAnswer, *, title: str) -> Non
         BackendError: A node is no plugin although it was to be one, or a value has another dtype:
             a router that is to decide in float32 would not.
     """
+    # The graph says what is to be a plugin, the parser decides: so it is read back.
     missing = sorted(graph.plugin_nodes.difference(answer.plugins))
     if missing:
         raise BackendError(f"{title} made no plugin of {', '.join(missing)}.")
     for name, dtype in graph.types.items():
         found = answer.types.get(name)
+        # Only floats are rounded. A name that the parser did not keep has no dtype to compare.
         if found not in (None, dtype) and {found, dtype} & {*_FLOATS}:
             raise BackendError(f"{title} made '{name}' {found}; the graph says {dtype}.")
     lost = [one.path for one in graph.layers if one.gates not in answer.types]

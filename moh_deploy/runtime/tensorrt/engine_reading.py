@@ -19,7 +19,7 @@ _BUILD_AGAIN = "Build it again: moh-deploy build PACKAGE --backend ... --output 
 
 
 def is_engine_dir(root: Path | str) -> bool:
-    """Tell whether a directory is one that `moh-deploy build` wrote, changed or not."""
+    """Tell whether `moh-deploy build` wrote a directory, even if it was changed since."""
     return looks_like_engine(Path(root) / ENGINE_MANIFEST_NAME)
 
 
@@ -46,6 +46,7 @@ def read_engine_dir(root: Path) -> EngineManifest:
             f" {ENGINE_FORMAT_VERSION}.",
             hint=_BUILD_AGAIN,
         )
+    # A damaged engine could crash the process that loads it, or compute something else.
     for name, sha256 in manifest.files.items():
         _check_digest(root / name, sha256)
     return manifest

@@ -1,4 +1,4 @@
-"""What differs between TensorRT and TensorRT-RTX. Everything else is one path."""
+"""The differences between TensorRT and TensorRT-RTX; everything else is one path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moh_deploy.errors import BackendError, ConfigError
 
 @dataclass(frozen=True)
 class Flavour:
-    """One of the two.
+    """TensorRT or TensorRT-RTX: how it is called, found, and told what to build for.
 
     Attributes:
         name: As `--backend` takes it.
@@ -47,6 +47,8 @@ class Flavour:
 
     def check_version(self, version: str) -> None:
         """Raise a BackendError if a version is too old."""
+        # Compared as numbers: as text, 10.12 would be older than 10.7. A patch level is never
+        # required.
         if tuple(map(int, version.split(".")[:2])) < self.oldest:
             oldest = ".".join(map(str, self.oldest))
             raise BackendError(
@@ -84,6 +86,7 @@ class Flavour:
         if self.libraries is None or spec is None or spec.origin is None:
             return None
         name = self.libraries[1]
+        # The wheel may hold versioned names only, such as `libtensorrt_rtx.so.1`.
         versioned = sorted(Path(spec.origin).parent.glob(f"{name}.*"))
         missing = versioned and not (Path(spec.origin).parent / name).exists()
         return (versioned[0], name) if missing else None

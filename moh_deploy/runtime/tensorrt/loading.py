@@ -24,7 +24,7 @@ _MOST_LINES = 5
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine in this process, and what has to live as long as it does.
+    """An engine in this process, with the objects that have to live as long as it does.
 
     Attributes:
         trt: The module of TensorRT or TensorRT-RTX.
@@ -54,12 +54,15 @@ def load_engine(root: Path, manifest: EngineManifest) -> LoadedEngine:
             another version; another plugin library is in this process; or TensorRT refuses.
     """
     flavour = FLAVOURS[manifest.backend]
+    # The cheap checks first, with messages that say what to do; TensorRT says little of a missing
+    # GPU.
     _check_gpu(root, manifest)
     flavour.require_installed()
     trt = import_module(flavour.module)
     _check_version(root, manifest, flavour, str(trt.__version__))
     lines: list[str] = []
     logger = _logger(trt, lines)
+    # The library first: an engine with plugins is not read without their creators.
     runtime = trt.Runtime(logger)
     _make_plugins_known(trt, runtime, root, manifest)
     engine = runtime.deserialize_cuda_engine((root / ENGINE_NAME).read_bytes())
@@ -119,6 +122,7 @@ def _make_plugins_known(trt: Any, runtime: Any, root: Path, manifest: EngineMani
         runtime.engine_host_code_allowed = True
         return
     registry, path = trt.get_plugin_registry(), root / manifest.plugin.file
+    # A library of moh-deploy is in this process already: its content has to be the same.
     if any(creator.plugin_namespace == _NAMESPACE for creator in registry.all_creators):
         _check_same_library(path, manifest.plugin.sha256)
     # None, without a word, is what it gives for whatever is wrong.
@@ -138,6 +142,7 @@ def _check_same_library(path: Path, sha256: str) -> None:
 def _mapped_libraries() -> Iterator[Path]:
     """Return the plugin libraries in this process's memory, where the system says."""
     maps = Path("/proc/self/maps")
+    # The path is the sixth column; it may hold blanks.
     lines = maps.read_text().splitlines() if maps.is_file() else []
     paths = dict.fromkeys(line.split(maxsplit=5)[-1] for line in lines)
     return (Path(one) for one in paths if Path(one).name == PLUGIN_NAME and Path(one).is_file())

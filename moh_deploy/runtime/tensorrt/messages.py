@@ -1,4 +1,4 @@
-"""What the process that builds and the one that waits for it tell each other, as lines of JSON.
+"""The messages between the process that builds and the one that waits for it, as JSON lines.
 
 The builder speaks first: its `Stack`. It then reads one `BuildRequest` from its stdin, tells steps,
 and ends with a `BuildAnswer` or a `Failure`.
@@ -82,7 +82,7 @@ class ParserError:
 
 @dataclass(frozen=True)
 class BuildAnswer:
-    """What came of it.
+    """The answer to a request: what the network holds, and what was built.
 
     Attributes:
         errors: What the parser refused; then nothing was built.
@@ -101,7 +101,7 @@ class BuildAnswer:
 
 @dataclass(frozen=True)
 class Failure:
-    """It did not work.
+    """Nothing was built: TensorRT gave up, or a file could not be read or written.
 
     Attributes:
         text: What failed.
@@ -114,7 +114,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Step:
-    """What is being done now."""
+    """The phase of the build that begins now."""
 
     name: str
 
@@ -125,6 +125,7 @@ _KINDS = {kind.__name__: kind for kind in (Stack, Step, BuildAnswer, Failure, Bu
 
 def encode(message: Message | BuildRequest) -> str:
     """Return a message as one line."""
+    # JSON escapes newlines, so that a message is one line whatever text it holds.
     return json.dumps({type(message).__name__: asdict(message)}) + "\n"
 
 

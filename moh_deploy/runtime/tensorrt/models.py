@@ -1,4 +1,4 @@
-"""An engine directory as a model, and a loaded engine as a runner."""
+"""Engine directories among the models that can be opened, and loaded engines as runners."""
 
 from __future__ import annotations
 
@@ -51,11 +51,13 @@ class EngineDir(Deployed):
                 hint="Name the package that it was built from: --package DIR.",
             )
         opened = OnnxPackage.open(package)
+        # The manifest has the digests of all other files, so it stands for the whole package.
         if sha256_of(package / MANIFEST_NAME) != manifest.package_sha256:
             raise ConfigError(
                 f"{self.root} was not built from {package}, or that has changed since.",
                 hint="Name the package that it was built from, or build the engine again.",
             )
+        # Recorded runs are of the original; how close an engine has to be depends on its precision.
         return replace(opened, manifest=replace(opened.manifest, precision=manifest.precision))
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
@@ -121,6 +123,7 @@ class EngineRunner(Runner):
         plugin = self.engine.manifest.plugin
         if plugin is None:
             return KernelUse(None, "the engine was built without plugins", None)
+        # A library that is embedded has no file: it is inside the engine.
         return KernelUse(self.engine.root / (plugin.file or ENGINE_NAME), None, None)
 
 

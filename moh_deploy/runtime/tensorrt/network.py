@@ -63,6 +63,8 @@ class ParsedNetwork:
         kind = getattr(self._trt.LayerType, "ATTENTION_INPUT", None)
         for layer in self._layers():
             if kind is not None and layer.type == kind:
+                # TensorRT's binding hands out the base class, `ILayer`: setting the class is how it
+                # is cast.
                 layer.__class__ = self._trt.IAttentionInputLayer
                 layer.attention.decomposable = True
 
@@ -75,6 +77,7 @@ def _node_name(layer: Any) -> str:
 
 def _strongly_typed(trt: Any) -> int:
     """The graph says which dtypes are used. In TensorRT 10 that has to be asked for."""
+    # Where there is no such flag, every network is strongly typed.
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 

@@ -17,6 +17,7 @@ from moh_deploy.system.npz import Array
 
 def is_torch(value: object) -> bool:
     """Tell whether something is a tensor of torch, without importing it."""
+    # Whoever has a tensor has imported torch; nobody else should wait for it.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -34,6 +35,7 @@ def stand_in(name: str, tensor: Any) -> Array:
             " Arrays of numpy may be anywhere.",
         )
     dtype = numpy_dtype(str(tensor.dtype).removeprefix("torch."))
+    # One element seen many times: no memory for its size is taken.
     return np.broadcast_to(np.zeros((), dtype), tuple(tensor.shape))
 
 
@@ -65,6 +67,7 @@ class GpuContext:
         torch = sys.modules["torch"]
         device = next(iter(inputs.values())).device
         stream = torch.cuda.current_stream(device).cuda_stream
+        # The profile before the shapes: they are checked against its sizes.
         self._use(profile, stream)
         # Kept until the run is enqueued: torch reuses memory in the stream's order.
         read = {name: tensor.contiguous() for name, tensor in inputs.items()}
@@ -82,6 +85,7 @@ class GpuContext:
             self._profile = profile
 
     def _output(self, spec: TensorInfo, torch: Any, device: Any) -> Any:
+        # Known from the input shapes now; -1 where it depends on what they hold.
         shape = tuple(self._context.get_tensor_shape(spec.name))
         if any(size < 0 for size in shape):
             raise BackendError(
@@ -89,6 +93,7 @@ class GpuContext:
                 f" {list(shape)}.",
                 hint="Give arrays of numpy: they are run in another way.",
             )
+        # New for each run: the caller may keep the last outputs.
         tensor = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=device)
         self._must(self._context.set_tensor_address(spec.name, tensor.data_ptr()), spec.name)
         return tensor

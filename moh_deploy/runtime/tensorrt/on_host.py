@@ -54,6 +54,7 @@ class HostContext:
             self._try(lambda: self._runner.set_profile(profile))
             self._profile = profile
         found: Mapping[str, Array] = self._try(
+            # Checked by `Engine` already, with messages of its own.
             lambda: self._runner.infer(dict(inputs), check_inputs=False)
         )
         # The runner's arrays are views of memory that the next run writes to.
@@ -82,6 +83,7 @@ def choose_polygraphy(flavour: Flavour) -> None:
             "Polygraphy is not installed, which runs engines on arrays of numpy.", hint=INSTALL
         )
     is_rtx = flavour.name == "tensorrt-rtx"
+    # Polygraphy reads the variable once, when it is imported; afterwards it can only be asked.
     if "polygraphy" not in sys.modules:
         os.environ[_SWITCH] = "1" if is_rtx else "0"
     from polygraphy import config

@@ -1,4 +1,4 @@
-"""Finds libmoh_plugin.so, the kernels for TensorRT, and asks it what it is."""
+"""Find libmoh_plugin.so, the kernels for TensorRT, and check that it is of this version."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def find_plugin(given: Path | None) -> PluginLibrary | None:
 
 def _check_version(path: Path) -> None:
     try:
+        # Resolved: without a slash the linker would search its own paths for the name.
         function = ctypes.CDLL(str(path.resolve())).moh_plugin_version
     except (OSError, AttributeError) as error:
         raise BackendError(

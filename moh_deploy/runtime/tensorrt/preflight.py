@@ -126,6 +126,7 @@ def _input_refused(value: ir.Value, spec: PluginInput, first: ir.Value | None) -
     dtype, others = _dtype(value), _dtype(first)
     if dtype not in spec.dtypes:
         yield f"{spec.name} is {dtype}", _either(spec.dtypes), _EXPORT_AGAIN
+    # Floats of one node are of one dtype, that of its first input; a mask may be bool besides.
     elif "bool" not in spec.dtypes and dtype != others:
         yield f"{spec.name} is {dtype}", f"{others}, as the inputs before it are", _EXPORT_AGAIN
     rank = len(value.shape) if value.shape is not None else None
@@ -155,6 +156,7 @@ def _profiles_refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Re
         most = {name: span.max for name, span in profile.items()}
         for value, spec in zip(node.inputs, PLUGINS[node.op_type].inputs, strict=False):
             rows = 1
+            # Rows: all axes but the last.
             for size in _known(value, most)[:-1]:
                 rows *= size
             if rows > LARGEST:
@@ -172,8 +174,11 @@ def _rule_refused(node: ir.Node) -> Iterator[Reason]:
     given = {name: one.value for name, one in node.attributes.items()}
     known = {one.name for one in spec.attributes}
     extra = {*PLUGIN_ATTRIBUTES, *(field.name for field in PLUGINS[node.op_type].fields)}
+    # What only plugins have is no attribute of the op. Unknown ones stay, so that the rule names
+    # them.
     attributes: Attributes = {k: v for k, v in given.items() if k in known or k not in extra}
     types = [_type(value) for value in node.inputs]
+    # Inputs that are left out at the end count as absent.
     types += [None] * (len(spec.inputs) - len(types))
     try:
         spec.shape_rule(types, spec.complete(attributes))
@@ -190,6 +195,7 @@ def _heads(node: ir.Node, slot: int, attribute: str) -> int | None:
     return last // (_int(node, attribute) or 1) if len(value.shape) == 3 else last
 
 
+# Inputs by slot: 0 is Q, 2 is V of attention; 0 the routed and 1 the shared logits of a router.
 _SIZES: Mapping[str, Callable[[ir.Node], int | None]] = {
     "head_dim": lambda node: _heads(
         node, 0, "q_num_heads" if node.op_type == op_names.ATTENTION else "num_heads"

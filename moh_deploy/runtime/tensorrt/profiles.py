@@ -1,4 +1,4 @@
-"""Sizes that an engine is built for: `batch=1..8..32,seq=128`, by the package's dimensions."""
+"""Read the sizes that an engine is built for, such as `batch=1..8..32,seq=128`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from moh_deploy.system.suggest import did_you_mean
 LARGEST = 1 << 30
 """What kernels count up to."""
 
+# Numbers of 18 digits always fit into 64 bits.
 _DIM = re.compile(r"(?P<name>[A-Za-z_]\w*)[=:](?P<spans>\d{1,18}(?:\.\.\d{1,18}){0,2})", re.ASCII)
+# A wide range costs memory and speed at the sizes in it: TensorRT picks tactics that take all.
 _MOST_TIMES_EXAMPLE = 4
 
 
@@ -116,6 +118,7 @@ def _parse(text: str, manifest: Manifest) -> dict[str, Span]:
 
 def _span(text: str) -> Span:
     sizes = [int(size) for size in text.split("..")]
+    # `8` is 8..8..8; `1..32` is 1..32..32, tuned for the largest; of three the middle one counts.
     return Span(sizes[0], sizes[len(sizes) // 2], sizes[-1])
 
 
@@ -143,6 +146,7 @@ def _shape(one: TensorInfo, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(
         size
         if isinstance(size, int)
+        # An axis may be an expression of a dimension, such as `past + 1`.
         else DimExpr.parse(size, place=f"input '{one.name}'").evaluate(sizes)
         for size in one.shape
     )

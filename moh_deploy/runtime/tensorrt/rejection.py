@@ -1,4 +1,4 @@
-"""What will not be built, and why: collected, so that all of it is said at once."""
+"""Collect what will not be built, and why, so that all of it is said at once."""
 
 from __future__ import annotations
 

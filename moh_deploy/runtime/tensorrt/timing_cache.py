@@ -1,4 +1,4 @@
-"""The file of `--timing-cache`: what TensorRT measured, good for one machine and one stack only.
+"""Read and write the file of `--timing-cache`: what TensorRT measured on one machine and stack.
 
 A line of JSON says which; TensorRT's own bytes follow.
 """
@@ -40,6 +40,8 @@ class TimingCache:
         """Return why what is there is neither used nor replaced; None if it is."""
         if not self.path.exists():
             return None
+        # A file of somebody else is never overwritten, and times of another GPU would choose
+        # tactics that are slow here.
         found = self._stack()
         if found is None:
             return "it is not a timing cache of moh-deploy"
@@ -66,5 +68,6 @@ class TimingCache:
             text = self._content().partition(b"\n")[0]
             head = cast("dict[str, Any]", parse_json(text, f"{self.path}", error=PackageError))
             return dict(head["stack"]) if head["kind"] == _KIND else None
+        # Whatever the file holds may be anything: none of it may end a build.
         except (OSError, PackageError, ValueError, KeyError, TypeError):
             return None

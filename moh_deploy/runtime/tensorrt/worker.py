@@ -43,6 +43,7 @@ def main(flavour_name: str, descriptor: str) -> None:
 def _serve(flavour_name: str, tell: Callable[[Message], None]) -> None:
     flavour = FLAVOURS[flavour_name]
     trt = import_module(flavour.module)
+    # Before a request is read: what is there decides whether anything has to be built at all.
     tell(Stack(trt.__version__, *(() if flavour.targets else _gpu())))
     line = sys.stdin.readline()
     if line:  # or nobody wants anything
@@ -54,6 +55,7 @@ def _serve(flavour_name: str, tell: Callable[[Message], None]) -> None:
 def _reporting(serve: Callable[[], None], tell: Callable[[Message], None]) -> None:
     try:
         serve()
+    # As number and text, from which the other process raises an OSError of its own.
     except OSError as error:
         tell(Failure(f"{error.strerror}: {error.filename}", error.errno))
     except builder.BuildFailed as error:
@@ -70,7 +72,7 @@ def _gpu() -> tuple[str, ...]:
 
 
 def _die_with_parent() -> None:
-    """Nobody would take what is built."""
+    """Let Linux end this process with its parent: nobody would take what is built."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
