@@ -104,6 +104,8 @@ def bench(
             against = [one.name for one in candidates.entries if one.is_baseline]
             if ratchet is not None:
                 require_one_package({one.name: one.is_baseline for one in candidates.entries})
+            # Gates are read before anything is timed: a typing error must not cost the minutes
+            # until then.
             asked = [parse_gate(one, candidates=names, baselines=against) for one in gates]
             sets = _input_sets(candidates.first, list(map(Path, inputs)), batch, sizes or {})
         job = BenchRun(
@@ -112,9 +114,12 @@ def bench(
             measure=measure or runs_timer(min_time, warmup, threads=threads),
             measure_fresh=measure_fresh or fresh_run,
             progress=progress,
+            # Only where something may fail, since proving that all compute the same takes as long
+            # as `verify`.
             judged=bool(gates) or ratchet is not None,
         )
         report = job.report(sets, asked, min_time=min_time, warmup=warmup)
+    # Figures of a run that failed are not kept as reached.
     if ratchet is not None and report.failure is None:
         figures = bench_figures(report, _path_keys(against, inputs, ratchet.path))
         judged = ratchet.judge(figures, machine=machine_of(report))

@@ -90,11 +90,14 @@ def bisect(
     with scratch_directory("moh-deploy-bisect") as folder:
         if to is not None:
             with progress.step("lowering the precision"):
+                # What is bisected is the lowered package; the float32 one is what it should
+                # compute.
                 package, believed = lowered(package, to, folder / "lowered"), package
         samples = recorded_samples(package.vectors[:vectors])
         runs = Experiments(package, believed, samples, rules, target, kernels, folder)
         if runs.believed is not None and files:
             with progress.step("computing in float32 what should come out"):
+                # Where a file holds no outputs, the package in float32 says what should come out.
                 runs.samples = (*samples, *answered(runs.believed, files))
         report = _bisect(runs, folder, written, max_runs, progress)
         if to is not None and not report.diverges:
@@ -127,6 +130,7 @@ def _bisect(
         errors=located.errors,
         notes=_notes(runs, located.divergence.cause),
     )
+    # A repair puts nodes into float32: in a float32 package all of them are there already.
     if runs.float32 is None:
         return report
     job = RepairJob(located, folder / "trials", output, most, progress.step)
@@ -153,6 +157,7 @@ def _notes(runs: Experiments, cause: Cause) -> tuple[str, ...]:
 
 
 def _check_options(root: Path, target: float | None, vectors: int | None, max_runs: int) -> None:
+    # Checked before the package is read, which would only say that it is none.
     if find_deployed(root).is_compiled:
         raise ConfigError(
             f"{root} is an engine, whose inner values cannot be seen; expected a package.",
@@ -181,6 +186,7 @@ def _check_packages(
     if reference is not None:
         check_reference(package, reference)
     precision = package.manifest.precision
+    # A float32 package cannot be its own reference: it may be what is wrong.
     if inputs and precision not in LOW and reference is None:
         raise ConfigError(
             f"{package.root} is in {precision}: what it should compute on other inputs than the"

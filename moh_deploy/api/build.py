@@ -119,6 +119,7 @@ def build(
         embed_plugin=embed_plugin,
         keep_onnx=keep_onnx,
     )
+    # Before TensorRT is started, which takes seconds.
     if require_kernels or embed_plugin:
         plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
     with ExitStack() as closing:
@@ -128,6 +129,7 @@ def build(
         work, log = staged.path / _WORK_NAME, staged.path / LOG_NAME
         work.mkdir()
         with progress.step(f"starting {flavour.title}"):
+            # The process ends before the staged directory goes: it writes its log there.
             process = closing.enter_context(BuildProcess(flavour, folder=work, log=log))
         run = _Build(plan, process, staged, output, progress)
         return run.run(dry_run=dry_run, require_kernels=require_kernels)
@@ -152,6 +154,7 @@ class _Build:
         self._times = None if path is None else TimingCache(path, stack)
 
     def run(self, *, dry_run: bool, require_kernels: bool) -> BuildReport:
+        # The key needs the versions and the GPU, which only the process with TensorRT knows.
         earlier = read_whole(self._output)
         if earlier is not None and earlier.key == self._plan.key(self._process.stack):
             _require(earlier.layers, required=require_kernels)
@@ -163,11 +166,14 @@ class _Build:
                 require_equal(self._plan.package)
         if not rejections:
             _require(engine_layers(graph, graph.plugin_nodes), required=require_kernels)
+        # Parsed even if the build is refused already: the parser's reasons are to be said with the
+        # others.
         request = self._request(graph, parse_only=dry_run or bool(rejections))
         answer = self._process.build(request, self._progress)
         rejections += refused_by_parser(answer.errors, self._title)
         if rejections and not dry_run:
             raise refusal(rejections, title=self._title)
+        # After a refusal there may be no network to read back: what was planned is reported.
         layers = engine_layers(graph, graph.plugin_nodes if rejections else answer.plugins)
         if not rejections:
             check_network(graph, answer, title=self._title)
@@ -208,6 +214,7 @@ class _Build:
             output=self._work / _LOWERED_NAME,
             progress=self._progress,
         )
+        # Written a moment ago by this very process.
         return OnnxPackage.open(lowered.package, check_digests=False)
 
     def _request(self, graph: EngineGraph, *, parse_only: bool) -> BuildRequest:
@@ -235,6 +242,7 @@ class _Build:
     def _write(self, layers: tuple[EngineLayer, ...], answer: BuildAnswer) -> None:
         """Put the engine directory at its place."""
         with self._progress.step("writing the engine"):
+            # A file that is no cache, or of another machine, stays as it is.
             if self._times is not None and self._times.why_ignored() is None:
                 self._times.write((self._work / _TIMES_AFTER).read_bytes())
             if self._plan.keep_onnx:
@@ -267,6 +275,7 @@ class _Build:
     ) -> EngineManifest:
         plan, stack = self._plan, self._process.stack
         versions = {"moh-deploy": __version__, plan.flavour.title: stack.version}
+        # The engine does not depend on the log, which anybody may cut or remove.
         files = [path.name for path in sorted(self._staged.path.iterdir()) if path.name != LOG_NAME]
         return EngineManifest(
             backend=plan.flavour.name,
@@ -330,6 +339,7 @@ def _require(layers: Sequence[EngineLayer], *, required: bool) -> None:
 
 
 def _check_apart(output: Path, package_dir: Path) -> None:
+    # A package is replaced as a whole, and would take an engine inside of it along.
     if package_dir.resolve() in (output.resolve(), *output.resolve().parents):
         raise ConfigError(
             f"output is {output}, inside of the package {package_dir}, which holds nothing else.",

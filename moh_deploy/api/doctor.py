@@ -17,7 +17,7 @@ def doctor(
     plugin: Path | str | None = None,
     progress: Progress | None = None,
 ) -> DoctorReport:
-    """Look at this machine.
+    """Report what is installed on this machine, what can be done with it, and what is missing.
 
     Native libraries are loaded, and operators run, in processes of their own: what is broken is a
     finding.
@@ -49,6 +49,7 @@ def _ability_to_run(artefact: Path) -> Ability:
 
 def _how_it_runs(root: str) -> str:
     """Load a package or an engine, as `moh-deploy run` would."""
+    # In the other process: the runtimes may be missing or broken here.
     from moh_deploy.runtime.open_runner import find_deployed
 
     model = find_deployed(root)

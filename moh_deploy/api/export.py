@@ -1,4 +1,4 @@
-"""What takes a model in PyTorch: `moh_deploy.export`, and `load_original`."""
+"""The public functions that take a model in PyTorch: `export` and `load_original`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job: from a PyTorch checkpoint to a package that is proven equal to it."""
+"""Export a PyTorch checkpoint to a package that is proven equal to it."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
         MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
     """
     progress = progress or SilentProgress()
+    # Before the model is loaded and traced, which may take minutes.
     check_output(options.output)
     config = load_config(options.config, options.overrides)
     converted, checkpoint_sha256 = _convert(options, config, progress)
@@ -59,10 +60,12 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
     with PackageWriter(options.output) as writer:
         with progress.step("writing the package"):
             manifest = _manifest(converted, checkpoint_sha256, options, config)
+            # Weights are most of a package: better refused now than with a full disk.
             writer.require_free(_weight_bytes(converted.model))
             _save(converted.model, writer.root)
             manifest = writer.stage(manifest, converted.vectors)
         sizes = tuple(one.sizes for one in converted.vectors)
+        # Its weights would stay in memory while another process loads what was written.
         del converted
         with progress.step("comparing the package with the original model"):
             runs = _prove(writer.root, manifest)
@@ -100,6 +103,7 @@ def _convert(
     with progress.step("loading the model"):
         model = load(options, config)
         model, inputs = in_dtype(options, model, example_inputs(options, config, model))
+    # Tracing runs the model, which may import more of the user's code.
     with user_code(code_dirs(options, config)):
         converted = convert(
             model,
@@ -113,6 +117,7 @@ def _convert(
 
 def _with_first_choices(converted: Converted) -> Converted:
     """Let each layer run as is predicted to be the fastest: here, or where there are kernels."""
+    # Without a library AVX-512 is assumed, the only one that costs were measured on.
     instruction_set = choose_kernels("auto").instruction_set
     layers = first_choices(
         converted.model,

@@ -1,4 +1,4 @@
-"""Say what is in a package."""
+"""Show what is in a package: its layers, choices and predictions, and what runs them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def inspect(
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
     with progress.step("loading the model"):
+        # Asked of a session, not read from the file: only the runtime knows what has a kernel here.
         found = open_runner(package, Variant(kernels=kernels)).describe()
     use = found.kernels
     by_layer = zip(package.manifest.layers, found.layer_nodes, strict=True)

@@ -1,4 +1,4 @@
-"""Give a package, an engine, an ONNX file or an original model to Polygraphy."""
+"""Make a runner for Polygraphy of a package, an engine, an ONNX file or an original model."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def polygraphy_runner(
         model = _original(source, gates, package)
     from moh_deploy.runtime.polygraphy_runner import PolygraphyRunner
 
+    # The name tells two runners of one package apart in Polygraphy's results.
     how = "" if optimize else ", not optimised"
     is_package = isinstance(model, PackageDir)
     words = f"{model.name}, kernels: {kernels}{how}" if is_package else model.name
@@ -83,6 +84,7 @@ def _named(
     if gates:
         raise ConfigError(f"gates are asked of {path}, and a package alone has them.")
     if isinstance(model, EngineDir):
+        # Before Polygraphy is imported: it decides then which TensorRT it uses.
         choose_polygraphy(FLAVOURS[model.manifest.backend])
     return model, variant
 

@@ -58,6 +58,7 @@ def precision(
         package = OnnxPackage.open(package_dir)
         check_float32(package)
     with progress.step("comparing the package with the original model"):
+        # First in float32: an error that was there before must not be taken for one of rounding.
         require_equal(package)
     with progress.step("measuring how large values get"):
         largest = largest_values(package)
@@ -72,6 +73,7 @@ def precision(
         with progress.step("comparing what was written with the original model"):
             staged = OnnxPackage.open(writer.root, staged=True)
             parity = _compare(staged, round_results=False)
+            # Emulation rounds every result already: the second comparison would be the same.
             is_rounded = parity.kernels.emulated_dtype is not None
             rounded = parity if is_rounded else _compare(staged, round_results=True)
         written = writer.publish(replace(manifest, proof=proof_of(parity, package)))
@@ -109,11 +111,12 @@ def _compare(package: OnnxPackage, *, round_results: bool) -> ParityReport:
 
 
 def _kind(reason: str, low: LowType) -> str:
-    """Reasons that name a value are of one kind."""
+    """Return the kind of a reason, to be counted: those that name a value are of one kind."""
     return f"values too large for {low}" if " reached " in reason else reason
 
 
 def _computes_in(node: ir.Node, low: LowType) -> bool:
+    # A Cast is the border of lower precision, not work in it.
     if node.op_type == "Cast":
         return False
     return any(value.dtype is not None and _name(value.dtype) == low for value in node.outputs)

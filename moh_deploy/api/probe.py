@@ -81,6 +81,7 @@ def probe(
         with progress.step("searching the inputs"):
             samples = cut_into_samples(package.manifest, files)
             mining = mine(sides.recorder, samples, valid_tokens=valid_tokens)
+    # The choice of samples is the package's; what is expected of them, the original's.
     if mining is not None and original is not None:
         with progress.step("running the original model"):
             mining = recorded_by(original, package, mining)

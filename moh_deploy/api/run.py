@@ -41,6 +41,7 @@ def run(
         BackendError: The runtime failed, or the engine cannot run here.
     """
     progress, outputs, root = progress or SilentProgress(), Path(outputs), Path(package_dir)
+    # Before the model is loaded and run.
     _check_writable(outputs)
     model = find_deployed(root)
     with progress.step("reading the inputs"):
@@ -51,6 +52,7 @@ def run(
         start = time.perf_counter()
         results = runner.run(feeds)
         seconds = time.perf_counter() - start
+    # The file appears whole or not at all; an earlier one stays until then.
     with staged_file(outputs) as partial:
         write_npz(partial, results)
     found = runner.describe()

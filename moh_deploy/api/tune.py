@@ -104,15 +104,19 @@ def tune(
             _check_replaceable(package.root)
         sets = input_sets(package, [Path(one) for one in inputs], weights)
         use = choose_kernels("auto", compute_type=package.manifest.compute_type)
+    # Beside the package, on whose disk there has to be room for the result anyway.
     with StagedDirectory(_place(package, dry_run)) as scratch:
         job = _Job(package, use, threads, one_choice, scratch.path, progress)
         if choose is not None:
             outcome = job.given(choose)
         else:
             outcome = job.measured(sets, measure or stopwatch, stopwatch.name)
+        # Recorded inputs are compared with the original itself, so only the user's need the package
+        # as it was.
         proof = job.prove(outcome, sets if inputs else [])
         if not dry_run:
             with progress.step("writing the package"):
+                # Only after the proof: the package that is there stays until then.
                 write_choices(package, outcome.layers, package.root, tuning=outcome.tuning)
     return TuneReport(
         package=package.root,
@@ -157,7 +161,7 @@ def _place(package: OnnxPackage, dry_run: bool) -> Path:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What was chosen, and on what grounds.
+    """The choices for all layers, and the measurements that they rest on.
 
     Attributes:
         predicted_ms: For each layer and each set of inputs, choice to what is predicted; nothing at
@@ -211,7 +215,7 @@ class _Job:
     progress: Progress
 
     def given(self, choices: Mapping[str, str]) -> _Outcome:
-        """Take somebody's word for the choices."""
+        """Return the choices that the user gave; nothing is measured."""
         self._check_anything_to_choose()
         manifest = self.package.manifest
         layers = with_choices(manifest.layers, choices, dims=list(manifest.dims))
@@ -247,6 +251,8 @@ class _Job:
         )
         if outcome.is_dense:
             return outcome
+        # Not all dense: the sum of layers that gain may still lose, by Ifs, or by data out of the
+        # caches.
         return self._checked_as_a_whole(outcome, feeds, measure)
 
     def predicted_gains(
@@ -300,9 +306,13 @@ class _Job:
     def _checked_as_a_whole(
         self, outcome: _Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
     ) -> _Outcome:
-        """Layers are timed apart from each other; what counts is the whole model."""
+        """Return the outcome with layers made dense where the whole model was slower than dense.
+
+        Layers are timed apart from each other; what counts is the whole model.
+        """
         outcome, times = self._timed_as_a_whole(outcome, feeds, measure)
         if outcome.depends_on_sizes and not ranges_pay(times):
+            # One choice a layer was timed along with the others, so nothing has to be timed again.
             times = [{DENSE: one[DENSE], CHOSEN: one[ONE_CHOICE]} for one in times]
             outcome = replace(outcome, layers=outcome.one_choice, ranges_did_not_pay=True)
             outcome = _with_times(outcome, times)
@@ -312,6 +322,7 @@ class _Job:
         outcome = _dense_at(outcome, slower)
         if outcome.is_dense:
             return outcome
+        # Dense at some sizes is another model, with other Ifs: it has to prove itself, once.
         again, times = self._timed_as_a_whole(outcome, feeds, measure)
         still = slower_than_dense(times)
         return _dense_at(again, range(len(times))) if still else again
@@ -371,6 +382,7 @@ def _dense_at(outcome: _Outcome, slower: Sequence[int]) -> _Outcome:
     sizes = outcome.tuning.sizes
     layers = [dense_at(layer, sizes, slower) for layer in outcome.layers]
     known = tuple(layer for layer in layers if layer is not None)
+    # In some layer no size tells the slower runs apart: then dense everywhere, in all layers alike.
     if len(known) < len(layers):
         known, slower = with_choices(outcome.layers, {"all": "dense"}), range(len(sizes))
     return replace(outcome, layers=known, dense_was_faster=tuple(slower))
@@ -388,6 +400,7 @@ def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice:
     if not times.samples:
         return _Decision(layer, layer, is_close=False)
     weights = tuning.weights
+    # All inputs together, each as often as it counts; a choice needs one prediction for all.
     predicted = {
         choice: sum(w * ms[choice] for w, ms in zip(weights, times.predicted_ms, strict=True))
         for choice in times.predicted_ms[0]
@@ -403,7 +416,9 @@ def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice:
         return _Decision(flat, flat, is_close)
     runs = zip(times.samples, times.predicted_ms, strict=True)
     choices = [fastest_there(samples, ms, otherwise=best) for samples, ms in runs]
+    # Where sizes do not tell the runs apart, the best for all of them together.
     ranged = by_size(flat, tuning.sizes, choices) or flat
+    # With ranges the runs differ clearly, whatever the sum says.
     return _Decision(ranged, flat, is_close and not ranged.ranges)
 
 

@@ -112,6 +112,7 @@ def verify(
     ratchet = Ratchet.open(baseline_file, "verify", update=update_baseline)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     source = None if package is None else Path(package)
+    # These would be ignored without a word.
     if labels is None and (metric or better or label_output or shift_labels or batch_size):
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
     with progress.step("reading what is compared"):
@@ -134,6 +135,7 @@ def verify(
         report = verify_labelled(
             subject, paths, task, against=against, policy=rules, progress=progress
         )
+    # A comparison that failed says nothing of what was reached.
     if ratchet is None or not report.equal:
         return report
     return replace(report, ratchet=ratchet.judge(parity_figures(report, ratchet.path)))

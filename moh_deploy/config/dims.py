@@ -1,4 +1,4 @@
-"""Dynamic dimensions: a name, or a linear expression of one name: `batch`, `past+1`, `2*seq-1`.
+"""Read dynamic dimensions: a name, or a linear expression of one: `batch`, `past+1`, `2*seq-1`.
 
 The form `multiplier * name + offset` is what `torch.export.Dim` can express.
 """
@@ -55,6 +55,7 @@ class DimExpr:
 
     def solve(self, size: int) -> int | None:
         """Return the size of the name that makes this dimension `size`; None if none does."""
+        # 2*seq-1 = 7 is solved by seq = 4; 2*seq = 7 by nothing.
         base, rest = divmod(size - self.offset, self.multiplier)
         return base if rest == 0 and base >= 0 else None
 
@@ -96,6 +97,7 @@ def solve_sizes(axes: Iterable[DynamicAxis]) -> dict[str, int]:
                 f"{axis.place} has size {axis.size}, which '{axis.expr}' cannot be for any whole"
                 f" number '{axis.expr.name}' >= 0."
             )
+        # Axes of one name have to mean the same size, whatever their expressions.
         known, first = found.setdefault(axis.expr.name, (size, axis))
         if known != size:
             raise ConfigError(

@@ -31,6 +31,8 @@ Key = str | int
 
 
 class _Section(BaseModel):
+    # Strict: pydantic would otherwise take the text '4' for a number. Unknown keys are mostly
+    # misspelt ones.
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
@@ -46,6 +48,7 @@ class ModelSection(_Section):
 
     factory: str | None = None
     kwargs: dict[str, JsonValue] = {}
+    # YAML has lists and text only: fields of tuples and paths are the ones that convert.
     code_dirs: Annotated[tuple[Annotated[Path, Field(strict=False)], ...], Field(strict=False)] = ()
     state_key: str | None = None
 
@@ -83,6 +86,7 @@ class ExportConfig(_Section):
     def _agrees_with_itself(self) -> ExportConfig:
         problems = [*_name_problems(self), *_shape_problems(self), *_range_problems(self)]
         if problems:
+            # All at once: a file is not to be mended one run at a time.
             raise ValueError("\n".join(problems))
         return self
 
@@ -98,6 +102,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
         ConfigError: The file is unreadable or not of the schema, or an override does not apply.
     """
     document = _read(path) if path is not None else {}
+    # Overrides go into the document before it is checked, so both are held to the same schema;
+    # which paths they set is kept to name the right source in messages.
     overridden = [_apply_override(document, override) for override in overrides]
     try:
         config = ExportConfig.model_validate(document)
@@ -111,6 +117,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
 def _with_absolute_code_dirs(config: ExportConfig, path: Path | None) -> ExportConfig:
     if path is None:
         return config
+    # An absolute directory stays: joining one to a parent gives it back.
     code_dirs = tuple(path.parent / directory for directory in config.model.code_dirs)
     model = config.model.model_copy(update={"code_dirs": code_dirs})
     return config.model_copy(update={"model": model})
@@ -129,6 +136,7 @@ def _read(path: Path) -> dict[str, object]:
 def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ...]:
     """Set one value in the document and return its key path."""
     text, equals, value_text = override.partition("=")
+    # `inputs[0].shape` is meant like `inputs.0.shape`.
     names = re.sub(r"\[(\d+)\]", r".\1", text.strip()).split(".")
     keys = tuple(int(name) if _INDEX.fullmatch(name) else name for name in names)
     if not equals or "" in keys:
@@ -177,6 +185,7 @@ def _explain(
     overridden: Sequence[tuple[Key, ...]],
 ) -> str:
     if item["type"] == "value_error":
+        # One of our own checks: its text names the place already.
         return "\n".join(f"{source}: {line}" for line in str(item["ctx"]["error"]).splitlines())
     path = _document_path(item["loc"], document)
     place = "--set" if any(path[: len(keys)] == keys for keys in overridden) else source
@@ -201,6 +210,8 @@ def _document_path(loc: Sequence[Key], document: object) -> tuple[Key, ...]:
     path: list[Key] = []
     value = document
     for key in loc:
+        # The document is walked along: pydantic's own keys for branches of a union lead nowhere in
+        # it.
         is_entry = isinstance(value, list) and isinstance(key, int) and key < len(value)
         if not is_entry and not isinstance(value, dict):
             break
@@ -245,6 +256,7 @@ def _dimension_problems(
     try:
         expr = DimExpr.parse(text, place=place)
         used.add(expr.name)
+        # An example size of 0 or 1 would become a constant in the trace.
         if expr.name in dims:
             require_traceable(DynamicAxis(place, expr, expr.evaluate(dims)))
             return

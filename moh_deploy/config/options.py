@@ -1,4 +1,4 @@
-"""Which model to load, and what `export` is asked to do.
+"""The options of loading a model, and of `export`.
 
 No torch types: the command line builds it before torch loads.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model in PyTorch; options given here win over the configuration file.
+    """How a model in PyTorch is loaded; options given here win over the configuration file.
 
     Attributes:
         model: Path of the checkpoint, or a `torch.nn.Module` or `torch.export.ExportedProgram` in
@@ -32,6 +32,7 @@ class ModelOptions:
     """
 
     model: Path | object
+    # Keyword-only: `ExportOptions` adds a field without a default behind these.
     config: Path | None = field(default=None, kw_only=True)
     overrides: tuple[str, ...] = field(default=(), kw_only=True)
     factory: str | None = field(default=None, kw_only=True)

@@ -1,4 +1,4 @@
-"""What follows from what is on a machine: what can be done there, and what closes each gap."""
+"""Judge what can be done on a machine, from what is there, and say what closes each gap."""
 
 from __future__ import annotations
 
@@ -53,9 +53,11 @@ def abilities(machine: Machine) -> tuple[Ability, ...]:
     """Judge a machine."""
     rtx, full = (_of(machine, name) for name in ("TensorRT-RTX", "TensorRT"))
     rtx_gaps, full_gaps = tuple(_tensorrt_gaps(rtx)), tuple(_tensorrt_gaps(full))
+    # Tuples: several abilities have the same gaps, and an iterator is empty after the first.
     gpu_gaps, rtx_gpu_gaps = tuple(_gpu_gaps(machine)), tuple(_rtx_gpu_gaps(machine))
     on_gpu = tuple(_code_gaps(machine, machine.plugin))
     return (
+        # From what everybody needs to what few do: the report keeps this order.
         _ability("export a model", _export_gaps(machine), "PyTorch", essential=True),
         _ability("run on the CPU", _cpu_gaps(machine), _runtime(machine), essential=True),
         _ability("run on the CPU, by kernels", _kernel_gaps(machine), _instruction_set(machine)),
@@ -100,6 +102,7 @@ def _export_gaps(machine: Machine) -> Iterator[Failed]:
 
 def _cpu_gaps(machine: Machine) -> Iterator[Failed]:
     functions = machine.cpu.functions
+    # If the operator runs, a version out of bounds is no gap: it works here.
     if isinstance(functions, Failed):
         yield from _package_gaps(machine)
         yield functions
@@ -173,6 +176,7 @@ def _runner_gaps(machine: Machine) -> Iterator[Failed]:
 
 def _code_gaps(machine: Machine, library: LibraryFacts | Failed) -> Iterator[Failed]:
     gpu = _first_gpu(machine)
+    # Either is a gap of its own already.
     if gpu is None or isinstance(library, Failed):
         return
     if not library.code.runs_on(gpu.compute_capability):

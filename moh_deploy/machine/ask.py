@@ -1,4 +1,4 @@
-"""Ask in a process of its own: a native library that crashes there is an answer."""
+"""Call a probe in a process of its own: a native library that crashes there is an answer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from moh_deploy.system.isolate import isolated
 
 Facts = TypeVar("Facts")
 
+# The first import of PyTorch or TensorRT from a cold disk may take a minute or more.
 _TIMEOUT_S = 180.0
 _MOST_CHARACTERS = 400
 
@@ -61,6 +62,8 @@ def _died(how: str, said: str) -> str:
 
 def _telling(lines: list[str]) -> str:
     """Return what the library said, and the innermost line of Python where faulthandler has it."""
+    # faulthandler begins with "Fatal Python error"; what a library said stands before it, and the
+    # innermost frame comes first after it.
     fatal = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python")), len(lines))
     inner = next((line.strip() for line in lines[fatal:] if line.startswith("  File ")), "")
     said = lines[fatal - 1].strip() if fatal else ""

@@ -1,4 +1,4 @@
-"""Runs one MoHAttention in ONNX Runtime on the CPU, and compares it with its definition."""
+"""Run one MoHAttention in ONNX Runtime on the CPU, and compare it with its definition."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from moh_deploy.system.staging import scratch_directory
 def _inputs(rng: np.random.Generator) -> Arrays:
     """Q, K, V [1, 3, 8] of two heads and their gates [1, 3, 2], a part of them closed."""
     query, key, value = rng.standard_normal((3, 1, 3, 8))
+    # For each of three tokens, two heads: the second closed, the first closed, both open.
     gates = np.array([[[1.0, 0.0], [0.0, 0.5], [2.0, 1.0]]])
     return tuple(array.astype(np.float32) for array in (query, key, value, gates))
 
@@ -50,10 +51,12 @@ def run_attention(kernels: Kernels) -> tuple[str, ...]:
 
 def _open(case: Case, kernels: Kernels) -> Runner:
     model = single_node_model(case.op, case.input_types(), case.attributes)
+    # What runs a node is asked by its name.
     model.graph.node[0].name = case.op
     with scratch_directory("moh-deploy-cpu") as scratch:
         path = scratch / "model.onnx"
         onnx.save(model, path)
+        # The session has read the file when the directory goes.
         return open_runner(path, Variant(kernels=kernels, threads=1))
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime and the CPU kernels."""
+"""Look for ONNX Runtime and the CPU kernels, and run one operator by each."""
 
 from __future__ import annotations
 
@@ -80,6 +80,7 @@ def _runtime() -> RuntimeFacts:
 
 
 def _attention(kernels: Kernels) -> CpuRun:
+    # Imported here, in the other process: without ONNX Runtime the import itself fails.
     from moh_deploy.machine.attention_run import run_attention
 
     return CpuRun(run_attention(kernels))

@@ -1,4 +1,4 @@
-"""Which GPUs a library has code for, read from the file: nvcc embeds it in "fat binaries".
+"""Tell which GPUs a library has code for, from the file: nvcc embeds it in "fat binaries".
 
 A fat binary is a header and entries, each a header and the code for one architecture.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 _HEADER = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes after it
 _ENTRY = struct.Struct("<HHIQ12xI")  # kind, version, bytes of this header, of the code, arch
 _MAGIC = struct.pack("<IHH", 0xBA55ED50, 1, _HEADER.size)
+# Kinds of entries. PTX is compiled by the driver as it is loaded, machine code runs as it is.
 _PTX, _MACHINE_CODE = 1, 2
 
 
@@ -53,12 +54,15 @@ def device_code(library: Path) -> DeviceCode:
 
 def _entries(content: bytes) -> Iterator[tuple[int, int]]:
     """Return kind and architecture of every entry."""
+    # Searched for in the whole file, which may hold one for each object that it was linked from.
     at = content.find(_MAGIC)
     while at >= 0:
         *_, size = _HEADER.unpack_from(content, at)
+        # No further than the file: a header may claim anything.
         place, end = at + _HEADER.size, min(at + _HEADER.size + size, len(content) - _ENTRY.size)
         while place < end:
             kind, _, header_bytes, code_bytes, arch = _ENTRY.unpack_from(content, place)
             yield kind, arch
+            # Always forward, even where an entry says that it is empty.
             place += max(header_bytes + code_bytes, _ENTRY.size)
         at = content.find(_MAGIC, at + 1)

@@ -1,4 +1,4 @@
-"""NVIDIA's driver and GPUs."""
+"""Ask for NVIDIA's driver and GPUs."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def _driver_version() -> str | None:
     smi = shutil.which("nvidia-smi")
     if smi is None:
         return None
+    # The driver library tells the CUDA version, but not its own; nvidia-smi has one line a GPU.
     command = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)

@@ -1,4 +1,4 @@
-"""The native libraries for NVIDIA GPUs."""
+"""Look for the native libraries for NVIDIA GPUs, and load them to see whether they work."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def probe_ort_cuda() -> LibraryFacts | Failed:
     found = _probe(path, ORT_CUDA_NAME, "moh_ort_cuda_version")
     if isinstance(found, Failed):
         return found
+    # Loading proves little: ONNX Runtime may still refuse the operators, for its version say.
     registered = ask(_registered, str(path))
     return registered if isinstance(registered, Failed) else found
 
@@ -50,6 +51,7 @@ def probe_ort_cuda() -> LibraryFacts | Failed:
 def _probe(path: Path, name: str, version_function: str) -> LibraryFacts | Failed:
     if not path.is_file():
         return Failed(f"there is no {name} in {path.parent}", _how_to_build(name))
+    # In another process: a library of another machine may crash this one as it is loaded.
     loaded = ask(_version, str(path.resolve()), version_function)
     if isinstance(loaded, Failed):
         return Failed(f"{path}: {loaded.why}", loaded.fix or _how_to_build(name))

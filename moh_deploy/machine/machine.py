@@ -1,4 +1,4 @@
-"""All that is known of this machine."""
+"""Gather all that is known of this machine: packages, GPUs, compilers, native libraries."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from moh_deploy.machine.tensorrt import TensorRTFacts, probe_tensorrt
 from moh_deploy.machine.tools import Tools, probe_tools
 from moh_deploy.system.progress import Progress
 
+# In this order: what PyTorch lacks is to be said of PyTorch, not of our own module.
 _EXPORT_NEEDS = ("torch", "onnxscript", "moh_deploy.api.export_package")
 
 
@@ -27,7 +28,7 @@ class Importable:
 
 @dataclass(frozen=True)
 class Machine:
-    """What is here.
+    """The facts that were gathered; nothing is judged yet, see `abilities`.
 
     Attributes:
         moh_deploy: Its version.
@@ -80,6 +81,7 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
     with progress.step("loading native libraries"):
         library, ort_cuda = probe_plugin(plugin), probe_ort_cuda()
     with progress.step("asking the TensorRTs"):
+        # Last: it loads the plugin library that was found above.
         tensorrt = probe_tensorrt(library)
     return Machine(
         moh_deploy=__version__,

@@ -1,4 +1,4 @@
-"""Python packages, and the versions that moh-deploy's own metadata asks for."""
+"""Compare installed Python packages with the versions that moh-deploy's metadata asks for."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ def probe_packages() -> Packages:
         canonicalize_name(one.name): str(one.specifier) for one in reversed(wanted)
     }
     required = tuple(_required(one) for one in wanted if _is_required(one))
+    # A build that stands in for a required package is no optional one.
     others = _installed_names() - {one.name for one in required}
     optional = (
         _facts(name, bounds.get(name, ""), required=False)
@@ -77,6 +78,7 @@ def probe_packages() -> Packages:
 
 def _is_required(wanted: Requirement) -> bool:
     """Tell whether it is wanted by itself, and not by an extra."""
+    # Markers speak of the Python version and the platform, too; an empty extra leaves these.
     return wanted.marker is None or wanted.marker.evaluate({"extra": ""})
 
 
@@ -101,6 +103,7 @@ def _facts(name: str, expected: str, *, required: bool) -> PackageFacts:
 def _problem(name: str, version: str | None, expected: str) -> str | None:
     if version is None:
         return f"{name} is not installed"
+    # Pre-releases count: PyTorch is often installed as a nightly build.
     if not SpecifierSet(expected).contains(Version(version), prereleases=True):
         return f"{name} is {version}, expected {expected}"
     return None

@@ -1,4 +1,4 @@
-"""TensorRT, TensorRT-RTX and the lean runtime, as Python has them."""
+"""Import TensorRT, TensorRT-RTX and the lean runtime, and try the plugin library in each."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def probe_tensorrt(plugin: LibraryFacts | Failed) -> tuple[TensorRTFacts, ...]:
 
 
 def _probe(name: str, modules: tuple[str, ...], library: Path | None) -> TensorRTFacts:
+    # Looked up, not imported: that happens in another process.
     module = next((one for one in modules if importlib.util.find_spec(one) is not None), None)
     if module is None:
         missing = f"{name} is not installed: there is no Python package '{modules[0]}'"
@@ -88,6 +89,7 @@ def _probe(name: str, modules: tuple[str, ...], library: Path | None) -> TensorR
         return TensorRTFacts(name, Failed(f"{module}: {alone.why}", _INSTALL[name]), None)
     if library is None:
         return TensorRTFacts(name, alone, None)
+    # A process for each question: a registry takes a library only once, and may crash over it.
     return TensorRTFacts(name, alone, ask(_registry, module, str(library.resolve())))
 
 
@@ -100,6 +102,7 @@ def _registry(module: str, library: str = "") -> Registry:
     # None, without a word, is what it gives for whatever is wrong.
     if registry.load_library(library) is None:
         raise BackendError(f"the plugin registry did not take {library}")
+    # TensorRT brings creators of its own, under other namespaces.
     creators = [c for c in registry.all_creators if c.plugin_namespace == "moh"]
     found = sorted((c.name, c.plugin_version, c.plugin_namespace) for c in creators)
     return Registry(trt.__version__, tuple(Creator(*one) for one in found))

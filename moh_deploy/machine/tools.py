@@ -1,4 +1,4 @@
-"""What native code is built with."""
+"""Look for the compilers and headers that native code is built with."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def probe_tools() -> Tools:
 
 
 def _tool(name: str, pattern: str, *, also_in: str = "") -> ToolFacts:
+    # CUDA's toolkit is often installed without being on PATH.
     path = shutil.which(name) or shutil.which(name, path=also_in)
     if path is None:
         return ToolFacts(name, None, None)
@@ -97,6 +98,7 @@ def _folder_of(header: str, variable: str, parts: tuple[str, ...]) -> Path | Non
     """Return where `make` would find a header; a variable may name the folder."""
     named = filter(None, os.environ.get(variable, "").split(os.pathsep))
     usual = (Path(root, part) for root in _INCLUDE_ROOTS for part in parts)
+    # What somebody named counts before what is installed.
     folders = (*map(Path, named), *usual, *_packaged())
     return next((one for one in folders if (one / header).is_file()), None)
 

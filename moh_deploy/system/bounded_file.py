@@ -25,6 +25,7 @@ def open_regular(path: Path | str) -> BinaryIO:
     # Looked at first, because opening a device may do something already; and once more, because
     # another file may be there by then.
     _require_regular(path, os.stat(path))
+    # Non-blocking: opening a pipe would wait for somebody to write.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     try:
         _require_regular(path, os.fstat(descriptor))
@@ -46,6 +47,7 @@ def read_bytes(path: Path, *, most_bytes: int, error: type[MoHDeployError]) -> b
     """
     try:
         with open_regular(path) as file:
+            # One more than allowed tells too much from just enough, without reading on.
             content = file.read(most_bytes + 1)
     except FileNotFoundError:
         raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.system.bounded_file import read_bytes
 
+# Far more than any manifest or report has, and little enough to be held in memory.
 MOST_JSON_BYTES = 64 * 2**20
 DEEPEST = 100
 
@@ -61,6 +62,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _check_values(value: object) -> None:
     """Refuse what Python reads and what goes on from here fails at: some hundred levels of nesting,
     and half a surrogate pair, which no text can be written with."""
+    # Level by level and not by recursion, which deep nesting would exhaust.
     level = [value]
     for depth in range(DEEPEST + 1):
         inner: list[object] = []

@@ -19,6 +19,7 @@ from moh_deploy.system.bounded_file import read_text
 MOST_YAML_BYTES = 2**20
 MOST_VALUES = 100_000
 DEEPEST = 50
+# Python makes numbers of any length, whose text takes quadratic time; none of ours needs more.
 _NUMBER_BITS = 64
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -100,6 +101,7 @@ class _Values:
         found: dict[object, object] = {}
         merged: dict[object, object] = {}
         for key_node, value_node in node.value:
+            # A key of the mapping itself wins over a merged one, wherever `<<` stands.
             if key_node.tag == _MERGE:
                 for key, value in self._merged(value_node, path).items():
                     merged.setdefault(key, value)
@@ -121,6 +123,7 @@ class _Values:
             value = self.of(source, (*path, "<<"))
             if not isinstance(value, dict):
                 raise _RefusedError(path, "'<<' is no mapping")
+            # Earlier mappings win.
             found = {**value, **found}
         return found
 

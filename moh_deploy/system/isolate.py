@@ -98,6 +98,8 @@ def isolated(
         PackageError: There is no place for temporary files, or its disk is full.
     """
     with scratch_directory("moh-deploy-isolated") as folder:
+        # By files, not by pipes: stdout belongs to the user's code, which may print anything, and a
+        # large answer cannot block.
         task = _Task(function, arguments, show_steps)
         (folder / _TASK).write_bytes(pickle.dumps(task))
         return_code = _run(folder, timeout_s, is_shown=show_steps is not None)
@@ -126,6 +128,7 @@ def child_environment() -> dict[str, str]:
 
     It may be on this process's path without being installed.
     """
+    # First on the path, so that both processes run the same moh_deploy.
     home = str(Path(moh_deploy.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path}
@@ -202,6 +205,7 @@ def _carry_out(folder: Path) -> None:
             raise
         traceback.print_exc()
         exception = f"{type(raised).__name__}: {raised}"
+    # Exceptions travel as their text: those of other packages may not survive pickling.
     (folder / _ANSWER).write_bytes(pickle.dumps((answer, error, exception)))
     if exception is not None:
         sys.exit(1)

@@ -24,6 +24,7 @@ Purpose = Literal["partial", "replaced"]
 """Why a hidden name is there: it is not finished, or what was there before is about to go."""
 
 _HIDDEN = re.compile(r"\..+\.(partial|replaced)-[0-9a-f]{8}", re.DOTALL)
+# What `secrets.token_hex(4)` makes: runs to one destination at a time get names of their own.
 _TOKEN = re.compile("[0-9a-f]{8}")
 _LONGEST_NAME_BYTES = 255
 _ADDED_BYTES = len("..replaced-") + 8
@@ -86,6 +87,7 @@ def remove_leftovers(target: Path) -> None:
     A run that was killed between two renames has left the destination empty, and what was there
     before under a hidden name: it is put back.
     """
+    # First what was there before: it may have to go back to the destination.
     for purpose in ("replaced", "partial"):
         prefix = _prefix(target, purpose)
         with suppress(OSError):
@@ -98,6 +100,7 @@ def remove_leftovers(target: Path) -> None:
 def _remove_if_dead(path: Path, target: Path, purpose: Purpose) -> None:
     found = path.lstat()
     is_directory = stat.S_ISDIR(found.st_mode)
+    # In a folder such as /tmp others may make such names: theirs are not ours to remove.
     if found.st_uid != os.geteuid() or not (is_directory or stat.S_ISREG(found.st_mode)):
         return
     descriptor = _locked(path, os.O_RDONLY | (os.O_DIRECTORY if is_directory else 0))
@@ -116,6 +119,8 @@ def _remove_if_dead(path: Path, target: Path, purpose: Purpose) -> None:
 
 def _claimed(target: Path, flags: int, *, is_directory: bool) -> Claim:
     while True:
+        # Made and then locked: in between another run may have taken it for a leftover, so look
+        # again.
         path = hidden_sibling(target, "partial")
         if is_directory:
             path.mkdir()
@@ -164,6 +169,7 @@ def _prefix(target: Path, purpose: Purpose) -> str:
     name = os.fsencode(target.name)
     room = _LONGEST_NAME_BYTES - _ADDED_BYTES
     if len(name) > room:
+        # The digest keeps long names apart that differ only in what was cut.
         digest = hashlib.sha256(name).hexdigest()[:16].encode()
         name = name[: room - len(digest) - 1] + b"~" + digest
     return f".{os.fsdecode(name)}.{purpose}-"

@@ -101,6 +101,7 @@ def _read_array(stream: IO[bytes], num_bytes: int) -> Array:
     """Read an npy file of so many bytes."""
     layout = _read_layout(stream, num_bytes)
     array = np.empty(layout.shape, layout.dtype, layout.order)
+    # A view of the bytes in the order of the file, be it by rows or by columns.
     flat = array.reshape(-1, order="A").view(np.uint8)
     # What an archive says of a size need not be true: the stream may end before.
     for start in range(0, flat.size, _CHUNK_BYTES):
@@ -122,9 +123,11 @@ def _map_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
     file = archive.fp
     assert file is not None
     file.seek(info.header_offset + _NAME_SIZES_AT)
+    # Of the local header, not the directory: extra fields of the two may differ in length.
     sizes = struct.unpack("<HH", file.read(4))  # of the name and of extra fields
     file.seek(info.header_offset + _LOCAL_HEADER + sum(sizes))
     layout = _read_layout(file, info.file_size)
+    # The system refuses an empty mapping, and a scalar is not worth one.
     if 0 in layout.shape or not layout.shape:
         return _read_member(archive, info)
     mapped = np.memmap(file, layout.dtype, "r", file.tell(), layout.shape, layout.order)
@@ -197,6 +200,7 @@ def _from_storable(array: Array) -> Array:
 
 def _check_text(array: Array) -> None:
     """Refuse numbers that are no characters, at which Python fails when it makes text of them."""
+    # Text is four bytes a character, in the byte order of the dtype; surrogates are no characters.
     codes = np.frombuffer(array.tobytes(), f"{array.dtype.str[0]}u4")
     if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
         raise ValueError("an array of text holds numbers that are no characters")

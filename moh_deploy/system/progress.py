@@ -29,6 +29,7 @@ class SilentProgress:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Time one step and show it while it runs."""
+        # Before the step runs, so that the order is that of beginnings, nested steps included.
         self.seconds.setdefault(name, 0.0)
         start = time.perf_counter()
         try:
@@ -45,6 +46,7 @@ class TerminalProgress(SilentProgress):
     """Show the running step with a spinner on stderr."""
 
     def _shown(self, name: str) -> AbstractContextManager[object]:
+        # Imported when first shown: most runs have no terminal.
         from rich.console import Console
 
         return Console(stderr=True).status(f"{name} ...")

@@ -1,4 +1,4 @@
-"""Which directories may be replaced by what a command writes."""
+"""Decide which directories may be replaced by what a command writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moh_deploy.errors import PackageError
 
 @dataclass(frozen=True)
 class DirectoryKind:
-    """What is written to a directory of one kind.
+    """A kind of directory that a command writes, and how an earlier one is known.
 
     Attributes:
         noun: What people call it: `package`.
@@ -44,6 +44,7 @@ def check_output(output: Path, kind: DirectoryKind) -> None:
         _check_replaceable(output, kind)
     elif output.exists():
         raise PackageError(f"{output} is a file, expected a directory to write the {kind.noun} to.")
+    # Missing parents are made later, by whoever writes; what matters is the one to make them in.
     parent = _nearest_existing(output.resolve().parent)
     if not parent.is_dir():
         raise PackageError(f"{output} cannot be made: {parent} is not a directory.")
@@ -58,6 +59,7 @@ def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
             f"{output} exists and is not {_a(kind.noun)}: it will not be overwritten.",
             hint=f"Name a new or empty directory, or an earlier {kind.noun}, with --output.",
         )
+    # Replacing removes the whole directory: notes that somebody put beside a model must not go.
     foreign = sorted(found - kind.files)
     if foreign:
         raise PackageError(
@@ -66,6 +68,8 @@ def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
             hint="Move it elsewhere, or name another --output.",
         )
     _check_writable(output, found, kind)
+    # Both would be renamed away: a mount point cannot be, and a shell would stand in a directory
+    # that is gone.
     if os.path.ismount(output) or output.samefile(Path.cwd()):
         raise PackageError(
             f"{output} is the current directory or a mount point, which cannot be replaced in one"

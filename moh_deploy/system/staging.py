@@ -66,6 +66,8 @@ class StagedDirectory:
             self._claim = claim_directory(self.output)
             self.path = self._claim.path
             self._mode = _mode(self.path)
+            # Unfinished, and perhaps a replacement of something private: its rights are known at
+            # the end.
             self.path.chmod(self._mode & ~_OTHERS)
         except BaseException as error:
             self._leave()
@@ -107,6 +109,8 @@ class StagedDirectory:
         """
         with signals_held():
             try:
+                # Two renames, between which nothing stands at the destination: no signal may come
+                # in between.
                 replaced = self._swap_in()
             except OSError as error:
                 raise PackageError(f"{self.output} cannot be put in place: {error}.") from error
@@ -127,10 +131,12 @@ class StagedDirectory:
             self.path.rename(self.output)
         except OSError:
             if replaced is not None:
+                # Back to what it was: an error must not cost the earlier result.
                 replaced.path.rename(self.output)
                 replaced.release()
             raise
         self._committed = True
+        # A rename is on disk only when the directory around it is.
         _sync_directory(self.output.parent)
         return replaced
 
@@ -151,6 +157,7 @@ class StagedDirectory:
             self.path.chmod(self._mode)
             return
         for file in self.path.iterdir():
+            # A file that was not there before takes after the directory.
             earlier = self.output / file.name
             _take_over_owner(earlier if earlier.is_file() else self.output, file)
             if earlier.is_file() and _mode(earlier) != _mode(file):
@@ -293,6 +300,7 @@ def _remove_if_empty(directory: Path) -> None:
         directory.rmdir()
 
 
+# No space left, a file beyond what the file system or a limit allows, a quota that is used up.
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 # numpy.ndarray.tofile reports a short write without an errno.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")

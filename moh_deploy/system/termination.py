@@ -23,6 +23,7 @@ def cleaned_up_on_termination(clean_up: Callable[[], None]) -> Iterator[None]:
         number: _CleanUp(clean_up, found if isinstance(found, _CleanUp) else None)
         for number in _TERMINATIONS
         for found in [signal.getsignal(number)]
+        # A caller's own handler is not replaced: it may be a server that shuts down in order.
         if found == signal.SIG_DFL or isinstance(found, _CleanUp)
     }
     with _handled_by(ours):
@@ -48,6 +49,7 @@ class _CleanUp:
             if self.around is not None:
                 self.around(number, frame)
             else:
+                # Die by the same signal, so that whoever waits sees how the process ended.
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
 
@@ -64,6 +66,7 @@ def signals_held() -> Iterator[None]:
         with _handled_by(dict.fromkeys([signal.SIGINT, *_TERMINATIONS], hold)):
             yield
     finally:
+        # After the handlers of before are back: it is they who answer.
         for number in held:
             signal.raise_signal(number)
 

@@ -1,4 +1,4 @@
-"""Quantities with a unit in what users write: `5s`, `2 GiB`, `80 %`."""
+"""Read quantities with a unit that users write: `5s`, `2 GiB`, `80 %`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.suggest import did_you_mean
 
+# Each table gives what a unit is in the metric's own one, which is 1. Units are case-sensitive: MB
+# is 10^6 bytes, MiB 2^20.
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4}
 BYTES = {"MB": 1e6, "GB": 1e9, "kB": 1e3, "B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 PER_SECOND = {"": 1.0, "/s": 1.0}
@@ -24,6 +26,7 @@ def parse_quantity(text: str, units: Mapping[str, float]) -> float | None:
         ConfigError: The unit is missing or none of these.
     """
     match = _QUANTITY.fullmatch(text.strip())
+    # No number at all: it may be something else, such as the name of a candidate.
     if match is None:
         return None
     number, unit = match.groups()

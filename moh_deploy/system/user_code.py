@@ -1,4 +1,4 @@
-"""The user's code: where it is found, and how a function of it is imported."""
+"""Find the user's code, and import a function of it."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def user_code(code_dirs: Sequence[Path]) -> Iterator[None]:
 
 def describe_error(error: BaseException) -> str:
     """Return `TypeError: message (models.py:12)`: an error of the user's code in one line."""
+    # The innermost frame outside of this folder and the import machinery is where the user can
+    # look.
     frames = traceback.extract_tb(error.__traceback__)
     ours = (str(Path(__file__).parent), "<frozen")
     own = [frame for frame in frames if not frame.filename.startswith(ours)]
@@ -78,12 +80,14 @@ def _existing_directory(path: Path) -> Path:
 
 
 def _forget_namesakes(roots: Sequence[Path]) -> None:
+    # What a directory makes importable: modules and packages at its top.
     names = {
         entry.stem
         for root in roots
         for entry in root.iterdir()
         if entry.suffix == ".py" or (entry.is_dir() and (entry / "__init__.py").is_file())
     }
+    # A user's `random.py` must not make Python forget its own; torch cannot be imported twice.
     names -= {*sys.stdlib_module_names, "__main__", "torch", __name__.partition(".")[0]}
     for name in names & sys.modules.keys():
         if not _lies_in(sys.modules[name], roots):
@@ -103,6 +107,7 @@ def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleTyp
     # A script without a main guard may parse the command line and exit.
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        # The module itself or a package around it is missing; any other is one that it imports.
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             searched = ", ".join(f"'{path}'" for path in code_dirs) or "none given"
             raise ConfigError(
@@ -148,5 +153,6 @@ def _callables(owner: object) -> list[str]:
     names = [n for n, v in vars(owner).items() if callable(v) and not n.startswith("_")]
     if not isinstance(owner, ModuleType):
         return names
+    # What a module defines itself, rather than what it imported: shorter, and likelier to be meant.
     own = [n for n in names if getattr(getattr(owner, n), "__module__", None) == owner.__name__]
     return own or names
