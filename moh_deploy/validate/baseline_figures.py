@@ -18,7 +18,7 @@ _ROUNDING = 0.01
 
 
 def parity_figures(report: ParityReport, file: Path) -> tuple[Figure, ...]:
-    """Return what a comparison in which all is equal has reached, as a baseline file calls it."""
+    """Return the figures that a comparison without differences reached, for a baseline file."""
     parts = report.comparisons
     references = dict.fromkeys(one.reference for one in parts)
     compared = [
@@ -33,6 +33,7 @@ def parity_figures(report: ParityReport, file: Path) -> tuple[Figure, ...]:
 
 def _against(reference: str, parts: Sequence[ParityReport]) -> Iterator[Figure]:
     # Against something else the same figures say something else.
+    # Against another reference a figure means something else, so the reference is part of its name.
     against = "" if reference == RECORDED else f" against {reference}"
     layers = [layer for one in parts for layer in one.layers]
     judged = [one for part in parts for one in part.outputs if one.tolerance is not None]
@@ -56,6 +57,7 @@ def _of_metric(one: MetricParity, against: str) -> Iterator[Figure]:
 
 
 def _of_output(group: str, entries: Sequence[OutputParity]) -> Iterator[Figure]:
+    # One figure for each output, whatever the number of vector sets: the worst of them.
     worst = max(entries, key=lambda one: one.max_abs_error)
     yield Figure.exact(group, "elements", sum(one.elements or 0 for one in entries))
     yield Figure.exact(
@@ -65,6 +67,7 @@ def _of_output(group: str, entries: Sequence[OutputParity]) -> Iterator[Figure]:
 
 def _of_layer(group: str, entries: Sequence[LayerParity]) -> Iterator[Figure]:
     flips = sum(one.excused_tokens for one in entries)
+    # A layer without decisions to compare has no agreement.
     agreements = [one.agreement for one in entries if one.agreement is not None]
     yield Figure.exact(group, "decisions", sum(one.decisions for one in entries))
     yield Figure.exact(group, "explained_flips", flips)

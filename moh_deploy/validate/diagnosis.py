@@ -29,13 +29,15 @@ def diagnosis(
     outputs: Sequence[OutputParity],
     sources: Sequence[LayerSources],
 ) -> str:
-    """Return a sentence that names the layer.
+    """Name the layer in which the error enters the model, in a sentence for the report.
 
     Args:
         layers: Every layer of one run with forced routing, in the order in which they run.
         outputs: Its outputs.
         sources: What each layer is computed from.
     """
+    # From the surest evidence to the weakest: an attention that differs names a layer, outputs that
+    # differ name what is behind the layers, and a router that differs alone names itself.
     start = "With the reference gates fed to every layer"
     attention = next((i for i, one in enumerate(layers) if "attention" in one.wrong), None)
     if attention is not None:
@@ -55,7 +57,7 @@ def diagnosis(
 
 
 def reference_is_nan(values: Iterable[Array], label: str) -> str | None:
-    """Return a sentence if the reference itself has NaN, which tells nothing of any layer.
+    """Say that the reference itself holds NaN, in which case nothing is known of any layer.
 
     Args:
         values: What is compared of it.
@@ -73,11 +75,14 @@ def _attention_first(
 ) -> str:
     """Say what is known where the attention of this layer is the first that differs."""
     layer = layers[index]
+    # At least 1: a fingerprint can be wrong at a single token while its mean is within tolerance.
     seen = max(1.0, _attention_share(layer))
     found = f"the attention of layer '{layer.path}' is the first that differs"
     wrong = [one.path for one in layers[:index] if one.wrong]
     if wrong:
         found += f", and the router of layer {_listed(wrong)} before it"
+    # Sources are earlier layers, by number, and inputs of the model, by name. Left as suspects are
+    # those that no value that clearly agrees is computed from.
     suspects = sources[index].attention - _cleared(layers[:index], sources, seen)
     router_is_right = _router_is_right(layer, seen)
     if router_is_right:
@@ -86,6 +91,8 @@ def _attention_first(
     inputs = sorted(one for one in suspects if isinstance(one, str))
     if router_is_right and not suspects:
         return f"{found}, and its router agrees: the error is in that layer"
+    # An input that an earlier layer is computed from, too: that attention is not wrong, but not
+    # clearly right either, or the input would be cleared.
     if any(one in sources[i].attention for one in inputs for i in range(index)):
         near = f" of layer {_listed(earlier[-_MOST_LISTED:])}" if earlier else ""
         return (
@@ -122,6 +129,7 @@ def _cleared(
 
 
 def _attention_is_right(layer: LayerParity, seen: float) -> bool:
+    # Not measured is not right: an attention without a fingerprint acquits nothing.
     known = layer.attention_error is not None and "attention" not in layer.wrong
     return known and CLEARLY * _attention_share(layer) <= seen
 
@@ -129,6 +137,8 @@ def _attention_is_right(layer: LayerParity, seen: float) -> bool:
 def _router_is_right(layer: LayerParity, seen: float) -> bool:
     """Tell whether the scores of the layer's router are known, and clearly those of the
     reference."""
+    # Gates are made of the scores, so wrong ones count against the router; how far it is off is
+    # measured on the scores.
     known = layer.score_error is not None and not {"scores", "choice", "gates"} & {*layer.wrong}
     return known and CLEARLY * _ratio(layer.score_error, layer.score_tolerance) <= seen
 
@@ -141,6 +151,8 @@ def _routers_alone(layers: Sequence[LayerParity]) -> str:
     before = layers[: _index(layers, first.path)]
     seen = max(1.0, _share(first))
     paths = _listed([one.path for one in routers])
+    # A layer before it whose attention is not known does not speak against the router: nothing
+    # there was seen to differ.
     if all(_attention_is_right(one, seen) or one.attention_error is None for one in before):
         return f"{agree}: the error is in the router of layer {paths}"
     near = _listed([one.path for one in before if not _attention_is_right(one, seen)])
@@ -159,6 +171,7 @@ def _behind(layers: Sequence[LayerParity], outputs: Sequence[OutputParity]) -> s
         earlier = [one.path for one in layers[: _index(layers, wrong[0])]]
         if earlier and earlier[-1] not in unseen:
             return f"the error is behind the attention of layer '{earlier[-1]}', and {place}"
+        # If the layer right before it was compared, it agrees, so the error lies between the two.
         return f"the error first shows {place}"
     if unseen:
         return (

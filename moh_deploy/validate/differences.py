@@ -24,6 +24,7 @@ def abs_error(got: Array, reference: Array) -> Float64Array:
         error = np.asarray(np.abs(got_64 - reference_64))  # numpy makes scalars of 0-d arrays
     # In the arrays' own dtype: float64 cannot tell neighbouring large integers apart.
     error[np.asarray(got == reference)] = 0.0
+    # Integers that differ may still be one number in float64, and must not count as equal.
     error[np.asarray(got != reference) & (error == 0.0)] = 1.0
     return cast(Float64Array, error)
 
@@ -36,11 +37,13 @@ def largest(error: Float64Array) -> float:
 def worst(errors: Iterable[float]) -> float:
     """Return the largest of some errors; NaN if there is one; 0 for none."""
     errors = list(errors)
+    # Whether max() returns a NaN depends on where it stands, so it is looked for.
     return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
 
 
 def worst_index(error: Float64Array) -> tuple[int, ...]:
     """Return where the first NaN stands, or else the first of the largest elements."""
+    # argmax takes the first NaN if there is one.
     return tuple(int(i) for i in np.unravel_index(int(np.argmax(error)), error.shape))
 
 
@@ -59,6 +62,7 @@ def largest_finite(reference: Array) -> float:
 
 def structural_mismatch(what: str, got: Array | None, reference: Array) -> str | None:
     """Return a sentence on why the two cannot be compared element by element; None if they can."""
+    # Numpy would broadcast shapes and promote dtypes without a word.
     if got is None:
         return f"{what}: the runtime returned nothing."
     if got.shape != reference.shape:
@@ -82,6 +86,7 @@ def describe_worst(
         place: From an index into these arrays to what is shown of it.
     """
     at = worst_index(error)
+    # NaN in the reference is a matter of the inputs or the original, not of the package.
     if np.isnan(float(reference[at])):
         return (
             f"{what} cannot be compared: the reference is itself NaN at {place(at)}, got"

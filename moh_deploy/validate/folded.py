@@ -18,9 +18,12 @@ def folded(reports: Sequence[ParityReport]) -> ParityReport:
 
     The worst batch of each output and layer stands for all; what is counted adds up.
     """
+    # The parts are the batches themselves, which the fold replaces.
     whole = replace(combined(reports), parts=())
     return replace(
         whole,
+        # Runs with forced routing, and outputs behind a flip, which have no tolerance, stay apart:
+        # their errors answer other questions.
         outputs=_by(whole.outputs, lambda one: (one.name, one.forced, _unjudged(one)), _outputs),
         layers=_by(whole.layers, lambda one: (one.path,), _layers),
         tokens=added_tokens([one.tokens for one in reports if one.tokens is not None]),
@@ -82,10 +85,12 @@ def _label(worst: Entry, group: list[Entry]) -> str:
 
 def _badness(reason: str | None, error: float, tolerance: float | None) -> float:
     share = error / tolerance if tolerance else error
+    # What failed is worse than any error that passed. NaN that nobody judged must not win `max`.
     return (0.0 if math.isnan(share) else share) if reason is None else math.inf
 
 
 def _free_flips(one: LayerParity) -> int:
+    # A batch that was not run with forced routing has its flips in the run left to itself.
     return one.flipped_tokens + one.excused_tokens if one.free_flips is None else one.free_flips
 
 

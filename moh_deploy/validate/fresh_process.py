@@ -56,12 +56,14 @@ def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun
         ValidationError: It does not agree.
         MoHDeployError: The comparison failed, with the error of that process.
     """
+    # This process has torch and the user's code loaded; the new one imports neither.
     found = isolated(_proven, root, kernels, vectors)
     return found.required("the process that compares the package")
 
 
 def _proven(root: Path, kernels: Kernels, vectors: int | None) -> ProvenRun:
     subject = read_subject(root, None, kernels, staged=True)
+    # No files, no mask, no other reference, built-in tolerances: `verify` as it is without options.
     what = WhatToRun((), vectors, None)
     report = verify_runs(
         subject, what, against=(), policy=BUILT_IN_POLICY, progress=SilentProgress()

@@ -88,6 +88,7 @@ class Recorder:
             inputs=dict(inputs),
             outputs={spec.name: results[spec.name] for spec in package.manifest.outputs},
             gates=gates,
+            # A choice among NaN is a tie, margin 0; infinity, where scores are not known, stays.
             margins=tuple(np.nan_to_num(one, nan=0.0, posinf=np.inf) for one in margins),
             scores=tuple(layer.scores(results, tokens) for layer, tokens in shown),
             attention=tuple(layer.fingerprint(results, tokens) for layer, tokens in shown),
@@ -107,6 +108,7 @@ def _margins(layer: LayerValues, gates: Array, results: Mapping[str, Array]) -> 
     form = layer.router.form
     scores = form.scores(results[layer.logits])
     margins = form.margins(scores, int(layer.router.attributes["top_k"]))
+    # One margin per [B, S] is needed; logits over windows or samples do not tell a token's choice.
     if margins.size != np.prod(tokens):
         return np.full(tokens, np.inf, np.float32)
     return margins.reshape(tokens)

@@ -59,6 +59,7 @@ def input_sets(
         raise ConfigError(
             f"{package.root} holds no recorded inputs.", hint="Give some: --inputs FILE.npz."
         )
+    # The first recorded run is the one at the example's sizes.
     recorded = package.vectors[0]
     return [InputSet(RECORDED, recorded.sizes, recorded.inputs, 1.0)]
 
@@ -70,5 +71,6 @@ def _check_weights(weights: Sequence[float], files: Sequence[Path]) -> None:
             " each file, or none."
         )
     for weight in weights:
+        # This form refuses NaN, too.
         if not 0 < weight < float("inf"):
             raise ConfigError(f"a weight is {weight:g}, expected a number above 0.")

@@ -48,7 +48,7 @@ Named = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Case:
-    """One vector set, how reports call it, and what of it is compared."""
+    """One vector set to judge: its label in reports, and which of its tokens are compared."""
 
     expected: VectorSet
     label: str
@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Judged:
-    """What was found for one vector set."""
+    """The verdicts on one vector set, and what was counted along the way."""
 
     outputs: Sequence[OutputParity]
     layers: Sequence[LayerParity] = ()
@@ -111,6 +111,7 @@ class Judge:
     def everything(self, case: Case) -> Judged:
         """Compare outputs and layers, as the model runs by itself and, if need be, as it runs with
         the reference gates."""
+        # Left to itself first: for most packages that is all that has to run.
         got = self.runner.run(case.expected.inputs)
         floor = self._floor(case, got)
         free = self._free(case, got, floor)
@@ -128,6 +129,8 @@ class Judge:
         notes = () if forced.equal else (self._where(case, forced),)
         if not free.flips:
             return replace(forced, outputs=[*forced.outputs, *free.outputs], notes=notes)
+        # A flip: what the model computed by itself behind it is shown, and not judged but for being
+        # finite. The routing counts are those of the free run, the margins those of the forced one.
         unjudged = list(_unjudged(self.package, case, got))
         layers = [_merged(*pair) for pair in zip(forced.layers, free.layers, strict=True)]
         statistics = replace(free.statistics, margins=forced.statistics.margins)
@@ -135,6 +138,7 @@ class Judge:
 
     def _where(self, case: Case, forced: Judged) -> str:
         """Say where the error enters, unless the reference is at fault itself."""
+        # Padding does not count here either: NaN there is nobody's.
         gates = dict(zip(self.package.gate_names, case.expected.gates, strict=True))
         compared = case.view.select({**case.expected.outputs, **gates}, {})
         why = reference_is_nan(compared.values(), case.label)
@@ -153,6 +157,8 @@ class Judge:
                 reason = f"gates of layer '{layer.path}' are not in vectors {case.label}."
                 layers.append(incomparable_layer(layer.path, case.label, reason))
                 continue
+            # A layer behind a flip saw other inputs than the reference did, hence the looser rule
+            # from there.
             found, counted = self._layer(case, index, self._found(case, index, got), rule, floor)
             layers.append(found)
             counts.append(counted)
@@ -167,11 +173,13 @@ class Judge:
         if gates is None:
             return None
         assert self.variants is not None
+        # Compiled on first use: only a run that differs needs this second session.
         if self._forced is None:
             types = {name: array.dtype for name, array in gates.items()}
             self._forced = self.variants.forced(types, self._inner)
         got = self._forced.run(self._inputs(case.expected, gates))
         forced = replace(case, label=f"{case.label}, routing forced")
+        # Fed gates hide those that the router makes, which a forced run returns by another name.
         found = [
             self._layer(
                 forced,
@@ -202,6 +210,7 @@ class Judge:
     ) -> LayerValuesFound:
         """Return what a run shows of a layer, of all tokens."""
         gates = got.get(named(self.package.manifest.layers[index].gates))
+        # Without references to compare with, inner values would be returned for nothing.
         if not self.has_inner:
             return LayerValuesFound(gates)
         values, tokens = self._values[index], case.expected.gates[index].shape[:2]
@@ -250,12 +259,17 @@ class Judge:
         """Return the noise floor of each value; nothing where there is none, or no way to ask."""
         if not self._rule.floor_factor:
             return NO_FLOOR
+        # Recorded by the export: nothing has to run here.
         rounding, precision = self.package.manifest.rounding, self.package.manifest.precision
         if rounding is not None:
             return recorded_floor(self.package, rounding, case.expected.outputs)
+        # Half precision is measured on the package itself; float32 without recorded figures has
+        # none.
         if precision not in STEPS:
             return NO_FLOOR
         gates = self._gates_to_feed(case.expected, got)
+        # Without variants, or with gates that do not fit, nothing can be run. Where feeding them is
+        # refused, the noisy model runs by itself, and may flip no head.
         if gates is None and self._why_not is None:
             return NO_FLOOR
         if self._noisy is None:
@@ -298,6 +312,8 @@ class Judge:
             return None
         pairs = list(zip(layers, expected.gates, strict=True))
         if any(
+            # Gates of another shape would make the session fail, instead of being reported as
+            # different.
             layer.gates not in got or got[layer.gates].shape != gates.shape
             for layer, gates in pairs
         ):
@@ -306,6 +322,7 @@ class Judge:
             self._why_not, self._asked = self.variants.why_not_forced(), True
         if self._why_not is not None:
             return None
+        # Fed in the dtype that the graph computes gates in: the reference's may be wider.
         return {layer.gates: gates.astype(got[layer.gates].dtype) for layer, gates in pairs}
 
     @staticmethod
@@ -349,6 +366,7 @@ class Judge:
 
     def _model_rule(self) -> Tolerance:
         """Return the rule for the model's precision and for what its kernels compute in."""
+        # A kernel that computes in bfloat16 rounds more than the model's own dtype does.
         names = rules_of(self.package.manifest.precision, self.runner)
         return coarsest(*map(self._rule_for, names))
 
@@ -384,6 +402,7 @@ def _unjudged(package: OnnxPackage, case: Case, got: Mapping[str, Array]) -> Ite
 
 def _merged(forced: LayerParity, free: LayerParity) -> LayerParity:
     """Return the judgement under forced routing, with what was seen of the model by itself."""
+    # Gates that are NaN, or cannot be compared, fail the free run whatever the forced one says.
     reason = forced.reason or (free.reason if math.isnan(free.gate_error) else None)
     flips = free.flipped_tokens + free.excused_tokens + free.undecided_tokens
     return replace(forced, reason=reason, free_flips=flips)

@@ -65,7 +65,7 @@ class LayerReference:
 
 @dataclass(frozen=True)
 class LayerValuesFound:
-    """What the runtime computed of it, in the forms of `LayerReference`; None for what it lacks."""
+    """The same values as the runtime computed them; None for those it does not return."""
 
     gates: Array | None
     scores: Array | None = None
@@ -94,6 +94,7 @@ def compare_layer(
         return incomparable_layer(expected.path, expected.vectors, mismatch)
     scores = _compare_scores(expected, found.scores, tolerance, floor)
     attention = _compare_attention(expected, found.attention, tolerance, floor)
+    # Ties are judged by the scores' own floor: how far rounding moves what is ranked.
     bound = tolerance.tie_bound(None if floor is None else floor.scores)
     choice = _Choice.of(expected, found, bound)
     gates = _compare_gates(what, expected, got, choice, tolerance, floor)
@@ -107,6 +108,7 @@ def compare_layer(
     told: tuple[Part, ...] = ("choice", "scores", "gates", "attention")
     reason = next((wrong[part] for part in told if wrong[part] is not None), None)
     undecided = choice.doubt(what, expected) if reason is None else None
+    # Decisions at near-ties count as neither equal nor unequal: which way they go is chance.
     same = (got != 0) == (reference != 0)
     return LayerParity(
         path=expected.path,
@@ -136,6 +138,7 @@ def compare_layer(
 
 def incomparable_layer(path: str, vectors: str, reason: str | None) -> LayerParity:
     """Return the entry of a layer that has no decisions to count."""
+    # `choice` is wrong so that the diagnosis does not take the layer for one that agrees.
     return LayerParity(path, vectors, 0, 0, 0, 0, math.nan, 0.0, reason, wrong=("choice",))
 
 
@@ -163,11 +166,15 @@ class _Choice:
         chosen, wanted = found.gates != 0, expected.gates != 0  # [..., H]; NaN counts as chosen
         flipped = np.asarray((chosen != wanted).any(axis=-1))
         near = expected.margins.astype(np.float64) < bound  # a NaN margin excuses nothing
+        # A tie exchanges heads; it does not change how many there are.
         possible = near & (chosen.sum(axis=-1) == wanted.sum(axis=-1))
         shared = expected.num_shared_heads or 0
         possible &= (chosen == wanted)[..., :shared].all(axis=-1)
+        # Whatever rounding did to its scores, the heads must be the best by them.
         if found.scores is not None and found.scores.shape[:-1] == flipped.shape:
             possible &= _are_the_best(found.scores, chosen)
+        # Without the reference's scores the margin alone is known, and it does not say which heads
+        # are tied: no verdict, rather than an excuse.
         if expected.scores is None:
             undecided = flipped & possible
             explained = np.zeros_like(flipped)
@@ -188,6 +195,7 @@ class _Choice:
         """Return a sentence on choices that no tie explains; None without any."""
         if not self.unexplained.any():
             return None
+        # The first token stands for all: one example with its heads is what a reader can follow up.
         token = _first(self.unexplained)
         count = f"{int(self.unexplained.sum())} of {self.unexplained.size} tokens"
         heads, wanted = (np.flatnonzero(one[token] != 0) for one in (got, expected.gates))
@@ -211,6 +219,7 @@ class _Choice:
     def _why(self, expected: LayerReference, got: Array, token: tuple[int, ...]) -> str:
         margin = float(expected.margins[token])
         heads, wanted = got[token] != 0, expected.gates[token] != 0
+        # Infinite margins stand for scores that are not known, see `VectorSet.margins`.
         if math.isinf(margin):
             return "with a margin that is not known, so that it may be a tie"
         text = f"with margin {margin:.3g} (rounding explains flips below {self.bound:.3g})"
@@ -238,6 +247,7 @@ def _are_the_best(scores: Array, chosen: BoolArray) -> BoolArray:
     wide, taken = scores.astype(np.float64), chosen[..., -scores.shape[-1] :]
     last = np.where(taken, wide, np.inf).min(axis=-1)
     first = np.where(taken, -np.inf, wide).max(axis=-1)
+    # The scores were computed here from the router's logits: its own may be some float32 steps off.
     rounding = 8 * np.finfo(np.float32).eps * np.abs(wide).max(axis=-1)
     return np.asarray(~(first - last > rounding))  # NaN is judged elsewhere
 
@@ -255,8 +265,11 @@ def _within_bound(scores: Array, chosen: BoolArray, wanted: BoolArray, bound: fl
     # The boundary lies between the last chosen and the first unchosen score of the reference.
     last = np.where(kept, wide, np.inf).min(axis=-1, keepdims=True)
     first = np.where(kept, -np.inf, wide).max(axis=-1, keepdims=True)
+    # Dropped heads may be less than the bound above the best unchosen score, added ones less than
+    # that below the last chosen score; a NaN is neither.
     dropped = kept & ~taken & ~(wide - first < bound)
     added = taken & ~kept & ~(last - wide < bound)
+    # Heads in front of the candidates are not ranked, so no tie exchanges them.
     outside = (chosen != wanted)[..., :-candidates].any(axis=-1)
     return np.asarray(~(dropped | added).any(axis=-1) & ~outside)
 
@@ -286,9 +299,12 @@ def _compare_gates(
     reference = expected.gates
     comparable = (got != 0) & (reference != 0) & ~choice.explained[..., None]
     error = np.where(comparable, abs_error(got, reference), 0.0)
+    # A gate that is not finite fails even where the mask leaves it out: at heads that the reference
+    # has closed, and at explained flips.
     if (np.isfinite(reference) & ~np.isfinite(got)).any():
         error = np.where(np.isfinite(got), error, np.nan)
     known = None if floor is None else floor.gates
+    # With NaN anywhere all elements are measured: the mask may leave the NaN out.
     measured = spread(error[comparable] if not np.isnan(error).any() else error)
     limit = tolerance.spread_limit(spread(finite(reference)), known, reference.shape)
     reason = None
@@ -329,6 +345,7 @@ def _compare_attention(
     return _spread_compared(
         f"the attention of layer '{expected.path}' in vectors {expected.vectors}",
         fingerprint_spread(_difference(got, reference), finite(reference)),
+        # Fingerprints come as shares of the reference, so the size that they are held against is 1.
         tolerance.spread_limit(Spread(1.0, 1.0), known, got.shape, is_inner=True),
         known,
     )
@@ -359,6 +376,7 @@ def _judged_by(choice: _Choice, scores: _Compared) -> JudgedBy:
     tokens = choice.clear.size
     if not tokens:
         return "nothing"
+    # Where most tokens are near-ties, equal choices say little and scores carry the verdict.
     if scores.compared and 2 * choice.clear.sum() < tokens:
         return "scores"
     return "choices"
@@ -371,6 +389,7 @@ def _share(equal: BoolArray) -> float | None:
 def _jaccard(chosen: BoolArray, expected: BoolArray) -> float | None:
     """Return the mean over tokens of heads that both choose to heads that either does."""
     both, either = (chosen & expected).sum(axis=-1), (chosen | expected).sum(axis=-1)  # [B, S]
+    # [B, S]: a token that takes no head on either side agrees.
     shares: NDArray[np.float64] = np.where(either == 0, 1.0, both / np.maximum(either, 1))
     return float(shares.mean()) if shares.size else None
 

@@ -1,4 +1,4 @@
-"""What a run shows of the layers inside a model: gates, ranked scores, and what attention computes.
+"""The inner values of MoH layers in a run: gates, ranked scores, and fingerprints of attention.
 
 They are inner values of model.onnx, which a session returns when it is asked to.
 """
@@ -25,7 +25,7 @@ class LayerValues:
 
     Attributes:
         gates: Name of the gates.
-        attention: Name of what its attention computes, gates included; None where the graph has no
+        attention: Name of the layer's attention result, gates included; None where the graph has no
             such value.
         router: Where its MoHRouter reads logits; None where plain operators make the gates.
         sources: What they are computed from.
@@ -39,6 +39,8 @@ class LayerValues:
     @property
     def logits(self) -> str | None:
         """Name of what the scores are made of; None where the layer ranks nothing that is known."""
+        # Scores are compared token by token, so the router has to have tokens in the order of the
+        # gates.
         if self.router is None or not self.router.in_order:
             return None
         return self.router.logits.get(ROUTED)
@@ -60,6 +62,7 @@ class LayerValues:
         assert self.router is not None
         logits = results[self.logits]
         candidates = logits.shape[-1]
+        # Not one row of logits for each token: nothing could be compared token by token.
         if logits.size != np.prod(tokens) * candidates:
             return None
         scores = self.router.form.scores(logits).astype(np.float32)
@@ -73,6 +76,7 @@ class LayerValues:
         value = results[self.attention]
         if value.ndim == 4:  # [B, H, S, D], as the operator has it where its inputs are so
             value = value.transpose(0, 2, 1, 3)
+        # Other axes in front than [B, S], as where attention runs over windows.
         if not value.size or value.shape[:2] != tokens:
             return None
         return fingerprint(value.reshape(*tokens, -1))
@@ -80,6 +84,7 @@ class LayerValues:
 
 def layer_values(package: OnnxPackage) -> tuple[LayerValues, ...]:
     """Return where each layer's inner values are, in the manifest's order."""
+    # Only the graph is read: weights stay on disk.
     graph = onnx.load(package.model_path, load_external_data=False).graph
     layers = package.manifest.layers
     found = zip(layers, router_logits(graph, layers), layer_sources(graph, layers), strict=True)
@@ -92,4 +97,5 @@ def layer_values(package: OnnxPackage) -> tuple[LayerValues, ...]:
 def names_to_return(package: OnnxPackage) -> tuple[str, ...]:
     """Return the inner values that a session has to return for its layers to be compared."""
     values = layer_values(package)
+    # Layers may share a value; a session is asked for each once.
     return tuple(dict.fromkeys(name for layer in values for name in layer.names))

@@ -1,4 +1,4 @@
-"""Which inputs and outputs of two models are the same: by name, else by position."""
+"""Match inputs and outputs of two models: by name, or else by position."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ def match_inputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dict
     Raises:
         ConfigError: `model` has an input that we have no name for, nor a place.
     """
+    # Fewer inputs than ours are fine: the other model may not need a mask, say.
     if set(theirs) <= set(ours):
         return {name: name for name in theirs}
+    # By position only if no name is shared: a partial match by name with the rest by position would
+    # feed something wrong without a word.
     if not set(theirs) & set(ours) and len(theirs) == len(ours):
         return dict(zip(theirs, ours, strict=True))
     unknown = next(name for name in theirs if name not in ours)
@@ -32,6 +35,7 @@ def match_outputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dic
     Raises:
         ConfigError: There is none.
     """
+    # An output that only one side has is reported elsewhere; one in common is enough to compare.
     common = [name for name in ours if name in theirs]
     if common:
         return {name: name for name in common}

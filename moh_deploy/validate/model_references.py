@@ -1,4 +1,4 @@
-"""What another model computes on the same inputs."""
+"""References that are other models or packages, run on the same inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moh_deploy.validate.samples import Sample
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model that returns outputs, and gates only if they are called as in the package.
+    """A model that returns outputs, and gates only under the names that the package has for them.
 
     Attributes:
         model: What runs.
@@ -52,8 +52,10 @@ class ModelReference:
     def _answer(
         self, package: OnnxPackage, known: VectorSet, got: Mapping[str, Array]
     ) -> VectorSet:
+        # All gates or none: a comparison with the gates of some layers could not tell flips apart.
         names = package.gate_names if set(package.gate_names) <= got.keys() else ()
         gates = tuple(got[name] for name in names)
+        # A foreign model shows no scores, so its margins are not known: infinite excuses no flip.
         unknown = (np.full(one.shape[:-1], np.inf, np.float32) for one in gates)
         margins = tuple(_margins(known, index, one) for index, one in enumerate(unknown))
         rest = {name: value for name, value in got.items() if name not in names}
@@ -95,6 +97,7 @@ class PackageReference:
     def _notes(self, package: OnnxPackage, found: Sequence[VectorSet]) -> Iterator[str]:
         yield from _absent(self.name, package, found)
         ours, theirs = package.manifest, self.other.manifest
+        # None where a package does not say what it was made from.
         made_from = {ours.checkpoint_sha256, theirs.checkpoint_sha256} - {None}
         if len(made_from) > 1:
             yield f"{self.name} was made from another checkpoint."
@@ -158,6 +161,7 @@ def _scores(known: VectorSet, layer: int, found: Array | None) -> Array | None:
 def _margins(known: VectorSet, layer: int, found: Array) -> Array:
     """Return the margins of the model that ran; where they are not known, those recorded."""
     recorded = known.margins[layer] if layer < len(known.margins) else None
+    # All infinite: the scores of the model that ran are not known, see `Recorder.record`.
     if recorded is None or recorded.shape != found.shape or np.isfinite(found).any():
         return found
     return recorded

@@ -120,6 +120,7 @@ class NoisyResults:
         Args:
             gates: Names of the gates of all layers.
         """
+        # Heads flipped by noise move values by far more than rounding, and would excuse anything.
         others = [*self.drawn, *([] if self.rounded is None else [self.rounded])]
         return any(
             bool(((one[name] != 0) != (self.exact[name] != 0)).any())
@@ -163,7 +164,7 @@ class NoisyResults:
 
 
 def _together(noise: Spread, rounding: Spread | None) -> Spread:
-    """Add up, as what is independent does, what rounding the weights and the results does."""
+    """Add up what rounding the weights and rounding the results does, as independent errors add."""
     if rounding is None:
         return noise
     return Spread(
@@ -204,6 +205,7 @@ class NoisyModel:
         """
         if self._noisy is None:
             return None
+        # Step 0 comes first: the weights as they are, in the same session.
         exact, *drawn = (
             self._noisy.run({**inputs, **weight_noise(step, draw)})
             for draw, step in enumerate((0.0, *[STEPS[self.dtype]] * DRAWS))
@@ -218,6 +220,7 @@ def _layer_moves(exact: LayerValuesFound, others: Sequence[LayerValuesFound]) ->
     scores, attention = exact.scores, exact.attention
     return LayerRounding(
         scores=None if scores is None else spread(_moved([one.scores for one in others], scores)),
+        # Only gates of heads that are on in both: a head that noise switches is a flip, not a move.
         gates=spread(np.stack([_difference(one.gates, gates, only_chosen=True) for one in others])),
         attention=None
         if attention is None
@@ -239,4 +242,5 @@ def _difference(got: Array | None, exact: Array, *, only_chosen: bool) -> Float6
     if only_chosen:
         counts &= (got != 0) & (exact != 0)
     error = np.where(counts, error, 0.0)
+    # What noise turns into NaN moves infinitely far.
     return np.where(np.isnan(error), np.inf, error)
