@@ -48,12 +48,14 @@ def compare_output(
     mismatch = structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return incomparable_output(name, vectors, mismatch)
+    # Of the finite part: an infinite reference would allow any error.
     error, size = abs_error(got, reference), spread(finite(reference))
     measured = spread(error)
     limit = tolerance.spread_limit(size, floor, reference.shape)
     reason = None
     if not measured.largest <= limit.largest:  # not `>`: a NaN must fail
         reason = describe_worst(what, got, reference, error, limit.largest, place)
+    # The largest error finds a single wrong element, the mean square a small shift of all of them.
     elif measured.rms > limit.rms:
         reason = (
             f"{what} differs by {measured.rms:.3g} by root mean square, tolerance {limit.rms:.3g}."
@@ -79,6 +81,7 @@ def unjudged_output(name: str, vectors: str, got: Array | None, reference: Array
     mismatch = structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return incomparable_output(name, vectors, mismatch)
+    # Not only the package can be at fault: `_not_finite` tells NaN of the reference apart.
     errors, reference_max = abs_error(got, reference), largest_finite(reference)
     error = largest(errors)
     return OutputParity(

@@ -1,4 +1,4 @@
-"""Samples of which a reference knows outputs and no gates, apart from those with gates."""
+"""Split a reference's samples: those with gates, and those of which it knows the outputs alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from moh_deploy.validate.reference import Answers
 
 @dataclass(frozen=True)
 class Answered:
-    """What is one comparison, because the reference knows as much of each of its samples.
+    """Samples that make one comparison, because the reference knows the same kinds of values of
+    each.
 
     Attributes:
         reference: In the words of a report.
         answers: Of these samples alone.
-        numbers: Which samples they are.
+        numbers: The places of these samples among all of them.
     """
 
     reference: str
@@ -36,6 +37,7 @@ def by_gates(reference: str, answers: Answers) -> list[Answered]:
     known = _part(reference, answers, [number for number in whole if number not in alone])
     rest = _part(f"{reference}, outputs alone", answers, sorted(alone))
     notes = (*answers.notes, *dict.fromkeys(alone.values()))
+    # Many samples share a reason, and the report needs it once.
     rest = replace(rest, answers=replace(rest.answers, has_gates=False, notes=notes))
     return [known, rest] if known.numbers else [rest]
 

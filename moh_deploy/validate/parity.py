@@ -47,7 +47,9 @@ def compare(
         ConfigError: The vectors' inputs do not fit the model.
         BackendError: The runtime failed.
     """
+    # Scores and fingerprints are fetched only if there is something to compare them with.
     has_inner = not outputs_only and any(one.scores or one.attention for one in vectors)
+    # Forced routing needs gates to feed, so outputs alone are judged without variants.
     judge = Judge(package, runner, policy, None if outputs_only else variants, has_inner)
     names = labels or [label(str(index), one.sizes) for index, one in enumerate(vectors)]
     views = [EVERY_TOKEN] * len(vectors)

@@ -11,6 +11,7 @@ from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, AccuracyRule
 from moh_deploy.validate.tolerances import BUILT_IN, TOLERANCES, Tolerance, tolerance_for
 
+# Fields of `Tolerance` that a file may set, by the same names.
 _NUMBERS = ("relative", "near_tie", "relative_after_flip", "floor_factor", "peak_factor", "least")
 _KEYS = (*_NUMBERS, "reason")
 _ACCURACY_NUMBERS = ("max_drop", "max_relative_drop", "min_samples")
@@ -51,6 +52,7 @@ def read_policy(path: Path) -> Policy:
     Raises:
         ConfigError: The file cannot be read, or holds something else.
     """
+    # Unknown keys are errors at every level: a misspelt tolerance would else be the built-in one.
     entries = _mapping(read_yaml(path, error=ConfigError), f"{path}")
     _known(entries, ("tolerances", "accuracy"), f"{path}")
     rules = _section(entries, "tolerances", path)
@@ -75,6 +77,7 @@ def _rule(name: str, entry: object, where: str) -> Tolerance:
     figures = _mapping(entry, where)
     _known(figures, _KEYS, where)
     numbers = {key: _number(figures[key], f"{where}.{key}") for key in _NUMBERS if key in figures}
+    # What the entry leaves out stays as it is in the built-in table.
     return replace(TOLERANCES[name], reason=_reason(figures, where), **numbers)
 
 
@@ -84,8 +87,10 @@ def _accuracy_rule(name: str, entry: object, where: str) -> AccuracyRule:
     figures = _mapping(entry, where)
     _known(figures, (*_ACCURACY_NUMBERS, "reason"), where)
     numbers = {k: _number(figures[k], f"{where}.{k}") for k in _ACCURACY_NUMBERS if k in figures}
+    # Two limits would raise the question which one applies.
     if len(numbers.keys() & {"max_drop", "max_relative_drop"}) == 2:
         raise ConfigError(f"{where} has max_drop and max_relative_drop: one of them is the limit.")
+    # A metric of the user's own, MODULE:FUNCTION, starts from the rule for callables.
     usual = ACCURACY_RULES.get(name, ACCURACY_RULES[CALLABLE])
     least = numbers.get("min_samples", usual.min_samples)
     if least != int(least) or least < 1:
@@ -106,6 +111,7 @@ def _reason(figures: Mapping[str, object], where: str) -> str:
 
 
 def _number(value: object, where: str) -> float:
+    # In Python a bool is an int.
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if not numeric or not 0 <= float(str(value)) < float("inf"):
         raise ConfigError(

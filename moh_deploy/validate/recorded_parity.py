@@ -1,4 +1,4 @@
-"""Compare a package with its recorded runs, for jobs that make something of it."""
+"""Compare a package with its recorded runs: the check before and after a package is made of it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def compare_recorded(package: OnnxPackage, *, round_results: bool = False) -> Pa
     """
     variant = Variant(round_results=round_results)
     runner = open_runner(package, variant.returning(names_to_return(package)))
+    # Flips and half precision are judged on variants that are opened in the same way.
     variants = PackageVariants(package, variant)
     return compare(package, runner, package.vectors, variants=variants)
 
@@ -34,6 +35,7 @@ def require_equal(package: OnnxPackage) -> None:
         ValidationError: `verify` refuses it.
         BackendError: The runtime failed.
     """
+    # Without this, a fault of the package would be put down to what is made of it.
     failure = compare_recorded(package).failure
     if failure is not None:
         raise ValidationError(

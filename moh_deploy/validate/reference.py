@@ -1,4 +1,4 @@
-"""What a package or engine is compared with."""
+"""The references that a package or engine is compared with."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Answers:
 
 
 @runtime_checkable
+# Checked with isinstance where the user hands one over, hence `runtime_checkable`.
 class Reference(Protocol):
     """One side of a comparison."""
 
@@ -81,6 +82,7 @@ class ExpectedOutputs:
                 raise ConfigError(
                     f"{one.file} holds no expected outputs: no member is named {names}."
                 )
+        # A file with some of the outputs is compared on those.
         notes = tuple(_absent(one, package) for one in samples)
         vectors = tuple(one.known for one in samples)
         return Answers(vectors, has_gates=False, notes=tuple(filter(None, dict.fromkeys(notes))))

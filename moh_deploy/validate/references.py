@@ -1,4 +1,4 @@
-"""What `--against` names: the package run in another way, another package, an engine, a model."""
+"""Find what `--against` names: the package run otherwise, another package, an engine, a model."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def references(
         _named(one, subject, recorded) if isinstance(one, (str, Path)) else _given(one)
         for one in against
     )
+    # Two references of one name could not be told apart in the report or in a baseline file.
     for index, one in enumerate(found):
         if one.name in [other.name for other in found[:index]]:
             raise ConfigError(f"against names {one.name} twice.")
@@ -55,6 +56,7 @@ def function_bodies(package: OnnxPackage) -> PackageReference:
 def _given(one: Reference | InferenceRunner) -> Reference:
     if isinstance(one, Reference):
         return one
+    # By its method: Polygraphy need not be installed.
     if hasattr(one, "infer"):
         return ModelReference(PolygraphyModel(one))
     raise ConfigError(
@@ -71,6 +73,7 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
         return function_bodies(subject.package)
     if named == "kernels":
         return _kernels(subject)
+    # The words come first; a path of such a name is given as ./recorded.
     path = Path(named)
     if path.is_dir() and path.resolve() == subject.root.resolve():
         raise ConfigError(
@@ -80,6 +83,8 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
     model = find_model(path)
     if model is None or not (path.exists() or path.suffix == ".onnx"):
         raise _unknown(str(named), path)
+    # A package shows gates, so routing is compared as well; engines and plain models return
+    # outputs.
     if isinstance(model, Deployed) and not model.is_compiled:  # Run as the one that is verified.
         variant = Variant(kernels=subject.kernels)
         return PackageReference(model.name, model.made_from(None), variant)
@@ -87,6 +92,7 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
 
 
 def _kernels(subject: Subject) -> PackageReference:
+    # A package that runs with kernels would be compared with itself; an engine would not.
     if subject.kernels != "off" and subject.has_gates:
         raise ConfigError(
             f"against is kernels, and {subject.root} itself runs with kernels where there are any.",

@@ -1,4 +1,4 @@
-"""What routers do over all tokens that were compared: loads of heads, and margins of choices.
+"""Count the routers' choices over all compared tokens: loads of heads, and margins of choices.
 
 These are shown, not judged: `LayerParity` judges.
 """
@@ -164,6 +164,7 @@ def class_load(
 
     Source: MoH (arXiv 2410.11842), figure "head load distribution".
     """
+    # Classes without a sample in this batch are absent here; `joined` matches classes by name.
     found, of_sample = np.unique(np.asarray(labels), return_inverse=True)  # [C], [B]
     on = (gates != 0).sum(axis=1)  # [B, H]
     samples = np.bincount(of_sample, minlength=len(found))
@@ -194,7 +195,9 @@ def _on(gates: Array) -> tuple[int, ...]:
 
 def _bins(margins: Array, flipped: NDArray[np.bool_], bound: float) -> tuple[MarginBin, ...]:
     values = margins.astype(np.float64)
+    # NaN is below nothing, so it explains no flip; for the histogram it counts as infinite.
     explained = flipped & (values < bound)
+    # The last edge is infinity: margins that are not known have a bin [inf, inf] of their own.
     values = np.where(np.isfinite(values), np.maximum(values, 0.0), np.inf)
     index = np.searchsorted(_EDGES, values, side="right") - 1  # [B, S]
     edges = [*_EDGES.tolist(), math.inf]
@@ -218,6 +221,7 @@ def _loads_together(one: HeadLoad, other: HeadLoad) -> HeadLoad:
 
 
 def _margins_together(one: MarginHistogram, other: MarginHistogram) -> MarginHistogram:
+    # All histograms have the same edges, so bins with equal edges hold alike margins.
     bins: dict[tuple[float, float], MarginBin] = {}
     for each in (*one.bins, *other.bins):
         edges = each.at_least, each.below

@@ -1,4 +1,4 @@
-"""What two sides are compared on: runs that a package recorded, or files of the user's."""
+"""Samples to compare two sides on: runs that a package recorded, or files of the user's."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ def npz_files(paths: Sequence[Path]) -> list[Path]:
     found = [file for path in paths for file in _files(path)]
     seen: set[Path] = set()
     for file in found:
+        # A directory and a file in it, or a link, name the same samples.
         if file.resolve() in seen:
             raise ConfigError(
                 f"inputs name {file} twice: its samples would count twice.",
@@ -113,6 +114,7 @@ def short_names(files: Sequence[Path]) -> list[str]:
 
 def _read(file: Path, name: str, manifest: Manifest, tokens: str | None) -> Sample:
     user = read_user_vectors(file, manifest, () if tokens is None else (tokens,))
+    # A file has no gates and margins: a reference adds them.
     known = VectorSet(user.sizes, user.inputs, user.expected, (), ())
     valid = valid_tokens_of(known, user.others, str(file), manifest, tokens)
     return Sample(known, label(name, user.sizes), file, valid)
@@ -139,6 +141,7 @@ def valid_tokens_of(
     if tokens is None:
         return None
     shapes = {spec.name: spec.shape for spec in manifest.inputs}
+    # An input of that name wins: it is what the model itself sees.
     mask = known.inputs.get(tokens, others.get(tokens))
     if mask is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Inputs of sizes that somebody asks for: recorded ones where there are, or else random ones."""
+"""Make inputs of the sizes that are asked for: recorded ones if there are any, else random ones."""
 
 from __future__ import annotations
 
@@ -81,9 +81,11 @@ def _check_asked(name: str, asked: Sequence[int], example: Mapping[str, int]) ->
 def _inputs_at(package: OnnxPackage, sizes: dict[str, int]) -> InputSet:
     specs = package.manifest.inputs
     for recorded in package.vectors:
+        # Recorded inputs first: random ones may choose other heads than real ones do.
         if check_inputs(specs, recorded.inputs) == sizes:
             return InputSet(RECORDED, sizes, recorded.inputs, 1.0)
     check_ranges(sizes, package.manifest)
+    # The same inputs in every run: figures are compared with those of other runs.
     rng = np.random.default_rng(0)
     example = package.vectors[0].inputs
     inputs = {one.name: _drawn(one, sizes, example[one.name], rng) for one in specs}
@@ -94,6 +96,7 @@ def _drawn(
     spec: TensorInfo, sizes: Mapping[str, int], example: Array, rng: np.random.Generator
 ) -> Array:
     shape = [_axis(spec, axis, sizes) for axis in spec.shape]
+    # An example of size 0 holds nothing to draw from.
     values = example.reshape(-1) if example.size else np.zeros(1, example.dtype)
     drawn: Array = values[rng.integers(values.size, size=shape)]
     return drawn

@@ -1,4 +1,5 @@
-"""What is verified: a package as it runs here, or an engine with the package it was built from."""
+"""The subject of `verify`: a package as it runs here, or an engine and the package it is made
+from."""
 
 from __future__ import annotations
 
@@ -48,6 +49,7 @@ class Subject:
     @property
     def variants(self) -> Variants | None:
         """Its variants, if there can be any."""
+        # An engine's graph is fixed: gates cannot be made inputs of it any more.
         if self.model.is_compiled:
             return None
         return PackageVariants(self.package, Variant(kernels=self.kernels))
@@ -60,6 +62,7 @@ class Subject:
         """
         if not self.model.is_compiled:
             return self.package.vectors, RECORDED
+        # A profile has limits; runs beyond them are left out, and the words of the report say so.
         found = tuple(one for one in self.package.vectors if self.model.fits(one.sizes))
         if not found:
             raise ConfigError(
@@ -74,6 +77,7 @@ class Subject:
         Raises:
             BackendError: The runtime failed, or the engine cannot run here.
         """
+        # Inner values are asked for at once: a second session would take the model's memory again.
         variant = Variant(kernels=self.kernels)
         if self.model.is_compiled:
             return self.model.open(variant)

@@ -65,6 +65,7 @@ class Tolerance:
             shape: Of the values, [..., numbers of one token].
             is_inner: Of a value inside of the model, which is compared as a whole.
         """
+        # Without a floor, outputs and gates are judged by their largest error alone.
         most = Spread(math.inf, self.limit(size.largest))
         if is_inner:  # one token may be ten times as far off as all of them together
             most = Spread(self.relative * size.rms, 10 * self.relative * size.rms)
@@ -79,6 +80,7 @@ class Tolerance:
         # What is computed and rounded once more may move by a step.
         least = Spread(self.least / 2 * size.rms, self.least * size.largest)
         return Spread(
+            # A floor narrows the rule and never widens it: `most` is what no floor excuses.
             min(most.rms, max(least.rms, self.floor_factor * rms)),
             min(most.largest, max(least.largest, self.peak_factor * floor.largest)),
         )
@@ -169,6 +171,7 @@ def tolerance_for(dtype: str, table: Mapping[str, Tolerance] = TOLERANCES) -> To
 
 def coarsest(*rules: Tolerance) -> Tolerance:
     """Return the rule that allows the largest error."""
+    # Ranked by what is allowed behind a flip, the loosest figure of a rule.
     return max(rules, key=lambda rule: (rule.after_flip().relative, rule.near_tie))
 
 
@@ -184,6 +187,7 @@ def output_rule(dtype: str, own: Tolerance, *of_model: Tolerance) -> Tolerance:
 def rules_of(precision: str, runner: Runner) -> tuple[str, ...]:
     """Return the names of the rules for a model's precision and for what its kernels round to."""
     found = runner.describe()
+    # A kernel library that computes in bfloat16 matters only if one of its kernels ran.
     on_kernels = "kernel" in found.layer_impl.values()
     rounded = on_kernels and found.kernels.compute_type == "bfloat16"
     return (precision, BFLOAT16_PRODUCTS) if rounded else (precision,)

@@ -1,4 +1,4 @@
-"""Inputs, and maybe expected outputs, in an npz file of the user's."""
+"""Read a user's npz file: inputs, and expected outputs if it holds any."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def read_user_vectors(path: Path, manifest: Interface, others: Collection[str] =
     """
     members = read_npz(path, error=ConfigError)
     input_names = [spec.name for spec in manifest.inputs]
+    # Taken out first: they would else count as inputs when these are matched by position.
     besides = {
         name: members.pop(name) for name in others if name in members and name not in input_names
     }
@@ -75,9 +76,12 @@ def split_members(
         ConfigError: No member is named like an input, and they are not as many.
     """
     input_names = [spec.name for spec in manifest.inputs]
+    # A name that is both, as of a value passed through, is read as the input.
     output_names = {spec.name for spec in manifest.outputs} - set(input_names)
     expected = {name: array for name, array in members.items() if name in output_names}
     inputs = {name: array for name, array in members.items() if name not in output_names}
+    # One known name is enough for matching by name: the rest is then reported as missing or
+    # unknown.
     if inputs and not inputs.keys() & set(input_names):
         inputs = _by_position(inputs, input_names)
     return inputs, expected
@@ -89,6 +93,7 @@ def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
     Raises:
         ConfigError: Naming the dimension and its limits.
     """
+    # Tracing fixed which branch the model's code takes: beyond the limits it would take the other.
     for name, (smallest, largest) in manifest.dim_ranges.items():
         size = sizes.get(name, smallest)
         if size < smallest or (largest is not None and size > largest):

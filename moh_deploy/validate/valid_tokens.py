@@ -1,4 +1,4 @@
-"""Tokens that are padding: what a model computes for them is nobody's, and is not compared."""
+"""Leave padding out of comparisons: nobody uses what a model computes for these tokens."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ class TokenView:
 
     def of(self, name: str, got: Array | None, reference: Array) -> Compared:
         """Return what is compared; all, where the shapes differ."""
+        # Shapes that differ are reported as such, and not hidden by a selection that does not fit.
         chosen = self.selections.get(name)
         if chosen is None or got is None or got.shape != reference.shape:
             return Compared(got, reference, list)
@@ -120,12 +121,14 @@ class Selection:
         return tuple(sizes) == self.mask.shape
 
     def of(self, array: Array) -> Array:
-        """Return them: one axis first for what was selected, the other axes behind it."""
+        """Return the selected elements: [selected, ...], one axis for them and the other axes
+        behind it."""
         found: Array = np.moveaxis(array, self.axes, range(len(self.axes)))[self.mask]
         return found
 
     def place(self, at: tuple[int, ...]) -> list[int]:
         """Return the index in the whole array."""
+        # Ascending axes: each is inserted where the ones before it have already made room.
         index = list(at[1:])
         for axis, number in zip(self.axes, np.argwhere(self.mask)[at[0]], strict=True):
             index.insert(axis, int(number))
@@ -149,6 +152,8 @@ def valid_tokens(name: str, mask: Array, dims: Sequence[Dim] | None, *, where: s
         raise ConfigError(
             f"{got}, expected a mask of valid tokens with the two axes [batch, tokens]."
         )
+    # An additive mask, 0 and -inf, means the opposite: read as it is it would drop every real
+    # token.
     if not np.isin(mask, (0, 1)).all():
         raise ConfigError(
             f"{got} and holds other values than 0 (padding) and 1 (valid).",
@@ -166,6 +171,7 @@ def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> T
         if spec.name in expected.outputs:
             found |= _of_output(spec, expected.outputs[spec.name].shape, valid, notes)
     for layer, gates in zip(manifest.layers, expected.gates, strict=False):
+        # Layers over windows or pooled tokens have other axes than the mask.
         if gates.shape[:2] == valid.mask.shape:
             found[layer.gates] = Selection((0, 1), valid.mask)
             continue
@@ -195,16 +201,21 @@ def _of_output(
 ) -> dict[str, Selection]:
     axes = _token_axes(spec, shape, valid)
     if axes is not None:
+        # [B, S], or [S, B] for outputs with tokens first.
         mask = valid.mask if axes[0] < axes[1] else valid.mask.T
         chosen = Selection(tuple(sorted(axes)), mask)
         return {spec.name: chosen} if chosen.fits(shape) else {}
+    # Equal by chance, maybe: [B, classes] with as many classes as tokens. Comparing too much is
+    # safe.
     if shape[:2] == valid.mask.shape:
         notes.append(
             f"All of output '{spec.name}' is compared: its second axis has as many elements as"
             f" '{valid.name}', but may be another one."
         )
+    # [B]: an output without tokens, pooled say, is of whole samples.
     of_row = np.asarray(valid.mask.any(axis=1))
     if not of_row.any():
+        # A mask without axes selects nothing.
         return {spec.name: Selection((), np.zeros((), np.bool_))}
     # What is left of a sample without valid tokens is nobody's either.
     has_rows = bool(shape) and shape[0] == len(of_row) and _same(spec, 0, valid)
@@ -219,13 +230,16 @@ def _token_axes(
     Axes that the model calls as those of the mask are; else the first two of [B, S, D], and of
     [B, S] if the second is dynamic.
     """
+    # Names of dynamic dimensions tell for certain, whatever the sizes of this run are.
     if valid.dims is not None and all(isinstance(dim, str) for dim in valid.dims):
         places = [
             [axis for axis, dim in enumerate(spec.shape) if dim == wanted] for wanted in valid.dims
         ]
+        # An axis that is there twice, [B, S, S], has no one place of tokens.
         (batch, *more), (tokens, *others) = (place or [-1] for place in places)
         certain = batch >= 0 and tokens >= 0 and not more and not others and batch != tokens
         return (batch, tokens) if certain else None
+    # Without names, sizes have to do, and only in the forms that are common.
     if shape[:2] != valid.mask.shape or not (_same(spec, 0, valid) and _same(spec, 1, valid)):
         return None
     return (0, 1) if len(shape) == 3 or isinstance(spec.shape[1], str) else None

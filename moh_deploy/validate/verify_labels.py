@@ -47,6 +47,7 @@ def verify_labelled(
         ValidationError: The two sides return outputs of different shapes: nothing can be scored.
         BackendError: The runtime failed.
     """
+    # All that can be refused is refused before a model is loaded.
     with progress.step("reading samples and labels"):
         data = read_labelled(npz_files(inputs), task, subject.package.manifest)
         classes = main_classes([one.labels for one in data.datasets], task.labelling)
@@ -59,6 +60,7 @@ def verify_labelled(
             )
             for reference, sets in _references(subject, data.datasets, against)
         ]
+        # By file: references with different samples share the runs that are cut from them.
         runs = {
             one.samples.file: labelled_runs(subject, one, data.axis, task) for one in data.datasets
         }
@@ -83,6 +85,7 @@ def _references(
     subject: Subject, datasets: Sequence[Dataset], against: Sequence[Against]
 ) -> list[tuple[Reference, Sequence[Dataset]]]:
     """Return what to compare with, each with the samples that it has an answer for."""
+    # Without `against`: expected outputs where files hold them, function bodies for the others.
     known = [one for one in datasets if one.samples.expected]
     others = [one for one in datasets if not one.samples.expected]
     recorded = expected_outputs(one.samples.file for one in known or datasets)
@@ -111,9 +114,11 @@ class _Job:
         """
         runs = [run for data in one.datasets for run in runs_of[data.samples.file]]
         done, found = 0, list[ParityReport]()
+        # Turn by turn: the answers of a reference to one turn are all that is held at once.
         for turn in turns(runs):
             found += self._compare(one, turn, done, len(runs))
             done += len(turn)
+        # The comparison with gates comes first, since it is the one that accuracy is added to.
         found.sort(key=lambda report: not report.has_routing)
         named = dict.fromkeys(report.reference for report in found)
         first, *others = (folded([r for r in found if r.reference == name]) for name in named)
@@ -139,6 +144,7 @@ class _Job:
             answers = one.reference.answers(self.subject.package, samples)
         package = self.subject.package
         outputs = {spec.name for spec in package.manifest.outputs}
+        # Metrics score what was compared: the results are kept instead of running each batch twice.
         recording = RecordingRunner(
             self.runner,
             frozenset(outputs.union(package.gate_names)),
@@ -148,6 +154,7 @@ class _Job:
         reports = [
             compare_answered(self.subject, recording, part, samples, self.policy) for part in parts
         ]
+        # The parts run in another order than the samples have.
         ran = [number for part in parts for number in part.numbers]
         results = dict(zip(ran, recording.results, strict=True))
         ignore = self.task.labelling.ignore
@@ -171,11 +178,13 @@ class _Job:
 def _add(tallies: Sequence[Tally], run: LabelledRun, scored: Scored) -> None:
     for name, reference in scored.reference.items():
         got = scored.package[name]
+        # A metric would score each side by itself, and compare what cannot be compared.
         if got.shape != reference.shape:
             raise ValidationError(
                 f"output '{name}' is {list(got.shape)} on {run.sample.label}, and"
                 f" {list(reference.shape)} in the reference: they cannot be scored alike."
             )
+    # Copies that fill up the last batch would count their sample several times.
     real = run.batch.real
     package = {name: scored.package[name] for name in scored.reference}
     for tally in tallies:

@@ -85,10 +85,12 @@ def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> li
         recorded: Reference = RecordedReference(words)
     else:
         samples, recorded = files, expected_outputs(one.file for one in files)
+    # What is named replaces the usual reference; the corpus is no part of that.
     if against:
         return [_Round(one, samples) for one in references(against, subject, recorded)]
     if not files:
         return [_Round(recorded, samples), *_corpus_round(subject, what)]
+    # Each file with what it can be compared with: its own outputs, or else the function bodies.
     known = tuple(one for one in files if one.known.outputs)
     others = tuple(one for one in files if not one.known.outputs)
     rounds = [_Round(expected_outputs(one.file for one in known), known)] if known else []
@@ -96,6 +98,7 @@ def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> li
 
 
 def _check_number(asked: int | None, recorded: int) -> None:
+    # Taking fewer than were asked for would pass for a thorough check.
     if asked is not None and asked > recorded:
         raise ConfigError(
             f"vectors is {asked}, but there are {recorded} recorded runs to compare with.",
@@ -106,6 +109,7 @@ def _check_number(asked: int | None, recorded: int) -> None:
 def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
     """Return the comparison with the package's regression corpus; an engine has no gates for it."""
     corpus = subject.package.corpus
+    # Who asks for some of the recorded runs wants a short check, without the corpus.
     if not corpus or what.vectors is not None or not subject.has_gates:
         return []
     manifest = subject.package.manifest
@@ -121,6 +125,7 @@ def compare_answered(
     policy: Policy,
 ) -> ParityReport:
     """Compare with what a reference answered to some of the samples."""
+    # Samples and answers are matched by their places among all samples.
     answers, own = part.answers, [samples[number] for number in part.numbers]
     report = compare(
         subject.package,
@@ -129,6 +134,7 @@ def compare_answered(
         labels=[sample.label for sample in own],
         valid=[sample.valid for sample in own if sample.valid is not None],
         reference=part.reference,
+        # Gates on one side only cannot be compared.
         outputs_only=not (answers.has_gates and subject.has_gates),
         variants=subject.variants,
         policy=policy,
