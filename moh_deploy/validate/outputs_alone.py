@@ -10,8 +10,7 @@ from moh_deploy.validate.reference import Answers
 
 @dataclass(frozen=True)
 class Answered:
-    """Samples that make one comparison, because the reference knows the same kinds of values of
-    each.
+    """Samples that make one comparison, because the reference knows the same of each.
 
     Attributes:
         reference: In the words of a report.

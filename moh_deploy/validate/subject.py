@@ -1,5 +1,4 @@
-"""The subject of `verify`: a package as it runs here, or an engine and the package it is made
-from."""
+"""The subject of `verify`: a package as it runs here, or an engine with its package."""
 
 from __future__ import annotations
 

@@ -121,8 +121,7 @@ class Selection:
         return tuple(sizes) == self.mask.shape
 
     def of(self, array: Array) -> Array:
-        """Return the selected elements: [selected, ...], one axis for them and the other axes
-        behind it."""
+        """Return the selected elements: [selected, ...], with the other axes behind."""
         found: Array = np.moveaxis(array, self.axes, range(len(self.axes)))[self.mask]
         return found
 

@@ -1,4 +1,4 @@
-"""Labels of tokens stand one position before the tokens that are given, or they are wrong."""
+"""Check that token labels are shifted the right way against the tokens that the model is given."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def same_tokens(labels: Array, inputs: Mapping[str, Array], labelling: Labelling
         ConfigError: They are the tokens that the model is given, or those already shifted.
     """
     for name, tokens in _alike(labels, inputs):
+        # A model that sees a token scores well at naming it: the accuracy would be of nothing.
         if not labelling.shifted and _equal(labels, tokens, labelling.ignore):
             raise ConfigError(
                 f"labels are the tokens of input '{name}', so each position would be scored with"
                 " the token that it is given.",
                 hint="If the next token is to be predicted: --shift-labels.",
             )
+        # Shifted twice, each position would be scored with the token after the next.
         if labelling.shifted and _equal(labels[:, :-1], tokens[:, 1:], labelling.ignore):
             raise ConfigError(
                 f"labels are those of input '{name}' shifted by one already.",
@@ -38,4 +40,5 @@ def _alike(labels: Array, inputs: Mapping[str, Array]) -> Iterator[tuple[str, Ar
 def _equal(labels: Array, tokens: Array, ignore: int) -> bool:
     counts = labels != ignore
     same = labels[counts] == tokens[counts]
+    # A single label may be equal by chance; so many, all of them, are not.
     return bool(same.size > 1 and same.all())

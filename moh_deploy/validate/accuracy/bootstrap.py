@@ -1,4 +1,4 @@
-"""How far a difference between two sides may be chance: paired bootstrap, McNemar's exact test."""
+"""Tell a difference between two sides from chance: paired bootstrap, and McNemar's exact test."""
 
 from __future__ import annotations
 
@@ -38,12 +38,15 @@ def paired_bootstrap(
     """
     # Samples that are alike are drawn together: [U, K] and how many there are of each.
     kinds, counts = np.unique(rows, axis=0, return_counts=True)
+    # Right-or-wrong scores have four kinds of samples at most, where one multinomial draw is far
+    # less work than N single ones.
     draw = _of_kinds if len(kinds) < len(rows) / 4 else _of_samples
     rng, chunk = np.random.default_rng(seed), max(1, _CHUNK // len(rows))
     sums = [
         draw(rng, kinds, counts, min(chunk, resamples - start))
         for start in range(0, resamples, chunk)
     ]
+    # Percentiles of the resampled statistic: no distribution is assumed.
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(statistic(np.concatenate(sums)), [tail, 1 - tail])
     return float(low), float(high)
@@ -63,6 +66,7 @@ def _of_samples(
     """Return the same by drawing each: a quarter of the time where no two samples are alike."""
     count, of_sample = int(counts.sum()), np.repeat(np.arange(len(kinds)), counts)
     drawn = of_sample[rng.integers(count, size=(size, count))]  # [R, N], numbers of kinds
+    # One bincount for all resamples: each has a range of numbers of its own. times: [R, U].
     drawn += len(kinds) * np.arange(size)[:, None]
     times = np.bincount(drawn.ravel(), minlength=size * len(kinds)).reshape(size, len(kinds))
     sums: Float64Array = times @ kinds
@@ -79,9 +83,11 @@ def mcnemar(lost: int, won: int) -> float:
     Source: McNemar (1947); the exact form is a two-sided sign test.
     """
     n, k = lost + won, min(lost, won)
+    # Logarithms of the binomials C(n, i), since n! overflows beyond 170.
     log_tail = [
         math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)
     ]
+    # The largest is taken out before exp, and comes back in the factor in front of the sum.
     most = max(log_tail)
     tail = math.exp(most - n * math.log(2)) * math.fsum(math.exp(one - most) for one in log_tail)
     return min(1.0, 2 * tail)

@@ -1,4 +1,4 @@
-"""Which metric labels and outputs are of."""
+"""Choose the metrics that score an output: those asked for, or the one that the labels tell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moh_deploy.validate.accuracy.user_metric import ScoreFunction, UserMetric, 
 
 
 def choose_metrics(task: Task, labels: Array, outputs: Sequence[TensorInfo]) -> tuple[Metric, ...]:
-    """Return the metrics that are asked for, or that which the shapes tell.
+    """Return the metrics that are asked for, or the one that the shape of the labels tells.
 
     Args:
         task: What was asked for.
@@ -27,9 +27,11 @@ def choose_metrics(task: Task, labels: Array, outputs: Sequence[TensorInfo]) -> 
     Raises:
         ConfigError: A metric is unknown, or labels and outputs are not what it is of.
     """
+    # [N] labels are classes of samples, [N, S] tokens of sequences.
     names = task.metrics or (_by_shape(labels),)
     if len(set(names)) != len(names):
         raise ConfigError(f"a metric is named twice: {', '.join(map(_name, names))}.")
+    # Only of a function that the user wrote it is unknown whether more is better.
     functions = [one for one in names if callable(one) or ":" in one]
     if task.better is not None and not functions:
         raise ConfigError(
@@ -62,6 +64,7 @@ def _metric(
     check_integers(labels)
     _check_rank(name, labels, task.labelling)
     info = _scored_output(task.output, labels, outputs)
+    # A dynamic number of classes is checked batch by batch instead, in `Labelling.check`.
     if isinstance(info.shape[-1], int):
         check_range(labels, info.shape[-1], info.name, task.labelling.ignore)
     if name == "perplexity":
@@ -109,6 +112,7 @@ def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo
         if found not in fitting:
             raise ConfigError(_no_fit(f"output '{name}' is", [found], labels), hint=_hint(labels))
         return found
+    # Taking the first of several would score something the user did not mean.
     if len(fitting) != 1:
         if not fitting:
             raise ConfigError(_no_fit("outputs are", outputs, labels), hint=_hint(labels))
@@ -134,6 +138,8 @@ def _named(name: str, outputs: Sequence[TensorInfo]) -> TensorInfo:
 def _fits(output: TensorInfo, labels: Array) -> bool:
     if "float" not in output.dtype or len(output.shape) != labels.ndim + 1:
         return False
+    # The batch axis is left out, since labels of all samples are cut into batches; [N, S, C] has to
+    # fit [N, S] between it and the classes.
     pairs = zip(output.shape[1:-1], labels.shape[1:], strict=True)
     return all(isinstance(size, str) or size == of_labels for size, of_labels in pairs)
 

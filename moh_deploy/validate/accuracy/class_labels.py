@@ -1,4 +1,4 @@
-"""Labels that are numbers of classes: which output they fit, and which of them count."""
+"""Labels that are class numbers: the output that they fit, and those that are left out."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Labelling:
             tokens that the model was given.
     """
 
+    # What PyTorch's cross_entropy ignores.
     ignore: int = -100
     shifted: bool = False
 
@@ -51,6 +52,7 @@ class Labelling:
         if labels.ndim == 0:
             logits, labels = logits[None], labels[None]
         elif self.shifted:
+            # [S - 1, C] and [S - 1]: the last position has no next token.
             logits, labels = logits[:-1], labels[1:]
         counts = labels != self.ignore
         return logits[counts], labels[counts].astype(np.int64)
@@ -62,6 +64,7 @@ def check_range(labels: Array, num_classes: int, output: str, ignore: int) -> No
     Raises:
         ConfigError: Naming the first such label.
     """
+    # Unsigned labels would turn a negative mark into a large number.
     numbers = labels.astype(np.int64)
     wrong = (numbers != ignore) & ((numbers < 0) | (numbers >= num_classes))
     if not wrong.any():
@@ -72,6 +75,7 @@ def check_range(labels: Array, num_classes: int, output: str, ignore: int) -> No
     raise ConfigError(
         f"label {label} at {at} is no class of output '{output}', which has {num_classes}: 0 to"
         f" {num_classes - 1}.",
+        # A negative number is usually a mark; one that is too large is a mistake.
         hint=mark if label < 0 else None,
     )
 

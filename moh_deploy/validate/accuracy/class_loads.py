@@ -1,4 +1,4 @@
-"""Which heads the samples of each class use."""
+"""Count which heads the samples of each class use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.routing_statistics import RoutingStatistics, class_load, joined
 
+# More would be a table that nobody reads.
 _MOST_CLASSES = 100
 
 
@@ -39,6 +40,7 @@ class ClassLoads:
         """
         if not self.classes.size:
             return
+        # [B]: samples of classes that are counted.
         kept = np.isin(labels, self.classes)
         found = tuple(
             class_load(layer.path, layer.num_shared_heads, values[layer.gates][kept], labels[kept])
@@ -50,8 +52,10 @@ class ClassLoads:
 
 def main_classes(labels: Sequence[Array], labelling: Labelling) -> Array:
     """Return the classes of all samples; of many, those with the most samples; none of tokens."""
+    # Of labels for tokens, a class of the sample does not exist.
     if any(one.ndim != 1 or one.dtype.kind not in "iu" for one in labels):
         return np.empty(0, np.int64)
     every = np.concatenate(labels)
     found, counts = np.unique(every[every != labelling.ignore], return_counts=True)
+    # Stable: of classes with equally many samples the lower numbers.
     return found[np.argsort(-counts, kind="stable")[:_MOST_CLASSES]]

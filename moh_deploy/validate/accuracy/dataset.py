@@ -21,7 +21,7 @@ Fits = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples.
+    """Samples that the model runs at once.
 
     Attributes:
         inputs: Name to array, for every input of the model.
@@ -66,11 +66,12 @@ class Samples:
     name: str
 
     def __len__(self) -> int:
+        # All arrays with an axis of samples have equally many, which `samples_of` has checked.
         name, axis = next(iter(self.axes.items()))
         return len(np.moveaxis({**self.inputs, **self.expected}[name], axis, 0))
 
     def taken(self, arrays: Mapping[str, Array], start: int, stop: int, added: int) -> Arrays:
-        """Return some samples, the last of them `added` times more."""
+        """Cut a range of samples out of arrays, and repeat the last one `added` times."""
         return {
             name: _taken(array, self.axes[name], start, stop, added) if name in self.axes else array
             for name, array in arrays.items()
@@ -93,6 +94,7 @@ class Dataset:
         """Cut into batches of a size; the last is filled up where the rest alone does not run."""
         for start in range(0, len(self.labels), size):
             stop = min(start + size, len(self.labels))
+            # A copy of a real sample: made-up inputs might be NaN or out of a vocabulary.
             added = 0 if fits(stop - start) else size - (stop - start)
             inputs, expected, others = (
                 self.samples.taken(arrays, start, stop, added)
@@ -114,6 +116,7 @@ class SampleAxis:
     def of(self, info: TensorInfo) -> int | None:
         """Return the axis of samples of an input; None if it has none."""
         if isinstance(self.size, int):
+            # A fixed size may turn up on other axes by chance, so only the first one counts.
             return 0 if info.shape[:1] == (self.size,) else None
         found = [axis for axis, size in enumerate(info.shape) if size == self.size]
         return found[0] if found else None
@@ -130,6 +133,7 @@ def sample_axis(outputs: Sequence[TensorInfo]) -> SampleAxis:
     """
     sizes = {one.shape[0] if one.shape else None for one in outputs}
     size = sizes.pop() if len(sizes) == 1 else None
+    # An expression, `batch*views` say, does not count samples one by one.
     if size is None or (isinstance(size, str) and not size.isidentifier()):
         shapes = ", ".join(f"'{one.name}' [{', '.join(map(str, one.shape))}]" for one in outputs)
         raise ConfigError(
@@ -155,6 +159,7 @@ def samples_of(held: Samples, infos: Sequence[TensorInfo], axis: SampleAxis) -> 
     axes = {name: place for name, place in places.items() if place is not None}
     if not axes:
         raise ConfigError(f"no input of the model has an axis '{axis.size}', so none has samples.")
+    # Outputs and masks have samples first, whatever the inputs have.
     axes |= dict.fromkeys((*held.expected, *held.others), 0)
     counts = {
         name: array.shape[axes[name]] if axes[name] < array.ndim else 1
@@ -171,6 +176,7 @@ def samples_of(held: Samples, infos: Sequence[TensorInfo], axis: SampleAxis) -> 
 
 
 def _taken(array: Array, axis: int, start: int, stop: int, added: int) -> Array:
+    # [..., samples, ...]: everything in front of the axis of samples is kept.
     whole = (slice(None),) * axis
     some = array[whole + (slice(start, stop),)]
     if not added:
@@ -185,6 +191,7 @@ def choose_size(wanted: int, fits: Fits) -> int:
     Raises:
         ConfigError: It runs none.
     """
+    # Smaller ones first: the wanted size is what memory allows.
     for size in chain(range(wanted, 0, -1), range(wanted + 1, _MOST)):
         if fits(size):
             return size

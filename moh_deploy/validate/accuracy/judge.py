@@ -34,6 +34,7 @@ _ROUNDING = 1e-4
 _MOST_WANTED = 10_000_000
 
 # Weight, total of the reference, total of the package.
+# Without them the interval of few changed samples is too narrow: of none it has no width at all.
 ONE_LOST_ONE_WON = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
 
 
@@ -54,9 +55,11 @@ class Setting:
 
 def judge(metric: Metric, paired: PairedScores, setting: Setting) -> MetricParity:
     """Compare the metric of both sides."""
+    # Sums of these columns are all that the metric needs, so resampling adds up rows.
     rows = np.stack([paired.weights, paired.reference, paired.package], axis=1)  # [N, 3]
     reference, package = (float(v[0]) for v in _values(metric, rows.sum(axis=0, keepdims=True)))
     smoothed = paired.right_or_wrong
+    # One sample without a score makes every resample that draws it NaN.
     known = bool(paired.finite.all()) and math.isfinite(reference) and math.isfinite(package)
     interval = _interval(metric, rows, smoothed) if known else None
     gain = _gain(metric, paired)
@@ -100,6 +103,7 @@ def _values(metric: Metric, sums: Float64Array) -> tuple[Float64Array, Float64Ar
 
 def _interval(metric: Metric, rows: Float64Array, smoothed: bool) -> tuple[float, float]:
     def difference(sums: Float64Array) -> Float64Array:
+        # Both from the same draw: what makes samples hard for both sides cancels.
         reference, package = _values(metric, sums)
         return package - reference
 
@@ -125,6 +129,7 @@ def _verdict(
     name, count = metric.name, len(paired.weights)
     if interval is None:
         return "failed", _without_score(name, paired)
+    # From here on in terms of loss: more is worse, whichever way the metric points.
     low, high = interval if metric.better == "lower" else (-interval[1], -interval[0])  # of loss
     loss = (values[1] - values[0]) * (1 if metric.better == "lower" else -1)
     fell = "fell" if metric.better == "higher" else "rose"
@@ -132,6 +137,7 @@ def _verdict(
     went = f"{name} {verb} from {shown(name, values[0])} to {shown(name, values[1])}"
     gap = f"the {100 * CONFIDENCE:.0f} % interval of the loss is {shown_gap(name, low, high)}"
     limit = f"{shown_gap(name, allowed)} may be lost ({rule.reason})"
+    # A clear loss is one however few samples there are; a pass needs enough of them.
     if low > allowed:
         return "failed", f"{went} on {count} samples: {gap}; {limit}."
     if count < rule.min_samples:
@@ -175,6 +181,7 @@ def _enough(paired: PairedScores, loss: float, high: float, allowed: float) -> i
     if rate * count + added == 0:
         return None
     square = ((high - loss) * count) ** 2 / (rate * count + added)
+    # (high - loss) = c * sqrt(rate * N + added) / N, solved for N at which it equals the gap.
     gap = allowed - loss
     needed = (square * rate + math.sqrt((square * rate) ** 2 + 4 * gap**2 * square * added)) / (
         2 * gap**2
@@ -189,6 +196,7 @@ def _changed(
     """Return the samples that lost most, then those that gained least; of equals, the first."""
     with np.errstate(invalid="ignore"):
         scores = np.abs(paired.reference / paired.weights)
+        # Relative: scores of a perplexity are losses of any size.
         (changed,) = np.nonzero(np.abs(gain) > _ROUNDING * scores)  # NaN is not
     order = changed[np.argsort(gain[changed], kind="stable")][:_MOST_SHOWN]
     return [_sample(paired, int(index), place) for index in order]

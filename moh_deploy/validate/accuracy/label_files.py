@@ -1,4 +1,4 @@
-"""Labels in a file of the user's: npy, npz or csv."""
+"""Read labels from a user's file: npy, npz or csv."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def _read_member(path: Path) -> Array:
 def _read_csv(path: Path) -> Array:
     try:
         text = read_text(path, most_bytes=MOST_CSV_BYTES, error=ConfigError)
+        # Spreadsheets write a byte order mark in front, which would make the first number none.
         with io.StringIO(text.removeprefix("\ufeff"), newline="") as file:
             lines = [(i, row) for i, row in enumerate(csv.reader(file), 1) if any(row)]
     except FileNotFoundError as missing:
@@ -60,6 +61,7 @@ def _read_csv(path: Path) -> Array:
     except csv.Error as problem:
         raise ConfigError(f"{path} cannot be read as csv: {problem}.") from problem
     column = None
+    # A first line of numbers is a sample, not a header.
     if lines and not all(map(_is_number, lines[0][1])):
         column = _column(path, lines.pop(0)[1])
     rows = [_numbers(path, i, row, column) for i, row in lines]
@@ -69,6 +71,7 @@ def _read_csv(path: Path) -> Array:
                 f"{path}, line {i}: {len(row)} labels, the first line has {len(rows[0])}."
             )
     labels = np.array(rows)
+    # One number a line is a class a sample, [N]; several are tokens, [N, S].
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
@@ -106,6 +109,7 @@ def _is_number(text: str) -> bool:
 
 def _number(text: str) -> int | float:
     try:
+        # Integers first: as floats, those beyond 2**53 would become other labels.
         whole = int(text)
     except ValueError:
         return float(text)

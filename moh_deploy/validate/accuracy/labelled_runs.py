@@ -59,6 +59,7 @@ def labelled_runs(
         sizes, fits = _sizes(subject, data, axis)
         each = _output_bytes(subject.package.manifest.outputs, sizes, axis)
         size = _batch_size(axis, fits, each, task.batch_size)
+        # Gates are returned besides outputs, and may be larger than they are.
         held = size * (each + _gate_bytes(subject.package, data))
         batches = data.batches(size, fits)
         return [_run(subject, data, batch, held, task.valid_tokens) for batch in batches]
@@ -74,6 +75,7 @@ def turns(runs: Sequence[LabelledRun]) -> Iterator[list[LabelledRun]]:
         if turn and held + run.held_bytes > _TURN_BYTES:
             yield turn
             turn, held = [], 0
+        # A run that is larger than the limit by itself makes a turn of its own.
         turn.append(run)
         held += run.held_bytes
     yield turn
@@ -83,10 +85,12 @@ def _sizes(subject: Subject, data: Dataset, axis: SampleAxis) -> tuple[dict[str,
     """Return the sizes of dynamic dimensions, and how many samples may run at once."""
     size, manifest = axis.size, subject.package.manifest
     if isinstance(size, int):
+        # A model with a fixed batch runs no other, and has no sizes to choose.
         return {}, lambda count: count == size
     sizes = check_inputs(manifest.inputs, data.samples.inputs)
 
     def fits(count: int) -> bool:
+        # Both limits: what the trace holds for, and what an engine was built for.
         asked = {**sizes, size: count}
         try:
             check_ranges(asked, manifest)
@@ -121,6 +125,7 @@ def _gate_bytes(package: OnnxPackage, data: Dataset) -> int:
     if not package.vectors:
         return 0
     recorded = package.vectors[0]
+    # Gates grow with tokens, as inputs do: the recorded ratio of both is scaled to these inputs.
     gates = sum(one.nbytes for one in recorded.gates)
     inputs, given = (
         sum(array.nbytes for array in arrays.values())
@@ -134,6 +139,7 @@ def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
         return dim
     try:
         return DimExpr.parse(dim, place="output").evaluate(sizes)
+    # An estimate of memory is no reason to fail.
     except (ConfigError, KeyError):
         return 1
 

@@ -1,4 +1,4 @@
-"""A task's metric on both sides, and what follows."""
+"""The value of a metric on both sides, and the verdict on the difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a metric is: a score for each sample, and what sums of them say."""
+"""The interface of metrics: a score for each sample, and a value for the mean of scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Scores:
 
 
 class Metric(Protocol):
-    """Scores samples."""
+    """A measure of accuracy: it scores samples, and turns mean scores into the value to report."""
 
     @property
     def name(self) -> str:
@@ -64,11 +64,13 @@ class Metric(Protocol):
         """
 
     def value(self, means: Float64Array) -> Float64Array:
-        """Return the metric where the mean score of a label is this."""
+        """Return the metric for mean scores of a label, [R] to [R]: exp for perplexity, else the
+        mean."""
 
 
 def has_nan(outputs: Array) -> NDArray[np.bool_]:
     """Return for each sample of [B, ...] whether any number is NaN, as [B]."""
     if outputs.dtype.kind in "biu":
         return np.zeros(len(outputs), np.bool_)
+    # Sample by sample: a boolean copy of a whole batch of logits would be held for nothing.
     return np.array([bool(np.isnan(one).any()) for one in outputs], np.bool_)

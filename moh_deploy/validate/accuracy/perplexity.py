@@ -35,9 +35,11 @@ class Perplexity:
         self.labelling.check(labels, logits, self.output)
         # One sequence at a time: float64 logits of a batch would be twice its memory.
         losses = [_losses(*self.labelling.pairs(*one)) for one in zip(logits, labels, strict=True)]
+        # Sums and counts, not means: a long sequence weighs as many tokens as it has.
         totals = np.array([one.sum() for one in losses], np.float64)
         ignored = self.labelling.left_out(labels)
         weights = np.array([len(one) for one in losses], np.float64)
+        # NaN at a position that is ignored shows as well: the output is wrong, scored or not.
         return Scores(np.where(has_nan(logits), np.nan, totals), weights, ignored)
 
     @property
@@ -54,6 +56,8 @@ def _losses(logits: Array, labels: IntArray) -> Float64Array:
     """Return log(sum(exp(logits))) - logits[label]: [P, V] and [P] to [P]."""
     wide = logits.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
+        # The largest logit is taken out of both terms: exp does not overflow, and the loss is the
+        # same.
         shifted = wide - wide.max(axis=1, keepdims=True)
         own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
         losses: Float64Array = np.log(np.exp(shifted).sum(axis=1)) - own

@@ -54,18 +54,23 @@ def read_labelled(paths: Sequence[Path], task: Task, model: Interface) -> Labell
     """
     if not paths:
         raise ConfigError("there are labels, and no inputs that they are of: name --inputs, too.")
+    # Mapped, not read: a dataset may be larger than memory.
     members = [map_npz(path, error=ConfigError) for path in paths]
     given = _labels(task.labels, paths, members, model)
+    # Labels are needed to choose a metric, and those of every file have to suit it.
     metrics, *_ = (choose_metrics(task, one, model.outputs) for one in given)  # checks them all
+    # A metric that is given all outputs names none of them.
     named = {metric.output for metric in metrics if metric.output is not None}
     axis = sample_axis([one for one in model.outputs if not named or one.name in named])
     held = zip(paths, short_names(paths), members, strict=True)
     samples = [_read_samples(*one, model, axis, task.valid_tokens) for one in held]
+    # One array for all files is divided in the order of the files.
     if len(given) != len(samples):
         given = _divided(given[0], [len(one) for one in samples], paths)
     sets = tuple(Dataset(*pair) for pair in zip(samples, given, strict=True))
     for one in sets:
         _check(one, named)
+        # A function of the user's decides itself which position is scored with which label.
         if named:
             same_tokens(one.labels, one.samples.inputs, task.labelling)
     return LabelledData(sets, metrics, axis)
@@ -80,6 +85,7 @@ def _labels(
     """Return labels of all files together, or, of a member, of each. Inputs stay inputs."""
     if isinstance(source, np.ndarray):
         return [source]
+    # By its suffix: `labels` alone is a member of the files of inputs.
     if Path(source).suffix.lower() in SUFFIXES:
         return [read_labels(Path(source))]
     name = str(source)
@@ -92,6 +98,7 @@ def _labels(
             )
     if name in [one.name for one in model.inputs]:
         return [found[name] for found in members]
+    # Taken out, so that it does not count as an input by position.
     return [found.pop(name) for found in members]
 
 
@@ -112,6 +119,7 @@ def _read_samples(
     axis: SampleAxis,
     mask: str | None,
 ) -> Samples:
+    # A mask that is an input stays one, and is found there.
     is_input = mask in [one.name for one in model.inputs]
     others = {mask: members.pop(mask)} if mask in members and not is_input else {}
     try:
@@ -127,6 +135,7 @@ def _check(one: Dataset, named: set[str]) -> None:
         raise ConfigError(
             f"there are {len(one.labels)} labels, and {len(one.samples)} samples in {path}."
         )
+    # Some expected outputs without the scored one: the reference would be half recorded.
     missing = named - expected.keys()
     if expected and missing:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""How much accuracy may be lost: one table, each rule with its reason."""
+"""The table of how much accuracy may be lost, each rule with its reason."""
 
 from __future__ import annotations
 

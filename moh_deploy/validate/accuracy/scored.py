@@ -1,4 +1,4 @@
-"""What is scored of a run: outputs of both sides, and labels; padding aside."""
+"""The part of a run that is scored: outputs of both sides and labels, without padding."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ class Scored:
         """
         if valid is None:
             return self
+        # Without the copies that fill up a batch, which have no labels.
         mask = valid.mask[: len(self.labels)]
         is_of_tokens = self.labels.shape == mask.shape and self.labels.dtype.kind in "iu"
         return Scored(
+            # Zeros on both sides: NaN at padding would leave the whole sample without a score.
             _blanked(self.reference, valid.mask),
             _blanked(self.package, valid.mask),
             np.where(mask, self.labels.astype(np.int64), ignore) if is_of_tokens else self.labels,
@@ -48,6 +50,7 @@ def _blanked(outputs: Mapping[str, Array], mask: BoolArray) -> dict[str, Array]:
 
 
 def _blank(array: Array, mask: BoolArray) -> Array:
+    # Outputs without tokens, [B, classes] say, stay as they are.
     if array.shape[:2] != mask.shape:
         return array
     blank: Array = array.copy()

@@ -1,4 +1,4 @@
-"""Scores of both sides, collected batch by batch: what is kept is a few numbers a sample."""
+"""Collect the scores of both sides batch by batch, keeping a few numbers for each sample."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class PairedScores:
     def right_or_wrong(self) -> bool:
         """Whether every sample is one label, and its score 1 or 0."""
         totals = np.concatenate([self.reference, self.package])
+        # Only then McNemar's test applies, and two samples are added for the interval.
         return bool((self.weights == 1).all() and np.isin(totals, (0.0, 1.0)).all())
 
 
@@ -88,6 +89,7 @@ class Tally:
             ConfigError: There are none.
         """
         weights = np.concatenate([one.weights for one in self._reference])
+        # Weights depend on labels alone, so those of the reference stand for both sides.
         (kept,) = np.nonzero(weights)
         if not kept.size:
             raise ConfigError("every label is one to be ignored: there is nothing to score.")
@@ -99,6 +101,7 @@ class Tally:
             reference=np.concatenate([one.totals for one in self._reference])[kept],
             package=np.concatenate([one.totals for one in self._package])[kept],
             weights=weights[kept],
+            # Before samples are left out: these are the places in the files.
             numbers=kept.astype(np.int64),
             labels=labels,
             reference_classes=None if classes[0] is None else classes[0][kept],
@@ -122,10 +125,12 @@ class SampleFiles:
     def place(self, number: int) -> str:
         """Return `val.npz[17]`."""
         ends = np.cumsum(self.counts)
+        # `right`: a sample whose number is the end of a file is the first of the next.
         index = int(np.searchsorted(ends, number, side="right"))
         return f"{self.files[index]}[{number - int(ends[index]) + self.counts[index]}]"
 
 
 def _classes(scores: list[Scores]) -> IntArray | None:
     found = [one.classes for one in scores if one.classes is not None]
+    # Either every batch has one class a sample, or none counts.
     return np.concatenate(found) if len(found) == len(scores) else None

@@ -40,6 +40,7 @@ class TopK:
         """Count the right labels of each sample; see `Metric.score`."""
         logits = outputs[self.output]
         self.labelling.check(labels, logits, self.output)
+        # Accuracy of 1 on both sides would pass for a proof.
         if logits.shape[-1] <= self.k:
             raise ConfigError(
                 f"output '{self.output}' has {logits.shape[-1]} classes, so {self.name} is always"
@@ -65,5 +66,6 @@ def _ranks(logits: Array, labels: IntArray) -> IntArray:
     """Return how many classes come before each label: [P, C] and [P] to [P]."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)  # [P, 1]
     before = np.arange(logits.shape[1]) < labels[:, None]
+    # Ties count by index, as argmax and ONNX's TopK do. NaN is ahead of nothing; `score` finds it.
     ahead = np.greater(logits, own) | (np.equal(logits, own) & before)
     return cast(IntArray, ahead.sum(axis=1))

@@ -1,4 +1,4 @@
-"""A metric of the user's own: a function of outputs and labels."""
+"""A metric that the user wrote: a function of outputs and labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ScoreFunction = Callable[[Mapping[str, Array], Array], object]
 
 @dataclass(frozen=True)
 class UserMetric:
-    """The mean of what a function says of each sample.
+    """A metric that is the mean of a user's function over samples.
 
     Attributes:
         name: What the user calls it.
@@ -41,6 +41,7 @@ class UserMetric:
         given = {self.output: outputs[self.output]} if self.output else dict(outputs)
         try:
             said = np.asarray(self.function(given, labels))
+        # Whatever the user's code raises is the user's to read, and no crash of ours.
         except Exception as error:
             raise ConfigError(f"metric '{self.name}' raised {describe_error(error)}.") from error
         if said.shape != (len(labels),) or said.dtype.kind not in "biuf":
@@ -48,6 +49,7 @@ class UserMetric:
                 f"metric '{self.name}' returned {said.dtype}{list(said.shape)} for"
                 f" {len(labels)} samples, expected a number for each: [{len(labels)}].",
             )
+        # A function may turn NaN into a score, by argmax say: the sample has none all the same.
         broken = np.any([has_nan(one) for one in given.values()], axis=0)
         totals = np.where(broken, np.nan, said.astype(np.float64))
         return Scores(totals, np.ones(len(labels)))

@@ -1,4 +1,4 @@
-"""Nodes whose faults would not show in the recorded values that agree.
+"""Find the nodes whose faults would not show in the recorded values that agree.
 
 A router behind a norm does not see that all it reads is twice as large, nor one behind a norm of
 centred values that a number was added to all of them; and a value hardly sees what reaches others
@@ -49,7 +49,7 @@ _LARGEST = 1e8
 
 @dataclass(frozen=True)
 class BlindSpots:
-    """Looks for them in one package.
+    """The search for such nodes in one package.
 
     Attributes:
         judge: Says what was recorded.
@@ -74,6 +74,7 @@ class BlindSpots:
         Args:
             suspects: The nodes that lead to the wrong value, and to nothing exact.
         """
+        # What the agreeing values seem to prove right, of what leads to the wrong one.
         proven = self.graph.before(self.wrong.value) - suspects
         waiting, tried, unseen = self._makers(suspects, proven), set[int](), set[int]()
         while waiting:
@@ -83,6 +84,8 @@ class BlindSpots:
             tried.add(index)
             if index >= self.graph.own:
                 continue  # It feeds gates, which are the recorded ones.
+            # Out of tries, a node counts as unseen: more nodes are named, and none is acquitted
+            # unproven.
             if len(tried) > MOST_TRIED or not self._is_seen(self.graph.nodes[index]):
                 unseen.add(index)
                 waiting += self._makers([index], proven)
@@ -113,11 +116,15 @@ class BlindSpots:
         """Tell whether each fault of a value that makes the wrong one wrong shows in an exact
         one."""
         runner = self.model.open(self._inner, [lambda graph: _add_faults(graph, value)])
+        # One recorded run will do: faults are as large as 1/64 of the value, far above rounding.
         inputs = self.model.inputs(self.judge.vectors[0])
         for fault in _FAULTS:
+            # One kind of fault at a time, all in one session: a norm hides scales, a mean hides
+            # shifts.
             steps = {name: np.float32(_STEP if name == fault else 0) for name in _FAULTS}
             got = runner.run({**inputs, **{name: np.asarray(one) for name, one in steps.items()}})
             moved = {one.value: self._moved(one, got) for one in self._recorded}
+            # Every kind has to show somewhere: the real fault may be of that kind alone.
             if not any(self._proves(one, moved) for one in self.exact):
                 return False
         return True
@@ -126,13 +133,17 @@ class BlindSpots:
         """Tell whether a fault that moves values like this would show in an exact one, if it were
         as large as it takes to make what is wrong."""
         wrong, moves = self.wrong, moved[self.wrong.value]
+        # Infinite or NaN is as visible as it gets.
         if not math.isfinite(moved[exact.value]):
             return True
         if wrong.reaction and moves <= ROUNDING * FLOAT32_STEP * wrong.reaction:
             return True  # It cannot be what is wrong.
+        # How large the real fault is, in units of the one that was made: the wrong value tells by
+        # how far it is off, as long as effects are in proportion.
         times = _SMALL
         if wrong.error is not None and wrong.reaction and math.isfinite(moves):
             times = min(_MOST, wrong.error / moves)
+        # It has to stand out from what the value is off anyway, and from float32's rounding.
         rounding = max(exact.error or 0.0, FLOAT32_STEP * exact.reaction)
         return times * moved[exact.value] >= CLEAR * rounding
 
@@ -164,6 +175,7 @@ def _add_faults(graph: onnx.GraphProto, value: str) -> None:
     """
     scale, shift, noise = _FAULTS
     right, one, limits = "moh.right", "moh.one", ("moh.smallest", "moh.largest")
+    # Readers keep the name; the node itself writes to another one.
     for node in graph.node:
         if value in node.output:
             node.output[list(node.output).index(value)] = right
@@ -176,9 +188,11 @@ def _add_faults(graph: onnx.GraphProto, value: str) -> None:
         graph.node.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 
+    # Seeded: a search finds the same nodes when it is run again.
     draw = add("RandomUniformLike", [right], "moh.draw", low=-1.0, high=1.0, seed=1.0)
     drawn = add("Mul", [draw, noise], "moh.drawn")
     factor = add("Add", [drawn, add("Add", [one, scale], "moh.scaled")], "moh.factor")
+    # A mask in the value would make the mean infinite.
     sizes = add("Abs", [add("Clip", [right, *limits], "moh.finite")], "moh.sizes")
     size = add("ReduceMean", [sizes], "moh.size", keepdims=0)
     moved = add("Mul", [right, factor], "moh.moved")

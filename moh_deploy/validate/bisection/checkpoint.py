@@ -1,4 +1,4 @@
-"""What the recorded values of the original model prove about the nodes before them."""
+"""Tell which recorded values of the original prove the nodes before them right, or wrong."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Checkpoint:
 
 
 def collect_checkpoints(runs: Experiments, recorded: Sequence[Recorded]) -> tuple[Checkpoint, ...]:
-    """Return what every recorded value proves, in the order in which they are computed.
+    """Return a checkpoint for every recorded value, in the order in which they are computed.
 
     Args:
         runs: Of the package.
@@ -67,7 +67,7 @@ def collect_checkpoints(runs: Experiments, recorded: Sequence[Recorded]) -> tupl
 def checkpoints(
     recorded: Sequence[Recorded], reactions: Mapping[str, float], precision: str
 ) -> tuple[Checkpoint, ...]:
-    """Tell what proves something from what does not.
+    """Make checkpoints of recorded values: wrong, exact, or agreeing without proving anything.
 
     An error is measured as the share by which every weight before the value would have to be off to
     make it: so errors of values that react much, little or not at all can be compared.
@@ -79,14 +79,17 @@ def checkpoints(
         precision: Of the weights.
     """
     wrong = wrong_values(recorded)
+    # A value that does not react at all says nothing, however well it agrees.
     known = {name: one for name, one in reactions.items() if 0 < one < math.inf}
     shares = {
         one.value: one.drift / known[one.value]
         for one in recorded
         if one.drift is not None and one.value in known
     }
+    # How wrong the weights would have to be to make the wrong values: exact is far below that, too.
     made = [shares[one.value] for one in wrong if one.value in shares]
     step = STEPS.get(precision, FLOAT32_STEP)
+    # NaN is left out of the minimum: it would make every comparison with it False.
     limit = min([ROUNDING * step, *(one / CLEAR for one in made if not math.isnan(one))])
     return tuple(
         Checkpoint(
@@ -106,5 +109,6 @@ def wrong_values(recorded: Sequence[Recorded]) -> tuple[Recorded, ...]:
     wrong = tuple(one for one in recorded if one.reason is not None)
     if wrong:
         return wrong
+    # Nothing is wrong by itself, yet errors add up: the nearest to its limit takes its place.
     most = max((one.share for one in recorded), default=0.0)
     return tuple(one for one in recorded if one.share > 0 and one.share >= _NEAR * most)

@@ -88,9 +88,12 @@ class Trials:
 
     def make(self, keep: Mapping[str, str]) -> ForcedModel:
         """Make the package with these nodes in float32, in place of the one before."""
+        # One package at a time: a search makes dozens of them.
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
         model = self.model(keep)
+        # Keeping nodes in float32 changes the dtype of gates, so they are looked up in each
+        # package.
         gates = _gate_types(model, self.form.package) if self.forced else {}
         package = store(model, self.form.package, self.scratch)
         return ForcedModel(package, gates)
@@ -120,14 +123,18 @@ def find_cure(
     Returns:
         None if the package is not right with all nodes in float32.
     """
+    # Modules first: with k of n needed, the search takes about k * log2(n) packages, and there are
+    # far fewer modules than nodes.
     ranked = _ranked(trials.form, graph, errors)
     modules: dict[str, list[KeptNode]] = {}
     for one in ranked:
         modules.setdefault(one.place.module, []).append(one)
     search = _Search(trials, most, step)
+    # With all of them in float32 it still fails, so no choice of them helps.
     if not search.passes([*modules], modules):
         return None
     found = search.smallest([*modules], modules)
+    # Then the nodes in the modules that are needed.
     nodes = [one for one in ranked if one.place.module in found.items]
     by_node = {one.place.value: [one] for one in nodes}
     found = search.smallest([*by_node], by_node)
@@ -154,12 +161,14 @@ class _Search:
     _known: dict[frozenset[str], bool] = field(default_factory=dict)
 
     def smallest(self, items: Sequence[str], groups: Groups) -> Found[str]:
+        # Both searches share one budget of trials.
         search = MinimalSet[str](lambda chosen: self.passes(chosen, groups), self.most)
         search.asked = self.trials
         return search.find(items)
 
     def passes(self, chosen: Sequence[str], groups: Groups) -> bool:
         keep = {one.place.value: one.reason for name in chosen for one in groups[name]}
+        # By the nodes kept, so that a set of nodes that a module stood for is not run again.
         key = frozenset(keep)
         if key not in self._known:
             self.trials += 1
@@ -181,6 +190,7 @@ def _ranked(form: Float32Form, graph: ModelGraph, errors: Sequence[NodeError]) -
     ]
     most = largest_number(form.low)
 
+    # Overflow first, which nothing else can make good, then the nodes that add most error.
     def rank(place: Place) -> tuple[bool, float]:
         error = known.get(place.value)
         return (error is None or error.size <= most, 0.0 if error is None else -error.growth)
@@ -206,6 +216,7 @@ def _rounds(node: ir.Node, form: Float32Form) -> bool:
     if node.op_type == "Cast":
         return False
     floats = (one for one in node.inputs if one is not None and one.dtype == ir.DataType.FLOAT)
+    # An operator that only moves numbers has nothing to round if all its floats are low already.
     return node.op_type not in EXACT or not all(_is_low(one, form) for one in floats)
 
 
@@ -227,6 +238,8 @@ def _reason(error: NodeError | None, low: LowType) -> str:
         return f"its result is not finite in {low}"
     if error.growth > STEPS[low]:
         return f"error of {error.before:.2g} before it, {error.behind:.2g} behind it"
+    # The distance between neighbours of the largest number: the power of two below it, times a
+    # step.
     step = 2.0 ** math.floor(math.log2(error.size)) * STEPS[low] if error.size else 0.0
     return f"its numbers reach {error.size:.3g}, where {low} has steps of {step:.2g}"
 

@@ -14,6 +14,7 @@ from moh_deploy.validate.bisection.places import ModelGraph, Place
 SAME_PRECISION = 1e-5
 """Of two runs in float32, what one node may make of rounding: as the bound of a near-tie."""
 
+# Terms may cancel: a tiny result is off by what its terms are off, so it is measured by them.
 _SUMS = ("Add", "Sub", "Sum")
 
 
@@ -56,6 +57,7 @@ def node_errors(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict[int
             continue  # its result stands for what it reads
         outside = set(reads(node)).difference(node.output)  # a branch may call its result the same
         read = [values[name] for name in outside if name in values]
+        # Integers are decisions: they differ by rounding as soon as anything read does.
         is_same = not any(one.error for one in read)
         known = [values[name] for name in node.output if name in values]
         made = [one for one in known if one.is_float or is_same]
@@ -95,6 +97,7 @@ def first_beyond(
         among: Places that count.
     """
     counted = [errors[index] for index in sorted(errors) if index in among]
+    # Infinity spreads, so the first node that makes it comes before any that is only inaccurate.
     broken = (one for one in counted if not one.finite)
     return next(broken, None) or next((one for one in counted if one.behind > bound), None)
 
@@ -102,6 +105,7 @@ def first_beyond(
 def largest_step(errors: Mapping[int, NodeError], among: Collection[int]) -> NodeError | None:
     """Return the node that adds most; None if none is known to add anything."""
     counted = [errors[index] for index in sorted(errors) if index in among]
+    # Nothing is beyond rounding, so the answer is the node that adds most, as a hint.
     largest = max(counted, key=lambda one: one.growth, default=None)
     return largest if largest is not None and largest.growth else None
 
@@ -118,4 +122,5 @@ def by_module(errors: Sequence[NodeError]) -> dict[str, NodeError]:
 
 def _share(value: InnerValue, scale: float = 0.0) -> float:
     size = max(value.size, scale)
+    # All zeros in the reference: any error at all is infinitely large beside them.
     return value.error / size if size else math.inf if value.error else 0.0

@@ -1,4 +1,4 @@
-"""The runs that tell apart what can be wrong with a package."""
+"""The runs that tell apart the possible causes of a wrong package: each leaves one thing out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from moh_deploy.validate.samples import Sample
 
 @dataclass
 class Experiments:
-    """One package, and variants of it, against what was recorded.
+    """One package and its variants, each run once and compared with the recorded runs.
 
     Attributes:
         package: What is bisected.
@@ -81,9 +81,12 @@ class Experiments:
     @cached_property
     def reasons(self) -> tuple[str, ...]:
         """What is not equal, or above the target."""
+        # `verify` has no target, so a run above the target is looked for beside it.
         found = self.parity.reasons
         if self.target is not None:
             found = (*found, *_reasons(self.recorded_as_run))
+        # In half precision both counts: as the runtime runs it, which may round less, and as
+        # written.
         return (*found, *_reasons(self.recorded)) if self.is_low else found
 
     @property
@@ -100,6 +103,7 @@ class Experiments:
         """The package in float32; None if it is."""
         if not self.is_low:
             return None
+        # Written once: every experiment without rounding opens it again.
         root = self.folder / "float32"
         root.mkdir()
         return float32_form(self.package, self.reference, root)
@@ -123,6 +127,7 @@ class Experiments:
         """Whether a variant agrees with what was recorded, run in this very way."""
         if _reasons(self.judge.judge(model)):
             return False
+        # Where single values agree and only the whole is off, the whole has to be compared.
         return not self.adds_up or self.compare(model, self.samples).equal
 
     def allowed(self, model: ForcedModel) -> bool:

@@ -16,6 +16,7 @@ from moh_deploy.runtime.variants import PackageVariants, gates_fed
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.places import ModelGraph
 
+# Runtimes may compute float16 in float32 in between, and hide where rounding does harm.
 _AS_WRITTEN = replace(FUNCTION_BODIES, round_results=True)
 
 
@@ -39,11 +40,13 @@ class ForcedModel:
     def of(cls, package: OnnxPackage, vectors: Sequence[VectorSet]) -> ForcedModel:
         """Find out what the gates are fed as, by a run."""
         layers = package.manifest.layers
+        # A run whose gates were not recorded has none to feed.
         known = vectors and all(len(one.gates) == len(layers) for one in vectors)
         if not layers or not known or PackageVariants(package).why_not_forced() is not None:
             return cls(package, {})
         names = package.gate_names
         runner = open_runner(package, FUNCTION_BODIES.returning(names))
+        # The dtype of an inner value is not always declared, so it is read from a run.
         results = runner.run(vectors[0].inputs)
         return cls(package, {name: results[name].dtype for name in names})
 
@@ -63,6 +66,7 @@ class ForcedModel:
 
     def value_types(self) -> dict[str, int]:
         """Return the dtypes of values as they are numbered in ONNX, of those that are known."""
+        # Shapes are inferred from the graph alone; weights outside of it stay on disk.
         graph = onnx.shape_inference.infer_shapes(self._model()).graph
         known = (*graph.value_info, *graph.output)
         types = {one.name: one.type.tensor_type.elem_type for one in known}
@@ -72,6 +76,7 @@ class ForcedModel:
         """Return what `open` takes: the model's inputs, and the gates."""
         if not self.gates:
             return dict(vectors.inputs)
+        # Recorded gates are in the original's dtype, and the graph's may be lower.
         pairs = zip(self.package.manifest.layers, vectors.gates, strict=True)
         fed = {
             forced_gates(layer.gates): gates.astype(self.gates[layer.gates])
@@ -97,5 +102,6 @@ class ForcedModel:
 def graph_of(model: ForcedModel) -> ModelGraph:
     """Return the graph of a package as it is run, whose nodes are placed as it is written."""
     layers = model.package.manifest.layers
+    # With gates fed, routers lead nowhere, so modules are told by the graph as it is written.
     written = ModelGraph(replace(model, gates={}).graph(), layers)
     return ModelGraph(model.graph(), layers, written)

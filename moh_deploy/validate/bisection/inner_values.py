@@ -59,7 +59,9 @@ def compare_values(
         vectors: What to run.
     """
     found: dict[str, InnerValue] = {}
+    # All values at once would not fit into memory: [B, H, S, S] scores of every layer, say.
     for chunk in _Chunks(names, found):
+        # Each chunk needs new sessions, since a session's outputs are fixed when it is opened.
         runners = tested.open(chunk), reference.open(chunk)
         for one in vectors:
             got, expected = (
@@ -84,8 +86,10 @@ class _Chunks(Iterable[Sequence[str]]):
             size = self._next()
 
     def _next(self) -> int:
+        # Eight bytes each: values are compared in float64.
         sizes = [8 * math.prod(one.shape) for one in self.found.values()]
         mean = sum(sizes) / max(len(sizes), 1)
+        # More names mean fewer sessions; 1024 bounds what a bad guess of sizes can cost.
         return max(_FIRST, min(1024, int(_MOST_BYTES / max(mean, 1.0))))
 
 
@@ -106,11 +110,14 @@ def _note(found: dict[str, InnerValue], name: str, got: Array, expected: Array) 
 
 def _compared(name: str, got: Array, expected: Array) -> InnerValue:
     is_float = _is_float(got) or _is_float(expected)
+    # Booleans have no difference in numpy.
     got, expected = (one.astype(np.int8) if one.dtype == bool else one for one in (got, expected))
     size = largest_finite(expected)
+    # The shape of the reference is kept; finite, since no number can be looked at.
     if got.shape != expected.shape:
         return InnerValue(name, math.inf, size, expected.shape, True, is_float)
     error = abs_error(got, expected)
+    # float32 has -1e9 or the like where float16 has -inf: both switch a key off.
     masked = np.isinf(got) & (np.sign(got) == np.sign(expected)) & (np.abs(expected) > _MASK)
     # Both NaN: whatever it means, neither is further off.
     error = np.where(masked | (np.isnan(got) & np.isnan(expected)), 0.0, error)

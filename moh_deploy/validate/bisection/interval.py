@@ -1,4 +1,4 @@
-"""Where a fault lies, as far as the recorded values of the original model prove it."""
+"""Bound the place of a fault by the recorded values of the original model."""
 
 from __future__ import annotations
 
@@ -40,14 +40,17 @@ def find_interval(graph: ModelGraph, checkpoints: Sequence[Checkpoint]) -> Inter
     reached = {one.value: graph.before(one.value) for one in checkpoints}
     wrong = [one for one in checkpoints if not one.agrees]
     exact = [one for one in checkpoints if one.exact]
+    # Nodes before an exact value are right, as far as a fault in them would show there.
     right = _union(reached[one.value] for one in exact)
     if not wrong:
         return None
     if any(reached[one.value] <= right for one in wrong):
         # It is wrong, and all before it is proven right: the proofs are not to be believed.
         exact, right = [], frozenset()
+    # The first wrong value: fewer nodes lead to it than to the later ones.
     before = wrong[0]
     nodes = reached[before.value] - right
+    # A single fault has to lead to every value that is wrong.
     alone = nodes.intersection(*(reached[one.value] for one in wrong))
     return Interval(before, _fewest(exact, reached[before.value], reached), nodes, alone)
 
@@ -58,6 +61,7 @@ def _fewest(
     """Return the values that prove as many of some nodes right as all do, the largest first."""
     found: list[Checkpoint] = []
     proven = frozenset[int]()
+    # Greedy, those that prove most first: the report names few values instead of all.
     for one in sorted(exact, key=lambda one: -len(reached[one.value] & nodes)):
         if not reached[one.value] & nodes <= proven:
             found.append(one)

@@ -1,4 +1,4 @@
-"""Judge a variant of a package at all that is recorded of the original."""
+"""Judge a variant of a package by all recorded values of the original."""
 
 from __future__ import annotations
 
@@ -93,6 +93,7 @@ class Judge:
             got = runner.run(model.inputs(vectors))
             for value in self.values(model, vectors, inner=inner):
                 one = self._compare(value, model, rule, index, got)
+                # Of several vector sets the worst one stands for the value.
                 known = found.get(one.value)
                 found[one.value] = one if known is None else _worse(known, one)
         return tuple(found.values())
@@ -109,10 +110,12 @@ class Judge:
                 whether it is, gates and outputs do. And ONNX Runtime does not optimise across what
                 it has to return.
         """
+        # Without forced gates, everything behind the first flip differs, so no gates are compared.
         layers = self.judged.package.manifest.layers if model.gates else ()
         return tuple(
             one
             for one in recorded_values(layers, vectors, self._shown if inner else ())
+            # A variant may have lost an inner value to a rewrite, or have made an output of it.
             if not one.inner or (inner and one.value in self._made_by(model))
         )
 
@@ -146,6 +149,7 @@ class Judge:
     ) -> Recorded:
         floor = self._measured_floors()[index].get(value.value)
         label = f"{index}, routing forced" if model.gates else f"{index}"
+        # What was recorded of a value may be less than the value: a fingerprint of attention, say.
         made, expected = value.of(got), value.expected
         drift = value.drift(made, expected)
         if value.layer is not None and value.margins is not None:
@@ -174,6 +178,7 @@ class Judge:
     def _rule(self, runner: Runner) -> Tolerance:
         precision = self.judged.package.manifest.precision
         rule = coarsest(*map(self.policy.rule, rules_of(precision, runner)))
+        # Without forced gates flips cannot be excluded, so the looser rule applies.
         return rule if self.judged.gates else rule.after_flip()
 
     def _output_rule(self, reference: Array, model_rule: Tolerance) -> Tolerance:
@@ -181,6 +186,7 @@ class Judge:
         rule = output_rule(dtype, self.policy.rule(dtype), model_rule)
         if self.target is None or "float" not in dtype:
             return rule
+        # The target is the user's own figure: neither a floor nor a least step softens it.
         return replace(rule, relative=self.target, floor_factor=0.0, least=0.0)
 
     def _measured_floors(self) -> Sequence[Mapping[str, Spread]]:
@@ -188,9 +194,11 @@ class Judge:
             self._floors = [{} for _ in self.vectors]
             package, gates = self.judged.package, self.judged.gates
             precision, rounding = package.manifest.precision, package.manifest.rounding
+            # Float32: the export measured the floor on the original.
             if rounding is not None:
                 self._floors = [_recorded_floors(package, rounding, one) for one in self.vectors]
                 return self._floors
+            # Half precision: measured here, with the gates fed, as flips would exceed any rounding.
             possible = precision in STEPS and (gates or not package.manifest.layers)
             noisy = NoisyModel(PackageVariants(package), gates, (), precision) if possible else None
             names = frozenset(map(computed_gates, gates))

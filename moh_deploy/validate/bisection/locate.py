@@ -138,8 +138,10 @@ def locate(runs: Experiments) -> Located:
     Raises:
         ConfigError: The reference is not right itself.
     """
+    # Written as it is, it is right: the fault is in what the runtime makes of the graph.
     if runs.right(runs.plain):
         return _in_runtime(runs)
+    # In float32 it is right: what is wrong is rounding to half precision.
     if runs.float32 is not None and runs.right(runs.unrounded):
         bound, against = runs.policy.rule(runs.precision).relative, "the same graph in float32"
         return _compared(
@@ -150,21 +152,25 @@ def locate(runs: Experiments) -> Located:
 
 def _in_runtime(runs: Experiments) -> Located:
     """The function bodies are right if they run as they are written."""
+    # Kernels without optimisations: if that is right, the optimisations are not.
     kernels = runs.plain.run_as(runs.kernels, optimize=False)
     if runs.kernels == "off" or runs.right(kernels):
         return _suspected(runs, runs.plain, runs.recorded_as_run, "optimisation")
     recorded, against = runs.judge.judge(kernels), "the function bodies"
+    # Kernels add up in another order than the bodies: a step of the dtype is no fault.
     bound = max(SAME_PRECISION, runs.policy.rule(runs.precision).least)
     return _compared(runs, kernels, runs.plain, recorded, "kernel", against, bound)
 
 
 def _in_graph(runs: Experiments) -> Located:
+    # In float32, so that rounding does not hide where the graph is wrong.
     recorded = runs.judge.judge(runs.unrounded, inner=True)
     within = runs.target is not None and runs.allowed(runs.unrounded)
     cause: Cause = "float32" if within else "graph"
     if runs.reference is None:
         return _suspected(runs, runs.unrounded, recorded, cause)
     believed = ForcedModel.of(runs.reference, runs.vectors)
+    # Compared with a reference that is itself wrong, innocent nodes would be named.
     if not runs.right(believed):
         raise _cannot_tell(runs, runs.reference, believed)
     against = str(runs.reference.root)
@@ -203,6 +209,7 @@ def _bounded(
         return replace(found, checkpoints=checkpoints)
     exact = [one for one in checkpoints if one.exact]
     spots = BlindSpots(runs.judge, runs.unrounded, graph, interval.before, exact)
+    # Without a value that proves anything, no node was acquitted that could be wrong unseen.
     unseen = spots.find(interval.nodes) if interval.after else frozenset()
     between = Between(
         tuple(one.what for one in interval.after),
@@ -225,15 +232,18 @@ def _compared(
 ) -> Located:
     """Compare all inner values that two graphs share, and take the first that matters."""
     graph, theirs = graph_of(tested), graph_of(believed)
+    # By name: two exports of one model, or one graph in two precisions, name values alike.
     shared = [name for name in graph.makers if name in theirs.makers]
     values = compare_values(tested, believed, shared, runs.vectors)
     errors = node_errors(graph, values)
     wrong = wrong_values(recorded)
+    # A difference that leads to no wrong value does no harm, and is not the answer.
     matters = frozenset[int]().union(*(graph.before(one.value) for one in wrong))
     first = first_beyond(errors, bound, matters)
     step = None if first is not None else largest_step(errors, matters)
     differences = _differences(tested, believed, first) if cause in IN_GRAPH else ()
     found = Divergence(cause, against, first, step, differences, wrong)
+    # No node stands out, so the recorded values have to bound the place.
     if found.node is None:
         found = _bounded(runs, graph, recorded, found)
     return Located(found, tuple(errors[index] for index in sorted(errors)), values)

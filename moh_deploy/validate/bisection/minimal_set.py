@@ -54,8 +54,10 @@ class MinimalSet(Generic[T]):
         needed: tuple[T, ...] = ()
         rest = tuple(items)
         while rest and self.asked < self.most:
+            # What was found needed already passes: nothing of the rest is.
             if self._ask(needed):
                 return self.thin(needed)
+            # Invariant: the first `fails` of the rest do not pass, the first `enough` do.
             fails, enough = 0, len(rest)
             while enough - fails > 1 and self.asked < self.most:
                 middle = _next(fails, enough, untried=enough == len(rest))
@@ -63,8 +65,10 @@ class MinimalSet(Generic[T]):
                     enough = middle
                 else:
                     fails = middle
+            # Tests ran out inside the search: this prefix passes, but may be larger than needed.
             if enough - fails > 1:
                 return Found((*needed, *rest[:enough]), smallest=False)
+            # The item that tips a prefix over is needed; what comes behind it is not.
             needed, rest = (*needed, rest[enough - 1]), rest[: enough - 1]
         return self.thin((*needed, *rest))
 
@@ -74,6 +78,7 @@ class MinimalSet(Generic[T]):
         for item in items:
             if self.asked >= self.most:
                 return Found(kept, smallest=False)
+            # The search assumes that more items never hurt; here each item is left out in fact.
             without = tuple(one for one in kept if one != item)
             if self._ask(without):
                 kept = without

@@ -1,5 +1,4 @@
-"""What is different about a node and its counterpart in a reference: operator, attributes, inputs,
-weights."""
+"""Compare a node with its counterpart in a reference: operator, attributes, inputs, weights."""
 
 from __future__ import annotations
 
@@ -40,6 +39,7 @@ class WeightedGraph:
     def weight(self, name: str) -> Array | None:
         tensor = self._weights.get(name)
         if tensor is None:
+            # Branches read names of the graph around them.
             return None if self.outer is None else self.outer.weight(name)
         return onnx.numpy_helper.to_array(tensor, str(self.root))
 
@@ -74,6 +74,7 @@ def node_differences(
     ours, theirs = tested.maker(value), reference.maker(value)
     if ours is None:
         return ()
+    # Values without a counterpart are no finding by themselves: the graphs may be cut differently.
     if theirs is None:
         return ("the reference has no such cast",) if ours.op_type == "Cast" else ()
     if _operator(ours) != _operator(theirs):
@@ -99,6 +100,7 @@ def _attributes(
         if mine.get(name) == other.get(name):
             continue
         inner = ""
+        # Two branches that differ are not worth printing, but their first differing node is.
         if name in mine and name in other and mine[name].HasField("g"):
             inner = _in_graphs(tested.within(mine[name].g), reference.within(other[name].g))
         yield (
@@ -138,6 +140,7 @@ def _inputs(
         weights = tested.weight(mine), reference.weight(other)
         if weights[0] is not None and weights[1] is not None:
             yield from _weights(mine, other, weights[0], weights[1])
+        # Weights may be renamed and hold the same numbers; other values are told by their names.
         elif mine != other:
             yield f"it reads {_made(tested, mine)}, the reference {_made(reference, other)}"
 
@@ -148,6 +151,7 @@ def _weights(mine: str, other: str, got: Array, expected: Array) -> Iterator[str
             f"weight '{mine}' is of shape {list(got.shape)}, the reference's '{other}'"
             f" {list(expected.shape)}"
         )
+    # Bytes, not `==`: NaN equals NaN here, and -0 does not equal 0.
     elif got.tobytes() != expected.tobytes():
         size = largest_finite(expected)
         share = largest(abs_error(got, expected)) / size if size else np.inf

@@ -1,4 +1,4 @@
-"""Where the nodes of a model are: the module that each computes for, and what it leads to."""
+"""Place the nodes of a model: the module that each computes for, and the values it leads to."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ class ModelGraph:
     @property
     def own(self) -> int:
         """How many nodes there are without those that feed gates."""
+        # Nodes that feed gates come last, so the package's own are the first so many.
         return len(self.nodes if self.written is None else self.written.nodes)
 
     def place(self, index: int) -> Place:
@@ -85,12 +86,15 @@ class ModelGraph:
             index = waiting.pop()
             if index not in found:
                 found.add(index)
+                # Including what the branches of an If read from outside.
                 names = reads(self.nodes[index])
                 waiting += [self.makers[name] for name in names if name in self.makers]
         return frozenset(found)
 
     def _module(self, index: int) -> str:
         node = what_runs(self.nodes[index])
+        # A layer's node is known from the manifest, others by their names:
+        # `blocks.0.attn.MatMul#2`.
         own = next((one.path for one in self.layers if node.name and node.name == one.node), None)
         named = re.fullmatch(rf"(?P<module>.+)\.{re.escape(node.op_type)}(#\d+)?", node.name)
         if own is None and named is not None:
@@ -105,6 +109,8 @@ class ModelGraph:
         behind = None
         for layer, anchor, inputs in self._anchors:
             if index in anchor:
+                # Before queries, keys and values alike: the norm in front of the layer, or a block
+                # before it.
                 shared = all(index in one for one in inputs)
                 return behind if shared and behind is not None else layer.path
             if self._is_behind(index, layer):
@@ -119,6 +125,7 @@ class ModelGraph:
             attention = by_name.get(layer.node or "")
             names = [layer.gates] if attention is None else list(attention.input)
             made = [] if attention is None else attention.output
+            # Of an MoH attention node the first three inputs are queries, keys and values.
             inputs = [self._before([name]) for name in names[:3]]
             found.append((layer, self._before([*names, *made]), inputs))
         return found
@@ -132,5 +139,6 @@ def what_runs(node: onnx.NodeProto) -> onnx.NodeProto:
     if node.op_type != "If" or not node.input[0].startswith(CONDITION_PREFIX):
         return node
     graphs = {one.name: one.g for one in node.attribute}
+    # Both branches hold the layer; see `switch_by_size`.
     inner: onnx.NodeProto = graphs["else_branch"].node[0]
     return inner

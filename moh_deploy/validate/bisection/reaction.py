@@ -1,4 +1,4 @@
-"""How much the recorded values of a model react when what leads to them changes."""
+"""Measure how much recorded values move when the weights before them do."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ def measure_reactions(judge: Judge, model: ForcedModel) -> dict[str, float]:
     values = {one.value: one for one in judge.values(model, judge.vectors[0], inner=True)}
     weights = _shared_weights(graph_of(model), values)
     inner = [one.value for one in values.values() if one.inner]
+    # One session with the step as an input: 0 gives the model as it is.
     runner = model.open(inner, [lambda graph: add_weight_noise(graph, weights)])
     found: dict[str, list[float]] = {name: [] for name in values}
     for vectors in judge.vectors:
         inputs = model.inputs(vectors)
+        # The same draw in every run: reactions of runs are compared with each other.
         still, moved = (
             runner.run({**inputs, **weight_noise(step, draw=0)}) for step in (0.0, STEP)
         )
@@ -44,6 +46,7 @@ def measure_reactions(judge: Judge, model: ForcedModel) -> dict[str, float]:
             drift = None if before is None else one.drift(after, before)
             if drift is not None:
                 found[one.value].append(drift / STEP)
+    # The run in which the value reacts most: it is the one that shows most.
     return {name: worst(reactions) for name, reactions in found.items()}
 
 

@@ -59,10 +59,12 @@ class RecordedValue:
         Returns:
             The largest difference; None where there is nothing to take it from.
         """
+        # Integers and booleans only jump.
         if got is None or got.shape != expected.shape or expected.dtype.kind in "biu":
             return None
         error = abs_error(got, expected)
         if self.layer is not None:
+            # [tokens, H] of the tokens that chose the same heads.
             error = error[((got != 0) == (expected != 0)).all(axis=-1)]
         return largest(error) if error.size else None
 
@@ -79,8 +81,10 @@ def recorded_values(
         vectors: The run.
         shown: Where the inner values of each layer are; empty to leave them out.
     """
+    # Packages of earlier versions have no scores.
     scores = vectors.scores or (None,) * len(layers)
     recorded = zip(layers, vectors.gates, vectors.margins, scores, strict=False)
+    # In the order in which a layer computes: scores, gates, attention.
     for index, (layer, gates, margins, ranked) in enumerate(recorded):
         values, tokens = shown[index] if shown else None, gates.shape[:2]
         if values is not None and values.logits is not None and ranked is not None:

@@ -63,6 +63,8 @@ def look_for_repair(runs: Experiments, job: RepairJob) -> tuple[Repair | None, s
         The repair, or a sentence on why there is none.
     """
     form, cause = runs.float32, job.located.divergence.cause
+    # A float32 package has no nodes to raise, and wrong kernels or optimisations are not cured by
+    # it.
     if form is None or cause in ("kernel", "optimisation"):
         return None, None
     if cause in IN_GRAPH:
@@ -87,8 +89,11 @@ class _Repair:
         """Search by the outputs and gates of runs with forced routing; if that is not enough for
         `verify`, whose noise floor sinks with what is kept, search again by all that it asks."""
         found = self._search()
+        # The first search is the cheaper one: it needs no free run and no noise floor for each
+        # trial.
         if found is None or self._parity(found).equal:
             return found
+        # The noise floor sinks with the nodes kept, so `verify` can refuse what passed above.
         self.trials = self._trials(lambda model: self.runs.sound(model) and self._verified(model))
         again = self._search()
         return None if again is None else replace(again, trials=found.trials + again.trials)
@@ -96,6 +101,7 @@ class _Repair:
     def why_no_cure(self) -> str:
         """Say what is wrong with the last trial, that of every node in float32."""
         runs, model = self.runs, self.trials.make(every_node(self.form, self.graph))
+        # From the graph outwards: as written, then by the target, then as the runtime runs it.
         if not runs.right(model):
             low = f"inputs, outputs and what only moves numbers are in {self.form.low}"
             return f"{_EVERY_NODE} it is wrong as well: {low}."
@@ -113,6 +119,7 @@ class _Repair:
 
     def write(self, cure: Cure) -> Repair:
         share = flops_share(self.graph, self.job.located.values, cure.keep)
+        # Sizes for the report: what keeping the nodes costs on disk.
         before, weights = model_bytes(self.runs.package), self.form.weights
         with self.job.step("proving the repaired package"):
             if self.job.output is None:
@@ -154,6 +161,7 @@ class _Repair:
             staged = OnnxPackage.open(writer.root, staged=True)
             as_run = self.runs.as_run(ForcedModel(staged, {}))
             parity = self.runs.compare(as_run, self._recorded)
+            # Inside the writer: a package that fails is never published.
             parity.raise_if_unequal()
             return writer.publish(replace(manifest, proof=proof_of(parity, staged))), parity
 
@@ -165,5 +173,6 @@ def _manifest(manifest: Manifest, model: ir.Model, cure: Cure) -> Manifest:
     )
     nodes = tuple(Float32Node(one.place.node, one.reason) for one in cure.nodes)
     known = {one.name for one in nodes}
+    # A package that was repaired before keeps the reasons of its nodes.
     earlier = tuple(one for one in manifest.float32_nodes if one.name not in known)
     return replace(manifest, layers=layers, proof=None, float32_nodes=(*earlier, *nodes))
