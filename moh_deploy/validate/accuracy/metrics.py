@@ -64,8 +64,7 @@ class Metric(Protocol):
         """
 
     def value(self, means: Float64Array) -> Float64Array:
-        """Return the metric for mean scores of a label, [R] to [R]: exp for perplexity, else the
-        mean."""
+        """Return the metric for mean scores [R] of a label: exp for perplexity, or as they are."""
 
 
 def has_nan(outputs: Array) -> NDArray[np.bool_]:

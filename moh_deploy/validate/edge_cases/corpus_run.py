@@ -1,4 +1,4 @@
-"""Run inputs on which routing is hardly clear: those that a package keeps, and those just found."""
+"""Run inputs whose routing is near a tie: the package's regression corpus, and those just found."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ class CorpusJudge:
 
     def found(self, mined: Mined) -> CaseResult:
         """Run what a search of inputs found."""
+        # Nothing but NaN is a finding, and not a model without choices: `probe` must not pass on
+        # it.
         if not mined.tokens and mined.nan_choices:
             why = "there is nothing to search in these inputs: they give nothing but NaN scores."
             return CaseResult("corpus", FOUND, MODEL, "not run", why)
@@ -63,6 +65,7 @@ class CorpusJudge:
         if not report.reasons:
             detail = f"{_compared(report)}; recorded from {recorded_from(samples)}"
             return CaseResult("corpus", case, MODEL, "passed", detail)
+        # The first reason stands for all: a fault near the input shows in everything behind it.
         more = f" ({len(report.reasons) - 1} more)" if len(report.reasons) > 1 else ""
         where = "".join(f" {note}" for note in report.notes)
         sentence = f"case '{case}': {report.reasons[0]}{more}{where}"
@@ -84,6 +87,7 @@ class CorpusJudge:
 
 
 def _compared(report: ParityReport) -> str:
+    # Runs with forced routing show the flips of the free run, others those that were excused.
     flips = sum(one.free_flips or one.excused_tokens for one in report.layers)
     chose = f"{flips} tokens chose other heads, explained by their margin" if flips else "no flip"
     return f"{report.vector_sets} samples, max abs error {report.max_abs_error:.3g}, {chose}"

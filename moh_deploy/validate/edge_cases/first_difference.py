@@ -78,10 +78,12 @@ class FirstDifference:
         )
 
     def _first(self, expected: Values, inputs: Values, cut: Cut) -> str | None:
+        # Run by itself first: its shapes tell which of the reference's gates fit this run.
         free = self.subject.open(self._seen).run(inputs)
         fed = {
             name: array
             for name in self._fed
+            # What is not known at this size stays as the subject's own router makes it.
             if (array := cut(expected[name], free[name])) is not None
             and array.shape == free[name].shape
         }
@@ -95,6 +97,7 @@ class FirstDifference:
 
         runner = self.subject.open(self._seen, change)
         got = runner.run({**inputs, **{fixed_input(name): one for name, one in fed.items()}})
+        # Asked of the session that ran: kernels may round more than the precision of the package.
         names = rules_of(self.package.manifest.precision, runner)
 
         def differs(name: str) -> bool:
@@ -105,17 +108,21 @@ class FirstDifference:
             tolerance = output_rule(dtype, rule(dtype), *map(rule, names))
             return values_mismatch(name, got[name], reference, tolerance) is not None
 
+        # The first one: with the reference gates fed, later layers differ for its sake only.
         return next(self._differences(got, differs), None)
 
     def _differences(self, got: Values, differs: Callable[[str], bool]) -> Iterator[str]:
         before = ""
         for layer in self.layers:
             router, where = layer.router, f"layer '{layer.info.path}'"
+            # Each layer in its order of computation: logits, router, what is read as gates,
+            # attention.
             logits = {port: got[name] for port, name in router.logits.items()}
             if any(differs(name) for name in router.logits.values()):
                 yield f"the logits that the router of {where} reads{before}"
             if GateJudge().mismatch("", router, logits, got[router.gates]) is not None:
                 yield f"the router of {where}"
+            # By the logits of this very run, so that an error before the router does not accuse it.
             made = router_reference(router, logits)
             for read in layer.reads:
                 if read_problem(read, made, got) is not None:

@@ -1,4 +1,4 @@
-"""What a layer has to read as its gates, from what its MoHRouter has to make.
+"""Compute what a layer has to read as its gates, from what its MoHRouter has to make.
 
 Between the two stand views, and the operators that weigh the chosen heads (`ranked` and `scored`
 routers). They are computed here in float64, from the reference of MoHRouter on, and each gate
@@ -52,7 +52,7 @@ class Followed:
 
 
 def read_problem(read: GateRead, made: Float64, values: Mapping[str, Array]) -> str | None:
-    """Return what is wrong with a value that a layer reads as its gates; None if nothing is.
+    """Describe what is wrong with a value that a layer reads as its gates; None if nothing is.
 
     Args:
         read: The value, and how it is made.
@@ -63,6 +63,8 @@ def read_problem(read: GateRead, made: Float64, values: Mapping[str, Array]) -> 
         expected = _Follower(read, made, values).follow(read.value)
     except _LostError as error:
         return str(error)
+    # Head i has to stand in place i; a number of no gate, a constant weight say, may stand
+    # anywhere.
     order = np.arange(made.shape[-1])
     moved = (expected.heads != order) & (expected.heads != NOBODY)
     if expected.heads.shape[-1] != len(order) or moved.any():
@@ -90,6 +92,8 @@ class _Follower:
         return self.known[name]
 
     def _made(self, name: str, node: onnx.NodeProto) -> Followed:
+        # A constant that differs from head to head is no weight of gates: it is judged as an
+        # operator that changes nothing, and found if it does.
         if node.op_type in _ARITHMETIC and not self._tells_heads_apart(node):
             return self._arithmetic(name, node)
         if node.op_type == "Concat":
@@ -118,6 +122,8 @@ class _Follower:
             slices = self._slices(node)
             return lambda array: array[slices]
         if node.op_type == "Gather":
+            # Indices, axes and limits are read from the run, since exporters compute some of them
+            # from sizes.
             at, axis = self.values[node.input[1]].astype(np.int64), _integer(node, "axis", 0)
             return lambda array: np.take(array, at, axis=axis)
         if node.op_type == "ReduceSum":
@@ -128,6 +134,7 @@ class _Follower:
 
     def _arithmetic(self, name: str, node: onnx.NodeProto) -> Followed:
         first, second = (self._part(one) for one in node.input)
+        # A token without gates may divide 0 by 0; what is expected to be NaN is not judged.
         with np.errstate(all="ignore"):
             gates = _ARITHMETIC[node.op_type](first.gates, second.gates)
         # Numbers that gates are weighed by are of no head, and a sum of gates has the axis alone.
@@ -141,18 +148,21 @@ class _Follower:
     def _tells_heads_apart(self, node: onnx.NodeProto) -> bool:
         """Tell whether an operator reads a constant of several values: gates are weighed by single
         ones."""
+        # Single values scale all heads alike; only a constant of several can tell them apart.
         known = [self.values[name] for name in node.input if name in self.read.constants]
         return any(array.size > 1 and bool((array != array.flat[0]).any()) for array in known)
 
     def _unchanged(self, name: str, node: onnx.NodeProto) -> Followed:
         shape = self.values[name].shape
         read = [one for one in reads(node) if self._on_the_way(one)]
+        # An operator that is taken for changing nothing gives its input of the same shape.
         alike = [one for one in read if self.values[one].shape == shape]
         if not alike:
             raise _LostError(
                 f"{operator_text(node)} stands between the layer's MoHRouter and"
                 f" '{self.read.value}': expected views and what weighs the chosen heads."
             )
+        # Of several the one nearest to the router: it has the fewest operators that were guessed.
         return self.follow(min(alike, key=self._distance))
 
     def _distance(self, name: str) -> int:
@@ -167,6 +177,7 @@ class _Follower:
     def _part(self, name: str) -> Followed:
         if self._on_the_way(name):
             return self.follow(name)
+        # Beside the way stands what does not depend on the router, taken as the model computed it.
         value = self.values[name].astype(np.float64)
         return Followed(value, np.full(value.shape, NOBODY))
 
@@ -218,6 +229,7 @@ def _difference(read: GateRead, expected: Float64, values: Mapping[str, Array]) 
     got = values[read.value].astype(np.float64)
     if got.shape != expected.shape:
         return f"'{read.value}' is of shape {list(got.shape)}, expected {list(expected.shape)}."
+    # The coarsest dtype on the way sets the tolerance.
     names = [values[one].dtype.name for one in (read.value, *read.way)]
     rule = max(
         (TOLERANCES[one] for one in names if one in TOLERANCES), key=lambda one: one.absolute
@@ -225,10 +237,12 @@ def _difference(read: GateRead, expected: Float64, values: Mapping[str, Array]) 
     with np.errstate(invalid="ignore"):
         error = np.abs(got - expected)
         beyond = ~(error <= _STEPS * (rule.absolute + rule.relative * np.abs(expected)))
+    # A closed head has to be closed exactly: kernels skip heads whose gate is 0.
     beyond |= (expected == 0) & (got != 0)
     beyond &= np.isfinite(expected)
     if not beyond.any():
         return None
+    # NaN and infinity are shown before any finite error.
     worst = np.where(beyond, np.nan_to_num(error, nan=np.inf, posinf=np.inf), -1.0)
     at = tuple(int(i) for i in np.unravel_index(int(worst.argmax()), worst.shape))
     return (

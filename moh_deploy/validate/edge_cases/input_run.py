@@ -49,6 +49,8 @@ class InputJudge:
 
     def judge(self, state: InputState) -> CaseResult:
         """Run a state, and say how it ended."""
+        # Not run: there is such a case, but nobody said what it needs. Not applicable: there is
+        # none.
         if state.inputs is None:
             status: Status = "not run" if state.exists else "not applicable"
             return _result(state, status, state.reason)
@@ -65,6 +67,8 @@ class InputJudge:
 
     def compare(self, expected: VectorSet) -> ParityReport:
         """Compare a run of the package with what is expected, NaN included."""
+        # `compare` takes NaN for unequal, so places where the reference has it are set to 0 on both
+        # sides.
         nan = NanPlaces.of(self.package, expected)
         gates_known = not any(name in nan.places for name in self.package.gate_names)
         variants = self.variants if gates_known else None  # a NaN gate would be fed as 0
@@ -83,12 +87,14 @@ class InputJudge:
         return "".join(f" {note}" for note in (report.notes if found is None else (found,)))
 
     def _judged(self, state: InputState, expected: VectorSet, report: ParityReport) -> CaseResult:
+        # Outputs first: they are what a user sees.
         entries: Sequence[OutputParity | LayerParity] = (*report.outputs, *report.layers)
         reasons = [entry.reason for entry in entries if entry.reason is not None]
         if reasons:
             more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
             where = self.where(report, expected.inputs, expected.inputs)
             return _result(state, "failed", _sentence(state, f"{reasons[0]}{more}{where}"))
+        # All NaN would agree whatever the package does, so it proves nothing.
         numbers, nan = _counts(expected)
         if nan and not numbers:
             why = "the model itself gives NaN in every output, by its function bodies too: no data."
@@ -103,6 +109,7 @@ class InputJudge:
             got = self.subject.run(inputs)
         except BackendError as error:
             return self._refused(state, inputs, error.message)
+        # Some function bodies refuse empty tensors; their shapes are still known from the manifest.
         sizes = check_inputs(self.package.manifest.inputs, inputs)
         for spec in self.package.manifest.outputs:
             problem = _shape_problem(spec, got[spec.name], sizes)
@@ -123,6 +130,7 @@ class InputJudge:
 
         A kernel that complains of shapes was given such: a Reshape before it guessed a size.
         """
+        # A kernel's own error names its node; the runtime's errors of other nodes are the model's.
         on_kernels = [
             name for name, impl in self.subject.describe().layer_impl.items() if impl == "kernel"
         ]
@@ -138,6 +146,7 @@ def _shape_problem(spec: TensorInfo, got: Array, sizes: Mapping[str, int]) -> st
     known = [
         (one, other) for one, other in zip(expected, got.shape, strict=False) if one is not None
     ]
+    # Axes whose size nothing tells are left out.
     if got.ndim == len(expected) and all(one == other for one, other in known):
         return None
     return f"output '{spec.name}' is of shape {list(got.shape)}, expected {list(spec.shape)}."

@@ -18,6 +18,7 @@ from moh_deploy.validate.valid_tokens import valid_tokens
 
 ZERO, ONE, LONGEST, PADDING = "zero", "one", "longest", "padding only"
 
+# The budget is for four copies of the largest value, since several are held at once.
 _MOST_BYTES, _COPIES = 2**28, 4
 _LONGEST_OF_ANY = 4096
 
@@ -67,9 +68,11 @@ def input_states(
         for case in (ZERO, ONE, LONGEST):
             yield InputState(case, None, "every size of the inputs is fixed.", exists=False)
     for name in package.manifest.dims:
+        # One dimension at a time, the others as recorded: a failure names its dimension.
         yield _all_valid(_at_sizes(package, ZERO, {name: 0}), mask)
         yield _all_valid(_at_sizes(package, ONE, {name: 1}), mask)
         yield _all_valid(_longest(package, name, longest.get(name)), mask)
+    # All of size 1 at once is a shape that broadcasting mistakes for others.
     if len(package.manifest.dims) > 1:
         everything = dict.fromkeys(package.manifest.dims, 1)
         yield _all_valid(_at_sizes(package, ONE, everything), mask)
@@ -101,6 +104,7 @@ def _at_sizes(
 ) -> InputState:
     case = f"{case}: {', '.join(f'{name}={size}' for name, size in sizes.items())}"
     try:
+        # A size that the model was not traced for is no case of it.
         (one,) = sized_inputs(package, {name: [size] for name, size in sizes.items()})
     except ConfigError as error:
         return InputState(case, None, error.message, exists=False)
@@ -117,6 +121,7 @@ def _all_valid(state: InputState, mask: str | None) -> InputState:
 def _longest(package: OnnxPackage, name: str, asked: int | None) -> InputState:
     if asked is not None:
         return _at_sizes(package, LONGEST, {name: asked}, "as asked")
+    # Limits of the trace come first, then what memory allows: each case says which it was.
     limit = package.manifest.dim_ranges.get(name, (0, None))[1]
     fits, why = _fitting(package, name)
     if limit is not None and limit <= fits:
@@ -134,6 +139,7 @@ def _fitting(package: OnnxPackage, name: str) -> tuple[int, str]:
         (_score_bytes(package, layer) for layer in range(len(package.manifest.layers))), default=0
     )
     values = sum(array.nbytes for array in _recorded(package))
+    # Scores [B, H, S, S] grow with the square of a size, inputs and outputs with the size itself.
     growth = min(math.sqrt(budget / max(_COPIES * scores, 1)), budget / max(_COPIES * values, 1))
     fits = max(example, min(int(example * growth), _LONGEST_OF_ANY))
     mib = budget // 2**20
@@ -147,6 +153,7 @@ def _fitting(package: OnnxPackage, name: str) -> tuple[int, str]:
 def _score_bytes(package: OnnxPackage, index: int) -> int:
     layer = package.manifest.layers[index]
     keys = layer.kv_len or layer.seq_len or 1
+    # float32 scores [B, H, S, keys] of one layer; sizes that are not known count as 1.
     return 4 * layer.batch * layer.num_heads * (layer.seq_len or 1) * keys
 
 

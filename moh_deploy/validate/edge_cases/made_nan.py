@@ -1,4 +1,5 @@
-"""NaN that comes of finite inputs and logits: both sides have it, and still it is wrong."""
+"""Find NaN made of finite inputs and logits: both sides agree on it, and it is wrong all the
+same."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ def attention_problem(what: str, made: Array) -> str | None:
     Some tokens may be NaN, as a query without keys is in many a model, and closed heads are 0. But
     where there is NaN and no other number, no token got anything.
     """
+    # [B, S, C], or [B, H, S, D].
     nan = nan_places(made)
     if not nan.any() or (made[~nan] != 0).any():
         return None
@@ -41,6 +43,7 @@ def output_problem(case: str, outputs: Mapping[str, Array], recorded: VectorSet)
     if any(nan_places(array).any() for array in recorded.inputs.values()):
         return None
     found = {name: nan_places(array) for name, array in outputs.items()}
+    # A recorded run that is NaN throughout excuses nothing: it is the fault to be found.
     only_nan = all(places.all() for places in found.values())
     for name, places in found.items():
         wrong = places if only_nan else places & ~_recorded_nan(recorded, name, places)
@@ -55,4 +58,5 @@ def output_problem(case: str, outputs: Mapping[str, Array], recorded: VectorSet)
 
 def _recorded_nan(recorded: VectorSet, name: str, places: BoolArray) -> BoolArray:
     known = nan_places(recorded.outputs[name])
+    # At another shape nothing is known of the places, and none is excused.
     return known if known.shape == places.shape else np.zeros(places.shape, bool)

@@ -68,10 +68,12 @@ def mine(
     """
     searched = tokens = nan_choices = 0
     paths = [layer.path for layer in recorder.package.manifest.layers]
+    # Layers with any scores at all; the others are named in the report as not searched.
     known: set[int] = set()
     best: list[tuple[str, CorpusSample]] = []
     for sample in samples:
         run = recorder.scored_run(sample.known.inputs)
+        # Padding often ties, and nobody reads what it chooses.
         mask = None if valid_tokens is None else sample.known.inputs[valid_tokens]
         searchable = [_searchable(scored, mask) for scored in run.is_scored]
         clear = [int(one.sum()) for one in searchable]
@@ -80,6 +82,7 @@ def mine(
         known.update(index for index, count in enumerate(clear) if count)
         mined = _least_clear(run.vectors, searchable)
         if mined:
+            # Only the best so far are kept: inputs may be many, and each has all its outputs.
             best = _best([*best, (sample.label, CorpusSample(run.vectors, mined))], len(paths))
     unknown = tuple(path for index, path in enumerate(paths) if index not in known)
     return _with_samples(Mined(searched, tokens, (), (), 0, unknown, nan_choices), best)
@@ -90,7 +93,9 @@ def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[
 
     What a corpus holds stays as it was recorded, unless the original recorded it now.
     """
+    # False sorts first: of equal samples the one that the original recorded is kept.
     both = sorted((*kept, *found), key=lambda one: one.reference != ORIGINAL)
+    # Layers are known by number only, from the tokens that were mined in them.
     layers = 1 + max((one.layer for s in (*kept, *found) for one in s.mined), default=-1)
     ranked = _best([("", one) for one in both], layers)
     return bounded([one for _, one in ranked])
@@ -118,6 +123,7 @@ def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mine
 def _with_samples(mined: Mined, found: Sequence[tuple[str, CorpusSample]]) -> Mined:
     """Put in the samples that a corpus has room for, and count the others."""
     kept = bounded(one for _, one in found)
+    # `bounded` drops and does not rename: samples are found again by their content.
     names = {one.digest(): name for name, one in found}
     return replace(
         mined,
@@ -139,6 +145,7 @@ def _least_clear(vectors: VectorSet, searchable: Sequence[BoolArray]) -> tuple[M
     found = [
         MinedToken(layer, (batch, position), float(margins[batch, position]))
         for layer, (margins, there) in rows
+        # Places that are not searched have no margin, so they come last and are dropped.
         for batch, position in _smallest(np.where(there, margins, np.inf))
     ]
     return tuple(sorted(found, key=lambda one: one.margin))
@@ -158,9 +165,11 @@ def _best(
     samples: Sequence[tuple[str, CorpusSample]], layers: int
 ) -> list[tuple[str, CorpusSample]]:
     """Rank by turns: for each layer its least clear sample, then its next one. Each once."""
+    # Reversed twice: of equal samples the first one stays, in the order given.
     distinct = {one.digest(): (name, one) for name, one in reversed(samples)}
     known = [(digest, one) for digest, (_, one) in reversed(distinct.items())]
     by_layer = [
+        # `place` settles equal margins, so that the order does not hang on digests.
         sorted(
             (margin, place, digest)
             for place, (digest, one) in enumerate(known)
@@ -168,6 +177,7 @@ def _best(
         )
         for layer in range(layers)
     ]
+    # Taking turns: a layer whose margins are all small must not crowd out the others.
     turns = [found[-1] for turn in zip_longest(*by_layer) for found in turn if found is not None]
     return [distinct[digest] for digest in list(dict.fromkeys(turns))[:MOST_SAMPLES]]
 

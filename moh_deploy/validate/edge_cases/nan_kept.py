@@ -31,6 +31,7 @@ class NanPlaces:
         gates = dict(zip(package.gate_names, vectors.gates, strict=True))
         found = {name: nan_places(array) for name, array in {**vectors.outputs, **gates}.items()}
         kept = {name: places for name, places in found.items() if places.any()}
+        # With gates fed, the router's own gates come back under another name.
         computed = {computed_gates(name): kept[name] for name in gates if name in kept}
         return cls({**kept, **computed})
 
@@ -59,6 +60,8 @@ class NanPlaces:
         if places is None or places.shape != array.shape:
             return array
         found = nan_places(array)
+        # NaN on both sides agrees as 0; a number against NaN becomes infinite, which agrees with
+        # nothing. NaN where the reference has a number stays, and fails.
         return _filled(_filled(array, places & found, 0.0), places & ~found, np.inf)
 
 
@@ -93,6 +96,7 @@ class NanKeptVariants:
         return NanKept(self.variants.forced(gates, inner), self.nan)
 
     def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        # Not wrapped: noise measures how far the package moves from itself, NaN and all.
         return self.variants.noisy(gates, inner)
 
     def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:

@@ -75,12 +75,15 @@ class SizeJudge:
         ran = self._run(dim, known, [*same, *(one for one in picks if len(one) != size)])
         if isinstance(ran, str):
             return _result(SAMPLES, "not applicable", ran)
+        # At the recorded size nothing but the company of a sample has changed, so a difference
+        # means that samples see each other.
         mixed = [one for one in ran if len(one.pick) == size and not one.agrees]
         if mixed:
             why = f"samples of one run are not independent: {mixed[0].report.reasons[0]}"
             return _result(SAMPLES, "not applicable", why)
         others = [one for one in ran if len(one.pick) != size]
         agreeing = sum(one.agrees for one in others)
+        # One sample cannot be put in other company; that most sizes agree has to do instead.
         if size == 1 and agreeing < max(2, len(others) - agreeing):
             why = "one sample was recorded, so nothing tells whether samples are independent."
             return _result(SAMPLES, "not applicable", why)
@@ -93,6 +96,7 @@ class SizeJudge:
             if dim == batch_dim(manifest):
                 continue
             case = f"{TOKENS}: {dim}"
+            # At least 12 tokens, as far as the trace is good for so many.
             limit = manifest.dim_ranges.get(dim, (0, None))[1]
             longest = max(self._package.vectors[0].sizes[dim], _TOKENS)
             longest = longest if limit is None else min(limit, longest)
@@ -105,6 +109,8 @@ class SizeJudge:
             # The short ones first: most models are not causal, and show it there.
             sizes = {*range(1, _TOKENS), longest // 2, longest - 1}
             firsts = [tuple(range(size)) for size in sorted(sizes) if 0 < size < longest]
+            # A model that is not causal differs at nearly every length; a faulty kernel at few of
+            # them.
             allowed = len(firsts) // 4
             ran = self._run(dim, known, firsts, allowed=allowed)
             if isinstance(ran, str):
@@ -132,6 +138,7 @@ class SizeJudge:
         Args:
             allowed: How many may differ: behind more than that, no more is run.
         """
+        # An axis `2*seq` or `batch*windows` is not cut by picking places along the dimension.
         mixed = [
             f"'{spec.name}' has the axis '{axis}'"
             for spec in self._package.manifest.inputs
@@ -141,6 +148,7 @@ class SizeJudge:
         if mixed:
             return f"{mixed[0]}: it is not cut along '{dim}'."
         runs = [self._picked_inputs(dim, known, pick) for pick in picks]
+        # A run at another size shows which axes of the outputs grow with the dimension.
         other = next((one for one in runs if one.sizes[dim] != known.sizes[dim]), None)
         if other is None:
             return f"'{dim}' takes one size only."
@@ -172,6 +180,7 @@ class SizeJudge:
         first, size = wrong[0], known.sizes[dim]
 
         def cut(value: Array, other: Array | None) -> Array | None:
+            # Inner values have no declared shapes: axes are found by how they grow.
             axes = [] if other is None else _axes(value.shape, other.shape, size, len(first.pick))
             return _taken(value, axes, size, first.pick) if axes else None
 
@@ -188,11 +197,13 @@ class SizeJudge:
         for spec in self._package.manifest.inputs:
             array = known.inputs[spec.name]
             for axis, size in enumerate(spec.shape):
+                # [..., dim, ...] to [..., len(pick), ...].
                 array = np.take(array, pick, axis=axis) if size == dim else array
             inputs[spec.name] = array
         return VectorSet({**known.sizes, dim: len(pick)}, inputs, {}, (), ())
 
 
+# Every size is judged by a comparison of its own, and each would load the model again.
 class _OpenedOnce:
     """Variants of a model that are opened once for runs of all sizes."""
 
@@ -257,6 +268,7 @@ class _Cuts:
                 package,
                 manifest=replace(
                     manifest,
+                    # What does not grow with the dimension cannot be cut, and is not compared.
                     outputs=tuple(one for one in manifest.outputs if one.name in outputs),
                     layers=tuple(manifest.layers[index] for index in gates),
                     rounding=_rounding_of(manifest.rounding, gates),
@@ -308,6 +320,7 @@ def _axes(known: Sequence[int], other: Sequence[int], size: int, other_size: int
     if len(known) != len(other):
         return []
     pairs = enumerate(zip(known, other, strict=True))
+    # a / size == b / other_size: several windows a sample, say, grow by the same factor.
     return [axis for axis, (a, b) in pairs if a != b and a * other_size == b * size]
 
 
@@ -321,6 +334,7 @@ def _taken(array: Array, axes: Sequence[int], size: int, pick: Pick) -> Array:
 
 def _samples(size: int, batch: int) -> Pick:
     """Pick as many samples, some more often than others: a mean over them would tell."""
+    # The first samples once each, the last as often as it takes, in an order by chance.
     return tuple(np.random.default_rng(batch).permutation(np.minimum(np.arange(batch), size - 1)))
 
 

@@ -1,4 +1,5 @@
-"""The layers of a package that have a MoHRouter, and those that have none or have lost it."""
+"""Sort the layers of a package: those with a MoHRouter, and those that have none or have lost
+it."""
 
 from __future__ import annotations
 
@@ -51,6 +52,7 @@ class Routing:
     @classmethod
     def of(cls, package: OnnxPackage) -> Routing:
         """Read them from the model."""
+        # Only nodes are read, so weights in other files stay there.
         graph = onnx.load(package.model_path, load_external_data=False).graph
         layers = package.manifest.layers
         pairs = list(zip(layers, router_logits(graph, layers), strict=True))

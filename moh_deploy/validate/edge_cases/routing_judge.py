@@ -45,6 +45,7 @@ class GateJudge:
         shapes = tuple((port, array.shape, array.dtype.name) for port, array in logits.items())
         attributes = tuple(sorted(router.attributes.items()))
         content = (gates.shape, gates.dtype.name, np.ascontiguousarray(gates).tobytes())
+        # The case names the logits, which are the same for every layer of one shape.
         key = (case, shapes, attributes, content)
         if key not in self._known:
             self._known[key] = find_mismatch(_case(case, router, logits), [gates])
@@ -59,6 +60,7 @@ class GateJudge:
         it: see docs/ops.md.
         """
         hit = tokens_with_nan(logits)
+        # Tokens without NaN are judged as ever: NaN must not leak into them.
         clean = {port: array[~hit][None] for port, array in logits.items()}  # [1, tokens, N]
         problem = self.mismatch(case, router, clean, gates[~hit][None])
         return problem or _hidden_nan(router, logits, gates, hit)
@@ -73,6 +75,7 @@ def tokens_with_nan(logits: PortArrays) -> BoolArray:
 
 def router_reference(router: RouterLogits, logits: PortArrays) -> NDArray[np.float64]:
     """Return the gates [B, S, H] that a router has to make, in float64."""
+    # float64, by the op's definition: neither kernel nor function body has a part in it.
     case = _case("", router, logits)
     (gates,) = OPS[op_names.ROUTER].reference(case.inputs(), case.attributes)
     return gates
@@ -86,6 +89,7 @@ def values_mismatch(
     if got is None or mismatch is not None:
         return mismatch
     nan_got, nan_reference = nan_places(got), nan_places(reference)
+    # NaN that moved, vanished or appeared is an error of its own, whatever the numbers are.
     if (nan_got != nan_reference).any():
         return _other_places(what, nan_got, nan_reference)
     error = np.where(nan_reference, 0.0, abs_error(got, reference))
@@ -134,12 +138,14 @@ def _hidden_nan(
             np.asarray(np.isnan(wide).all(axis=-1), bool), "has gates that are numbers", hit
         )
     routed, top_k = wide[:, shared:], int(router.attributes["top_k"])
+    # How many heads are on does not depend on the scores, NaN or not.
     chosen = (routed != 0).sum(axis=-1)  # NaN counts as chosen
     if router.attributes["gate_mode"] == "mask":
         as_many: BoolArray = np.asarray(chosen == top_k, bool)
         return _unless(as_many, f"has not {top_k} open gates", hit)
     # An implementation may take them all for NaN.
     is_nan = (np.isnan(routed) | (routed == 0)).all(axis=-1)
+    # No number may come of NaN: gates are normalised over the chosen heads.
     right: BoolArray = np.asarray(is_nan & (chosen >= top_k), bool)
     return _unless(right, f"has not {top_k} gates that are NaN, or gates that are numbers", hit)
 

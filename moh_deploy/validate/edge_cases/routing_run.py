@@ -61,6 +61,7 @@ def run_routing_states(
         policy: What counts as equal where there is no float64 reference.
         progress: What to report steps to.
     """
+    # A layer without a router is said so in every case: silence would pass for a test.
     results = [one for layer in routing.others for one in _without_router(routing.graph, layer)]
     if not routing.routed:
         return results
@@ -103,6 +104,7 @@ def _prepare(
     reference: Source,
     policy: Policy,
 ) -> _RoutingRun:
+    # Logits need the shape and dtype that the model computes them in, so it runs once as it is.
     inputs, routers = package.vectors[0].inputs, [one.router for one in layers]
     names = list(dict.fromkeys(name for one in routers for name in one.logits.values()))
     values = reference.open(names).run(inputs)
@@ -114,6 +116,7 @@ def _prepare(
     def change(graph: onnx.GraphProto) -> None:
         force_logits(graph, routers, types.dtypes)
 
+    # One session a side for all states: logits are inputs of it.
     got, expected = subject.open(seen, change), reference.open(seen, change)
     return _RoutingRun(package, layers, types, policy, got, expected)
 
@@ -143,6 +146,7 @@ class _RoutingRun:
 
     def nan_in(self, router: RouterLogits) -> Iterator[CaseResult]:
         """Put NaN in front of one router, and clear logits in front of the others."""
+        # Clear choices elsewhere, so that what shows comes of this router.
         neutral = RoutingState("clear", "", clear)
         logits = {one.node: self._logits(one, neutral) for one in self._routers}
         mine = dict(logits[router.node])
@@ -173,6 +177,7 @@ class _RoutingRun:
         for router in self._routers:
             for port, array in logits[router.node].items():
                 inputs[router.forced(port)] = array
+        # The reference runs first: what it cannot run either is no fault of kernels.
         what = "the function bodies fail"
         try:
             reference = self.reference.run(inputs)
@@ -185,10 +190,13 @@ class _RoutingRun:
         self, case: str, layer: RoutedLayer, logits: PortArrays, both: _Both
     ) -> str | None:
         router = layer.router
+        # Both by the float64 definition: a mistake that kernels share with function bodies shows,
+        # too.
         for values, whose in ((both.got, "gates"), (both.reference, "gates of the function body")):
             problem = self.judge.mismatch(case, router, logits, values[router.gates])
             if problem is not None:
                 return _sentence(whose, router, case, problem)
+        # The gates are right; what the nodes of the layer read may still be others.
         made = router_reference(router, logits)
         for values in (both.got, both.reference):
             for read in layer.reads:
@@ -204,6 +212,7 @@ class _RoutingRun:
         if router.attention is None:
             return None
         got, reference = both.got[router.attention], both.reference[router.attention]
+        # Tokens in another order than the gates' cannot be told apart by the mask.
         if skipped is not None and not router.in_order:
             return None
         if skipped is not None:
@@ -220,6 +229,7 @@ class _RoutingRun:
             problem = self.judge.mismatch_with_nan(NAN, router, logits, values[router.gates])
             if problem is not None:
                 return _sentence(whose, router, NAN, problem)
+        # Tokens with NaN are judged by `_hidden`, all others have to be as they were.
         hit = tokens_with_nan(logits)
         return self._attention_problem(NAN, router, both, hit) or self._hidden(router, both, hit)
 
@@ -227,6 +237,7 @@ class _RoutingRun:
         """A NaN gate must show in what attention makes of its token."""
         if router.attention is None or router.attributes["gate_mode"] != "weighted":
             return None
+        # Weighted: NaN times anything is NaN, so a number means that the head was skipped.
         rows = _by_token(both.got[router.attention], hit.shape)
         if rows is None or np.isnan(rows[hit].astype(np.float64)).any(axis=-1).all():
             return None
@@ -246,6 +257,7 @@ class _RoutingRun:
             )
             for name in names
         ]
+        # Empty outputs agree with anything.
         if all(both.reference[name].size == 0 for name in names):
             return _result(case, MODEL, "not run", "every output is empty: no data.")
         problem = next((one for one in problems if one is not None), None)
@@ -262,6 +274,7 @@ class _RoutingRun:
 def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:
     """Return [B, S, ...]: [B, S, C] as it is, [B, H, S, D] turned; None for other tokens."""
     if attention.ndim == 4:
+        # [B, H, S, D] to [B, S, H * D].
         attention = np.moveaxis(attention, 1, 2).reshape(
             attention.shape[0], attention.shape[2], attention.shape[1] * attention.shape[3]
         )
@@ -277,6 +290,7 @@ def _without_router(graph: onnx.GraphProto, layer: LayerInfo) -> Iterator[CaseRe
                 " logits."
             )
             yield _result(case, layer.path, "not applicable", why)
+        # One failure for the damage; the other cases could say no more.
         elif case == CASES[0]:
             why = (
                 f"gates of layer '{layer.path}' do not come from a MoHRouter, as the manifest says:"

@@ -1,4 +1,4 @@
-"""Logits on which routers go wrong."""
+"""The logits on which implementations of routers go wrong."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ def clear(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
 
 def _ramp(shape: tuple[int, ...]) -> Logits:
     """Rising scores; no probability underflows."""
+    # Over all heads at most 60: exp(-60) is still a number in float32, 8.8e-27.
     step = min(0.5, 60.0 / max(shape[-1], 1))
     return np.asarray(np.broadcast_to(step * np.arange(shape[-1]), shape), np.float64)
 
 
 def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
-    """Two values only: the last chosen head is tied in almost every token."""
+    """Return logits of two values only: the last chosen head is tied in almost every token."""
     return rng.integers(0, 2, shape).astype(np.float64)
 
 
@@ -51,18 +52,19 @@ def _flat(_: np.random.Generator, shape: tuple[int, ...]) -> Logits:
 
 
 def _all_negative(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+    # exp(-300) is 0 in float32: without taking off the maximum the softmax is 0 / 0.
     return clear(rng, shape) - 300.0
 
 
 def _saturated(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
-    """1e4 for one head, -1e4 for all others."""
+    """Return 1e4 for one head, and -1e4 for all others."""
     hot = rng.integers(0, max(shape[-1], 1), shape[:-1])
     logits: Logits = np.where(np.arange(shape[-1]) == hot[..., None], 1e4, -1e4)
     return logits
 
 
 def _same_heads(_: np.random.Generator, shape: tuple[int, ...]) -> Logits:
-    """The last heads, the same for every token: nobody chooses the first ones."""
+    """Return logits by which every token chooses the last heads, and nobody the first ones."""
     return _ramp(shape)
 
 
@@ -91,7 +93,9 @@ since every later layer would see it."""
 def with_nan(logits: Logits) -> Logits:
     """Return logits [B, S, N] in which the first of every two tokens has one NaN."""
     changed: Logits = logits.copy()
+    # A view of all tokens, [B * S, N].
     tokens = changed.reshape(-1, changed.shape[-1])
     rows = np.arange(0, len(tokens), 2)
+    # In another place from token to token: not every head is looked at first.
     tokens[rows, rows // 2 % max(tokens.shape[-1], 1)] = np.nan
     return changed

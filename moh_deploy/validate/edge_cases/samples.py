@@ -1,4 +1,4 @@
-"""Files of inputs, cut into single samples: context as small as it can be."""
+"""Cut files of inputs into single samples, so that a corpus keeps as little as it can."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def cut_into_samples(manifest: Manifest, files: Sequence[Sample]) -> Iterator[Sa
 def _takes_one(manifest: Manifest, dim: str) -> bool:
     """Tell whether the model takes one sample, and every axis of samples is `dim` itself."""
     try:
+        # A trace may be good for batches of two and more only.
         check_ranges({dim: 1}, manifest)
     except ConfigError:
         return False
@@ -44,6 +45,7 @@ def _taken(manifest: Manifest, file: Sample, dim: str, index: int) -> Sample:
         spec.name: _cut(file.known.inputs[spec.name], spec.shape, dim, index)
         for spec in manifest.inputs
     }
+    # Expected outputs go: the corpus has what the function bodies or the original compute.
     known = replace(file.known, sizes={**file.known.sizes, dim: 1}, inputs=inputs, outputs={})
     name = file.label if file.file is None else file.file.name
     return Sample(known, f"{name}[{index}]", file.file)

@@ -44,6 +44,7 @@ def run_single_sizes(
         policy: What counts as equal.
     """
     for question in size_questions(routing.graph):
+        # The value of the comparison itself shows at which sizes the answer is another one.
         runner = reference.open([question.value])
         usual = runner.run(package.vectors[0].inputs)[question.value]
         for dim in package.manifest.dims:
@@ -58,6 +59,7 @@ def run_single_sizes(
                     usual.shape == got[question.value].shape
                     and (usual != got[question.value]).any()
                 ):
+                    # Only a changed answer can make a difference, and most questions have none.
                     asked = _Asked(package, routing, reference, policy, question, usual)
                     yield asked.judged(f"{CASE}: {dim}={size}", given.inputs, got)
 
@@ -76,6 +78,7 @@ class _Asked:
     def judged(self, case: str, inputs: dict[str, Array], got: dict[str, Array]) -> CaseResult:
         """Compare what the model makes with what it makes if it has the usual answer."""
         bodies = self.reference
+        # The same model with the usual answer put in: what it makes then is what was meant.
         other = _Answered(bodies.package, bodies.variant, self.question.value, self.usual)
         known = {**inputs, fixed_input(self.question.value): self.usual}
         try:
@@ -90,6 +93,7 @@ class _Asked:
             )
             if problem is None:
                 continue
+            # The model as it is against itself with the usual answer, at the same inputs.
             looked = FirstDifference(
                 self.package, self.routing.routed, self.reference, other, self.policy
             )

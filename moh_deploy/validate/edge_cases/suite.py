@@ -1,4 +1,4 @@
-"""All edge cases of one package."""
+"""Run all edge cases of one package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from moh_deploy.validate.variants import Variants
 
 @dataclass(frozen=True)
 class Sides:
-    """What is compared. Sessions are opened when they are first needed: each holds all weights.
+    """The two sides of a probe. Sessions are opened when they are first needed: each has all
+    weights.
 
     Attributes:
         package: The package.
@@ -83,12 +84,14 @@ class Suite:
         """
         sides, package, policy = self.sides, self.sides.package, self.policy
         routing, sources = Routing.of(package), (sides.subject, sides.reference)
+        # Routers first: a fault there shows in every case behind it.
         results = run_routing_states(package, routing, *sources, policy, progress)
         place = FirstDifference(package, routing.routed, *sources, policy)
         judge = InputJudge(package, sides.runner, sides.recorder, sides.variants, policy, place)
         for state in self.states:
             with progress.step(f"inputs: {state.case}"):
                 results.append(judge.judge(state))
+        # Other sizes are cut from a recorded run, and need a dimension that may change.
         if package.vectors and package.manifest.dims:
             sizes = SizeJudge(judge)
             with progress.step(f"inputs: {SAMPLES}"):

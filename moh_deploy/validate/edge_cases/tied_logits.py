@@ -1,5 +1,4 @@
-"""Numbers that tie heads, put where the logits of routers are computed, and what becomes of them on
-the way to the router.
+"""Put numbers that tie heads where logits are computed, and see what reaches the router.
 
 Equal numbers have to reach a router as equal logits, but for a bias of each head. And what is made
 of ties has to be nearly what is made of numbers that fall from head to head by next to nothing: all
@@ -83,6 +82,7 @@ class TiedLayer:
 
     def cut(self, depth: int) -> Cut:
         """Return the cut of a depth, the last one if there are fewer."""
+        # Layers have fronts of different lengths; a shorter one takes the numbers at its end again.
         return self.cuts[min(depth, len(self.cuts) - 1)]
 
 
@@ -125,6 +125,7 @@ class Front:
     ) -> Front:
         """Open the operators behind the cuts of one depth."""
         cuts = dict.fromkeys(name for one in layers for name in one.cut(depth).values)
+        # Sources are fixed as well, so that every layer's logits depend on nothing before them.
         sources = dict.fromkeys(name for one in layers for name in one.cuts[-1].values)
         fixed = {name: recorded[name] for name in (*cuts, *sources)}
         ports = [name for one in layers for name in _read(one.router, fixed).values()]
@@ -133,6 +134,7 @@ class Front:
 
         def change(graph: onnx.GraphProto) -> None:
             fix_routing(graph, fixed)
+            # Without the rest of the model, which would run for every set of numbers.
             keep_only(graph, computed)
             fed.extend(one.name for one in graph.input)
 
@@ -160,6 +162,7 @@ class Front:
 
     def problems(self, policy: Policy) -> Iterator[tuple[str, str]]:
         """Yield path and sentence of layers whose logits break ties, or jump at them."""
+        # At 1, and near 0, where an epsilon added to break ties is not rounded away.
         for level in (1.0, _SMALL):
             run = self.run(self._level(level))
             for layer, logits in zip(self.layers, run.logits, strict=True):
@@ -171,6 +174,7 @@ class Front:
             if ROUTED in layer.router.logits:
                 routed = [run.logits[index][ROUTED] for run in runs]
                 known = np.logical_and.reduce([_is_number(array) for array in routed])  # [B, S]
+                # Sums over many terms on the way round more than once.
                 step = 64 * step_of(routed[0])
                 wide = [np.where(known[..., None], one.astype(np.float64), 0.0) for one in routed]
                 problem = jump(wide, step)
@@ -186,6 +190,7 @@ class Front:
         Args:
             tokens: How many a router sees, the fewest: few of them are given others again.
         """
+        # top_k - 1/2 of the routed heads are to be higher: then the last chosen one is often tied.
         shares = [
             (int(attributes["top_k"]) - 0.5)
             / max(one.layer.info.num_heads - int(attributes["num_shared_heads"]), 1)
@@ -204,6 +209,8 @@ class Front:
         Where a router reads what falls as its sources rise, a distance, say, these rise.
         """
         axes = self._axes_of_heads()
+        # Falling from head to head, the lower index is the better one, as ties go. Where the logits
+        # are a distance of the sources, that takes sources that rise.
         down, up = (self._stepped(values, axes, dict.fromkeys(values, way)) for way in (-1, 1))
         rising = {
             name
@@ -220,8 +227,11 @@ class Front:
         rule, step = policy.rule(logits[ROUTED].dtype.name), step_of(logits[ROUTED])
         wide = logits[ROUTED].astype(np.float64)
         spread = _spread(wide)
+        # Some operators are vectorised, and round the last numbers of a vector otherwise; see
+        # `is_exact`.
         exact = layer.cut(self.depth).exact
         rounding = 0.0 if exact else STEPS * step * float(np.abs(wide).max())
+        # Further apart is a bias of each head, which is meant to tell heads apart.
         most = max(rule.least, policy.rule("float32").near_tie)
         if not rounding < spread <= most:
             return None
@@ -255,6 +265,7 @@ class Front:
         """Return the axes of each value along which it tells the heads of a router apart."""
         axes: dict[str, list[int]] = {name: [] for name in self.tied}
         flat = self.run(self._level(1.0))
+        # An axis tells heads apart if numbers that rise along it spread the logits of a token.
         for axis in range(max(array.ndim for array in self.tied.values())):
             rising = self.run(
                 {
@@ -267,6 +278,8 @@ class Front:
                     continue
                 with np.errstate(invalid="ignore"):  # infinities have no difference
                     moved = np.subtract(after[ROUTED], before[ROUTED], dtype=np.float64)
+                # The change is looked at, and not the logits: a bias spreads these without any
+                # axis.
                 if _spread(moved) > 0:
                     for name in layer.cut(self.depth).values:
                         if axis < self.tied[name].ndim and axis not in axes[name]:
@@ -284,6 +297,7 @@ def fixed_values(values: Mapping[str, Array]) -> dict[str, Array]:
 
 def two_levels(values: Mapping[str, Array], share: float = 0.5, seed: int = 0) -> dict[str, Array]:
     """Return 1 and 2, by chance, in place of values; `share` of them are 2."""
+    # 1 and 2 are exact in every dtype, and far from 0 and from overflow.
     rng = np.random.default_rng(seed)
     return {
         name: (1 + (rng.random(array.shape) < share)).astype(array.dtype)
@@ -304,6 +318,7 @@ def same_choices(layer: TiedLayer, index: int, runs: Sequence[TiedRun]) -> bool:
         return True
     top_k = int(layer.router.attributes["top_k"])
     first, *others = (_chosen(run.logits[index][ROUTED], top_k) for run in runs)
+    # Falling by a step breaks ties toward the lower index, which is what a router does with them.
     return all(bool((one == first).all()) for one in others)
 
 
@@ -320,6 +335,7 @@ def jump(arrays: Sequence[Array], relative: float) -> str | None:
         relative: What rounding alone may do, as a share of the value.
     """
     ties, one, two = (array.astype(np.float64) for array in arrays)
+    # Where everything is continuous, the first step changes about as much as the second.
     first, second = _distance(ties, one), _distance(one, two)
     size = float(np.abs(one[np.isfinite(one)]).max(initial=1.0))
     limit = _AS_MUCH * largest(second) + relative * size
@@ -350,6 +366,7 @@ def _chosen(logits: Array, top_k: int) -> BoolArray:
     wide = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
         exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True, initial=-np.inf))
+        # Routers rank probabilities in float32: logits that differ by less tie there.
         probabilities = exponentials / exponentials.sum(axis=-1, keepdims=True)
     order = np.argsort(-probabilities.astype(np.float32), axis=-1, kind="stable")
     chosen = np.zeros(logits.shape, bool)
@@ -372,6 +389,7 @@ def _along(array: Array, axis: int) -> Float64:
 
 
 def _rising(array: Array, axis: int) -> Array:
+    # Up to twice the value at the end of the axis.
     wide = array.astype(np.float64) * (1 + _along(array, axis) / max(array.shape[axis], 1))
     rising: Array = wide.astype(array.dtype)
     return rising
@@ -382,6 +400,7 @@ def _stepped(array: Array, axes: Sequence[int], steps: float, heads: int) -> Arr
     wide = array.astype(np.float64)
     for axis in axes:
         size = array.shape[axis]
+        # All elements of a head get the same number: [.., H * D] has D of them.
         elements = max(size // heads, 1) if size % heads == 0 else 1  # of a head's queries, say
         wide = wide + steps * STEPS * step_of(array) * (_along(array, axis) // elements)
     stepped: Array = wide.astype(array.dtype)
@@ -389,6 +408,7 @@ def _stepped(array: Array, axes: Sequence[int], steps: float, heads: int) -> Arr
 
 
 def _distance(one: Float64, other: Float64) -> Float64:
+    # Equal infinities are no distance apart, nor are two NaN.
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     with np.errstate(invalid="ignore"):
         distance = np.abs(one - other)

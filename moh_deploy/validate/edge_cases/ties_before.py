@@ -1,4 +1,4 @@
-"""Tie heads where logits are computed, and see whether anything but the router breaks the ties.
+"""Tie heads where logits are computed, to find what breaks ties besides the router.
 
 Equal logits go to the lower head index, whatever the model is. So a model makes of logits that tie
 nearly what it makes of logits that fall from head to head by next to nothing. Where it does not,
@@ -57,6 +57,7 @@ def run_ties_before(
         reference: Its function bodies.
         policy: What counts as equal.
     """
+    # Only routed heads are chosen; a layer of shared heads has nothing to tie.
     choosing = [one for one in routing.routed if ROUTED in one.router.logits]
     for one in routing.routed:
         if one not in choosing:
@@ -90,6 +91,7 @@ def _front_values(
         for one in layers
         for name in (*front_values(graph, one.router, ROUTED), *logit_sources(graph, one.router))
     }
+    # One run for all: inner values become the shapes and dtypes of what is put in.
     found = {**inputs, **reference.open(sorted(names - inputs.keys())).run(inputs)}
     return {name: found[name] for name in names if found[name].dtype.kind in "fV"}
 
@@ -102,10 +104,12 @@ def _tied_layer(
     between = [
         (name,)
         for name in front_values(graph, layer.router, ROUTED)
+        # As many numbers as logits: one for each token and head, in whatever layout.
         if name in recorded and recorded[name].size == size
     ]
     cuts = [
         Cut(names, is_exact(graph, layer.router, ROUTED, names))
+        # From the router backwards: the nearest cut leaves the fewest operators out.
         for names in (*between, sources)
         if names
     ]
@@ -124,10 +128,13 @@ class _TiedModel:
         problems: dict[str, str] = {}
         inputs = self.package.vectors[0].inputs
         deepest = max(len(one.cuts) for one in self.layers)
+        # Each depth has its own front: what breaks ties lies between two of them.
         for depth in range(deepest):
             front = Front.of(self.layers, depth, self.recorded, inputs, self.reference)
             for path, problem in front.problems(self.policy):
                 problems.setdefault(path, f"logits of {_place(path)}: {problem}")
+            # The whole model runs for the nearest and the farthest cut only: it takes three runs
+            # for each set of numbers.
             if depth in (0, deepest - 1):
                 for path, problem in self._whole(front):
                     problems.setdefault(path, problem)
@@ -145,6 +152,7 @@ class _TiedModel:
                 runner.run({**inputs, **fixed_values({**front.fixed, **run.values})})
                 for run in runs
             ]
+            # Outputs are looked at only if every layer is right: they stand behind all of them.
             found = list(self._layer_problems(runs, values))
             yield from found
             if not found and self._alike(runs):
@@ -167,8 +175,10 @@ class _TiedModel:
             if not is_judged(index, runs):
                 comparable = False  # A router that divides by how far scores are apart, say.
                 continue
+            # Where a step changes which heads are chosen, what follows may jump.
             alike = same_choices(layer, index, runs)
             problem = self._gates_problem(layer, index, runs, values, alike)
+            # From the first layer that chose other heads on, later ones see other inputs.
             comparable = comparable and alike
             if problem is None and comparable and layer.router.attention is not None:
                 what = self._jump(layer.router.attention, values)
@@ -189,6 +199,7 @@ class _TiedModel:
         problem = GateJudge().mismatch(CASE, layer.router, logits, values[0][layer.router.gates])
         if problem is not None:
             return f"gates of {place}: {problem}"
+        # By the logits that reached the router in this run.
         made = router_reference(layer.router, logits)
         for read in layer.layer.reads:
             problem = read_problem(read, made, values[0])
@@ -208,6 +219,7 @@ class _TiedModel:
         return made_nan.output_problem(CASE, outputs, self.package.vectors[0])
 
     def _jump(self, name: str, values: Sequence[Values]) -> str | None:
+        # At ties, behind one step, and behind two.
         arrays = [one[name] for one in values]
         if arrays[0].dtype.kind not in "fV":
             return None
@@ -225,6 +237,7 @@ class _TiedModel:
     def _tokens(self) -> int:
         """How many tokens a router sees, the fewest."""
         logits = [self.recorded[one.router.logits[ROUTED]] for one in self.layers]
+        # Few tokens see few ties, so models with few get more draws.
         return min(math.prod(array.shape[:-1]) for array in logits)
 
     def _seen(self) -> list[str]:
