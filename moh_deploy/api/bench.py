@@ -133,7 +133,7 @@ def bench(
 def _path_keys(
     baselines: Sequence[str], inputs: Sequence[Path | str], file: Path
 ) -> dict[str, str]:
-    """Return what a baseline file calls baselines and files of inputs, those that are paths."""
+    """Return the keys of baselines and inputs in a baseline file, for those that are paths."""
     packages = [one for one in baselines if not is_the_package(one) and not is_the_original(one)]
     paths = [*packages, *map(str, npz_files([Path(one) for one in inputs]))]
     return {one: path_key(one, file) for one in paths}

@@ -136,7 +136,7 @@ def build(
 
 
 class _Build:
-    """One build, with the process that has TensorRT."""
+    """Carries out one build, by the process that has TensorRT."""
 
     def __init__(
         self,

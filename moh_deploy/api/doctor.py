@@ -43,6 +43,7 @@ def doctor(
 def _ability_to_run(artefact: Path) -> Ability:
     how, name = ask(_how_it_runs, str(artefact)), f"run {artefact}"
     if isinstance(how, Failed):
+        # Essential: whoever names an artefact wants to know whether it runs here.
         return Ability(name, None, (how,), essential=True)
     return Ability(name, how, (), essential=True)
 

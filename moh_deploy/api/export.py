@@ -22,8 +22,9 @@ Model: TypeAlias = Path | str | torch.nn.Module | torch.export.ExportedProgram
 Inputs: TypeAlias = Path | str | Mapping[str, torch.Tensor | Array]
 
 
+# A TypedDict for `Unpack`, so that editors and type checkers know the keyword arguments.
 class ModelSettings(TypedDict, total=False):
-    """How a model is loaded; see `ModelOptions` for what each one means."""
+    """The options of loading a model; see `ModelOptions` for what each one means."""
 
     config: Path | str | None
     overrides: Sequence[str]
@@ -70,6 +71,7 @@ def export(
         MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
     """
     options = ExportOptions(
+        # `ExportOptions` is a `ModelOptions`, so its fields are taken over by name.
         **vars(_model_options(model, settings)),
         output=Path(output),
         inputs=_inputs(settings.get("inputs")),
@@ -96,6 +98,7 @@ def load_original(model: Model, **settings: Unpack[ModelSettings]) -> EagerModel
         CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
         ConfigError: An option or the configuration is wrong.
     """
+    # Loaded as `export` loads it, but not traced: it runs as the user wrote it.
     return open_eager(_model_options(model, settings))
 
 

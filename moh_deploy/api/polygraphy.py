@@ -74,7 +74,7 @@ def polygraphy_runner(
 def _named(
     path: Path, variant: Variant, gates: bool, package: Path | str | None
 ) -> tuple[Model, Variant]:
-    """Return what a path names, and how it is to be opened."""
+    """Return the model that a path names, and the way in which it is to be opened."""
     if package is not None:
         raise ConfigError(f"package is {package}, but {path} is no original model: leave it out.")
     # What is nothing else is an ONNX model: opening it says why not.

@@ -65,6 +65,7 @@ def precision(
     with progress.step("lowering the precision"):
         model = load_ir(package)
         plan, layers = lower_model(model, package.manifest.layers, low, largest)
+    # Compared as it was written, from disk, and published only if it is equal.
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
             save_model(model, package, writer.root)

@@ -72,9 +72,12 @@ def probe(
         if update_corpus:
             _check_replaceable(root)
         files = read_samples([Path(path) for path in inputs], package.manifest)
+        # Everything is read and checked before the first session is opened.
         states = tuple(input_states(package, longest or {}, valid_tokens))
     as_run = Variant(kernels=kernels)
     variants = PackageVariants(package, as_run)
+    # One side as the user runs it, the other on function bodies: they differ by kernels and
+    # optimisations alone.
     sides = Sides(package, Source(package, as_run), variants, function_bodies(package))
     mining = None
     if files:

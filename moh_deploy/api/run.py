@@ -49,6 +49,7 @@ def run(
     with progress.step("loading the model"):
         runner = model.open(Variant(kernels=kernels))
     with runner, progress.step("running the model"):
+        # The run alone: it says how long an answer takes once a model is loaded.
         start = time.perf_counter()
         results = runner.run(feeds)
         seconds = time.perf_counter() - start

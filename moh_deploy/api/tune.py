@@ -155,7 +155,10 @@ def _check_replaceable(root: Path) -> None:
 
 
 def _place(package: OnnxPackage, dry_run: bool) -> Path:
-    """Return what to put scratch files beside: a dry run needs no permission to write there."""
+    """Return the path to put scratch files beside: for a dry run, one among temporary files.
+
+    A dry run needs no permission to write beside the package.
+    """
     return temporary_place("moh-deploy-tune") if dry_run else package.root
 
 
@@ -196,7 +199,7 @@ class _Outcome:
 
 
 class _Proof(NamedTuple):
-    """What was compared, see `TuneReport`; and what the model tells of its layers."""
+    """The result of comparing outputs, see `TuneReport`, and the operators of each layer."""
 
     max_abs_error: float
     flipped_tokens: Mapping[str, int]
@@ -205,7 +208,7 @@ class _Proof(NamedTuple):
 
 @dataclass(frozen=True)
 class _Job:
-    """One tuning: the package as it was, and how models of it are run."""
+    """Carries out one tuning of a package."""
 
     package: OnnxPackage
     kernels: KernelUse

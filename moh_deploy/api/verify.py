@@ -117,6 +117,7 @@ def verify(
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
     with progress.step("reading what is compared"):
         subject = read_subject(Path(package_dir), source, kernels, staged=staged)
+    # Without labels files are runs to compare; with them they hold samples, which run in batches.
     paths = list(map(Path, inputs))
     if labels is None:
         what = WhatToRun(paths, vectors, valid_tokens)

@@ -1,1 +1,1 @@
-"""What users ask for: options, export configurations, dynamic dimensions."""
+"""Read what users ask for: options, export configurations, dynamic dimensions."""

@@ -13,6 +13,7 @@ from moh_deploy.errors import ConfigError
 
 _NAME = r"(?P<name>[A-Za-z_]\w*)"
 _NUMBER = r"\d{1,18}"  # fits into 64 bits
+# The factor may stand on either side of the name; blanks are taken out before.
 _EXPRESSION = re.compile(
     rf"(?:(?P<before>{_NUMBER})\*)?{_NAME}(?:\*(?P<after>{_NUMBER}))?(?:(?P<offset>[+-]{_NUMBER}))?",
     re.ASCII,

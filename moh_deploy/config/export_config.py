@@ -54,7 +54,7 @@ class ModelSection(_Section):
 
 
 class InputSection(_Section):
-    """One entry of `inputs:`, a positional argument of the model.
+    """An entry of `inputs:`, which is a positional argument of the model.
 
     Attributes:
         shape: Fixed sizes, and dimension expressions such as `batch` or `past+1`.
@@ -68,7 +68,7 @@ class InputSection(_Section):
 
 
 class ExportConfig(_Section):
-    """A whole configuration.
+    """The content of an export configuration.
 
     Attributes:
         dims: Dimension name to its size in the example.

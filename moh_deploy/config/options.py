@@ -59,6 +59,7 @@ class ExportOptions(ModelOptions):
     """
 
     output: Path
+    # None: they are made up, as `input_specs`, the configuration or an exported program say.
     inputs: Path | Mapping[str, Array] | None = None
     dynamic: tuple[str, ...] = ()
     input_specs: tuple[str, ...] = ()

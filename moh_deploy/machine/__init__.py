@@ -1,4 +1,4 @@
-"""What is on this machine: one kind of thing a file, each a few facts and no opinion.
+"""Find out what is on this machine: one kind of thing a file, facts and no opinion.
 
     ask           calls a function in a process of its own; its crash is an answer
     packages      Python packages, and the versions that moh-deploy wants

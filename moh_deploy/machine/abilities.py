@@ -28,7 +28,7 @@ _FLAVOURS = {one.title: one for one in FLAVOURS.values()}
 
 @dataclass(frozen=True)
 class Ability:
-    """One thing that somebody may want to do.
+    """Something that a user may want to do, and what is missing for it.
 
     Attributes:
         name: What.
@@ -50,7 +50,7 @@ class Ability:
 
 
 def abilities(machine: Machine) -> tuple[Ability, ...]:
-    """Judge a machine."""
+    """Return what can be done on a machine, and what cannot for want of what."""
     rtx, full = (_of(machine, name) for name in ("TensorRT-RTX", "TensorRT"))
     rtx_gaps, full_gaps = tuple(_tensorrt_gaps(rtx)), tuple(_tensorrt_gaps(full))
     # Tuples: several abilities have the same gaps, and an iterator is empty after the first.
@@ -149,6 +149,7 @@ def _tensorrt_gaps(facts: TensorRTFacts) -> Iterator[Failed]:
 def _plugin_gaps(machine: Machine, facts: TensorRTFacts) -> Iterator[Failed]:
     if isinstance(machine.plugin, Failed):
         yield machine.plugin
+    # `with_plugin` is None without TensorRT or without a library: both are said elsewhere.
     elif isinstance(facts.with_plugin, Failed):
         why = f"{facts.name} with {machine.plugin.path}: {facts.with_plugin.why}"
         yield Failed(why, f"build {PLUGIN_NAME} again")

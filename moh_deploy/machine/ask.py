@@ -17,7 +17,7 @@ _MOST_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class Failed:
-    """Why there are no facts.
+    """The reason why a probe gave no facts.
 
     Attributes:
         why: What happened, as half a sentence.

@@ -21,7 +21,7 @@ REBUILD = (
 
 @dataclass(frozen=True)
 class RuntimeFacts:
-    """ONNX Runtime.
+    """The version of ONNX Runtime, and what it can run on.
 
     Attributes:
         version: As it says itself.
@@ -46,7 +46,7 @@ class CpuRun:
 
 @dataclass(frozen=True)
 class CpuFacts:
-    """What runs MoH operators on the CPU.
+    """The runs of an operator on the CPU: by function body, and by kernel.
 
     Attributes:
         runtime: ONNX Runtime.
@@ -66,6 +66,7 @@ def probe_cpu() -> CpuFacts:
     library = native.kernel_library()
     return CpuFacts(
         runtime=ask(_runtime),
+        # Each may crash by itself: a kernel that does leaves the function body as an answer.
         functions=ask(_attention, "off"),
         library=library,
         kernels=Failed(native.why_no_library(), REBUILD)

@@ -19,7 +19,7 @@ _PTX, _MACHINE_CODE = 1, 2
 
 @dataclass(frozen=True)
 class DeviceCode:
-    """What a library has code for.
+    """The GPUs that a library has code for.
 
     Attributes:
         machine: Compute capabilities that it has machine code for: 86 for 8.6.

@@ -45,5 +45,6 @@ def _driver_version() -> str | None:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
+    # A driver that does not work prints its complaint on stdout: the return code tells.
     lines = ran.stdout.split()
     return lines[0] if ran.returncode == 0 and lines else None

@@ -66,6 +66,7 @@ def _registered(path: str) -> bool:
 
 def _version(path: str, version_function: str) -> str:
     """Load a native library of moh-deploy, and ask it for its version."""
+    # Plugins and moh-deploy share the meaning of attributes, which may change with any version.
     function = getattr(ctypes.CDLL(path), version_function, None)
     if function is None:
         raise BackendError(f"it is no library of moh-deploy: it has no function {version_function}")

@@ -23,7 +23,7 @@ _EXPORT_NEEDS = ("torch", "onnxscript", "moh_deploy.api.export_package")
 
 @dataclass(frozen=True)
 class Importable:
-    """What was to be imported could be."""
+    """The answer of a probe that imports modules: all of them could be imported."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def imported(*modules: str) -> Importable:
 
 
 def look_around(plugin: Path | None, progress: Progress) -> Machine:
-    """Look at everything.
+    """Probe this machine for all that moh-deploy may use.
 
     Args:
         plugin: Another plugin library than the installation's.
@@ -73,6 +73,7 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
     """
     with progress.step("looking at Python packages"):
         packages = probe_packages()
+        # Imported in another process: PyTorch may be broken, and takes seconds and memory.
         export = ask(imported, *_EXPORT_NEEDS)
     with progress.step("running an operator on the CPU"):
         cpu = probe_cpu()

@@ -20,7 +20,7 @@ _OPTIONAL = (_ORT_GPU, "onnx-graphsurgeon", "polygraphy", "tensorrt")
 
 @dataclass(frozen=True)
 class PackageFacts:
-    """One Python package.
+    """The state of one Python package: its version, and what is wrong with it.
 
     Attributes:
         name: As it is installed.
@@ -41,7 +41,7 @@ class PackageFacts:
 
 @dataclass(frozen=True)
 class Packages:
-    """All that matter here.
+    """The Python packages that matter to moh-deploy.
 
     Attributes:
         known: False: moh-deploy runs from files that were not installed, so nothing says which

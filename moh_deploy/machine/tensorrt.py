@@ -58,7 +58,7 @@ class Registry:
 
 @dataclass(frozen=True)
 class TensorRTFacts:
-    """One of the TensorRTs.
+    """The state of one TensorRT, alone and with the plugin library.
 
     Attributes:
         name: Of `MODULES`.

@@ -52,7 +52,7 @@ class ToolFacts:
 
 @dataclass(frozen=True)
 class Tools:
-    """What builds the native libraries.
+    """The compilers and headers that native libraries are built with.
 
     Attributes:
         headers: Name of each runtime that has some, to the folder; None: not found.

@@ -1,1 +1,1 @@
-"""How fast packages run: timing, a cost model, what `tune` and `bench` measure."""
+"""Measure and predict how fast packages run: timing, a cost model, `tune` and `bench`."""

@@ -1,4 +1,4 @@
-"""What a report was made with: versions, machine, kernels."""
+"""List what a report was made with: versions, machine, kernels."""
 
 from __future__ import annotations
 

@@ -33,8 +33,10 @@ _LONG = 50
 
 
 def settle_seconds(threads: int | None) -> float:
-    """Return how long nothing should run between candidates of so many threads each: several of
-    them look for work for a while before they sleep."""
+    """Return the seconds of pause between candidates of so many threads each.
+
+    Several threads look for work for a while before they sleep.
+    """
     return 0.0 if threads == 1 else _SETTLE_SECONDS
 
 
@@ -81,7 +83,7 @@ class Turns:
         return {name: tuple(zip(*rounds, strict=True)) for name, rounds in samples.items()}
 
     def _turn(self, call: Callable[[], object], has_others: bool) -> Callable[[], Samples]:
-        """Return what is done in each turn of a candidate."""
+        """Return a call that runs a candidate's turn: a pause, refilling of caches, one sample."""
         call()  # The first one allocates.
         # The fastest of three: a disturbed call would look long, and be repeated too rarely. Never
         # 0, by which `repeats` could not be computed.
@@ -176,7 +178,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much longer one candidate took than another, in milliseconds.
+    """The time of one candidate minus that of another, in milliseconds.
 
     Attributes:
         value: Median of the differences of rounds.
@@ -196,7 +198,7 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Return how much longer the first takes, round by round."""
+    """Compare two candidates round by round: the first one's time minus the second one's."""
     return Difference(*_median([a - b for a, b in zip(first, second, strict=True)]))
 
 

@@ -77,7 +77,7 @@ FUNCTION_BODIES = Variant(kernels="off", optimize=False)
 
 @dataclass(frozen=True)
 class Description:
-    """What runs a model, and each of its layers.
+    """Says what runs a model, and each of its layers.
 
     Attributes:
         runtime: Name and version of the runtime.
@@ -99,13 +99,13 @@ class Description:
 
     @property
     def kernel_nodes(self) -> int:
-        """How many MoH nodes run on a kernel."""
+        """The number of MoH nodes that run on a kernel."""
         # Counts nodes, not layers: a router and projections are nodes of their own.
         return list(self.layer_impl.values()).count("kernel")
 
     @property
     def function_nodes(self) -> int:
-        """How many run as their function body, for want of a kernel."""
+        """The number of MoH nodes that run as function bodies, for want of a kernel."""
         return list(self.layer_impl.values()).count("function")
 
     def where(self) -> str:
@@ -189,7 +189,7 @@ class RunnerAround(Runner):
 
 
 class Interface(Protocol):
-    """What a model takes and returns, as the manifest of a package or of an engine has it."""
+    """A manifest of a package or an engine, as far as it says what the model takes and returns."""
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]: ...
@@ -214,11 +214,11 @@ class Model(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is, in the words of a report."""
+        """The kind of model and its place, in the words of a report: `package build/model`."""
 
     @abstractmethod
     def open(self, variant: Variant = AS_IT_IS) -> Runner:
-        """Load it.
+        """Load the model, in one way.
 
         Raises:
             BackendError: The runtime is not there, refuses the model, or kernels are required and

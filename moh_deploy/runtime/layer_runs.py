@@ -17,7 +17,7 @@ LayerImpl = Literal["kernel", "function", "dense"]
 
 @dataclass(frozen=True)
 class LayerRun:
-    """What runs one MoH layer, read from the runtime.
+    """Says what runs one MoH layer, read from the runtime.
 
     Attributes:
         path: The layer.

@@ -16,7 +16,7 @@ _KINDS = (EngineDir, OnnxFile, PackageDir)
 
 
 def find_model(path: Path | str) -> Model | None:
-    """Return what a path names, without reading more of it than tells its kind.
+    """Find the kind of model that a path names, without reading more than tells it.
 
     Returns:
         None for a file of no kind that is known. A checkpoint is none: how it is loaded has to be
@@ -26,7 +26,7 @@ def find_model(path: Path | str) -> Model | None:
 
 
 def find_deployed(root: Path | str) -> Deployed:
-    """Return what a directory names, which moh-deploy wrote.
+    """Find the package or engine in a directory that moh-deploy wrote.
 
     What it cannot be is taken for a package: reading it says what is wrong.
     """

@@ -23,7 +23,7 @@ class Original(Protocol):
 
     @property
     def name(self) -> str:
-        """Which model, in the words of a report."""
+        """The model's name in the words of a report."""
 
     @property
     def sha256(self) -> str | None:
@@ -46,7 +46,7 @@ class Original(Protocol):
         """Export it as its framework does by itself, for the sizes that a package takes."""
 
     def loader(self) -> Callable[[], Original] | None:
-        """Return what loads it again in another process; None for a model in memory."""
+        """Return a function that loads it again in another process; None for a model in memory."""
 
 
 RunnableOriginal: TypeAlias = Original

@@ -30,7 +30,7 @@ class InferenceRunner(Protocol):
 
 @dataclass(frozen=True)
 class PolygraphyModel(Model):
-    """A runner that somebody made with Polygraphy."""
+    """A runner that was made with Polygraphy, as a model that can be opened."""
 
     runner: InferenceRunner
 

@@ -1,4 +1,4 @@
-"""Which kernels a model is to run on, and which it ran on."""
+"""Say which kernels a model is to run on, and which it ran on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BFLOAT16_SET = "avx512_bf16"
 
 @dataclass(frozen=True)
 class KernelUse:
-    """What a session computes with: a kernel library, or none, and which arithmetic.
+    """The kernel library that a session uses, or why none, and in which arithmetic it computes.
 
     Which nodes run on the library is in `Description.layer_impl`.
 

@@ -16,7 +16,7 @@ DEEPEST = 100
 def read_json(
     path: Path, *, error: type[MoHDeployError], most_bytes: int = MOST_JSON_BYTES
 ) -> object:
-    """Return what a file holds, in plain Python types.
+    """Read a JSON file into plain Python types.
 
     Args:
         error: What to raise if it cannot be read, or is not JSON.
@@ -29,7 +29,7 @@ def read_json(
 
 
 def parse_json(content: bytes | str, source: str, *, error: type[MoHDeployError]) -> object:
-    """Return what JSON says, in plain Python types.
+    """Parse JSON into plain Python types.
 
     Args:
         source: Where it comes from; it opens the error message.
@@ -50,7 +50,10 @@ _TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A merge may leave a key twice, and Python would take the last one."""
+    """Return an object's entries, and refuse a key that is there twice.
+
+    A merge may leave a key twice, and Python would take the last one.
+    """
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:

@@ -29,7 +29,7 @@ KeyPath = tuple[str, ...]
 
 
 def read_yaml(path: Path, *, error: type[MoHDeployError]) -> object:
-    """Return what a file holds, in plain Python types; None where it is empty.
+    """Read a YAML file into plain Python types; None where it is empty.
 
     Args:
         error: What to raise if it cannot be read, or is not such YAML.
@@ -42,7 +42,7 @@ def read_yaml(path: Path, *, error: type[MoHDeployError]) -> object:
 
 
 def parse_yaml(text: str, source: str, *, error: type[MoHDeployError]) -> object:
-    """Return what YAML says, in plain Python types; None where it is empty.
+    """Parse YAML into plain Python types; None where it is empty.
 
     Args:
         source: Where it comes from; it opens the error message.
@@ -116,14 +116,13 @@ class _Values:
         return {**merged, **found}
 
     def _merged(self, node: yaml.Node, path: KeyPath) -> dict[object, object]:
-        """Return what `<<` takes over: of several mappings, the first that has a key."""
+        """Return the entries that `<<` takes over; the first of several mappings wins."""
         found: dict[object, object] = {}
         sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
         for source in sources:
             value = self.of(source, (*path, "<<"))
             if not isinstance(value, dict):
                 raise _RefusedError(path, "'<<' is no mapping")
-            # Earlier mappings win.
             found = {**value, **found}
         return found
 

@@ -39,6 +39,7 @@ def open_archive(
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            # Seeking to the end gives the size of the file.
             _check_members(archive, file.seek(0, 2))
             yield archive
     except FileNotFoundError as missing:

@@ -38,7 +38,7 @@ _MOST_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class Outcome(Generic[Answer]):
-    """What came of a task.
+    """The result of a task: its answer, its error, or how its process ended.
 
     Attributes:
         answer: What the function returned; None if the process ended before.
@@ -57,7 +57,7 @@ class Outcome(Generic[Answer]):
     step: str | None = None
 
     def required(self, what: str) -> Answer:
-        """Return the answer.
+        """Return the answer, or raise the reason why there is none.
 
         Args:
             what: The process, as the subject of a sentence.
@@ -141,7 +141,7 @@ def how_it_ended(return_code: int) -> str:
 
 @dataclass(frozen=True)
 class _Task:
-    """What is asked of the other process; see `isolated`."""
+    """The call that the other process is to make; see `isolated`."""
 
     function: Callable[..., object]
     arguments: tuple[object, ...]

@@ -165,7 +165,7 @@ def _locked(path: Path, flags: int) -> int | None:
 
 
 def _prefix(target: Path, purpose: Purpose) -> str:
-    """Return what all hidden names of a destination begin with; long names are cut to fit."""
+    """Return the beginning of all hidden names of a destination; long names are cut to fit."""
     name = os.fsencode(target.name)
     room = _LONGEST_NAME_BYTES - _ADDED_BYTES
     if len(name) > room:

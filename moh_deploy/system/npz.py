@@ -139,7 +139,7 @@ _LOCAL_HEADER, _NAME_SIZES_AT = 30, 26
 
 
 class _Layout(NamedTuple):
-    """What an npy file says of the array that follows."""
+    """Shape, dtype and order of an array, from the header of its npy file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What a job reports its steps to."""
+    """The interface that a job reports its steps to."""
 
     def step(self, name: str) -> AbstractContextManager[None]:
         """Enclose one step, named by what is being done: `tracing the model`."""

@@ -79,7 +79,10 @@ def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
 
 
 def _check_writable(output: Path, names: Iterable[str], kind: DirectoryKind) -> None:
-    """What cannot be written is meant to stay, although renaming could put another in its place."""
+    """Refuse a directory with anything in it that is read-only.
+
+    Renaming could replace it, but whoever made it read-only means it to stay.
+    """
     needed = {output: os.W_OK | os.X_OK, **dict.fromkeys((output / n for n in names), os.W_OK)}
     for path, rights in sorted(needed.items()):
         if not os.access(path, rights):

@@ -13,7 +13,7 @@ from moh_deploy.report.baseline.figures import Figure
 
 
 def bench_figures(report: BenchReport, called: Mapping[str, str]) -> tuple[Figure, ...]:
-    """Return what the package has reached; not beside a baseline that is wrong itself.
+    """Return the figures that the package has reached, but none beside a baseline that is wrong.
 
     Args:
         called: Baselines and inputs that are paths, to what the baseline file calls them.
@@ -31,7 +31,7 @@ def bench_figures(report: BenchReport, called: Mapping[str, str]) -> tuple[Figur
 
 
 def machine_of(report: BenchReport) -> str:
-    """Return what absolute figures depend on, as a line."""
+    """Return machine and runtime, on which absolute figures depend, as one line."""
     return f"{report.machine}; {report.runtime}"
 
 
@@ -60,7 +60,7 @@ def require_one_package(names: Mapping[str, bool]) -> None:
 
 
 def _wrong_beside(report: BenchReport, one: Measured) -> set[str]:
-    """Return who computes something wrong on the same inputs."""
+    """Return the names of candidates that compute something wrong on the same inputs."""
     where = one.inputs, one.sizes
     faulty = [other for other in report.results if other.fault is not None]
     return {other.contestant for other in faulty if (other.inputs, other.sizes) == where}
@@ -68,7 +68,7 @@ def _wrong_beside(report: BenchReport, one: Measured) -> set[str]:
 
 @dataclass(frozen=True)
 class _Naming:
-    """What figures are of, in words that are the same from run to run."""
+    """Names figures, in words that are the same from run to run."""
 
     called: Mapping[str, str]
     threads: int | None
@@ -81,6 +81,7 @@ class _Naming:
                 continue
             beside = f"{group}, beside {self.called.get(name, name)}"
             yield Figure(beside, "ratio", found.value, found.low, found.high)
+        # Milliseconds and memory are good for one machine and runtime only: see `machine_of`.
         yield Figure.exact(group, "p50_ms", one.latency.p50_ms)
         if one.fresh.peak_memory_bytes is not None:
             yield Figure.exact(group, "peak_memory_bytes", one.fresh.peak_memory_bytes)

@@ -29,7 +29,7 @@ from moh_deploy.validate.sized_inputs import batch_dim, num_samples
 
 @dataclass(frozen=True)
 class BenchRun:
-    """One benchmark.
+    """Runs one benchmark: proves, times and reports its candidates.
 
     Attributes:
         candidates: What is measured.
@@ -55,7 +55,7 @@ class BenchRun:
         min_time: float,
         warmup: float,
     ) -> BenchReport:
-        """Measure everybody on each set of inputs, and judge packages by gates.
+        """Measure all candidates on each set of inputs, and judge packages by gates.
 
         Raises:
             ConfigError: A candidate does not take the inputs.
@@ -95,7 +95,7 @@ class BenchRun:
         )
 
     def _notes(self) -> Iterator[str]:
-        """Yield what a reader should know of the candidates."""
+        """Yield remarks for the report on the candidates themselves."""
         root, original = self.candidates.first.root, self.setting.original
         if original and self.candidates.is_of_another_checkpoint(original):
             yield f"the original is of another checkpoint than {root} was made from"
@@ -246,7 +246,7 @@ def _words(one: InputSet) -> str:
 
 @dataclass(frozen=True)
 class _Round:
-    """What was measured on one set of inputs."""
+    """The measurements of all candidates on one set of inputs."""
 
     measured: list[Measured]
     routing: list[RoutingOverhead]

@@ -44,6 +44,8 @@ class Candidate:
         # alone.
         precisions: tuple[str, ...] = ()
         if isinstance(self.model, Deployed):
+            # The manifest says what the graph computes in, the open runner what its kernels round
+            # to.
             precisions = rules_of(self.model.manifest.precision, runner)
         return LoadedCandidate(self.name, runner, precisions, alone=self.model.alone(self.variant))
 
@@ -68,7 +70,7 @@ class LoadedCandidate:
     alone: tuple[Model, Variant] | None = None
 
     def describe(self) -> Description:
-        """Say what runs it."""
+        """Return what runs this model and its layers."""
         return self.runner.describe()
 
     def outputs(self, one: InputSet) -> list[Array]:
@@ -86,8 +88,14 @@ class LoadedCandidate:
         return self.runner.bound(self._feeds(one))
 
     def fresh_task(self, inputs: Path) -> FreshTask | None:
-        """Return what loads it and runs it on a file of inputs in a process of its own; None if
-        that cannot be."""
+        """Return a task that loads it and runs it once in a process of its own.
+
+        Args:
+            inputs: npz file to run on.
+
+        Returns:
+            None if it exists in this process only.
+        """
         return None if self.alone is None else FreshTask(*self.alone, inputs)
 
     def _feeds(self, one: InputSet) -> dict[str, Array]:
@@ -104,6 +112,8 @@ def _fed_by(one: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[str, 
         ConfigError: It does not take them.
     """
     try:
+        # By name, or by position where no name is the same: an ONNX file of somebody else has its
+        # own names for the same inputs.
         names = match_inputs([spec.name for spec in specs], list(one.inputs), name)
         feeds = {theirs: one.inputs[ours] for theirs, ours in names.items()}
         check_inputs(specs, feeds)

@@ -24,7 +24,7 @@ EAGER, PLAIN = "eager", "plain-onnx"
 
 @dataclass(frozen=True)
 class BenchSetting:
-    """How candidates are run.
+    """The settings that all candidates are run with.
 
     Attributes:
         kernels: What runs MoH nodes.
@@ -40,7 +40,7 @@ class BenchSetting:
 
     @property
     def variant(self) -> Variant:
-        """How a candidate is opened that asks for nothing else."""
+        """The way in which a candidate is opened that asks for nothing else."""
         return Variant(kernels=self.kernels, threads=self.threads)
 
 

@@ -40,7 +40,7 @@ class FaultFinder:
     original: Original | None
 
     def in_recorded_runs(self) -> dict[str, str]:
-        """Return what is wrong with what is measured, by name: a sentence each.
+        """Compare packages and engines with their recorded runs; return faults by name, in words.
 
         Raises:
             BackendError: The runtime failed.
@@ -58,7 +58,7 @@ class FaultFinder:
         outputs: Mapping[str, Sequence[Array]],
         agreements: Mapping[str, Agreement],
     ) -> dict[str, str]:
-        """Return what is wrong on inputs that are timed, by name.
+        """Look for faults on inputs that are timed; return them by name, in words.
 
         Args:
             one: The inputs.
@@ -89,7 +89,7 @@ class FaultFinder:
         return found
 
     def _same_model(self, differing: Sequence[str]) -> Iterator[Reference]:
-        """Yield what tells whether the first package is wrong where these baselines differ."""
+        """Yield references that tell whether the first package is wrong where baselines differ."""
         if any(map(is_the_package, differing)):
             yield function_bodies(self.candidates.first)
         if any(map(is_the_original, differing)):

@@ -40,7 +40,7 @@ class Fixing:
 
 @dataclass(frozen=True)
 class RoutingOverhead:
-    """What routing costs a package on one set of inputs.
+    """The time that routing takes of a package's, on one set of inputs.
 
     Attributes:
         contestant: The package.
@@ -64,7 +64,7 @@ class RoutingOverhead:
 
 
 def fixing(package: OnnxPackage, baseline: str) -> Fixing | None:
-    """Return what a baseline fixes; None if it is of another kind.
+    """Return which routers a baseline named `fixed-routing` fixes; None for other baselines.
 
     Raises:
         ConfigError: There is no such layer.
@@ -73,6 +73,7 @@ def fixing(package: OnnxPackage, baseline: str) -> Fixing | None:
     if kind != FIXED:
         return None
     layers = package.manifest.layers
+    # Without a colon all layers are meant.
     if not colon:
         return Fixing(baseline, layers, None, why_not_fixed(_graph(package), layers))
     chosen = tuple(layer for layer in layers if layer.path == path)

@@ -16,7 +16,7 @@ from moh_deploy.validate.matching import match_inputs
 
 @dataclass(frozen=True)
 class FreshTask:
-    """What to run.
+    """A model to load and run once in a process of its own.
 
     Attributes:
         model: What is loaded; it can be pickled.
@@ -31,10 +31,11 @@ class FreshTask:
 
 @dataclass(frozen=True)
 class FreshRun:
-    """What a process took that loads a model and runs it once; None for what is not known.
+    """The time and memory that a process took to load a model and run it once.
 
     Attributes:
-        load_ms: Time on the wall from the file to a model that can run, imports left out.
+        load_ms: Time on the wall from the file to a model that can run, imports left out; here
+            and below None is for what is not known.
         first_run_ms: Of the first run.
         peak_memory_bytes: The most memory that the process ever had, Python and the runtime
             included; None where the system does not tell.

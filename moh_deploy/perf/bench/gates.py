@@ -33,7 +33,7 @@ _EXAMPLES = "Examples: p50 <= 1.05 * baseline, p99 < 20 ms, throughput >= 100."
 
 @dataclass(frozen=True)
 class BenchGate:
-    """One condition.
+    """One condition on what was measured.
 
     Attributes:
         text: As it was written.
@@ -50,7 +50,7 @@ class BenchGate:
     other: str | None
 
     def judge(self, measured: Measured, others: Mapping[str, Measured]) -> GateResult:
-        """Compare a candidate.
+        """Return whether a candidate meets this condition.
 
         Args:
             measured: The candidate.
@@ -80,7 +80,7 @@ class BenchGate:
         )
 
     def _fault(self, measured: Measured, others: Mapping[str, Measured]) -> str | None:
-        """Say what one of the two computes wrongly."""
+        """Return what the candidate, or the one beside it, computes wrongly; None if nothing."""
         if measured.fault is not None or self.other is None:
             return measured.fault
         fault = others[self.other].fault
@@ -97,7 +97,7 @@ class BenchGate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What a gate says of one candidate on one set of inputs.
+    """The verdict of a gate on one candidate and one set of inputs.
 
     Attributes:
         gate: The gate.
@@ -130,7 +130,7 @@ class GateResult:
 
 
 def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]) -> BenchGate:
-    """Read a gate.
+    """Read a gate from what a user wrote.
 
     Args:
         text: What somebody wrote.
@@ -140,6 +140,7 @@ def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]
     Raises:
         ConfigError: It is of another form, or a metric, unit or candidate is unknown.
     """
+    # Names are known only now: a limit is a number, or one of these candidates.
     match = _GATE.fullmatch(text)
     if match is None:
         raise ConfigError(
@@ -157,6 +158,7 @@ def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]
     number = None if limit in candidates else _number(text, limit, metric)
     if number is not None:
         return BenchGate(text, metric, comparison, number, None)
+    # No quantity, so it has to be a candidate, with a factor before it or without.
     scaled = _FACTOR.fullmatch(limit)
     factor, name = (float(scaled[1]), scaled[2]) if scaled else (1.0, limit)
     # A limit of 0 holds never or always, whatever was measured.

@@ -1,4 +1,4 @@
-"""How long single runs of a model take, on the wall and in CPU time."""
+"""Measure how long single runs of a model take, on the wall and in CPU time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MeasureRuns = Callable[[Calls], dict[str, Timing]]
 
 
 def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None) -> MeasureRuns:
-    """Return what times candidates by both clocks, run by run.
+    """Return a function that times candidates by both clocks, run by run.
 
     Args:
         min_seconds: All candidates together run for at least so long.
@@ -70,7 +70,7 @@ def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None
 
 @dataclass(frozen=True)
 class Latency:
-    """What the runs of one candidate took.
+    """Percentiles, mean and CPU time of the runs of one candidate.
 
     Attributes:
         runs: How many were timed.

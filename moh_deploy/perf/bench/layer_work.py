@@ -32,7 +32,7 @@ from moh_deploy.validate.input_sets import InputSet
 
 @dataclass(frozen=True)
 class LayerWork:
-    """One layer in one run of the model.
+    """The rows that one layer computes in one run of the model, of those that it could.
 
     Attributes:
         path: The layer.

@@ -1,4 +1,4 @@
-"""All that `bench` measures of one candidate on one set of inputs."""
+"""The measurements of one candidate on one set of inputs, and the metrics that gates name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moh_deploy.system.units import BYTES, MILLISECONDS, PER_SECOND, SHARE
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate on one set of inputs.
+    """The measurements of one candidate on one set of inputs.
 
     Attributes:
         contestant: Its name.
@@ -45,7 +45,7 @@ class Measured:
     @property
     @in_json()
     def throughput(self) -> float:
-        """Samples a second."""
+        """Samples that it computes in a second."""
         # By the mean: over a long time samples come at this rate, slow runs included.
         return 1e3 * self.samples / self.latency.mean_ms if self.latency.mean_ms else 0.0
 
@@ -76,7 +76,8 @@ class Metric:
         return None if value is None else self.show(value)
 
     def text(self, value: float) -> str:
-        """Return `1.23 ms`."""
+        """Return a value with its unit, such as `1.23 ms`."""
+        # Memory is read in bytes: people compare it in MiB, and gates may name any unit of `BYTES`.
         if self.unit == "MiB":
             return f"{value / 2**20:.5g} MiB"
         return f"{value:.5g} {self.unit}".strip()

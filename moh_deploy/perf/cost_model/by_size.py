@@ -47,14 +47,14 @@ def by_size(
 
 @dataclass(frozen=True)
 class _Ladder:
-    """What is compared, and the choice at each value of it that was measured, in rising order."""
+    """A size, such as `batch*seq`, and the choice at each value of it, in rising order."""
 
     size: str
     steps: tuple[tuple[int, Choice], ...]
 
 
 def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
-    """Yield what runs differ in: single dimensions first, then products."""
+    """Yield the sizes that runs differ in: single dimensions first, then products."""
     names = [name for name in sizes[0] if len({one[name] for one in sizes}) > 1]
     # What is compared at run time is a product of dynamic dimensions (ADR 11): `batch*seq` stands
     # for the number of tokens.

@@ -83,7 +83,13 @@ class _FirstChoices:
         return by_size(layer, sizes, [best, *choices]) or layer
 
     def _choice(self, layer: LayerInfo, otherwise: Choice, sizes: Mapping[str, int]) -> Choice:
-        """Return what is clearly faster at some sizes than what is best at the example's."""
+        """Return the choice that is clearly faster at some sizes than the example's; else that one.
+
+        Args:
+            layer: The layer.
+            otherwise: What is best at the example's sizes.
+            sizes: The other sizes.
+        """
         sized = None if self.attention is None else at_other_sizes(layer, self.attention, sizes)
         found = sized and predict(sized, self.nodes, instruction_set=self.instruction_set)
         if not found:

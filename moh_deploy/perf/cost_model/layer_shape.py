@@ -52,7 +52,7 @@ class LayerShape:
 
     @property
     def scores(self) -> int:
-        """Scores of all heads."""
+        """Scores of all heads, tokens and keys: what a dense layer computes."""
         return self.tokens * self.num_heads * (self.kv_len + self.window)
 
     @property

@@ -1,4 +1,4 @@
-"""What there is to know of a machine before anything is measured on it."""
+"""Describe a machine, so that a reader knows where times were measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a layer runs.
+    """The processor that layers run on.
 
     Attributes:
         processor: Its name.
@@ -25,6 +25,8 @@ class Machine:
     @classmethod
     def this(cls, instruction_set: str | None) -> Machine:
         """Return the machine that this process runs on."""
+        # Not `os.cpu_count()`, which counts cores that a container or `taskset` keeps from this
+        # process.
         return cls(_processor(), len(os.sched_getaffinity(0)), instruction_set)
 
     def describe(self) -> str:
@@ -35,6 +37,7 @@ class Machine:
 
 def _processor() -> str:
     try:
+        # `platform.processor()` is empty or just `x86_64` on most Linux systems.
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []

@@ -85,7 +85,7 @@ def predict(
 
 
 def shape_of(layer: LayerInfo, nodes: LayerNodes) -> LayerShape | None:
-    """Return what a layer's time depends on, at the example's sizes; None if that is not known."""
+    """Return a layer's sizes as the cost model takes them; None if one is not known."""
     if (
         nodes.op is None
         or layer.seq_len is None

@@ -32,6 +32,7 @@ def decide(samples: Mapping[str, Samples], predicted_ms: Mapping[str, float]) ->
         Of those that are as fast as the fastest, the one that is predicted to be it; without a
         prediction of them the plainest.
     """
+    # Among choices that measuring cannot tell apart, the cost model knows better than noise.
     able = contenders(samples)
     known = [choice for choice in able if choice in predicted_ms]
     return min(known, key=lambda choice: predicted_ms[choice]) if known else able[0]

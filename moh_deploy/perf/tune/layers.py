@@ -32,7 +32,7 @@ _NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """What a layer takes.
+    """Times of one layer, measured and predicted.
 
     Attributes:
         samples: For each set of inputs, choice to times; nothing for a layer without a choice.

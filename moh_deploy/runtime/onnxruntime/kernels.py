@@ -104,7 +104,7 @@ def require_kernels(use: KernelUse, layer_impl: Mapping[str, LayerImpl]) -> None
 
 
 def instruction_sets(path: Path) -> list[str]:
-    """Return what the library can use on this machine, best first.
+    """Return the instruction sets that a library can use on this machine, best first.
 
     Raises:
         BackendError: It cannot be loaded, is none of ours, or of another version.

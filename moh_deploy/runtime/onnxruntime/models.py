@@ -26,6 +26,7 @@ class PackageDir(Deployed):
     @staticmethod
     def is_one(path: Path) -> bool:
         """Take any directory, and what is missing: reading it says why it is no package."""
+        # So it has to be asked last: see `open_runner`.
         return not path.is_file()
 
     @property
@@ -34,11 +35,12 @@ class PackageDir(Deployed):
 
     @cached_property
     def package(self) -> OnnxPackage:
-        """The package.
+        """The package, read when it is first asked for.
 
         Raises:
             PackageError: It is none, or has changed since it was written.
         """
+        # Reading checks digests of all files, so a package that was read is not read again.
         return self.opened or OnnxPackage.open(self.root)
 
     @property

@@ -46,7 +46,7 @@ class Placement:
             )
 
     def read(self, session: ort.InferenceSession) -> dict[str, LayerImpl]:
-        """Return what runs each node: the session keeps it for a kernel, or has inlined it."""
+        """Return for each node whether a kernel runs it, or its function body."""
         if not self.nodes:
             return {}
         # What has no kernel is gone: its function body stands in its place, under other names.

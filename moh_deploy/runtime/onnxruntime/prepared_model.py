@@ -20,7 +20,7 @@ from moh_deploy.runtime.layer_runs import LayerImpl
 
 
 class PreparedModel(NamedTuple):
-    """What to give to ONNX Runtime, the MoH nodes in it, and which of them belong to each layer.
+    """A model to give to ONNX Runtime, and the MoH nodes in it, layer by layer.
 
     Nodes of domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has
     the nodes that depend on sizes, and their rules; `has_float16` says that some compute in that;

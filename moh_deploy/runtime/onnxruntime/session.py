@@ -245,7 +245,10 @@ def _calling_ort(doing: str, call: Callable[[], T]) -> T:
 
 
 def _on_nothing(empty: str, message: str) -> BackendError:
-    """Few models run on nothing: what ONNX Runtime says of it is about nodes that nobody wrote."""
+    """Return the error of a run on an empty tensor, which few models take.
+
+    ONNX Runtime's own message is about inner nodes, and comes last.
+    """
     return BackendError(
         f"the model does not run on an empty tensor: {empty}, expected 1 or more. {message}",
         hint="Fill that axis, or leave the call out."

@@ -71,6 +71,7 @@ class BuildPlan:
 
     def require_gpu(self, found: Stack) -> None:
         """Raise a BackendError if it builds for the GPU that is there, and there is none."""
+        # TensorRT-RTX is given compute capabilities, and needs no GPU to build for them.
         if not self.flavour.targets and found.gpu is None:
             raise BackendError(
                 f"{self.flavour.title} builds for the GPU of the machine that it runs on, and finds"
@@ -80,7 +81,7 @@ class BuildPlan:
             )
 
     def stack(self, found: Stack) -> dict[str, str | None]:
-        """Return what an engine, and measured times, depend on besides the model."""
+        """Return versions, library and GPU, on which an engine and measured times depend."""
         return {
             self.flavour.title: found.version,
             "plugin library": None if self.library is None else self.library.sha256,
@@ -118,7 +119,7 @@ def flavour_of(backend: str) -> Flavour:
 
 
 def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
-    """Return what the package is to be lowered to; None if it is as it is to be."""
+    """Return the dtype that the package has to be lowered to; None if it need not be."""
     found = package.manifest.precision
     if precision is None:
         return None
@@ -136,7 +137,7 @@ def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
 
 
 def bytes_of(text: str) -> int:
-    """Return how many bytes `4GiB` or `500MB` are."""
+    """Read a number of bytes such as `4GiB` or `500MB`."""
     match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2] not in _UNITS:
         raise ConfigError(

@@ -73,11 +73,11 @@ class BuildProcess:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The number of the process that builds."""
         return self._process.pid
 
     def build(self, request: BuildRequest, progress: Progress) -> BuildAnswer:
-        """Let it build.
+        """Send a request, show its steps, and return what was built.
 
         Raises:
             BackendError: It failed, or died; with the end of its log.

@@ -130,7 +130,7 @@ def _set_targets(trt: Any, config: Any, names: tuple[str, ...]) -> None:
 
 
 def _monitor(trt: Any, tell: Callable[[Message], None]) -> Any:
-    """Return what TensorRT tells its phases to; None where it has no such thing."""
+    """Return a monitor that TensorRT tells its phases to; None where it has none."""
     if not hasattr(trt, "IProgressMonitor"):
         return None
 

@@ -12,7 +12,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
+    """A GPU, as the driver describes it.
 
     Attributes:
         compute_capability: 86 for 8.6.
@@ -45,7 +45,7 @@ class Driver:
 
 
 def read_driver() -> Driver:
-    """Ask the driver.
+    """Ask the driver for its CUDA version and the GPUs.
 
     Raises:
         BackendError: There is none, it fails, or it finds no GPU. The message is half a sentence.

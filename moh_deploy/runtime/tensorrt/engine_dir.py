@@ -29,6 +29,7 @@ from moh_deploy.system.digest import sha256_of
 ENGINE_NAME = "model.engine"
 ENGINE_MANIFEST_NAME = "engine.json"
 LOG_NAME = "build.log"
+# All that a build may leave: a directory with anything else in it is not replaced.
 ENGINE_FILES = (
     *(ENGINE_NAME, ENGINE_MANIFEST_NAME, LOG_NAME, PLUGIN_NAME),
     *(MODEL_NAME, MODEL_DATA_NAME),
@@ -43,7 +44,7 @@ _STRICT = {"extra": "forbid", "strict": True}
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """What runs one MoH layer, read from the network that was built.
+    """Says what runs one MoH layer, read from the network that was built.
 
     Attributes:
         path: Of the layer, as in the package.
@@ -81,7 +82,7 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """`engine.json`.
+    """The content of `engine.json`: what an engine is, and what it was made from.
 
     Attributes:
         backend: `tensorrt` or `tensorrt-rtx`.
@@ -132,7 +133,7 @@ def key_of(content: dict[str, object]) -> str:
 
 
 def engine_manifest_text(manifest: EngineManifest) -> str:
-    """Encode a manifest."""
+    """Encode a manifest as the text of `engine.json`."""
     return json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
 
 

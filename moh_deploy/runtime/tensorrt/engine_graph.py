@@ -24,7 +24,7 @@ _FLOATS = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class EngineGraph:
-    """What is handed to TensorRT.
+    """The graph that is handed to TensorRT, and what is known of its nodes.
 
     Attributes:
         model: The model; what is refused in it is made of ordinary operators.
@@ -63,6 +63,8 @@ def make_engine_graph(
     names = frozenset(node.name or "" for node in nodes) - {one.layer for one in rejections}
     # Before functions are inlined: a MoHRouter that is no plugin is no node afterwards.
     routers, types = _routers(model, layers), _types(model)
+    # TensorRT times tactics on made-up inputs; this tells the plugins how many gates are open in
+    # runs.
     shares = {one.node: one.active_share for one in layers if one.node and one.active_share}
     lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
     return EngineGraph(

@@ -30,6 +30,7 @@ def read_engine_dir(root: Path) -> EngineManifest:
         PackageError: It is none, of another format version, or a file is missing or has changed.
     """
     path = root / ENGINE_MANIFEST_NAME
+    # A directory that is still being written may look whole.
     require_finished(root)
     if not is_engine_dir(root):
         raise PackageError(

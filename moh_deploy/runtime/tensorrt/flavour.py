@@ -78,6 +78,7 @@ class Flavour:
                     hint=None if self.name == "tensorrt" else _FOR_OTHER_GPUS,
                 )
         usual = tuple(one for one, is_usual in self.targets.items() if is_usual)
+        # Named twice, a GPU is built for once.
         return tuple(dict.fromkeys(asked)) or usual
 
     def library_to_name(self) -> tuple[Path, str] | None:

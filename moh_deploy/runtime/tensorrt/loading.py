@@ -39,7 +39,7 @@ class LoadedEngine:
     _logger: Any
 
     def log_tail(self) -> str:
-        """Return what TensorRT said last, to put behind a message."""
+        """Return the last lines of TensorRT's log, to put behind a message."""
         return _tail(self.lines)
 
 

@@ -18,7 +18,7 @@ ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Stack:
-    """What an engine depends on besides what is asked for.
+    """The versions and the GPU that an engine depends on, besides what is asked for.
 
     Attributes:
         version: Of TensorRT or TensorRT-RTX.
@@ -33,7 +33,7 @@ class Stack:
     driver: str | None = None
 
     def machine(self) -> dict[str, str]:
-        """Return what is known of the machine, by the names that people call it."""
+        """Return the known facts of the machine, by names for reports."""
         named = {
             "GPU": self.gpu,
             "compute capability": self.compute_capability,
@@ -44,7 +44,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build.
+    """The order to build an engine, or to parse a model only.
 
     Attributes:
         model: The ONNX file.
@@ -119,7 +119,9 @@ class Step:
     name: str
 
 
+# What the builder says; it is told `BuildRequest` only.
 Message = Stack | Step | BuildAnswer | Failure
+# The name of a message's class says of which kind a line is.
 _KINDS = {kind.__name__: kind for kind in (Stack, Step, BuildAnswer, Failure, BuildRequest)}
 
 

@@ -37,6 +37,8 @@ def find_plugin(given: Path | None) -> PluginLibrary | None:
         BackendError: There is no such file, or it is not a library of this version.
     """
     path = given or native.FOLDER / PLUGIN_NAME
+    # Nothing installed is no error: layers then run their functions. What was named has to be
+    # there.
     if given is None and not path.is_file():
         return None
     if not path.is_file():

@@ -25,7 +25,7 @@ _EXPORT_AGAIN = "This is no model that moh-deploy writes: export it again."
 
 
 def refused_nodes(nodes: Sequence[ir.Node], profiles: Sequence[Profile]) -> tuple[Rejection, ...]:
-    """Return what the plugins would refuse.
+    """Return a rejection for each thing that the plugins would refuse.
 
     Args:
         nodes: All that are to run as plugins; their inputs have dtypes and shapes.
@@ -78,7 +78,7 @@ def refused_types(types: Mapping[str, str]) -> tuple[Rejection, ...]:
 
 
 def refused_by_parser(errors: Sequence[ParserError], title: str) -> tuple[Rejection, ...]:
-    """Return what the parser refused, in the words of the other refusals."""
+    """Return a rejection for each node that the parser refused."""
     return tuple(
         Rejection(
             one.node or "model.onnx",

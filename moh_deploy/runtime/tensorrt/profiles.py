@@ -43,7 +43,7 @@ def covers(profile: Profile, sizes: Mapping[str, int]) -> bool:
 
 
 def make_profiles(texts: Sequence[str], manifest: Manifest) -> tuple[Profile, ...]:
-    """Return the profiles that somebody wrote, or the usual one.
+    """Read the profiles that a user wrote, or return the usual one.
 
     Args:
         texts: One a profile: `batch=1..8..32,seq=128`; `1..32` is tuned for 32; `batch:8` is meant
@@ -65,7 +65,7 @@ def make_profiles(texts: Sequence[str], manifest: Manifest) -> tuple[Profile, ..
 
 
 def usual_profile(manifest: Manifest) -> Profile:
-    """Return the sizes where nobody named any.
+    """Return the profile of a package for which the user named no sizes.
 
     They go from the least that the trace is good for, 1 if it says nothing, to the most, or four
     times the example's if it says nothing; they are tuned for the example's.

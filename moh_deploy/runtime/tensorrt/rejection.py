@@ -35,6 +35,7 @@ def refusal(rejections: Sequence[Rejection], *, title: str) -> BackendError:
         rejections: At least one.
         title: What would have built it.
     """
+    # All reasons in one error: each attempt costs minutes.
     lines = "".join(f"\n  - {one}" for one in rejections)
     return BackendError(f"{title} cannot build this package, for {reasons(rejections)}:{lines}")
 

@@ -50,7 +50,7 @@ class TimingCache:
         return f"it was measured with {'; '.join(differences)}" if differences else None
 
     def write(self, times: bytes) -> None:
-        """Keep the times.
+        """Replace the file by one with these times.
 
         Raises:
             PackageError: The file cannot be written.
