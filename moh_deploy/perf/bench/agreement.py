@@ -15,7 +15,7 @@ from moh_deploy.validate.tolerances import Tolerance, output_rule, tolerance_for
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the outputs of one candidate are from those of the first package.
+    """The distance of one candidate's outputs from those of the first package.
 
     Attributes:
         max_abs_error: The largest difference; NaN where outputs cannot be compared.
@@ -47,16 +47,12 @@ def agreement(
     if len(got) != len(reference):
         reason = f"it has {len(got)} outputs, not {len(reference)}."
         return Agreement(math.nan, None, reason)
-    with np.errstate(over="ignore"):  # an infinity differs all the same
+    # A float32 baseline is compared in the half precision of the package: rounding its outputs is
+    # no fault of either. What is too large for that becomes infinite, and differs.
+    with np.errstate(over="ignore"):
         found = [
             compare_output(
-                # A float32 baseline is compared in the half precision of the package: rounding its
-                # outputs is no fault of either.
-                name,
-                inputs,
-                array.astype(expected.dtype),
-                expected,
-                _rule(expected, precisions),
+                name, inputs, array.astype(expected.dtype), expected, _rule(expected, precisions)
             )
             for (name, expected), array in zip(reference.items(), got, strict=True)
         ]

@@ -19,7 +19,7 @@ def bench_figures(report: BenchReport, called: Mapping[str, str]) -> tuple[Figur
         called: Baselines and inputs that are paths, to what the baseline file calls them.
     """
     naming = _Naming(called, report.threads)
-    # Rows first: how many are computed is exact and the same on every machine.
+    # Rows first: how many are computed hardly depends on the machine.
     work = [figure for one in report.work for figure in naming.of_work(one)]
     times = [
         figure

@@ -74,7 +74,7 @@ class FaultFinder:
         found = {
             name: f"its outputs on {label(one.name, one.sizes)} hold NaN"
             for name, arrays in outputs.items()
-            # Only NaN differs from itself; unlike `isnan` this also works for integers and strings.
+            # Only NaN differs from itself; unlike `isnan` this takes text, too.
             if any((array != array).any() for array in arrays)
         }
         first, subject = next(iter(self.candidates.subjects.items()))

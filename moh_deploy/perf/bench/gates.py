@@ -140,7 +140,6 @@ def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]
     Raises:
         ConfigError: It is of another form, or a metric, unit or candidate is unknown.
     """
-    # Names are known only now: a limit is a number, or one of these candidates.
     match = _GATE.fullmatch(text)
     if match is None:
         raise ConfigError(
@@ -148,6 +147,7 @@ def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]
             " UNIT.",
             hint=_EXAMPLES,
         )
+    # The limit is text still: what it may be depends on the metric's units and on the candidates.
     metric, comparison, limit = match.groups()
     if metric not in METRICS:
         raise ConfigError(

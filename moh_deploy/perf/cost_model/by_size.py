@@ -68,8 +68,7 @@ def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
 def _ladder(
     size: str, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
 ) -> _Ladder | None:
-    """Return the choice at each value of a size; None where two runs of one value need different
-    ones."""
+    """Return the choice at each value of a size; None where runs of one value disagree."""
     steps: dict[int, Choice] = {}
     for at, choice in zip(sizes, choices, strict=True):
         # The value of `size` in this run, such as 512 for `seq` or 1024 for `batch*seq`.

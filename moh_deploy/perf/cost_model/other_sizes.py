@@ -74,8 +74,8 @@ def _size(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | None:
     if isinstance(dim, int):
         return dim
     try:
-        # A symbolic size may be an expression of the inputs' dimensions, such as `past + seq`; one
-        # that torch made up cannot be evaluated.
+        # A symbolic size may be an expression of one dimension, such as `past+1`. What torch made
+        # up, or made of two names, cannot be evaluated.
         return DimExpr.parse(dim.value or "", place="a layer's input").evaluate(sizes)
     except (ConfigError, KeyError):
         return None
