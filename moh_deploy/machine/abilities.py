@@ -50,7 +50,7 @@ class Ability:
 
 
 def abilities(machine: Machine) -> tuple[Ability, ...]:
-    """Return what can be done on a machine, and what cannot for want of what."""
+    """Return what can be done on a machine, and what is missing for the rest."""
     rtx, full = (_of(machine, name) for name in ("TensorRT-RTX", "TensorRT"))
     rtx_gaps, full_gaps = tuple(_tensorrt_gaps(rtx)), tuple(_tensorrt_gaps(full))
     # Tuples: several abilities have the same gaps, and an iterator is empty after the first.

@@ -61,7 +61,7 @@ def _died(how: str, said: str) -> str:
 
 
 def _telling(lines: list[str]) -> str:
-    """Return what the library said, and the innermost line of Python where faulthandler has it."""
+    """Return the last words of the library, and the innermost line of Python if it is known."""
     # faulthandler begins with "Fatal Python error"; what a library said stands before it, and the
     # innermost frame comes first after it.
     fatal = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python")), len(lines))

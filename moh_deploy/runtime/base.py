@@ -32,7 +32,7 @@ GraphEdit: TypeAlias = Callable[[onnx.GraphProto], object]
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to open a model.
+    """The way in which a model is opened: kernels, threads, changes of its graph.
 
     Attributes:
         kernels: `auto` runs MoH nodes on kernels where there are some, `off` runs their function
@@ -250,7 +250,7 @@ class Deployed(Model):
     @property
     @abstractmethod
     def manifest(self) -> Interface:
-        """What it takes and returns.
+        """The manifest, which says what it takes and returns.
 
         Raises:
             PackageError: It is none, or has changed since it was written.

@@ -42,7 +42,7 @@ class Claim:
     _descriptor: int | None
 
     def release(self) -> None:
-        """Give up the lock; what is still there is anybody's to remove."""
+        """Give up the lock; whatever is still there may be removed by the next run."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -42,7 +42,7 @@ def parse_quantity(text: str, units: Mapping[str, float]) -> float | None:
 
 
 def parse_seconds(text: str, *, option: str) -> float:
-    """Return how many seconds `5s` or `500ms` are; a number without a unit is one of seconds.
+    """Read a time such as `5s` or `500ms` as seconds; a number without a unit means seconds.
 
     Raises:
         ConfigError: It is no such time.

@@ -121,7 +121,7 @@ def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleTyp
 
 
 def missing_module_hint(missing: str | None) -> str | None:
-    """Return what to do about a module that is not there, or None where `missing` is None."""
+    """Return a hint for a module that is not there; None where `missing` is None."""
     if missing is None:
         return None
     package = missing.partition(".")[0]

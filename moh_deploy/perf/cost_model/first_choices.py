@@ -52,7 +52,7 @@ def first_choices(
 
 @dataclass(frozen=True)
 class _FirstChoices:
-    """Chooses for one layer.
+    """Predicts the fastest choice of one layer, at the example's sizes and at others.
 
     Attributes:
         nodes: What its operators tell.

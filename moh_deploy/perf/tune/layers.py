@@ -157,7 +157,7 @@ def _without_nothing(samples: Mapping[str, Samples]) -> dict[str, Samples]:
     """Take off what a session costs that does nothing."""
     nothing = median(samples[_NOTHING])
     return {
-        # Noise must not make a time vanish or negative: ratios of it are taken.
+        # Noise must not make a time 0 or negative: ratios of it are taken.
         name: tuple(max(one - nothing, one / 100) for one in ms)
         for name, ms in samples.items()
         if name != _NOTHING

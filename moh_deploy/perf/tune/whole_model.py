@@ -39,7 +39,7 @@ def time_model(
 
 def chosen_over_dense(times: ModelTimes, weights: Sequence[float]) -> Ratio:
     """Return the chosen package's time over the dense one's, all sets of inputs together."""
-    # How often each kind of input occurs decides, not how long it takes: `weights` are the counts.
+    # The total time of a mix of inputs, each as often as it occurs: long ones decide more.
     chosen, dense = (
         weighted_sum([one[which] for one in times], weights) for which in (CHOSEN, DENSE)
     )

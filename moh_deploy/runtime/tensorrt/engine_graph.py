@@ -98,7 +98,7 @@ def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[Lay
 
 
 def engine_layers(graph: EngineGraph, plugins: Collection[str]) -> tuple[EngineLayer, ...]:
-    """Return what runs each layer, where these nodes are plugins."""
+    """Return what runs each layer if these nodes are plugins."""
     return tuple(
         EngineLayer(
             path=layer.path,

@@ -73,7 +73,7 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class ParserError:
-    """One node that the parser refuses."""
+    """A node that the parser refuses, and why."""
 
     node: str
     operator: str

@@ -10,7 +10,7 @@ from moh_deploy.errors import BackendError
 
 @dataclass(frozen=True)
 class Rejection:
-    """One thing that cannot be built.
+    """One reason why a package cannot be built, and the next step.
 
     Attributes:
         layer: Name of the node.
