@@ -1,4 +1,4 @@
-"""The report of `run`: which outputs were written, and what ran each layer."""
+"""What a run of the model gave."""
 
 from __future__ import annotations
 
