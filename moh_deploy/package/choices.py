@@ -1,4 +1,4 @@
-"""What a layer's choice means for its nodes.
+"""Translate a layer's choice into the domains of its nodes.
 
 A node of domain `moh` runs on a kernel where there is one, the same node of domain `moh.dense` as
 its function body. A layer with ranges of sizes has nodes whose domain depends on the model's
@@ -23,6 +23,7 @@ def choices_for(layer: LayerInfo) -> tuple[Choice, ...]:
     """Return what may be chosen for a layer, the plainest first; nothing if it was not replaced."""
     if layer.node is None:
         return ()
+    # `projected` needs projections that are nodes of their own.
     return CHOICES if projections(layer) else CHOICES[:2]
 
 
@@ -34,6 +35,7 @@ def current_choice(layer: LayerInfo, sizes: Mapping[str, int] | None = None) -> 
         sizes: Size of each dynamic dimension; None for sizes in none of its ranges.
     """
     choice = layer.choice if sizes is None else choice_at(layer, sizes)
+    # The last one is the one with most kernels.
     return choice or (choices_for(layer) or (None,))[-1]
 
 
@@ -71,6 +73,7 @@ def node_rules(layers: Sequence[LayerInfo]) -> dict[str, NodeRule]:
     """Return where each attention and projection node belongs, by the choices."""
     rules: dict[str, NodeRule] = {}
     for layer in layers:
+        # The projections run on kernels in one choice only, the attention in two.
         if layer.node is not None:
             rules[layer.node] = _rule(layer, kernel_choices=("sparse", "projected"))
         rules |= {name: _rule(layer, kernel_choices=("projected",)) for name in projections(layer)}
@@ -83,6 +86,7 @@ def _rule(layer: LayerInfo, *, kernel_choices: Sequence[Choice]) -> NodeRule:
 
     otherwise = domain(current_choice(layer))
     ranges = [(one.size, one.at_most, domain(one.choice)) for one in layer.ranges]
+    # A last range that says what holds anyway would be an `If` for nothing.
     while ranges and ranges[-1][2] == otherwise:
         ranges.pop()
     return NodeRule(tuple(ranges), otherwise)
@@ -106,6 +110,7 @@ def with_choices(
             has what `all` are to be; or a range is of another form or of unknown dimensions.
     """
     possible = {layer.path: choices_for(layer) for layer in layers if choices_for(layer)}
+    # All are checked before any is applied: `all` must not hide a path that does not exist.
     asked = [_Asked.parse(text, choice, dims) for text, choice in choices.items()]
     for one in asked:
         _check(one.path, one.choice, possible)
@@ -156,9 +161,11 @@ def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:
         # Of `all=projected`, a layer without projections has `sparse`.
         return next((one for one in allowed if one == choice), allowed[-1])
 
+    # A layer's own choices come first, so that its path wins over `all`.
     whole = [nearest(one.choice) for one in (*named, *for_all) if one.where is None]
     ranges = [
         SizeRange(*one.where, nearest(one.choice))
+        # Ranges of the two are not mixed: with its path, a layer says all there is to say of it.
         for one in named or for_all
         if one.where is not None
     ]
@@ -168,6 +175,7 @@ def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:
 
 def _narrow_first(ranges: Sequence[SizeRange]) -> list[SizeRange]:
     """Order the ranges of one size: behind a wide one, a narrow one would never decide."""
+    # Of different sizes the order stays as given: the first that holds decides.
     sizes = [one.size for one in ranges]
     return sorted(ranges, key=lambda one: (sizes.index(one.size), one.at_most))
 
@@ -187,6 +195,7 @@ def _check(path: str, choice: str, possible: Mapping[str, Sequence[Choice]]) -> 
             f" {', '.join(possible) or 'none'}.",
             hint=did_you_mean(path, possible) or None,
         )
+    # `all` may be what any layer can be; the others take the nearest that they have.
     allowed = max(possible.values(), key=len, default=()) if path == "all" else possible[path]
     if choice not in allowed:
         cannot = "no layer can" if path == "all" else f"layer '{path}' cannot"

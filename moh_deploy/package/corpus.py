@@ -1,4 +1,4 @@
-"""The regression corpus: inputs on which routing is least clear, and their file `corpus.npz`.
+"""The regression corpus: inputs whose routing is near a tie, and their file `corpus.npz`.
 
 Members are named as in `vectors.npz`, and `SET/mined/layers`, `SET/mined/tokens`,
 `SET/mined/margins`, `SET/mined/reference` beside them.
@@ -31,7 +31,7 @@ _MINED = "mined"
 
 @dataclass(frozen=True)
 class MinedToken:
-    """A token whose choice of heads was hardly clear.
+    """A token whose choice of heads is near a tie.
 
     Attributes:
         layer: Number of the layer in the manifest's order.
@@ -46,7 +46,7 @@ class MinedToken:
 
 @dataclass(frozen=True)
 class CorpusSample:
-    """One run that is kept.
+    """One run that the corpus keeps.
 
     Attributes:
         vectors: Inputs, and what the reference computed on them.
@@ -65,13 +65,15 @@ class CorpusSample:
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in the file, without names."""
+        """The bytes of its arrays in the file, without names."""
         return sum(array.nbytes for _, array in _members(self))
 
     def digest(self) -> str:
         """Return a digest of its inputs: two samples of one digest are the same."""
         content = hashlib.sha256()
+        # Of inputs alone: what is computed on them may be recorded anew by the original.
         for name, array in sorted(self.vectors.inputs.items()):
+            # Dtype and shape too, since the bytes alone may be those of another array.
             content.update(f"{name} {array.dtype} {array.shape} ".encode())
             content.update(np.ascontiguousarray(array).tobytes())
         return content.hexdigest()
@@ -83,6 +85,7 @@ def bounded(samples: Iterable[CorpusSample]) -> tuple[CorpusSample, ...]:
     room = MOST_CORPUS_BYTES
     for sample in samples:
         digest = sample.digest()
+        # A sample that is too large is left out, and a smaller one behind it may still fit.
         if digest not in kept and len(kept) < MOST_SAMPLES and sample.num_bytes <= room:
             kept[digest] = sample
             room -= sample.num_bytes
@@ -95,6 +98,7 @@ def write_corpus(path: Path, samples: Sequence[CorpusSample]) -> None:
     Raises:
         PackageError: They are more than a corpus may hold.
     """
+    # Callers bound what they keep; more than that would be lost without a word.
     if len(bounded(samples)) < len(samples):
         raise PackageError(
             f"the corpus has {len(samples)} samples of {sum(one.num_bytes for one in samples)}"
@@ -112,6 +116,7 @@ def read_corpus(path: Path, manifest: Manifest) -> tuple[CorpusSample, ...]:
     """
     members = read_npz(path, error=PackageError)
     mined = {name: array for name, array in members.items() if f"/{_MINED}/" in name}
+    # The rest is named as in vectors.npz, and read in the same way.
     recorded = {name: array for name, array in members.items() if name not in mined}
     sets = sets_from_members(path, recorded, manifest)
     return tuple(_sample(path, i, one, mined, manifest) for i, one in enumerate(sets))
@@ -119,6 +124,7 @@ def read_corpus(path: Path, manifest: Manifest) -> tuple[CorpusSample, ...]:
 
 def _members(sample: CorpusSample) -> Iterable[tuple[str, Array]]:
     yield from vector_members(sample.vectors)
+    # [M] layers, [M, 2] tokens (batch, position), [M] margins, and one text.
     mined = sample.mined
     yield f"{_MINED}/layers", np.asarray([one.layer for one in mined], np.int64)
     yield f"{_MINED}/tokens", np.asarray([one.token for one in mined], np.int64).reshape(-1, 2)
@@ -140,6 +146,7 @@ def _sample(
         )
     except (KeyError, TypeError, ValueError) as error:
         raise PackageError(f"{path}: set {index} does not say what was mined: {error}.") from error
+    # Numbers of layers that the model has not would be an IndexError far from here.
     if not found or any(not 0 <= one.layer < len(manifest.layers) for one in found):
         raise PackageError(
             f"{path}: set {index} is kept for layers {layers.tolist()}, expected numbers of the"

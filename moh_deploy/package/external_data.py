@@ -1,4 +1,4 @@
-"""Where a package's weights may lie: in its model, or in the one file beside it that is listed.
+"""Check where a package's weights lie: in its model, or in the one file beside it that is listed.
 
 Whatever else a model names would be read without a digest, from anywhere on this machine.
 """
@@ -27,6 +27,7 @@ def check_external_data(root: Path, manifest: Manifest, model: ModelOutline) -> 
     if not model.external:
         return
     for tensor in model.external:
+        # ONNX allows any path here, `../../etc/passwd` too.
         location = tensor.entries.get("location", "")
         if location != MODEL_DATA_NAME:
             raise PackageError(
@@ -46,8 +47,10 @@ def check_external_data(root: Path, manifest: Manifest, model: ModelOutline) -> 
 
 
 def _check_range(root: Path, tensor: ExternalTensor, file_bytes: int) -> None:
+    # Optional in ONNX: without, the data begins at 0 and is as long as shape and dtype say.
     offset = tensor.entries.get("offset", "0")
     length = tensor.entries.get("length", str(tensor.num_bytes))
+    # Under 20 digits: longer ones are no offset of any file, and int() of many digits takes time.
     is_number = all(one.isascii() and one.isdecimal() and len(one) < 20 for one in (offset, length))
     if not is_number or int(offset) + int(length) > file_bytes or int(length) != tensor.num_bytes:
         raise PackageError(

@@ -1,4 +1,4 @@
-"""A few numbers a token that tell whether a layer's attention is the same as in another run.
+"""Fingerprints: a few numbers for each token that tell two runs of a layer's attention apart.
 
 What a layer's attention computes is too large to keep with a package: [B, S, H*D] a layer. Kept are
 eight projections of each token onto fixed random signs. Differences survive that: the mean square
@@ -40,6 +40,7 @@ def fingerprint(attention: Array) -> NDArray[np.float32]:
 def _signs(size: int) -> NDArray[np.float64]:
     """Return [size, NUMBERS] of +-1/sqrt(size): part of the package format, so never to change."""
     places = np.arange(size * NUMBERS, dtype=np.uint64).reshape(size, NUMBERS)
+    # A generator that is spelt out here: numpy's may give other numbers in another version.
     negative = _splitmix64(places) >> np.uint64(63)
     signs: NDArray[np.float64] = np.where(negative == 1, -1.0, 1.0) / np.sqrt(max(size, 1))
     return signs

@@ -1,4 +1,4 @@
-"""What a package says about itself: the types behind `manifest.json`."""
+"""The contents of a package's `manifest.json`, as types."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the export measured when it compared the package with the original.
+    """The proof that a package equals the original, as the export measured it.
 
     Attributes:
         max_abs_error: Largest absolute difference of any output element over all vectors.
@@ -240,7 +240,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What the choices of the layers rest on.
+    """The measurements that the choices of the layers rest on.
 
     Attributes:
         source: `measured` on a machine, or `given` by somebody.

@@ -1,4 +1,4 @@
-"""Read and write `manifest.json`. What this version does not understand it refuses to read.
+"""Read and write `manifest.json`, and refuse what this version does not understand.
 
 The file carries a digest of what it says, which tells damage and edits by hand from what was
 written; whoever means to deceive can compute it anew.
@@ -31,14 +31,17 @@ def read_manifest(path: Path) -> Manifest:
             wrong type, something else than what was written, or something that no model can have.
     """
     content = _read(path)
+    # First of all: keys of another version must not be reported as mistakes.
     _check_format_version(path, content)
     written = content.pop(_DIGEST, None)
     try:
+        # As JSON text, not as objects: only so does strict mode take lists for tuples.
         manifest = _adapter().validate_json(json.dumps(content))
     except ValidationError as error:
         raise PackageError(f"{path}: {_first_problem(error)}.") from error
     if written is not None:  # packages of before there was a digest have none
         _check_digest(path, written, _digest(content))
+    # After the digest, so that damage is called damage and not a strange value.
     check_sense(path, manifest)
     return manifest
 
@@ -55,6 +58,7 @@ def looks_like_manifest(path: Path) -> bool:
         content = read_json(path, error=PackageError)
     except (OSError, PackageError):
         return False
+    # Not decoded: a package of another version, or a damaged one, may still be replaced.
     return isinstance(content, dict) and {"format_version", "files"} <= content.keys()
 
 
@@ -79,6 +83,7 @@ def _read(path: Path) -> dict[str, object]:
 
 def _digest(content: Mapping[str, object]) -> str:
     """Of what is said, not of how it is laid out: docs/package-format.md describes it."""
+    # Sorted keys and no spaces: the digest survives another layout of the same content.
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -105,6 +110,7 @@ def _check_format_version(path: Path, content: Mapping[str, object]) -> None:
 
 
 def _first_problem(error: ValidationError) -> str:
+    # One problem is enough to act on.
     problem = error.errors(include_url=False)[0]
     key = _key_path(problem["loc"])
     kind = problem["type"]

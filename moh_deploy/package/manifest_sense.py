@@ -36,6 +36,7 @@ DTYPES = (
 Problem = tuple[str, str]
 """A key path, and what is wrong there."""
 
+# Sizes are int64 in ONNX; the other bound limits what readers allocate for heads.
 _MOST_SIZE = 2**63 - 1
 _MOST_HEADS = 2**20
 
@@ -63,6 +64,7 @@ def check_against_model(path: Path, manifest: Manifest, model: ModelOutline) -> 
 
 
 def _refuse(path: Path, problems: Iterator[Problem]) -> None:
+    # The first problem is raised: those that follow may come of it.
     for key, problem in problems:
         raise PackageError(
             f"{path}: key '{key}': {problem}.",
@@ -152,17 +154,20 @@ def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iter
     yield from _number(f"{key}.num_kv_heads", layer.num_kv_heads, 1, layer.num_heads)
     yield from _number(f"{key}.head_dim", layer.head_dim, 1, _MOST_SIZE)
     yield from _number(f"{key}.num_shared_heads", layer.num_shared_heads, 0, layer.num_heads)
+    # Only routed heads are chosen, so top_k is at most their number.
     routed = layer.num_heads - (layer.num_shared_heads or 0)
     yield from _number(f"{key}.top_k", layer.top_k, 0, routed)
     for name in ("batch", "seq_len", "kv_len"):
         yield from _number(f"{key}.{name}", getattr(layer, name), 1, _MOST_SIZE)
     yield from _share(f"{key}.active_share", layer.active_share)
+    # Two keys say the same, and readers rely on either.
     if layer.replaced != (layer.node is not None):
         yield f"{key}.node", f"is {layer.node!r:.100}, but replaced is {layer.replaced}"
     if layer.choice is not None and not layer.replaced:
         yield f"{key}.choice", f"is '{layer.choice}', but the layer was not replaced"
     for index, one in enumerate(layer.ranges):
         yield from _number(f"{key}.ranges[{index}].at_most", one.at_most, 0, _MOST_SIZE)
+        # A bound may be on a product: `batch*seq`.
         for name in one.size.split("*"):
             if name not in dims:
                 yield (
@@ -181,12 +186,14 @@ def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iter
 def _proof_problems(proof: Proof) -> Iterator[Problem]:
     if proof.max_abs_error < 0:
         yield "proof.max_abs_error", f"is {proof.max_abs_error}, expected 0 or more"
+    # NaN stands where no decision was clear enough to be counted.
     if not math.isnan(proof.routing_agreement):
         yield from _share("proof.routing_agreement", proof.routing_agreement)
     yield from _sizes_problems("proof.sizes", proof.sizes)
 
 
 def _tuning_problems(tuning: Tuning, num_layers: int) -> Iterator[Problem]:
+    # All lists run along these: one entry for each set of sizes, or for each layer.
     num_sets = len(tuning.sizes)
     yield from _number("tuning.threads", tuning.threads, 1, _MOST_SIZE)
     yield from _sizes_problems("tuning.sizes", tuning.sizes)
@@ -209,6 +216,7 @@ def _tuning_problems(tuning: Tuning, num_layers: int) -> Iterator[Problem]:
 
 
 def _rounding_problems(rounding: Rounding, manifest: Manifest) -> Iterator[Problem]:
+    # A floor of another model would excuse errors here.
     outputs, layers = [one.name for one in manifest.outputs], manifest.layers
     if len(rounding.layers) != len(layers):
         yield "rounding.layers", f"has {len(rounding.layers)} entries for {len(layers)} layers"
@@ -233,11 +241,13 @@ def _differences(manifest: Manifest, model: ModelOutline) -> Iterator[Problem]:
         ("outputs", manifest.outputs, model.outputs),
     ):
         names = [one.name for one in declared]
+        # Order counts: inputs may be given by position.
         if names != list(found):
             yield kind, f"has {_listed(names)}, model.onnx has {_listed(found)}"
         for index, one in enumerate(declared):
             yield from _tensor_differences(f"{kind}[{index}]", one, found[one.name])
     for index, layer in enumerate(manifest.layers):
+        # Gates are fetched by this name, which a session would refuse far from here.
         if layer.gates not in model.values:
             yield f"layers[{index}].gates", f"is '{layer.gates}', which model.onnx has not"
         if layer.attention is not None and layer.attention not in model.values:
@@ -247,17 +257,20 @@ def _differences(manifest: Manifest, model: ModelOutline) -> Iterator[Problem]:
 def _tensor_differences(key: str, tensor: TensorInfo, found: DeclaredTensor) -> Iterator[Problem]:
     if tensor.dtype != found.dtype:
         yield f"{key}.dtype", f"is '{tensor.dtype}', model.onnx has {found.dtype or 'no tensor'}"
+    # ONNX lets an output leave out its shape.
     if found.shape is None:
         return
     if len(tensor.shape) != len(found.shape):
         yield f"{key}.shape", f"has {len(tensor.shape)} axes, model.onnx has {len(found.shape)}"
     for axis, (size, other) in enumerate(zip(tensor.shape, found.shape, strict=False)):
+        # Names of dynamic dimensions may differ; fixed sizes may not.
         if isinstance(size, int) and other is not None and size != other:
             yield f"{key}.shape[{axis}]", f"is {size}, model.onnx has {other}"
 
 
 def _number(key: str, value: int | None, least: int, most: int) -> Iterator[Problem]:
     if value is not None and not least <= value <= most:
+        # A number of thousands of digits is not printed.
         shown = value if abs(value) <= _MOST_SIZE else f"about 2^{abs(value).bit_length()}"
         yield key, f"is {shown}, expected {least} to {most}"
 
@@ -293,6 +306,7 @@ def _sizes_problems(key: str, sizes: Sequence[Mapping[str, int]]) -> Iterator[Pr
 
 
 def _length(key: str, found: Sequence[object], expected: int, of: str) -> Iterator[Problem]:
+    # Empty lists stand for what was not measured.
     if found and len(found) != expected:
         yield key, f"has {len(found)} entries for {expected} {of}"
 

@@ -35,11 +35,15 @@ def save_with_weights(model: ir.Model, path: Path) -> None:
     Raises:
         OSError: The file cannot be written.
     """
+    # ModelProto in its order of fields: all but the graph, then the graph with its large weights
+    # last.
     weights = _take_out(model)
+    # The model is the caller's: it gets its weights back whatever happens.
     try:
         proto = ir.to_proto(model)
     finally:
         model.graph.initializers.update(weights)
+    # Repeated fields may come in parts: initializers behind the encoded graph are appended to it.
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     entries = [_Entry.of(value) for value in weights.values()]
@@ -63,9 +67,11 @@ class _Entry:
     def of(cls, value: ir.Value) -> _Entry:
         tensor = value.const_value
         assert tensor is not None
+        # Without raw_data, whose header is written by hand so that the bytes can follow.
         described = onnx.TensorProto(
             name=value.name, dims=tensor.shape.numpy(), data_type=tensor.dtype.value
         ).SerializeToString() + _header(_RAW_DATA, tensor.nbytes)
+        # The length of an entry counts its description and its data.
         return cls(_header(_INITIALIZER, len(described) + tensor.nbytes) + described, tensor)
 
     @property
@@ -93,10 +99,12 @@ def _is_large(value: ir.Value) -> bool:
 
 def _header(field: int, length: int) -> bytes:
     """Tag and length of a length-delimited field."""
+    # A tag is the number of the field and, in three bits, how it is encoded.
     return bytes((*_varint(field << 3 | _LENGTH_DELIMITED), *_varint(length)))
 
 
 def _varint(number: int) -> Iterator[int]:
+    # Seven bits a byte, the lowest first; the highest bit says that more follow.
     while number > 0x7F:
         yield number & 0x7F | 0x80
         number >>= 7

@@ -1,4 +1,4 @@
-"""What model.onnx declares, read without its weights: inputs, outputs, values, and external data.
+"""Read what model.onnx declares, without its weights: inputs, outputs, values and external data.
 
 A package is opened by every command, and its model may be a gigabyte in one file. protobuf would
 copy all of it to answer a question about a few names; here the file is mapped, and the pages that
@@ -124,6 +124,7 @@ _LARGEST_FIELD = (1 << 29) - 1
 def _fields_by_message() -> dict[str, _Fields]:
     """Return what is to be looked at, for every message that a model is made of."""
     found: dict[str, _Fields] = {}
+    # The descriptors of the installed onnx are the list of messages, so none is forgotten here.
     pending: list[Any] = [onnx.ModelProto.DESCRIPTOR]
     while pending:
         message = pending.pop()
@@ -143,6 +144,7 @@ def _held_by(field: Any) -> str:
         return str(field.message_type.full_name)
     if field.type == field.TYPE_STRING:
         return _TEXT
+    # Packed repeated numbers: floats and doubles are of fixed size, all others are varints.
     return {field.TYPE_FLOAT: "4", field.TYPE_DOUBLE: "8"}.get(field.type, _VARINTS)
 
 
@@ -159,11 +161,13 @@ class _Reader:
 
     def read(self) -> None:
         try:
+            # A read beyond the map raises IndexError: the file ends there.
             self._walk(0, len(self.data), _MODEL, ())
         except IndexError:
             raise _DamagedError("it ends in the middle of a number") from None
 
     def outline(self) -> ModelOutline:
+        # Before IR version 4 weights had to be inputs, too.
         inputs = {name: one for name, one in self.inputs.items() if name not in self.weights}
         values = frozenset(self.values | self.weights | self.inputs.keys())
         return ModelOutline(inputs, self.outputs, values, tuple(self.external))
@@ -173,16 +177,21 @@ class _Reader:
         if len(path) > _DEEPEST:
             raise _DamagedError(f"it is nested deeper than {_DEEPEST} levels")
         data, fields, begin = self.data, _fields_by_message()[message], at
+        # Both are known only when the whole tensor was seen: fields may come in any order.
         has_external = False
         raw_bytes: int | None = None
+        # The wire format: a tag (number << 3 | kind), then a varint, 4 or 8 bytes, or a length and
+        # bytes.
         while at < end:
             tag, at = self._varint(at)
             kind = tag & 7
+            # Numbers that no field can have tell damage from an unknown field, which is skipped.
             if not 0 < tag >> 3 <= _LARGEST_FIELD:
                 raise _DamagedError(f"byte {at - 1} begins a field of number {tag >> 3}")
             if kind == _LENGTH_DELIMITED:
                 size, at = self._varint(at)
                 stop = at + size
+                # A length that leads out of its message is damage, or an attempt to read elsewhere.
                 if stop > end:
                     raise _DamagedError(
                         f"a field of {size} bytes begins at byte {at}, but what holds it ends at"
@@ -193,6 +202,7 @@ class _Reader:
                     raw_bytes = size
                 elif held == _TEXT:
                     self._note_text((*path, name), data[at:stop])
+                # Packed weights are megabytes: they are checked without being decoded.
                 elif held == _VARINTS or held in _FIXED_SIZES:
                     self._check_packed(at, stop, held)
                 elif held:
@@ -205,6 +215,7 @@ class _Reader:
                 at += 8 if kind == _FIXED_64 else 4
             else:
                 raise _DamagedError(f"byte {at - 1} begins a field of a kind that ONNX has not")
+        # The last field was cut off by the end of its message.
         if at != end:
             raise _DamagedError(f"a field does not end at byte {end}, where what holds it does")
         self._note_message(path, begin, end)
@@ -219,6 +230,7 @@ class _Reader:
         if byte < 0x80:
             return byte, at + 1
         number = 0
+        # Ten groups of seven bits hold 64.
         for index in range(_LONGEST_VARINT):
             byte = self.data[at + index]
             number |= (byte & 0x7F) << 7 * index
@@ -228,6 +240,7 @@ class _Reader:
 
     def _check_raw(self, begin: int, end: int, raw_bytes: int) -> None:
         """Compare the size of a tensor's data with its shape; the data itself is stepped over."""
+        # Dims, dtype and name alone are parsed: raw_data is stepped over, and never touched.
         head, at = b"", begin
         while at < end:
             start = at
@@ -251,6 +264,7 @@ class _Reader:
     def _check_packed(self, at: int, stop: int, held: str) -> None:
         """Weights may be packed numbers: they are looked at as bytes, and only as varints."""
         if held == _VARINTS:
+            # The last byte ends a number, and none is longer than ten bytes.
             whole = at == stop or self.data[stop - 1] < 0x80
             whole &= _TOO_LONG_VARINT.search(self.data, at, stop) is None
         else:
@@ -265,6 +279,7 @@ class _Reader:
             raise _DamagedError(
                 f"{'.'.join(path)} is {content[:60]!r}, which is not UTF-8"
             ) from None
+        # Of the main graph alone: values in branches and functions cannot be fetched.
         if path == ("graph", "node", "output") and text:
             self.values.add(text)
         elif path in _WEIGHT_NAMES:
@@ -308,6 +323,7 @@ def _num_bytes(tensor: onnx.TensorProto) -> int | None:
     if any(size < 0 for size in tensor.dims):
         return None
     elements: int = math.prod(tensor.dims)
+    # Rounded up: int4 packs two numbers into a byte.
     return -(-elements * bits // 8)
 
 
@@ -325,5 +341,6 @@ def _declared(value: onnx.ValueInfoProto) -> DeclaredTensor:
         dtype = None
     if not tensor.HasField("shape"):
         return DeclaredTensor(dtype, None)
+    # A dynamic dimension has a name (dim_param), or nothing.
     sizes = (one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim)
     return DeclaredTensor(dtype, tuple(sizes))

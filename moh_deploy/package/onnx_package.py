@@ -58,11 +58,14 @@ class OnnxPackage:
         _require_directory(root)
         if not staged:
             require_finished(root)
+        # From the outside in: each step relies on what the ones before have made sure of.
         manifest = read_manifest(root / MANIFEST_NAME)
         for name, digest in _listed_files(root, manifest).items():
+            # Before the model is opened, so that no parser sees a file that was changed.
             _check_file(root / name, digest if check_digests else None)
         model = read_outline(root / MODEL_NAME)
         check_external_data(root, manifest, model)
+        # Readers take names and shapes from the manifest and run the model: they have to agree.
         check_against_model(root / MANIFEST_NAME, manifest, model)
         vectors = read_vectors(root / VECTORS_NAME, manifest)
         check_vectors(root / VECTORS_NAME, vectors, manifest)
@@ -79,6 +82,7 @@ def require_finished(root: Path) -> None:
     Raises:
         PackageError: It is one.
     """
+    # Writers fill a hidden directory and rename it: such a name was never published.
     if is_hidden_name(root.resolve().name):
         raise PackageError(
             f"{root} was never finished: this is the name of a directory while it is written."
@@ -89,6 +93,7 @@ def require_finished(root: Path) -> None:
 
 def _require_directory(root: Path) -> None:
     try:
+        # Not is_dir(), which calls a directory missing that may not be looked into.
         is_directory = stat.S_ISDIR(root.stat().st_mode)
     except FileNotFoundError as error:
         raise PackageError(f"{root} does not exist, expected a package directory.") from error
@@ -100,6 +105,7 @@ def _require_directory(root: Path) -> None:
 
 def _listed_files(root: Path, manifest: Manifest) -> dict[str, str]:
     for name in (MODEL_NAME, VECTORS_NAME):
+        # A file that is not listed has no digest, so these two have to be.
         if name not in manifest.files:
             raise PackageError(f"{root / MANIFEST_NAME}: files has no entry for {name}.")
     for name in manifest.files:
@@ -114,6 +120,7 @@ def _listed_files(root: Path, manifest: Manifest) -> dict[str, str]:
 def _check_file(path: Path, digest: str | None) -> None:
     try:
         if digest is None:
+            # Without digests, at least that it is there, and no pipe or device.
             open_regular(path).close()
             return
         found = sha256_of(path)

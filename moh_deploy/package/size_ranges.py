@@ -1,4 +1,4 @@
-"""Choices by size: how a range is written, and which choice some sizes mean."""
+"""Choices by size: parse and write ranges, and find the choice that some sizes mean."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def is_in(one: SizeRange, sizes: Mapping[str, int]) -> bool:
 
 def measure(size: str, sizes: Mapping[str, int]) -> int:
     """Return what `batch*seq` is at some sizes."""
+    # A single name is a product of one.
     return math.prod(sizes[name] for name in size.split("*"))
 
 
@@ -54,6 +55,7 @@ def split_where(text: str, dims: Sequence[str]) -> tuple[str, str, int] | None:
     Raises:
         ConfigError: It is of another form, or no dimension is called so.
     """
+    # Module paths have no brackets, so one begins a range.
     if "[" not in text:
         return None
     match = _WHERE.fullmatch(text.replace(" ", ""))

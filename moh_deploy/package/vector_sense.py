@@ -1,4 +1,4 @@
-"""Refuse recorded runs that are none of the model that the manifest describes."""
+"""Refuse recorded runs that do not fit the model that the manifest describes."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def _problems(vectors: VectorSet, manifest: Manifest) -> Iterator[str]:
     for spec in manifest.inputs:
         yield from _tensor_problems("input", spec, vectors.inputs[spec.name], vectors.sizes)
     for spec in manifest.outputs:
+        # Dynamic sizes of outputs are not checked: they may be any arithmetic of those of inputs.
         yield from _tensor_problems("output", spec, vectors.outputs[spec.name], {})
     for index, layer in enumerate(manifest.layers):
         gates, margins = vectors.gates[index], vectors.margins[index]
@@ -43,6 +44,7 @@ def _problems(vectors: VectorSet, manifest: Manifest) -> Iterator[str]:
                 f"gates {index} are {_shown(gates)}, expected floating-point numbers [batch,"
                 f" sequence, {layer.num_heads}]"
             )
+        # One margin a token: [B, S] of the gates' [B, S, H].
         elif margins.shape != gates.shape[:2] or margins.dtype.name not in FLOATS:
             yield (
                 f"margins {index} are {_shown(margins)}, expected floating-point numbers"
@@ -54,6 +56,7 @@ def _problems(vectors: VectorSet, manifest: Manifest) -> Iterator[str]:
 def _inner_problems(index: int, gates: Array, vectors: VectorSet, num_heads: int) -> Iterator[str]:
     """Check what is recorded of a layer beside its gates, where it is."""
     for kind, recorded, least, most in (
+        # [B, S, candidates] and [B, S, NUMBERS].
         ("scores", vectors.scores, 1, num_heads),
         ("attention", vectors.attention, NUMBERS, NUMBERS),
     ):
@@ -89,6 +92,7 @@ def _size(expected: int | str, sizes: dict[str, int]) -> int | None:
         return expected
     if not sizes:
         return None
+    # A run need not have a size of its own for every dimension.
     expression = DimExpr.parse(expected, place="shape")
     return expression.evaluate(sizes) if expression.name in sizes else None
 

@@ -78,6 +78,7 @@ def sets_from_members(
     for member, array in members.items():
         index, kind, name = _split(path, member)
         sets.setdefault(index, _Parts()).put(kind, name, array)
+    # A gap means that members are missing: a run would silently not be compared.
     if sorted(sets) != list(range(len(sets))):
         raise PackageError(
             f"{path}: vector sets are numbered {sorted(sets)}, expected 0, 1, ... without gaps."
@@ -103,6 +104,7 @@ class _Parts:
         self.by_kind[kind][name] = array
 
     def to_set(self, where: str, manifest: Manifest) -> VectorSet:
+        # By number: names of gates may hold slashes, which separate the parts of a member's name.
         layers = [str(i) for i in range(len(manifest.layers))]
         return VectorSet(
             sizes={name: _size(where, name, a) for name, a in self.by_kind["sizes"].items()},
@@ -116,6 +118,7 @@ class _Parts:
 
     def _take(self, where: str, kind: str, expected: list[str]) -> dict[str, Array]:
         found = self.by_kind[kind]
+        # Neither more nor less: either way the vectors are of another model.
         if found.keys() != set(expected):
             raise PackageError(
                 f"{where} has {kind} {sorted(found)}, the manifest has {sorted(expected)}."
@@ -136,6 +139,7 @@ class _Parts:
 
 
 def _size(where: str, name: str, array: Array) -> int:
+    # Sizes are stored as arrays without axes, since an npz holds nothing else.
     if array.shape or not np.issubdtype(array.dtype, np.integer):
         raise PackageError(
             f"{where} has size '{name}' as {array.dtype}{list(array.shape)}, expected an integer."
@@ -162,6 +166,7 @@ def vector_members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:
 
 def _split(path: Path, member: str) -> tuple[int, str, str]:
     index, _, rest = member.partition("/")
+    # Only the first two slashes separate: names of inputs may have more.
     kind, _, name = rest.partition("/")
     if not index.isdecimal() or kind not in _KINDS:
         raise PackageError(

@@ -45,6 +45,7 @@ class PackageWriter:
         self._staged = StagedDirectory(output)
 
     def __enter__(self) -> PackageWriter:
+        # Again at the latest moment: the output may have changed since the command began.
         check_output(self._output)
         self._staged.__enter__()
         return self
@@ -70,6 +71,7 @@ class PackageWriter:
         """Put a file of an earlier package into this one, without a copy where the disk can."""
         source, target = earlier.root.resolve() / name, self.path(name)
         try:
+            # A hard link takes neither time nor room; packages are never changed in place.
             os.link(source, target)
         except OSError:
             shutil.copyfile(source, target)
@@ -95,6 +97,7 @@ class PackageWriter:
                 written.
         """
         staged = self.stage(manifest, vectors, corpus)
+        # Read back as any reader would: what cannot be opened is not published.
         OnnxPackage.open(self.root, staged=True)
         return self.publish(staged)
 
@@ -120,9 +123,12 @@ class PackageWriter:
         if not self.path(MODEL_NAME).is_file():
             raise PackageError(f"{self._output}: nothing was written to {MODEL_NAME}.")
         write_vectors(self.path(VECTORS_NAME), vectors)
+        # No sample, no file: an empty corpus would have to be listed and read.
         if corpus:
             write_corpus(self.path(CORPUS_NAME), corpus)
         digests = {path.name: sha256_of(path) for path in sorted(self.root.iterdir())}
+        # On disk before the manifest is: else a power failure could leave a manifest of empty
+        # files.
         for name in digests:
             sync_file(self.path(name))
         # Last of all: a directory without a manifest is not a package, whatever stopped the
@@ -137,7 +143,9 @@ class PackageWriter:
         Args:
             manifest: The staged manifest, or the same with what was learned since.
         """
+        # The proof is learned between staging and here.
         self._write_manifest(manifest)
+        # Digests were computed from these very files.
         written = OnnxPackage.open(self.root, check_digests=False, staged=True)
         self._staged.commit()
         return replace(written, root=self._output)

@@ -154,6 +154,8 @@ class _Repair:
         package = self.runs.package
         with PackageWriter(output) as writer:
             model = self.trials.model(cure.keep)
+            # The float32 form has every node in domain `moh`, so the layers' choices are made
+            # again.
             choose_layers(model, package.manifest.layers)
             save_model(model, package, writer.root)
             staged_manifest = _manifest(package.manifest, model, cure)

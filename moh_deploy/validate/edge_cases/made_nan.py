@@ -1,5 +1,4 @@
-"""Find NaN made of finite inputs and logits: both sides agree on it, and it is wrong all the
-same."""
+"""Find NaN made of finite inputs and logits: wrong, although both sides have it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Sort the layers of a package: those with a MoHRouter, and those that have none or have lost
-it."""
+"""Sort the layers of a package: those with a MoHRouter, and those without or that lost it."""
 
 from __future__ import annotations
 

@@ -29,8 +29,7 @@ from moh_deploy.validate.variants import Variants
 
 @dataclass(frozen=True)
 class Sides:
-    """The two sides of a probe. Sessions are opened when they are first needed: each has all
-    weights.
+    """The two sides of a probe. Sessions are opened on first use: each has all weights.
 
     Attributes:
         package: The package.
