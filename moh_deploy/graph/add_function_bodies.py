@@ -27,6 +27,7 @@ def add_function_bodies(model: ir.Model, *, opset: int) -> bool:
         # Key of each body to its number, by first use: 1 is `moh`, 2 is `moh.2`.
         numbers: dict[str, int] = {}
         for node in _nodes_of(model, spec):
+            # Nodes of one variant share a body; a variant is all that a body depends on.
             key = spec.variant(_types(node), _attributes(spec, node)).key()
             number = numbers.setdefault(key, len(numbers) + 1)
             node.domain = numbered_domain(spec.domain, number)
@@ -40,6 +41,7 @@ def _nodes_of(model: ir.Model, spec: OpSpec) -> list[ir.Node]:
 
 
 def _add(model: ir.Model, spec: OpSpec, node: ir.Node, opset: int) -> None:
+    # The key is domain and name, which is why every body has a domain of its own.
     if node.op_identifier() in model.functions:
         return
     proto = spec.function(_types(node), _attributes(spec, node), opset=opset)
@@ -53,6 +55,7 @@ def _types(node: ir.Node) -> TensorTypes:
 
 
 def _type(value: ir.Value) -> TensorType:
+    # A body is chosen by rank and dtype: the exporter has inferred both.
     assert value.shape is not None, f"{value.name} has no shape"
     assert value.dtype is not None, f"{value.name} has no dtype"
     dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
@@ -60,5 +63,6 @@ def _type(value: ir.Value) -> TensorType:
 
 
 def _attributes(spec: OpSpec, node: ir.Node) -> Attributes:
+    # What only a plugin reads takes no part in the meaning of the op.
     given = {name: attribute.value for name, attribute in node.attributes.items()}
     return spec.complete({name: given[name] for name in given if name not in PLUGIN_ATTRIBUTES})

@@ -32,14 +32,17 @@ def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
         PackageError: The model lacks the node of a layer.
     """
     rules, places = node_rules(layers), _places(model)
+    # Before anything is changed: the caller's model stays whole where the manifest is wrong.
     for name in rules:
         if name not in places:
             raise PackageError(f"model.onnx has no MoH node '{name}', which the manifest names.")
+    # Rules are compared as text, which is how a model names its conditions.
     if all(places[name] == str(rule) for name, rule in rules.items()):
         return False
     # Out of their branches first: what is moved stands in the main graph.
     without_switches(model)
     _move(model, rules)
+    # Behind the move: a switch copies the node with the domain that it has.
     with_switches(model, rules)
     _arrange_bodies(model)
     import_domains(model)
@@ -86,6 +89,8 @@ def _arrange_bodies(model: ir.Model) -> None:
         if not is_moh_op(domain, name):
             model.functions[function.identifier()] = function
             continue
+        # A body for each domain in use, its copy if the node was not there before: `moh.dense` has
+        # the same bodies, and no kernel.
         for target in (with_base(domain, base) for base in (KERNEL_DOMAIN, DENSE_DOMAIN)):
             identifier = (target, name, overload)
             if identifier in used and identifier not in model.functions:

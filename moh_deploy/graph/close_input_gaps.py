@@ -21,6 +21,7 @@ def close_input_gaps(model: ir.Model) -> tuple[str, ...]:
         Names of the nodes that were changed.
     """
     changed = [node for node in model.graph.all_nodes() if _has_gap(node)]
+    # A gap is an input of None; at the end of a node ONNX just leaves inputs out.
     for node in changed:
         _close(node)
         model.functions.pop(node.op_identifier(), None)
@@ -38,5 +39,6 @@ def _close(node: ir.Node) -> None:
     for place, (_, value) in enumerate(present):
         node.replace_input_with(place, value)
     node.resize_inputs(len(present))
+    # Bit i: input i of the op is there.
     bits = sum(1 << place for place, _ in present)
     node.attributes.add(ir.AttrInt64(PRESENT_INPUTS.name, bits))

@@ -22,6 +22,7 @@ from moh_deploy.graph.switches import all_nodes
 # They move such values or make them of a number: every runtime has them.
 _NATIVE = ("Cast", "Constant", "If", "Loop", "Scan")
 
+# A shape has at most so many numbers; larger constants are weights.
 _SMALL = 64
 
 _DTYPE_ATTRIBUTES = ("dtype", "output_dtype")
@@ -71,6 +72,7 @@ def emulate(model: onnx.ModelProto, dtype: Dtype) -> bool:
         PackageError: The dtype of a value cannot be inferred.
     """
     types = _element_types(model)
+    # A value of unknown dtype might be one that has to be rounded.
     for node in all_nodes(model.graph):
         for name in node.output:
             if name and name not in types:
@@ -92,13 +94,16 @@ def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 modified |= _emulate(attribute.g, low, element, depth + 1)
+        # Moving a number, or casting it, rounds nothing that is not rounded already.
         if node.op_type in _NATIVE or not low.intersection((*node.input, *node.output)):
             nodes.append(node)
             continue
         modified = True
+        # One cast to float32 a value, however many read it.
         for name in low.intersection(node.input).difference(wide):
             wide[name] = f"{name}.wide_{depth}"
             nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
+        # The rounded result takes the value's name, so readers and outputs find what they look for.
         rounded = [name for name in node.output if name in low]
         nodes.append(_in_float32(node, wide, low, element))
         nodes += [_cast(_exact(name), name, element) for name in rounded]
@@ -113,6 +118,7 @@ def _in_float32(
     node.input[:] = [wide[name] if name in low else name for name in node.input]
     node.output[:] = [_exact(name) if name in low else name for name in node.output]
     for attribute in node.attribute:
+        # An operator that makes values of an attribute's dtype would else still make the low one.
         if attribute.name in _DTYPE_ATTRIBUTES and attribute.i == element:
             attribute.i = TensorProto.FLOAT
         if attribute.HasField("t") and attribute.t.data_type == element:
@@ -173,6 +179,7 @@ def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
         yield one.name, one.type.tensor_type.elem_type
     for weight in graph.initializer:
         yield weight.name, weight.data_type
+    # Inference writes the types of values in branches into the branches.
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):

@@ -22,6 +22,7 @@ from moh_deploy.system.npz import Array
 def routed_values(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> list[str]:
     """Return the names of what the routers of the layers make, each once."""
     computed = {name for node in graph.node for name in node.output}
+    # In front of the views: behind them the shape would have to be known from the router.
     names = [_behind_views(graph, layer) for layer in layers]
     return list(dict.fromkeys(name for name in names if name in computed))
 

@@ -59,7 +59,10 @@ def float32_form(package: OnnxPackage, reference: OnnxPackage | None, scratch: P
     """
     low = cast(LowType, package.manifest.precision)
     model = load_ir(package)
+    # Rounded weights become float32, and those of the reference take the place of what rounds to
+    # them.
     raised = raise_to_float32(model, low, None if reference is None else _weights(reference))
+    # A clone is stored, since storing puts switches by size into the graph.
     return Float32Form(store(model.clone(), package, scratch), model, raised, low)
 
 
@@ -85,6 +88,7 @@ def check_reference(package: OnnxPackage, reference: OnnxPackage) -> None:
             f"the reference {reference.root} is in {reference.manifest.precision}, expected a"
             " package in float32."
         )
+    # Paths tell models apart well enough: weights are compared one by one later.
     ours, theirs = ([one.path for one in p.manifest.layers] for p in (package, reference))
     if ours != theirs:
         raise ConfigError(

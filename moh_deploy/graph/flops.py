@@ -17,6 +17,7 @@ def attention_flops(layer: LayerInfo) -> int | None:
     """Return 4 * B * H * S * T * D, the dense cost of a layer's core; None if a size is unknown."""
     if layer.seq_len is None or layer.kv_len is None or layer.head_dim is None:
         return None
+    # Two products of 2 * S * T * D a head: queries with keys, weights with values.
     tokens = layer.batch * layer.seq_len
     return 4 * tokens * layer.num_heads * layer.kv_len * layer.head_dim
 
@@ -24,6 +25,7 @@ def attention_flops(layer: LayerInfo) -> int | None:
 def projection_flops(layer: LayerInfo, nodes: LayerNodes) -> int | None:
     """Return 2 * B * S * H * D * (features before + behind) of a layer's projections that are
     operators, 0 if none are; None if a size is unknown."""
+    # Each is a product of [B * S, features] with [features, H * D], or the other way round.
     features = [
         size
         for name, size in (
@@ -50,6 +52,7 @@ def skipped_flops(layer: LayerInfo, nodes: LayerNodes, dims: Mapping[str, int]) 
     choice = current_choice(layer, dims)
     if choice is None or choice == "dense":
         return 0
+    # Kernels for attention alone: the projections compute every head.
     if choice == "sparse":
         return _of_closed_heads(layer, attention_flops(layer))
     return skippable_flops(layer, nodes)
@@ -59,4 +62,5 @@ def _of_closed_heads(layer: LayerInfo, *dense: int | None) -> int | None:
     known = [flops for flops in dense if flops is not None]
     if layer.active_share is None or len(known) < len(dense):
         return None
+    # Closed heads are all of one cost, so the share of open (token, head) pairs tells the rest.
     return round(sum(known) * (1 - layer.active_share))

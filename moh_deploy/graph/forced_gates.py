@@ -23,6 +23,7 @@ from moh_deploy.package.manifest import LayerInfo
 GateTypes = Mapping[str, np.dtype[Any]]
 """Name of each layer's gates to the dtype that they are fed in."""
 
+# Operators that move gates without changing them, and that can be taken backwards.
 _VIEWS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 GATES_INPUT = {
@@ -68,8 +69,11 @@ def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> bool:
     # and whoever read the root, the views among them, reads root.fed.
     makers = _makers(graph.node)
     views = {name: _views(makers, name) for name in gates}
+    # The value in front of all views: what the router made, from which attention may read another
+    # view.
     roots = {name: chain[-1].input[0] if chain else name for name, chain in views.items()}
     added = [node for name in gates for node in _feed(name, roots[name], views[name])]
+    # Readers of the root read what was fed; the views that led to the gates now show it, too.
     for node in all_nodes(graph):
         for index, name in enumerate(node.input):
             if name in roots.values():
@@ -92,13 +96,16 @@ def _feed(name: str, root: str, views: Sequence[onnx.NodeProto]) -> Iterator[onn
     shapes: list[str] = []
     for step, view in enumerate(reversed(views)):
         copy = onnx.NodeProto.FromString(view.SerializeToString())
+        # A Reshape backwards needs the shape in front of it, which may be dynamic.
         shapes.append(f"{name}.shape_{step}")
         yield helper.make_node("Shape", [made], [shapes[-1]])
         copy.name, copy.input[0], copy.output[0] = f"{name}.view_{step}", made, f"{name}.{step}"
         made = copy.output[0]
         yield copy
+    # What the router computes goes on being computed, under another name.
     yield helper.make_node("Identity", [made], [computed_gates(name)])
     value = forced_gates(name)
+    # The last view first, each with the shape that it had in front of it.
     for step, view in enumerate(views):
         back = f"{name}.back_{step}"
         yield _backwards(view, value, back, shapes[-1 - step])
@@ -111,6 +118,7 @@ def _backwards(view: onnx.NodeProto, value: str, output: str, shape: str) -> onn
     # a batch may be empty.
     if view.op_type != "Transpose":
         return helper.make_node("Reshape", [value, shape], [output], allowzero=1)
+    # argsort inverts a permutation.
     order = next(list(one.ints) for one in view.attribute if one.name == "perm")
     return helper.make_node("Transpose", [value], [output], perm=np.argsort(order).tolist())
 
@@ -125,9 +133,11 @@ def _reaches_attention(nodes: Sequence[onnx.NodeProto], layer: LayerInfo) -> boo
     named = (layer.node, layer.query_projection, layer.output_projection)
     names = {twin for name in named if name for twin in (name, dense_twin(name))}
     readers = [node for node in nodes if node.name in names]
+    # Attention of plain operators: something besides the views has to read the root.
     if not readers:
         return any(root in node.input for node in nodes if node not in views)
     read = [node.input[GATES_INPUT[node.op_type]] for node in readers]
+    # Nodes of the layer read the gates through operators that weigh them, say.
     return all(root == name or root in dict(ancestors(name, makers)) for name in read)
 
 

@@ -48,11 +48,13 @@ def gate_reads(graph: onnx.GraphProto, layer: LayerInfo, start: str) -> tuple[Ga
         start: The value that the layer's MoHRouter makes.
     """
     makers = makers_of(graph)
+    # A constant that weighs gates may tell heads apart; see `followed_gates`.
     constants = frozenset(
         [one.name for one in graph.initializer]
         + [name for name, node in makers.items() if node.op_type == "Constant"]
     )
     named: dict[str, str] = {}
+    # What the nodes read comes first; the recorded gates are often the same value.
     for reader, value in (*_readers(graph, layer), (RECORDED, layer.gates)):
         named.setdefault(value, reader)
     return tuple(
@@ -64,6 +66,7 @@ def gate_reads(graph: onnx.GraphProto, layer: LayerInfo, start: str) -> tuple[Ga
 def _readers(graph: onnx.GraphProto, layer: LayerInfo) -> Iterator[tuple[str, str]]:
     nodes = {node.name: node for node in all_nodes(graph) if node.name}
     for name in (layer.node, layer.query_projection, layer.output_projection):
+        # A layer that is switched by size has two nodes, which must read the same gates.
         for known in () if name is None else (name, dense_twin(name)):
             if known in nodes:
                 node = nodes[known]
@@ -79,8 +82,10 @@ def _between(
     found = {
         name: node
         for name, node in ancestors(value, makers)
+        # A path through a size carries no gate.
         if not is_router(node) and node.op_type not in SIZES
     }
+    # Forward from the router, among what leads to the value: until nothing is added.
     on_the_way = {start}
     while True:
         more = {

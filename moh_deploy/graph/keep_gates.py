@@ -59,10 +59,12 @@ def keep_gates(
     # Outputs are [the model's, gates of each layer, views of those that have one]. Attention nodes
     # stand in the graph in the order of their layers, so they are handed out one after the other.
     graph = model.graph
+    # Outputs: those of the program, then gates [B, S, H] of each layer, then attentions.
     first = len(graph.outputs) - len(paths) - sum(viewed)
     gates = list(graph.outputs[first : first + len(paths)])
     views = iter(list(graph.outputs[first + len(paths) :]))
     names = layer_names(paths)
+    # In the order in which they run, as the layers are given.
     attention = iter([node for node in graph if node.op_type in ATTENTION_OPS])
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
@@ -83,6 +85,7 @@ def keep_gates(
                 attention=None if view is None else view.name,
             )
         )
+    # Values stay in the graph under their names, where sessions can fetch them.
     del graph.outputs[first:]
     return tuple(layers)
 
@@ -94,6 +97,7 @@ def layer_names(paths: Sequence[str]) -> list[str]:
     for path in paths:
         base = path or "model"
         seen[base] = seen.get(base, 0) + 1
+        # A module that runs twice is two layers with gates of their own.
         names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
     return names
 
@@ -105,6 +109,7 @@ def _named(node: ir.Node | None, layer: str) -> str | None:
 
 
 def _query_projection(attention: ir.Node | None) -> ir.Node | None:
+    # Queries are the first input of both attention ops.
     query = None if attention is None else attention.inputs[0]
     maker = None if query is None else query.producer()
     return maker if maker is not None and maker.op_type == op_names.QUERY_PROJECTION else None
@@ -126,9 +131,11 @@ def _router(gates: ir.Value, named: set[ir.Node]) -> ir.Node | None:
     # Backwards along first inputs: a MoHRouter's gates always are the first input of what weighs
     # them.
     node = gates.producer()
+    # Through what weighs, moves or casts gates, up to the router.
     while node is not None and node.op_type in (*_VIEWS, *WEIGHING, "Cast"):
         source = node.inputs[0]
         node = None if source is None else source.producer()
+    # A shared router is named after the first layer that it serves.
     if node is None or node.op_type != op_names.ROUTER or node in named:
         return None
     named.add(node)

@@ -1,4 +1,4 @@
-"""The nodes of one layer as a model of their own, to be timed on what the whole model feeds them.
+"""Cut the nodes of one layer out as a model of their own, to time them on real inputs.
 
 Attention and projections stand side by side: between them a model may do anything else (norms,
 positions), which is not the layer's choice.
@@ -19,6 +19,7 @@ from moh_deploy.system.npz import Array
 def fed_names(model: ir.Model, layer: LayerInfo) -> tuple[str, ...]:
     """Return the names of what a layer's nodes read and what depends on the model's inputs."""
     nodes = _nodes(model, layer)
+    # Constants stay in the small model: kernels prepare them once.
     made = (value for node in nodes for value in node.inputs if value is not None)
     return tuple(dict.fromkeys(_name(value) for value in made if not _is_constant(value)))
 
@@ -36,9 +37,11 @@ def layer_model(
     # Query projection, attention and output projection do not feed each other here: each is fed
     # what it reads in the whole model, and what it makes is an output.
     nodes = _nodes(model, layer)
+    # Each node gets its inputs fed, also where another node of the layer makes them.
     own = [_with_results(ir.serde.serialize_node(node)) for node in nodes]
     graph = onnx.GraphProto(name=layer.path)
     graph.input.extend(_input_info(name, [arrays[name] for arrays in feeds]) for name in feeds[0])
+    # Every result is an output, or the runtime would drop the node.
     graph.output.extend(onnx.ValueInfoProto(name=name) for node in own for name in node.output)
     graph.node.extend([*map(ir.serde.serialize_node, _makers(nodes)), *own])
     graph.initializer.extend(map(_tensor, _constants(nodes)))
@@ -55,6 +58,7 @@ def layer_model(
 
 def empty_model(feeds: Sequence[Mapping[str, Array]]) -> onnx.ModelProto:
     """Return a model that takes the same and does nothing but copy the smallest of it."""
+    # What a session costs by itself: its time is taken off those of layers.
     smallest = min(feeds[0], key=lambda name: feeds[0][name].size)
     graph = onnx.GraphProto(name="empty")
     graph.input.extend(_input_info(name, [arrays[name] for arrays in feeds]) for name in feeds[0])
@@ -92,6 +96,7 @@ def _with_results(node: onnx.NodeProto) -> onnx.NodeProto:
 def _is_constant(value: ir.Value) -> bool:
     """Weights may reach a node by way of others: a Transpose of an initializer, say."""
     node = value.producer()
+    # An input of the whole model is fed; a weight is constant.
     if node is None:
         return value.is_initializer()
     return all(one is None or _is_constant(one) for one in node.inputs)
@@ -108,6 +113,7 @@ def _makers(nodes: list[ir.Node]) -> list[ir.Node]:
     for value in _constant_inputs(nodes):
         node = value.producer()
         if node is not None:
+            # Depth first: what a maker needs stands in front of it.
             makers |= dict.fromkeys([*_makers([node]), node])
     return list(makers)
 

@@ -1,4 +1,4 @@
-"""Read from a model's nodes what the manifest does not say of its layers."""
+"""Read properties of layers from a model's nodes that the manifest does not hold."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class LayerNodes:
 def layer_nodes(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[LayerNodes, ...]:
     """Return the operators of each layer; None stands in for what the graph lacks."""
     nodes = {node.name: node for node in all_nodes(graph) if node.name}
+    # Shapes of weights stand in the model even where their data is in another file.
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     return tuple(_of_layer(layer, nodes, dims) for layer in layers)
 
@@ -51,12 +52,15 @@ def _of_layer(
     )
     if node is None:
         return LayerNodes(None)
+    # Integer attributes; of an attribute that is left out, the default is 0.
     numbers = {one.name: one.i for one in node.attribute}
     return LayerNodes(
         op=node.op_type,
         is_causal=bool(numbers.get("is_causal")),
+        # attn_mask is the fifth input of MoHAttention, and may be left out in between.
         has_mask=node.op_type == op_names.ATTENTION and len(node.input) > 4 and bool(node.input[4]),
         window=numbers.get("kernel_height", 0) * numbers.get("kernel_width", 0),
+        # W is [C, H * D] for queries, and [H * D, C] for the output.
         query_features=query[0] if query else None,
         output_features=output[1] if output else None,
     )

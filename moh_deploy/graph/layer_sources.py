@@ -46,6 +46,7 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     # which are fed; the layer itself, with all before it, for what an attention makes. `before` is
     # what the value itself was computed from.
     attention = {attention_value(graph, layer): i for i, layer in enumerate(layers)}
+    # Fed: what reads them depends on no router, and on nothing before one.
     gates = {name for layer in layers for name in _gate_names(graph, layer)}
     weights = {tensor.name for tensor in graph.initializer}
     known: dict[str, frozenset[Source]] = {
@@ -53,8 +54,10 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     }
     before: dict[str, frozenset[Source]] = {}
     for node in graph.node:
+        # Forward through sorted nodes: the sources of all that a node reads.
         found = frozenset[Source]().union(*(known.get(name, _NONE) for name in reads(node)))
         for name in node.output:
+            # A layer's own sources are those of its value before it counts as a source itself.
             before[name] = found
             if name in gates:
                 known[name] = _NONE
@@ -65,6 +68,7 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     return tuple(
         LayerSources(
             before.get(attention_value(graph, layer) or "", _NONE),
+            # The last name is what the router makes, in front of all views.
             before.get(_gate_names(graph, layer)[-1], _NONE),
         )
         for layer in layers

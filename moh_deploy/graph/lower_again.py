@@ -60,9 +60,12 @@ def lower_again(
     kept: set[ir.Node] = set()
     for node in model.graph:
         name = node.outputs[0].name or ""
+        # A reader that rounds nothing would round to the low dtype only to cast back: it stays,
+        # too.
         if name in keep or (node.op_type in EXACT and _reads(node, kept)):
             kept.add(node)
             float32[node] = keep.get(name, _FOLLOWS)
+        # What the first lowering had left in float32.
         elif name not in computed:
             float32[node] = _AS_BEFORE
     lower_precision(model, PrecisionPlan(low, float32))

@@ -19,12 +19,16 @@ def name_interface(
         dims: For each input, axis to dimension.
         outputs: A name for each output.
     """
+    # Compared at the end, which is simpler than watching each change.
     before = _described(model)
     # torch.onnx calls dimensions s77 and outputs after nodes. A symbol that is an input's dimension
     # gets its name everywhere, also in expressions such as `s77 + 1`.
     symbols = _symbols(model, dims)
+    # All values, not just inputs: shapes of later ones are expressions of the same symbols.
     for value in _values(model.graph):
         if value.shape is not None:
+            # Inputs get the expression that was asked for, `past+1` say, and not what the exporter
+            # made of it.
             value.shape = ir.Shape([_renamed(dim, symbols) for dim in value.shape])
     for value, axes in zip(model.graph.inputs, dims, strict=True):
         assert value.shape is not None
@@ -48,6 +52,7 @@ def _symbols(model: ir.Model, dims: Sequence[Mapping[int, DimExpr]]) -> dict[str
         assert value.shape is not None
         for axis, expr in axes.items():
             symbol = getattr(value.shape[axis], "value", None)
+            # The symbol of `2*batch` is not that of `batch`.
             if expr.is_plain and isinstance(symbol, str):
                 symbols[symbol] = expr.name
     return symbols
@@ -58,6 +63,7 @@ def _renamed(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str
         return dim
     if dim.value is None:
         return None
+    # Word by word: shapes are expressions such as `s77 + 1`.
     return re.sub(r"[A-Za-z_]\w*", lambda word: symbols.get(word[0], word[0]), dim.value)
 
 
@@ -71,10 +77,12 @@ def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
     # An inner value of that name gives way: names of values are unique.
     taken = set(names)
     for value in _values(graph):
+        # An inner value may already have the name that the user wants for an output.
         if value.name in taken and value not in graph.outputs:
             value.name = f"{value.name}.inner"
     for index, name in enumerate(names):
         value = graph.outputs[index]
+        # What passes through, a constant, or the same value twice.
         if value.is_graph_input() or value.is_initializer() or value in graph.outputs[:index]:
             value = _copied(graph, value)
             graph.outputs[index] = value

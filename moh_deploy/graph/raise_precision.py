@@ -71,10 +71,13 @@ class _Raise:
         # First what computed in it, while types still say so; then the borders of the model, the
         # Casts inside, and at last the types of all that is left.
         computed = [node for node in self.graph if self._computes_low(node)]
+        # Inputs and outputs keep their dtypes, by casts that stay.
         interface = [*self._enter(), *self._leave()]
+        # Casts between the two have nothing left to convert.
         for node in list(self.graph):
             if node not in interface and self._only_converts(node):
                 self._drop(node)
+        # Subgraphs too: branches read values of the graph around them.
         for graph in (self.graph, *self.graph.subgraphs()):
             self._retype(graph, interface)
         low = frozenset(node.outputs[0].name or "" for node in (*computed, *interface))
@@ -89,6 +92,7 @@ class _Raise:
     def _computes_low(self, node: ir.Node) -> bool:
         if node.op_type in SOURCES or self._only_converts(node):
             return False
+        # A mask, say, has a dtype of its own and takes no part.
         read = [value for i, value in enumerate(node.inputs) if is_lowered(node, i)]
         return any(
             value is not None and value.dtype == self.low for value in (*read, *node.outputs)
@@ -104,6 +108,7 @@ class _Raise:
         """Cast inputs of the model that are low."""
         for value in [one for one in self.graph.inputs if one.dtype == self.low]:
             cast = _cast(value, _FLOAT, f"{value.name}.float32")
+            # All readers, the new Cast included, which is given back its input in the next line.
             ir.convenience.replace_all_uses_with(value, cast.outputs[0])
             cast.replace_input_with(0, value)
             self.graph.insert_before(self.graph[0], cast)
@@ -128,6 +133,7 @@ class _Raise:
         if made in set(self.graph.outputs):
             if source.producer() is None or source in set(self.graph.outputs):
                 return  # The output is an input, a weight or another output: it needs a node.
+            # The output keeps its name: it goes to the value in front of the Cast.
             name = made.name
             made.name = f"{name}.cast"
             source.name = name
@@ -155,15 +161,19 @@ class _Raise:
         value.dtype = _FLOAT
         if name not in graph.initializers:
             value.name = name
+        # Converted when it is written: two forms of all weights at once would be three times the
+        # memory.
         value.const_value = ir.LazyTensor(
             tensor, dtype=_FLOAT, shape=ir.Shape(weight.shape.numpy()), name=value.name
         )
 
     def _float32_of(self, name: str, weight: ir.TensorProtocol) -> Callable[[], ir.TensorProtocol]:
         given = None if self.weights is None else self.weights.get(name)
+        # Only what rounds to the stored numbers is the weight that these were made from.
         if given is not None and self._rounds_to(given, weight):
             self._given.append(name)
             return lambda: ir.Tensor(given.numpy(), dtype=_FLOAT, name=name)
+        # Reported: these keep their rounding, and the reference does not explain them.
         if self.weights is not None:
             self._foreign.append(name)
         return lambda: ir.Tensor(weight.numpy().astype(np.float32), dtype=_FLOAT, name=name)
@@ -171,8 +181,10 @@ class _Raise:
     def _rounds_to(self, given: ir.TensorProtocol, weight: ir.TensorProtocol) -> bool:
         if given.dtype != _FLOAT or given.shape != weight.shape:
             return False
+        # Beyond the range of float16 the stored number is infinite, too.
         with np.errstate(over="ignore"):
             rounded = given.numpy().astype(NUMPY_TYPES[self.name])
+        # By bytes: NaN equals NaN, and -0 is not 0.
         return rounded.tobytes() == weight.numpy().tobytes()
 
     def _raise_attributes(self, node: ir.Node) -> None:
@@ -182,6 +194,7 @@ class _Raise:
                 if tensor.dtype == self.low:
                     raised = ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
                     node.attributes[name] = ir.AttrTensor(name, raised)
+            # Cast, and operators that make numbers of a given dtype.
             elif name in ("to", "dtype") and attribute.value == self.low.value:
                 node.attributes[name] = ir.AttrInt64(name, _FLOAT.value)
 

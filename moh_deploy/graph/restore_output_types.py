@@ -18,6 +18,7 @@ def restore_output_types(model: ir.Model, dtypes: Sequence[ir.DataType]) -> bool
         dtypes: Of each output in the program.
     """
     outputs = list(model.graph.outputs)
+    # An output without a dtype is not known to be wrong.
     wrong = [i for i, dtype in enumerate(dtypes) if outputs[i].dtype not in (None, dtype)]
     for index in wrong:
         value, dtype = outputs[index], dtypes[index]
@@ -28,6 +29,7 @@ def restore_output_types(model: ir.Model, dtypes: Sequence[ir.DataType]) -> bool
 def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
     # Where readers within the graph see it rounded, the Cast that they read is the output.
     for node in value.consumers():
+        # The readers' own Cast holds what the program computed: a new one would be the same again.
         if node.op_type == "Cast" and node.attributes["to"].as_int() == dtype:
             return node.outputs[0]
     return None

@@ -15,6 +15,7 @@ from moh_deploy.graph.router_logits import RouterLogits
 from moh_deploy.graph.router_nodes import SIZES, ancestors, ends_the_way, makers_of
 from moh_deploy.graph.switches import reads
 
+# Element by element in one rounding, or none: equal numbers stay equal.
 _EXACT = (
     *("Add", "Cast", "Concat", "Div", "Expand", "Flatten", "Gather", "Identity", "Mul", "Neg"),
     *("Reshape", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where", *SIZES),
@@ -28,12 +29,14 @@ def logit_sources(graph: onnx.GraphProto, router: RouterLogits) -> tuple[str, ..
     given = {one.name for one in graph.input}
     found: dict[str, None] = {}
     for port in router.logits.values():
+        # An input of the model is a source where nothing else makes what is read.
         read = {port}
         for name, node in ancestors(port, makers):
             if ends_the_way(node):
                 found[name] = None
             elif node.op_type not in SIZES:
                 read.update(reads(node))
+        # Sorted, so that reports do not hang on the order of a set.
         found |= dict.fromkeys(sorted(read & given))
     return tuple(found)
 
@@ -56,6 +59,7 @@ def is_exact(
     Other operators are computed in vectors, whose last elements may be rounded in another way.
     """
     makers = makers_of(graph)
+    # The walk ends at the values: what makes them does not matter, as they are replaced.
     behind = {name: node for name, node in makers.items() if name not in values}
     return all(
         node.op_type in _EXACT or ends_the_way(node) or not node.input

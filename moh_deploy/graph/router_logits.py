@@ -20,6 +20,7 @@ from moh_deploy.package.manifest import LayerInfo
 PORTS = tuple(port.name for port in MOH_ROUTER.inputs)
 """The inputs of MoHRouter, in their order."""
 
+# A Transpose may move tokens; these may not.
 _KEEP_ORDER = WEIGHING | {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -56,6 +57,7 @@ def router_logits(
     graph: onnx.GraphProto, layers: tuple[LayerInfo, ...]
 ) -> tuple[RouterLogits | None, ...]:
     """Return where each layer's router reads its logits; None for one of plain operators."""
+    # Of the main graph: routers stand in no branch.
     nodes = {node.name: node for node in graph.node if node.name}
     routers = router_nodes(graph, layers)
     return tuple(
@@ -76,6 +78,7 @@ def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) 
     return RouterLogits(
         path=layer.path,
         node=router.name,
+        # An optional input that is left out has an empty name.
         logits={port: name for port, name in zip(PORTS, router.input, strict=False) if name},
         gates=router.output[0],
         attributes={one.name: _value(one) for one in router.attribute},
@@ -89,6 +92,7 @@ def _in_order(graph: onnx.GraphProto, gates: str, made: str) -> bool:
     """Tell whether nothing on the way from what a router made to the gates moves a token."""
     # Weighing operators have the gates as their first input; none of these moves a token.
     makers = {name: node for node in graph.node for name in node.output}
+    # From the recorded gates backwards, as long as operators keep the tokens in place.
     while gates != made and gates in makers and makers[gates].op_type in _KEEP_ORDER:
         gates = makers[gates].input[0]
     return gates == made
@@ -107,6 +111,7 @@ def _made_by(graph: onnx.GraphProto, name: str) -> str | None:
         for attribute in node.attribute:
             inner = {one.name: one.output[0] for one in all_nodes(attribute.g)}
             if name in inner:
+                # Output i of an If is output i of either branch.
                 returned = [value.name for value in attribute.g.output]
                 return str(node.output[returned.index(inner[name])])
     return None

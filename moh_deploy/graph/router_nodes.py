@@ -24,7 +24,9 @@ def router_nodes(graph: onnx.GraphProto, layers: tuple[LayerInfo, ...]) -> tuple
     where `lost_at` says that there is none."""
     makers = makers_of(graph)
     return tuple(
-        _router_of(layer.gates, makers) if layer.router_replaced else None for layer in layers
+        # The manifest knows whether there is one: a search without would find a neighbour's.
+        _router_of(layer.gates, makers) if layer.router_replaced else None
+        for layer in layers
     )
 
 
@@ -37,6 +39,7 @@ def lost_at(graph: onnx.GraphProto, layer: LayerInfo) -> str:
     makers = makers_of(graph)
     met: list[str] = []
     value = layer.gates
+    # Along the first inputs, to name what a reader sees when looking at the graph.
     while value in makers and not ends_the_way(makers[value]):
         met.append(operator_text(makers[value]))
         value = next(iter(reads(makers[value])), "")
@@ -90,6 +93,7 @@ def _router_of(gates: str, makers: Mapping[str, onnx.NodeProto]) -> str | None:
 
 def ends_the_way(node: onnx.NodeProto) -> bool:
     """Tell whether a node mixes tokens, or is a custom operator: nothing behind it is looked at."""
+    # An If ends the way, too, if a branch of it does.
     inner = [one for attribute in node.attribute for one in all_nodes(attribute.g)]
     return any(
         one.op_type in CONTRACTIONS or base_domain(one.domain) is not None for one in (node, *inner)

@@ -1,4 +1,4 @@
-"""Operators that ask whether inputs are of one certain size."""
+"""Find the operators that ask whether inputs have one certain size."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from moh_deploy.graph.router_nodes import SIZES, makers_of
 
+# What computes sizes of sizes: integers that hang on shapes alone.
 _ARITHMETIC = (
     *("Add", "Cast", "Concat", "Constant", "Div", "Flatten", "Gather", "Identity", "Max", "Min"),
     *("Mod", "Mul", "Neg", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze"),
@@ -39,13 +40,16 @@ def size_questions(graph: onnx.GraphProto) -> Iterator[SizeQuestion]:
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
+                # Exporters write numbers as initializers or as Constant nodes.
                 constants[node.output[0]] = attribute.t
     # Shape(x) -> Gather -> Equal 1, say.
     for node in graph.node:
         if node.op_type == "Equal" and all(_is_size(one, makers, constants) for one in node.input):
             known = [constants[name] for name in node.input if name in constants]
             numbers = [np.ravel(numpy_helper.to_array(one)).tolist() for one in known]
+            # 0 and -1 are marks for empty or open axes, not sizes.
             sizes = tuple(int(number) for one in numbers for number in one if number > 0)
+            # An Equal of constants alone has one answer at every size.
             if sizes and len(known) < len(node.input):
                 yield SizeQuestion(node.output[0], node, sizes)
 
@@ -60,4 +64,5 @@ def _is_size(
     node = makers.get(value)
     if node is None or node.op_type not in (*SIZES, *_ARITHMETIC):
         return False
+    # Shape itself may be of anything; arithmetic has to be of sizes all the way.
     return node.op_type in SIZES or all(_is_size(one, makers, constants) for one in node.input)

@@ -31,6 +31,7 @@ def with_switches(model: ir.Model, rules: Mapping[str, NodeRule]) -> bool:
     Raises:
         PackageError: A rule speaks of a dimension that no input has.
     """
+    # A rule of one domain needs no If: `choose_layers` has moved that node.
     by_size = {name: rule for name, rule in rules.items() if rule.domain is None}
     conditions = _conditions(model, by_size.values()) if by_size else {}
     switched = [node for node in model.graph if node.name in by_size]
@@ -44,6 +45,7 @@ def without_switches(model: ir.Model) -> bool:
     switches = [node for node in model.graph if _is_switch(node)]
     for node in switches:
         _unswitch(node)
+    # From the last to the first, as each condition is read by those behind it.
     for node in reversed(list(model.graph)):
         if (node.name or "").startswith(CONDITION_PREFIX):
             model.graph.remove(node, safe=True)
@@ -75,6 +77,7 @@ def _switch(node: ir.Node, condition: ir.Value) -> None:
     graph, name = node.graph, node.name
     assert isinstance(graph, ir.Graph)
     assert name is not None
+    # Both branches hold the same node in other domains; the kernel's keeps the name.
     dense = _copied(node, with_base(node.domain, DENSE_DOMAIN), dense_twin(name))
     sparse = _copied(node, node.domain, name)
     branches = {
@@ -91,6 +94,7 @@ def _switch(node: ir.Node, condition: ir.Value) -> None:
     )
     for branch in branches.values():
         for value in branch.outputs:
+            # Names are unique in a model, branches included.
             value.name = f"{value.name} ({branch.name})"
     _replace(graph, node, switch)
 
@@ -99,6 +103,7 @@ def _unswitch(switch: ir.Node) -> None:
     graph, inner = switch.graph, _kernel_node(switch)
     assert isinstance(graph, ir.Graph)
     node = _copied(inner, inner.domain, inner.name or "")
+    # The If has the names that readers know.
     for value, outer in zip(node.outputs, switch.outputs, strict=True):
         value.name = outer.name
     for branch in [one.as_graph() for one in switch.attributes.values()]:
@@ -138,6 +143,7 @@ def _branch(node: ir.Node, name: str) -> ir.Graph:
 def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     graph.insert_after(old, new)
     for before, after in zip(old.outputs, new.outputs, strict=True):
+        # Readers and outputs move over before the old node goes, or it could not be removed.
         before.replace_all_uses_with(after, replace_graph_outputs=True)
     graph.remove(old, safe=True)
 
@@ -148,6 +154,7 @@ def _conditions(model: ir.Model, rules: Iterable[NodeRule]) -> dict[str, ir.Valu
     conditions = {str(rule): made.of(rule) for rule in rules}
     for node in made.nodes:
         # Before all other nodes, as they stand now: in the order in which they were made.
+        # Each in front of the node that was first: so they stay in their order.
         model.graph.insert_before(made.first, node)
     return conditions
 
@@ -167,6 +174,7 @@ class _Conditions:
         # forwards, as `dense if seq<=64, else (kernel if seq<=512, else dense)`.
         is_dense: ir.Value | None = None
         text = rule.otherwise
+        # From the last range to the first: each one decides before what was built so far.
         for size, at_most, domain in reversed(rule.ranges):
             text = f"{domain} if {size}<={at_most}, else {text}"
             holds = self._holds(size, at_most)
@@ -184,6 +192,7 @@ class _Conditions:
             holds = self._value(f"not {holds.name}", "Not", [holds])
         if otherwise is None:
             return holds
+        # dense if it holds: holds or otherwise; kernel if it holds: not holds and otherwise.
         return self._value(f"[{text}]", "Or" if dense_if_holds else "And", [holds, otherwise])
 
     def _holds(self, size: str, at_most: int) -> ir.Value:
@@ -191,6 +200,7 @@ class _Conditions:
         value, text = self._dim(first), first
         for name in others:
             text = f"{text}*{name}"
+            # A product of dimensions, `batch*seq`, one factor after the other.
             value = self._value(text, "Mul", [value, self._dim(name)])
         bound = self._number(at_most)
         return self._value(f"{size}<={at_most}", "LessOrEqual", [value, bound])
@@ -202,6 +212,7 @@ class _Conditions:
         # An axis may hold `2*past + 1`: the dimension is what solves that.
         source, axis, expr = self._axes[name]
         size = self._value(str(expr), "Shape", [source], start=axis, end=axis + 1)
+        # The axis is multiplier * dimension + offset.
         if expr.offset:
             less = self._number(expr.offset)
             size = self._value(f"({expr})-({expr.offset})", "Sub", [size, less])
@@ -215,6 +226,7 @@ class _Conditions:
     def _value(
         self, meaning: str, op: str, inputs: Sequence[ir.Value], **attributes: int | list[int]
     ) -> ir.Value:
+        # The meaning is also the name: readers of a model can tell what a condition asks.
         if meaning not in self._values:
             value = self._values[meaning] = ir.Value(name=f"{CONDITION_PREFIX}{meaning}")
             self.nodes.append(ir.node(op, inputs, attributes, outputs=[value], name=value.name))

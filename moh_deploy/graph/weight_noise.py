@@ -43,9 +43,11 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
     # The weight W becomes the initializer W.exact, and nodes make W of it: readers stay as they
     # are. The nodes stand in front of all others, since a graph is sorted.
     weights = _weights(graph, names)
+    # The noisy weight takes the name, so the nodes need no change.
     noise = [node for seed, one in enumerate(weights) for node in _noise(one, seed)]
     for one in weights:
         one.name = _exact(one.name)
+    # Copies, since clearing the field takes the originals along.
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
     del graph.node[:]
     graph.node.extend([*noise, *nodes])
@@ -88,6 +90,7 @@ def _noise(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
     # finite + infinite = W: only the finite part moves, and inf - inf never arises.
     name, limits = weight.name, _limits(weight.data_type)
     yield helper.make_node("Cast", [_exact(name)], [f"{name}.wide"], to=TensorProto.FLOAT)
+    # What is beyond the limits is split off, and added again at the end as it was.
     yield _node("Clip", name, "wide", *limits, output="finite")
     yield _node("Sub", name, "wide", f"{name}.finite", output="infinite")
     yield from _drawn(weight, seed)
@@ -103,8 +106,10 @@ def _drawn(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
     """Numbers of _DRAWN in the shape of the weight, from a place of its own on."""
     # Each weight starts at a place of its own in the numbers drawn, 7919 (a prime) behind the last.
     name, size = weight.name, math.prod(weight.dims)
+    # Another prime: weights begin at places of their own in the drawn row.
     start = seed * 7919 % _DRAWN_SIZE
     for part, numbers in {
+        # As many copies of the row as the weight has numbers for, from its place on.
         "times": [1, -(-(start + size) // _DRAWN_SIZE)],
         "start": [start],
         "stop": [start + size],

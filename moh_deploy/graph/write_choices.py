@@ -44,9 +44,11 @@ def write_choices(
     choose_layers(model, layers)
     with PackageWriter(output) as writer:
         if MODEL_DATA_NAME in package.manifest.files:
+            # Choices change no weight, so a gigabyte of them is linked and not written again.
             writer.bring_along(package, MODEL_DATA_NAME)
             ir.save(model, writer.path(MODEL_NAME))
         else:
             save_with_weights(model, writer.path(MODEL_NAME))
+        # `ops` counts domains, which the choices have changed.
         manifest = replace(package.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning)
         return writer.finish(manifest, package.vectors, package.corpus)

@@ -44,6 +44,7 @@ class _Casts:
         # written last: until then FLOAT on a value means that it takes part.
         nodes = [node for node in self.graph if self._has_floats(node)]
         wanted = {node: _FLOAT if self.plan.stays_float32(node) else self.low for node in nodes}
+        # Output to the dtype that its node makes; a value that is not here keeps its own.
         produced = {
             output: wanted[node]
             for node in nodes
@@ -52,6 +53,7 @@ class _Casts:
         }
         for node in nodes:
             for index, value in enumerate(node.inputs):
+                # Inputs that take part get the node's dtype, all others stay in float32.
                 if value is not None and value.dtype == _FLOAT and is_lowered(node, index):
                     have = produced.get(value, _FLOAT)
                     node.replace_input_with(index, self._in(value, have, wanted[node]))
@@ -60,6 +62,7 @@ class _Casts:
                     node.replace_input_with(index, self._in(value, have, _FLOAT))
         self._read_by_subgraphs(produced)
         self._keep_outputs(produced)
+        # Last, since the checks above ask for float32.
         for value, dtype in produced.items():
             value.dtype = dtype
         dropped = self._drop_unread_weights()
@@ -92,6 +95,7 @@ class _Casts:
         made = cast.outputs[0]
         made.name, made.dtype, made.shape = name, want, value.shape
         producer = value.producer()
+        # An input of the model: its Cast comes before all readers.
         if producer is None:
             self.graph.insert_before(self.graph[0], cast)
         else:
@@ -108,6 +112,7 @@ class _Casts:
 
     def _read_by_subgraphs(self, produced: dict[ir.Value, ir.DataType]) -> None:
         """Keep in float32 what an inner graph reads of this one."""
+        # Branches are not planned, so they read what they were written for.
         for value in [one for one, dtype in produced.items() if dtype != _FLOAT]:
             for node, index in list(value.uses()):
                 if node.graph is not self.graph:
@@ -117,6 +122,7 @@ class _Casts:
         for index, output in enumerate(self.graph.outputs):
             if produced.get(output, output.dtype) == self.low and output.dtype == _FLOAT:
                 name = output.name
+                # The output keeps name and dtype; the low value behind it gets another name.
                 original = self._in(output, self.low, _FLOAT)
                 output.name = f"{name}.{self.plan.low}"
                 original.name = name
@@ -124,6 +130,7 @@ class _Casts:
 
     def _drop_unread_weights(self) -> bool:
         outputs, weights = set(self.graph.outputs), self.graph.initializers
+        # The float32 weight is gone once every reader has the low one.
         unread = [n for n, value in weights.items() if not value.uses() and value not in outputs]
         for name in unread:
             del weights[name]

@@ -143,19 +143,26 @@ def plan_precision(
     # In execution order: whether a node follows one in float32 is known when it is met. Products
     # end that: they take float16 from whatever made it, and the cast costs less than the product.
     limit = largest_allowed(low)
+    # With all that leads to them: in bfloat16 a position of 4000 is a multiple of 16, which is more
+    # than two turns of the fastest angle.
     angles = _ancestors(node for node in model.graph if node.op_type in _ANGLES)
     scores = _makers_of_scores(model)
     float32: dict[ir.Node, str] = {}
     forced: set[ir.Node] = set()
+    # In execution order: what follows a node in float32 is decided after it.
     for node in model.graph:
         reason = (
+            # From reasons that hold for the operator to those of its numbers.
             _own_reason(node, angles, gates)
             or ("a router ranks what is made of it" if node in scores else None)
             or _undefined(node, model.opset_imports, low)
             or _overflow(node, largest, limit)
         )
+        # An operator between two in float32 would cast down and up again for nothing. Products end
+        # it: there is the work that lower precision saves.
         if reason is None and not _is_product(node) and _follows(node, forced):
             reason = "it follows one that is in float32"
+        # In float32, and without drawing its readers along.
         if reason is None and node.op_type in SOURCES:
             float32[node] = "it depends on no activation"
         if reason is not None:
@@ -169,12 +176,15 @@ def _own_reason(node: ir.Node, angles: set[ir.Node], gates: frozenset[str]) -> s
         return "an angle is made of it"
     if _is_moh(node):
         return STAYS_FLOAT32.get(node.op_type)
+    # Gates decide which heads run: rounding could make 0 of a small one, or another choice.
     if any(value.name in gates for value in node.outputs):
         return "gates"
+    # Casts are put into the main graph only.
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
         return "it holds a graph of its own"
     if node.domain not in ("", "ai.onnx"):
         return f"an operator of domain {node.domain}, which nothing is known of"
+    # A Cast from integers: indices and lengths beyond 2048 are not exact in float16.
     if node.op_type == "Cast" and not _floats(node.inputs):
         return _COUNTS
     return STAYS_FLOAT32.get(node.op_type)
@@ -186,6 +196,7 @@ def _undefined(node: ir.Node, opsets: Mapping[str, int], low: LowType) -> str | 
         return None
     version = opsets[node.domain]
     schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    # Of inputs that take float32 and float16 all have to take the low dtype.
     types = [formal.types for formal in (*schema.inputs, *schema.outputs) if _takes_floats(formal)]
     if any(f"tensor({low})" not in one for one in types):
         return f"ONNX defines {node.op_type} for no {low} in opset {version}"
@@ -198,6 +209,7 @@ def _takes_floats(formal: onnx.defs.OpSchema.FormalParameter) -> bool:
 
 def _overflow(node: ir.Node, largest: Mapping[str, float], limit: float) -> str | None:
     for value in (*node.inputs, *node.outputs):
+        # A mask of -1e9 may stay in float32 while its node computes in float16.
         if value is None or value.name is None or _is_exempt(node, value):
             continue
         recorded = largest.get(value.name, 0.0)
@@ -220,6 +232,7 @@ def is_lowered(node: ir.Node, index: int) -> bool:
 
 
 def _follows(node: ir.Node, forced: set[ir.Node]) -> bool:
+    # One is enough: both operands of an Add have to be of one dtype.
     producers = (value.producer() for value in _floats(node.inputs))
     return any(producer in forced for producer in producers if producer is not None)
 
@@ -241,6 +254,7 @@ def _floats(values: object) -> Iterator[ir.Value]:
 def _makers_of_scores(model: ir.Model) -> set[ir.Node]:
     """Return what brings logits to the scores that a router ranks, element by element."""
     routers = [node for node in model.graph if node.op_type == op_names.ROUTER]
+    # Sigmoid, division by a temperature and the like between the logits and the router.
     return _ancestors(iter(routers), through=SCORING) - set(routers)
 
 
