@@ -57,6 +57,7 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
         Y in float64.
     """
     arrays = [None if a is None else a.astype(np.float64) for a in inputs]
+    # Inputs that a node does not list are absent.
     arrays += [None] * (len(REQUIRED) + len(OPTIONAL) - len(arrays))
     heads = int(attributes["num_heads"])
     query, key, value, pooled_key, pooled_value = (_split(a, heads) for a in arrays[:5])
@@ -65,6 +66,7 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
         query, key, pooled_key = (_unit(a, epsilon) for a in (query, key, pooled_key))
     gates_BNH = _present(arrays[5])
     embedding_HD, scale_HN, window_bias_HL, pooled_bias_HNP, tokens_HDL, offset_HL = arrays[6:]
+    # -1 outside of the image reads the last token; `inside_NL` takes that out again.
     neighbour_NL = _neighbours(attributes)
     inside_NL = neighbour_NL >= 0
 
@@ -72,20 +74,25 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     for b, h in np.ndindex(query.shape[:2]):
         q, k, v = query[b, h], key[b, h], value[b, h]
         with np.errstate(all="ignore"):
+            # Scores take the embedded and scaled query, window_tokens the plain one.
             s = (q + _of(embedding_HD, h, 0.0)) * np.reshape(_of(scale_HN, h, 1.0), (-1, 1))
             window_NL = np.einsum("nd,nld->nl", s, k[neighbour_NL]) + _of(window_bias_HL, h, 0.0)
             window_NL = np.where(inside_NL, window_NL, -np.inf)
             pooled_NP = s @ pooled_key[b, h].T + _of(pooled_bias_HNP, h, 0.0)
+            # One softmax over L places and P pooled tokens: [N, L + P].
             weights = _softmax(np.concatenate([window_NL, pooled_NP], axis=1))
             window_weights, pooled_weights = np.split(weights, [neighbour_NL.shape[1]], axis=1)
 
+            # Behind the softmax: positional weights that do not depend on keys.
             if tokens_HDL is not None:
                 window_weights = window_weights + q @ tokens_HDL[h]
             window_weights = window_weights + _of(offset_HL, h, 0.0)
+            # 0 outside of the image, where window_tokens and window_offset give weights, too.
             products_NLD = window_weights[:, :, None] * v[neighbour_NL]
             window_ND = np.where(inside_NL[:, :, None], products_NLD, 0.0).sum(axis=1)
             gate = gates_BNH[b, :, h, None]
             attended = window_ND + pooled_weights @ pooled_value[b, h]
+            # 0 for a closed head whatever it computes: 0 * NaN would be NaN.
             output_BNHD[b, :, h] = np.where(gate == 0, 0, gate * attended)
     return (output_BNHD.reshape(*output_BNHD.shape[:2], heads * query.shape[3]),)
 
@@ -94,6 +101,7 @@ def _neighbours(attributes: Attributes) -> np.ndarray:
     """The token at each place of each token's window [N, L]; -1 outside the image."""
     height, width = int(attributes["height"]), int(attributes["width"])
     kernel_height, kernel_width = int(attributes["kernel_height"]), int(attributes["kernel_width"])
+    # Row by row, tokens and places alike.
     neighbours = np.full((height * width, kernel_height * kernel_width), -1)
     for y, x, i, j in np.ndindex(height, width, kernel_height, kernel_width):
         row, column = y + i - kernel_height // 2, x + j - kernel_width // 2
@@ -119,6 +127,7 @@ def _unit(array: np.ndarray, epsilon: float) -> np.ndarray:
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
+    # A token is always in its own window, so there is a score to take the maximum of.
     exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights: np.ndarray = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return weights

@@ -40,12 +40,14 @@ class AggregatedAttentionVariant:
 
     def parameters(self) -> tuple[str, ...]:
         """Return the names of all inputs up to the last present one."""
+        # A node lists its inputs up to the last one, those left out in between included.
         last = max((OPTIONAL.index(name) for name in self.optional), default=-1)
         return (*REQUIRED, *OPTIONAL[: last + 1])
 
     def places(self) -> list[tuple[int, int]]:
         """Return row and column of each place of the window, row by row."""
         height, width = self.kernel
+        # As `window_bias`, [H, L], counts its L places.
         return [(row, column) for row in range(height) for column in range(width)]
 
     def indices(self) -> range:
@@ -73,6 +75,7 @@ def function_body(variant: AggregatedAttentionVariant, *, opset: int) -> onnx.Fu
         ExportError: The opset is older than 18.
     """
     check_opset(op_names.AGGREGATED_ATTENTION, opset)
+    # Text in the ONNX text format. Each fragment makes the names that later ones read.
     steps = [
         _CONSTANTS,
         _operands(variant),
@@ -99,6 +102,7 @@ def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) ->
     return function_body(variant_of(inputs, attributes), opset=opset)
 
 
+# A Reshape copies a size with 0 and infers one with -1, so batch and head size may be dynamic.
 _CONSTANTS = """
     zero = Constant <value_float = 0.0> ()
     minus_infinity = Constant <value_float = -inf> ()
@@ -125,6 +129,7 @@ _CONSTANTS = """
 
 def _operands(variant: AggregatedAttentionVariant) -> str:
     """Operands in float32, with a head axis where it counts: [B, N, H, D] or [B, P, H, D]."""
+    # Values are not here: only what scores are made of is normalised.
     vectors = {"Q": "query", "K": "key", "pooled_K": "pooled_key"}
     epsilon = "epsilon = Constant <value_float: float = @epsilon> ()" if variant.normalize else ""
     return f"""
@@ -142,6 +147,7 @@ def _vectors(given: str, name: str, normalize: bool) -> str:
         {name}_float = Cast <to = 1> ({given})
         {name}_raw = Reshape ({name}_float, split_shape)
     """
+    # The largest of length and epsilon, as torch.nn.functional.normalize divides.
     if not normalize:
         return f"{raw} {name} = Identity ({name}_raw)"
     return f"""
@@ -155,6 +161,7 @@ def _vectors(given: str, name: str, normalize: bool) -> str:
 def _score_query(variant: AggregatedAttentionVariant) -> str:
     """score_query [B, N, H, D] = (query + embedding) * scale."""
     embedding = scale = ""
+    # An absent input costs an Identity, which runtimes drop.
     embedded, scaled = "Identity (query)", "Identity (embedded_query)"
     if "query_embedding" in variant.optional:
         embedding = "embedding = Cast <to = 1> (query_embedding)"
@@ -171,6 +178,7 @@ def _score_query(variant: AggregatedAttentionVariant) -> str:
 
 def _corners(variant: AggregatedAttentionVariant) -> str:
     """Where the image lies that a place of the window sees, in the padded one."""
+    # Only corners differ from place to place: the slices are all as large as the image.
     return _each(
         f"""
         start_{place} = Constant <value_ints = [{row}, {column}]> ()
@@ -185,6 +193,7 @@ def _moved(name: str, variant: AggregatedAttentionVariant) -> str:
 
     Outside of the image it is 0.
     """
+    # Half a window on each side, so that every place of every token lies in the padded image.
     rows, columns = (size // 2 for size in variant.kernel)
     # ONNX Runtime up to 1.24 does not see that `value_ints` are of one dimension.
     pads = f"int64[8] {{0, {rows}, {columns}, 0, 0, {rows}, {columns}, 0}}"
@@ -218,6 +227,7 @@ def _inside(variant: AggregatedAttentionVariant) -> str:
 
 def _window_scores(variant: AggregatedAttentionVariant) -> str:
     """window_scores [B, N, H, L]; -inf outside of the image."""
+    # score [B, N, H, 1] at one place: the query times the key that stands there, summed over D.
     place_scores = _each(
         f"""
         product_{place} = Mul (query_image, key_{place})
@@ -226,6 +236,7 @@ def _window_scores(variant: AggregatedAttentionVariant) -> str:
         """
         for place in variant.indices()
     )
+    # Without a bias 0 takes its place, so that places outside of the image get -inf all the same.
     biased = "window_bias" in variant.optional
     return f"""
         query_image = Reshape (score_query, image_shape)
@@ -241,6 +252,7 @@ def _window_scores(variant: AggregatedAttentionVariant) -> str:
 
 def _weights(variant: AggregatedAttentionVariant) -> str:
     """softmax_window [B, H, N, L] and pooled_weights [B, H, N, P]: one softmax over both."""
+    # [B, H, N, L] and [B, H, N, P] side by side: the softmax is over both at once.
     pooled_scores = "Identity (pooled_products)"
     pooled_bias = ""
     if "pooled_bias" in variant.optional:
@@ -265,6 +277,7 @@ def _weights(variant: AggregatedAttentionVariant) -> str:
 
 def _window_weights(variant: AggregatedAttentionVariant) -> str:
     """window_weights [B, N, H, L] = softmax_window + query @ window_tokens + window_offset."""
+    # Behind the softmax: these weights need not add up to 1.
     tokens, offset = "", ""
     steered, shifted = "Identity (softmax_window)", "Identity (steered_window)"
     if "window_tokens" in variant.optional:
@@ -292,6 +305,7 @@ def _window_weights(variant: AggregatedAttentionVariant) -> str:
 
 def _attended(variant: AggregatedAttentionVariant) -> str:
     """heads [B, N, H, D]: weighed values of the window and of the pooled image."""
+    # value [B, N, H, D] of one place times its weight [B, N, H, 1].
     weighed = _each(
         f"""
         beside_{place} = Reshape (value_{place}, tokens_shape)
@@ -299,6 +313,7 @@ def _attended(variant: AggregatedAttentionVariant) -> str:
         """
         for place in variant.indices()
     )
+    # As many sums as places, and no [B, N, H, L, D] in memory.
     count = len(variant.places())
     return f"""
         {_all("weight", variant)} = Split <axis = -1, num_outputs = {count}> (window_weights)

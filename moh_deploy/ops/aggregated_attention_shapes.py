@@ -8,6 +8,7 @@ from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, kn
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
 
 _OP = op_names.AGGREGATED_ATTENTION
+# In the order of the op's inputs. Axes of one letter have one size in all of them.
 _SHAPES: dict[str, tuple[str, ...]] = {
     "Q": ("B", "N", "H*D"),
     "K": ("B", "N", "H*D"),
@@ -48,9 +49,11 @@ def aggregated_attention_shape_rule(
         ExportError: An attribute, dtype, rank or size does not fit the others.
     """
     tensors = _tensors(inputs)
+    # Ranks first: the sizes below are read by axis.
     for name, tensor in tensors.items():
         check_dtype(_OP, name, tensor, FLOAT_TYPES if name == "Q" else (tensors["Q"].dtype,))
         check_rank(_OP, name, tensor, (len(_SHAPES[name]),))
+    # One size for each letter, against which every axis is checked.
     sizes = _sizes(tensors, attributes)
     for name, tensor in tensors.items():
         for axis, got in zip(_SHAPES[name], tensor.shape, strict=True):
@@ -60,6 +63,7 @@ def aggregated_attention_shape_rule(
 
 def _tensors(inputs: TensorTypes) -> dict[str, TensorType]:
     """Return the inputs that are present, by name."""
+    # A node may list fewer inputs than the op has.
     given = dict(zip(_SHAPES, inputs, strict=False))
     for name in REQUIRED:
         required(_OP, name, given.get(name))
@@ -78,10 +82,12 @@ def _sizes(tensors: dict[str, TensorType], attributes: Attributes) -> dict[str, 
         )
     if isinstance(hidden, int):
         sizes["D"] = hidden // num_heads
+    # Known by an embedding [H, D] or window_tokens [H, D, L] where the last axis is dynamic.
     elif isinstance(sizes["D"], int):
         sizes["H*D"] = num_heads * sizes["D"]
     if sizes["P"] == 0:
         raise ExportError(f"{_OP}: pooled_K has no tokens; expected at least 1.")
+    # Attributes fix H, N and L, so only B, P and D may be dynamic.
     window = int(attributes["kernel_height"]) * int(attributes["kernel_width"])
     tokens = int(attributes["height"]) * int(attributes["width"])
     return sizes | {"H": num_heads, "N": tokens, "L": window}

@@ -49,16 +49,19 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     key_BHTD = _with_head_axis(inputs[1], kv_num_heads)
     value_BHTD = _with_head_axis(inputs[2], kv_num_heads)
     gates_BSH = _float64(inputs[3])
+    # In full size, for reading: kernels and function bodies never make it.
     bias_BHST = _bias(inputs, attributes, query_BHSD.shape, key_BHTD.shape[2])
 
     output_BHSD = np.empty((*query_BHSD.shape[:3], value_BHTD.shape[3]))
     for b, h in np.ndindex(query_BHSD.shape[:2]):
+        # Grouped-query attention: neighbouring query heads share a key/value head.
         shared = h // (q_num_heads // kv_num_heads)
         scores = float(attributes["scale"]) * _dot(query_BHSD[b, h], key_BHTD[b, shared].T)
         weights = _softmax_or_zero(scores, bias_BHST[b, h])
         heads = _dot(weights, value_BHTD[b, shared])
         gate = gates_BSH[b, :, h, None]
         with np.errstate(invalid="ignore"):
+            # 0 for a closed head whatever its output is: 0 * NaN would be NaN.
             output_BHSD[b, h] = np.where(gate == 0, 0, gate * heads)
 
     if np.ndim(inputs[0]) == 4:  # type: ignore[arg-type]
@@ -86,9 +89,11 @@ def _bias(
     bias = np.zeros((batch, num_heads, seq_len, kv_len))
     mask = inputs[4] if len(inputs) > 4 else None
     if mask is not None:
+        # Broadcast to [B, H, S, T]; in a bool mask True means seen.
         bias += np.where(mask, 0.0, -np.inf) if mask.dtype == bool else _float64(mask)
     if attributes["is_causal"]:
         for s in range(seq_len):
+            # The last query stands at the last key, so with cached keys the first is at T - S.
             position = s + kv_len - seq_len
             bias[:, :, s, max(position + 1, 0) :] = -np.inf
     return bias
@@ -96,9 +101,12 @@ def _bias(
 
 def _softmax_or_zero(scores: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Softmax over the keys [S, T]; a query that sees no key has weight 0 for each."""
+    # softmax over nothing but -inf is 0 / 0: such a query attends to nothing.
     blind = np.all(np.isneginf(bias), axis=-1, keepdims=True)
+    # A hidden key stays hidden where its score is NaN or infinite.
     biased = np.where(np.isneginf(bias), -np.inf, scores + bias)
     with np.errstate(invalid="ignore"):
+        # The maximum is taken off, so that exp does not overflow.
         exponentials = np.exp(biased - biased.max(axis=-1, keepdims=True, initial=-np.inf))
         weights = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return np.where(blind, 0.0, weights)

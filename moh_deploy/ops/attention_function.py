@@ -48,11 +48,13 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
     """Return the variant that a node needs; the node must satisfy the shape rule."""
     query, mask = inputs[0], inputs[4] if len(inputs) > 4 else None
     assert query is not None
+    # A bool mask selects, a float mask of any dtype is added: two bodies.
     kind: MaskKind | None = None if mask is None else "bool" if mask.dtype == "bool" else "float"
     return AttentionVariant(
         rank=3 if len(query.shape) == 3 else 4,
         mask=kind,
         is_causal=bool(attributes["is_causal"]),
+        # With as many key/value heads as query heads nothing has to be stacked.
         grouped=attributes["q_num_heads"] != attributes["kv_num_heads"],
     )
 
@@ -67,6 +69,7 @@ def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProt
         ExportError: The opset is older than 18.
     """
     check_opset(op_names.ATTENTION, opset)
+    # The mask is the last input: a body without it does without the parameter.
     inputs = "Q, K, V, gates" + (", attn_mask" if variant.mask else "")
     steps = [
         _CONSTANTS,
@@ -109,6 +112,7 @@ _CONSTANTS = """
 
 def _split_heads(variant: AttentionVariant) -> str:
     """query_BHSD, key_BHDT and value_BHTD in the inputs' dtype, then the operands in float32."""
+    # [B, S, H*D] to [B, H, S, D]; of keys to [B, H, D, T], which the product of scores reads.
     if variant.rank == 3:
         split = """
             q_split_shape = Concat <axis = 0> (keep_two, q_heads, rest)
@@ -146,6 +150,7 @@ _GATES = """
 
 def _position_mask(variant: AttentionVariant) -> str:
     """seen_ST: key t is not in the future of query s, that is t <= s + T - S."""
+    # Range makes positions from sizes at run time, so both lengths may be dynamic.
     if not variant.is_causal:
         return ""
     return """
@@ -168,6 +173,7 @@ def _bias(variant: AttentionVariant) -> str:
 
     Both have the mask's own shape, which seldom has a head axis: nothing is as large as the scores.
     """
+    # By mask and is_causal: what tells which keys are seen, and what their bias is.
     seen, seen_bias = {
         (None, False): ("", ""),
         (None, True): ("seen = Identity (seen_ST)", "zero"),
@@ -176,6 +182,7 @@ def _bias(variant: AttentionVariant) -> str:
         ("float", False): ("", "mask"),
         ("float", True): ("seen = Identity (seen_ST)", "mask"),
     }[variant.mask, variant.is_causal]
+    # Neither mask nor causal: scores are used as they are.
     if not seen_bias:
         return ""
     return f"""
@@ -190,6 +197,7 @@ def _bias(variant: AttentionVariant) -> str:
 
 def _attend(variant: AttentionVariant) -> str:
     """heads_BHSD = softmax(query @ key + bias) @ value."""
+    # Without a bias no query is blind, and an Add is saved.
     masked = variant.mask is not None or variant.is_causal
     if not variant.grouped:
         return f"""
@@ -223,6 +231,7 @@ def _gate(variant: AttentionVariant) -> str:
     Where, not Mul alone: a closed gate also silences NaN and Inf, and a blind query is NaN here
     (softmax over -inf only).
     """
+    # Every query sees a key, so only closed gates have to be silenced.
     if variant.mask is None and not variant.is_causal:
         return """
             product = Mul (heads_BHSD, gate)
@@ -237,6 +246,7 @@ def _gate(variant: AttentionVariant) -> str:
 
 
 def _merge_heads(variant: AttentionVariant) -> str:
+    # The heads stay an axis of their own.
     if variant.rank == 4:
         return "Y = CastLike (gated, Q)"
     return """

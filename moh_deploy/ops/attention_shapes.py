@@ -22,13 +22,16 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
     """
     q_num_heads, kv_num_heads = int(attributes["q_num_heads"]), int(attributes["kv_num_heads"])
     _check_heads(q_num_heads, kv_num_heads)
+    # required() refuses a None among them; zip leaves attn_mask to `_check_mask`.
     names = ("Q", "K", "V", "gates")
     query, key, value, gates = (required(_OP, n, t) for n, t in zip(names, inputs, strict=False))
     for name, tensor in zip(names, (query, key, value, gates), strict=True):
         check_dtype(_OP, name, tensor, FLOAT_TYPES if name == "Q" else (query.dtype,))
+        # K and V have the rank of Q; gates are [B, S, Hq] for both.
         ranks = {"Q": (3, 4), "gates": (3,)}.get(name, (len(query.shape),))
         check_rank(_OP, name, tensor, ranks)
 
+    # Each size may be unknown: check_equal compares only what both sides know.
     batch, seq_len, head_dim = _per_head("Q", query, q_num_heads)
     key_batch, kv_len, key_dim = _per_head("K", key, kv_num_heads)
     value_batch, value_len, value_dim = _per_head("V", value, kv_num_heads)
@@ -41,6 +44,7 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
     check_equal(_OP, "number of heads in gates", gates.shape[2], q_num_heads)
     _check_mask(inputs, (batch, q_num_heads, seq_len, known(kv_len, value_len)))
 
+    # The output's sizes are taken from whichever input knows them.
     batch = known(batch, key_batch, value_batch, gates.shape[0])
     seq_len = known(seq_len, gates.shape[1])
     if len(query.shape) == 4:
@@ -50,6 +54,7 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
 
 
 def _check_heads(q_num_heads: int, kv_num_heads: int) -> None:
+    # Groups of query heads are equally large: head h reads h // (Hq / Hkv).
     if q_num_heads % kv_num_heads:
         raise ExportError(
             f"{_OP}: q_num_heads is {q_num_heads}; "
@@ -64,6 +69,7 @@ def _per_head(name: str, tensor: TensorType, num_heads: int) -> tuple[Dim, Dim, 
         check_equal(_OP, f"number of heads in {name}", heads, num_heads)
         return batch, length, head_dim
     batch, length, hidden = tensor.shape
+    # A dynamic last axis tells no head size.
     if not isinstance(hidden, int):
         return batch, length, None
     if hidden % num_heads:
@@ -79,6 +85,7 @@ def _check_mask(inputs: TensorTypes, scores: tuple[Dim, ...]) -> None:
         return
     check_dtype(_OP, "attn_mask", mask, ("bool", *FLOAT_TYPES))
     check_rank(_OP, "attn_mask", mask, (1, 2, 3, 4))
+    # From the last axis, as numpy broadcasts: a mask may lack leading axes.
     for got, expected in zip(reversed(mask.shape), reversed(scores), strict=False):
         if isinstance(got, int) and isinstance(expected, int) and got not in (1, expected):
             raise ExportError(

@@ -42,6 +42,7 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
         X W + bias, [B, S, N], in float64: also where a gate is closed.
     """
     x, weight = (_float64(array) for array in inputs[:2])
+    # Gates are not read: a closed head's query may be anything, so it may be this.
     bias = inputs[3] if len(inputs) > 3 else None
     with np.errstate(invalid="ignore"):
         product = x @ weight
@@ -58,6 +59,7 @@ def open_rows(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     weight, gates = inputs[1], inputs[2]
     assert weight is not None, "a required input is absent"
     assert gates is not None, "a required input is absent"
+    # [B, S, H] to [B, S, H * D]: each head's D columns.
     head_dim = weight.shape[1] // int(attributes["num_heads"])
     return (np.repeat(gates != 0, head_dim, axis=-1),)
 
@@ -91,6 +93,7 @@ MOH_QUERY_PROJECTION = OPS.register(
         outputs=(OutputSpec("Q", "T", "[B, S, H*D]; unspecified where the gate is 0."),),
         attributes=_ATTRIBUTES,
         reference=reference,
+        # Kernels skip queries of closed heads; what is there is compared by nobody.
         specified=open_rows,
         shape_rule=query_shape_rule,
         variant=variant_of,

@@ -32,6 +32,8 @@ class ProjectionVariant:
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> ProjectionVariant:
     """Return the variant that a node needs; the node must satisfy the shape rule."""
+    # Gates decide nothing here: what a closed head gets is unspecified, and may as well be
+    # computed.
     x, _, _, bias = (*inputs, None)[:4]
     assert x is not None, "a required input is absent"
     return ProjectionVariant(half=x.dtype != "float32", biased=bias is not None)
@@ -49,6 +51,7 @@ def function_body(op_name: str, variant: ProjectionVariant, *, opset: int) -> on
     """
     check_opset(op_name, opset)
     output = _OUTPUTS[op_name]
+    # The gates are a parameter, since nodes give them, and read by kernels alone.
     inputs = "X, W, gates" + (", bias" if variant.biased else "")
     steps = _half(variant, output) if variant.half else _full(variant, output)
     text = f"""
@@ -77,6 +80,7 @@ def _full(variant: ProjectionVariant, output: str) -> str:
 
 
 def _half(variant: ProjectionVariant, output: str) -> str:
+    # Products and sums in float32, as kernels accumulate, and rounded once at the end.
     sum_ = (
         "wide_bias = Cast <to = 1> (bias) sum = Add (product, wide_bias)"
         if variant.biased

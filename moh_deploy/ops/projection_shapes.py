@@ -35,13 +35,16 @@ def _shape_rule(
 ) -> tuple[TensorType, ...]:
     """`heads_axis`: which axis of W the heads divide."""
     num_heads = int(attributes["num_heads"])
+    # Filled up, as a node may leave the bias out.
     *given, bias = (*inputs, None, None, None, None)[:4]
     x, weight, gates = (required(op, n, t) for n, t in zip(("X", "W", "gates"), given, strict=True))
     for name, tensor in zip(_RANKS, (x, weight, gates, bias), strict=True):
         if tensor is not None:
             check_dtype(op, name, tensor, FLOAT_TYPES if name == "X" else (x.dtype,))
             check_rank(op, name, tensor, (_RANKS[name],))
+    # Columns of the query's W are H*D, rows of the output's.
     _check_heads(op, num_heads, heads_axis, weight.shape[heads_axis == "columns"])
+    # X [B, S, rows of W]; gates [B, S, H]; bias [columns of W].
     check_equal(op, "number of rows of W", weight.shape[0], x.shape[2])
     check_equal(op, "batch size of gates", gates.shape[0], x.shape[0])
     check_equal(op, "length of gates", gates.shape[1], x.shape[1])

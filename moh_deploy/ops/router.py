@@ -46,8 +46,10 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     top_k, num_shared_heads = int(attributes["top_k"]), int(attributes["num_shared_heads"])
     num_routed = 0 if routed is None else routed.shape[2]
 
+    # 1 is right for shared heads without logits.
     gates = np.ones((batch, seq_len, num_shared_heads + num_routed))
     for b, s in np.ndindex(batch, seq_len):
+        # Views of one token's gates: what is written there is in the result.
         shared_gates, routed_gates = np.split(gates[b, s], [num_shared_heads])
         if shared is not None:
             shared_gates[:] = num_shared_heads * _softmax(shared[b, s])
@@ -55,6 +57,7 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
             weighted = attributes["gate_mode"] == "weighted"
             routed_gates[:] = _routed_gates(_softmax(routed[b, s]), top_k, weighted=weighted)
         if stage is not None:
+            # Times 2, so that the mean of both is 1.
             shared_weight, routed_weight = 2 * _softmax(stage[b, s])
             shared_gates *= shared_weight
             routed_gates *= routed_weight
@@ -69,6 +72,7 @@ def _routed_gates(probabilities: np.ndarray, top_k: int, *, weighted: bool) -> n
     chosen[order[:top_k]] = True
     if not weighted:
         return chosen.astype(np.float64)
+    # Normalised over the chosen heads; eps where all their probabilities have underflowed.
     kept = np.where(chosen, probabilities, 0)
     gates: np.ndarray = top_k * kept / max(kept.sum(), np.finfo(np.float32).eps)
     return gates
@@ -76,6 +80,7 @@ def _routed_gates(probabilities: np.ndarray, top_k: int, *, weighted: bool) -> n
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     wide = logits.astype(np.float64)
+    # The maximum is taken off, so that exp does not overflow.
     exponentials = np.exp(wide - wide.max())
     probabilities: np.ndarray = exponentials / exponentials.sum()
     return probabilities

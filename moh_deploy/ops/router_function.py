@@ -37,6 +37,7 @@ class RouterVariant:
 
     def inputs(self) -> tuple[str, ...]:
         """Return the names of the inputs that are present."""
+        # Without logits shared gates are all 1, and need no input.
         present = (self.routed != "none", self.shared == "softmax", self.staged)
         return tuple(name for name, there in zip(_INPUTS, present, strict=True) if there)
 
@@ -44,6 +45,7 @@ class RouterVariant:
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> RouterVariant:
     """Return the variant that a node needs; the node must satisfy the shape rule."""
     routed, shared, stage = (*inputs, None, None, None)[:3]
+    # `gate_mode` is an attribute, and a function cannot branch on it: it selects the body.
     mode: Literal["weighted", "mask"] = "mask" if attributes["gate_mode"] == "mask" else "weighted"
     ones: SharedGates = "ones" if int(attributes["num_shared_heads"]) else "none"
     return RouterVariant(
@@ -63,8 +65,10 @@ def function_body(variant: RouterVariant, *, opset: int) -> onnx.FunctionProto:
         ExportError: The opset is older than 18, or the variant has no input.
     """
     check_opset(op_names.ROUTER, opset)
+    # Nothing would tell how many tokens there are.
     if not variant.inputs():
         raise ExportError("MoHRouter: no function body without logits; got a variant without any.")
+    # The stage first: both kinds of gates are weighed by it.
     steps = [_stage(variant), _routed(variant), _shared(variant), _joined(variant)]
     text = f"""
         <domain: "moh", opset_import: ["" : {opset}]>
@@ -85,6 +89,7 @@ def _parameters(variant: RouterVariant) -> str:
     return ", ".join(_INPUTS[: last + 1])
 
 
+# top_k and num_shared_heads stay references to attributes, so one body serves layers of all sizes.
 _CONSTANTS = """
     one_element = Constant <value_ints = [1]> ()
     last_axis = Constant <value_ints = [-1]> ()
@@ -95,6 +100,7 @@ _CONSTANTS = """
 
 def _stage(variant: RouterVariant) -> str:
     """shared_weight and routed_weight [B, S, 1]: together 2 for each token."""
+    # Times 2, so that the mean of both weights is 1.
     if not variant.staged:
         return ""
     return """
@@ -108,6 +114,7 @@ def _stage(variant: RouterVariant) -> str:
 
 def _routed(variant: RouterVariant) -> str:
     """routed_gates [B, S, R] in float32: gates of the chosen heads, put in their places."""
+    # TopK breaks ties toward the lower index, as the op does; softmax is in float32, which ranks.
     if variant.routed == "none":
         return ""
     return f"""
@@ -124,11 +131,13 @@ def _routed(variant: RouterVariant) -> str:
 
 def _chosen_gates(variant: RouterVariant) -> str:
     """chosen_gates [B, S, k]."""
+    # Chosen heads are all 1: probabilities only rank.
     if variant.routed == "mask":
         return """
             chosen_shape = Shape (chosen)
             chosen_gates = ConstantOfShape <value = float[1] {1.0}> (chosen_shape)
         """
+    # epsilon is that of float32: chosen probabilities may all underflow to 0.
     weighed = "Mul (unweighed, routed_weight)" if variant.staged else "Identity (unweighed)"
     return f"""
         epsilon = Constant <value_float = 1.1920928955078125e-07> ()
@@ -143,6 +152,7 @@ def _chosen_gates(variant: RouterVariant) -> str:
 
 def _shared(variant: RouterVariant) -> str:
     """shared_gates [B, S, Sh] in float32."""
+    # Times the number of shared heads, so that the mean of their gates is 1.
     if variant.shared == "none":
         return ""
     if variant.shared == "softmax":
@@ -167,6 +177,7 @@ def _shared(variant: RouterVariant) -> str:
 
 def _joined(variant: RouterVariant) -> str:
     """gates [B, S, Sh + R] in the dtype of the logits."""
+    # Shared heads come first in the gates.
     parts = ["shared_gates"] if variant.shared != "none" else []
     parts += ["routed_gates"] if variant.routed != "none" else []
     return f"""

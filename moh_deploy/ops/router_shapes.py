@@ -22,16 +22,19 @@ def router_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[Tens
     """
     routed, shared, stage = (*inputs, None, None, None)[:3]
     top_k, num_shared_heads = int(attributes["top_k"]), int(attributes["num_shared_heads"])
+    # Attributes and presence first: the sizes below rely on both.
     _check_heads(routed, top_k, num_shared_heads)
     _check_mask_mode(shared, stage, str(attributes["gate_mode"]))
 
     present = _present(inputs)
     batch, seq_len, dtype = _tokens(present)
+    # Dynamic numbers of heads are let through, and only the sum is unknown then.
     num_routed: Dim = 0
     if routed is not None:
         num_routed = routed.shape[2]
         _check_choice(top_k, num_routed)
     if shared is not None:
+        # Logits of no head are a mistake, rather than nothing to do.
         if num_shared_heads == 0:
             raise ExportError(f"{_OP}: shared_logits is given, but num_shared_heads is 0.")
         check_equal(_OP, "last size of shared_logits", shared.shape[2], num_shared_heads)
@@ -57,6 +60,7 @@ def _check_heads(routed: TensorType | None, top_k: int, num_shared_heads: int) -
 
 
 def _check_mask_mode(shared: TensorType | None, stage: TensorType | None, gate_mode: str) -> None:
+    # Weighted gates take all three kinds of logits.
     if gate_mode != "mask":
         return
     for name, value in (("shared_logits", shared), ("stage_logits", stage)):
@@ -85,6 +89,7 @@ def _present(inputs: TensorTypes) -> list[tuple[str, TensorType]]:
 def _tokens(present: list[tuple[str, TensorType]]) -> tuple[Dim, Dim, str]:
     """Return batch size, length and dtype, which all inputs share."""
     dtype = present[0][1].dtype
+    # The first input present sets dtype and sizes for the others.
     for name, tensor in present:
         check_dtype(_OP, name, tensor, FLOAT_TYPES if name == present[0][0] else (dtype,))
         check_rank(_OP, name, tensor, (3,))

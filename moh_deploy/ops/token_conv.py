@@ -54,18 +54,22 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     assert tokens is not None
     assert weight is not None
     if input_bias is not None:
+        # Before the padding: outside of the image X stays 0.
         tokens = tokens + input_bias
     height, width = int(attributes["height"]), int(attributes["width"])
     channels = int(attributes["channels"])
+    # [B, height * width, C or 2*C] to [B, height, width, ...]: tokens are pixels row by row.
     image = tokens.reshape(-1, height, width, tokens.shape[2])
     result = np.empty((len(image), height, width, channels))
     for b, y, x in np.ndindex(result.shape[:3]):
+        # Depthwise: channel c sees its own kernel W[c, 0] alone.
         result[b, y, x] = _pixel(image[b, ..., :channels], weight[:, 0], y, x)
     if bias is not None:
         result += bias
     if attributes["activation"] == "gelu":
         result *= (1 + _erf(result / np.sqrt(2))) / 2
     if attributes["gated"]:
+        # The second half of X, not convolved and not activated.
         result *= image[..., channels:]
     return (result.reshape(len(image), height * width, channels),)
 
@@ -78,6 +82,7 @@ def _pixel(image: np.ndarray, weight: np.ndarray, y: int, x: int) -> np.ndarray:
     height, width, channels = image.shape
     total = np.zeros(channels)
     for i, j in np.ndindex(weight.shape[1:]):
+        # The centre of the kernel lies on the pixel.
         row, column = y + i - weight.shape[1] // 2, x + j - weight.shape[2] // 2
         if 0 <= row < height and 0 <= column < width:
             total += weight[:, i, j] * image[row, column]

@@ -29,12 +29,14 @@ class TokenConvVariant:
 
     def key(self) -> str:
         """Return the variant's name, such as `bias_gelu_gated`."""
+        # The names of the fields are those of the variant's parts.
         parts = [name for name in ("bias", "input_bias", "gelu", "gated") if getattr(self, name)]
         return "_".join(parts) or "plain"
 
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> TokenConvVariant:
     """Return the variant that a node needs; the node must satisfy the shape rule."""
+    # Absent inputs at the end of a node are not listed at all.
     bias, input_bias = (*inputs[2:], None, None)[:2]
     return TokenConvVariant(
         bias=bias is not None,
@@ -54,6 +56,7 @@ def function_body(variant: TokenConvVariant, *, opset: int) -> onnx.FunctionProt
         ExportError: The opset is older than 18.
     """
     check_opset(op_names.TOKEN_CONV, opset)
+    # Before input_bias the bias has to be a parameter, whether it is read or not.
     biases = ", bias, input_bias" if variant.input_bias else ", bias" if variant.bias else ""
     text = f"""
         <domain: "moh", opset_import: ["" : {opset}]>
@@ -70,6 +73,7 @@ def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) ->
 
 def _tokens(variant: TokenConvVariant) -> str:
     """tokens [B, N, C], and gate [B, N, C] if gated, in float32."""
+    # Before the convolution, so that padding outside of the image stays 0.
     if variant.input_bias:
         features = """
             unbiased = Cast <to = 1> (X)
@@ -78,6 +82,7 @@ def _tokens(variant: TokenConvVariant) -> str:
         """
     else:
         features = "features = Cast <to = 1> (X)"
+    # [B, N, 2*C] to two of [B, N, C].
     if not variant.gated:
         return f"{features} tokens = Identity (features)"
     return f"{features} tokens, gate = Split <axis = -1, num_outputs = 2> (features)"
@@ -85,6 +90,8 @@ def _tokens(variant: TokenConvVariant) -> str:
 
 def _convolved(variant: TokenConvVariant) -> str:
     """convolved [B, N, C]."""
+    # Conv takes [B, C, height, width]: the C channels are its groups, each with a kernel of its
+    # own.
     bias, argument = (
         ("bias_float = Cast <to = 1> (bias)", ", bias_float") if variant.bias else ("", "")
     )
@@ -111,6 +118,7 @@ def _convolved(variant: TokenConvVariant) -> str:
 
 def _activated(variant: TokenConvVariant) -> str:
     """activated [B, N, C]."""
+    # v * (1 + erf(v / sqrt(2))) / 2, spelt out: Gelu is an operator from opset 20 on only.
     if not variant.gelu:
         return "activated = Identity (convolved)"
     return """

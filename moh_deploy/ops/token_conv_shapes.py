@@ -28,7 +28,9 @@ def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[
 
     channels = int(attributes["channels"])
     num_tokens = int(attributes["height"]) * int(attributes["width"])
+    # Gated: the second half of the channels is the gate, and is not convolved.
     halves = 2 if attributes["gated"] else 1
+    # Tokens are pixels row by row: [B, height * width, halves * C].
     check_equal(_OP, "number of tokens of X", tokens.shape[1], num_tokens)
     check_equal(_OP, "last size of X", tokens.shape[2], halves * channels)
     _check_weight(weight, channels)
@@ -36,6 +38,7 @@ def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[
         check_equal(_OP, "size of bias", bias.shape[0], channels)
     if input_bias is not None:
         check_equal(_OP, "size of input_bias", input_bias.shape[0], halves * channels)
+    # Fixed by the attributes where the input does not know its number of tokens.
     shape = (tokens.shape[0], known(tokens.shape[1], num_tokens), channels)
     return (TensorType(tokens.dtype, shape),)
 
@@ -57,5 +60,6 @@ def _check_weight(weight: TensorType, channels: int) -> None:
     check_equal(_OP, "first size of W", weight.shape[0], channels)
     check_equal(_OP, "second size of W", weight.shape[1], 1)
     for side, extent in zip(("height", "width"), weight.shape[2:], strict=True):
+        # An even kernel has no centre that could lie on the pixel.
         if isinstance(extent, int) and extent % 2 == 0:
             raise ExportError(f"{_OP}: kernel {side} is {extent}; expected an odd number.")
