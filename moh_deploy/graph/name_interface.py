@@ -27,11 +27,10 @@ def name_interface(
     # All values, not just inputs: shapes of later ones are expressions of the same symbols.
     for value in _values(model.graph):
         if value.shape is not None:
-            # Inputs get the expression that was asked for, `past+1` say, and not what the exporter
-            # made of it.
             value.shape = ir.Shape([_renamed(dim, symbols) for dim in value.shape])
     for value, axes in zip(model.graph.inputs, dims, strict=True):
         assert value.shape is not None
+        # Inputs get the expression that was asked for, `past+1` say, not what the exporter made.
         value.shape = ir.Shape(
             [str(axes[axis]) if axis in axes else dim for axis, dim in enumerate(value.shape)]
         )

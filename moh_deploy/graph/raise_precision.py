@@ -21,7 +21,7 @@ _FLOAT = ir.DataType.FLOAT
 
 @dataclass(frozen=True)
 class Raised:
-    """What a graph computed in before it was raised, and where its weights come from now.
+    """The nodes that computed in low precision before a graph was raised, and its weights' origin.
 
     Attributes:
         low: First output of each node that computed in the lower precision.

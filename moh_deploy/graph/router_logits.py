@@ -104,7 +104,7 @@ def _value(attribute: onnx.AttributeProto) -> int | str:
 
 
 def _made_by(graph: onnx.GraphProto, name: str) -> str | None:
-    """Return what a node makes, as the main graph calls it: the node may be in a branch."""
+    """Return the main graph's name of a node's result: the node itself may be in a branch."""
     for node in graph.node:
         if node.name == name:
             return str(node.output[0])

@@ -31,7 +31,7 @@ def router_nodes(graph: onnx.GraphProto, layers: tuple[LayerInfo, ...]) -> tuple
 
 
 def lost_at(graph: onnx.GraphProto, layer: LayerInfo) -> str:
-    """Return what stands where a layer's MoHRouter should be, in words.
+    """Name the operators that stand where a layer's MoHRouter should be.
 
     Args:
         layer: A layer of a replaced router that `router_nodes` does not find.

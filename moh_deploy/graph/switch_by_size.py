@@ -154,7 +154,6 @@ def _conditions(model: ir.Model, rules: Iterable[NodeRule]) -> dict[str, ir.Valu
     conditions = {str(rule): made.of(rule) for rule in rules}
     for node in made.nodes:
         # Before all other nodes, as they stand now: in the order in which they were made.
-        # Each in front of the node that was first: so they stay in their order.
         model.graph.insert_before(made.first, node)
     return conditions
 

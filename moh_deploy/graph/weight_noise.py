@@ -72,7 +72,7 @@ def weight_noise(step: float, draw: int) -> dict[str, Array]:
 
 
 def _weights(graph: onnx.GraphProto, names: Collection[str] | None) -> list[onnx.TensorProto]:
-    """Return what moves. Single numbers stay: they are constants, not rounded weights."""
+    """Return the weights that move. Single numbers stay: they are constants, not weights."""
     return [
         one
         for one in graph.initializer

@@ -49,6 +49,6 @@ def write_choices(
             ir.save(model, writer.path(MODEL_NAME))
         else:
             save_with_weights(model, writer.path(MODEL_NAME))
-        # `ops` counts domains, which the choices have changed.
+        # `ops` lists domains, which the choices have changed.
         manifest = replace(package.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning)
         return writer.finish(manifest, package.vectors, package.corpus)

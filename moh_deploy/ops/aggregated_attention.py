@@ -134,7 +134,7 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _of(array: np.ndarray | None, head: int, neutral: float) -> np.ndarray | float:
-    """What an optional input holds for a head, or what leaves the result as it is."""
+    """Return an optional input's part for a head, or the neutral value where it is absent."""
     if array is None:
         return neutral
     part: np.ndarray = array[head]

@@ -177,7 +177,7 @@ def _score_query(variant: AggregatedAttentionVariant) -> str:
 
 
 def _corners(variant: AggregatedAttentionVariant) -> str:
-    """Where the image lies that a place of the window sees, in the padded one."""
+    """Corners, in the padded image, of the part that each place of the window sees."""
     # Only corners differ from place to place: the slices are all as large as the image.
     return _each(
         f"""

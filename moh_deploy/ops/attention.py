@@ -84,7 +84,7 @@ def _with_head_axis(array: np.ndarray | None, num_heads: int) -> np.ndarray:
 def _bias(
     inputs: Arrays, attributes: Attributes, query_shape: tuple[int, ...], kv_len: int
 ) -> np.ndarray:
-    """What is added to the scores [B, H, S, T]: -inf where a key is hidden, else 0 or the mask."""
+    """Return the bias of scores [B, H, S, T]: -inf where a key is hidden, else 0 or the mask."""
     batch, num_heads, seq_len, _ = query_shape
     bias = np.zeros((batch, num_heads, seq_len, kv_len))
     mask = inputs[4] if len(inputs) > 4 else None

@@ -55,7 +55,7 @@ def _float64(array: np.ndarray | None) -> np.ndarray:
 
 
 def open_rows(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
-    """Return which elements of Q [B, S, H*D] are specified: those of open heads."""
+    """Return a mask of the elements of Q [B, S, H*D] that are specified: those of open heads."""
     weight, gates = inputs[1], inputs[2]
     assert weight is not None, "a required input is absent"
     assert gates is not None, "a required input is absent"

@@ -72,7 +72,7 @@ def _routed_gates(probabilities: np.ndarray, top_k: int, *, weighted: bool) -> n
     chosen[order[:top_k]] = True
     if not weighted:
         return chosen.astype(np.float64)
-    # Normalised over the chosen heads; eps where all their probabilities have underflowed.
+    # Normalised over the chosen heads: their gates have the mean 1.
     kept = np.where(chosen, probabilities, 0)
     gates: np.ndarray = top_k * kept / max(kept.sum(), np.finfo(np.float32).eps)
     return gates

@@ -137,7 +137,7 @@ def _chosen_gates(variant: RouterVariant) -> str:
             chosen_shape = Shape (chosen)
             chosen_gates = ConstantOfShape <value = float[1] {1.0}> (chosen_shape)
         """
-    # epsilon is that of float32: chosen probabilities may all underflow to 0.
+    # Shares of what the chosen heads have together; the least divisor is the op's own.
     weighed = "Mul (unweighed, routed_weight)" if variant.staged else "Identity (unweighed)"
     return f"""
         epsilon = Constant <value_float = 1.1920928955078125e-07> ()

@@ -20,7 +20,7 @@ CHOICES: tuple[Choice, ...] = ("dense", "sparse", "projected")
 
 
 def choices_for(layer: LayerInfo) -> tuple[Choice, ...]:
-    """Return what may be chosen for a layer, the plainest first; nothing if it was not replaced."""
+    """Return the choices that a layer has, the plainest first; none if it was not replaced."""
     if layer.node is None:
         return ()
     # `projected` needs projections that are nodes of their own.
@@ -28,7 +28,7 @@ def choices_for(layer: LayerInfo) -> tuple[Choice, ...]:
 
 
 def current_choice(layer: LayerInfo, sizes: Mapping[str, int] | None = None) -> Choice | None:
-    """Return how a layer is run; where nobody chose, kernels run all that they can.
+    """Return the choice by which a layer runs; where nobody chose, kernels run all that they can.
 
     Args:
         layer: The layer.
@@ -123,7 +123,7 @@ def without_ranges(layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
 
 
 def asked_choice(layer: LayerInfo, choices: Mapping[str, str]) -> str | None:
-    """Return what somebody's choices without ranges ask of a layer, whether it has that or not."""
+    """Return the choice that is asked of a layer without a range, whether it has that or not."""
     return choices.get(layer.path, choices.get("all"))
 
 

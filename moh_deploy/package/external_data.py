@@ -27,7 +27,7 @@ def check_external_data(root: Path, manifest: Manifest, model: ModelOutline) -> 
     if not model.external:
         return
     for tensor in model.external:
-        # ONNX allows any path here, `../../etc/passwd` too.
+        # A path, relative to the model, that could lead out of the package.
         location = tensor.entries.get("location", "")
         if location != MODEL_DATA_NAME:
             raise PackageError(

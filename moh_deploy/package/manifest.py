@@ -178,7 +178,7 @@ class Float32Node:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far some numbers are apart from others: the root mean square, and the largest."""
+    """The size of differences: their root mean square, and the largest of them."""
 
     __pydantic_config__ = _STRICT
 
@@ -188,7 +188,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class LayerRounding:
-    """How far rounding moves what one layer computes.
+    """The distances that rounding moves the values of one layer.
 
     Attributes:
         scores: What its router ranks; None where that is not known.
@@ -240,7 +240,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The measurements that the choices of the layers rest on.
+    """The grounds of the layers' choices: measurements, or what somebody gave.
 
     Attributes:
         source: `measured` on a machine, or `given` by somebody.

@@ -64,7 +64,7 @@ def looks_like_manifest(path: Path) -> bool:
 
 @functools.cache
 def _adapter() -> TypeAdapter[Manifest]:
-    """Made once: it takes longer than reading a manifest."""
+    """Return the decoder of manifests, made once: that takes longer than reading one."""
     return TypeAdapter(Manifest)
 
 
@@ -82,7 +82,7 @@ def _read(path: Path) -> dict[str, object]:
 
 
 def _digest(content: Mapping[str, object]) -> str:
-    """Of what is said, not of how it is laid out: docs/package-format.md describes it."""
+    """Digest the content of a manifest, whatever its layout: see docs/package-format.md."""
     # Sorted keys and no spaces: the digest survives another layout of the same content.
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -56,7 +56,7 @@ class ExternalTensor:
 
 @dataclass(frozen=True)
 class ModelOutline:
-    """What model.onnx declares.
+    """The declarations of a model.onnx.
 
     Attributes:
         inputs: Of the main graph, by name, in order, weights left out.
@@ -122,7 +122,7 @@ _LARGEST_FIELD = (1 << 29) - 1
 
 @functools.cache
 def _fields_by_message() -> dict[str, _Fields]:
-    """Return what is to be looked at, for every message that a model is made of."""
+    """Return the fields to look at, for every message that a model is made of."""
     found: dict[str, _Fields] = {}
     # The descriptors of the installed onnx are the list of messages, so none is forgotten here.
     pending: list[Any] = [onnx.ModelProto.DESCRIPTOR]
@@ -308,14 +308,14 @@ def _parsed(parse: Callable[[bytes], Any], content: bytes) -> Any:
 
 
 def _external(content: bytes) -> ExternalTensor:
-    """Of such a tensor little but its place is in model.onnx."""
+    """Parse a tensor whose data lies elsewhere: little but its place is in model.onnx."""
     tensor = _parsed(onnx.TensorProto.FromString, content)
     entries = {one.key: one.value for one in tensor.external_data}
     return ExternalTensor(tensor.name, entries, _num_bytes(tensor))
 
 
 def _num_bytes(tensor: onnx.TensorProto) -> int | None:
-    """Return what a tensor's shape and dtype take; None where nothing can."""
+    """Return the bytes of a tensor by shape and dtype; None where no data can have these."""
     try:
         bits = int(ir.DataType(tensor.data_type).itemsize * 8)
     except (ValueError, TypeError, KeyError):  # unknown; text, whose elements are of any length

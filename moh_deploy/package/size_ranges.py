@@ -25,7 +25,7 @@ def is_in(one: SizeRange, sizes: Mapping[str, int]) -> bool:
 
 
 def measure(size: str, sizes: Mapping[str, int]) -> int:
-    """Return what `batch*seq` is at some sizes."""
+    """Compute a product of dimensions, such as `batch*seq`, at some sizes."""
     # A single name is a product of one.
     return math.prod(sizes[name] for name in size.split("*"))
 

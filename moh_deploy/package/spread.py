@@ -17,7 +17,7 @@ def spread(difference: Array) -> Spread:
 
 
 def fingerprint_spread(difference: Array, reference: Array) -> Spread:
-    """Return how far fingerprints are apart, as a share of the root mean square of the reference.
+    """Measure how far fingerprints are apart, as a share of the reference's root mean square.
 
     Args:
         difference: [..., NUMBERS] of tokens.

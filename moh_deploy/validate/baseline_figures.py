@@ -33,7 +33,6 @@ def parity_figures(report: ParityReport, file: Path) -> tuple[Figure, ...]:
 
 def _against(reference: str, parts: Sequence[ParityReport]) -> Iterator[Figure]:
     # Against something else the same figures say something else.
-    # Against another reference a figure means something else, so the reference is part of its name.
     against = "" if reference == RECORDED else f" against {reference}"
     layers = [layer for one in parts for layer in one.layers]
     judged = [one for part in parts for one in part.outputs if one.tolerance is not None]

@@ -15,7 +15,7 @@ def corpus_reference(corpus: Sequence[CorpusSample]) -> RecordedReference:
 
 
 def recorded_from(corpus: Sequence[CorpusSample]) -> str:
-    """Return what recorded the samples, in words."""
+    """Name the models that recorded the samples, in the words of a report."""
     return ", ".join(dict.fromkeys(one.reference for one in corpus))
 
 

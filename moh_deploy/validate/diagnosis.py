@@ -1,4 +1,4 @@
-"""Where an error enters a model, read from a run to which the reference gates were fed.
+"""Find where an error enters a model, from a run to which the reference gates were fed.
 
 What is fed is right, so an error shows first where it is made, and in what is behind that. For each
 layer it is known, in this order, what its router ranked, its gates, and what its attention
@@ -169,9 +169,9 @@ def _behind(layers: Sequence[LayerParity], outputs: Sequence[OutputParity]) -> s
     if wrong:
         place = f"no later than the router of layer '{wrong[0]}'"
         earlier = [one.path for one in layers[: _index(layers, wrong[0])]]
+        # If the layer right before it was compared, it agrees, so the error lies between the two.
         if earlier and earlier[-1] not in unseen:
             return f"the error is behind the attention of layer '{earlier[-1]}', and {place}"
-        # If the layer right before it was compared, it agrees, so the error lies between the two.
         return f"the error first shows {place}"
     if unseen:
         return (

@@ -20,7 +20,7 @@ from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
 
 @dataclass(frozen=True)
 class ProvenRun:
-    """How well a package agrees with the original model, run in one way.
+    """The agreement of a package with the original model, run in one way.
 
     Attributes:
         vector_sets: How many runs of the original were compared.

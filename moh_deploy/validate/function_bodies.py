@@ -1,4 +1,4 @@
-"""What a package's own function bodies compute, as vectors: outputs, gates, and their margins.
+"""Record runs of a package's own function bodies as vectors: outputs, gates and margins.
 
 That is a reference for kernels and for what a runtime makes of the graph. It does not say that the
 package equals the original model.

@@ -1,4 +1,4 @@
-"""What a package is measured on: recorded inputs, or the user's."""
+"""The inputs that a package is measured on: recorded ones, or the user's."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ class Judge:
     def _found(
         self, case: Case, index: int, got: Mapping[str, Array], named: Named = str
     ) -> LayerValuesFound:
-        """Return what a run shows of a layer, of all tokens."""
+        """Collect a layer's gates, scores and fingerprint from a run, of all tokens."""
         gates = got.get(named(self.package.manifest.layers[index].gates))
         # Without references to compare with, inner values would be returned for nothing.
         if not self.has_inner:
@@ -293,7 +293,7 @@ class Judge:
     def _compared(
         self, case: Case, index: int, named: Named, got: Mapping[str, Array]
     ) -> LayerValuesFound:
-        """Return what a run with noise shows of a layer, of the tokens that count."""
+        """Collect a layer's values from a run with noise, of the tokens that count."""
         found = self._found(case, index, got, named)
         name = self.package.manifest.layers[index].gates
         return LayerValuesFound(
@@ -385,7 +385,7 @@ def _selected(
     references: Sequence[Array | None],
     index: int,
 ) -> tuple[Array | None, Array | None]:
-    """Return what counts of a layer's value on both sides; None where the reference has none."""
+    """Select the tokens that count of a layer's value and of its reference; None without one."""
     reference = references[index] if references else None
     if reference is None:
         return None, None

@@ -36,7 +36,7 @@ EXPORT_AGAIN = (
 
 @dataclass(frozen=True)
 class LayerReference:
-    """What is expected of one layer.
+    """The reference values of one layer.
 
     Attributes:
         path: The layer.
@@ -144,7 +144,7 @@ def incomparable_layer(path: str, vectors: str, reason: str | None) -> LayerPari
 
 @dataclass(frozen=True)
 class _Choice:
-    """What became of each token's choice of heads, [B, S] or [T] each.
+    """The verdict on each token's choice of heads, [B, S] or [T] each.
 
     Attributes:
         clear: Its margin is no near-tie.
@@ -266,7 +266,7 @@ def _within_bound(scores: Array, chosen: BoolArray, wanted: BoolArray, bound: fl
     last = np.where(kept, wide, np.inf).min(axis=-1, keepdims=True)
     first = np.where(kept, -np.inf, wide).max(axis=-1, keepdims=True)
     # Dropped heads may be less than the bound above the best unchosen score, added ones less than
-    # that below the last chosen score; a NaN is neither.
+    # that below the last chosen score; a NaN is outside.
     dropped = kept & ~taken & ~(wide - first < bound)
     added = taken & ~kept & ~(last - wide < bound)
     # Heads in front of the candidates are not ranked, so no tie exchanges them.
@@ -372,7 +372,7 @@ def _spread_compared(what: str, error: Spread, limit: Spread, floor: Spread | No
 
 
 def _judged_by(choice: _Choice, scores: _Compared) -> JudgedBy:
-    """Return what the verdict on a layer's router rests on."""
+    """Tell whether the verdict on a router rests on choices, on scores, or on nothing."""
     tokens = choice.clear.size
     if not tokens:
         return "nothing"

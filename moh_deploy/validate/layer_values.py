@@ -21,7 +21,7 @@ ROUTED = "routed_logits"
 
 @dataclass(frozen=True)
 class LayerValues:
-    """Where one layer's inner values are, and how to read them.
+    """The names of one layer's inner values in a model, and the means to read them.
 
     Attributes:
         gates: Name of the gates.
@@ -47,11 +47,11 @@ class LayerValues:
 
     @property
     def names(self) -> list[str]:
-        """What a session has to return."""
+        """The inner values that a session has to return."""
         return [name for name in (self.gates, self.logits, self.attention) if name is not None]
 
     def scores(self, results: Mapping[str, Array], tokens: tuple[int, ...]) -> Array | None:
-        """Return what the router ranked, [B, S, candidates] in float32.
+        """Return the scores that the router ranked, [B, S, candidates] in float32.
 
         Args:
             results: What the session returned.

@@ -154,7 +154,7 @@ def _absent(name: str, package: OnnxPackage, found: Sequence[VectorSet]) -> Iter
 
 
 def _scores(known: VectorSet, layer: int, found: Array | None) -> Array | None:
-    """Return what the model that ran ranked; where it is not known, what was recorded."""
+    """Return the scores of the model that ran; where they are not known, those recorded."""
     return known.scores[layer] if found is None and layer < len(known.scores) else found
 
 

@@ -1,4 +1,4 @@
-"""How far rounding alone moves a model: the floor that errors are judged by.
+"""Measure how far rounding alone moves a model: the floor that errors are judged by.
 
 Of a model in float32 the export measured it on the original, and the manifest has it. Of one in
 half precision it is measured here, on the package, which is verified without PyTorch, with the
@@ -46,7 +46,7 @@ not by 0.29."""
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """How far rounding noise moves the values of one run.
+    """The distances that rounding noise moves the values of one run.
 
     Attributes:
         outputs: Of each output; infinite where noise makes a number infinite or NaN. Outputs that
@@ -97,7 +97,7 @@ def recorded_floor(
 
 @dataclass(frozen=True)
 class NoisyResults:
-    """What a model returned with its weights as they are, and with noise.
+    """The results of a model with its weights as they are, and with noise.
 
     Attributes:
         exact: By name.
@@ -110,7 +110,7 @@ class NoisyResults:
     rounded: Mapping[str, Array] | None = None
 
     def selected(self, select: Callable[[Mapping[str, Array]], dict[str, Array]]) -> NoisyResults:
-        """Return what counts of all results."""
+        """Reduce all results to the elements that count."""
         rounded = None if self.rounded is None else select(self.rounded)
         return NoisyResults(select(self.exact), [select(one) for one in self.drawn], rounded)
 
@@ -129,7 +129,7 @@ class NoisyResults:
         )
 
     def move(self, name: str, *, only_chosen: bool = False) -> Spread:
-        """Return how far rounding moves a value.
+        """Measure how far rounding moves a value.
 
         Args:
             only_chosen: Only elements count that are not 0 in either run: gates of heads.
@@ -144,7 +144,7 @@ class NoisyResults:
         return _together(from_exact(*self.drawn), rounded)
 
     def of_layer(self, show: Callable[[Mapping[str, Array]], LayerValuesFound]) -> LayerRounding:
-        """Return how far rounding moves what is known of a layer.
+        """Measure how far rounding moves the known values of a layer.
 
         Args:
             show: Returns what results show of it.

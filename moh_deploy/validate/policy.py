@@ -19,7 +19,7 @@ _ACCURACY_NUMBERS = ("max_drop", "max_relative_drop", "min_samples")
 
 @dataclass(frozen=True)
 class Policy:
-    """What counts as equal.
+    """The tolerances of outputs, layers and metrics.
 
     Attributes:
         tolerances: A rule for each dtype.

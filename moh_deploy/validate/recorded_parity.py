@@ -1,4 +1,4 @@
-"""Compare a package with its recorded runs: the check before and after a package is made of it."""
+"""Compare a package with its recorded runs, for jobs that make a package or engine of it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def require_equal(package: OnnxPackage) -> None:
 
 
 def proof_of(parity: ParityReport, package: OnnxPackage) -> Proof:
-    """Return what a comparison with all recorded runs of a package proves."""
+    """Make the proof for a manifest from a comparison with all recorded runs of a package."""
     sizes = tuple(one.sizes for one in package.vectors)
     return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)

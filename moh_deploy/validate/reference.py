@@ -17,7 +17,7 @@ RECORDED = "vectors recorded from the original model"
 
 @dataclass(frozen=True)
 class Answers:
-    """What a reference computes.
+    """The values that a reference computes on samples.
 
     Attributes:
         vectors: One for each sample.
@@ -32,17 +32,17 @@ class Answers:
     without_gates: Mapping[int, str] = field(default_factory=dict)
 
 
+# Checked with isinstance where the user hands one over.
 @runtime_checkable
-# Checked with isinstance where the user hands one over, hence `runtime_checkable`.
 class Reference(Protocol):
     """One side of a comparison."""
 
     @property
     def name(self) -> str:
-        """Where expected values come from, in the words of a report."""
+        """The origin of the expected values, in the words of a report."""
 
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Return what is expected of a package on some samples.
+        """Return the expected values of a package on samples.
 
         Raises:
             MoHDeployError: The reference cannot run, or not on these.
@@ -51,7 +51,7 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class RecordedReference:
-    """What a package holds with its runs: it was recorded when they were added.
+    """The outputs and gates that a package holds for its recorded runs.
 
     Attributes:
         name: What recorded it, in the words of a report.
@@ -60,7 +60,7 @@ class RecordedReference:
     name: str = RECORDED
 
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Return what was recorded."""
+        """Return the recorded values."""
         return Answers(tuple(one.known for one in samples), has_gates=True)
 
 
@@ -71,7 +71,7 @@ class ExpectedOutputs:
     name: str
 
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Return what the files hold.
+        """Return the outputs in the files.
 
         Raises:
             ConfigError: One holds no outputs.

@@ -27,7 +27,7 @@ Against: TypeAlias = str | Path | Reference | InferenceRunner
 def references(
     against: Sequence[Against], subject: Subject, recorded: Reference
 ) -> tuple[Reference, ...]:
-    """Return what words and paths name, references, and runners of Polygraphy's, in their order.
+    """Turn words, paths, references and Polygraphy runners into references, in their order.
 
     Args:
         recorded: What the word `recorded` names.

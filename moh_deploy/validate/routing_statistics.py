@@ -62,7 +62,7 @@ class MarginBin:
 
 @dataclass(frozen=True)
 class MarginHistogram:
-    """How clear the choices of a layer are.
+    """A histogram of how clear the choices of a layer are.
 
     Attributes:
         path: The layer.
@@ -103,7 +103,7 @@ class ClassLoad:
 
 @dataclass(frozen=True)
 class RoutingStatistics:
-    """What routers did, one entry for each layer whose gates are known.
+    """Counts of the routers' choices, one entry for each layer whose gates are known.
 
     Attributes:
         head_loads: Over all vector sets.

@@ -73,7 +73,7 @@ def read_samples(
 
 
 def label(name: str, sizes: Mapping[str, int]) -> str:
-    """Return how reports call a run: `0 (batch=2)`."""
+    """Return a run's label in reports: `0 (batch=2)`."""
     text = ", ".join(f"{dim}={size}" for dim, size in sizes.items())
     return f"{name} ({text})" if text else name
 
@@ -127,7 +127,7 @@ def valid_tokens_of(
     manifest: Manifest,
     tokens: str | None,
 ) -> ValidTokens | None:
-    """Return which tokens of a run are valid; None for all.
+    """Find the valid tokens of a run; None for all.
 
     Args:
         known: The run.

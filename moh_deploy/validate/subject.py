@@ -32,22 +32,22 @@ class Subject:
 
     @property
     def root(self) -> Path:
-        """Its directory."""
+        """The directory of the package or engine."""
         return self.model.root
 
     @property
     def name(self) -> str:
-        """What it is, in the words of a report."""
+        """The package or engine in the words of a report."""
         return self.model.name
 
     @property
     def has_gates(self) -> bool:
-        """It returns the gates of its layers. An engine does not."""
+        """Whether it returns the gates of its layers, which an engine does not."""
         return not self.model.is_compiled
 
     @property
     def variants(self) -> Variants | None:
-        """Its variants, if there can be any."""
+        """The variants that can be opened of it; None for an engine."""
         # An engine's graph is fixed: gates cannot be made inputs of it any more.
         if self.model.is_compiled:
             return None

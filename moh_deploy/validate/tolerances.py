@@ -1,4 +1,4 @@
-"""How much a runtime may differ from the reference: one table, each rule with its reason."""
+"""The table of how much a runtime may differ from the reference, each rule with its reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moh_deploy.runtime.base import Runner
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What counts as equal for one dtype.
+    """The errors that are allowed for one dtype.
 
     Attributes:
         relative: A tensor agrees if its largest absolute error is at most `relative * max(1,

@@ -14,7 +14,7 @@ from moh_deploy.system.npz import Array, read_npz
 
 
 class Interface(Protocol):
-    """What inputs have to fit: the manifest of a package, or of an engine."""
+    """The interface that inputs have to fit: the manifest of a package, or of an engine."""
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]: ...
@@ -25,7 +25,7 @@ class Interface(Protocol):
 
 @dataclass(frozen=True)
 class UserVectors:
-    """What a file holds.
+    """The arrays of a user's file.
 
     Attributes:
         sizes: Dimension sizes of the inputs.

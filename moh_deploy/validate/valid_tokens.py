@@ -18,7 +18,7 @@ Dim: TypeAlias = int | str
 
 @dataclass(frozen=True)
 class ValidTokens:
-    """Which tokens of one run count.
+    """A mask of the tokens of one run that count.
 
     Attributes:
         name: The input, or member of the user's file, that says so.
@@ -33,7 +33,7 @@ class ValidTokens:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """How many tokens of all runs were left out.
+    """The number of tokens in all runs, and of those left out.
 
     Attributes:
         name: What said so.
@@ -54,7 +54,7 @@ class TokenCount:
 
 
 class Compared(NamedTuple):
-    """What is compared of a value: the elements of valid tokens, of both sides."""
+    """The elements of a value that are compared: those of valid tokens, of both sides."""
 
     got: Array | None
     reference: Array
@@ -63,7 +63,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenView:
-    """Which elements of each value are compared. Without entries, all are.
+    """The elements of each value that are compared. Without entries, all are.
 
     Attributes:
         selections: Name of an output, or of a layer's gates, to what is compared of it.
@@ -74,7 +74,7 @@ class TokenView:
     notes: tuple[str, ...] = ()
 
     def of(self, name: str, got: Array | None, reference: Array) -> Compared:
-        """Return what is compared; all, where the shapes differ."""
+        """Select the elements that are compared; all, where the shapes differ."""
         # Shapes that differ are reported as such, and not hidden by a selection that does not fit.
         chosen = self.selections.get(name)
         if chosen is None or got is None or got.shape != reference.shape:
@@ -105,7 +105,7 @@ class TokenView:
 
 @dataclass(frozen=True)
 class Selection:
-    """Some of the elements of an array.
+    """A selection of the elements of an array by a mask over some axes.
 
     Attributes:
         axes: Those that the mask is over, ascending.
@@ -181,7 +181,7 @@ def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> T
 
 
 def count_tokens(masks: Sequence[ValidTokens]) -> TokenCount | None:
-    """Return how many tokens there are, and how many are left out; None without masks."""
+    """Count the tokens, and those that are left out; None without masks."""
     return added_tokens(
         [TokenCount(one.name, one.mask.size, int((~one.mask).sum())) for one in masks]
     )

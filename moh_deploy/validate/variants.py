@@ -1,4 +1,4 @@
-"""What `compare` needs to tell errors of kernels, errors of routers, and rounding apart."""
+"""The variants of a model that tell errors of kernels, errors of routers, and rounding apart."""
 
 from __future__ import annotations
 

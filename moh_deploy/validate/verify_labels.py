@@ -84,7 +84,7 @@ class _Round:
 def _references(
     subject: Subject, datasets: Sequence[Dataset], against: Sequence[Against]
 ) -> list[tuple[Reference, Sequence[Dataset]]]:
-    """Return what to compare with, each with the samples that it has an answer for."""
+    """Return the references, each with the samples that it has an answer for."""
     # Without `against`: expected outputs where files hold them, function bodies for the others.
     known = [one for one in datasets if one.samples.expected]
     others = [one for one in datasets if not one.samples.expected]
@@ -97,7 +97,7 @@ def _references(
 
 @dataclass(frozen=True)
 class _Job:
-    """What all comparisons have in common."""
+    """The parts that all comparisons of a verification share."""
 
     subject: Subject
     runner: Runner

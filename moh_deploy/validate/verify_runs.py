@@ -23,7 +23,7 @@ from moh_deploy.validate.subject import Subject
 
 @dataclass(frozen=True)
 class WhatToRun:
-    """Which runs are compared.
+    """The runs to compare.
 
     Attributes:
         inputs: npz files, or directories of them; empty for the recorded runs.

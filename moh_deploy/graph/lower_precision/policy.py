@@ -120,7 +120,7 @@ def largest_number(low: LowType) -> float:
 
 
 def largest_allowed(low: LowType) -> float:
-    """Return how large a recorded value may be for its operator to run in this dtype."""
+    """Return the largest recorded value for which an operator may run in this dtype."""
     return _LARGEST[low] / _HEADROOM
 
 
@@ -252,7 +252,7 @@ def _floats(values: object) -> Iterator[ir.Value]:
 
 
 def _makers_of_scores(model: ir.Model) -> set[ir.Node]:
-    """Return what brings logits to the scores that a router ranks, element by element."""
+    """Return the nodes that make the scores a router ranks from logits, element by element."""
     routers = [node for node in model.graph if node.op_type == op_names.ROUTER]
     # Sigmoid, division by a temperature and the like between the logits and the router.
     return _ancestors(iter(routers), through=SCORING) - set(routers)

@@ -74,7 +74,7 @@ def _of_samples(
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Return how likely a split at least this uneven is if both directions are equally likely.
+    """Return the probability of a split at least this uneven if both directions are equally likely.
 
     Args:
         lost: Samples that the reference alone gets right.

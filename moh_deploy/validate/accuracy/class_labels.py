@@ -13,7 +13,7 @@ from moh_deploy.validate.accuracy.metrics import IntArray
 
 @dataclass(frozen=True)
 class Labelling:
-    """How labels are read.
+    """The conventions by which labels are read.
 
     Attributes:
         ignore: Labels of this number are left out.
@@ -26,7 +26,7 @@ class Labelling:
     shifted: bool = False
 
     def left_out(self, labels: Array) -> int:
-        """Return how many labels are of the number to be ignored."""
+        """Count the labels that have the number to be ignored."""
         return int((labels == self.ignore).sum())
 
     def check(self, labels: Array, logits: Array, output: str) -> None:

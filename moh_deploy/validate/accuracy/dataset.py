@@ -47,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a file holds.
+    """The arrays of a file, and the axis along which each has samples.
 
     Attributes:
         file: The file.
@@ -105,7 +105,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class SampleAxis:
-    """How a model counts samples: the first axis of what it returns.
+    """The size by which a model counts samples: the first axis of its outputs.
 
     Attributes:
         size: A name, or a number if the model takes just so many at once.
@@ -123,7 +123,7 @@ class SampleAxis:
 
 
 def sample_axis(outputs: Sequence[TensorInfo]) -> SampleAxis:
-    """Return how samples are counted.
+    """Find the axis by which a model counts samples.
 
     Args:
         outputs: Those that are scored.

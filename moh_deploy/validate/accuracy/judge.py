@@ -40,7 +40,7 @@ ONE_LOST_ONE_WON = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a metric beside its scores.
+    """The rule, reference and sample places that a metric is judged with.
 
     Attributes:
         against: Where the reference's values come from.
@@ -154,7 +154,7 @@ def _verdict(
 
 
 def _without_score(name: str, paired: PairedScores) -> str:
-    """Return which samples have no finite score, and on which side."""
+    """Name the samples without a finite score, and their side."""
     sides = {"the package": paired.package, "the reference": paired.reference}
     wrong = {side: np.flatnonzero(~np.isfinite(totals)) for side, totals in sides.items()}
     nan = "NaN in the output" if name in BUILT_IN else "the metric gave NaN"

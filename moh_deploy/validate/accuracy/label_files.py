@@ -76,7 +76,7 @@ def _read_csv(path: Path) -> Array:
 
 
 def _column(path: Path, header: list[str]) -> int | None:
-    """Return which column of a file with a header holds labels."""
+    """Return the number of the column that holds labels, by a file's header."""
     names = [name.strip().lower() for name in header]
     found = [i for i, name in enumerate(names) if name in _NAMES]
     if len(names) == 1:

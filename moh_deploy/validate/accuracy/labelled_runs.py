@@ -139,8 +139,8 @@ def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
         return dim
     try:
         return DimExpr.parse(dim, place="output").evaluate(sizes)
-    # An estimate of memory is no reason to fail.
     except (ConfigError, KeyError):
+        # An estimate of memory is no reason to fail.
         return 1
 
 

@@ -94,5 +94,5 @@ class MetricParity:
     @property
     @in_json()
     def difference(self) -> float:
-        """What the package has more than the reference."""
+        """The package's metric minus the reference's."""
         return self.package - self.reference

@@ -38,7 +38,7 @@ class Metric(Protocol):
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """The metric's name in reports."""
 
     @property
     def output(self) -> str | None:
@@ -46,7 +46,7 @@ class Metric(Protocol):
 
     @property
     def better(self) -> Better:
-        """Which values are better."""
+        """Whether higher or lower values are better."""
 
     @property
     def shifted(self) -> bool:

@@ -28,7 +28,7 @@ from moh_deploy.validate.user_vectors import Interface, split_members
 
 @dataclass(frozen=True)
 class LabelledData:
-    """What a task is scored on.
+    """The samples, labels and metrics of a task.
 
     Attributes:
         datasets: One for each file.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AccuracyRule:
-    """What a metric may lose.
+    """The largest loss of a metric that is accepted.
 
     Attributes:
         max_drop: In units of the metric: 0.01 is one point of top-1; None to take the relative one.

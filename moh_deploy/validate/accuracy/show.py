@@ -1,4 +1,4 @@
-"""How values of a metric look in a sentence: shares in percent, differences of them in points."""
+"""Write values of a metric in a sentence: shares in percent, differences of them in points."""
 
 from __future__ import annotations
 

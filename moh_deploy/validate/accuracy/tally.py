@@ -40,7 +40,7 @@ class PairedScores:
 
     @property
     def finite(self) -> NDArray[np.bool_]:
-        """Which samples both sides have a score for, [N]."""
+        """A mask of the samples that both sides have a finite score for, [N]."""
         return np.isfinite(self.reference) & np.isfinite(self.package)
 
     @property
@@ -112,7 +112,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """Which file each sample is in.
+    """The files that samples are from, in order.
 
     Attributes:
         files: What reports call the files, in order.

@@ -1,4 +1,4 @@
-"""What a model is for: labels, and how its outputs are scored with them."""
+"""The task of a model: labels, and the way its outputs are scored with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUILT_IN = ("top-1", "top-5", "perplexity")
 
 @dataclass(frozen=True)
 class Task:
-    """What was asked for.
+    """The labels, metrics and options that a user asked for.
 
     Attributes:
         labels: A file of `label_files`, a member of the inputs files, or the labels themselves.

@@ -63,7 +63,7 @@ class TopK:
 
 
 def _ranks(logits: Array, labels: IntArray) -> IntArray:
-    """Return how many classes come before each label: [P, C] and [P] to [P]."""
+    """Count the classes that rank before each label: [P, C] and [P] to [P]."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)  # [P, 1]
     before = np.arange(logits.shape[1]) < labels[:, None]
     # Ties count by index, as argmax and ONNX's TopK do. NaN is ahead of nothing; `score` finds it.

@@ -41,8 +41,8 @@ class UserMetric:
         given = {self.output: outputs[self.output]} if self.output else dict(outputs)
         try:
             said = np.asarray(self.function(given, labels))
-        # Whatever the user's code raises is the user's to read, and no crash of ours.
         except Exception as error:
+            # Whatever the user's code raises is the user's to read, and no crash of ours.
             raise ConfigError(f"metric '{self.name}' raised {describe_error(error)}.") from error
         if said.shape != (len(labels),) or said.dtype.kind not in "biuf":
             raise ConfigError(

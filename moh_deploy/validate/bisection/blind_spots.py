@@ -133,7 +133,7 @@ class BlindSpots:
         """Tell whether a fault that moves values like this would show in an exact one, if it were
         as large as it takes to make what is wrong."""
         wrong, moves = self.wrong, moved[self.wrong.value]
-        # Infinite or NaN is as visible as it gets.
+        # Infinite, NaN, or no token left that chose the same heads: as visible as it gets.
         if not math.isfinite(moved[exact.value]):
             return True
         if wrong.reaction and moves <= ROUNDING * FLOAT32_STEP * wrong.reaction:
@@ -164,7 +164,7 @@ class BlindSpots:
 
     @cached_property
     def _still(self) -> Mapping[str, Array]:
-        """What is computed without any fault."""
+        """The results of the model without any fault."""
         return self.judge.open(self.model, inner=True).run(self.model.inputs(self.judge.vectors[0]))
 
 

@@ -105,7 +105,7 @@ def checkpoints(
 
 
 def wrong_values(recorded: Sequence[Recorded]) -> tuple[Recorded, ...]:
-    """Return what is not equal; if all is, what is nearest to not being so."""
+    """Return the values that are wrong; if none is, those nearest to their limits."""
     wrong = tuple(one for one in recorded if one.reason is not None)
     if wrong:
         return wrong

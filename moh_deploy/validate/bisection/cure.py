@@ -92,7 +92,7 @@ class Trials:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
         model = self.model(keep)
-        # Keeping nodes in float32 changes the dtype of gates, so they are looked up in each
+        # Keeping nodes in float32 may change the dtype of gates, so they are looked up in each
         # package.
         gates = _gate_types(model, self.form.package) if self.forced else {}
         package = store(model, self.form.package, self.scratch)
@@ -211,8 +211,8 @@ def _rounding(form: Float32Form) -> set[str]:
 
 
 def _rounds(node: ir.Node, form: Float32Form) -> bool:
-    """What only moves numbers rounds if it reads an input, a weight, or a result in float32, which
-    is cast in front of it."""
+    """Tell whether an operator rounds: one that only moves numbers does if it reads an input, a
+    weight, or a result in float32, which is cast in front of it."""
     if node.op_type == "Cast":
         return False
     floats = (one for one in node.inputs if one is not None and one.dtype == ir.DataType.FLOAT)

@@ -20,7 +20,7 @@ _SUMS = ("Add", "Sub", "Sum")
 
 @dataclass(frozen=True)
 class NodeError:
-    """How far a node's result is off, and what it read.
+    """The error of a node's result, beside that of the values it reads.
 
     Attributes:
         place: The node.
@@ -39,7 +39,7 @@ class NodeError:
 
     @property
     def growth(self) -> float:
-        """What the node itself adds; nothing that is known where what it reads is not finite."""
+        """The error that the node itself adds; 0 where the values it reads are not finite."""
         return 0.0 if math.isinf(self.before) else max(self.behind - self.before, 0.0)
 
 

@@ -55,7 +55,7 @@ class Experiments:
 
     @cached_property
     def parity(self) -> ParityReport:
-        """What `verify` says."""
+        """The report of `verify`."""
         return self.compare(self.as_run(self.plain), self.samples)
 
     @cached_property
@@ -70,17 +70,17 @@ class Experiments:
 
     @cached_property
     def recorded(self) -> tuple[Recorded, ...]:
-        """How far the package as it is written is from what was recorded."""
+        """The errors of the package, run as it is written, against the recorded values."""
         return self.judge.judge(self.plain)
 
     @cached_property
     def recorded_as_run(self) -> tuple[Recorded, ...]:
-        """How far it is as the runtime runs it."""
+        """The errors of the package as the runtime runs it."""
         return self.judge.judge(self.as_run(self.plain))
 
     @cached_property
     def reasons(self) -> tuple[str, ...]:
-        """What is not equal, or above the target."""
+        """Sentences on values that are not equal, or above the target."""
         # `verify` has no target, so a run above the target is looked for beside it.
         found = self.parity.reasons
         if self.target is not None:
@@ -110,7 +110,7 @@ class Experiments:
 
     @property
     def believed(self) -> OnnxPackage | None:
-        """What computes what should come out of inputs that were not recorded."""
+        """The package that is trusted to compute the outputs of inputs that were not recorded."""
         return self.reference if self.float32 is None else self.float32.package
 
     @cached_property
@@ -124,18 +124,18 @@ class Experiments:
         return model.run_as(self.kernels, optimize=True)
 
     def right(self, model: ForcedModel) -> bool:
-        """Whether a variant agrees with what was recorded, run in this very way."""
+        """Tell whether a variant agrees with the recorded values, run in this very way."""
         if _reasons(self.judge.judge(model)):
             return False
         # Where single values agree and only the whole is off, the whole has to be compared.
         return not self.adds_up or self.compare(model, self.samples).equal
 
     def allowed(self, model: ForcedModel) -> bool:
-        """Whether a variant is within what the policy allows, whatever the target is."""
+        """Tell whether a variant is within the policy's tolerances, whatever the target is."""
         return not _reasons(replace(self.judge, target=None).judge(model))
 
     def sound(self, model: ForcedModel) -> bool:
-        """Whether a variant is right as it is written, and as it is run if the package was not."""
+        """Tell whether a variant is right as written, and, if the package was not, as it is run."""
         as_run_counts = not self.parity.equal or self.target is not None
         return self.right(model) and (not as_run_counts or self.right(self.as_run(model)))
 

@@ -73,7 +73,7 @@ class ForcedModel:
         return {name: dtype for name, dtype in types.items() if dtype}
 
     def inputs(self, vectors: VectorSet) -> dict[str, Array]:
-        """Return what `open` takes: the model's inputs, and the gates."""
+        """Return the inputs for a runner of `open`: the model's, and the gates."""
         if not self.gates:
             return dict(vectors.inputs)
         # Recorded gates are in the original's dtype, and the graph's may be lower.

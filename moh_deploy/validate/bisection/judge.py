@@ -53,7 +53,7 @@ class Recorded:
 
     @property
     def share(self) -> float:
-        """Of the limit; infinite for NaN and for what cannot be compared."""
+        """The error as a share of the limit; infinite for NaN and for what cannot be compared."""
         if math.isnan(self.error):
             return math.inf
         return self.error / self.limit if self.limit else math.inf if self.error else 0.0
@@ -101,7 +101,7 @@ class Judge:
     def values(
         self, model: ForcedModel, vectors: VectorSet, *, inner: bool
     ) -> tuple[RecordedValue, ...]:
-        """Return what a run of a variant is compared with.
+        """Return the recorded values that a run of a variant is compared with.
 
         Args:
             model: The variant.
@@ -126,7 +126,7 @@ class Judge:
 
     @cached_property
     def _shown(self) -> tuple[LayerValues, ...]:
-        """Where the inner values of the layers are; empty where no run recorded any."""
+        """The names of the layers' inner values; empty where no run recorded any."""
         known = any(one.scores or one.attention for one in self.vectors)
         return layer_values(self.judged.package) if known else ()
 

@@ -53,7 +53,7 @@ class Between:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a model first parts from what it should compute.
+    """The place where a model first parts from its reference.
 
     Attributes:
         cause: `kernel` of a MoH node; `optimisation` of the graph by the runtime; `precision`, what
@@ -91,7 +91,7 @@ class Divergence:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Of that node, or else of the suspects."""
+        """The modules of that node, or else of the suspects."""
         places = self.suspects if self.node is None else (self.node,)
         return tuple(dict.fromkeys(place.module for place in places))
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """What a search ended with.
+    """The result of a search.
 
     Attributes:
         items: A set that passes.
@@ -73,7 +73,7 @@ class MinimalSet(Generic[T]):
         return self.thin((*needed, *rest))
 
     def thin(self, items: Sequence[T]) -> Found[T]:
-        """Return what is left of a set that passes when no single item can be spared any more."""
+        """Leave out items of a set that passes, until no single one can be spared."""
         kept = tuple(items)
         for item in items:
             if self.asked >= self.most:

@@ -88,7 +88,7 @@ def node_differences(
 
 
 def _operator(node: onnx.NodeProto) -> tuple[str, str]:
-    """How a layer runs, and which body its nodes have, makes no other operator of them."""
+    """Return domain and operator of a node, where MoH domains, kernel or not, count as one."""
     return (KERNEL_DOMAIN if base_domain(node.domain) else node.domain, node.op_type)
 
 

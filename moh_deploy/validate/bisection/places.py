@@ -63,7 +63,7 @@ class ModelGraph:
 
     @property
     def own(self) -> int:
-        """How many nodes there are without those that feed gates."""
+        """The number of nodes without those that feed gates."""
         # Nodes that feed gates come last, so the package's own are the first so many.
         return len(self.nodes if self.written is None else self.written.nodes)
 
@@ -102,7 +102,7 @@ class ModelGraph:
         return own or self._nearest_layer(index) or "model"
 
     def _nearest_layer(self, index: int) -> str | None:
-        """Of a node whose name says nothing: the layer that it helps, or else that it is behind.
+        """Return the layer that a node without a telling name helps, or else that it is behind.
 
         What is before all of a layer's queries, keys and values belongs to the one before it.
         """

@@ -19,7 +19,7 @@ STEP = 2.0**-10
 
 
 def measure_reactions(judge: Judge, model: ForcedModel) -> dict[str, float]:
-    """Return how far each recorded value moves if weights before it do, as a share of that.
+    """Measure how far each recorded value moves if weights before it do, as a share of that.
 
     Those weights move that lead to more than one recorded value, each number by up to `STEP` of it
     at random: a value may speak for others by what it shares with them only. Gates of 0 and 1 do

@@ -51,7 +51,7 @@ class RecordedValue:
         return self.read(made if self.layer is None else made.astype(self.expected.dtype))
 
     def drift(self, got: Array | None, expected: Array) -> float | None:
-        """Return how far two runs are apart where none of them jumps.
+        """Return the largest difference of two runs where none of them jumps.
 
         Another choice of heads moves gates by a jump, however small its cause is: tokens that
         choose other heads do not count. Integers only jump.

@@ -35,7 +35,7 @@ _NO_REFERENCE = (
 
 @dataclass(frozen=True)
 class RepairJob:
-    """What is to be done.
+    """The inputs and limits of a repair.
 
     Attributes:
         located: What is wrong with the package.
@@ -136,7 +136,7 @@ class _Repair:
 
     @property
     def _recorded(self) -> tuple[Sample, ...]:
-        """All runs that the package has, whichever were looked at."""
+        """All recorded runs of the package, whichever were looked at."""
         return recorded_samples(self.runs.package.vectors)
 
     def _trials(self, accepts: Callable[[ForcedModel], bool]) -> Trials:

@@ -1,4 +1,4 @@
-"""What a model should compute on a user's inputs: what its float32 form computes."""
+"""Samples of a user's inputs, with the outputs of the model's float32 form as expected ones."""
 
 from __future__ import annotations
 

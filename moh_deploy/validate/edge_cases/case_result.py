@@ -1,4 +1,4 @@
-"""How one edge case ended."""
+"""The result of one edge case."""
 
 from __future__ import annotations
 

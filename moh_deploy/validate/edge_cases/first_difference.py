@@ -133,7 +133,7 @@ class FirstDifference:
 
     @property
     def _fed(self) -> list[str]:
-        """What layers read as their gates."""
+        """The values that layers read as their gates."""
         return list(dict.fromkeys(read.value for one in self.layers for read in one.reads))
 
     @property

@@ -80,7 +80,7 @@ class _Follower:
     known: dict[str, Followed] = field(default_factory=dict)
 
     def follow(self, name: str) -> Followed:
-        """Return what a value on the way has to be."""
+        """Compute what a value on the way from the router has to be."""
         if name == self.read.start:
             return Followed(
                 self.made, np.broadcast_to(np.arange(self.made.shape[-1]), self.made.shape)
@@ -200,7 +200,7 @@ class _Follower:
 
 
 class _LostError(Exception):
-    """What is read cannot be followed from the router."""
+    """Raised where a value cannot be followed from the router."""
 
 
 def _both(move: Callable[[list[Array]], Array], parts: Sequence[Followed]) -> Followed:

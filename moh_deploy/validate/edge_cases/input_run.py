@@ -163,7 +163,7 @@ def _size(axis: int | str, sizes: Mapping[str, int]) -> int | None:
 
 
 def _counts(expected: VectorSet) -> tuple[int, int]:
-    """Return how many elements of the outputs are numbers, and how many are NaN."""
+    """Count the elements of the outputs that are numbers, and those that are NaN."""
     nan = sum(int(nan_places(array).sum()) for array in expected.outputs.values())
     return sum(array.size for array in expected.outputs.values()) - nan, nan
 

@@ -14,7 +14,7 @@ _CAUSE = "inputs and logits are finite, and the function bodies give NaN, too"
 
 
 def attention_problem(what: str, made: Array) -> str | None:
-    """Return what is wrong with attention that agrees; None if nothing is.
+    """Describe NaN in attention that agrees, where no token got anything; None if there is none.
 
     Some tokens may be NaN, as a query without keys is in many a model, and closed heads are 0. But
     where there is NaN and no other number, no token got anything.
@@ -30,7 +30,7 @@ def attention_problem(what: str, made: Array) -> str | None:
 
 
 def output_problem(case: str, outputs: Mapping[str, Array], recorded: VectorSet) -> str | None:
-    """Return what is wrong with outputs that agree; None if nothing is.
+    """Describe NaN in outputs that agree and should have none; None if there is none.
 
     NaN is right where the recorded run has NaN, unless there is nothing but NaN.
 

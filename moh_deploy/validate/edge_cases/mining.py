@@ -29,7 +29,7 @@ TOKENS_PER_LAYER = 3
 
 @dataclass(frozen=True)
 class Mined:
-    """What a search found.
+    """The result of a search for choices near a tie.
 
     Attributes:
         searched: How many samples were run.
@@ -102,7 +102,7 @@ def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[
 
 
 def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mined:
-    """Return what was found, with what the original model computes on it.
+    """Return the samples found, with the values that the original model computes on them.
 
     Raises:
         MoHDeployError: The original cannot run, or not on these.

@@ -21,7 +21,7 @@ from moh_deploy.validate.variants import Variants
 
 @dataclass(frozen=True)
 class NanPlaces:
-    """Where outputs and gates of one run of the reference are NaN, by name."""
+    """The places where outputs and gates of one run of the reference are NaN, by name."""
 
     places: Mapping[str, BoolArray]
 
@@ -84,7 +84,7 @@ class NanKept(RunnerAround):
 
 @dataclass(frozen=True)
 class NanKeptVariants:
-    """The same of the variants of a model."""
+    """Variants of a model whose forced runs keep NaN in the same way."""
 
     variants: Variants
     nan: NanPlaces

@@ -40,7 +40,7 @@ Pick = tuple[int, ...]
 
 
 class _Ran(NamedTuple):
-    """How a run of some samples or tokens compared with the known one."""
+    """A run of some samples or tokens, and its comparison with the known one."""
 
     pick: Pick
     inputs: Mapping[str, Array]
@@ -225,7 +225,7 @@ class _OpenedOnce:
 
 @dataclass(frozen=True)
 class _Cuts:
-    """Where the outputs and gates of a run are cut into samples, or into tokens.
+    """The axes along which outputs and gates of a run are cut into samples, or into tokens.
 
     Attributes:
         package: The package, with the outputs and layers alone that can be cut.
@@ -281,7 +281,7 @@ class _Cuts:
         )
 
     def expected(self, run: VectorSet, pick: Pick) -> VectorSet:
-        """Return what is expected of a run of what is picked."""
+        """Return the expected values of a run of the picked samples or tokens."""
         known = self.known
         return replace(
             run,
@@ -300,7 +300,7 @@ class _Cuts:
         )
 
     def _of_layers(self, recorded: Sequence[Array | None], pick: Pick) -> tuple[Array | None, ...]:
-        """Return what is recorded of layers beside their gates, cut as these are."""
+        """Cut scores or fingerprints of layers as their gates are cut."""
         if not recorded:
             return ()
         pairs = [(recorded[index], axes) for index, axes in self.gates.items()]

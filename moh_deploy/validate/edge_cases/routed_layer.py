@@ -36,7 +36,7 @@ class RoutedLayer:
 
 @dataclass(frozen=True)
 class Routing:
-    """All layers of a package.
+    """The layers of a package, with a MoHRouter and without.
 
     Attributes:
         graph: The graph of the package, its weights perhaps left out.

@@ -41,7 +41,7 @@ class GateJudge:
     def mismatch(
         self, case: str, router: RouterLogits, logits: PortArrays, gates: Array
     ) -> str | None:
-        """Return what is wrong with gates [B, S, H] of finite logits; None if nothing is."""
+        """Describe a fault in gates [B, S, H] of finite logits; None if there is none."""
         shapes = tuple((port, array.shape, array.dtype.name) for port, array in logits.items())
         attributes = tuple(sorted(router.attributes.items()))
         content = (gates.shape, gates.dtype.name, np.ascontiguousarray(gates).tobytes())
@@ -54,7 +54,7 @@ class GateJudge:
     def mismatch_with_nan(
         self, case: str, router: RouterLogits, logits: PortArrays, gates: Array
     ) -> str | None:
-        """The same where tokens have NaN among their routed (or else their shared) logits.
+        """Describe a fault where tokens have NaN among their routed (or else their shared) logits.
 
         Which heads such a token chooses is not defined, but how many, and that no number comes of
         it: see docs/ops.md.

@@ -91,7 +91,7 @@ class _Types:
 
 @dataclass(frozen=True)
 class _Both:
-    """What one run gave: as the package runs, and by its function bodies."""
+    """The results of one run: as the package runs, and by its function bodies."""
 
     got: Mapping[str, Array]
     reference: Mapping[str, Array]

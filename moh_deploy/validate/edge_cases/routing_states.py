@@ -13,7 +13,7 @@ Logits = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RoutingState:
-    """What routers are given.
+    """Logits that routers are given.
 
     Attributes:
         name: What reports call it.

@@ -50,7 +50,7 @@ class Sides:
 
     @cached_property
     def recorder(self) -> Recorder:
-        """What records runs of the function bodies."""
+        """The recorder of runs of the function bodies."""
         runner = self.reference.open(names_to_return(self.package))
         return Recorder(self.package, runner, layer_values(self.package))
 

@@ -48,7 +48,7 @@ Float64 = NDArray[np.float64]
 
 
 class Cut(NamedTuple):
-    """Where numbers can be put in front of a router.
+    """Values in front of a router that numbers can take the place of.
 
     Attributes:
         values: What they take the place of.
@@ -87,7 +87,7 @@ class TiedLayer:
 
 
 class TiedRun(NamedTuple):
-    """What is put into a model, by name, and the logits that each router reads then."""
+    """Numbers put into a model, by name, and the logits that each router reads then."""
 
     values: Mapping[str, Array]
     logits: Sequence[PortArrays]

@@ -235,7 +235,7 @@ class _TiedModel:
 
     @property
     def _tokens(self) -> int:
-        """How many tokens a router sees, the fewest."""
+        """The fewest tokens that any router sees."""
         logits = [self.recorded[one.router.logits[ROUTED]] for one in self.layers]
         # Few tokens see few ties, so models with few get more draws.
         return min(math.prod(array.shape[:-1]) for array in logits)
