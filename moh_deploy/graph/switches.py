@@ -39,6 +39,7 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
 
 def switch_rules(graph: onnx.GraphProto) -> dict[str, str]:
     """Return the name of each node in a branch to the text of its `NodeRule`."""
+    # The node in the branch for kernels has the name that the manifest knows, its twin another one.
     return {
         inner.name: node.input[0].removeprefix(CONDITION_PREFIX)
         for node in graph.node

@@ -82,6 +82,7 @@ class Recorder:
         results = self.runner.run(inputs)
         gates = tuple(results[name] for name in package.gate_names)
         margins = [_margins(*one, results) for one in zip(self.layers, gates, strict=True)]
+        # [B, S] of each layer: scores and fingerprints are brought to the tokens of its gates.
         shown = [(layer, one.shape[:2]) for layer, one in zip(self.layers, gates, strict=True)]
         vectors = VectorSet(
             sizes=check_inputs(package.manifest.inputs, inputs),
@@ -95,6 +96,8 @@ class Recorder:
         )
         return ScoredRun(
             vectors,
+            # Infinite margins: scores that are not known. NaN: scores that are known, and no
+            # numbers.
             is_scored=tuple(np.isfinite(one) for one in margins),
             has_nan=tuple(np.isnan(one) for one in margins),
         )
@@ -103,6 +106,7 @@ class Recorder:
 def _margins(layer: LayerValues, gates: Array, results: Mapping[str, Array]) -> NDArray[np.float32]:
     """Return [B, S]: see `VectorSet.margins`; NaN where a score is."""
     tokens = gates.shape[:-1]
+    # A router of plain operators shows no scores, so its choices cannot be called ties.
     if layer.router is None or layer.logits is None:
         return np.full(tokens, np.inf, np.float32)
     form = layer.router.form

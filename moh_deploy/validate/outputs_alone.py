@@ -31,6 +31,7 @@ def by_gates(reference: str, answers: Answers) -> list[Answered]:
         answers: To all samples.
     """
     whole, alone = range(len(answers.vectors)), answers.without_gates
+    # Every sample has as much: one comparison, under the reference's own name.
     if not alone:
         return [Answered(reference, answers, whole)]
     known = _part(reference, answers, [number for number in whole if number not in alone])

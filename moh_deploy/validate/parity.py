@@ -52,6 +52,7 @@ def compare(
     # Forced routing needs gates to feed, so outputs alone are judged without variants.
     judge = Judge(package, runner, policy, None if outputs_only else variants, has_inner)
     names = labels or [label(str(index), one.sizes) for index, one in enumerate(vectors)]
+    # Without masks every token counts.
     views = [EVERY_TOKEN] * len(vectors)
     if valid:
         pairs = zip(valid, vectors, strict=True)

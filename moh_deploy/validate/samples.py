@@ -108,6 +108,7 @@ def _files(path: Path) -> list[Path]:
 
 def short_names(files: Sequence[Path]) -> list[str]:
     """Return file names, or whole paths where names are not enough to tell files apart."""
+    # Files of one name in two directories would be one row in a report.
     names = [file.name for file in files]
     return names if len(set(names)) == len(names) else [str(file) for file in files]
 
@@ -140,6 +141,7 @@ def valid_tokens_of(
     """
     if tokens is None:
         return None
+    # The names of the mask's axes in the model tell which axes of outputs are tokens.
     shapes = {spec.name: spec.shape for spec in manifest.inputs}
     # An input of that name wins: it is what the model itself sees.
     mask = known.inputs.get(tokens, others.get(tokens))

@@ -24,6 +24,7 @@ class AccuracyRule:
 
     def allowed(self, reference: float) -> float:
         """Return by how much the metric may be worse than the reference's value."""
+        # An absolute limit, where there is one, takes the place of the relative one.
         return self.max_relative_drop * abs(reference) if self.max_drop is None else self.max_drop
 
 

@@ -37,6 +37,7 @@ def flops_share(
         node.output[0]: attention.get(what_runs(node).name) or _product_flops(node, shapes)
         for node in graph.nodes
     }
+    # Shares of what was counted: additions, norms and softmax are left out on both sides.
     total = sum(flops.values())
     return sum(flops[name] for name in chosen) / total if total else None
 

@@ -215,6 +215,7 @@ def _recorded_floors(
     package: OnnxPackage, rounding: Rounding, vectors: VectorSet
 ) -> dict[str, Spread]:
     """Return the floors that the export measured, by the names of the values."""
+    # With gates fed, a router's own go by another name, under which the floor is looked up.
     pairs = zip(package.manifest.layers, rounding.layers, strict=True)
     gates = {computed_gates(layer.gates): floor.gates for layer, floor in pairs}
     return {**recorded_floor(package, rounding, vectors.outputs).outputs, **gates}

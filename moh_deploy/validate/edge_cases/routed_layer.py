@@ -54,6 +54,7 @@ class Routing:
         # Only nodes are read, so weights in other files stay there.
         graph = onnx.load(package.model_path, load_external_data=False).graph
         layers = package.manifest.layers
+        # None for a layer without a MoHRouter; `lost_at` says what stands in its place.
         pairs = list(zip(layers, router_logits(graph, layers), strict=True))
         return cls(
             graph,

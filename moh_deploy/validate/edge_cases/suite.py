@@ -85,6 +85,7 @@ class Suite:
         routing, sources = Routing.of(package), (sides.subject, sides.reference)
         # Routers first: a fault there shows in every case behind it.
         results = run_routing_states(package, routing, *sources, policy, progress)
+        # Says where a case that fails first differs; it runs only then.
         place = FirstDifference(package, routing.routed, *sources, policy)
         judge = InputJudge(package, sides.runner, sides.recorder, sides.variants, policy, place)
         for state in self.states:
@@ -102,6 +103,7 @@ class Suite:
         corpus = CorpusJudge(package, sides.runner, sides.variants, policy, self.valid_tokens)
         with progress.step(f"inputs: {KEPT}"):
             results.append(corpus.kept())
+        # There is a search only where the user gave inputs.
         if found is not None:
             with progress.step(f"inputs: {FOUND}"):
                 results.append(corpus.found(found))
