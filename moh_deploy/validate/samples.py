@@ -108,7 +108,7 @@ def _files(path: Path) -> list[Path]:
 
 def short_names(files: Sequence[Path]) -> list[str]:
     """Return file names, or whole paths where names are not enough to tell files apart."""
-    # Files of one name in two directories would be one row in a report.
+    # Files of one name in two directories could not be told apart in a report.
     names = [file.name for file in files]
     return names if len(set(names)) == len(names) else [str(file) for file in files]
 
