@@ -17,6 +17,21 @@ _VIEWS = ("Reshape", "Transpose", "Identity")
 
 
 @dataclass(frozen=True)
+class TranslatedLayer:
+    """One MoH layer of a model that torch.onnx has just translated.
+
+    Attributes:
+        path: Module path.
+        replaced: It has a node of ATTENTION_OPS.
+        viewed: An output, behind those of all gates, holds what its attention computes.
+    """
+
+    path: str
+    replaced: bool
+    viewed: bool
+
+
+@dataclass(frozen=True)
 class LayerNames:
     """Names of one layer in the model.
 
@@ -45,35 +60,29 @@ class LayerNames:
         return frozenset(name for name in named if name is not None)
 
 
-def keep_gates(
-    model: ir.Model, *, paths: list[str], replaced: list[bool], viewed: list[bool]
-) -> tuple[LayerNames, ...]:
+def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[LayerNames, ...]:
     """Take the gates, and the attentions behind them, off the end of the model's outputs, and name
     them and the nodes of router and attention after their layers.
 
     Args:
-        paths: Module path of each layer, in the order in which the layers run.
-        replaced: Whether the layer has a node of ATTENTION_OPS.
-        viewed: Whether an output holds its attention.
+        translated: The layers, in the order in which they run.
     """
     # Outputs are [the model's, gates of each layer, views of those that have one]. Attention nodes
     # stand in the graph in the order of their layers, so they are handed out one after the other.
     graph = model.graph
-    # Outputs: those of the program, then gates [B, S, H] of each layer, then attentions.
-    first = len(graph.outputs) - len(paths) - sum(viewed)
-    gates = list(graph.outputs[first : first + len(paths)])
-    views = iter(list(graph.outputs[first + len(paths) :]))
-    names = layer_names(paths)
-    # In the order in which they run, as the layers are given.
+    first = len(graph.outputs) - sum(1 + one.viewed for one in translated)
+    gates = list(graph.outputs[first : first + len(translated)])
+    views = iter(list(graph.outputs[first + len(translated) :]))
+    names = layer_names([one.path for one in translated])
     attention = iter([node for node in graph if node.op_type in ATTENTION_OPS])
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
-    for name, value, has_node, has_view in zip(names, gates, replaced, viewed, strict=True):
+    for name, value, one in zip(names, gates, translated, strict=True):
         value.name = f"{name}.gates"
-        view = next(views) if has_view else None
+        view = next(views) if one.viewed else None
         if view is not None:
             view.name = f"{name}.attention"
-        node = next(attention) if has_node else None
+        node = next(attention) if one.replaced else None
         layers.append(
             LayerNames(
                 layer=name,

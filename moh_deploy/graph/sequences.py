@@ -7,7 +7,6 @@ protos without weights, and stand where they are opened: `runtime/variants.py`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -17,7 +16,7 @@ from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.close_input_gaps import close_input_gaps
 from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.inline_functions import inline_functions
-from moh_deploy.graph.keep_gates import LayerNames, keep_gates
+from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer, keep_gates
 from moh_deploy.graph.lower_precision import (
     LowType,
     PrecisionPlan,
@@ -31,21 +30,6 @@ from moh_deploy.graph.restore_output_types import restore_output_types
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.graph.tell_fields import tell_fields
 from moh_deploy.package import LayerInfo
-
-
-@dataclass(frozen=True)
-class TranslatedLayer:
-    """One MoH layer of a model that torch.onnx has just translated.
-
-    Attributes:
-        path: Module path.
-        replaced: It has a node of an attention op.
-        viewed: An output, behind those of all gates, holds what its attention computes.
-    """
-
-    path: str
-    replaced: bool
-    viewed: bool
 
 
 def finish_export(
@@ -71,18 +55,12 @@ def finish_export(
     Returns:
         How each layer is named in the model.
     """
-    viewed = [layer.viewed for layer in layers]
-    extra = [f"moh.extra.{index}" for index in range(len(layers) + sum(viewed))]
+    extra = [f"moh.extra.{index}" for index in range(len(output_types) - len(outputs))]
     # Outputs may be replaced: before anybody names them.
     restore_output_types(model, output_types)
     # Later passes, and every reader of a package, speak of the user's names.
     name_interface(model, dims=dims, outputs=[*outputs, *extra])
-    names = keep_gates(
-        model,
-        paths=[layer.path for layer in layers],
-        replaced=[layer.replaced for layer in layers],
-        viewed=viewed,
-    )
+    names = keep_gates(model, layers)
     # What the layers have not named.
     name_nodes(model, keep=frozenset().union(*(layer.nodes for layer in names)))
     # Bodies are chosen by what the nodes look like, so all that shapes nodes comes before. What

@@ -4,6 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from moh_deploy.graph import LayerNames, keep_gates
+from moh_deploy.graph.keep_gates import TranslatedLayer
 from tests.graph.models import attention, model, node, value
 
 
@@ -21,11 +22,13 @@ def layers(count: int) -> ir.Model:
     return model([x, logits], [*outputs, *gates], nodes)
 
 
+def translated(*paths: str) -> list[TranslatedLayer]:
+    return [TranslatedLayer(path, replaced=True, viewed=False) for path in paths]
+
+
 def test_gates_leave_the_outputs_and_keep_a_name():
     built = layers(2)
-    names = keep_gates(
-        built, paths=["blocks.0", "blocks.1"], replaced=[True, True], viewed=[False, False]
-    )
+    names = keep_gates(built, translated("blocks.0", "blocks.1"))
     assert names == (
         LayerNames("blocks.0", "blocks.0.gates", "blocks.0.MoHAttention"),
         LayerNames("blocks.1", "blocks.1.gates", "blocks.1.MoHAttention"),
@@ -52,9 +55,7 @@ def test_projections_are_named_after_their_layers():
         node("Reshape", [y, shape], flat),
         node("MoHOutputProjection", [flat, w, g], z),
     ]
-    (names,) = keep_gates(
-        model([x, w, logits, shape], [z, g], nodes), paths=["attn"], replaced=[True], viewed=[False]
-    )
+    (names,) = keep_gates(model([x, w, logits, shape], [z, g], nodes), translated("attn"))
     assert names.query_projection == nodes[1].name == "attn.MoHQueryProjection"
     assert names.output_projection == nodes[4].name == "attn.MoHOutputProjection"
 
@@ -65,7 +66,7 @@ def test_router_is_named_after_the_first_layer_whose_gates_it_makes():
     nodes = [node("MoHRouter", [logits], routed), node("Identity", [routed], g0)]
     nodes += [attention(x, x, g0, y0), node("Cast", [routed], g1), attention(x, x, g1, y1)]
     built = model([x, logits], [y0, y1, g0, g1], nodes)
-    names = keep_gates(built, paths=["a", "b"], replaced=[True, True], viewed=[False, False])
+    names = keep_gates(built, translated("a", "b"))
     assert [name.router for name in names] == ["a.MoHRouter", None]
     assert nodes[0].name == "a.MoHRouter"
     assert names[0].nodes == {"a.MoHRouter", "a.MoHAttention"}
@@ -77,9 +78,7 @@ def test_router_whose_gates_are_weighed_is_named_after_the_layer():
     )
     router = node("MoHRouter", [logits], routed)
     nodes = [router, node("Mul", [routed, weights], g), attention(x, x, g, y)]
-    (names,) = keep_gates(
-        model([x, logits, weights], [y, g], nodes), paths=["a"], replaced=[True], viewed=[False]
-    )
+    (names,) = keep_gates(model([x, logits, weights], [y, g], nodes), translated("a"))
     assert names.router == router.name == "a.MoHRouter"
 
 
@@ -88,7 +87,7 @@ def test_layer_without_a_node_takes_none_from_the_next_one():
     logits = value("logits", ["b", "s", 4])
     nodes = [node("Relu", [logits], g0), node("Tanh", [logits], g1), attention(x, x, g1, y)]
     built = model([x, logits], [y, g0, g1], nodes)
-    names = keep_gates(built, paths=["a", "b"], replaced=[False, True], viewed=[False, False])
+    names = keep_gates(built, [TranslatedLayer("a", False, False), *translated("b")])
     assert names == (LayerNames("a", "a.gates", None), LayerNames("b", "b.gates", "b.MoHAttention"))
 
 
@@ -98,15 +97,13 @@ def test_node_is_named_after_its_op():
     other = attention(x, x, g, y)
     other.op_type = "MoHAggregatedAttention"
     built = model([x, logits], [y, g], [node("Relu", [logits], g), other])
-    names = keep_gates(built, paths=["a"], replaced=[True], viewed=[False])
+    names = keep_gates(built, translated("a"))
     assert names == (LayerNames("a", "a.gates", "a.MoHAggregatedAttention"),)
     assert other.name == "a.MoHAggregatedAttention"
 
 
 def test_layer_that_runs_twice_has_two_names():
-    names = keep_gates(
-        layers(3), paths=["attn", "attn", ""], replaced=[True] * 3, viewed=[False] * 3
-    )
+    names = keep_gates(layers(3), translated("attn", "attn", ""))
     assert [name.layer for name in names] == ["attn", "attn#2", "model"]
     assert [name.gates for name in names] == ["attn.gates", "attn#2.gates", "model.gates"]
 
@@ -114,10 +111,10 @@ def test_layer_that_runs_twice_has_two_names():
 def test_model_without_layers_is_not_changed():
     built = layers(1)
     del built.graph.outputs[1:]
-    assert keep_gates(built, paths=[], replaced=[], viewed=[]) == ()
+    assert keep_gates(built, []) == ()
     assert [output.name for output in built.graph.outputs] == ["y0"]
 
 
 def test_layer_without_gates_at_the_end_of_the_outputs_is_an_error():
     with pytest.raises(ValueError, match="zip"):
-        keep_gates(layers(1), paths=["a", "b"], replaced=[True], viewed=[False])
+        keep_gates(layers(0), translated("a"))

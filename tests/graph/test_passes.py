@@ -26,6 +26,7 @@ from moh_deploy.graph.forced_logits import force_logits
 from moh_deploy.graph.import_domains import import_domains
 from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.inline_functions import inline_functions
+from moh_deploy.graph.keep_gates import TranslatedLayer
 from moh_deploy.graph.keep_only import keep_only
 from moh_deploy.graph.lower_precision import lower_precision, plan_precision
 from moh_deploy.graph.raise_precision import raise_precision
@@ -176,9 +177,7 @@ CASES = {
     "import_domains": repeated(import_domains, without_bodies),
     "infer_types": repeated(infer_types, inner),
     "inline_functions": repeated(lambda m: inline_functions(m, but=[FIRST]), layers),
-    "keep_gates": Case(
-        lambda m: keep_gates(m, paths=["a"], replaced=[False], viewed=[False]), inner, None
-    ),
+    "keep_gates": Case(lambda m: keep_gates(m, [TranslatedLayer("a", False, False)]), inner, None),
     "keep_only": repeated(on_graph(lambda graph: keep_only(graph, ["h"])), inner),
     "lower_precision": Case(lower, lambda: typed("float"), lambda: typed("int64")),
     "name_interface": repeated(lambda m: name_interface(m, dims=AXES, outputs=["z"]), inner),
