@@ -9,7 +9,7 @@ from moh_deploy.graph.switches import reads
 
 def drop_unread(graph: onnx.GraphProto) -> bool:
     """Drop the nodes that nothing reads, and return whether there were any."""
-    read = {one.name for one in graph.output}
+    read = {value.name for value in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(graph.node):  # readers come first
         if read.intersection(node.output):

@@ -52,8 +52,8 @@ def computes_in(model: onnx.ModelProto, dtype: Dtype) -> bool:
 def _mentions(graph: onnx.GraphProto, element: int) -> bool:
     values = (*graph.input, *graph.output)
     return (
-        any(one.data_type == element for one in graph.initializer)
-        or any(one.type.tensor_type.elem_type == element for one in values)
+        any(weight.data_type == element for weight in graph.initializer)
+        or any(value.type.tensor_type.elem_type == element for value in values)
         or any(
             attribute.i == element or attribute.t.data_type == element
             for node in all_nodes(graph)
@@ -175,8 +175,8 @@ def _without_numbers(weight: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
-    for one in (*graph.input, *graph.output, *graph.value_info):
-        yield one.name, one.type.tensor_type.elem_type
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name, value.type.tensor_type.elem_type
     for weight in graph.initializer:
         yield weight.name, weight.data_type
     # Inference writes the types of values in branches into the branches.

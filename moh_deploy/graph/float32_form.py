@@ -88,8 +88,7 @@ def check_reference(package: OnnxPackage, reference: OnnxPackage) -> None:
             f"the reference {reference.root} is in {reference.manifest.precision}, expected a"
             " package in float32."
         )
-    # Paths tell models apart well enough: weights are compared one by one later.
-    ours, theirs = ([one.path for one in p.manifest.layers] for p in (package, reference))
+    ours, theirs = ([layer.path for layer in p.manifest.layers] for p in (package, reference))
     if ours != theirs:
         raise ConfigError(
             f"the reference {reference.root} has the MoH layers {_listed(theirs)},"

@@ -118,8 +118,7 @@ def _backwards(view: onnx.NodeProto, value: str, output: str, shape: str) -> onn
     # a batch may be empty.
     if view.op_type != "Transpose":
         return helper.make_node("Reshape", [value, shape], [output], allowzero=1)
-    # argsort inverts a permutation.
-    order = next(list(one.ints) for one in view.attribute if one.name == "perm")
+    order = next(list(attribute.ints) for attribute in view.attribute if attribute.name == "perm")
     return helper.make_node("Transpose", [value], [output], perm=np.argsort(order).tolist())
 
 

@@ -50,7 +50,7 @@ def gate_reads(graph: onnx.GraphProto, layer: LayerInfo, start: str) -> tuple[Ga
     makers = makers_of(graph)
     # A constant that weighs gates may tell heads apart; see `followed_gates`.
     constants = frozenset(
-        [one.name for one in graph.initializer]
+        [weight.name for weight in graph.initializer]
         + [name for name, node in makers.items() if node.op_type == "Constant"]
     )
     named: dict[str, str] = {}

@@ -70,10 +70,10 @@ def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[
     # Outputs are [the model's, gates of each layer, views of those that have one]. Attention nodes
     # stand in the graph in the order of their layers, so they are handed out one after the other.
     graph = model.graph
-    first = len(graph.outputs) - sum(1 + one.viewed for one in translated)
+    first = len(graph.outputs) - sum(1 + layer.viewed for layer in translated)
     gates = list(graph.outputs[first : first + len(translated)])
     views = iter(list(graph.outputs[first + len(translated) :]))
-    names = layer_names([one.path for one in translated])
+    names = layer_names([layer.path for layer in translated])
     attention = iter([node for node in graph if node.op_type in ATTENTION_OPS])
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []

@@ -12,12 +12,12 @@ from moh_deploy.graph.switches import reads
 
 def keep_only(graph: onnx.GraphProto, values: Sequence[str]) -> bool:
     """Make these values the outputs of a graph, and drop all that they do not need."""
-    before = [one.name for one in (*graph.output, *graph.input)]
+    before = [value.name for value in (*graph.output, *graph.input)]
     del graph.output[:]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
     dropped = drop_unread(graph)
     read = {name for node in graph.node for name in reads(node)}
-    kept = [one for one in graph.input if one.name in read]
+    kept = [value for value in graph.input if value.name in read]
     del graph.input[:]
     graph.input.extend(kept)
-    return dropped or [one.name for one in (*graph.output, *graph.input)] != before
+    return dropped or [value.name for value in (*graph.output, *graph.input)] != before

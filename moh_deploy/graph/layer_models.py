@@ -104,7 +104,7 @@ def _is_constant(value: ir.Value) -> bool:
 
 def _constant_inputs(nodes: list[ir.Node]) -> Iterator[ir.Value]:
     for node in nodes:
-        yield from (one for one in node.inputs if one is not None and _is_constant(one))
+        yield from (value for value in node.inputs if value is not None and _is_constant(value))
 
 
 def _makers(nodes: list[ir.Node]) -> list[ir.Node]:

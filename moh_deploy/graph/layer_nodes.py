@@ -52,8 +52,7 @@ def _of_layer(
     )
     if node is None:
         return LayerNodes(None)
-    # Integer attributes; of an attribute that is left out, the default is 0.
-    numbers = {one.name: one.i for one in node.attribute}
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
     return LayerNodes(
         op=node.op_type,
         is_causal=bool(numbers.get("is_causal")),

@@ -50,7 +50,7 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     gates = {name for layer in layers for name in _gate_names(graph, layer)}
     weights = {tensor.name for tensor in graph.initializer}
     known: dict[str, frozenset[Source]] = {
-        one.name: frozenset([one.name]) for one in graph.input if one.name not in weights
+        value.name: frozenset([value.name]) for value in graph.input if value.name not in weights
     }
     before: dict[str, frozenset[Source]] = {}
     for node in graph.node:

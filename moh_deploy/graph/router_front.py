@@ -26,7 +26,7 @@ def logit_sources(graph: onnx.GraphProto, router: RouterLogits) -> tuple[str, ..
     """Return what the logits of a router are computed from: results of contractions and of custom
     operators, and inputs of the model."""
     makers = makers_of(graph)
-    given = {one.name for one in graph.input}
+    given = {value.name for value in graph.input}
     found: dict[str, None] = {}
     for port in router.logits.values():
         # An input of the model is a source where nothing else makes what is read.

@@ -81,7 +81,7 @@ def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) 
         # An optional input that is left out has an empty name.
         logits={port: name for port, name in zip(PORTS, router.input, strict=False) if name},
         gates=router.output[0],
-        attributes={one.name: _value(one) for one in router.attribute},
+        attributes={attribute.name: _value(attribute) for attribute in router.attribute},
         attention=None if layer.node is None else _made_by(graph, layer.node),
         in_order=_in_order(graph, layer.gates, router.output[0]),
         form=form_named(layer.router),

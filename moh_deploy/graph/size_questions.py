@@ -36,7 +36,7 @@ class SizeQuestion:
 def size_questions(graph: onnx.GraphProto) -> Iterator[SizeQuestion]:
     """Yield the nodes of the main graph that are asked of nothing but sizes."""
     makers = makers_of(graph)
-    constants = {one.name: one for one in graph.initializer}
+    constants = {weight.name: weight for weight in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
@@ -46,8 +46,7 @@ def size_questions(graph: onnx.GraphProto) -> Iterator[SizeQuestion]:
     for node in graph.node:
         if node.op_type == "Equal" and all(_is_size(one, makers, constants) for one in node.input):
             known = [constants[name] for name in node.input if name in constants]
-            numbers = [np.ravel(numpy_helper.to_array(one)).tolist() for one in known]
-            # 0 and -1 are marks for empty or open axes, not sizes.
+            numbers = [np.ravel(numpy_helper.to_array(tensor)).tolist() for tensor in known]
             sizes = tuple(int(number) for one in numbers for number in one if number > 0)
             # An Equal of constants alone has one answer at every size.
             if sizes and len(known) < len(node.input):
@@ -64,5 +63,4 @@ def _is_size(
     node = makers.get(value)
     if node is None or node.op_type not in (*SIZES, *_ARITHMETIC):
         return False
-    # Shape itself may be of anything; arithmetic has to be of sizes all the way.
-    return node.op_type in SIZES or all(_is_size(one, makers, constants) for one in node.input)
+    return node.op_type in SIZES or all(_is_size(name, makers, constants) for name in node.input)

@@ -106,7 +106,7 @@ def _unswitch(switch: ir.Node) -> None:
     # The If has the names that readers know.
     for value, outer in zip(node.outputs, switch.outputs, strict=True):
         value.name = outer.name
-    for branch in [one.as_graph() for one in switch.attributes.values()]:
+    for branch in [attribute.as_graph() for attribute in switch.attributes.values()]:
         branch.outputs.clear()
         branch.remove(list(branch), safe=True)  # They are readers no more.
     _replace(graph, switch, node)

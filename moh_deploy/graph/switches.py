@@ -34,7 +34,7 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
         if attribute.HasField("g"):
             for inner in attribute.g.node:
                 yield from reads(inner)
-            yield from (one.name for one in attribute.g.output)
+            yield from (value.name for value in attribute.g.output)
 
 
 def switch_rules(graph: onnx.GraphProto) -> dict[str, str]:

@@ -74,11 +74,11 @@ def weight_noise(step: float, draw: int) -> dict[str, Array]:
 def _weights(graph: onnx.GraphProto, names: Collection[str] | None) -> list[onnx.TensorProto]:
     """Return the weights that move. Single numbers stay: they are constants, not weights."""
     return [
-        one
-        for one in graph.initializer
-        if one.data_type in (_LOW if names is None else _LARGEST)
-        and (names is None or one.name in names)
-        and math.prod(one.dims) > 1
+        weight
+        for weight in graph.initializer
+        if weight.data_type in (_LOW if names is None else _LARGEST)
+        and (names is None or weight.name in names)
+        and math.prod(weight.dims) > 1
     ]
 
 

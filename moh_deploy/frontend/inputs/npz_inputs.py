@@ -54,7 +54,7 @@ def inputs_of_package(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[
         spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in manifest.inputs
     }
-    return tuple(replace(one, dims=dims[one.name]) for one in inputs_from_arrays(ordered))
+    return tuple(replace(item, dims=dims[item.name]) for item in inputs_from_arrays(ordered))
 
 
 def _tensor(array: Array, place: str) -> torch.Tensor:

@@ -51,7 +51,7 @@ def factor_out_slices(builder: GraphBuilder, node: Node) -> Node | None:
     slices, joined = [part.slice for part in known], argument(node, "dim", 0)
     assert isinstance(joined, int)
     position = joined % rank(node)
-    in_place = all(one.keeps_dim for one in slices) and slices[0].dim == position
+    in_place = all(piece.keeps_dim for piece in slices) and slices[0].dim == position
     if all(part.factor is None for part in known):
         return slices[0].source if in_place and op(node) == "cat" else None
     if in_place and op(node) == "cat":
@@ -60,7 +60,7 @@ def factor_out_slices(builder: GraphBuilder, node: Node) -> Node | None:
             return None
         gates = builder.call(aten.cat.default, factors, position)
         return builder.call(aten.mul.Tensor, slices[0].source, gates)
-    if any(one.keeps_dim for one in slices):
+    if any(piece.keeps_dim for piece in slices):
         return None
     return _factor_out_entries(builder, node, known, position)
 
@@ -158,4 +158,4 @@ def is_joined(node: Node) -> bool:
     if op(node) not in ("cat", "stack"):
         return False
     operands = node.args[0]
-    return isinstance(operands, (list, tuple)) and all(is_tensor(one) for one in operands)
+    return isinstance(operands, (list, tuple)) and all(is_tensor(operand) for operand in operands)

@@ -87,12 +87,12 @@ class EagerModel:
             BackendError: The user's code fails.
         """
         with self._user_code(arguments):
-            tensors = run_original(self.model, [to_torch(one) for one in arguments])
+            tensors = run_original(self.model, [to_torch(argument) for argument in arguments])
         return [to_numpy(tensor) for tensor in tensors]
 
     def bound(self, arguments: Sequence[Array]) -> Callable[[], object]:
         """Return a call that runs it on these arguments, without gradients: to be timed."""
-        call, tensors = self.model.callable(), [to_torch(one) for one in arguments]
+        call, tensors = self.model.callable(), [to_torch(argument) for argument in arguments]
 
         def run() -> None:
             with torch.no_grad():
@@ -130,7 +130,9 @@ class EagerModel:
             try:
                 yield
             except Exception as error:
-                given = ", ".join(f"{one.dtype}{list(one.shape)}" for one in arguments)
+                given = ", ".join(
+                    f"{argument.dtype}{list(argument.shape)}" for argument in arguments
+                )
                 raise BackendError(
                     f"the original model fails on the package's inputs ({given}):"
                     f" {describe_error(error)}.",

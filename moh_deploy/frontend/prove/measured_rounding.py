@@ -39,11 +39,11 @@ def measure_rounding(
     """
     watched = {
         node
-        for one in rewrites
-        for node in (one.scores, one.computed_gates, one.attention_view)
+        for rewrite in rewrites
+        for node in (rewrite.scores, rewrite.computed_gates, rewrite.attention_view)
         if node is not None
     }
-    fed = {one.computed_gates: values[one.computed_gates] for one in rewrites}
+    fed = {rewrite.computed_gates: values[rewrite.computed_gates] for rewrite in rewrites}
     runs = list(noisy_runs(program, placeholders, watched=watched, fed=fed, draws=DRAWS))
     return Rounding(
         outputs={
@@ -51,7 +51,7 @@ def measure_rounding(
             for index, (name, tensor) in enumerate(outputs.items())
             if tensor.is_floating_point()
         },
-        layers=tuple(_layer(one, values, runs) for one in rewrites),
+        layers=tuple(_layer(rewrite, values, runs) for rewrite in rewrites),
     )
 
 
@@ -87,7 +87,7 @@ def _finite(values: Array) -> Array:
 def _output(exact: torch.Tensor, noisy: Sequence[torch.Tensor]) -> Spread:
     """Return how far noise moves an output, as shares of its size."""
     size = spread(_finite(to_numpy(exact.double())))
-    moved = spread(_finite(np.stack([to_numpy(one.double() - exact.double()) for one in noisy])))
+    moved = spread(_finite(np.stack([to_numpy(run.double() - exact.double()) for run in noisy])))
     return Spread(_share(moved.rms, size.rms), _share(moved.largest, size.largest))
 
 

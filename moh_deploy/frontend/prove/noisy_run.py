@@ -137,7 +137,7 @@ def _is_view(node: Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return True  # getitem, and arithmetic on sizes
-    return any(one.alias_info is not None for one in target._schema.returns)
+    return any(result.alias_info is not None for result in target._schema.returns)
 
 
 def _ancestors(nodes: Sequence[Node]) -> set[Node]:

@@ -44,7 +44,7 @@ class Traced:
     @property
     def layers(self) -> list[str]:
         """Their names, as a package has them."""
-        return layer_names([one.layer.path for one in self.rewrites])
+        return layer_names([rewrite.layer.path for rewrite in self.rewrites])
 
 
 def answers_of(
@@ -83,8 +83,8 @@ def answers_of(
 
 def _runs(model: LoadedModel, manifest: Manifest, samples: Sequence[Sample]) -> list[OriginalRun]:
     outputs = [spec.name for spec in manifest.outputs]
-    inputs = [inputs_of_package(one.known.inputs, manifest) for one in samples]
-    return [_run(model, one, outputs) for one in inputs]
+    inputs = [inputs_of_package(sample.known.inputs, manifest) for sample in samples]
+    return [_run(model, arrays, outputs) for arrays in inputs]
 
 
 def _trace(model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]) -> Traced:

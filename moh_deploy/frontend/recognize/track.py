@@ -266,7 +266,7 @@ class Tracker:
         """The sum of such products over the keys, or of gated heads, written by hand."""
         product, value = contraction(node), state.core.value
         if state.stage == "output" and product is not None:
-            heads = [one for one in product.operands if one in self._tracked]
+            heads = [operand for operand in product.operands if operand in self._tracked]
             return self._product(node, product, heads[0], self._tracked[heads[0]])
         if state.stage != "products":
             return None

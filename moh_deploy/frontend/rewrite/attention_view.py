@@ -26,8 +26,11 @@ def view_attention(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> lis
     """
     graph = program.graph_module.graph
     viewed = [
-        replace(one, attention_view=_view(one.layer, GraphBuilder(graph, one.layer.node.next)))
-        for one in rewrites
+        replace(
+            rewrite,
+            attention_view=_view(rewrite.layer, GraphBuilder(graph, rewrite.layer.node.next)),
+        )
+        for rewrite in rewrites
     ]
     program.graph_module.recompile()
     return viewed
@@ -35,9 +38,9 @@ def view_attention(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> lis
 
 def drop_views(rewrites: Sequence[Rewrite]) -> None:
     """Take back the views of attentions that an op takes over from: it may stand behind them."""
-    for one in rewrites:
-        node = None if one.replacement is None else one.attention_view
-        while node is not None and node is not one.layer.node and not node.users:
+    for rewrite in rewrites:
+        node = None if rewrite.replacement is None else rewrite.attention_view
+        while node is not None and node is not rewrite.layer.node and not node.users:
             source = node.all_input_nodes[0]
             node.graph.erase_node(node)
             node = source

@@ -123,7 +123,7 @@ def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
     logits = [node for node in router.args if isinstance(node, Node)]
     found = [_tokens_projection(node, gates, read) for node in logits]
     known = [one for one in found if one is not None]
-    sources = {(one.x.node, one.bias is None) for one in known}
+    sources = {(projection.x.node, projection.bias is None) for projection in known}
     if len(known) < max(2, len(found)) or len(sources) != 1:
         return
     layouts = LayoutBuilder(GraphBuilder(router.graph, router))

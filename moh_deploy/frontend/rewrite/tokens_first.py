@@ -94,7 +94,7 @@ class Reorderer:
         found = entry(trail, _arranged(source.layout, order))
         if found is not None and found.cuts:
             return True
-        same = [one for one in trail if flat(one.layout) == order and not one.cuts]
+        same = [piece for piece in trail if flat(piece.layout) == order and not piece.cuts]
         return not all(self._reader.is_private(one.node) for one in same)
 
     def _before(self, source: Operand, order: Dim) -> Moves | None:

@@ -56,7 +56,7 @@ def is_binary(node: Node, constant: Constant) -> bool:
     else:
         sources = tensor_inputs(node) if name in _MOVES else ()
     return bool(sources) and all(
-        is_tensor(one) and is_binary(cast(Node, one), constant) for one in sources
+        is_tensor(source) and is_binary(cast(Node, source), constant) for source in sources
     )
 
 

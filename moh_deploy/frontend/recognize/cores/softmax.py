@@ -106,7 +106,7 @@ class ScoreReader:
         )
 
     def _joined(self, node: Node) -> str:
-        products = [one for one in tensor_inputs(node) if self.leads_to_product(one)]
+        products = [source for source in tensor_inputs(node) if self.leads_to_product(source)]
         if len(products) > 1:
             return JOINT_SOFTMAX
         return (

@@ -14,7 +14,9 @@ from moh_deploy.ops.routers.mask import MASK
 def match(program: RouterProgram) -> Router | None:
     """Propose a mask of anything but norms of the queries, which is a form of its own."""
     masks = proposals(program, MASK)
-    return program.proven(one for one in masks if not program.reads_query(one.routed_logits))
+    return program.proven(
+        router for router in masks if not program.reads_query(router.routed_logits)
+    )
 
 
 def proposals(program: RouterProgram, form: RouterForm) -> Iterator[Router]:

@@ -107,7 +107,7 @@ class RouterProgram:
 
     def proven(self, proposals: Iterable[Router]) -> Router | None:
         """Return the first proposal that computes the same gates from the same logits."""
-        return next((one for one in proposals if self._computes(one)), None)
+        return next((proposal for proposal in proposals if self._computes(proposal)), None)
 
     def reads_query(self, logits: Logits | None) -> bool:
         """Tell whether logits are made of the projection that the query is made of."""

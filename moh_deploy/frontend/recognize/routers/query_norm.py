@@ -11,4 +11,4 @@ from moh_deploy.ops.routers.query_norm import QUERY_NORM
 def match(program: RouterProgram) -> Router | None:
     """Propose a mask whose logits are made of the projection that makes the queries."""
     masks = mask.proposals(program, QUERY_NORM)
-    return program.proven(one for one in masks if program.reads_query(one.routed_logits))
+    return program.proven(router for router in masks if program.reads_query(router.routed_logits))

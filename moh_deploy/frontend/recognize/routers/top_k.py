@@ -21,7 +21,7 @@ def _published(program: RouterProgram) -> Iterator[Router]:
         shared = base.num_shared_heads or 0
         if not others:
             yield base
-        if shared > 1 and [extent(one) for one in others] == [shared]:
+        if shared > 1 and [extent(logits) for logits in others] == [shared]:
             yield replace(base, shared_logits=others[0])
 
 
@@ -29,5 +29,7 @@ def _with_factor(program: RouterProgram) -> Router | None:
     weighing = program.weighing
     if weighing is None:
         return None
-    found = (weighing.router(TOP_K, one, gate_mode="weighted") for one in weighing.softmax_logits)
+    found = (
+        weighing.router(TOP_K, logits, gate_mode="weighted") for logits in weighing.softmax_logits
+    )
     return next((router for router in found if router is not None), None)

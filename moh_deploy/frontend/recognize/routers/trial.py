@@ -48,13 +48,13 @@ class RouterRun:
         """Return how many of the last heads are open, where that is a number below `top_k` that is
         the same for all tokens; else `top_k`."""
         # Shared heads stand in front of the routed ones, as a MoHRouter has them.
-        routed = [one[self.gates][..., -candidates:] for one in self.values]
+        routed = [values[self.gates][..., -candidates:] for values in self.values]
         counts = {int(count) for one in routed for count in (one != 0).sum(-1).flatten()}
         return min([top_k, *counts]) if len(counts) == 1 and 0 not in counts else top_k
 
     def always_open(self, candidates: int) -> int:
         """Return how many heads no token closes, of those that are more than the candidates."""
-        gates = torch.cat([one[self.gates].flatten(0, -2) for one in self.values])
+        gates = torch.cat([values[self.gates].flatten(0, -2) for values in self.values])
         return min(int((gates != 0).all(0).sum()), gates.shape[-1] - candidates)
 
 

@@ -20,7 +20,7 @@ def _proposals(program: RouterProgram) -> Iterator[Router]:
     for base, others in program.routed(TWO_STAGE):
         shared = base.num_shared_heads
         # A softmax over one shared head is 1: the router need not have it.
-        if shared == 1 and [extent(one) for one in others] == [2]:
+        if shared == 1 and [extent(logits) for logits in others] == [2]:
             yield replace(base, stage_logits=others[0])
         for first, second in itertools.permutations(others) if len(others) == 2 else ():
             if extent(first) == shared and extent(second) == 2:

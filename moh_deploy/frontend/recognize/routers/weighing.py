@@ -98,7 +98,9 @@ class Weighing:
     def _ranking(self) -> Logits:
         """The scores that are ranked, or what they rank like: logits tell heads apart that all have
         a sigmoid of 0, or nearly so."""
-        alike = (one for one in (*self._before_softmax, *self._scores) if self._ranks_alike(one))
+        alike = (
+            logits for logits in (*self._before_softmax, *self._scores) if self._ranks_alike(logits)
+        )
         return next(alike, self._ranked)
 
     @property
@@ -107,7 +109,7 @@ class Weighing:
 
     @property
     def _before_softmax(self) -> list[Logits]:
-        return [one for one in self.softmax_logits if one != self._ranked]
+        return [logits for logits in self.softmax_logits if logits != self._ranked]
 
     @cached_property
     def _scores(self) -> list[Logits]:
