@@ -86,6 +86,7 @@ def test_recording_twice_gives_the_same():
 
 def change(node: torch.fx.Node, **changed: object) -> None:
     names = [argument.name for argument in node.target._schema.arguments]
+    assert changed.keys() <= set(names)
     node.args = tuple(changed.get(name, old) for name, old in zip(names, node.args, strict=True))
 
 
@@ -95,7 +96,7 @@ def wrong_scale(rewrite: Rewrite) -> None:
 
 def swapped_query_and_key(rewrite: Rewrite) -> None:
     query, key = rewrite.attention.args[:2]
-    change(rewrite.attention, query=key, key=query)
+    change(rewrite.attention, Q=key, K=query)
 
 
 def causal(rewrite: Rewrite) -> None:
