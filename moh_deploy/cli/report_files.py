@@ -63,6 +63,7 @@ class ReportFiles:
             PackageError: A file cannot be written.
         """
         asked = {name: path for name, path in self.paths.items() if path is not None}
+        # Without files nothing of what writes them is imported.
         if not asked:
             return job()
         from moh_deploy.perf.environment import environment
@@ -77,6 +78,7 @@ class ReportFiles:
         except MoHDeployError as error:
             _write(asked, no_answer(self.kind, error.message), about)
             raise
+        # Kernels are known only now: which ones were used is up to the runtime.
         made_with = tuple(environment(report.kernels))
         _write(asked, report.document(), About(self.subject, command, made_with))
         return report
@@ -98,5 +100,6 @@ def _write(paths: Mapping[FileFormat, Path], document: Document, about: About) -
     formats = {"junit": junit, "markdown": markdown, "html": page}
     for name, path in paths.items():
         with staged_file(path) as partial:
+            # Names of files may hold halves of surrogate pairs, which UTF-8 cannot.
             text = formats[name](document, about)
             partial.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -109,6 +109,7 @@ class InspectReport(Report):
         """How many of them are operators."""
         return sum(layer.replaced for layer in self.manifest.layers)
 
+    # In place of the manifest's own list, which is flat in JSON and has fewer keys.
     @property
     @in_json("layers")
     def _inspected(self) -> tuple[InspectedLayer, ...]:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+# A comment on a pull request is read in a narrow column and draws nothing; a terminal has room for
+# more columns, and draws nothing either; a page has both, and folds what few will read.
 Format = Literal["terminal", "markdown", "page"]
 EVERYWHERE = frozenset[Format](("terminal", "markdown", "page"))
 TEXT = frozenset[Format](("terminal", "markdown"))
@@ -65,6 +67,7 @@ class Drawn:
     is_bad: bool = False
 
 
+# Numbers stay numbers until a format shows them: a page calls NaN so, and a drawing needs them.
 Cell = str | int | float | bool | Share | Status | Drawn | None
 """A float is shown to three digits, a bool as yes or no, None as a dash."""
 
@@ -119,6 +122,7 @@ class Table:
 
     def part(self, where: Format) -> tuple[list[Column], list[list[Cell]]]:
         """Return the columns that a format shows, and the cells of each row that are in them."""
+        # Cells go with their columns, so a row is written once for all formats.
         every = [Column(one) if isinstance(one, str) else one for one in self.columns]
         kept = [index for index, column in enumerate(every) if where in column.shown]
         rows = [[row[index] for index in kept] for row in self.rows]

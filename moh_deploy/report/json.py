@@ -27,6 +27,7 @@ def in_json(name: str = "") -> Callable[[Getter], Getter]:
     """
 
     def mark(getter: Getter) -> Getter:
+        # The getter carries the mark: of a property of a class of its own mypy would know no type.
         setattr(getter, _KEY, name or getter.__name__)
         return getter
 
@@ -35,6 +36,7 @@ def in_json(name: str = "") -> Callable[[Getter], Getter]:
 
 def to_json(value: object) -> object:
     """Return plain JSON types; NaN and infinity stay, see `to_json_text`."""
+    # Not `dataclasses.asdict`: it copies everything, and knows neither properties nor flat members.
     if is_dataclass(value):
         return dict(_members(value))
     if isinstance(value, Mapping):
@@ -61,6 +63,7 @@ def json_members(form: type) -> tuple[tuple[str, str, bool], ...]:
     """
     kinds = {field.name: field.metadata.get(_KEY) for field in fields(form)}
     shown = [(name, name, kind == "flat") for name, kind in kinds.items() if kind != "hidden"]
+    # `dir` has what base classes mark, too; it is in order of names, and objects have no order.
     getters = {name: getattr(getattr(form, name, None), "fget", None) for name in dir(form)}
     marked = [(getattr(one, _KEY, None), name) for name, one in getters.items()]
     return (*shown, *((name, attribute, False) for name, attribute in marked if name is not None))

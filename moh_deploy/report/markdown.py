@@ -25,11 +25,13 @@ from moh_deploy.report.numbers import plain
 
 def markdown(document: Document, about: About | None = None) -> str:
     """Return the text of a file; without `about` it has no heading."""
+    # Every part has an empty line before and behind it: of several in a row one is enough.
     return re.sub(r"\n{3,}", "\n\n", "\n".join(_lines(document, about))).strip() + "\n"
 
 
 def markdown_text(value: str) -> str:
     """Return text that Markdown shows as it is."""
+    # A line break would end a cell, and `<` or `&` begin HTML, which Markdown lets through.
     text = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|@#~])", r"\\\1", text)
 
@@ -39,6 +41,7 @@ def _lines(document: Document, about: About | None) -> Iterator[str]:
         if about is not None:
             yield f"### {markdown_text(about.subject)}: {_word(document.verdict)}"
         yield from _verdict(document.verdict, with_reasons=not document.parts)
+    # Before all tables: whether anything is worse is what a review asks first.
     if document.baseline is not None:
         yield from _block(document.baseline, 4)
     for block in document.blocks:
@@ -93,6 +96,7 @@ def _bullets(texts: Iterable[str]) -> Iterator[str]:
 
 def _table(table: Table, level: int) -> Iterator[str]:
     columns, rows = table.part("markdown")
+    # Columns without rows say nothing here; a page says `no data`.
     if not rows:
         return
     yield from ("", f"{'#' * level} {markdown_text(table.caption)}", "")

@@ -37,6 +37,7 @@ def share(value: float | None, *, digits: int = 1) -> str | None:
         return number(value)
     if value in (0, 1):
         return f"{100 * value:.0f} %"
+    # 99.97 % of decisions are not all of them, and are not to look like it after rounding.
     step = 10.0**-digits
     percent = round(100 * value, digits)
     if percent == 100:

@@ -24,6 +24,8 @@ class Report(ABC):
         """Return the report in plain JSON types."""
         return cast("dict[str, object]", to_json(self))
 
+    # Renderers are imported on first use: programs mostly read the fields of a report, or its JSON.
+
     def to_markdown(self) -> str:
         """Return the report as Markdown: what was judged, tables with headings, and all else."""
         from moh_deploy.report.markdown import markdown

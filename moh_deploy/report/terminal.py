@@ -23,6 +23,8 @@ def _parts(document: Document) -> Iterator[RenderableType]:
         yield from _block(block)
     # Words, not strings: rich would read `[batch, 3]` in a string as markup.
     yield from map(Words, (*document.findings, *document.remarks))
+    # What stands last is on the screen when the command has ended. Parts with their own answer have
+    # given their reasons already.
     if document.verdict is not None:
         yield from _verdict(document.verdict, with_reasons=not document.parts)
     if document.baseline is not None:

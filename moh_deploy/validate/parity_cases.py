@@ -20,6 +20,7 @@ def parity_suites(report: ParityReport) -> Iterator[Suite]:
     for part in report.comparisons:
         facts = {"subject": part.subject, "reference": part.reference, "policy": part.policy}
         facts["kernels"] = part.kernels.describe()
+        # CIs tell suites apart by their names alone.
         against = part.reference if report.parts else ""
         cases = tuple(_cases(part))
         yield Suite(cases, against=against, facts=tuple(facts.items()), notes=part.notes)
@@ -33,6 +34,7 @@ def _cases(report: ParityReport) -> Iterator[Case]:
     yield from map(accuracy_case, report.accuracy)
     yield from map(_output_case, report.outputs)
     yield from map(_layer_case, report.layers)
+    # Skipped, not left out: a CI that counts cases sees that routing was not compared.
     if not report.has_routing:
         yield Case("layers", "routing", "skipped", "The reference holds no gates.")
 

@@ -48,6 +48,8 @@ _OUTPUT_COLUMNS = (
     Column("#noise floor", ROOMY),
     "verdict",
 )
+# Errors stand beside what they may be. Scores are in none of the narrow formats: where they decide,
+# `judged by` says so, and the reason has the number.
 _LAYER_COLUMNS = (
     "layer",
     Column("runs as", ROOMY),
@@ -99,6 +101,7 @@ def parity_document(report: ParityReport) -> Document:
     """Return what the report says of each comparison, and of all of them."""
     word: str = report.answer
     is_good = report.equal
+    # What is worse than before does not pass, even where it is equal.
     if report.equal and report.ratchet is not None and report.ratchet.reasons:
         word, is_good = "EQUAL, AND WORSE THAN BEFORE", False
     verdict = Verdict(
@@ -234,6 +237,7 @@ def _layer_rows(report: ParityReport) -> Iterator[tuple[Cell, ...]]:
     for entry in _worst_layers(report):
         yield (
             entry.path,
+            # A module that is called twice is two layers of one path.
             ", ".join(runs_as(run) for run in report.layer_runs if run.path == entry.path),
             entry.vectors,
             Share(entry.agreement),
@@ -284,6 +288,7 @@ def _error_row(
 ) -> tuple[Cell, ...]:
     words = f"{name}: error {number(error)}, tolerance {number(limit) or 'none'}"
     is_bad = limit is not None and error > limit
+    # A tolerance of 0 has no place on a logarithmic axis.
     drawn = Drawn(words, error, limit or None, bar_from=0.0, is_bad=is_bad)
     return (name, what, drawn, error, limit, _status(answer))
 
@@ -323,4 +328,5 @@ def _badness(reason: str | None, error: float, tolerance: float | None) -> float
     """Return how far an entry is from being equal; one that is not comes before all that are."""
     if reason is not None:
         return math.inf
+    # Without a tolerance (behind an explained flip) it is not judged, and comes last.
     return error / tolerance if tolerance else 0.0

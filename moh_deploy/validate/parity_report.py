@@ -277,6 +277,9 @@ class ParityReport(Report):
         if self.failure is not None:
             raise self.failure
 
+    # JSON has the entries of all comparisons in one list, each with its reference: whoever knows of
+    # one comparison only finds them in the same place.
+
     @property
     @in_json("comparisons")
     def _compared(self) -> tuple[Compared, ...]:

@@ -50,6 +50,7 @@ def routing_sections(
         heat = HeatMap("share of tokens, in percent", "layer", rows, f"loads-{index}")
         yield Section("Load of heads", (Text(_about_loads(loads)), HeatMaps((heat,))), shown=PAGE)
     if statistics.class_loads:
+        # A page opens the last map and folds the others, so that one has the name.
         *earlier, last = statistics.class_loads
         maps = (*map(class_map, earlier), class_map(last, f"classes-{index}"))
         about = Text(_ABOUT_CLASSES)
@@ -60,12 +61,13 @@ def routing_sections(
 
 def class_map(load: ClassLoad, id_: str = "") -> HeatMap:
     """Return classes by heads of one layer; of many classes, those with the most samples."""
+    # ImageNet has 1,000 classes. Those with most samples have the steadiest loads.
     most = sorted(range(len(load.classes)), key=lambda index: -load.samples[index])[:MOST_CLASSES]
     rows = tuple(
         LoadRow(
             load.classes[index],
             load.tokens[index],
-            load.on[index],
+            load.on[index],  # There is no reference for classes: both sides are the same.
             load.on[index],
             load.num_shared_heads,
             f"{load.samples[index]}",

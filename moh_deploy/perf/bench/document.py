@@ -162,6 +162,7 @@ def _facts(report: BenchReport) -> Iterator[Fact]:
     first = report.results[0]
     where = f"{first.inputs} inputs at {sizes_text(first.sizes)}"
     yield Fact("p50", f"{number(first.latency.p50_ms)} ms", where)
+    # Tiles are for a glance: more than two baselines are in the table.
     for name, found in list(first.ratios.items())[:2]:
         interval = f"95 %: {1 / found.high:.3g} to {1 / found.low:.3g}"
         yield Fact(f"speed over {name}", f"{1 / found.value:.3g}x", interval)
@@ -199,6 +200,7 @@ def _remarks(report: BenchReport) -> Iterator[str]:
 
 def _latencies(report: BenchReport) -> Iterator[Section]:
     """Yield a section on all contestants for each set of inputs."""
+    # Those of one set of inputs follow each other in a report.
     grouped = groupby(report.results, lambda one: (one.inputs, one.sizes))
     for index, ((inputs, sizes), group) in enumerate(grouped):
         where, results = f"{inputs} inputs at {sizes_text(sizes)}", list(group)
@@ -226,8 +228,10 @@ def _times(report: BenchReport, where: str, results: Sequence[Measured], index: 
     """Return what each contestant took, and how fast it is beside each baseline."""
     baselines = [one.contestant for one in results if one.is_baseline]
     titles = [metric.title for metric in METRICS.values()]
+    # Where no dimension counts samples, a run is all that can be counted.
     if report.samples_by is None:
         titles = ["runs/s" if title == "samples/s" else title for title in titles]
+    # A page draws speeds in a table of their own.
     speeds = [Column(f"#speed / {name} (95 %)", TEXT) for name in baselines]
     rows = [
         (
@@ -264,6 +268,7 @@ def _speeds(results: Sequence[Measured], index: int) -> tuple[Block, ...]:
 
 
 def _speed_row(name: str, baseline: str, found: Ratio) -> tuple[Cell, ...]:
+    # Ratios are of times, speeds their inverse: the ends of the interval change places.
     speed, low, high = 1 / found.value, 1 / found.high, 1 / found.low
     words = f"{name}: {speed:.3g} times as fast as {baseline}, {low:.3g} to {high:.3g}"
     drawn = Drawn(words, speed, 1.0, (low, high), bar_from=1.0, is_bad=found.is_slower)

@@ -100,6 +100,8 @@ def _needs(percent: int) -> str:
 
 _NO_PROCESS = "it cannot be loaded in a process of its own"
 
+# One line makes a figure: a column in every format, and a metric for gates. JSON has the fields of
+# `Measured` by themselves.
 METRICS: Mapping[str, Metric] = {
     "p50": _milliseconds("p50", lambda one: one.latency.p50_ms),
     "p90": _milliseconds("p90", lambda one: one.latency.p90_ms, _needs(90)),

@@ -90,6 +90,7 @@ class PageMap:
 
 def page_map(content: HeatMap) -> PageMap:
     """Lay out a map: rows with other heads begin another block."""
+    # Only neighbours share a block: layers stay in their order of execution.
     grouped = groupby(content.rows, lambda row: (len(row.got), row.shared))
     return PageMap(content, tuple(_block(*shape, list(rows)) for shape, rows in grouped))
 

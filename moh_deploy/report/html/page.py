@@ -24,6 +24,7 @@ def page(document: Document, about: About) -> str:
     """Return the text of a file."""
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     template = _environment().get_template("page.html")
+    # Jinja leaves an empty line for each of its own.
     text = template.render(document=document, about=about, made=made)
     return _NOT_TEXT.sub("?", re.sub(r"\n\s*\n+", "\n", text))
 
@@ -39,6 +40,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # Templates lay out what they show by these filters, and know the types of blocks only.
     # `block|kind` names the macro of blocks.html that shows a block.
     environment.filters["kind"] = lambda block: type(block).__name__
     layouts = {"table": page_table, "map": page_map, "chart": page_chart, "margins": page_margins}

@@ -74,8 +74,9 @@ def page_table(table: Table) -> PageTable:
     cells = [cell for row in rows for cell in row if isinstance(cell, Drawn)]
     scale = _scale(table, cells) if cells else None
     drawn = None
-    if cells:
-        drawn = next(index for index, cell in enumerate(rows[0]) if isinstance(cell, Drawn))
+    if cells:  # Rows on a whole, such as a total, may have none.
+        places = (place for row in rows for place in enumerate(row))
+        drawn = next(index for index, cell in places if isinstance(cell, Drawn))
     shown = [[_shown(cell, scale) for cell in row] for row in rows]
     return PageTable(table.caption, table.id, columns, shown, scale, drawn)
 
@@ -103,6 +104,7 @@ def _scale(table: Table, cells: Sequence[Drawn]) -> Scale:
     if table.axis == "decades":
         # Infinity is drawn at the right end: beyond all limits.
         return decades([*numbers, *([10 * one for one in limits] if math.inf in numbers else [])])
+    # A round axis cannot hold infinity; what has it is drawn at the nearer end.
     finite = [one for one in numbers if math.isfinite(one)]
     if table.axis == "ratios":
         return round_numbers(min(finite) / _ROOM, max(finite) * _ROOM, is_log=True)
@@ -112,6 +114,7 @@ def _scale(table: Table, cells: Sequence[Drawn]) -> Scale:
 def _marks(cell: Drawn, scale: Scale) -> Iterator[Mark]:
     """Yield the shapes of a cell, the later above the earlier."""
     at = scale.at
+    # NaN is not drawn as 0: the row has its limit, and the number in words.
     if not math.isnan(cell.value):
         if cell.bar_from is not None:
             start, end = sorted((at(cell.bar_from), at(cell.value)))

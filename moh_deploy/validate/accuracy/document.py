@@ -96,6 +96,7 @@ def _drawn(one: MetricParity, words: str) -> Drawn:
     """Draw the loss and its interval in shares of what may be lost; there is none without."""
     if one.interval is None or not one.allowed_drop:
         return Drawn(words, math.nan, 1.0)
+    # To the right is worse, whichever way the metric goes.
     sign = -1.0 if one.better == "higher" else 1.0
     ends = (*one.interval, one.difference)
     low, high, loss = (sign * end / one.allowed_drop for end in ends)

@@ -248,6 +248,7 @@ def _mining_blocks(layers: Sequence[str], mining: Mined) -> Iterator[Block]:
 
 def _suite(report: ProbeReport) -> Suite:
     """Return each case as a test case: what did not run is skipped, and never passed."""
+    # Cases that could not be run are skipped with their reason, and the verdict is one more case.
     said = f"{report.count('passed')} passed" if report.passed else report.reasons[0]
     verdict = Case("probe", "verdict", "passed" if report.passed else "failure", said)
     facts = (
