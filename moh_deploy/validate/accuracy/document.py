@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from moh_deploy.report.document import (
     PAGE,
+    TEXT,
     Block,
     Case,
     Cell,
@@ -26,17 +27,20 @@ from moh_deploy.validate.accuracy.show import shown, shown_gap
 if TYPE_CHECKING:
     from moh_deploy.validate.accuracy import ChangedSample, MetricParity
 
+# A page has the drawing, and less room beside it.
 _COLUMNS = (
     "metric",
     Column("loss as a share of what may be lost", PAGE),
     "#reference",
     "#this",
-    "#difference",
-    "#95 % interval",
+    Column("#difference, 95 % interval", PAGE),
+    Column("#difference", TEXT),
+    Column("#95 % interval", TEXT),
     "#may be lost",
     "#samples",
-    "#worse",
-    "#better",
+    Column("#worse, better", PAGE),
+    Column("#worse", TEXT),
+    Column("#better", TEXT),
     "#p",
     "verdict",
 )
@@ -76,15 +80,18 @@ def accuracy_case(one: MetricParity) -> Case:
 def _row(one: MetricParity) -> tuple[Cell, ...]:
     difference = shown_gap(one.metric, one.difference)
     interval = None if one.interval is None else shown_gap(one.metric, *one.interval)
+    both = f"{difference}, {interval or 'none'}"
     return (
         one.metric,
-        _drawn(one, f"{one.metric}: {difference}, {interval or 'none'}"),
+        _drawn(one, f"{one.metric}: {both}"),
         shown(one.metric, one.reference),
         shown(one.metric, one.package),
+        both,
         difference,
         interval,
         shown_gap(one.metric, one.allowed_drop),
         one.samples,
+        f"{one.worse}, {one.improved}",
         one.worse,
         one.improved,
         figure(one.p_value),

@@ -323,7 +323,7 @@ def test_accuracy_is_shown_before_errors():
 
 def test_accuracy_says_both_sides_and_what_may_be_lost():
     said = words(as_page(with_accuracy(parity_report()), RUN))
-    assert "98.00 % 97.00 % -1.00 points -2.00 to 0.10 points 0.98 points 360 4 1 0.375" in said
+    assert "98.00 % 97.00 % -1.00 points, -2.00 to 0.10 points 0.98 points 360 4, 1 0.375" in said
     assert "NOT EQUAL" in said
     assert "1 of 360 samples has no finite perplexity" in said
     assert "17 val.npz[17] 3 3 8" in said
