@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from moh_deploy.report.report import Report
     from moh_deploy.system.progress import SilentProgress
 
-Answered = TypeVar("Answered")
+_Answered = TypeVar("_Answered")
 
 _FILE_WIDTH = 160
 
 
-class Answer(Protocol):
+class AnswerReport(Protocol):
     """A report whose answer may be no."""
 
     @property
@@ -35,7 +35,7 @@ class Answer(Protocol):
     def __rich__(self) -> RenderableType: ...
 
 
-def carry_out(job: Callable[[SilentProgress], Answered], *, as_json: bool) -> Answered:
+def carry_out(job: Callable[[SilentProgress], _Answered], *, as_json: bool) -> _Answered:
     """Do a job with progress on stderr. What code of the user's prints meanwhile goes there too."""
     from moh_deploy.system.progress import progress_for_terminal
 
@@ -51,7 +51,7 @@ def print_report(report: Report, *, as_json: bool) -> None:
         _print_rich(report)
 
 
-def print_answer(report: Answer, *, as_json: bool, **facts: object) -> None:
+def print_answer(report: AnswerReport, *, as_json: bool, **facts: object) -> None:
     """Print a report, and if its answer is no, end with that exit code and the reason on stderr.
 
     Args:

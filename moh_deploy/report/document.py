@@ -71,7 +71,7 @@ class Drawn:
 Cell = str | int | float | bool | Share | Status | Drawn | None
 """A float is shown to three digits, a bool as yes or no, None as a dash."""
 
-Axis = Literal["decades", "ratios", "numbers", "shares"]
+AxisKind = Literal["decades", "ratios", "numbers", "shares"]
 """How drawn cells are laid out: by powers of ten, by ratios, by differences, or from 0 to 100 %."""
 
 
@@ -117,7 +117,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     id: str = ""
     shown: frozenset[Format] = EVERYWHERE
-    axis: Axis | None = None
+    axis: AxisKind | None = None
     axis_holds: tuple[float, ...] = ()
 
     def part(self, where: Format) -> tuple[list[Column], list[list[Cell]]]:
@@ -211,7 +211,7 @@ class MarginBar:
 
 
 @dataclass(frozen=True)
-class Margins:
+class LayerMargins:
     """How clear the choices of a layer are.
 
     Attributes:
@@ -229,7 +229,7 @@ class Margins:
 class MarginCharts:
     """A chart for each layer, all on one axis."""
 
-    layers: tuple[Margins, ...]
+    layers: tuple[LayerMargins, ...]
     shown: frozenset[Format] = PAGE
 
 
@@ -323,11 +323,11 @@ class Fact:
     note: str = ""
 
 
-Outcome = Literal["passed", "failure", "skipped", "error"]
+CiOutcome = Literal["passed", "failure", "skipped", "error"]
 
 
 @dataclass(frozen=True)
-class Case:
+class CiCase:
     """What a CI counts as one test.
 
     Attributes:
@@ -339,12 +339,12 @@ class Case:
 
     group: str
     name: str
-    outcome: Outcome
+    outcome: CiOutcome
     message: str
 
 
 @dataclass(frozen=True)
-class Suite:
+class CiSuite:
     """The cases of one comparison.
 
     Attributes:
@@ -355,7 +355,7 @@ class Suite:
         notes: What was found out.
     """
 
-    cases: tuple[Case, ...]
+    cases: tuple[CiCase, ...]
     name: str = ""
     against: str = ""
     facts: tuple[tuple[str, str], ...] = ()
@@ -384,7 +384,7 @@ class Document:
     findings: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     baseline: Section | None = None
-    suites: tuple[Suite, ...] = ()
+    suites: tuple[CiSuite, ...] = ()
 
     @property
     def parts(self) -> tuple[Section, ...]:
@@ -396,7 +396,7 @@ class Document:
 def no_answer(kind: str, message: str) -> Document:
     """Return the document of a run that ended, or has so far come, without an answer."""
     verdict = Verdict("NO ANSWER", False, message, (message,))
-    return Document(kind, (), verdict, suites=(Suite((Case(kind, "run", "error", message),)),))
+    return Document(kind, (), verdict, suites=(CiSuite((CiCase(kind, "run", "error", message),)),))
 
 
 @dataclass(frozen=True)

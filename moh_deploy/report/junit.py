@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as xml
 from collections.abc import Sequence
 
-from moh_deploy.report.document import About, Case, Document, Outcome, Suite
+from moh_deploy.report.document import About, CiCase, CiOutcome, CiSuite, Document
 
 # XML has no form for these characters, not even escaped.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -15,7 +15,7 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 def junit(document: Document, about: About) -> str:
     """Return the text of a file."""
     # A file without a test case is no answer to a CI, and some of them call it a pass.
-    suites = document.suites or (Suite((_whole(document),)),)
+    suites = document.suites or (CiSuite((_whole(document),)),)
     counts = _counts([case for suite in suites for case in suite.cases])
     del counts["skipped"]  # Jenkins' schema has it for a suite, and not for all of them
     root = xml.Element("testsuites", {"name": f"moh-deploy {document.kind}", **counts})
@@ -25,16 +25,16 @@ def junit(document: Document, about: About) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, "unicode") + "\n"
 
 
-def _whole(document: Document) -> Case:
+def _whole(document: Document) -> CiCase:
     """Return the one test case of a document that names none."""
     verdict = document.verdict
     if verdict is None or verdict.is_good is None:
-        return Case(document.kind, "verdict", "skipped", "Nothing is judged.")
-    outcome: Outcome = "passed" if verdict.is_good else "failure"
-    return Case(document.kind, "verdict", outcome, (*verdict.reasons, verdict.sentence)[0])
+        return CiCase(document.kind, "verdict", "skipped", "Nothing is judged.")
+    outcome: CiOutcome = "passed" if verdict.is_good else "failure"
+    return CiCase(document.kind, "verdict", outcome, (*verdict.reasons, verdict.sentence)[0])
 
 
-def _add_suite(root: xml.Element, suite: Suite, subject: str) -> None:
+def _add_suite(root: xml.Element, suite: CiSuite, subject: str) -> None:
     name = suite.name or (f"{subject} against {suite.against}" if suite.against else subject)
     element = xml.SubElement(root, "testsuite", {"name": _text(name), **_counts(suite.cases)})
     if suite.facts:
@@ -47,7 +47,7 @@ def _add_suite(root: xml.Element, suite: Suite, subject: str) -> None:
         xml.SubElement(element, "system-out").text = _text("\n".join(suite.notes))
 
 
-def _add(suite: xml.Element, case: Case) -> None:
+def _add(suite: xml.Element, case: CiCase) -> None:
     element = xml.SubElement(
         suite, "testcase", classname=f"moh-deploy.{case.group}", name=_text(case.name), time="0"
     )
@@ -60,7 +60,7 @@ def _add(suite: xml.Element, case: Case) -> None:
         found.text = _text(case.message)
 
 
-def _counts(cases: Sequence[Case]) -> dict[str, str]:
+def _counts(cases: Sequence[CiCase]) -> dict[str, str]:
     outcomes = [case.outcome for case in cases]
     return {
         "tests": str(len(cases)),

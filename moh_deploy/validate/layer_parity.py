@@ -25,7 +25,7 @@ from moh_deploy.validate.differences import (
     finite,
     structural_mismatch,
 )
-from moh_deploy.validate.parity_report import JudgedBy, LayerParity, Part
+from moh_deploy.validate.parity_report import JudgedBy, LayerParity, LayerPart
 from moh_deploy.validate.tolerances import Tolerance
 
 EXPORT_AGAIN = (
@@ -98,14 +98,14 @@ def compare_layer(
     bound = tolerance.tie_bound(None if floor is None else floor.scores)
     choice = _Choice.of(expected, found, bound)
     gates = _compare_gates(what, expected, got, choice, tolerance, floor)
-    wrong: dict[Part, str | None] = {
+    wrong: dict[LayerPart, str | None] = {
         "scores": scores.reason,
         "choice": choice.fault(what, expected, got),
         "gates": gates.reason,
         "attention": attention.reason,
     }
     # Other heads say more than the scores that led to them.
-    told: tuple[Part, ...] = ("choice", "scores", "gates", "attention")
+    told: tuple[LayerPart, ...] = ("choice", "scores", "gates", "attention")
     reason = next((wrong[part] for part in told if wrong[part] is not None), None)
     undecided = choice.doubt(what, expected) if reason is None else None
     # Decisions at near-ties count as neither equal nor unequal: which way they go is chance.

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moh_deploy.report.document import Case, Outcome, Suite
+from moh_deploy.report.document import CiCase, CiOutcome, CiSuite
 from moh_deploy.validate.accuracy.document import accuracy_case
 
 if TYPE_CHECKING:
     from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 
 
-def parity_suites(report: ParityReport) -> Iterator[Suite]:
+def parity_suites(report: ParityReport) -> Iterator[CiSuite]:
     """Yield a suite for every comparison: its verdict, metrics, outputs and layers."""
     for part in report.comparisons:
         facts = {"subject": part.subject, "reference": part.reference, "policy": part.policy}
@@ -23,41 +23,41 @@ def parity_suites(report: ParityReport) -> Iterator[Suite]:
         # CIs tell suites apart by their names alone.
         against = part.reference if report.parts else ""
         cases = tuple(_cases(part))
-        yield Suite(cases, against=against, facts=tuple(facts.items()), notes=part.notes)
+        yield CiSuite(cases, against=against, facts=tuple(facts.items()), notes=part.notes)
 
 
-def _cases(report: ParityReport) -> Iterator[Case]:
-    verdict: Outcome = "passed" if report.equal else "failure"
+def _cases(report: ParityReport) -> Iterator[CiCase]:
+    verdict: CiOutcome = "passed" if report.equal else "failure"
     compared = len(report.accuracy) + len(report.outputs) + len(report.layers)
     said = f"{compared} comparisons" if report.equal else report.reasons[0]
-    yield Case("verify", "verdict", verdict, said)
+    yield CiCase("verify", "verdict", verdict, said)
     yield from map(accuracy_case, report.accuracy)
     yield from map(_output_case, report.outputs)
     yield from map(_layer_case, report.layers)
     # Skipped, not left out: a CI that counts cases sees that routing was not compared.
     if not report.has_routing:
-        yield Case("layers", "routing", "skipped", "The reference holds no gates.")
+        yield CiCase("layers", "routing", "skipped", "The reference holds no gates.")
 
 
-def _output_case(entry: OutputParity) -> Case:
+def _output_case(entry: OutputParity) -> CiCase:
     name = f"{entry.name} [{entry.vectors}]"
     measured = f"max abs error {entry.max_abs_error:.3g}"
     if entry.reason is not None:
-        return Case("outputs", name, "failure", entry.reason)
+        return CiCase("outputs", name, "failure", entry.reason)
     if entry.elements == 0:
-        return Case("outputs", name, "skipped", "It is empty: no data.")
+        return CiCase("outputs", name, "skipped", "It is empty: no data.")
     if entry.tolerance is None:
-        return Case("outputs", name, "skipped", f"{measured}, behind an explained flip")
-    return Case("outputs", name, "passed", f"{measured}, tolerance {entry.tolerance:.3g}")
+        return CiCase("outputs", name, "skipped", f"{measured}, behind an explained flip")
+    return CiCase("outputs", name, "passed", f"{measured}, tolerance {entry.tolerance:.3g}")
 
 
-def _layer_case(entry: LayerParity) -> Case:
+def _layer_case(entry: LayerParity) -> CiCase:
     name = f"{entry.path} [{entry.vectors}]"
     if entry.reason is not None:
-        return Case("layers", name, "failure", entry.reason)
+        return CiCase("layers", name, "failure", entry.reason)
     if entry.no_data:
-        return Case("layers", name, "skipped", "No token was left to compare: no data.")
-    return Case("layers", name, "passed", ", ".join(_measured(entry)))
+        return CiCase("layers", name, "skipped", "No token was left to compare: no data.")
+    return CiCase("layers", name, "passed", ", ".join(_measured(entry)))
 
 
 def _measured(entry: LayerParity) -> Iterator[str]:

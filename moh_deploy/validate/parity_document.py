@@ -34,8 +34,8 @@ from moh_deploy.validate.tolerances import Tolerance
 if TYPE_CHECKING:
     from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 
-Entry = TypeVar("Entry")
-Answer = Literal["equal", "differs", "not judged", "no data"]
+_Entry = TypeVar("_Entry")
+EntryAnswer = Literal["equal", "differs", "not judged", "no data"]
 
 _MOST_REASONS = 10
 
@@ -123,7 +123,7 @@ def parity_document(report: ParityReport) -> Document:
     )
 
 
-def output_answer(entry: OutputParity) -> Answer:
+def output_answer(entry: OutputParity) -> EntryAnswer:
     """Return what became of an output; what holds nothing or follows a flip is not equal."""
     if entry.reason is not None:
         return "differs"
@@ -132,14 +132,14 @@ def output_answer(entry: OutputParity) -> Answer:
     return "not judged" if entry.tolerance is None else "equal"
 
 
-def layer_answer(entry: LayerParity) -> Answer:
+def layer_answer(entry: LayerParity) -> EntryAnswer:
     """Return what became of a layer; where nothing could be judged it is not equal."""
     if entry.no_data:
         return "no data"
     return "equal" if entry.reason is None else "differs"
 
 
-def _status(answer: Answer) -> Status:
+def _status(answer: EntryAnswer) -> Status:
     return Status(answer, {"equal": True, "differs": False}.get(answer))
 
 
@@ -284,7 +284,7 @@ def _error_rows(report: ParityReport) -> Iterator[tuple[Cell, ...]]:
 
 
 def _error_row(
-    name: str, what: str, error: float, limit: float | None, answer: Answer
+    name: str, what: str, error: float, limit: float | None, answer: EntryAnswer
 ) -> tuple[Cell, ...]:
     words = f"{name}: error {number(error)}, tolerance {number(limit) or 'none'}"
     is_bad = limit is not None and error > limit
@@ -301,9 +301,9 @@ def _worst_layers(report: ParityReport) -> list[LayerParity]:
     return _worst_by((entry.path, _layer_badness(entry), entry) for entry in report.layers)
 
 
-def _worst_by(entries: Iterable[tuple[str, float, Entry]]) -> list[Entry]:
+def _worst_by(entries: Iterable[tuple[str, float, _Entry]]) -> list[_Entry]:
     """Return the worst entry of each name, names in order of appearance."""
-    worst: dict[str, tuple[float, Entry]] = {}
+    worst: dict[str, tuple[float, _Entry]] = {}
     for name, badness, entry in entries:
         if name not in worst or badness > worst[name][0]:
             worst[name] = badness, entry

@@ -20,7 +20,7 @@ from moh_deploy.validate.tolerances import BUILT_IN, Tolerance
 from moh_deploy.validate.valid_tokens import TokenCount
 
 JudgedBy = Literal["choices", "scores", "nothing"]
-Part = Literal["scores", "choice", "gates", "attention"]
+LayerPart = Literal["scores", "choice", "gates", "attention"]
 """Of what is compared of a layer, in the order in which it is computed."""
 
 
@@ -113,7 +113,7 @@ class LayerParity:
     attention_tolerance: float | None = None
     undecided_tokens: int = 0
     judged_by: JudgedBy = "choices"
-    wrong: tuple[Part, ...] = ()
+    wrong: tuple[LayerPart, ...] = ()
 
     @property
     def no_data(self) -> bool:
@@ -282,8 +282,8 @@ class ParityReport(Report):
 
     @property
     @in_json("comparisons")
-    def _compared(self) -> tuple[Compared, ...]:
-        return tuple(map(Compared.of, self.comparisons))
+    def _compared(self) -> tuple[ComparisonSummary, ...]:
+        return tuple(map(ComparisonSummary.of, self.comparisons))
 
     @property
     @in_json("outputs")
@@ -321,7 +321,7 @@ class LayerEntry:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonSummary:
     """A comparison without its outputs and layers, as JSON has it."""
 
     subject: str
@@ -336,7 +336,7 @@ class Compared:
     tokens: TokenCount | None
 
     @classmethod
-    def of(cls, report: ParityReport) -> Compared:
+    def of(cls, report: ParityReport) -> ComparisonSummary:
         """Return what JSON has of a comparison."""
         return cls(**{one.name: getattr(report, one.name) for one in fields(cls)})
 

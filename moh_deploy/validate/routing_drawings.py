@@ -9,10 +9,10 @@ from moh_deploy.report.document import (
     PAGE,
     HeatMap,
     HeatMaps,
+    LayerMargins,
     LoadRow,
     MarginBar,
     MarginCharts,
-    Margins,
     Section,
     Text,
 )
@@ -104,7 +104,7 @@ def _margins(statistics: RoutingStatistics) -> Section:
         f" {statistics.margins[0].bound:.3g}, rounding explains that."
     )
     layers = tuple(
-        Margins(
+        LayerMargins(
             one.path,
             one.bound,
             tuple(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from moh_deploy.graph.layer_sources import LayerSources
 from moh_deploy.validate.diagnosis import diagnosis
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, Part
+from moh_deploy.validate.parity_report import LayerParity, LayerPart, OutputParity
 
 GOOD = LayerParity(
     "a",
@@ -27,7 +27,7 @@ OUTPUT = OutputParity("y", "0", 0.0, 0.0, 1e-4)
 OFF = replace(OUTPUT, reason="it is off.")
 
 
-def layers(**wrong: tuple[Part, ...]) -> list[LayerParity]:
+def layers(**wrong: tuple[LayerPart, ...]) -> list[LayerParity]:
     return [
         replace(
             GOOD, path=path, wrong=wrong.get(path, ()), reason="no." if wrong.get(path) else None

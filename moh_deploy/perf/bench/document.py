@@ -17,8 +17,9 @@ from moh_deploy.report.document import (
     PAGE,
     TEXT,
     Block,
-    Case,
     Cell,
+    CiCase,
+    CiSuite,
     Column,
     Document,
     Drawn,
@@ -28,7 +29,6 @@ from moh_deploy.report.document import (
     Section,
     Share,
     Status,
-    Suite,
     Table,
     Text,
     Verdict,
@@ -123,7 +123,7 @@ def _gate_row(one: GateResult) -> tuple[Cell, ...]:
     return (one.gate, one.contestant, one.inputs, one.reason, status)
 
 
-def _suite(report: BenchReport) -> Suite:
+def _suite(report: BenchReport) -> CiSuite:
     """Return a test case for every gate, package and set of inputs.
 
     Without a gate or a baseline file nothing could have failed, and the verdict is skipped.
@@ -135,7 +135,7 @@ def _suite(report: BenchReport) -> Suite:
     )
     # The same gate may be asked for twice, and a name must not.
     cases = [
-        Case(
+        CiCase(
             "gates",
             f"{index}: {one.gate} for {one.contestant} on {one.inputs} inputs",
             "passed" if one.passed else "failure",
@@ -143,16 +143,16 @@ def _suite(report: BenchReport) -> Suite:
         )
         for index, one in enumerate(report.gates, start=1)
     ]
-    return Suite((_verdict_case(report), *cases), facts=facts)
+    return CiSuite((_verdict_case(report), *cases), facts=facts)
 
 
-def _verdict_case(report: BenchReport) -> Case:
+def _verdict_case(report: BenchReport) -> CiCase:
     if report.failure is not None:
-        return Case("bench", "verdict", "failure", report.failure.message)
+        return CiCase("bench", "verdict", "failure", report.failure.message)
     if report.passed is None:
-        return Case("bench", "verdict", "skipped", "There is no gate: nothing could fail.")
+        return CiCase("bench", "verdict", "skipped", "There is no gate: nothing could fail.")
     held = f"gates that hold: {len(report.gates)}" if report.gates else "nothing is worse"
-    return Case("bench", "verdict", "passed", held)
+    return CiCase("bench", "verdict", "passed", held)
 
 
 def _facts(report: BenchReport) -> Iterator[Fact]:

@@ -18,7 +18,7 @@ from moh_deploy.system.staging import staged_file
 
 SCHEMA_VERSION: Literal[1] = 1
 
-Section = Literal["verify", "bench"]
+BaselinePart = Literal["verify", "bench"]
 
 
 class _Object(BaseModel):
@@ -40,7 +40,7 @@ class IntervalEntry(_Object):
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Entry = Count | FiniteFloat | IntervalEntry
+FigureEntry = Count | FiniteFloat | IntervalEntry
 
 
 class SlackEntry(_Object):
@@ -59,7 +59,7 @@ class SectionEntry(_Object):
     """
 
     machine: str | None = None
-    figures: Annotated[dict[str, dict[str, Entry]], Field(min_length=1)]
+    figures: Annotated[dict[str, dict[str, FigureEntry]], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _is_known(self) -> Self:
@@ -112,7 +112,7 @@ class BaselineContent(_Object):
 
 def section_of(figures: Iterable[Figure], machine: str | None) -> SectionEntry:
     """Return what the file says of these figures, to six digits."""
-    groups: dict[str, dict[str, Entry]] = {}
+    groups: dict[str, dict[str, FigureEntry]] = {}
     for one in figures:
         groups.setdefault(one.group, {})[one.name] = _entry(one)
     return SectionEntry(machine=machine, figures=groups)
@@ -169,13 +169,13 @@ def _require_known(names: Iterable[str]) -> None:
         raise ValueError(f"there is no figure '{unknown[0]}', there are {', '.join(KINDS)}")
 
 
-def _figure(group: str, name: str, entry: Entry) -> Figure:
+def _figure(group: str, name: str, entry: FigureEntry) -> Figure:
     if isinstance(entry, IntervalEntry):
         return Figure(group, name, entry.value, entry.low, entry.high)
     return Figure.exact(group, name, entry)
 
 
-def _entry(one: Figure) -> Entry:
+def _entry(one: Figure) -> FigureEntry:
     if one.low == one.high:
         return _rounded(one.value)
     low, value, high = map(_rounded, (one.low, one.value, one.high))

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from moh_deploy.report.baseline.result import RatchetEntry, RatchetResult
-from moh_deploy.report.document import PAGE, Case, Outcome, Section, Status, Suite, Table, Verdict
+from moh_deploy.report.document import (
+    PAGE,
+    CiCase,
+    CiOutcome,
+    CiSuite,
+    Section,
+    Status,
+    Table,
+    Verdict,
+)
 
 _COLUMNS = ("figure", "of", "#in the file", "#now", "#may be at worst", "outcome")
 
@@ -27,13 +36,13 @@ def baseline_section(result: RatchetResult | None) -> Section | None:
     return Section("Baseline file", (table,), verdict)
 
 
-def baseline_suites(result: RatchetResult | None) -> tuple[Suite, ...]:
+def baseline_suites(result: RatchetResult | None) -> tuple[CiSuite, ...]:
     """Return a test case for each figure, and one for the verdict; nothing without a file."""
     if result is None:
         return ()
-    outcome: Outcome = "failure" if result.reasons else "passed"
-    verdict = Case("baseline", "verdict", outcome, (*result.reasons, result.summary)[0])
-    return (Suite((verdict, *map(_case, result.entries)), f"baseline {result.file}"),)
+    outcome: CiOutcome = "failure" if result.reasons else "passed"
+    verdict = CiCase("baseline", "verdict", outcome, (*result.reasons, result.summary)[0])
+    return (CiSuite((verdict, *map(_case, result.entries)), f"baseline {result.file}"),)
 
 
 def _is_good(entry: RatchetEntry) -> bool | None:
@@ -42,7 +51,7 @@ def _is_good(entry: RatchetEntry) -> bool | None:
     return None if entry.outcome in ("new", "not compared") else True
 
 
-def _case(entry: RatchetEntry) -> Case:
-    outcomes: dict[bool | None, Outcome] = {True: "passed", False: "failure", None: "skipped"}
+def _case(entry: RatchetEntry) -> CiCase:
+    outcomes: dict[bool | None, CiOutcome] = {True: "passed", False: "failure", None: "skipped"}
     name = f"{entry.group}: {entry.name}"
-    return Case("baseline", name, outcomes[_is_good(entry)], entry.sentence)
+    return CiCase("baseline", name, outcomes[_is_good(entry)], entry.sentence)

@@ -72,7 +72,7 @@ _SHARE, _FLAG = Domain(most=1.0), Domain(most=1.0, whole=True)
 
 
 @dataclass(frozen=True)
-class Kind:
+class FigureKind:
     """A kind of figure.
 
     Attributes:
@@ -130,69 +130,71 @@ class Kind:
 _TRAINING = "another training scores some samples otherwise"
 _COUNTED = "counted: a smaller test must not pass for a better one"
 
-KINDS: Mapping[str, Kind] = {
-    "vector_sets": Kind("vector sets", "higher", Slack(), _COUNTED, domain=_COUNT),
-    "elements": Kind("numbers compared", "higher", Slack(), _COUNTED, domain=_COUNT),
-    "decisions": Kind(
+KINDS: Mapping[str, FigureKind] = {
+    "vector_sets": FigureKind("vector sets", "higher", Slack(), _COUNTED, domain=_COUNT),
+    "elements": FigureKind("numbers compared", "higher", Slack(), _COUNTED, domain=_COUNT),
+    "decisions": FigureKind(
         "routing decisions compared",
         "higher",
         Slack(factor=1.05),
         "near-ties are left out, and another training has others",
         domain=_COUNT,
     ),
-    "max_abs_error": Kind(
+    "max_abs_error": FigureKind(
         "max abs error",
         "lower",
         Slack(factor=2.0),
         "another machine or version sums in another order; and 1 % of the tolerance, for errors"
         " next to none",
     ),
-    "explained_flips": Kind(
+    "explained_flips": FigureKind(
         "explained flips",
         "lower",
         Slack(factor=1.5, plus=2),
         "rounding of another machine decides near-ties otherwise",
         domain=_COUNT,
     ),
-    "agreement": Kind(
+    "agreement": FigureKind(
         "agreement of decisions",
         "higher",
         Slack(plus=0.01),
         "as explained flips, as a share",
         domain=_SHARE,
     ),
-    "samples": Kind("samples scored", "higher", Slack(), _COUNTED, domain=_COUNT),
-    "labels": Kind("labels scored", "higher", Slack(), _COUNTED, domain=_COUNT),
-    "score": Kind("score", "higher", Slack(factor=1.01), _TRAINING, domain=_ANY),
-    "loss": Kind(
+    "samples": FigureKind("samples scored", "higher", Slack(), _COUNTED, domain=_COUNT),
+    "labels": FigureKind("labels scored", "higher", Slack(), _COUNTED, domain=_COUNT),
+    "score": FigureKind("score", "higher", Slack(factor=1.01), _TRAINING, domain=_ANY),
+    "loss": FigureKind(
         "score, of which less is better", "lower", Slack(factor=1.01), _TRAINING, domain=_ANY
     ),
-    "replaced": Kind(
+    "replaced": FigureKind(
         "replaced by an operator", "higher", Slack(), "read from the package", domain=_FLAG
     ),
-    "on_kernel": Kind("on a kernel", "higher", Slack(), "read from the runtime", domain=_FLAG),
-    "ratio": Kind(
+    "on_kernel": FigureKind(
+        "on a kernel", "higher", Slack(), "read from the runtime", domain=_FLAG
+    ),
+    "ratio": FigureKind(
         "time as a share of the baseline's",
         "lower",
         Slack(factor=1.1),
         "measured: worse if the 95 % intervals are further apart, in 0 of 380 pairs of runs of one"
         " package on a busy machine (2 with 1.05)",
     ),
-    "computed_share": Kind(
+    "computed_share": FigureKind(
         "computed share of the dense rows",
         "lower",
         Slack(plus=0.01),
         "counted; which heads are open differs from training to training",
         domain=_SHARE,
     ),
-    "p50_ms": Kind(
+    "p50_ms": FigureKind(
         "p50 in ms",
         "lower",
         Slack(factor=1.5),
         "others on the machine move it, and there is no interval",
         of_machine=True,
     ),
-    "peak_memory_bytes": Kind(
+    "peak_memory_bytes": FigureKind(
         "peak memory in bytes",
         "lower",
         Slack(factor=1.1),

@@ -13,14 +13,14 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.report.baseline.baseline_file import (
     BaselineContent,
-    Section,
+    BaselinePart,
     SectionEntry,
     read_baseline,
     section_of,
     write_baseline,
 )
 from moh_deploy.report.baseline.figures import KINDS, Figure
-from moh_deploy.report.baseline.result import Outcome, RatchetEntry, RatchetResult
+from moh_deploy.report.baseline.result import FigureOutcome, RatchetEntry, RatchetResult
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class Ratchet:
 
     path: Path
     content: BaselineContent
-    section: Section
+    section: BaselinePart
     update: bool
 
     @classmethod
-    def open(cls, path: Path | str | None, section: Section, *, update: bool) -> Ratchet | None:
+    def open(
+        cls, path: Path | str | None, section: BaselinePart, *, update: bool
+    ) -> Ratchet | None:
         """Read a file before anything is run; None if there is none to compare with.
 
         Raises:
@@ -136,7 +138,7 @@ class Ratchet:
         sentence = f"{what}: {kind.text(now)}, was {kind.text(was)}{kind.limit_text(limit)}."
         if kind.is_worse(now, was, slack):
             return RatchetEntry(group, name, "worse", *values, limit, sentence)
-        outcome: Outcome = "better" if kind.is_better(now, was, slack) else "held"
+        outcome: FigureOutcome = "better" if kind.is_better(now, was, slack) else "held"
         return RatchetEntry(group, name, outcome, *values, limit, sentence)
 
     def _write(

@@ -8,7 +8,7 @@ from typing import Literal
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.json import in_json
 
-Outcome = Literal["held", "better", "worse", "gone", "new", "not compared"]
+FigureOutcome = Literal["held", "better", "worse", "gone", "new", "not compared"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RatchetEntry:
 
     group: str
     name: str
-    outcome: Outcome
+    outcome: FigureOutcome
     was: float | None
     now: float | None
     limit: float | None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from moh_deploy.report.document import MarginBar, Margins
+from moh_deploy.report.document import LayerMargins, MarginBar
 from moh_deploy.report.html.scales import Scale, Tick, decades
 from moh_deploy.report.numbers import count
 
@@ -65,7 +65,7 @@ class PageMargins:
         )
 
 
-def page_margins(layers: Sequence[Margins]) -> list[PageMargins]:
+def page_margins(layers: Sequence[LayerMargins]) -> list[PageMargins]:
     """Return a chart of each layer, all on one axis."""
     every = [one for each in layers for one in each.bars]
     edges = [edge for one in every for edge in (one.at_least, one.below)]
@@ -111,7 +111,7 @@ def _value(tick: Tick, scale: Scale) -> float:
     return scale.low * math.pow(scale.high / scale.low, tick.at / 100)
 
 
-def _chart(one: Margins, axis: _Axis) -> PageMargins:
+def _chart(one: LayerMargins, axis: _Axis) -> PageMargins:
     most = max((each.tokens for each in one.bars), default=1)
     flips = max((each.explained + each.unexplained for each in one.bars), default=0) or 1
     return PageMargins(

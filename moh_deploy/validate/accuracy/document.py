@@ -10,8 +10,8 @@ from moh_deploy.report.document import (
     PAGE,
     TEXT,
     Block,
-    Case,
     Cell,
+    CiCase,
     Column,
     Drawn,
     Fact,
@@ -68,13 +68,13 @@ def accuracy_fact(one: MetricParity) -> Fact:
     return Fact(one.metric, shown(one.metric, one.package), note)
 
 
-def accuracy_case(one: MetricParity) -> Case:
+def accuracy_case(one: MetricParity) -> CiCase:
     """Return the metric as a test case; not knowing is no pass."""
     name = f"{one.metric} [{one.against}]"
     if one.reason is not None:
-        return Case("accuracy", name, "failure", f"{one.verdict}: {one.reason}")
+        return CiCase("accuracy", name, "failure", f"{one.verdict}: {one.reason}")
     values = f"{shown(one.metric, one.reference)}, now {shown(one.metric, one.package)}"
-    return Case("accuracy", name, "passed", f"{values}, {one.samples} samples")
+    return CiCase("accuracy", name, "passed", f"{values}, {one.samples} samples")
 
 
 def _row(one: MetricParity) -> tuple[Cell, ...]:

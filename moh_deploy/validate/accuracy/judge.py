@@ -20,7 +20,7 @@ from moh_deploy.validate.accuracy.bootstrap import (
     mcnemar,
     paired_bootstrap,
 )
-from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity, Verdict
+from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity, MetricVerdict
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.rules import AccuracyRule
 from moh_deploy.validate.accuracy.show import shown, shown_gap
@@ -125,7 +125,7 @@ def _verdict(
     values: tuple[float, float],
     interval: tuple[float, float] | None,
     allowed: float,
-) -> tuple[Verdict, str | None]:
+) -> tuple[MetricVerdict, str | None]:
     name, count = metric.name, len(paired.weights)
     if interval is None:
         return "failed", _without_score(name, paired)

@@ -9,7 +9,7 @@ from moh_deploy.report.json import in_json
 from moh_deploy.validate.accuracy.rules import AccuracyRule
 
 Better = Literal["higher", "lower"]
-Verdict = Literal["passed", "failed", "cannot tell"]
+MetricVerdict = Literal["passed", "failed", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class MetricParity:
     rule: AccuracyRule
     allowed_drop: float
     changed: tuple[ChangedSample, ...]
-    verdict: Verdict
+    verdict: MetricVerdict
     reason: str | None
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["passed", "failed", "not applicable", "not run"]
+CaseStatus = Literal["passed", "failed", "not applicable", "not run"]
 Kind = Literal["routing", "input", "corpus"]
 
 
@@ -26,7 +26,7 @@ class CaseResult:
     kind: Kind
     case: str
     place: str
-    status: Status
+    status: CaseStatus
     detail: str
 
 

@@ -11,7 +11,7 @@ from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Runner
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.first_difference import Cut, FirstDifference, whole
 from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.edge_cases.nan_kept import NanKept, NanKeptVariants, NanPlaces
@@ -52,7 +52,7 @@ class InputJudge:
         # Not run: there is such a case, but nobody said what it needs. Not applicable: there is
         # none.
         if state.inputs is None:
-            status: Status = "not run" if state.exists else "not applicable"
+            status: CaseStatus = "not run" if state.exists else "not applicable"
             return _result(state, status, state.reason)
         try:
             expected = self.recorder.record(state.inputs)
@@ -183,5 +183,5 @@ def _sentence(state: InputState, problem: str) -> str:
     return f"case '{state.case}': {problem}"
 
 
-def _result(state: InputState, status: Status, detail: str) -> CaseResult:
+def _result(state: InputState, status: CaseStatus, detail: str) -> CaseResult:
     return CaseResult("input", state.case, MODEL, status, detail)

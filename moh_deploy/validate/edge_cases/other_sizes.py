@@ -19,7 +19,7 @@ from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.package import OnnxPackage, Rounding, VectorSet
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.input_run import InputJudge
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.sized_inputs import batch_dim, sized_inputs
@@ -342,5 +342,5 @@ def _listed(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes))
 
 
-def _result(case: str, status: Status, detail: str) -> CaseResult:
+def _result(case: str, status: CaseStatus, detail: str) -> CaseResult:
     return CaseResult("input", case, MODEL, status, detail)

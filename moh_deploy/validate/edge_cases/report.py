@@ -9,18 +9,27 @@ from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import MOST_CORPUS_BYTES, CorpusSample
-from moh_deploy.report.document import Block, Case, Document, Outcome, Suite, Table, Text, Verdict
+from moh_deploy.report.document import (
+    Block,
+    CiCase,
+    CiOutcome,
+    CiSuite,
+    Document,
+    Table,
+    Text,
+    Verdict,
+)
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.layers_text import runs_text
 from moh_deploy.runtime.runner import KernelUse
-from moh_deploy.validate.edge_cases.case_result import CaseResult, Status
+from moh_deploy.validate.edge_cases.case_result import CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.input_states import ZERO
 from moh_deploy.validate.edge_cases.mining import Mined
 
-STATUSES: tuple[Status, ...] = ("passed", "failed", "not applicable", "not run")
+STATUSES: tuple[CaseStatus, ...] = ("passed", "failed", "not applicable", "not run")
 
 REFERENCE = (
     "gates: the float64 reference of MoHRouter; samples by themselves: the recorded run; all else:"
@@ -29,7 +38,7 @@ REFERENCE = (
 
 _MOST_REASONS, _MOST_SHOWN = 10, 8
 _COLUMNS = ("kind", "case", "where", "result", "what was found")
-_OUTCOMES: dict[Status, Outcome] = {
+_OUTCOMES: dict[CaseStatus, CiOutcome] = {
     "passed": "passed",
     "failed": "failure",
     "not applicable": "skipped",
@@ -104,7 +113,7 @@ class ProbeReport(Report):
     policy: str
     reference: str = field(default=REFERENCE, init=False)
 
-    def count(self, status: Status) -> int:
+    def count(self, status: CaseStatus) -> int:
         """Return how many results are of a status."""
         return sum(1 for one in self.results if one.status == status)
 
@@ -148,7 +157,7 @@ class ProbeReport(Report):
 
     @property
     @in_json("counts")
-    def _counts(self) -> dict[Status, int]:
+    def _counts(self) -> dict[CaseStatus, int]:
         return {status: self.count(status) for status in STATUSES}
 
     @property
@@ -246,23 +255,23 @@ def _mining_blocks(layers: Sequence[str], mining: Mined) -> Iterator[Block]:
         yield Text(f"Margins are not known, or nothing is chosen, in {shown}{others}.")
 
 
-def _suite(report: ProbeReport) -> Suite:
+def _suite(report: ProbeReport) -> CiSuite:
     """Return each case as a test case: what did not run is skipped, and never passed."""
     # Cases that could not be run are skipped with their reason, and the verdict is one more case.
     said = f"{report.count('passed')} passed" if report.passed else report.reasons[0]
-    verdict = Case("probe", "verdict", "passed" if report.passed else "failure", said)
+    verdict = CiCase("probe", "verdict", "passed" if report.passed else "failure", said)
     facts = (
         ("reference", REFERENCE),
         ("policy", report.policy),
         ("kernels", report.kernels.describe()),
     )
-    return Suite((verdict, *map(_case, report.results)), facts=facts)
+    return CiSuite((verdict, *map(_case, report.results)), facts=facts)
 
 
-def _case(result: CaseResult) -> Case:
+def _case(result: CaseResult) -> CiCase:
     outcome = _OUTCOMES[result.status]
     detail = f"{result.status}: {result.detail}" if outcome == "skipped" else result.detail
-    return Case(result.kind, f"{result.case} [{result.place}]", outcome, detail)
+    return CiCase(result.kind, f"{result.case} [{result.place}]", outcome, detail)
 
 
 def _searched(mining: Mined, layers: Sequence[str]) -> Searched:

@@ -17,7 +17,7 @@ from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.edge_cases import made_nan
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
 from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer, Routing
 from moh_deploy.validate.edge_cases.routing_judge import (
@@ -311,5 +311,5 @@ def _judged(case: str, place: str, problem: str | None, if_right: str) -> CaseRe
     return _result(case, place, "failed", problem)
 
 
-def _result(case: str, place: str, status: Status, detail: str) -> CaseResult:
+def _result(case: str, place: str, status: CaseStatus, detail: str) -> CaseResult:
     return CaseResult("routing", case, place, status, detail)

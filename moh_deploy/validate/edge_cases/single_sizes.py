@@ -18,7 +18,7 @@ from moh_deploy.graph.size_questions import SizeQuestion, size_questions
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import GraphEdit, Runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
 from moh_deploy.validate.edge_cases.routed_layer import Routing
 from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
@@ -122,5 +122,5 @@ class _Answered(Source):
         return Source(self.package, self.variant.edited(answered)).open(extra_outputs, edit)
 
 
-def _result(case: str, status: Status, detail: str) -> CaseResult:
+def _result(case: str, status: CaseStatus, detail: str) -> CaseResult:
     return CaseResult("input", case, MODEL, status, detail)

@@ -19,7 +19,7 @@ from moh_deploy.graph.router_front import front_values, is_exact, logit_sources
 from moh_deploy.package import OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases import made_nan
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, Status
+from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
 from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer, Routing
 from moh_deploy.validate.edge_cases.routing_judge import GateJudge, router_reference
@@ -265,5 +265,5 @@ def _judged(place: str, problems: Mapping[str, str]) -> CaseResult:
     return _result(place, "passed", "nothing but the router breaks ties, or looks for them")
 
 
-def _result(place: str, status: Status, detail: str) -> CaseResult:
+def _result(place: str, status: CaseStatus, detail: str) -> CaseResult:
     return CaseResult("routing", CASE, place, status, detail)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moh_deploy.perf.bench.report import BenchReport
-from moh_deploy.report.baseline.result import Outcome, RatchetEntry, RatchetResult
+from moh_deploy.report.baseline.result import FigureOutcome, RatchetEntry, RatchetResult
 from moh_deploy.report.document import About, no_answer
 from moh_deploy.report.html.page import page
 from moh_deploy.validate.accuracy import ChangedSample
@@ -279,7 +279,7 @@ def test_pages_stay_small(layers: int, heads: int, most: int):
     assert len(re.findall(r'<t[dh][^>]*class="(?:h\d+|hx|pair)', page)) == layers * heads
 
 
-def ratchet(outcome: Outcome, limit: float | None = 1.0) -> RatchetResult:
+def ratchet(outcome: FigureOutcome, limit: float | None = 1.0) -> RatchetResult:
     entry = RatchetEntry("logits", "max_abs_error", outcome, 1.0, 2.0, limit, "it was 1, it is 2")
     return RatchetResult("base<line>.json", (entry,), updated=False)
 
@@ -302,7 +302,7 @@ def test_measured_figures_that_are_worse_than_before_are_no_good_verdict():
         (False, "held", "✓ NO WORSE THAN BEFORE"),
         (False, "gone", "✗ WORSE THAN BEFORE"),
     ):
-        report = replace(bench_report(), ratchet=ratchet(cast(Outcome, outcome)))
+        report = replace(bench_report(), ratchet=ratchet(cast(FigureOutcome, outcome)))
         page = as_page(report if gates else replace(report, gates=()), RUN)
         assert word in words(page)
     both = replace(bench_report(limit_ms=1.0), ratchet=ratchet("worse"))
