@@ -58,11 +58,8 @@ def _block(block: Block, level: int) -> Iterator[str]:
         return
     elif isinstance(block, Section):
         if block.verdict is not None:
-            if block.title:
-                yield from (
-                    "",
-                    f"{'#' * level} {markdown_text(block.title)}: {_word(block.verdict)}",
-                )
+            title = f"{markdown_text(block.title)}: {_word(block.verdict)}"
+            yield from ("", f"{'#' * level} {title}")
             yield from _verdict(block.verdict)
             level += 1
         for one in block.blocks:

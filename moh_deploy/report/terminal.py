@@ -38,7 +38,7 @@ def _block(block: Block) -> Iterator[RenderableType]:
     elif "terminal" not in block.shown:
         return
     elif isinstance(block, Section):
-        if block.verdict is not None and block.title:
+        if block.verdict is not None:
             yield Words(block.title, style="bold underline")
         for one in block.blocks:
             yield from _block(one)
