@@ -56,7 +56,7 @@ def attention(model: Callable[..., Tensor], *arguments: Tensor) -> dict[str, obj
 
 def test_plain_attention_reads_the_projections_as_they_are():
     node = attention(lambda x, m, g: gated(sdpa(heads(x), heads(m), heads(m)), g), X, MEMORY, GATES)
-    query, key = node["query"], node["key"]
+    query, key = node["Q"], node["K"]
     assert (query.op, key.op) == ("placeholder", "placeholder")
     assert node["attn_mask"] is None
     assert (node["q_num_heads"], node["kv_num_heads"], node["is_causal"]) == (H, H, False)
@@ -82,7 +82,7 @@ def test_one_projection_is_cut_without_rearranging():
         return gated(sdpa(q, k, v), g)
 
     node = attention(model, random(B, S, 3 * H * D), GATES)
-    cuts = [node[name] for name in ("query", "key", "value")]
+    cuts = [node[name] for name in "QKV"]
     assert [op(cut) for cut in cuts] == ["slice"] * 3
     assert [cut.args[1:] for cut in cuts] == [(2, 0, 12), (2, 12, 24), (2, 24, 36)]
 
@@ -93,7 +93,7 @@ def test_queries_that_are_read_by_others_stay_per_head():
         return gated(sdpa(q, k, k), g + q.sum(dim=-1).mT.relu() + k.sum())
 
     node = attention(model, X, MEMORY, GATES)
-    assert [rank(node[name]) for name in ("query", "key", "value")] == [4, 4, 4]
+    assert [rank(node[name]) for name in "QKV"] == [4, 4, 4]
 
 
 def test_scale_is_the_product_of_all_scales():
@@ -118,7 +118,7 @@ def test_grouped_heads_are_counted_not_copied():
 
     node = attention(model, X, random(B, T, 2 * D), GATES)
     assert node["kv_num_heads"] == 2
-    assert node["key"].op == "placeholder"
+    assert node["K"].op == "placeholder"
 
 
 def test_repeated_heads_are_counted_not_copied():
@@ -246,7 +246,7 @@ def test_queries_with_keys_of_their_own_are_attentions_of_one_query_each():
         return gated(torch.einsum("bhst,bhtd->bhsd", scores.softmax(-1), v), g)
 
     node = attention(model, X, random(B, H, S, T, D), random(B, H, T, D), GATES)
-    assert tensor(node["query"]).shape == (B * S, H, 1, D)
+    assert tensor(node["Q"]).shape == (B * S, H, 1, D)
 
 
 def test_refused_layer_still_has_its_gates():
