@@ -3,7 +3,7 @@
     python benchmarks/cost_model.py --measure times.json
     python benchmarks/cost_model.py --fit times.json
 
-One thread, CPU time, float32. Contestants take turns; what a session costs that does nothing is
+One thread, CPU time, float32. Candidates take turns; what a session costs that does nothing is
 taken off.
 """
 

@@ -1,4 +1,4 @@
-"""Contestants take turns, so that a machine that slows down slows all of them."""
+"""Candidates take turns, so that a machine that slows down slows all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def interleaved_ms(calls: Sequence[Call], *, threads: int, rounds: int) -> list[
     """Time calls in turn, in an order drawn each round, after two runs that are not counted.
 
     As in `moh-deploy bench` a turn begins with a run that is not timed, since caches hold what the
-    last contestant had, unless it takes so long that this does not matter.
+    last candidate had, unless it takes so long that this does not matter.
 
     Returns:
         For each call the milliseconds that it took once, in each round: of CPU time on one thread,
@@ -55,7 +55,7 @@ def _seconds(call: Call) -> float:
 
 
 def _time(call: Call, seconds: float, clock: Callable[[], float]) -> float:
-    time.sleep(_SETTLE_SECONDS)  # Threads of the last contestant may still look for work.
+    time.sleep(_SETTLE_SECONDS)  # Threads of the last candidate may still look for work.
     if seconds < _LONG_SECONDS:
         call()
     count = max(1, math.ceil(_SLICE_SECONDS / seconds))

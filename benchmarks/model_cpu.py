@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from interleaving import figure
-from model_contestants import OPENVINO, PEERS, PLAIN_ONNX, Field, line_up, original
+from model_candidates import OPENVINO, PEERS, PLAIN_ONNX, Field, all_candidates, original
 from model_profile import Profile, profile_both
 from model_rows import Row, row_of, table_of
 from model_skipped import SkippedWork, skipped_work
@@ -117,12 +117,10 @@ def _measure(
     where = f"{subject.name}, batch: {batch}, threads: {threads}"
     print(where, file=sys.stderr)
     inputs = prepared.inputs(batch)
-    field = line_up(prepared, inputs, options.kernels, options.peers, threads)
+    field = all_candidates(prepared, inputs, options.kernels, options.peers, threads)
     names = [one.name for one in prepared.package.manifest.outputs]
     reference = reference_of(original(prepared, inputs), names, prepared.example)
-    runs_ms, parity = measure(
-        field.contestants, reference, threads=threads, repeats=options.repeats
-    )
+    runs_ms, parity = measure(field.candidates, reference, threads=threads, repeats=options.repeats)
     _report(field, parity, reference.undecided)
     ms = {name: figure(runs, threads) for name, runs in runs_ms.items()}
     return row_of(subject.name, batch, threads, ms)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from model_contestants import MOH, PLAIN_ONNX, moh_nodes, on_ort, original
+from model_candidates import MOH, PLAIN_ONNX, moh_nodes, on_ort, original
 from model_subjects import Prepared
 from model_timing import check, reference_of
 from ort_session import kernel_session, plain_session

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from model_contestants import COMPILE, EAGER, MOH, OPENVINO, PEERS, PLAIN_ONNX
+from model_candidates import COMPILE, EAGER, MOH, OPENVINO, PEERS, PLAIN_ONNX
 from rich.table import Table
 
 
@@ -41,7 +41,7 @@ def row_of(model: str, batch: int, threads: int, ms: Mapping[str, float]) -> Row
     """Return the row of a model.
 
     Args:
-        ms: Contestant to its time; peers may be absent.
+        ms: Candidate to its time; peers may be absent.
     """
     peers = {name: ms[name] for name in PEERS if name in ms}
     best = min(peers, key=lambda name: peers[name], default=None)

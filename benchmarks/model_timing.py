@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from interleaving import interleaved_ms
-from model_contestants import Contestant
+from model_candidates import Candidate
 from op_timing import WrongOutput
 
 from moh_deploy.package import VectorSet
@@ -31,7 +31,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a contestant is from the original.
+    """How far a candidate is from the original.
 
     Attributes:
         max_abs_error: Over all outputs.
@@ -42,7 +42,7 @@ class Parity:
     excused: bool
 
 
-def reference_of(original: Contestant, names: Sequence[str], vectors: VectorSet) -> Reference:
+def reference_of(original: Candidate, names: Sequence[str], vectors: VectorSet) -> Reference:
     """Run the original.
 
     Args:
@@ -55,20 +55,20 @@ def reference_of(original: Contestant, names: Sequence[str], vectors: VectorSet)
     return Reference(outputs, undecided)
 
 
-def check(contestant: Contestant, results: object, reference: Reference) -> Parity:
+def check(candidate: Candidate, results: object, reference: Reference) -> Parity:
     """Compare outputs with the original's.
 
     Raises:
         WrongOutput: They differ by more than rounding, and every choice of heads is clear; or by
             more than another choice of heads explains.
     """
-    got = contestant.read(results)
+    got = candidate.read(results)
     if len(got) != len(reference.outputs):
         raise WrongOutput(
-            f"{contestant.name} gives {len(got)} outputs, expected {len(reference.outputs)}."
+            f"{candidate.name} gives {len(got)} outputs, expected {len(reference.outputs)}."
         )
     checked = [
-        _check_output(contestant.name, name, array, reference)
+        _check_output(candidate.name, name, array, reference)
         for (name, expected), array in zip(reference.outputs.items(), got, strict=True)
     ]
     return Parity(max(one.max_abs_error for one in checked), any(one.excused for one in checked))
@@ -90,19 +90,19 @@ def _check_output(who: str, name: str, got: Array, reference: Reference) -> Pari
 
 
 def measure(
-    contestants: Sequence[Contestant], reference: Reference, *, threads: int, repeats: int
+    candidates: Sequence[Candidate], reference: Reference, *, threads: int, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, Parity]]:
-    """Time the contestants in turn, in another order each round, and check each first and last run.
+    """Time the candidates in turn, in another order each round, and check each first and last run.
 
     Returns:
         Milliseconds of one run in each round: of CPU time on one thread, by the clock on the wall
-        on several; and how far each contestant is from the original.
+        on several; and how far each candidate is from the original.
 
     Raises:
         WrongOutput: One of them does not compute the original.
     """
-    parity = {one.name: check(one, one.run(), reference) for one in contestants}
-    runs_ms = interleaved_ms([one.run for one in contestants], threads=threads, rounds=repeats)
-    for one in contestants:
+    parity = {one.name: check(one, one.run(), reference) for one in candidates}
+    runs_ms = interleaved_ms([one.run for one in candidates], threads=threads, rounds=repeats)
+    for one in candidates:
         check(one, one.run(), reference)
-    return {one.name: ms for one, ms in zip(contestants, runs_ms, strict=True)}, parity
+    return {one.name: ms for one, ms in zip(candidates, runs_ms, strict=True)}, parity

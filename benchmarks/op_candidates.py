@@ -1,4 +1,4 @@
-"""The contestants of the op benchmark, prepared so that a call is nothing but the op."""
+"""The candidates of the op benchmark, prepared so that a call is nothing but the op."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SDPA = "torch SDPA"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One contestant at one share of active heads.
+    """One candidate at one share of active heads.
 
     Attributes:
         name: What computes.
-        active: Share of active heads; dense contestants take no time less for a smaller one.
+        active: Share of active heads; dense candidates take no time less for a smaller one.
         run: Computes one of the input sets, by its number, into `output`.
         output: Written anew by each run; in the shape's layout.
-        kernel: Of a contestant that is ours.
+        kernel: Of a candidate that is ours.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all contestants of one shape share."""
+    """What all candidates of one shape share."""
 
     shape: Shape
     dtype: str

@@ -106,10 +106,10 @@ def _measure_all(options: argparse.Namespace, peak: _Peak) -> list[Result]:
 def _measure_shape(
     options: argparse.Namespace, shape: Shape, threads: int, sets: Sequence[InputSet]
 ) -> Result:
-    """Time every contestant at one shape.
+    """Time every candidate at one shape.
 
     Raises:
-        WrongOutput: A contestant computed something else.
+        WrongOutput: A candidate computed something else.
         Unusable: The kernel cannot run.
     """
     torch.set_num_threads(threads)

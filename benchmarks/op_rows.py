@@ -14,7 +14,7 @@ from moh_deploy.runtime.runner import KernelUse
 
 ALL_HEADS = 1.0
 
-# What stands above the columns of contestants, in their order.
+# What stands above the columns of candidates, in their order.
 _HEADINGS = {
     DECOMPOSED: "decomposed",
     "MultiHeadAttention": "MHA",

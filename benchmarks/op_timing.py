@@ -1,4 +1,4 @@
-"""Interleaved timing: contestants take turns on the same inputs, and their outputs are checked."""
+"""Interleaved timing: candidates take turns on the same inputs, and their outputs are checked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ BOUNDS = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
 
 
 class WrongOutput(Exception):
-    """A contestant computed something else than what is measured."""
+    """A candidate computed something else than what is measured."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one contestant.
+    """Times of one candidate.
 
     Attributes:
         runs_ms: Of each round, for one call.
@@ -108,7 +108,7 @@ def _error_over_sets(bench: Bench, candidate: Candidate) -> float:
 
 def _time(candidate: Candidate, sets: Sequence[int], clock: Callable[[], float]) -> float:
     if clock is time.perf_counter:
-        time.sleep(_SETTLE_SECONDS)  # Threads of the last contestant may still look for work.
+        time.sleep(_SETTLE_SECONDS)  # Threads of the last candidate may still look for work.
         candidate.run(sets[-1])  # Wake its own.
     _poison(candidate)
     start = clock()

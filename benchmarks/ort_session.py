@@ -18,7 +18,7 @@ _ERRORS_ONLY = 3
 
 
 class Unusable(Exception):
-    """A contestant cannot run here; the message says why."""
+    """A candidate cannot run here; the message says why."""
 
 
 def plain_session(

@@ -1,4 +1,4 @@
-"""The model benchmark: its models, its contestants, how it compares, and one run of it."""
+"""The model benchmark: its models, its candidates, how it compares, and one run of it."""
 
 from __future__ import annotations
 
@@ -144,9 +144,9 @@ def test_threads_are_compared_by_the_least_wall_time(bench: ModuleType) -> None:
     assert bench.figure([5.0, 1.0, 2.0], 2) == 1.0
 
 
-def contestant(bench: ModuleType, value: float) -> object:
-    contestants = sys.modules["model_contestants"]
-    return contestants.Contestant(
+def candidate(bench: ModuleType, value: float) -> object:
+    candidates = sys.modules["model_candidates"]
+    return candidates.Candidate(
         "peer", lambda: value, lambda result: [np.full((2, 3), result, np.float32)]
     )
 
@@ -159,21 +159,21 @@ def reference(bench: ModuleType, undecided: int) -> object:
 def test_wrong_output_is_no_measurement(bench: ModuleType) -> None:
     with pytest.raises(bench.WrongOutput, match=r"'logits' of vectors peer differs by 0\.001"):
         bench.measure(
-            [contestant(bench, 1.001)], reference(bench, undecided=0), threads=1, repeats=1
+            [candidate(bench, 1.001)], reference(bench, undecided=0), threads=1, repeats=1
         )
 
 
 def test_another_choice_of_heads_is_excused_where_rounding_decides(bench: ModuleType) -> None:
     check = sys.modules["model_timing"].check
-    assert not check(contestant(bench, 1), 1.00001, reference(bench, 3)).excused
-    assert check(contestant(bench, 1), 1.001, reference(bench, 3)).excused
+    assert not check(candidate(bench, 1), 1.00001, reference(bench, 3)).excused
+    assert check(candidate(bench, 1), 1.001, reference(bench, 3)).excused
     with pytest.raises(bench.WrongOutput, match="unclear for 3 tokens"):
-        check(contestant(bench, 1), 1.2, reference(bench, 3))
+        check(candidate(bench, 1), 1.2, reference(bench, 3))
     with pytest.raises(bench.WrongOutput):
-        check(contestant(bench, 1), np.nan, reference(bench, 3))
+        check(candidate(bench, 1), np.nan, reference(bench, 3))
 
 
-def test_contestants_take_turns_and_change_their_order(
+def test_candidates_take_turns_and_change_their_order(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interleaving = sys.modules["interleaving"]
@@ -217,8 +217,8 @@ def test_missing_runtime_or_compiler_is_no_failure(
     monkeypatch.setattr("torch.compile", no_compiler)
     monkeypatch.setitem(sys.modules, "openvino", None)
     kernel = choose_kernels("off")
-    field = bench.line_up(prepared, prepared.inputs(1), kernel, bench.PEERS, 1)
-    assert [one.name for one in field.contestants] == ["moh", "eager", "plain_onnx"]
+    field = bench.all_candidates(prepared, prepared.inputs(1), kernel, bench.PEERS, 1)
+    assert [one.name for one in field.candidates] == ["moh", "eager", "plain_onnx"]
     assert "No working C++ compiler" in field.absent["compile"]
     assert "pip install 'moh-deploy[bench]'" in field.absent["openvino"]
 

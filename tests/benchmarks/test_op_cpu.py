@@ -1,4 +1,4 @@
-"""The op benchmark: its inputs, its contestants, how it compares, and one run of it."""
+"""The op benchmark: its inputs, its candidates, how it compares, and one run of it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_float64_result_is_that_of_the_op(bench: ModuleType, name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", TINY)
-def test_every_dense_contestant_computes_gated_attention(
+def test_every_dense_candidate_computes_gated_attention(
     bench: ModuleType, name: str, dtype: str
 ) -> None:
     prepared_bench = prepared(bench, name, 0.5, dtype=dtype)

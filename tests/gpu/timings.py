@@ -57,14 +57,14 @@ def _row(
     library: ctypes.CDLL, shape: Shape, share: float, repeats: int, dtype: torch.dtype
 ) -> dict[str, object]:
     sets = [Tensors.draw(shape, share, dtype, seed) for seed in range(_sets(shape, dtype))]
-    contestants: dict[str, list[Callable[[], object]]] = {
+    candidates: dict[str, list[Callable[[], object]]] = {
         tactic: [Call(library, one, tactic) for one in sets] for tactic in ("chosen", *abi.TACTICS)
     }
     for name, backend in _BACKENDS.items():
         if (calls := _torch_calls(sets, backend, gated=False)) is not None:
-            contestants[name] = calls
-            contestants[f"{name} times gates"] = _torch_calls(sets, backend, gated=True) or []
-    microseconds = _interleaved(contestants, repeats)
+            candidates[name] = calls
+            candidates[f"{name} times gates"] = _torch_calls(sets, backend, gated=True) or []
+    microseconds = _interleaved(candidates, repeats)
     dense = min(v for k, v in microseconds.items() if k in _BACKENDS)
     gated = min(v for k, v in microseconds.items() if k.endswith("times gates"))
     ours = microseconds["chosen"]
@@ -73,11 +73,11 @@ def _row(
         "share": share,
         "open_share": float((sets[0].gates != 0).double().mean()),
         "us": microseconds,
-        "choice": contestants["chosen"][0].choice_text,  # type: ignore[attr-defined]
+        "choice": candidates["chosen"][0].choice_text,  # type: ignore[attr-defined]
         "vs_best_dense": dense / ours,
         "vs_best_dense_times_gates": gated / ours,
         "tflops": shape.flops(share) / ours / 1e6,
-        "max_error": error(sets[0], contestants["chosen"][0]),
+        "max_error": error(sets[0], candidates["chosen"][0]),
     }
 
 
@@ -229,12 +229,12 @@ def _torch_calls(
 
 
 def _interleaved(
-    contestants: dict[str, list[Callable[[], object]]], repeats: int
+    candidates: dict[str, list[Callable[[], object]]], repeats: int
 ) -> dict[str, float]:
     """Return the median microseconds of each; they take turns, on rotating tensors."""
-    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
     for round_ in range(repeats + 3):
-        for name, calls in contestants.items():
+        for name, calls in candidates.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             calls[round_ % len(calls)]()

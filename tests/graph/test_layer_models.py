@@ -86,14 +86,14 @@ def test_every_choice_of_every_layer_is_timed_on_what_the_model_feeds_it(tmp_pat
     package = write_two_layers(tmp_path / "package")
     seen: list[tuple[str, list[str]]] = []
 
-    def measure(what: str, contestants: dict[str, object]) -> dict[str, tuple[float, ...]]:
-        seen.append((what, list(contestants)))
-        return dict.fromkeys(contestants, (1.0,))
+    def measure(what: str, candidates: dict[str, object]) -> dict[str, tuple[float, ...]]:
+        seen.append((what, list(candidates)))
+        return dict.fromkeys(candidates, (1.0,))
 
     sets = [vectors().inputs, vectors(batch=1, seq=1).inputs]
     times = LayerBench(package, sets, 1, tmp_path).measure(measure)
-    contestants = ["nothing", "dense", "sparse"]
-    assert seen == [(layer.path, contestants) for layer in LAYERS for _ in sets]
+    candidates = ["nothing", "dense", "sparse"]
+    assert seen == [(layer.path, candidates) for layer in LAYERS for _ in sets]
     assert [list(one) for layer in times for one in layer.samples] == [["dense", "sparse"]] * 4
     # Two sequences of three tokens take longer than one of one.
     for layer in times:
@@ -105,7 +105,7 @@ def test_what_a_session_costs_that_does_nothing_is_in_no_time(tmp_path: Path):
     required_library()
     package = write_package(tmp_path / "package")
 
-    def measure(what: str, contestants: dict[str, object]) -> dict[str, tuple[float, ...]]:
+    def measure(what: str, candidates: dict[str, object]) -> dict[str, tuple[float, ...]]:
         return {"nothing": (4.0, 3.0, 50.0), "dense": (9.0, 9.0, 9.0), "sparse": (4.5, 4.0, 6.0)}
 
     (times,) = LayerBench(package, [vectors().inputs], 1, tmp_path).measure(measure)

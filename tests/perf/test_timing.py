@@ -30,7 +30,7 @@ class Hands:
         return call
 
 
-def test_contestants_take_turns_in_an_order_that_is_drawn_each_round():
+def test_candidates_take_turns_in_an_order_that_is_drawn_each_round():
     hands = Hands()
     stopwatch = Stopwatch(hands, "CPU", 0.0)
     works = {"dense": hands.work(0.02), "sparse": hands.work(0.01), "projected": hands.work(0.03)}
@@ -114,19 +114,19 @@ def test_every_run_is_a_sample_where_none_is_too_short():
     assert len(hands.worked) == 4 + 7
 
 
-@pytest.mark.parametrize(("contestants", "pauses"), [(["one"], 0), (["one", "other"], 14)])
-def test_turns_settle_where_another_contestant_was_before(
-    monkeypatch: pytest.MonkeyPatch, contestants: list[str], pauses: int
+@pytest.mark.parametrize(("candidates", "pauses"), [(["one"], 0), (["one", "other"], 14)])
+def test_turns_settle_where_another_candidate_was_before(
+    monkeypatch: pytest.MonkeyPatch, candidates: list[str], pauses: int
 ):
     slept: list[float] = []
     monkeypatch.setattr(timing, "settle", slept.append)
     hands = Hands()
     turns = Turns((hands,), 0.0, settle_seconds=0.005)
-    turns(dict.fromkeys(contestants, hands.work(0.01)))
+    turns(dict.fromkeys(candidates, hands.work(0.01)))
     assert slept == [0.005] * pauses
 
 
-def test_contestants_warm_up_for_so_long():
+def test_candidates_warm_up_for_so_long():
     start, ran = time.perf_counter(), []
     turns = Turns((Hands(),), 0.0, warmup_seconds=0.05, least_sample_seconds=0.0)
     times = turns({"one": lambda: (ran.append(1), time.sleep(1e-3))})
@@ -142,7 +142,7 @@ def test_one_thread_is_timed_by_what_it_does_and_several_by_the_wall():
 
 
 @pytest.mark.parametrize(("threads", "pauses"), [(1, 0), (2, 14), (None, 14)])
-def test_stopwatch_lets_the_threads_of_the_last_contestant_sleep(
+def test_stopwatch_lets_the_threads_of_the_last_candidate_sleep(
     monkeypatch: pytest.MonkeyPatch, threads: int | None, pauses: int
 ):
     slept: list[float] = []

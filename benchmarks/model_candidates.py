@@ -26,7 +26,7 @@ PEERS = (EAGER, PLAIN_ONNX, COMPILE, OPENVINO)
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """A loaded model with its inputs.
 
     Attributes:
@@ -44,15 +44,15 @@ class Field:
     """Who takes part.
 
     Attributes:
-        contestants: Ours first.
+        candidates: Ours first.
         absent: Name of each peer that cannot run here to the reason.
     """
 
-    contestants: list[Contestant]
+    candidates: list[Candidate]
     absent: Mapping[str, str] = field(default_factory=dict)
 
 
-def line_up(
+def all_candidates(
     prepared: Prepared,
     inputs: Mapping[str, Array],
     kernel: KernelUse,
@@ -69,22 +69,22 @@ def line_up(
         Unusable: Our own package cannot run.
     """
     torch.set_num_threads(threads)
-    contestants = [moh(prepared, inputs, kernel, threads)]
+    candidates = [moh(prepared, inputs, kernel, threads)]
     absent = {}
     for name in PEERS:
         if name not in peers:
             absent[name] = "not asked for"
             continue
         try:
-            contestants.append(_BUILDERS[name](prepared, inputs, threads))
+            candidates.append(_BUILDERS[name](prepared, inputs, threads))
         except Unusable as reason:
             absent[name] = str(reason)
-    return Field(contestants, absent)
+    return Field(candidates, absent)
 
 
 def moh(
     prepared: Prepared, inputs: Mapping[str, Array], kernel: KernelUse, threads: int
-) -> Contestant:
+) -> Candidate:
     """Return our package on the kernels, if there are any."""
     path = prepared.package.model_path
     session, _ = kernel_session(path, moh_nodes(path), kernel, threads=threads)
@@ -96,54 +96,54 @@ def moh_nodes(path: Path) -> list[str]:
     return [node.name for node in all_nodes(graph) if base_domain(node.domain) == KERNEL_DOMAIN]
 
 
-def _plain(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:
+def _plain(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Candidate:
     return on_ort(PLAIN_ONNX, plain_session(prepared.plain, threads=threads), inputs)
 
 
-def on_ort(name: str, session: ort.InferenceSession, inputs: Mapping[str, Array]) -> Contestant:
-    """Return a session with its inputs as a contestant."""
+def on_ort(name: str, session: ort.InferenceSession, inputs: Mapping[str, Array]) -> Candidate:
+    """Return a session with its inputs as a candidate."""
     feeds = _by_position(name, [one.name for one in session.get_inputs()], inputs)
     values = {key: to_ort(array) for key, array in feeds.items()}
-    return Contestant(
+    return Candidate(
         name,
         lambda: session.run_with_ort_values(None, values),
         lambda results: [from_ort(value) for value in results],
     )
 
 
-def original(prepared: Prepared, inputs: Mapping[str, Array]) -> Contestant:
+def original(prepared: Prepared, inputs: Mapping[str, Array]) -> Candidate:
     """Return the original model as it is."""
     return _in_torch(EAGER, prepared.module, inputs)
 
 
-def _eager(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:
+def _eager(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Candidate:
     return original(prepared, inputs)
 
 
-def _compiled(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:
+def _compiled(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Candidate:
     """Compile for these sizes and this number of threads, which end up in the code."""
     torch.compiler.reset()
-    contestant = _in_torch(COMPILE, torch.compile(prepared.module), inputs)
+    candidate = _in_torch(COMPILE, torch.compile(prepared.module), inputs)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            contestant.run()
+            candidate.run()
     except Exception as error:  # Whatever a compiler may raise, the others can still run.
         raise Unusable(_first_lines(error)) from error
-    return contestant
+    return candidate
 
 
-def _in_torch(name: str, call: Callable[..., object], inputs: Mapping[str, Array]) -> Contestant:
+def _in_torch(name: str, call: Callable[..., object], inputs: Mapping[str, Array]) -> Candidate:
     arguments = [torch.from_numpy(array.copy()) for array in inputs.values()]
 
     def run() -> object:
         with torch.no_grad():
             return call(*arguments)
 
-    return Contestant(name, run, lambda result: [one.numpy().copy() for one in tensors_of(result)])
+    return Candidate(name, run, lambda result: [one.numpy().copy() for one in tensors_of(result)])
 
 
-def _openvino(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Contestant:
+def _openvino(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Candidate:
     """Load the plain export, its shapes fixed to the inputs': the fastest that it offers."""
     try:
         import openvino
@@ -158,7 +158,7 @@ def _openvino(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> 
     except RuntimeError as error:
         raise Unusable(_first_lines(error)) from error
     request = compiled.create_infer_request()
-    return Contestant(
+    return Candidate(
         OPENVINO,
         lambda: request.infer(feeds, share_inputs=True, share_outputs=True),
         lambda results: [np.array(results[one]) for one in compiled.outputs],
@@ -185,7 +185,7 @@ def _first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-_BUILDERS: dict[str, Callable[[Prepared, Mapping[str, Array], int], Contestant]] = {
+_BUILDERS: dict[str, Callable[[Prepared, Mapping[str, Array], int], Candidate]] = {
     EAGER: _eager,
     PLAIN_ONNX: _plain,
     COMPILE: _compiled,
