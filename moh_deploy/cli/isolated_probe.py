@@ -70,6 +70,8 @@ def _killed(task: ProbeTask, found: Outcome[ProbeReport]) -> MoHDeployError:
         f"the process that probes {task.package_dir} ended with {found.how()} in case"
         f" '{found.step or 'starting'}'."
     )
+    # A signal is what a kernel that reads beyond its arrays ends with: that is a probe's answer.
+    # A status is a bug of ours, or Python's own end.
     if found.return_code is not None and found.return_code >= 0:
         return BackendError(sentence, hint="What it said of it is above.")
     return ValidationError(

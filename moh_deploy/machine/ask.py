@@ -41,6 +41,7 @@ def ask(
     Raises:
         PackageError: There is no place for temporary files, or its disk is full.
     """
+    # Errors of ours come back as half sentences here: a finding is put behind what it is of.
     found = isolated(function, *arguments, timeout_s=timeout_s)
     if found.error is not None:
         return Failed(found.error.message, found.error.hint)

@@ -70,6 +70,8 @@ class Variant:
         return replace(self, extra_outputs=(*self.extra_outputs, *names))
 
 
+# Variants are edits before a model is opened, and not runners around runners: a runtime fuses,
+# folds and places what it is given, so what an edit changes cannot be changed from outside.
 AS_IT_IS = Variant()
 FUNCTION_BODIES = Variant(kernels="off", optimize=False)
 """What kernels and optimisations are compared with."""
@@ -121,6 +123,7 @@ class Runner(ABC):
         outputs: Names of what it returns, in order, extra ones last; empty where only a run tells.
     """
 
+    # Fields in subclasses that know both beforehand, properties in those that ask for them.
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
 

@@ -80,6 +80,7 @@ class Subject:
         variant = Variant(kernels=self.kernels)
         if self.model.is_compiled:
             return self.model.open(variant)
+        # The package as it was read: one that is still being written cannot be read by its path.
         return open_runner(self.package, variant.returning(names_to_return(self.package)))
 
 

@@ -108,7 +108,7 @@ def model(folder: Path) -> Prepared:
         replace_file(root, "model.onnx", changed)
         package = OnnxPackage.open(root)
         layers = package.manifest.layers
-        prepare_model(package.model_path, layers, package.gate_names, None, emulate_dtypes=())
+        prepare_model(package.model_path, layers, package.gate_names, (), emulate_dtypes=())
         load_ir(package)
 
     structured = field_changes.map(lambda one: change_model(found, one).SerializeToString())

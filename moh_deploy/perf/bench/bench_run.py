@@ -11,7 +11,7 @@ from moh_deploy.perf.bench.agreement import Agreement, agreement
 from moh_deploy.perf.bench.candidate import Candidate, LoadedCandidate
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
 from moh_deploy.perf.bench.faults import FaultFinder
-from moh_deploy.perf.bench.fixed_routing import Fixing, RoutingOverhead
+from moh_deploy.perf.bench.fixed_routing import FixedRouters, RoutingOverhead
 from moh_deploy.perf.bench.fresh_run import FreshRun, MeasureFresh
 from moh_deploy.perf.bench.gates import BenchGate, GateResult
 from moh_deploy.perf.bench.latency import Latency, MeasureRuns, Timing
@@ -141,7 +141,7 @@ class BenchRun:
 
         found = [measured(entry) for entry in self.candidates.entries]
         # Packages come first among the candidates, and routing is fixed in the first of them.
-        overheads = [self._routing(one, found[0], times) for one in self.candidates.fixings]
+        overheads = [self._routing(one, found[0], times) for one in self.candidates.fixed_routers]
         # Without gates nothing fails, but nobody should be given times of NaN without a word.
         nan_notes = () if self.judged else _nan_notes(one, found[0].contestant, reference)
         notes = (*nan_notes, *_no_measure_notes(found))
@@ -177,7 +177,7 @@ class BenchRun:
         }
 
     def _routing(
-        self, one: Fixing, first: Measured, times: Mapping[str, Timing]
+        self, one: FixedRouters, first: Measured, times: Mapping[str, Timing]
     ) -> RoutingOverhead:
         where = (first.contestant, one.layer, first.inputs, first.sizes)
         if one.why_not is not None:

@@ -10,7 +10,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.perf.bench.candidate import Candidate
-from moh_deploy.perf.bench.fixed_routing import FIXED, FixedRouting, Fixing, fixing
+from moh_deploy.perf.bench.fixed_routing import FIXED, FixedRouters, FixedRouting, routers_to_fix
 from moh_deploy.runtime.base import Deployed, Model, Variant
 from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
@@ -53,14 +53,14 @@ class Candidates:
         first: The package that baselines are made from, and that says which inputs there are; of
             an engine the one that it was built from.
         subjects: What is measured, by name, to be compared with what it should compute.
-        fixings: Which routers of the first one are to be gone, of each baseline that says so;
+        fixed_routers: Which routers of the first one are to be gone, of each baseline that says so;
             those that cannot go are no entries.
     """
 
     entries: tuple[Candidate, ...]
     first: OnnxPackage
     subjects: Mapping[str, Subject]
-    fixings: tuple[Fixing, ...]
+    fixed_routers: tuple[FixedRouters, ...]
 
     @property
     def packages(self) -> dict[str, OnnxPackage]:
@@ -97,19 +97,20 @@ def find_candidates(
     built_from = None if package is None else Path(package)
     subject = read_subject(Path(roots[0]), built_from, setting.kernels)
     first = _inputs_package(subject)
+    # Everybody runs on inputs of the first package, and baselines by a word are made from it.
     others = {str(one): _other_subject(Path(one), first, setting.kernels) for one in roots[1:]}
     subjects = {str(roots[0]): subject, **others}
     # Refused before anything is exported or written, which may take minutes.
     _check_baselines(baselines, subject, setting.original)
-    fixings = {one: found for one in baselines if (found := fixing(first, str(one)))}
-    # A fixing that cannot be done is reported with its reason, but there is nothing to run.
-    possible = [one for one in baselines if one not in fixings or not fixings[one].why_not]
+    fixed = {one: found for one in baselines if (found := routers_to_fix(first, str(one)))}
+    # Routing that cannot be fixed is reported with its reason, but there is nothing to run.
+    possible = [one for one in baselines if one not in fixed or not fixed[one].why_not]
     entries = [
         *(Candidate(name, False, one.model, setting.variant) for name, one in subjects.items()),
-        *(_baseline(setting, first, one, fixings.get(one)) for one in possible),
+        *(_baseline(setting, first, one, fixed.get(one)) for one in possible),
     ]
     _check_names([*map(str, roots), *(one.name for one in entries if one.is_baseline)])
-    return Candidates(tuple(entries), first, subjects, tuple(fixings.values()))
+    return Candidates(tuple(entries), first, subjects, tuple(fixed.values()))
 
 
 def _other_subject(root: Path, first: OnnxPackage, kernels: Kernels) -> Subject:
@@ -126,11 +127,11 @@ def _other_subject(root: Path, first: OnnxPackage, kernels: Kernels) -> Subject:
 
 
 def _baseline(
-    setting: BenchSetting, package: OnnxPackage, named: Path | str, fixing: Fixing | None
+    setting: BenchSetting, package: OnnxPackage, named: Path | str, fixed: FixedRouters | None
 ) -> Candidate:
-    if fixing is not None:
+    if fixed is not None:
         whole = opened_package(package)
-        return FixedRouting(fixing.name, True, whole, setting.variant, package, fixing.layers)
+        return FixedRouting(fixed.name, True, whole, setting.variant, package, fixed.layers)
     # Words come before paths, even where a directory is called `dense`.
     makers: dict[Path | str, Callable[[BenchSetting, OnnxPackage], tuple[Model, Variant]]] = {
         DENSE: _dense,
@@ -143,6 +144,7 @@ def _baseline(
     path = Path(named)
     if not path.exists() and (hint := did_you_mean(str(named), [*map(str, makers), FIXED])):
         raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)
+    # Models of others are called anything: what is no package and no engine is taken for ONNX.
     model = find_model(path) or onnx_file(path)
     if isinstance(model, Deployed):
         _ = model.manifest  # It is read before anything is measured.

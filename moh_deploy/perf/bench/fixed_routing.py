@@ -22,7 +22,7 @@ FIXED = "fixed-routing"
 
 
 @dataclass(frozen=True)
-class Fixing:
+class FixedRouters:
     """A baseline of the kind `fixed-routing`: which routers it is to do without.
 
     Attributes:
@@ -63,7 +63,7 @@ class RoutingOverhead:
     reason: str | None
 
 
-def fixing(package: OnnxPackage, baseline: str) -> Fixing | None:
+def routers_to_fix(package: OnnxPackage, baseline: str) -> FixedRouters | None:
     """Return which routers a baseline named `fixed-routing` fixes; None for other baselines.
 
     Raises:
@@ -75,7 +75,7 @@ def fixing(package: OnnxPackage, baseline: str) -> Fixing | None:
     layers = package.manifest.layers
     # Without a colon all layers are meant.
     if not colon:
-        return Fixing(baseline, layers, None, why_not_fixed(_graph(package), layers))
+        return FixedRouters(baseline, layers, None, why_not_fixed(_graph(package), layers))
     chosen = tuple(layer for layer in layers if layer.path == path)
     if not chosen:
         paths = [layer.path for layer in layers]
@@ -83,7 +83,7 @@ def fixing(package: OnnxPackage, baseline: str) -> Fixing | None:
             f"baseline '{baseline}': there is no layer '{path}'.",
             hint=did_you_mean(path, paths) or f"There are {shortened(paths)}.",
         )
-    return Fixing(baseline, chosen, path, why_not_fixed(_graph(package), chosen))
+    return FixedRouters(baseline, chosen, path, why_not_fixed(_graph(package), chosen))
 
 
 @dataclass(frozen=True)
