@@ -83,6 +83,7 @@ def header(_: str) -> str:
     """plugins/include/moh/op_contract.h."""
     texts = [
         HEADER_START,
+        _float_types(),
         *map(_op_contract, OPS.values()),
         "}  // namespace moh::contract\n\n// clang-format on\n",
     ]
@@ -97,11 +98,29 @@ HEADER_START = """\
 #pragma once
 
 #include "moh/contract.h"
+#include "moh/tensor.h"
 
 // clang-format off
 
 namespace moh::contract {
 """
+
+
+def _float_types() -> str:
+    """The dtypes that all ops take, for the C++ compiler and for people."""
+    types = ", ".join(
+        f"DType::k{name.capitalize().replace('float', 'Float')}" for name in FLOAT_TYPES
+    )
+    names = ", ".join(map(_quoted, FLOAT_TYPES))
+    text = f"{', '.join(FLOAT_TYPES[:-1])} or {FLOAT_TYPES[-1]}"
+    return "\n".join(
+        [
+            f"inline constexpr DType kFloatTypes[] = {{{types}}};",
+            f"inline constexpr const char* kFloatTypeNames[] = {{{names}}};",
+            f"inline constexpr char kFloatTypesText[] = {_quoted(text)};",
+            "",
+        ]
+    )
 
 
 def _op_contract(spec: OpSpec) -> str:

@@ -142,8 +142,8 @@ Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
       break;
     default:
       return InvalidArgument(kName, ": attn_mask has ONNX element type ",
-                             static_cast<int>(mask.type),
-                             "; expected bool, float32, float16 or bfloat16.");
+                             static_cast<int>(mask.type), "; expected bool, ",
+                             contract::kFloatTypesText, ".");
   }
   const Shape target{args.batch, args.q_heads, args.queries, args.keys};
   const size_t rank = mask.shape.size();

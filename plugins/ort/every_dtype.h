@@ -1,5 +1,8 @@
 #pragma once
 
+#include <iterator>
+
+#include "moh/op_contract.h"
 #include "ort/ort.h"
 
 namespace moh::ort {
@@ -7,6 +10,8 @@ namespace moh::ort {
 // An op for tensors of each dtype.
 template <template <DType> class Op>
 struct InEveryDType {
+  static_assert(std::size(contract::kFloatTypes) == 3, "an op for each of them");
+
   template <typename... Arguments>
   explicit InEveryDType(const Arguments&... arguments)
       : float32(arguments...), float16(arguments...), bfloat16(arguments...) {}

@@ -53,6 +53,8 @@ def test_complete_turns_a_whole_number_into_a_float():
         ({"top_k": 2.0}, "'top_k' has type float; expected int"),
         ({"top_k": True}, "'top_k' has type bool; expected int"),
         ({"top_k": 2, "gate_mode": 1}, "'gate_mode' has type int; expected string"),
+        ({"top_k": -1}, "MoHRouter: top_k is -1; expected 0 or more."),
+        ({"top_k": 2, "gate_mode": "soft"}, "gate_mode is 'soft'; expected weighted or mask."),
         ({"top_k": 2, "num_shared": 1}, "no attribute 'num_shared'.*\n.*'num_shared_heads'"),
     ],
 )

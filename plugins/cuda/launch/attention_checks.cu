@@ -21,9 +21,8 @@ Status check_dtypes(const AttentionArgs& args) {
     return status;
   }
   if (args.mask.data != nullptr && args.mask.dtype > DType::kBFloat16) {
-    return fail(Status::kUnsupported,
-                "MoHAttention: dtype %d of attn_mask; expected bool, float32, float16 or bfloat16.",
-                static_cast<int>(args.mask.dtype));
+    return fail(Status::kUnsupported, "MoHAttention: dtype %d of attn_mask; expected bool, %s.",
+                static_cast<int>(args.mask.dtype), contract::kFloatTypesText);
   }
   return Status::kOk;
 }

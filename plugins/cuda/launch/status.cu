@@ -3,6 +3,8 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "moh/op_contract.h"
+
 namespace moh::cuda {
 
 namespace {
@@ -23,8 +25,8 @@ Status check_dtype(const char* op, DType dtype) {
   if (dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16) {
     return Status::kOk;
   }
-  return fail(Status::kUnsupported, "%s: dtype %d; expected float32, float16 or bfloat16.", op,
-              static_cast<int>(dtype));
+  return fail(Status::kUnsupported, "%s: dtype %d; expected %s.", op, static_cast<int>(dtype),
+              contract::kFloatTypesText);
 }
 
 Status launch_status(cudaError_t error, const char* kernel) {

@@ -5,10 +5,15 @@
 #pragma once
 
 #include "moh/contract.h"
+#include "moh/tensor.h"
 
 // clang-format off
 
 namespace moh::contract {
+
+inline constexpr DType kFloatTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+inline constexpr const char* kFloatTypeNames[] = {"float32", "float16", "bfloat16"};
+inline constexpr char kFloatTypesText[] = "float32, float16 or bfloat16";
 
 namespace aggregated_attention {
 

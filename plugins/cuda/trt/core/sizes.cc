@@ -38,7 +38,7 @@ void CheckType(const InputInfo& info, const Tensor& tensor, const Tensor*& first
   }
   if (!tensor.dtype || (*tensor.dtype == DType::kBool && !info.IsMask())) {
     throw Refusal(info.name, " is ", tensor.type, "; expected ", info.IsMask() ? "bool, " : "",
-                  "float32, float16 or bfloat16.");
+                  contract::kFloatTypesText, ".");
   }
   if (info.IsMask()) {
     return;

@@ -27,12 +27,21 @@ std::string RanksOf(const InputInfo& input) {
   return input.IsMask() ? "[1, 2, 3, 4]" : Joined(ranks, '[', ']');
 }
 
+std::string DTypesOf(const InputInfo& input) {
+  std::vector<std::string> names;
+  if (input.IsMask()) {
+    names.push_back(Quoted("bool"));
+  }
+  for (const char* name : contract::kFloatTypeNames) {
+    names.push_back(Quoted(name));
+  }
+  return Joined(names, '[', ']');
+}
+
 std::string InputAsJson(const InputInfo& input) {
-  const char* floats = R"("float32", "float16", "bfloat16")";
   return Text("{\"name\": ", Quoted(input.name),
               ", \"optional\": ", input.optional ? "true" : "false",
-              ", \"ranks\": ", RanksOf(input), ", \"dtypes\": [",
-              input.IsMask() ? "\"bool\", " : "", floats, "]}");
+              ", \"ranks\": ", RanksOf(input), ", \"dtypes\": ", DTypesOf(input), "}");
 }
 
 std::string FieldAsJson(const FieldSpec& field) {
