@@ -1,7 +1,4 @@
-"""What makes many small models quick, interrupts heard and a busy machine no failure.
-
-None of it changes a result.
-"""
+"""How much a run tests (--nightly), and what makes many small models quick and interrupts heard."""
 
 from __future__ import annotations
 
@@ -11,11 +8,38 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A drawn example may be slow: on a busy machine, and the first one, which loads what it needs.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+_PATIENT = settings(
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+# A push draws the same few examples each time: who changed nothing sees no new failure. What
+# random seeds find at night is printed as a decorator that repeats it.
+settings.register_profile("push", _PATIENT, derandomize=True, max_examples=40)
+settings.register_profile("nightly", _PATIENT, max_examples=500, print_blob=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nightly",
+        action="store_true",
+        help="run the tests marked `nightly` too, and draw many examples from random seeds",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("nightly" if config.getoption("--nightly") else "push")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--nightly"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("nightly")]
+    items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session", autouse=True)

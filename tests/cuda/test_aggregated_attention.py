@@ -15,6 +15,7 @@ from tests.cuda import abi
 from tests.cuda.kernels import Kernels
 from tests.cuda.libraries import Emulator
 from tests.cuda.memory import HostMemory
+from tests.nightly import in_turn
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup as Setup
 
 PUBLISHED = {  # MoH-ViT at 224 x 224: height and width, heads
@@ -44,8 +45,7 @@ SIZES = {
 LARGE_NUMBERS = 0x7B  # as bytes of every type: finite, and far too large
 
 
-@pytest.mark.parametrize("dtype", FLOAT_TYPES)
-@pytest.mark.parametrize("name", PUBLISHED | SIZES)
+@pytest.mark.parametrize(("name", "dtype"), in_turn(PUBLISHED | SIZES, FLOAT_TYPES))
 def test_size_is_right(emulator: Emulator, name: str, dtype: str):
     case = replace((PUBLISHED | SIZES)[name], dtype=dtype).case()
     with emulator.configured(seed=5, late_copies=1):

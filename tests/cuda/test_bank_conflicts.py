@@ -18,7 +18,10 @@ from tests.cuda.faults import run_fault
 from tests.cuda.kernels import Kernels, plans_of
 from tests.cuda.libraries import Emulator, Variant, build
 from tests.cuda.run_cases import CUDA_OPS
+from tests.nightly import nightly
 from tests.ops.cases import OP_CASES
+
+pytestmark = nightly  # a build of its own
 
 ALLOWED = {
     "load_tile": "rows that are not aligned are copied element by element",

@@ -17,6 +17,7 @@ from tests.cuda.conformance import PRIMITIVES
 from tests.cuda.faults import fault_names, run_fault
 from tests.cuda.libraries import ADDRESS, ROOT, THREAD, Emulator, Variant, build
 from tests.cuda.processes import environment_of
+from tests.nightly import nightly
 
 PLACE = r"cuda/emu/faults\.cu:\d+"
 REPORTED = {
@@ -109,6 +110,7 @@ def test_a_failed_launch_leaves_nothing_behind(emulator: Emulator):
         assert run_fault(emulator, "missing_barrier", correct=True) == (right, "")
 
 
+@nightly  # a build of its own, like those below
 def test_fibers_work_without_assembly():
     """As on processors that the emulator has no assembly for."""
     definitions = ("-DCMAKE_CXX_FLAGS=-DMOH_UCONTEXT", "-DMOH_CUDA_KERNELS=OFF")
@@ -158,6 +160,7 @@ def _watch(variant: Variant, which: str, seed: int, *names: str) -> tuple[int, s
     return ran.returncode, ran.stdout
 
 
+@nightly
 @pytest.mark.parametrize("name", RACES)
 def test_race_is_found(emulator: Emulator, name: str):
     code, output = _watch(THREAD, "faulty", 0, name)
@@ -166,11 +169,13 @@ def test_race_is_found(emulator: Emulator, name: str):
     assert "faults.cu" in output, output
 
 
+@nightly
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_race_is_found_without_mistake(emulator: Emulator, seed: int):
     assert _watch(THREAD, "correct", seed, *fault_names(emulator)) == (0, "")
 
 
+@nightly
 def test_access_beyond_shared_memory_is_found(emulator: Emulator):
     code, output = _watch(ADDRESS, "faulty", 0, "shared_memory_too_short")
     assert code != 0
@@ -178,5 +183,6 @@ def test_access_beyond_shared_memory_is_found(emulator: Emulator):
     assert "faults.cu" in output, output
 
 
+@nightly
 def test_no_bad_access_is_found_without_mistake(emulator: Emulator):
     assert _watch(ADDRESS, "correct", 1, *fault_names(emulator)) == (0, "")

@@ -1,6 +1,4 @@
-"""Bugs planted in the kernels are caught: those that stand for their class here, all of them by
-`python -m tests.cuda.mutations`.
-"""
+"""Bugs planted in the kernels are caught: a push tries one in each file."""
 
 from __future__ import annotations
 
@@ -11,13 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda.libraries import PLUGINS, Emulator
+from tests.cuda.libraries import PLAIN, PLUGINS, Emulator
 from tests.cuda.mutations.mutation import Mutation, TextNotFound
 from tests.cuda.mutations.planting import try_out
-from tests.cuda.mutations.table import MUTATIONS, REPRESENTATIVES
+from tests.cuda.mutations.table import MUTATIONS
+from tests.nightly import first_of_each
 
 
-@pytest.mark.parametrize("mutation", REPRESENTATIVES, ids=str)
+def _file(mutation: Mutation) -> str | None:
+    """A push builds the kernels without sanitizers only, and plants one bug in each file."""
+    return mutation.file if mutation.variant is PLAIN else None
+
+
+@pytest.mark.parametrize("mutation", first_of_each(MUTATIONS, _file), ids=str)
 def test_bug_is_caught(emulator: Emulator, mutation: Mutation, tmp_path: Path):
     verdict = try_out(mutation, tmp_path)
     assert not verdict.passed, f"survives: {mutation}"

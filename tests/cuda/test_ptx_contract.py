@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
@@ -21,26 +22,32 @@ from tests.cuda.kernels import Plan, plans_of
 from tests.cuda.many_tokens import MANY_TOKENS
 from tests.cuda.ptx.machine import Checks
 from tests.cuda.run_cases import CUDA_OPS
+from tests.nightly import nightly_if
 from tests.ops.cases import OP_CASES
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 
 EVERYTHING = Checks(races=True, late_copies=True)
 KERNELS_OF_OPS = "route_tokens|attend|compact|combine"
-CONTRACT = [
-    pytest.param(case, plan, id=f"{case}-{plan}")
-    for op in CUDA_OPS
-    for case in OP_CASES[op]
-    for plan in plans_of(case)
-]
+NAMES = [(op, name) for op in CUDA_OPS for name in dict.fromkeys(c.name for c in OP_CASES[op])]
 TILES = [
-    pytest.param(case, plan, id=f"{number}-{case.dtype}-{plan}")
+    pytest.param(case, plan, id=f"{number}-{case.dtype}-{plan}", marks=nightly_if(number % 4 != 0))
     for number, case in enumerate(cases_of_several_tiles())
     for plan in (Plan("sparse", 1), Plan("dense", 3))
 ]
 
 
-@pytest.mark.parametrize(("case", "plan"), CONTRACT)
+def _runs() -> Iterator[ParameterSet]:
+    """Yield every case in every dtype and plan: a push runs each in one of them, by turns."""
+    for number, (op, name) in enumerate(NAMES):
+        cases = [case for case in OP_CASES[op] if case.name == name]
+        runs = [(case, plan) for case in cases for plan in plans_of(case)]
+        for place, (case, plan) in enumerate(runs):
+            left_out = nightly_if(place != number % len(runs))
+            yield pytest.param(case, plan, id=f"{case}-{plan}", marks=left_out)
+
+
+@pytest.mark.parametrize(("case", "plan"), tuple(_runs()))
 def test_case_of_the_contract_is_right(interpreted: Interpreted, case: Case, plan: Plan):
     problem = interpreted.find_mismatch(case, plan, EVERYTHING)
     assert problem is None, problem

@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 
 from tests.cuda import nvcc, resources
+from tests.nightly import nightly
+
+pytestmark = nightly  # nvcc compiles every kernel for every architecture
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,16 @@
-"""A few inputs for every reader, the same ones each time."""
+"""A few inputs for every reader: the same ones at each push."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from tests.fuzz.targets import TARGETS
 
 # Of a program torch itself reads much before it says no.
-_EXAMPLES = {"program": 10}
+_FEW_EXAMPLES = {"program": {"max_examples": 10}}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -18,12 +18,7 @@ def test_reader_reads_or_refuses_whatever_it_is_given(name: str, tmp_path: Path)
     prepared = TARGETS[name](tmp_path)
     answers: list[str] = []
 
-    @settings(
-        max_examples=_EXAMPLES.get(name, 40),
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
+    @settings(**_FEW_EXAMPLES.get(name, {}))
     @given(prepared.inputs)
     def fuzz(drawn: object) -> None:
         answers.append(prepared.answer(drawn))

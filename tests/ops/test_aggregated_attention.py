@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moh_deploy.errors import ExportError
@@ -92,7 +92,6 @@ def _run(arrays: Arrays, image: tuple[int, int], kernel: tuple[int, int]) -> np.
 
 
 @given(sizes, kernels, seeds)
-@settings(max_examples=40, deadline=None)
 def test_permuting_heads_permutes_the_output(sizes: Sizes, kernel: tuple[int, int], seed: int):
     arrays = _random(sizes, kernel, seed)
     order = np.random.default_rng(seed).permutation(sizes[2])
@@ -107,7 +106,6 @@ def test_permuting_heads_permutes_the_output(sizes: Sizes, kernel: tuple[int, in
 
 
 @given(sizes, kernels, seeds)
-@settings(max_examples=40, deadline=None)
 def test_turning_the_image_turns_the_output(sizes: Sizes, kernel: tuple[int, int], seed: int):
     """By half a turn: tokens and places are both read backwards."""
     arrays = _random(sizes, kernel, seed)
@@ -126,7 +124,6 @@ def test_turning_the_image_turns_the_output(sizes: Sizes, kernel: tuple[int, int
 
 
 @given(sizes, kernels, seeds, st.sampled_from([np.nan, np.inf, -np.inf]))
-@settings(max_examples=40, deadline=None)
 def test_closed_gates_give_exact_zeros_whatever_is_behind_them(
     sizes: Sizes, kernel: tuple[int, int], seed: int, special: float
 ):
@@ -140,7 +137,6 @@ def test_closed_gates_give_exact_zeros_whatever_is_behind_them(
 
 
 @given(sizes, kernels, seeds)
-@settings(max_examples=40, deadline=None)
 def test_output_is_linear_in_the_gates(sizes: Sizes, kernel: tuple[int, int], seed: int):
     arrays = _random(sizes, kernel, seed)
     doubled = arrays | {"gates": 2 * arrays["gates"]}

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moh_deploy.errors import ExportError
@@ -64,7 +64,6 @@ def _run(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @given(sizes, seeds)
-@settings(max_examples=40, deadline=None)
 def test_permuting_heads_permutes_the_output(sizes: Sizes, seed: int):
     arrays = _random(sizes, seed)
     order = np.random.default_rng(seed).permutation(sizes[1])
@@ -74,7 +73,6 @@ def test_permuting_heads_permutes_the_output(sizes: Sizes, seed: int):
 
 
 @given(sizes, seeds)
-@settings(max_examples=40, deadline=None)
 def test_permuting_keys_with_their_values_changes_nothing(sizes: Sizes, seed: int):
     arrays = _random(sizes, seed)
     order = np.random.default_rng(seed).permutation(sizes[2] + 2)
@@ -83,7 +81,6 @@ def test_permuting_keys_with_their_values_changes_nothing(sizes: Sizes, seed: in
 
 
 @given(sizes, seeds, st.sampled_from([np.nan, np.inf, -np.inf]))
-@settings(max_examples=40, deadline=None)
 def test_closed_gates_give_exact_zeros_whatever_is_behind_them(
     sizes: Sizes, seed: int, special: float
 ):
@@ -97,7 +94,6 @@ def test_closed_gates_give_exact_zeros_whatever_is_behind_them(
 
 
 @given(sizes, seeds)
-@settings(max_examples=40, deadline=None)
 def test_output_is_linear_in_the_gates(sizes: Sizes, seed: int):
     arrays = _random(sizes, seed)
     doubled = arrays | {"gates": 2 * arrays["gates"]}

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moh_deploy.errors import ExportError
@@ -56,7 +56,6 @@ def _gates(session: ort.InferenceSession, logits: dict[str, np.ndarray]):
 
 
 @given(top_ks, tokens, seeds, st.booleans())
-@settings(max_examples=40, deadline=None)
 def test_exactly_top_k_routed_gates_are_open_for_each_token(top_k, tokens, seed, staged):
     shared, routed = _gates(_session(top_k, staged=staged), _logits(tokens, seed))
     assert np.all(np.count_nonzero(routed, axis=-1) == top_k)
@@ -64,7 +63,6 @@ def test_exactly_top_k_routed_gates_are_open_for_each_token(top_k, tokens, seed,
 
 
 @given(top_ks, tokens, seeds)
-@settings(max_examples=40, deadline=None)
 def test_open_heads_are_those_with_the_largest_logits(top_k, tokens, seed):
     logits = _logits(tokens, seed)
     _, routed = _gates(_session(top_k), logits)
@@ -73,7 +71,6 @@ def test_open_heads_are_those_with_the_largest_logits(top_k, tokens, seed):
 
 
 @given(top_ks, tokens, seeds)
-@settings(max_examples=40, deadline=None)
 def test_gates_sum_to_the_number_of_open_heads(top_k, tokens, seed):
     shared, routed = _gates(_session(top_k), _logits(tokens, seed))
     np.testing.assert_allclose(routed.sum(-1), top_k, rtol=1e-5)
@@ -81,14 +78,12 @@ def test_gates_sum_to_the_number_of_open_heads(top_k, tokens, seed):
 
 
 @given(top_ks, tokens, seeds)
-@settings(max_examples=40, deadline=None)
 def test_stage_weights_of_shared_and_routed_heads_sum_to_two(top_k, tokens, seed):
     shared, routed = _gates(_session(top_k, staged=True), _logits(tokens, seed))
     np.testing.assert_allclose(shared.sum(-1) / NUM_SHARED + routed.sum(-1) / top_k, 2, rtol=1e-5)
 
 
 @given(top_ks, tokens, seeds, st.integers(-8, 8))
-@settings(max_examples=40, deadline=None)
 def test_adding_a_constant_to_all_logits_changes_nothing(top_k, tokens, seed, constant):
     logits = _logits(tokens, seed)
     session = _session(top_k, staged=True)
@@ -98,7 +93,6 @@ def test_adding_a_constant_to_all_logits_changes_nothing(top_k, tokens, seed, co
 
 
 @given(top_ks, tokens, seeds)
-@settings(max_examples=40, deadline=None)
 def test_permuting_routed_heads_permutes_their_gates(top_k, tokens, seed):
     logits = _logits(tokens, seed)
     order = np.random.default_rng(seed).permutation(NUM_ROUTED)
@@ -110,7 +104,6 @@ def test_permuting_routed_heads_permutes_their_gates(top_k, tokens, seed):
 
 
 @given(top_ks, tokens, seeds)
-@settings(max_examples=40, deadline=None)
 def test_mask_mode_opens_the_same_heads_with_gate_one(top_k, tokens, seed):
     logits = _logits(tokens, seed)
     shared, routed = _gates(_session(top_k, gate_mode="mask"), logits)

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.nightly import in_turn
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.draws import aggregated_attention_setups
 from tests.plugins.kernels import Kernels, assert_right
@@ -17,7 +18,6 @@ SETUP = AggregatedAttentionSetup(batch=2, height=9, width=21, head_dim=24, gates
 
 
 @given(setup=aggregated_attention_setups())
-@settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_aggregated_attention_agrees_with_the_reference(
     kernels: Kernels, setup: AggregatedAttentionSetup
 ):
@@ -45,8 +45,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("dtype", FLOAT_TYPES)
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(("name", "dtype"), in_turn(LARGE, FLOAT_TYPES))
 def test_large_aggregated_attention_agrees_with_the_reference(
     kernels: Kernels, name: str, dtype: str
 ):

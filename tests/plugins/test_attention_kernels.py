@@ -6,21 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.nightly import in_turn
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import attention_setups
 from tests.plugins.kernels import Kernels, assert_right
 
 
 @given(setup=attention_setups())
-@settings(
-    max_examples=500,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 def test_any_attention_agrees_with_the_reference(kernels: Kernels, setup: AttentionSetup):
     case = setup.case()
     assert_right(case, kernels.run(case))
@@ -77,8 +72,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("dtype", FLOAT_TYPES)
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(("name", "dtype"), in_turn(LARGE, FLOAT_TYPES))
 def test_large_attention_agrees_with_the_reference(kernels: Kernels, name: str, dtype: str):
     case = replace(LARGE[name], dtype=dtype).case()
     assert_right(case, kernels.run(case))

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.ops.batches import assert_nothing_wrong
 from tests.ops.cases import OP_CASES
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import attention_setups
@@ -41,15 +42,13 @@ _LARGE = ("large_scores", "negative_scale")
 _NAMED = [c for c in OP_CASES["MoHAttention"] if c.name not in _LARGE]
 
 
-@pytest.mark.parametrize("case", _NAMED, ids=str)
-def test_named_cases_are_close(kernels: Kernels, case: Case):
-    _assert_close(kernels, case)
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+def test_named_cases_are_close(kernels: Kernels, dtype: str):
+    cases = [case for case in _NAMED if case.dtype == dtype]
+    assert_nothing_wrong(cases, lambda case: _assert_close(kernels, case))
 
 
 @given(setup=attention_setups())
-@settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
 def test_any_attention_is_close(kernels: Kernels, setup: AttentionSetup):
     _assert_close(kernels, replace(setup, scale=min(setup.scale, 1.0)).case())
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.element_types import ELEMENT_TYPES
@@ -24,7 +24,6 @@ PROJECTIONS = {"query": QUERY, "output": OUTPUT}
 
 
 @given(setup=projection_setups())
-@settings(max_examples=200, deadline=None, derandomize=True)
 def test_any_projection_agrees_with_the_reference(kernels: Kernels, setup: ProjectionSetup):
     case = setup.case()
     assert_right(case, kernels.run(case))

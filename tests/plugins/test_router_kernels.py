@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
@@ -16,7 +16,6 @@ from tests.plugins.router_setups import RouterSetup
 
 
 @given(setup=router_setups())
-@settings(max_examples=200, deadline=None, derandomize=True)
 def test_any_router_agrees_with_the_reference(kernels: Kernels, setup: RouterSetup):
     case = setup.case()
     assert_right(case, kernels.run(case))

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.nightly import nightly
+
+pytestmark = nightly  # a build of its own, and all cases on it
+
 ROOT = Path(__file__).resolve().parents[2]
 # Kept, so that a second run compiles only what has changed.
 BUILD = ROOT / "build" / "plugins-sanitized"

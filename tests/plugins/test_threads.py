@@ -10,10 +10,11 @@ import pytest
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.nightly import in_turn
 from tests.ops.case_models import case_model
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
-from tests.plugins.kernels import Kernels, assert_right, kernels_of, run_session
+from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, assert_right, kernels_of, run_session
 from tests.plugins.projection_setups import ProjectionSetup
 from tests.plugins.router_setups import RouterSetup
 from tests.plugins.token_conv_setups import TokenConvSetup
@@ -45,8 +46,7 @@ def _bits(kernels: Kernels, case: Case) -> list[bytes]:
     return [output.tobytes() for output in kernels.run(case)]
 
 
-@pytest.mark.parametrize("dtype", FLOAT_TYPES)
-@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.parametrize(("name", "dtype"), in_turn(SETUPS, FLOAT_TYPES))
 def test_one_two_and_eight_threads_give_the_same_bits(kernels: Kernels, name: str, dtype: str):
     case = replace(SETUPS[name], dtype=dtype).case()
     one, two, eight = (_bits(replace(kernels, threads=n), case) for n in (1, 2, 8))
@@ -62,10 +62,10 @@ def test_one_two_and_eight_threads_give_the_same_bits_of_bfloat16_products():
     assert one == eight
 
 
-@pytest.mark.parametrize("name", SETUPS)
-def test_every_run_of_a_session_gives_the_same_bits(kernels: Kernels, name: str):
+@pytest.mark.parametrize(("name", "instruction_set"), in_turn(SETUPS, INSTRUCTION_SETS))
+def test_every_run_of_a_session_gives_the_same_bits(name: str, instruction_set: str):
     case = SETUPS[name].case()
-    session = replace(kernels, threads=8).session(case_model(case))
+    session = replace(kernels_of(instruction_set), threads=8).session(case_model(case))
     runs = {run_session(session, case)[0].tobytes() for _ in range(10)}
     assert len(runs) == 1
 

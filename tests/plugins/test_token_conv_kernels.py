@@ -8,7 +8,7 @@ from math import erfc, sqrt
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.element_types import ELEMENT_TYPES
@@ -21,7 +21,6 @@ from tests.plugins.token_conv_setups import TokenConvSetup
 
 
 @given(setup=token_conv_setups())
-@settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_token_conv_agrees_with_the_reference(kernels: Kernels, setup: TokenConvSetup):
     case = setup.case()
     assert_right(case, kernels.run(case))

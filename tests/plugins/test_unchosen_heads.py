@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.kernels import Kernels
+from tests.nightly import in_turn
+from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, kernels_of
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ("MoHAttention", "MoHAggregatedAttention")
 
+each_instruction_set = pytest.mark.parametrize(
+    ("instruction_set", "op"), in_turn(INSTRUCTION_SETS, OPS)
+)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect as Linux has it")
 
 
@@ -28,13 +32,13 @@ def _run(kernels: Kernels, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_keys_and_values_of_unchosen_heads_are_not_read(kernels: Kernels, op: str):
-    ran = _run(kernels, op)
+@each_instruction_set
+def test_keys_and_values_of_unchosen_heads_are_not_read(instruction_set: str, op: str):
+    ran = _run(kernels_of(instruction_set), op)
     assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_keys_and_values_of_chosen_heads_are_read(kernels: Kernels, op: str):
+@each_instruction_set
+def test_keys_and_values_of_chosen_heads_are_read(instruction_set: str, op: str):
     """The twin: that memory really cannot be read."""
-    assert _run(kernels, op, "all").returncode == -signal.SIGSEGV
+    assert _run(kernels_of(instruction_set), op, "all").returncode == -signal.SIGSEGV

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from junitparser import JUnitXml
 
@@ -45,7 +45,6 @@ def test_what_xml_has_no_form_for_is_replaced(code: int):
     assert read_outcomes(written) == {"a?b": "failure"}
 
 
-@settings(max_examples=30)
 @given(st.text(st.characters(codec=None, categories=None)), st.text())
 def test_any_text_can_be_read(name: str, message: str):
     case = CiCase("outputs", name, "failure", message)

@@ -30,6 +30,3 @@ MUTATIONS: tuple[Mutation, ...] = (
     *aggregated_attention.MUTATIONS,
     *router.MUTATIONS,
 )
-
-REPRESENTATIVES = tuple({(one.op, one.kind): one for one in reversed(MUTATIONS)}.values())[::-1]
-"""The first of each class and op."""

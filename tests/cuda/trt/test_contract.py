@@ -14,9 +14,8 @@ from tests.cuda.libraries import Emulator
 from tests.cuda.trt import builds
 from tests.cuda.trt.host_plugin import BUILD, RUNTIME, CaseRun, Harness, Plugin
 from tests.cuda.trt.test_attributes import PLUGINS
-from tests.ops.cases import OP_CASES, named_case
-
-CASES = [case for op in PLUGINS for case in OP_CASES[op]]
+from tests.ops.batches import Batch, assert_nothing_wrong, batches_of
+from tests.ops.cases import named_case
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +33,19 @@ def _as_in_an_engine(harness: Harness, run: CaseRun, tactic: int) -> Plugin:
     return plugin
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_plugin_agrees_with_the_reference(harness: Harness, case: Case):
-    run = CaseRun(case)
-    built = harness.create(case.op, run.fields)
-    assert built.configure(run.tensors), harness.log()
-    for tactic in built.tactics() or [0]:
-        output = run.run(_as_in_an_engine(harness, run, tactic))
-        assert find_mismatch(case, [output]) is None
-    assert harness.log() == ""
+@pytest.mark.parametrize("batch", batches_of(PLUGINS), ids=str)
+def test_a_plugin_agrees_with_the_reference(harness: Harness, batch: Batch):
+    def problem_of(case: Case) -> str | None:
+        run = CaseRun(case)
+        built = harness.create(case.op, run.fields)
+        assert built.configure(run.tensors), harness.log()
+        outputs = [
+            run.run(_as_in_an_engine(harness, run, tactic)) for tactic in built.tactics() or [0]
+        ]
+        problems = (find_mismatch(case, [output]) for output in outputs)
+        return next(filter(None, problems), None) or harness.log() or None
+
+    assert_nothing_wrong(batch.cases, problem_of)
 
 
 def _plain(op: str, name: str) -> CaseRun:

@@ -11,11 +11,10 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.trt.host_plugin import CHW32, CaseRun, Harness, Plugin, Tensor
 from tests.cuda.trt.test_attributes import GOOD, PLUGINS
-from tests.ops.cases import OP_CASES
+from tests.ops.batches import Batch, assert_nothing_wrong, batches_of
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
-CASES = [case for op in PLUGINS for case in OP_CASES[op]]
 FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -26,24 +25,30 @@ def _create(harness: Harness, case: Case) -> tuple[Plugin, CaseRun]:
     return plugin, run
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_types_and_shapes_are_those_of_the_shape_rule(harness: Harness, case: Case):
-    plugin, run = _create(harness, case)
-    *inputs, output = run.tensors
-    assert plugin.output_type([t.dtype for t in inputs]) == output.dtype
-    assert plugin.output_shape([t.opt for t in inputs]) == output.opt
-    assert plugin.configure(run.tensors)
-    assert plugin.on_shape_change(run.tensors)
-    assert harness.log() == ""
+@pytest.mark.parametrize("batch", batches_of(PLUGINS), ids=str)
+def test_types_and_shapes_are_those_of_the_shape_rule(harness: Harness, batch: Batch):
+    def check(case: Case) -> None:
+        plugin, run = _create(harness, case)
+        *inputs, output = run.tensors
+        assert plugin.output_type([t.dtype for t in inputs]) == output.dtype
+        assert plugin.output_shape([t.opt for t in inputs]) == output.opt
+        assert plugin.configure(run.tensors)
+        assert plugin.on_shape_change(run.tensors)
+        assert harness.log() == ""
+
+    assert_nothing_wrong(batch.cases, check)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.dtype == "float32"], ids=str)
-def test_shapes_follow_from_sizes_that_nobody_knows_yet(harness: Harness, case: Case):
-    plugin, run = _create(harness, case)
-    *inputs, output = run.tensors
-    shapes = [t.opt for t in inputs]
-    unknown = [[False] * len(shape) for shape in shapes]
-    assert plugin.output_shape(shapes, known=unknown) == output.opt
+@pytest.mark.parametrize("op", PLUGINS)
+def test_shapes_follow_from_sizes_that_nobody_knows_yet(harness: Harness, op: str):
+    def check(case: Case) -> None:
+        plugin, run = _create(harness, case)
+        *inputs, output = run.tensors
+        shapes = [t.opt for t in inputs]
+        unknown = [[False] * len(shape) for shape in shapes]
+        assert plugin.output_shape(shapes, known=unknown) == output.opt
+
+    assert_nothing_wrong(Batch(op, "float32").cases, check)
 
 
 def _attention(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import sympy
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._sympy.functions import FloorDiv
 
@@ -119,7 +119,6 @@ def test_product_of_no_axes_is_one():
     assert product(axes(BATCH, 3)) == 3 * BATCH
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
 def test_regrouping_keeps_all_elements_in_memory_order(extents: list[int], data: st.DataObject):
     layout = fresh_layout(extents)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import sympy
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -68,7 +68,6 @@ def layouts(draw: st.DrawFn, pool: Sequence[Axis]) -> Layout:
     return tuple(dims)
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_any_layout_is_brought_into_any_other(data: st.DataObject):
     pool = axes(*data.draw(st.lists(st.integers(2, 4), min_size=1, max_size=4)))
@@ -76,7 +75,6 @@ def test_any_layout_is_brought_into_any_other(data: st.DataObject):
     assert torch.equal(arranged(source, wanted), expected(numbered(source), source, wanted))
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_without_expansion_the_result_broadcasts_to_the_same(data: st.DataObject):
     pool = axes(*data.draw(st.lists(st.integers(2, 3), min_size=1, max_size=4)))

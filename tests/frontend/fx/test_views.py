@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import sympy
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import Node
@@ -164,7 +164,6 @@ def test_repeat_interleave_of_everything_is_not_followed():
 
 # Powers of two: any two ways to cut a dimension nest. A cut across axes, [2, 3] merged and split
 # into [3, 2], has no layout, and `forward` says so.
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=4),
     st.lists(st.sampled_from(["permute", "merge", "split", "unsqueeze"]), max_size=5),

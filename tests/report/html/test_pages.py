@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from typing import cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moh_deploy.perf.bench.report import BenchReport
@@ -252,7 +252,6 @@ def test_bench_without_runs_that_were_kept_says_so():
 ANY = st.floats(width=64) | st.sampled_from([0.0, 1e-5, 1e-4, math.inf, math.nan])
 
 
-@settings(max_examples=40)
 @given(errors=st.lists(ANY, min_size=3, max_size=3), limit=ANY, margin=ANY)
 def test_whatever_was_measured_there_is_a_page(errors: list[float], limit: float, margin: float):
     report = parity_report(2)
