@@ -1,15 +1,11 @@
 """Builds the CUDA kernels for the emulator, and loads them.
 
-    python -m tests.cuda.libraries [VARIANT ...]
-
-builds variants ahead of the tests. Builds are kept in `build/cuda-emulated/`: a second one compiles
-only what has changed.
+Builds are kept in `build/cuda-emulated/`: a second one compiles only what has changed.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import subprocess
 import sys
@@ -19,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cuda import abi
+from tests.kept_builds import COMPILER, build_once, digest_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ROOT / "plugins"
 BUILDS = ROOT / "build" / "cuda-emulated"
-COMPILER = os.environ.get("CXX", "c++")
 
 
 class NoHeaders(Exception):
@@ -67,7 +63,6 @@ ADDRESS = Variant(
     ),
 )
 THREAD = Variant("thread", "thread", ("libtsan.so",), (("TSAN_OPTIONS", "exitcode=66"),))
-VARIANTS = {variant.name: variant for variant in (PLAIN, ADDRESS, THREAD)}
 
 
 def build(
@@ -89,6 +84,7 @@ def build(
         BuildFailed: Something does not compile.
     """
     folder = BUILDS / variant.name if folder is None else folder
+    library = folder / "libmoh_cuda_emulated.so"
     options = [
         "-DMOH_CPU=OFF",
         "-DMOH_CUDA_EMULATED=ON",
@@ -100,15 +96,18 @@ def build(
         *_packaged_headers(),
         *definitions,
     ]
-    configured = _run(["cmake", "-S", str(plugins), "-B", str(folder), *options])
-    if "moh-deploy: CUDA's headers" in configured.stdout:
-        raise NoHeaders(" ".join(configured.stdout.split("moh-deploy: ")[1].split()))
-    if configured.returncode:
-        raise BuildFailed(configured.stdout)
-    built = _run(["cmake", "--build", str(folder), "--parallel", "2"])
-    if built.returncode:
-        raise BuildFailed(built.stdout[-8000:])
-    return folder / "libmoh_cuda_emulated.so"
+
+    def compile_all() -> None:
+        configured = _run(["cmake", "-S", str(plugins), "-B", str(folder), *options])
+        if "moh-deploy: CUDA's headers" in configured.stdout:
+            raise NoHeaders(" ".join(configured.stdout.split("moh-deploy: ")[1].split()))
+        if configured.returncode:
+            raise BuildFailed(configured.stdout)
+        built = _run(["cmake", "--build", str(folder), "--parallel", "2"])
+        if built.returncode:
+            raise BuildFailed(built.stdout[-8000:])
+
+    return build_once(library, digest_of(_sources(plugins), options), compile_all)
 
 
 def copy_sources(folder: Path) -> Path:
@@ -118,6 +117,11 @@ def copy_sources(folder: Path) -> Path:
     (folder / version).parent.mkdir()
     shutil.copy(ROOT / version, folder / version)
     return folder / "plugins"
+
+
+def _sources(plugins: Path) -> list[Path]:
+    version = plugins.parent / "moh_deploy" / "__init__.py"
+    return [version, *(path for path in plugins.rglob("*") if path.is_file())]
 
 
 def _packaged_headers() -> list[str]:
@@ -172,8 +176,3 @@ class Emulator:
     def error(self) -> str:
         """Why a launch failed; empty if none did since the last configuration."""
         return self.library.moh_emulator_error().decode()
-
-
-if __name__ == "__main__":
-    for chosen in sys.argv[1:] or VARIANTS:
-        print(build(VARIANTS[chosen]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -36,11 +37,15 @@ CASES = [
 ]
 
 
+def counting_library() -> Path:
+    return build(Variant("banks"), definitions=("-DMOH_COUNT_BANKS=ON",))
+
+
 @pytest.fixture(scope="module")
 def counting(emulator: Emulator) -> Emulator:
     if shutil.which("addr2line") is None:
         pytest.skip("addr2line was not found")
-    return Emulator(build(Variant("banks"), definitions=("-DMOH_COUNT_BANKS=ON",)))
+    return Emulator(counting_library())
 
 
 def _functions_with_conflicts(emulator: Emulator) -> set[str]:

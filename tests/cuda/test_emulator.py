@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,11 +111,15 @@ def test_a_failed_launch_leaves_nothing_behind(emulator: Emulator):
         assert run_fault(emulator, "missing_barrier", correct=True) == (right, "")
 
 
+def library_without_assembly() -> Path:
+    definitions = ("-DCMAKE_CXX_FLAGS=-DMOH_UCONTEXT", "-DMOH_CUDA_KERNELS=OFF")
+    return build(Variant("ucontext"), definitions=definitions)
+
+
 @nightly  # a build of its own, like those below
 def test_fibers_work_without_assembly():
     """As on processors that the emulator has no assembly for."""
-    definitions = ("-DCMAKE_CXX_FLAGS=-DMOH_UCONTEXT", "-DMOH_CUDA_KERNELS=OFF")
-    emulator = Emulator(build(Variant("ucontext"), definitions=definitions))
+    emulator = Emulator(library_without_assembly())
     for name in PRIMITIVES:
         words = conformance.inputs(name)
         with emulator.configured(seed=1):

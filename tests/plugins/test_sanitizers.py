@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kept_builds import COMPILER, build_once, digest_of
 from tests.nightly import nightly
 
 pytestmark = nightly  # a build of its own, and all cases on it
@@ -21,7 +22,6 @@ pytestmark = nightly  # a build of its own, and all cases on it
 ROOT = Path(__file__).resolve().parents[2]
 # Kept, so that a second run compiles only what has changed.
 BUILD = ROOT / "build" / "plugins-sanitized"
-COMPILER = os.environ.get("CXX", "c++")
 
 
 def _run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -46,31 +46,42 @@ def _runtime(name: str) -> str:
     return path
 
 
-@pytest.fixture(scope="module")
 def runtimes() -> list[str]:
+    """Return the paths of what a process must load before the library, or skip."""
     return [_runtime("libasan.so"), _runtime("libubsan.so")]
 
 
-@pytest.fixture(scope="module")
-def library(runtimes: list[str]) -> Path:
+def sanitized_library() -> Path:
+    """Build the library with sanitizers, or skip where that cannot be done."""
+    runtimes()
     if shutil.which("cmake") is None:
         pytest.skip("cmake was not found")
     # Unoptimised: quicker to compile by far, and no access is optimised away.
     options = ["-DCMAKE_BUILD_TYPE=Debug", "-DMOH_SANITIZE=address,undefined"]
-    configured = _run(["cmake", "-S", "plugins", "-B", str(BUILD), *options])
-    if "moh-deploy: " in configured.stdout:
-        shutil.rmtree(BUILD)  # or CMake would remember what it did not find
-        pytest.skip(" ".join(configured.stdout.split("moh-deploy: ")[1].split()))
-    assert configured.returncode == 0, configured.stdout
-    built = _run(["cmake", "--build", str(BUILD), "--parallel", "2"])
-    assert built.returncode == 0, built.stdout
-    return BUILD / "libmoh_ort_cpu.so"
+
+    def compile_all() -> None:
+        configured = _run(["cmake", "-S", "plugins", "-B", str(BUILD), *options])
+        if "moh-deploy: " in configured.stdout:
+            shutil.rmtree(BUILD)  # or CMake would remember what it did not find
+            pytest.skip(" ".join(configured.stdout.split("moh-deploy: ")[1].split()))
+        assert configured.returncode == 0, configured.stdout
+        built = _run(["cmake", "--build", str(BUILD), "--parallel", "2"])
+        assert built.returncode == 0, built.stdout
+
+    sources = [path for path in (ROOT / "plugins").rglob("*") if path.is_file()]
+    content = digest_of(sources, options)
+    return build_once(BUILD / "libmoh_ort_cpu.so", content, compile_all)
 
 
-def test_sanitizers_find_nothing(library: Path, runtimes: list[str]):
+@pytest.fixture(scope="module")
+def library() -> Path:
+    return sanitized_library()
+
+
+def test_sanitizers_find_nothing(library: Path):
     ran = _run(
         [sys.executable, "-m", "tests.plugins.run_everything", str(library)],
-        LD_PRELOAD=" ".join(runtimes),
+        LD_PRELOAD=" ".join(runtimes()),
         ASAN_OPTIONS="detect_leaks=0",  # Python's and ONNX Runtime's
         UBSAN_OPTIONS="print_stacktrace=1",
         OMP_NUM_THREADS="1",

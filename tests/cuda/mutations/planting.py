@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.cuda.libraries import BUILDS, COMPILER, PLUGINS, BuildFailed, Variant, build
+from tests.cuda.libraries import BUILDS, PLUGINS, BuildFailed, Variant, build
 from tests.cuda.mutations.mutation import Mutation
 from tests.cuda.processes import Verdict, run_cases
+from tests.kept_builds import COMPILER
 
 _CUDA = PLUGINS / "cuda"
 # Objects of the library, and not of another one of the same build.

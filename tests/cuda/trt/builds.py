@@ -5,7 +5,6 @@ Builds are kept in `build/cuda-trt/`, by what went into them: a second run compi
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -17,12 +16,12 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
+from tests.kept_builds import COMPILER, build_once, digest_of
 
 ROOT = Path(__file__).resolve().parents[3]
 PLUGINS = ROOT / "plugins"
 HERE = Path(__file__).parent
 BUILDS = ROOT / "build" / "cuda-trt"
-COMPILER = os.environ.get("CXX", "c++")
 FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations")
 _PARTS = ("MAJOR", "MINOR", "PATCH")
 SHARED = ("-fPIC", "-shared", "-fvisibility=hidden")
@@ -94,21 +93,16 @@ def build(
         "-Wl,-z,defs",
         "-ldl",
     ]
-    return _kept(name, command)
+    content = digest_of(_inputs(), command)
+    # Several versions of a library are in use at once: each has a folder of its own.
+    library = BUILDS / content[:16] / f"{name}.so"
 
-
-def _kept(name: str, command: list[str]) -> Path:
-    digest = hashlib.sha256(" ".join(command).encode())
-    for path in sorted(_inputs()):
-        digest.update(path.read_bytes())
-    library = BUILDS / digest.hexdigest()[:16] / f"{name}.so"
-    if not library.is_file():
+    def compile_it() -> None:
         library.parent.mkdir(parents=True, exist_ok=True)
-        scratch = library.with_suffix(f".{os.getpid()}")
-        ran = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
+        ran = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr[-6000:]
-        scratch.rename(library)
-    return library
+
+    return build_once(library, content, compile_it)
 
 
 def _inputs() -> set[Path]:
