@@ -5,10 +5,15 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.skips import MACHINE, expected_skips, reason_of, unexpected_skips
+
+pytest_plugins = ["pytester"]
 
 # A drawn example may be slow: on a busy machine, and the first one, which loads what it needs.
 _PATIENT = settings(
@@ -28,6 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the tests marked `nightly` too, and draw many examples from random seeds",
     )
+    parser.addoption(
+        "--expected-skips",
+        action="store_true",
+        help="fail if tests are skipped for reasons that tests/expected_skips.yaml does not list",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,6 +50,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("nightly")]
     items[:] = [item for item in items if not item.get_closest_marker("nightly")]
     config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let unexpected skips fail a run that is fine otherwise."""
+    if session.config.getoption("--expected-skips") and _unexpected(session.config):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was skipped unexpectedly, last of all."""
+    for problem in _unexpected(config):
+        terminalreporter.write_line(f"unexpected skips: {problem}")
+
+
+def _unexpected(config: pytest.Config) -> list[str]:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None:  # a worker of pytest-xdist: the process that collects reports judges
+        return []
+    counts = Counter(reason_of(report) for report in terminal.stats.get("skipped", []))
+    return unexpected_skips(counts, expected_skips(), lambda name: MACHINE[name]())
 
 
 @pytest.fixture(scope="session", autouse=True)
