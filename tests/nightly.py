@@ -37,6 +37,14 @@ def first_of_each(values: Iterable[T], kind: Callable[[T], Hashable]) -> list[Pa
     return parameters
 
 
+def one_in(count: int, values: Iterable[T]) -> list[ParameterSet]:
+    """Return every value as a parameter; a push runs the first of each `count`."""
+    return [
+        pytest.param(value, marks=nightly_if(number % count != 0))
+        for number, value in enumerate(values)
+    ]
+
+
 def in_turn(names: Iterable[T], others: Sequence[S]) -> list[ParameterSet]:
     """Return every pair as parameters; a push runs each name with one of the others, by turns."""
     return [

@@ -19,6 +19,7 @@ from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime import session as onnxruntime
 from tests.half_packages import write_unprotected
 from tests.handmade_package import vectors, write_package
+from tests.nightly import one_in
 from tests.routed_package import Fault, write_routed
 
 FAULTS = [fault for fault in get_args(Fault) if fault != "other tie order"]
@@ -43,7 +44,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_routed(tmp_path_factory.mktemp("routed") / "right").root
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", one_in(2, FAULTS))
 def test_reference_names_the_node_and_what_is_different_about_it(
     fault: Fault, right: Path, tmp_path: Path
 ):
@@ -59,7 +60,7 @@ def test_reference_names_the_node_and_what_is_different_about_it(
     assert difference in found.differences[0]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", one_in(2, FAULTS))
 def test_without_a_reference_it_is_among_few_suspects(fault: Fault, tmp_path: Path):
     package = write_routed(tmp_path / "package", fault)
     report = moh_deploy.bisect(package.root, kernels="off")

@@ -18,6 +18,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.bisection.locate import Divergence
 from tests.bare_package import write_bare
 from tests.exporting import prove_in_this_process
+from tests.nightly import one_in
 from tests.validate.bisection.planted import (
     Attribute,
     Change,
@@ -157,9 +158,12 @@ def bisected(right: Path, tmp_path: Path, fault: Change) -> tuple[str, Divergenc
 
 
 @pytest.mark.parametrize(
-    ("model", "fault"), [*(("lively", one) for one in VISION), *(("calm", one) for one in CALM)]
+    "planted", one_in(5, [*(("lively", one) for one in VISION), *(("calm", one) for one in CALM)])
 )
-def test_wrong_node_is_among_few(model: str, fault: str, packages: dict[str, Path], tmp_path: Path):
+def test_wrong_node_is_among_few(
+    planted: tuple[str, str], packages: dict[str, Path], tmp_path: Path
+):
+    model, fault = planted
     name, found, _ = bisected(packages[model], tmp_path, VISION[fault])
     assert found.between is not None
     assert name in {place.node for place in found.suspects}
@@ -185,7 +189,7 @@ def test_node_that_a_norm_hides_is_named_as_such(fault: str, bare: dict[str, Pat
     assert "before, where a fault need not show in the router of" in sentence
 
 
-@pytest.mark.parametrize("fault", DECODER)
+@pytest.mark.parametrize("fault", one_in(4, DECODER))
 def test_gates_of_0_and_1_prove_nothing_right(fault: str, bare: dict[str, Path], tmp_path: Path):
     name, found, sentence = bisected(bare["decoder"], tmp_path, DECODER[fault])
     assert found.between is not None
@@ -205,7 +209,7 @@ def test_output_that_is_right_leaves_the_router(fault: str, bare: dict[str, Path
     assert sentence.startswith("diverges in what leads to the router of 'layers.1.self_attn', and")
 
 
-@pytest.mark.parametrize("fault", [*DECODER, *ROUTER])
+@pytest.mark.parametrize("fault", one_in(5, [*DECODER, *ROUTER]))
 def test_scores_and_attention_narrow_what_gates_of_0_and_1_do_not(
     fault: str, packages: dict[str, Path], tmp_path: Path
 ):

@@ -29,6 +29,7 @@ from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.places import Place
 from moh_deploy.validate.bisection.report import BisectReport
 from tests.half_packages import write_unprotected
+from tests.nightly import one_in
 from tests.validate.bisection import strangers
 
 Exported = Callable[[str], OnnxPackage]
@@ -92,7 +93,7 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize("kind", list(NEEDED))
+@pytest.mark.parametrize("kind", one_in(2, NEEDED))
 def test_repaired_package_passes_with_the_nodes_that_need_float32(
     kind: str, exported: Exported, tmp_path: Path
 ):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel_library import required_library
+from tests.nightly import in_turn, one_in
 from tests.validate.mutations.faults import FAULTS, SEEN_BY_KERNELS_ONLY
 from tests.validate.mutations.packages import PRECISIONS, Precision
 from tests.validate.mutations.planting import WITHOUT_EFFECT, FaultInjection, Planted
@@ -116,8 +117,7 @@ def test_fault_is_refused_and_its_layer_named(fault: str, plant_one: Plant):
     assert_refused(plant_one("stack_causal", fault, "float32"))
 
 
-@pytest.mark.parametrize("fault", IN_HALF)
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("fault", "precision"), in_turn(IN_HALF, ["float16", "bfloat16"]))
 def test_fault_is_refused_in_half_precision_where_every_choice_is_near_a_tie(
     precision: Precision, fault: str, plant_one: Plant
 ):
@@ -142,7 +142,7 @@ def test_what_moves_nothing_is_accepted(plant_one: Plant):
     assert not found.verdict.refused
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", one_in(len(PRECISIONS), PRECISIONS))
 def test_variations_are_accepted(precision: Precision, directory: Path, tmp_path: Path):
     subject = Subject(named("stack_near_ties"), precision, directory, tmp_path / "varied")
     refused = {row.variation: row.verdict for row in vary(subject, HONEST) if row.verdict.refused}
