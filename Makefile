@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
+.PHONY: help demo test test-all test-long test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -21,14 +21,16 @@ SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages
 comma := ,
 # nvcc needs up to 2 GiB for a file.
 JOBS ?= $(shell nproc)
-# Each process imports torch and makes the packages that its tests share.
+# Each process imports torch and makes the packages that its tests share: a process is given tests
+# that follow each other, and takes from the others what they have not begun when it is done.
 TEST_JOBS ?= auto
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --maxprocesses=8 --dist=loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --maxprocesses=8 --dist=worksteal
 TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)test-tensorrt)
 
 help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests that every push runs"
+	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, random examples"
 	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
 	@echo "make cuda    compile the kernels for NVIDIA GPUs; needs nvcc, but no GPU"
 	@echo "make plugin  compile the plugin library for TensorRT into the package; needs nvcc, but no GPU"
@@ -43,12 +45,18 @@ demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
 	$(BIN)/python examples/digits/demo.py
 
 test: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
+	$(BIN)/python -m tests.native_builds
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-cuda: build-dependencies $(VENV)/.installed-test,test-tensorrt $(VENV)/.kernels
-	$(PYTEST) tests/cuda $(PYTEST_ARGS)
+test-all: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
+	$(BIN)/python -m tests.native_builds --nightly
+	$(PYTEST) --nightly $(PYTEST_ARGS)
 
-# What takes too long for a push: hours of planted faults, and fuzzing in minutes.
+test-cuda: build-dependencies $(VENV)/.installed-test,test-tensorrt $(VENV)/.kernels
+	$(BIN)/python -m tests.native_builds --nightly
+	$(PYTEST) tests/cuda --nightly $(PYTEST_ARGS)
+
+# What takes too long even for every night's test-all: hours of planted faults, and fuzzing in minutes.
 FUZZ_MINUTES ?= 30
 test-long: build-dependencies $(VENV)/.installed-test $(VENV)/.kernels
 	$(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
