@@ -24,6 +24,7 @@ from moh_deploy.runtime.tensorrt.profiles import make_profiles
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
 from tests.handmade_package import write_package
+from tests.nightly import in_turn
 from tests.trt_packages import (
     double_inside,
     fused_attention,
@@ -71,8 +72,7 @@ def _profiles(root: Path) -> list[str]:
     return [",".join(f"{dim}={sizes[dim]}" for dim in dims) for sizes in (small, large)]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "precision"), in_turn(FORMS, PRECISIONS))
 def test_every_layer_runs_by_kernels(
     plugin: Path,
     package_of: Callable[[str], Path],

@@ -22,7 +22,7 @@ from tests.cuda.kernels import Plan, plans_of
 from tests.cuda.many_tokens import MANY_TOKENS
 from tests.cuda.ptx.machine import Checks
 from tests.cuda.run_cases import CUDA_OPS
-from tests.nightly import nightly_if
+from tests.nightly import nightly, nightly_if
 from tests.ops.cases import OP_CASES
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
@@ -71,6 +71,7 @@ def test_copies_may_come_at_once(interpreted: Interpreted, case: Case):
     assert problem is None, problem
 
 
+@nightly
 def test_every_kernel_runs_and_is_right(interpreted: Interpreted):
     interpreted.launched.clear()
     for case in _cases_of_every_kernel():
