@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cuda.trt import builds
+from tests.nightly import nightly
 
 HEADERS = builds.tensorrt_headers()
 
@@ -46,6 +47,7 @@ def _harness(headers: Path) -> Path:
     return builds.build("harness", [builds.HERE / "harness.cc"], headers=headers)
 
 
+@nightly
 def test_nvcc_compiles_it_too(tmp_path: Path):
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:

@@ -16,12 +16,16 @@ import pytest
 from tests.cuda import nvcc
 from tests.cuda.trt import builds
 from tests.cuda.trt.rtx import build
+from tests.nightly import nightly
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES
 
 # Of every Linux.
 SYSTEM = {"libc", "libm", "libdl", "libpthread", "librt", "ld-linux-x86-64", "ld-linux-aarch64"}
 EXPORTS = ["getCreators", "moh_plugin_table", "moh_plugin_version", "setLoggerFinder"]
+
+
+pytestmark = nightly  # nvcc builds the plugin and all kernels
 
 
 @pytest.fixture(scope="module")
