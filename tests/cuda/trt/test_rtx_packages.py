@@ -11,6 +11,9 @@ import pytest
 import moh_deploy
 from tests.cuda.trt.packages import FORMS, LARGE, SMALL, export, graph, profile
 from tests.cuda.trt.rtx import build
+from tests.nightly import nightly_if
+
+PUSHED = [("digits", "bf16"), ("vit", "fp16")]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +34,15 @@ def _node_counts(model: onnx.ModelProto, ops: tuple[str, ...]) -> dict[str, int]
     return {op: types.count(op) for op in ops}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("name", FORMS)
+# A push builds one for each set of plugins, and others as a command does: tests/api/test_build.py.
+ENGINES = [
+    pytest.param(name, precision, marks=nightly_if((name, precision) not in PUSHED))
+    for name in FORMS
+    for precision in ("fp32", "fp16", "bf16")
+]
+
+
+@pytest.mark.parametrize(("name", "precision"), ENGINES)
 def test_the_engine_of_a_package_holds_every_plugin(
     fake_library: Path,
     tmp_path: Path,
