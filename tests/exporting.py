@@ -51,7 +51,7 @@ def export(model: nn.Module, output: Path, **options: object) -> ExportReport:
     """Export a model whose only input is `x`, unless the options say otherwise."""
     if "inputs" not in options:
         options = {"input_specs": (INPUT,), **options}
-    return pipeline.export(ExportOptions(model, output, **options))
+    return pipeline.export_package(ExportOptions(model, output, **options))
 
 
 def run(root: Path, **inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from moh_deploy.ops import OPS, OpSpec
 from moh_deploy.ops.plugin_support import PLUGINS
-from moh_deploy.ops.spec import FLOAT_TYPES, AttributeSpec, InputSpec
+from moh_deploy.ops.spec import FLOAT_TYPES, AttributeSpec, OpInput
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,7 +53,7 @@ def tables(spec: OpSpec) -> str:
     )
 
 
-def _kind(given: InputSpec) -> str:
+def _kind(given: OpInput) -> str:
     own = "" if given.types == FLOAT_TYPES else f", {' or '.join(given.types)}"
     return (", optional" if given.optional else "") + own
 
@@ -179,7 +179,7 @@ def _attribute_contract(attribute: AttributeSpec) -> list[str]:
     return [*lines, *([whole] if len(whole) <= 100 else [head, f"    {made};"])]
 
 
-def _own_dtype(spec: OpSpec, given: InputSpec) -> bool:
+def _own_dtype(spec: OpSpec, given: OpInput) -> bool:
     return given.constraint != spec.outputs[0].constraint
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.float32_form import LOW, check_reference
-from moh_deploy.package import OnnxPackage, check_output
+from moh_deploy.package import OnnxPackage, check_package_output
 from moh_deploy.runtime.lowered_package import check_float32, lowered
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.runner import Kernels
@@ -80,7 +80,7 @@ def bisect(
     written = None if output is None else Path(output)
     _check_options(root, target, vectors, max_runs)
     if written is not None:
-        check_output(written)
+        check_package_output(written)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)

@@ -19,9 +19,9 @@ from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
 from moh_deploy.runtime.tensorrt.engine_dir import (
     ENGINE_FILES,
+    ENGINE_LOG_NAME,
     ENGINE_MANIFEST_NAME,
     ENGINE_NAME,
-    LOG_NAME,
     EngineLayer,
     EngineManifest,
     PluginInfo,
@@ -126,7 +126,7 @@ def build(
         # A dry run works elsewhere, and never commits.
         place = temporary_place("moh-deploy-build") if dry_run else output
         staged = closing.enter_context(StagedDirectory(place))
-        work, log = staged.path / _WORK_NAME, staged.path / LOG_NAME
+        work, log = staged.path / _WORK_NAME, staged.path / ENGINE_LOG_NAME
         work.mkdir()
         with progress.step(f"starting {flavour.title}"):
             # The process ends before the staged directory goes: it writes its log there.
@@ -276,7 +276,11 @@ class _Build:
         plan, stack = self._plan, self._process.stack
         versions = {"moh-deploy": __version__, plan.flavour.title: stack.version}
         # The engine does not depend on the log, which anybody may cut or remove.
-        files = [path.name for path in sorted(self._staged.path.iterdir()) if path.name != LOG_NAME]
+        files = [
+            path.name
+            for path in sorted(self._staged.path.iterdir())
+            if path.name != ENGINE_LOG_NAME
+        ]
         return EngineManifest(
             backend=plan.flavour.name,
             key=plan.key(stack),

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, TypedDict
 import torch
 from typing_extensions import Unpack
 
-from moh_deploy.api.export_package import export as _export
+from moh_deploy.api.export_package import export_package as _export
 from moh_deploy.config.options import ExportOptions, ModelOptions
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.prove.eager import EagerModel, open_eager

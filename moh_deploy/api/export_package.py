@@ -24,7 +24,7 @@ from moh_deploy.package import (
     Manifest,
     PackageWriter,
     Proof,
-    check_output,
+    check_package_output,
 )
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.perf.cost_model.first_choices import first_choices
@@ -38,7 +38,9 @@ from moh_deploy.validate.fresh_process import ProvenRun, prove
 EXTERNAL_DATA_BYTES = 1 << 30
 
 
-def export(options: ExportOptions, *, progress: SilentProgress | None = None) -> ExportReport:
+def export_package(
+    options: ExportOptions, *, progress: SilentProgress | None = None
+) -> ExportReport:
     """Export a model: load, trace, recognise, rewrite, translate, prove, write.
 
     Args:
@@ -53,7 +55,7 @@ def export(options: ExportOptions, *, progress: SilentProgress | None = None) ->
     """
     progress = progress or SilentProgress()
     # Before the model is loaded and traced, which may take minutes.
-    check_output(options.output)
+    check_package_output(options.output)
     config = load_config(options.config, options.overrides)
     converted, checkpoint_sha256 = _convert(options, config, progress)
     converted = _with_first_choices(converted)

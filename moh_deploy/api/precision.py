@@ -11,7 +11,7 @@ import onnx_ir as ir
 from moh_deploy.errors import ValidationError
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.lower_precision import LowType
-from moh_deploy.package import OnnxPackage, PackageWriter, check_output
+from moh_deploy.package import OnnxPackage, PackageWriter, check_package_output
 from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.runtime.lowered_package import (
     check_float32,
@@ -53,7 +53,7 @@ def precision(
     """
     progress, output = progress or SilentProgress(), Path(output)
     low = low_type(to)
-    check_output(output)
+    check_package_output(output)
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         check_float32(package)

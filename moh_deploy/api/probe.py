@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package import OnnxPackage, check_output
-from moh_deploy.package.replace_corpus import write_corpus
+from moh_deploy.package import OnnxPackage, check_package_output
+from moh_deploy.package.replace_corpus import replace_corpus
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.runner import Kernels
@@ -17,7 +17,7 @@ from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.mining import grown, mine, recorded_by
 from moh_deploy.validate.edge_cases.report import ProbeReport
 from moh_deploy.validate.edge_cases.samples import cut_into_samples
-from moh_deploy.validate.edge_cases.source import Source, function_bodies
+from moh_deploy.validate.edge_cases.source import Source, body_source
 from moh_deploy.validate.edge_cases.suite import Sides, Suite
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.reference import Reference
@@ -78,7 +78,7 @@ def probe(
     variants = PackageVariants(package, as_run)
     # One side as the user runs it, the other on function bodies: they differ by kernels and
     # optimisations alone.
-    sides = Sides(package, Source(package, as_run), variants, function_bodies(package))
+    sides = Sides(package, Source(package, as_run), variants, body_source(package))
     mining = None
     if files:
         with progress.step("searching the inputs"):
@@ -92,7 +92,7 @@ def probe(
     results = suite.run(progress, mining)
     if mining is not None and update_corpus:
         with progress.step("writing the package"):
-            package = write_corpus(package, grown(package.corpus, mining.samples))
+            package = replace_corpus(package, grown(package.corpus, mining.samples))
     described = sides.runner.describe()
     return ProbeReport(
         results=tuple(results),
@@ -128,7 +128,7 @@ def _check_options(
 
 def _check_replaceable(root: Path) -> None:
     try:
-        check_output(root)
+        check_package_output(root)
     except PackageError as error:
         raise PackageError(
             f"the corpus cannot be written: {error.message}",

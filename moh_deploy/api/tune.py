@@ -15,15 +15,15 @@ from moh_deploy.package import (
     LayerInfo,
     OnnxPackage,
     Tuning,
-    check_output,
+    check_package_output,
     choices_for,
     with_choices,
 )
 from moh_deploy.perf.choices_text import gain
 from moh_deploy.perf.cost_model.by_size import by_size, dense_at
-from moh_deploy.perf.cost_model.machine import Machine
+from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.cost_model.prediction import predict
-from moh_deploy.perf.timing import Measure, Ratio, Samples, Stopwatch, weighted_sum
+from moh_deploy.perf.timing import Measure, Ratio, Stopwatch, TimeSamples, weighted_sum
 from moh_deploy.perf.tune.decide import contenders, decide, fastest_there
 from moh_deploy.perf.tune.layers import LayerBench, LayerTimes
 from moh_deploy.perf.tune.report import TuneReport
@@ -146,7 +146,7 @@ def _check_options(threads: int | None, min_time: float) -> None:
 
 def _check_replaceable(root: Path) -> None:
     try:
-        check_output(root)
+        check_package_output(root)
     except PackageError as error:
         raise PackageError(
             f"the choices cannot be written: {error.message}",
@@ -352,7 +352,7 @@ class _Job:
         return write_choices(self.package, layers, self.scratch / name)
 
     def _machine(self) -> str:
-        return Machine.this(self.kernels.instruction_set).describe()
+        return Processor.this(self.kernels.instruction_set).describe()
 
     def _check_anything_to_choose(self) -> None:
         if not any(map(choices_for, self.package.manifest.layers)):
@@ -425,5 +425,5 @@ def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice:
     return _Decision(ranged, flat, is_close and not ranged.ranges)
 
 
-def _medians(samples: Mapping[Any, Samples]) -> dict[str, float]:
+def _medians(samples: Mapping[Any, TimeSamples]) -> dict[str, float]:
     return {str(name): median(ms) for name, ms in samples.items()}

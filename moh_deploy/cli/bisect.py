@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import carry_out, print_answer
+from moh_deploy.cli.output import print_answer, with_progress
 
 
 @click.command("bisect")
@@ -16,7 +16,7 @@ def command(as_json: bool, **given: object) -> None:
     the repaired package was written, 1 if not."""
     from moh_deploy.api.bisect import bisect
 
-    report = carry_out(
+    report = with_progress(
         lambda progress: bisect(**given, progress=progress),  # type: ignore[arg-type]
         as_json=as_json,
     )

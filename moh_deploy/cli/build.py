@@ -6,7 +6,7 @@ import click
 
 from moh_deploy.cli import options
 from moh_deploy.cli.many_values import ManyValues
-from moh_deploy.cli.output import carry_out, print_answer
+from moh_deploy.cli.output import print_answer, with_progress
 
 
 @click.command("build", cls=ManyValues, many={"--compute-capability": r"\d+\.\d+"})
@@ -15,7 +15,7 @@ def command(as_json: bool, **given: object) -> None:
     """Build an engine of TensorRT or TensorRT-RTX from the package DIR."""
     from moh_deploy.api.build import build
 
-    report = carry_out(
+    report = with_progress(
         lambda progress: build(**given, progress=progress),  # type: ignore[arg-type]
         as_json=as_json,
     )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import carry_out, print_report
+from moh_deploy.cli.output import print_report, with_progress
 
 
-@click.command("export")
+@click.command("export_package")
 @options.takes(*options.EXPORT)
 def command(as_json: bool, **given: object) -> None:
     """Turn the PyTorch MODEL (.pt, .pth, .safetensors, .pt2) into a verified ONNX package."""
-    from moh_deploy.api.export_package import export
+    from moh_deploy.api.export_package import export_package
     from moh_deploy.config.options import ExportOptions
 
     job = ExportOptions(**given)  # type: ignore[arg-type]
-    report = carry_out(lambda progress: export(job, progress=progress), as_json=as_json)
+    report = with_progress(lambda progress: export_package(job, progress=progress), as_json=as_json)
     print_report(report, as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import carry_out, print_report
+from moh_deploy.cli.output import print_report, with_progress
 
 
 @click.command("inspect")
@@ -14,7 +14,7 @@ def command(as_json: bool, **given: object) -> None:
     """Show the MoH layers of the package DIR, what runs them, and how much work they can skip."""
     from moh_deploy.api.inspect import inspect
 
-    report = carry_out(
+    report = with_progress(
         lambda progress: inspect(**given, progress=progress),  # type: ignore[arg-type]
         as_json=as_json,
     )

@@ -212,7 +212,7 @@ def _plugin(help: str) -> Option:
 
 
 # How a checkpoint is loaded: fields of `ModelOptions`.
-MODEL = (
+MODEL_OPTIONS = (
     click.option("--config", metavar="FILE.yaml", type=FILE_PATH, help="Settings from a file."),
     click.option(
         "--set",
@@ -254,7 +254,7 @@ MODEL = (
 EXPORT = (
     click.argument("model", type=FILE_PATH),
     _output("Package to write."),
-    MODEL,
+    MODEL_OPTIONS,
     click.option(
         "--inputs",
         metavar="FILE.npz",
@@ -437,7 +437,7 @@ VERIFY = (
     BASELINE_FILE,
     _LABELS,
     KERNELS,
-    MODEL,
+    MODEL_OPTIONS,
     JSON,
 )
 
@@ -469,7 +469,7 @@ PROBE = (
         " Options that say how it is loaded are those of `moh-deploy export`."
     ),
     KERNELS,
-    MODEL,
+    MODEL_OPTIONS,
     JSON,
 )
 
@@ -575,7 +575,7 @@ BENCH = (
         "The original model, for --baseline eager and plain-onnx. The next seven options say how"
         " to load it, as for export."
     ),
-    MODEL,
+    MODEL_OPTIONS,
     _threads("Threads within an operator."),
     click.option(
         "--batch",

@@ -35,7 +35,7 @@ class AnswerReport(Protocol):
     def __rich__(self) -> RenderableType: ...
 
 
-def carry_out(job: Callable[[SilentProgress], _Answered], *, as_json: bool) -> _Answered:
+def with_progress(job: Callable[[SilentProgress], _Answered], *, as_json: bool) -> _Answered:
     """Do a job with progress on stderr. What code of the user's prints meanwhile goes there too."""
     from moh_deploy.system.progress import progress_for_terminal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import carry_out, print_report
+from moh_deploy.cli.output import print_report, with_progress
 
 
 @click.command("run")
@@ -14,7 +14,7 @@ def command(as_json: bool, **given: object) -> None:
     """Run the package DIR once with ONNX Runtime, or the engine DIR with its TensorRT."""
     from moh_deploy.api.run import run
 
-    report = carry_out(
+    report = with_progress(
         lambda progress: run(**given, progress=progress),  # type: ignore[arg-type]
         as_json=as_json,
     )

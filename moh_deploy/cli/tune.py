@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import carry_out, print_report
+from moh_deploy.cli.output import print_report, with_progress
 
 
 @click.command("tune")
@@ -15,7 +15,7 @@ def command(as_json: bool, **given: object) -> None:
     into the package: dense where skipping heads does not pay."""
     from moh_deploy.api.tune import tune
 
-    report = carry_out(
+    report = with_progress(
         lambda progress: tune(**given, progress=progress),  # type: ignore[arg-type]
         as_json=as_json,
     )

@@ -15,7 +15,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
 from moh_deploy.system.suggest import did_you_mean, shortened
 
-Dtype = Literal[
+ModelDtype = Literal[
     "float32",
     "float16",
     "bfloat16",
@@ -63,7 +63,7 @@ class InputSection(_Section):
 
     name: Annotated[str, Field(min_length=1)]
     shape: Annotated[tuple[int | str, ...], Field(strict=False)]
-    dtype: Dtype = "float32"
+    dtype: ModelDtype = "float32"
     range: Annotated[tuple[float, float], Field(strict=False)] | None = None
 
 

@@ -22,7 +22,7 @@ from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
 from moh_deploy.frontend.normalize.fold import fold_weights
 from moh_deploy.frontend.normalize.plain_attention import prepare_plain_attention
 from moh_deploy.frontend.prove.original import OriginalRun, one_thread_if_small, run_example
-from moh_deploy.frontend.prove.record import Difference, LayerRecord, Recording
+from moh_deploy.frontend.prove.record import LayerDifference, LayerRecord, Recording
 from moh_deploy.frontend.prove.recorded_run import input_text, recorded_vectors, try_to_record
 from moh_deploy.frontend.prove.size_runs import record_sizes
 from moh_deploy.frontend.recognize import recognize
@@ -237,10 +237,10 @@ def _told_apart(
     return agreeing, tuple(kept)
 
 
-def _kept(swap: Swap, differences: Sequence[Difference]) -> KeptOperators:
+def _kept(swap: Swap, differences: Sequence[LayerDifference]) -> KeptOperators:
     """A swap that is not made; a difference that is no number counts as the largest."""
 
-    def size(one: Difference) -> float:
+    def size(one: LayerDifference) -> float:
         return math.inf if one.max_abs_error is None else one.max_abs_error
 
     worst = max(differences, key=size)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from moh_deploy.errors import PackageError
 from moh_deploy.graph.import_domains import import_domains
-from moh_deploy.graph.switch_by_size import switch_rules, with_switches, without_switches
+from moh_deploy.graph.switch_by_size import switch_rules_of, with_switches, without_switches
 from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain, with_base
 from moh_deploy.package import LayerInfo, NodeRule, node_rules
@@ -64,7 +64,7 @@ def ops_of(model: ir.Model) -> dict[str, int]:
 def _places(model: ir.Model) -> dict[str | None, str]:
     """Return where each node is, as the text of a rule."""
     places = {node.name: base_domain(node.domain) or "" for node in _custom_nodes(model)}
-    return places | switch_rules(model)
+    return places | switch_rules_of(model)
 
 
 def _move(model: ir.Model, rules: Mapping[str, NodeRule]) -> None:

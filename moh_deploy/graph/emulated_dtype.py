@@ -27,15 +27,15 @@ _SMALL = 64
 
 _DTYPE_ATTRIBUTES = ("dtype", "output_dtype")
 
-Dtype = Literal["bfloat16", "float16"]
+EmulatedDtype = Literal["bfloat16", "float16"]
 
-_ELEMENT: Mapping[Dtype, int] = {
+_ELEMENT: Mapping[EmulatedDtype, int] = {
     "bfloat16": TensorProto.BFLOAT16,
     "float16": TensorProto.FLOAT16,
 }
 
 
-def computes_in(model: onnx.ModelProto, dtype: Dtype) -> bool:
+def computes_in(model: onnx.ModelProto, dtype: EmulatedDtype) -> bool:
     """Tell whether an operator of the graph reads or makes this dtype."""
     element = _ELEMENT[dtype]
     if not _mentions(model.graph, element):  # Most models do not, and inferring types takes time.
@@ -62,7 +62,7 @@ def _mentions(graph: onnx.GraphProto, element: int) -> bool:
     )
 
 
-def emulate(model: onnx.ModelProto, dtype: Dtype) -> bool:
+def emulate(model: onnx.ModelProto, dtype: EmulatedDtype) -> bool:
     """Compute a dtype in float32, and round every result to it.
 
     Args:

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper
 
 from moh_deploy.graph.fed_input import add_input
-from moh_deploy.graph.router_nodes import ancestors
+from moh_deploy.graph.router_nodes import computed_from
 from moh_deploy.graph.switches import all_nodes, dense_twin
 from moh_deploy.ops import OPS
 from moh_deploy.package.manifest import LayerInfo
@@ -137,7 +137,7 @@ def _reaches_attention(nodes: Sequence[onnx.NodeProto], layer: LayerInfo) -> boo
         return any(root in node.input for node in nodes if node not in views)
     read = [node.input[GATES_INPUT[node.op_type]] for node in readers]
     # Nodes of the layer read the gates through operators that weigh them, say.
-    return all(root == name or root in dict(ancestors(name, makers)) for name in read)
+    return all(root == name or root in dict(computed_from(name, makers)) for name in read)
 
 
 def _views(makers: Mapping[str, onnx.NodeProto], name: str) -> list[onnx.NodeProto]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.graph.forced_gates import GATES_INPUT
-from moh_deploy.graph.router_nodes import SIZES, ancestors, is_router, makers_of
+from moh_deploy.graph.router_nodes import SIZES, computed_from, is_router, makers_of
 from moh_deploy.graph.switches import all_nodes, dense_twin, reads
 from moh_deploy.package.manifest import LayerInfo
 
-RECORDED = "recorded gates"
+RECORDED_GATES = "recorded gates"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def gate_reads(graph: onnx.GraphProto, layer: LayerInfo, start: str) -> tuple[Ga
     )
     named: dict[str, str] = {}
     # What the nodes read comes first; the recorded gates are often the same value.
-    for reader, value in (*_readers(graph, layer), (RECORDED, layer.gates)):
+    for reader, value in (*_readers(graph, layer), (RECORDED_GATES, layer.gates)):
         named.setdefault(value, reader)
     return tuple(
         GateRead(reader, value, start, _between(makers, value, start), constants)
@@ -81,7 +81,7 @@ def _between(
     # depends on it: the way is what is in both.
     found = {
         name: node
-        for name, node in ancestors(value, makers)
+        for name, node in computed_from(value, makers)
         # A path through a size carries no gate.
         if not is_router(node) and node.op_type not in SIZES
     }

@@ -16,7 +16,7 @@ from moh_deploy.graph.router_logits import attention_value
 from moh_deploy.graph.switches import reads
 from moh_deploy.package.manifest import LayerInfo
 
-Source = int | str
+LayerSource = int | str
 """Number of a layer in the manifest's order, whose attention is read, or name of an input."""
 
 
@@ -29,8 +29,8 @@ class LayerSources:
         router: What its gates are computed from.
     """
 
-    attention: frozenset[Source]
-    router: frozenset[Source]
+    attention: frozenset[LayerSource]
+    router: frozenset[LayerSource]
 
 
 NO_SOURCES = LayerSources(frozenset(), frozenset())
@@ -49,13 +49,13 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     # Fed: what reads them depends on no router, and on nothing before one.
     gates = {name for layer in layers for name in _gate_names(graph, layer)}
     weights = {tensor.name for tensor in graph.initializer}
-    known: dict[str, frozenset[Source]] = {
+    known: dict[str, frozenset[LayerSource]] = {
         value.name: frozenset([value.name]) for value in graph.input if value.name not in weights
     }
-    before: dict[str, frozenset[Source]] = {}
+    before: dict[str, frozenset[LayerSource]] = {}
     for node in graph.node:
         # Forward through sorted nodes: the sources of all that a node reads.
-        found = frozenset[Source]().union(*(known.get(name, _NONE) for name in reads(node)))
+        found = frozenset[LayerSource]().union(*(known.get(name, _NONE) for name in reads(node)))
         for name in node.output:
             # A layer's own sources are those of its value before it counts as a source itself.
             before[name] = found
@@ -75,7 +75,7 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     )
 
 
-_NONE: frozenset[Source] = frozenset()
+_NONE: frozenset[LayerSource] = frozenset()
 
 
 def _gate_names(graph: onnx.GraphProto, layer: LayerInfo) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import onnx
 
 from moh_deploy.graph.router_logits import RouterLogits
-from moh_deploy.graph.router_nodes import SIZES, ancestors, ends_the_way, makers_of
+from moh_deploy.graph.router_nodes import SIZES, computed_from, ends_the_way, makers_of
 from moh_deploy.graph.switches import reads
 
 # Element by element in one rounding, or none: equal numbers stay equal.
@@ -31,7 +31,7 @@ def logit_sources(graph: onnx.GraphProto, router: RouterLogits) -> tuple[str, ..
     for port in router.logits.values():
         # An input of the model is a source where nothing else makes what is read.
         read = {port}
-        for name, node in ancestors(port, makers):
+        for name, node in computed_from(port, makers):
             if ends_the_way(node):
                 found[name] = None
             elif node.op_type not in SIZES:
@@ -44,7 +44,7 @@ def logit_sources(graph: onnx.GraphProto, router: RouterLogits) -> tuple[str, ..
 def front_values(graph: onnx.GraphProto, router: RouterLogits, port: str) -> tuple[str, ...]:
     """Return what lies between the sources of the logits and a port that reads them, and what the
     port reads, the nearest first."""
-    found = ancestors(router.logits[port], makers_of(graph))
+    found = computed_from(router.logits[port], makers_of(graph))
     return tuple(
         name for name, node in found if not ends_the_way(node) and node.op_type not in SIZES
     )
@@ -63,5 +63,5 @@ def is_exact(
     behind = {name: node for name, node in makers.items() if name not in values}
     return all(
         node.op_type in _EXACT or ends_the_way(node) or not node.input
-        for _, node in ancestors(router.logits[port], behind)
+        for _, node in computed_from(router.logits[port], behind)
     )

@@ -62,7 +62,7 @@ def is_router(node: onnx.NodeProto) -> bool:
     return (base_domain(node.domain), node.op_type) == (KERNEL_DOMAIN, op_names.ROUTER)
 
 
-def ancestors(
+def computed_from(
     value: str, makers: Mapping[str, onnx.NodeProto]
 ) -> Iterator[tuple[str, onnx.NodeProto]]:
     """Yield a value and what it is computed from, each with its maker, the nearest first.
@@ -88,7 +88,7 @@ def ancestors(
 
 
 def _router_of(gates: str, makers: Mapping[str, onnx.NodeProto]) -> str | None:
-    return next((node.name for _, node in ancestors(gates, makers) if is_router(node)), None)
+    return next((node.name for _, node in computed_from(gates, makers) if is_router(node)), None)
 
 
 def ends_the_way(node: onnx.NodeProto) -> bool:

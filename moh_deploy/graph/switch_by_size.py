@@ -52,7 +52,7 @@ def without_switches(model: ir.Model) -> bool:
     return bool(switches)
 
 
-def switch_rules(model: ir.Model) -> dict[str, str]:
+def switch_rules_of(model: ir.Model) -> dict[str, str]:
     """Return the name of each node in an `If` to its rule's text."""
     return {
         _kernel_node(node).name or "": _rule_text(node) for node in model.graph if _is_switch(node)

@@ -9,7 +9,7 @@ from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.gpu import GpuFacts
 from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
 from moh_deploy.machine.machine import Machine
-from moh_deploy.machine.tensorrt import Registry, TensorRTFacts
+from moh_deploy.machine.tensorrt import CreatorRegistry, TensorRTFacts
 from moh_deploy.machine.tools import OLDEST_NVCC, ToolFacts
 from moh_deploy.report.json import in_json
 from moh_deploy.runtime.tensorrt.driver import Gpu
@@ -211,7 +211,9 @@ def _of(machine: Machine, name: str) -> TensorRTFacts:
 
 
 def _title(facts: TensorRTFacts) -> str | None:
-    return f"{facts.name} {facts.alone.version}" if isinstance(facts.alone, Registry) else None
+    return (
+        f"{facts.name} {facts.alone.version}" if isinstance(facts.alone, CreatorRegistry) else None
+    )
 
 
 def _runtime(machine: Machine) -> str | None:

@@ -13,7 +13,7 @@ from moh_deploy.machine.device_code import DeviceCode
 from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
 from moh_deploy.machine.machine import Machine
 from moh_deploy.machine.packages import PackageFacts
-from moh_deploy.machine.tensorrt import Registry, TensorRTFacts
+from moh_deploy.machine.tensorrt import CreatorRegistry, TensorRTFacts
 from moh_deploy.report.document import Block, Cell, Document, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
@@ -124,7 +124,7 @@ def _tensorrt(facts: TensorRTFacts) -> str:
     return f"{facts.alone.version}, registers {_creators(facts.with_plugin)}"
 
 
-def _creators(registry: Registry) -> str:
+def _creators(registry: CreatorRegistry) -> str:
     return ", ".join(f"{c.namespace}::{c.name} {c.version}" for c in registry.creators) or "nothing"
 
 

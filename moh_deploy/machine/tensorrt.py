@@ -38,7 +38,7 @@ class Creator:
 
 
 @dataclass(frozen=True)
-class Registry:
+class CreatorRegistry:
     """A registry of plugins, in a process that a TensorRT was imported in.
 
     Attributes:
@@ -68,8 +68,8 @@ class TensorRTFacts:
     """
 
     name: str
-    alone: Registry | Failed
-    with_plugin: Registry | Failed | None
+    alone: CreatorRegistry | Failed
+    with_plugin: CreatorRegistry | Failed | None
 
 
 def probe_tensorrt(plugin: LibraryFacts | Failed) -> tuple[TensorRTFacts, ...]:
@@ -93,11 +93,11 @@ def _probe(name: str, modules: tuple[str, ...], library: Path | None) -> TensorR
     return TensorRTFacts(name, alone, ask(_registry, module, str(library.resolve())))
 
 
-def _registry(module: str, library: str = "") -> Registry:
+def _registry(module: str, library: str = "") -> CreatorRegistry:
     """Import one, load a plugin library, and list the creators that it brought."""
     trt = import_module(module)
     if not library:
-        return Registry(trt.__version__, ())
+        return CreatorRegistry(trt.__version__, ())
     registry = trt.get_plugin_registry()
     # None, without a word, is what it gives for whatever is wrong.
     if registry.load_library(library) is None:
@@ -105,4 +105,4 @@ def _registry(module: str, library: str = "") -> Registry:
     # TensorRT brings creators of its own, under other namespaces.
     creators = [c for c in registry.all_creators if c.plugin_namespace == "moh"]
     found = sorted((c.name, c.plugin_version, c.plugin_namespace) for c in creators)
-    return Registry(trt.__version__, tuple(Creator(*one) for one in found))
+    return CreatorRegistry(trt.__version__, tuple(Creator(*one) for one in found))

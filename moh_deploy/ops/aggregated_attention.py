@@ -32,7 +32,7 @@ from moh_deploy.ops.spec import (
     Arrays,
     Attributes,
     AttributeSpec,
-    InputSpec,
+    OpInput,
     OpSpec,
     OutputSpec,
 )
@@ -146,8 +146,8 @@ def _present(array: np.ndarray | None) -> np.ndarray:
     return array
 
 
-def _input(name: str, doc: str, *, optional: bool = False) -> InputSpec:
-    return InputSpec(name, FLOAT_TYPES, "T", doc, optional=optional)
+def _input(name: str, doc: str, *, optional: bool = False) -> OpInput:
+    return OpInput(name, FLOAT_TYPES, "T", doc, optional=optional)
 
 
 def _size(name: str, doc: str, *, odd: bool = False) -> AttributeSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
 from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
-from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
+from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
 
 _OP = op_names.AGGREGATED_ATTENTION
 # In the order of the op's inputs. Axes of one letter have one size in all of them.
@@ -70,10 +70,10 @@ def _tensors(inputs: TensorTypes) -> dict[str, TensorType]:
     return {name: tensor for name, tensor in given.items() if tensor is not None}
 
 
-def _sizes(tensors: dict[str, TensorType], attributes: Attributes) -> dict[str, Dim]:
+def _sizes(tensors: dict[str, TensorType], attributes: Attributes) -> dict[str, OpDim]:
     """Return the size of each axis: from the attributes, else from wherever it is known."""
     num_heads = int(attributes["num_heads"])
-    sizes: dict[str, Dim] = {axis: _known(tensors, axis) for axis in ("B", "P", "H*D", "D")}
+    sizes: dict[str, OpDim] = {axis: _known(tensors, axis) for axis in ("B", "P", "H*D", "D")}
     hidden = sizes["H*D"]
     if isinstance(hidden, int) and hidden % num_heads:
         raise ExportError(
@@ -93,7 +93,7 @@ def _sizes(tensors: dict[str, TensorType], attributes: Attributes) -> dict[str, 
     return sizes | {"H": num_heads, "N": tokens, "L": window}
 
 
-def _known(tensors: dict[str, TensorType], axis: str) -> Dim:
+def _known(tensors: dict[str, TensorType], axis: str) -> OpDim:
     """Return the size of an axis from the first input that knows it."""
     found = [
         size

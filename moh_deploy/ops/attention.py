@@ -26,7 +26,7 @@ from moh_deploy.ops.spec import (
     Arrays,
     Attributes,
     AttributeSpec,
-    InputSpec,
+    OpInput,
     OpSpec,
     OutputSpec,
 )
@@ -128,26 +128,26 @@ MOH_ATTENTION = OPS.register(
         name=op_names.ATTENTION,
         doc="Gated attention: gates * softmax(scale * Q K^T + mask) V for each token and head.",
         inputs=(
-            InputSpec(
+            OpInput(
                 "Q",
                 FLOAT_TYPES,
                 "T",
                 "Queries, [B, S, Hq*D] or [B, Hq, S, D]; `K`, `V` and `Y` have the same rank.",
             ),
-            InputSpec("K", FLOAT_TYPES, "T", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
-            InputSpec(
+            OpInput("K", FLOAT_TYPES, "T", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
+            OpInput(
                 "V",
                 FLOAT_TYPES,
                 "T",
                 "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]: their head size may be another.",
             ),
-            InputSpec(
+            OpInput(
                 "gates",
                 FLOAT_TYPES,
                 "T",
                 "[B, S, Hq], of any sign; 0 means that the token did not choose the head.",
             ),
-            InputSpec(
+            OpInput(
                 "attn_mask",
                 ("bool", *FLOAT_TYPES),
                 "U",

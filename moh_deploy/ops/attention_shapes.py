@@ -5,7 +5,7 @@ from __future__ import annotations
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
 from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required, show
-from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
+from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
 
 _OP = op_names.ATTENTION
 
@@ -62,7 +62,7 @@ def _check_heads(q_num_heads: int, kv_num_heads: int) -> None:
         )
 
 
-def _per_head(name: str, tensor: TensorType, num_heads: int) -> tuple[Dim, Dim, Dim]:
+def _per_head(name: str, tensor: TensorType, num_heads: int) -> tuple[OpDim, OpDim, OpDim]:
     """Return batch size, length and head size of Q, K or V."""
     if len(tensor.shape) == 4:
         batch, heads, length, head_dim = tensor.shape
@@ -79,7 +79,7 @@ def _per_head(name: str, tensor: TensorType, num_heads: int) -> tuple[Dim, Dim, 
     return batch, length, hidden // num_heads
 
 
-def _check_mask(inputs: TensorTypes, scores: tuple[Dim, ...]) -> None:
+def _check_mask(inputs: TensorTypes, scores: tuple[OpDim, ...]) -> None:
     mask = inputs[4] if len(inputs) > 4 else None
     if mask is None:
         return

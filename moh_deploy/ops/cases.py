@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from moh_deploy.ops.spec import Arrays, Attributes, TensorType
-from moh_deploy.ops.tolerances import Tolerance, tolerance_for
+from moh_deploy.ops.tolerances import OpTolerance, op_tolerance_for
 
 InputBuilder = Callable[[np.random.Generator], Arrays]
 
@@ -45,9 +45,9 @@ class Case:
         return f"{self.op}/{self.name}/{self.dtype}"
 
     @property
-    def tolerance(self) -> Tolerance:
+    def tolerance(self) -> OpTolerance:
         """How far an output may be from the reference."""
-        return tolerance_for(self.dtype, score_bound=self.score_bound)
+        return op_tolerance_for(self.dtype, score_bound=self.score_bound)
 
     def in_dtype(self, dtype: str) -> Case:
         """Return the same case with its inputs rounded to another dtype."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from moh_deploy.ops.spec import Dim, TensorType
+from moh_deploy.ops.spec import OpDim, TensorType
 
 ELEMENT_TYPES = {
     "float32": onnx.TensorProto.FLOAT,
@@ -32,5 +32,5 @@ def from_type_proto(proto: onnx.TypeProto | None) -> TensorType | None:
     return TensorType(dtype, tuple(_dim(dim) for dim in proto.tensor_type.shape.dim))
 
 
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> OpDim:
     return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None

@@ -23,7 +23,7 @@ from moh_deploy.ops.spec import (
     Arrays,
     Attributes,
     AttributeSpec,
-    InputSpec,
+    OpInput,
     OpSpec,
     OutputSpec,
 )
@@ -64,14 +64,14 @@ def open_rows(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     return (np.repeat(gates != 0, head_dim, axis=-1),)
 
 
-def _inputs(x: str, weight: str, bias: str) -> tuple[InputSpec, ...]:
+def _inputs(x: str, weight: str, bias: str) -> tuple[OpInput, ...]:
     return (
-        InputSpec("X", FLOAT_TYPES, "T", x),
-        InputSpec("W", FLOAT_TYPES, "T", weight),
-        InputSpec(
+        OpInput("X", FLOAT_TYPES, "T", x),
+        OpInput("W", FLOAT_TYPES, "T", weight),
+        OpInput(
             "gates", FLOAT_TYPES, "T", "[B, S, H]; 0 means that the token did not choose the head."
         ),
-        InputSpec("bias", FLOAT_TYPES, "T", bias, optional=True),
+        OpInput("bias", FLOAT_TYPES, "T", bias, optional=True),
     )
 
 

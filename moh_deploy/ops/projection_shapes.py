@@ -7,7 +7,7 @@ from typing import Literal
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
 from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
-from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
+from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
 
 _RANKS = {"X": 3, "W": 2, "gates": 3, "bias": 1}
 
@@ -57,7 +57,7 @@ def _shape_rule(
     return (TensorType(x.dtype, (batch, seq_len, columns)),)
 
 
-def _check_heads(op: str, num_heads: int, axis: str, size: Dim) -> None:
+def _check_heads(op: str, num_heads: int, axis: str, size: OpDim) -> None:
     if isinstance(size, int) and size % num_heads:
         raise ExportError(
             f"{op}: number of {axis} of W is {size}; expected a multiple of its {num_heads} heads."

@@ -22,7 +22,7 @@ from moh_deploy.ops.spec import (
     Arrays,
     Attributes,
     AttributeSpec,
-    InputSpec,
+    OpInput,
     OpSpec,
     OutputSpec,
 )
@@ -91,21 +91,21 @@ MOH_ROUTER = OPS.register(
         name=op_names.ROUTER,
         doc="Gates of every head from router logits: shared heads, then routed heads.",
         inputs=(
-            InputSpec(
+            OpInput(
                 "routed_logits",
                 FLOAT_TYPES,
                 "T",
                 "[B, S, R]. Absent in a layer whose heads are all shared; then `top_k` is 0.",
                 optional=True,
             ),
-            InputSpec(
+            OpInput(
                 "shared_logits",
                 FLOAT_TYPES,
                 "T",
                 "[B, S, Sh]. Absent: each shared gate is 1 (the usual form with one shared head).",
                 optional=True,
             ),
-            InputSpec(
+            OpInput(
                 "stage_logits",
                 FLOAT_TYPES,
                 "T",

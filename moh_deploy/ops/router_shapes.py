@@ -5,7 +5,7 @@ from __future__ import annotations
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
 from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known
-from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, Dim, TensorType, TensorTypes
+from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
 
 _OP = op_names.ROUTER
 
@@ -29,7 +29,7 @@ def router_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[Tens
     present = _present(inputs)
     batch, seq_len, dtype = _tokens(present)
     # Dynamic numbers of heads are let through, and only the sum is unknown then.
-    num_routed: Dim = 0
+    num_routed: OpDim = 0
     if routed is not None:
         num_routed = routed.shape[2]
         _check_choice(top_k, num_routed)
@@ -71,7 +71,7 @@ def _check_mask_mode(shared: TensorType | None, stage: TensorType | None, gate_m
             )
 
 
-def _check_choice(top_k: int, num_routed: Dim) -> None:
+def _check_choice(top_k: int, num_routed: OpDim) -> None:
     if isinstance(num_routed, int) and top_k > num_routed:
         raise ExportError(
             f"{_OP}: top_k is {top_k}; expected at most the {num_routed} heads of routed_logits."
@@ -86,7 +86,7 @@ def _present(inputs: TensorTypes) -> list[tuple[str, TensorType]]:
     return present
 
 
-def _tokens(present: list[tuple[str, TensorType]]) -> tuple[Dim, Dim, str]:
+def _tokens(present: list[tuple[str, TensorType]]) -> tuple[OpDim, OpDim, str]:
     """Return batch size, length and dtype, which all inputs share."""
     dtype = present[0][1].dtype
     # The first input present sets dtype and sizes for the others.

@@ -6,7 +6,7 @@ A named or unknown size is compared with nothing: only a certain conflict is ref
 from __future__ import annotations
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops.spec import Dim, TensorType
+from moh_deploy.ops.spec import OpDim, TensorType
 
 
 def required(op_name: str, name: str, value: TensorType | None) -> TensorType:
@@ -46,7 +46,7 @@ def check_rank(op_name: str, name: str, value: TensorType, ranks: tuple[int, ...
         )
 
 
-def check_equal(op_name: str, what: str, got: Dim, expected: Dim) -> None:
+def check_equal(op_name: str, what: str, got: OpDim, expected: OpDim) -> None:
     """Refuse two fixed sizes that differ.
 
     Raises:
@@ -56,7 +56,7 @@ def check_equal(op_name: str, what: str, got: Dim, expected: Dim) -> None:
         raise ExportError(f"{op_name}: {what} is {got}; expected {expected}.")
 
 
-def known(*dims: Dim) -> Dim:
+def known(*dims: OpDim) -> OpDim:
     """Return the most definite of several names for one size: a number, else a name, else None."""
     ranked = sorted(dims, key=lambda dim: 0 if isinstance(dim, int) else 1 if dim else 2)
     return ranked[0]

@@ -22,7 +22,7 @@ VERSION = 1
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
 FLAG = (0, 1)
 
-Dim = int | str | None
+OpDim = int | str | None
 """A fixed size, a named dynamic size, or an unknown one."""
 
 AttributeValue = int | float | str
@@ -36,7 +36,7 @@ class TensorType:
     """Dtype (`float32`, `bfloat16`, `bool`, ...) and shape of a value."""
 
     dtype: str
-    shape: tuple[Dim, ...]
+    shape: tuple[OpDim, ...]
 
 
 TensorTypes = Sequence[TensorType | None]
@@ -44,7 +44,7 @@ TensorTypes = Sequence[TensorType | None]
 
 
 @dataclass(frozen=True)
-class InputSpec:
+class OpInput:
     """One input of an op.
 
     Attributes:
@@ -109,7 +109,7 @@ class AttributeSpec:
         return None
 
 
-class Variant(Protocol):
+class _Variant(Protocol):
     """Selects one ONNX function body: whatever a function cannot branch on."""
 
     def key(self) -> str:
@@ -140,12 +140,12 @@ class OpSpec:
     """
 
     name: str
-    inputs: tuple[InputSpec, ...]
+    inputs: tuple[OpInput, ...]
     outputs: tuple[OutputSpec, ...]
     attributes: tuple[AttributeSpec, ...]
     reference: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]]
     shape_rule: Callable[[TensorTypes, Attributes], tuple[TensorType, ...]]
-    variant: Callable[[TensorTypes, Attributes], Variant]
+    variant: Callable[[TensorTypes, Attributes], _Variant]
     function: FunctionBuilder
     doc: str
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None

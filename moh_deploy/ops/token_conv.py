@@ -23,7 +23,7 @@ from moh_deploy.ops.spec import (
     Arrays,
     Attributes,
     AttributeSpec,
-    InputSpec,
+    OpInput,
     OpSpec,
     OutputSpec,
 )
@@ -94,17 +94,17 @@ MOH_TOKEN_CONV = OPS.register(
         name=op_names.TOKEN_CONV,
         doc="Depthwise convolution of tokens that are the pixels of an image, row by row.",
         inputs=(
-            InputSpec(
+            OpInput(
                 "X", FLOAT_TYPES, "T", "[B, height*width, C]; [B, height*width, 2*C] if gated."
             ),
-            InputSpec(
+            OpInput(
                 "W",
                 FLOAT_TYPES,
                 "T",
                 "[C, 1, kh, kw], as in `Conv` with `C` groups; `kh` and `kw` are odd.",
             ),
-            InputSpec("bias", FLOAT_TYPES, "T", "[C]. Absent: 0.", optional=True),
-            InputSpec(
+            OpInput("bias", FLOAT_TYPES, "T", "[C]. Absent: 0.", optional=True),
+            OpInput(
                 "input_bias",
                 FLOAT_TYPES,
                 "T",

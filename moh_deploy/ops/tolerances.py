@@ -8,7 +8,7 @@ _FLOAT32_EPS = 2.0**-23
 
 
 @dataclass(frozen=True)
-class Tolerance:
+class OpTolerance:
     """|got - reference| <= absolute + relative * |reference|.
 
     Attributes:
@@ -20,20 +20,20 @@ class Tolerance:
     reason: str
 
 
-TOLERANCES = {
-    "float32": Tolerance(
+OP_TOLERANCES = {
+    "float32": OpTolerance(
         3e-6,
         3e-6,
         "Sums of up to a few hundred float32 products of order 1, in any order: "
         "at most some 25 units in the last place.",
     ),
-    "float16": Tolerance(
+    "float16": OpTolerance(
         2e-3,
         2e-3,
         "The result is rounded to 11 bits (5e-4). Matrix units may also round each softmax weight "
         "to 11 bits before the product with V: another 5e-4 of the largest value (about 4).",
     ),
-    "bfloat16": Tolerance(
+    "bfloat16": OpTolerance(
         1.6e-2,
         1.6e-2,
         "The result is rounded to 8 bits (4e-3). Matrix units may also round each softmax weight "
@@ -42,7 +42,7 @@ TOLERANCES = {
 }
 
 
-def tolerance_for(dtype: str, *, score_bound: float) -> Tolerance:
+def op_tolerance_for(dtype: str, *, score_bound: float) -> OpTolerance:
     """Return the tolerance of a run.
 
     Args:
@@ -51,6 +51,6 @@ def tolerance_for(dtype: str, *, score_bound: float) -> Tolerance:
             of rounding error, and softmax turns an absolute error of a score into a relative one of
             its weight.
     """
-    base = TOLERANCES[dtype]
+    base = OP_TOLERANCES[dtype]
     growth = 4 * _FLOAT32_EPS * score_bound
-    return Tolerance(base.absolute + growth, base.relative + growth, base.reason)
+    return OpTolerance(base.absolute + growth, base.relative + growth, base.reason)

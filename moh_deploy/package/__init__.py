@@ -49,7 +49,7 @@ from moh_deploy.package.onnx_package import OnnxPackage, require_finished
 from moh_deploy.package.size_ranges import at_sizes, bound_text, choice_at, measure
 from moh_deploy.package.spread import fingerprint_spread, spread
 from moh_deploy.package.vectors import VectorSet
-from moh_deploy.package.writer import PackageWriter, check_output
+from moh_deploy.package.writer import PackageWriter, check_package_output
 
 __all__ = [
     "CHOICES",
@@ -85,7 +85,7 @@ __all__ = [
     "at_sizes",
     "bound_text",
     "bounded",
-    "check_output",
+    "check_package_output",
     "choice_at",
     "choice_text",
     "choices_for",

@@ -23,7 +23,7 @@ CORPUS_NAME = "corpus.npz"
 MOST_SAMPLES, MOST_CORPUS_BYTES = 16, 4 * 2**20
 """What a corpus may hold: it travels with the package, and is run by every `verify`."""
 
-FUNCTION_BODIES = "the package's own function bodies (not the original model)"
+_FUNCTION_BODIES = "the package's own function bodies (not the original model)"
 ORIGINAL = "the original model"
 
 _MINED = "mined"
@@ -56,7 +56,7 @@ class CorpusSample:
 
     vectors: VectorSet
     mined: tuple[MinedToken, ...]
-    reference: str = FUNCTION_BODIES
+    reference: str = _FUNCTION_BODIES
 
     @property
     def margin(self) -> float:

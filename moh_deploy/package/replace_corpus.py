@@ -13,7 +13,7 @@ from moh_deploy.package import (
 )
 
 
-def write_corpus(package: OnnxPackage, corpus: Sequence[CorpusSample]) -> OnnxPackage:
+def replace_corpus(package: OnnxPackage, corpus: Sequence[CorpusSample]) -> OnnxPackage:
     """Replace the package, in one step, by one with this corpus.
 
     Raises:

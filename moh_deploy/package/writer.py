@@ -46,7 +46,7 @@ class PackageWriter:
 
     def __enter__(self) -> PackageWriter:
         # Again at the latest moment: the output may have changed since the command began.
-        check_output(self._output)
+        check_package_output(self._output)
         self._staged.__enter__()
         return self
 
@@ -155,7 +155,7 @@ class PackageWriter:
         sync_file(self.path(MANIFEST_NAME))
 
 
-def check_output(output: Path) -> None:
+def check_package_output(output: Path) -> None:
     """Check that a package may be written here, before any long work.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from moh_deploy.perf.cost_model.machine import Machine
+from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.runtime.runner import KernelUse
 
 _PACKAGES = ("moh-deploy", "onnxruntime", "onnx", "numpy", "tensorrt", "tensorrt-rtx", "polygraphy")
@@ -18,7 +18,7 @@ def environment(kernels: KernelUse) -> list[tuple[str, str]]:
         *((name, number) for name, number in found if number is not None),
         ("Python", platform.python_version()),
         ("system", platform.platform()),
-        ("machine", Machine.this(kernels.instruction_set).describe()),
+        ("machine", Processor.this(kernels.instruction_set).describe()),
         ("kernels", kernels.describe().removeprefix("kernels: ")),
     ]
 

@@ -11,13 +11,13 @@ from statistics import median
 
 from moh_deploy.perf.settling import settle
 
-Samples = tuple[float, ...]
+TimeSamples = tuple[float, ...]
 """Milliseconds of one candidate, one a round."""
 
 Calls = Mapping[str, Callable[[], object]]
 """Name of each candidate to a call that runs it."""
 
-Measure = Callable[[str, Calls], dict[str, Samples]]
+Measure = Callable[[str, Calls], dict[str, TimeSamples]]
 """Times candidates; the first argument says what they all do: a layer's path, or `whole model`."""
 
 Clock = Callable[[], float]
@@ -65,12 +65,12 @@ class Turns:
     settle_seconds: float = 0.0
     refill_seconds: float = 0.0
 
-    def __call__(self, candidates: Calls) -> dict[str, tuple[Samples, ...]]:
+    def __call__(self, candidates: Calls) -> dict[str, tuple[TimeSamples, ...]]:
         """Return for each candidate its samples by each clock."""
         # A single candidate disturbs nobody and keeps its own caches: no pause, no refilling.
         turns = {name: self._turn(call, len(candidates) > 1) for name, call in candidates.items()}
         self._warm_up(candidates)
-        samples: dict[str, list[Samples]] = {name: [] for name in candidates}
+        samples: dict[str, list[TimeSamples]] = {name: [] for name in candidates}
         names, start, order = list(candidates), time.perf_counter(), random.Random(0)
         for number in range(self.most_rounds):
             # Drawn anew: whoever always ran after the same one would always find the same in the
@@ -82,7 +82,7 @@ class Turns:
         # From one tuple of clocks a round to one tuple of rounds a clock.
         return {name: tuple(zip(*rounds, strict=True)) for name, rounds in samples.items()}
 
-    def _turn(self, call: Callable[[], object], has_others: bool) -> Callable[[], Samples]:
+    def _turn(self, call: Callable[[], object], has_others: bool) -> Callable[[], TimeSamples]:
         """Return a call that runs a candidate's turn: a pause, refilling of caches, one sample."""
         call()  # The first one allocates.
         # The fastest of three: a disturbed call would look long, and be repeated too rarely. Never
@@ -92,7 +92,7 @@ class Turns:
         is_long = seconds > _LONG * self.refill_seconds
         untimed = 0 if is_long else math.ceil(self.refill_seconds / seconds)
 
-        def turn() -> Samples:
+        def turn() -> TimeSamples:
             if has_others and self.settle_seconds:
                 settle(self.settle_seconds)
             for _ in range(untimed if has_others else 0):
@@ -107,7 +107,7 @@ class Turns:
             for call in candidates.values():
                 call()
 
-    def _sample(self, call: Callable[[], object], repeats: int) -> Samples:
+    def _sample(self, call: Callable[[], object], repeats: int) -> TimeSamples:
         """Return milliseconds of one call by each clock."""
         # Read in reverse, so that the first clock is read last before the calls and first after
         # them, and measures no reading of the others.
@@ -144,7 +144,7 @@ class Stopwatch:
             return cls(time.process_time, "CPU", min_seconds)
         return cls(time.perf_counter, "wall", min_seconds, settle_seconds(threads))
 
-    def __call__(self, what: str, candidates: Calls) -> dict[str, Samples]:
+    def __call__(self, what: str, candidates: Calls) -> dict[str, TimeSamples]:
         """Time the candidates; see `Measure`."""
         turns = Turns((self.clock,), self.min_seconds, settle_seconds=self.settle_seconds)
         times = turns(candidates)
@@ -177,7 +177,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Difference:
+class TimeDifference:
     """The time of one candidate minus that of another, in milliseconds.
 
     Attributes:
@@ -197,9 +197,9 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
     return Ratio(*_median([a / b for a, b in zip(first, second, strict=True)]))
 
 
-def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+def difference(first: Sequence[float], second: Sequence[float]) -> TimeDifference:
     """Compare two candidates round by round: the first one's time minus the second one's."""
-    return Difference(*_median([a - b for a, b in zip(first, second, strict=True)]))
+    return TimeDifference(*_median([a - b for a, b in zip(first, second, strict=True)]))
 
 
 def _median(values: Sequence[float]) -> tuple[float, float, float]:
@@ -215,7 +215,7 @@ def _median(values: Sequence[float]) -> tuple[float, float, float]:
     return median(values), values[outside], values[count - 1 - outside]
 
 
-def weighted_sum(samples: Sequence[Samples], weights: Sequence[float]) -> Samples:
+def weighted_sum(samples: Sequence[TimeSamples], weights: Sequence[float]) -> TimeSamples:
     """Add up the times of one candidate on several inputs, round by round."""
     rounds = zip(*samples, strict=False)  # The slowest inputs had the fewest rounds.
     return tuple(

@@ -191,7 +191,7 @@ class RunnerAround(Runner):
         self.runner.close()
 
 
-class Interface(Protocol):
+class ModelInterface(Protocol):
     """A manifest of a package or an engine, as far as it says what the model takes and returns."""
 
     @property
@@ -252,7 +252,7 @@ class Deployed(Model):
 
     @property
     @abstractmethod
-    def manifest(self) -> Interface:
+    def manifest(self) -> ModelInterface:
         """The manifest, which says what it takes and returns.
 
         Raises:

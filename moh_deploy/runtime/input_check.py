@@ -11,7 +11,7 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 
-Axis: TypeAlias = tuple[TensorInfo, int, str, int]  # input, axis, dimension expression, size
+_Axis: TypeAlias = tuple[TensorInfo, int, str, int]  # input, axis, dimension expression, size
 
 
 def check_inputs(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict[str, int]:
@@ -39,7 +39,7 @@ def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str 
     return None
 
 
-def describe(spec: TensorInfo) -> str:
+def _describe(spec: TensorInfo) -> str:
     """Return `float32[batch, 3, 224, 224]`."""
     return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
 
@@ -68,19 +68,19 @@ def _check_tensor(spec: TensorInfo, array: Array) -> None:
     if array.ndim != len(spec.shape):
         raise ConfigError(
             f"input '{spec.name}' is {got} with {array.ndim} axes,"
-            f" expected {describe(spec)} with {len(spec.shape)}."
+            f" expected {_describe(spec)} with {len(spec.shape)}."
         )
     for axis, (size, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if isinstance(expected, int) and size != expected:
             raise ConfigError(
-                f"input '{spec.name}' is {got}, expected {describe(spec)}:"
+                f"input '{spec.name}' is {got}, expected {_describe(spec)}:"
                 f" axis {axis} is fixed at {expected}, got {size}."
             )
 
 
 def _bind_dims(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    first_use: dict[str, Axis] = {}
+    first_use: dict[str, _Axis] = {}
     for axis in _dynamic_axes(specs, inputs):
         spec, index, text, size = axis
         expression = _parse(text)
@@ -101,7 +101,7 @@ def _bind_dims(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict
     return sizes
 
 
-def _dynamic_axes(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> Iterator[Axis]:
+def _dynamic_axes(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> Iterator[_Axis]:
     for spec in specs:
         for index, (text, size) in enumerate(zip(spec.shape, inputs[spec.name].shape, strict=True)):
             if isinstance(text, str):
@@ -117,7 +117,7 @@ def _parse(text: str) -> DimExpr:
         return DimExpr(text)
 
 
-def _disagreement(name: str, first: Axis, second: Axis) -> str:
+def _disagreement(name: str, first: _Axis, second: _Axis) -> str:
     parts = [
         f"{size} ('{text}') on axis {index} of '{spec.name}'"
         for spec, index, text, size in (first, second)

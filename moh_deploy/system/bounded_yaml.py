@@ -18,7 +18,7 @@ from moh_deploy.system.bounded_file import read_text
 
 MOST_YAML_BYTES = 2**20
 MOST_VALUES = 100_000
-DEEPEST = 50
+_DEEPEST = 50
 # Python makes numbers of any length, whose text takes quadratic time; none of ours needs more.
 _NUMBER_BITS = 64
 
@@ -65,7 +65,7 @@ def parse_yaml(text: str, source: str, *, error: type[MoHDeployError]) -> object
         raise error(f"{place}: {refused}.") from refused.__cause__
 
 
-_TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
+_TOO_DEEP = f"it is nested deeper than {_DEEPEST} levels"
 
 
 class _RefusedError(Exception):
@@ -87,7 +87,7 @@ class _Values:
         self.count += 1
         if self.count > MOST_VALUES:
             raise _RefusedError((), f"it holds more than {MOST_VALUES} values, aliases counted")
-        if len(path) > DEEPEST:
+        if len(path) > _DEEPEST:
             raise _RefusedError((), _TOO_DEEP)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)

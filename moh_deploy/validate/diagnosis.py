@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from moh_deploy.graph.layer_sources import LayerSources, Source
+from moh_deploy.graph.layer_sources import LayerSource, LayerSources
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.parity_report import LayerParity, OutputParity
 
@@ -112,14 +112,14 @@ def _attention_first(
 
 def _cleared(
     layers: Sequence[LayerParity], sources: Sequence[LayerSources], seen: float
-) -> set[Source]:
+) -> set[LayerSource]:
     """Return the sources of values that agree: an error behind one of these would show in them.
 
     Args:
         layers: Those that run before the one in question.
         seen: Error over tolerance of what differs.
     """
-    cleared: set[Source] = set()
+    cleared: set[LayerSource] = set()
     for layer, source in zip(layers, sources, strict=False):
         if _attention_is_right(layer, seen):
             cleared |= source.attention

@@ -13,7 +13,7 @@ from moh_deploy.system.npz import Array
 
 Float64Array = NDArray[np.float64]
 
-Place: TypeAlias = Callable[[tuple[int, ...]], list[int]]
+ShownIndex: TypeAlias = Callable[[tuple[int, ...]], list[int]]
 """From an index into what is compared to one into the whole array."""
 
 
@@ -78,7 +78,7 @@ def describe_worst(
     reference: Array,
     error: Float64Array,
     limit: float,
-    place: Place = list,
+    place: ShownIndex = list,
 ) -> str:
     """Return a sentence that shows where two arrays differ most, and by how much.
 

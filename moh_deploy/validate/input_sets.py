@@ -12,7 +12,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.samples import npz_files
 from moh_deploy.validate.user_vectors import read_user_vectors
 
-RECORDED = "recorded"
+RECORDED_INPUTS = "recorded"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def input_sets(
         )
     # The first recorded run is the one at the example's sizes.
     recorded = package.vectors[0]
-    return [InputSet(RECORDED, recorded.sizes, recorded.inputs, 1.0)]
+    return [InputSet(RECORDED_INPUTS, recorded.sizes, recorded.inputs, 1.0)]
 
 
 def _check_weights(weights: Sequence[float], files: Sequence[Path]) -> None:

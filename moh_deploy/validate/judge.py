@@ -47,7 +47,7 @@ Named = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Case:
+class ComparedSet:
     """One vector set to judge: its label in reports, and which of its tokens are compared."""
 
     expected: VectorSet
@@ -103,12 +103,12 @@ class Judge:
     def __post_init__(self) -> None:
         self._rule = self._model_rule()
 
-    def outputs_of(self, case: Case) -> Judged:
+    def outputs_of(self, case: ComparedSet) -> Judged:
         """Compare the outputs alone. Without gates a flip cannot be seen, so there may be some."""
         got, rule = self.runner.run(case.expected.inputs), self._rule.after_flip()
         return Judged(list(self._outputs(case, got, rule, NO_FLOOR, skip_absent=True)))
 
-    def everything(self, case: Case) -> Judged:
+    def everything(self, case: ComparedSet) -> Judged:
         """Compare outputs and layers, as the model runs by itself and, if need be, as it runs with
         the reference gates."""
         # Left to itself first: for most packages that is all that has to run.
@@ -136,7 +136,7 @@ class Judge:
         statistics = replace(free.statistics, margins=forced.statistics.margins)
         return Judged([*forced.outputs, *unjudged], layers, notes, statistics)
 
-    def _where(self, case: Case, forced: Judged) -> str:
+    def _where(self, case: ComparedSet, forced: Judged) -> str:
         """Say where the error enters, unless the reference is at fault itself."""
         # Padding does not count here either: NaN there is nobody's.
         gates = dict(zip(self.package.gate_names, case.expected.gates, strict=True))
@@ -147,7 +147,7 @@ class Judge:
         sources = [layer.sources for layer in self._values]
         return diagnosis(forced.layers, forced.outputs, sources)
 
-    def _free(self, case: Case, got: Mapping[str, Array], floor: NoiseFloor) -> Judged:
+    def _free(self, case: ComparedSet, got: Mapping[str, Array], floor: NoiseFloor) -> Judged:
         """Judge the model left to itself; behind a flip by the looser rule."""
         layers: list[LayerParity] = []
         counts: list[RoutingStatistics] = []
@@ -167,7 +167,9 @@ class Judge:
         outputs = list(self._outputs(case, got, rule, floor))
         return Judged(outputs, layers, statistics=joined(counts))
 
-    def _forced_run(self, case: Case, got: Mapping[str, Array], floor: NoiseFloor) -> Judged | None:
+    def _forced_run(
+        self, case: ComparedSet, got: Mapping[str, Array], floor: NoiseFloor
+    ) -> Judged | None:
         """Judge the model with the reference gates fed to it; None if they cannot be."""
         gates = self._gates_to_feed(case.expected, got)
         if gates is None:
@@ -206,7 +208,7 @@ class Judge:
         return list(dict.fromkeys(names)) if self.has_inner else []
 
     def _found(
-        self, case: Case, index: int, got: Mapping[str, Array], named: Named = str
+        self, case: ComparedSet, index: int, got: Mapping[str, Array], named: Named = str
     ) -> LayerValuesFound:
         """Collect a layer's gates, scores and fingerprint from a run, of all tokens."""
         gates = got.get(named(self.package.manifest.layers[index].gates))
@@ -218,7 +220,7 @@ class Judge:
 
     def _layer(
         self,
-        case: Case,
+        case: ComparedSet,
         index: int,
         found: LayerValuesFound,
         rule: Tolerance,
@@ -255,7 +257,7 @@ class Judge:
         shared = layer.num_shared_heads
         return compared, layer_statistics(layer.path, shared, gates, reference, margins, bound)
 
-    def _floor(self, case: Case, got: Mapping[str, Array]) -> NoiseFloor:
+    def _floor(self, case: ComparedSet, got: Mapping[str, Array]) -> NoiseFloor:
         """Return the noise floor of each value; nothing where there is none, or no way to ask."""
         if not self._rule.floor_factor:
             return NO_FLOOR
@@ -291,7 +293,7 @@ class Judge:
         )
 
     def _compared(
-        self, case: Case, index: int, named: Named, got: Mapping[str, Array]
+        self, case: ComparedSet, index: int, named: Named, got: Mapping[str, Array]
     ) -> LayerValuesFound:
         """Collect a layer's values from a run with noise, of the tokens that count."""
         found = self._found(case, index, got, named)
@@ -336,7 +338,7 @@ class Judge:
 
     def _outputs(
         self,
-        case: Case,
+        case: ComparedSet,
         got: Mapping[str, Array],
         rule: Tolerance,
         floor: NoiseFloor,
@@ -392,7 +394,9 @@ def _selected(
     return view.of(name, got, reference)[:2]
 
 
-def _unjudged(package: OnnxPackage, case: Case, got: Mapping[str, Array]) -> Iterator[OutputParity]:
+def _unjudged(
+    package: OnnxPackage, case: ComparedSet, got: Mapping[str, Array]
+) -> Iterator[OutputParity]:
     label = f"{case.label}, behind a flip"
     for name in (spec.name for spec in package.manifest.outputs):
         if name in case.expected.outputs:

@@ -19,7 +19,7 @@ from moh_deploy.package import LayerRounding, Spread, fingerprint_spread, spread
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import (
     Float64Array,
-    Place,
+    ShownIndex,
     abs_error,
     describe_worst,
     finite,
@@ -60,7 +60,7 @@ class LayerReference:
     attention: Array | None = None
     num_shared_heads: int | None = None
     has_scores: bool = True
-    place: Place = list
+    place: ShownIndex = list
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from moh_deploy.graph.router_logits import RouterLogits, attention_value, router
 from moh_deploy.package import OnnxPackage, fingerprint
 from moh_deploy.system.npz import Array
 
-ROUTED = "routed_logits"
+_ROUTED = "routed_logits"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LayerValues:
         # gates.
         if self.router is None or not self.router.in_order:
             return None
-        return self.router.logits.get(ROUTED)
+        return self.router.logits.get(_ROUTED)
 
     @property
     def names(self) -> list[str]:

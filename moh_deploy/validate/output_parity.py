@@ -8,7 +8,7 @@ from moh_deploy.package import Spread, spread
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.differences import (
     Float64Array,
-    Place,
+    ShownIndex,
     abs_error,
     describe_worst,
     finite,
@@ -30,7 +30,7 @@ def compare_output(
     *,
     floor: Spread | None = None,
     forced: bool = False,
-    place: Place = list,
+    place: ShownIndex = list,
 ) -> OutputParity:
     """Compare an output element by element.
 

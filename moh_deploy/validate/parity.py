@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner
-from moh_deploy.validate.judge import Case, Judge
+from moh_deploy.validate.judge import ComparedSet, Judge
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.reference import RECORDED
@@ -57,7 +57,7 @@ def compare(
     if valid:
         pairs = zip(valid, vectors, strict=True)
         views = [token_view(tokens, package.manifest, one) for tokens, one in pairs]
-    cases = [Case(*case) for case in zip(vectors, names, views, strict=True)]
+    cases = [ComparedSet(*case) for case in zip(vectors, names, views, strict=True)]
     judged = [judge.outputs_of(one) if outputs_only else judge.everything(one) for one in cases]
     notes = [note for view in views for note in view.notes]
     notes += [note for one in judged for note in one.notes]

@@ -13,7 +13,7 @@ from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.input_sets import RECORDED, InputSet
+from moh_deploy.validate.input_sets import RECORDED_INPUTS, InputSet
 from moh_deploy.validate.user_vectors import check_ranges
 
 RANDOM = "random"
@@ -83,7 +83,7 @@ def _inputs_at(package: OnnxPackage, sizes: dict[str, int]) -> InputSet:
     for recorded in package.vectors:
         # Recorded inputs first: random ones may choose other heads than real ones do.
         if check_inputs(specs, recorded.inputs) == sizes:
-            return InputSet(RECORDED, sizes, recorded.inputs, 1.0)
+            return InputSet(RECORDED_INPUTS, sizes, recorded.inputs, 1.0)
     check_ranges(sizes, package.manifest)
     # The same inputs in every run: figures are compared with those of other runs.
     rng = np.random.default_rng(0)

@@ -11,9 +11,9 @@ import numpy as np
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, TensorInfo, VectorSet
 from moh_deploy.system.npz import Array, BoolArray
-from moh_deploy.validate.differences import Place
+from moh_deploy.validate.differences import ShownIndex
 
-Dim: TypeAlias = int | str
+_Dim: TypeAlias = int | str
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ValidTokens:
 
     name: str
     mask: BoolArray
-    dims: tuple[Dim, ...] | None = None
+    dims: tuple[_Dim, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Compared(NamedTuple):
 
     got: Array | None
     reference: Array
-    place: Place
+    place: ShownIndex
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TokenView:
         notes: What could not be left out.
     """
 
-    selections: Mapping[str, Selection] = field(default_factory=dict)
+    selections: Mapping[str, _Selection] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def of(self, name: str, got: Array | None, reference: Array) -> Compared:
@@ -104,7 +104,7 @@ class TokenView:
 
 
 @dataclass(frozen=True)
-class Selection:
+class _Selection:
     """A selection of the elements of an array by a mask over some axes.
 
     Attributes:
@@ -137,7 +137,7 @@ class Selection:
 EVERY_TOKEN = TokenView()
 
 
-def valid_tokens(name: str, mask: Array, dims: Sequence[Dim] | None, *, where: str) -> ValidTokens:
+def valid_tokens(name: str, mask: Array, dims: Sequence[_Dim] | None, *, where: str) -> ValidTokens:
     """Read a mask: not 0 is valid.
 
     Args:
@@ -164,7 +164,7 @@ def valid_tokens(name: str, mask: Array, dims: Sequence[Dim] | None, *, where: s
 
 def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> TokenView:
     """Find the elements of outputs and gates that belong to valid tokens."""
-    found: dict[str, Selection] = {}
+    found: dict[str, _Selection] = {}
     notes: list[str] = []
     for spec in manifest.outputs:
         if spec.name in expected.outputs:
@@ -172,7 +172,7 @@ def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> T
     for layer, gates in zip(manifest.layers, expected.gates, strict=False):
         # Layers over windows or pooled tokens have other axes than the mask.
         if gates.shape[:2] == valid.mask.shape:
-            found[layer.gates] = Selection((0, 1), valid.mask)
+            found[layer.gates] = _Selection((0, 1), valid.mask)
             continue
         notes.append(
             f"All tokens of layer '{layer.path}' are compared: '{valid.name}' has other ones."
@@ -197,12 +197,12 @@ def added_tokens(counts: Sequence[TokenCount]) -> TokenCount | None:
 
 def _of_output(
     spec: TensorInfo, shape: tuple[int, ...], valid: ValidTokens, notes: list[str]
-) -> dict[str, Selection]:
+) -> dict[str, _Selection]:
     axes = _token_axes(spec, shape, valid)
     if axes is not None:
         # [B, S], or [S, B] for outputs with tokens first.
         mask = valid.mask if axes[0] < axes[1] else valid.mask.T
-        chosen = Selection(tuple(sorted(axes)), mask)
+        chosen = _Selection(tuple(sorted(axes)), mask)
         return {spec.name: chosen} if chosen.fits(shape) else {}
     # Equal by chance, maybe: [B, classes] with as many classes as tokens. Comparing too much is
     # safe.
@@ -215,10 +215,10 @@ def _of_output(
     of_row = np.asarray(valid.mask.any(axis=1))
     if not of_row.any():
         # A mask without axes selects nothing.
-        return {spec.name: Selection((), np.zeros((), np.bool_))}
+        return {spec.name: _Selection((), np.zeros((), np.bool_))}
     # What is left of a sample without valid tokens is nobody's either.
     has_rows = bool(shape) and shape[0] == len(of_row) and _same(spec, 0, valid)
-    return {spec.name: Selection((0,), of_row)} if has_rows and not of_row.all() else {}
+    return {spec.name: _Selection((0,), of_row)} if has_rows and not of_row.all() else {}
 
 
 def _token_axes(

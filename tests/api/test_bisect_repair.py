@@ -26,7 +26,7 @@ from moh_deploy.validate.bisection import repair as job
 from moh_deploy.validate.bisection.cure import Cure, KeptNode
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel
-from moh_deploy.validate.bisection.places import Place
+from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.bisection.report import BisectReport
 from tests.half_packages import write_unprotected
 from tests.nightly import nightly, one_in
@@ -316,7 +316,7 @@ def test_set_that_verify_refuses_is_searched_again_by_verify(
 def test_nodes_of_an_earlier_repair_stay_listed(exported: Exported):
     earlier = (Float32Node("a.Add", "before"), Float32Node("b.Mul", "before"))
     manifest = replace(exported("Stack").manifest, layers=(), float32_nodes=earlier)
-    found = KeptNode(Place("a.Add", "Add", "a", "sum"), "now")
+    found = KeptNode(NodePlace("a.Add", "Add", "a", "sum"), "now")
     model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
     made = job._manifest(manifest, model, Cure((found,), smallest=True, trials=3))
     assert made.float32_nodes == (Float32Node("b.Mul", "before"), Float32Node("a.Add", "now"))

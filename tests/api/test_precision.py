@@ -8,7 +8,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.api import precision as job
-from moh_deploy.api.export_package import export
+from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import BackendError, ConfigError, ValidationError
 from moh_deploy.package import OnnxPackage, RouterTypes
@@ -19,7 +19,7 @@ from tests.two_layers import write_two_layers
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
     output = tmp_path_factory.mktemp("precision") / "package"
-    export(ExportOptions(small_moh.build(), output, input_specs=("x:[2,7,8]:float32",)))
+    export_package(ExportOptions(small_moh.build(), output, input_specs=("x:[2,7,8]:float32",)))
     return OnnxPackage.open(output)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.tolerances import tolerance_for
+from moh_deploy.ops.tolerances import op_tolerance_for
 from moh_deploy.system.staging import staged_file
 from tests.cuda import conformance
 from tests.gpu.stored_cases import CASES
@@ -35,7 +35,7 @@ def prepare(path: Path = CASES) -> int:
 def _store(case: Case, index: int, arrays: dict[str, np.ndarray]) -> dict[str, object]:
     inputs = case.inputs()
     (reference,) = OPS[case.op].reference(inputs, case.attributes)
-    rule = tolerance_for(case.dtype, score_bound=case.score_bound)
+    rule = op_tolerance_for(case.dtype, score_bound=case.score_bound)
     arrays[f"{index}/reference"] = np.asarray(reference, np.float64)
     tensors: list[list[object] | None] = []
     for position, array in enumerate(inputs):

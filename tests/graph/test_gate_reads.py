@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from moh_deploy.graph.gate_reads import RECORDED, gate_reads
+from moh_deploy.graph.gate_reads import RECORDED_GATES, gate_reads
 from tests.handmade_package import LAYER
 
 PROJECTED = replace(LAYER, node="attn", query_projection="q", gates="gates_0")
@@ -43,7 +43,7 @@ def test_every_node_of_a_layer_is_asked_what_it_reads(by_size: bool):
     assert {name: one.value for name, one in found.items()} == {
         "MoHAttention": "turned",
         "MoHQueryProjection": "cast",
-        RECORDED: "gates_0",
+        RECORDED_GATES: "gates_0",
     }
 
 

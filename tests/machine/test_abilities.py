@@ -15,7 +15,7 @@ from moh_deploy.machine.gpu import GpuFacts
 from moh_deploy.machine.libraries import LibraryFacts
 from moh_deploy.machine.machine import Importable, Machine
 from moh_deploy.machine.packages import PackageFacts, Packages
-from moh_deploy.machine.tensorrt import Registry, TensorRTFacts
+from moh_deploy.machine.tensorrt import CreatorRegistry, TensorRTFacts
 from moh_deploy.machine.tools import ToolFacts, Tools
 from moh_deploy.runtime.tensorrt.driver import Gpu
 
@@ -36,7 +36,7 @@ _CODE = DeviceCode((80, 86, 89, 90, 120), (120,))
 
 
 def _tensorrt(name: str, version: str) -> TensorRTFacts:
-    return TensorRTFacts(name, Registry(version, ()), Registry(version, ()))
+    return TensorRTFacts(name, CreatorRegistry(version, ()), CreatorRegistry(version, ()))
 
 
 _POLYGRAPHY = PackageFacts("polygraphy", "0.53.6", "<0.60,>=0.53", False, None, None)

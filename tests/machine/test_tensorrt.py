@@ -8,7 +8,7 @@ import pytest
 
 from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.libraries import LibraryFacts, probe_plugin
-from moh_deploy.machine.tensorrt import Creator, Registry, TensorRTFacts, probe_tensorrt
+from moh_deploy.machine.tensorrt import Creator, CreatorRegistry, TensorRTFacts, probe_tensorrt
 from moh_deploy.ops.plugin_support import PLUGINS
 from tests.cuda.trt import builds
 from tests.fakes import Fakes
@@ -52,8 +52,8 @@ def test_registries_of_this_machine_hold_the_plugins(name: str, module: str, pac
     plugin = probe_plugin(builds.plugin_on_fakes())
     found = _of(name, plugin)
     creators = tuple(Creator(op, "1", "moh") for op in sorted(PLUGINS))
-    assert found.alone == Registry(version(package), ())
-    assert found.with_plugin == Registry(version(package), creators)
+    assert found.alone == CreatorRegistry(version(package), ())
+    assert found.with_plugin == CreatorRegistry(version(package), creators)
 
 
 def test_full_tensorrt_is_missing_unless_it_is_there():
@@ -63,21 +63,21 @@ def test_full_tensorrt_is_missing_unless_it_is_there():
         assert found.alone.why.startswith("TensorRT is not installed")
         assert "pip install tensorrt" in str(found.alone.fix)
     else:
-        assert isinstance(found.alone, Registry)
+        assert isinstance(found.alone, CreatorRegistry)
 
 
 def test_creators_of_our_namespace_are_listed(fakes: Fakes):
     fakes.module("tensorrt", _FAKE.format(version="10.9.0.34", handle="object()"))
     found = _of("TensorRT", _fake_plugin(fakes))
-    assert found.alone == Registry("10.9.0.34", ())
-    assert found.with_plugin == Registry("10.9.0.34", (Creator("MoHRouter", "1", "moh"),))
+    assert found.alone == CreatorRegistry("10.9.0.34", ())
+    assert found.with_plugin == CreatorRegistry("10.9.0.34", (Creator("MoHRouter", "1", "moh"),))
 
 
 def test_a_registry_that_refuses_without_a_word_is_a_finding(fakes: Fakes):
     fakes.module("tensorrt", _FAKE.format(version="10.9.0.34", handle="None"))
     plugin = _fake_plugin(fakes)
     found = _of("TensorRT", plugin)
-    assert isinstance(found.alone, Registry)
+    assert isinstance(found.alone, CreatorRegistry)
     assert found.with_plugin == Failed(f"the plugin registry did not take {plugin.path}")
 
 

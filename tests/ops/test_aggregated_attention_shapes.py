@@ -4,7 +4,7 @@ import pytest
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import MOH_AGGREGATED_ATTENTION, TensorType
-from moh_deploy.ops.spec import Attributes, Dim, TensorTypes
+from moh_deploy.ops.spec import Attributes, OpDim, TensorTypes
 
 ATTRIBUTES: Attributes = MOH_AGGREGATED_ATTENTION.complete(
     {"num_heads": 3, "height": 5, "width": 7, "kernel_height": 3, "kernel_width": 5}
@@ -25,7 +25,7 @@ INPUTS = {
 }
 
 
-def _float(*shape: Dim) -> TensorType:
+def _float(*shape: OpDim) -> TensorType:
     return TensorType("float32", shape)
 
 

@@ -4,12 +4,12 @@ import pytest
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import MOH_ATTENTION, TensorType
-from moh_deploy.ops.spec import Dim
+from moh_deploy.ops.spec import OpDim
 
 ATTRIBUTES = {"q_num_heads": 6, "kv_num_heads": 2, "scale": 0.5, "is_causal": 0}
 
 
-def _float(*shape: Dim) -> TensorType:
+def _float(*shape: OpDim) -> TensorType:
     return TensorType("float32", shape)
 
 

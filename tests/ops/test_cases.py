@@ -6,7 +6,7 @@ import pytest
 from moh_deploy.ops import MOH_AGGREGATED_ATTENTION, MOH_ATTENTION, MOH_ROUTER, OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
-from moh_deploy.ops.tolerances import TOLERANCES, tolerance_for
+from moh_deploy.ops.tolerances import OP_TOLERANCES, op_tolerance_for
 from tests.ops.cases import ALL_CASES, OP_CASES
 
 CASES = [*ALL_CASES]
@@ -104,6 +104,6 @@ def _unit(array: np.ndarray) -> np.ndarray:
 
 
 def test_tolerance_grows_with_the_scores_and_gives_its_reason():
-    small, large = (tolerance_for("float32", score_bound=bound) for bound in (1.0, 1000.0))
+    small, large = (op_tolerance_for("float32", score_bound=bound) for bound in (1.0, 1000.0))
     assert small.absolute < large.absolute < 1e-3
-    assert all(len(tolerance.reason) > 40 for tolerance in TOLERANCES.values())
+    assert all(len(tolerance.reason) > 40 for tolerance in OP_TOLERANCES.values())

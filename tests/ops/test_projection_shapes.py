@@ -4,12 +4,12 @@ import pytest
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import MOH_OUTPUT_PROJECTION, MOH_QUERY_PROJECTION, TensorType
-from moh_deploy.ops.spec import Dim
+from moh_deploy.ops.spec import OpDim
 
 PROJECTIONS = [MOH_QUERY_PROJECTION, MOH_OUTPUT_PROJECTION]
 
 
-def _float(*shape: Dim) -> TensorType:
+def _float(*shape: OpDim) -> TensorType:
     return TensorType("float32", shape)
 
 

@@ -4,10 +4,10 @@ import pytest
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import MOH_ROUTER, TensorType
-from moh_deploy.ops.spec import AttributeValue, Dim
+from moh_deploy.ops.spec import AttributeValue, OpDim
 
 
-def _float(*shape: Dim) -> TensorType:
+def _float(*shape: OpDim) -> TensorType:
     return TensorType("float32", shape)
 
 

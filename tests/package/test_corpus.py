@@ -18,7 +18,7 @@ from moh_deploy.package import (
 )
 from moh_deploy.package.corpus import CORPUS_NAME, read_corpus
 from moh_deploy.package.corpus import write_corpus as write_file
-from moh_deploy.package.replace_corpus import write_corpus
+from moh_deploy.package.replace_corpus import replace_corpus
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import MANIFEST, vectors, write_package
 
@@ -56,19 +56,19 @@ def test_more_than_a_corpus_may_hold_is_not_written(tmp_path: Path):
 
 def test_package_with_a_corpus_keeps_everything_else(tmp_path: Path):
     package = write_package(tmp_path / "package", external_data=True)
-    written = write_corpus(package, [sample(1)])
+    written = replace_corpus(package, [sample(1)])
     opened = OnnxPackage.open(written.root)
     assert [one.digest() for one in opened.corpus] == [sample(1).digest()]
     files = dict(opened.manifest.files)
     assert files.pop(CORPUS_NAME)
     assert files == package.manifest.files
     assert replace(opened.manifest, files={}) == replace(package.manifest, files={})
-    emptied = write_corpus(opened, [])
+    emptied = replace_corpus(opened, [])
     assert (emptied.corpus, emptied.manifest.files) == ((), package.manifest.files)
 
 
 def test_changed_corpus_is_refused(tmp_path: Path):
-    package = write_corpus(write_package(tmp_path / "package"), [sample(1)])
+    package = replace_corpus(write_package(tmp_path / "package"), [sample(1)])
     write_file(package.root / CORPUS_NAME, [sample(2)])
     with pytest.raises(PackageError, match=r"corpus\.npz has changed since the package"):
         OnnxPackage.open(package.root)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package import OnnxPackage, PackageWriter, check_output
+from moh_deploy.package import OnnxPackage, PackageWriter, check_package_output
 from tests.handmade_package import MANIFEST, model, vectors, write_package
 
 REPOSITORY = Path(__file__).parents[2]
@@ -184,9 +184,9 @@ def test_earlier_package_comes_back_if_the_new_one_cannot_take_its_place(
 def test_output_that_is_a_file_or_below_one_is_refused(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(PackageError, match="file is a file, expected a directory"):
-        check_output(tmp_path / "file")
+        check_package_output(tmp_path / "file")
     with pytest.raises(PackageError, match="file is not a directory"):
-        check_output(tmp_path / "file" / "package")
+        check_package_output(tmp_path / "file" / "package")
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "manifest.json"])
@@ -205,21 +205,21 @@ def test_package_with_a_file_of_the_users_is_refused(tmp_path: Path):
     root = write_package(tmp_path / "package").root
     (root / "notes.txt").touch()
     with pytest.raises(PackageError, match=r"holds 'notes\.txt', which is not part of a package"):
-        check_output(root)
+        check_package_output(root)
 
 
 def test_current_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PackageError, match="current directory"):
-        check_output(Path())
-    check_output(Path("package"))
+        check_package_output(Path())
+    check_package_output(Path("package"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_directory_without_write_permission_is_refused(tmp_path: Path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(PackageError, match="no permission to write"):
-        check_output(tmp_path / "locked" / "package")
+        check_package_output(tmp_path / "locked" / "package")
 
 
 @pytest.mark.parametrize("locked", ["package", "package/model.onnx"])
@@ -227,7 +227,7 @@ def test_read_only_package_is_refused(tmp_path: Path, locked: str, monkeypatch: 
     root = write_package(tmp_path / "package").root
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / locked)
     with pytest.raises(PackageError, match=rf"read-only.*{locked}\. .*chmod -R u\+w .*package`"):
-        check_output(root)
+        check_package_output(root)
 
 
 def test_what_was_replaced_and_cannot_be_removed_is_named(

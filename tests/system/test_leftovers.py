@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package import OnnxPackage, PackageWriter, check_output
+from moh_deploy.package import OnnxPackage, PackageWriter, check_package_output
 from moh_deploy.system import leftovers
 from moh_deploy.system.leftovers import (
     claim_directory,
@@ -212,4 +212,4 @@ def test_loop_of_links_cannot_be_written(tmp_path: Path):
     with pytest.raises(PackageError, match=message), staged_file(tmp_path / "loop" / "file"):
         pytest.fail("entered")
     with pytest.raises(PackageError, match=message):
-        check_output(tmp_path / "loop")
+        check_package_output(tmp_path / "loop")

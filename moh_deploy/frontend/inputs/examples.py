@@ -12,7 +12,7 @@ from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.inputs.input_specs import (
-    InputSpec,
+    ExampleSpec,
     parse_dynamic_options,
     parse_input_options,
     specs_from_config,
@@ -157,7 +157,7 @@ def _described_by(
     )
 
 
-def _described(item: ModelInput, spec: InputSpec, source: str) -> ModelInput:
+def _described(item: ModelInput, spec: ExampleSpec, source: str) -> ModelInput:
     value = item.value
     dtype = str(value.dtype).removeprefix("torch.")
     fits = value.ndim == len(spec.shape) and all(
@@ -183,7 +183,7 @@ def _with_axes(item: ModelInput, added: Mapping[int, DimExpr]) -> ModelInput:
     return replace(item, dims=dims)
 
 
-def _synthesize(spec: InputSpec, seed: int) -> ModelInput:
+def _synthesize(spec: ExampleSpec, seed: int) -> ModelInput:
     dtype: torch.dtype = getattr(torch, spec.dtype)
     value = made_values(spec.shape, dtype, value_range=spec.value_range, seed=seed)
     return ModelInput(spec.name, value, {axis: str(expr) for axis, expr in spec.dims.items()})

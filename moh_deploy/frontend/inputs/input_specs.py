@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast, get_args
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
-from moh_deploy.config.export_config import Dtype, ExportConfig
+from moh_deploy.config.export_config import ExportConfig, ModelDtype
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.suggest import did_you_mean
 
@@ -17,7 +17,7 @@ _DYNAMIC = re.compile(r"(?P<name>.+):(?P<axes>[^:]+)")
 
 
 @dataclass(frozen=True)
-class InputSpec:
+class ExampleSpec:
     """An input whose example values are to be made.
 
     Attributes:
@@ -28,7 +28,7 @@ class InputSpec:
 
     name: str
     shape: tuple[int, ...]
-    dtype: Dtype
+    dtype: ModelDtype
     dims: dict[int, DimExpr]
     value_range: tuple[float, float] | None = None
 
@@ -42,12 +42,12 @@ class _Axis:
     size: int | None
 
 
-def specs_from_config(config: ExportConfig) -> tuple[InputSpec, ...]:
+def specs_from_config(config: ExportConfig) -> tuple[ExampleSpec, ...]:
     """Return the inputs that a configuration describes."""
     return tuple(_spec_from_section(config, index) for index in range(len(config.inputs)))
 
 
-def parse_input_options(options: Sequence[str]) -> tuple[InputSpec, ...]:
+def parse_input_options(options: Sequence[str]) -> tuple[ExampleSpec, ...]:
     """Parse `--input` options such as `x:[batch=2,3,224,224]:float32`.
 
     `name=size` is a dynamic dimension with its example size, a bare number is fixed. A derived
@@ -107,7 +107,7 @@ def parse_dynamic_options(
     return dims
 
 
-def _spec_from_section(config: ExportConfig, index: int) -> InputSpec:
+def _spec_from_section(config: ExportConfig, index: int) -> ExampleSpec:
     section = config.inputs[index]
     axes = [
         _config_axis(size, f"inputs.{index}.shape.{axis}")
@@ -122,7 +122,7 @@ def _config_axis(size: int | str, place: str) -> _Axis:
     return _Axis(place, DimExpr.parse(size, place=place), None)
 
 
-def _parse_input(option: str) -> tuple[str, list[_Axis], Dtype]:
+def _parse_input(option: str) -> tuple[str, list[_Axis], ModelDtype]:
     match = _INPUT.fullmatch(option.strip())
     if match is None:
         raise ConfigError(
@@ -130,10 +130,11 @@ def _parse_input(option: str) -> tuple[str, list[_Axis], Dtype]:
             hint="Example: --input 'x:[batch=2,3,224,224]:float32'.",
         )
     dtype = match["dtype"] or "float32"
-    if dtype not in get_args(Dtype):
+    supported = get_args(ModelDtype)
+    if dtype not in supported:
         raise ConfigError(
             f"--input '{option}': dtype '{dtype}' is not supported.",
-            hint=f"{did_you_mean(dtype, get_args(Dtype))} Supported: {', '.join(get_args(Dtype))}.",
+            hint=f"{did_you_mean(dtype, supported)} Supported: {', '.join(supported)}.",
         )
     entries = (
         [entry.strip() for entry in match["shape"].split(",")] if match["shape"].strip() else []
@@ -142,7 +143,7 @@ def _parse_input(option: str) -> tuple[str, list[_Axis], Dtype]:
         _parse_axis(entry, f"--input '{option}': axis {index}")
         for index, entry in enumerate(entries)
     ]
-    return match["name"], axes, cast(Dtype, dtype)
+    return match["name"], axes, cast(ModelDtype, dtype)
 
 
 def _parse_axis(entry: str, place: str) -> _Axis:
@@ -172,14 +173,14 @@ def _parse_dynamic_axis(entry: str, option: str, rank: int) -> tuple[int, DimExp
 def _resolve(
     name: str,
     axes: Sequence[_Axis],
-    dtype: Dtype,
+    dtype: ModelDtype,
     *,
     sizes: Mapping[str, int],
     value_range: tuple[float, float] | None = None,
-) -> InputSpec:
+) -> ExampleSpec:
     shape = tuple(_example_size(axis, sizes) for axis in axes)
     dims = {index: axis.expr for index, axis in enumerate(axes) if axis.expr is not None}
-    return InputSpec(name, shape, dtype, dims, value_range)
+    return ExampleSpec(name, shape, dtype, dims, value_range)
 
 
 def _example_size(axis: _Axis, sizes: Mapping[str, int]) -> int:

@@ -16,7 +16,7 @@ from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.package import LayerRounding, Rounding, Spread, fingerprint_spread, spread
 from moh_deploy.system.npz import Array
 
-DRAWS = 3
+_DRAWS = 3
 """Rounding that all of a model hangs on (of the frequencies of a timestep, say) is one number or a
 few: one draw of it may be small by luck."""
 
@@ -44,7 +44,7 @@ def measure_rounding(
         if node is not None
     }
     fed = {rewrite.computed_gates: values[rewrite.computed_gates] for rewrite in rewrites}
-    runs = list(noisy_runs(program, placeholders, watched=watched, fed=fed, draws=DRAWS))
+    runs = list(noisy_runs(program, placeholders, watched=watched, fed=fed, draws=_DRAWS))
     return Rounding(
         outputs={
             name: _output(tensor, [run.outputs[index] for run in runs])

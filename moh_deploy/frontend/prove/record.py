@@ -24,7 +24,7 @@ from moh_deploy.validate.tolerances import tolerance_for
 
 
 @dataclass(frozen=True)
-class Difference:
+class LayerDifference:
     """The difference between an inserted operator's result and the original's.
 
     Attributes:
@@ -71,7 +71,7 @@ class Recording:
 
     outputs: list[torch.Tensor]
     layers: list[LayerRecord]
-    disagreements: list[Difference | None]
+    disagreements: list[LayerDifference | None]
     rounding: Rounding | None = None
 
 
@@ -175,7 +175,7 @@ def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRe
     )
 
 
-def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> Difference | None:
+def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerDifference | None:
     """Compare the new operators with the original ones, tokens with a near-tie left out."""
     for swap in rewrite.swaps:
         found = _difference(swap.what, values[swap.new], values[swap.old])
@@ -216,18 +216,18 @@ def _margins(router: Router, scores: torch.Tensor, top_k: int) -> torch.Tensor:
     return torch.from_numpy(np.nan_to_num(margins, nan=0.0, posinf=np.inf))
 
 
-def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> Difference | None:
+def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> LayerDifference | None:
     if got.shape != expected.shape:
         shapes = f"{tuple(got.shape)}, the original {tuple(expected.shape)}"
-        return Difference(f"{what} gives shape {shapes}")
+        return LayerDifference(f"{what} gives shape {shapes}")
     both = expected.isfinite()
     if not bool(got[both].isfinite().all()):
-        return Difference(f"{what} is not finite where the original is")
+        return LayerDifference(f"{what} is not finite where the original is")
     if not bool(both.any()):
         return None
     error = float((got[both].double() - expected[both].double()).abs().max())
     largest = float(expected[both].double().abs().max())
     if error > tolerance_for(dtype_name(expected.dtype)).limit(largest):
         found = f"{error:.3g} (largest value {largest:.3g})"
-        return Difference(f"{what} differs from the original by {found}", error)
+        return LayerDifference(f"{what} differs from the original by {found}", error)
     return None

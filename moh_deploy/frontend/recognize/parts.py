@@ -16,7 +16,7 @@ _SPLITS = frozenset(["split", "split_with_sizes", "chunk", "tensor_split", "unbi
 
 
 @dataclass(frozen=True)
-class Window:
+class ColumnWindow:
     """Entries `start` to `stop` of neighbouring axes, which make up an axis of their own.
 
     Attributes:
@@ -31,7 +31,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Part:
+class ProjectionPart:
     """A tensor that holds some columns of a projection.
 
     Attributes:
@@ -42,12 +42,12 @@ class Part:
 
     node: Node
     layout: Layout
-    windows: tuple[Window, ...]
+    windows: tuple[ColumnWindow, ...]
 
 
 def parts_of(
     node: Node, layout: Layout, columns: Dim, *, packed: Callable[[Node], bool]
-) -> list[Part] | None:
+) -> list[ProjectionPart] | None:
     """Return the parts that a tensor is cut into; None where somebody reads it uncut.
 
     Args:
@@ -55,23 +55,25 @@ def parts_of(
         columns: The axes that may be cut.
         packed: Tells whether a part is still of several uses, so that it is cut further.
     """
-    found = _parts(Part(node, layout, ()), columns, packed)
+    found = _parts(ProjectionPart(node, layout, ()), columns, packed)
     if found is None:
         return None
-    return [Part(part.node, resolve(part.layout), part.windows) for part in found]
+    return [ProjectionPart(part.node, resolve(part.layout), part.windows) for part in found]
 
 
-def _parts(whole: Part, columns: Dim, packed: Callable[[Node], bool]) -> list[Part] | None:
+def _parts(
+    whole: ProjectionPart, columns: Dim, packed: Callable[[Node], bool]
+) -> list[ProjectionPart] | None:
     """Follow views to the cuts."""
     # qkv [B, S, 3 * H * D] -> view [B, S, 3, H, D] -> three pieces; or chunk first and view then.
     # One reader that takes all columns makes splitting the projection pointless.
-    found: list[Part] = []
+    found: list[ProjectionPart] = []
     for user in whole.node.users:
         if reads_shape_only(user) or (_splits(user) and not user.users):
             continue
         if is_view(user):
             layout = forward(user, whole.layout)
-            inner = None if layout is None else Part(user, layout, whole.windows)
+            inner = None if layout is None else ProjectionPart(user, layout, whole.windows)
             deeper = None if inner is None else _parts(inner, columns, packed)
             if deeper is None:
                 return None
@@ -92,7 +94,7 @@ def _splits(node: Node) -> bool:
     return op(node) in _SPLITS
 
 
-def _cut(whole: Part, node: Node, columns: Dim) -> Part | None:
+def _cut(whole: ProjectionPart, node: Node, columns: Dim) -> ProjectionPart | None:
     """The tensor as a part of another one, along axes that may be cut."""
     found = read_slice(node)
     if found is None or found.source is not whole.node:
@@ -101,20 +103,20 @@ def _cut(whole: Part, node: Node, columns: Dim) -> Part | None:
     if not axes or not set(axes) <= set(leaves(columns)):
         return None
     # A slice leaves an axis of its own, `select` leaves none.
-    window = Window(axes, found.start, found.stop, _rest(found))
+    window = ColumnWindow(axes, found.start, found.stop, _rest(found))
     layout = list(whole.layout)
     if found.keeps_dim:
         layout[found.dim] = window.part
     else:
         del layout[found.dim]
-    return Part(node, tuple(layout), (*whole.windows, window))
+    return ProjectionPart(node, tuple(layout), (*whole.windows, window))
 
 
 def _rest(cut: Slice) -> Dim:
     return fresh_dim(cut.stop - cut.start)
 
 
-def column_order(part: Part, columns: Dim) -> tuple[Axis, ...]:
+def column_order(part: ProjectionPart, columns: Dim) -> tuple[Axis, ...]:
     """The axes of a part that come from columns, in the order of its dimensions."""
     known = {*leaves(columns), *(leaf for w in part.windows for leaf in leaves(w.part))}
     return tuple(axis for axis in flat(part.layout) if axis in known)

@@ -32,7 +32,7 @@ from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.cores.fused import read_fused
 from moh_deploy.frontend.recognize.cores.softmax import (
-    Constants,
+    ReadConstant,
     ScoreReader,
     has_score_product,
     key_axes_of,
@@ -103,7 +103,7 @@ class Tracker:
         constant: Value of a constant node.
     """
 
-    def __init__(self, nodes: list[Node], dynamic: set[Node], constant: Constants) -> None:
+    def __init__(self, nodes: list[Node], dynamic: set[Node], constant: ReadConstant) -> None:
         self._nodes = nodes
         self._dynamic = dynamic
         self._reader = ScoreReader(dynamic, constant)

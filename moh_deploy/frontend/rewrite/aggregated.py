@@ -17,7 +17,7 @@ from moh_deploy.frontend.fx.graph import tensor
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece
-from moh_deploy.frontend.recognize.aggregated import Aggregated, Source
+from moh_deploy.frontend.recognize.aggregated import Aggregated, WindowSource
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of
 from moh_deploy.frontend.rewrite.projections import HeadAxes
@@ -113,14 +113,14 @@ class AggregatedRewriter:
         window, pooled = self._form.window, product(leaves(self._form.pooled_key.rows))
         return window.kernel_height * window.kernel_width + int(pooled)
 
-    def _rows(self, source: Source) -> Node:
+    def _rows(self, source: WindowSource) -> Node:
         """[B, rows, H*D]."""
         piece = source.piece
         # A cut of a packed projection may have been split off as a projection of its own by now.
         trail = [piece] if piece.cuts else trail_of(Operand(piece.node, piece.layout))
         return self._operands.operand([*map(self._alone, trail)], self._layout(source))
 
-    def _layout(self, source: Source) -> Layout:
+    def _layout(self, source: WindowSource) -> Layout:
         return (self._layer.batch, source.rows, (*self._layer.heads, *source.head_dim))
 
     def _constant(self, name: str, value: Tensor | None) -> Node | None:

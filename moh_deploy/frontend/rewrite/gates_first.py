@@ -17,7 +17,7 @@ from moh_deploy.frontend.fx.graph import tensor
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.recognize.layer import HeadProjection, MoHLayer
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, arranged
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, arranged_operand
 from moh_deploy.frontend.rewrite.swap import Swap
 
 aten = torch.ops.aten
@@ -46,7 +46,7 @@ def apply_gates_first(
     if weight_axes & {*layer.batch, *layer.tokens}:
         raise NotCoveredError("heads are projected by weights that differ between tokens")
     # [B, S, H, D] * [B, S, H, 1], and only then the projection of each head.
-    attention = arranged(LayoutBuilder(builder), projection.attention, groups)
+    attention = arranged_operand(LayoutBuilder(builder), projection.attention, groups)
     own_dtype = OperandBuilder(builder, tensor(attention).dtype).cast(gates)
     spread = builder.call(aten.unsqueeze.default, own_dtype, -1)  # [B, S, H, 1]
     gated = builder.call(aten.mul.Tensor, attention, spread)

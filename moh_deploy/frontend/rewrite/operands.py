@@ -107,16 +107,16 @@ def gates_of(layer: MoHLayer, layouts: LayoutBuilder) -> Node:
     """
     wanted: Layout = (layer.batch, layer.tokens, layer.heads)
     # A gate may be a factor of several, [B, S, H, 1] times [1, 1, H, 1] say, or a bool mask.
-    arranged = []
+    arranged_operand = []
     for factor in layer.gates:
         trail = [piece for piece in trail_of(factor) if not piece.cuts and _fits(piece, wanted)]
         best = entry(trail, wanted) or (trail[0] if trail else factor)
         node = layouts.arrange(Operand(best.node, best.layout), wanted)
         if tensor(node).dtype == torch.bool:
             node = layouts.builder.call(aten.to.dtype, node, tensor(layer.node).dtype)
-        arranged.append(node)
-    total = arranged[0]
-    for factor_node in arranged[1:]:
+        arranged_operand.append(node)
+    total = arranged_operand[0]
+    for factor_node in arranged_operand[1:]:
         total = layouts.builder.call(aten.mul.Tensor, total, factor_node)
     return total
 
@@ -175,7 +175,7 @@ def trail_of(operand: Operand, twins: Mapping[Node, Node] = NO_TWINS) -> list[Pi
     return trail
 
 
-def arranged(layouts: LayoutBuilder, operand: Operand, wanted: Layout) -> Node:
+def arranged_operand(layouts: LayoutBuilder, operand: Operand, wanted: Layout) -> Node:
     """The operand in the wanted layout, from the tensor among its views that is nearest to it."""
     found = entry(trail_of(operand), wanted)
     source = operand if found is None or found.cuts else Operand(found.node, found.layout)

@@ -20,7 +20,7 @@ from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import casts, forward, history, is_view
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.projection import Projection, ReadProjection
-from moh_deploy.frontend.rewrite.operands import arranged
+from moh_deploy.frontend.rewrite.operands import arranged_operand
 from moh_deploy.frontend.rewrite.readers import readers_up_to
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.ops import op_names
@@ -118,7 +118,7 @@ def _query_projection(
     bias = projection.bias_of(query.layout)
     return layouts.builder.call(
         torch.ops.moh.query_projection.default,
-        arranged(layouts, x, (*axes.rows, inner)),
+        arranged_operand(layouts, x, (*axes.rows, inner)),
         layouts.arrange(weight, (inner, columns)),
         gates,
         None if bias is None else layouts.arrange(bias, (columns,)),
@@ -163,15 +163,15 @@ def project_output(
             None if bias is None else layouts.arrange(bias, (columns,)),
             axes.num_heads,
         )
-        arranged = layouts.arrange(Operand(result, (*axes.rows, columns)), out)
+        arranged_operand = layouts.arrange(Operand(result, (*axes.rows, columns)), out)
     except UnknownSizeError:
         return None
-    if arranged is not result:
+    if arranged_operand is not result:
         # Readers may have been traced as views, which need the memory order of what they read.
-        arranged = layouts.builder.call(
-            aten.clone.default, arranged, memory_format=torch.contiguous_format
+        arranged_operand = layouts.builder.call(
+            aten.clone.default, arranged_operand, memory_format=torch.contiguous_format
         )
-    return Swap(projection.node, arranged, op_names.OUTPUT_PROJECTION)
+    return Swap(projection.node, arranged_operand, op_names.OUTPUT_PROJECTION)
 
 
 def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, Layout] | None:

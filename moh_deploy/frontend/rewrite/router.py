@@ -17,7 +17,7 @@ from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
-from moh_deploy.frontend.rewrite.operands import arranged
+from moh_deploy.frontend.rewrite.operands import arranged_operand
 from moh_deploy.frontend.rewrite.readers import readers_up_to
 
 aten = torch.ops.aten
@@ -172,7 +172,7 @@ def _merged(layouts: LayoutBuilder, logits: Sequence[_Logits]) -> Node:
     biases = [layouts.arrange(one.bias, (one.layout[2],)) for one in logits if one.bias is not None]
     return call(
         aten.linear.default,
-        arranged(layouts, first.x, (*first.layout[:2], first.inner)),
+        arranged_operand(layouts, first.x, (*first.layout[:2], first.inner)),
         call(aten.cat.default, weights),
         call(aten.cat.default, biases) if biases else None,
     )

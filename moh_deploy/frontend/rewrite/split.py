@@ -14,7 +14,7 @@ from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_layout, leaves,
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.fx.graph import shape
 from moh_deploy.frontend.fx.slices import Piece
-from moh_deploy.frontend.recognize.parts import Part, column_order, parts_of
+from moh_deploy.frontend.recognize.parts import ProjectionPart, column_order, parts_of
 from moh_deploy.frontend.recognize.projection import Projection, Stored, read_projection
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.weights import project
@@ -56,12 +56,12 @@ class Splitter:
         somebody reads a packed one uncut, so that it would be computed twice."""
         out = fresh_layout(shape(projection.node))
         columns = projection.columns(out)
-        parts: list[Part] | None = []
+        parts: list[ProjectionPart] | None = []
         if packed(projection.node):
             parts = parts_of(projection.node, out, columns, packed=packed)
         # Of one operand, but not [..., columns]: made by einsum as [B, H, S, D], say.
         elif not _ends_with(out, columns):
-            parts = [Part(projection.node, out, ())]
+            parts = [ProjectionPart(projection.node, out, ())]
         layouts = LayoutBuilder(GraphBuilder(self._graph, projection.node.next))
         # x @ W[:, start:stop], in the order of columns that the part has in the end: permuting the
         # columns of W costs nothing, since it is folded.
@@ -110,7 +110,7 @@ def _ends_with(layout: Layout, columns: Dim) -> bool:
     return flat(layout)[-len(columns) :] == columns
 
 
-def _contiguous(part: Part, columns: Dim) -> tuple[int, int] | None:
+def _contiguous(part: ProjectionPart, columns: Dim) -> tuple[int, int] | None:
     """First column of a part and the one behind its last, if it holds them all in order."""
     order = leaves(columns)
     if len(part.windows) != 1:

@@ -10,7 +10,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, leaves, resolve
 from moh_deploy.frontend.fx.builder import LayoutBuilder
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.recognize.parts import Window
+from moh_deploy.frontend.recognize.parts import ColumnWindow
 from moh_deploy.frontend.recognize.projection import Projection
 
 aten = torch.ops.aten
@@ -22,7 +22,7 @@ def project(
     out: Layout,
     columns: Dim,
     *,
-    windows: Sequence[Window] = (),
+    windows: Sequence[ColumnWindow] = (),
 ) -> Operand:
     """Insert a projection that computes some columns of another one.
 
@@ -53,7 +53,7 @@ def project(
 
 
 def cut_weight(
-    layouts: LayoutBuilder, weight: Operand, windows: Sequence[Window], wanted: Layout
+    layouts: LayoutBuilder, weight: Operand, windows: Sequence[ColumnWindow], wanted: Layout
 ) -> Node:
     """Return the part of a weight that windows leave, in the wanted layout.
 
@@ -66,7 +66,7 @@ def cut_weight(
     return layouts.arrange(weight, wanted)
 
 
-def _cut(layouts: LayoutBuilder, weight: Operand, window: Window) -> Operand:
+def _cut(layouts: LayoutBuilder, weight: Operand, window: ColumnWindow) -> Operand:
     whole = leaves(window.whole)
     layout = _apart(resolve(weight.layout), whole)
     node = layouts.arrange(weight, layout)

@@ -19,7 +19,7 @@ from moh_deploy.perf.bench.layer_work import layer_work
 from moh_deploy.perf.bench.measured import Measured
 from moh_deploy.perf.bench.report import BenchReport, PackageWork
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.perf.cost_model.machine import Machine
+from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import Ratio, difference, ratio
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
@@ -88,7 +88,7 @@ class BenchRun:
             threads=self.setting.threads,
             min_time_s=min_time,
             warmup_s=warmup,
-            machine=Machine.this(kernels.instruction_set).describe(),
+            machine=Processor.this(kernels.instruction_set).describe(),
             runtime=", ".join(dict.fromkeys(one.where() for one in described)),
             kernels=kernels,
             notes=(*self._notes(), *(note for each in rounds for note in each.notes)),

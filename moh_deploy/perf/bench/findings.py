@@ -10,7 +10,7 @@ from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
 from moh_deploy.perf.bench.layer_work import LayerWork
 from moh_deploy.perf.bench.measured import Measured
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.perf.timing import Difference
+from moh_deploy.perf.timing import TimeDifference
 from moh_deploy.report.numbers import percent
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _routing(one: RoutingOverhead) -> str:
     )
 
 
-def _milliseconds(found: Difference) -> str:
+def _milliseconds(found: TimeDifference) -> str:
     """Return `0.12 ms (0.11 to 0.13)`."""
     shown = "" if found.low > 0 or found.high < 0 else ", no difference shown"
     return f"{found.value:.3g} ms ({found.low:.3g} to {found.high:.3g}{shown})"

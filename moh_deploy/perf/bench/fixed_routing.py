@@ -12,7 +12,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.graph.fixed_routing import fix_routing, fixed_input, routed_values, why_not_fixed
 from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.perf.bench.candidate import Candidate, LoadedCandidate
-from moh_deploy.perf.timing import Difference
+from moh_deploy.perf.timing import TimeDifference
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.suggest import did_you_mean, shortened
 from moh_deploy.validate.input_sets import InputSet
@@ -57,8 +57,8 @@ class RoutingOverhead:
     layer: str | None
     inputs: str
     sizes: dict[str, int]
-    wall_ms: Difference | None
-    cpu_ms: Difference | None
+    wall_ms: TimeDifference | None
+    cpu_ms: TimeDifference | None
     share: float | None
     reason: str | None
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from moh_deploy.perf.timing import Calls, Samples, Turns, settle_seconds
+from moh_deploy.perf.timing import Calls, TimeSamples, Turns, settle_seconds
 
 # A percentile of fewer runs would be the slowest of them, whatever that was.
 LEAST_RUNS = {50: 1, 90: 10, 99: 100}
@@ -31,9 +31,9 @@ class Timing:
             machine is busy, this thread may wait in between while others go on.
     """
 
-    wall_ms: Samples
-    cpu_ms: Samples
-    around_ms: Samples
+    wall_ms: TimeSamples
+    cpu_ms: TimeSamples
+    around_ms: TimeSamples
 
 
 MeasureRuns = Callable[[Calls], dict[str, Timing]]
@@ -105,14 +105,14 @@ class Latency:
         )
 
 
-def _spread(samples: Samples) -> Samples:
+def _spread(samples: TimeSamples) -> TimeSamples:
     """Return the samples in order; of many, so few that a report can hold them."""
     # Ranks, the fastest and the slowest among them.
     kept = np.linspace(0, len(samples) - 1, min(len(samples), _MOST_KEPT)).round().astype(int)
     return tuple(np.sort(samples)[kept].tolist())
 
 
-def _percentile(samples: Samples, percent: int) -> float | None:
+def _percentile(samples: TimeSamples, percent: int) -> float | None:
     """Return the smallest sample that so many are not above (nearest rank)."""
     if len(samples) < LEAST_RUNS[percent]:
         return None

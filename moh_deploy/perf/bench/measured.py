@@ -51,7 +51,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Metric:
+class _Metric:
     """A number of a contestant that reports show and gates may be about.
 
     Attributes:
@@ -85,8 +85,8 @@ class Metric:
 
 def _milliseconds(
     title: str, read: Callable[[Measured], float | None], why_missing: str = ""
-) -> Metric:
-    return Metric(f"{title} ms", MILLISECONDS, "ms", read, _ms, why_missing)
+) -> _Metric:
+    return _Metric(f"{title} ms", MILLISECONDS, "ms", read, _ms, why_missing)
 
 
 def _ms(value: float) -> str:
@@ -102,19 +102,19 @@ _NO_PROCESS = "it cannot be loaded in a process of its own"
 
 # One line makes a figure: a column in every format, and a metric for gates. JSON has the fields of
 # `Measured` by themselves.
-METRICS: Mapping[str, Metric] = {
+METRICS: Mapping[str, _Metric] = {
     "p50": _milliseconds("p50", lambda one: one.latency.p50_ms),
     "p90": _milliseconds("p90", lambda one: one.latency.p90_ms, _needs(90)),
     "p99": _milliseconds("p99", lambda one: one.latency.p99_ms, _needs(99)),
     "mean": _milliseconds("mean", lambda one: one.latency.mean_ms),
-    "throughput": Metric(
+    "throughput": _Metric(
         "samples/s", PER_SECOND, "/s", lambda one: one.throughput, lambda value: f"{value:.4g}"
     ),
     "cpu": _milliseconds("CPU", lambda one: one.latency.cpu_ms),
-    "utilisation": Metric("busy", SHARE, "", lambda one: one.latency.utilisation, Share),
+    "utilisation": _Metric("busy", SHARE, "", lambda one: one.latency.utilisation, Share),
     "load": _milliseconds("load", lambda one: one.fresh.load_ms, _NO_PROCESS),
     "first_run": _milliseconds("first run", lambda one: one.fresh.first_run_ms, _NO_PROCESS),
-    "peak_memory": Metric(
+    "peak_memory": _Metric(
         "peak MiB",
         BYTES,
         "MiB",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Machine:
+class Processor:
     """The processor that layers run on.
 
     Attributes:
@@ -23,7 +23,7 @@ class Machine:
     instruction_set: str | None
 
     @classmethod
-    def this(cls, instruction_set: str | None) -> Machine:
+    def this(cls, instruction_set: str | None) -> Processor:
         """Return the machine that this process runs on."""
         # Not `os.cpu_count()`, which counts cores that a container or `taskset` keeps from this
         # process.

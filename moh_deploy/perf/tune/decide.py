@@ -7,10 +7,10 @@ from statistics import median
 
 from moh_deploy.package import CHOICES, Choice
 from moh_deploy.perf.cost_model.by_size import SWITCH_MS
-from moh_deploy.perf.timing import Samples, ratio
+from moh_deploy.perf.timing import TimeSamples, ratio
 
 
-def contenders(samples: Mapping[str, Samples]) -> tuple[Choice, ...]:
+def contenders(samples: Mapping[str, TimeSamples]) -> tuple[Choice, ...]:
     """Return the choices that are not slower than the fastest beyond noise, the plainest first."""
     fastest = min(samples, key=lambda choice: median(samples[choice]))
     return tuple(
@@ -21,7 +21,7 @@ def contenders(samples: Mapping[str, Samples]) -> tuple[Choice, ...]:
     )
 
 
-def decide(samples: Mapping[str, Samples], predicted_ms: Mapping[str, float]) -> Choice:
+def decide(samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float]) -> Choice:
     """Return the fastest choice.
 
     Args:
@@ -39,7 +39,7 @@ def decide(samples: Mapping[str, Samples], predicted_ms: Mapping[str, float]) ->
 
 
 def fastest_there(
-    samples: Mapping[str, Samples], predicted_ms: Mapping[str, float], *, otherwise: Choice
+    samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float], *, otherwise: Choice
 ) -> Choice:
     """Return the fastest choice in one run of the model, if it beats another beyond noise, or else
     that one.

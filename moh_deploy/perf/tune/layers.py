@@ -18,12 +18,12 @@ from moh_deploy.graph.load_model import load_ir
 from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, OnnxPackage, choices_for, without_ranges
 from moh_deploy.perf.cost_model.prediction import predict
-from moh_deploy.perf.timing import Calls, Measure, Samples
+from moh_deploy.perf.timing import Calls, Measure, TimeSamples
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 
-Values = Mapping[str, Array]
+_Values = Mapping[str, Array]
 
 # A candidate that does nothing: what it takes is the session's, and in no layer's time.
 # It has the same inputs: what a session takes for each of them is to be taken off, too.
@@ -40,7 +40,7 @@ class LayerTimes:
             where they are not known.
     """
 
-    samples: tuple[Mapping[str, Samples], ...]
+    samples: tuple[Mapping[str, TimeSamples], ...]
     predicted_ms: tuple[Mapping[str, float], ...]
 
 
@@ -56,7 +56,7 @@ class LayerBench:
     """
 
     package: OnnxPackage
-    feeds: Sequence[Values]
+    feeds: Sequence[_Values]
     threads: int | None
     scratch: Path
 
@@ -94,8 +94,8 @@ class LayerBench:
         return open_runner(self.package, Variant(threads=self.threads, extra_outputs=tuple(inner)))
 
     def _samples(
-        self, model: ir.Model, layer: LayerInfo, values: Sequence[Values], measure: Measure
-    ) -> list[Mapping[str, Samples]]:
+        self, model: ir.Model, layer: LayerInfo, values: Sequence[_Values], measure: Measure
+    ) -> list[Mapping[str, TimeSamples]]:
         # One session for each choice, for all sets of inputs. The model is changed in place from
         # choice to choice, and put back for the layers after this one.
         names = fed_names(model, layer)
@@ -112,7 +112,7 @@ class LayerBench:
         model: ir.Model,
         layer: LayerInfo,
         nodes: LayerNodes,
-        values: Values,
+        values: _Values,
         instruction_set: str | None,
     ) -> Mapping[str, float]:
         sized = at_sizes_of(model, layer, values)
@@ -127,7 +127,7 @@ class LayerBench:
         return open_runner(path, Variant(threads=self.threads, compute_type=compute_type))
 
 
-def at_sizes_of(model: ir.Model, layer: LayerInfo, values: Values) -> LayerInfo:
+def at_sizes_of(model: ir.Model, layer: LayerInfo, values: _Values) -> LayerInfo:
     """Return the layer with the sizes and the share of active heads of one run.
 
     What is not among the values, as it does not depend on the model's inputs, stays as it was.
@@ -146,14 +146,14 @@ def at_sizes_of(model: ir.Model, layer: LayerInfo, values: Values) -> LayerInfo:
     return layer
 
 
-def _bound(runners: Mapping[str, Runner], fed: Values) -> Calls:
+def _bound(runners: Mapping[str, Runner], fed: _Values) -> Calls:
     calls: dict[str, Callable[[], object]] = {
         name: runner.bound(fed) for name, runner in runners.items()
     }
     return calls
 
 
-def _without_nothing(samples: Mapping[str, Samples]) -> dict[str, Samples]:
+def _without_nothing(samples: Mapping[str, TimeSamples]) -> dict[str, TimeSamples]:
     """Take off what a session costs that does nothing."""
     nothing = median(samples[_NOTHING])
     return {

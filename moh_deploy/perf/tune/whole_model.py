@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.timing import Measure, Ratio, Samples, ratio, weighted_sum
+from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, ratio, weighted_sum
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
@@ -14,7 +14,7 @@ WHOLE_MODEL = "whole model"
 
 DENSE, CHOSEN, ONE_CHOICE = "dense", "chosen", "one_choice"
 
-ModelTimes = Sequence[Mapping[str, Samples]]
+ModelTimes = Sequence[Mapping[str, TimeSamples]]
 """For each set of inputs, candidate to times."""
 
 
@@ -24,7 +24,7 @@ def time_model(
     *,
     measure: Measure,
     threads: int | None,
-) -> list[dict[str, Samples]]:
+) -> list[dict[str, TimeSamples]]:
     """Return for each set of inputs the times of the packages."""
     runners = {
         name: open_runner(package, Variant(threads=threads)) for name, package in packages.items()
@@ -46,7 +46,7 @@ def chosen_over_dense(times: ModelTimes, weights: Sequence[float]) -> Ratio:
     return ratio(chosen, dense)
 
 
-def chosen_over(times: Mapping[str, Samples]) -> dict[str, Ratio]:
+def chosen_over(times: Mapping[str, TimeSamples]) -> dict[str, Ratio]:
     """Return each other candidate on one set of inputs to the chosen one's time over its."""
     return {name: ratio(times[CHOSEN], ms) for name, ms in times.items() if name != CHOSEN}
 

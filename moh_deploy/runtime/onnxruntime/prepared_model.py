@@ -9,7 +9,7 @@ from typing import NamedTuple
 import onnx
 
 from moh_deploy.errors import BackendError, PackageError
-from moh_deploy.graph.emulated_dtype import Dtype, computes_in, emulate
+from moh_deploy.graph.emulated_dtype import EmulatedDtype, computes_in, emulate
 from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.graph.switches import all_nodes, switch_rules
@@ -43,7 +43,7 @@ def prepare_model(
     extra_outputs: Sequence[str],
     edits: Sequence[GraphEdit],
     *,
-    emulate_dtypes: Sequence[Dtype],
+    emulate_dtypes: Sequence[EmulatedDtype],
 ) -> PreparedModel:
     """Read from the model all that is needed of it.
 

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import parser
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.emulated_dtype import Dtype
+from moh_deploy.graph.emulated_dtype import EmulatedDtype
 from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs, empty_axis
@@ -30,7 +30,7 @@ from moh_deploy.system.staging import scratch_directory
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # Severity of ONNX Runtime's log. Its warnings are about nodes that nobody wrote; what fails is
 # raised.
@@ -95,7 +95,7 @@ class OrtRunner(Runner):
 
         return call
 
-    def _explaining(self, inputs: Mapping[str, Array], run: Callable[[], T]) -> T:
+    def _explaining(self, inputs: Mapping[str, Array], run: Callable[[], _T]) -> _T:
         try:
             return _calling_ort("running the model", run)
         except BackendError as error:
@@ -174,12 +174,12 @@ def runtime_name() -> str:
     return f"ONNX Runtime {ort.__version__}"
 
 
-def _emulated(*, round_results: bool) -> tuple[Dtype, ...]:
+def _emulated(*, round_results: bool) -> tuple[EmulatedDtype, ...]:
     """Return the dtypes to emulate, the first that a model computes in first.
 
     A model that computes in both is emulated in bfloat16.
     """
-    bfloat16: tuple[Dtype, ...] = () if _has_bfloat16() else ("bfloat16",)
+    bfloat16: tuple[EmulatedDtype, ...] = () if _has_bfloat16() else ("bfloat16",)
     return (*bfloat16, "float16") if round_results else bfloat16
 
 
@@ -237,7 +237,7 @@ class _RawPath(os.PathLike[bytes]):
         return os.fsencode(self.path)
 
 
-def _calling_ort(doing: str, call: Callable[[], T]) -> T:
+def _calling_ort(doing: str, call: Callable[[], _T]) -> _T:
     try:
         return call()
     except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.

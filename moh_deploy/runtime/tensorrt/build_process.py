@@ -16,10 +16,10 @@ from moh_deploy.runtime.tensorrt.flavour import Flavour
 from moh_deploy.runtime.tensorrt.messages import (
     BuildAnswer,
     BuildRequest,
+    BuildStep,
     Failure,
     Message,
     Stack,
-    Step,
     decode,
     encode,
 )
@@ -91,7 +91,7 @@ class BuildProcess:
             for message in self._messages():
                 if isinstance(message, BuildAnswer):
                     return message
-                if isinstance(message, Step):
+                if isinstance(message, BuildStep):
                     shown.close()
                     shown.enter_context(progress.step(message.name))
                 if isinstance(message, Failure):

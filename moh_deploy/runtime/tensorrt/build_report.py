@@ -12,7 +12,7 @@ from moh_deploy.report.numbers import si
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer
 from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text
-from moh_deploy.runtime.tensorrt.rejection import Rejection, reasons, refusal
+from moh_deploy.runtime.tensorrt.rejection import Rejection, refusal, rejection_reasons
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class BuildReport(Report):
         kinds = Counter(layer.moh_impl for layer in self.layers)
         layers = ", ".join(f"{number} by {kind}" for kind, number in kinds.items()) or "none"
         if self.status == "refused":
-            return f"REFUSED for {reasons(self.rejections)}"
+            return f"REFUSED for {rejection_reasons(self.rejections)}"
         if self.status == "possible":
             return f"NOTHING WRITTEN: this can be built; MoH layers: {layers}"
         size = f"{si(self.engine_bytes)}B"

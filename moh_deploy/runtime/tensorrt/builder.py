@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
-from moh_deploy.runtime.tensorrt.messages import BuildAnswer, BuildRequest, Message, Step
+from moh_deploy.runtime.tensorrt.messages import BuildAnswer, BuildRequest, BuildStep, Message
 from moh_deploy.runtime.tensorrt.network import ParsedNetwork
 
 
@@ -18,7 +18,7 @@ class BuildFailed(Exception):
     """TensorRT built nothing; its log says why."""
 
 
-def build(trt: Any, request: BuildRequest, tell: Callable[[Message], None]) -> BuildAnswer:
+def build_engine(trt: Any, request: BuildRequest, tell: Callable[[Message], None]) -> BuildAnswer:
     """Parse the model, and build the engine if one is asked for.
 
     Raises:
@@ -30,7 +30,7 @@ def build(trt: Any, request: BuildRequest, tell: Callable[[Message], None]) -> B
         _load(trt, request.plugin, request.creators)
     builder = trt.Builder(logger)
     parsed = ParsedNetwork(trt, logger, builder)
-    tell(Step("parsing the model"))
+    tell(BuildStep("parsing the model"))
     errors = parsed.parse(request.model)
     if errors:
         return BuildAnswer(errors)
@@ -38,7 +38,7 @@ def build(trt: Any, request: BuildRequest, tell: Callable[[Message], None]) -> B
     plugins, types = parsed.plugins(), parsed.types()
     if request.engine is None:
         return BuildAnswer(plugins=plugins, types=types)
-    tell(Step("building the engine"))
+    tell(BuildStep("building the engine"))
     start = time.perf_counter()
     size = _write_engine(trt, builder, parsed.network, request, tell)
     return BuildAnswer((), plugins, types, size, time.perf_counter() - start)
@@ -140,7 +140,7 @@ def _monitor(trt: Any, tell: Callable[[Message], None]) -> Any:
 
         def phase_start(self, name: str, parent: str | None, count: int) -> None:
             with suppress(OSError):
-                tell(Step(f"building the engine: {name[:1].lower()}{name[1:]}"))
+                tell(BuildStep(f"building the engine: {name[:1].lower()}{name[1:]}"))
 
         def phase_finish(self, name: str) -> None:
             """Nothing is shown of it."""

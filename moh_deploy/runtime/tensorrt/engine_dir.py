@@ -28,10 +28,10 @@ from moh_deploy.system.digest import sha256_of
 
 ENGINE_NAME = "model.engine"
 ENGINE_MANIFEST_NAME = "engine.json"
-LOG_NAME = "build.log"
+ENGINE_LOG_NAME = "build.log"
 # All that a build may leave: a directory with anything else in it is not replaced.
 ENGINE_FILES = (
-    *(ENGINE_NAME, ENGINE_MANIFEST_NAME, LOG_NAME, PLUGIN_NAME),
+    *(ENGINE_NAME, ENGINE_MANIFEST_NAME, ENGINE_LOG_NAME, PLUGIN_NAME),
     *(MODEL_NAME, MODEL_DATA_NAME),
 )
 ENGINE_FORMAT_VERSION = 1

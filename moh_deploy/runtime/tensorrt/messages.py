@@ -113,16 +113,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Step:
+class BuildStep:
     """The phase of the build that begins now."""
 
     name: str
 
 
 # What the builder says; it is told `BuildRequest` only.
-Message = Stack | Step | BuildAnswer | Failure
+Message = Stack | BuildStep | BuildAnswer | Failure
 # The name of a message's class says of which kind a line is.
-_KINDS = {kind.__name__: kind for kind in (Stack, Step, BuildAnswer, Failure, BuildRequest)}
+_KINDS = {kind.__name__: kind for kind in (Stack, BuildStep, BuildAnswer, Failure, BuildRequest)}
 
 
 def encode(message: Message | BuildRequest) -> str:

@@ -37,9 +37,11 @@ def refusal(rejections: Sequence[Rejection], *, title: str) -> BackendError:
     """
     # All reasons in one error: each attempt costs minutes.
     lines = "".join(f"\n  - {one}" for one in rejections)
-    return BackendError(f"{title} cannot build this package, for {reasons(rejections)}:{lines}")
+    return BackendError(
+        f"{title} cannot build this package, for {rejection_reasons(rejections)}:{lines}"
+    )
 
 
-def reasons(rejections: Sequence[Rejection]) -> str:
+def rejection_reasons(rejections: Sequence[Rejection]) -> str:
     """Return `1 reason` or `3 reasons`."""
     return f"{len(rejections)} reason{'s' if len(rejections) > 1 else ''}"

@@ -49,7 +49,7 @@ def _serve(flavour_name: str, tell: Callable[[Message], None]) -> None:
     if line:  # or nobody wants anything
         request = decode(line)
         assert isinstance(request, BuildRequest)
-        tell(builder.build(trt, request, tell))
+        tell(builder.build_engine(trt, request, tell))
 
 
 def _reporting(serve: Callable[[], None], tell: Callable[[Message], None]) -> None:

@@ -11,7 +11,7 @@ from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.accuracy.class_labels import Labelling, check_integers, check_range
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.perplexity import Perplexity
-from moh_deploy.validate.accuracy.task import BUILT_IN, Task
+from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS, Task
 from moh_deploy.validate.accuracy.top_k import TopK
 from moh_deploy.validate.accuracy.user_metric import ScoreFunction, UserMetric, import_metric
 
@@ -56,10 +56,10 @@ def _metric(
 ) -> Metric:
     if callable(name) or ":" in name:
         return _user_metric(name, task, outputs)
-    if name not in BUILT_IN:
+    if name not in BUILT_IN_METRICS:
         raise ConfigError(
-            f"metric '{name}' is none of {', '.join(BUILT_IN)}, nor MODULE:FUNCTION.",
-            hint=did_you_mean(name, BUILT_IN) or None,
+            f"metric '{name}' is none of {', '.join(BUILT_IN_METRICS)}, nor MODULE:FUNCTION.",
+            hint=did_you_mean(name, BUILT_IN_METRICS) or None,
         )
     check_integers(labels)
     _check_rank(name, labels, task.labelling)

@@ -13,7 +13,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array
 
-Arrays = dict[str, Array]
+_Arrays = dict[str, Array]
 
 Fits = Callable[[int], bool]
 """Whether the model runs so many samples at once."""
@@ -33,20 +33,20 @@ class Batch:
             because the model does not run fewer.
     """
 
-    inputs: Arrays
-    expected: Arrays
+    inputs: _Arrays
+    expected: _Arrays
     labels: Array
-    others: Arrays
+    others: _Arrays
     start: int
     added: int
 
-    def real(self, outputs: Mapping[str, Array]) -> Arrays:
+    def real(self, outputs: Mapping[str, Array]) -> _Arrays:
         """Return outputs without those of the copies."""
         return {name: array[: len(self.labels)] for name, array in outputs.items()}
 
 
 @dataclass(frozen=True)
-class Samples:
+class LabelledSamples:
     """The arrays of a file, and the axis along which each has samples.
 
     Attributes:
@@ -59,9 +59,9 @@ class Samples:
     """
 
     file: Path
-    inputs: Arrays
-    expected: Arrays
-    others: Arrays
+    inputs: _Arrays
+    expected: _Arrays
+    others: _Arrays
     axes: Mapping[str, int]
     name: str
 
@@ -70,7 +70,7 @@ class Samples:
         name, axis = next(iter(self.axes.items()))
         return len(np.moveaxis({**self.inputs, **self.expected}[name], axis, 0))
 
-    def taken(self, arrays: Mapping[str, Array], start: int, stop: int, added: int) -> Arrays:
+    def taken(self, arrays: Mapping[str, Array], start: int, stop: int, added: int) -> _Arrays:
         """Cut a range of samples out of arrays, and repeat the last one `added` times."""
         return {
             name: _taken(array, self.axes[name], start, stop, added) if name in self.axes else array
@@ -87,7 +87,7 @@ class Dataset:
         labels: [N, ...].
     """
 
-    samples: Samples
+    samples: LabelledSamples
     labels: Array
 
     def batches(self, size: int, fits: Fits) -> Iterator[Batch]:
@@ -144,7 +144,9 @@ def sample_axis(outputs: Sequence[TensorInfo]) -> SampleAxis:
     return SampleAxis(size)
 
 
-def samples_of(held: Samples, infos: Sequence[TensorInfo], axis: SampleAxis) -> Samples:
+def samples_of(
+    held: LabelledSamples, infos: Sequence[TensorInfo], axis: SampleAxis
+) -> LabelledSamples:
     """Find the samples in what a file holds.
 
     Args:

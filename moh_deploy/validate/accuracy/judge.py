@@ -25,7 +25,7 @@ from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.rules import AccuracyRule
 from moh_deploy.validate.accuracy.show import shown, shown_gap
 from moh_deploy.validate.accuracy.tally import PairedScores
-from moh_deploy.validate.accuracy.task import BUILT_IN
+from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS
 from moh_deploy.validate.differences import Float64Array
 
 _MOST_SHOWN = 10
@@ -157,7 +157,7 @@ def _without_score(name: str, paired: PairedScores) -> str:
     """Name the samples without a finite score, and their side."""
     sides = {"the package": paired.package, "the reference": paired.reference}
     wrong = {side: np.flatnonzero(~np.isfinite(totals)) for side, totals in sides.items()}
-    nan = "NaN in the output" if name in BUILT_IN else "the metric gave NaN"
+    nan = "NaN in the output" if name in BUILT_IN_METRICS else "the metric gave NaN"
     parts = [
         f"there is no finite {name} in {side} for {len(found)} of {len(totals_of)} samples, the"
         f" first is sample {int(paired.numbers[found[0]])}"

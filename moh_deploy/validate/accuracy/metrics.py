@@ -17,7 +17,7 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Scores:
+class MetricScores:
     """Scores of the samples of a batch.
 
     Attributes:
@@ -52,7 +52,7 @@ class Metric(Protocol):
     def shifted(self) -> bool:
         """Outputs at a position are scored with the label of the next."""
 
-    def score(self, outputs: Mapping[str, Array], labels: Array) -> Scores:
+    def score(self, outputs: Mapping[str, Array], labels: Array) -> MetricScores:
         """Score each sample of a batch.
 
         Args:

@@ -10,7 +10,7 @@ import numpy as np
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
-from moh_deploy.validate.accuracy.metrics import IntArray, Scores, has_nan
+from moh_deploy.validate.accuracy.metrics import IntArray, MetricScores, has_nan
 from moh_deploy.validate.differences import Float64Array
 
 
@@ -29,7 +29,7 @@ class Perplexity:
     better: Better = "lower"
     name: str = "perplexity"
 
-    def score(self, outputs: Mapping[str, Array], labels: Array) -> Scores:
+    def score(self, outputs: Mapping[str, Array], labels: Array) -> MetricScores:
         """Add up the negative log-likelihoods of each sequence; see `Metric.score`."""
         logits = outputs[self.output]
         self.labelling.check(labels, logits, self.output)
@@ -40,7 +40,7 @@ class Perplexity:
         ignored = self.labelling.left_out(labels)
         weights = np.array([len(one) for one in losses], np.float64)
         # NaN at a position that is ignored shows as well: the output is wrong, scored or not.
-        return Scores(np.where(has_nan(logits), np.nan, totals), weights, ignored)
+        return MetricScores(np.where(has_nan(logits), np.nan, totals), weights, ignored)
 
     @property
     def shifted(self) -> bool:

@@ -14,8 +14,8 @@ from moh_deploy.validate.accuracy.alignment import same_tokens
 from moh_deploy.validate.accuracy.choose import choose_metrics
 from moh_deploy.validate.accuracy.dataset import (
     Dataset,
+    LabelledSamples,
     SampleAxis,
-    Samples,
     sample_axis,
     samples_of,
 )
@@ -118,12 +118,12 @@ def _read_samples(
     model: Interface,
     axis: SampleAxis,
     mask: str | None,
-) -> Samples:
+) -> LabelledSamples:
     # A mask that is an input stays one, and is found there.
     is_input = mask in [one.name for one in model.inputs]
     others = {mask: members.pop(mask)} if mask in members and not is_input else {}
     try:
-        held = Samples(path, *split_members(members, model), others, {}, name)
+        held = LabelledSamples(path, *split_members(members, model), others, {}, name)
         return samples_of(held, model.inputs, axis)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error

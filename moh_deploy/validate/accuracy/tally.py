@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.accuracy.metrics import IntArray, Metric, Scores
+from moh_deploy.validate.accuracy.metrics import IntArray, Metric, MetricScores
 from moh_deploy.validate.differences import Float64Array
 
 
@@ -60,8 +60,8 @@ class Tally:
     """
 
     metric: Metric
-    _reference: list[Scores] = field(default_factory=list)
-    _package: list[Scores] = field(default_factory=list)
+    _reference: list[MetricScores] = field(default_factory=list)
+    _package: list[MetricScores] = field(default_factory=list)
     _labels: list[Array] = field(default_factory=list)
 
     def add(
@@ -130,7 +130,7 @@ class SampleFiles:
         return f"{self.files[index]}[{number - int(ends[index]) + self.counts[index]}]"
 
 
-def _classes(scores: list[Scores]) -> IntArray | None:
+def _classes(scores: list[MetricScores]) -> IntArray | None:
     found = [one.classes for one in scores if one.classes is not None]
     # Either every batch has one class a sample, or none counts.
     return np.concatenate(found) if len(found) == len(scores) else None

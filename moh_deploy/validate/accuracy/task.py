@@ -10,7 +10,7 @@ from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.user_metric import ScoreFunction
 
-BUILT_IN = ("top-1", "top-5", "perplexity")
+BUILT_IN_METRICS = ("top-1", "top-5", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Task:
 
     Attributes:
         labels: A file of `label_files`, a member of the inputs files, or the labels themselves.
-        metrics: Of `BUILT_IN`, `MODULE:FUNCTION`, or functions; empty to choose by shapes.
+        metrics: Of `BUILT_IN_METRICS`, `MODULE:FUNCTION`, or functions; empty to choose by shapes.
         better: Which scores of functions are better.
         output: The output that is scored; None to choose by shapes.
         labelling: How labels of classes are read.

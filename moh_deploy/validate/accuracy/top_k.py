@@ -12,7 +12,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
-from moh_deploy.validate.accuracy.metrics import IntArray, Scores, has_nan
+from moh_deploy.validate.accuracy.metrics import IntArray, MetricScores, has_nan
 from moh_deploy.validate.differences import Float64Array
 
 
@@ -36,7 +36,7 @@ class TopK:
     def name(self) -> str:
         return f"top-{self.k}"
 
-    def score(self, outputs: Mapping[str, Array], labels: Array) -> Scores:
+    def score(self, outputs: Mapping[str, Array], labels: Array) -> MetricScores:
         """Count the right labels of each sample; see `Metric.score`."""
         logits = outputs[self.output]
         self.labelling.check(labels, logits, self.output)
@@ -51,7 +51,7 @@ class TopK:
         ignored = self.labelling.left_out(labels)
         weights = np.array([len(found) for _, found in pairs], np.float64)
         classes = logits.argmax(axis=-1).astype(np.int64) if labels.ndim == 1 else None
-        return Scores(np.where(has_nan(logits), np.nan, right), weights, ignored, classes)
+        return MetricScores(np.where(has_nan(logits), np.nan, right), weights, ignored, classes)
 
     @property
     def shifted(self) -> bool:

@@ -12,7 +12,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.system.npz import Array
 from moh_deploy.system.user_code import describe_error, find_callable, user_code
 from moh_deploy.validate.accuracy.metric_parity import Better
-from moh_deploy.validate.accuracy.metrics import Scores, has_nan
+from moh_deploy.validate.accuracy.metrics import MetricScores, has_nan
 from moh_deploy.validate.differences import Float64Array
 
 ScoreFunction = Callable[[Mapping[str, Array], Array], object]
@@ -36,7 +36,7 @@ class UserMetric:
     output: str | None = None
     shifted: bool = False
 
-    def score(self, outputs: Mapping[str, Array], labels: Array) -> Scores:
+    def score(self, outputs: Mapping[str, Array], labels: Array) -> MetricScores:
         """Ask the function; see `Metric.score`."""
         given = {self.output: outputs[self.output]} if self.output else dict(outputs)
         try:
@@ -52,7 +52,7 @@ class UserMetric:
         # A function may turn NaN into a score, by argmax say: the sample has none all the same.
         broken = np.any([has_nan(one) for one in given.values()], axis=0)
         totals = np.where(broken, np.nan, said.astype(np.float64))
-        return Scores(totals, np.ones(len(labels)))
+        return MetricScores(totals, np.ones(len(labels)))
 
     def value(self, means: Float64Array) -> Float64Array:
         """Return the mean score."""

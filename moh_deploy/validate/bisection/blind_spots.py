@@ -21,7 +21,7 @@ from moh_deploy.graph.switches import reads
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.checkpoint import CLEAR, FLOAT32_STEP, ROUNDING, Checkpoint
 from moh_deploy.validate.bisection.forced_model import ForcedModel
-from moh_deploy.validate.bisection.judge import Judge
+from moh_deploy.validate.bisection.judge import VariantJudge
 from moh_deploy.validate.bisection.places import ModelGraph, Reached
 from moh_deploy.validate.bisection.recorded_value import RecordedValue
 
@@ -59,7 +59,7 @@ class BlindSpots:
         exact: The recorded values that prove nodes before them right.
     """
 
-    judge: Judge
+    judge: VariantJudge
     model: ForcedModel
     graph: ModelGraph
     wrong: Checkpoint

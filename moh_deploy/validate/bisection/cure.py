@@ -22,10 +22,10 @@ from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.minimal_set import Found, MinimalSet
-from moh_deploy.validate.bisection.places import ModelGraph, Place
+from moh_deploy.validate.bisection.places import ModelGraph, NodePlace
 from moh_deploy.validate.noise_floor import STEPS
 
-Step = Callable[[str], AbstractContextManager[None]]
+SearchStep = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class KeptNode:
         reason: What half precision does to it.
     """
 
-    place: Place = field(metadata=FLAT)
+    place: NodePlace = field(metadata=FLAT)
     reason: str
 
 
@@ -108,7 +108,7 @@ def find_cure(
     errors: Sequence[NodeError],
     *,
     most: int,
-    step: Step,
+    step: SearchStep,
 ) -> Cure | None:
     """Find a smallest set of nodes.
 
@@ -156,7 +156,7 @@ Groups = Mapping[str, Sequence[KeptNode]]
 class _Search:
     all_trials: Trials
     most: int
-    step: Step
+    step: SearchStep
     trials: int = 0
     _known: dict[frozenset[str], bool] = field(default_factory=dict)
 
@@ -191,7 +191,7 @@ def _ranked(form: Float32Form, graph: ModelGraph, errors: Sequence[NodeError]) -
     most = largest_number(form.low)
 
     # Overflow first, which nothing else can make good, then the nodes that add most error.
-    def rank(place: Place) -> tuple[bool, float]:
+    def rank(place: NodePlace) -> tuple[bool, float]:
         error = known.get(place.value)
         return (error is None or error.size <= most, 0.0 if error is None else -error.growth)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from moh_deploy.graph.switches import reads
 from moh_deploy.report.json import FLAT, HIDDEN
 from moh_deploy.validate.bisection.inner_values import InnerValue
-from moh_deploy.validate.bisection.places import ModelGraph, Place
+from moh_deploy.validate.bisection.places import ModelGraph, NodePlace
 
 SAME_PRECISION = 1e-5
 """Of two runs in float32, what one node may make of rounding: as the bound of a near-tie."""
@@ -31,7 +31,7 @@ class NodeError:
         finite: Its result is finite wherever the reference is.
     """
 
-    place: Place = field(metadata=FLAT)
+    place: NodePlace = field(metadata=FLAT)
     before: float
     behind: float
     size: float = field(metadata=HIDDEN)

@@ -14,7 +14,7 @@ from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.bisection.forced_model import ForcedModel
-from moh_deploy.validate.bisection.judge import Judge, Recorded
+from moh_deploy.validate.bisection.judge import Recorded, VariantJudge
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
@@ -65,8 +65,8 @@ class Experiments:
         return ForcedModel.of(self.package, self.vectors)
 
     @cached_property
-    def judge(self) -> Judge:
-        return Judge(self.plain, self.vectors, self.policy, self.target)
+    def judge(self) -> VariantJudge:
+        return VariantJudge(self.plain, self.vectors, self.policy, self.target)
 
     @cached_property
     def recorded(self) -> tuple[Recorded, ...]:

@@ -60,7 +60,7 @@ class Recorded:
 
 
 @dataclass
-class Judge:
+class VariantJudge:
     """Runs variants of one package, all by the rule that the package itself is judged by.
 
     Attributes:

@@ -24,7 +24,7 @@ from moh_deploy.validate.bisection.inner_values import InnerValue, compare_value
 from moh_deploy.validate.bisection.interval import find_interval
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.node_difference import WeightedGraph, node_differences
-from moh_deploy.validate.bisection.places import ModelGraph, Place, Reached
+from moh_deploy.validate.bisection.places import ModelGraph, NodePlace, Reached
 
 Cause = Literal["kernel", "optimisation", "precision", "float32", "graph"]
 
@@ -46,9 +46,9 @@ class Between:
 
     after: tuple[str, ...]
     before: str
-    nodes: tuple[Place, ...]
-    alone: tuple[Place, ...] = field(metadata=HIDDEN)
-    unseen: tuple[Place, ...]
+    nodes: tuple[NodePlace, ...]
+    alone: tuple[NodePlace, ...] = field(metadata=HIDDEN)
+    unseen: tuple[NodePlace, ...]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Divergence:
 
     @property
     @in_json()
-    def node(self) -> Place | None:
+    def node(self) -> NodePlace | None:
         """The node to look at; None where it is not known."""
         found = self.first or self.step
         return None if found is None else found.place
@@ -109,7 +109,7 @@ class Divergence:
 
     @property
     @in_json()
-    def suspects(self) -> tuple[Place, ...]:
+    def suspects(self) -> tuple[NodePlace, ...]:
         """The nodes of which one is wrong if no more than one is."""
         if self.between is None:
             return ()
@@ -261,5 +261,5 @@ def _differences(
     return node_differences(ours, theirs, first.place.value)
 
 
-def _own(graph: ModelGraph, found: Reached) -> tuple[Place, ...]:
+def _own(graph: ModelGraph, found: Reached) -> tuple[NodePlace, ...]:
     return tuple(graph.place(index) for index in sorted(found) if index < graph.own)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Found(Generic[T]):
+class Found(Generic[_T]):
     """The result of a search.
 
     Attributes:
@@ -25,12 +25,12 @@ class Found(Generic[T]):
         smallest: Every item of it was shown to be needed. False where tests ran out before.
     """
 
-    items: tuple[T, ...]
+    items: tuple[_T, ...]
     smallest: bool
 
 
 @dataclass
-class MinimalSet(Generic[T]):
+class MinimalSet(Generic[_T]):
     """A search that asks at most so many tests.
 
     Attributes:
@@ -39,19 +39,19 @@ class MinimalSet(Generic[T]):
         asked: How many it took.
     """
 
-    passes: Callable[[tuple[T, ...]], bool]
+    passes: Callable[[tuple[_T, ...]], bool]
     most: int
     asked: int = 0
-    _known: dict[frozenset[T], bool] = field(default_factory=dict)
+    _known: dict[frozenset[_T], bool] = field(default_factory=dict)
 
-    def find(self, items: Sequence[T]) -> Found[T]:
+    def find(self, items: Sequence[_T]) -> Found[_T]:
         """Return the needed ones of some items.
 
         Args:
             items: All of them together pass. Those that are likely to be needed come first: of two
                 sets that would do, it is the one further in front that is found.
         """
-        needed: tuple[T, ...] = ()
+        needed: tuple[_T, ...] = ()
         rest = tuple(items)
         while rest and self.asked < self.most:
             # What was found needed already passes: nothing of the rest is.
@@ -72,7 +72,7 @@ class MinimalSet(Generic[T]):
             needed, rest = (*needed, rest[enough - 1]), rest[: enough - 1]
         return self.thin((*needed, *rest))
 
-    def thin(self, items: Sequence[T]) -> Found[T]:
+    def thin(self, items: Sequence[_T]) -> Found[_T]:
         """Leave out items of a set that passes, until no single one can be spared."""
         kept = tuple(items)
         for item in items:
@@ -84,7 +84,7 @@ class MinimalSet(Generic[T]):
                 kept = without
         return Found(kept, smallest=True)
 
-    def _ask(self, items: tuple[T, ...]) -> bool:
+    def _ask(self, items: tuple[_T, ...]) -> bool:
         key = frozenset(items)
         if key not in self._known:
             self.asked += 1

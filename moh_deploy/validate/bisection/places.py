@@ -17,7 +17,7 @@ Reached = frozenset[int]
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlace:
     """One node.
 
     Attributes:
@@ -67,13 +67,13 @@ class ModelGraph:
         # Nodes that feed gates come last, so the package's own are the first so many.
         return len(self.nodes if self.written is None else self.written.nodes)
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> NodePlace:
         """Return where one of the package's own nodes is."""
         if self.written is not None:
             return self.written.place(index)
         node = what_runs(self.nodes[index])
         value = next(name for name in self.nodes[index].output if name)
-        return Place(node.name or f"-> {value}", node.op_type, self._module(index), value)
+        return NodePlace(node.name or f"-> {value}", node.op_type, self._module(index), value)
 
     def before(self, value: str) -> Reached:
         """Return the nodes that a value is made of."""

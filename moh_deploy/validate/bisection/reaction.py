@@ -10,7 +10,7 @@ import onnx
 from moh_deploy.graph.switches import reads
 from moh_deploy.graph.weight_noise import add_weight_noise, weight_noise
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
-from moh_deploy.validate.bisection.judge import Judge
+from moh_deploy.validate.bisection.judge import VariantJudge
 from moh_deploy.validate.bisection.places import ModelGraph
 from moh_deploy.validate.differences import worst
 
@@ -18,7 +18,7 @@ STEP = 2.0**-10
 """How far the weights move: far above rounding, and small enough to double with twice the step."""
 
 
-def measure_reactions(judge: Judge, model: ForcedModel) -> dict[str, float]:
+def measure_reactions(judge: VariantJudge, model: ForcedModel) -> dict[str, float]:
     """Measure how far each recorded value moves if weights before it do, as a share of that.
 
     Those weights move that lead to more than one recorded value, each number by up to `STEP` of it

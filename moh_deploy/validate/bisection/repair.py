@@ -14,7 +14,7 @@ from moh_deploy.package import Float32Node, Manifest, OnnxPackage, PackageWriter
 from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.runtime.lowered_package import router_types
 from moh_deploy.validate.bisection.cost import flops_share
-from moh_deploy.validate.bisection.cure import Cure, Step, Trials, every_node, find_cure
+from moh_deploy.validate.bisection.cure import Cure, SearchStep, Trials, every_node, find_cure
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.locate import IN_GRAPH, Located
@@ -49,7 +49,7 @@ class RepairJob:
     scratch: Path
     output: Path | None
     most: int
-    step: Step
+    step: SearchStep
 
 
 def look_for_repair(runs: Experiments, job: RepairJob) -> tuple[Repair | None, str | None]:

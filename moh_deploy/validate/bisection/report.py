@@ -15,7 +15,7 @@ from moh_deploy.report.report import Report
 from moh_deploy.validate.bisection.cure import Cure
 from moh_deploy.validate.bisection.divergence import NodeError, by_module
 from moh_deploy.validate.bisection.locate import Divergence
-from moh_deploy.validate.bisection.places import Place
+from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.bisection.text import MOST_NAMES, divergence_text, size_text
 from moh_deploy.validate.parity_report import ParityReport
 
@@ -141,7 +141,7 @@ def _divergence_blocks(found: Divergence) -> Iterator[Block]:
         yield from _suspect_blocks(found.suspects)
 
 
-def _suspect_blocks(suspects: Sequence[Place]) -> Iterator[Block]:
+def _suspect_blocks(suspects: Sequence[NodePlace]) -> Iterator[Block]:
     """Show the nodes module by module, in the order in which the modules first run."""
     modules = list(dict.fromkeys(one.module for one in suspects))
     ordered = sorted(suspects, key=lambda one: modules.index(one.module))

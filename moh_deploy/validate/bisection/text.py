@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.locate import Between, Cause, Divergence
-from moh_deploy.validate.bisection.places import Place
+from moh_deploy.validate.bisection.places import NodePlace
 
 MOST_NAMES = 5
 _MOST_MODULES = 8
@@ -97,11 +97,11 @@ def _listed(values: Sequence[str]) -> str:
     return ", the ".join(values[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _one_of(places: Sequence[Place]) -> str:
+def _one_of(places: Sequence[NodePlace]) -> str:
     return "this node" if len(places) == 1 else f"one of {len(places)} nodes"
 
 
-def _names(places: Sequence[Place]) -> str:
+def _names(places: Sequence[NodePlace]) -> str:
     """Name the nodes if they are few, or else their modules."""
     if len(places) <= MOST_NAMES:
         return ", ".join(str(one) for one in places)

@@ -27,7 +27,7 @@ from moh_deploy.validate.edge_cases.source import Source
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.tolerances import output_rule, rules_of
 
-Values = Mapping[str, Array]
+_Values = Mapping[str, Array]
 Cut = Callable[[Array, Array | None], Array | None]
 """From a value of the known run, and one of the same name of another run where there is one, to
 what is expected of that run; None where that is not known."""
@@ -56,7 +56,7 @@ class FirstDifference:
     reference: Source
     policy: Policy
 
-    def sentence(self, known: Values, inputs: Values, cut: Cut) -> str | None:
+    def sentence(self, known: _Values, inputs: _Values, cut: Cut) -> str | None:
         """Return where a run of the subject first differs; None if no layer does.
 
         Args:
@@ -77,7 +77,7 @@ class FirstDifference:
             )
         )
 
-    def _first(self, expected: Values, inputs: Values, cut: Cut) -> str | None:
+    def _first(self, expected: _Values, inputs: _Values, cut: Cut) -> str | None:
         # Run by itself first: its shapes tell which of the reference's gates fit this run.
         free = self.subject.open(self._seen).run(inputs)
         fed = {
@@ -111,7 +111,7 @@ class FirstDifference:
         # The first one: with the reference gates fed, later layers differ for its sake only.
         return next(self._differences(got, differs), None)
 
-    def _differences(self, got: Values, differs: Callable[[str], bool]) -> Iterator[str]:
+    def _differences(self, got: _Values, differs: Callable[[str], bool]) -> Iterator[str]:
         before = ""
         for layer in self.layers:
             router, where = layer.router, f"layer '{layer.info.path}'"

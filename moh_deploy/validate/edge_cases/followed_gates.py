@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from moh_deploy.graph.gate_reads import GateRead
 from moh_deploy.graph.router_nodes import operator_text
 from moh_deploy.graph.switches import reads
-from moh_deploy.ops.tolerances import TOLERANCES
+from moh_deploy.ops.tolerances import OP_TOLERANCES
 from moh_deploy.system.npz import Array
 
-Float64 = NDArray[np.float64]
+_Float64 = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 NOBODY = -1
 """Head of a number that comes from no gate of the router."""
 
 _RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
-_ARITHMETIC: Mapping[str, Callable[[Float64, Float64], Float64]] = {
+_ARITHMETIC: Mapping[str, Callable[[_Float64, _Float64], _Float64]] = {
     "Add": np.add,
     "Div": np.divide,
     "Mul": np.multiply,
@@ -47,11 +47,11 @@ class Followed:
         heads: Head of each, of the same shape.
     """
 
-    gates: Float64
+    gates: _Float64
     heads: Integers
 
 
-def read_problem(read: GateRead, made: Float64, values: Mapping[str, Array]) -> str | None:
+def read_problem(read: GateRead, made: _Float64, values: Mapping[str, Array]) -> str | None:
     """Describe what is wrong with a value that a layer reads as its gates; None if nothing is.
 
     Args:
@@ -75,7 +75,7 @@ def read_problem(read: GateRead, made: Float64, values: Mapping[str, Array]) -> 
 @dataclass
 class _Follower:
     read: GateRead
-    made: Float64
+    made: _Float64
     values: Mapping[str, Array]
     known: dict[str, Followed] = field(default_factory=dict)
 
@@ -225,14 +225,14 @@ def _moved_sentence(read: GateRead, heads: Integers, moved: NDArray[np.bool_]) -
     return f"'{read.value}' {what}, behind {_operators(read)}."
 
 
-def _difference(read: GateRead, expected: Float64, values: Mapping[str, Array]) -> str | None:
+def _difference(read: GateRead, expected: _Float64, values: Mapping[str, Array]) -> str | None:
     got = values[read.value].astype(np.float64)
     if got.shape != expected.shape:
         return f"'{read.value}' is of shape {list(got.shape)}, expected {list(expected.shape)}."
     # The coarsest dtype on the way sets the tolerance.
     names = [values[one].dtype.name for one in (read.value, *read.way)]
     rule = max(
-        (TOLERANCES[one] for one in names if one in TOLERANCES), key=lambda one: one.absolute
+        (OP_TOLERANCES[one] for one in names if one in OP_TOLERANCES), key=lambda one: one.absolute
     )
     with np.errstate(invalid="ignore"):
         error = np.abs(got - expected)

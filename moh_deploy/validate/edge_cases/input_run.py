@@ -22,9 +22,9 @@ from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityR
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.variants import Variants
 
-Inputs = Mapping[str, Array]
+_Inputs = Mapping[str, Array]
 
-REFERENCE = "function bodies with optimisations off"
+_REFERENCE = "function bodies with optimisations off"
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class InputJudge:
             self.package,
             NanKept(self.subject, nan),
             [nan.zeroed(self.package, expected)],
-            reference=REFERENCE,
+            reference=_REFERENCE,
             variants=None if variants is None else NanKeptVariants(variants, nan),
             policy=self.policy,
         )
 
-    def where(self, report: ParityReport, known: Inputs, inputs: Inputs, cut: Cut = whole) -> str:
+    def where(self, report: ParityReport, known: _Inputs, inputs: _Inputs, cut: Cut = whole) -> str:
         """Return sentences, each behind a space, on where a run differs."""
         found = None if self.place is None else self.place.sentence(known, inputs, cut)
         return "".join(f" {note}" for note in (report.notes if found is None else (found,)))

@@ -31,7 +31,7 @@ from moh_deploy.validate.edge_cases.mining import Mined
 
 STATUSES: tuple[CaseStatus, ...] = ("passed", "failed", "not applicable", "not run")
 
-REFERENCE = (
+_REFERENCE = (
     "gates: the float64 reference of MoHRouter; samples by themselves: the recorded run; all else:"
     " function bodies with optimisations off (not the original model)"
 )
@@ -111,7 +111,7 @@ class ProbeReport(Report):
     layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
     policy: str
-    reference: str = field(default=REFERENCE, init=False)
+    reference: str = field(default=_REFERENCE, init=False)
 
     def count(self, status: CaseStatus) -> int:
         """Return how many results are of a status."""
@@ -211,7 +211,7 @@ def _document(report: ProbeReport) -> Document:
 
 
 def _lines(report: ProbeReport) -> Iterator[str]:
-    yield f"reference: {REFERENCE}"
+    yield f"reference: {_REFERENCE}"
     if report.mining is not None:
         searched = count(report.mining.searched, "sample")
         yield f"{searched} searched, {report.mining.tokens} choices of heads"
@@ -261,7 +261,7 @@ def _suite(report: ProbeReport) -> CiSuite:
     said = f"{report.count('passed')} passed" if report.passed else report.reasons[0]
     verdict = CiCase("probe", "verdict", "passed" if report.passed else "failure", said)
     facts = (
-        ("reference", REFERENCE),
+        ("reference", _REFERENCE),
         ("policy", report.policy),
         ("kernels", report.kernels.describe()),
     )

@@ -35,7 +35,7 @@ from moh_deploy.validate.edge_cases.routing_states import (
     with_nan,
 )
 from moh_deploy.validate.edge_cases.source import Source
-from moh_deploy.validate.edge_cases.ties_before import CASE as TIES_BEFORE
+from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
 from moh_deploy.validate.edge_cases.ties_before import run_ties_before
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.tolerances import Tolerance, output_rule, rules_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Logits = NDArray[np.float64]
+_Logits = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -23,47 +23,47 @@ class RoutingState:
 
     name: str
     why: str
-    logits: Callable[[np.random.Generator, tuple[int, ...]], Logits]
+    logits: Callable[[np.random.Generator, tuple[int, ...]], _Logits]
 
-    def build(self, shape: tuple[int, ...]) -> Logits:
+    def build(self, shape: tuple[int, ...]) -> _Logits:
         """Return the same logits at each call, rounded to no dtype."""
         return self.logits(np.random.default_rng(0), shape)
 
 
-def clear(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+def clear(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
     """Every head a step from the next, in an order of each token's own."""
     return np.asarray(rng.permuted(_ramp(shape), axis=-1), np.float64)
 
 
-def _ramp(shape: tuple[int, ...]) -> Logits:
+def _ramp(shape: tuple[int, ...]) -> _Logits:
     """Rising scores; no probability underflows."""
     # Over all heads at most 60: exp(-60) is still a number in float32, 8.8e-27.
     step = min(0.5, 60.0 / max(shape[-1], 1))
     return np.asarray(np.broadcast_to(step * np.arange(shape[-1]), shape), np.float64)
 
 
-def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
     """Return logits of two values only: the last chosen head is tied in almost every token."""
     return rng.integers(0, 2, shape).astype(np.float64)
 
 
-def _flat(_: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+def _flat(_: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
     return np.full(shape, 0.5)
 
 
-def _all_negative(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+def _all_negative(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
     # exp(-300) is 0 in float32: without taking off the maximum the softmax is 0 / 0.
     return clear(rng, shape) - 300.0
 
 
-def _saturated(rng: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+def _saturated(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
     """Return 1e4 for one head, and -1e4 for all others."""
     hot = rng.integers(0, max(shape[-1], 1), shape[:-1])
-    logits: Logits = np.where(np.arange(shape[-1]) == hot[..., None], 1e4, -1e4)
+    logits: _Logits = np.where(np.arange(shape[-1]) == hot[..., None], 1e4, -1e4)
     return logits
 
 
-def _same_heads(_: np.random.Generator, shape: tuple[int, ...]) -> Logits:
+def _same_heads(_: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
     """Return logits by which every token chooses the last heads, and nobody the first ones."""
     return _ramp(shape)
 
@@ -90,9 +90,9 @@ NAN = "NaN"
 since every later layer would see it."""
 
 
-def with_nan(logits: Logits) -> Logits:
+def with_nan(logits: _Logits) -> _Logits:
     """Return logits [B, S, N] in which the first of every two tokens has one NaN."""
-    changed: Logits = logits.copy()
+    changed: _Logits = logits.copy()
     # A view of all tokens, [B * S, N].
     tokens = changed.reshape(-1, changed.shape[-1])
     rows = np.arange(0, len(tokens), 2)

@@ -27,7 +27,7 @@ from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.sized_inputs import sized_inputs
 from moh_deploy.validate.tolerances import coarsest
 
-CASE = "one size apart"
+SIZES_CASE = "one size apart"
 
 _LONGEST = 4096
 
@@ -61,7 +61,7 @@ def run_single_sizes(
                 ):
                     # Only a changed answer can make a difference, and most questions have none.
                     asked = _Asked(package, routing, reference, policy, question, usual)
-                    yield asked.judged(f"{CASE}: {dim}={size}", given.inputs, got)
+                    yield asked.judged(f"{SIZES_CASE}: {dim}={size}", given.inputs, got)
 
 
 @dataclass(frozen=True)

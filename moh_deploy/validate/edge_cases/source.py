@@ -28,6 +28,6 @@ class Source:
         return open_runner(self.package, edited.returning(extra_outputs))
 
 
-def function_bodies(package: OnnxPackage) -> Source:
+def body_source(package: OnnxPackage) -> Source:
     """Return the reference: function bodies with optimisations off."""
     return Source(package, FUNCTION_BODIES)

@@ -18,7 +18,7 @@ from moh_deploy.validate.edge_cases.mining import Mined
 from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
 from moh_deploy.validate.edge_cases.routed_layer import Routing
 from moh_deploy.validate.edge_cases.routing_run import run_routing_states
-from moh_deploy.validate.edge_cases.single_sizes import CASE as ONE_SIZE
+from moh_deploy.validate.edge_cases.single_sizes import SIZES_CASE as ONE_SIZE
 from moh_deploy.validate.edge_cases.single_sizes import run_single_sizes
 from moh_deploy.validate.edge_cases.source import Source
 from moh_deploy.validate.function_bodies import Recorder

@@ -29,7 +29,7 @@ from moh_deploy.validate.policy import Policy
 
 ROUTED = "routed_logits"
 
-STEPS = 4
+_STEPS = 4
 """Steps of the dtype from one head to the next: what rounding on the way leaves of them still tells
 heads apart."""
 
@@ -44,10 +44,10 @@ _AS_MUCH = 16
 
 _MANY, _MOST_DRAWS = 64, 8
 
-Float64 = NDArray[np.float64]
+_Float64 = NDArray[np.float64]
 
 
-class Cut(NamedTuple):
+class LogitCut(NamedTuple):
     """Values in front of a router that numbers can take the place of.
 
     Attributes:
@@ -70,7 +70,7 @@ class TiedLayer:
     """
 
     layer: RoutedLayer
-    cuts: Sequence[Cut]
+    cuts: Sequence[LogitCut]
 
     @property
     def path(self) -> str:
@@ -80,7 +80,7 @@ class TiedLayer:
     def router(self) -> RouterLogits:
         return self.layer.router
 
-    def cut(self, depth: int) -> Cut:
+    def cut(self, depth: int) -> LogitCut:
         """Return the cut of a depth, the last one if there are fewer."""
         # Layers have fronts of different lengths; a shorter one takes the numbers at its end again.
         return self.cuts[min(depth, len(self.cuts) - 1)]
@@ -230,7 +230,7 @@ class Front:
         # Some operators are vectorised, and round the last numbers of a vector otherwise; see
         # `is_exact`.
         exact = layer.cut(self.depth).exact
-        rounding = 0.0 if exact else STEPS * step * float(np.abs(wide).max())
+        rounding = 0.0 if exact else _STEPS * step * float(np.abs(wide).max())
         # Further apart is a bias of each head, which is meant to tell heads apart.
         most = max(rule.least, policy.rule("float32").near_tie)
         if not rounding < spread <= most:
@@ -354,7 +354,7 @@ def _is_number(logits: Array) -> BoolArray:
     return np.asarray((np.isfinite(wide) | np.isneginf(wide)).all(axis=-1), bool)
 
 
-def _spread(logits: Float64) -> float:
+def _spread(logits: _Float64) -> float:
     """Return the most that the logits of one token are apart; infinite where one is no number."""
     if not np.isfinite(logits).all():
         return math.inf
@@ -381,7 +381,7 @@ def _read(router: RouterLogits, fixed: Mapping[str, Array]) -> dict[str, str]:
     }
 
 
-def _along(array: Array, axis: int) -> Float64:
+def _along(array: Array, axis: int) -> _Float64:
     """Return the index along an axis, to be added to the array."""
     shape = [1] * array.ndim
     shape[axis] = array.shape[axis]
@@ -402,12 +402,12 @@ def _stepped(array: Array, axes: Sequence[int], steps: float, heads: int) -> Arr
         size = array.shape[axis]
         # All elements of a head get the same number: [.., H * D] has D of them.
         elements = max(size // heads, 1) if size % heads == 0 else 1  # of a head's queries, say
-        wide = wide + steps * STEPS * step_of(array) * (_along(array, axis) // elements)
+        wide = wide + steps * _STEPS * step_of(array) * (_along(array, axis) // elements)
     stepped: Array = wide.astype(array.dtype)
     return stepped
 
 
-def _distance(one: Float64, other: Float64) -> Float64:
+def _distance(one: _Float64, other: _Float64) -> _Float64:
     # Equal infinities are no distance apart, nor are two NaN.
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     with np.errstate(invalid="ignore"):

@@ -26,8 +26,8 @@ from moh_deploy.validate.edge_cases.routing_judge import GateJudge, router_refer
 from moh_deploy.validate.edge_cases.source import Source
 from moh_deploy.validate.edge_cases.tied_logits import (
     ROUTED,
-    Cut,
     Front,
+    LogitCut,
     TiedLayer,
     TiedRun,
     fixed_values,
@@ -38,9 +38,9 @@ from moh_deploy.validate.edge_cases.tied_logits import (
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.tolerances import coarsest
 
-CASE = "ties before the router"
+TIES_CASE = "ties before the router"
 
-Values = Mapping[str, Array]
+_Values = Mapping[str, Array]
 
 
 def run_ties_before(
@@ -75,7 +75,9 @@ def run_ties_before(
             tied = [_tied_layer(routing.graph, one, recorded) for one in layers]
             yield from _TiedModel(package, tied, recorded, reference, policy).results()
     except BackendError as error:
-        yield _result(MODEL, "failed", f"case '{CASE}': the function bodies fail: {error.message}")
+        yield _result(
+            MODEL, "failed", f"case '{TIES_CASE}': the function bodies fail: {error.message}"
+        )
 
 
 def _front_values(
@@ -108,7 +110,7 @@ def _tied_layer(
         if name in recorded and recorded[name].size == size
     ]
     cuts = [
-        Cut(names, is_exact(graph, layer.router, ROUTED, names))
+        LogitCut(names, is_exact(graph, layer.router, ROUTED, names))
         # From the router backwards: the nearest cut leaves the fewest operators out.
         for names in (*between, sources)
         if names
@@ -120,7 +122,7 @@ def _tied_layer(
 class _TiedModel:
     package: OnnxPackage
     layers: Sequence[TiedLayer]
-    recorded: Values
+    recorded: _Values
     reference: Source
     policy: Policy
 
@@ -167,7 +169,7 @@ class _TiedModel:
         )
 
     def _layer_problems(
-        self, runs: Sequence[TiedRun], values: Sequence[Values]
+        self, runs: Sequence[TiedRun], values: Sequence[_Values]
     ) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with each layer by itself, and the first that jumps."""
         comparable = True
@@ -192,11 +194,13 @@ class _TiedModel:
         layer: TiedLayer,
         index: int,
         runs: Sequence[TiedRun],
-        values: Sequence[Values],
+        values: Sequence[_Values],
         alike: bool,
     ) -> str | None:
         logits, place = runs[0].logits[index], _place(layer.path)
-        problem = GateJudge().mismatch(CASE, layer.router, logits, values[0][layer.router.gates])
+        problem = GateJudge().mismatch(
+            TIES_CASE, layer.router, logits, values[0][layer.router.gates]
+        )
         if problem is not None:
             return f"gates of {place}: {problem}"
         # By the logits that reached the router in this run.
@@ -210,15 +214,15 @@ class _TiedModel:
                 return f"what {read.reader} reads as gates of {place} {what}"
         return None
 
-    def _outputs_problem(self, values: Sequence[Values]) -> str | None:
+    def _outputs_problem(self, values: Sequence[_Values]) -> str | None:
         outputs = {one.name: values[0][one.name] for one in self.package.manifest.outputs}
         for name in outputs:
             what = self._jump(name, values)
             if what is not None:
-                return f"output '{name}' in case '{CASE}' {what}"
-        return made_nan.output_problem(CASE, outputs, self.package.vectors[0])
+                return f"output '{name}' in case '{TIES_CASE}' {what}"
+        return made_nan.output_problem(TIES_CASE, outputs, self.package.vectors[0])
 
-    def _jump(self, name: str, values: Sequence[Values]) -> str | None:
+    def _jump(self, name: str, values: Sequence[_Values]) -> str | None:
         # At ties, behind one step, and behind two.
         arrays = [one[name] for one in values]
         if arrays[0].dtype.kind not in "fV":
@@ -244,7 +248,7 @@ class _TiedModel:
         """Inner values that are looked at."""
         return list(dict.fromkeys(name for one in self.layers for name in one.layer.values))
 
-    def _change(self, graph: onnx.GraphProto, fixed: Values) -> None:
+    def _change(self, graph: onnx.GraphProto, fixed: _Values) -> None:
         known = {one.name for one in graph.output}
         # What is looked at is kept, though nothing else may read it.
         graph.output.extend(
@@ -254,7 +258,7 @@ class _TiedModel:
 
 
 def _place(path: str) -> str:
-    return f"layer '{path}' in case '{CASE}'"
+    return f"layer '{path}' in case '{TIES_CASE}'"
 
 
 def _judged(place: str, problems: Mapping[str, str]) -> CaseResult:
@@ -266,4 +270,4 @@ def _judged(place: str, problems: Mapping[str, str]) -> CaseResult:
 
 
 def _result(place: str, status: CaseStatus, detail: str) -> CaseResult:
-    return CaseResult("routing", CASE, place, status, detail)
+    return CaseResult("routing", TIES_CASE, place, status, detail)

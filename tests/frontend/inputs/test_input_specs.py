@@ -8,7 +8,7 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.config.export_config import load_config
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.inputs.input_specs import (
-    InputSpec,
+    ExampleSpec,
     parse_dynamic_options,
     parse_input_options,
     specs_from_config,
@@ -19,11 +19,11 @@ BATCH, PAST = DimExpr("batch"), DimExpr("past")
 
 def test_sizes_and_dynamic_axes_are_parsed() -> None:
     (spec,) = parse_input_options(["x:[batch=2, 3, h = 8,8]:float16"])
-    assert spec == InputSpec("x", (2, 3, 8, 8), "float16", {0: BATCH, 2: DimExpr("h")})
+    assert spec == ExampleSpec("x", (2, 3, 8, 8), "float16", {0: BATCH, 2: DimExpr("h")})
 
 
 def test_dtype_is_float32_if_left_out_and_a_scalar_has_no_axes() -> None:
-    assert parse_input_options(["t:[]"]) == (InputSpec("t", (), "float32", {}),)
+    assert parse_input_options(["t:[]"]) == (ExampleSpec("t", (), "float32", {}),)
 
 
 def test_name_may_hold_colons_and_dots() -> None:
@@ -33,7 +33,7 @@ def test_name_may_hold_colons_and_dots() -> None:
 @pytest.mark.parametrize("mask", ["mask:[past+1]:bool", "mask:[past+1=6]:bool"])
 def test_derived_dimension_takes_the_size_of_another_input(mask: str) -> None:
     specs = parse_input_options([mask, "past:[past=5,8]"])
-    assert specs[0] == InputSpec("mask", (6,), "bool", {0: DimExpr("past", 1, 1)})
+    assert specs[0] == ExampleSpec("mask", (6,), "bool", {0: DimExpr("past", 1, 1)})
     assert specs[1].dims == {0: PAST}
 
 
@@ -74,7 +74,7 @@ def test_inputs_of_a_configuration_are_described() -> None:
         ["inputs=[{name: x, shape: [batch, past+1], dtype: int64, range: [0, 5]}]"]
         + ["dims={batch: 2, past: 3}"],
     )
-    expected = InputSpec("x", (2, 4), "int64", {0: BATCH, 1: DimExpr("past", 1, 1)}, (0, 5))
+    expected = ExampleSpec("x", (2, 4), "int64", {0: BATCH, 1: DimExpr("past", 1, 1)}, (0, 5))
     assert specs_from_config(config) == (expected,)
 
 

@@ -10,7 +10,7 @@ from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
 from moh_deploy.perf.bench.layer_work import LayerWork
 from moh_deploy.perf.bench.measured import Measured
 from moh_deploy.perf.bench.report import PackageWork
-from moh_deploy.perf.timing import Difference, Ratio
+from moh_deploy.perf.timing import Ratio, TimeDifference
 from tests.report.samples import bench_report
 
 WHERE = "build/model on recorded inputs at batch=4"
@@ -110,7 +110,7 @@ def test_what_computes_something_else_is_named():
 
 
 def test_router_overhead_is_said_or_why_it_is_not_known():
-    wall, cpu = Difference(0.2, 0.1, 0.3), Difference(0.1, -0.1, 0.3)
+    wall, cpu = TimeDifference(0.2, 0.1, 0.3), TimeDifference(0.1, -0.1, 0.3)
     found = RoutingOverhead("build/model", None, "recorded", {"batch": 4}, wall, cpu, 0.125, None)
     missing = replace(found, wall_ms=None, cpu_ms=None, share=None, reason="no gates are read")
     of_one = replace(found, layer="blocks.1.attn")

@@ -9,12 +9,12 @@ from moh_deploy.perf.bench.agreement import Agreement
 from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
 from moh_deploy.perf.bench.fresh_run import FreshRun
 from moh_deploy.perf.bench.report import BenchReport
-from moh_deploy.perf.timing import Difference
+from moh_deploy.perf.timing import TimeDifference
 from tests.report.json_schema import assert_of_form
 from tests.report.samples import bench_report
 
 REPORT = bench_report()
-ONE = Difference(0.1, 0.0, 0.2)
+ONE = TimeDifference(0.1, 0.0, 0.2)
 ROUTING = RoutingOverhead("build/model", None, "recorded", {"batch": 4}, ONE, ONE, 0.1, None)
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from moh_deploy.perf.timing import Samples
+from moh_deploy.perf.timing import TimeSamples
 from moh_deploy.perf.tune.whole_model import chosen_over, ranges_pay, slower_than_dense
 
 
-def times(dense: Samples, chosen: Samples, one_choice: Samples) -> dict[str, Samples]:
+def times(
+    dense: TimeSamples, chosen: TimeSamples, one_choice: TimeSamples
+) -> dict[str, TimeSamples]:
     return {"dense": dense, "chosen": chosen, "one_choice": one_choice}
 
 

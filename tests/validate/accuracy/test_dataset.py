@@ -9,7 +9,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.validate.accuracy.dataset import (
     Dataset,
-    Samples,
+    LabelledSamples,
     choose_size,
     sample_axis,
     samples_of,
@@ -22,7 +22,7 @@ BIAS = TensorInfo("bias", "float32", (5, 5))
 LOGITS = TensorInfo("logits", "float32", ("batch", 4))
 
 
-def held(count: int) -> Samples:
+def held(count: int) -> LabelledSamples:
     """Return inputs that count samples on their first axis, their second, and nowhere."""
     numbers = np.arange(count, dtype=np.float32)
     inputs = {
@@ -30,7 +30,9 @@ def held(count: int) -> Samples:
         "cache": np.broadcast_to(numbers[None, :, None], (3, count, 2)),
         "bias": np.zeros((5, 5), np.float32),
     }
-    return Samples(Path("val.npz"), inputs, {"logits": np.tile(numbers[:, None], 4)}, {}, {}, "val")
+    return LabelledSamples(
+        Path("val.npz"), inputs, {"logits": np.tile(numbers[:, None], 4)}, {}, {}, "val"
+    )
 
 
 def test_arrays_are_cut_along_the_axis_of_samples_and_others_stay_whole():

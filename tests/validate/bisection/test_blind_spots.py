@@ -14,7 +14,7 @@ from moh_deploy.validate.bisection.blind_spots import _FAULTS, BlindSpots, _add_
 from moh_deploy.validate.bisection.checkpoint import checkpoints
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.interval import find_interval
-from moh_deploy.validate.bisection.judge import Judge
+from moh_deploy.validate.bisection.judge import VariantJudge
 from moh_deploy.validate.bisection.reaction import measure_reactions
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.handmade_package import without_layers
@@ -79,7 +79,7 @@ def write(output: Path, scale: float = 1.0) -> OnnxPackage:
 def places(package: OnnxPackage) -> tuple[set[str], set[str]]:
     """Return the nodes of the interval, and those whose faults do not show."""
     model = ForcedModel(package, {})
-    judge, graph = Judge(model, package.vectors, BUILT_IN_POLICY), graph_of(model)
+    judge, graph = VariantJudge(model, package.vectors, BUILT_IN_POLICY), graph_of(model)
     found = checkpoints(judge.judge(model), measure_reactions(judge, model), "float32")
     interval = find_interval(graph, found)
     assert interval is not None

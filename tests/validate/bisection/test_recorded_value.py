@@ -11,7 +11,7 @@ import pytest
 import moh_deploy
 from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
 from moh_deploy.validate.bisection.forced_model import ForcedModel
-from moh_deploy.validate.bisection.judge import Judge
+from moh_deploy.validate.bisection.judge import VariantJudge
 from moh_deploy.validate.bisection.locate import Between
 from moh_deploy.validate.bisection.recorded_value import RecordedValue, recorded_values
 from moh_deploy.validate.policy import BUILT_IN_POLICY
@@ -59,7 +59,7 @@ def test_inner_value_that_is_an_output_or_is_not_made_is_left_out(
 ):
     package = write_routed(tmp_path / "right")
     model = ForcedModel.of(package, package.vectors)
-    judge = Judge(model, package.vectors, BUILT_IN_POLICY)
+    judge = VariantJudge(model, package.vectors, BUILT_IN_POLICY)
 
     def more(
         layers: Sequence[LayerInfo], vectors: VectorSet, shown: object

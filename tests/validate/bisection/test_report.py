@@ -11,12 +11,12 @@ from moh_deploy.validate.bisection.cure import Cure, KeptNode
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.locate import Between, Divergence
-from moh_deploy.validate.bisection.places import Place
+from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.bisection.report import BisectReport, Repair
 from tests.report.json_schema import assert_of_form
 from tests.report.samples import parity_report
 
-PLACE = Place("blocks.0.up.MatMul", "MatMul", "blocks.0", "up")
+PLACE = NodePlace("blocks.0.up.MatMul", "MatMul", "blocks.0", "up")
 BROKEN = NodeError(PLACE, before=math.inf, behind=math.nan, size=1e5, finite=False)
 WRONG = Recorded("output 'y'", "y", math.nan, 1e-4, "output 'y' is NaN.")
 FOUND = Divergence("precision", "the same graph", BROKEN, None, ("is larger",), (WRONG,))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from moh_deploy.validate.bisection.checkpoint import Checkpoint
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.locate import Between, Divergence
-from moh_deploy.validate.bisection.places import Place
+from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.bisection.text import divergence_text
 
 FIRST, SECOND, LAST = "router of 'a'", "router of 'b'", "output 'y'"
@@ -15,8 +15,8 @@ CHECKPOINTS = tuple(Checkpoint(one, one, agrees=False) for one in (FIRST, SECOND
 WRONG = Recorded(SECOND, SECOND, 1.0, 0.1, "it is not equal.")
 
 
-def place(index: int, module: str = "a") -> Place:
-    return Place(f"{module}.{index}", "Add", module, f"{module}_{index}")
+def place(index: int, module: str = "a") -> NodePlace:
+    return NodePlace(f"{module}.{index}", "Add", module, f"{module}_{index}")
 
 
 def found(between: Between | None, wrong: Recorded = WRONG) -> Divergence:

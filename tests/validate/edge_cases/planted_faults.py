@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moh_deploy.graph.gate_reads import RECORDED, gate_reads
+from moh_deploy.graph.gate_reads import RECORDED_GATES, gate_reads
 from moh_deploy.graph.router_logits import router_logits
 from moh_deploy.graph.switches import all_nodes, reads
 from moh_deploy.package import LayerInfo, OnnxPackage, PackageWriter
@@ -33,7 +33,7 @@ class Site:
         self.shared = int(router.attributes["num_shared_heads"])
         self.top_k = int(router.attributes["top_k"])
         read = gate_reads(graph, layer, router.gates)
-        self.read = next(one.value for one in read if one.reader != RECORDED)
+        self.read = next(one.value for one in read if one.reader != RECORDED_GATES)
 
     @property
     def routed(self) -> int:

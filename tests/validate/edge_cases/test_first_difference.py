@@ -12,7 +12,7 @@ from onnx import helper
 from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
 from moh_deploy.validate.edge_cases.routed_layer import Routing
-from moh_deploy.validate.edge_cases.source import function_bodies
+from moh_deploy.validate.edge_cases.source import body_source
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import write_edge_package
 from tests.validate.edge_cases.planted_faults import Fault, Site, in_layer, planted
@@ -26,9 +26,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
 def sentence(right: OnnxPackage, wrong: OnnxPackage) -> str | None:
     """Compare a package with the function bodies of another, which has the same names."""
     routed = Routing.of(right).routed
-    found = FirstDifference(
-        right, routed, function_bodies(wrong), function_bodies(right), BUILT_IN_POLICY
-    )
+    found = FirstDifference(right, routed, body_source(wrong), body_source(right), BUILT_IN_POLICY)
     inputs = right.vectors[0].inputs
     return found.sentence(inputs, inputs, whole)
 

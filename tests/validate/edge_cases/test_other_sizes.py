@@ -19,7 +19,7 @@ from moh_deploy.validate.edge_cases.first_difference import FirstDifference
 from moh_deploy.validate.edge_cases.input_run import InputJudge
 from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
 from moh_deploy.validate.edge_cases.routed_layer import Routing
-from moh_deploy.validate.edge_cases.source import Source, function_bodies
+from moh_deploy.validate.edge_cases.source import Source, body_source
 from moh_deploy.validate.edge_cases.suite import Sides
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import write_edge_package
@@ -29,7 +29,7 @@ from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size
 
 def results(package: OnnxPackage) -> list[CaseResult]:
     subject = Source(package, Variant(kernels="off"))
-    bodies, variants = function_bodies(package), PackageVariants(package, Variant(kernels="off"))
+    bodies, variants = body_source(package), PackageVariants(package, Variant(kernels="off"))
     sides = Sides(package, subject, variants, bodies)
     routed = Routing.of(package).routed
     place = FirstDifference(package, routed, subject, bodies, BUILT_IN_POLICY)

@@ -14,7 +14,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.edge_cases.case_result import CaseResult
 from moh_deploy.validate.edge_cases.routed_layer import Routing
 from moh_deploy.validate.edge_cases.single_sizes import run_single_sizes
-from moh_deploy.validate.edge_cases.source import function_bodies
+from moh_deploy.validate.edge_cases.source import body_source
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import write_edge_package
 from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size, planted
@@ -27,7 +27,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
 
 
 def results(package: OnnxPackage) -> list[CaseResult]:
-    bodies = function_bodies(package)
+    bodies = body_source(package)
     return list(run_single_sizes(package, Routing.of(package), bodies, BUILT_IN_POLICY))
 
 

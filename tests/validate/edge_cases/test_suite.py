@@ -19,9 +19,9 @@ from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.corpus_run import CorpusJudge
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.made_nan import output_problem
-from moh_deploy.validate.edge_cases.source import Source, function_bodies
+from moh_deploy.validate.edge_cases.source import Source, body_source
 from moh_deploy.validate.edge_cases.suite import Sides, Suite
-from moh_deploy.validate.edge_cases.ties_before import CASE as TIES_BEFORE
+from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import Plant, write_edge_package
 from tests.kernel_library import needs_library
@@ -32,7 +32,7 @@ from tests.validate.edge_cases.planted_faults import Site, in_layer, planted
 
 def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -> list[CaseResult]:
     """Compare what one package runs with the function bodies of another."""
-    bodies, subject = function_bodies(reference), Source(judged, Variant(kernels=kernels))
+    bodies, subject = body_source(reference), Source(judged, Variant(kernels=kernels))
     sides = Sides(reference, subject, PackageVariants(judged, Variant(kernels=kernels)), bodies)
     states = tuple(input_states(reference, {"batch": 3, "seq": 9}, "valid"))
     return Suite(sides, states, "valid").run(SilentProgress())
@@ -181,7 +181,7 @@ def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
     token = MinedToken(0, (0, 0), 0.0)
     kept = CorpusSample(replace(recorded, outputs={"y": made}), (token,))
     package = replace(right, corpus=(kept,))
-    runner = function_bodies(right).open(right.gate_names)
+    runner = body_source(right).open(right.gate_names)
     for mask, status in (("valid", "passed"), (None, "failed")):
         judge = CorpusJudge(
             package, runner, PackageVariants(right, Variant(kernels="off")), BUILT_IN_POLICY, mask
@@ -191,7 +191,7 @@ def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
 
 def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
-    bodies = function_bodies(package)
+    bodies = body_source(package)
     sides = Sides(package, bodies, PackageVariants(package, Variant(kernels="off")), bodies)
     results = Suite(sides, ()).run(SilentProgress())
     routing = [one for one in results if one.place == "blocks.0.attn"]

@@ -7,7 +7,7 @@ windows     which pixels the windows are, told by their elements (neighbours, st
 reader      puts these together, and checks that they are one attention
 """
 
-from moh_deploy.frontend.recognize.aggregated.form import Aggregated, Source
+from moh_deploy.frontend.recognize.aggregated.form import Aggregated, WindowSource
 from moh_deploy.frontend.recognize.aggregated.reader import read_aggregated
 
-__all__ = ["Aggregated", "Source", "read_aggregated"]
+__all__ = ["Aggregated", "WindowSource", "read_aggregated"]

@@ -12,7 +12,7 @@ from moh_deploy.frontend.recognize.aggregated.neighbours import Window
 
 
 @dataclass(frozen=True)
-class Source:
+class WindowSource:
     """A tensor of heads for each row, or the part of one.
 
     Attributes:
@@ -44,11 +44,11 @@ class Aggregated:
     What does not depend on the input is float64; None where it changes nothing.
     """
 
-    query: Source
-    key: Source
-    value: Source
-    pooled_key: Source
-    pooled_value: Source
+    query: WindowSource
+    key: WindowSource
+    value: WindowSource
+    pooled_key: WindowSource
+    pooled_value: WindowSource
     window: Window
     query_embedding: Tensor | None
     query_scale: Tensor | None
@@ -59,5 +59,5 @@ class Aggregated:
     epsilon: float | None
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[WindowSource, ...]:
         return (self.query, self.key, self.value, self.pooled_key, self.pooled_value)

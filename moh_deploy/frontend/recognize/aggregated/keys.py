@@ -13,9 +13,9 @@ from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece
-from moh_deploy.frontend.recognize.aggregated.form import Source
+from moh_deploy.frontend.recognize.aggregated.form import WindowSource
 from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, close, peel, same_query
-from moh_deploy.frontend.recognize.aggregated.scores import Part
+from moh_deploy.frontend.recognize.aggregated.scores import ScorePart
 from moh_deploy.frontend.recognize.aggregated.windows import CutWindows, WindowAxes, read_windows
 from moh_deploy.frontend.recognize.layer import MoHLayer
 
@@ -35,8 +35,8 @@ class Keys:
 
     columns: Tensor
     query: Peeled
-    source: Source
-    unit: Source | None
+    source: WindowSource
+    unit: WindowSource | None
     epsilon: float | None
     scale: Tensor
 
@@ -51,7 +51,7 @@ class KeyReader:
     def __init__(self, layer: MoHLayer, known: KnownValues) -> None:
         self._layer, self._known = layer, known
 
-    def pooled(self, part: Part) -> Keys | None:
+    def pooled(self, part: ScorePart) -> Keys | None:
         """Keys that are the same for all pixels; None for other products."""
         # Pooled keys [B, H, P, D] have no axis of the pixels: all pixels see the same ones.
         for query, key in (part.operands, part.operands[::-1]):
@@ -62,7 +62,7 @@ class KeyReader:
                 return self._keys([part], own, keys, keys.scale, part.columns)
         return None
 
-    def windowed(self, parts: Sequence[Part], pooled: Keys) -> tuple[Keys, CutWindows]:
+    def windowed(self, parts: Sequence[ScorePart], pooled: Keys) -> tuple[Keys, CutWindows]:
         """The keys of the windows around each pixel, and how they were cut out.
 
         Args:
@@ -96,14 +96,14 @@ class KeyReader:
             keys = peel(Operand(image.node, image.layout), pixels, self._known, is_query=False)
             scale = cut[0].scale * keys.scale
             return self._keys(parts, queries[0], keys, scale, layer.tokens), windows
-        source = Source(image, layer.tokens, parts[0].summed)
+        source = WindowSource(image, layer.tokens, parts[0].summed)
         unit = source if cut[0].epsilon is None else None
         scale = parts[0].scale * (queries[0].scale * cut[0].scale)[..., 0]
         read = Keys(_columns(parts), queries[0], source, unit, cut[0].epsilon, scale)
         return read, windows
 
     def _check_alike(
-        self, parts: Sequence[Part], queries: Sequence[Peeled], keys: Sequence[Peeled]
+        self, parts: Sequence[ScorePart], queries: Sequence[Peeled], keys: Sequence[Peeled]
     ) -> None:
         # One op computes all taps: with one query, one scale and one epsilon.
         for part, query, key in zip(parts, queries, keys, strict=True):
@@ -120,20 +120,20 @@ class KeyReader:
                 raise NotCoveredError("the scores of a window are computed in different ways")
 
     def _keys(
-        self, parts: Sequence[Part], query: Peeled, keys: Peeled, scale: Tensor, rows: Dim
+        self, parts: Sequence[ScorePart], query: Peeled, keys: Peeled, scale: Tensor, rows: Dim
     ) -> Keys:
         source, unit = (
-            Source(Piece(operand.node, operand.layout), rows, parts[0].summed)
+            WindowSource(Piece(operand.node, operand.layout), rows, parts[0].summed)
             for operand in (keys.source, keys.unit)
         )
         total = parts[0].scale * (query.scale * scale)[..., 0]
         return Keys(_columns(parts), query, source, unit, keys.epsilon, total)
 
-    def _query(self, part: Part, query: Operand) -> Peeled:
+    def _query(self, part: ScorePart, query: Operand) -> Peeled:
         rows = Rows(self._layer.heads, self._layer.tokens, part.summed)
         return peel(query, rows, self._known, is_query=True)
 
-    def _told_apart(self, part: Part, pooled: Keys) -> tuple[Operand, Operand]:
+    def _told_apart(self, part: ScorePart, pooled: Keys) -> tuple[Operand, Operand]:
         """Query and keys of a window: of a single tap, both have one row a pixel."""
         columns = set(leaves(part.columns))
         for query, key in (part.operands, part.operands[::-1]):
@@ -148,5 +148,5 @@ class KeyReader:
         return bool(set(leaves(self._layer.tokens)) & set(flat(operand.layout)))
 
 
-def _columns(parts: Sequence[Part]) -> Tensor:
+def _columns(parts: Sequence[ScorePart]) -> Tensor:
     return torch.cat([torch.arange(part.start, part.stop) for part in parts])

@@ -12,7 +12,7 @@ from moh_deploy.frontend.fx.graph import argument, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.slices import Piece
-from moh_deploy.frontend.recognize.aggregated.form import Aggregated, Source
+from moh_deploy.frontend.recognize.aggregated.form import Aggregated, WindowSource
 from moh_deploy.frontend.recognize.aggregated.keys import KeyReader, Keys
 from moh_deploy.frontend.recognize.aggregated.neighbours import Window
 from moh_deploy.frontend.recognize.aggregated.outputs import WeightedValues, weighted_values
@@ -139,9 +139,9 @@ class _Assembly:
         form = Aggregated(
             query=query,
             key=keys,
-            value=Source(self._cut_values.image, tokens_axes, head_dim),
+            value=WindowSource(self._cut_values.image, tokens_axes, head_dim),
             pooled_key=pooled_keys,
-            pooled_value=Source(
+            pooled_value=WindowSource(
                 Piece(far.value.node, resolve(far.value.layout)), far.columns, head_dim
             ),
             window=window,
@@ -195,7 +195,7 @@ class _Assembly:
             for given, own in zip(weighted, value_taps.tolist(), strict=True)
         )
 
-    def _units(self) -> tuple[Source, Source, Source, float | None]:
+    def _units(self) -> tuple[WindowSource, WindowSource, WindowSource, float | None]:
         """Query, keys and pooled keys: before they get unit length where all of them do."""
         # The op normalises all three or none: where a model normalises some, these enter
         # normalised.
@@ -204,7 +204,7 @@ class _Assembly:
         together = len(epsilons) == 1 and None not in epsilons
         operand = query.source if together else query.unit
         piece = Piece(operand.node, operand.layout)
-        read = Source(piece, self._layer.tokens, pooled.source.head_dim)
+        read = WindowSource(piece, self._layer.tokens, pooled.source.head_dim)
         if together:
             return read, keys.source, pooled.source, query.epsilon
         if keys.unit is None or pooled.unit is None:

@@ -21,7 +21,7 @@ from moh_deploy.frontend.recognize.cores.softmax import HIDING_FILL
 
 
 @dataclass(frozen=True)
-class Part:
+class ScorePart:
     """A product of queries and keys that makes the scores `start` to `stop` of the softmax.
 
     Attributes:
@@ -51,7 +51,7 @@ class JointScores:
 
     bias: Tensor
     hidden: Tensor
-    parts: list[Part] = field(default_factory=list)
+    parts: list[ScorePart] = field(default_factory=list)
 
 
 class JointScoreReader:
@@ -113,7 +113,7 @@ class JointScoreReader:
             return self._pieces(at)
         raise NotCoveredError(f"{at.node.target} stands between the scores and their softmax")
 
-    def _part(self, at: _Place) -> Part:
+    def _part(self, at: _Place) -> ScorePart:
         found = contraction(at.node)
         assert found is not None
         # [B, H, N, D] @ [B, H, D, P], or a sum over D of [B, H, N, 1, D] * [B, H, N, L, D]: what
@@ -123,7 +123,7 @@ class JointScoreReader:
         summed = tuple(axis for dim in resolve(first) for axis in dim if axis not in outside)
         a, b = found.operands
         operands = (Operand(a, first), Operand(b, second))
-        return Part(operands, at.columns, summed, at.start, at.stop, at.scale[..., 0])
+        return ScorePart(operands, at.columns, summed, at.start, at.stop, at.scale[..., 0])
 
     def _undo_add(self, at: _Place, scores: JointScores) -> _Place:
         found = operand_and_known(at.node, at.layout, self._groups(at), self._known)

@@ -21,7 +21,7 @@ from moh_deploy.frontend.recognize.cores.core import Factor, MaskTerm, Scores
 HIDING_FILL = -1e4
 JOINT_SOFTMAX = "one softmax spans several products of queries and keys"
 
-Constants = Callable[[Node], torch.Tensor | None]
+ReadConstant = Callable[[Node], torch.Tensor | None]
 
 
 @dataclass
@@ -35,7 +35,7 @@ class ScoreReader:
     """
 
     dynamic: set[Node]
-    constant: Constants
+    constant: ReadConstant
     _scale: float = field(default=1.0, init=False)
     _factors: list[Factor] = field(default_factory=list, init=False)
     _masks: list[MaskTerm] = field(default_factory=list, init=False)
