@@ -108,8 +108,9 @@ def test_token_layout_that_is_wrong_stays_as_it_was(
 ):
     def insert(program):
         swaps = insert_token_layout(program)
+        names = [one.name for one in torch.ops.moh.token_conv.default._schema.arguments]
         for swap in swaps:
-            swap.new.args = (*swap.new.args[:6], "none", *swap.new.args[7:])
+            swap.new.update_arg(names.index("activation"), "none")
         program.graph_module.recompile()
         return swaps
 
