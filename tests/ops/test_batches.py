@@ -20,8 +20,7 @@ def test_every_failing_case_is_named_and_no_other():
     wrong = {str(case) for case in ROUTER.cases[1::2]}
 
     def run(case: Case) -> list[np.ndarray]:
-        outputs = independent.run(case)
-        return [output + 1 for output in outputs] if str(case) in wrong else outputs
+        return [] if str(case) in wrong else independent.run(case)
 
     with pytest.raises(AssertionError, match=f"{len(wrong)} cases fail") as failed:
         assert_outputs_right(ROUTER.cases, run)
