@@ -16,6 +16,9 @@ import yaml
 from moh_deploy import native
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 
+BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
+"""Programs that reports are opened in. The last may be a note that says to install another."""
+
 EXPECTED = Path(__file__).parent / "expected_skips.yaml"
 
 
@@ -46,6 +49,9 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without nvcc": lambda: not _has_nvcc(),
     "without CUDA's headers": lambda: not _has_cuda_headers(),
     "without TensorRT's packages": lambda: not _has_package("tensorrt_rtx_libs"),
+    "without browser": lambda: not any(map(shutil.which, BROWSERS)),
+    "without ONNX Runtime's headers": lambda: not Path("/usr/include/onnxruntime").is_dir(),
+    "without addr2line": lambda: shutil.which("addr2line") is None,
     "without avx512_bf16": lambda: not _has_processor_flag("avx512_bf16"),
     "without avx512": lambda: not _has_processor_flag("avx512f"),
     "without avx2": lambda: not _has_processor_flag("avx2"),

@@ -10,17 +10,15 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.report.html.browsing import Visits
-
-# The last one may be a note that says to install it otherwise.
-NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
+from tests.skips import BROWSERS
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One for all tests of a module."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        pytest.skip(f"there is no browser: none of {', '.join(NAMES)} is on PATH")
+        pytest.skip(f"there is no browser: none of {', '.join(BROWSERS)} is on PATH")
     options = ["--force-color-profile=srgb", "--disable-dev-shm-usage"]
     options += ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
