@@ -12,8 +12,8 @@ from moh_deploy.ops.element_types import to_type_proto
 from moh_deploy.ops.spec import TensorType
 from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.system.npz import Array
 
 

@@ -15,7 +15,7 @@ from model_timing import check, reference_of
 from ort_session import kernel_session, plain_session
 from rich.table import Table
 
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.system.npz import Array
 
 _KERNEL_TIME = "_kernel_time"

@@ -22,8 +22,8 @@ from rich.table import Table
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import LayerInfo, OnnxPackage, at_sizes
 from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.onnxruntime.values import to_ort
-from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.system.npz import Array
 
 

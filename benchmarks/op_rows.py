@@ -10,7 +10,7 @@ from op_inputs import Shape
 from op_timing import Timing
 from rich.table import Table
 
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 
 ALL_HEADS = 1.0
 

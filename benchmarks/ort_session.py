@@ -9,10 +9,10 @@ from pathlib import Path
 import onnxruntime as ort
 
 from moh_deploy.errors import MoHDeployError
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.runtime.onnxruntime.kernels import register
 from moh_deploy.runtime.onnxruntime.placement import Placement
-from moh_deploy.runtime.runner import KernelUse
 
 _ERRORS_ONLY = 3
 

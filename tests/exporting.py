@@ -17,8 +17,8 @@ from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun
 from moh_deploy.validate.tolerances import tolerance_for

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy import native
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 
 NO_KERNELS = KernelUse(None, "switched off", None)
 

@@ -23,8 +23,8 @@ from train import EPOCHS, load_splits, save_checkpoint, train
 from moh_deploy.native import kernel_library
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport

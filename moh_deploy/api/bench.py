@@ -22,8 +22,8 @@ from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.baseline.path_keys import path_key
 from moh_deploy.report.baseline.ratchet import Ratchet
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.original import Original
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory, staged_file
 from moh_deploy.validate.input_sets import InputSet, input_sets

@@ -8,8 +8,8 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.inspect_report import InspectReport
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.progress import Progress, SilentProgress
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Model, Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.onnxruntime.models import PackageDir
 from moh_deploy.runtime.open_runner import find_model, onnx_file
 from moh_deploy.runtime.original import OriginalModel, RunnableOriginal
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.runtime.tensorrt.on_host import INSTALL, choose_polygraphy

@@ -9,8 +9,8 @@ from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, check_package_output
 from moh_deploy.package.replace_corpus import replace_corpus
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.edge_cases.input_states import input_states

@@ -9,9 +9,9 @@ from pathlib import Path
 from moh_deploy.errors import PackageError
 from moh_deploy.package import TensorInfo
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.run_report import RunReport
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import staged_file

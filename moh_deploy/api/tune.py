@@ -40,10 +40,10 @@ from moh_deploy.perf.tune.whole_model import (
     time_model,
 )
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 from moh_deploy.runtime.onnxruntime.session import runtime_name
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress

@@ -10,7 +10,7 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.report.baseline.ratchet import Ratchet
-from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.accuracy.class_labels import Labelling

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
-from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.isolate import Outcome, isolated
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.edge_cases.report import ProbeReport

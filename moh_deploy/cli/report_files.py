@@ -12,7 +12,7 @@ from moh_deploy.errors import ConfigError, MoHDeployError
 
 if TYPE_CHECKING:
     from moh_deploy.report.document import About, Document
-    from moh_deploy.runtime.runner import KernelUse
+    from moh_deploy.runtime.kernel_use import KernelUse
 
 FileFormat = Literal["junit", "markdown", "html"]
 

@@ -11,7 +11,7 @@ from moh_deploy import native
 from moh_deploy.machine.ask import Failed, ask
 
 if TYPE_CHECKING:
-    from moh_deploy.runtime.runner import Kernels
+    from moh_deploy.runtime.kernel_use import Kernels
 
 REBUILD = (
     "apt install cmake make g++ libonnxruntime-dev libhwy-dev (Debian 13, Ubuntu 25.04 or newer),"

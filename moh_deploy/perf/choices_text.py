@@ -18,7 +18,7 @@ from moh_deploy.package import (
 from moh_deploy.perf.cost_model.prediction import Prediction
 from moh_deploy.report.document import Cell, Table
 from moh_deploy.report.numbers import count, percent
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 
 Predictions = Sequence[Prediction | None]
 """One a layer; None where nothing is known."""

@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from moh_deploy.perf.cost_model.machine import Processor
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 
 _PACKAGES = ("moh-deploy", "onnxruntime", "onnx", "numpy", "tensorrt", "tensorrt-rtx", "polygraphy")
 

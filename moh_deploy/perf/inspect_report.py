@@ -21,9 +21,9 @@ from moh_deploy.report.document import Block, Cell, Document, Table
 from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.report.numbers import count, percent, si
 from moh_deploy.report.report import Report
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.layers_text import kept_text, layer_table, nodes_text, reasons, runs_as
-from moh_deploy.runtime.runner import KernelUse
 
 
 @dataclass(frozen=True)

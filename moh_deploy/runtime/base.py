@@ -22,8 +22,8 @@ from typing_extensions import Self
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
+from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.runner import Kernels, KernelUse
 from moh_deploy.system.npz import Array
 
 GraphEdit: TypeAlias = Callable[[onnx.GraphProto], object]

@@ -10,7 +10,7 @@ import numpy as np
 
 from moh_deploy.package import TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, Variant
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.system.npz import Array
 
 

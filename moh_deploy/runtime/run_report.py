@@ -8,9 +8,9 @@ from pathlib import Path
 from moh_deploy.package import TensorInfo
 from moh_deploy.report.document import Document, Table
 from moh_deploy.report.report import Report
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.layers_text import nodes_text, runs_text
-from moh_deploy.runtime.runner import KernelUse
 
 
 @dataclass(frozen=True)

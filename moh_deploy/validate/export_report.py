@@ -11,8 +11,8 @@ from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layers_text import kept_text, layer_table, nodes_text, reasons, runs_text
-from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.validate.fresh_process import ProvenRun
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.runtime.runner import Kernels, KernelUse
 from moh_deploy.system.isolate import isolated
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.policy import BUILT_IN_POLICY

@@ -8,8 +8,8 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Deployed, Runner, Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.reference import RECORDED

@@ -19,8 +19,8 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import Float32Node, OnnxPackage, PackageWriter
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection import repair as job
 from moh_deploy.validate.bisection.cure import Cure, KeptNode

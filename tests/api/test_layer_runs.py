@@ -11,9 +11,9 @@ import pytest
 
 import moh_deploy
 from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.onnxruntime.placement import Placement
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.fresh_process import prove

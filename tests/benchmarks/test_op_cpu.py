@@ -15,7 +15,7 @@ import pytest
 
 from moh_deploy import native
 from moh_deploy.ops import OPS
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.native import kernel_library
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.validate.parity_report import OutputParity, ParityReport
 from tests.examples.digits_demo import DIGITS, DemoRun
 from tests.kernel_library import NO_KERNELS, required_library

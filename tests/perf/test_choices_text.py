@@ -10,8 +10,8 @@ from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, Tuning
 from moh_deploy.perf.cost_model.prediction import Prediction
 from moh_deploy.perf.inspect_report import InspectReport
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.runtime.runner import KernelUse
 from tests.handmade_package import LAYER, MANIFEST
 from tests.kernel_library import NO_KERNELS
 from tests.report.test_reports import KERNELS, text_of

@@ -13,10 +13,10 @@ from moh_deploy.package import KeptOperators, TensorInfo
 from moh_deploy.perf.inspect_report import InspectReport
 from moh_deploy.report.json import to_json
 from moh_deploy.report.numbers import si
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.layers_text import runs_text
 from moh_deploy.runtime.run_report import RunReport
-from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Deployed, Description, Runner, Variant
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.system.npz import Array
 
 

@@ -12,8 +12,8 @@ from moh_deploy.errors import ValidationError
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Description
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.system.npz import Array
 from moh_deploy.validate import judge
 from moh_deploy.validate.layer_values import LayerValues

@@ -12,9 +12,9 @@ from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.perf.bench.candidate import Candidate
 from moh_deploy.perf.bench.fixed_routing import FIXED, FixedRouters, FixedRouting, routers_to_fix
 from moh_deploy.runtime.base import Deployed, Model, Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.subject import Subject, read_subject
 

@@ -23,9 +23,9 @@ from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.tune.layers import at_sizes_of
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
 

@@ -16,7 +16,7 @@ from moh_deploy.report.baseline.result import RatchetResult
 from moh_deploy.report.document import Document
 from moh_deploy.report.json import in_json
 from moh_deploy.report.report import Report
-from moh_deploy.runtime.runner import KernelUse
+from moh_deploy.runtime.kernel_use import KernelUse
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from moh_deploy.report.document import Cell, Document, Table
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layers_text import reasons
-from moh_deploy.runtime.runner import KernelUse
 
 
 @dataclass(frozen=True)

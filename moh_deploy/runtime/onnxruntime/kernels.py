@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from moh_deploy import __version__, native
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import ComputeType
+from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl
-from moh_deploy.runtime.runner import Kernels, KernelUse
 from moh_deploy.system.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from moh_deploy.graph.emulated_dtype import EmulatedDtype
 from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs, empty_axis
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels, register, require_kernels
 from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
 from moh_deploy.runtime.onnxruntime.values import from_ort, tensor_info, to_ort
-from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
 

@@ -12,8 +12,8 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.runtime.base import AS_IT_IS, Deployed, Description, Runner, Variant
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.runtime.tensorrt.engine import Engine
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_NAME, EngineLayer, EngineManifest
 from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir

@@ -10,8 +10,8 @@ from pathlib import Path
 from moh_deploy.graph.float32_form import LOW, Float32Form, float32_form
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.judge import Recorded, VariantJudge

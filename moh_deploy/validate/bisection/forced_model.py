@@ -10,8 +10,8 @@ import onnx
 from moh_deploy.graph.forced_gates import GateTypes, force_gates, forced_gates
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import FUNCTION_BODIES, GraphEdit, Runner, Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.variants import PackageVariants, gates_fed
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.places import ModelGraph

@@ -22,9 +22,9 @@ from moh_deploy.report.document import (
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
+from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.layers_text import runs_text
-from moh_deploy.runtime.runner import KernelUse
 from moh_deploy.validate.edge_cases.case_result import CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.input_states import ZERO
 from moh_deploy.validate.edge_cases.mining import Mined

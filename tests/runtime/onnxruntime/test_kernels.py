@@ -12,10 +12,10 @@ from moh_deploy import native
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from moh_deploy.runtime.onnxruntime import session as backend
 from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.system.npz import Array
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library

@@ -11,11 +11,11 @@ from onnx import helper
 
 from moh_deploy.native import kernel_library
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.runtime.onnxruntime import placement as ort_placement
 from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.runtime.onnxruntime.session import open_session
-from moh_deploy.runtime.runner import Kernels
 from tests.handmade_package import write_package
 
 

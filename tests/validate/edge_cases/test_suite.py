@@ -12,7 +12,7 @@ import pytest
 
 from moh_deploy.package import CorpusSample, MinedToken, OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult

@@ -15,8 +15,8 @@ from moh_deploy.graph.forced_gates import computed_gates, force_gates, forced_ga
 from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.runner import Kernels
 from moh_deploy.runtime.variants import gates_fed
 from moh_deploy.system.npz import Array
 from tests.validate.mutations.packages import Precision

@@ -14,7 +14,7 @@ import onnx
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.vectors import VECTORS_NAME
-from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.kernel_use import Kernels
 from tests.validate.mutations.choices import chosen_by_size, run_so
 from tests.validate.mutations.effects import (
     LEAST_FLOOR,

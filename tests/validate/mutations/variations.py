@@ -17,7 +17,7 @@ import moh_deploy
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.graph.forced_gates import GATES_INPUT
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.runner import Kernels
+from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.npz import write_npz
 from tests.validate.mutations.choices import Layers, chosen, chosen_by_size, run_so
 from tests.validate.mutations.packages import Precision, package_of, write_package
