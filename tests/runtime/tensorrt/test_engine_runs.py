@@ -19,6 +19,7 @@ from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import write_npz
 from tests.fakes import Fakes, fakes
 from tests.handmade_package import vectors, write_package
+from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import MANIFEST, python, simulate_gpu, write_engine
 from tests.runtime.tensorrt.test_engine import needs_polygraphy
 
@@ -223,6 +224,7 @@ def test_bench_of_an_engine_needs_its_package(tmp_path: Path):
 
 
 @needs_polygraphy
+@nightly
 def test_bench_times_an_engine_beside_another_and_its_package(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)
     package = _package(tmp_path / "package")
