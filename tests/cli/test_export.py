@@ -47,7 +47,7 @@ class Pipeline:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     pipeline = Pipeline()
     module = ModuleType("moh_deploy.api.export_package")
-    module.export = pipeline.export  # type: ignore[attr-defined]
+    module.export_package = pipeline.export  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "moh_deploy.api.export_package", module)
     return pipeline
 

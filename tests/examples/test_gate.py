@@ -124,7 +124,8 @@ def test_accuracy_that_is_worse_than_it_was_ends_the_action_with_1(
     )
     assert outcome.exit_code == 1, outcome.log
     assert outcome.outputs["verify"] == "failed"
-    sentence = rf"worse: top-1 of output 'logits' {against}: score: 0\.\d+, was 0\.999, allowed"
+    figure = rf"top-1 of output 'logits' {against}: score: 0\.\d+, was 0\.999, allowed"
+    sentence = rf"Baseline file: WORSE[\s\S]*- {figure}"
     assert re.search(sentence, outcome.summary), outcome.summary
     assert "1 held, 1 worse" in outcome.summary
 

@@ -69,6 +69,6 @@ def as_expected(rewrite: Rewrite) -> ExpectedLayer:
         num_kv_heads=rewrite.num_kv_heads,
         top_k=rewrite.router.top_k,
         num_shared_heads=rewrite.router.num_shared_heads,
-        router=rewrite.router.form,
+        router=rewrite.router.form.name,
         replaced=rewrite.replacement is not None,
     )
