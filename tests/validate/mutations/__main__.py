@@ -6,44 +6,22 @@ import argparse
 import json
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from tests.validate.mutations.faults import FAULTS
-from tests.validate.mutations.packages import PRECISIONS, Precision
-from tests.validate.mutations.planting import FaultInjection, Planted, planted_from
+from tests.validate.mutations.packages import PRECISIONS
+from tests.validate.mutations.planting import planted_from
+from tests.validate.mutations.runs import Found, Task, carry_out
 from tests.validate.mutations.subjects import SUBJECTS
 from tests.validate.mutations.tables import fault_table, honest_table, without_effect
 from tests.validate.mutations.variations import (
-    EXPORTED_ANEW,
-    VARIATIONS,
-    Subject,
-    Varied,
     varied_from,
-    vary,
 )
 from tests.zoo import ZooModel
-
-
-class Task(NamedTuple):
-    """One model in one precision."""
-
-    model: str
-    precision: Precision
-
-
-class Found(NamedTuple):
-    """What came of a task."""
-
-    planted: list[Planted]
-    varied: list[Varied]
-    skipped: dict[str, str]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.cache is None:
         raise SystemExit("--cache DIR says where packages are kept.")
     models = _chosen(options.only, options.models)
-    tasks = [Task(model.name, p) for model in models for p in options.precision or PRECISIONS]
+    # Float32 first: the packages of the others are made of it, in whichever process asks for them.
+    tasks = [Task(model.name, p) for p in options.precision or PRECISIONS for model in models]
     found = []
     for task, one in zip(tasks, _run(tasks, options), strict=True):
         found.append(one)
@@ -106,39 +85,12 @@ def _chosen(names: Sequence[str], count: int | None) -> list[ZooModel]:
 
 
 def _run(tasks: Sequence[Task], options: argparse.Namespace) -> Iterable[Found]:
-    work = partial(_found, options=options)
+    work = partial(carry_out, options=options)
     if options.jobs == 1:
         yield from map(work, tasks)
         return
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(work, tasks)
-
-
-def _found(task: Task, options: argparse.Namespace) -> Found:
-    warnings.simplefilter("ignore")  # ONNX's reference warns of NaN on the way of a blind query
-    model = next(one for one in SUBJECTS if one.name == task.model)
-    with TemporaryDirectory() as scratch:
-        return _found_in(Path(scratch, "package"), task, model, options)
-
-
-def _found_in(scratch: Path, task: Task, model: ZooModel, options: argparse.Namespace) -> Found:
-    planted, varied, skipped = [], [], {}
-    if options.what != "honest":
-        injection = FaultInjection(model, options.cache, scratch, by_size=options.by_size)
-        middle = (len(injection.package.manifest.layers) - 1) // 2
-        planted = list(
-            injection.plant_all(
-                task.precision,
-                faults=options.faults,
-                layers=lambda index: options.layers == "all" or index == middle,
-            )
-        )
-        skipped = {f"{fault}/{index}": why for (fault, index), why in injection.skipped.items()}
-    if options.what != "faults":
-        subject = Subject(model, task.precision, options.cache, scratch)
-        names = [one for one in VARIATIONS if options.opsets or one not in EXPORTED_ANEW]
-        varied = list(vary(subject, names))
-    return Found(planted, varied, skipped)
 
 
 def _write(path: Path, found: Sequence[Found]) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
+from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 
 from tests.validate.mutations.effects import Effect
 from tests.validate.mutations.planting import Planted, planted_from
+from tests.validate.mutations.runs import carry_out
 from tests.validate.mutations.tables import fault_table, honest_table
 from tests.validate.mutations.variations import AS_PRECISION_WRITES, Varied, varied_from
 from tests.validate.mutations.verdicts import Verdict
@@ -69,3 +73,9 @@ def test_rows_come_back_from_json():
         assert planted_from(json.loads(json.dumps(row.to_json()))) == row
     varied = Varied("stack", "float16", "kernels", REFUSED)
     assert varied_from(json.loads(json.dumps(varied.to_json()))) == varied
+
+
+def test_what_is_run_can_be_sent_to_another_process():
+    """A process that was spawned imports it; the `__main__` of a package it cannot import."""
+    assert carry_out.__module__ == "tests.validate.mutations.runs"
+    assert pickle.loads(pickle.dumps(partial(carry_out, options=Namespace(jobs=2)))) is not None
