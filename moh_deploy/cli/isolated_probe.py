@@ -15,7 +15,7 @@ from moh_deploy.validate.edge_cases.report import ProbeReport
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """What `probe` is asked for; see there.
+    """The arguments of `moh_deploy.probe`, to be sent to another process.
 
     Attributes:
         checkpoint: The original model, that records what is found.

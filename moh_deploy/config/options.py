@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model in PyTorch is loaded; options given here win over the configuration file.
+    """Options that load a model in PyTorch; they win over the configuration file.
 
     Attributes:
         model: Path of the checkpoint, or a `torch.nn.Module` or `torch.export.ExportedProgram` in

@@ -1,4 +1,4 @@
-"""What is on a machine, and what can be done there."""
+"""The report of `doctor`: what is installed on a machine, and what can be done there."""
 
 from __future__ import annotations
 

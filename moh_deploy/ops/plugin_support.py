@@ -35,7 +35,7 @@ class PluginField:
 
 @dataclass(frozen=True)
 class PluginSupport:
-    """What one plugin takes.
+    """The dtypes, ranks and fields that one TensorRT plugin supports.
 
     Attributes:
         fields: Besides the op's attributes.

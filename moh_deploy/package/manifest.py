@@ -206,8 +206,10 @@ class LayerRounding:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far rounding moves the original: measured at the example's sizes by runs of it with noise
-    of one step of its dtype behind each operator, the gates of the original fed to every layer.
+    """The distances by which rounding moves the original, measured at the example's sizes.
+
+    It ran with noise of one step of its dtype behind each operator, the gates of the original fed
+    to every layer.
 
     Attributes:
         outputs: Of each output, as shares of its root mean square and of its largest value.

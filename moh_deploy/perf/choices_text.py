@@ -57,7 +57,7 @@ def choice_lines(manifest: Manifest, predictions: Predictions, kernels: KernelUs
 
 @dataclass(frozen=True)
 class ChoiceFigures:
-    """How long one layer takes by each choice, as predicted and as measured, in JSON."""
+    """The times of one layer by choice, predicted and measured, as JSON has them."""
 
     predicted_ms: Mapping[str, float]
     predicted_fastest: str | None

@@ -44,7 +44,7 @@ class InspectedLayer:
 
 @dataclass(frozen=True)
 class InspectReport(Report):
-    """What is in a package, and what a runtime does with it.
+    """The answer of `inspect`: the layers of a package, and what a runtime runs them by.
 
     Attributes:
         package: The package.

@@ -140,7 +140,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Folded:
-    """What a page shows only if it is asked to.
+    """Blocks that a page folds away until a reader opens them.
 
     Attributes:
         summary: What stands in its place.
@@ -212,7 +212,7 @@ class MarginBar:
 
 @dataclass(frozen=True)
 class LayerMargins:
-    """How clear the choices of a layer are.
+    """The margins of the choices of a layer, to be drawn.
 
     Attributes:
         name: The layer.
@@ -235,7 +235,7 @@ class MarginCharts:
 
 @dataclass(frozen=True)
 class Line:
-    """How the times of one contestant are distributed.
+    """The distribution of the times of one candidate, to be drawn.
 
     Attributes:
         name: The contestant.
@@ -328,7 +328,7 @@ CiOutcome = Literal["passed", "failure", "skipped", "error"]
 
 @dataclass(frozen=True)
 class CiCase:
-    """What a CI counts as one test.
+    """One test case, as a CI counts them.
 
     Attributes:
         group: What kind of test.
@@ -401,7 +401,7 @@ def no_answer(kind: str, message: str) -> Document:
 
 @dataclass(frozen=True)
 class About:
-    """What a file says of the run that a document is of.
+    """The run that a document is of: what was asked, and of which package.
 
     Attributes:
         subject: Packages or engine, as the user named them.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Report(ABC):
-    """What a command found: a dataclass for programs, and a document of it for people."""
+    """The answer of a command: a dataclass for programs, and a document of it for people."""
 
     @abstractmethod
     def document(self) -> Document:

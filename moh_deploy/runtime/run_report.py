@@ -1,4 +1,4 @@
-"""What a run of the model gave."""
+"""The report of `run`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import zipfile
@@ -95,11 +94,15 @@ def test_size_that_is_not_true_is_an_error(tmp_path: Path):
 def test_damage_is_an_error_of_the_kind_asked_for(tmp_path: Path):
     path = write(tmp_path / "a.zip", {"a": b"12345" * 100})
     raw = path.read_bytes()
+    refused = 0
     for at in range(len(raw)):
         for value in (0, 255):
             path.write_bytes(raw[:at] + bytes([value]) + raw[at + 1 :])
-            with contextlib.suppress(ConfigError):
+            try:
                 read(path)
+            except ConfigError:
+                refused += 1
+    assert refused > 50, refused  # of 224; the others change dates, the name, or nothing
 
 
 def test_pipe_is_no_archive(tmp_path: Path):

@@ -21,7 +21,7 @@ from moh_deploy.runtime.kernel_use import KernelUse
 
 @dataclass(frozen=True)
 class PackageWork:
-    """What the layers of a package skip on one set of inputs.
+    """The work that the layers of a package skip on one set of inputs.
 
     Attributes:
         contestant: The package.

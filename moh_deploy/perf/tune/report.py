@@ -36,7 +36,7 @@ from moh_deploy.runtime.layers_text import reasons
 
 @dataclass(frozen=True)
 class TunedLayer:
-    """What was measured and chosen for one layer, as JSON has it."""
+    """The measurements of one layer and its choice, as JSON has them."""
 
     path: str
     before: str | None

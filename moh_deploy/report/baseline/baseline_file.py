@@ -44,14 +44,14 @@ FigureEntry = Count | FiniteFloat | IntervalEntry
 
 
 class SlackEntry(_Object):
-    """What replaces the slack of a kind of figure."""
+    """A slack of the user's own, for one kind of figure."""
 
     factor: Annotated[FiniteFloat, Field(ge=1)] | None = None
     plus: Annotated[FiniteFloat, Field(ge=0)] | None = None
 
 
 class SectionEntry(_Object):
-    """What one command reached.
+    """The figures that one command reached.
 
     Attributes:
         machine: Where figures of a machine were measured, and with which runtime; None without any.

@@ -1,4 +1,4 @@
-"""What a build made of a package, or would make of it."""
+"""The report of `build`: the engine that was built, or would be."""
 
 from __future__ import annotations
 

@@ -18,9 +18,7 @@ from tests.validate.mutations.planting import planted_from
 from tests.validate.mutations.runs import Found, Task, carry_out
 from tests.validate.mutations.subjects import SUBJECTS
 from tests.validate.mutations.tables import fault_table, honest_table, without_effect
-from tests.validate.mutations.variations import (
-    varied_from,
-)
+from tests.validate.mutations.variations import varied_from
 from tests.zoo import ZooModel
 
 
