@@ -17,6 +17,7 @@ from moh_deploy.frontend.fx.axes import Layout, fresh_dim
 from moh_deploy.frontend.fx.constants import is_random
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor_inputs
 from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, casts, is_view
 
 
@@ -193,22 +194,10 @@ def _reading(
     return Reading(tuple(sources), along, suffix, longest - max(removed, 0))
 
 
-_REDUCTIONS = (
-    "sum",
-    "mean",
-    "amax",
-    "amin",
-    "logsumexp",
-    "var",
-    "std",
-    "norm",
-    "linalg_vector_norm",
-)
-_SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind")
+_REDUCTIONS = ("sum", "mean", "amax", "amin", "logsumexp", "var", "std", "linalg_vector_norm")
 _READERS: dict[str, Callable[[Node, Layout], Reading | None]] = {
     **dict.fromkeys(["softmax", "log_softmax", "cumsum", "cumprod", "flip", "roll"], _same_size),
-    **dict.fromkeys(_REDUCTIONS, _fewer_entries),
-    **dict.fromkeys(["slice", "narrow", "select", *_SPLITS], _fewer_entries),
+    **dict.fromkeys([*_REDUCTIONS, "norm", *SPLITS, "slice", "narrow", "select"], _fewer_entries),
     **dict.fromkeys(["cat", "stack"], _join),
     **dict.fromkeys(["layer_norm", "rms_norm"], _normalisation),
     "linear": _linear,

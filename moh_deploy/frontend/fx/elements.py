@@ -7,52 +7,32 @@ where, whatever it was written with.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import Argument, map_arg
 
-from moh_deploy.frontend.fx.graph import argument, example_shape, hint, is_tensor, op
+from moh_deploy.frontend.fx.graph import (
+    argument,
+    computed,
+    example_shape,
+    hint,
+    is_tensor,
+    op,
+    reads_first,
+)
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
+from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import casts, is_view
 
-_MOVES = frozenset(
-    [
-        "cat",
-        "stack",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "tensor_split",
-        "unbind",
-        "getitem",
-        "slice",
-        "narrow",
-        "select",
-        "expand",
-        "expand_as",
-        "broadcast_to",
-        "repeat",
-        "tile",
-        "repeat_interleave",
-        "roll",
-        "flip",
-        "im2col",
-        "unfold",
-        "slice_scatter",
-        "select_scatter",
-        "copy",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "replication_pad1d",
-        "replication_pad2d",
-    ]
-)
+_PARTS = ("getitem", "slice", "narrow", "select", "im2col", "unfold", *SPLITS)
+_REPEATS = ("expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave")
+_JOINS = ("cat", "stack", "slice_scatter", "select_scatter", "copy")
+_PADS = ("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
+_MOVES = frozenset((*_PARTS, *_REPEATS, *_JOINS, *_PADS, "roll", "flip"))
 _GATHERS = frozenset(["index", "index_select", "gather"])
 # 512 MiB of float64 at a time.
 _MOST_ELEMENTS = 1 << 26
@@ -127,17 +107,7 @@ def _from_one_source(moved: Tensor, sources: list[tuple[Node, int, int]]) -> Ele
 
 def _cone(node: Node, known: KnownValues) -> list[Node]:
     """The operators that only move elements, up from `node`, and what they read, sources first."""
-    order: dict[Node, None] = {}
-    stack = [(node, False)]
-    while stack:
-        current, expanded = stack.pop()
-        if expanded:
-            order[current] = None
-        elif current not in order:
-            stack.append((current, True))
-            if _moves(current, known):
-                stack.extend((source, False) for source in _moved_inputs(current))
-    return list(order)
+    return reads_first(node, lambda one: _moved_inputs(one) if _moves(one, known) else ())
 
 
 def _is_zero(node: Node, known: KnownValues) -> bool:
@@ -169,11 +139,4 @@ def _moved_inputs(node: Node) -> list[Node]:
 
 
 def _moved(node: Node, values: dict[Node, object], known: KnownValues) -> object:
-    def value_of(source: Node) -> Argument:
-        return cast(Argument, values[source] if source in values else known(source))
-
-    args, kwargs = map_arg((node.args, dict(node.kwargs)), value_of)
-    if node.target is operator.getitem:
-        return operator.getitem(*args)
-    target = cast(torch._ops.OpOverload, node.target)
-    return cast(object, target(*args, **kwargs))
+    return computed(node, lambda source: values[source] if source in values else known(source))

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import Argument, map_arg
 
 from moh_deploy.frontend.fx.axes import Size, size_of
 
-_SHAPE_ONLY = frozenset(
-    [
-        "sym_size",
-        "sym_numel",
-        "sym_stride",
-        "ones_like",
-        "zeros_like",
-        "full_like",
-        "empty_like",
-        "rand_like",
-        "new_ones",
-        "new_zeros",
-        "new_full",
-        "new_empty",
-        "arange",
-        "ones",
-        "zeros",
-        "full",
-        "empty",
-    ]
-)
+_SIZES = ("sym_size", "sym_numel", "sym_stride")
+_FILLED = ("ones", "zeros", "full", "empty", "arange")
+_FILLED_LIKE = ("ones_like", "zeros_like", "full_like", "empty_like", "rand_like")
+_FILLED_NEW = ("new_ones", "new_zeros", "new_full", "new_empty")
+_SHAPE_ONLY = frozenset((*_SIZES, *_FILLED, *_FILLED_LIKE, *_FILLED_NEW))
 
 
 def op(node: Node) -> str:
@@ -130,15 +115,37 @@ def nodes_that_depend_on(graph: Graph, sources: Sequence[str]) -> set[Node]:
     return dependent
 
 
-def ancestors(node: Node, stop: set[Node]) -> Iterator[Node]:
-    """`node` and what it is computed from, nearest first, not entering `stop`."""
-    seen, queue = {node}, [node]
+def ancestors(*nodes: Node, stop: Collection[Node] = ()) -> Iterator[Node]:
+    """The nodes and what they are computed from, nearest first, not entering `stop`."""
+    seen, queue = set(nodes), list(nodes)
     while queue:
         current = queue.pop(0)
         yield current
-        if current in stop:
-            continue
-        for source in current.all_input_nodes:
+        for source in () if current in stop else current.all_input_nodes:
             if source not in seen:
                 seen.add(source)
                 queue.append(source)
+
+
+def reads_first(node: Node, reads: Callable[[Node], Iterable[Node]]) -> list[Node]:
+    """A node and what it is computed from, each behind all that `reads` says it reads."""
+    # Depth first without recursion (graphs are thousands of nodes deep): a node is met twice, the
+    # second time when all that it reads has been put in order.
+    order: dict[Node, None] = {}
+    stack = [(node, False)]
+    while stack:
+        current, expanded = stack.pop()
+        if expanded:
+            order[current] = None
+        elif current not in order:
+            stack.append((current, True))
+            stack.extend((source, False) for source in reads(current))
+    return list(order)
+
+
+def computed(node: Node, value_of: Callable[[Node], object]) -> object:
+    """What a node's operator computes of these values of the nodes that it reads."""
+    args, kwargs = map_arg(
+        (node.args, dict(node.kwargs)), cast(Callable[[Node], Argument], value_of)
+    )
+    return cast(Callable[..., object], node.target)(*args, **kwargs)

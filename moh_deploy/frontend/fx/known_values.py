@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
-from torch.fx.node import Argument, map_arg
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, leaves
 from moh_deploy.frontend.fx.constants import Constants, is_random
-from moh_deploy.frontend.fx.graph import is_tensor, nodes_that_depend_on
+from moh_deploy.frontend.fx.graph import computed, is_tensor, nodes_that_depend_on, reads_first
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import history
@@ -45,10 +43,14 @@ class KnownValues:
         """The node's value; None where it is not known."""
         if node not in self._known:
             return None
-        for current in _in_order(node, self._values):
-            self._values[current] = self._compute(current)
+        for current in reads_first(node, self._missing):
+            if current not in self._values:
+                self._values[current] = self._compute(current)
         found = self._values[node]
         return found if isinstance(found, Tensor) else None
+
+    def _missing(self, node: Node) -> Sequence[Node]:
+        return () if node in self._values else node.all_input_nodes
 
     def varies(self, node: Node) -> bool:
         """True for a node whose value depends on the model's inputs."""
@@ -64,11 +66,8 @@ class KnownValues:
     def _compute(self, node: Node) -> object:
         if node.op != "call_function":
             return self._constant(node)
-        args, kwargs = map_arg(
-            (node.args, dict(node.kwargs)), lambda n: cast(Argument, self._values[n])
-        )
         with torch.no_grad():
-            return cast(object, cast(torch._ops.OpOverload, node.target)(*args, **kwargs))
+            return computed(node, self._values.__getitem__)
 
     def over(self, operand: Operand, axes: Sequence[Dim]) -> Tensor | None:
         """An operand's value in float64 with one dimension for each group of axes; None where it is
@@ -83,27 +82,9 @@ class KnownValues:
         return None
 
 
-def _in_order(node: Node, known: dict[Node, object]) -> list[Node]:
-    """The nodes that have to be computed for a node, itself last."""
-    # Depth first without recursion (graphs are thousands of nodes deep): a node is met twice, the
-    # second time when all that it reads has been put in order.
-    order: dict[Node, None] = {}
-    stack = [(node, False)]
-    while stack:
-        current, expanded = stack.pop()
-        if expanded:
-            order[current] = None
-        elif current not in known and current not in order:
-            stack.append((current, True))
-            stack.extend((source, False) for source in current.all_input_nodes)
-    return list(order)
-
-
 def _is_repeatable(node: Node) -> bool:
-    if node.target is operator.getitem:
-        return True
     target = node.target
-    return (
+    return target is operator.getitem or (
         isinstance(target, torch._ops.OpOverload)
         and not is_random(node)
         and not target._schema.is_mutable

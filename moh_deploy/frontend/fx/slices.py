@@ -14,6 +14,8 @@ from moh_deploy.frontend.fx.axes import Axis, Layout, product, resolve
 from moh_deploy.frontend.fx.graph import argument, op, rank, shape
 from moh_deploy.frontend.fx.views import backward
 
+# What gives several pieces, each of which is a `getitem` of it.
+SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind")
 NO_TWINS: Mapping[Node, Node] = MappingProxyType({})
 
 
@@ -56,7 +58,7 @@ def read_slice(node: Node) -> Slice | None:
 def _piece_of_split(node: Node) -> Slice | None:
     split, index = cast(tuple[Node, int], node.args[:2])
     name = op(split)
-    if name not in ("split", "split_with_sizes", "chunk", "tensor_split", "unbind"):
+    if name not in SPLITS:
         return None
     source = _through_whole_slices(cast(Node, split.args[0]))
     dim = cast(int, argument(split, "dim", 0)) % rank(source)

@@ -12,7 +12,6 @@ from moh_deploy.frontend.fx.axes import (
     Axis,
     Dim,
     Layout,
-    Size,
     flat,
     leaves,
     product,
@@ -22,54 +21,14 @@ from moh_deploy.frontend.fx.axes import (
 )
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
 
-_SAME_ORDER = frozenset(
-    [
-        "view",
-        "reshape",
-        "unsafe_view",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "view_as",
-        "reshape_as",
-        "ravel",
-        "atleast_2d",
-        "atleast_3d",
-        "contiguous",
-        "clone",
-        "alias",
-        "detach",
-        "lift_fresh_copy",
-        "dropout",
-        "feature_dropout",
-        "alpha_dropout",
-        "native_dropout",
-        "identity",
-        "to",
-        "to_copy",
-        "type_as",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-    ]
-)
-REORDERS = frozenset(
-    [
-        "transpose",
-        "permute",
-        "t",
-        "numpy_T",
-        "mT",
-        "adjoint",
-        "movedim",
-        "moveaxis",
-        "swapaxes",
-        "swapdims",
-        "matrix_H",
-    ]
-)
+_REGROUPS = ("view", "reshape", "unsafe_view", "view_as", "reshape_as", "ravel")
+_REGROUPS_DIM = ("flatten", "unflatten", "squeeze", "unsqueeze", "atleast_2d", "atleast_3d")
+_COPIES = ("contiguous", "clone", "alias", "detach", "lift_fresh_copy", "identity")
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")
+_CASTS = ("to", "to_copy", "type_as", "float", "double", "half", "bfloat16")
+_SAME_ORDER = frozenset((*_REGROUPS, *_REGROUPS_DIM, *_COPIES, *_CASTS, "native_dropout"))
+_TRANSPOSES = ("transpose", "t", "numpy_T", "mT", "adjoint", "matrix_H", "swapaxes", "swapdims")
+REORDERS = frozenset((*_TRANSPOSES, "permute", "movedim", "moveaxis"))
 _EXPAND = frozenset(["expand", "expand_as", "broadcast_to"])
 # Extents that tell dimensions apart, for `_permutation`.
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
@@ -79,12 +38,13 @@ def is_view(node: Node) -> bool:
     """True for a node that only regroups, reorders, casts or copies its first input."""
     # Dropout in eval mode copies. Casts count: who cares for dtypes asks `casts`.
     name = op(node)
-    if name in ("dropout", "feature_dropout", "alpha_dropout"):
+    if name in _DROPOUTS:
         return not argument(node, "train", False)
     if name in ("slice", "expand"):  # written out of habit: `x[:, :]`, `x.expand(x.shape)`
         return is_tensor(node.args[0]) and shape(cast(Node, node.args[0])) == shape(node)
     if name == "select":  # `x[0]` of one sequence
-        return is_tensor(node.args[0]) and _selects_all(node)
+        source = node.args[0]
+        return is_tensor(source) and bool(shape(cast(Node, source))[cast(int, node.args[1])] == 1)
     return name in _SAME_ORDER or name in REORDERS
 
 
@@ -93,11 +53,6 @@ def through_views(node: Node) -> Node:
     while is_view(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
-
-
-def _selects_all(node: Node) -> bool:
-    source = shape(cast(Node, node.args[0]))
-    return bool(source[cast(int, node.args[1]) % len(source)] == 1)
 
 
 def forward(node: Node, layout: Layout) -> Layout | None:
@@ -117,7 +72,9 @@ def backward(node: Node, layout: Layout) -> tuple[Node, Layout] | None:
         return None
     name = op(node)
     if name in _EXPAND:
-        found: Layout | None = _contract(layout, shape(source))
+        # Aligned at the right, as torch expands: [1, D] -> [B, S, D] varies along D alone.
+        kept = zip(layout[len(layout) - rank(source) :], shape(source), strict=True)
+        found: Layout | None = tuple(() if extent == 1 else dim for dim, extent in kept)
     elif name == "repeat_interleave":
         found = _undo_repeat_interleave(node, layout)
     elif name in ("repeat", "tile"):
@@ -141,12 +98,6 @@ def _permutation(node: Node) -> tuple[int, ...]:
     probe = torch.empty(_PRIMES[: rank(cast(Node, node.args[0]))], device="meta")
     moved = node.target(probe, *node.args[1:], **node.kwargs)
     return tuple(_PRIMES.index(extent) for extent in moved.shape)
-
-
-def _contract(layout: Layout, source_shape: tuple[Size, ...]) -> Layout:
-    # Aligned at the right, as torch expands: [1, D] -> [B, S, D] varies along D alone.
-    kept = layout[len(layout) - len(source_shape) :]
-    return tuple(() if extent == 1 else dim for dim, extent in zip(kept, source_shape, strict=True))
 
 
 def _undo_repeat_interleave(node: Node, layout: Layout) -> Layout | None:

@@ -16,11 +16,10 @@ from typing import cast
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 
 from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes
-from moh_deploy.frontend.fx.graph import ancestors, is_tensor, tensor
+from moh_deploy.frontend.fx.graph import ancestors, computed, is_tensor, tensor
 from moh_deploy.frontend.fx.views import casts, is_view
 
 _SMALL_BYTES = 1024
@@ -79,7 +78,7 @@ def _groups(stored: set[Node]) -> list[_Group]:
     """Group values by the weights they are made of: a group is folded together or not at all."""
     groups: list[_Group] = []
     for node in sorted(_read_by_others(stored)):
-        weights = {source for source in ancestors(node, set()) if source.op == "placeholder"}
+        weights = {source for source in ancestors(node) if source.op == "placeholder"}
         large = {weight for weight in weights if _bytes(weight) > _SMALL_BYTES}
         joined = _Group(large, [node], sum(map(_bytes, weights)))
         for group in [group for group in groups if group.weights & joined.weights]:
@@ -103,7 +102,7 @@ def _read_by_others(stored: set[Node]) -> Iterator[Node]:
 def _operands(stored: set[Node]) -> Iterator[Node]:
     """The inputs of MoH operators that are computed from weights, and not only cut or turned."""
     for node in sorted(_read_by_others(stored)):
-        cone = [source for source in ancestors(node, set()) if source.op == "call_function"]
+        cone = [source for source in ancestors(node) if source.op == "call_function"]
         computed = any(not is_view(source) or casts(source) for source in cone)
         if computed and _bytes(node) <= _OPERAND_BYTES and any(map(_is_moh, node.users)):
             yield node
@@ -129,19 +128,15 @@ def _evaluate(results: Iterable[Node], constant: Constants) -> Iterator[tuple[No
     """The values of nodes; slices and transposes stay views of the weights."""
     known: dict[Node, object] = {}
     wanted = list(results)
-    needed = {source for node in wanted for source in ancestors(node, set())}
     with torch.no_grad():
-        for node in sorted(needed):
-            if node.op == "placeholder":
-                known[node] = constant(node)
-            else:
-                args, kwargs = map_arg((node.args, dict(node.kwargs)), known.__getitem__)  # type: ignore[arg-type]
-                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        for node in sorted(ancestors(*wanted)):
+            stored = node.op == "placeholder"
+            known[node] = constant(node) if stored else computed(node, known.__getitem__)
     for node in wanted:
         yield node, cast(torch.Tensor, known[node]).detach()
 
 
 def _name(node: Node) -> str:
     """A name after the weight that it is made of: `attn_qkv_weight_part`."""
-    weights = [source for source in ancestors(node, set()) if source.op == "placeholder"]
+    weights = [source for source in ancestors(node) if source.op == "placeholder"]
     return f"{max(weights, key=_bytes).name.removeprefix('p_')}_part"

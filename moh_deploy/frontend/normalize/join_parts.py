@@ -65,7 +65,7 @@ def join_parts(source: Node) -> None:
     order = {node: position for position, node in enumerate(source.graph.nodes)}
     first = min((part.product for part in parts), key=order.__getitem__)
     products = {part.product for part in parts}
-    needed = {node for part in parts for node in ancestors(part.factor, set())}
+    needed = set(ancestors(*(part.factor for part in parts)))
     if needed & products or not _reach(parts, dim):
         return
     for node in sorted(needed, key=order.__getitem__):

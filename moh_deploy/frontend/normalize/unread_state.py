@@ -6,8 +6,6 @@ code reads them. Of a package nobody could, and what it computes does not depend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
@@ -28,25 +26,13 @@ def drop_unread_state(program: ExportedProgram) -> None:
     output = next(node for node in program.graph.nodes if node.op == "output")
     results = list(zip(signature.output_specs, output.args[0], strict=True))
     kept = [(spec, node) for spec, node in results if spec.kind is not OutputKind.BUFFER_MUTATION]
-    if _read([node for _, node in kept]) & _placeholders(program, set(changed.values())):
+    read = set(ancestors(*(node for _, node in kept if isinstance(node, Node))))
+    if read & _placeholders(program, set(changed.values())):
         return
     output.args = (tuple(node for _, node in kept),)
     signature.output_specs[:] = [spec for spec, _ in kept]
 
 
-def _read(results: Sequence[object]) -> set[Node]:
-    """All that the results are computed from, themselves included."""
-    found: set[Node] = set()
-    for node in results:
-        if isinstance(node, Node):
-            found |= {node, *ancestors(node, set())}
-    return found
-
-
 def _placeholders(program: ExportedProgram, buffers: set[str]) -> set[Node]:
-    names = {
-        name
-        for name, target in program.graph_signature.inputs_to_buffers.items()
-        if target in buffers
-    }
-    return {node for node in program.graph.nodes if node.op == "placeholder" and node.name in names}
+    named = program.graph_signature.inputs_to_buffers
+    return {node for node in program.graph.nodes if named.get(node.name) in buffers}

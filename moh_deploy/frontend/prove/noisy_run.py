@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from moh_deploy.frontend.fx.graph import hint, op
+from moh_deploy.frontend.fx.graph import ancestors, hint, op
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def noisy_runs(
         draws: How often.
     """
     output = next(node for node in program.graph.nodes if node.op == "output")
-    needed = _ancestors([output, *watched])
+    needed = set(ancestors(output, *watched))
     for draw in range(draws):
         runner = _NoisyInterpreter(program, needed, watched, fed, seed=draw)
         with torch.no_grad():
@@ -138,13 +138,3 @@ def _is_view(node: Node) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return True  # getitem, and arithmetic on sizes
     return any(result.alias_info is not None for result in target._schema.returns)
-
-
-def _ancestors(nodes: Sequence[Node]) -> set[Node]:
-    found, stack = set(nodes), list(nodes)
-    while stack:
-        for source in stack.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                stack.append(source)
-    return found

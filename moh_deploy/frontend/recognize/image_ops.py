@@ -19,22 +19,9 @@ from moh_deploy.frontend.fx.axes import (
 )
 from moh_deploy.frontend.fx.graph import argument, op, rank, shape, tensor_inputs
 
-_ELEMENTWISE = frozenset(
-    [
-        "elu",
-        "gelu",
-        "hardsigmoid",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "mish",
-        "relu",
-        "relu6",
-        "sigmoid",
-        "silu",
-        "tanh",
-    ]
-)
+_SMOOTH = ("elu", "gelu", "mish", "sigmoid", "silu", "tanh")
+_PIECEWISE = ("hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "relu", "relu6")
+_ELEMENTWISE = frozenset((*_SMOOTH, *_PIECEWISE))
 
 
 @dataclass(frozen=True)

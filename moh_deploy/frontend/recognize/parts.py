@@ -9,10 +9,8 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, resolve
 from moh_deploy.frontend.fx.graph import op, reads_shape_only
-from moh_deploy.frontend.fx.slices import Slice, read_slice
+from moh_deploy.frontend.fx.slices import SPLITS, Slice, read_slice
 from moh_deploy.frontend.fx.views import forward, is_view
-
-_SPLITS = frozenset(["split", "split_with_sizes", "chunk", "tensor_split", "unbind"])
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _parts(
 
 
 def _splits(node: Node) -> bool:
-    return op(node) in _SPLITS
+    return op(node) in SPLITS
 
 
 def _cut(whole: ProjectionPart, node: Node, columns: Dim) -> ProjectionPart | None:

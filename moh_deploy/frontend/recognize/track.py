@@ -28,6 +28,7 @@ from moh_deploy.frontend.fx.graph import (
     tensor_inputs,
 )
 from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.cores.fused import read_fused
@@ -40,9 +41,7 @@ from moh_deploy.frontend.recognize.cores.softmax import (
 from moh_deploy.frontend.recognize.layer import HeadProjection
 from moh_deploy.frontend.recognize.projection import read_projection
 
-_SPLITS = frozenset(
-    ["split", "split_with_sizes", "chunk", "tensor_split", "unbind", "slice", "narrow", "select"]
-)
+_CUTS = frozenset((*SPLITS, "slice", "narrow", "select"))
 _PER_HEAD_NORMS = frozenset(["layer_norm", "rms_norm"])
 _ARITHMETIC = frozenset(
     ["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"]
@@ -113,7 +112,7 @@ class Tracker:
     def run(self) -> dict[Node, Tracked]:
         """Return what is known of every tensor that carries attention."""
         for node in self._nodes:
-            if not is_tensor(node) and op(node) not in _SPLITS:
+            if not is_tensor(node) and op(node) not in _CUTS:
                 continue
             found = self._visit(node)
             if found is not None:
@@ -138,7 +137,7 @@ class Tracker:
         if is_view(node):
             layout = forward(node, state.layout)
             return None if layout is None else replace(state, layout=layout)
-        if name in _SPLITS or name == "getitem":
+        if name in _CUTS or name == "getitem":
             return self._split(node, source, state)
         if name == "where":
             return self._choice(node, source, state)

@@ -80,7 +80,7 @@ def test_projections_around_attention_are_taken_over(bias: bool):
 
 
 def nodes_of(node, name: str):
-    return [source for source in ancestors(node, set()) if op(source) == name]
+    return [source for source in ancestors(node) if op(source) == name]
 
 
 def test_nothing_stands_between_the_projections_and_the_attention():
@@ -88,7 +88,7 @@ def test_nothing_stands_between_the_projections_and_the_attention():
     done = commit(program, insert(program, recognize(program)))
     fold_weights(done)
     (output,) = done.graph.find_nodes(op="output")
-    left = {op(node) for node in ancestors(output, set())} - {""}
+    left = {op(node) for node in ancestors(output)} - {""}
     wanted = {"query_projection", "attention", "output_projection"}
     assert left == {*wanted, "linear", "relu"}
 

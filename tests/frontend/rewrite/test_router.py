@@ -95,7 +95,7 @@ def merged(module: nn.Module) -> list[str]:
     program.graph_module.recompile()
     values = Values(program, x).of
     torch.testing.assert_close(values[routed], values[gates])
-    made = ancestors(routed, set())
+    made = ancestors(routed)
     return sorted(op(node) for node in made if op(node) in ("linear", "slice", "cat"))
 
 

@@ -109,7 +109,7 @@ PROJECTIONS = {"linear", "query_projection", "attention", "output_projection"}
 def reads(program: ExportedProgram) -> set[str]:
     """The operators that the outputs depend on."""
     (output,) = program.graph.find_nodes(op="output")
-    return {op(node) for node in ancestors(output, set()) if op(node)}
+    return {op(node) for node in ancestors(output) if op(node)}
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])

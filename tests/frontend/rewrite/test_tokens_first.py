@@ -166,7 +166,7 @@ def transposes(program: ExportedProgram) -> list[Node]:
     """Those that move the entries of an activation in every run."""
     graph = program.graph
     dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
-    needed = set(ancestors(graph.output_node(), set()))
+    needed = set(ancestors(graph.output_node()))
     return [node for node in dynamic & needed if op(node) in REORDERS and moves(node)]
 
 

@@ -261,25 +261,9 @@ def _elementwise_sources(node: Node) -> Iterator[Node]:
                 stack.append(source)
 
 
+_ARITHMETIC = ("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "neg")
 _ELEMENTWISE = frozenset(
-    [
-        "add",
-        "sub",
-        "subtract",
-        "mul",
-        "multiply",
-        "div",
-        "divide",
-        "true_divide",
-        "masked_fill",
-        "where",
-        "cat",
-        "stack",
-        "tanh",
-        "clamp",
-        "neg",
-        "exp",
-    ]
+    (*_ARITHMETIC, "masked_fill", "where", "cat", "stack", "tanh", "clamp", "exp")
 )
 
 

@@ -100,9 +100,7 @@ class RouterProgram:
                 routed_logits=routed,
             )
             # A softmax that reads the routed logits is that of the routed heads themselves.
-            others = [
-                node for node in self._softmaxes if routed.node not in ancestors(node, stop=set())
-            ]
+            others = [node for node in self._softmaxes if routed.node not in ancestors(node)]
             yield base, [_logits_of(node) for node in others]
 
     def proven(self, proposals: Iterable[Router]) -> Router | None:

@@ -14,18 +14,8 @@ from moh_deploy.frontend.fx.views import through_views
 
 # A router begins behind its projection: what the logits are made of is the model's business.
 _PROJECTIONS = frozenset(["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"])
-_STOPS = frozenset(
-    [
-        "embedding",
-        "layer_norm",
-        "rms_norm",
-        "group_norm",
-        "batch_norm",
-        "linalg_vector_norm",
-        "norm",
-        "scaled_dot_product_attention",
-    ]
-)
+_NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "linalg_vector_norm", "norm")
+_STOPS = frozenset((*_NORMS, "embedding", "scaled_dot_product_attention"))
 
 
 @dataclass(frozen=True)

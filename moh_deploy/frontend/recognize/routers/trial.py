@@ -74,7 +74,7 @@ def run_router(
     # As far back as possible, because weights may be made of what lies before the ranked scores,
     # such as the logits of a softmax; but no farther than one tensor still decides the gates.
     members = set(cone)
-    ranked = members & set(ancestors(scores, stop=set()))
+    ranked = members & set(ancestors(scores))
     for source in gates.graph.nodes:  # what is computed first is farthest
         if source not in ranked or not is_number(source) or source.op != "call_function":
             continue

@@ -119,7 +119,7 @@ class Weighing:
             for node in self.run.nodes
             if is_number(node)
             and shape(node) == shape(self.selection.scores)
-            and self.selection.node not in ancestors(node, stop=set())
+            and self.selection.node not in ancestors(node)
         ]
 
     def _ranks_alike(self, logits: Logits) -> bool:
