@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import Argument, map_arg
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, product, resolve, size_of
-from moh_deploy.frontend.fx.graph import shape
+from moh_deploy.frontend.fx.graph import fake_mode, shape, tensor
+from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
 
 aten = torch.ops.aten
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 BlockedDim = tuple[Dim, ...]
 
 
-class UnknownSizeError(Exception):
+class UnknownSizeError(NotCoveredError):
     """A layout needs a size that no earlier tensor of the graph has."""
 
 
@@ -47,16 +47,16 @@ class GraphBuilder:
         fakes = map_arg((node.args, dict(node.kwargs)), lambda arg: arg.meta["val"])
         fake_args, fake_kwargs = cast(tuple[tuple[object, ...], dict[str, object]], fakes)
         # Shapes and dtypes come from running the operator on fake tensors, as torch.export does.
-        with self._fake_mode():
+        with fake_mode(self._graph):
             node.meta["val"] = target(*fake_args, **fake_kwargs)
         for key in ("nn_module_stack", "stack_trace"):
             if key in self._before.meta:
                 node.meta[key] = self._before.meta[key]
         return node
 
-    def _fake_mode(self) -> FakeTensorMode:
-        values = (node.meta.get("val") for node in self._graph.nodes)
-        return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
+    def cast(self, node: Node, dtype: torch.dtype) -> Node:
+        """Return the node in this dtype."""
+        return node if tensor(node).dtype == dtype else self.call(aten.to.dtype, node, dtype)
 
     def size(self, extent: Size) -> Node:
         """Return a node that has this symbolic size; the earliest one, so that nothing late is

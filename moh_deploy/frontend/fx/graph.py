@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import Argument, map_arg
 
@@ -76,6 +77,12 @@ def hint(extent: object) -> int:
 
 def example_shape(node: Node) -> tuple[int, ...]:
     return tuple(hint(extent) for extent in tensor(node).shape)
+
+
+def fake_mode(graph: Graph) -> FakeTensorMode:
+    """The mode in which the graph's fake tensors were made."""
+    values = (node.meta.get("val") for node in graph.nodes)
+    return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
 
 
 def tensor_inputs(node: Node) -> tuple[Node, ...]:

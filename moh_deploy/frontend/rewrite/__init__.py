@@ -20,8 +20,8 @@ from torch.export.graph_signature import (
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from moh_deploy.frontend.fx.axes import Layout, flat, fresh_dim, leaves, product, regroup
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.axes import Layout, flat, fresh_dim, leaves, regroup
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes, is_random
 from moh_deploy.frontend.fx.graph import argument, is_tensor, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
@@ -34,82 +34,18 @@ from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.frontend.rewrite.aggregated import AggregatedRewriter
+from moh_deploy.frontend.rewrite.aggregated import insert_aggregated
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter
 from moh_deploy.frontend.rewrite.attention_view import drop_views
 from moh_deploy.frontend.rewrite.gates_first import apply_gates_first
 from moh_deploy.frontend.rewrite.operands import gates_of
-from moh_deploy.frontend.rewrite.projections import HeadAxes, project_output, project_query
+from moh_deploy.frontend.rewrite.projections import project_output, project_query
+from moh_deploy.frontend.rewrite.rewritten import Rewrite
 from moh_deploy.frontend.rewrite.router import insert_router, merge_logits
 from moh_deploy.frontend.rewrite.split import Splitter
 from moh_deploy.frontend.rewrite.swap import Swap
-from moh_deploy.ops import op_names
-from moh_deploy.ops.op_names import AttentionOp
 
 __all__ = ["Rewrite", "commit", "insert"]
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """The nodes that were inserted for one layer, and what they take over from.
-
-    Attributes:
-        layer: The layer as recognised.
-        router: How its gates are computed.
-        gates: [B, S, H], from the original operators.
-        scores: [B, S, candidates], what the router ranks; None where it ranks nothing.
-        computed_gates: What the gates are views of: the router's own result, [..., H].
-        routed: Replaces `computed_gates`; None where the router stays.
-        op: `MoHAttention` or `MoHAggregatedAttention`; None where the attention stays.
-        attention: The inserted node of that op.
-        axes: What its dimensions mean.
-        replacement: Replaces `layer.node`; None where the attention stays.
-        reason: Why the attention or the router stays; None if both are replaced.
-        num_kv_heads, head_dim, kv_len: None where the attention stays.
-        swaps: Other nodes that inserted ones take over from: parts of packed projections.
-        query_projection: The inserted MoHQueryProjection; None where there is none.
-        output_projection: Replaces the linear map that reads the gated heads; None likewise.
-        attention_view: [B, S, H * value size], from the original operators: the gated heads; None
-            where they have no such view, or none was inserted.
-    """
-
-    layer: MoHLayer
-    router: Router
-    gates: Node
-    computed_gates: Node
-    scores: Node | None = None
-    routed: Node | None = None
-    op: AttentionOp | None = None
-    attention: Node | None = None
-    axes: HeadAxes | None = None
-    replacement: Node | None = None
-    reason: str | None = None
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    kv_len: int | None = None
-    swaps: tuple[Swap, ...] = ()
-    query_projection: Node | None = None
-    output_projection: Swap | None = None
-    attention_view: Node | None = None
-
-    @property
-    def kept_view(self) -> Node | None:
-        """The view that readers of the model need: of an attention that no op takes over from."""
-        return self.attention_view if self.replacement is None else None
-
-    def kept(self, reason: str) -> Rewrite:
-        """The same layer left as it is."""
-        return replace(
-            self,
-            routed=None,
-            op=None,
-            attention=None,
-            replacement=None,
-            reason=reason,
-            swaps=(),
-            query_projection=None,
-            output_projection=None,
-        )
 
 
 @dataclass(frozen=True)
@@ -155,7 +91,7 @@ def _insert(context: _Context, layer: MoHLayer) -> Rewrite:
         gates = layouts.arrange(Operand(routed, computed.layout), wanted)
     try:
         found = _insert_attention(context, found, gates, builder)
-    except (NotCoveredError, UnknownSizeError) as error:
+    except NotCoveredError as error:
         return replace(found, reason=str(error))
     return _insert_projections(found, read)
 
@@ -166,7 +102,7 @@ def _insert_attention(
     """Insert the op that can express the layer's attention, and the projection of its heads.
 
     Raises:
-        NotCoveredError, UnknownSizeError: If none can.
+        NotCoveredError: If none can.
     """
     layer = found.layer
     if layer.outer_obstacles:
@@ -180,41 +116,17 @@ def _insert_attention(
 
 def _insert_op(context: _Context, found: Rewrite, gates: Node, builder: GraphBuilder) -> Rewrite:
     """Insert the op that can express the layer's attention; errors are those of its caller."""
-    layer, known, splitter = found.layer, context.known, context.splitter
+    layer, splitter = found.layer, context.splitter
     # One softmax over several products of queries and keys is the other op's form; of every other
     # layer MoHAttention takes what has no obstacle.
     if JOINT_SOFTMAX in layer.core.obstacles:
-        form = read_aggregated(layer, known)
-        swaps = splitter.split([source.piece.node for source in form.sources])
-        aggregated = AggregatedRewriter(context.program, layer, form, builder, splitter.alone)
-        attention, replacement = aggregated.build(gates)
-        return replace(
-            found,
-            op=op_names.AGGREGATED_ATTENTION,
-            attention=attention,
-            replacement=replacement,
-            axes=aggregated.axes,
-            num_kv_heads=aggregated.num_heads,
-            head_dim=aggregated.head_dim,
-            kv_len=aggregated.kv_len,
-            swaps=swaps,
-        )
+        form = read_aggregated(layer, context.known)
+        found = replace(found, swaps=splitter.split([one.piece.node for one in form.sources]))
+        return insert_aggregated(found, context.program, form, gates, builder, splitter.alone)
     if layer.obstacles:
         raise NotCoveredError(layer.obstacles[0])
-    swaps = splitter.split(layer.core.operands)
-    rewriter = AttentionRewriter(layer, builder, known, swaps)
-    attention, replacement = rewriter.build(gates)
-    return replace(
-        found,
-        op=op_names.ATTENTION,
-        attention=attention,
-        replacement=replacement,
-        axes=rewriter.axes,
-        num_kv_heads=int(product(rewriter.form.kv_heads)),
-        head_dim=int(product(rewriter.form.head_dim)),
-        kv_len=rewriter.kv_len,
-        swaps=swaps,
-    )
+    found = replace(found, swaps=splitter.split(layer.core.operands))
+    return AttentionRewriter(found, builder, context.known).build(gates)
 
 
 def _insert_projections(found: Rewrite, read: ReadProjection) -> Rewrite:
@@ -224,8 +136,7 @@ def _insert_projections(found: Rewrite, read: ReadProjection) -> Rewrite:
     assert axes is not None
     gates = argument(attention, "gates")
     assert isinstance(gates, Node)
-    layout = axes.output if rank(attention) == 3 else axes.unpacked_output
-    output = Operand(attention, layout)
+    output = Operand(attention, axes.output(packed=rank(attention) == 3))
     return replace(
         found,
         query_projection=project_query(
@@ -287,14 +198,9 @@ def commit(
     graph = program.graph_module.graph
     drop_views(rewrites)
     # This only redirects readers; the original operators, dead by then, are dropped at the end.
-    for swap in swaps:
+    for swap in (*swaps, *(swap for rewrite in rewrites for swap in rewrite.all_swaps)):
         swap.old.replace_all_uses_with(swap.new)
     for rewrite in rewrites:
-        for swap in rewrite.swaps:
-            swap.old.replace_all_uses_with(swap.new)
-        if rewrite.output_projection is not None:
-            projected = rewrite.output_projection
-            projected.old.replace_all_uses_with(projected.new)
         if rewrite.replacement is not None:
             rewrite.layer.node.replace_all_uses_with(rewrite.replacement)
         if rewrite.routed is not None:

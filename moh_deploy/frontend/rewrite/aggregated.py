@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::aggregated_attention
-from moh_deploy.frontend.fx.axes import Layout, leaves, product
+from moh_deploy.frontend.fx.axes import leaves, product
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.graph import tensor
@@ -18,117 +19,99 @@ from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.aggregated import Aggregated, WindowSource
-from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.rewrite.attention_form import HeadAxes
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of
-from moh_deploy.frontend.rewrite.projections import HeadAxes
+from moh_deploy.frontend.rewrite.rewritten import Rewrite
+from moh_deploy.ops import op_names
 
 _DEFAULT_EPSILON = 1e-12
 # A bias for each pixel and pooled token grows with the square of the image.
 _LARGEST_CONSTANT_BYTES = 1 << 28
+# In the order of the op's inputs.
+_CONSTANTS = (
+    *("query_embedding", "query_scale", "window_bias"),
+    *("pooled_bias", "window_tokens", "window_offset"),
+)
 
 
-class AggregatedRewriter:
-    """Builds the MoHAggregatedAttention of one layer, from the tensors of the original graph.
+def insert_aggregated(
+    rewrite: Rewrite,
+    program: ExportedProgram,
+    form: Aggregated,
+    gates: Node,
+    builder: GraphBuilder,
+    alone: Callable[[Piece], Piece],
+) -> Rewrite:
+    """Insert the MoHAggregatedAttention of one layer.
 
     Args:
+        rewrite: Of the layer, so far.
+        form: The layer as the op computes it.
+        gates: [B, N, H].
         builder: Inserts in front of the node after the layer's product with the gates.
         alone: Gives a cut of a packed projection as a projection of its own, where there is one.
+
+    Returns:
+        The rewrite, with the op and the node whose value replaces the layer's product with its
+        gates.
+
+    Raises:
+        NotCoveredError: With the reason.
     """
+    layer, window = rewrite.layer, form.window
+    dtype = tensor(layer.core.output.node).dtype
+    operands = OperandBuilder(builder, dtype)
+    axes = HeadAxes(
+        batch=leaves(layer.batch),
+        tokens=leaves(form.query.rows),
+        heads=leaves(layer.heads),
+        head_dim=leaves(form.query.head_dim),
+        value_dim=leaves(form.value.head_dim),
+    )
 
-    def __init__(
-        self,
-        program: ExportedProgram,
-        layer: MoHLayer,
-        form: Aggregated,
-        builder: GraphBuilder,
-        alone: Callable[[Piece], Piece] = lambda piece: piece,
-    ) -> None:
-        self._program, self._layer, self._form, self._builder = program, layer, form, builder
-        self._alone = alone
-        self._dtype = tensor(layer.core.output.node).dtype
-        self._operands = OperandBuilder(builder, self._dtype)
-
-    def build(self, gates: Node) -> tuple[Node, Node]:
-        """Insert the MoHAggregatedAttention.
-
-        Args:
-            gates: [B, N, H].
-
-        Returns:
-            It, and the node whose value replaces the layer's product with its gates.
-
-        Raises:
-            NotCoveredError: With the reason.
-        """
-        # Rows are pixels, [B, N, H*D], or pooled tokens, [B, P, H*D]; a constant is None where it
-        # changes nothing.
-        form, window = self._form, self._form.window
-        output = self._builder.call(
-            torch.ops.moh.aggregated_attention.default,
-            self._rows(form.query),
-            self._rows(form.key),
-            self._rows(form.value),
-            self._rows(form.pooled_key),
-            self._rows(form.pooled_value),
-            self._operands.cast(gates),
-            self._constant("query_embedding", form.query_embedding),
-            self._constant("query_scale", form.query_scale),
-            self._constant("window_bias", form.window_bias),
-            self._constant("pooled_bias", form.pooled_bias),
-            self._constant("window_tokens", form.window_tokens),
-            self._constant("window_offset", form.window_offset),
-            self.num_heads,
-            window.height,
-            window.width,
-            window.kernel_height,
-            window.kernel_width,
-            form.epsilon is not None,
-            _DEFAULT_EPSILON if form.epsilon is None else form.epsilon,
-        )
-        layout = self._layout(form.value)
-        return output, self._operands.replacement(output, layout, self._layer)
-
-    @property
-    def axes(self) -> HeadAxes:
-        layer, form = self._layer, self._form
-        return HeadAxes(
-            batch=leaves(layer.batch),
-            tokens=leaves(form.query.rows),
-            heads=leaves(layer.heads),
-            head_dim=leaves(form.query.head_dim),
-            value_dim=leaves(form.value.head_dim),
-        )
-
-    @property
-    def num_heads(self) -> int:
-        return int(product(leaves(self._layer.heads)))
-
-    @property
-    def head_dim(self) -> int:
-        return int(product(leaves(self._form.value.head_dim)))
-
-    @property
-    def kv_len(self) -> int:
-        """Keys that a token sees: those of its window and the pooled ones."""
-        window, pooled = self._form.window, product(leaves(self._form.pooled_key.rows))
-        return window.kernel_height * window.kernel_width + int(pooled)
-
-    def _rows(self, source: WindowSource) -> Node:
-        """[B, rows, H*D]."""
+    def rows(source: WindowSource) -> Node:
+        """[B, rows, H*D]: rows are pixels, or pooled tokens."""
         piece = source.piece
         # A cut of a packed projection may have been split off as a projection of its own by now.
         trail = [piece] if piece.cuts else trail_of(Operand(piece.node, piece.layout))
-        return self._operands.operand([*map(self._alone, trail)], self._layout(source))
+        layout = (layer.batch, source.rows, (*layer.heads, *source.head_dim))
+        return operands.operand([*map(alone, trail)], layout)
 
-    def _layout(self, source: WindowSource) -> Layout:
-        return (self._layer.batch, source.rows, (*self._layer.heads, *source.head_dim))
-
-    def _constant(self, name: str, value: Tensor | None) -> Node | None:
+    def constant(name: str) -> Node | None:
+        """A constant of the form; None where it changes nothing."""
+        value: Tensor | None = getattr(form, name)
         if value is None:
             return None
-        if value.numel() * self._dtype.itemsize > _LARGEST_CONSTANT_BYTES:
+        if value.numel() * dtype.itemsize > _LARGEST_CONSTANT_BYTES:
             raise NotCoveredError(
                 f"its {name.replace('_', ' ')} has {value.numel()} elements, more than are stored"
             )
-        path = "_".join(self._layer.path.split(".")) or "model"
-        return add_constant(self._program, f"{path}_{name}", value.to(self._dtype))
+        path = "_".join(layer.path.split(".")) or "model"
+        return add_constant(program, f"{path}_{name}", value.to(dtype))
+
+    sources = (form.query, form.key, form.value, form.pooled_key, form.pooled_value)
+    output = builder.call(
+        torch.ops.moh.aggregated_attention.default,
+        *map(rows, sources),
+        operands.cast(gates),
+        *map(constant, _CONSTANTS),
+        axes.num_heads,
+        window.height,
+        window.width,
+        window.kernel_height,
+        window.kernel_width,
+        form.epsilon is not None,
+        _DEFAULT_EPSILON if form.epsilon is None else form.epsilon,
+    )
+    # A token sees the keys of its window and the pooled ones.
+    pooled = int(product(leaves(form.pooled_key.rows)))
+    return replace(
+        rewrite,
+        op=op_names.AGGREGATED_ATTENTION,
+        attention=output,
+        replacement=operands.replacement(output, axes.output(packed=True), layer),
+        axes=axes,
+        num_kv_heads=axes.num_heads,
+        head_dim=int(product(axes.value_dim)),
+        kv_len=window.kernel_height * window.kernel_width + pooled,
+    )

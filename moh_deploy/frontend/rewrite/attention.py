@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial, reduce
 
 import torch
 from torch.fx import Node
@@ -17,15 +16,14 @@ from moh_deploy.frontend.fx.graph import example_shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.slices import Piece
-from moh_deploy.frontend.recognize.cores.core import MaskTerm, Scores
-from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.cores.core import MaskTerm
 from moh_deploy.frontend.rewrite.attention_form import AttentionForm
 from moh_deploy.frontend.rewrite.attention_inputs import AttentionInputs
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of, unscaled
-from moh_deploy.frontend.rewrite.projections import HeadAxes
 from moh_deploy.frontend.rewrite.readers import readers_up_to
-from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.frontend.rewrite.rewritten import Rewrite
 from moh_deploy.frontend.rewrite.tokens_first import Reader
+from moh_deploy.ops import op_names
 
 aten = torch.ops.aten
 
@@ -39,37 +37,34 @@ class AttentionRewriter:
     """Builds the MoHAttention of one layer, from the tensors of the original graph.
 
     Args:
-        layer: A layer without obstacles.
+        rewrite: Of a layer without obstacles; its swaps are parts of packed projections.
         builder: Inserts in front of the node after the layer's product with the gates.
         known: Values that do not depend on the model's inputs.
-        swaps: Parts of packed projections.
     """
 
-    def __init__(
-        self,
-        layer: MoHLayer,
-        builder: GraphBuilder,
-        known: KnownValues,
-        swaps: Sequence[Swap] = (),
-    ) -> None:
+    def __init__(self, rewrite: Rewrite, builder: GraphBuilder, known: KnownValues) -> None:
+        layer = rewrite.layer
         assert layer.core.scores is not None
-        self._layer = layer
-        self._scores = _unscaled(layer.core.scores, known)
-        self._builder, self._known, self._swaps = builder, known, swaps
-        self._twins = {swap.old: swap.new for swap in swaps}
+        self._rewrite, self._layer, self._builder, self._known = rewrite, layer, builder, known
+        query, first = unscaled(layer.core.scores.query, known)
+        key, second = unscaled(layer.core.scores.key, known)
+        scale = layer.core.scores.scale * first * second
+        self._scores = replace(layer.core.scores, query=query, key=key, scale=scale)
+        self._twins = {swap.old: swap.new for swap in rewrite.swaps}
         operands = (self._scores.query, self._scores.key, layer.core.value)
         self._trails = [trail_of(operand, self._twins) for operand in operands]
         self._operands = OperandBuilder(builder, tensor(layer.core.output.node).dtype)
         self.form = self._form()
 
-    def build(self, gates: Node) -> tuple[Node, Node]:
+    def build(self, gates: Node) -> Rewrite:
         """Insert the MoHAttention.
 
         Args:
             gates: [B, S, Hq].
 
         Returns:
-            The MoHAttention, and the node whose value replaces the layer's product with its gates.
+            The rewrite, with the MoHAttention and the node whose value replaces the layer's
+            product with its gates.
 
         Raises:
             NotCoveredError: With the reason.
@@ -86,12 +81,24 @@ class AttentionRewriter:
             value,
             operands.cast(gates),
             self._mask(),
-            int(product(form.heads)),
+            form.num_heads,
             int(product(form.kv_heads)),
             self._scores.scale,
-            self._is_causal(),
+            self._scores.is_causal and self._square(),
         )
-        return output, operands.replacement(output, form.output(packed), self._layer)
+        scores = self._layer.core.scores
+        assert scores is not None
+        keys = scores.key.layout.index(scores.key_axes)
+        return replace(
+            self._rewrite,
+            op=op_names.ATTENTION,
+            attention=output,
+            replacement=operands.replacement(output, form.output(packed=packed), self._layer),
+            axes=form,
+            num_kv_heads=int(product(form.kv_heads)),
+            head_dim=int(product(form.head_dim)),
+            kv_len=example_shape(scores.key.node)[keys],  # at the example's sizes
+        )
 
     def _reader(self, gates: Node) -> Reader:
         scores, end = self._scores, self._layer.end
@@ -101,22 +108,10 @@ class AttentionRewriter:
 
         @cache
         def is_private(node: Node) -> bool:
-            readers = readers_up_to(node, end, self._swaps)
+            readers = readers_up_to(node, end, self._rewrite.swaps)
             return readers is not None and (node in others or readers.isdisjoint(others))
 
         return Reader(self._twins, self._known.__contains__, is_private)
-
-    @property
-    def axes(self) -> HeadAxes:
-        form = self.form
-        return HeadAxes(form.batch, form.tokens, form.heads, form.head_dim, form.value_dim)
-
-    @property
-    def kv_len(self) -> int:
-        """Keys at the example's sizes."""
-        scores = self._layer.core.scores
-        assert scores is not None
-        return example_shape(scores.key.node)[scores.key.layout.index(scores.key_axes)]
 
     def _form(self) -> AttentionForm:
         # query [B, Hq, S, D], key [B, Hkv, T, D] in any order: D is what the key has beyond batch,
@@ -158,11 +153,8 @@ class AttentionRewriter:
                 return heads[:count]
         return heads
 
-    def _is_causal(self) -> bool:
-        """True where torch's causal rule (first token, first key) and ONNX's (last, last) agree."""
-        return self._scores.is_causal and self._square()
-
     def _square(self) -> bool:
+        """True where torch's causal rule (first token, first key) and ONNX's (last, last) agree."""
         return bool(product(self.form.tokens) == product(self.form.keys))
 
     def _mask(self) -> Node | None:
@@ -173,12 +165,13 @@ class AttentionRewriter:
         if not terms:
             return None
         if all(tensor(term).dtype == torch.bool for term in terms):
-            return self._reduce(aten.logical_and.default, terms)
-        return self._reduce(aten.add.Tensor, [self._additive(term) for term in terms])
+            return reduce(partial(self._builder.call, aten.logical_and.default), terms)
+        return reduce(partial(self._builder.call, aten.add.Tensor), map(self._additive, terms))
 
     def _mask_term(self, term: MaskTerm) -> Node:
         """One mask as bool (True may attend) or as an addend, broadcastable to [B, Hq, S, T]."""
-        node = self._operands.arrange(term.operand, self.form.scores(), expand=False)
+        form = (self.form.batch, self.form.heads, self.form.tokens, self.form.keys)
+        node = self._operands.arrange(term.operand, form, expand=False)
         if term.kind == "add":
             return (
                 node if term.value == 1 else self._builder.call(aten.mul.Scalar, node, term.value)
@@ -209,19 +202,6 @@ class AttentionRewriter:
         ones = self._builder.call(aten.ones.default, [int(size) for size in sizes])
         causal = self._builder.call(aten.tril.default, ones)
         return self._builder.call(aten.gt.Scalar, causal, 0)
-
-    def _reduce(self, operator: Callable[..., object], terms: list[Node]) -> Node:
-        total = terms[0]
-        for term in terms[1:]:
-            total = self._builder.call(operator, total, term)
-        return total
-
-
-def _unscaled(scores: Scores, known: KnownValues) -> Scores:
-    """The scores with numbers that scale query or key in the scale of their product."""
-    query, first = unscaled(scores.query, known)
-    key, second = unscaled(scores.key, known)
-    return replace(scores, query=query, key=key, scale=scores.scale * first * second)
 
 
 def _head_axes(piece: Piece, heads: Dim) -> set[Axis]:

@@ -1,43 +1,52 @@
-"""The axes of a layer by the names that MoHAttention gives them."""
+"""The axes of a layer by the names that the attention ops give them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moh_deploy.frontend.fx.axes import Dim, Layout
+from moh_deploy.frontend.fx.axes import Dim, Layout, product
 
 
 @dataclass(frozen=True)
-class AttentionForm:
-    """The axes of a layer as MoHAttention's: B, Hq, Hkv, S, T, D and Dv."""
+class HeadAxes:
+    """The axes of a layer that its attention and its projections have to meet: B, S, Hq, D and Dv.
+
+    Attributes:
+        heads: Major first.
+        head_dim, value_dim: Of one head of the queries and of the output.
+    """
 
     batch: Dim
-    heads: Dim
-    kv_heads: Dim
     tokens: Dim
-    keys: Dim
+    heads: Dim
     head_dim: Dim
     value_dim: Dim
 
-    def query(self, packed: bool) -> Layout:
+    @property
+    def num_heads(self) -> int:
+        return int(product(self.heads))
+
+    def query(self, *, packed: bool) -> Layout:
         return self._layout(self.heads, self.tokens, self.head_dim, packed)
 
-    def key(self, packed: bool) -> Layout:
-        return self._layout(self.kv_heads, self.keys, self.head_dim, packed)
-
-    def value(self, packed: bool) -> Layout:
-        return self._layout(self.kv_heads, self.keys, self.value_dim, packed)
-
-    def output(self, packed: bool) -> Layout:
+    def output(self, *, packed: bool) -> Layout:
         return self._layout(self.heads, self.tokens, self.value_dim, packed)
-
-    def scores(self) -> Layout:
-        return (self.batch, self.heads, self.tokens, self.keys)
-
-    def gates(self) -> Layout:
-        return (self.batch, self.tokens, self.heads)
 
     def _layout(self, heads: Dim, rows: Dim, columns: Dim, packed: bool) -> Layout:
         if packed:
             return (self.batch, rows, (*heads, *columns))
         return (self.batch, heads, rows, columns)
+
+
+@dataclass(frozen=True)
+class AttentionForm(HeadAxes):
+    """The axes of a layer as MoHAttention's: those of its heads, and Hkv and T."""
+
+    kv_heads: Dim
+    keys: Dim
+
+    def key(self, *, packed: bool) -> Layout:
+        return self._layout(self.kv_heads, self.keys, self.head_dim, packed)
+
+    def value(self, *, packed: bool) -> Layout:
+        return self._layout(self.kv_heads, self.keys, self.value_dim, packed)

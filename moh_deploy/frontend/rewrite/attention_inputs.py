@@ -74,7 +74,7 @@ class AttentionInputs:
             moves |= self._reorderer.moves(factor.operand, flat(self._rows(packed=packed)[:3]))
         # The output has the order of the inputs: where readers want the other one, it is moved as
         # well.
-        return len(moves) + (self._order_read() != flat(self._form.output(packed)))
+        return len(moves) + (self._order_read() != flat(self._form.output(packed=packed)))
 
     def _order_read(self) -> tuple[object, ...]:
         """The order in which the model reads the gated attention."""
@@ -89,7 +89,7 @@ class AttentionInputs:
 
     def _layouts(self, *, packed: bool) -> tuple[Layout, Layout, Layout]:
         form = self._form
-        return form.query(packed), form.key(packed), form.value(packed)
+        return form.query(packed=packed), form.key(packed=packed), form.value(packed=packed)
 
     def _rows(self, *, packed: bool) -> Layout:
         """The layout of the query with one dimension for the heads and one for the tokens."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -13,9 +12,7 @@ from moh_deploy.frontend.fx.axes import Layout, flat, leaves
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.recognize.layer import MoHLayer
-
-if TYPE_CHECKING:
-    from moh_deploy.frontend.rewrite import Rewrite
+from moh_deploy.frontend.rewrite.rewritten import Rewrite
 
 
 def view_attention(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> list[Rewrite]:

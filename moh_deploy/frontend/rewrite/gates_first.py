@@ -17,7 +17,7 @@ from moh_deploy.frontend.fx.graph import tensor
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.recognize.layer import HeadProjection, MoHLayer
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, arranged_operand
+from moh_deploy.frontend.rewrite.operands import arranged_like_views, arranged_operand
 from moh_deploy.frontend.rewrite.swap import Swap
 
 aten = torch.ops.aten
@@ -47,7 +47,7 @@ def apply_gates_first(
         raise NotCoveredError("heads are projected by weights that differ between tokens")
     # [B, S, H, D] * [B, S, H, 1], and only then the projection of each head.
     attention = arranged_operand(LayoutBuilder(builder), projection.attention, groups)
-    own_dtype = OperandBuilder(builder, tensor(attention).dtype).cast(gates)
+    own_dtype = builder.cast(gates, tensor(attention).dtype)
     spread = builder.call(aten.unsqueeze.default, own_dtype, -1)  # [B, S, H, 1]
     gated = builder.call(aten.mul.Tensor, attention, spread)
     moved = replace(layer, node=gated, layout=resolve(groups), projection=None)
@@ -71,9 +71,5 @@ def _project(
     equation = f"bshd,{'hdc' if of_head else 'dc'}->{'bsc' if summed else 'bshc'}"
     product = layouts.builder.call(aten.einsum.default, equation, [gated, weight])
     out: Layout = (layer.batch, layer.tokens, *([] if summed else [heads]), columns)
-    result = layouts.arrange(Operand(product, out), layer.layout)
-    result = OperandBuilder(layouts.builder, tensor(layer.node).dtype).cast(result)
-    if result is product:
-        return result
-    # Readers may have been traced as views, which need the memory order of what they read.
-    return layouts.builder.call(aten.clone.default, result, memory_format=torch.contiguous_format)
+    result = arranged_like_views(layouts, Operand(product, out), layer.layout)
+    return layouts.builder.cast(result, tensor(layer.node).dtype)

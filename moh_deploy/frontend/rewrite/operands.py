@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 
 import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Layout, flat, resolve
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
 from moh_deploy.frontend.fx.graph import is_tensor, op, shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
@@ -20,7 +21,7 @@ from moh_deploy.frontend.recognize.layer import MoHLayer
 aten = torch.ops.aten
 
 
-class OperandBuilder:
+class OperandBuilder(LayoutBuilder):
     """Brings the tensors of a layer into the layouts of an op.
 
     Args:
@@ -29,8 +30,8 @@ class OperandBuilder:
     """
 
     def __init__(self, builder: GraphBuilder, dtype: torch.dtype) -> None:
-        self._builder, self._dtype = builder, dtype
-        self._layouts = LayoutBuilder(builder)
+        super().__init__(builder)
+        self._dtype = dtype
 
     def operand(self, trail: Sequence[Piece], wanted: Layout) -> Node:
         """The tensor in the wanted layout and the op's dtype: one that the model already has, or a
@@ -70,32 +71,18 @@ class OperandBuilder:
         piece = found or nearest[0]
         node = piece.node
         for dim, start, stop in piece.cuts:
-            node = self._builder.call(aten.slice.Tensor, node, dim, start, stop)
+            node = self.builder.call(aten.slice.Tensor, node, dim, start, stop)
         return self.arrange(Operand(node, piece.layout), wanted)
-
-    def arrange(self, operand: Operand, wanted: Layout, *, expand: bool = True) -> Node:
-        """Bring an operand into a layout, as `LayoutBuilder.arrange` does.
-
-        Raises:
-            NotCoveredError: If the size of an axis cannot be expressed.
-        """
-        try:
-            return self._layouts.arrange(operand, wanted, expand=expand)
-        except UnknownSizeError as error:
-            raise NotCoveredError(str(error)) from error
 
     def cast(self, node: Node, dtype: torch.dtype | None = None) -> Node:
         """The node in this dtype, or in that of the op's operands."""
-        dtype = dtype or self._dtype
-        if tensor(node).dtype == dtype:
-            return node
-        return self._builder.call(aten.to.dtype, node, dtype)
+        return self.builder.cast(node, dtype or self._dtype)
 
     def replacement(self, output: Node, layout: Layout, layer: MoHLayer) -> Node:
         """An op's output in the layout, memory order and dtype of the layer's gated attention."""
-        replaced = self._layouts.arrange(Operand(output, layout), layer.layout)
+        replaced = self.arrange(Operand(output, layout), layer.layout)
         # Readers may have been traced as views, which need the memory order of what they read.
-        in_order = self._builder.call(aten.contiguous.default, replaced)
+        in_order = self.builder.call(aten.contiguous.default, replaced)
         return self.cast(in_order, tensor(layer.node).dtype)
 
 
@@ -106,23 +93,16 @@ def gates_of(layer: MoHLayer, layouts: LayoutBuilder) -> Node:
         UnknownSizeError: If the gates cannot be brought into that layout.
     """
     wanted: Layout = (layer.batch, layer.tokens, layer.heads)
+    axes = set(flat(wanted))
     # A gate may be a factor of several, [B, S, H, 1] times [1, 1, H, 1] say, or a bool mask.
-    arranged_operand = []
+    factors: list[Node] = []
     for factor in layer.gates:
-        trail = [piece for piece in trail_of(factor) if not piece.cuts and _fits(piece, wanted)]
+        trail = [p for p in trail_of(factor) if not p.cuts and set(flat(p.layout)) <= axes]
         best = entry(trail, wanted) or (trail[0] if trail else factor)
         node = layouts.arrange(Operand(best.node, best.layout), wanted)
-        if tensor(node).dtype == torch.bool:
-            node = layouts.builder.call(aten.to.dtype, node, tensor(layer.node).dtype)
-        arranged_operand.append(node)
-    total = arranged_operand[0]
-    for factor_node in arranged_operand[1:]:
-        total = layouts.builder.call(aten.mul.Tensor, total, factor_node)
-    return total
-
-
-def _fits(piece: Piece, wanted: Layout) -> bool:
-    return set(flat(piece.layout)) <= set(flat(wanted))
+        is_mask = tensor(node).dtype == torch.bool
+        factors.append(layouts.builder.cast(node, tensor(layer.node).dtype) if is_mask else node)
+    return reduce(partial(layouts.builder.call, aten.mul.Tensor), factors)
 
 
 def unscaled(operand: Operand, known: KnownValues) -> tuple[Operand, float]:
@@ -180,6 +160,15 @@ def arranged_operand(layouts: LayoutBuilder, operand: Operand, wanted: Layout) -
     found = entry(trail_of(operand), wanted)
     source = operand if found is None or found.cuts else Operand(found.node, found.layout)
     return layouts.arrange(source, wanted)
+
+
+def arranged_like_views(layouts: LayoutBuilder, operand: Operand, wanted: Layout) -> Node:
+    """The operand in the wanted layout and in the memory order of that layout."""
+    result = layouts.arrange(operand, wanted)
+    if result is operand.node:
+        return result
+    # Readers may have been traced as views, which need the memory order of what they read.
+    return layouts.builder.call(aten.clone.default, result, memory_format=torch.contiguous_format)
 
 
 def entry(trail: Sequence[Piece], wanted: Layout) -> Piece | None:

@@ -7,64 +7,25 @@ depend on it. A linear map that alone reads the gated heads need not read those 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::query_projection
-from moh_deploy.frontend.fx.axes import Dim, Layout, flat, product, resolve
+from moh_deploy.frontend.fx.axes import Dim, Layout, flat, resolve
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.fx.graph import op, rank, tensor
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import casts, forward, history, is_view
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.projection import Projection, ReadProjection
-from moh_deploy.frontend.rewrite.operands import arranged_operand
+from moh_deploy.frontend.rewrite.attention_form import HeadAxes
+from moh_deploy.frontend.rewrite.operands import arranged_like_views, arranged_operand
 from moh_deploy.frontend.rewrite.readers import readers_up_to
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.ops import op_names
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class HeadAxes:
-    """The axes of a layer that its projections have to meet.
-
-    Attributes:
-        heads: Major first.
-        head_dim, value_dim: Of one head of the queries and of the output.
-    """
-
-    batch: Dim
-    tokens: Dim
-    heads: Dim
-    head_dim: Dim
-    value_dim: Dim
-
-    @property
-    def rows(self) -> Layout:
-        return (self.batch, self.tokens)
-
-    @property
-    def num_heads(self) -> int:
-        return int(product(self.heads))
-
-    @property
-    def query(self) -> Layout:
-        """[B, S, H*D]."""
-        return (*self.rows, (*self.heads, *self.head_dim))
-
-    @property
-    def output(self) -> Layout:
-        """[B, S, H*Dv]."""
-        return (*self.rows, (*self.heads, *self.value_dim))
-
-    @property
-    def unpacked_output(self) -> Layout:
-        """[B, H, S, Dv]."""
-        return (self.batch, self.heads, self.tokens, self.value_dim)
 
 
 def project_query(
@@ -91,7 +52,7 @@ def project_query(
     query, *others = (node for node in attention.args if isinstance(node, Node))
     if rank(query) != 3:
         return None
-    node, layout = history(query, axes.query)[-1]
+    node, layout = history(query, axes.query(packed=True))[-1]
     projection = read(node)
     if projection is None:
         return None
@@ -112,13 +73,13 @@ def _query_projection(
     # x [B, S, C] @ weight [C, H*D]: every row of the query is made of one row of x.
     x, weight = projection.operands(query.layout)
     inner = tuple(axis for axis in flat(x.layout) if axis not in set(flat(query.layout)))
-    columns = axes.query[2]
+    columns = axes.query(packed=True)[2]
     if not (_is_of(x.layout, axes, inner) and set(flat(weight.layout)) == {*inner, *columns}):
         return None
     bias = projection.bias_of(query.layout)
     return layouts.builder.call(
         torch.ops.moh.query_projection.default,
-        arranged_operand(layouts, x, (*axes.rows, inner)),
+        arranged_operand(layouts, x, (axes.batch, axes.tokens, inner)),
         layouts.arrange(weight, (inner, columns)),
         gates,
         None if bias is None else layouts.arrange(bias, (columns,)),
@@ -148,7 +109,7 @@ def project_output(
     projection, read_layout = found
     weight_layout, out = projection.product.layouts(read_layout, 0)
     weight = Operand(projection.weight, resolve(weight_layout))
-    inner = axes.output[2]
+    inner = axes.output(packed=True)[2]
     columns = tuple(axis for axis in flat(out) if axis in set(flat(weight.layout)))
     if not (_is_of(out, axes, columns) and set(flat(weight.layout)) == {*inner, *columns}):
         return None
@@ -157,21 +118,18 @@ def project_output(
     try:
         result = layouts.builder.call(
             torch.ops.moh.output_projection.default,
-            layouts.arrange(attention, axes.output),
+            layouts.arrange(attention, axes.output(packed=True)),
             layouts.arrange(weight, (inner, columns)),
             gates,
             None if bias is None else layouts.arrange(bias, (columns,)),
             axes.num_heads,
         )
-        arranged_operand = layouts.arrange(Operand(result, (*axes.rows, columns)), out)
+        result = arranged_like_views(
+            layouts, Operand(result, (axes.batch, axes.tokens, columns)), out
+        )
     except UnknownSizeError:
         return None
-    if arranged_operand is not result:
-        # Readers may have been traced as views, which need the memory order of what they read.
-        arranged_operand = layouts.builder.call(
-            aten.clone.default, arranged_operand, memory_format=torch.contiguous_format
-        )
-    return Swap(projection.node, arranged_operand, op_names.OUTPUT_PROJECTION)
+    return Swap(projection.node, result, op_names.OUTPUT_PROJECTION)
 
 
 def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, Layout] | None:

@@ -47,8 +47,7 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
     )
     if finish is not None:
         routed = _finished(builder, finish, routed, router.num_shared_heads or 0, gates)
-    if tensor(routed).dtype != tensor(gates).dtype:  # a mask of whole numbers, say
-        routed = builder.call(aten.to.dtype, routed, tensor(gates).dtype)
+    routed = builder.cast(routed, tensor(gates).dtype)  # a mask of whole numbers, say
     if rank(gates) == 3:
         return routed
     return builder.call(aten.reshape.default, routed, builder.sizes(shape(gates)))
@@ -76,9 +75,7 @@ def _weighed(builder: GraphBuilder, finish: Finish, routed: Node, gates: Node) -
     call = builder.call
     if finish.weights is not None:
         weights = _per_token(builder, _heads_last(builder, finish.weights), gates)
-        if tensor(routed).dtype != tensor(weights).dtype:
-            routed = call(aten.to.dtype, routed, tensor(weights).dtype)
-        routed = call(aten.mul.Tensor, routed, weights)
+        routed = call(aten.mul.Tensor, builder.cast(routed, tensor(weights).dtype), weights)
     if finish.normalized:
         total = call(aten.sum.dim_IntList, routed, [-1], True)
         # 0 where no head that was kept has a weight, as with an epsilon, and not NaN.
