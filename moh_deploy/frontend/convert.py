@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -122,7 +121,10 @@ def convert(
         inputs=tuple(_input_info(item) for item in inputs),
         outputs=tuple(_output_info(value) for value in onnx_model.graph.outputs),
         dims=example_sizes(inputs),
-        layers=_layer_infos(rewrites, layer_names, sizes.recordings),
+        layers=tuple(
+            _layer_info(rewrite, found, [recording.layers[index] for recording in sizes.recordings])
+            for index, (rewrite, found) in enumerate(zip(rewrites, layer_names, strict=True))
+        ),
         kept=kept,
         vectors=tuple(
             recorded_vectors(run, recording, outputs)
@@ -239,22 +241,10 @@ def _told_apart(
 
 def _kept(swap: Swap, differences: Sequence[LayerDifference]) -> KeptOperators:
     """A swap that is not made; a difference that is no number counts as the largest."""
-
-    def size(one: LayerDifference) -> float:
-        return math.inf if one.max_abs_error is None else one.max_abs_error
-
-    worst = max(differences, key=size)
+    no_number = [one for one in differences if one.max_abs_error is None]
+    worst = next(iter(no_number), None) or max(differences, key=lambda one: one.max_abs_error or 0)
     return KeptOperators(
         swap.path, swap.replaced, swap.inserted, worst.max_abs_error, reason=worst.words
-    )
-
-
-def _layer_infos(
-    rewrites: Sequence[Rewrite], names: Sequence[LayerNames], recordings: Sequence[Recording]
-) -> tuple[LayerInfo, ...]:
-    return tuple(
-        _layer_info(rewrite, found, [recording.layers[index] for recording in recordings])
-        for index, (rewrite, found) in enumerate(zip(rewrites, names, strict=True))
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,7 +16,9 @@ from torch.utils import _pytree as pytree
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.graph import is_tensor, tensor
+from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
+from moh_deploy.frontend.trace import headline
 from moh_deploy.ops import VERSION
 from moh_deploy.ops.domains import KERNEL_DOMAIN
 from moh_deploy.ops.onnx_schema import register_schemas
@@ -69,24 +70,15 @@ def output_types(program: ExportedProgram) -> Iterator[ir.DataType]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Mute the exporter's prints and warnings about itself; failures still reach us."""
-    # The last one prints what is raised as well.
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL if logger.name == "torch.export" else logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    noisy = muted("torch.onnx", "onnxscript", "onnx_ir", below=logging.ERROR)
+    # This one prints what is raised as well.
+    printing = muted("torch.export", below=logging.CRITICAL)
+    with noisy, printing, no_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def cause(error: BaseException) -> str:
     """Return the innermost message: the exporter wraps it in advice for its own developers."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400].rstrip(".")
+    return headline(error)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,6 +16,7 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.examples import parsed_dims
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.specialisation import watch_specialisations
 
 _SMALLEST_TRACED = 2
@@ -55,20 +54,28 @@ def dim_ranges(
     positions.
     """
     ranges: dict[str, tuple[int, int | None]] = {}
+    for _, _, expr, size in _dynamic_axes(program, inputs):
+        symbol = getattr(getattr(size, "node", None), "expr", None)
+        if not expr.is_plain or symbol not in program.range_constraints:
+            continue
+        limits = program.range_constraints[symbol]
+        largest = int(limits.upper) if limits.upper.is_Integer else None
+        # Torch traces for sizes from 2 on; size 1 is tried on the original model.
+        smallest = int(limits.lower) if limits.lower > _SMALLEST_TRACED else 1
+        if smallest > 1 or largest is not None:
+            ranges[expr.name] = (smallest, largest)
+    return ranges
+
+
+def _dynamic_axes(
+    program: ExportedProgram, inputs: Sequence[ModelInput]
+) -> Iterator[tuple[ModelInput, int, DimExpr, int | torch.SymInt]]:
+    """The axes that were declared dynamic, and the sizes that they have in the program."""
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
         shape = placeholders[name].meta["val"].shape
         for axis, expr in parsed_dims(item).items():
-            symbol = getattr(getattr(shape[axis], "node", None), "expr", None)
-            if not expr.is_plain or symbol not in program.range_constraints:
-                continue
-            limits = program.range_constraints[symbol]
-            largest = int(limits.upper) if limits.upper.is_Integer else None
-            # Torch traces for sizes from 2 on; size 1 is tried on the original model.
-            smallest = int(limits.lower) if limits.lower > _SMALLEST_TRACED else 1
-            if smallest > 1 or largest is not None:
-                ranges[expr.name] = (smallest, largest)
-    return ranges
+            yield item, axis, expr, shape[axis]
 
 
 def _copied(program: ExportedProgram) -> ExportedProgram:
@@ -93,15 +100,15 @@ def _trace(
     module: torch.nn.Module, inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
 ) -> ExportedProgram:
     """Trace within bounds; where the model sets narrower ones (64 positions), once more."""
-    dims = _torch_dims(inputs, bounds)
-    names = [item.name for item in inputs]
-    shapes = _by_parameter(module, [_axes(item, dims) for item in inputs], names)
+    # It prints the tracebacks of errors that are raised as well.
+    quiet = muted("torch._subclasses.fake_tensor", below=logging.CRITICAL)
+    shapes = dynamic_shapes(module, inputs, bounds)
     try:
-        with torch.no_grad(), _quiet(), watch_specialisations() as places:
+        with torch.no_grad(), quiet, no_warnings(), watch_specialisations() as places:
             return torch.export.export(
                 module,
                 tuple(item.value for item in inputs),
-                dynamic_shapes=shapes if dims else None,
+                dynamic_shapes=shapes,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
     except Exception as error:  # torch raises many kinds, some of them private
@@ -109,20 +116,6 @@ def _trace(
         if not narrower or narrower.items() <= bounds.items():
             raise _explain(error, inputs, places) from error
     return _trace(module, inputs, {**bounds, **narrower})
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Mute warnings, and a logger that prints the tracebacks of errors that are raised as well."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _suggested_bounds(text: str) -> dict[str, _Bounds]:
@@ -139,31 +132,37 @@ def _suggested_bounds(text: str) -> dict[str, _Bounds]:
     return bounds
 
 
-def _torch_dims(inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]) -> dict[str, Dim]:
-    names = {expr.name for item in inputs for expr in parsed_dims(item).values()}
-    dims: dict[str, Dim] = {}
-    for name in sorted(names):
-        low, high = bounds.get(name, (None, None))
-        dims[name] = Dim(name, min=low, max=high)
-    return dims
+def dynamic_shapes(
+    module: torch.nn.Module, inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
+) -> dict[str, object] | None:
+    """Return the dynamic axes of each argument, by the parameter that takes it; varargs take the
+    rest as a tuple. None where nothing is dynamic.
 
+    Args:
+        bounds: Smallest and largest size of some dimensions.
 
-def _axes(item: ModelInput, dims: Mapping[str, Dim]) -> dict[int, object]:
-    return {axis: _dim(expr, dims) for axis, expr in parsed_dims(item).items()}
+    Raises:
+        ExportError: The module does not take the inputs as its positional arguments.
+    """
+    names = [item.name for item in inputs]
+    _check_places(module, names)
+    known = {expr.name for item in inputs for expr in parsed_dims(item).values()}
+    ranges = {name: bounds.get(name, (None, None)) for name in sorted(known)}
+    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in ranges.items()}
+    axes = [{axis: _dim(expr, dims) for axis, expr in parsed_dims(item).items()} for item in inputs]
+    shapes = _by_parameter(module, axes, names)
+    return shapes if dims else None
 
 
 def _dim(expr: DimExpr, dims: Mapping[str, Dim]) -> object:
-    dim: object = dims[expr.name]
-    if expr.multiplier != 1:
-        dim = expr.multiplier * dims[expr.name]
-    return dim + expr.offset if expr.offset else dim  # type: ignore[operator]
+    dim = dims[expr.name]
+    scaled = dim if expr.multiplier == 1 else expr.multiplier * dim
+    return scaled + expr.offset if expr.offset else scaled
 
 
 def _by_parameter(
     module: torch.nn.Module, axes: Sequence[dict[int, object]], names: Sequence[str]
 ) -> dict[str, object]:
-    """Shapes by the parameter that takes each argument; varargs take the rest as a tuple."""
-    _check_places(module, names)
     shapes: dict[str, object] = {}
     remaining = list(axes)
     for name, parameter in inspect.signature(module.forward).parameters.items():
@@ -209,27 +208,17 @@ def _wrapper(names: Sequence[str]) -> str:
 
 def _check_dynamic(program: ExportedProgram, inputs: Sequence[ModelInput]) -> None:
     """Check that declared axes are still symbolic, and that no two names have become one."""
-    symbols: dict[str, str] = {}
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
-        shape = placeholders[name].meta["val"].shape
-        for axis, expr in parsed_dims(item).items():
-            if isinstance(shape[axis], int):
-                raise ExportError(
-                    f"dimension '{expr}' (axis {axis} of input '{item.name}') was declared dynamic,"
-                    f" but the model fixes it to {shape[axis]}."
-                )
-            if expr.is_plain:
-                symbols.setdefault(expr.name, str(shape[axis].node.expr))
-    _check_distinct(symbols)
-
-
-def _check_distinct(symbols: Mapping[str, str]) -> None:
-    first: dict[str, str] = {}
-    for name, symbol in symbols.items():
-        if symbol in first:
-            raise _must_be_equal(first[symbol], name)
-        first[symbol] = name
+    names: dict[str, str] = {}
+    for item, axis, expr, size in _dynamic_axes(program, inputs):
+        if isinstance(size, int):
+            raise ExportError(
+                f"dimension '{expr}' (axis {axis} of input '{item.name}') was declared dynamic,"
+                f" but the model fixes it to {size}."
+            )
+        if expr.is_plain:
+            first = names.setdefault(str(size.node.expr), expr.name)
+            if first != expr.name:
+                raise _must_be_equal(first, expr.name)
 
 
 def _explain(
@@ -256,7 +245,7 @@ def _explain(
             f" torch.export.register_dataclass({unknown[1]}) if it is a dataclass.",
         )
     return ExportError(
-        f"torch.export cannot trace the model: {_headline(error)}{where}.",
+        f"torch.export cannot trace the model: {headline(error)}{where}.",
         hint="The model must run as one graph: no Python branches on tensor values, no .item(), no"
         " sizes that hang on values, as x[mask] has one.",
     )
@@ -286,8 +275,8 @@ def _must_be_equal(first: str, second: str) -> ExportError:
     )
 
 
-def _headline(error: Exception) -> str:
-    """The first line that says something, without torch's advice."""
+def headline(error: BaseException) -> str:
+    """Return the kind of an error and the first line that says something: no advice of torch's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     return f"{type(error).__name__}: {first}"[:400].rstrip(".")

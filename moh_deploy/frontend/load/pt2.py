@@ -9,7 +9,6 @@ torch.export.save writes.
 from __future__ import annotations
 
 import ast
-import contextlib
 import io
 import logging
 import re
@@ -21,6 +20,7 @@ import torch
 
 from moh_deploy.errors import CheckpointError
 from moh_deploy.frontend.load.unpickle import reads_as_plain_data
+from moh_deploy.frontend.quiet import muted
 from moh_deploy.system.bounded_file import open_regular
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.bounded_zip import open_archive
@@ -65,7 +65,9 @@ def load_program(path: Path, *, trust_pickle: bool) -> torch.export.ExportedProg
     if not trust_pickle:
         _require_plain(path)
     try:
-        with open_regular(path) as file, _quiet():  # a path would have to end in .pt2
+        # Torch logs that it unpickled example inputs, which the user has allowed.
+        quiet = muted("torch._export.serde.serialize", below=logging.ERROR)
+        with open_regular(path) as file, quiet:  # a path would have to end in .pt2
             return torch.export.load(file)
     except Exception as error:
         raise CheckpointError(
@@ -88,18 +90,6 @@ def require_inference_mode(program: torch.export.ExportedProgram, *, source: str
                 " train=True.",
                 hint="Call model.eval() before torch.export.export and save it again.",
             )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging that it unpickled example inputs, which the user has allowed."""
-    logger = logging.getLogger("torch._export.serde.serialize")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _is_training(node: torch.fx.Node) -> bool:

@@ -4,19 +4,17 @@ regions that set a mode by their operators.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-_REGIONS = frozenset(
-    [
-        torch.ops.higher_order.wrap_with_autocast,
-        torch.ops.higher_order.wrap_with_set_grad_enabled,
-        torch.ops.higher_order.wrap_activation_checkpoint,
-        torch.ops.higher_order.tag_activation_checkpoint,
-    ]
+from moh_deploy.frontend.quiet import no_warnings
+
+_REGIONS = (
+    torch.ops.higher_order.wrap_with_autocast,
+    torch.ops.higher_order.wrap_with_set_grad_enabled,
+    torch.ops.higher_order.wrap_activation_checkpoint,
+    torch.ops.higher_order.tag_activation_checkpoint,
 )
 
 
@@ -32,32 +30,22 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
     """
     graph = program.graph_module.graph
     in_place = [node for node in graph.nodes if _is_in_place(node)]
-    regions = any(_is_region(node) for node in graph.nodes)
+    regions = any(node.target in _REGIONS for node in graph.nodes)
     if not in_place and not regions:
         return program
     order = {node: position for position, node in enumerate(graph.nodes)}
     if regions or not all(_functional(node) and _private(node, order) for node in in_place):
-        _forget_inner_calls(program)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about its own code
+        # Drop what a file may say of inner modules: the names of pieces that an inner module
+        # returns change when torch traces a program again, and torch refuses the old ones.
+        for call in program.module_call_graph[1:]:
+            call.signature = None
+        with no_warnings():  # torch's, about its own code
             traced_again: ExportedProgram = program.run_decompositions({})
         return traced_again
     for node in in_place:
         _rename(graph, node, order)
     program.graph_module.recompile()
     return program
-
-
-def _forget_inner_calls(program: ExportedProgram) -> None:
-    """Drop what a file may say of inner modules: the names of pieces that an inner module returns
-    change when torch traces a program again, and torch refuses the old ones.
-    """
-    for call in program.module_call_graph[1:]:
-        call.signature = None
-
-
-def _is_region(node: Node) -> bool:
-    return node.target in _REGIONS
 
 
 def _is_in_place(node: Node) -> bool:

@@ -86,8 +86,17 @@ class EagerModel:
         Raises:
             BackendError: The user's code fails.
         """
-        with self._user_code(arguments):
-            tensors = run_original(self.model, [to_torch(argument) for argument in arguments])
+        try:
+            with user_code(self.code_dirs):
+                tensors = run_original(self.model, [to_torch(argument) for argument in arguments])
+        except Exception as error:
+            given = ", ".join(f"{argument.dtype}{list(argument.shape)}" for argument in arguments)
+            raise BackendError(
+                f"the original model fails on the package's inputs ({given}):"
+                f" {describe_error(error)}.",
+                hint="Is it the model that the package was made from? --dtype brings it to the"
+                " dtype of the package's inputs.",
+            ) from error
         return [to_numpy(tensor) for tensor in tensors]
 
     def bound(self, arguments: Sequence[Array]) -> Callable[[], object]:
@@ -123,22 +132,6 @@ class EagerModel:
         """Return what loads it again in another process; None for a model in memory."""
         named = self.options.model
         return partial(open_eager, self.options) if isinstance(named, (str, Path)) else None
-
-    @contextlib.contextmanager
-    def _user_code(self, arguments: Sequence[Array]) -> Iterator[None]:
-        with user_code(self.code_dirs):
-            try:
-                yield
-            except Exception as error:
-                given = ", ".join(
-                    f"{argument.dtype}{list(argument.shape)}" for argument in arguments
-                )
-                raise BackendError(
-                    f"the original model fails on the package's inputs ({given}):"
-                    f" {describe_error(error)}.",
-                    hint="Is it the model that the package was made from? --dtype brings it to the"
-                    " dtype of the package's inputs.",
-                ) from error
 
 
 def open_eager(options: ModelOptions) -> EagerModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.outputs import tensors_of
 from moh_deploy.frontend.inputs.examples import parsed_dims
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
-from moh_deploy.frontend.prove.record import Recording
+from moh_deploy.frontend.prove.record import Recording, distance
 from moh_deploy.validate.tolerances import tolerance_for
 
 _SMALL_MODEL_BYTES = 1 << 29
@@ -121,13 +122,8 @@ def _difference(expected: torch.Tensor, got: torch.Tensor) -> str | None:
         return f"has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
     if expected.dtype != got.dtype:
         return f"has dtype {got.dtype}, expected {expected.dtype}"
-    finite = expected.isfinite()
-    if not bool(finite.any()):
-        return None
-    if not bool(got[finite].isfinite().all()):
+    error, largest = distance(expected, got)
+    if math.isinf(error):
         return "is not finite where the original is"
-    error = float((expected[finite].double() - got[finite].double()).abs().max())
-    limit = tolerance_for(dtype_name(expected.dtype)).limit(
-        float(expected[finite].double().abs().max())
-    )
+    limit = tolerance_for(dtype_name(expected.dtype)).limit(largest)
     return f"is off by {error:.3g}, allowed is {limit:.3g}" if error > limit else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -118,14 +119,9 @@ def _watched(rewrite: Rewrite) -> list[Node]:
         nodes += [None if rewrite.router.selection is None else rewrite.router.selection.scores]
     if rewrite.replacement is not None:
         nodes.append(rewrite.layer.node)
-    for swap in _swaps(rewrite):
+    for swap in rewrite.all_swaps:
         nodes += [swap.old, swap.new]
     return [node for node in nodes if node is not None]
-
-
-def _swaps(rewrite: Rewrite) -> list[Swap]:
-    behind = rewrite.output_projection
-    return [*rewrite.swaps, *([] if behind is None else [behind])]
 
 
 class _WatchingInterpreter(Interpreter):
@@ -220,14 +216,24 @@ def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> LayerDi
     if got.shape != expected.shape:
         shapes = f"{tuple(got.shape)}, the original {tuple(expected.shape)}"
         return LayerDifference(f"{what} gives shape {shapes}")
-    both = expected.isfinite()
-    if not bool(got[both].isfinite().all()):
+    error, largest = distance(expected, got)
+    if math.isinf(error):
         return LayerDifference(f"{what} is not finite where the original is")
-    if not bool(both.any()):
-        return None
-    error = float((got[both].double() - expected[both].double()).abs().max())
-    largest = float(expected[both].double().abs().max())
     if error > tolerance_for(dtype_name(expected.dtype)).limit(largest):
         found = f"{error:.3g} (largest value {largest:.3g})"
         return LayerDifference(f"{what} differs from the original by {found}", error)
     return None
+
+
+def distance(expected: torch.Tensor, got: torch.Tensor) -> tuple[float, float]:
+    """Return the largest difference and the largest value where the original is finite.
+
+    The difference is inf where the other one is not finite there; both are 0 where nothing is.
+    """
+    finite = expected.isfinite()
+    exact, other = expected[finite].double(), got[finite].double()
+    if not bool(other.isfinite().all()):
+        return math.inf, 0.0
+    if not exact.numel():
+        return 0.0, 0.0
+    return float((other - exact).abs().max()), float(exact.abs().max())

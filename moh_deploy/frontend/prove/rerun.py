@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.frontend.inputs.npz_inputs import inputs_of_package
-from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.prove.original import OriginalRun, one_thread_if_small, run_original
 from moh_deploy.frontend.prove.recorded_run import (
@@ -69,7 +69,7 @@ def answers_of(
         return Answers((), has_gates=True)
     try:
         with one_thread_if_small(model):
-            runs = _runs(model, package.manifest, samples)
+            runs = [_run(model, sample, package.manifest) for sample in samples]
             if package.root not in traced:
                 traced[package.root] = _trace(model, package, samples)
             found = traced[package.root]
@@ -79,12 +79,6 @@ def answers_of(
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
     notes = tuple(_notes(model, name, found.layers, package.manifest))
     return Answers(vectors, has_gates=True, notes=notes, without_gates=without)
-
-
-def _runs(model: LoadedModel, manifest: Manifest, samples: Sequence[Sample]) -> list[OriginalRun]:
-    outputs = [spec.name for spec in manifest.outputs]
-    inputs = [inputs_of_package(sample.known.inputs, manifest) for sample in samples]
-    return [_run(model, arrays, outputs) for arrays in inputs]
 
 
 def _trace(model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]) -> Traced:
@@ -106,21 +100,18 @@ def _recorded(
     for number, run in enumerate(runs):
         found = try_to_record(traced.program, traced.rewrites, (), run, outputs)
         if isinstance(found, DoesNotRun):
-            without[number] = _no_gates(run, found)
-            vectors.append(recorded_vectors(run, None, outputs))
-        else:
-            vectors.append(recorded_vectors(run, found, outputs))
+            without[number] = (
+                f"The traced program, which shows gates, does not run{run.at}, where the original"
+                f" model does ({found.why}): outputs alone are compared there, and no routing."
+            )
+        recording = None if isinstance(found, DoesNotRun) else found
+        vectors.append(recorded_vectors(run, recording, outputs))
     return tuple(vectors), without
 
 
-def _no_gates(run: OriginalRun, found: DoesNotRun) -> str:
-    return (
-        f"The traced program, which shows gates, does not run{run.at}, where the original model"
-        f" does ({found.why}): outputs alone are compared there, and no routing."
-    )
-
-
-def _run(model: LoadedModel, inputs: Sequence[ModelInput], outputs: Sequence[str]) -> OriginalRun:
+def _run(model: LoadedModel, sample: Sample, manifest: Manifest) -> OriginalRun:
+    inputs = inputs_of_package(sample.known.inputs, manifest)
+    outputs = [spec.name for spec in manifest.outputs]
     try:
         found = run_original(model, [item.value for item in inputs])
     except Exception as error:  # It is the user's own code, which may fail in any way.
@@ -135,7 +126,7 @@ def _run(model: LoadedModel, inputs: Sequence[ModelInput], outputs: Sequence[str
             f"it returns {len(found)} tensors, the package {len(outputs)}: {', '.join(outputs)}.",
             hint="Give the checkpoint that the package was made from, or one of the same model.",
         )
-    return OriginalRun(tuple(inputs), found)
+    return OriginalRun(inputs, found)
 
 
 def _check_layers(layers: Sequence[str], manifest: Manifest) -> None:

@@ -1,0 +1,29 @@
+"""Keep torch from printing what the user can do nothing about."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def muted(*loggers: str, below: int) -> Iterator[None]:
+    """Mute loggers below a level; failures still reach us as exceptions."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in loggers}
+    for logger in levels:
+        logger.setLevel(below)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Mute warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
