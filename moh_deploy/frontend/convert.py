@@ -216,11 +216,8 @@ def _from_two_on(
 
 def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:
     """A layer whose new operators differ from the original ones in any run stays as it is."""
-    for recording in recordings:
-        disagreement = recording.layers[index].disagreement
-        if disagreement is not None:
-            return rewrite.kept(disagreement)
-    return rewrite
+    found = [recording.layers[index].disagreement for recording in recordings]
+    return next((rewrite.kept(why) for why in found if why is not None), rewrite)
 
 
 def _told_apart(

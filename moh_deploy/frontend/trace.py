@@ -102,6 +102,7 @@ def _trace(
     """Trace within bounds; where the model sets narrower ones (64 positions), once more."""
     # It prints the tracebacks of errors that are raised as well.
     quiet = muted("torch._subclasses.fake_tensor", below=logging.CRITICAL)
+    _check_places(module, [item.name for item in inputs])
     shapes = dynamic_shapes(module, inputs, bounds)
     try:
         with torch.no_grad(), quiet, no_warnings(), watch_specialisations() as places:
@@ -144,13 +145,11 @@ def dynamic_shapes(
     Raises:
         ExportError: The module does not take the inputs as its positional arguments.
     """
-    names = [item.name for item in inputs]
-    _check_places(module, names)
     known = {expr.name for item in inputs for expr in parsed_dims(item).values()}
     ranges = {name: bounds.get(name, (None, None)) for name in sorted(known)}
     dims = {name: Dim(name, min=low, max=high) for name, (low, high) in ranges.items()}
     axes = [{axis: _dim(expr, dims) for axis, expr in parsed_dims(item).items()} for item in inputs]
-    shapes = _by_parameter(module, axes, names)
+    shapes = _by_parameter(module, axes, [item.name for item in inputs])
     return shapes if dims else None
 
 
@@ -208,7 +207,7 @@ def _wrapper(names: Sequence[str]) -> str:
 
 def _check_dynamic(program: ExportedProgram, inputs: Sequence[ModelInput]) -> None:
     """Check that declared axes are still symbolic, and that no two names have become one."""
-    names: dict[str, str] = {}
+    symbols: dict[str, str] = {}
     for item, axis, expr, size in _dynamic_axes(program, inputs):
         if isinstance(size, int):
             raise ExportError(
@@ -216,9 +215,11 @@ def _check_dynamic(program: ExportedProgram, inputs: Sequence[ModelInput]) -> No
                 f" but the model fixes it to {size}."
             )
         if expr.is_plain:
-            first = names.setdefault(str(size.node.expr), expr.name)
-            if first != expr.name:
-                raise _must_be_equal(first, expr.name)
+            symbols.setdefault(expr.name, str(size.node.expr))
+    first: dict[str, str] = {}
+    for name, symbol in symbols.items():
+        if first.setdefault(symbol, name) != name:
+            raise _must_be_equal(first[symbol], name)
 
 
 def _explain(

@@ -57,7 +57,12 @@ def build_inputs(
         inputs = _described_by(config, given, source)
     else:
         described = parse_input_options(specs) if specs else specs_from_config(config)
-        inputs = tuple(_synthesize(spec, seed + index) for index, spec in enumerate(described))
+        inputs = tuple(
+            spec.with_value(
+                made_values(spec.shape, spec.dtype, spec.value_range, seed=seed + index)
+            )
+            for index, spec in enumerate(described)
+        )
     if not inputs:
         raise ConfigError(
             "the model's inputs are not known.",
@@ -169,7 +174,7 @@ def _described(item: ModelInput, spec: ExampleSpec, source: str) -> ModelInput:
             f"{source}: '{item.name}' is {dtype} {list(value.shape)}, but the config says"
             f" {spec.dtype} [{shape}]."
         )
-    return ModelInput(spec.name, value, {axis: str(expr) for axis, expr in spec.dims.items()})
+    return spec.with_value(value)
 
 
 def _with_axes(item: ModelInput, added: Mapping[int, DimExpr]) -> ModelInput:
@@ -181,9 +186,3 @@ def _with_axes(item: ModelInput, added: Mapping[int, DimExpr]) -> ModelInput:
                 f" '{expr}'."
             )
     return replace(item, dims=dims)
-
-
-def _synthesize(spec: ExampleSpec, seed: int) -> ModelInput:
-    dtype: torch.dtype = getattr(torch, spec.dtype)
-    value = made_values(spec.shape, dtype, value_range=spec.value_range, seed=seed)
-    return ModelInput(spec.name, value, {axis: str(expr) for axis, expr in spec.dims.items()})

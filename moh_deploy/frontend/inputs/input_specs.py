@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
+import torch
+
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig, ModelDtype
 from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.suggest import did_you_mean
 
 _INPUT = re.compile(r"(?P<name>.+?):\[(?P<shape>[^\]]*)\](?::(?P<dtype>\w+))?")
@@ -32,6 +35,10 @@ class ExampleSpec:
     dims: dict[int, DimExpr]
     value_range: tuple[float, float] | None = None
 
+    def with_value(self, value: torch.Tensor) -> ModelInput:
+        """Return the input with this value."""
+        return ModelInput(self.name, value, {axis: str(expr) for axis, expr in self.dims.items()})
+
 
 @dataclass(frozen=True)
 class _Axis:
@@ -44,7 +51,12 @@ class _Axis:
 
 def specs_from_config(config: ExportConfig) -> tuple[ExampleSpec, ...]:
     """Return the inputs that a configuration describes."""
-    return tuple(_spec_from_section(config, index) for index in range(len(config.inputs)))
+    specs: list[ExampleSpec] = []
+    for index, given in enumerate(config.inputs):
+        places = [f"inputs.{index}.shape.{axis}" for axis in range(len(given.shape))]
+        axes = list(map(_config_axis, given.shape, places))
+        specs.append(_resolve(given.name, axes, given.dtype, config.dims, given.range))
+    return tuple(specs)
 
 
 def parse_input_options(options: Sequence[str]) -> tuple[ExampleSpec, ...]:
@@ -69,7 +81,7 @@ def parse_input_options(options: Sequence[str]) -> tuple[ExampleSpec, ...]:
         for axis in axes
         if axis.expr is not None and axis.size is not None
     )
-    return tuple(_resolve(name, axes, dtype, sizes=sizes) for name, axes, dtype in parsed)
+    return tuple(_resolve(name, axes, dtype, sizes) for name, axes, dtype in parsed)
 
 
 def parse_dynamic_options(
@@ -107,15 +119,6 @@ def parse_dynamic_options(
     return dims
 
 
-def _spec_from_section(config: ExportConfig, index: int) -> ExampleSpec:
-    section = config.inputs[index]
-    axes = [
-        _config_axis(size, f"inputs.{index}.shape.{axis}")
-        for axis, size in enumerate(section.shape)
-    ]
-    return _resolve(section.name, axes, section.dtype, sizes=config.dims, value_range=section.range)
-
-
 def _config_axis(size: int | str, place: str) -> _Axis:
     if isinstance(size, int):
         return _Axis(place, None, size)
@@ -136,11 +139,9 @@ def _parse_input(option: str) -> tuple[str, list[_Axis], ModelDtype]:
             f"--input '{option}': dtype '{dtype}' is not supported.",
             hint=f"{did_you_mean(dtype, supported)} Supported: {', '.join(supported)}.",
         )
-    entries = (
-        [entry.strip() for entry in match["shape"].split(",")] if match["shape"].strip() else []
-    )
+    entries = match["shape"].split(",") if match["shape"].strip() else []
     axes = [
-        _parse_axis(entry, f"--input '{option}': axis {index}")
+        _parse_axis(entry.strip(), f"--input '{option}': axis {index}")
         for index, entry in enumerate(entries)
     ]
     return match["name"], axes, cast(ModelDtype, dtype)
@@ -174,7 +175,6 @@ def _resolve(
     name: str,
     axes: Sequence[_Axis],
     dtype: ModelDtype,
-    *,
     sizes: Mapping[str, int],
     value_range: tuple[float, float] | None = None,
 ) -> ExampleSpec:

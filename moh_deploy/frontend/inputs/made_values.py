@@ -7,9 +7,9 @@ import torch
 
 def made_values(
     shape: tuple[int, ...],
-    dtype: torch.dtype,
-    *,
+    dtype_name: str,
     value_range: tuple[float, float] | None = None,
+    *,
     seed: int,
 ) -> torch.Tensor:
     """Return random but reproducible values.
@@ -19,6 +19,7 @@ def made_values(
     Args:
         value_range: First and last value; uniform between them, both included for whole numbers.
     """
+    dtype: torch.dtype = getattr(torch, dtype_name)
     if dtype == torch.bool:
         return torch.ones(shape, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.inputs.examples import (
     add_dynamic_axes,
     build_inputs,
@@ -47,7 +48,7 @@ def inputs_from_program(
     return tuple(
         ModelInput(
             item.name,
-            _made(item, axes, sizes, seed + index) if stored is None else stored[index],
+            item.made(axes, sizes, seed + index) if stored is None else stored[index],
             {axis: str(expr) for axis, expr in axes.items()},
         )
         for index, (item, axes) in enumerate(zip(placeholders, dims, strict=True))
@@ -110,6 +111,13 @@ class _Placeholder:
     shape: tuple[int | sympy.Expr, ...]
     hints: tuple[int | None, ...]
 
+    def made(
+        self, dims: Mapping[int, DimExpr], sizes: Mapping[str, int], seed: int
+    ) -> torch.Tensor:
+        """Return made values, at the sizes of the dimensions."""
+        shape = (dims[i].evaluate(sizes) if i in dims else n for i, n in enumerate(self.shape))
+        return made_values(tuple(shape), dtype_name(self.dtype), seed=seed)
+
 
 def _given_dim_names(pairs: Sequence[tuple[ModelInput, ModelInput]]) -> dict[str, str]:
     """Return what the user calls the dimensions of the program."""
@@ -167,14 +175,13 @@ def _tensor_placeholders(program: torch.export.ExportedProgram) -> list[_Placeho
                 f" {type(spec.arg).__name__}.",
                 hint="Export the program again with tensors as its only inputs.",
             )
-        found.append(_placeholder(spec.arg.name, nodes[spec.arg.name].meta["val"]))
+        value = nodes[spec.arg.name].meta["val"]
+        sizes = [None if isinstance(size, int) else size.node for size in value.shape]
+        pairs = list(zip(value.shape, sizes, strict=True))
+        shape = tuple(size if node is None else node.expr for size, node in pairs)
+        hints = tuple(size if node is None else node.hint for size, node in pairs)
+        found.append(_Placeholder(spec.arg.name, value.dtype, shape, hints))
     return found
-
-
-def _placeholder(name: str, value: torch.Tensor) -> _Placeholder:
-    shape = [size if isinstance(size, int) else size.node.expr for size in value.shape]
-    hints = [size if isinstance(size, int) else size.node.hint for size in value.shape]
-    return _Placeholder(name, value.dtype, tuple(shape), tuple(hints))
 
 
 def _named_dims(placeholders: Sequence[_Placeholder]) -> list[dict[int, DimExpr]]:
@@ -234,13 +241,3 @@ def _sizes(
     )
     names = [expr.name for axes in dims for expr in axes.values()]
     return {name: hinted.get(name, _MADE_SIZE) for name in names}
-
-
-def _made(
-    item: _Placeholder, axes: dict[int, DimExpr], sizes: dict[str, int], seed: int
-) -> torch.Tensor:
-    shape = [
-        size if isinstance(size, int) else axes[axis].evaluate(sizes)
-        for axis, size in enumerate(item.shape)
-    ]
-    return made_values(tuple(shape), item.dtype, seed=seed)

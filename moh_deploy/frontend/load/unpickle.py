@@ -121,9 +121,8 @@ def _untrusted(path: Path, is_zip: bool, error: Exception) -> CheckpointError:
     unsafe = _unsafe_globals(path, is_zip, error)
     reason = str(error).partition(_REASON)[2].strip().partition("\n")[0]
     if not unsafe and not reason:
-        return CheckpointError(
-            f"{path}: is damaged: {_first_line(error)}", hint="Copy or download it again."
-        )
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return CheckpointError(f"{path}: is damaged: {reason}", hint="Copy or download it again.")
     return CheckpointError(
         f"{path}: holds pickled objects that run code when loaded: {shortened(unsafe) or reason}.",
         hint="If you trust the file, pass --trust-pickle (and --code-dir for its classes)."
@@ -167,7 +166,3 @@ def _numpy_reconstructors() -> list[tuple[Callable[..., object], str]]:
         for name in ("_reconstruct", "scalar")
     ]
     return [*functions, (encode, "_codecs.encode")]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -206,11 +206,12 @@ def _floating_dtypes(tensors: Iterable[object]) -> set[torch.dtype]:
 
 def _without_tied(missing: Iterable[str], own: StateDict, state: StateDict) -> list[str]:
     loaded = [_memory(own[key]) for key in state.keys() & own.keys() if _is_tensor(own[key])]
-    return [
-        key
-        for key in missing
-        if key not in own or not _is_tensor(own[key]) or not _is_inside(_memory(own[key]), loaded)
-    ]
+
+    def is_loaded(key: str) -> bool:
+        start, stop = _memory(own[key])
+        return start != 0 and any(first <= start and stop <= last for first, last in loaded)
+
+    return [key for key in missing if not (_is_tensor(own.get(key)) and is_loaded(key))]
 
 
 def _is_tensor(value: object) -> bool:
@@ -223,10 +224,6 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int]:
         return (0, 0)
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return (tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size())
-
-
-def _is_inside(span: tuple[int, int], loaded: Iterable[tuple[int, int]]) -> bool:
-    return span[0] != 0 and any(first <= span[0] and span[1] <= last for first, last in loaded)
 
 
 def _compare(own: StateDict, state: StateDict) -> Mismatch:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.plain_onnx import write_plain_onnx
-from moh_deploy.frontend.prove.original import run_original
+from moh_deploy.frontend.prove.original import on_threads, run_original
 from moh_deploy.package import OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.system.user_code import describe_error, user_code
@@ -109,15 +109,9 @@ class EagerModel:
 
         return run
 
-    @contextlib.contextmanager
-    def on_threads(self, threads: int | None) -> Iterator[None]:
+    def on_threads(self, threads: int | None) -> AbstractContextManager[None]:
         """Let PyTorch use so many threads within an operator; None for its own choice."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        return on_threads(threads)
 
     def write_onnx(self, path: Path, package: OnnxPackage) -> None:
         """Export it with `torch.onnx.export` alone, for the sizes that a package takes.

@@ -78,16 +78,21 @@ def run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[Origi
 
 
 @contextlib.contextmanager
-def one_thread_if_small(model: LoadedModel) -> Iterator[None]:
-    """Run small models on one thread: there, handing work to others costs more than it saves."""
-    tensors = model.module.parameters() if model.module is not None else _weights(model)
-    threads = torch.get_num_threads()
-    small = sum(tensor.nbytes for tensor in tensors) < _SMALL_MODEL_BYTES
-    torch.set_num_threads(1 if small else threads)
+def on_threads(threads: int | None) -> Iterator[None]:
+    """Let PyTorch use so many threads within an operator; None for as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def one_thread_if_small(model: LoadedModel) -> contextlib.AbstractContextManager[None]:
+    """Run small models on one thread: there, handing work to others costs more than it saves."""
+    tensors = model.module.parameters() if model.module is not None else _weights(model)
+    small = sum(tensor.nbytes for tensor in tensors) < _SMALL_MODEL_BYTES
+    return on_threads(1 if small else None)
 
 
 def _weights(model: LoadedModel) -> list[torch.Tensor]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch.export import ExportedProgram
 
-from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.prove.original import OriginalRun, check_trace
@@ -26,14 +25,6 @@ class DoesNotRun:
     """
 
     why: str
-
-
-def does_not_run(run: OriginalRun, found: DoesNotRun) -> ExportError:
-    """Return the error for sizes that the traced program ought to take."""
-    return ExportError(
-        f"the traced program does not run where the original model does{run.at}: {found.why}.",
-        hint="The model fixes a size while it is traced, although the dimension is dynamic.",
-    )
 
 
 def try_to_record(

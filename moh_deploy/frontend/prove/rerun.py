@@ -73,11 +73,17 @@ def answers_of(
             if package.root not in traced:
                 traced[package.root] = _trace(model, package, samples)
             found = traced[package.root]
-            _check_layers(found.layers, package.manifest)
+            layers, expected = found.layers, package.manifest.layers
+            if len(layers) != len(expected):
+                raise ConfigError(
+                    f"it has {len(layers)} MoH layers ({', '.join(layers)}), the package"
+                    f" {len(expected)}.",
+                    hint="Compare a package with a checkpoint of the same architecture.",
+                )
             vectors, without = _recorded(found, runs, package.manifest)
     except MoHDeployError as error:
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
-    notes = tuple(_notes(model, name, found.layers, package.manifest))
+    notes = tuple(_notes(model, name, layers, package.manifest))
     return Answers(vectors, has_gates=True, notes=notes, without_gates=without)
 
 
@@ -127,15 +133,6 @@ def _run(model: LoadedModel, sample: Sample, manifest: Manifest) -> OriginalRun:
             hint="Give the checkpoint that the package was made from, or one of the same model.",
         )
     return OriginalRun(inputs, found)
-
-
-def _check_layers(layers: Sequence[str], manifest: Manifest) -> None:
-    if len(layers) != len(manifest.layers):
-        raise ConfigError(
-            f"it has {len(layers)} MoH layers ({', '.join(layers)}), the package"
-            f" {len(manifest.layers)}.",
-            hint="Compare a package with a checkpoint of the same architecture.",
-        )
 
 
 def _notes(

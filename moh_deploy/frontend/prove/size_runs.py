@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-import torch
-
+from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.sizes import Run, changed_runs, other_runs, run_at
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.prove.original import OriginalRun, run_original
 from moh_deploy.frontend.prove.record import Recording
-from moh_deploy.frontend.prove.recorded_run import DoesNotRun, does_not_run
+from moh_deploy.frontend.prove.recorded_run import DoesNotRun
 
 Take = Callable[[OriginalRun], Recording | DoesNotRun]
 """Runs the traced program at the sizes of a run of the original."""
@@ -52,9 +52,7 @@ def record_sizes(
         ExportError: The traced program does not run at a size above 1 where the original does.
     """
 
-    def run(arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return run_original(model, arguments)
-
+    run = partial(run_original, model)
     recorder = _Recorder(inputs, run, take)
     recorder.add(example)
     for resized, outputs in other_runs(inputs, run, thorough=thorough):
@@ -87,7 +85,12 @@ class _Recorder:
     def append(self, run: OriginalRun, taken: Recording | DoesNotRun) -> None:
         """Collect a run, or fail where the traced program did not take it."""
         if isinstance(taken, DoesNotRun):
-            raise does_not_run(run, taken)
+            raise ExportError(
+                f"the traced program does not run where the original model does{run.at}:"
+                f" {taken.why}.",
+                hint="The model fixes a size while it is traced, although the dimension is"
+                " dynamic.",
+            )
         self.runs.append(run)
         self.recordings.append(taken)
 
