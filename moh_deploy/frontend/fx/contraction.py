@@ -46,22 +46,23 @@ class Contraction:
 
         Labels that only the other operand has get new axes.
         """
-        axes = {label: dim for label, dim in zip(self.labels[side], known, strict=True) if label}
-        other = 1 - side
-        for label, extent in zip(self.labels[other], shape(self.operands[other]), strict=True):
-            if label and label not in axes:
-                axes[label] = fresh_dim(extent)
-        return _apply(self.labels[other], axes), _apply(self.out, axes)
+        axes = self._axes(self.labels[side], known)
+        return _apply(self.labels[1 - side], axes), _apply(self.out, axes)
 
     def operand_layouts(self, out: Layout) -> tuple[Layout, Layout]:
         """Layouts of both operands, given that of the result; summed labels get new axes."""
-        axes = {label: dim for label, dim in zip(self.out, out, strict=True) if label}
-        for labels, operand in zip(self.labels, self.operands, strict=True):
-            for label, extent in zip(labels, shape(operand), strict=True):
-                if label and label not in axes:
-                    axes[label] = fresh_dim(extent)
+        axes = self._axes(self.out, out)
         first, second = self.labels
         return _apply(first, axes), _apply(second, axes)
+
+    def _axes(self, labels: Labels, layout: Layout) -> dict[str, Dim]:
+        """The axes of all labels, given those of some; the others get new ones."""
+        axes = {label: dim for label, dim in zip(labels, layout, strict=True) if label}
+        for own, operand in zip(self.labels, self.operands, strict=True):
+            for label, extent in zip(own, shape(operand), strict=True):
+                if label and label not in axes:
+                    axes[label] = fresh_dim(extent)
+        return axes
 
 
 def _apply(labels: Labels, axes: Mapping[str, Dim]) -> Layout:

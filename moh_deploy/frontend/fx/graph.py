@@ -122,6 +122,12 @@ def nodes_that_depend_on(graph: Graph, sources: Sequence[str]) -> set[Node]:
     return dependent
 
 
+def let_read(old: Node, new: Node) -> None:
+    """Let readers read another node; not the output, whose names are the program's."""
+    if old is not new:
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user.op != "output")
+
+
 def ancestors(*nodes: Node, stop: Collection[Node] = ()) -> Iterator[Node]:
     """The nodes and what they are computed from, nearest first, not entering `stop`."""
     seen, queue = set(nodes), list(nodes)

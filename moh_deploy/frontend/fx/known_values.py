@@ -101,17 +101,13 @@ def arranged(value: Tensor, layout: Layout, axes: Sequence[Dim]) -> Tensor:
     Raises:
         NotCoveredError: If it varies along other axes.
     """
-    held = [leaves(dim) for dim in layout]
-    sizes = [
-        size for dim, extent in zip(held, value.shape, strict=True) for size in _sizes(dim, extent)
-    ]
-    order = [axis for dim in held for axis in dim]
+    value, order = one_axis_a_dim(value, layout)
     groups = [leaves(group) for group in axes]
     wanted = [axis for group in groups for axis in group]
     if not set(order) <= set(wanted):
         raise NotCoveredError("a tensor varies along an axis that attention does not have")
     # One dimension an axis, in the wanted order; axes that it lacks have size 1 ...
-    value = value.reshape(sizes).permute([order.index(axis) for axis in wanted if axis in order])
+    value = value.permute([order.index(axis) for axis in wanted if axis in order])
     for position, axis in enumerate(wanted):
         if axis not in order:
             value = value.unsqueeze(position)

@@ -12,7 +12,8 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Layout, product, resolve
 from moh_deploy.frontend.fx.graph import argument, op, rank, shape
-from moh_deploy.frontend.fx.views import backward
+from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.views import backward, casts, is_view
 
 # What gives several pieces, each of which is a `getitem` of it.
 SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind")
@@ -122,6 +123,20 @@ def pieces(node: Node, layout: Layout, twins: Mapping[Node, Node] = NO_TWINS) ->
         trail.append((source, source_layout, {**fixed, axis: index}))
     found = [cut_out(source, resolve(known), fixed) for source, known, fixed in trail]
     return [piece for piece in found if piece is not None]
+
+
+def trail_of(operand: Operand, twins: Mapping[Node, Node] = NO_TWINS) -> list[Piece]:
+    """The operand and what it is a view or a part of, up to the nearest cast.
+
+    Args:
+        twins: Nodes of the same value to read instead of others.
+    """
+    trail: list[Piece] = []
+    for piece in pieces(operand.node, operand.layout, twins):
+        trail.append(piece)
+        if is_view(piece.node) and casts(piece.node):
+            break
+    return trail
 
 
 def _whole(node: Node, layout: Layout) -> tuple[Node, Layout, Axis, int] | None:

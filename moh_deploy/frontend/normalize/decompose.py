@@ -72,14 +72,10 @@ def _write_product_out(builder: GraphBuilder, node: Node) -> None:
     base, first, second = cast(tuple[Node, Node, Node], node.args[:3])
     product = builder.call(aten.mul.Tensor, first, second)
     product = _scaled(builder, product, argument(node, "value", 1))
-    adds_nothing = op(base) in ("zeros", "zeros_like", "new_zeros")
-    if not adds_nothing or shape(product) != shape(node) or not _same_dtype(product, node):
+    alike = shape(product) == shape(node) and tensor(product).dtype == tensor(node).dtype
+    if not alike or op(base) not in ("zeros", "zeros_like", "new_zeros"):
         product = builder.call(aten.add.Tensor, base, product)
     node.replace_all_uses_with(product)
-
-
-def _same_dtype(a: Node, b: Node) -> bool:
-    return tensor(a).dtype == tensor(b).dtype
 
 
 def _scaled(builder: GraphBuilder, node: Node, factor: object) -> Node:

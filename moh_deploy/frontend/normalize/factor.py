@@ -42,11 +42,8 @@ def factor_out_slices(builder: GraphBuilder, node: Node) -> Node | None:
         The product, or the tensor that the slices are of; None for anything else.
     """
     operands = cast(Sequence[Node], node.args[0])
-    parts = [_part(operand) for operand in operands]
-    if any(part is None for part in parts):
-        return None
-    known = cast(list[_Part], parts)
-    if not _cover_in_order(known):
+    known = [part for operand in operands if (part := _part(operand)) is not None]
+    if len(known) < len(operands) or not _cover_in_order(known):
         return None
     slices, joined = [part.slice for part in known], argument(node, "dim", 0)
     assert isinstance(joined, int)

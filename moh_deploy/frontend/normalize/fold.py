@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 
 from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes
-from moh_deploy.frontend.fx.graph import ancestors, computed, is_tensor, tensor
+from moh_deploy.frontend.fx.graph import ancestors, computed, is_tensor, let_read, tensor
 from moh_deploy.frontend.fx.views import casts, is_view
 
 _SMALL_BYTES = 1024
@@ -54,7 +54,7 @@ def fold_weights(program: ExportedProgram) -> None:
     results = [node for group in _groups(stored) if _pays(group, stored) for node in group.results]
     results += [node for node in _operands(stored) if node not in results]
     for node, value in list(_evaluate(results, constant)):
-        _replace(node, add_constant(program, _name(node), value))
+        let_read(node, add_constant(program, _name(node), value))
     graph.eliminate_dead_code()
     program.graph_module.recompile()
 
@@ -65,13 +65,8 @@ def _merge_equal(graph: Graph, is_stored: StoredNodes) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and is_stored(node):
             call = f"{node.target} {node.args} {node.kwargs}"
-            _replace(node, first.setdefault(call, node))
+            let_read(node, first.setdefault(call, node))
     graph.eliminate_dead_code()
-
-
-def _replace(node: Node, other: Node) -> None:
-    """Let all read another node, except for the model's outputs, whose names are the program's."""
-    node.replace_all_uses_with(other, delete_user_cb=lambda user: user.op != "output")
 
 
 def _groups(stored: set[Node]) -> list[_Group]:
@@ -103,13 +98,10 @@ def _operands(stored: set[Node]) -> Iterator[Node]:
     """The inputs of MoH operators that are computed from weights, and not only cut or turned."""
     for node in sorted(_read_by_others(stored)):
         cone = [source for source in ancestors(node) if source.op == "call_function"]
-        computed = any(not is_view(source) or casts(source) for source in cone)
-        if computed and _bytes(node) <= _OPERAND_BYTES and any(map(_is_moh, node.users)):
+        changed = any(not is_view(source) or casts(source) for source in cone)
+        readers = {getattr(user.target, "namespace", None) for user in node.users}
+        if changed and _bytes(node) <= _OPERAND_BYTES and "moh" in readers:
             yield node
-
-
-def _is_moh(node: Node) -> bool:
-    return getattr(node.target, "namespace", None) == "moh"
 
 
 def _pays(group: _Group, stored: set[Node]) -> bool:

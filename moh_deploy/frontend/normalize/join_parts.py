@@ -9,7 +9,6 @@ Source: arXiv 2403.03206, figure 2b, is the attention that is usually written so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,7 +17,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Size, size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.contraction import Contraction, contraction
+from moh_deploy.frontend.fx.contraction import Labels, contraction
 from moh_deploy.frontend.fx.graph import (
     ancestors,
     argument,
@@ -45,13 +44,15 @@ class _Part:
         start: The first entry.
         product: Its only reader.
         factor: The gates; they do not vary along the last dimension.
+        labels, out: Of the dimensions of the factor and of the product.
     """
 
     node: Node
     start: Size
     product: Node
     factor: Node
-    read: Contraction
+    labels: Labels
+    out: Labels
 
 
 def join_parts(source: Node) -> None:
@@ -66,13 +67,15 @@ def join_parts(source: Node) -> None:
     first = min((part.product for part in parts), key=order.__getitem__)
     products = {part.product for part in parts}
     needed = set(ancestors(*(part.factor for part in parts)))
-    if needed & products or not _reach(parts, dim):
+    # All factors have to have the same dimensions, that of the cut among them.
+    reach = {frozenset(p.out.index(label) for label in p.labels if label) for p in parts}
+    if needed & products or len(reach) != 1 or dim not in next(iter(reach)):
         return
     for node in sorted(needed, key=order.__getitem__):
         if order[node] > order[first]:
             first.prepend(node)  # gates of a later stream do not wait for the first one's output
     builder = GraphBuilder(source.graph, first)
-    gates = [aligned_factor(builder, p.factor, _labels(p), p.read.out) for p in parts]
+    gates = [aligned_factor(builder, p.factor, p.labels, p.out) for p in parts]
     whole = builder.call(aten.mul.Tensor, source, builder.call(aten.cat.default, gates, dim))
     for part in parts:
         _cut_behind(part, whole, source)
@@ -114,7 +117,8 @@ def _cuts(user: Node, source: Node) -> list[tuple[Node, int, Size]]:
     name = op(user)
     if name in ("slice", "narrow") and argument(user, "step", 1) == 1:
         dim = cast(int, argument(user, "dim", 0)) % rank(source)
-        start = _number(argument(user, "start", 0) or 0)
+        given = argument(user, "start", 0) or 0
+        start = size_of(given.meta["val"] if isinstance(given, Node) else given)
         return [(user, dim, start + shape(source)[dim] if start.is_negative else start)]
     if name in ("split", "split_with_sizes"):
         dim = cast(int, argument(user, "dim", 0)) % rank(source)
@@ -124,10 +128,6 @@ def _cuts(user: Node, source: Node) -> list[tuple[Node, int, Size]]:
             starts.append(starts[-1] + size_of(piece.shape[dim]))
         return [(piece, dim, starts[index]) for index, piece in pieces.items()]
     return []
-
-
-def _number(value: object) -> Size:
-    return size_of(value.meta["val"] if isinstance(value, Node) else value)
 
 
 def _cutter(part: Node, source: Node) -> Node:
@@ -143,19 +143,7 @@ def _part(node: Node, start: Size) -> _Part | None:
     factor, labels = product.operands[1 - side], product.labels[1 - side]
     if product.labels[side] != product.out or product.out[-1] in labels or factor is node:
         return None
-    return _Part(node, start, readers[0], factor, product)
-
-
-def _labels(part: _Part) -> tuple[str | None, ...]:
-    return part.read.labels[1 - part.read.operands.index(part.node)]
-
-
-def _reach(parts: Sequence[_Part], dim: int) -> bool:
-    """True where all factors have the same dimensions, that of the cut among them."""
-    places = {
-        frozenset(part.read.out.index(label) for label in _labels(part) if label) for part in parts
-    }
-    return len(places) == 1 and dim in next(iter(places))
+    return _Part(node, start, readers[0], factor, labels, product.out)
 
 
 def _cut_behind(part: _Part, whole: Node, source: Node) -> None:

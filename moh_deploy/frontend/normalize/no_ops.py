@@ -22,8 +22,12 @@ def drop_no_op(node: Node) -> None:
     """Let readers read the input of a node that has no effect, and leave out an assertion."""
     if op(node) == "_assert_tensor_metadata":
         node.graph.erase_node(node)
+    elif any(user.op == "output" for user in node.users):
+        pass  # whose name is the program's
     elif (op(node) in _DROPOUTS and not argument(node, "train")) or _casts_nothing(node):
-        _erase(node)
+        # Nothing would erase it later: torch takes an unused dropout for one that is needed.
+        node.replace_all_uses_with(cast(Node, node.args[0]))
+        node.graph.erase_node(node)
     elif (origin := _transposed_twice(node)) is not None:
         node.replace_all_uses_with(origin)
 
@@ -34,21 +38,11 @@ def _casts_nothing(node: Node) -> bool:
     return isinstance(source, Node) and not casts(node) and argument(node, "memory_format") is None
 
 
-def _erase(node: Node) -> None:
-    """Nothing would do it later: torch takes an unused dropout for one that is needed."""
-    if any(user.op == "output" for user in node.users):
-        return  # whose name is the program's
-    node.replace_all_uses_with(cast(Node, node.args[0]))
-    node.graph.erase_node(node)
-
-
 def _transposed_twice(node: Node) -> Node | None:
     """The tensor whose dimensions a node transposes back; None where it does not."""
     between = node.args[0] if op(node) in REORDERS else None
     if not isinstance(between, Node) or op(between) not in REORDERS:
         return None
-    if any(user.op == "output" for user in node.users):
-        return None  # whose name is the program's
     origin = cast(Node, between.args[0])
     layout = fresh_layout(shape(origin))
     moved = forward(between, layout)

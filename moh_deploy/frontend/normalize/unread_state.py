@@ -26,13 +26,8 @@ def drop_unread_state(program: ExportedProgram) -> None:
     output = next(node for node in program.graph.nodes if node.op == "output")
     results = list(zip(signature.output_specs, output.args[0], strict=True))
     kept = [(spec, node) for spec, node in results if spec.kind is not OutputKind.BUFFER_MUTATION]
-    read = set(ancestors(*(node for _, node in kept if isinstance(node, Node))))
-    if read & _placeholders(program, set(changed.values())):
+    read = ancestors(*(node for _, node in kept if isinstance(node, Node)))
+    if any(signature.inputs_to_buffers.get(node.name) in changed.values() for node in read):
         return
     output.args = (tuple(node for _, node in kept),)
     signature.output_specs[:] = [spec for spec, _ in kept]
-
-
-def _placeholders(program: ExportedProgram, buffers: set[str]) -> set[Node]:
-    named = program.graph_signature.inputs_to_buffers
-    return {node for node in program.graph.nodes if named.get(node.name) in buffers}

@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from moh_deploy.frontend.fx.axes import size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.graph import argument, op, rank, shape, tensor
+from moh_deploy.frontend.fx.graph import argument, let_read, op, rank, shape, tensor
 from moh_deploy.frontend.fx.views import REORDERS
 from moh_deploy.frontend.normalize.factor import factor_out_slices
 
@@ -25,24 +25,15 @@ def read_written_slices(graph: Graph) -> None:
         return
     seen: dict[object, Node] = {}
     for node in list(graph.nodes):
-        if op(node) == "slice" and shape(_first(node)) == shape(node):
-            _replace(node, _first(node))
+        source = node.args[0] if node.args else None
+        if op(node) == "slice" and shape(cast(Node, source)) == shape(node):
+            let_read(node, cast(Node, source))
         elif op(node) in REORDERS:
-            _replace(node, seen.setdefault((node.target, node.args), node))
+            let_read(node, seen.setdefault((node.target, node.args), node))
         elif op(node) == "copy" and _is_alike(node, cast(Node, node.args[1])):
-            _replace(node, cast(Node, node.args[1]))
+            let_read(node, cast(Node, node.args[1]))
         elif op(node) == "slice_scatter":
             _read(GraphBuilder(graph, node), node)
-
-
-def _first(node: Node) -> Node:
-    return cast(Node, node.args[0])
-
-
-def _replace(old: Node, new: Node) -> None:
-    """Let readers read another node; not the output, whose name is the program's."""
-    if old is not new:
-        old.replace_all_uses_with(new, delete_user_cb=lambda user: user.op != "output")
 
 
 def _is_alike(a: Node, b: Node) -> bool:
@@ -56,7 +47,7 @@ def _read(builder: GraphBuilder, node: Node) -> None:
     if tensor(written).dtype != tensor(node).dtype:
         return
     if _is_alike(written, node):
-        _replace(node, written)
+        let_read(node, written)
         return
     dim = cast(int, argument(node, "dim", 0)) % rank(node)
     extent, length = shape(base)[dim], shape(written)[dim]
@@ -72,4 +63,4 @@ def _read(builder: GraphBuilder, node: Node) -> None:
         parts.append(builder.call(aten.slice.Tensor, base, dim, last, int(extent)))
     product = factor_out_slices(builder, builder.call(aten.cat.default, parts, dim))
     if product is not None:  # which lies in memory as its first factor does
-        _replace(node, product)
+        let_read(node, product)

@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, product, same
 from moh_deploy.frontend.fx.graph import is_tensor, op, shape, tensor_inputs
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.slices import Piece, pieces
+from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.fx.views import casts, forward, is_view
 from moh_deploy.frontend.recognize.image_ops import (
     Depthwise,
@@ -64,7 +64,7 @@ class _Walk:
 
     def __init__(self, first: Node, image: Image) -> None:
         self._first = first
-        self._trail = _trail(cast(Node, first.args[0]), image.layout)
+        self._trail = trail_of(Operand(cast(Node, first.args[0]), image.layout))
         self._image = image
         self._steps: list[ImageOp] = []
         self._nodes: list[Node] = []
@@ -82,9 +82,6 @@ class _Walk:
                 self._found = self._chain() or self._found
             node = _only_reader(node)
         return self._found
-
-    def _is_token_order(self, piece: Piece) -> bool:
-        return self._image.is_in_token_order(piece.layout)
 
     def _advance(self, node: Node) -> bool:
         """Take one more node into the chain, if it belongs there."""
@@ -108,7 +105,8 @@ class _Walk:
 
     def _append(self, step: ImageOp) -> bool:
         last = self._steps[-1] if self._steps else None
-        if isinstance(step, Elementwise) and step.is_exact_gelu and _is_bare(last):
+        is_bare = isinstance(last, Depthwise) and not last.gelu and not last.gated
+        if isinstance(step, Elementwise) and step.is_exact_gelu and is_bare:
             self._steps[-1] = replace(cast(Depthwise, last), gelu=True)
         else:
             self._steps.append(step)
@@ -124,7 +122,7 @@ class _Walk:
         (step,) = self._steps
         first, second = (
             self._half(trail, half)
-            for half, trail in enumerate((self._trail, _trail(factors[0], self._layout)))
+            for half, trail in enumerate((self._trail, trail_of(Operand(factors[0], self._layout))))
         )
         if first is None or second is None or first.node is not second.node:
             return False
@@ -139,7 +137,7 @@ class _Walk:
         # features.
         for piece in trail:
             last = len(piece.layout) - 1
-            if len(piece.cuts) != 1 or not self._is_token_order(piece):
+            if len(piece.cuts) != 1 or not self._image.is_in_token_order(piece.layout):
                 continue
             dim, start, stop = piece.cuts[0]
             length = stop - start
@@ -169,23 +167,10 @@ class _Walk:
             half = cast(Piece, self._half(self._trail, 0))
             both = fresh_dim(shape(half.node)[-1])
             return Operand(half.node, (*half.layout[:-1], both)), both
-        whole = (p for p in self._trail if self._is_token_order(p) and not p.cuts)
+        ordered = self._image.is_in_token_order
+        whole = (p for p in self._trail if ordered(p.layout) and not p.cuts)
         found = next((Operand(p.node, p.layout) for p in whole), None)
         return found, self._image.channels
-
-
-def _is_bare(step: ImageOp | None) -> bool:
-    return isinstance(step, Depthwise) and not step.gelu and not step.gated
-
-
-def _trail(node: Node, layout: Layout) -> list[Piece]:
-    """The node and what it is a view or an equal part of, up to the nearest cast."""
-    trail: list[Piece] = []
-    for piece in pieces(node, layout):
-        trail.append(piece)
-        if is_view(piece.node) and casts(piece.node):
-            break
-    return trail
 
 
 def _only_reader(node: Node) -> Node | None:

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, resolve
 from moh_deploy.frontend.fx.graph import op, reads_shape_only
-from moh_deploy.frontend.fx.slices import SPLITS, Slice, read_slice
+from moh_deploy.frontend.fx.slices import SPLITS, read_slice
 from moh_deploy.frontend.fx.views import forward, is_view
 
 
@@ -67,7 +67,8 @@ def _parts(
     # One reader that takes all columns makes splitting the projection pointless.
     found: list[ProjectionPart] = []
     for user in whole.node.users:
-        if reads_shape_only(user) or (_splits(user) and not user.users):
+        splits = op(user) in SPLITS
+        if reads_shape_only(user) or (splits and not user.users):
             continue
         if is_view(user):
             layout = forward(user, whole.layout)
@@ -77,7 +78,7 @@ def _parts(
                 return None
             found += deeper
             continue
-        for piece in [piece for piece in user.users if piece.users] if _splits(user) else [user]:
+        for piece in [piece for piece in user.users if piece.users] if splits else [user]:
             # A cut along tokens, or of a batch, is no part of the projection's columns.
             cut = _cut(whole, piece, columns)
             if cut is None:
@@ -86,10 +87,6 @@ def _parts(
             deeper = _parts(cut, inside, packed) if packed(piece) else None
             found += [cut] if deeper is None else deeper
     return found
-
-
-def _splits(node: Node) -> bool:
-    return op(node) in SPLITS
 
 
 def _cut(whole: ProjectionPart, node: Node, columns: Dim) -> ProjectionPart | None:
@@ -101,17 +98,13 @@ def _cut(whole: ProjectionPart, node: Node, columns: Dim) -> ProjectionPart | No
     if not axes or not set(axes) <= set(leaves(columns)):
         return None
     # A slice leaves an axis of its own, `select` leaves none.
-    window = ColumnWindow(axes, found.start, found.stop, _rest(found))
+    window = ColumnWindow(axes, found.start, found.stop, fresh_dim(found.stop - found.start))
     layout = list(whole.layout)
     if found.keeps_dim:
         layout[found.dim] = window.part
     else:
         del layout[found.dim]
     return ProjectionPart(node, tuple(layout), (*whole.windows, window))
-
-
-def _rest(cut: Slice) -> Dim:
-    return fresh_dim(cut.stop - cut.start)
 
 
 def column_order(part: ProjectionPart, columns: Dim) -> tuple[Axis, ...]:

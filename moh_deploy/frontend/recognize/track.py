@@ -32,12 +32,7 @@ from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.cores.fused import read_fused
-from moh_deploy.frontend.recognize.cores.softmax import (
-    ReadConstant,
-    ScoreReader,
-    has_score_product,
-    key_axes_of,
-)
+from moh_deploy.frontend.recognize.cores.softmax import ReadConstant, ScoreReader, key_axes_of
 from moh_deploy.frontend.recognize.layer import HeadProjection
 from moh_deploy.frontend.recognize.projection import read_projection
 
@@ -162,7 +157,7 @@ class Tracker:
     def _softmax(self, node: Node) -> Tracked | None:
         """Attention weights start at a softmax over products of two input-dependent tensors."""
         scores = cast(Node, node.args[0])
-        if not has_score_product(self._reader, scores):
+        if not self._reader.leads_to_product(scores):
             return None
         # [B, H, S, keys], say: what the dimensions are is learned from what is done with them. The
         # values are not known yet; until then the keys stand in for the head dimension.
@@ -280,13 +275,7 @@ class Tracker:
         out = tuple(dim for kept in dims for dim in kept)
         return self._values(node, self._tracked[weights], value, out)
 
-    def _values(
-        self,
-        node: Node,
-        state: Tracked,
-        value: Operand,
-        out: Layout,
-    ) -> Tracked | None:
+    def _values(self, node: Node, state: Tracked, value: Operand, out: Layout) -> Tracked | None:
         """Weights times values: the keys are summed over, and nothing else."""
         # The sum must be over the keys: sums over heads or queries mix weights (talking heads).
         weights = set(flat(state.layout))

@@ -17,10 +17,10 @@ from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.graph import tensor
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.slices import Piece
+from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.recognize.aggregated import Aggregated, WindowSource
 from moh_deploy.frontend.rewrite.attention_form import HeadAxes
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of
+from moh_deploy.frontend.rewrite.operands import OperandBuilder
 from moh_deploy.frontend.rewrite.rewritten import Rewrite
 from moh_deploy.ops import op_names
 

@@ -10,16 +10,16 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention
-from moh_deploy.frontend.fx.axes import Axis, Dim, flat, leaves, product
+from moh_deploy.frontend.fx.axes import Dim, flat, leaves, product
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import example_shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.slices import Piece
+from moh_deploy.frontend.fx.slices import trail_of
 from moh_deploy.frontend.recognize.cores.core import MaskTerm
 from moh_deploy.frontend.rewrite.attention_form import AttentionForm
 from moh_deploy.frontend.rewrite.attention_inputs import AttentionInputs
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, trail_of, unscaled
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, unscaled
 from moh_deploy.frontend.rewrite.readers import readers_up_to
 from moh_deploy.frontend.rewrite.rewritten import Rewrite
 from moh_deploy.frontend.rewrite.tokens_first import Reader
@@ -146,8 +146,9 @@ class AttentionRewriter:
         # values that do not vary along the minor ones are shared by a group. Anywhere on the trail
         # counts: a model may have repeated them for every head itself.
         for count in range(len(heads) + 1):
+            minor = set(heads[count:])
             if all(
-                any(_head_axes(piece, heads) <= set(heads[:count]) for piece in trail)
+                any(minor.isdisjoint(flat(piece.layout)) for piece in trail)
                 for trail in self._trails[1:]
             ):
                 return heads[:count]
@@ -164,9 +165,13 @@ class AttentionRewriter:
             terms.append(self._top_left_causal())
         if not terms:
             return None
-        if all(tensor(term).dtype == torch.bool for term in terms):
-            return reduce(partial(self._builder.call, aten.logical_and.default), terms)
-        return reduce(partial(self._builder.call, aten.add.Tensor), map(self._additive, terms))
+        is_bool = [tensor(term).dtype == torch.bool for term in terms]
+        join = aten.logical_and.default
+        if not all(is_bool):
+            join = aten.add.Tensor
+            pairs = zip(terms, is_bool, strict=True)
+            terms = [self._fill(term, -math.inf) if hides else term for term, hides in pairs]
+        return reduce(partial(self._builder.call, join), terms)
 
     def _mask_term(self, term: MaskTerm) -> Node:
         """One mask as bool (True may attend) or as an addend, broadcastable to [B, Hq, S, T]."""
@@ -180,9 +185,6 @@ class AttentionRewriter:
         node = self._operands.cast(node, torch.bool)
         keep = node if term.kind == "keep" else self._builder.call(aten.logical_not.default, node)
         return keep if math.isinf(term.value) or term.value == 1 else self._fill(keep, term.value)
-
-    def _additive(self, mask: Node) -> Node:
-        return self._fill(mask, -math.inf) if tensor(mask).dtype == torch.bool else mask
 
     def _fill(self, keep: Node, value: float) -> Node:
         """0 where keys are kept, else what hides them.
@@ -202,7 +204,3 @@ class AttentionRewriter:
         ones = self._builder.call(aten.ones.default, [int(size) for size in sizes])
         causal = self._builder.call(aten.tril.default, ones)
         return self._builder.call(aten.gt.Scalar, causal, 0)
-
-
-def _head_axes(piece: Piece, heads: Dim) -> set[Axis]:
-    return set(flat(piece.layout)) & set(heads)

@@ -45,8 +45,8 @@ class AttentionForm(HeadAxes):
     kv_heads: Dim
     keys: Dim
 
-    def key(self, *, packed: bool) -> Layout:
-        return self._layout(self.kv_heads, self.keys, self.head_dim, packed)
-
-    def value(self, *, packed: bool) -> Layout:
-        return self._layout(self.kv_heads, self.keys, self.value_dim, packed)
+    def inputs(self, *, packed: bool) -> tuple[Layout, Layout, Layout]:
+        """The layouts of query, key and value."""
+        key = self._layout(self.kv_heads, self.keys, self.head_dim, packed)
+        value = self._layout(self.kv_heads, self.keys, self.value_dim, packed)
+        return self.query(packed=packed), key, value

@@ -8,12 +8,11 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.axes import Layout, flat
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.fx.views import casts, forward, is_view
 from moh_deploy.frontend.recognize.cores.core import Scores
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.rewrite.attention_form import AttentionForm
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry
 from moh_deploy.frontend.rewrite.tokens_first import Moves, Reader, Reorderer
 
 aten = torch.ops.aten
@@ -58,16 +57,16 @@ class AttentionInputs:
 
     def _are_packed(self) -> bool:
         """True where the model has all three packed already."""
-        operands = zip(self._read, self._layouts(packed=True), strict=True)
+        operands = zip(self._read, self._form.inputs(packed=True), strict=True)
         return not self._scores.factors and all(self._is_packed(*operand) for operand in operands)
 
     def _is_packed(self, operand: Operand, layout: Layout) -> bool:
-        return entry(self._trail(operand), layout) is not None
+        return entry(self._reader.trail(operand), layout) is not None
 
     def _num_moves(self, *, packed: bool) -> int:
         """The number of tensors that every run transposes, the attention's result included."""
         moves: Moves = frozenset()
-        for operand, layout in zip(self._read, self._layouts(packed=packed), strict=True):
+        for operand, layout in zip(self._read, self._form.inputs(packed=packed), strict=True):
             if not (packed and self._is_packed(operand, layout)):
                 moves |= self._reorderer.moves(operand, flat(layout))
         for factor in self._scores.factors:
@@ -87,10 +86,6 @@ class AttentionInputs:
             node, layout = user, moved
         return flat(layout)
 
-    def _layouts(self, *, packed: bool) -> tuple[Layout, Layout, Layout]:
-        form = self._form
-        return form.query(packed=packed), form.key(packed=packed), form.value(packed=packed)
-
     def _rows(self, *, packed: bool) -> Layout:
         """The layout of the query with one dimension for the heads and one for the tokens."""
         form = self._form
@@ -98,7 +93,7 @@ class AttentionInputs:
         return (form.batch, form.tokens, form.heads, form.head_dim) if packed else heads_first
 
     def _packed(self) -> QueryKeyValue:
-        (query, key, value), layouts = self._read, self._layouts(packed=True)
+        (query, key, value), layouts = self._read, self._form.inputs(packed=True)
         whole = self._scaled_query if self._scores.factors else self._whole
         return (
             whole(query, layouts[0]),
@@ -108,7 +103,7 @@ class AttentionInputs:
 
     def _whole(self, operand: Operand, layout: Layout) -> Node:
         if self._is_packed(operand, layout):
-            return self._operands.operand(self._trail(operand), layout)
+            return self._operands.operand(self._reader.trail(operand), layout)
         built = self._reorderer.build(operand, flat(layout))
         return self._operands.cast(self._operands.arrange(built, layout))
 
@@ -119,13 +114,10 @@ class AttentionInputs:
 
     def _unpacked(self) -> QueryKeyValue:
         query, key, value = (
-            self._operands.operand(self._trail(operand), layout)
-            for operand, layout in zip(self._read, self._layouts(packed=False), strict=True)
+            self._operands.operand(self._reader.trail(operand), layout)
+            for operand, layout in zip(self._read, self._form.inputs(packed=False), strict=True)
         )
         return self._scaled(query, self._rows(packed=False)), key, value
-
-    def _trail(self, operand: Operand) -> list[Piece]:
-        return trail_of(operand, self._reader.twins)
 
     def _scaled(self, query: Node, rows: Layout) -> Node:
         """The query with the tensors that scale the scores equally for all keys."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial, reduce
 
 import torch
@@ -14,8 +14,8 @@ from moh_deploy.frontend.fx.graph import is_tensor, op, shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.slices import NO_TWINS, Piece, pieces
-from moh_deploy.frontend.fx.views import casts, history, is_view
+from moh_deploy.frontend.fx.slices import Piece, trail_of
+from moh_deploy.frontend.fx.views import casts, history
 from moh_deploy.frontend.recognize.layer import MoHLayer
 
 aten = torch.ops.aten
@@ -139,20 +139,6 @@ def _number(value: object, known: KnownValues) -> float | None:
         found = known(value)
         return None if found is None else float(found)
     return float(value) if isinstance(value, (int, float)) else None
-
-
-def trail_of(operand: Operand, twins: Mapping[Node, Node] = NO_TWINS) -> list[Piece]:
-    """The operand and what it is a view or a part of, up to the nearest cast.
-
-    Args:
-        twins: Nodes of the same value to read instead of others.
-    """
-    trail: list[Piece] = []
-    for piece in pieces(operand.node, operand.layout, twins):
-        trail.append(piece)
-        if is_view(piece.node) and casts(piece.node):
-            break
-    return trail
 
 
 def arranged_operand(layouts: LayoutBuilder, operand: Operand, wanted: Layout) -> Node:

@@ -116,7 +116,9 @@ def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
     """
     # x @ [W_routed; W_shared; W_stage]: three products of few columns cost as many launches, and
     # read x three times. One of them, sliced, computes the same numbers.
-    router = _router_of(routed)
+    router = routed
+    while router.target is not torch.ops.moh.router.default:
+        router = router.all_input_nodes[0]
     logits = [node for node in router.args if isinstance(node, Node)]
     found = [_tokens_projection(node, gates, read) for node in logits]
     known = [one for one in found if one is not None]
@@ -173,9 +175,3 @@ def _merged(layouts: LayoutBuilder, logits: Sequence[_Logits]) -> Node:
         call(aten.cat.default, weights),
         call(aten.cat.default, biases) if biases else None,
     )
-
-
-def _router_of(routed: Node) -> Node:
-    while routed.target is not torch.ops.moh.router.default:
-        routed = routed.all_input_nodes[0]
-    return routed

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.fx import Graph, Node
 
-from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_layout, leaves, product
+from moh_deploy.frontend.fx.axes import Dim, flat, fresh_layout, leaves, product
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
 from moh_deploy.frontend.fx.graph import shape
 from moh_deploy.frontend.fx.slices import Piece
@@ -60,7 +60,7 @@ class Splitter:
         if packed(projection.node):
             parts = parts_of(projection.node, out, columns, packed=packed)
         # Of one operand, but not [..., columns]: made by einsum as [B, H, S, D], say.
-        elif not _ends_with(out, columns):
+        elif flat(out)[-len(columns) :] != columns:
             parts = [ProjectionPart(projection.node, out, ())]
         layouts = LayoutBuilder(GraphBuilder(self._graph, projection.node.next))
         # x @ W[:, start:stop], in the order of columns that the part has in the end: permuting the
@@ -104,10 +104,6 @@ class Splitter:
         if node not in self._projections:
             self._projections[node] = read_projection(node, self._stored)
         return self._projections[node]
-
-
-def _ends_with(layout: Layout, columns: Dim) -> bool:
-    return flat(layout)[-len(columns) :] == columns
 
 
 def _contiguous(part: ProjectionPart, columns: Dim) -> tuple[int, int] | None:

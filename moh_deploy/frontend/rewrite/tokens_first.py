@@ -18,8 +18,8 @@ from moh_deploy.frontend.fx.builder import GraphBuilder, into_blocks
 from moh_deploy.frontend.fx.commuting import Reading, called, read_commuting, with_dims
 from moh_deploy.frontend.fx.graph import shape
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.slices import Piece
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, trail_of
+from moh_deploy.frontend.fx.slices import Piece, trail_of
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry
 
 # A tensor in an order of its elements: the node, the sizes of the blocks of its dimensions, and the
 # order of these.
@@ -42,6 +42,9 @@ class Reader:
     twins: Mapping[Node, Node]
     is_known: Callable[[Node], bool]
     is_private: Callable[[Node], bool]
+
+    def trail(self, operand: Operand) -> list[Piece]:
+        return trail_of(operand, self.twins)
 
 
 class Reorderer:
@@ -66,21 +69,24 @@ class Reorderer:
         """
         # The cheapest way is found by dynamic programming over (tensor, order): two operands that
         # need one tensor in one order share its Transpose, which is why sets are counted.
-        trail = self._trail(operand)
+        trail = self._reader.trail(operand)
         source = _source(trail)
         order = _restricted(order, source)
         key = _ordered(source, order)
         if key not in self._moves:
-            self._moves[key] = self._count(trail, source, order)
+            self._moves[key], _ = self._fewest(trail, source, order)
         return self._moves[key]
 
-    def _count(self, trail: Sequence[Piece], source: Operand, order: Dim) -> Moves:
+    def _fewest(self, trail: Sequence[Piece], source: Operand, order: Dim) -> tuple[Moves, bool]:
+        """The Transposes of a tensor in this order, and whether the operator that makes it is
+        applied again, on what it reads in this order."""
         # Weights are transposed once, at export.
         if self._reader.is_known(source.node):
-            return _NONE
+            return _NONE, False
         behind = self._behind(trail, source, order)
         before = self._before(source, order)
-        return before if before is not None and len(before) < len(behind) else behind
+        applied = before is not None and len(before) < len(behind)
+        return (before or _NONE) if applied else behind, applied
 
     def _behind(self, trail: Sequence[Piece], source: Operand, order: Dim) -> Moves:
         """The Transposes of a tensor that is computed as the model does, and then rearranged."""
@@ -114,21 +120,16 @@ class Reorderer:
         Raises:
             NotCoveredError: If the size of an axis cannot be expressed.
         """
-        trail = self._trail(operand)
+        trail = self._reader.trail(operand)
         source = _source(trail)
         order = _restricted(order, source)
         key, layout = _ordered(source, order), _arranged(source.layout, order)
         if key not in self._built:
-            applied = self._is_applied(trail, source, order)
+            _, applied = self._fewest(trail, source, order)
             self._built[key] = (
                 self._call(source, layout) if applied else self._operands.taken(trail, layout)
             )
         return _held(self._built[key], layout)
-
-    def _is_applied(self, trail: Sequence[Piece], source: Operand, order: Dim) -> bool:
-        """True where the operator is applied again, on what it reads in this order."""
-        before = None if self._reader.is_known(source.node) else self._before(source, order)
-        return before is not None and len(before) < len(self._behind(trail, source, order))
 
     def _call(self, source: Operand, layout: Layout) -> Node:
         reading = self._reading(source)
@@ -140,18 +141,15 @@ class Reorderer:
             moved[one.node] = self._aligned(built, wanted, expand=reading.suffix is not None)
         call, key = called(source.node), tuple(moved.values())
         if (call, key) not in self._calls:
-            self._calls[call, key] = self._again(call, reading, moved)
+            args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda n: moved.get(n, n))
+            assert callable(call.target)
+            again = with_dims(call, reading.along, args, kwargs)
+            self._calls[call, key] = self._builder.call(call.target, *again[0], **again[1])
         result = self._calls[call, key]
         if call is source.node:
             return result
         assert callable(source.node.target)
         return self._builder.call(source.node.target, result, source.node.args[1])
-
-    def _again(self, call: Node, reading: Reading, moved: Mapping[Node, Node]) -> Node:
-        args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda node: moved.get(node, node))
-        assert callable(call.target)
-        new_args, new_kwargs = with_dims(call, reading.along, args, kwargs)
-        return self._builder.call(call.target, *new_args, **new_kwargs)
 
     def _aligned(self, operand: Operand, wanted: Layout, *, expand: bool) -> Node:
         """One dimension for each of `wanted`; of size 1 where nothing has to be expanded."""
@@ -171,9 +169,6 @@ class Reorderer:
         if reading is None or not self._reader.is_private(called(source.node)):
             return None
         return reading
-
-    def _trail(self, operand: Operand) -> list[Piece]:
-        return trail_of(operand, self._reader.twins)
 
 
 def _held(node: Node, layout: Layout) -> Operand:

@@ -267,11 +267,6 @@ _ELEMENTWISE = frozenset(
 )
 
 
-def has_score_product(reader: ScoreReader, node: Node) -> bool:
-    """True where a softmax is over products of two activations: attention, not a router."""
-    return reader.leads_to_product(node)
-
-
 def key_axes_of(softmax: Node, layout: Layout) -> Dim:
     dim = argument(softmax, "dim", -1)
     assert isinstance(dim, int)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch.fx import Node
-from torch.fx.node import map_arg
 
 from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.fx.graph import (
     ancestors,
     argument,
+    computed,
     example_shape,
     hint,
     is_tensor,
@@ -137,7 +136,8 @@ def nodes_between(
         if node not in cone or node.op != "call_function":
             return None
         for source in () if reads_shape_only(node) else node.all_input_nodes:
-            if source not in found and (is_tensor(source) or _makes_tuple(source)):
+            makes_tuple = isinstance(source.meta.get("val"), (tuple, list))
+            if source not in found and (is_tensor(source) or makes_tuple):
                 found.add(source)
                 stack.append(source)
     return [
@@ -159,15 +159,16 @@ def run_nodes(nodes: Sequence[Node], inputs: Values, constant: Constants) -> Val
         stored = constant(node)
         if stored is not None:
             return stored
-        return _of_its_shape(node) if is_tensor(node) else hint(node.meta["val"])
+        if not is_tensor(node):
+            return hint(node.meta["val"])
+        # Stands for a tensor that is read for its shape only.
+        return torch.empty(example_shape(node), dtype=tensor(node).dtype)
 
-    for node in nodes:
-        arguments = map_arg((node.args, dict(node.kwargs)), look_up)  # type: ignore[arg-type]
-        args, kwargs = cast(tuple[tuple[object, ...], dict[str, object]], arguments)
-        try:
-            env[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        except (RuntimeError, IndexError, TypeError, ValueError):
-            return None
+    try:
+        for node in nodes:
+            env[node] = computed(node, look_up)
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        return None
     return {node: value for node, value in env.items() if isinstance(value, torch.Tensor)}
 
 
@@ -177,12 +178,3 @@ def _rounds(node: Node) -> bool:
     return name in ("to", "to_copy", "type_as") or bool(
         name in ("softmax", "sum", "cumsum", "prod") and argument(node, "dtype")
     )
-
-
-def _makes_tuple(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), (tuple, list))
-
-
-def _of_its_shape(node: Node) -> torch.Tensor:
-    """Stands for a tensor that is read for its shape only."""
-    return torch.empty(example_shape(node), dtype=tensor(node).dtype)
