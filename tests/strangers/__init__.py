@@ -1,0 +1,1 @@
+"""Models that strangers would bring, written before the recogniser had seen them."""
