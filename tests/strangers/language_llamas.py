@@ -255,12 +255,15 @@ class Qwen3Step(nn.Module):
         return OrderedDict(logits=logits, past_key_values=present)
 
 
-def qwen_inputs(batch: int = 2, seq: int = 3, past: int = 5) -> tuple[ModelInput, ...]:
+def qwen_inputs(
+    batch: int = 2, seq: int = 3, past: int = 5, total: int | None = None
+) -> tuple[ModelInput, ...]:
+    """The mask's length follows from two others, so `total` is not looked at."""
     mask = torch.ones(batch, past + seq, dtype=torch.int64)
     mask[-1, 0] = 0
     return (
         ModelInput("input_ids", ids(batch, seq), {0: "batch", 1: "seq"}),
-        ModelInput("attention_mask", mask, {0: "batch", 1: "past+seq"}),
+        ModelInput("attention_mask", mask, {0: "batch", 1: "total"}),
         ModelInput("past", noise(2, 2, batch, 4, past, 8), {2: "batch", 4: "past"}),
     )
 
