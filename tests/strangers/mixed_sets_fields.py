@@ -231,6 +231,7 @@ MODELS: list[ZooModel] = [
         seeded(WeatherModel),
         _grid,
         Expected((_HARD, _HARD)),
-        "nn.TransformerEncoderLayer with another _sa_block, LoRA, sparse blocks, hard sigmoids",
+        "nn.TransformerEncoderLayer with another _sa_block, which eager's fast path skips but a"
+        " trace does not (name the switch: torch.backends.mha.set_fastpath_enabled(False)); LoRA",
     ),
 ]
