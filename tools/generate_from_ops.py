@@ -142,7 +142,7 @@ def _op_contract(spec: OpSpec) -> str:
         "inline constexpr AttributeContract kAttributes[] = {",
         *attributes,
         "};",
-        f'inline constexpr OpContract kOp = MakeContract("{spec.name}", kInputs, kAttributes);',
+        f'inline constexpr OpContract kOp = make_contract("{spec.name}", kInputs, kAttributes);',
         "",
         f"}}  // namespace {namespace}",
         "",
@@ -163,17 +163,17 @@ def _attribute_contract(attribute: AttributeSpec) -> list[str]:
         )
         choices = ", ".join(_quoted(str(choice)) for choice in attribute.choices)
         lines.append(f"inline constexpr const char* {name}Choices[] = {{{choices}}};")
-        made += f".OneOf({name}Choices)"
+        made += f".one_of({name}Choices)"
     if attribute.at_least is not None:
-        made += f".AtLeast({attribute.at_least})"
+        made += f".with_at_least({attribute.at_least})"
     if attribute.above is not None:
-        made += f".Above({attribute.above:g})"
+        made += f".with_above({attribute.above:g})"
     if attribute.odd:
-        made += ".Odd()"
+        made += ".with_odd()"
     if attribute.default is not None:
         default = attribute.default
         place = attribute.choices.index(default) if isinstance(default, str) else default
-        made += f".Default({place})"
+        made += f".default_to({place})"
     head = f"inline constexpr auto {name} ="
     whole = f"{head} {made};"
     return [*lines, *([whole] if len(whole) <= 100 else [head, f"    {made};"])]

@@ -5,28 +5,28 @@
 
 namespace moh::cpu {
 
-#define MOH_DECLARE_KERNELS(NAMESPACE)                                                      \
-  namespace NAMESPACE {                                                                     \
-  extern const bool kHasBFloat16;                                                           \
-  void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel);     \
-  void AggregatedAttention(const AggregatedAttentionArgs& args, const Parallel& parallel);  \
-  void Router(const RouterArgs& args, const Parallel& parallel);                            \
-  size_t PackedTapsSize(const TokenConvArgs& args);                                         \
-  void PackTaps(const TokenConvArgs& args, float* packed);                                  \
-  void TokenConv(const TokenConvArgs& args, const float* packed, const Parallel& parallel); \
-  size_t PackedWeightSize(int32_t depth, int32_t columns);                                  \
-  void PackWeight(const WeightArgs& args, float* packed, const Parallel& parallel);         \
-  void QueryProjection(const QueryProjectionArgs& args, const float* packed,                \
-                       const Parallel& parallel);                                           \
-  void OutputProjection(const OutputProjectionArgs& args, const float* packed,              \
-                        const Parallel& parallel);                                          \
+#define MOH_DECLARE_KERNELS(NAMESPACE)                                                       \
+  namespace NAMESPACE {                                                                      \
+  extern const bool kHasBFloat16;                                                            \
+  void attention(const AttentionArgs& args, Compute compute, const Parallel& parallel);      \
+  void aggregated_attention(const AggregatedAttentionArgs& args, const Parallel& parallel);  \
+  void router(const RouterArgs& args, const Parallel& parallel);                             \
+  size_t packed_taps_size(const TokenConvArgs& args);                                        \
+  void pack_taps(const TokenConvArgs& args, float* packed);                                  \
+  void token_conv(const TokenConvArgs& args, const float* packed, const Parallel& parallel); \
+  size_t packed_weight_size(int32_t depth, int32_t columns);                                 \
+  void pack_weight(const WeightArgs& args, float* packed, const Parallel& parallel);         \
+  void query_projection(const QueryProjectionArgs& args, const float* packed,                \
+                        const Parallel& parallel);                                           \
+  void output_projection(const OutputProjectionArgs& args, const float* packed,              \
+                         const Parallel& parallel);                                          \
   }
-#define MOH_KERNELS(NAME, NAMESPACE)                                                             \
-  Kernels {                                                                                      \
-    NAME, NAMESPACE::kHasBFloat16, NAMESPACE::Attention, NAMESPACE::AggregatedAttention,         \
-        NAMESPACE::Router, NAMESPACE::PackedTapsSize, NAMESPACE::PackTaps, NAMESPACE::TokenConv, \
-        NAMESPACE::PackedWeightSize, NAMESPACE::PackWeight, NAMESPACE::QueryProjection,          \
-        NAMESPACE::OutputProjection                                                              \
+#define MOH_KERNELS(NAME, NAMESPACE)                                                      \
+  Kernels {                                                                               \
+    NAME, NAMESPACE::kHasBFloat16, NAMESPACE::attention, NAMESPACE::aggregated_attention, \
+        NAMESPACE::router, NAMESPACE::packed_taps_size, NAMESPACE::pack_taps,             \
+        NAMESPACE::token_conv, NAMESPACE::packed_weight_size, NAMESPACE::pack_weight,     \
+        NAMESPACE::query_projection, NAMESPACE::output_projection                         \
   }
 
 #if HWY_ARCH_X86
@@ -41,36 +41,36 @@ namespace {
 // Each asks for all that the compiler was allowed to use; see HWY_TARGET_STR_* in Highway. The
 // compiler's function also asks whether the operating system saves the registers.
 
-bool HasAvx2() {
+bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("pclmul") &&
          __builtin_cpu_supports("aes");
 }
 
-bool HasAvx512() {
-  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw");
 }
 
-bool HasAvx512BFloat16() {
-  return HasAvx512() && __builtin_cpu_supports("avx512bf16") &&
+bool has_avx512_bfloat16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bitalg") &&
          __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("vpclmulqdq") &&
          __builtin_cpu_supports("vaes") && __builtin_cpu_supports("gfni");
 }
 
-std::vector<Kernels> FindUsable() {
+std::vector<Kernels> find_usable() {
   std::vector<Kernels> usable;
-  if (HasAvx512BFloat16()) {
+  if (has_avx512_bfloat16()) {
     usable.push_back(MOH_KERNELS("avx512_bf16", N_AVX3_ZEN4));
   }
-  if (HasAvx512()) {
+  if (has_avx512()) {
     usable.push_back(MOH_KERNELS("avx512", N_AVX3));
   }
-  if (HasAvx2()) {
+  if (has_avx2()) {
     usable.push_back(MOH_KERNELS("avx2", N_AVX2));
   }
   usable.push_back(MOH_KERNELS("baseline", N_SSE2));
@@ -85,20 +85,20 @@ MOH_DECLARE_KERNELS(HWY_NAMESPACE)
 
 namespace {
 
-std::vector<Kernels> FindUsable() { return {MOH_KERNELS("baseline", HWY_NAMESPACE)}; }
+std::vector<Kernels> find_usable() { return {MOH_KERNELS("baseline", HWY_NAMESPACE)}; }
 
 }  // namespace
 
 #endif
 
-const std::vector<Kernels>& UsableKernels() {
+const std::vector<Kernels>& usable_kernels() {
   // Never destroyed: threads may still compute when the process ends.
-  static const auto& usable = *new std::vector<Kernels>(FindUsable());
+  static const auto& usable = *new std::vector<Kernels>(find_usable());
   return usable;
 }
 
-const Kernels* FindKernels(const std::string& instruction_set) {
-  for (const Kernels& kernels : UsableKernels()) {
+const Kernels* find_kernels(const std::string& instruction_set) {
+  for (const Kernels& kernels : usable_kernels()) {
     if (instruction_set.empty() || instruction_set == kernels.instruction_set) {
       return &kernels;
     }

@@ -40,10 +40,10 @@ struct Kernels {
 
 // The sets that this machine can run, best first; the last one is "baseline", which every machine
 // can.
-const std::vector<Kernels>& UsableKernels();
+const std::vector<Kernels>& usable_kernels();
 
 // The set of that name, or null if this library or this machine does not have it. An empty name
 // means the best.
-const Kernels* FindKernels(const std::string& instruction_set);
+const Kernels* find_kernels(const std::string& instruction_set);
 
 }  // namespace moh::cpu

@@ -10,7 +10,7 @@ namespace moh::cpu {
 
 constexpr size_t kCacheLine = 64;
 
-constexpr size_t RoundUp(size_t n, size_t multiple) {
+constexpr size_t round_up(size_t n, size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
@@ -23,36 +23,36 @@ class Scratch {
   ~Scratch() { std::free(data_); }
 
   // Starts a new layout of `bytes` in all. Throws std::bad_alloc.
-  void Reset(size_t bytes) {
+  void reset(size_t bytes) {
     used_ = 0;
     if (bytes <= size_) {
       return;
     }
     std::free(std::exchange(data_, nullptr));
     size_ = 0;
-    data_ = static_cast<char*>(std::aligned_alloc(kCacheLine, Rounded(bytes)));
+    data_ = static_cast<char*>(std::aligned_alloc(kCacheLine, rounded(bytes)));
     if (data_ == nullptr) {
       throw std::bad_alloc();
     }
-    size_ = Rounded(bytes);
+    size_ = rounded(bytes);
   }
 
   // The next `count` elements of the layout, aligned to a cache line.
   template <typename T>
-  T* Take(size_t count) {
+  T* take(size_t count) {
     T* taken = reinterpret_cast<T*>(data_ + used_);
-    used_ += Bytes<T>(count);
+    used_ += bytes<T>(count);
     return taken;
   }
 
-  // What Take(count) uses of the layout.
+  // What take(count) uses of the layout.
   template <typename T>
-  static size_t Bytes(size_t count) {
-    return Rounded(count * sizeof(T));
+  static size_t bytes(size_t count) {
+    return rounded(count * sizeof(T));
   }
 
  private:
-  static size_t Rounded(size_t bytes) { return RoundUp(bytes, kCacheLine); }
+  static size_t rounded(size_t bytes) { return round_up(bytes, kCacheLine); }
 
   char* data_ = nullptr;
   size_t size_ = 0;

@@ -11,13 +11,13 @@ AggregatedAttentionKernel::AggregatedAttentionKernel(const OrtKernelInfo* info, 
                                                      const Backend& backend)
     : dtype_(dtype), backend_(backend) {
   const Ort::ConstKernelInfo node(info);
-  heads_ = IntAttribute(node, contract::aggregated_attention::kNumHeads);
-  height_ = IntAttribute(node, contract::aggregated_attention::kHeight);
-  width_ = IntAttribute(node, contract::aggregated_attention::kWidth);
-  kernel_height_ = IntAttribute(node, contract::aggregated_attention::kKernelHeight);
-  kernel_width_ = IntAttribute(node, contract::aggregated_attention::kKernelWidth);
-  normalize_ = FlagAttribute(node, contract::aggregated_attention::kNormalize);
-  epsilon_ = NumberAttribute<float>(node, contract::aggregated_attention::kEpsilon);
+  heads_ = int_attribute(node, contract::aggregated_attention::kNumHeads);
+  height_ = int_attribute(node, contract::aggregated_attention::kHeight);
+  width_ = int_attribute(node, contract::aggregated_attention::kWidth);
+  kernel_height_ = int_attribute(node, contract::aggregated_attention::kKernelHeight);
+  kernel_width_ = int_attribute(node, contract::aggregated_attention::kKernelWidth);
+  normalize_ = flag_attribute(node, contract::aggregated_attention::kNormalize);
+  epsilon_ = number_attribute<float>(node, contract::aggregated_attention::kEpsilon);
   if (height_ * width_ > kMost || kernel_height_ * kernel_width_ > kMost) {
     throw std::invalid_argument(
         "the image is " + std::to_string(height_) + " x " + std::to_string(width_) +
@@ -26,16 +26,16 @@ AggregatedAttentionKernel::AggregatedAttentionKernel(const OrtKernelInfo* info, 
   }
 }
 
-Ort::Status AggregatedAttentionKernel::Compute(Ort::KernelContext& context) const {
+Ort::Status AggregatedAttentionKernel::compute(Ort::KernelContext& context) const {
   Inputs in;
   for (size_t i = 0; i < kInputs; ++i) {
-    in[i] = ReadInput(context, i);
+    in[i] = read_input(context, i);
   }
   AggregatedAttentionArgs args{};
-  if (auto status = ReadSizes(in, args); !status.IsOK()) {
+  if (auto status = read_sizes(in, args); !status.IsOK()) {
     return status;
   }
-  if (auto status = CheckShapes(in, args); !status.IsOK()) {
+  if (auto status = check_shapes(in, args); !status.IsOK()) {
     return status;
   }
   const void** const data[] = {&args.query,           &args.key,           &args.value,
@@ -46,25 +46,25 @@ Ort::Status AggregatedAttentionKernel::Compute(Ort::KernelContext& context) cons
     *data[i] = in[i].data;
   }
   args.output = context.GetOutput(0, in[0].shape).GetTensorMutableRawData();
-  return backend_.AggregatedAttention(args, context);
+  return backend_.aggregated_attention(args, context);
 }
 
-Ort::Status AggregatedAttentionKernel::ReadSizes(const Inputs& in,
-                                                 AggregatedAttentionArgs& args) const {
+Ort::Status AggregatedAttentionKernel::read_sizes(const Inputs& in,
+                                                  AggregatedAttentionArgs& args) const {
   const Shape &query = in[0].shape, &pooled = in[3].shape;
   const int64_t tokens = height_ * width_;
   if (query.size() != 3 || query[1] != tokens || query[2] % heads_ != 0) {
-    return InvalidArgument(kName, ": Q is ", Text(query), "; expected [batch, ", tokens,
-                           ", heads * dim] with ", heads_, " heads, for an image of ", height_,
-                           " x ", width_, ".");
+    return invalid_argument(kName, ": Q is ", shape_text(query), "; expected [batch, ", tokens,
+                            ", heads * dim] with ", heads_, " heads, for an image of ", height_,
+                            " x ", width_, ".");
   }
   if (pooled.size() != 3 || pooled[1] == 0) {
-    return InvalidArgument(kName, ": pooled_K is ", Text(pooled),
-                           "; expected [batch, pooled, heads * dim] with at least one token.");
+    return invalid_argument(kName, ": pooled_K is ", shape_text(pooled),
+                            "; expected [batch, pooled, heads * dim] with at least one token.");
   }
   if (query[0] > kMost || query[2] > kMost || pooled[1] > kMost) {
-    return InvalidArgument(kName, ": Q is ", Text(query), " and pooled_K ", Text(pooled),
-                           "; expected sizes up to 2^30.");
+    return invalid_argument(kName, ": Q is ", shape_text(query), " and pooled_K ",
+                            shape_text(pooled), "; expected sizes up to 2^30.");
   }
   args.dtype = dtype_;
   args.batch = static_cast<int32_t>(query[0]);
@@ -80,8 +80,8 @@ Ort::Status AggregatedAttentionKernel::ReadSizes(const Inputs& in,
   return Ort::Status();
 }
 
-Ort::Status AggregatedAttentionKernel::CheckShapes(const Inputs& in,
-                                                   const AggregatedAttentionArgs& args) {
+Ort::Status AggregatedAttentionKernel::check_shapes(const Inputs& in,
+                                                    const AggregatedAttentionArgs& args) {
   const int64_t batch = args.batch, heads = args.heads, dim = args.head_dim, pooled = args.pooled;
   const int64_t tokens = int64_t{args.height} * args.width;
   const int64_t offsets = int64_t{args.kernel_height} * args.kernel_width;
@@ -100,8 +100,8 @@ Ort::Status AggregatedAttentionKernel::CheckShapes(const Inputs& in,
                             {heads, offsets}};
   for (size_t i = 0; i < kInputs; ++i) {
     if (in[i].present && in[i].shape != expected[i]) {
-      return InvalidArgument(kName, ": ", contract::aggregated_attention::kInputs[i].name, " is ",
-                             Text(in[i].shape), "; expected ", Text(expected[i]), ".");
+      return invalid_argument(kName, ": ", contract::aggregated_attention::kInputs[i].name, " is ",
+                              shape_text(in[i].shape), "; expected ", shape_text(expected[i]), ".");
     }
   }
   return Ort::Status();

@@ -11,14 +11,14 @@ class AggregatedAttentionKernel {
  public:
   AggregatedAttentionKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend);
 
-  Ort::Status Compute(Ort::KernelContext& context) const;
+  Ort::Status compute(Ort::KernelContext& context) const;
 
  private:
   static constexpr size_t kInputs = contract::aggregated_attention::kOp.num_inputs;
   using Inputs = Input[kInputs];
 
-  Ort::Status ReadSizes(const Inputs& in, AggregatedAttentionArgs& args) const;
-  static Ort::Status CheckShapes(const Inputs& in, const AggregatedAttentionArgs& args);
+  Ort::Status read_sizes(const Inputs& in, AggregatedAttentionArgs& args) const;
+  static Ort::Status check_shapes(const Inputs& in, const AggregatedAttentionArgs& args);
 
   const DType dtype_;
   const Backend& backend_;

@@ -10,7 +10,7 @@ struct HeadsShape {
   int64_t batch, heads, tokens, dim;
 };
 
-bool ReadHeads(const Shape& shape, int64_t heads, HeadsShape& out) {
+bool read_heads(const Shape& shape, int64_t heads, HeadsShape& out) {
   if (shape.size() == 4) {
     out = {shape[0], shape[1], shape[2], shape[3]};
     return shape[1] == heads;
@@ -22,15 +22,15 @@ bool ReadHeads(const Shape& shape, int64_t heads, HeadsShape& out) {
   return true;
 }
 
-HeadStrides Strides(size_t rank, int64_t heads, int64_t tokens, int64_t dim) {
+HeadStrides strides(size_t rank, int64_t heads, int64_t tokens, int64_t dim) {
   const ptrdiff_t batch = heads * tokens * dim;
   return rank == 4 ? HeadStrides{batch, tokens * dim, dim} : HeadStrides{batch, dim, heads * dim};
 }
 
-Ort::Status WrongHeads(const char* name, const Shape& shape, int64_t heads) {
-  return InvalidArgument(kName, ": ", name, " is ", Text(shape),
-                         "; expected [batch, tokens, heads * dim] or ",
-                         "[batch, heads, tokens, dim] with ", heads, " heads.");
+Ort::Status wrong_heads(const char* name, const Shape& shape, int64_t heads) {
+  return invalid_argument(kName, ": ", name, " is ", shape_text(shape),
+                          "; expected [batch, tokens, heads * dim] or ",
+                          "[batch, heads, tokens, dim] with ", heads, " heads.");
 }
 
 }  // namespace
@@ -38,10 +38,10 @@ Ort::Status WrongHeads(const char* name, const Shape& shape, int64_t heads) {
 AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend)
     : dtype_(dtype), backend_(backend) {
   const Ort::ConstKernelInfo node(info);
-  q_heads_ = IntAttribute(node, contract::attention::kQNumHeads);
-  kv_heads_ = IntAttribute(node, contract::attention::kKvNumHeads);
-  causal_ = FlagAttribute(node, contract::attention::kIsCausal);
-  scale_ = NumberAttribute<float>(node, contract::attention::kScale);
+  q_heads_ = int_attribute(node, contract::attention::kQNumHeads);
+  kv_heads_ = int_attribute(node, contract::attention::kKvNumHeads);
+  causal_ = flag_attribute(node, contract::attention::kIsCausal);
+  scale_ = number_attribute<float>(node, contract::attention::kScale);
   if (q_heads_ % kv_heads_ != 0) {
     throw std::invalid_argument("q_num_heads is " + std::to_string(q_heads_) +
                                 " and kv_num_heads " + std::to_string(kv_heads_) +
@@ -49,19 +49,19 @@ AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype, const B
   }
 }
 
-Ort::Status AttentionKernel::Compute(Ort::KernelContext& context) const {
-  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2),
-                   ReadInput(context, 3), ReadInput(context, 4)};
+Ort::Status AttentionKernel::compute(Ort::KernelContext& context) const {
+  const Tensors in{read_input(context, 0), read_input(context, 1), read_input(context, 2),
+                   read_input(context, 3), read_input(context, 4)};
   AttentionArgs args{};
   args.dtype = dtype_;
-  if (auto status = ReadSizes(in, args); !status.IsOK()) {
+  if (auto status = read_sizes(in, args); !status.IsOK()) {
     return status;
   }
-  if (auto status = CheckGates(in, args); !status.IsOK()) {
+  if (auto status = check_gates(in, args); !status.IsOK()) {
     return status;
   }
   if (in.mask.present) {
-    if (auto status = ReadMask(in.mask, args); !status.IsOK()) {
+    if (auto status = read_mask(in.mask, args); !status.IsOK()) {
       return status;
     }
   }
@@ -69,42 +69,43 @@ Ort::Status AttentionKernel::Compute(Ort::KernelContext& context) const {
   Shape shape = in.query.shape;
   shape.back() = (shape.size() == 3 ? q_heads_ : 1) * args.value_dim;
   args.output = context.GetOutput(0, shape).GetTensorMutableRawData();
-  return backend_.Attention(args, context);
+  return backend_.attention(args, context);
 }
 
-Ort::Status AttentionKernel::ReadSizes(const Tensors& in, AttentionArgs& args) const {
+Ort::Status AttentionKernel::read_sizes(const Tensors& in, AttentionArgs& args) const {
   HeadsShape query, key, value;
-  if (!ReadHeads(in.query.shape, q_heads_, query)) {
-    return WrongHeads("Q", in.query.shape, q_heads_);
+  if (!read_heads(in.query.shape, q_heads_, query)) {
+    return wrong_heads("Q", in.query.shape, q_heads_);
   }
-  if (!ReadHeads(in.key.shape, kv_heads_, key)) {
-    return WrongHeads("K", in.key.shape, kv_heads_);
+  if (!read_heads(in.key.shape, kv_heads_, key)) {
+    return wrong_heads("K", in.key.shape, kv_heads_);
   }
-  if (!ReadHeads(in.value.shape, kv_heads_, value)) {
-    return WrongHeads("V", in.value.shape, kv_heads_);
+  if (!read_heads(in.value.shape, kv_heads_, value)) {
+    return wrong_heads("V", in.value.shape, kv_heads_);
   }
   const size_t rank = in.query.shape.size();
   if (in.key.shape.size() != rank || in.value.shape.size() != rank || key.batch != query.batch ||
       value.batch != query.batch || value.tokens != key.tokens || key.dim != query.dim) {
-    return InvalidArgument(
-        kName, ": Q is ", Text(in.query.shape), ", K ", Text(in.key.shape), " and V ",
-        Text(in.value.shape),
+    return invalid_argument(
+        kName, ": Q is ", shape_text(in.query.shape), ", K ", shape_text(in.key.shape), " and V ",
+        shape_text(in.value.shape),
         "; expected one rank and batch size, K and V of one length, and Q and K of ",
         "one head size.");
   }
   if (query.batch > kMost || query.tokens * q_heads_ > kMost || key.tokens > kMost ||
       query.dim > kMost || value.dim > kMost) {
-    return InvalidArgument(kName, ": Q is ", Text(in.query.shape), " and V ", Text(in.value.shape),
-                           "; expected sizes, and queries times heads, up to 2^30.");
+    return invalid_argument(kName, ": Q is ", shape_text(in.query.shape), " and V ",
+                            shape_text(in.value.shape),
+                            "; expected sizes, and queries times heads, up to 2^30.");
   }
   args.query = in.query.data;
   args.key = in.key.data;
   args.value = in.value.data;
   args.gates = in.gates.data;
-  args.query_strides = Strides(rank, q_heads_, query.tokens, query.dim);
-  args.key_strides = Strides(rank, kv_heads_, key.tokens, key.dim);
-  args.value_strides = Strides(rank, kv_heads_, key.tokens, value.dim);
-  args.output_strides = Strides(rank, q_heads_, query.tokens, value.dim);
+  args.query_strides = strides(rank, q_heads_, query.tokens, query.dim);
+  args.key_strides = strides(rank, kv_heads_, key.tokens, key.dim);
+  args.value_strides = strides(rank, kv_heads_, key.tokens, value.dim);
+  args.output_strides = strides(rank, q_heads_, query.tokens, value.dim);
   args.batch = static_cast<int32_t>(query.batch);
   args.q_heads = static_cast<int32_t>(q_heads_);
   args.kv_heads = static_cast<int32_t>(kv_heads_);
@@ -117,33 +118,33 @@ Ort::Status AttentionKernel::ReadSizes(const Tensors& in, AttentionArgs& args) c
   return Ort::Status();
 }
 
-Ort::Status AttentionKernel::CheckGates(const Tensors& in, const AttentionArgs& args) {
+Ort::Status AttentionKernel::check_gates(const Tensors& in, const AttentionArgs& args) {
   const Shape expected{args.batch, args.queries, args.q_heads};
   if (in.gates.shape == expected) {
     return Ort::Status();
   }
-  return InvalidArgument(kName, ": gates is ", Text(in.gates.shape), "; expected ", Text(expected),
-                         ".");
+  return invalid_argument(kName, ": gates is ", shape_text(in.gates.shape), "; expected ",
+                          shape_text(expected), ".");
 }
 
-Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
+Ort::Status AttentionKernel::read_mask(const Input& mask, AttentionArgs& args) {
   switch (mask.type) {
-    case ElementType(DType::kBool):
+    case element_type(DType::kBool):
       args.mask.dtype = DType::kBool;
       break;
-    case ElementType(DType::kFloat32):
+    case element_type(DType::kFloat32):
       args.mask.dtype = DType::kFloat32;
       break;
-    case ElementType(DType::kFloat16):
+    case element_type(DType::kFloat16):
       args.mask.dtype = DType::kFloat16;
       break;
-    case ElementType(DType::kBFloat16):
+    case element_type(DType::kBFloat16):
       args.mask.dtype = DType::kBFloat16;
       break;
     default:
-      return InvalidArgument(kName, ": attn_mask has ONNX element type ",
-                             static_cast<int>(mask.type), "; expected bool, ",
-                             contract::kFloatTypesText, ".");
+      return invalid_argument(kName, ": attn_mask has ONNX element type ",
+                              static_cast<int>(mask.type), "; expected bool, ",
+                              contract::kFloatTypesText, ".");
   }
   const Shape target{args.batch, args.q_heads, args.queries, args.keys};
   const size_t rank = mask.shape.size();
@@ -158,8 +159,8 @@ Ort::Status AttentionKernel::ReadMask(const Input& mask, AttentionArgs& args) {
     stride *= size;
   }
   if (!fits) {
-    return InvalidArgument(kName, ": attn_mask is ", Text(mask.shape),
-                           "; expected rank 1 to 4, broadcastable to ", Text(target), ".");
+    return invalid_argument(kName, ": attn_mask is ", shape_text(mask.shape),
+                            "; expected rank 1 to 4, broadcastable to ", shape_text(target), ".");
   }
   args.mask.data = mask.data;
   return Ort::Status();

@@ -11,16 +11,16 @@ class AttentionKernel {
  public:
   AttentionKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend);
 
-  Ort::Status Compute(Ort::KernelContext& context) const;
+  Ort::Status compute(Ort::KernelContext& context) const;
 
  private:
   struct Tensors {
     Input query, key, value, gates, mask;
   };
 
-  Ort::Status ReadSizes(const Tensors& in, AttentionArgs& args) const;
-  static Ort::Status CheckGates(const Tensors& in, const AttentionArgs& args);
-  static Ort::Status ReadMask(const Input& mask, AttentionArgs& args);
+  Ort::Status read_sizes(const Tensors& in, AttentionArgs& args) const;
+  static Ort::Status check_gates(const Tensors& in, const AttentionArgs& args);
+  static Ort::Status read_mask(const Input& mask, AttentionArgs& args);
 
   const DType dtype_;
   const Backend& backend_;

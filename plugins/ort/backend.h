@@ -14,11 +14,11 @@ class Backend {
   virtual ~Backend() = default;
 
   // The name by which ONNX Runtime knows where tensors are and who runs the operators.
-  virtual const char* ExecutionProvider() const = 0;
-  virtual Ort::Status Attention(const AttentionArgs& args, Ort::KernelContext& context) const = 0;
-  virtual Ort::Status AggregatedAttention(const AggregatedAttentionArgs& args,
-                                          Ort::KernelContext& context) const = 0;
-  virtual Ort::Status Router(const RouterArgs& args, Ort::KernelContext& context) const = 0;
+  virtual const char* execution_provider() const = 0;
+  virtual Ort::Status attention(const AttentionArgs& args, Ort::KernelContext& context) const = 0;
+  virtual Ort::Status aggregated_attention(const AggregatedAttentionArgs& args,
+                                           Ort::KernelContext& context) const = 0;
+  virtual Ort::Status router(const RouterArgs& args, Ort::KernelContext& context) const = 0;
 };
 
 }  // namespace moh::ort

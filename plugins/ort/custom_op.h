@@ -10,9 +10,9 @@ namespace moh::ort {
 template <const OpContract& kOp, class Kernel>
 struct Node {
   OrtStatusPtr ComputeV2(OrtKernelContext* context) const {
-    return AsStatus(kOp.name, [&] {
+    return as_status(kOp.name, [&] {
       Ort::KernelContext wrapped(context);
-      return kernel.Compute(wrapped);
+      return kernel.compute(wrapped);
     });
   }
 
@@ -27,34 +27,34 @@ struct CustomOp : Ort::CustomOpBase<CustomOp<kOp, kType, Kernel, Shared>, Node<k
   explicit CustomOp(const Shared& shared) : shared(shared) { OrtCustomOp::version = kApiVersion; }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** node) const {
-    return AsStatus(kOp.name, [&] {
+    return as_status(kOp.name, [&] {
       *node = new Node<kOp, Kernel>{Kernel(info, kType, shared)};
       return Ort::Status();
     });
   }
 
   const char* GetName() const { return kOp.name; }
-  const char* GetExecutionProviderType() const { return ProviderOf(shared, 0); }
+  const char* GetExecutionProviderType() const { return provider_of(shared, 0); }
   size_t GetInputTypeCount() const { return kOp.num_inputs; }
   ONNXTensorElementDataType GetInputType(size_t index) const {
     return kOp.inputs[index].own_dtype ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED
-                                       : ElementType(kType);
+                                       : element_type(kType);
   }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
     return kOp.inputs[index].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   }
   size_t GetOutputTypeCount() const { return 1; }
-  ONNXTensorElementDataType GetOutputType(size_t) const { return ElementType(kType); }
+  ONNXTensorElementDataType GetOutputType(size_t) const { return element_type(kType); }
 
   const Shared& shared;
 
  private:
   template <class T>
-  static auto ProviderOf(const T& shared, int) -> decltype(shared.ExecutionProvider()) {
-    return shared.ExecutionProvider();
+  static auto provider_of(const T& shared, int) -> decltype(shared.execution_provider()) {
+    return shared.execution_provider();
   }
   template <class T>
-  static const char* ProviderOf(const T&, long) {
+  static const char* provider_of(const T&, long) {
     return nullptr;
   }
 };

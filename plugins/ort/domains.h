@@ -13,7 +13,7 @@ namespace moh::ort {
 // Nodes with more bodies than these run as function bodies.
 inline constexpr int kMostBodies = 3;
 
-inline std::vector<Ort::CustomOpDomain> Domains() {
+inline std::vector<Ort::CustomOpDomain> make_domains() {
   std::vector<Ort::CustomOpDomain> domains;
   domains.emplace_back("moh");
   for (int number = 2; number <= kMostBodies; ++number) {

@@ -16,7 +16,7 @@ struct InEveryDType {
   explicit InEveryDType(const Arguments&... arguments)
       : float32(arguments...), float16(arguments...), bfloat16(arguments...) {}
 
-  void AddTo(Ort::CustomOpDomain& domain) {
+  void add_to(Ort::CustomOpDomain& domain) {
     domain.Add(&float32);
     domain.Add(&float16);
     domain.Add(&bfloat16);

@@ -21,7 +21,7 @@ namespace moh::ort {
 // part). A runtime gives a library the table of any version up to its own.
 constexpr uint32_t kApiVersion = 17;
 
-constexpr ONNXTensorElementDataType ElementType(DType dtype) {
+constexpr ONNXTensorElementDataType element_type(DType dtype) {
   switch (dtype) {
     case DType::kBool:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
@@ -35,7 +35,7 @@ constexpr ONNXTensorElementDataType ElementType(DType dtype) {
 }
 
 template <typename... Parts>
-Ort::Status InvalidArgument(const Parts&... parts) {
+Ort::Status invalid_argument(const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
   return Ort::Status(text.str().c_str(), ORT_INVALID_ARGUMENT);
@@ -44,7 +44,7 @@ Ort::Status InvalidArgument(const Parts&... parts) {
 // Runs `call`, which returns an Ort::Status, and makes a status of what it throws: no exception may
 // cross the C interface.
 template <typename Call>
-OrtStatusPtr AsStatus(const char* op, const Call& call) {
+OrtStatusPtr as_status(const char* op, const Call& call) {
   try {
     return call().release();
   } catch (const std::bad_alloc&) {
@@ -60,8 +60,8 @@ constexpr int64_t kMost = int64_t{1} << 30;
 // The value of an attribute; none where the node has none. Throws with its name if the node needs
 // it, or has one of another type.
 template <typename T>
-std::optional<T> FindAttribute(const Ort::ConstKernelInfo& node,
-                               const AttributeContract& attribute) {
+std::optional<T> find_attribute(const Ort::ConstKernelInfo& node,
+                                const AttributeContract& attribute) {
   try {
     return node.GetAttribute<T>(attribute.name);
   } catch (const Ort::Exception& error) {
@@ -74,44 +74,44 @@ std::optional<T> FindAttribute(const Ort::ConstKernelInfo& node,
   }
 }
 
-inline std::invalid_argument WrongValue(const AttributeContract& attribute,
-                                        const std::string& value, const std::string& expected) {
+inline std::invalid_argument wrong_value(const AttributeContract& attribute,
+                                         const std::string& value, const std::string& expected) {
   return std::invalid_argument(std::string(attribute.name) + " is " + value + "; expected " +
                                expected + ".");
 }
 
 // An attribute within its limits; throws with what is wrong with it.
 template <typename T>
-T NumberAttribute(const Ort::ConstKernelInfo& node, const AttributeContract& attribute) {
-  const T value = FindAttribute<T>(node, attribute).value_or(static_cast<T>(attribute.absent));
-  const std::string expected = ExpectedInstead(attribute, static_cast<double>(value));
+T number_attribute(const Ort::ConstKernelInfo& node, const AttributeContract& attribute) {
+  const T value = find_attribute<T>(node, attribute).value_or(static_cast<T>(attribute.absent));
+  const std::string expected = expected_instead(attribute, static_cast<double>(value));
   if (!expected.empty()) {
-    throw WrongValue(attribute, std::to_string(value), expected);
+    throw wrong_value(attribute, std::to_string(value), expected);
   }
   return value;
 }
 
-inline int64_t IntAttribute(const Ort::ConstKernelInfo& node, const AttributeContract& attribute) {
-  const auto value = NumberAttribute<int64_t>(node, attribute);
-  return value <= kMost ? value : throw WrongValue(attribute, std::to_string(value), "up to 2^30");
+inline int64_t int_attribute(const Ort::ConstKernelInfo& node, const AttributeContract& attribute) {
+  const auto value = number_attribute<int64_t>(node, attribute);
+  return value <= kMost ? value : throw wrong_value(attribute, std::to_string(value), "up to 2^30");
 }
 
-inline bool FlagAttribute(const Ort::ConstKernelInfo& node, const AttributeContract& attribute) {
-  return IntAttribute(node, attribute) == 1;
+inline bool flag_attribute(const Ort::ConstKernelInfo& node, const AttributeContract& attribute) {
+  return int_attribute(node, attribute) == 1;
 }
 
 // The place of a text among the choices.
-inline int32_t ChoiceAttribute(const Ort::ConstKernelInfo& node,
-                               const AttributeContract& attribute) {
-  const auto text = FindAttribute<std::string>(node, attribute);
-  const int32_t place = text ? ChoiceOf(attribute, *text) : static_cast<int32_t>(attribute.absent);
+inline int32_t choice_attribute(const Ort::ConstKernelInfo& node,
+                                const AttributeContract& attribute) {
+  const auto text = find_attribute<std::string>(node, attribute);
+  const int32_t place = text ? choice_of(attribute, *text) : static_cast<int32_t>(attribute.absent);
   return place >= 0 ? place
-                    : throw WrongValue(attribute, "'" + *text + "'", ChoicesText(attribute));
+                    : throw wrong_value(attribute, "'" + *text + "'", choices_text(attribute));
 }
 
 using Shape = std::vector<int64_t>;
 
-inline std::string Text(const Shape& shape) {
+inline std::string shape_text(const Shape& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) {
     text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
@@ -127,28 +127,28 @@ struct Input {
   bool present = false;
 };
 
-inline Input InputOf(const Ort::ConstValue& value) {
+inline Input input_of(const Ort::ConstValue& value) {
   const auto info = value.GetTensorTypeAndShapeInfo();
   return {value.GetTensorRawData(), info.GetElementType(), info.GetShape(), /*present=*/true};
 }
 
-inline Input ReadInput(const Ort::KernelContext& context, size_t index) {
+inline Input read_input(const Ort::KernelContext& context, size_t index) {
   if (index >= context.GetInputCount()) {
     return {};
   }
   const Ort::ConstValue value = context.GetInput(index);
-  return static_cast<const OrtValue*>(value) == nullptr ? Input{} : InputOf(value);
+  return static_cast<const OrtValue*>(value) == nullptr ? Input{} : input_of(value);
 }
 
 // Reads an input that no call changes: a constant, or one that is absent. False for any other.
-inline bool ReadConstant(const Ort::ConstKernelInfo& node, size_t index, Input& input) {
+inline bool read_constant(const Ort::ConstKernelInfo& node, size_t index, Input& input) {
   if (index >= node.GetInputCount() || node.GetInputName(index).empty()) {
     return true;
   }
   int is_constant = 0;
   const Ort::ConstValue value = node.GetTensorConstantInput(index, &is_constant);
   if (is_constant != 0) {
-    input = InputOf(value);
+    input = input_of(value);
   }
   return is_constant != 0;
 }

@@ -12,28 +12,28 @@ constexpr const char* kName = contract::router::kOp.name;
 RouterKernel::RouterKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend)
     : dtype_(dtype), backend_(backend) {
   const Ort::ConstKernelInfo node(info);
-  top_k_ = IntAttribute(node, contract::router::kTopK);
-  shared_ = IntAttribute(node, contract::router::kNumSharedHeads);
-  mask_only_ = ChoiceAttribute(node, contract::router::kGateMode) == 1;
+  top_k_ = int_attribute(node, contract::router::kTopK);
+  shared_ = int_attribute(node, contract::router::kNumSharedHeads);
+  mask_only_ = choice_attribute(node, contract::router::kGateMode) == 1;
 }
 
-Ort::Status RouterKernel::Compute(Ort::KernelContext& context) const {
-  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2)};
+Ort::Status RouterKernel::compute(Ort::KernelContext& context) const {
+  const Tensors in{read_input(context, 0), read_input(context, 1), read_input(context, 2)};
   RouterArgs args{};
   Shape shape;  // [batch, tokens, heads]
-  if (auto status = ReadSizes(in, args, shape); !status.IsOK()) {
+  if (auto status = read_sizes(in, args, shape); !status.IsOK()) {
     return status;
   }
   args.gates = context.GetOutput(0, shape).GetTensorMutableRawData();
-  return backend_.Router(args, context);
+  return backend_.router(args, context);
 }
 
-Ort::Status RouterKernel::ReadSizes(const Tensors& in, RouterArgs& args, Shape& gates) const {
+Ort::Status RouterKernel::read_sizes(const Tensors& in, RouterArgs& args, Shape& gates) const {
   Shape tokens;  // [batch, tokens]
-  if (auto status = ReadTokens(in, tokens); !status.IsOK()) {
+  if (auto status = read_tokens(in, tokens); !status.IsOK()) {
     return status;
   }
-  if (auto status = CheckHeads(in); !status.IsOK()) {
+  if (auto status = check_heads(in); !status.IsOK()) {
     return status;
   }
   const int64_t routed = in.routed.present ? in.routed.shape[2] : 0;
@@ -50,7 +50,7 @@ Ort::Status RouterKernel::ReadSizes(const Tensors& in, RouterArgs& args, Shape& 
   return Ort::Status();
 }
 
-Ort::Status RouterKernel::ReadTokens(const Tensors& in, Shape& tokens) {
+Ort::Status RouterKernel::read_tokens(const Tensors& in, Shape& tokens) {
   const Input* const inputs[] = {&in.routed, &in.shared, &in.stage};
   for (size_t i = 0; i < contract::router::kOp.num_inputs; ++i) {
     if (!inputs[i]->present) {
@@ -61,43 +61,43 @@ Ort::Status RouterKernel::ReadTokens(const Tensors& in, Shape& tokens) {
       tokens = {shape[0], shape[1]};
     }
     if (shape.size() != 3 || shape[0] != tokens[0] || shape[1] != tokens[1]) {
-      return InvalidArgument(
-          kName, ": ", contract::router::kInputs[i].name, " is ", Text(shape),
+      return invalid_argument(
+          kName, ": ", contract::router::kInputs[i].name, " is ", shape_text(shape),
           "; expected [batch, tokens, heads], with one batch and tokens for all logits.");
     }
   }
   if (tokens.empty()) {
-    return InvalidArgument(kName, ": no logits are given; expected at least one of three.");
+    return invalid_argument(kName, ": no logits are given; expected at least one of three.");
   }
   return Ort::Status();
 }
 
-Ort::Status RouterKernel::CheckHeads(const Tensors& in) const {
+Ort::Status RouterKernel::check_heads(const Tensors& in) const {
   const int64_t routed = in.routed.present ? in.routed.shape[2] : 0;
   if (!in.routed.present && top_k_ != 0) {
-    return InvalidArgument(kName, ": top_k is ", top_k_, "; expected 0 without routed_logits.");
+    return invalid_argument(kName, ": top_k is ", top_k_, "; expected 0 without routed_logits.");
   }
   if (in.routed.present && (top_k_ < 1 || top_k_ > routed)) {
-    return InvalidArgument(kName, ": top_k is ", top_k_, "; expected 1 to ", routed,
-                           ", the number of routed heads.");
+    return invalid_argument(kName, ": top_k is ", top_k_, "; expected 1 to ", routed,
+                            ", the number of routed heads.");
   }
   if (in.shared.present && (shared_ < 1 || in.shared.shape[2] != shared_)) {
-    return InvalidArgument(kName, ": shared_logits is ", Text(in.shared.shape),
-                           "; expected num_shared_heads, ", shared_,
-                           ", as its last size, and at least 1.");
+    return invalid_argument(kName, ": shared_logits is ", shape_text(in.shared.shape),
+                            "; expected num_shared_heads, ", shared_,
+                            ", as its last size, and at least 1.");
   }
   if (in.stage.present && in.stage.shape[2] != 2) {
-    return InvalidArgument(kName, ": stage_logits is ", Text(in.stage.shape),
-                           "; expected 2 as its last size.");
+    return invalid_argument(kName, ": stage_logits is ", shape_text(in.stage.shape),
+                            "; expected 2 as its last size.");
   }
   if (mask_only_ && (in.shared.present || in.stage.present)) {
-    return InvalidArgument(kName, ": gate_mode is 'mask'; expected neither shared_logits nor ",
-                           "stage_logits, since every open gate is 1.");
+    return invalid_argument(kName, ": gate_mode is 'mask'; expected neither shared_logits nor ",
+                            "stage_logits, since every open gate is 1.");
   }
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (shared_ + routed < 1 || shared_ + routed > kMost) {
-    return InvalidArgument(kName, ": there are ", shared_, " shared and ", routed,
-                           " routed heads; expected at least one, and fewer than 2^31.");
+    return invalid_argument(kName, ": there are ", shared_, " shared and ", routed,
+                            " routed heads; expected at least one, and fewer than 2^31.");
   }
   return Ort::Status();
 }

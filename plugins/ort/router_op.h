@@ -10,16 +10,16 @@ class RouterKernel {
  public:
   RouterKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend);
 
-  Ort::Status Compute(Ort::KernelContext& context) const;
+  Ort::Status compute(Ort::KernelContext& context) const;
 
  private:
   struct Tensors {
     Input routed, shared, stage;
   };
 
-  Ort::Status ReadSizes(const Tensors& in, RouterArgs& args, Shape& gates) const;
-  static Ort::Status ReadTokens(const Tensors& in, Shape& tokens);
-  Ort::Status CheckHeads(const Tensors& in) const;
+  Ort::Status read_sizes(const Tensors& in, RouterArgs& args, Shape& gates) const;
+  static Ort::Status read_tokens(const Tensors& in, Shape& tokens);
+  Ort::Status check_heads(const Tensors& in) const;
 
   const DType dtype_;
   const Backend& backend_;

@@ -23,31 +23,31 @@ struct AggregatedAttentionCall {
   const Window window{args};
   std::atomic<bool> out_of_memory{false};
 
-  static void RunOne(void* call, size_t i) {
+  static void run_one(void* call, size_t i) {
     auto& self = *static_cast<AggregatedAttentionCall*>(call);
     try {
-      WithType(self.args.dtype, [&](auto type) { self.Run<decltype(type)>(i); });
+      with_type(self.args.dtype, [&](auto type) { self.run<decltype(type)>(i); });
     } catch (const std::bad_alloc&) {
       self.out_of_memory = true;
     }
   }
 
   template <typename T>
-  void Run(size_t i) const {
+  void run(size_t i) const {
     thread_local Scratch scratch;
     const Band band = bands[i];
     if (band.tokens() != 0) {
-      BandTask<T>(args, window, band, scratch).Run();
+      BandTask<T>(args, window, band, scratch).run();
     }
   }
 };
 
-void AggregatedAttention(const AggregatedAttentionArgs& args, const Parallel& parallel) {
+void aggregated_attention(const AggregatedAttentionArgs& args, const Parallel& parallel) {
   if (args.head_dim == 0) {
     return;
   }
   AggregatedAttentionCall call{args};
-  parallel(call.bands.count(), &AggregatedAttentionCall::RunOne, &call);
+  parallel(call.bands.count(), &AggregatedAttentionCall::run_one, &call);
   if (call.out_of_memory) {
     throw std::bad_alloc();
   }

@@ -29,8 +29,8 @@ struct TokenPanels {
   static constexpr size_t kFactor = kLargest;
   static constexpr size_t kSoftmaxRows = 2;
 
-  HWY_INLINE TokenPanels From(size_t column) const {
-    return {queries.From(0, column), softmax.From(0, column), outputs.From(0, column)};
+  HWY_INLINE TokenPanels from(size_t column) const {
+    return {queries.from(0, column), softmax.from(0, column), outputs.from(0, column)};
   }
 };
 
@@ -39,8 +39,8 @@ struct WindowPanels {
   Panel weights;  // [offsets], first scores
   Panel terms;    // [offsets], to be added to the weights
 
-  HWY_INLINE WindowPanels From(size_t column) const {
-    return {weights.From(0, column), terms.From(0, column)};
+  HWY_INLINE WindowPanels from(size_t column) const {
+    return {weights.from(0, column), terms.from(0, column)};
   }
 };
 
@@ -55,12 +55,12 @@ class BandMemory {
         image_(static_cast<size_t>(args.height) * static_cast<size_t>(args.width)),
         offsets_(static_cast<size_t>(args.kernel_height) * static_cast<size_t>(args.kernel_width)),
         pooled_(static_cast<size_t>(args.pooled)),
-        halo_(Bands::Halo(args)),
-        lead_(RoundUp(halo_, kLanes)),
+        halo_(Bands::halo(args)),
+        lead_(round_up(halo_, kLanes)),
         has_terms_(args.window_tokens != nullptr || args.window_offset != nullptr) {
-    const size_t bytes = Lay(scratch, false);
-    scratch.Reset(bytes);
-    Lay(scratch, true);
+    const size_t bytes = lay(scratch, false);
+    scratch.reset(bytes);
+    lay(scratch, true);
   }
 
   const AggregatedAttentionArgs& args_;
@@ -81,33 +81,33 @@ class BandMemory {
 
  private:
   // Lays out the memory and returns how much it is; without `take` only that.
-  size_t Lay(Scratch& scratch, bool take) {
+  size_t lay(Scratch& scratch, bool take) {
     size_t used = 0;
     const auto floats = [&](size_t count) {
-      used += Scratch::Bytes<float>(count);
-      return take ? scratch.Take<float>(count) : nullptr;
+      used += Scratch::bytes<float>(count);
+      return take ? scratch.take<float>(count) : nullptr;
     };
     const auto panel = [&](size_t rows, size_t columns) {
-      const size_t pitch = PanelPitch(columns);
+      const size_t pitch = panel_pitch(columns);
       return Panel{floats(rows * pitch), pitch};
     };
-    const size_t columns = RoundUp(band_.tokens(), kLanes);
+    const size_t columns = round_up(band_.tokens(), kLanes);
     const size_t surrounded = lead_ + columns + lead_;
-    keys_ = panel(PanelRows(head_dim_), surrounded);
+    keys_ = panel(panel_rows(head_dim_), surrounded);
     key_factors_ = floats(keys_.pitch);
-    values_ = panel(PanelRows(head_dim_), surrounded);
+    values_ = panel(panel_rows(head_dim_), surrounded);
     window_panels_ = {panel(offsets_, columns), panel(has_terms_ ? offsets_ : 0, columns)};
     const auto tokens = [&](size_t count) {
-      const size_t rows = PanelRows(head_dim_);
+      const size_t rows = panel_rows(head_dim_);
       return TokenPanels{panel(rows, count), panel(TokenPanels::kSoftmaxRows, count),
                          panel(rows, count)};
     };
     group_ = tokens(kGroupTokens);
     packed_ = tokens(columns);
     open_tokens_ = reinterpret_cast<int32_t*>(floats(columns + 1));
-    scores_ = {floats(PanelRows(pooled_) * kGroupTokens), kGroupTokens};
+    scores_ = {floats(panel_rows(pooled_) * kGroupTokens), kGroupTokens};
     gates_ = floats(columns);
-    pooled_keys_ = panel(PanelRows(head_dim_), pooled_);
+    pooled_keys_ = panel(panel_rows(head_dim_), pooled_);
     value_copies_ = floats(args_.dtype == DType::kFloat32 ? 0 : pooled_ * head_dim_);
     embedding_ = floats(head_dim_);
     window_bias_ = floats(offsets_);

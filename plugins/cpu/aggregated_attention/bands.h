@@ -21,9 +21,9 @@ class Bands {
   // `granule` tokens are computed at once.
   Bands(const AggregatedAttentionArgs& args, size_t granule) : args_(args) {
     tokens_ = static_cast<size_t>(args.height) * static_cast<size_t>(args.width);
-    const size_t most = RoundUp(std::max(kMostTokens, kMostHalos * Halo(args)), granule);
+    const size_t most = round_up(std::max(kMostTokens, kMostHalos * halo(args)), granule);
     bands_ = std::max<size_t>(1, (tokens_ + most - 1) / most);
-    length_ = RoundUp((tokens_ + bands_ - 1) / bands_, granule);
+    length_ = round_up((tokens_ + bands_ - 1) / bands_, granule);
   }
 
   size_t count() const {
@@ -39,7 +39,7 @@ class Bands {
   }
 
   // How far in front of a token, and behind it, its first and last neighbours are.
-  static size_t Halo(const AggregatedAttentionArgs& args) {
+  static size_t halo(const AggregatedAttentionArgs& args) {
     return static_cast<size_t>(args.kernel_height / 2) * static_cast<size_t>(args.width) +
            static_cast<size_t>(args.kernel_width / 2);
   }
@@ -50,7 +50,7 @@ class Bands {
   static constexpr size_t kMostTokens = 480;
   static constexpr size_t kMostHalos = 4;
 
-  static size_t RoundUp(size_t n, size_t multiple) {
+  static size_t round_up(size_t n, size_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
   }
 

@@ -22,18 +22,18 @@ struct Panel {
   float* data;
   size_t pitch;
 
-  HWY_INLINE float* Row(size_t row) const { return data + row * pitch; }
-  HWY_INLINE Panel From(size_t row, size_t column) const { return {Row(row) + column, pitch}; }
+  HWY_INLINE float* row_at(size_t row) const { return data + row * pitch; }
+  HWY_INLINE Panel from(size_t row, size_t column) const { return {row_at(row) + column, pitch}; }
 };
 
 // The pitch of a panel with room for `columns`, and for a vector that starts at any of them. Odd
 // in vectors: rows then do not push each other out of the cache.
-constexpr size_t PanelPitch(size_t columns) {
-  return (RoundUp(columns, kLanes) / kLanes + 1) / 2 * 2 * kLanes + kLanes;
+constexpr size_t panel_pitch(size_t columns) {
+  return (round_up(columns, kLanes) / kLanes + 1) / 2 * 2 * kLanes + kLanes;
 }
 
 // Rows of a panel of `size` features: they come and go in fours.
-constexpr size_t PanelRows(size_t size) { return RoundUp(size, kQuad); }
+constexpr size_t panel_rows(size_t size) { return round_up(size, kQuad); }
 
 // Rows of a tensor, `stride` elements apart.
 template <typename T>
@@ -41,26 +41,26 @@ struct TokenRows {
   T* data;
   ptrdiff_t stride;
 
-  HWY_INLINE T* Row(size_t row) const { return data + static_cast<ptrdiff_t>(row) * stride; }
+  HWY_INLINE T* row_at(size_t row) const { return data + static_cast<ptrdiff_t>(row) * stride; }
 };
 
 // Asks for `count` rows of `size` elements: they are apart from each other, so the processor does
 // not foresee them.
 template <typename T>
-HWY_INLINE void Prefetch(TokenRows<T> rows, size_t count, size_t size) {
+HWY_INLINE void prefetch(TokenRows<T> rows, size_t count, size_t size) {
   constexpr size_t kLine = 64 / sizeof(T);
   for (size_t row = 0; row < count; ++row) {
     for (size_t d = 0; d + kLine < size; d += kLine) {
-      hwy::Prefetch(rows.Row(row) + d);
+      hwy::Prefetch(rows.row_at(row) + d);
     }
-    hwy::Prefetch(rows.Row(row) + size - 1);
+    hwy::Prefetch(rows.row_at(row) + size - 1);
   }
 }
 
 // Calls step(d, count) for features [d, d + count) of `size`, in fours. Where fours do not fit, the
 // last one begins earlier; only of fewer than four features it is a smaller one.
 template <class Step>
-HWY_INLINE void InQuads(size_t size, const Step& step) {
+HWY_INLINE void in_quads(size_t size, const Step& step) {
   if (size < kQuad) {
     return step(0, size);
   }
@@ -74,18 +74,18 @@ HWY_INLINE void InQuads(size_t size, const Step& step) {
 
 // Up to 4 features; the others are 0.
 template <typename T>
-HWY_INLINE VQuad LoadQuadPart(const T* from, size_t count) {
+HWY_INLINE VQuad load_quad_part(const T* from, size_t count) {
   HWY_ALIGN float floats[kQuad] = {};
   for (size_t d = 0; d < count; ++d) {
-    floats[d] = ScalarOf(from[d]);
+    floats[d] = scalar_of(from[d]);
   }
   return hn::Load(DQuad(), floats);
 }
 
 template <typename T>
-HWY_INLINE void StoreQuadPart(VQuad quad, T* to, size_t count) {
+HWY_INLINE void store_quad_part(VQuad quad, T* to, size_t count) {
   T elements[kQuad];
-  StoreQuad(quad, elements);
+  store_quad(quad, elements);
   for (size_t d = 0; d < count; ++d) {
     to[d] = elements[d];
   }
@@ -94,15 +94,15 @@ HWY_INLINE void StoreQuadPart(VQuad quad, T* to, size_t count) {
 // Calls store(d, features) for each of `size` features of kLanes tokens, for some of them twice.
 // row(i) is where token i begins.
 template <class Row, class Store>
-HWY_INLINE void PackRowsOf(const Row& row, size_t size, const Store& store) {
-  InQuads(size, [&](size_t d, auto count) HWY_ATTR {
+HWY_INLINE void pack_rows_of(const Row& row, size_t size, const Store& store) {
+  in_quads(size, [&](size_t d, auto count) HWY_ATTR {
     VF features[kQuad];
-    PackQuads(
+    pack_quads(
         [&](size_t i) HWY_ATTR {
           if constexpr (std::is_same<decltype(count), size_t>::value) {
-            return LoadQuadPart(row(i) + d, count);
+            return load_quad_part(row(i) + d, count);
           } else {
-            return LoadQuad(row(i) + d);
+            return load_quad(row(i) + d);
           }
         },
         features);
@@ -115,64 +115,65 @@ HWY_INLINE void PackRowsOf(const Row& row, size_t size, const Store& store) {
 
 // kLanes tokens of `size` features, the last of `count` repeated, to the panel's first column.
 template <typename T>
-HWY_INLINE void PackTokens(TokenRows<const T> tokens, size_t count, size_t size, Panel panel) {
+HWY_INLINE void pack_tokens(TokenRows<const T> tokens, size_t count, size_t size, Panel panel) {
   const auto store = [&](size_t d, VF features)
-                         HWY_ATTR { hn::StoreU(features, DF(), panel.Row(d)); };
+                         HWY_ATTR { hn::StoreU(features, DF(), panel.row_at(d)); };
   if (count >= kLanes) {
-    PackRowsOf([&](size_t i) HWY_ATTR { return tokens.Row(i); }, size, store);
+    pack_rows_of([&](size_t i) HWY_ATTR { return tokens.row_at(i); }, size, store);
   } else {
-    PackRowsOf([&](size_t i) HWY_ATTR { return tokens.Row(HWY_MIN(i, count - 1)); }, size, store);
+    pack_rows_of([&](size_t i) HWY_ATTR { return tokens.row_at(HWY_MIN(i, count - 1)); }, size,
+                 store);
   }
 }
 
 // The reverse, times `factor`, for the first `count` tokens; 0 for tokens that are not `open`.
 template <typename T>
-HWY_INLINE void UnpackTokens(Panel panel, VF factor, hn::Mask<DF> open, size_t count, size_t size,
-                             TokenRows<T> tokens) {
+HWY_INLINE void unpack_tokens(Panel panel, VF factor, hn::Mask<DF> open, size_t count, size_t size,
+                              TokenRows<T> tokens) {
   const auto unpack = [&](size_t d, const auto& store) HWY_ATTR {
     VF features[kQuad];
 #pragma GCC unroll 4
     for (size_t j = 0; j < kQuad; ++j) {
-      features[j] = hn::IfThenElseZero(open, hn::Mul(hn::LoadU(DF(), panel.Row(d + j)), factor));
+      features[j] = hn::IfThenElseZero(open, hn::Mul(hn::LoadU(DF(), panel.row_at(d + j)), factor));
     }
-    UnpackQuads(features, store);
+    unpack_quads(features, store);
   };
   if (size >= kQuad && count == kLanes) {
-    return InQuads(size, [&](size_t d, size_t) HWY_ATTR {
-      unpack(d, [&](size_t i, VQuad quad) HWY_ATTR { StoreQuad(quad, tokens.Row(i) + d); });
+    return in_quads(size, [&](size_t d, size_t) HWY_ATTR {
+      unpack(d, [&](size_t i, VQuad quad) HWY_ATTR { store_quad(quad, tokens.row_at(i) + d); });
     });
   }
-  InQuads(size, [&](size_t d, size_t features) HWY_ATTR {
+  in_quads(size, [&](size_t d, size_t features) HWY_ATTR {
     unpack(d, [&](size_t i, VQuad quad) HWY_ATTR {
       if (i < count) {
-        StoreQuadPart(quad, tokens.Row(i) + d, features);
+        store_quad_part(quad, tokens.row_at(i) + d, features);
       }
     });
   });
 }
 
 // What each token's features are multiplied by to have length 1.
-HWY_INLINE VF InverseLengths(Panel panel, size_t size, float epsilon) {
+HWY_INLINE VF inverse_lengths(Panel panel, size_t size, float epsilon) {
   const DF df;
   VF squares = hn::Zero(df);
   for (size_t d = 0; d < size; ++d) {
-    const VF features = hn::LoadU(df, panel.Row(d));
+    const VF features = hn::LoadU(df, panel.row_at(d));
     squares = hn::MulAdd(features, features, squares);
   }
   return hn::Div(hn::Set(df, 1.0f), hn::Max(hn::Sqrt(squares), hn::Set(df, epsilon)));
 }
 
-HWY_INLINE void ScaleColumn(Panel panel, size_t size, VF factor) {
+HWY_INLINE void scale_column(Panel panel, size_t size, VF factor) {
   for (size_t d = 0; d < size; ++d) {
-    hn::StoreU(hn::Mul(hn::LoadU(DF(), panel.Row(d)), factor), DF(), panel.Row(d));
+    hn::StoreU(hn::Mul(hn::LoadU(DF(), panel.row_at(d)), factor), DF(), panel.row_at(d));
   }
 }
 
 // The first `count` elements as float32, times `factor`.
 template <typename T>
-HWY_INLINE void CopyFloats(const T* from, size_t count, float factor, float* to) {
+HWY_INLINE void copy_floats(const T* from, size_t count, float factor, float* to) {
   for (size_t i = 0; i < count; i += kLanes) {
-    StorePart(hn::Mul(LoadPart(from, i, count), hn::Set(DF(), factor)), to, i, count);
+    store_part(hn::Mul(load_part(from, i, count), hn::Set(DF(), factor)), to, i, count);
   }
 }
 

@@ -24,7 +24,7 @@ namespace HWY_NAMESPACE {
 // Calls step(begin, count) for [0, end) in parts of nearly one size, at most kStep; `count` is an
 // integral_constant.
 template <class Step>
-HWY_INLINE void InEqualSteps(size_t end, const Step& step) {
+HWY_INLINE void in_equal_steps(size_t end, const Step& step) {
   static_assert(kStep <= 8, "a case for each size");
   const size_t steps = (end + kStep - 1) / kStep;
   for (size_t i = 0; i < steps; ++i) {
@@ -61,7 +61,7 @@ HWY_INLINE void InEqualSteps(size_t end, const Step& step) {
 struct Matrix {
   const float* data;
   size_t row, column;
-  HWY_INLINE Matrix From(size_t i) const { return {data + i * row, row, column}; }
+  HWY_INLINE Matrix from(size_t i) const { return {data + i * row, row, column}; }
 };
 
 // Keys in a panel, each to be multiplied by its factor.
@@ -73,9 +73,9 @@ struct ScaledKeys {
 // scores[l] = queries . keys[l] + biases[l] for kKeys offsets from `first` on, -inf where there is
 // no neighbour.
 template <size_t kKeys, size_t kWidth>
-HWY_NOINLINE void ScoreNeighbours(Panel queries, ScaledKeys keys, size_t depth,
-                                  Neighbours neighbours, size_t first, const float* biases,
-                                  Panel scores) {
+HWY_NOINLINE void score_neighbours(Panel queries, ScaledKeys keys, size_t depth,
+                                   Neighbours neighbours, size_t first, const float* biases,
+                                   Panel scores) {
   const DF df;
   VF sums[kKeys][kWidth];
   const float* at[kKeys];
@@ -91,7 +91,7 @@ HWY_NOINLINE void ScoreNeighbours(Panel queries, ScaledKeys keys, size_t depth,
     VF query[kWidth];
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
-      query[v] = hn::Load(df, queries.Row(d) + v * kLanes);
+      query[v] = hn::Load(df, queries.row_at(d) + v * kLanes);
     }
 #pragma GCC unroll 8
     for (size_t k = 0; k < kKeys; ++k) {
@@ -110,16 +110,16 @@ HWY_NOINLINE void ScoreNeighbours(Panel queries, ScaledKeys keys, size_t depth,
     for (size_t v = 0; v < kWidth; ++v) {
       const VF factor = hn::LoadU(df, factors + v * kLanes);
       const VF score =
-          hn::IfThenElse(neighbours.Inside(v, first + k), hn::MulAdd(sums[k][v], factor, bias),
+          hn::IfThenElse(neighbours.inside(v, first + k), hn::MulAdd(sums[k][v], factor, bias),
                          hn::Set(df, -kInfinity));
-      hn::Store(score, df, scores.Row(first + k) + v * kLanes);
+      hn::Store(score, df, scores.row_at(first + k) + v * kLanes);
     }
   }
 }
 
 // sums = keys . queries
 template <size_t kKeys, size_t kWidth>
-HWY_INLINE void Multiply(Matrix keys, Panel queries, size_t depth, VF (&sums)[kKeys][kWidth]) {
+HWY_INLINE void multiply(Matrix keys, Panel queries, size_t depth, VF (&sums)[kKeys][kWidth]) {
   const DF df;
 #pragma GCC unroll 8
   for (size_t k = 0; k < kKeys; ++k) {
@@ -132,7 +132,7 @@ HWY_INLINE void Multiply(Matrix keys, Panel queries, size_t depth, VF (&sums)[kK
     VF query[kWidth];
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
-      query[v] = hn::Load(df, queries.Row(d) + v * kLanes);
+      query[v] = hn::Load(df, queries.row_at(d) + v * kLanes);
     }
 #pragma GCC unroll 8
     for (size_t k = 0; k < kKeys; ++k) {
@@ -147,17 +147,17 @@ HWY_INLINE void Multiply(Matrix keys, Panel queries, size_t depth, VF (&sums)[kK
 
 // scores[k] = (scores[k] if `biased` +) keys[k] . queries; largest = max over k.
 template <size_t kKeys, size_t kWidth>
-HWY_NOINLINE void ScoreShared(Matrix keys, Panel queries, size_t depth, bool biased, Panel scores,
-                              VF (&largest)[kWidth]) {
+HWY_NOINLINE void score_shared(Matrix keys, Panel queries, size_t depth, bool biased, Panel scores,
+                               VF (&largest)[kWidth]) {
   const DF df;
   VF sums[kKeys][kWidth];
-  Multiply(keys, queries, depth, sums);
+  multiply(keys, queries, depth, sums);
 #pragma GCC unroll 3
   for (size_t v = 0; v < kWidth; ++v) {
     VF max = largest[v];
 #pragma GCC unroll 8
     for (size_t k = 0; k < kKeys; ++k) {
-      float* const to = scores.Row(k) + v * kLanes;
+      float* const to = scores.row_at(k) + v * kLanes;
       const VF score = biased ? hn::Add(sums[k][v], hn::Load(df, to)) : sums[k][v];
       max = hn::Max(max, score);
       hn::Store(score, df, to);
@@ -168,31 +168,31 @@ HWY_NOINLINE void ScoreShared(Matrix keys, Panel queries, size_t depth, bool bia
 
 // terms[k] = (tokens[k] . queries) * factor + biases[k]
 template <size_t kKeys, size_t kWidth>
-HWY_NOINLINE void WriteTerms(Matrix tokens, Panel queries, size_t depth, const VF (&factor)[kWidth],
-                             const float* biases, Panel terms) {
+HWY_NOINLINE void write_terms(Matrix tokens, Panel queries, size_t depth,
+                              const VF (&factor)[kWidth], const float* biases, Panel terms) {
   const DF df;
   VF sums[kKeys][kWidth];
-  Multiply(tokens, queries, depth, sums);
+  multiply(tokens, queries, depth, sums);
 #pragma GCC unroll 8
   for (size_t k = 0; k < kKeys; ++k) {
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
       const VF term = hn::MulAdd(sums[k][v], factor[v], hn::Set(df, biases[k]));
-      hn::Store(term, df, terms.Row(k) + v * kLanes);
+      hn::Store(term, df, terms.row_at(k) + v * kLanes);
     }
   }
 }
 
 // scores -> 2^(scores - largest), added up in `sums`, for the first `count` rows.
 template <size_t kWidth>
-HWY_INLINE void Exponentiate(Panel scores, size_t count, const VF (&largest)[kWidth],
+HWY_INLINE void exponentiate(Panel scores, size_t count, const VF (&largest)[kWidth],
                              VF (&sums)[kWidth]) {
   const DF df;
   for (size_t k = 0; k < count; ++k) {
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
-      float* const at = scores.Row(k) + v * kLanes;
-      const VF weight = Exp2(hn::Sub(hn::Load(df, at), largest[v]));
+      float* const at = scores.row_at(k) + v * kLanes;
+      const VF weight = exp2(hn::Sub(hn::Load(df, at), largest[v]));
       sums[v] = hn::Add(sums[v], weight);
       hn::Store(weight, df, at);
     }
@@ -202,39 +202,39 @@ HWY_INLINE void Exponentiate(Panel scores, size_t count, const VF (&largest)[kWi
 // outputs[f] = (values[., f] . weights) * factor for kFeatures features: the values that all tokens
 // share, in rows of features.
 template <size_t kFeatures, size_t kWidth>
-HWY_NOINLINE void WeighShared(Matrix values, Panel weights, size_t count,
-                              const VF (&factor)[kWidth], Panel outputs) {
+HWY_NOINLINE void weigh_shared(Matrix values, Panel weights, size_t count,
+                               const VF (&factor)[kWidth], Panel outputs) {
   const DF df;
   VF sums[kFeatures][kWidth];
-  Multiply({values.data, values.column, values.row}, weights, count, sums);
+  multiply({values.data, values.column, values.row}, weights, count, sums);
 #pragma GCC unroll 8
   for (size_t f = 0; f < kFeatures; ++f) {
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
-      hn::Store(hn::Mul(sums[f][v], factor[v]), df, outputs.Row(f) + v * kLanes);
+      hn::Store(hn::Mul(sums[f][v], factor[v]), df, outputs.row_at(f) + v * kLanes);
     }
   }
 }
 
 // outputs[f] += values[f] . weights for kFeatures features, over the neighbours that there are.
 template <size_t kFeatures, size_t kWidth>
-HWY_NOINLINE void WeighNeighbours(Panel values, Neighbours neighbours, Panel weights,
-                                  Panel outputs) {
+HWY_NOINLINE void weigh_neighbours(Panel values, Neighbours neighbours, Panel weights,
+                                   Panel outputs) {
   const DF df;
   VF sums[kFeatures][kWidth];
 #pragma GCC unroll 8
   for (size_t f = 0; f < kFeatures; ++f) {
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
-      sums[f][v] = hn::Load(df, outputs.Row(f) + v * kLanes);
+      sums[f][v] = hn::Load(df, outputs.row_at(f) + v * kLanes);
     }
   }
   for (size_t l = 0; l < neighbours.count; ++l) {
     const float* const at = values.data + neighbours.shifts[l];
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
-      const VF weight = hn::Load(df, weights.Row(l) + v * kLanes);
-      const auto inside = neighbours.Inside(v, l);
+      const VF weight = hn::Load(df, weights.row_at(l) + v * kLanes);
+      const auto inside = neighbours.inside(v, l);
 #pragma GCC unroll 8
       for (size_t f = 0; f < kFeatures; ++f) {
         const VF value =
@@ -247,7 +247,7 @@ HWY_NOINLINE void WeighNeighbours(Panel values, Neighbours neighbours, Panel wei
   for (size_t f = 0; f < kFeatures; ++f) {
 #pragma GCC unroll 3
     for (size_t v = 0; v < kWidth; ++v) {
-      hn::Store(sums[f][v], df, outputs.Row(f) + v * kLanes);
+      hn::Store(sums[f][v], df, outputs.row_at(f) + v * kLanes);
     }
   }
 }

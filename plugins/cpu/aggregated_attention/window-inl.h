@@ -22,27 +22,27 @@ class Pixels {
   // The first ones.
   Pixels(int32_t height, int32_t width)
       : row_(hn::Zero(DI())), column_(hn::Iota(DI(), 0)), height_(height), width_(width) {
-    Wrap();
+    wrap();
   }
 
   // To the next kLanes pixels.
-  void Next() {
+  void next() {
     column_ = hn::Add(column_, hn::Set(DI(), static_cast<int32_t>(kLanes)));
-    Wrap();
+    wrap();
   }
 
   // Whether the pixel so many rows and columns away is inside the image.
-  HWY_INLINE hn::Mask<DF> Inside(int32_t rows, int32_t columns) const {
+  HWY_INLINE hn::Mask<DF> inside(int32_t rows, int32_t columns) const {
     const DI di;
-    return hn::RebindMask(DF(), hn::And(Between(hn::Add(row_, hn::Set(di, rows)), height_),
-                                        Between(hn::Add(column_, hn::Set(di, columns)), width_)));
+    return hn::RebindMask(DF(), hn::And(between(hn::Add(row_, hn::Set(di, rows)), height_),
+                                        between(hn::Add(column_, hn::Set(di, columns)), width_)));
   }
 
  private:
   using DI = hn::RebindToSigned<DF>;
 
   // Columns beyond the last one are in the next rows.
-  void Wrap() {
+  void wrap() {
     const DI di;
     const auto width = hn::Set(di, width_);
     for (auto beyond = hn::Ge(column_, width); !hn::AllFalse(di, beyond);
@@ -53,7 +53,7 @@ class Pixels {
   }
 
   // 0 <= x < end
-  static HWY_INLINE hn::Mask<DI> Between(hn::Vec<DI> x, int32_t end) {
+  static HWY_INLINE hn::Mask<DI> between(hn::Vec<DI> x, int32_t end) {
     const DI di;
     return hn::And(hn::Ge(x, hn::Zero(di)), hn::Lt(x, hn::Set(di, end)));
   }
@@ -72,7 +72,7 @@ struct Neighbours {
   size_t count;
 
   // Which of the tokens of a vector have a neighbour at offset l.
-  HWY_INLINE hn::Mask<DF> Inside(size_t vector, size_t l) const {
+  HWY_INLINE hn::Mask<DF> inside(size_t vector, size_t l) const {
     return hn::LoadMaskBits(DF(), masks + (vector * count + l) * kMaskBytes);
   }
 };
@@ -83,22 +83,22 @@ class Window {
   explicit Window(const AggregatedAttentionArgs& args) {
     const size_t tokens = static_cast<size_t>(args.height) * static_cast<size_t>(args.width);
     const size_t vectors = (tokens + kLanes - 1) / kLanes;
-    ForEachOffset(args, [&](int32_t y, int32_t x) {
+    for_each_offset(args, [&](int32_t y, int32_t x) {
       shifts_.push_back(static_cast<ptrdiff_t>(y) * args.width + x);
     });
     masks_.resize(vectors * shifts_.size() * Neighbours::kMaskBytes + kReadBeyond);
     uint8_t* mask = masks_.data();
     Pixels pixels(args.height, args.width);
-    for (size_t vector = 0; vector < vectors; ++vector, pixels.Next()) {
-      ForEachOffset(args, [&](int32_t y, int32_t x) HWY_ATTR {
-        hn::StoreMaskBits(DF(), pixels.Inside(y, x), mask);
+    for (size_t vector = 0; vector < vectors; ++vector, pixels.next()) {
+      for_each_offset(args, [&](int32_t y, int32_t x) HWY_ATTR {
+        hn::StoreMaskBits(DF(), pixels.inside(y, x), mask);
         mask += Neighbours::kMaskBytes;
       });
     }
   }
 
   // Of the tokens from `token` on, a multiple of kLanes.
-  Neighbours Of(size_t token) const {
+  Neighbours of(size_t token) const {
     const size_t masks = token / kLanes * shifts_.size() * Neighbours::kMaskBytes;
     return {shifts_.data(), masks_.data() + masks, shifts_.size()};
   }
@@ -107,7 +107,7 @@ class Window {
   static constexpr size_t kReadBeyond = 8;  // LoadMaskBits may read so many bytes
 
   template <class Step>
-  static void ForEachOffset(const AggregatedAttentionArgs& args, const Step& step) {
+  static void for_each_offset(const AggregatedAttentionArgs& args, const Step& step) {
     for (int32_t y = 0; y < args.kernel_height; ++y) {
       for (int32_t x = 0; x < args.kernel_width; ++x) {
         step(y - args.kernel_height / 2, x - args.kernel_width / 2);

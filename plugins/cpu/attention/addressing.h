@@ -8,15 +8,15 @@
 namespace moh::cpu {
 
 template <typename T>
-const T* At(const void* tensor, const HeadStrides& strides, int64_t batch, int64_t head,
+const T* at(const void* tensor, const HeadStrides& strides, int64_t batch, int64_t head,
             int64_t token) {
   return static_cast<const T*>(tensor) + batch * strides.batch + head * strides.head +
          token * strides.token;
 }
 
 template <typename T>
-T* At(void* tensor, const HeadStrides& strides, int64_t batch, int64_t head, int64_t token) {
-  return const_cast<T*>(At<T>(static_cast<const void*>(tensor), strides, batch, head, token));
+T* at(void* tensor, const HeadStrides& strides, int64_t batch, int64_t head, int64_t token) {
+  return const_cast<T*>(at<T>(static_cast<const void*>(tensor), strides, batch, head, token));
 }
 
 // The (query, q_head) pair of a place; see Task.
@@ -30,39 +30,39 @@ struct TaskView {
   const Task& task;
   int32_t group = args.q_heads / args.kv_heads;
 
-  Row RowAt(int64_t place) const {
+  Row row_at(int64_t place) const {
     const auto query = static_cast<int32_t>(place / group);
     return {query, task.kv_head * group + static_cast<int32_t>(place % group)};
   }
 
   template <typename T>
-  const T* Query(Row row) const {
-    return At<T>(args.query, args.query_strides, task.batch, row.head, row.query);
+  const T* query(Row row) const {
+    return at<T>(args.query, args.query_strides, task.batch, row.head, row.query);
   }
   template <typename T>
-  T* Output(Row row) const {
-    return At<T>(args.output, args.output_strides, task.batch, row.head, row.query);
+  T* output(Row row) const {
+    return at<T>(args.output, args.output_strides, task.batch, row.head, row.query);
   }
   template <typename T>
-  const T* Key(int64_t key) const {
-    return At<T>(args.key, args.key_strides, task.batch, task.kv_head, key);
+  const T* key(int64_t key) const {
+    return at<T>(args.key, args.key_strides, task.batch, task.kv_head, key);
   }
   template <typename T>
-  const T* Value(int64_t key) const {
-    return At<T>(args.value, args.value_strides, task.batch, task.kv_head, key);
+  const T* value(int64_t key) const {
+    return at<T>(args.value, args.value_strides, task.batch, task.kv_head, key);
   }
   template <typename T>
-  T Gate(Row row) const {
+  T gate(Row row) const {
     return static_cast<const T*>(
         args.gates)[(int64_t{task.batch} * args.queries + row.query) * args.q_heads + row.head];
   }
   // In elements of the mask.
-  ptrdiff_t MaskOffset(Row row) const {
+  ptrdiff_t mask_offset(Row row) const {
     return task.batch * args.mask.batch + row.head * args.mask.head + row.query * args.mask.query;
   }
 
   // How many keys a query sees: all, or those up to its position.
-  int32_t VisibleKeys(Row row) const {
+  int32_t visible_keys(Row row) const {
     if (!args.causal) {
       return args.keys;
     }

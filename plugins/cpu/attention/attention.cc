@@ -24,36 +24,36 @@ constexpr TaskSizes kTaskSizes{static_cast<int32_t>(kLanes), kTileRows,
                                static_cast<int32_t>(kTilesPerTask) * kTileRows};
 
 template <typename T>
-void ZeroOtherRows(const TaskView& view) {
+void zero_other_rows(const TaskView& view) {
   const int32_t* next = view.task.rows;
   const int32_t* const end = next + view.task.row_count;
   for (int64_t place = view.task.zero_begin; place < view.task.zero_end; ++place) {
     if (next != end && *next == place) {
       ++next;
     } else {
-      std::memset(view.template Output<T>(view.RowAt(place)), 0,
+      std::memset(view.template output<T>(view.row_at(place)), 0,
                   static_cast<size_t>(view.args.value_dim) * sizeof(T));
     }
   }
 }
 
 template <typename T>
-void RunTask(const AttentionArgs& args, Compute compute, const Task& task) {
+void run_task(const AttentionArgs& args, Compute compute, const Task& task) {
   thread_local Scratch scratch;
-  ZeroOtherRows<T>({args, task});
+  zero_other_rows<T>({args, task});
   if (task.row_count == 0) {
     return;
   }
   if (static_cast<size_t>(task.row_count) <= kFewRows) {
-    return FewRowsTask<T>(args, task, scratch).Run();
+    return FewRowsTask<T>(args, task, scratch).run();
   }
 #if MOH_BFLOAT16_PRODUCTS
   if (compute == Compute::kBFloat16) {
-    return TileTask<BFloat16Products, T>(args, task, scratch).Run();
+    return TileTask<BFloat16Products, T>(args, task, scratch).run();
   }
 #endif
   (void)compute;
-  TileTask<Float32Products, T>(args, task, scratch).Run();
+  TileTask<Float32Products, T>(args, task, scratch).run();
 }
 
 // One call, as the threads see it.
@@ -63,23 +63,23 @@ struct Call {
   const Plan& plan;
   std::atomic<bool> out_of_memory{false};
 
-  static void RunOne(void* call, size_t i) {
+  static void run_one(void* call, size_t i) {
     auto& self = *static_cast<Call*>(call);
     const Task& task = self.plan.tasks()[i];
     try {
-      WithType(self.args.dtype,
-               [&](auto type) { RunTask<decltype(type)>(self.args, self.compute, task); });
+      with_type(self.args.dtype,
+                [&](auto type) { run_task<decltype(type)>(self.args, self.compute, task); });
     } catch (const std::bad_alloc&) {
       self.out_of_memory = true;
     }
   }
 };
 
-void Attention(const AttentionArgs& args, Compute compute, const Parallel& parallel) {
+void attention(const AttentionArgs& args, Compute compute, const Parallel& parallel) {
   thread_local Plan plan;
-  plan.Make(args, kTaskSizes);
+  plan.make(args, kTaskSizes);
   Call call{args, compute, plan};
-  parallel(plan.tasks().size(), &Call::RunOne, &call);
+  parallel(plan.tasks().size(), &Call::run_one, &call);
   if (call.out_of_memory) {
     throw std::bad_alloc();
   }

@@ -31,35 +31,35 @@ template <typename T>
 struct TensorRows {
   const T* data;
   ptrdiff_t stride;
-  HWY_INLINE const T* At(size_t row) const { return data + static_cast<ptrdiff_t>(row) * stride; }
+  HWY_INLINE const T* at(size_t row) const { return data + static_cast<ptrdiff_t>(row) * stride; }
   // Rows that lie apart are not foreseen by the processor; it does better alone where they are
   // adjacent.
-  HWY_INLINE void PrefetchAfter(size_t row, size_t size) const {
+  HWY_INLINE void prefetch_after(size_t row, size_t size) const {
     if (stride == static_cast<ptrdiff_t>(size)) {
       return;
     }
     constexpr size_t kRowsAhead = 4;
     for (size_t d = 0; d < size; d += kCacheLine / sizeof(T)) {
-      hwy::Prefetch(At(row + kRowsAhead) + d);
+      hwy::Prefetch(at(row + kRowsAhead) + d);
     }
   }
 };
 
 // scores[row][key] = keys . queries; queries [row][feature] are padded with zeros to whole vectors.
 template <typename T, size_t kRows>
-HWY_NOINLINE void DotKeys(TensorRows<T> keys, size_t count, size_t size,
-                          const float* HWY_RESTRICT queries, size_t query_stride,
-                          float* HWY_RESTRICT scores, size_t score_stride) {
+HWY_NOINLINE void dot_keys(TensorRows<T> keys, size_t count, size_t size,
+                           const float* HWY_RESTRICT queries, size_t query_stride,
+                           float* HWY_RESTRICT scores, size_t score_stride) {
   const DF df;
   for (size_t key = 0; key < count; ++key) {
-    keys.PrefetchAfter(key, size);
+    keys.prefetch_after(key, size);
     VF sums[kRows];
 #pragma GCC unroll 4
     for (size_t row = 0; row < kRows; ++row) {
       sums[row] = hn::Zero(df);
     }
     for (size_t d = 0; d < size; d += kLanes) {
-      const VF part = LoadPart(keys.At(key), d, size);
+      const VF part = load_part(keys.at(key), d, size);
 #pragma GCC unroll 4
       for (size_t row = 0; row < kRows; ++row) {
         sums[row] = hn::MulAdd(part, hn::Load(df, queries + row * query_stride + d), sums[row]);
@@ -75,9 +75,10 @@ HWY_NOINLINE void DotKeys(TensorRows<T> keys, size_t count, size_t size,
 // outputs[row][feature] = outputs * decay + values . weights, for kVectors vectors of features from
 // `d` on.
 template <typename T, size_t kRows, size_t kVectors>
-HWY_NOINLINE void AddValues(TensorRows<T> values, size_t count, size_t d, size_t size,
-                            const float* HWY_RESTRICT weights, size_t weight_stride,
-                            const float* decay, float* HWY_RESTRICT outputs, size_t output_stride) {
+HWY_NOINLINE void add_values(TensorRows<T> values, size_t count, size_t d, size_t size,
+                             const float* HWY_RESTRICT weights, size_t weight_stride,
+                             const float* decay, float* HWY_RESTRICT outputs,
+                             size_t output_stride) {
   const DF df;
   VF sums[kRows][kVectors];
 #pragma GCC unroll 4
@@ -90,12 +91,12 @@ HWY_NOINLINE void AddValues(TensorRows<T> values, size_t count, size_t d, size_t
   }
   for (size_t key = 0; key < count; ++key) {
     if (d == 0) {
-      values.PrefetchAfter(key, size);
+      values.prefetch_after(key, size);
     }
     VF part[kVectors];
 #pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) {
-      part[v] = LoadPart(values.At(key), d + v * kLanes, size);
+      part[v] = load_part(values.at(key), d + v * kLanes, size);
     }
 #pragma GCC unroll 4
     for (size_t row = 0; row < kRows; ++row) {
@@ -121,47 +122,47 @@ class FewRowsTask {
   FewRowsTask(const AttentionArgs& args, const Task& task, Scratch& scratch)
       : view_{args, task}, scratch_(scratch) {}
 
-  void Run() {
-    TakeScratch();
+  void run() {
+    take_scratch();
     for (size_t row = 0; row < row_count_; ++row) {
-      PackQuery(row);
+      pack_query(row);
     }
-    const size_t keys = static_cast<size_t>(view_.VisibleKeys(rows_[row_count_ - 1]));
-    const size_t step = KeysPerBlock(static_cast<size_t>(args().keys));
+    const size_t keys = static_cast<size_t>(view_.visible_keys(rows_[row_count_ - 1]));
+    const size_t step = keys_per_block(static_cast<size_t>(args().keys));
     for (size_t begin = 0; begin < keys; begin += step) {
       for (size_t row = 0; row < row_count_; row += kRowsAtOnce) {
-        WithRows(row, begin, HWY_MIN(step, keys - begin));
+        with_rows(row, begin, HWY_MIN(step, keys - begin));
       }
     }
     for (size_t row = 0; row < row_count_; ++row) {
-      Finish(row);
+      finish(row);
     }
   }
 
  private:
   const AttentionArgs& args() const { return view_.args; }
 
-  void TakeScratch() {
+  void take_scratch() {
     row_count_ = static_cast<size_t>(view_.task.row_count);
-    block_ = RoundUp(KeysPerBlock(static_cast<size_t>(args().keys)), kLanes);
-    query_stride_ = RoundUp(static_cast<size_t>(args().head_dim), kLanes);
-    output_stride_ = RoundUp(static_cast<size_t>(args().value_dim), kLanes);
-    scratch_.Reset(Scratch::Bytes<float>(row_count_ * query_stride_) +
-                   Scratch::Bytes<float>(row_count_ * output_stride_) +
-                   Scratch::Bytes<float>(row_count_ * block_));
-    queries_ = scratch_.Take<float>(row_count_ * query_stride_);
-    outputs_ = scratch_.Take<float>(row_count_ * output_stride_);
-    scores_ = scratch_.Take<float>(row_count_ * block_);
+    block_ = round_up(keys_per_block(static_cast<size_t>(args().keys)), kLanes);
+    query_stride_ = round_up(static_cast<size_t>(args().head_dim), kLanes);
+    output_stride_ = round_up(static_cast<size_t>(args().value_dim), kLanes);
+    scratch_.reset(Scratch::bytes<float>(row_count_ * query_stride_) +
+                   Scratch::bytes<float>(row_count_ * output_stride_) +
+                   Scratch::bytes<float>(row_count_ * block_));
+    queries_ = scratch_.take<float>(row_count_ * query_stride_);
+    outputs_ = scratch_.take<float>(row_count_ * output_stride_);
+    scores_ = scratch_.take<float>(row_count_ * block_);
   }
 
-  void PackQuery(size_t row) {
+  void pack_query(size_t row) {
     const DF df;
-    rows_[row] = view_.RowAt(view_.task.rows[row]);
-    const T* from = view_.template Query<T>(rows_[row]);
+    rows_[row] = view_.row_at(view_.task.rows[row]);
+    const T* from = view_.template query<T>(rows_[row]);
     const VF factor = hn::Set(df, args().scale * kLog2E);
     const auto size = static_cast<size_t>(args().head_dim);
     for (size_t d = 0; d < size; d += kLanes) {
-      hn::Store(hn::Mul(LoadPart(from, d, size), factor), df, queries_ + row * query_stride_ + d);
+      hn::Store(hn::Mul(load_part(from, d, size), factor), df, queries_ + row * query_stride_ + d);
     }
     for (size_t d = 0; d < output_stride_; d += kLanes) {
       hn::Store(hn::Zero(df), df, outputs_ + row * output_stride_ + d);
@@ -170,97 +171,97 @@ class FewRowsTask {
     sum_[row] = 0.0f;
   }
 
-  void WithRows(size_t row, size_t begin, size_t count) {
+  void with_rows(size_t row, size_t begin, size_t count) {
     switch (row_count_ - row) {
       case 1:
-        return Attend<1>(row, begin, count);
+        return attend<1>(row, begin, count);
       case 2:
-        return Attend<2>(row, begin, count);
+        return attend<2>(row, begin, count);
       case 3:  // with rows two at a time there is no such rest
-        return Attend<HWY_MIN(kRowsAtOnce, size_t{3})>(row, begin, count);
+        return attend<HWY_MIN(kRowsAtOnce, size_t{3})>(row, begin, count);
       default:
-        return Attend<kRowsAtOnce>(row, begin, count);
+        return attend<kRowsAtOnce>(row, begin, count);
     }
   }
 
   // Rows [first, first + kRows) and keys [begin, begin + count).
   template <size_t kRows>
-  void Attend(size_t first, size_t begin, size_t count) {
+  void attend(size_t first, size_t begin, size_t count) {
     const auto key = static_cast<int64_t>(begin);
-    const TensorRows<T> keys{view_.template Key<T>(key), args().key_strides.token};
-    const TensorRows<T> values{view_.template Value<T>(key), args().value_strides.token};
-    DotKeys<T, kRows>(keys, count, static_cast<size_t>(args().head_dim),
-                      queries_ + first * query_stride_, query_stride_, scores_ + first * block_,
-                      block_);
+    const TensorRows<T> keys{view_.template key<T>(key), args().key_strides.token};
+    const TensorRows<T> values{view_.template value<T>(key), args().value_strides.token};
+    dot_keys<T, kRows>(keys, count, static_cast<size_t>(args().head_dim),
+                       queries_ + first * query_stride_, query_stride_, scores_ + first * block_,
+                       block_);
     float decay[kRows];
     for (size_t row = 0; row < kRows; ++row) {
-      decay[row] = Exponentiate(first + row, begin, count);
+      decay[row] = exponentiate(first + row, begin, count);
     }
-    Weigh<kRows>(first, values, count, decay);
+    weigh<kRows>(first, values, count, decay);
   }
 
   // Scores of a row -> weights 2^(score - largest). Returns what the outputs so far have to be
   // multiplied by.
-  float Exponentiate(size_t row, size_t begin, size_t count) {
+  float exponentiate(size_t row, size_t begin, size_t count) {
     const DF df;
     float* const scores = scores_ + row * block_;
     VF largest = hn::Set(df, largest_[row]);
     for (size_t key = 0; key < count; key += kLanes) {
       const VF score =
-          Biased(hn::Load(df, scores + key), row, begin + key, HWY_MIN(kLanes, count - key));
+          biased(hn::Load(df, scores + key), row, begin + key, HWY_MIN(kLanes, count - key));
       largest = hn::Max(largest, score);
       hn::Store(score, df, scores + key);
     }
     largest = hn::MaxOfLanes(df, largest);
     VF sums = hn::Zero(df);
     for (size_t key = 0; key < count; key += kLanes) {
-      const VF weight = Exp2(hn::Sub(hn::Load(df, scores + key), largest));
+      const VF weight = exp2(hn::Sub(hn::Load(df, scores + key), largest));
       sums = hn::Add(sums, weight);
       hn::Store(weight, df, scores + key);
     }
-    const float decay = hn::GetLane(Exp2(hn::Sub(hn::Set(df, largest_[row]), largest)));
+    const float decay = hn::GetLane(exp2(hn::Sub(hn::Set(df, largest_[row]), largest)));
     largest_[row] = hn::GetLane(largest);
     sum_[row] = sum_[row] * decay + hn::ReduceSum(df, sums);
     return decay;
   }
 
   // Adds the mask, and hides the lanes from `count` on and the keys that the row does not see.
-  VF Biased(VF score, size_t row, size_t key, size_t count) const {
+  VF biased(VF score, size_t row, size_t key, size_t count) const {
     const DF df;
     if (args().mask.data != nullptr) {
-      const ptrdiff_t mask_row = view_.MaskOffset(rows_[row]);
-      score = AddBias(score, RowBias(args().mask, mask_row, key, count));
+      const ptrdiff_t mask_row = view_.mask_offset(rows_[row]);
+      score = add_bias(score, row_bias(args().mask, mask_row, key, count));
     }
-    const auto visible = static_cast<size_t>(view_.VisibleKeys(rows_[row]));
+    const auto visible = static_cast<size_t>(view_.visible_keys(rows_[row]));
     const size_t seen = visible <= key ? 0 : HWY_MIN(count, visible - key);
     return hn::IfThenElse(hn::FirstN(df, seen), score, hn::Set(df, -kInfinity));
   }
 
   template <size_t kRows>
-  void Weigh(size_t first, TensorRows<T> values, size_t count, const float* decay) {
+  void weigh(size_t first, TensorRows<T> values, size_t count, const float* decay) {
     const auto size = static_cast<size_t>(args().value_dim);
     const float* weights = scores_ + first * block_;
     float* outputs = outputs_ + first * output_stride_;
     constexpr size_t kVectors = kFeatureVectorsAtOnce<kRows>;
     size_t d = 0;
     for (; d + kVectors * kLanes <= size; d += kVectors * kLanes) {
-      AddValues<T, kRows, kVectors>(values, count, d, size, weights, block_, decay, outputs,
-                                    output_stride_);
+      add_values<T, kRows, kVectors>(values, count, d, size, weights, block_, decay, outputs,
+                                     output_stride_);
     }
     for (; d < size; d += kLanes) {
-      AddValues<T, kRows, 1>(values, count, d, size, weights, block_, decay, outputs,
-                             output_stride_);
+      add_values<T, kRows, 1>(values, count, d, size, weights, block_, decay, outputs,
+                              output_stride_);
     }
   }
 
-  void Finish(size_t row) {
-    const float gate = ScalarOf(view_.template Gate<T>(rows_[row]));
-    const bool blind = sum_[row] == 0.0f && SeesNoKey(view_, rows_[row]);
+  void finish(size_t row) {
+    const float gate = scalar_of(view_.template gate<T>(rows_[row]));
+    const bool blind = sum_[row] == 0.0f && sees_no_key(view_, rows_[row]);
     const VF factor = hn::Set(DF(), blind ? gate * 0.0f : gate / sum_[row]);
     const auto size = static_cast<size_t>(args().value_dim);
-    T* to = view_.template Output<T>(rows_[row]);
+    T* to = view_.template output<T>(rows_[row]);
     for (size_t d = 0; d < size; d += kLanes) {
-      StorePart(hn::Mul(hn::Load(DF(), outputs_ + row * output_stride_ + d), factor), to, d, size);
+      store_part(hn::Mul(hn::Load(DF(), outputs_ + row * output_stride_ + d), factor), to, d, size);
     }
   }
 

@@ -13,7 +13,7 @@ HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
-HWY_INLINE VF BiasOf(VF mask) {
+HWY_INLINE VF bias_of(VF mask) {
   const DF df;
   const VF scaled = hn::Mul(mask, hn::Set(df, kLog2E));
   // A large finite bias, often the lowest number, stays finite: a row of nothing else is an
@@ -24,10 +24,10 @@ HWY_INLINE VF BiasOf(VF mask) {
 
 // Biases of up to kLanes keys in a row: `count` of them from `row` on.
 template <typename M>
-HWY_INLINE VF LoadBias(const M* row, size_t count) {
-  return BiasOf(count == kLanes ? LoadFloats(row) : LoadFirst(row, count));
+HWY_INLINE VF load_bias(const M* row, size_t count) {
+  return bias_of(count == kLanes ? load_floats(row) : load_first(row, count));
 }
-HWY_INLINE VF LoadBias(const uint8_t* row, size_t count) {
+HWY_INLINE VF load_bias(const uint8_t* row, size_t count) {
   const DF df;
   const hn::Rebind<uint8_t, DF> du8;
   const hn::RebindToUnsigned<DF> du32;
@@ -38,43 +38,43 @@ HWY_INLINE VF LoadBias(const uint8_t* row, size_t count) {
 
 // One bias for every key: the mask has no key axis.
 template <typename M>
-HWY_INLINE VF BroadcastBias(const M* row) {
-  return BiasOf(hn::Set(DF(), ScalarOf(*row)));
+HWY_INLINE VF broadcast_bias(const M* row) {
+  return bias_of(hn::Set(DF(), scalar_of(*row)));
 }
-HWY_INLINE VF BroadcastBias(const uint8_t* row) {
+HWY_INLINE VF broadcast_bias(const uint8_t* row) {
   return hn::Set(DF(), *row != 0 ? 0.0f : -kInfinity);
 }
 
 // The biases of `count` <= kLanes keys from `key` on, of a row that begins at `row`.
 template <typename M>
-HWY_INLINE VF RowBias(const AttentionMask& mask, const M* row, size_t key, size_t count) {
-  return mask.key == 0 ? BroadcastBias(row) : LoadBias(row + key, count);
+HWY_INLINE VF row_bias(const AttentionMask& mask, const M* row, size_t key, size_t count) {
+  return mask.key == 0 ? broadcast_bias(row) : load_bias(row + key, count);
 }
 
 // The same of a row that begins `row` elements into the mask.
-HWY_INLINE VF RowBias(const AttentionMask& mask, ptrdiff_t row, size_t key, size_t count) {
+HWY_INLINE VF row_bias(const AttentionMask& mask, ptrdiff_t row, size_t key, size_t count) {
   switch (mask.dtype) {
     case DType::kBool:
-      return RowBias(mask, static_cast<const uint8_t*>(mask.data) + row, key, count);
+      return row_bias(mask, static_cast<const uint8_t*>(mask.data) + row, key, count);
     case DType::kFloat32:
-      return RowBias(mask, static_cast<const float*>(mask.data) + row, key, count);
+      return row_bias(mask, static_cast<const float*>(mask.data) + row, key, count);
     case DType::kFloat16:
-      return RowBias(mask, static_cast<const hwy::float16_t*>(mask.data) + row, key, count);
+      return row_bias(mask, static_cast<const hwy::float16_t*>(mask.data) + row, key, count);
     default:
-      return RowBias(mask, static_cast<const hwy::bfloat16_t*>(mask.data) + row, key, count);
+      return row_bias(mask, static_cast<const hwy::bfloat16_t*>(mask.data) + row, key, count);
   }
 }
 
 // Whether every key is hidden from a row, by its position or by the mask.
-inline bool SeesNoKey(const TaskView& view, Row row) {
+inline bool sees_no_key(const TaskView& view, Row row) {
   const DF df;
-  const auto visible = static_cast<size_t>(view.VisibleKeys(row));
+  const auto visible = static_cast<size_t>(view.visible_keys(row));
   if (visible != 0 && view.args.mask.data == nullptr) {
     return false;
   }
   for (size_t key = 0; key < visible; key += kLanes) {
     const size_t count = HWY_MIN(kLanes, visible - key);
-    const VF bias = RowBias(view.args.mask, view.MaskOffset(row), key, count);
+    const VF bias = row_bias(view.args.mask, view.mask_offset(row), key, count);
     const auto seen =
         hn::And(hn::FirstN(df, count), hn::Not(hn::Eq(bias, hn::Set(df, -kInfinity))));
     if (!hn::AllFalse(df, seen)) {
@@ -94,13 +94,13 @@ struct MaskEffect {
 class MaskObserver {
  public:
   HWY_INLINE MaskObserver() : seen_(hn::MaskFalse(DF())), changed_(hn::MaskFalse(DF())) {}
-  HWY_INLINE void Observe(VF biases) {
+  HWY_INLINE void observe(VF biases) {
     const DF df;
     seen_ = hn::Or(seen_, hn::Not(hn::Eq(biases, hn::Set(df, -kInfinity))));
     changed_ = hn::Or(changed_, hn::Not(hn::Eq(biases, hn::Zero(df))));
   }
-  HWY_INLINE bool Seen() const { return !hn::AllFalse(DF(), seen_); }
-  HWY_INLINE bool Changed() const { return !hn::AllFalse(DF(), changed_); }
+  HWY_INLINE bool seen() const { return !hn::AllFalse(DF(), seen_); }
+  HWY_INLINE bool changed() const { return !hn::AllFalse(DF(), changed_); }
 
  private:
   hn::Mask<DF> seen_, changed_;
@@ -109,8 +109,8 @@ class MaskObserver {
 // biases[key][vector] of keys [key_begin, key_begin + key_count), for the rows that begin at `rows`
 // in the mask.
 template <typename M, size_t kWidth>
-MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin,
-                       size_t key_count, float* biases) {
+MaskEffect write_biases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin,
+                        size_t key_count, float* biases) {
   const DF df;
   const auto* data = static_cast<const M*>(mask.data);
   const bool same_for_all_rows = mask.query == 0 && mask.head == 0;
@@ -121,7 +121,7 @@ MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t 
     VF block[kLanes];  // [key], a row in each lane
     if (same_for_all_rows) {
       HWY_ALIGN float row[kLanes];
-      hn::Store(RowBias(mask, data + rows[0], key_begin + key, count), df, row);
+      hn::Store(row_bias(mask, data + rows[0], key_begin + key, count), df, row);
       for (size_t i = 0; i < kLanes; ++i) {
         block[i] = hn::Set(df, row[i]);
       }
@@ -129,17 +129,17 @@ MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t 
     for (size_t v = 0; v < kWidth; ++v) {
       if (!same_for_all_rows) {
         for (size_t lane = 0; lane < kLanes; ++lane) {
-          block[lane] = RowBias(mask, data + rows[v * kLanes + lane], key_begin + key, count);
+          block[lane] = row_bias(mask, data + rows[v * kLanes + lane], key_begin + key, count);
         }
-        Transpose(block);
+        transpose(block);
       }
       for (size_t i = 0; i < count; ++i) {
-        observer.Observe(block[i]);
+        observer.observe(block[i]);
         hn::Store(block[i], df, biases + ((key + i) * kWidth + v) * kLanes);
       }
     }
-    effect.neutral &= !observer.Changed();
-    if (observer.Seen()) {
+    effect.neutral &= !observer.changed();
+    if (observer.seen()) {
       effect.first_seen = HWY_MIN(effect.first_seen, key);
       effect.last_seen = key + count;
     }
@@ -148,17 +148,17 @@ MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t 
 }
 
 template <size_t kWidth>
-MaskEffect WriteBiases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin,
-                       size_t key_count, float* biases) {
+MaskEffect write_biases(const AttentionMask& mask, const ptrdiff_t* rows, size_t key_begin,
+                        size_t key_count, float* biases) {
   switch (mask.dtype) {
     case DType::kBool:
-      return WriteBiases<uint8_t, kWidth>(mask, rows, key_begin, key_count, biases);
+      return write_biases<uint8_t, kWidth>(mask, rows, key_begin, key_count, biases);
     case DType::kFloat32:
-      return WriteBiases<float, kWidth>(mask, rows, key_begin, key_count, biases);
+      return write_biases<float, kWidth>(mask, rows, key_begin, key_count, biases);
     case DType::kFloat16:
-      return WriteBiases<hwy::float16_t, kWidth>(mask, rows, key_begin, key_count, biases);
+      return write_biases<hwy::float16_t, kWidth>(mask, rows, key_begin, key_count, biases);
     default:
-      return WriteBiases<hwy::bfloat16_t, kWidth>(mask, rows, key_begin, key_count, biases);
+      return write_biases<hwy::bfloat16_t, kWidth>(mask, rows, key_begin, key_count, biases);
   }
 }
 

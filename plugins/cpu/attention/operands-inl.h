@@ -21,28 +21,28 @@ constexpr size_t kMostKeysPerBlock = 256;
 
 // Keys per block: about equal blocks of at most kMostKeysPerBlock. A row's result depends on where
 // blocks end, so this depends on the number of keys alone.
-inline size_t KeysPerBlock(size_t keys) {
+inline size_t keys_per_block(size_t keys) {
   const size_t blocks = HWY_MAX(size_t{1}, (keys + kMostKeysPerBlock - 1) / kMostKeysPerBlock);
-  return RoundUp((keys + blocks - 1) / blocks, 2 * kStep);
+  return round_up((keys + blocks - 1) / blocks, 2 * kStep);
 }
 
 // kLanes rows of `size` elements, times `factor`, to panel[feature][vector]; `panel` points to the
 // vector of feature 0.
 template <class Products, typename T>
-HWY_INLINE void PackRows(const T* const (&rows)[kLanes], size_t size, float factor, size_t width,
-                         float* panel) {
+HWY_INLINE void pack_rows(const T* const (&rows)[kLanes], size_t size, float factor, size_t width,
+                          float* panel) {
   const DF df;
   for (size_t d = 0; d < size; d += kLanes) {
     VF block[kLanes];
 #pragma GCC unroll 16
     for (size_t i = 0; i < kLanes; ++i) {
-      block[i] = hn::Mul(LoadPart(rows[i], d, size), hn::Set(df, factor));
+      block[i] = hn::Mul(load_part(rows[i], d, size), hn::Set(df, factor));
     }
-    Transpose(block);
+    transpose(block);
     constexpr size_t kDepth = Products::kDepth;
 #pragma GCC unroll 16
     for (size_t i = 0; i < kLanes; i += kDepth) {
-      hn::Store(Products::Pack(block[i], block[i + kDepth - 1]), df,
+      hn::Store(Products::pack(block[i], block[i + kDepth - 1]), df,
                 panel + (d + i) / kDepth * width * kLanes);
     }
   }
@@ -50,23 +50,23 @@ HWY_INLINE void PackRows(const T* const (&rows)[kLanes], size_t size, float fact
 
 // The reverse: panel[feature][vector] * factor[lane] to the first `count` of kLanes rows.
 template <typename T>
-HWY_INLINE void UnpackRows(const float* panel, size_t width, VF factor, size_t size, size_t count,
-                           T* const (&rows)[kLanes]) {
+HWY_INLINE void unpack_rows(const float* panel, size_t width, VF factor, size_t size, size_t count,
+                            T* const (&rows)[kLanes]) {
   for (size_t d = 0; d < size; d += kLanes) {
     VF block[kLanes];  // behind the last feature the panel has room; what is there is not stored
 #pragma GCC unroll 16
     for (size_t i = 0; i < kLanes; ++i) {
       block[i] = hn::Mul(hn::Load(DF(), panel + (d + i) * width * kLanes), factor);
     }
-    Transpose(block);
+    transpose(block);
     if (count == kLanes) {
 #pragma GCC unroll 16
       for (size_t i = 0; i < kLanes; ++i) {
-        StorePart(block[i], rows[i], d, size);
+        store_part(block[i], rows[i], d, size);
       }
     } else {
       for (size_t i = 0; i < count; ++i) {
-        StorePart(block[i], rows[i], d, size);
+        store_part(block[i], rows[i], d, size);
       }
     }
   }
@@ -77,32 +77,32 @@ constexpr ptrdiff_t kAliasingBytes = 4096;
 
 // Operands of a row in scratch memory.
 template <class Products>
-constexpr size_t RowOperands(size_t size) {
+constexpr size_t row_operands(size_t size) {
   return (size + Products::kDepth - 1) / Products::kDepth;
 }
 
 // `count` rows as operands whose depth is the feature: in place, or copied to `copy`.
 template <class Products, typename T>
-HWY_INLINE OperandRows<typename Products::Operand> KeyOperands(const T* rows, ptrdiff_t stride,
-                                                               size_t count, size_t size,
-                                                               typename Products::Operand* copy) {
+HWY_INLINE OperandRows<typename Products::Operand> key_operands(const T* rows, ptrdiff_t stride,
+                                                                size_t count, size_t size,
+                                                                typename Products::Operand* copy) {
   using Operand = typename Products::Operand;
   if constexpr (std::is_same<T, Operand>::value) {
     if (stride * static_cast<ptrdiff_t>(sizeof(T)) % kAliasingBytes != 0) {
       return {rows, stride};
     }
   }
-  const size_t length = RowOperands<Products>(size);
+  const size_t length = row_operands<Products>(size);
   for (size_t row = 0; row < count; ++row) {
     const T* from = rows + static_cast<ptrdiff_t>(row) * stride;
     if constexpr (Products::kDepth == 1) {
       for (size_t d = 0; d < size; d += kLanes) {
-        StorePart(LoadPart(from, d, size), copy + row * length, d, size);
+        store_part(load_part(from, d, size), copy + row * length, d, size);
       }
     } else {
       auto* to = reinterpret_cast<hwy::bfloat16_t*>(copy + row * length);
       for (size_t d = 0; d < size; d += kLanes) {
-        StorePart(LoadPart(from, d, size), to, d, length * Products::kDepth);
+        store_part(load_part(from, d, size), to, d, length * Products::kDepth);
       }
     }
   }
@@ -111,19 +111,18 @@ HWY_INLINE OperandRows<typename Products::Operand> KeyOperands(const T* rows, pt
 
 // The same with the key as depth: operand [key / kDepth][feature] holds kDepth keys.
 template <class Products, typename T>
-HWY_INLINE OperandRows<typename Products::Operand> ValueOperands(const T* rows, ptrdiff_t stride,
-                                                                 size_t count, size_t size,
-                                                                 typename Products::Operand* copy) {
+HWY_INLINE OperandRows<typename Products::Operand> value_operands(
+    const T* rows, ptrdiff_t stride, size_t count, size_t size, typename Products::Operand* copy) {
   if constexpr (Products::kDepth == 1) {
-    return KeyOperands<Products>(rows, stride, count, size, copy);
+    return key_operands<Products>(rows, stride, count, size, copy);
   } else {
     const hn::RebindToUnsigned<DF> du32;
     for (size_t row = 0; row < count; row += 2) {
       const T* low = rows + static_cast<ptrdiff_t>(row) * stride;
       const T* high = row + 1 < count ? low + stride : nullptr;
       for (size_t d = 0; d < size; d += kLanes) {
-        const VF pairs =
-            Products::Pack(LoadPart(low, d, size), high ? LoadPart(high, d, size) : hn::Zero(DF()));
+        const VF pairs = Products::pack(load_part(low, d, size),
+                                        high ? load_part(high, d, size) : hn::Zero(DF()));
         hn::StoreN(hn::BitCast(du32, pairs), du32, copy + row / 2 * size + d,
                    HWY_MIN(kLanes, size - d));
       }

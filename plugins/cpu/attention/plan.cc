@@ -11,13 +11,13 @@ namespace {
 // only if they are fewer: each task reads its keys and values again.
 constexpr size_t kEnoughTasks = 16;
 
-bool IsOpen(float gate) { return gate != 0.0f; }             // NaN is open
-bool IsOpen(uint16_t gate) { return (gate & 0x7fff) != 0; }  // float16 or bfloat16
+bool is_open(float gate) { return gate != 0.0f; }             // NaN is open
+bool is_open(uint16_t gate) { return (gate & 0x7fff) != 0; }  // float16 or bfloat16
 
 // Without a branch on the gate, which nothing could predict: an entry is always written and counts
 // only if it is open.
 template <typename Gate>
-void ListOpen(const AttentionArgs& args, const Gate* gates, int32_t* rows, int32_t* counts) {
+void list_open(const AttentionArgs& args, const Gate* gates, int32_t* rows, int32_t* counts) {
   const int32_t group = args.q_heads / args.kv_heads;
   const size_t capacity = static_cast<size_t>(args.queries) * group;
   for (int32_t query = 0; query < args.queries; ++query) {
@@ -26,23 +26,23 @@ void ListOpen(const AttentionArgs& args, const Gate* gates, int32_t* rows, int32
       int32_t count = counts[kv_head];
       for (int32_t member = 0; member < group; ++member) {
         list[count] = query * group + member;
-        count += IsOpen(*gates++);
+        count += is_open(*gates++);
       }
       counts[kv_head] = count;
     }
   }
 }
 
-int32_t CeilDiv(int32_t a, int32_t b) { return (a + b - 1) / b; }
+int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-void Plan::Make(const AttentionArgs& args, const TaskSizes& sizes) {
-  ListRows(args);
-  Divide(args, sizes);
+void Plan::make(const AttentionArgs& args, const TaskSizes& sizes) {
+  list_rows(args);
+  divide(args, sizes);
 }
 
-void Plan::ListRows(const AttentionArgs& args) {
+void Plan::list_rows(const AttentionArgs& args) {
   const size_t tokens = static_cast<size_t>(args.queries) * args.q_heads;
   rows_.resize(args.batch * tokens);
   counts_.assign(static_cast<size_t>(args.batch) * args.kv_heads, 0);
@@ -50,14 +50,14 @@ void Plan::ListRows(const AttentionArgs& args) {
     int32_t* rows = rows_.data() + batch * tokens;
     int32_t* counts = counts_.data() + static_cast<size_t>(batch) * args.kv_heads;
     if (args.dtype == DType::kFloat32) {
-      ListOpen(args, static_cast<const float*>(args.gates) + batch * tokens, rows, counts);
+      list_open(args, static_cast<const float*>(args.gates) + batch * tokens, rows, counts);
     } else {
-      ListOpen(args, static_cast<const uint16_t*>(args.gates) + batch * tokens, rows, counts);
+      list_open(args, static_cast<const uint16_t*>(args.gates) + batch * tokens, rows, counts);
     }
   }
 }
 
-int32_t Plan::MostRows(const TaskSizes& sizes) const {
+int32_t Plan::most_rows(const TaskSizes& sizes) const {
   if (counts_.size() >= kEnoughTasks) {
     return sizes.most;
   }
@@ -66,15 +66,15 @@ int32_t Plan::MostRows(const TaskSizes& sizes) const {
   return static_cast<int32_t>(std::clamp<int64_t>(wanted, sizes.tile, sizes.most));
 }
 
-void Plan::Divide(const AttentionArgs& args, const TaskSizes& sizes) {
+void Plan::divide(const AttentionArgs& args, const TaskSizes& sizes) {
   const int32_t group = args.q_heads / args.kv_heads;
   const size_t capacity = static_cast<size_t>(args.queries) * group;
-  const int32_t most = MostRows(sizes);
+  const int32_t most = most_rows(sizes);
   tasks_.clear();
   for (size_t list = 0; list < counts_.size(); ++list) {
     const int32_t* rows = rows_.data() + list * capacity;
-    const int32_t granules = CeilDiv(counts_[list], sizes.granule);
-    const int32_t parts = std::max(1, CeilDiv(granules * sizes.granule, most));
+    const int32_t granules = ceil_div(counts_[list], sizes.granule);
+    const int32_t parts = std::max(1, ceil_div(granules * sizes.granule, most));
     int32_t begin = 0;
     for (int32_t part = 0; part < parts; ++part) {
       const int32_t end_granule = static_cast<int32_t>(int64_t{granules} * (part + 1) / parts);

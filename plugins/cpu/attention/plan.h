@@ -32,15 +32,15 @@ class Plan {
  public:
   // Reads the gates. Depends on the arguments only, never on the number of threads. Throws
   // std::bad_alloc.
-  void Make(const AttentionArgs& args, const TaskSizes& sizes);
+  void make(const AttentionArgs& args, const TaskSizes& sizes);
 
   // In the order of heads; if causal, the longest first, so that threads finish together.
   const std::vector<Task>& tasks() const { return tasks_; }
 
  private:
-  void ListRows(const AttentionArgs& args);
-  int32_t MostRows(const TaskSizes& sizes) const;
-  void Divide(const AttentionArgs& args, const TaskSizes& sizes);
+  void list_rows(const AttentionArgs& args);
+  int32_t most_rows(const TaskSizes& sizes) const;
+  void divide(const AttentionArgs& args, const TaskSizes& sizes);
 
   std::vector<int32_t> rows_;    // [batch, kv_head, queries * group], with unused ends
   std::vector<int32_t> counts_;  // [batch, kv_head]

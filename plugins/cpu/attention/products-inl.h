@@ -20,17 +20,17 @@ namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
 // How operands are multiplied. An `Operand` holds kDepth consecutive elements of the summed axis;
-// Pack makes vectors of them.
+// pack() makes vectors of them.
 struct Float32Products {
   using Operand = float;
   static constexpr size_t kDepth = 1;
-  static HWY_INLINE VF Pack(VF first, VF /*none*/) { return first; }
-  static HWY_INLINE VF MulAdd(VF x, Operand broadcast, VF sum) {
+  static HWY_INLINE VF pack(VF first, VF /*none*/) { return first; }
+  static HWY_INLINE VF mul_add(VF x, Operand broadcast, VF sum) {
     return hn::MulAdd(x, hn::Set(DF(), broadcast), sum);
   }
 };
 
-// Only there is a product of bfloat16 pairs, and are vectors as wide as Pack takes them to be.
+// Only there is a product of bfloat16 pairs, and are vectors as wide as pack() takes them to be.
 #undef MOH_BFLOAT16_PRODUCTS
 #define MOH_BFLOAT16_PRODUCTS (HWY_NATIVE_DOT_BF16 && HWY_TARGET <= HWY_AVX3)
 
@@ -38,7 +38,7 @@ struct Float32Products {
 struct BFloat16Products {
   using Operand = uint32_t;  // two bfloat16, the first in the low half
   static constexpr size_t kDepth = 2;
-  static HWY_INLINE VF Pack(VF first, VF second) {
+  static HWY_INLINE VF pack(VF first, VF second) {
     const hn::Repartition<hwy::bfloat16_t, DF> db;
     const hn::RebindToUnsigned<decltype(db)> du16;
     HWY_ALIGN static constexpr uint16_t kAlternate[2 * kLanes] = {
@@ -47,7 +47,7 @@ struct BFloat16Products {
     const auto both = hn::BitCast(du16, hn::OrderedDemote2To(db, first, second));
     return hn::BitCast(DF(), hn::TableLookupLanes(both, hn::SetTableIndices(du16, kAlternate)));
   }
-  static HWY_INLINE VF MulAdd(VF x, Operand broadcast, VF sum) {
+  static HWY_INLINE VF mul_add(VF x, Operand broadcast, VF sum) {
     const hn::Repartition<hwy::bfloat16_t, DF> db;
     const hn::RebindToUnsigned<DF> du;
     VF unused = hn::Zero(DF());
@@ -62,7 +62,7 @@ template <typename Operand>
 struct OperandRows {
   const Operand* data;
   ptrdiff_t stride;
-  HWY_INLINE OperandRows From(size_t row) const {
+  HWY_INLINE OperandRows from(size_t row) const {
     return {data + static_cast<ptrdiff_t>(row) * stride, stride};
   }
 };
@@ -71,9 +71,9 @@ struct OperandRows {
 // largest = max over keys. With kAdd, the scores in memory (a bias) are added. Not inlined: the
 // accumulators need the registers to themselves.
 template <class Products, size_t kKeys, size_t kWidth, size_t kFirst, bool kAdd>
-HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys,
-                            const float* HWY_RESTRICT queries, size_t depth,
-                            float* HWY_RESTRICT scores, VF (&largest)[kWidth]) {
+HWY_NOINLINE void score_keys(OperandRows<typename Products::Operand> keys,
+                             const float* HWY_RESTRICT queries, size_t depth,
+                             float* HWY_RESTRICT scores, VF (&largest)[kWidth]) {
   const DF df;
   VF sums[kKeys][kWidth];
 #pragma GCC unroll 8
@@ -95,7 +95,7 @@ HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys,
           keys.data[static_cast<ptrdiff_t>(key) * keys.stride + static_cast<ptrdiff_t>(d)];
 #pragma GCC unroll 3
       for (size_t v = kFirst; v < kWidth; ++v) {
-        sums[key][v] = Products::MulAdd(query[v], broadcast, sums[key][v]);
+        sums[key][v] = Products::mul_add(query[v], broadcast, sums[key][v]);
       }
     }
   }
@@ -105,7 +105,7 @@ HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys,
 #pragma GCC unroll 8
     for (size_t key = 0; key < kKeys; ++key) {
       float* const to = scores + (key * kWidth + v) * kLanes;
-      const VF score = kAdd ? AddBias(sums[key][v], hn::Load(df, to)) : sums[key][v];
+      const VF score = kAdd ? add_bias(sums[key][v], hn::Load(df, to)) : sums[key][v];
       max = hn::Max(max, score);
       hn::Store(score, df, to);
     }
@@ -115,16 +115,16 @@ HWY_NOINLINE void ScoreKeys(OperandRows<typename Products::Operand> keys,
 
 // The same for keys [begin, end).
 template <class Products, size_t kWidth, size_t kFirst, bool kAdd>
-HWY_INLINE void ScoreRange(OperandRows<typename Products::Operand> keys, const float* queries,
-                           size_t depth, size_t begin, size_t end, float* scores,
-                           VF (&largest)[kWidth]) {
+HWY_INLINE void score_range(OperandRows<typename Products::Operand> keys, const float* queries,
+                            size_t depth, size_t begin, size_t end, float* scores,
+                            VF (&largest)[kWidth]) {
   constexpr size_t kHalf = kStep / 2;
   size_t key = begin;
   const auto step = [&](auto keys_at_once) HWY_ATTR {
     constexpr size_t kKeys = decltype(keys_at_once)::value;
     for (; key + kKeys <= end; key += kKeys) {
-      ScoreKeys<Products, kKeys, kWidth, kFirst, kAdd>(keys.From(key), queries, depth,
-                                                       scores + key * kWidth * kLanes, largest);
+      score_keys<Products, kKeys, kWidth, kFirst, kAdd>(keys.from(key), queries, depth,
+                                                        scores + key * kWidth * kLanes, largest);
     }
   };
   step(std::integral_constant<size_t, kStep>());
@@ -135,11 +135,11 @@ HWY_INLINE void ScoreRange(OperandRows<typename Products::Operand> keys, const f
 // scores -> 2^(scores - largest) for keys [begin, end), added up in `sums`. bfloat16 weights are
 // packed in pairs of keys, in place: row key / 2 takes keys `key` and `key + 1`; `begin` is even.
 template <class Products, size_t kWidth, size_t kFirst>
-HWY_INLINE void ExponentiateRange(size_t begin, size_t end, float* HWY_RESTRICT scores,
-                                  const VF (&largest)[kWidth], VF (&sums)[kWidth]) {
+HWY_INLINE void exponentiate_range(size_t begin, size_t end, float* HWY_RESTRICT scores,
+                                   const VF (&largest)[kWidth], VF (&sums)[kWidth]) {
   const DF df;
   const auto weigh = [&](size_t key, size_t v) HWY_ATTR {
-    const VF weight = Exp2(hn::Sub(hn::Load(df, scores + (key * kWidth + v) * kLanes), largest[v]));
+    const VF weight = exp2(hn::Sub(hn::Load(df, scores + (key * kWidth + v) * kLanes), largest[v]));
     sums[v] = hn::Add(sums[v], weight);
     return weight;
   };
@@ -156,7 +156,7 @@ HWY_INLINE void ExponentiateRange(size_t begin, size_t end, float* HWY_RESTRICT 
       for (size_t v = kFirst; v < kWidth; ++v) {
         const VF first = weigh(key, v);
         const VF second = key + 1 < end ? weigh(key + 1, v) : hn::Zero(df);
-        hn::Store(Products::Pack(first, second), df, scores + (key / 2 * kWidth + v) * kLanes);
+        hn::Store(Products::pack(first, second), df, scores + (key / 2 * kWidth + v) * kLanes);
       }
     }
   }
@@ -164,9 +164,9 @@ HWY_INLINE void ExponentiateRange(size_t begin, size_t end, float* HWY_RESTRICT 
 
 // Adds values * weights over rows [begin, end) of operands to kFeatures x [kFirst, kWidth) sums.
 template <class Products, size_t kFeatures, size_t kWidth, size_t kFirst>
-HWY_INLINE void WeighRange(OperandRows<typename Products::Operand> values,
-                           const float* HWY_RESTRICT weights, size_t begin, size_t end,
-                           VF (&sums)[kFeatures][kWidth]) {
+HWY_INLINE void weigh_range(OperandRows<typename Products::Operand> values,
+                            const float* HWY_RESTRICT weights, size_t begin, size_t end,
+                            VF (&sums)[kFeatures][kWidth]) {
   const DF df;
   for (size_t row = begin; row < end; ++row) {
     VF weight[kWidth];
@@ -180,7 +180,7 @@ HWY_INLINE void WeighRange(OperandRows<typename Products::Operand> values,
       const auto broadcast = value[d];
 #pragma GCC unroll 3
       for (size_t v = kFirst; v < kWidth; ++v) {
-        sums[d][v] = Products::MulAdd(weight[v], broadcast, sums[d][v]);
+        sums[d][v] = Products::mul_add(weight[v], broadcast, sums[d][v]);
       }
     }
   }
@@ -189,9 +189,9 @@ HWY_INLINE void WeighRange(OperandRows<typename Products::Operand> values,
 // outputs[feature][vector] = outputs * decay + values * weights for kFeatures features. Vector v
 // weighs the keys before ends[v], which do not decrease with v.
 template <class Products, size_t kFeatures, size_t kWidth>
-HWY_NOINLINE void WeighFeatures(OperandRows<typename Products::Operand> values,
-                                const float* weights, const size_t (&ends)[kWidth],
-                                const VF (&decay)[kWidth], bool first_block, float* outputs) {
+HWY_NOINLINE void weigh_features(OperandRows<typename Products::Operand> values,
+                                 const float* weights, const size_t (&ends)[kWidth],
+                                 const VF (&decay)[kWidth], bool first_block, float* outputs) {
   const DF df;
   VF sums[kFeatures][kWidth];
 #pragma GCC unroll 8
@@ -204,12 +204,14 @@ HWY_NOINLINE void WeighFeatures(OperandRows<typename Products::Operand> values,
     }
   }
   const auto rows = [](size_t keys) { return (keys + Products::kDepth - 1) / Products::kDepth; };
-  WeighRange<Products, kFeatures, kWidth, 0>(values, weights, 0, rows(ends[0]), sums);
+  weigh_range<Products, kFeatures, kWidth, 0>(values, weights, 0, rows(ends[0]), sums);
   if constexpr (kWidth > 1) {
-    WeighRange<Products, kFeatures, kWidth, 1>(values, weights, rows(ends[0]), rows(ends[1]), sums);
+    weigh_range<Products, kFeatures, kWidth, 1>(values, weights, rows(ends[0]), rows(ends[1]),
+                                                sums);
   }
   if constexpr (kWidth > 2) {
-    WeighRange<Products, kFeatures, kWidth, 2>(values, weights, rows(ends[1]), rows(ends[2]), sums);
+    weigh_range<Products, kFeatures, kWidth, 2>(values, weights, rows(ends[1]), rows(ends[2]),
+                                                sums);
   }
 #pragma GCC unroll 8
   for (size_t d = 0; d < kFeatures; ++d) {

@@ -12,21 +12,21 @@ class CpuBackend final : public Backend {
   CpuBackend(const cpu::Kernels& kernels, cpu::Compute compute)
       : kernels_(kernels), compute_(compute) {}
 
-  const char* ExecutionProvider() const override { return "CPUExecutionProvider"; }
+  const char* execution_provider() const override { return "CPUExecutionProvider"; }
 
-  Ort::Status Attention(const AttentionArgs& args, Ort::KernelContext& context) const override {
-    kernels_.attention(args, compute_, SessionThreads(context));
+  Ort::Status attention(const AttentionArgs& args, Ort::KernelContext& context) const override {
+    kernels_.attention(args, compute_, session_threads(context));
     return Ort::Status();
   }
 
-  Ort::Status AggregatedAttention(const AggregatedAttentionArgs& args,
-                                  Ort::KernelContext& context) const override {
-    kernels_.aggregated_attention(args, SessionThreads(context));
+  Ort::Status aggregated_attention(const AggregatedAttentionArgs& args,
+                                   Ort::KernelContext& context) const override {
+    kernels_.aggregated_attention(args, session_threads(context));
     return Ort::Status();
   }
 
-  Ort::Status Router(const RouterArgs& args, Ort::KernelContext& context) const override {
-    kernels_.router(args, SessionThreads(context));
+  Ort::Status router(const RouterArgs& args, Ort::KernelContext& context) const override {
+    kernels_.router(args, session_threads(context));
     return Ort::Status();
   }
 

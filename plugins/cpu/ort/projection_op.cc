@@ -17,18 +17,18 @@ ProjectionKernel::ProjectionKernel(const OrtKernelInfo* info, Projection project
                                    const cpu::Kernels& kernels)
     : projection_(projection), dtype_(dtype), kernels_(kernels) {
   const Ort::ConstKernelInfo node(info);
-  heads_ = IntAttribute(node, contract::query_projection::kNumHeads);
+  heads_ = int_attribute(node, contract::query_projection::kNumHeads);
   int is_constant = 0;
   const Ort::ConstValue weight = node.GetTensorConstantInput(1, &is_constant);
   if (is_constant != 0) {
     const Shape shape = weight.GetTensorTypeAndShapeInfo().GetShape();
     if (shape.size() == 2 && shape[0] <= kMost && shape[1] <= kMost) {  // others are refused later
-      constant_ = Pack(weight.GetTensorRawData(), shape, kAlone);
+      constant_ = pack(weight.GetTensorRawData(), shape, kAlone);
     }
   }
 }
 
-ProjectionKernel::Packed ProjectionKernel::Pack(const void* weight, const Shape& shape,
+ProjectionKernel::Packed ProjectionKernel::pack(const void* weight, const Shape& shape,
                                                 const cpu::Parallel& parallel) const {
   const WeightArgs args{dtype_, weight, static_cast<int32_t>(shape[0]),
                         static_cast<int32_t>(shape[1])};
@@ -42,54 +42,54 @@ ProjectionKernel::Packed ProjectionKernel::Pack(const void* weight, const Shape&
   return packed;
 }
 
-Ort::Status ProjectionKernel::Compute(Ort::KernelContext& context) const {
-  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2),
-                   ReadInput(context, 3)};
-  if (auto status = CheckShapes(in); !status.IsOK()) {
+Ort::Status ProjectionKernel::compute(Ort::KernelContext& context) const {
+  const Tensors in{read_input(context, 0), read_input(context, 1), read_input(context, 2),
+                   read_input(context, 3)};
+  if (auto status = check_shapes(in); !status.IsOK()) {
     return status;
   }
   Shape shape = in.input.shape;
   shape[2] = in.weight.shape[1];
   void* const output = context.GetOutput(0, shape).GetTensorMutableRawData();
-  const cpu::Parallel threads = SessionThreads(context);
+  const cpu::Parallel threads = session_threads(context);
   if (constant_ != nullptr) {
-    Run(in, constant_.get(), output, threads);
+    run(in, constant_.get(), output, threads);
   } else {
-    Run(in, Pack(in.weight.data, in.weight.shape, threads).get(), output, threads);
+    run(in, pack(in.weight.data, in.weight.shape, threads).get(), output, threads);
   }
   return Ort::Status();
 }
 
-Ort::Status ProjectionKernel::CheckShapes(const Tensors& in) const {
+Ort::Status ProjectionKernel::check_shapes(const Tensors& in) const {
   const Shape &x = in.input.shape, &weight = in.weight.shape;
   if (x.size() != 3 || weight.size() != 2 || weight[0] != x[2]) {
-    return InvalidArgument(Name(), ": X is ", Text(x), " and W ", Text(weight),
-                           "; expected [batch, tokens, K] and [K, N].");
+    return invalid_argument(name(), ": X is ", shape_text(x), " and W ", shape_text(weight),
+                            "; expected [batch, tokens, K] and [K, N].");
   }
   const bool query = projection_ == Projection::kQuery;
   const int64_t by_head = weight[query ? 1 : 0];
   if (by_head % heads_ != 0) {
-    return InvalidArgument(Name(), ": W is ", Text(weight), "; expected a multiple of its ", heads_,
-                           " heads as number of ", query ? "columns." : "rows.");
+    return invalid_argument(name(), ": W is ", shape_text(weight), "; expected a multiple of its ",
+                            heads_, " heads as number of ", query ? "columns." : "rows.");
   }
   const Shape gates{x[0], x[1], heads_};
   if (in.gates.shape != gates) {
-    return InvalidArgument(Name(), ": gates is ", Text(in.gates.shape), "; expected ", Text(gates),
-                           ".");
+    return invalid_argument(name(), ": gates is ", shape_text(in.gates.shape), "; expected ",
+                            shape_text(gates), ".");
   }
   const Shape bias{weight[1]};
   if (in.bias.present && in.bias.shape != bias) {
-    return InvalidArgument(Name(), ": bias is ", Text(in.bias.shape), "; expected ", Text(bias),
-                           ".");
+    return invalid_argument(name(), ": bias is ", shape_text(in.bias.shape), "; expected ",
+                            shape_text(bias), ".");
   }
   if (x[0] * x[1] > kMost || weight[0] > kMost || weight[1] > kMost) {
-    return InvalidArgument(Name(), ": X is ", Text(x), " and W ", Text(weight),
-                           "; expected tokens, rows and columns up to 2^30.");
+    return invalid_argument(name(), ": X is ", shape_text(x), " and W ", shape_text(weight),
+                            "; expected tokens, rows and columns up to 2^30.");
   }
   return Ort::Status();
 }
 
-void ProjectionKernel::Run(const Tensors& in, const float* packed, void* output,
+void ProjectionKernel::run(const Tensors& in, const float* packed, void* output,
                            const cpu::Parallel& parallel) const {
   const Shape &x = in.input.shape, &weight = in.weight.shape;
   const int64_t tokens = x[0] * x[1];
@@ -106,7 +106,7 @@ void ProjectionKernel::Run(const Tensors& in, const float* packed, void* output,
   }
 }
 
-const char* ProjectionKernel::Name() const {
+const char* ProjectionKernel::name() const {
   return projection_ == Projection::kQuery ? contract::query_projection::kOp.name
                                            : contract::output_projection::kOp.name;
 }

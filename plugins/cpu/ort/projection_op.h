@@ -19,7 +19,7 @@ class ProjectionKernel {
   ProjectionKernel(const OrtKernelInfo* info, Projection projection, DType dtype,
                    const cpu::Kernels& kernels);
 
-  Ort::Status Compute(Ort::KernelContext& context) const;
+  Ort::Status compute(Ort::KernelContext& context) const;
 
  private:
   struct Free {
@@ -31,11 +31,11 @@ class ProjectionKernel {
     Input input, weight, gates, bias;
   };
 
-  Packed Pack(const void* weight, const Shape& shape, const cpu::Parallel& parallel) const;
-  Ort::Status CheckShapes(const Tensors& in) const;
-  void Run(const Tensors& in, const float* packed, void* output,
+  Packed pack(const void* weight, const Shape& shape, const cpu::Parallel& parallel) const;
+  Ort::Status check_shapes(const Tensors& in) const;
+  void run(const Tensors& in, const float* packed, void* output,
            const cpu::Parallel& parallel) const;
-  const char* Name() const;
+  const char* name() const;
 
   const Projection projection_;
   const DType dtype_;

@@ -35,12 +35,12 @@ struct Ops {
         router(backend),
         token_conv(kernels) {
     for (Ort::CustomOpDomain& domain : domains) {
-      attention.AddTo(domain);
-      aggregated_attention.AddTo(domain);
-      query_projection.AddTo(domain);
-      output_projection.AddTo(domain);
-      router.AddTo(domain);
-      token_conv.AddTo(domain);
+      attention.add_to(domain);
+      aggregated_attention.add_to(domain);
+      query_projection.add_to(domain);
+      output_projection.add_to(domain);
+      router.add_to(domain);
+      token_conv.add_to(domain);
     }
   }
 
@@ -51,10 +51,10 @@ struct Ops {
   InEveryDType<OutputProjectionOp> output_projection;
   InEveryDType<RouterOp> router;
   InEveryDType<TokenConvOp> token_conv;
-  std::vector<Ort::CustomOpDomain> domains = Domains();
+  std::vector<Ort::CustomOpDomain> domains = make_domains();
 };
 
-const Ops& OpsFor(const cpu::Kernels& kernels, cpu::Compute compute) {
+const Ops& ops_for(const cpu::Kernels& kernels, cpu::Compute compute) {
   using Key = std::pair<const cpu::Kernels*, cpu::Compute>;
   static std::mutex mutex;
   static auto& made = *new std::map<Key, std::unique_ptr<Ops>>();
@@ -66,10 +66,10 @@ const Ops& OpsFor(const cpu::Kernels& kernels, cpu::Compute compute) {
   return *ops;
 }
 
-const char* InstructionSets() {
+const char* instruction_sets() {
   static const auto& names = *new std::string([] {
     std::string joined;
-    for (const cpu::Kernels& kernels : cpu::UsableKernels()) {
+    for (const cpu::Kernels& kernels : cpu::usable_kernels()) {
       joined += (joined.empty() ? "" : ",") + std::string(kernels.instruction_set);
     }
     return joined;
@@ -77,20 +77,20 @@ const char* InstructionSets() {
   return names.c_str();
 }
 
-Ort::Status Register(OrtSessionOptions* options) {
+Ort::Status register_ops(OrtSessionOptions* options) {
   Ort::UnownedSessionOptions session(options);
   const std::string set = session.GetConfigEntryOrDefault("moh.instruction_set", "");
   const std::string type = session.GetConfigEntryOrDefault("moh.compute_type", "float32");
-  const cpu::Kernels* kernels = cpu::FindKernels(set);
+  const cpu::Kernels* kernels = cpu::find_kernels(set);
   if (kernels == nullptr) {
-    return InvalidArgument("moh.instruction_set is '", set,
-                           "'; expected one that this machine has: ", InstructionSets(), ".");
+    return invalid_argument("moh.instruction_set is '", set,
+                            "'; expected one that this machine has: ", instruction_sets(), ".");
   }
   if (type != "float32" && type != "bfloat16") {
-    return InvalidArgument("moh.compute_type is '", type, "'; expected float32 or bfloat16.");
+    return invalid_argument("moh.compute_type is '", type, "'; expected float32 or bfloat16.");
   }
   const auto compute = type == "bfloat16" ? cpu::Compute::kBFloat16 : cpu::Compute::kFloat32;
-  for (const Ort::CustomOpDomain& domain : OpsFor(*kernels, compute).domains) {
+  for (const Ort::CustomOpDomain& domain : ops_for(*kernels, compute).domains) {
     session.Add(domain);
   }
   return Ort::Status();
@@ -100,12 +100,12 @@ Ort::Status Register(OrtSessionOptions* options) {
 }  // namespace moh::ort
 
 MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  return moh::ort::RegisterWith(base, "moh-deploy's CPU kernels",
-                                [&] { return moh::ort::Register(options); });
+  return moh::ort::register_with(base, "moh-deploy's CPU kernels",
+                                 [&] { return moh::ort::register_ops(options); });
 }
 
 // Names of the instruction sets that this machine has kernels for, best first, separated by commas.
-MOH_EXPORT const char* moh_cpu_instruction_sets() { return moh::ort::InstructionSets(); }
+MOH_EXPORT const char* moh_cpu_instruction_sets() { return moh::ort::instruction_sets(); }
 
 // The version of moh-deploy that this library belongs to.
 MOH_EXPORT const char* moh_cpu_version() { return MOH_VERSION; }

@@ -6,7 +6,7 @@
 namespace moh::ort {
 
 // The session's own threads, each index handed to whichever is free.
-inline cpu::Parallel SessionThreads(Ort::KernelContext& context) {
+inline cpu::Parallel session_threads(Ort::KernelContext& context) {
   const auto run = [](void* pool, cpu::Parallel::Body body, size_t count, void* argument) {
     if (count == 1) {
       return body(argument, 0);

@@ -13,82 +13,82 @@ TokenConvKernel::TokenConvKernel(const OrtKernelInfo* info, DType dtype,
                                  const cpu::Kernels& kernels)
     : dtype_(dtype), kernels_(kernels) {
   const Ort::ConstKernelInfo node(info);
-  channels_ = IntAttribute(node, contract::token_conv::kChannels);
-  height_ = IntAttribute(node, contract::token_conv::kHeight);
-  width_ = IntAttribute(node, contract::token_conv::kWidth);
-  const bool gelu = ChoiceAttribute(node, contract::token_conv::kActivation) == 1;
+  channels_ = int_attribute(node, contract::token_conv::kChannels);
+  height_ = int_attribute(node, contract::token_conv::kHeight);
+  width_ = int_attribute(node, contract::token_conv::kWidth);
+  const bool gelu = choice_attribute(node, contract::token_conv::kActivation) == 1;
   activation_ = gelu ? Activation::kGelu : Activation::kNone;
-  gated_ = FlagAttribute(node, contract::token_conv::kGated);
+  gated_ = flag_attribute(node, contract::token_conv::kGated);
   Tensors in;
-  const bool constant = ReadConstant(node, 1, in.weight) && ReadConstant(node, 2, in.bias) &&
-                        ReadConstant(node, 3, in.input_bias);
-  if (constant && CheckTaps(in).IsOK()) {  // others are refused when the node runs
-    constant_ = Pack(ReadArgs(in));
+  const bool constant = read_constant(node, 1, in.weight) && read_constant(node, 2, in.bias) &&
+                        read_constant(node, 3, in.input_bias);
+  if (constant && check_taps(in).IsOK()) {  // others are refused when the node runs
+    constant_ = pack(read_args(in));
   }
 }
 
-Ort::Status TokenConvKernel::Compute(Ort::KernelContext& context) const {
-  const Tensors in{ReadInput(context, 0), ReadInput(context, 1), ReadInput(context, 2),
-                   ReadInput(context, 3)};
-  if (auto status = CheckTokens(in.tokens); !status.IsOK()) {
+Ort::Status TokenConvKernel::compute(Ort::KernelContext& context) const {
+  const Tensors in{read_input(context, 0), read_input(context, 1), read_input(context, 2),
+                   read_input(context, 3)};
+  if (auto status = check_tokens(in.tokens); !status.IsOK()) {
     return status;
   }
-  if (auto status = CheckTaps(in); !status.IsOK()) {
+  if (auto status = check_taps(in); !status.IsOK()) {
     return status;
   }
-  TokenConvArgs args = ReadArgs(in);
+  TokenConvArgs args = read_args(in);
   const Shape shape{in.tokens.shape[0], in.tokens.shape[1], channels_};
   args.output = context.GetOutput(0, shape).GetTensorMutableRawData();
-  const cpu::Parallel threads = SessionThreads(context);
+  const cpu::Parallel threads = session_threads(context);
   if (constant_.empty()) {
-    kernels_.token_conv(args, Pack(args).data(), threads);
+    kernels_.token_conv(args, pack(args).data(), threads);
   } else {
     kernels_.token_conv(args, constant_.data(), threads);
   }
   return Ort::Status();
 }
 
-std::vector<float> TokenConvKernel::Pack(const TokenConvArgs& args) const {
+std::vector<float> TokenConvKernel::pack(const TokenConvArgs& args) const {
   std::vector<float> packed(kernels_.packed_taps_size(args));
   kernels_.pack_taps(args, packed.data());
   return packed;
 }
 
-Ort::Status TokenConvKernel::CheckTokens(const Input& input) const {
+Ort::Status TokenConvKernel::check_tokens(const Input& input) const {
   const int64_t features = channels_ * (gated_ ? 2 : 1);
   const Shape& tokens = input.shape;
   if (tokens.size() != 3 || tokens[1] != height_ * width_ || tokens[2] != features) {
-    return InvalidArgument(kName, ": X is ", Text(tokens), "; expected [batch, ", height_ * width_,
-                           ", ", features, "]: height ", height_, ", width ", width_, ", channels ",
-                           channels_, gated_ ? " and their gates." : ".");
+    return invalid_argument(kName, ": X is ", shape_text(tokens), "; expected [batch, ",
+                            height_ * width_, ", ", features, "]: height ", height_, ", width ",
+                            width_, ", channels ", channels_, gated_ ? " and their gates." : ".");
   }
   return Ort::Status();
 }
 
-Ort::Status TokenConvKernel::CheckTaps(const Tensors& in) const {
+Ort::Status TokenConvKernel::check_taps(const Tensors& in) const {
   const int64_t features = channels_ * (gated_ ? 2 : 1);
   const Shape& weight = in.weight.shape;
   if (weight.size() != 4 || weight[0] != channels_ || weight[1] != 1) {
-    return InvalidArgument(kName, ": W is ", Text(weight), "; expected [", channels_,
-                           ", 1, kernel height, kernel width].");
+    return invalid_argument(kName, ": W is ", shape_text(weight), "; expected [", channels_,
+                            ", 1, kernel height, kernel width].");
   }
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (weight[2] % 2 != 1 || weight[3] % 2 != 1 || weight[2] * weight[3] > kMost) {
-    return InvalidArgument(kName, ": W is ", Text(weight),
-                           "; expected a kernel of odd height and width.");
+    return invalid_argument(kName, ": W is ", shape_text(weight),
+                            "; expected a kernel of odd height and width.");
   }
   if (in.bias.present && in.bias.shape != Shape{channels_}) {
-    return InvalidArgument(kName, ": bias is ", Text(in.bias.shape), "; expected [", channels_,
-                           "].");
+    return invalid_argument(kName, ": bias is ", shape_text(in.bias.shape), "; expected [",
+                            channels_, "].");
   }
   if (in.input_bias.present && in.input_bias.shape != Shape{features}) {
-    return InvalidArgument(kName, ": input_bias is ", Text(in.input_bias.shape), "; expected [",
-                           features, "].");
+    return invalid_argument(kName, ": input_bias is ", shape_text(in.input_bias.shape),
+                            "; expected [", features, "].");
   }
   return Ort::Status();
 }
 
-TokenConvArgs TokenConvKernel::ReadArgs(const Tensors& in) const {
+TokenConvArgs TokenConvKernel::read_args(const Tensors& in) const {
   TokenConvArgs args{};
   args.dtype = dtype_;
   args.input = in.tokens.data;

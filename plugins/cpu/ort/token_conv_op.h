@@ -15,17 +15,17 @@ class TokenConvKernel {
  public:
   TokenConvKernel(const OrtKernelInfo* info, DType dtype, const cpu::Kernels& kernels);
 
-  Ort::Status Compute(Ort::KernelContext& context) const;
+  Ort::Status compute(Ort::KernelContext& context) const;
 
  private:
   struct Tensors {
     Input tokens, weight, bias, input_bias;
   };
 
-  Ort::Status CheckTokens(const Input& tokens) const;
-  Ort::Status CheckTaps(const Tensors& in) const;
-  TokenConvArgs ReadArgs(const Tensors& in) const;
-  std::vector<float> Pack(const TokenConvArgs& args) const;
+  Ort::Status check_tokens(const Input& tokens) const;
+  Ort::Status check_taps(const Tensors& in) const;
+  TokenConvArgs read_args(const Tensors& in) const;
+  std::vector<float> pack(const TokenConvArgs& args) const;
 
   const DType dtype_;
   const cpu::Kernels& kernels_;

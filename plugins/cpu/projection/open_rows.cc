@@ -11,7 +11,7 @@ constexpr int64_t kMostTokensPerBlock = 96;
 
 }  // namespace
 
-void OpenRows::Make(DType dtype, const void* gates, const Sizes& sizes) {
+void OpenRows::make(DType dtype, const void* gates, const Sizes& sizes) {
   sizes_ = sizes;
   const auto tokens = static_cast<size_t>(sizes.tokens);
   const auto heads = static_cast<size_t>(sizes.heads);
@@ -22,32 +22,32 @@ void OpenRows::Make(DType dtype, const void* gates, const Sizes& sizes) {
   tokens_per_block_ = blocks_ == 0 ? 0 : (tokens + blocks_ - 1) / blocks_;
   counts_.assign(blocks_ * groups_ * lists_per_group_, 0);
   rows_.resize(counts_.size() * tokens_per_block_);
-  Fill(dtype, gates);
+  fill(dtype, gates);
 }
 
-TokenBlock OpenRows::Block(size_t block) const {
+TokenBlock OpenRows::block_at(size_t block) const {
   const auto size = static_cast<int64_t>(tokens_per_block_);
   const int64_t begin = std::min(static_cast<int64_t>(block) * size, sizes_.tokens);
   return {begin, static_cast<int32_t>(std::min(size, sizes_.tokens - begin))};
 }
 
-RowList OpenRows::List(size_t block, size_t group, size_t list) const {
+RowList OpenRows::list_at(size_t block, size_t group, size_t list) const {
   const size_t index = (block * groups_ + group) * lists_per_group_ + list;
   const int32_t first = static_cast<int32_t>(group) * sizes_.heads_per_group;
   return {rows_.data() + index * tokens_per_block_, counts_[index], first + (list == 1 ? 1 : 0),
           list == 2 ? 2 : 1};
 }
 
-void OpenRows::Fill(DType dtype, const void* gates) {
+void OpenRows::fill(DType dtype, const void* gates) {
   const auto heads = static_cast<size_t>(sizes_.heads);
   const auto heads_per_group = static_cast<size_t>(sizes_.heads_per_group);
   int64_t gate = 0;
   for (size_t block = 0; block < blocks_; ++block) {
-    const int32_t tokens = Block(block).count;
+    const int32_t tokens = block_at(block).count;
     for (int32_t row = 0; row < tokens; ++row) {
       for (size_t group = 0; group < groups_; ++group) {
-        size_t chosen = IsOpen(dtype, gates, gate++) ? 1 : 0;
-        if (heads_per_group == 2 && 2 * group + 1 < heads && IsOpen(dtype, gates, gate++)) {
+        size_t chosen = is_open(dtype, gates, gate++) ? 1 : 0;
+        if (heads_per_group == 2 && 2 * group + 1 < heads && is_open(dtype, gates, gate++)) {
           chosen += 2;
         }
         if (chosen != 0) {

@@ -8,7 +8,7 @@
 namespace moh::cpu {
 
 // Whether gate number `index` is neither 0 nor -0, of any type: the sign is the first bit.
-inline bool IsOpen(DType dtype, const void* gates, int64_t index) {
+inline bool is_open(DType dtype, const void* gates, int64_t index) {
   return dtype == DType::kFloat32 ? static_cast<const uint32_t*>(gates)[index] << 1 != 0
                                   : (static_cast<const uint16_t*>(gates)[index] & 0x7fff) != 0;
 }
@@ -37,18 +37,18 @@ class OpenRows {
   };
 
   // `gates` is [tokens, heads].
-  void Make(DType dtype, const void* gates, const Sizes& sizes);
+  void make(DType dtype, const void* gates, const Sizes& sizes);
 
   size_t blocks() const { return blocks_; }
   size_t groups() const { return groups_; }
   size_t lists_per_group() const { return lists_per_group_; }
 
   // The blocks have about one size, which depends on the number of tokens alone.
-  TokenBlock Block(size_t block) const;
-  RowList List(size_t block, size_t group, size_t list) const;
+  TokenBlock block_at(size_t block) const;
+  RowList list_at(size_t block, size_t group, size_t list) const;
 
  private:
-  void Fill(DType dtype, const void* gates);
+  void fill(DType dtype, const void* gates);
 
   Sizes sizes_{};
   size_t blocks_ = 0, groups_ = 0, lists_per_group_ = 0, tokens_per_block_ = 0;

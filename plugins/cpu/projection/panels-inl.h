@@ -37,18 +37,18 @@ struct Cut {
   size_t size, parts;
   Cut(size_t size, size_t most, size_t fewest = 0)
       : size(size), parts(HWY_MAX(fewest, (size + most - 1) / most)) {}
-  size_t Begin(size_t part) const { return part * size / parts; }
+  size_t begin(size_t part) const { return part * size / parts; }
 };
 
-constexpr size_t Panels(size_t columns) { return (columns + kLanes - 1) / kLanes; }
+constexpr size_t panels(size_t columns) { return (columns + kLanes - 1) / kLanes; }
 
 // One panel of a weight [depth, columns]; behind the last column are zeros.
 template <typename T>
-void PackPanel(const T* weight, size_t depth, size_t columns, size_t panel, float* packed) {
+void pack_panel(const T* weight, size_t depth, size_t columns, size_t panel, float* packed) {
   const size_t begin = panel * kLanes, count = HWY_MIN(kLanes, columns - begin);
   for (size_t k = 0; k < depth; ++k) {
     const T* const from = weight + k * columns + begin;
-    hn::Store(count == kLanes ? LoadFloats(from) : LoadFirst(from, count), DF(),
+    hn::Store(count == kLanes ? load_floats(from) : load_first(from, count), DF(),
               packed + k * kLanes);
   }
 }
@@ -73,7 +73,7 @@ struct Sums {
 
 // kRows rows by kVectors panels.
 template <size_t kRows, size_t kVectors>
-HWY_NOINLINE void MultiplyTile(const Product& product, const Sums& sums, const int32_t* rows) {
+HWY_NOINLINE void multiply_tile(const Product& product, const Sums& sums, const int32_t* rows) {
   const DF df;
   VF tile[kRows][kVectors];
   const float* input[kRows];
@@ -118,44 +118,44 @@ HWY_NOINLINE void MultiplyTile(const Product& product, const Sums& sums, const i
 
 // The same for `count` <= kRows rows.
 template <size_t kRows, size_t kVectors>
-HWY_INLINE void MultiplyLastTile(const Product& product, const Sums& sums, const int32_t* rows,
-                                 size_t count) {
+HWY_INLINE void multiply_last_tile(const Product& product, const Sums& sums, const int32_t* rows,
+                                   size_t count) {
   if constexpr (kRows > 0) {
     if (count == kRows) {
-      MultiplyTile<kRows, kVectors>(product, sums, rows);
+      multiply_tile<kRows, kVectors>(product, sums, rows);
     } else {
-      MultiplyLastTile<kRows - 1, kVectors>(product, sums, rows, count);
+      multiply_last_tile<kRows - 1, kVectors>(product, sums, rows, count);
     }
   }
 }
 
 template <size_t kVectors>
-void MultiplyVectors(const Product& product, const Sums& sums, const int32_t* rows, size_t count) {
+void multiply_vectors(const Product& product, const Sums& sums, const int32_t* rows, size_t count) {
   constexpr size_t kRows = kTileRows<kVectors>;
   size_t row = 0;
   for (; row + kRows <= count; row += kRows) {
-    MultiplyTile<kRows, kVectors>(product, sums, rows + row);
+    multiply_tile<kRows, kVectors>(product, sums, rows + row);
   }
-  MultiplyLastTile<kRows - 1, kVectors>(product, sums, rows + row, count - row);
+  multiply_last_tile<kRows - 1, kVectors>(product, sums, rows + row, count - row);
 }
 
-inline void MultiplyPart(Product product, size_t panels, Sums sums, const int32_t* rows,
-                         size_t count) {
+inline void multiply_part(Product product, size_t panels, Sums sums, const int32_t* rows,
+                          size_t count) {
   const Cut cut(panels, kMostVectors);
   for (size_t part = 0; part < cut.parts; ++part) {
-    const size_t vectors = cut.Begin(part + 1) - cut.Begin(part);
+    const size_t vectors = cut.begin(part + 1) - cut.begin(part);
     switch (vectors) {
       case 1:
-        MultiplyVectors<1>(product, sums, rows, count);
+        multiply_vectors<1>(product, sums, rows, count);
         break;
       case 2:
-        MultiplyVectors<2>(product, sums, rows, count);
+        multiply_vectors<2>(product, sums, rows, count);
         break;
       case 3:
-        MultiplyVectors<3>(product, sums, rows, count);
+        multiply_vectors<3>(product, sums, rows, count);
         break;
       default:
-        MultiplyVectors<kMostVectors>(product, sums, rows, count);
+        multiply_vectors<kMostVectors>(product, sums, rows, count);
     }
     product.panels += vectors * product.panel_stride;
     sums.from += vectors * kLanes;
@@ -164,15 +164,15 @@ inline void MultiplyPart(Product product, size_t panels, Sums sums, const int32_
 }
 
 // `count` rows by `panels` panels.
-inline void Multiply(const Product& product, size_t panels, Sums sums, const int32_t* rows,
+inline void multiply(const Product& product, size_t panels, Sums sums, const int32_t* rows,
                      size_t count) {
   const Cut cut(product.depth, kMostDepth, 1);  // without depth, too, sums begin somewhere
   for (size_t part = 0; part < cut.parts; ++part) {
     Product now = product;
-    now.input += cut.Begin(part);
-    now.panels += cut.Begin(part) * kLanes;
-    now.depth = cut.Begin(part + 1) - cut.Begin(part);
-    MultiplyPart(now, panels, sums, rows, count);
+    now.input += cut.begin(part);
+    now.panels += cut.begin(part) * kLanes;
+    now.depth = cut.begin(part + 1) - cut.begin(part);
+    multiply_part(now, panels, sums, rows, count);
     sums.from = sums.to;
     sums.from_stride = sums.to_stride;
   }

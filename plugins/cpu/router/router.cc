@@ -24,12 +24,12 @@ constexpr float kEpsilon = 1.1920928955078125e-07f;  // of float32
 
 // probabilities = softmax(logits), in float32. `probabilities` has room for whole vectors.
 template <typename T>
-void Softmax(const T* logits, size_t size, float* probabilities) {
+void softmax(const T* logits, size_t size, float* probabilities) {
   const DF df;
   VF largest = hn::Set(df, -kInfinity);
   for (size_t i = 0; i < size; i += kLanes) {
     const size_t count = HWY_MIN(kLanes, size - i);
-    const VF x = hn::IfThenElse(hn::FirstN(df, count), LoadFirst(logits + i, count),
+    const VF x = hn::IfThenElse(hn::FirstN(df, count), load_first(logits + i, count),
                                 hn::Set(df, -kInfinity));
     largest = hn::Max(largest, x);
     hn::StoreU(x, df, probabilities + i);
@@ -51,7 +51,7 @@ void Softmax(const T* logits, size_t size, float* probabilities) {
 
 // How many of the probabilities come before number i: the larger ones, and equal ones with a lower
 // index.
-inline size_t RankOf(size_t i, const float* probabilities, size_t size) {
+inline size_t rank_of(size_t i, const float* probabilities, size_t size) {
   const DF df;
   const VF own = hn::Set(df, probabilities[i]), own_index = hn::Set(df, static_cast<float>(i));
   size_t rank = 0;
@@ -67,11 +67,11 @@ inline size_t RankOf(size_t i, const float* probabilities, size_t size) {
 
 // gates = k * p / max(sum of the k largest p, eps) for the k largest, else 0; or 1 and 0 if
 // `mask_only`.
-inline void RoutedGates(const float* probabilities, size_t size, size_t top_k, bool mask_only,
-                        float* gates) {
+inline void write_routed_gates(const float* probabilities, size_t size, size_t top_k,
+                               bool mask_only, float* gates) {
   float sum = 0.0f;
   for (size_t i = 0; i < size; ++i) {
-    const bool chosen = RankOf(i, probabilities, size) < top_k;
+    const bool chosen = rank_of(i, probabilities, size) < top_k;
     gates[i] = !chosen ? 0.0f : mask_only ? 1.0f : probabilities[i];
     sum += gates[i];
   }
@@ -92,27 +92,27 @@ class TokenRouter {
       : args_(args),
         routed_(static_cast<size_t>(args.routed)),
         shared_(static_cast<size_t>(args.shared)),
-        probabilities_(Padded(HWY_MAX(HWY_MAX(routed_, shared_), size_t{2}))),
-        gates_(Padded(routed_ + shared_)) {}
+        probabilities_(padded(HWY_MAX(HWY_MAX(routed_, shared_), size_t{2}))),
+        gates_(padded(routed_ + shared_)) {}
 
-  void Route(int64_t token) {
+  void route(int64_t token) {
     float* const probabilities = probabilities_.data();
     float* const shared_gates = gates_.data();
     float* const routed_gates = shared_gates + shared_;
     std::fill(shared_gates, routed_gates, 1.0f);
     if (args_.shared_logits != nullptr) {
-      Softmax(Logits(args_.shared_logits, token, shared_), shared_, probabilities);
+      softmax(logits(args_.shared_logits, token, shared_), shared_, probabilities);
       for (size_t i = 0; i < shared_; ++i) {
         shared_gates[i] = static_cast<float>(shared_) * probabilities[i];
       }
     }
     if (routed_ != 0) {
-      Softmax(Logits(args_.routed_logits, token, routed_), routed_, probabilities);
-      RoutedGates(probabilities, routed_, static_cast<size_t>(args_.top_k), args_.mask_only,
-                  routed_gates);
+      softmax(logits(args_.routed_logits, token, routed_), routed_, probabilities);
+      write_routed_gates(probabilities, routed_, static_cast<size_t>(args_.top_k), args_.mask_only,
+                         routed_gates);
     }
     if (args_.stage_logits != nullptr) {
-      Softmax(Logits(args_.stage_logits, token, 2), 2, probabilities);
+      softmax(logits(args_.stage_logits, token, 2), 2, probabilities);
       for (size_t i = 0; i < shared_; ++i) {
         shared_gates[i] *= 2.0f * probabilities[0];
       }
@@ -122,21 +122,21 @@ class TokenRouter {
         }
       }
     }
-    Write(token);
+    write(token);
   }
 
  private:
-  static size_t Padded(size_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+  static size_t padded(size_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
-  static const T* Logits(const void* logits, int64_t token, size_t size) {
+  static const T* logits(const void* logits, int64_t token, size_t size) {
     return static_cast<const T*>(logits) + token * static_cast<int64_t>(size);
   }
 
-  void Write(int64_t token) {
+  void write(int64_t token) {
     const size_t size = shared_ + routed_;
     T* to = static_cast<T*>(args_.gates) + token * static_cast<int64_t>(size);
     for (size_t i = 0; i < size; i += kLanes) {
-      StoreFirst(hn::LoadU(DF(), gates_.data() + i), to + i, HWY_MIN(kLanes, size - i));
+      store_first(hn::LoadU(DF(), gates_.data() + i), to + i, HWY_MIN(kLanes, size - i));
     }
   }
 
@@ -146,10 +146,10 @@ class TokenRouter {
 };
 
 template <typename T>
-void RouteTokens(const RouterArgs& args, int64_t begin, int64_t end) {
+void route_tokens(const RouterArgs& args, int64_t begin, int64_t end) {
   TokenRouter<T> router(args);
   for (int64_t token = begin; token < end; ++token) {
-    router.Route(token);
+    router.route(token);
   }
 }
 
@@ -158,23 +158,23 @@ struct RouterCall {
   const RouterArgs& args;
   std::atomic<bool> out_of_memory{false};
 
-  static void RunOne(void* call, size_t i) {
+  static void run_one(void* call, size_t i) {
     auto& self = *static_cast<RouterCall*>(call);
     const int64_t begin = static_cast<int64_t>(i) * kTokensPerTask;
     const int64_t end = std::min(begin + kTokensPerTask, self.args.tokens);
     try {
-      WithType(self.args.dtype,
-               [&](auto type) { RouteTokens<decltype(type)>(self.args, begin, end); });
+      with_type(self.args.dtype,
+                [&](auto type) { route_tokens<decltype(type)>(self.args, begin, end); });
     } catch (const std::bad_alloc&) {
       self.out_of_memory = true;
     }
   }
 };
 
-void Router(const RouterArgs& args, const Parallel& parallel) {
+void router(const RouterArgs& args, const Parallel& parallel) {
   RouterCall call{args};
   parallel(static_cast<size_t>((args.tokens + kTokensPerTask - 1) / kTokensPerTask),
-           &RouterCall::RunOne, &call);
+           &RouterCall::run_one, &call);
   if (call.out_of_memory) {
     throw std::bad_alloc();
   }

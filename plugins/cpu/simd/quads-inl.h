@@ -20,9 +20,9 @@ using DQuad = hn::Full128<float>;
 using VQuad = hn::Vec<DQuad>;
 
 template <typename T>
-HWY_INLINE VQuad LoadQuad(const T* from) {
+HWY_INLINE VQuad load_quad(const T* from) {
   if constexpr (kLanes == kQuad) {
-    return LoadFloats(from);
+    return load_floats(from);
   } else if constexpr (std::is_same<T, float>::value) {
     return hn::LoadU(DQuad(), from);
   } else {
@@ -31,7 +31,7 @@ HWY_INLINE VQuad LoadQuad(const T* from) {
 }
 
 template <typename T>
-HWY_INLINE void StoreQuad(VQuad quad, T* to) {
+HWY_INLINE void store_quad(VQuad quad, T* to) {
   if constexpr (std::is_same<T, float>::value) {
     hn::StoreU(quad, DQuad(), to);
   } else {
@@ -42,7 +42,7 @@ HWY_INLINE void StoreQuad(VQuad quad, T* to) {
 
 // A vector whose block b is quad(b).
 template <class Quad>
-HWY_INLINE VF JoinQuads(const Quad& quad) {
+HWY_INLINE VF join_quads(const Quad& quad) {
   static_assert(kLanes == kQuad || kLanes == 2 * kQuad || kLanes == 4 * kQuad, "");
   VF joined = hn::ResizeBitCast(DF(), quad(0));
   if constexpr (kLanes > kQuad) {
@@ -57,7 +57,7 @@ HWY_INLINE VF JoinQuads(const Quad& quad) {
 
 // Calls use(b, quad) for each block b of a vector.
 template <class Use>
-HWY_INLINE void SplitQuads(VF joined, const Use& use) {
+HWY_INLINE void split_quads(VF joined, const Use& use) {
   use(0, hn::ResizeBitCast(DQuad(), joined));
   if constexpr (kLanes > kQuad) {
     use(1, hn::ExtractBlock<1>(joined));
@@ -69,7 +69,7 @@ HWY_INLINE void SplitQuads(VF joined, const Use& use) {
 }
 
 // In each block of 4 lanes, lane j of rows[i] goes to lane i of rows[j].
-HWY_INLINE void TransposeBlocks(VF (&rows)[kQuad]) {
+HWY_INLINE void transpose_blocks(VF (&rows)[kQuad]) {
   const DF df;
   const hn::Repartition<double, DF> dd;
   const auto pairs = [&](VF x) HWY_ATTR { return hn::BitCast(dd, x); };
@@ -85,21 +85,21 @@ HWY_INLINE void TransposeBlocks(VF (&rows)[kQuad]) {
 
 // columns[j] = element j of kLanes quads: lane i is from the quad that load(i) gives.
 template <class Load>
-HWY_INLINE void PackQuads(const Load& load, VF (&columns)[kQuad]) {
+HWY_INLINE void pack_quads(const Load& load, VF (&columns)[kQuad]) {
 #pragma GCC unroll 4
   for (size_t j = 0; j < kQuad; ++j) {
-    columns[j] = JoinQuads([&](size_t b) HWY_ATTR { return load(kQuad * b + j); });
+    columns[j] = join_quads([&](size_t b) HWY_ATTR { return load(kQuad * b + j); });
   }
-  TransposeBlocks(columns);
+  transpose_blocks(columns);
 }
 
 // The reverse: calls store(i, quad) for each lane i.
 template <class Store>
-HWY_INLINE void UnpackQuads(VF (&columns)[kQuad], const Store& store) {
-  TransposeBlocks(columns);
+HWY_INLINE void unpack_quads(VF (&columns)[kQuad], const Store& store) {
+  transpose_blocks(columns);
 #pragma GCC unroll 4
   for (size_t j = 0; j < kQuad; ++j) {
-    SplitQuads(columns[j], [&](size_t b, VQuad quad) HWY_ATTR { store(kQuad * b + j, quad); });
+    split_quads(columns[j], [&](size_t b, VQuad quad) HWY_ATTR { store(kQuad * b + j, quad); });
   }
 }
 

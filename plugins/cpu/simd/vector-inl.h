@@ -38,7 +38,7 @@ constexpr float kSmallestExponent = -126.0f;  // of a normal number
 // bit of it. 0 for -inf and below the smallest normal number; NaN stays NaN. A polynomial of degree
 // 5 on
 // [-0.5, 0.5], fitted for the least relative error with its first coefficient held at 1.
-HWY_INLINE VF Exp2(VF x) {
+HWY_INLINE VF exp2(VF x) {
   const DF df;
   const VF whole = hn::Round(x);
   const VF rest = hn::Sub(x, whole);
@@ -61,13 +61,13 @@ HWY_INLINE VF Exp2(VF x) {
 }
 
 // A score with its bias: -inf where the bias is, whatever the score is.
-HWY_INLINE VF AddBias(VF score, VF bias) {
+HWY_INLINE VF add_bias(VF score, VF bias) {
   const VF hidden = hn::Set(DF(), -kInfinity);
   return hn::IfThenElse(hn::Eq(bias, hidden), hidden, hn::Add(score, bias));
 }
 
 // Transposes a square block: lane j of rows[i] goes to lane i of rows[j].
-HWY_INLINE void Transpose(VF (&rows)[kLanes]) {
+HWY_INLINE void transpose(VF (&rows)[kLanes]) {
   const DF df;
   const hn::Repartition<double, DF> dd;
   const auto pairs = [&](VF x) HWY_ATTR { return hn::BitCast(dd, x); };
@@ -113,7 +113,7 @@ HWY_INLINE void Transpose(VF (&rows)[kLanes]) {
 }
 
 template <typename T>
-HWY_INLINE VF Widen(hn::Vec<hn::Rebind<T, DF>> narrow) {
+HWY_INLINE VF widen(hn::Vec<hn::Rebind<T, DF>> narrow) {
   const VF wide = hn::PromoteTo(DF(), narrow);
 #if HWY_TARGET == HWY_SSE2
   if constexpr (std::is_same<T, hwy::float16_t>::value) {  // Highway 1.2 makes large numbers of Inf
@@ -130,53 +130,53 @@ HWY_INLINE VF Widen(hn::Vec<hn::Rebind<T, DF>> narrow) {
 }
 
 // One vector from memory of any floating-point type.
-HWY_INLINE VF LoadFloats(const float* from) { return hn::LoadU(DF(), from); }
+HWY_INLINE VF load_floats(const float* from) { return hn::LoadU(DF(), from); }
 template <typename T>
-HWY_INLINE VF LoadFloats(const T* from) {
-  return Widen<T>(hn::LoadU(hn::Rebind<T, DF>(), from));
+HWY_INLINE VF load_floats(const T* from) {
+  return widen<T>(hn::LoadU(hn::Rebind<T, DF>(), from));
 }
 
 // The same of the first `count` lanes; the others are 0. Reads nothing beyond them.
-HWY_INLINE VF LoadFirst(const float* from, size_t count) { return hn::LoadN(DF(), from, count); }
+HWY_INLINE VF load_first(const float* from, size_t count) { return hn::LoadN(DF(), from, count); }
 template <typename T>
-HWY_INLINE VF LoadFirst(const T* from, size_t count) {
-  return Widen<T>(hn::LoadN(hn::Rebind<T, DF>(), from, count));
+HWY_INLINE VF load_first(const T* from, size_t count) {
+  return widen<T>(hn::LoadN(hn::Rebind<T, DF>(), from, count));
 }
 
-HWY_INLINE void StoreFloats(VF value, float* to) { hn::StoreU(value, DF(), to); }
+HWY_INLINE void store_floats(VF value, float* to) { hn::StoreU(value, DF(), to); }
 template <typename T>
-HWY_INLINE void StoreFloats(VF value, T* to) {
+HWY_INLINE void store_floats(VF value, T* to) {
   const hn::Rebind<T, DF> dt;
   hn::StoreU(hn::DemoteTo(dt, value), dt, to);
 }
 
-HWY_INLINE void StoreFirst(VF value, float* to, size_t count) {
+HWY_INLINE void store_first(VF value, float* to, size_t count) {
   hn::StoreN(value, DF(), to, count);
 }
 template <typename T>
-HWY_INLINE void StoreFirst(VF value, T* to, size_t count) {
+HWY_INLINE void store_first(VF value, T* to, size_t count) {
   const hn::Rebind<T, DF> dt;
   hn::StoreN(hn::DemoteTo(dt, value), dt, to, count);
 }
 
 // Part of a row of `size` elements: kLanes from `at` on, with zeros behind the end.
 template <typename T>
-HWY_INLINE VF LoadPart(const T* row, size_t at, size_t size) {
-  return size - at >= kLanes ? LoadFloats(row + at) : LoadFirst(row + at, size - at);
+HWY_INLINE VF load_part(const T* row, size_t at, size_t size) {
+  return size - at >= kLanes ? load_floats(row + at) : load_first(row + at, size - at);
 }
 
 template <typename T>
-HWY_INLINE void StorePart(VF part, T* row, size_t at, size_t size) {
+HWY_INLINE void store_part(VF part, T* row, size_t at, size_t size) {
   if (size - at >= kLanes) {
-    StoreFloats(part, row + at);
+    store_floats(part, row + at);
   } else {
-    StoreFirst(part, row + at, size - at);
+    store_first(part, row + at, size - at);
   }
 }
 
 // Calls call(T()) for the type T of tensors' elements.
 template <typename Call>
-HWY_INLINE void WithType(DType dtype, const Call& call) {
+HWY_INLINE void with_type(DType dtype, const Call& call) {
   switch (dtype) {
     case DType::kFloat32:
       return call(float());
@@ -187,9 +187,9 @@ HWY_INLINE void WithType(DType dtype, const Call& call) {
   }
 }
 
-HWY_INLINE float ScalarOf(float x) { return x; }
-HWY_INLINE float ScalarOf(hwy::float16_t x) { return hwy::F32FromF16(x); }
-HWY_INLINE float ScalarOf(hwy::bfloat16_t x) { return hwy::F32FromBF16(x); }
+HWY_INLINE float scalar_of(float x) { return x; }
+HWY_INLINE float scalar_of(hwy::float16_t x) { return hwy::F32FromF16(x); }
+HWY_INLINE float scalar_of(hwy::bfloat16_t x) { return hwy::F32FromBF16(x); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace moh::cpu

@@ -9,7 +9,7 @@ namespace {
 
 using cuda::Status;
 
-Ort::Status Result(const char* op, Status status) {
+Ort::Status result(const char* op, Status status) {
   if (status == Status::kOk) {
     return Ort::Status();
   }
@@ -18,7 +18,7 @@ Ort::Status Result(const char* op, Status status) {
   return Ort::Status(text.c_str(), callers ? ORT_INVALID_ARGUMENT : ORT_FAIL);
 }
 
-cuda::Stream StreamOf(const Ort::KernelContext& context) {
+cuda::Stream stream_of(const Ort::KernelContext& context) {
 #if defined(MOH_EMULATED)
   static_cast<void>(context);
   return nullptr;
@@ -29,7 +29,7 @@ cuda::Stream StreamOf(const Ort::KernelContext& context) {
 
 }  // namespace
 
-const char* CudaBackend::ExecutionProvider() const {
+const char* CudaBackend::execution_provider() const {
 #if defined(MOH_EMULATED)
   return "CPUExecutionProvider";
 #else
@@ -37,7 +37,7 @@ const char* CudaBackend::ExecutionProvider() const {
 #endif
 }
 
-Ort::Status CudaBackend::Attention(const AttentionArgs& args, Ort::KernelContext& context) const {
+Ort::Status CudaBackend::attention(const AttentionArgs& args, Ort::KernelContext& context) const {
   cuda::Device device;
   cuda::AttentionChoice choice;
   size_t bytes = 0;
@@ -50,20 +50,20 @@ Ort::Status CudaBackend::Attention(const AttentionArgs& args, Ort::KernelContext
   }
   if (status == Status::kOk) {
     const Workspace workspace(context, bytes);
-    status = moh_cuda_attention(&args, &choice, workspace.data(), bytes, StreamOf(context));
+    status = moh_cuda_attention(&args, &choice, workspace.data(), bytes, stream_of(context));
   }
-  return Result(contract::attention::kOp.name, status);
+  return result(contract::attention::kOp.name, status);
 }
 
-Ort::Status CudaBackend::AggregatedAttention(const AggregatedAttentionArgs& args,
-                                             Ort::KernelContext& context) const {
-  return Result(contract::aggregated_attention::kOp.name,
-                moh_cuda_aggregated_attention(&args, StreamOf(context)));
+Ort::Status CudaBackend::aggregated_attention(const AggregatedAttentionArgs& args,
+                                              Ort::KernelContext& context) const {
+  return result(contract::aggregated_attention::kOp.name,
+                moh_cuda_aggregated_attention(&args, stream_of(context)));
 }
 
-Ort::Status CudaBackend::Router(const RouterArgs& args, Ort::KernelContext& context) const {
-  return Result(contract::router::kOp.name,
-                moh_cuda_router(&args, /*head_counts=*/nullptr, StreamOf(context)));
+Ort::Status CudaBackend::router(const RouterArgs& args, Ort::KernelContext& context) const {
+  return result(contract::router::kOp.name,
+                moh_cuda_router(&args, /*head_counts=*/nullptr, stream_of(context)));
 }
 
 }  // namespace moh::ort

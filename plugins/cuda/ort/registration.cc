@@ -17,9 +17,9 @@ namespace {
 struct Ops {
   Ops() {
     for (Ort::CustomOpDomain& domain : domains) {
-      attention.AddTo(domain);
-      aggregated_attention.AddTo(domain);
-      router.AddTo(domain);
+      attention.add_to(domain);
+      aggregated_attention.add_to(domain);
+      router.add_to(domain);
     }
   }
 
@@ -27,10 +27,10 @@ struct Ops {
   InEveryDType<AttentionOp> attention{backend};
   InEveryDType<AggregatedAttentionOp> aggregated_attention{backend};
   InEveryDType<RouterOp> router{backend};
-  std::vector<Ort::CustomOpDomain> domains = Domains();
+  std::vector<Ort::CustomOpDomain> domains = make_domains();
 };
 
-Ort::Status Register(OrtSessionOptions* options) {
+Ort::Status register_ops(OrtSessionOptions* options) {
   // Sessions point into it, and nothing tells when the last one is gone: kept for good.
   static const auto& ops = *new Ops();
   for (const Ort::CustomOpDomain& domain : ops.domains) {
@@ -43,8 +43,8 @@ Ort::Status Register(OrtSessionOptions* options) {
 }  // namespace moh::ort
 
 MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  return moh::ort::RegisterWith(base, "moh-deploy's CUDA kernels",
-                                [&] { return moh::ort::Register(options); });
+  return moh::ort::register_with(base, "moh-deploy's CUDA kernels",
+                                 [&] { return moh::ort::register_ops(options); });
 }
 
 // The version of moh-deploy that this library belongs to.

@@ -10,9 +10,9 @@
 namespace {
 
 // Of the file that holds this function.
-std::string Folder() {
+std::string folder() {
   Dl_info info;
-  if (dladdr(reinterpret_cast<void*>(&Folder), &info) == 0) {
+  if (dladdr(reinterpret_cast<void*>(&folder), &info) == 0) {
     return ".";
   }
   const std::string path = info.dli_fname;
@@ -20,8 +20,8 @@ std::string Folder() {
   return slash == std::string::npos ? "." : path.substr(0, slash);
 }
 
-__attribute__((constructor)) void Register() {
-  const std::string library = Folder() + "/libmoh_plugin.so";
+__attribute__((constructor)) void register_plugin() {
+  const std::string library = folder() + "/libmoh_plugin.so";
   if (getPluginRegistry()->loadLibrary(library.c_str()) == nullptr) {
     std::fprintf(stderr, "moh-deploy: TensorRT's plugin registry did not take %s.\n",
                  library.c_str());

@@ -7,7 +7,7 @@ using nvinfer1::DataType;
 using nvinfer1::PluginFieldType;
 
 // By number for what older headers do not name.
-const char* NameOf(DataType type) {
+const char* name_of(DataType type) {
   switch (type) {
     case DataType::kFLOAT:
       return "float32";
@@ -30,7 +30,7 @@ const char* NameOf(DataType type) {
   }
 }
 
-std::optional<DType> DTypeOf(DataType type) {
+std::optional<DType> dtype_of(DataType type) {
   switch (type) {
     case DataType::kFLOAT:
       return DType::kFloat32;
@@ -45,7 +45,7 @@ std::optional<DType> DTypeOf(DataType type) {
   }
 }
 
-void SetRank(int32_t rank, Tensor& tensor) {
+void set_rank(int32_t rank, Tensor& tensor) {
   if (rank < 0 || rank > kMaxRank) {
     throw Refusal("a tensor has rank ", rank, "; expected up to ", kMaxRank, ".");
   }
@@ -53,13 +53,13 @@ void SetRank(int32_t rank, Tensor& tensor) {
 }
 
 // A text may or may not end with 0, and its length count that.
-std::string TextOf(const nvinfer1::PluginField& field) {
+std::string text_of(const nvinfer1::PluginField& field) {
   const std::string text(static_cast<const char*>(field.data), static_cast<size_t>(field.length));
   return text.substr(0, text.find('\0'));
 }
 
 template <class T>
-T NumberOf(const nvinfer1::PluginField& field) {
+T number_of(const nvinfer1::PluginField& field) {
   if (field.length != 1) {
     throw Refusal("field ", field.name, " has ", field.length, " numbers; expected 1.");
   }
@@ -68,48 +68,48 @@ T NumberOf(const nvinfer1::PluginField& field) {
 
 }  // namespace
 
-void SetType(DataType type, Tensor& tensor) {
-  tensor.type = NameOf(type);
-  tensor.dtype = DTypeOf(type);
+void set_type(DataType type, Tensor& tensor) {
+  tensor.type = name_of(type);
+  tensor.dtype = dtype_of(type);
 }
 
-void SetShape(const nvinfer1::Dims& dims, Tensor& tensor) {
-  SetRank(dims.nbDims, tensor);
+void set_shape(const nvinfer1::Dims& dims, Tensor& tensor) {
+  set_rank(dims.nbDims, tensor);
   for (int32_t i = 0; i < dims.nbDims; ++i) {
     tensor.sizes[static_cast<size_t>(i)] = dims.d[i] < 0 ? kUnknown : dims.d[i];
   }
 }
 
-void SetShape(const nvinfer1::DimsExprs& dims, Tensor& tensor) {
-  SetRank(dims.nbDims, tensor);
+void set_shape(const nvinfer1::DimsExprs& dims, Tensor& tensor) {
+  set_rank(dims.nbDims, tensor);
   for (int32_t i = 0; i < dims.nbDims; ++i) {
     const bool known = dims.d[i]->isConstant();
     tensor.sizes[static_cast<size_t>(i)] = known ? dims.d[i]->getConstantValue() : kUnknown;
   }
 }
 
-Field ToField(const nvinfer1::PluginField& field) {
+Field to_field(const nvinfer1::PluginField& field) {
   if (field.data == nullptr) {
     throw Refusal("field ", field.name, " has no data.");
   }
   switch (field.type) {
     case PluginFieldType::kINT32:
-      return {field.name, int64_t{NumberOf<int32_t>(field)}};
+      return {field.name, int64_t{number_of<int32_t>(field)}};
     case PluginFieldType::kINT64:
-      return {field.name, NumberOf<int64_t>(field)};
+      return {field.name, number_of<int64_t>(field)};
     case PluginFieldType::kFLOAT32:
-      return {field.name, double{NumberOf<float>(field)}};
+      return {field.name, double{number_of<float>(field)}};
     case PluginFieldType::kFLOAT64:
-      return {field.name, NumberOf<double>(field)};
+      return {field.name, number_of<double>(field)};
     case PluginFieldType::kCHAR:
-      return {field.name, TextOf(field)};
+      return {field.name, text_of(field)};
     default:
       throw Refusal("field ", field.name, " has TensorRT's field type ",
                     static_cast<int>(field.type), "; expected an int, a float or a text.");
   }
 }
 
-PluginFieldType ToFieldType(AttributeType type) {
+PluginFieldType to_field_type(AttributeType type) {
   return type == AttributeType::kInt     ? PluginFieldType::kINT32
          : type == AttributeType::kFloat ? PluginFieldType::kFLOAT32
                                          : PluginFieldType::kCHAR;

@@ -8,13 +8,13 @@
 
 namespace moh::trt {
 
-void SetType(nvinfer1::DataType type, Tensor& tensor);
-void SetShape(const nvinfer1::Dims& dims, Tensor& tensor);
-void SetShape(const nvinfer1::DimsExprs& dims, Tensor& tensor);
+void set_type(nvinfer1::DataType type, Tensor& tensor);
+void set_shape(const nvinfer1::Dims& dims, Tensor& tensor);
+void set_shape(const nvinfer1::DimsExprs& dims, Tensor& tensor);
 
-// Refuses a field of another type than those that TensorRT's parser, or Serialize, makes.
-Field ToField(const nvinfer1::PluginField& field);
+// Refuses a field of another type than those that TensorRT's parser, or serialize(), makes.
+Field to_field(const nvinfer1::PluginField& field);
 
-nvinfer1::PluginFieldType ToFieldType(AttributeType type);
+nvinfer1::PluginFieldType to_field_type(AttributeType type);
 
 }  // namespace moh::trt

@@ -10,7 +10,7 @@ Creator::Creator(const OpInfo& info) : info_(info), known_(info.fields) {
   known_.push_back({kPresentInputs, AttributeType::kInt, false});
   for (const FieldSpec& spec : known_) {
     if (!spec.internal) {
-      fields_.emplace_back(spec.name, nullptr, ToFieldType(spec.type), 1);
+      fields_.emplace_back(spec.name, nullptr, to_field_type(spec.type), 1);
     }
   }
   collection_.nbFields = static_cast<int32_t>(fields_.size());
@@ -25,13 +25,13 @@ nvinfer1::IPluginV3* Creator::createPlugin(const char* name,
                                            const nvinfer1::PluginFieldCollection* fields,
                                            nvinfer1::TensorRTPhase phase) noexcept {
   const std::string layer = name == nullptr ? "" : name;
-  return Guarded(Text(info_.name, " (", layer, ")"), static_cast<Plugin*>(nullptr), [&] {
+  return guarded(make_text(info_.name, " (", layer, ")"), static_cast<Plugin*>(nullptr), [&] {
     std::vector<Field> given;
     for (int32_t i = 0; fields != nullptr && i < fields->nbFields; ++i) {
-      given.push_back(ToField(fields->fields[i]));
+      given.push_back(to_field(fields->fields[i]));
     }
     const Fields checked(std::move(given));
-    checked.CheckNames(known_);
+    checked.check_names(known_);
     return new Plugin(info_, layer, checked, phase);
   });
 }

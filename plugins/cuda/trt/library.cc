@@ -12,7 +12,7 @@
 MOH_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   static const auto creators = [] {
     std::vector<std::unique_ptr<moh::trt::Creator>> made;
-    for (const moh::trt::OpInfo* info : moh::trt::Ops()) {
+    for (const moh::trt::OpInfo* info : moh::trt::all_ops()) {
       made.push_back(std::make_unique<moh::trt::Creator>(*info));
     }
     return made;
@@ -29,12 +29,12 @@ MOH_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count)
 }
 
 MOH_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
-  moh::trt::SetLoggerFinder(finder);
+  moh::trt::set_logger_finder(finder);
 }
 
 // What the plugins take, as JSON (docs/tensorrt-plugin.md).
 MOH_EXPORT const char* moh_plugin_table() {
-  static const std::string table = moh::trt::TableAsJson();
+  static const std::string table = moh::trt::table_as_json();
   return table.c_str();
 }
 

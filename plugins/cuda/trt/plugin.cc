@@ -11,29 +11,29 @@ using nvinfer1::IDimensionExpr;
 
 constexpr int32_t kOk = 0, kFailed = 1;
 
-std::string IdentityOf(const std::vector<Number>& numbers) {
+std::string identity_of(const std::vector<Number>& numbers) {
   std::string text = "moh-deploy " MOH_VERSION;
   for (const Number& number : numbers) {
-    text +=
-        std::visit([&](auto value) { return Text(", ", number.name, "=", value); }, number.value);
+    text += std::visit([&](auto value) { return make_text(", ", number.name, "=", value); },
+                       number.value);
   }
   return text;
 }
 
-const IDimensionExpr* Apply(DimensionOperation operation, const IDimensionExpr* size, int64_t by,
+const IDimensionExpr* apply(DimensionOperation operation, const IDimensionExpr* size, int64_t by,
                             int64_t neutral, nvinfer1::IExprBuilder& builder) {
   return by == neutral ? size : builder.operation(operation, *size, *builder.constant(by));
 }
 
-const IDimensionExpr* Expression(const OutputSize& size, const nvinfer1::DimsExprs& input,
+const IDimensionExpr* expression(const OutputSize& size, const nvinfer1::DimsExprs& input,
                                  nvinfer1::IExprBuilder& builder) {
   if (size.multiply == 0) {
     return builder.constant(size.add);
   }
   const IDimensionExpr* result = input.d[size.axis];
-  result = Apply(DimensionOperation::kFLOOR_DIV, result, size.divide, 1, builder);
-  result = Apply(DimensionOperation::kPROD, result, size.multiply, 1, builder);
-  return Apply(DimensionOperation::kSUM, result, size.add, 0, builder);
+  result = apply(DimensionOperation::kFLOOR_DIV, result, size.divide, 1, builder);
+  result = apply(DimensionOperation::kPROD, result, size.multiply, 1, builder);
+  return apply(DimensionOperation::kSUM, result, size.add, 0, builder);
 }
 
 }  // namespace
@@ -41,11 +41,11 @@ const IDimensionExpr* Expression(const OutputSize& size, const nvinfer1::DimsExp
 Plugin::Plugin(const OpInfo& info, const std::string& layer, const Fields& fields,
                nvinfer1::TensorRTPhase phase)
     : info_(info),
-      subject_(Text(info.name, " (", layer, ")")),
+      subject_(make_text(info.name, " (", layer, ")")),
       op_(info.create(fields)),
-      present_inputs_(fields.Int(kPresentInputs, 0)),
+      present_inputs_(fields.int_value(kPresentInputs, 0)),
       timed_(phase == nvinfer1::TensorRTPhase::kBUILD),
-      identity_(IdentityOf(Numbers())) {}
+      identity_(identity_of(numbers())) {}
 
 Plugin::Plugin(const Plugin& other)
     : IPluginV3(),
@@ -54,7 +54,7 @@ Plugin::Plugin(const Plugin& other)
       IPluginV3OneRuntime(),
       info_(other.info_),
       subject_(other.subject_),
-      op_(other.op_->Clone()),
+      op_(other.op_->clone()),
       present_inputs_(other.present_inputs_),
       timed_(other.timed_),
       ready_(other.ready_),
@@ -75,7 +75,7 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(
 }
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept {
-  return Guarded(subject_, static_cast<Plugin*>(nullptr), [&] { return new Plugin(*this); });
+  return guarded(subject_, static_cast<Plugin*>(nullptr), [&] { return new Plugin(*this); });
 }
 
 const char* Plugin::getPluginName() const noexcept { return info_.name; }
@@ -85,8 +85,8 @@ const char* Plugin::getPluginNamespace() const noexcept { return kPluginNamespac
 int32_t Plugin::getOutputDataTypes(nvinfer1::DataType* outputs, int32_t,
                                    const nvinfer1::DataType* inputs,
                                    int32_t input_count) const noexcept {
-  return Guarded(subject_, kFailed, [&] {
-    op_->Check(MakeInputs(input_count, [&](size_t i, Tensor& t) { SetType(inputs[i], t); }));
+  return guarded(subject_, kFailed, [&] {
+    op_->check(make_inputs(input_count, [&](size_t i, Tensor& t) { set_type(inputs[i], t); }));
     outputs[0] = inputs[0];  // the first input is no mask
     return kOk;
   });
@@ -95,17 +95,17 @@ int32_t Plugin::getOutputDataTypes(nvinfer1::DataType* outputs, int32_t,
 int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t input_count,
                                 const nvinfer1::DimsExprs*, int32_t, nvinfer1::DimsExprs* outputs,
                                 int32_t, nvinfer1::IExprBuilder& builder) noexcept {
-  return Guarded(subject_, kFailed, [&] {
-    const std::vector<size_t> slots = Slots(input_count);
-    const auto sizes =
-        op_->Output(MakeInputs(input_count, [&](size_t i, Tensor& t) { SetShape(inputs[i], t); }));
+  return guarded(subject_, kFailed, [&] {
+    const std::vector<size_t> slots = find_slots(input_count);
+    const auto sizes = op_->output(
+        make_inputs(input_count, [&](size_t i, Tensor& t) { set_shape(inputs[i], t); }));
     outputs[0].nbDims = static_cast<int32_t>(sizes.size());
     for (size_t i = 0; i < sizes.size(); ++i) {
       size_t given = 0;
       while (slots[given] != sizes[i].input) {
         ++given;
       }
-      outputs[0].d[i] = Expression(sizes[i], inputs[given], builder);
+      outputs[0].d[i] = expression(sizes[i], inputs[given], builder);
     }
     return kOk;
   });
@@ -115,15 +115,16 @@ int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t input
 bool Plugin::supportsFormatCombination(int32_t position,
                                        const nvinfer1::DynamicPluginTensorDesc* tensors,
                                        int32_t input_count, int32_t) noexcept {
-  return Guarded(subject_, false, [&] {
+  return guarded(subject_, false, [&] {
     const nvinfer1::PluginTensorDesc& asked = tensors[position].desc;
     Tensor tensor;
-    SetType(asked.type, tensor);
+    set_type(asked.type, tensor);
     if (asked.format != nvinfer1::TensorFormat::kLINEAR || !tensor.dtype) {
       return false;
     }
-    const bool mask = position < input_count &&
-                      info_.inputs[Slots(input_count)[static_cast<size_t>(position)]].IsMask();
+    const bool mask =
+        position < input_count &&
+        info_.inputs[find_slots(input_count)[static_cast<size_t>(position)]].is_mask();
     return mask || (*tensor.dtype != DType::kBool && asked.type == tensors[0].desc.type);
   });
 }
@@ -131,8 +132,8 @@ bool Plugin::supportsFormatCombination(int32_t position,
 int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs,
                                 int32_t input_count, const nvinfer1::DynamicPluginTensorDesc*,
                                 int32_t) noexcept {
-  return Guarded(subject_, kFailed, [&] {
-    op_->Configure(MakeProfile(inputs, input_count));
+  return guarded(subject_, kFailed, [&] {
+    op_->configure(make_profile(inputs, input_count));
     return kOk;
   });
 }
@@ -140,17 +141,17 @@ int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs,
 size_t Plugin::getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs,
                                 int32_t input_count, const nvinfer1::DynamicPluginTensorDesc*,
                                 int32_t) const noexcept {
-  return Guarded(subject_, size_t{0},
-                 [&] { return op_->WorkspaceBytes(MakeProfile(inputs, input_count)); });
+  return guarded(subject_, size_t{0},
+                 [&] { return op_->workspace_bytes(make_profile(inputs, input_count)); });
 }
 
 int32_t Plugin::getNbTactics() noexcept {
-  return Guarded(subject_, 0, [&] { return static_cast<int32_t>(op_->Tactics().size()); });
+  return guarded(subject_, 0, [&] { return static_cast<int32_t>(op_->tactics().size()); });
 }
 
 int32_t Plugin::getValidTactics(int32_t* tactics, int32_t count) noexcept {
-  return Guarded(subject_, kFailed, [&] {
-    const std::vector<int32_t> valid = op_->Tactics();
+  return guarded(subject_, kFailed, [&] {
+    const std::vector<int32_t> valid = op_->tactics();
     for (size_t i = 0; i < valid.size() && static_cast<int32_t>(i) < count; ++i) {
       tactics[i] = valid[i];
     }
@@ -159,20 +160,20 @@ int32_t Plugin::getValidTactics(int32_t* tactics, int32_t count) noexcept {
 }
 
 int32_t Plugin::setTactic(int32_t tactic) noexcept {
-  return Guarded(subject_, kFailed, [&] {
-    op_->SetTactic(tactic);
+  return guarded(subject_, kFailed, [&] {
+    op_->set_tactic(tactic);
     return kOk;
   });
 }
 
 int32_t Plugin::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
                               const nvinfer1::PluginTensorDesc*, int32_t) noexcept {
-  return Guarded(subject_, kFailed, [&] {
+  return guarded(subject_, kFailed, [&] {
     ready_ = false;
-    slots_ = Slots(input_count);
-    op_->SetShapes(MakeInputs(input_count, [&](size_t i, Tensor& tensor) {
-      SetType(inputs[i].type, tensor);
-      SetShape(inputs[i].dims, tensor);
+    slots_ = find_slots(input_count);
+    op_->set_shapes(make_inputs(input_count, [&](size_t i, Tensor& tensor) {
+      set_type(inputs[i].type, tensor);
+      set_shape(inputs[i].dims, tensor);
     }));
     ready_ = true;
     return kOk;
@@ -182,7 +183,7 @@ int32_t Plugin::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t 
 int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc*, const nvinfer1::PluginTensorDesc*,
                         const void* const* inputs, void* const* outputs, void* workspace,
                         cudaStream_t stream) noexcept {
-  return Guarded(subject_, kFailed, [&] {
+  return guarded(subject_, kFailed, [&] {
     if (!ready_) {
       throw Refusal("enqueue without a shape; expected onShapeChange to have succeeded before.");
     }
@@ -194,14 +195,14 @@ int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc*, const nvinfer1::Plugi
     call.workspace = workspace;
     call.stream = stream;
     call.timed = timed_;
-    op_->Run(call);
+    op_->run(call);
     return kOk;
   });
 }
 
 // Whoever runs a context wants results, not times.
 nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
-  return Guarded(subject_, static_cast<Plugin*>(nullptr), [&] {
+  return guarded(subject_, static_cast<Plugin*>(nullptr), [&] {
     auto attached = std::make_unique<Plugin>(*this);
     attached->timed_ = false;
     return attached.release();
@@ -210,8 +211,8 @@ nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) 
 
 const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept {
   using Collection = const nvinfer1::PluginFieldCollection;
-  return Guarded(subject_, static_cast<Collection*>(nullptr), [&]() -> Collection* {
-    numbers_ = Numbers();
+  return guarded(subject_, static_cast<Collection*>(nullptr), [&]() -> Collection* {
+    numbers_ = numbers();
     fields_.clear();
     for (const Number& number : numbers_) {
       const bool is_int = std::holds_alternative<int32_t>(number.value);
@@ -228,7 +229,7 @@ const nvinfer1::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept {
 }
 
 // Which inputs of the op the node's are.
-std::vector<size_t> Plugin::Slots(int32_t input_count) const {
+std::vector<size_t> Plugin::find_slots(int32_t input_count) const {
   std::vector<size_t> slots;
   for (size_t i = 0; i < info_.inputs.size(); ++i) {
     const bool given = present_inputs_ == 0 ? static_cast<int32_t>(i) < input_count
@@ -247,8 +248,8 @@ std::vector<size_t> Plugin::Slots(int32_t input_count) const {
 }
 
 template <class Set>
-Inputs Plugin::MakeInputs(int32_t input_count, const Set& set) const {
-  const std::vector<size_t> slots = Slots(input_count);
+Inputs Plugin::make_inputs(int32_t input_count, const Set& set) const {
+  const std::vector<size_t> slots = find_slots(input_count);
   Inputs inputs;
   for (size_t i = 0; i < slots.size(); ++i) {
     inputs[slots[i]].present = true;
@@ -257,20 +258,20 @@ Inputs Plugin::MakeInputs(int32_t input_count, const Set& set) const {
   return inputs;
 }
 
-Profile Plugin::MakeProfile(const nvinfer1::DynamicPluginTensorDesc* inputs,
-                            int32_t input_count) const {
+Profile Plugin::make_profile(const nvinfer1::DynamicPluginTensorDesc* inputs,
+                             int32_t input_count) const {
   const auto sized = [&](nvinfer1::Dims nvinfer1::DynamicPluginTensorDesc::* dims) {
-    return MakeInputs(input_count, [&](size_t i, Tensor& tensor) {
-      SetType(inputs[i].desc.type, tensor);
-      SetShape(inputs[i].*dims, tensor);
+    return make_inputs(input_count, [&](size_t i, Tensor& tensor) {
+      set_type(inputs[i].desc.type, tensor);
+      set_shape(inputs[i].*dims, tensor);
     });
   };
   using Range = nvinfer1::DynamicPluginTensorDesc;
   return {sized(&Range::min), sized(&Range::opt), sized(&Range::max)};
 }
 
-std::vector<Number> Plugin::Numbers() const {
-  std::vector<Number> numbers = op_->Serialize();
+std::vector<Number> Plugin::numbers() const {
+  std::vector<Number> numbers = op_->serialize();
   numbers.push_back({kPresentInputs, present_inputs_});
   return numbers;
 }

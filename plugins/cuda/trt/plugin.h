@@ -64,11 +64,11 @@ class Plugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
-  std::vector<size_t> Slots(int32_t input_count) const;
+  std::vector<size_t> find_slots(int32_t input_count) const;
   template <class Set>
-  Inputs MakeInputs(int32_t input_count, const Set& set) const;
-  Profile MakeProfile(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count) const;
-  std::vector<Number> Numbers() const;
+  Inputs make_inputs(int32_t input_count, const Set& set) const;
+  Profile make_profile(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count) const;
+  std::vector<Number> numbers() const;
 
   const OpInfo& info_;
   const std::string subject_;  // of log messages: op and layer

@@ -29,33 +29,33 @@ struct AttributeContract {
   const char* const* choices = nullptr;  // of a number: 0, 1 and so on; null: no limit
   int32_t num_choices = 0;
 
-  constexpr AttributeContract Default(double value) const {
+  constexpr AttributeContract default_to(double value) const {
     AttributeContract changed = *this;
     changed.required = false;
     changed.absent = value;
     return changed;
   }
 
-  constexpr AttributeContract AtLeast(double value) const {
+  constexpr AttributeContract with_at_least(double value) const {
     AttributeContract changed = *this;
     changed.at_least = value;
     return changed;
   }
 
-  constexpr AttributeContract Above(double value) const {
+  constexpr AttributeContract with_above(double value) const {
     AttributeContract changed = *this;
     changed.above = value;
     return changed;
   }
 
-  constexpr AttributeContract Odd() const {
+  constexpr AttributeContract with_odd() const {
     AttributeContract changed = *this;
     changed.odd = true;
     return changed;
   }
 
   template <size_t kCount>
-  constexpr AttributeContract OneOf(const char* const (&values)[kCount]) const {
+  constexpr AttributeContract one_of(const char* const (&values)[kCount]) const {
     AttributeContract changed = *this;
     changed.choices = values;
     changed.num_choices = static_cast<int32_t>(kCount);
@@ -72,13 +72,13 @@ struct OpContract {
 };
 
 template <size_t kInputs, size_t kAttributes>
-constexpr OpContract MakeContract(const char* name, const InputContract (&inputs)[kInputs],
-                                  const AttributeContract (&attributes)[kAttributes]) {
+constexpr OpContract make_contract(const char* name, const InputContract (&inputs)[kInputs],
+                                   const AttributeContract (&attributes)[kAttributes]) {
   return {name, inputs, kInputs, attributes, kAttributes};
 }
 
 // "weighted or mask".
-inline std::string ChoicesText(const AttributeContract& attribute) {
+inline std::string choices_text(const AttributeContract& attribute) {
   std::string text;
   for (int32_t i = 0; i < attribute.num_choices; ++i) {
     text += (i == 0 ? "" : " or ") + std::string(attribute.choices[i]);
@@ -87,7 +87,7 @@ inline std::string ChoicesText(const AttributeContract& attribute) {
 }
 
 // The place of a text among the choices; -1 if it is none of them.
-inline int32_t ChoiceOf(const AttributeContract& attribute, const std::string& text) {
+inline int32_t choice_of(const AttributeContract& attribute, const std::string& text) {
   for (int32_t i = 0; i < attribute.num_choices; ++i) {
     if (text == attribute.choices[i]) {
       return i;
@@ -97,9 +97,9 @@ inline int32_t ChoiceOf(const AttributeContract& attribute, const std::string& t
 }
 
 // What a number should have been instead, such as "at least 1"; empty where it is fine.
-inline std::string ExpectedInstead(const AttributeContract& attribute, double value) {
+inline std::string expected_instead(const AttributeContract& attribute, double value) {
   if (attribute.choices != nullptr && !(value >= 0 && value < attribute.num_choices)) {
-    return ChoicesText(attribute);
+    return choices_text(attribute);
   }
   if (value < attribute.at_least) {
     const auto least = static_cast<int64_t>(attribute.at_least);

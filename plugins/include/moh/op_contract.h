@@ -17,18 +17,19 @@ inline constexpr char kFloatTypesText[] = "float32, float16 or bfloat16";
 
 namespace aggregated_attention {
 
-inline constexpr auto kNumHeads = AttributeContract{"num_heads", AttributeType::kInt}.AtLeast(1);
-inline constexpr auto kHeight = AttributeContract{"height", AttributeType::kInt}.AtLeast(1);
-inline constexpr auto kWidth = AttributeContract{"width", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kNumHeads =
+    AttributeContract{"num_heads", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kHeight = AttributeContract{"height", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kWidth = AttributeContract{"width", AttributeType::kInt}.with_at_least(1);
 inline constexpr auto kKernelHeight =
-    AttributeContract{"kernel_height", AttributeType::kInt}.AtLeast(1).Odd();
+    AttributeContract{"kernel_height", AttributeType::kInt}.with_at_least(1).with_odd();
 inline constexpr auto kKernelWidth =
-    AttributeContract{"kernel_width", AttributeType::kInt}.AtLeast(1).Odd();
+    AttributeContract{"kernel_width", AttributeType::kInt}.with_at_least(1).with_odd();
 inline constexpr const char* kNormalizeChoices[] = {"0", "1"};
 inline constexpr auto kNormalize =
-    AttributeContract{"normalize", AttributeType::kInt}.OneOf(kNormalizeChoices).Default(0);
+    AttributeContract{"normalize", AttributeType::kInt}.one_of(kNormalizeChoices).default_to(0);
 inline constexpr auto kEpsilon =
-    AttributeContract{"epsilon", AttributeType::kFloat}.Above(0).Default(1e-12);
+    AttributeContract{"epsilon", AttributeType::kFloat}.with_above(0).default_to(1e-12);
 inline constexpr int64_t kMostHeadDim = 256;
 inline constexpr int64_t kMostWindowPlaces = 128;
 inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
@@ -54,19 +55,20 @@ inline constexpr AttributeContract kAttributes[] = {
     kNormalize,
     kEpsilon,
 };
-inline constexpr OpContract kOp = MakeContract("MoHAggregatedAttention", kInputs, kAttributes);
+inline constexpr OpContract kOp = make_contract("MoHAggregatedAttention", kInputs, kAttributes);
 
 }  // namespace aggregated_attention
 
 namespace attention {
 
-inline constexpr auto kQNumHeads = AttributeContract{"q_num_heads", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kQNumHeads =
+    AttributeContract{"q_num_heads", AttributeType::kInt}.with_at_least(1);
 inline constexpr auto kKvNumHeads =
-    AttributeContract{"kv_num_heads", AttributeType::kInt}.AtLeast(1);
+    AttributeContract{"kv_num_heads", AttributeType::kInt}.with_at_least(1);
 inline constexpr auto kScale = AttributeContract{"scale", AttributeType::kFloat};
 inline constexpr const char* kIsCausalChoices[] = {"0", "1"};
 inline constexpr auto kIsCausal =
-    AttributeContract{"is_causal", AttributeType::kInt}.OneOf(kIsCausalChoices).Default(0);
+    AttributeContract{"is_causal", AttributeType::kInt}.one_of(kIsCausalChoices).default_to(0);
 inline constexpr int64_t kMostHeadDim = 256;
 inline constexpr int64_t kMostValueDim = 256;
 inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
@@ -82,13 +84,14 @@ inline constexpr AttributeContract kAttributes[] = {
     kScale,
     kIsCausal,
 };
-inline constexpr OpContract kOp = MakeContract("MoHAttention", kInputs, kAttributes);
+inline constexpr OpContract kOp = make_contract("MoHAttention", kInputs, kAttributes);
 
 }  // namespace attention
 
 namespace query_projection {
 
-inline constexpr auto kNumHeads = AttributeContract{"num_heads", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kNumHeads =
+    AttributeContract{"num_heads", AttributeType::kInt}.with_at_least(1);
 inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
     {"X", false, false},
     {"W", false, false},
@@ -98,13 +101,14 @@ inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
 inline constexpr AttributeContract kAttributes[] = {
     kNumHeads,
 };
-inline constexpr OpContract kOp = MakeContract("MoHQueryProjection", kInputs, kAttributes);
+inline constexpr OpContract kOp = make_contract("MoHQueryProjection", kInputs, kAttributes);
 
 }  // namespace query_projection
 
 namespace output_projection {
 
-inline constexpr auto kNumHeads = AttributeContract{"num_heads", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kNumHeads =
+    AttributeContract{"num_heads", AttributeType::kInt}.with_at_least(1);
 inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
     {"X", false, false},
     {"W", false, false},
@@ -114,18 +118,18 @@ inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
 inline constexpr AttributeContract kAttributes[] = {
     kNumHeads,
 };
-inline constexpr OpContract kOp = MakeContract("MoHOutputProjection", kInputs, kAttributes);
+inline constexpr OpContract kOp = make_contract("MoHOutputProjection", kInputs, kAttributes);
 
 }  // namespace output_projection
 
 namespace router {
 
-inline constexpr auto kTopK = AttributeContract{"top_k", AttributeType::kInt}.AtLeast(0);
+inline constexpr auto kTopK = AttributeContract{"top_k", AttributeType::kInt}.with_at_least(0);
 inline constexpr auto kNumSharedHeads =
-    AttributeContract{"num_shared_heads", AttributeType::kInt}.AtLeast(0).Default(0);
+    AttributeContract{"num_shared_heads", AttributeType::kInt}.with_at_least(0).default_to(0);
 inline constexpr const char* kGateModeChoices[] = {"weighted", "mask"};
 inline constexpr auto kGateMode =
-    AttributeContract{"gate_mode", AttributeType::kText}.OneOf(kGateModeChoices).Default(0);
+    AttributeContract{"gate_mode", AttributeType::kText}.one_of(kGateModeChoices).default_to(0);
 inline constexpr int64_t kMostRoutedHeads = 4096;
 inline constexpr int64_t kMostSharedHeads = 4096;
 inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
@@ -138,21 +142,22 @@ inline constexpr AttributeContract kAttributes[] = {
     kNumSharedHeads,
     kGateMode,
 };
-inline constexpr OpContract kOp = MakeContract("MoHRouter", kInputs, kAttributes);
+inline constexpr OpContract kOp = make_contract("MoHRouter", kInputs, kAttributes);
 
 }  // namespace router
 
 namespace token_conv {
 
-inline constexpr auto kChannels = AttributeContract{"channels", AttributeType::kInt}.AtLeast(1);
-inline constexpr auto kHeight = AttributeContract{"height", AttributeType::kInt}.AtLeast(1);
-inline constexpr auto kWidth = AttributeContract{"width", AttributeType::kInt}.AtLeast(1);
+inline constexpr auto kChannels =
+    AttributeContract{"channels", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kHeight = AttributeContract{"height", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kWidth = AttributeContract{"width", AttributeType::kInt}.with_at_least(1);
 inline constexpr const char* kActivationChoices[] = {"none", "gelu"};
 inline constexpr auto kActivation =
-    AttributeContract{"activation", AttributeType::kText}.OneOf(kActivationChoices).Default(0);
+    AttributeContract{"activation", AttributeType::kText}.one_of(kActivationChoices).default_to(0);
 inline constexpr const char* kGatedChoices[] = {"0", "1"};
 inline constexpr auto kGated =
-    AttributeContract{"gated", AttributeType::kInt}.OneOf(kGatedChoices).Default(0);
+    AttributeContract{"gated", AttributeType::kInt}.one_of(kGatedChoices).default_to(0);
 inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
     {"X", false, false},
     {"W", false, false},
@@ -166,7 +171,7 @@ inline constexpr AttributeContract kAttributes[] = {
     kActivation,
     kGated,
 };
-inline constexpr OpContract kOp = MakeContract("MoHTokenConv", kInputs, kAttributes);
+inline constexpr OpContract kOp = make_contract("MoHTokenConv", kInputs, kAttributes);
 
 }  // namespace token_conv
 

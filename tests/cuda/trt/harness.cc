@@ -23,7 +23,7 @@ class Collector final : public ILogger, public ILoggerFinder {
     text_ += std::string(" ") + text + "\n";
   }
   ILogger* findLogger() override { return this; }
-  const char* Take() {
+  const char* take() {
     taken_ = text_;
     text_.clear();
     return taken_.c_str();
@@ -33,7 +33,7 @@ class Collector final : public ILogger, public ILoggerFinder {
   std::string text_, taken_;
 };
 
-Collector& TheCollector() {
+Collector& the_collector() {
   static Collector collector;
   return collector;
 }
@@ -56,7 +56,7 @@ struct Size final : IDimensionExpr {
   ~Size() noexcept override = default;
 };
 
-int64_t Compute(DimensionOperation operation, int64_t a, int64_t b) {
+int64_t compute(DimensionOperation operation, int64_t a, int64_t b) {
   switch (operation) {
     case DimensionOperation::kSUM:
       return a + b;
@@ -72,16 +72,16 @@ int64_t Compute(DimensionOperation operation, int64_t a, int64_t b) {
 struct Builder final : IExprBuilder {
   struct Impl final : apiv::VExprBuilder {
     std::vector<std::unique_ptr<Size>> sizes;
-    const IDimensionExpr* Make(int64_t value, bool known) {
+    const IDimensionExpr* make(int64_t value, bool known) {
       sizes.push_back(std::make_unique<Size>(value, known));
       return sizes.back().get();
     }
-    const IDimensionExpr* constant(int64_t value) override { return Make(value, true); }
+    const IDimensionExpr* constant(int64_t value) override { return make(value, true); }
     const IDimensionExpr* operation(DimensionOperation operation, const IDimensionExpr& a,
                                     const IDimensionExpr& b) override {
       const auto& left = static_cast<const Size&>(a).impl;
       const auto& right = static_cast<const Size&>(b).impl;
-      return Make(Compute(operation, left.value, right.value), left.known && right.known);
+      return make(compute(operation, left.value, right.value), left.known && right.known);
     }
     const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&,
                                             const IDimensionExpr&) override {
@@ -98,13 +98,13 @@ struct Library {
   IPluginCreatorInterface* const* creators = nullptr;
   int32_t count = 0;
 
-  IPluginCreatorV3One* At(int32_t index) const {
+  IPluginCreatorV3One* at(int32_t index) const {
     return static_cast<IPluginCreatorV3One*>(creators[index]);
   }
-  IPluginCreatorV3One* Find(const char* op) const {
+  IPluginCreatorV3One* find(const char* op) const {
     for (int32_t i = 0; i < count; ++i) {
-      if (std::strcmp(At(i)->getPluginName(), op) == 0) {
-        return At(i);
+      if (std::strcmp(at(i)->getPluginName(), op) == 0) {
+        return at(i);
       }
     }
     return nullptr;
@@ -112,17 +112,17 @@ struct Library {
 };
 
 template <class Capability>
-Capability* As(IPluginV3* plugin, PluginCapabilityType type) {
+Capability* as(IPluginV3* plugin, PluginCapabilityType type) {
   return static_cast<Capability*>(plugin->getCapabilityInterface(type));
 }
-IPluginV3OneCore* Core(IPluginV3* plugin) {
-  return As<IPluginV3OneCore>(plugin, PluginCapabilityType::kCORE);
+IPluginV3OneCore* core(IPluginV3* plugin) {
+  return as<IPluginV3OneCore>(plugin, PluginCapabilityType::kCORE);
 }
-IPluginV3OneBuild* Build(IPluginV3* plugin) {
-  return As<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
+IPluginV3OneBuild* build(IPluginV3* plugin) {
+  return as<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
 }
-IPluginV3OneRuntime* Runtime(IPluginV3* plugin) {
-  return As<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
+IPluginV3OneRuntime* runtime(IPluginV3* plugin) {
+  return as<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
 }
 
 }  // namespace
@@ -131,7 +131,7 @@ IPluginV3OneRuntime* Runtime(IPluginV3* plugin) {
 HARNESS_EXPORT const Library* harness_open(const char* path) {
   void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
-    TheCollector().log(ILogger::Severity::kERROR, dlerror());
+    the_collector().log(ILogger::Severity::kERROR, dlerror());
     return nullptr;
   }
   auto* get =
@@ -140,24 +140,24 @@ HARNESS_EXPORT const Library* harness_open(const char* path) {
   if (get == nullptr || find == nullptr) {
     return nullptr;
   }
-  find(&TheCollector());
+  find(&the_collector());
   auto* library = new Library;
   library->creators = get(library->count);
   return library;
 }
 
-HARNESS_EXPORT const char* harness_take_log() { return TheCollector().Take(); }
+HARNESS_EXPORT const char* harness_take_log() { return the_collector().take(); }
 
 HARNESS_EXPORT int32_t harness_count(const Library* library) { return library->count; }
 
 HARNESS_EXPORT const char* harness_kind(const Library* library, int32_t index) {
-  return library->At(index)->getInterfaceInfo().kind;
+  return library->at(index)->getInterfaceInfo().kind;
 }
 
 // Name, version, namespace and names of the fields of a creator, separated by spaces.
 HARNESS_EXPORT const char* harness_describe(const Library* library, int32_t index) {
   static std::string text;
-  IPluginCreatorV3One* creator = library->At(index);
+  IPluginCreatorV3One* creator = library->at(index);
   text = std::string(creator->getPluginName()) + " " + creator->getPluginVersion() + " " +
          creator->getPluginNamespace();
   const PluginFieldCollection* fields = creator->getFieldNames();
@@ -170,29 +170,29 @@ HARNESS_EXPORT const char* harness_describe(const Library* library, int32_t inde
 HARNESS_EXPORT IPluginV3* harness_create(const Library* library, const char* op, const char* layer,
                                          const PluginField* fields, int32_t count, int32_t phase) {
   const PluginFieldCollection collection{count, fields};
-  return library->Find(op)->createPlugin(layer, &collection, static_cast<TensorRTPhase>(phase));
+  return library->find(op)->createPlugin(layer, &collection, static_cast<TensorRTPhase>(phase));
 }
 
 HARNESS_EXPORT void harness_destroy(IPluginV3* plugin) { delete plugin; }
 HARNESS_EXPORT IPluginV3* harness_clone(IPluginV3* plugin) { return plugin->clone(); }
 HARNESS_EXPORT IPluginV3* harness_attach(IPluginV3* plugin) {
-  return Runtime(plugin)->attachToContext(nullptr);
+  return runtime(plugin)->attachToContext(nullptr);
 }
 
 HARNESS_EXPORT const char* harness_name(IPluginV3* plugin) {
   static std::string text;
-  text = std::string(Core(plugin)->getPluginName()) + " " + Core(plugin)->getPluginVersion() + " " +
-         Core(plugin)->getPluginNamespace();
+  text = std::string(core(plugin)->getPluginName()) + " " + core(plugin)->getPluginVersion() + " " +
+         core(plugin)->getPluginNamespace();
   return text.c_str();
 }
 
 HARNESS_EXPORT const char* harness_timing_id(IPluginV3* plugin) {
-  return Build(plugin)->getTimingCacheID();
+  return build(plugin)->getTimingCacheID();
 }
 
 HARNESS_EXPORT int32_t harness_output_type(IPluginV3* plugin, const DataType* inputs, int32_t count,
                                            DataType* output) {
-  return Build(plugin)->getOutputDataTypes(output, 1, inputs, count);
+  return build(plugin)->getOutputDataTypes(output, 1, inputs, count);
 }
 
 // `known`: for each size of each input, kMAX_DIMS an input, whether the plugin may look at it.
@@ -204,12 +204,12 @@ HARNESS_EXPORT int32_t harness_output_shape(IPluginV3* plugin, const Dims* input
     shapes[i].nbDims = inputs[i].nbDims;
     for (int32_t axis = 0; axis < inputs[i].nbDims; ++axis) {
       shapes[i].d[axis] =
-          builder.impl.Make(inputs[i].d[axis], known[i * Dims::MAX_DIMS + axis] != 0);
+          builder.impl.make(inputs[i].d[axis], known[i * Dims::MAX_DIMS + axis] != 0);
     }
   }
   DimsExprs shape{};
   const int32_t status =
-      Build(plugin)->getOutputShapes(shapes.data(), count, nullptr, 0, &shape, 1, builder);
+      build(plugin)->getOutputShapes(shapes.data(), count, nullptr, 0, &shape, 1, builder);
   output->nbDims = shape.nbDims;
   for (int32_t axis = 0; status == 0 && axis < shape.nbDims; ++axis) {
     output->d[axis] = static_cast<const Size*>(shape.d[axis])->impl.value;
@@ -219,42 +219,42 @@ HARNESS_EXPORT int32_t harness_output_shape(IPluginV3* plugin, const Dims* input
 
 HARNESS_EXPORT int32_t harness_supports(IPluginV3* plugin, int32_t position,
                                         const DynamicPluginTensorDesc* tensors, int32_t inputs) {
-  return Build(plugin)->supportsFormatCombination(position, tensors, inputs, 1) ? 1 : 0;
+  return build(plugin)->supportsFormatCombination(position, tensors, inputs, 1) ? 1 : 0;
 }
 
 HARNESS_EXPORT int32_t harness_configure(IPluginV3* plugin, const DynamicPluginTensorDesc* tensors,
                                          int32_t inputs) {
-  return Build(plugin)->configurePlugin(tensors, inputs, tensors + inputs, 1);
+  return build(plugin)->configurePlugin(tensors, inputs, tensors + inputs, 1);
 }
 
 HARNESS_EXPORT uint64_t harness_workspace(IPluginV3* plugin, const DynamicPluginTensorDesc* tensors,
                                           int32_t inputs) {
-  return Build(plugin)->getWorkspaceSize(tensors, inputs, tensors + inputs, 1);
+  return build(plugin)->getWorkspaceSize(tensors, inputs, tensors + inputs, 1);
 }
 
 // Returns how many there are; writes up to 8.
 HARNESS_EXPORT int32_t harness_tactics(IPluginV3* plugin, int32_t* tactics) {
-  const int32_t count = Build(plugin)->getNbTactics();
-  return Build(plugin)->getValidTactics(tactics, count) == 0 ? count : -1;
+  const int32_t count = build(plugin)->getNbTactics();
+  return build(plugin)->getValidTactics(tactics, count) == 0 ? count : -1;
 }
 
 HARNESS_EXPORT int32_t harness_set_tactic(IPluginV3* plugin, int32_t tactic) {
-  return Runtime(plugin)->setTactic(tactic);
+  return runtime(plugin)->setTactic(tactic);
 }
 
 HARNESS_EXPORT int32_t harness_on_shape_change(IPluginV3* plugin, const PluginTensorDesc* tensors,
                                                int32_t inputs) {
-  return Runtime(plugin)->onShapeChange(tensors, inputs, tensors + inputs, 1);
+  return runtime(plugin)->onShapeChange(tensors, inputs, tensors + inputs, 1);
 }
 
 HARNESS_EXPORT int32_t harness_enqueue(IPluginV3* plugin, const PluginTensorDesc* tensors,
                                        int32_t inputs, const void* const* data, void* output,
                                        void* workspace) {
-  return Runtime(plugin)->enqueue(tensors, tensors + inputs, data, &output, workspace, nullptr);
+  return runtime(plugin)->enqueue(tensors, tensors + inputs, data, &output, workspace, nullptr);
 }
 
 HARNESS_EXPORT const PluginFieldCollection* harness_serialize(IPluginV3* plugin) {
-  return Runtime(plugin)->getFieldsToSerialize();
+  return runtime(plugin)->getFieldsToSerialize();
 }
 
 // Sizes that host_plugin.py assumes: PluginField, PluginTensorDesc, DynamicPluginTensorDesc.

@@ -9,7 +9,7 @@
 
 namespace {
 
-int CountOurs() {
+int count_ours() {
   int count = 0;
   for (const char* op : {"MoHRouter", "MoHAttention", "MoHAggregatedAttention"}) {
     count += getPluginRegistry()->getCreator(op, "1", "moh") != nullptr;
@@ -20,11 +20,11 @@ int CountOurs() {
 }  // namespace
 
 int main(int, char** arguments) {
-  std::printf("%d\n", CountOurs());
+  std::printf("%d\n", count_ours());
   if (dlopen(arguments[1], RTLD_LAZY) == nullptr) {
     std::printf("%s\n", dlerror());
     return 1;
   }
-  std::printf("%d\n", CountOurs());
+  std::printf("%d\n", count_ours());
   return 0;
 }

@@ -13,12 +13,12 @@ namespace {
 
 constexpr const char* kOps[] = {"MoHRouter", "MoHAttention", "MoHAggregatedAttention"};
 
-IPluginCreatorV3One* Find(IPluginRegistry& registry, const char* op) {
+IPluginCreatorV3One* find(IPluginRegistry& registry, const char* op) {
   return static_cast<IPluginCreatorV3One*>(registry.getCreator(op, "1", "moh"));
 }
 
 // Fields of a router; for the other ops they are wrong.
-bool CreatesRouter(IPluginCreatorV3One& creator) {
+bool creates_router(IPluginCreatorV3One& creator) {
   const int32_t top_k = 2, shared = 1;
   const PluginField fields[] = {{"top_k", &top_k, PluginFieldType::kINT32, 1},
                                 {"num_shared_heads", &shared, PluginFieldType::kINT32, 1}};
@@ -29,10 +29,10 @@ bool CreatesRouter(IPluginCreatorV3One& creator) {
   return created;
 }
 
-int CountOurs(IPluginRegistry& registry) {
+int count_ours(IPluginRegistry& registry) {
   int count = 0;
   for (const char* op : kOps) {
-    count += Find(registry, op) != nullptr;
+    count += find(registry, op) != nullptr;
   }
   return count;
 }
@@ -49,21 +49,21 @@ int main(int, char** arguments) {
   const auto get = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(library, "getPluginRegistry"));
   std::printf("version %d\n", version());
   IPluginRegistry& registry = *get();
-  std::printf("before %d\n", CountOurs(registry));
+  std::printf("before %d\n", count_ours(registry));
   IPluginRegistry::PluginLibraryHandle handle = registry.loadLibrary(arguments[2]);
   std::printf("loaded %d\n", handle != nullptr);
-  std::printf("after %d\n", CountOurs(registry));
+  std::printf("after %d\n", count_ours(registry));
   if (handle == nullptr) {
     return 0;
   }
-  std::printf("kind %s\n", Find(registry, kOps[0])->getInterfaceInfo().kind);
+  std::printf("kind %s\n", find(registry, kOps[0])->getInterfaceInfo().kind);
   for (const char* op : kOps) {
-    std::printf("created %s %d\n", op, CreatesRouter(*Find(registry, op)));
+    std::printf("created %s %d\n", op, creates_router(*find(registry, op)));
   }
   registry.deregisterLibrary(handle);
-  std::printf("deregistered %d\n", CountOurs(registry));
+  std::printf("deregistered %d\n", count_ours(registry));
   handle = registry.loadLibrary(arguments[2]);
-  std::printf("again %d\n", CountOurs(registry));
+  std::printf("again %d\n", count_ours(registry));
   registry.deregisterLibrary(handle);
   return 0;
 }

@@ -6,24 +6,24 @@ namespace {
 
 namespace aggregated = contract::aggregated_attention;
 
-const OpInfo& Info() { return AggregatedAttentionInfo(); }
+const OpInfo& info() { return aggregated_attention_info(); }
 
 class AggregatedAttention final : public Op {
  public:
   explicit AggregatedAttention(const Fields& fields)
-      : heads_(fields.Int(aggregated::kNumHeads)),
-        height_(fields.Int(aggregated::kHeight)),
-        width_(fields.Int(aggregated::kWidth)),
-        kernel_height_(fields.Int(aggregated::kKernelHeight)),
-        kernel_width_(fields.Int(aggregated::kKernelWidth)),
-        normalize_(fields.Flag(aggregated::kNormalize)),
-        epsilon_(fields.Float(aggregated::kEpsilon)) {}
+      : heads_(fields.int_value(aggregated::kNumHeads)),
+        height_(fields.int_value(aggregated::kHeight)),
+        width_(fields.int_value(aggregated::kWidth)),
+        kernel_height_(fields.int_value(aggregated::kKernelHeight)),
+        kernel_width_(fields.int_value(aggregated::kKernelWidth)),
+        normalize_(fields.flag(aggregated::kNormalize)),
+        epsilon_(fields.float_value(aggregated::kEpsilon)) {}
 
-  std::unique_ptr<Op> Clone() const override {
+  std::unique_ptr<Op> clone() const override {
     return std::make_unique<AggregatedAttention>(*this);
   }
 
-  std::vector<Number> Serialize() const override {
+  std::vector<Number> serialize() const override {
     return {{aggregated::kNumHeads.name, heads_},
             {aggregated::kHeight.name, height_},
             {aggregated::kWidth.name, width_},
@@ -33,17 +33,17 @@ class AggregatedAttention final : public Op {
             {aggregated::kEpsilon.name, epsilon_}};
   }
 
-  void Check(const Inputs& inputs) const override { SizesOf(inputs); }
+  void check(const Inputs& inputs) const override { sizes_of(inputs); }
 
-  std::vector<OutputSize> Output(const Inputs& inputs) const override {
-    SizesOf(inputs);
+  std::vector<OutputSize> output(const Inputs& inputs) const override {
+    sizes_of(inputs);
     return {{0, 0}, {0, 1}, {0, 2}};  // as Q
   }
 
-  void SetShapes(const Inputs& inputs) override {
-    const Sizes sizes = SizesOf(inputs);
+  void set_shapes(const Inputs& inputs) override {
+    const Sizes sizes = sizes_of(inputs);
     args_ = {};
-    args_.dtype = DTypeOf(Info(), inputs);
+    args_.dtype = dtype_of(info(), inputs);
     args_.batch = static_cast<int32_t>(sizes['B']);
     args_.heads = heads_;
     args_.head_dim = static_cast<int32_t>(sizes['D']);
@@ -56,7 +56,7 @@ class AggregatedAttention final : public Op {
     args_.epsilon = epsilon_;
   }
 
-  void Run(const Call& call) const override {
+  void run(const Call& call) const override {
     AggregatedAttentionArgs args = args_;
     const void** const data[] = {&args.query,           &args.key,           &args.value,
                                  &args.pooled_key,      &args.pooled_value,  &args.gates,
@@ -66,22 +66,22 @@ class AggregatedAttention final : public Op {
       *data[i] = call.inputs[i];
     }
     args.output = call.output;
-    CheckStatus(moh_cuda_aggregated_attention(&args, call.stream));
+    check_status(moh_cuda_aggregated_attention(&args, call.stream));
   }
 
  private:
-  Sizes SizesOf(const Inputs& inputs) const {
-    CheckTypes(Info(), inputs);
-    Sizes sizes(Info());
-    sizes.Set('H', heads_, "num_heads");
-    sizes.Set('N', int64_t{height_} * width_, "the image");
-    sizes.Set('L', int64_t{kernel_height_} * kernel_width_, "the window");
-    Measure(Info(), inputs, sizes);
-    sizes.Divide('C', heads_, 'D', "Q");
+  Sizes sizes_of(const Inputs& inputs) const {
+    check_types(info(), inputs);
+    Sizes sizes(info());
+    sizes.set('H', heads_, "num_heads");
+    sizes.set('N', int64_t{height_} * width_, "the image");
+    sizes.set('L', int64_t{kernel_height_} * kernel_width_, "the window");
+    measure(info(), inputs, sizes);
+    sizes.divide('C', heads_, 'D', "Q");
     if (sizes['P'] == 0) {
       throw Refusal("pooled_K has no tokens; expected at least 1.");
     }
-    sizes.CheckLimits();
+    sizes.check_limits();
     return sizes;
   }
 
@@ -91,13 +91,13 @@ class AggregatedAttention final : public Op {
   AggregatedAttentionArgs args_{};
 };
 
-std::unique_ptr<Op> Create(const Fields& fields) {
+std::unique_ptr<Op> create(const Fields& fields) {
   return std::make_unique<AggregatedAttention>(fields);
 }
 
 }  // namespace
 
-const OpInfo& AggregatedAttentionInfo() {
+const OpInfo& aggregated_attention_info() {
   static const OpInfo info{aggregated::kOp,
                            {{"BNC"},
                             {"BNC"},
@@ -121,7 +121,7 @@ const OpInfo& AggregatedAttentionInfo() {
                             {'L', "number of window places"}},
                            {{"head_dim", 'D', aggregated::kMostHeadDim},
                             {"window_places", 'L', aggregated::kMostWindowPlaces}},
-                           Create};
+                           create};
   return info;
 }
 

@@ -21,20 +21,20 @@ constexpr int32_t kNoTactic = 0;     // TensorRT's: as the kernels choose
 // is the larger, the more multiprocessors there are.
 constexpr Device kLargestDevice{/*multiprocessors=*/192, /*compute_capability=*/80};
 
-Device DeviceOfBuild() {
+Device device_of_build() {
   Device device{};
   return moh_cuda_device(&device) == cuda::Status::kOk ? device : kLargestDevice;
 }
 
-AttentionChoice Choose(const AttentionArgs& args, const Device& device) {
+AttentionChoice choose(const AttentionArgs& args, const Device& device) {
   AttentionChoice choice{};
-  CheckStatus(moh_cuda_attention_choose(&args, &device, &choice));
+  check_status(moh_cuda_attention_choose(&args, &device, &choice));
   return choice;
 }
 
-size_t KernelWorkspace(const AttentionArgs& args, const AttentionChoice& choice) {
+size_t kernel_workspace(const AttentionArgs& args, const AttentionChoice& choice) {
   size_t bytes = 0;
-  CheckStatus(moh_cuda_attention_workspace(&args, &choice, &bytes));
+  check_status(moh_cuda_attention_workspace(&args, &choice, &bytes));
   return bytes;
 }
 
@@ -42,26 +42,26 @@ class Attention final : public Op {
  public:
   explicit Attention(const Fields& fields)
       : attributes_(fields),
-        open_share_(fields.Float("open_share", kOpenShare)),
-        workspace_kib_(fields.Int("workspace_kib", -1)) {
+        open_share_(fields.float_value("open_share", kOpenShare)),
+        workspace_kib_(fields.int_value("workspace_kib", -1)) {
     if (!(open_share_ >= 0 && open_share_ <= 1)) {
       throw Refusal("field open_share is ", open_share_, "; expected 0 to 1.");
     }
   }
 
-  std::unique_ptr<Op> Clone() const override { return std::make_unique<Attention>(*this); }
+  std::unique_ptr<Op> clone() const override { return std::make_unique<Attention>(*this); }
 
-  std::vector<Number> Serialize() const override {
-    std::vector<Number> numbers = attributes_.Serialize();
+  std::vector<Number> serialize() const override {
+    std::vector<Number> numbers = attributes_.serialize();
     numbers.push_back({"open_share", open_share_});
     numbers.push_back({"workspace_kib", workspace_kib_});
     return numbers;
   }
 
-  void Check(const Inputs& inputs) const override { ReadSizes(inputs, attributes_); }
+  void check(const Inputs& inputs) const override { read_sizes(inputs, attributes_); }
 
-  std::vector<OutputSize> Output(const Inputs& inputs) const override {
-    Check(inputs);
+  std::vector<OutputSize> output(const Inputs& inputs) const override {
+    check(inputs);
     if (inputs[0].rank == 4) {
       return {{0, 0}, {0, 1}, {0, 2}, {2, 3}};  // [B, Hq, S, Dv]
     }
@@ -71,106 +71,106 @@ class Attention final : public Op {
     return {{0, 0}, {0, 1}, hidden};
   }
 
-  void Configure(const Profile& profile) override {
-    Op::Configure(profile);
-    workspace_kib_ = InKib(WorkspaceBytes(profile));
-    tactics_ = ValidTactics(Arguments(profile.max, attributes_));
+  void configure(const Profile& profile) override {
+    Op::configure(profile);
+    workspace_kib_ = in_kib(workspace_bytes(profile));
+    tactics_ = valid_tactics(arguments(profile.max, attributes_));
   }
 
   // Enough for each tactic with the sizes of the profile. In between there may be sizes that would
-  // be split into more parts than fit: those are split into fewer (Fit).
-  size_t WorkspaceBytes(const Profile& profile) const override {
-    const Device device = DeviceOfBuild();
+  // be split into more parts than fit: those are split into fewer (fit).
+  size_t workspace_bytes(const Profile& profile) const override {
+    const Device device = device_of_build();
     size_t kernels = 0, gates = 0;
     for (const Inputs* inputs : {&profile.min, &profile.opt, &profile.max}) {
-      const AttentionArgs args = Arguments(*inputs, attributes_);
-      AttentionChoice choice = Choose(args, device);
+      const AttentionArgs args = arguments(*inputs, attributes_);
+      AttentionChoice choice = choose(args, device);
       for (const auto tactic : {AttentionTactic::kSparse, AttentionTactic::kDense}) {
         choice.tactic = tactic;
-        kernels = std::max(kernels, KernelWorkspace(args, choice));
+        kernels = std::max(kernels, kernel_workspace(args, choice));
       }
-      gates = std::max(gates, GateCount(args) * BytesOf(args.dtype));
+      gates = std::max(gates, gate_count(args) * bytes_of(args.dtype));
     }
-    return AlignUp(kernels) + AlignUp(gates);
+    return align_up(kernels) + align_up(gates);
   }
 
-  std::vector<int32_t> Tactics() const override { return tactics_; }
+  std::vector<int32_t> tactics() const override { return tactics_; }
 
-  void SetTactic(int32_t tactic) override {
-    if (tactic < kNoTactic || tactic > Tactic(AttentionTactic::kDense)) {
+  void set_tactic(int32_t tactic) override {
+    if (tactic < kNoTactic || tactic > tactic_number(AttentionTactic::kDense)) {
       throw Refusal("tactic is ", tactic, "; expected 0 to 2.");
     }
     tactic_ = tactic;
     if (has_shapes_) {
-      Decide();
+      decide();
     }
   }
 
-  void SetShapes(const Inputs& inputs) override {
-    args_ = Arguments(inputs, attributes_);
+  void set_shapes(const Inputs& inputs) override {
+    args_ = arguments(inputs, attributes_);
     has_shapes_ = true;
-    Decide();
+    decide();
   }
 
-  void Run(const Call& call) const override {
+  void run(const Call& call) const override {
     AttentionArgs args = args_;
     args.query = call.inputs[0];
     args.key = call.inputs[1];
     args.value = call.inputs[2];
-    args.gates = call.timed ? SyntheticGates(call) : call.inputs[3];
+    args.gates = call.timed ? synthetic_gates(call) : call.inputs[3];
     args.mask.data = call.inputs[4];
     args.output = call.output;
-    CheckStatus(moh_cuda_attention(&args, &choice_, call.workspace, kernel_bytes_, call.stream));
+    check_status(moh_cuda_attention(&args, &choice_, call.workspace, kernel_bytes_, call.stream));
   }
 
  private:
-  static constexpr int32_t Tactic(AttentionTactic tactic) {
+  static constexpr int32_t tactic_number(AttentionTactic tactic) {
     return static_cast<int32_t>(tactic) + 1;
   }
 
-  static size_t GateCount(const AttentionArgs& args) {
+  static size_t gate_count(const AttentionArgs& args) {
     return static_cast<size_t>(args.batch) * static_cast<size_t>(args.queries) *
            static_cast<size_t>(args.q_heads);
   }
 
   // Both, for TensorRT to measure, unless the kernels' choice is beyond doubt up to these sizes.
-  static std::vector<int32_t> ValidTactics(const AttentionArgs& most) {
+  static std::vector<int32_t> valid_tactics(const AttentionArgs& most) {
     if (most.queries * int64_t{most.q_heads / most.kv_heads} <= cuda::kAttentionTileRows) {
-      return {Tactic(Choose(most, DeviceOfBuild()).tactic)};
+      return {tactic_number(choose(most, device_of_build()).tactic)};
     }
-    return {Tactic(AttentionTactic::kSparse), Tactic(AttentionTactic::kDense)};
+    return {tactic_number(AttentionTactic::kSparse), tactic_number(AttentionTactic::kDense)};
   }
 
-  void Decide() {
+  void decide() {
     Device device{};
-    CheckStatus(moh_cuda_device(&device));
-    choice_ = Choose(args_, device);
+    check_status(moh_cuda_device(&device));
+    choice_ = choose(args_, device);
     if (tactic_ != kNoTactic) {
       choice_.tactic = static_cast<AttentionTactic>(tactic_ - 1);
     }
-    kernel_bytes_ = Fit();
+    kernel_bytes_ = fit();
   }
 
   // Splits the keys into fewer parts until the kernels have enough of the workspace that was asked
   // for when the engine was built. Returns what they then need.
-  size_t Fit() {
-    const size_t gates = AlignUp(GateCount(args_) * BytesOf(args_.dtype));
-    size_t bytes = KernelWorkspace(args_, choice_);
-    while (workspace_kib_ >= 0 && AlignUp(bytes) + gates > FromKib(workspace_kib_)) {
+  size_t fit() {
+    const size_t gates = align_up(gate_count(args_) * bytes_of(args_.dtype));
+    size_t bytes = kernel_workspace(args_, choice_);
+    while (workspace_kib_ >= 0 && align_up(bytes) + gates > from_kib(workspace_kib_)) {
       if (choice_.key_splits <= 1) {
         throw Refusal("workspace is ", workspace_kib_, " KiB; this shape needs ",
-                      InKib(AlignUp(bytes) + gates), ". Is it within the profile?");
+                      in_kib(align_up(bytes) + gates), ". Is it within the profile?");
       }
       choice_.key_splits = (choice_.key_splits + 1) / 2;
-      bytes = KernelWorkspace(args_, choice_);
+      bytes = kernel_workspace(args_, choice_);
     }
     return bytes;
   }
 
-  const void* SyntheticGates(const Call& call) const {
-    void* gates = static_cast<char*>(call.workspace) + AlignUp(kernel_bytes_);
-    CheckStatus(moh_cuda_synthetic_gates(gates, args_.dtype, static_cast<int64_t>(GateCount(args_)),
-                                         open_share_, call.stream));
+  const void* synthetic_gates(const Call& call) const {
+    void* gates = static_cast<char*>(call.workspace) + align_up(kernel_bytes_);
+    check_status(moh_cuda_synthetic_gates(
+        gates, args_.dtype, static_cast<int64_t>(gate_count(args_)), open_share_, call.stream));
     return gates;
   }
 
@@ -185,11 +185,11 @@ class Attention final : public Op {
   size_t kernel_bytes_ = 0;
 };
 
-std::unique_ptr<Op> Create(const Fields& fields) { return std::make_unique<Attention>(fields); }
+std::unique_ptr<Op> create(const Fields& fields) { return std::make_unique<Attention>(fields); }
 
 }  // namespace
 
-const OpInfo& AttentionInfo() {
+const OpInfo& attention_info() {
   static const OpInfo info{contract::attention::kOp,
                            {{"BSq", "BHSD"}, {"BTk", "BGTD"}, {"BTv", "BGTE"}, {"BSH"}, {}},
                            {{"open_share", AttributeType::kFloat, false},
@@ -206,7 +206,7 @@ const OpInfo& AttentionInfo() {
                             {'v', "last size"}},
                            {{"head_dim", 'D', contract::attention::kMostHeadDim},
                             {"value_dim", 'E', contract::attention::kMostValueDim}},
-                           Create};
+                           create};
   return info;
 }
 

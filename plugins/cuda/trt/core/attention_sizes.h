@@ -8,7 +8,7 @@ namespace moh::trt {
 
 struct AttentionAttributes {
   explicit AttentionAttributes(const Fields& fields);
-  std::vector<Number> Serialize() const;
+  std::vector<Number> serialize() const;
 
   int32_t q_heads, kv_heads;
   float scale;
@@ -16,9 +16,9 @@ struct AttentionAttributes {
 };
 
 // Refuses what does not fit.
-Sizes ReadSizes(const Inputs& inputs, const AttentionAttributes& attributes);
+Sizes read_sizes(const Inputs& inputs, const AttentionAttributes& attributes);
 
 // All sizes have to be known. Where there is a mask, its data is not null, but nothing to read.
-AttentionArgs Arguments(const Inputs& inputs, const AttentionAttributes& attributes);
+AttentionArgs arguments(const Inputs& inputs, const AttentionAttributes& attributes);
 
 }  // namespace moh::trt

@@ -9,44 +9,44 @@
 namespace moh::trt {
 namespace {
 
-std::string Show(const FieldValue& value) {
+std::string show(const FieldValue& value) {
   if (const auto* text = std::get_if<std::string>(&value)) {
     return "'" + *text + "'";
   }
   const auto* number = std::get_if<int64_t>(&value);
-  return number != nullptr ? Text(*number) : Text(std::get<double>(value));
+  return number != nullptr ? make_text(*number) : make_text(std::get<double>(value));
 }
 
-Refusal Wrong(const Field& field, const std::string& expected) {
-  return Refusal("field ", field.name, " is ", Show(field.value), "; expected ", expected, ".");
+Refusal wrong(const Field& field, const std::string& expected) {
+  return Refusal("field ", field.name, " is ", show(field.value), "; expected ", expected, ".");
 }
 
-int32_t IntOf(const Field& field) {
+int32_t int_of(const Field& field) {
   const auto* value = std::get_if<int64_t>(&field.value);
   using Limits = std::numeric_limits<int32_t>;
   if (value == nullptr || *value < Limits::min() || *value > Limits::max()) {
-    throw Wrong(field, "an int of 32 bits");
+    throw wrong(field, "an int of 32 bits");
   }
   return static_cast<int32_t>(*value);
 }
 
-float FloatOf(const Field& field) {
+float float_of(const Field& field) {
   const auto* value = std::get_if<double>(&field.value);
   if (value == nullptr || !std::isfinite(static_cast<float>(*value))) {
-    throw Wrong(field, "a finite float");
+    throw wrong(field, "a finite float");
   }
   return static_cast<float>(*value);
 }
 
 template <typename T>
-T Within(const AttributeContract& attribute, const Field& field, T value) {
-  const std::string expected = ExpectedInstead(attribute, value);
-  return expected.empty() ? value : throw Wrong(field, expected);
+T within(const AttributeContract& attribute, const Field& field, T value) {
+  const std::string expected = expected_instead(attribute, value);
+  return expected.empty() ? value : throw wrong(field, expected);
 }
 
 }  // namespace
 
-void Fields::CheckNames(const std::vector<FieldSpec>& known) const {
+void Fields::check_names(const std::vector<FieldSpec>& known) const {
   for (const Field& field : fields_) {
     const auto same = [&](const FieldSpec& spec) { return field.name == spec.name; };
     if (std::none_of(known.begin(), known.end(), same)) {
@@ -59,52 +59,52 @@ void Fields::CheckNames(const std::vector<FieldSpec>& known) const {
   }
 }
 
-int32_t Fields::Int(const char* name, int32_t absent) const {
-  const Field* field = Find(name);
-  return field == nullptr ? absent : IntOf(*field);
+int32_t Fields::int_value(const char* name, int32_t absent) const {
+  const Field* field = find(name);
+  return field == nullptr ? absent : int_of(*field);
 }
 
-float Fields::Float(const char* name, float absent) const {
-  const Field* field = Find(name);
-  return field == nullptr ? absent : FloatOf(*field);
+float Fields::float_value(const char* name, float absent) const {
+  const Field* field = find(name);
+  return field == nullptr ? absent : float_of(*field);
 }
 
-int32_t Fields::Int(const AttributeContract& attribute) const {
-  const Field* field = Find(attribute, "an int");
+int32_t Fields::int_value(const AttributeContract& attribute) const {
+  const Field* field = find(attribute, "an int");
   return field == nullptr ? static_cast<int32_t>(attribute.absent)
-                          : Within(attribute, *field, IntOf(*field));
+                          : within(attribute, *field, int_of(*field));
 }
 
-float Fields::Float(const AttributeContract& attribute) const {
-  const Field* field = Find(attribute, "a float");
+float Fields::float_value(const AttributeContract& attribute) const {
+  const Field* field = find(attribute, "a float");
   return field == nullptr ? static_cast<float>(attribute.absent)
-                          : Within(attribute, *field, FloatOf(*field));
+                          : within(attribute, *field, float_of(*field));
 }
 
-int32_t Fields::Choice(const AttributeContract& attribute) const {
-  const Field* field = Find(attribute, "a text");
+int32_t Fields::choice(const AttributeContract& attribute) const {
+  const Field* field = find(attribute, "a text");
   if (field == nullptr) {
     return static_cast<int32_t>(attribute.absent);
   }
   const auto* text = std::get_if<std::string>(&field->value);
   const auto* place = std::get_if<int64_t>(&field->value);
-  const int64_t chosen = text != nullptr    ? ChoiceOf(attribute, *text)
+  const int64_t chosen = text != nullptr    ? choice_of(attribute, *text)
                          : place != nullptr ? *place
                                             : -1;
   if (chosen < 0 || chosen >= attribute.num_choices) {
-    throw Wrong(*field, ChoicesText(attribute));
+    throw wrong(*field, choices_text(attribute));
   }
   return static_cast<int32_t>(chosen);
 }
 
-const Field* Fields::Find(const char* name) const {
+const Field* Fields::find(const char* name) const {
   const auto found = std::find_if(fields_.begin(), fields_.end(),
                                   [&](const Field& field) { return field.name == name; });
   return found == fields_.end() ? nullptr : &*found;
 }
 
-const Field* Fields::Find(const AttributeContract& attribute, const char* type) const {
-  const Field* field = Find(attribute.name);
+const Field* Fields::find(const AttributeContract& attribute, const char* type) const {
+  const Field* field = find(attribute.name);
   if (field == nullptr && attribute.required) {
     throw Refusal("field ", attribute.name, " is missing; expected ", type, ".");
   }

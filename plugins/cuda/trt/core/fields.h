@@ -32,22 +32,22 @@ class Fields {
   explicit Fields(std::vector<Field> fields) : fields_(std::move(fields)) {}
 
   // Refuses a name that is not among those.
-  void CheckNames(const std::vector<FieldSpec>& known) const;
+  void check_names(const std::vector<FieldSpec>& known) const;
 
-  bool Has(const char* name) const { return Find(name) != nullptr; }
-  int32_t Int(const char* name, int32_t absent) const;
-  float Float(const char* name, float absent) const;
+  bool has(const char* name) const { return find(name) != nullptr; }
+  int32_t int_value(const char* name, int32_t absent) const;
+  float float_value(const char* name, float absent) const;
 
   // Attributes of an op, within the limits of its contract.
-  int32_t Int(const AttributeContract& attribute) const;
-  float Float(const AttributeContract& attribute) const;
-  bool Flag(const AttributeContract& attribute) const { return Int(attribute) == 1; }
+  int32_t int_value(const AttributeContract& attribute) const;
+  float float_value(const AttributeContract& attribute) const;
+  bool flag(const AttributeContract& attribute) const { return int_value(attribute) == 1; }
   // The place of the value, a text, among the choices. An engine holds the place itself.
-  int32_t Choice(const AttributeContract& attribute) const;
+  int32_t choice(const AttributeContract& attribute) const;
 
  private:
-  const Field* Find(const char* name) const;
-  const Field* Find(const AttributeContract& attribute, const char* type) const;
+  const Field* find(const char* name) const;
+  const Field* find(const AttributeContract& attribute, const char* type) const;
 
   std::vector<Field> fields_;
 };

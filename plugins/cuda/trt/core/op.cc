@@ -2,9 +2,9 @@
 
 namespace moh::trt {
 
-const std::vector<const OpInfo*>& Ops() {
-  static const std::vector<const OpInfo*> ops{&RouterInfo(), &AttentionInfo(),
-                                              &AggregatedAttentionInfo()};
+const std::vector<const OpInfo*>& all_ops() {
+  static const std::vector<const OpInfo*> ops{&router_info(), &attention_info(),
+                                              &aggregated_attention_info()};
   return ops;
 }
 
@@ -23,7 +23,7 @@ OpInfo::OpInfo(const OpContract& contract, const std::vector<Shapes>& shapes,
   fields.insert(fields.end(), more_fields.begin(), more_fields.end());
 }
 
-void CheckStatus(cuda::Status status) {
+void check_status(cuda::Status status) {
   if (status != cuda::Status::kOk) {
     throw Refusal(moh_cuda_last_error());
   }

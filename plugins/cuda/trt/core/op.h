@@ -25,7 +25,7 @@ struct InputInfo {
   // or float; every other input has the dtype of the output.
   std::vector<const char*> shapes;
 
-  bool IsMask() const { return shapes.empty(); }
+  bool is_mask() const { return shapes.empty(); }
 };
 
 struct AxisInfo {
@@ -81,34 +81,34 @@ struct Call {
 class Op {
  public:
   virtual ~Op() = default;
-  virtual std::unique_ptr<Op> Clone() const = 0;
+  virtual std::unique_ptr<Op> clone() const = 0;
 
   // All that `create` needs to make the same again.
-  virtual std::vector<Number> Serialize() const = 0;
-  virtual void Check(const Inputs& inputs) const = 0;
-  virtual std::vector<OutputSize> Output(const Inputs& inputs) const = 0;
+  virtual std::vector<Number> serialize() const = 0;
+  virtual void check(const Inputs& inputs) const = 0;
+  virtual std::vector<OutputSize> output(const Inputs& inputs) const = 0;
 
   // When an engine is built, for each profile.
-  virtual void Configure(const Profile& profile);
-  virtual size_t WorkspaceBytes(const Profile&) const { return 0; }
-  virtual std::vector<int32_t> Tactics() const { return {}; }  // none: there is no choice
+  virtual void configure(const Profile& profile);
+  virtual size_t workspace_bytes(const Profile&) const { return 0; }
+  virtual std::vector<int32_t> tactics() const { return {}; }  // none: there is no choice
 
   // When it runs.
-  virtual void SetTactic(int32_t) {}
-  virtual void SetShapes(const Inputs& inputs) = 0;
-  virtual void Run(const Call& call) const = 0;
+  virtual void set_tactic(int32_t) {}
+  virtual void set_shapes(const Inputs& inputs) = 0;
+  virtual void run(const Call& call) const = 0;
 };
 
-inline void Op::Configure(const Profile& profile) {
-  Check(profile.min);
-  Check(profile.opt);
-  Check(profile.max);
+inline void Op::configure(const Profile& profile) {
+  check(profile.min);
+  check(profile.opt);
+  check(profile.max);
 }
 
 // Every op of the library.
-const std::vector<const OpInfo*>& Ops();
+const std::vector<const OpInfo*>& all_ops();
 
 // Refuses what is not kOk, with the reason that the kernels give.
-void CheckStatus(cuda::Status status);
+void check_status(cuda::Status status);
 
 }  // namespace moh::trt

@@ -5,8 +5,8 @@
 
 namespace moh::trt {
 
-const OpInfo& RouterInfo();
-const OpInfo& AttentionInfo();
-const OpInfo& AggregatedAttentionInfo();
+const OpInfo& router_info();
+const OpInfo& attention_info();
+const OpInfo& aggregated_attention_info();
 
 }  // namespace moh::trt

@@ -9,22 +9,22 @@ constexpr int kRouted = 0, kShared = 1, kStage = 2;
 class Router final : public Op {
  public:
   explicit Router(const Fields& fields)
-      : top_k_(fields.Int(contract::router::kTopK)),
-        shared_(fields.Int(contract::router::kNumSharedHeads)),
-        mask_only_(fields.Choice(contract::router::kGateMode) == 1) {}
+      : top_k_(fields.int_value(contract::router::kTopK)),
+        shared_(fields.int_value(contract::router::kNumSharedHeads)),
+        mask_only_(fields.choice(contract::router::kGateMode) == 1) {}
 
-  std::unique_ptr<Op> Clone() const override { return std::make_unique<Router>(*this); }
+  std::unique_ptr<Op> clone() const override { return std::make_unique<Router>(*this); }
 
-  std::vector<Number> Serialize() const override {
+  std::vector<Number> serialize() const override {
     return {{contract::router::kTopK.name, top_k_},
             {contract::router::kNumSharedHeads.name, shared_},
             {contract::router::kGateMode.name, int32_t{mask_only_ ? 1 : 0}}};
   }
 
-  void Check(const Inputs& inputs) const override { SizesOf(inputs); }
+  void check(const Inputs& inputs) const override { sizes_of(inputs); }
 
-  std::vector<OutputSize> Output(const Inputs& inputs) const override {
-    SizesOf(inputs);
+  std::vector<OutputSize> output(const Inputs& inputs) const override {
+    sizes_of(inputs);
     const size_t first = inputs[kRouted].present ? kRouted : inputs[kShared].present ? 1 : 2;
     OutputSize heads{first, 2};  // [B, S, shared + routed]
     heads.add = shared_;
@@ -32,10 +32,10 @@ class Router final : public Op {
     return {{first, 0}, {first, 1}, heads};
   }
 
-  void SetShapes(const Inputs& inputs) override {
-    const Sizes sizes = SizesOf(inputs);
+  void set_shapes(const Inputs& inputs) override {
+    const Sizes sizes = sizes_of(inputs);
     args_ = {};
-    args_.dtype = DTypeOf(RouterInfo(), inputs);
+    args_.dtype = dtype_of(router_info(), inputs);
     args_.tokens = sizes['B'] * sizes['S'];
     args_.routed = static_cast<int32_t>(inputs[kRouted].present ? sizes['R'] : 0);
     args_.shared = shared_;
@@ -43,32 +43,32 @@ class Router final : public Op {
     args_.mask_only = mask_only_;
   }
 
-  void Run(const Call& call) const override {
+  void run(const Call& call) const override {
     RouterArgs args = args_;
     args.routed_logits = call.inputs[kRouted];
     args.shared_logits = call.inputs[kShared];
     args.stage_logits = call.inputs[kStage];
     args.gates = call.output;
-    CheckStatus(moh_cuda_router(&args, nullptr, call.stream));
+    check_status(moh_cuda_router(&args, nullptr, call.stream));
   }
 
  private:
-  Sizes SizesOf(const Inputs& inputs) const {
-    CheckTypes(RouterInfo(), inputs);
-    CheckInputs(inputs);
-    Sizes sizes(RouterInfo());
-    sizes.Set('2', 2, "stage_logits");
-    sizes.Set('H', shared_, "num_shared_heads");
-    Measure(RouterInfo(), inputs, sizes);
+  Sizes sizes_of(const Inputs& inputs) const {
+    check_types(router_info(), inputs);
+    check_inputs(inputs);
+    Sizes sizes(router_info());
+    sizes.set('2', 2, "stage_logits");
+    sizes.set('H', shared_, "num_shared_heads");
+    measure(router_info(), inputs, sizes);
     if (inputs[kRouted].present && sizes['R'] != kUnknown && top_k_ > sizes['R']) {
       throw Refusal("field top_k is ", top_k_, "; expected at most the ", sizes['R'],
                     " heads of routed_logits.");
     }
-    sizes.CheckLimits();
+    sizes.check_limits();
     return sizes;
   }
 
-  void CheckInputs(const Inputs& inputs) const {
+  void check_inputs(const Inputs& inputs) const {
     const bool routed = inputs[kRouted].present, shared = inputs[kShared].present;
     if (!routed && !shared && !inputs[kStage].present) {
       throw Refusal("no logits are given; expected at least one of three.");
@@ -93,11 +93,11 @@ class Router final : public Op {
   RouterArgs args_{};
 };
 
-std::unique_ptr<Op> Create(const Fields& fields) { return std::make_unique<Router>(fields); }
+std::unique_ptr<Op> create(const Fields& fields) { return std::make_unique<Router>(fields); }
 
 }  // namespace
 
-const OpInfo& RouterInfo() {
+const OpInfo& router_info() {
   static const OpInfo info{contract::router::kOp,
                            {{"BSR"}, {"BSH"}, {"BS2"}},
                            {},
@@ -108,7 +108,7 @@ const OpInfo& RouterInfo() {
                             {'2', "last size"}},
                            {{"routed_heads", 'R', contract::router::kMostRoutedHeads},
                             {"shared_heads", 'H', contract::router::kMostSharedHeads}},
-                           Create};
+                           create};
   return info;
 }
 

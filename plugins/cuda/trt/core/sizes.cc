@@ -9,21 +9,21 @@ namespace {
 // Kernels count in 32 bits, with room to round up; offsets have 64.
 constexpr int64_t kMostOfAny = int64_t{1} << 30;
 
-std::string RanksText(const InputInfo& info) {
+std::string ranks_text(const InputInfo& info) {
   std::string text;
   for (const char* shape : info.shapes) {
     text += (text.empty() ? "" : " or ") + std::to_string(std::strlen(shape));
   }
-  return info.IsMask() ? "1 to 4" : text;
+  return info.is_mask() ? "1 to 4" : text;
 }
 
-bool HasRank(const InputInfo& info, int rank) {
+bool has_rank(const InputInfo& info, int rank) {
   const auto same = [&](const char* shape) { return static_cast<int>(std::strlen(shape)) == rank; };
-  return info.IsMask() ? rank >= 1 && rank <= 4
-                       : std::any_of(info.shapes.begin(), info.shapes.end(), same);
+  return info.is_mask() ? rank >= 1 && rank <= 4
+                        : std::any_of(info.shapes.begin(), info.shapes.end(), same);
 }
 
-const char* ShapeOfRank(const InputInfo& info, int rank) {
+const char* shape_of_rank(const InputInfo& info, int rank) {
   for (const char* shape : info.shapes) {
     if (static_cast<int>(std::strlen(shape)) == rank) {
       return shape;
@@ -32,15 +32,15 @@ const char* ShapeOfRank(const InputInfo& info, int rank) {
   return "";
 }
 
-void CheckType(const InputInfo& info, const Tensor& tensor, const Tensor*& first) {
+void check_type(const InputInfo& info, const Tensor& tensor, const Tensor*& first) {
   if (tensor.type == nullptr) {
     return;
   }
-  if (!tensor.dtype || (*tensor.dtype == DType::kBool && !info.IsMask())) {
-    throw Refusal(info.name, " is ", tensor.type, "; expected ", info.IsMask() ? "bool, " : "",
+  if (!tensor.dtype || (*tensor.dtype == DType::kBool && !info.is_mask())) {
+    throw Refusal(info.name, " is ", tensor.type, "; expected ", info.is_mask() ? "bool, " : "",
                   contract::kFloatTypesText, ".");
   }
-  if (info.IsMask()) {
+  if (info.is_mask()) {
     return;
   }
   first = first == nullptr ? &tensor : first;
@@ -53,50 +53,50 @@ void CheckType(const InputInfo& info, const Tensor& tensor, const Tensor*& first
 }
 
 // Inputs that may have rank 3 or 4 have the same.
-void CheckRank(const InputInfo& info, const Tensor& tensor, int& common) {
+void check_rank(const InputInfo& info, const Tensor& tensor, int& common) {
   if (tensor.rank == kUnknown) {
     return;
   }
-  if (!HasRank(info, tensor.rank)) {
-    throw Refusal(info.name, " is ", ShapeText(tensor), ", of rank ", tensor.rank, "; expected ",
-                  RanksText(info), ".");
+  if (!has_rank(info, tensor.rank)) {
+    throw Refusal(info.name, " is ", shape_text(tensor), ", of rank ", tensor.rank, "; expected ",
+                  ranks_text(info), ".");
   }
   if (info.shapes.size() < 2) {
     return;
   }
   common = common == kUnknown ? tensor.rank : common;
   if (tensor.rank != common) {
-    throw Refusal(info.name, " is ", ShapeText(tensor), ", of rank ", tensor.rank, "; expected ",
+    throw Refusal(info.name, " is ", shape_text(tensor), ", of rank ", tensor.rank, "; expected ",
                   common, ", as the inputs before it have.");
   }
 }
 
 }  // namespace
 
-void Sizes::Set(char axis, int64_t size, const char* input) {
-  int64_t& known = sizes_[Index(axis)];
+void Sizes::set(char axis, int64_t size, const char* input) {
+  int64_t& known = sizes_[index(axis)];
   if (size == kUnknown) {
     return;
   }
   if (known != kUnknown && known != size) {
-    throw Refusal(TextOf(axis), " of ", input, " is ", size, "; expected ", known, ".");
+    throw Refusal(text_of(axis), " of ", input, " is ", size, "; expected ", known, ".");
   }
   known = size;
 }
 
-void Sizes::Divide(char whole, int64_t count, char part, const char* input) {
+void Sizes::divide(char whole, int64_t count, char part, const char* input) {
   const int64_t size = (*this)[whole];
   if (size == kUnknown) {
     return;
   }
   if (size % count != 0) {
-    throw Refusal(TextOf(whole), " of ", input, " is ", size, "; expected a multiple of its ",
+    throw Refusal(text_of(whole), " of ", input, " is ", size, "; expected a multiple of its ",
                   count, " heads.");
   }
-  Set(part, size / count, input);
+  set(part, size / count, input);
 }
 
-void Sizes::CheckLimits() const {
+void Sizes::check_limits() const {
   for (const AxisInfo& axis : op_.axes) {
     if ((*this)[axis.letter] > kMostOfAny) {
       throw Refusal(axis.text, " is ", (*this)[axis.letter], "; expected up to 2^30.");
@@ -110,7 +110,7 @@ void Sizes::CheckLimits() const {
   }
 }
 
-const char* Sizes::TextOf(char axis) const {
+const char* Sizes::text_of(char axis) const {
   for (const AxisInfo& info : op_.axes) {
     if (info.letter == axis) {
       return info.text;
@@ -119,7 +119,7 @@ const char* Sizes::TextOf(char axis) const {
   return "size";
 }
 
-void CheckTypes(const OpInfo& op, const Inputs& inputs) {
+void check_types(const OpInfo& op, const Inputs& inputs) {
   const Tensor* first = nullptr;
   int common = kUnknown;
   for (size_t i = 0; i < op.inputs.size(); ++i) {
@@ -129,27 +129,27 @@ void CheckTypes(const OpInfo& op, const Inputs& inputs) {
       }
       continue;
     }
-    CheckType(op.inputs[i], inputs[i], first);
-    CheckRank(op.inputs[i], inputs[i], common);
+    check_type(op.inputs[i], inputs[i], first);
+    check_rank(op.inputs[i], inputs[i], common);
   }
 }
 
-void Measure(const OpInfo& op, const Inputs& inputs, Sizes& sizes) {
+void measure(const OpInfo& op, const Inputs& inputs, Sizes& sizes) {
   for (size_t i = 0; i < op.inputs.size(); ++i) {
     const Tensor& tensor = inputs[i];
     if (!tensor.present || tensor.rank == kUnknown) {
       continue;
     }
-    const char* shape = ShapeOfRank(op.inputs[i], tensor.rank);
+    const char* shape = shape_of_rank(op.inputs[i], tensor.rank);
     for (size_t axis = 0; shape[axis] != '\0'; ++axis) {
-      sizes.Set(shape[axis], tensor.sizes[axis], op.inputs[i].name);
+      sizes.set(shape[axis], tensor.sizes[axis], op.inputs[i].name);
     }
   }
 }
 
-DType DTypeOf(const OpInfo& op, const Inputs& inputs) {
+DType dtype_of(const OpInfo& op, const Inputs& inputs) {
   for (size_t i = 0; i < op.inputs.size(); ++i) {
-    if (inputs[i].present && inputs[i].dtype && !op.inputs[i].IsMask()) {
+    if (inputs[i].present && inputs[i].dtype && !op.inputs[i].is_mask()) {
       return *inputs[i].dtype;
     }
   }

@@ -10,31 +10,31 @@ class Sizes {
  public:
   explicit Sizes(const OpInfo& op) : op_(op) { sizes_.fill(kUnknown); }
 
-  int64_t operator[](char axis) const { return sizes_[Index(axis)]; }
+  int64_t operator[](char axis) const { return sizes_[index(axis)]; }
 
   // Refuses another size than the one that is known.
-  void Set(char axis, int64_t size, const char* input);
+  void set(char axis, int64_t size, const char* input);
 
   // Makes axis `part` that of axis `whole` divided into `count`; refuses what does not divide.
-  void Divide(char whole, int64_t count, char part, const char* input);
+  void divide(char whole, int64_t count, char part, const char* input);
 
-  void CheckLimits() const;
+  void check_limits() const;
 
  private:
-  static size_t Index(char axis) { return static_cast<size_t>(axis) % 128; }
-  const char* TextOf(char axis) const;
+  static size_t index(char axis) { return static_cast<size_t>(axis) % 128; }
+  const char* text_of(char axis) const;
 
   const OpInfo& op_;
   std::array<int64_t, 128> sizes_;
 };
 
 // Refuses missing inputs, dtypes and ranks that the op does not have.
-void CheckTypes(const OpInfo& op, const Inputs& inputs);
+void check_types(const OpInfo& op, const Inputs& inputs);
 
 // Adds the sizes of all inputs but masks to those that are known.
-void Measure(const OpInfo& op, const Inputs& inputs, Sizes& sizes);
+void measure(const OpInfo& op, const Inputs& inputs, Sizes& sizes);
 
 // The dtype that all inputs share; float32 where none is known.
-DType DTypeOf(const OpInfo& op, const Inputs& inputs);
+DType dtype_of(const OpInfo& op, const Inputs& inputs);
 
 }  // namespace moh::trt

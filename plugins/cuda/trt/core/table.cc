@@ -9,7 +9,7 @@
 namespace moh::trt {
 namespace {
 
-std::string Joined(const std::vector<std::string>& parts, char open, char close) {
+std::string joined(const std::vector<std::string>& parts, char open, char close) {
   std::string text;
   for (const std::string& part : parts) {
     text += (text.empty() ? "" : ", ") + part;
@@ -17,68 +17,68 @@ std::string Joined(const std::vector<std::string>& parts, char open, char close)
   return open + text + close;
 }
 
-std::string Quoted(const std::string& text) { return '"' + text + '"'; }
+std::string quoted(const std::string& text) { return '"' + text + '"'; }
 
-std::string RanksOf(const InputInfo& input) {
+std::string ranks_of(const InputInfo& input) {
   std::vector<std::string> ranks;
   for (const char* shape : input.shapes) {
     ranks.push_back(std::to_string(std::strlen(shape)));
   }
-  return input.IsMask() ? "[1, 2, 3, 4]" : Joined(ranks, '[', ']');
+  return input.is_mask() ? "[1, 2, 3, 4]" : joined(ranks, '[', ']');
 }
 
-std::string DTypesOf(const InputInfo& input) {
+std::string dtypes_of(const InputInfo& input) {
   std::vector<std::string> names;
-  if (input.IsMask()) {
-    names.push_back(Quoted("bool"));
+  if (input.is_mask()) {
+    names.push_back(quoted("bool"));
   }
   for (const char* name : contract::kFloatTypeNames) {
-    names.push_back(Quoted(name));
+    names.push_back(quoted(name));
   }
-  return Joined(names, '[', ']');
+  return joined(names, '[', ']');
 }
 
-std::string InputAsJson(const InputInfo& input) {
-  return Text("{\"name\": ", Quoted(input.name),
-              ", \"optional\": ", input.optional ? "true" : "false",
-              ", \"ranks\": ", RanksOf(input), ", \"dtypes\": ", DTypesOf(input), "}");
+std::string input_as_json(const InputInfo& input) {
+  return make_text("{\"name\": ", quoted(input.name),
+                   ", \"optional\": ", input.optional ? "true" : "false",
+                   ", \"ranks\": ", ranks_of(input), ", \"dtypes\": ", dtypes_of(input), "}");
 }
 
-std::string FieldAsJson(const FieldSpec& field) {
+std::string field_as_json(const FieldSpec& field) {
   const char* type = field.type == AttributeType::kInt     ? "int"
                      : field.type == AttributeType::kFloat ? "float"
                                                            : "string";
-  return Text("{\"name\": ", Quoted(field.name), ", \"type\": ", Quoted(type),
-              ", \"required\": ", field.required ? "true" : "false", "}");
+  return make_text("{\"name\": ", quoted(field.name), ", \"type\": ", quoted(type),
+                   ", \"required\": ", field.required ? "true" : "false", "}");
 }
 
-std::string OpAsJson(const OpInfo& op) {
+std::string op_as_json(const OpInfo& op) {
   std::vector<std::string> inputs, fields, limits;
   for (const InputInfo& input : op.inputs) {
-    inputs.push_back(InputAsJson(input));
+    inputs.push_back(input_as_json(input));
   }
   for (const FieldSpec& field : op.fields) {
     if (!field.internal) {
-      fields.push_back(FieldAsJson(field));
+      fields.push_back(field_as_json(field));
     }
   }
   for (const Limit& limit : op.limits) {
-    limits.push_back(Text(Quoted(limit.name), ": ", limit.most));
+    limits.push_back(make_text(quoted(limit.name), ": ", limit.most));
   }
-  fields.push_back(FieldAsJson({kPresentInputs, AttributeType::kInt, false}));
-  return Text(Quoted(op.name), ": {\"inputs\": ", Joined(inputs, '[', ']'),
-              ", \"fields\": ", Joined(fields, '[', ']'),
-              ", \"limits\": ", Joined(limits, '{', '}'), "}");
+  fields.push_back(field_as_json({kPresentInputs, AttributeType::kInt, false}));
+  return make_text(quoted(op.name), ": {\"inputs\": ", joined(inputs, '[', ']'),
+                   ", \"fields\": ", joined(fields, '[', ']'),
+                   ", \"limits\": ", joined(limits, '{', '}'), "}");
 }
 
 }  // namespace
 
-std::string TableAsJson() {
+std::string table_as_json() {
   std::vector<std::string> ops;
-  for (const OpInfo* op : Ops()) {
-    ops.push_back(OpAsJson(*op));
+  for (const OpInfo* op : all_ops()) {
+    ops.push_back(op_as_json(*op));
   }
-  return Joined(ops, '{', '}');
+  return joined(ops, '{', '}');
 }
 
 }  // namespace moh::trt

@@ -5,6 +5,6 @@
 
 namespace moh::trt {
 
-std::string TableAsJson();
+std::string table_as_json();
 
 }  // namespace moh::trt

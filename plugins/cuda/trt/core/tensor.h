@@ -22,13 +22,13 @@ struct Tensor {
   int rank = kUnknown;
   std::array<int64_t, kMaxRank> sizes{};
 
-  int64_t FromEnd(int index) const { return sizes[static_cast<size_t>(rank - 1 - index)]; }
+  int64_t from_end(int index) const { return sizes[static_cast<size_t>(rank - 1 - index)]; }
 };
 
 // In the op's order.
 using Inputs = std::array<Tensor, kMaxInputs>;
 
-inline std::string ShapeText(const Tensor& tensor) {
+inline std::string shape_text(const Tensor& tensor) {
   std::string text = "[";
   for (int i = 0; i < tensor.rank; ++i) {
     const int64_t size = tensor.sizes[static_cast<size_t>(i)];
@@ -37,7 +37,7 @@ inline std::string ShapeText(const Tensor& tensor) {
   return text + "]";
 }
 
-constexpr size_t BytesOf(DType dtype) {
+constexpr size_t bytes_of(DType dtype) {
   return dtype == DType::kFloat32 ? 4 : dtype == DType::kBool ? 1 : 2;
 }
 

@@ -8,7 +8,7 @@
 namespace moh::trt {
 
 template <typename... Parts>
-std::string Text(const Parts&... parts) {
+std::string make_text(const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
   return text.str();
@@ -19,7 +19,7 @@ std::string Text(const Parts&... parts) {
 class Refusal : public std::runtime_error {
  public:
   template <typename... Parts>
-  explicit Refusal(const Parts&... parts) : std::runtime_error(Text(parts...)) {}
+  explicit Refusal(const Parts&... parts) : std::runtime_error(make_text(parts...)) {}
 };
 
 }  // namespace moh::trt
