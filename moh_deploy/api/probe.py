@@ -11,14 +11,13 @@ from moh_deploy.package.replace_corpus import replace_corpus
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.mining import grown, mine, recorded_by
 from moh_deploy.validate.edge_cases.report import ProbeReport
 from moh_deploy.validate.edge_cases.samples import cut_into_samples
-from moh_deploy.validate.edge_cases.source import Source, body_source
-from moh_deploy.validate.edge_cases.suite import Sides, Suite
+from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
+from moh_deploy.validate.edge_cases.suite import Suite
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.reference import Reference
 from moh_deploy.validate.samples import read_samples
@@ -74,11 +73,10 @@ def probe(
         files = read_samples([Path(path) for path in inputs], package.manifest)
         # Everything is read and checked before the first session is opened.
         states = tuple(input_states(package, longest or {}, valid_tokens))
-    as_run = Variant(kernels=kernels)
-    variants = PackageVariants(package, as_run)
     # One side as the user runs it, the other on function bodies: they differ by kernels and
     # optimisations alone.
-    sides = Sides(package, Source(package, as_run), variants, body_source(package))
+    subject = Source(package, Variant(kernels=kernels))
+    sides = Sides(package, subject, body_source(package), rules)
     mining = None
     if files:
         with progress.step("searching the inputs"):
@@ -88,8 +86,7 @@ def probe(
     if mining is not None and original is not None:
         with progress.step("running the original model"):
             mining = recorded_by(original, package, mining)
-    suite = Suite(sides, states, valid_tokens, rules)
-    results = suite.run(progress, mining)
+    results = Suite(sides, states, valid_tokens).run(progress, mining)
     if mining is not None and update_corpus:
         with progress.step("writing the package"):
             package = replace_corpus(package, grown(package.corpus, mining.samples))

@@ -7,9 +7,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.runtime.base import Runner
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, AccuracyRule
-from moh_deploy.validate.tolerances import BUILT_IN, TOLERANCES, Tolerance, tolerance_for
+from moh_deploy.validate.tolerances import (
+    BUILT_IN,
+    TOLERANCES,
+    Tolerance,
+    coarsest,
+    output_rule,
+    rules_of,
+    tolerance_for,
+)
 
 # Fields of `Tolerance` that a file may set, by the same names.
 _NUMBERS = ("relative", "near_tie", "relative_after_flip", "floor_factor", "peak_factor", "least")
@@ -34,6 +43,14 @@ class Policy:
     def rule(self, dtype: str) -> Tolerance:
         """Return the rule for a dtype; see `tolerance_for`."""
         return tolerance_for(dtype, self.tolerances)
+
+    def model_rule(self, precision: str, runner: Runner) -> Tolerance:
+        """Return the rule for a model's precision and for what its kernels round to."""
+        return coarsest(*map(self.rule, rules_of(precision, runner)))
+
+    def output_rule(self, dtype: str, model_rule: Tolerance) -> Tolerance:
+        """Return the rule for an output; see `output_rule`."""
+        return output_rule(dtype, self.rule(dtype), model_rule)
 
     def accuracy_rule(self, metric: str) -> AccuracyRule:
         """Return the rule for a metric; all that are no built-in ones have one in common."""

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moh_deploy.errors import BackendError
-from moh_deploy.package import CorpusSample, OnnxPackage
-from moh_deploy.runtime.base import Runner
+from moh_deploy.package import CorpusSample
 from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples, recorded_from
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.mining import Mined
+from moh_deploy.validate.edge_cases.source import Sides
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.samples import with_valid_tokens
-from moh_deploy.validate.variants import Variants
 
 KEPT, FOUND = "regression corpus", "least clear inputs"
 
@@ -25,25 +23,19 @@ class CorpusJudge:
     """Compares a package with what was recorded.
 
     Attributes:
-        package: The package.
-        subject: A session of it, that also returns the gates.
-        variants: Opens it with gates fed to it.
-        policy: What counts as equal.
+        sides: The package, and how it is run.
         valid_tokens: The input that is 0 for padding, which is not compared.
     """
 
-    package: OnnxPackage
-    subject: Runner
-    variants: Variants
-    policy: Policy
+    sides: Sides
     valid_tokens: str | None
 
     def kept(self) -> CaseResult:
         """Run the regression corpus of the package."""
-        if not self.package.corpus:
+        if not self.sides.package.corpus:
             why = "the package holds none: --inputs FILE.npz --update-corpus makes one."
             return CaseResult("corpus", KEPT, MODEL, "not applicable", why)
-        return self._judge(KEPT, self.package.corpus)
+        return self._judge(KEPT, self.sides.package.corpus)
 
     def found(self, mined: Mined) -> CaseResult:
         """Run what a search of inputs found."""
@@ -72,17 +64,17 @@ class CorpusJudge:
         return CaseResult("corpus", case, MODEL, "failed", sentence)
 
     def _compare(self, kept: Sequence[CorpusSample]) -> ParityReport:
-        manifest = self.package.manifest
+        sides, manifest = self.sides, self.sides.package.manifest
         samples = with_valid_tokens(corpus_samples(kept), manifest, self.valid_tokens)
         return compare(
-            self.package,
-            self.subject,
+            sides.package,
+            sides.runner,
             [one.known for one in samples],
             labels=[one.label for one in samples],
             valid=[one.valid for one in samples if one.valid is not None],
             reference=corpus_reference(kept).name,
-            variants=self.variants,
-            policy=self.policy,
+            variants=sides.variants,
+            policy=sides.policy,
         )
 
 

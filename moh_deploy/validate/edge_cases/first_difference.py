@@ -7,14 +7,11 @@ itself, which no tie and no rounding before it can excuse or accuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-
-import onnx
+from itertools import chain
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
-from moh_deploy.package import OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
 from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer
@@ -23,9 +20,7 @@ from moh_deploy.validate.edge_cases.routing_judge import (
     router_reference,
     values_mismatch,
 )
-from moh_deploy.validate.edge_cases.source import Source
-from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.tolerances import output_rule, rules_of
+from moh_deploy.validate.edge_cases.source import Sides, feeding, fixed_values
 
 _Values = Mapping[str, Array]
 Cut = Callable[[Array, Array | None], Array | None]
@@ -43,18 +38,10 @@ class FirstDifference:
     """Looks into two runs.
 
     Attributes:
-        package: The package.
-        layers: Its layers that have a MoHRouter.
-        subject: The package as it is to be judged.
-        reference: Its function bodies.
-        policy: What counts as equal.
+        sides: The package, and how the two are run.
     """
 
-    package: OnnxPackage
-    layers: Sequence[RoutedLayer]
-    subject: Source
-    reference: Source
-    policy: Policy
+    sides: Sides
 
     def sentence(self, known: _Values, inputs: _Values, cut: Cut) -> str | None:
         """Return where a run of the subject first differs; None if no layer does.
@@ -65,47 +52,37 @@ class FirstDifference:
             cut: What is expected of its inner values.
         """
         try:
-            expected = self.reference.open(self._seen).run(known)
+            expected = self.sides.reference.open(self._seen).run(known)
             place = self._first(expected, inputs, cut)
         except BackendError:
             return None  # Nothing can be said of a run that there is not.
-        return (
-            None
-            if place is None
-            else (
-                f"With the gates of the reference fed to every layer, it first differs in {place}."
-            )
-        )
+        if place is None:
+            return None
+        return f"With the gates of the reference fed to every layer, it first differs in {place}."
 
     def _first(self, expected: _Values, inputs: _Values, cut: Cut) -> str | None:
         # Run by itself first: its shapes tell which of the reference's gates fit this run.
-        free = self.subject.open(self._seen).run(inputs)
+        subject, policy = self.sides.subject, self.sides.policy
+        free = subject.open(self._seen).run(inputs)
+        # The values that layers read as their gates.
+        reads = dict.fromkeys(read.value for one in self._layers for read in one.reads)
         fed = {
             name: array
-            for name in self._fed
+            for name in reads
             # What is not known at this size stays as the subject's own router makes it.
             if (array := cut(expected[name], free[name])) is not None
             and array.shape == free[name].shape
         }
-
-        def change(graph: onnx.GraphProto) -> None:
-            known = {one.name for one in graph.output}
-            graph.output.extend(
-                onnx.ValueInfoProto(name=name) for name in self._seen if name not in known
-            )
-            fix_routing(graph, fed)
-
-        runner = self.subject.open(self._seen, change)
-        got = runner.run({**inputs, **{fixed_input(name): one for name, one in fed.items()}})
+        runner = subject.open(self._seen, feeding(fed, self._seen))
+        got = runner.run({**inputs, **fixed_values(fed)})
         # Asked of the session that ran: kernels may round more than the precision of the package.
-        names = rules_of(self.package.manifest.precision, runner)
+        rule = policy.model_rule(self.sides.package.manifest.precision, runner)
 
         def differs(name: str) -> bool:
             reference = cut(expected[name], got[name])
             if reference is None:
                 return False
-            dtype, rule = reference.dtype.name, self.policy.rule
-            tolerance = output_rule(dtype, rule(dtype), *map(rule, names))
+            tolerance = policy.output_rule(reference.dtype.name, rule)
             return values_mismatch(name, got[name], reference, tolerance) is not None
 
         # The first one: with the reference gates fed, later layers differ for its sake only.
@@ -113,7 +90,7 @@ class FirstDifference:
 
     def _differences(self, got: _Values, differs: Callable[[str], bool]) -> Iterator[str]:
         before = ""
-        for layer in self.layers:
+        for layer in self._layers:
             router, where = layer.router, f"layer '{layer.info.path}'"
             # Each layer in its order of computation: logits, router, what is read as gates,
             # attention.
@@ -132,14 +109,10 @@ class FirstDifference:
             before = f", behind {where}"
 
     @property
-    def _fed(self) -> list[str]:
-        """The values that layers read as their gates."""
-        return list(dict.fromkeys(read.value for one in self.layers for read in one.reads))
+    def _layers(self) -> tuple[RoutedLayer, ...]:
+        return self.sides.routing.routed
 
     @property
     def _seen(self) -> list[str]:
-        return list(
-            dict.fromkeys(
-                name for one in self.layers for name in (*one.router.logits.values(), *one.values)
-            )
-        )
+        names = ((*one.router.logits.values(), *one.values) for one in self._layers)
+        return list(dict.fromkeys(chain.from_iterable(names)))

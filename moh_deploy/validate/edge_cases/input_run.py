@@ -16,6 +16,7 @@ from moh_deploy.validate.edge_cases.first_difference import Cut, FirstDifference
 from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.edge_cases.nan_kept import NanKept, NanKeptVariants, NanPlaces
 from moh_deploy.validate.edge_cases.routing_judge import nan_places
+from moh_deploy.validate.edge_cases.source import Sides
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
@@ -46,6 +47,12 @@ class InputJudge:
     variants: Variants | None
     policy: Policy
     place: FirstDifference | None = None
+
+    @classmethod
+    def of(cls, sides: Sides) -> InputJudge:
+        """Judge what a probe compares; where a run first differs is looked for only if one does."""
+        runs = (sides.package, sides.runner, sides.recorder, sides.variants)
+        return cls(*runs, sides.policy, FirstDifference(sides))
 
     def judge(self, state: InputState) -> CaseResult:
         """Run a state, and say how it ended."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import onnx
@@ -12,14 +13,14 @@ from moh_deploy.errors import BackendError
 from moh_deploy.graph.forced_logits import force_logits
 from moh_deploy.graph.router_logits import RouterLogits
 from moh_deploy.graph.router_nodes import lost_at
-from moh_deploy.package import LayerInfo, OnnxPackage
+from moh_deploy.package import LayerInfo
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.edge_cases import made_nan
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
-from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer, Routing
+from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer
 from moh_deploy.validate.edge_cases.routing_judge import (
     GateJudge,
     PortArrays,
@@ -34,59 +35,41 @@ from moh_deploy.validate.edge_cases.routing_states import (
     clear,
     with_nan,
 )
-from moh_deploy.validate.edge_cases.source import Source
+from moh_deploy.validate.edge_cases.source import Sides
 from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
 from moh_deploy.validate.edge_cases.ties_before import run_ties_before
-from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.tolerances import Tolerance, output_rule, rules_of
+from moh_deploy.validate.tolerances import Tolerance
 
 CASES = (*(state.name for state in FINITE_STATES), NAN, TIES_BEFORE)
 
 
-def run_routing_states(
-    package: OnnxPackage,
-    routing: Routing,
-    subject: Source,
-    reference: Source,
-    policy: Policy,
-    progress: Progress,
-) -> list[CaseResult]:
+def run_routing_states(sides: Sides, progress: Progress) -> list[CaseResult]:
     """Run every state.
 
     Args:
-        package: The package; the first of its recorded inputs is what the model is given.
-        routing: Its layers.
-        subject: The package as it is to be judged.
-        reference: Its function bodies.
-        policy: What counts as equal where there is no float64 reference.
+        sides: The package, the first of whose recorded inputs is what the model is given. Its
+            policy says what counts as equal where there is no float64 reference.
         progress: What to report steps to.
     """
+    routing = sides.routing
     # A layer without a router is said so in every case: silence would pass for a test.
     results = [one for layer in routing.others for one in _without_router(routing.graph, layer)]
     if not routing.routed:
         return results
-    if not package.vectors:
+    if not sides.package.vectors:
         why = "the package holds no recorded inputs to run the model on."
         return results + [
             _result(case, one.info.path, "not run", why) for one in routing.routed for case in CASES
         ]
-    run = _prepare(package, routing.routed, subject, reference, policy)
+    run = _prepare(sides)
     for state in FINITE_STATES:
         with progress.step(f"routing: {state.name}"):
             results += run.everywhere(state)
     with progress.step(f"routing: {NAN}"):
         results += [result for one in routing.routed for result in run.nan_in(one.router)]
     with progress.step(f"routing: {TIES_BEFORE}"):
-        results += run_ties_before(package, routing, reference, policy)
+        results += run_ties_before(sides)
     return results
-
-
-@dataclass(frozen=True)
-class _Types:
-    """Shape and dtype of each value that holds logits."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, np.dtype[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -97,36 +80,23 @@ class _Both:
     reference: Mapping[str, Array]
 
 
-def _prepare(
-    package: OnnxPackage,
-    layers: Sequence[RoutedLayer],
-    subject: Source,
-    reference: Source,
-    policy: Policy,
-) -> _RoutingRun:
+def _prepare(sides: Sides) -> _RoutingRun:
     # Logits need the shape and dtype that the model computes them in, so it runs once as it is.
-    inputs, routers = package.vectors[0].inputs, [one.router for one in layers]
+    layers = sides.routing.routed
+    routers = [one.router for one in layers]
     names = list(dict.fromkeys(name for one in routers for name in one.logits.values()))
-    values = reference.open(names).run(inputs)
-    types = _Types(
-        {name: values[name].shape for name in names}, {name: values[name].dtype for name in names}
-    )
+    values = sides.reference.open(names).run(sides.package.vectors[0].inputs)
+    change = partial(force_logits, routers=routers, dtypes={k: values[k].dtype for k in names})
     seen = list(dict.fromkeys(name for one in layers for name in one.values))
-
-    def change(graph: onnx.GraphProto) -> None:
-        force_logits(graph, routers, types.dtypes)
-
     # One session a side for all states: logits are inputs of it.
-    got, expected = subject.open(seen, change), reference.open(seen, change)
-    return _RoutingRun(package, layers, types, policy, got, expected)
+    got, expected = sides.subject.open(seen, change), sides.reference.open(seen, change)
+    return _RoutingRun(sides, values, got, expected)
 
 
 @dataclass(frozen=True)
 class _RoutingRun:
-    package: OnnxPackage
-    layers: Sequence[RoutedLayer]
-    types: _Types
-    policy: Policy
+    sides: Sides
+    recorded: Mapping[str, Array]
     subject: Runner
     reference: Runner
     judge: GateJudge = field(default_factory=GateJudge)
@@ -138,7 +108,7 @@ class _RoutingRun:
         if isinstance(both, str):
             yield _result(state.name, MODEL, "failed", both)
             return
-        for layer in self.layers:
+        for layer in self.sides.routing.routed:
             router = layer.router
             problem = self._layer_problem(state.name, layer, logits[router.node], both)
             yield _judged(state.name, router.path, problem, "gates and attention agree")
@@ -162,18 +132,15 @@ class _RoutingRun:
 
     @property
     def _routers(self) -> list[RouterLogits]:
-        return [one.router for one in self.layers]
+        return [one.router for one in self.sides.routing.routed]
 
     def _logits(self, router: RouterLogits, state: RoutingState) -> PortArrays:
-        shapes, dtypes = self.types.shapes, self.types.dtypes
-        return {
-            port: state.build(shapes[name]).astype(dtypes[name])
-            for port, name in router.logits.items()
-        }
+        recorded = {port: self.recorded[name] for port, name in router.logits.items()}
+        return {k: state.build(v.shape).astype(v.dtype) for k, v in recorded.items()}
 
     def _run(self, logits: Mapping[str, PortArrays]) -> _Both | str:
         """Run both, or return the sentence of the one that failed."""
-        inputs = dict(self.package.vectors[0].inputs)
+        inputs = dict(self.sides.package.vectors[0].inputs)
         for router in self._routers:
             for port, array in logits[router.node].items():
                 inputs[router.forced(port)] = array
@@ -247,7 +214,7 @@ class _RoutingRun:
         )
 
     def _outputs(self, case: str, both: _Both) -> CaseResult:
-        names = [spec.name for spec in self.package.manifest.outputs]
+        names = [spec.name for spec in self.sides.package.manifest.outputs]
         problems = [
             values_mismatch(
                 f"output '{name}' in case '{case}'",
@@ -262,13 +229,13 @@ class _RoutingRun:
             return _result(case, MODEL, "not run", "every output is empty: no data.")
         problem = next((one for one in problems if one is not None), None)
         outputs = {name: both.got[name] for name in names}
-        problem = problem or made_nan.output_problem(case, outputs, self.package.vectors[0])
+        recorded = self.sides.package.vectors[0]
+        problem = problem or made_nan.output_problem(case, outputs, recorded)
         return _judged(case, MODEL, problem, "they agree with the function bodies")
 
     def _rule(self, reference: Array) -> Tolerance:
-        dtype, rule = reference.dtype.name, self.policy.rule
-        names = rules_of(self.package.manifest.precision, self.subject)
-        return output_rule(dtype, rule(dtype), *map(rule, names))
+        policy, precision = self.sides.policy, self.sides.package.manifest.precision
+        return policy.output_rule(reference.dtype.name, policy.model_rule(precision, self.subject))
 
 
 def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:

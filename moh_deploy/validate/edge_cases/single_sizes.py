@@ -5,25 +5,20 @@ No model that was written for every size asks whether it is just one, and comput
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
 from moh_deploy.graph.router_nodes import operator_text
 from moh_deploy.graph.size_questions import SizeQuestion, size_questions
-from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import GraphEdit, Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
-from moh_deploy.validate.edge_cases.routed_layer import Routing
 from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
-from moh_deploy.validate.edge_cases.source import Source
-from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.edge_cases.source import Sides, Source, feeding, fixed_values
 from moh_deploy.validate.sized_inputs import sized_inputs
 from moh_deploy.validate.tolerances import coarsest
 
@@ -32,20 +27,16 @@ SIZES_CASE = "one size apart"
 _LONGEST = 4096
 
 
-def run_single_sizes(
-    package: OnnxPackage, routing: Routing, reference: Source, policy: Policy
-) -> Iterator[CaseResult]:
+def run_single_sizes(sides: Sides) -> Iterator[CaseResult]:
     """Yield a result for each size that an operator asks for.
 
     Args:
-        package: The package; it has recorded inputs, from which others are drawn.
-        routing: Its layers.
-        reference: Its function bodies.
-        policy: What counts as equal.
+        sides: The package, which has recorded inputs, from which others are drawn.
     """
-    for question in size_questions(routing.graph):
+    package = sides.package
+    for question in size_questions(sides.routing.graph):
         # The value of the comparison itself shows at which sizes the answer is another one.
-        runner = reference.open([question.value])
+        runner = sides.reference.open([question.value])
         usual = runner.run(package.vectors[0].inputs)[question.value]
         for dim in package.manifest.dims:
             # Of the example's own size, every other one is asked for.
@@ -55,12 +46,10 @@ def run_single_sizes(
                     got = runner.run(given.inputs)
                 except (BackendError, ConfigError):
                     continue  # The model does not take that size.
-                if (
-                    usual.shape == got[question.value].shape
-                    and (usual != got[question.value]).any()
-                ):
-                    # Only a changed answer can make a difference, and most questions have none.
-                    asked = _Asked(package, routing, reference, policy, question, usual)
+                answer = got[question.value]
+                # Only a changed answer can make a difference, and most questions have none.
+                if usual.shape == answer.shape and (usual != answer).any():
+                    asked = _Asked(sides, question, usual)
                     yield asked.judged(f"{SIZES_CASE}: {dim}={size}", given.inputs, got)
 
 
@@ -68,35 +57,30 @@ def run_single_sizes(
 class _Asked:
     """One question, and the answer at the example's sizes."""
 
-    package: OnnxPackage
-    routing: Routing
-    reference: Source
-    policy: Policy
+    sides: Sides
     question: SizeQuestion
     usual: Array
 
     def judged(self, case: str, inputs: dict[str, Array], got: dict[str, Array]) -> CaseResult:
         """Compare what the model makes with what it makes if it has the usual answer."""
-        bodies = self.reference
+        sides, bodies, manifest = self.sides, self.sides.reference, self.sides.package.manifest
         # The same model with the usual answer put in: what it makes then is what was meant.
-        other = _Answered(bodies.package, bodies.variant, self.question.value, self.usual)
-        known = {**inputs, fixed_input(self.question.value): self.usual}
+        answers = {self.question.value: np.asarray(self.usual)}
+        other = _Answered(bodies.package, bodies.variant, answers)
+        known = {**inputs, **fixed_values(answers)}
         try:
             expected = other.open().run(known)
         except BackendError as error:
             return _result(case, "not applicable", error.message)
         what = operator_text(self.question.node)
-        for spec in self.package.manifest.outputs:
-            rules = map(self.policy.rule, (spec.dtype, self.package.manifest.precision))
-            problem = values_mismatch(
-                f"output '{spec.name}'", got[spec.name], expected[spec.name], coarsest(*rules)
-            )
+        for spec in manifest.outputs:
+            rule = coarsest(*map(sides.policy.rule, (spec.dtype, manifest.precision)))
+            name, values = f"output '{spec.name}'", (got[spec.name], expected[spec.name])
+            problem = values_mismatch(name, *values, rule)
             if problem is None:
                 continue
             # The model as it is against itself with the usual answer, at the same inputs.
-            looked = FirstDifference(
-                self.package, self.routing.routed, self.reference, other, self.policy
-            )
+            looked = FirstDifference(replace(sides, subject=bodies, reference=other))
             place = looked.sentence(known, inputs, whole)
             where = "" if place is None else f" {place}"
             why = f"case '{case}': {what} lets the model compute something else there: {problem}"
@@ -108,18 +92,11 @@ class _Asked:
 class _Answered(Source):
     """A source whose models take the answer to a question as an input."""
 
-    question: str = ""
-    answer: Array = field(default_factory=lambda: np.zeros(()))
+    answers: Mapping[str, Array] = field(default_factory=dict)
 
     def open(self, extra_outputs: Sequence[str] = (), edit: GraphEdit | None = None) -> Runner:
-        def answered(graph: onnx.GraphProto) -> None:
-            known = {one.name for one in graph.output}
-            graph.output.extend(
-                onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in known
-            )
-            fix_routing(graph, {self.question: np.asarray(self.answer)})
-
-        return Source(self.package, self.variant.edited(answered)).open(extra_outputs, edit)
+        variant = self.variant.edited(feeding(self.answers, extra_outputs))
+        return Source(self.package, variant).open(extra_outputs, edit)
 
 
 def _result(case: str, status: CaseStatus, detail: str) -> CaseResult:

@@ -1,13 +1,23 @@
-"""The two ways in which a package is run: as it is to be judged, and as the reference."""
+"""The two sides of a probe: the package as it is to be judged, and its function bodies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import onnx
+
+from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, GraphEdit, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.variants import PackageVariants
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.edge_cases.routed_layer import Routing
+from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.layer_values import names_to_return
+from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
 
 
 @dataclass(frozen=True)
@@ -31,3 +41,61 @@ class Source:
 def body_source(package: OnnxPackage) -> Source:
     """Return the reference: function bodies with optimisations off."""
     return Source(package, FUNCTION_BODIES)
+
+
+def feeding(values: Mapping[str, Array], seen: Sequence[str]) -> GraphEdit:
+    """Return an edit that makes inputs of some values, see `fix_routing`.
+
+    Args:
+        values: The values.
+        seen: Those that are looked at: they are kept, though nothing else may read them.
+    """
+
+    def change(graph: onnx.GraphProto) -> None:
+        known = {one.name for one in graph.output}
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in seen if name not in known)
+        fix_routing(graph, values)
+
+    return change
+
+
+def fixed_values(values: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the inputs that take the place of values."""
+    return {fixed_input(name): array for name, array in values.items()}
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of a probe. Sessions are opened on first use: each has all weights.
+
+    Attributes:
+        package: The package.
+        subject: The package as it is to be judged.
+        reference: Its function bodies.
+        policy: What counts as equal.
+    """
+
+    package: OnnxPackage
+    subject: Source
+    reference: Source
+    policy: Policy = BUILT_IN_POLICY
+
+    @cached_property
+    def routing(self) -> Routing:
+        """The layers of the package."""
+        return Routing.of(self.package)
+
+    @cached_property
+    def variants(self) -> PackageVariants:
+        """The subject with gates fed to it."""
+        return PackageVariants(self.subject.package, self.subject.variant)
+
+    @cached_property
+    def runner(self) -> Runner:
+        """A session of the subject that also returns what is compared of its layers."""
+        return self.subject.open(names_to_return(self.package))
+
+    @cached_property
+    def recorder(self) -> Recorder:
+        """The recorder of runs of the function bodies."""
+        return Recorder.of(self.package, self.reference.variant)

@@ -24,7 +24,7 @@ from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import largest
 from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer
 from moh_deploy.validate.edge_cases.routing_judge import PortArrays
-from moh_deploy.validate.edge_cases.source import Source
+from moh_deploy.validate.edge_cases.source import Sides, fixed_values
 from moh_deploy.validate.policy import Policy
 
 ROUTED = "routed_logits"
@@ -116,12 +116,7 @@ class Front:
 
     @classmethod
     def of(
-        cls,
-        layers: Sequence[TiedLayer],
-        depth: int,
-        recorded: Mapping[str, Array],
-        inputs: Mapping[str, Array],
-        reference: Source,
+        cls, sides: Sides, layers: Sequence[TiedLayer], depth: int, recorded: Mapping[str, Array]
     ) -> Front:
         """Open the operators behind the cuts of one depth."""
         cuts = dict.fromkeys(name for one in layers for name in one.cut(depth).values)
@@ -138,8 +133,8 @@ class Front:
             keep_only(graph, computed)
             fed.extend(one.name for one in graph.input)
 
-        runner = reference.open(computed, change) if computed else None
-        return cls(layers, depth, fixed, inputs, runner, fed)
+        runner = sides.reference.open(computed, change) if computed else None
+        return cls(layers, depth, fixed, sides.package.vectors[0].inputs, runner, fed)
 
     @property
     def tied(self) -> Mapping[str, Array]:
@@ -288,11 +283,6 @@ class Front:
 
     def _level(self, level: float) -> dict[str, Array]:
         return {name: np.full_like(array, level) for name, array in self.tied.items()}
-
-
-def fixed_values(values: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the inputs that take the place of values."""
-    return {fixed_input(name): array for name, array in values.items()}
 
 
 def two_levels(values: Mapping[str, Array], share: float = 0.5, seed: int = 0) -> dict[str, Array]:

@@ -14,28 +14,24 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.fixed_routing import fix_routing
 from moh_deploy.graph.router_front import front_values, is_exact, logit_sources
-from moh_deploy.package import OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases import made_nan
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
-from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer, Routing
+from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer
 from moh_deploy.validate.edge_cases.routing_judge import GateJudge, router_reference
-from moh_deploy.validate.edge_cases.source import Source
+from moh_deploy.validate.edge_cases.source import Sides, feeding, fixed_values
 from moh_deploy.validate.edge_cases.tied_logits import (
     ROUTED,
     Front,
     LogitCut,
     TiedLayer,
     TiedRun,
-    fixed_values,
     is_judged,
     jump,
     same_choices,
 )
-from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.tolerances import coarsest
 
 TIES_CASE = "ties before the router"
@@ -43,20 +39,14 @@ TIES_CASE = "ties before the router"
 _Values = Mapping[str, Array]
 
 
-def run_ties_before(
-    package: OnnxPackage,
-    routing: Routing,
-    reference: Source,
-    policy: Policy,
-) -> Iterator[CaseResult]:
+def run_ties_before(sides: Sides) -> Iterator[CaseResult]:
     """Judge every layer, and the outputs of the model.
 
     Args:
-        package: The package; the first of its recorded inputs is what the model is given.
-        routing: Its layers.
-        reference: Its function bodies.
-        policy: What counts as equal.
+        sides: The package, the first of whose recorded inputs is what its function bodies are
+            given.
     """
+    routing = sides.routing
     # Only routed heads are chosen; a layer of shared heads has nothing to tie.
     choosing = [one for one in routing.routed if ROUTED in one.router.logits]
     for one in routing.routed:
@@ -66,35 +56,29 @@ def run_ties_before(
     if not choosing:
         return
     try:
-        recorded = _front_values(package, routing.graph, choosing, reference)
+        recorded = _front_values(sides, choosing)
         layers = [one for one in choosing if one.router.logits[ROUTED] in recorded]
         for one in choosing:
             if one not in layers:
                 yield _result(one.info.path, "not applicable", "its logits are constants.")
         if layers:
             tied = [_tied_layer(routing.graph, one, recorded) for one in layers]
-            yield from _TiedModel(package, tied, recorded, reference, policy).results()
+            yield from _TiedModel(sides, tied, recorded).results()
     except BackendError as error:
-        yield _result(
-            MODEL, "failed", f"case '{TIES_CASE}': the function bodies fail: {error.message}"
-        )
+        why = f"case '{TIES_CASE}': the function bodies fail: {error.message}"
+        yield _result(MODEL, "failed", why)
 
 
-def _front_values(
-    package: OnnxPackage,
-    graph: onnx.GraphProto,
-    layers: Sequence[RoutedLayer],
-    reference: Source,
-) -> dict[str, Array]:
+def _front_values(sides: Sides, layers: Sequence[RoutedLayer]) -> dict[str, Array]:
     """Return all numbers that the logits of routers are computed from, in a recorded run."""
-    inputs = package.vectors[0].inputs
+    inputs, graph = sides.package.vectors[0].inputs, sides.routing.graph
     names = {
         name
         for one in layers
         for name in (*front_values(graph, one.router, ROUTED), *logit_sources(graph, one.router))
     }
     # One run for all: inner values become the shapes and dtypes of what is put in.
-    found = {**inputs, **reference.open(sorted(names - inputs.keys())).run(inputs)}
+    found = {**inputs, **sides.reference.open(sorted(names - inputs.keys())).run(inputs)}
     return {name: found[name] for name in names if found[name].dtype.kind in "fV"}
 
 
@@ -120,20 +104,17 @@ def _tied_layer(
 
 @dataclass(frozen=True)
 class _TiedModel:
-    package: OnnxPackage
+    sides: Sides
     layers: Sequence[TiedLayer]
     recorded: _Values
-    reference: Source
-    policy: Policy
 
     def results(self) -> Iterator[CaseResult]:
         problems: dict[str, str] = {}
-        inputs = self.package.vectors[0].inputs
         deepest = max(len(one.cuts) for one in self.layers)
         # Each depth has its own front: what breaks ties lies between two of them.
         for depth in range(deepest):
-            front = Front.of(self.layers, depth, self.recorded, inputs, self.reference)
-            for path, problem in front.problems(self.policy):
+            front = Front.of(self.sides, self.layers, depth, self.recorded)
+            for path, problem in front.problems(self.sides.policy):
                 problems.setdefault(path, f"logits of {_place(path)}: {problem}")
             # The whole model runs for the nearest and the farthest cut only: it takes three runs
             # for each set of numbers.
@@ -146,14 +127,12 @@ class _TiedModel:
 
     def _whole(self, front: Front) -> Iterator[tuple[str, str]]:
         """Yield path, or MODEL, and sentence of what the whole model makes of ties."""
-        runner = self.reference.open(self._seen(), lambda graph: self._change(graph, front.fixed))
+        seen = list(dict.fromkeys(name for one in self.layers for name in one.layer.values))
+        runner = self.sides.reference.open(seen, feeding(front.fixed, seen))
         for ties in front.ties(self._tokens):
             runs = front.falling(ties)
-            inputs = self.package.vectors[0].inputs
-            values = [
-                runner.run({**inputs, **fixed_values({**front.fixed, **run.values})})
-                for run in runs
-            ]
+            fed = [fixed_values({**front.fixed, **run.values}) for run in runs]
+            values = [runner.run({**front.inputs, **one}) for one in fed]
             # Outputs are looked at only if every layer is right: they stand behind all of them.
             found = list(self._layer_problems(runs, values))
             yield from found
@@ -215,20 +194,21 @@ class _TiedModel:
         return None
 
     def _outputs_problem(self, values: Sequence[_Values]) -> str | None:
-        outputs = {one.name: values[0][one.name] for one in self.package.manifest.outputs}
+        package = self.sides.package
+        outputs = {one.name: values[0][one.name] for one in package.manifest.outputs}
         for name in outputs:
             what = self._jump(name, values)
             if what is not None:
                 return f"output '{name}' in case '{TIES_CASE}' {what}"
-        return made_nan.output_problem(TIES_CASE, outputs, self.package.vectors[0])
+        return made_nan.output_problem(TIES_CASE, outputs, package.vectors[0])
 
     def _jump(self, name: str, values: Sequence[_Values]) -> str | None:
         # At ties, behind one step, and behind two.
         arrays = [one[name] for one in values]
         if arrays[0].dtype.kind not in "fV":
             return None
-        names = (arrays[0].dtype.name, self.package.manifest.precision)
-        return jump(arrays, coarsest(*map(self.policy.rule, names)).relative)
+        names = (arrays[0].dtype.name, self.sides.package.manifest.precision)
+        return jump(arrays, coarsest(*map(self.sides.policy.rule, names)).relative)
 
     def _outputs_result(self, problems: Mapping[str, str]) -> CaseResult:
         wrong = [path for path in problems if path != MODEL]
@@ -243,18 +223,6 @@ class _TiedModel:
         logits = [self.recorded[one.router.logits[ROUTED]] for one in self.layers]
         # Few tokens see few ties, so models with few get more draws.
         return min(math.prod(array.shape[:-1]) for array in logits)
-
-    def _seen(self) -> list[str]:
-        """Inner values that are looked at."""
-        return list(dict.fromkeys(name for one in self.layers for name in one.layer.values))
-
-    def _change(self, graph: onnx.GraphProto, fixed: _Values) -> None:
-        known = {one.name for one in graph.output}
-        # What is looked at is kept, though nothing else may read it.
-        graph.output.extend(
-            onnx.ValueInfoProto(name=name) for name in self._seen() if name not in known
-        )
-        fix_routing(graph, fixed)
 
 
 def _place(path: str) -> str:

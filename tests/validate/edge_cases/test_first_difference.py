@@ -11,9 +11,7 @@ from onnx import helper
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
-from moh_deploy.validate.edge_cases.routed_layer import Routing
-from moh_deploy.validate.edge_cases.source import body_source
-from moh_deploy.validate.policy import BUILT_IN_POLICY
+from moh_deploy.validate.edge_cases.source import Sides, body_source
 from tests.edge_case_package import write_edge_package
 from tests.validate.edge_cases.planted_faults import Fault, Site, in_layer, planted
 
@@ -25,10 +23,9 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
 
 def sentence(right: OnnxPackage, wrong: OnnxPackage) -> str | None:
     """Compare a package with the function bodies of another, which has the same names."""
-    routed = Routing.of(right).routed
-    found = FirstDifference(right, routed, body_source(wrong), body_source(right), BUILT_IN_POLICY)
+    sides = Sides(right, body_source(wrong), body_source(right))
     inputs = right.vectors[0].inputs
-    return found.sentence(inputs, inputs, whole)
+    return FirstDifference(sides).sentence(inputs, inputs, whole)
 
 
 def more(value: str) -> Fault:

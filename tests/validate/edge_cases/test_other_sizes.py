@@ -13,15 +13,10 @@ from onnx import helper, numpy_helper
 import moh_deploy
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.edge_cases.case_result import CaseResult
-from moh_deploy.validate.edge_cases.first_difference import FirstDifference
 from moh_deploy.validate.edge_cases.input_run import InputJudge
 from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
-from moh_deploy.validate.edge_cases.routed_layer import Routing
-from moh_deploy.validate.edge_cases.source import Source, body_source
-from moh_deploy.validate.edge_cases.suite import Sides
-from moh_deploy.validate.policy import BUILT_IN_POLICY
+from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
 from tests.edge_case_package import write_edge_package
 from tests.validate.edge_cases.exported_packages import exported
 from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size, planted
@@ -29,12 +24,7 @@ from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size
 
 def results(package: OnnxPackage) -> list[CaseResult]:
     subject = Source(package, Variant(kernels="off"))
-    bodies, variants = body_source(package), PackageVariants(package, Variant(kernels="off"))
-    sides = Sides(package, subject, variants, bodies)
-    routed = Routing.of(package).routed
-    place = FirstDifference(package, routed, subject, bodies, BUILT_IN_POLICY)
-    runs = (sides.runner, sides.recorder, variants)
-    judge = SizeJudge(InputJudge(package, *runs, BUILT_IN_POLICY, place))
+    judge = SizeJudge(InputJudge.of(Sides(package, subject, body_source(package))))
     return [judge.samples(), *judge.tokens()]
 
 

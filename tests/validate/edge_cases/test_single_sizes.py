@@ -12,10 +12,8 @@ from onnx import helper, numpy_helper
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.edge_cases.case_result import CaseResult
-from moh_deploy.validate.edge_cases.routed_layer import Routing
 from moh_deploy.validate.edge_cases.single_sizes import run_single_sizes
-from moh_deploy.validate.edge_cases.source import body_source
-from moh_deploy.validate.policy import BUILT_IN_POLICY
+from moh_deploy.validate.edge_cases.source import Sides, body_source
 from tests.edge_case_package import write_edge_package
 from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size, planted
 
@@ -28,7 +26,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
 
 def results(package: OnnxPackage) -> list[CaseResult]:
     bodies = body_source(package)
-    return list(run_single_sizes(package, Routing.of(package), bodies, BUILT_IN_POLICY))
+    return list(run_single_sizes(Sides(package, bodies, bodies)))
 
 
 @pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)

@@ -13,16 +13,14 @@ import pytest
 from moh_deploy.package import CorpusSample, MinedToken, OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
-from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.corpus_run import CorpusJudge
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.made_nan import output_problem
-from moh_deploy.validate.edge_cases.source import Source, body_source
-from moh_deploy.validate.edge_cases.suite import Sides, Suite
+from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
+from moh_deploy.validate.edge_cases.suite import Suite
 from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
-from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import Plant, write_edge_package
 from tests.kernel_library import needs_library
 from tests.two_layers import write_two_layers
@@ -32,8 +30,8 @@ from tests.validate.edge_cases.planted_faults import Site, in_layer, planted
 
 def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -> list[CaseResult]:
     """Compare what one package runs with the function bodies of another."""
-    bodies, subject = body_source(reference), Source(judged, Variant(kernels=kernels))
-    sides = Sides(reference, subject, PackageVariants(judged, Variant(kernels=kernels)), bodies)
+    subject = Source(judged, Variant(kernels=kernels))
+    sides = Sides(reference, subject, body_source(reference))
     states = tuple(input_states(reference, {"batch": 3, "seq": 9}, "valid"))
     return Suite(sides, states, "valid").run(SilentProgress())
 
@@ -181,18 +179,14 @@ def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
     token = MinedToken(0, (0, 0), 0.0)
     kept = CorpusSample(replace(recorded, outputs={"y": made}), (token,))
     package = replace(right, corpus=(kept,))
-    runner = body_source(right).open(right.gate_names)
+    sides = Sides(package, Source(right, Variant(kernels="off")), body_source(right))
     for mask, status in (("valid", "passed"), (None, "failed")):
-        judge = CorpusJudge(
-            package, runner, PackageVariants(right, Variant(kernels="off")), BUILT_IN_POLICY, mask
-        )
-        assert judge.kept().status == status
+        assert CorpusJudge(sides, mask).kept().status == status
 
 
 def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
-    bodies = body_source(package)
-    sides = Sides(package, bodies, PackageVariants(package, Variant(kernels="off")), bodies)
+    sides = Sides(package, body_source(package), body_source(package))
     results = Suite(sides, ()).run(SilentProgress())
     routing = [one for one in results if one.place == "blocks.0.attn"]
     assert {one.status for one in routing} == {"not applicable"}

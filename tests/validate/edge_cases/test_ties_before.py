@@ -11,10 +11,8 @@ import pytest
 import moh_deploy
 from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
-from moh_deploy.validate.edge_cases.routed_layer import Routing
-from moh_deploy.validate.edge_cases.source import body_source
+from moh_deploy.validate.edge_cases.source import Sides, body_source
 from moh_deploy.validate.edge_cases.ties_before import run_ties_before
-from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.edge_case_package import write_edge_package
 from tests.validate.edge_cases.exported_packages import exported
 from tests.validate.edge_cases.planted_faults import (
@@ -50,7 +48,7 @@ def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Onnx
 
 def results(package: OnnxPackage) -> list[CaseResult]:
     bodies = body_source(package)
-    return list(run_ties_before(package, Routing.of(package), bodies, BUILT_IN_POLICY))
+    return list(run_ties_before(Sides(package, bodies, bodies)))
 
 
 def failed(package: OnnxPackage) -> dict[str, str]:
