@@ -15,11 +15,10 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory
-from moh_deploy.validate.bisection.experiments import Experiments
+from moh_deploy.validate.bisection.experiments import Experiments, answered
 from moh_deploy.validate.bisection.locate import Cause, locate
 from moh_deploy.validate.bisection.repair import RepairJob, look_for_repair
 from moh_deploy.validate.bisection.report import BisectReport
-from moh_deploy.validate.bisection.user_inputs import answered
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.samples import read_samples, recorded_samples
 

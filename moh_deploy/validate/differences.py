@@ -55,9 +55,7 @@ def finite(values: Array) -> Float64Array:
 
 def largest_finite(reference: Array) -> float:
     """Return the largest absolute finite value; 0 if there is none."""
-    values = np.abs(reference.astype(np.float64))
-    finite = values[np.isfinite(values)]
-    return float(finite.max()) if finite.size else 0.0
+    return largest(np.abs(finite(reference)))
 
 
 def structural_mismatch(what: str, got: Array | None, reference: Array) -> str | None:

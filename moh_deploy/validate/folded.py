@@ -24,7 +24,9 @@ def folded(reports: Sequence[ParityReport]) -> ParityReport:
         whole,
         # Runs with forced routing, and outputs behind a flip, which have no tolerance, stay apart:
         # their errors answer other questions.
-        outputs=_by(whole.outputs, lambda one: (one.name, one.forced, _unjudged(one)), _outputs),
+        outputs=_by(
+            whole.outputs, lambda one: (one.name, one.forced, one.tolerance is None), _outputs
+        ),
         layers=_by(whole.layers, lambda one: (one.path,), _layers),
         tokens=added_tokens([one.tokens for one in reports if one.tokens is not None]),
     )
@@ -39,10 +41,6 @@ def _by(
     for entry in entries:
         groups.setdefault(key(entry), []).append(entry)
     return tuple(join(group) if len(group) > 1 else group[0] for group in groups.values())
-
-
-def _unjudged(entry: OutputParity) -> bool:
-    return entry.tolerance is None
 
 
 def _outputs(group: list[OutputParity]) -> OutputParity:

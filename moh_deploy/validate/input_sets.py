@@ -48,7 +48,15 @@ def input_sets(
     """
     files = npz_files(paths)
     weights = weights or [1.0] * len(files)
-    _check_weights(weights, files)
+    if len(weights) != len(files):
+        raise ConfigError(
+            f"weights given: {len(weights)}, files of inputs: {len(files)}; expected one weight for"
+            " each file, or none."
+        )
+    for weight in weights:
+        # This form refuses NaN, too.
+        if not 0 < weight < float("inf"):
+            raise ConfigError(f"a weight is {weight:g}, expected a number above 0.")
     if files:
         read = [read_user_vectors(path, package.manifest) for path in files]
         return [
@@ -62,15 +70,3 @@ def input_sets(
     # The first recorded run is the one at the example's sizes.
     recorded = package.vectors[0]
     return [InputSet(RECORDED_INPUTS, recorded.sizes, recorded.inputs, 1.0)]
-
-
-def _check_weights(weights: Sequence[float], files: Sequence[Path]) -> None:
-    if len(weights) != len(files):
-        raise ConfigError(
-            f"weights given: {len(weights)}, files of inputs: {len(files)}; expected one weight for"
-            " each file, or none."
-        )
-    for weight in weights:
-        # This form refuses NaN, too.
-        if not 0 < weight < float("inf"):
-            raise ConfigError(f"a weight is {weight:g}, expected a number above 0.")

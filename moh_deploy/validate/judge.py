@@ -71,9 +71,7 @@ class Judged:
 
     @property
     def flips(self) -> bool:
-        return any(
-            one.flipped_tokens or one.excused_tokens or one.undecided_tokens for one in self.layers
-        )
+        return any(map(_other_heads, self.layers))
 
 
 @dataclass
@@ -101,7 +99,9 @@ class Judge:
     _asked: bool = False
 
     def __post_init__(self) -> None:
-        self._rule = self._model_rule()
+        # A kernel that computes in bfloat16 rounds more than the model's own dtype does.
+        names = rules_of(self.package.manifest.precision, self.runner)
+        self._rule = coarsest(*map(self._rule_for, names))
 
     def outputs_of(self, case: ComparedSet) -> Judged:
         """Compare the outputs alone. Without gates a flip cannot be seen, so there may be some."""
@@ -119,7 +119,9 @@ class Judge:
             return free
         forced = self._forced_run(case, got, floor)
         if forced is None:
-            return replace(free, notes=self._note())
+            why = self._why_not
+            note = f"The reference gates were not fed to the model: {why}."
+            return free if why is None else replace(free, notes=(note,))
         if not free.flips and forced.equal:
             # Every part agrees, each on what the reference had seen. Together their errors add up.
             outputs = list(self._outputs(case, got, self._rule, NO_FLOOR))
@@ -140,7 +142,7 @@ class Judge:
         """Say where the error enters, unless the reference is at fault itself."""
         # Padding does not count here either: NaN there is nobody's.
         gates = dict(zip(self.package.gate_names, case.expected.gates, strict=True))
-        compared = case.view.select({**case.expected.outputs, **gates}, {})
+        compared = case.view.select({**case.expected.outputs, **gates})
         why = reference_is_nan(compared.values(), case.label)
         if why is not None:
             return why
@@ -182,17 +184,10 @@ class Judge:
         got = self._forced.run(self._inputs(case.expected, gates))
         forced = replace(case, label=f"{case.label}, routing forced")
         # Fed gates hide those that the router makes, which a forced run returns by another name.
-        found = [
-            self._layer(
-                forced,
-                index,
-                self._found(case, index, got, computed_gates),
-                self._rule,
-                floor,
-                forced=True,
-            )
-            for index in range(len(case.expected.gates))
-        ]
+        found = []
+        for index in range(len(case.expected.gates)):
+            values = self._found(case, index, got, computed_gates)
+            found.append(self._layer(forced, index, values, self._rule, floor, forced=True))
         outputs = list(self._outputs(forced, got, self._rule, floor, forced=True))
         counts = joined(counted for _, counted in found)
         return Judged(outputs, [layer for layer, _ in found], statistics=counts)
@@ -232,23 +227,21 @@ class Judge:
         view, name = case.view, layer.gates
         margins = view.margins(name, found.gates, expected.gates[index], expected.margins[index])
         gates, reference, place = view.of(name, found.gates, expected.gates[index])
-        scores, known_scores = _selected(view, name, found.scores, expected.scores, index)
-        attention, known_attention = _selected(
-            view, name, found.attention, expected.attention, index
-        )
+        scores = _selected(view, name, found.scores, expected.scores, index)
+        attention = _selected(view, name, found.attention, expected.attention, index)
         compared = compare_layer(
             LayerReference(
                 path=layer.path,
                 vectors=case.label,
                 gates=reference,
                 margins=margins,
-                scores=known_scores,
-                attention=known_attention,
+                scores=scores[1],
+                attention=attention[1],
                 num_shared_heads=layer.num_shared_heads,
                 has_scores=bool(expected.scores),
                 place=place,
             ),
-            LayerValuesFound(gates, scores, attention),
+            LayerValuesFound(gates, scores[0], attention[0]),
             rule,
             floor=floor.of_layer(index),
             forced=forced,
@@ -283,7 +276,7 @@ class Judge:
         if found is None or (gates is None and found.has_flips(self.package.gate_names)):
             return NO_FLOOR
         named = computed_gates if gates else str
-        outputs = found.selected(lambda results: case.view.select(results, {}))
+        outputs = found.selected(case.view.select)
         return NoiseFloor(
             {spec.name: outputs.move(spec.name) for spec in self.package.manifest.outputs},
             [
@@ -312,29 +305,21 @@ class Judge:
         layers = self.package.manifest.layers
         if self.variants is None or not layers or len(expected.gates) != len(layers):
             return None
-        pairs = list(zip(layers, expected.gates, strict=True))
-        if any(
-            # Gates of another shape would make the session fail, instead of being reported as
-            # different.
-            layer.gates not in got or got[layer.gates].shape != gates.shape
-            for layer, gates in pairs
-        ):
+        recorded = dict(zip(self.package.gate_names, expected.gates, strict=True))
+        # Gates of another shape would make the session fail, instead of being reported as
+        # different.
+        if any(k not in got or got[k].shape != v.shape for k, v in recorded.items()):
             return None
         if not self._asked:
             self._why_not, self._asked = self.variants.why_not_forced(), True
         if self._why_not is not None:
             return None
         # Fed in the dtype that the graph computes gates in: the reference's may be wider.
-        return {layer.gates: gates.astype(got[layer.gates].dtype) for layer, gates in pairs}
+        return {name: gates.astype(got[name].dtype) for name, gates in recorded.items()}
 
     @staticmethod
     def _inputs(expected: VectorSet, gates: Mapping[str, Array]) -> dict[str, Array]:
         return {**expected.inputs, **{forced_gates(k): v for k, v in gates.items()}}
-
-    def _note(self) -> tuple[str, ...]:
-        if self._why_not is None:
-            return ()
-        return (f"The reference gates were not fed to the model: {self._why_not}.",)
 
     def _outputs(
         self,
@@ -351,29 +336,20 @@ class Judge:
                 value, reference, place = case.view.of(
                     name, got.get(name), case.expected.outputs[name]
                 )
+                dtype = reference.dtype.name
                 yield compare_output(
                     name,
                     case.label,
                     value,
                     reference,
-                    self._output_rule(reference.dtype.name, rule),
+                    output_rule(dtype, self._rule_for(dtype), rule),
                     floor=floor.outputs.get(name),
                     forced=forced,
                     place=place,
                 )
             elif not skip_absent:
-                yield incomparable_output(
-                    name, case.label, f"output '{name}' is not in vectors {case.label}."
-                )
-
-    def _model_rule(self) -> Tolerance:
-        """Return the rule for the model's precision and for what its kernels compute in."""
-        # A kernel that computes in bfloat16 rounds more than the model's own dtype does.
-        names = rules_of(self.package.manifest.precision, self.runner)
-        return coarsest(*map(self._rule_for, names))
-
-    def _output_rule(self, dtype: str, model_rule: Tolerance) -> Tolerance:
-        return output_rule(dtype, self._rule_for(dtype), model_rule)
+                why = f"output '{name}' is not in vectors {case.label}."
+                yield incomparable_output(name, case.label, why)
 
     def _rule_for(self, dtype: str) -> Tolerance:
         self.rules[dtype] = self.policy.rule(dtype)
@@ -408,5 +384,9 @@ def _merged(forced: LayerParity, free: LayerParity) -> LayerParity:
     """Return the judgement under forced routing, with what was seen of the model by itself."""
     # Gates that are NaN, or cannot be compared, fail the free run whatever the forced one says.
     reason = forced.reason or (free.reason if math.isnan(free.gate_error) else None)
-    flips = free.flipped_tokens + free.excused_tokens + free.undecided_tokens
-    return replace(forced, reason=reason, free_flips=flips)
+    return replace(forced, reason=reason, free_flips=_other_heads(free))
+
+
+def _other_heads(one: LayerParity) -> int:
+    """Count the tokens that chose other heads."""
+    return one.flipped_tokens + one.excused_tokens + one.undecided_tokens

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from moh_deploy.package import LayerRounding, Spread, fingerprint_spread, spread
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import (
-    Float64Array,
     ShownIndex,
     abs_error,
     describe_worst,
@@ -92,8 +91,19 @@ def compare_layer(
     mismatch = structural_mismatch(what, got, reference) or _margins_mismatch(what, expected)
     if got is None or mismatch is not None:
         return incomparable_layer(expected.path, expected.vectors, mismatch)
-    scores = _compare_scores(expected, found.scores, tolerance, floor)
-    attention = _compare_attention(expected, found.attention, tolerance, floor)
+    scores = _compare_inner(
+        f"scores of the router of layer '{expected.path}' in vectors {expected.vectors}",
+        (found.scores, expected.scores),
+        tolerance,
+        None if floor is None else floor.scores,
+    )
+    attention = _compare_inner(
+        f"the attention of layer '{expected.path}' in vectors {expected.vectors}",
+        (found.attention, expected.attention),
+        tolerance,
+        None if floor is None else floor.attention,
+        is_fingerprint=True,
+    )
     # Ties are judged by the scores' own floor: how far rounding moves what is ranked.
     bound = tolerance.tie_bound(None if floor is None else floor.scores)
     choice = _Choice.of(expected, found, bound)
@@ -121,7 +131,7 @@ def compare_layer(
         gate_tolerance=gates.limit,
         reason=reason or undecided,
         forced=forced,
-        agreement=_share(same),
+        agreement=float(same.mean()) if same.size else None,
         jaccard=_jaccard(got != 0, reference != 0),
         smallest_margin=float(expected.margins.min()) if expected.margins.size else None,
         flip_margin=choice.flip_margin(expected.margins),
@@ -196,7 +206,7 @@ class _Choice:
         if not self.unexplained.any():
             return None
         # The first token stands for all: one example with its heads is what a reader can follow up.
-        token = _first(self.unexplained)
+        token = tuple(int(i) for i in np.argwhere(self.unexplained)[0])
         count = f"{int(self.unexplained.sum())} of {self.unexplained.size} tokens"
         heads, wanted = (np.flatnonzero(one[token] != 0) for one in (got, expected.gates))
         return (
@@ -317,73 +327,49 @@ def _compare_gates(
     return _Compared(measured.largest, limit.largest, reason)
 
 
-def _compare_scores(
-    expected: LayerReference, got: Array | None, tolerance: Tolerance, floor: LayerRounding | None
+def _compare_inner(
+    what: str,
+    values: tuple[Array | None, Array | None],
+    tolerance: Tolerance,
+    floor: Spread | None,
+    *,
+    is_fingerprint: bool = False,
 ) -> _Compared:
-    """Compare what the router ranked with what that of the reference did."""
-    reference = expected.scores
+    """Compare what a router ranked, or fingerprints of attention, with those of the reference.
+
+    Args:
+        values: As the runtime computed them, and the reference.
+        floor: How far rounding moves them.
+    """
+    got, reference = values
     if reference is None or got is None or got.shape != reference.shape or not got.size:
         return _NOT_COMPARED
-    known = None if floor is None else floor.scores
-    size = spread(finite(reference))
-    return _spread_compared(
-        f"scores of the router of layer '{expected.path}' in vectors {expected.vectors}",
-        spread(_difference(got, reference)),
-        tolerance.spread_limit(size, known, got.shape, is_inner=True),
-        known,
-    )
-
-
-def _compare_attention(
-    expected: LayerReference, got: Array | None, tolerance: Tolerance, floor: LayerRounding | None
-) -> _Compared:
-    """Compare fingerprints of what the attention computed, as shares of the reference's size."""
-    reference = expected.attention
-    if reference is None or got is None or got.shape != reference.shape or not got.size:
-        return _NOT_COMPARED
-    known = None if floor is None else floor.attention
-    return _spread_compared(
-        f"the attention of layer '{expected.path}' in vectors {expected.vectors}",
-        fingerprint_spread(_difference(got, reference), finite(reference)),
-        # Fingerprints come as shares of the reference, so the size that they are held against is 1.
-        tolerance.spread_limit(Spread(1.0, 1.0), known, got.shape, is_inner=True),
-        known,
-    )
-
-
-def _difference(got: Array, reference: Array) -> Float64Array:
-    """Return |got - reference|; 0 where the reference is NaN, which is judged where it shows, in
-    gates and outputs."""
-    return np.where(np.isnan(reference), 0.0, abs_error(got, reference))
-
-
-def _spread_compared(what: str, error: Spread, limit: Spread, floor: Spread | None) -> _Compared:
+    # NaN of the reference is judged where it shows, in gates and outputs.
+    moved = np.where(np.isnan(reference), 0.0, abs_error(got, reference))
+    error, size = spread(moved), spread(finite(reference))
+    if is_fingerprint:
+        # They come as shares of the reference, so the size that they are held against is 1.
+        error, size = fingerprint_spread(moved, finite(reference)), Spread(1.0, 1.0)
+    limit = tolerance.spread_limit(size, floor, got.shape, is_inner=True)
     if error.rms <= limit.rms and error.largest <= limit.largest:  # not `>`: a NaN must fail
         return _Compared(error.rms, limit.rms)
     of_whole = not error.rms <= limit.rms
-    size, most = (error.rms, limit.rms) if of_whole else (error.largest, limit.largest)
+    off, most = (error.rms, limit.rms) if of_whole else (error.largest, limit.largest)
     measure = "by root mean square" if of_whole else "at one token"
     noise = ""
     if floor is not None:
-        moved = floor.rms if of_whole else floor.largest
-        noise = f"; rounding moves it by {moved:.3g}"
-    reason = f"{what} differs by {size:.3g} {measure}, tolerance {most:.3g}{noise}."
+        noise = f"; rounding moves it by {floor.rms if of_whole else floor.largest:.3g}"
+    reason = f"{what} differs by {off:.3g} {measure}, tolerance {most:.3g}{noise}."
     return _Compared(error.rms, limit.rms, reason)
 
 
 def _judged_by(choice: _Choice, scores: _Compared) -> JudgedBy:
     """Tell whether the verdict on a router rests on choices, on scores, or on nothing."""
-    tokens = choice.clear.size
-    if not tokens:
+    if not choice.clear.size:
         return "nothing"
     # Where most tokens are near-ties, equal choices say little and scores carry the verdict.
-    if scores.compared and 2 * choice.clear.sum() < tokens:
-        return "scores"
-    return "choices"
-
-
-def _share(equal: BoolArray) -> float | None:
-    return float(equal.mean()) if equal.size else None
+    by_scores = scores.compared and 2 * choice.clear.sum() < choice.clear.size
+    return "scores" if by_scores else "choices"
 
 
 def _jaccard(chosen: BoolArray, expected: BoolArray) -> float | None:
@@ -399,7 +385,3 @@ def _margins_mismatch(what: str, expected: LayerReference) -> str | None:
     if list(margins.shape) == wanted:
         return None
     return f"{what}: margins are of shape {list(margins.shape)}, expected {wanted}."
-
-
-def _first(tokens: BoolArray) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.argwhere(tokens)[0])

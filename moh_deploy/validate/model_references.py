@@ -144,11 +144,8 @@ def _outputs(package: OnnxPackage, got: Mapping[str, Array], name: str) -> dict[
 
 
 def _absent(name: str, package: OnnxPackage, found: Sequence[VectorSet]) -> Iterator[str]:
-    absent = [
-        f"'{spec.name}'"
-        for spec in package.manifest.outputs
-        if found and spec.name not in found[0].outputs
-    ]
+    names = [spec.name for spec in package.manifest.outputs]
+    absent = [f"'{one}'" for one in names if found and one not in found[0].outputs]
     if absent:
         yield f"{name} has no output {', '.join(absent)}: not compared."
 

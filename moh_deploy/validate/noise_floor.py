@@ -85,14 +85,8 @@ def recorded_floor(
             share.largest * max(size.largest for size in sizes),
         )
 
-    return NoiseFloor(
-        {
-            name: floor(name, reference)
-            for name, reference in references.items()
-            if name in rounding.outputs
-        },
-        rounding.layers,
-    )
+    known = {name: array for name, array in references.items() if name in rounding.outputs}
+    return NoiseFloor({name: floor(name, array) for name, array in known.items()}, rounding.layers)
 
 
 @dataclass(frozen=True)
@@ -122,11 +116,8 @@ class NoisyResults:
         """
         # Heads flipped by noise move values by far more than rounding, and would excuse anything.
         others = [*self.drawn, *([] if self.rounded is None else [self.rounded])]
-        return any(
-            bool(((one[name] != 0) != (self.exact[name] != 0)).any())
-            for one in others
-            for name in gates
-        )
+        pairs = ((one[name], self.exact[name]) for one in others for name in gates)
+        return any(bool(((got != 0) != (exact != 0)).any()) for got, exact in pairs)
 
     def move(self, name: str, *, only_chosen: bool = False) -> Spread:
         """Measure how far rounding moves a value.
@@ -154,12 +145,11 @@ class NoisyResults:
         if self.rounded is None:
             return noise
         rounding = _layer_moves(exact, [show(self.rounded)])
+        scores, attention = noise.scores, noise.attention
         return LayerRounding(
-            scores=None if noise.scores is None else _together(noise.scores, rounding.scores),
-            gates=_together(noise.gates, rounding.gates),
-            attention=None
-            if noise.attention is None
-            else _together(noise.attention, rounding.attention),
+            None if scores is None else _together(scores, rounding.scores),
+            _together(noise.gates, rounding.gates),
+            None if attention is None else _together(attention, rounding.attention),
         )
 
 

@@ -1,9 +1,13 @@
-"""What a parity report says: the worst of each output and layer, and the verdict."""
+"""What a parity report says: the worst of each output and layer, and the verdict.
+
+As test cases for a CI, every output and layer is one: what was measured and not judged is skipped,
+with the reason; what could not be compared failed.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from moh_deploy.report.baseline.document import baseline_section, baseline_suites
@@ -13,6 +17,9 @@ from moh_deploy.report.document import (
     ROOMY,
     Block,
     Cell,
+    CiCase,
+    CiOutcome,
+    CiSuite,
     Column,
     Document,
     Drawn,
@@ -26,13 +33,13 @@ from moh_deploy.report.document import (
 )
 from moh_deploy.report.numbers import count, number, share
 from moh_deploy.runtime.layers_text import nodes_text, runs_as, runs_text
-from moh_deploy.validate.accuracy.document import accuracy_fact, accuracy_section
-from moh_deploy.validate.parity_cases import parity_suites
+from moh_deploy.validate.accuracy.document import accuracy_case, accuracy_fact, accuracy_section
 from moh_deploy.validate.routing_drawings import routing_sections
 from moh_deploy.validate.tolerances import Tolerance
 
 if TYPE_CHECKING:
     from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+
 
 _Entry = TypeVar("_Entry")
 EntryAnswer = Literal["equal", "differs", "not judged", "no data"]
@@ -50,24 +57,25 @@ _OUTPUT_COLUMNS = (
 )
 # Errors stand beside what they may be. Scores are in none of the narrow formats: where they decide,
 # `judged by` says so, and the reason has the number.
-_LAYER_COLUMNS = (
-    "layer",
-    Column("runs as", ROOMY),
-    Column("vectors", width="words"),
-    "#same choice",
-    Column("#Jaccard", ROOMY),
-    "#unexplained flips",
-    "#explained",
-    Column("#smallest margin", PAGE),
-    "#gate error",
-    "#tolerance",
-    Column("#score error", PAGE),
-    Column("#tolerance", PAGE),
-    "#attention",
-    "#tolerance",
-    "judged by",
-    "verdict",
+_LAYER_CELLS: tuple[tuple[str | Column, Callable[[LayerParity, ParityReport], Cell]], ...] = (
+    ("layer", lambda one, _: one.path),
+    (Column("runs as", ROOMY), lambda one, report: _runs_as(one.path, report)),
+    (Column("vectors", width="words"), lambda one, _: one.vectors),
+    ("#same choice", lambda one, _: Share(one.agreement)),
+    (Column("#Jaccard", ROOMY), lambda one, _: one.jaccard),
+    ("#unexplained flips", lambda one, _: one.flipped_tokens),
+    ("#explained", lambda one, _: _explained(one)),
+    (Column("#smallest margin", PAGE), lambda one, _: one.smallest_margin),
+    ("#gate error", lambda one, _: one.gate_error),
+    ("#tolerance", lambda one, _: one.gate_tolerance),
+    (Column("#score error", PAGE), lambda one, _: one.score_error),
+    (Column("#tolerance", PAGE), lambda one, _: one.score_tolerance),
+    ("#attention", lambda one, _: one.attention_error),
+    ("#tolerance", lambda one, _: one.attention_tolerance),
+    ("judged by", lambda one, _: one.judged_by),
+    ("verdict", lambda one, _: _status(layer_answer(one))),
 )
+"""Of each layer: the head of a column, and what stands in it."""
 _RULE_COLUMNS = (
     "rule of",
     "#relative",
@@ -203,13 +211,8 @@ def _blocks(report: ParityReport, index: int) -> Iterator[Block]:
     """Yield what is said of a comparison; on a page it has a number of its own."""
     if report.accuracy:
         yield accuracy_section(report.accuracy, f"accuracy-{index}")
-    errors = Table(
-        _ERRORS,
-        _ERROR_COLUMNS,
-        list(_error_rows(report)),
-        f"errors-{index}",
-        axis="decades",
-    )
+    rows = list(_error_rows(report))
+    errors = Table(_ERRORS, _ERROR_COLUMNS, rows, f"errors-{index}", axis="decades")
     about = Text(_ABOUT_ERRORS)
     yield Section("Error, in order of execution", (about, errors), shown=PAGE)
     yield from routing_sections(report.statistics, index, has_routing=report.has_routing)
@@ -218,8 +221,8 @@ def _blocks(report: ParityReport, index: int) -> Iterator[Block]:
         Table("outputs, worst vector set of each", _OUTPUT_COLUMNS, list(_output_rows(report))),
         Table(
             "MoH layers, worst vector set of each",
-            _LAYER_COLUMNS,
-            list(_layer_rows(report)),
+            tuple(head for head, _ in _LAYER_CELLS),
+            [[cell(one, report) for _, cell in _LAYER_CELLS] for one in _worst_layers(report)],
             shown=EVERYWHERE if report.layers else PAGE,
         ),
         Table(f"rules that applied: {report.policy}", _RULE_COLUMNS, rules, shown=PAGE),
@@ -233,27 +236,9 @@ def _output_rows(report: ParityReport) -> Iterator[tuple[Cell, ...]]:
         yield (entry.name, entry.vectors, *errors, _status(output_answer(entry)))
 
 
-def _layer_rows(report: ParityReport) -> Iterator[tuple[Cell, ...]]:
-    for entry in _worst_layers(report):
-        yield (
-            entry.path,
-            # A module that is called twice is two layers of one path.
-            ", ".join(runs_as(run) for run in report.layer_runs if run.path == entry.path),
-            entry.vectors,
-            Share(entry.agreement),
-            entry.jaccard,
-            entry.flipped_tokens,
-            _explained(entry),
-            entry.smallest_margin,
-            entry.gate_error,
-            entry.gate_tolerance,
-            entry.score_error,
-            entry.score_tolerance,
-            entry.attention_error,
-            entry.attention_tolerance,
-            entry.judged_by,
-            _status(layer_answer(entry)),
-        )
+def _runs_as(path: str, report: ParityReport) -> str:
+    # A module that is called twice is two layers of one path.
+    return ", ".join(runs_as(run) for run in report.layer_runs if run.path == path)
 
 
 def _explained(entry: LayerParity) -> str:
@@ -294,7 +279,10 @@ def _error_row(
 
 
 def _worst_outputs(report: ParityReport) -> list[OutputParity]:
-    return _worst_by((entry.name, _output_badness(entry), entry) for entry in report.outputs)
+    return _worst_by(
+        (entry.name, _badness(entry.reason, entry.max_abs_error, entry.tolerance), entry)
+        for entry in report.outputs
+    )
 
 
 def _worst_layers(report: ParityReport) -> list[LayerParity]:
@@ -308,10 +296,6 @@ def _worst_by(entries: Iterable[tuple[str, float, _Entry]]) -> list[_Entry]:
         if name not in worst or badness > worst[name][0]:
             worst[name] = badness, entry
     return [entry for _, entry in worst.values()]
-
-
-def _output_badness(entry: OutputParity) -> float:
-    return _badness(entry.reason, entry.max_abs_error, entry.tolerance)
 
 
 def _layer_badness(entry: LayerParity) -> float:
@@ -330,3 +314,58 @@ def _badness(reason: str | None, error: float, tolerance: float | None) -> float
         return math.inf
     # Without a tolerance (behind an explained flip) it is not judged, and comes last.
     return error / tolerance if tolerance else 0.0
+
+
+def parity_suites(report: ParityReport) -> Iterator[CiSuite]:
+    """Yield a suite for every comparison: its verdict, metrics, outputs and layers."""
+    for part in report.comparisons:
+        facts = {"subject": part.subject, "reference": part.reference, "policy": part.policy}
+        facts["kernels"] = part.kernels.describe()
+        # CIs tell suites apart by their names alone.
+        against = part.reference if report.parts else ""
+        cases = tuple(_cases(part))
+        yield CiSuite(cases, against=against, facts=tuple(facts.items()), notes=part.notes)
+
+
+def _cases(report: ParityReport) -> Iterator[CiCase]:
+    verdict: CiOutcome = "passed" if report.equal else "failure"
+    compared = len(report.accuracy) + len(report.outputs) + len(report.layers)
+    said = f"{compared} comparisons" if report.equal else report.reasons[0]
+    yield CiCase("verify", "verdict", verdict, said)
+    yield from map(accuracy_case, report.accuracy)
+    yield from map(_output_case, report.outputs)
+    yield from map(_layer_case, report.layers)
+    # Skipped, not left out: a CI that counts cases sees that routing was not compared.
+    if not report.has_routing:
+        yield CiCase("layers", "routing", "skipped", "The reference holds no gates.")
+
+
+def _output_case(entry: OutputParity) -> CiCase:
+    name = f"{entry.name} [{entry.vectors}]"
+    measured = f"max abs error {entry.max_abs_error:.3g}"
+    if entry.reason is not None:
+        return CiCase("outputs", name, "failure", entry.reason)
+    if entry.elements == 0:
+        return CiCase("outputs", name, "skipped", "It is empty: no data.")
+    if entry.tolerance is None:
+        return CiCase("outputs", name, "skipped", f"{measured}, behind an explained flip")
+    return CiCase("outputs", name, "passed", f"{measured}, tolerance {entry.tolerance:.3g}")
+
+
+def _layer_case(entry: LayerParity) -> CiCase:
+    name = f"{entry.path} [{entry.vectors}]"
+    if entry.reason is not None:
+        return CiCase("layers", name, "failure", entry.reason)
+    if entry.no_data:
+        return CiCase("layers", name, "skipped", "No token was left to compare: no data.")
+    return CiCase("layers", name, "passed", ", ".join(_measured(entry)))
+
+
+def _measured(entry: LayerParity) -> Iterator[str]:
+    yield f"{entry.equal_decisions} of {entry.decisions} clear decisions are equal"
+    yield f"gate error {entry.gate_error:.3g}"
+    if entry.score_error is not None:
+        yield f"score error {entry.score_error:.3g}, tolerance {entry.score_tolerance:.3g}"
+    if entry.attention_error is not None:
+        limit = entry.attention_tolerance
+        yield f"attention error {entry.attention_error:.3g}, tolerance {limit:.3g}"

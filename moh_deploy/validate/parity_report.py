@@ -194,7 +194,8 @@ class ParityReport(Report):
         entries: tuple[OutputParity | LayerParity | MetricParity, ...]
         entries = (*self.accuracy, *self.outputs, *self.layers)
         wrong = tuple(entry.reason for entry in entries if entry.reason is not None)
-        return (*wrong, *map(_nothing_judged, self.unjudged_layers))
+        none = "no data. No token of it was left to compare, in any vector set."
+        return (*wrong, *(f"layer '{path}': {none}" for path in self.unjudged_layers))
 
     @property
     def unjudged_layers(self) -> tuple[str, ...]:
@@ -249,12 +250,9 @@ class ParityReport(Report):
         if not self.has_routing:
             return None
         decisions = sum(layer.decisions for layer in self.layers)
-        equal = sum(layer.equal_decisions for layer in self.layers)
-        return (
-            equal / decisions
-            if decisions
-            else float(not any(layer.reason for layer in self.layers))
-        )
+        if not decisions:
+            return float(not any(layer.reason for layer in self.layers))
+        return sum(layer.equal_decisions for layer in self.layers) / decisions
 
     @property
     def failure(self) -> ValidationError | None:
@@ -288,14 +286,12 @@ class ParityReport(Report):
     @property
     @in_json("outputs")
     def _all_outputs(self) -> tuple[OutputEntry, ...]:
-        every = self.comparisons
-        return tuple(OutputEntry(one.reference, entry) for one in every for entry in one.outputs)
+        return tuple(OutputEntry(p.reference, one) for p in self.comparisons for one in p.outputs)
 
     @property
     @in_json("layers")
     def _all_layers(self) -> tuple[LayerEntry, ...]:
-        every = self.comparisons
-        return tuple(LayerEntry(one.reference, entry) for one in every for entry in one.layers)
+        return tuple(LayerEntry(p.reference, one) for p in self.comparisons for one in p.layers)
 
     def document(self) -> Document:
         """Return what it says of each comparison, and of all of them."""
@@ -339,10 +335,6 @@ class ComparisonSummary:
     def of(cls, report: ParityReport) -> ComparisonSummary:
         """Return what JSON has of a comparison."""
         return cls(**{one.name: getattr(report, one.name) for one in fields(cls)})
-
-
-def _nothing_judged(path: str) -> str:
-    return f"layer '{path}': no data. No token of it was left to compare, in any vector set."
 
 
 def combined(reports: Sequence[ParityReport]) -> ParityReport:

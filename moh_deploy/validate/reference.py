@@ -1,16 +1,16 @@
-"""The references that a package or engine is compared with."""
+"""The references that a package or engine is compared with, and what they answer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.package import CorpusSample, OnnxPackage, VectorSet
 from moh_deploy.system.suggest import shortened
-from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.samples import Sample, label
 
 RECORDED = "vectors recorded from the original model"
 
@@ -99,3 +99,59 @@ def _absent(sample: Sample, package: OnnxPackage) -> str | None:
 def expected_outputs(files: Iterable[Path | None]) -> ExpectedOutputs:
     """Return the outputs in samples' files as a reference."""
     return ExpectedOutputs(f"expected outputs in {shortened(map(str, files))}")
+
+
+def corpus_reference(corpus: Sequence[CorpusSample]) -> RecordedReference:
+    """Return the reference that a corpus holds; its name says what recorded it."""
+    return RecordedReference(f"regression corpus, recorded from {recorded_from(corpus)}")
+
+
+def recorded_from(corpus: Sequence[CorpusSample]) -> str:
+    """Name the models that recorded the samples, in the words of a report."""
+    return ", ".join(dict.fromkeys(one.reference for one in corpus))
+
+
+def corpus_samples(corpus: Sequence[CorpusSample]) -> tuple[Sample, ...]:
+    """Return its samples, called by their numbers and sizes."""
+    return tuple(
+        Sample(one.vectors, label(f"corpus {i}", one.vectors.sizes)) for i, one in enumerate(corpus)
+    )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Samples that make one comparison, because the reference knows the same of each.
+
+    Attributes:
+        reference: In the words of a report.
+        answers: Of these samples alone.
+        numbers: The places of these samples among all of them.
+    """
+
+    reference: str
+    answers: Answers
+    numbers: Sequence[int]
+
+
+def by_gates(reference: str, answers: Answers) -> list[Answered]:
+    """Return the answers with gates, then those without; only what there is.
+
+    Args:
+        reference: Its name.
+        answers: To all samples.
+    """
+    whole, alone = range(len(answers.vectors)), answers.without_gates
+    # Every sample has as much: one comparison, under the reference's own name.
+    if not alone:
+        return [Answered(reference, answers, whole)]
+    known = _part(reference, answers, [number for number in whole if number not in alone])
+    rest = _part(f"{reference}, outputs alone", answers, sorted(alone))
+    notes = (*answers.notes, *dict.fromkeys(alone.values()))
+    # Many samples share a reason, and the report needs it once.
+    rest = replace(rest, answers=replace(rest.answers, has_gates=False, notes=notes))
+    return [known, rest] if known.numbers else [rest]
+
+
+def _part(reference: str, answers: Answers, numbers: Sequence[int]) -> Answered:
+    vectors = tuple(answers.vectors[number] for number in numbers)
+    return Answered(reference, replace(answers, vectors=vectors, without_gates={}), numbers)

@@ -72,7 +72,15 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
     if named == "functions":
         return function_bodies(subject.package)
     if named == "kernels":
-        return _kernels(subject)
+        # A package that runs with kernels would be compared with itself; an engine would not.
+        if subject.kernels != "off" and subject.has_gates:
+            raise ConfigError(
+                f"against is kernels, and {subject.root} itself runs with kernels where there are"
+                " any.",
+                hint="Give --kernels off to compare its function bodies with its kernels.",
+            )
+        variant = Variant(kernels="require")
+        return PackageReference("the package with kernels", subject.package, variant)
     # The words come first; a path of such a name is given as ./recorded.
     path = Path(named)
     if path.is_dir() and path.resolve() == subject.root.resolve():
@@ -89,16 +97,6 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
         variant = Variant(kernels=subject.kernels)
         return PackageReference(model.name, model.made_from(None), variant)
     return ModelReference(model)
-
-
-def _kernels(subject: Subject) -> PackageReference:
-    # A package that runs with kernels would be compared with itself; an engine would not.
-    if subject.kernels != "off" and subject.has_gates:
-        raise ConfigError(
-            f"against is kernels, and {subject.root} itself runs with kernels where there are any.",
-            hint="Give --kernels off to compare its function bodies with its kernels.",
-        )
-    return PackageReference("the package with kernels", subject.package, Variant(kernels="require"))
 
 
 def _unknown(named: str, path: Path) -> ConfigError:

@@ -47,12 +47,12 @@ def with_valid_tokens(
     Raises:
         ConfigError: There is no such input, or it is no mask.
     """
-    return tuple(
-        replace(
-            one, valid=valid_tokens_of(one.known, {}, f"recorded run {one.label}", manifest, tokens)
-        )
-        for one in samples
-    )
+    found = []
+    for one in samples:
+        where = f"recorded run {one.label}"
+        valid = valid_tokens_of(one.known, {}, where, manifest, tokens)
+        found.append(replace(one, valid=valid))
+    return tuple(found)
 
 
 def read_samples(
@@ -66,10 +66,14 @@ def read_samples(
     Raises:
         ConfigError: A file cannot be read or does not fit the model, or a directory has none.
     """
-    files = npz_files(paths)
-    names = short_names(files)
-    pairs = zip(files, names, strict=True)
-    return tuple(_read(file, name, manifest, tokens) for file, name in pairs)
+    found, files = [], npz_files(paths)
+    for file, name in zip(files, short_names(files), strict=True):
+        user = read_user_vectors(file, manifest, () if tokens is None else (tokens,))
+        # A file has no gates and margins: a reference adds them.
+        known = VectorSet(user.sizes, user.inputs, user.expected, (), ())
+        valid = valid_tokens_of(known, user.others, str(file), manifest, tokens)
+        found.append(Sample(known, label(name, user.sizes), file, valid))
+    return tuple(found)
 
 
 def label(name: str, sizes: Mapping[str, int]) -> str:
@@ -111,14 +115,6 @@ def short_names(files: Sequence[Path]) -> list[str]:
     # Files of one name in two directories could not be told apart in a report.
     names = [file.name for file in files]
     return names if len(set(names)) == len(names) else [str(file) for file in files]
-
-
-def _read(file: Path, name: str, manifest: Manifest, tokens: str | None) -> Sample:
-    user = read_user_vectors(file, manifest, () if tokens is None else (tokens,))
-    # A file has no gates and margins: a reference adds them.
-    known = VectorSet(user.sizes, user.inputs, user.expected, (), ())
-    valid = valid_tokens_of(known, user.others, str(file), manifest, tokens)
-    return Sample(known, label(name, user.sizes), file, valid)
 
 
 def valid_tokens_of(

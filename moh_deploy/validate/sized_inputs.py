@@ -11,7 +11,6 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
 from moh_deploy.runtime.input_check import check_inputs
-from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.input_sets import RECORDED_INPUTS, InputSet
 from moh_deploy.validate.user_vectors import check_ranges
@@ -37,7 +36,15 @@ def sized_inputs(package: OnnxPackage, sizes: Sizes) -> list[InputSet]:
     """
     example = check_inputs(package.manifest.inputs, package.vectors[0].inputs)
     for name, asked in sizes.items():
-        _check_asked(name, asked, example)
+        if name not in example:
+            known = ", ".join(f"'{one}'" for one in example) or "none: every size is fixed"
+            raise ConfigError(
+                f"the model has no dynamic dimension '{name}', it has {known}.",
+                hint=did_you_mean(name, example) or None,
+            )
+        for size in asked:
+            if size < 0:
+                raise ConfigError(f"dimension '{name}' is to be {size}, expected at least 0.")
     return [
         _inputs_at(package, {**example, **dict(zip(sizes, one, strict=True))})
         for one in product(*sizes.values())
@@ -66,18 +73,6 @@ def _first_axis(manifest: Manifest) -> int | str | None:
     return shapes[0][0] if shapes else None
 
 
-def _check_asked(name: str, asked: Sequence[int], example: Mapping[str, int]) -> None:
-    if name not in example:
-        known = ", ".join(f"'{one}'" for one in example) or "none: every size is fixed"
-        raise ConfigError(
-            f"the model has no dynamic dimension '{name}', it has {known}.",
-            hint=did_you_mean(name, example) or None,
-        )
-    for size in asked:
-        if size < 0:
-            raise ConfigError(f"dimension '{name}' is to be {size}, expected at least 0.")
-
-
 def _inputs_at(package: OnnxPackage, sizes: dict[str, int]) -> InputSet:
     specs = package.manifest.inputs
     for recorded in package.vectors:
@@ -88,18 +83,14 @@ def _inputs_at(package: OnnxPackage, sizes: dict[str, int]) -> InputSet:
     # The same inputs in every run: figures are compared with those of other runs.
     rng = np.random.default_rng(0)
     example = package.vectors[0].inputs
-    inputs = {one.name: _drawn(one, sizes, example[one.name], rng) for one in specs}
+    inputs = {}
+    for spec in specs:
+        shape = [_axis(spec, axis, sizes) for axis in spec.shape]
+        # An example of size 0 holds nothing to draw from.
+        values = example[spec.name].reshape(-1)
+        values = values if values.size else np.zeros(1, values.dtype)
+        inputs[spec.name] = values[rng.integers(values.size, size=shape)]
     return InputSet(RANDOM, sizes, inputs, 1.0)
-
-
-def _drawn(
-    spec: TensorInfo, sizes: Mapping[str, int], example: Array, rng: np.random.Generator
-) -> Array:
-    shape = [_axis(spec, axis, sizes) for axis in spec.shape]
-    # An example of size 0 holds nothing to draw from.
-    values = example.reshape(-1) if example.size else np.zeros(1, example.dtype)
-    drawn: Array = values[rng.integers(values.size, size=shape)]
-    return drawn
 
 
 def _axis(spec: TensorInfo, axis: int | str, sizes: Mapping[str, int]) -> int:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import Manifest, TensorInfo
+from moh_deploy.package import Manifest
+from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array, read_npz
-
-
-class Interface(Protocol):
-    """The interface that inputs have to fit: the manifest of a package, or of an engine."""
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]: ...
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,9 @@ class UserVectors:
     others: dict[str, Array] = field(default_factory=dict)
 
 
-def read_user_vectors(path: Path, manifest: Interface, others: Collection[str] = ()) -> UserVectors:
+def read_user_vectors(
+    path: Path, manifest: ModelInterface, others: Collection[str] = ()
+) -> UserVectors:
     """Read inputs by name, or by position if no member is named like one.
 
     Members named like outputs are expectations.
@@ -68,7 +60,7 @@ def read_user_vectors(path: Path, manifest: Interface, others: Collection[str] =
 
 
 def split_members(
-    members: Mapping[str, Array], manifest: Interface
+    members: Mapping[str, Array], manifest: ModelInterface
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return inputs, by name or by position, and expected outputs.
 
@@ -82,9 +74,14 @@ def split_members(
     inputs = {name: array for name, array in members.items() if name not in output_names}
     # One known name is enough for matching by name: the rest is then reported as missing or
     # unknown.
-    if inputs and not inputs.keys() & set(input_names):
-        inputs = _by_position(inputs, input_names)
-    return inputs, expected
+    if not inputs or inputs.keys() & set(input_names):
+        return inputs, expected
+    if len(inputs) != len(input_names):
+        raise ConfigError(
+            f"members {_listed(inputs)} are none of the model's inputs, and {len(inputs)} are not"
+            f" enough or too many to be taken by position: expected {_listed(input_names)}."
+        )
+    return dict(zip(input_names, inputs.values(), strict=True)), expected
 
 
 def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
@@ -104,14 +101,5 @@ def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
             )
 
 
-def _by_position(members: dict[str, Array], names: list[str]) -> dict[str, Array]:
-    if len(members) != len(names):
-        raise ConfigError(
-            f"members {_listed(members)} are none of the model's inputs, and {len(members)} are not"
-            f" enough or too many to be taken by position: expected {_listed(names)}."
-        )
-    return dict(zip(names, members.values(), strict=True))
-
-
-def _listed(names: dict[str, Array] | list[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -89,15 +89,11 @@ class TokenView:
             return margins
         return chosen.of(margins)
 
-    def select(self, results: Mapping[str, Array], names: Mapping[str, str]) -> dict[str, Array]:
-        """Return of all results what is compared.
-
-        Args:
-            names: Name of a result to that of its selection, where it is another.
-        """
+    def select(self, results: Mapping[str, Array]) -> dict[str, Array]:
+        """Return of all results what is compared."""
         found = dict(results)
         for name, value in results.items():
-            chosen = self.selections.get(names.get(name, name))
+            chosen = self.selections.get(name)
             if chosen is not None and chosen.fits(value.shape):
                 found[name] = chosen.of(value)
         return found
@@ -148,9 +144,8 @@ def valid_tokens(name: str, mask: Array, dims: Sequence[_Dim] | None, *, where: 
     """
     got = f"{where}: '{name}' is {mask.dtype}{list(mask.shape)}"
     if mask.ndim != 2:
-        raise ConfigError(
-            f"{got}, expected a mask of valid tokens with the two axes [batch, tokens]."
-        )
+        expected = "a mask of valid tokens with the two axes [batch, tokens]"
+        raise ConfigError(f"{got}, expected {expected}.")
     # An additive mask, 0 and -inf, means the opposite: read as it is it would drop every real
     # token.
     if not np.isin(mask, (0, 1)).all():
@@ -182,9 +177,8 @@ def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> T
 
 def count_tokens(masks: Sequence[ValidTokens]) -> TokenCount | None:
     """Count the tokens, and those that are left out; None without masks."""
-    return added_tokens(
-        [TokenCount(one.name, one.mask.size, int((~one.mask).sum())) for one in masks]
-    )
+    counts = [TokenCount(one.name, one.mask.size, int((~one.mask).sum())) for one in masks]
+    return added_tokens(counts)
 
 
 def added_tokens(counts: Sequence[TokenCount]) -> TokenCount | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from moh_deploy.errors import ValidationError
@@ -16,14 +17,12 @@ from moh_deploy.validate.accuracy.judge import Setting, judge
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_runs, turns
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.reading import read_labelled
-from moh_deploy.validate.accuracy.scored import Scored
-from moh_deploy.validate.accuracy.tally import SampleFiles, Tally
+from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.folded import folded
-from moh_deploy.validate.outputs_alone import by_gates
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.reference import Reference, expected_outputs
+from moh_deploy.validate.reference import Reference, by_gates, expected_outputs
 from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.routing_statistics import joined
 from moh_deploy.validate.samples import npz_files
@@ -51,19 +50,14 @@ def verify_labelled(
     with progress.step("reading samples and labels"):
         data = read_labelled(npz_files(inputs), task, subject.package.manifest)
         classes = main_classes([one.labels for one in data.datasets], task.labelling)
+        layers = subject.package.manifest.layers
         rounds = [
-            _Round(
-                reference,
-                sets,
-                [Tally(metric) for metric in data.metrics],
-                ClassLoads(subject.package.manifest.layers, classes),
-            )
-            for reference, sets in _references(subject, data.datasets, against)
+            _Round(*pair, [*map(Tally, data.metrics)], ClassLoads(layers, classes))
+            for pair in _references(subject, data.datasets, against)
         ]
         # By file: references with different samples share the runs that are cut from them.
-        runs = {
-            one.samples.file: labelled_runs(subject, one, data.axis, task) for one in data.datasets
-        }
+        cut = partial(labelled_runs, subject, axis=data.axis, task=task)
+        runs = {one.samples.file: cut(one) for one in data.datasets}
     with progress.step("loading the model"):
         runner = subject.load()
     with runner:
@@ -126,14 +120,10 @@ class _Job:
         return [self._whole(one, first.with_token_notes(), runs), *alone]
 
     def _whole(self, one: _Round, whole: ParityReport, runs: Sequence[LabelledRun]) -> ParityReport:
-        filled = (_filled(run) for run in runs if run.batch.added)
+        notes = (*whole.notes, *(_filled(run) for run in runs if run.batch.added))
         accuracy = tuple(self._judged(one, tally) for tally in one.tallies)
-        return replace(
-            whole,
-            notes=(*whole.notes, *filled),
-            accuracy=accuracy,
-            statistics=joined([whole.statistics, one.loads.statistics]),
-        )
+        statistics = joined([whole.statistics, one.loads.statistics])
+        return replace(whole, notes=notes, accuracy=accuracy, statistics=statistics)
 
     def _compare(
         self, one: _Round, turn: Sequence[LabelledRun], done: int, total: int

@@ -10,12 +10,18 @@ from typing import NamedTuple
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples
-from moh_deploy.validate.outputs_alone import Answered, by_gates
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.reference import RecordedReference, Reference, expected_outputs
+from moh_deploy.validate.reference import (
+    Answered,
+    RecordedReference,
+    Reference,
+    by_gates,
+    corpus_reference,
+    corpus_samples,
+    expected_outputs,
+)
 from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
 from moh_deploy.validate.subject import Subject
@@ -80,7 +86,13 @@ def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> li
     files = read_samples(what.inputs, manifest, tokens)
     if not files:
         sets, words = subject.recorded()
-        _check_number(what.vectors, len(sets))
+        # Taking fewer than were asked for would pass for a thorough check.
+        if what.vectors is not None and what.vectors > len(sets):
+            raise ConfigError(
+                f"vectors is {what.vectors}, but there are {len(sets)} recorded runs to compare"
+                " with.",
+                hint="Leave it out to compare with all of them.",
+            )
         samples = with_valid_tokens(recorded_samples(sets[: what.vectors]), manifest, tokens)
         recorded: Reference = RecordedReference(words)
     else:
@@ -97,15 +109,6 @@ def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> li
     return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
 
 
-def _check_number(asked: int | None, recorded: int) -> None:
-    # Taking fewer than were asked for would pass for a thorough check.
-    if asked is not None and asked > recorded:
-        raise ConfigError(
-            f"vectors is {asked}, but there are {recorded} recorded runs to compare with.",
-            hint="Leave it out to compare with all of them.",
-        )
-
-
 def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
     """Return the comparison with the package's regression corpus; an engine has no gates for it."""
     corpus = subject.package.corpus
@@ -118,11 +121,7 @@ def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
 
 
 def compare_answered(
-    subject: Subject,
-    runner: Runner,
-    part: Answered,
-    samples: Sequence[Sample],
-    policy: Policy,
+    subject: Subject, runner: Runner, part: Answered, samples: Sequence[Sample], policy: Policy
 ) -> ParityReport:
     """Compare with what a reference answered to some of the samples."""
     # Samples and answers are matched by their places among all samples.

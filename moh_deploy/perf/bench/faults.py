@@ -17,10 +17,9 @@ from moh_deploy.perf.bench.candidates import Candidates, is_the_original, is_the
 from moh_deploy.runtime.original import Original
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.outputs_alone import by_gates
 from moh_deploy.validate.parity_report import combined
 from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.reference import RecordedReference, Reference
+from moh_deploy.validate.reference import RecordedReference, Reference, by_gates
 from moh_deploy.validate.references import function_bodies
 from moh_deploy.validate.samples import Sample, label, recorded_samples
 from moh_deploy.validate.subject import Subject

@@ -9,10 +9,9 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.accuracy.class_labels import Labelling, check_integers, check_range
+from moh_deploy.validate.accuracy.class_metrics import Perplexity, TopK
 from moh_deploy.validate.accuracy.metrics import Metric
-from moh_deploy.validate.accuracy.perplexity import Perplexity
 from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS, Task
-from moh_deploy.validate.accuracy.top_k import TopK
 from moh_deploy.validate.accuracy.user_metric import ScoreFunction, UserMetric, import_metric
 
 

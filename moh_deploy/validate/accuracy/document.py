@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from moh_deploy.report.document import (
@@ -28,22 +28,23 @@ if TYPE_CHECKING:
     from moh_deploy.validate.accuracy import ChangedSample, MetricParity
 
 # A page has the drawing, and less room beside it.
-_COLUMNS = (
-    "metric",
-    Column("loss as a share of what may be lost", PAGE),
-    "#reference",
-    "#this",
-    Column("#difference, 95 % interval", PAGE),
-    Column("#difference", TEXT),
-    Column("#95 % interval", TEXT),
-    "#may be lost",
-    "#samples",
-    Column("#worse, better", PAGE),
-    Column("#worse", TEXT),
-    Column("#better", TEXT),
-    "#p",
-    "verdict",
+_CELLS: tuple[tuple[str | Column, Callable[[MetricParity], Cell]], ...] = (
+    ("metric", lambda one: one.metric),
+    (Column("loss as a share of what may be lost", PAGE), lambda one: _drawn(one)),
+    ("#reference", lambda one: shown(one.metric, one.reference)),
+    ("#this", lambda one: shown(one.metric, one.package)),
+    (Column("#difference, 95 % interval", PAGE), lambda one: _change(one)),
+    (Column("#difference", TEXT), lambda one: shown_gap(one.metric, one.difference)),
+    (Column("#95 % interval", TEXT), lambda one: _bounds(one)),
+    ("#may be lost", lambda one: shown_gap(one.metric, one.allowed_drop)),
+    ("#samples", lambda one: one.samples),
+    (Column("#worse, better", PAGE), lambda one: f"{one.worse}, {one.improved}"),
+    (Column("#worse", TEXT), lambda one: one.worse),
+    (Column("#better", TEXT), lambda one: one.improved),
+    ("#p", lambda one: figure(one.p_value)),
+    ("verdict", lambda one: Status(one.verdict, one.verdict == "passed")),
 )
+"""The head of each column, and what stands in it."""
 _ABOUT = (
     "The dot is what the metric lost, the line through it its 95 % interval, in shares of what may"
     " be lost: all of it has to be left of the upright line at 1. Left of 0 the metric is better"
@@ -54,8 +55,9 @@ _ABOUT = (
 def accuracy_section(metrics: Sequence[MetricParity], id_: str) -> Section:
     """Return all metrics, how each came about, and the samples that changed."""
     # The axis shows at least what may be lost twice over, and half as much gained.
-    rows, least = list(map(_row, metrics)), (-1.0, 2.0)
-    table = Table("accuracy", _COLUMNS, rows, id_, axis="numbers", axis_holds=least)
+    rows, least = [[cell(one) for _, cell in _CELLS] for one in metrics], (-1.0, 2.0)
+    columns = tuple(head for head, _ in _CELLS)
+    table = Table("accuracy", columns, rows, id_, axis="numbers", axis_holds=least)
     blocks: list[Block] = [Text(_ABOUT, shown=PAGE), table]
     for one in metrics:
         blocks += (Text(_how(one)), *_changed(one))
@@ -77,30 +79,17 @@ def accuracy_case(one: MetricParity) -> CiCase:
     return CiCase("accuracy", name, "passed", f"{values}, {one.samples} samples")
 
 
-def _row(one: MetricParity) -> tuple[Cell, ...]:
-    difference = shown_gap(one.metric, one.difference)
-    interval = None if one.interval is None else shown_gap(one.metric, *one.interval)
-    both = f"{difference}, {interval or 'none'}"
-    return (
-        one.metric,
-        _drawn(one, f"{one.metric}: {both}"),
-        shown(one.metric, one.reference),
-        shown(one.metric, one.package),
-        both,
-        difference,
-        interval,
-        shown_gap(one.metric, one.allowed_drop),
-        one.samples,
-        f"{one.worse}, {one.improved}",
-        one.worse,
-        one.improved,
-        figure(one.p_value),
-        Status(one.verdict, one.verdict == "passed"),
-    )
+def _bounds(one: MetricParity) -> str | None:
+    return None if one.interval is None else shown_gap(one.metric, *one.interval)
 
 
-def _drawn(one: MetricParity, words: str) -> Drawn:
+def _change(one: MetricParity) -> str:
+    return f"{shown_gap(one.metric, one.difference)}, {_bounds(one) or 'none'}"
+
+
+def _drawn(one: MetricParity) -> Drawn:
     """Draw the loss and its interval in shares of what may be lost; there is none without."""
+    words = f"{one.metric}: {_change(one)}"
     if one.interval is None or not one.allowed_drop:
         return Drawn(words, math.nan, 1.0)
     # To the right is worse, whichever way the metric goes.
@@ -120,7 +109,8 @@ def _how(one: MetricParity) -> str:
     parts += [f"{one.labels} labels"] if one.labels != one.samples else []
     parts += [f"{one.ignored} more ignored"] if one.ignored else []
     parts += ["each scored with the output one position before"] if one.shifted else []
-    return f"{', '.join(parts)}. Reference: {one.against}. {_interval(one)}{_limit(one)}"
+    limit = f"What may be lost: {one.rule.reason}."
+    return f"{', '.join(parts)}. Reference: {one.against}. {_interval(one)}{limit}"
 
 
 def _interval(one: MetricParity) -> str:
@@ -130,10 +120,6 @@ def _interval(one: MetricParity) -> str:
     drawn = f"{one.resamples} resamples{added}, seed {one.seed}"
     test = "" if one.p_value is None else " p is of McNemar's exact test."
     return f"Interval: paired bootstrap, {drawn}.{test} "
-
-
-def _limit(one: MetricParity) -> str:
-    return f"What may be lost: {one.rule.reason}."
 
 
 def _changed(one: MetricParity) -> tuple[Folded, ...]:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.system.npz import Array, map_npz
-from moh_deploy.validate.accuracy.alignment import same_tokens
 from moh_deploy.validate.accuracy.choose import choose_metrics
+from moh_deploy.validate.accuracy.class_labels import same_tokens
 from moh_deploy.validate.accuracy.dataset import (
     Dataset,
     LabelledSamples,
@@ -23,7 +24,7 @@ from moh_deploy.validate.accuracy.label_files import SUFFIXES, read_labels
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.samples import short_names
-from moh_deploy.validate.user_vectors import Interface, split_members
+from moh_deploy.validate.user_vectors import split_members
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LabelledData:
     axis: SampleAxis
 
 
-def read_labelled(paths: Sequence[Path], task: Task, model: Interface) -> LabelledData:
+def read_labelled(paths: Sequence[Path], task: Task, model: ModelInterface) -> LabelledData:
     """Read inputs, expected outputs and labels, and choose the metrics.
 
     Args:
@@ -80,7 +81,7 @@ def _labels(
     source: Path | str | Array,
     paths: Sequence[Path],
     members: list[dict[str, Array]],
-    model: Interface,
+    model: ModelInterface,
 ) -> list[Array]:
     """Return labels of all files together, or, of a member, of each. Inputs stay inputs."""
     if isinstance(source, np.ndarray):
@@ -115,7 +116,7 @@ def _read_samples(
     path: Path,
     name: str,
     members: dict[str, Array],
-    model: Interface,
+    model: ModelInterface,
     axis: SampleAxis,
     mask: str | None,
 ) -> LabelledSamples:

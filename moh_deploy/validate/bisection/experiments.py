@@ -15,6 +15,7 @@ from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.judge import Recorded, VariantJudge
+from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
@@ -163,3 +164,21 @@ class Experiments:
 
 def _reasons(recorded: Sequence[Recorded]) -> tuple[str, ...]:
     return tuple(one.reason for one in recorded if one.reason is not None)
+
+
+def answered(believed: OnnxPackage, samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Return samples with outputs and gates.
+
+    Args:
+        believed: In float32; its function bodies are run, without optimisations.
+        samples: Inputs of a user's, maybe with expected outputs, which stay.
+    """
+    if not samples:
+        return ()
+    recorder = Recorder.of(believed)
+    found = []
+    for one in samples:
+        known = recorder.record(one.known.inputs)
+        outputs = {**known.outputs, **one.known.outputs}
+        found.append(replace(one, known=replace(known, outputs=outputs)))
+    return tuple(found)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from moh_deploy.errors import BackendError
 from moh_deploy.package import CorpusSample
-from moh_deploy.validate.corpus_reference import corpus_reference, corpus_samples, recorded_from
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.mining import Mined
 from moh_deploy.validate.edge_cases.source import Sides
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.reference import corpus_reference, corpus_samples, recorded_from
 from moh_deploy.validate.samples import with_valid_tokens
 
 KEPT, FOUND = "regression corpus", "least clear inputs"

@@ -14,13 +14,12 @@ from itertools import chain
 from moh_deploy.errors import BackendError
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
-from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer
 from moh_deploy.validate.edge_cases.routing_judge import (
     GateJudge,
     router_reference,
     values_mismatch,
 )
-from moh_deploy.validate.edge_cases.source import Sides, feeding, fixed_values
+from moh_deploy.validate.edge_cases.source import RoutedLayer, Sides, feeding, fixed_values
 
 _Values = Mapping[str, Array]
 Cut = Callable[[Array, Array | None], Array | None]

@@ -1,18 +1,19 @@
-"""Search inputs for the tokens whose choice of heads is least clear."""
+"""Search inputs, cut into samples, for the tokens whose choice of heads is least clear."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
 
-from moh_deploy.errors import ExportError
+from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.package import (
     MOST_SAMPLES,
     ORIGINAL,
     CorpusSample,
+    Manifest,
     MinedToken,
     OnnxPackage,
     VectorSet,
@@ -22,6 +23,8 @@ from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.reference import Reference
 from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.sized_inputs import batch_dim
+from moh_deploy.validate.user_vectors import check_ranges
 
 TOKENS_PER_LAYER = 3
 """How many tokens of a sample are named, for each layer."""
@@ -184,3 +187,46 @@ def _best(
 
 def _margin(sample: CorpusSample, layer: int) -> float | None:
     return min((one.margin for one in sample.mined if one.layer == layer), default=None)
+
+
+def cut_into_samples(manifest: Manifest, files: Sequence[Sample]) -> Iterator[Sample]:
+    """Yield each file's inputs, cut along the dimension that counts samples if there is one.
+
+    `images.npz[3]` is the fourth of a file.
+    """
+    dim = batch_dim(manifest)
+    for file in files:
+        if dim is None or not _takes_one(manifest, dim):
+            yield file
+            continue
+        for index in range(file.known.sizes[dim]):
+            yield _taken(manifest, file, dim, index)
+
+
+def _takes_one(manifest: Manifest, dim: str) -> bool:
+    """Tell whether the model takes one sample, and every axis of samples is `dim` itself."""
+    try:
+        # A trace may be good for batches of two and more only.
+        check_ranges({dim: 1}, manifest)
+    except ConfigError:
+        return False
+    axes = [axis for spec in manifest.inputs for axis in spec.shape if isinstance(axis, str)]
+    return all(axis == dim or dim not in axis for axis in axes)
+
+
+def _taken(manifest: Manifest, file: Sample, dim: str, index: int) -> Sample:
+    inputs = {
+        spec.name: _cut(file.known.inputs[spec.name], spec.shape, dim, index)
+        for spec in manifest.inputs
+    }
+    # Expected outputs go: the corpus has what the function bodies or the original compute.
+    known = replace(file.known, sizes={**file.known.sizes, dim: 1}, inputs=inputs, outputs={})
+    name = file.label if file.file is None else file.file.name
+    return Sample(known, f"{name}[{index}]", file.file)
+
+
+def _cut(array: Array, shape: Sequence[int | str], dim: str, index: int) -> Array:
+    for axis, size in enumerate(shape):
+        if size == dim:
+            array = np.take(array, [index], axis=axis)
+    return array

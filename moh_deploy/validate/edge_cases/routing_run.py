@@ -17,13 +17,13 @@ from moh_deploy.package import LayerInfo
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.edge_cases import made_nan
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
-from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer
 from moh_deploy.validate.edge_cases.routing_judge import (
     GateJudge,
     PortArrays,
+    nan_attention_problem,
+    nan_output_problem,
     router_reference,
     tokens_with_nan,
     values_mismatch,
@@ -35,7 +35,7 @@ from moh_deploy.validate.edge_cases.routing_states import (
     clear,
     with_nan,
 )
-from moh_deploy.validate.edge_cases.source import Sides
+from moh_deploy.validate.edge_cases.source import RoutedLayer, Sides
 from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
 from moh_deploy.validate.edge_cases.ties_before import run_ties_before
 from moh_deploy.validate.tolerances import Tolerance
@@ -189,7 +189,7 @@ class _RoutingRun:
             got, reference = by_token[0][~skipped], by_token[1][~skipped]
         what = f"attention of layer '{router.path}' in case '{case}'"
         problem = values_mismatch(what, got, reference, self._rule(reference))
-        return problem or made_nan.attention_problem(what, got)
+        return problem or nan_attention_problem(what, got)
 
     def _nan_problem(self, router: RouterLogits, logits: PortArrays, both: _Both) -> str | None:
         for values, whose in ((both.got, "gates"), (both.reference, "gates of the function body")):
@@ -230,7 +230,7 @@ class _RoutingRun:
         problem = next((one for one in problems if one is not None), None)
         outputs = {name: both.got[name] for name in names}
         recorded = self.sides.package.vectors[0]
-        problem = problem or made_nan.output_problem(case, outputs, recorded)
+        problem = problem or nan_output_problem(case, outputs, recorded)
         return _judged(case, MODEL, problem, "they agree with the function bodies")
 
     def _rule(self, reference: Array) -> Tolerance:

@@ -9,12 +9,13 @@ from functools import cached_property
 import onnx
 
 from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
-from moh_deploy.package import OnnxPackage
+from moh_deploy.graph.gate_reads import GateRead, gate_reads
+from moh_deploy.graph.router_logits import RouterLogits, router_logits
+from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, GraphEdit, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.routed_layer import Routing
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
@@ -99,3 +100,58 @@ class Sides:
     def recorder(self) -> Recorder:
         """The recorder of runs of the function bodies."""
         return Recorder.of(self.package, self.reference.variant)
+
+
+@dataclass(frozen=True)
+class RoutedLayer:
+    """A layer that has a MoHRouter.
+
+    Attributes:
+        info: What the manifest says of it.
+        router: Its router.
+        reads: What it reads as its gates.
+    """
+
+    info: LayerInfo
+    router: RouterLogits
+    reads: Sequence[GateRead]
+
+    @property
+    def values(self) -> list[str]:
+        """Names of what its router makes, of what its attention makes, and of all between them."""
+        named = [self.router.gates, self.router.attention]
+        between = [name for read in self.reads for name in read.values]
+        return [name for name in dict.fromkeys((*named, *between)) if name]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The layers of a package, with a MoHRouter and without.
+
+    Attributes:
+        graph: The graph of the package, its weights perhaps left out.
+        routed: Those that have a MoHRouter, in the order in which they run.
+        others: Those that have none, or have lost it.
+    """
+
+    graph: onnx.GraphProto
+    routed: tuple[RoutedLayer, ...]
+    others: tuple[LayerInfo, ...]
+
+    @classmethod
+    def of(cls, package: OnnxPackage) -> Routing:
+        """Read them from the model."""
+        # Only nodes are read, so weights in other files stay there.
+        graph = onnx.load(package.model_path, load_external_data=False).graph
+        layers = package.manifest.layers
+        # None for a layer without a MoHRouter; `lost_at` says what stands in its place.
+        pairs = list(zip(layers, router_logits(graph, layers), strict=True))
+        return cls(
+            graph,
+            tuple(
+                RoutedLayer(layer, router, gate_reads(graph, layer, router.gates))
+                for layer, router in pairs
+                if router is not None
+            ),
+            tuple(layer for layer, router in pairs if router is None),
+        )

@@ -22,9 +22,8 @@ from moh_deploy.graph.router_logits import RouterLogits
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import largest
-from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer
 from moh_deploy.validate.edge_cases.routing_judge import PortArrays
-from moh_deploy.validate.edge_cases.source import Sides, fixed_values
+from moh_deploy.validate.edge_cases.source import RoutedLayer, Sides, fixed_values
 from moh_deploy.validate.policy import Policy
 
 ROUTED = "routed_logits"

@@ -16,12 +16,14 @@ import onnx
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.router_front import front_values, is_exact, logit_sources
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases import made_nan
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
-from moh_deploy.validate.edge_cases.routed_layer import RoutedLayer
-from moh_deploy.validate.edge_cases.routing_judge import GateJudge, router_reference
-from moh_deploy.validate.edge_cases.source import Sides, feeding, fixed_values
+from moh_deploy.validate.edge_cases.routing_judge import (
+    GateJudge,
+    nan_output_problem,
+    router_reference,
+)
+from moh_deploy.validate.edge_cases.source import RoutedLayer, Sides, feeding, fixed_values
 from moh_deploy.validate.edge_cases.tied_logits import (
     ROUTED,
     Front,
@@ -200,7 +202,7 @@ class _TiedModel:
             what = self._jump(name, values)
             if what is not None:
                 return f"output '{name}' in case '{TIES_CASE}' {what}"
-        return made_nan.output_problem(TIES_CASE, outputs, package.vectors[0])
+        return nan_output_problem(TIES_CASE, outputs, package.vectors[0])
 
     def _jump(self, name: str, values: Sequence[_Values]) -> str | None:
         # At ties, behind one step, and behind two.

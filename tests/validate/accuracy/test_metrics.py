@@ -8,8 +8,7 @@ from sklearn.metrics import top_k_accuracy_score
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.validate.accuracy.class_labels import Labelling
-from moh_deploy.validate.accuracy.perplexity import Perplexity
-from moh_deploy.validate.accuracy.top_k import TopK
+from moh_deploy.validate.accuracy.class_metrics import Perplexity, TopK
 from moh_deploy.validate.accuracy.user_metric import UserMetric
 
 DRAW = np.random.default_rng(0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.validate.accuracy.class_metrics import TopK
 from moh_deploy.validate.accuracy.tally import Tally
-from moh_deploy.validate.accuracy.top_k import TopK
 
 LOGITS = np.eye(4, dtype=np.float32)
 

@@ -11,11 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.validate.bisection import blind_spots
 from moh_deploy.validate.bisection.blind_spots import _FAULTS, BlindSpots, _add_faults
-from moh_deploy.validate.bisection.checkpoint import checkpoints
+from moh_deploy.validate.bisection.checkpoint import checkpoints, measure_reactions
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.interval import find_interval
 from moh_deploy.validate.bisection.judge import VariantJudge
-from moh_deploy.validate.bisection.reaction import measure_reactions
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.handmade_package import without_layers
 

@@ -15,9 +15,8 @@ from moh_deploy.runtime.base import Description
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import CaseResult
-from moh_deploy.validate.edge_cases.input_run import InputJudge
+from moh_deploy.validate.edge_cases.input_run import InputJudge, NanKeptVariants, NanPlaces
 from moh_deploy.validate.edge_cases.input_states import InputState
-from moh_deploy.validate.edge_cases.nan_kept import NanKeptVariants, NanPlaces
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.handmade_package import WIDTH, write_package

@@ -10,8 +10,7 @@ import pytest
 from moh_deploy.errors import ExportError
 from moh_deploy.package import MOST_SAMPLES, CorpusSample, OnnxPackage, VectorSet
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.mining import grown, mine, recorded_by
-from moh_deploy.validate.edge_cases.samples import cut_into_samples
+from moh_deploy.validate.edge_cases.mining import cut_into_samples, grown, mine, recorded_by
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample

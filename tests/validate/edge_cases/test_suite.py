@@ -17,7 +17,7 @@ from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.corpus_run import CorpusJudge
 from moh_deploy.validate.edge_cases.input_states import input_states
-from moh_deploy.validate.edge_cases.made_nan import output_problem
+from moh_deploy.validate.edge_cases.routing_judge import nan_output_problem
 from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
 from moh_deploy.validate.edge_cases.suite import Suite
 from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
@@ -167,9 +167,9 @@ def test_nan_that_was_recorded_is_right_unless_there_is_nothing_else(
     if whole:
         made[:] = np.nan
     known = replace(recorded, outputs={"y": made})
-    assert (output_problem("flat", {"y": made}, known) is None) is not whole
-    assert output_problem("flat", {"y": made}, recorded) is not None
-    assert output_problem("flat", recorded.outputs, recorded) is None
+    assert (nan_output_problem("flat", {"y": made}, known) is None) is not whole
+    assert nan_output_problem("flat", {"y": made}, recorded) is not None
+    assert nan_output_problem("flat", recorded.outputs, recorded) is None
 
 
 def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
