@@ -200,8 +200,17 @@ class HeatMaps:
 
 
 @dataclass(frozen=True)
-class MarginBar:
-    """Tokens whose margins are alike: from `at_least`, infinity for none, to `below`."""
+class MarginBin:
+    """Tokens whose margins are alike.
+
+    Attributes:
+        at_least: Of the margins; infinity where a token has none: there is nothing to choose, or
+            the scores behind the choice are not known.
+        below: Upper edge.
+        tokens: How many there are.
+        explained: Those of them that chose other heads, and whose margin excuses it.
+        unexplained: Those that chose other heads, and whose margin does not.
+    """
 
     at_least: float
     below: float
@@ -211,25 +220,25 @@ class MarginBar:
 
 
 @dataclass(frozen=True)
-class LayerMargins:
-    """The margins of the choices of a layer, to be drawn.
+class MarginHistogram:
+    """A histogram of how clear the choices of a layer are.
 
     Attributes:
-        name: The layer.
+        path: The layer.
         bound: Rounding explains other choices of tokens with a smaller margin.
-        bars: Ascending.
+        bins: Those that hold a token, ascending.
     """
 
-    name: str
+    path: str
     bound: float
-    bars: tuple[MarginBar, ...]
+    bins: tuple[MarginBin, ...]
 
 
 @dataclass(frozen=True)
 class MarginCharts:
     """A chart for each layer, all on one axis."""
 
-    layers: tuple[LayerMargins, ...]
+    layers: tuple[MarginHistogram, ...]
     shown: frozenset[Format] = PAGE
 
 

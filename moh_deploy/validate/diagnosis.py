@@ -25,9 +25,7 @@ _MOST_LISTED = 3
 
 
 def diagnosis(
-    layers: Sequence[LayerParity],
-    outputs: Sequence[OutputParity],
-    sources: Sequence[LayerSources],
+    layers: Sequence[LayerParity], outputs: Sequence[OutputParity], sources: Sequence[LayerSources]
 ) -> str:
     """Name the layer in which the error enters the model, in a sentence for the report.
 

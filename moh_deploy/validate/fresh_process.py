@@ -6,7 +6,7 @@ not add up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
@@ -68,12 +68,4 @@ def _proven(root: Path, kernels: Kernels, vectors: int | None) -> ProvenRun:
     report = verify_runs(subject, what, against=(), policy=policy, progress=SilentProgress())
     report.raise_if_unequal()
     assert report.routing_agreement is not None  # It is compared with recorded runs.
-    return ProvenRun(
-        vector_sets=report.vector_sets,
-        max_abs_error=report.max_abs_error,
-        routing_agreement=report.routing_agreement,
-        kernel_nodes=report.kernel_nodes,
-        function_nodes=report.function_nodes,
-        layer_runs=report.layer_runs,
-        kernels=report.kernels,
-    )
+    return ProvenRun(**{one.name: getattr(report, one.name) for one in fields(ProvenRun)})

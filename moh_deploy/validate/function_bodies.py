@@ -17,11 +17,7 @@ from moh_deploy.runtime.base import FUNCTION_BODIES, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array, BoolArray
-from moh_deploy.validate.layer_values import (
-    LayerValues,
-    layer_values,
-    names_to_return,
-)
+from moh_deploy.validate.layer_values import LayerValues, layer_values, names_to_return
 
 
 @dataclass(frozen=True)

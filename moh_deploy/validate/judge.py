@@ -357,11 +357,7 @@ class Judge:
 
 
 def _selected(
-    view: TokenView,
-    name: str,
-    got: Array | None,
-    references: Sequence[Array | None],
-    index: int,
+    view: TokenView, name: str, got: Array | None, references: Sequence[Array | None], index: int
 ) -> tuple[Array | None, Array | None]:
     """Select the tokens that count of a layer's value and of its reference; None without one."""
     reference = references[index] if references else None

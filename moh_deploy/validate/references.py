@@ -75,15 +75,15 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
         # A package that runs with kernels would be compared with itself; an engine would not.
         if subject.kernels != "off" and subject.has_gates:
             raise ConfigError(
-                f"against is kernels, and {subject.root} itself runs with kernels where there are"
-                " any.",
+                f"against is kernels, and {subject.model.root} itself runs with kernels where there"
+                " are any.",
                 hint="Give --kernels off to compare its function bodies with its kernels.",
             )
         variant = Variant(kernels="require")
         return PackageReference("the package with kernels", subject.package, variant)
     # The words come first; a path of such a name is given as ./recorded.
     path = Path(named)
-    if path.is_dir() and path.resolve() == subject.root.resolve():
+    if path.is_dir() and path.resolve() == subject.model.root.resolve():
         raise ConfigError(
             f"against is {path}, which is itself what is verified: it is equal to itself.",
             hint="Name another one, or functions to run it without kernels and optimisations.",

@@ -9,9 +9,7 @@ from moh_deploy.report.document import (
     PAGE,
     HeatMap,
     HeatMaps,
-    LayerMargins,
     LoadRow,
-    MarginBar,
     MarginCharts,
     Section,
     Text,
@@ -83,17 +81,14 @@ def _in_order(name: str) -> tuple[int, str]:
 
 
 def _about_loads(loads: tuple[HeadLoad, ...]) -> str:
-    differs = sum(
-        got != reference
-        for load in loads
-        for got, reference in zip(load.got, load.reference, strict=True)
-    )
-    cells = (
-        f"{differs} cells are framed: the upper number is the package's, the lower one the"
-        " reference's. All others are the same in both."
-        if differs
-        else "The package and the reference are the same in every cell."
-    )
+    pairs = (pair for load in loads for pair in zip(load.got, load.reference, strict=True))
+    differs = sum(got != reference for got, reference in pairs)
+    cells = "The package and the reference are the same in every cell."
+    if differs:
+        cells = (
+            f"{differs} cells are framed: the upper number is the package's, the lower one the"
+            " reference's. All others are the same in both."
+        )
     return f"For how many of all tokens each head is on, in percent. {cells}"
 
 
@@ -103,15 +98,5 @@ def _margins(statistics: RoutingStatistics) -> Section:
         " chose other heads than the reference hang below the line. Left of the dashed line, at"
         f" {statistics.margins[0].bound:.3g}, rounding explains that."
     )
-    layers = tuple(
-        LayerMargins(
-            one.path,
-            one.bound,
-            tuple(
-                MarginBar(bin_.at_least, bin_.below, bin_.tokens, bin_.explained, bin_.unexplained)
-                for bin_ in one.bins
-            ),
-        )
-        for one in statistics.margins
-    )
-    return Section("Margins of choices", (Text(about), MarginCharts(layers)), shown=PAGE)
+    charts = MarginCharts(statistics.margins)
+    return Section("Margins of choices", (Text(about), charts), shown=PAGE)

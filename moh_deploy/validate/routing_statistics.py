@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from moh_deploy.report.document import MarginBin, MarginHistogram
 from moh_deploy.system.npz import Array
 
 # Four bins a decade; what is below the first edge, an exact tie included, is one more.
@@ -38,46 +39,6 @@ class HeadLoad:
     tokens: int
     reference: tuple[int, ...]
     got: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class MarginBin:
-    """Tokens whose margins are alike.
-
-    Attributes:
-        at_least: Of the margins; infinity where a token has none: there is nothing to choose, or
-            the scores behind the choice are not known.
-        below: Upper edge.
-        tokens: How many there are.
-        explained: Those of them that chose other heads, and whose margin excuses it.
-        unexplained: Those that chose other heads, and whose margin does not.
-    """
-
-    at_least: float
-    below: float
-    tokens: int
-    explained: int
-    unexplained: int
-
-
-@dataclass(frozen=True)
-class MarginHistogram:
-    """A histogram of how clear the choices of a layer are.
-
-    Attributes:
-        path: The layer.
-        bound: Rounding explains flips of tokens with a smaller margin.
-        bins: Those that hold a token, ascending.
-    """
-
-    path: str
-    bound: float
-    bins: tuple[MarginBin, ...]
-
-    @property
-    def flips(self) -> int:
-        """Tokens that chose other heads."""
-        return sum(one.explained + one.unexplained for one in self.bins)
 
 
 @dataclass(frozen=True)

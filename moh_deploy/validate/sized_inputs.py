@@ -68,6 +68,16 @@ def num_samples(manifest: Manifest, sizes: Mapping[str, int]) -> int:
     return first if isinstance(first, int) else 1
 
 
+def known_size(axis: int | str, sizes: Mapping[str, int]) -> int | None:
+    """Return the size of an axis of an output; None where nothing tells."""
+    if isinstance(axis, int):
+        return axis
+    try:
+        return DimExpr.parse(axis, place="output").evaluate(sizes)
+    except (ConfigError, KeyError):
+        return None
+
+
 def _first_axis(manifest: Manifest) -> int | str | None:
     shapes = [one.shape for one in manifest.inputs if one.shape]
     return shapes[0][0] if shapes else None

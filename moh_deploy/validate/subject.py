@@ -31,16 +31,6 @@ class Subject:
     kernels: Kernels
 
     @property
-    def root(self) -> Path:
-        """The directory of the package or engine."""
-        return self.model.root
-
-    @property
-    def name(self) -> str:
-        """The package or engine in the words of a report."""
-        return self.model.name
-
-    @property
     def has_gates(self) -> bool:
         """Whether it returns the gates of its layers, which an engine does not."""
         return not self.model.is_compiled
@@ -65,7 +55,7 @@ class Subject:
         found = tuple(one for one in self.package.vectors if self.model.fits(one.sizes))
         if not found:
             raise ConfigError(
-                f"no recorded run of the package is of sizes that {self.root} was built for.",
+                f"no recorded run of the package is of sizes that {self.model.root} was built for.",
                 hint="Build it with a --profile that has the example's sizes, or give --inputs.",
             )
         return found, f"{RECORDED}, those of sizes that the engine was built for"

@@ -138,4 +138,4 @@ def compare_answered(
         variants=subject.variants,
         policy=policy,
     )
-    return replace(report, subject=subject.name, notes=(*answers.notes, *report.notes))
+    return replace(report, subject=subject.model.name, notes=(*answers.notes, *report.notes))

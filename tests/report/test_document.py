@@ -23,11 +23,11 @@ from moh_deploy.report.document import (
     HeatMap,
     HeatMaps,
     LatencyChart,
-    LayerMargins,
     Line,
     LoadRow,
-    MarginBar,
+    MarginBin,
     MarginCharts,
+    MarginHistogram,
     Section,
     Share,
     Status,
@@ -55,7 +55,7 @@ ROWS = (
 )
 CHARTS = (
     HeatMaps((HeatMap("loads", "layer", (LoadRow("one", 4, (1, 4), (1, 4), 1),)),)),
-    MarginCharts((LayerMargins("one", 0.1, (MarginBar(0.5, 1.0, 3, 1, 0),)),)),
+    MarginCharts((MarginHistogram("one", 0.1, (MarginBin(0.5, 1.0, 3, 1, 0),)),)),
     LatencyChart("recorded", (Line("mine", "2 runs", (1.0, 2.0)),)),
 )
 TOY = Document(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import moh_deploy
+from moh_deploy.report.document import MarginBin, MarginHistogram
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.routing_statistics import (
     HeadLoad,
-    MarginBin,
     RoutingStatistics,
     class_load,
     joined,
@@ -20,6 +20,11 @@ from tests.routed_package import DEPTH, SEQ, write_routed
 
 GATES = np.asarray([[[1.0, 0.5, 0.0], [1.0, 0.0, 0.5]]], np.float32)  # [1, 2, 3]
 MARGINS = np.asarray([[0.5, 2e-4]], np.float32)
+
+
+def flips(histogram: MarginHistogram) -> int:
+    """Count the tokens that chose other heads."""
+    return sum(one.explained + one.unexplained for one in histogram.bins)
 
 
 def counted(got: Array | None, margins: Array = MARGINS, bound: float = 1e-3) -> RoutingStatistics:
@@ -41,9 +46,9 @@ def test_flip_is_explained_below_the_bound_only():
     assert (near.tokens, near.explained, near.unexplained) == (1, 1, 0)
     assert near.at_least <= 2e-4 < near.below
     assert (clear.tokens, clear.explained, clear.unexplained) == (1, 0, 1)
-    assert margins.flips == 2
+    assert flips(margins) == 2
     (margins,) = counted(GATES).margins
-    assert margins.flips == 0
+    assert flips(margins) == 0
 
 
 @pytest.mark.parametrize("margin", [math.inf, math.nan])
@@ -74,7 +79,7 @@ def test_vector_sets_add_up_layer_by_layer():
     both = joined([once, once])
     assert both.head_loads == (HeadLoad("a", 1, 4, (4, 2, 2), (4, 2, 2)),)
     assert [one.tokens for one in both.margins[0].bins] == [2, 2]
-    assert both.margins[0].flips == 4
+    assert flips(both.margins[0]) == 4
 
 
 def test_loads_of_classes_are_counted_over_their_tokens():
@@ -103,7 +108,7 @@ def test_comparison_counts_each_layer(tmp_path: Path):
         assert load.tokens == 3 * SEQ
         assert load.got == load.reference == tuple((gates != 0).sum(axis=(0, 1)))
     assert [sum(one.tokens for one in each.bins) for each in found.margins] == [3 * SEQ] * DEPTH
-    assert not any(each.flips for each in found.margins)
+    assert not any(map(flips, found.margins))
 
 
 def test_comparison_shows_flips_of_the_layer_that_is_wrong(tmp_path: Path):

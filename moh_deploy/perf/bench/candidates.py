@@ -190,7 +190,7 @@ def _check_baselines(
     if of_package and first.model.is_compiled:
         raise ConfigError(
             f"the baseline '{of_package[0]}' is a package run in another way, but the first"
-            f" one, {first.root}, is an engine.",
+            f" one, {first.model.root}, is an engine.",
             hint="Build another engine to compare with, or name a package.",
         )
     wanting = [one for one in baselines if is_the_original(str(one))]

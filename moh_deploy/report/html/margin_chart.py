@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from moh_deploy.report.document import LayerMargins, MarginBar
+from moh_deploy.report.document import MarginBin, MarginHistogram
 from moh_deploy.report.html.scales import Scale, Tick, decades
 from moh_deploy.report.numbers import count
 
@@ -65,9 +65,9 @@ class PageMargins:
         )
 
 
-def page_margins(layers: Sequence[LayerMargins]) -> list[PageMargins]:
+def page_margins(layers: Sequence[MarginHistogram]) -> list[PageMargins]:
     """Return a chart of each layer, all on one axis."""
-    every = [one for each in layers for one in each.bars]
+    every = [one for each in layers for one in each.bins]
     edges = [edge for one in every for edge in (one.at_least, one.below)]
     axis = _Axis(
         decades([*edges, *(each.bound / 10 for each in layers)]),
@@ -87,7 +87,7 @@ class _Axis:
         width = 100 - self.left - self.right
         return self.left + self.scale.at(value) * width / 100
 
-    def span(self, one: MarginBar) -> tuple[float, float]:
+    def span(self, one: MarginBin) -> tuple[float, float]:
         """Return where a bar lies and how wide it is."""
         if one.at_least == 0:
             return 0.0, self.left - 2 * _GAP
@@ -111,22 +111,22 @@ def _value(tick: Tick, scale: Scale) -> float:
     return scale.low * math.pow(scale.high / scale.low, tick.at / 100)
 
 
-def _chart(one: LayerMargins, axis: _Axis) -> PageMargins:
-    most = max((each.tokens for each in one.bars), default=1)
-    flips = max((each.explained + each.unexplained for each in one.bars), default=0) or 1
+def _chart(one: MarginHistogram, axis: _Axis) -> PageMargins:
+    most = max((each.tokens for each in one.bins), default=1)
+    flips = max((each.explained + each.unexplained for each in one.bins), default=0) or 1
     return PageMargins(
-        name=one.name,
-        bars=tuple(bar for each in one.bars for bar in _bars(each, axis, most, flips)),
+        name=one.path,
+        bars=tuple(bar for each in one.bins for bar in _bars(each, axis, most, flips)),
         bound=one.bound,
         bound_at=round(axis.at(one.bound), 2),
         ticks=axis.ticks(),
-        tokens=sum(each.tokens for each in one.bars),
-        explained=sum(each.explained for each in one.bars),
-        unexplained=sum(each.unexplained for each in one.bars),
+        tokens=sum(each.tokens for each in one.bins),
+        explained=sum(each.explained for each in one.bins),
+        unexplained=sum(each.unexplained for each in one.bins),
     )
 
 
-def _bars(one: MarginBar, axis: _Axis, most: int, flips: int) -> list[Bar]:
+def _bars(one: MarginBin, axis: _Axis, most: int, flips: int) -> list[Bar]:
     x, width = (round(each, 2) for each in axis.span(one))
     where = f"margin {one.at_least:.2g} to {one.below:.2g}"
     tall = _height(one.tokens, most, _TOP)

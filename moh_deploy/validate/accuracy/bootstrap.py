@@ -42,10 +42,8 @@ def paired_bootstrap(
     # less work than N single ones.
     draw = _of_kinds if len(kinds) < len(rows) / 4 else _of_samples
     rng, chunk = np.random.default_rng(seed), max(1, _CHUNK // len(rows))
-    sums = [
-        draw(rng, kinds, counts, min(chunk, resamples - start))
-        for start in range(0, resamples, chunk)
-    ]
+    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
+    sums = [draw(rng, kinds, counts, size) for size in sizes]
     # Percentiles of the resampled statistic: no distribution is assumed.
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(statistic(np.concatenate(sums)), [tail, 1 - tail])
@@ -84,9 +82,8 @@ def mcnemar(lost: int, won: int) -> float:
     """
     n, k = lost + won, min(lost, won)
     # Logarithms of the binomials C(n, i), since n! overflows beyond 170.
-    log_tail = [
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)
-    ]
+    log = math.lgamma
+    log_tail = [log(n + 1) - log(i + 1) - log(n - i + 1) for i in range(k + 1)]
     # The largest is taken out before exp, and comes back in the factor in front of the sum.
     most = max(log_tail)
     tail = math.exp(most - n * math.log(2)) * math.fsum(math.exp(one - most) for one in log_tail)

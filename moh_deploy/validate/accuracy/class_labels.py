@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,9 @@ def same_tokens(labels: Array, inputs: Mapping[str, Array], labelling: Labelling
     Raises:
         ConfigError: They are the tokens that the model is given, or those already shifted.
     """
-    for name, tokens in _alike(labels, inputs):
+    for name, tokens in inputs.items():
+        if tokens.dtype.kind not in "iu" or tokens.shape != labels.shape or labels.ndim != 2:
+            continue
         # A model that sees a token scores well at naming it: the accuracy would be of nothing.
         if not labelling.shifted and _equal(labels, tokens, labelling.ignore):
             raise ConfigError(
@@ -115,12 +117,6 @@ def same_tokens(labels: Array, inputs: Mapping[str, Array], labelling: Labelling
                 f"labels are those of input '{name}' shifted by one already.",
                 hint="Leave out --shift-labels.",
             )
-
-
-def _alike(labels: Array, inputs: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
-    for name, array in inputs.items():
-        if array.dtype.kind in "iu" and array.shape == labels.shape and labels.ndim == 2:
-            yield name, array
 
 
 def _equal(labels: Array, tokens: Array, ignore: int) -> bool:

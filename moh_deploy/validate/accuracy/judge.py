@@ -21,7 +21,7 @@ from moh_deploy.validate.accuracy.bootstrap import (
     paired_bootstrap,
 )
 from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity, MetricVerdict
-from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.accuracy.metrics import IntArray, Metric
 from moh_deploy.validate.accuracy.rules import AccuracyRule
 from moh_deploy.validate.accuracy.show import shown, shown_gap
 from moh_deploy.validate.accuracy.tally import PairedScores
@@ -65,9 +65,8 @@ def judge(metric: Metric, paired: PairedScores, setting: Setting) -> MetricParit
     gain = _gain(metric, paired)
     worse, improved = int((gain < 0).sum()), int((gain > 0).sum())
     allowed = setting.rule.allowed(reference)
-    verdict, reason = _verdict(
-        metric, paired, setting.rule, (reference, package), interval, allowed
-    )
+    values = (reference, package)
+    verdict, reason = _verdict(metric, paired, setting.rule, values, interval, allowed)
     return MetricParity(
         metric=metric.name,
         output=metric.output,
@@ -182,10 +181,8 @@ def _enough(paired: PairedScores, loss: float, high: float, allowed: float) -> i
         return None
     square = ((high - loss) * count) ** 2 / (rate * count + added)
     # (high - loss) = c * sqrt(rate * N + added) / N, solved for N at which it equals the gap.
-    gap = allowed - loss
-    needed = (square * rate + math.sqrt((square * rate) ** 2 + 4 * gap**2 * square * added)) / (
-        2 * gap**2
-    )
+    gap, half = allowed - loss, square * rate / 2
+    needed = (half + math.sqrt(half**2 + gap**2 * square * added)) / gap**2
     digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)  # two that say something
     return digits * math.ceil(needed / digits) if needed < _MOST_WANTED else None
 
@@ -205,8 +202,8 @@ def _changed(
 def _sample(paired: PairedScores, index: int, place: Callable[[int], str]) -> ChangedSample:
     number, weight = int(paired.numbers[index]), paired.weights[index]
 
-    def of(values: object) -> int | None:
-        return None if values is None else int(np.asarray(values)[index])
+    def of(values: IntArray | None) -> int | None:
+        return None if values is None else int(values[index])
 
     return ChangedSample(
         sample=number,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.validate.accuracy.dataset import Batch, Dataset, Fits, SampleAxis, choose_size
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.samples import Sample, label, valid_tokens_of
+from moh_deploy.validate.sized_inputs import known_size
 from moh_deploy.validate.subject import Subject
 from moh_deploy.validate.user_vectors import check_ranges
 
@@ -113,11 +113,12 @@ def _batch_size(axis: SampleAxis, fits: Fits, each: int, asked: int | None) -> i
 
 def _output_bytes(outputs: Sequence[TensorInfo], sizes: Mapping[str, int], axis: SampleAxis) -> int:
     """Return the bytes of all outputs for one sample; a size that is not known counts as 1."""
-    of_one = {**sizes, str(axis.size): 1}
-    return sum(
-        math.prod(_size(dim, of_one) for dim in one.shape[1:]) * _itemsize(one.dtype)
-        for one in outputs
-    )
+    of_one, total = {**sizes, str(axis.size): 1}, 0
+    for one in outputs:
+        known = (known_size(dim, of_one) for dim in one.shape[1:])
+        itemsize = 2 if one.dtype == "bfloat16" else np.dtype(one.dtype).itemsize
+        total += itemsize * math.prod(size for size in known if size is not None)
+    return total
 
 
 def _gate_bytes(package: OnnxPackage, data: Dataset) -> int:
@@ -134,28 +135,13 @@ def _gate_bytes(package: OnnxPackage, data: Dataset) -> int:
     return math.ceil(gates * given / max(1, inputs * len(data.labels)))
 
 
-def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
-    if isinstance(dim, int):
-        return dim
-    try:
-        return DimExpr.parse(dim, place="output").evaluate(sizes)
-    except (ConfigError, KeyError):
-        # An estimate of memory is no reason to fail.
-        return 1
-
-
-def _itemsize(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-
-
 def _run(
     subject: Subject, data: Dataset, batch: Batch, held_bytes: int, tokens: str | None
 ) -> LabelledRun:
-    sizes = check_inputs(subject.package.manifest.inputs, batch.inputs)
+    manifest, file = subject.package.manifest, data.samples.file
+    sizes = check_inputs(manifest.inputs, batch.inputs)
     vectors = VectorSet(sizes, batch.inputs, batch.expected, (), ())
     stop = batch.start + len(batch.labels)
-    file = data.samples.file
     name = label(f"{data.samples.name}[{batch.start}:{stop}]", sizes)
-    manifest = subject.package.manifest
     valid = valid_tokens_of(vectors, batch.others, str(file), manifest, tokens)
     return LabelledRun(batch, Sample(vectors, name, file, valid), held_bytes)

@@ -28,18 +28,10 @@ class AccuracyRule:
         return self.max_relative_drop * abs(reference) if self.max_drop is None else self.max_drop
 
 
-_USUAL = AccuracyRule(
-    None,
-    0.01,
-    30,
-    "1 % of the reference's value: MLPerf Inference asks for 99 % of it",
-)
+_USUAL = "1 % of the reference's value: MLPerf Inference asks for 99 % of it"
 
 CALLABLE = "callable"
 
-ACCURACY_RULES: Mapping[str, AccuracyRule] = {
-    "top-1": _USUAL,
-    "top-5": _USUAL,
-    "perplexity": _USUAL,
-    CALLABLE: _USUAL,
-}
+ACCURACY_RULES: Mapping[str, AccuracyRule] = dict.fromkeys(
+    ["top-1", "top-5", "perplexity", CALLABLE], AccuracyRule(None, 0.01, 30, _USUAL)
+)

@@ -78,9 +78,8 @@ class Tally:
             raise ConfigError(
                 f"the reference has no output '{output}', which is scored by {self.metric.name}."
             )
-        scores = self.metric.score(reference, labels), self.metric.score(package, labels)
-        self._reference.append(scores[0])
-        self._package.append(scores[1])
+        self._reference.append(self.metric.score(reference, labels))
+        self._package.append(self.metric.score(package, labels))
         self._labels.append(labels)
 
     def paired(self) -> PairedScores:
@@ -94,10 +93,8 @@ class Tally:
         (kept,) = np.nonzero(weights)
         if not kept.size:
             raise ConfigError("every label is one to be ignored: there is nothing to score.")
-        classes = _classes(self._reference), _classes(self._package)
-        labels = None
-        if classes[0] is not None:
-            labels = np.concatenate(self._labels).astype(np.int64)[kept]
+        classes = _classes(self._reference, kept)
+        labels = None if classes is None else np.concatenate(self._labels).astype(np.int64)[kept]
         return PairedScores(
             reference=np.concatenate([one.totals for one in self._reference])[kept],
             package=np.concatenate([one.totals for one in self._package])[kept],
@@ -105,8 +102,8 @@ class Tally:
             # Before samples are left out: these are the places in the files.
             numbers=kept.astype(np.int64),
             labels=labels,
-            reference_classes=None if classes[0] is None else classes[0][kept],
-            package_classes=None if classes[1] is None else classes[1][kept],
+            reference_classes=classes,
+            package_classes=_classes(self._package, kept),
             ignored=sum(one.ignored for one in self._reference),
         )
 
@@ -131,10 +128,10 @@ class SampleFiles:
         return f"{self.files[index]}[{number - int(ends[index]) + self.counts[index]}]"
 
 
-def _classes(scores: list[MetricScores]) -> IntArray | None:
+def _classes(scores: list[MetricScores], kept: IntArray) -> IntArray | None:
     found = [one.classes for one in scores if one.classes is not None]
     # Either every batch has one class a sample, or none counts.
-    return np.concatenate(found) if len(found) == len(scores) else None
+    return np.concatenate(found)[kept] if len(found) == len(scores) else None
 
 
 @dataclass(frozen=True)
@@ -163,16 +160,13 @@ class Scored:
         # Without the copies that fill up a batch, which have no labels.
         mask = valid.mask[: len(self.labels)]
         is_of_tokens = self.labels.shape == mask.shape and self.labels.dtype.kind in "iu"
-        return Scored(
-            # Zeros on both sides: NaN at padding would leave the whole sample without a score.
-            _blanked(self.reference, valid.mask),
-            _blanked(self.package, valid.mask),
-            np.where(mask, self.labels.astype(np.int64), ignore) if is_of_tokens else self.labels,
-        )
-
-
-def _blanked(outputs: Mapping[str, Array], mask: BoolArray) -> dict[str, Array]:
-    return {name: _blank(array, mask) for name, array in outputs.items()}
+        # Zeros on both sides: NaN at padding would leave the whole sample without a score.
+        reference = {name: _blank(array, valid.mask) for name, array in self.reference.items()}
+        package = {name: _blank(array, valid.mask) for name, array in self.package.items()}
+        labels = self.labels
+        if is_of_tokens:
+            labels = np.where(mask, labels.astype(np.int64), ignore)
+        return Scored(reference, package, labels)
 
 
 def _blank(array: Array, mask: BoolArray) -> Array:

@@ -103,10 +103,8 @@ class BlindSpots:
         Of what is no float it is taken for granted; floats of another type cannot be tried.
         """
         types = {name: self._types.get(name) for name in node.output if name}
-        floats = {name: dtype for name, dtype in types.items() if dtype in (None, *_FLOATS)}
-        return all(
-            dtype == TensorProto.FLOAT and self._shows(name) for name, dtype in floats.items()
-        )
+        floats = [one for one in types.items() if one[1] in (None, *_FLOATS)]
+        return all(dtype == TensorProto.FLOAT and self._shows(name) for name, dtype in floats)
 
     @cached_property
     def _types(self) -> Mapping[str, int]:
@@ -115,7 +113,8 @@ class BlindSpots:
     def _shows(self, value: str) -> bool:
         """Tell whether each fault of a value that makes the wrong one wrong shows in an exact
         one."""
-        runner = self.model.open(self._inner, [lambda graph: _add_faults(graph, value)])
+        inner = [one.value for one in self._recorded if one.inner]
+        runner = self.model.open(inner, [lambda graph: _add_faults(graph, value)])
         # One recorded run will do: faults are as large as 1/64 of the value, far above rounding.
         inputs = self.model.inputs(self.judge.vectors[0])
         for fault in _FAULTS:
@@ -157,10 +156,6 @@ class BlindSpots:
         known = {self.wrong.value, *(one.value for one in self.exact)}
         values = self.judge.values(self.model, self.judge.vectors[0], inner=True)
         return tuple(one for one in values if one.value in known)
-
-    @property
-    def _inner(self) -> list[str]:
-        return [one.value for one in self._recorded if one.inner]
 
     @cached_property
     def _still(self) -> Mapping[str, Array]:

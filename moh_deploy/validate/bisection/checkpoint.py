@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import onnx
-
 from moh_deploy.graph.switches import reads
 from moh_deploy.graph.weight_noise import add_weight_noise, weight_noise
 from moh_deploy.report.json import HIDDEN
@@ -159,7 +157,7 @@ def measure_reactions(judge: VariantJudge, model: ForcedModel) -> dict[str, floa
 
 def _shared_weights(graph: ModelGraph, values: Collection[str]) -> set[str]:
     """Return the weights that more than one of some values is made with."""
-    weights: dict[str, onnx.TensorProto] = {one.name: one for one in graph.graph.initializer}
+    weights = {one.name for one in graph.graph.initializer}
     times = Counter(index for name in values for index in graph.before(name))
     shared = [graph.nodes[index] for index, count in times.items() if count > 1]
     return {name for node in shared for name in reads(node) if name in weights}

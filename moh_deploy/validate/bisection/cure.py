@@ -83,9 +83,6 @@ class Trials:
     scratch: Path
     forced: bool
 
-    def passes(self, keep: Mapping[str, str]) -> bool:
-        return self.accepts(self.make(keep))
-
     def make(self, keep: Mapping[str, str]) -> ForcedModel:
         """Make the package with these nodes in float32, in place of the one before."""
         # One package at a time: a search makes dozens of them.
@@ -103,12 +100,7 @@ class Trials:
 
 
 def find_cure(
-    trials: Trials,
-    graph: ModelGraph,
-    errors: Sequence[NodeError],
-    *,
-    most: int,
-    step: SearchStep,
+    trials: Trials, graph: ModelGraph, errors: Sequence[NodeError], *, most: int, step: SearchStep
 ) -> Cure | None:
     """Find a smallest set of nodes.
 
@@ -172,22 +164,23 @@ class _Search:
         key = frozenset(keep)
         if key not in self._known:
             self.trials += 1
-            with self.step(
-                f"run {self.trials} of at most {self.most}: {len(keep)} nodes in float32"
-            ):
-                self._known[key] = self.all_trials.passes(keep)
+            which = f"run {self.trials} of at most {self.most}"
+            with self.step(f"{which}: {len(keep)} nodes in float32"):
+                self._known[key] = self.all_trials.accepts(self.all_trials.make(keep))
         return self._known[key]
 
 
 def _ranked(form: Float32Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[KeptNode]:
     """Return the nodes in lower precision that round, those likely to be needed first."""
     known = {one.place.value: one for one in errors}
-    rounding = _rounding(form)
-    places = [
-        graph.place(index)
-        for index, node in enumerate(graph.nodes[: graph.own])
-        if node.output[0] in rounding
-    ]
+    # First outputs of the nodes in lower precision that round.
+    rounding = {
+        node.outputs[0].name
+        for node in form.model.graph
+        if node.outputs[0].name in form.raised.low and _rounds(node, form)
+    }
+    own = enumerate(graph.nodes[: graph.own])
+    places = [graph.place(index) for index, node in own if node.output[0] in rounding]
     most = largest_number(form.low)
 
     # Overflow first, which nothing else can make good, then the nodes that add most error.
@@ -195,19 +188,8 @@ def _ranked(form: Float32Form, graph: ModelGraph, errors: Sequence[NodeError]) -
         error = known.get(place.value)
         return (error is None or error.size <= most, 0.0 if error is None else -error.growth)
 
-    return [
-        KeptNode(place, _reason(known.get(place.value), form.low))
-        for place in sorted(places, key=rank)
-    ]
-
-
-def _rounding(form: Float32Form) -> set[str]:
-    """Return first outputs of the nodes in lower precision that round."""
-    return {
-        node.outputs[0].name or ""
-        for node in form.model.graph
-        if node.outputs[0].name in form.raised.low and _rounds(node, form)
-    }
+    places.sort(key=rank)
+    return [KeptNode(place, _reason(known.get(place.value), form.low)) for place in places]
 
 
 def _rounds(node: ir.Node, form: Float32Form) -> bool:
@@ -245,10 +227,6 @@ def _reason(error: NodeError | None, low: LowType) -> str:
 
 
 def _gate_types(model: ir.Model, package: OnnxPackage) -> GateTypes:
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    found: dict[str, np.dtype[np.generic]] = {}
-    for name in package.gate_names:
-        dtype = values[name].dtype
-        assert dtype is not None
-        found[name] = np.dtype(dtype.numpy())
-    return found
+    types = {value.name: value.dtype for node in model.graph for value in node.outputs}
+    known = {name: types[name] or ir.DataType.UNDEFINED for name in package.gate_names}
+    return {name: np.dtype(dtype.numpy()) for name, dtype in known.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moh_deploy.validate.bisection.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def find_interval(graph: ModelGraph, checkpoints: Sequence[Checkpoint]) -> Inter
     wrong = [one for one in checkpoints if not one.agrees]
     exact = [one for one in checkpoints if one.exact]
     # Nodes before an exact value are right, as far as a fault in them would show there.
-    right = _union(reached[one.value] for one in exact)
+    right = frozenset[int]().union(*(reached[one.value] for one in exact))
     if not wrong:
         return None
     if any(reached[one.value] <= right for one in wrong):
@@ -67,7 +67,3 @@ def _fewest(
             found.append(one)
             proven |= reached[one.value] & nodes
     return tuple(one for one in exact if one in found)
-
-
-def _union(sets: Iterable[Reached]) -> Reached:
-    return frozenset[int]().union(*sets)

@@ -22,7 +22,7 @@ from moh_deploy.validate.layer_values import LayerValues, layer_values
 from moh_deploy.validate.noise_floor import STEPS, NoisyModel, recorded_floor
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.tolerances import Tolerance, coarsest, output_rule, rules_of
+from moh_deploy.validate.tolerances import Tolerance
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class VariantJudge:
         """
         runner = self.open(model, inner=inner)
         found: dict[str, Recorded] = {}
-        rule = self._rule(runner)
+        rule = self.policy.model_rule(self.judged.package.manifest.precision, runner)
+        # Without forced gates flips cannot be excluded, so the looser rule applies.
+        rule = rule if self.judged.gates else rule.after_flip()
         for index, vectors in enumerate(self.vectors):
             got = runner.run(model.inputs(vectors))
             for value in self.values(model, vectors, inner=inner):
@@ -153,21 +155,18 @@ class VariantJudge:
         made, expected = value.of(got), value.expected
         drift = value.drift(made, expected)
         if value.layer is not None and value.margins is not None:
-            gates = compare_layer(
-                LayerReference(
-                    value.layer,
-                    label,
-                    expected,
-                    value.margins,
-                    scores=value.scores,
-                    num_shared_heads=value.num_shared_heads,
-                    has_scores=value.scores is not None,
-                ),
-                LayerValuesFound(made),
-                rule,
-                floor=None if floor is None else LayerRounding(None, floor, None),
-                forced=True,
+            reference = LayerReference(
+                value.layer,
+                label,
+                expected,
+                value.margins,
+                scores=value.scores,
+                num_shared_heads=value.num_shared_heads,
+                has_scores=value.scores is not None,
             )
+            known = None if floor is None else LayerRounding(None, floor, None)
+            found = LayerValuesFound(made)
+            gates = compare_layer(reference, found, rule, floor=known, forced=True)
             error, limit = gates.gate_error, gates.gate_tolerance
             return Recorded(value.what, value.value, error, limit, gates.reason, drift)
         own = self._output_rule(expected, rule)
@@ -175,15 +174,9 @@ class VariantJudge:
         error, limit = output.max_abs_error, output.tolerance or 0.0
         return Recorded(value.what, value.value, error, limit, output.reason, drift)
 
-    def _rule(self, runner: Runner) -> Tolerance:
-        precision = self.judged.package.manifest.precision
-        rule = coarsest(*map(self.policy.rule, rules_of(precision, runner)))
-        # Without forced gates flips cannot be excluded, so the looser rule applies.
-        return rule if self.judged.gates else rule.after_flip()
-
     def _output_rule(self, reference: Array, model_rule: Tolerance) -> Tolerance:
         dtype = reference.dtype.name
-        rule = output_rule(dtype, self.policy.rule(dtype), model_rule)
+        rule = self.policy.output_rule(dtype, model_rule)
         if self.target is None or "float" not in dtype:
             return rule
         # The target is the user's own figure: neither a floor nor a least step softens it.
@@ -199,15 +192,14 @@ class VariantJudge:
                 self._floors = [_recorded_floors(package, rounding, one) for one in self.vectors]
                 return self._floors
             # Half precision: measured here, with the gates fed, as flips would exceed any rounding.
-            possible = precision in STEPS and (gates or not package.manifest.layers)
-            noisy = NoisyModel(PackageVariants(package), gates, (), precision) if possible else None
-            names = frozenset(map(computed_gates, gates))
-            for index, one in enumerate(self.vectors if noisy is not None else ()):
-                assert noisy is not None
+            if precision not in STEPS or (package.manifest.layers and not gates):
+                return self._floors
+            noisy = NoisyModel(PackageVariants(package), gates, (), precision)
+            names = set(map(computed_gates, gates))
+            for floors, one in zip(self._floors, self.vectors, strict=True):
                 found = noisy.results(self.judged.inputs(one))
-                for name in () if found is None else found.exact:
-                    assert found is not None
-                    self._floors[index][name] = found.move(name, only_chosen=name in names)
+                if found is not None:
+                    floors |= {k: found.move(k, only_chosen=k in names) for k in found.exact}
         return self._floors
 
 

@@ -13,14 +13,15 @@ from moh_deploy.validate.bisection.blind_spots import BlindSpots
 from moh_deploy.validate.bisection.checkpoint import Checkpoint, collect_checkpoints, wrong_values
 from moh_deploy.validate.bisection.divergence import (
     SAME_PRECISION,
+    InnerValue,
     NodeError,
+    compare_values,
     first_beyond,
     largest_step,
     node_errors,
 )
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
-from moh_deploy.validate.bisection.inner_values import InnerValue, compare_values
 from moh_deploy.validate.bisection.interval import find_interval
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.node_difference import WeightedGraph, node_differences
@@ -143,10 +144,9 @@ def locate(runs: Experiments) -> Located:
         return _in_runtime(runs)
     # In float32 it is right: what is wrong is rounding to half precision.
     if runs.float32 is not None and runs.right(runs.unrounded):
-        bound, against = runs.policy.rule(runs.precision).relative, "the same graph in float32"
-        return _compared(
-            runs, runs.plain, runs.unrounded, runs.recorded, "precision", against, bound
-        )
+        bound, models = runs.policy.rule(runs.precision).relative, (runs.plain, runs.unrounded)
+        against = "the same graph in float32"
+        return _compared(runs, *models, runs.recorded, "precision", against, bound)
     return _in_graph(runs)
 
 
@@ -241,24 +241,16 @@ def _compared(
     matters = frozenset[int]().union(*(graph.before(one.value) for one in wrong))
     first = first_beyond(errors, bound, matters)
     step = None if first is not None else largest_step(errors, matters)
-    differences = _differences(tested, believed, first) if cause in IN_GRAPH else ()
+    differences: tuple[str, ...] = ()
+    if first is not None and cause in IN_GRAPH:
+        sides = ((graph, tested), (theirs, believed))
+        weighted = [WeightedGraph(one, m.package.root, m.functions()) for one, m in sides]
+        differences = node_differences(weighted[0], weighted[1], first.place.value)
     found = Divergence(cause, against, first, step, differences, wrong)
     # No node stands out, so the recorded values have to bound the place.
     if found.node is None:
         found = _bounded(runs, graph, recorded, found)
     return Located(found, tuple(errors[index] for index in sorted(errors)), values)
-
-
-def _differences(
-    tested: ForcedModel, believed: ForcedModel, first: NodeError | None
-) -> tuple[str, ...]:
-    if first is None:
-        return ()
-    ours, theirs = (
-        WeightedGraph(graph_of(one), one.package.root, one.functions())
-        for one in (tested, believed)
-    )
-    return node_differences(ours, theirs, first.place.value)
 
 
 def _own(graph: ModelGraph, found: Reached) -> tuple[NodePlace, ...]:

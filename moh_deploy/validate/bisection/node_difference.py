@@ -79,12 +79,12 @@ def node_differences(
         return ("the reference has no such cast",) if ours.op_type == "Cast" else ()
     if _operator(ours) != _operator(theirs):
         return (f"it is {ours.op_type}, in the reference {theirs.op_type}",)
-    body = () if tested.body(ours) == reference.body(theirs) else ("its function body differs",)
-    return (
+    found = (
         *_attributes(tested, reference, ours, theirs),
         *_inputs(tested, reference, ours, theirs),
-        *body,
     )
+    same = tested.body(ours) == reference.body(theirs)
+    return found if same else (*found, "its function body differs")
 
 
 def _operator(node: onnx.NodeProto) -> tuple[str, str]:
@@ -99,16 +99,15 @@ def _attributes(
     for name in dict.fromkeys((*mine, *other)):
         if mine.get(name) == other.get(name):
             continue
-        inner = ""
+        said = (
+            f"attribute {name} is {_shown(mine.get(name))},"
+            f" the reference's {_shown(other.get(name))}"
+        )
         # Two branches that differ are not worth printing, but their first differing node is.
         if name in mine and name in other and mine[name].HasField("g"):
             inner = _in_graphs(tested.within(mine[name].g), reference.within(other[name].g))
-        yield (
-            f"in its {name}, {inner}"
-            if inner
-            else f"attribute {name} is {_shown(mine.get(name))},"
-            f" the reference's {_shown(other.get(name))}"
-        )
+            said = f"in its {name}, {inner}" if inner else said
+        yield said
 
 
 def _in_graphs(tested: WeightedGraph, reference: WeightedGraph) -> str:

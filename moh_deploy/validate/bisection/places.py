@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,11 +75,8 @@ class ModelGraph:
         value = next(name for name in self.nodes[index].output if name)
         return NodePlace(node.name or f"-> {value}", node.op_type, self._module(index), value)
 
-    def before(self, value: str) -> Reached:
-        """Return the nodes that a value is made of."""
-        return self._before([value])
-
-    def _before(self, values: Iterable[str]) -> Reached:
+    def before(self, *values: str) -> Reached:
+        """Return the nodes that values are made of."""
         found: set[int] = set()
         waiting = [self.makers[name] for name in values if name in self.makers]
         while waiting:
@@ -113,7 +110,7 @@ class ModelGraph:
                 # before it.
                 shared = all(index in one for one in inputs)
                 return behind if shared and behind is not None else layer.path
-            if self._is_behind(index, layer):
+            if self.makers.get(layer.gates) in self.before(*reads(self.nodes[index])):
                 behind = layer.path
         return behind
 
@@ -126,12 +123,9 @@ class ModelGraph:
             names = [layer.gates] if attention is None else list(attention.input)
             made = [] if attention is None else attention.output
             # Of an MoH attention node the first three inputs are queries, keys and values.
-            inputs = [self._before([name]) for name in names[:3]]
-            found.append((layer, self._before([*names, *made]), inputs))
+            inputs = [self.before(name) for name in names[:3]]
+            found.append((layer, self.before(*names, *made), inputs))
         return found
-
-    def _is_behind(self, index: int, layer: LayerInfo) -> bool:
-        return self.makers.get(layer.gates) in self._before(reads(self.nodes[index]))
 
 
 def what_runs(node: onnx.NodeProto) -> onnx.NodeProto:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from moh_deploy.graph import choose_layers
 from moh_deploy.graph.float32_form import Float32Form
+from moh_deploy.graph.flops import attention_flops
+from moh_deploy.ops import op_names
 from moh_deploy.package import Float32Node, Manifest, OnnxPackage, PackageWriter
 from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.runtime.lowered_package import router_types
-from moh_deploy.validate.bisection.cost import flops_share
 from moh_deploy.validate.bisection.cure import Cure, SearchStep, Trials, every_node, find_cure
+from moh_deploy.validate.bisection.divergence import InnerValue
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.locate import IN_GRAPH, Located
+from moh_deploy.validate.bisection.places import ModelGraph, what_runs
 from moh_deploy.validate.bisection.report import Repair
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.recorded_parity import proof_of
-from moh_deploy.validate.samples import Sample, recorded_samples
+from moh_deploy.validate.samples import recorded_samples
 
 _NO_NODES = "so no choice of nodes makes it right."
 _WRONG_ITSELF = f"In float32 it is wrong as well, {_NO_NODES}"
@@ -91,10 +96,11 @@ class _Repair:
         found = self._search()
         # The first search is the cheaper one: it needs no free run and no noise floor for each
         # trial.
-        if found is None or self._parity(found).equal:
+        if found is None or self._parity(self.trials.make(found.keep)).equal:
             return found
         # The noise floor sinks with the nodes kept, so `verify` can refuse what passed above.
-        self.trials = self._trials(lambda model: self.runs.sound(model) and self._verified(model))
+        sound = self.runs.sound
+        self.trials = self._trials(lambda model: sound(model) and self._parity(model).equal)
         again = self._search()
         return None if again is None else replace(again, trials=found.trials + again.trials)
 
@@ -123,8 +129,8 @@ class _Repair:
         before, weights = model_bytes(self.runs.package), self.form.weights
         with self.job.step("proving the repaired package"):
             if self.job.output is None:
-                made = self.trials.make(cure.keep).package
-                parity, written = self._parity(cure), None
+                model = self.trials.make(cure.keep)
+                made, parity, written = model.package, self._parity(model), None
             else:
                 made, parity = self._publish(cure, self.job.output)
                 written = made.root
@@ -134,21 +140,14 @@ class _Repair:
         errors = self.job.located.errors
         return find_cure(self.trials, self.graph, errors, most=self.job.most, step=self.job.step)
 
-    @property
-    def _recorded(self) -> tuple[Sample, ...]:
-        """All recorded runs of the package, whichever were looked at."""
-        return recorded_samples(self.runs.package.vectors)
-
     def _trials(self, accepts: Callable[[ForcedModel], bool]) -> Trials:
         forced = bool(self.runs.plain.gates)
         return Trials(self.form, accepts, self.job.scratch, forced)
 
-    def _verified(self, model: ForcedModel) -> bool:
-        return self.runs.compare(self.runs.as_run(model), self._recorded).equal
-
-    def _parity(self, cure: Cure) -> ParityReport:
-        made = self.runs.as_run(self.trials.make(cure.keep))
-        return self.runs.compare(made, self._recorded)
+    def _parity(self, model: ForcedModel) -> ParityReport:
+        """Compare a package with all recorded runs, whichever were looked at."""
+        recorded = recorded_samples(self.runs.package.vectors)
+        return self.runs.compare(self.runs.as_run(model), recorded)
 
     def _publish(self, cure: Cure, output: Path) -> tuple[OnnxPackage, ParityReport]:
         package = self.runs.package
@@ -161,8 +160,7 @@ class _Repair:
             staged_manifest = _manifest(package.manifest, model, cure)
             manifest = writer.stage(staged_manifest, package.vectors, package.corpus)
             staged = OnnxPackage.open(writer.root, staged=True)
-            as_run = self.runs.as_run(ForcedModel(staged, {}))
-            parity = self.runs.compare(as_run, self._recorded)
+            parity = self._parity(ForcedModel(staged, {}))
             # Inside the writer: a package that fails is never published.
             parity.raise_if_unequal()
             return writer.publish(replace(manifest, proof=proof_of(parity, staged))), parity
@@ -178,3 +176,56 @@ def _manifest(manifest: Manifest, model: ir.Model, cure: Cure) -> Manifest:
     # A package that was repaired before keeps the reasons of its nodes.
     earlier = tuple(one for one in manifest.float32_nodes if one.name not in known)
     return replace(manifest, layers=layers, proof=None, float32_nodes=(*earlier, *nodes))
+
+
+_PRODUCTS = ("MatMul", "Gemm", "Conv", op_names.QUERY_PROJECTION, op_names.OUTPUT_PROJECTION)
+
+
+def flops_share(
+    graph: ModelGraph, values: Mapping[str, InnerValue], chosen: Collection[str]
+) -> float | None:
+    """Return the part of the multiply-adds in products and attention cores that nodes have.
+
+    Args:
+        graph: The model's.
+        values: Its inner values, for their shapes.
+        chosen: First outputs of the nodes.
+
+    Returns:
+        None if nothing was counted.
+    """
+    # Weights are no inner values, and a product's number of terms may stand in their shape alone.
+    weights = {one.name: tuple(one.dims) for one in graph.graph.initializer}
+    shapes = {**{name: one.shape for name, one in values.items()}, **weights}
+    # An attention node does two products in one, and counts by its own formula.
+    attention = {one.node: attention_flops(one) for one in graph.layers if one.node}
+    flops = {
+        node.output[0]: attention.get(what_runs(node).name) or _product_flops(node, shapes)
+        for node in graph.nodes
+    }
+    # Shares of what was counted: additions, norms and softmax are left out on both sides.
+    total = sum(flops.values())
+    return sum(flops[name] for name in chosen) / total if total else None
+
+
+def _product_flops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    made = shapes.get(node.output[0])
+    if node.op_type not in _PRODUCTS or made is None:
+        return 0
+    # A multiplication and an addition for each term.
+    return 2 * math.prod(made) * _terms(node, shapes)
+
+
+def _terms(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how many products are summed for one number of the result."""
+    first, second = (shapes.get(name, ()) for name in node.input[:2])
+    if node.op_type == "Conv":
+        # Weights of Conv: [out, in / groups, kernel...].
+        return math.prod(second[1:])
+    transposed = {one.name: one.i for one in node.attribute}
+    if node.op_type == "Gemm" and first:
+        return first[0] if transposed.get("transA") else first[-1]
+    if first:
+        return first[-1]
+    # [..., K] @ [K, N]: the first one's shape is not known, so K is taken from the weights.
+    return second[-2] if len(second) > 1 else 0

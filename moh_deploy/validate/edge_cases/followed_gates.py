@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from moh_deploy.graph.gate_reads import GateRead
 from moh_deploy.graph.router_nodes import operator_text
@@ -27,7 +28,8 @@ Integers = NDArray[np.int64]
 NOBODY = -1
 """Head of a number that comes from no gate of the router."""
 
-_RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+_VIEWS = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_MOVING = (*_VIEWS, "Gather", "ReduceSum", "Slice")
 _ARITHMETIC: Mapping[str, Callable[[_Float64, _Float64], _Float64]] = {
     "Add": np.add,
     "Div": np.divide,
@@ -82,9 +84,8 @@ class _Follower:
     def follow(self, name: str) -> Followed:
         """Compute what a value on the way from the router has to be."""
         if name == self.read.start:
-            return Followed(
-                self.made, np.broadcast_to(np.arange(self.made.shape[-1]), self.made.shape)
-            )
+            heads = np.arange(self.made.shape[-1])
+            return Followed(self.made, np.broadcast_to(heads, self.made.shape))
         if name not in self.read.way:
             raise _LostError(f"'{self.read.value}' does not come from the layer's MoHRouter.")
         if name not in self.known:
@@ -95,54 +96,34 @@ class _Follower:
         # A constant that differs from head to head is no weight of gates: it is judged as an
         # operator that changes nothing, and found if it does.
         if node.op_type in _ARITHMETIC and not self._tells_heads_apart(node):
-            return self._arithmetic(name, node)
+            return self._arithmetic(node)
         if node.op_type == "Concat":
-            parts = [self._part(one) for one in node.input]
-            axis = _integer(node, "axis", 0)
-            return _both(lambda arrays: np.concatenate(arrays, axis), parts)
-        move = self._move(name, node)
-        if move is None or not self._on_the_way(node.input[0]):
+            return self._moved(node, [self._part(one) for one in node.input])
+        if node.op_type not in _MOVING or not self._on_the_way(node.input[0]):
             return self._unchanged(name, node)
-        return _both(lambda arrays: move(arrays[0]), [self.follow(node.input[0])])
+        source = self.follow(node.input[0])
+        return source if node.op_type == "Cast" else self._moved(node, [source])
 
-    def _move(self, name: str, node: onnx.NodeProto) -> Callable[[Array], Array] | None:
-        """Return what an operator of one input does to the places of its elements; None if it is
-        none of those."""
-        shape = self.values[name].shape
-        if node.op_type in ("Cast", "Identity"):
-            return lambda array: array
-        if node.op_type in _RESHAPING:
-            return lambda array: array.reshape(shape)
-        if node.op_type == "Expand":
-            return lambda array: np.broadcast_to(array, shape)
-        if node.op_type == "Transpose":
-            order = _integers(node, "perm")
-            return lambda array: np.transpose(array, order)
-        if node.op_type == "Slice":
-            slices = self._slices(node)
-            return lambda array: array[slices]
-        if node.op_type == "Gather":
-            # Indices, axes and limits are read from the run, since exporters compute some of them
-            # from sizes.
-            at, axis = self.values[node.input[1]].astype(np.int64), _integer(node, "axis", 0)
-            return lambda array: np.take(array, at, axis=axis)
-        if node.op_type == "ReduceSum":
-            axes = self._axes(node)
-            keep = bool(_integer(node, "keepdims", 1))
-            return lambda array: np.sum(array, axis=axes, keepdims=keep)
-        return None
+    def _moved(self, node: onnx.NodeProto, parts: Sequence[Followed]) -> Followed:
+        """Run an operator that changes the places of gates, on them and on their heads."""
+        operator = ReferenceEvaluator(node)
+        # Indices, axes and limits are read from the run, since exporters compute some of them from
+        # sizes.
+        beside = {one: self.values[one] for one in node.input[len(parts) :] if one}
+        (gates,), (heads,) = (
+            operator.run(None, {**beside, **dict(zip(node.input, arrays, strict=False))})
+            for arrays in ([one.gates for one in parts], [one.heads for one in parts])
+        )
+        return Followed(np.asarray(gates, np.float64), np.asarray(heads, np.int64))
 
-    def _arithmetic(self, name: str, node: onnx.NodeProto) -> Followed:
+    def _arithmetic(self, node: onnx.NodeProto) -> Followed:
         first, second = (self._part(one) for one in node.input)
         # A token without gates may divide 0 by 0; what is expected to be NaN is not judged.
         with np.errstate(all="ignore"):
             gates = _ARITHMETIC[node.op_type](first.gates, second.gates)
         # Numbers that gates are weighed by are of no head, and a sum of gates has the axis alone.
-        owner = (
-            first
-            if self._on_the_way(node.input[0]) and first.gates.shape == gates.shape
-            else second
-        )
+        is_first = self._on_the_way(node.input[0]) and first.gates.shape == gates.shape
+        owner = first if is_first else second
         return Followed(gates, np.broadcast_to(owner.heads, gates.shape))
 
     def _tells_heads_apart(self, node: onnx.NodeProto) -> bool:
@@ -181,39 +162,9 @@ class _Follower:
         value = self.values[name].astype(np.float64)
         return Followed(value, np.full(value.shape, NOBODY))
 
-    def _slices(self, node: onnx.NodeProto) -> tuple[slice, ...]:
-        shape = self.values[node.input[0]].shape
-        starts, ends, *more = (self.values[one].tolist() for one in node.input[1:] if one)
-        axes = more[0] if more else range(len(starts))
-        steps = more[1] if len(more) > 1 else [1] * len(starts)
-        found = [slice(None)] * len(shape)
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            # Backwards through the first element is written as an end far below 0.
-            found[axis] = slice(start, None if end < -shape[axis] else end, step)
-        return tuple(found)
-
-    def _axes(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
-        if len(node.input) > 1 and node.input[1]:
-            return tuple(self.values[node.input[1]].tolist())
-        axes = _integers(node, "axes")
-        return None if axes is None else tuple(axes)
-
 
 class _LostError(Exception):
     """Raised where a value cannot be followed from the router."""
-
-
-def _both(move: Callable[[list[Array]], Array], parts: Sequence[Followed]) -> Followed:
-    gates, heads = move([one.gates for one in parts]), move([one.heads for one in parts])
-    return Followed(np.asarray(gates, np.float64), np.asarray(heads, np.int64))
-
-
-def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((int(one.i) for one in node.attribute if one.name == name), default)
-
-
-def _integers(node: onnx.NodeProto, name: str) -> list[int] | None:
-    return next((list(one.ints) for one in node.attribute if one.name == name), None)
 
 
 def _moved_sentence(read: GateRead, heads: Integers, moved: NDArray[np.bool_]) -> str:

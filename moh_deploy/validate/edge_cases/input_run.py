@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moh_deploy.config.dims import DimExpr
-from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.errors import BackendError
 from moh_deploy.graph.forced_gates import GateTypes, computed_gates
 from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Runner, RunnerAround
@@ -23,6 +22,7 @@ from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.sized_inputs import known_size
 from moh_deploy.validate.variants import Variants
 
 _Inputs = Mapping[str, Array]
@@ -71,7 +71,7 @@ class InputJudge:
             report = self.compare(expected)
         except BackendError as error:
             why = f"the function bodies run, but the package does not: {error.message}"
-            return _result(state, "failed", _sentence(state, why))
+            return _failed(state, why)
         return self._judged(state, expected, report)
 
     def compare(self, expected: VectorSet) -> ParityReport:
@@ -102,9 +102,11 @@ class InputJudge:
         if reasons:
             more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
             where = self.where(report, expected.inputs, expected.inputs)
-            return _result(state, "failed", _sentence(state, f"{reasons[0]}{more}{where}"))
+            return _failed(state, f"{reasons[0]}{more}{where}")
         # All NaN would agree whatever the package does, so it proves nothing.
-        numbers, nan = _counts(expected)
+        made = expected.outputs.values()
+        nan = sum(int(nan_places(array).sum()) for array in made)
+        numbers = sum(array.size for array in made) - nan
         if nan and not numbers:
             why = "the model itself gives NaN in every output, by its function bodies too: no data."
             return _result(state, "not applicable", why)
@@ -123,16 +125,15 @@ class InputJudge:
         for spec in self.package.manifest.outputs:
             problem = _shape_problem(spec, got[spec.name], sizes)
             if problem is not None:
-                return _result(state, "failed", _sentence(state, problem))
+                return _failed(state, problem)
         if any(got[spec.name].size for spec in self.package.manifest.outputs):
             why = f"the package runs, and there is nothing to compare with: {refusal}"
             return _result(state, "not run", why)
-        return _result(
-            state,
-            "passed",
+        detail = (
             "runs, and every output is empty, of the shape in the manifest (the function bodies"
-            " refuse empty tensors: docs/ops.md)",
+            " refuse empty tensors: docs/ops.md)"
         )
+        return _result(state, "passed", detail)
 
     def _refused(self, state: InputState, inputs: Mapping[str, Array], refusal: str) -> CaseResult:
         """Both refuse. That is the model's own limit, unless a kernel of the package says no.
@@ -140,41 +141,22 @@ class InputJudge:
         A kernel that complains of shapes was given such: a Reshape before it guessed a size.
         """
         # A kernel's own error names its node; the runtime's errors of other nodes are the model's.
-        on_kernels = [
-            name for name, impl in self.subject.describe().layer_impl.items() if impl == "kernel"
-        ]
-        if any(f"'{name}'" in refusal for name in on_kernels) and "; expected [" not in refusal:
-            return _result(state, "failed", _sentence(state, f"a kernel refuses it: {refusal}"))
+        layers = self.subject.describe().layer_impl.items()
+        named = any(impl == "kernel" and f"'{name}'" in refusal for name, impl in layers)
+        if named and "; expected [" not in refusal:
+            return _failed(state, f"a kernel refuses it: {refusal}")
         why = f"the model refuses it, function bodies and all: {refusal}"
         empty = any(array.size == 0 for array in inputs.values())
         return _result(state, "not applicable" if empty else "not run", why)
 
 
 def _shape_problem(spec: TensorInfo, got: Array, sizes: Mapping[str, int]) -> str | None:
-    expected = tuple(_size(axis, sizes) for axis in spec.shape)
-    known = [
-        (one, other) for one, other in zip(expected, got.shape, strict=False) if one is not None
-    ]
+    expected = [known_size(axis, sizes) for axis in spec.shape]
     # Axes whose size nothing tells are left out.
-    if got.ndim == len(expected) and all(one == other for one, other in known):
+    pairs = zip(expected, got.shape, strict=False)
+    if got.ndim == len(expected) and all(one in (None, size) for one, size in pairs):
         return None
     return f"output '{spec.name}' is of shape {list(got.shape)}, expected {list(spec.shape)}."
-
-
-def _size(axis: int | str, sizes: Mapping[str, int]) -> int | None:
-    """Return the size of an axis; None where nothing tells."""
-    if isinstance(axis, int):
-        return axis
-    try:
-        return DimExpr.parse(axis, place="output").evaluate(sizes)
-    except (ConfigError, KeyError):
-        return None
-
-
-def _counts(expected: VectorSet) -> tuple[int, int]:
-    """Count the elements of the outputs that are numbers, and those that are NaN."""
-    nan = sum(int(nan_places(array).sum()) for array in expected.outputs.values())
-    return sum(array.size for array in expected.outputs.values()) - nan, nan
 
 
 def _compared(state: InputState, report: ParityReport, numbers: int, nan: int) -> str:
@@ -188,8 +170,8 @@ def _compared(state: InputState, report: ParityReport, numbers: int, nan: int) -
     return text + (f" ({state.remark})" if state.remark else "")
 
 
-def _sentence(state: InputState, problem: str) -> str:
-    return f"case '{state.case}': {problem}"
+def _failed(state: InputState, problem: str) -> CaseResult:
+    return _result(state, "failed", f"case '{state.case}': {problem}")
 
 
 def _result(state: InputState, status: CaseStatus, detail: str) -> CaseResult:
@@ -221,25 +203,21 @@ class NanPlaces:
             gates=tuple(self._zero(name, array) for name, array in rows),
         )
 
-    def zeroed_where_nan(self, results: Mapping[str, Array]) -> dict[str, Array]:
-        """Return results with 0 where both they and the reference are NaN.
+    def zeroed_where_nan(self, name: str, array: Array) -> Array:
+        """Return a result with 0 where both it and the reference are NaN.
 
         A number where the reference is NaN becomes infinite: it agrees with nothing.
         """
-        return {name: self._matched(name, array) for name, array in results.items()}
-
-    def _zero(self, name: str, array: Array) -> Array:
-        places = self.places.get(name)
-        return array if places is None else _filled(array, places, 0.0)
-
-    def _matched(self, name: str, array: Array) -> Array:
         places = self.places.get(name)
         if places is None or places.shape != array.shape:
             return array
         found = nan_places(array)
-        # NaN on both sides agrees as 0; a number against NaN becomes infinite, which agrees with
-        # nothing. NaN where the reference has a number stays, and fails.
+        # NaN where the reference has a number stays, and fails.
         return _filled(_filled(array, places & found, 0.0), places & ~found, np.inf)
+
+    def _zero(self, name: str, array: Array) -> Array:
+        places = self.places.get(name)
+        return array if places is None else _filled(array, places, 0.0)
 
 
 def _filled(array: Array, places: BoolArray, value: float) -> Array:
@@ -256,7 +234,8 @@ class NanKept(RunnerAround):
     nan: NanPlaces
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return self.nan.zeroed_where_nan(self.runner.run(inputs))
+        got = self.runner.run(inputs)
+        return {name: self.nan.zeroed_where_nan(name, array) for name, array in got.items()}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.sized_inputs import sized_inputs
@@ -57,7 +57,15 @@ def input_states(
     Raises:
         ConfigError: A dimension or an input is unknown, or no mask.
     """
-    _check_longest(package, longest)
+    for name, size in longest.items():
+        if name not in package.manifest.dims:
+            known = ", ".join(package.manifest.dims) or "none: every size is fixed"
+            raise ConfigError(
+                f"longest is of '{name}', but the dynamic dimensions are {known}.",
+                hint=did_you_mean(name, package.manifest.dims) or None,
+            )
+        if size < 1:
+            raise ConfigError(f"longest of '{name}' is {size}, expected at least 1.")
     if mask is not None:
         check_mask(package, mask)
     if not package.vectors:
@@ -93,10 +101,6 @@ def check_mask(package: OnnxPackage, name: str) -> None:
         )
     if package.vectors:  # Of [batch, tokens], and of nothing but 0 and 1.
         valid_tokens(name, package.vectors[0].inputs[name], None, where="recorded run 0")
-
-
-def _may_be_mask(array: Array) -> bool:
-    return array.ndim == 2 and bool(np.isin(array, (0, 1)).all())
 
 
 def _at_sizes(
@@ -135,10 +139,9 @@ def _fitting(package: OnnxPackage, name: str) -> tuple[int, str]:
     """Return the largest size whose attention scores fit, if all of them grow with its square."""
     example = package.manifest.dims[name]
     budget = min(_MOST_BYTES, _free_bytes() // 4)
-    scores = max(
-        (_score_bytes(package, layer) for layer in range(len(package.manifest.layers))), default=0
-    )
-    values = sum(array.nbytes for array in _recorded(package))
+    scores = max(map(_score_bytes, package.manifest.layers), default=0)
+    recorded = package.vectors[0]
+    values = sum(one.nbytes for one in (*recorded.inputs.values(), *recorded.outputs.values()))
     # Scores [B, H, S, S] grow with the square of a size, inputs and outputs with the size itself.
     growth = min(math.sqrt(budget / max(_COPIES * scores, 1)), budget / max(_COPIES * values, 1))
     fits = max(example, min(int(example * growth), _LONGEST_OF_ANY))
@@ -150,16 +153,10 @@ def _fitting(package: OnnxPackage, name: str) -> tuple[int, str]:
     return fits, f"the most whose scores surely fit into {mib} MiB"
 
 
-def _score_bytes(package: OnnxPackage, index: int) -> int:
-    layer = package.manifest.layers[index]
+def _score_bytes(layer: LayerInfo) -> int:
     keys = layer.kv_len or layer.seq_len or 1
     # float32 scores [B, H, S, keys] of one layer; sizes that are not known count as 1.
     return 4 * layer.batch * layer.num_heads * (layer.seq_len or 1) * keys
-
-
-def _recorded(package: OnnxPackage) -> Iterator[Array]:
-    yield from package.vectors[0].inputs.values()
-    yield from package.vectors[0].outputs.values()
 
 
 def _free_bytes() -> int:
@@ -172,8 +169,8 @@ def _free_bytes() -> int:
 
 def _padding(package: OnnxPackage, mask: str | None) -> InputState:
     if mask is None:
-        recorded = package.vectors[0].inputs
-        candidates = [name for name, array in recorded.items() if _may_be_mask(array)]
+        matrices = {k: one for k, one in package.vectors[0].inputs.items() if one.ndim == 2}
+        candidates = [k for k, one in matrices.items() if np.isin(one, (0, 1)).all()]
         if not candidates:
             reason = "no input of two axes holds 0 and 1 only, and so could say what is padding."
             return InputState(PADDING, None, reason, exists=False)
@@ -185,15 +182,3 @@ def _padding(package: OnnxPackage, mask: str | None) -> InputState:
     inputs = dict(package.vectors[0].inputs)
     inputs[mask] = np.zeros_like(inputs[mask])
     return InputState(f"{PADDING}: {mask} all 0", inputs)
-
-
-def _check_longest(package: OnnxPackage, longest: Mapping[str, int]) -> None:
-    for name, size in longest.items():
-        if name not in package.manifest.dims:
-            known = ", ".join(package.manifest.dims) or "none: every size is fixed"
-            raise ConfigError(
-                f"longest is of '{name}', but the dynamic dimensions are {known}.",
-                hint=did_you_mean(name, package.manifest.dims) or None,
-            )
-        if size < 1:
-            raise ConfigError(f"longest of '{name}' is {size}, expected at least 1.")

@@ -144,24 +144,15 @@ def _searchable(is_scored: BoolArray, mask: Array | None) -> BoolArray:
 
 
 def _least_clear(vectors: VectorSet, searchable: Sequence[BoolArray]) -> tuple[MinedToken, ...]:
-    rows = enumerate(zip(vectors.margins, searchable, strict=True))
-    found = [
-        MinedToken(layer, (batch, position), float(margins[batch, position]))
-        for layer, (margins, there) in rows
+    found: list[MinedToken] = []
+    for layer, (margins, there) in enumerate(zip(vectors.margins, searchable, strict=True)):
         # Places that are not searched have no margin, so they come last and are dropped.
-        for batch, position in _smallest(np.where(there, margins, np.inf))
-    ]
+        known = np.where(there, margins, np.inf)
+        order = np.argsort(known, axis=None, kind="stable")[:TOKENS_PER_LAYER]
+        places = zip(*np.unravel_index(order, known.shape), strict=True)
+        smallest = [(int(b), int(s)) for b, s in places if np.isfinite(known[b, s])]
+        found += [MinedToken(layer, place, float(known[place])) for place in smallest]
     return tuple(sorted(found, key=lambda one: one.margin))
-
-
-def _smallest(margins: Array) -> Iterable[tuple[int, int]]:
-    order = np.argsort(margins, axis=None, kind="stable")[:TOKENS_PER_LAYER]
-    places = np.unravel_index(order, margins.shape)
-    return [
-        (int(batch), int(position))
-        for batch, position in zip(*places, strict=True)
-        if np.isfinite(margins[batch, position])
-    ]
 
 
 def _best(

@@ -6,17 +6,17 @@ batch sees another, and in a causal one no token sees a later one. That is asked
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.forced_gates import GateTypes
-from moh_deploy.package import OnnxPackage, Rounding, VectorSet
+from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
@@ -37,6 +37,14 @@ _ENOUGH = 4
 
 Pick = tuple[int, ...]
 """Numbers of the samples, or of the tokens, that a run is given."""
+
+
+_Shapes = Mapping[str, Sequence[int]]
+_Value = TypeVar("_Value", Array, "Array | None")
+
+
+class _NothingTellsError(Exception):
+    """Raised where nothing tells what a run at another size has to give."""
 
 
 class _Ran(NamedTuple):
@@ -63,68 +71,71 @@ class SizeJudge:
 
     def samples(self) -> CaseResult:
         """Run samples of the recorded run in batches of other sizes, and in another order."""
+        try:
+            return self._samples()
+        except _NothingTellsError as why:
+            return _result(SAMPLES, "not applicable", str(why))
+
+    def tokens(self) -> Iterator[CaseResult]:
+        """Run the first tokens of a longer run, for each dimension that does not count samples."""
+        manifest = self._package.manifest
+        for dim in manifest.dims:
+            if dim != batch_dim(manifest):
+                case = f"{TOKENS}: {dim}"
+                try:
+                    yield self._tokens(case, dim)
+                except _NothingTellsError as why:
+                    yield _result(case, "not applicable", str(why))
+
+    def _samples(self) -> CaseResult:
         package = self._package
         dim = batch_dim(package.manifest)
         if dim is None:
-            return _result(SAMPLES, "not applicable", "no dimension counts samples.")
+            raise _NothingTellsError("no dimension counts samples.")
         known = package.vectors[0]
         size = known.sizes[dim]
         picks = [_samples(size, batch) for batch in _BATCHES]
         # The same size: another order, and one sample only, which others cannot but change.
         same = [tuple(range(size))[::-1], (0,) * size] if size > 1 else []
         ran = self._run(dim, known, [*same, *(one for one in picks if len(one) != size)])
-        if isinstance(ran, str):
-            return _result(SAMPLES, "not applicable", ran)
         # At the recorded size nothing but the company of a sample has changed, so a difference
         # means that samples see each other.
         mixed = [one for one in ran if len(one.pick) == size and not one.agrees]
         if mixed:
-            why = f"samples of one run are not independent: {mixed[0].report.reasons[0]}"
-            return _result(SAMPLES, "not applicable", why)
+            why = mixed[0].report.reasons[0]
+            raise _NothingTellsError(f"samples of one run are not independent: {why}")
         others = [one for one in ran if len(one.pick) != size]
         agreeing = sum(one.agrees for one in others)
         # One sample cannot be put in other company; that most sizes agree has to do instead.
         if size == 1 and agreeing < max(2, len(others) - agreeing):
-            why = "one sample was recorded, so nothing tells whether samples are independent."
-            return _result(SAMPLES, "not applicable", why)
+            raise _NothingTellsError(
+                "one sample was recorded, so nothing tells whether samples are independent."
+            )
         return self._judged(SAMPLES, dim, known, others)
 
-    def tokens(self) -> Iterator[CaseResult]:
-        """Run the first tokens of a longer run, for each dimension that does not count samples."""
-        manifest = self._package.manifest
-        for dim in manifest.dims:
-            if dim == batch_dim(manifest):
-                continue
-            case = f"{TOKENS}: {dim}"
-            # At least 12 tokens, as far as the trace is good for so many.
-            limit = manifest.dim_ranges.get(dim, (0, None))[1]
-            longest = max(self._package.vectors[0].sizes[dim], _TOKENS)
-            longest = longest if limit is None else min(limit, longest)
-            try:
-                (given,) = sized_inputs(self._package, {dim: [longest]})
-                known = self.judge.recorder.record(given.inputs)
-            except (BackendError, ConfigError) as error:
-                yield _result(case, "not applicable", error.message)
-                continue
-            # The short ones first: most models are not causal, and show it there.
-            sizes = {*range(1, _TOKENS), longest // 2, longest - 1}
-            firsts = [tuple(range(size)) for size in sorted(sizes) if 0 < size < longest]
-            # A model that is not causal differs at nearly every length; a faulty kernel at few of
-            # them.
-            allowed = len(firsts) // 4
-            ran = self._run(dim, known, firsts, allowed=allowed)
-            if isinstance(ran, str):
-                yield _result(case, "not applicable", ran)
-                continue
-            if sum(not one.agrees for one in ran) > allowed:
-                why = f"the model is not causal along '{dim}': later tokens change earlier ones."
-                yield _result(case, "not applicable", why)
-                continue
-            if len(ran) < _ENOUGH:
-                why = f"the model takes too few sizes of '{dim}' to tell whether it is causal."
-                yield _result(case, "not applicable", why)
-                continue
-            yield self._judged(case, dim, known, ran)
+    def _tokens(self, case: str, dim: str) -> CaseResult:
+        # At least 12 tokens, as far as the trace is good for so many.
+        limit = self._package.manifest.dim_ranges.get(dim, (0, None))[1]
+        longest = max(self._package.vectors[0].sizes[dim], _TOKENS)
+        longest = longest if limit is None else min(limit, longest)
+        try:
+            (given,) = sized_inputs(self._package, {dim: [longest]})
+            known = self.judge.recorder.record(given.inputs)
+        except (BackendError, ConfigError) as error:
+            raise _NothingTellsError(error.message) from error
+        # The short ones first: most models are not causal, and show it there.
+        sizes = {*range(1, _TOKENS), longest // 2, longest - 1}
+        firsts = [tuple(range(size)) for size in sorted(sizes) if 0 < size < longest]
+        # A model that is not causal differs at nearly every length; a faulty kernel at few of them.
+        allowed = len(firsts) // 4
+        ran = self._run(dim, known, firsts, allowed=allowed)
+        if sum(not one.agrees for one in ran) > allowed:
+            why = f"the model is not causal along '{dim}': later tokens change earlier ones."
+            raise _NothingTellsError(why)
+        if len(ran) < _ENOUGH:
+            why = f"the model takes too few sizes of '{dim}' to tell whether it is causal."
+            raise _NothingTellsError(why)
+        return self._judged(case, dim, known, ran)
 
     @property
     def _package(self) -> OnnxPackage:
@@ -132,8 +143,8 @@ class SizeJudge:
 
     def _run(
         self, dim: str, known: VectorSet, picks: Sequence[Pick], *, allowed: int | None = None
-    ) -> list[_Ran] | str:
-        """Run what is picked, as far as the model takes that; or say why nothing tells.
+    ) -> list[_Ran]:
+        """Run what is picked, as far as the model takes that.
 
         Args:
             allowed: How many may differ: behind more than that, no more is run.
@@ -146,19 +157,19 @@ class SizeJudge:
             if isinstance(axis, str) and axis != dim and dim in axis
         ]
         if mixed:
-            return f"{mixed[0]}: it is not cut along '{dim}'."
+            raise _NothingTellsError(f"{mixed[0]}: it is not cut along '{dim}'.")
         runs = [self._picked_inputs(dim, known, pick) for pick in picks]
         # A run at another size shows which axes of the outputs grow with the dimension.
         other = next((one for one in runs if one.sizes[dim] != known.sizes[dim]), None)
         if other is None:
-            return f"'{dim}' takes one size only."
+            raise _NothingTellsError(f"'{dim}' takes one size only.")
         try:
             shapes = {k: v.shape for k, v in self.judge.subject.run(other.inputs).items()}
         except BackendError as error:
-            return error.message
+            raise _NothingTellsError(error.message) from error
         cuts = _Cuts.of(self._package, dim, known, shapes, other.sizes[dim])
         if not cuts.package.manifest.outputs:
-            return f"no output has an axis of '{dim}' alone."
+            raise _NothingTellsError(f"no output has an axis of '{dim}' alone.")
         variants = None if self.judge.variants is None else _OpenedOnce(self.judge.variants)
         judge = replace(self.judge, package=cuts.package, variants=variants)
         ran: list[_Ran] = []
@@ -174,7 +185,7 @@ class SizeJudge:
         right = [len(one.pick) for one in ran if one.agrees]
         wrong = [one for one in ran if not one.agrees]
         if not ran:
-            return _result(case, "not applicable", f"'{dim}' takes one size only.")
+            raise _NothingTellsError(f"'{dim}' takes one size only.")
         if not wrong:
             return _result(case, "passed", f"{dim} of {_listed(right)} give the same")
         first, size = wrong[0], known.sizes[dim]
@@ -243,12 +254,7 @@ class _Cuts:
 
     @classmethod
     def of(
-        cls,
-        package: OnnxPackage,
-        dim: str,
-        known: VectorSet,
-        shapes: Mapping[str, Sequence[int]],
-        other: int,
+        cls, package: OnnxPackage, dim: str, known: VectorSet, shapes: _Shapes, other: int
     ) -> _Cuts:
         """Compare the shapes of the run with those at another size."""
         manifest, size = package.manifest, known.sizes[dim]
@@ -258,27 +264,19 @@ class _Cuts:
 
         outputs = {name: axes(name, array) for name, array in known.outputs.items()}
         outputs = {name: found for name, found in outputs.items() if found}
-        gates = {
-            index: found
-            for index, (layer, array) in enumerate(zip(manifest.layers, known.gates, strict=True))
-            if (found := axes(layer.gates, array))
-        }
-        return cls(
-            replace(
-                package,
-                manifest=replace(
-                    manifest,
-                    # What does not grow with the dimension cannot be cut, and is not compared.
-                    outputs=tuple(one for one in manifest.outputs if one.name in outputs),
-                    layers=tuple(manifest.layers[index] for index in gates),
-                    rounding=_rounding_of(manifest.rounding, gates),
-                ),
-            ),
-            known,
-            size,
-            outputs,
-            gates,
+        made = enumerate(zip(package.gate_names, known.gates, strict=True))
+        gates = {index: found for index, pair in made if (found := axes(*pair))}
+        rounding = manifest.rounding
+        if rounding is not None:
+            rounding = replace(rounding, layers=tuple(rounding.layers[index] for index in gates))
+        manifest = replace(
+            manifest,
+            # What does not grow with the dimension cannot be cut, and is not compared.
+            outputs=tuple(one for one in manifest.outputs if one.name in outputs),
+            layers=tuple(manifest.layers[index] for index in gates),
+            rounding=rounding,
         )
+        return cls(replace(package, manifest=manifest), known, size, outputs, gates)
 
     def expected(self, run: VectorSet, pick: Pick) -> VectorSet:
         """Return the expected values of a run of the picked samples or tokens."""
@@ -289,30 +287,21 @@ class _Cuts:
                 name: _taken(known.outputs[name], axes, self.size, pick)
                 for name, axes in self.outputs.items()
             },
-            gates=tuple(
-                _taken(known.gates[i], axes, self.size, pick) for i, axes in self.gates.items()
-            ),
-            margins=tuple(
-                _taken(known.margins[i], axes, self.size, pick) for i, axes in self.gates.items()
-            ),
+            gates=self._of_layers(known.gates, pick),
+            margins=self._of_layers(known.margins, pick),
             scores=self._of_layers(known.scores, pick),
             attention=self._of_layers(known.attention, pick),
         )
 
-    def _of_layers(self, recorded: Sequence[Array | None], pick: Pick) -> tuple[Array | None, ...]:
-        """Cut scores or fingerprints of layers as their gates are cut."""
+    def _of_layers(self, recorded: Sequence[_Value], pick: Pick) -> tuple[_Value, ...]:
+        """Cut gates, or what else was recorded of layers, as gates are cut."""
         if not recorded:
             return ()
         pairs = [(recorded[index], axes) for index, axes in self.gates.items()]
         return tuple(
-            None if array is None else _taken(array, axes, self.size, pick) for array, axes in pairs
+            array if array is None else _taken(array, axes, self.size, pick)
+            for array, axes in pairs
         )
-
-
-def _rounding_of(rounding: Rounding | None, layers: Iterable[int]) -> Rounding | None:
-    if rounding is None:
-        return None
-    return replace(rounding, layers=tuple(rounding.layers[index] for index in layers))
 
 
 def _axes(known: Sequence[int], other: Sequence[int], size: int, other_size: int) -> list[int]:

@@ -126,11 +126,13 @@ class ProbeReport(Report):
         Inputs that were given to be searched, and could not be, are no pass.
         """
         failed = tuple(one.detail for one in self.results if one.status == "failed")
-        if not failed and not self.count("passed"):
+        passed = [one.case for one in self.results if one.status == "passed"]
+        if not failed and not passed:
             return ("no case could be run, so nothing is proven.",)
-        if not failed and not any(map(_has_numbers, self.results)):
+        if not failed and all(case.startswith(ZERO) for case in passed):
             return ("no case of a size above 0 passed, so nothing is proven.",)
-        return (*failed, *(one.detail for one in self.results if _is_missed(one)))
+        missed = (one for one in self.results if one.kind == "corpus" and one.status == "not run")
+        return (*failed, *(one.detail for one in missed))
 
     @property
     @in_json()
@@ -163,7 +165,15 @@ class ProbeReport(Report):
     @property
     @in_json("mining")
     def _searched(self) -> Searched | None:
-        return None if self.mining is None else _searched(self.mining, self.layers)
+        if self.mining is None:
+            return None
+        found, layers = self.mining, self.layers
+        tokens = [
+            tuple(NamedToken(layers[t.layer], t.token, t.margin) for t in sample.mined)
+            for sample in found.samples
+        ]
+        samples = tuple(map(NamedSample, found.names, tokens))
+        return Searched(found.searched, found.tokens, found.too_large, found.unknown, samples)
 
     @property
     @in_json("corpus")
@@ -178,36 +188,21 @@ class ProbeReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        return _document(self)
-
-
-def _has_numbers(one: CaseResult) -> bool:
-    return one.status == "passed" and not one.case.startswith(ZERO)
-
-
-def _is_missed(one: CaseResult) -> bool:
-    return one.kind == "corpus" and one.status == "not run"
-
-
-def _document(report: ProbeReport) -> Document:
-    rows = [
-        row
-        for _, group in groupby(report.results, lambda one: one.kind)
-        for row in _rows(list(group))
-    ]
-    blocks: list[Block] = [Table("edge cases", _COLUMNS, rows)]
-    if report.mining is not None:
-        blocks += _mining_blocks(report.layers, report.mining)
-    counts = ", ".join(f"{report.count(status)} {status}" for status in STATUSES)
-    verdict = Verdict(
-        "PASSED" if report.passed else "FAILED",
-        report.passed,
-        counts,
-        (counts, *_lines(report)),
-        reasons=report.reasons,
-        most_reasons=_MOST_REASONS,
-    )
-    return Document("probe", tuple(blocks), verdict, suites=(_suite(report),))
+        groups = groupby(self.results, lambda one: one.kind)
+        rows = [row for _, group in groups for row in _rows(list(group))]
+        blocks: list[Block] = [Table("edge cases", _COLUMNS, rows)]
+        if self.mining is not None:
+            blocks += _mining_blocks(self.layers, self.mining)
+        counts = ", ".join(f"{self.count(status)} {status}" for status in STATUSES)
+        verdict = Verdict(
+            "PASSED" if self.passed else "FAILED",
+            self.passed,
+            counts,
+            (counts, *_lines(self)),
+            reasons=self.reasons,
+            most_reasons=_MOST_REASONS,
+        )
+        return Document("probe", tuple(blocks), verdict, suites=(_suite(self),))
 
 
 def _lines(report: ProbeReport) -> Iterator[str]:
@@ -234,11 +229,9 @@ def _rows(results: Sequence[CaseResult]) -> Iterator[tuple[str, str, str, str, s
 
 
 def _mining_blocks(layers: Sequence[str], mining: Mined) -> Iterator[Block]:
-    rows = [
-        (name, layers[token.layer], str(list(token.token)), token.margin)
-        for name, sample in zip(mining.names, mining.samples, strict=True)
-        for token in sample.mined[:1]
-    ]
+    pairs = zip(mining.names, mining.samples, strict=True)
+    firsts = [(name, token) for name, sample in pairs for token in sample.mined[:1]]
+    rows = [(name, layers[t.layer], str(list(t.token)), t.margin) for name, t in firsts]
     title = "least clear choices in the inputs, one of each sample"
     if rows:
         yield Table(title, ("sample", "layer", "token", "#margin"), rows)
@@ -260,11 +253,8 @@ def _suite(report: ProbeReport) -> CiSuite:
     # Cases that could not be run are skipped with their reason, and the verdict is one more case.
     said = f"{report.count('passed')} passed" if report.passed else report.reasons[0]
     verdict = CiCase("probe", "verdict", "passed" if report.passed else "failure", said)
-    facts = (
-        ("reference", _REFERENCE),
-        ("policy", report.policy),
-        ("kernels", report.kernels.describe()),
-    )
+    rules, kernels = ("policy", report.policy), ("kernels", report.kernels.describe())
+    facts = (("reference", _REFERENCE), rules, kernels)
     return CiSuite((verdict, *map(_case, report.results)), facts=facts)
 
 
@@ -272,13 +262,3 @@ def _case(result: CaseResult) -> CiCase:
     outcome = _OUTCOMES[result.status]
     detail = f"{result.status}: {result.detail}" if outcome == "skipped" else result.detail
     return CiCase(result.kind, f"{result.case} [{result.place}]", outcome, detail)
-
-
-def _searched(mining: Mined, layers: Sequence[str]) -> Searched:
-    samples = tuple(
-        NamedSample(
-            name, tuple(NamedToken(layers[t.layer], t.token, t.margin) for t in sample.mined)
-        )
-        for name, sample in zip(mining.names, mining.samples, strict=True)
-    )
-    return Searched(mining.searched, mining.tokens, mining.too_large, mining.unknown, samples)

@@ -91,8 +91,14 @@ def values_mismatch(
         return mismatch
     nan_got, nan_reference = nan_places(got), nan_places(reference)
     # NaN that moved, vanished or appeared is an error of its own, whatever the numbers are.
-    if (nan_got != nan_reference).any():
-        return _other_places(what, nan_got, nan_reference)
+    moved = nan_got != nan_reference
+    if moved.any():
+        at = [int(i) for i in np.argwhere(moved)[0]]
+        here, there = ("NaN", "a number") if nan_got[tuple(at)] else ("a number", "NaN")
+        return (
+            f"{what} is {here} at {at} where the function bodies give {there}"
+            f" ({int(moved.sum())} of {got.size} elements)."
+        )
     error = np.where(nan_reference, 0.0, abs_error(got, reference))
     limit = tolerance.limit(largest_finite(reference))
     if largest(error) <= limit:
@@ -107,26 +113,13 @@ def nan_places(array: Array) -> BoolArray:
     return np.isnan(array.astype(np.float64))
 
 
-def _other_places(what: str, got: BoolArray, reference: BoolArray) -> str:
-    at = [int(i) for i in np.argwhere(got != reference)[0]]
-    here, there = ("NaN", "a number") if got[tuple(at)] else ("a number", "NaN")
-    return (
-        f"{what} is {here} at {at} where the function bodies give {there}"
-        f" ({int((got != reference).sum())} of {got.size} elements)."
-    )
-
-
 def _case(name: str, router: RouterLogits, logits: PortArrays) -> Case:
     arrays = tuple(logits.get(port) for port in PORTS)
-    attributes: dict[str, AttributeValue] = dict(_of_op(router))
+    # Without what every node carries beside the op's attributes.
+    known = [one.name for one in MOH_ROUTER.attributes if one.name in router.attributes]
+    attributes: dict[str, AttributeValue] = {name: router.attributes[name] for name in known}
     dtype = next(iter(logits.values())).dtype.name
     return Case(name, op_names.ROUTER, "", attributes, lambda _: arrays, dtype)
-
-
-def _of_op(router: RouterLogits) -> Mapping[str, AttributeValue]:
-    """Leave out what every node carries beside the op's attributes."""
-    known = [attribute.name for attribute in MOH_ROUTER.attributes]
-    return {name: value for name, value in router.attributes.items() if name in known}
 
 
 def _hidden_nan(
@@ -135,20 +128,18 @@ def _hidden_nan(
     shared = int(router.attributes["num_shared_heads"])
     wide = gates[hit].astype(np.float64)  # [tokens, H]
     if "routed_logits" not in logits:
-        return _unless(
-            np.asarray(np.isnan(wide).all(axis=-1), bool), "has gates that are numbers", hit
-        )
+        all_nan = np.asarray(np.isnan(wide).all(axis=-1))
+        return _unless(all_nan, "has gates that are numbers", hit)
     routed, top_k = wide[:, shared:], int(router.attributes["top_k"])
     # How many heads are on does not depend on the scores, NaN or not.
     chosen = (routed != 0).sum(axis=-1)  # NaN counts as chosen
     if router.attributes["gate_mode"] == "mask":
-        as_many: BoolArray = np.asarray(chosen == top_k, bool)
-        return _unless(as_many, f"has not {top_k} open gates", hit)
+        return _unless(np.equal(chosen, top_k), f"has not {top_k} open gates", hit)
     # An implementation may take them all for NaN.
     is_nan = (np.isnan(routed) | (routed == 0)).all(axis=-1)
     # No number may come of NaN: gates are normalised over the chosen heads.
-    right: BoolArray = np.asarray(is_nan & (chosen >= top_k), bool)
-    return _unless(right, f"has not {top_k} gates that are NaN, or gates that are numbers", hit)
+    wrong = f"has not {top_k} gates that are NaN, or gates that are numbers"
+    return _unless(is_nan & (chosen >= top_k), wrong, hit)
 
 
 def _unless(right: BoolArray, what: str, hit: BoolArray) -> str | None:
@@ -193,7 +184,10 @@ def nan_output_problem(case: str, outputs: Mapping[str, Array], recorded: Vector
     # A recorded run that is NaN throughout excuses nothing: it is the fault to be found.
     only_nan = all(places.all() for places in found.values())
     for name, places in found.items():
-        wrong = places if only_nan else places & ~_recorded_nan(recorded, name, places)
+        known = nan_places(recorded.outputs[name])
+        # At another shape nothing is known of the places, and none is excused.
+        excused = not only_nan and known.shape == places.shape
+        wrong = places & ~known if excused else places
         if wrong.any():
             at = [int(i) for i in np.argwhere(wrong)[0]]
             return (
@@ -201,9 +195,3 @@ def nan_output_problem(case: str, outputs: Mapping[str, Array], recorded: Vector
                 f" ({int(wrong.sum())} of {wrong.size} elements)."
             )
     return None
-
-
-def _recorded_nan(recorded: VectorSet, name: str, places: BoolArray) -> BoolArray:
-    known = nan_places(recorded.outputs[name])
-    # At another shape nothing is known of the places, and none is excused.
-    return known if known.shape == places.shape else np.zeros(places.shape, bool)

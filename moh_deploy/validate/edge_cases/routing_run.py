@@ -180,11 +180,9 @@ class _RoutingRun:
             return None
         got, reference = both.got[router.attention], both.reference[router.attention]
         # Tokens in another order than the gates' cannot be told apart by the mask.
-        if skipped is not None and not router.in_order:
-            return None
         if skipped is not None:
             by_token = _by_token(got, skipped.shape), _by_token(reference, skipped.shape)
-            if by_token[0] is None or by_token[1] is None:
+            if not router.in_order or by_token[0] is None or by_token[1] is None:
                 return None
             got, reference = by_token[0][~skipped], by_token[1][~skipped]
         what = f"attention of layer '{router.path}' in case '{case}'"
@@ -214,21 +212,14 @@ class _RoutingRun:
         )
 
     def _outputs(self, case: str, both: _Both) -> CaseResult:
-        names = [spec.name for spec in self.sides.package.manifest.outputs]
-        problems = [
-            values_mismatch(
-                f"output '{name}' in case '{case}'",
-                both.got[name],
-                both.reference[name],
-                self._rule(both.reference[name]),
-            )
-            for name in names
-        ]
+        problem = None
+        outputs = {one.name: both.got[one.name] for one in self.sides.package.manifest.outputs}
+        for name, got in outputs.items():
+            reference, what = both.reference[name], f"output '{name}' in case '{case}'"
+            problem = problem or values_mismatch(what, got, reference, self._rule(reference))
         # Empty outputs agree with anything.
-        if all(both.reference[name].size == 0 for name in names):
+        if all(both.reference[name].size == 0 for name in outputs):
             return _result(case, MODEL, "not run", "every output is empty: no data.")
-        problem = next((one for one in problems if one is not None), None)
-        outputs = {name: both.got[name] for name in names}
         recorded = self.sides.package.vectors[0]
         problem = problem or nan_output_problem(case, outputs, recorded)
         return _judged(case, MODEL, problem, "they agree with the function bodies")
@@ -242,9 +233,8 @@ def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:
     """Return [B, S, ...]: [B, S, C] as it is, [B, H, S, D] turned; None for other tokens."""
     if attention.ndim == 4:
         # [B, H, S, D] to [B, S, H * D].
-        attention = np.moveaxis(attention, 1, 2).reshape(
-            attention.shape[0], attention.shape[2], attention.shape[1] * attention.shape[3]
-        )
+        batch, heads, seq, size = attention.shape
+        attention = np.moveaxis(attention, 1, 2).reshape(batch, seq, heads * size)
     return attention if attention.shape[:2] == tokens else None
 
 
@@ -252,10 +242,8 @@ def _without_router(graph: onnx.GraphProto, layer: LayerInfo) -> Iterator[CaseRe
     """Yield what is said of a layer that has no MoHRouter: it never had one, or has lost it."""
     for case in CASES:
         if not layer.router_replaced:
-            why = (
-                f"the router is of plain operators ({layer.router}), so there is no place to put"
-                " logits."
-            )
+            plain = f"the router is of plain operators ({layer.router})"
+            why = f"{plain}, so there is no place to put logits."
             yield _result(case, layer.path, "not applicable", why)
         # One failure for the damage; the other cases could say no more.
         elif case == CASES[0]:

@@ -44,6 +44,7 @@ _AS_MUCH = 16
 _MANY, _MOST_DRAWS = 64, 8
 
 _Float64 = NDArray[np.float64]
+_Arrays = Mapping[str, Array]
 
 
 class LogitCut(NamedTuple):
@@ -146,13 +147,8 @@ class Front:
         known = {**self.inputs, **fixed_values({**self.fixed, **values})}
         if self.runner is not None:
             known |= self.runner.run({name: known[name] for name in self.fed})
-        return TiedRun(
-            values,
-            [
-                {port: known[name] for port, name in _read(one.router, self.fixed).items()}
-                for one in self.layers
-            ],
-        )
+        read = [_read(one.router, self.fixed).items() for one in self.layers]
+        return TiedRun(values, [{port: known[name] for port, name in ports} for ports in read])
 
     def problems(self, policy: Policy) -> Iterator[tuple[str, str]]:
         """Yield path and sentence of layers whose logits break ties, or jump at them."""
@@ -185,12 +181,11 @@ class Front:
             tokens: How many a router sees, the fewest: few of them are given others again.
         """
         # top_k - 1/2 of the routed heads are to be higher: then the last chosen one is often tied.
-        shares = [
-            (int(attributes["top_k"]) - 0.5)
-            / max(one.layer.info.num_heads - int(attributes["num_shared_heads"]), 1)
-            for one in self.layers
-            for attributes in (one.router.attributes,)
-        ]
+        shares = []
+        for one in self.layers:
+            attributes = one.router.attributes
+            routed = one.layer.info.num_heads - int(attributes["num_shared_heads"])
+            shares.append((int(attributes["top_k"]) - 0.5) / max(routed, 1))
         yield two_levels(self.tied)
         for seed in range(max(1, min(_MANY // max(tokens, 1), _MOST_DRAWS))):
             yield two_levels(self.tied, min(shares), seed)
@@ -216,10 +211,11 @@ class Front:
         return self._stepped(values, axes, signs) if rising else down
 
     def _nearly_equal(self, layer: TiedLayer, logits: PortArrays, policy: Policy) -> str | None:
-        if ROUTED not in logits or not logits[ROUTED].size:
+        routed = logits.get(ROUTED)
+        if routed is None or not routed.size:
             return None
-        rule, step = policy.rule(logits[ROUTED].dtype.name), step_of(logits[ROUTED])
-        wide = logits[ROUTED].astype(np.float64)
+        rule, step = policy.rule(routed.dtype.name), step_of(routed)
+        wide = routed.astype(np.float64)
         spread = _spread(wide)
         # Some operators are vectorised, and round the last numbers of a vector otherwise; see
         # `is_exact`.
@@ -235,25 +231,21 @@ class Front:
         )
 
     def _stepped(
-        self,
-        values: Mapping[str, Array],
-        axes: Mapping[str, Sequence[int]],
-        signs: Mapping[str, int],
+        self, values: _Arrays, axes: Mapping[str, Sequence[int]], signs: Mapping[str, int]
     ) -> list[TiedRun]:
         heads = {
             name: one.layer.info.num_heads
             for one in self.layers
             for name in one.cut(self.depth).values
         }
-        return [
-            self.run(
-                {
-                    name: _stepped(array, axes[name], signs[name] * steps, heads[name])
-                    for name, array in values.items()
-                }
-            )
-            for steps in (0, 1, 2)
-        ]
+        runs = []
+        for steps in (0, 1, 2):
+            stepped = {
+                name: _stepped(array, axes[name], signs[name] * steps, heads[name])
+                for name, array in values.items()
+            }
+            runs.append(self.run(stepped))
+        return runs
 
     def _axes_of_heads(self) -> dict[str, list[int]]:
         """Return the axes of each value along which it tells the heads of a router apart."""
@@ -261,12 +253,9 @@ class Front:
         flat = self.run(self._level(1.0))
         # An axis tells heads apart if numbers that rise along it spread the logits of a token.
         for axis in range(max(array.ndim for array in self.tied.values())):
-            rising = self.run(
-                {
-                    name: _rising(array, axis) if axis < array.ndim else array
-                    for name, array in self._level(1.0).items()
-                }
-            )
+            level = self._level(1.0)
+            level |= {k: _rising(one, axis) for k, one in level.items() if axis < one.ndim}
+            rising = self.run(level)
             for layer, before, after in zip(self.layers, flat.logits, rising.logits, strict=True):
                 if ROUTED not in before or not before[ROUTED].size:
                     continue

@@ -20,6 +20,7 @@ from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseSt
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
 from moh_deploy.validate.edge_cases.routing_judge import (
     GateJudge,
+    PortArrays,
     nan_output_problem,
     router_reference,
 )
@@ -125,7 +126,12 @@ class _TiedModel:
                     problems.setdefault(path, problem)
         for layer in self.layers:
             yield _judged(layer.path, problems)
-        yield self._outputs_result(problems)
+        wrong = [path for path in problems if path != MODEL]
+        if wrong:
+            why = f"layer '{wrong[0]}' is wrong, and every output stands behind it."
+            yield _result(MODEL, "not run", why)
+        else:
+            yield _judged(MODEL, problems)
 
     def _whole(self, front: Front) -> Iterator[tuple[str, str]]:
         """Yield path, or MODEL, and sentence of what the whole model makes of ties."""
@@ -138,16 +144,14 @@ class _TiedModel:
             # Outputs are looked at only if every layer is right: they stand behind all of them.
             found = list(self._layer_problems(runs, values))
             yield from found
-            if not found and self._alike(runs):
+            alike = (
+                same_choices(one, i, runs) and is_judged(i, runs)
+                for i, one in enumerate(self.layers)
+            )
+            if not found and all(alike):
                 problem = self._outputs_problem(values)
                 if problem is not None:
                     yield MODEL, problem
-
-    def _alike(self, runs: Sequence[TiedRun]) -> bool:
-        return all(
-            same_choices(one, index, runs) and is_judged(index, runs)
-            for index, one in enumerate(self.layers)
-        )
 
     def _layer_problems(
         self, runs: Sequence[TiedRun], values: Sequence[_Values]
@@ -160,7 +164,7 @@ class _TiedModel:
                 continue
             # Where a step changes which heads are chosen, what follows may jump.
             alike = same_choices(layer, index, runs)
-            problem = self._gates_problem(layer, index, runs, values, alike)
+            problem = self._gates_problem(layer, runs[0].logits[index], values, alike)
             # From the first layer that chose other heads on, later ones see other inputs.
             comparable = comparable and alike
             if problem is None and comparable and layer.router.attention is not None:
@@ -171,17 +175,11 @@ class _TiedModel:
                 yield layer.path, problem
 
     def _gates_problem(
-        self,
-        layer: TiedLayer,
-        index: int,
-        runs: Sequence[TiedRun],
-        values: Sequence[_Values],
-        alike: bool,
+        self, layer: TiedLayer, logits: PortArrays, values: Sequence[_Values], alike: bool
     ) -> str | None:
-        logits, place = runs[0].logits[index], _place(layer.path)
-        problem = GateJudge().mismatch(
-            TIES_CASE, layer.router, logits, values[0][layer.router.gates]
-        )
+        place = _place(layer.path)
+        gates = values[0][layer.router.gates]
+        problem = GateJudge().mismatch(TIES_CASE, layer.router, logits, gates)
         if problem is not None:
             return f"gates of {place}: {problem}"
         # By the logits that reached the router in this run.
@@ -211,13 +209,6 @@ class _TiedModel:
             return None
         names = (arrays[0].dtype.name, self.sides.package.manifest.precision)
         return jump(arrays, coarsest(*map(self.sides.policy.rule, names)).relative)
-
-    def _outputs_result(self, problems: Mapping[str, str]) -> CaseResult:
-        wrong = [path for path in problems if path != MODEL]
-        if wrong:
-            why = f"layer '{wrong[0]}' is wrong, and every output stands behind it."
-            return _result(MODEL, "not run", why)
-        return _judged(MODEL, problems)
 
     @property
     def _tokens(self) -> int:

@@ -11,10 +11,10 @@ import pytest
 from moh_deploy.report.document import (
     HeatMap,
     LatencyChart,
-    LayerMargins,
     Line,
     LoadRow,
-    MarginBar,
+    MarginBin,
+    MarginHistogram,
     Section,
     Table,
 )
@@ -123,12 +123,12 @@ def test_layer_without_tokens_has_cells_without_numbers():
 
 def test_flips_hang_below_the_axis_on_their_side_of_the_bound():
     bars = (
-        MarginBar(0.0, 1e-8, 3, 1, 0),
-        MarginBar(1e-4, 2e-4, 10, 2, 0),
-        MarginBar(1e-1, 2e-1, 20, 0, 4),
-        MarginBar(INF, INF, 5, 0, 1),
+        MarginBin(0.0, 1e-8, 3, 1, 0),
+        MarginBin(1e-4, 2e-4, 10, 2, 0),
+        MarginBin(1e-1, 2e-1, 20, 0, 4),
+        MarginBin(INF, INF, 5, 0, 1),
     )
-    (chart,) = page_margins([LayerMargins("a", 1e-2, bars)])
+    (chart,) = page_margins([MarginHistogram("a", 1e-2, bars)])
     assert (chart.tokens, chart.explained, chart.unexplained) == (38, 3, 5)
     tokens = [bar for bar in chart.bars if bar.kind == "tokens"]
     flips = [bar for bar in chart.bars if bar.kind != "tokens"]
@@ -143,12 +143,12 @@ def test_flips_hang_below_the_axis_on_their_side_of_the_bound():
 
 
 def test_charts_of_all_layers_share_an_axis():
-    one = LayerMargins("a", 1e-2, (MarginBar(1e-3, 2e-3, 1, 0, 0),))
-    other = replace(one, name="b", bars=(MarginBar(1e-1, 2e-1, 1, 0, 0),))
+    one = MarginHistogram("a", 1e-2, (MarginBin(1e-3, 2e-3, 1, 0, 0),))
+    other = replace(one, path="b", bins=(MarginBin(1e-1, 2e-1, 1, 0, 0),))
     first, second = page_margins([one, other])
     assert first.bound_at == second.bound_at
     assert first.bars[0].x < second.bars[0].x
-    (nothing,) = page_margins([replace(one, bars=())])
+    (nothing,) = page_margins([replace(one, bins=())])
     assert nothing.bars == ()
 
 

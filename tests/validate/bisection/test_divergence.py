@@ -6,8 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from moh_deploy.validate.bisection.divergence import first_beyond, node_errors
-from moh_deploy.validate.bisection.inner_values import InnerValue, _compared
+from moh_deploy.validate.bisection.divergence import (
+    InnerValue,
+    _compared,
+    first_beyond,
+    node_errors,
+)
 from moh_deploy.validate.bisection.places import ModelGraph
 
 GRAPH = """

@@ -13,8 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import moh_deploy
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo
-from moh_deploy.validate.bisection.divergence import largest_step, node_errors
-from moh_deploy.validate.bisection.inner_values import InnerValue
+from moh_deploy.validate.bisection.divergence import InnerValue, largest_step, node_errors
 from moh_deploy.validate.bisection.locate import Divergence
 from moh_deploy.validate.bisection.places import ModelGraph
 from tests.handmade_package import MANIFEST, model, vectors

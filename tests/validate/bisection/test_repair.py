@@ -5,10 +5,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from moh_deploy.validate.bisection.cost import flops_share
+from moh_deploy.validate.bisection.divergence import InnerValue
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
-from moh_deploy.validate.bisection.inner_values import InnerValue
 from moh_deploy.validate.bisection.places import ModelGraph
+from moh_deploy.validate.bisection.repair import flops_share
 from tests.handmade_package import write_package
 
 GRAPH = """
