@@ -26,9 +26,8 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.original import Original
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory, staged_file
-from moh_deploy.validate.input_sets import InputSet, input_sets
+from moh_deploy.validate.input_sets import InputSet, batch_dim, input_sets, sized_inputs
 from moh_deploy.validate.samples import npz_files
-from moh_deploy.validate.sized_inputs import batch_dim, sized_inputs
 
 DEFAULT_SECONDS, DEFAULT_WARMUP, _MOST_SECONDS = 5.0, 0.5, 3600
 

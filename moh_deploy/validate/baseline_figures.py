@@ -9,7 +9,7 @@ from moh_deploy.report.baseline.figures import Figure
 from moh_deploy.report.baseline.path_keys import reference_key
 from moh_deploy.report.baseline.ratchet import WHOLE
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.validate.accuracy import MetricParity
+from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from moh_deploy.validate.reference import RECORDED
 
@@ -20,15 +20,11 @@ _ROUNDING = 0.01
 def parity_figures(report: ParityReport, file: Path) -> tuple[Figure, ...]:
     """Return the figures that a comparison without differences reached, for a baseline file."""
     parts = report.comparisons
-    references = dict.fromkeys(one.reference for one in parts)
-    compared = [
-        figure
-        for reference in references
-        for figure in _against(
-            reference_key(reference, file), [one for one in parts if one.reference == reference]
-        )
-    ]
-    return (*compared, *(figure for run in report.layer_runs for figure in _of_run(run)))
+    figures: list[Figure] = []
+    for reference in dict.fromkeys(one.reference for one in parts):
+        compared = [one for one in parts if one.reference == reference]
+        figures += _against(reference_key(reference, file), compared)
+    return (*figures, *(figure for run in report.layer_runs for figure in _of_run(run)))
 
 
 def _against(reference: str, parts: Sequence[ParityReport]) -> Iterator[Figure]:

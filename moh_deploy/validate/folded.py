@@ -24,10 +24,8 @@ def folded(reports: Sequence[ParityReport]) -> ParityReport:
         whole,
         # Runs with forced routing, and outputs behind a flip, which have no tolerance, stay apart:
         # their errors answer other questions.
-        outputs=_by(
-            whole.outputs, lambda one: (one.name, one.forced, one.tolerance is None), _outputs
-        ),
-        layers=_by(whole.layers, lambda one: (one.path,), _layers),
+        outputs=_by(whole.outputs, lambda o: (o.name, o.forced, o.tolerance is None), _outputs),
+        layers=_by(whole.layers, lambda layer: (layer.path,), _layers),
         tokens=added_tokens([one.tokens for one in reports if one.tokens is not None]),
     )
 

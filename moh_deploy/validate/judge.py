@@ -66,8 +66,7 @@ class Judged:
 
     @property
     def equal(self) -> bool:
-        wrong = [one.reason for one in self.outputs] + [one.reason for one in self.layers]
-        return not any(wrong)
+        return not any(o.reason for o in self.outputs) and not any(o.reason for o in self.layers)
 
     @property
     def flips(self) -> bool:

@@ -86,11 +86,10 @@ class PackageReference:
         """
         recorder = Recorder.of(self.other, self.variant)
         feeds = _feeds(package, [spec.name for spec in self.other.manifest.inputs], self.name)
-        found = []
-        for one in samples:
-            with _naming(self.name):
-                vectors = recorder.record(_named(one.known.inputs, feeds))
-            found.append(self._answer(package, one.known, vectors))
+        with _naming(self.name):
+            made = [recorder.record(_named(one.known.inputs, feeds)) for one in samples]
+        pairs = zip(samples, made, strict=True)
+        found = [self._answer(package, one.known, vectors) for one, vectors in pairs]
         has_gates = len(self.other.manifest.layers) == len(package.manifest.layers)
         return Answers(tuple(found), has_gates, tuple(self._notes(package, found)))
 

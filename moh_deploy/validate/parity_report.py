@@ -13,7 +13,7 @@ from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.validate.accuracy import MetricParity
+from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.differences import worst
 from moh_deploy.validate.routing_statistics import NO_STATISTICS, RoutingStatistics, joined
 from moh_deploy.validate.tolerances import BUILT_IN, Tolerance

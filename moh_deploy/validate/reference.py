@@ -77,23 +77,18 @@ class ExpectedOutputs:
         Raises:
             ConfigError: One holds no outputs.
         """
+        notes: list[str] = []
         for one in samples:
+            names = [spec.name for spec in package.manifest.outputs]
+            absent = ", ".join(f"'{name}'" for name in names if name not in one.known.outputs)
             if not one.known.outputs:
-                names = ", ".join(f"'{spec.name}'" for spec in package.manifest.outputs)
-                raise ConfigError(
-                    f"{one.file} holds no expected outputs: no member is named {names}."
-                )
-        # A file with some of the outputs is compared on those.
-        notes = tuple(_absent(one, package) for one in samples)
+                why = f"no member is named {absent}"
+                raise ConfigError(f"{one.file} holds no expected outputs: {why}.")
+            # A file with some of the outputs is compared on those.
+            if absent:
+                notes.append(f"{one.file} holds no expected output {absent}: not compared.")
         vectors = tuple(one.known for one in samples)
-        return Answers(vectors, has_gates=False, notes=tuple(filter(None, dict.fromkeys(notes))))
-
-
-def _absent(sample: Sample, package: OnnxPackage) -> str | None:
-    """Say which outputs a file does not hold."""
-    names = [one.name for one in package.manifest.outputs if one.name not in sample.known.outputs]
-    listed = ", ".join(f"'{name}'" for name in names)
-    return f"{sample.file} holds no expected output {listed}: not compared." if names else None
+        return Answers(vectors, has_gates=False, notes=tuple(dict.fromkeys(notes)))
 
 
 def expected_outputs(files: Iterable[Path | None]) -> ExpectedOutputs:

@@ -108,11 +108,7 @@ def layer_statistics(
 
 
 def class_load(
-    path: str,
-    num_shared_heads: int | None,
-    gates: Array,
-    labels: Sequence[object] | Array,
-    names: Sequence[str] | None = None,
+    path: str, num_shared_heads: int | None, gates: Array, labels: Sequence[object] | Array
 ) -> ClassLoad:
     """Count for each class for how many tokens each head of a layer is on; `joined` adds batches.
 
@@ -120,8 +116,7 @@ def class_load(
         path: The layer.
         num_shared_heads: As in `HeadLoad`.
         gates: [B, S, H].
-        labels: The class of each sample, [B].
-        names: Name of class 0, 1, ...; without, a class is called as its label.
+        labels: The class of each sample, [B]; a class is called as its label.
 
     Source: MoH (arXiv 2410.11842), figure "head load distribution".
     """
@@ -132,7 +127,7 @@ def class_load(
     return ClassLoad(
         path=path,
         num_shared_heads=num_shared_heads,
-        classes=tuple(str(one) if names is None else names[int(one)] for one in found),
+        classes=tuple(map(str, found)),
         samples=tuple(samples.tolist()),
         tokens=tuple((samples * gates.shape[1]).tolist()),
         on=tuple(tuple(on[of_sample == i].sum(axis=0).tolist()) for i in range(len(found))),

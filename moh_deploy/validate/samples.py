@@ -88,7 +88,12 @@ def npz_files(paths: Sequence[Path]) -> list[Path]:
     Raises:
         ConfigError: A directory has none, or a file is named twice.
     """
-    found = [file for path in paths for file in _files(path)]
+    found: list[Path] = []
+    for path in paths:
+        files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not files:
+            raise ConfigError(f"{path} has no npz files, so there is nothing to run.")
+        found += files
     seen: set[Path] = set()
     for file in found:
         # A directory and a file in it, or a link, name the same samples.
@@ -98,15 +103,6 @@ def npz_files(paths: Sequence[Path]) -> list[Path]:
                 hint="Name each file once, or its directory alone.",
             )
         seen.add(file.resolve())
-    return found
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted(path.glob("*.npz"))
-    if not found:
-        raise ConfigError(f"{path} has no npz files, so there is nothing to run.")
     return found
 
 

@@ -156,11 +156,8 @@ class _Job:
         return reports
 
     def _judged(self, one: _Round, tally: Tally) -> MetricParity:
-        files = SampleFiles(
-            tuple(data.samples.name for data in one.datasets),
-            tuple(len(data.labels) for data in one.datasets),
-        )
-        metric = tally.metric
+        sizes = {data.samples.name: len(data.labels) for data in one.datasets}
+        files, metric = SampleFiles(tuple(sizes), tuple(sizes.values())), tally.metric
         setting = Setting(one.reference.name, self.policy.accuracy_rule(metric.name), files.place)
         return judge(metric, tally.paired(), setting)
 

@@ -10,7 +10,7 @@ from moh_deploy.report.baseline.result import RatchetEntry, RatchetResult
 from moh_deploy.report.document import About, no_answer
 from moh_deploy.report.junit import junit
 from moh_deploy.report.markdown import markdown
-from moh_deploy.validate.accuracy import ChangedSample, MetricParity
+from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from tests.kernel_library import NO_KERNELS

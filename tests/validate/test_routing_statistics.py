@@ -88,8 +88,6 @@ def test_loads_of_classes_are_counted_over_their_tokens():
     assert (load.classes, load.samples) == (("0", "1"), (1, 2))
     assert (load.tokens, load.on) == ((2, 4), ((0, 0, 0), (4, 2, 2)))
     assert class_load("a", 1, gates, ["b", "b", "a"]).classes == ("a", "b")
-    named = class_load("a", 1, gates, np.asarray([1, 1, 0]), ["zero", "one"])
-    assert named.classes == ("zero", "one")
 
 
 def test_classes_of_batches_add_up_by_name():

@@ -23,8 +23,7 @@ from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import Ratio, difference, ratio
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.sized_inputs import batch_dim, num_samples
+from moh_deploy.validate.input_sets import InputSet, batch_dim, num_samples
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from moh_deploy.report.document import (
     Verdict,
 )
 from moh_deploy.report.numbers import count, number, percent
-from moh_deploy.validate.sized_inputs import RANDOM
+from moh_deploy.validate.input_sets import RANDOM
 
 if TYPE_CHECKING:
     from moh_deploy.perf.bench.report import BenchReport, PackageWork

@@ -8,11 +8,12 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.system.user_code import find_callable, user_code
 from moh_deploy.validate.accuracy.class_labels import Labelling, check_integers, check_range
 from moh_deploy.validate.accuracy.class_metrics import Perplexity, TopK
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS, Task
-from moh_deploy.validate.accuracy.user_metric import ScoreFunction, UserMetric, import_metric
+from moh_deploy.validate.accuracy.user_metric import ScoreFunction, UserMetric
 
 
 def choose_metrics(task: Task, labels: Array, outputs: Sequence[TensorInfo]) -> tuple[Metric, ...]:
@@ -83,7 +84,9 @@ def _user_metric(
         _named(task.output, outputs)
     if callable(name):
         return UserMetric(_name(name), task.better, name, task.output)
-    return import_metric(name, task.better, task.output, task.code_dirs)
+    with user_code(task.code_dirs):
+        found = find_callable(name, what="metric", code_dirs=task.code_dirs)
+    return UserMetric(name, task.better, found, task.output)
 
 
 def _name(metric: str | ScoreFunction) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -70,12 +71,11 @@ class LabelledSamples:
         name, axis = next(iter(self.axes.items()))
         return len(np.moveaxis({**self.inputs, **self.expected}[name], axis, 0))
 
-    def taken(self, arrays: Mapping[str, Array], start: int, stop: int, added: int) -> _Arrays:
+    def taken(self, start: int, stop: int, added: int, arrays: Mapping[str, Array]) -> _Arrays:
         """Cut a range of samples out of arrays, and repeat the last one `added` times."""
-        return {
-            name: _taken(array, self.axes[name], start, stop, added) if name in self.axes else array
-            for name, array in arrays.items()
-        }
+        axes = self.axes
+        cut = {k: _taken(arrays[k], axes[k], start, stop, added) for k in arrays if k in axes}
+        return {**arrays, **cut}
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,9 @@ class Dataset:
             stop = min(start + size, len(self.labels))
             # A copy of a real sample: made-up inputs might be NaN or out of a vocabulary.
             added = 0 if fits(stop - start) else size - (stop - start)
-            inputs, expected, others = (
-                self.samples.taken(arrays, start, stop, added)
-                for arrays in (self.samples.inputs, self.samples.expected, self.samples.others)
-            )
-            yield Batch(inputs, expected, self.labels[start:stop], others, start, added)
+            held, cut = self.samples, partial(self.samples.taken, start, stop, added)
+            labels, others = self.labels[start:stop], cut(held.others)
+            yield Batch(cut(held.inputs), cut(held.expected), labels, others, start, added)
 
 
 @dataclass(frozen=True)

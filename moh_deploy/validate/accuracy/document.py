@@ -25,7 +25,7 @@ from moh_deploy.report.numbers import count, figure
 from moh_deploy.validate.accuracy.show import shown, shown_gap
 
 if TYPE_CHECKING:
-    from moh_deploy.validate.accuracy import ChangedSample, MetricParity
+    from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity
 
 # A page has the drawing, and less room beside it.
 _CELLS: tuple[tuple[str | Column, Callable[[MetricParity], Cell]], ...] = (

@@ -131,8 +131,8 @@ def _verdict(
     # From here on in terms of loss: more is worse, whichever way the metric points.
     low, high = interval if metric.better == "lower" else (-interval[1], -interval[0])  # of loss
     loss = (values[1] - values[0]) * (1 if metric.better == "lower" else -1)
-    fell = "fell" if metric.better == "higher" else "rose"
-    verb = fell if low > 0 else "went"  # what is shown to be a loss is called one
+    # What is shown to be a loss is called one.
+    verb = "went" if not low > 0 else "fell" if metric.better == "higher" else "rose"
     went = f"{name} {verb} from {shown(name, values[0])} to {shown(name, values[1])}"
     gap = f"the {100 * CONFIDENCE:.0f} % interval of the loss is {shown_gap(name, low, high)}"
     limit = f"{shown_gap(name, allowed)} may be lost ({rule.reason})"

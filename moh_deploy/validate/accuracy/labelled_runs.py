@@ -13,8 +13,8 @@ from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.validate.accuracy.dataset import Batch, Dataset, Fits, SampleAxis, choose_size
 from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.input_sets import known_size
 from moh_deploy.validate.samples import Sample, label, valid_tokens_of
-from moh_deploy.validate.sized_inputs import known_size
 from moh_deploy.validate.subject import Subject
 from moh_deploy.validate.user_vectors import check_ranges
 
@@ -54,7 +54,6 @@ def labelled_runs(
     Raises:
         ConfigError: The model does not take them, or not so many at once.
     """
-    path = data.samples.file
     try:
         sizes, fits = _sizes(subject, data, axis)
         each = _output_bytes(subject.package.manifest.outputs, sizes, axis)
@@ -64,7 +63,7 @@ def labelled_runs(
         batches = data.batches(size, fits)
         return [_run(subject, data, batch, held, task.valid_tokens) for batch in batches]
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
+        raise ConfigError(f"{data.samples.file}: {error.message}", hint=error.hint) from error
 
 
 def turns(runs: Sequence[LabelledRun]) -> Iterator[list[LabelledRun]]:

@@ -67,7 +67,13 @@ def read_labelled(paths: Sequence[Path], task: Task, model: ModelInterface) -> L
     samples = [_read_samples(*one, model, axis, task.valid_tokens) for one in held]
     # One array for all files is divided in the order of the files.
     if len(given) != len(samples):
-        given = _divided(given[0], [len(one) for one in samples], paths)
+        counts, labels = [len(one) for one in samples], given[0]
+        if sum(counts) != len(labels):
+            raise ConfigError(
+                f"there are {len(labels)} labels, and {sum(counts)} samples in"
+                f" {', '.join(map(str, paths))}."
+            )
+        given = np.split(labels, np.cumsum(counts)[:-1])
     sets = tuple(Dataset(*pair) for pair in zip(samples, given, strict=True))
     for one in sets:
         _check(one, named)
@@ -101,15 +107,6 @@ def _labels(
         return [found[name] for found in members]
     # Taken out, so that it does not count as an input by position.
     return [found.pop(name) for found in members]
-
-
-def _divided(labels: Array, counts: Sequence[int], paths: Sequence[Path]) -> list[Array]:
-    if sum(counts) != len(labels):
-        raise ConfigError(
-            f"there are {len(labels)} labels, and {sum(counts)} samples in"
-            f" {', '.join(map(str, paths))}."
-        )
-    return np.split(labels, np.cumsum(counts)[:-1])
 
 
 def _read_samples(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.npz import Array
-from moh_deploy.system.user_code import describe_error, find_callable, user_code
+from moh_deploy.system.user_code import describe_error
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.metrics import MetricScores, has_nan
 from moh_deploy.validate.differences import Float64Array
@@ -57,16 +56,3 @@ class UserMetric:
     def value(self, means: Float64Array) -> Float64Array:
         """Return the mean score."""
         return means
-
-
-def import_metric(
-    name: str, better: Better, output: str | None, dirs: Sequence[Path]
-) -> UserMetric:
-    """Import `MODULE:FUNCTION`.
-
-    Raises:
-        ConfigError: It cannot be imported.
-    """
-    with user_code(dirs):
-        found = find_callable(name, what="metric", code_dirs=dirs)
-    return UserMetric(name, better, found, output)

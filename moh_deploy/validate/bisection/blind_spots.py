@@ -153,7 +153,7 @@ class BlindSpots:
 
     @cached_property
     def _recorded(self) -> tuple[RecordedValue, ...]:
-        known = {self.wrong.value, *(one.value for one in self.exact)}
+        known = {one.value for one in (self.wrong, *self.exact)}
         values = self.judge.values(self.model, self.judge.vectors[0], inner=True)
         return tuple(one for one in values if one.value in known)
 

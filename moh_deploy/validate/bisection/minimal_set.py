@@ -60,7 +60,10 @@ class MinimalSet(Generic[_T]):
             # Invariant: the first `fails` of the rest do not pass, the first `enough` do.
             fails, enough = 0, len(rest)
             while enough - fails > 1 and self.asked < self.most:
-                middle = _next(fails, enough, untried=enough == len(rest))
+                # Double the prefix until one passes, then halve: the likely items are in front.
+                middle = max(2 * fails, 1)
+                if enough < len(rest) or middle >= enough:
+                    middle = (fails + enough) // 2
                 if self._ask((*needed, *rest[:middle])):
                     enough = middle
                 else:
@@ -90,9 +93,3 @@ class MinimalSet(Generic[_T]):
             self.asked += 1
             self._known[key] = self.passes(items)
         return self._known[key]
-
-
-def _next(fails: int, enough: int, *, untried: bool) -> int:
-    """Double the prefix until one passes, then halve: the likely items are in front."""
-    doubled = max(2 * fails, 1)
-    return doubled if untried and doubled < enough else (fails + enough) // 2

@@ -141,8 +141,7 @@ class _Repair:
         return find_cure(self.trials, self.graph, errors, most=self.job.most, step=self.job.step)
 
     def _trials(self, accepts: Callable[[ForcedModel], bool]) -> Trials:
-        forced = bool(self.runs.plain.gates)
-        return Trials(self.form, accepts, self.job.scratch, forced)
+        return Trials(self.form, accepts, self.job.scratch, bool(self.runs.plain.gates))
 
     def _parity(self, model: ForcedModel) -> ParityReport:
         """Compare a package with all recorded runs, whichever were looked at."""

@@ -31,3 +31,8 @@ class CaseResult:
 
 
 MODEL = "model outputs"
+
+
+def input_result(case: str, status: CaseStatus, detail: str) -> CaseResult:
+    """Return the result of a case in which the model was given inputs."""
+    return CaseResult("input", case, MODEL, status, detail)

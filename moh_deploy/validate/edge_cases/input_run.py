@@ -13,16 +13,16 @@ from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Runner, RunnerAround
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array, BoolArray
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
+from moh_deploy.validate.edge_cases.case_result import CaseResult, CaseStatus, input_result
 from moh_deploy.validate.edge_cases.first_difference import Cut, FirstDifference, whole
 from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.edge_cases.routing_judge import nan_places
 from moh_deploy.validate.edge_cases.source import Sides
 from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.input_sets import known_size
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.sized_inputs import known_size
 from moh_deploy.validate.variants import Variants
 
 _Inputs = Mapping[str, Array]
@@ -62,7 +62,7 @@ class InputJudge:
         # none.
         if state.inputs is None:
             status: CaseStatus = "not run" if state.exists else "not applicable"
-            return _result(state, status, state.reason)
+            return input_result(state.case, status, state.reason)
         try:
             expected = self.recorder.record(state.inputs)
         except BackendError as error:
@@ -109,8 +109,8 @@ class InputJudge:
         numbers = sum(array.size for array in made) - nan
         if nan and not numbers:
             why = "the model itself gives NaN in every output, by its function bodies too: no data."
-            return _result(state, "not applicable", why)
-        return _result(state, "passed", _compared(state, report, numbers, nan))
+            return input_result(state.case, "not applicable", why)
+        return input_result(state.case, "passed", _compared(state, report, numbers, nan))
 
     def _without_reference(
         self, state: InputState, inputs: Mapping[str, Array], refusal: str
@@ -128,12 +128,12 @@ class InputJudge:
                 return _failed(state, problem)
         if any(got[spec.name].size for spec in self.package.manifest.outputs):
             why = f"the package runs, and there is nothing to compare with: {refusal}"
-            return _result(state, "not run", why)
+            return input_result(state.case, "not run", why)
         detail = (
             "runs, and every output is empty, of the shape in the manifest (the function bodies"
             " refuse empty tensors: docs/ops.md)"
         )
-        return _result(state, "passed", detail)
+        return input_result(state.case, "passed", detail)
 
     def _refused(self, state: InputState, inputs: Mapping[str, Array], refusal: str) -> CaseResult:
         """Both refuse. That is the model's own limit, unless a kernel of the package says no.
@@ -147,7 +147,7 @@ class InputJudge:
             return _failed(state, f"a kernel refuses it: {refusal}")
         why = f"the model refuses it, function bodies and all: {refusal}"
         empty = any(array.size == 0 for array in inputs.values())
-        return _result(state, "not applicable" if empty else "not run", why)
+        return input_result(state.case, "not applicable" if empty else "not run", why)
 
 
 def _shape_problem(spec: TensorInfo, got: Array, sizes: Mapping[str, int]) -> str | None:
@@ -160,10 +160,9 @@ def _shape_problem(spec: TensorInfo, got: Array, sizes: Mapping[str, int]) -> st
 
 
 def _compared(state: InputState, report: ParityReport, numbers: int, nan: int) -> str:
+    text = f"max abs error {report.max_abs_error:.3g}"
     if not numbers:
         text = "runs, and every output is empty, of the shape of the function bodies"
-    else:
-        text = f"max abs error {report.max_abs_error:.3g}"
     explained = sum(one.free_flips or one.excused_tokens for one in report.layers)
     text += f", {explained} flips explained by their margin" if explained else ""
     text += f"; {nan} elements are NaN in the function bodies too" if nan else ""
@@ -171,11 +170,7 @@ def _compared(state: InputState, report: ParityReport, numbers: int, nan: int) -
 
 
 def _failed(state: InputState, problem: str) -> CaseResult:
-    return _result(state, "failed", f"case '{state.case}': {problem}")
-
-
-def _result(state: InputState, status: CaseStatus, detail: str) -> CaseResult:
-    return CaseResult("input", state.case, MODEL, status, detail)
+    return input_result(state.case, "failed", f"case '{state.case}': {problem}")
 
 
 @dataclass(frozen=True)

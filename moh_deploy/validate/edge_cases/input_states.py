@@ -13,7 +13,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.sized_inputs import sized_inputs
+from moh_deploy.validate.input_sets import sized_inputs
 from moh_deploy.validate.valid_tokens import valid_tokens
 
 ZERO, ONE, LONGEST, PADDING = "zero", "one", "longest", "padding only"
@@ -179,6 +179,6 @@ def _padding(package: OnnxPackage, mask: str | None) -> InputState:
             f" {', '.join(candidates)}, or none of them."
         )
         return InputState(PADDING, None, reason)
-    inputs = dict(package.vectors[0].inputs)
-    inputs[mask] = np.zeros_like(inputs[mask])
+    known = package.vectors[0].inputs
+    inputs = {**known, mask: np.zeros_like(known[mask])}
     return InputState(f"{PADDING}: {mask} all 0", inputs)

@@ -21,9 +21,9 @@ from moh_deploy.package import (
 )
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.input_sets import batch_dim, picked
 from moh_deploy.validate.reference import Reference
 from moh_deploy.validate.samples import Sample
-from moh_deploy.validate.sized_inputs import batch_dim
 from moh_deploy.validate.user_vectors import check_ranges
 
 TOKENS_PER_LAYER = 3
@@ -206,18 +206,8 @@ def _takes_one(manifest: Manifest, dim: str) -> bool:
 
 
 def _taken(manifest: Manifest, file: Sample, dim: str, index: int) -> Sample:
-    inputs = {
-        spec.name: _cut(file.known.inputs[spec.name], spec.shape, dim, index)
-        for spec in manifest.inputs
-    }
+    inputs = picked(manifest.inputs, file.known.inputs, dim, [index])
     # Expected outputs go: the corpus has what the function bodies or the original compute.
     known = replace(file.known, sizes={**file.known.sizes, dim: 1}, inputs=inputs, outputs={})
     name = file.label if file.file is None else file.file.name
     return Sample(known, f"{name}[{index}]", file.file)
-
-
-def _cut(array: Array, shape: Sequence[int | str], dim: str, index: int) -> Array:
-    for axis, size in enumerate(shape):
-        if size == dim:
-            array = np.take(array, [index], axis=axis)
-    return array

@@ -19,10 +19,10 @@ from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
+from moh_deploy.validate.edge_cases.case_result import CaseResult, input_result
 from moh_deploy.validate.edge_cases.input_run import InputJudge
+from moh_deploy.validate.input_sets import batch_dim, picked, sized_inputs
 from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.sized_inputs import batch_dim, sized_inputs
 from moh_deploy.validate.user_vectors import check_ranges
 from moh_deploy.validate.variants import Variants
 
@@ -74,7 +74,7 @@ class SizeJudge:
         try:
             return self._samples()
         except _NothingTellsError as why:
-            return _result(SAMPLES, "not applicable", str(why))
+            return input_result(SAMPLES, "not applicable", str(why))
 
     def tokens(self) -> Iterator[CaseResult]:
         """Run the first tokens of a longer run, for each dimension that does not count samples."""
@@ -85,7 +85,7 @@ class SizeJudge:
                 try:
                     yield self._tokens(case, dim)
                 except _NothingTellsError as why:
-                    yield _result(case, "not applicable", str(why))
+                    yield input_result(case, "not applicable", str(why))
 
     def _samples(self) -> CaseResult:
         package = self._package
@@ -158,7 +158,10 @@ class SizeJudge:
         ]
         if mixed:
             raise _NothingTellsError(f"{mixed[0]}: it is not cut along '{dim}'.")
-        runs = [self._picked_inputs(dim, known, pick) for pick in picks]
+        runs = []
+        for pick in picks:
+            inputs = picked(self._package.manifest.inputs, known.inputs, dim, pick)
+            runs.append(VectorSet({**known.sizes, dim: len(pick)}, inputs, {}, (), ()))
         # A run at another size shows which axes of the outputs grow with the dimension.
         other = next((one for one in runs if one.sizes[dim] != known.sizes[dim]), None)
         if other is None:
@@ -187,7 +190,7 @@ class SizeJudge:
         if not ran:
             raise _NothingTellsError(f"'{dim}' takes one size only.")
         if not wrong:
-            return _result(case, "passed", f"{dim} of {_listed(right)} give the same")
+            return input_result(case, "passed", f"{dim} of {_listed(right)} give the same")
         first, size = wrong[0], known.sizes[dim]
 
         def cut(value: Array, other: Array | None) -> Array | None:
@@ -201,17 +204,7 @@ class SizeJudge:
             f"case '{case}': {dim} of {_listed(right) or 'no other size'} agree, {dim} of {sizes}"
             f" do not: {first.report.reasons[0]}{where}"
         )
-        return _result(case, "failed", why)
-
-    def _picked_inputs(self, dim: str, known: VectorSet, pick: Pick) -> VectorSet:
-        inputs = {}
-        for spec in self._package.manifest.inputs:
-            array = known.inputs[spec.name]
-            for axis, size in enumerate(spec.shape):
-                # [..., dim, ...] to [..., len(pick), ...].
-                array = np.take(array, pick, axis=axis) if size == dim else array
-            inputs[spec.name] = array
-        return VectorSet({**known.sizes, dim: len(pick)}, inputs, {}, (), ())
+        return input_result(case, "failed", why)
 
 
 # Every size is judged by a comparison of its own, and each would load the model again.
@@ -329,7 +322,3 @@ def _samples(size: int, batch: int) -> Pick:
 
 def _listed(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes))
-
-
-def _result(case: str, status: CaseStatus, detail: str) -> CaseResult:
-    return CaseResult("input", case, MODEL, status, detail)

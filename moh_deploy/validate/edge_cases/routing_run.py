@@ -117,7 +117,7 @@ class _RoutingRun:
     def nan_in(self, router: RouterLogits) -> Iterator[CaseResult]:
         """Put NaN in front of one router, and clear logits in front of the others."""
         # Clear choices elsewhere, so that what shows comes of this router.
-        neutral = RoutingState("clear", "", clear)
+        neutral = RoutingState("clear", clear)
         logits = {one.node: self._logits(one, neutral) for one in self._routers}
         mine = dict(logits[router.node])
         port = next(iter(mine))  # routed logits, where there are any

@@ -17,12 +17,10 @@ class RoutingState:
 
     Attributes:
         name: What reports call it.
-        why: What an implementation that fails it gets wrong.
         logits: Makes [B, S, N] for N heads, or for the two stages, from a generator.
     """
 
     name: str
-    why: str
     logits: Callable[[np.random.Generator, tuple[int, ...]], _Logits]
 
     def build(self, shape: tuple[int, ...]) -> _Logits:
@@ -47,10 +45,6 @@ def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
     return rng.integers(0, 2, shape).astype(np.float64)
 
 
-def _flat(_: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
-    return np.full(shape, 0.5)
-
-
 def _all_negative(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
     # exp(-300) is 0 in float32: without taking off the maximum the softmax is 0 / 0.
     return clear(rng, shape) - 300.0
@@ -63,25 +57,17 @@ def _saturated(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
     return logits
 
 
-def _same_heads(_: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
-    """Return logits by which every token chooses the last heads, and nobody the first ones."""
-    return _ramp(shape)
-
-
 FINITE_STATES = (
-    RoutingState("ties", "equal scores go to the lower head index", _ties),
-    RoutingState("flat", "all scores equal: the first heads are chosen", _flat),
-    RoutingState(
-        "all negative",
-        "zero is no neutral element; exp underflows without the maximum",
-        _all_negative,
-    ),
-    RoutingState(
-        "saturated",
-        "exp of 1e4 overflows without the maximum; all other heads tie at 0",
-        _saturated,
-    ),
-    RoutingState("same heads", "some heads have every token, others none", _same_heads),
+    # Equal scores go to the lower head index.
+    RoutingState("ties", _ties),
+    # All scores equal: the first heads are chosen.
+    RoutingState("flat", lambda _, shape: np.full(shape, 0.5)),
+    # Zero is no neutral element; exp underflows without the maximum.
+    RoutingState("all negative", _all_negative),
+    # exp of 1e4 overflows without the maximum; all other heads tie at 0.
+    RoutingState("saturated", _saturated),
+    # Every token chooses the last heads, and nobody the first ones.
+    RoutingState("same heads", lambda _, shape: _ramp(shape)),
 )
 """Put in front of all routers at once: numbers stay numbers."""
 

@@ -15,11 +15,11 @@ from moh_deploy.graph.router_nodes import operator_text
 from moh_deploy.graph.size_questions import SizeQuestion, size_questions
 from moh_deploy.runtime.base import GraphEdit, Runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
+from moh_deploy.validate.edge_cases.case_result import CaseResult, input_result
 from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
 from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
 from moh_deploy.validate.edge_cases.source import Sides, Source, feeding, fixed_values
-from moh_deploy.validate.sized_inputs import sized_inputs
+from moh_deploy.validate.input_sets import sized_inputs
 from moh_deploy.validate.tolerances import coarsest
 
 SIZES_CASE = "one size apart"
@@ -71,7 +71,7 @@ class _Asked:
         try:
             expected = other.open().run(known)
         except BackendError as error:
-            return _result(case, "not applicable", error.message)
+            return input_result(case, "not applicable", error.message)
         what = operator_text(self.question.node)
         for spec in manifest.outputs:
             rule = coarsest(*map(sides.policy.rule, (spec.dtype, manifest.precision)))
@@ -84,8 +84,9 @@ class _Asked:
             place = looked.sentence(known, inputs, whole)
             where = "" if place is None else f" {place}"
             why = f"case '{case}': {what} lets the model compute something else there: {problem}"
-            return _result(case, "failed", f"{why}{where}")
-        return _result(case, "passed", f"{what} asks for it, and nothing depends on the answer")
+            return input_result(case, "failed", f"{why}{where}")
+        detail = f"{what} asks for it, and nothing depends on the answer"
+        return input_result(case, "passed", detail)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,3 @@ class _Answered(Source):
     def open(self, extra_outputs: Sequence[str] = (), edit: GraphEdit | None = None) -> Runner:
         variant = self.variant.edited(feeding(self.answers, extra_outputs))
         return Source(self.package, variant).open(extra_outputs, edit)
-
-
-def _result(case: str, status: CaseStatus, detail: str) -> CaseResult:
-    return CaseResult("input", case, MODEL, status, detail)

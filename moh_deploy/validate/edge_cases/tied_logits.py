@@ -381,8 +381,7 @@ def _stepped(array: Array, axes: Sequence[int], steps: float, heads: int) -> Arr
         # All elements of a head get the same number: [.., H * D] has D of them.
         elements = max(size // heads, 1) if size % heads == 0 else 1  # of a head's queries, say
         wide = wide + steps * _STEPS * step_of(array) * (_along(array, axis) // elements)
-    stepped: Array = wide.astype(array.dtype)
-    return stepped
+    return wide.astype(array.dtype)
 
 
 def _distance(one: _Float64, other: _Float64) -> _Float64:

@@ -18,7 +18,7 @@ from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.baseline.result import FigureOutcome, RatchetEntry, RatchetResult
 from moh_deploy.report.document import About, no_answer
 from moh_deploy.report.html.page import page
-from moh_deploy.validate.accuracy import ChangedSample
+from moh_deploy.validate.accuracy.metric_parity import ChangedSample
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.routing_statistics import NO_STATISTICS
 from moh_deploy.validate.valid_tokens import TokenCount
