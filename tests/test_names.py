@@ -17,7 +17,6 @@ MORE_THAN_ONCE = {
     "main": "where a process begins",
     # Each op has a file of these, and each router form a matcher.
     "function_body": "of an op",
-    "node_function": "of an op",
     "reference": "of an op",
     "variant_of": "of an op",
     "match": "of a router form",

@@ -180,7 +180,7 @@ def _attribute_contract(attribute: AttributeSpec) -> list[str]:
 
 
 def _own_dtype(spec: OpSpec, given: OpInput) -> bool:
-    return given.constraint != spec.outputs[0].constraint
+    return given.constraint != "T"
 
 
 def _snake(name: str) -> str:

@@ -14,12 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from moh_deploy.ops import op_names
-from moh_deploy.ops.aggregated_attention_function import (
-    AggregatedAttentionVariant,
-    function_body,
-    node_function,
-    variant_of,
-)
+from moh_deploy.ops.aggregated_attention_function import function_body, variant_of
 from moh_deploy.ops.aggregated_attention_shapes import (
     OPTIONAL,
     REQUIRED,
@@ -27,7 +22,6 @@ from moh_deploy.ops.aggregated_attention_shapes import (
 )
 from moh_deploy.ops.spec import (
     FLAG,
-    FLOAT_TYPES,
     OPS,
     Arrays,
     Attributes,
@@ -36,14 +30,6 @@ from moh_deploy.ops.spec import (
     OpSpec,
     OutputSpec,
 )
-
-__all__ = [
-    "MOH_AGGREGATED_ATTENTION",
-    "AggregatedAttentionVariant",
-    "function_body",
-    "reference",
-    "variant_of",
-]
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -146,12 +132,8 @@ def _present(array: np.ndarray | None) -> np.ndarray:
     return array
 
 
-def _input(name: str, doc: str, *, optional: bool = False) -> OpInput:
-    return OpInput(name, FLOAT_TYPES, "T", doc, optional=optional)
-
-
 def _size(name: str, doc: str, *, odd: bool = False) -> AttributeSpec:
-    return AttributeSpec(name, "int", doc, at_least=1, odd=odd)
+    return AttributeSpec(name, doc, at_least=1, odd=odd)
 
 
 MOH_AGGREGATED_ATTENTION = OPS.register(
@@ -159,35 +141,35 @@ MOH_AGGREGATED_ATTENTION = OPS.register(
         name=op_names.AGGREGATED_ATTENTION,
         doc="Gated attention of each pixel to its window and to a pooled image, in one softmax.",
         inputs=(
-            _input("Q", "Queries, [B, N, H*D]: `N = height * width` pixels, row by row."),
-            _input("K", "Keys, [B, N, H*D]."),
-            _input("V", "Values, [B, N, H*D]."),
-            _input("pooled_K", "Keys of the pooled image, [B, P, H*D]: at least one token."),
-            _input("pooled_V", "Values of the pooled image, [B, P, H*D]."),
-            _input(
+            OpInput("Q", "Queries, [B, N, H*D]: `N = height * width` pixels, row by row."),
+            OpInput("K", "Keys, [B, N, H*D]."),
+            OpInput("V", "Values, [B, N, H*D]."),
+            OpInput("pooled_K", "Keys of the pooled image, [B, P, H*D]: at least one token."),
+            OpInput("pooled_V", "Values of the pooled image, [B, P, H*D]."),
+            OpInput(
                 "gates", "[B, N, H], of any sign; 0 means that the token did not choose the head."
             ),
-            _input("query_embedding", "[H, D], added to the query of the scores.", optional=True),
-            _input(
+            OpInput("query_embedding", "[H, D], added to the query of the scores.", optional=True),
+            OpInput(
                 "query_scale",
                 "[H, N], factor of the scores: temperature and length scale in one. Absent: 1.",
                 optional=True,
             ),
-            _input(
+            OpInput(
                 "window_bias",
                 "[H, L], added to the window's scores: `L = kernel_height * kernel_width` places, "
                 "row by row from the upper left one.",
                 optional=True,
             ),
-            _input("pooled_bias", "[H, N, P], added to the pooled scores.", optional=True),
-            _input(
+            OpInput("pooled_bias", "[H, N, P], added to the pooled scores.", optional=True),
+            OpInput(
                 "window_tokens",
                 "[H, D, L], whose product with the query is added to the window's weights.",
                 optional=True,
             ),
-            _input("window_offset", "[H, L], added to the window's weights.", optional=True),
+            OpInput("window_offset", "[H, L], added to the window's weights.", optional=True),
         ),
-        outputs=(OutputSpec("Y", "T", "[B, N, H*D]."),),
+        outputs=(OutputSpec("Y", "[B, N, H*D]."),),
         attributes=(
             _size("num_heads", "`H`; head h has the channels from `h*D` up to `(h+1)*D`."),
             _size("height", "Rows of the image."),
@@ -201,15 +183,14 @@ MOH_AGGREGATED_ATTENTION = OPS.register(
             _size("kernel_width", "Columns of the window.", odd=True),
             AttributeSpec(
                 "normalize",
-                "int",
                 "1: queries, keys and pooled keys get length 1. The embedding does not.",
                 default=0,
                 choices=FLAG,
             ),
             AttributeSpec(
                 "epsilon",
-                "float",
                 "The least length that vectors are divided by.",
+                "float",
                 default=1e-12,
                 above=0.0,
             ),
@@ -217,6 +198,6 @@ MOH_AGGREGATED_ATTENTION = OPS.register(
         reference=reference,
         shape_rule=aggregated_attention_shape_rule,
         variant=variant_of,
-        function=node_function,
+        body=function_body,
     )
 )

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from moh_deploy.ops import op_names
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
-from moh_deploy.ops.function_text import check_opset
+from moh_deploy.ops.function_text import parsed_function
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 
@@ -74,8 +73,6 @@ def function_body(variant: AggregatedAttentionVariant, *, opset: int) -> onnx.Fu
     Raises:
         ExportError: The opset is older than 18.
     """
-    check_opset(op_names.AGGREGATED_ATTENTION, opset)
-    # Text in the ONNX text format. Each fragment makes the names that later ones read.
     steps = [
         _CONSTANTS,
         _operands(variant),
@@ -88,18 +85,10 @@ def function_body(variant: AggregatedAttentionVariant, *, opset: int) -> onnx.Fu
         _attended(variant),
         _GATED,
     ]
-    text = f"""
-        <domain: "moh", opset_import: ["" : {opset}]>
-        MoHAggregatedAttention <num_heads, height, width, kernel_height, kernel_width, normalize,
-        epsilon> ({", ".join(variant.parameters())}) => (Y)
-        {{ {" ".join(steps)} }}
-    """
-    return onnx.parser.parse_function(text)
-
-
-def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) -> onnx.FunctionProto:
-    """Build the body that fits a node; see `function_body`."""
-    return function_body(variant_of(inputs, attributes), opset=opset)
+    sizes = "num_heads, height, width, kernel_height, kernel_width"
+    inputs = ", ".join(variant.parameters())
+    signature = f"MoHAggregatedAttention <{sizes}, normalize, epsilon> ({inputs}) => (Y)"
+    return parsed_function(signature, steps, opset=opset)
 
 
 # A Reshape copies a size with 0 and infers one with -1, so batch and head size may be dynamic.

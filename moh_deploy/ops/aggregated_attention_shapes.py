@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
+from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
 
 _OP = op_names.AGGREGATED_ATTENTION
@@ -51,8 +51,8 @@ def aggregated_attention_shape_rule(
     tensors = _tensors(inputs)
     # Ranks first: the sizes below are read by axis.
     for name, tensor in tensors.items():
-        check_dtype(_OP, name, tensor, FLOAT_TYPES if name == "Q" else (tensors["Q"].dtype,))
-        check_rank(_OP, name, tensor, (len(_SHAPES[name]),))
+        dtypes = FLOAT_TYPES if name == "Q" else (tensors["Q"].dtype,)
+        check_tensor(_OP, name, tensor, dtypes, (len(_SHAPES[name]),))
     # One size for each letter, against which every axis is checked.
     sizes = _sizes(tensors, attributes)
     for name, tensor in tensors.items():

@@ -12,12 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from moh_deploy.ops import op_names
-from moh_deploy.ops.attention_function import (
-    AttentionVariant,
-    function_body,
-    node_function,
-    variant_of,
-)
+from moh_deploy.ops.attention_function import function_body, variant_of
 from moh_deploy.ops.attention_shapes import attention_shape_rule
 from moh_deploy.ops.spec import (
     FLAG,
@@ -30,8 +25,6 @@ from moh_deploy.ops.spec import (
     OpSpec,
     OutputSpec,
 )
-
-__all__ = ["MOH_ATTENTION", "AttentionVariant", "function_body", "reference", "variant_of"]
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -129,50 +122,37 @@ MOH_ATTENTION = OPS.register(
         doc="Gated attention: gates * softmax(scale * Q K^T + mask) V for each token and head.",
         inputs=(
             OpInput(
-                "Q",
-                FLOAT_TYPES,
-                "T",
-                "Queries, [B, S, Hq*D] or [B, Hq, S, D]; `K`, `V` and `Y` have the same rank.",
+                "Q", "Queries, [B, S, Hq*D] or [B, Hq, S, D]; `K`, `V` and `Y` have the same rank."
             ),
-            OpInput("K", FLOAT_TYPES, "T", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
+            OpInput("K", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
             OpInput(
-                "V",
-                FLOAT_TYPES,
-                "T",
-                "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]: their head size may be another.",
+                "V", "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]: their head size may be another."
             ),
             OpInput(
-                "gates",
-                FLOAT_TYPES,
-                "T",
-                "[B, S, Hq], of any sign; 0 means that the token did not choose the head.",
+                "gates", "[B, S, Hq], of any sign; 0 means that the token did not choose the head."
             ),
             OpInput(
                 "attn_mask",
-                ("bool", *FLOAT_TYPES),
-                "U",
                 "Of rank 1 to 4, broadcastable to [B, Hq, S, T]. bool: true where a key is seen. "
                 "Float of any dtype: added to the scores, -inf hides a key.",
                 optional=True,
+                types=("bool", *FLOAT_TYPES),
+                constraint="U",
             ),
         ),
         outputs=(
-            OutputSpec(
-                "Y", "T", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as `Q`: multiplied by the gates."
-            ),
+            OutputSpec("Y", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as `Q`: multiplied by the gates."),
         ),
         attributes=(
             AttributeSpec(
                 "q_num_heads",
-                "int",
                 "`Hq`, a multiple of `Hkv`; query head h reads key/value head `h // (Hq / Hkv)`.",
                 at_least=1,
             ),
-            AttributeSpec("kv_num_heads", "int", "`Hkv`.", at_least=1),
-            AttributeSpec("scale", "float", "Factor of the scores, such as `1/sqrt(D)`."),
+            AttributeSpec("kv_num_heads", "`Hkv`.", at_least=1),
+            AttributeSpec("scale", "Factor of the scores, such as `1/sqrt(D)`.", "float"),
             AttributeSpec(
                 "is_causal",
-                "int",
                 "1: query s sits at position `s + T - S` and sees the keys up to it.",
                 default=0,
                 choices=FLAG,
@@ -181,6 +161,6 @@ MOH_ATTENTION = OPS.register(
         reference=reference,
         shape_rule=attention_shape_rule,
         variant=variant_of,
-        function=node_function,
+        body=function_body,
     )
 )

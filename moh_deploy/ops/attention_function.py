@@ -12,8 +12,7 @@ from typing import Literal
 
 import onnx
 
-from moh_deploy.ops import op_names
-from moh_deploy.ops.function_text import check_opset
+from moh_deploy.ops.function_text import parsed_function
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 MaskKind = Literal["bool", "float"]
@@ -68,7 +67,6 @@ def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProt
     Raises:
         ExportError: The opset is older than 18.
     """
-    check_opset(op_names.ATTENTION, opset)
     # The mask is the last input: a body without it does without the parameter.
     inputs = "Q, K, V, gates" + (", attn_mask" if variant.mask else "")
     steps = [
@@ -81,17 +79,8 @@ def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProt
         _gate(variant),
         _merge_heads(variant),
     ]
-    text = f"""
-        <domain: "moh", opset_import: ["" : {opset}]>
-        MoHAttention <q_num_heads, kv_num_heads, scale, is_causal> ({inputs}) => (Y)
-        {{ {" ".join(steps)} }}
-    """
-    return onnx.parser.parse_function(text)
-
-
-def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) -> onnx.FunctionProto:
-    """Build the body that fits a node; see `function_body`."""
-    return function_body(variant_of(inputs, attributes), opset=opset)
+    signature = f"MoHAttention <q_num_heads, kv_num_heads, scale, is_causal> ({inputs}) => (Y)"
+    return parsed_function(signature, steps, opset=opset)
 
 
 _CONSTANTS = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required, show
+from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required, show
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
 
 _OP = op_names.ATTENTION
@@ -21,15 +21,18 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
         ExportError: A dtype, rank, head count or size does not fit the others.
     """
     q_num_heads, kv_num_heads = int(attributes["q_num_heads"]), int(attributes["kv_num_heads"])
-    _check_heads(q_num_heads, kv_num_heads)
+    if q_num_heads % kv_num_heads:
+        raise ExportError(
+            f"{_OP}: q_num_heads is {q_num_heads}; "
+            f"expected a multiple of kv_num_heads, {kv_num_heads}."
+        )
     # required() refuses a None among them; zip leaves attn_mask to `_check_mask`.
     names = ("Q", "K", "V", "gates")
     query, key, value, gates = (required(_OP, n, t) for n, t in zip(names, inputs, strict=False))
     for name, tensor in zip(names, (query, key, value, gates), strict=True):
-        check_dtype(_OP, name, tensor, FLOAT_TYPES if name == "Q" else (query.dtype,))
         # K and V have the rank of Q; gates are [B, S, Hq] for both.
         ranks = {"Q": (3, 4), "gates": (3,)}.get(name, (len(query.shape),))
-        check_rank(_OP, name, tensor, ranks)
+        check_tensor(_OP, name, tensor, FLOAT_TYPES if name == "Q" else (query.dtype,), ranks)
 
     # Each size may be unknown: check_equal compares only what both sides know.
     batch, seq_len, head_dim = _per_head("Q", query, q_num_heads)
@@ -53,15 +56,6 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
     return (TensorType(query.dtype, (batch, seq_len, hidden)),)
 
 
-def _check_heads(q_num_heads: int, kv_num_heads: int) -> None:
-    # Groups of query heads are equally large: head h reads h // (Hq / Hkv).
-    if q_num_heads % kv_num_heads:
-        raise ExportError(
-            f"{_OP}: q_num_heads is {q_num_heads}; "
-            f"expected a multiple of kv_num_heads, {kv_num_heads}."
-        )
-
-
 def _per_head(name: str, tensor: TensorType, num_heads: int) -> tuple[OpDim, OpDim, OpDim]:
     """Return batch size, length and head size of Q, K or V."""
     if len(tensor.shape) == 4:
@@ -83,8 +77,7 @@ def _check_mask(inputs: TensorTypes, scores: tuple[OpDim, ...]) -> None:
     mask = inputs[4] if len(inputs) > 4 else None
     if mask is None:
         return
-    check_dtype(_OP, "attn_mask", mask, ("bool", *FLOAT_TYPES))
-    check_rank(_OP, "attn_mask", mask, (1, 2, 3, 4))
+    check_tensor(_OP, "attn_mask", mask, ("bool", *FLOAT_TYPES), (1, 2, 3, 4))
     # From the last axis, as numpy broadcasts: a mask may lack leading axes.
     for got, expected in zip(reversed(mask.shape), reversed(scores), strict=False):
         if isinstance(got, int) and isinstance(expected, int) and got not in (1, expected):

@@ -40,10 +40,7 @@ def register_schemas() -> None:
 
 
 def make_node(
-    op_name: str,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    **attributes: AttributeValue,
+    op_name: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: AttributeValue
 ) -> onnx.NodeProto:
     """Make a node with every attribute of its op, and those by which TensorRT finds the plugin.
 
@@ -114,7 +111,7 @@ def _schema(spec: OpSpec) -> onnx.defs.OpSchema:
         doc=spec.doc,
         inputs=[_formal_input(spec, index) for index in range(len(spec.inputs))],
         outputs=[
-            onnx.defs.OpSchema.FormalParameter(output.name, output.constraint, output.doc)
+            onnx.defs.OpSchema.FormalParameter(output.name, "T", output.doc)
             for output in spec.outputs
         ],
         type_constraints=_type_constraints(spec),

@@ -15,20 +15,9 @@ from functools import partial
 import numpy as np
 
 from moh_deploy.ops import op_names
-from moh_deploy.ops.projection_function import ProjectionVariant, node_function, variant_of
+from moh_deploy.ops.projection_function import function_body, variant_of
 from moh_deploy.ops.projection_shapes import output_shape_rule, query_shape_rule
-from moh_deploy.ops.spec import (
-    FLOAT_TYPES,
-    OPS,
-    Arrays,
-    Attributes,
-    AttributeSpec,
-    OpInput,
-    OpSpec,
-    OutputSpec,
-)
-
-__all__ = ["MOH_OUTPUT_PROJECTION", "MOH_QUERY_PROJECTION", "ProjectionVariant", "reference"]
+from moh_deploy.ops.spec import OPS, Arrays, Attributes, AttributeSpec, OpInput, OpSpec, OutputSpec
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -66,19 +55,16 @@ def open_rows(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
 
 def _inputs(x: str, weight: str, bias: str) -> tuple[OpInput, ...]:
     return (
-        OpInput("X", FLOAT_TYPES, "T", x),
-        OpInput("W", FLOAT_TYPES, "T", weight),
-        OpInput(
-            "gates", FLOAT_TYPES, "T", "[B, S, H]; 0 means that the token did not choose the head."
-        ),
-        OpInput("bias", FLOAT_TYPES, "T", bias, optional=True),
+        OpInput("X", x),
+        OpInput("W", weight),
+        OpInput("gates", "[B, S, H]; 0 means that the token did not choose the head."),
+        OpInput("bias", bias, optional=True),
     )
 
 
 _ATTRIBUTES = (
     AttributeSpec(
         "num_heads",
-        "int",
         "`H`; head h has the columns of `W` (the rows, in the output projection) from `h*D` up "
         "to `(h+1)*D`.",
         at_least=1,
@@ -90,14 +76,14 @@ MOH_QUERY_PROJECTION = OPS.register(
         name=op_names.QUERY_PROJECTION,
         doc="Queries of the heads that each token chose: X W + bias; other rows are unspecified.",
         inputs=_inputs("[B, S, C].", "[C, H*D].", "[H*D]."),
-        outputs=(OutputSpec("Q", "T", "[B, S, H*D]; unspecified where the gate is 0."),),
+        outputs=(OutputSpec("Q", "[B, S, H*D]; unspecified where the gate is 0."),),
         attributes=_ATTRIBUTES,
         reference=reference,
         # Kernels skip queries of closed heads; what is there is compared by nobody.
         specified=open_rows,
         shape_rule=query_shape_rule,
         variant=variant_of,
-        function=partial(node_function, op_names.QUERY_PROJECTION),
+        body=partial(function_body, op_names.QUERY_PROJECTION),
     )
 )
 
@@ -108,11 +94,11 @@ MOH_OUTPUT_PROJECTION = OPS.register(
         inputs=_inputs(
             "[B, S, H*D], 0 where the gate is 0, as MoHAttention writes it.", "[H*D, C].", "[C]."
         ),
-        outputs=(OutputSpec("Y", "T", "[B, S, C]."),),
+        outputs=(OutputSpec("Y", "[B, S, C]."),),
         attributes=_ATTRIBUTES,
         reference=reference,
         shape_rule=output_shape_rule,
         variant=variant_of,
-        function=partial(node_function, op_names.OUTPUT_PROJECTION),
+        body=partial(function_body, op_names.OUTPUT_PROJECTION),
     )
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.ops import op_names
-from moh_deploy.ops.function_text import check_opset
+from moh_deploy.ops.function_text import parsed_function
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 _OUTPUTS = {op_names.QUERY_PROJECTION: "Q", op_names.OUTPUT_PROJECTION: "Y"}
@@ -49,27 +49,12 @@ def function_body(op_name: str, variant: ProjectionVariant, *, opset: int) -> on
     Raises:
         ExportError: The opset is older than 18.
     """
-    check_opset(op_name, opset)
     output = _OUTPUTS[op_name]
     # The gates are a parameter, since nodes give them, and read by kernels alone.
     inputs = "X, W, gates" + (", bias" if variant.biased else "")
     steps = _half(variant, output) if variant.half else _full(variant, output)
-    text = f"""
-        <domain: "moh", opset_import: ["" : {opset}]>
-        {op_name} <num_heads> ({inputs}) => ({output}) {{ {steps} }}
-    """
-    return onnx.parser.parse_function(text)
-
-
-def node_function(
-    op_name: str,
-    inputs: TensorTypes,
-    attributes: Attributes,
-    *,
-    opset: int,
-) -> onnx.FunctionProto:
-    """Build the body that fits a node; see `function_body`."""
-    return function_body(op_name, variant_of(inputs, attributes), opset=opset)
+    signature = f"{op_name} <num_heads> ({inputs}) => ({output})"
+    return parsed_function(signature, [steps], opset=opset)
 
 
 def _full(variant: ProjectionVariant, output: str) -> str:

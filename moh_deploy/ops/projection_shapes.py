@@ -6,7 +6,7 @@ from typing import Literal
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
+from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
 
 _RANKS = {"X": 3, "W": 2, "gates": 3, "bias": 1}
@@ -40,8 +40,8 @@ def _shape_rule(
     x, weight, gates = (required(op, n, t) for n, t in zip(("X", "W", "gates"), given, strict=True))
     for name, tensor in zip(_RANKS, (x, weight, gates, bias), strict=True):
         if tensor is not None:
-            check_dtype(op, name, tensor, FLOAT_TYPES if name == "X" else (x.dtype,))
-            check_rank(op, name, tensor, (_RANKS[name],))
+            dtypes = FLOAT_TYPES if name == "X" else (x.dtype,)
+            check_tensor(op, name, tensor, dtypes, (_RANKS[name],))
     # Columns of the query's W are H*D, rows of the output's.
     _check_heads(op, num_heads, heads_axis, weight.shape[heads_axis == "columns"])
     # X [B, S, rows of W]; gates [B, S, H]; bias [columns of W].

@@ -14,20 +14,9 @@ from __future__ import annotations
 import numpy as np
 
 from moh_deploy.ops import op_names
-from moh_deploy.ops.router_function import RouterVariant, function_body, node_function, variant_of
+from moh_deploy.ops.router_function import function_body, variant_of
 from moh_deploy.ops.router_shapes import router_shape_rule
-from moh_deploy.ops.spec import (
-    FLOAT_TYPES,
-    OPS,
-    Arrays,
-    Attributes,
-    AttributeSpec,
-    OpInput,
-    OpSpec,
-    OutputSpec,
-)
-
-__all__ = ["MOH_ROUTER", "RouterVariant", "function_body", "reference", "variant_of"]
+from moh_deploy.ops.spec import OPS, Arrays, Attributes, AttributeSpec, OpInput, OpSpec, OutputSpec
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -93,39 +82,32 @@ MOH_ROUTER = OPS.register(
         inputs=(
             OpInput(
                 "routed_logits",
-                FLOAT_TYPES,
-                "T",
                 "[B, S, R]. Absent in a layer whose heads are all shared; then `top_k` is 0.",
                 optional=True,
             ),
             OpInput(
                 "shared_logits",
-                FLOAT_TYPES,
-                "T",
                 "[B, S, Sh]. Absent: each shared gate is 1 (the usual form with one shared head).",
                 optional=True,
             ),
             OpInput(
                 "stage_logits",
-                FLOAT_TYPES,
-                "T",
                 "[B, S, 2]: weight of the shared, of the routed heads. Absent: no weighing.",
                 optional=True,
             ),
         ),
-        outputs=(OutputSpec("gates", "T", "[B, S, Sh + R], shared heads first."),),
+        outputs=(OutputSpec("gates", "[B, S, Sh + R], shared heads first."),),
         attributes=(
             AttributeSpec(
                 "top_k",
-                "int",
                 "`k`, the routed heads that each token chooses: 1 to `R`; 0 without routed heads.",
                 at_least=0,
             ),
-            AttributeSpec("num_shared_heads", "int", "`Sh`.", default=0, at_least=0),
+            AttributeSpec("num_shared_heads", "`Sh`.", default=0, at_least=0),
             AttributeSpec(
                 "gate_mode",
-                "string",
                 "mask: every open gate is 1, and there are no shared or stage logits.",
+                "string",
                 default="weighted",
                 choices=("weighted", "mask"),
             ),
@@ -133,6 +115,6 @@ MOH_ROUTER = OPS.register(
         reference=reference,
         shape_rule=router_shape_rule,
         variant=variant_of,
-        function=node_function,
+        body=function_body,
     )
 )

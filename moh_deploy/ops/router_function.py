@@ -8,8 +8,7 @@ from typing import Literal
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import op_names
-from moh_deploy.ops.function_text import check_opset
+from moh_deploy.ops.function_text import parsed_function
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 SharedGates = Literal["none", "ones", "softmax"]
@@ -64,29 +63,15 @@ def function_body(variant: RouterVariant, *, opset: int) -> onnx.FunctionProto:
     Raises:
         ExportError: The opset is older than 18, or the variant has no input.
     """
-    check_opset(op_names.ROUTER, opset)
     # Nothing would tell how many tokens there are.
     if not variant.inputs():
         raise ExportError("MoHRouter: no function body without logits; got a variant without any.")
     # The stage first: both kinds of gates are weighed by it.
-    steps = [_stage(variant), _routed(variant), _shared(variant), _joined(variant)]
-    text = f"""
-        <domain: "moh", opset_import: ["" : {opset}]>
-        MoHRouter <top_k, num_shared_heads, gate_mode> ({_parameters(variant)}) => (gates)
-        {{ {_CONSTANTS} {" ".join(steps)} }}
-    """
-    return onnx.parser.parse_function(text)
-
-
-def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) -> onnx.FunctionProto:
-    """Build the body that fits a node; see `function_body`."""
-    return function_body(variant_of(inputs, attributes), opset=opset)
-
-
-def _parameters(variant: RouterVariant) -> str:
-    """Every parameter up to the last present one; an absent one in between is not read."""
-    last = max(_INPUTS.index(name) for name in variant.inputs())
-    return ", ".join(_INPUTS[: last + 1])
+    steps = [_CONSTANTS, _stage(variant), _routed(variant), _shared(variant), _joined(variant)]
+    # Every parameter up to the last present one; an absent one in between is not read.
+    inputs = ", ".join(_INPUTS[: _INPUTS.index(variant.inputs()[-1]) + 1])
+    signature = f"MoHRouter <top_k, num_shared_heads, gate_mode> ({inputs}) => (gates)"
+    return parsed_function(signature, steps, opset=opset)
 
 
 # top_k and num_shared_heads stay references to attributes, so one body serves layers of all sizes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known
+from moh_deploy.ops.shape_checks import check_equal, check_tensor, known
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
 
 _OP = op_names.ROUTER
@@ -91,8 +91,8 @@ def _tokens(present: list[tuple[str, TensorType]]) -> tuple[OpDim, OpDim, str]:
     dtype = present[0][1].dtype
     # The first input present sets dtype and sizes for the others.
     for name, tensor in present:
-        check_dtype(_OP, name, tensor, FLOAT_TYPES if name == present[0][0] else (dtype,))
-        check_rank(_OP, name, tensor, (3,))
+        dtypes = FLOAT_TYPES if name == present[0][0] else (dtype,)
+        check_tensor(_OP, name, tensor, dtypes, (3,))
         check_equal(_OP, f"batch size of {name}", tensor.shape[0], present[0][1].shape[0])
         check_equal(_OP, f"length of {name}", tensor.shape[1], present[0][1].shape[1])
     batch = known(*(tensor.shape[0] for _, tensor in present))

@@ -20,26 +20,20 @@ def required(op_name: str, name: str, value: TensorType | None) -> TensorType:
     return value
 
 
-def check_dtype(op_name: str, name: str, value: TensorType, allowed: tuple[str, ...]) -> None:
-    """Refuse a dtype that the op does not take.
+def check_tensor(
+    op_name: str, name: str, value: TensorType, dtypes: tuple[str, ...], ranks: tuple[int, ...]
+) -> None:
+    """Refuse a dtype and a rank that the op does not take.
 
     Raises:
-        ExportError: The dtype is not in `allowed`.
+        ExportError: The dtype is not in `dtypes`, or the rank not in `ranks`.
     """
-    if value.dtype not in allowed:
+    if value.dtype not in dtypes:
         raise ExportError(
-            f"{op_name}: {name} has dtype {value.dtype}; expected {' or '.join(allowed)}."
+            f"{op_name}: {name} has dtype {value.dtype}; expected {' or '.join(dtypes)}."
         )
-
-
-def check_rank(op_name: str, name: str, value: TensorType, ranks: tuple[int, ...]) -> None:
-    """Refuse a rank that the op does not take.
-
-    Raises:
-        ExportError: The rank is not in `ranks`.
-    """
     if len(value.shape) not in ranks:
-        expected = " or ".join(str(rank) for rank in ranks)
+        expected = " or ".join(map(str, ranks))
         raise ExportError(
             f"{op_name}: {name} has rank {len(value.shape)}, shape {show(value)}; "
             f"expected rank {expected}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -48,24 +48,23 @@ class OpInput:
     """One input of an op.
 
     Attributes:
+        doc: Shape and meaning.
         types: The dtypes it may have.
         constraint: Name of the type constraint: inputs that share it have the same dtype.
-        doc: Shape and meaning.
     """
 
     name: str
-    types: tuple[str, ...]
-    constraint: str
     doc: str
-    optional: bool = False
+    optional: bool = field(default=False, kw_only=True)
+    types: tuple[str, ...] = field(default=FLOAT_TYPES, kw_only=True)
+    constraint: str = field(default="T", kw_only=True)
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """One output of an op; its dtype is that of the inputs with the same constraint."""
+    """One output of an op; its dtype is that of the inputs of constraint T."""
 
     name: str
-    constraint: str
     doc: str
 
 
@@ -81,8 +80,8 @@ class AttributeSpec:
     """
 
     name: str
-    type: Literal["int", "float", "string"]
     doc: str
+    type: Literal["int", "float", "string"] = "int"
     default: AttributeValue | None = None
     choices: tuple[AttributeValue, ...] = ()
     at_least: int | None = None
@@ -117,14 +116,6 @@ class _Variant(Protocol):
         ...
 
 
-class FunctionBuilder(Protocol):
-    """Builds the function body that fits a node."""
-
-    def __call__(
-        self, inputs: TensorTypes, attributes: Attributes, *, opset: int
-    ) -> onnx.FunctionProto: ...
-
-
 @dataclass(frozen=True)
 class OpSpec:
     """One definition of a custom op, shared by every implementation.
@@ -134,7 +125,7 @@ class OpSpec:
         shape_rule: Types of the outputs, with attributes of `complete`; raises ExportError on what
             the op does not define.
         variant: Which function body a node needs.
-        function: The function body for a node, in standard ONNX ops.
+        body: The function body of a variant, in standard ONNX ops.
         specified: Which elements of the outputs of one run mean something, as one boolean array
             for each output; None: all do. Nobody may depend on the others.
     """
@@ -146,11 +137,17 @@ class OpSpec:
     reference: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]]
     shape_rule: Callable[[TensorTypes, Attributes], tuple[TensorType, ...]]
     variant: Callable[[TensorTypes, Attributes], _Variant]
-    function: FunctionBuilder
+    body: Callable[..., onnx.FunctionProto]
     doc: str
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None
     domain: str = KERNEL_DOMAIN
     version: int = VERSION
+
+    def function(
+        self, inputs: TensorTypes, attributes: Attributes, *, opset: int
+    ) -> onnx.FunctionProto:
+        """Return the function body that fits a node."""
+        return self.body(self.variant(inputs, attributes), opset=opset)
 
     def complete(self, given: Attributes) -> Attributes:
         """Return every attribute of the op: the given value, else the default.

@@ -18,7 +18,6 @@ import numpy as np
 from moh_deploy.ops import op_names
 from moh_deploy.ops.spec import (
     FLAG,
-    FLOAT_TYPES,
     OPS,
     Arrays,
     Attributes,
@@ -27,15 +26,8 @@ from moh_deploy.ops.spec import (
     OpSpec,
     OutputSpec,
 )
-from moh_deploy.ops.token_conv_function import (
-    TokenConvVariant,
-    function_body,
-    node_function,
-    variant_of,
-)
+from moh_deploy.ops.token_conv_function import function_body, variant_of
 from moh_deploy.ops.token_conv_shapes import token_conv_shape_rule
-
-__all__ = ["MOH_TOKEN_CONV", "TokenConvVariant", "function_body", "reference", "variant_of"]
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -94,41 +86,31 @@ MOH_TOKEN_CONV = OPS.register(
         name=op_names.TOKEN_CONV,
         doc="Depthwise convolution of tokens that are the pixels of an image, row by row.",
         inputs=(
-            OpInput(
-                "X", FLOAT_TYPES, "T", "[B, height*width, C]; [B, height*width, 2*C] if gated."
-            ),
-            OpInput(
-                "W",
-                FLOAT_TYPES,
-                "T",
-                "[C, 1, kh, kw], as in `Conv` with `C` groups; `kh` and `kw` are odd.",
-            ),
-            OpInput("bias", FLOAT_TYPES, "T", "[C]. Absent: 0.", optional=True),
+            OpInput("X", "[B, height*width, C]; [B, height*width, 2*C] if gated."),
+            OpInput("W", "[C, 1, kh, kw], as in `Conv` with `C` groups; `kh` and `kw` are odd."),
+            OpInput("bias", "[C]. Absent: 0.", optional=True),
             OpInput(
                 "input_bias",
-                FLOAT_TYPES,
-                "T",
                 "As long as a token of `X`. Absent: 0. What the product before would add to all "
                 "activations in a pass of its own; not added outside of the image.",
                 optional=True,
             ),
         ),
-        outputs=(OutputSpec("Y", "T", "[B, height*width, C]."),),
+        outputs=(OutputSpec("Y", "[B, height*width, C]."),),
         attributes=(
-            AttributeSpec("channels", "int", "`C`.", at_least=1),
-            AttributeSpec("height", "int", "Rows of the image.", at_least=1),
-            AttributeSpec("width", "int", "Pixels of a row.", at_least=1),
+            AttributeSpec("channels", "`C`.", at_least=1),
+            AttributeSpec("height", "Rows of the image.", at_least=1),
+            AttributeSpec("width", "Pixels of a row.", at_least=1),
             AttributeSpec(
                 "activation",
-                "string",
                 "Behind the bias. gelu: `v * (1 + erf(v / sqrt(2))) / 2`, not its approximation by "
                 "tanh.",
+                "string",
                 default="none",
                 choices=("none", "gelu"),
             ),
             AttributeSpec(
                 "gated",
-                "int",
                 "1: the result is multiplied by the second half of the channels of `X`.",
                 default=0,
                 choices=FLAG,
@@ -137,6 +119,6 @@ MOH_TOKEN_CONV = OPS.register(
         reference=reference,
         shape_rule=token_conv_shape_rule,
         variant=variant_of,
-        function=node_function,
+        body=function_body,
     )
 )

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from moh_deploy.ops import op_names
-from moh_deploy.ops.function_text import check_opset
+from moh_deploy.ops.function_text import parsed_function
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
 
@@ -55,20 +54,11 @@ def function_body(variant: TokenConvVariant, *, opset: int) -> onnx.FunctionProt
     Raises:
         ExportError: The opset is older than 18.
     """
-    check_opset(op_names.TOKEN_CONV, opset)
     # Before input_bias the bias has to be a parameter, whether it is read or not.
     biases = ", bias, input_bias" if variant.input_bias else ", bias" if variant.bias else ""
-    text = f"""
-        <domain: "moh", opset_import: ["" : {opset}]>
-        MoHTokenConv <channels, height, width, activation, gated> (X, W{biases}) => (Y)
-        {{ {_tokens(variant)} {_convolved(variant)} {_activated(variant)} {_gated(variant)} }}
-    """
-    return onnx.parser.parse_function(text)
-
-
-def node_function(inputs: TensorTypes, attributes: Attributes, *, opset: int) -> onnx.FunctionProto:
-    """Build the body that fits a node; see `function_body`."""
-    return function_body(variant_of(inputs, attributes), opset=opset)
+    signature = f"MoHTokenConv <channels, height, width, activation, gated> (X, W{biases}) => (Y)"
+    steps = [_tokens(variant), _convolved(variant), _activated(variant), _gated(variant)]
+    return parsed_function(signature, steps, opset=opset)
 
 
 def _tokens(variant: TokenConvVariant) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.shape_checks import check_dtype, check_equal, check_rank, known, required
+from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required
 from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, TensorType, TensorTypes
 
 _OP = op_names.TOKEN_CONV
@@ -24,7 +22,11 @@ def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[
     """
     tokens, weight, bias, input_bias = (*inputs, None, None, None, None)[:4]
     tokens, weight = required(_OP, "X", tokens), required(_OP, "W", weight)
-    _check_types(tokens, weight, {"bias": bias, "input_bias": input_bias})
+    check_tensor(_OP, "X", tokens, FLOAT_TYPES, (3,))
+    others = ("W", weight, 4), ("bias", bias, 1), ("input_bias", input_bias, 1)
+    for name, tensor, rank in others:
+        if tensor is not None:
+            check_tensor(_OP, name, tensor, (tokens.dtype,), (rank,))
 
     channels = int(attributes["channels"])
     num_tokens = int(attributes["height"]) * int(attributes["width"])
@@ -41,19 +43,6 @@ def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[
     # Fixed by the attributes where the input does not know its number of tokens.
     shape = (tokens.shape[0], known(tokens.shape[1], num_tokens), channels)
     return (TensorType(tokens.dtype, shape),)
-
-
-def _check_types(
-    tokens: TensorType, weight: TensorType, biases: Mapping[str, TensorType | None]
-) -> None:
-    check_dtype(_OP, "X", tokens, FLOAT_TYPES)
-    check_rank(_OP, "X", tokens, (3,))
-    check_dtype(_OP, "W", weight, (tokens.dtype,))
-    check_rank(_OP, "W", weight, (4,))
-    for name, bias in biases.items():
-        if bias is not None:
-            check_dtype(_OP, name, bias, (tokens.dtype,))
-            check_rank(_OP, name, bias, (1,))
 
 
 def _check_weight(weight: TensorType, channels: int) -> None:

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import (
-    MOH_AGGREGATED_ATTENTION,
-    MOH_ATTENTION,
+from moh_deploy.ops import MOH_AGGREGATED_ATTENTION, MOH_ATTENTION
+from moh_deploy.ops.aggregated_attention_function import (
     AggregatedAttentionVariant,
+    function_body,
+    variant_of,
 )
-from moh_deploy.ops.aggregated_attention import function_body, variant_of
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL
 from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import Attributes, TensorType

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops.attention import AttentionVariant, function_body
+from moh_deploy.ops.attention_function import AttentionVariant, function_body
 from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import TensorType
 
