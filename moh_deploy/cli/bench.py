@@ -9,7 +9,7 @@ import click
 from moh_deploy.cli import options
 from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.original import original_of, taken_model_options
-from moh_deploy.cli.output import print_answer, with_progress
+from moh_deploy.cli.output import print_answer
 from moh_deploy.cli.report_files import FileFormat, ReportFiles
 
 
@@ -35,7 +35,7 @@ def command(
     subject = ", ".join(map(str, package_dirs))
     paths: dict[FileFormat, Path | None] = {"junit": junit, "markdown": markdown, "html": html}
     files = ReportFiles("bench", subject, paths, ctx.obj or ())
-    report = with_progress(
+    print_answer(
         lambda progress: files.write_on(
             lambda: bench(
                 package_dirs,
@@ -46,4 +46,3 @@ def command(
         ),
         as_json=as_json,
     )
-    print_answer(report, as_json=as_json)

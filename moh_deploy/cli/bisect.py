@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import print_answer, with_progress
+from moh_deploy.cli.output import print_answer
 
 
 @click.command("bisect")
@@ -16,8 +16,4 @@ def command(as_json: bool, **given: object) -> None:
     the repaired package was written, 1 if not."""
     from moh_deploy.api.bisect import bisect
 
-    report = with_progress(
-        lambda progress: bisect(**given, progress=progress),  # type: ignore[arg-type]
-        as_json=as_json,
-    )
-    print_answer(report, as_json=as_json)
+    print_answer(lambda progress: bisect(**given, progress=progress), as_json=as_json)  # type: ignore[arg-type]

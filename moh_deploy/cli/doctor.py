@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import print_answer, with_progress
+from moh_deploy.cli.output import print_answer
 
 
 @click.command("doctor")
@@ -16,8 +16,4 @@ def command(as_json: bool, **given: object) -> None:
     With a package or an engine DIR, it is loaded, too, and has to run."""
     from moh_deploy.api.doctor import doctor
 
-    report = with_progress(
-        lambda progress: doctor(**given, progress=progress),  # type: ignore[arg-type]
-        as_json=as_json,
-    )
-    print_answer(report, as_json=as_json)
+    print_answer(lambda progress: doctor(**given, progress=progress), as_json=as_json)  # type: ignore[arg-type]

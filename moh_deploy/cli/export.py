@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import print_report, with_progress
+from moh_deploy.cli.output import print_answer
 
 
 @click.command("export_package")
@@ -16,5 +16,4 @@ def command(as_json: bool, **given: object) -> None:
     from moh_deploy.config.options import ExportOptions
 
     job = ExportOptions(**given)  # type: ignore[arg-type]
-    report = with_progress(lambda progress: export_package(job, progress=progress), as_json=as_json)
-    print_report(report, as_json=as_json)
+    print_answer(lambda progress: export_package(job, progress=progress), as_json=as_json)

@@ -117,6 +117,21 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     return parse_seconds(value, option=param.opts[0])
 
 
+def _flag(name: str, help: str) -> Option:
+    return click.option(name, is_flag=True, help=help)
+
+
+def _path(name: str, metavar: str, help: str, **settings: Any) -> Option:
+    return click.option(name, metavar=metavar, type=FILE_PATH, help=help, **settings)
+
+
+def _many(name: str, metavar: str, help: str, *, to: str | None = None, **settings: Any) -> Option:
+    """An option that may be given several times; `to` is the parameter that gets all values."""
+    names = [name] if to is None else [name, to]
+    help = f"{help} Repeatable."
+    return click.option(*names, multiple=True, metavar=metavar, help=help, **settings)
+
+
 # Shared by several commands.
 
 PACKAGE = click.argument("package_dir", metavar="DIR", type=FILE_PATH)
@@ -131,45 +146,30 @@ KERNELS = click.option(
     help="Run MoH nodes on the kernel library where there is one, on their function bodies only,"
     " or fail if there is no kernel.",
 )
-POLICY = click.option(
+POLICY = _path(
     "--policy",
-    metavar="FILE.yaml",
-    type=FILE_PATH,
-    help="Tolerances that replace those of the built-in table, each with its reason. `verify` reads"
+    "FILE.yaml",
+    "Tolerances that replace those of the built-in table, each with its reason. `verify` reads"
     " there what accuracy may lose, too.",
 )
-JUNIT = click.option("--junit", metavar="FILE", type=FILE_PATH, help="Write JUnit XML for a CI.")
+JUNIT = _path("--junit", "FILE", "Write JUnit XML for a CI.")
 REPORT_FILES = (
     JUNIT,
-    click.option(
-        "--markdown", metavar="FILE", type=FILE_PATH, help="Write Markdown for a pull request."
-    ),
-    click.option(
-        "--html",
-        metavar="FILE",
-        type=FILE_PATH,
-        help="Write one HTML page that needs nothing else.",
-    ),
+    _path("--markdown", "FILE", "Write Markdown for a pull request."),
+    _path("--html", "FILE", "Write one HTML page that needs nothing else."),
 )
 BASELINE_FILE = (
-    click.option(
+    _path(
         "--baseline-file",
-        metavar="FILE.json",
-        type=FILE_PATH,
-        help="Fail if a figure is worse than in this file, by more than its slack; see docs/ci.md.",
+        "FILE.json",
+        "Fail if a figure is worse than in this file, by more than its slack; see docs/ci.md.",
     ),
-    click.option(
-        "--update-baseline",
-        is_flag=True,
-        help="Write what is new or better into that file, never what is worse.",
-    ),
+    _flag("--update-baseline", "Write what is new or better into that file, never what is worse."),
 )
 
 
 def _inputs(help: str) -> Option:
-    return click.option(
-        "--inputs", multiple=True, metavar="FILE.npz|DIR", type=FILE_PATH, help=help
-    )
+    return _many("--inputs", "FILE.npz|DIR", help, type=FILE_PATH)
 
 
 def _output(help: str, *, metavar: str = "DIR", required: bool = True) -> Option:
@@ -204,46 +204,32 @@ def _threads(help: str) -> Option:
 
 
 def _checkpoint(help: str) -> Option:
-    return click.option("--checkpoint", metavar="FILE", type=FILE_PATH, help=help)
-
-
-def _plugin(help: str) -> Option:
-    return click.option("--plugin", metavar="FILE", type=FILE_PATH, help=help)
+    return _path("--checkpoint", "FILE", help)
 
 
 # How a checkpoint is loaded: fields of `ModelOptions`.
 MODEL_OPTIONS = (
-    click.option("--config", metavar="FILE.yaml", type=FILE_PATH, help="Settings from a file."),
-    click.option(
+    _path("--config", "FILE.yaml", "Settings from a file."),
+    _many(
         "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="A setting that wins over the file's: model.kwargs.depth=2. Repeatable.",
+        "KEY=VALUE",
+        "A setting that wins over the file's: model.kwargs.depth=2.",
+        to="overrides",
     ),
     click.option(
         "--factory",
         metavar="MODULE:CALLABLE",
         help="What builds the model that a state dict belongs to.",
     ),
-    click.option(
-        "--code-dir",
-        "code_dirs",
-        multiple=True,
-        metavar="DIR",
-        type=FILE_PATH,
-        help="Import the model's code from here. Repeatable.",
+    _many(
+        "--code-dir", "DIR", "Import the model's code from here.", to="code_dirs", type=FILE_PATH
     ),
     click.option(
         "--state-key",
         metavar="KEY",
         help="Where a training checkpoint keeps the weights: model, ema.",
     ),
-    click.option(
-        "--trust-pickle",
-        is_flag=True,
-        help="Allow unpickling a whole module: it runs code from the file.",
-    ),
+    _flag("--trust-pickle", "Allow unpickling a whole module: it runs code from the file."),
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float16", "bfloat16"]),
@@ -255,33 +241,20 @@ EXPORT = (
     click.argument("model", type=FILE_PATH),
     _output("Package to write."),
     MODEL_OPTIONS,
-    click.option(
+    _path(
         "--inputs",
-        metavar="FILE.npz",
-        type=FILE_PATH,
-        help="Example inputs; its members are the positional arguments, in file order.",
+        "FILE.npz",
+        "Example inputs; its members are the positional arguments, in file order.",
     ),
-    click.option(
-        "--dynamic",
-        multiple=True,
-        metavar="NAME:AXIS=DIM,...",
-        help="Dynamic axes of an input: x:0=batch,2=height. Repeatable.",
-    ),
-    click.option(
+    _many("--dynamic", "NAME:AXIS=DIM,...", "Dynamic axes of an input: x:0=batch,2=height."),
+    _many(
         "--input",
-        "input_specs",
-        multiple=True,
-        metavar="SPEC",
-        help="An example input to make up: 'x:[batch=2,3,224,224]:float32'. NAME=SIZE is a dynamic"
-        " dimension, a number a fixed one. Repeatable.",
+        "SPEC",
+        "An example input to make up: 'x:[batch=2,3,224,224]:float32'. NAME=SIZE is a dynamic"
+        " dimension, a number a fixed one.",
+        to="input_specs",
     ),
-    click.option(
-        "--output-name",
-        "output_names",
-        multiple=True,
-        metavar="NAME",
-        help="Name of an output, in order. Repeatable.",
-    ),
+    _many("--output-name", "NAME", "Name of an output, in order.", to="output_names"),
     click.option("--opset", type=int, metavar="N", help="ONNX operator set."),
     click.option(
         "--compute-type",
@@ -337,23 +310,18 @@ BUILD = (
         "  [default: 8.0 8.6 8.9 12.0]",
     ),
     click.option("--workspace", metavar="SIZE", help="The most scratch memory of a layer: 4GiB."),
-    click.option(
+    _path(
         "--timing-cache",
-        metavar="FILE",
-        type=FILE_PATH,
-        help="Keep what tensorrt measures, for the next build on the same machine.",
+        "FILE",
+        "Keep what tensorrt measures, for the next build on the same machine.",
     ),
-    click.option(
-        "--require-kernels", is_flag=True, help="Fail where an MoH layer would not run by kernels."
+    _flag("--require-kernels", "Fail where an MoH layer would not run by kernels."),
+    _flag("--embed-plugin", "Put the plugin library into the engine."),
+    _path(
+        "--plugin", "FILE", "The plugin library, libmoh_plugin.so.  [default: the installed one]"
     ),
-    click.option("--embed-plugin", is_flag=True, help="Put the plugin library into the engine."),
-    _plugin("The plugin library, libmoh_plugin.so.  [default: the installed one]"),
-    click.option(
-        "--keep-onnx", is_flag=True, help="Keep the lowered model beside the engine, for trtexec."
-    ),
-    click.option(
-        "--dry-run", is_flag=True, help="Say what would be built or refused; write nothing."
-    ),
+    _flag("--keep-onnx", "Keep the lowered model beside the engine, for trtexec."),
+    _flag("--dry-run", "Say what would be built or refused; write nothing."),
     JSON,
 )
 
@@ -366,13 +334,12 @@ _LABELS = (
         " files. [N] classes, or [N, S] tokens. Then samples run in batches, and accuracy is"
         " compared, too.",
     ),
-    click.option(
+    _many(
         "--metric",
-        multiple=True,
-        metavar="NAME",
-        help="top-1, top-5, perplexity, or MODULE:FUNCTION, which takes outputs by name and labels"
+        "NAME",
+        "top-1, top-5, perplexity, or MODULE:FUNCTION, which takes outputs by name and labels"
         " and returns a score for each sample; --code-dir says where it is. Without: top-1 for [N],"
-        " perplexity for [N, S]. Repeatable.",
+        " perplexity for [N, S].",
     ),
     click.option(
         "--better",
@@ -390,10 +357,9 @@ _LABELS = (
         show_default=True,
         help="Labels of this number are not scored.",
     ),
-    click.option(
+    _flag(
         "--shift-labels",
-        is_flag=True,
-        help="Labels are the tokens that the model is given: an output is scored with the label of"
+        "Labels are the tokens that the model is given: an output is scored with the label of"
         " the next position. Without, with that of its own.",
     ),
     click.option(
@@ -409,27 +375,23 @@ VERIFY = (
     _inputs(
         "Compare on these inputs instead of the recorded ones. Members named like outputs are the"
         " expected outputs; without them the reference is the package's own function bodies, run"
-        " with optimisations off. Of a directory all *.npz are taken. Repeatable."
+        " with optimisations off. Of a directory all *.npz are taken."
     ),
-    click.option(
+    _many(
         "--against",
-        type=NAME_OR_PATH,
-        multiple=True,
-        metavar="WHAT",
-        help="What to compare with instead: `functions` (its function bodies, optimisations off),"
+        "WHAT",
+        "What to compare with instead: `functions` (its function bodies, optimisations off),"
         " `kernels`, `recorded`, another package or engine, an ONNX model, or the checkpoint (.pt,"
-        " .safetensors, .pt2), which PyTorch runs. Repeatable.",
+        " .safetensors, .pt2), which PyTorch runs.",
+        type=NAME_OR_PATH,
     ),
     _valid_tokens(
         "The input, or member of the files, that is 1 for valid tokens and 0 for padding,"
         " [batch, tokens]: what is computed for padding is not compared."
     ),
     _vectors("Compare with the first N recorded runs only; the first is at the example's sizes."),
-    click.option(
-        "--package",
-        metavar="DIR",
-        type=FILE_PATH,
-        help="The package that an engine was built from, if an engine is verified.",
+    _path(
+        "--package", "DIR", "The package that an engine was built from, if an engine is verified."
     ),
     click.option("--staged", is_flag=True, hidden=True),  # for whoever writes the package
     POLICY,
@@ -443,24 +405,20 @@ VERIFY = (
 
 PROBE = (
     PACKAGE,
-    _inputs("Search these inputs for the tokens whose choice of heads is least clear. Repeatable."),
-    click.option(
+    _inputs("Search these inputs for the tokens whose choice of heads is least clear."),
+    _flag(
         "--update-corpus",
-        is_flag=True,
-        help="Keep what was found in the regression corpus of the package, which `verify` runs"
-        " too.",
+        "Keep what was found in the regression corpus of the package, which `verify` runs too.",
     ),
     _valid_tokens(
         "The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: for the case of"
         " padding only. Padding is not searched, either."
     ),
-    click.option(
+    _many(
         "--longest",
-        multiple=True,
-        metavar="DIM=N",
+        "DIM=N",
+        "What counts as longest, in place of what the trace is good for or what fits into memory.",
         callback=_read(parse_longest),
-        help="What counts as longest, in place of what the trace is good for or what fits into"
-        " memory. Repeatable.",
     ),
     POLICY,
     JUNIT,
@@ -475,11 +433,10 @@ PROBE = (
 
 BISECT = (
     PACKAGE,
-    click.option(
+    _path(
         "--reference",
-        metavar="DIR",
-        type=FILE_PATH,
-        help="A float32 package of the same model: the one that this one was lowered from, or one"
+        "DIR",
+        "A float32 package of the same model: the one that this one was lowered from, or one"
         " that is right. It names the node and what is different about it, and gives float32"
         " weights.",
     ),
@@ -507,7 +464,7 @@ BISECT = (
     ),
     _inputs(
         "Run these inputs besides the recorded ones; expected is what the package computes in"
-        " float32, or what the reference does. Repeatable."
+        " float32, or what the reference does."
     ),
     _vectors("Use the first N recorded runs only; the first is at the example's sizes."),
     POLICY,
@@ -519,7 +476,7 @@ TUNE = (
     PACKAGE,
     _inputs(
         "Measure on these inputs instead of the recorded ones; what is chosen is good for their"
-        " sizes. Repeatable."
+        " sizes."
     ),
     click.option(
         "--weight",
@@ -534,42 +491,37 @@ TUNE = (
         "Threads within an operator. One thread is measured by CPU time, several by wall time."
     ),
     _min_time("How long each comparison takes at least.", default="500ms"),
-    click.option(
+    _many(
         "--choose",
-        multiple=True,
-        metavar="LAYER=CHOICE",
+        "LAYER=CHOICE",
+        "Do not measure: let this layer, or all, be dense, sparse or projected;"
+        " 'LAYER[seq<=64]=dense' up to a size only.",
         callback=_read(parse_choices),
-        help="Do not measure: let this layer, or all, be dense, sparse or projected;"
-        " 'LAYER[seq<=64]=dense' up to a size only. Repeatable.",
     ),
-    click.option(
+    _flag(
         "--one-choice",
-        is_flag=True,
-        help="Let no choice depend on sizes: each layer gets the one that is fastest for all inputs"
+        "Let no choice depend on sizes: each layer gets the one that is fastest for all inputs"
         " together.",
     ),
-    click.option("--dry-run", is_flag=True, help="Measure and report, but write nothing."),
+    _flag("--dry-run", "Measure and report, but write nothing."),
     JSON,
 )
 
 BENCH = (
     click.argument("package_dirs", metavar="DIR...", nargs=-1, required=True, type=FILE_PATH),
-    click.option(
+    _many(
         "--baseline",
-        "baselines",
-        type=NAME_OR_PATH,
-        multiple=True,
-        metavar="dense|functions|fixed-routing|eager|plain-onnx|DIR|FILE.onnx",
-        help="Compare with the first package with every layer dense, with its function bodies,"
+        "dense|functions|fixed-routing|eager|plain-onnx|DIR|FILE.onnx",
+        "Compare with the first package with every layer dense, with its function bodies,"
         " without its routers (fixed-routing:LAYER: one of them); with the original in PyTorch,"
-        " with its export by PyTorch alone; with another package, engine or model. Repeatable.",
+        " with its export by PyTorch alone; with another package, engine or model.",
+        to="baselines",
+        type=NAME_OR_PATH,
     ),
-    click.option(
+    _path(
         "--package",
-        metavar="DIR",
-        type=FILE_PATH,
-        help="The package that the first DIR was built from, if that is an engine: what to run it"
-        " on.",
+        "DIR",
+        "The package that the first DIR was built from, if that is an engine: what to run it on.",
     ),
     _checkpoint(
         "The original model, for --baseline eager and plain-onnx. The next seven options say how"
@@ -592,7 +544,7 @@ BENCH = (
         callback=_read(parse_sizes),
         help="Sizes of other dynamic dimensions to run at; all combinations are measured.",
     ),
-    _inputs("Run on these inputs instead of the recorded ones. Repeatable."),
+    _inputs("Run on these inputs instead of the recorded ones."),
     _min_time("How long all contestants run in turn, on each set of inputs.", default="5s"),
     click.option(
         "--warmup",
@@ -602,13 +554,11 @@ BENCH = (
         callback=_seconds,
         help="How long they run before, untimed.",
     ),
-    click.option(
+    _many(
         "--gate",
-        "gates",
-        multiple=True,
-        metavar="CONDITION",
-        help="Fail unless this holds for every DIR: 'p50 <= 1.05 * baseline', 'p99 < 20 ms'."
-        " Repeatable.",
+        "CONDITION",
+        "Fail unless this holds for every DIR: 'p50 <= 1.05 * baseline', 'p99 < 20 ms'.",
+        to="gates",
     ),
     BASELINE_FILE,
     KERNELS,
@@ -618,19 +568,9 @@ BENCH = (
 
 RUN = (
     PACKAGE,
-    click.option(
-        "--inputs",
-        required=True,
-        metavar="FILE.npz",
-        type=FILE_PATH,
-        help="Inputs, named as in the model or in its order.",
-    ),
-    click.option(
-        "--outputs",
-        required=True,
-        metavar="FILE.npz",
-        type=FILE_PATH,
-        help="Where to write the outputs, named as in the model.",
+    _path("--inputs", "FILE.npz", "Inputs, named as in the model or in its order.", required=True),
+    _path(
+        "--outputs", "FILE.npz", "Where to write the outputs, named as in the model.", required=True
     ),
     KERNELS,
     JSON,
@@ -640,6 +580,6 @@ INSPECT = (PACKAGE, KERNELS, JSON)
 
 DOCTOR = (
     click.argument("artefact", metavar="[DIR]", required=False, type=FILE_PATH),
-    _plugin("The plugin library for TensorRT, if not the installation's."),
+    _path("--plugin", "FILE", "The plugin library for TensorRT, if not the installation's."),
     JSON,
 )

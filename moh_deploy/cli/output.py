@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,62 +15,37 @@ from moh_deploy.system.json_text import to_json_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from moh_deploy.errors import MoHDeployError
     from moh_deploy.report.report import Report
     from moh_deploy.system.progress import SilentProgress
-
-_Answered = TypeVar("_Answered")
 
 _FILE_WIDTH = 160
 
 
-class AnswerReport(Protocol):
-    """A report whose answer may be no."""
+def print_answer(
+    job: Callable[[SilentProgress], Report], *, as_json: bool, **facts: object
+) -> None:
+    """Print the report of a job: one JSON object, or tables. If its answer is no, end with that
+    exit code and the reason on stderr.
 
-    @property
-    def failure(self) -> MoHDeployError | None: ...
-
-    def to_json(self) -> dict[str, object]: ...
-
-    def __rich__(self) -> RenderableType: ...
-
-
-def with_progress(job: Callable[[SilentProgress], _Answered], *, as_json: bool) -> _Answered:
-    """Do a job with progress on stderr. What code of the user's prints meanwhile goes there too."""
+    Args:
+        job: Its progress is shown on stderr. What code of the user's prints meanwhile goes there
+            too.
+        facts: What stands before the report in the JSON object, such as the package's name.
+    """
     from moh_deploy.system.progress import progress_for_terminal
 
     with redirect_stdout(sys.stderr):
-        return job(progress_for_terminal(quiet=as_json))
-
-
-def print_report(report: Report, *, as_json: bool) -> None:
-    """Print a report on stdout: one JSON object, or tables."""
-    if as_json:
-        _print_json(report.to_json())
-    else:
-        _print_rich(report)
-
-
-def print_answer(report: AnswerReport, *, as_json: bool, **facts: object) -> None:
-    """Print a report, and if its answer is no, end with that exit code and the reason on stderr.
-
-    Args:
-        facts: What stands before the report in the JSON object, such as the package's name.
-    """
+        report = job(progress_for_terminal(quiet=as_json))
     failure = report.failure
     if as_json:
         error = {} if failure is None else {"error": error_json(failure)}
-        _print_json({**facts, **report.to_json(), **error})
+        with writing_stdout():
+            click.echo(to_json_text({**facts, **report.to_json(), **error}))
     else:
         _print_rich(report)
     if failure is not None:
         print_error(failure.message, failure.hint)
         raise click.exceptions.Exit(failure.exit_code)
-
-
-def _print_json(content: Mapping[str, object]) -> None:
-    with writing_stdout():
-        click.echo(to_json_text(content))
 
 
 def _print_rich(content: RenderableType) -> None:

@@ -22,5 +22,8 @@ def command(package_dir: Path, junit: Path | None, as_json: bool, **given: objec
     loading = taken_model_options(given)
     task = ProbeTask(package_dir, loading=loading, quiet=as_json, **given)  # type: ignore[arg-type]
     files = ReportFiles("probe", str(package_dir), {"junit": junit})
-    report = files.write_on(lambda: isolated_probe(task))
-    print_answer(report, as_json=as_json, package=str(package_dir))
+    print_answer(
+        lambda _: files.write_on(lambda: isolated_probe(task)),
+        as_json=as_json,
+        package=str(package_dir),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import print_report, with_progress
+from moh_deploy.cli.output import print_answer
 
 
 @click.command("run")
@@ -14,8 +14,4 @@ def command(as_json: bool, **given: object) -> None:
     """Run the package DIR once with ONNX Runtime, or the engine DIR with its TensorRT."""
     from moh_deploy.api.run import run
 
-    report = with_progress(
-        lambda progress: run(**given, progress=progress),  # type: ignore[arg-type]
-        as_json=as_json,
-    )
-    print_report(report, as_json=as_json)
+    print_answer(lambda progress: run(**given, progress=progress), as_json=as_json)  # type: ignore[arg-type]

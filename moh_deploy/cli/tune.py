@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import print_report, with_progress
+from moh_deploy.cli.output import print_answer
 
 
 @click.command("tune")
@@ -15,8 +15,4 @@ def command(as_json: bool, **given: object) -> None:
     into the package: dense where skipping heads does not pay."""
     from moh_deploy.api.tune import tune
 
-    report = with_progress(
-        lambda progress: tune(**given, progress=progress),  # type: ignore[arg-type]
-        as_json=as_json,
-    )
-    print_report(report, as_json=as_json)
+    print_answer(lambda progress: tune(**given, progress=progress), as_json=as_json)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import click
 from moh_deploy.cli import options
 from moh_deploy.cli.against import named_references
 from moh_deploy.cli.original import taken_model_options
-from moh_deploy.cli.output import print_answer, with_progress
+from moh_deploy.cli.output import print_answer
 from moh_deploy.cli.report_files import FileFormat, ReportFiles
 
 
@@ -37,7 +37,7 @@ def command(
     shared = ("code_dirs",) if given["metric"] else ()  # the code of a metric is there, too
     paths: dict[FileFormat, Path | None] = {"junit": junit, "markdown": markdown, "html": html}
     files = ReportFiles("verify", str(package_dir), paths, ctx.obj or ())
-    report = with_progress(
+    print_answer(
         lambda progress: files.write_on(
             lambda: verify(
                 package_dir,
@@ -48,5 +48,5 @@ def command(
             )
         ),
         as_json=as_json,
+        package=str(package_dir),
     )
-    print_answer(report, as_json=as_json, package=str(package_dir))

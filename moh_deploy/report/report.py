@@ -10,11 +10,17 @@ from moh_deploy.report.json import to_json
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from moh_deploy.errors import MoHDeployError
     from moh_deploy.report.document import Document
 
 
 class Report(ABC):
     """The answer of a command: a dataclass for programs, and a document of it for people."""
+
+    @property
+    def failure(self) -> MoHDeployError | None:
+        """Why the answer is no; None where it is yes, or there was no question."""
+        return None
 
     @abstractmethod
     def document(self) -> Document:
