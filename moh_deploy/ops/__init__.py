@@ -3,11 +3,14 @@
 `docs/ops.md` is the specification for readers.
 """
 
+from collections.abc import Mapping
+
 from moh_deploy.ops.aggregated_attention import MOH_AGGREGATED_ATTENTION
 from moh_deploy.ops.attention import MOH_ATTENTION
+from moh_deploy.ops.domains import base_domain
 from moh_deploy.ops.projection import MOH_OUTPUT_PROJECTION, MOH_QUERY_PROJECTION
 from moh_deploy.ops.router import MOH_ROUTER
-from moh_deploy.ops.spec import OPS, VERSION, OpSpec, TensorType, is_moh_op
+from moh_deploy.ops.spec import VERSION, OpSpec, TensorType
 from moh_deploy.ops.token_conv import MOH_TOKEN_CONV
 
 __all__ = [
@@ -23,3 +26,16 @@ __all__ = [
     "TensorType",
     "is_moh_op",
 ]
+
+_SPECS = (
+    *(MOH_AGGREGATED_ATTENTION, MOH_ATTENTION, MOH_QUERY_PROJECTION, MOH_OUTPUT_PROJECTION),
+    *(MOH_ROUTER, MOH_TOKEN_CONV),
+)
+
+OPS: Mapping[str, OpSpec] = {spec.name: spec for spec in _SPECS}
+"""By name."""
+
+
+def is_moh_op(domain: str, name: str) -> bool:
+    """Tell whether a node or function is one of ours, in whichever of our domains."""
+    return name in OPS and base_domain(domain) is not None

@@ -20,16 +20,7 @@ from moh_deploy.ops.aggregated_attention_shapes import (
     REQUIRED,
     aggregated_attention_shape_rule,
 )
-from moh_deploy.ops.spec import (
-    FLAG,
-    OPS,
-    Arrays,
-    Attributes,
-    AttributeSpec,
-    OpInput,
-    OpSpec,
-    OutputSpec,
-)
+from moh_deploy.ops.spec import FLAG, Arrays, Attributes, AttributeSpec, OpInput, OpSpec, OutputSpec
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -136,68 +127,63 @@ def _size(name: str, doc: str, *, odd: bool = False) -> AttributeSpec:
     return AttributeSpec(name, doc, at_least=1, odd=odd)
 
 
-MOH_AGGREGATED_ATTENTION = OPS.register(
-    OpSpec(
-        name=op_names.AGGREGATED_ATTENTION,
-        doc="Gated attention of each pixel to its window and to a pooled image, in one softmax.",
-        inputs=(
-            OpInput("Q", "Queries, [B, N, H*D]: `N = height * width` pixels, row by row."),
-            OpInput("K", "Keys, [B, N, H*D]."),
-            OpInput("V", "Values, [B, N, H*D]."),
-            OpInput("pooled_K", "Keys of the pooled image, [B, P, H*D]: at least one token."),
-            OpInput("pooled_V", "Values of the pooled image, [B, P, H*D]."),
-            OpInput(
-                "gates", "[B, N, H], of any sign; 0 means that the token did not choose the head."
-            ),
-            OpInput("query_embedding", "[H, D], added to the query of the scores.", optional=True),
-            OpInput(
-                "query_scale",
-                "[H, N], factor of the scores: temperature and length scale in one. Absent: 1.",
-                optional=True,
-            ),
-            OpInput(
-                "window_bias",
-                "[H, L], added to the window's scores: `L = kernel_height * kernel_width` places, "
-                "row by row from the upper left one.",
-                optional=True,
-            ),
-            OpInput("pooled_bias", "[H, N, P], added to the pooled scores.", optional=True),
-            OpInput(
-                "window_tokens",
-                "[H, D, L], whose product with the query is added to the window's weights.",
-                optional=True,
-            ),
-            OpInput("window_offset", "[H, L], added to the window's weights.", optional=True),
+MOH_AGGREGATED_ATTENTION = OpSpec(
+    name=op_names.AGGREGATED_ATTENTION,
+    doc="Gated attention of each pixel to its window and to a pooled image, in one softmax.",
+    inputs=(
+        OpInput("Q", "Queries, [B, N, H*D]: `N = height * width` pixels, row by row."),
+        OpInput("K", "Keys, [B, N, H*D]."),
+        OpInput("V", "Values, [B, N, H*D]."),
+        OpInput("pooled_K", "Keys of the pooled image, [B, P, H*D]: at least one token."),
+        OpInput("pooled_V", "Values of the pooled image, [B, P, H*D]."),
+        OpInput("gates", "[B, N, H], of any sign; 0 means that the token did not choose the head."),
+        OpInput("query_embedding", "[H, D], added to the query of the scores.", optional=True),
+        OpInput(
+            "query_scale",
+            "[H, N], factor of the scores: temperature and length scale in one. Absent: 1.",
+            optional=True,
         ),
-        outputs=(OutputSpec("Y", "[B, N, H*D]."),),
-        attributes=(
-            _size("num_heads", "`H`; head h has the channels from `h*D` up to `(h+1)*D`."),
-            _size("height", "Rows of the image."),
-            _size("width", "Columns of the image."),
-            _size(
-                "kernel_height",
-                "Rows of the window; its centre is the token itself. It may be larger than the "
-                "image.",
-                odd=True,
-            ),
-            _size("kernel_width", "Columns of the window.", odd=True),
-            AttributeSpec(
-                "normalize",
-                "1: queries, keys and pooled keys get length 1. The embedding does not.",
-                default=0,
-                choices=FLAG,
-            ),
-            AttributeSpec(
-                "epsilon",
-                "The least length that vectors are divided by.",
-                "float",
-                default=1e-12,
-                above=0.0,
-            ),
+        OpInput(
+            "window_bias",
+            "[H, L], added to the window's scores: `L = kernel_height * kernel_width` places, "
+            "row by row from the upper left one.",
+            optional=True,
         ),
-        reference=reference,
-        shape_rule=aggregated_attention_shape_rule,
-        variant=variant_of,
-        body=function_body,
-    )
+        OpInput("pooled_bias", "[H, N, P], added to the pooled scores.", optional=True),
+        OpInput(
+            "window_tokens",
+            "[H, D, L], whose product with the query is added to the window's weights.",
+            optional=True,
+        ),
+        OpInput("window_offset", "[H, L], added to the window's weights.", optional=True),
+    ),
+    outputs=(OutputSpec("Y", "[B, N, H*D]."),),
+    attributes=(
+        _size("num_heads", "`H`; head h has the channels from `h*D` up to `(h+1)*D`."),
+        _size("height", "Rows of the image."),
+        _size("width", "Columns of the image."),
+        _size(
+            "kernel_height",
+            "Rows of the window; its centre is the token itself. It may be larger than the image.",
+            odd=True,
+        ),
+        _size("kernel_width", "Columns of the window.", odd=True),
+        AttributeSpec(
+            "normalize",
+            "1: queries, keys and pooled keys get length 1. The embedding does not.",
+            default=0,
+            choices=FLAG,
+        ),
+        AttributeSpec(
+            "epsilon",
+            "The least length that vectors are divided by.",
+            "float",
+            default=1e-12,
+            above=0.0,
+        ),
+    ),
+    reference=reference,
+    shape_rule=aggregated_attention_shape_rule,
+    variant=variant_of,
+    body=function_body,
 )

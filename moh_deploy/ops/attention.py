@@ -17,7 +17,6 @@ from moh_deploy.ops.attention_shapes import attention_shape_rule
 from moh_deploy.ops.spec import (
     FLAG,
     FLOAT_TYPES,
-    OPS,
     Arrays,
     Attributes,
     AttributeSpec,
@@ -116,51 +115,45 @@ def _float64(array: np.ndarray | None) -> np.ndarray:
     return array.astype(np.float64)
 
 
-MOH_ATTENTION = OPS.register(
-    OpSpec(
-        name=op_names.ATTENTION,
-        doc="Gated attention: gates * softmax(scale * Q K^T + mask) V for each token and head.",
-        inputs=(
-            OpInput(
-                "Q", "Queries, [B, S, Hq*D] or [B, Hq, S, D]; `K`, `V` and `Y` have the same rank."
-            ),
-            OpInput("K", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
-            OpInput(
-                "V", "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]: their head size may be another."
-            ),
-            OpInput(
-                "gates", "[B, S, Hq], of any sign; 0 means that the token did not choose the head."
-            ),
-            OpInput(
-                "attn_mask",
-                "Of rank 1 to 4, broadcastable to [B, Hq, S, T]. bool: true where a key is seen. "
-                "Float of any dtype: added to the scores, -inf hides a key.",
-                optional=True,
-                types=("bool", *FLOAT_TYPES),
-                constraint="U",
-            ),
+MOH_ATTENTION = OpSpec(
+    name=op_names.ATTENTION,
+    doc="Gated attention: gates * softmax(scale * Q K^T + mask) V for each token and head.",
+    inputs=(
+        OpInput(
+            "Q", "Queries, [B, S, Hq*D] or [B, Hq, S, D]; `K`, `V` and `Y` have the same rank."
         ),
-        outputs=(
-            OutputSpec("Y", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as `Q`: multiplied by the gates."),
+        OpInput("K", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
+        OpInput("V", "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]: their head size may be another."),
+        OpInput(
+            "gates", "[B, S, Hq], of any sign; 0 means that the token did not choose the head."
         ),
-        attributes=(
-            AttributeSpec(
-                "q_num_heads",
-                "`Hq`, a multiple of `Hkv`; query head h reads key/value head `h // (Hq / Hkv)`.",
-                at_least=1,
-            ),
-            AttributeSpec("kv_num_heads", "`Hkv`.", at_least=1),
-            AttributeSpec("scale", "Factor of the scores, such as `1/sqrt(D)`.", "float"),
-            AttributeSpec(
-                "is_causal",
-                "1: query s sits at position `s + T - S` and sees the keys up to it.",
-                default=0,
-                choices=FLAG,
-            ),
+        OpInput(
+            "attn_mask",
+            "Of rank 1 to 4, broadcastable to [B, Hq, S, T]. bool: true where a key is seen. "
+            "Float of any dtype: added to the scores, -inf hides a key.",
+            optional=True,
+            types=("bool", *FLOAT_TYPES),
+            constraint="U",
         ),
-        reference=reference,
-        shape_rule=attention_shape_rule,
-        variant=variant_of,
-        body=function_body,
-    )
+    ),
+    outputs=(OutputSpec("Y", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as `Q`: multiplied by the gates."),),
+    attributes=(
+        AttributeSpec(
+            "q_num_heads",
+            "`Hq`, a multiple of `Hkv`; query head h reads key/value head `h // (Hq / Hkv)`.",
+            at_least=1,
+        ),
+        AttributeSpec("kv_num_heads", "`Hkv`.", at_least=1),
+        AttributeSpec("scale", "Factor of the scores, such as `1/sqrt(D)`.", "float"),
+        AttributeSpec(
+            "is_causal",
+            "1: query s sits at position `s + T - S` and sees the keys up to it.",
+            default=0,
+            choices=FLAG,
+        ),
+    ),
+    reference=reference,
+    shape_rule=attention_shape_rule,
+    variant=variant_of,
+    body=function_body,
 )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.spec import OPS
 
 
 def find_mismatch(case: Case, outputs: Sequence[np.ndarray]) -> str | None:

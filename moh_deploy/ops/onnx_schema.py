@@ -9,8 +9,9 @@ from functools import partial
 import onnx
 
 from moh_deploy.errors import ExportError
+from moh_deploy.ops import OPS
 from moh_deploy.ops.element_types import from_type_proto, to_type_proto
-from moh_deploy.ops.spec import OPS, PLUGIN_ATTRIBUTES, Attributes, AttributeValue, OpSpec
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, AttributeValue, OpSpec
 
 _ONNX_TYPES = {
     "float32": "tensor(float)",

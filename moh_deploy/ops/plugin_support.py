@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
-from moh_deploy.ops import op_names
-from moh_deploy.ops.spec import OPS
+from moh_deploy.ops import OPS, op_names
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ def _support(op: str) -> PluginSupport:
         for given, ranks in zip(OPS[op].inputs, _RANKS[op], strict=True)
     )
     fields = (*_FIELDS.get(op, ()), PRESENT_INPUTS)
-    return PluginSupport(op, inputs, fields, MappingProxyType(_LIMITS[op]))
+    return PluginSupport(op, inputs, fields, _LIMITS[op])
 
 
-PLUGINS: Mapping[str, PluginSupport] = MappingProxyType({op: _support(op) for op in _RANKS})
+PLUGINS: Mapping[str, PluginSupport] = {op: _support(op) for op in _RANKS}
 """By name of the op; other ops have no plugin, and run their function body."""

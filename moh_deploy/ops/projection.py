@@ -17,7 +17,7 @@ import numpy as np
 from moh_deploy.ops import op_names
 from moh_deploy.ops.projection_function import function_body, variant_of
 from moh_deploy.ops.projection_shapes import output_shape_rule, query_shape_rule
-from moh_deploy.ops.spec import OPS, Arrays, Attributes, AttributeSpec, OpInput, OpSpec, OutputSpec
+from moh_deploy.ops.spec import Arrays, Attributes, AttributeSpec, OpInput, OpSpec, OutputSpec
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -71,34 +71,30 @@ _ATTRIBUTES = (
     ),
 )
 
-MOH_QUERY_PROJECTION = OPS.register(
-    OpSpec(
-        name=op_names.QUERY_PROJECTION,
-        doc="Queries of the heads that each token chose: X W + bias; other rows are unspecified.",
-        inputs=_inputs("[B, S, C].", "[C, H*D].", "[H*D]."),
-        outputs=(OutputSpec("Q", "[B, S, H*D]; unspecified where the gate is 0."),),
-        attributes=_ATTRIBUTES,
-        reference=reference,
-        # Kernels skip queries of closed heads; what is there is compared by nobody.
-        specified=open_rows,
-        shape_rule=query_shape_rule,
-        variant=variant_of,
-        body=partial(function_body, op_names.QUERY_PROJECTION),
-    )
+MOH_QUERY_PROJECTION = OpSpec(
+    name=op_names.QUERY_PROJECTION,
+    doc="Queries of the heads that each token chose: X W + bias; other rows are unspecified.",
+    inputs=_inputs("[B, S, C].", "[C, H*D].", "[H*D]."),
+    outputs=(OutputSpec("Q", "[B, S, H*D]; unspecified where the gate is 0."),),
+    attributes=_ATTRIBUTES,
+    reference=reference,
+    # Kernels skip queries of closed heads; what is there is compared by nobody.
+    specified=open_rows,
+    shape_rule=query_shape_rule,
+    variant=variant_of,
+    body=partial(function_body, op_names.QUERY_PROJECTION),
 )
 
-MOH_OUTPUT_PROJECTION = OPS.register(
-    OpSpec(
-        name=op_names.OUTPUT_PROJECTION,
-        doc="X W + bias for an X whose rows are 0 where the gate is 0, as MoHAttention writes it.",
-        inputs=_inputs(
-            "[B, S, H*D], 0 where the gate is 0, as MoHAttention writes it.", "[H*D, C].", "[C]."
-        ),
-        outputs=(OutputSpec("Y", "[B, S, C]."),),
-        attributes=_ATTRIBUTES,
-        reference=reference,
-        shape_rule=output_shape_rule,
-        variant=variant_of,
-        body=partial(function_body, op_names.OUTPUT_PROJECTION),
-    )
+MOH_OUTPUT_PROJECTION = OpSpec(
+    name=op_names.OUTPUT_PROJECTION,
+    doc="X W + bias for an X whose rows are 0 where the gate is 0, as MoHAttention writes it.",
+    inputs=_inputs(
+        "[B, S, H*D], 0 where the gate is 0, as MoHAttention writes it.", "[H*D, C].", "[C]."
+    ),
+    outputs=(OutputSpec("Y", "[B, S, C]."),),
+    attributes=_ATTRIBUTES,
+    reference=reference,
+    shape_rule=output_shape_rule,
+    variant=variant_of,
+    body=partial(function_body, op_names.OUTPUT_PROJECTION),
 )

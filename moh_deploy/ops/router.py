@@ -16,7 +16,7 @@ import numpy as np
 from moh_deploy.ops import op_names
 from moh_deploy.ops.router_function import function_body, variant_of
 from moh_deploy.ops.router_shapes import router_shape_rule
-from moh_deploy.ops.spec import OPS, Arrays, Attributes, AttributeSpec, OpInput, OpSpec, OutputSpec
+from moh_deploy.ops.spec import Arrays, Attributes, AttributeSpec, OpInput, OpSpec, OutputSpec
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -75,46 +75,44 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-MOH_ROUTER = OPS.register(
-    OpSpec(
-        name=op_names.ROUTER,
-        doc="Gates of every head from router logits: shared heads, then routed heads.",
-        inputs=(
-            OpInput(
-                "routed_logits",
-                "[B, S, R]. Absent in a layer whose heads are all shared; then `top_k` is 0.",
-                optional=True,
-            ),
-            OpInput(
-                "shared_logits",
-                "[B, S, Sh]. Absent: each shared gate is 1 (the usual form with one shared head).",
-                optional=True,
-            ),
-            OpInput(
-                "stage_logits",
-                "[B, S, 2]: weight of the shared, of the routed heads. Absent: no weighing.",
-                optional=True,
-            ),
+MOH_ROUTER = OpSpec(
+    name=op_names.ROUTER,
+    doc="Gates of every head from router logits: shared heads, then routed heads.",
+    inputs=(
+        OpInput(
+            "routed_logits",
+            "[B, S, R]. Absent in a layer whose heads are all shared; then `top_k` is 0.",
+            optional=True,
         ),
-        outputs=(OutputSpec("gates", "[B, S, Sh + R], shared heads first."),),
-        attributes=(
-            AttributeSpec(
-                "top_k",
-                "`k`, the routed heads that each token chooses: 1 to `R`; 0 without routed heads.",
-                at_least=0,
-            ),
-            AttributeSpec("num_shared_heads", "`Sh`.", default=0, at_least=0),
-            AttributeSpec(
-                "gate_mode",
-                "mask: every open gate is 1, and there are no shared or stage logits.",
-                "string",
-                default="weighted",
-                choices=("weighted", "mask"),
-            ),
+        OpInput(
+            "shared_logits",
+            "[B, S, Sh]. Absent: each shared gate is 1 (the usual form with one shared head).",
+            optional=True,
         ),
-        reference=reference,
-        shape_rule=router_shape_rule,
-        variant=variant_of,
-        body=function_body,
-    )
+        OpInput(
+            "stage_logits",
+            "[B, S, 2]: weight of the shared, of the routed heads. Absent: no weighing.",
+            optional=True,
+        ),
+    ),
+    outputs=(OutputSpec("gates", "[B, S, Sh + R], shared heads first."),),
+    attributes=(
+        AttributeSpec(
+            "top_k",
+            "`k`, the routed heads that each token chooses: 1 to `R`; 0 without routed heads.",
+            at_least=0,
+        ),
+        AttributeSpec("num_shared_heads", "`Sh`.", default=0, at_least=0),
+        AttributeSpec(
+            "gate_mode",
+            "mask: every open gate is 1, and there are no shared or stage logits.",
+            "string",
+            default="weighted",
+            choices=("weighted", "mask"),
+        ),
+    ),
+    reference=reference,
+    shape_rule=router_shape_rule,
+    variant=variant_of,
+    body=function_body,
 )

@@ -7,16 +7,15 @@ implements, exports, checks or documents an op reads it from `OPS`: its meaning 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal, Protocol
 
 import numpy as np
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.domains import KERNEL_DOMAIN
 
 VERSION = 1
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
@@ -182,42 +181,8 @@ class OpSpec:
         return float(value) if spec.type == "float" else value
 
 
-class Registry(Mapping[str, OpSpec]):
-    """Op name to its spec. Filled at import, each name once."""
-
-    def __init__(self) -> None:
-        self._specs: dict[str, OpSpec] = {}
-
-    def register(self, spec: OpSpec) -> OpSpec:
-        """Add a spec.
-
-        Raises:
-            ValueError: An op of that name is registered already.
-        """
-        if spec.name in self._specs:
-            raise ValueError(f"op '{spec.name}' is registered already; op names must be unique.")
-        self._specs[spec.name] = spec
-        return spec
-
-    def __getitem__(self, name: str) -> OpSpec:
-        return self._specs[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
-
-    def __len__(self) -> int:
-        return len(self._specs)
-
-
-OPS = Registry()
-
-
-def is_moh_op(domain: str, name: str) -> bool:
-    """Tell whether a node or function is one of ours, in whichever of our domains."""
-    return name in OPS and base_domain(domain) is not None
-
-
-PLUGIN_ATTRIBUTES: Mapping[str, str] = MappingProxyType(
-    {"plugin_version": str(VERSION), "plugin_namespace": KERNEL_DOMAIN}
-)
+PLUGIN_ATTRIBUTES: Mapping[str, str] = {
+    "plugin_version": str(VERSION),
+    "plugin_namespace": KERNEL_DOMAIN,
+}
 """On every node besides the op's own attributes: TensorRT's parser picks the plugin by them."""

@@ -16,16 +16,7 @@ from math import erf
 import numpy as np
 
 from moh_deploy.ops import op_names
-from moh_deploy.ops.spec import (
-    FLAG,
-    OPS,
-    Arrays,
-    Attributes,
-    AttributeSpec,
-    OpInput,
-    OpSpec,
-    OutputSpec,
-)
+from moh_deploy.ops.spec import FLAG, Arrays, Attributes, AttributeSpec, OpInput, OpSpec, OutputSpec
 from moh_deploy.ops.token_conv_function import function_body, variant_of
 from moh_deploy.ops.token_conv_shapes import token_conv_shape_rule
 
@@ -81,44 +72,42 @@ def _pixel(image: np.ndarray, weight: np.ndarray, y: int, x: int) -> np.ndarray:
     return total
 
 
-MOH_TOKEN_CONV = OPS.register(
-    OpSpec(
-        name=op_names.TOKEN_CONV,
-        doc="Depthwise convolution of tokens that are the pixels of an image, row by row.",
-        inputs=(
-            OpInput("X", "[B, height*width, C]; [B, height*width, 2*C] if gated."),
-            OpInput("W", "[C, 1, kh, kw], as in `Conv` with `C` groups; `kh` and `kw` are odd."),
-            OpInput("bias", "[C]. Absent: 0.", optional=True),
-            OpInput(
-                "input_bias",
-                "As long as a token of `X`. Absent: 0. What the product before would add to all "
-                "activations in a pass of its own; not added outside of the image.",
-                optional=True,
-            ),
+MOH_TOKEN_CONV = OpSpec(
+    name=op_names.TOKEN_CONV,
+    doc="Depthwise convolution of tokens that are the pixels of an image, row by row.",
+    inputs=(
+        OpInput("X", "[B, height*width, C]; [B, height*width, 2*C] if gated."),
+        OpInput("W", "[C, 1, kh, kw], as in `Conv` with `C` groups; `kh` and `kw` are odd."),
+        OpInput("bias", "[C]. Absent: 0.", optional=True),
+        OpInput(
+            "input_bias",
+            "As long as a token of `X`. Absent: 0. What the product before would add to all "
+            "activations in a pass of its own; not added outside of the image.",
+            optional=True,
         ),
-        outputs=(OutputSpec("Y", "[B, height*width, C]."),),
-        attributes=(
-            AttributeSpec("channels", "`C`.", at_least=1),
-            AttributeSpec("height", "Rows of the image.", at_least=1),
-            AttributeSpec("width", "Pixels of a row.", at_least=1),
-            AttributeSpec(
-                "activation",
-                "Behind the bias. gelu: `v * (1 + erf(v / sqrt(2))) / 2`, not its approximation by "
-                "tanh.",
-                "string",
-                default="none",
-                choices=("none", "gelu"),
-            ),
-            AttributeSpec(
-                "gated",
-                "1: the result is multiplied by the second half of the channels of `X`.",
-                default=0,
-                choices=FLAG,
-            ),
+    ),
+    outputs=(OutputSpec("Y", "[B, height*width, C]."),),
+    attributes=(
+        AttributeSpec("channels", "`C`.", at_least=1),
+        AttributeSpec("height", "Rows of the image.", at_least=1),
+        AttributeSpec("width", "Pixels of a row.", at_least=1),
+        AttributeSpec(
+            "activation",
+            "Behind the bias. gelu: `v * (1 + erf(v / sqrt(2))) / 2`, not its approximation by "
+            "tanh.",
+            "string",
+            default="none",
+            choices=("none", "gelu"),
         ),
-        reference=reference,
-        shape_rule=token_conv_shape_rule,
-        variant=variant_of,
-        body=function_body,
-    )
+        AttributeSpec(
+            "gated",
+            "1: the result is multiplied by the second half of the channels of `X`.",
+            default=0,
+            choices=FLAG,
+        ),
+    ),
+    reference=reference,
+    shape_rule=token_conv_shape_rule,
+    variant=variant_of,
+    body=function_body,
 )

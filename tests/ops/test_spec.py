@@ -13,10 +13,9 @@ from moh_deploy.ops import (
     OPS,
     is_moh_op,
 )
-from moh_deploy.ops.spec import Registry
 
 
-def test_registry_holds_every_op_under_its_name():
+def test_every_op_is_found_by_its_name():
     specs = (
         MOH_AGGREGATED_ATTENTION,
         MOH_ATTENTION,
@@ -27,13 +26,6 @@ def test_registry_holds_every_op_under_its_name():
     )
     assert dict(OPS) == {spec.name: spec for spec in specs}
     assert len(OPS) == len(specs)
-
-
-def test_registry_refuses_a_second_op_of_one_name():
-    registry = Registry()
-    registry.register(MOH_ROUTER)
-    with pytest.raises(ValueError, match="op 'MoHRouter' is registered already"):
-        registry.register(MOH_ROUTER)
 
 
 def test_complete_fills_in_defaults():

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moh_deploy.graph.router_logits import PORTS, RouterLogits
-from moh_deploy.ops import op_names
+from moh_deploy.ops import MOH_ROUTER, OPS, op_names
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
-from moh_deploy.ops.router import MOH_ROUTER
-from moh_deploy.ops.spec import OPS, AttributeValue
+from moh_deploy.ops.spec import AttributeValue
 from moh_deploy.package import VectorSet
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import (
