@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from moh_deploy.machine.ask import Failed
@@ -10,7 +10,7 @@ from moh_deploy.machine.gpu import GpuFacts
 from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
 from moh_deploy.machine.machine import Machine
 from moh_deploy.machine.tensorrt import CreatorRegistry, TensorRTFacts
-from moh_deploy.machine.tools import OLDEST_NVCC, ToolFacts
+from moh_deploy.machine.tools import OLDEST_NVCC
 from moh_deploy.report.json import in_json
 from moh_deploy.runtime.tensorrt.driver import Gpu
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
@@ -51,18 +51,31 @@ class Ability:
 
 def abilities(machine: Machine) -> tuple[Ability, ...]:
     """Return what can be done on a machine, and what is missing for the rest."""
-    rtx, full = (_of(machine, name) for name in ("TensorRT-RTX", "TensorRT"))
+    by_name = {one.name: one for one in machine.tensorrt}
+    rtx, full = by_name["TensorRT-RTX"], by_name["TensorRT"]
     rtx_gaps, full_gaps = tuple(_tensorrt_gaps(rtx)), tuple(_tensorrt_gaps(full))
     # Tuples: several abilities have the same gaps, and an iterator is empty after the first.
-    gpu_gaps, rtx_gpu_gaps = tuple(_gpu_gaps(machine)), tuple(_rtx_gpu_gaps(machine))
+    gpu_gaps, rtx_gpu_gaps = _failed(machine.gpu), tuple(_rtx_gpu_gaps(machine))
+    nvcc = f"nvcc {machine.tools.nvcc.version}"
     on_gpu = tuple(_code_gaps(machine, machine.plugin))
     return (
         # From what everybody needs to what few do: the report keeps this order.
-        _ability("export a model", _export_gaps(machine), "PyTorch", essential=True),
+        _ability(
+            "export a model",
+            (*_package_gaps(machine), *_failed(machine.export)),
+            "PyTorch",
+            essential=True,
+        ),
         _ability("run on the CPU", _cpu_gaps(machine), _runtime(machine), essential=True),
-        _ability("run on the CPU, by kernels", _kernel_gaps(machine), _instruction_set(machine)),
+        _ability(
+            "run on the CPU, by kernels",
+            _failed(machine.cpu.kernels),
+            None
+            if isinstance(machine.cpu.kernels, Failed)
+            else machine.cpu.kernels.instruction_sets[0],
+        ),
         *(
-            _ability(f"build {name}", _build_gaps(machine, headers), _nvcc(machine))
+            _ability(f"build {name}", _build_gaps(machine, headers), nvcc)
             for name, headers in _BUILT_WITH.items()
         ),
         _ability("build TensorRT-RTX engines", rtx_gaps, _title(rtx)),
@@ -84,20 +97,14 @@ def abilities(machine: Machine) -> tuple[Ability, ...]:
 
 
 def _ability(
-    name: str,
-    gaps: Iterator[Failed] | tuple[Failed, ...],
-    how: str | None,
-    *,
-    essential: bool = False,
+    name: str, gaps: Iterable[Failed], how: str | None, *, essential: bool = False
 ) -> Ability:
     found = tuple(gaps)
     return Ability(name, None if found else how, found, essential)
 
 
-def _export_gaps(machine: Machine) -> Iterator[Failed]:
-    yield from _package_gaps(machine)
-    if isinstance(machine.export, Failed):
-        yield machine.export
+def _failed(found: object) -> tuple[Failed, ...]:
+    return (found,) if isinstance(found, Failed) else ()
 
 
 def _cpu_gaps(machine: Machine) -> Iterator[Failed]:
@@ -113,11 +120,6 @@ def _package_gaps(machine: Machine) -> Iterator[Failed]:
         yield Failed(one.problem or "", one.fix)
 
 
-def _kernel_gaps(machine: Machine) -> Iterator[Failed]:
-    if isinstance(machine.cpu.kernels, Failed):
-        yield machine.cpu.kernels
-
-
 def _build_gaps(machine: Machine, headers: str) -> Iterator[Failed]:
     tools, oldest = machine.tools, ".".join(map(str, OLDEST_NVCC))
     install_cuda = f"install CUDA's toolkit {oldest} or newer, and put nvcc on PATH"
@@ -125,16 +127,11 @@ def _build_gaps(machine: Machine, headers: str) -> Iterator[Failed]:
         yield Failed("nvcc was not found", install_cuda)
     elif not tools.nvcc.at_least(OLDEST_NVCC):
         yield Failed(f"nvcc is {tools.nvcc.version}, expected {oldest} or newer", install_cuda)
-    if tools.cmake.path is None:
-        yield _missing(tools.cmake, "apt install cmake make")
-    if tools.compiler.path is None:
-        yield _missing(tools.compiler, "apt install g++")
+    for tool, fix in ((tools.cmake, "apt install cmake make"), (tools.compiler, "apt install g++")):
+        if tool.path is None:
+            yield Failed(f"{tool.name} was not found", fix)
     if tools.headers[headers] is None:
         yield Failed(f"the headers of {headers} were not found", _GET_HEADERS[headers])
-
-
-def _missing(tool: ToolFacts, fix: str) -> Failed:
-    return Failed(f"{tool.name} was not found", fix)
 
 
 def _tensorrt_gaps(facts: TensorRTFacts) -> Iterator[Failed]:
@@ -155,20 +152,15 @@ def _plugin_gaps(machine: Machine, facts: TensorRTFacts) -> Iterator[Failed]:
         yield Failed(why, f"build {PLUGIN_NAME} again")
 
 
-def _gpu_gaps(machine: Machine) -> Iterator[Failed]:
-    if isinstance(machine.gpu, Failed):
-        yield machine.gpu
-
-
 def _rtx_gpu_gaps(machine: Machine) -> Iterator[Failed]:
-    yield from _gpu_gaps(machine)
+    yield from _failed(machine.gpu)
     gpu = _first_gpu(machine)
     if gpu is not None and gpu.dotted not in _FLAVOURS["TensorRT-RTX"].targets:
         yield Failed(f"TensorRT-RTX has nothing for {gpu}", "build with TensorRT there")
 
 
 def _runner_gaps(machine: Machine) -> Iterator[Failed]:
-    yield from _gpu_gaps(machine)
+    yield from _failed(machine.gpu)
     found = next((one for one in machine.packages.found if one.name == "polygraphy"), None)
     if found is None or found.problem:
         why = "polygraphy is not installed" if found is None else str(found.problem)
@@ -196,18 +188,12 @@ def _ort_cuda_gaps(machine: Machine) -> Iterator[Failed]:
             f"ONNX Runtime {runtime.version} has no CUDAExecutionProvider",
             "pip uninstall onnxruntime, then pip install onnxruntime-gpu",
         )
-    yield from _gpu_gaps(machine)
-    if isinstance(machine.ort_cuda, Failed):
-        yield machine.ort_cuda
+    yield from (*_failed(machine.gpu), *_failed(machine.ort_cuda))
     yield from _code_gaps(machine, machine.ort_cuda)
 
 
 def _first_gpu(machine: Machine) -> Gpu | None:
     return machine.gpu.gpus[0] if isinstance(machine.gpu, GpuFacts) else None
-
-
-def _of(machine: Machine, name: str) -> TensorRTFacts:
-    return next(one for one in machine.tensorrt if one.name == name)
 
 
 def _title(facts: TensorRTFacts) -> str | None:
@@ -219,12 +205,3 @@ def _title(facts: TensorRTFacts) -> str | None:
 def _runtime(machine: Machine) -> str | None:
     runtime = machine.cpu.runtime
     return None if isinstance(runtime, Failed) else f"ONNX Runtime {runtime.version}"
-
-
-def _instruction_set(machine: Machine) -> str | None:
-    kernels = machine.cpu.kernels
-    return None if isinstance(kernels, Failed) else kernels.instruction_sets[0]
-
-
-def _nvcc(machine: Machine) -> str:
-    return f"nvcc {machine.tools.nvcc.version}"

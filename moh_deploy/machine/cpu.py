@@ -31,6 +31,10 @@ class RuntimeFacts:
     version: str
     providers: tuple[str, ...]
 
+    def describe(self) -> str:
+        """Return the version and what it runs on."""
+        return f"{self.version}: {', '.join(self.providers)}"
+
 
 @dataclass(frozen=True)
 class CpuRun:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.machine.abilities import Ability
 from moh_deploy.machine.ask import Failed
-from moh_deploy.machine.cpu import CpuRun, RuntimeFacts
-from moh_deploy.machine.device_code import DeviceCode
+from moh_deploy.machine.cpu import CpuRun
 from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
 from moh_deploy.machine.machine import Machine
 from moh_deploy.machine.packages import PackageFacts
-from moh_deploy.machine.tensorrt import CreatorRegistry, TensorRTFacts
-from moh_deploy.report.document import Block, Cell, Document, Table, Text
+from moh_deploy.machine.tensorrt import TensorRTFacts
+from moh_deploy.report.document import Block, Document, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 
@@ -52,11 +51,15 @@ class DoctorReport(Report):
         blocks: list[Block] = [Text(about)]
         if not packages.known:
             blocks.append(Text("moh-deploy runs from files that were not installed: pip install ."))
+        abilities = [
+            (one.name, one.can, one.how if one.can else "; ".join(gap.why for gap in one.gaps))
+            for one in self.abilities
+        ]
         columns = ("package", "version", "expected", "")
         blocks += (
             Table("Python packages", columns, list(map(_package_row, packages.found))),
             Table("native code and GPUs", ("what", "found"), list(_native_rows(machine))),
-            Table("can do here", _CAN_COLUMNS, list(_ability_rows(self.abilities))),
+            Table("can do here", _CAN_COLUMNS, abilities),
             Table("to close the gaps", ("gap", "next step"), _fix_rows(machine, self.abilities)),
         )
         can = "all that is essential can be done here"
@@ -73,7 +76,7 @@ def _package_row(facts: PackageFacts) -> Row:
 
 def _native_rows(machine: Machine) -> Iterator[Row]:
     runtime, cpu, gpu, tools = machine.cpu.runtime, machine.cpu, machine.gpu, machine.tools
-    yield "ONNX Runtime", runtime.why if isinstance(runtime, Failed) else _providers(runtime)
+    yield "ONNX Runtime", runtime.why if isinstance(runtime, Failed) else runtime.describe()
     yield "CPU kernels", f"{cpu.library}: {_ran(cpu.kernels)}" if cpu.library else _ran(cpu.kernels)
     yield "function bodies", _ran(cpu.functions)
     if isinstance(gpu, Failed):
@@ -91,10 +94,6 @@ def _native_rows(machine: Machine) -> Iterator[Row]:
         yield one.name, _tensorrt(one)
 
 
-def _providers(runtime: RuntimeFacts) -> str:
-    return f"{runtime.version}: {', '.join(runtime.providers)}"
-
-
 def _ran(run: CpuRun | Failed) -> str:
     if isinstance(run, Failed):
         return run.why
@@ -106,12 +105,9 @@ def _ran(run: CpuRun | Failed) -> str:
 def _library(facts: LibraryFacts | Failed) -> str:
     if isinstance(facts, Failed):
         return facts.why
-    return f"{facts.path}, code for {_code(facts.code)}"
-
-
-def _code(code: DeviceCode) -> str:
-    machine = [f"sm_{one}" for one in code.machine]
-    return ", ".join(machine + [f"compute_{one} (PTX)" for one in code.ptx]) or "no GPU"
+    machine = [f"sm_{one}" for one in facts.code.machine]
+    code = ", ".join(machine + [f"compute_{one} (PTX)" for one in facts.code.ptx]) or "no GPU"
+    return f"{facts.path}, code for {code}"
 
 
 def _tensorrt(facts: TensorRTFacts) -> str:
@@ -121,16 +117,8 @@ def _tensorrt(facts: TensorRTFacts) -> str:
         return facts.alone.version
     if isinstance(facts.with_plugin, Failed):
         return f"{facts.alone.version}; with the plugin library: {facts.with_plugin.why}"
-    return f"{facts.alone.version}, registers {_creators(facts.with_plugin)}"
-
-
-def _creators(registry: CreatorRegistry) -> str:
-    return ", ".join(f"{c.namespace}::{c.name} {c.version}" for c in registry.creators) or "nothing"
-
-
-def _ability_rows(abilities: tuple[Ability, ...]) -> Iterator[tuple[Cell, ...]]:
-    for one in abilities:
-        yield one.name, one.can, one.how if one.can else "; ".join(gap.why for gap in one.gaps)
+    creators = [f"{c.namespace}::{c.name} {c.version}" for c in facts.with_plugin.creators]
+    return f"{facts.alone.version}, registers {', '.join(creators) or 'nothing'}"
 
 
 def _fix_rows(machine: Machine, abilities: tuple[Ability, ...]) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 
@@ -61,25 +60,22 @@ class Packages:
 def probe_packages() -> Packages:
     """Look at what is installed, without importing it."""
     own = _installed(OWN_NAME)
-    wanted = [] if own is None else list(_requirements(own))
+    wanted = [] if own is None else [Requirement(one) for one in own.requires or ()]
     bounds: dict[str, str] = {
         canonicalize_name(one.name): str(one.specifier) for one in reversed(wanted)
     }
-    required = tuple(_required(one) for one in wanted if _is_required(one))
+    # Markers speak of the Python version and the platform, too; an empty extra leaves these.
+    required = tuple(
+        _required(one) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})
+    )
     # A build that stands in for a required package is no optional one.
-    others = _installed_names() - {one.name for one in required}
+    installed = {canonicalize_name(one.metadata["Name"] or "") for one in distributions()}
     optional = (
         _facts(name, bounds.get(name, ""), required=False)
-        for name in sorted(others)
-        if _matters(name)
+        for name in sorted(installed - {one.name for one in required})
+        if any(name == one or name.startswith(f"{one}-") for one in _OPTIONAL)
     )
     return Packages(own is not None, (*required, *optional))
-
-
-def _is_required(wanted: Requirement) -> bool:
-    """Tell whether it is wanted by itself, and not by an extra."""
-    # Markers speak of the Python version and the platform, too; an empty extra leaves these.
-    return wanted.marker is None or wanted.marker.evaluate({"extra": ""})
 
 
 def _required(wanted: Requirement) -> PackageFacts:
@@ -109,20 +105,8 @@ def _problem(name: str, version: str | None, expected: str) -> str | None:
     return None
 
 
-def _requirements(own: Distribution) -> Iterator[Requirement]:
-    return map(Requirement, own.requires or ())
-
-
 def _installed(name: str) -> Distribution | None:
     try:
         return distribution(name)
     except PackageNotFoundError:
         return None
-
-
-def _installed_names() -> set[str]:
-    return {canonicalize_name(one.metadata["Name"] or "") for one in distributions()}
-
-
-def _matters(name: str) -> bool:
-    return any(name == one or name.startswith(f"{one}-") for one in _OPTIONAL)

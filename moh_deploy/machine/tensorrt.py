@@ -7,20 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
 
 from moh_deploy.errors import BackendError
 from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.libraries import LibraryFacts
 
 # Name to the modules that may hold it, the first one that is there.
-MODULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "TensorRT": ("tensorrt",),
-        "TensorRT-RTX": ("tensorrt_rtx",),
-        "TensorRT lean": ("tensorrt_lean", "tensorrt_lean_bindings"),
-    }
-)
+MODULES: Mapping[str, tuple[str, ...]] = {
+    "TensorRT": ("tensorrt",),
+    "TensorRT-RTX": ("tensorrt_rtx",),
+    "TensorRT lean": ("tensorrt_lean", "tensorrt_lean_bindings"),
+}
 _INSTALL = {
     "TensorRT": "pip install tensorrt (it needs an NVIDIA GPU to build and to run engines)",
     "TensorRT-RTX": "pip install tensorrt-rtx-cu13",

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,12 +99,9 @@ def _folder_of(header: str, variable: str, parts: tuple[str, ...]) -> Path | Non
     named = filter(None, os.environ.get(variable, "").split(os.pathsep))
     usual = (Path(root, part) for root in _INCLUDE_ROOTS for part in parts)
     # What somebody named counts before what is installed.
-    folders = (*map(Path, named), *usual, *_packaged())
-    return next((one for one in folders if (one / header).is_file()), None)
-
-
-def _packaged() -> Iterator[Path]:
-    """Return where the extra `test-tensorrt` has TensorRT's headers, which `make plugin` takes."""
+    folders = [*map(Path, named), *usual]
+    # Where the extra `test-tensorrt` has TensorRT's headers, which `make plugin` takes.
     spec = importlib.util.find_spec("kernel_lens")
     if spec is not None and spec.origin is not None:
-        yield Path(spec.origin).parent / "include" / "tensorrt"
+        folders.append(Path(spec.origin).parent / "include" / "tensorrt")
+    return next((one for one in folders if (one / header).is_file()), None)
