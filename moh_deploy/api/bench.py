@@ -20,6 +20,7 @@ from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
 from moh_deploy.perf.bench.gates import parse_gate
 from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
 from moh_deploy.perf.bench.report import BenchReport
+from moh_deploy.perf.timing import check_timing
 from moh_deploy.report.baseline.path_keys import path_key
 from moh_deploy.report.baseline.ratchet import Ratchet
 from moh_deploy.runtime.kernel_use import Kernels
@@ -29,7 +30,7 @@ from moh_deploy.system.staging import scratch_directory, staged_file
 from moh_deploy.validate.input_sets import InputSet, batch_dim, input_sets, sized_inputs
 from moh_deploy.validate.samples import npz_files
 
-DEFAULT_SECONDS, DEFAULT_WARMUP, _MOST_SECONDS = 5.0, 0.5, 3600
+DEFAULT_SECONDS, DEFAULT_WARMUP = 5.0, 0.5
 
 
 def bench(
@@ -92,7 +93,8 @@ def bench(
     """
     progress = progress or SilentProgress()
     output = None if markdown is None else Path(markdown)
-    _check_options(threads, min_time, warmup, output)
+    check_timing(threads, min_time=min_time, warmup=warmup)
+    _check_writable(output)
     ratchet = Ratchet.open(baseline_file, "bench", update=update_baseline)
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
     with scratch_directory("moh-deploy-bench") as scratch:
@@ -138,14 +140,7 @@ def _path_keys(
     return {one: path_key(one, file) for one in paths}
 
 
-def _check_options(
-    threads: int | None, min_time: float, warmup: float, markdown: Path | None
-) -> None:
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}, expected at least 1.")
-    for name, seconds in (("min_time", min_time), ("warmup", warmup)):
-        if not 0 <= seconds <= _MOST_SECONDS:
-            raise ConfigError(f"{name} is {seconds:g} s, expected 0 to {_MOST_SECONDS}.")
+def _check_writable(markdown: Path | None) -> None:
     if markdown is not None and (markdown.is_dir() or not markdown.resolve().parent.is_dir()):
         raise PackageError(
             f"{markdown} cannot be written: it is a directory, or its directory does not exist."

@@ -246,7 +246,9 @@ class _Build:
             if self._times is not None and self._times.why_ignored() is None:
                 self._times.write((self._work / _TIMES_AFTER).read_bytes())
             if self._plan.keep_onnx:
-                self._keep_onnx()
+                for name in (MODEL_NAME, MODEL_DATA_NAME):
+                    if (self._work / name).exists():
+                        (self._work / name).rename(self._staged.path / name)
             shutil.rmtree(self._work)
             plugin = self._bring_plugin()
             manifest = self._manifest(layers, answer, plugin)
@@ -255,11 +257,6 @@ class _Build:
             for file in self._staged.path.iterdir():
                 sync_file(file)
             self._staged.commit()
-
-    def _keep_onnx(self) -> None:
-        for name in (MODEL_NAME, MODEL_DATA_NAME):
-            if (self._work / name).exists():
-                (self._work / name).rename(self._staged.path / name)
 
     def _bring_plugin(self) -> PluginInfo | None:
         library = self._plan.library
@@ -305,6 +302,7 @@ class _Build:
 
     def _report(self, status: str, layers: tuple[EngineLayer, ...]) -> BuildReport:
         plan = self._plan
+        where = "in the engine" if plan.embed_plugin else PLUGIN_NAME
         return BuildReport(
             output=self._output,
             backend=self._title,
@@ -313,7 +311,7 @@ class _Build:
             compute_capabilities=plan.targets,
             profiles=plan.profiles,
             layers=layers,
-            plugin=None if plan.library is None else _plugin_text(embedded=plan.embed_plugin),
+            plugin=None if plan.library is None else where,
             notes=tuple(self._notes()),
         )
 
@@ -361,10 +359,6 @@ def _timing_cache_path(path: Path | str | None, flavour: Flavour) -> Path | None
     if path is not None and not Path(path).resolve().parent.is_dir():
         raise ConfigError(f"timing_cache is {path}: there is no such folder.")
     return None if path is None else Path(path)
-
-
-def _plugin_text(*, embedded: bool) -> str:
-    return "in the engine" if embedded else PLUGIN_NAME
 
 
 _ENGINE = DirectoryKind(

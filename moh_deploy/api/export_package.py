@@ -16,7 +16,7 @@ from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
 from moh_deploy.frontend.inputs.from_options import example_inputs
 from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
-from moh_deploy.graph import choose_layers, ops_of
+from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.native import kernel_library
 from moh_deploy.package import (
     MODEL_DATA_NAME,

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.lower_precision import LowType
+from moh_deploy.graph.lower_precision.casts import IR_TYPES
+from moh_deploy.graph.lower_precision.policy import LowType
 from moh_deploy.package import OnnxPackage, PackageWriter, check_package_output
 from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.runtime.lowered_package import (
@@ -27,11 +28,7 @@ from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, requ
 
 
 def precision(
-    package_dir: Path | str,
-    *,
-    to: str,
-    output: Path | str,
-    progress: Progress | None = None,
+    package_dir: Path | str, *, to: str, output: Path | str, progress: Progress | None = None
 ) -> PrecisionReport:
     """Write a package whose graph says, by its types, where lower precision is used.
 
@@ -120,8 +117,4 @@ def _computes_in(node: ir.Node, low: LowType) -> bool:
     # A Cast is the border of lower precision, not work in it.
     if node.op_type == "Cast":
         return False
-    return any(value.dtype is not None and _name(value.dtype) == low for value in node.outputs)
-
-
-def _name(dtype: ir.DataType) -> str:
-    return str(dtype.numpy())
+    return any(value.dtype == IR_TYPES[low] for value in node.outputs)

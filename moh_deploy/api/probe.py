@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package import OnnxPackage, check_package_output
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage, check_replaceable
 from moh_deploy.package.replace_corpus import replace_corpus
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
@@ -68,7 +68,8 @@ def probe(
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)
         if update_corpus:
-            _check_replaceable(root)
+            hint = "Without --update-corpus nothing is written."
+            check_replaceable(root, "the corpus", hint=hint)
         files = read_samples([Path(path) for path in inputs], package.manifest)
         # Everything is read and checked before the first session is opened.
         states = tuple(input_states(package, longest or {}, valid_tokens))
@@ -120,13 +121,3 @@ def _check_options(
             f"{original.name} is to record what is found in inputs, but there are none.",
             hint="Give some: --inputs FILE.npz. `moh-deploy verify --against` compares with it.",
         )
-
-
-def _check_replaceable(root: Path) -> None:
-    try:
-        check_package_output(root)
-    except PackageError as error:
-        raise PackageError(
-            f"the corpus cannot be written: {error.message}",
-            hint="Without --update-corpus nothing is written.",
-        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from moh_deploy.errors import PackageError
@@ -12,7 +11,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.run_report import RunReport
-from moh_deploy.system.npz import Array, write_npz
+from moh_deploy.system.npz import write_npz
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import staged_file
 from moh_deploy.validate.user_vectors import read_user_vectors
@@ -60,7 +59,7 @@ def run(
     return RunReport(
         package=root,
         outputs_file=outputs,
-        outputs=_infos(results),
+        outputs=tuple(TensorInfo(name, one.dtype.name, one.shape) for name, one in results.items()),
         kernel_nodes=found.kernel_nodes,
         function_nodes=found.function_nodes,
         layer_runs=found.layer_runs,
@@ -76,7 +75,3 @@ def _check_writable(outputs: Path) -> None:
         )
     if not outputs.resolve().parent.is_dir():
         raise PackageError(f"{outputs} cannot be written: its directory does not exist.")
-
-
-def _infos(results: Mapping[str, Array]) -> tuple[TensorInfo, ...]:
-    return tuple(TensorInfo(name, one.dtype.name, one.shape) for name, one in results.items())

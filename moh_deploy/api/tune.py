@@ -8,14 +8,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import (
     LayerInfo,
     OnnxPackage,
     Tuning,
-    check_package_output,
+    check_replaceable,
     choices_for,
     with_choices,
 )
@@ -23,7 +23,14 @@ from moh_deploy.perf.choices_text import gain
 from moh_deploy.perf.cost_model.by_size import by_size, dense_at
 from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.cost_model.prediction import predict
-from moh_deploy.perf.timing import Measure, Ratio, Stopwatch, TimeSamples, weighted_sum
+from moh_deploy.perf.timing import (
+    Measure,
+    Ratio,
+    Stopwatch,
+    TimeSamples,
+    check_timing,
+    weighted_sum,
+)
 from moh_deploy.perf.tune.decide import contenders, decide, fastest_there
 from moh_deploy.perf.tune.layers import LayerBench, LayerTimes
 from moh_deploy.perf.tune.report import TuneReport
@@ -52,7 +59,7 @@ from moh_deploy.validate.input_sets import InputSet, input_sets
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.parity import compare
 
-DEFAULT_SECONDS, _MOST_SECONDS = 0.5, 3600
+DEFAULT_SECONDS = 0.5
 
 
 def tune(
@@ -97,15 +104,18 @@ def tune(
         ValidationError: The package as chosen computes something else.
     """
     progress, stopwatch = progress or SilentProgress(), Stopwatch.for_threads(threads, min_time)
-    _check_options(threads, min_time)
+    check_timing(threads, min_time=min_time)
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         if not dry_run:
-            _check_replaceable(package.root)
+            hint = "--dry-run measures without writing."
+            check_replaceable(package.root, "the choices", hint=hint)
         sets = input_sets(package, [Path(one) for one in inputs], weights)
         use = choose_kernels("auto", compute_type=package.manifest.compute_type)
     # Beside the package, on whose disk there has to be room for the result anyway.
-    with StagedDirectory(_place(package, dry_run)) as scratch:
+    # A dry run needs no permission to write beside the package.
+    place = temporary_place("moh-deploy-tune") if dry_run else package.root
+    with StagedDirectory(place) as scratch:
         job = _Job(package, use, threads, one_choice, scratch.path, progress)
         if choose is not None:
             outcome = job.given(choose)
@@ -135,31 +145,6 @@ def tune(
         kernels=use,
         written=not dry_run,
     )
-
-
-def _check_options(threads: int | None, min_time: float) -> None:
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}, expected at least 1.")
-    if not 0 <= min_time <= _MOST_SECONDS:
-        raise ConfigError(f"min_time is {min_time:g} s, expected 0 to {_MOST_SECONDS}.")
-
-
-def _check_replaceable(root: Path) -> None:
-    try:
-        check_package_output(root)
-    except PackageError as error:
-        raise PackageError(
-            f"the choices cannot be written: {error.message}",
-            hint="--dry-run measures without writing.",
-        ) from error
-
-
-def _place(package: OnnxPackage, dry_run: bool) -> Path:
-    """Return the path to put scratch files beside: for a dry run, one among temporary files.
-
-    A dry run needs no permission to write beside the package.
-    """
-    return temporary_place("moh-deploy-tune") if dry_run else package.root
 
 
 @dataclass(frozen=True)
@@ -277,10 +262,7 @@ class _Job:
         """Predict what layers take at the example's sizes."""
         found = [
             predict(
-                layer,
-                one,
-                instruction_set=self.kernels.instruction_set,
-                threads=self.threads or 1,
+                layer, one, instruction_set=self.kernels.instruction_set, threads=self.threads or 1
             )
             for layer, one in zip(layers, nodes, strict=True)
         ]

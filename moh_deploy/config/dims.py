@@ -70,6 +70,16 @@ class DimExpr:
         return f"{factor}{self.name}" + (f"{self.offset:+d}" if self.offset else "")
 
 
+def size_at(dim: int | str | None, sizes: Mapping[str, int]) -> int | None:
+    """Return the size of an axis; None where it is of no one dimension that is known."""
+    if dim is None or isinstance(dim, int):
+        return dim
+    try:
+        return DimExpr.parse(dim, place="an axis").evaluate(sizes)
+    except (ConfigError, KeyError):
+        return None
+
+
 @dataclass(frozen=True)
 class DynamicAxis:
     """An axis that is dynamic, with its size in the example.

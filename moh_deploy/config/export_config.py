@@ -16,16 +16,7 @@ from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
 from moh_deploy.system.suggest import did_you_mean, shortened
 
 ModelDtype = Literal[
-    "float32",
-    "float16",
-    "bfloat16",
-    "float64",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint8",
-    "bool",
+    "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
 ]
 Key = str | int
 
@@ -222,9 +213,7 @@ def _document_path(loc: Sequence[Key], document: object) -> tuple[Key, ...]:
 
 def _known_keys(section: Sequence[Key]) -> list[str]:
     models: dict[Key, type[BaseModel]] = {"model": ModelSection, "inputs": InputSection}
-    return list(
-        models.get(section[0], ExportConfig).model_fields if section else ExportConfig.model_fields
-    )
+    return list(models.get(section[0] if section else "", ExportConfig).model_fields)
 
 
 def _name_problems(config: ExportConfig) -> Iterator[str]:

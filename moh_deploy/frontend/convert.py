@@ -30,8 +30,7 @@ from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.frontend.trace import dim_ranges, trace
-from moh_deploy.graph import LayerNames
-from moh_deploy.graph.keep_gates import TranslatedLayer
+from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
 from moh_deploy.package import KeptOperators, LayerInfo, Rounding, TensorInfo, VectorSet
 from moh_deploy.system.progress import Progress

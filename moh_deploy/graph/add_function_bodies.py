@@ -7,13 +7,7 @@ import onnx_ir as ir
 from moh_deploy.graph.import_domains import import_domains
 from moh_deploy.ops import OPS
 from moh_deploy.ops.domains import numbered_domain
-from moh_deploy.ops.spec import (
-    PLUGIN_ATTRIBUTES,
-    Attributes,
-    OpSpec,
-    TensorType,
-    TensorTypes,
-)
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, OpSpec, TensorType, TensorTypes
 
 
 def add_function_bodies(model: ir.Model, *, opset: int) -> bool:

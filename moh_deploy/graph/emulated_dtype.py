@@ -90,7 +90,7 @@ def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0
     # A value is widened once, in front of its first reader.
     nodes: list[onnx.NodeProto] = []
     wide: dict[str, str] = {}  # of this graph; a branch has its own, by other names
-    for node in map(_copied, graph.node):
+    for node in [onnx.NodeProto.FromString(one.SerializeToString()) for one in graph.node]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 modified |= _emulate(attribute.g, low, element, depth + 1)
@@ -127,12 +127,6 @@ def _in_float32(
     return node
 
 
-def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
 def _cast(name: str, output: str, to: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [name], [output], to=to)
 
@@ -151,21 +145,20 @@ def _element_types(model: onnx.ModelProto) -> Mapping[str, int]:
 
 def _light(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model without the numbers of its weights: types hang on none of them."""
-    light = onnx.ModelProto(
-        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
+    graph = onnx.GraphProto(
+        name=model.graph.name,
+        node=model.graph.node,
+        input=model.graph.input,
+        output=model.graph.output,
+        value_info=model.graph.value_info,
+        initializer=map(_without_numbers, model.graph.initializer),
     )
-    graph = model.graph
-    light.graph.CopyFrom(
-        onnx.GraphProto(
-            name=graph.name,
-            node=graph.node,
-            input=graph.input,
-            output=graph.output,
-            value_info=graph.value_info,
-            initializer=map(_without_numbers, graph.initializer),
-        )
+    return onnx.ModelProto(
+        ir_version=model.ir_version,
+        opset_import=model.opset_import,
+        functions=model.functions,
+        graph=graph,
     )
-    return light
 
 
 def _without_numbers(weight: onnx.TensorProto) -> onnx.TensorProto:

@@ -10,9 +10,9 @@ from typing import cast
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph import choose_layers
+from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.lower_precision import LowType
+from moh_deploy.graph.lower_precision.policy import LowType
 from moh_deploy.graph.raise_precision import Raised
 from moh_deploy.graph.sequences import raise_to_float32
 from moh_deploy.package import OnnxPackage

@@ -13,9 +13,7 @@ from moh_deploy.graph.router_logits import PORTS, RouterLogits
 
 
 def force_logits(
-    graph: onnx.GraphProto,
-    routers: Sequence[RouterLogits],
-    dtypes: Mapping[str, np.dtype[Any]],
+    graph: onnx.GraphProto, routers: Sequence[RouterLogits], dtypes: Mapping[str, np.dtype[Any]]
 ) -> bool:
     """Let routers read inputs `forced(port)` in place of the values that they read.
 

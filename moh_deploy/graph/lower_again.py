@@ -6,34 +6,14 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from moh_deploy.graph.lower_precision import LowType, PrecisionPlan, lower_precision
+from moh_deploy.graph.lower_precision.casts import lower_precision
+from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan
 
 EXACT = frozenset(
     (
-        "Abs",
-        "Clip",
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "Max",
-        "Min",
-        "Neg",
-        "Pad",
-        "Relu",
-        "Reshape",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
+        *("Abs", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather"),
+        *("GatherElements", "GatherND", "Identity", "Max", "Min", "Neg", "Pad", "Relu", "Reshape"),
+        *("Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where"),
     )
 )
 """Operators that round nothing: in float32 they keep what was made in float32, and cost little."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from moh_deploy.graph.lower_precision import LowType
-from moh_deploy.graph.lower_precision.casts import IR_TYPES, NUMPY_TYPES
-from moh_deploy.graph.lower_precision.policy import SOURCES, is_lowered
+from moh_deploy.graph.lower_precision.casts import IR_TYPES, NUMPY_TYPES, new_cast
+from moh_deploy.graph.lower_precision.policy import SOURCES, LowType, is_lowered
 
 _FLOAT = ir.DataType.FLOAT
 
@@ -107,7 +106,7 @@ class _Raise:
     def _enter(self) -> Iterator[ir.Node]:
         """Cast inputs of the model that are low."""
         for value in [one for one in self.graph.inputs if one.dtype == self.low]:
-            cast = _cast(value, _FLOAT, f"{value.name}.float32")
+            cast = new_cast(value, _FLOAT, f"{value.name}.float32")
             # All readers, the new Cast included, which is given back its input in the next line.
             ir.convenience.replace_all_uses_with(value, cast.outputs[0])
             cast.replace_input_with(0, value)
@@ -121,7 +120,7 @@ class _Raise:
                 continue
             name = value.name or ""
             value.name = f"{name}.float32"
-            cast = _cast(value, self.low, name)
+            cast = new_cast(value, self.low, name)
             self.graph.append(cast)
             self.graph.outputs[index] = cast.outputs[0]
             yield cast
@@ -197,10 +196,3 @@ class _Raise:
             # Cast, and operators that make numbers of a given dtype.
             elif name in ("to", "dtype") and attribute.value == self.low.value:
                 node.attributes[name] = ir.AttrInt64(name, _FLOAT.value)
-
-
-def _cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
-    cast = ir.node("Cast", [value], {"to": to}, name=f"{name}.Cast")
-    made = cast.outputs[0]
-    made.name, made.dtype, made.shape = name, to, value.shape
-    return cast

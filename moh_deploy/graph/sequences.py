@@ -17,12 +17,8 @@ from moh_deploy.graph.close_input_gaps import close_input_gaps
 from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.inline_functions import inline_functions
 from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer, keep_gates
-from moh_deploy.graph.lower_precision import (
-    LowType,
-    PrecisionPlan,
-    lower_precision,
-    plan_precision,
-)
+from moh_deploy.graph.lower_precision.casts import lower_precision
+from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan, plan_precision
 from moh_deploy.graph.name_interface import name_interface
 from moh_deploy.graph.name_nodes import name_nodes
 from moh_deploy.graph.raise_precision import Raised, raise_precision

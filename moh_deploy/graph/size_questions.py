@@ -54,9 +54,7 @@ def size_questions(graph: onnx.GraphProto) -> Iterator[SizeQuestion]:
 
 
 def _is_size(
-    value: str,
-    makers: Mapping[str, onnx.NodeProto],
-    constants: Mapping[str, onnx.TensorProto],
+    value: str, makers: Mapping[str, onnx.NodeProto], constants: Mapping[str, onnx.TensorProto]
 ) -> bool:
     if value in constants:
         return True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from moh_deploy.graph import choose_layers, ops_of
+from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import (
     MODEL_DATA_NAME,
@@ -22,11 +22,7 @@ from moh_deploy.package.onnx_file import save_with_weights
 
 
 def write_choices(
-    package: OnnxPackage,
-    layers: Sequence[LayerInfo],
-    output: Path,
-    *,
-    tuning: Tuning | None = None,
+    package: OnnxPackage, layers: Sequence[LayerInfo], output: Path, *, tuning: Tuning | None = None
 ) -> OnnxPackage:
     """Write the package with these layers in place of its own.
 

@@ -28,7 +28,6 @@ from moh_deploy.package.corpus import (
 from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.package.fingerprint import NUMBERS, fingerprint
 from moh_deploy.package.manifest import (
-    FORMAT_VERSION,
     Choice,
     ComputeType,
     Float32Node,
@@ -44,16 +43,15 @@ from moh_deploy.package.manifest import (
     TensorInfo,
     Tuning,
 )
-from moh_deploy.package.onnx_outline import ModelOutline, read_outline
+from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.onnx_package import OnnxPackage, require_finished
-from moh_deploy.package.size_ranges import at_sizes, bound_text, choice_at, measure
+from moh_deploy.package.size_ranges import at_sizes, choice_at, measure
 from moh_deploy.package.spread import fingerprint_spread, spread
 from moh_deploy.package.vectors import VectorSet
-from moh_deploy.package.writer import PackageWriter, check_package_output
+from moh_deploy.package.writer import PackageWriter, check_package_output, check_replaceable
 
 __all__ = [
     "CHOICES",
-    "FORMAT_VERSION",
     "MODEL_DATA_NAME",
     "MODEL_NAME",
     "MOST_CORPUS_BYTES",
@@ -69,7 +67,6 @@ __all__ = [
     "LayerRounding",
     "Manifest",
     "MinedToken",
-    "ModelOutline",
     "NodeRule",
     "OnnxPackage",
     "PackageWriter",
@@ -83,9 +80,9 @@ __all__ = [
     "VectorSet",
     "asked_choice",
     "at_sizes",
-    "bound_text",
     "bounded",
     "check_package_output",
+    "check_replaceable",
     "choice_at",
     "choice_text",
     "choices_for",

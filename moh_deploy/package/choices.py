@@ -111,7 +111,7 @@ def with_choices(
     """
     possible = {layer.path: choices_for(layer) for layer in layers if choices_for(layer)}
     # All are checked before any is applied: `all` must not hide a path that does not exist.
-    asked = [_Asked.parse(text, choice, dims) for text, choice in choices.items()]
+    asked = [_Asked(*split_where(text, dims), choice) for text, choice in choices.items()]
     for one in asked:
         _check(one.path, one.choice, possible)
     return tuple(_chosen(layer, asked) for layer in layers)
@@ -140,14 +140,6 @@ class _Asked:
     path: str
     where: tuple[str, int] | None
     choice: str
-
-    @classmethod
-    def parse(cls, text: str, choice: str, dims: Sequence[str]) -> _Asked:
-        split = split_where(text, dims)
-        if split is None:
-            return cls(text, None, choice)
-        path, size, at_most = split
-        return cls(path, (size, at_most), choice)
 
 
 def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:

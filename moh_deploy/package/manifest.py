@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moh_deploy.ops.op_names import AttentionOp
 
@@ -15,20 +16,23 @@ Choice = Literal["dense", "sparse", "projected"]
 """How a replaced layer is run: every head by its function bodies; the chosen heads by a kernel; the
 chosen heads with their projections by kernels."""
 
-# Read by pydantic when manifest.json is decoded: no key too many, no number hidden in a string.
-_STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}
 # A measured error may be NaN, which JSON can only spell as a string.
 _NON_FINITE_ALLOWED = {"extra": "forbid", "ser_json_inf_nan": "strings"}
+_STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}
+
+
+class Strict:
+    """What JSON is decoded into by pydantic: no key too many, no number hidden in a string."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = _STRICT
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(Strict):
     """Name, dtype (`float32`, `bfloat16`, `int64`, `bool`, ...) and shape of an input or output.
 
     A shape entry is an int (fixed) or a dimension expression: `"batch"`, `"past + 1"`.
     """
-
-    __pydantic_config__ = _STRICT
 
     name: str
     dtype: str
@@ -36,7 +40,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class SizeRange:
+class SizeRange(Strict):
     """Sizes of the model's inputs at which a layer has a choice of its own.
 
     Attributes:
@@ -45,15 +49,13 @@ class SizeRange:
         choice: How the layer is run up to that.
     """
 
-    __pydantic_config__ = _STRICT
-
     size: str
     at_most: int
     choice: Choice
 
 
 @dataclass(frozen=True)
-class RouterTypes:
+class RouterTypes(Strict):
     """The dtypes of the stages of a layer's router, in a package of lower precision.
 
     Attributes:
@@ -62,15 +64,13 @@ class RouterTypes:
         gates: Of the gates as the router returns them.
     """
 
-    __pydantic_config__ = _STRICT
-
     projection: str | None
     scores: str
     gates: str
 
 
 @dataclass(frozen=True)
-class LayerInfo:
+class LayerInfo(Strict):
     """One MoH layer of the exported model.
 
     Attributes:
@@ -110,8 +110,6 @@ class LayerInfo:
         router_types: The dtypes of the router's stages, in a package that `precision` wrote.
     """
 
-    __pydantic_config__ = _STRICT
-
     path: str
     num_heads: int
     num_kv_heads: int | None
@@ -138,7 +136,7 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
-class KeptOperators:
+class KeptOperators(Strict):
     """Operators outside of MoH layers that stay as the model wrote them, because those that were to
     take over gave another result when both were run at export.
 
@@ -151,8 +149,6 @@ class KeptOperators:
         reason: How the results differ, in words.
     """
 
-    __pydantic_config__ = _STRICT
-
     path: str
     operators: tuple[str, ...]
     inserted: tuple[str, ...]
@@ -161,7 +157,7 @@ class KeptOperators:
 
 
 @dataclass(frozen=True)
-class Float32Node:
+class Float32Node(Strict):
     """An operator of a package in lower precision that computes in float32 because `bisect` found
     that it has to.
 
@@ -170,24 +166,20 @@ class Float32Node:
         reason: Why, in words.
     """
 
-    __pydantic_config__ = _STRICT
-
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Spread:
+class Spread(Strict):
     """The size of differences: their root mean square, and the largest of them."""
-
-    __pydantic_config__ = _STRICT
 
     rms: float
     largest: float
 
 
 @dataclass(frozen=True)
-class LayerRounding:
+class LayerRounding(Strict):
     """The distances that rounding moves the values of one layer.
 
     Attributes:
@@ -197,15 +189,13 @@ class LayerRounding:
             of a token. None where it is not known.
     """
 
-    __pydantic_config__ = _STRICT
-
     scores: Spread | None
     gates: Spread
     attention: Spread | None
 
 
 @dataclass(frozen=True)
-class Rounding:
+class Rounding(Strict):
     """The distances by which rounding moves the original, measured at the example's sizes.
 
     It ran with noise of one step of its dtype behind each operator, the gates of the original fed
@@ -216,14 +206,12 @@ class Rounding:
         layers: Of each layer, in the manifest's order.
     """
 
-    __pydantic_config__ = _STRICT
-
     outputs: dict[str, Spread]
     layers: tuple[LayerRounding, ...]
 
 
 @dataclass(frozen=True)
-class Proof:
+class Proof(Strict):
     """The proof that a package equals the original, as the export measured it.
 
     Attributes:
@@ -260,8 +248,6 @@ class Tuning:
             all layers were chosen to be dense before that was asked.
     """
 
-    __pydantic_config__ = _STRICT
-
     source: Literal["measured", "given"]
     machine: str
     runtime: str | None = None
@@ -274,7 +260,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Strict):
     """`manifest.json`.
 
     Attributes:
@@ -302,8 +288,6 @@ class Manifest:
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
-
-    __pydantic_config__ = _STRICT
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]

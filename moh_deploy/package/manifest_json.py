@@ -7,7 +7,6 @@ written; whoever means to deceive can compute it anew.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from moh_deploy.errors import PackageError
 from moh_deploy.package.manifest import FORMAT_VERSION, Manifest
 from moh_deploy.package.manifest_sense import check_sense
-from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.bounded_json import has_keys, read_json
+from moh_deploy.system.digest import sha256_of_json
 
 MANIFEST_NAME = "manifest.json"
 _DIGEST = "sha256"
@@ -40,7 +40,7 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         raise PackageError(f"{path}: {_first_problem(error)}.") from error
     if written is not None:  # packages of before there was a digest have none
-        _check_digest(path, written, _digest(content))
+        _check_digest(path, written, sha256_of_json(content))
     # After the digest, so that damage is called damage and not a strange value.
     check_sense(path, manifest)
     return manifest
@@ -49,17 +49,16 @@ def read_manifest(path: Path) -> Manifest:
 def manifest_text(manifest: Manifest) -> str:
     """Encode a manifest; `read_manifest` gives an equal one back."""
     content = json.loads(_adapter().dump_json(manifest))
-    return json.dumps({**content, _DIGEST: _digest(content)}, indent=2, ensure_ascii=False) + "\n"
+    return (
+        json.dumps({**content, _DIGEST: sha256_of_json(content)}, indent=2, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def looks_like_manifest(path: Path) -> bool:
     """Tell whether a file is the manifest of a package, of whatever format version."""
-    try:
-        content = read_json(path, error=PackageError)
-    except (OSError, PackageError):
-        return False
     # Not decoded: a package of another version, or a damaged one, may still be replaced.
-    return isinstance(content, dict) and {"format_version", "files"} <= content.keys()
+    return has_keys(path, {"format_version", "files"})
 
 
 @functools.cache
@@ -79,13 +78,6 @@ def _read(path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise PackageError(f"{path}: got a JSON {type(content).__name__}, expected an object.")
     return content
-
-
-def _digest(content: Mapping[str, object]) -> str:
-    """Digest the content of a manifest, whatever its layout: see docs/package-format.md."""
-    # Sorted keys and no spaces: the digest survives another layout of the same content.
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _check_digest(path: Path, written: object, found: str) -> None:

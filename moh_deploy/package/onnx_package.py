@@ -15,7 +15,7 @@ from moh_deploy.package.manifest_sense import check_against_model
 from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.vector_sense import check_vectors
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
-from moh_deploy.system.bounded_file import is_plain_name, open_regular
+from moh_deploy.system.bounded_file import open_regular
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.leftovers import is_hidden_name
 
@@ -60,7 +60,10 @@ class OnnxPackage:
             require_finished(root)
         # From the outside in: each step relies on what the ones before have made sure of.
         manifest = read_manifest(root / MANIFEST_NAME)
-        for name, digest in _listed_files(root, manifest).items():
+        for name in (MODEL_NAME, VECTORS_NAME):
+            if name not in manifest.files:
+                raise PackageError(f"{root / MANIFEST_NAME}: files has no entry for {name}.")
+        for name, digest in manifest.files.items():
             # Before the model is opened, so that no parser sees a file that was changed.
             _check_file(root / name, digest if check_digests else None)
         model = read_outline(root / MODEL_NAME)
@@ -101,20 +104,6 @@ def _require_directory(root: Path) -> None:
         raise PackageError(f"{root} cannot be opened as a package: {error.strerror}.") from error
     if not is_directory:
         raise PackageError(f"{root} is a file, expected a package directory.")
-
-
-def _listed_files(root: Path, manifest: Manifest) -> dict[str, str]:
-    for name in (MODEL_NAME, VECTORS_NAME):
-        # A file that is not listed has no digest, so these two have to be.
-        if name not in manifest.files:
-            raise PackageError(f"{root / MANIFEST_NAME}: files has no entry for {name}.")
-    for name in manifest.files:
-        # A manifest must not make a reader open anything outside of the package.
-        if not is_plain_name(name):
-            raise PackageError(
-                f"{root / MANIFEST_NAME}: files names '{name[:300]}', expected a plain file name."
-            )
-    return manifest.files
 
 
 def _check_file(path: Path, digest: str | None) -> None:

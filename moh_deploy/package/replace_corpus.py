@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moh_deploy.package import (
-    MODEL_DATA_NAME,
-    MODEL_NAME,
-    CorpusSample,
-    OnnxPackage,
-    PackageWriter,
-)
+from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, CorpusSample, OnnxPackage, PackageWriter
 
 
 def replace_corpus(package: OnnxPackage, corpus: Sequence[CorpusSample]) -> OnnxPackage:

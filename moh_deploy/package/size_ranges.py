@@ -45,8 +45,8 @@ def at_sizes(layers: Sequence[LayerInfo], sizes: Mapping[str, int]) -> tuple[Lay
     return tuple(replace(one, choice=choice_at(one, sizes), ranges=()) for one in layers)
 
 
-def split_where(text: str, dims: Sequence[str]) -> tuple[str, str, int] | None:
-    """Split `blocks.0.attn[batch*seq<=64]` into path, size and bound; None for a path alone.
+def split_where(text: str, dims: Sequence[str]) -> tuple[str, tuple[str, int] | None]:
+    """Split `blocks.0.attn[batch*seq<=64]` into path, and size and bound; None for all sizes.
 
     Args:
         text: The text.
@@ -57,7 +57,7 @@ def split_where(text: str, dims: Sequence[str]) -> tuple[str, str, int] | None:
     """
     # Module paths have no brackets, so one begins a range.
     if "[" not in text:
-        return None
+        return text, None
     match = _WHERE.fullmatch(text.replace(" ", ""))
     if match is None:
         raise ConfigError(
@@ -71,4 +71,4 @@ def split_where(text: str, dims: Sequence[str]) -> tuple[str, str, int] | None:
                 f" {', '.join(dims) or 'none'}.",
                 hint=did_you_mean(name, dims) or None,
             )
-    return match["path"], match["size"], int(match["at_most"])
+    return match["path"], (match["size"], int(match["at_most"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from moh_deploy.config.dims import DimExpr
+from moh_deploy.config.dims import size_at
 from moh_deploy.errors import PackageError
 from moh_deploy.package.fingerprint import NUMBERS
 from moh_deploy.package.manifest import Manifest, TensorInfo
@@ -76,25 +76,15 @@ def _tensor_problems(
     kind: str, spec: TensorInfo, array: Array, sizes: dict[str, int]
 ) -> Iterator[str]:
     fits = array.dtype.name == spec.dtype and array.ndim == len(spec.shape)
+    # A run need not have a size of its own for every dimension.
     fits &= all(
-        _size(expected, sizes) in (None, found)
+        size_at(expected, sizes) in (None, found)
         for expected, found in zip(spec.shape, array.shape, strict=False)
     )
     if not fits:
         expected = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
         at = f" at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else ""
         yield f"{kind} '{spec.name}' is {_shown(array)}, expected {expected}{at}"
-
-
-def _size(expected: int | str, sizes: dict[str, int]) -> int | None:
-    """Return a size; None where the run does not tell."""
-    if isinstance(expected, int):
-        return expected
-    if not sizes:
-        return None
-    # A run need not have a size of its own for every dimension.
-    expression = DimExpr.parse(expected, place="shape")
-    return expression.evaluate(sizes) if expression.name in sizes else None
 
 
 def _shown(array: Array) -> str:

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, write_corpus
@@ -50,12 +49,7 @@ class PackageWriter:
         self._staged.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._staged.__exit__(kind, error, trace)
 
     @property
@@ -85,10 +79,7 @@ class PackageWriter:
         self._staged.require_free(needed_bytes)
 
     def finish(
-        self,
-        manifest: Manifest,
-        vectors: Sequence[VectorSet],
-        corpus: Sequence[CorpusSample] = (),
+        self, manifest: Manifest, vectors: Sequence[VectorSet], corpus: Sequence[CorpusSample] = ()
     ) -> OnnxPackage:
         """Stage vectors and manifest, read everything back, and publish the package.
 
@@ -102,10 +93,7 @@ class PackageWriter:
         return self.publish(staged)
 
     def stage(
-        self,
-        manifest: Manifest,
-        vectors: Sequence[VectorSet],
-        corpus: Sequence[CorpusSample] = (),
+        self, manifest: Manifest, vectors: Sequence[VectorSet], corpus: Sequence[CorpusSample] = ()
     ) -> Manifest:
         """Write vectors and manifest, so that `root` can be opened as a package and tried.
 
@@ -163,6 +151,18 @@ def check_package_output(output: Path) -> None:
             written or replaced.
     """
     replaceable.check_output(output, _PACKAGE)
+
+
+def check_replaceable(root: Path, what: str, *, hint: str) -> None:
+    """Refuse a package that cannot be replaced by one with another part, such as `the corpus`.
+
+    Raises:
+        PackageError: It cannot be replaced.
+    """
+    try:
+        check_package_output(root)
+    except PackageError as error:
+        raise PackageError(f"{what} cannot be written: {error.message}", hint=hint) from error
 
 
 _PACKAGE = DirectoryKind(

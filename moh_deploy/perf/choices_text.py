@@ -31,10 +31,15 @@ def choice_table(manifest: Manifest, predictions: Predictions) -> Table:
     measured = measured_text(manifest.tuning)
     columns += ["#measured gain"] if measured else []
     title = "choices, with times as predicted for one thread of an AVX-512 processor"
-    rows = [
-        _row(manifest, index, predictions[index], with_measured=measured is not None)
-        for index in range(len(manifest.layers))
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for index, layer in enumerate(manifest.layers):
+        figures = choice_figures(manifest, predictions[index], index)
+        # Up to which share of active heads a choice is faster than the one before it.
+        limits = figures.break_even_share
+        shown = [percent(limits[c]) or "never" if c in limits else None for c in CHOICES[1:]]
+        times = [times_text(figures.predicted_gain), *shown, figures.predicted_fastest]
+        times += [times_text(figures.measured_gain)] if measured else []
+        rows.append((layer.path, choice_text(layer), *ms_cells(figures.predicted_ms), *times))
     return Table(title, columns, rows)
 
 
@@ -73,10 +78,11 @@ def choice_figures(manifest: Manifest, prediction: Prediction | None, index: int
     return ChoiceFigures(
         predicted_ms=predicted,
         predicted_fastest=None if prediction is None else prediction.best,
-        predicted_gain=_predicted_gain(manifest, index, predicted),
+        # Predictions are for the example's sizes.
+        predicted_gain=gain(manifest.layers[index], [manifest.dims], [1.0], [predicted]),
         break_even_share={} if prediction is None else prediction.break_even,
         measured_ms={} if manifest.tuning is None else measured_ms(manifest.tuning, index),
-        measured_gain=_measured_gain(manifest, index),
+        measured_gain=measured_gain(manifest.layers[index], manifest.tuning, index),
     )
 
 
@@ -108,9 +114,11 @@ def measured_ms(tuning: Tuning, index: int) -> dict[str, float]:
     return {name: sum(weight * ms[name] for weight, ms in weighted) / total for name in sets[0]}
 
 
-def measured_gain(layer: LayerInfo, tuning: Tuning, index: int) -> float | None:
+def measured_gain(layer: LayerInfo, tuning: Tuning | None, index: int) -> float | None:
     """Return how many times as fast as dense a layer was measured to be, as chosen for each of the
     sizes; None if that is not known."""
+    if tuning is None:
+        return None
     sets = tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
     return gain(layer, tuning.sizes, tuning.weights, sets)
 
@@ -178,41 +186,6 @@ def times_text(gain: float | None) -> str | None:
 def ms_cells(ms: Mapping[str, float]) -> list[str | None]:
     """Return a cell for each choice."""
     return [f"{ms[choice]:.3g}" if choice in ms else None for choice in CHOICES]
-
-
-def _row(
-    manifest: Manifest, index: int, prediction: Prediction | None, *, with_measured: bool
-) -> tuple[Cell, ...]:
-    layer = manifest.layers[index]
-    predicted = {} if prediction is None else prediction.ms
-    limits = [_limit_text(prediction, choice) for choice in CHOICES[1:]]
-    return (
-        layer.path,
-        choice_text(layer),
-        *ms_cells(predicted),
-        times_text(_predicted_gain(manifest, index, predicted)),
-        *limits,
-        None if prediction is None else prediction.best,
-        *([times_text(_measured_gain(manifest, index))] if with_measured else []),
-    )
-
-
-def _predicted_gain(manifest: Manifest, index: int, ms: Mapping[str, float]) -> float | None:
-    """Predictions are for the example's sizes."""
-    return gain(manifest.layers[index], [manifest.dims], [1.0], [ms])
-
-
-def _measured_gain(manifest: Manifest, index: int) -> float | None:
-    if manifest.tuning is None:
-        return None
-    return measured_gain(manifest.layers[index], manifest.tuning, index)
-
-
-def _limit_text(prediction: Prediction | None, choice: str) -> str | None:
-    """Say up to which share of active heads a choice is faster than the one before it."""
-    if prediction is None or choice not in prediction.break_even:
-        return None
-    return percent(prediction.break_even[choice]) or "never"
 
 
 def _grouped(manifest: Manifest, predictions: Predictions) -> Iterator[str]:

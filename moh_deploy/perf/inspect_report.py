@@ -7,12 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moh_deploy.graph.flops import (
-    attention_flops,
-    projection_flops,
-    skippable_flops,
-    skipped_flops,
-)
+from moh_deploy.graph.flops import attention_flops, projection_flops, skippable_flops, skipped_flops
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, Manifest, TensorInfo, choices_for
 from moh_deploy.perf.choices_text import ChoiceFigures, choice_figures, choice_lines, choice_table

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from moh_deploy.errors import ConfigError
 from moh_deploy.perf.settling import settle
 
 TimeSamples = tuple[float, ...]
@@ -26,10 +27,28 @@ Clock = Callable[[], float]
 # The true median lies between the smallest and the largest of five samples with only 94 %
 # certainty, of six with 97 %: fewer rounds could not give the intervals of `_median`.
 _LEAST_ROUNDS = 7
+_MOST_SECONDS = 3600
 # Idle threads of ONNX Runtime wait by spinning, and would take a core from the next candidate.
 _SETTLE_SECONDS = 5e-3
 # A call of so many times `refill_seconds` fills the caches early on in the sample itself.
 _LONG = 50
+
+
+def check_timing(threads: int | None, **seconds: float) -> None:
+    """Refuse what nothing can be timed with.
+
+    Args:
+        threads: Threads within an operator; None for as many as the runtime chooses.
+        seconds: How long something is to take, by the name of its option.
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}, expected at least 1.")
+    for name, value in seconds.items():
+        if not 0 <= value <= _MOST_SECONDS:
+            raise ConfigError(f"{name} is {value:g} s, expected 0 to {_MOST_SECONDS}.")
 
 
 def settle_seconds(threads: int | None) -> float:
@@ -69,7 +88,10 @@ class Turns:
         """Return for each candidate its samples by each clock."""
         # A single candidate disturbs nobody and keeps its own caches: no pause, no refilling.
         turns = {name: self._turn(call, len(candidates) > 1) for name, call in candidates.items()}
-        self._warm_up(candidates)
+        start = time.perf_counter()
+        while time.perf_counter() - start < self.warmup_seconds:
+            for call in candidates.values():
+                call()
         samples: dict[str, list[TimeSamples]] = {name: [] for name in candidates}
         names, start, order = list(candidates), time.perf_counter(), random.Random(0)
         for number in range(self.most_rounds):
@@ -100,12 +122,6 @@ class Turns:
             return self._sample(call, repeats)
 
         return turn
-
-    def _warm_up(self, candidates: Calls) -> None:
-        start = time.perf_counter()
-        while time.perf_counter() - start < self.warmup_seconds:
-            for call in candidates.values():
-                call()
 
     def _sample(self, call: Callable[[], object], repeats: int) -> TimeSamples:
         """Return milliseconds of one call by each clock."""

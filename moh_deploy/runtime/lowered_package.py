@@ -13,7 +13,7 @@ from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph import sequences
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.lower_precision import LowType, PrecisionPlan
+from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, RouterTypes
 from moh_deploy.package.model_files import save_model
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
@@ -35,10 +35,7 @@ def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
 
 
 def lower_model(
-    model: ir.Model,
-    layers: tuple[LayerInfo, ...],
-    low: LowType,
-    largest: Mapping[str, float],
+    model: ir.Model, layers: tuple[LayerInfo, ...], low: LowType, largest: Mapping[str, float]
 ) -> tuple[PrecisionPlan, tuple[LayerInfo, ...]]:
     """Lower a package's model in place.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moh_deploy.errors import MoHDeployError
+from moh_deploy.errors import MoHDeployError, PackageError
 from moh_deploy.system.bounded_file import read_bytes
 
 # Far more than any manifest or report has, and little enough to be held in memory.
@@ -26,6 +26,15 @@ def read_json(
         FileNotFoundError: There is none: what that means only the caller knows.
     """
     return parse_json(read_bytes(path, most_bytes=most_bytes, error=error), f"{path}", error=error)
+
+
+def has_keys(path: Path, keys: set[str]) -> bool:
+    """Tell whether a file can be read, and is a JSON object with these keys, whatever they hold."""
+    try:
+        content = read_json(path, error=PackageError)
+    except (OSError, PackageError):
+        return False
+    return isinstance(content, dict) and keys <= content.keys()
 
 
 def parse_json(content: bytes | str, source: str, *, error: type[MoHDeployError]) -> object:

@@ -89,7 +89,7 @@ def _check_writable(output: Path, names: Iterable[str], kind: DirectoryKind) -> 
             raise PackageError(
                 f"{output} is read-only, so it will not be replaced: no permission to write to"
                 f" {path}. Expected a writable {kind.noun}: make it one with"
-                f" `chmod -R u+w {output}`, or work on a copy.",
+                f" `chmod -R u+w {output}`, or work on a copy."
             )
 
 

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from moh_deploy.errors import PackageError
 from moh_deploy.system.leftovers import (
@@ -76,12 +75,7 @@ class StagedDirectory:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # Measured before the files go: this is what did not fit.
         # A PackageError names the disk itself: it may be another one.
         is_full = is_disk_full(error) and not isinstance(error, PackageError)

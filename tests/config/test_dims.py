@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
+from moh_deploy.config.dims import DimExpr, DynamicAxis, size_at, solve_sizes
 from moh_deploy.errors import ConfigError
 
 
@@ -79,3 +79,12 @@ def test_example_sizes_that_tracing_fixes_are_refused(size: int) -> None:
 def test_size_that_an_expression_cannot_have_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"has size 5, which '2\*seq' cannot be"):
         solve_sizes([DynamicAxis("axis 1 of 'x'", DimExpr("seq", 2), 5)])
+
+
+@pytest.mark.parametrize(
+    ("dim", "size"), [(3, 3), (None, None), ("past + 1", 8), ("other", None), ("past+seq", None)]
+)
+def test_size_of_an_axis_is_known_where_one_known_dimension_tells_it(
+    dim: int | str | None, size: int | None
+):
+    assert size_at(dim, {"past": 7, "seq": 2}) == size

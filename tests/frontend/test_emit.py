@@ -16,7 +16,9 @@ from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.fold import fold_weights
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
-from moh_deploy.graph import add_function_bodies, name_interface, restore_output_types
+from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.name_interface import name_interface
+from moh_deploy.graph.restore_output_types import restore_output_types
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 from tests.frontend.traced import plain_trace
 from tests.nightly import one_in

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from moh_deploy.graph import add_function_bodies
+from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 
 Shape = Sequence[int | str | None]

@@ -3,8 +3,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from moh_deploy.graph import LayerNames, keep_gates
-from moh_deploy.graph.keep_gates import TranslatedLayer
+from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer, keep_gates
 from tests.graph.models import attention, model, node, value
 
 

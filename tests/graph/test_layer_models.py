@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from moh_deploy.graph import choose_layers
+from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.layer_models import fed_names, layer_model
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.perf.tune.layers import LayerBench, at_sizes_of

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from moh_deploy.config.dims import DimExpr
-from moh_deploy.graph import name_interface
+from moh_deploy.graph.name_interface import name_interface
 from tests.graph.models import model, node, value
 
 BATCH, PAST = DimExpr("batch"), DimExpr("past")

@@ -14,7 +14,7 @@ import pytest
 from onnx import parser
 
 from moh_deploy.config.dims import DimExpr
-from moh_deploy.graph import keep_gates, name_interface, name_nodes, restore_output_types, sequences
+from moh_deploy.graph import sequences
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.close_input_gaps import close_input_gaps
@@ -26,10 +26,14 @@ from moh_deploy.graph.forced_logits import force_logits
 from moh_deploy.graph.import_domains import import_domains
 from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.inline_functions import inline_functions
-from moh_deploy.graph.keep_gates import TranslatedLayer
+from moh_deploy.graph.keep_gates import TranslatedLayer, keep_gates
 from moh_deploy.graph.keep_only import keep_only
-from moh_deploy.graph.lower_precision import lower_precision, plan_precision
+from moh_deploy.graph.lower_precision.casts import lower_precision
+from moh_deploy.graph.lower_precision.policy import plan_precision
+from moh_deploy.graph.name_interface import name_interface
+from moh_deploy.graph.name_nodes import name_nodes
 from moh_deploy.graph.raise_precision import raise_precision
+from moh_deploy.graph.restore_output_types import restore_output_types
 from moh_deploy.graph.router_logits import router_logits
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.graph.tell_fields import tell_fields

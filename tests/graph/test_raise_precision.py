@@ -10,11 +10,13 @@ import onnx_ir as ir
 import pytest
 
 import moh_deploy
-from moh_deploy.graph import choose_layers, without_switches
+from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.lower_again import lower_again
-from moh_deploy.graph.lower_precision import LowType, lower_precision, plan_precision
+from moh_deploy.graph.lower_precision.casts import lower_precision
+from moh_deploy.graph.lower_precision.policy import LowType, plan_precision
 from moh_deploy.graph.raise_precision import Raised, raise_precision
+from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import OnnxPackage
 from tests.graph.test_lower_precision import graph, perceptron, run
 from tests.two_layers import write_two_layers

@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.graph import add_function_bodies, choose_layers, ops_of
+from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.ops.domains import base_domain
 from moh_deploy.package import LayerInfo, at_sizes, with_choices
 from tests.graph.models import attention, model, node, value

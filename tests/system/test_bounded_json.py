@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.system.bounded_json import DEEPEST, parse_json, read_json
+from moh_deploy.system.bounded_json import DEEPEST, has_keys, parse_json, read_json
 
 
 @pytest.mark.parametrize("levels", [DEEPEST + 1, 900, 100_000])
@@ -46,3 +46,14 @@ def test_endless_file_is_read_up_to_the_limit(tmp_path: Path):
     (tmp_path / "large.json").write_bytes(b" " * 1000)
     with pytest.raises(PackageError, match="holds more than 999 bytes"):
         read_json(tmp_path / "large.json", error=PackageError, most_bytes=999)
+
+
+@pytest.mark.parametrize(
+    ("content", "has"),
+    [('{"a": 1, "b": 2}', True), ('{"a": 1}', False), ("[]", False), ("{", False)],
+)
+def test_keys_are_found_in_a_readable_object_only(tmp_path: Path, content: str, has: bool):
+    path = tmp_path / "file.json"
+    assert not has_keys(path, {"a", "b"})
+    path.write_text(content)
+    assert has_keys(path, {"a", "b"}) is has

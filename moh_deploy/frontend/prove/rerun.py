@@ -23,7 +23,7 @@ from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.trace import trace
-from moh_deploy.graph import layer_names
+from moh_deploy.graph.keep_gates import layer_names
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
 from moh_deploy.system.user_code import describe_error
 from moh_deploy.validate.reference import Answers

@@ -91,16 +91,14 @@ class _Casts:
 
     def _cast(self, value: ir.Value, want: ir.DataType) -> ir.Value:
         name = f"{value.name}.{want.numpy()!s}"
-        cast = ir.node("Cast", [value], {"to": want}, name=f"{name}.Cast")
-        made = cast.outputs[0]
-        made.name, made.dtype, made.shape = name, want, value.shape
+        cast = new_cast(value, want, name)
         producer = value.producer()
         # An input of the model: its Cast comes before all readers.
         if producer is None:
             self.graph.insert_before(self.graph[0], cast)
         else:
             self.graph.insert_after(producer, cast)
-        return made
+        return cast.outputs[0]
 
     def _weight(self, value: ir.Value, weight: ir.TensorProtocol) -> ir.Value:
         name = f"{value.name}.{self.plan.low}"
@@ -135,6 +133,14 @@ class _Casts:
         for name in unread:
             del weights[name]
         return bool(unread)
+
+
+def new_cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
+    """Return a Cast that makes a value of this name; it is in no graph yet."""
+    cast = ir.node("Cast", [value], {"to": to}, name=f"{name}.Cast")
+    made = cast.outputs[0]
+    made.name, made.dtype, made.shape = name, to, value.shape
+    return cast
 
 
 def _low_weight(weight: ir.TensorProtocol, low: LowType, name: str) -> ir.LazyTensor:

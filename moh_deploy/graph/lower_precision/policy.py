@@ -19,59 +19,27 @@ _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38}
 # How much larger than recorded a value may get before it leaves the range of float16.
 _HEADROOM = 4.0
 
-_REDUCTION = "sums of many terms"
-_EXPONENTIAL = "small differences grow in it"
-_DECISION = "it decides, and rounding decides otherwise"
 _COUNTS = "it counts"
 
-STAYS_FLOAT32: Mapping[str, str] = {
-    op_names.ROUTER: "scores, softmax, top-k and gates of a router",
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), "softmax"),
-    **dict.fromkeys(
-        (
-            "BatchNormalization",
-            "GroupNormalization",
-            "InstanceNormalization",
-            "LpNormalization",
-            "MeanVarianceNormalization",
-        ),
-        "normalisation",
+_REASONS = {
+    "scores, softmax, top-k and gates of a router": (op_names.ROUTER,),
+    "softmax": ("Softmax", "LogSoftmax", "Hardmax"),
+    "normalisation": (
+        *("BatchNormalization", "GroupNormalization", "InstanceNormalization"),
+        *("LpNormalization", "MeanVarianceNormalization"),
     ),
-    **dict.fromkeys(
-        (
-            "CumSum",
-            "GlobalAveragePool",
-            "AveragePool",
-            "ReduceL1",
-            "ReduceL2",
-            "ReduceLogSum",
-            "ReduceLogSumExp",
-            "ReduceMean",
-            "ReduceProd",
-            "ReduceSum",
-            "ReduceSumSquare",
-        ),
-        _REDUCTION,
+    "sums of many terms": (
+        *("CumSum", "GlobalAveragePool", "AveragePool", "ReduceL1", "ReduceL2", "ReduceLogSum"),
+        *("ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
     ),
-    **dict.fromkeys(("Exp", "Log", "Pow", "Reciprocal", "Sqrt"), _EXPONENTIAL),
-    **dict.fromkeys(
-        (
-            "ArgMax",
-            "ArgMin",
-            "Ceil",
-            "Equal",
-            "Floor",
-            "Greater",
-            "GreaterOrEqual",
-            "Less",
-            "LessOrEqual",
-            "NonZero",
-            "Round",
-            "TopK",
-        ),
-        _DECISION,
+    "small differences grow in it": ("Exp", "Log", "Pow", "Reciprocal", "Sqrt"),
+    "it decides, and rounding decides otherwise": (
+        *("ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less"),
+        *("LessOrEqual", "NonZero", "Round", "TopK"),
     ),
 }
+
+STAYS_FLOAT32 = {operator: reason for reason, named in _REASONS.items() for operator in named}
 """Operator to the reason why it stays in float32.
 
 LayerNormalization and RMSNormalization are not here: whatever their types, they compute in float32
@@ -83,13 +51,7 @@ _ANGLES = ("Sin", "Cos")
 fractions count."""
 
 _PRODUCTS = (
-    "Attention",
-    "Conv",
-    "ConvTranspose",
-    "Einsum",
-    "Gemm",
-    "LayerNormalization",
-    "MatMul",
+    *("Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "LayerNormalization", "MatMul"),
     "RMSNormalization",
 )
 """They take float16 or bfloat16 from whatever made it, and accumulate in float32."""

@@ -20,7 +20,7 @@ from moh_deploy.perf.bench.measured import Measured
 from moh_deploy.perf.bench.report import BenchReport, PackageWork
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.cost_model.machine import Processor
-from moh_deploy.perf.timing import Ratio, difference, ratio
+from moh_deploy.perf.timing import difference, ratio
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.input_sets import InputSet, batch_dim, num_samples
@@ -78,6 +78,11 @@ class BenchRun:
         kernels = described[0].kernels
         with self.progress.step("counting rows"):
             work = self._work(sets)
+        notes = [note for each in rounds for note in each.notes]
+        original = self.setting.original
+        if original and self.candidates.is_of_another_checkpoint(original):
+            root = self.candidates.first.root
+            notes.insert(0, f"the original is of another checkpoint than {root} was made from")
         return BenchReport(
             results=tuple(one for each in results for one in each),
             work=work,
@@ -90,14 +95,8 @@ class BenchRun:
             machine=Processor.this(kernels.instruction_set).describe(),
             runtime=", ".join(dict.fromkeys(one.where() for one in described)),
             kernels=kernels,
-            notes=(*self._notes(), *(note for each in rounds for note in each.notes)),
+            notes=tuple(notes),
         )
-
-    def _notes(self) -> Iterator[str]:
-        """Yield remarks for the report on the candidates themselves."""
-        root, original = self.candidates.first.root, self.setting.original
-        if original and self.candidates.is_of_another_checkpoint(original):
-            yield f"the original is of another checkpoint than {root} was made from"
 
     @property
     def _finder(self) -> FaultFinder:
@@ -133,7 +132,11 @@ class BenchRun:
                 samples=samples,
                 latency=Latency.of(times[name]),
                 fresh=fresh[name],
-                ratios={other: _ratio(times, name, other) for other in baselines if other != name},
+                ratios={
+                    other: ratio(times[name].wall_ms, times[other].wall_ms)
+                    for other in baselines
+                    if other != name
+                },
                 agreement=agreements.get(name),
                 fault=faults.get(name),
             )
@@ -250,10 +253,6 @@ class _Round:
     measured: list[Measured]
     routing: list[RoutingOverhead]
     notes: tuple[str, ...]
-
-
-def _ratio(times: Mapping[str, Timing], name: str, other: str) -> Ratio:
-    return ratio(times[name].wall_ms, times[other].wall_ms)
 
 
 def _judged(gates: Sequence[BenchGate], measured: Sequence[Measured]) -> list[GateResult]:

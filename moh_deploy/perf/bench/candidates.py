@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,16 +133,22 @@ def _baseline(
         whole = opened_package(package)
         return FixedRouting(fixed.name, True, whole, setting.variant, package, fixed.layers)
     # Words come before paths, even where a directory is called `dense`.
-    makers: dict[Path | str, Callable[[BenchSetting, OnnxPackage], tuple[Model, Variant]]] = {
-        DENSE: _dense,
-        FUNCTIONS: _functions,
-        EAGER: _eager,
-        PLAIN: _plain,
-    }
-    if named in makers:
-        return Candidate(str(named), True, *makers[named](setting, package))
+    off = replace(setting.variant, kernels="off")
+    if named == DENSE:
+        return Candidate(DENSE, True, _dense(setting, package), setting.variant)
+    if named == FUNCTIONS:
+        return Candidate(FUNCTIONS, True, opened_package(package), off)
+    original = setting.original
+    if named == EAGER and original is not None:
+        return Candidate(EAGER, True, OriginalModel.of(original, package.manifest), setting.variant)
+    if named == PLAIN and original is not None:
+        # The model as `torch.onnx.export` writes it, in standard operators only.
+        export = PlainExport(original, package, setting.scratch / PLAIN / "model.onnx")
+        return Candidate(PLAIN, True, export, off)
     path = Path(named)
-    if not path.exists() and (hint := did_you_mean(str(named), [*map(str, makers), FIXED])):
+    if not path.exists() and (
+        hint := did_you_mean(str(named), [DENSE, FUNCTIONS, EAGER, PLAIN, FIXED])
+    ):
         raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)
     # Models of others are called anything: what is no package and no engine is taken for ONNX.
     model = find_model(path) or onnx_file(path)
@@ -150,10 +156,10 @@ def _baseline(
         _ = model.manifest  # It is read before anything is measured.
         return Candidate(str(named), True, model, setting.variant)
     # A model of somebody else's: our kernels are no part of it.
-    return Candidate(str(named), True, model, replace(setting.variant, kernels="off"))
+    return Candidate(str(named), True, model, off)
 
 
-def _dense(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
+def _dense(setting: BenchSetting, package: OnnxPackage) -> Model:
     layers = package.manifest.layers
     if not any(map(choices_for, layers)):
         raise ConfigError(
@@ -163,24 +169,7 @@ def _dense(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]
         )
     # Written as a package of its own, as which domain a node is in is part of the model file.
     chosen = with_choices(layers, {"all": "dense"})
-    dense = write_choices(package, chosen, setting.scratch / DENSE)
-    return opened_package(dense), setting.variant
-
-
-def _functions(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
-    return opened_package(package), replace(setting.variant, kernels="off")
-
-
-def _eager(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
-    assert setting.original is not None
-    return OriginalModel.of(setting.original, package.manifest), setting.variant
-
-
-def _plain(setting: BenchSetting, package: OnnxPackage) -> tuple[Model, Variant]:
-    assert setting.original is not None
-    # The model as `torch.onnx.export` writes it, in standard operators only.
-    export = PlainExport(setting.original, package, setting.scratch / PLAIN / "model.onnx")
-    return export, replace(setting.variant, kernels="off")
+    return opened_package(write_choices(package, chosen, setting.scratch / DENSE))
 
 
 def _check_baselines(

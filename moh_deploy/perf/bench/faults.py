@@ -81,8 +81,11 @@ class FaultFinder:
         # the costly comparison with gates tells a flip of nearly tied heads from a fault.
         differing = [name for name, how in agreements.items() if how.reason is not None]
         # NaN is wrong whatever the reference says.
+        # Nothing was recorded on these inputs: the reference answers them when it is asked.
+        vectors = VectorSet(one.sizes, one.inputs, {}, (), ())
+        sample = Sample(vectors, label(one.name, one.sizes))
         for reference in () if first in found else self._same_model(differing):
-            why = _difference(subject, reference, [_sample(one)])
+            why = _difference(subject, reference, [sample])
             if why is not None:
                 found.setdefault(first, why)
         return found
@@ -91,16 +94,12 @@ class FaultFinder:
         """Yield references that tell whether the first package is wrong where baselines differ."""
         if any(map(is_the_package, differing)):
             yield function_bodies(self.candidates.first)
-        if any(map(is_the_original, differing)):
-            yield from self._same_original()
-
-    def _same_original(self) -> Iterator[Reference]:
-        """Yield the original, unless it is known to have other weights."""
         # Not every original can say its gates: only one that is a `Reference` can be compared with.
         original: object = self.original
-        if self.original is None or self.candidates.is_of_another_checkpoint(self.original):
+        if not any(map(is_the_original, differing)) or not isinstance(original, Reference):
             return
-        if isinstance(original, Reference):
+        # One of other weights is no reference.
+        if self.original and not self.candidates.is_of_another_checkpoint(self.original):
             yield original
 
 
@@ -113,8 +112,3 @@ def _difference(subject: Subject, reference: Reference, samples: Sequence[Sample
         ]
     failure = combined(reports).failure
     return None if failure is None else f"against {reference.name} it is {failure.message}"
-
-
-def _sample(one: InputSet) -> Sample:
-    # Nothing was recorded on these inputs: the reference answers them when it is asked.
-    return Sample(VectorSet(one.sizes, one.inputs, {}, (), ()), label(one.name, one.sizes))

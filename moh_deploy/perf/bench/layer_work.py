@@ -8,17 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from moh_deploy.graph import choose_layers
+from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.layer_models import attention_inputs
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.package import (
-    Choice,
-    LayerInfo,
-    OnnxPackage,
-    current_choice,
-    without_ranges,
-)
+from moh_deploy.package import Choice, LayerInfo, OnnxPackage, current_choice, without_ranges
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.tune.layers import at_sizes_of
 from moh_deploy.runtime.base import Runner, Variant
@@ -26,7 +20,6 @@ from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
 
 
@@ -100,7 +93,8 @@ def _works(
             sized, nodes, instruction_set=found.kernels.instruction_set, threads=threads or 1
         )
         # Rows of attention: one head of one token each.
-        rows, active = _rows(values[layer.gates])
+        gates = values[layer.gates]
+        rows, active = gates.size, int(np.count_nonzero(gates))
         choice = current_choice(layer, sizes)
         # A function body computes all heads and multiplies with the gates: closed ones save
         # nothing.
@@ -117,8 +111,3 @@ def _works(
         )
 
     return tuple(work(*layer) for layer in layers)
-
-
-def _rows(gates: Array) -> tuple[int, int]:
-    """Return all rows and those with an open gate, of gates [B, S, H]."""
-    return gates.size, int(np.count_nonzero(gates))

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations, pairwise
 
-from moh_deploy.package import (
-    Choice,
-    LayerInfo,
-    SizeRange,
-    current_choice,
-    measure,
-    with_ranges,
-)
+from moh_deploy.package import Choice, LayerInfo, SizeRange, current_choice, measure, with_ranges
 
 # About what a choice by size costs in a layer, an If around each of its operators: a gain that is
 # smaller is none.
@@ -35,22 +28,11 @@ def by_size(
         The layer, without ranges if all choices are the same; None if no dimension, and no product
         of some, tells the runs apart.
     """
-    found = [
-        ladder for size in _measures(sizes) if (ladder := _ladder(size, sizes, choices)) is not None
-    ]
-    if not found:
-        return None
+    found = (_by_one(layer, size, sizes, choices) for size in _measures(sizes))
     # Each range is an If around nodes. Of equals the first is kept, so single dimensions win over
     # products, which are harder to read.
-    return min((_with_ladder(layer, one) for one in found), key=lambda one: len(one.ranges))
-
-
-@dataclass(frozen=True)
-class _Ladder:
-    """A size, such as `batch*seq`, and the choice at each value of it, in rising order."""
-
-    size: str
-    steps: tuple[tuple[int, Choice], ...]
+    known = [one for one in found if one is not None]
+    return min(known, key=lambda one: len(one.ranges), default=None)
 
 
 def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
@@ -65,31 +47,28 @@ def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
         yield ""
 
 
-def _ladder(
-    size: str, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
-) -> _Ladder | None:
-    """Return the choice at each value of a size; None where runs of one value disagree."""
+def _by_one(
+    layer: LayerInfo, size: str, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
+) -> LayerInfo | None:
+    """Return the layer with a range for each stretch of values of a size that share a choice; None
+    where runs of one value disagree.
+
+    Nothing is known between two values: the boundary is their geometric mean.
+    """
     steps: dict[int, Choice] = {}
     for at, choice in zip(sizes, choices, strict=True):
         # The value of `size` in this run, such as 512 for `seq` or 1024 for `batch*seq`.
         value = measure(size, at) if size else 1
         if steps.setdefault(value, choice) != choice:
             return None
-    return _Ladder(size, tuple(sorted(steps.items())))
-
-
-def _with_ladder(layer: LayerInfo, ladder: _Ladder) -> LayerInfo:
-    """Return the layer with a range for each stretch of values that share a choice.
-
-    Nothing is known between two values: the boundary is their geometric mean.
-    """
+    rising = sorted(steps.items())
     ranges = [
-        SizeRange(ladder.size, math.isqrt(low * high), choice)
-        for (low, choice), (high, other) in pairwise(ladder.steps)
+        SizeRange(size, math.isqrt(low * high), choice)
+        for (low, choice), (high, other) in pairwise(rising)
         if choice != other
     ]
     # The choice at the largest value also holds beyond it, and needs no range of its own.
-    return with_ranges(replace(layer, choice=ladder.steps[-1][1]), ranges)
+    return with_ranges(replace(layer, choice=rising[-1][1]), ranges)
 
 
 def dense_at(

@@ -24,12 +24,7 @@ COSTS: Mapping[str, Terms] = {
     },
     "sparse_attention": {"call": 1990, "gate": 13.9, "multiply-add": 0.0164, "element": 0.37},
     "dense_aggregated": {"call": 85200, "window element": 4.64},
-    "sparse_aggregated": {
-        "gate": 0.539,
-        "multiply-add": 0.00147,
-        "score": 1.36,
-        "element": 3.41,
-    },
+    "sparse_aggregated": {"gate": 0.539, "multiply-add": 0.00147, "score": 1.36, "element": 3.41},
     "dense_projection": {"call": 1750, "multiply-add": 0.0122, "weight": 0.117},
     "sparse_projection": {"call": 1020, "gate": 10.4, "multiply-add": 0.0132, "weight": 0.074},
 }

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from moh_deploy.config.dims import DimExpr
-from moh_deploy.errors import ConfigError
+from moh_deploy.config.dims import size_at
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.package import LayerInfo
 
@@ -64,18 +63,10 @@ def _powers(example: int, limits: tuple[int, int | None] | None) -> Iterator[int
 def _shape(value: ir.Value | None, sizes: Mapping[str, int]) -> list[int] | None:
     if value is None or value.shape is None:
         return None
-    dims = [_size(dim, sizes) for dim in value.shape]
+    # A symbolic size may be an expression of one dimension, such as `past+1`. What torch made up,
+    # or made of two names, is not known.
+    named = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+    dims = [size_at(dim, sizes) for dim in named]
     known = [dim for dim in dims if dim is not None]
     # One unknown size makes the shape unknown: a prediction would be of another layer.
     return known if len(known) == len(dims) else None
-
-
-def _size(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | None:
-    if isinstance(dim, int):
-        return dim
-    try:
-        # A symbolic size may be an expression of one dimension, such as `past+1`. What torch made
-        # up, or made of two names, cannot be evaluated.
-        return DimExpr.parse(dim.value or "", place="a layer's input").evaluate(sizes)
-    except (ConfigError, KeyError):
-        return None

@@ -96,9 +96,11 @@ def shape_of(layer: LayerInfo, nodes: LayerNodes) -> LayerShape | None:
     ):
         return None
     # A projection of unknown width would be predicted to cost nothing.
-    if _is_unknown(layer.query_projection, nodes.query_features):
-        return None
-    if _is_unknown(layer.output_projection, nodes.output_features):
+    widths = {
+        layer.query_projection: nodes.query_features,
+        layer.output_projection: nodes.output_features,
+    }
+    if any(name is not None and width is None for name, width in widths.items()):
         return None
     shape = LayerShape(
         batch=layer.batch,
@@ -126,7 +128,3 @@ def at_share(shape: LayerShape, active_share: float) -> LayerShape:
     """
     shared = min(shape.num_shared_heads, math.floor(active_share * shape.num_heads))
     return replace(shape, active_share=active_share, num_shared_heads=shared)
-
-
-def _is_unknown(node: str | None, features: int | None) -> bool:
-    return node is not None and features is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -11,14 +11,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from moh_deploy.graph import choose_layers
+from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.layer_models import attention_inputs, empty_model, fed_names, layer_model
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, OnnxPackage, choices_for, without_ranges
 from moh_deploy.perf.cost_model.prediction import predict
-from moh_deploy.perf.timing import Calls, Measure, TimeSamples
+from moh_deploy.perf.timing import Measure, TimeSamples
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
@@ -105,7 +105,8 @@ class LayerBench:
             choose_layers(model, [replace(layer, choice=choice)])
             runners[choice] = self._open(layer_model(model, layer, feeds))
         choose_layers(model, [layer])
-        return [_without_nothing(measure(layer.path, _bound(runners, fed))) for fed in feeds]
+        calls = [{name: one.bound(fed) for name, one in runners.items()} for fed in feeds]
+        return [_without_nothing(measure(layer.path, one)) for one in calls]
 
     def _predicted(
         self,
@@ -144,13 +145,6 @@ def at_sizes_of(model: ir.Model, layer: LayerInfo, values: _Values) -> LayerInfo
     if keys is not None and layer.op != op_names.AGGREGATED_ATTENTION:
         layer = replace(layer, kv_len=keys.shape[1 if keys.ndim == 3 else 2])
     return layer
-
-
-def _bound(runners: Mapping[str, Runner], fed: _Values) -> Calls:
-    calls: dict[str, Callable[[], object]] = {
-        name: runner.bound(fed) for name, runner in runners.items()
-    }
-    return calls
 
 
 def _without_nothing(samples: Mapping[str, TimeSamples]) -> dict[str, TimeSamples]:

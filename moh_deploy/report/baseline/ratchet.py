@@ -6,7 +6,7 @@ one somebody takes it out by hand, where a review sees it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,10 @@ class Ratchet:
         """
         was = {} if self.entry is None else self.entry.read()
         self._require_same_subject(was, figures)
-        entries = tuple(self._entries(was, figures, machine))
+        now = {one.key: one for one in figures}
+        entries = tuple(
+            self._compared(key, was.get(key), now.get(key), machine) for key in sorted({*was, *now})
+        )
         result = RatchetResult(str(self.path), entries, updated=False)
         if not self.update or any(one.outcome in ("worse", "gone") for one in entries):
             return result
@@ -109,13 +112,6 @@ class Ratchet:
                 f" {_some(there)}; this run has {_some(here)}.",
                 hint="Name the file of this one, or another file with --update-baseline.",
             )
-
-    def _entries(
-        self, was: dict[tuple[str, str], Figure], figures: Sequence[Figure], machine: str | None
-    ) -> Iterator[RatchetEntry]:
-        now = {one.key: one for one in figures}
-        for key in sorted({*was, *now}):
-            yield self._compared(key, was.get(key), now.get(key), machine)
 
     def _compared(
         self, key: tuple[str, str], was: Figure | None, now: Figure | None, machine: str | None

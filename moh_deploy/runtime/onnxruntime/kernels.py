@@ -60,9 +60,13 @@ def choose_kernels(
         )
     # Loaded by ctypes first: a library of another version would be refused by ONNX Runtime with no
     # word of that, or not at all.
-    best, *others = instruction_sets(path)
-    chosen = _checked_set(instruction_set, [best, *others]) if instruction_set else best
-    return KernelUse(path, None, chosen, compute_type)
+    usable = instruction_sets(path)
+    if instruction_set and instruction_set not in usable:
+        raise ConfigError(
+            f"instruction set '{instruction_set}' cannot be used here, only {', '.join(usable)}.",
+            hint=did_you_mean(instruction_set, usable) or None,
+        )
+    return KernelUse(path, None, instruction_set or usable[0], compute_type)
 
 
 def register(use: KernelUse, options: ort.SessionOptions) -> None:
@@ -136,12 +140,3 @@ def _text(library: ctypes.CDLL, name: str, path: Path) -> str:
     function.restype = ctypes.c_char_p
     text: bytes = function()
     return text.decode()
-
-
-def _checked_set(name: str, usable: list[str]) -> str:
-    if name not in usable:
-        raise ConfigError(
-            f"instruction set '{name}' cannot be used here, only {', '.join(usable)}.",
-            hint=did_you_mean(name, usable) or None,
-        )
-    return name

@@ -15,7 +15,7 @@ from onnx import parser
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
-from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
+from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs, empty_axis
 from moh_deploy.runtime.kernel_use import KernelUse
@@ -102,7 +102,13 @@ class OrtRunner(Runner):
             empty = empty_axis(self.inputs, inputs)
             if empty is None:
                 raise
-            raise _on_nothing(empty, error.message) from error
+            # ONNX Runtime's own message is about inner nodes, and comes last.
+            raise BackendError(
+                f"the model does not run on an empty tensor: {empty}, expected 1 or more."
+                f" {error.message}",
+                hint="Fill that axis, or leave the call out."
+                " Attention that runs on a kernel (--kernels auto) takes empty tensors.",
+            ) from error
 
 
 def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> OrtRunner:
@@ -118,14 +124,17 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         ConfigError: An option is none of those listed.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
+    if isinstance(source, OnnxPackage):
+        path, layers = source.model_path, source.manifest.layers
+        compute_type = source.manifest.compute_type
+    else:
+        path, layers, compute_type = source, (), "float32"
     use = choose_kernels(
         variant.kernels,
         library=variant.library,
         instruction_set=variant.instruction_set,
-        compute_type=variant.compute_type or _compute_type(source),
+        compute_type=variant.compute_type or compute_type,
     )
-    path = source.model_path if isinstance(source, OnnxPackage) else source
-    layers = source.manifest.layers if isinstance(source, OnnxPackage) else ()
     # Emulation is decided here and recorded in the description: no result may look native that is
     # not.
     emulated = _emulated(round_results=variant.round_results)
@@ -197,10 +206,6 @@ def _has_bfloat16() -> bool:
     return True
 
 
-def _compute_type(source: OnnxPackage | Path) -> ComputeType:
-    return source.manifest.compute_type if isinstance(source, OnnxPackage) else "float32"
-
-
 def _session_options(folder: Path, threads: int | None, optimize: bool) -> ort.SessionOptions:
     import onnxruntime as ort
 
@@ -242,18 +247,6 @@ def _calling_ort(doing: str, call: Callable[[], _T]) -> _T:
         return call()
     except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
         raise BackendError(f"ONNX Runtime failed while {doing}: {_essence(str(error))}") from error
-
-
-def _on_nothing(empty: str, message: str) -> BackendError:
-    """Return the error of a run on an empty tensor, which few models take.
-
-    ONNX Runtime's own message is about inner nodes, and comes last.
-    """
-    return BackendError(
-        f"the model does not run on an empty tensor: {empty}, expected 1 or more. {message}",
-        hint="Fill that axis, or leave the call out."
-        " Attention that runs on a kernel (--kernels auto) takes empty tensors.",
-    )
 
 
 def _essence(message: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import onnx_ir as ir
 
@@ -39,15 +37,12 @@ def largest_values(package: OnnxPackage) -> dict[str, float]:
             _note(largest, name, array)
         # A session for each chunk, as outputs are part of a model; it is loaded again for less
         # memory.
-        for chunk in _chunks(names):
-            runner = open_session(package, Variant(extra_outputs=tuple(chunk)))
+        for start in range(0, len(names), _AT_ONCE):
+            chunk = tuple(names[start : start + _AT_ONCE])
+            runner = open_session(package, Variant(extra_outputs=chunk))
             for name, array in runner.run(vectors.inputs).items():
                 _note(largest, name, array)
     return largest
-
-
-def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
 
 
 def _note(largest: dict[str, float], name: str, array: Array) -> None:

@@ -10,15 +10,14 @@ from typing import cast, get_args
 from moh_deploy import __version__
 from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.graph.lower_precision import LowType
+from moh_deploy.graph.lower_precision.policy import LowType
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
-from moh_deploy.runtime.tensorrt.engine_dir import key_of
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, Flavour
 from moh_deploy.runtime.tensorrt.messages import Stack
 from moh_deploy.runtime.tensorrt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, PluginLibrary
 from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.digest import sha256_of, sha256_of_json
 from moh_deploy.system.suggest import did_you_mean
 
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -90,7 +89,7 @@ class BuildPlan:
 
     def key(self, found: Stack) -> str:
         """Return the digest of all that decides what is built."""
-        return key_of(
+        return sha256_of_json(
             {
                 # Whatever changes the engine has to be here: an equal key means that nothing is
                 # built.

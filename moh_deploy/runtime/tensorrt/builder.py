@@ -77,11 +77,7 @@ def _load(trt: Any, path: str, ops: Sequence[str]) -> None:
 
 
 def _write_engine(
-    trt: Any,
-    builder: Any,
-    network: Any,
-    request: BuildRequest,
-    tell: Callable[[Message], None],
+    trt: Any, builder: Any, network: Any, request: BuildRequest, tell: Callable[[Message], None]
 ) -> int:
     """Return the size of what was written."""
     config = _config(trt, builder, request)
@@ -103,7 +99,12 @@ def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     config = builder.create_builder_config()
     # Else products of float32 would be rounded to 10 bits: `verify` allows 1e-4.
     config.clear_flag(trt.BuilderFlag.TF32)
-    _set_targets(trt, config, request.compute_capabilities)
+    names = request.compute_capabilities
+    if names:  # The only call that TensorRT-RTX has and TensorRT has not.
+        config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        target = getattr(trt.ComputeCapability, f"SM{name.replace('.', '')}")
+        config.set_compute_capability(target, index)
     for shapes in request.profiles:
         profile = builder.create_optimization_profile()
         for name, (least, usual, most) in shapes.items():
@@ -118,15 +119,6 @@ def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
         # `False`: times of another GPU or version are refused, not used.
         config.set_timing_cache(config.create_timing_cache(measured), False)
     return config
-
-
-def _set_targets(trt: Any, config: Any, names: tuple[str, ...]) -> None:
-    """The only call that TensorRT-RTX has and TensorRT has not: without names it is not made."""
-    if names:
-        config.num_compute_capabilities = len(names)
-    for index, name in enumerate(names):
-        target = getattr(trt.ComputeCapability, f"SM{name.replace('.', '')}")
-        config.set_compute_capability(target, index)
 
 
 def _monitor(trt: Any, tell: Callable[[Message], None]) -> Any:

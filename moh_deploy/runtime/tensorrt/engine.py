@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from moh_deploy.errors import BackendError, ConfigError
@@ -46,12 +45,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +66,9 @@ class Engine:
                 to be, or of sizes that no profile has.
             BackendError: TensorRT failed, or the engine is closed.
         """
-        loaded = self._open()
+        loaded = self._loaded
+        if loaded is None:
+            raise BackendError(f"{self.root} is closed.")
         # All of one kind: copying some of them in silence would cost what tensors on the GPU are to
         # save.
         from_torch = {name: is_torch(tensor) for name, tensor in inputs.items()}
@@ -84,9 +80,12 @@ class Engine:
         if any(from_torch.values()):
             checked = {name: stand_in(name, tensor) for name, tensor in inputs.items()}
             profile = self._profile(check_inputs(self.manifest.inputs, checked))
-            return self._gpu_context(loaded).run(inputs, profile)
+            # Made when first needed: a context holds scratch memory on the GPU.
+            self._on_gpu = self._on_gpu or GpuContext(loaded, self.manifest.outputs)
+            return self._on_gpu.run(inputs, profile)
         profile = self._profile(check_inputs(self.manifest.inputs, inputs))
-        return self._host_context(loaded).run(inputs, profile)
+        self._on_host = self._on_host or HostContext(loaded, FLAVOURS[self.manifest.backend])
+        return self._on_host.run(inputs, profile)
 
     def close(self) -> None:
         """Give the GPU's memory back. The plugin library stays in the process."""
@@ -95,20 +94,6 @@ class Engine:
         # Contexts go before the engine.
         self._on_host = self._on_gpu = None
         self._loaded = None
-
-    def _open(self) -> LoadedEngine:
-        if self._loaded is None:
-            raise BackendError(f"{self.root} is closed.")
-        return self._loaded
-
-    def _gpu_context(self, loaded: LoadedEngine) -> GpuContext:
-        # Made when first needed: a context holds scratch memory on the GPU.
-        self._on_gpu = self._on_gpu or GpuContext(loaded, self.manifest.outputs)
-        return self._on_gpu
-
-    def _host_context(self, loaded: LoadedEngine) -> HostContext:
-        self._on_host = self._on_host or HostContext(loaded, FLAVOURS[self.manifest.backend])
-        return self._on_host
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether a profile has these sizes of the dynamic dimensions."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,17 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package import (
-    MODEL_DATA_NAME,
-    MODEL_NAME,
-    Choice,
-    RouterTypes,
-    TensorInfo,
-)
+from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, Choice, RouterTypes, TensorInfo
+from moh_deploy.package.manifest import Strict
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile, covers
 from moh_deploy.system.bounded_file import is_plain_name
-from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.bounded_json import has_keys, read_json
 from moh_deploy.system.digest import sha256_of
 
 ENGINE_NAME = "model.engine"
@@ -39,11 +33,9 @@ ENGINE_FORMAT_VERSION = 1
 Implementation = Literal["kernel", "function", "operators"]
 """A plugin; the body of the op in ordinary operators; operators as the model wrote them."""
 
-_STRICT = {"extra": "forbid", "strict": True}
-
 
 @dataclass(frozen=True)
-class EngineLayer:
+class EngineLayer(Strict):
     """Says what runs one MoH layer, read from the network that was built.
 
     Attributes:
@@ -55,8 +47,6 @@ class EngineLayer:
         router_types: The dtypes of the router's stages, in lower precision.
     """
 
-    __pydantic_config__ = _STRICT
-
     path: str
     moh_impl: Implementation
     router_impl: Implementation
@@ -66,7 +56,7 @@ class EngineLayer:
 
 
 @dataclass(frozen=True)
-class PluginInfo:
+class PluginInfo(Strict):
     """The plugin library of an engine.
 
     Attributes:
@@ -74,14 +64,12 @@ class PluginInfo:
         sha256: Digest of the library.
     """
 
-    __pydantic_config__ = _STRICT
-
     file: str | None
     sha256: str
 
 
 @dataclass(frozen=True)
-class EngineManifest:
+class EngineManifest(Strict):
     """The content of `engine.json`: what an engine is, and what it was made from.
 
     Attributes:
@@ -102,8 +90,6 @@ class EngineManifest:
         format_version: Of the directory.
     """
 
-    __pydantic_config__ = _STRICT
-
     backend: str
     key: str
     package_sha256: str
@@ -123,13 +109,6 @@ class EngineManifest:
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether a profile has these sizes of the dynamic dimensions."""
         return not self.profiles or any(covers(one, sizes) for one in self.profiles)
-
-
-def key_of(content: dict[str, object]) -> str:
-    """Return the digest of what an engine is made from."""
-    # Sorted and without blanks: equal content has to give equal text.
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def engine_manifest_text(manifest: EngineManifest) -> str:
@@ -188,9 +167,5 @@ def _check_profiles(path: Path, manifest: EngineManifest) -> None:
 
 def looks_like_engine(path: Path) -> bool:
     """Tell whether a file is the manifest of an engine directory, of whatever format version."""
-    try:
-        content = read_json(path, error=PackageError)
-    except (OSError, PackageError):
-        return False
     # What every format version has; other tools write `engine.json` files too.
-    return isinstance(content, dict) and {"format_version", "backend", "key"} <= content.keys()
+    return has_keys(path, {"format_version", "backend", "key"})

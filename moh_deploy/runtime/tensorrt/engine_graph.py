@@ -62,7 +62,10 @@ def make_engine_graph(
     rejections = refused_nodes(nodes, profiles)
     names = frozenset(node.name or "" for node in nodes) - {one.layer for one in rejections}
     # Before functions are inlined: a MoHRouter that is no plugin is no node afterwards.
-    routers, types = _routers(model, layers), _types(model)
+    makers = {value.name: node for node in model.graph for value in node.outputs}
+    routers = [_router_of(makers.get(one.gates)) if one.router_replaced else None for one in layers]
+    values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
+    types = {v.name: str(v.dtype.numpy()) for v in values if v.name and v.dtype is not None}
     # TensorRT times tactics on made-up inputs; this tells the plugins how many gates are open in
     # runs.
     shares = {one.node: one.active_share for one in layers if one.node and one.active_share}
@@ -70,7 +73,7 @@ def make_engine_graph(
     return EngineGraph(
         model,
         layers,
-        routers,
+        tuple(routers),
         plugin_nodes=names,
         plugin_ops=tuple(sorted({node.op_type for node in nodes if node.name in names})),
         types=types,
@@ -131,18 +134,6 @@ def check_network(graph: EngineGraph, answer: BuildAnswer, *, title: str) -> Non
     lost = [one.path for one in graph.layers if one.gates not in answer.types]
     if lost:
         raise BackendError(f"{title} has no value for the gates of {', '.join(lost)}.")
-
-
-def _types(model: ir.Model) -> dict[str, str]:
-    values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
-    return {v.name: str(v.dtype.numpy()) for v in values if v.name and v.dtype is not None}
-
-
-def _routers(model: ir.Model, layers: Sequence[LayerInfo]) -> tuple[str | None, ...]:
-    makers = {value.name: node for node in model.graph for value in node.outputs}
-    return tuple(
-        _router_of(makers.get(one.gates)) if one.router_replaced else None for one in layers
-    )
 
 
 def _router_of(node: ir.Node | None) -> str | None:

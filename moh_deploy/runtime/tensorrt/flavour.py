@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from moh_deploy.errors import BackendError, ConfigError
 
@@ -95,30 +94,26 @@ class Flavour:
 
 _FOR_OTHER_GPUS = "GPUs of servers (8.0 apart) are for --backend tensorrt, on such a machine."
 
-FLAVOURS: Mapping[str, Flavour] = MappingProxyType(
-    {
-        "tensorrt": Flavour(
-            name="tensorrt",
-            title="TensorRT",
-            module="tensorrt",
-            oldest=(10, 7),
-            targets=MappingProxyType({}),
-            has_timing_cache=True,
-            libraries=None,
-            install="pip install tensorrt, on a machine with an NVIDIA GPU; or work in one of"
-            " NVIDIA's TensorRT containers.",
-        ),
-        "tensorrt-rtx": Flavour(
-            name="tensorrt-rtx",
-            title="TensorRT-RTX",
-            module="tensorrt_rtx",
-            oldest=(1, 1),
-            targets=MappingProxyType(
-                {"7.5": False, "8.0": True, "8.6": True, "8.9": True, "12.0": True, "12.1": False}
-            ),
-            has_timing_cache=False,
-            libraries=("tensorrt_rtx_libs", "libtensorrt_rtx.so"),
-            install="pip install tensorrt-rtx-cu13, or 'moh-deploy[tensorrt-rtx]'.",
-        ),
-    }
-)
+FLAVOURS: Mapping[str, Flavour] = {
+    "tensorrt": Flavour(
+        name="tensorrt",
+        title="TensorRT",
+        module="tensorrt",
+        oldest=(10, 7),
+        targets={},
+        has_timing_cache=True,
+        libraries=None,
+        install="pip install tensorrt, on a machine with an NVIDIA GPU; or work in one of"
+        " NVIDIA's TensorRT containers.",
+    ),
+    "tensorrt-rtx": Flavour(
+        name="tensorrt-rtx",
+        title="TensorRT-RTX",
+        module="tensorrt_rtx",
+        oldest=(1, 1),
+        targets={"7.5": False, "8.0": True, "8.6": True, "8.9": True, "12.0": True, "12.1": False},
+        has_timing_cache=False,
+        libraries=("tensorrt_rtx_libs", "libtensorrt_rtx.so"),
+        install="pip install tensorrt-rtx-cu13, or 'moh-deploy[tensorrt-rtx]'.",
+    ),
+}

@@ -73,7 +73,9 @@ class EngineDir(Deployed):
             )
         if variant.extra_outputs or variant.edits:
             raise BackendError(f"{self.root} is an engine, whose inner values cannot be seen.")
-        runner = EngineRunner(Engine(self.root))
+        engine = Engine(self.root)
+        outputs = tuple(one.name for one in engine.manifest.outputs)
+        runner = EngineRunner(engine, engine.manifest.inputs, outputs)
         others = [run.path for run in runner.describe().layer_runs if run.runs_as != "kernel"]
         if variant.kernels == "require" and others:
             runner.close()
@@ -90,14 +92,8 @@ class EngineRunner(Runner):
     """An engine on the first GPU. What runs its layers was read from its network when built."""
 
     engine: Engine
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:  # type: ignore[override]
-        return self.engine.manifest.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(one.name for one in self.engine.manifest.outputs)
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self.engine.run(inputs)
@@ -105,7 +101,10 @@ class EngineRunner(Runner):
     def describe(self) -> Description:
         manifest = self.engine.manifest
         title = FLAVOURS[manifest.backend].title
-        runs = tuple(map(_layer_run, manifest.layers))
+        runs = tuple(
+            LayerRun(one.path, _impl(one, one.moh_impl), _impl(one, one.router_impl))
+            for one in manifest.layers
+        )
         attention = {run.path: run.runs_as for run in runs}
         routers = {f"{run.path} (router)": run.router_runs_as for run in runs}
         return Description(
@@ -125,12 +124,6 @@ class EngineRunner(Runner):
             return KernelUse(None, "the engine was built without plugins", None)
         # A library that is embedded has no file: it is inside the engine.
         return KernelUse(self.engine.root / (plugin.file or ENGINE_NAME), None, None)
-
-
-def _layer_run(layer: EngineLayer) -> LayerRun:
-    return LayerRun(
-        layer.path, _impl(layer, layer.moh_impl), _impl(layer, layer.router_impl), None, None
-    )
 
 
 def _impl(layer: EngineLayer, implementation: str) -> LayerImpl | None:

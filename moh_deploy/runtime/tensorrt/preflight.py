@@ -5,12 +5,13 @@ What the plugins take is data: `moh_deploy/ops/plugin_support.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from moh_deploy.config.dims import DimExpr
-from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.config.dims import size_at
+from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
@@ -83,16 +84,12 @@ def refused_by_parser(errors: Sequence[ParserError], title: str) -> tuple[Reject
         Rejection(
             one.node or "model.onnx",
             one.operator or "a part of it",
-            f"what the parser of {title} takes{_detail(one.text)}",
+            # Of an operator that it does not know at all it says no more than `false`.
+            f"what the parser of {title} takes{'' if one.text == 'false' else f' ({one.text})'}",
             "Write this part of the model with other operators.",
         )
         for one in errors
     )
-
-
-def _detail(text: str) -> str:
-    """Of an operator that it does not know at all it says no more than `false`."""
-    return "" if text == "false" else f" ({text})"
 
 
 def _refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Rejection]:
@@ -137,17 +134,14 @@ def _input_refused(value: ir.Value, spec: PluginInput, first: ir.Value | None) -
 
 def _sizes_refused(node: ir.Node) -> Iterator[Reason]:
     """Compare the sizes that the table limits."""
+    # A router has no choice of its own.
+    what_to_do = "Run this layer by its function: moh-deploy tune DIR --choose LAYER=dense."
+    if node.op_type == op_names.ROUTER:
+        what_to_do = "Build without the plugin library: functions take it."
     for name, most in PLUGINS[node.op_type].limits.items():
         size = _SIZES[name](node)
         if size is not None and size > most:
-            yield f"{name} is {size}", f"up to {most}", _by_function(node)
-
-
-def _by_function(node: ir.Node) -> str:
-    """A router has no choice of its own."""
-    if node.op_type == op_names.ROUTER:
-        return "Build without the plugin library: functions take it."
-    return "Run this layer by its function: moh-deploy tune DIR --choose LAYER=dense."
+            yield f"{name} is {size}", f"up to {most}", what_to_do
 
 
 def _profiles_refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Reason]:
@@ -155,10 +149,7 @@ def _profiles_refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Re
     for profile in profiles:
         most = {name: span.max for name, span in profile.items()}
         for value, spec in zip(node.inputs, PLUGINS[node.op_type].inputs, strict=False):
-            rows = 1
-            # Rows: all axes but the last.
-            for size in _known(value, most)[:-1]:
-                rows *= size
+            rows = math.prod(_known(value, most)[:-1])  # All axes but the last.
             if rows > LARGEST:
                 yield (
                     f"{spec.name} has {rows} rows at the largest sizes of a profile",
@@ -224,14 +215,9 @@ def _known(value: ir.Value | None, sizes: Mapping[str, int]) -> list[int]:
     """Return the sizes of a value, 1 for what is not known."""
     if value is None or value.shape is None:
         return []
-    return [one if isinstance(one, int) else _evaluate(one.value, sizes) for one in value.shape]
-
-
-def _evaluate(text: str | None, sizes: Mapping[str, int]) -> int:
-    try:
-        return 1 if text is None else DimExpr.parse(text, place="").evaluate(sizes)
-    except (ConfigError, KeyError):
-        return 1  # of no one dimension
+    named = [one if isinstance(one, int) else one.value for one in value.shape]
+    known = [size_at(one, sizes) for one in named]
+    return [1 if one is None else one for one in known]
 
 
 def _type(value: ir.Value | None) -> TensorType | None:

@@ -111,15 +111,12 @@ def _parse(text: str, manifest: Manifest) -> dict[str, Span]:
         name = match["name"]
         if name in found:
             raise ConfigError(f"profile '{text}' has '{name}' twice.")
-        found[name] = _span(match["spans"])
+        sizes = [int(size) for size in match["spans"].split("..")]
+        # `8` is 8..8..8; `1..32` is 1..32..32, tuned for the largest; of three the middle one
+        # counts.
+        found[name] = Span(sizes[0], sizes[len(sizes) // 2], sizes[-1])
         _check(text, name, found[name], manifest)
     return found
-
-
-def _span(text: str) -> Span:
-    sizes = [int(size) for size in text.split("..")]
-    # `8` is 8..8..8; `1..32` is 1..32..32, tuned for the largest; of three the middle one counts.
-    return Span(sizes[0], sizes[len(sizes) // 2], sizes[-1])
 
 
 def _check(text: str, name: str, span: Span, manifest: Manifest) -> None:

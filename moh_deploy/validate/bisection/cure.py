@@ -15,8 +15,8 @@ import onnx_ir as ir
 from moh_deploy.graph.float32_form import Float32Form, store
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.graph.lower_again import EXACT, lower_again
-from moh_deploy.graph.lower_precision import LowType, largest_number
 from moh_deploy.graph.lower_precision.casts import IR_TYPES
+from moh_deploy.graph.lower_precision.policy import LowType, largest_number
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.validate.bisection.divergence import NodeError

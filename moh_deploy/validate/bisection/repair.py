@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from moh_deploy.graph import choose_layers
+from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.float32_form import Float32Form
 from moh_deploy.graph.flops import attention_flops
 from moh_deploy.ops import op_names

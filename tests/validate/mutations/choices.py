@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph import choose_layers
+from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.package import LayerInfo, OnnxPackage, with_choices
 
 Layers = tuple[LayerInfo, ...]
