@@ -74,11 +74,14 @@ class _NoisyInterpreter(Interpreter):
         super().__init__(program.graph_module)
         self._needed, self._watched, self._fed = needed, watched, fed
         self._generator = torch.Generator().manual_seed(seed)
+        self._computed: dict[Node, object] = {}
         self.values: dict[Node, torch.Tensor] = {}
 
     def run_node(self, n: Node) -> object:
         if n not in self._needed and n.op != "placeholder":  # inserted beside the original
             return None
+        if n.op == "output":  # gates that the model returns are shown as they were computed
+            self.env.update(self._computed)
         result = super().run_node(n)
         if n.op == "call_function" and not _is_view(n):
             terms = sum_length(n)
@@ -86,7 +89,10 @@ class _NoisyInterpreter(Interpreter):
         if n in self._watched:
             assert isinstance(result, torch.Tensor)
             self.values[n] = result
-        return self._fed.get(n, result)
+        if n not in self._fed:
+            return result
+        self._computed[n] = result
+        return self._fed[n]
 
     def _moved(self, value: object, terms: int) -> object:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():

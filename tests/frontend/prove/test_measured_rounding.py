@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,15 +13,15 @@ from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
 from tests.frontend.traced import plain_trace
-from tests.small_moh import build
+from tests.small_moh import SmallMoH, build
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
-def recorded(model: nn.Module, x: Tensor = X) -> Recording:
+def recorded(model: nn.Module, x: Tensor = X, outputs: Sequence[str] = ("y",)) -> Recording:
     program = normalize(plain_trace(model, x))
     rewrites = view_attention(program, insert(program, recognize(program)))
-    return record(program, rewrites, [x], rounding_of=["y"])
+    return record(program, rewrites, [x], rounding_of=outputs)
 
 
 def test_noise_is_of_the_size_of_rounding():
@@ -42,6 +44,19 @@ def test_half_precision_moves_further():
     assert low is not None
     assert full is not None
     assert low.outputs["y"].rms > 1e3 * full.outputs["y"].rms
+
+
+def test_gates_that_a_model_returns_are_rounded_like_other_outputs():
+    class WithGates(SmallMoH):
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+            y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            gates = self.gates(x)
+            return self.out((y * gates.unsqueeze(-1)).flatten(2)), gates
+
+    rounding = recorded(WithGates().eval(), outputs=["y", "gates"]).rounding
+    assert rounding is not None
+    assert 1e-9 < rounding.outputs["gates"].rms < 1e-5
 
 
 def test_masks_of_infinity_stay():

@@ -190,10 +190,18 @@ def _finishes(
         yield Finish(weights, normalized=True, factor=factor, epsilon=epsilon)
 
 
+_ROUNDING = 2.0**-21
+"""What a ratio of two gates in float32 may be off by: four steps."""
+
+
 def _as_written(number: float, tolerance: float) -> float:
-    """The short number that this is within rounding, or the number itself."""
-    short = float(f"{number:.6g}")
-    return short if abs(short - number) < tolerance * abs(number) else number
+    """Return the short number, or one over it, that this is within rounding; or the number itself.
+
+    0.33333334 is 1 / 3, as of gates that are shared out by their mean, and not 0.333333.
+    """
+    short, inverse = float(f"{number:.6g}"), float(f"{1 / number:.6g}") if number else 0.0
+    near = min(short, 1 / inverse if inverse else short, key=lambda one: abs(one - number))
+    return near if abs(near - number) < min(tolerance, _ROUNDING) * abs(number) else number
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:

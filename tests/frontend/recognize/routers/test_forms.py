@@ -432,3 +432,22 @@ def test_logits_are_those_of_each_stage():
 def test_mask_of_norms_is_query_norm_only_where_the_query_makes_them():
     assert read(QueryNorm, query=True).form.name == "query_norm"
     assert read(QueryNorm).form.name == "mask"
+
+
+@pytest.mark.parametrize("factor", [1 / 3, 2**0.5, 0.1, 2.5])
+def test_scale_of_gates_is_as_exact_as_the_model(factor: float):
+    class Scaled(nn.Module):
+        """Runs in float32 alone, as zeros of that dtype are written into."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_routed = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            value, best = self.to_routed(x).softmax(-1).topk(3, dim=-1)
+            value = value / value.sum(-1, keepdim=True) * (3 * factor)
+            return torch.zeros(2, 5, 4).scatter(-1, best, value)
+
+    router = read(Scaled)
+    assert router.finish is not None
+    assert router.finish.factor == pytest.approx(factor, rel=2.0**-21)
