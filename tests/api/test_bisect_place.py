@@ -18,7 +18,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.bisection.locate import Divergence
 from tests.bare_package import write_bare
 from tests.exporting import prove_in_this_process
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in
 from tests.validate.bisection.planted import (
     Attribute,
     Change,
@@ -32,6 +32,8 @@ from tests.validate.bisection.planted import (
 from tests.zoo.language import Prefill, prompt_in
 from tests.zoo.model import seeded
 from tests.zoo.published import TinyVision, images_in
+
+pytestmark = nightly
 
 
 class Vision(TinyVision):

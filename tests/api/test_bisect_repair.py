@@ -119,6 +119,7 @@ def test_repaired_package_passes_with_the_nodes_that_need_float32(
     assert not error(half) < 0.1  # or NaN
 
 
+@nightly
 def test_what_precision_refuses_is_written_with_more_in_float32(exported: Exported, tmp_path: Path):
     whole = exported("LargeLogits")
     with pytest.raises(ValidationError, match="not equal") as refused:
@@ -133,6 +134,7 @@ def test_what_precision_refuses_is_written_with_more_in_float32(exported: Export
     assert moh_deploy.verify(tmp_path / "half").equal
 
 
+@nightly
 @pytest.mark.parametrize("kind", one_in(2, NEEDED))
 def test_without_any_one_of_the_nodes_it_fails_again(kind: str, exported: Exported, tmp_path: Path):
     whole = exported(kind)
@@ -195,6 +197,7 @@ def test_nothing_diverges_in_a_good_package(to: str, exported: Exported, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@nightly
 def test_target_below_what_verify_allows_is_met(exported: Exported, tmp_path: Path):
     whole = exported("Stack")
     moh_deploy.precision(whole.root, to="float16", output=tmp_path / "half")
@@ -262,6 +265,7 @@ def test_why_no_nodes_are_enough_is_told_apart(
     assert (report.why_no_repair or "").endswith("what only moves numbers are in float16.")
 
 
+@nightly
 def test_bfloat16_is_bisected_too(exported: Exported, tmp_path: Path):
     whole = exported("LargeLogits")
     low = write_unprotected(whole, tmp_path / "low", "bfloat16")
@@ -282,6 +286,7 @@ def test_runs_are_bounded_and_what_they_found_passes(exported: Exported, tmp_pat
     assert moh_deploy.verify(tmp_path / "out").equal
 
 
+@nightly
 def test_weights_that_float16_cannot_hold_are_taken_from_the_reference(
     exported: Exported, tmp_path: Path
 ):

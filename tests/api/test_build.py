@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from moh_deploy.runtime.tensorrt.profiles import make_profiles
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
 from tests.handmade_package import write_package
-from tests.nightly import in_turn
+from tests.nightly import one_in
 from tests.trt_packages import (
     double_inside,
     fused_attention,
@@ -72,14 +73,11 @@ def _profiles(root: Path) -> list[str]:
     return [",".join(f"{dim}={sizes[dim]}" for dim in dims) for sizes in (small, large)]
 
 
-@pytest.mark.parametrize(("form", "precision"), in_turn(FORMS, PRECISIONS))
+@pytest.mark.parametrize("built", one_in(12, product(FORMS, PRECISIONS)), ids="-".join)
 def test_every_layer_runs_by_kernels(
-    plugin: Path,
-    package_of: Callable[[str], Path],
-    tmp_path: Path,
-    form: str,
-    precision: str,
+    plugin: Path, package_of: Callable[[str], Path], tmp_path: Path, built: tuple[str, str]
 ):
+    form, precision = built
     package = package_of(form)
     report = moh_deploy.build(
         package,

@@ -22,6 +22,7 @@ from tests.cli.run_cli import REPOSITORY
 from tests.fakes import Fakes, fakes
 from tests.handmade_package import write_package
 from tests.machine.test_device_code import fat_binary
+from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import simulate_gpu, write_engine
 
 __all__ = ["fakes"]
@@ -97,6 +98,7 @@ def test_the_report_is_json(here: DoctorReport):
     )
 
 
+@nightly
 def test_an_artefact_is_loaded(tmp_path: Path):
     package = write_package(tmp_path / "package").root
     found = doctor(package)
@@ -114,6 +116,7 @@ def test_an_artefact_that_does_not_run_here_ends_with_1(tmp_path: Path):
     assert "cannot run here: no NVIDIA driver" in failure.message
 
 
+@nightly
 def test_a_machine_with_a_gpu_builds_and_runs_with_kernels(fakes: Fakes):
     """Simulated: an L4, TensorRT, and a plugin library with code for it, or for another GPU."""
     simulate_gpu(fakes)

@@ -19,6 +19,7 @@ from tests.api.test_verify_against import write_model
 from tests.fakes import Fakes, fakes
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
+from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import MANIFEST, python, simulate_gpu, write_engine
 
 __all__ = ["fakes"]
@@ -130,6 +131,7 @@ def test_runners_of_polygraphys_are_references(tmp_path: Path):
     ]
 
 
+@nightly
 def test_engine_is_a_runner(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)
     root = write_engine(tmp_path / "engine")

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.nightly import nightly
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 BURN_CPU = "import time\nwhile time.process_time() < 0.4: pass"
@@ -75,6 +77,7 @@ def test_ratio_to_nothing_is_left_out(benchmark: ModuleType) -> None:
     assert comparison.figures(lambda one: one.largest_child_mib).ratio is None
 
 
+@nightly
 def test_model_of_the_users_is_measured(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SMALL_MODEL)
     done = run_benchmark(
@@ -91,6 +94,7 @@ def test_model_of_the_users_is_measured(tmp_path: Path) -> None:
     assert answer["costs"]["largest child"]["plain"] == 0
 
 
+@nightly
 def test_export_that_fails_is_reported(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\n\ndef small(): return torch.nn.Linear(3, 3)\n")
     done = run_benchmark(

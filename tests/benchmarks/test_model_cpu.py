@@ -18,6 +18,7 @@ import pytest
 from moh_deploy.config.export_config import load_config
 from moh_deploy.frontend.inputs.examples import build_inputs
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from tests.nightly import nightly
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COLUMNS = [
@@ -55,6 +56,7 @@ def prepared(bench: ModuleType, folder: Path) -> object:
     return bench.prepare(bench.SUBJECTS["vit-form"], request, folder / "vit-form")
 
 
+@nightly
 def test_rows_have_what_was_measured(folder: Path) -> None:
     rows = json.loads((folder / "rows.json").read_text())
     assert [(row["model"], row["batch"], row["threads"]) for row in rows] == [
@@ -68,6 +70,7 @@ def test_rows_have_what_was_measured(folder: Path) -> None:
         assert (row["openvino_ms"] is not None) == HAS_OPENVINO
 
 
+@nightly
 def test_peer_that_takes_no_part_is_reported(folder: Path) -> None:
     log = (folder / "log").read_text()
     assert log.count("without compile: not asked for") == len(BATCHES)
@@ -287,6 +290,7 @@ def test_profile_leaves_the_first_run_out_and_adds_medians(
     assert sys.modules["model_profile"].read_profile(file) == {"MatMul": share(2, 2.5)}
 
 
+@nightly
 def test_random_weights_have_no_zeros_left(bench: ModuleType, folder: Path) -> None:
     import torch
 

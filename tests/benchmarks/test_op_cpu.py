@@ -16,6 +16,7 @@ import pytest
 from moh_deploy import native
 from moh_deploy.ops import OPS
 from moh_deploy.runtime.kernel_use import KernelUse
+from tests.nightly import nightly
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -209,6 +210,7 @@ def test_shape_of_ones_own_is_read_and_an_unknown_one_refused(bench: ModuleType)
         bench.parse_shape("2,4,3,9,8")
 
 
+@nightly
 def test_library_that_is_missing_ends_the_benchmark() -> None:
     done = run_benchmark("--library", "no/such.so")
     assert done.returncode == 2
@@ -216,6 +218,7 @@ def test_library_that_is_missing_ends_the_benchmark() -> None:
     assert done.stdout == ""
 
 
+@nightly
 @needs_library
 def test_rows_have_what_was_measured() -> None:
     done = run_benchmark(

@@ -8,6 +8,7 @@ import pytest
 from moh_deploy.system.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
+from tests.nightly import nightly
 from tests.report.junit_reader import read_outcomes
 
 BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms")
@@ -99,6 +100,7 @@ def test_missing_file_ends_with_2_before_anything_runs(cli: Cli, package: Path, 
     assert "hint: --update-baseline writes it" in failed.err
 
 
+@nightly
 def test_paths_may_be_written_in_any_way(
     cli: Cli, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

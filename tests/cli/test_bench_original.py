@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.cli.run_cli import Cli
 from tests.handmade_package import write_package
+from tests.nightly import nightly
 
 CODE = """
 from torch import nn
@@ -42,6 +43,7 @@ def original(tmp_path: Path) -> Iterator[list[object]]:
             del sys.modules[name]
 
 
+@nightly
 def test_original_and_its_plain_export_are_measured(
     cli: Cli, original: list[object], tmp_path: Path
 ):

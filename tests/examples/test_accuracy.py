@@ -13,6 +13,9 @@ from moh_deploy.package import OnnxPackage, PackageWriter
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.parity_report import ParityReport
 from tests.examples.digits_demo import DIGITS, DemoRun
+from tests.nightly import nightly
+
+pytestmark = nightly
 
 WIDE = """
 tolerances: {float32: {relative: 1.0, reason: to see what accuracy alone says}}

@@ -22,6 +22,7 @@ from junitparser import JUnitXml
 from moh_deploy.package import OnnxPackage, PackageWriter
 from tests.examples.ci_runner import REPOSITORY, CiRunner, Outcome
 from tests.examples.digits_demo import DIGITS, DemoRun
+from tests.nightly import nightly
 
 QUICK = "--threads=1\n--min-time=0s\n--warmup=0s"
 
@@ -60,6 +61,7 @@ def reports_of(runner: CiRunner, outcome: Outcome) -> Path:
     return runner.workspace / uploaded["path"]
 
 
+@nightly
 def test_action_exports_verifies_and_measures(runner: CiRunner, digits_demo: DemoRun) -> None:
     outcome = runner.run_action(
         package="build/package",
@@ -130,6 +132,7 @@ def test_accuracy_that_is_worse_than_it_was_ends_the_action_with_1(
     assert "1 held, 1 worse" in outcome.summary
 
 
+@nightly
 def test_gate_that_does_not_hold_ends_the_action_with_1(runner: CiRunner, package: Path) -> None:
     outcome = runner.run_action(package="package", gates="p50 > 1 min", bench_args=QUICK)
     assert outcome.exit_code == 1
@@ -210,6 +213,7 @@ def test_junit_without_a_test_that_passed_is_no_pass(
     assert (problem is None) if expected is None else expected in problem
 
 
+@nightly
 def test_checkpoint_that_cannot_be_exported_ends_the_action(runner: CiRunner) -> None:
     (runner.workspace / "model.pt").write_text("no model")
     outcome = runner.run_action(package="package", checkpoint="model.pt")

@@ -11,6 +11,7 @@ from moh_deploy.machine.cpu import CpuRun, probe_cpu
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
 from tests.fakes import Fakes
 from tests.kernel_library import required_library
+from tests.nightly import nightly
 
 
 def test_this_machine():
@@ -43,6 +44,7 @@ def test_a_broken_runtime_is_a_finding(fakes: Fakes):
     assert "SIGABRT" in getattr(found.functions, "why", "")
 
 
+@nightly
 def test_a_wrong_answer_is_a_finding(fakes: Fakes):
     """A runtime that adds a little to everything."""
     fakes.module(

@@ -21,6 +21,7 @@ from moh_deploy.package.corpus import write_corpus as write_file
 from moh_deploy.package.replace_corpus import replace_corpus
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import MANIFEST, vectors, write_package
+from tests.nightly import nightly
 
 
 def sample(seed: int, *, batch: int = 1, margin: float = 1e-6) -> CorpusSample:
@@ -41,6 +42,7 @@ def test_corpus_reads_back_as_it_was_written(tmp_path: Path):
         assert one.digest() == other.digest()
 
 
+@nightly
 def test_corpus_is_bounded_and_holds_nothing_twice():
     many = [sample(seed) for seed in range(MOST_SAMPLES + 3)]
     assert bounded([many[0], *many]) == tuple(many[:MOST_SAMPLES])

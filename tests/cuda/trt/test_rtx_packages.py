@@ -11,7 +11,7 @@ import pytest
 import moh_deploy
 from tests.cuda.trt.packages import FORMS, LARGE, SMALL, export, graph, profile
 from tests.cuda.trt.rtx import build
-from tests.nightly import nightly_if
+from tests.nightly import nightly, nightly_if
 
 PUSHED = ("vit", "fp16")
 
@@ -42,6 +42,7 @@ ENGINES = [
 ]
 
 
+@nightly
 @pytest.mark.parametrize(("name", "precision"), ENGINES)
 def test_the_engine_of_a_package_holds_every_plugin(
     fake_library: Path,

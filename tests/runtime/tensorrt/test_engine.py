@@ -16,6 +16,7 @@ import moh_deploy
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, ENGINE_NAME
 from tests.fakes import Fakes
+from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import MANIFEST, python, simulate_gpu, write_engine
 
 needs_polygraphy = pytest.mark.skipif(
@@ -134,6 +135,7 @@ _RTX = replace(
 )
 
 
+@nightly
 @needs_polygraphy
 def test_an_engine_of_tensorrt_rtx_runs_by_its_own_module(
     program: Program, fakes: Fakes, tmp_path: Path
@@ -222,6 +224,7 @@ torch.cuda.current_stream = lambda device=None: Stream
 """
 
 
+@nightly
 def test_tensors_of_torch_are_read_and_written_where_they_are(program: Program, tmp_path: Path):
     found = program(
         _TORCH
@@ -249,6 +252,7 @@ print(json.dumps([same, right, type(y).__name__, tensorrt.CALLS]))
     assert found[3] == ["deserialize", execute, "profile 1", execute, "profile 0", execute]
 
 
+@nightly
 def test_tensors_of_torch_elsewhere_are_refused(program: Program, tmp_path: Path):
     found = program(
         _TORCH
@@ -265,6 +269,7 @@ with Engine(sys.argv[1]) as engine:
     assert found[2][1].endswith("expected either: of torch are x.")
 
 
+@nightly
 def test_an_output_whose_shape_depends_on_values_is_refused(program: Program, tmp_path: Path):
     found = program(
         _TORCH

@@ -74,6 +74,7 @@ def test_verify_is_refused_where_there_is_no_gpu(tmp_path: Path):
     assert "no NVIDIA driver" in json.loads(refused.stdout)["error"]["message"]
 
 
+@nightly
 def test_verify_of_an_engine_needs_its_package(tmp_path: Path):
     package = _package(tmp_path / "package")
     root = _engine_of(package, tmp_path / "engine")
@@ -139,6 +140,7 @@ def test_verify_compares_the_recorded_runs_that_fit(fakes: Fakes, tmp_path: Path
     assert "NOT EQUAL" in unequal.stdout
 
 
+@nightly
 @needs_polygraphy
 def test_engines_are_compared_with_packages_and_packages_with_engines(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)
@@ -154,6 +156,7 @@ def test_engines_are_compared_with_packages_and_packages_with_engines(fakes: Fak
     assert _command("verify", wrong, *turned).returncode == 1
 
 
+@nightly
 @needs_polygraphy
 def test_verify_takes_other_inputs(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)
@@ -169,6 +172,7 @@ def test_verify_takes_other_inputs(fakes: Fakes, tmp_path: Path):
     assert "Build it with a --profile that has these sizes." in refused.stderr
 
 
+@nightly
 @needs_polygraphy
 def test_samples_with_labels_run_in_batches_that_a_profile_has(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)

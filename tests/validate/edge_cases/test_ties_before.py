@@ -14,6 +14,7 @@ from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.source import Sides, body_source
 from moh_deploy.validate.edge_cases.ties_before import run_ties_before
 from tests.edge_case_package import write_edge_package
+from tests.nightly import nightly
 from tests.validate.edge_cases.exported_packages import exported
 from tests.validate.edge_cases.planted_faults import (
     ALWAYS,
@@ -59,7 +60,9 @@ def last_layer(package: OnnxPackage) -> LayerInfo:
     return package.manifest.layers[-1]
 
 
-PACKAGES = pytest.mark.parametrize("name", ["handmade", *EXPORTED])
+PACKAGES = pytest.mark.parametrize(
+    "name", ["handmade", *(pytest.param(name, marks=nightly) for name in EXPORTED)]
+)
 
 
 @PACKAGES

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel_library import required_library
-from tests.nightly import in_turn, one_in
+from tests.nightly import in_turn, nightly, one_in
 from tests.validate.mutations.faults import FAULTS, SEEN_BY_KERNELS_ONLY
 from tests.validate.mutations.packages import PRECISIONS, Precision
 from tests.validate.mutations.planting import WITHOUT_EFFECT, FaultInjection, Planted
@@ -117,6 +117,7 @@ def test_fault_is_refused_and_its_layer_named(fault: str, plant_one: Plant):
     assert_refused(plant_one("stack_causal", fault, "float32"))
 
 
+@nightly
 @pytest.mark.parametrize(("fault", "precision"), in_turn(IN_HALF, ["float16", "bfloat16"]))
 def test_fault_is_refused_in_half_precision_where_every_choice_is_near_a_tie(
     precision: Precision, fault: str, plant_one: Plant
