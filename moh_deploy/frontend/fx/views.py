@@ -157,6 +157,18 @@ def broadcast(node: Node, onto: Layout) -> Layout | None:
     return tuple(aligned)
 
 
+def operand_layout(node: Node, result: Layout) -> Layout:
+    """Layout of a tensor that an operator broadcast to its result, of layout `result`.
+
+    Torch has checked that each size is 1 or that of the result, however either is written down:
+    `(2*s - 1)//2 + 1` is s.
+    """
+    extents = shape(node)
+    dims = result[len(result) - len(extents) :]
+    aligned = zip(extents, dims, strict=True)
+    return tuple(() if extent == 1 else leaves(dim) for extent, dim in aligned)
+
+
 def lacks(layout: Layout, axes: tuple[Axis, ...]) -> bool:
     """True where the tensor does not vary along any of the axes."""
     present = set(flat(layout))

@@ -5,6 +5,7 @@ One pass a file, in the order in which they run:
 functionalize    first: all others read programs that change nothing in place
 unread_state     before anything is rewritten: of a functional program, changes are outputs
 written_slices   writes into slices, as `functionalize` leaves them, become products
+written_masks    and writes where a mask is true, masked_fill
 spread           products with matrices of 0 and 1 become repetitions
 
 Then each node once, by what it is, in the order of the graph:
@@ -33,6 +34,7 @@ from moh_deploy.frontend.normalize.no_ops import drop_no_op
 from moh_deploy.frontend.normalize.spread import replace_spreads
 from moh_deploy.frontend.normalize.unfold import replace_unfold
 from moh_deploy.frontend.normalize.unread_state import drop_unread_state
+from moh_deploy.frontend.normalize.written_masks import read_written_masks
 from moh_deploy.frontend.normalize.written_slices import read_written_slices
 from moh_deploy.frontend.normalize.written_softmax import is_division, replace_written_softmax
 
@@ -48,6 +50,7 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     drop_unread_state(program)
     graph = program.graph_module.graph
     read_written_slices(graph)
+    read_written_masks(program)
     replace_spreads(program)
     for node in list(graph.nodes):
         _rewrite(GraphBuilder(graph, node), node)

@@ -1,7 +1,8 @@
 """Operators that do several things at once, written out: what recognition reads is single products.
 
 An einsum of many tensors is a row of einsums of two; `baddbmm` and `addcmul` are products and a
-sum; `masked_fill` with 0 is a choice by a mask of what is kept.
+sum; `masked_fill` with 0 is a choice by a mask of what is kept; `expand_as` is an expansion to a
+size, and reads nothing else of the other tensor; so is `repeat_interleave` by a dynamic size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.graph import argument, op, shape, tensor
+from moh_deploy.frontend.fx.graph import argument, op, rank, shape, tensor
 
 aten = torch.ops.aten
 
@@ -32,6 +33,10 @@ def decompose(builder: GraphBuilder, node: Node) -> None:
         _write_out(builder, node)
     elif op(node) == "addcmul":
         _write_product_out(builder, node)
+    elif op(node) == "expand_as":
+        _expand_to_size(builder, node)
+    elif op(node) == "repeat_interleave" and node.target is aten.repeat_interleave.self_int:
+        _repeat_by_size(builder, node)
 
 
 def _pair_up(builder: GraphBuilder, node: Node) -> None:
@@ -59,12 +64,15 @@ def _pair_up(builder: GraphBuilder, node: Node) -> None:
 
 
 def _write_out(builder: GraphBuilder, node: Node) -> None:
-    """`baddbmm(bias, a, b)` is `beta * bias + alpha * (a @ b)`."""
+    """`baddbmm(bias, a, b)` is `beta * bias + alpha * (a @ b)`; a beta of 0 leaves the bias out."""
     bias, first, second = cast(tuple[Node, Node, Node], node.args[:3])
     product = builder.call(aten.bmm.default, first, second)
     product = _scaled(builder, product, argument(node, "alpha", 1))
-    bias = _scaled(builder, bias, argument(node, "beta", 1))
-    node.replace_all_uses_with(builder.call(aten.add.Tensor, product, bias))
+    # Not a bias times 0: it may be memory that nobody wrote to, NaN included.
+    if argument(node, "beta", 1) != 0:
+        bias = _scaled(builder, bias, argument(node, "beta", 1))
+        product = builder.call(aten.add.Tensor, product, bias)
+    node.replace_all_uses_with(product)
 
 
 def _write_product_out(builder: GraphBuilder, node: Node) -> None:
@@ -87,3 +95,29 @@ def _keep_instead(builder: GraphBuilder, node: Node) -> None:
     tensor, dropped = cast(tuple[Node, Node], node.args[:2])
     kept = builder.call(aten.logical_not.default, dropped)
     node.replace_all_uses_with(builder.call(aten.where.ScalarOther, kept, tensor, 0))
+
+
+def _expand_to_size(builder: GraphBuilder, node: Node) -> None:
+    """`expand_as(x, other)` is `expand(x, sizes of other)`: it does not look at what `other` is."""
+    source = cast(Node, node.args[0])
+    added = rank(node) - rank(source)
+    own = [*[None] * added, *shape(source)]
+    kept = (extent == before for extent, before in zip(shape(node), own, strict=True))
+    sizes = [
+        -1 if same else int(extent) if extent.is_Integer else builder.size(extent)
+        for extent, same in zip(shape(node), kept, strict=True)
+    ]
+    node.replace_all_uses_with(builder.call(aten.expand.default, source, sizes))
+
+
+def _repeat_by_size(builder: GraphBuilder, node: Node) -> None:
+    """`repeat_interleave(x, n, dim)` by a dynamic size n, which the exporter gets wrong: a new
+    dimension of size n behind `dim`, joined with it."""
+    source, times, dim = (argument(node, name) for name in ("self", "repeats", "dim"))
+    if not isinstance(times, Node) or not isinstance(dim, int):
+        return
+    dim %= rank(node)
+    apart = builder.call(aten.unsqueeze.default, source, dim + 1)
+    sizes = [times if axis == dim + 1 else -1 for axis in range(rank(apart))]
+    repeated = builder.call(aten.expand.default, apart, sizes)
+    node.replace_all_uses_with(builder.call(aten.flatten.using_ints, repeated, dim, dim + 1))

@@ -2,7 +2,7 @@
 
 Two streams may attend to both, each with weights of its own, and then go apart again:
 `y[:, :n] * a, y[:, n:] * b`. That is `y * cat([a, b])`, cut apart behind it; in that form the
-attention is gated as a whole.
+attention is gated as a whole. Parts may be transposed and split into heads before they are gated.
 
 Source: arXiv 2403.03206, figure 2b, is the attention that is usually written so.
 """
@@ -15,9 +15,19 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import Size, size_of
-from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.contraction import Labels, contraction
+from moh_deploy.frontend.fx.axes import (
+    Axis,
+    Dim,
+    Layout,
+    Size,
+    flat,
+    fresh_layout,
+    leaves,
+    resolve,
+    size_of,
+)
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import (
     ancestors,
     argument,
@@ -27,8 +37,8 @@ from moh_deploy.frontend.fx.graph import (
     reads_shape_only,
     shape,
 )
-from moh_deploy.frontend.fx.views import through_views
-from moh_deploy.frontend.normalize.factor import aligned_factor
+from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.views import casts, forward, is_view, lacks, through_views
 
 aten = torch.ops.aten
 
@@ -37,48 +47,64 @@ _PRODUCTS = frozenset(["matmul", "bmm", "einsum"])
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of some tokens and what it is multiplied with.
+    """A part of some tokens and what a view of it is multiplied with.
 
     Attributes:
         node: The slice, or one of the pieces of a split.
         start: The first entry.
-        product: Its only reader.
-        factor: The gates; they do not vary along the last dimension.
-        labels, out: Of the dimensions of the factor and of the product.
+        product: Its only reader, behind views.
+        layout: Of the product, in the axes of the whole tensor, with one of its own for the tokens.
+        dim: The dimension of the product that has these.
+        gates: They do not vary along the last axis.
     """
 
     node: Node
     start: Size
     product: Node
-    factor: Node
-    labels: Labels
-    out: Labels
+    layout: Layout
+    dim: int
+    gates: Operand
+
+    def with_tokens(self, tokens: Dim) -> Layout:
+        """The layout of the product with other tokens."""
+        return resolve((*self.layout[: self.dim], tokens, *self.layout[self.dim + 1 :]))
+
+    @property
+    def reach(self) -> set[Axis]:
+        """The axes of the gates besides the tokens."""
+        return set(flat(self.gates.layout)) - set(self.layout[self.dim])
 
 
 def join_parts(source: Node) -> None:
     """Gate an attention's output as a whole where each of its parts is gated, if it is that."""
     if not _is_attention(source):
         return
-    found = _parts(source)
+    whole = fresh_layout(shape(source))
+    found = _parts(source, whole)
     if found is None:
         return
-    dim, parts = found
+    cut, parts = found
     order = {node: position for position, node in enumerate(source.graph.nodes)}
     first = min((part.product for part in parts), key=order.__getitem__)
-    products = {part.product for part in parts}
-    needed = set(ancestors(*(part.factor for part in parts)))
-    # All factors have to have the same dimensions, that of the cut among them.
-    reach = {frozenset(p.out.index(label) for label in p.labels if label) for p in parts}
-    if needed & products or len(reach) != 1 or dim not in next(iter(reach)):
+    needed = set(ancestors(*(part.gates.node for part in parts)))
+    # All products and gates have to be laid out alike, but for their tokens.
+    layouts = {part.with_tokens(whole[cut]) for part in parts}
+    reaches = {frozenset(part.reach) for part in parts}
+    if needed & {part.product for part in parts} or len(layouts) != 1 or len(reaches) != 1:
         return
     for node in sorted(needed, key=order.__getitem__):
         if order[node] > order[first]:
             first.prepend(node)  # gates of a later stream do not wait for the first one's output
-    builder = GraphBuilder(source.graph, first)
-    gates = [aligned_factor(builder, p.factor, p.labels, p.out) for p in parts]
-    whole = builder.call(aten.mul.Tensor, source, builder.call(aten.cat.default, gates, dim))
+    builder = LayoutBuilder(GraphBuilder(source.graph, first))
+    try:
+        gates = [builder.arrange(part.gates, part.layout, expand=False) for part in parts]
+        spread = builder.arrange(Operand(source, whole), layouts.pop())
+    except UnknownSizeError:
+        return
+    all_gates = builder.builder.call(aten.cat.default, gates, parts[0].dim)
+    gated = builder.builder.call(aten.mul.Tensor, spread, all_gates)
     for part in parts:
-        _cut_behind(part, whole, source)
+        _cut_behind(part, gated, source)
 
 
 def _is_attention(node: Node) -> bool:
@@ -93,7 +119,7 @@ def _is_attention(node: Node) -> bool:
     )
 
 
-def _parts(source: Node) -> tuple[int, list[_Part]] | None:
+def _parts(source: Node, whole: Layout) -> tuple[int, list[_Part]] | None:
     """The gated parts that make up all of a tensor, in order, and the dimension they are cut in."""
     cuts = [cut for user in source.users for cut in _cuts(user, source)]
     dims = {dim for _, dim, _ in cuts}
@@ -101,7 +127,7 @@ def _parts(source: Node) -> tuple[int, list[_Part]] | None:
     if len(dims) != 1 or readers != {_cutter(node, source) for node, _, _ in cuts}:
         return None
     (dim,) = dims
-    parts = [_part(node, start) for node, _, start in cuts]
+    parts = [_part(node, start, whole, dim) for node, _, start in cuts]
     known = {part.start: part for part in parts if part is not None}
     in_order: list[_Part] = []
     at: Size = size_of(0)
@@ -134,24 +160,42 @@ def _cutter(part: Node, source: Node) -> Node:
     return part if source in part.all_input_nodes else cast(Node, part.args[0])
 
 
-def _part(node: Node, start: Size) -> _Part | None:
-    readers = [user for user in node.users if not reads_shape_only(user)]
-    product = contraction(readers[0]) if len(readers) == 1 and is_tensor(readers[0]) else None
-    if product is None or product.summed or node not in product.operands:
+def _part(node: Node, start: Size, whole: Layout, cut: int) -> _Part | None:
+    """The part with its gates; None where it is read ungated, or by several."""
+    tokens: Dim = (Axis(shape(node)[cut]),)  # an axis even for a single token
+    current, layout = node, (*whole[:cut], tokens, *whole[cut + 1 :])
+    while True:
+        readers = [user for user in current.users if not reads_shape_only(user)]
+        if len(readers) != 1 or not is_tensor(readers[0]):
+            return None
+        (reader,) = readers
+        if not is_view(reader) or casts(reader):
+            break
+        moved = forward(reader, layout)
+        if moved is None:
+            return None
+        current, layout = reader, moved
+    product = contraction(reader)
+    if product is None or product.summed or current not in product.operands:
         return None
-    side = product.operands.index(node)
-    factor, labels = product.operands[1 - side], product.labels[1 - side]
-    if product.labels[side] != product.out or product.out[-1] in labels or factor is node:
+    side = product.operands.index(current)
+    factor, (gates, out) = product.operands[1 - side], product.layouts(layout, side)
+    # A whole dimension has the tokens, and the channels do not differ in their gates.
+    dims = [position for position, dim in enumerate(resolve(layout)) if dim == tokens]
+    if factor is current or resolve(out) != resolve(layout) or not dims:
         return None
-    return _Part(node, start, readers[0], factor, labels, product.out)
+    if lacks(gates, tokens) or not layout[-1] or not lacks(gates, leaves(layout[-1])[-1:]):
+        return None
+    return _Part(node, start, reader, layout, dims[0], Operand(factor, gates))
 
 
 def _cut_behind(part: _Part, whole: Node, source: Node) -> None:
     """Let the readers of a part's product read that part of the whole one."""
     builder = GraphBuilder(source.graph, part.product)
     cutter = _cutter(part.node, source)
-    args = [whole if arg is source else arg for arg in cutter.args]
-    cut = builder.call(cast(torch._ops.OpOverload, cutter.target), *args, **cutter.kwargs)
+    target = cast(torch._ops.OpOverload, cutter.target)
+    given = {formal.name: argument(cutter, formal.name) for formal in target._schema.arguments}
+    cut = builder.call(target, *(given | {"self": whole, "dim": part.dim}).values())
     if cutter is not part.node:
         cut = builder.call(part.node.target, cut, part.node.args[1])  # type: ignore[arg-type]
     part.product.replace_all_uses_with(cut)

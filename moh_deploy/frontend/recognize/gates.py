@@ -245,11 +245,17 @@ def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tupl
         for user in member.users:
             if user.op == "output":
                 return (f"{what} also an output of the model: return what is behind the gates",)
-            if reads_shape_only(user) or not is_tensor(user) or not user.users:
+            if not is_tensor(user) or _serves_shapes_only(user):
                 continue
             if user not in chain:
                 return (f"{what} also used by '{user.name}'",)
     return ()
+
+
+def _serves_shapes_only(node: Node) -> bool:
+    """True where nobody looks at the values that a node computes of those it reads:
+    `zeros_like(attention[..., 0])`."""
+    return reads_shape_only(node) or all(map(_serves_shapes_only, node.users))
 
 
 def _common_path(first: Node, second: Node) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.cores.fused import read_fused
 from moh_deploy.frontend.recognize.cores.softmax import ReadConstant, ScoreReader, key_axes_of
+from moh_deploy.frontend.recognize.cores.zeroed import zeroed
 from moh_deploy.frontend.recognize.layer import HeadProjection
 from moh_deploy.frontend.recognize.projection import read_projection
 
@@ -307,16 +308,23 @@ class Tracker:
         if state.stage == "weights":
             if lacks(partner.layout, state.core.value_axes) and partner.node in self._dynamic:
                 return replace(state, layout=resolve(out), gates=(*state.gates, partner))
-            return replace(state, layout=resolve(out)).hindered(_why_changed(node, "weights"))
+            state = replace(state, layout=resolve(out))
+            if state.core.scores is not None:
+                reader = self._reader
+                scores = zeroed(state.core.scores, partner, reader.constant, reader.number)
+                if scores is not None:
+                    return replace(state, core=replace(state.core, scores=scores))
+            return state.hindered(_why_changed(node, "weights"))
         self.products.append(GatedProduct(node, state, resolve(out), partner))
         # Whether this is a gate is decided later, with all uses known; what follows may
         # be one, too.
         return replace(state, layout=resolve(out), gates=(*state.gates, partner))
 
     def _choice(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
-        """`where(chosen, attention, 0)` is attention times a gate of 1 or 0."""
+        """`where(chosen, attention, 0)` is attention times a gate of 1 or 0; of the weights, what
+        hides keys once more."""
         condition, kept, otherwise = node.args[:3]
-        if kept is not source or not isinstance(condition, Node) or state.stage != "output":
+        if kept is not source or not isinstance(condition, Node) or state.stage == "products":
             return None
         layout = broadcast(condition, state.layout)
         if layout is None or self._reader.number(otherwise) != 0 or shape(node) != shape(source):

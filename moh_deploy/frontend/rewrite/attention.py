@@ -86,9 +86,6 @@ class AttentionRewriter:
             self._scores.scale,
             self._scores.is_causal and self._square(),
         )
-        scores = self._layer.core.scores
-        assert scores is not None
-        keys = scores.key.layout.index(scores.key_axes)
         return replace(
             self._rewrite,
             op=op_names.ATTENTION,
@@ -97,7 +94,8 @@ class AttentionRewriter:
             axes=form,
             num_kv_heads=int(product(form.kv_heads)),
             head_dim=int(product(form.head_dim)),
-            kv_len=example_shape(scores.key.node)[keys],  # at the example's sizes
+            # At the example's sizes, of [B, T, H*D] or [B, H, T, D].
+            kv_len=example_shape(key)[1 if packed else 2],
         )
 
     def _reader(self, gates: Node) -> Reader:

@@ -60,3 +60,37 @@ def test_addcmul_is_written_out(base: Callable[[Tensor], Tensor], added: int):
     assert nodes(program, "addcmul") == []
     assert len(nodes(program, "add")) == added
     torch.testing.assert_close(program.module()(y, g), model(y, g))
+
+
+def test_baddbmm_with_beta_0_does_not_read_its_first_operand():
+    def model(a: Tensor, b: Tensor) -> Tensor:
+        return torch.baddbmm(torch.full((2, 3, 5), torch.nan), a, b, beta=0, alpha=0.5)
+
+    a, b = random(2, 3, 4), random(2, 4, 5)
+    program = normalize(plain_trace(model, a, b))
+    assert nodes(program, "baddbmm") == nodes(program, "full") == []
+    torch.testing.assert_close(program.module()(a, b), model(a, b))
+
+
+def test_expand_as_reads_nothing_but_a_size():
+    def model(g: Tensor, y: Tensor) -> Tensor:
+        return g[..., None].expand_as(y.exp()) - 1
+
+    g, y = random(4, 3), random(2, 4, 3, 5)
+    program = normalize(plain_trace(model, g, y))
+    assert nodes(program, "expand_as") == nodes(program, "exp") == []
+    torch.testing.assert_close(program.module()(g, y), model(g, y))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_repetition_by_a_dynamic_size_is_written_out(dim: int):
+    class Repeats(torch.nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x.repeat_interleave(y.shape[0], dim=dim) - 1
+
+    x, sizes = random(2, 4, 3), torch.export.Dim("sizes")
+    program = torch.export.export(Repeats(), (x, random(5)), dynamic_shapes=(None, {0: sizes}))
+    program = normalize(program)
+    assert nodes(program, "repeat_interleave") == []
+    y = random(7)
+    torch.testing.assert_close(program.module()(x, y), Repeats()(x, y))

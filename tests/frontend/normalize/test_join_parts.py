@@ -47,6 +47,20 @@ def heads_first(q, k, v, a, b):
     return y[:, :, :2] * a.mT[..., None], y[:, :, 2:] * b.mT[..., None]
 
 
+def behind_a_transposition(q, k, v, a, b):
+    y = F.scaled_dot_product_attention(q, k, v)
+    first, second = y[:, :, :2].transpose(1, 2), y[:, :, 2:].transpose(1, 2)
+    return first * a[..., None], second * b[..., None]
+
+
+def split_into_heads_again(q, k, v, a, b):
+    first, second = attended(q, k, v).flatten(2).split([2, 3], 1)
+    return (
+        first.unflatten(-1, (4, 3)) * a[..., None],
+        (second.view(2, 3, 4, 3) * b[..., None]).flatten(2),
+    )
+
+
 def gates_of_the_second_are_made_late(q, k, v, a, b):
     y = attended(q, k, v)
     first = (y[:, :2] * a[..., None]).flatten(2).sin()
@@ -68,6 +82,8 @@ def products(function: Function) -> int:
         by_split,
         written_out,
         heads_first,
+        behind_a_transposition,
+        split_into_heads_again,
         gates_of_the_second_are_made_late,
     ],
 )
@@ -106,6 +122,11 @@ def channels_are_weighed(q, k, v, a, b):
     return y[:, :2] * v[:, 0, :2, None], y[:, 2:] * v[:, 0, 2:, None]
 
 
+def laid_out_differently(q, k, v, a, b):
+    y = F.scaled_dot_product_attention(q, k, v)
+    return y[:, :, :2].transpose(1, 2) * a[..., None], y[:, :, 2:] * b.mT[..., None]
+
+
 def one_number_for_all_tokens(q, k, v, a, b):
     y = attended(q, k, v)
     return y[:, :2] * a[:, :1, :, None], y[:, 2:] * b[:, :1, :, None]
@@ -125,6 +146,7 @@ def no_attention(q, k, v, a, b):
         all_are_read_ungated,
         a_part_is_read_ungated,
         channels_are_weighed,
+        laid_out_differently,
         one_number_for_all_tokens,
         no_attention,
     ],

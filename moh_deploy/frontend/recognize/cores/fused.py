@@ -12,7 +12,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, regroup
 from moh_deploy.frontend.fx.graph import argument, hint, is_tensor, shape, tensor
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.views import broadcast
+from moh_deploy.frontend.fx.views import operand_layout
 from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Scores
 
 
@@ -83,8 +83,7 @@ def _masks(node: Node, scores: Layout) -> tuple[MaskTerm, ...]:
     mask = argument(node, "attn_mask")
     if not (isinstance(mask, Node) and is_tensor(mask)):
         return ()
-    aligned = broadcast(mask, scores)
-    assert aligned is not None, "torch checks that the mask broadcasts to the scores"
+    aligned = operand_layout(mask, scores)
     # torch: True may attend; a float mask is added to the scores.
     kind = "keep" if tensor(mask).dtype == torch.bool else "add"
     return (MaskTerm(Operand(mask, aligned), "keep" if kind == "keep" else "add"),)

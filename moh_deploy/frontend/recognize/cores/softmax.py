@@ -13,7 +13,7 @@ from moh_deploy.frontend.fx.axes import Dim, Layout, leaves
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, tensor_inputs
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.views import backward, broadcast, is_view, lacks
+from moh_deploy.frontend.fx.views import backward, is_view, lacks, operand_layout
 from moh_deploy.frontend.recognize.cores.binary import is_binary, value_where
 from moh_deploy.frontend.recognize.cores.core import Factor, MaskTerm, Scores
 
@@ -124,9 +124,7 @@ class ScoreReader:
         if position == 1 and sign != 1:
             return f"{node.target} subtracts the scores"
         if isinstance(other, Node) and is_tensor(other):
-            aligned = broadcast(other, layout)
-            if aligned is None:
-                return f"{node.target} broadcasts the scores"
+            aligned = operand_layout(other, layout)
             weight = sign * self._scale
             # The op scales the query by factors, then adds the bias; the other order differs.
             if self._factors:
@@ -147,9 +145,7 @@ class ScoreReader:
             return path, layout
         if not (isinstance(other, Node) and is_tensor(other)):
             return f"{node.target} scales the scores by a size"
-        aligned = broadcast(other, layout)
-        if aligned is None:
-            return f"{node.target} broadcasts the scores"
+        aligned = operand_layout(other, layout)
         factor = Operand(other, aligned)
         # What differs from key to key cannot move to the query: only a mask may do that.
         if not lacks(aligned, key_axes):
@@ -201,10 +197,7 @@ class ScoreReader:
             return (
                 f"{node.target} fills masked scores with {fill}, not with a large negative number"
             )
-        aligned = broadcast(mask, layout)
-        if aligned is None:
-            return f"{node.target} broadcasts the scores"
-        operand = Operand(mask, aligned)
+        operand = Operand(mask, operand_layout(mask, layout))
         self._masks.append(
             MaskTerm(operand, "keep" if kind == "keep" else "drop", fill * self._scale)
         )

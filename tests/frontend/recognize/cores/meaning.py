@@ -28,7 +28,8 @@ def attend(core: Core, values: Values) -> Tensor:
         product = masked(product, mask, aligned(mask.operand, [*rows, *keys], values))
     if scores.is_causal:
         product = causal(product, rows.index(token(core)), len(rows))
-    weights = product.flatten(len(rows)).softmax(-1).reshape(product.shape)
+    # A query that sees no key has no weights.
+    weights = product.flatten(len(rows)).softmax(-1).nan_to_num(0.0).reshape(product.shape)
     letters = letters_of([*rows, *keys, *flat(core.value.layout)])
     equation = ",".join(
         "".join(letters[axis] for axis in axes)

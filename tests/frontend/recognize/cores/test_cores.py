@@ -67,6 +67,14 @@ FUSED: dict[str, tuple[Attention, tuple[Tensor, ...]]] = {
     "five_dimensions": (sdpa, tuple(t.unflatten(1, (2, 2)) for t in (Q, K, V))),
 }
 
+
+def zeroed(scores: Tensor, mask: Tensor, v: Tensor) -> Tensor:
+    """Weights of hidden keys are 0: of the first query, which sees no key, all of them."""
+    keep = mask & (torch.arange(S) > 0)[:, None]
+    weights = scores.masked_fill(~keep, -1e9).softmax(-1)
+    return torch.where(keep, weights, 0.0) @ v
+
+
 WRITTEN: dict[str, tuple[Attention, tuple[Tensor, ...]]] = {
     "matmul": (lambda q, k, v: softmax(q @ k.mT, v), (Q, K, V)),
     "divided": (lambda q, k, v: softmax(q @ k.transpose(2, 3) / math.sqrt(D), v), (Q, K, V)),
@@ -133,6 +141,22 @@ WRITTEN: dict[str, tuple[Attention, tuple[Tensor, ...]]] = {
     ),
     "large_negative_fill": (
         lambda q, k, v, m: softmax((q @ k.mT).masked_fill(~m, -1e9), v),
+        (Q, K, V, KEEP),
+    ),
+    "zeroed_again": (lambda q, k, v, m: zeroed(q @ k.mT, m, v), (Q, K, V, KEEP)),
+    "zeroed_by_the_same_again": (
+        lambda q, k, v, m: (
+            torch.where(
+                (m.float() == 0).logical_not(),
+                (q @ k.mT).masked_fill(m.float() == 0, -torch.inf).softmax(-1),
+                0.0,
+            )
+            @ v
+        ),
+        (Q, K, V, KEEP),
+    ),
+    "zeroed_by_a_product": (
+        lambda q, k, v, m: ((q @ k.mT + (1 - m.float()) * -1e9).softmax(-1) * m.float()) @ v,
         (Q, K, V, KEEP),
     ),
     "where_keeps": (
@@ -276,6 +300,16 @@ REFUSED: dict[str, tuple[str, Attention, tuple[Tensor, ...]]] = {
     "weights_masked_by_the_input": (
         "changes the attention weights",
         lambda q, k, v, m: ((q @ k.mT).softmax(-1) * m.to(v)) @ v,
+        (Q, K, V, KEEP),
+    ),
+    "zeroed_by_another_mask": (
+        "changes the attention weights",
+        lambda q, k, v, m, n: torch.where(n, (q @ k.mT).masked_fill(~m, -1e9).softmax(-1), 0.0) @ v,
+        (Q, K, V, KEEP, ~KEEP),
+    ),
+    "zeroed_where_kept": (
+        "changes the attention weights",
+        lambda q, k, v, m: torch.where(~m, (q @ k.mT).masked_fill(~m, -1e9).softmax(-1), 0.0) @ v,
         (Q, K, V, KEEP),
     ),
     "values_of_each_query": (
