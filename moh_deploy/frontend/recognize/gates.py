@@ -31,6 +31,7 @@ _ELEMENTWISE = _SUMS | frozenset(
     + ["to_copy"]
 )
 _CUTS = frozenset(["slice", "narrow", "split", "split_with_sizes"])
+_PIECES = _CUTS | {"select", "getitem"}
 
 
 def layers_of(
@@ -253,9 +254,13 @@ def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tupl
 
 
 def _serves_shapes_only(node: Node) -> bool:
-    """True where nobody looks at the values that a node computes of those it reads:
-    `zeros_like(attention[..., 0])`."""
-    return reads_shape_only(node) or all(map(_serves_shapes_only, node.users))
+    """True where nobody looks at the values of a node: of `zeros_like(attention[..., 0])`."""
+    if node.op == "output":
+        return False
+    moves = is_view(node) or op(node) in _PIECES
+    return reads_shape_only(node) or (
+        all(map(_serves_shapes_only, node.users)) if moves else not node.users
+    )
 
 
 def _common_path(first: Node, second: Node) -> tuple[str, ...]:

@@ -45,6 +45,9 @@ GATED: dict[str, Model] = {
     "merged_first": lambda q, k, v, g: (
         (attention(q, k, v).flatten(2) * g.repeat_interleave(D, -1)) @ OUT
     ),
+    "made_in_the_size_of_the_ungated": lambda q, k, v, g: merge(
+        (y := attention(q, k, v)) * (torch.zeros_like(y[..., 0]) + g).unsqueeze(-1)
+    ),
     "on_weights": lambda q, k, v, g: merge(
         (((q @ k.mT).softmax(-1) * g.mT[..., None]) @ v).transpose(1, 2)
     ),
