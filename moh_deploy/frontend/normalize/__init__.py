@@ -5,6 +5,7 @@ One pass a file, in the order in which they run:
 functionalize    first: all others read programs that change nothing in place
 unread_state     before anything is rewritten: of a functional program, changes are outputs
 written_slices   writes into slices, as `functionalize` leaves them, become products
+assemble         tensors that are filled part by part become concatenations
 written_masks    and writes where a mask is true, masked_fill
 spread           products with matrices of 0 and 1 become repetitions
 
@@ -16,6 +17,8 @@ unfold           im2col becomes slices
 factor           joined products of slices become one product
 no_ops           what has no effect is left out
 
+stack_heads      heads that are computed one by one become one tensor: of the operators above
+gates_before_channels   gates of heads are applied first, those of channels behind them
 join_parts       last: it asks for the softmax and the products that the others make
 """
 
@@ -26,12 +29,15 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import op
+from moh_deploy.frontend.normalize.assemble import read_assembled
 from moh_deploy.frontend.normalize.decompose import decompose
 from moh_deploy.frontend.normalize.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.normalize.functionalize import functionalize
+from moh_deploy.frontend.normalize.gates_before_channels import put_gates_before_channels
 from moh_deploy.frontend.normalize.join_parts import join_parts
 from moh_deploy.frontend.normalize.no_ops import drop_no_op
 from moh_deploy.frontend.normalize.spread import replace_spreads
+from moh_deploy.frontend.normalize.stack_heads import stack_heads
 from moh_deploy.frontend.normalize.unfold import replace_unfold
 from moh_deploy.frontend.normalize.unread_state import drop_unread_state
 from moh_deploy.frontend.normalize.written_masks import read_written_masks
@@ -50,10 +56,15 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     drop_unread_state(program)
     graph = program.graph_module.graph
     read_written_slices(graph)
+    read_assembled(program)
     read_written_masks(program)
     replace_spreads(program)
     for node in list(graph.nodes):
         _rewrite(GraphBuilder(graph, node), node)
+    graph.eliminate_dead_code()  # the next ones ask who reads a tensor
+    stack_heads(program)
+    for node in list(graph.nodes):
+        put_gates_before_channels(node)
     for node in list(graph.nodes):
         join_parts(node)
     graph.eliminate_dead_code()

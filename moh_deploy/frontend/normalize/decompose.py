@@ -33,6 +33,8 @@ def decompose(builder: GraphBuilder, node: Node) -> None:
         _write_out(builder, node)
     elif op(node) == "addcmul":
         _write_product_out(builder, node)
+    elif op(node) == "sum" and op(node.all_input_nodes[0]) == "einsum":
+        _sum_inside(builder, node)
     elif op(node) == "expand_as":
         _expand_to_size(builder, node)
     elif op(node) == "repeat_interleave" and node.target is aten.repeat_interleave.self_int:
@@ -95,6 +97,22 @@ def _keep_instead(builder: GraphBuilder, node: Node) -> None:
     tensor, dropped = cast(tuple[Node, Node], node.args[:2])
     kept = builder.call(aten.logical_not.default, dropped)
     node.replace_all_uses_with(builder.call(aten.where.ScalarOther, kept, tensor, 0))
+
+
+def _sum_inside(builder: GraphBuilder, node: Node) -> None:
+    """The sum of an einsum over dimensions is an einsum without their letters."""
+    product, dims = node.all_input_nodes[0], argument(node, "dim")
+    equation, operands = cast(tuple[str, object], product.args[:2])
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    plain = arrow and "." not in result and argument(node, "dtype") is None
+    if len(product.users) > 1 or not plain or not isinstance(dims, (list, tuple)):
+        return
+    summed = {cast(int, dim) % len(result) for dim in dims}
+    kept = "".join(letter for at, letter in enumerate(result) if at not in summed)
+    total = builder.call(aten.einsum.default, f"{inputs}->{kept}", operands)
+    for dim in sorted(summed) if argument(node, "keepdim", False) else ():
+        total = builder.call(aten.unsqueeze.default, total, dim)
+    node.replace_all_uses_with(total)
 
 
 def _expand_to_size(builder: GraphBuilder, node: Node) -> None:

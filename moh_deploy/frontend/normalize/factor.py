@@ -39,7 +39,7 @@ def factor_out_slices(builder: GraphBuilder, node: Node) -> Node | None:
         builder: Inserts in front of `node`.
 
     Returns:
-        The product, or the tensor that the slices are of; None for anything else.
+        The product, or a view of the tensor that the slices are of; None for anything else.
     """
     operands = cast(Sequence[Node], node.args[0])
     known = [part for operand in operands if (part := _part(operand)) is not None]
@@ -50,7 +50,7 @@ def factor_out_slices(builder: GraphBuilder, node: Node) -> Node | None:
     position = joined % rank(node)
     in_place = all(piece.keeps_dim for piece in slices) and slices[0].dim == position
     if all(part.factor is None for part in known):
-        return slices[0].source if in_place and op(node) == "cat" else None
+        return _regrouped(builder, node, slices, position)
     if in_place and op(node) == "cat":
         factors = _factors(builder, known, position)
         if factors is None:
@@ -60,6 +60,30 @@ def factor_out_slices(builder: GraphBuilder, node: Node) -> Node | None:
     if any(piece.keeps_dim for piece in slices):
         return None
     return _factor_out_entries(builder, node, known, position)
+
+
+def _regrouped(
+    builder: GraphBuilder, node: Node, slices: Sequence[Slice], position: int
+) -> Node | None:
+    """All slices of a tensor in order, along another dimension: heads that go into the batch."""
+    source, dim = slices[0].source, slices[0].dim
+    lengths = {piece.stop - piece.start for piece in slices}
+    keeps_dim = {piece.keeps_dim for piece in slices}
+    if keeps_dim == {True} and op(node) == "cat" and position == dim:
+        return source
+    if len(lengths) > 1 or len(keeps_dim) > 1:
+        return None
+    # The slices [.., L, ..] are [.., n, L, ..] of the whole; n moves in front of `position`.
+    order = [axis for axis in range(rank(source) + 1) if axis != dim]
+    if keeps_dim == {True}:
+        source = builder.call(aten.unflatten.int, source, dim, [len(slices), *lengths])
+    else:
+        order.pop()
+    order.insert(position, dim)
+    apart = builder.call(aten.permute.default, source, order)
+    if op(node) == "stack":
+        return apart
+    return builder.call(aten.flatten.using_ints, apart, position, position + 1)
 
 
 def _factor_out_entries(

@@ -38,11 +38,10 @@ from moh_deploy.frontend.fx.graph import (
     shape,
 )
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.views import casts, forward, is_view, lacks, through_views
+from moh_deploy.frontend.fx.views import casts, forward, is_view, lacks
+from moh_deploy.frontend.normalize.attention_output import is_attention
 
 aten = torch.ops.aten
-
-_PRODUCTS = frozenset(["matmul", "bmm", "einsum"])
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class _Part:
 
 def join_parts(source: Node) -> None:
     """Gate an attention's output as a whole where each of its parts is gated, if it is that."""
-    if not _is_attention(source):
+    if not is_attention(source):
         return
     whole = fresh_layout(shape(source))
     found = _parts(source, whole)
@@ -105,18 +104,6 @@ def join_parts(source: Node) -> None:
     gated = builder.builder.call(aten.mul.Tensor, spread, all_gates)
     for part in parts:
         _cut_behind(part, gated, source)
-
-
-def _is_attention(node: Node) -> bool:
-    """The product of a softmax with values, through views; fused or written out."""
-    if not is_tensor(node) or rank(node) < 3:
-        return False
-    node = through_views(node)
-    if op(node) == "scaled_dot_product_attention":
-        return True
-    return op(node) in _PRODUCTS and any(
-        op(through_views(source)) == "softmax" for source in node.all_input_nodes
-    )
 
 
 def _parts(source: Node, whole: Layout) -> tuple[int, list[_Part]] | None:

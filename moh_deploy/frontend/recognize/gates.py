@@ -7,7 +7,7 @@ from typing import cast
 
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_dim, leaves, product, resolve
+from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, product, resolve
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import (
     argument,
@@ -157,9 +157,11 @@ def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | No
             if user in seen or not is_tensor(user):
                 continue
             seen.add(user)
-            projected = _projected_with(user, current, known, value_axes)
-            if projected:
-                return projected
+            joined = _projected_with(user, current, known, value_axes) or _summed_over(
+                user, known, {*value_axes, *tokens}
+            )
+            if joined:
+                return joined
             if is_view(user) and (moved := forward(user, known)) is not None:
                 queue.append((user, resolve(moved)))
             elif op(user) in _SUMS and shape(user) == shape(current):
@@ -219,6 +221,17 @@ def _projected_with(user: Node, source: Node, layout: Layout, value_axes: Dim) -
     if not set(value_axes) <= set(summed):
         return None
     return tuple(axis for axis in summed if axis not in value_axes) or None
+
+
+def _summed_over(user: Node, layout: Layout, others: set[Axis]) -> Dim | None:
+    """Axes that are summed or averaged over, none of them of the channels or the tokens: heads that
+    are added instead of merged."""
+    dims = argument(user, "dim") if op(user) in ("sum", "mean") else None
+    if not isinstance(dims, (list, tuple)):
+        return None
+    summed = leaves(axis for dim in dims for axis in layout[cast(int, dim) % len(layout)])
+    fixed = all(axis.size.is_Integer for axis in summed)
+    return summed if summed and fixed and others.isdisjoint(summed) else None
 
 
 def _chain(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]:

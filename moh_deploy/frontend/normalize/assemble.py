@@ -1,0 +1,171 @@
+"""Tensors that begin as zeros and are filled part by part, as the concatenation of their parts.
+
+`out[..., 8:16] = part`, `out[:, :, h] = part` or `out.index_add(-1, arange(8, 16), part)`, head by
+head: torch leaves a row of `slice_scatter`, `select_scatter` or `index_add` behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.graph import argument, is_tensor, let_read, op, rank, shape, tensor
+from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.slices import read_slice
+
+aten = torch.ops.aten
+
+_ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
+_WRITES = frozenset(["slice_scatter", "select_scatter", "index_add"])
+
+
+@dataclass(frozen=True)
+class _Write:
+    """Entries `start` to `stop` of a dimension that get a value.
+
+    Attributes:
+        base: What all other entries are of.
+        value: Without the dimension where it is a single entry.
+    """
+
+    base: Node
+    value: Node
+    dim: int
+    start: int
+    stop: int
+    keeps_dim: bool
+
+
+def read_assembled(program: ExportedProgram) -> None:
+    """Let `cat`, `stack` and sums take over from tensors that are filled part by part."""
+    graph = program.graph_module.graph
+    if not any(op(node) in _WRITES for node in graph.nodes):
+        return
+    known = KnownValues(program)
+    for node in list(graph.nodes):
+        if op(node) == "index_add":
+            _add_whole(GraphBuilder(graph, node), node)
+    graph.eliminate_dead_code()
+    for node in reversed(list(graph.nodes)):  # the last write of a row, with all before it
+        if op(node) in _WRITES and node.users:
+            _join(GraphBuilder(graph, node), node, known)
+
+
+def _add_whole(builder: GraphBuilder, node: Node) -> None:
+    """`index_add` to all entries in order is an addition; to a single one, that of a sum."""
+    base, dim, index, source = cast(tuple[Node, int, Node, Node], tuple(node.args[:4]))
+    if argument(node, "alpha", 1) != 1 or rank(node) == 0:
+        return
+    dim %= rank(node)
+    if shape(base)[dim] == 1:
+        source = builder.call(aten.sum.dim_IntList, source, [dim], True)
+    elif not _counts(index) or shape(index)[0] != shape(base)[dim]:
+        return
+    if _is_zero(base) and (shape(source), tensor(source).dtype) == (
+        shape(node),
+        tensor(node).dtype,
+    ):
+        let_read(node, source)
+    else:
+        let_read(node, builder.call(aten.add.Tensor, base, source))
+
+
+def _counts(index: Node) -> bool:
+    """True for 0, 1, 2, ..."""
+    if op(index) != "arange" or not index.args:
+        return False
+    first = argument(index, "start", 0)
+    return first == 0 and argument(index, "step", 1) == 1
+
+
+def _join(builder: GraphBuilder, node: Node, known: KnownValues) -> None:
+    """Concatenate what was written into zeros, where that is all of them."""
+    writes: list[_Write] = []
+    current = node
+    while (write := _write(current, known)) is not None:
+        if writes and (write.dim, write.keeps_dim) != (writes[0].dim, writes[0].keeps_dim):
+            return
+        if not _is_there(write):
+            writes.append(write)
+        current = write.base
+    if not writes or not _is_zero(current):
+        return
+    writes.sort(key=lambda write: write.start)
+    expected = 0
+    for write in writes:
+        if write.start != expected:
+            return
+        expected = write.stop
+    if shape(node)[writes[0].dim] != expected:
+        return
+    values = [builder.cast(write.value, tensor(node).dtype) for write in writes]
+    join = aten.cat.default if writes[0].keeps_dim else aten.stack.default
+    let_read(node, builder.call(join, values, writes[0].dim))
+
+
+def _is_zero(node: Node) -> bool:
+    return op(node) in _ZEROS or (
+        op(node) in ("full", "full_like", "new_full") and argument(node, "fill_value") == 0
+    )
+
+
+def _write(node: Node, known: KnownValues) -> _Write | None:
+    """Read a node as a write of some entries; None where it is none, or of unknown ones."""
+    name = op(node)
+    if name not in _WRITES:
+        return None
+    base = cast(Node, node.args[0])
+    dim = cast(int, argument(node, "dim", 0)) % rank(node)
+    extent = shape(base)[dim]
+    if not extent.is_Integer:
+        return None
+    if name == "index_add":
+        index = known(cast(Node, node.args[2]))
+        if index is None or argument(node, "alpha", 1) != 1 or not index.numel():
+            return None
+        start = int(index.flatten()[0])
+        stop = start + index.numel()
+        in_order = torch.equal(index.flatten(), torch.arange(start, stop, dtype=index.dtype))
+        value = cast(Node, node.args[3])
+        return _Write(base, value, dim, start, stop, True) if in_order else None
+    value = cast(Node, node.args[1])
+    if name == "select_scatter":
+        start = cast(int, argument(node, "index")) % int(extent)
+        written = _Write(base, value, dim, start, start + 1, False)
+    else:
+        given, length = argument(node, "start", None) or 0, shape(value)[dim]
+        if argument(node, "step", 1) != 1 or not isinstance(given, int) or not length.is_Integer:
+            return None
+        start = given % int(extent) if given < 0 else given
+        written = _Write(base, value, dim, start, start + int(length), True)
+    return _Write(base, _added(value, written), dim, written.start, written.stop, written.keeps_dim)
+
+
+def _is_there(write: _Write) -> bool:
+    """True where torch writes back, behind an operator in place, what it has written already."""
+    found = read_slice(write.value)
+    place = (write.base, write.dim, write.start, write.stop)
+    return found is not None and (found.source, found.dim, found.start, found.stop) == place
+
+
+def _added(value: Node, write: _Write) -> Node:
+    """What a write puts there: of `out[..., a:b] += part` the part, as `out` is 0 there yet."""
+    if op(value) == "copy":
+        source = cast(Node, value.args[1])
+        return source if shape(source) == shape(value) else value
+    if op(value) != "add" or argument(value, "alpha", 1) != 1:
+        return value
+    for position in (0, 1):
+        part, other = value.args[position], value.args[1 - position]
+        found = read_slice(cast(Node, part)) if is_tensor(part) else None
+        if found is None or not is_tensor(other) or shape(cast(Node, other)) != shape(value):
+            continue
+        place = (found.source, found.dim, found.start, found.stop)
+        if place == (write.base, write.dim, write.start, write.stop):
+            return cast(Node, other)
+    return value

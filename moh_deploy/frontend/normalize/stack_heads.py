@@ -1,0 +1,389 @@
+"""Heads that are computed one by one, in a loop that the trace has unrolled, as one tensor of all.
+
+`cat([softmax(q_h @ k_h.mT) @ v_h * g_h for h in heads], -1)`: the heads do the same with tensors of
+their own, which are slices of common ones, or weights. Stacked, `[H, ...]`, they are what every
+other attention computes at once; where they are joined, the dimension of heads goes into its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import cast
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.axes import size_of
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.constants import Constants, StoredNodes
+from moh_deploy.frontend.fx.graph import (
+    ancestors,
+    argument,
+    is_tensor,
+    op,
+    rank,
+    reads_shape_only,
+    shape,
+    tensor,
+)
+from moh_deploy.frontend.fx.slices import Slice, read_slice
+from moh_deploy.frontend.fx.views import casts, is_view
+from moh_deploy.frontend.normalize.attention_output import is_attention
+from moh_deploy.frontend.normalize.stacked_ops import (
+    Stacked,
+    apply_stacked,
+    heads_in_front,
+)
+
+aten = torch.ops.aten
+
+_ATTENTION = frozenset(["softmax", "scaled_dot_product_attention"])
+_ZEROS = ("zeros", "zeros_like", "new_zeros")
+# Of a head, nodes that are looked at: a head is a dozen of them, and a model is thousands.
+_MOST_NODES = 400
+_NEAR = 60
+
+Heads = tuple[Node, ...]
+
+
+def stack_heads(program: ExportedProgram) -> None:
+    """Let operators on all heads take over from those on one head each."""
+    graph = program.graph_module.graph
+    if sum(op(node) in _ATTENTION for node in graph.nodes) < 2:
+        return
+    stored = StoredNodes(graph, Constants(program))
+    known: dict[Heads, Stacked] = {}
+    for node in list(graph.nodes):
+        if op(node) in ("cat", "stack"):
+            _stack_joined(node, stored, known)
+        elif _ends_sum(node):
+            _stack_summed(node, stored, known)
+
+
+class _DifferError(Exception):
+    """The heads do not do the same."""
+
+
+class _Stacker:
+    """Inserts what heads compute as operators on all of them.
+
+    Args:
+        builder: Inserts in front of the operator that joins the heads.
+        stored: Tells whether a node's value is known before the model runs.
+        known: What was stacked already.
+    """
+
+    def __init__(
+        self, builder: GraphBuilder, stored: StoredNodes, known: Mapping[Heads, Stacked]
+    ) -> None:
+        self._builder, self._stored = builder, stored
+        self.found: dict[Heads, Stacked] = dict(known)
+
+    def stacked(self, nodes: Heads) -> Stacked:
+        """One tensor for those that the heads have in one place.
+
+        Raises:
+            _DifferError: If the heads do not do the same there.
+        """
+        if nodes not in self.found:
+            if len(self.found) > _MOST_NODES:
+                raise _DifferError
+            self.found[nodes] = self._stack(nodes)
+        return self.found[nodes]
+
+    def _stack(self, nodes: Heads) -> Stacked:
+        first = nodes[0]
+        if all(node is first for node in nodes):
+            return Stacked(first, by_head=False, stored=self._stored(first))
+        alike = all(is_tensor(node) and _is_alike(node, first) for node in nodes)
+        if not alike:
+            raise _DifferError
+        slices = [read_slice(node) for node in nodes]
+        if all(slices):
+            return self._of_slices(cast(Sequence[Slice], slices))
+        if all(map(self._stored, nodes)):
+            weights = self._builder.call(aten.stack.default, list(nodes), 0)
+            return Stacked(weights, by_head=True, stored=True)
+        same = all(node.target is first.target for node in nodes)
+        if not same or not isinstance(first.target, torch._ops.OpOverload):
+            raise _DifferError
+        return self._of_operators(nodes)
+
+    def _of_slices(self, slices: Sequence[Slice]) -> Stacked:
+        """Slices of one tensor for each head, or the same slice of a tensor of each head."""
+        first, builder = slices[0], self._builder
+        length = first.stop - first.start
+        if len({(one.dim, one.stop - one.start, one.keeps_dim) for one in slices}) > 1:
+            raise _DifferError
+        starts = [one.start - first.start for one in slices]
+        if len({one.source for one in slices}) > 1:
+            source = self.stacked(tuple(one.source for one in slices))
+            if any(starts):
+                raise _DifferError
+            dim = first.dim + source.by_head
+            part = builder.call(aten.slice.Tensor, source.node, dim, first.start, first.stop)
+            if not first.keeps_dim:
+                part = builder.call(aten.squeeze.dim, part, dim)
+            return Stacked(part, source.by_head, source.stored, source.attends)
+        # Groups of heads may share one: 0, 0, 8, 8.
+        group = starts.count(0)
+        if starts != [position // group * length for position in range(len(slices))]:
+            raise _DifferError
+        whole, stop = first.source, slices[-1].stop
+        attends = is_attention(whole)
+        if shape(whole)[first.dim] != stop - first.start:
+            whole = builder.call(aten.slice.Tensor, whole, first.dim, first.start, stop)
+        if first.keeps_dim:
+            apart = [len(slices) // group, length]
+            whole = builder.call(aten.unflatten.int, whole, first.dim, apart)
+        by_head = heads_in_front(builder, whole, first.dim)
+        if group > 1:
+            by_head = builder.call(aten.repeat_interleave.self_int, by_head, group, 0)
+        return Stacked(by_head, True, self._stored(first.source), attends)
+
+    def _of_operators(self, nodes: Heads) -> Stacked:
+        first = nodes[0]
+        target = cast(torch._ops.OpOverload, first.target)
+        given = {
+            formal.name: self._argument([argument(node, formal.name) for node in nodes])
+            for formal in target._schema.arguments
+        }
+        operands = [one for value in given.values() for one in _operands(value)]
+        stored = all(operand.stored for operand in operands)
+        if not any(operand.by_head for operand in operands):
+            return Stacked(first, by_head=False, stored=stored)
+        result = apply_stacked(self._builder, first, given)
+        if result is None:
+            raise _DifferError
+        if op(first) in _ATTENTION and not _is_one_head(first):
+            raise _DifferError
+        attends = any(operand.attends for operand in operands)
+        if attends and _regroups(first):
+            raise _DifferError
+        return Stacked(result, True, stored, attends or op(first) in _ATTENTION)
+
+    def _argument(self, values: Sequence[object]) -> object:
+        first = values[0]
+        if isinstance(first, (list, tuple)):
+            if any(not isinstance(v, (list, tuple)) or len(v) != len(first) for v in values):
+                raise _DifferError
+            lists = cast(Sequence[Sequence[object]], values)
+            return [self._argument(each) for each in zip(*lists, strict=True)]
+        if all(is_tensor(value) for value in values):
+            return self.stacked(cast(Heads, tuple(values)))
+        if any(isinstance(value, Node) for value in values):
+            sizes = [size_of(v.meta["val"] if isinstance(v, Node) else v) for v in values]
+            values = [size == sizes[0] for size in sizes]
+            if is_tensor(first) or not all(values):
+                raise _DifferError
+            return first
+        if any(value != first or type(value) is not type(first) for value in values):
+            raise _DifferError
+        return first
+
+
+def _operands(value: object) -> Iterator[Stacked]:
+    if isinstance(value, Stacked):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _operands(one)
+
+
+def _is_alike(a: Node, b: Node) -> bool:
+    return shape(a) == shape(b) and tensor(a).dtype == tensor(b).dtype
+
+
+def _is_one_head(attention: Node) -> bool:
+    """True for weights [B, S, keys] or [S, keys], or attention of that kind: no dimension of heads,
+    or one of size 1."""
+    return all(extent == 1 for extent in shape(attention)[1:-2])
+
+
+def _regroups(node: Node) -> bool:
+    """True for a view that splits a dimension or joins several: heads were folded into a batch."""
+    if op(node) not in ("view", "reshape", "unsafe_view", "unflatten", "flatten"):
+        return False
+    before, after = (
+        [extent for extent in shape(one) if extent != 1] for one in (cast(Node, node.args[0]), node)
+    )
+    return before != after
+
+
+def _stack_joined(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) -> None:
+    """Heads that are concatenated or stacked."""
+    heads = cast(Heads, tuple(cast(Sequence[Node], node.args[0])))
+    dim = cast(int, argument(node, "dim", 0)) % rank(node)
+    found = _stack(node, heads, {node}, stored, known)
+    if found is None:
+        return
+    builder = GraphBuilder(node.graph, node)
+    if op(node) == "cat":
+        joined = _merged(builder, found, dim)
+    else:
+        joined = _with_heads_at(builder, found, dim)
+    node.replace_all_uses_with(joined)
+
+
+def _stack_summed(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) -> None:
+    """Heads that are added up, and other terms with them."""
+    terms, adds = _terms(node)
+    target = max((term.target for term in terms), key=[term.target for term in terms].count)
+    alike = tuple(term for term in terms if term.target == target)
+    # The first or the last may be a residual that happens to be the result of the same operator.
+    for heads in (alike, alike[1:], alike[:-1]):
+        others = [term for term in terms if term not in heads and op(term) not in _ZEROS]
+        if not all(_is_read(term, heads) for term in others):
+            continue
+        total = _sum_of(node, heads, adds, stored, known)
+        if total is None:
+            continue
+        builder = GraphBuilder(node.graph, node)
+        for other in others:
+            total = builder.call(aten.add.Tensor, total, other)
+        node.replace_all_uses_with(total)
+        return
+
+
+def _is_read(term: Node, heads: Heads) -> bool:
+    """True for a term that is no head: the attentions that it has are in front of the heads."""
+    if not heads:
+        return False
+    own, before = (
+        {source for source in ancestors(one) if op(source) in _ATTENTION}
+        for one in (term, heads[0])
+    )
+    return own <= before
+
+
+def _sum_of(
+    node: Node, heads: Heads, joins: set[Node], stored: StoredNodes, known: dict[Heads, Stacked]
+) -> Node | None:
+    """Insert the sum of all heads in front of the last addition."""
+    builder, first = GraphBuilder(node.graph, node), heads[0] if heads else node
+    inner = tuple(cast(Node, head.args[0]) for head in heads if is_view(head) and not casts(head))
+    same = {(head.target, str(head.args[1:]), str(head.kwargs)) for head in heads}
+    if len(inner) == len(heads) > 1 == len(same):
+        total = _sum_of(node, inner, joins | set(heads), stored, known)
+        target = cast(torch._ops.OpOverload, first.target)
+        return total and builder.call(target, total, *first.args[1:], **first.kwargs)
+    if len(heads) > 1 and all(_is_merging(head, stored) for head in heads):
+        # The sum of y @ W over the heads is cat(y) @ cat(W).
+        inputs = tuple(cast(Node, head.args[0]) for head in heads)
+        found = _stack(node, inputs, joins | set(heads), stored, known)
+        if found is None:
+            return None
+        return _projected(builder, heads, _merged(builder, found, rank(first) - 1))
+    found = _stack(node, heads, joins, stored, known)
+    return None if found is None else builder.call(aten.sum.dim_IntList, found.node, [0])
+
+
+def _merged(builder: GraphBuilder, found: Stacked, dim: int) -> Node:
+    """Insert [..., H * D, ...] of [H, ..., D, ...], where D is dimension `dim` of a head."""
+    apart = _with_heads_at(builder, found, dim)
+    return builder.call(aten.flatten.using_ints, apart, dim, dim + 1)
+
+
+def _with_heads_at(builder: GraphBuilder, found: Stacked, dim: int) -> Node:
+    """Insert a permutation that brings the heads from the front to another dimension."""
+    order = list(range(1, rank(found.node)))
+    order.insert(dim, 0)
+    return builder.call(aten.permute.default, found.node, order)
+
+
+def _is_merging(head: Node, stored: StoredNodes) -> bool:
+    """True for a product with a matrix of weights."""
+    if op(head) not in ("linear", "matmul", "mm") or head.kwargs:
+        return False
+    (x, weight), biases = cast(Heads, head.args[:2]), cast(Heads, head.args[2:])
+    return not stored(x) and rank(weight) == 2 and all(map(stored, (weight, *biases)))
+
+
+def _projected(builder: GraphBuilder, heads: Heads, merged: Node) -> Node:
+    """Insert the product of all heads with all of their weights."""
+    weights = [head.args[1] for head in heads]
+    if op(heads[0]) != "linear":
+        return builder.call(aten.matmul.default, merged, builder.call(aten.cat.default, weights, 0))
+    biases = [bias for head in heads for bias in head.args[2:]]
+    bias = None
+    if biases:
+        bias = builder.call(aten.sum.dim_IntList, builder.call(aten.stack.default, biases, 0), [0])
+    weight = builder.call(aten.cat.default, weights, 1)
+    return builder.call(aten.linear.default, merged, weight, bias)
+
+
+def _ends_sum(node: Node) -> bool:
+    """True for the last of a row of additions."""
+    return _adds(node) and not any(_adds(user) for user in node.users)
+
+
+def _adds(node: Node) -> bool:
+    """True for a sum of two tensors of its own size."""
+    if not is_tensor(node) or op(node) != "add" or argument(node, "alpha", 1) != 1:
+        return False
+    return all(is_tensor(one) and _is_alike(cast(Node, one), node) for one in node.args[:2])
+
+
+def _terms(node: Node) -> tuple[list[Node], set[Node]]:
+    """What a row of additions adds up, in order, and the additions."""
+    terms: list[Node] = []
+    adds, stack = {node}, [node]
+    while stack:
+        current = stack.pop()
+        inner = current is node or (_adds(current) and len(current.users) == 1)
+        if inner and len(adds) < _NEAR:
+            adds.add(current)
+            stack += cast(tuple[Node, Node], tuple(reversed(current.args[:2])))
+        elif op(current) == "add" and current.args[1] == 0:  # `sum` of Python begins with 0
+            adds.add(current)
+            stack.append(cast(Node, current.args[0]))
+        else:
+            terms.append(current)
+    return terms, adds
+
+
+def _stack(
+    node: Node,
+    heads: Heads,
+    joins: set[Node],
+    stored: StoredNodes,
+    known: dict[Heads, Stacked],
+) -> Stacked | None:
+    """Insert the stacked heads in front of the operator that joins them, if that is what it does.
+
+    Args:
+        joins: The operators that join them.
+    """
+    if len(set(heads)) != len(heads) or len(heads) < 2 or not all(map(_attends, heads)):
+        return None
+    before = set(node.graph.nodes)
+    stacker = _Stacker(GraphBuilder(node.graph, node), stored, known)
+    try:
+        result = stacker.stacked(heads)
+        fits = result.by_head and result.attends and _are_read_here(stacker.found, joins)
+    except _DifferError:
+        fits = False
+    if fits:
+        known.update(stacker.found)
+        return result
+    for inserted in reversed([one for one in node.graph.nodes if one not in before]):
+        node.graph.erase_node(inserted)
+    return None
+
+
+def _attends(node: Node) -> bool:
+    """True where an attention is near."""
+    return any(op(source) in _ATTENTION for source in islice(ancestors(node), _NEAR))
+
+
+def _are_read_here(found: Mapping[Heads, Stacked], joins: set[Node]) -> bool:
+    """True where nobody else reads the attention of single heads, except to join them, too."""
+    of_heads = {node for nodes, one in found.items() if one.attends for node in nodes}
+    for nodes, one in found.items():
+        for user in (user for node in nodes for user in node.users if one.attends):
+            joined = op(user) in ("cat", "stack") and tuple(user.all_input_nodes) == nodes
+            if user not in of_heads | joins and not joined and not reads_shape_only(user):
+                return False
+    return True

@@ -1,0 +1,254 @@
+"""How operators that are applied to each head by itself are applied to all of them at once.
+
+A stacked tensor has one dimension more than that of a head, in front: [H, ...]. A tensor that is
+the same for all heads stays as it is, and is broadcast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.constants import is_random
+from moh_deploy.frontend.fx.graph import op, rank, shape
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor of all heads.
+
+    Attributes:
+        node: [H, ...], or that of every head.
+        by_head: True where the heads have values of their own.
+        stored: True where it is known before the model runs.
+        attends: True where it is computed of the attention weights of each head.
+    """
+
+    node: Node
+    by_head: bool
+    stored: bool = False
+    attends: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Of the tensor of one head."""
+        return rank(self.node) - self.by_head
+
+
+Argument = object
+Arguments = Mapping[str, Argument]
+Rule = Callable[[GraphBuilder, Node, Arguments], Node | None]
+
+
+def apply_stacked(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
+    """Insert an operator that works on all heads; None where it is not known how.
+
+    Args:
+        first: The operator of the first head.
+        given: All of its arguments by name, tensors as `Stacked`; at least one differs by head.
+    """
+    if is_random(first) or not isinstance(first.target, torch._ops.OpOverload):
+        return None
+    rule = _RULES.get(op(first))
+    if rule is None and torch.Tag.pointwise in first.target.tags:
+        rule = _elementwise
+    return None if rule is None else rule(builder, first, given)
+
+
+def heads_in_front(builder: GraphBuilder, node: Node, dim: int) -> Node:
+    """Insert a permutation that brings a dimension to the front."""
+    order = [dim, *(axis for axis in range(rank(node)) if axis != dim)]
+    return builder.call(aten.permute.default, node, order) if dim else node
+
+
+def for_each_head(builder: GraphBuilder, operand: Stacked, heads: int) -> Node:
+    """A tensor [H, ...]; one that is common to all heads is repeated."""
+    if operand.by_head:
+        return operand.node
+    apart = builder.call(aten.unsqueeze.default, operand.node, 0)
+    return builder.call(aten.expand.default, apart, [heads, *[-1] * operand.rank])
+
+
+def _same(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
+    """The operator itself, on other arguments."""
+    target = cast(torch._ops.OpOverload, first.target)
+    nodes = {name: one.node if isinstance(one, Stacked) else one for name, one in given.items()}
+    named = {formal.name for formal in target._schema.arguments if formal.kwarg_only}
+    return builder.call(
+        target,
+        *(value for name, value in nodes.items() if name not in named),
+        **{name: value for name, value in nodes.items() if name in named},
+    )
+
+
+def _elementwise(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
+    """Heads in front, and the other dimensions aligned at the right as those of one head are."""
+    aligned = {
+        name: _with_rank(builder, one, rank(first)) if isinstance(one, Stacked) else one
+        for name, one in given.items()
+    }
+    return _same(builder, first, aligned)
+
+
+def _with_rank(builder: GraphBuilder, operand: Stacked, wanted: int) -> Node:
+    """A tensor with dimensions of size 1 behind the heads, as many as those of a head's result."""
+    node = operand.node
+    while operand.by_head and rank(node) - 1 < wanted:
+        node = builder.call(aten.unsqueeze.default, node, 1)
+    return node
+
+
+def _matmul(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
+    a, b = cast(tuple[Stacked, Stacked], tuple(given.values())[:2])
+    if min(a.rank, b.rank) < 2:
+        return None
+    if not a.by_head and b.rank == 2 and b.stored:
+        # x @ W of each head: columns of one product, as in any other projection.
+        return _columns(builder, a.node, builder.call(aten.permute.default, b.node, [0, 2, 1]))
+    operands = [_with_rank(builder, one, max(a.rank, b.rank)) for one in (a, b)]
+    return builder.call(aten.matmul.default, *operands)
+
+
+def _linear(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
+    x, weight = (cast(Stacked, given[name]) for name in ("input", "weight"))
+    bias = given["bias"]
+    if not weight.by_head:
+        plain = not isinstance(bias, Stacked) or not bias.by_head
+        return _same(builder, first, given) if plain else None
+    if isinstance(bias, Stacked) and not bias.by_head:
+        return None
+    if not x.by_head:
+        return _columns(builder, x.node, weight.node, bias)
+    turned = builder.call(aten.permute.default, weight.node, [0, 2, 1])
+    aligned = _with_rank(builder, Stacked(turned, by_head=True), rank(first))
+    product = builder.call(aten.matmul.default, x.node, aligned)
+    if not isinstance(bias, Stacked):
+        return product
+    return builder.call(aten.add.Tensor, product, _with_rank(builder, bias, rank(first)))
+
+
+def _columns(builder: GraphBuilder, x: Node, weight: Node, bias: Argument = None) -> Node:
+    """x [..., C] times the weights of all heads [H, D, C]: one product, cut into heads."""
+    heads, width, _ = shape(weight)
+    rows = builder.call(aten.flatten.using_ints, weight, 0, 1)
+    columns = None
+    if isinstance(bias, Stacked):
+        columns = builder.call(aten.flatten.using_ints, bias.node, 0, 1)
+    product = builder.call(aten.linear.default, x, rows, columns)
+    apart = builder.call(aten.unflatten.int, product, -1, [int(heads), int(width)])
+    return heads_in_front(builder, apart, rank(apart) - 2)
+
+
+def _einsum(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
+    operands = cast(Sequence[Stacked], given["tensors"])
+    inputs, arrow, result = cast(str, given["equation"]).replace(" ", "").partition("->")
+    free = next(letter for letter in "zyxwvutsrqponmlkjihgfedcba" if letter not in inputs)
+    if not arrow:
+        return None
+    terms = [
+        free + term if operand.by_head else term
+        for term, operand in zip(inputs.split(","), operands, strict=True)
+    ]
+    nodes = [operand.node for operand in operands]
+    return builder.call(aten.einsum.default, f"{','.join(terms)}->{free}{result}", nodes)
+
+
+def _attention(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
+    tensors = [one for one in given.values() if isinstance(one, Stacked)]
+    heads = next(int(shape(one.node)[0]) for one in tensors if one.by_head)
+    if given["enable_gqa"]:
+        return None
+    operands = {
+        name: for_each_head(builder, cast(Stacked, given[name]), heads)
+        for name in ("query", "key", "value")
+    }
+    mask = given["attn_mask"]
+    if isinstance(mask, Stacked):
+        mask = _with_rank(builder, mask, rank(first))
+    return _same(builder, first, {**given, **operands, "attn_mask": mask})
+
+
+def _joined(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
+    operands, dim = cast(Sequence[Stacked], given["tensors"]), given["dim"]
+    heads = next(int(shape(one.node)[0]) for one in operands if one.by_head)
+    nodes = [for_each_head(builder, one, heads) for one in operands]
+    return _same(builder, first, {"tensors": nodes, "dim": _behind_heads(dim)})
+
+
+def _norm(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
+    """A norm whose weights differ by head is multiplied with them afterwards."""
+    weights = {name: given.get(name) for name in ("weight", "bias")}
+    if not any(isinstance(one, Stacked) and one.by_head for one in weights.values()):
+        return _same(builder, first, given)
+    result = _same(builder, first, {**given, **dict.fromkeys(weights.keys() & given.keys())})
+    for name, apply in (("weight", aten.mul.Tensor), ("bias", aten.add.Tensor)):
+        operand = weights[name]
+        if isinstance(operand, Stacked):
+            result = builder.call(apply, result, _with_rank(builder, operand, rank(first)))
+    return result
+
+
+def _along(*names: str) -> Rule:
+    """An operator with the same arguments, but for dimensions that are counted from the front."""
+
+    def apply(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
+        if not set(names) <= given.keys() or not cast(Stacked, given["self"]).by_head:
+            return None
+        moved = {name: _behind_heads(given[name]) for name in names}
+        return None if None in moved.values() else _same(builder, first, {**given, **moved})
+
+    return apply
+
+
+def _behind_heads(dims: Argument) -> Argument:
+    if isinstance(dims, (list, tuple)):
+        return [_behind_heads(dim) for dim in dims]
+    return dims + 1 if isinstance(dims, int) and dims >= 0 else dims
+
+
+def _permuted(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
+    order = [0, *(dim % rank(first) + 1 for dim in cast(Sequence[int], given["dims"]))]
+    return _same(builder, first, {**given, "dims": order})
+
+
+def _last_two(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
+    source = cast(Stacked, given["self"])
+    return builder.call(aten.transpose.int, source.node, -1, -2) if rank(first) > 1 else None
+
+
+def _reshaped(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
+    source = cast(Stacked, given["self"])
+    sizes = [int(shape(source.node)[0]), *cast(Sequence[Argument], tuple(given.values())[1])]
+    return builder.call(aten.reshape.default, source.node, sizes)
+
+
+def _expanded(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
+    source = _with_rank(builder, cast(Stacked, given["self"]), rank(first))
+    return builder.call(aten.expand.default, source, [-1, *cast(Sequence[Argument], given["size"])])
+
+
+_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
+    "linear": _linear,
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("cat", "stack"), _joined),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
+    **dict.fromkeys(("softmax", "unsqueeze", "squeeze", "unflatten"), _along("dim")),
+    **dict.fromkeys(("mean", "sum", "amax"), _along("dim")),
+    "transpose": _along("dim0", "dim1"),
+    "flatten": _along("start_dim", "end_dim"),
+    "permute": _permuted,
+    **dict.fromkeys(("t", "mT", "numpy_T"), _last_two),
+    **dict.fromkeys(("view", "reshape", "unsafe_view"), _reshaped),
+    "expand": _expanded,
+    **dict.fromkeys(("where", "masked_fill"), _elementwise),
+    **dict.fromkeys(("contiguous", "clone", "alias", "to", "to_copy"), _along()),
+}
