@@ -246,6 +246,7 @@ def _kept(swap: Swap, differences: Sequence[LayerDifference]) -> KeptOperators:
 
 def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]) -> LayerInfo:
     batch, seq_len, num_heads = records[0].gates.shape
+    fixed = rewrite.router.fixed_gates
     open_gates = sum(int((record.gates != 0).sum()) for record in records)
     return LayerInfo(
         path=names.layer,
@@ -268,7 +269,14 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
         kv_len=rewrite.kv_len,
         active_share=open_gates / max(1, sum(record.gates.numel() for record in records)),
         attention=names.attention,
+        closed_heads=() if fixed is None else _closed_heads(fixed),
     )
+
+
+def _closed_heads(gates: torch.Tensor) -> tuple[int, ...]:
+    """The heads that are closed for every query, of gates [..., H] that no input changes."""
+    is_open = (gates != 0).reshape(-1, gates.shape[-1]).any(0)
+    return tuple(torch.nonzero(~is_open).flatten().tolist())
 
 
 def _input_info(item: ModelInput) -> TensorInfo:

@@ -86,7 +86,8 @@ class LayerInfo(Strict):
         router: Name of the form of its router, one of `moh_deploy.ops.routers`.
         router_replaced: The router became a MoHRouter node (else it stays as plain ops in front).
         replaced: The attention became a node of `op`.
-        reason: Why it (or its router) was not replaced; None if both were.
+        reason: Why it (or its router) was not replaced; None if both were, and for constant gates,
+            which need no router.
         node: Name of the node of `op` in model.onnx; None if not replaced.
         gates: Name of the value in model.onnx that holds the gates [B, S, num_heads]. Readers fetch
             it as an extra output.
@@ -107,6 +108,7 @@ class LayerInfo(Strict):
             of it is of domain `moh`.
         ranges: Sizes at which it is run in another way; the first that the sizes are in decides,
             and where they are in none, `choice` does.
+        closed_heads: Heads that run for no token, whatever the inputs are; known of constant gates.
         router_types: The dtypes of the router's stages, in a package that `precision` wrote.
     """
 
@@ -133,6 +135,7 @@ class LayerInfo(Strict):
     ranges: tuple[SizeRange, ...] = ()
     router_types: RouterTypes | None = None
     attention: str | None = None
+    closed_heads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,8 @@ def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iter
     for name in ("batch", "seq_len", "kv_len"):
         yield from _number(f"{key}.{name}", getattr(layer, name), 1, _MOST_SIZE)
     yield from _share(f"{key}.active_share", layer.active_share)
+    for index, head in enumerate(layer.closed_heads):
+        yield from _number(f"{key}.closed_heads[{index}]", head, 0, layer.num_heads - 1)
     # Two keys say the same, and readers rely on either.
     if layer.replaced != (layer.node is not None):
         yield f"{key}.node", f"is {layer.node!r:.100}, but replaced is {layer.replaced}"

@@ -18,7 +18,14 @@ from moh_deploy.report.numbers import count, percent, si
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.layers_text import kept_text, layer_table, nodes_text, reasons, runs_as
+from moh_deploy.runtime.layers_text import (
+    constant_gates,
+    kept_text,
+    layer_table,
+    nodes_text,
+    reasons,
+    runs_as,
+)
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ class InspectReport(Report):
         manifest = self.manifest
         if manifest.layers:
             yield from reasons(manifest.layers)
+            yield from constant_gates(manifest.layers)
             yield from map(kept_text, manifest.kept)
             yield from choice_lines(manifest, self.predictions, self.kernels)
             yield f"skippable: {self._skippable_text()}"

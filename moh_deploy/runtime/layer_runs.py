@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from moh_deploy.errors import PackageError
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN
+from moh_deploy.ops.routers import form_named
 from moh_deploy.package import LayerInfo, choice_text, node_rules, projections
+from moh_deploy.report.json import HIDDEN
 
 LayerImpl = Literal["kernel", "function", "dense"]
 """A node runs on a kernel, as its function body for want of one, or as that on purpose."""
@@ -27,6 +29,7 @@ class LayerRun:
         projections_run_as: The same of its projection nodes; None if there are none.
         by_size: A choice that depends on sizes, such as `dense if seq<=64, else sparse`; None for
             one choice. What is said above holds at sizes at which a node is not dense.
+        constant_gates: No input changes the gates, so there is no router.
     """
 
     path: str
@@ -34,6 +37,7 @@ class LayerRun:
     router_runs_as: LayerImpl | None
     projections_run_as: LayerImpl | None = None
     by_size: str | None = None
+    constant_gates: bool = field(default=False, metadata=HIDDEN)
 
 
 def layer_runs(
@@ -93,6 +97,7 @@ def layer_runs(
             impl(layer, router),
             of_projections(layer),
             choice_text(layer) if layer.ranges else None,
+            form_named(layer.router).is_constant,
         )
         for layer, router in zip(layers, routers, strict=True)
     )

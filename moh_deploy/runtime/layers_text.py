@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from moh_deploy.ops.routers import form_named
 from moh_deploy.package import KeptOperators, LayerInfo
 from moh_deploy.report.document import Cell, Share, Table
-from moh_deploy.report.numbers import count
+from moh_deploy.report.numbers import count, percent
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 
 _WORDS: dict[LayerImpl | None, str] = {
@@ -42,6 +43,24 @@ def reasons(layers: Iterable[LayerInfo]) -> list[str]:
     return [f"{', '.join(names)}: {reason}" for reason, names in paths.items()]
 
 
+def constant_gates(layers: Iterable[LayerInfo]) -> list[str]:
+    """Return what is skipped whatever the input is, one line a layer with constant gates."""
+    lines: list[str] = []
+    for layer in layers:
+        if form_named(layer.router).is_constant and layer.active_share is not None:
+            line = f"{layer.path}: no input changes its gates; {percent(1 - layer.active_share)}"
+            line += " of the (query, head) pairs are closed at export"
+            if layer.closed_heads:
+                heads = ", ".join(map(str, layer.closed_heads))
+                line += f", for every query those of {_noun(layer.closed_heads)} {heads}"
+            lines.append(line)
+    return lines
+
+
+def _noun(heads: Sequence[int]) -> str:
+    return "head" if len(heads) == 1 else "heads"
+
+
 def kept_text(kept: KeptOperators) -> str:
     """Return a sentence on operators outside of the layers that stay."""
     inserted, operators = ", ".join(kept.inserted), ", ".join(kept.operators)
@@ -75,13 +94,15 @@ def nodes_text(kernel_nodes: int, function_nodes: int) -> str:
 
 
 def _ways(run: LayerRun) -> str:
-    text = f"attention {_WORDS[run.runs_as]}, router {_WORDS[run.router_runs_as]}"
+    router = "gates constant" if run.constant_gates else f"router {_WORDS[run.router_runs_as]}"
+    text = f"attention {_WORDS[run.runs_as]}, {router}"
     if run.projections_run_as is not None:
         text = f"{text}, projections {_WORDS[run.projections_run_as]}"
     return text if run.by_size is None else f"{text}, by choice {run.by_size}"
 
 
 def _cells(layer: LayerInfo) -> tuple[Cell, ...]:
+    is_constant = form_named(layer.router).is_constant
     return (
         layer.path,
         layer.num_heads,
@@ -89,5 +110,5 @@ def _cells(layer: LayerInfo) -> tuple[Cell, ...]:
         layer.top_k,
         Share(layer.active_share),
         layer.op or "plain ops",
-        layer.router if layer.router_replaced else f"{layer.router} (plain ops)",
+        layer.router if layer.router_replaced or is_constant else f"{layer.router} (plain ops)",
     )

@@ -12,7 +12,14 @@ from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.runtime.layers_text import kept_text, layer_table, nodes_text, reasons, runs_text
+from moh_deploy.runtime.layers_text import (
+    constant_gates,
+    kept_text,
+    layer_table,
+    nodes_text,
+    reasons,
+    runs_text,
+)
 from moh_deploy.validate.fresh_process import ProvenRun
 
 
@@ -74,7 +81,8 @@ class ExportReport(Report):
         else:
             none = "This model has no MoH layer: it is exported as an ordinary ONNX model."
             blocks.append(Text(none))
-        blocks += map(Text, [*reasons(self.layers), *map(kept_text, self.kept)])
+        lines = [*reasons(self.layers), *constant_gates(self.layers), *map(kept_text, self.kept)]
+        blocks += map(Text, lines)
         blocks += (Text(f"EQUAL to the original {_run_text(run)}", True) for run in self.runs)
         written = f"written to {self.package} in {sum(self.seconds.values()):.1f} s"
         remarks = (self.runs[-1].kernels.describe(), written)

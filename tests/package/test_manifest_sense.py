@@ -55,6 +55,7 @@ NONSENSE: dict[str, tuple[Manifest, str]] = {
     "kv len": (with_layer(kv_len=-1), r"kv_len': is -1, expected 1"),
     "share": (with_layer(active_share=1.5), r"active_share': is 1.5, expected 0 to 1"),
     "nan share": (with_layer(active_share=float("nan")), r"active_share': is nan, expected"),
+    "closed": (with_layer(closed_heads=(0, 4)), r"closed_heads\[1\]': is 4, expected 0 to 3"),
     "no gates": (with_layer(gates=""), r"gates': is empty"),
     "no node": (with_layer(node=None), r"node': is None, but replaced is True"),
     "node": (with_layer(replaced=False), r"node': is 'blocks.*', but replaced is False"),

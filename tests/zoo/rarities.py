@@ -9,6 +9,7 @@ from torch import nn
 from tests.zoo import (
     caches,
     gating,
+    learned,
     otherwise_run,
     unusual,
     unusual_cores,
@@ -26,6 +27,7 @@ from tests.zoo.model import (
 TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
 SCORED = ExpectedLayer(4, 2, 2, 0, "scored")
 CUSTOM = ExpectedLayer(4, 4, 2, 0, "custom")
+CONSTANT = ExpectedLayer(4, 4, 2, 0, "constant")
 RANKED = ExpectedLayer(4, 4, 2, 0, "ranked")
 UNREPLACED = ExpectedLayer(4, None, 2, 0, "top_k", replaced=False)
 
@@ -90,6 +92,12 @@ RARE = (
     rare("channel_major", unusual_cores.ChannelMajor, TOP_2),
     rare("mask_by_product", unusual_cores.OldMasking, TOP_2),
     rare("added_before_merging", unusual_cores.AddedBeforeMerging, TOP_2, TOP_2),
+    rare("learned_queries", learned.LearnedQueries, CONSTANT),
+    rare("object_queries", learned.ObjectQueries, CONSTANT, CONSTANT),
+    rare("seed_vectors", learned.SeedVectors, replace(CONSTANT, top_k=1)),
+    rare("learned_sigmoids", learned.LearnedSigmoids, ExpectedLayer(4, 4, None, None, "constant")),
+    rare("learned_importance", learned.LearnedImportance, CONSTANT),
+    rare("positions_as_queries", learned.PositionsAsQueries, TOP_2),
 )
 
 # Exported correctly, but not recognised as they should be: the layer is not counted, its attention
@@ -102,8 +110,6 @@ MISSED = (
     # Heads are an axis of a tensor, which these would have to be stacked into first.
     rare("module_for_each_head", unusual_cores.ModuleForEachHead, TOP_2),
     rare("projected_one_by_one", unusual_cores.ProjectedOneByOne, TOP_2),
-    # Neither its queries nor its gates depend on an input.
-    rare("learned_queries", vision.LearnedQueries, TOP_2),
     rare("summed_heads", vision.SummedHeads, ExpectedLayer(4, 1, 2, 0, "top_k")),
     # The tokens are what it sums over.
     rare("between_channels", vision.BetweenChannels, UNREPLACED),

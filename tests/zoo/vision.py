@@ -162,20 +162,6 @@ def streams_in(batch=2, seq=5, kv=4):
     )
 
 
-class LearnedQueries(Parts):
-    """Perceiver style: the queries are weights, and so is what they choose."""
-
-    def __init__(self):
-        super().__init__()
-        self.latents = nn.Parameter(torch.randn(9, C))
-
-    def forward(self, x):
-        latents = self.latents.expand(x.shape[0], -1, -1)
-        (q, _, _), (_, k, v) = self.qkv(latents), self.qkv(x)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.o((y * self.gates(latents)[..., None]).flatten(2))
-
-
 class SummedHeads(Parts):
     """TFT style: gated heads are added, not merged, and share their values."""
 

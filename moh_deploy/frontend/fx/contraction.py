@@ -41,6 +41,12 @@ class Contraction:
             label for labels in self.labels for label in labels if label and label not in self.out
         }
 
+    @property
+    def batch(self) -> set[str]:
+        """Labels of both operands that are not summed over: each entry has factors of its own."""
+        first, second = ({label for label in labels if label} for labels in self.labels)
+        return (first & second) - self.summed
+
     def layouts(self, known: Layout, side: int) -> tuple[Layout, Layout]:
         """Layouts of the other operand and of the result, given that of operand `side`.
 

@@ -90,6 +90,9 @@ def _groups(stored: set[Node]) -> list[_Group]:
 def _read_by_others(stored: set[Node]) -> Iterator[Node]:
     for node in stored:
         outside = any(user not in stored for user in node.users)
+        # An output stays what it is; its other readers go on reading the same.
+        if any(user.op == "output" for user in node.users):
+            continue
         if outside and node.op == "call_function" and is_tensor(node):
             yield node
 

@@ -113,7 +113,7 @@ def record(
 
 def _watched(rewrite: Rewrite) -> list[Node]:
     nodes = [rewrite.gates, rewrite.scores, rewrite.replacement]
-    nodes += [rewrite.computed_gates, rewrite.attention_view]
+    nodes += [rewrite.computed_gates, rewrite.attention_view, rewrite.fixed_gates]
     if rewrite.routed is not None:
         nodes += [rewrite.routed]
         nodes += [None if rewrite.router.selection is None else rewrite.router.selection.scores]
@@ -175,6 +175,11 @@ def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerDi
     """Compare the new operators with the original ones, tokens with a near-tie left out."""
     for swap in rewrite.swaps:
         found = _difference(swap.what, values[swap.new], values[swap.old])
+        if found is not None:
+            return found
+    if rewrite.fixed_gates is not None:
+        fixed, gates = values[rewrite.fixed_gates], values[rewrite.gates]
+        found = _difference("the gates computed at export", fixed, gates)
         if found is not None:
             return found
     everything_decided = True

@@ -22,7 +22,11 @@ from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import backward, broadcast, forward, history, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
+from moh_deploy.frontend.recognize.routers.selection import (
+    find_selection,
+    is_projection,
+    router_cone,
+)
 from moh_deploy.frontend.recognize.track import GatedProduct, Tracked, token_axes
 
 _SUMS = frozenset(["add", "sub", "subtract"])
@@ -93,17 +97,21 @@ def _layer(
 
 
 def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bool:
-    """A gate is computed from the input and has a value of its own for each token and each head, or
-    group of heads.
+    """A gate is computed from the input, or from learned queries, and has a value of its own for
+    each token and each head, or group of heads.
 
     One for all tokens of a sequence counts where it selects heads; a mere weight does not.
     """
     present = set(flat(factor.layout))
-    if factor.node not in dynamic or not set(heads) & present:
+    if not set(heads) & present:
         return False
-    if not tokens or present & set(tokens):
+    for_each_token = not tokens or bool(present & set(tokens))
+    if for_each_token and factor.node in dynamic:
         return True
-    return find_selection(router_cone(factor.node), int(product(heads))) is not None
+    cone = router_cone(factor.node)
+    if for_each_token and any(map(is_projection, cone)):
+        return True
+    return find_selection(cone, int(product(heads))) is not None
 
 
 def without_axes(operand: Operand, axes: Dim) -> Operand | None:

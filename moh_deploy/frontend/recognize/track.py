@@ -156,9 +156,9 @@ class Tracker:
         return None
 
     def _softmax(self, node: Node) -> Tracked | None:
-        """Attention weights start at a softmax over products of two input-dependent tensors."""
+        """Attention weights start at a softmax over products of queries and keys."""
         scores = cast(Node, node.args[0])
-        if not self._reader.leads_to_product(scores):
+        if not self._reader.products_of(scores):
             return None
         # [B, H, S, keys], say: what the dimensions are is learned from what is done with them. The
         # values are not known yet; until then the keys stand in for the head dimension.
@@ -306,7 +306,7 @@ class Tracker:
     ) -> Tracked | None:
         # A factor that varies along the keys is a mask or a bias of the weights, not a gate.
         if state.stage == "weights":
-            if lacks(partner.layout, state.core.value_axes) and partner.node in self._dynamic:
+            if lacks(partner.layout, state.core.value_axes):
                 return replace(state, layout=resolve(out), gates=(*state.gates, partner))
             state = replace(state, layout=resolve(out))
             if state.core.scores is not None:

@@ -41,7 +41,7 @@ from moh_deploy.frontend.rewrite.gates_first import apply_gates_first
 from moh_deploy.frontend.rewrite.operands import gates_of
 from moh_deploy.frontend.rewrite.projections import project_output, project_query
 from moh_deploy.frontend.rewrite.rewritten import Rewrite
-from moh_deploy.frontend.rewrite.router import insert_router, merge_logits
+from moh_deploy.frontend.rewrite.router import insert_fixed_gates, insert_router, merge_logits
 from moh_deploy.frontend.rewrite.split import Splitter
 from moh_deploy.frontend.rewrite.swap import Swap
 
@@ -82,7 +82,10 @@ def _insert(context: _Context, layer: MoHLayer) -> Rewrite:
     found = Rewrite(layer, router, gates, computed.node, reason=router.reason)
     if router.selection is not None:
         found = replace(found, scores=_scores(layouts, computed, router, wanted))
-    if router.reason is None:
+    if router.form.is_constant:
+        gates = insert_fixed_gates(builder, gates, context.program) or gates
+        found = replace(found, fixed_gates=gates)
+    elif router.reason is None:
         # As early as the gates it takes over from, for whoever reads them.
         early = GraphBuilder(graph, computed.node.next)
         routed = insert_router(early, router, computed.node)
@@ -92,7 +95,7 @@ def _insert(context: _Context, layer: MoHLayer) -> Rewrite:
     try:
         found = _insert_attention(context, found, gates, builder)
     except NotCoveredError as error:
-        return replace(found, reason=str(error))
+        return replace(found, fixed_gates=None, reason=str(error))
     return _insert_projections(found, read)
 
 
@@ -212,7 +215,7 @@ def commit(
     gates = [
         rewrite.routed
         if rewrite.routed is not None and rewrite.gates is rewrite.computed_gates
-        else rewrite.gates
+        else rewrite.fixed_gates or rewrite.gates
         for rewrite in rewrites
     ]
     views = [one.kept_view for one in rewrites if one.kept_view is not None]

@@ -24,6 +24,8 @@ class Rewrite:
         scores: [B, S, candidates], what the router ranks; None where it ranks nothing.
         computed_gates: What the gates are views of: the router's own result, [..., H].
         routed: Replaces `computed_gates`; None where the router stays.
+        fixed_gates: [B, S, H], read instead of gates that no input changes; None for other gates,
+            and where the attention stays.
         op: `MoHAttention` or `MoHAggregatedAttention`; None where the attention stays.
         attention: The inserted node of that op.
         axes: What its dimensions mean.
@@ -43,6 +45,7 @@ class Rewrite:
     computed_gates: Node
     scores: Node | None = None
     routed: Node | None = None
+    fixed_gates: Node | None = None
     op: AttentionOp | None = None
     attention: Node | None = None
     axes: HeadAxes | None = None
@@ -73,6 +76,7 @@ class Rewrite:
         return replace(
             self,
             routed=None,
+            fixed_gates=None,
             op=None,
             attention=None,
             replacement=None,

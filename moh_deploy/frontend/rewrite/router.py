@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::router
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_layout, resolve, size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.constant_inputs import add_constant
+from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.fixed_value import fixed_value
 from moh_deploy.frontend.fx.graph import rank, shape, tensor
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import history
@@ -51,6 +55,23 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
     if rank(gates) == 3:
         return routed
     return builder.call(aten.reshape.default, routed, builder.sizes(shape(gates)))
+
+
+def insert_fixed_gates(builder: GraphBuilder, gates: Node, program: ExportedProgram) -> Node | None:
+    """Insert gates [B, S, H] that no input changes, as a constant that is repeated.
+
+    Args:
+        gates: [B, S, H], what the model computes.
+
+    Returns:
+        None where they cannot be computed without an input.
+    """
+    value = fixed_value(gates, Constants(program))
+    if value is None:
+        return None
+    # By a node even where nothing is repeated: whoever feeds other gates puts them in its place.
+    extents = [int(one) if one.is_Integer else builder.size(one) for one in shape(gates)]
+    return builder.call(aten.expand.default, add_constant(program, "gates", value), extents)
 
 
 def _finished(

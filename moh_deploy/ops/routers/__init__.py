@@ -4,6 +4,7 @@ To add a form, write `<name>.py` here and `frontend/recognize/routers/<name>.py`
 a program, and name it in `FORMS`.
 """
 
+from moh_deploy.ops.routers.constant import CONSTANT
 from moh_deploy.ops.routers.custom import CUSTOM
 from moh_deploy.ops.routers.form import RouterForm
 from moh_deploy.ops.routers.mask import MASK
@@ -18,7 +19,7 @@ __all__ = ["FORMS", "SCORING", "WEIGHING", "RouterForm", "form_named"]
 
 # In the order in which they are looked for. Where two compute the same, the first is reported: with
 # one chosen head the gates of top_k are those of a mask. The last one fits every router.
-FORMS = (SHARED, TWO_STAGE, TOP_K, QUERY_NORM, MASK, RANKED, SCORED, CUSTOM)
+FORMS = (CONSTANT, SHARED, TWO_STAGE, TOP_K, QUERY_NORM, MASK, RANKED, SCORED, CUSTOM)
 
 SCORING = frozenset(operator for form in FORMS for operator in form.scoring)
 """Operators that may make the logits of a MoHRouter, element by element."""

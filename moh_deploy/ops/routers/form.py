@@ -49,6 +49,7 @@ class RouterForm:
             by element. They stay in float32 with the MoHRouter that reads them.
         weighing: ONNX operators that may stand between a MoHRouter's gates, always their first
             input, and the gates of the layer. They move no token.
+        is_constant: No input changes the gates: they are weights, and no operator makes them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class RouterForm:
     margins: Margins = gaps_of
     scoring: tuple[str, ...] = ("Add", "Clip", "Div", "Mul", "Neg", "Sub")
     weighing: tuple[str, ...] = ()
+    is_constant: bool = False
 
     def scores(self, logits: Array) -> NDArray[np.float64]:
         """Return what heads are compared by.

@@ -13,6 +13,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.graph.forced_logits import force_logits
 from moh_deploy.graph.router_logits import RouterLogits
 from moh_deploy.graph.router_nodes import lost_at
+from moh_deploy.ops.routers import form_named
 from moh_deploy.package import LayerInfo
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
@@ -241,9 +242,14 @@ def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:
 def _without_router(graph: onnx.GraphProto, layer: LayerInfo) -> Iterator[CaseResult]:
     """Yield what is said of a layer that has no MoHRouter: it never had one, or has lost it."""
     for case in CASES:
-        if not layer.router_replaced:
-            plain = f"the router is of plain operators ({layer.router})"
-            why = f"{plain}, so there is no place to put logits."
+        if form_named(layer.router).is_constant:
+            why = "no input changes the gates: there are no logits."
+            yield _result(case, layer.path, "not applicable", why)
+        elif not layer.router_replaced:
+            why = (
+                f"the router is of plain operators ({layer.router}), so there is no place to put"
+                " logits."
+            )
             yield _result(case, layer.path, "not applicable", why)
         # One failure for the damage; the other cases could say no more.
         elif case == CASES[0]:

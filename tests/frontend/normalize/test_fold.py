@@ -127,3 +127,15 @@ def test_what_a_moh_operator_reads_is_computed_once_although_it_may_grow():
 def test_what_a_moh_operator_reads_is_not_stored_where_it_is_large(monkeypatch):
     monkeypatch.setattr(fold, "_OPERAND_BYTES", 64 * 64 * 4 - 1)
     assert "linear" in [op(node) for node in folded(PositionBias()).graph.nodes]
+
+
+def test_output_and_other_readers_read_the_same_value():
+    # Were it folded for one of them, what is fed in its place would reach that one alone.
+    def model(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        doubled = w * 2
+        return x @ doubled, doubled
+
+    program = folded(Uses(model, torch.float32))
+    product, output = program.graph_module.graph.output_node().args[0]
+    assert op(output) == "mul"
+    assert output in product.all_input_nodes

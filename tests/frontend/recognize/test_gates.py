@@ -127,6 +127,62 @@ def test_one_choice_for_all_tokens_is_a_gate():
     assert product(layer.heads) == H
 
 
+QUERIES = torch.nn.Parameter(torch.rand(H, S, D), requires_grad=False)
+LOGITS = torch.nn.Parameter(torch.rand(H, D), requires_grad=False)
+
+
+def choice(logits: Tensor) -> Tensor:
+    return F.one_hot(logits.topk(2).indices, H).sum(-2) * 1.0
+
+
+LEARNED: dict[str, Model] = {
+    "chosen_by_rank": lambda q, k, v, g: merge(
+        attention(QUERIES[None], k, v) * choice(QUERIES[0] @ LOGITS.mT)[:, :, None]
+    ),
+    "weighed": lambda q, k, v, g: merge(
+        attention(QUERIES[None], k, v) * (QUERIES[0] @ LOGITS.mT).sigmoid()[..., None]
+    ),
+    "written_out": lambda q, k, v, g: merge(
+        ((QUERIES @ k.mT).softmax(-1) @ v).transpose(1, 2)
+        * choice(QUERIES[0] @ LOGITS.mT)[..., None]
+    ),
+    "on_weights": lambda q, k, v, g: merge(
+        ((QUERIES @ k.mT).softmax(-1) * choice(QUERIES[0] @ LOGITS.mT).mT[..., None] @ v).transpose(
+            1, 2
+        )
+    ),
+    "one_choice_for_all": lambda q, k, v, g: merge(
+        attention(q, k, v) * choice(LOGITS.sum(-1))[:, None]
+    ),
+}
+
+
+class Learned(torch.nn.Module):
+    """The queries and what chooses heads for them are weights."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model, self.queries, self.logits = model, QUERIES, LOGITS
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.model(*inputs)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_gates_of_learned_queries_need_no_input(name: str):
+    (layer,) = recognize(plain_trace(Learned(LEARNED[name]), Q, K, V, GATES))
+    assert [product(axes) for axes in (layer.batch, layer.heads, layer.tokens)] == [B, H, S]
+    assert layer.obstacles == ()
+
+
+def test_softmax_behind_a_linear_map_is_no_attention():
+    def model(q, k, v, g):
+        weights = (q @ OUT[:D]).softmax(-1)  # [B, H, S, 7], such as a choice among 7 experts
+        return merge(((weights @ torch.ones(H, 7, D)).transpose(1, 2)) * g[..., None])
+
+    assert layers(model) == []
+
+
 def test_products_in_a_row_are_one_layer_with_all_their_gates():
     def model(q, k, v, g):
         return merge(attention(q, k, v) * g[..., None] * g.sigmoid()[..., None])

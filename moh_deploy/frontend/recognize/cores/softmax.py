@@ -39,10 +39,12 @@ class ScoreReader:
     _scale: float = field(default=1.0, init=False)
     _factors: list[Factor] = field(default_factory=list, init=False)
     _masks: list[MaskTerm] = field(default_factory=list, init=False)
+    _products: set[Node] = field(default_factory=set, init=False)
 
     def read(self, scores: Node, layout: Layout, key_axes: Dim) -> Scores | str:
         """Return the scores, or the reason why they are not query @ key with scale and masks."""
         self._scale, self._factors, self._masks = 1.0, [], []
+        self._products = self.products_of(scores)
         # From the softmax backwards: scores = scale * factors * (query @ key) + masks, whatever the
         # order in which they were applied. A scale that comes later (is undone earlier) scales the
         # masks before it, too: `_scale` is what stands in front of the part that is still to read.
@@ -62,7 +64,7 @@ class ScoreReader:
 
     def _product(self, node: Node, layout: Layout, key_axes: Dim) -> tuple[Operand, Operand] | None:
         found = contraction(node)
-        if found is None or not found.summed or not self._is_score_product(node):
+        if found is None or node not in self._products:
             return None
         first, second = (
             Operand(operand, operand_layout)
@@ -76,14 +78,6 @@ class ScoreReader:
         if first_is_key == second_is_key:
             return None
         return (second, first) if first_is_key else (first, second)
-
-    def _is_score_product(self, node: Node) -> bool:
-        found = contraction(node)
-        return (
-            found is not None
-            and bool(found.summed)
-            and all(operand in self.dynamic for operand in found.operands)
-        )
 
     def _step(self, node: Node, layout: Layout, key_axes: Dim) -> tuple[Node, Layout] | str:
         """Undo one operation between the product and the softmax."""
@@ -211,8 +205,24 @@ class ScoreReader:
                 return candidate, node.args[1 - position], position
         return None, None, 0
 
+    def products_of(self, scores: Node) -> set[Node]:
+        """Return the products of queries and keys that scores are made of.
+
+        Beside those of two tensors that depend on inputs, others are biases that a query meets. On
+        their own they are products with learned queries or keys, if each sequence or head has some
+        of its own: one matrix for all is a linear map, such as that of a router.
+        """
+        found = {node: contraction(node) for node in _elementwise_sources(scores)}
+        products = {node: product for node, product in found.items() if product and product.summed}
+        computed = {
+            node
+            for node, product in products.items()
+            if all(operand in self.dynamic for operand in product.operands)
+        }
+        return computed or {node for node, product in products.items() if product.batch}
+
     def leads_to_product(self, node: Node) -> bool:
-        return any(self._is_score_product(source) for source in _elementwise_sources(node))
+        return any(source in self._products for source in _elementwise_sources(node))
 
     def number(self, value: object) -> float | None:
         """The number that a value stands for, known before the model runs; None if it is none."""

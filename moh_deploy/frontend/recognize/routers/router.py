@@ -52,11 +52,14 @@ class Router:
     Attributes:
         form: One of `moh_deploy.ops.routers`.
         num_shared_heads, top_k: None where the router's form does not tell.
-        routed_logits, shared_logits, stage_logits: Inputs of the MoHRouter; all None for `custom`.
+        routed_logits, shared_logits, stage_logits: Inputs of the MoHRouter; all None for `custom`
+            and `constant`.
         gate_mode: Attribute of the MoHRouter.
         finish: What is made of the MoHRouter's gates; None where they are the layer's.
         selection: Where heads are ranked; None where none is.
-        reason: Why the router stays as it is; None if it becomes a MoHRouter.
+        reason: Why the router stays as it is; None if it becomes a MoHRouter or constant gates.
+        fixed_gates: [..., H], the gates that no input changes, of size 1 along dimensions of
+            dynamic size; None where inputs decide them.
     """
 
     form: RouterForm
@@ -69,6 +72,7 @@ class Router:
     gate_mode: Literal["weighted", "mask"] = "weighted"
     finish: Finish | None = None
     reason: str | None = None
+    fixed_gates: torch.Tensor | None = None
 
     @property
     def logits(self) -> tuple[Logits | None, Logits | None, Logits | None]:
