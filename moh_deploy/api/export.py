@@ -10,6 +10,7 @@ import torch
 from typing_extensions import Unpack
 
 from moh_deploy.api.export_package import export_package as _export
+from moh_deploy.config.export_config import RequiredLayers
 from moh_deploy.config.options import ExportOptions, ModelOptions
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.prove.eager import EagerModel, open_eager
@@ -44,6 +45,7 @@ class ExportSettings(ModelSettings, total=False):
     output_names: Sequence[str]
     opset: int | None
     compute_type: ComputeType | None
+    require_layers: RequiredLayers | None
 
 
 def export(
@@ -80,6 +82,7 @@ def export(
         output_names=tuple(settings.get("output_names", ())),
         opset=settings.get("opset"),
         compute_type=settings.get("compute_type"),
+        require_layers=settings.get("require_layers"),
     )
     return _export(options, progress=progress)
 

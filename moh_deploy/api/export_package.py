@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from moh_deploy import __version__
+from moh_deploy.api.required_layers import require_layers, required_layers
 from moh_deploy.config.export_config import ExportConfig, load_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.convert import Converted, convert
@@ -57,7 +58,9 @@ def export_package(
     # Before the model is loaded and traced, which may take minutes.
     check_package_output(options.output)
     config = load_config(options.config, options.overrides)
+    wanted = required_layers(options, config)
     converted, checkpoint_sha256 = _convert(options, config, progress)
+    require_layers(wanted, converted.layers, converted.near_misses)
     converted = _with_first_choices(converted)
     with PackageWriter(options.output) as writer:
         with progress.step("writing the package"):
@@ -78,6 +81,8 @@ def export_package(
         package=package.root,
         layers=manifest.layers,
         kept=manifest.kept,
+        near_misses=manifest.near_misses,
+        ungated=manifest.ungated,
         inputs=manifest.inputs,
         outputs=manifest.outputs,
         max_abs_error=proof.max_abs_error,
@@ -148,6 +153,8 @@ def _manifest(
         total_flops=converted.total_flops,
         precision=converted.precision,
         kept=converted.kept,
+        near_misses=converted.near_misses,
+        ungated=converted.ungated,
         rounding=converted.rounding,
         dim_ranges=converted.dim_ranges,
         compute_type=options.compute_type or config.compute_type,

@@ -132,6 +132,12 @@ def _many(name: str, metavar: str, help: str, *, to: str | None = None, **settin
     return click.option(*names, multiple=True, metavar=metavar, help=help, **settings)
 
 
+def _number_or_word(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> int | str | None:
+    return int(value) if value is not None and value.isdecimal() else value
+
+
 # Shared by several commands.
 
 PACKAGE = click.argument("package_dir", metavar="DIR", type=FILE_PATH)
@@ -261,6 +267,13 @@ EXPORT = (
         type=click.Choice(["float32", "bfloat16"]),
         help="What CPU kernels may round the operands of attention's matrix products to. bfloat16"
         " is faster where the processor has it (avx512_bf16), and less exact.  [default: float32]",
+    ),
+    click.option(
+        "--require-layers",
+        metavar="N|all",
+        callback=_number_or_word,
+        help="Fail (exit 4) unless at least N MoH layers were replaced; all: unless all were, and"
+        " nothing else looks like one.",
     ),
     JSON,
 )

@@ -19,6 +19,7 @@ ModelDtype = Literal[
     "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
 ]
 Key = str | int
+RequiredLayers = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
 class _Section(BaseModel):
@@ -65,6 +66,7 @@ class ExportConfig(_Section):
         dims: Dimension name to its size in the example.
         outputs: Names of the model's outputs, in order; empty to choose names.
         compute_type: What kernels may round the operands of attention's matrix products to.
+        require_layers: How many MoH layers have to be replaced, or `all`; None requires none.
     """
 
     model: ModelSection = ModelSection()
@@ -72,6 +74,7 @@ class ExportConfig(_Section):
     dims: dict[str, int] = {}
     outputs: Annotated[tuple[str, ...], Field(strict=False)] = ()
     compute_type: Literal["float32", "bfloat16"] = "float32"
+    require_layers: RequiredLayers | None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> ExportConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from moh_deploy.config.export_config import RequiredLayers
     from moh_deploy.package import ComputeType
     from moh_deploy.system.npz import Array
 
@@ -56,6 +57,8 @@ class ExportOptions(ModelOptions):
         opset: ONNX operator set; None picks the default.
         compute_type: What kernels may round the operands of attention's matrix products to; None
             takes the configuration's, or else float32.
+        require_layers: How many MoH layers have to be replaced, or `all`: then nothing that looks
+            like one may be left. None takes the configuration's, or else requires none.
     """
 
     output: Path
@@ -66,3 +69,4 @@ class ExportOptions(ModelOptions):
     output_names: tuple[str, ...] = ()
     opset: int | None = None
     compute_type: ComputeType | None = None
+    require_layers: RequiredLayers | None = None

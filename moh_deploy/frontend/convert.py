@@ -24,7 +24,7 @@ from moh_deploy.frontend.prove.original import OriginalRun, one_thread_if_small,
 from moh_deploy.frontend.prove.record import LayerDifference, LayerRecord, Recording
 from moh_deploy.frontend.prove.recorded_run import input_text, recorded_vectors, try_to_record
 from moh_deploy.frontend.prove.size_runs import record_sizes
-from moh_deploy.frontend.recognize import recognize
+from moh_deploy.frontend.recognize import survey
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.rewrite.swap import Swap
@@ -32,7 +32,14 @@ from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.frontend.trace import dim_ranges, trace
 from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
-from moh_deploy.package import KeptOperators, LayerInfo, Rounding, TensorInfo, VectorSet
+from moh_deploy.package import (
+    KeptOperators,
+    LayerInfo,
+    NearMiss,
+    Rounding,
+    TensorInfo,
+    VectorSet,
+)
 from moh_deploy.system.progress import Progress
 from moh_deploy.system.user_code import describe_error
 
@@ -50,6 +57,8 @@ class Converted:
         dims: Dynamic dimension to example size.
         layers: The MoH layers.
         kept: Operators outside of them that stay because their replacement differed.
+        near_misses: What looks like an MoH layer and was not read as one.
+        ungated: How many attentions have no gates.
         vectors: Runs of the original.
         total_flops: Of the original at the example's sizes.
         precision: The shortest floating-point dtype among weights and outputs.
@@ -63,6 +72,8 @@ class Converted:
     dims: dict[str, int]
     layers: tuple[LayerInfo, ...]
     kept: tuple[KeptOperators, ...]
+    near_misses: tuple[NearMiss, ...]
+    ungated: int
     vectors: tuple[VectorSet, ...]
     total_flops: int | None
     precision: str
@@ -93,7 +104,8 @@ def convert(
         ranges = dim_ranges(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
-        rewrites = insert(program, recognize(program))
+        found = survey(program)
+        rewrites = insert(program, found.layers)
         swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
         rewrites = view_attention(program, rewrites)
@@ -121,10 +133,12 @@ def convert(
         outputs=tuple(_output_info(value) for value in onnx_model.graph.outputs),
         dims=example_sizes(inputs),
         layers=tuple(
-            _layer_info(rewrite, found, [recording.layers[index] for recording in sizes.recordings])
-            for index, (rewrite, found) in enumerate(zip(rewrites, layer_names, strict=True))
+            _layer_info(rewrite, named, [recording.layers[index] for recording in sizes.recordings])
+            for index, (rewrite, named) in enumerate(zip(rewrites, layer_names, strict=True))
         ),
         kept=kept,
+        near_misses=found.near_misses,
+        ungated=found.ungated,
         vectors=tuple(
             recorded_vectors(run, recording, outputs)
             for run, recording in zip(sizes.runs, sizes.recordings, strict=True)

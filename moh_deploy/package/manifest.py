@@ -160,6 +160,24 @@ class KeptOperators(Strict):
 
 
 @dataclass(frozen=True)
+class NearMiss(Strict):
+    """Attention that meets what looks like gates of its heads, and was not read as an MoH layer.
+
+    Attributes:
+        paths: Module paths, in execution order; `model` for the model itself.
+        reason: What was followed, and the operator at which it was lost.
+        place: The line of the original model's code with that operator, `attention.py:88`; None
+            where the trace does not tell.
+        gates: The line with the product with the gates, likewise.
+    """
+
+    paths: tuple[str, ...]
+    reason: str
+    place: str | None
+    gates: str | None
+
+
+@dataclass(frozen=True)
 class Float32Node(Strict):
     """An operator of a package in lower precision that computes in float32 because `bisect` found
     that it has to.
@@ -286,6 +304,8 @@ class Manifest(Strict):
         tuning: What the choices of the layers rest on; None if they rest on a prediction, or nobody
             chose.
         kept: Operators outside of the layers that stay because their replacement differed.
+        near_misses: What looks like MoH layers and was not read as such.
+        ungated: How many attentions have no gates.
         float32_nodes: Operators that `bisect` put into float32.
         rounding: How far rounding moves the original; None where nobody measured it.
         files: File name to sha256, for each file of the package but the manifest.
@@ -307,6 +327,8 @@ class Manifest(Strict):
     compute_type: ComputeType = "float32"
     tuning: Tuning | None = None
     kept: tuple[KeptOperators, ...] = ()
+    near_misses: tuple[NearMiss, ...] = ()
+    ungated: int = 0
     float32_nodes: tuple[Float32Node, ...] = ()
     rounding: Rounding | None = None
     files: dict[str, str] = field(default_factory=dict)

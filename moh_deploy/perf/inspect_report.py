@@ -23,6 +23,7 @@ from moh_deploy.runtime.layers_text import (
     kept_text,
     layer_table,
     nodes_text,
+    not_layers,
     reasons,
     runs_as,
 )
@@ -152,11 +153,11 @@ class InspectReport(Report):
         if manifest.layers:
             yield from reasons(manifest.layers)
             yield from constant_gates(manifest.layers)
+        yield from not_layers(len(manifest.layers), manifest.near_misses, manifest.ungated)
+        if manifest.layers:
             yield from map(kept_text, manifest.kept)
             yield from choice_lines(manifest, self.predictions, self.kernels)
             yield f"skippable: {self._skippable_text()}"
-        else:
-            yield "This model has no MoH layer: it is an ordinary ONNX model."
         dims = ", ".join(f"{name} (example {size})" for name, size in manifest.dims.items())
         yield f"dynamic dimensions: {dims or 'none'}"
         ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())

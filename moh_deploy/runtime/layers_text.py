@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from moh_deploy.ops.routers import form_named
-from moh_deploy.package import KeptOperators, LayerInfo
+from moh_deploy.package import KeptOperators, LayerInfo, NearMiss
 from moh_deploy.report.document import Cell, Share, Table
 from moh_deploy.report.numbers import count, percent
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
@@ -40,7 +40,43 @@ def reasons(layers: Iterable[LayerInfo]) -> list[str]:
     for layer in layers:
         if layer.reason is not None:
             paths.setdefault(layer.reason, []).append(layer.path)
-    return [f"{', '.join(names)}: {reason}" for reason, names in paths.items()]
+    return [f"{paths_text(names)}: {reason}" for reason, names in paths.items()]
+
+
+def paths_text(paths: Sequence[str]) -> str:
+    """Return the paths of layers that have something in common; of many, the first and the last."""
+    if len(paths) <= 4:
+        return ", ".join(paths)
+    return f"{paths[0]} ... {paths[-1]} ({len(paths)} layers)"
+
+
+def not_layers(num_layers: int, near_misses: Sequence[NearMiss], ungated: int) -> list[str]:
+    """Return what is said of attention that belongs to no MoH layer.
+
+    Args:
+        num_layers: How many layers were recognised.
+        near_misses: What looks like one and was not read as such.
+        ungated: How many attentions have no gates.
+    """
+    lines: list[str] = []
+    number = sum(len(miss.paths) for miss in near_misses)
+    if number:
+        looks = "looks" if number == 1 else "look"
+        begin = "Besides," if num_layers else "No MoH layer was recognised, but"
+        lines.append(f"{begin} {count(number, 'place')} {looks} like one:")
+        lines += map(near_miss_text, near_misses)
+    elif not num_layers:
+        lines.append("This model has no MoH layer: it is an ordinary ONNX model.")
+    if ungated:
+        lines.append(f"{count(ungated, 'attention')} without gates: left as they are.")
+    return lines
+
+
+def near_miss_text(miss: NearMiss) -> str:
+    """Return a sentence on what looks like MoH layers of one kind."""
+    place = "" if miss.place is None else f" ({miss.place})"
+    gates = f"; gates are applied at {miss.gates}" if miss.gates not in (None, miss.place) else ""
+    return f"{paths_text(miss.paths)}: {miss.reason}{place}{gates}"
 
 
 def constant_gates(layers: Iterable[LayerInfo]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moh_deploy.package import KeptOperators, LayerInfo, TensorInfo
+from moh_deploy.package import KeptOperators, LayerInfo, NearMiss, TensorInfo
 from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
@@ -17,6 +17,7 @@ from moh_deploy.runtime.layers_text import (
     kept_text,
     layer_table,
     nodes_text,
+    not_layers,
     reasons,
     runs_text,
 )
@@ -31,6 +32,8 @@ class ExportReport(Report):
         package: The directory that was written.
         layers: Every MoH layer that was recognised.
         kept: Operators outside of them that stay because their replacement gave another result.
+        near_misses: What looks like an MoH layer and was not read as one.
+        ungated: How many attentions have no gates.
         inputs: The package's inputs.
         outputs: The package's outputs.
         max_abs_error: Largest absolute difference of any output element from the original model.
@@ -52,6 +55,8 @@ class ExportReport(Report):
     runs: tuple[ProvenRun, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     kept: tuple[KeptOperators, ...] = ()
+    near_misses: tuple[NearMiss, ...] = ()
+    ungated: int = 0
 
     @property
     @in_json()
@@ -78,11 +83,9 @@ class ExportReport(Report):
             replaced = [layer.replaced for layer in self.layers]
             title = count(len(self.layers), "MoH layer")
             blocks.append(layer_table(title, self.layers, "replaced", replaced))
-        else:
-            none = "This model has no MoH layer: it is exported as an ordinary ONNX model."
-            blocks.append(Text(none))
-        lines = [*reasons(self.layers), *constant_gates(self.layers), *map(kept_text, self.kept)]
-        blocks += map(Text, lines)
+        blocks += map(Text, [*reasons(self.layers), *constant_gates(self.layers)])
+        blocks += map(Text, not_layers(len(self.layers), self.near_misses, self.ungated))
+        blocks += map(Text, map(kept_text, self.kept))
         blocks += (Text(f"EQUAL to the original {_run_text(run)}", True) for run in self.runs)
         written = f"written to {self.package} in {sum(self.seconds.values()):.1f} s"
         remarks = (self.runs[-1].kernels.describe(), written)

@@ -15,6 +15,8 @@ parameter.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch.export import ExportedProgram
 
 from moh_deploy.frontend.fx.constants import Constants
@@ -23,20 +25,49 @@ from moh_deploy.frontend.recognize.aggregated.outputs import with_token_axes
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.gates import layers_of
 from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.near_misses import find_near_misses
 from moh_deploy.frontend.recognize.track import Tracker
+from moh_deploy.package import NearMiss
 
-__all__ = ["MoHLayer", "recognize"]
+__all__ = ["MoHLayer", "Recognized", "recognize", "survey"]
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What was found in a program.
+
+    Attributes:
+        layers: The MoH layers, in execution order.
+        near_misses: What looks like one and was not read as such.
+        ungated: How many attentions have no gates.
+    """
+
+    layers: tuple[MoHLayer, ...]
+    near_misses: tuple[NearMiss, ...]
+    ungated: int
+
+
+def survey(program: ExportedProgram) -> Recognized:
+    """Return the MoH layers of a normalized program, and what else looks like one."""
+    graph = program.graph_module.graph
+    nodes = list(graph.nodes)
+    dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
+    tracker = Tracker(nodes, dynamic, Constants(program))
+    tracked = tracker.run()
+    layers = layers_of(tracker.products, tracked, dynamic)
+    missed, ungated = find_near_misses(nodes, tracked, layers, dynamic)
+    return Recognized(
+        layers=tuple(
+            with_token_axes(layer)
+            if JOINT_SOFTMAX in layer.core.obstacles and layer.projection is None
+            else layer
+            for layer in layers
+        ),
+        near_misses=missed,
+        ungated=ungated,
+    )
 
 
 def recognize(program: ExportedProgram) -> list[MoHLayer]:
     """Return the MoH layers of a normalized program, in execution order."""
-    graph = program.graph_module.graph
-    dynamic = nodes_that_depend_on(graph, program.graph_signature.user_inputs)
-    tracker = Tracker(list(graph.nodes), dynamic, Constants(program))
-    tracked = tracker.run()
-    return [
-        with_token_axes(layer)
-        if JOINT_SOFTMAX in layer.core.obstacles and layer.projection is None
-        else layer
-        for layer in layers_of(tracker.products, tracked, dynamic)
-    ]
+    return list(survey(program).layers)

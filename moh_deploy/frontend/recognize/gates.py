@@ -19,6 +19,7 @@ from moh_deploy.frontend.fx.graph import (
     tensor_inputs,
 )
 from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.source_line import source_line
 from moh_deploy.frontend.fx.views import backward, broadcast, forward, history, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.layer import MoHLayer
@@ -49,7 +50,7 @@ def layers_of(
         id(other)
         for layer in layers
         for other in layers
-        if other is not layer and other.node in _chain(layer.core, layer.node, tracked)
+        if other is not layer and other.node in chain_of(layer.core, layer.node, tracked)
     }
     return [layer for layer in layers if id(layer) not in inner]
 
@@ -82,7 +83,7 @@ def _layer(
     if core.scores is None and not tokens:
         batch, tokens = batch[:1], batch[1:]
     return MoHLayer(
-        path=".".join(_common_path(core.anchor, found.node)),
+        path=".".join(common_path(core.anchor, found.node)),
         node=found.node,
         end=found.node,
         layout=resolve(found.layout),
@@ -242,7 +243,7 @@ def _summed_over(user: Node, layout: Layout, others: set[Axis]) -> Dim | None:
     return summed if summed and fixed and others.isdisjoint(summed) else None
 
 
-def _chain(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]:
+def chain_of(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]:
     """Tensors that carry a core's attention from the softmax to `node`, both included."""
     # Backwards from the gated product: only what is tracked for the same softmax belongs to it.
     chain, stack = {node}, [node]
@@ -259,18 +260,22 @@ def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tupl
     """Attention that is needed ungated elsewhere has to be computed anyway."""
     # An op that skips closed heads never computes their ungated attention: somebody else who reads
     # it, such as a model that returns its attention weights, would get nothing.
-    chain = _chain(core, node, tracked)
+    chain = chain_of(core, node, tracked)
     for member in chain - {node}:
         what = "the attention before its gates is"
         if member in tracked and tracked[member].stage == "weights":
             what = "the attention weights are"
         for user in member.users:
             if user.op == "output":
-                return (f"{what} also an output of the model: return what is behind the gates",)
+                advice = "return it behind its gates, or not at all"
+                if "weights" in what:
+                    advice = "let the model not return them (output_attentions=False, or so)"
+                return (f"{what} also an output of the model, so no head can be skipped: {advice}",)
             if not is_tensor(user) or _serves_shapes_only(user):
                 continue
             if user not in chain:
-                return (f"{what} also used by '{user.name}'",)
+                place = source_line(user)
+                return (f"{what} also used by {op(user)}{f' ({place})' if place else ''}",)
     return ()
 
 
@@ -284,7 +289,8 @@ def _serves_shapes_only(node: Node) -> bool:
     )
 
 
-def _common_path(first: Node, second: Node) -> tuple[str, ...]:
+def common_path(first: Node, second: Node) -> tuple[str, ...]:
+    """The module path of the innermost module that holds both nodes."""
     a, b = module_path(first), module_path(second)
     length = 0
     while length < min(len(a), len(b)) and a[length] == b[length]:

@@ -212,7 +212,7 @@ class ScoreReader:
         their own they are products with learned queries or keys, if each sequence or head has some
         of its own: one matrix for all is a linear map, such as that of a router.
         """
-        found = {node: contraction(node) for node in _elementwise_sources(scores)}
+        found = {node: contraction(node) for node in elementwise_sources(scores)}
         products = {node: product for node, product in found.items() if product and product.summed}
         computed = {
             node
@@ -222,7 +222,7 @@ class ScoreReader:
         return computed or {node for node, product in products.items() if product.batch}
 
     def leads_to_product(self, node: Node) -> bool:
-        return any(source in self._products for source in _elementwise_sources(node))
+        return any(source in self._products for source in elementwise_sources(node))
 
     def number(self, value: object) -> float | None:
         """The number that a value stands for, known before the model runs; None if it is none."""
@@ -247,7 +247,7 @@ class ScoreReader:
         return float(known) if known is not None and known.numel() == 1 else None
 
 
-def _elementwise_sources(node: Node) -> Iterator[Node]:
+def elementwise_sources(node: Node) -> Iterator[Node]:
     """Yield what feeds a node through views and element-wise operators, down to products."""
     seen, stack = {node}, [node]
     while stack:

@@ -14,8 +14,9 @@ from moh_deploy.frontend.fx.views import through_views
 
 # A router begins behind its projection: what the logits are made of is the model's business.
 _PROJECTIONS = frozenset(["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"])
-_NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "linalg_vector_norm", "norm")
-_STOPS = frozenset((*_NORMS, "embedding", "scaled_dot_product_attention"))
+NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "linalg_vector_norm", "norm")
+SELECTIONS = frozenset(["topk", "sort", "argsort", "argmax", "max", "kthvalue"])
+_STOPS = frozenset((*NORMS, "embedding", "scaled_dot_product_attention"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def router_cone(gates: Node) -> list[Node]:
     while queue:
         node = queue.pop(0)
         cone.append(node)
-        if _ends_router(node):
+        if ends_router(node):
             continue
         for source in node.all_input_nodes:
             if source not in seen:
@@ -53,7 +54,8 @@ def router_cone(gates: Node) -> list[Node]:
     return cone
 
 
-def _ends_router(node: Node) -> bool:
+def ends_router(node: Node) -> bool:
+    """True where the router ends: at an input, a projection or a norm."""
     return node.op != "call_function" or op(node) in _STOPS or is_projection(node)
 
 
@@ -79,7 +81,7 @@ def find_selection(cone: list[Node], num_heads: int) -> Selection | None:
 def _selections(cone: list[Node]) -> Iterator[Selection]:
     for node in cone:
         name = op(node)
-        if name not in ("topk", "sort", "argsort", "argmax", "max", "kthvalue"):
+        if name not in SELECTIONS:
             continue
         scores = cast(Node, node.args[0])
         dim = argument(node, "dim", -1)

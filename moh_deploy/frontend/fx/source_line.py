@@ -1,0 +1,24 @@
+"""The line of the user's code that a node was traced from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch.fx import Node
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def source_line(node: Node) -> str | None:
+    """Return `models/attention.py:88`; None where the trace does not say.
+
+    The file is told from its directory on: a package does not say where its author keeps things.
+    """
+    # torch: the outermost call comes first, and lines of torch itself may follow those of the user.
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    users = [frame for frame in frames if "/torch/" not in frame[0]]
+    if not users:
+        return None
+    path, line = users[-1]
+    return f"{'/'.join(Path(path).parts[-2:]).lstrip('/')}:{line}"

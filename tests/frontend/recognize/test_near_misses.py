@@ -1,0 +1,251 @@
+"""Where attention with gates was lost is told, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.recognize import Recognized, survey
+from moh_deploy.package import NearMiss
+from tests.frontend.traced import traced
+from tests.zoo.model import noise, tokens_in
+
+
+class Attention(nn.Module):
+    """Four heads of eight [B, H, S, D]; other forms have a `forward` of their own, whose lines are
+    what is told: of a function that it calls torch keeps no line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        return (q @ k.mT).softmax(-1) @ v
+
+
+class FlippedWeights(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        weights = (q @ k.mT).softmax(-1)
+        return weights.flip(-1) @ v
+
+
+class WrittenScores(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        scores = (q @ k.mT).roll(1, 2)
+        return scores.softmax(-1) @ v
+
+
+class MixedScores(Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        scores = (q @ k.mT).permute(0, 2, 3, 1)
+        mixed = F.linear(scores, self.mix)
+        return mixed.permute(0, 3, 1, 2).softmax(-1) @ v
+
+
+class LinearAttention(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        context = F.elu(k).mT @ v
+        return F.elu(q) @ context
+
+
+class Covariance(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        weights = (q.mT @ k).softmax(-1)
+        return (weights @ v.mT).mT
+
+
+class Gated(nn.Module):
+    def __init__(self, attend: nn.Module | None = None) -> None:
+        super().__init__()
+        self.attend = attend or Attention()
+        self.router, self.proj = nn.Linear(32, 4), nn.Linear(32, 32)
+
+    def gates(self, x: Tensor) -> Tensor:
+        value, which = self.router(x).softmax(-1).topk(2, -1)
+        return torch.zeros(*x.shape[:2], 4).scatter(-1, which, value)  # [B, S, H]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated = self.attend(x).transpose(1, 2) * self.gates(x)[..., None]
+        return x + self.proj(gated.flatten(2))
+
+
+class AddedByIndex(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        attention, gates = self.attend(x), self.gates(x)
+        merged = torch.zeros_like(x)
+        for head in range(4):
+            channels = torch.arange(head * 8, head * 8 + 8)
+            one = attention[:, head]
+            merged = merged.index_add(-1, channels, one * gates[..., head : head + 1])
+        return x + self.proj(merged)
+
+
+class ChosenHeads(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        which = self.router(x).topk(2, -1).indices[..., None].expand(-1, -1, -1, 8)
+        chosen = self.attend(x).transpose(1, 2).gather(2, which)
+        return x + self.proj(chosen.repeat(1, 1, 2, 1).flatten(2))
+
+
+class Stacked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(Gated(FlippedWeights()), Gated(FlippedWeights()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def found_in(model: nn.Module, *inputs: ModelInput) -> Recognized:
+    return survey(traced(model.eval(), inputs or tokens_in()))
+
+
+def line_of(model: type[nn.Module], text: str) -> str:
+    """The place of a line of a model's `forward`, as it is told."""
+    lines, first = inspect.getsourcelines(model.forward)
+    offset = next(i for i, line in enumerate(lines) if text in line)
+    return f"recognize/test_near_misses.py:{first + offset}"
+
+
+@pytest.mark.parametrize(
+    ("attend", "reason", "line"),
+    [
+        (FlippedWeights, "softmax was followed; lost at flip", "flip"),
+        (WrittenScores, "the scores of softmax were lost at roll", "roll"),
+        (MixedScores, "the scores of softmax were lost at linear", "F.linear"),
+        (
+            LinearAttention,
+            "matmul multiplies computed tensors as attention does, but is no softmax of scores",
+            "context =",
+        ),
+        (
+            Covariance,
+            "softmax weighs channels, not tokens, and the gates are those of tokens",
+            "softmax",
+        ),
+    ],
+)
+def test_gated_attention_that_is_no_layer_is_told_with_where_it_was_lost(
+    attend: type[nn.Module], reason: str, line: str
+):
+    place, gates = line_of(attend, line), line_of(Gated, "self.gates(x)")
+    found = found_in(Gated(attend()))
+    assert found.near_misses == (NearMiss(("model",), reason, place, gates),)
+    assert (found.layers, found.ungated) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason", "lost", "applied"),
+    [
+        (AddedByIndex, "softmax was followed; lost at select", "one =", "one *"),
+        (ChosenHeads, "softmax was followed; lost at gather", "gather", "gather"),
+    ],
+)
+def test_gates_that_make_no_layer_are_told_with_where_they_are_applied(
+    model: type[nn.Module], reason: str, lost: str, applied: str
+):
+    found = found_in(model())
+    miss = NearMiss(("model",), reason, line_of(model, lost), line_of(model, applied))
+    assert (found.layers, found.near_misses, found.ungated) == ((), (miss,), 0)
+
+
+def test_layers_that_are_lost_in_the_same_way_are_told_once():
+    found = found_in(Stacked())
+    assert [one.paths for one in found.near_misses] == [("layers.0", "layers.1")]
+
+
+class NoGates(Gated):
+    def merged(self, x: Tensor) -> Tensor:
+        return self.attend(x).transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj(self.merged(x))
+
+
+class ChannelGates(NoGates):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj(self.merged(x).roll(1, -1) * torch.sigmoid(self.proj(x)))
+
+
+class SqueezedGates(NoGates):
+    """A gate for each channel, the same for all tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = torch.sigmoid(self.proj(x.mean(1, keepdim=True)))
+        return x + self.proj(self.merged(x) * gates)
+
+
+class TokenMask(NoGates):
+    """Padded tokens are set to 0 behind their attention."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x + self.proj(self.merged(x).roll(1, 1) * mask[..., None])
+
+
+class Experts(NoGates):
+    """A mixture of two experts behind an attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = nn.Linear(32, 2)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(32, 16), nn.GELU(), nn.Linear(16, 32)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        value, which = self.route(x).softmax(-1).topk(1, -1)
+        gates = torch.zeros(*x.shape[:2], 2).scatter(-1, which, value)
+        return x + sum(gates[..., i : i + 1] * each(x) for i, each in enumerate(self.experts))
+
+
+class PooledTokens(NoGates):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(self.merged(x))
+        return (x * self.router(x)[..., :1].softmax(1)).sum(1)
+
+
+MASK = ModelInput("mask", (noise(2, 7) > 0).float(), {0: "batch", 1: "seq"})
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (NoGates, tokens_in()),
+        (ChannelGates, tokens_in()),
+        (SqueezedGates, tokens_in()),
+        (TokenMask, (*tokens_in(), MASK)),
+        (Experts, tokens_in()),
+        (PooledTokens, tokens_in()),
+    ],
+)
+def test_what_gates_no_heads_is_no_near_miss(
+    model: type[nn.Module], inputs: tuple[ModelInput, ...]
+):
+    found = found_in(model(), *inputs)
+    assert (found.layers, found.near_misses, found.ungated) == ((), (), 1)
+
+
+def test_a_layer_that_is_recognised_is_no_near_miss():
+    found = found_in(Gated())
+    assert (len(found.layers), found.near_misses, found.ungated) == (1, (), 0)
