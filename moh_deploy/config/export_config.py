@@ -196,6 +196,8 @@ def _explain(
 def _expectation(path: Sequence[Key], item: ErrorDetails) -> str:
     if "shape" in path[-2:-1]:
         return "expected a size or a dimension such as 'batch' or 'past+1'"
+    if "require_layers" in path[-1:]:
+        return "expected a number from 1 on, or 'all'"
     return item["msg"][0].lower() + item["msg"][1:]
 
 

@@ -405,3 +405,24 @@ def test_error_of_the_users_model_names_it(
     with pytest.raises(ExportError, match=message):
         export(make(), tmp_path / "package")
     assert_nothing_is_left(tmp_path / "package")
+
+
+class FlippedWeights(small_moh.SmallMoH):
+    """No op has such weights: recognition ends there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        y = ((q @ k.mT).softmax(-1).flip(-1) @ v).transpose(1, 2)
+        return self.out((y * self.gates(x).unsqueeze(-1)).flatten(2))
+
+
+def test_what_looks_like_a_layer_is_in_the_package_and_may_be_refused(tmp_path: Path):
+    report = export(FlippedWeights(), tmp_path / "package")
+    (miss,) = report.near_misses
+    assert (miss.paths, miss.reason) == (("model",), "softmax was followed; lost at flip")
+    assert OnnxPackage.open(tmp_path / "package").manifest.near_misses == (miss,)
+    refused = tmp_path / "refused" / "package"
+    refused.parent.mkdir()
+    with pytest.raises(ExportError, match=rf"lost at flip \({miss.place}\)"):
+        export(FlippedWeights(), refused, overrides=("require_layers=all",))
+    assert_nothing_is_left(refused)

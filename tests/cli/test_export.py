@@ -58,7 +58,7 @@ def test_every_option_reaches_the_pipeline(cli: Cli, pipeline: Pipeline):
         " --factory net:build --code-dir a --code-dir b --state-key model --trust-pickle"
         " --inputs in.npz --dynamic x:0=batch,2=h --dynamic y:0=batch"
         " --input x:[batch=2,3]:float32 --output-name logits --output-name aux --opset 21"
-        " --compute-type bfloat16"
+        " --compute-type bfloat16 --require-layers 12"
     )
     assert cli("export", *arguments.split()).exit_code == 0
     assert pipeline.calls == [
@@ -77,8 +77,14 @@ def test_every_option_reaches_the_pipeline(cli: Cli, pipeline: Pipeline):
             output_names=("logits", "aux"),
             opset=21,
             compute_type="bfloat16",
+            require_layers=12,
         )
     ]
+
+
+def test_all_layers_may_be_required(cli: Cli, pipeline: Pipeline):
+    cli("export", "model.pt", "-o", "out", "--require-layers", "all")
+    assert [options.require_layers for options in pipeline.calls] == ["all"]
 
 
 def test_options_left_out_have_the_defaults_of_the_function(cli: Cli, pipeline: Pipeline):

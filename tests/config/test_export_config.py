@@ -22,6 +22,7 @@ inputs:
   - {name: past, shape: [batch, past+1], dtype: bfloat16}
 dims: {batch: 2, past: 4}
 outputs: [logits]
+require_layers: 12
 """
 
 
@@ -42,6 +43,7 @@ def test_every_section_is_read(tmp_path: Path) -> None:
     assert config.inputs[2].shape == ("batch", "past+1")
     assert config.dims == {"batch": 2, "past": 4}
     assert config.outputs == ("logits",)
+    assert config.require_layers == 12
 
 
 def test_relative_code_dirs_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -113,6 +115,8 @@ def test_overrides_work_without_a_file() -> None:
             "inputs.1 repeats the name 'x'",
         ),
         ("outputs: [a, a]", "outputs.1 repeats the name 'a'"),
+        ("require_layers: most", "require_layers is 'most': expected a number from 1 on, or 'all'"),
+        ("require_layers: 0", "require_layers is 0: expected a number from 1 on, or 'all'"),
         ("", "is empty; expected a mapping"),
         ("[1]", "holds [1]; expected a mapping"),
         ("{model: {}, model: {}}", "key 'model' stands twice"),

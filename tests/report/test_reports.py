@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console, RenderableType
 
 from moh_deploy.graph.layer_nodes import LayerNodes
-from moh_deploy.package import KeptOperators, TensorInfo
+from moh_deploy.package import KeptOperators, NearMiss, TensorInfo
 from moh_deploy.perf.inspect_report import InspectReport
 from moh_deploy.report.json import to_json
 from moh_deploy.report.numbers import si
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.layers_text import runs_text
+from moh_deploy.runtime.layers_text import not_layers, runs_text
 from moh_deploy.runtime.run_report import RunReport
 from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun
@@ -140,6 +140,45 @@ def test_operators_that_stay_are_named_with_what_differs():
         assert shown in text_of(report)
         assert report.to_json()["kept"] == [to_json(kept)]
     assert "not replaced by" not in text_of(export_report())
+
+
+NEAR_MISSES = (
+    NearMiss(
+        tuple(f"layers.{index}" for index in range(12)),
+        "softmax was followed; lost at flip",
+        "models/attention.py:88",
+        "models/attention.py:91",
+    ),
+    NearMiss(("pool",), "the attention was followed; its gates depend on no input", None, None),
+)
+NEAR_MISS_LINES = (
+    "layers.0 ... layers.11 (12 layers): softmax was followed; lost at flip"
+    " (models/attention.py:88); gates are applied at models/attention.py:91",
+    "pool: the attention was followed; its gates depend on no input",
+)
+
+
+def test_what_looks_like_a_layer_is_told_with_where_it_was_lost():
+    lines = not_layers(0, NEAR_MISSES, 0)
+    begin = "No MoH layer was recognised, but 13 places look like one:"
+    assert lines == [begin, *NEAR_MISS_LINES]
+    assert not_layers(2, NEAR_MISSES[1:], 0)[0] == "Besides, 1 place looks like one:"
+    inspected = replace(inspect_report(), manifest=replace(MANIFEST, near_misses=NEAR_MISSES))
+    for report in (replace(export_report(), near_misses=NEAR_MISSES), inspected):
+        shown = text_of(report)
+        assert all(line in shown for line in NEAR_MISS_LINES)
+        assert report.to_json()["near_misses"] == [to_json(miss) for miss in NEAR_MISSES]
+
+
+def test_attention_without_gates_is_counted_and_no_near_miss():
+    assert not_layers(0, (), 2) == [
+        "This model has no MoH layer: it is an ordinary ONNX model.",
+        "2 attentions without gates: left as they are.",
+    ]
+    assert not_layers(1, (), 0) == []
+    ordinary = replace(export_report(with_layer=False), ungated=1)
+    assert "1 attention without gates" in text_of(ordinary)
+    assert ordinary.to_json()["ungated"] == 1
 
 
 def test_nodes_of_no_layer_are_counted():
