@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
+from moh_deploy.frontend.fx.bound_inputs import drop_bound_inputs
 from moh_deploy.frontend.inputs.examples import parsed_dims
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.quiet import muted, no_warnings
@@ -38,7 +39,9 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
             dynamic.
     """
     if model.program is not None:
-        return _copied(model.program)
+        program = _copied(model.program)
+        drop_bound_inputs(program)
+        return program
     assert model.module is not None
     program = _trace(model.module, inputs, bounds={})
     _check_dynamic(program, inputs)

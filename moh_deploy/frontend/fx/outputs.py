@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.fx.graph import is_tensor
+from moh_deploy.frontend.fx.tree_keys import names_in_context
 
 
 def tensors_of(outputs: object) -> list[torch.Tensor]:
@@ -63,14 +64,25 @@ def _natural_names(program: ExportedProgram) -> list[str]:
 
 def _paths(program: ExportedProgram, count: int) -> list[tuple[str, ...]]:
     """Keys that lead to each leaf of the return value."""
-    # torch keeps the form of the return value as a tree; filled with numbers, it tells each one's
-    # path.
     signature = program.module_call_graph[0].signature
     if signature is None or signature.out_spec.num_leaves != count:
         return [(str(index),) for index in range(count)]
     nested = pytree.tree_unflatten(list(range(count)), signature.out_spec)
-    keyed, _ = pytree.tree_flatten_with_path(nested)
-    return [tuple(_key(entry) for entry in path) for path, _ in keyed]
+    return _leaf_paths(nested)
+
+
+def _leaf_paths(value: object) -> list[tuple[str, ...]]:
+    registered = pytree.SUPPORTED_NODES.get(pytree._get_node_type(value))
+    if registered is None:
+        return [()]
+    parts, context = registered.flatten_fn(value)
+    if registered.flatten_with_keys_fn is not None:
+        keys = [_key(entry) for entry, _ in registered.flatten_with_keys_fn(value)[0]]
+    else:
+        keys = names_in_context(context, len(parts)) or list(map(str, range(len(parts))))
+    return [
+        (key, *rest) for key, part in zip(keys, parts, strict=True) for rest in _leaf_paths(part)
+    ]
 
 
 def _key(entry: object) -> str:

@@ -14,6 +14,7 @@ from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.fx.bound_inputs import is_bound
 from moh_deploy.frontend.inputs.examples import (
     add_dynamic_axes,
     build_inputs,
@@ -31,7 +32,8 @@ _MADE_SIZE = 2
 def inputs_from_program(
     program: torch.export.ExportedProgram, *, seed: int = 0
 ) -> tuple[ModelInput, ...]:
-    """Return the user inputs of a program, in the order of its placeholders.
+    """Return the user inputs of a program, in the order of its placeholders, without constants
+    (None, a bool, a number), which are part of it.
 
     The values are the example that was stored with the program, else made. A program keeps its
     dynamic dimensions but not their names: a symbol of axis 0 becomes `batch`, another one is named
@@ -167,13 +169,14 @@ def _tensor_placeholders(program: torch.export.ExportedProgram) -> list[_Placeho
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     found = []
     for spec in program.graph_signature.input_specs:
-        if spec.kind is not InputKind.USER_INPUT:
+        if spec.kind is not InputKind.USER_INPUT or is_bound(spec):
             continue
         if not isinstance(spec.arg, TensorArgument):
             raise CheckpointError(
                 f"input '{spec.arg.name}' of the program is not a tensor but a"
                 f" {type(spec.arg).__name__}.",
-                hint="Export the program again with tensors as its only inputs.",
+                hint="Export the program again with tensors, None, bools and numbers as its only"
+                " inputs.",
             )
         value = nodes[spec.arg.name].meta["val"]
         sizes = [None if isinstance(size, int) else size.node for size in value.shape]

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import tree_unflatten
+
+_USER_INPUT = InputKind.USER_INPUT
 
 CheckpointForm = Literal["module", "state_dict", "checkpoint", "safetensors", "pt2", "in_memory"]
 
@@ -50,10 +53,18 @@ class LoadedModel:
             return self.module
         assert self.program is not None
         run, spec = self.program.module(), self.program.call_spec.in_spec
+        inputs = [s for s in self.program.graph_signature.input_specs if s.kind is _USER_INPUT]
 
         def positional(*tensors: object) -> object:
-            """Put the tensors where the program was exported with them: in tuples, by keyword."""
-            args, kwargs = tree_unflatten(tensors, spec)
+            """Put the tensors where the program was exported with them: in tuples, by keyword, and
+            constants (None, a bool, a number) between them.
+            """
+            given = iter(tensors)
+            leaves = [
+                one.arg.value if isinstance(one.arg, ConstantArgument) else next(given)
+                for one in inputs
+            ]
+            args, kwargs = tree_unflatten(leaves, spec)
             return run(*args, **kwargs)
 
         return positional

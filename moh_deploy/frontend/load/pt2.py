@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from moh_deploy.errors import CheckpointError
+from moh_deploy.frontend.load.pt2_trees import with_known_classes
 from moh_deploy.frontend.load.unpickle import reads_as_plain_data
 from moh_deploy.frontend.quiet import muted
 from moh_deploy.system.bounded_file import open_regular
@@ -38,6 +39,7 @@ _OPERATOR = re.compile(
     r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_|lshift|rshift)"
 )
 _VALUE_NAME = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 _SYMBOL = re.compile(r"[a-z]+\d+|int_oo|oo|true|false", re.ASCII)
 _SHAPE_METHODS = frozenset({"size", "stride", "storage_offset", "shape"})
 _SHAPE_FUNCTIONS = frozenset(
@@ -66,9 +68,9 @@ def load_program(path: Path, *, trust_pickle: bool) -> torch.export.ExportedProg
         _require_plain(path)
     try:
         # Torch logs that it unpickled example inputs, which the user has allowed.
-        quiet = muted("torch._export.serde.serialize", below=logging.ERROR)
+        quiet = muted("torch._export.serde.serialize", "torch.export", below=logging.ERROR)
         with open_regular(path) as file, quiet:  # a path would have to end in .pt2
-            return torch.export.load(file)
+            return torch.export.load(with_known_classes(file, path))
     except Exception as error:
         raise CheckpointError(
             f"{path}: is not a program that torch {torch.__version__} can load:"
@@ -161,17 +163,19 @@ def _is_shape_arithmetic(code: str) -> bool:
         nodes = list(ast.walk(ast.parse(code.strip(), mode="eval")))
     except (SyntaxError, ValueError, RecursionError):
         return False
-    # Text is data only where a symbol or an input is named; elsewhere sympy would evaluate it.
-    named = {id(n.args[0]) for n in nodes if isinstance(n, ast.Call) and n.args and _is_symbol(n)}
+    # Text is data only where a symbol or an input is named, or as the digits of a number; elsewhere
+    # sympy would evaluate it.
+    named = {id(n.args[0]) for n in nodes if isinstance(n, ast.Call) and n.args and _is_data(n)}
     keys = {id(n.slice) for n in nodes if isinstance(n, ast.Subscript)}
     return all(_is_harmless_node(node, named | keys) for node in nodes)
 
 
-def _is_symbol(call: ast.Call) -> bool:
+def _is_data(call: ast.Call) -> bool:
     first = call.args[0]
     if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
         return False
-    return ast.unparse(call.func) == "Symbol" and bool(_VALUE_NAME.fullmatch(first.value))
+    form = {"Symbol": _VALUE_NAME, "Float": _NUMBER}.get(ast.unparse(call.func))
+    return form is not None and form.fullmatch(first.value) is not None
 
 
 def _is_harmless_node(node: ast.AST, text_allowed: set[int]) -> bool:

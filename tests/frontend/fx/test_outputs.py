@@ -4,6 +4,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.fx.outputs import output_names, tensors_of
@@ -72,3 +73,29 @@ def test_name_of_an_input_is_refused():
 
 def test_single_tensor_beside_a_number_has_a_name():
     assert output_names(plain_trace(lambda x: (x + 1, 2), X), ()) == ["output_0"]
+
+
+class Answer(dict):
+    """Registered as Hugging Face registers its outputs: without keys."""
+
+
+class Opaque:
+    """Registered without saying what its parts are called."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+
+pytree.register_pytree_node(
+    Answer,
+    lambda one: (list(one.values()), list(one)),
+    lambda values, names: Answer(zip(names, values, strict=True)),
+)
+pytree.register_pytree_node(
+    Opaque, lambda one: (list(one.parts), None), lambda values, _: Opaque(*values)
+)
+
+
+def test_classes_that_were_registered_without_keys_are_opened():
+    program = plain_trace(lambda x: Answer(logits=x + 1, cache=[Opaque(x + 2, x + 3)]), X)
+    assert output_names(program, ()) == ["logits", "cache_0_0", "cache_0_1"]

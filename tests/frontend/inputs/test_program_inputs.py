@@ -15,8 +15,10 @@ from moh_deploy.frontend.inputs.program_inputs import (
     inputs_from_program,
     with_values,
 )
-from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.load.pt2 import load_program
+from moh_deploy.frontend.prove.original import run_original
+from moh_deploy.frontend.trace import trace
 
 
 class Decode(nn.Module):
@@ -87,12 +89,33 @@ def test_program_without_dynamic_axes_has_fixed_inputs() -> None:
     assert [item.dims for item in inputs_from_program(program)] == [{}, {}, {}, {}]
 
 
-def test_input_that_is_no_tensor_is_refused() -> None:
-    class Scaled(nn.Module):
-        def forward(self, x: torch.Tensor, factor: int) -> torch.Tensor:
-            return x * factor
+class Scaled(nn.Module):
+    def forward(
+        self, x: torch.Tensor, factor: int, mask: torch.Tensor | None = None, flip: bool = False
+    ) -> torch.Tensor:
+        scaled = x * factor if mask is None else x * mask
+        return scaled.flip(0) if flip else scaled
 
-    program = torch.export.export(Scaled(), (torch.ones(2), 3))
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
+def test_constants_among_the_arguments_are_no_inputs(tmp_path: Path) -> None:
+    program = torch.export.export(
+        Scaled(), (torch.ones(2),), {"factor": 3, "mask": None, "flip": True}
+    )
+    model = LoadedModel(None, reloaded(tmp_path, program), "pt2", None)
+    (x,) = inputs_from_program(model.program)
+    assert x.name == "x"
+    torch.testing.assert_close(run_original(model, [torch.ones(2)])[0], torch.full((2,), 3.0))
+    traced = trace(model, [x])
+    assert traced.graph_signature.user_inputs == ("x",)
+    traced.run_decompositions()  # as torch.onnx does
+    torch.testing.assert_close(traced.module()(torch.ones(2)), torch.full((2,), 3.0))
+
+
+def test_number_that_stays_an_argument_is_refused() -> None:
+    program = torch.export.export(
+        Scaled(), (torch.ones(2), 3), dynamic_shapes=(None, torch.export.Dim.DYNAMIC)
+    )
     with pytest.raises(CheckpointError, match="input 'factor' of the program is not a tensor"):
         inputs_from_program(program)
 

@@ -76,6 +76,28 @@ def test_ordinary_program_needs_no_trust(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.module()(*example), program.module()(*example))
 
 
+class Rounded(nn.Module):
+    """Sizes go through ceil and floating-point numbers: a range with a step that is one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[0] + torch.arange(x.shape[1] - 1, -1, -1.0)
+
+
+def test_sizes_that_are_rounded_are_no_code(tmp_path: Path) -> None:
+    shapes = ({1: torch.export.Dim("n")},)
+    program = torch.export.export(
+        Rounded(),
+        (torch.ones(1, 5),),
+        dynamic_shapes=shapes,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    path = save(program, tmp_path / "m.pt2")
+    with zipfile.ZipFile(path) as archive:
+        assert any(b"CeilToInt" in archive.read(name) for name in archive.namelist())
+    loaded = load_program(path, trust_pickle=False)
+    torch.testing.assert_close(loaded.module()(torch.ones(1, 3)), torch.tensor([3.0, 2, 1]))
+
+
 def set_expression(text: str) -> Callable[[Any], None]:
     def change(document: Any) -> None:
         for meta in document["graph_module"]["graph"]["tensor_values"].values():
@@ -113,6 +135,7 @@ def set_spec(document: Any) -> None:
         "Symbol('__import__(1)')",
         "Eq('1', __import__('os'))",
         "Integer('__import__(1)')",
+        "Float('__import__(1)')",
         "sympify('1')",
         "(lambda: 1)()",
         "[x for x in (1,)]",
