@@ -12,15 +12,13 @@ from typing_extensions import Unpack
 from moh_deploy.api.export_package import export_package as _export
 from moh_deploy.config.export_config import RequiredLayers
 from moh_deploy.config.options import ExportOptions, ModelOptions
-from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.prove.eager import EagerModel, open_eager
 from moh_deploy.package import ComputeType
-from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.export_report import ExportReport
 
 Model: TypeAlias = Path | str | torch.nn.Module | torch.export.ExportedProgram
-Inputs: TypeAlias = Path | str | Mapping[str, torch.Tensor | Array]
+Inputs: TypeAlias = Path | str | Mapping[str, object] | Sequence[object]
 
 
 # A TypedDict for `Unpack`, so that editors and type checkers know the keyword arguments.
@@ -63,8 +61,9 @@ def export(
         model: A checkpoint's path, or a module or exported program in memory, which stays as it is.
         output: The package directory to write.
         progress: What to report the steps to.
-        settings: As on the command line. `inputs` may also be a mapping of names to tensors: the
-            positional arguments, in order.
+        settings: As on the command line. `inputs` may also be a mapping of the names of forward's
+            parameters to values, or a tuple of positional arguments: tensors, arrays, None,
+            numbers, text, and tuples, lists, dicts and dataclasses of such.
 
     Returns:
         What was written and how well it agrees with the original.
@@ -122,10 +121,7 @@ def _path(value: Path | str | None) -> Path | None:
     return None if value is None else Path(value)
 
 
-def _inputs(given: Inputs | None) -> Path | Mapping[str, Array] | None:
-    if given is None or isinstance(given, (Path, str)):
-        return _path(given)
-    return {
-        name: to_numpy(value) if isinstance(value, torch.Tensor) else value
-        for name, value in given.items()
-    }
+def _inputs(given: Inputs | None) -> Path | Mapping[str, object] | tuple[object, ...] | None:
+    if isinstance(given, str):
+        return Path(given)
+    return given if given is None or isinstance(given, (Path, Mapping)) else tuple(given)

@@ -108,8 +108,8 @@ def _convert(
     options: ExportOptions, config: ExportConfig, progress: SilentProgress
 ) -> tuple[Converted, str | None]:
     with progress.step("loading the model"):
-        model = load(options, config)
-        model, inputs = in_dtype(options, model, example_inputs(options, config, model))
+        model, inputs = example_inputs(options, config, load(options, config))
+        model, inputs = in_dtype(options, model, inputs)
     # Tracing runs the model, which may import more of the user's code.
     with user_code(code_dirs(options, config)):
         converted = convert(
@@ -156,6 +156,7 @@ def _manifest(
         near_misses=converted.near_misses,
         ungated=converted.ungated,
         rounding=converted.rounding,
+        call=converted.call,
         dim_ranges=converted.dim_ranges,
         compute_type=options.compute_type or config.compute_type,
         checkpoint_sha256=checkpoint_sha256,

@@ -7,10 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
+from moh_deploy.config.nested_inputs import Constant, flattened, in_document
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
 from moh_deploy.system.suggest import did_you_mean, shortened
@@ -46,9 +55,10 @@ class ModelSection(_Section):
 
 
 class InputSection(_Section):
-    """An entry of `inputs:`, which is a positional argument of the model.
+    """A tensor of `inputs:`.
 
     Attributes:
+        name: Of the parameter that takes it, with a path into it: `past.0.key`.
         shape: Fixed sizes, and dimension expressions such as `batch` or `past+1`.
         range: First and last value that the example may hold; None for the dtype's own range.
     """
@@ -63,6 +73,8 @@ class ExportConfig(_Section):
     """The content of an export configuration.
 
     Attributes:
+        inputs: In the file also a mapping of parameters' names to nested values.
+        constants: Names to what the model is called with beside the inputs.
         dims: Dimension name to its size in the example.
         outputs: Names of the model's outputs, in order; empty to choose names.
         compute_type: What kernels may round the operands of attention's matrix products to.
@@ -71,14 +83,21 @@ class ExportConfig(_Section):
 
     model: ModelSection = ModelSection()
     inputs: Annotated[tuple[InputSection, ...], Field(strict=False)] = ()
+    constants: dict[str, Constant] = {}
     dims: dict[str, int] = {}
     outputs: Annotated[tuple[str, ...], Field(strict=False)] = ()
     compute_type: Literal["float32", "bfloat16"] = "float32"
     require_layers: RequiredLayers | None = None
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> ExportConfig:
-        problems = [*_name_problems(self), *_shape_problems(self), *_range_problems(self)]
+    def _agrees_with_itself(self, info: ValidationInfo) -> ExportConfig:
+        by_name = bool(info.context)
+        places = [f"inputs.{one.name if by_name else i}" for i, one in enumerate(self.inputs)]
+        problems = [
+            *_name_problems(self),
+            *_shape_problems(self, places),
+            *_range_problems(self, places),
+        ]
         if problems:
             # All at once: a file is not to be mended one run at a time.
             raise ValueError("\n".join(problems))
@@ -100,10 +119,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     # which paths they set is kept to name the right source in messages.
     overridden = [_apply_override(document, override) for override in overrides]
     try:
-        config = ExportConfig.model_validate(document)
+        flat, paths = flattened(document)
+        config = ExportConfig.model_validate(flat, context=paths is not None)
     except ValidationError as error:
         source = str(path) if path is not None else "--set"
-        lines = [_explain(item, document, source, overridden) for item in error.errors()]
+        problems = error.errors()
+        for item in problems:
+            item["loc"] = in_document(item["loc"], paths)
+        lines = [_explain(item, document, source, overridden) for item in problems]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
     return _with_absolute_code_dirs(config, path)
 
@@ -231,11 +254,11 @@ def _name_problems(config: ExportConfig) -> Iterator[str]:
                 yield f"{section}.{index} repeats the name '{name}'."
 
 
-def _shape_problems(config: ExportConfig) -> Iterator[str]:
+def _shape_problems(config: ExportConfig, places: Sequence[str]) -> Iterator[str]:
     used: set[str] = set()
-    for index, entry in enumerate(config.inputs):
+    for entry, entry_place in zip(config.inputs, places, strict=True):
         for axis, size in enumerate(entry.shape):
-            place = f"inputs.{index}.shape.{axis}"
+            place = f"{entry_place}.shape.{axis}"
             if isinstance(size, str):
                 yield from _dimension_problems(size, place, config.dims, used)
             elif size < 1:
@@ -261,12 +284,12 @@ def _dimension_problems(
     yield f"{place} is '{text}', but dims gives no size for '{expr.name}'. {hint}"
 
 
-def _range_problems(config: ExportConfig) -> Iterator[str]:
-    for index, entry in enumerate(config.inputs):
+def _range_problems(config: ExportConfig, places: Sequence[str]) -> Iterator[str]:
+    for entry, place in zip(config.inputs, places, strict=True):
         if entry.range is not None and entry.range[0] > entry.range[1]:
-            yield f"inputs.{index}.range is {list(entry.range)}: the first value exceeds the last."
+            yield f"{place}.range is {list(entry.range)}: the first value exceeds the last."
         if entry.range is not None and entry.dtype == "bool":
-            yield f"inputs.{index}.range has no meaning for dtype bool."
+            yield f"{place}.range has no meaning for dtype bool."
 
 
 def _dotted(keys: Sequence[Key]) -> str:

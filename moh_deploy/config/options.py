@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from moh_deploy.config.export_config import RequiredLayers
     from moh_deploy.package import ComputeType
-    from moh_deploy.system.npz import Array
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class ExportOptions(ModelOptions):
 
     Attributes:
         output: Package directory to write.
-        inputs: npz file whose members are the model's positional arguments, in file order, or a
-            mapping of their names to arrays.
+        inputs: npz file whose members are the model's inputs, by the names of its parameters; or
+            such a mapping, or a tuple of positional arguments, of nested values.
         dynamic: Dynamic axes: `x:0=batch,2=height`.
         input_specs: Inputs to make up: `x:[batch=2,3,224,224]:float32`.
         output_names: Names of the outputs, in order; empty lets the exporter name them.
@@ -63,7 +62,7 @@ class ExportOptions(ModelOptions):
 
     output: Path
     # None: they are made up, as `input_specs`, the configuration or an exported program say.
-    inputs: Path | Mapping[str, Array] | None = None
+    inputs: Path | Mapping[str, object] | tuple[object, ...] | None = None
     dynamic: tuple[str, ...] = ()
     input_specs: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ from moh_deploy.frontend.trace import dim_ranges, trace
 from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
 from moh_deploy.package import (
+    Call,
     KeptOperators,
     LayerInfo,
     NearMiss,
@@ -64,6 +65,7 @@ class Converted:
         precision: The shortest floating-point dtype among weights and outputs.
         dim_ranges: Dimension to the sizes that the trace is good for, where it limits them.
         rounding: How far rounding moves the original; None where it does not run in float64.
+        call: How the original takes the inputs; None where they are its positional arguments.
     """
 
     model: ir.Model
@@ -79,6 +81,7 @@ class Converted:
     precision: str
     dim_ranges: dict[str, tuple[int, int | None]]
     rounding: Rounding | None
+    call: Call | None
 
 
 def convert(
@@ -147,6 +150,7 @@ def convert(
         precision=_precision(program, example.outputs),
         dim_ranges=_from_two_on(ranges, sizes.too_small),
         rounding=sizes.recordings[0].rounding,
+        call=None if model.call is None or model.call.is_plain else model.call,
     )
 
 

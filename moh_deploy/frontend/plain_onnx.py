@@ -10,6 +10,7 @@ import torch
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import cause, quiet
 from moh_deploy.frontend.inputs.npz_inputs import inputs_of_package
+from moh_deploy.frontend.load.call import positional, taking_tensors
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.trace import dynamic_shapes
 from moh_deploy.package import OnnxPackage
@@ -37,8 +38,10 @@ def write_plain_onnx(model: LoadedModel, package: OnnxPackage, path: Path) -> No
                 return
             assert model.module is not None
             arguments = tuple(item.value for item in inputs)
-            shapes = dynamic_shapes(model.module, inputs, bounds={})
-            export(model.module, arguments, path, dynamic_shapes=shapes)
+            call = package.manifest.call or positional(names)
+            with taking_tensors(model.module, call) as parameters:
+                shapes = dynamic_shapes(parameters, inputs, bounds={})
+                export(model.module, arguments, path, dynamic_shapes=shapes)
     except Exception as error:
         raise ExportError(
             f"torch.onnx.export cannot export the original by itself: {cause(error)}.",

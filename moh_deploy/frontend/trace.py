@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +15,7 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.bound_inputs import drop_bound_inputs
 from moh_deploy.frontend.inputs.examples import parsed_dims
+from moh_deploy.frontend.load.call import positional, taking_tensors
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.specialisation import watch_specialisations
@@ -32,7 +32,7 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
     Args:
         model: A module in eval mode, or a program that was traced elsewhere. It stays as it is: the
             program that is returned is there to be changed, and shares its weights.
-        inputs: The positional arguments.
+        inputs: What the model's call takes, in its order; without a call, positional arguments.
 
     Raises:
         ExportError: If the model cannot be traced, or if it fixes a dimension that was declared
@@ -43,8 +43,11 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
         drop_bound_inputs(program)
         return program
     assert model.module is not None
-    program = _trace(model.module, inputs, bounds={})
+    call = model.call or positional([item.name for item in inputs])
+    with taking_tensors(model.module, call) as names:
+        program = _trace(model.module, inputs, names, bounds={})
     _check_dynamic(program, inputs)
+    _check_read(program, inputs, model.unknown)
     return program
 
 
@@ -100,13 +103,15 @@ def _copied(program: ExportedProgram) -> ExportedProgram:
 
 
 def _trace(
-    module: torch.nn.Module, inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
+    module: torch.nn.Module,
+    inputs: Sequence[ModelInput],
+    names: Sequence[str],
+    bounds: Mapping[str, _Bounds],
 ) -> ExportedProgram:
     """Trace within bounds; where the model sets narrower ones (64 positions), once more."""
     # It prints the tracebacks of errors that are raised as well.
     quiet = muted("torch._subclasses.fake_tensor", below=logging.CRITICAL)
-    _check_places(module, [item.name for item in inputs])
-    shapes = dynamic_shapes(module, inputs, bounds)
+    shapes = dynamic_shapes(names, inputs, bounds)
     try:
         with torch.no_grad(), quiet, no_warnings(), watch_specialisations() as places:
             return torch.export.export(
@@ -119,7 +124,7 @@ def _trace(
         narrower = _suggested_bounds(str(error))
         if not narrower or narrower.items() <= bounds.items():
             raise _explain(error, inputs, places) from error
-    return _trace(module, inputs, {**bounds, **narrower})
+    return _trace(module, inputs, names, {**bounds, **narrower})
 
 
 def _suggested_bounds(text: str) -> dict[str, _Bounds]:
@@ -137,23 +142,20 @@ def _suggested_bounds(text: str) -> dict[str, _Bounds]:
 
 
 def dynamic_shapes(
-    module: torch.nn.Module, inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
+    names: Sequence[str], inputs: Sequence[ModelInput], bounds: Mapping[str, _Bounds]
 ) -> dict[str, object] | None:
-    """Return the dynamic axes of each argument, by the parameter that takes it; varargs take the
-    rest as a tuple. None where nothing is dynamic.
+    """Return the dynamic axes of each input, by the parameter that takes it; None where nothing is
+    dynamic.
 
     Args:
+        names: The parameters, as `taking_tensors` calls them.
         bounds: Smallest and largest size of some dimensions.
-
-    Raises:
-        ExportError: The module does not take the inputs as its positional arguments.
     """
     known = {expr.name for item in inputs for expr in parsed_dims(item).values()}
     ranges = {name: bounds.get(name, (None, None)) for name in sorted(known)}
     dims = {name: Dim(name, min=low, max=high) for name, (low, high) in ranges.items()}
     axes = [{axis: _dim(expr, dims) for axis, expr in parsed_dims(item).items()} for item in inputs]
-    shapes = _by_parameter(module, axes, [item.name for item in inputs])
-    return shapes if dims else None
+    return dict(zip(names, axes, strict=True)) if dims else None
 
 
 def _dim(expr: DimExpr, dims: Mapping[str, Dim]) -> object:
@@ -162,50 +164,18 @@ def _dim(expr: DimExpr, dims: Mapping[str, Dim]) -> object:
     return scaled + expr.offset if expr.offset else scaled
 
 
-def _by_parameter(
-    module: torch.nn.Module, axes: Sequence[dict[int, object]], names: Sequence[str]
-) -> dict[str, object]:
-    shapes: dict[str, object] = {}
-    remaining = list(axes)
-    for name, parameter in inspect.signature(module.forward).parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY or not remaining:
-            break
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            shapes[name] = tuple(remaining)
-            return shapes
-        shapes[name] = remaining.pop(0)
-    if remaining:
-        raise ExportError(
-            f"the model takes {len(shapes)} positional arguments, got {len(axes)} inputs.",
-            hint=f"Its forward is {inspect.signature(module.forward)}. If it takes a tuple or a"
-            " cache of tensors, wrap it in a module whose forward takes them one by one (*past);"
-            f" if a dictionary, a list or keywords: {_wrapper(names)}.",
-        )
-    return shapes
-
-
-def _check_places(module: torch.nn.Module, names: Sequence[str]) -> None:
-    """An input with the name of one parameter must not become another one."""
-    signature = inspect.signature(module.forward)
-    places = [
-        name
-        for name, parameter in signature.parameters.items()
-        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    ]
-    for name, place in zip(names, places, strict=False):
-        if name != place and name in places:
+def _check_read(
+    program: ExportedProgram, inputs: Sequence[ModelInput], unknown: Collection[str]
+) -> None:
+    """Check that what went into `**kwargs` is read: a misspelt name would be lost there."""
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
+        if item.name in unknown and not placeholders[name].users:
             raise ExportError(
-                f"input '{name}' would become the argument '{place}', though forward has one of its"
-                f" own name: {signature}.",
-                hint="Inputs are positional arguments, in order. Give them in the order of forward;"
-                f" if it has others in between, wrap the model: {_wrapper(names)}.",
+                f"the model does not read the input '{item.name}': its forward has no parameter of"
+                " that name, only **kwargs.",
+                hint="Call inputs as the parameters of forward that take them.",
             )
-
-
-def _wrapper(names: Sequence[str]) -> str:
-    """Return the code of a wrapper whose forward takes the inputs, positionally."""
-    given = ", ".join(f"{name}={name}" for name in names)
-    return f"`def forward(self, {', '.join(names)}): return self.model({given})`"
 
 
 def _check_dynamic(program: ExportedProgram, inputs: Sequence[ModelInput]) -> None:
@@ -245,8 +215,8 @@ def _explain(
     if unknown:
         return ExportError(
             f"the model returns a {unknown[1]}, whose tensors torch.export does not find.",
-            hint="Return a tensor, tuple, list or dict; or let the model's code register it, with"
-            f" torch.export.register_dataclass({unknown[1]}) if it is a dataclass.",
+            hint="Return a tensor, tuple, list, dict or dataclass; or let the model's code register"
+            f" it: torch.utils._pytree.register_pytree_node({unknown[1]}, ...).",
         )
     return ExportError(
         f"torch.export cannot trace the model: {headline(error)}{where}.",

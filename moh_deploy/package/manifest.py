@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from pydantic import JsonValue
+
+from moh_deploy.config.nested_inputs import Constant
 from moh_deploy.ops.op_names import AttentionOp
 
 FORMAT_VERSION = 1
@@ -37,6 +40,50 @@ class TensorInfo(Strict):
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Argument(Strict):
+    """A value that the original is called with: an input, a constant, or a container of such.
+
+    Attributes:
+        input: Name of the input; None for anything else.
+        value: The constant, of what is neither input nor container.
+        container: `list`, `tuple`, `dict`, or the full name of a class; None for anything else.
+        context: The keys of a dict; the fields of a dataclass; of another class what its
+            registration with PyTorch's pytrees keeps beside the items.
+        items: The values in the container, in its order.
+    """
+
+    input: str | None = None
+    value: Constant = None
+    container: str | None = None
+    context: JsonValue = None
+    items: tuple[Argument, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs in it, in order."""
+        own = () if self.input is None else (self.input,)
+        return own + tuple(name for item in self.items for name in item.inputs)
+
+
+@dataclass(frozen=True)
+class Call(Strict):
+    """The call of the original: its positional arguments, and those by keyword."""
+
+    args: tuple[Argument, ...]
+    kwargs: dict[str, Argument]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the package's inputs, in the order in which the call has them."""
+        return tuple(name for one in (*self.args, *self.kwargs.values()) for name in one.inputs)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the inputs themselves are the positional arguments."""
+        return not self.kwargs and all(one.input is not None for one in self.args)
 
 
 @dataclass(frozen=True)
@@ -308,6 +355,7 @@ class Manifest(Strict):
         ungated: How many attentions have no gates.
         float32_nodes: Operators that `bisect` put into float32.
         rounding: How far rounding moves the original; None where nobody measured it.
+        call: How the original takes the inputs; None where they are its positional arguments.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -331,5 +379,6 @@ class Manifest(Strict):
     ungated: int = 0
     float32_nodes: tuple[Float32Node, ...] = ()
     rounding: Rounding | None = None
+    call: Call | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

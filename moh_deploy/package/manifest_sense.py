@@ -94,6 +94,9 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield from _tuning_problems(manifest.tuning, len(manifest.layers))
     if manifest.rounding is not None:
         yield from _rounding_problems(manifest.rounding, manifest)
+    names = tuple(one.name for one in manifest.inputs)
+    if manifest.call is not None and manifest.call.inputs != names:
+        yield "call", f"takes {_listed(manifest.call.inputs)}, but the inputs are {_listed(names)}"
     for name in manifest.files:
         if not is_plain_name(name):
             yield "files", f"names '{name[:300]}', expected a plain file name"

@@ -33,11 +33,14 @@ class Original(Protocol):
     def runtime(self) -> str:
         """Name and version of its framework."""
 
+    def called_by(self, manifest: Manifest) -> Original:
+        """Return it as a package says that it is called: arrays become nested arguments."""
+
     def run(self, arguments: Sequence[Array]) -> list[Array]:
-        """Return its outputs, in order, of its positional arguments."""
+        """Return its outputs, in order, of the package's inputs, in order."""
 
     def bound(self, arguments: Sequence[Array]) -> Callable[[], object]:
-        """Return a call that runs it on these arguments: to be timed."""
+        """Return a call that runs it on these inputs: to be timed."""
 
     def on_threads(self, threads: int | None) -> AbstractContextManager[None]:
         """Let it use so many threads meanwhile; None for its runtime's own choice."""
@@ -80,7 +83,7 @@ class OriginalModel(Model):
         """Load it, and let it use as many threads as the variant says until it is closed."""
         # Threads are set for the whole framework, not for one model: they are put back when it is
         # closed.
-        original, closing = self.load(), ExitStack()
+        original, closing = self.load().called_by(self.manifest), ExitStack()
         closing.enter_context(original.on_threads(variant.threads))
         outputs = tuple(one.name for one in self.manifest.outputs)
         return OriginalRunner(original, self.manifest.inputs, outputs, closing)
@@ -114,7 +117,6 @@ class OriginalRunner(Runner):
         self._closing.close()
 
     def _arguments(self, inputs: Mapping[str, Array]) -> list[Array]:
-        # An original takes its arguments by position, in the order of the package's inputs.
         return [inputs[spec.name] for spec in self.inputs]
 
 

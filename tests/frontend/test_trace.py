@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.constant_inputs import add_constant
+from moh_deploy.frontend.inputs.arguments import bind
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.trace import _explain, trace
 from tests.frontend.traced import loaded, nodes, plain_trace
@@ -223,59 +224,30 @@ def test_dimension_that_must_be_a_multiple_is_told_so():
     assert "8*h" in str(error.hint)
 
 
-class TakesPairs(nn.Module):
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
-        return x + past[0] * past[1]
+# What a model is called with, and what it returns.
 
 
-def test_inputs_that_the_model_takes_as_a_tuple_are_refused_with_a_way_out():
-    tensors = [x({}, name=name) for name in ("x", "key", "value")]
-    with pytest.raises(ExportError, match="takes 2 positional arguments, got 3") as caught:
-        trace(loaded(TakesPairs()), tensors)
-    assert "Its forward is (x: 'Tensor', past: " in caught.value.hint
-    assert "one by one (*past)" in caught.value.hint
+def test_inputs_are_called_as_they_are_in_the_program():
+    first, second = x({0: "batch"}, 2, 4, name="past.0"), x({0: "batch"}, 2, 4, name="past.1")
+    program = trace(loaded(Model(lambda m, a, b: a - b)), [first, second])
+    assert list(program.graph_signature.user_inputs) == ["past_0", "past_1"]
+    result = program.module()(second.value[:1], first.value[:1])
+    torch.testing.assert_close(result, second.value[:1] - first.value[:1])
 
 
-# How a model is called, and what it returns.
+class TakesAnything(nn.Module):
+    def forward(self, query: Tensor, **others: Tensor) -> Tensor:
+        return query + others["memory"]
 
 
-class TwoNamed(nn.Module):
-    def forward(self, query, keep=None, memory=None):
-        return query if memory is None else query + memory
-
-
-def test_input_that_would_become_an_argument_of_another_name_is_refused():
-    inputs = [x({}, 2, 4, name="query"), x({}, 2, 4, name="memory")]
-    with pytest.raises(ExportError, match="'memory' would become the argument 'keep'") as caught:
-        trace(loaded(TwoNamed()), inputs)
-    assert "def forward(self, query, memory): return self.model(query=query" in caught.value.hint
-
-
-@pytest.mark.parametrize("names", [("a", "b"), ("query", "mask")])
-def test_names_that_are_no_arguments_are_taken_by_position(names: tuple[str, str]):
-    first, second = x({}, 2, 4, name=names[0]), x({}, 3, name=names[1])
-    program = trace(loaded(TwoNamed()), [first, second])
-    assert list(program.graph_signature.user_inputs) == ["query", "keep"]
-    result = program.module()(first.value, second.value)  # which refuses other shapes
-    torch.testing.assert_close(result, first.value)
-
-
-class TakesADictionary(nn.Module):
-    def forward(self, batch):
-        return batch["query"] + batch["memory"]
-
-
-class TakesKeywords(nn.Module):
-    def forward(self, query, *, memory):
-        return query + memory
-
-
-@pytest.mark.parametrize("make", [TakesADictionary, TakesKeywords])
-def test_model_that_takes_no_tensors_by_position_is_refused_with_a_way_out(make: type[nn.Module]):
-    inputs = [x({}, 2, 4, name="query"), x({}, 2, 4, name="memory")]
-    with pytest.raises(ExportError, match="takes 1 positional arguments, got 2") as caught:
-        trace(loaded(make()), inputs)
-    assert "`def forward(self, query, memory): return self.model(" in caught.value.hint
+def test_input_that_is_lost_in_keywords_is_named():
+    inputs = [x({}, 2, 4, name=name) for name in ("query", "memory", "maks")]
+    bound = bind(TakesAnything().forward, {item.name: item for item in inputs})
+    model = replace(loaded(TakesAnything()), call=bound.call, unknown=bound.unknown)
+    with pytest.raises(ExportError, match="does not read the input 'maks'"):
+        trace(model, bound.inputs)
+    without = bind(TakesAnything().forward, {item.name: item for item in inputs[:2]})
+    trace(replace(model, call=without.call, unknown=without.unknown), without.inputs)
 
 
 @dataclass
@@ -283,7 +255,18 @@ class Answer:
     logits: Tensor
 
 
+class Closed:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
 def test_output_that_torch_does_not_open_is_named():
-    with pytest.raises(ExportError, match="the model returns a Answer") as caught:
-        trace(loaded(Model(lambda m, x: Answer(x))), [BATCH_SEQ])
-    assert "torch.export.register_dataclass(Answer)" in caught.value.hint
+    with pytest.raises(ExportError, match="the model returns a Closed") as caught:
+        trace(loaded(Model(lambda m, x: Closed(x))), [BATCH_SEQ])
+    assert "torch.utils._pytree.register_pytree_node(Closed" in caught.value.hint
+
+
+def test_dataclass_that_nobody_registered_is_returned_as_a_dict():
+    program = trace(loaded(Model(lambda m, x: Answer(x + 1))), [BATCH_SEQ])
+    assert program.call_spec.out_spec.context == ["logits"]
+    torch.testing.assert_close(program.module()(BATCH_SEQ.value), {"logits": BATCH_SEQ.value + 1})

@@ -9,13 +9,14 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.fx.containers import plain
 from moh_deploy.frontend.fx.graph import is_tensor
 from moh_deploy.frontend.fx.tree_keys import names_in_context
 
 
 def tensors_of(outputs: object) -> list[torch.Tensor]:
     """The tensors in a model's return value, in order; numbers and None are left out."""
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in pytree.tree_leaves(plain(outputs)) if isinstance(leaf, torch.Tensor)]
 
 
 def output_names(
@@ -25,7 +26,7 @@ def output_names(
 
     Args:
         given: The user's names, in order; empty to name outputs after their place in the return
-            value: `logits`, `cache_0_1`.
+            value: `logits`, `cache.0.1`.
         inputs: Names of the model's inputs, which no output may have. A place of that name is
             called `NAME_out`.
 
@@ -52,11 +53,11 @@ def output_names(
 
 
 def _natural_names(program: ExportedProgram) -> list[str]:
-    # {"logits": a, "cache": [(k, v)]} -> logits, cache_0_0, cache_0_1
+    # {"logits": a, "cache": [(k, v)]} -> logits, cache.0.0, cache.0.1
     output = next(node for node in program.graph.nodes if node.op == "output")
     flat = pytree.tree_leaves(output.args, is_leaf=lambda leaf: leaf is None)
     paths = _paths(program, len(flat))
-    names = ["_".join(path) for path, leaf in zip(paths, flat, strict=True) if is_tensor(leaf)]
+    names = [".".join(path) for path, leaf in zip(paths, flat, strict=True) if is_tensor(leaf)]
     if len(names) == 1 and not names[0]:
         return ["output"]
     return [name if name and not name[0].isdigit() else f"output_{name}" for name in names]

@@ -1,4 +1,6 @@
-"""The input options of the command line, parsed: `--input NAME:[SHAPE]:DTYPE` and `--dynamic`."""
+"""The input options of the command line, parsed: `--input` and `--dynamic`.
+
+`--input` is `NAME:[SHAPE]:DTYPE`, or `NAME=VALUE` for a constant."""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ import torch
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig, ModelDtype
+from moh_deploy.config.nested_inputs import Constant
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.system.bounded_yaml import parse_yaml
 from moh_deploy.system.suggest import did_you_mean
 
 _INPUT = re.compile(r"(?P<name>.+?):\[(?P<shape>[^\]]*)\](?::(?P<dtype>\w+))?")
+_CONSTANT = re.compile(r"(?P<name>[^:=\[\]]+)=(?P<value>[^:\[\]{}]*)")
 _DYNAMIC = re.compile(r"(?P<name>.+):(?P<axes>[^:]+)")
 
 
@@ -52,15 +57,33 @@ class _Axis:
 def specs_from_config(config: ExportConfig) -> tuple[ExampleSpec, ...]:
     """Return the inputs that a configuration describes."""
     specs: list[ExampleSpec] = []
-    for index, given in enumerate(config.inputs):
-        places = [f"inputs.{index}.shape.{axis}" for axis in range(len(given.shape))]
+    for given in config.inputs:
+        places = [f"inputs.{given.name}.shape.{axis}" for axis in range(len(given.shape))]
         axes = list(map(_config_axis, given.shape, places))
         specs.append(_resolve(given.name, axes, given.dtype, config.dims, given.range))
     return tuple(specs)
 
 
+def parse_constants(options: Sequence[str]) -> dict[str, Constant]:
+    """Return the constants among `--input` options, such as `use_cache=False` or `mask=None`.
+
+    Raises:
+        ConfigError: One is given twice.
+    """
+    constants: dict[str, Constant] = {}
+    for option in filter(_is_constant, options):
+        name, _, text = (part.strip() for part in option.partition("="))
+        if name in constants:
+            raise ConfigError(f"--input '{option}': the name '{name}' stands twice.")
+        # Values are YAML, as those of --set, and Python's word for null.
+        value = parse_yaml(text, f"the value of --input '{option}'", error=ConfigError)
+        plain = value is None or isinstance(value, (bool, int, float, str))
+        constants[name] = None if value == "None" else value if plain else str(text)  # type: ignore[assignment]
+    return constants
+
+
 def parse_input_options(options: Sequence[str]) -> tuple[ExampleSpec, ...]:
-    """Parse `--input` options such as `x:[batch=2,3,224,224]:float32`.
+    """Parse `--input` options such as `x:[batch=2,3,224,224]:float32`; constants are left out.
 
     `name=size` is a dynamic dimension with its example size, a bare number is fixed. A derived
     dimension is `past+1=9`, or `past+1` where another axis gives the size of `past`. The dtype is
@@ -70,6 +93,7 @@ def parse_input_options(options: Sequence[str]) -> tuple[ExampleSpec, ...]:
         ConfigError: An option is malformed, or sizes are missing, contradict each other or are
             below 1 (below 2 on a dynamic axis).
     """
+    options = [option for option in options if not _is_constant(option)]
     parsed = [_parse_input(option) for option in options]
     names = [name for name, _, _ in parsed]
     for index, name in enumerate(names):
@@ -119,6 +143,10 @@ def parse_dynamic_options(
     return dims
 
 
+def _is_constant(option: str) -> bool:
+    return _CONSTANT.fullmatch(option.strip()) is not None
+
+
 def _config_axis(size: int | str, place: str) -> _Axis:
     if isinstance(size, int):
         return _Axis(place, None, size)
@@ -129,8 +157,8 @@ def _parse_input(option: str) -> tuple[str, list[_Axis], ModelDtype]:
     match = _INPUT.fullmatch(option.strip())
     if match is None:
         raise ConfigError(
-            f"--input '{option}': expected NAME:[SHAPE]:DTYPE.",
-            hint="Example: --input 'x:[batch=2,3,224,224]:float32'.",
+            f"--input '{option}': expected NAME:[SHAPE]:DTYPE, or NAME=VALUE for a constant.",
+            hint="Examples: --input 'x:[batch=2,3,224,224]:float32', --input use_cache=False.",
         )
     dtype = match["dtype"] or "float32"
     supported = get_args(ModelDtype)

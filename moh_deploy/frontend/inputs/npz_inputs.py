@@ -39,7 +39,7 @@ def inputs_from_arrays(
         ConfigError: An array is empty or of a dtype that no tensor has.
     """
     return tuple(
-        ModelInput(name, _tensor(array, f"{source}: '{name}'")) for name, array in arrays.items()
+        ModelInput(name, tensor_of(array, f"{source}: '{name}'")) for name, array in arrays.items()
     )
 
 
@@ -57,7 +57,15 @@ def inputs_of_package(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[
     return tuple(replace(item, dims=dims[item.name]) for item in inputs_from_arrays(ordered))
 
 
-def _tensor(array: Array, place: str) -> torch.Tensor:
+def tensor_of(array: Array, place: str) -> torch.Tensor:
+    """Return an array as a tensor, if that is a possible input.
+
+    Args:
+        place: Where it stands, for messages.
+
+    Raises:
+        ConfigError: It is empty, or of a dtype that no tensor has.
+    """
     if 0 in array.shape:
         raise ConfigError(f"{place} has shape {list(array.shape)}; no size may be 0.")
     if array.dtype == BFLOAT16:

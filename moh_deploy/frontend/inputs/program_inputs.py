@@ -16,6 +16,7 @@ from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.bound_inputs import is_bound
 from moh_deploy.frontend.inputs.examples import (
+    GivenInputs,
     add_dynamic_axes,
     build_inputs,
     example_sizes,
@@ -23,7 +24,6 @@ from moh_deploy.frontend.inputs.examples import (
 )
 from moh_deploy.frontend.inputs.made_values import made_values
 from moh_deploy.frontend.load.model import ModelInput
-from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import shortened
 
 _MADE_SIZE = 2
@@ -61,7 +61,7 @@ def build_program_inputs(
     program: torch.export.ExportedProgram,
     config: ExportConfig,
     *,
-    npz: Path | Mapping[str, Array] | None = None,
+    npz: Path | GivenInputs | None = None,
     specs: Sequence[str] = (),
     dynamic: Sequence[str] = (),
 ) -> tuple[ModelInput, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import tree_unflatten
+
+from moh_deploy.frontend.load.call import arguments_of
+from moh_deploy.package import Call, Manifest
 
 _USER_INPUT = InputKind.USER_INPUT
 
@@ -40,17 +43,21 @@ class LoadedModel:
         program: The exported program of a `.pt2` file.
         form: How the checkpoint stored the model.
         checkpoint_sha256: Digest of the file, or None for a model that was handed over in memory.
+        call: How the module takes the inputs; None where they are its positional arguments.
+        unknown: Names of inputs for which its forward has no parameter but `**kwargs`.
     """
 
     module: torch.nn.Module | None
     program: torch.export.ExportedProgram | None
     form: CheckpointForm
     checkpoint_sha256: str | None
+    call: Call | None = None
+    unknown: frozenset[str] = frozenset()
 
     def callable(self) -> Callable[..., object]:
-        """Return what runs the model on its positional arguments."""
+        """Return what runs the model on its inputs, one by one."""
         if self.module is not None:
-            return self.module
+            return self.module if self.call is None else self._called
         assert self.program is not None
         run, spec = self.program.module(), self.program.call_spec.in_spec
         inputs = [s for s in self.program.graph_signature.input_specs if s.kind is _USER_INPUT]
@@ -68,3 +75,13 @@ class LoadedModel:
             return run(*args, **kwargs)
 
         return positional
+
+    def called_by(self, manifest: Manifest) -> LoadedModel:
+        """Return the model as the original of a package is called."""
+        return self if self.module is None else replace(self, call=manifest.call)
+
+    def _called(self, *tensors: torch.Tensor) -> object:
+        assert self.module is not None
+        assert self.call is not None
+        args, kwargs = arguments_of(self.call, tensors)
+        return self.module(*args, **kwargs)

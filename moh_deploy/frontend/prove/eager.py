@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.plain_onnx import write_plain_onnx
 from moh_deploy.frontend.prove.original import on_threads, run_original
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.system.user_code import describe_error, user_code
 from moh_deploy.validate.reference import Answers
@@ -74,11 +74,16 @@ class EagerModel:
         with user_code(self.code_dirs):
             return answers_of(self.model, self.name, package, samples, self._traced)
 
+    def called_by(self, manifest: Manifest) -> EagerModel:
+        """Return it as a package says that it is called."""
+        return replace(self, model=self.model.called_by(manifest))
+
     def run(self, arguments: Sequence[Array]) -> list[Array]:
         """Run it once.
 
         Args:
-            arguments: Its positional arguments, as the package has them: of its dtypes.
+            arguments: The inputs as the package has them, of its dtypes; of one that is not
+                `called_by` a package, its positional arguments.
 
         Returns:
             Its output tensors, in order.

@@ -67,6 +67,7 @@ def answers_of(
     """
     if not samples:
         return Answers((), has_gates=True)
+    model = model.called_by(package.manifest)
     try:
         with one_thread_if_small(model):
             runs = [_run(model, sample, package.manifest) for sample in samples]
@@ -124,8 +125,8 @@ def _run(model: LoadedModel, sample: Sample, manifest: Manifest) -> OriginalRun:
         given = ", ".join(map(input_text, inputs))
         raise ConfigError(
             f"it fails on the package's inputs ({given}): {describe_error(error)}.",
-            hint="It has to take them by position. If its dtype is another one than the package's,"
-            " --dtype brings it there.",
+            hint="It has to take them as the original did. If its dtype is another one than the"
+            " package's, --dtype brings it there.",
         ) from error
     if len(found) != len(outputs):
         raise ConfigError(

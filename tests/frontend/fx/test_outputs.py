@@ -20,7 +20,7 @@ NAMED = {
     "dictionary": (lambda x: {"logits": x + 1, "label": x + 2}, ["logits", "label"]),
     "nested": (
         lambda x: {"y": x + 1, "cache": [(x + 2, x + 3), (x + 4, x + 5)]},
-        ["y", "cache_0_0", "cache_0_1", "cache_1_0", "cache_1_1"],
+        ["y", "cache.0.0", "cache.0.1", "cache.1.0", "cache.1.1"],
     ),
     "none_and_numbers": (lambda x: (x + 1, None, 3, x + 2), ["output_0", "output_3"]),
 }
