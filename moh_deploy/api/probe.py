@@ -19,7 +19,7 @@ from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
 from moh_deploy.validate.edge_cases.suite import Suite
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.reference import Reference
-from moh_deploy.validate.samples import read_samples
+from moh_deploy.validate.samples import named_mask, read_samples
 
 
 def probe(
@@ -46,7 +46,8 @@ def probe(
             is least clear.
         update_corpus: Keep what was found in the regression corpus of the package, which is
             replaced in one step.
-        valid_tokens: The input that says which tokens are no padding: 0 for padding.
+        valid_tokens: The input that says which tokens are no padding: 0 for padding. None takes
+            the one that the package names, if it names one; `all` takes none.
         longest: Dynamic dimension to the size that counts as its longest.
         kernels: What runs MoH nodes, see `Variant`.
         original: Records what is found in the inputs, such as `moh_deploy.load_original` makes;
@@ -72,7 +73,8 @@ def probe(
             check_replaceable(root, "the corpus", hint=hint)
         files = read_samples([Path(path) for path in inputs], package.manifest)
         # Everything is read and checked before the first session is opened.
-        states = tuple(input_states(package, longest or {}, valid_tokens))
+        mask = named_mask(package.manifest, valid_tokens)
+        states = tuple(input_states(package, longest or {}, mask))
     # One side as the user runs it, the other on function bodies: they differ by kernels and
     # optimisations alone.
     subject = Source(package, Variant(kernels=kernels))
@@ -81,12 +83,12 @@ def probe(
     if files:
         with progress.step("searching the inputs"):
             samples = cut_into_samples(package.manifest, files)
-            mining = mine(sides.recorder, samples, valid_tokens=valid_tokens)
+            mining = mine(sides.recorder, samples, valid_tokens=mask)
     # The choice of samples is the package's; what is expected of them, the original's.
     if mining is not None and original is not None:
         with progress.step("running the original model"):
             mining = recorded_by(original, package, mining)
-    results = Suite(sides, states, valid_tokens).run(progress, mining)
+    results = Suite(sides, states, mask).run(progress, mining)
     if mining is not None and update_corpus:
         with progress.step("writing the package"):
             package = replace_corpus(package, grown(package.corpus, mining.samples))

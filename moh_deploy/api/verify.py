@@ -21,6 +21,7 @@ from moh_deploy.validate.baseline_figures import parity_figures
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.references import Against
+from moh_deploy.validate.samples import named_mask
 from moh_deploy.validate.subject import read_subject
 from moh_deploy.validate.verify_labels import verify_labelled
 from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
@@ -92,7 +93,8 @@ def verify(
         code_dirs: Directories with the modules of metrics.
         valid_tokens: The input, such as `attention_mask`, or member of the files, that says which
             tokens are valid: [batch, tokens] of 0 and 1. What is padding is not compared, in gates
-            and in outputs that have token axes. None compares all.
+            and in outputs that have token axes. None takes the input that the package names, if it
+            names one; `all` compares all tokens.
         staged: The package is still being written, and whoever writes it asks.
         progress: What to report steps to.
 
@@ -117,10 +119,11 @@ def verify(
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
     with progress.step("reading what is compared"):
         subject = read_subject(Path(package_dir), source, kernels, staged=staged)
+        mask = named_mask(subject.package.manifest, valid_tokens)
     # Without labels files are runs to compare; with them they hold samples, which run in batches.
     paths = list(map(Path, inputs))
     if labels is None:
-        what = WhatToRun(paths, vectors, valid_tokens)
+        what = WhatToRun(paths, vectors, mask)
         report = verify_runs(subject, what, against=against, policy=rules, progress=progress)
     else:
         task = Task(
@@ -131,7 +134,7 @@ def verify(
             Labelling(ignore_label, shift_labels),
             batch_size,
             tuple(map(Path, code_dirs)),
-            valid_tokens,
+            mask,
         )
         report = verify_labelled(
             subject, paths, task, against=against, policy=rules, progress=progress

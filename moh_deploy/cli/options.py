@@ -400,7 +400,8 @@ VERIFY = (
     ),
     _valid_tokens(
         "The input, or member of the files, that is 1 for valid tokens and 0 for padding,"
-        " [batch, tokens]: what is computed for padding is not compared."
+        " [batch, tokens]: what is computed for padding is not compared. `all` compares all tokens."
+        "  [default: what the package names]"
     ),
     _vectors("Compare with the first N recorded runs only; the first is at the example's sizes."),
     _path(
@@ -425,7 +426,8 @@ PROBE = (
     ),
     _valid_tokens(
         "The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: for the case of"
-        " padding only. Padding is not searched, either."
+        " padding only. Padding is not compared in other cases, and not searched. `all` takes none."
+        "  [default: what the package names]"
     ),
     _many(
         "--longest",

@@ -97,6 +97,8 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
     names = tuple(one.name for one in manifest.inputs)
     if manifest.call is not None and manifest.call.inputs != names:
         yield "call", f"takes {_listed(manifest.call.inputs)}, but the inputs are {_listed(names)}"
+    if manifest.valid_tokens is not None:
+        yield from _mask_problems(manifest.valid_tokens, manifest.inputs)
     for name in manifest.files:
         if not is_plain_name(name):
             yield "files", f"names '{name[:300]}', expected a plain file name"
@@ -232,6 +234,18 @@ def _rounding_problems(rounding: Rounding, manifest: Manifest) -> Iterator[Probl
     for index, one in enumerate(rounding.layers):
         for part in ("scores", "gates", "attention"):
             yield from _spread_problems(f"rounding.layers[{index}].{part}", getattr(one, part))
+
+
+def _mask_problems(name: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:
+    # A mask that is not there would stop every comparison, far from here.
+    ranks = {one.name: len(one.shape) for one in inputs}
+    if name not in ranks:
+        yield "valid_tokens", f"is '{name[:100]}', which is no input, only {_listed(ranks)}"
+    elif ranks[name] != 2:
+        yield (
+            "valid_tokens",
+            f"is '{name[:100]}', an input of {ranks[name]} axes, expected [batch, tokens]",
+        )
 
 
 def _spread_problems(key: str, spread: Spread | None) -> Iterator[Problem]:

@@ -63,8 +63,9 @@ def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun
 
 def _proven(root: Path, kernels: Kernels, vectors: int | None) -> ProvenRun:
     subject = read_subject(root, None, kernels, staged=True)
-    # No files, no mask, no other reference, built-in tolerances: `verify` as it is without options.
-    what, policy = WhatToRun((), vectors, None), BUILT_IN_POLICY
+    # No files, no other reference, built-in tolerances: `verify` as it is without options.
+    what = WhatToRun((), vectors, subject.package.manifest.valid_tokens)
+    policy = BUILT_IN_POLICY
     report = verify_runs(subject, what, against=(), policy=policy, progress=SilentProgress())
     report.raise_if_unequal()
     assert report.routing_agreement is not None  # It is compared with recorded runs.

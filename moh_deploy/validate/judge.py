@@ -256,7 +256,8 @@ class Judge:
         # Recorded by the export: nothing has to run here.
         rounding, precision = self.package.manifest.rounding, self.package.manifest.precision
         if rounding is not None:
-            return recorded_floor(self.package, rounding, case.expected.outputs)
+            compared = case.view.select(case.expected.outputs)
+            return recorded_floor(self.package, rounding, compared)
         # Half precision is measured on the package itself; float32 without recorded figures has
         # none.
         if precision not in STEPS:

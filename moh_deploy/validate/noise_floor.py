@@ -31,6 +31,7 @@ from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.differences import Float64Array, abs_error, finite
 from moh_deploy.validate.layer_parity import LayerValuesFound
+from moh_deploy.validate.samples import own_view
 from moh_deploy.validate.variants import Variants
 
 STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -72,9 +73,12 @@ def recorded_floor(
     Args:
         package: What it wrote; its first run is that on which the floor was measured.
         rounding: What it measured.
-        references: The outputs that are expected, by name.
+        references: What is expected and compared of the outputs, by name.
     """
-    example = package.vectors[0].outputs if package.vectors else {}
+    # Of the example, too, what is padding by the package was not measured.
+    example: Mapping[str, Array] = {}
+    for first in package.vectors[:1]:
+        example = own_view(package.manifest, first, "0").select(first.outputs)
 
     def floor(name: str, reference: Array) -> Spread:
         # What is small by cancellation is moved as far as what is large: a loss, say.

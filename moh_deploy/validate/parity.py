@@ -11,7 +11,7 @@ from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.reference import RECORDED
 from moh_deploy.validate.routing_statistics import joined
-from moh_deploy.validate.samples import label
+from moh_deploy.validate.samples import label, own_masks
 from moh_deploy.validate.valid_tokens import EVERY_TOKEN, ValidTokens, count_tokens, token_view
 from moh_deploy.validate.variants import Variants
 
@@ -22,7 +22,7 @@ def compare(
     vectors: Sequence[VectorSet],
     *,
     labels: Sequence[str] = (),
-    valid: Sequence[ValidTokens] = (),
+    valid: Sequence[ValidTokens] | None = None,
     reference: str = RECORDED,
     outputs_only: bool = False,
     variants: Variants | None = None,
@@ -36,7 +36,8 @@ def compare(
             it does not return are not compared.
         vectors: What to run, and what to expect.
         labels: How reports call each of them; empty for their numbers and sizes.
-        valid: Which tokens of each of them count; empty for all.
+        valid: Which tokens of each of them count; empty for all, None for those that the package
+            says are valid.
         reference: Where the expected values come from, for the report.
         outputs_only: The vectors hold no gates, and maybe not every output: compare what they hold.
         variants: Opens the model with gates fed to it. Without, what is behind a flip is judged by
@@ -52,6 +53,8 @@ def compare(
     # Forced routing needs gates to feed, so outputs alone are judged without variants.
     judge = Judge(package, runner, policy, None if outputs_only else variants, has_inner)
     names = labels or [label(str(index), one.sizes) for index, one in enumerate(vectors)]
+    if valid is None:
+        valid = own_masks(package.manifest, vectors, names)
     # Without masks every token counts.
     views = [EVERY_TOKEN] * len(vectors)
     if valid:

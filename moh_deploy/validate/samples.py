@@ -10,7 +10,13 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, VectorSet
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import read_user_vectors
-from moh_deploy.validate.valid_tokens import ValidTokens, valid_tokens
+from moh_deploy.validate.valid_tokens import (
+    EVERY_TOKEN,
+    TokenView,
+    ValidTokens,
+    token_view,
+    valid_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,23 @@ class Sample:
     label: str
     file: Path | None = None
     valid: ValidTokens | None = None
+
+
+ALL_TOKENS = "all"
+"""In place of the name of a mask: every token counts, whatever the package says."""
+
+
+def named_mask(manifest: Manifest, asked: str | None) -> str | None:
+    """Return the name of what says which tokens are valid; None if all are.
+
+    Args:
+        manifest: Of the package, which may name one of its inputs.
+        asked: What the user names, which wins; None if nothing.
+    """
+    if asked is None:
+        return manifest.valid_tokens
+    is_input = any(spec.name == asked for spec in manifest.inputs)
+    return None if asked == ALL_TOKENS and not is_input else asked
 
 
 def recorded_samples(vectors: Sequence[VectorSet]) -> tuple[Sample, ...]:
@@ -143,3 +166,24 @@ def valid_tokens_of(
             hint=f"The inputs are {', '.join(shapes)}; files of inputs may hold another member.",
         )
     return valid_tokens(tokens, mask, shapes.get(tokens), where=where)
+
+
+def own_masks(
+    manifest: Manifest, vectors: Sequence[VectorSet], labels: Sequence[str]
+) -> list[ValidTokens]:
+    """Return which tokens of each run are valid as the package says; nothing if all are.
+
+    Raises:
+        ConfigError: The input that says so holds something else than a mask.
+    """
+    found = [
+        valid_tokens_of(one, {}, f"run {name}", manifest, manifest.valid_tokens)
+        for one, name in zip(vectors, labels, strict=True)
+    ]
+    return [one for one in found if one is not None]
+
+
+def own_view(manifest: Manifest, run: VectorSet, name: str) -> TokenView:
+    """Return what of a run is compared as the package says."""
+    masks = own_masks(manifest, [run], [name])
+    return token_view(masks[0], manifest, run) if masks else EVERY_TOKEN

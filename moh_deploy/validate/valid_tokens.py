@@ -89,6 +89,13 @@ class TokenView:
             return margins
         return chosen.of(margins)
 
+    def also(self, names: Mapping[str, str]) -> TokenView:
+        """Return the view that knows values by other names, too: other name to name."""
+        known = {
+            other: self.selections[name] for other, name in names.items() if name in self.selections
+        }
+        return TokenView({**self.selections, **known}, self.notes)
+
     def select(self, results: Mapping[str, Array]) -> dict[str, Array]:
         """Return of all results what is compared."""
         found = dict(results)

@@ -34,7 +34,7 @@ class WhatToRun:
     Attributes:
         inputs: npz files, or directories of them; empty for the recorded runs.
         vectors: Only the first so many recorded runs; None for all.
-        valid_tokens: What says which tokens are valid; None if all are.
+        valid_tokens: What says which tokens are valid, as `named_mask` has it; None if all are.
     """
 
     inputs: Sequence[Path]

@@ -174,6 +174,18 @@ LAYER_ROUNDING = LayerRounding(None, Spread(0.0, 0.0), Spread(1e-7, 3e-7))
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mask", r"'valid_tokens': is 'mask', which is no input, only 'x'"),
+        ("x", r"'valid_tokens': is 'x', an input of 3 axes, expected \[batch, tokens\]"),
+    ],
+)
+def test_mask_of_valid_tokens_that_is_none_is_refused(name: str, message: str):
+    with pytest.raises(PackageError, match=message):
+        check_sense(Path("m.json"), replace(MANIFEST, valid_tokens=name))
+
+
+@pytest.mark.parametrize(
     ("rounding", "message"),
     [
         (Rounding({}, ()), r"'rounding\.layers': has 0 entries for 1 layers"),

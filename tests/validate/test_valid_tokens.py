@@ -28,8 +28,14 @@ PADDED = MASK == 0
 Change = Callable[[VectorSet], None]
 
 
-def write_masked(output: Path, change: Change, mask: Array = MASK) -> OnnxPackage:
-    """Write a right package with an input `mask`, and recorded vectors in which this is changed."""
+def write_masked(
+    output: Path, change: Change, mask: Array = MASK, *, named: str | None = None
+) -> OnnxPackage:
+    """Write a right package with an input `mask`, and recorded vectors in which this is changed.
+
+    Args:
+        named: What its manifest names as the mask of valid tokens.
+    """
     content = model()
     content.graph.input.append(
         helper.make_tensor_value_info("mask", TensorProto.INT64, ["batch", "seq"])
@@ -40,7 +46,8 @@ def write_masked(output: Path, change: Change, mask: Array = MASK) -> OnnxPackag
     info = TensorInfo("mask", "int64", ("batch", "seq"))
     with PackageWriter(output) as writer:
         onnx.save(content, writer.path("model.onnx"))
-        manifest = replace(MANIFEST, inputs=(*MANIFEST.inputs, info))
+        inputs = (*MANIFEST.inputs, info)
+        manifest = replace(MANIFEST, inputs=inputs, valid_tokens=named)
         return writer.finish(manifest, [found])
 
 
@@ -65,6 +72,49 @@ def test_garbage_in_padding_is_accepted_with_the_mask_and_refused_without(tmp_pa
     for text in (as_junit(report, "m"), as_page(report, About("m"))):
         assert text.count("3 of 6 tokens are padding") == 1
     assert not moh_deploy.verify(root, kernels="off").equal
+
+
+def test_mask_that_a_package_names_is_used_without_an_option(tmp_path: Path):
+    root = write_masked(tmp_path / "package", garbage_in_padding, named="mask").root
+    report = moh_deploy.verify(root, kernels="off")
+    report.raise_if_unequal()
+    assert report.notes == ("3 of 6 tokens are padding by 'mask', and were not compared.",)
+    assert OnnxPackage.open(root).manifest.valid_tokens == "mask"
+
+
+def test_option_wins_over_the_mask_that_a_package_names(tmp_path: Path):
+    root = write_masked(tmp_path / "package", garbage_in_padding, named="mask").root
+    whole = moh_deploy.verify(root, valid_tokens="all", kernels="off")
+    assert not whole.equal
+    assert whole.tokens is None
+    given = {**vectors().inputs, "mask": MASK, "other": np.ones_like(MASK)}
+    write_npz(tmp_path / "user.npz", given)
+    report = moh_deploy.verify(
+        root, inputs=[tmp_path / "user.npz"], valid_tokens="other", kernels="off"
+    )
+    assert report.tokens is not None
+    assert (report.tokens.name, report.tokens.left_out) == ("other", 0)
+
+
+@pytest.mark.parametrize("what", ["bench", "tune", "precision", "probe", "bisect"])
+def test_every_command_leaves_out_what_a_package_says_is_padding(what: str, tmp_path: Path):
+    root = write_masked(tmp_path / "package", garbage_in_padding, named="mask").root
+    if what == "bench":
+        report = moh_deploy.bench(root, min_time=0.01, kernels="off", gates=["p50 < 1000 ms"])
+        assert report.passed
+    elif what == "tune":
+        moh_deploy.tune(root, choose={"all": "dense"})
+    elif what == "precision":
+        moh_deploy.precision(root, to="float16", output=tmp_path / "half").parity.raise_if_unequal()
+        assert OnnxPackage.open(tmp_path / "half").manifest.valid_tokens == "mask"
+    elif what == "probe":
+        probed = moh_deploy.probe(root, kernels="off")
+        padding = next(one for one in probed.results if one.case.startswith("padding only"))
+        assert padding.case == "padding only: mask all 0"
+    else:
+        assert not moh_deploy.bisect(root, kernels="off").diverges
+        moh_deploy.precision(root, to="float16", output=tmp_path / "half")
+        assert not moh_deploy.bisect(tmp_path / "half", reference=root).diverges
 
 
 def nan_output(found: VectorSet) -> None:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.package import VectorSet
 from moh_deploy.perf.bench.agreement import Agreement, agreement
 from moh_deploy.perf.bench.candidate import Candidate, LoadedCandidate
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
@@ -24,6 +25,7 @@ from moh_deploy.perf.timing import difference, ratio
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.input_sets import InputSet, batch_dim, num_samples
+from moh_deploy.validate.samples import own_view
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,11 @@ class BenchRun:
             # refused here.
             outputs = {name: other.outputs(one) for name, other in loaded.items()}
             reference = self._reference(one, outputs)
-            agreements = _agreements(one, loaded, reference, outputs)
+            reference, compared = self._without_padding(one, reference, outputs)
+            agreements = _agreements(one, loaded, reference, compared)
             if self.judged:
                 # What recorded runs showed wins: they are of the original model.
-                faults = {**self._finder.in_timed_run(one, outputs, agreements), **faults}
+                faults = {**self._finder.in_timed_run(one, compared, agreements), **faults}
         calls = {name: candidate.bound(one) for name, candidate in loaded.items()}
         with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
             times = self.measure(calls)
@@ -164,6 +167,25 @@ class BenchRun:
                 hint="Give inputs that hold samples, or sizes above 0.",
             )
         return dict(zip(names, first, strict=True))
+
+    def _without_padding(
+        self,
+        one: InputSet,
+        reference: Mapping[str, Array],
+        outputs: Mapping[str, Sequence[Array]],
+    ) -> tuple[dict[str, Array], dict[str, Sequence[Array]]]:
+        """Return what is compared: not what is computed for padding, as the package says it."""
+        run = VectorSet(one.sizes, one.inputs, dict(reference), (), ())
+        view = own_view(self.candidates.first.manifest, run, one.name)
+
+        def compared(arrays: Sequence[Array]) -> Sequence[Array]:
+            # By order: a baseline calls its outputs something else, and may have others.
+            if len(arrays) != len(reference):
+                return arrays
+            return list(view.select(dict(zip(reference, arrays, strict=True))).values())
+
+        selected = {name: compared(arrays) for name, arrays in outputs.items()}
+        return view.select(reference), selected
 
     def _fresh_runs(
         self, one: InputSet, loaded: Mapping[str, LoadedCandidate]

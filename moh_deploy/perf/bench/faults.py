@@ -21,7 +21,7 @@ from moh_deploy.validate.parity_report import combined
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from moh_deploy.validate.reference import RecordedReference, Reference, by_gates
 from moh_deploy.validate.references import function_bodies
-from moh_deploy.validate.samples import Sample, label, recorded_samples
+from moh_deploy.validate.samples import Sample, label, recorded_samples, with_valid_tokens
 from moh_deploy.validate.subject import Subject
 from moh_deploy.validate.verify_runs import compare_answered
 
@@ -45,7 +45,9 @@ class FaultFinder:
             BackendError: The runtime failed.
         """
         found = {
-            name: _difference(subject, RecordedReference(words), recorded_samples(sets))
+            name: _difference(
+                subject, RecordedReference(words), _known(subject, recorded_samples(sets))
+            )
             for name, subject in self.candidates.subjects.items()
             for sets, words in [subject.recorded()]
         }
@@ -85,7 +87,7 @@ class FaultFinder:
         vectors = VectorSet(one.sizes, one.inputs, {}, (), ())
         sample = Sample(vectors, label(one.name, one.sizes))
         for reference in () if first in found else self._same_model(differing):
-            why = _difference(subject, reference, [sample])
+            why = _difference(subject, reference, _known(subject, [sample]))
             if why is not None:
                 found.setdefault(first, why)
         return found
@@ -112,3 +114,9 @@ def _difference(subject: Subject, reference: Reference, samples: Sequence[Sample
         ]
     failure = combined(reports).failure
     return None if failure is None else f"against {reference.name} it is {failure.message}"
+
+
+def _known(subject: Subject, samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Return samples with the tokens that are valid as the package says."""
+    manifest = subject.package.manifest
+    return with_valid_tokens(samples, manifest, manifest.valid_tokens)

@@ -12,6 +12,8 @@ from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
 from moh_deploy.validate.parity import compare
+from moh_deploy.validate.samples import own_view
+from moh_deploy.validate.valid_tokens import TokenView
 
 
 def check_same_outputs(
@@ -42,20 +44,22 @@ def check_same_outputs(
         # `runner` may choose other heads than `earlier` where scores are tied within rounding: a
         # sparse layer sums in another order than a dense one.
         expected = earlier.run(one.inputs)
-        tokens = _flipped_tokens(expected, runner.run(one.inputs), names)
+        vectors = _vectors(before, one, expected)
+        view = own_view(after.manifest, vectors, one.name)
+        tokens = _flipped_tokens(expected, runner.run(one.inputs), names, view)
         if tokens:
             flipped[one.name] = tokens
             continue
         reference = f"the package as it was, on {one.name}"
-        vectors = _vectors(before, one, expected)
         compare(after, runner, [vectors], reference=reference).raise_if_unequal()
     return flipped
 
 
 def _flipped_tokens(
-    first: Mapping[str, Array], second: Mapping[str, Array], names: Sequence[str]
+    first: Mapping[str, Array], second: Mapping[str, Array], names: Sequence[str], view: TokenView
 ) -> int:
-    # gates [B, S, H] to [B, S]: a token counts once, however many of its heads changed.
+    first, second = view.select(first), view.select(second)
+    # gates [..., H] to [...]: a token counts once, however many of its heads changed.
     differ = [((first[name] != 0) != (second[name] != 0)).any(axis=-1) for name in names]
     return int(sum(np.count_nonzero(tokens) for tokens in differ))
 

@@ -22,7 +22,9 @@ from moh_deploy.validate.layer_values import LayerValues, layer_values
 from moh_deploy.validate.noise_floor import STEPS, NoisyModel, recorded_floor
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.samples import own_view
 from moh_deploy.validate.tolerances import Tolerance
+from moh_deploy.validate.valid_tokens import TokenView
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,15 @@ class VariantJudge:
         known = any(one.scores or one.attention for one in self.vectors)
         return layer_values(self.judged.package) if known else ()
 
+    @cached_property
+    def _views(self) -> list[TokenView]:
+        """What is compared of each run: padding, as the package says it, is not."""
+        manifest = self.judged.package.manifest
+        views = [own_view(manifest, one, str(index)) for index, one in enumerate(self.vectors)]
+        # Gates that a router makes go by another name where others are fed.
+        others = {computed_gates(name): name for name in self.judged.gates}
+        return [view.also(others) for view in views]
+
     def _made_by(self, model: ForcedModel) -> frozenset[str]:
         """Return the inner values that a variant makes. One that is an output is known as that."""
         root = model.package.root
@@ -152,17 +163,20 @@ class VariantJudge:
         floor = self._measured_floors()[index].get(value.value)
         label = f"{index}, routing forced" if model.gates else f"{index}"
         # What was recorded of a value may be less than the value: a fingerprint of attention, say.
-        made, expected = value.of(got), value.expected
+        whole, view, name = value.of(got), self._views[index], value.gates or value.value
+        made, expected, place = view.of(name, whole, value.expected)
         drift = value.drift(made, expected)
         if value.layer is not None and value.margins is not None:
+            scores = value.scores
             reference = LayerReference(
                 value.layer,
                 label,
                 expected,
-                value.margins,
-                scores=value.scores,
+                view.margins(name, whole, value.expected, value.margins),
+                scores=None if scores is None else view.of(name, scores, scores).reference,
                 num_shared_heads=value.num_shared_heads,
-                has_scores=value.scores is not None,
+                has_scores=scores is not None,
+                place=place,
             )
             known = None if floor is None else LayerRounding(None, floor, None)
             found = LayerValuesFound(made)
@@ -170,7 +184,9 @@ class VariantJudge:
             error, limit = gates.gate_error, gates.gate_tolerance
             return Recorded(value.what, value.value, error, limit, gates.reason, drift)
         own = self._output_rule(expected, rule)
-        output = compare_output(value.value, label, made, expected, own, floor=floor, forced=True)
+        output = compare_output(
+            value.value, label, made, expected, own, floor=floor, forced=True, place=place
+        )
         error, limit = output.max_abs_error, output.tolerance or 0.0
         return Recorded(value.what, value.value, error, limit, output.reason, drift)
 
@@ -189,28 +205,33 @@ class VariantJudge:
             precision, rounding = package.manifest.precision, package.manifest.rounding
             # Float32: the export measured the floor on the original.
             if rounding is not None:
-                self._floors = [_recorded_floors(package, rounding, one) for one in self.vectors]
+                self._floors = [
+                    _recorded_floors(package, rounding, view.select(one.outputs))
+                    for one, view in zip(self.vectors, self._views, strict=True)
+                ]
                 return self._floors
             # Half precision: measured here, with the gates fed, as flips would exceed any rounding.
             if precision not in STEPS or (package.manifest.layers and not gates):
                 return self._floors
             noisy = NoisyModel(PackageVariants(package), gates, (), precision)
             names = set(map(computed_gates, gates))
-            for floors, one in zip(self._floors, self.vectors, strict=True):
+            runs = zip(self._floors, self.vectors, self._views, strict=True)
+            for floors, one, view in runs:
                 found = noisy.results(self.judged.inputs(one))
                 if found is not None:
+                    found = found.selected(view.select)
                     floors |= {k: found.move(k, only_chosen=k in names) for k in found.exact}
         return self._floors
 
 
 def _recorded_floors(
-    package: OnnxPackage, rounding: Rounding, vectors: VectorSet
+    package: OnnxPackage, rounding: Rounding, outputs: Mapping[str, Array]
 ) -> dict[str, Spread]:
     """Return the floors that the export measured, by the names of the values."""
     # With gates fed, a router's own go by another name, under which the floor is looked up.
     pairs = zip(package.manifest.layers, rounding.layers, strict=True)
     gates = {computed_gates(layer.gates): floor.gates for layer, floor in pairs}
-    return {**recorded_floor(package, rounding, vectors.outputs).outputs, **gates}
+    return {**recorded_floor(package, rounding, outputs).outputs, **gates}
 
 
 def _worse(known: Recorded, one: Recorded) -> Recorded:

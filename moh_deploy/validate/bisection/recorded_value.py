@@ -30,6 +30,7 @@ class RecordedValue:
         num_shared_heads: Of gates, as in `LayerInfo`.
         read: What is to be done with the run's value before it is compared.
         inner: It is neither gates nor an output: a session has to be asked for it.
+        gates: The name of the gates whose tokens it has, of an inner value.
     """
 
     what: str
@@ -41,6 +42,7 @@ class RecordedValue:
     num_shared_heads: int | None = None
     read: Read = lambda value: value
     inner: bool = False
+    gates: str | None = None
 
     def of(self, got: Mapping[str, Array]) -> Array | None:
         """Return it as a run computed it; None if the run did not."""
@@ -90,7 +92,9 @@ def recorded_values(
         if values is not None and values.logits is not None and ranked is not None:
             read = partial(_scores, values, tokens)
             what = f"scores of '{layer.path}'"
-            yield RecordedValue(what, values.logits, ranked, read=read, inner=True)
+            yield RecordedValue(
+                what, values.logits, ranked, read=read, inner=True, gates=layer.gates
+            )
         yield RecordedValue(
             f"router of '{layer.path}'",
             computed_gates(layer.gates),
@@ -104,7 +108,9 @@ def recorded_values(
         if values is not None and values.attention is not None and attention is not None:
             read = partial(_fingerprint, values, tokens)
             what = f"attention of '{layer.path}'"
-            yield RecordedValue(what, values.attention, attention, read=read, inner=True)
+            yield RecordedValue(
+                what, values.attention, attention, read=read, inner=True, gates=layer.gates
+            )
     for name, expected in vectors.outputs.items():
         yield RecordedValue(f"output '{name}'", name, expected)
 

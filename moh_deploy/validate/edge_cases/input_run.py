@@ -23,6 +23,8 @@ from moh_deploy.validate.input_sets import known_size
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.samples import valid_tokens_of
+from moh_deploy.validate.valid_tokens import ValidTokens
 from moh_deploy.validate.variants import Variants
 
 _Inputs = Mapping[str, Array]
@@ -41,6 +43,7 @@ class InputJudge:
         variants: Opens it with gates fed to it; None where that cannot be.
         policy: What counts as equal.
         place: Finds the layer in which a run first differs; None for what `compare` says of it.
+        valid_tokens: The input that is 0 for padding; None if all tokens count.
     """
 
     package: OnnxPackage
@@ -49,12 +52,13 @@ class InputJudge:
     variants: Variants | None
     policy: Policy
     place: FirstDifference | None = None
+    valid_tokens: str | None = None
 
     @classmethod
-    def of(cls, sides: Sides) -> InputJudge:
+    def of(cls, sides: Sides, valid_tokens: str | None = None) -> InputJudge:
         """Judge what a probe compares; where a run first differs is looked for only if one does."""
         runs = (sides.package, sides.runner, sides.recorder, sides.variants)
-        return cls(*runs, sides.policy, FirstDifference(sides))
+        return cls(*runs, sides.policy, FirstDifference(sides), valid_tokens)
 
     def judge(self, state: InputState) -> CaseResult:
         """Run a state, and say how it ended."""
@@ -85,10 +89,16 @@ class InputJudge:
             self.package,
             NanKept(self.subject, nan),
             [nan.zeroed(self.package, expected)],
+            valid=self._valid(expected),
             reference=_REFERENCE,
             variants=None if variants is None else NanKeptVariants(variants, nan),
             policy=self.policy,
         )
+
+    def _valid(self, expected: VectorSet) -> list[ValidTokens]:
+        """Return which tokens count; all of a run that is nothing but padding: it has no others."""
+        found = valid_tokens_of(expected, {}, "run", self.package.manifest, self.valid_tokens)
+        return [] if found is None or not found.mask.any() else [found]
 
     def where(self, report: ParityReport, known: _Inputs, inputs: _Inputs, cut: Cut = whole) -> str:
         """Return sentences, each behind a space, on where a run differs."""

@@ -45,7 +45,7 @@ class Suite:
         sides, package = self.sides, self.sides.package
         # Routers first: a fault there shows in every case behind it.
         results = run_routing_states(sides, progress)
-        judge = InputJudge.of(sides)
+        judge = InputJudge.of(sides, self.valid_tokens)
         for state in self.states:
             with progress.step(f"inputs: {state.case}"):
                 results.append(judge.judge(state))
