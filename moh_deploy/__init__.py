@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.build import build
     from moh_deploy.api.doctor import doctor
     from moh_deploy.api.export import export, load_original
+    from moh_deploy.api.inline import inline
     from moh_deploy.api.inspect import inspect
     from moh_deploy.api.polygraphy import polygraphy_runner
     from moh_deploy.api.precision import precision
@@ -34,6 +35,7 @@ __all__ = [
     "build",
     "doctor",
     "export",
+    "inline",
     "inspect",
     "kernel_library",
     "load_original",
@@ -53,6 +55,7 @@ _HOME = {
     "build": "moh_deploy.api.build",
     "doctor": "moh_deploy.api.doctor",
     "export": "moh_deploy.api.export",
+    "inline": "moh_deploy.api.inline",
     "inspect": "moh_deploy.api.inspect",
     "kernel_library": "moh_deploy.native",
     "load_original": "moh_deploy.api.export",

@@ -15,6 +15,7 @@ def test_public_names_are_these():
         "build",
         "doctor",
         "export",
+        "inline",
         "inspect",
         "kernel_library",
         "load_original",

@@ -14,6 +14,7 @@ from moh_deploy.graph.lower_precision.casts import IR_TYPES
 from moh_deploy.graph.lower_precision.policy import LowType
 from moh_deploy.package import OnnxPackage, PackageWriter, check_package_output
 from moh_deploy.package.model_files import model_bytes, save_model
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import (
     check_float32,
     low_type,
@@ -97,7 +98,7 @@ def _compare(package: OnnxPackage, *, round_results: bool) -> ParityReport:
     Raises:
         ValidationError: It is not equal.
     """
-    report = compare_recorded(package, round_results=round_results)
+    report = compare_recorded(package, Variant(round_results=round_results))
     if report.failure is not None:
         how = " That is with every result rounded, as hardware does." if round_results else ""
         raise ValidationError(

@@ -290,6 +290,12 @@ PRECISION = (
     JSON,
 )
 
+INLINE = (
+    PACKAGE,
+    _output("The ONNX file to write.", metavar="FILE.onnx"),
+    JSON,
+)
+
 BUILD = (
     PACKAGE,
     click.option(

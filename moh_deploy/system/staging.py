@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -110,6 +110,49 @@ class StagedDirectory:
                 raise PackageError(f"{self.output} cannot be put in place: {error}.") from error
             if replaced is not None:
                 self._remove(replaced)
+
+    def commit_files(self, targets: Mapping[str, Path]) -> None:
+        """Put files of the directory at places beside it instead, all or none of them.
+
+        Args:
+            targets: Name of each file to where it goes, in this order: what refers to others comes
+                last. What is there is replaced.
+
+        Raises:
+            PackageError: One of them cannot be put in place: all is as it was.
+        """
+        for name in targets:
+            sync_file(self.path / name)
+        aside: list[tuple[Path | None, Path]] = []
+        placed: list[Path] = []
+        with signals_held():
+            try:
+                for name, target in targets.items():
+                    file, earlier = self.path / name, self._set_aside(target)
+                    aside.append((earlier, target))
+                    if earlier is not None:
+                        _take_over_owner(earlier, file)
+                        file.chmod(_mode(earlier))
+                    file.replace(target)
+                    placed.append(target)
+                    _sync_directory(target.parent)
+            except OSError as error:
+                for place in placed:
+                    place.unlink()
+                for kept, place in aside:
+                    if kept is not None:
+                        kept.rename(place)
+                raise PackageError(f"{target} cannot be put in place: {error}.") from error
+
+    def _set_aside(self, target: Path) -> Path | None:
+        """Move a file that is at a place into the directory, which is removed in the end."""
+        # A directory stays, and is in the way: what is in it is nobody's to remove.
+        if not target.is_file():
+            return None
+        # Beside what is staged, so that it is a rename and needs no room.
+        earlier = self.path / f"earlier.{target.name}"
+        target.rename(earlier)
+        return earlier
 
     def _swap_in(self) -> Claim | None:
         """Return where what was there is now."""

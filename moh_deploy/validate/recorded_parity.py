@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage, Proof
-from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.base import AS_IT_IS, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.layer_values import names_to_return
@@ -12,16 +12,15 @@ from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport
 
 
-def compare_recorded(package: OnnxPackage, *, round_results: bool = False) -> ParityReport:
+def compare_recorded(package: OnnxPackage, variant: Variant = AS_IT_IS) -> ParityReport:
     """Compare a package with the original model, on the recorded runs.
 
     Args:
-        round_results: As hardware computes, instead of as it runs here; see `Variant`.
+        variant: The way in which it is opened.
 
     Raises:
         BackendError: The runtime failed.
     """
-    variant = Variant(round_results=round_results)
     runner = open_runner(package, variant.returning(names_to_return(package)))
     # Flips and half precision are judged on variants that are opened in the same way.
     variants = PackageVariants(package, variant)

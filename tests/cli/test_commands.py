@@ -96,6 +96,35 @@ def test_verify_takes_the_first_recorded_runs_only(cli: Cli, tmp_path: Path):
     assert (both.exit_code, both.err.count("give one")) == (2, 1)
 
 
+def test_inline_writes_a_model(cli: Cli, package: Path, tmp_path: Path):
+    shown = cli("inline", package, "-o", tmp_path / "flat.onnx")
+    assert (shown.exit_code, shown.err) == (0, "")
+    assert "EQUAL to the original on 1 run: max abs error" in shown.out
+    assert (tmp_path / "flat.onnx").is_file()
+    content = cli("inline", package, "-o", tmp_path / "flat.onnx", "--json").json
+    assert (content["opset"], content["weights"]) == (20, None)
+    assert content["parity"]["equal"] is True
+
+
+@pytest.mark.parametrize(
+    ("scale", "output", "exit_code", "message"),
+    [
+        (2.0, "flat.onnx", 1, "the model in standard operators is not equal"),
+        (1.0, "package/flat.onnx", 2, "inside of the package"),
+        (1.0, "", 5, "is a directory"),
+    ],
+)
+def test_inline_that_is_refused_writes_nothing(
+    cli: Cli, tmp_path: Path, scale: float, output: str, exit_code: int, message: str
+):
+    package = write_package(tmp_path / "package", scale=scale).root
+    failed = cli("inline", package, "-o", tmp_path / output)
+    assert failed.exit_code == exit_code
+    assert message in failed.err
+    assert [one.name for one in tmp_path.iterdir()] == ["package"]
+    assert "flat.onnx" not in {one.name for one in package.iterdir()}
+
+
 def test_run_writes_outputs(cli: Cli, package: Path, tmp_path: Path):
     expected = vectors(batch=4)
     write_npz(tmp_path / "in.npz", expected.inputs)

@@ -48,8 +48,8 @@ def test_version(cli: Cli):
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
         (
             ["zzz"],
-            "No such command 'zzz'. There are bench, bisect, build, doctor, export, inspect,"
-            " precision, probe, run, tune, verify.",
+            "No such command 'zzz'. There are bench, bisect, build, doctor, export, inline,"
+            " inspect, precision, probe, run, tune, verify.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),
@@ -160,6 +160,6 @@ def test_interrupted_process_ends_with_130_and_no_traceback():
     assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
 
 
-@pytest.mark.parametrize("command", ["bisect", "build", "export", "precision"])
-def test_output_has_a_short_form_wherever_a_directory_is_written(cli: Cli, command: str):
+@pytest.mark.parametrize("command", ["bisect", "build", "export", "inline", "precision"])
+def test_output_has_a_short_form_wherever_something_is_written(cli: Cli, command: str):
     assert "-o, --output " in cli(command, "--help").out

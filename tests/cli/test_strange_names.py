@@ -44,6 +44,7 @@ def started(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
         ("verify", "package", "--html", "a.html", "--markdown", "a.md", "--junit", "a.xml"),
         ("run", "package", "--inputs", "in.npz", "--outputs", "out.npz"),
         ("precision", "package", "--to", "float16", "--output", "half"),
+        ("inline", "package", "--output", "flat.onnx"),
         ("tune", "package", "--choose", "all=dense"),
     ],
     ids=lambda arguments: arguments[0],
@@ -51,7 +52,7 @@ def started(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
 def test_package_in_a_directory_whose_name_is_no_text_works(
     strange: Path, arguments: tuple[str, ...]
 ):
-    files = {"package", "in.npz", "out.npz", "half", "a.html", "a.md", "a.xml"}
+    files = {"package", "in.npz", "out.npz", "half", "flat.onnx", "a.html", "a.md", "a.xml"}
     named = [str(strange / one) if one in files else one for one in arguments]
     ended = started(*named)
     assert (ended.returncode, b"Traceback" in ended.stderr) == (0, False), ended.stderr
@@ -80,6 +81,7 @@ def test_link_that_leads_to_itself_is_wrong_usage(cli: Cli, package: Path, tmp_p
     for arguments in (
         ("inspect", loop),
         ("precision", package, "--to", "float16", "--output", loop),
+        ("inline", package, "--output", loop),
         ("run", package, "--inputs", loop, "--outputs", tmp_path / "o.npz"),
         ("verify", package, "--html", loop / "a.html"),
     ):

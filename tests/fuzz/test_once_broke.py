@@ -104,7 +104,10 @@ PACKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize("command", [["inspect"], ["precision", "--to", "float16", "-o", "half"]])
+@pytest.mark.parametrize(
+    "command",
+    [["inspect"], ["precision", "--to", "float16", "-o", "half"], ["inline", "-o", "flat.onnx"]],
+)
 def test_package_is_refused(
     cli: Cli, root: Path, name: str, command: list[str], monkeypatch: pytest.MonkeyPatch
 ):

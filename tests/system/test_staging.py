@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.system.staging import scratch_directory, staged_file, temporary_place
+from moh_deploy.system.staging import (
+    StagedDirectory,
+    scratch_directory,
+    staged_file,
+    temporary_place,
+)
 
 
 def test_file_appears_when_the_block_ends(tmp_path: Path):
@@ -71,3 +76,35 @@ def test_no_place_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch):
         temporary_place("between")
     with pytest.raises(PackageError, match=message), scratch_directory("between"):
         pass
+
+
+def staged_pair(output: Path) -> None:
+    with StagedDirectory(output) as staged:
+        for name in ("model", "weights"):
+            (staged.path / name).write_text(f"new {name}")
+        weights = output.with_name("out.data")
+        staged.commit_files({"weights": weights, "model": output})
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {one.name: one.read_text() for one in folder.iterdir() if one.is_file()}
+
+
+def test_files_that_belong_together_appear_together(tmp_path: Path):
+    (tmp_path / "out").write_text("old model")
+    (tmp_path / "out").chmod(0o600)
+    staged_pair(tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
+    assert contents(tmp_path) == {"out": "new model", "out.data": "new weights"}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_files_that_cannot_all_be_put_in_place_leave_what_was_there(tmp_path: Path):
+    (tmp_path / "out.data").write_text("old weights")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "something").touch()  # a directory is no place for a file
+    with pytest.raises(PackageError, match="out cannot be put in place"):
+        staged_pair(tmp_path / "out")
+    assert contents(tmp_path) == {"out.data": "old weights"}
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["something"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "out.data"]

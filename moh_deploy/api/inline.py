@@ -1,0 +1,139 @@
+"""Write a package's model in standard operators only, proven equal to the original."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
+from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.router_logits import attention_value
+from moh_deploy.graph.standard_operators import to_standard_operators
+from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, LayerInfo, OnnxPackage
+from moh_deploy.package.onnx_file import save_with_weights
+from moh_deploy.runtime.base import Variant
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.staging import StagedDirectory
+from moh_deploy.validate.inline_report import InlineReport
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.recorded_parity import compare_recorded
+
+
+def inline(
+    package_dir: Path | str, *, output: Path | str, progress: Progress | None = None
+) -> InlineReport:
+    """Write the same model without functions and without any domain but ONNX's own.
+
+    A package runs where a runtime knows ONNX's functions, which some do not. What is written here
+    computes every head, and knows neither kernels nor layers: `verify` and all other commands work
+    on the package. Opset, metadata and names of inputs and outputs stay; weights lie in a file
+    beside the model, `OUTPUT.data`, where the package has them in one.
+
+    Args:
+        package_dir: The package, of any precision.
+        output: The file to write, such as `model.onnx`. It may be there already.
+        progress: What to report steps to.
+
+    Raises:
+        ConfigError: The output is inside of the package.
+        PackageError: Not a package, the output cannot be written, or an operator is no standard one
+            and has no body.
+        ValidationError: What was made, run by ONNX Runtime without a library of kernels, differs
+            from the original model on a recorded run. Nothing is written.
+    """
+    progress, output = progress or SilentProgress(), Path(output)
+    _check_output(output, Path(package_dir))
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+    with progress.step("writing out the functions"):
+        model = load_ir(package)
+        layers = _as_plain_operators(package)
+        to_standard_operators(model)
+    with StagedDirectory(output) as staged:
+        target = staged.output
+        weights = target.with_name(f"{target.name}.data")
+        with progress.step("writing the model"):
+            has_weights = _save(model, package, staged.path, weights.name)
+        with progress.step("comparing what was written with the original model"):
+            # It is the package still, but for its model: what was recorded is what it has to give.
+            manifest = replace(package.manifest, layers=layers)
+            parity = _compare(replace(package, root=staged.path, manifest=manifest))
+        size = sum(file.stat().st_size for file in staged.path.iterdir())
+        # The model comes last: there is none whose weights are still to come.
+        placed = {weights.name: weights} if has_weights else {}
+        staged.commit_files({**placed, MODEL_NAME: target})
+    return InlineReport(
+        model=output,
+        weights=output.with_name(weights.name) if has_weights else None,
+        opset=model.opset_imports[""],
+        operators=sum(1 for _ in model.graph.all_nodes()),
+        bytes=size,
+        parity=parity,
+    )
+
+
+def _check_output(output: Path, package_dir: Path) -> None:
+    # A package is replaced as a whole, and holds what its manifest lists: its own model, above all.
+    if package_dir.resolve() in output.resolve().parents:
+        raise ConfigError(
+            f"output is {output}, inside of the package {package_dir}, which holds nothing else.",
+            hint="Name a file outside of it.",
+        )
+    if output.is_dir():
+        raise PackageError(
+            f"{output} is a directory, expected a file to write the model to.",
+            hint=f"Name the file: --output {output / MODEL_NAME}",
+        )
+
+
+def _as_plain_operators(package: OnnxPackage) -> tuple[LayerInfo, ...]:
+    """Return the layers as of a model whose attention and routers are ordinary operators."""
+    graph = onnx.load(package.model_path, load_external_data=False).graph
+    # Inner values keep their names, so they are compared as they are in the package.
+    return tuple(
+        replace(
+            layer,
+            node=None,
+            query_projection=None,
+            output_projection=None,
+            op=None,
+            choice=None,
+            ranges=(),
+            attention=attention_value(graph, layer),
+        )
+        for layer in package.manifest.layers
+    )
+
+
+def _save(model: ir.Model, package: OnnxPackage, root: Path, weights: str) -> bool:
+    """Write the model, and return whether its weights lie beside it."""
+    if MODEL_DATA_NAME not in package.manifest.files:
+        save_with_weights(model, root / MODEL_NAME)
+        return False
+    try:
+        weights.encode()
+    except UnicodeEncodeError as error:
+        raise PackageError(
+            f"a model cannot refer to weights in '{weights}': names in ONNX are UTF-8.",
+            hint="Call the output otherwise.",
+        ) from error
+    ir.save(model, root / MODEL_NAME, external_data=weights)
+    return True
+
+
+def _compare(package: OnnxPackage) -> ParityReport:
+    """Compare with the original model.
+
+    Raises:
+        ValidationError: It is not equal.
+    """
+    report = compare_recorded(package, Variant(kernels="off"))
+    if report.failure is not None:
+        raise ValidationError(
+            f"the model in standard operators is {report.failure.message}",
+            hint="`moh-deploy verify DIR --kernels off` tells whether the package itself is equal.",
+        )
+    return report

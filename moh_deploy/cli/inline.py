@@ -1,0 +1,22 @@
+"""`moh-deploy inline`."""
+
+from __future__ import annotations
+
+import click
+
+from moh_deploy.cli import options
+from moh_deploy.cli.output import print_report, with_progress
+
+
+@click.command("inline")
+@options.takes(*options.INLINE)
+def command(as_json: bool, **given: object) -> None:
+    """Write the model of the package DIR to one ONNX file in standard operators only, proven equal:
+    for runtimes that know no functions. It computes every head."""
+    from moh_deploy.api.inline import inline
+
+    report = with_progress(
+        lambda progress: inline(**given, progress=progress),  # type: ignore[arg-type]
+        as_json=as_json,
+    )
+    print_report(report, as_json=as_json)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+import moh_deploy
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.system.npz import Array
+from tests.edge_case_package import inputs, write_edge_package
+from tests.handmade_package import write_package
+from tests.two_layers import write_two_layers
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    """Two layers, whose routers have two function bodies."""
+    return write_edge_package(tmp_path / "package")
+
+
+def assert_gives_what_was_recorded(path: Path, package: OnnxPackage) -> None:
+    """It does in plain ONNX Runtime, loaded by its path."""
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for vectors in package.vectors:
+        found = session.run(None, dict(vectors.inputs))
+        for got, expected in zip(found, vectors.outputs.values(), strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_model_has_standard_operators_only_and_gives_the_same(package: OnnxPackage, tmp_path: Path):
+    report = moh_deploy.inline(package.root, output=tmp_path / "flat.onnx")
+    model = onnx.load(tmp_path / "flat.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert not model.functions
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", 20)]
+    assert {node.domain for node in model.graph.node} == {""}
+    assert report.operators == len(model.graph.node)
+    assert report.bytes == (tmp_path / "flat.onnx").stat().st_size
+    assert report.parity.equal
+    assert report.parity.routing_agreement == 1.0
+    assert report.weights is None
+    assert_gives_what_was_recorded(tmp_path / "flat.onnx", package)
+
+
+def test_reference_evaluator_gives_what_was_recorded(package: OnnxPackage, tmp_path: Path):
+    moh_deploy.inline(package.root, output=tmp_path / "flat.onnx")
+    (got,) = ReferenceEvaluator(onnx.load(tmp_path / "flat.onnx")).run(None, inputs())
+    np.testing.assert_allclose(got, package.vectors[0].outputs["y"], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_judged_by_its_own_rule(package: OnnxPackage, tmp_path: Path, dtype: str):
+    moh_deploy.precision(package.root, to=dtype, output=tmp_path / "half")
+    report = moh_deploy.inline(tmp_path / "half", output=tmp_path / "half.onnx")
+    assert report.parity.max_abs_error > 1e-5  # or nothing was rounded
+    emulated = report.parity.kernels.emulated_dtype
+    assert emulated == ("bfloat16" if dtype == "bfloat16" else None)
+
+
+def test_choices_by_size_leave_no_trace(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    moh_deploy.tune(package.root, choose={"all": "sparse", "all[batch<=1]": "dense"})
+    assert "If" in {node.op_type for node in onnx.load(package.model_path).graph.node}
+    moh_deploy.inline(package.root, output=tmp_path / "flat.onnx")
+    assert "If" not in {node.op_type for node in onnx.load(tmp_path / "flat.onnx").graph.node}
+    assert_gives_what_was_recorded(tmp_path / "flat.onnx", package)
+
+
+def test_metadata_stays(tmp_path: Path):
+    def tell(model: onnx.ModelProto) -> None:
+        helper.set_model_props(model, {"trained": "here"})
+        model.doc_string, model.producer_name = "a model", "a trainer"
+
+    package = write_edge_package(tmp_path / "package", tell)
+    moh_deploy.inline(package.root, output=tmp_path / "flat.onnx")
+    model = onnx.load(tmp_path / "flat.onnx")
+    assert [(one.key, one.value) for one in model.metadata_props] == [("trained", "here")]
+    assert (model.doc_string, model.producer_name) == ("a model", "a trainer")
+
+
+def test_weights_lie_beside_the_model_where_they_do_in_the_package(tmp_path: Path):
+    package = write_package(tmp_path / "package", external_data=True)
+    report = moh_deploy.inline(package.root, output=tmp_path / "new" / "flat.onnx")
+    assert report.weights == tmp_path / "new" / "flat.onnx.data"
+    found = {one.name for one in (tmp_path / "new").iterdir()}
+    assert found == {"flat.onnx", "flat.onnx.data"}
+    assert_gives_what_was_recorded(tmp_path / "new" / "flat.onnx", package)
+
+
+def test_weights_are_in_no_file_that_a_model_cannot_name(tmp_path: Path):
+    package = write_package(tmp_path / "package", external_data=True)
+    with pytest.raises(PackageError, match="cannot refer to weights"):
+        moh_deploy.inline(package.root, output=tmp_path / "flat\udcff")
+    assert [one.name for one in tmp_path.iterdir()] == ["package"]
+
+
+def weights_of(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(one for one in model.graph.initializer if one.name == name)
+
+
+def other_choice(model: onnx.ModelProto) -> None:
+    """Route the other way round; what is behind it is right."""
+    weight = weights_of(model, "routed_weight_1")
+    values: Array = -onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+
+
+def other_body(model: onnx.ModelProto) -> None:
+    """Let one body compute something else than its op."""
+    body = next(one for one in model.functions if one.name == "MoHAttention")
+    next(node for node in body.node if node.op_type == "Softmax").op_type = "LogSoftmax"
+
+
+@pytest.mark.parametrize("plant", [other_choice, other_body])
+def test_what_is_not_equal_is_not_written(tmp_path: Path, plant: object):
+    package = write_edge_package(tmp_path / "package", plant)  # type: ignore[arg-type]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "flat.onnx").write_text("earlier")
+    with pytest.raises(ValidationError, match="the model in standard operators is not equal"):
+        moh_deploy.inline(package.root, output=tmp_path / "out" / "flat.onnx")
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["flat.onnx"]
+    assert (tmp_path / "out" / "flat.onnx").read_text() == "earlier"
+
+
+def test_no_file_is_written_into_the_package(package: OnnxPackage):
+    before = sorted(package.root.iterdir())
+    with pytest.raises(ConfigError, match="inside of the package"):
+        moh_deploy.inline(package.root, output=package.model_path)
+    assert sorted(package.root.iterdir()) == before
+    assert moh_deploy.verify(package.root).equal
+
+
+def test_a_directory_is_no_place_for_a_model(package: OnnxPackage, tmp_path: Path):
+    with pytest.raises(PackageError, match="is a directory") as error:
+        moh_deploy.inline(package.root, output=tmp_path)
+    assert error.value.hint == f"Name the file: --output {tmp_path / 'model.onnx'}"

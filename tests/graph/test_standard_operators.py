@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import parser
+from onnx.reference import ReferenceEvaluator
+
+from moh_deploy.errors import PackageError
+from moh_deploy.graph.standard_operators import to_standard_operators
+
+HEAD = '<ir_version: 10, opset_import: ["" : 20, "moh" : 1, "moh.dense" : 1]>'
+
+# outer(x) = 2 * x + x^2 by way of a function within a function, whose names are those of the graph.
+NESTED = f"""
+    {HEAD}
+    g (float[N] x) => (float[N] y) {{
+        middle = moh.Outer <factor = 2.0> (x)
+        y = moh.Outer (middle)
+    }}
+    <domain: "moh", opset_import: ["" : 20, "moh.dense" : 1]>
+    Outer <factor: float = 3.0> (a) => (b) {{
+        middle = moh.dense.Inner <power: float = @factor> (a)
+        y = Mul (a, a)
+        b = Add (middle, y)
+    }}
+    <domain: "moh.dense", opset_import: ["" : 20]>
+    Inner <power> (a) => (b) {{
+        y = Constant <value_float: float = @power> ()
+        b = Mul (a, y)
+    }}
+"""
+
+
+def in_standard_operators(text: str) -> onnx.ModelProto:
+    model = ir.from_proto(parser.parse_model(text))
+    assert to_standard_operators(model)
+    written = ir.to_proto(model)
+    onnx.checker.check_model(written, full_check=True)
+    assert not written.functions
+    assert [(one.domain, one.version) for one in written.opset_import] == [("", 20)]
+    return written
+
+
+def run(model: onnx.ModelProto, *inputs: np.ndarray) -> np.ndarray:
+    names = [value.name for value in model.graph.input]
+    (result,) = ReferenceEvaluator(model).run(None, dict(zip(names, inputs, strict=True)))
+    return result
+
+
+def test_bodies_within_bodies_keep_attributes_defaults_and_names_apart():
+    x = np.float32([1, -2, 3])
+    middle = 2 * x + x * x
+    np.testing.assert_array_equal(
+        run(in_standard_operators(NESTED), x), 3 * middle + middle * middle
+    )
+
+
+@pytest.mark.parametrize("choose", [True, False])
+def test_nodes_in_branches_are_written_out_and_clash_with_no_name_around_them(choose: bool):
+    text = f"""
+        {HEAD}
+        g (float[N] x, bool choose) => (float[N] y) {{
+            first = moh.Twice (x)
+            y = If (choose) <
+                then_branch = yes () => (float[N] inner) {{
+                    made = Mul (x, x)
+                    inner = moh.Twice (made)
+                }},
+                else_branch = no () => (float[N] other) {{ other = Identity (first) }}
+            >
+        }}
+        <domain: "moh", opset_import: ["" : 20]>
+        Twice (a) => (b) {{
+            made = Constant <value_float = 2.0> ()
+            b = Mul (a, made)
+        }}
+    """
+    model, x = in_standard_operators(text), np.float32([1, -2, 3])
+    expected = 2 * x * x if choose else 2 * x
+    np.testing.assert_array_equal(run(model, x, np.bool_(choose)), expected)
+    # Names are unique in a model, branches included: many readers know one table of them.
+    (branch,) = [node for node in model.graph.node if node.op_type == "If"]
+    inner = {name for a in branch.attribute for node in a.g.node for name in node.output}
+    assert not inner & {name for node in model.graph.node for name in node.output}
+
+
+def test_what_nothing_reads_is_dropped():
+    text = NESTED.replace("b = Mul (a, y)", "unread = Exp (a) b = Mul (a, y)")
+    assert "Exp" not in {node.op_type for node in in_standard_operators(text).graph.node}
+
+
+def test_metadata_stays():
+    text = NESTED.replace("ir_version: 10,", 'ir_version: 10, metadata_props: ["made": "here"],')
+    metadata = in_standard_operators(text).metadata_props
+    assert [(one.key, one.value) for one in metadata] == [("made", "here")]
+
+
+def test_model_of_standard_operators_stays_as_it_is():
+    text = (
+        '<ir_version: 10, opset_import: ["" : 20]> g (float[N] x) => (float[N] y) {[e] y = Exp (x)}'
+    )
+    model = ir.from_proto(parser.parse_model(text))
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    assert not to_standard_operators(model)
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("y = Mul (a, a)", "y = far.Square (a)", r"no function body: far::Square \(2\)"),
+        (
+            '"moh.dense", opset_import: ["" : 20]',
+            '"moh.dense", opset_import: ["" : 18]',
+            "version 18",
+        ),
+        ("y = Mul (a, a)", "y = moh.Outer (a)", "Cyclic dependency"),
+    ],
+)
+def test_what_cannot_be_written_out_is_refused(old: str, new: str, message: str):
+    assert old in NESTED
+    model = ir.from_proto(parser.parse_model(NESTED.replace(old, new)))
+    with pytest.raises(PackageError, match=message):
+        to_standard_operators(model)
