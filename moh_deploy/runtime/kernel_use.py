@@ -29,6 +29,9 @@ class KernelUse:
         asked_compute_type: Operands of the matrix products that the package allows.
         emulated_dtype: The dtype that the runtime has no kernels for, so that every operator in it
             computes in float32 and its results are rounded; None if there is none.
+        no_kernel_for: Operators of the model that the library has no kernel for, such as
+            `moh::MoHTokenConv`: their nodes run as function bodies. Those that run so by choice are
+            not among them.
     """
 
     library: Path | None
@@ -36,6 +39,7 @@ class KernelUse:
     instruction_set: str | None
     asked_compute_type: ComputeType = "float32"
     emulated_dtype: str | None = None
+    no_kernel_for: tuple[str, ...] = ()
 
     @property
     @in_json()
@@ -57,10 +61,12 @@ class KernelUse:
     def _library_text(self) -> str:
         if self.library is None:
             return f"kernels: none ({self.reason})"
-        if self.instruction_set is None:
-            return f"kernels: {self.library}"
-        text = f"kernels: {self.library}, {self.instruction_set}, products of {self.compute_type}"
-        if self.compute_type == self.asked_compute_type:
-            return text
-        asked = self.asked_compute_type
-        return f"{text} (the package allows {asked}, which {BFLOAT16_SET} alone has)"
+        text = f"kernels: {self.library}"
+        if self.instruction_set is not None:
+            text = f"{text}, {self.instruction_set}, products of {self.compute_type}"
+        if self.instruction_set is not None and self.compute_type != self.asked_compute_type:
+            asked = self.asked_compute_type
+            text = f"{text} (the package allows {asked}, which {BFLOAT16_SET} alone has)"
+        if self.no_kernel_for:
+            text = f"{text}; it has none for {', '.join(self.no_kernel_for)}"
+        return text

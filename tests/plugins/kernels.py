@@ -32,6 +32,7 @@ class Kernels:
         instruction_set: One of those that the machine has.
         threads: Of the session.
         arena: Whether ONNX Runtime cuts tensors from large blocks of its own.
+        domains: Those whose nodes run on kernels; None for what the library takes by itself.
     """
 
     library: Path
@@ -39,6 +40,7 @@ class Kernels:
     compute_type: str = "float32"
     threads: int = 1
     arena: bool = True
+    domains: str | None = None
 
     def options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -47,6 +49,8 @@ class Kernels:
         options.log_severity_level = 4  # an error is raised, and need not be logged as well
         options.add_session_config_entry("moh.instruction_set", self.instruction_set)
         options.add_session_config_entry("moh.compute_type", self.compute_type)
+        if self.domains is not None:
+            options.add_session_config_entry("moh.domains", self.domains)
         options.register_custom_ops_library(str(self.library))
         return options
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 import pytest
 
@@ -22,12 +24,27 @@ def moved(model: onnx.ModelProto, domain: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
-    ("domain", "runs_as"),
-    [("moh", "kernel"), ("moh.2", "kernel"), ("moh.3", "kernel"), ("moh.4", "function")],
+    ("asked", "domain", "runs_as"),
+    [
+        (None, "moh", "kernel"),
+        (None, "moh.8", "kernel"),
+        (None, "moh.9", "function"),
+        ("moh.12,moh.345", "moh.345", "kernel"),
+        ("moh.12,moh.345", "moh", "function"),
+        ("", "moh", "function"),
+    ],
 )
-def test_domain_says_what_runs_a_node(kernels: Kernels, op: str, domain: str, runs_as: str):
+def test_domain_says_what_runs_a_node(
+    kernels: Kernels, op: str, asked: str | None, domain: str, runs_as: str
+):
     case = OP_CASES[op][0]
     model = moved(case_model(case), domain)
-    session, runs = kernels.placed(model)
+    session, runs = replace(kernels, domains=asked).placed(model)
     assert set(runs.values()) == {runs_as}
     assert_right(case, run_session(session, case))
+
+
+@pytest.mark.parametrize("domain", ["far", "moh.1", "moh.02", "moh.", "moh.dense", "moh.2x"])
+def test_domain_that_is_none_of_ours_is_refused(kernels: Kernels, domain: str):
+    with pytest.raises(Exception, match=f"moh.domains has '{domain}'; expected moh, moh.2"):
+        replace(kernels, domains=f"moh,{domain}").options()

@@ -7,7 +7,7 @@ run instead, and the reason for that goes into every report.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,8 +69,11 @@ def choose_kernels(
     return KernelUse(path, None, instruction_set or usable[0], compute_type)
 
 
-def register(use: KernelUse, options: ort.SessionOptions) -> None:
+def register(use: KernelUse, options: ort.SessionOptions, domains: Iterable[str]) -> None:
     """Give the library to a session that is still to be made.
+
+    Args:
+        domains: Those in which the model has nodes that are to run on kernels.
 
     Raises:
         BackendError: The library or this ONNX Runtime refuses, with the reason.
@@ -80,6 +83,7 @@ def register(use: KernelUse, options: ort.SessionOptions) -> None:
     # The library reads these when it is registered.
     options.add_session_config_entry("moh.instruction_set", str(use.instruction_set))
     options.add_session_config_entry("moh.compute_type", use.compute_type)
+    options.add_session_config_entry("moh.domains", ",".join(sorted(domains)))
     try:
         options.register_custom_ops_library(str(use.library))
     except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
@@ -95,14 +99,14 @@ def require_kernels(use: KernelUse, layer_impl: Mapping[str, LayerImpl]) -> None
     """Refuse a session that runs a MoH node as its function body.
 
     Raises:
-        BackendError: Naming the nodes.
+        BackendError: Naming the nodes, and why they do.
     """
     bodies = [node for node, impl in layer_impl.items() if impl == "function"]
     if bodies:
         raise BackendError(
             f"kernels are required, but {len(bodies)} of {len(layer_impl)} MoH nodes run as their"
-            f" function bodies, as read from the session: {', '.join(bodies)}."
-            f" The library is {use.library}.",
+            f" function bodies, as read from the session: {', '.join(bodies)}. The library"
+            f" {use.library} has no kernel for {', '.join(use.no_kernel_for)}.",
             hint="--kernels auto runs function bodies where there is no kernel.",
         )
 

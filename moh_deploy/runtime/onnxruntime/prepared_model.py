@@ -19,16 +19,27 @@ from moh_deploy.runtime.base import GraphEdit
 from moh_deploy.runtime.layer_runs import LayerImpl
 
 
+class Operator(NamedTuple):
+    """What a node computes, as ONNX names it: `moh::MoHRouter`."""
+
+    domain: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.domain}::{self.name}"
+
+
 class PreparedModel(NamedTuple):
     """A model to give to ONNX Runtime, and the MoH nodes in it, layer by layer.
 
-    Nodes of domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has
-    the nodes that depend on sizes, and their rules; `has_float16` says that some compute in that;
+    `moh_nodes` has the name of each node that is to run on a kernel, and its operator. Nodes of
+    domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has the nodes
+    that depend on sizes, and their rules; `has_float16` says that some compute in that;
     `emulated_dtype` is as in `KernelUse`.
     """
 
     content: str | bytes
-    moh_nodes: list[str]
+    moh_nodes: dict[str, Operator]
     dense_nodes: dict[str, LayerImpl]
     switches: dict[str, str]
     routers: tuple[str | None, ...]
@@ -105,7 +116,7 @@ def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
             graph.output.append(onnx.ValueInfoProto(name=name))
 
 
-def _nodes_of(domain: str, path: Path, graph: onnx.GraphProto) -> list[str]:
+def _nodes_of(domain: str, path: Path, graph: onnx.GraphProto) -> dict[str, Operator]:
     nodes = [node for node in all_nodes(graph) if base_domain(node.domain) == domain]
     for node in nodes:
         if not node.name:
@@ -113,4 +124,4 @@ def _nodes_of(domain: str, path: Path, graph: onnx.GraphProto) -> list[str]:
                 f"{path}: a {node.op_type} node has no name, so what runs it cannot be told;"
                 f" it computes '{node.output[0]}'."
             )
-    return [node.name for node in nodes]
+    return {node.name: Operator(node.domain, node.op_type) for node in nodes}

@@ -147,11 +147,16 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     if model.has_float16:
         options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
     session, layer_impl = _placed(model, use, options)
+    use = replace(
+        use,
+        emulated_dtype=model.emulated_dtype,
+        no_kernel_for=_without_kernel(model, layer_impl) if use.library is not None else (),
+    )
     if variant.kernels == "require":
         require_kernels(use, layer_impl)
     description = Description(
         runtime_name(),
-        replace(use, emulated_dtype=model.emulated_dtype),
+        use,
         layer_impl,
         layer_runs(
             layers, layer_impl, switches=model.switches, routers=model.routers, model_path=path
@@ -169,11 +174,21 @@ def _placed(
     """Make the session, and read from it what runs each node."""
     # Older versions of ONNX Runtime write what was placed where into a file; it is read at once.
     with scratch_directory("moh-deploy-session") as scratch:
-        placement = Placement(model.moh_nodes, scratch)
+        placement = Placement(list(model.moh_nodes), scratch)
         placement.prepare(options)
-        register(use, options)
+        register(use, options, {operator.domain for operator in model.moh_nodes.values()})
         session = _create(model.content, options)
         return session, placement.read(session) | model.dense_nodes
+
+
+def _without_kernel(model: PreparedModel, layer_impl: Mapping[str, LayerImpl]) -> tuple[str, ...]:
+    """Return the operators that a library would have to know for all nodes to run on kernels."""
+    found = {
+        str(operator)
+        for node, operator in model.moh_nodes.items()
+        if layer_impl[node] == "function"
+    }
+    return tuple(sorted(found))
 
 
 def runtime_name() -> str:

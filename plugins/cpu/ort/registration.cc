@@ -5,10 +5,10 @@
 //   moh.instruction_set   one of moh_cpu_instruction_sets(); default: the best
 //   moh.compute_type      float32 (default), or bfloat16: products of bfloat16 operands where the
 //   CPU has them
+//   moh.domains           see ort/domains.h
 #include <map>
 #include <memory>
 #include <mutex>
-#include <vector>
 
 #include "cpu/ort/cpu_backend.h"
 #include "cpu/ort/projection_op.h"
@@ -33,16 +33,7 @@ struct Ops {
         query_projection(kernels),
         output_projection(kernels),
         router(backend),
-        token_conv(kernels) {
-    for (Ort::CustomOpDomain& domain : domains) {
-      attention.add_to(domain);
-      aggregated_attention.add_to(domain);
-      query_projection.add_to(domain);
-      output_projection.add_to(domain);
-      router.add_to(domain);
-      token_conv.add_to(domain);
-    }
-  }
+        token_conv(kernels) {}
 
   const CpuBackend backend;
   InEveryDType<AttentionOp> attention;
@@ -51,10 +42,17 @@ struct Ops {
   InEveryDType<OutputProjectionOp> output_projection;
   InEveryDType<RouterOp> router;
   InEveryDType<TokenConvOp> token_conv;
-  std::vector<Ort::CustomOpDomain> domains = make_domains();
+  Domains domains{[this](Ort::CustomOpDomain& domain) {
+    attention.add_to(domain);
+    aggregated_attention.add_to(domain);
+    query_projection.add_to(domain);
+    output_projection.add_to(domain);
+    router.add_to(domain);
+    token_conv.add_to(domain);
+  }};
 };
 
-const Ops& ops_for(const cpu::Kernels& kernels, cpu::Compute compute) {
+Ops& ops_for(const cpu::Kernels& kernels, cpu::Compute compute) {
   using Key = std::pair<const cpu::Kernels*, cpu::Compute>;
   static std::mutex mutex;
   static auto& made = *new std::map<Key, std::unique_ptr<Ops>>();
@@ -90,10 +88,7 @@ Ort::Status register_ops(OrtSessionOptions* options) {
     return invalid_argument("moh.compute_type is '", type, "'; expected float32 or bfloat16.");
   }
   const auto compute = type == "bfloat16" ? cpu::Compute::kBFloat16 : cpu::Compute::kFloat32;
-  for (const Ort::CustomOpDomain& domain : ops_for(*kernels, compute).domains) {
-    session.Add(domain);
-  }
-  return Ort::Status();
+  return ops_for(*kernels, compute).domains.add_to(session);
 }
 
 }  // namespace

@@ -2,8 +2,6 @@
 // MoHAggregatedAttention and MoHRouter for its CUDA execution provider.
 #include "ort/registration.h"
 
-#include <vector>
-
 #include "cuda/ort/cuda_backend.h"
 #include "ort/aggregated_attention_op.h"
 #include "ort/attention_op.h"
@@ -15,28 +13,21 @@ namespace moh::ort {
 namespace {
 
 struct Ops {
-  Ops() {
-    for (Ort::CustomOpDomain& domain : domains) {
-      attention.add_to(domain);
-      aggregated_attention.add_to(domain);
-      router.add_to(domain);
-    }
-  }
-
   const CudaBackend backend;
   InEveryDType<AttentionOp> attention{backend};
   InEveryDType<AggregatedAttentionOp> aggregated_attention{backend};
   InEveryDType<RouterOp> router{backend};
-  std::vector<Ort::CustomOpDomain> domains = make_domains();
+  Domains domains{[this](Ort::CustomOpDomain& domain) {
+    attention.add_to(domain);
+    aggregated_attention.add_to(domain);
+    router.add_to(domain);
+  }};
 };
 
 Ort::Status register_ops(OrtSessionOptions* options) {
   // Sessions point into it, and nothing tells when the last one is gone: kept for good.
-  static const auto& ops = *new Ops();
-  for (const Ort::CustomOpDomain& domain : ops.domains) {
-    Ort::UnownedSessionOptions(options).Add(domain);
-  }
-  return Ort::Status();
+  static auto& ops = *new Ops();
+  return ops.domains.add_to(Ort::UnownedSessionOptions(options));
 }
 
 }  // namespace

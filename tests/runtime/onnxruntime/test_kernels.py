@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
 from moh_deploy import native
 from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.graph import add_function_bodies
+from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
@@ -17,10 +21,11 @@ from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from moh_deploy.runtime.onnxruntime import session as backend
 from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
 from moh_deploy.system.npz import Array
-from tests.handmade_package import vectors, write_package
+from tests.handmade_package import model, vectors, write_package
 from tests.kernel_library import required_library, without_library
 
 NODE = "blocks.0.attn/moh"
+FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 
 @pytest.fixture
@@ -50,6 +55,61 @@ def test_library_of_the_installation_runs_moh_nodes(
     assert runner.describe().kernels.reason is None
     expected = vectors(batch=3, seq=37, seed=4).outputs["y"]
     np.testing.assert_allclose(result(runner), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [4, 31])
+def test_any_number_of_function_bodies_leaves_every_node_on_its_kernel(
+    library: Path, tmp_path: Path, number: int
+):
+    save_moved(tmp_path / "model.onnx", f"moh.{number}")
+    runner = open_session(tmp_path / "model.onnx", Variant(kernels="require"))
+    assert runner.describe().layer_impl == {NODE: "kernel"}
+    assert runner.describe().kernels.no_kernel_for == ()
+
+
+def save_moved(path: Path, domain: str) -> None:
+    """Save the handmade model with its node, and the node's body, in another domain."""
+    content = model()
+    content.functions[0].domain = domain
+    next(node for node in content.graph.node if node.domain == "moh").domain = domain
+    content.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    onnx.save(content, path)
+
+
+ROUTERS: list[tuple[tuple[str, ...], dict[str, int | str]]] = [
+    (("routed",), {"top_k": 2, "gate_mode": "mask"}),
+    (("routed",), {"top_k": 2}),
+    (("routed",), {"top_k": 2, "num_shared_heads": 2}),
+    (("routed", "shared"), {"top_k": 2, "num_shared_heads": 2}),
+    (("routed", "shared", "stage"), {"top_k": 2, "num_shared_heads": 2}),
+]
+
+
+def test_routers_of_five_settings_all_run_on_kernels(library: Path, tmp_path: Path):
+    ports = {
+        name: ir.Value(name=name, shape=ir.Shape(["b", "s", size]), type=FLOAT)
+        for name, size in {"routed": 4, "shared": 2, "stage": 2}.items()
+    }
+    nodes = [
+        ir.node("MoHRouter", [ports[p] for p in present], MOH_ROUTER.complete(given), domain="moh")
+        for present, given in ROUTERS
+    ]
+    for number, node in enumerate(nodes):
+        node.name, node.outputs[0].name = f"router {number}", f"gates {number}"
+        node.outputs[0].type = FLOAT
+    graph = ir.Graph(
+        list(ports.values()), [n.outputs[0] for n in nodes], nodes=nodes, opset_imports={"": 20}
+    )
+    built = ir.Model(graph, ir_version=10)
+    add_function_bodies(built, opset=20)
+    assert {node.domain for node in nodes} == {"moh", "moh.2", "moh.3", "moh.4", "moh.5"}
+    ir.save(built, tmp_path / "model.onnx")
+    draw = np.random.default_rng(0)
+    inputs = {n: draw.standard_normal((1, 3, v.shape[2])).astype("f") for n, v in ports.items()}
+    on_kernels = open_session(tmp_path / "model.onnx", Variant(kernels="require"))
+    on_bodies = open_session(tmp_path / "model.onnx", Variant(kernels="off"))
+    for name, gates in on_kernels.run(inputs).items():
+        np.testing.assert_allclose(gates, on_bodies.run(inputs)[name], atol=1e-5)
 
 
 def test_switched_off_library_is_not_used(package: OnnxPackage):
@@ -177,9 +237,15 @@ def test_session_is_believed_not_the_library(
     package: OnnxPackage, library: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """What a runtime that ignores the library would do."""
-    monkeypatch.setattr(backend, "register", lambda use, options: None)
-    assert open_session(package).describe().layer_impl == {NODE: "function"}
-    with pytest.raises(BackendError, match=rf"1 of 1 MoH nodes run as .* bodies, .*: {NODE}"):
+    monkeypatch.setattr(backend, "register", lambda use, options, domains: None)
+    found = open_session(package).describe()
+    assert found.layer_impl == {NODE: "function"}
+    assert found.kernels.describe().endswith("; it has none for moh::MoHAttention")
+    message = (
+        rf"1 of 1 MoH nodes run as .* bodies, .*: {NODE}\. The library {library} has no kernel for"
+        r" moh::MoHAttention\."
+    )
+    with pytest.raises(BackendError, match=message):
         open_session(package, Variant(kernels="require"))
 
 
