@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.output import print_report, with_progress
+from moh_deploy.cli.output import print_answer
 
 
 @click.command("inline")
@@ -15,8 +15,4 @@ def command(as_json: bool, **given: object) -> None:
     for runtimes that know no functions. It computes every head."""
     from moh_deploy.api.inline import inline
 
-    report = with_progress(
-        lambda progress: inline(**given, progress=progress),  # type: ignore[arg-type]
-        as_json=as_json,
-    )
-    print_report(report, as_json=as_json)
+    print_answer(lambda progress: inline(**given, progress=progress), as_json=as_json)  # type: ignore[arg-type]
