@@ -101,7 +101,7 @@ def convert(
         ExportError: If a step fails, or if the traced program is not the original model.
     """
     with progress.step("tracing the model"):
-        program = normalize(trace(model, inputs))
+        program = normalize(_traced(model, inputs))
         refuse_flex_attention(program)
         _check_stateless(program)
         ranges = dim_ranges(program, inputs)
@@ -152,6 +152,15 @@ def convert(
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,
     )
+
+
+def _traced(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
+    """Trace; where that fails because the model itself does on these inputs, say so."""
+    try:
+        return trace(model, inputs)
+    except ExportError:
+        _run_example(model, inputs)
+        raise
 
 
 def _translate(

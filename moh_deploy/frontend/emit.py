@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name
-from moh_deploy.frontend.fx.graph import is_tensor, tensor
+from moh_deploy.frontend.fx.graph import is_tensor, op, tensor
+from moh_deploy.frontend.fx.source_line import source_line
 from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
 from moh_deploy.frontend.trace import headline
@@ -47,9 +49,10 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
                 verbose=False,
             )
     except Exception as error:
+        where = _untranslated_at(program, error)
         raise ExportError(
-            f"torch.onnx cannot translate the model: {cause(error)}.",
-            hint=f"Another --opset may have the operator; this was {opset}.",
+            f"torch.onnx cannot translate the model{where}: {cause(error)}.",
+            hint=_translation_hint(program, error, opset),
         ) from error
     assert exported is not None
     model = exported.model
@@ -57,6 +60,35 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
     for value, name in zip(model.graph.inputs, input_names, strict=True):
         value.name = name
     return model
+
+
+def _untranslated_at(program: ExportedProgram, error: BaseException) -> str:
+    """Return ` at models/net.py:7`, the line of the operator that was not translated; or nothing.
+
+    What is translated is what an operator was taken apart into: `_cdist_forward` is of `cdist`.
+    """
+    named = re.search(r"target=torch\.ops\.\w+\.(\w+)", _whole_text(error))
+    if named is None:
+        return ""
+    alike = [node for node in program.graph.nodes if is_tensor(node) and op(node) in named[1]]
+    place = source_line(max(alike, key=lambda node: len(op(node)))) if alike else None
+    return "" if place is None else f" at {place}"
+
+
+def _translation_hint(program: ExportedProgram, error: BaseException, opset: int) -> str:
+    if any(is_tensor(node) and tensor(node).dtype.is_complex for node in program.graph.nodes):
+        return (
+            "ONNX has no complex numbers. Of a rotary embedding: rotate pairs of real numbers by"
+            " cos and sin, in place of view_as_complex."
+        )
+    if "No ONNX function found" in _whole_text(error):
+        return "No operator set has it: write that line with products, sums and indexing instead."
+    return f"Another --opset may have the operator; this was {opset}."
+
+
+def _whole_text(error: BaseException) -> str:
+    """Return what an error and its causes say."""
+    return str(error) + ("" if error.__cause__ is None else _whole_text(error.__cause__))
 
 
 def output_types(program: ExportedProgram) -> Iterator[ir.DataType]:

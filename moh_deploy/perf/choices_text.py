@@ -19,6 +19,7 @@ from moh_deploy.perf.cost_model.prediction import Prediction
 from moh_deploy.report.document import Cell, Table
 from moh_deploy.report.numbers import count, percent
 from moh_deploy.runtime.kernel_use import KernelUse
+from moh_deploy.runtime.layers_text import paths_text
 
 Predictions = Sequence[Prediction | None]
 """One a layer; None where nothing is known."""
@@ -45,6 +46,9 @@ def choice_table(manifest: Manifest, predictions: Predictions) -> Table:
 
 def choice_lines(manifest: Manifest, predictions: Predictions, kernels: KernelUse) -> Iterator[str]:
     """Yield what to know before money is spent: where skipping heads does not pay."""
+    full = [layer.path for layer in manifest.layers if never_skips(layer)]
+    if full:
+        yield f"no gate was zero in the recorded runs, so no head is skipped: {paths_text(full)}"
     yield from _grouped(manifest, predictions)
     if kernels.library is None and any(map(choices_for, manifest.layers)):
         yield (
@@ -74,16 +78,23 @@ class ChoiceFigures:
 
 def choice_figures(manifest: Manifest, prediction: Prediction | None, index: int) -> ChoiceFigures:
     """Return the figures of one layer."""
-    predicted = {} if prediction is None else prediction.ms
+    predicted, layer = {} if prediction is None else prediction.ms, manifest.layers[index]
     return ChoiceFigures(
         predicted_ms=predicted,
-        predicted_fastest=None if prediction is None else prediction.best,
-        # Predictions are for the example's sizes.
-        predicted_gain=gain(manifest.layers[index], [manifest.dims], [1.0], [predicted]),
+        predicted_fastest=min(predicted, key=predicted.__getitem__, default=None),
+        # Predictions are for the example's sizes. Where nothing is skipped, nothing is gained.
+        predicted_gain=None
+        if never_skips(layer)
+        else gain(layer, [manifest.dims], [1.0], [predicted]),
         break_even_share={} if prediction is None else prediction.break_even,
         measured_ms={} if manifest.tuning is None else measured_ms(manifest.tuning, index),
-        measured_gain=measured_gain(manifest.layers[index], manifest.tuning, index),
+        measured_gain=measured_gain(layer, manifest.tuning, index),
     )
+
+
+def never_skips(layer: LayerInfo) -> bool:
+    """True where no gate was zero in any recorded run."""
+    return layer.active_share == 1
 
 
 def measured_text(tuning: Tuning | None) -> str | None:

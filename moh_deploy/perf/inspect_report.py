@@ -25,6 +25,7 @@ from moh_deploy.runtime.layers_text import (
     nodes_text,
     not_layers,
     reasons,
+    router_legend,
     runs_as,
 )
 
@@ -151,6 +152,7 @@ class InspectReport(Report):
     def _lines(self) -> Iterator[str]:
         manifest = self.manifest
         if manifest.layers:
+            yield from router_legend(manifest.layers)
             yield from reasons(manifest.layers)
             yield from constant_gates(manifest.layers)
         yield from not_layers(len(manifest.layers), manifest.near_misses, manifest.ungated)

@@ -43,6 +43,12 @@ def reasons(layers: Iterable[LayerInfo]) -> list[str]:
     return [f"{paths_text(names)}: {reason}" for reason, names in paths.items()]
 
 
+def router_legend(layers: Iterable[LayerInfo]) -> list[str]:
+    """Return what the routers' names in a table mean, one line a form."""
+    names = dict.fromkeys(layer.router for layer in layers)
+    return [f"router {name}: {form_named(name).doc}" for name in names]
+
+
 def paths_text(paths: Sequence[str]) -> str:
     """Return the paths of layers that have something in common; of many, the first and the last."""
     if len(paths) <= 4:

@@ -41,9 +41,17 @@ class RunReport(Report):
         """Return what it says."""
         rows = [(one.name, one.dtype, str(list(one.shape))) for one in self.outputs]
         title = f"outputs, written to {self.outputs_file}"
-        remarks = (
+        remarks = [
             f"ran in {self.seconds:.3g} s; {runs_text(self.layer_runs)}",
             nodes_text(self.kernel_nodes, self.function_nodes),
             self.kernels.describe(),
+        ]
+        if any(one.dtype == "bfloat16" for one in self.outputs):
+            # npz has no name for them; ml_dtypes gives numpy one.
+            remarks.append(
+                "bfloat16 outputs are kept as their raw two bytes, which numpy reads as V2:"
+                " array.view(ml_dtypes.bfloat16) gives the numbers"
+            )
+        return Document(
+            "run", (Table(title, ("name", "dtype", "shape"), rows),), remarks=tuple(remarks)
         )
-        return Document("run", (Table(title, ("name", "dtype", "shape"), rows),), remarks=remarks)

@@ -68,6 +68,21 @@ def test_predicted_gain_and_break_even_are_shown():
     assert (content["measured_ms"], content["measured_gain"]) == ({}, None)
 
 
+def test_fastest_is_what_is_predicted_to_be_the_fastest_however_little():
+    close = Prediction({"dense": 2.0, "sparse": 1.01, "projected": 1.0}, {})
+    assert layer_json(report(LAYER, predictions=[close]))["predicted_fastest"] == "projected"
+
+
+def test_no_gain_is_promised_where_no_gate_is_ever_zero():
+    shown = report(replace(LAYER, active_share=1.0), predictions=[SPARSE_WINS])
+    assert layer_json(shown)["predicted_gain"] is None
+    assert "no gate was zero in the recorded runs, so no head is skipped" in text_of(shown)
+
+
+def test_names_of_routers_are_explained():
+    assert f"router {LAYER.router}: " in text_of(report(LAYER, predictions=[None]))
+
+
 def test_layer_that_is_faster_densely_is_named():
     layers = [replace(LAYER, choice="dense"), replace(LAYER, path="blocks.1.attn")]
     shown = report(*layers, predictions=[DENSE_WINS, SPARSE_WINS])

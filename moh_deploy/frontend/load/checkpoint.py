@@ -13,6 +13,7 @@ from moh_deploy.frontend.load.factory import build_module
 from moh_deploy.frontend.load.fileform import FileForm, detect_form
 from moh_deploy.frontend.load.model import CheckpointForm, LoadedModel
 from moh_deploy.frontend.load.pt2 import load_program, require_inference_mode
+from moh_deploy.frontend.load.quantised import refuse_quantised
 from moh_deploy.frontend.load.safetensors_files import (
     read_safetensors,
     read_shards,
@@ -75,8 +76,10 @@ def in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
     """Put a module on the CPU, it and everything in it in eval mode, and turn gradients off.
 
     Raises:
-        CheckpointError: A lazy module has not run yet, so that it has no weights.
+        CheckpointError: A lazy module has not run yet, so that it has no weights; or one is
+            quantised.
     """
+    refuse_quantised(module)
     lazy = [name for name, one in module.named_parameters() if torch.nn.parameter.is_lazy(one)]
     if lazy:
         raise CheckpointError(

@@ -35,6 +35,13 @@ def _call(
 ) -> torch.nn.Module:
     try:
         module = build(**kwargs)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"factory '{factory}' needs the package '{error.name}', which is not installed:"
+            f" {describe_error(error)}.",
+            hint="Install what the model's code imports into the environment of moh-deploy, or say"
+            " where it lies with --code-dir.",
+        ) from error
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items()) or "no arguments"
         raise ConfigError(

@@ -117,8 +117,9 @@ def check_trace(original: OriginalRun, recording: Recording, names: Sequence[str
             raise ExportError(
                 f"the traced program differs from the original model{original.at}:"
                 f" output '{name}' {problem}.",
-                hint="The model may draw random numbers, keep state between runs, or branch in"
-                " Python on a size.",
+                hint="The model may draw random numbers, keep state between runs, branch in Python"
+                " on a size, or be a subclass that PyTorch's TransformerEncoderLayer passes by on"
+                " its fast path: torch.backends.mha.set_fastpath_enabled(False) turns that off.",
             )
 
 

@@ -146,3 +146,10 @@ def test_factory_in_a_package_is_found(tmp_path: Path) -> None:
     write_net(tmp_path / "user_package", "nets")
     (tmp_path / "user_package" / "__init__.py").touch()
     assert build_module("user_package.nets:Net", {}, code_dirs=[tmp_path]) is not None
+
+
+def test_package_that_a_factory_imports_when_it_is_called_is_named(tmp_path: Path) -> None:
+    (tmp_path / "user_lazy.py").write_text("def build():\n    import no_such_package\n")
+    with pytest.raises(ConfigError, match="needs the package 'no_such_package'") as caught:
+        build_module("user_lazy:build", {}, code_dirs=[tmp_path])
+    assert "Install" in str(caught.value.hint)
