@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,14 @@ def _has_cuda_headers() -> bool:
     return any(Path(home, "include", "cuda_runtime_api.h").is_file() for home in homes)
 
 
+def has_onnxruntime_web() -> bool:
+    """Tell whether Node.js is there, and finds onnxruntime-web by NODE_PATH."""
+    if shutil.which("node") is None:
+        return False
+    code = "require.resolve('onnxruntime-web')"
+    return subprocess.run(["node", "-e", code], capture_output=True).returncode == 0
+
+
 MACHINE: dict[str, Callable[[], bool]] = {
     "as root": lambda: os.geteuid() == 0,
     "as user": lambda: os.geteuid() != 0,
@@ -49,6 +58,8 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without nvcc": lambda: not _has_nvcc(),
     "without CUDA's headers": lambda: not _has_cuda_headers(),
     "without TensorRT's packages": lambda: not _has_package("tensorrt_rtx_libs"),
+    "without OpenVINO": lambda: not _has_package("openvino"),
+    "without onnxruntime-web": lambda: not has_onnxruntime_web(),
     "without browser": lambda: not any(map(shutil.which, BROWSERS)),
     "without ONNX Runtime's headers": lambda: not Path("/usr/include/onnxruntime").is_dir(),
     "without addr2line": lambda: shutil.which("addr2line") is None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass
 
 from moh_deploy.errors import PackageError
 from moh_deploy.graph.inline_functions import inline_functions
@@ -18,8 +18,9 @@ _STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 def to_standard_operators(model: ir.Model) -> bool:
     """Replace every node of a function by its body, in branches too, and drop the functions.
 
-    The opset stays, and so do metadata and the names of inputs, outputs and all values of the main
-    graph. An `If` that chooses by size how a layer runs goes: both branches have the same body.
+    The opset stays, and so do metadata and all values of the main graph with their names, those
+    that nothing reads too: the gates of a layer may be a view that is there to be looked at. An
+    `If` that chooses by size how a layer runs goes: both branches have the same body.
 
     Raises:
         PackageError: An operator is no standard one and has no body, a body is written for another
@@ -36,8 +37,6 @@ def to_standard_operators(model: ir.Model) -> bool:
     _require_standard(model)
     # A body's names are unique in the graph that it comes into, but not in the branches there.
     modified |= NameFixPass()(model).modified
-    # A body that serves several nodes computes what some of them do not need.
-    modified |= RemoveUnusedNodesPass()(model).modified
     foreign = [domain for domain in model.opset_imports if domain not in _STANDARD]
     for domain in foreign:
         del model.opset_imports[domain]
