@@ -12,7 +12,7 @@ import pytest
 
 from moh_deploy import native
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.graph import add_function_bodies
+from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
