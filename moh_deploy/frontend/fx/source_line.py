@@ -1,4 +1,4 @@
-"""The line of the user's code that a node was traced from."""
+"""The line of the user's code that a node was traced from, for reasons that users read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from pathlib import Path
 
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.graph import op
+
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def named(node: Node) -> str:
+    """Return what a reason calls an operator: `tanh (models/attention.py:88)`."""
+    place = source_line(node)
+    return op(node) if place is None else f"{op(node)} ({place})"
 
 
 def source_line(node: Node) -> str | None:

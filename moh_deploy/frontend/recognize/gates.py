@@ -19,7 +19,7 @@ from moh_deploy.frontend.fx.graph import (
     tensor_inputs,
 )
 from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.source_line import source_line
+from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import backward, broadcast, forward, history, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.layer import MoHLayer
@@ -274,8 +274,7 @@ def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tupl
             if not is_tensor(user) or _serves_shapes_only(user):
                 continue
             if user not in chain:
-                place = source_line(user)
-                return (f"{what} also used by {op(user)}{f' ({place})' if place else ''}",)
+                return (f"{what} also used by {named(user)}",)
     return ()
 
 

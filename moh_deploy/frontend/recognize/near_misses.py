@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, resolve
+from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, flat, fresh_dim, leaves, resolve
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import (
     ancestors,
@@ -81,6 +81,7 @@ class _Miss:
     applied: Node
     gate: Node
     attends_to_channels: bool = False
+    is_in_front: bool = False
 
 
 def find_near_misses(
@@ -103,7 +104,14 @@ def find_near_misses(
         state.core.anchor: None for state in tracked.values() if state.stage == "output"
     }.keys()
     gated = {layer.core.anchor for layer in layers} | {miss.trail.start for miss in misses}
-    return _grouped(misses, tracked, dynamic), len(starts - gated)
+    in_front = [
+        miss
+        for start in starts - gated
+        if (miss := follower.gated_in_front(start, tracked)) is not None
+    ]
+    in_order = {node: position for position, node in enumerate(nodes)}
+    misses = sorted((*misses, *in_front), key=lambda miss: in_order[miss.trail.start])
+    return _grouped(misses, tracked, dynamic), len(starts - gated) - len(in_front)
 
 
 class _Follower:
@@ -243,6 +251,8 @@ class _Follower:
         layout: Layout | None = None
         product = contraction(node)
         if product is not None and source in product.operands:
+            if product.summed and trail.is_weights:
+                return None  # the values
             side = product.operands.index(source)
             gate = product.operands[1 - side]
             if trail.layout is not None:
@@ -260,8 +270,29 @@ class _Follower:
             return None
         if layout is not None and _is_of_channels(gate, layout, trail):
             return _Miss(trail, node, gate, attends_to_channels=True)
-        is_gate = _is_of_heads(gate, layout, source, trail) or router.is_cut
+        others = _beside_channels(gate, layout, source, trail)
+        is_gate = others is not None and (any(map(_is_counted, others)) or router.is_cut)
         return _Miss(trail, node, gate) if is_gate else None
+
+    def gated_in_front(self, start: Node, tracked: Mapping[Node, Tracked]) -> _Miss | None:
+        """Queries, keys or values that what looks like gates of heads was applied to."""
+        core = next(
+            state.core
+            for state in tracked.values()
+            if state.core.anchor is start and state.stage == "output"
+        )
+        for operand in core.operands:
+            made = through_views(operand)
+            product = contraction(made)
+            if product is None or product.summed:
+                continue
+            for side, gate in enumerate(product.operands):
+                trail = Trail(start, False, None, None)
+                router = _Router(gate, self._trails, self._dynamic)
+                others = _beside_channels(gate, None, product.operands[1 - side], trail)
+                if router.is_router and others is not None and any(map(_is_counted, others)):
+                    return _Miss(trail, made, gate, is_in_front=True)
+        return None
 
     def _chosen(self, node: Node, source: Node, trail: Trail) -> Node | None:
         """`attention.gather(heads, index)`: the chosen heads are taken out."""
@@ -337,8 +368,13 @@ class _Router:
         """It is one of several entries: `gates[..., 2:3]`, of a loop over heads."""
         for node in self.cone:
             name = op(node)
-            if name == "getitem":
-                return op(cast(Node, node.args[0])) in SPLITS
+            if name == "_add_batch_dim":  # of torch.vmap over heads
+                return True
+            if name == "getitem" and op(cast(Node, node.args[0])) in SPLITS:
+                split = cast(Node, node.args[0])
+                cut = cast(int, argument(split, "dim", 0))
+                if op(split) == "unbind" or shape(node)[cut] == 1:
+                    return True
             if name in ("slice", "narrow", "select") and is_tensor(node.args[0]):
                 source, dim = cast(Node, node.args[0]), argument(node, "dim", 0)
                 twins = [user for user in source.users if op(user) == name]
@@ -382,20 +418,30 @@ def _layout_behind(node: Node, source: Node, trail: Trail) -> Layout | None:
     return tuple(dim if got == had else fresh_dim(got) for dim, got, had in moved)
 
 
-def _is_of_heads(gate: Node, layout: Layout | None, source: Node, trail: Trail) -> bool:
-    """It has a value of its own for each head, or whatever else is counted, but for no channel."""
+def _beside_channels(
+    gate: Node, layout: Layout | None, source: Node, trail: Trail
+) -> list[Size] | None:
+    """The sizes that the gate varies along, but for tokens; None if it varies along channels.
+
+    Where the layout is not known, it has to be broadcast at least.
+    """
     if layout is not None and trail.channels is not None:
         bare = without_axes(Operand(gate, layout), trail.channels)
         if bare is None:
-            return False
-        others = set(flat(bare.layout)) - set(leaves(trail.tokens)) - set(leaves(trail.channels))
-        return any(axis.size.is_Integer and axis.size > 1 for axis in others)
+            return None
+        others = set(flat(bare.layout)) - set(leaves(trail.tokens))
+        return [axis.size for axis in others]
     while op(gate) in ("expand", "expand_as", "broadcast_to", "repeat") and is_tensor(gate.args[0]):
         gate = cast(Node, gate.args[0])
     given, whole = shape(gate), shape(source)
-    aligned = list(zip(reversed(given), reversed(whole), strict=False))
+    aligned = zip(reversed(given), reversed(whole), strict=False)
     spread = len(given) < len(whole) or any(a == 1 != b for a, b in aligned)
-    return spread and any(extent.is_Integer and extent > 1 for extent in given)
+    return list(given) if spread else None
+
+
+def _is_counted(size: Size) -> bool:
+    """Heads are so many, whatever the input."""
+    return bool(size.is_Integer and size > 1)
 
 
 def _is_of_channels(gate: Node, layout: Layout, trail: Trail) -> bool:
@@ -409,7 +455,7 @@ def _is_of_channels(gate: Node, layout: Layout, trail: Trail) -> bool:
     _, first = history(gate, layout)[-1]
     others = [set(dim) - channels for dim in first]
     apart = not any(rest and rest != set(dim) for rest, dim in zip(others, first, strict=True))
-    return apart and any(axis.size.is_Integer and axis.size > 1 for rest in others for axis in rest)
+    return apart and any(_is_counted(axis.size) for rest in others for axis in rest)
 
 
 def _is_float(node: Node) -> bool:
@@ -440,6 +486,8 @@ def _lost_at(miss: _Miss, tracked: Mapping[Node, Tracked]) -> Node:
     """The operator at which recognition ended, or the product with gates if these are at fault."""
     if miss.trail.lost is not None:
         return miss.trail.lost
+    if miss.is_in_front:
+        return miss.applied
     if miss.attends_to_channels:
         return miss.trail.start
     if miss.applied not in tracked:
@@ -458,6 +506,10 @@ def _lost_at(miss: _Miss, tracked: Mapping[Node, Tracked]) -> Node:
 
 def _reason(miss: _Miss, lost: Node, dynamic: Collection[Node]) -> str:
     start, name = miss.trail.start, op(lost)
+    if miss.is_in_front:
+        return (
+            f"what looks like gates is multiplied with what {op(start)} reads, not with its heads"
+        )
     if miss.gate not in dynamic:
         return "the attention was followed; its gates depend on no input"
     if miss.attends_to_channels:

@@ -29,6 +29,7 @@ from moh_deploy.frontend.fx.graph import (
 )
 from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import SPLITS
+from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.cores.fused import read_fused
@@ -284,7 +285,7 @@ class Tracker:
         if not summed & set(leaves(state.core.value_axes)) and value.node not in self._dynamic:
             mixed = replace(state, layout=resolve(out))
             return mixed.hindered(
-                f"{node.target} mixes the attention weights of several heads or queries"
+                f"{named(node)} mixes the attention weights of several heads or queries"
             )
         if summed != set(leaves(state.core.value_axes)):
             return None
@@ -354,13 +355,13 @@ def _why(node: Node, stage: str, tensors: bool) -> str:
     if stage == "weights":
         return _why_changed(node, stage)
     what = "another attention output" if tensors else "a number"
-    return f"{node.target} combines the attention output with {what} before the gates"
+    return f"{named(node)} combines the attention output with {what} before the gates"
 
 
 def _why_changed(node: Node, stage: str) -> str:
     if stage == "output":
-        return f"{node.target} stands between the attention and its gates"
-    return f"{node.target} changes the attention weights after their softmax"
+        return f"{named(node)} stands between the attention and its gates"
+    return f"{named(node)} changes the attention weights after their softmax"
 
 
 def _query_only(core: Core) -> set[Axis]:

@@ -89,17 +89,6 @@ class Gated(nn.Module):
         return x + self.proj(gated.flatten(2))
 
 
-class AddedByIndex(Gated):
-    def forward(self, x: Tensor) -> Tensor:
-        attention, gates = self.attend(x), self.gates(x)
-        merged = torch.zeros_like(x)
-        for head in range(4):
-            channels = torch.arange(head * 8, head * 8 + 8)
-            one = attention[:, head]
-            merged = merged.index_add(-1, channels, one * gates[..., head : head + 1])
-        return x + self.proj(merged)
-
-
 class ChosenHeads(Gated):
     def forward(self, x: Tensor) -> Tensor:
         which = self.router(x).topk(2, -1).indices[..., None].expand(-1, -1, -1, 8)
@@ -154,19 +143,58 @@ def test_gated_attention_that_is_no_layer_is_told_with_where_it_was_lost(
     assert (found.layers, found.ungated) == ((), 0)
 
 
-@pytest.mark.parametrize(
-    ("model", "reason", "lost", "applied"),
-    [
-        (AddedByIndex, "softmax was followed; lost at select", "one =", "one *"),
-        (ChosenHeads, "softmax was followed; lost at gather", "gather", "gather"),
-    ],
-)
-def test_gates_that_make_no_layer_are_told_with_where_they_are_applied(
-    model: type[nn.Module], reason: str, lost: str, applied: str
-):
-    found = found_in(model())
-    miss = NearMiss(("model",), reason, line_of(model, lost), line_of(model, applied))
+def test_heads_that_are_taken_out_by_a_choice_are_told():
+    place = line_of(ChosenHeads, "gather")
+    found = found_in(ChosenHeads())
+    miss = NearMiss(("model",), "softmax was followed; lost at gather", place, place)
     assert (found.layers, found.near_misses, found.ungated) == ((), (miss,), 0)
+
+
+class VmappedHeads(Gated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Parameter(torch.randn(4, 8, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def head(attention: Tensor, gate: Tensor, out: Tensor) -> Tensor:
+            return (attention * gate[..., None]) @ out
+
+        heads = torch.vmap(head, (1, -1, 0))
+        return x + heads(self.attend(x), self.gates(x), self.out).sum(0)
+
+
+def test_heads_of_a_vmap_are_told():
+    assert [one.paths for one in found_in(VmappedHeads()).near_misses] == [("model",)]
+
+
+class GatedValues(Gated):
+    """The gate of a head is that of the token that is attended to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.attend.split(x)
+        gated = v * self.gates(x).transpose(1, 2)[..., None]
+        return x + self.proj(((q @ k.mT).softmax(-1) @ gated).transpose(1, 2).flatten(2))
+
+
+def test_gates_in_front_of_the_attention_are_told():
+    reason = "what looks like gates is multiplied with what softmax reads, not with its heads"
+    place = line_of(GatedValues, "gated =")
+    found = found_in(GatedValues())
+    assert found.near_misses == (NearMiss(("model",), reason, place, place),)
+    assert (found.layers, found.ungated) == ((), 0)
+
+
+class SplitOffChannelGates(Gated):
+    """Queries and gates of channels are made by one projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(32, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, gates = self.both(x).unflatten(-1, (4, 16)).tensor_split([8], dim=-1)
+        gated = self.attend(x).transpose(1, 2) * torch.sigmoid(gates)
+        return x + self.proj(gated.flatten(2))
 
 
 def test_layers_that_are_lost_in_the_same_way_are_told_once():
@@ -233,6 +261,7 @@ MASK = ModelInput("mask", (noise(2, 7) > 0).float(), {0: "batch", 1: "seq"})
     [
         (NoGates, tokens_in()),
         (ChannelGates, tokens_in()),
+        (SplitOffChannelGates, tokens_in()),
         (SqueezedGates, tokens_in()),
         (TokenMask, (*tokens_in(), MASK)),
         (Experts, tokens_in()),

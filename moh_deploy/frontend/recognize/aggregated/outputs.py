@@ -12,6 +12,7 @@ from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import backward, broadcast, is_view
 from moh_deploy.frontend.recognize.layer import MoHLayer
 
@@ -127,7 +128,7 @@ def _the_carrier(candidates: tuple[object, ...], carrying: set[Node]) -> Node:
 def _product(term: Operand, layer: MoHLayer) -> WeightedValues:
     found = contraction(term.node)
     if found is None or not found.summed or not is_complete(term, layer):
-        raise NotCoveredError(f"{term.node.target} between the attention and its gates")
+        raise NotCoveredError(f"{named(term.node)} between the attention and its gates")
     # weights [B, H, N, L] and values [B, H, N, L, D]: only the values have the head dimension.
     first, second = (
         Operand(node, resolve(layout))

@@ -15,6 +15,7 @@ from moh_deploy.frontend.fx.graph import argument, op, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import backward, is_view
 from moh_deploy.frontend.recognize.aggregated.peel import operand_and_known, value_over
 from moh_deploy.frontend.recognize.cores.softmax import HIDING_FILL
@@ -111,7 +112,7 @@ class JointScoreReader:
             return [self._undo_where(at, scores)]
         if name in ("cat", "stack"):
             return self._pieces(at)
-        raise NotCoveredError(f"{at.node.target} stands between the scores and their softmax")
+        raise NotCoveredError(f"{named(at.node)} stands between the scores and their softmax")
 
     def _part(self, at: _Place) -> ScorePart:
         found = contraction(at.node)
@@ -133,7 +134,7 @@ class JointScoreReader:
         source, value, position = found
         weight = -alpha if op(at.node) in ("sub", "subtract") else alpha
         if position == 1 and weight != 1:
-            raise NotCoveredError(f"{at.node.target} subtracts the scores")
+            raise NotCoveredError(f"{named(at.node)} subtracts the scores")
         # What is added is scaled by all scales that come behind it. A large negative number is a
         # mask, whatever else was added to the same scores.
         added = at.scale * weight * value
@@ -150,12 +151,12 @@ class JointScoreReader:
         source, value, position = found
         divides = op(at.node) not in ("mul", "multiply")
         if value.shape[2] != 1 or (divides and position == 1):
-            raise NotCoveredError(f"{at.node.target} scales the scores differently for each key")
+            raise NotCoveredError(f"{named(at.node)} scales the scores differently for each key")
         factor = 1 / value if divides else value
         # A negative factor would turn minus infinity into infinity, and the best key into the
         # worst.
         if not bool((factor > 0).all()):
-            raise NotCoveredError(f"{at.node.target} scales the scores by 0 or less")
+            raise NotCoveredError(f"{named(at.node)} scales the scores by 0 or less")
         return at.moved(source, at.layout, at.scale * factor)
 
     def _undo_where(self, at: _Place, scores: JointScores) -> _Place:
@@ -178,7 +179,7 @@ class JointScoreReader:
         value = value_over(fill, at.layout, self._groups(at), self._known)
         if value is None or not bool((value * at.scale <= HIDING_FILL).all()):
             raise NotCoveredError(
-                f"{at.node.target} fills masked scores with {fill},"
+                f"{named(at.node)} fills masked scores with {fill},"
                 " not with a large negative number"
             )
         at.of(scores.hidden).logical_or_(mask)
@@ -188,7 +189,7 @@ class JointScoreReader:
         operands = cast(tuple[Node, ...], at.node.args[0])
         dim = cast(int, argument(at.node, "dim", 0)) % rank(at.node)
         if leaves(at.layout[dim]) != leaves(at.columns):
-            raise NotCoveredError(f"{at.node.target} joins the scores of other heads or tokens")
+            raise NotCoveredError(f"{named(at.node)} joins the scores of other heads or tokens")
         # `cat` along the softmax's dimension: each operand has a range of its scores, and an axis
         # of its own for it. An operand of `stack` has one score, and no dimension for it.
         pieces, start, stacked = [], at.start, op(at.node) == "stack"

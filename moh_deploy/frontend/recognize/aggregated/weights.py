@@ -16,6 +16,7 @@ from moh_deploy.frontend.fx.graph import argument, example_shape, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues, arranged, one_axis_a_dim
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import casts, is_view
 from moh_deploy.frontend.recognize.aggregated.outputs import is_complete, terms_of
 from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, peel
@@ -128,7 +129,7 @@ class WeightReader:
         elements = elements_of(term.node, self._known)
         from_softmax = elements is not None and _before_casts(elements.source) is softmax
         if elements is None or not from_softmax or not is_complete(term, self._layer):
-            raise NotCoveredError(f"{term.node.target} changes the attention weights")
+            raise NotCoveredError(f"{named(term.node)} changes the attention weights")
         groups = (self._layer.batch, self._layer.heads, self._layer.tokens)
         index = arranged(elements.index, term.layout, (*groups, columns))  # [B, H, N, L]
         # A flat index of the softmax is (row in front, place in the softmax, row behind): `place`

@@ -13,6 +13,7 @@ from moh_deploy.frontend.fx.axes import Dim, Layout, leaves
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, tensor_inputs
 from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import backward, is_view, lacks, operand_layout
 from moh_deploy.frontend.recognize.cores.binary import is_binary, value_where
 from moh_deploy.frontend.recognize.cores.core import Factor, MaskTerm, Scores
@@ -83,7 +84,7 @@ class ScoreReader:
         """Undo one operation between the product and the softmax."""
         name = op(node)
         if is_view(node):
-            return backward(node, layout) or f"{node.target} reshapes the scores"
+            return backward(node, layout) or f"{named(node)} reshapes the scores"
         if name in ("add", "sub", "subtract"):
             return self._undo_add(node, layout)
         if name in ("mul", "multiply", "div", "divide", "true_divide"):
@@ -96,7 +97,7 @@ class ScoreReader:
         if name in ("cat", "stack"):
             return self._joined(node)
         return (
-            f"{node.target} stands between the scores and their softmax, which no MoH op computes"
+            f"{named(node)} stands between the scores and their softmax, which no MoH op computes"
         )
 
     def _joined(self, node: Node) -> str:
@@ -104,7 +105,7 @@ class ScoreReader:
         if len(products) > 1:
             return JOINT_SOFTMAX
         return (
-            f"{node.target} joins the scores with others that are no products with keys (a sink),"
+            f"{named(node)} joins the scores with others that are no products with keys (a sink),"
             " which no MoH op computes"
         )
 
@@ -116,7 +117,7 @@ class ScoreReader:
         alpha = self.number(argument(node, "alpha", 1)) or 1.0
         sign = -alpha if op(node) in ("sub", "subtract") else alpha
         if position == 1 and sign != 1:
-            return f"{node.target} subtracts the scores"
+            return f"{named(node)} subtracts the scores"
         if isinstance(other, Node) and is_tensor(other):
             aligned = operand_layout(other, layout)
             weight = sign * self._scale
@@ -132,13 +133,13 @@ class ScoreReader:
             return "the softmax is not over products of queries and keys"
         divides = op(node) not in ("mul", "multiply")
         if divides and position == 1:
-            return f"{node.target} divides by the scores"
+            return f"{named(node)} divides by the scores"
         number = self.number(other)
         if number is not None:
             self._scale *= 1 / number if divides else number
             return path, layout
         if not (isinstance(other, Node) and is_tensor(other)):
-            return f"{node.target} scales the scores by a size"
+            return f"{named(node)} scales the scores by a size"
         aligned = operand_layout(other, layout)
         factor = Operand(other, aligned)
         # What differs from key to key cannot move to the query: only a mask may do that.
@@ -155,7 +156,7 @@ class ScoreReader:
         """
         if divides or not is_binary(mask.node, self.constant):
             return (
-                f"{node.target} scales the scores differently for each key (if by a mask of 0 and"
+                f"{named(node)} scales the scores differently for each key (if by a mask of 0 and"
                 " 1, compute it as a bool and use masked_fill or torch.where)"
             )
         for position, term in enumerate(self._masks):
@@ -172,7 +173,7 @@ class ScoreReader:
                 self._masks[position] = MaskTerm(mask, "keep", fill)
                 return None
         return (
-            f"{node.target} makes masked scores 0, and no large negative number that hides them"
+            f"{named(node)} makes masked scores 0, and no large negative number that hides them"
             " is added (use masked_fill)"
         )
 
@@ -189,7 +190,7 @@ class ScoreReader:
         # Scores that are filled before they are scaled hide only if the scaled fill does.
         if fill is None or fill * self._scale > HIDING_FILL:
             return (
-                f"{node.target} fills masked scores with {fill}, not with a large negative number"
+                f"{named(node)} fills masked scores with {fill}, not with a large negative number"
             )
         operand = Operand(mask, operand_layout(mask, layout))
         self._masks.append(
