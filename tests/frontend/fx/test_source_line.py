@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx import Graph
 
-from moh_deploy.frontend.fx.source_line import source_line
+from moh_deploy.frontend.fx.source_line import named, source_line
 
 CALLER = 'File "/home/me/project/models/vit.py", line 12, in forward\n    x = self.attn(x)\n'
 OWN = 'File "/home/me/project/models/attention.py", line 88, in forward\n    w = w.flip(-1)\n'
@@ -31,3 +31,10 @@ def test_the_innermost_line_of_the_users_is_told_from_its_directory_on(
     node = Graph().call_function(torch.relu, ())
     node.meta["stack_trace"] = trace
     assert source_line(node) == line
+
+
+def test_an_operator_is_named_with_its_line_if_there_is_one():
+    node = Graph().call_function(torch.ops.aten.relu.default, ())
+    assert named(node) == "relu"
+    node.meta["stack_trace"] = OWN
+    assert named(node) == "relu (models/attention.py:88)"

@@ -244,7 +244,7 @@ OBSTACLES: dict[str, tuple[str, Model]] = {
         lambda q, k, v, g: ((y := attention(q, k, v)), merge(y * g[..., None])),
     ),
     "ungated_attention_is_used": (
-        "also used by 'exp'",
+        "also used by exp",
         lambda q, k, v, g: merge((y := attention(q, k, v)) * g[..., None]) + merge(y.exp()),
     ),
     "weights_are_an_output": (

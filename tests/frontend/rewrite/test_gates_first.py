@@ -127,7 +127,7 @@ KEPT: dict[str, tuple[str, Model]] = {
         lambda y, g: (torch.einsum("bshd,sdc->bshc", y, OF_TOKENS) * g[..., None]).sum(2),
     ),
     "projection_is_used_elsewhere": (
-        "also used by 'exp'",
+        "also used by exp",
         lambda y, g: ((wide := each(y)) * g[..., None]).sum(2) + wide.exp().sum(2),
     ),
 }

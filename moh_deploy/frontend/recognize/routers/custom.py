@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from moh_deploy.frontend.fx.graph import argument, example_shape, op, rank
+from moh_deploy.frontend.fx.source_line import named
+from moh_deploy.frontend.fx.views import through_views
 from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.ops.routers.custom import CUSTOM
@@ -19,5 +22,17 @@ def match(program: RouterProgram) -> Router:
         num_shared_heads=num_shared,
         top_k=None if selection is None else selection.top_k,
         selection=selection,
-        reason="the router is of no published form; it stays as ordinary operators",
+        reason=_reason(program),
     )
+
+
+def _reason(program: RouterProgram) -> str:
+    joined = through_views(program.gates)
+    # Along the heads, the dimension that is last, shared ones are joined with those of one router.
+    tokens = op(joined) == "cat" and argument(joined, "dim", 0) not in (-1, rank(joined) - 1)
+    if tokens and example_shape(joined)[-1] == program.num_heads:
+        return (
+            f"{named(joined)} joins the gates of several routers, and a MoHRouter is one for all"
+            " tokens; they stay as ordinary operators"
+        )
+    return "the router is of no published form; it stays as ordinary operators"

@@ -1,0 +1,51 @@
+"""The reason why a router of no known form stays."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.recognize import recognize
+from moh_deploy.frontend.rewrite import insert
+from tests import small_moh
+from tests.frontend.traced import traced
+from tests.zoo.model import noise
+
+X = ModelInput("x", noise(2, 5, 8), {0: "batch"})
+
+
+class RoutersOfParts(small_moh.SmallMoH):
+    """The first two tokens have a router of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def gates(self, x: Tensor) -> Tensor:
+        scores = (self.first(x[:, :2]), self.rest(x[:, 2:]))
+        parts = [score.softmax(-1) * (score > 0) for score in scores]
+        return torch.cat(parts, dim=1)
+
+
+class ReciprocalGates(small_moh.SmallMoH):
+    def gates(self, x: Tensor) -> Tensor:
+        return 1 / (1 + torch.cat([self.routed(x), self.shared(x)], dim=-1).exp().exp())
+
+
+def reason_of(model: nn.Module) -> str | None:
+    program = traced(model.eval(), (X,))
+    (rewrite,) = insert(program, recognize(program))
+    return rewrite.router.reason
+
+
+def test_routers_that_are_joined_are_told_with_the_line():
+    reason = reason_of(RoutersOfParts())
+    assert reason is not None
+    assert reason.startswith("cat (tests/small_moh.py:")
+    assert "joins the gates of several routers" in reason
+
+
+def test_any_other_router_is_of_no_published_form():
+    reason = reason_of(ReciprocalGates())
+    assert reason == "the router is of no published form; it stays as ordinary operators"
