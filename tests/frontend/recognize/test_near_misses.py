@@ -247,6 +247,16 @@ class Experts(NoGates):
         return x + sum(gates[..., i : i + 1] * each(x) for i, each in enumerate(self.experts))
 
 
+class ExpertsBehindTheSum(Experts):
+    """Experts of one projection read the sum of attention and what it read."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.merged(x)
+        value, which = self.route(x).softmax(-1).topk(1, -1)
+        gates = torch.zeros(*x.shape[:2], 2).scatter(-1, which, value)
+        return gates[..., :1] * self.proj(x) + gates[..., 1:] * self.proj(x.flip(-1))
+
+
 class PooledTokens(NoGates):
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj(self.merged(x))
@@ -265,6 +275,7 @@ MASK = ModelInput("mask", (noise(2, 7) > 0).float(), {0: "batch", 1: "seq"})
         (SqueezedGates, tokens_in()),
         (TokenMask, (*tokens_in(), MASK)),
         (Experts, tokens_in()),
+        (ExpertsBehindTheSum, tokens_in()),
         (PooledTokens, tokens_in()),
     ],
 )
