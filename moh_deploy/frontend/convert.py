@@ -15,6 +15,7 @@ from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.outputs import output_names
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
+from moh_deploy.frontend.limits import dim_ranges
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
@@ -29,7 +30,7 @@ from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
-from moh_deploy.frontend.trace import dim_ranges, trace
+from moh_deploy.frontend.trace import trace
 from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
 from moh_deploy.package import (

@@ -17,7 +17,7 @@ _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), 
 
 @contextlib.contextmanager
 def watch_specialisations() -> Iterator[dict[str, str]]:
-    """Yield a mapping of sizes that dimensions were fixed to, to the line of code that did it.
+    """Yield a mapping of what sizes became, `5` or `10 - s94`, to the line of code that did it.
 
     Torch does not tell. Its own bookkeeping is listened to where it has the form known here;
     elsewhere the mapping stays empty.
@@ -29,7 +29,7 @@ def watch_specialisations() -> Iterator[dict[str, str]]:
         return
 
     def listen(self: ShapeEnv, symbol: Any, target: Any, *rest: Any) -> Any:
-        if getattr(target, "is_Integer", False):
+        if not getattr(target, "is_Symbol", True):
             found.setdefault(str(target), _users_line() or "")
         return original(self, symbol, target, *rest)
 

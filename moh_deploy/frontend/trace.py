@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import sympy  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch.export import Dim, ExportedProgram
 
@@ -15,12 +17,11 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.bound_inputs import drop_bound_inputs
 from moh_deploy.frontend.inputs.examples import parsed_dims
+from moh_deploy.frontend.limits import dynamic_axes
 from moh_deploy.frontend.load.call import positional, taking_tensors
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.specialisation import watch_specialisations
-
-_SMALLEST_TRACED = 2
 
 # Smallest and largest size of a dimension; None where there is no limit.
 _Bounds = tuple[int | None, int | None]
@@ -46,42 +47,8 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
     call = model.call or positional([item.name for item in inputs])
     with taking_tensors(model.module, call) as names:
         program = _trace(model.module, inputs, names, bounds={})
-    _check_dynamic(program, inputs)
     _check_read(program, inputs, model.unknown)
     return program
-
-
-def dim_ranges(
-    program: ExportedProgram, inputs: Sequence[ModelInput]
-) -> dict[str, tuple[int, int | None]]:
-    """Return the smallest and largest size of each dimension whose sizes the trace limits.
-
-    A branch on a size that Python took while the model was traced limits it, as does a table of
-    positions.
-    """
-    ranges: dict[str, tuple[int, int | None]] = {}
-    for _, _, expr, size in _dynamic_axes(program, inputs):
-        symbol = getattr(getattr(size, "node", None), "expr", None)
-        if not expr.is_plain or symbol not in program.range_constraints:
-            continue
-        limits = program.range_constraints[symbol]
-        largest = int(limits.upper) if limits.upper.is_Integer else None
-        # Torch traces for sizes from 2 on; size 1 is tried on the original model.
-        smallest = int(limits.lower) if limits.lower > _SMALLEST_TRACED else 1
-        if smallest > 1 or largest is not None:
-            ranges[expr.name] = (smallest, largest)
-    return ranges
-
-
-def _dynamic_axes(
-    program: ExportedProgram, inputs: Sequence[ModelInput]
-) -> Iterator[tuple[ModelInput, int, DimExpr, int | torch.SymInt]]:
-    """The axes that were declared dynamic, and the sizes that they have in the program."""
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
-        shape = placeholders[name].meta["val"].shape
-        for axis, expr in parsed_dims(item).items():
-            yield item, axis, expr, shape[axis]
 
 
 def _copied(program: ExportedProgram) -> ExportedProgram:
@@ -113,8 +80,14 @@ def _trace(
     quiet = muted("torch._subclasses.fake_tensor", below=logging.CRITICAL)
     shapes = dynamic_shapes(names, inputs, bounds)
     try:
-        with torch.no_grad(), quiet, no_warnings(), watch_specialisations() as places:
-            return torch.export.export(
+        with (
+            torch.no_grad(),
+            quiet,
+            no_warnings(),
+            _related_sizes(module, inputs),
+            watch_specialisations() as places,
+        ):
+            program = torch.export.export(
                 module,
                 tuple(item.value for item in inputs),
                 dynamic_shapes=shapes,
@@ -123,8 +96,43 @@ def _trace(
     except Exception as error:  # torch raises many kinds, some of them private
         narrower = _suggested_bounds(str(error))
         if not narrower or narrower.items() <= bounds.items():
-            raise _explain(error, inputs, places) from error
+            raise _explain(error) from error
+    else:
+        _check_dynamic(program, inputs, places)
+        return program
     return _trace(module, inputs, names, {**bounds, **narrower})
+
+
+@contextlib.contextmanager
+def _related_sizes(module: torch.nn.Module, inputs: Sequence[ModelInput]) -> Iterator[None]:
+    """Tell torch while it traces which sizes are equal, or follow from one another.
+
+    `Dim.AUTO`, which takes what the model allows, gives each axis a size of its own.
+    """
+    places: dict[str, list[tuple[int, int, DimExpr]]] = {}
+    for index, item in enumerate(inputs):
+        for axis, expr in parsed_dims(item).items():
+            places.setdefault(expr.name, []).append((index, axis, expr))
+
+    cls = type(module)  # that of `taking_tensors`, which nobody else has
+    called = cls.__call__
+
+    def checked(self: torch.nn.Module, *tensors: torch.Tensor) -> object:
+        for axes in places.values():
+            plain = [(index, axis) for index, axis, expr in axes if expr.is_plain]
+            for index, axis, expr in axes if plain else ():
+                size = tensors[plain[0][0]].shape[plain[0][1]]
+                expected = expr.multiplier * size + expr.offset
+                torch._check(  # type: ignore[no-untyped-call]
+                    tensors[index].shape[axis] == expected
+                )
+        return called(self, *tensors)
+
+    cls.__call__ = checked
+    try:
+        yield
+    finally:
+        cls.__call__ = called
 
 
 def _suggested_bounds(text: str) -> dict[str, _Bounds]:
@@ -151,15 +159,22 @@ def dynamic_shapes(
         names: The parameters, as `taking_tensors` calls them.
         bounds: Smallest and largest size of some dimensions.
     """
-    known = {expr.name for item in inputs for expr in parsed_dims(item).values()}
-    ranges = {name: bounds.get(name, (None, None)) for name in sorted(known)}
-    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in ranges.items()}
-    axes = [{axis: _dim(expr, dims) for axis, expr in parsed_dims(item).items()} for item in inputs]
-    return dict(zip(names, axes, strict=True)) if dims else None
+    exprs = [parsed_dims(item) for item in inputs]
+    plain = {expr.name for axes in exprs for expr in axes.values() if expr.is_plain}
+    shapes = [
+        {axis: _dim(expr, plain, bounds) for axis, expr in parsed.items()} for parsed in exprs
+    ]
+    return dict(zip(names, shapes, strict=True)) if any(shapes) else None
 
 
-def _dim(expr: DimExpr, dims: Mapping[str, Dim]) -> object:
-    dim = dims[expr.name]
+def _dim(expr: DimExpr, plain: Collection[str], bounds: Mapping[str, _Bounds]) -> object:
+    """The size of an axis for torch: what the model allows, or a multiple of what no axis is."""
+    if expr.name in plain:
+        return Dim.AUTO
+    least, most = bounds.get(expr.name, (None, None))
+    # 4*t-3 is a size from t = 1 on.
+    smallest = max(least or 0, -(expr.offset // expr.multiplier))
+    dim = Dim(expr.name, min=smallest, max=most)
     scaled = dim if expr.multiplier == 1 else expr.multiplier * dim
     return scaled + expr.offset if expr.offset else scaled
 
@@ -178,37 +193,63 @@ def _check_read(
             )
 
 
-def _check_dynamic(program: ExportedProgram, inputs: Sequence[ModelInput]) -> None:
-    """Check that declared axes are still symbolic, and that no two names have become one."""
-    symbols: dict[str, str] = {}
-    for item, axis, expr, size in _dynamic_axes(program, inputs):
-        if isinstance(size, int):
-            raise ExportError(
-                f"dimension '{expr}' (axis {axis} of input '{item.name}') was declared dynamic,"
-                f" but the model fixes it to {size}."
-            )
-        if expr.is_plain:
-            symbols.setdefault(expr.name, str(size.node.expr))
-    first: dict[str, str] = {}
-    for name, symbol in symbols.items():
-        if first.setdefault(symbol, name) != name:
-            raise _must_be_equal(first[symbol], name)
-
-
-def _explain(
-    error: Exception, inputs: Sequence[ModelInput], places: Mapping[str, str]
-) -> ExportError:
-    text = str(error)
-    where = _location(text)
-    structured = _equal_or_multiple(text)
-    if structured is not None:
-        return structured
-    fixed = _fixed_dimensions(text, inputs, places)
+def _check_dynamic(
+    program: ExportedProgram, inputs: Sequence[ModelInput], places: Mapping[str, str]
+) -> None:
+    """Check that declared axes are still symbolic, and that each name has a size of its own."""
+    fixed: list[str] = []
+    related: dict[str, sympy.Expr] = {}
+    symbols: dict[str, sympy.Expr] = {}
+    for item, axis, expr, size in dynamic_axes(program, inputs):
+        if size.is_Integer:
+            at = f", at {places[str(size)]}" if places.get(str(size)) else ""
+            fixed.append(f"dimension '{expr}' (axis {axis} of input '{item.name}') to {size}{at}")
+        elif expr.is_plain:
+            own = symbols if size.is_Symbol else related
+            own.setdefault(expr.name, size)
     if fixed:
-        return ExportError(
-            f"the model fixes {' and '.join(fixed)}{where}.",
+        raise ExportError(
+            f"the model fixes {' and '.join(fixed)}.",
             hint="Leave the axis out of --dynamic, or make the model independent of its size.",
         )
+    first: dict[sympy.Expr, str] = {}
+    for name, symbol in symbols.items():
+        if first.setdefault(symbol, name) != name:
+            raise ExportError(
+                f"dimensions '{first[symbol]}' and '{name}' were declared separately, but the model"
+                " needs them to be equal.",
+                hint=f"Give both the name '{name}'.",
+            )
+    for name, form in related.items():
+        raise _follows(name, form, first, places.get(str(form)))
+
+
+def _follows(
+    name: str, form: sympy.Expr, names: Mapping[sympy.Expr, str], place: str | None
+) -> ExportError:
+    """The error for a size that follows from others, or from a whole number: 10 - future, 8*n."""
+    text = str(form.xreplace({s: sympy.Symbol(names.get(s, name)) for s in form.free_symbols}))
+    at = f", at {place}" if place else ""
+    others = [names[symbol] for symbol in form.free_symbols if symbol in names]
+    if others:
+        return ExportError(
+            f"dimension '{name}' must be {text}{at}: PyTorch makes a constant of a size that"
+            " follows from both while it traces the model.",
+            hint=f"Leave the axes of '{name}' and '{', '.join(others)}' out of --dynamic, or make"
+            " the model independent of that size.",
+        )
+    return _is_of_form(name, text.replace(" ", ""), at)
+
+
+def _is_of_form(name: str, form: str, at: str = "") -> ExportError:
+    return ExportError(
+        f"dimension '{name}' must be {form} for some whole number{at}.",
+        hint=f"Write '{form}' where its axes are declared with '{name}'.",
+    )
+
+
+def _explain(error: Exception) -> ExportError:
+    text = str(error)
     if isinstance(error, TypeError) and "argument" in text:
         return ExportError(f"the model does not accept these inputs: {text.splitlines()[0]}")
     unknown = re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", text)
@@ -218,34 +259,14 @@ def _explain(
             hint="Return a tensor, tuple, list, dict or dataclass; or let the model's code register"
             f" it: torch.utils._pytree.register_pytree_node({unknown[1]}, ...).",
         )
+    advice = text.partition("Suggested fixes:")[2]
+    form = re.search(r"^\s*(\w+) = ([^=\n(]*_\1\b[^=\n]*)$", advice, re.MULTILINE)
+    if form:  # of a dimension that no axis has alone: t = 2*_t
+        return _is_of_form(form[1], form[2].replace("_", "").replace(" ", ""))
     return ExportError(
-        f"torch.export cannot trace the model: {headline(error)}{where}.",
+        f"torch.export cannot trace the model: {headline(error)}{_location(text)}.",
         hint="The model must run as one graph: no Python branches on tensor values, no .item(), no"
         " sizes that hang on values, as x[mask] has one.",
-    )
-
-
-def _equal_or_multiple(text: str) -> ExportError | None:
-    """Read torch's advice that two dimensions are one, or that one is a multiple."""
-    _, _, advice = text.partition("Suggested fixes:")
-    multiple = re.search(r"^\s*(\w+) = (\d+)\*_\1\s*$", advice, re.MULTILINE)
-    if multiple:
-        name, factor = multiple.groups()
-        return ExportError(
-            f"dimension '{name}' must be a multiple of {factor}: the model divides it.",
-            hint=f"Declare the axis as {factor}*{name}; its example {2 * int(factor)} or more.",
-        )
-    equal = re.search(r"^\s*(\w+) = ([A-Za-z]\w*)\s*$", advice, re.MULTILINE)
-    if equal:
-        return _must_be_equal(*equal.groups())
-    return None
-
-
-def _must_be_equal(first: str, second: str) -> ExportError:
-    return ExportError(
-        f"dimensions '{first}' and '{second}' were declared separately, but the model needs them"
-        " to be equal.",
-        hint=f"Give both the name '{first}'.",
     )
 
 
@@ -254,37 +275,6 @@ def headline(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     return f"{type(error).__name__}: {first}"[:400].rstrip(".")
-
-
-def _fixed_dimensions(
-    text: str, inputs: Sequence[ModelInput], places: Mapping[str, str]
-) -> list[str]:
-    """The dimensions that torch says were specialised, and to what."""
-    exprs = {
-        expr.name: (item.name, axis)
-        for item in inputs
-        for axis, expr in parsed_dims(item).items()
-        if expr.is_plain
-    }
-    found: list[str] = []
-    for name, (input_name, axis) in exprs.items():
-        sizes = re.findall(
-            rf"\b{re.escape(name)} = (\d+)\b"
-            rf"|marked {re.escape(name)} as dynamic[^.]*?\bconstant \((\d+)\)"
-            rf"|\bfor {re.escape(name)} = [^\n]*specialized[^\n]*?(\d+)",
-            text,
-        )
-        sizes = ["".join(groups) for groups in sizes]
-        if sizes:
-            at = f", at {places[sizes[0]]}" if places.get(sizes[0]) else ""
-            found.append(
-                f"dimension '{name}' (axis {axis} of input '{input_name}') to {sizes[0]}{at}"
-            )
-        elif re.search(rf"\b{re.escape(name)}\b", text) and "Constraints violated" in text:
-            rule = re.search(rf"[^\n]*\b{re.escape(name)}\b[^\n]*", text)
-            reason = "" if rule is None else f" ({rule.group(0).strip(' -*')[:200]})"
-            found.append(f"dimension '{name}' (axis {axis} of input '{input_name}'){reason}")
-    return found
 
 
 def _location(text: str) -> str:

@@ -148,12 +148,48 @@ def test_fixed_dimension_is_named(function, dimension: str, size: int):
     assert str(size) in caught.value.message.partition(message)[2]
 
 
-def test_letters_of_other_words_are_no_fixed_dimension():
-    """Torch's sentence about `batch` has an n and a number in it."""
-    inputs = [x({0: "batch", 1: "n"})]
-    with pytest.raises(ExportError, match="fixes dimension 'batch'") as caught:
-        trace(loaded(Model(lambda m, x: torch.cat(torch.cat([x, x]).split(x.shape[0]), 1))), inputs)
-    assert "'n'" not in caught.value.message
+def test_number_of_pieces_fixes_no_size():
+    """Torch once advised to fix the size; what it asserts is that there are two pieces."""
+
+    def split(m, x):
+        return torch.cat(torch.cat([x, x]).split(x.shape[0]), 1)
+
+    assert_takes_another_size(split, x({0: "batch", 1: "n"}), 3, 7, 4)
+
+
+def test_strided_convolution_beside_a_strided_mask_takes_any_size():
+    """Torch advises sizes of 4*n-1, which are those whose guards it can write down."""
+
+    class Subsampled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv1d(4, 4, 3, 2), nn.Conv1d(4, 4, 3, 2))
+
+        def forward(self, x, y):
+            return self.layers(x).masked_fill(y[:, :, :-2:2][:, :, :-2:2] > 0, 0.0)
+
+    model = Subsampled().eval()
+    inputs = [x({2: "n"}, 2, 4, 39), x({2: "n"}, 2, 1, 39, name="y")]
+    program = trace(loaded(model), inputs).module()
+    for n in (40, 41, 50, 11):
+        given = torch.randn(2, 4, n), torch.randn(2, 1, n)
+        torch.testing.assert_close(program(*given), model(*given))
+
+
+def test_offset_below_zero_is_traced():
+    model = Model(lambda m, x: x[:, ::4] * 2)
+    program = trace(loaded(model), [x({1: "4*t-3"}, 2, 9, 4)])
+    assert program.module()(torch.ones(2, 13, 4)).shape == (2, 4, 4)
+
+
+def test_sum_of_two_dimensions_that_is_fixed_is_told_with_its_place():
+    model = Model(lambda m, x, y: torch.cat([x, y], 1) + torch.ones(9, 4))
+    inputs = [x({1: "past"}), x({1: "future"}, 2, 4, 4, name="y")]
+    told = (
+        r"'(past|future)' must be 9 - (past|future), at .*test_trace\.py:\d+ in <lambda>: PyTorch"
+    )
+    with pytest.raises(ExportError, match=told):
+        trace(loaded(model), inputs)
 
 
 def test_python_branch_on_a_range_of_sizes_narrows_the_range():
@@ -219,9 +255,9 @@ def test_line_of_code_that_fixes_a_dimension_is_named():
 
 def test_dimension_that_must_be_a_multiple_is_told_so():
     advice = RuntimeError("Constraints violated (h)!\nSuggested fixes:\n  h = 8*_h\n")
-    error = _explain(advice, [], {})
-    assert "'h' must be a multiple of 8" in error.message
-    assert "8*h" in str(error.hint)
+    error = _explain(advice)
+    assert "'h' must be 8*h for some whole number" in error.message
+    assert "'8*h'" in str(error.hint)
 
 
 # What a model is called with, and what it returns.

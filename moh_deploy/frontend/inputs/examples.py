@@ -181,8 +181,10 @@ def resize_inputs(inputs: Sequence[ModelInput], sizes: Mapping[str, int]) -> tup
     """Return the same inputs at other dimension sizes.
 
     Each dynamic axis is cropped, or extended by starting again at its first entry, so that the
-    values stay those of the example: ids stay legal, masks stay masks. Dimensions that `sizes`
-    leaves out keep their size.
+    values stay those of the example: ids stay legal, masks stay masks. Numbers that are not whole
+    become smaller where they are repeated, by up to a quarter: where a model ranks tokens, equal
+    ones are a tie, which each runtime breaks in its own way. Dimensions that `sizes` leaves out
+    keep their size.
 
     Args:
         sizes: Dimension name to its new size.
@@ -207,8 +209,19 @@ def _resized(item: ModelInput, sizes: Mapping[str, int]) -> ModelInput:
                 f"axis {axis} of input '{item.name}' ('{expr}') would have size {size} with"
                 f" {expr.name}={sizes[expr.name]}; a size must be at least 1."
             )
-        value = value.index_select(axis, torch.arange(size) % value.shape[axis])
+        value = _extended(value, axis, size)
     return replace(item, value=value)
+
+
+def _extended(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    known = value.shape[axis]
+    repeated = value.index_select(axis, torch.arange(size) % known)
+    if size <= known or not value.is_floating_point():
+        return repeated
+    generator = torch.Generator().manual_seed(axis)
+    factors = 1 - torch.rand(repeated.shape, generator=generator) / 4
+    factors.narrow(axis, 0, known).fill_(1)
+    return torch.where(repeated == repeated.round(), repeated, repeated * factors.to(value.dtype))
 
 
 def _described_by(

@@ -200,6 +200,20 @@ def test_resizing_repeats_or_crops_the_example() -> None:
     assert longer.dims == ids.dims
 
 
+def test_resizing_repeats_no_token_exactly_but_codes() -> None:
+    """Where heads choose tokens, equal tokens are a tie that each runtime breaks in its own way."""
+    tokens = ModelInput("x", torch.randn(2, 3, 4), {0: "batch", 1: "seq"})
+    mask = ModelInput(
+        "mask", torch.tensor([[0.0, -torch.inf, torch.finfo(torch.float32).min]]), {1: "seq"}
+    )
+    bigger, longer = resize_inputs([tokens, mask], {"batch": 4, "seq": 7})
+    torch.testing.assert_close(bigger.value[:2, :3], tokens.value, rtol=0, atol=0)
+    assert len(bigger.value.flatten().unique()) == bigger.value.numel()
+    assert ((bigger.value[2:, :3] / tokens.value) >= 0.75).all()
+    assert ((bigger.value[2:, :3] / tokens.value) <= 1).all()
+    torch.testing.assert_close(longer.value, mask.value[:, [0, 1, 2, 0, 1, 2, 0]], rtol=0, atol=0)
+
+
 def test_resizing_follows_derived_dimensions_and_leaves_others_alone() -> None:
     inputs = [
         ModelInput("past", torch.ones(2, 4, 8), {0: "batch", 1: "past"}),

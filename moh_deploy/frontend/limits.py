@@ -1,0 +1,183 @@
+"""For which sizes of its dynamic dimensions a traced program is good.
+
+While Python runs, it branches on sizes: `if x.shape[1] > 64`, a table of 512 positions, `n % 8`.
+The program has the branch that the example's sizes took, and with it what torch noted: a range of
+each size, and assertions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import sympy  # type: ignore[import-untyped, unused-ignore]
+import torch
+from torch.export import ExportedProgram
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
+from moh_deploy.frontend.load.model import ModelInput
+
+_SMALLEST_TRACED = 2
+_WINDOW = 16
+_LONGEST_PERIOD = 128
+
+Ranges = dict[str, tuple[int, int | None]]
+
+
+def dynamic_axes(
+    program: ExportedProgram, inputs: Sequence[ModelInput]
+) -> Iterator[tuple[ModelInput, int, DimExpr, sympy.Expr]]:
+    """Yield the axes that were declared dynamic, and the sizes that they have in the program: where
+    it fixes one, a number.
+    """
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for item, name in zip(inputs, program.graph_signature.user_inputs, strict=True):
+        shape = placeholders[name].meta["val"].shape
+        for axis, expr in parsed_dims(item).items():
+            yield item, axis, expr, _size(shape[axis], program)
+
+
+def _size(size: int | torch.SymInt, program: ExportedProgram) -> sympy.Expr:
+    if isinstance(size, int):
+        return sympy.Integer(size)
+    limits = program.range_constraints.get(size.node.expr)
+    return limits.lower if limits is not None and limits.lower == limits.upper else size.node.expr
+
+
+def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges:
+    """Return the smallest and largest size of each dimension whose sizes the trace limits.
+
+    Raises:
+        ExportError: The trace is good for some sizes between others: the multiples of 8, or what is
+            none.
+    """
+    symbols = _symbols(program, inputs)
+    ranges: Ranges = {}
+    for name, symbol in symbols.items():
+        limits = program.range_constraints.get(symbol)
+        if limits is not None:
+            largest = int(limits.upper) if limits.upper.is_Integer else None
+            # Torch traces for sizes from 2 on; size 1 is tried on the original model.
+            _narrow(ranges, name, int(limits.lower), largest)
+    sizes = example_sizes(inputs)
+    for assertion in _assertions(program, frozenset(symbols.values())):
+        for name, symbol in symbols.items():
+            if symbol in assertion.free_symbols:
+                others = {one: sizes[n] for n, one in symbols.items() if one != symbol}
+                looked = _looked_at(assertion.xreplace(others), symbol, sizes[name])
+                if looked is not None:
+                    _limit(ranges, name, looked)
+    return ranges
+
+
+def _symbols(program: ExportedProgram, inputs: Sequence[ModelInput]) -> dict[str, sympy.Symbol]:
+    """The symbol that stands for each dimension."""
+    symbols: dict[str, sympy.Symbol] = {}
+    for _, _, expr, size in dynamic_axes(program, inputs):
+        symbol = (size - expr.offset) / expr.multiplier
+        if symbol.is_Symbol:
+            symbols.setdefault(expr.name, symbol)
+    return symbols
+
+
+def _assertions(
+    program: ExportedProgram, symbols: frozenset[sympy.Symbol]
+) -> Iterator[sympy.Basic]:
+    """Yield what the program asserts of the sizes of its inputs alone."""
+    seen: set[sympy.Basic] = set()
+    for node in program.graph.nodes:
+        if node.target is not torch.ops.aten._assert_scalar.default:
+            continue
+        condition = getattr(node.args[0], "meta", {}).get("val")
+        expr = getattr(getattr(condition, "node", None), "expr", None)
+        if expr is not None and expr.free_symbols <= symbols and expr not in seen:
+            seen.add(expr)
+            yield expr
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Sizes at which an assertion was tried; it holds at that of the example."""
+
+    example: int
+    sizes: tuple[int, ...]
+    holds: frozenset[int]
+
+    def around(self) -> tuple[int, int]:
+        """The sizes around the example between which it holds."""
+        index = self.sizes.index(self.example)
+        below = takewhile(self.holds.__contains__, reversed(self.sizes[: index + 1]))
+        above = takewhile(self.holds.__contains__, self.sizes[index:])
+        return min(below), max(above)
+
+
+def _looked_at(assertion: sympy.Basic, symbol: sympy.Symbol, example: int) -> _Looked | None:
+    """Try sizes; None where the assertion is of no use, as it fails at the example."""
+    numbers = [int(one) for one in assertion.atoms(sympy.Integer) if one < _LONGEST_PERIOD]
+    window = 3 * max([_WINDOW, *numbers])  # in which what recurs after so many sizes is seen
+    near = range(max(1, example - window), example + window + 1)
+    sizes = sorted({*range(1, window), *near})
+    holds = frozenset(size for size in sizes if _holds(assertion, symbol, size))
+    return _Looked(example, tuple(sizes), holds) if example in holds else None
+
+
+def _holds(assertion: sympy.Basic, symbol: sympy.Symbol, size: int) -> bool:
+    try:
+        return bool(assertion.xreplace({symbol: sympy.Integer(size)}))
+    except (TypeError, ValueError, ZeroDivisionError, ArithmeticError):
+        return True  # not known
+
+
+def _limit(ranges: Ranges, name: str, looked: _Looked) -> None:
+    """Narrow a range to where an assertion holds.
+
+    Raises:
+        ExportError: It fails at a larger size, and holds again above that.
+    """
+    least, most = looked.around()
+    if most < max(looked.holds):
+        raise _here_and_there(name, looked)
+    _narrow(ranges, name, least, None if most == looked.sizes[-1] else most)
+
+
+def _narrow(ranges: Ranges, name: str, least: int, most: int | None) -> None:
+    known_least, known_most = ranges.get(name, (1, None))
+    # Size 1 is tried on the original model.
+    smallest = max(known_least, least if least > _SMALLEST_TRACED else 1)
+    largest = min((size for size in (known_most, most) if size is not None), default=None)
+    if smallest > 1 or largest is not None:
+        ranges[name] = (smallest, largest)
+
+
+def _here_and_there(name: str, looked: _Looked) -> ExportError:
+    sizes = [size for size in looked.sizes if size >= looked.example]
+    for period in range(2, len(sizes) // 2):
+        holds = {size % period for size in sizes if size in looked.holds}
+        fails = {size % period for size in sizes if size not in looked.holds}
+        if not holds & fails:
+            break
+    else:
+        first = min(size for size in sizes if size not in looked.holds)
+        return ExportError(
+            f"the model takes another way at some sizes of dimension '{name}', such as {first}.",
+            hint="Leave the axis out of --dynamic, or make the model take one way for all sizes.",
+        )
+    if len(holds) == 1:
+        rest = holds.pop()
+        form = DimExpr(name, period, rest - period if 2 * rest > period else rest)
+        return ExportError(
+            f"dimension '{name}' must be {form}: a multiple of {period}"
+            + (f" {form.offset:+d}" if form.offset else "")
+            + ", for the model divides it.",
+            hint=f"Declare the axis as {form}; its example {form.evaluate({name: 2})} or more.",
+        )
+    return ExportError(
+        f"the model takes another way where dimension '{name}' is"
+        f" {' or '.join(str(DimExpr(name, period, rest)) for rest in sorted(fails))}.",
+        hint="Make it take one way for all sizes: F.pad(x, (0, -n % 8)) pads by 0, too, and needs"
+        " no `if n % 8`. Or declare the sizes of one way, with an example of that size:"
+        f" {DimExpr(name, period, min(fails))}.",
+    )

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moh_deploy.errors import ExportError
+from moh_deploy.frontend.limits import dim_ranges
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.trace import trace
+from tests.frontend.test_trace import Model
+from tests.frontend.traced import loaded
+
+
+def ranges_of(function, size: int, dim: str = "n") -> dict[str, tuple[int, int | None]]:
+    inputs = [ModelInput("x", torch.randn(2, size, 4), {1: dim})]
+    return dim_ranges(trace(loaded(Model(function)), inputs), inputs)
+
+
+def in_windows(m: nn.Module, x: Tensor) -> Tensor:
+    return x.unflatten(1, (x.shape[1] // 8, 8)).sum(2)
+
+
+def padded(m: nn.Module, x: Tensor) -> Tensor:
+    return in_windows(m, F.pad(x, (0, 0, 0, -x.shape[1] % 8)))
+
+
+def padded_by_a_branch(m: nn.Module, x: Tensor) -> Tensor:
+    if x.shape[1] % 8:
+        x = F.pad(x, (0, 0, 0, 8 - x.shape[1] % 8))
+    return in_windows(m, x)
+
+
+def test_sizes_are_not_limited_where_nothing_limits_them():
+    assert ranges_of(lambda m, x: m.linear(x), 5) == {}
+
+
+def test_table_of_positions_limits_a_dimension():
+    assert ranges_of(lambda m, x: x + m.positions[: x.shape[1]], 5) == {"n": (1, 64)}
+
+
+def test_table_of_positions_limits_a_dimension_that_no_axis_has_alone():
+    def function(m, x):
+        return x + m.positions[: x.shape[1]]
+
+    assert ranges_of(function, 10, "2*n") == {"n": (1, 32)}
+
+
+def test_branch_on_a_range_limits_a_dimension():
+    assert ranges_of(lambda m, x: x if x.shape[1] > 4 else x * 2, 6) == {"n": (5, None)}
+
+
+def test_assertion_on_a_size_that_follows_limits_a_dimension():
+    """Two windows or more: of one window, torch would make a constant."""
+
+    def function(m, x):
+        return x * 2 if x.shape[1] // 3 > 4 else x
+
+    assert ranges_of(function, 30) == {"n": (15, None)}
+    assert ranges_of(function, 6) == {"n": (1, 14)}
+
+
+def test_padding_to_a_multiple_takes_sizes_between():
+    (least, most) = ranges_of(padded, 13)["n"]
+    assert (least, most) == (9, None)
+    inputs = [ModelInput("x", torch.randn(2, 13, 4), {1: "n"})]
+    program = trace(loaded(Model(padded)), inputs).module()
+    for n in (9, 16, 17, 24):
+        given = torch.randn(2, n, 4)
+        torch.testing.assert_close(program(given), padded(nn.Identity(), given))
+
+
+def test_dimension_that_must_be_a_multiple_is_told_how_to_declare_it():
+    with pytest.raises(ExportError, match=r"'n' must be 8\*n: a multiple of 8") as caught:
+        ranges_of(in_windows, 16)
+    assert caught.value.hint == "Declare the axis as 8*n; its example 16 or more."
+    assert ranges_of(in_windows, 16, "8*n") == {}
+
+
+def test_branch_on_a_remainder_is_refused():
+    with pytest.raises(ExportError, match=r"another way where dimension 'n' is 8\*n\.") as caught:
+        ranges_of(padded_by_a_branch, 13)
+    assert "F.pad(x, (0, -n % 8))" in str(caught.value.hint)
+    with pytest.raises(ExportError, match=r"'n' must be 8\*n"):
+        ranges_of(padded_by_a_branch, 16)
+    assert ranges_of(padded_by_a_branch, 16, "8*n") == {}
+    assert ranges_of(padded_by_a_branch, 13, "8*n-3") == {}
+
+
+def test_branch_on_a_long_remainder_is_refused():
+    def function(m, x):
+        return x * 3 if x.shape[1] % 100 else x * 2
+
+    with pytest.raises(ExportError, match=r"another way where dimension 'n' is 100\*n\."):
+        ranges_of(function, 30)
+
+
+def test_sizes_that_are_one_by_one_too_small_make_one_limit():
+    def function(m, x):
+        return x * 3 if x.shape[1] // 2 * 2 > 7 or x.shape[1] == 3 else x * 2
+
+    assert ranges_of(function, 30) == {"n": (8, None)}
