@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -15,7 +15,7 @@ from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.outputs import output_names
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
-from moh_deploy.frontend.limits import dim_ranges
+from moh_deploy.frontend.limits import dim_ranges, joined_dims
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
@@ -24,7 +24,7 @@ from moh_deploy.frontend.normalize.plain_attention import prepare_plain_attentio
 from moh_deploy.frontend.prove.original import OriginalRun, one_thread_if_small, run_example
 from moh_deploy.frontend.prove.record import LayerDifference, LayerRecord, Recording
 from moh_deploy.frontend.prove.recorded_run import input_text, recorded_vectors, try_to_record
-from moh_deploy.frontend.prove.size_runs import record_sizes
+from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes
 from moh_deploy.frontend.recognize import survey
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
@@ -106,6 +106,7 @@ def convert(
         refuse_flex_attention(program)
         _check_stateless(program)
         ranges = dim_ranges(program, inputs)
+        joined = joined_dims(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         found = survey(program)
@@ -124,6 +125,7 @@ def convert(
                 program, rewrites, swaps, run, outputs, measure_rounding=run is example
             ),
             thorough=thorough,
+            may_be_empty=[name for name in joined if ranges.get(name, (1, None))[0] == 1],
         )
         rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
         agreeing, kept = _told_apart(swaps, sizes.recordings)
@@ -149,7 +151,7 @@ def convert(
         ),
         total_flops=flops,
         precision=_precision(program, example.outputs),
-        dim_ranges=_from_two_on(ranges, sizes.too_small),
+        dim_ranges=_with_smallest(ranges, sizes),
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,
     )
@@ -230,14 +232,18 @@ def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str
     return dtype_name(coarsest)
 
 
-def _from_two_on(
-    ranges: Mapping[str, tuple[int, int | None]], too_small: Iterable[str]
+def _with_smallest(
+    ranges: Mapping[str, tuple[int, int | None]], sizes: SizeRuns
 ) -> dict[str, tuple[int, int | None]]:
-    """The ranges of dimensions, without size 1 of those that the trace does not take at it."""
+    """The ranges of dimensions, from the smallest size at which the trace was found to be good."""
     limited = dict(ranges)
-    for name in too_small:
+    for name in sizes.too_small:
         smallest, largest = ranges.get(name, (1, None))
         limited[name] = (max(smallest, 2), largest)
+    for name, recorded in sizes.empty.items():
+        _, largest = limited.pop(name, (1, None))
+        if not recorded or largest is not None:
+            limited[name] = (0 if recorded else 1, largest)
     return limited
 
 

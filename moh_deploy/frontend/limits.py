@@ -73,6 +73,23 @@ def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges
     return ranges
 
 
+def joined_dims(program: ExportedProgram, inputs: Sequence[ModelInput]) -> list[str]:
+    """Return the dimensions that something is added to, as tokens are to a cache: such a one may be
+    empty, and there still is something to compute.
+    """
+    sums = {
+        expr
+        for node in program.graph.nodes
+        for size in getattr(node.meta.get("val"), "shape", ())
+        if not isinstance(size, int) and (expr := size.node.expr).is_Add
+    }
+    return [
+        name
+        for name, symbol in _symbols(program, inputs).items()
+        if any(symbol in one.args and (one - symbol).is_positive for one in sums)
+    ]
+
+
 def _symbols(program: ExportedProgram, inputs: Sequence[ModelInput]) -> dict[str, sympy.Symbol]:
     """The symbol that stands for each dimension."""
     symbols: dict[str, sympy.Symbol] = {}
@@ -169,9 +186,8 @@ def _here_and_there(name: str, looked: _Looked) -> ExportError:
         rest = holds.pop()
         form = DimExpr(name, period, rest - period if 2 * rest > period else rest)
         return ExportError(
-            f"dimension '{name}' must be {form}: a multiple of {period}"
-            + (f" {form.offset:+d}" if form.offset else "")
-            + ", for the model divides it.",
+            f"dimension '{name}' must be {form}: the model takes another way, or fails, at other"
+            " sizes.",
             hint=f"Declare the axis as {form}; its example {form.evaluate({name: 2})} or more.",
         )
     return ExportError(

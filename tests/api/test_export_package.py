@@ -266,7 +266,10 @@ class BranchesOnASize(nn.Module):
         return x.softmax(1) if self.branch(x.shape[1]) else x * 2
 
 
-BRANCHED = r"fixes dimension 'seq'|differs from the original|does not run where the original"
+BRANCHED = (
+    r"fixes dimension 'seq'|must be 2\*seq\+1|differs from the original"
+    r"|does not run where the original"
+)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +310,33 @@ def test_size_one_that_the_trace_does_not_take_is_left_out_of_the_range(tmp_path
     manifest = OnnxPackage.open(tmp_path / "package").manifest
     assert manifest.dim_ranges == {"h": (2, None), "w": (2, None)}
     assert manifest.proof.sizes[-1] == {"batch": 1, "h": 4, "w": 3}
+
+
+class StepWithPositions(nn.Module):
+    """A step of a decoder with a cache and a table of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.keys = nn.Parameter(torch.randn(16, 4)), nn.Linear(4, 4)
+
+    def forward(self, x, past):
+        start = past.shape[1]
+        x = x + self.positions[start : start + x.shape[1]]
+        keys = torch.cat([past, self.keys(x)], 1)
+        return (x @ keys.transpose(1, 2)).softmax(-1) @ keys, keys
+
+
+def test_cache_may_be_empty(tmp_path: Path):
+    """As at the first step: the original takes it, and the package was proven on it."""
+    model, arrays = seeded(StepWithPositions)(), {"x": noise(2, 3, 4), "past": noise(2, 5, 4)}
+    arrays = {name: to_numpy(value) for name, value in arrays.items()}
+    dynamic = ("x:0=batch,1=seq", "past:0=batch,1=past")
+    export(model, tmp_path / "package", inputs=arrays, dynamic=dynamic)
+    manifest = OnnxPackage.open(tmp_path / "package").manifest
+    assert {"batch": 2, "seq": 3, "past": 0} in manifest.proof.sizes
+    assert manifest.dim_ranges["past"][0] == 0
+    empty = [ModelInput("x", noise(2, 4, 4)), ModelInput("past", torch.zeros(2, 0, 4))]
+    assert_package_equals(tmp_path / "package", model, empty)
 
 
 # Names.

@@ -190,7 +190,7 @@ def resize_inputs(inputs: Sequence[ModelInput], sizes: Mapping[str, int]) -> tup
         sizes: Dimension name to its new size.
 
     Raises:
-        ConfigError: A name is no dimension of the inputs, or an axis would become smaller than 1.
+        ConfigError: A name is no dimension of the inputs, or an axis would become smaller than 0.
     """
     known = example_sizes(inputs)
     for name in sizes.keys() - known.keys():
@@ -204,10 +204,10 @@ def _resized(item: ModelInput, sizes: Mapping[str, int]) -> ModelInput:
     value = item.value
     for axis, expr in parsed_dims(item).items():
         size = expr.evaluate(sizes)
-        if size < 1:
+        if size < 0:
             raise ConfigError(
                 f"axis {axis} of input '{item.name}' ('{expr}') would have size {size} with"
-                f" {expr.name}={sizes[expr.name]}; a size must be at least 1."
+                f" {expr.name}={sizes[expr.name]}; a size must be at least 0."
             )
         value = _extended(value, axis, size)
     return replace(item, value=value)

@@ -7,7 +7,7 @@ an image of one patch. Such a size is no failure; it is below what the trace is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -28,11 +28,13 @@ class SizeRuns:
 
     Attributes:
         too_small: Dimensions that the model takes at size 1 and the trace does not.
+        empty: Whether dimensions that may be empty, as a cache may, were recorded at size 0.
     """
 
     runs: list[OriginalRun]
     recordings: list[Recording]
     too_small: frozenset[str]
+    empty: dict[str, bool]
 
 
 def record_sizes(
@@ -42,11 +44,13 @@ def record_sizes(
     take: Take,
     *,
     thorough: bool,
+    may_be_empty: Collection[str] = (),
 ) -> SizeRuns:
     """Run the original model and the traced program at the example's sizes and at others.
 
     Args:
         thorough: As in `other_runs`.
+        may_be_empty: Dimensions to try at size 0.
 
     Raises:
         ExportError: The traced program does not run at a size above 1 where the original does.
@@ -63,9 +67,13 @@ def record_sizes(
             if not thorough or len(recorder.runs) == 1:
                 for changed in changed_runs(inputs, run, example.sizes):
                     recorder.add(OriginalRun(*changed))
-            return SizeRuns(recorder.runs, recorder.recordings, too_small)
+            break
         recorder.append(one, taken)
-    return SizeRuns(recorder.runs, recorder.recordings, frozenset())
+    else:
+        too_small = frozenset()
+    tried = {name: recorder.add_empty(name) for name in may_be_empty if name not in too_small}
+    empty = {name: found for name, found in tried.items() if found is not None}
+    return SizeRuns(recorder.runs, recorder.recordings, too_small, empty)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,26 @@ class _Recorder:
             )
         self.runs.append(run)
         self.recordings.append(taken)
+
+    def add_empty(self, name: str) -> bool | None:
+        """Record a run at size 0 of a dimension, if both take it and agree; None if nothing is
+        computed at that size, or no numbers, as behind a mask that leaves nothing.
+        """
+        made = run_at(self.inputs, self.run, {**self.runs[0].sizes, name: 0})
+        if isinstance(made, Exception):
+            return False
+        one = OriginalRun(*made)
+        try:
+            taken = self.take(one)
+        except ExportError:  # the trace computes something else at that size
+            return False
+        if isinstance(taken, DoesNotRun):
+            return False
+        tensors = [*one.outputs, *(layer.gates for layer in taken.layers)]
+        if not all(tensor.numel() and tensor.isfinite().all() for tensor in tensors):
+            return None
+        self.append(one, taken)
+        return True
 
     def taken_at(self, sizes: Mapping[str, int]) -> tuple[OriginalRun, Recording] | None:
         """Return both runs at given sizes; None where either does not take them."""

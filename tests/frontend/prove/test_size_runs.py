@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
@@ -16,15 +16,26 @@ from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes
 X = ModelInput("x", torch.zeros(2, 4, 3), {0: "batch", 1: "rows", 2: "columns"})
 
 
-def recorded(refuses: Callable[..., bool], *, thorough: bool = True) -> SizeRuns:
+class Sums(nn.Module):
+    """Has something to compute at size 0 of all but samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum((1, 2))
+
+
+def recorded(
+    refuses: Callable[..., bool], *, thorough: bool = True, may_be_empty: Sequence[str] = ()
+) -> SizeRuns:
     """What is recorded of a model that takes all sizes, if its trace refuses some."""
-    model = LoadedModel(nn.Identity(), None, "in_memory", None)
+    model = LoadedModel(Sums(), None, "in_memory", None)
 
     def take(run: OriginalRun) -> Recording | DoesNotRun:
+        if run.sizes["columns"] == 0:
+            raise ExportError("computes something else")
         return DoesNotRun("no") if refuses(**run.sizes) else Recording([], [], [])
 
     example = OriginalRun((X,), [X.value])
-    return record_sizes(model, [X], example, take, thorough=thorough)
+    return record_sizes(model, [X], example, take, thorough=thorough, may_be_empty=may_be_empty)
 
 
 def sizes(found: SizeRuns) -> list[tuple[int, ...]]:
@@ -62,6 +73,19 @@ def test_another_size_is_recorded_where_no_size_one_is_taken(thorough: bool):
     found = recorded(refuses, thorough=thorough)
     assert sizes(found) == [(2, 4, 3), (3, 5, 4)]
     assert found.too_small == {"batch", "rows", "columns"}
+
+
+def test_dimension_that_may_be_empty_is_recorded_so():
+    found = recorded(nothing, may_be_empty=["rows", "columns"])
+    assert sizes(found) == [(2, 4, 3), (3, 5, 4), (1, 1, 1), (2, 0, 3)]
+    assert found.empty == {"rows": True, "columns": False}
+    assert len(found.recordings) == len(found.runs)
+
+
+def test_dimension_whose_size_one_is_refused_is_not_tried_empty():
+    found = recorded(lambda batch, rows, columns: rows == 1, may_be_empty=["batch", "rows"])
+    assert sizes(found) == [(2, 4, 3), (3, 5, 4), (1, 4, 1)]
+    assert found.empty == {}  # without samples, nothing is computed
 
 
 def test_expensive_model_is_tried_at_a_changed_size_where_size_one_was_refused():
