@@ -128,11 +128,11 @@ def _related_sizes(module: torch.nn.Module, inputs: Sequence[ModelInput]) -> Ite
                 )
         return called(self, *tensors)
 
-    cls.__call__ = checked
+    cls.__call__ = checked  # type: ignore[method-assign]
     try:
         yield
     finally:
-        cls.__call__ = called
+        cls.__call__ = called  # type: ignore[method-assign]
 
 
 def _suggested_bounds(text: str) -> dict[str, _Bounds]:

@@ -98,4 +98,4 @@ pytree.register_pytree_node(
 
 def test_classes_that_were_registered_without_keys_are_opened():
     program = plain_trace(lambda x: Answer(logits=x + 1, cache=[Opaque(x + 2, x + 3)]), X)
-    assert output_names(program, ()) == ["logits", "cache_0_0", "cache_0_1"]
+    assert output_names(program, ()) == ["logits", "cache.0.0", "cache.0.1"]

@@ -81,11 +81,11 @@ def forget(value: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (lambda a, b: Answer(logits=a, cache=(b, None)), ["logits", "cache_0"]),
+        (lambda a, b: Answer(logits=a, cache=(b, None)), ["logits", "cache.0"]),
         (Pair, ["left", "right"]),
         (Opaque, ["output_0", "output_1"]),
         (Named, ["output_0", "output_1"]),
-        (lambda a, b: {"y": Pair(a, b)}, ["y_left", "y_right"]),
+        (lambda a, b: {"y": Pair(a, b)}, ["y.left", "y.right"]),
     ],
     ids=["keys", "dataclass", "nothing_named", "namedtuple", "nested"],
 )
