@@ -63,13 +63,14 @@ def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges
             # Torch traces for sizes from 2 on; size 1 is tried on the original model.
             _narrow(ranges, name, int(limits.lower), largest)
     sizes = example_sizes(inputs)
-    for assertion in _assertions(program, frozenset(symbols.values())):
-        for name, symbol in symbols.items():
-            if symbol in assertion.free_symbols:
-                others = {one: sizes[n] for n, one in symbols.items() if one != symbol}
-                looked = _looked_at(assertion.xreplace(others), symbol, sizes[name])
-                if looked is not None:
-                    _limit(ranges, name, looked)
+    # What is asserted of several sizes at once, `total == past + seq`, limits none of them.
+    names = {symbol: name for name, symbol in symbols.items()}
+    for assertion in _assertions(program):
+        (symbol, *others) = assertion.free_symbols
+        if symbol in names and not others:
+            looked = _looked_at(assertion, symbol, sizes[names[symbol]])
+            if looked is not None:
+                _limit(ranges, names[symbol], looked)
     return ranges
 
 
@@ -100,17 +101,15 @@ def _symbols(program: ExportedProgram, inputs: Sequence[ModelInput]) -> dict[str
     return symbols
 
 
-def _assertions(
-    program: ExportedProgram, symbols: frozenset[sympy.Symbol]
-) -> Iterator[sympy.Basic]:
-    """Yield what the program asserts of the sizes of its inputs alone."""
+def _assertions(program: ExportedProgram) -> Iterator[sympy.Basic]:
+    """Yield what the program asserts of sizes."""
     seen: set[sympy.Basic] = set()
     for node in program.graph.nodes:
         if node.target is not torch.ops.aten._assert_scalar.default:
             continue
         condition = getattr(node.args[0], "meta", {}).get("val")
         expr = getattr(getattr(condition, "node", None), "expr", None)
-        if expr is not None and expr.free_symbols <= symbols and expr not in seen:
+        if expr is not None and expr.free_symbols and expr not in seen:
             seen.add(expr)
             yield expr
 

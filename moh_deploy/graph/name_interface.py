@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -45,15 +46,18 @@ def _described(model: ir.Model) -> list[str]:
 
 
 def _symbols(model: ir.Model, dims: Sequence[Mapping[int, DimExpr]]) -> dict[str, str]:
-    """The exporter's symbol of each plain dimension, such as `s77`, to its name."""
+    """The exporter's symbol of each dimension, such as `s77`, to its name."""
     symbols: dict[str, str] = {}
     for value, axes in zip(model.graph.inputs, dims, strict=True):
         assert value.shape is not None
         for axis, expr in axes.items():
-            symbol = getattr(value.shape[axis], "value", None)
-            # The symbol of `2*batch` is not that of `batch`.
-            if expr.is_plain and isinstance(symbol, str):
-                symbols[symbol] = expr.name
+            size = getattr(value.shape[axis], "value", None)
+            if not isinstance(size, str):
+                continue
+            words = re.findall(r"[A-Za-z_]\w*", size)
+            # `2*s77` tells the symbol of batch where `2*batch` was asked for; s77 alone does not.
+            if len(words) == 1 and str(replace(expr, name=words[0])) == size.replace(" ", ""):
+                symbols[words[0]] = expr.name
     return symbols
 
 

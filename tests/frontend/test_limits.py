@@ -112,3 +112,20 @@ def test_dimension_that_something_is_added_to_is_joined():
     assert joined_dims(joined, inputs) == ["seq", "past"]
     apart = trace(loaded(Model(lambda m, x, past: x[:, 1:] + past.sum(1, keepdim=True))), inputs)
     assert joined_dims(apart, inputs) == []
+
+
+def test_relation_of_several_dimensions_limits_none_of_them():
+    """A mask over a cache and new tokens has a length of its own name."""
+    inputs = [
+        ModelInput("x", torch.randn(2, 3, 4), {1: "seq"}),
+        ModelInput("past", torch.randn(2, 5, 4), {1: "past"}),
+        ModelInput("mask", torch.randn(2, 8, 1), {1: "total"}),
+    ]
+    found = dim_ranges(trace(loaded(Joined()), inputs), inputs)
+    assert all(most is None for _, most in found.values())
+    assert all(least <= 4 for least, _ in found.values())
+
+
+class Joined(nn.Module):
+    def forward(self, x: Tensor, past: Tensor, mask: Tensor) -> Tensor:
+        return torch.cat([past, x], 1).masked_fill(mask > 0, 0.0)

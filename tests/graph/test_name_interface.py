@@ -38,6 +38,15 @@ def test_symbols_get_the_users_names():
     assert built.graph.outputs[0].name == "answer"
 
 
+def test_symbol_that_no_axis_has_alone_gets_its_name():
+    x, y = value("x", ["4*s60 - 3", "s7"]), value("y", ["s60", "s7"])
+    built = model([x], [y], [node("Relu", [x], y)])
+    dims = [{0: DimExpr("t", 4, -3), 1: DimExpr("half", 2)}]
+    name_interface(built, dims=dims, outputs=["y"])
+    assert shape(built.graph.inputs[0]) == ["4*t-3", "2*half"]
+    assert shape(built.graph.outputs[0]) == ["t", "s7"]
+
+
 def test_symbol_that_only_begins_like_another_is_left_alone():
     built = decoder()
     name_interface(built, dims=DIMS, outputs=["answer"])
