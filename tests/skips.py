@@ -58,6 +58,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without nvcc": lambda: not _has_nvcc(),
     "without CUDA's headers": lambda: not _has_cuda_headers(),
     "without TensorRT's packages": lambda: not _has_package("tensorrt_rtx_libs"),
+    "without transformers": lambda: not _has_package("transformers"),
     "without OpenVINO": lambda: not _has_package("openvino"),
     "without onnxruntime-web": lambda: not has_onnxruntime_web(),
     "without browser": lambda: not any(map(shutil.which, BROWSERS)),
