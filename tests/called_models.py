@@ -19,7 +19,7 @@ WIDTH = HEADS * SIZE
 class Attention(SmallMoH):
     """Attends to a cache and to its own tokens, where the mask is not 0."""
 
-    def attend(self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor | None):
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor | None):
         q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, SIZE)).permute(2, 0, 3, 1, 4)
         if past is not None:
             k, v = torch.cat([past[0], k], -2), torch.cat([past[1], v], -2)
@@ -31,17 +31,17 @@ class Attention(SmallMoH):
 
 
 class Model(nn.Module):
-    """Two layers behind a table of tokens."""
+    """A layer behind a table of tokens."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(16, WIDTH)
-        self.layers = nn.ModuleList(Attention(WIDTH) for _ in range(2))
+        self.layers = nn.ModuleList(Attention(WIDTH) for _ in range(1))
 
     def run(self, ids: Tensor, mask: Tensor | None = None, past=None):
         x, present = self.table(ids), []
         for index, layer in enumerate(self.layers):
-            y, kept = layer.attend(x, None if past is None else past[index], mask)
+            y, kept = layer(x, None if past is None else past[index], mask)
             x = x + y
             present.append(kept)
         return x, present
@@ -147,7 +147,4 @@ def mask(batch: int = 2, length: int = 5) -> Tensor:
 def past(batch: int = 2, length: int = 3) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(length)
     shape = (batch, HEADS, length, SIZE)
-    return [
-        (torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
-        for _ in range(2)
-    ]
+    return [(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))]

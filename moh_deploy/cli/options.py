@@ -250,14 +250,16 @@ EXPORT = (
     _path(
         "--inputs",
         "FILE.npz",
-        "Example inputs; its members are the positional arguments, in file order.",
+        "Example inputs; members are called as the parameters of forward, with a path into what is"
+        " nested: past.0.key. Other names are the positional arguments, in file order.",
     ),
     _many("--dynamic", "NAME:AXIS=DIM,...", "Dynamic axes of an input: x:0=batch,2=height."),
     _many(
         "--input",
         "SPEC",
         "An example input to make up: 'x:[batch=2,3,224,224]:float32'. NAME=SIZE is a dynamic"
-        " dimension, a number a fixed one.",
+        " dimension, a number a fixed one. Or a constant that the model is called with:"
+        " use_cache=False.",
         to="input_specs",
     ),
     _many("--output-name", "NAME", "Name of an output, in order.", to="output_names"),

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
-from moh_deploy.config.nested_inputs import Constant, flattened, in_document
+from moh_deploy.config.nested_inputs import ConstantValue, flat_document, in_document
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
 from moh_deploy.system.suggest import did_you_mean, shortened
@@ -83,7 +83,7 @@ class ExportConfig(_Section):
 
     model: ModelSection = ModelSection()
     inputs: Annotated[tuple[InputSection, ...], Field(strict=False)] = ()
-    constants: dict[str, Constant] = {}
+    constants: dict[str, ConstantValue] = {}
     dims: dict[str, int] = {}
     outputs: Annotated[tuple[str, ...], Field(strict=False)] = ()
     compute_type: Literal["float32", "bfloat16"] = "float32"
@@ -119,12 +119,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     # which paths they set is kept to name the right source in messages.
     overridden = [_apply_override(document, override) for override in overrides]
     try:
-        flat, paths = flattened(document)
+        flat, paths = flat_document(document)
         config = ExportConfig.model_validate(flat, context=paths is not None)
     except ValidationError as error:
         source = str(path) if path is not None else "--set"
         problems = error.errors()
         for item in problems:
+            if item["loc"][:1] == ("constants",) and len(item["loc"]) > 1:
+                item["msg"] = "expected a tensor with a shape, null, true, false, a number or text"
             item["loc"] = in_document(item["loc"], paths)
         lines = [_explain(item, document, source, overridden) for item in problems]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None

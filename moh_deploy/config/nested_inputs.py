@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-Constant = bool | int | float | str | None
+ConstantValue = bool | int | float | str | None
 _Key = str | int
 _OF_A_TENSOR = {"shape", "dtype", "range"}
 
 
-def flattened(
+def flat_document(
     document: Mapping[str, object],
 ) -> tuple[Mapping[str, object], list[tuple[_Key, ...]] | None]:
     """Return a document whose inputs are a list of tensors.
@@ -46,10 +46,13 @@ def in_document(
     location: tuple[_Key, ...], paths: Sequence[tuple[_Key, ...]] | None
 ) -> tuple[_Key, ...]:
     """Return where a place of a flattened document is in the given one."""
-    if paths is None or location[:1] != ("inputs",) or len(location) < 2:
+    if paths is None or len(location) < 2:
         return location
-    assert isinstance(location[1], int)
-    return ("inputs", *paths[location[1]], *location[2:])
+    if location[0] == "constants":
+        return ("inputs", *str(location[1]).split("."))
+    if location[0] == "inputs" and isinstance(location[1], int):
+        return ("inputs", *paths[location[1]], *location[2:])
+    return location
 
 
 def _leaves(path: tuple[_Key, ...], value: object) -> Iterator[tuple[tuple[_Key, ...], object]]:
@@ -65,7 +68,11 @@ def _leaves(path: tuple[_Key, ...], value: object) -> Iterator[tuple[tuple[_Key,
 
 
 def _is_tensor(value: Mapping[object, object]) -> bool:
-    return isinstance(value.get("shape"), list) or value.keys() <= _OF_A_TENSOR
+    if isinstance(value.get("shape"), list):
+        return True
+    # Its shape may be missing, or wrong, which is told of a tensor.
+    nested = any(isinstance(item, dict) for item in value.values())
+    return value.keys() <= _OF_A_TENSOR and not nested
 
 
 def _dotted(path: tuple[_Key, ...]) -> str:

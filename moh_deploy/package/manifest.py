@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import JsonValue
 
-from moh_deploy.config.nested_inputs import Constant
+from moh_deploy.config.nested_inputs import ConstantValue
 from moh_deploy.ops.op_names import AttentionOp
 
 FORMAT_VERSION = 1
@@ -56,7 +56,7 @@ class Argument(Strict):
     """
 
     input: str | None = None
-    value: Constant = None
+    value: ConstantValue = None
     container: str | None = None
     context: JsonValue = None
     items: tuple[Argument, ...] = ()

@@ -38,6 +38,9 @@ class Doubles:
     runs: int = 0
     name: str = "original model"
 
+    def called_by(self, manifest: Manifest) -> Doubles:
+        return self
+
     def run(self, arguments: Sequence[Array]) -> list[Array]:
         (x,) = arguments
         return [x * np.float32(self.factor)]

@@ -13,7 +13,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.system.npz import Array
 from tests.api.test_verify_against import write_model
 from tests.fakes import Fakes, fakes
@@ -40,6 +40,9 @@ class Doubled:
 
     def on_threads(self, threads: int | None) -> nullcontext[None]:
         return nullcontext()
+
+    def called_by(self, manifest: Manifest) -> Doubled:
+        return self
 
     def run(self, arguments: list[Array]) -> list[Array]:
         return [2 * arguments[0]]

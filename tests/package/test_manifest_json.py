@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package import Proof
+from moh_deploy.package import Argument, Call, Proof
 from moh_deploy.package.manifest_json import manifest_text, read_manifest
 from tests.handmade_package import MANIFEST
 
@@ -26,6 +26,30 @@ def edited(tmp_path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
 
 def test_manifest_comes_back_equal(tmp_path: Path):
     assert read_manifest(edited(tmp_path, lambda content: None)) == MANIFEST
+
+
+CALL = Call(
+    args=(
+        Argument(input="x"),
+        Argument(container="user.Cache", context=[["keys"], {"seen": 7}], items=(Argument(),)),
+    ),
+    kwargs={f"given_{value!r}": Argument(value=value) for value in (None, True, 1, 1.0, "true")},
+)
+
+
+def test_call_of_the_original_comes_back_with_the_types_of_its_constants(tmp_path: Path):
+    path = tmp_path / "manifest.json"
+    path.write_text(manifest_text(replace(MANIFEST, call=CALL)))
+    found = read_manifest(path).call
+    assert found == CALL
+    assert [type(one.value) for one in found.kwargs.values()] == [
+        type(one.value) for one in CALL.kwargs.values()
+    ]
+
+
+def test_manifest_of_before_calls_were_recorded_is_read(tmp_path: Path):
+    older = edited(tmp_path, lambda content: [content.pop("call"), content.pop("sha256")])
+    assert read_manifest(older).call is None
 
 
 def test_manifest_without_compute_type_means_float32(tmp_path: Path):

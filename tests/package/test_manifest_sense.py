@@ -9,6 +9,8 @@ import pytest
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package import (
+    Argument,
+    Call,
     LayerRounding,
     Manifest,
     OnnxPackage,
@@ -43,7 +45,10 @@ def with_tuning(**changed: Any) -> Manifest:
     return replace(MANIFEST, tuning=replace(TUNING, **changed))
 
 
+CALL = Call((Argument(container="tuple", items=(Argument(input="z"),)),), {})
+
 NONSENSE: dict[str, tuple[Manifest, str]] = {
+    "call": (replace(MANIFEST, call=CALL), "'call': takes 'z', but the inputs are 'x'"),
     "no heads": (with_layer(num_heads=0), r"'layers\[0\]\.num_heads': is 0, expected 1 to"),
     "negative heads": (with_layer(num_heads=-4), r"num_heads': is -4, expected 1 to"),
     "2^70 heads": (with_layer(num_heads=2**70), r"num_heads': is about 2\^71, expected 1 to"),

@@ -35,7 +35,7 @@ class Parts:
     items: tuple[object, ...]
 
 
-def parts_of(value: object) -> Parts | None:
+def open_container(value: object) -> Parts | None:
     """Open a container; None for anything that is not known to be one."""
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return Parts(type(value).__name__, None, _numbers(len(value)), tuple(value))
@@ -55,24 +55,21 @@ def parts_of(value: object) -> Parts | None:
 
 
 def built(container: str, context: object, items: Sequence[object]) -> object:
-    """Build what `parts_of` opened, with other items.
+    """Build what `open_container` opened, with other items.
 
     Raises:
         ConfigError: The class of the container is not known here, or does not take the items.
     """
-    if container == "dict":
-        assert isinstance(context, list)
-        return dict(zip(context, items, strict=True))
-    if container in _BUILTIN:
+    if container in ("list", "tuple"):
         return _BUILTIN[container](items)
-    cls = _class_named(container)
+    cls = dict if container == "dict" else _class_named(container)
     try:
         if pytree.is_namedtuple_class(cls):
             return cls(*items)
-        if cls in pytree.SUPPORTED_NODES:
+        if cls in pytree.SUPPORTED_NODES and cls is not dict:
             return pytree.SUPPORTED_NODES[cls].unflatten_fn(list(items), context)
-        assert isinstance(context, list)
-        return cls(**dict(zip(context, items, strict=True)))
+        named = dict(zip(context, items, strict=True))  # type: ignore[call-overload]
+        return named if cls is dict else cls(**named)
     except Exception as error:  # the user's own code
         raise ConfigError(
             f"a {container} cannot be built from its {len(items)} parts:"
@@ -82,12 +79,12 @@ def built(container: str, context: object, items: Sequence[object]) -> object:
         ) from error
 
 
-def plain(value: object) -> object:
+def without_classes(value: object) -> object:
     """Return a value with dicts, lists and tuples for all containers: what torch.export opens."""
-    parts = parts_of(value)
+    parts = open_container(value)
     if parts is None:
         return value
-    items = [plain(item) for item in parts.items]
+    items = [without_classes(item) for item in parts.items]
     if parts.container in _BUILTIN:
         return built(parts.container, parts.context, items)
     return dict(zip(parts.keys, items, strict=True))

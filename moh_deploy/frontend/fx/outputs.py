@@ -9,14 +9,18 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.fx.containers import plain
+from moh_deploy.frontend.fx.containers import without_classes
 from moh_deploy.frontend.fx.graph import is_tensor
 from moh_deploy.frontend.fx.tree_keys import names_in_context
 
 
 def tensors_of(outputs: object) -> list[torch.Tensor]:
     """The tensors in a model's return value, in order; numbers and None are left out."""
-    return [leaf for leaf in pytree.tree_leaves(plain(outputs)) if isinstance(leaf, torch.Tensor)]
+    return [
+        leaf
+        for leaf in pytree.tree_leaves(without_classes(outputs))
+        if isinstance(leaf, torch.Tensor)
+    ]
 
 
 def output_names(

@@ -20,10 +20,10 @@ import torch
 from pydantic import JsonValue
 from torch.utils import _pytree as pytree
 
-from moh_deploy.config.nested_inputs import Constant
+from moh_deploy.config.nested_inputs import ConstantValue
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.fx.arrays import to_numpy
-from moh_deploy.frontend.fx.containers import Parts, parts_of
+from moh_deploy.frontend.fx.containers import Parts, open_container
 from moh_deploy.frontend.inputs.npz_inputs import tensor_of
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import Argument, Call
@@ -216,7 +216,7 @@ class _Forward:
         self, name: str, value: object, collected: _Collected, *, complete: bool
     ) -> list[Argument]:
         """The arguments of `*past`: the items of what is given for it."""
-        parts = parts_of(value)
+        parts = open_container(value)
         if not complete or parts is None or parts.container not in ("tuple", "list"):
             raise ConfigError(
                 f"forward takes '*{name}', which needs a tuple, and all parameters before it.",
@@ -261,7 +261,7 @@ class _Collected:
             return self._input(value) if constant is None else Argument(value=constant)
         if value is None or isinstance(value, (bool, int, float, str)):
             return Argument(value=_constant(value, path))
-        parts = parts_of(value)
+        parts = open_container(value)
         if parts is None:
             raise _closed(value, path)
         wanted, hints = _wanted(parts, hint)
@@ -393,7 +393,7 @@ def _meant_as_constant(item: ModelInput, hint: object) -> bool | int | None:
     return None
 
 
-def _constant(value: Constant, path: str) -> Constant:
+def _constant(value: ConstantValue, path: str) -> ConstantValue:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(
             f"'{path}' is {value}, which is not supported as a constant.",

@@ -13,7 +13,7 @@ import torch
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig, ModelDtype
-from moh_deploy.config.nested_inputs import Constant
+from moh_deploy.config.nested_inputs import ConstantValue
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.bounded_yaml import parse_yaml
@@ -64,13 +64,13 @@ def specs_from_config(config: ExportConfig) -> tuple[ExampleSpec, ...]:
     return tuple(specs)
 
 
-def parse_constants(options: Sequence[str]) -> dict[str, Constant]:
+def parse_constants(options: Sequence[str]) -> dict[str, ConstantValue]:
     """Return the constants among `--input` options, such as `use_cache=False` or `mask=None`.
 
     Raises:
         ConfigError: One is given twice.
     """
-    constants: dict[str, Constant] = {}
+    constants: dict[str, ConstantValue] = {}
     for option in filter(_is_constant, options):
         name, _, text = (part.strip() for part in option.partition("="))
         if name in constants:

@@ -10,7 +10,7 @@ from keyword import iskeyword
 
 import torch
 
-from moh_deploy.frontend.fx.containers import built, plain
+from moh_deploy.frontend.fx.containers import built, without_classes
 from moh_deploy.package import Argument, Call
 
 _Parameter = inspect.Parameter
@@ -53,7 +53,7 @@ def taking_tensors(module: torch.nn.Module, call: Call) -> Iterator[tuple[str, .
 
     def takes_tensors(self: torch.nn.Module, *tensors: torch.Tensor) -> object:
         args, kwargs = arguments_of(call, tensors)
-        return plain(cls.__call__(self, *args, **kwargs))
+        return without_classes(cls.__call__(self, *args, **kwargs))
 
     own = module.__dict__.get("forward")
 

@@ -9,7 +9,7 @@ import pytest
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.fx.containers import built, parts_of, plain
+from moh_deploy.frontend.fx.containers import built, open_container, without_classes
 
 
 class Pair(NamedTuple):
@@ -61,7 +61,7 @@ pytree.register_pytree_node(
     ids=lambda value: type(value).__name__,
 )
 def test_containers_are_opened_and_built_again_with_other_items(value: object, keys: object):
-    parts = parts_of(value)
+    parts = open_container(value)
     assert parts is not None
     assert (parts.keys, parts.items) == (keys, (1, 2))
     # A package keeps the context as JSON.
@@ -71,7 +71,7 @@ def test_containers_are_opened_and_built_again_with_other_items(value: object, k
 
 
 def test_registered_class_without_names_is_numbered_and_keeps_its_context():
-    parts = parts_of(Registered([5, 6], seen=7))
+    parts = open_container(Registered([5, 6], seen=7))
     assert parts is not None
     assert parts.keys == ("0", "1")
     again = built(parts.container, json.loads(json.dumps(parts.context)), [8, 9])
@@ -81,14 +81,14 @@ def test_registered_class_without_names_is_numbered_and_keeps_its_context():
 
 @pytest.mark.parametrize("value", [3, None, "text", object(), {1, 2}])
 def test_anything_else_stays_closed(value: object):
-    assert parts_of(value) is None
-    assert plain(value) is value
+    assert open_container(value) is None
+    assert without_classes(value) is value
 
 
 def test_plain_values_hold_no_classes():
     value = Output(first=Batch(Pair(1, [2])), past=(Registered([3], 7),))
     expected = {"first": {"ids": {"key": 1, "value": [2]}, "mask": None}, "past": ({"0": 3},)}
-    assert plain(value) == expected
+    assert without_classes(value) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,14 @@ import torch
 
 from moh_deploy.config.export_config import ExportConfig, load_config
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.inputs.examples import build_inputs, example_sizes, resize_inputs
+from moh_deploy.frontend.inputs.examples import (
+    build_call,
+    build_inputs,
+    example_sizes,
+    resize_inputs,
+)
 from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.package import Argument
 
 NO_CONFIG = ExportConfig()
 
@@ -188,6 +194,40 @@ def test_no_source_and_two_sources_are_refused(tmp_path: Path) -> None:
         build_inputs(NO_CONFIG)
     with pytest.raises(ConfigError, match="--inputs and --input are both given"):
         build_inputs(NO_CONFIG, npz=npz(tmp_path, x=np.ones(2)), specs=["x:[2]"])
+
+
+def takes_by_name(ids, mask=None, past=(), use_cache=True):
+    return ids
+
+
+def test_file_is_bound_by_name_in_any_order_with_constants_beside_it(tmp_path: Path) -> None:
+    config = configured(
+        "{name: past.0, shape: [past]}", "{name: ids, shape: [batch]}", dims="{past: 3, batch: 2}"
+    )
+    config = config.model_copy(update={"constants": {"use_cache": False, "mask": None}})
+    path = npz(tmp_path, **{"past.0": np.ones(3, np.float32), "ids": np.ones(2, np.float32)})
+    bound = build_call(takes_by_name, config, npz=path, specs=["use_cache=True"])
+    assert [(item.name, item.dims) for item in bound.inputs] == [
+        ("ids", {0: "batch"}),
+        ("past.0", {0: "past"}),
+    ]
+    past = Argument(container="tuple", items=(Argument(input="past.0"),))
+    assert bound.call.args == (Argument(input="ids"), Argument(), past, Argument(value=True))
+
+
+def test_described_inputs_and_constants_are_bound_by_name() -> None:
+    specs = ["past.0:[past=3]", "ids:[2]:int64", "use_cache=False"]
+    bound = build_call(takes_by_name, NO_CONFIG, specs=specs)
+    assert [item.name for item in bound.inputs] == ["ids", "past.0"]
+    assert bound.call.kwargs["use_cache"] == Argument(value=False)
+
+
+def test_values_in_memory_get_dynamic_axes_by_their_paths() -> None:
+    given = {"past": (torch.ones(3),), "ids": torch.ones(2)}
+    bound = build_call(takes_by_name, NO_CONFIG, npz=given, dynamic=["past.0:0=past"])
+    assert [item.dims for item in bound.inputs] == [{}, {0: "past"}]
+    with pytest.raises(ConfigError, match=r"constants are given by name \(use_cache\)"):
+        build_call(takes_by_name, NO_CONFIG, npz=(torch.ones(2),), specs=["use_cache=True"])
 
 
 def test_resizing_repeats_or_crops_the_example() -> None:

@@ -9,6 +9,7 @@ from moh_deploy.config.export_config import load_config
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.inputs.input_specs import (
     ExampleSpec,
+    parse_constants,
     parse_dynamic_options,
     parse_input_options,
     specs_from_config,
@@ -35,6 +36,20 @@ def test_derived_dimension_takes_the_size_of_another_input(mask: str) -> None:
     specs = parse_input_options([mask, "past:[past=5,8]"])
     assert specs[0] == ExampleSpec("mask", (6,), "bool", {0: DimExpr("past", 1, 1)})
     assert specs[1].dims == {0: PAST}
+
+
+def test_constants_are_told_from_tensors() -> None:
+    options = ["use_cache=False", "x:[batch=2]", "mask=None", "n = 3", "mode=a b", "past.0.on=true"]
+    assert parse_constants(options) == {
+        "use_cache": False,
+        "mask": None,
+        "n": 3,
+        "mode": "a b",
+        "past.0.on": True,
+    }
+    assert [spec.name for spec in parse_input_options(options)] == ["x"]
+    with pytest.raises(ConfigError, match="the name 'n' stands twice"):
+        parse_constants(["n=1", "n=2"])
 
 
 def test_derived_dimension_alone_gives_the_size_of_its_name() -> None:

@@ -1,0 +1,154 @@
+"""Models that are called in other ways than by tensors in a row: exported, run, called again.
+
+How inputs are brought to parameters is tested in tests/frontend/inputs/test_arguments.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import moh_deploy
+from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.frontend.fx.arrays import to_numpy
+from moh_deploy.frontend.fx.outputs import tensors_of
+from moh_deploy.frontend.inputs.arguments import bind
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.onnxruntime.models import OnnxFile
+from moh_deploy.system.npz import write_npz
+from tests import called_models as models
+from tests.exporting import prove_in_this_process, run
+
+
+@pytest.fixture(autouse=True)
+def _proof_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    prove_in_this_process(monkeypatch)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of calling a model.
+
+    Attributes:
+        inputs: Batch, tokens and cached tokens to what it is called with.
+        outputs: What its outputs are called.
+    """
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int, int, int], dict[str, object]]
+    dynamic: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+_IDS = "ids:0=batch,1=seq"
+
+WAYS = {
+    "keywords": Way(
+        models.Keywords,
+        lambda batch, seq, past: {
+            "mode": "states",
+            "scale": torch.tensor([2.0]),
+            "past": models.past(batch, past),
+            "use_cache": True,
+            "mask": models.mask(batch, past + seq),
+            "ids": models.ids(batch, seq),
+        },
+        (_IDS, "mask:0=batch,1=total", *(f"past.0.{i}:0=batch,2=past" for i in (0, 1))),
+        ("states", "past.0.0_out", "past.0.1_out"),
+    ),
+    "dataclass": Way(
+        models.TakesABatch,
+        lambda batch, seq, _: {
+            "batch": models.Batch(models.ids(batch, seq), models.mask(batch, seq), scaled=True)
+        },
+        (f"batch.{_IDS}", "batch.mask:0=batch,1=seq"),
+        ("states",),
+    ),
+    "dict": Way(
+        models.TakesADict,
+        lambda batch, seq, _: {
+            "batch": {
+                "extra": {"mask": models.mask(batch, seq)},
+                "ids": models.ids(batch, seq),
+            }
+        },
+        (f"batch.{_IDS}", "batch.extra.mask:0=batch,1=seq"),
+        ("states",),
+    ),
+    "class": Way(
+        models.TakesACache,
+        lambda batch, seq, past: {
+            "cache": models.Cache([models.State(*pair) for pair in models.past(batch, past)], 7),
+            "ids": models.ids(batch, seq),
+        },
+        (_IDS, *(f"cache.0.{name}:0=batch,2=past" for name in ("key", "value"))),
+        ("output_0", "output_1.0.key", "output_1.0.value"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.nightly) if n == "dict" else n for n in WAYS]
+)
+def test_package_equals_a_model_that_is_called_so(tmp_path: Path, name: str):
+    way = WAYS[name]
+    model = models.seeded(way.build())
+    report = moh_deploy.export(
+        model, tmp_path / "package", inputs=way.inputs(2, 5, 3), dynamic=way.dynamic
+    )
+    assert [layer.replaced for layer in report.layers] == [True]
+    assert [layer.path for layer in report.layers] == ["layers.0"]
+    assert tuple(one.name for one in report.outputs) == way.outputs
+    given = way.inputs(3, 4, 6)  # sizes that the export did not see
+    with torch.no_grad():
+        expected = tensors_of(model(**given))
+    feeds = {one.name: to_numpy(one.value) for one in bind(model.forward, given).inputs}
+    found = run(tmp_path / "package", **feeds)
+    for output, reference in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(output, to_numpy(reference), rtol=0, atol=1e-4)
+    # The package says how the original is called, so that it can be called again.
+    write_npz(tmp_path / "given.npz", feeds)
+    original = moh_deploy.load_original(model)
+    verified = moh_deploy.verify(
+        tmp_path / "package", inputs=[tmp_path / "given.npz"], against=[original]
+    )
+    verified.raise_if_unequal()
+    package = OnnxPackage.open(tmp_path / "package")
+    again = original.called_by(package.manifest)
+    for output, reference in zip(again.run(list(feeds.values())), expected, strict=True):
+        np.testing.assert_array_equal(output, to_numpy(reference))
+    again.write_onnx(tmp_path / "plain.onnx", package)
+    plain = OnnxFile(tmp_path / "plain.onnx").open(Variant()).run(feeds)
+    for output, reference in zip(plain.values(), expected, strict=True):
+        np.testing.assert_allclose(output, to_numpy(reference), rtol=0, atol=1e-4)
+
+
+def test_inputs_of_a_file_are_bound_by_name_and_constants_by_option(tmp_path: Path):
+    way = WAYS["keywords"]
+    model = models.seeded(way.build())
+    bound = bind(model.forward, way.inputs(2, 5, 3))
+    arrays = {one.name: to_numpy(one.value) for one in reversed(bound.inputs)}
+    write_npz(tmp_path / "inputs.npz", arrays)
+    moh_deploy.export(
+        model,
+        tmp_path / "package",
+        inputs=tmp_path / "inputs.npz",
+        input_specs=["use_cache=True", "mode=states"],
+    )
+    assert OnnxPackage.open(tmp_path / "package").manifest.call == bound.call
+
+
+def test_inputs_that_fit_no_parameter_are_refused(tmp_path: Path):
+    model = models.seeded(models.Keywords())
+    with pytest.raises(ConfigError, match="no input is given for 'scale'"):
+        moh_deploy.export(model, tmp_path / "package", inputs={"ids": models.ids()})
+    given = {"ids": models.ids(), "scale": torch.ones(1), "mode": "states"}
+    with pytest.raises(ExportError, match="does not read the input 'maks'"):
+        moh_deploy.export(model, tmp_path / "package", inputs={**given, "maks": models.mask()})
