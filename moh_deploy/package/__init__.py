@@ -28,8 +28,8 @@ from moh_deploy.package.corpus import (
 from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.package.fingerprint import NUMBERS, fingerprint
 from moh_deploy.package.manifest import (
-    Argument,
     Call,
+    CallArgument,
     Choice,
     ComputeType,
     Float32Node,
@@ -61,8 +61,8 @@ __all__ = [
     "MOST_SAMPLES",
     "NUMBERS",
     "ORIGINAL",
-    "Argument",
     "Call",
+    "CallArgument",
     "Choice",
     "ComputeType",
     "CorpusSample",

@@ -43,7 +43,7 @@ class TensorInfo(Strict):
 
 
 @dataclass(frozen=True)
-class Argument(Strict):
+class CallArgument(Strict):
     """A value that the original is called with: an input, a constant, or a container of such.
 
     Attributes:
@@ -59,7 +59,7 @@ class Argument(Strict):
     value: ConstantValue = None
     container: str | None = None
     context: JsonValue = None
-    items: tuple[Argument, ...] = ()
+    items: tuple[CallArgument, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -72,8 +72,8 @@ class Argument(Strict):
 class Call(Strict):
     """The call of the original: its positional arguments, and those by keyword."""
 
-    args: tuple[Argument, ...]
-    kwargs: dict[str, Argument]
+    args: tuple[CallArgument, ...]
+    kwargs: dict[str, CallArgument]
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package import Argument, Call, Proof
+from moh_deploy.package import Call, CallArgument, Proof
 from moh_deploy.package.manifest_json import manifest_text, read_manifest
 from tests.handmade_package import MANIFEST
 
@@ -30,10 +30,14 @@ def test_manifest_comes_back_equal(tmp_path: Path):
 
 CALL = Call(
     args=(
-        Argument(input="x"),
-        Argument(container="user.Cache", context=[["keys"], {"seen": 7}], items=(Argument(),)),
+        CallArgument(input="x"),
+        CallArgument(
+            container="user.Cache", context=[["keys"], {"seen": 7}], items=(CallArgument(),)
+        ),
     ),
-    kwargs={f"given_{value!r}": Argument(value=value) for value in (None, True, 1, 1.0, "true")},
+    kwargs={
+        f"given_{value!r}": CallArgument(value=value) for value in (None, True, 1, 1.0, "true")
+    },
 )
 
 

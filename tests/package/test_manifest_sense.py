@@ -9,8 +9,8 @@ import pytest
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package import (
-    Argument,
     Call,
+    CallArgument,
     LayerRounding,
     Manifest,
     OnnxPackage,
@@ -45,7 +45,7 @@ def with_tuning(**changed: Any) -> Manifest:
     return replace(MANIFEST, tuning=replace(TUNING, **changed))
 
 
-CALL = Call((Argument(container="tuple", items=(Argument(input="z"),)),), {})
+CALL = Call((CallArgument(container="tuple", items=(CallArgument(input="z"),)),), {})
 
 NONSENSE: dict[str, tuple[Manifest, str]] = {
     "call": (replace(MANIFEST, call=CALL), "'call': takes 'z', but the inputs are 'x'"),

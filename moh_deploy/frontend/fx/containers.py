@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.fx.tree_keys import names_in_context
 
 _BUILTIN = {"list": list, "tuple": tuple, "dict": dict}
 
@@ -98,11 +99,10 @@ def _registered(value: object) -> Parts:
     if node.flatten_with_keys_fn is not None:
         keyed, _ = node.flatten_with_keys_fn(value)
         keys = [str(_key(entry)) for entry, _ in keyed]
-    else:  # names of the items are all that most contexts hold
-        keys = list(context) if isinstance(context, (list, tuple)) else []
-    if len(set(keys)) != len(items) or not all(isinstance(key, str) for key in keys):
-        keys = list(_numbers(len(items)))
-    return Parts(_name(cls), context, tuple(keys), items)
+    else:
+        keys = names_in_context(context, len(items)) or []
+    distinct = len(set(keys)) == len(items)
+    return Parts(_name(cls), context, tuple(keys) if distinct else _numbers(len(items)), items)
 
 
 def _key(entry: object) -> object:

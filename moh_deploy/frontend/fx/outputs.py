@@ -9,9 +9,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.fx.containers import without_classes
+from moh_deploy.frontend.fx.containers import open_container, without_classes
 from moh_deploy.frontend.fx.graph import is_tensor
-from moh_deploy.frontend.fx.tree_keys import names_in_context
 
 
 def tensors_of(outputs: object) -> list[torch.Tensor]:
@@ -77,21 +76,11 @@ def _paths(program: ExportedProgram, count: int) -> list[tuple[str, ...]]:
 
 
 def _leaf_paths(value: object) -> list[tuple[str, ...]]:
-    registered = pytree.SUPPORTED_NODES.get(pytree._get_node_type(value))
-    if registered is None:
+    parts = open_container(value)
+    if parts is None:
         return [()]
-    parts, context = registered.flatten_fn(value)
-    if registered.flatten_with_keys_fn is not None:
-        keys = [_key(entry) for entry, _ in registered.flatten_with_keys_fn(value)[0]]
-    else:
-        keys = names_in_context(context, len(parts)) or list(map(str, range(len(parts))))
     return [
-        (key, *rest) for key, part in zip(keys, parts, strict=True) for rest in _leaf_paths(part)
+        (key, *rest)
+        for key, item in zip(parts.keys, parts.items, strict=True)
+        for rest in _leaf_paths(item)
     ]
-
-
-def _key(entry: object) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)

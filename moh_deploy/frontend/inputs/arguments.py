@@ -26,7 +26,7 @@ from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.fx.containers import Parts, open_container
 from moh_deploy.frontend.inputs.npz_inputs import tensor_of
 from moh_deploy.frontend.load.model import ModelInput
-from moh_deploy.package import Argument, Call
+from moh_deploy.package import Call, CallArgument
 from moh_deploy.system.suggest import did_you_mean
 
 _Parameter = inspect.Parameter
@@ -152,8 +152,8 @@ class _Forward:
         self._check_names(named)
         rest = self._of_kind(_Parameter.VAR_KEYWORD)
         collected = _Collected()
-        args: list[Argument] = []
-        kwargs: dict[str, Argument] = {}
+        args: list[CallArgument] = []
+        kwargs: dict[str, CallArgument] = {}
         skipped = False  # behind a parameter that is left out, the others go by keyword
         for name, parameter in self.signature.parameters.items():
             if name == rest or name not in named:
@@ -205,7 +205,7 @@ class _Forward:
                 hint=f"forward takes {self._text()}.",
             )
 
-    def _argument(self, name: str, value: object, collected: _Collected) -> Argument:
+    def _argument(self, name: str, value: object, collected: _Collected) -> CallArgument:
         parameter = self.signature.parameters.get(name)
         hint = self.hints.get(name)
         if hint is None and parameter is not None and isinstance(parameter.default, bool):
@@ -214,7 +214,7 @@ class _Forward:
 
     def _spread(
         self, name: str, value: object, collected: _Collected, *, complete: bool
-    ) -> list[Argument]:
+    ) -> list[CallArgument]:
         """The arguments of `*past`: the items of what is given for it."""
         parts = open_container(value)
         if not complete or parts is None or parts.container not in ("tuple", "list"):
@@ -245,7 +245,7 @@ class _Collected:
         """The inputs."""
         return tuple(self.inputs)
 
-    def argument(self, value: object, path: str, hint: object = None) -> Argument:
+    def argument(self, value: object, path: str, hint: object = None) -> CallArgument:
         """Describe a value, and collect the tensors in it.
 
         Args:
@@ -258,9 +258,9 @@ class _Collected:
             value = ModelInput(path, tensor_of(np.asarray(value), f"input '{path}'"))
         if isinstance(value, ModelInput):
             constant = _meant_as_constant(value, hint)
-            return self._input(value) if constant is None else Argument(value=constant)
+            return self._input(value) if constant is None else CallArgument(value=constant)
         if value is None or isinstance(value, (bool, int, float, str)):
-            return Argument(value=_constant(value, path))
+            return CallArgument(value=_constant(value, path))
         parts = open_container(value)
         if parts is None:
             raise _closed(value, path)
@@ -270,11 +270,11 @@ class _Collected:
             for key, item in zip(parts.keys, parts.items, strict=True)
         )
         context = _as_json(wanted.context, wanted.container, path)
-        return Argument(container=wanted.container, context=context, items=items)
+        return CallArgument(container=wanted.container, context=context, items=items)
 
-    def _input(self, item: ModelInput) -> Argument:
+    def _input(self, item: ModelInput) -> CallArgument:
         self.inputs.append(item)
-        return Argument(input=item.name)
+        return CallArgument(input=item.name)
 
 
 def _way_out(unknown: Sequence[str], free: Sequence[str]) -> str:

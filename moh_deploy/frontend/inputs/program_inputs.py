@@ -78,9 +78,21 @@ def build_program_inputs(
     described = inputs_from_program(program)
     if npz is not None or specs or config.inputs:
         given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic)
+        given = _in_order(given, [item.name for item in described])
     else:
         given = add_dynamic_axes([replace(item, dims={}) for item in described], dynamic)
     return with_values(described, given)
+
+
+def _in_order(given: tuple[ModelInput, ...], names: Sequence[str]) -> tuple[ModelInput, ...]:
+    """Inputs that are called as those of a program are, in its order; others as they are.
+
+    A program calls `past_0_key` what is `past.0.key` in the model.
+    """
+    called = {item.name.replace(".", "_"): item for item in given}
+    if called.keys() != set(names) or len(given) != len(names):
+        return given
+    return tuple(called[name] for name in names)
 
 
 def with_values(

@@ -11,7 +11,7 @@ from keyword import iskeyword
 import torch
 
 from moh_deploy.frontend.fx.containers import built, without_classes
-from moh_deploy.package import Argument, Call
+from moh_deploy.package import Call, CallArgument
 
 _Parameter = inspect.Parameter
 
@@ -34,7 +34,7 @@ def arguments_of(
 
 def positional(names: Sequence[str]) -> Call:
     """Return the call in which the inputs are the positional arguments."""
-    return Call(tuple(Argument(input=name) for name in names), {})
+    return Call(tuple(CallArgument(input=name) for name in names), {})
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def taking_tensors(module: torch.nn.Module, call: Call) -> Iterator[tuple[str, .
             module.__dict__["forward"] = own
 
 
-def _value(argument: Argument, tensors: Iterator[torch.Tensor]) -> object:
+def _value(argument: CallArgument, tensors: Iterator[torch.Tensor]) -> object:
     if argument.input is not None:
         return next(tensors)
     if argument.container is None:

@@ -17,7 +17,7 @@ from moh_deploy.frontend.inputs.examples import (
     resize_inputs,
 )
 from moh_deploy.frontend.load.model import ModelInput
-from moh_deploy.package import Argument
+from moh_deploy.package import CallArgument
 
 NO_CONFIG = ExportConfig()
 
@@ -211,15 +211,20 @@ def test_file_is_bound_by_name_in_any_order_with_constants_beside_it(tmp_path: P
         ("ids", {0: "batch"}),
         ("past.0", {0: "past"}),
     ]
-    past = Argument(container="tuple", items=(Argument(input="past.0"),))
-    assert bound.call.args == (Argument(input="ids"), Argument(), past, Argument(value=True))
+    past = CallArgument(container="tuple", items=(CallArgument(input="past.0"),))
+    assert bound.call.args == (
+        CallArgument(input="ids"),
+        CallArgument(),
+        past,
+        CallArgument(value=True),
+    )
 
 
 def test_described_inputs_and_constants_are_bound_by_name() -> None:
     specs = ["past.0:[past=3]", "ids:[2]:int64", "use_cache=False"]
     bound = build_call(takes_by_name, NO_CONFIG, specs=specs)
     assert [item.name for item in bound.inputs] == ["ids", "past.0"]
-    assert bound.call.kwargs["use_cache"] == Argument(value=False)
+    assert bound.call.kwargs["use_cache"] == CallArgument(value=False)
 
 
 def test_values_in_memory_get_dynamic_axes_by_their_paths() -> None:

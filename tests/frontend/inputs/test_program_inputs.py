@@ -171,6 +171,17 @@ def test_user_names_the_dimensions_of_a_program() -> None:
     ]
 
 
+def test_inputs_that_are_called_as_the_programs_are_in_any_order() -> None:
+    given = {
+        "past": (torch.ones(3, 7, 4), torch.zeros(3, 7, 4)),
+        "mask": torch.ones(3, 8, dtype=torch.bool),
+        "ids": torch.ones(3, 1, dtype=torch.int64),
+    }
+    inputs = build_program_inputs(decode_program(), ExportConfig(), npz=given)
+    assert [item.name for item in inputs] == ["ids", "mask", "past.0", "past.1"]
+    assert [int(item.value.max()) for item in inputs] == [1, 1, 1, 0]
+
+
 def test_user_gives_values_to_a_program() -> None:
     specs = ["i:[b=3,1]:int64", "m:[b=3,p+1=8]:bool", "k:[b=3,p=7,4]", "v:[b=3,p=7,4]"]
     inputs = build_program_inputs(decode_program(), ExportConfig(), specs=specs)

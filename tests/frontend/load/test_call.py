@@ -4,19 +4,21 @@ import torch
 from torch import Tensor, nn
 
 from moh_deploy.frontend.load.call import arguments_of, positional, taking_tensors
-from moh_deploy.package import Argument, Call
+from moh_deploy.package import Call, CallArgument
 
 A, B, C = torch.ones(2), torch.zeros(2), torch.full((2,), 5.0)
 
 CALL = Call(
-    args=(Argument(input="a"), Argument(value=None)),
+    args=(CallArgument(input="a"), CallArgument(value=None)),
     kwargs={
-        "past": Argument(
+        "past": CallArgument(
             container="list",
-            items=(Argument(container="tuple", items=(Argument(input="past.0"),)),),
+            items=(CallArgument(container="tuple", items=(CallArgument(input="past.0"),)),),
         ),
-        "named": Argument(container="dict", context=["class"], items=(Argument(input="class"),)),
-        "flag": Argument(value=True),
+        "named": CallArgument(
+            container="dict", context=["class"], items=(CallArgument(input="class"),)
+        ),
+        "flag": CallArgument(value=True),
     },
 )
 
