@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 from torch.utils import _pytree as pytree
+from typing_extensions import TypeIs
 
 from moh_deploy.config.nested_inputs import ConstantValue
 from moh_deploy.errors import ConfigError
@@ -186,8 +187,11 @@ class _Forward:
     def _check_names(self, named: Mapping[str, object]) -> None:
         parameters = self.signature.parameters
         unknown = [name for name in named if name not in parameters]
-        if unknown and self._of_kind(_Parameter.VAR_KEYWORD) is None:
-            free = [one for one in parameters if one not in named]
+        free = [one for one in parameters if one not in named]
+        if self._of_kind(_Parameter.VAR_KEYWORD) is not None:
+            # Whether a tensor is read there shows in the trace; a misspelt switch would be lost.
+            unknown = [n for n in unknown if _is_constant(named[n]) and did_you_mean(n, free)]
+        if unknown:
             what = "is no parameter" if len(unknown) == 1 else "are no parameters"
             raise ConfigError(
                 f"{_quoted(unknown)} {what} of the model's forward, which takes {self._text()}.",
@@ -259,7 +263,7 @@ class _Collected:
         if isinstance(value, ModelInput):
             constant = _meant_as_constant(value, hint)
             return self._input(value) if constant is None else CallArgument(value=constant)
-        if value is None or isinstance(value, (bool, int, float, str)):
+        if _is_constant(value):
             return CallArgument(value=_constant(value, path))
         parts = open_container(value)
         if parts is None:
@@ -391,6 +395,10 @@ def _meant_as_constant(item: ModelInput, hint: object) -> bool | int | None:
     if kinds == [bool if is_truth else int]:
         return bool(item.value) if is_truth else int(item.value)
     return None
+
+
+def _is_constant(value: object) -> TypeIs[ConstantValue]:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _constant(value: ConstantValue, path: str) -> ConstantValue:

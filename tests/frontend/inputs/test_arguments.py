@@ -129,6 +129,16 @@ def test_keywords_take_names_that_are_no_parameters_and_they_are_told():
     assert called(lambda **kw: kw, files("a"))["a"][0] == 0
 
 
+def test_misspelt_switch_is_not_lost_in_keywords():
+    def forward(x, use_cache=True, **others):
+        return others
+
+    with pytest.raises(ConfigError, match="'use_cahce' is no parameter") as caught:
+        bind(forward, {"x": A, "use_cahce": False})
+    assert "Did you mean 'use_cache'?" in str(caught.value.hint)
+    assert called(forward, {"x": A, "entirely_another": 3}) == {"entirely_another": 3}
+
+
 # What is nested.
 
 
