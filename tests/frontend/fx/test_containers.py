@@ -92,7 +92,8 @@ def test_plain_values_hold_no_classes():
 
 
 @pytest.mark.parametrize(
-    "name", ["tests.frontend.fx.test_containers.Gone", "os.path.join", "nowhere.Batch", "json"]
+    "name",
+    ["tests.frontend.fx.test_containers.Gone", "os.path.join", "json.JSONDecoder", "no.Batch"],
 )
 def test_class_that_is_not_known_is_refused_and_not_imported(name: str):
     with pytest.raises(ConfigError, match=f"is called with a {name}, which is not known here"):

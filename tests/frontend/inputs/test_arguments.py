@@ -52,6 +52,11 @@ def test_names_of_parameters_decide_and_not_their_order():
     assert (int(ids[0]), mask, int(past[0]), use_cache) == (1, None, 2, True)
 
 
+def test_behind_a_parameter_that_is_left_out_others_go_by_keyword():
+    a, b, c = called(lambda a, b=None, c=None: (a, b, c), {"c": C, "a": A})
+    assert (int(a[0]), b, int(c[0])) == (0, None, 2)
+
+
 def test_dynamic_axes_stay_with_their_input():
     mask = ModelInput("mask", A, {0: "length"})
     bound = bind(named, {"mask": mask, "ids": item("ids")})
