@@ -11,16 +11,14 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from moh_deploy.api import export_package as pipeline
-from moh_deploy.api.verify import verify
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.fresh_process import ProvenRun
+from moh_deploy.validate.fresh_process import proven
 from moh_deploy.validate.tolerances import tolerance_for
 from tests.zoo.model import noise
 
@@ -30,21 +28,7 @@ INPUT = "x:[batch=2,seq=5,8]:float32"
 def prove_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process for each proof would take longer than the rest; the command's tests do start
     them."""
-    monkeypatch.setattr(pipeline, "prove", prove)
-
-
-def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
-    report = verify(root, kernels=kernels, vectors=vectors, staged=True)
-    report.raise_if_unequal()
-    return ProvenRun(
-        report.vector_sets,
-        report.max_abs_error,
-        report.routing_agreement or 0.0,
-        report.kernel_nodes,
-        report.function_nodes,
-        report.layer_runs,
-        report.kernels,
-    )
+    monkeypatch.setattr(pipeline, "prove", proven)
 
 
 def export(model: nn.Module, output: Path, **options: object) -> ExportReport:

@@ -44,6 +44,7 @@ class ExportSettings(ModelSettings, total=False):
     opset: int | None
     compute_type: ComputeType | None
     require_layers: RequiredLayers | None
+    valid_tokens: str | None
 
 
 def export(
@@ -82,6 +83,7 @@ def export(
         opset=settings.get("opset"),
         compute_type=settings.get("compute_type"),
         require_layers=settings.get("require_layers"),
+        valid_tokens=settings.get("valid_tokens"),
     )
     return _export(options, progress=progress)
 

@@ -15,7 +15,7 @@ from moh_deploy.config.export_config import ExportConfig, load_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
-from moh_deploy.frontend.inputs.from_options import example_inputs
+from moh_deploy.frontend.inputs.from_options import asked_mask, example_inputs
 from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.native import kernel_library
@@ -70,6 +70,7 @@ def export_package(
             _save(converted.model, writer.root)
             manifest = writer.stage(manifest, converted.vectors)
         sizes = tuple(one.sizes for one in converted.vectors)
+        valid_tokens_found = converted.valid_tokens_found
         # Its weights would stay in memory while another process loads what was written.
         del converted
         with progress.step("comparing the package with the original model"):
@@ -89,6 +90,8 @@ def export_package(
         routing_agreement=proof.routing_agreement,
         vector_sets=len(proof.sizes),
         runs=runs,
+        valid_tokens=manifest.valid_tokens,
+        valid_tokens_found=valid_tokens_found,
         seconds=progress.seconds,
     )
 
@@ -117,6 +120,7 @@ def _convert(
             inputs,
             names=options.output_names or tuple(config.outputs),
             opset=options.opset or DEFAULT_OPSET,
+            find_padding=asked_mask(options, config) is None,
             progress=progress,
         )
     return converted, model.checkpoint_sha256
@@ -157,6 +161,7 @@ def _manifest(
         ungated=converted.ungated,
         rounding=converted.rounding,
         call=converted.call,
+        valid_tokens=converted.valid_tokens,
         dim_ranges=converted.dim_ranges,
         compute_type=options.compute_type or config.compute_type,
         checkpoint_sha256=checkpoint_sha256,

@@ -263,6 +263,11 @@ EXPORT = (
         to="input_specs",
     ),
     _many("--output-name", "NAME", "Name of an output, in order.", to="output_names"),
+    _valid_tokens(
+        "The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: what is computed"
+        " for padding is not compared, here and wherever the package is. `all` compares all tokens."
+        "  [default: what the graph shows to be such an input]"
+    ),
     click.option("--opset", type=int, metavar="N", help="ONNX operator set."),
     click.option(
         "--compute-type",

@@ -79,6 +79,8 @@ class ExportConfig(_Section):
         outputs: Names of the model's outputs, in order; empty to choose names.
         compute_type: What kernels may round the operands of attention's matrix products to.
         require_layers: How many MoH layers have to be replaced, or `all`; None requires none.
+        valid_tokens: The input that is 1 for valid tokens and 0 for padding; `all`: every token
+            counts.
     """
 
     model: ModelSection = ModelSection()
@@ -88,6 +90,7 @@ class ExportConfig(_Section):
     outputs: Annotated[tuple[str, ...], Field(strict=False)] = ()
     compute_type: Literal["float32", "bfloat16"] = "float32"
     require_layers: RequiredLayers | None = None
+    valid_tokens: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self, info: ValidationInfo) -> ExportConfig:

@@ -58,6 +58,9 @@ class ExportOptions(ModelOptions):
             takes the configuration's, or else float32.
         require_layers: How many MoH layers have to be replaced, or `all`: then nothing that looks
             like one may be left. None takes the configuration's, or else requires none.
+        valid_tokens: The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: what
+            is computed for padding is not compared. `all`: every token counts. None takes the
+            configuration's, or else looks for it in the graph.
     """
 
     output: Path
@@ -69,3 +72,4 @@ class ExportOptions(ModelOptions):
     opset: int | None = None
     compute_type: ComputeType | None = None
     require_layers: RequiredLayers | None = None
+    valid_tokens: str | None = None

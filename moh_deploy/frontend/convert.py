@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
@@ -25,7 +25,9 @@ from moh_deploy.frontend.prove.original import OriginalRun, one_thread_if_small,
 from moh_deploy.frontend.prove.record import LayerDifference, LayerRecord, Recording
 from moh_deploy.frontend.prove.recorded_run import input_text, recorded_vectors, try_to_record
 from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes
-from moh_deploy.frontend.recognize import survey
+from moh_deploy.frontend.prove.valid_elements import ValidElements
+from moh_deploy.frontend.recognize import MoHLayer, survey
+from moh_deploy.frontend.recognize.padding import padding_input
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.rewrite.swap import Swap
@@ -67,6 +69,8 @@ class Converted:
         dim_ranges: Dimension to the sizes that the trace is good for, where it limits them.
         rounding: How far rounding moves the original; None where it does not run in float64.
         call: How the original takes the inputs; None where they are its positional arguments.
+        valid_tokens: The input that says which tokens are valid; None if all are.
+        valid_tokens_found: The graph shows that, and nobody said it.
     """
 
     model: ir.Model
@@ -83,6 +87,8 @@ class Converted:
     dim_ranges: dict[str, tuple[int, int | None]]
     rounding: Rounding | None
     call: Call | None
+    valid_tokens: str | None
+    valid_tokens_found: bool
 
 
 def convert(
@@ -91,12 +97,15 @@ def convert(
     *,
     names: Sequence[str],
     opset: int,
+    find_padding: bool = True,
     progress: Progress,
 ) -> Converted:
     """Trace, recognise, rewrite, check against the original, and translate to ONNX.
 
     Args:
+        inputs: The user inputs, in order. One may say which tokens are valid.
         names: The user's names for the outputs; empty to derive them.
+        find_padding: Look for that input in the graph where none says so.
 
     Raises:
         ExportError: If a step fails, or if the traced program is not the original model.
@@ -110,6 +119,9 @@ def convert(
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         found = survey(program)
+        is_told = not find_padding or any(item.says_valid for item in inputs)
+        if not is_told:
+            inputs = _with_padding_input(program, found.layers, inputs)
         rewrites = insert(program, found.layers)
         swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
@@ -117,12 +129,19 @@ def convert(
     with progress.step("recording the original model"), one_thread_if_small(model):
         example, flops = _run_example(model, inputs)
         thorough = flops is not None and flops <= _QUICK_FLOPS
+        elements = ValidElements.of(program, inputs, outputs)
         sizes = record_sizes(
             model,
             inputs,
             example,
             lambda run: try_to_record(
-                program, rewrites, swaps, run, outputs, measure_rounding=run is example
+                program,
+                rewrites,
+                swaps,
+                run,
+                outputs,
+                valid=elements.where(run.valid_tokens),
+                measure_rounding=run is example,
             ),
             thorough=thorough,
             may_be_empty=[name for name in joined if ranges.get(name, (1, None))[0] == 1],
@@ -133,6 +152,7 @@ def convert(
         onnx_model, layer_names = _translate(
             commit(program, rewrites, agreeing), rewrites, inputs, outputs, opset
         )
+    mask = next((item.name for item in inputs if item.says_valid), None)
     return Converted(
         model=onnx_model,
         inputs=tuple(_input_info(item) for item in inputs),
@@ -154,6 +174,8 @@ def convert(
         dim_ranges=_with_smallest(ranges, sizes),
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,
+        valid_tokens=mask,
+        valid_tokens_found=mask is not None and not is_told,
     )
 
 
@@ -164,6 +186,14 @@ def _traced(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram
     except ExportError:
         _run_example(model, inputs)
         raise
+
+
+def _with_padding_input(
+    program: ExportedProgram, layers: Sequence[MoHLayer], inputs: Sequence[ModelInput]
+) -> tuple[ModelInput, ...]:
+    """Mark the input of which the graph shows that it says which tokens are valid."""
+    place = padding_input(program, layers, [item.value for item in inputs])
+    return tuple(replace(item, says_valid=index == place) for index, item in enumerate(inputs))
 
 
 def _translate(

@@ -42,6 +42,8 @@ class ExportReport(Report):
         vector_sets: How many runs of the original were compared.
         runs: How the package was run to compare it: as function bodies, and where there is a kernel
             library, with that too. The errors above are those of the function bodies.
+        valid_tokens: The input that says which tokens are valid; None if all are.
+        valid_tokens_found: The graph shows that, and nobody said it.
         seconds: Wall time of each step.
     """
 
@@ -57,6 +59,8 @@ class ExportReport(Report):
     kept: tuple[KeptOperators, ...] = ()
     near_misses: tuple[NearMiss, ...] = ()
     ungated: int = 0
+    valid_tokens: str | None = None
+    valid_tokens_found: bool = False
 
     @property
     @in_json()
@@ -86,6 +90,14 @@ class ExportReport(Report):
         blocks += map(Text, [*reasons(self.layers), *constant_gates(self.layers)])
         blocks += map(Text, not_layers(len(self.layers), self.near_misses, self.ungated))
         blocks += map(Text, map(kept_text, self.kept))
+        if self.valid_tokens_found:
+            found = (
+                f"The graph shows that '{self.valid_tokens}' is 0 for padding: no attention of a"
+                " MoH layer reads such a token. `--valid-tokens all` compares every token."
+            )
+            blocks.append(Text(found))
+        tokens = self.runs[0].tokens
+        blocks += [] if tokens is None else [Text(tokens.describe())]
         blocks += (Text(f"EQUAL to the original {_run_text(run)}", True) for run in self.runs)
         written = f"written to {self.package} in {sum(self.seconds.values()):.1f} s"
         remarks = (self.runs[-1].kernels.describe(), written)

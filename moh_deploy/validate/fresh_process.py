@@ -6,15 +6,21 @@ not add up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
+
+from moh_deploy.errors import ValidationError
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.system.isolate import isolated
+from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.subject import read_subject
+from moh_deploy.validate.samples import only_padding
+from moh_deploy.validate.subject import Subject, read_subject
+from moh_deploy.validate.valid_tokens import TokenCount
 from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
 
 
@@ -30,6 +36,7 @@ class ProvenRun:
         function_nodes: How many ran as their function body.
         layer_runs: What ran each MoH layer, read from the runtime.
         kernels: The kernel library that was registered, or why none was.
+        tokens: How many were left out, being padding; None if it is not known which are.
     """
 
     vector_sets: int
@@ -39,6 +46,7 @@ class ProvenRun:
     function_nodes: int
     layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
+    tokens: TokenCount | None
 
 
 def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
@@ -57,16 +65,39 @@ def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun
         MoHDeployError: The comparison failed, with the error of that process.
     """
     # This process has torch and the user's code loaded; the new one imports neither.
-    found = isolated(_proven, root, kernels, vectors)
+    found = isolated(proven, root, kernels, vectors)
     return found.required("the process that compares the package")
 
 
-def _proven(root: Path, kernels: Kernels, vectors: int | None) -> ProvenRun:
+def proven(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
+    """Verify a package in this process; as `prove` otherwise."""
     subject = read_subject(root, None, kernels, staged=True)
     # No files, no other reference, built-in tolerances: `verify` as it is without options.
     what = WhatToRun((), vectors, subject.package.manifest.valid_tokens)
     policy = BUILT_IN_POLICY
     report = verify_runs(subject, what, against=(), policy=policy, progress=SilentProgress())
-    report.raise_if_unequal()
+    if report.failure is not None:
+        raise _told_apart(report.failure, subject, what)
     assert report.routing_agreement is not None  # It is compared with recorded runs.
     return ProvenRun(**{one.name: getattr(report, one.name) for one in fields(ProvenRun)})
+
+
+def _told_apart(failure: ValidationError, subject: Subject, what: WhatToRun) -> ValidationError:
+    """Return the failure, and say of it whether all that differs lies where a mask is 0."""
+    runs = subject.package.vectors[: what.vectors]
+    names = [spec.name for spec in subject.package.manifest.inputs]
+    masks = [name for name in names if all(_may_be_mask(run.inputs[name]) for run in runs)]
+    # What a run holds no zero of leaves nothing out.
+    masks = [name for name in masks if any((run.inputs[name] == 0).any() for run in runs)]
+    for name in masks if what.valid_tokens is None else ():
+        known = replace(what, valid_tokens=name)
+        if verify_runs(
+            subject, known, against=(), policy=BUILT_IN_POLICY, progress=SilentProgress()
+        ).equal:
+            where = f"{failure.message} It is so only where input '{name}' is 0."
+            return ValidationError(where, hint=only_padding([name]).strip())
+    return failure
+
+
+def _may_be_mask(array: Array) -> bool:
+    return array.ndim == 2 and bool(np.isin(array, (0, 1)).all())

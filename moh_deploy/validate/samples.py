@@ -54,6 +54,20 @@ def named_mask(manifest: Manifest, asked: str | None) -> str | None:
     return None if asked == ALL_TOKENS and not is_input else asked
 
 
+def only_padding(masks: Sequence[str]) -> str:
+    """Return the next step where all that differs lies where a mask is 0; empty where none is so.
+
+    Args:
+        masks: Names of the inputs of which that is true.
+    """
+    if not masks:
+        return ""
+    return (
+        f"If 0 means padding there, --valid-tokens {masks[0]} leaves these tokens out of every"
+        " comparison. "
+    )
+
+
 def recorded_samples(vectors: Sequence[VectorSet]) -> tuple[Sample, ...]:
     """Return recorded runs, called by their numbers and sizes."""
     return tuple(Sample(one, label(str(i), one.sizes)) for i, one in enumerate(vectors))

@@ -89,6 +89,13 @@ class TokenView:
             return margins
         return chosen.of(margins)
 
+    def places(self, name: str, shape: Sequence[int]) -> BoolArray:
+        """Return which elements of a value are compared, in its shape."""
+        chosen = self.selections.get(name)
+        if chosen is None or not chosen.fits(shape):
+            return np.ones(tuple(shape), np.bool_)
+        return over_axes(chosen.mask, chosen.axes, shape)
+
     def also(self, names: Mapping[str, str]) -> TokenView:
         """Return the view that knows values by other names, too: other name to name."""
         known = {
@@ -166,11 +173,9 @@ def valid_tokens(name: str, mask: Array, dims: Sequence[_Dim] | None, *, where: 
 
 def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> TokenView:
     """Find the elements of outputs and gates that belong to valid tokens."""
-    found: dict[str, _Selection] = {}
-    notes: list[str] = []
-    for spec in manifest.outputs:
-        if spec.name in expected.outputs:
-            found |= _of_output(spec, expected.outputs[spec.name].shape, valid, notes)
+    shapes = {name: array.shape for name, array in expected.outputs.items()}
+    outputs = output_view(valid, manifest.outputs, shapes)
+    found, notes = dict(outputs.selections), list(outputs.notes)
     for layer, gates in zip(manifest.layers, expected.gates, strict=False):
         # Layers over windows or pooled tokens have other axes than the mask.
         if gates.shape[:2] == valid.mask.shape:
@@ -180,6 +185,32 @@ def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> T
             f"All tokens of layer '{layer.path}' are compared: '{valid.name}' has other ones."
         )
     return TokenView(found, tuple(notes))
+
+
+def output_view(
+    valid: ValidTokens, outputs: Sequence[TensorInfo], shapes: Mapping[str, tuple[int, ...]]
+) -> TokenView:
+    """Find the elements of outputs that belong to valid tokens.
+
+    Args:
+        shapes: Of each output that there is, by name.
+    """
+    found: dict[str, _Selection] = {}
+    notes: list[str] = []
+    for spec in outputs:
+        if spec.name in shapes:
+            found |= _of_output(spec, shapes[spec.name], valid, notes)
+    return TokenView(found, tuple(notes))
+
+
+def over_axes(mask: BoolArray, axes: Sequence[int], shape: Sequence[int]) -> BoolArray:
+    """Return a mask of all elements of an array: True where its mask over some axes is.
+
+    Args:
+        axes: What the mask is over, ascending.
+    """
+    sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+    return np.broadcast_to(mask.reshape(sizes), tuple(shape))
 
 
 def count_tokens(masks: Sequence[ValidTokens]) -> TokenCount | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ConfigError
@@ -20,6 +21,12 @@ def tensors_of(outputs: object) -> list[torch.Tensor]:
         for leaf in pytree.tree_leaves(without_classes(outputs))
         if isinstance(leaf, torch.Tensor)
     ]
+
+
+def output_nodes(program: ExportedProgram) -> list[Node]:
+    """The nodes of a program's output tensors, in order."""
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    return [leaf for leaf in pytree.tree_leaves(output.args) if is_tensor(leaf)]
 
 
 def output_names(

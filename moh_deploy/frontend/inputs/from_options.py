@@ -7,8 +7,10 @@ from dataclasses import replace
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.inputs.examples import build_call
+from moh_deploy.frontend.inputs.padding import named_tokens
 from moh_deploy.frontend.inputs.program_inputs import build_program_inputs
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.validate.samples import ALL_TOKENS
 
 
 def example_inputs(
@@ -20,19 +22,30 @@ def example_inputs(
         ConfigError: There are none, or they contradict each other, the model or the program.
     """
     if model.program is not None:
-        return model, build_program_inputs(
+        inputs = build_program_inputs(
             model.program,
             config,
             npz=options.inputs,
             specs=options.input_specs,
             dynamic=options.dynamic,
         )
-    assert model.module is not None
-    bound = build_call(
-        model.module.forward,
-        config,
-        npz=options.inputs,
-        specs=options.input_specs,
-        dynamic=options.dynamic,
-    )
-    return replace(model, call=bound.call, unknown=bound.unknown), bound.inputs
+    else:
+        assert model.module is not None
+        bound = build_call(
+            model.module.forward,
+            config,
+            npz=options.inputs,
+            specs=options.input_specs,
+            dynamic=options.dynamic,
+        )
+        model, inputs = replace(model, call=bound.call, unknown=bound.unknown), bound.inputs
+    mask = asked_mask(options, config)
+    if mask is None or (mask == ALL_TOKENS and all(item.name != mask for item in inputs)):
+        return model, inputs
+    described = model.program is None or bool(options.input_specs or config.inputs)
+    return model, named_tokens(inputs, mask, made=options.inputs is None and described)
+
+
+def asked_mask(options: ExportOptions, config: ExportConfig) -> str | None:
+    """Return what the user says of valid tokens: the name of an input, or `all`."""
+    return options.valid_tokens or config.valid_tokens

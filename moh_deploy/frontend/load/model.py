@@ -27,11 +27,14 @@ class ModelInput:
         value: Example tensor; every dynamic axis has its example size.
         dims: Axis to dimension expression: `{0: "batch"}`, or derived, `{1: "past+1"}`. Axes that
             are absent are fixed.
+        says_valid: It is a mask of valid tokens, [batch, tokens] of 0 and 1: what is computed for
+            the others is not compared.
     """
 
     name: str
     value: torch.Tensor
     dims: dict[int, str] = field(default_factory=dict)
+    says_valid: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,14 @@ def attention_fingerprint(
     return fingerprint(to_numpy(values[rewrite.attention_view].double()))
 
 
-def ranked_scores(rewrite: Rewrite, values: Mapping[Node, torch.Tensor]) -> Array | None:
+def ranked_scores(
+    rewrite: Rewrite, values: Mapping[Node, torch.Tensor], counted: torch.Tensor
+) -> Array | None:
     """Return what the layer's router ranked, [B, S, candidates] in float32: of the last heads.
 
     Args:
         values: What the nodes of the program computed.
+        counted: [B, S], the tokens that are compared.
 
     Returns:
         None where nothing is ranked, or the heads that are open are not the best of the last ones:
@@ -49,7 +52,8 @@ def ranked_scores(rewrite: Rewrite, values: Mapping[Node, torch.Tensor]) -> Arra
     if not scores.numel() or scores.shape[:-1] != gates.shape[:-1] or candidates > gates.shape[-1]:
         return None
     is_open = gates[..., -candidates:] != 0
-    return to_numpy(scores) if are_the_best(scores, is_open, selection.top_k) else None
+    known = are_the_best(scores[counted], is_open[counted], selection.top_k)
+    return to_numpy(scores) if known else None
 
 
 def are_the_best(scores: torch.Tensor, is_open: torch.Tensor, top_k: int) -> bool:

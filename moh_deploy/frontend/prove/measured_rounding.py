@@ -12,6 +12,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.prove.layer_values import attention_fingerprint
 from moh_deploy.frontend.prove.noisy_run import NoisyRun, noisy_runs
+from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.package import LayerRounding, Rounding, Spread, fingerprint_spread, spread
 from moh_deploy.system.npz import Array
@@ -27,6 +28,7 @@ def measure_rounding(
     rewrites: Sequence[Rewrite],
     values: Mapping[Node, torch.Tensor],
     outputs: Mapping[str, torch.Tensor],
+    valid: ValidElements = EVERYTHING,
 ) -> Rounding:
     """Run the original operators with noise, and compare.
 
@@ -36,6 +38,7 @@ def measure_rounding(
         rewrites: Its layers.
         values: What the original operators computed, by node.
         outputs: Its outputs, by name.
+        valid: What of all values counts.
     """
     watched = {
         node
@@ -47,27 +50,38 @@ def measure_rounding(
     runs = list(noisy_runs(program, placeholders, watched=watched, fed=fed, draws=_DRAWS))
     return Rounding(
         outputs={
-            name: _output(tensor, [run.outputs[index] for run in runs])
+            name: _output(
+                tensor, [run.outputs[index] for run in runs], valid.of_output(name, tensor)
+            )
             for index, (name, tensor) in enumerate(outputs.items())
             if tensor.is_floating_point()
         },
-        layers=tuple(_layer(rewrite, values, runs) for rewrite in rewrites),
+        layers=tuple(_layer(rewrite, values, runs, valid) for rewrite in rewrites),
     )
 
 
 def _layer(
-    rewrite: Rewrite, values: Mapping[Node, torch.Tensor], runs: Sequence[NoisyRun]
+    rewrite: Rewrite,
+    values: Mapping[Node, torch.Tensor],
+    runs: Sequence[NoisyRun],
+    valid: ValidElements,
 ) -> LayerRounding:
     scores, gates = rewrite.scores, rewrite.computed_gates
-    chosen = to_numpy(values[gates] != 0)
+    chosen = to_numpy((values[gates] != 0) & valid.of_node(gates, values[gates]))
     exact = attention_fingerprint(rewrite, values)
     attention = None
     if exact is not None:
         found = [attention_fingerprint(rewrite, run.values) for run in runs]
         moved = np.stack([one - exact for one in found if one is not None])
-        attention = fingerprint_spread(_finite(moved), _finite(exact))
+        # [B, S] of [B, S, H]
+        tokens = to_numpy(valid.of_node(rewrite.gates, values[rewrite.gates])[..., 0])
+        attention = fingerprint_spread(_finite(moved[:, tokens]), _finite(exact[tokens]))
     return LayerRounding(
-        scores=None if scores is None else spread(_moved(scores, values, runs)),
+        scores=None
+        if scores is None
+        else spread(
+            _moved(scores, values, runs)[:, to_numpy(valid.of_node(scores, values[scores]))]
+        ),
         gates=spread(_moved(gates, values, runs)[:, chosen]),
         attention=attention,
     )
@@ -84,8 +98,9 @@ def _finite(values: Array) -> Array:
     return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _output(exact: torch.Tensor, noisy: Sequence[torch.Tensor]) -> Spread:
-    """Return how far noise moves an output, as shares of its size."""
+def _output(exact: torch.Tensor, noisy: Sequence[torch.Tensor], valid: torch.Tensor) -> Spread:
+    """Return how far noise moves what counts of an output, as shares of its size."""
+    exact, noisy = exact[valid], [run[valid] for run in noisy]
     size = spread(_finite(to_numpy(exact.double())))
     moved = spread(_finite(np.stack([to_numpy(run.double() - exact.double()) for run in noisy])))
     return Spread(_share(moved.rms, size.rms), _share(moved.largest, size.largest))

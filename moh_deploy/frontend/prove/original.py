@@ -10,13 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from moh_deploy.errors import ExportError
+from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.outputs import tensors_of
 from moh_deploy.frontend.inputs.examples import parsed_dims
+from moh_deploy.frontend.inputs.padding import tokens_of
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.prove.record import Recording, distance
+from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
+from moh_deploy.validate.samples import only_padding
 from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.valid_tokens import ValidTokens
 
 _SMALL_MODEL_BYTES = 1 << 29
 
@@ -43,6 +47,11 @@ class OriginalRun:
                 assert base is not None
                 sizes[expr.name] = base
         return sizes
+
+    @property
+    def valid_tokens(self) -> ValidTokens | None:
+        """The tokens of this run that are valid; None if all are."""
+        return next((tokens_of(item) for item in self.inputs if item.says_valid), None)
 
     @property
     def at(self) -> str:
@@ -100,8 +109,16 @@ def _weights(model: LoadedModel) -> list[torch.Tensor]:
     return [value for value in model.program.state_dict.values() if torch.is_tensor(value)]
 
 
-def check_trace(original: OriginalRun, recording: Recording, names: Sequence[str]) -> None:
+def check_trace(
+    original: OriginalRun,
+    recording: Recording,
+    names: Sequence[str],
+    valid: ValidElements = EVERYTHING,
+) -> None:
     """Check that the traced program computes what the original does, at these sizes.
+
+    Args:
+        valid: What of the outputs is compared.
 
     Raises:
         ExportError: Naming the output and how far it is off.
@@ -111,24 +128,52 @@ def check_trace(original: OriginalRun, recording: Recording, names: Sequence[str
             f"the traced program has {len(recording.outputs)} outputs{original.at},"
             f" the original model {len(original.outputs)}."
         )
+    problem = _first_difference(original, recording, names, valid)
+    if problem is None:
+        return
+    masks = [] if valid.tokens is not None else _masks_of(original.inputs)
+    found = [
+        one.name
+        for one in masks
+        if _first_difference(original, recording, names, valid.where(one)) is None
+    ]
+    where = f" It does so only where input '{found[0]}' is 0." if found else ""
+    raise ExportError(
+        f"the traced program differs from the original model{original.at}: {problem}.{where}",
+        hint=f"{only_padding(found)}The model may draw random numbers, keep state between runs,"
+        " branch in Python on a size, or be a subclass that PyTorch's TransformerEncoderLayer"
+        " passes by on its fast path: torch.backends.mha.set_fastpath_enabled(False) turns that"
+        " off.",
+    )
+
+
+def _masks_of(inputs: Sequence[ModelInput]) -> Iterator[ValidTokens]:
+    """Yield the inputs that could say which tokens are valid, and say so of some and not of all."""
+    for item in inputs:
+        if item.value.ndim == 2 and not item.value.is_complex():
+            with contextlib.suppress(ConfigError):
+                tokens = tokens_of(item)
+                if tokens.mask.any() and not tokens.mask.all():
+                    yield tokens
+
+
+def _first_difference(
+    original: OriginalRun, recording: Recording, names: Sequence[str], valid: ValidElements
+) -> str | None:
+    """Say of the first output that differs how; None if all are equal."""
     for name, expected, got in zip(names, original.outputs, recording.outputs, strict=True):
-        problem = _difference(expected, got)
+        problem = _difference(expected, got, valid.of_output(name, expected))
         if problem:
-            raise ExportError(
-                f"the traced program differs from the original model{original.at}:"
-                f" output '{name}' {problem}.",
-                hint="The model may draw random numbers, keep state between runs, branch in Python"
-                " on a size, or be a subclass that PyTorch's TransformerEncoderLayer passes by on"
-                " its fast path: torch.backends.mha.set_fastpath_enabled(False) turns that off.",
-            )
+            return f"output '{name}' {problem}"
+    return None
 
 
-def _difference(expected: torch.Tensor, got: torch.Tensor) -> str | None:
+def _difference(expected: torch.Tensor, got: torch.Tensor, valid: torch.Tensor) -> str | None:
     if expected.shape != got.shape:
         return f"has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
     if expected.dtype != got.dtype:
         return f"has dtype {got.dtype}, expected {expected.dtype}"
-    error, largest = distance(expected, got)
+    error, largest = distance(expected[valid], got[valid])
     if math.isinf(error):
         return "is not finite where the original is"
     limit = tolerance_for(dtype_name(expected.dtype)).limit(largest)

@@ -15,6 +15,7 @@ from torch.fx import Interpreter, Node
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
 from moh_deploy.frontend.prove.layer_values import attention_fingerprint, ranked_scores
 from moh_deploy.frontend.prove.measured_rounding import measure_rounding
+from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite.swap import Swap
@@ -83,6 +84,7 @@ def record(
     swaps: Sequence[Swap] = (),
     *,
     rounding_of: Sequence[str] | None = None,
+    valid: ValidElements = EVERYTHING,
 ) -> Recording:
     """Run a program in which new operators stand beside the original ones.
 
@@ -90,6 +92,7 @@ def record(
         arguments: The user inputs, in order.
         swaps: What was inserted outside of the layers.
         rounding_of: Names of the outputs, to measure how far rounding moves the original, too.
+        valid: What is compared and measured.
     """
     watched = {node for rewrite in rewrites for node in _watched(rewrite)}
     watched |= {node for swap in swaps for node in (swap.old, swap.new)}
@@ -102,11 +105,11 @@ def record(
     rounding = None
     if rounding_of is not None:
         named = dict(zip(rounding_of, tensors, strict=False))
-        rounding = measure_rounding(program, inputs, rewrites, values, named)
+        rounding = measure_rounding(program, inputs, rewrites, values, named, valid)
     return Recording(
         outputs=tensors,
-        layers=[_layer_record(rewrite, values) for rewrite in rewrites],
-        disagreements=[_difference(s.what, values[s.new], values[s.old]) for s in swaps],
+        layers=[_layer_record(rewrite, values, valid) for rewrite in rewrites],
+        disagreements=[_swapped(swap, values, valid) for swap in swaps],
         rounding=rounding,
     )
 
@@ -154,27 +157,31 @@ def _flat_inputs(program: ExportedProgram, arguments: Sequence[torch.Tensor]) ->
     return values
 
 
-def _layer_record(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerRecord:
+def _layer_record(
+    rewrite: Rewrite, values: dict[Node, torch.Tensor], valid: ValidElements
+) -> LayerRecord:
     gates = values[rewrite.gates]
     selection = rewrite.router.selection
     if selection is None or rewrite.scores is None:
         margins = torch.full(gates.shape[:2], float("inf"))
     else:
         margins = _margins(rewrite.router, values[rewrite.scores], selection.top_k)
-    found = _disagreement(rewrite, values)
+    found = _disagreement(rewrite, values, valid)
     return LayerRecord(
         gates,
         margins,
-        scores=ranked_scores(rewrite, values),
+        scores=ranked_scores(rewrite, values, valid.of_node(rewrite.gates, gates)[..., 0]),
         attention=attention_fingerprint(rewrite, values),
         disagreement=None if found is None else found.words,
     )
 
 
-def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerDifference | None:
+def _disagreement(
+    rewrite: Rewrite, values: dict[Node, torch.Tensor], valid: ValidElements
+) -> LayerDifference | None:
     """Compare the new operators with the original ones, tokens with a near-tie left out."""
     for swap in rewrite.swaps:
-        found = _difference(swap.what, values[swap.new], values[swap.old])
+        found = _swapped(swap, values, valid)
         if found is not None:
             return found
     if rewrite.fixed_gates is not None:
@@ -186,17 +193,28 @@ def _disagreement(rewrite: Rewrite, values: dict[Node, torch.Tensor]) -> LayerDi
     if rewrite.routed is not None:
         original = values[rewrite.computed_gates]
         decided = _decided(rewrite, values, original)
-        everything_decided = bool(decided.all())
+        counted = valid.of_node(rewrite.computed_gates, original)[..., 0]  # [...] of [..., H]
+        everything_decided = bool((decided | ~counted).all())
+        decided &= counted
         found = _difference(op_names.ROUTER, values[rewrite.routed][decided], original[decided])
         if found is not None:
             return found
     if rewrite.replacement is None or rewrite.op is None or not everything_decided:
         return None
-    found = _difference(rewrite.op, values[rewrite.replacement], values[rewrite.layer.node])
+    attention = Swap(rewrite.layer.node, rewrite.replacement, rewrite.op)
+    found = _swapped(attention, values, valid)
     behind = rewrite.output_projection
-    if found is not None or behind is None:
-        return found
-    return _difference(behind.what, values[behind.new], values[behind.old])
+    return found if found is not None or behind is None else _swapped(behind, values, valid)
+
+
+def _swapped(
+    swap: Swap, values: dict[Node, torch.Tensor], valid: ValidElements
+) -> LayerDifference | None:
+    got, expected = values[swap.new], values[swap.old]
+    if got.shape == expected.shape:
+        counted = valid.of_node(swap.old, expected)
+        got, expected = got[counted], expected[counted]
+    return _difference(swap.what, got, expected)
 
 
 def _decided(

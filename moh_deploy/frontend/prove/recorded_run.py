@@ -11,6 +11,7 @@ from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.prove.original import OriginalRun, check_trace
 from moh_deploy.frontend.prove.record import Recording, record
+from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.package import VectorSet
@@ -34,11 +35,13 @@ def try_to_record(
     run: OriginalRun,
     outputs: Sequence[str],
     *,
+    valid: ValidElements = EVERYTHING,
     measure_rounding: bool = False,
 ) -> Recording | DoesNotRun:
     """Run the traced program at the sizes of one run of the original, and check that they agree.
 
     Args:
+        valid: What is compared.
         measure_rounding: Measure how far rounding moves it, too.
 
     Raises:
@@ -47,10 +50,12 @@ def try_to_record(
     arguments = [item.value.clone() for item in run.inputs]
     try:
         rounding_of = outputs if measure_rounding else None
-        recording = record(program, rewrites, arguments, swaps, rounding_of=rounding_of)
+        recording = record(
+            program, rewrites, arguments, swaps, rounding_of=rounding_of, valid=valid
+        )
     except RuntimeError as error:
         return DoesNotRun((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
-    check_trace(run, recording, outputs)
+    check_trace(run, recording, outputs, valid)
     return recording
 
 

@@ -19,6 +19,7 @@ from moh_deploy.frontend.prove.recorded_run import (
     recorded_vectors,
     try_to_record,
 )
+from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
@@ -28,6 +29,7 @@ from moh_deploy.package import Manifest, OnnxPackage, VectorSet
 from moh_deploy.system.user_code import describe_error
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.valid_tokens import ValidTokens
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def answers_of(
                     f" {len(expected)}.",
                     hint="Compare a package with a checkpoint of the same architecture.",
                 )
-            vectors, without = _recorded(found, runs, package.manifest)
+            valid = [sample.valid for sample in samples]
+            vectors, without = _recorded(found, runs, valid, package.manifest)
     except MoHDeployError as error:
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
     notes = tuple(_notes(model, name, layers, package.manifest))
@@ -96,7 +99,10 @@ def _trace(model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]) 
 
 
 def _recorded(
-    traced: Traced, runs: Sequence[OriginalRun], manifest: Manifest
+    traced: Traced,
+    runs: Sequence[OriginalRun],
+    valid: Sequence[ValidTokens | None],
+    manifest: Manifest,
 ) -> tuple[tuple[VectorSet, ...], dict[int, str]]:
     """Return what is compared with, and why some of it has no gates.
 
@@ -104,8 +110,9 @@ def _recorded(
     """
     outputs = [spec.name for spec in manifest.outputs]
     vectors, without = [], {}
-    for number, run in enumerate(runs):
-        found = try_to_record(traced.program, traced.rewrites, (), run, outputs)
+    for number, (run, tokens) in enumerate(zip(runs, valid, strict=True)):
+        elements = ValidElements.of(traced.program, run.inputs, outputs).where(tokens)
+        found = try_to_record(traced.program, traced.rewrites, (), run, outputs, valid=elements)
         if isinstance(found, DoesNotRun):
             without[number] = (
                 f"The traced program, which shows gates, does not run{run.at}, where the original"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.inputs.sizes import Run, changed_runs, other_runs, run_at
+from moh_deploy.frontend.inputs.padding import SIDES, is_padded
+from moh_deploy.frontend.inputs.sizes import Run, changed_runs, other_runs, run_at, run_padded
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.prove.original import OriginalRun, run_original
 from moh_deploy.frontend.prove.record import Recording
@@ -71,6 +72,7 @@ def record_sizes(
         recorder.append(one, taken)
     else:
         too_small = frozenset()
+    recorder.add_padding()
     tried = {name: recorder.add_empty(name) for name in may_be_empty if name not in too_small}
     empty = {name: found for name, found in tried.items() if found is not None}
     return SizeRuns(recorder.runs, recorder.recordings, too_small, empty)
@@ -121,6 +123,18 @@ class _Recorder:
             return None
         self.append(one, taken)
         return True
+
+    def add_padding(self) -> None:
+        """Record the example with padding on a side, where no run has any there and it is known
+        which tokens are valid."""
+        for side in SIDES:
+            masks = [item.value for run in self.runs for item in run.inputs if item.says_valid]
+            if not masks or any(is_padded(mask, side) for mask in masks):
+                continue
+            made = run_padded(self.inputs, self.run, side)
+            taken = None if made is None else self.take(OriginalRun(*made))
+            if made is not None and isinstance(taken, Recording):
+                self.append(OriginalRun(*made), taken)
 
     def taken_at(self, sizes: Mapping[str, int]) -> tuple[OriginalRun, Recording] | None:
         """Return both runs at given sizes; None where either does not take them."""

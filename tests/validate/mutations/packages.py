@@ -17,7 +17,7 @@ from moh_deploy.package import MODEL_NAME, LayerInfo, OnnxPackage, PackageWriter
 from moh_deploy.runtime import lowered_package
 from moh_deploy.runtime.lowered_package import lowered
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
-from tests.exporting import prove
+from moh_deploy.validate.fresh_process import proven
 from tests.zoo import ZooModel
 
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -81,7 +81,7 @@ def _largest(root: Path) -> dict[str, float]:
 def _export(model: ZooModel, root: Path, opset: int | None) -> None:
     inputs = model.inputs()
     # Comparing in a fresh process each time would take longer than all else.
-    with mock.patch.object(pipeline, "prove", prove):
+    with mock.patch.object(pipeline, "prove", proven):
         moh_deploy.export(
             model.build(),
             root,

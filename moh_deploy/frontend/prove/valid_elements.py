@@ -1,0 +1,120 @@
+"""Which elements of a run's values are compared: those of valid tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import sympy  # type: ignore[import-untyped, unused-ignore]
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.arrays import dtype_name
+from moh_deploy.frontend.fx.axes import Size
+from moh_deploy.frontend.fx.graph import is_tensor, shape
+from moh_deploy.frontend.fx.outputs import output_nodes
+from moh_deploy.frontend.limits import dynamic_axes
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.package import TensorInfo
+from moh_deploy.system.npz import BoolArray
+from moh_deploy.validate.valid_tokens import ValidTokens, output_view, over_axes
+
+
+@dataclass(frozen=True)
+class ValidElements:
+    """The elements that count of the values that one run of a program makes.
+
+    Attributes:
+        outputs: The program's outputs, as a package would declare them.
+        sizes: What the axes of inputs are called, to their sizes in the program.
+        tokens: The tokens that are valid; None if all are.
+    """
+
+    outputs: tuple[TensorInfo, ...] = ()
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    tokens: ValidTokens | None = None
+
+    @classmethod
+    def of(
+        cls, program: ExportedProgram, inputs: Sequence[ModelInput], outputs: Sequence[str]
+    ) -> ValidElements:
+        """Read how the axes of a program are called; every token counts so far.
+
+        Args:
+            inputs: The user inputs, in order.
+            outputs: Names of the outputs, in order.
+        """
+        sizes = {
+            str(expr): size
+            for _, _, expr, size in dynamic_axes(program, inputs)
+            if not size.is_Integer
+        }
+        names = {size: name for name, size in sizes.items()}
+        specs = [
+            TensorInfo(name, dtype_name(node.meta["val"].dtype), tuple(_called(node, names)))
+            for name, node in zip(outputs, output_nodes(program), strict=True)
+        ]
+        return cls(tuple(specs), sizes)
+
+    def where(self, tokens: ValidTokens | None) -> ValidElements:
+        """Return the elements of valid tokens of a run."""
+        return replace(self, tokens=tokens)
+
+    def of_output(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Return which elements of an output count, by the rules of `verify`: bool, its shape."""
+        if self.tokens is None:
+            return torch.ones(value.shape, dtype=torch.bool)
+        view = output_view(self.tokens, self.outputs, {name: tuple(value.shape)})
+        return _tensor(view.places(name, value.shape))
+
+    def of_node(self, node: Node, value: torch.Tensor) -> torch.Tensor:
+        """Return which elements of an inner value count: bool, its shape.
+
+        All of them where it is not certain which of its axes are the mask's: comparing too much is
+        safe.
+        """
+        every = torch.ones(value.shape, dtype=torch.bool)
+        if self.tokens is None:
+            return every
+        mask = self.tokens.mask
+        batch, tokens = self._wanted(mask)
+        found = shape(node) if is_tensor(node) else ()
+        both = [axis for wanted in (batch, tokens) for axis in _places(found, wanted)]
+        # [batch, tokens, ...], in any order, or tokens of all samples in a row.
+        if len(both) == 2 and both[0] != both[1]:
+            mask = mask if both[0] < both[1] else mask.T
+        else:
+            both = _places(found, sympy.Mul(batch, tokens))
+            mask = mask.reshape(-1)
+        fits = len(both) == mask.ndim and tuple(value.shape[axis] for axis in sorted(both))
+        if fits != mask.shape:
+            return every
+        return _tensor(over_axes(mask, sorted(both), value.shape))
+
+    def _wanted(self, mask: BoolArray) -> tuple[Size, Size]:
+        """Return the sizes of the mask's axes in the program."""
+        assert self.tokens is not None
+        dims = self.tokens.dims or mask.shape
+        batch, tokens = (
+            self.sizes.get(str(dim), sympy.sympify(size))
+            for dim, size in zip(dims, mask.shape, strict=True)
+        )
+        return batch, tokens
+
+
+EVERYTHING = ValidElements()
+
+
+def _called(node: Node, names: Mapping[Size, str]) -> Iterator[int | str]:
+    for size in shape(node):
+        yield int(size) if size.is_Integer else names.get(size, str(size))
+
+
+def _places(found: Sequence[Size], wanted: Size) -> list[int]:
+    return [axis for axis, size in enumerate(found) if size == wanted]
+
+
+def _tensor(places: BoolArray) -> torch.Tensor:
+    return torch.from_numpy(np.array(places))

@@ -1,0 +1,174 @@
+"""Find the input that says which tokens are valid: what no attention reads where it is 0.
+
+By what masks of attention compute, however they are written: the part of the program that makes one
+is run on inputs with padding in many places. Keys must be hidden where the input is 0, and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.axes import Dim, leaves, product
+from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.graph import ancestors, nodes_that_depend_on, op, shape
+from moh_deploy.frontend.fx.outputs import output_nodes
+from moh_deploy.frontend.recognize.cores.core import MaskTerm
+from moh_deploy.frontend.recognize.cores.softmax import HIDING_FILL
+from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.routers.trial import run_nodes
+
+
+def padding_input(
+    program: ExportedProgram, layers: Sequence[MoHLayer], arguments: Sequence[torch.Tensor]
+) -> int | None:
+    """Return the place of the input that is 0 for padding, among the user inputs.
+
+    It is [batch, tokens] of 0 and 1, and every layer whose keys are its tokens hides them where it
+    is 0, and no others for its sake. The tokens are those of a layer or of an output.
+
+    Args:
+        layers: The MoH layers of the program.
+        arguments: Example values of the user inputs, in order.
+
+    Returns:
+        None where there is none, or more than one.
+    """
+    names = program.graph_signature.user_inputs
+    places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    found = [
+        index
+        for index, (name, value) in enumerate(zip(names, arguments, strict=True))
+        if value.ndim == 2 and bool(((value == 0) | (value == 1)).all())
+        if _Candidate(program, places[name], value).says_padding(layers)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An input that may say which tokens are valid.
+
+    Attributes:
+        node: Its placeholder.
+        value: Its example, [batch, tokens].
+    """
+
+    program: ExportedProgram
+    node: Node
+    value: torch.Tensor
+    _made: dict[Node, list[torch.Tensor] | None] = field(default_factory=dict)
+
+    def says_padding(self, layers: Sequence[MoHLayer]) -> bool:
+        """Tell whether all layers with its tokens as keys hide them where it is 0."""
+        tokens = shape(self.node)[1]
+        reading = [
+            layer
+            for layer in layers
+            if layer.core.scores is not None and product(layer.core.scores.key_axes) == tokens
+        ]
+        # A mask of what is only read, such as a text beside an image, leaves nothing out.
+        has_tokens = any(product(layer.tokens) == tokens for layer in reading) or any(
+            tokens in shape(output) for output in output_nodes(self.program)
+        )
+        return has_tokens and bool(reading) and all(map(self._hides_keys, reading))
+
+    def _hides_keys(self, layer: MoHLayer) -> bool:
+        assert layer.core.scores is not None
+        return any(
+            self._hides(term, layer)
+            for term in layer.core.scores.masks
+            if term.operand.node in self._decided
+        )
+
+    @cached_property
+    def _decided(self) -> set[Node]:
+        """The nodes whose values depend on this input alone, and on sizes."""
+        graph, inputs = self.program.graph, self.program.graph_signature.user_inputs
+        others = [name for name in inputs if name != self.node.name]
+        return nodes_that_depend_on(graph, [self.node.name]) - nodes_that_depend_on(graph, others)
+
+    @cached_property
+    def _masks(self) -> list[torch.Tensor]:
+        """Values of the input: all valid first, then with padding."""
+        return [torch.ones_like(self.value), *_padded(self.value)]
+
+    def _hides(self, term: MaskTerm, layer: MoHLayer) -> bool:
+        """Tell whether one mask of a layer hides keys where the input is 0, and no others."""
+        assert layer.core.scores is not None
+        axes = [_axis(term, dim) for dim in (layer.batch, layer.tokens, layer.core.scores.key_axes)]
+        made = self._values(term.operand.node)
+        if made is None or axes[0] is None or axes[2] is None:
+            return False
+        is_open, *hidden = [_hidden(term, value, axes) for value in made]
+        if (is_open.shape[0], is_open.shape[-1]) != tuple(self.value.shape):
+            return False
+        hides = False
+        for mask, found in zip(self._masks[1:], hidden, strict=True):
+            padding = (mask == 0)[:, None, None, :].expand(found.shape)
+            # What a padded query sees is as it may be: models open rows that have no key left.
+            counted = torch.ones(found.shape, dtype=torch.bool)
+            if found.shape[1] == mask.shape[1]:
+                counted &= (mask != 0)[:, :, None, None]
+            if bool((found != (is_open | padding))[counted].any()):
+                return False
+            hides |= bool((padding & ~is_open & counted).any())
+        return hides
+
+    def _values(self, node: Node) -> list[torch.Tensor] | None:
+        """Return what a node makes of each of the masks; None where it does not run on its own."""
+        # Layers share their masks.
+        if node not in self._made:
+            needed, constants = set(ancestors(node)), Constants(self.program)
+            nodes = [one for one in self.program.graph.nodes if one in needed and op(one)]
+            runs = [run_nodes(nodes, {self.node: mask}, constants) for mask in self._masks]
+            found = [run[node] for run in runs if run is not None and node in run]
+            self._made[node] = found if len(found) == len(runs) else None
+        return self._made[node]
+
+
+def _hidden(term: MaskTerm, value: torch.Tensor, axes: Sequence[int | None]) -> torch.Tensor:
+    """Return which keys a mask hides: bool [batch, queries or 1, others, keys].
+
+    Args:
+        axes: Where batch, queries and keys are; None where it has no such axis of its own.
+    """
+    if term.kind == "add":
+        hidden = value.double() * term.value <= HIDING_FILL
+    else:
+        hidden = (value == 0) if term.kind == "keep" else (value != 0)
+    batch, query, key = axes
+    assert batch is not None
+    assert key is not None
+    queries = [] if query is None else [query]
+    others = [axis for axis in range(value.ndim) if axis not in axes]
+    ordered = hidden.permute(batch, *queries, *others, key)
+    size = 1 if query is None else value.shape[query]
+    return ordered.reshape(value.shape[batch], size, -1, value.shape[key])
+
+
+def _axis(term: MaskTerm, wanted: Dim) -> int | None:
+    """Return the axis of a mask that is a dimension of the scores; None if it has it not alone."""
+    # A mask that broadcasts over a dimension has an empty one there.
+    groups = [leaves(dim) for dim in term.operand.layout]
+    places = [axis for axis, group in enumerate(groups) if group and group == leaves(wanted)]
+    return places[0] if len(places) == 1 else None
+
+
+def _padded(mask: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield masks with padding left, right and in holes; each sample has a valid token."""
+    batch, tokens = mask.shape
+    steps, half = torch.arange(tokens).expand(batch, tokens), max(1, tokens // 2)
+    yield (steps >= tokens - half).to(mask.dtype)
+    yield (steps < half).to(mask.dtype)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        holes = torch.rand(batch, tokens, generator=generator) < 0.5
+        holes[torch.arange(batch), torch.randint(tokens, (batch,), generator=generator)] = True
+        yield holes.to(mask.dtype)

@@ -1,0 +1,273 @@
+"""Padding in an export: left out of every proof where it is known, and shown where it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from typing_extensions import Unpack
+
+import moh_deploy
+from moh_deploy.api.export import ExportSettings
+from moh_deploy.errors import ConfigError, ExportError, ValidationError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.validate.export_report import ExportReport
+from tests.exporting import prove_in_this_process
+from tests.report.shown import as_markdown
+
+
+@pytest.fixture(autouse=True)
+def _proof_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    prove_in_this_process(monkeypatch)
+
+
+VOCAB, DIM, HEADS, DEPTH = 31, 16, 4, 1
+
+
+class Attention(nn.Module):
+    """Heads chosen by a top-k of a softmax, attention in one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(DIM, HEADS, bias=False)
+        self.qkv = nn.Linear(DIM, 3 * DIM)
+        self.out = nn.Linear(DIM, DIM)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        batch, seq, _ = x.shape
+        heads = self.qkv(x).view(batch, seq, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)  # [B, H, S, D]
+        scores = self.router(self.routed(x)).softmax(-1)
+        best, chosen = scores.topk(2, dim=-1)
+        gates = torch.zeros_like(scores).scatter(-1, chosen, best)
+        mixed = mixed * gates.transpose(1, 2).unsqueeze(-1)
+        return self.out(mixed.transpose(1, 2).reshape(batch, seq, DIM))
+
+    def routed(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Decoder(nn.Module):
+    """A causal language model in the style of Hugging Face, whose mask of keys is made once."""
+
+    attention: type[Attention] = Attention
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCAB, DIM)
+        self.layers = nn.ModuleList(self.attention() for _ in range(DEPTH))
+        self.norm = nn.LayerNorm(DIM)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x, mask = self.embed(input_ids), self.keys(input_ids, attention_mask)
+        for layer in self.layers:
+            x = x + layer(self.norm(x), mask)
+        return x
+
+    def keys(self, ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        seq = ids.shape[1]
+        return (valid[:, None, None, :] != 0) & torch.ones(seq, seq).bool().tril()
+
+
+class UnmasksEagerly(Decoder):
+    """Opens rows that no key is left in, where that is not traced, as Hugging Face's masks did."""
+
+    def keys(self, ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        mask = super().keys(ids, valid)
+        if not torch.compiler.is_exporting():
+            mask = mask | ~mask.any(-1, keepdim=True)
+        return mask
+
+
+IDS = torch.randint(1, VOCAB, (3, 7), generator=torch.Generator().manual_seed(1))
+LEFT = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7, [0, 1, 1, 1, 1, 1, 1]])
+DYNAMIC = ["input_ids:0=batch,1=seq", "attention_mask:0=batch,1=seq"]
+
+
+def export(
+    model: nn.Module, output: Path, mask: torch.Tensor = LEFT, **settings: Unpack[ExportSettings]
+) -> ExportReport:
+    inputs = {"input_ids": IDS, "attention_mask": mask}
+    usual: ExportSettings = {"inputs": inputs, "dynamic": DYNAMIC}
+    return moh_deploy.export(model.eval(), output, **{**usual, **settings})
+
+
+class Additive(Decoder):
+    """Adds the lowest number to the scores of keys that are padding, as older masks did."""
+
+    def keys(self, ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        lowest = torch.finfo(torch.float32).min
+        seen = super().keys(ids, valid)
+        return torch.zeros(seen.shape).masked_fill(~seen, lowest)
+
+
+class PooledToo(UnmasksEagerly):
+    """Returns a mean over valid tokens beside what it computes for each."""
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight = super().forward(input_ids, attention_mask), attention_mask.unsqueeze(-1)
+        # Multiplying by 0 would keep the NaN and the infinities of padding.
+        kept = torch.where(weight != 0, x, 0.0)
+        return x, kept.sum(1) / weight.sum(1)
+
+
+class NormedAttention(Attention):
+    """Routes by directions: a token of zeros has none, and its router makes NaN."""
+
+    def routed(self, x: torch.Tensor) -> torch.Tensor:
+        return x / x.norm(dim=-1, keepdim=True)
+
+
+class ZeroPadding(Decoder):
+    """Makes padding zeros, and hides it from no attention: nothing shows what 0 means."""
+
+    attention = NormedAttention
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        kept = attention_mask.unsqueeze(-1)
+        x = self.embed(input_ids) * kept
+        causal = torch.ones(x.shape[1], x.shape[1]).bool().tril()
+        for layer in self.layers[:1]:
+            # Keys and values of zeros are numbers; what a router makes of them is not.
+            x = x + layer(x, causal)
+        return x
+
+
+class WrongAtPadding(UnmasksEagerly):
+    """Differs where it is traced, at tokens that are valid, too."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = super().forward(input_ids, attention_mask)
+        return x if torch.compiler.is_exporting() else x + 0.01
+
+
+def masks(root: Path) -> list[np.ndarray]:
+    return [run.inputs["attention_mask"] for run in OnnxPackage.open(root).vectors]
+
+
+def test_mask_that_the_graph_shows_is_used_and_said(tmp_path: Path):
+    report = export(UnmasksEagerly(), tmp_path / "package")
+    assert (report.valid_tokens, report.valid_tokens_found) == ("attention_mask", True)
+    assert report.replaced_layers == DEPTH
+    shown = as_markdown(report, "m").replace("\\_", "_")
+    assert "The graph shows that 'attention_mask' is 0 for padding" in shown
+    assert "17 of 54 tokens are padding by 'attention_mask', and were not compared." in shown
+    manifest = OnnxPackage.open(tmp_path / "package").manifest
+    assert manifest.valid_tokens == "attention_mask"
+    verified = moh_deploy.verify(tmp_path / "package", kernels="off")
+    assert verified.tokens is not None
+    assert (verified.equal, verified.tokens.left_out) == (True, 17)
+
+
+def test_every_token_is_compared_on_request_and_the_refusal_shows_where_it_differs(tmp_path: Path):
+    with pytest.raises(ExportError, match=r"differs from the original model at batch=3") as refused:
+        export(UnmasksEagerly(), tmp_path / "package", valid_tokens="all")
+    assert "It does so only where input 'attention_mask' is 0." in refused.value.message
+    assert "--valid-tokens attention_mask leaves these tokens out" in (refused.value.hint or "")
+    report = export(Decoder(), tmp_path / "package", valid_tokens="all")
+    assert report.valid_tokens is None
+    assert report.runs[0].tokens is None
+    assert OnnxPackage.open(tmp_path / "package").manifest.valid_tokens is None
+
+
+def test_difference_at_valid_tokens_is_refused_though_padding_is_left_out(tmp_path: Path):
+    with pytest.raises(ExportError, match=r"output 'output' is off by 0\.01\d*,") as refused:
+        export(WrongAtPadding(), tmp_path / "package", valid_tokens="attention_mask")
+    assert "only where" not in refused.value.message
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_mask_that_is_named_may_be_of_any_dtype(dtype: torch.dtype, tmp_path: Path):
+    mask = LEFT.to(dtype)
+    report = export(UnmasksEagerly(), tmp_path / "package", mask, valid_tokens="attention_mask")
+    assert (report.valid_tokens, report.valid_tokens_found) == ("attention_mask", False)
+
+
+def test_mask_that_is_none_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="valid_tokens is 'attention_msk', but the model has inp"):
+        export(Decoder(), tmp_path / "package", valid_tokens="attention_msk")
+    with pytest.raises(ConfigError, match=r"'input_ids' is int64\[3, 7\] and holds other values"):
+        export(Decoder(), tmp_path / "package", valid_tokens="input_ids")
+
+
+def test_pooled_output_is_compared_whole(tmp_path: Path):
+    report = export(PooledToo(), tmp_path / "package", output_names=["y", "pooled"])
+    assert report.valid_tokens_found
+    verified = moh_deploy.verify(tmp_path / "package", kernels="off")
+    elements = {one.name: one.elements for one in verified.outputs if one.vectors[0] == "0"}
+    assert elements == {"y": 17 * DIM, "pooled": 3 * DIM}
+
+
+def test_router_that_makes_nan_of_padding_refuses_no_right_model(tmp_path: Path):
+    with pytest.raises(ValidationError, match="the reference is itself NaN") as refused:
+        export(ZeroPadding(), tmp_path / "package")
+    assert "It is so only where input 'attention_mask' is 0." in refused.value.message
+    assert "--valid-tokens attention_mask" in (refused.value.hint or "")
+    report = export(ZeroPadding(), tmp_path / "package", valid_tokens="attention_mask")
+    assert report.replaced_layers == 1
+    (layer,) = report.layers
+    assert layer.router_replaced
+    run = OnnxPackage.open(tmp_path / "package").vectors[0]
+    assert np.isnan(run.gates[0][LEFT.numpy() == 0]).any(-1).all()
+    assert not np.isnan(run.gates[0][LEFT.numpy() == 1]).any()
+    assert run.scores[0] is not None
+
+
+@pytest.mark.parametrize("model", [Decoder, Additive])
+def test_padding_on_both_sides_is_recorded_whatever_the_example_holds(
+    model: type[Decoder], tmp_path: Path
+):
+    export(model(), tmp_path / "package", torch.ones_like(LEFT))
+    found = masks(tmp_path / "package")
+    assert (found[0] == 1).all()
+    assert any((mask[:, 0] == 0).any() for mask in found)
+    assert any((mask[:, -1] == 0).any() for mask in found)
+    # Of one size, too.
+    export(model(), tmp_path / "fixed", torch.ones_like(LEFT), dynamic=[])
+    assert [mask.shape for mask in masks(tmp_path / "fixed")] == [(3, 7)] * 3
+    assert [
+        int((mask[:, side] == 0).any())
+        for mask in masks(tmp_path / "fixed")[1:]
+        for side in (0, -1)
+    ] == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "float32"])
+def test_mask_that_is_made_up_holds_padding(dtype: str, tmp_path: Path):
+    specs = ["input_ids:[batch=3,seq=7]:int64", f"attention_mask:[batch=3,seq=7]:{dtype}"]
+    moh_deploy.export(
+        Decoder().eval(), tmp_path / "package", input_specs=specs, valid_tokens="attention_mask"
+    )
+    example = masks(tmp_path / "package")[0]
+    assert example.dtype.name == dtype
+    assert example.astype(int).tolist() == [
+        [0, 0, 0, 1, 1, 1, 1],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1],
+    ]
+
+
+def test_configuration_names_the_mask_and_an_option_wins(tmp_path: Path):
+    config = tmp_path / "model.yaml"
+    config.write_text("valid_tokens: attention_mask\n")
+    report = export(UnmasksEagerly(), tmp_path / "package", config=config)
+    assert (report.valid_tokens, report.valid_tokens_found) == ("attention_mask", False)
+    with pytest.raises(ExportError, match="differs from the original"):
+        export(UnmasksEagerly(), tmp_path / "other", config=config, valid_tokens="all")
+
+
+def test_original_is_compared_without_padding(tmp_path: Path):
+    export(UnmasksEagerly(), tmp_path / "package")
+    original = moh_deploy.load_original(UnmasksEagerly().eval())
+    report = moh_deploy.verify(tmp_path / "package", against=[original], kernels="off")
+    report.raise_if_unequal()
+    assert report.tokens is not None
+    with pytest.raises(ExportError, match="only where input 'attention_mask' is 0"):
+        moh_deploy.verify(tmp_path / "package", against=[original], valid_tokens="all")

@@ -1,0 +1,67 @@
+"""Masks that are made hold padding on both sides, and a valid token in each sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moh_deploy.frontend.inputs.padding import is_padded, padded_mask
+from moh_deploy.frontend.inputs.sizes import run_at
+from moh_deploy.frontend.load.model import ModelInput
+
+
+def test_samples_are_padded_left_right_and_not_at_all_by_turns():
+    assert padded_mask((4, 5), torch.int64).tolist() == [
+        [0, 0, 1, 1, 1],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1],
+        [0, 1, 1, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 37])
+def test_each_sample_has_a_valid_token(batch: int, tokens: int):
+    mask = padded_mask((batch, tokens), torch.bool)
+    assert mask.shape == (batch, tokens)
+    assert mask.any(1).all()
+    assert is_padded(mask, "left") == (tokens > 1)
+    assert is_padded(mask, "right") == (tokens > 1 and batch > 1)
+
+
+def a_mask() -> list[ModelInput]:
+    return [ModelInput("mask", torch.ones(2, 4), {0: "batch", 1: "seq"}, says_valid=True)]
+
+
+def test_mask_is_made_anew_at_another_size():
+    resized, _ = expect(run_at(a_mask(), list, {"batch": 3, "seq": 5}))
+    assert torch.equal(resized[0].value, padded_mask((3, 5), torch.float32))
+
+
+def test_padding_is_on_the_right_where_the_left_makes_valid_tokens_nan():
+    def cumulative(arguments: list[torch.Tensor]) -> list[torch.Tensor]:
+        # A token that no earlier one is valid for gets 0/0; here, all behind it do.
+        (mask,) = arguments
+        return [(mask / mask[:, :1]).cumsum(1)]
+
+    resized, outputs = expect(run_at(a_mask(), cumulative, {"seq": 5}))
+    assert not is_padded(resized[0].value, "left")
+    assert is_padded(resized[0].value, "right")
+    assert outputs[0].isfinite().all()
+
+
+def test_mask_is_that_of_the_example_where_the_model_takes_no_padding():
+    def strict(arguments: list[torch.Tensor]) -> list[torch.Tensor]:
+        if bool((arguments[0] == 0).any()):
+            raise ValueError("padding")
+        return arguments
+
+    resized, _ = expect(run_at(a_mask(), strict, {"seq": 5}))
+    assert resized[0].value.tolist() == [[1.0] * 5] * 2
+
+
+def expect(
+    found: tuple[tuple[ModelInput, ...], list[torch.Tensor]] | Exception,
+) -> tuple[tuple[ModelInput, ...], list[torch.Tensor]]:
+    assert not isinstance(found, Exception)
+    return found
